@@ -1,0 +1,1 @@
+"""What every process of a job speaks: frames, handshake, messages, shared memory."""

@@ -1,0 +1,106 @@
+"""Addresses of the processes of a job, as text: ``unix:///path``, ``tcp://host:port``, ``file:///path``.
+
+The third form names a file that holds one of the first two. It is read anew at each connect, so a process that comes
+back elsewhere is found without anybody being told; on a cluster the name of a Service does the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+__all__ = ["AddressError", "connect", "listen", "publish", "resolve"]
+
+BACKLOG = 1024
+
+
+class AddressError(ValueError):
+    """An address that cannot be read; the message says which and what it must look like."""
+
+
+def resolve(address: str) -> str:
+    """Follow ``file://`` once.
+
+    Raises:
+        AddressError: The address has none of the three forms.
+        OSError: The file is not there (yet).
+    """
+    if address.startswith("file://"):
+        return resolve(Path(address.removeprefix("file://")).read_text(encoding="utf-8").strip())
+    if address.startswith(("unix://", "tcp://")):
+        return address
+    raise AddressError(f"address {address!r}: must begin with unix://, tcp:// or file://")
+
+
+def publish(path: Path, address: str) -> None:
+    """Write an address file so that a reader sees the old text or the new one, never a part."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(address + "\n")
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdigit():
+        raise AddressError(f"address {address!r}: tcp:// needs HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def connect(address: str, *, timeout: float) -> socket.socket:
+    """Open a blocking socket to an address; ``timeout`` (seconds) is for the connect and stays set.
+
+    Raises:
+        AddressError: The address cannot be read.
+        OSError: Nobody listens there.
+    """
+    address = resolve(address)
+    if address.startswith("unix://"):
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.settimeout(timeout)
+        try:
+            stream.connect(address.removeprefix("unix://"))
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+    stream = socket.create_connection(_host_and_port(address), timeout=timeout)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return stream
+
+
+def listen(address: str) -> tuple[socket.socket, str]:
+    """Listen; the second value is the address to tell others (a port 0 filled in).
+
+    A Unix socket left behind by a process that was killed is replaced.
+
+    Raises:
+        AddressError: The address cannot be read, or a Unix path is too long.
+        OSError: The port is taken, or the folder is missing.
+    """
+    if address.startswith("unix://"):
+        path = Path(address.removeprefix("unix://"))
+        if len(os.fsencode(path)) > 107:
+            raise AddressError(f"address {address!r}: a Unix socket's path has at most 107 bytes; use a shorter folder")
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            stream.bind(str(path))
+            path.chmod(0o600)
+            stream.listen(BACKLOG)
+        except BaseException:
+            stream.close()
+            raise
+        return stream, address
+    host, port = _host_and_port(resolve(address))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    stream = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    return stream, f"tcp://{host}:{stream.getsockname()[1]}"

@@ -1,0 +1,38 @@
+"""Names of the environment variables and exit codes that the processes of a job agree on."""
+
+from __future__ import annotations
+
+__all__ = [
+    "EXIT_DEPOSED",
+    "EXIT_NO_ETCD",
+    "EXIT_REFUSED",
+    "INDEX",
+    "MASTER",
+    "ROLE",
+    "TOKEN_FILE",
+    "UID",
+]
+
+MASTER = "SHOAL_MASTER"
+"""Where the master is: ``unix://``, ``tcp://`` or ``file://`` (a file that holds one of these, read at each connect)."""
+
+TOKEN_FILE = "SHOAL_TOKEN_FILE"  # noqa: S105 - the name of a variable, not a token
+"""The file with the job's token. The token itself is in no environment, argument or log."""
+
+UID = "SHOAL_UID"
+"""What tells this job from another one of the same name."""
+
+ROLE = "SHOAL_ROLE"
+"""``master``, ``pserver`` or ``trainer``."""
+
+INDEX = "SHOAL_INDEX"
+"""The number of this trainer or parameter server, from 0."""
+
+EXIT_NO_ETCD = 74
+"""The master could not reach etcd."""
+
+EXIT_DEPOSED = 75
+"""The master found that a newer one took over."""
+
+EXIT_REFUSED = 78
+"""Refused for good: bad input, said on stderr. Trying again cannot help."""

@@ -1,0 +1,832 @@
+"""Every message that the processes of one job exchange, as msgspec structs.
+
+One module holds them all, because the protocol is read best as a whole: who sends what to whom stands in the section
+headings, and the rules behind the fields in ``docs/exactly-once.md``. Each direction is one tagged union, so that a
+decoder refuses whatever does not belong there. Tensors never travel inside a message: they follow it as the frame's
+raw payload, or lie in memory that both ends map.
+
+Words: a *slot* is numbered from 0; a *grant* is a random non-negative 63-bit number, compared for equality only, and 0
+means "none"; *life* is a random number that tells one run of a process from the next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "NO_GRANT",
+    "Accepted",
+    "Account",
+    "Applied",
+    "Ask",
+    "At",
+    "Attach",
+    "Attached",
+    "Buffers",
+    "BuffersMerged",
+    "Complete",
+    "DenseParameter",
+    "Done",
+    "Drain",
+    "Drop",
+    "EpochDone",
+    "Evaluate",
+    "EvaluateTurn",
+    "Evaluated",
+    "Evaluation",
+    "Event",
+    "Export",
+    "Exported",
+    "Fatal",
+    "File",
+    "Final",
+    "Finish",
+    "Free",
+    "FromMaster",
+    "Grant",
+    "Group",
+    "HandBack",
+    "Held",
+    "Holder",
+    "Init",
+    "Initialised",
+    "Lacks",
+    "Lease",
+    "Leased",
+    "Leave",
+    "Left",
+    "Log",
+    "Map",
+    "Member",
+    "More",
+    "Nothing",
+    "Observe",
+    "Offer",
+    "Over",
+    "Ping",
+    "Pong",
+    "Progress",
+    "Provide",
+    "Pull",
+    "Push",
+    "Pushed",
+    "Redo",
+    "Refused",
+    "Register",
+    "Registered",
+    "Report",
+    "Resume",
+    "RowPart",
+    "Rows",
+    "RowsAt",
+    "Safe",
+    "Samples",
+    "Save",
+    "SaveTurn",
+    "Saved",
+    "ScriptFailed",
+    "Shape",
+    "SlotBatch",
+    "Snapped",
+    "SparseTable",
+    "Stop",
+    "TableValues",
+    "Tensor",
+    "ToMaster",
+    "ToServer",
+    "ToTrainer",
+    "Want",
+    "Where",
+]
+
+NO_GRANT = 0
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A piece of a message."""
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """A message: its class name is its tag."""
+
+
+# --- What a job trains: told once by the first trainer, the same for every other one -------------------------------
+
+
+class Tensor(_Part, frozen=True):
+    """Name, shape and torch dtype (``float32``) of a tensor."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
+class DenseParameter(_Part, frozen=True):
+    """A parameter that is pushed and pulled whole; ``group`` counts over the groups of all optimizers."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    group: int
+
+
+class SparseTable(_Part, frozen=True):
+    """An embedding table whose rows are made on first touch.
+
+    A row's first values are drawn from ``family`` (``normal``: mean ``first``, deviation ``second``; ``uniform``: from
+    ``first`` to ``second``; ``constant``: ``first``) by (seed, table, row) alone; ``zero_rows`` start as zeros.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    dtype: str
+    group: int
+    family: str
+    first: float
+    second: float
+    zero_rows: list[int]
+
+
+class Group(_Part, frozen=True):
+    """One parameter group: the class in ``torch.optim`` and its options, as they were when the job began."""
+
+    optimizer: str
+    options: dict[str, Any]
+
+
+class Shape(_Part, frozen=True):
+    """Everything about script and dataset that must be equal in all trainers for (epoch, task, k) to name samples."""
+
+    samples: int
+    fingerprint: str
+    batch_size: int
+    drop_last: bool
+    shuffle: bool
+    task_batches: int
+    accumulate: int
+    dense: list[DenseParameter]
+    tables: list[SparseTable]
+    groups: list[Group]
+    buffers: list[Tensor]
+
+
+# --- Common parts -----------------------------------------------------------------------------------------------
+
+
+class Lease(_Part, frozen=True):
+    """A trainer's hold on a task. ``attempt`` counts the leases of the whole job."""
+
+    epoch: int
+    task: int
+    attempt: int
+
+
+class Holder(_Part, frozen=True):
+    """A parameter server that holds slots: where it listens (``unix://``, ``tcp://``; the nearest first)."""
+
+    index: int
+    life: int
+    addresses: list[str]
+
+
+class Map(_Message, frozen=True):
+    """The slot map: ``holders[owner[s]]`` serves slot s under ``grants[s]``; owner -1 and grant 0 where nobody does."""
+
+    holders: list[Holder]
+    owner: list[int]
+    grants: list[int]
+
+
+class Report(_Part, frozen=True):
+    """What slots with the same history have: the finished tasks as ``TaskSet.encode`` writes them."""
+
+    slots: list[int]
+    grants: list[int]
+    counts: list[int]
+    tasks: bytes
+
+
+class File(_Part, frozen=True):
+    """A snapshot file on offer: its name and, per slot in it, how many batches that slot had applied."""
+
+    name: str
+    slots: list[int]
+    counts: list[int]
+
+
+# --- Anybody to the master ---------------------------------------------------------------------------------------
+
+
+class Ping(_Message, frozen=True):
+    """I live. Sent by both ends when nothing else was for a third of the lease."""
+
+
+class Pong(_Message, frozen=True):
+    """So do I."""
+
+
+class Event(_Message, frozen=True):
+    """Something a person wants to know; ``level`` is ``info``, ``warning`` or ``error``."""
+
+    level: str
+    text: str
+
+
+class Leave(_Message, frozen=True):
+    """I leave by my own will (SIGTERM, drained); what I hold comes back with it."""
+
+    leases: list[Lease]
+
+
+# --- Trainer to master -------------------------------------------------------------------------------------------
+
+
+class Register(_Message, frozen=True):
+    """What this trainer trains, and the leases it still holds from an earlier connection."""
+
+    shape: Shape
+    leases: list[Lease]
+    pid: int
+    host: str
+
+
+class Want(_Message, frozen=True):
+    """One more task, please; my loop is in ``epoch``."""
+
+    epoch: int
+
+
+class Done(_Message, frozen=True):
+    """A task's last batch was acknowledged by every slot s under ``grants[s]``."""
+
+    lease: Lease
+    grants: list[int]
+
+
+class HandBack(_Message, frozen=True):
+    """These I will not finish."""
+
+    leases: list[Lease]
+
+
+class Where(_Message, frozen=True):
+    """Where are the slots now?"""
+
+
+class Log(_Message, frozen=True):
+    """What the script logged last, by name, and how many batches it ran since the last such message."""
+
+    values: dict[str, float]
+    batches: int
+    skipped: int
+    replayed: int
+    not_finite: int
+
+
+class Evaluate(_Message, frozen=True):
+    """My loop reached the evaluation after ``epoch``."""
+
+    epoch: int
+
+
+class Evaluated(_Message, frozen=True):
+    """The score of the model after ``epoch`` (JSON text). From the one trainer that had the turn; then to all."""
+
+    epoch: int
+    score: str
+
+
+class Finish(_Message, frozen=True):
+    """My loop went through all epochs: complete, or more to do?"""
+
+
+class Save(_Message, frozen=True):
+    """The script wants the model at ``path``."""
+
+    path: str
+
+
+class Saved(_Message, frozen=True):
+    """It is there. From the one trainer that had the turn; then to all."""
+
+    path: str
+
+
+class Initialised(_Message, frozen=True):
+    """I gave these slots their initial values under these grants."""
+
+    slots: list[int]
+    grants: list[int]
+
+
+class ScriptFailed(_Message, frozen=True):
+    """The user's script ended by an error of its own while it worked on these leases."""
+
+    error: str
+    leases: list[Lease]
+
+
+# --- Master to trainer -------------------------------------------------------------------------------------------
+
+
+class Registered(_Message, frozen=True):
+    """You are in. ``epoch`` is the open one; ``slots`` is the number of slots; ``output`` the manifest's path or ''."""
+
+    epochs: int
+    seed: int
+    epoch: int
+    slots: int
+    output: str
+    lease_seconds: float
+    trainers: int
+
+
+class Refused(_Message, frozen=True):
+    """You are not: the reason, with the field and the fix. Final for this process."""
+
+    reason: str
+
+
+class Leased(_Message, frozen=True):
+    """A task is yours. ``left``: batches left to the job in its epoch; ``trainers``: how many there are now."""
+
+    lease: Lease
+    left: int
+    trainers: int
+
+
+class EpochDone(_Message, frozen=True):
+    """Every task up to ``epoch`` is done: end the loop."""
+
+    epoch: int
+
+
+class Over(_Message, frozen=True):
+    """The task is done; its lease has ended."""
+
+    lease: Lease
+
+
+class Redo(_Message, frozen=True):
+    """Not done: some slot lost it, or is served under a new grant. Look at the map and go on from what it has."""
+
+    lease: Lease
+
+
+class EvaluateTurn(_Message, frozen=True):
+    """You are the one that evaluates."""
+
+    epoch: int
+
+
+class SaveTurn(_Message, frozen=True):
+    """You are the one that writes the model."""
+
+    path: str
+
+
+class Provide(_Message, frozen=True):
+    """Give these slots their initial values, under these grants."""
+
+    slots: list[int]
+    grants: list[int]
+
+
+class More(_Message, frozen=True):
+    """Tasks came back: loop again."""
+
+
+class Complete(_Message, frozen=True):
+    """The job is complete: every slot's last snapshot is pinned."""
+
+
+class Drain(_Message, frozen=True):
+    """Finish the batch, hand back, leave."""
+
+
+class Stop(_Message, frozen=True):
+    """The job has failed or was stopped: the reason."""
+
+    reason: str
+
+
+# --- Parameter server to master ----------------------------------------------------------------------------------
+
+
+class Offer(_Message, frozen=True):
+    """A server's whole state, repeated until accepted (rule 3): what it serves and what its snapshots hold.
+
+    ``question`` is the number of the master's last ``Ask`` that this answers (rule 11).
+    """
+
+    held: list[Report]
+    waiting: list[int]
+    files: list[File]
+    question: int
+    addresses: list[str]
+    pid: int
+    host: str
+
+
+class Held(_Message, frozen=True):
+    """These grants stand; the report replaces whatever was believed of the slots (rule 2)."""
+
+    reports: list[Report]
+
+
+class Nothing(_Message, frozen=True):
+    """The order could not be carried out: there is no such snapshot (or it is damaged, or foreign)."""
+
+    slot: int
+    grant: int
+    file: str
+    reason: str
+
+
+class Snapped(_Message, frozen=True):
+    """A snapshot stands: written, synced, renamed."""
+
+    file: str
+    slots: list[int]
+    grants: list[int]
+    counts: list[int]
+
+
+class Lacks(_Message, frozen=True):
+    """The last snapshot was not taken, as these slots lack tasks (rule 9)."""
+
+    reports: list[Report]
+
+
+class Safe(_Message, frozen=True):
+    """The last snapshot of these slots is written, read back whole, and pinned.
+
+    ``samples`` and ``skipped``: what each slot counted itself, sample by sample, beside its watermarks.
+    """
+
+    file: str
+    slots: list[int]
+    grants: list[int]
+    samples: list[int]
+    skipped: list[int]
+
+
+class Left(_Message, frozen=True):
+    """A server was told to stop and has written its snapshot."""
+
+
+# --- Master to parameter server ----------------------------------------------------------------------------------
+
+
+class Accepted(_Message, frozen=True):
+    """I took your offer. The rest is what a server must know to serve."""
+
+    shape: Shape | None
+    slots: int
+    seed: int
+    epochs: int
+    interval: float
+    keep: int
+    lease_seconds: float
+
+
+class Ask(_Message, frozen=True):
+    """Offer again, and say that you answer this question."""
+
+    question: int
+
+
+class Grant(_Message, frozen=True):
+    """Serve the slot under this grant, from ``source``: ``keep`` (your memory), ``file`` or ``fresh``."""
+
+    slot: int
+    grant: int
+    source: str
+    file: str
+
+
+class Drop(_Message, frozen=True):
+    """Let the slot go, if you hold it under this grant."""
+
+    slot: int
+    grant: int
+
+
+class Final(_Message, frozen=True):
+    """All is done: write, read back and pin the last snapshot of these slots, or say what they lack."""
+
+    slots: list[int]
+    grants: list[int]
+
+
+class Free(_Message, frozen=True):
+    """For this slot these files need not be kept (rule 10)."""
+
+    slot: int
+    files: list[str]
+
+
+# --- Observers (the local runner, `shoal status`) ----------------------------------------------------------------
+
+
+class Observe(_Message, frozen=True):
+    """Send me the progress, now and at each change (several times a second at most)."""
+
+
+class Resume(_Message, frozen=True):
+    """The supervisor's word on a trainer that will not come back by itself: how many are wanted now."""
+
+    trainers: int
+
+
+class Member(_Part, frozen=True):
+    """One process of the job, as the master sees it."""
+
+    role: str
+    index: int
+    life: int
+    pid: int
+    host: str
+    address: str
+    state: str
+    task: str
+    since: float
+
+
+class Evaluation(_Part, frozen=True):
+    """The score after an epoch, as JSON text."""
+
+    epoch: int
+    score: str
+
+
+class Samples(_Part, frozen=True):
+    """The account of samples, over all epochs. ``skipped`` are among the counted."""
+
+    expected: int
+    counted: int
+    lost: int
+    twice: int
+    skipped: int
+
+
+class Account(_Part, frozen=True):
+    """The job's final account."""
+
+    state: str
+    epochs: int
+    samples: Samples
+    joins: int
+    leaves: int
+    deaths: int
+    replayed: int
+    seconds: float
+
+
+class Progress(_Message, frozen=True):
+    """What there is to know now.
+
+    ``state``: Starting, Running, Saving, Complete or Failed. ``samples_done`` and ``samples_epoch`` are of the open
+    epoch, ``samples_total`` over all; ``rate`` in samples per second; ``left_seconds`` < 0 when unknown; ``why`` says
+    why nothing moves, when nothing moves; ``events`` are (number, time, level, text), newest last.
+    """
+
+    state: str
+    reason: str
+    generation: int
+    etcd: str
+    epoch: int
+    epochs: int
+    samples_done: int
+    samples_epoch: int
+    samples_total: int
+    samples_expected: int
+    rate: float
+    left_seconds: float
+    values: dict[str, float]
+    members: list[Member]
+    evaluations: list[Evaluation]
+    retries: int
+    skipped: int
+    replayed: int
+    not_finite: int
+    joins: int
+    leaves: int
+    deaths: int
+    saved: list[str]
+    why: str
+    events: list[tuple[int, float, str, str]]
+    account: Account | None
+
+
+# --- Trainer to parameter server ---------------------------------------------------------------------------------
+
+
+class Attach(_Message, frozen=True):
+    """I will ask for these slots, in this order. With ``shared`` > 0 a sealed memfd of that many bytes follows."""
+
+    slots: list[int]
+    shared: int
+
+
+class Pull(_Message, frozen=True):
+    """How far are my slots in this task, and their dense parameters (when ``values``)?"""
+
+    grants: list[int]
+    epoch: int
+    task: int
+    values: bool
+
+
+class RowPart(_Part, frozen=True):
+    """Rows of one table in a payload: ``count`` int64 row numbers, then (where values travel) count x dim values."""
+
+    table: int
+    count: int
+
+
+class Push(_Message, frozen=True):
+    """Batches ``first`` .. ``first + batches - 1`` of a task, as one gradient, for the attached slots.
+
+    ``skipped``: the script made no step; the watermarks move, nothing else does. ``absent``: dense parameters without
+    a gradient. ``options``: per group what differs from the registered options. The reply says how far the slots
+    are in (``next_epoch``, ``next_task``), and brings the dense parameters when ``values``.
+    """
+
+    grants: list[int]
+    epoch: int
+    task: int
+    first: int
+    batches: int
+    samples: int
+    skipped: bool
+    absent: list[int]
+    options: dict[int, dict[str, Any]]
+    parts: list[RowPart]
+    next_epoch: int
+    next_task: int
+    values: bool
+
+
+class Rows(_Message, frozen=True):
+    """The values of these rows; a row that nobody pushed yet has its first values."""
+
+    grants: list[int]
+    parts: list[RowPart]
+
+
+class Init(_Message, frozen=True):
+    """Initial dense values of these slots (the payload, in their order), each under its grant."""
+
+    slots: list[int]
+    grants: list[int]
+
+
+class Buffers(_Message, frozen=True):
+    """My module's buffers (the payload, in the shape's order): merge them, send me what they are now.
+
+    ``trainers``: the float ones move by 1/trainers of the difference; 0 means "only read".
+    """
+
+    grant: int
+    trainers: int
+
+
+class Export(_Message, frozen=True):
+    """All of one slot: the dense pieces, then per table the touched rows."""
+
+    slot: int
+    grant: int
+
+
+# --- Parameter server to trainer ---------------------------------------------------------------------------------
+
+
+class Attached(_Message, frozen=True):
+    """Yes. ``grants``: what these slots are served under now (0: not here)."""
+
+    grants: list[int]
+
+
+class Applied(_Part, frozen=True):
+    """How far a run of attached slots is; ``grant`` 0 means stale: ask the master."""
+
+    slots: list[int]
+    grants: list[int]
+    batches: int
+
+
+class At(_Message, frozen=True):
+    """The answer to ``Pull``."""
+
+    applied: list[Applied]
+    values: bool
+
+
+class SlotBatch(_Part, frozen=True):
+    """What became of a push at some slots: ``batches`` = watermark of the pushed task now."""
+
+    slots: list[int]
+    grants: list[int]
+    batches: int
+
+
+class Pushed(_Message, frozen=True):
+    """The answer to ``Push``: the watermarks of the pushed task, and of the next one."""
+
+    pushed: list[SlotBatch]
+    next: list[Applied]
+    values: bool
+
+
+class RowsAt(_Message, frozen=True):
+    """The answer to ``Rows``; ``stale``: some grant is not the current one, and no values follow."""
+
+    stale: bool
+
+
+class BuffersMerged(_Message, frozen=True):
+    """The answer to ``Buffers``."""
+
+    stale: bool
+
+
+class TableValues(_Part, frozen=True):
+    """Rows of one table in an export."""
+
+    table: int
+    count: int
+
+
+class Exported(_Message, frozen=True):
+    """The answer to ``Export``: payload = dense pieces, then per table row numbers (int64) and values."""
+
+    stale: bool
+    dense_bytes: int
+    tables: list[TableValues]
+
+
+class Fatal(_Message, frozen=True):
+    """The other end cannot go on with this connection: the reason."""
+
+    reason: str
+
+
+ToMaster = (
+    Ping
+    | Event
+    | Leave
+    | Register
+    | Want
+    | Done
+    | HandBack
+    | Where
+    | Log
+    | Evaluate
+    | Evaluated
+    | Finish
+    | Save
+    | Saved
+    | Initialised
+    | ScriptFailed
+    | Offer
+    | Held
+    | Nothing
+    | Snapped
+    | Lacks
+    | Safe
+    | Left
+    | Observe
+    | Resume
+)
+FromMaster = (
+    Pong
+    | Registered
+    | Refused
+    | Leased
+    | EpochDone
+    | Over
+    | Redo
+    | Map
+    | EvaluateTurn
+    | Evaluated
+    | SaveTurn
+    | Saved
+    | Provide
+    | More
+    | Complete
+    | Drain
+    | Stop
+    | Accepted
+    | Ask
+    | Grant
+    | Drop
+    | Final
+    | Free
+    | Progress
+)
+ToServer = Attach | Pull | Push | Rows | Init | Buffers | Export
+ToTrainer = Attached | At | Pushed | RowsAt | BuffersMerged | Exported | Initialised | Fatal

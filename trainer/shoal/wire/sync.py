@@ -1,0 +1,209 @@
+"""Blocking connections: what trainers and parameter servers speak, tensor bytes included.
+
+A blocking socket is what lets ``recv_into`` fill tensor memory. Waiting is done in slices, so that a caller can look
+around (``idle``) and give a dead silence up; within a frame nothing is ever lost by that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from shoal.wire import auth
+from shoal.wire.address import connect as open_socket
+from shoal.wire.frames import HEADER, FrameError, encode, parse_header
+
+__all__ = ["Connection", "accept", "connect"]
+
+T = TypeVar("T")
+
+HANDSHAKE_SECONDS = 10.0
+IDLE_SECONDS = 0.25
+
+_handshake = msgspec.msgpack.Decoder(auth.Handshake)
+
+
+class Connection:
+    """One end of a connection whose peer has proved itself. Reading and writing may be done by two threads."""
+
+    def __init__(self, stream: socket.socket, peer: auth.Identity) -> None:
+        self.peer = peer
+        self._stream = stream
+        self._header = bytearray(HEADER.size)
+        stream.settimeout(None)
+        self._readable = select.poll()
+        self._readable.register(stream, select.POLLIN)
+
+    @property
+    def local(self) -> bool:
+        """Whether the peer is on this host, so that memory can be shared with it."""
+        return self._stream.family == socket.AF_UNIX
+
+    def send(self, message: Any, payload: Sequence[memoryview] = ()) -> None:
+        """Send a message and the bytes that belong to it.
+
+        Raises:
+            OSError: The connection is gone.
+        """
+        size = sum(part.nbytes for part in payload)
+        head = encode(message, payload=size)
+        if not size:
+            self._stream.sendall(head)
+            return
+        self._send_parts([memoryview(head), *(part.cast("B") for part in payload if part.nbytes)])
+
+    def _send_parts(self, parts: list[memoryview]) -> None:
+        while parts:
+            sent = self._stream.sendmsg(parts[:512])
+            while parts and sent >= parts[0].nbytes:
+                sent -= parts[0].nbytes
+                parts.pop(0)
+            if parts and sent:
+                parts[0] = parts[0][sent:]
+
+    def receive(self, decoder: msgspec.msgpack.Decoder[T], *, idle: Callable[[], None] | None = None) -> tuple[T, int]:
+        """The next message and how many bytes of payload follow it; they must be read by ``receive_into``.
+
+        Args:
+            decoder: For the messages allowed here.
+            idle: Called every quarter of a second of silence; it may raise to give up.
+
+        Raises:
+            OSError: The connection is gone, or what came is no frame or message of ours.
+        """
+        self.receive_into(memoryview(self._header), idle=idle)
+        length, payload = parse_header(self._header, proved=True)
+        body = bytearray(length)
+        self.receive_into(memoryview(body), idle=idle)
+        try:
+            return decoder.decode(body), payload
+        except msgspec.DecodeError as error:
+            raise FrameError(f"not a message that belongs here: {error}") from error
+
+    def receive_into(self, target: memoryview, *, idle: Callable[[], None] | None = None) -> None:
+        """Fill the target with the next bytes of the payload.
+
+        Raises:
+            OSError: The connection is gone.
+        """
+        filled = 0
+        while filled < target.nbytes:
+            if idle is not None:
+                self._wait(idle)
+            received = self._stream.recv_into(target[filled:])
+            if not received:
+                raise ConnectionResetError(f"{self.peer} closed the connection")
+            filled += received
+
+    def _wait(self, idle: Callable[[], None]) -> None:
+        while not self._readable.poll(IDLE_SECONDS * 1000):
+            idle()
+
+    def send_descriptor(self, descriptor: int) -> None:
+        """Pass an open file to the peer, right behind the message that announces it."""
+        socket.send_fds(self._stream, [b"\0"], [descriptor])
+
+    def receive_descriptor(self) -> int:
+        """Take the file that the peer passed.
+
+        Raises:
+            OSError: The connection is gone, or no file came.
+        """
+        _, descriptors, _, _ = socket.recv_fds(self._stream, 1, 1)
+        if len(descriptors) != 1:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise FrameError("an open file was announced and none came")
+        return descriptors[0]
+
+    def close(self) -> None:
+        """Close; a thread that waits for bytes here is woken."""
+        with contextlib.suppress(OSError):  # the peer was faster
+            self._stream.shutdown(socket.SHUT_RDWR)
+        self._stream.close()
+
+
+class _Greeter:
+    """Carries the handshake over a socket, within a limit of time for the whole of it."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self.stream = stream
+        self._end = time.monotonic() + HANDSHAKE_SECONDS
+
+    def send(self, message: auth.Handshake) -> None:
+        self.stream.sendall(encode(message))
+
+    def receive(self, kind: type[T]) -> T:
+        length, _ = parse_header(self._exactly(HEADER.size), proved=False)
+        try:
+            message = _handshake.decode(self._exactly(length))
+        except msgspec.DecodeError as error:
+            raise FrameError("not a handshake of Shoal's") from error
+        if isinstance(message, auth.Refusal):
+            raise auth.AuthenticationError(message.reason)
+        if not isinstance(message, kind):
+            raise FrameError("a handshake out of order")
+        return message
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            self.stream.settimeout(max(0.001, self._end - time.monotonic()))
+            part = self.stream.recv(count - len(data))
+            if not part:
+                raise ConnectionResetError("closed during the handshake")
+            data += part
+        return data
+
+
+def connect(address: str, *, identity: auth.Identity, token: auth.Token, job: str, timeout: float = 5.0) -> Connection:
+    """Call a process of the job; ``timeout`` (seconds) is for the connect.
+
+    Raises:
+        AuthenticationError: The other end refused, or does not know the token.
+        AddressError: The address cannot be read.
+        OSError: Nobody listens there, or the handshake broke off.
+    """
+    stream = open_socket(address, timeout=timeout)
+    try:
+        greeter = _Greeter(stream)
+        sent = greeter.receive(auth.Challenge)
+        greeting = auth.greet(sent, token=token, job=job, identity=identity)
+        greeter.send(greeting)
+        received = greeter.receive(auth.Welcome)
+        auth.verify_welcome(received, greeting, sent, token=token)
+        return Connection(stream, received.identity)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token, job: str) -> Connection:
+    """Answer a caller on an accepted socket; closes it when the caller is refused.
+
+    Raises:
+        AuthenticationError: The caller does not belong here; it was told so.
+        OSError: The handshake broke off, or what came is no frame of ours.
+    """
+    try:
+        greeter = _Greeter(stream)
+        sent = auth.challenge()
+        greeter.send(sent)
+        greeting = greeter.receive(auth.Greeting)
+        try:
+            auth.verify(greeting, sent, token=token, job=job)
+        except auth.AuthenticationError as error:
+            greeter.send(auth.Refusal(reason=str(error)))
+            raise
+        greeter.send(auth.welcome(greeting, sent, token=token, identity=identity))
+        return Connection(stream, greeting.identity)
+    except BaseException:
+        stream.close()
+        raise
