@@ -1,0 +1,186 @@
+"""The task queue: which tasks of which epochs are to be done, who does them, which are done.
+
+A pure state machine. It believes nothing but evidence (rule 2): a task is done when every slot has it by evidence of the
+slot's current grant. Evidence comes from trainers (``done``, only for the slots whose grant still stands) and from the
+holders' reports, which *replace* what was believed. What a restored slot lost is thereby simply not done and is handed
+out again, earlier epochs first (rule 7). There is no list of replays, and nothing in etcd decides what is skipped.
+
+An epoch opens when no task of the earlier ones is left to hand out and somebody asks for more: when the last one is
+*done* where the loop ends between epochs (``evaluate``), else already when it is leased. Opening early changes the order
+of work only; watermarks are kept by (epoch, task) for ever.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+
+from shoal.wire.grouped import Grouped
+from shoal.wire.messages import Lease
+from shoal.wire.plan import Plan
+from shoal.wire.tasks import TaskSet
+
+__all__ = ["TaskQueue"]
+
+Task = tuple[int, int]
+
+
+class TaskQueue:
+    """Tasks of one job.
+
+    Args:
+        plan: How an epoch is cut into tasks.
+        epochs: How many epochs there are.
+        slots: How many slots have to have every task.
+    """
+
+    def __init__(self, plan: Plan, *, epochs: int, slots: int) -> None:
+        self.plan = plan
+        self.epochs = epochs
+        self.open = -1
+        self.attempts = 0
+        self.leases: dict[Task, tuple[int, Lease]] = {}
+        """Who (a trainer's life) holds which task, under which lease."""
+        self._evidence: Grouped[TaskSet] = Grouped()
+        self._evidence.replace(range(slots), TaskSet(plan.tasks))
+        self._undone: dict[int, set[int]] = {}
+        self._waiting: list[Task] = []
+        self._left: dict[int, int] = {}
+
+    # --- Questions ---
+
+    def done(self, task: Task) -> bool:
+        """Whether every slot has the task."""
+        return all(task in tasks for tasks in self._evidence.values())
+
+    def epoch_done(self, epoch: int) -> bool:
+        """Whether every task of the epoch and of all before it is done."""
+        return epoch <= self.open and all(not self._undone[e] for e in range(epoch + 1))
+
+    @property
+    def all_done(self) -> bool:
+        """Whether every task of every epoch is done."""
+        return self.epoch_done(self.epochs - 1)
+
+    def batches_left(self, epoch: int) -> int:
+        """Batches of the epoch's tasks that are not done (a task counts whole)."""
+        if epoch > self.open:
+            return self.plan.batches
+        return self._left[epoch]
+
+    def samples_done(self, epoch: int) -> int:
+        """Samples of the epoch's tasks that are done."""
+        if epoch > self.open:
+            return 0
+        undone = sum(self.plan.samples_in_task(task) for task in self._undone[epoch])
+        return self.plan.samples_per_epoch - undone
+
+    def idle_tasks(self) -> int:
+        """Tasks that could be handed out now."""
+        undone = sum(len(tasks) for tasks in self._undone.values())
+        return undone - sum(task[1] in self._undone.get(task[0], ()) for task in self.leases)
+
+    # --- Events ---
+
+    def open_next(self) -> bool:
+        """Open the next epoch; False if there is none."""
+        if self.open + 1 >= self.epochs:
+            return False
+        self.open += 1
+        missing: set[int] = set()
+        for tasks in self._evidence.values():
+            missing.update(tasks.missing(self.open))
+        self._undone[self.open] = missing
+        self._left[self.open] = sum(self.plan.batches_in(task) for task in missing)
+        for task in missing:
+            heapq.heappush(self._waiting, (self.open, task))
+        return True
+
+    def lease(self, holder: int, *, early: bool) -> Lease | None:
+        """Hand out the first task that waits.
+
+        Args:
+            holder: The trainer's life.
+            early: Whether the next epoch may open while tasks of this one are still being worked on.
+
+        Returns:
+            The lease, or None: then either everything opened is done (``epoch_done``), or others work on what is left.
+        """
+        while True:
+            while self._waiting:
+                task = heapq.heappop(self._waiting)
+                if task in self.leases or task[1] not in self._undone[task[0]]:
+                    continue
+                self.attempts += 1
+                lease = Lease(epoch=task[0], task=task[1], attempt=self.attempts)
+                self.leases[task] = (holder, lease)
+                return lease
+            if not (early and self.open_next()):
+                return None
+
+    def adopt(self, holder: int, lease: Lease) -> bool:
+        """Let a trainer keep a lease from an earlier connection or an earlier master; False if another has the task."""
+        task = (lease.epoch, lease.task)
+        if not (0 <= lease.epoch < self.epochs and 0 <= lease.task < self.plan.tasks):
+            return False
+        while self.open < lease.epoch:
+            self.open_next()
+        other = self.leases.get(task)
+        if other is not None and other[0] != holder:
+            return False
+        self.attempts = max(self.attempts, lease.attempt)
+        self.leases[task] = (holder, lease)
+        return True
+
+    def acknowledge(self, lease: Lease, slots: Collection[int]) -> bool:
+        """A trainer says that these slots have a task, under their current grants.
+
+        Returns:
+            Whether the task is done; then its lease, whoever held it, has ended.
+        """
+        task = (lease.epoch, lease.task)
+        if not (0 <= lease.epoch <= self.open and 0 <= lease.task < self.plan.tasks):
+            return False
+        self._evidence.update(slots, lambda tasks: tasks.add(*task))
+        if not self.done(task):
+            return False
+        self.leases.pop(task, None)
+        if lease.task in self._undone[lease.epoch]:
+            self._undone[lease.epoch].remove(lease.task)
+            self._left[lease.epoch] -= self.plan.batches_in(lease.task)
+        return True
+
+    def release(self, task: Task, holder: int | None = None) -> bool:
+        """End a lease (of that holder) without the task being done: it waits again."""
+        current = self.leases.get(task)
+        if current is None or (holder is not None and current[0] != holder):
+            return False
+        del self.leases[task]
+        if task[1] in self._undone.get(task[0], ()):
+            heapq.heappush(self._waiting, task)
+        return True
+
+    def held_by(self, holder: int) -> list[Lease]:
+        """A trainer's leases."""
+        return [lease for life, lease in self.leases.values() if life == holder]
+
+    def replace(self, slots: Collection[int], tasks: TaskSet) -> int:
+        """A holder's report: this is what these slots have, whatever was believed before.
+
+        Returns:
+            How many batches came back to be done again.
+        """
+        before = {epoch: set(undone) for epoch, undone in self._undone.items()}
+        self._evidence.replace(slots, tasks)
+        back = 0
+        for epoch in range(self.open + 1):
+            missing: set[int] = set()
+            for own in self._evidence.values():
+                missing.update(own.missing(epoch))
+            self._undone[epoch] = missing
+            self._left[epoch] = sum(self.plan.batches_in(task) for task in missing)
+            for task in missing - before[epoch]:
+                back += self.plan.batches_in(task)
+                if (epoch, task) not in self.leases:
+                    heapq.heappush(self._waiting, (epoch, task))
+        return back

@@ -1,0 +1,102 @@
+"""Values that many keys have in common, kept once.
+
+Slots of one server nearly always have the same history; the master's evidence about them nearly always is the same
+too. Both are kept here as groups of keys that share one value: what happens to a part of a group splits it, and groups
+whose values became equal again are merged, so the usual cost is that of a single slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["Copyable", "Grouped"]
+
+
+class Copyable(Protocol):
+    """A value that can be copied, and compared by content."""
+
+    def copy(self) -> Copyable:
+        """A copy that shares nothing."""
+        ...
+
+
+T = TypeVar("T", bound=Copyable)
+
+
+class Grouped(Generic[T]):
+    """A mapping from small integers to values, shared between keys of equal value."""
+
+    def __init__(self) -> None:
+        self._groups: list[tuple[set[int], T]] = []
+
+    def __len__(self) -> int:
+        """How many keys there are."""
+        return sum(len(keys) for keys, _ in self._groups)
+
+    def __contains__(self, key: int) -> bool:
+        return any(key in keys for keys, _ in self._groups)
+
+    def __getitem__(self, key: int) -> T:
+        for keys, value in self._groups:
+            if key in keys:
+                return value
+        raise KeyError(key)
+
+    def groups(self) -> Iterator[tuple[frozenset[int], T]]:
+        """Every group: its keys and their value, which must not be changed from outside."""
+        for keys, value in self._groups:
+            yield frozenset(keys), value
+
+    def values(self) -> Iterator[T]:
+        """Every distinct value."""
+        for _, value in self._groups:
+            yield value
+
+    def remove(self, keys: Collection[int]) -> None:
+        """Forget these keys."""
+        gone = set(keys)
+        for own, _ in self._groups:
+            own -= gone
+        self._groups = [group for group in self._groups if group[0]]
+
+    def replace(self, keys: Collection[int], value: T) -> None:
+        """Give these keys a value of their own (or join those that have an equal one)."""
+        self.remove(keys)
+        if not keys:
+            return
+        for own, other in self._groups:
+            if other == value:
+                own.update(keys)
+                return
+        self._groups.append((set(keys), value))
+
+    def update(self, keys: Collection[int], change: Callable[[T], None]) -> None:
+        """Apply a change to these keys' values, in place where a whole group is meant."""
+        wanted = set(keys)
+        split = False
+        for own, value in list(self._groups):
+            part = own & wanted
+            if not part:
+                continue
+            if len(part) == len(own):
+                change(value)
+                continue
+            copied: T = value.copy()  # type: ignore[assignment]
+            change(copied)
+            own -= part
+            self._groups.append((part, copied))
+            split = True
+        if split or len(self._groups) > 1:
+            self._merge()
+
+    def _merge(self) -> None:
+        merged: list[tuple[set[int], T]] = []
+        for keys, value in self._groups:
+            for own, other in merged:
+                if other == value:
+                    own |= keys
+                    break
+            else:
+                merged.append((keys, value))
+        self._groups = merged

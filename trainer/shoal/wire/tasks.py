@@ -1,0 +1,111 @@
+"""Which tasks are finished, over all epochs of a job, in as little room as that takes.
+
+A finished epoch is a number, a finished task of an unfinished one is a bit. Parameter servers keep one for what their
+slots applied; the master keeps what it was told of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+__all__ = ["TaskSet"]
+
+
+class _Encoded(msgspec.Struct, frozen=True, array_like=True):
+    tasks: int
+    whole: int
+    bits: dict[int, bytes]
+
+
+_decoder = msgspec.msgpack.Decoder(_Encoded)
+
+
+class TaskSet:
+    """A set of (epoch, task) for epochs of ``tasks`` tasks each."""
+
+    __slots__ = ("_bits", "_whole", "tasks")
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self._whole = 0
+        self._bits: dict[int, int] = {}
+
+    def __repr__(self) -> str:
+        parts = {epoch: bits.bit_count() for epoch, bits in sorted(self._bits.items())}
+        return f"TaskSet(epochs below {self._whole}, and {parts} of {self.tasks})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskSet):
+            return NotImplemented
+        return self.tasks == other.tasks and self._whole == other._whole and self._bits == other._bits
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __contains__(self, task: tuple[int, int]) -> bool:
+        epoch, number = task
+        return epoch < self._whole or bool(self._bits.get(epoch, 0) >> number & 1)
+
+    def copy(self) -> TaskSet:
+        """A copy that shares nothing."""
+        copied = TaskSet(self.tasks)
+        copied._whole, copied._bits = self._whole, dict(self._bits)
+        return copied
+
+    def add(self, epoch: int, task: int) -> None:
+        """Note a task as finished; a repetition changes nothing.
+
+        Raises:
+            ValueError: There is no such task.
+        """
+        if not 0 <= task < self.tasks or epoch < 0:
+            raise ValueError(f"no task {task} in epoch {epoch}: an epoch has {self.tasks}")
+        if epoch < self._whole:
+            return
+        self._bits[epoch] = self._bits.get(epoch, 0) | 1 << task
+        while self._bits.get(self._whole) == (1 << self.tasks) - 1:
+            del self._bits[self._whole]
+            self._whole += 1
+
+    def count(self, epoch: int) -> int:
+        """How many tasks of the epoch are in."""
+        return self.tasks if epoch < self._whole else self._bits.get(epoch, 0).bit_count()
+
+    def covers(self, epochs: int) -> bool:
+        """Whether every task of the first ``epochs`` epochs is in."""
+        return self._whole >= epochs
+
+    def missing(self, epoch: int) -> Iterator[int]:
+        """The epoch's tasks that are not in, in their order."""
+        if epoch < self._whole:
+            return
+        lacking = ((1 << self.tasks) - 1) & ~self._bits.get(epoch, 0)
+        while lacking:
+            lowest = lacking & -lacking
+            yield lowest.bit_length() - 1
+            lacking ^= lowest
+
+    def encode(self) -> bytes:
+        """As bytes, for reports and snapshots."""
+        size = (self.tasks + 7) // 8
+        bits = {epoch: value.to_bytes(size, "little") for epoch, value in sorted(self._bits.items())}
+        return msgspec.msgpack.encode(_Encoded(tasks=self.tasks, whole=self._whole, bits=bits))
+
+    @classmethod
+    def decode(cls, data: bytes) -> TaskSet:
+        """The inverse of ``encode``.
+
+        Raises:
+            ValueError: These are not the bytes of a set of tasks.
+        """
+        try:
+            encoded = _decoder.decode(data)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"not a set of tasks: {error}") from error
+        decoded = cls(encoded.tasks)
+        decoded._whole = encoded.whole
+        decoded._bits = {epoch: int.from_bytes(bits, "little") for epoch, bits in encoded.bits.items()}
+        if any(value >> encoded.tasks for value in decoded._bits.values()):
+            raise ValueError("not a set of tasks: more bits than tasks")
+        return decoded
