@@ -316,7 +316,7 @@ class Saved(_Message, frozen=True):
 
 
 class Initialised(_Message, frozen=True):
-    """I gave these slots their initial values under these grants."""
+    """These slots have their initial values, under these grants. Empty: it could not be done."""
 
     slots: list[int]
     grants: list[int]
@@ -389,10 +389,12 @@ class SaveTurn(_Message, frozen=True):
 
 
 class Provide(_Message, frozen=True):
-    """Give these slots their initial values, under these grants."""
+    """Give these slots their initial values, under these grants; slot ``slots[i]`` is at ``holders[owner[i]]``."""
 
     slots: list[int]
     grants: list[int]
+    holders: list[Holder]
+    owner: list[int]
 
 
 class More(_Message, frozen=True):

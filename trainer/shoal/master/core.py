@@ -1,0 +1,224 @@
+"""The master without its shell: connections and messages in, messages and records out.
+
+It greets, dispatches each message to its desk, and looks at the clock. Whatever it decides lies in the job's outbox and
+records when a call returns; ``service`` carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shoal.master.ending import Ending
+from shoal.master.job import Close, Job, Send
+from shoal.master.progress import Reporter
+from shoal.master.serving import Serving
+from shoal.master.training import Training
+from shoal.wire import messages as m
+from shoal.wire.auth import Identity
+
+__all__ = ["Master"]
+
+PROGRESS_SECONDS = 0.2
+
+
+class Master:
+    """The master of one job.
+
+    Args:
+        job: The job's state, as read from etcd.
+        etcd: Which etcd this is, for people.
+    """
+
+    def __init__(self, job: Job, *, etcd: str = "") -> None:
+        self.job = job
+        self.ending = Ending(job)
+        self.serving = Serving(job, moved=self._moved, fail=self.ending.fail)
+        self.training = Training(
+            job, shape_known=self._shape_known, all_done=self._all_done, fail=self.ending.fail
+        )
+        self.reporter = Reporter(job, etcd=etcd)
+        self._connections: dict[int, tuple[Identity, float]] = {}
+        self._observers: set[int] = set()
+        self._next_report = 0.0
+        self._last_tick = job.now
+        for life in job.records.members:
+            job.expected_back[life] = job.now + job.settings.lease_seconds
+        self._restore_leases()
+        self._to_trainer: dict[type, Callable[[Identity, Any], None]] = {
+            m.Want: lambda who, x: self.training.want(who.life, x),
+            m.Done: lambda who, x: self.training.done(who.life, x),
+            m.HandBack: lambda who, x: self.training.hand_back(who.life, x.leases),
+            m.Log: lambda _, x: self.training.log(x),
+            m.Evaluate: lambda who, x: self.training.evaluate(who.life, x),
+            m.Evaluated: lambda who, x: self.training.evaluated(who.life, x),
+            m.Finish: lambda who, _: self.ending.finish(who.life),
+            m.Save: lambda who, x: self.ending.save(who.life, x),
+            m.Saved: lambda who, x: self.ending.saved(who.life, x),
+            m.Initialised: lambda who, x: self.serving.provided(who.life, x),
+            m.ScriptFailed: lambda who, x: self.training.script_failed(who.life, x),
+            m.Where: self._where,
+        }
+        self._to_server: dict[type, Callable[[Identity, Any], None]] = {
+            m.Offer: self.serving.offered,
+            m.Held: self.serving.held,
+            m.Nothing: self.serving.nothing,
+            m.Snapped: self.serving.snapped,
+            m.Lacks: self.serving.lacks,
+            m.Safe: lambda who, x: self.ending.safe(who, x, self.serving),
+        }
+
+    def _restore_leases(self) -> None:
+        """What an earlier master leased is not handed out again while its holder may come back."""
+        if self.job.queue is None:
+            return
+        for life, member in self.job.records.members.items():
+            for lease in member.leases:
+                self.job.queue.adopt(life, lease)
+
+    # --- Events ---
+
+    def connected(self, connection: int, identity: Identity, now: float) -> None:
+        """Somebody proved to be of this job."""
+        for other, (who, _) in list(self._connections.items()):
+            same_place = (who.role, who.index) == (identity.role, identity.index) and identity.role != "observer"
+            if other != connection and same_place:
+                self.job.outbox.append(Close(other, f"{identity} is here anew"))
+                self.closed(other, now)
+        self._connections[connection] = (identity, now)
+        if identity.role == "pserver":
+            known = identity.life in self.job.records.members
+            if not known:
+                self._note_server(identity)
+            self.job.expected_back.pop(identity.life, None)
+            self.serving.greeted(connection, identity, now)
+
+    def _note_server(self, identity: Identity) -> None:
+        from shoal.master.records import MemberRecord  # noqa: PLC0415 - a name for the type alone
+
+        records = self.job.records
+        records.members[identity.life] = MemberRecord(role=identity.role, index=identity.index, leases=[])
+        records.touch_member(identity.life)
+        self.job.event(f"{identity} is here")
+
+    def message(self, connection: int, message: Any, now: float) -> None:
+        """A message came. What does not fit its sender is ignored: it is a word from before a change."""
+        known = self._connections.get(connection)
+        if known is None:
+            return
+        identity = known[0]
+        kind = type(message)
+        if kind is m.Ping:
+            self.job.send(connection, m.Pong())
+        elif kind is m.Event:
+            self.job.event(f"{identity}: {message.text}", message.level)
+        elif kind is m.Observe:
+            self._observers.add(connection)
+            self.job.send(connection, self.reporter.progress(now))
+        elif kind is m.Leave:
+            self._leave(identity, message)
+        elif identity.role == "trainer":
+            self._from_trainer(connection, identity, message, now)
+        elif identity.role == "pserver" and kind in self._to_server:
+            self._to_server[kind](identity, message)
+            self.ending.check(self.serving)
+
+    def _from_trainer(self, connection: int, identity: Identity, message: Any, now: float) -> None:
+        if type(message) is m.Register:
+            self.training.register(connection, identity, message, now)
+            self.serving.provide()
+            self.training.serve()
+        elif type(message) in self._to_trainer and identity.life in self.job.trainers:
+            self._to_trainer[type(message)](identity, message)
+
+    def _where(self, identity: Identity, _: m.Where) -> None:
+        self.job.send(self.job.trainers[identity.life].connection, self.job.slots.message())
+
+    def _leave(self, identity: Identity, message: m.Leave) -> None:
+        records = self.job.records
+        if records.members.pop(identity.life, None) is None:
+            return
+        records.touch_member(identity.life)
+        if identity.role == "trainer":
+            records.counters.leaves += 1
+            records.touch("counters")
+        self.job.event(f"{identity} left")
+        self._gone(identity, message.leases)
+
+    def closed(self, connection: int, now: float) -> None:
+        """A connection is gone. Without a word of farewell its process is taken for dead."""
+        del now
+        self._observers.discard(connection)
+        known = self._connections.pop(connection, None)
+        if known is None or known[0].role == "observer":
+            return
+        identity = known[0]
+        records = self.job.records
+        if records.members.pop(identity.life, None) is not None:
+            records.touch_member(identity.life)
+            records.counters.deaths += 1
+            records.touch("counters")
+            self.job.event(f"{identity} is gone without a word", "warning")
+        self._gone(identity)
+
+    def _gone(self, identity: Identity, leases: list[m.Lease] | None = None) -> None:
+        if identity.role == "pserver":
+            self.serving.lost(identity.life)
+            return
+        self.training.gone(identity.life, leases)
+        self.serving.provide()
+        self.ending.next_saver()
+
+    def heard(self, connection: int, at: float) -> None:
+        """Something came on the connection at this time."""
+        known = self._connections.get(connection)
+        if known is not None:
+            self._connections[connection] = (known[0], at)
+
+    def tick(self, now: float) -> None:
+        """Time passed: give up who is silent, and tell those who look on."""
+        job = self.job
+        job.records.counters.seconds += max(0.0, now - self._last_tick) if not job.ended else 0.0
+        self._last_tick = now
+        for connection, (identity, heard) in list(self._connections.items()):
+            if identity.role != "observer" and now - heard > job.settings.lease_seconds:
+                job.event(f"{identity} was silent for {now - heard:.1f} s", "warning")
+                job.outbox.append(Close(connection, "silent for too long"))
+                self.closed(connection, now)
+        for life, deadline in list(job.expected_back.items()):
+            if now > deadline:
+                self._not_back(life)
+        self.serving.provide()
+        self.ending.check(self.serving)
+        if self._observers and now >= self._next_report:
+            self._next_report = now + PROGRESS_SECONDS
+            progress = self.reporter.progress(now)
+            job.outbox.extend(Send(connection, progress) for connection in sorted(self._observers))
+
+    def _not_back(self, life: int) -> None:
+        """A member of an earlier master's time did not come to this one."""
+        job = self.job
+        del job.expected_back[life]
+        member = job.records.members.pop(life, None)
+        if member is None:
+            return
+        job.records.touch_member(life)
+        job.records.counters.deaths += 1
+        job.records.touch("counters")
+        job.event(f"{member.role}-{member.index} did not come back", "warning")
+        if member.role == "trainer":
+            self.training.gone(life, member.leases)
+
+    # --- Between the desks ---
+
+    def _moved(self, back: int) -> None:
+        self.job.moved()
+        if back:
+            self.training.tasks_came_back()
+        self.training.serve()
+
+    def _shape_known(self) -> None:
+        self.serving.shape_known()
+
+    def _all_done(self) -> None:
+        self.ending.check(self.serving)

@@ -1,0 +1,174 @@
+"""What those who look on are told: the progress, and why nothing moves when nothing moves."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from shoal.master.job import Job, TrainerView
+from shoal.wire.messages import Member, Progress
+
+__all__ = ["Reporter"]
+
+STILL_SECONDS = 2.0
+"""Without a committed task for so long, the progress says why."""
+RATE_SECONDS = 10.0
+
+
+class Reporter:
+    """Puts the progress together.
+
+    Args:
+        job: The job's state.
+        etcd: Which etcd this is, for people.
+    """
+
+    def __init__(self, job: Job, *, etcd: str) -> None:
+        self._job = job
+        self._etcd = etcd
+        self._window: deque[tuple[float, int]] = deque()
+
+    def progress(self, now: float) -> Progress:
+        """The progress at a time (seconds, monotonic)."""
+        job, counters, queue = self._job, self._job.records.counters, self._job.queue
+        per_epoch = job.plan.samples_per_epoch if job.plan is not None else 0
+        total = sum(queue.samples_done(epoch) for epoch in range(queue.open + 1)) if queue is not None else 0
+        epoch = max(queue.open, 0) if queue is not None else 0
+        rate = self._rate(now, total)
+        expected = per_epoch * job.settings.epochs
+        return Progress(
+            state=self._state(),
+            reason=job.records.outcome.reason if job.records.outcome is not None else "",
+            generation=job.generation,
+            etcd=self._etcd,
+            epoch=epoch,
+            epochs=job.settings.epochs,
+            samples_done=queue.samples_done(epoch) if queue is not None else 0,
+            samples_epoch=per_epoch,
+            samples_total=total,
+            samples_expected=expected,
+            rate=rate,
+            left_seconds=(expected - total) / rate if rate > 0 else -1.0,
+            values=dict(job.values),
+            members=[*self._servers(now), *self._trainers(now)],
+            evaluations=job.records.evaluation_list(),
+            retries=counters.retries,
+            skipped=counters.skipped,
+            replayed=counters.replayed,
+            not_finite=counters.not_finite,
+            joins=counters.joins,
+            leaves=counters.leaves,
+            deaths=counters.deaths,
+            saved=list(job.records.saved),
+            why=self._why(now),
+            events=list(job.events),
+            account=job.records.outcome.account if job.records.outcome is not None else None,
+        )
+
+    def _rate(self, now: float, total: int) -> float:
+        window = self._window
+        window.append((now, total))
+        while len(window) > 2 and window[1][0] < now - RATE_SECONDS:
+            window.popleft()
+        seconds, samples = now - window[0][0], total - window[0][1]
+        return max(0.0, samples / seconds) if seconds > 0 else 0.0
+
+    def _state(self) -> str:
+        job = self._job
+        if job.records.outcome is not None:
+            return job.records.outcome.state
+        if job.queue is None or not job.records.begun:
+            return "Starting"
+        return "Saving" if job.queue.all_done else "Running"
+
+    def _servers(self, now: float) -> list[Member]:
+        job = self._job
+        members = []
+        for life, (identity, pid, host, address, since) in job.server_details.items():
+            slots = sum(holder == life for holder, _ in job.slots.live.values())
+            members.append(
+                Member(
+                    role=identity.role,
+                    index=identity.index,
+                    life=life,
+                    pid=pid,
+                    host=host,
+                    address=address,
+                    state="serving" if slots else "starting",
+                    task=f"{slots} slots",
+                    since=now - since,
+                )
+            )
+        return sorted(members, key=lambda member: member.index)
+
+    def _trainers(self, now: float) -> list[Member]:
+        members = []
+        for life, view in self._job.trainers.items():
+            state, task = self._doing(life, view)
+            members.append(
+                Member(
+                    role=view.identity.role,
+                    index=view.identity.index,
+                    life=life,
+                    pid=view.pid,
+                    host=view.host,
+                    address="",
+                    state=state,
+                    task=task,
+                    since=now - view.since,
+                )
+            )
+        return sorted(members, key=lambda member: member.index)
+
+    def _doing(self, life: int, view: TrainerView) -> tuple[str, str]:
+        job = self._job
+        if view.draining:
+            return "draining", ""
+        if job.evaluator == life:
+            return "evaluating", f"epoch {(view.evaluating or 0) + 1}"
+        if job.saver == life:
+            return "saving", ""
+        if view.finished or view.saving is not None:
+            return "finished", ""
+        leases = job.queue.held_by(life) if job.queue is not None else []
+        if leases:
+            first = min(leases, key=lambda lease: lease.attempt)
+            return "training", f"task {first.task} of epoch {first.epoch + 1}"
+        return ("waiting" if view.wants else "starting"), ""
+
+    def _why(self, now: float) -> str:
+        job = self._job
+        if job.trouble:
+            return job.trouble
+        if job.ended or now - job.last_progress < STILL_SECONDS:
+            return ""
+        if job.slots.absent():
+            return "waiting for " + ", ".join(f"pserver-{index}" for index in job.slots.absent())
+        if job.queue is None:
+            return "waiting for a trainer to say what is trained (the scripts are starting)"
+        if not job.slots.complete:
+            return self._why_not_served()
+        if not job.trainers:
+            return "no trainer is connected"
+        if job.evaluator is not None:
+            return f"{job.label(job.evaluator)} evaluates"
+        if job.queue.all_done:
+            return "the last snapshots are being written"
+        return self._why_no_task(now)
+
+    def _why_not_served(self) -> str:
+        job = self._job
+        waiting = job.slots.to_initialise()
+        if waiting:
+            return f"{len(waiting)} slots wait for their initial values from a trainer"
+        lacking = job.settings.slots - len(job.slots.live)
+        return f"{lacking} slots are being restored"
+
+    def _why_no_task(self, now: float) -> str:
+        job = self._job
+        assert job.queue is not None
+        held = sorted((lease.attempt, life, lease) for life, lease in job.queue.leases.values())
+        still = f"for {now - job.last_progress:.0f} s no task was finished"
+        if not held:
+            return still
+        _, life, lease = held[0]
+        return f"{still}; {job.label(life)} has task {lease.task} of epoch {lease.epoch + 1}"

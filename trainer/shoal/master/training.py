@@ -1,0 +1,307 @@
+"""The desk for trainers: registration, tasks, the ends of epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shoal.master.job import Job, TrainerView
+from shoal.master.records import MemberRecord
+from shoal.wire.auth import Identity
+from shoal.wire.messages import (
+    Done,
+    EpochDone,
+    Evaluate,
+    Evaluated,
+    EvaluateTurn,
+    Lease,
+    Leased,
+    Log,
+    More,
+    Over,
+    Redo,
+    Refused,
+    Register,
+    Registered,
+    ScriptFailed,
+    Stop,
+    Want,
+)
+from shoal.wire.shapes import differences
+
+__all__ = ["FAILURES_ALLOWED", "Training"]
+
+FAILURES_ALLOWED = 3
+"""How often the script may fail on one task before the job fails: a poisoned sample must not loop for ever."""
+
+
+class Training:
+    """Hands tasks out.
+
+    Args:
+        job: The job's state.
+        shape_known: Called when the first trainer said what is trained.
+        all_done: Called when every task of every epoch is done.
+        fail: Ends the job with a reason.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        shape_known: Callable[[], None],
+        all_done: Callable[[], None],
+        fail: Callable[[str], None],
+    ) -> None:
+        self._job = job
+        self._shape_known = shape_known
+        self._all_done = all_done
+        self._fail = fail
+
+    # --- Coming and going ---
+
+    def register(self, connection: int, identity: Identity, message: Register, now: float) -> None:
+        """A trainer says what it trains; the first one says it for the job."""
+        job = self._job
+        refusal = self._refusal(message)
+        if refusal:
+            job.event(f"{identity} was refused: {refusal}", "error")
+            job.send(connection, Refused(reason=refusal))
+            return
+        if job.records.shape is None:
+            job.records.shape = message.shape
+            job.records.touch("shape", "epoch")
+            job.adopt_shape(message.shape)
+            job.records.open_epoch = 0
+        view = TrainerView(
+            identity=identity, connection=connection, pid=message.pid, host=message.host, since=now, working_since=now
+        )
+        returned = job.expected_back.pop(identity.life, None) is not None or identity.life in job.records.members
+        job.trainers[identity.life] = view
+        self._take_leases(identity, message.leases)
+        if not returned:
+            job.records.counters.joins += 1
+            job.records.touch("counters")
+            job.event(f"{identity} joined")
+        assert job.queue is not None
+        job.send(connection, self._registered())
+        if job.records.outcome is not None and job.records.outcome.state == "Failed":
+            job.send(connection, Stop(reason=job.records.outcome.reason))
+        if job.slots.complete:
+            job.send(connection, job.slots.message())
+        self._shape_known()
+
+    def _refusal(self, message: Register) -> str:
+        job = self._job
+        if message.shape.samples < 1:
+            return "the dataset has no samples: training needs at least one"
+        if job.records.shape is not None:
+            found = differences(message.shape, job.records.shape)
+            if found:
+                return "this script does not train what the job trains: " + "; ".join(found)
+        return ""
+
+    def _registered(self) -> Registered:
+        job = self._job
+        assert job.queue is not None
+        return Registered(
+            epochs=job.settings.epochs,
+            seed=job.settings.seed,
+            epoch=max(job.queue.open, 0),
+            slots=job.settings.slots,
+            output=job.settings.output,
+            lease_seconds=job.settings.lease_seconds,
+            trainers=len(job.trainers),
+        )
+
+    def _take_leases(self, identity: Identity, claimed: list[Lease]) -> None:
+        """Let a trainer keep what it works on; what it does not claim was never received by it."""
+        queue = self._job.queue
+        assert queue is not None
+        for lease in claimed:
+            queue.adopt(identity.life, lease)
+        keep = {(lease.epoch, lease.task) for lease in claimed}
+        for lease in queue.held_by(identity.life):
+            if (lease.epoch, lease.task) not in keep:
+                queue.release((lease.epoch, lease.task), identity.life)
+        self._note(identity.life, identity)
+
+    def _note(self, life: int, identity: Identity) -> None:
+        job = self._job
+        assert job.queue is not None
+        record = MemberRecord(role=identity.role, index=identity.index, leases=job.queue.held_by(life))
+        job.records.members[life] = record
+        job.records.touch_member(life)
+
+    def gone(self, life: int, leases: list[Lease] | None = None) -> None:
+        """A trainer left or died: what it held waits again."""
+        job = self._job
+        view = job.trainers.pop(life, None)
+        if job.queue is not None:
+            for lease in [*job.queue.held_by(life), *(leases or [])]:
+                job.queue.release((lease.epoch, lease.task), life)
+        if job.evaluator == life:
+            job.evaluator = None
+            for other in list(job.trainers.values()):
+                if other.evaluating is not None:
+                    self.evaluate(other.identity.life, Evaluate(epoch=other.evaluating))
+        if view is not None or leases is not None:
+            self.serve()
+
+    def hand_back(self, life: int, leases: list[Lease]) -> None:
+        """A trainer will not finish these."""
+        job = self._job
+        if job.queue is None or life not in job.trainers:
+            return
+        for lease in leases:
+            job.queue.release((lease.epoch, lease.task), life)
+        self._note(life, job.trainers[life].identity)
+        self.serve()
+
+    # --- Tasks ---
+
+    def want(self, life: int, message: Want) -> None:
+        """A trainer asks for a task."""
+        job = self._job
+        view = job.trainers[life]
+        view.wants.append(message.epoch)
+        if job.evaluates is None and message.epoch >= 1:
+            job.evaluates = bool(job.records.evaluations)
+        self.serve()
+
+    def serve(self) -> None:
+        """Give waiting trainers their tasks, or the end of their epoch; first come, first served."""
+        job = self._job
+        if job.queue is None or not job.slots.complete or job.ended:
+            self._serve_ended()
+            return
+        for life, view in list(job.trainers.items()):
+            while view.wants and not view.draining and self._serve_one(life, view):
+                view.wants.popleft()
+
+    def _serve_ended(self) -> None:
+        job = self._job
+        if job.records.outcome is None or job.records.outcome.state != "Complete":
+            return
+        for view in job.trainers.values():
+            while view.wants:
+                view.wants.popleft()
+                job.send(view.connection, EpochDone(epoch=job.settings.epochs - 1))
+
+    def _serve_one(self, life: int, view: TrainerView) -> bool:
+        job, queue = self._job, self._job.queue
+        assert queue is not None
+        opened = queue.open
+        lease = queue.lease(life, early=job.evaluates is False)
+        if lease is None and queue.epoch_done(queue.open):
+            if view.wants[0] <= queue.open:
+                job.send(view.connection, EpochDone(epoch=queue.open))
+                return True
+            if queue.open_next():
+                lease = queue.lease(life, early=False)
+        if queue.open != opened:
+            job.records.open_epoch = queue.open
+            job.records.touch("epoch")
+            job.event(f"epoch {queue.open + 1} of {queue.epochs} begins")
+        if lease is None:
+            return False
+        left = queue.batches_left(lease.epoch)
+        job.send(view.connection, Leased(lease=lease, left=left, trainers=len(job.trainers)))
+        self._note(life, view.identity)
+        return True
+
+    def done(self, life: int, message: Done) -> None:
+        """A trainer says that a task's last batch was acknowledged; the grants say by whom (rule 1)."""
+        job, queue = self._job, self._job.queue
+        view = job.trainers[life]
+        lease = message.lease
+        if queue is None or len(message.grants) != job.settings.slots:
+            return
+        task = (lease.epoch, lease.task)
+        before = queue.leases.get(task)
+        undone = queue.open >= lease.epoch >= 0 and not queue.done(task)
+        acknowledged = [slot for slot, grant in enumerate(message.grants) if job.slots.current(slot, grant)]
+        if queue.acknowledge(lease, acknowledged):
+            if undone:
+                job.records.mark(*task, done=True)
+                job.failures.pop(task, None)
+                job.moved()
+            if before is not None and before[0] in job.trainers:
+                self._note(before[0], job.trainers[before[0]].identity)
+            job.send(view.connection, Over(lease=lease))
+        elif before is not None and before[0] != life:
+            job.send(view.connection, Over(lease=lease))  # it is somebody else's by now
+        else:
+            queue.adopt(life, lease)
+            job.records.counters.retries += 1
+            if job.slots.complete:
+                job.send(view.connection, job.slots.message())
+            job.send(view.connection, Redo(lease=lease))
+        self.serve()
+        if queue.all_done:
+            self._all_done()
+
+    def script_failed(self, life: int, message: ScriptFailed) -> None:
+        """The user's script raised. Tried too often on one task, the job fails."""
+        job = self._job
+        name = job.label(life)
+        job.event(f"{name}: the script failed:\n{message.error}", "error")
+        for lease in message.leases[:1]:
+            task = (lease.epoch, lease.task)
+            job.failures[task] = job.failures.get(task, 0) + 1
+            if job.failures[task] >= FAILURES_ALLOWED:
+                assert job.plan is not None
+                first = lease.task * job.plan.task_batches * job.plan.batch_size
+                last = first + job.plan.samples_in_task(lease.task) - 1
+                self._fail(
+                    f"the script failed {FAILURES_ALLOWED} times on task {lease.task} of epoch {lease.epoch + 1} "
+                    f"(positions {first} to {last} of that epoch's order):\n{message.error}"
+                )
+
+    def log(self, message: Log) -> None:
+        """What the script logged, and what it did."""
+        job, counters = self._job, self._job.records.counters
+        job.values.update(message.values)
+        counters.replayed += message.replayed
+        if message.not_finite and not counters.not_finite:
+            job.event("a logged value is not a number or infinite; training goes on, as plain PyTorch would", "warning")
+        counters.not_finite += message.not_finite
+        if message.skipped and not counters.skipped:
+            job.event("a batch made no step (skipped); it counts as skipped", "warning")
+        counters.skipped += message.skipped
+
+    # --- Evaluation ---
+
+    def evaluate(self, life: int, message: Evaluate) -> None:
+        """A trainer's loop reached the evaluation: one evaluates, the others wait for the score."""
+        job = self._job
+        view = job.trainers[life]
+        job.evaluates = True
+        if message.epoch in job.records.evaluations:
+            view.evaluating = None
+            score = job.records.evaluations[message.epoch]
+            job.send(view.connection, Evaluated(epoch=message.epoch, score=score))
+            return
+        view.evaluating = message.epoch
+        if job.evaluator is None:
+            job.evaluator = life
+            job.send(view.connection, EvaluateTurn(epoch=message.epoch))
+
+    def evaluated(self, life: int, message: Evaluated) -> None:
+        """The score is there: keep it, and tell all who wait."""
+        job = self._job
+        if job.evaluator == life:
+            job.evaluator = None
+        job.records.evaluated(message.epoch, message.score)
+        job.event(f"evaluation after epoch {message.epoch + 1}: {message.score}")
+        job.moved()
+        for view in job.trainers.values():
+            if view.evaluating == message.epoch:
+                view.evaluating = None
+                job.send(view.connection, Evaluated(epoch=message.epoch, score=message.score))
+
+    def tasks_came_back(self) -> None:
+        """Trainers that had finished are needed again."""
+        for view in self._job.trainers.values():
+            if view.finished:
+                view.finished = False
+                self._job.send(view.connection, More())
