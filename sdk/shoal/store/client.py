@@ -1,0 +1,354 @@
+"""A durable map with transactions that outlives any restart of etcd.
+
+Calls block and are meant for worker threads; every method may be used from any thread. A call that etcd does not answer
+is asked again on a new connection, until it is answered, its patience ends, or `Store.close` is called elsewhere.
+
+**A transaction that is asked again may be applied twice**, as nobody can tell a lost question from a lost answer. That
+is harmless for the writes Shoal makes: puts of whole values, guarded by a compare on a key that the transaction does not
+write (the master's election record). The second time writes the same again, or is refused since another master has
+taken over. Whoever guards a write by the key it writes looks at `Transaction.retried`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self, TypeVar
+
+from shoal.store.connection import Connection, Connector, Lapsed, Tls, Trouble, header_of
+from shoal.store.errors import StoreClosedError, StoreUnreachableError
+from shoal.store.history import Header, Seen, Verdict, Witness, judge
+from shoal.store.operations import Compare, Delete, Event, KeyValue, Listing, Put, Status, Transaction
+from shoal.store.requests import (
+    current_header,
+    newest,
+    pair_of,
+    read_prefix,
+    still_remembers,
+    transaction_request,
+)
+from shoal.store._stubs import rpc
+from shoal.store.watch import Watch
+
+__all__ = ["Store"]
+
+_FIRST_PAUSE_SECONDS: Final = 0.02
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+_REMIND_SECONDS: Final = 10.0
+
+Answer = TypeVar("Answer")
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+class Store:
+    """A connection to etcd; make one with `connect`."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        prefix: str,
+        on_trouble: Callable[[str], None],
+        on_forgot: Callable[[str], None],
+    ) -> None:
+        self._connector = connector
+        self._prefix = prefix
+        self._on_trouble = on_trouble
+        self._on_forgot = on_forgot
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._connection: Connection | None = None
+        self._seen = Seen()
+        self._doubt = False
+        self._watches: set[Watch] = set()
+
+    @classmethod
+    def connect(
+        cls,
+        endpoints: str | Sequence[str],
+        *,
+        prefix: str,
+        username: str | None = None,
+        password: str | None = None,
+        tls: Tls | None = None,
+        timeout_seconds: float = 10.0,
+        on_trouble: Callable[[str], None] = _ignore,
+        on_forgot: Callable[[str], None] = _ignore,
+    ) -> Self:
+        """Reach etcd.
+
+        Args:
+            endpoints: ``HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``; several (also separated by commas) are
+                members of one cluster.
+            prefix: Every key used here begins with it; another one is a ValueError.
+            username: An etcd user whose rights cover the prefix.
+            password: The user's.
+            tls: Certificates; without, ``https://`` trusts whom this machine trusts.
+            timeout_seconds: How long etcd may be away now. Later calls have their own patience.
+            on_trouble: Told in one line that etcd is away, why, and every 10 s again; by the thread that waits.
+            on_forgot: Told in one line that etcd lost writes it had acknowledged; by the thread that noticed, before
+                its call returns. It must not wait for other calls of this store.
+
+        Raises:
+            StoreUnreachableError: Nothing answers there; the message names the address and the fix.
+            StoreRefusedError: An endpoint is not understood, or etcd refuses the user.
+        """
+        if isinstance(endpoints, str):
+            endpoints = [endpoint.strip() for endpoint in endpoints.split(",") if endpoint.strip()]
+        connector = Connector(tuple(endpoints), username, password, tls)
+        store = cls(connector, prefix=prefix, on_trouble=on_trouble, on_forgot=on_forgot)
+        try:
+            store._ask(lambda connection: (current_header(connection, prefix), None), patience_seconds=timeout_seconds)
+        except StoreUnreachableError as error:
+            store.close()
+            raise StoreUnreachableError(
+                f"no etcd answers at {', '.join(endpoints)}: start one there, or name the right address with --etcd "
+                f"({error})"
+            ) from None
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def transact(
+        self,
+        compares: Sequence[Compare],
+        operations: Sequence[Put | Delete],
+        *,
+        patience_seconds: float | None = None,
+    ) -> Transaction:
+        """Carry out all operations if all compares hold, else none; durable on return.
+
+        Args:
+            compares: At most 128.
+            operations: At most 128, each key once; see `in_batches`.
+            patience_seconds: How long etcd may be away; None: for ever.
+
+        Raises:
+            ValueError: Too many parts, or a key outside the prefix.
+            StoreUnreachableError: Patience ended. The transaction may or may not have been applied.
+            StoreClosedError: The store was closed meanwhile. Likewise.
+            StoreRefusedError: Etcd will never take this (too large, no rights, a key twice).
+        """
+        for part in (*compares, *operations):
+            self._check(part.key)
+        request = transaction_request(compares, operations)
+        last = next((part for part in reversed(operations) if isinstance(part, Put)), None)
+        tries = 0
+
+        def call(connection: Connection) -> tuple[Any, Witness | None]:
+            nonlocal tries
+            tries += 1
+            answer = connection.transact(request)
+            if not answer.succeeded or last is None:
+                return answer, None
+            return answer, Witness(last.key.encode(), last.value, answer.header.revision)
+
+        answer, forgot = self._ask(call, patience_seconds=patience_seconds)
+        header = answer.header
+        return Transaction(answer.succeeded, header.revision, header.cluster_id, tries > 1, forgot)
+
+    def get(self, key: str, *, patience_seconds: float | None = None) -> KeyValue | None:
+        """Read a key; None if it does not exist.
+
+        Raises:
+            StoreError: As with `transact`.
+        """
+        self._check(key)
+        request = rpc.RangeRequest(key=key.encode())
+        answer, _ = self._ask(lambda connection: (connection.range(request), None), patience_seconds=patience_seconds)
+        return pair_of(answer.kvs[0]) if answer.kvs else None
+
+    def get_prefix(self, prefix: str, *, patience_seconds: float | None = None) -> Listing:
+        """Read all keys under a prefix, as they were at one revision.
+
+        Raises:
+            StoreError: As with `transact`.
+        """
+        self._check(prefix)
+
+        def call(connection: Connection) -> tuple[tuple[Header, Listing], Witness | None]:
+            try:
+                header, listing = read_prefix(connection, prefix)
+            except Lapsed as error:
+                raise Trouble(f"etcd changed while {prefix!r} was read: {error}") from error
+            return (header, listing), newest(listing.pairs)
+
+        (_, listing), _ = self._ask(call, patience_seconds=patience_seconds)
+        return listing
+
+    def watch(
+        self,
+        prefix: str,
+        *,
+        from_revision: int | None,
+        on_events: Callable[[list[Event]], None],
+        on_reset: Callable[[Listing, str], None],
+    ) -> Watch:
+        """Follow all changes under a prefix, in a thread of its own.
+
+        Args:
+            prefix: What to follow.
+            from_revision: The first revision of interest (a listing's ``revision + 1``); None: begin with ``on_reset``.
+            on_events: Gets each change once, in order, whole revisions at a time.
+            on_reset: Gets everything anew, and why, where events cannot be had: etcd forgot, or compacted them away.
+                What is not in the listing exists no longer.
+
+        Returns:
+            The running watch; it ends with its own ``close`` or the store's. The callbacks run in its thread; one that
+            raises ends it.
+
+        Raises:
+            ValueError: The prefix lies outside the store's.
+            StoreClosedError: The store is closed.
+        """
+        self._check(prefix)
+        watch = Watch(
+            self._connector,
+            prefix=prefix,
+            from_revision=from_revision,
+            on_events=on_events,
+            on_reset=on_reset,
+            on_trouble=self._on_trouble,
+            on_end=self._watches.discard,
+        )
+        with self._lock:
+            if self._closed.is_set():
+                raise StoreClosedError("the store is closed")
+            self._watches.add(watch)
+        watch.start()
+        return watch
+
+    def status(self, *, patience_seconds: float | None = None) -> Status:
+        """Ask which etcd this is (one member, who may lag behind the cluster).
+
+        Raises:
+            StoreError: As with `transact`.
+        """
+        # No judgement by this answer: a lagging member's lower revision is no loss.
+        answer = self._persist(lambda connection: connection.status(), patience_seconds)
+        return Status(answer.version, answer.header.cluster_id, answer.header.revision, answer.dbSize)
+
+    def close(self) -> None:
+        """End all calls and watches, from any thread; they raise `StoreClosedError`. May be called again."""
+        with self._lock:
+            self._closed.set()
+            connection, watches = self._connection, list(self._watches)
+        if connection is not None:
+            connection.close()
+        for watch in watches:
+            watch.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({', '.join(self._connector.endpoints)}, prefix={self._prefix!r})"
+
+    def _check(self, key: str) -> None:
+        if not key.startswith(self._prefix):
+            raise ValueError(f"key {key!r} lies outside the prefix {self._prefix!r} of this store")
+
+    def _ask(
+        self,
+        call: Callable[[Connection], tuple[Any, Witness | None]],
+        *,
+        patience_seconds: float | None,
+    ) -> tuple[Any, bool]:
+        """Call until answered; gives the answer, and whether etcd was found to have forgotten."""
+        before = self._seen
+
+        def ask(connection: Connection) -> tuple[Any, Header, Witness | None, Connection]:
+            answer, witness = call(connection)
+            first = answer[0] if isinstance(answer, tuple) else answer
+            header = first if isinstance(first, Header) else header_of(first)
+            return answer, header, witness, connection
+
+        answer, header, witness, connection = self._persist(ask, patience_seconds)
+        return answer, self._settle(before, header, witness, connection)
+
+    def _persist(self, call: Callable[[Connection], Answer], patience_seconds: float | None) -> Answer:
+        started = time.monotonic()
+        pause, reminder = _FIRST_PAUSE_SECONDS, 0.0
+        while True:
+            connection: Connection | None = None
+            try:
+                connection = self._current()
+                return call(connection)
+            except Trouble as trouble:
+                text = str(trouble)
+            self._abandon(connection)
+            waited = time.monotonic() - started
+            if self._closed.is_set():
+                raise StoreClosedError("the store was closed while etcd was being asked")
+            if patience_seconds is not None and waited + pause > patience_seconds:
+                raise StoreUnreachableError(f"{text}; waited {waited:.1f} s")
+            if waited >= reminder:
+                self._on_trouble(text)
+                reminder = waited + _REMIND_SECONDS
+            self._closed.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _current(self) -> Connection:
+        with self._lock:
+            if self._closed.is_set():
+                raise StoreClosedError("the store is closed")
+            if self._connection is not None:
+                return self._connection
+            connection = self._connector.make()
+            # Known before it is used: close() must be able to cut off the login as well.
+            self._connection = connection
+        self._connector.log_in(connection)
+        return connection
+
+    def _abandon(self, connection: Connection | None) -> None:
+        with self._lock:
+            self._doubt = True
+            if connection is None:
+                connection = self._connection
+            if self._connection is connection:
+                self._connection = None
+        if connection is not None:
+            connection.close()
+
+    def _settle(self, before: Seen, header: Header, witness: Witness | None, connection: Connection) -> bool:
+        with self._lock:
+            if before.life != self._seen.life:
+                # Another thread noticed while this one waited, and has told everybody.
+                return True
+            verdict = judge(before, header)
+            if verdict is Verdict.SAME and not self._doubt:
+                self._seen = self._seen.with_answer(header, witness)
+                return False
+            if verdict is not Verdict.FORGOT:
+                verdict = self._examine(connection)
+            if verdict is Verdict.DOUBT:
+                self._doubt = True
+                return False
+            self._doubt = False
+            if verdict is Verdict.SAME:
+                self._seen = self._seen.with_answer(header, witness)
+                return False
+            known, self._seen = self._seen.header, self._seen.forgotten(header, witness)
+        self._on_forgot(
+            f"etcd at {connection.endpoint} has lost writes that it had acknowledged: it is at revision "
+            f"{header.revision}, {known.revision if known else 0} was seen before"
+        )
+        return True
+
+    def _examine(self, connection: Connection) -> Verdict:
+        """Ask the witness. Etcd may go away over it: then the doubt stays, and the old witness is kept."""
+        if self._seen.witness is None:
+            return Verdict.SAME
+        try:
+            _, remembered = still_remembers(connection, self._seen.witness, self._prefix)
+        except Trouble:
+            return Verdict.DOUBT
+        return Verdict.SAME if remembered else Verdict.FORGOT

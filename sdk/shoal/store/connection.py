@@ -1,0 +1,224 @@
+"""One channel to one member of etcd, and how a new one is made.
+
+gRPC's channels reconnect by themselves, but wait longer and longer between tries (up to two minutes), keep a login that
+a restarted etcd has forgotten, and hide that there was a gap at all. So a channel here is used until its first failure,
+then thrown away; the next is made at the next address. Errors come out as three kinds: ``Trouble`` (try again, on a new
+connection), ``Lapsed`` (that revision is not, or no longer, to be had) and ``StoreRefusedError`` (trying is useless).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from shoal.store._stubs import grpc, rpc
+from shoal.store.errors import StoreRefusedError
+from shoal.store.history import Header
+
+__all__ = ["Connection", "Connector", "Lapsed", "Tls", "Trouble", "header_of", "prefix_end"]
+
+_TRY_SECONDS: Final = 5.0
+"""The longest wait for one answer before it is asked for again on a new connection."""
+
+_OPTIONS: Final = (
+    # Each channel its own socket and its own waiting time between tries: gRPC would share both.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A machine that vanished without a word is noticed under a silent watch. Etcd forbids less than 5 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # An HTTP proxy of the environment is for the web, never for etcd.
+    ("grpc.enable_http_proxy", 0),
+)
+
+_HOPELESS: Final = frozenset({"INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "NOT_FOUND"})
+
+
+class Trouble(Exception):  # noqa: N818  (a state of the connection, for the retry loop; no user meets it)
+    """Etcd is away or busy: try again."""
+
+
+class Lapsed(Exception):  # noqa: N818  (an answer, not an error)
+    """A revision was asked for that was compacted away or lies in the future."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates for an etcd that speaks TLS, as files in PEM form.
+
+    Args:
+        certificate_authority: Who vouches for etcd's certificate; None: whom this machine trusts.
+        certificate: This client's own certificate; with it goes ``key``.
+        key: The client's private key.
+    """
+
+    certificate_authority: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def credentials(self) -> Any:
+        """What gRPC makes a channel with.
+
+        Raises:
+            StoreRefusedError: A file cannot be read.
+        """
+        try:
+            files = [
+                path.read_bytes() if path else None
+                for path in (self.certificate_authority, self.key, self.certificate)
+            ]
+        except OSError as error:
+            raise StoreRefusedError(f"a certificate for etcd cannot be read: {error}") from error
+        return grpc.ssl_channel_credentials(*files)
+
+
+def header_of(answer: Any) -> Header:
+    """The part of an answer that tells which etcd this is."""
+    header = answer.header
+    return Header(header.cluster_id, header.revision, header.raft_term)
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    r"""The first key after all that begin with a prefix (``\0``: there is none after them)."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
+
+
+def _target(endpoint: str) -> tuple[str, bool]:
+    """Gives gRPC's name of an address, and whether it speaks TLS."""
+    if endpoint.startswith("unix://"):
+        return "unix:" + endpoint.removeprefix("unix://"), False
+    address = endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
+    if "/" in address or not re.fullmatch(r".+:\d{1,5}", address):
+        raise StoreRefusedError(
+            f"etcd endpoint {endpoint!r} is not understood: write HOST:PORT, https://HOST:PORT or unix:///PATH"
+        )
+    return address, endpoint.startswith("https://")
+
+
+@contextmanager
+def _sorted_errors(endpoint: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _sorted_out(error, endpoint) from None
+    except ValueError as error:
+        # gRPC's way to say that the channel was closed by another thread.
+        raise Trouble(f"connection to etcd at {endpoint} was closed") from error
+
+
+def _sorted_out(error: Any, endpoint: str) -> Exception:
+    code, details = error.code().name, error.details() or ""
+    text = f"etcd at {endpoint}: {details} ({code})"
+    if code == "OUT_OF_RANGE":
+        return Lapsed(details)
+    if "invalid auth token" in details or "revision of auth store is old" in details:
+        return Trouble(text)
+    if code == "RESOURCE_EXHAUSTED" and "space" in details:
+        return Trouble(f"{text}: compact and defragment it, or start it with a larger --quota-backend-bytes")
+    if code == "UNIMPLEMENTED":
+        return StoreRefusedError(f"{text}: it does not speak etcd's v3 protocol")
+    return StoreRefusedError(text) if code in _HOPELESS else Trouble(text)
+
+
+class Connection:
+    """A channel with the calls that this package makes. All block; all may be cut off by `close`."""
+
+    def __init__(self, endpoint: str, tls: Tls | None) -> None:
+        target, secure = _target(endpoint)
+        self.endpoint = endpoint
+        if secure or tls is not None:
+            self._channel = grpc.secure_channel(target, (tls or Tls()).credentials(), options=_OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._kv = rpc.KVStub(self._channel)
+
+    def log_in(self, username: str, password: str) -> None:
+        """Get a token for the calls to come.
+
+        Raises:
+            Trouble: Etcd is away.
+            StoreRefusedError: The name or the password is wrong, or etcd wants neither.
+        """
+        request = rpc.AuthenticateRequest(name=username, password=password)
+        answer = self._call(rpc.AuthStub(self._channel).Authenticate, request)
+        self._metadata = (("token", answer.token),)
+
+    def transact(self, request: Any) -> Any:
+        """Carry out a ``TxnRequest``."""
+        return self._call(self._kv.Txn, request)
+
+    def range(self, request: Any) -> Any:
+        """Carry out a ``RangeRequest``."""
+        return self._call(self._kv.Range, request)
+
+    def status(self) -> Any:
+        """Ask the member about itself."""
+        return self._call(rpc.MaintenanceStub(self._channel).Status, rpc.StatusRequest())
+
+    def watch(self, requests: Iterator[Any]) -> Any:
+        """Open a stream of events; the call that is returned can be cancelled."""
+        with _sorted_errors(self.endpoint):
+            return rpc.WatchStub(self._channel).Watch(requests, metadata=self._metadata)
+
+    def next_of(self, call: Any) -> Any:
+        """The next message of a stream, however long it takes."""
+        with _sorted_errors(self.endpoint):
+            try:
+                return next(call)
+            except StopIteration:
+                raise Trouble(f"etcd at {self.endpoint} ended a watch") from None
+
+    def _call(self, method: Any, request: Any) -> Any:
+        with _sorted_errors(self.endpoint):
+            return method(request, timeout=_TRY_SECONDS, metadata=self._metadata)
+
+    def close(self) -> None:
+        """Cut off whatever runs, from any thread."""
+        self._channel.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """Makes connections: round the addresses, so that a member that is down costs one try.
+
+    Args:
+        endpoints: ``HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``, of the members of one cluster.
+        username: An etcd user; with it goes ``password``.
+        password: Kept out of every repr.
+        tls: Certificates; also makes a plain ``HOST:PORT`` speak TLS.
+    """
+
+    endpoints: tuple[str, ...]
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: Tls | None = None
+    _turn: Iterator[int] = field(default_factory=itertools.count, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.endpoints:
+            raise StoreRefusedError("no etcd endpoint was given: write HOST:PORT, https://HOST:PORT or unix:///PATH")
+        if (self.username is None) != (self.password is None):
+            raise StoreRefusedError("an etcd username needs a password, and the other way round")
+        for endpoint in self.endpoints:
+            _target(endpoint)
+
+    def make(self) -> Connection:
+        """A new channel; nothing is sent yet."""
+        return Connection(self.endpoints[next(self._turn) % len(self.endpoints)], self.tls)
+
+    def log_in(self, connection: Connection) -> None:
+        """Make a channel ready for calls."""
+        if self.username is not None and self.password is not None:
+            connection.log_in(self.username, self.password)

@@ -1,0 +1,147 @@
+"""Where everything of a job lies in etcd: the one schema that operator and master share.
+
+Pure functions of names, so that both sides (and the tests, and a person with ``etcdctl``) spell a key the same way.
+Numbers are padded, hence the order of keys is the order of numbers. The uid is part of the prefix, so a job that was
+deleted and made again under its old name never sees the keys of its former life.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["ALL_JOBS", "JobKeys"]
+
+ALL_JOBS: Final = "/shoal/v1/jobs/"
+"""Every key of every job begins with this: one watch here serves all jobs."""
+
+_PART: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class JobKeys:
+    """The keys of one job.
+
+    Args:
+        namespace: The job's namespace (``default`` on one machine).
+        name: The job's name.
+        uid: What tells this job from another one of the same name.
+
+    Raises:
+        ValueError: A part is empty or holds what no Kubernetes name may hold (a slash would change the meaning).
+    """
+
+    namespace: str
+    name: str
+    uid: str
+
+    def __post_init__(self) -> None:
+        for field in ("namespace", "name", "uid"):
+            value = getattr(self, field)
+            if not _PART.fullmatch(value):
+                raise ValueError(
+                    f"{field} {value!r} cannot be part of an etcd key: use letters, digits, '-', '_' and '.', "
+                    "with a letter or digit at both ends"
+                )
+
+    @classmethod
+    def parse(cls, key: str) -> tuple[JobKeys, str] | None:
+        """The job that a key belongs to, and the rest of the key; None for a key of nobody's."""
+        if not key.startswith(ALL_JOBS):
+            return None
+        parts = key.removeprefix(ALL_JOBS).split("/", 3)
+        if len(parts) != 4 or not all(_PART.fullmatch(part) for part in parts[:3]):
+            return None
+        return cls(*parts[:3]), parts[3]
+
+    @property
+    def prefix(self) -> str:
+        """Begins all keys of this job; ends with a slash."""
+        return f"{ALL_JOBS}{self.namespace}/{self.name}/{self.uid}/"
+
+    def at(self, record: str) -> str:
+        """The key of a record that is named relative to the job."""
+        return self.prefix + record
+
+    def relative(self, key: str) -> str:
+        """The other way round.
+
+        Raises:
+            ValueError: The key belongs to another job.
+        """
+        if not key.startswith(self.prefix):
+            raise ValueError(f"key {key!r} is none of the job {self.prefix!r}")
+        return key.removeprefix(self.prefix)
+
+    @property
+    def master(self) -> str:
+        """The election record: generation, nonce and address of the one master."""
+        return self.at("master")
+
+    @property
+    def shape(self) -> str:
+        """The job as the first trainer registered it: dataset, batch size, tables, slots."""
+        return self.at("shape")
+
+    @property
+    def begun(self) -> str:
+        """Whether the initial parameters were saved, so that tasks may be handed out."""
+        return self.at("begun")
+
+    @property
+    def epoch(self) -> str:
+        """The latest epoch that was opened."""
+        return self.at("epoch")
+
+    @property
+    def tasks(self) -> str:
+        """Prefix of all records of finished tasks."""
+        return self.at("tasks/")
+
+    def tasks_of(self, epoch: int, number: int) -> str:
+        """One range of an epoch's tasks: a bit each, set when done."""
+        return self.at(f"tasks/{epoch:08d}/{number:08d}")
+
+    @property
+    def members(self) -> str:
+        """Prefix of all members' records."""
+        return self.at("members/")
+
+    def member(self, life: int) -> str:
+        """A trainer or parameter server that joined, and the leases it holds."""
+        return self.at(f"members/{life:016x}")
+
+    @property
+    def evaluations(self) -> str:
+        """Prefix of all scores."""
+        return self.at("evaluations/")
+
+    def evaluation(self, epoch: int) -> str:
+        """One epoch's score."""
+        return self.at(f"evaluations/{epoch:08d}")
+
+    @property
+    def saved(self) -> str:
+        """Files that the job has written for its users."""
+        return self.at("saved")
+
+    @property
+    def counters(self) -> str:
+        """What is counted over the whole job."""
+        return self.at("counters")
+
+    @property
+    def progress(self) -> str:
+        """How far the job is: what the operator writes into the status."""
+        return self.at("progress")
+
+    @property
+    def outcome(self) -> str:
+        """How the job ended, with its final account."""
+        return self.at("outcome")
+
+    @property
+    def wanted(self) -> str:
+        """The operator's wishes: how many trainers, which of them drain, whether to suspend."""
+        return self.at("wanted")

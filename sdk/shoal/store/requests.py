@@ -1,0 +1,123 @@
+"""Our words into etcd's messages and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from shoal.store._stubs import rpc
+from shoal.store.connection import Connection, Lapsed, header_of, prefix_end
+from shoal.store.history import Header, Witness
+from shoal.store.operations import MAXIMUM_OPERATIONS, Compare, Delete, Event, KeyValue, Listing, Put
+
+__all__ = ["events_of", "newest", "pair_of", "read_prefix", "still_remembers", "transaction_request"]
+
+_PAGE_KEYS: Final = 1000
+_EQUAL: Final = rpc.Compare.EQUAL
+_NOT_EQUAL: Final = rpc.Compare.NOT_EQUAL
+
+
+def _compare(compare: Compare) -> Any:
+    result = _NOT_EQUAL if compare.negated else _EQUAL
+    key = compare.key.encode()
+    if compare.value is not None:
+        return rpc.Compare(key=key, result=result, target=rpc.Compare.VALUE, value=compare.value)
+    if compare.mod_revision is not None:
+        return rpc.Compare(key=key, result=result, target=rpc.Compare.MOD, mod_revision=compare.mod_revision)
+    return rpc.Compare(key=key, result=result, target=rpc.Compare.CREATE, create_revision=compare.create_revision)
+
+
+def _operation(operation: Put | Delete) -> Any:
+    key = operation.key.encode()
+    if isinstance(operation, Put):
+        return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=operation.value))
+    range_end = prefix_end(key) if operation.prefix else b""
+    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key, range_end=range_end))
+
+
+def transaction_request(compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Any:
+    """Etcd's message for a transaction.
+
+    Raises:
+        ValueError: It has more parts than etcd takes.
+    """
+    if max(len(compares), len(operations)) > MAXIMUM_OPERATIONS:
+        raise ValueError(
+            f"a transaction has {len(compares)} compares and {len(operations)} operations, etcd takes "
+            f"{MAXIMUM_OPERATIONS} of each: cut it with shoal.store.in_batches"
+        )
+    return rpc.TxnRequest(compare=map(_compare, compares), success=map(_operation, operations))
+
+
+def pair_of(pair: Any) -> KeyValue:
+    """Etcd's key and value in our form."""
+    return KeyValue(pair.key.decode(), pair.value, pair.mod_revision)
+
+
+def read_prefix(connection: Connection, prefix: str) -> tuple[Header, Listing]:
+    """All keys under a prefix, page by page at the first page's revision.
+
+    Raises:
+        Lapsed: That revision went away while the pages were read: read anew.
+        Trouble: Etcd is away.
+    """
+    key = prefix.encode()
+    request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=_PAGE_KEYS)
+    answer = connection.range(request)
+    header = header_of(answer)
+    request.revision = header.revision
+    pairs = [pair_of(pair) for pair in answer.kvs]
+    while answer.more:
+        request.key = answer.kvs[-1].key + b"\0"
+        answer = connection.range(request)
+        page = header_of(answer)
+        if page.cluster_id != header.cluster_id or page.revision < header.revision:
+            raise Lapsed("etcd was replaced between two pages")
+        pairs.extend(pair_of(pair) for pair in answer.kvs)
+    return header, Listing(pairs, header.revision, header.cluster_id)
+
+
+def newest(pairs: Sequence[KeyValue]) -> Witness | None:
+    """The latest write of a listing, to recognise its history by."""
+    if not pairs:
+        return None
+    pair = max(pairs, key=lambda pair: pair.mod_revision)
+    return Witness(pair.key.encode(), pair.value, pair.mod_revision)
+
+
+def events_of(answer: Any) -> list[Event]:
+    """A watch's message in our form."""
+    return [
+        Event(
+            event.kv.key.decode(), None if event.type == event.DELETE else event.kv.value, event.kv.mod_revision
+        )
+        for event in answer.events
+    ]
+
+
+def still_remembers(connection: Connection, witness: Witness, prefix: str) -> tuple[Header, bool]:
+    """Ask for a write at its revision; False also where that was compacted away and nobody can tell.
+
+    Raises:
+        Trouble: Etcd is away.
+    """
+    try:
+        answer = connection.range(rpc.RangeRequest(key=witness.key, revision=witness.revision))
+    except Lapsed:
+        return current_header(connection, prefix), False
+    found = answer.kvs[0] if answer.kvs else None
+    if witness.value is None:
+        return header_of(answer), found is None
+    same = found is not None and found.mod_revision == witness.revision and found.value == witness.value
+    return header_of(answer), same
+
+
+def current_header(connection: Connection, prefix: str) -> Header:
+    """Ask the cluster (not just one member, who may lag) how far it is.
+
+    Raises:
+        Trouble: Etcd is away.
+    """
+    key = prefix.encode()
+    request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=1, keys_only=True)
+    return header_of(connection.range(request))

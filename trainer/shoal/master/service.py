@@ -1,0 +1,291 @@
+"""The master's shell: sockets, etcd, the clock.
+
+Two threads. The asyncio loop feeds the core and sends what it decides; the keeper's thread writes records, a group at a
+time. A message waits for the records that were noted before it, and messages of one connection keep their order; so
+nobody hears of a task done that a new master would not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from shoal.master.core import Master
+from shoal.master.job import Close, Send
+from shoal.master.keeper import Deposed, Keeper
+from shoal.store import StoreError, Unavailable
+from shoal.wire import aio, auth
+from shoal.wire.address import listen
+from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
+from shoal.wire.messages import ToMaster
+
+__all__ = ["Service"]
+
+TICK_SECONDS = 0.05
+
+log = logging.getLogger("shoal.master")
+
+
+class _Peer(aio.Listener):
+    """A connection that tells the service what happens."""
+
+    def __init__(self, service: Service, number: int) -> None:
+        super().__init__(service.decoder, identity=service.identity, token=service.token, job=service.uid)
+        self._service = service
+        self.number = number
+
+    def on_ready(self) -> None:
+        self._service.connected(self)
+
+    def on_message(self, message: Any) -> None:
+        self._service.received(self, message)
+
+    def on_closed(self) -> None:
+        self._service.closed(self)
+
+
+class Service:
+    """Runs a master until it is told to stop.
+
+    Args:
+        master: The core.
+        keeper: Its hold on etcd, which leads already.
+        identity: Of this process.
+        token: The job's.
+        uid: The job's.
+    """
+
+    def __init__(
+        self, master: Master, keeper: Keeper, *, identity: auth.Identity, token: auth.Token, uid: str
+    ) -> None:
+        self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToMaster)
+        self.identity, self.token, self.uid = identity, token, uid
+        self._master = master
+        self._keeper = keeper
+        self._peers: dict[int, _Peer] = {}
+        self._numbers = 0
+        self._held: deque[tuple[int, Send | Close]] = deque()
+        self._noted = 0
+        self._committed = 0
+        self._work = threading.Condition()
+        self._batch: list[tuple[str, bytes | None]] = []
+        self._batch_number = 0
+        self._busy = False
+        self._stopping = False
+        self._exit = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._events_logged = 0
+
+    # --- Connections ---
+
+    def connected(self, peer: _Peer) -> None:
+        """A peer proved itself."""
+        assert peer.peer is not None
+        self._peers[peer.number] = peer
+        self._master.connected(peer.number, peer.peer, time.monotonic())
+        self._after()
+
+    def received(self, peer: _Peer, message: Any) -> None:
+        """A message came."""
+        self._master.message(peer.number, message, time.monotonic())
+        self._after()
+
+    def closed(self, peer: _Peer) -> None:
+        """A connection is gone."""
+        if self._peers.pop(peer.number, None) is None:
+            if peer.why_closed not in {"closed by the peer", ""}:
+                log.warning("a caller was turned away: %s", peer.why_closed)
+            return
+        self._master.closed(peer.number, time.monotonic())
+        self._after()
+
+    # --- Carrying out ---
+
+    def _after(self) -> None:
+        """Carry out what the core decided: at once, or after the records noted with it are written."""
+        job = self._master.job
+        if job.records.changed:
+            self._noted += 1
+            self._start_commit()
+        outbox, job.outbox = job.outbox, []
+        for action in outbox:
+            if self._held or self._noted > self._committed:
+                self._held.append((self._noted, action))
+            else:
+                self._carry_out(action)
+        self._log_events()
+
+    def _carry_out(self, action: Send | Close) -> None:
+        peer = self._peers.get(action.connection)
+        if peer is None:
+            return
+        if isinstance(action, Send):
+            peer.send(action.message)
+        else:
+            self._peers.pop(action.connection, None)
+            peer.close(action.why)
+
+    def _start_commit(self) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        with self._work:
+            self._batch = self._master.job.records.flush()
+            self._batch_number = self._noted
+            self._work.notify()
+
+    def _commit_done(self, number: int) -> None:
+        self._committed = number
+        self._busy = False
+        while self._held and self._held[0][0] <= number:
+            self._carry_out(self._held.popleft()[1])
+        if self._master.job.records.changed:
+            self._start_commit()
+
+    def _keep(self) -> None:
+        """The keeper's thread."""
+        assert self._loop is not None
+        while True:
+            with self._work:
+                while not self._batch and not self._stopping:
+                    self._work.wait()
+                if not self._batch:
+                    return
+                batch, self._batch = self._batch, []
+                number = self._batch_number
+            try:
+                self._keeper.commit(batch, everything=self._everything, trouble=self._trouble)
+            except Deposed as error:
+                self._from_thread(self._give_up, str(error), EXIT_DEPOSED)
+                return
+            except Unavailable:
+                return
+            except StoreError as error:
+                self._from_thread(self._give_up, str(error), EXIT_NO_ETCD)
+                return
+            self._from_thread(self._commit_done, number)
+
+    def _from_thread(self, call: Callable[..., None], *arguments: Any) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _everything(self) -> Iterable[tuple[str, bytes | None]]:
+        """All records, made on the loop's thread."""
+        assert self._loop is not None
+
+        async def collect() -> list[tuple[str, bytes | None]]:
+            log.warning("etcd forgot what was written; all records are written again")
+            self._master.job.event("etcd lost its last writes; they are written again", "warning")
+            self._master.job.records.touch_all()
+            return self._master.job.records.flush()
+
+        return asyncio.run_coroutine_threadsafe(collect(), self._loop).result()
+
+    def _trouble(self, text: str) -> None:
+        def note() -> None:
+            if text and not self._master.job.trouble:
+                self._master.job.event(text, "warning")
+            self._master.job.trouble = text
+
+        self._from_thread(note)
+
+    def _give_up(self, reason: str, code: int) -> None:
+        log.error("%s", reason)
+        self._exit = code
+        self._stop.set()
+
+    # --- Life ---
+
+    async def run(self, address: str, *, ready: Callable[[str], None]) -> int:
+        """Listen and serve; the exit code.
+
+        Args:
+            address: Where to listen.
+            ready: Told the address that others can call.
+        """
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        thread = threading.Thread(target=self._keep, name="shoal-keeper")
+        thread.start()
+        stream, told = listen(address)
+        server = await self._create_server(stream, unix=address.startswith("unix://"))
+        ready(told)
+        try:
+            await self._tick_until_stopped()
+        finally:
+            server.close()
+            await self._shut_down(thread)
+        return self._exit
+
+    async def _create_server(self, stream: Any, *, unix: bool) -> asyncio.AbstractServer:
+        assert self._loop is not None
+        if unix:
+            return await self._loop.create_unix_server(self._new_peer, sock=stream, backlog=1024)
+        return await self._loop.create_server(self._new_peer, sock=stream, backlog=1024)
+
+    def _new_peer(self) -> _Peer:
+        self._numbers += 1
+        return _Peer(self, self._numbers)
+
+    async def _tick_until_stopped(self) -> None:
+        while not self._stop.is_set():
+            now = time.monotonic()
+            for number, peer in self._peers.items():
+                self._master.heard(number, peer.last_heard)
+            self._master.tick(now)
+            self._confirm_lead()
+            self._after()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), TICK_SECONDS)
+
+    def _confirm_lead(self) -> None:
+        """Rule 11: a commit that succeeds after the question was answered shows that this master led then."""
+        serving = self._master.serving
+        if not serving.confirm_wanted:
+            return
+        question = self._master.job.slots.question
+        self._master.job.records.touch("counters")
+        self._noted += 1
+        self._start_commit()
+        wanted = self._noted
+
+        async def wait() -> None:
+            while self._committed < wanted and not self._stop.is_set():
+                await asyncio.sleep(0.005)
+            if self._master.job.slots.question == question:
+                serving.confirmed(question)
+                self._after()
+
+        serving.confirm_wanted = False
+        self._confirming = asyncio.ensure_future(wait())
+
+    async def _shut_down(self, thread: threading.Thread) -> None:
+        end = time.monotonic() + 2.0
+        while self._committed < self._noted and not self._exit and time.monotonic() < end:
+            await asyncio.sleep(0.005)
+        for peer in list(self._peers.values()):
+            peer.close("the master stops")
+        await asyncio.sleep(0)
+        self._keeper.close()
+        with self._work:
+            self._stopping = True
+            self._work.notify()
+        await asyncio.to_thread(thread.join)
+
+    def _log_events(self) -> None:
+        for number, _, level, text in self._master.job.events:
+            if number > self._events_logged:
+                self._events_logged = number
+                log.log(getattr(logging, level.upper(), logging.INFO), "%s", text)

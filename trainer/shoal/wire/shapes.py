@@ -1,0 +1,70 @@
+"""Comparing what two trainers train: pure, so that the master can refuse a stranger by name."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from shoal.wire.messages import Shape
+
+__all__ = ["differences", "digest"]
+
+_FIELDS = {
+    "samples": "the dataset's length",
+    "batch_size": "the batch size",
+    "drop_last": "drop_last",
+    "shuffle": "shuffle",
+    "task_batches": "task_batches",
+    "accumulate": "accumulate",
+}
+
+
+def digest(shape: Shape) -> str:
+    """A short name of everything in a shape: snapshots carry it."""
+    return hashlib.blake2b(msgspec.json.encode(shape, order="deterministic"), digest_size=16).hexdigest()
+
+
+def differences(here: Shape, job: Shape) -> list[str]:
+    """What differs between a trainer's shape and the job's, for people; empty if nothing does."""
+    found = [
+        f"{label} is {getattr(here, name)} here, {getattr(job, name)} in the job"
+        for name, label in _FIELDS.items()
+        if getattr(here, name) != getattr(job, name)
+    ]
+    if here.fingerprint != job.fingerprint and here.samples == job.samples:
+        found.append("the dataset's contents differ (its fingerprint changed since the job began)")
+    for label, mine, theirs in (
+        ("parameter", here.dense, job.dense),
+        ("table", here.tables, job.tables),
+        ("buffer", here.buffers, job.buffers),
+    ):
+        found.extend(_named(label, list(mine), list(theirs)))
+    if len(here.groups) != len(job.groups):
+        found.append(f"{len(here.groups)} parameter groups here, {len(job.groups)} in the job")
+    found.extend(
+        f"parameter group {number}: {mine.optimizer} here, {theirs.optimizer} in the job"
+        for number, (mine, theirs) in enumerate(zip(here.groups, job.groups, strict=False))
+        if mine.optimizer != theirs.optimizer
+    )
+    return found
+
+
+def _named(label: str, here: list[Any], job: list[Any]) -> list[str]:
+    mine, theirs = {x.name: x for x in here}, {x.name: x for x in job}
+    found = [f"{label} {name} is not in the job" for name in mine if name not in theirs]
+    found += [f"{label} {name} of the job is not here" for name in theirs if name not in mine]
+    for name in mine.keys() & theirs.keys():
+        left, right = _layout(mine[name]), _layout(theirs[name])
+        if left != right:
+            found.append(f"{label} {name} is {left} here, {right} in the job")
+    if not found and [x.name for x in here] != [x.name for x in job]:
+        found.append(f"the {label}s come in another order")
+    return found
+
+
+def _layout(part: Any) -> str:
+    size = part.shape if hasattr(part, "shape") else [part.rows, part.dim]
+    group = f", group {part.group}" if hasattr(part, "group") else ""
+    return f"{part.dtype} {size}{group}"
