@@ -1,0 +1,43 @@
+"""The TrainingJob as typed models: fields, defaults, validation. It imports nothing else of Shoal's."""
+
+from shoal.api.errors import ManifestError, Problem
+from shoal.api.job import (
+    API_VERSION,
+    KIND,
+    Checkpoint,
+    Master,
+    Metadata,
+    Output,
+    ParameterServer,
+    Resources,
+    RunPolicy,
+    Spec,
+    Trainer,
+    TrainingJob,
+)
+from shoal.api.load import for_script, from_mapping, load, loads, parse_trainers
+from shoal.api.types import Duration, Quantity
+
+__all__ = [
+    "API_VERSION",
+    "KIND",
+    "Checkpoint",
+    "Duration",
+    "ManifestError",
+    "Master",
+    "Metadata",
+    "Output",
+    "ParameterServer",
+    "Problem",
+    "Quantity",
+    "Resources",
+    "RunPolicy",
+    "Spec",
+    "Trainer",
+    "TrainingJob",
+    "for_script",
+    "from_mapping",
+    "load",
+    "loads",
+    "parse_trainers",
+]
