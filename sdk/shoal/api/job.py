@@ -64,7 +64,9 @@ class Metadata(Model):
 class Resources(Model):
     """What one process asks for and may use."""
 
-    requests: dict[str, Quantity] = Field(default_factory=dict, description="What is set aside, such as cpu and memory.")
+    requests: dict[str, Quantity] = Field(
+        default_factory=dict, description="What is set aside, such as cpu and memory."
+    )
     limits: dict[str, Quantity] = Field(default_factory=dict, description="What must not be exceeded.")
 
 
@@ -161,9 +163,9 @@ class Spec(Model):
     env: list[dict[str, Any]] = Field(default_factory=list, description="Environment of the trainers (EnvVar).")
     env_from: list[dict[str, Any]] = Field(default_factory=list, description="Environment sources (EnvFromSource).")
     strategy: Literal["ParameterServer"] = Field(default="ParameterServer", description="How gradients are combined.")
-    epochs: Count = Field(default=1, description="How often every sample counts.")
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = Field(
-        default=0, description="Seed of the samples' order and of the initial model."
+    epochs: Count | None = Field(default=None, description="How often every sample counts; unset: as the script says.")
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = Field(
+        default=None, description="Seed of the samples' order and of the initial model; unset: as the script says."
     )
     trainer: Trainer = Field(default_factory=Trainer, description="The trainers.")
     parameter_server: ParameterServer | None = Field(default=None, description="The parameter servers.")
@@ -181,7 +183,11 @@ class Spec(Model):
             raise ValueError(
                 "@parameterServer: strategy ParameterServer needs this section; add `parameterServer: {replicas: 1}`"
             )
-        for role, part in (("trainer", self.trainer), ("master", self.master), ("parameterServer", self.parameter_server)):
+        for role, part in (
+            ("trainer", self.trainer),
+            ("master", self.master),
+            ("parameterServer", self.parameter_server),
+        ):
             self._once(role, part)
         return self
 
@@ -189,7 +195,10 @@ class Spec(Model):
         """The short form and the template must not set the same thing."""
         name = "pserver" if role == "parameterServer" else role
         container = container_of(part.template, name)
-        short = {"resources": (part.resources, f"spec.{role}.resources"), "image": (self.image, "spec.image")}
+        short: dict[str, tuple[object, str]] = {
+            "resources": (part.resources, f"spec.{role}.resources"),
+            "image": (self.image, "spec.image"),
+        }
         if role == "trainer":
             short |= {
                 "command": (self.command, "spec.command"),

@@ -55,7 +55,9 @@ def loads(text: str, *, source: str = "manifest") -> TrainingJob:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 0
-        raise ManifestError([Problem("", f"not YAML: {getattr(error, 'problem', error)}", line)], source=source) from None
+        raise ManifestError(
+            [Problem("", f"not YAML: {getattr(error, 'problem', error)}", line)], source=source
+        ) from None
     if not nodes:
         raise ManifestError([Problem("", "the file is empty; it needs a TrainingJob")], source=source)
     if len(nodes) > 1:
@@ -93,7 +95,9 @@ def from_mapping(mapping: Any, *, source: str = "", lines: Mapping[str, int] | N
         ManifestError: Something is wrong with it.
     """
     if not isinstance(mapping, Mapping):
-        raise ManifestError([Problem("", "not a mapping; a TrainingJob has apiVersion, kind, metadata, spec")], source=source)
+        raise ManifestError(
+            [Problem("", "not a mapping; a TrainingJob has apiVersion, kind, metadata, spec")], source=source
+        )
     head = [
         Problem(name, f"is {mapping.get(name)!r}; write {name}: {wanted}", (lines or {}).get(name, 0))
         for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND))

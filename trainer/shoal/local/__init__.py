@@ -1,0 +1,1 @@
+"""Runs a TrainingJob as processes on this machine."""

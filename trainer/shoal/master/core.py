@@ -12,6 +12,7 @@ from typing import Any
 from shoal.master.ending import Ending
 from shoal.master.job import Close, Job, Send
 from shoal.master.progress import Reporter
+from shoal.master.records import MemberRecord
 from shoal.master.serving import Serving
 from shoal.master.training import Training
 from shoal.wire import messages as m
@@ -34,9 +35,7 @@ class Master:
         self.job = job
         self.ending = Ending(job)
         self.serving = Serving(job, moved=self._moved, fail=self.ending.fail)
-        self.training = Training(
-            job, shape_known=self._shape_known, all_done=self._all_done, fail=self.ending.fail
-        )
+        self.training = Training(job, shape_known=self._shape_known, all_done=self._all_done, fail=self.ending.fail)
         self.reporter = Reporter(job, etcd=etcd)
         self._connections: dict[int, tuple[Identity, float]] = {}
         self._observers: set[int] = set()
@@ -94,8 +93,6 @@ class Master:
             self.serving.greeted(connection, identity, now)
 
     def _note_server(self, identity: Identity) -> None:
-        from shoal.master.records import MemberRecord  # noqa: PLC0415 - a name for the type alone
-
         records = self.job.records
         records.members[identity.life] = MemberRecord(role=identity.role, index=identity.index, leases=[])
         records.touch_member(identity.life)

@@ -117,7 +117,7 @@ class Ending:
         """
         job, counters = self._job, self._job.records.counters
         per_epoch = job.plan.samples_per_epoch if job.plan is not None else 0
-        expected = per_epoch * job.settings.epochs
+        expected = per_epoch * job.epochs
         counts = [samples for samples, _ in self._counted.values()]
         if state == "Complete":
             counted = min(counts, default=0)
@@ -136,7 +136,7 @@ class Ending:
         )
         return Account(
             state=state,
-            epochs=job.settings.epochs,
+            epochs=job.epochs,
             samples=samples,
             joins=counters.joins,
             leaves=counters.leaves,

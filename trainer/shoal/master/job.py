@@ -29,8 +29,9 @@ class Settings:
     """What the manifest says, as far as the master must know it."""
 
     name: str
-    epochs: int
-    seed: int
+    epochs: int | None
+    """None: as the script says."""
+    seed: int | None
     servers: int
     checkpoint_seconds: float
     checkpoint_keep: int
@@ -122,9 +123,7 @@ class Job:
     _event_number: int = 0
 
     def __post_init__(self) -> None:
-        self.slots = SlotMap(
-            slots=self.settings.slots, servers=self.settings.servers, new_grant=self.new_grant
-        )
+        self.slots = SlotMap(slots=self.settings.slots, servers=self.settings.servers, new_grant=self.new_grant)
         self.slots.begun = self.records.begun
         self.last_progress = self.now
         if self.records.shape is not None:
@@ -138,9 +137,19 @@ class Job:
             drop_last=shape.drop_last,
             task_batches=shape.task_batches,
         )
-        self.queue = TaskQueue(self.plan, epochs=self.settings.epochs, slots=self.settings.slots)
+        self.queue = TaskQueue(self.plan, epochs=self.epochs, slots=self.settings.slots)
         for _ in range(max(self.records.open_epoch, 0) + 1):
             self.queue.open_next()
+
+    @property
+    def epochs(self) -> int:
+        """How often every sample counts: the manifest's word, else the first script's."""
+        return self.settings.epochs or self.records.schedule.epochs
+
+    @property
+    def seed(self) -> int:
+        """Of the samples' order: the manifest's word, else the first script's."""
+        return self.settings.seed if self.settings.seed is not None else self.records.schedule.seed
 
     @property
     def ended(self) -> bool:
@@ -158,7 +167,7 @@ class Job:
 
     def evaluations_stale(self) -> bool:
         """Tasks came back: the last epoch's score, if there is one, is of a model that will change."""
-        last = self.settings.epochs - 1
+        last = self.epochs - 1
         if last not in self.records.evaluations:
             return False
         self.records.evaluated(last, None)

@@ -14,20 +14,20 @@ While one transaction is under way the next one gathers, so many acknowledgement
 from __future__ import annotations
 
 import secrets
-import threading
-import time
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import msgspec
 
-from shoal.store import MAX_OPERATIONS, JobKeys, Store, StoreError, Unavailable
+from shoal.store import Compare, Delete, JobKeys, Put, Store, in_batches, missing, value_is
 
 __all__ = ["Deposed", "Keeper", "Leader"]
 
-RETRY_SECONDS = 0.05
+_ROOM: Final = 1
+"""Operations of each transaction that the leader's own key takes."""
 
 
-class Deposed(Exception):
+class Deposed(Exception):  # noqa: N818 - not an error: somebody else does the work
     """A newer master leads."""
 
 
@@ -44,7 +44,7 @@ class Keeper:
     """The master's hold on etcd.
 
     Args:
-        store: The client; used by one thread at a time.
+        store: The client. Its calls wait for an etcd that is away, until it is closed.
         keys: The job's.
         address: Where the master listens, for those who look it up.
     """
@@ -54,84 +54,79 @@ class Keeper:
         self._keys = keys
         self._address = address
         self._nonce = secrets.token_hex(8)
-        self._value = b""
-        self.generation = 0
+        self._value: bytes | None = None
         self._commits = 0
-        self._closing = threading.Event()
+        self.generation = 0
 
     def close(self) -> None:
         """Make a call that waits for etcd give up."""
-        self._closing.set()
+        self._store.close()
 
     def _next(self) -> bytes:
-        leader = Leader(
-            generation=self.generation, nonce=self._nonce, address=self._address, commits=self._commits + 1
+        return msgspec.json.encode(
+            Leader(generation=self.generation, nonce=self._nonce, address=self._address, commits=self._commits + 1)
         )
-        return msgspec.json.encode(leader)
+
+    def _expected(self) -> Compare:
+        return missing(self._keys.master) if self._value is None else value_is(self._keys.master, self._value)
 
     def lead(self) -> list[tuple[str, bytes]]:
-        """Take over; the records that the earlier master left.
+        """Take over; the records that the earlier master left, by key relative to the job.
 
         Raises:
             StoreError: etcd does not answer, or refused.
         """
         while True:
-            before = self._store.get(self._keys.master)
-            self.generation = (msgspec.json.decode(before, type=Leader).generation if before else 0) + 1
+            found = self._store.get(self._keys.master)
+            self._value = found.value if found is not None else None
+            before = msgspec.json.decode(self._value, type=Leader).generation if self._value is not None else 0
+            self.generation = before + 1
             value = self._next()
-            if self._store.transact({self._keys.master: before}, {self._keys.master: value}):
+            if self._store.transact([self._expected()], [Put(self._keys.master, value)]).succeeded:
                 self._value, self._commits = value, self._commits + 1
-                return self._store.read(self._keys.records)
+                break
+        pairs = self._store.get_prefix(self._keys.prefix).pairs
+        return [(self._keys.relative(pair.key), pair.value) for pair in pairs if pair.key != self._keys.master]
 
     def commit(
         self,
         changes: list[tuple[str, bytes | None]],
         *,
         everything: Callable[[], Iterable[tuple[str, bytes | None]]],
-        trouble: Callable[[str], None],
     ) -> None:
         """Write records; returns when they are durable.
 
         Args:
-            changes: Key (relative to the records' prefix) and value, None to delete.
+            changes: Key (relative to the job) and value, None to delete.
             everything: Gives all records, for an etcd that forgot.
-            trouble: Told what keeps etcd from answering; told ``''`` when it answers again.
 
         Raises:
             Deposed: A newer master leads.
-            Unavailable: Closed while etcd did not answer.
+            StoreError: Closed while etcd was away, or etcd refused.
         """
-        for start in range(0, max(len(changes), 1), MAX_OPERATIONS - 1):
-            part = changes[start : start + MAX_OPERATIONS - 1]
-            if not self._write(part, trouble=trouble):
+        operations = [self._operation(key, value) for key, value in changes]
+        for batch in in_batches(operations, room=_ROOM) if operations else [[]]:
+            if not self._write(list(batch)):
                 # etcd forgot: what it holds is older than what we know, so all of it is said again.
-                self.commit(list(everything()), everything=everything, trouble=trouble)
+                self.commit(list(everything()), everything=everything)
 
-    def _write(self, changes: list[tuple[str, bytes | None]], *, trouble: Callable[[str], None]) -> bool:
+    def _operation(self, key: str, value: bytes | None) -> Put | Delete:
+        full = self._keys.at(key)
+        return Delete(full) if value is None else Put(full, value)
+
+    def _write(self, operations: list[Put | Delete]) -> bool:
         """One transaction. False: it is written, but etcd had forgotten something before it."""
         value = self._next()
-        writes: dict[str, bytes | None] = {self._keys.records + key: data for key, data in changes}
-        writes[self._keys.master] = value
+        operations.append(Put(self._keys.master, value))
         remembered = True
-        troubled = False
-        while True:
-            try:
-                if self._store.transact({self._keys.master: self._value or None}, writes):
-                    break
-                found = self._store.get(self._keys.master)
-            except StoreError as error:
-                troubled = True
-                trouble(str(error))
-                if self._closing.wait(RETRY_SECONDS):
-                    raise Unavailable("closed while etcd did not answer") from None
-                continue
+        while not self._store.transact([self._expected()], operations).succeeded:
+            pair = self._store.get(self._keys.master)
+            found = pair.value if pair is not None else None
             if found == value:
                 break
             self._check(found)
             remembered = False
-            self._value = found or b""
-        if troubled:
-            trouble("")
+            self._value = found
         self._value, self._commits = value, self._commits + 1
         return remembered
 
@@ -141,19 +136,3 @@ class Keeper:
         leader = msgspec.json.decode(found, type=Leader)
         if leader.nonce != self._nonce and leader.generation >= self.generation:
             raise Deposed(f"a newer master leads (generation {leader.generation}) at {leader.address}")
-
-
-def wait_for_store(store: Store, *, seconds: float) -> str:
-    """Wait until etcd answers; its version.
-
-    Raises:
-        StoreError: It did not in that time.
-    """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return store.status().version
-        except Unavailable:
-            if time.monotonic() > end:
-                raise
-            time.sleep(RETRY_SECONDS)  # nothing announces that it listens

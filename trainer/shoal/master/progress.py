@@ -34,14 +34,14 @@ class Reporter:
         total = sum(queue.samples_done(epoch) for epoch in range(queue.open + 1)) if queue is not None else 0
         epoch = max(queue.open, 0) if queue is not None else 0
         rate = self._rate(now, total)
-        expected = per_epoch * job.settings.epochs
+        expected = per_epoch * job.epochs
         return Progress(
             state=self._state(),
             reason=job.records.outcome.reason if job.records.outcome is not None else "",
             generation=job.generation,
             etcd=self._etcd,
             epoch=epoch,
-            epochs=job.settings.epochs,
+            epochs=job.epochs,
             samples_done=queue.samples_done(epoch) if queue is not None else 0,
             samples_epoch=per_epoch,
             samples_total=total,
@@ -135,7 +135,7 @@ class Reporter:
             return "training", f"task {first.task} of epoch {first.epoch + 1}"
         return ("waiting" if view.wants else "starting"), ""
 
-    def _why(self, now: float) -> str:
+    def _why(self, now: float) -> str:  # noqa: PLR0911 - a list of reasons, the first that holds
         job = self._job
         if job.trouble:
             return job.trouble

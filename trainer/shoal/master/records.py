@@ -9,13 +9,13 @@ within one range cost one small put.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from shoal.wire.messages import Account, Evaluation, Lease, Shape
 
-__all__ = ["RANGE", "Counters", "MemberRecord", "Outcome", "Records"]
+__all__ = ["RANGE", "Counters", "MemberRecord", "Outcome", "Records", "Schedule"]
 
 RANGE = 512
 """Tasks in one record."""
@@ -42,6 +42,13 @@ class Counters(msgspec.Struct):
     seconds: float = 0.0
 
 
+class Schedule(msgspec.Struct):
+    """What the first trainer's script said about epochs and seed."""
+
+    epochs: int = 1
+    seed: int = 0
+
+
 class Outcome(msgspec.Struct):
     """How the job ended: ``files`` are the pinned snapshots that hold the final model, by slot."""
 
@@ -51,7 +58,16 @@ class Outcome(msgspec.Struct):
     account: Account | None
 
 
-T = TypeVar("T")
+_SINGLE: Final[dict[str, tuple[str, Any]]] = {
+    "shape": ("shape", Shape),
+    "schedule": ("schedule", Schedule),
+    "begun": ("begun", bool),
+    "epoch": ("open_epoch", int),
+    "saved": ("saved", list[str]),
+    "outcome": ("outcome", Outcome),
+    "counters": ("counters", Counters),
+}
+"""Records of which there is one: their attribute and type."""
 
 
 class Records:
@@ -59,6 +75,7 @@ class Records:
 
     def __init__(self) -> None:
         self.shape: Shape | None = None
+        self.schedule = Schedule()
         self.begun = False
         self.open_epoch = -1
         self.members: dict[int, MemberRecord] = {}
@@ -102,7 +119,7 @@ class Records:
         self._dirty.update(key for key, _ in self._all())
 
     def _all(self) -> Iterable[tuple[str, bytes | None]]:
-        for key in ("shape", "begun", "epoch", "saved", "outcome", "counters"):
+        for key in _SINGLE:
             yield key, self._value(key)
         for life in self.members:
             yield f"members/{life:016x}", None
@@ -151,18 +168,9 @@ class Records:
             self.members[int(rest, 16)] = msgspec.json.decode(value, type=MemberRecord)
         elif kind == "evaluations":
             self.evaluations[int(rest)] = msgspec.json.decode(value, type=str)
-        elif kind == "shape":
-            self.shape = msgspec.json.decode(value, type=Shape)
-        elif kind == "begun":
-            self.begun = msgspec.json.decode(value, type=bool)
-        elif kind == "epoch":
-            self.open_epoch = msgspec.json.decode(value, type=int)
-        elif kind == "saved":
-            self.saved = msgspec.json.decode(value, type=list[str])
-        elif kind == "outcome":
-            self.outcome = msgspec.json.decode(value, type=Outcome)
-        elif kind == "counters":
-            self.counters = msgspec.json.decode(value, type=Counters)
+        elif kind in _SINGLE:
+            name, type_ = _SINGLE[kind]
+            setattr(self, name, msgspec.json.decode(value, type=type_))
 
     def evaluation_list(self) -> list[Evaluation]:
         """Scores by epoch."""

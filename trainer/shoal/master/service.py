@@ -22,7 +22,7 @@ import msgspec
 from shoal.master.core import Master
 from shoal.master.job import Close, Send
 from shoal.master.keeper import Deposed, Keeper
-from shoal.store import StoreError, Unavailable
+from shoal.store import StoreClosedError, StoreError
 from shoal.wire import aio, auth
 from shoal.wire.address import listen
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
@@ -64,9 +64,7 @@ class Service:
         uid: The job's.
     """
 
-    def __init__(
-        self, master: Master, keeper: Keeper, *, identity: auth.Identity, token: auth.Token, uid: str
-    ) -> None:
+    def __init__(self, master: Master, keeper: Keeper, *, identity: auth.Identity, token: auth.Token, uid: str) -> None:
         self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToMaster)
         self.identity, self.token, self.uid = identity, token, uid
         self._master = master
@@ -147,6 +145,7 @@ class Service:
     def _commit_done(self, number: int) -> None:
         self._committed = number
         self._busy = False
+        self._master.job.trouble = ""
         while self._held and self._held[0][0] <= number:
             self._carry_out(self._held.popleft()[1])
         if self._master.job.records.changed:
@@ -164,11 +163,11 @@ class Service:
                 batch, self._batch = self._batch, []
                 number = self._batch_number
             try:
-                self._keeper.commit(batch, everything=self._everything, trouble=self._trouble)
+                self._keeper.commit(batch, everything=self._everything)
             except Deposed as error:
                 self._from_thread(self._give_up, str(error), EXIT_DEPOSED)
                 return
-            except Unavailable:
+            except StoreClosedError:
                 return
             except StoreError as error:
                 self._from_thread(self._give_up, str(error), EXIT_NO_ETCD)
@@ -192,9 +191,11 @@ class Service:
 
         return asyncio.run_coroutine_threadsafe(collect(), self._loop).result()
 
-    def _trouble(self, text: str) -> None:
+    def trouble(self, text: str) -> None:
+        """What keeps etcd from being written; called by the thread that waits for it."""
+
         def note() -> None:
-            if text and not self._master.job.trouble:
+            if not self._master.job.trouble:
                 self._master.job.event(text, "warning")
             self._master.job.trouble = text
 
@@ -262,7 +263,7 @@ class Service:
         wanted = self._noted
 
         async def wait() -> None:
-            while self._committed < wanted and not self._stop.is_set():
+            while self._committed < wanted and not self._stop.is_set():  # noqa: ASYNC110 - rare and short
                 await asyncio.sleep(0.005)
             if self._master.job.slots.question == question:
                 serving.confirmed(question)
@@ -273,7 +274,7 @@ class Service:
 
     async def _shut_down(self, thread: threading.Thread) -> None:
         end = time.monotonic() + 2.0
-        while self._committed < self._noted and not self._exit and time.monotonic() < end:
+        while self._committed < self._noted and not self._exit and time.monotonic() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         for peer in list(self._peers.values()):
             peer.close("the master stops")
@@ -285,7 +286,10 @@ class Service:
         await asyncio.to_thread(thread.join)
 
     def _log_events(self) -> None:
-        for number, _, level, text in self._master.job.events:
+        events = self._master.job.events
+        if not events or events[-1][0] == self._events_logged:
+            return
+        for number, _, level, text in events:
             if number > self._events_logged:
                 self._events_logged = number
                 log.log(getattr(logging, level.upper(), logging.INFO), "%s", text)

@@ -59,8 +59,8 @@ class Serving:
         accepted = Accepted(
             shape=job.records.shape,
             slots=settings.slots,
-            seed=settings.seed,
-            epochs=settings.epochs,
+            seed=job.seed,
+            epochs=job.epochs,
             interval=settings.checkpoint_seconds,
             keep=settings.checkpoint_keep,
             lease_seconds=settings.lease_seconds,

@@ -18,7 +18,7 @@ from shoal.wire.messages import NO_GRANT, Ask, Drop, Final, Free, Grant, Holder,
 __all__ = ["Order", "Pending", "ServerView", "SlotMap", "SlotsGone"]
 
 
-class SlotsGone(Exception):
+class SlotsGone(Exception):  # noqa: N818 - it names a state of affairs
     """A slot of a job that had begun is in no server's memory and in no snapshot: it cannot go on."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shoal.master.job import Job, TrainerView
-from shoal.master.records import MemberRecord
+from shoal.master.records import MemberRecord, Schedule
 from shoal.wire.auth import Identity
 from shoal.wire.messages import (
     Done,
@@ -69,7 +69,8 @@ class Training:
             return
         if job.records.shape is None:
             job.records.shape = message.shape
-            job.records.touch("shape", "epoch")
+            job.records.schedule = Schedule(epochs=message.epochs, seed=message.seed)
+            job.records.touch("shape", "schedule", "epoch")
             job.adopt_shape(message.shape)
             job.records.open_epoch = 0
         view = TrainerView(
@@ -104,8 +105,8 @@ class Training:
         job = self._job
         assert job.queue is not None
         return Registered(
-            epochs=job.settings.epochs,
-            seed=job.settings.seed,
+            epochs=job.epochs,
+            seed=job.seed,
             epoch=max(job.queue.open, 0),
             slots=job.settings.slots,
             output=job.settings.output,
@@ -185,7 +186,7 @@ class Training:
         for view in job.trainers.values():
             while view.wants:
                 view.wants.popleft()
-                job.send(view.connection, EpochDone(epoch=job.settings.epochs - 1))
+                job.send(view.connection, EpochDone(epoch=job.epochs - 1))
 
     def _serve_one(self, life: int, view: TrainerView) -> bool:
         job, queue = self._job, self._job.queue

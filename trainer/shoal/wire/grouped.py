@@ -57,7 +57,7 @@ class Grouped(Generic[T]):
         """Forget these keys."""
         gone = set(keys)
         for own, _ in self._groups:
-            own -= gone
+            own.difference_update(gone)
         self._groups = [group for group in self._groups if group[0]]
 
     def replace(self, keys: Collection[int], value: T) -> None:
@@ -84,7 +84,7 @@ class Grouped(Generic[T]):
                 continue
             copied: T = value.copy()  # type: ignore[assignment]
             change(copied)
-            own -= part
+            own.difference_update(part)
             self._groups.append((part, copied))
             split = True
         if split or len(self._groups) > 1:
@@ -95,7 +95,7 @@ class Grouped(Generic[T]):
         for keys, value in self._groups:
             for own, other in merged:
                 if other == value:
-                    own |= keys
+                    own.update(keys)
                     break
             else:
                 merged.append((keys, value))

@@ -245,9 +245,14 @@ class Leave(_Message, frozen=True):
 
 
 class Register(_Message, frozen=True):
-    """What this trainer trains, and the leases it still holds from an earlier connection."""
+    """What this trainer trains, and the leases it still holds from an earlier connection.
+
+    ``epochs`` and ``seed`` are the script's own, for a manifest that leaves them open.
+    """
 
     shape: Shape
+    epochs: int
+    seed: int
     leases: list[Lease]
     pid: int
     host: str

@@ -1,0 +1,126 @@
+"""``python -m shoal.master``: the master process of one job."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+
+from shoal.api import ManifestError, TrainingJob, load
+from shoal.master.core import Master
+from shoal.master.job import Job, Settings
+from shoal.master.keeper import Keeper
+from shoal.master.records import Records
+from shoal.master.service import Service
+from shoal.store import JobKeys, Store, StoreError
+from shoal.wire import auth, environment, logs
+from shoal.wire.address import publish
+
+log = logging.getLogger("shoal.master")
+
+LEASE_SECONDS = 10.0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m shoal.master", description="The master of one TrainingJob.")
+    parser.add_argument("--manifest", required=True, help="the TrainingJob, as YAML or JSON")
+    parser.add_argument("--etcd", required=True, help="etcd's host:port; several with commas between")
+    parser.add_argument("--listen", required=True, help="unix:///path or tcp://host:port")
+    parser.add_argument("--address-file", type=Path, help="where to write the address that others can call")
+    parser.add_argument(
+        "--lease-seconds",
+        type=float,
+        default=LEASE_SECONDS,
+        help="a member silent for so long is given up (default 10)",
+    )
+    return parser.parse_args()
+
+
+def settings_of(job: TrainingJob, *, lease_seconds: float) -> Settings:
+    """What the master needs of a manifest."""
+    spec = job.spec
+    return Settings(
+        name=job.metadata.name,
+        epochs=spec.epochs,
+        seed=spec.seed,
+        servers=job.servers,
+        checkpoint_seconds=spec.checkpoint.interval.seconds,
+        checkpoint_keep=spec.checkpoint.keep,
+        output=spec.output.path if spec.output is not None else "",
+        lease_seconds=lease_seconds,
+    )
+
+
+def _new_grant() -> int:
+    return secrets.randbits(62) + 1
+
+
+def main() -> int:
+    """Take over the job and serve it; the exit code."""
+    arguments = _arguments()
+    logs.set_up()
+    try:
+        manifest = load(arguments.manifest)
+        token = auth.Token.read(os.environ[environment.TOKEN_FILE])
+        uid = os.environ[environment.UID]
+    except (ManifestError, OSError, KeyError, ValueError) as error:
+        log.error("the master cannot start: %s", error)  # noqa: TRY400 - a message for people
+        return environment.EXIT_REFUSED
+    keys = JobKeys(namespace=manifest.metadata.namespace, name=manifest.metadata.name, uid=uid)
+    records = Records()
+    service: list[Service] = []
+
+    def trouble(text: str) -> None:
+        for running in service:
+            running.trouble(text)
+
+    try:
+        store = Store.connect(arguments.etcd, prefix=keys.prefix, timeout_seconds=20, on_trouble=trouble)
+        keeper = Keeper(store, keys, address=arguments.listen)
+        etcd = store.status()
+        records.load(keeper.lead())
+    except StoreError as error:
+        log.error("%s", error)  # noqa: TRY400 - a message for people
+        return environment.EXIT_NO_ETCD
+    except ValueError as error:
+        log.error("%s", error)  # noqa: TRY400 - a message for people
+        return environment.EXIT_REFUSED
+    if etcd.warning:
+        log.warning("%s", etcd.warning)
+    job = Job(
+        settings=settings_of(manifest, lease_seconds=arguments.lease_seconds),
+        records=records,
+        generation=keeper.generation,
+        new_grant=_new_grant,
+        now=time.monotonic(),
+        clock=time.monotonic,
+        wall=time.time,
+    )
+    job.event(f"master {keeper.generation} leads (etcd {etcd.version})")
+    gc.freeze()
+
+    def ready(address: str) -> None:
+        log.info("listening at %s", address)
+        if arguments.address_file is not None:
+            publish(arguments.address_file, address)
+
+    async def serve() -> int:
+        master = Master(job, etcd=f"etcd {etcd.version}")
+        service.append(Service(master, keeper, identity=_identity(), token=token, uid=uid))
+        return await service[0].run(arguments.listen, ready=ready)
+
+    return asyncio.run(serve())
+
+
+def _identity() -> auth.Identity:
+    return auth.Identity(role="master", index=0, life=auth.new_life())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
