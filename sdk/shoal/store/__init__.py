@@ -1,6 +1,55 @@
-"""etcd: the one module that imports its client, and the keys that operator and master share."""
+"""Everything that Shoal keeps in etcd, and the only package that imports an etcd client.
 
-from shoal.store.client import MAX_OPERATIONS, Status, Store, StoreError, Unavailable
-from shoal.store.keys import JobKeys
+No client for etcd survives its restart by itself, and none notices an etcd that came back older than it was. This one
+does both; its callers see answers that are late, never a broken connection. Who forgot what is told by callback.
+"""
 
-__all__ = ["MAX_OPERATIONS", "JobKeys", "Status", "Store", "StoreError", "Unavailable"]
+from shoal.store.client import Store
+from shoal.store.connection import Tls
+from shoal.store.errors import StoreClosedError, StoreError, StoreRefusedError, StoreUnreachableError
+from shoal.store.keys import ALL_JOBS, JobKeys
+from shoal.store.operations import (
+    MAXIMUM_BYTES,
+    MAXIMUM_OPERATIONS,
+    Compare,
+    Delete,
+    Event,
+    KeyValue,
+    Listing,
+    Put,
+    Status,
+    Transaction,
+    exists,
+    in_batches,
+    missing,
+    revision_is,
+    value_is,
+)
+from shoal.store.watch import Watch
+
+__all__ = [
+    "ALL_JOBS",
+    "MAXIMUM_BYTES",
+    "MAXIMUM_OPERATIONS",
+    "Compare",
+    "Delete",
+    "Event",
+    "JobKeys",
+    "KeyValue",
+    "Listing",
+    "Put",
+    "Status",
+    "Store",
+    "StoreClosedError",
+    "StoreError",
+    "StoreRefusedError",
+    "StoreUnreachableError",
+    "Tls",
+    "Transaction",
+    "Watch",
+    "exists",
+    "in_batches",
+    "missing",
+    "revision_is",
+    "value_is",
+]

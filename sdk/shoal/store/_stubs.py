@@ -8,6 +8,7 @@ back: a training script started by this process must not inherit them.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from typing import Any, Final
 
@@ -26,3 +27,6 @@ def _import_quietly() -> tuple[Any, Any]:
 
 # The client's high-level API is passed by: it hides the headers (cluster id, revision) that this package lives by.
 grpc, rpc = _import_quietly()
+
+# What gRPC logs of broken streams is handled here and reported once, in our words; without a handler Python prints it.
+logging.getLogger("grpc").addHandler(logging.NullHandler())

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self, TypeVar
 
+from shoal.store._stubs import rpc
 from shoal.store.connection import Connection, Connector, Lapsed, Tls, Trouble, header_of
 from shoal.store.errors import StoreClosedError, StoreUnreachableError
 from shoal.store.history import Header, Seen, Verdict, Witness, judge
@@ -28,7 +29,6 @@ from shoal.store.requests import (
     still_remembers,
     transaction_request,
 )
-from shoal.store._stubs import rpc
 from shoal.store.watch import Watch
 
 __all__ = ["Store"]
@@ -60,6 +60,7 @@ class Store:
         self._on_trouble = on_trouble
         self._on_forgot = on_forgot
         self._lock = threading.Lock()
+        self._history_lock = threading.Lock()
         self._closed = threading.Event()
         self._connection: Connection | None = None
         self._seen = Seen()
@@ -178,7 +179,8 @@ class Store:
                 raise Trouble(f"etcd changed while {prefix!r} was read: {error}") from error
             return (header, listing), newest(listing.pairs)
 
-        (_, listing), _ = self._ask(call, patience_seconds=patience_seconds)
+        answer, _ = self._ask(call, patience_seconds=patience_seconds)
+        listing: Listing = answer[1]
         return listing
 
     def watch(
@@ -220,7 +222,7 @@ class Store:
             if self._closed.is_set():
                 raise StoreClosedError("the store is closed")
             self._watches.add(watch)
-        watch.start()
+            watch.start()
         return watch
 
     def status(self, *, patience_seconds: float | None = None) -> Status:
@@ -278,9 +280,8 @@ class Store:
         started = time.monotonic()
         pause, reminder = _FIRST_PAUSE_SECONDS, 0.0
         while True:
-            connection: Connection | None = None
+            connection = self._current()
             try:
-                connection = self._current()
                 return call(connection)
             except Trouble as trouble:
                 text = str(trouble)
@@ -300,26 +301,19 @@ class Store:
         with self._lock:
             if self._closed.is_set():
                 raise StoreClosedError("the store is closed")
-            if self._connection is not None:
-                return self._connection
-            connection = self._connector.make()
-            # Known before it is used: close() must be able to cut off the login as well.
-            self._connection = connection
-        self._connector.log_in(connection)
-        return connection
+            if self._connection is None:
+                self._connection = self._connector.make()
+            return self._connection
 
-    def _abandon(self, connection: Connection | None) -> None:
+    def _abandon(self, connection: Connection) -> None:
         with self._lock:
             self._doubt = True
-            if connection is None:
-                connection = self._connection
             if self._connection is connection:
                 self._connection = None
-        if connection is not None:
-            connection.close()
+        connection.close()
 
     def _settle(self, before: Seen, header: Header, witness: Witness | None, connection: Connection) -> bool:
-        with self._lock:
+        with self._history_lock:
             if before.life != self._seen.life:
                 # Another thread noticed while this one waited, and has told everybody.
                 return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,8 +75,7 @@ class Tls:
         """
         try:
             files = [
-                path.read_bytes() if path else None
-                for path in (self.certificate_authority, self.key, self.certificate)
+                path.read_bytes() if path else None for path in (self.certificate_authority, self.key, self.certificate)
             ]
         except OSError as error:
             raise StoreRefusedError(f"a certificate for etcd cannot be read: {error}") from error
@@ -126,6 +126,8 @@ def _sorted_out(error: Any, endpoint: str) -> Exception:
         return Trouble(text)
     if code == "RESOURCE_EXHAUSTED" and "space" in details:
         return Trouble(f"{text}: compact and defragment it, or start it with a larger --quota-backend-bytes")
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
+        return StoreRefusedError(f"{text}: the request is too large, cut it with shoal.store.in_batches")
     if code == "UNIMPLEMENTED":
         return StoreRefusedError(f"{text}: it does not speak etcd's v3 protocol")
     return StoreRefusedError(text) if code in _HOPELESS else Trouble(text)
@@ -134,26 +136,17 @@ def _sorted_out(error: Any, endpoint: str) -> Exception:
 class Connection:
     """A channel with the calls that this package makes. All block; all may be cut off by `close`."""
 
-    def __init__(self, endpoint: str, tls: Tls | None) -> None:
+    def __init__(self, endpoint: str, *, tls: Tls | None, username: str | None, password: str | None) -> None:
         target, secure = _target(endpoint)
         self.endpoint = endpoint
+        self._login = (username, password) if username is not None and password is not None else None
+        self._login_lock = threading.Lock()
         if secure or tls is not None:
             self._channel = grpc.secure_channel(target, (tls or Tls()).credentials(), options=_OPTIONS)
         else:
             self._channel = grpc.insecure_channel(target, options=_OPTIONS)
-        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._metadata: tuple[tuple[str, str], ...] | None = None if self._login else ()
         self._kv = rpc.KVStub(self._channel)
-
-    def log_in(self, username: str, password: str) -> None:
-        """Get a token for the calls to come.
-
-        Raises:
-            Trouble: Etcd is away.
-            StoreRefusedError: The name or the password is wrong, or etcd wants neither.
-        """
-        request = rpc.AuthenticateRequest(name=username, password=password)
-        answer = self._call(rpc.AuthStub(self._channel).Authenticate, request)
-        self._metadata = (("token", answer.token),)
 
     def transact(self, request: Any) -> Any:
         """Carry out a ``TxnRequest``."""
@@ -170,7 +163,7 @@ class Connection:
     def watch(self, requests: Iterator[Any]) -> Any:
         """Open a stream of events; the call that is returned can be cancelled."""
         with _sorted_errors(self.endpoint):
-            return rpc.WatchStub(self._channel).Watch(requests, metadata=self._metadata)
+            return rpc.WatchStub(self._channel).Watch(requests, metadata=self._token())
 
     def next_of(self, call: Any) -> Any:
         """The next message of a stream, however long it takes."""
@@ -182,7 +175,18 @@ class Connection:
 
     def _call(self, method: Any, request: Any) -> Any:
         with _sorted_errors(self.endpoint):
-            return method(request, timeout=_TRY_SECONDS, metadata=self._metadata)
+            return method(request, timeout=_TRY_SECONDS, metadata=self._token())
+
+    def _token(self) -> tuple[tuple[str, str], ...]:
+        """Log in before the first call: a token lives no longer than the etcd that gave it, nor does this channel."""
+        if self._metadata is None:
+            with self._login_lock:
+                if self._metadata is None:
+                    assert self._login is not None
+                    request = rpc.AuthenticateRequest(name=self._login[0], password=self._login[1])
+                    answer = rpc.AuthStub(self._channel).Authenticate(request, timeout=_TRY_SECONDS)
+                    self._metadata = (("token", answer.token),)
+        return self._metadata
 
     def close(self) -> None:
         """Cut off whatever runs, from any thread."""
@@ -216,9 +220,5 @@ class Connector:
 
     def make(self) -> Connection:
         """A new channel; nothing is sent yet."""
-        return Connection(self.endpoints[next(self._turn) % len(self.endpoints)], self.tls)
-
-    def log_in(self, connection: Connection) -> None:
-        """Make a channel ready for calls."""
-        if self.username is not None and self.password is not None:
-            connection.log_in(self.username, self.password)
+        endpoint = self.endpoints[next(self._turn) % len(self.endpoints)]
+        return Connection(endpoint, tls=self.tls, username=self.username, password=self.password)

