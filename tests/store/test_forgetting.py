@@ -45,6 +45,7 @@ def put(store, name, value=b""):
 def test_a_restart_forgets_nothing(store, etcd, told):
     follower = Follower(store)
     put(store, "a")
+    eventually(lambda: "/shoal/a" in follower.values, what="the first key")
     etcd.restart()
     assert not put(store, "b").forgot
     etcd.kill()

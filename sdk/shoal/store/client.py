@@ -209,10 +209,12 @@ class Store:
             StoreClosedError: The store is closed.
         """
         self._check(prefix)
+        known = self._seen.witness
         watch = Watch(
             self._connector,
             prefix=prefix,
             from_revision=from_revision,
+            witness=known if known and from_revision and known.revision < from_revision else None,
             on_events=on_events,
             on_reset=on_reset,
             on_trouble=self._on_trouble,
@@ -229,6 +231,7 @@ class Store:
         """Ask which etcd this is (one member, who may lag behind the cluster).
 
         Raises:
+            StoreRefusedError: An etcd with users (3.6, and later 3.5) tells this to its root only: go on without.
             StoreError: As with `transact`.
         """
         # No judgement by this answer: a lagging member's lower revision is no loss.

@@ -40,6 +40,7 @@ class Watch:
         *,
         prefix: str,
         from_revision: int | None,
+        witness: Witness | None,
         on_events: Callable[[list[Event]], None],
         on_reset: Callable[[Listing, str], None],
         on_trouble: Callable[[str], None],
@@ -54,7 +55,8 @@ class Watch:
         self._on_end = on_end
         self._reason = "the watch begins"
         self._cluster_id: int | None = None
-        self._witness: Witness | None = None
+        self._term: int | None = None
+        self._witness = witness
         self._closed = threading.Event()
         self._connection: Connection | None = None
         self._pause = _FIRST_PAUSE_SECONDS
@@ -96,7 +98,8 @@ class Watch:
 
     def _forget(self, reason: str) -> None:
         _log.info("watch of %r begins anew: %s", self._prefix, reason)
-        self._reason, self._next, self._cluster_id, self._witness = reason, None, None, None
+        self._reason, self._next = reason, None
+        self._cluster_id = self._term = self._witness = None
 
     def _follow(self, connection: Connection) -> None:
         """One stream, from its opening to its end.
@@ -131,7 +134,8 @@ class Watch:
         if self._closed.is_set():
             raise Trouble("closed")
         self._on_reset(listing, self._reason)
-        self._cluster_id, self._witness, self._next = header.cluster_id, newest(listing.pairs), header.revision + 1
+        self._cluster_id, self._term = header.cluster_id, header.term
+        self._witness, self._next = newest(listing.pairs), header.revision + 1
 
     def _request(self, revision: int) -> Any:
         key = self._prefix.encode()
@@ -151,10 +155,12 @@ class Watch:
         if self._witness is not None:
             header, remembered = still_remembers(connection, self._witness, self._prefix)
         else:
-            header, remembered = current_header(connection, self._prefix), True
+            header = current_header(connection, self._prefix)
+            # Nothing is known by which to tell a restart from an older copy; as little is there to be read anew.
+            remembered = self._term in (None, header.term)
         same = self._cluster_id in (None, header.cluster_id)
         if remembered and same and header.revision >= revision - 1:
-            self._cluster_id = header.cluster_id
+            self._cluster_id, self._term = header.cluster_id, header.term
             return
         reason = self._explain(header, revision, same=same)
         self._forget(reason)
@@ -163,6 +169,8 @@ class Watch:
     def _explain(self, header: Header, revision: int, *, same: bool) -> str:
         if not same:
             return "another cluster answers at etcd's address"
+        if self._witness is None and header.revision >= revision - 1:
+            return "etcd was restarted, and nothing is known to recognise it by"
         return f"etcd lost writes: it is at revision {header.revision}, {revision - 1} was seen before"
 
     def _deliver(self, connection: Connection, call: Any) -> None:

@@ -12,6 +12,7 @@ which starts the process, waits for its end, and does nothing else.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib.util
 import os
 import re
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from shoal.store import Store, StoreError, StoreUnreachableError
+from shoal.store import Store, StoreRefusedError, StoreUnreachableError
 
 __all__ = ["EtcdBinary", "EtcdError", "EtcdServer", "find_etcd", "is_endpoint"]
 
@@ -84,8 +85,7 @@ def find_etcd(named: str | None = None) -> EtcdBinary:
             raise EtcdError(f"--etcd {named}: that is no etcd binary that runs; {_THREE_WAYS}")
         return EtcdBinary(path.resolve(), version, None if _is_good(version) else _warning(version))
     on_path = shutil.which("etcd")
-    # The package puts a Python script of the same name on the PATH; it is found below as the binary it starts.
-    if on_path is not None and not _is_script(Path(on_path)):
+    if on_path is not None:
         version = _version_of(Path(on_path))
         if version is not None and _is_good(version):
             return EtcdBinary(Path(on_path), version)
@@ -107,11 +107,6 @@ def _warning(version: str) -> str:
 def _is_good(version: str) -> bool:
     numbers = tuple(int(part) for part in version.split("."))
     return numbers >= (3, 5, 3) or (3, 4, 16) <= numbers < (3, 5)
-
-
-def _is_script(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"#!"
 
 
 def _version_of(binary: Path) -> str | None:
@@ -146,6 +141,7 @@ class EtcdServer:
     def __init__(self, binary: EtcdBinary, folder: Path) -> None:
         self.binary = binary
         self.folder = folder.resolve()
+        self._lock: int | None = None
         self._sockets: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
@@ -186,7 +182,9 @@ class EtcdServer:
         """
         if self.running:
             return
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_folder()
+        self.data.mkdir(mode=0o700, exist_ok=True)
         self._launch()
         try:
             self._await(timeout_seconds)
@@ -205,7 +203,7 @@ class EtcdServer:
         self._signal(signal.SIGKILL)
         self._join()
 
-    def stop(self, *, timeout_seconds: float = 5.0) -> None:
+    def stop(self, *, timeout_seconds: float = 2.0) -> None:
         """End it: SIGTERM, and SIGKILL if that does not help; does nothing if it does not run."""
         self._signal(signal.SIGTERM)
         if self._process is not None and not self._ended.wait(timeout_seconds):
@@ -216,6 +214,21 @@ class EtcdServer:
         if self._sockets is not None and self._sockets != self.folder:
             shutil.rmtree(self._sockets, ignore_errors=True)
             self._sockets = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _lock_folder(self) -> None:
+        """A second etcd here would first take the first one's socket away, and only then notice that data are in use."""
+        if self._lock is not None:
+            return
+        lock = os.open(self.folder / "etcd.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise EtcdError(f"another process runs its etcd in {self.folder}: end it, or use another folder") from None
+        self._lock = lock
 
     def _join(self) -> None:
         if self._keeper is not None:
@@ -291,6 +304,8 @@ class EtcdServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            # Who may write into the socket may write into etcd.
+            umask=0o077,
             # Ctrl-C at the terminal must reach the job first, etcd last.
             start_new_session=True,
             preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  (two system calls, no lock: see _LIBC)
@@ -306,8 +321,9 @@ class EtcdServer:
                 Store.connect(self.endpoint, prefix="", timeout_seconds=0.5).close()
             except StoreUnreachableError:
                 continue
-            except StoreError as error:
-                raise EtcdError(f"etcd does not work: {error}") from error
+            except StoreRefusedError:
+                # It answers; that it asks who is there is its user's doing.
+                pass
             return
         raise EtcdError(f"etcd does not answer after {timeout_seconds:g} s: {self._last_words()}")
 

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.store.history import Header, Seen, Verdict, Witness, judge
+
+headers = st.builds(Header, st.integers(1, 2), st.integers(0, 50), st.integers(1, 3))
+
+
+@given(headers, headers)
+def test_a_header_convicts_doubts_or_agrees(first, second):
+    seen = Seen().with_answer(first, None)
+    verdict = judge(seen, second)
+    if second.cluster_id != first.cluster_id or second.revision < first.revision:
+        assert verdict is Verdict.FORGOT
+    elif second.term != first.term:
+        assert verdict is Verdict.DOUBT
+    else:
+        assert verdict is Verdict.SAME
+
+
+@given(st.lists(st.integers(1, 50), min_size=1))
+def test_answers_that_overtake_each_other_never_lower_what_was_seen(revisions):
+    seen = Seen()
+    for revision in revisions:
+        seen = seen.with_answer(Header(1, revision, 1), Witness(b"k", b"v", revision))
+    assert seen.header.revision == seen.witness.revision == max(revisions)
+
+
+@given(headers)
+def test_the_first_answer_is_believed(header):
+    assert judge(Seen(), header) is Verdict.SAME
+
+
+def test_a_new_life_knows_nothing_of_the_old_one():
+    seen = Seen().with_answer(Header(1, 9, 1), Witness(b"k", b"v", 9)).forgotten(Header(1, 3, 1), None)
+    assert (seen.life, seen.header.revision, seen.witness) == (1, 3, None)
