@@ -1,0 +1,139 @@
+"""How each process of a job is started on one machine: its command, environment and share of the cores. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.api import ManifestError, Problem, Resources, TrainingJob
+from shoal.local.processes import Launch
+from shoal.local.supervisor import MASTER, SERVER, TRAINER
+from shoal.wire import environment as names
+
+__all__ = ["Launcher", "variables"]
+
+_PYTHONS = {"python", "python3"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """Makes the launch of any process of one job.
+
+    Attributes:
+        job: The job.
+        manifest: File with the job, for the master.
+        folder: Where the training command runs.
+        token: File with the job's token.
+        uid: The job's.
+        sockets: Folder with the sockets; its path is short.
+        master: File with the master's address.
+        snapshots: Folder with a folder of snapshots per parameter server.
+        etcd: Endpoint of etcd.
+        cores: How many cores this job may use.
+        inherited: The environment of this process.
+    """
+
+    job: TrainingJob
+    manifest: Path
+    folder: Path
+    token: Path
+    uid: str
+    sockets: Path
+    master: Path
+    snapshots: Path
+    etcd: str
+    cores: int
+    inherited: Mapping[str, str]
+
+    def launch(self, role: str, index: int, *, trainers: int) -> Launch:
+        """What to start for a role and index, while ``trainers`` are wanted."""
+        if role == TRAINER:
+            return self._trainer(index, trainers)
+        command = self._master_command() if role == MASTER else self._server_command(index)
+        environment = self._environment(role, index, trainers)
+        return Launch(command=command, environment=environment, folder=self.manifest.parent)
+
+    def _trainer(self, index: int, trainers: int) -> Launch:
+        spec = self.job.spec
+        command = [*spec.command, *spec.args]
+        # The Python that runs the job's other processes: one Shoal on both sides, also where no environment is active.
+        if command[0] in _PYTHONS:
+            command[0] = sys.executable
+        given = variables(self.job, self.inherited)
+        environment = self._environment(TRAINER, index, trainers, given)
+        return Launch(command=command, environment=environment, folder=self.folder)
+
+    def _master_command(self) -> list[str]:
+        return [
+            *(sys.executable, "-m", "shoal.master"),
+            *("--manifest", str(self.manifest)),
+            *("--etcd", self.etcd),
+            *("--listen", f"unix://{self.sockets / 'master'}"),
+            *("--address-file", str(self.master)),
+            *("--namespace", self.job.metadata.namespace),
+        ]
+
+    def _server_command(self, index: int) -> list[str]:
+        return [
+            *(sys.executable, "-m", "shoal.pserver"),
+            *("--listen", f"unix://{self.sockets / f'pserver-{index}'}"),
+            *("--snapshots", str(self.snapshots / f"pserver-{index}")),
+        ]
+
+    def _environment(
+        self, role: str, index: int, trainers: int, given: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        environment = {**self.inherited, **(given or {})}
+        environment.setdefault("OMP_NUM_THREADS", str(self._threads(role, trainers)))
+        # What a script prints is in its log at once.
+        environment.setdefault("PYTHONUNBUFFERED", "1")
+        environment |= {
+            names.MASTER: f"file://{self.master}",
+            names.TOKEN_FILE: str(self.token),
+            names.UID: self.uid,
+            names.ROLE: role,
+            names.INDEX: str(index),
+        }
+        return environment
+
+    def _threads(self, role: str, trainers: int) -> int:
+        resources = _resources(self.job, role)
+        if resources is not None and "cpu" in resources.requests:
+            return max(1, int(resources.requests["cpu"].amount))
+        return max(1, self.cores // (trainers + self.job.servers))
+
+
+def _resources(job: TrainingJob, role: str) -> Resources | None:
+    spec = job.spec
+    part = {TRAINER: spec.trainer, SERVER: spec.parameter_server, MASTER: spec.master}[role]
+    return part.resources if part is not None else None
+
+
+def variables(job: TrainingJob, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The manifest's environment of the trainers.
+
+    A variable that a cluster would take from elsewhere (``valueFrom``) is taken from the environment of ``shoal run``.
+
+    Raises:
+        ManifestError: A variable has no name, or it comes from elsewhere and is not set here.
+    """
+    found: dict[str, str] = {}
+    problems = []
+    for number, entry in enumerate(job.spec.env):
+        name = entry.get("name")
+        if not isinstance(name, str) or not name or "=" in name:
+            problems.append(Problem(f"spec.env.{number}.name", "is missing; add the variable's name"))
+        elif "valueFrom" not in entry:
+            found[name] = str(entry.get("value", ""))
+        elif name not in inherited:
+            problems.append(
+                Problem(
+                    f"spec.env.{number}.valueFrom",
+                    f"needs a cluster; on one machine run with {name} set: export {name}=...",
+                )
+            )
+    if problems:
+        raise ManifestError(problems)
+    return found

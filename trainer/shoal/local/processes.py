@@ -1,0 +1,183 @@
+"""Starts, watches and ends the processes of a job on this machine.
+
+Each has a session of its own, so that Ctrl-C at the terminal reaches the runner alone, and dies with the runner even
+where that is killed outright (PR_SET_PDEATHSIG), so nothing is left behind. An exit is noticed by the event loop
+through a pidfd, at once and without polling. The rest of its group (a data loader's workers) is killed before the dead
+leader is reaped: until then its number cannot belong to somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Launch", "LaunchError", "Processes", "last_words"]
+
+_PR_SET_PDEATHSIG: Final = 1
+# Loaded before any fork: between fork and exec only calls that take no lock are safe.
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_TAIL_BYTES: Final = 16384
+
+
+class LaunchError(Exception):
+    """A process cannot be started; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What to start.
+
+    Attributes:
+        command: The program and its arguments.
+        environment: All of it, not only what differs.
+        folder: The working directory.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+
+
+@dataclass(slots=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    descriptor: int
+    log: Path
+    said_before: int
+    started: float
+
+
+Place = tuple[str, int]
+
+
+class Processes:
+    """The running processes, by role and index. To be used on the thread of the event loop.
+
+    Args:
+        logs: Folder of the logs, ``ROLE-N.log``.
+        on_exit: Told role, index, code (negative: the signal), and the process's last words.
+    """
+
+    def __init__(self, logs: Path, on_exit: Callable[[str, int, int, str], None]) -> None:
+        self._logs = logs
+        self._on_exit = on_exit
+        self._children: dict[Place, _Child] = {}
+
+    def pid(self, role: str, index: int) -> int | None:
+        """The process's number, if it runs."""
+        child = self._children.get((role, index))
+        return child.process.pid if child is not None else None
+
+    def age(self, role: str, index: int) -> float:
+        """For how many seconds it has run; 0 if it does not."""
+        child = self._children.get((role, index))
+        return time.monotonic() - child.started if child is not None else 0.0
+
+    def start(self, role: str, index: int, launch: Launch) -> int:
+        """Start a process; its output goes to its log, behind a line that says so.
+
+        Raises:
+            LaunchError: It cannot be started.
+        """
+        assert (role, index) not in self._children
+        log = self._logs / f"{role}-{index}.log"
+        head = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} starts: {shlex.join(launch.command)}\n"
+        try:
+            with log.open("ab") as stream:
+                stream.write(head.encode(errors="replace"))
+                stream.flush()
+                said_before = stream.tell()
+                process = subprocess.Popen(
+                    launch.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    cwd=launch.folder,
+                    env=dict(launch.environment),
+                    start_new_session=True,
+                    preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  (two system calls, no lock: see _LIBC)
+                )
+        except OSError as error:
+            raise LaunchError(f"{role}-{index} cannot be started: {_reason(error, launch)}") from error
+        child = _Child(process, os.pidfd_open(process.pid), log, said_before, time.monotonic())
+        self._children[role, index] = child
+        asyncio.get_running_loop().add_reader(child.descriptor, self._ended, (role, index))
+        return process.pid
+
+    def signal(self, role: str, index: int, number: int) -> None:
+        """Send a signal: SIGKILL to the whole group, others to the process alone, which knows its children."""
+        child = self._children.get((role, index))
+        if child is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if number == signal.SIGKILL:
+                os.killpg(child.process.pid, number)
+            else:
+                signal.pidfd_send_signal(child.descriptor, number)
+
+    def kill_all(self) -> None:
+        """End everything now, and wait for it; for an end without order."""
+        for (role, index), child in list(self._children.items()):
+            self.signal(role, index, signal.SIGKILL)
+            self._forget((role, index))
+            child.process.wait()
+
+    def _forget(self, place: Place) -> None:
+        child = self._children.pop(place)
+        asyncio.get_running_loop().remove_reader(child.descriptor)
+        os.close(child.descriptor)
+
+    def _ended(self, place: Place) -> None:
+        child = self._children[place]
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+        self._forget(place)
+        code = child.process.wait()
+        self._on_exit(*place, code, last_words(child.log, since=child.said_before) if code > 0 else "")
+
+
+def last_words(log: Path, *, since: int = 0) -> str:
+    """What a process said last: its last traceback, else its last lines.
+
+    Args:
+        log: Its log.
+        since: Where in the log its life began, in bytes.
+    """
+    try:
+        with log.open("rb") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(since, end - _TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in lines if line.strip()]
+    heads = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    return "\n".join(lines[heads[-1] :] if heads else lines[-3:])
+
+
+def _reason(error: OSError, launch: Launch) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename == str(launch.folder):
+        return f"there is no folder {launch.folder}"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no program {launch.command[0]!r} on the PATH (spec.command)"
+    return str(error)
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    def set_signal() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The parent may have died before the call: then no signal will come.
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return set_signal
