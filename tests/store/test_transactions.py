@@ -105,6 +105,14 @@ def test_no_etcd_is_said_with_address_and_fix():
         Store.connect("nonsense", prefix="/")
 
 
+def test_a_member_that_is_down_costs_one_try(etcd, told):
+    endpoints = f"127.0.0.1:1,{etcd.endpoint}"
+    with Store.connect(endpoints, prefix="/shoal/", on_trouble=told["trouble"]) as store:
+        assert store.transact([], [Put(KEY, b"")]).succeeded
+    assert len(told["trouble"]) == 1
+    assert "127.0.0.1:1" in told["trouble"][0]
+
+
 def test_no_password_in_any_repr(etcd):
     with pytest.raises(StoreRefusedError) as refused:
         Store.connect(etcd.endpoint, prefix="/", username="user", password="hidden-word")

@@ -218,6 +218,7 @@ class Store:
             on_events=on_events,
             on_reset=on_reset,
             on_trouble=self._on_trouble,
+            on_gap=self._begin_to_doubt,
             on_end=self._watches.discard,
         )
         with self._lock:
@@ -256,6 +257,10 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({', '.join(self._connector.endpoints)}, prefix={self._prefix!r})"
+
+    def _begin_to_doubt(self) -> None:
+        """A watch lost its stream, so etcd may be another one, although gRPC hides that from a channel at rest."""
+        self._doubt = True
 
     def _check(self, key: str) -> None:
         if not key.startswith(self._prefix):

@@ -44,6 +44,7 @@ class Watch:
         on_events: Callable[[list[Event]], None],
         on_reset: Callable[[Listing, str], None],
         on_trouble: Callable[[str], None],
+        on_gap: Callable[[], None],
         on_end: Callable[[Watch], None],
     ) -> None:
         self._connector = connector
@@ -52,6 +53,7 @@ class Watch:
         self._on_events = on_events
         self._on_reset = on_reset
         self._on_trouble = on_trouble
+        self._on_gap = on_gap
         self._on_end = on_end
         self._reason = "the watch begins"
         self._cluster_id: int | None = None
@@ -85,6 +87,7 @@ class Watch:
                 if not self._closed.is_set():
                     self._follow(connection)
             except (Trouble, StoreRefusedError) as trouble:
+                self._on_gap()
                 now = time.monotonic()
                 if not self._closed.is_set() and now >= reminder:
                     self._on_trouble(f"watch of {self._prefix!r}: {trouble}")
