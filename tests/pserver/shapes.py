@@ -1,0 +1,94 @@
+"""Shapes, plain loops and memory for the tests of the parameter server's tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.pserver.dense import DenseViews
+from shoal.pserver.optimizers import group_options
+from shoal.pserver.parameters import Parameters
+from shoal.wire.layout import Area, pieces
+from shoal.wire.messages import DenseParameter, Group, Shape, SparseTable
+from shoal.wire.messages import Tensor as TensorShape
+
+SIZES: dict[str, list[int]] = {"weight": [7, 5], "scale": [], "bias": [3], "deep.weight": [4, 4]}
+
+
+def make_shape(
+    *,
+    optimizer: str = "SGD",
+    options: dict[str, Any] | None = None,
+    sizes: dict[str, list[int]] | None = None,
+    dtype: str = "float32",
+    tables: list[SparseTable] | None = None,
+    groups: list[Group] | None = None,
+    buffers: list[TensorShape] | None = None,
+) -> Shape:
+    given = SIZES if sizes is None else sizes
+    return Shape(
+        samples=100,
+        fingerprint="f",
+        batch_size=10,
+        drop_last=False,
+        shuffle=True,
+        task_batches=2,
+        accumulate=1,
+        dense=[DenseParameter(name, size, dtype, 0) for name, size in given.items()],
+        tables=tables or [],
+        groups=groups or [Group(optimizer, registered(optimizer, options or {}))],
+        buffers=buffers or [],
+    )
+
+
+def registered(optimizer: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a trainer registers for an optimizer of the script with these options."""
+    made = getattr(torch.optim, optimizer)([torch.zeros(1)], **options)
+    return group_options(made.param_groups[0])
+
+
+def make_views(shape: Shape, slots_total: int, slots: list[int]) -> DenseViews:
+    area = Area(shape, slots_total, slots)
+    return DenseViews(area, bytearray(max(area.size, 1)))
+
+
+def fill(views: DenseViews, shape: Shape, values: list[Tensor | None]) -> DenseViews:
+    """Write whole parameters (or gradients) into the views."""
+    cut = pieces(shape, views.area.slots_total)
+    for slot, tensors in views.by_slot.items():
+        for piece, tensor in zip(cut[slot], tensors, strict=True):
+            value = values[piece.parameter]
+            if value is not None:
+                tensor.copy_(value.reshape(-1)[piece.start : piece.stop])
+    return views
+
+
+def whole(parameters: Parameters, shape: Shape, slots_total: int) -> list[Tensor]:
+    """The dense parameters put together from all slots."""
+    views = make_views(shape, slots_total, parameters.slots)
+    parameters.read(views)
+    made = [torch.zeros(p.shape, dtype=getattr(torch, p.dtype)).reshape(-1) for p in shape.dense]
+    cut = pieces(shape, slots_total)
+    for slot, tensors in views.by_slot.items():
+        for piece, tensor in zip(cut[slot], tensors, strict=True):
+            made[piece.parameter][piece.start : piece.stop] = tensor
+    return [value.reshape(p.shape) for value, p in zip(made, shape.dense, strict=True)]
+
+
+def started(shape: Shape, slots_total: int, values: list[Tensor]) -> Parameters:
+    """A server that holds every slot, with these initial values."""
+    parameters = Parameters(shape, slots_total, seed=5)
+    views = fill(make_views(shape, slots_total, list(range(slots_total))), shape, list(values))
+    for slot in range(slots_total):
+        parameters.initialise(slot, views)
+    return parameters
+
+
+def restarted(parameters: Parameters) -> Parameters:
+    """A fresh server that loaded what another one holds."""
+    fresh = Parameters(parameters.shape, parameters.slots_total, seed=5)
+    for slot in parameters.slots:
+        fresh.load(slot, parameters.state(slot))
+    return fresh

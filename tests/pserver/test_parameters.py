@@ -1,0 +1,223 @@
+"""A server equals a plain PyTorch loop, for every dense optimizer, however many slots there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal.pserver.optimizers import group_options
+from shoal.pserver.parameters import BufferViews, Parameters
+from shoal.wire.layout import BufferArea
+from shoal.wire.messages import Tensor as TensorShape
+from tests.pserver.shapes import SIZES, fill, make_shape, make_views, restarted, started, whole
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "maximize": True}),
+    ("Adam", {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.95)}),
+    ("Adam", {"lr": 0.01, "amsgrad": True, "maximize": True}),
+    ("AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+    ("NAdam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {"lr": 0.01, "weight_decay": 0.1}),
+    ("Adamax", {"lr": 0.01, "weight_decay": 0.1}),
+    ("Adagrad", {"lr": 0.1, "lr_decay": 0.01, "weight_decay": 0.1, "initial_accumulator_value": 0.3}),
+    ("RMSprop", {"lr": 0.01, "momentum": 0.9, "centered": True, "weight_decay": 0.1}),
+    ("RMSprop", {"lr": 0.01}),
+    ("Adadelta", {"lr": 0.5, "weight_decay": 0.1, "maximize": True}),
+    ("Rprop", {"lr": 0.01, "etas": (0.4, 1.3)}),
+    ("Rprop", {"lr": 0.01, "maximize": True}),
+]
+
+
+def initial(seed: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=generator) for size in SIZES.values()]
+
+
+def gradient(step: int) -> list[Tensor | None]:
+    """Gradients, some of them absent in some steps, and one parameter's absent for the first steps."""
+    generator = torch.Generator().manual_seed(100 + step)
+    made: list[Tensor | None] = [torch.randn(size, generator=generator) for size in SIZES.values()]
+    if step % 3 == 1:
+        made[0] = None
+    if step < 4:
+        made[3] = None
+    return made
+
+
+def absent_of(values: list[Tensor | None]) -> list[int]:
+    return [index for index, value in enumerate(values) if value is None]
+
+
+@pytest.mark.parametrize("slots_total", [1, 3, 16])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_equals_a_plain_loop_also_over_a_restart(name: str, options: dict[str, Any], slots_total: int) -> None:
+    shape = make_shape(optimizer=name, options=options)
+    plain = [value.clone().requires_grad_() for value in initial()]
+    optimizer = getattr(torch.optim, name)(plain, **options)
+    server = started(shape, slots_total, initial())
+    for step in range(30):
+        if step == 13:
+            server = restarted(server)
+        rate = options["lr"] * (1 + step % 5)
+        optimizer.param_groups[0]["lr"] = rate
+        values = gradient(step)
+        for parameter, value in zip(plain, values, strict=True):
+            parameter.grad = None if value is None else value.clone()
+        optimizer.step()
+        views = fill(make_views(shape, slots_total, list(range(slots_total))), shape, values)
+        before = {slot: [t.clone() for t in tensors] for slot, tensors in views.by_slot.items()}
+        server.apply(range(slots_total), views, absent=absent_of(values), options={0: {"lr": rate}})
+        for slot, tensors in views.by_slot.items():
+            assert all(torch.equal(*pair) for pair in zip(tensors, before[slot], strict=True)), "a gradient was written"
+    for mine, theirs in zip(whole(server, shape, slots_total), plain, strict=True):
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_slots_fall_behind_and_catch_up_each_by_itself(name: str, options: dict[str, Any]) -> None:
+    """Pushes applied at some slots only, then replayed at the others, end where a plain loop ends."""
+    shape = make_shape(optimizer=name, options=options)
+    straight, ragged = started(shape, 3, initial()), started(shape, 3, initial())
+    for step in range(12):
+        values = gradient(step)
+        views = fill(make_views(shape, 3, [2, 0, 1]), shape, values)
+        straight.apply([0, 1, 2], views, absent=absent_of(values))
+        ragged.apply([1], views, absent=absent_of(values))
+    for step in range(12):
+        values = gradient(step)
+        ragged.apply([0, 2], fill(make_views(shape, 3, [0, 2]), shape, values), absent=absent_of(values))
+    for slot in range(3):
+        assert_same(straight.state(slot), ragged.state(slot))
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert tensor.dtype == right[name].dtype
+        assert torch.equal(tensor, right[name]), name
+
+
+def test_options_of_one_push_do_not_stay() -> None:
+    shape = make_shape(sizes={"w": [2]}, options={"lr": 1.0})
+    server = started(shape, 1, [torch.zeros(2)])
+    views = fill(make_views(shape, 1, [0]), shape, [torch.ones(2)])
+    server.apply([0], views, options={0: {"lr": 10.0}})
+    server.apply([0], views)
+    assert whole(server, shape, 1)[0].tolist() == [-11.0, -11.0]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_other_dtypes(dtype: str) -> None:
+    kind = getattr(torch, dtype)
+    shape = make_shape(optimizer="Adam", options={"lr": 0.1}, dtype=dtype, sizes={"w": [5]})
+    plain = torch.arange(5, dtype=kind).requires_grad_()
+    optimizer = torch.optim.Adam([plain], lr=0.1, foreach=True)
+    server = started(shape, 3, [torch.arange(5, dtype=kind)])
+    for _ in range(4):
+        plain.grad = torch.ones(5, dtype=kind)
+        optimizer.step()
+        server.apply([0, 1, 2], fill(make_views(shape, 3, [0, 1, 2]), shape, [torch.ones(5, dtype=kind)]))
+    assert torch.equal(whole(server, shape, 3)[0], plain.detach())
+
+
+def test_state_and_load_are_exact_and_independent() -> None:
+    shape = make_shape(optimizer="Adam", options={"lr": 0.1})
+    server = started(shape, 3, initial())
+    views = fill(make_views(shape, 3, [0, 1, 2]), shape, initial(2))
+    server.apply([0, 1, 2], views)
+    saved = server.state(1)
+    assert "dense/weight@18" in saved
+    assert "state/exp_avg/weight@18" in saved
+    fresh = Parameters(shape, 3, seed=5)
+    fresh.load(1, saved)
+    server.apply([0, 1, 2], views)
+    assert_same(fresh.state(1), saved)
+    fresh.apply([1], views)
+    assert_same(fresh.state(1), server.state(1))
+    assert fresh.slots == [1]
+
+
+def test_a_dropped_slot_leaves_the_others_alone() -> None:
+    shape = make_shape(optimizer="Adagrad", options={"lr": 0.1})
+    server = started(shape, 3, initial())
+    views = fill(make_views(shape, 3, [0, 1, 2]), shape, initial(2))
+    server.apply([0, 1, 2], views)
+    kept = server.state(2)
+    server.drop(1)
+    server.drop(1)
+    assert server.slots == [0, 2]
+    assert_same(server.state(2), kept)
+    with pytest.raises(ValueError, match=r"slots \[1\] are not held here; held are \[0, 2\]"):
+        server.apply([1], views)
+    server.initialise(1, views)
+    assert torch.equal(server.export(1).dense[0], views.by_slot[1][0])
+    assert float(server.state(1)["state/sum/weight@18"].sum()) == 0
+
+
+def test_a_push_that_does_not_fit_changes_nothing() -> None:
+    shape = make_shape()
+    server = started(shape, 2, initial())
+    before = [server.state(slot) for slot in (0, 1)]
+    only_first = make_views(shape, 2, [0])
+    both = fill(make_views(shape, 2, [0, 1]), shape, initial(2))
+    with pytest.raises(ValueError, match="cannot be applied at"):
+        server.apply([0, 1], only_first)
+    with pytest.raises(ValueError, match="SGD has no option colour"):
+        server.apply([0, 1], both, options={0: {"colour": 1}})
+    with pytest.raises(ValueError, match="no parameter group 4"):
+        server.apply([0, 1], both, options={4: {}})
+    with pytest.raises(ValueError, match="no table 0"):
+        server.apply([0, 1], both, rows=[(0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1))])
+    for slot in (0, 1):
+        assert_same(server.state(slot), before[slot])
+
+
+def test_load_refuses_what_does_not_fit_and_holds_nothing_then() -> None:
+    shape = make_shape()
+    saved = started(shape, 2, initial()).state(0)
+    fresh = Parameters(shape, 2, seed=5)
+    del saved["dense/weight@0"]
+    with pytest.raises(ValueError, match="slot 0 has no dense/weight@0"):
+        fresh.load(0, saved)
+    assert fresh.slots == []
+
+
+def test_buffers_move_by_the_share_of_one_trainer_and_belong_to_slot_0() -> None:
+    shape = make_shape(buffers=[TensorShape("mean", [2], "float32"), TensorShape("count", [], "int64")])
+    server = started(shape, 2, initial())
+    area = BufferArea(shape)
+    views = BufferViews(area, bytearray(area.size))
+
+    def merge(mean: list[float], count: int, trainers: int) -> tuple[list[float], int]:
+        views.tensors[0].copy_(torch.tensor(mean))
+        views.tensors[1].fill_(count)
+        server.merge_buffers(views, trainers)
+        return views.tensors[0].tolist(), int(views.tensors[1])
+
+    assert merge([7.0, 7.0], 1, 0) == ([7.0, 7.0], 1)
+    assert merge([4.0, 8.0], 1, 4) == ([4.0, 8.0], 1)
+    assert merge([8.0, 8.0], 2, 4) == ([5.0, 8.0], 2)
+    assert merge([0.0, 0.0], 0, 0) == ([5.0, 8.0], 2)
+    assert merge([1.0, 2.0], 3, 1) == ([1.0, 2.0], 3)
+    saved = server.state(0)
+    assert saved["buffers/mean"].tolist() == [1.0, 2.0]
+    assert saved["buffers/count"].shape == ()
+    server = restarted(server)
+    assert merge([0.0, 0.0], 0, 0) == ([1.0, 2.0], 3)
+    server.drop(0)
+    with pytest.raises(ValueError, match=r"slots \[0\] are not held"):
+        merge([0.0, 0.0], 0, 0)
+
+
+def test_registered_options_come_from_the_group_of_a_scheduled_optimizer() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=torch.tensor(0.5), momentum=0.9)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
+    options = group_options(optimizer.param_groups[0])
+    assert "initial_lr" not in options
+    assert isinstance(options["lr"], float)
+    assert {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"} == options.keys()

@@ -1,0 +1,101 @@
+"""The layout that both ends work out by themselves: a partition, aligned, and the same everywhere."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.wire.layout import ALIGNMENT, ITEM_SIZES, Area, BufferArea, Piece, pieces
+from shoal.wire.messages import DenseParameter, Shape, Tensor
+
+sizes = st.lists(st.lists(st.integers(0, 7), max_size=3), max_size=8)
+dtypes = st.sampled_from(sorted(ITEM_SIZES))
+
+
+def make_shape(shapes: list[list[int]], dtype: str = "float32") -> Shape:
+    return Shape(
+        samples=1,
+        fingerprint="",
+        batch_size=1,
+        drop_last=False,
+        shuffle=False,
+        task_batches=1,
+        accumulate=1,
+        dense=[DenseParameter(f"p{index}", shape, dtype, 0) for index, shape in enumerate(shapes)],
+        tables=[],
+        groups=[],
+        buffers=[Tensor(f"b{index}", shape, dtype) for index, shape in enumerate(shapes)],
+    )
+
+
+@given(sizes, st.integers(1, 20))
+def test_every_element_is_in_exactly_one_slot_and_slots_are_equal(shapes: list[list[int]], slots: int) -> None:
+    cut = pieces(make_shape(shapes), slots)
+    found = [(piece.parameter, at) for slot in cut for piece in slot for at in range(piece.start, piece.stop)]
+    assert found == [(index, at) for index, shape in enumerate(shapes) for at in range(math.prod(shape))]
+    total = len(found)
+    for slot, mine in enumerate(cut):
+        assert all(len(piece) > 0 for piece in mine)
+        assert sum(map(len, mine)) == (slot + 1) * total // slots - slot * total // slots
+
+
+@given(sizes, st.integers(1, 20), dtypes, st.data())
+def test_an_area_holds_the_attached_slots_in_their_order(
+    shapes: list[list[int]], slots: int, dtype: str, data: st.DataObject
+) -> None:
+    shape = make_shape(shapes, dtype)
+    attached = data.draw(st.permutations(range(slots)))[: data.draw(st.integers(0, slots))]
+    area = Area(shape, slots, attached)
+    cut = pieces(shape, slots)
+    assert [(entry.slot, entry.piece) for entry in area.entries] == [(s, piece) for s in attached for piece in cut[s]]
+    assert list(area.by_slot()) == list(attached)
+    assert [entry for entries in area.by_slot().values() for entry in entries] == list(area.entries)
+    end = 0
+    for entry in area.entries:
+        assert entry.offset % ALIGNMENT == 0
+        assert 0 <= entry.offset - end < ALIGNMENT
+        assert entry.nbytes == entry.count * ITEM_SIZES[dtype]
+        end = entry.offset + entry.nbytes
+    assert area.size == -(-end // ALIGNMENT) * ALIGNMENT
+
+
+def test_a_small_example() -> None:
+    assert pieces(make_shape([[2, 3], [], [3]]), 3) == [
+        [Piece(0, 0, 3)],
+        [Piece(0, 3, 6)],
+        [Piece(1, 0, 1), Piece(2, 0, 3)],
+    ]
+
+
+@given(sizes, dtypes)
+def test_buffers_lie_whole_one_after_another(shapes: list[list[int]], dtype: str) -> None:
+    area = BufferArea(make_shape(shapes, dtype))
+    assert [list(entry.shape) for entry in area.entries] == shapes
+    end = 0
+    for entry in area.entries:
+        assert entry.offset % ALIGNMENT == 0
+        assert 0 <= entry.offset - end < ALIGNMENT
+        end = entry.offset + entry.nbytes
+    assert 0 <= area.size - end < ALIGNMENT
+
+
+def test_what_is_refused() -> None:
+    shape = make_shape([[4]])
+    with pytest.raises(ValueError, match="no slots"):
+        Area(shape, 2, [0, 2])
+    with pytest.raises(ValueError, match="named twice"):
+        Area(shape, 2, [1, 1])
+    with pytest.raises(ValueError, match="at least one"):
+        pieces(shape, 0)
+    with pytest.raises(ValueError, match="p0 has the dtype float8_e4m3fn"):
+        Area(make_shape([[4]], "float8_e4m3fn"), 2, [0])
+
+
+def test_the_layout_needs_neither_torch_nor_numpy() -> None:
+    code = "import sys, shoal.wire.layout; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,254 @@
+"""The dense parameters of a server's slots, updated by torch's own optimizers.
+
+Every piece of every slot is a tensor of its own, with optimizer state of its own, because slots come, go and fall
+behind by themselves: a push is applied at some slots and is an old acquaintance at others. One optimizer per parameter
+group runs over the pieces of all slots at once; where a piece has no gradient, torch leaves it alone, its state and its
+count of steps included. That is all the selection there is.
+
+Gradients and values are views into memory that belongs to a connection (``DenseViews``), made once: a push of 40 MB is
+read where it lies, and never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from shoal.pserver.optimizers import build, from_json, keeps_gradients
+from shoal.wire.layout import Area, Entry, Piece, pieces
+from shoal.wire.messages import Group, Shape
+
+__all__ = ["Dense", "DenseViews", "Memory", "view"]
+
+Memory = bytearray | memoryview | Tensor
+"""Writable memory, or a tensor of bytes."""
+
+
+def view(buffer: Memory, *, dtype: str, offset: int, count: int) -> Tensor:
+    """A tensor [count] that shares the buffer's memory from ``offset`` bytes on.
+
+    Raises:
+        ValueError: The buffer ends before that, or is read-only.
+    """
+    kind: torch.dtype = getattr(torch, dtype)
+    nbytes = count * kind.itemsize
+    if isinstance(buffer, Tensor):
+        if offset + nbytes > buffer.numel():
+            raise ValueError(f"{buffer.numel()} bytes, where {offset + nbytes} are needed")
+        return buffer[offset : offset + nbytes].view(kind)
+    whole = memoryview(buffer)
+    if whole.nbytes < offset + nbytes:
+        raise ValueError(f"{whole.nbytes} bytes, where {offset + nbytes} are needed")
+    if whole.readonly:
+        raise ValueError("the memory is read-only: torch needs it writable to view it as a tensor")
+    if count == 0:
+        return torch.empty(0, dtype=kind)
+    return torch.frombuffer(buffer, dtype=kind, offset=offset, count=count)
+
+
+class DenseViews:
+    """The pieces of an area as tensors over the memory that holds them; made once per connection or payload.
+
+    Args:
+        area: What lies where.
+        buffer: Writable memory of at least ``area.size`` bytes.
+
+    Attributes:
+        by_slot: Per attached slot one tensor per piece, in the order of the parameters.
+
+    Raises:
+        ValueError: The buffer is too small or read-only.
+    """
+
+    __slots__ = ("area", "by_slot")
+
+    def __init__(self, area: Area, buffer: Memory) -> None:
+        def seen(entry: Entry) -> Tensor:
+            return view(buffer, dtype=entry.dtype, offset=entry.offset, count=entry.count)
+
+        self.area = area
+        self.by_slot = {slot: [seen(entry) for entry in entries] for slot, entries in area.by_slot().items()}
+
+
+class Dense:
+    """The dense pieces of the slots that a server holds.
+
+    Args:
+        shape: What the job trains.
+        slots_total: Slots of the job.
+
+    Raises:
+        UnsupportedOptimizer: A group's optimizer cannot run here.
+    """
+
+    def __init__(self, shape: Shape, slots_total: int) -> None:
+        self._shape = shape
+        self._cut = pieces(shape, slots_total)
+        self._values: dict[int, list[Tensor]] = {}
+        self._optimizers: dict[int, Optimizer] = {}
+        self._options: dict[int, dict[str, Any]] = {}
+        for index in sorted({parameter.group for parameter in shape.dense}):
+            optimizer = _empty(shape.groups[index])
+            self._optimizers[index] = optimizer
+            self._options[index] = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+
+    def has_pieces(self, slot: int) -> bool:
+        """Whether the slot has any dense element."""
+        return bool(self._cut[slot])
+
+    def create(self, slot: int) -> None:
+        """Hold the slot from now on: zeros, and the optimizer's first state."""
+        if slot in self._values:
+            self.drop(slot)
+        self._values[slot] = [self._new(piece) for piece in self._cut[slot]]
+
+    def drop(self, slot: int) -> None:
+        """Hold it no longer."""
+        gone = self._values.pop(slot)
+        ids = {id(value) for value in gone}
+        for optimizer in self._optimizers.values():
+            group = optimizer.param_groups[0]
+            group["params"] = [value for value in group["params"] if id(value) not in ids]
+        for piece, value in zip(self._cut[slot], gone, strict=True):
+            self._optimizer(piece).state.pop(value, None)
+
+    def initialise(self, slot: int, values: Sequence[Tensor]) -> None:
+        """Take these values, one tensor per piece; the optimizer starts anew."""
+        self.create(slot)
+        torch._foreach_copy_(self._values[slot], list(values))
+
+    def check(self, slots: Collection[int], views: DenseViews) -> None:
+        """Make sure that a push of these slots can be applied.
+
+        Raises:
+            ValueError: It cannot: the slots are not in the push.
+        """
+        missing = [slot for slot in slots if slot not in views.by_slot]
+        if missing:
+            raise ValueError(f"a push for the slots {list(views.by_slot)} cannot be applied at {missing}")
+
+    def check_options(self, options: Mapping[int, Mapping[str, Any]]) -> None:
+        """Make sure that a push's options exist.
+
+        Raises:
+            ValueError: A group does not exist, or its optimizer has no such option.
+        """
+        for index, changed in options.items():
+            if not 0 <= index < len(self._shape.groups):
+                raise ValueError(f"no parameter group {index}: the job has {len(self._shape.groups)}")
+            known = self._options.get(index)
+            strange = sorted(changed.keys() - known.keys()) if known is not None else []
+            if strange:
+                raise ValueError(f"{self._shape.groups[index].optimizer} has no option {', '.join(strange)}")
+
+    def apply(
+        self,
+        slots: Collection[int],
+        gradients: DenseViews,
+        *,
+        absent: Collection[int],
+        options: Mapping[int, Mapping[str, Any]],
+    ) -> None:
+        """Take one step at these slots."""
+        without = set(absent)
+        groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for slot in slots:
+            for piece, value, gradient in zip(
+                self._cut[slot], self._values[slot], gradients.by_slot[slot], strict=True
+            ):
+                if piece.parameter not in without:
+                    group = self._shape.dense[piece.parameter].group
+                    groups.setdefault(group, []).append((value, gradient))
+        for index, pairs in groups.items():
+            self._step(index, pairs, options.get(index, {}))
+
+    def read(self, views: DenseViews) -> None:
+        """Copy the values of the views' slots into them; slots that are not held here stay as they are."""
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for slot, tensors in views.by_slot.items():
+            if slot in self._values:
+                targets += tensors
+                sources += self._values[slot]
+        if targets:
+            torch._foreach_copy_(targets, sources)
+
+    def export(self, slot: int) -> list[Tensor]:
+        """Copies of the slot's pieces, in the order of the parameters."""
+        return [value.clone() for value in self._values[slot]]
+
+    def state(self, slot: int) -> dict[str, Tensor]:
+        """Copies of everything of the slot: ``dense/NAME@START`` and ``state/KEY/NAME@START``."""
+        tensors: dict[str, Tensor] = {}
+        for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
+            label = self._label(piece)
+            tensors[f"dense/{label}"] = value.clone()
+            for key, part in self._optimizer(piece).state.get(value, {}).items():
+                if part is not None:
+                    tensors[f"state/{key}/{label}"] = torch.as_tensor(part).clone()
+        return tensors
+
+    def load(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state``.
+
+        Raises:
+            ValueError: A piece is missing, or has another size or dtype.
+        """
+        self.create(slot)
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("state/"):
+                _, key, label = name.split("/", 2)
+                states.setdefault(label, {})[key] = tensor.clone()
+        for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
+            label = self._label(piece)
+            stored = tensors.get(f"dense/{label}")
+            if stored is None or stored.shape != value.shape or stored.dtype != value.dtype:
+                raise ValueError(f"slot {slot} has no dense/{label} of {len(piece)} elements of {value.dtype}")
+            value.copy_(stored)
+            if label in states:
+                self._optimizer(piece).state[value] = states[label]
+
+    def _step(self, index: int, pairs: Sequence[tuple[Tensor, Tensor]], changed: Mapping[str, Any]) -> None:
+        optimizer = self._optimizers[index]
+        group = optimizer.param_groups[0]
+        group.update(self._options[index])
+        group.update(from_json(changed))
+        kept = keeps_gradients(self._shape.groups[index].optimizer, group)
+        for value, gradient in pairs:
+            value.grad = gradient if kept else gradient.clone()
+        try:
+            optimizer.step()
+        finally:
+            for value, _ in pairs:
+                value.grad = None
+
+    def _new(self, piece: Piece) -> Tensor:
+        value = torch.zeros(len(piece), dtype=getattr(torch, self._shape.dense[piece.parameter].dtype))
+        index = self._shape.dense[piece.parameter].group
+        group = self._shape.groups[index]
+        self._optimizers[index].param_groups[0]["params"].append(value)
+        # Some optimizers make their state when they are built: one built for this piece alone gives it.
+        state = build(group.optimizer, [value], group.options).state.get(value)
+        if state:
+            self._optimizers[index].state[value] = state
+        return value
+
+    def _optimizer(self, piece: Piece) -> Optimizer:
+        return self._optimizers[self._shape.dense[piece.parameter].group]
+
+    def _label(self, piece: Piece) -> str:
+        return f"{self._shape.dense[piece.parameter].name}@{piece.start}"
+
+
+def _empty(group: Group) -> Optimizer:
+    """The optimizer without any parameter, which its constructor would refuse."""
+    placeholder = torch.zeros(1)
+    optimizer = build(group.optimizer, [placeholder], group.options)
+    optimizer.param_groups[0]["params"] = []
+    optimizer.state.pop(placeholder, None)
+    return optimizer

@@ -1,0 +1,228 @@
+"""Which optimizers a parameter server can run, and how their options travel.
+
+A server sees a slice of the parameters and one gradient at a time. What it computes is what a plain loop computes
+exactly for those optimizers of ``torch.optim`` that treat every element by itself; they are listed here one by one, by
+their exact class, as neither a subclass nor a class of the same shape promises that. For a sparse table PyTorch itself
+must touch nothing but the pushed rows, which leaves three optimizers, and not all of their options.
+
+The trainer asks ``check_dense`` and ``check_sparse`` when it registers, so that a user hears of it in the script, at
+``prepare``, with the way out. Options travel as JSON values, with each push where they changed: no optimizer ever does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = [
+    "DENSE",
+    "SPARSE",
+    "UnsupportedOptimizer",
+    "build",
+    "check_dense",
+    "check_sparse",
+    "from_json",
+    "group_options",
+    "keeps_gradients",
+    "optimizer_name",
+    "row_state",
+]
+
+DENSE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta", "Rprop")
+"""The optimizers for dense parameters."""
+
+SPARSE = ("SGD", "Adagrad", "SparseAdam")
+"""The optimizers for sparse tables."""
+
+_REASONS = {
+    "LBFGS": "it needs the whole model at once and evaluates the loss several times a step",
+    "Adafactor": "it keeps row and column statistics of whole matrices, and parameters are cut into slots",
+    "Muon": "it orthogonalises whole matrices, and parameters are cut into slots",
+    "ASGD": "the average that it keeps beside the parameters could not be read by the script",
+    "SparseAdam": "it is for embeddings with sparse=True; use Adam for the other parameters",
+}
+
+_FORBIDDEN = {
+    "capturable": "CUDA graphs of the update cannot reach the parameter server",
+    "differentiable": "nothing can be differentiated through the parameter server",
+}
+
+# How to run, not what to compute: the server's own business.
+_EXECUTION = {"foreach", "fused", *_FORBIDDEN}
+
+_KNOWN = {
+    "lr",
+    "momentum",
+    "dampening",
+    "weight_decay",
+    "nesterov",
+    "maximize",
+    "betas",
+    "eps",
+    "amsgrad",
+    "momentum_decay",
+    "decoupled_weight_decay",
+    "lr_decay",
+    "initial_accumulator_value",
+    "alpha",
+    "centered",
+    "rho",
+    "etas",
+    "step_sizes",
+}
+
+
+class UnsupportedOptimizer(ValueError):  # noqa: N818 - it names what was given, not what went wrong
+    """This optimizer, or this option of it, cannot run on parameter servers; the message says why and the way out."""
+
+
+def optimizer_name(optimizer: Optimizer) -> str:
+    """The name under which an optimizer of the script is registered.
+
+    Raises:
+        UnsupportedOptimizer: It is not one of ``torch.optim`` itself.
+    """
+    name = type(optimizer).__name__
+    if type(optimizer) is getattr(torch.optim, name, None):
+        return name
+    raise UnsupportedOptimizer(
+        f"{type(optimizer).__module__}.{name} is not one of torch.optim's own classes: parameter servers run these and "
+        f"no code of the script; use one of {', '.join(DENSE)}"
+    )
+
+
+def check_dense(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what cannot update dense parameters slice by slice.
+
+    Args:
+        name: The class in ``torch.optim``.
+        options: A parameter group's, as ``group_options`` gives them.
+
+    Raises:
+        UnsupportedOptimizer: The optimizer or an option; the message says why and the way out.
+    """
+    if name not in DENSE:
+        reason = _REASONS.get(name, "it is not known to treat every element by itself")
+        raise UnsupportedOptimizer(f"{name} cannot run on parameter servers: {reason}; use one of {', '.join(DENSE)}")
+    _try(name, options)
+
+
+def check_sparse(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what would touch other rows of a sparse table than the pushed ones.
+
+    Args:
+        name: The class in ``torch.optim``.
+        options: A parameter group's, as ``group_options`` gives them.
+
+    Raises:
+        UnsupportedOptimizer: The optimizer or an option; the message says why and the way out.
+    """
+    if name not in SPARSE:
+        raise UnsupportedOptimizer(
+            f"{name} cannot train an embedding with sparse=True: PyTorch has {', '.join(SPARSE)} for these; give the "
+            "embedding an optimizer of its own, or set sparse=False"
+        )
+    for option in ("momentum", "weight_decay", "nesterov"):
+        if options.get(option):
+            raise UnsupportedOptimizer(
+                f"{name} with {option}={options[option]} would have to change rows of a sparse=True embedding that a "
+                f"batch does not use; set {option}=0 for the embedding's group, or sparse=False"
+            )
+    _try(name, options)
+
+
+def group_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an optimizer's parameter group is computed with, as JSON values.
+
+    Leaves out the parameters, how to run (``foreach``, ``fused``), and what schedulers store there (``initial_lr``).
+
+    Raises:
+        UnsupportedOptimizer: ``capturable`` or ``differentiable`` is set, or a value is no number.
+    """
+    _refuse_forbidden(group)
+    return {name: _to_json(name, value) for name, value in group.items() if name in _KNOWN}
+
+
+def from_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as torch takes them: pairs are tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def build(name: str, parameters: Iterable[Tensor], options: Mapping[str, Any]) -> Optimizer:
+    """The optimizer, by its name and options.
+
+    It updates lists of tensors at once where it can (``foreach``), which gives the values of a plain loop; ``fused``
+    ones round otherwise.
+
+    Raises:
+        UnsupportedOptimizer: An option does not exist, or has a value that torch refuses.
+    """
+    if name not in DENSE and name not in SPARSE:
+        raise UnsupportedOptimizer(f"{name} cannot run on parameter servers; use one of {', '.join(DENSE)}")
+    _refuse_forbidden(options)
+    kind: type[Optimizer] = getattr(torch.optim, name)
+    accepted = inspect.signature(kind).parameters
+    chosen = {option: value for option, value in from_json(options).items() if option not in _EXECUTION}
+    if name == "AdamW" and chosen.get("decoupled_weight_decay", True):
+        # Newer versions of torch note in the group what AdamW is by definition, and take no such argument.
+        chosen.pop("decoupled_weight_decay", None)
+    # A version of torch without the option does what its default says.
+    chosen = {option: value for option, value in chosen.items() if option in accepted or value is not False}
+    strange = sorted(chosen.keys() - accepted.keys())
+    if strange:
+        raise UnsupportedOptimizer(f"{name} has no option {', '.join(strange)} in torch {torch.__version__}")
+    if "foreach" in accepted:
+        chosen["foreach"] = True
+    try:
+        return kind(parameters, **chosen)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedOptimizer(f"{name} refuses its options: {error}") from error
+
+
+def keeps_gradients(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a step leaves the gradients as they were: they may lie in memory that a trainer will push again."""
+    return name != "Rprop" and not options.get("nesterov")
+
+
+def row_state(name: str, options: Mapping[str, Any]) -> dict[str, float]:
+    """The state that a sparse optimizer keeps per element, and what it starts with.
+
+    Raises:
+        UnsupportedOptimizer: It is none for sparse tables.
+    """
+    if name == "SGD":
+        return {}
+    if name == "Adagrad":
+        return {"sum": float(options.get("initial_accumulator_value", 0.0))}
+    if name == "SparseAdam":
+        return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+    raise UnsupportedOptimizer(f"{name} cannot train an embedding with sparse=True; use one of {', '.join(SPARSE)}")
+
+
+def _try(name: str, options: Mapping[str, Any]) -> None:
+    build(name, [torch.zeros(1)], options)
+
+
+def _refuse_forbidden(options: Mapping[str, Any]) -> None:
+    for option, reason in _FORBIDDEN.items():
+        if options.get(option):
+            raise UnsupportedOptimizer(f"{option}=True cannot be used: {reason}; set {option}=False")
+
+
+def _to_json(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise UnsupportedOptimizer(f"{name} is a tensor of {value.numel()} elements; give it as a number")
+        return value.item()
+    if isinstance(value, tuple | list):
+        return [_to_json(name, part) for part in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if hasattr(value, "item"):
+        return value.item()
+    raise UnsupportedOptimizer(f"{name} is {value!r}; give it as a number")
