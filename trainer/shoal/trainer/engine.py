@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from shoal.trainer.servers import ServerLost, Servers
+import msgspec
+
+from shoal.trainer.servers import Gradients, ServerLost, Servers
 from shoal.trainer.work import Work
 from shoal.wire import auth
 from shoal.wire import messages as m
@@ -306,8 +308,8 @@ class Engine:
             self._wait_for_message()
             self.leave_if_draining()
 
-    def close_batch(self, push: m.Push) -> bool:
-        """Push a batch's gradients (they lie in the servers' areas already) and pull the parameters.
+    def close_batch(self, push: m.Push, gradients: Gradients) -> bool:
+        """Push a batch's gradients and pull the parameters.
 
         Returns:
             Whether every slot has the batch. If not, it will be asked for again.
@@ -315,8 +317,9 @@ class Engine:
         work, lease = self.work, self.work.current
         assert lease is not None
         following = self._following(lease, push)
+        push = msgspec.structs.replace(push, next_epoch=following.epoch, next_task=following.task)
         try:
-            for pushed, ahead in self.servers.push(push, following, idle=self.idle):
+            for pushed, ahead in self.servers.push(push, gradients, idle=self.idle):
                 for slots, grants, batches in pushed:
                     work.applied(lease.epoch, lease.task, slots, grants, batches)
                 if (following.epoch, following.task) != (lease.epoch, lease.task):
@@ -334,10 +337,9 @@ class Engine:
         return self.work.waiting[0] if last and self.work.waiting else lease
 
     def idle(self) -> None:
-        """A server is silent: has the master moved its slots? Raises ``ServerLost`` by way of ``follow`` then."""
+        """A server is silent: has the master moved its slots?"""
         self._handle_all()
         self._ask_where()
-        self.servers.check()
 
     def _ask_where(self) -> None:
         now = time.monotonic()

@@ -56,7 +56,6 @@ __all__ = [
     "Lease",
     "Leased",
     "Leave",
-    "Left",
     "Log",
     "Map",
     "Member",
@@ -77,7 +76,6 @@ __all__ = [
     "Register",
     "Registered",
     "Report",
-    "Resume",
     "RowPart",
     "Rows",
     "RowsAt",
@@ -481,10 +479,6 @@ class Safe(_Message, frozen=True):
     skipped: list[int]
 
 
-class Left(_Message, frozen=True):
-    """A server was told to stop and has written its snapshot."""
-
-
 # --- Master to parameter server ----------------------------------------------------------------------------------
 
 
@@ -541,12 +535,6 @@ class Free(_Message, frozen=True):
 
 class Observe(_Message, frozen=True):
     """Send me the progress, now and at each change (several times a second at most)."""
-
-
-class Resume(_Message, frozen=True):
-    """The supervisor's word on a trainer that will not come back by itself: how many are wanted now."""
-
-    trainers: int
 
 
 class Member(_Part, frozen=True):
@@ -703,7 +691,7 @@ class Buffers(_Message, frozen=True):
 
 
 class Export(_Message, frozen=True):
-    """All of one slot: the dense pieces, then per table the touched rows."""
+    """A slot's touched rows of every table (its dense values come with a ``Pull``)."""
 
     slot: int
     grant: int
@@ -769,10 +757,9 @@ class TableValues(_Part, frozen=True):
 
 
 class Exported(_Message, frozen=True):
-    """The answer to ``Export``: payload = dense pieces, then per table row numbers (int64) and values."""
+    """The answer to ``Export``: the payload has, per table, row numbers (int64) and values."""
 
     stale: bool
-    dense_bytes: int
     tables: list[TableValues]
 
 
@@ -805,9 +792,7 @@ ToMaster = (
     | Snapped
     | Lacks
     | Safe
-    | Left
     | Observe
-    | Resume
 )
 FromMaster = (
     Pong

@@ -133,9 +133,9 @@ class Connection:
 class _Greeter:
     """Carries the handshake over a socket, within a limit of time for the whole of it."""
 
-    def __init__(self, stream: socket.socket) -> None:
+    def __init__(self, stream: socket.socket, seconds: float) -> None:
         self.stream = stream
-        self._end = time.monotonic() + HANDSHAKE_SECONDS
+        self._end = time.monotonic() + seconds
 
     def send(self, message: auth.Handshake) -> None:
         self.stream.sendall(encode(message))
@@ -164,7 +164,7 @@ class _Greeter:
 
 
 def connect(address: str, *, identity: auth.Identity, token: auth.Token, job: str, timeout: float = 5.0) -> Connection:
-    """Call a process of the job; ``timeout`` (seconds) is for the connect.
+    """Call a process of the job; ``timeout`` (seconds) is for the connect, and again for the handshake.
 
     Raises:
         AuthenticationError: The other end refused, or does not know the token.
@@ -173,7 +173,7 @@ def connect(address: str, *, identity: auth.Identity, token: auth.Token, job: st
     """
     stream = open_socket(address, timeout=timeout)
     try:
-        greeter = _Greeter(stream)
+        greeter = _Greeter(stream, timeout)
         sent = greeter.receive(auth.Challenge)
         greeting = auth.greet(sent, token=token, job=job, identity=identity)
         greeter.send(greeting)
@@ -193,7 +193,7 @@ def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token,
         OSError: The handshake broke off, or what came is no frame of ours.
     """
     try:
-        greeter = _Greeter(stream)
+        greeter = _Greeter(stream, HANDSHAKE_SECONDS)
         sent = auth.challenge()
         greeter.send(sent)
         greeting = greeter.receive(auth.Greeting)

@@ -1,0 +1,281 @@
+"""A parameter server without sockets, threads and clock: the master's orders, snapshots, and the trainers' requests.
+
+Tensors and disk come in as two small interfaces, so that the very same code runs in tests by the thousand, with counts
+for tensors and a dictionary for a disk. The shell (``service``) calls it under one lock, and writes snapshots outside
+of it: ``begin_snapshot`` copies what is to be written, ``snapshot_written`` says what became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shoal.pserver.core import Granted
+from shoal.pserver.watermarks import Watermarks
+from shoal.wire import messages as m
+from shoal.wire.plan import Plan
+
+__all__ = ["Disk", "DiskError", "ServerState", "Snapshot", "SnapshotSlot", "Tensors"]
+
+
+class DiskError(Exception):
+    """A snapshot cannot be written or read; the message names the file and what is wrong with it."""
+
+
+class Tensors(Protocol):
+    """Parameters and optimizer state of the slots."""
+
+    def create(self, slot: int) -> bool:
+        """Make room for a slot; whether it waits for initial values (a slot without dense values does not)."""
+        ...
+
+    def load(self, slot: int, state: Any) -> None:
+        """Take a slot's whole state."""
+        ...
+
+    def state(self, slot: int) -> Any:
+        """A copy of a slot's whole state."""
+        ...
+
+    def drop(self, slot: int) -> None:
+        """Let a slot's state go."""
+        ...
+
+
+@dataclass(frozen=True)
+class SnapshotSlot:
+    """One slot in a snapshot. ``grant`` is what it was served under when it was copied; it is not stored."""
+
+    state: Any
+    history: bytes
+    batches: int
+    samples: int
+    skipped: int
+    grant: int
+
+
+Snapshot = dict[int, SnapshotSlot]
+"""What a snapshot holds, by slot."""
+
+
+class Disk(Protocol):
+    """Where this server's snapshots are."""
+
+    def files(self) -> list[m.File]:
+        """All good snapshots."""
+        ...
+
+    def load(self, name: str, slot: int) -> tuple[Any, bytes]:
+        """A slot's state and history out of a snapshot.
+
+        Raises:
+            DiskError: It is not there, damaged, foreign, or lacks the slot.
+        """
+        ...
+
+    def release(self, slot: int, names: Iterable[str]) -> None:
+        """For this slot these files need not be kept."""
+        ...
+
+
+class ServerState:
+    """One parameter server.
+
+    Args:
+        tensors: The slots' tensors.
+        disk: The snapshots.
+        plan: How epochs are cut.
+        epochs: How many there are.
+    """
+
+    def __init__(self, tensors: Tensors, disk: Disk, *, plan: Plan, epochs: int) -> None:
+        self.granted = Granted(plan)
+        self.epochs = epochs
+        self.question = 0
+        self._tensors = tensors
+        self._disk = disk
+        self._plan = plan
+        self._awaiting_values: set[int] = set()
+        self._final: dict[int, int] = {}
+        self._saved_batches = -1
+
+    # --- The master's orders ---
+
+    def offer(self, *, addresses: list[str], pid: int, host: str) -> m.Offer:
+        """Everything, as a new master must know it (rule 3)."""
+        return m.Offer(
+            held=self.granted.reports(self.granted.grants),
+            waiting=sorted(self._awaiting_values),
+            files=self._disk.files(),
+            question=self.question,
+            addresses=addresses,
+            pid=pid,
+            host=host,
+        )
+
+    def order(self, message: Any) -> list[Any]:
+        """Carry out an order; the replies. An ``Ask`` is answered with an offer by the caller."""
+        match message:
+            case m.Grant():
+                return self._grant(message)
+            case m.Drop():
+                if self.granted.grants.get(message.slot) == message.grant:
+                    self._drop(message.slot)
+            case m.Final():
+                return self._last(message)
+            case m.Free():
+                self._disk.release(message.slot, message.files)
+        return []
+
+    def _grant(self, message: m.Grant) -> list[Any]:
+        slot, grant = message.slot, message.grant
+        granted = self.granted
+        if granted.grants.get(slot) == grant:
+            return [m.Held(reports=granted.reports([slot]))]
+        if granted.fresh.get(slot) == grant:
+            return []
+        if message.source == "keep":
+            if slot not in granted or slot in granted.fresh:
+                return [m.Nothing(slot=slot, grant=grant, file="", reason="")]
+        elif message.source == "fresh":
+            return self._begin_fresh(slot, grant)
+        else:
+            try:
+                state, encoded = self._disk.load(message.file, slot)
+                history = Watermarks.decode(encoded, self._plan)
+            except (DiskError, ValueError) as error:
+                return [m.Nothing(slot=slot, grant=grant, file=message.file, reason=str(error))]
+            self._drop(slot)
+            self._tensors.load(slot, state)
+            granted.load(slot, history)
+        granted.grant(slot, grant)
+        return [m.Held(reports=granted.reports([slot]))]
+
+    def _begin_fresh(self, slot: int, grant: int) -> list[Any]:
+        self._drop(slot)
+        self.granted.fresh[slot] = grant
+        if self._tensors.create(slot):
+            self._awaiting_values.add(slot)
+        else:
+            self.granted.load(slot, Watermarks(self._plan))
+        return []
+
+    def _drop(self, slot: int) -> None:
+        if slot in self.granted or slot in self.granted.fresh:
+            self._tensors.drop(slot)
+        self.granted.drop(slot)
+        self._awaiting_values.discard(slot)
+        self._final.pop(slot, None)
+
+    def _last(self, message: m.Final) -> list[Any]:
+        slots = self.granted.served(message.slots, message.grants)
+        lacking = self.granted.lacking(slots, self.epochs)
+        for slot in slots:
+            if slot not in lacking:
+                self._final[slot] = self.granted.grants[slot]
+        return [m.Lacks(reports=self.granted.reports(lacking))] if lacking else []
+
+    def awaits_values(self, slot: int, grant: int) -> bool:
+        """Whether a slot waits for its initial values under this grant."""
+        return slot in self._awaiting_values and self.granted.fresh.get(slot) == grant
+
+    def initialised(self, slots: Iterable[int]) -> None:
+        """These slots' tensors have their initial values now; they are served once a snapshot has them."""
+        for slot in slots:
+            self._awaiting_values.discard(slot)
+            self.granted.load(slot, Watermarks(self._plan))
+
+    # --- Snapshots ---
+
+    @property
+    def moved(self) -> bool:
+        """Whether anything was applied since the last snapshot was begun."""
+        return self._batches() != self._saved_batches
+
+    def _batches(self) -> int:
+        return sum(self.granted.history(slot).batches for slot in self.granted.slots)
+
+    @property
+    def final_wanted(self) -> bool:
+        """Whether the master waits for the last snapshot of some slot."""
+        return bool(self._final)
+
+    @property
+    def first_wanted(self) -> bool:
+        """Whether fresh slots have their values and wait for their first snapshot."""
+        return any(slot in self.granted for slot in self.granted.fresh)
+
+    def begin_snapshot(self) -> Snapshot:
+        """Copy everything that is here; empty if there is nothing."""
+        self._saved_batches = self._batches()
+        snapshot = {}
+        for slot in self.granted.slots:
+            history = self.granted.history(slot)
+            snapshot[slot] = SnapshotSlot(
+                state=self._tensors.state(slot),
+                history=history.encode(),
+                batches=history.batches,
+                samples=history.samples,
+                skipped=history.skipped,
+                grant=self.granted.grants.get(slot, self.granted.fresh.get(slot, m.NO_GRANT)),
+            )
+        return snapshot
+
+    def snapshot_failed(self) -> None:
+        """It could not be written: it must be tried again."""
+        self._saved_batches = -1
+
+    def snapshot_written(self, name: str, snapshot: Snapshot, *, pinned: bool) -> list[Any]:
+        """A snapshot stands (``pinned``: read back whole, and never deleted). What the master must hear."""
+        replies: list[Any] = [self._snapped(name, snapshot)]
+        now_served = [
+            slot
+            for slot, part in snapshot.items()
+            if part.grant != m.NO_GRANT and self.granted.fresh.get(slot) == part.grant
+        ]
+        for slot in now_served:
+            self.granted.grant(slot, self.granted.fresh[slot])
+        if now_served:
+            replies.append(m.Held(reports=self.granted.reports(now_served)))
+        if pinned:
+            replies.extend(self._safe(name, snapshot))
+        return replies
+
+    def _snapped(self, name: str, snapshot: Snapshot) -> m.Snapped:
+        slots = sorted(snapshot)
+        return m.Snapped(
+            file=name,
+            slots=slots,
+            grants=[snapshot[slot].grant for slot in slots],
+            counts=[snapshot[slot].batches for slot in slots],
+        )
+
+    def _safe(self, name: str, snapshot: Snapshot) -> list[m.Safe]:
+        """Which slots this pinned snapshot makes safe: those asked for, copied under the grant they have now."""
+        slots = [
+            slot
+            for slot, grant in self._final.items()
+            if slot in snapshot
+            and snapshot[slot].grant == grant == self.granted.grants.get(slot)
+            and Watermarks.decode(snapshot[slot].history, self._plan).finished.covers(self.epochs)
+        ]
+        for slot in slots:
+            del self._final[slot]
+        if not slots:
+            return []
+        return [
+            m.Safe(
+                file=name,
+                slots=slots,
+                grants=[snapshot[slot].grant for slot in slots],
+                samples=[snapshot[slot].samples for slot in slots],
+                skipped=[snapshot[slot].skipped for slot in slots],
+            )
+        ]
+
+    # --- Trainers' requests (the tensors' part is the shell's) ---
+
+    def grants_of(self, slots: Sequence[int]) -> list[int]:
+        """What these slots are served under here."""
+        return [self.granted.grants.get(slot, m.NO_GRANT) for slot in slots]

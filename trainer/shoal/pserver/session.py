@@ -1,0 +1,255 @@
+"""One trainer's connection to a parameter server: a thread that reads requests, has them carried out, and answers.
+
+Bytes that a request announces are read whole before anything is judged, so that a refused push leaves the connection in
+order. Nothing here waits while the server's lock is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+import torch
+from torch import Tensor
+
+from shoal.pserver.dense import DenseViews
+from shoal.pserver.parameters import BufferViews, Parameters, PushedRows
+from shoal.pserver.server import ServerState
+from shoal.wire import messages as m
+from shoal.wire import shared, sync
+from shoal.wire.layout import Area, BufferArea
+from shoal.wire.tensors import bytes_of
+
+__all__ = ["Desk", "Session"]
+
+_requests: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToServer)
+
+
+class Desk(Protocol):
+    """What a session needs of its server."""
+
+    @property
+    def lock(self) -> Any:
+        """Guards state and parameters."""
+        ...
+
+    @property
+    def state(self) -> ServerState | None:
+        """The protocol's state; None before the job's shape is known."""
+        ...
+
+    @property
+    def parameters(self) -> Parameters | None:
+        """The tensors; None before the job's shape is known."""
+        ...
+
+    def initialised(self) -> None:
+        """Slots got their initial values: they need their first snapshot."""
+        ...
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not a fault of ours
+    """A request that makes no sense; the connection ends, and the peer is told why."""
+
+
+class _Attachment:
+    """The slots that a trainer asks for, and the memory that their dense gradients and values lie in."""
+
+    def __init__(self, message: m.Attach, parameters: Parameters, connection: sync.Connection) -> None:
+        self.slots = message.slots
+        self.area = Area(parameters.shape, parameters.slots_total, message.slots)
+        self.shared = message.shared > 0
+        if self.shared:
+            memory: Any = shared.open_shared(connection.receive_descriptor(), message.shared)
+            if message.shared != 2 * self.area.size:
+                raise Refusal("shared memory of another size than these slots need")
+        else:
+            memory = bytearray(2 * self.area.size)
+        whole = memoryview(memory)
+        self.incoming = whole[: self.area.size]
+        self.outgoing = whole[self.area.size :]
+        self.gradients = DenseViews(self.area, self.incoming)
+        self.values = DenseViews(self.area, self.outgoing)
+
+    @property
+    def payload(self) -> list[memoryview]:
+        """What follows an answer with values: nothing where the memory is shared."""
+        return [] if self.shared else [self.outgoing]
+
+
+class Session:
+    """Serves one trainer until it goes.
+
+    Args:
+        connection: Whose peer has proved itself.
+        desk: The server.
+    """
+
+    def __init__(self, connection: sync.Connection, desk: Desk) -> None:
+        self._connection = connection
+        self._desk = desk
+        self._attached: _Attachment | None = None
+        self._carry_out: dict[type, Callable[[Any, int], None]] = {
+            m.Attach: self._attach,
+            m.Pull: self._pull,
+            m.Push: self._push,
+            m.Rows: self._rows,
+            m.Init: self._init,
+            m.Buffers: self._buffers,
+            m.Export: self._export,
+        }
+
+    def run(self) -> str:
+        """Serve; the reason why it ended."""
+        try:
+            while True:
+                request, size = self._connection.receive(_requests)
+                self._carry_out[type(request)](request, size)
+        except (Refusal, ValueError) as error:
+            self._try_to_say(str(error))
+            return f"refused: {error}"
+        except OSError as error:
+            return str(error)
+        finally:
+            self._connection.close()
+
+    def _try_to_say(self, reason: str) -> None:
+        try:
+            self._connection.send(m.Fatal(reason=reason))
+        except OSError:
+            return
+
+    @property
+    def _parts(self) -> tuple[ServerState, Parameters]:
+        state, parameters = self._desk.state, self._desk.parameters
+        if state is None or parameters is None:
+            raise Refusal("this server does not know yet what the job trains")
+        return state, parameters
+
+    def _need(self) -> _Attachment:
+        if self._attached is None:
+            raise Refusal("no slots are attached yet")
+        return self._attached
+
+    def _bytes(self, size: int) -> bytearray:
+        memory = bytearray(size)
+        self._connection.receive_into(memoryview(memory))
+        return memory
+
+    def _attach(self, message: m.Attach, _: int) -> None:
+        state, parameters = self._parts
+        self._attached = _Attachment(message, parameters, self._connection)
+        with self._desk.lock:
+            grants = state.grants_of(message.slots)
+        self._connection.send(m.Attached(grants=grants))
+
+    def _pull(self, message: m.Pull, _: int) -> None:
+        state, parameters = self._parts
+        attached = self._need()
+        with self._desk.lock:
+            applied = state.granted.applied(attached.slots, message.grants, epoch=message.epoch, task=message.task)
+            if message.values:
+                parameters.read(attached.values)
+        self._connection.send(m.At(applied=applied, values=message.values), attached.payload if message.values else [])
+
+    def _push(self, message: m.Push, size: int) -> None:
+        state, parameters = self._parts
+        attached = self._need()
+        rows = self._receive_push(message, size, parameters, attached)
+        granted, slots = state.granted, attached.slots
+        with self._desk.lock:
+            new = granted.judge(slots, message)
+            if new:
+                if not message.skipped:
+                    parameters.apply(new, attached.gradients, absent=message.absent, options=message.options, rows=rows)
+                granted.advance(new, message)
+            pushed = granted.answer(slots, message)
+            ahead = granted.applied(slots, message.grants, epoch=message.next_epoch, task=message.next_task)
+            if message.values:
+                parameters.read(attached.values)
+        self._connection.send(
+            m.Pushed(pushed=pushed, next=ahead, values=message.values), attached.payload if message.values else []
+        )
+
+    def _receive_push(
+        self, message: m.Push, size: int, parameters: Parameters, attached: _Attachment
+    ) -> list[PushedRows]:
+        """Read everything that belongs to a push: dense gradients into their place, rows into tensors."""
+        sparse = sum(self._row_bytes(part, parameters, values=True) for part in message.parts)
+        if size == sparse + attached.area.size and not attached.shared:
+            self._connection.receive_into(attached.incoming)
+        elif size != sparse:
+            raise Refusal(f"a push with {size} bytes behind it, where {sparse} or the dense gradients too belong")
+        return [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
+
+    def _row_bytes(self, part: m.RowPart, parameters: Parameters, *, values: bool) -> int:
+        if not 0 <= part.table < len(parameters.shape.tables) or part.count < 0:
+            raise Refusal(f"there is no table {part.table}")
+        table = parameters.shape.tables[part.table]
+        width = getattr(torch, table.dtype).itemsize * table.dim
+        return int(part.count * (8 + (width if values else 0)))
+
+    def _receive_rows(self, part: m.RowPart, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        table = parameters.shape.tables[part.table]
+        ids = torch.empty(part.count, dtype=torch.int64)
+        values = torch.empty(part.count, table.dim, dtype=getattr(torch, table.dtype))
+        self._connection.receive_into(bytes_of(ids))
+        self._connection.receive_into(bytes_of(values))
+        return ids, values
+
+    def _rows(self, message: m.Rows, size: int) -> None:
+        state, parameters = self._parts
+        attached = self._need()
+        if size != sum(self._row_bytes(part, parameters, values=False) for part in message.parts):
+            raise Refusal("row numbers of another length than announced")
+        wanted = []
+        for part in message.parts:
+            ids = torch.empty(part.count, dtype=torch.int64)
+            self._connection.receive_into(bytes_of(ids))
+            wanted.append(ids)
+        with self._desk.lock:
+            stale = state.granted.stale(attached.slots, message.grants)
+            values = (
+                []
+                if stale
+                else [parameters.rows(part.table, ids) for part, ids in zip(message.parts, wanted, strict=True)]
+            )
+        self._connection.send(m.RowsAt(stale=stale), [bytes_of(part) for part in values])
+
+    def _init(self, message: m.Init, size: int) -> None:
+        state, parameters = self._parts
+        area = Area(parameters.shape, parameters.slots_total, message.slots)
+        if size != area.size:
+            raise Refusal("initial values of another size than these slots have")
+        views = DenseViews(area, self._bytes(size))
+        with self._desk.lock:
+            pairs = zip(message.slots, message.grants, strict=True)
+            slots = [slot for slot, grant in pairs if state.awaits_values(slot, grant)]
+            for slot in slots:
+                parameters.initialise(slot, views)
+            state.initialised(slots)
+        self._desk.initialised()
+        self._connection.send(m.Initialised(slots=message.slots, grants=message.grants))
+
+    def _buffers(self, message: m.Buffers, size: int) -> None:
+        state, parameters = self._parts
+        area = BufferArea(parameters.shape)
+        if size != area.size:
+            raise Refusal("buffers of another size than the job's")
+        memory = self._bytes(size)
+        views = BufferViews(area, memory)
+        with self._desk.lock:
+            stale = state.granted.stale([0], [message.grant])
+            if not stale:
+                parameters.merge_buffers(views, message.trainers)
+        self._connection.send(m.BuffersMerged(stale=stale), [] if stale else [memoryview(memory)])
+
+    def _export(self, message: m.Export, _: int) -> None:
+        state, parameters = self._parts
+        with self._desk.lock:
+            stale = state.granted.stale([message.slot], [message.grant])
+            tables = [] if stale else parameters.export(message.slot).tables
+        parts = [m.TableValues(table=index, count=len(ids)) for index, (ids, _) in enumerate(tables)]
+        payload = [part for ids, values in tables for part in (bytes_of(ids), bytes_of(values))]
+        self._connection.send(m.Exported(stale=stale, tables=parts), payload)
