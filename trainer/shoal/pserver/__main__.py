@@ -1,0 +1,47 @@
+"""``python -m shoal.pserver``: one parameter server of one job."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from shoal.pserver.service import Service
+from shoal.wire import auth, environment, logs
+
+log = logging.getLogger("shoal.pserver")
+
+
+def main() -> int:
+    """Serve until told to stop; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m shoal.pserver", description="One parameter server of a job.")
+    parser.add_argument(
+        "--listen", action="append", required=True, help="unix:///path or tcp://host:port; the nearest first"
+    )
+    parser.add_argument("--snapshots", type=Path, required=True, help="the folder of this server's snapshots")
+    arguments = parser.parse_args()
+    logs.set_up()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        token = auth.Token.read(os.environ[environment.TOKEN_FILE])
+        index = int(os.environ[environment.INDEX])
+        service = Service(
+            os.environ[environment.MASTER],
+            identity=auth.Identity(role="pserver", index=index, life=auth.new_life()),
+            token=token,
+            uid=os.environ[environment.UID],
+            folder=arguments.snapshots,
+        )
+        return service.run(arguments.listen, ready=lambda told: log.info("listening at %s", ", ".join(told)))
+    except (OSError, KeyError, ValueError) as error:
+        log.error("the parameter server cannot start: %s", error)  # noqa: TRY400 - a message for people
+        return environment.EXIT_REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
