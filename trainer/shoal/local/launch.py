@@ -72,7 +72,6 @@ class Launcher:
             *("--etcd", self.etcd),
             *("--listen", f"unix://{self.sockets / 'master'}"),
             *("--address-file", str(self.master)),
-            *("--namespace", self.job.metadata.namespace),
         ]
 
     def _server_command(self, index: int) -> list[str]:

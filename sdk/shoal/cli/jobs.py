@@ -1,0 +1,144 @@
+"""`shoal status` and `shoal scale`: a job on this machine, whether it runs or has ended."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from shoal.cli.errors import FAILED, CommandError
+from shoal.local.control import AskScale, AskStatus, No, ask
+from shoal.local.state import StateFolder, base_folder, job_names
+from shoal.local.status import Status
+from shoal.local.words import account_lines, duration, progress_line, score
+
+__all__ = ["find_job", "scale_job", "show_all", "show_status"]
+
+
+def find_job(name: str, named_state: Path | None) -> StateFolder:
+    """The folder of a job.
+
+    Raises:
+        CommandError: There is no such job here; the message says which ones there are.
+    """
+    base = base_folder(named_state)
+    state = StateFolder(base, name)
+    if "/" not in name and name not in {"", ".", ".."} and state.exists:
+        return state
+    names = job_names(base)
+    known = f"jobs here: {', '.join(names)}" if names else "there are no jobs here; start one with `shoal run`"
+    raise CommandError(f"no job {name!r} in {base}; {known}")
+
+
+def status_of(state: StateFolder) -> Status:
+    """A job's status: from its runner, else what the last run left.
+
+    Raises:
+        CommandError: Nothing is known of it.
+    """
+    answer = ask(state, AskStatus())
+    if isinstance(answer, Status):
+        return answer
+    try:
+        last = msgspec.json.decode(state.last.read_bytes(), type=Status)
+    except (OSError, msgspec.DecodeError):
+        last = _nothing_known(state)
+    end = state.end()
+    runner = state.runner()
+    if end is None:
+        changed = {"state": "Starting" if runner else "Stopped", "reason": "" if runner else "its run was killed"}
+        return msgspec.structs.replace(last, runner=runner or 0, members=[], **changed)
+    return msgspec.structs.replace(last, runner=0, members=[], state=end.state, reason=end.reason, account=end.account)
+
+
+def _nothing_known(state: StateFolder) -> Status:
+    trainer = state.job().spec.trainer
+    return Status(
+        name=state.name,
+        state="Starting",
+        reason="",
+        runner=0,
+        trainers=trainer.replicas or trainer.min_replicas,
+        least=trainer.min_replicas,
+        most=trainer.most,
+        members=[],
+        progress=None,
+        account=None,
+    )
+
+
+def show_status(name: str, named_state: Path | None, *, output: str) -> None:
+    """Print a job's status."""
+    status = status_of(find_job(name, named_state))
+    if output == "json":
+        sys.stdout.write(msgspec.json.encode(status).decode() + "\n")
+        return
+    sys.stdout.write("\n".join(status_lines(status)) + "\n")
+
+
+def status_lines(status: Status) -> list[str]:
+    """A status for people."""
+    if status.runner == 0:
+        lines = _ended_lines(status)
+    else:
+        bounds = f"{status.least}" if status.least == status.most else f"{status.least} to {status.most}"
+        lines = [
+            f"{status.name}: {status.state} (shoal run: pid {status.runner}; trainers: {status.trainers}, of {bounds})",
+            f"  {progress_line(status)}",
+        ]
+    if status.progress is not None:
+        lines += [f"  epoch {e.epoch + 1} evaluated: {score(e.score)}" for e in status.progress.evaluations]
+    if status.members:
+        lines += ["", *_table(status)]
+    return lines
+
+
+def _ended_lines(status: Status) -> list[str]:
+    if status.account is not None:
+        lines = account_lines(status.name, status.account, reason=status.reason)
+    else:
+        lines = [f"{status.name}: {status.state}" + (f" ({status.reason})" if status.reason else "")]
+    if status.state == "Stopped":
+        lines.append("  `shoal run` with the same arguments lets it go on")
+    return lines
+
+
+def _table(status: Status) -> list[str]:
+    rows = [("PROCESS", "PID", "STATE", "DOING", "FOR", "ADDRESS")]
+    for row in status.members:
+        when = f"in {duration(row.seconds)}" if row.pid == 0 else duration(row.seconds)
+        rows.append((row.name, str(row.pid or "-"), row.state, row.task or "-", when, row.address or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def show_all(named_state: Path | None, *, output: str) -> None:
+    """Print one line per job."""
+    base = base_folder(named_state)
+    statuses = [status_of(StateFolder(base, name)) for name in job_names(base)]
+    if output == "json":
+        sys.stdout.write(msgspec.json.encode(statuses).decode() + "\n")
+        return
+    if not statuses:
+        sys.stdout.write(f"no jobs in {base}\n")
+    for status in statuses:
+        what = progress_line(status) if status.runner else status.reason.partition("\n")[0]
+        sys.stdout.write(f"{status.name}: {status.state}{'  ' + what if what else ''}\n")
+
+
+def scale_job(name: str, named_state: Path | None, *, trainers: int | None, auto: bool) -> None:
+    """Ask a running job for another number of trainers.
+
+    Raises:
+        CommandError: Nothing or both were said, the job does not run, or it refuses.
+    """
+    if auto == (trainers is not None):
+        raise CommandError("say either --trainers N or --auto")
+    state = find_job(name, named_state)
+    answer = ask(state, AskScale(trainers=trainers))
+    if answer is None:
+        raise CommandError(f"job {name} does not run; start it with `shoal run`", code=FAILED)
+    if isinstance(answer, No):
+        raise CommandError(f"job {name}: {answer.reason}")
+    sys.stdout.write(f"{name}: {answer.trainers} trainers are wanted now\n")

@@ -1,0 +1,200 @@
+"""The `shoal` command. Each command imports what it needs when it runs, so that `shoal --help` is there at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cli.errors import clear_errors
+
+__all__ = ["app", "main"]
+
+_ABOUT = """Elastic training of PyTorch models: every sample counts exactly once, whatever is killed.
+
+**Examples**
+
+- `shoal run train.py --trainers 1:4` trains with one to four trainers on this machine
+
+- `shoal run job.yaml` does what the manifest says; run it again after Ctrl-C and it goes on
+
+- `shoal scale digits --trainers 3` changes the number of trainers while it runs
+
+- `shoal status digits` and `shoal logs digits -f` show how it goes
+"""
+
+app = typer.Typer(
+    help=_ABOUT,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_RUN = "Train"
+_LOOK = "Look and steer"
+_OTHER = "Other"
+
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        help="Folder of all jobs on this machine (default: $SHOAL_STATE, else ~/.local/state/shoal).",
+        show_default=False,
+    ),
+]
+Output = Annotated[str, typer.Option("--output", "-o", metavar="text|json", help="For people, or for programs.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a job on this machine.", show_default=False)]
+
+
+@app.command(
+    rich_help_panel=_RUN, context_settings={"ignore_unknown_options": True}, short_help="Run a job on this machine."
+)
+def run(
+    target: Annotated[
+        str, typer.Argument(metavar="JOB.YAML|SCRIPT.py", help="A manifest, or a training script.", show_default=False)
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGUMENTS", help="Of the script; behind -- where names clash.", show_default=False),
+    ] = None,
+    *,
+    trainers: Annotated[
+        str | None, typer.Option("--trainers", metavar="N|MIN:MAX", help="How many trainers.", show_default=False)
+    ] = None,
+    servers: Annotated[
+        int | None, typer.Option("--servers", metavar="N", help="How many parameter servers.", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="How often every sample counts.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Of the samples' order and the model.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the job.", show_default=False)
+    ] = None,
+    state: State = None,
+    etcd: Annotated[
+        str | None,
+        typer.Option("--etcd", metavar="PATH|ENDPOINT", help="An etcd binary, or a running etcd.", show_default=False),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over: remove what an earlier run of this job left.")
+    ] = False,
+    output: Output = "text",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and the final account only.")] = False,
+) -> None:
+    """Run a job on this machine, to its end.
+
+    Ctrl-C stops it in good order, and the same command lets it go on from there. A process that dies is replaced.
+    The exit code is 0 only if every sample of every epoch counted exactly once; 1 if the job failed; 130 after Ctrl-C.
+    """
+    with clear_errors():
+        from shoal.cli.run import Options, run_job  # noqa: PLC0415
+
+        options = Options(
+            target=target,
+            arguments=list(arguments or []),
+            trainers=trainers,
+            servers=servers,
+            epochs=epochs,
+            seed=seed,
+            name=name,
+            state=state,
+            etcd=etcd,
+            fresh=fresh,
+            output=_output(output),
+            quiet=quiet,
+        )
+        raise typer.Exit(run_job(options))
+
+
+@app.command(rich_help_panel=_LOOK)
+def status(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Name of a job; without one: all jobs.", show_default=False)
+    ] = None,
+    state: State = None,
+    output: Output = "text",
+) -> None:
+    """Show a job's progress and processes, also after its end."""
+    with clear_errors():
+        from shoal.cli.jobs import show_all, show_status  # noqa: PLC0415
+
+        if name is None:
+            show_all(state, output=_output(output))
+        else:
+            show_status(name, state, output=_output(output))
+
+
+@app.command(rich_help_panel=_LOOK)
+def scale(
+    name: Name,
+    trainers: Annotated[
+        int | None, typer.Option("--trainers", metavar="N", help="How many are wanted now.", show_default=False)
+    ] = None,
+    *,
+    auto: Annotated[bool, typer.Option("--auto", help="As many as the manifest says.")] = False,
+    state: State = None,
+) -> None:
+    """Change the number of trainers of a running job."""
+    with clear_errors():
+        from shoal.cli.jobs import scale_job  # noqa: PLC0415
+
+        scale_job(name, state, trainers=trainers, auto=auto)
+
+
+@app.command(rich_help_panel=_LOOK)
+def logs(
+    name: Name,
+    process: Annotated[
+        str | None,
+        typer.Argument(metavar="[ROLE-N]", help="Such as trainer-0; without one: all.", show_default=False),
+    ] = None,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", metavar="N", min=0, help="The last N lines of each.", show_default=False)
+    ] = None,
+    state: State = None,
+) -> None:
+    """Show what a job's processes have written."""
+    with clear_errors():
+        from shoal.cli.logs import show_logs  # noqa: PLC0415
+
+        show_logs(name, state, process=process, follow=follow, tail=tail)
+
+
+@app.command(rich_help_panel=_OTHER)
+def validate(
+    manifest: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="The manifest.", show_default=False)],
+    output: Output = "text",
+) -> None:
+    """Check a manifest, and list everything that is wrong with it."""
+    with clear_errors():
+        from shoal.cli.validate import validate_manifest  # noqa: PLC0415
+
+        raise typer.Exit(validate_manifest(manifest, output=_output(output)))
+
+
+@app.command(rich_help_panel=_OTHER)
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed  # noqa: PLC0415
+
+    typer.echo(f"shoal {installed('shoal')}")
+
+
+def _output(output: str) -> str:
+    if output not in {"text", "json"}:
+        raise typer.BadParameter(f"{output!r} is neither text nor json", param_hint="--output")
+    return output
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="shoal")

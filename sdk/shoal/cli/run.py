@@ -1,0 +1,266 @@
+"""`shoal run`: from what was typed to a job that runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shoal.api import ManifestError, TrainingJob, for_script, from_mapping, load, parse_trainers
+from shoal.cli.errors import FAILED, INTERRUPTED, CommandError
+from shoal.local import changes
+from shoal.local.launch import Launcher, variables
+from shoal.local.state import BusyError, End, Origin, StateFolder, base_folder
+from shoal.local.status import is_good
+from shoal.local.view import PlainView, QuietView, View
+from shoal.local.words import account_lines
+
+__all__ = ["Options", "job_of", "run_job"]
+
+_MANIFESTS = {".yaml", ".yml", ".json"}
+_MOST_BY_ITSELF = 4
+"""A script without --trainers gets no more: each of them is a process with a torch of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was typed."""
+
+    target: str
+    arguments: list[str]
+    trainers: str | None
+    servers: int | None
+    epochs: int | None
+    seed: int | None
+    name: str | None
+    state: Path | None
+    etcd: str | None
+    fresh: bool
+    output: str
+    quiet: bool
+
+
+def run_job(options: Options) -> int:
+    """Run the job; the exit code."""
+    job, origin = job_of(options)
+    if job.spec.suspend:
+        raise CommandError(f"{options.target}: spec.suspend is true, so the job is paused; set it to false to run it")
+    variables(job, os.environ)
+    state = StateFolder(base_folder(options.state), job.metadata.name)
+    try:
+        state.lock()
+    except BusyError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(f"the folder for the job's state cannot be used: {error}; name another by --state") from None
+    try:
+        return _run_locked(options, job, origin, state)
+    finally:
+        state.unlock()
+
+
+def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: StateFolder) -> int:
+    said: list[str] = []
+    if options.fresh and state.exists:
+        said.append(f"--fresh: removed {', '.join(state.clear())} from {state.path}")
+    if state.exists:
+        ended = _compare(options, job, origin, state, said)
+        if ended is not None:
+            return ended
+        said.append(f"job {job.metadata.name} goes on from where it was ({state.path})")
+    state.prepare(job, origin)
+    end, view = _run(options, job, origin, state, said)
+    view.close()
+    return _report(options, state, end)
+
+
+# --- What is to be run ---
+
+
+def job_of(options: Options) -> tuple[TrainingJob, Origin]:
+    """The job that was meant, and where it comes from.
+
+    Raises:
+        CommandError: There is no such file, or its kind is not known.
+        ManifestError: Something is wrong with the job.
+    """
+    path = Path(options.target)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise CommandError(f"{options.target} {kind}; name a manifest (job.yaml) or a training script (train.py)")
+    if path.suffix == ".py":
+        return _script(options, path)
+    if path.suffix not in _MANIFESTS:
+        raise CommandError(f"{options.target}: neither a manifest (.yaml, .yml, .json) nor a Python script (.py)")
+    if options.arguments:
+        raise CommandError(
+            f"{' '.join(options.arguments)}: unknown here; a manifest has its arguments in spec.args, "
+            "and the options of `shoal run` are shown by --help"
+        )
+    return _overridden(load(path), options), Origin(folder=str(path.resolve().parent), source="")
+
+
+def _script(options: Options, path: Path) -> tuple[TrainingJob, Origin]:
+    trainers = options.trainers or f"1:{max(1, min(_MOST_BY_ITSELF, _cores()))}"
+    job = for_script(
+        options.target,
+        options.arguments,
+        trainers=trainers,
+        servers=options.servers if options.servers is not None else 1,
+        epochs=options.epochs,
+        seed=options.seed,
+        name=options.name,
+    )
+    return job, Origin(folder=str(Path.cwd()), source=str(path.resolve()))
+
+
+def _overridden(job: TrainingJob, options: Options) -> TrainingJob:
+    """The manifest with what the command line says."""
+    mapping = job.to_mapping()
+    spec: dict[str, Any] = mapping["spec"]
+    if options.trainers is not None:
+        low, high = parse_trainers(options.trainers)
+        trainer = {**spec.get("trainer", {}), "minReplicas": low, "maxReplicas": high}
+        trainer.pop("replicas", None)
+        spec["trainer"] = trainer
+    if options.servers is not None:
+        spec["parameterServer"] = {**spec.get("parameterServer", {}), "replicas": options.servers}
+    if options.epochs is not None:
+        spec["epochs"] = options.epochs
+    if options.seed is not None:
+        spec["seed"] = options.seed
+    if options.name is not None:
+        mapping["metadata"] = {**mapping["metadata"], "name": options.name}
+    return from_mapping(mapping, source="with the options of the command line")
+
+
+# --- What an earlier run left ---
+
+
+def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFolder, said: list[str]) -> int | None:
+    """Whether the job can go on; the exit code if there is nothing left to do.
+
+    Raises:
+        CommandError: It cannot.
+    """
+    name = job.metadata.name
+    before = state.origin()
+    if before is not None and before != origin:
+        raise CommandError(
+            f"another job named {name} is kept in {state.path}: it came from {before.source or before.folder}; "
+            "give this one another --name, or replace that one with --fresh"
+        )
+    try:
+        old = state.job()
+    except ManifestError:
+        raise CommandError(f"{state.manifest} is damaged; start over with --fresh") from None
+    end = state.end()
+    if end is not None and end.final and end.state == "Complete":
+        if (job.spec.epochs or 0) > end.account.epochs:
+            raise CommandError(
+                f"job {name} is complete with {end.account.epochs} epochs and cannot grow to {job.spec.epochs} any more; "
+                "start over with --fresh, or give it another --name"
+            )
+        if not options.quiet:
+            sys.stderr.write(f"job {name} is complete already; --fresh starts it over\n")
+        return _report(options, state, end)
+    if end is not None and end.final:
+        raise CommandError(f"job {name} has failed for good: {end.reason}\nstart over with --fresh", code=FAILED)
+    refusals = changes.refusals(old, job)
+    if refusals:
+        raise CommandError(
+            "\n".join([f"job {name} began with another manifest and cannot go on with this one:", *refusals])
+        )
+    said += changes.notes(old, job)
+    return None
+
+
+# --- Running ---
+
+
+def _run(options: Options, job: TrainingJob, origin: Origin, state: StateFolder, said: list[str]) -> tuple[End, View]:
+    # Only now: etcd's client takes a while to import, and a typing error must not wait for it.
+    from shoal.local.runner import Runner, run  # noqa: PLC0415
+
+    endpoint, own = _etcd(options, state, said)
+    cores = _cores()
+    trainers = job.wanted_trainers(cores)
+    launcher = Launcher(
+        job=job,
+        manifest=state.manifest,
+        folder=Path(origin.folder),
+        token=state.token,
+        uid=state.uid,
+        sockets=state.make_sockets(),
+        master=state.master,
+        snapshots=state.snapshots,
+        etcd=endpoint,
+        cores=cores,
+        inherited=dict(os.environ),
+    )
+    if job.spec.env_from:
+        said.append("spec.envFrom is left out: it needs a cluster")
+    view = _view(options)
+    for line in said:
+        view.tell("info", line)
+    end = run(lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, view=view))
+    return end, view
+
+
+def _etcd(options: Options, state: StateFolder, said: list[str]) -> tuple[str, Any]:
+    from shoal.local.etcd import EtcdError, EtcdServer, find_etcd, is_endpoint  # noqa: PLC0415
+    from shoal.local.own_etcd import OwnEtcd  # noqa: PLC0415
+    from shoal.store import Store, StoreError  # noqa: PLC0415
+
+    if options.etcd is not None and is_endpoint(options.etcd):
+        try:
+            Store.connect(options.etcd, prefix="", timeout_seconds=3.0).close()
+        except (StoreError, ValueError) as error:
+            raise CommandError(f"--etcd {options.etcd}: {error}") from None
+        return options.etcd, None
+    try:
+        binary = find_etcd(options.etcd)
+    except EtcdError as error:
+        raise CommandError(str(error)) from None
+    if binary.note is not None:
+        said.append(binary.note)
+    own = OwnEtcd(EtcdServer(binary, state.etcd))
+    return own.endpoint, own
+
+
+def _view(options: Options) -> View:
+    if options.quiet:
+        return QuietView(sys.stderr)
+    stream = sys.stderr if options.output == "json" else sys.stdout
+    if not stream.isatty():
+        return PlainView(stream)
+    from rich.console import Console  # noqa: PLC0415
+
+    from shoal.local.live import LiveView  # noqa: PLC0415
+
+    return LiveView(Console(file=stream))
+
+
+def _report(options: Options, state: StateFolder, end: End) -> int:
+    """Print the account; the exit code."""
+    name = state.name
+    if end.state == "Failed":
+        sys.stderr.write(f"error: job {name} failed: {end.reason}\n(logs: shoal logs {name}, in {state.logs})\n")
+    if end.state == "Stopped":
+        sys.stderr.write(f"job {name} is stopped; run the same command again and it goes on from here\n")
+    if options.output == "json":
+        sys.stdout.write(msgspec.json.encode(end.account).decode() + "\n")
+    else:
+        sys.stdout.write("\n".join(account_lines(name, end.account)) + "\n")
+    sys.stdout.flush()
+    if end.state == "Stopped":
+        return INTERRUPTED
+    return 0 if is_good(end.account) and end.state == "Complete" else FAILED
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,89 @@
+"""The job's own etcd, on the event loop: start it, and be told when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from shoal.local.etcd import EtcdError, EtcdServer
+from shoal.wire.environment import EXIT_REFUSED
+
+__all__ = ["OwnEtcd"]
+
+
+class OwnEtcd:
+    """Runs an etcd beside a job.
+
+    Args:
+        server: The etcd.
+    """
+
+    def __init__(self, server: EtcdServer) -> None:
+        self._server = server
+        self._ran = False
+        self._started = 0.0
+        self._told_to_end = False
+
+    @property
+    def endpoint(self) -> str:
+        """Its address; the same in all its lives."""
+        return self._server.endpoint
+
+    @property
+    def pid(self) -> int | None:
+        """The running process."""
+        return self._server.pid
+
+    @property
+    def age(self) -> float:
+        """For how many seconds it has run."""
+        return time.monotonic() - self._started
+
+    async def start(self, on_exit: Callable[[int, str], None]) -> None:
+        """Start it; returns when it answers.
+
+        Args:
+            on_exit: Told exit code (negative: the signal) and last words, once per start.
+        """
+        self._started = time.monotonic()
+        try:
+            await asyncio.to_thread(self._server.start)
+        except EtcdError as error:
+            # One that never ran cannot run here; one that ran may have met a passing trouble.
+            refused = not self._ran and not self._told_to_end
+            on_exit(EXIT_REFUSED if refused else 1, str(error))
+            return
+        self._ran = True
+        self._watch(on_exit)
+
+    def _watch(self, on_exit: Callable[[int, str], None]) -> None:
+        loop = asyncio.get_running_loop()
+        pid = self._server.pid
+        descriptor = -1
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(pid)
+        if descriptor < 0:
+            loop.call_soon(on_exit, self._code(), "")
+            return
+
+        def ended() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            on_exit(self._code(), "")
+
+        loop.add_reader(descriptor, ended)
+
+    def _code(self) -> int:
+        # The thread that waits for it needs a moment to take the code.
+        code = self._server.wait(5.0)
+        return code if code is not None else -signal.SIGKILL
+
+    async def stop(self, *, kill: bool = False) -> None:
+        """End it; does nothing if it does not run."""
+        self._told_to_end = True
+        await asyncio.to_thread(self._server.kill if kill else self._server.stop)

@@ -1,0 +1,263 @@
+"""`shoal run`: the shell around the supervisor.
+
+It starts what the supervisor says, and feeds it with exits, the master's progress, the user's wishes and the time. All
+processes start at once, since most of them spend their first seconds importing torch; who needs another one waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from shoal.api import TrainingJob
+from shoal.local.control import AskScale, Control, No
+from shoal.local.launch import Launcher
+from shoal.local.observer import observe
+from shoal.local.own_etcd import OwnEtcd
+from shoal.local.processes import LaunchError, Processes
+from shoal.local.state import End, StateFolder
+from shoal.local.status import Status, account_of, rows_of
+from shoal.local.supervisor import ETCD, Action, Finish, Settings, Signal, Start, Supervisor, Tell
+from shoal.local.view import View
+from shoal.wire.auth import Token
+from shoal.wire.environment import EXIT_REFUSED
+from shoal.wire.messages import Progress
+
+__all__ = ["Runner", "run"]
+
+_TICK_SECONDS: Final = 0.1
+_SHOW_SECONDS: Final = 0.5
+_KEEP_SECONDS: Final = 5.0
+
+
+class Runner:
+    """Runs one job to its end.
+
+    Args:
+        job: The job.
+        state: Its folder, locked and prepared.
+        launcher: How its processes are started.
+        etcd: The etcd to run beside it; None where one runs already.
+        trainers: How many trainers there are at first.
+        view: Where to show what happens.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        *,
+        state: StateFolder,
+        launcher: Launcher,
+        etcd: OwnEtcd | None,
+        trainers: int,
+        view: View,
+    ) -> None:
+        policy = job.spec.run_policy
+        self._job = job
+        self._state = state
+        self._launcher = launcher
+        self._etcd = etcd
+        self._view = view
+        self._supervisor = Supervisor(
+            Settings(
+                trainers=trainers,
+                servers=job.servers,
+                own_etcd=etcd is not None,
+                backoff_limit=policy.backoff_limit,
+                deadline_seconds=policy.active_deadline_seconds,
+            )
+        )
+        self._first_trainers = trainers
+        self._processes = Processes(state.logs, self._exited)
+        self._progress: Progress | None = None
+        self._events_told = (0, 0)
+        self._finish: Finish | None = None
+        self._finished = asyncio.Event()
+        self._started = time.monotonic()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._shown = self._kept = 0.0
+
+    async def run(self) -> End:
+        """Run it; how it ended is also written into the job's folder."""
+        control = Control(self._state, self._answer)
+        await control.open(f"unix://{self._launcher.sockets / 'run'}")
+        self._watch_signals()
+        watching = asyncio.create_task(
+            observe(
+                f"file://{self._launcher.master}",
+                token=Token.read(self._launcher.token),
+                job=self._launcher.uid,
+                on_progress=self._progressed,
+            )
+        )
+        try:
+            self._do(self._supervisor.begin(time.monotonic()))
+            await self._until_finished()
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+            control.close()
+            self._processes.kill_all()
+            if self._etcd is not None:
+                await self._etcd.stop()
+            self._state.drop_sockets()
+        return self._write_end()
+
+    async def _until_finished(self) -> None:
+        while not self._finished.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._finished.wait(), _TICK_SECONDS)
+            now = time.monotonic()
+            self._do(self._supervisor.tick(now))
+            if now - self._shown >= _SHOW_SECONDS:
+                self._show()
+            if now - self._kept >= _KEEP_SECONDS:
+                self._keep()
+
+    def _write_end(self) -> End:
+        assert self._finish is not None
+        told = self._progress.account if self._progress is not None else None
+        if told is None or told.state != self._finish.state:
+            told = account_of(self._finish.state, self._progress, seconds=time.monotonic() - self._started)
+        end = End(state=self._finish.state, reason=self._finish.reason, final=self._finish.final, account=told)
+        self._state.write_end(end)
+        self._keep()
+        return end
+
+    # --- Events ---
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, lambda: self._do(self._supervisor.interrupt(time.monotonic())))
+
+    def _exited(self, role: str, index: int, code: int, words: str) -> None:
+        self._do(self._supervisor.exited(role, index, code, time.monotonic(), words=words))
+
+    def _progressed(self, progress: Progress) -> None:
+        self._progress = progress
+        generation, told = self._events_told
+        if generation != progress.generation:
+            told = 0
+        for number, _, level, text in progress.events:
+            if number > told:
+                told = number
+                self._view.tell(level, text)
+        self._events_told = (progress.generation, told)
+        self._do(self._supervisor.progressed(progress.state, progress.reason, progress.samples_total, time.monotonic()))
+        self._show()
+
+    def _answer(self, question: Any) -> Status | No:
+        if not isinstance(question, AskScale):
+            return self.status()
+        trainer = self._job.spec.trainer
+        wanted = question.trainers if question.trainers is not None else self._first_trainers
+        if self._supervisor.ending:
+            return No(reason="the job is ending")
+        if not trainer.min_replicas <= wanted <= trainer.most:
+            return No(
+                reason=f"{wanted} trainers: the manifest allows {trainer.min_replicas} to {trainer.most} "
+                "(spec.trainer.minReplicas and maxReplicas)"
+            )
+        if wanted != self._supervisor.wanted:
+            self._view.tell("info", f"{wanted} trainers are wanted instead of {self._supervisor.wanted}")
+        self._do(self._supervisor.scale(wanted, time.monotonic()))
+        return self.status()
+
+    # --- Actions ---
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start():
+                    self._start(action.role, action.index)
+                case Signal():
+                    self._signal(action)
+                case Tell():
+                    self._view.tell(action.level, action.text)
+                case Finish():
+                    self._finish = action
+                    self._finished.set()
+
+    def _start(self, role: str, index: int) -> None:
+        if role == ETCD:
+            assert self._etcd is not None
+            self._spawn(self._etcd.start(lambda code, words: self._exited(ETCD, 0, code, words)))
+            return
+        launch = self._launcher.launch(role, index, trainers=self._supervisor.wanted)
+        try:
+            self._processes.start(role, index, launch)
+        except LaunchError as error:
+            # Not at once: the supervisor is still at work on the call that asked for the start.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._exited, role, index, EXIT_REFUSED, str(error))
+
+    def _signal(self, action: Signal) -> None:
+        if action.role != ETCD:
+            self._processes.signal(action.role, action.index, action.number)
+        elif self._etcd is not None:
+            self._spawn(self._etcd.stop(kill=action.number == signal.SIGKILL))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- Status ---
+
+    def status(self) -> Status:
+        """The job as it is now."""
+        trainer = self._job.spec.trainer
+        return Status(
+            name=self._job.metadata.name,
+            state=self._state_now(),
+            reason=self._finish.reason if self._finish is not None else "",
+            runner=os.getpid() if self._finish is None else 0,
+            trainers=self._supervisor.wanted,
+            least=trainer.min_replicas,
+            most=trainer.most,
+            members=self._rows(),
+            progress=self._progress,
+            account=self._progress.account if self._progress is not None else None,
+        )
+
+    def _state_now(self) -> str:
+        if self._finish is not None:
+            return self._finish.state
+        return self._progress.state if self._progress is not None else "Starting"
+
+    def _rows(self) -> list[Any]:
+        now = time.monotonic()
+        running = []
+        for (role, index), draining in self._supervisor.alive.items():
+            own = role == ETCD and self._etcd is not None
+            pid = self._etcd.pid if own and self._etcd is not None else self._processes.pid(role, index)
+            age = self._etcd.age if own and self._etcd is not None else self._processes.age(role, index)
+            running.append((role, index, pid or 0, age, draining))
+        waiting = [(role, index, max(0.0, due - now)) for (role, index), due in self._supervisor.pending.items()]
+        return rows_of(running, waiting, self._progress.members if self._progress is not None else [])
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        self._view.show(self.status())
+
+    def _keep(self) -> None:
+        self._kept = time.monotonic()
+        self._state.write_last(msgspec.json.encode(self.status()))
+
+
+def run(make: Callable[[], Runner]) -> End:
+    """Run a job on a new event loop."""
+
+    async def main() -> End:
+        return await make().run()
+
+    return asyncio.run(main())
