@@ -82,6 +82,7 @@ def test_errors_of_the_script_wait_longer_until_the_limit():
 
 def test_committed_samples_reset_count_and_delay():
     supervisor, now = running(trainers=1, backoff_limit=1), 0.0
+    supervisor.progressed("Running", "", 0, now)
     for samples in range(1, 6):
         supervisor.exited(TRAINER, 0, 1, now)
         assert supervisor.pending[TRAINER, 0] == now + 1

@@ -232,6 +232,8 @@ class Runner:
     def _state_now(self) -> str:
         if self._finish is not None:
             return self._finish.state
+        if self._supervisor.leaving:
+            return "Stopping"
         return self._progress.state if self._progress is not None else "Starting"
 
     def _rows(self) -> list[Any]:

@@ -34,7 +34,7 @@ class Status(msgspec.Struct, frozen=True):
 
     Attributes:
         name: The job's.
-        state: Starting, Running, Saving, Complete, Failed or Stopped.
+        state: Starting, Running, Saving, Stopping (the processes are being ended), Complete, Failed or Stopped.
         reason: Why it failed.
         runner: Process number of `shoal run`; 0 when it does not run.
         trainers: How many are wanted.

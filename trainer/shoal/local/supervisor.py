@@ -137,7 +137,7 @@ class Supervisor:
         self._errors: dict[int, int] = {}
         self._failures = 0
         self._departures = 0
-        self._samples = -1
+        self._samples: int | None = None
         self._complete = False
         self._saved = False
         """Some script came to its end after the job was complete: the model is written."""
@@ -164,6 +164,11 @@ class Supervisor:
     def ending(self) -> bool:
         """Whether the end has begun."""
         return self._outcome is not None or self._complete
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the processes are being ended."""
+        return self._outcome is not None
 
     @property
     def failures(self) -> int:
@@ -211,8 +216,9 @@ class Supervisor:
 
     def progressed(self, state: str, reason: str, samples: int, now: float) -> list[Action]:
         """The master told the job's state and how many samples are committed over all epochs."""
-        if samples > self._samples:
-            self._samples = samples
+        # A restored slot may have lost some: what counts is growth since the last word.
+        before, self._samples = self._samples, samples
+        if before is not None and samples > before:
             self._failures = self._departures = 0
             self._errors.clear()
             self._quick.clear()

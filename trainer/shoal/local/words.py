@@ -51,6 +51,8 @@ def progress_line(status: Status) -> str:
     progress = status.progress
     active = sum(row.role == "trainer" and row.state not in {"starting", "waits"} for row in status.members)
     trainers = f"trainers {active}/{status.trainers}"
+    if status.state == "Stopping":
+        return f"stopping  processes {len(status.members)}"
     if progress is None:
         return f"starting  {trainers}"
     if progress.state == "Starting":
