@@ -62,6 +62,7 @@ class Master:
             m.Offer: self.serving.offered,
             m.Held: self.serving.held,
             m.Nothing: self.serving.nothing,
+            m.Waiting: self.serving.waiting,
             m.Snapped: self.serving.snapped,
             m.Lacks: self.serving.lacks,
             m.Safe: lambda who, x: self.ending.safe(who, x, self.serving),

@@ -22,6 +22,7 @@ from shoal.wire.messages import (
     Provide,
     Report,
     Snapped,
+    Waiting,
 )
 from shoal.wire.tasks import TaskSet
 
@@ -127,6 +128,20 @@ class Serving:
             if job.evaluations_stale():
                 job.event("the last evaluation is made again: the model changed after it")
         self._moved(back)
+
+    def waiting(self, identity: Identity, message: Waiting) -> None:
+        """Fresh slots wait for their initial values."""
+        pending = self._job.slots.pending
+        pairs = zip(message.slots, message.grants, strict=True)
+        wanted = [slot for slot, grant in pairs if slot in pending and pending[slot].grant == grant]
+        self._job.slots.waits(identity.life, wanted)
+        # One trainer gives the values of all slots at once.
+        if not any(p.source == "fresh" and not self._is_waiting(slot) for slot, p in pending.items()):
+            self.provide()
+
+    def _is_waiting(self, slot: int) -> bool:
+        pending = self._job.slots.pending[slot]
+        return slot in self._job.slots.views[pending.server].waiting
 
     def nothing(self, identity: Identity, message: Nothing) -> None:
         """An order could not be carried out."""

@@ -54,6 +54,8 @@ class ServerView:
     waiting: set[int] = field(default_factory=set)
     """Fresh slots that still lack their initial values."""
     question: int = 0
+    asked: int = 0
+    """The last question that was put to it."""
 
 
 class SlotMap:
@@ -283,7 +285,8 @@ class SlotMap:
 
     def _ask(self) -> Iterable[Order]:
         for life, view in self.views.items():
-            if view.question != self.question:
+            if self.question not in {view.question, view.asked}:
+                view.asked = self.question
                 yield Order(life, Ask(question=self.question))
 
     def _best(self, slot: int, *, everywhere: bool) -> Pending | None:

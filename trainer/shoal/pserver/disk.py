@@ -66,7 +66,7 @@ class SnapshotFolder:
         Raises:
             DiskError: It is not there, damaged, foreign, or lacks the slot; it is not offered any more.
         """
-        if self._cached[0] != name:
+        if self._cached[0] != name or slot not in self._cached[1]:
             try:
                 description, found = snapshots.read(self._folder / name, uid=self._uid, digest=self._digest)
             except snapshots.SnapshotError as error:

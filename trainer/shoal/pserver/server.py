@@ -157,8 +157,8 @@ class ServerState:
         self.granted.fresh[slot] = grant
         if self._tensors.create(slot):
             self._awaiting_values.add(slot)
-        else:
-            self.granted.load(slot, Watermarks(self._plan))
+            return [m.Waiting(slots=[slot], grants=[grant])]
+        self.granted.load(slot, Watermarks(self._plan))
         return []
 
     def _drop(self, slot: int) -> None:

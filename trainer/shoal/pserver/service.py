@@ -119,7 +119,6 @@ class Service:
             replies = state.order(message)
             if isinstance(message, m.Ask):
                 state.question = message.question
-            if isinstance(message, m.Ask) or (isinstance(message, m.Grant) and message.source == "fresh"):
                 replies.append(self._offer())
             due = state.final_wanted or state.first_wanted
         for reply in replies:

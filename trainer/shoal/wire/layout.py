@@ -35,7 +35,6 @@ ITEM_SIZES = {
     "float32": 4,
     "float64": 8,
     "complex64": 8,
-    "complex128": 16,
 }
 """Bytes of one element, by the dtype's name in torch."""
 

@@ -95,6 +95,7 @@ __all__ = [
     "ToMaster",
     "ToServer",
     "ToTrainer",
+    "Waiting",
     "Want",
     "Where",
 ]
@@ -440,6 +441,13 @@ class Held(_Message, frozen=True):
     """These grants stand; the report replaces whatever was believed of the slots (rule 2)."""
 
     reports: list[Report]
+
+
+class Waiting(_Message, frozen=True):
+    """Fresh slots that wait for their initial values, under these grants."""
+
+    slots: list[int]
+    grants: list[int]
 
 
 class Nothing(_Message, frozen=True):
@@ -789,6 +797,7 @@ ToMaster = (
     | Offer
     | Held
     | Nothing
+    | Waiting
     | Snapped
     | Lacks
     | Safe
