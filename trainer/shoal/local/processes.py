@@ -166,7 +166,7 @@ def last_words(log: Path, *, since: int = 0) -> str:
 
 
 def _reason(error: OSError, launch: Launch) -> str:
-    if isinstance(error, FileNotFoundError) and error.filename == str(launch.folder):
+    if not launch.folder.is_dir():
         return f"there is no folder {launch.folder}"
     if isinstance(error, FileNotFoundError):
         return f"there is no program {launch.command[0]!r} on the PATH (spec.command)"

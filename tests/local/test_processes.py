@@ -1,0 +1,138 @@
+"""Real children: how they start, are watched, and end."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shoal.local.processes import Launch, LaunchError, Processes, last_words
+
+
+def python(code, folder, **environment):
+    return Launch(command=[sys.executable, "-c", code], environment={**os.environ, **environment}, folder=folder)
+
+
+def run(folder, *launches, after=lambda processes: None):
+    """Start processes and wait for all of them; what they ended with."""
+
+    async def main():
+        ended, done = {}, asyncio.Event()
+
+        def on_exit(role, index, code, words):
+            ended[role, index] = (code, words)
+            if len(ended) == len(launches):
+                done.set()
+
+        processes = Processes(folder, on_exit)
+        for index, launch in enumerate(launches):
+            processes.start("trainer", index, launch)
+        after(processes)
+        await asyncio.wait_for(done.wait(), 30)
+        return ended
+
+    return asyncio.run(main())
+
+
+def until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_codes_and_last_words(tmp_path):
+    ended = run(tmp_path, python("", tmp_path), python("print('so'); raise KeyError('x')", tmp_path))
+    assert ended["trainer", 0] == (0, "")
+    code, words = ended["trainer", 1]
+    assert code == 1
+    assert words.startswith("Traceback")
+    assert words.endswith("KeyError: 'x'")
+
+
+def test_output_is_appended_behind_a_line_for_each_start(tmp_path):
+    for word in ("one", "two"):
+        run(tmp_path, python(f"print('{word}')", tmp_path))
+    lines = (tmp_path / "trainer-0.log").read_text().splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["---", "one", "---", "two"]
+
+
+def test_last_words_are_of_the_last_life(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text("Traceback (most recent call last):\nold\n")
+    before = log.stat().st_size
+    log.write_text(log.read_text() + "new\n")
+    assert last_words(log, since=before) == "new"
+    assert last_words(tmp_path / "missing.log") == ""
+
+
+def test_a_signal_is_told_as_such(tmp_path):
+    endless = python("import time; time.sleep(1000)", tmp_path)
+    ended = run(tmp_path, endless, after=lambda processes: processes.signal("trainer", 0, signal.SIGKILL))
+    assert ended["trainer", 0][0] == -signal.SIGKILL
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+open(sys.argv[1] if len(sys.argv) > 1 else "child.pid", "w").write(str(child.pid))
+{end}
+"""
+
+
+def test_the_children_of_a_process_end_with_it(tmp_path):
+    run(tmp_path, python(PARENT.format(end=""), tmp_path))
+    until(lambda: gone(int((tmp_path / "child.pid").read_text())))
+
+
+def test_what_cannot_be_started_is_named(tmp_path):
+    launches = {
+        "no program 'nowhere'": Launch(command=["nowhere"], environment=os.environ, folder=tmp_path),
+        "no folder": Launch(command=[sys.executable], environment=os.environ, folder=tmp_path / "missing"),
+    }
+
+    async def main(launch):
+        Processes(tmp_path, lambda *_: None).start("trainer", 0, launch)
+
+    for text, launch in launches.items():
+        with pytest.raises(LaunchError, match=text):
+            asyncio.run(main(launch))
+
+
+RUNNER = """
+import asyncio, os, sys
+from pathlib import Path
+from shoal.local.processes import Launch, Processes
+
+async def main():
+    folder = Path(sys.argv[1])
+    processes = Processes(folder, lambda *_: None)
+    command = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    pid = processes.start("trainer", 0, Launch(command=command, environment=os.environ, folder=folder))
+    print(pid, flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_outlives_a_runner_that_is_killed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], stdout=subprocess.PIPE) as runner:
+        child = int(runner.stdout.readline())
+        assert psutil.pid_exists(child)
+        runner.kill()
+    until(lambda: gone(child))
+
+
+def test_the_log_folder_holds_one_file_per_process(tmp_path):
+    run(tmp_path, python("", tmp_path), python("", tmp_path))
+    assert sorted(path.name for path in Path(tmp_path).glob("*.log")) == ["trainer-0.log", "trainer-1.log"]
