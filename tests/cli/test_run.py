@@ -91,7 +91,7 @@ def gone(pid):
 def with_master(place):
     def there():
         status = place.status()
-        return status if status and status.progress is not None and len(status.members) >= 5 else None
+        return status if status and status.progress is not None and len(status.members) >= 4 else None
 
     return until(there)
 

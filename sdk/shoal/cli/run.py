@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,11 +19,16 @@ from shoal.local.status import is_good
 from shoal.local.view import PlainView, QuietView, View
 from shoal.local.words import account_lines
 
+if TYPE_CHECKING:
+    from shoal.local.etcd import EtcdServer
+
 __all__ = ["Options", "job_of", "run_job"]
 
 _MANIFESTS = {".yaml", ".yml", ".json"}
 _MOST_BY_ITSELF = 4
 """A script without --trainers gets no more: each of them is a process with a torch of its own."""
+
+_ETCD_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +70,24 @@ def run_job(options: Options) -> int:
 
 def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: StateFolder) -> int:
     said: list[str] = []
-    if options.fresh and state.exists:
-        said.append(f"--fresh: removed {', '.join(state.clear())} from {state.path}")
-    if state.exists:
+    if state.exists and not options.fresh:
         ended = _compare(options, job, origin, state, said)
         if ended is not None:
             return ended
+    # Before anything is removed or written: without an etcd this run leaves no trace.
+    etcd = _etcd(options, state, said)
+    if options.fresh and state.exists:
+        said.append(f"--fresh: removed {', '.join(state.clear())} from {state.path}")
+    if state.exists:
         said.append(f"job {job.metadata.name} goes on from where it was ({state.path})")
     state.prepare(job, origin)
-    end, view = _run(options, job, origin, state, said)
-    view.close()
+    view = _view(options)
+    for line in said:
+        view.tell("info", line)
+    try:
+        end = _run(job, origin, state, etcd, view)
+    finally:
+        view.close()
     return _report(options, state, end)
 
 
@@ -182,13 +195,12 @@ def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFol
 # --- Running ---
 
 
-def _run(options: Options, job: TrainingJob, origin: Origin, state: StateFolder, said: list[str]) -> tuple[End, View]:
-    # Only now: etcd's client takes a while to import, and a typing error must not wait for it.
+def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdServer, view: View) -> End:
+    # Only now: a typing error must not wait for these imports.
+    from shoal.local.own_etcd import OwnEtcd  # noqa: PLC0415
     from shoal.local.runner import Runner, run  # noqa: PLC0415
 
-    endpoint, own = _etcd(options, state, said)
     cores = _cores()
-    trainers = job.wanted_trainers(cores)
     launcher = Launcher(
         job=job,
         manifest=state.manifest,
@@ -198,38 +210,39 @@ def _run(options: Options, job: TrainingJob, origin: Origin, state: StateFolder,
         sockets=state.make_sockets(),
         master=state.master,
         snapshots=state.snapshots,
-        etcd=endpoint,
+        etcd=etcd if isinstance(etcd, str) else etcd.endpoint,
         cores=cores,
         inherited=dict(os.environ),
     )
     if job.spec.env_from:
-        said.append("spec.envFrom is left out: it needs a cluster")
-    view = _view(options)
-    for line in said:
-        view.tell("info", line)
-    end = run(lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, view=view))
-    return end, view
+        view.tell("warning", "spec.envFrom is left out: it needs a cluster")
+    own = None if isinstance(etcd, str) else OwnEtcd(etcd)
+    trainers = job.wanted_trainers(cores)
+    return run(lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, view=view))
 
 
-def _etcd(options: Options, state: StateFolder, said: list[str]) -> tuple[str, Any]:
+def _etcd(options: Options, state: StateFolder, said: list[str]) -> str | EtcdServer:
+    """The running etcd that was named, else one to run.
+
+    Raises:
+        CommandError: It does not answer, or there is none.
+    """
     from shoal.local.etcd import EtcdError, EtcdServer, find_etcd, is_endpoint  # noqa: PLC0415
-    from shoal.local.own_etcd import OwnEtcd  # noqa: PLC0415
     from shoal.store import Store, StoreError  # noqa: PLC0415
 
     if options.etcd is not None and is_endpoint(options.etcd):
         try:
-            Store.connect(options.etcd, prefix="", timeout_seconds=3.0).close()
+            Store.connect(options.etcd, prefix="", timeout_seconds=_ETCD_SECONDS).close()
         except (StoreError, ValueError) as error:
             raise CommandError(f"--etcd {options.etcd}: {error}") from None
-        return options.etcd, None
+        return options.etcd
     try:
         binary = find_etcd(options.etcd)
     except EtcdError as error:
         raise CommandError(str(error)) from None
     if binary.note is not None:
         said.append(binary.note)
-    own = OwnEtcd(EtcdServer(binary, state.etcd))
-    return own.endpoint, own
+    return EtcdServer(binary, state.etcd)
 
 
 def _view(options: Options) -> View:
