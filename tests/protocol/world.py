@@ -92,8 +92,9 @@ class Folder:
         world = self.world
         world.files += 1
         name = f"file-{world.files:06d}"
-        last_good = all(not f.damaged for f in self.stored[-1:])
-        damaged = last_good and bool(self.stored) and not pin and world.random.random() < world.damage
+        newest = {slot: f for f in self.stored for slot in f.slots}
+        last_good = all(slot in newest and not newest[slot].damaged for slot in snapshot)
+        damaged = last_good and not pin and world.random.random() < world.damage
         slots = {slot: (part.state, part.history, part.batches) for slot, part in snapshot.items()}
         self.stored.append(StoredFile(name, slots, damaged, pin))
         if not damaged:
@@ -263,8 +264,9 @@ class ServerProcess(Process):
         if wire is not self.master:
             return
         if isinstance(message, m.Accepted):
-            if message.shape is not None and self.state is None:
-                self.state = ServerState(self.tensors, self.disk, plan=self.world.plan, epochs=message.epochs)
+            if message.shape is not None:
+                if self.state is None:
+                    self.state = ServerState(self.tensors, self.disk, plan=self.world.plan, epochs=message.epochs)
                 wire.to_host.append(self.offer())
             return
         if self.state is None:
@@ -570,7 +572,7 @@ class World:
         host.wires.append(wire)
         self.connections.append(wire)
         host.accepted(wire)
-        return wire
+        return wire if wire.open else None
 
     def cut(self, wire: Wire, *, tell_host: bool = True) -> None:
         if not wire.open:

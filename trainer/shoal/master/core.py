@@ -41,6 +41,7 @@ class Master:
         self._observers: set[int] = set()
         self._next_report = 0.0
         self._last_tick = job.now
+        self._next_sign = job.now
         for life in job.records.members:
             job.expected_back[life] = job.now + job.settings.lease_seconds
         self._restore_leases()
@@ -164,7 +165,7 @@ class Master:
             self.serving.lost(identity.life)
             return
         self.training.gone(identity.life, leases)
-        self.serving.provide()
+        self.serving.provider_gone(identity.life)
         self.ending.next_saver()
 
     def heard(self, connection: int, at: float) -> None:
@@ -178,6 +179,10 @@ class Master:
         job = self.job
         job.records.counters.seconds += max(0.0, now - self._last_tick) if not job.ended else 0.0
         self._last_tick = now
+        if now >= self._next_sign:
+            # An idle master writes as well: that is how it learns that a newer one leads.
+            self._next_sign = now + job.settings.lease_seconds / 4
+            job.records.touch("counters")
         for connection, (identity, heard) in list(self._connections.items()):
             if identity.role != "observer" and now - heard > job.settings.lease_seconds:
                 job.event(f"{identity} was silent for {now - heard:.1f} s", "warning")

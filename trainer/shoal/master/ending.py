@@ -19,10 +19,13 @@ class Ending:
         self._counted: dict[int, tuple[int, int]] = {}
 
     def check(self, serving: Serving) -> None:
-        """Every task may be done: ask for the last snapshots."""
+        """Every task may be done: ask for the last snapshots; complete when all of them stand."""
         job = self._job
-        if job.queue is not None and job.queue.all_done and job.slots.complete and not job.ended:
-            serving.finals()
+        if job.ended or job.queue is None or not job.queue.all_done or not job.slots.complete:
+            return
+        serving.finals()
+        if len(job.slots.safe) == job.settings.slots:
+            self._complete(serving)
 
     def safe(self, identity: Identity, message: Safe, serving: Serving) -> None:
         """Slots are safe; when all are, the job is complete."""
@@ -31,14 +34,10 @@ class Ending:
         for slot, grant, samples, skipped in rows:
             job.slots.is_safe(identity.life, slot, grant, message.file)
             self._counted[slot] = (samples, skipped)
-        if job.ended or job.queue is None or not job.queue.all_done:
-            return
-        if len(job.slots.safe) == job.settings.slots and job.slots.complete:
-            self._complete(serving)
+        self.check(serving)
 
     def _complete(self, serving: Serving) -> None:
         job = self._job
-        job.records.counters.seconds += 0.0
         account = self.account("Complete")
         job.records.outcome = Outcome(state="Complete", reason="", files=dict(job.slots.safe), account=account)
         job.records.touch("outcome", "counters")

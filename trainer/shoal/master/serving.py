@@ -28,6 +28,9 @@ from shoal.wire.tasks import TaskSet
 
 __all__ = ["Serving"]
 
+PROVIDE_AGAIN_SECONDS = 1.0
+"""How long initial values that a trainer gave may take to be reported by their server."""
+
 
 class Serving:
     """Keeps every slot served.
@@ -43,6 +46,7 @@ class Serving:
         self._moved = moved
         self._fail = fail
         self._provider: int | None = None
+        self._provide_after = 0.0
         self._confirmed = 0
         self.confirm_wanted = False
         """Whether the service should confirm the lead in etcd and then call ``confirmed``."""
@@ -72,6 +76,7 @@ class Serving:
         """The first trainer said what is trained: servers can make slots now."""
         for connection in self._job.servers.values():
             self._accept(connection)
+        self.assign()
 
     def offered(self, identity: Identity, offer: Offer) -> None:
         """A server's whole state."""
@@ -98,6 +103,8 @@ class Serving:
 
     def held(self, identity: Identity, message: Held) -> None:
         """Grants stand, and this is what their slots have."""
+        if self._job.queue is None:
+            return  # said to a master before us; the offer to us comes
         for report in message.reports:
             self._take(identity.life, report, only_live=False)
         self.assign()
@@ -156,6 +163,8 @@ class Serving:
 
     def lacks(self, identity: Identity, message: Lacks) -> None:
         """Slots that were to be final lack tasks."""
+        if self._job.queue is None:
+            return
         for report in message.reports:
             self._take(identity.life, report, only_live=True)
 
@@ -198,6 +207,8 @@ class Serving:
         wanted = job.slots.to_initialise()
         if not wanted or (self._provider is not None and self._provider in job.trainers):
             return
+        if job.clock() < self._provide_after:
+            return
         self._provider = next(iter(job.trainers), None)
         if self._provider is None:
             return
@@ -211,17 +222,19 @@ class Serving:
         )
         job.send(job.trainers[self._provider].connection, message)
 
+    def provider_gone(self, life: int) -> None:
+        """A trainer is gone: if it was to give initial values, another one is."""
+        if self._provider == life:
+            self._provider = None
+        self.provide()
+
     def provided(self, life: int, message: Initialised) -> None:
         """A trainer gave the initial values, or could not."""
-        if life != self._provider:
-            return
-        self._provider = None
-        for slot, grant in zip(message.slots, message.grants, strict=True):
-            pending = self._job.slots.pending.get(slot)
-            if pending is not None and pending.grant == grant:
-                self._job.slots.initialised(pending.server, [slot])
-        if message.slots:
-            self.provide()
+        del message
+        if life == self._provider:
+            # Only the servers' word ends the waiting; theirs may take a moment (a snapshot comes before it).
+            self._provider = None
+            self._provide_after = self._job.clock() + PROVIDE_AGAIN_SECONDS
 
     def _carry_out(self, orders: Iterable[Order]) -> None:
         job = self._job

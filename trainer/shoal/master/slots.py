@@ -161,11 +161,6 @@ class SlotMap:
                 self.question += 1
         self.views.pop(life, None)
 
-    def initialised(self, life: int, slots: Iterable[int]) -> None:
-        """Slots got their initial values: nobody need give them again."""
-        if life in self.views:
-            self.views[life].waiting.difference_update(slots)
-
     def waits(self, life: int, slots: Iterable[int]) -> None:
         """Fresh slots at a server wait for their initial values."""
         if life in self.views:

@@ -129,7 +129,12 @@ class Service:
     def _accepted(self, message: m.Accepted) -> None:
         self._link.lease_seconds = message.lease_seconds
         self._interval = message.interval
-        if message.shape is None or self.state is not None:
+        if message.shape is None:
+            return
+        if self.state is not None:
+            with self.lock:
+                offer = self._offer()
+            self._link.send(offer)
             return
         shape = message.shape
         plan = Plan(
