@@ -75,6 +75,12 @@ def test_last_words_are_of_the_last_life(tmp_path):
     assert last_words(tmp_path / "missing.log") == ""
 
 
+def test_an_error_line_of_ours_is_told_without_its_time(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text("12:00:00 info so far\n12:00:01 error optimizer LBFGS is refused\nuse Adam\n")
+    assert last_words(log) == "optimizer LBFGS is refused\nuse Adam"
+
+
 def test_a_signal_is_told_as_such(tmp_path):
     endless = python("import time; time.sleep(1000)", tmp_path)
     ended = run(tmp_path, endless, after=lambda processes: processes.signal("trainer", 0, signal.SIGKILL))

@@ -156,6 +156,7 @@ def test_only_a_full_account_is_good():
     assert not is_good(account(lost=1))
     assert not is_good(account(twice=1))
     assert not is_good(account(state="Failed"))
+    assert "had not begun" in "\n".join(account_lines("x", account_of("Stopped", None, seconds=1.0)))
     assert "10 of 10 counted, 0 lost, 0 twice" in "\n".join(account_lines("x", account()))
 
 

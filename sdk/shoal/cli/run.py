@@ -77,7 +77,8 @@ def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: State
     # Before anything is removed or written: without an etcd this run leaves no trace.
     etcd = _etcd(options, state, said)
     if options.fresh and state.exists:
-        said.append(f"--fresh: removed {', '.join(state.clear())} from {state.path}")
+        state.clear()
+        said.append(f"--fresh: removed the earlier run's snapshots, records and logs from {state.path}")
     if state.exists:
         said.append(f"job {job.metadata.name} goes on from where it was ({state.path})")
     state.prepare(job, origin)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -27,6 +28,8 @@ _PR_SET_PDEATHSIG: Final = 1
 # Loaded before any fork: between fork and exec only calls that take no lock are safe.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _TAIL_BYTES: Final = 16384
+_TIME_AND_LEVEL: Final = re.compile(r"\d\d:\d\d:\d\d error ")
+_HEAD: Final = re.compile(r"\d\d:\d\d:\d\d error |Traceback \(most recent call last\)")
 
 
 class LaunchError(Exception):
@@ -147,7 +150,7 @@ class Processes:
 
 
 def last_words(log: Path, *, since: int = 0) -> str:
-    """What a process said last: its last traceback, else its last lines.
+    """What a process said last: its last error line or traceback with all that follows, else its last lines.
 
     Args:
         log: Its log.
@@ -161,8 +164,10 @@ def last_words(log: Path, *, since: int = 0) -> str:
     except OSError:
         return ""
     lines = [line.rstrip() for line in lines if line.strip()]
-    heads = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    return "\n".join(lines[heads[-1] :] if heads else lines[-3:])
+    heads = [number for number, line in enumerate(lines) if _HEAD.match(line)]
+    if not heads:
+        return "\n".join(lines[-3:])
+    return "\n".join([_TIME_AND_LEVEL.sub("", lines[heads[-1]]), *lines[heads[-1] + 1 :]])
 
 
 def _reason(error: OSError, launch: Launch) -> str:

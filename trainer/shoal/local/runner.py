@@ -137,6 +137,8 @@ class Runner:
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
             loop.add_signal_handler(number, lambda: self._do(self._supervisor.interrupt(time.monotonic())))
 
     def _exited(self, role: str, index: int, code: int, words: str) -> None:

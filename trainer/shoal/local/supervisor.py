@@ -43,6 +43,7 @@ _QUICK_SECONDS: Final = 1.0
 _LONGEST_DELAY_SECONDS: Final = 10.0
 _GRACE_SECONDS: Final = 2.0
 """Between a script's good end and its restart: the word that the job is complete may be on its way."""
+_SHORT_PATIENCE_SECONDS: Final = 10.0
 # A shell around the training command reports the signal that ended it in this way.
 _SIGNALS_BY_SHELL: Final = {
     128 + number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
@@ -102,7 +103,7 @@ class Settings:
         own_etcd: Whether etcd is one of the processes.
         backoff_limit: How many errors of the script in a row are borne.
         deadline_seconds: After which the job fails; None: never.
-        drain_seconds: A process told to end is killed after so long.
+        drain_seconds: A trainer or server told to end is killed after so long.
     """
 
     trainers: int
@@ -263,6 +264,8 @@ class Supervisor:
                 self._tell("warning", f"{_name(role, index)} did not end when told to; it is killed")
                 self._out.append(Signal(role, index, signal.SIGKILL))
         for place in [place for place, due in self._pending.items() if now >= due]:
+            if place in self._left:
+                self._tell("warning", f"{_name(*place)} left although the job is not complete; it starts again")
             self._start(place, now)
         self._settle(now)
         return self._flush()
@@ -362,8 +365,14 @@ class Supervisor:
         if process.draining:
             return
         process.draining = True
-        process.kill_at = now + self._settings.drain_seconds
+        process.kill_at = now + self._patience(place[0])
         self._out.append(Signal(*place, signal.SIGTERM))
+
+    def _patience(self, role: str) -> float:
+        """Seconds until a process that was told to end is killed: long only where it has something to bring home."""
+        failed = self._outcome is not None and self._outcome.state == "Failed"
+        busy = role == SERVER or (role == TRAINER and not failed)
+        return self._settings.drain_seconds if busy else min(_SHORT_PATIENCE_SECONDS, self._settings.drain_seconds)
 
     def _settle(self, now: float) -> None:
         """Bring what runs in line with what should."""

@@ -76,10 +76,11 @@ def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]
     samples = account.samples
     epochs = f"{account.epochs} epoch{'' if account.epochs == 1 else 's'}"
     head = f"{name}: {account.state}, {epochs}, {duration(account.seconds)}"
-    counts = (
-        f"samples: {samples.counted:,} of {samples.expected:,} counted, {samples.lost:,} lost, {samples.twice:,} twice"
-        + (f", {samples.skipped:,} skipped by the script" if samples.skipped else "")
-    )
+    counts = "samples: none, the training had not begun"
+    if samples.expected:
+        counts = f"samples: {samples.counted:,} of {samples.expected:,} counted, {samples.lost:,} lost, {samples.twice:,} twice"
+    if samples.skipped:
+        counts += f", {samples.skipped:,} skipped by the script"
     members = (
         f"trainers and servers: {account.joins} joined, {account.leaves} left, {account.deaths} died; "
         f"{account.replayed} batches computed again"
