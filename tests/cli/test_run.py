@@ -11,6 +11,7 @@ import msgspec
 import psutil
 import pytest
 
+from shoal.local.etcd import EtcdServer, find_etcd
 from shoal.local.status import Status
 
 pytestmark = pytest.mark.slow
@@ -191,3 +192,14 @@ def test_a_folder_with_a_long_name_works_too(place):
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=60)
     assert run.returncode == 130
+
+
+def test_an_etcd_that_runs_already_is_used_and_left_alone(place):
+    with EtcdServer(find_etcd(), place.folder / "theirs") as etcd:
+        run = place.start(SLEEPS, "--trainers", "1", "--etcd", etcd.endpoint)
+        until(lambda: (status := place.status()) is not None and status.progress is not None)
+        assert "etcd-0" not in place.pids()
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=60)
+        assert run.returncode == 130
+        assert etcd.running

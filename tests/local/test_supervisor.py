@@ -156,6 +156,15 @@ def test_a_trainer_that_left_is_replaced():
     assert do(supervisor.tick(7.0)) == [Start(TRAINER, 0)]
 
 
+def test_a_script_that_goes_on_after_the_end_is_named_once():
+    supervisor = running(trainers=2)
+    supervisor.progressed("Complete", "", 10, 5.0)
+    supervisor.exited(TRAINER, 0, 0, 6.0)
+    (told,) = supervisor.tick(15.0)
+    assert "waiting for the scripts of trainer-1 to end" in told.text
+    assert supervisor.tick(30.0) == []
+
+
 def test_a_script_that_never_trains_fails_the_job():
     supervisor, now = running(trainers=1, backoff_limit=2), 0.0
     for _ in range(4):

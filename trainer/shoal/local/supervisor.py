@@ -44,6 +44,8 @@ _LONGEST_DELAY_SECONDS: Final = 10.0
 _GRACE_SECONDS: Final = 2.0
 """Between a script's good end and its restart: the word that the job is complete may be on its way."""
 _SHORT_PATIENCE_SECONDS: Final = 10.0
+_REMIND_SECONDS: Final = 10.0
+"""What a script does after its training is its own business, but a user who waits should know for what."""
 # A shell around the training command reports the signal that ended it in this way.
 _SIGNALS_BY_SHELL: Final = {
     128 + number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
@@ -147,6 +149,7 @@ class Supervisor:
         self._finished = False
         self._interrupts = 0
         self._deadline: float | None = None
+        self._remind_at: float | None = None
         self._out: list[Action] = []
 
     # --- What can be asked ---
@@ -227,7 +230,7 @@ class Supervisor:
             if state == "Failed":
                 self._end("Failed", reason, now, final=True)
             elif state == "Complete" and not self._complete:
-                self._became_complete()
+                self._became_complete(now)
         self._settle(now)
         return self._flush()
 
@@ -258,6 +261,10 @@ class Supervisor:
         if self._deadline is not None and now >= self._deadline and not self.ending:
             seconds = self._settings.deadline_seconds
             self._end("Failed", f"runPolicy.activeDeadlineSeconds: {seconds:g} s have passed", now)
+        if self._remind_at is not None and now >= self._remind_at and self._outcome is None:
+            self._remind_at = None
+            names = ", ".join(_name(*place) for place in sorted(self._alive) if place[0] == TRAINER)
+            self._tell("info", f"the training is complete; waiting for the scripts of {names} to end")
         for (role, index), process in self._alive.items():
             if process.kill_at is not None and now >= process.kill_at:
                 process.kill_at = None
@@ -343,8 +350,9 @@ class Supervisor:
 
     # --- How a job ends ---
 
-    def _became_complete(self) -> None:
+    def _became_complete(self, now: float) -> None:
         self._complete = True
+        self._remind_at = now + _REMIND_SECONDS
         if self._left:
             self._saved = True
 
