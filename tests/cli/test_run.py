@@ -69,9 +69,10 @@ def place(tmp_path):
     made = Place(tmp_path)
     yield made
     for run in made.runs:
-        if run.poll() is None:
-            run.kill()
-        run.communicate()
+        run.kill()
+        run.wait()
+        run.stdout.close()
+        run.stderr.close()
 
 
 def until(condition, seconds=60.0):
@@ -192,6 +193,17 @@ def test_a_folder_with_a_long_name_works_too(place):
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=60)
     assert run.returncode == 130
+
+
+def test_a_run_that_nobody_reads_any_more_goes_on(place):
+    run = place.start(SLEEPS, "--trainers", "1")
+    run.stdout.readline()
+    run.stdout.close()
+    with_master(place)
+    assert place.do("scale", "train", "--auto").returncode == 0
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) == 130
+    assert "Traceback" not in run.stderr.read()
 
 
 def test_an_etcd_that_runs_already_is_used_and_left_alone(place):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Final
 
 import typer
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "CommandError", "clear_errors"]
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "CommandError", "clear_errors", "unread_is_fine"]
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -33,14 +34,11 @@ class CommandError(Exception):
 def clear_errors() -> Iterator[None]:
     """Turn the errors of users into a message on stderr and an exit code, without a traceback."""
     try:
-        yield
+        with unread_is_fine():
+            yield
     except CommandError as error:
         _say(str(error))
         raise typer.Exit(error.code) from None
-    except BrokenPipeError:
-        # Who read our output has seen enough (`| head`); nothing more can be written, not even at exit.
-        sys.stdout = None
-        raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
@@ -51,6 +49,16 @@ def clear_errors() -> Iterator[None]:
             raise
         _say(str(error))
         raise typer.Exit(USAGE) from None
+
+
+@contextmanager
+def unread_is_fine() -> Iterator[None]:
+    """Who reads our output may have seen enough (``| head``)."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is still buffered can be written nowhere, and must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shoal.api import ManifestError, TrainingJob, for_script, from_mapping, load, parse_trainers
-from shoal.cli.errors import FAILED, INTERRUPTED, CommandError
+from shoal.cli.errors import FAILED, INTERRUPTED, CommandError, unread_is_fine
 from shoal.local import changes
 from shoal.local.launch import Launcher, variables
 from shoal.local.state import BusyError, End, Origin, StateFolder, base_folder
@@ -215,10 +215,15 @@ def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdS
         cores=cores,
         inherited=dict(os.environ),
     )
+    trainers = job.wanted_trainers(cores)
+    view.tell(
+        "info",
+        f"job {state.name}: trainers: {trainers}, parameter servers: {job.servers}; "
+        f"`shoal logs {state.name} -f` shows what the scripts print",
+    )
     if job.spec.env_from:
         view.tell("warning", "spec.envFrom is left out: it needs a cluster")
     own = None if isinstance(etcd, str) else OwnEtcd(etcd)
-    trainers = job.wanted_trainers(cores)
     return run(lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, view=view))
 
 
@@ -266,11 +271,13 @@ def _report(options: Options, state: StateFolder, end: End) -> int:
         sys.stderr.write(f"error: job {name} failed: {end.reason}\n(logs: shoal logs {name}, in {state.logs})\n")
     if end.state == "Stopped":
         sys.stderr.write(f"job {name} is stopped; run the same command again and it goes on from here\n")
+    account = "\n".join(account_lines(name, end.account))
     if options.output == "json":
-        sys.stdout.write(msgspec.json.encode(end.account).decode() + "\n")
-    else:
-        sys.stdout.write("\n".join(account_lines(name, end.account)) + "\n")
-    sys.stdout.flush()
+        account = msgspec.json.encode(end.account).decode()
+    # The code tells how the job ended also where nobody reads any more.
+    with unread_is_fine():
+        sys.stdout.write(account + "\n")
+        sys.stdout.flush()
     if end.state == "Stopped":
         return INTERRUPTED
     return 0 if is_good(end.account) and end.state == "Complete" else FAILED
