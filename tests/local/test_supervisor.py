@@ -64,6 +64,14 @@ def test_who_dies_again_and_again_at_its_start_waits_longer_and_longer():
     assert delays == [0, 1, 2, 4, 8, 10, 10]
 
 
+def test_who_lived_well_does_not_wait_for_former_troubles():
+    supervisor = running()
+    supervisor.exited(MASTER, 0, 1, 0.0)
+    supervisor.exited(MASTER, 0, 1, 0.5)
+    assert do(supervisor.tick(2.0)) == [Start(MASTER, 0)]
+    assert do(supervisor.exited(MASTER, 0, 1, 100.0)) == [Start(MASTER, 0)]
+
+
 def test_errors_of_the_script_wait_longer_until_the_limit():
     supervisor, now, delays = running(trainers=1, backoff_limit=3), 0.0, []
     for _ in range(3):

@@ -40,6 +40,8 @@ _ORDER: Final = (TRAINER, SERVER, MASTER, ETCD)
 """Who ends first: each of them needs those behind it to leave in good order."""
 _QUICK_SECONDS: Final = 1.0
 """A process that lives for less has not even started well."""
+_STEADY_SECONDS: Final = 30.0
+"""A process that lives for longer had a good start: its next end has nothing to do with the last one."""
 _LONGEST_DELAY_SECONDS: Final = 10.0
 _GRACE_SECONDS: Final = 2.0
 """Between a script's good end and its restart: the word that the job is complete may be on its way."""
@@ -342,6 +344,8 @@ class Supervisor:
     def _again(self, place: Place, process: _Process, now: float, *, slowly: bool = False) -> None:
         """Start it again: at once, unless that keeps going wrong."""
         count = 0
+        if now - process.started > _STEADY_SECONDS:
+            self._quick.pop(place, None)
         if slowly or now - process.started < _QUICK_SECONDS:
             count = self._quick[place] = self._quick.get(place, 0) + 1
         self._pending[place] = now + _delay(count - 1)
