@@ -12,6 +12,7 @@ import contextlib
 import os
 import queue
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from shoal.trainer.servers import Gradients, ServerLost, Servers
 from shoal.trainer.work import Work
 from shoal.wire import auth
 from shoal.wire import messages as m
+from shoal.wire.environment import EXIT_REFUSED
 from shoal.wire.link import Link
 from shoal.wire.plan import Plan
 
@@ -33,11 +35,19 @@ ASK_SECONDS = 0.2
 
 
 class Refused(SystemExit):
-    """The master refuses this script for good; the message names the field and the fix."""
+    """This script cannot be trained; trying again cannot help. The message names the field and the fix."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(EXIT_REFUSED)
+        print(reason, file=sys.stderr)  # noqa: T201 - where the script's own errors go
 
 
 class JobStopped(SystemExit):
     """The job has failed or was stopped."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0)
+        print(f"the job was stopped: {reason}", file=sys.stderr)  # noqa: T201 - where the script's own errors go
 
 
 class Left(SystemExit):
@@ -163,7 +173,7 @@ class Engine:
             while True:
                 self._handle(self._inbox.get_nowait())
 
-    def _handle(self, message: Any) -> None:
+    def _handle(self, message: Any) -> None:  # noqa: C901 - a plain list of messages
         match message:
             case m.Registered():
                 self._on_registered(message)

@@ -9,6 +9,7 @@ __all__ = [
     "INDEX",
     "MASTER",
     "ROLE",
+    "SEED",
     "TOKEN_FILE",
     "UID",
 ]
@@ -27,6 +28,9 @@ ROLE = "SHOAL_ROLE"
 
 INDEX = "SHOAL_INDEX"
 """The number of this trainer or parameter server, from 0."""
+
+SEED = "SHOAL_SEED"
+"""The manifest's seed, if it has one: a script's model is made before its trainer can ask the master."""
 
 EXIT_NO_ETCD = 74
 """The master could not reach etcd."""

@@ -1,0 +1,78 @@
+"""What stands in for the user's optimizer in the loop: it notes that a step was made, and with which gradients.
+
+The parameters move on the parameter servers, so ``step`` here only takes hold of the gradients as they are at that
+moment (clipped, unscaled). It takes references, not copies: the next backward pass makes new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from shoal.trainer.describe import Refusal
+
+__all__ = ["SharedOptimizer"]
+
+
+class SharedOptimizer(Optimizer):
+    """Shares the parameter groups of the user's optimizer, so that schedulers, clipping and GradScaler work on them.
+
+    Args:
+        inner: The user's.
+        closing: Whether the present batch closes its accumulation; in the middle of one ``step`` and ``zero_grad`` do
+            nothing.
+        stepped: Called at each step that counts.
+    """
+
+    def __init__(self, inner: Optimizer, *, closing: Callable[[], bool], stepped: Callable[[], None]) -> None:
+        super().__init__(inner.param_groups, inner.defaults)
+        self.inner = inner
+        self._closing = closing
+        self._stepped = stepped
+        self.taken: dict[int, Tensor | None] = {}
+        """Parameter's id -> its gradient at the step."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take the gradients of this batch; they are pushed when the next one is asked for."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        if self._closing():
+            self.taken = {id(parameter): parameter.grad for group in self.param_groups for parameter in group["params"]}
+            self._stepped()
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
+        """Forget the gradients, except in the middle of an accumulation."""
+        del set_to_none  # zeroing in place would reach into what is about to be pushed
+        if self._accumulating:
+            return
+        super().zero_grad(set_to_none=True)
+
+    _accumulating = False
+
+    def in_accumulation(self, value: bool) -> None:  # noqa: FBT001
+        """Whether the gradients at hand belong to an accumulation that goes on."""
+        self._accumulating = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Refused: the state is not here.
+
+        Raises:
+            Refusal: Always.
+        """
+        raise Refusal("the optimizer's state is on the parameter servers and in their snapshots; nothing to save here")
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Refused: the state is not here.
+
+        Raises:
+            Refusal: Always.
+        """
+        del state_dict
+        raise Refusal("the optimizer's state is on the parameter servers; load it into the optimizer before prepare")
