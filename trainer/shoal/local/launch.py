@@ -95,6 +95,8 @@ class Launcher:
             names.ROLE: role,
             names.INDEX: str(index),
         }
+        if self.job.spec.seed is not None:
+            environment[names.SEED] = str(self.job.spec.seed)
         return environment
 
     def _threads(self, role: str, trainers: int) -> int:
