@@ -1,0 +1,6 @@
+"""The examples are scripts with helper modules beside them, so their folder goes on the path, as python would put it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "flights"))
