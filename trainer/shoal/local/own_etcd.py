@@ -27,6 +27,8 @@ class OwnEtcd:
         self._ran = False
         self._started = 0.0
         self._told_to_end = False
+        # An etcd is started or stopped by one thread at a time.
+        self._turn = asyncio.Lock()
 
     @property
     def endpoint(self) -> str:
@@ -51,7 +53,8 @@ class OwnEtcd:
         """
         self._started = time.monotonic()
         try:
-            await asyncio.to_thread(self._server.start)
+            async with self._turn:
+                await asyncio.to_thread(self._server.start)
         except EtcdError as error:
             # One that never ran cannot run here; one that ran may have met a passing trouble.
             refused = not self._ran and not self._told_to_end
@@ -86,4 +89,7 @@ class OwnEtcd:
     async def stop(self, *, kill: bool = False) -> None:
         """End it; does nothing if it does not run."""
         self._told_to_end = True
-        await asyncio.to_thread(self._server.kill if kill else self._server.stop)
+        if kill:
+            await asyncio.to_thread(self._server.kill)
+        async with self._turn:
+            await asyncio.to_thread(self._server.stop)

@@ -35,6 +35,8 @@ __all__ = ["Runner", "run"]
 _TICK_SECONDS: Final = 0.1
 _SHOW_SECONDS: Final = 0.5
 _KEEP_SECONDS: Final = 5.0
+_SHOWN_AS_SCORE: Final = "evaluation after epoch"
+"""Events that the views show in a better form, from ``Progress.evaluations``."""
 
 
 class Runner:
@@ -106,6 +108,7 @@ class Runner:
                 await watching
             control.close()
             self._processes.kill_all()
+            await asyncio.gather(*self._tasks)
             if self._etcd is not None:
                 await self._etcd.stop()
             self._state.drop_sockets()
@@ -152,7 +155,8 @@ class Runner:
         for number, _, level, text in progress.events:
             if number > told:
                 told = number
-                self._view.tell(level, text)
+                if not text.startswith(_SHOWN_AS_SCORE):
+                    self._view.tell(level, text)
         self._events_told = (progress.generation, told)
         self._do(self._supervisor.progressed(progress.state, progress.reason, progress.samples_total, time.monotonic()))
         self._show()

@@ -82,7 +82,7 @@ def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]
     if samples.skipped:
         counts += f", {samples.skipped:,} skipped by the script"
     members = (
-        f"trainers and servers: {account.joins} joined, {account.leaves} left, {account.deaths} died; "
+        f"trainers: {account.joins} joined, {account.leaves} left; {account.deaths} processes died; "
         f"{account.replayed} batches computed again"
     )
     lines = [head, f"  {counts}", f"  {members}"]

@@ -1,0 +1,119 @@
+"""The example that a new user runs first, from end to end, with everything real."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shoal.local.status import Status
+
+pytestmark = pytest.mark.slow
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
+SAMPLES = 1437
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A copy of the example, and how to run `shoal` there."""
+    for name in ("job.yaml", "train.py"):
+        shutil.copy(EXAMPLE / name, tmp_path)
+    environment = {**os.environ, "SHOAL_STATE": str(tmp_path / "state")}
+    runs = []
+
+    class Digits:
+        folder = tmp_path
+
+        def start(self, *arguments):
+            command = [sys.executable, "-m", "shoal.cli", *arguments]
+            runs.append(
+                subprocess.Popen(
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    cwd=tmp_path,
+                    env=environment,
+                )
+            )
+            return runs[-1]
+
+        def do(self, *arguments):
+            run = self.start(*arguments)
+            out, err = run.communicate(timeout=200)
+            return run.returncode, out, err
+
+        def when(self, condition):
+            """Wait for a status."""
+            deadline = time.monotonic() + 120
+            while True:
+                code, out, _ = self.do("status", "digits", "-o", "json")
+                status = msgspec.json.decode(out, type=Status) if code == 0 else None
+                if status is not None and condition(status):
+                    return status
+                assert runs[0].poll() is None, runs[0].stderr.read()
+                assert time.monotonic() < deadline, status
+
+    yield Digits()
+    for run in runs:
+        run.kill()
+        run.wait()
+        run.stdout.close()
+        run.stderr.close()
+
+
+def is_full(out, *, epochs):
+    account = json.loads(out.splitlines()[-1])
+    assert account["state"] == "Complete"
+    samples = account["samples"]
+    assert (samples["expected"], samples["counted"]) == (SAMPLES * epochs, SAMPLES * epochs)
+    assert (samples["lost"], samples["twice"]) == (0, 0)
+    return account
+
+
+def training(status):
+    return any(row.state == "training" for row in status.members)
+
+
+def test_a_job_from_start_to_end(digits):
+    code, out, err = digits.do("run", "job.yaml", "--epochs", "2", "-o", "json")
+    assert code == 0, err
+    is_full(out, epochs=2)
+    assert out.count("\n") == 1
+    assert err.count("evaluated: accuracy") == 2
+    assert (digits.folder / "model.safetensors").stat().st_size > 0
+    code, out, err = digits.do("run", "job.yaml", "--epochs", "2", "-o", "json")
+    assert code == 0
+    is_full(out, epochs=2)
+    assert "complete already; --fresh" in err
+    assert "digits: Complete" in digits.do("status", "digits")[1]
+
+
+@pytest.mark.parametrize("role", ["trainer", "pserver", "master", "etcd"])
+def test_a_kill_in_the_middle_costs_no_sample(digits, role):
+    run = digits.start("run", "job.yaml", "--epochs", "30", "-o", "json", "--trainers", "2")
+    status = digits.when(training)
+    os.kill(next(row.pid for row in status.members if row.role == role), signal.SIGKILL)
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0, err
+    assert "SIGKILL; it starts again" in err
+    is_full(out, epochs=30)
+
+
+def test_a_job_goes_on_after_an_interrupt(digits):
+    run = digits.start("run", "job.yaml", "--epochs", "30", "-o", "json")
+    digits.when(training)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=100)
+    assert run.returncode == 130, err
+    assert 0 < json.loads(out)["samples"]["counted"] < 30 * SAMPLES
+    code, out, err = digits.do("run", "job.yaml", "--epochs", "30", "-o", "json")
+    assert code == 0, err
+    is_full(out, epochs=30)
