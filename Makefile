@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all their set-up themselves: Linux and Python 3.11 or newer are all that is needed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fast slow clean
+
+help: ## What there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Shoal needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing Shoal, PyTorch and the examples' data into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,local,examples,dev]'
+	@touch $@
+
+demo: $(VENV)/.ready ## A real elastic training on this machine, with kills, and an account of every sample
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.ready ## Every tier of tests that this machine allows (SHOAL_TIERS=all: a missing one fails)
+	$(BIN)/python -m tests.tiers
+
+fast: $(VENV)/.ready ## The fast tests alone
+	$(BIN)/python -m pytest -m 'not slow and not cluster'
+
+slow: $(VENV)/.ready ## The tests with real jobs and kills alone
+	$(BIN)/python -m pytest -m 'slow and not cluster'
+
+lint: $(VENV)/.ready ## Format, style, types and walls
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## Remove the environment and what tools left
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,199 @@
+"""Exactly once under everything: the real cores in a simulated world, and the same with rules taken out.
+
+A rule whose absence is never noticed is not tested. So each of the rules that can be switched off by replacing one
+method of a real core is switched off here, and the world must find samples lost, a model lost, or a job stuck.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.master.ending import Ending
+from shoal.master.queue import TaskQueue
+from shoal.master.slots import SlotMap
+from shoal.pserver.core import Granted
+from shoal.pserver.server import ServerState
+from shoal.pserver.watermarks import Watermarks
+from shoal.trainer.work import Work
+from shoal.wire.tasks import TaskSet
+from tests.protocol.world import FAULTS, Violation, World
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_every_sample_counts_exactly_once(seed):
+    World(seed).run()
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None)
+@given(st.integers(0, 2**32))
+@pytest.mark.timeout(600)
+def test_every_sample_counts_exactly_once_in_thousands_of_runs(seed):
+    World(seed).run()
+
+
+def test_without_the_last_look_the_other_rules_still_hold(monkeypatch):
+    last_look_is_left_out(monkeypatch)
+    for seed in range(40):
+        World(seed).run()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_kind_of_fault_alone(fault):
+    for seed in range(8):
+        World(seed, faults=(fault,)).run()
+
+
+def last_look_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    """Rule 9 finds what rule 1 lets through; to see the hole it has to look away."""
+    patch.setattr(Granted, "lacking", lambda self, slots, epochs: [])
+    patch.setattr(TaskSet, "covers", lambda self, epochs: True)
+
+
+def old_acknowledgements_count(patch: pytest.MonkeyPatch) -> None:
+    """Hole 1: acknowledgements of a life that is over are believed (rule 1)."""
+    last_look_is_left_out(patch)
+    patch.setattr(SlotMap, "current", lambda self, slot, grant: slot in self.live)
+
+
+def grants_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    """Hole 1b: a server serves whoever comes, under whatever grant (rules 1 and 4), and its answers are believed."""
+    last_look_is_left_out(patch)
+    patch.setattr(SlotMap, "current", lambda self, slot, grant: slot in self.live)
+    patch.setattr(Granted, "served", lambda self, slots, grants: [slot for slot in slots if slot in self.grants])
+
+
+def reports_do_not_replace(patch: pytest.MonkeyPatch) -> None:
+    """Hole 2: what a restored slot lacks is not taken back (rule 2)."""
+    original = TaskQueue.replace
+
+    def replace(self: TaskQueue, slots: Any, tasks: TaskSet) -> int:
+        merged = tasks.copy()
+        for slot in slots:
+            for epoch, task in itertools.product(range(self.epochs), range(self.plan.tasks)):
+                if (epoch, task) in self._evidence[slot]:
+                    merged.add(epoch, task)
+        return original(self, slots, merged)
+
+    patch.setattr(TaskQueue, "replace", replace)
+
+
+def watermarks_forget_earlier_epochs(patch: pytest.MonkeyPatch) -> None:
+    """Hole 3: the first push of an epoch makes those of the earlier ones look applied (rule 6)."""
+    original = Watermarks.applied
+
+    def applied(self: Watermarks, epoch: int, task: int) -> int:
+        later = any(other > epoch for other, _ in self._partial) or any(
+            self.finished.count(other) for other in range(epoch + 1, epoch + 4)
+        )
+        return self._plan.batches_in(task) if later else original(self, epoch, task)
+
+    patch.setattr(Watermarks, "applied", applied)
+
+
+def the_master_sets_finished_bits(patch: pytest.MonkeyPatch) -> None:
+    """Hole 4: a finished bit is set by another than the slot's own last batch (rule 6)."""
+    original = ServerState.order
+
+    def order(self: ServerState, message: Any) -> list[Any]:
+        replies = original(self, message)
+        for slot in self.granted.slots:
+            history = self.granted.history(slot)
+            if any(history.applied(0, task) for task in range(self._plan.tasks)):
+                history.finished.add(0, self._plan.tasks - 1)
+        return replies
+
+    patch.setattr(ServerState, "order", order)
+
+
+def complete_without_last_snapshots(patch: pytest.MonkeyPatch) -> None:
+    """Hole 5: all tasks done is taken for complete, whatever the snapshots hold (rule 9)."""
+
+    def check(self: Ending, serving: Any) -> None:
+        job = self._job
+        if job.ended or job.queue is None or not job.queue.all_done or not job.slots.complete:
+            return
+        newest = {slot: name for view in job.slots.views.values() for name in view.files for slot in view.files[name]}
+        if len(newest) == job.settings.slots:
+            job.slots.safe = newest
+            self._complete(serving)
+
+    patch.setattr(Ending, "check", check)
+
+
+def last_snapshot_is_not_pinned(patch: pytest.MonkeyPatch) -> None:
+    """Hole 5, its second form: the outcome names files that later snapshots push out (rule 9)."""
+    patch.setattr("tests.protocol.world.Folder.write", unpinned_write())
+
+
+def unpinned_write() -> Callable[..., str]:
+    from tests.protocol.world import Folder
+
+    original = Folder.write
+
+    def write(self: Folder, snapshot: Any, *, pin: bool) -> str:
+        name = original(self, snapshot, pin=False)
+        if pin:
+            original(self, snapshot, pin=False)
+            original(self, snapshot, pin=False)
+        return name
+
+    return write
+
+
+def initial_values_without_asking(patch: pytest.MonkeyPatch) -> None:
+    """Hole 7: a slot without a holder is taken for a new one (rule 11)."""
+    patch.setattr(SlotMap, "_best", lambda self, slot, *, everywhere: None)
+    original = SlotMap.assign
+
+    def assign(self: SlotMap, *, leads: bool) -> Any:
+        self.begun = False
+        for view in self.views.values():
+            view.question = self.question
+        return original(self, leads=True)
+
+    patch.setattr(SlotMap, "assign", assign)
+
+
+def trainers_never_ask_for_the_map(patch: pytest.MonkeyPatch) -> None:
+    """Hole 8: a trainer keeps pushing to a server that is gone (rule 12)."""
+    original = Work.mapped
+
+    def mapped(self: Work, new: Any) -> None:
+        if self.map is None or not self.served:
+            original(self, new)
+
+    patch.setattr(Work, "mapped", mapped)
+
+
+HOLES = [
+    old_acknowledgements_count,
+    grants_are_not_looked_at,
+    reports_do_not_replace,
+    watermarks_forget_earlier_epochs,
+    the_master_sets_finished_bits,
+    complete_without_last_snapshots,
+    last_snapshot_is_not_pinned,
+    initial_values_without_asking,
+    trainers_never_ask_for_the_map,
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("hole", HOLES, ids=lambda hole: hole.__name__)
+def test_a_world_without_the_rule_is_found_out(hole, monkeypatch):
+    hole(monkeypatch)
+    for seed in range(4000):
+        try:
+            World(seed).run()
+        except Violation:
+            return
+    pytest.fail(f"nobody noticed: {hole.__doc__}")
