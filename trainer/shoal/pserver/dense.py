@@ -119,7 +119,7 @@ class Dense:
     def initialise(self, slot: int, values: Sequence[Tensor]) -> None:
         """Take these values, one tensor per piece; the optimizer starts anew."""
         self.create(slot)
-        torch._foreach_copy_(self._values[slot], list(values))
+        _copy(self._values[slot], values)
 
     def check(self, slots: Collection[int], views: DenseViews) -> None:
         """Make sure that a push of these slots can be applied.
@@ -174,8 +174,7 @@ class Dense:
             if slot in self._values:
                 targets += tensors
                 sources += self._values[slot]
-        if targets:
-            torch._foreach_copy_(targets, sources)
+        _copy(targets, sources)
 
     def export(self, slot: int) -> list[Tensor]:
         """Copies of the slot's pieces, in the order of the parameters."""
@@ -252,3 +251,8 @@ def _empty(group: Group) -> Optimizer:
     optimizer.param_groups[0]["params"] = []
     optimizer.state.pop(placeholder, None)
     return optimizer
+
+
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))
