@@ -285,9 +285,7 @@ class ServerProcess(Process):
             return
         slots = wire.slots  # type: ignore[attr-defined]
         if isinstance(message, m.Init):
-            chosen = [
-                s for s, g in zip(message.slots, message.grants, strict=True) if state.awaits_values(s, g)
-            ]
+            chosen = [s for s, g in zip(message.slots, message.grants, strict=True) if state.awaits_values(s, g)]
             state.initialised(chosen)
             wire.to_client.append(m.Initialised(slots=message.slots, grants=message.grants))
         elif isinstance(message, m.Pull):
@@ -497,7 +495,10 @@ class World:
         chance = self.random = random.Random(seed)
         self.epochs = chance.randint(1, 3)
         self.plan = Plan(
-            samples=chance.randint(2, 14), batch_size=chance.randint(1, 3), drop_last=False, task_batches=chance.randint(1, 3)
+            samples=chance.randint(2, 14),
+            batch_size=chance.randint(1, 3),
+            drop_last=False,
+            task_batches=chance.randint(1, 3),
         )
         self.samples = self.plan.samples_per_epoch
         self.orders = [chance.sample(range(self.samples), self.samples) for _ in range(self.epochs)]
