@@ -1,4 +1,4 @@
-"""The examples are scripts with helper modules beside them, so their folder goes on the path, as python would put it."""
+"""The examples are scripts with helper modules beside them, so their folder goes on the path, as python does."""
 
 import sys
 from pathlib import Path

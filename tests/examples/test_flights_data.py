@@ -1,4 +1,4 @@
-"""What the flights example learns from: the right flights, split the same way everywhere, and nothing from the future."""
+"""What the flights example learns from: the right flights, one split everywhere, and nothing from the future."""
 
 import subprocess
 import sys
