@@ -82,8 +82,8 @@ def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]
     if samples.skipped:
         counts += f", {samples.skipped:,} skipped by the script"
     members = (
-        f"trainers: {account.joins} joined, {account.leaves} left; {account.deaths} processes died; "
-        f"{account.replayed} batches computed again"
+        f"trainers: {account.joins} joined, {account.leaves} left; "
+        f"trainers or servers that died: {account.deaths}; batches computed again: {account.replayed}"
     )
     lines = [head, f"  {counts}", f"  {members}"]
     if account.state == "Complete" and not is_good(account):
