@@ -1,0 +1,283 @@
+"""A job of real processes whose every life a test holds in its hands: killed, paused, joined, left, brought back."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import load_file
+
+from shoal.master.records import Outcome
+from shoal.store import JobKeys, Store
+from shoal.wire import auth
+from shoal.wire import environment as names
+from tests.etcds import Etcd
+from tests.zygote import Child, Zygote
+
+__all__ = ["Chaos", "RealJob"]
+
+TESTS = Path(__file__).resolve().parent
+MANIFEST = """
+apiVersion: shoal.dev/v1alpha1
+kind: TrainingJob
+metadata: {{name: {name}}}
+spec:
+  command: [python, script]
+  epochs: {epochs}
+  parameterServer: {{replicas: {servers}}}
+  checkpoint: {{interval: {interval}}}
+"""
+
+
+class RealJob:
+    """One job: etcd, master, parameter servers, trainers.
+
+    Args:
+        zygote: Starts the processes.
+        folder: Everything of the job.
+        script: What trainers run.
+        servers: Parameter servers.
+        trainers: Trainers at the start.
+        epochs: Of the job.
+        interval: Between snapshots.
+        lease_seconds: A member silent for so long is given up.
+        tcp: Parameter servers on TCP instead of Unix sockets and shared memory.
+        variables: For the script.
+        server_program: What runs a parameter server.
+    """
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        folder: Path,
+        *,
+        script: Path = TESTS / "counting.py",
+        servers: int = 2,
+        trainers: int = 2,
+        epochs: int = 3,
+        interval: str = "300ms",
+        lease_seconds: float = 1.0,
+        tcp: bool = False,
+        variables: dict[str, str] | None = None,
+        server_program: tuple[str, ...] = ("-m", "shoal.pserver"),
+    ) -> None:
+        self.folder = folder
+        self.servers, self.epochs = servers, epochs
+        self.wanted: set[tuple[str, int]] = {("master", 0)}
+        self.wanted |= {("pserver", index) for index in range(servers)}
+        self.wanted |= {("trainer", index) for index in range(trainers)}
+        self.children: dict[tuple[str, int], Child] = {}
+        self.restarts: Counter[str] = Counter()
+        self._zygote = zygote
+        self._script = script
+        self._lease = lease_seconds
+        self._tcp = tcp
+        self._variables = variables or {}
+        self._server_program = server_program
+        self._masters = 0
+        self._left: set[tuple[str, int]] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.etcd = Etcd(folder / "etcd")
+        self.keys = JobKeys("default", "real", "uid-1")
+        (folder / "job.yaml").write_text(
+            MANIFEST.format(name="real", epochs=epochs, servers=servers, interval=interval)
+        )
+        auth.Token.create(folder / "token")
+
+    def __enter__(self) -> RealJob:
+        self.etcd.start()
+        self.supervise()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self.children.values():
+            child.signal(signal.SIGKILL)
+            child.ended.wait(10)
+        self.etcd.close()
+
+    # --- Processes ---
+
+    def _arguments(self, role: str, index: int) -> list[str]:
+        if role == "trainer":
+            return ["", str(self._script)]
+        if role == "master":
+            self._masters += 1
+            return [
+                *("-m", "shoal.master"),
+                *("--manifest", str(self.folder / "job.yaml")),
+                *("--etcd", self.etcd.endpoint),
+                # Another address for every master: it is found by the file.
+                *("--listen", f"unix://{self.folder}/m{self._masters}"),
+                *("--address-file", str(self.folder / "master.address")),
+                *("--lease-seconds", str(self._lease)),
+            ]
+        listen = "tcp://127.0.0.1:0" if self._tcp else f"unix://{self.folder}/p{index}"
+        return [*self._server_program, "--listen", listen, "--snapshots", str(self.folder / f"snapshots-{index}")]
+
+    def _start(self, role: str, index: int) -> None:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "OMP_NUM_THREADS": "1",
+            names.MASTER: f"file://{self.folder}/master.address",
+            names.TOKEN_FILE: str(self.folder / "token"),
+            names.UID: self.keys.uid,
+            names.ROLE: role,
+            names.INDEX: str(index),
+            **self._variables,
+        }
+        arguments = [a for a in self._arguments(role, index)]
+        if arguments[0] == "":
+            arguments = ["script", *arguments[1:]]
+        folder = self.folder / "work"
+        folder.mkdir(exist_ok=True)
+        environment["PWD"] = str(folder)
+        self.children[role, index] = self._zygote.spawn(
+            role, index, arguments, environment=environment, log=self.folder / f"{role}-{index}.log"
+        )
+
+    def supervise(self) -> None:
+        """Start who is wanted and not there: what a runner or a kubelet does."""
+        if self.etcd.pid is None:
+            self.etcd.start()
+        for key in sorted(self.wanted):
+            child = self.children.get(key)
+            if child is not None and child.code is None:
+                continue
+            if child is not None and child.code == 0 and key[0] == "trainer":
+                self._left.add(key)
+                self.wanted.discard(key)
+                continue
+            if child is not None and child.code not in {0, 75} and child.code is not None and child.code > 0:
+                raise AssertionError(f"{key} ended with {child.code}:\n{self.log(*key)[-3000:]}")
+            if child is not None:
+                self.restarts[key[0]] += 1
+            self._start(*key)
+
+    def log(self, role: str, index: int) -> str:
+        path = self.folder / f"{role}-{index}.log"
+        return path.read_text() if path.exists() else ""
+
+    def alive(self, role: str) -> list[Child]:
+        return [c for (r, _), c in self.children.items() if r == role and c.code is None]
+
+    def kill(self, role: str, index: int) -> None:
+        child = self.children[role, index]
+        child.signal(signal.SIGKILL)
+        child.ended.wait(10)
+
+    def join(self, index: int) -> None:
+        self.wanted.add(("trainer", index))
+
+    def leave(self, index: int) -> None:
+        self.wanted.discard(("trainer", index))
+        child = self.children.get(("trainer", index))
+        if child is not None:
+            child.signal(signal.SIGTERM)
+
+    # --- The end ---
+
+    @property
+    def trainers_left(self) -> bool:
+        return any(role == "trainer" for role, _ in self.wanted)
+
+    def run_to_the_end(self, *, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self.trainers_left:
+            self.supervise()
+            if time.monotonic() > end:
+                raise AssertionError(f"no end after {seconds} s\n{self.last_words()}")
+            time.sleep(0.02)  # the pace of the supervisor, not a synchronisation
+
+    def last_words(self) -> str:
+        return "\n".join(f"== {r}-{i}\n{self.log(r, i)[-1500:]}" for r, i in sorted(self.children))
+
+    def outcome(self) -> Outcome:
+        with Store.connect(self.etcd.endpoint, prefix=self.keys.prefix) as store:
+            found = store.get(self.keys.outcome)
+        assert found is not None, "etcd has no outcome"
+        return msgspec.json.decode(found.value, type=Outcome)
+
+    def model(self, name: str = "counted.safetensors") -> dict[str, Any]:
+        return load_file(self.model_path(name))
+
+    def model_path(self, name: str) -> Path:
+        return self.folder / "work" / name
+
+
+class Chaos:
+    """Random faults upon a job, until their number is reached or the job is through.
+
+    Args:
+        job: The job.
+        seed: Decides what happens when.
+        kills: How many SIGKILLs.
+        most_trainers: Trainers join up to this number.
+    """
+
+    def __init__(self, job: RealJob, *, seed: int, kills: int, most_trainers: int = 4) -> None:
+        self.job = job
+        self.random = random.Random(seed)
+        self.limit = kills
+        self.most_trainers = most_trainers
+        self.kills: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+        self._resume: list[tuple[float, Child]] = []
+        self._copies: list[tuple[float, Path]] = []
+
+    def run(self, *, seconds: float) -> None:
+        job, chance = self.job, self.random
+        end = time.monotonic() + seconds
+        following = time.monotonic() + chance.uniform(0.0, 0.5)
+        while job.trainers_left:
+            job.supervise()
+            now = time.monotonic()
+            for due, child in [pair for pair in self._resume if pair[0] <= now]:
+                child.signal(signal.SIGCONT)
+                self._resume.remove((due, child))
+            if now >= following and sum(self.kills.values()) < self.limit:
+                for _ in range(chance.choice((1, 1, 1, 2, 3))):
+                    self.fault(now)
+                following = now + chance.expovariate(1 / 0.35)
+            if now > end:
+                raise AssertionError(f"no end after {seconds} s; {self.kills} {self.others}\n{job.last_words()}")
+            time.sleep(0.01)  # the pace of the supervisor, not a synchronisation
+        for _, child in self._resume:
+            child.signal(signal.SIGCONT)
+
+    def fault(self, now: float) -> None:
+        kind = self.random.choices(
+            ("trainer", "pserver", "master", "etcd", "pause", "join", "leave"), (5, 4, 3, 2, 2, 2, 1)
+        )[0]
+        job = self.job
+        if kind == "etcd":
+            job.etcd.kill()
+            self.kills[kind] += 1
+        elif kind in {"trainer", "pserver", "master"}:
+            living = job.alive(kind)
+            if living:
+                child = self.random.choice(living)
+                job.kill(child.role, child.index)
+                self.kills[kind] += 1
+        elif kind == "pause":
+            living = [*job.alive("trainer"), *job.alive("pserver"), *job.alive("master")]
+            if living:
+                child = self.random.choice(living)
+                child.signal(signal.SIGSTOP)
+                self._resume.append((now + self.random.choice((0.2, 0.6, 1.6)), child))
+                self.others["pause"] += 1
+        elif kind == "join":
+            free = [i for i in range(self.most_trainers) if ("trainer", i) not in job.wanted]
+            if free:
+                job.join(free[0])
+                self.others["join"] += 1
+        else:
+            there = [index for role, index in job.wanted if role == "trainer"]
+            if len(there) > 1:
+                job.leave(max(there))
+                self.others["leave"] += 1

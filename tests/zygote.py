@@ -1,0 +1,175 @@
+"""Real processes without the seconds that ``import torch`` takes: forked from one that has imported it.
+
+Each child is a process of its own in all that matters here: its own sockets and files, its own signals, killed by
+SIGKILL like any other. Run as a program it reads orders (a line of JSON each) and tells what became of its children.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Child:
+    """A process of a job."""
+
+    role: str
+    index: int
+    pid: int = 0
+    code: int | None = None
+    known: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def signal(self, number: int) -> None:
+        if self.code is None:
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return
+
+
+class Zygote:
+    """The parent of children that begin with torch imported."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, Child] = {}
+        self._orders = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def spawn(
+        self, role: str, index: int, arguments: list[str], *, environment: Mapping[str, str], log: Path
+    ) -> Child:
+        """Start ``python ARGUMENTS``; returns when it has its pid."""
+        self._orders += 1
+        child = Child(role, index)
+        self._children[self._orders] = child
+        order = {"id": self._orders, "arguments": arguments, "environment": dict(environment), "log": str(log)}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        assert child.known.wait(60), "the zygote does not answer"
+        return child
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            told = json.loads(line)
+            child = self._children[told["id"]]
+            if "pid" in told:
+                child.pid = told["pid"]
+                child.known.set()
+            else:
+                child.code = told["code"]
+                child.ended.set()
+
+    def close(self) -> None:
+        """SIGKILL whatever is left."""
+        for child in self._children.values():
+            child.signal(signal.SIGKILL)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._thread.join(10)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def _become(order: dict) -> None:
+    """In the child: be that program."""
+    import runpy
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.chdir(os.environ.get("PWD", "/"))
+    kind, name, *rest = order["arguments"]
+    sys.argv = [name, *rest]
+    if kind == "-m":
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(name).parent))
+        runpy.run_path(name, run_name="__main__")
+
+
+def _tell(**values: object) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    import ctypes
+    import select
+
+    import torch  # noqa: F401
+
+    import shoal.pserver.service  # noqa: F401
+    import shoal.trainer.distributed  # noqa: F401
+
+    running: dict[int, int] = {}
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    buffer = b""
+    while True:
+        ready, _, _ = select.select([0, reader], [], [])
+        if reader in ready:
+            os.read(reader, 4096)
+            while running:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    break
+                _tell(id=running.pop(pid), code=os.waitstatus_to_exitcode(status))
+        if 0 in ready:
+            data = os.read(0, 65536)
+            if not data:
+                break
+            buffer += data
+            *lines, buffer = buffer.split(b"\n")
+            for line in lines:
+                order = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+                    code = 1
+                    try:
+                        _become(order)
+                        code = 0
+                    except SystemExit as end:
+                        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+                    except BaseException as error:
+                        sys.excepthook(type(error), error, error.__traceback__)
+                    finally:
+                        import atexit
+
+                        atexit._run_exitfuncs()
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                        os._exit(code)
+                running[pid] = order["id"]
+                _tell(id=order["id"], pid=pid)
+
+
+if __name__ == "__main__":
+    main()
