@@ -308,10 +308,9 @@ class Engine:
                 return batch
             if work.served:
                 try:
-                    for answer in self.servers.pull(lease.epoch, lease.task, idle=self.idle):
-                        if not work.applied(lease.epoch, lease.task, *answer):
-                            self._ask_where()
-                    continue
+                    answers = self.servers.pull(lease.epoch, lease.task, idle=self.idle)
+                    if all([work.applied(lease.epoch, lease.task, *answer) for answer in answers]):
+                        continue
                 except ServerLost as error:
                     work.forget(error.slots)
             self._ask_where()
