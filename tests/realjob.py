@@ -8,7 +8,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from safetensors.torch import load_file
@@ -90,7 +90,7 @@ class RealJob:
         )
         auth.Token.create(folder / "token")
 
-    def __enter__(self) -> RealJob:
+    def __enter__(self) -> Self:
         self.etcd.start()
         self.supervise()
         return self
@@ -105,7 +105,7 @@ class RealJob:
 
     def _arguments(self, role: str, index: int) -> list[str]:
         if role == "trainer":
-            return ["", str(self._script)]
+            return ["script", str(self._script)]
         if role == "master":
             self._masters += 1
             return [
@@ -131,9 +131,7 @@ class RealJob:
             names.INDEX: str(index),
             **self._variables,
         }
-        arguments = [a for a in self._arguments(role, index)]
-        if arguments[0] == "":
-            arguments = ["script", *arguments[1:]]
+        arguments = self._arguments(role, index)
         folder = self.folder / "work"
         folder.mkdir(exist_ok=True)
         environment["PWD"] = str(folder)

@@ -53,9 +53,7 @@ class Zygote:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def spawn(
-        self, role: str, index: int, arguments: list[str], *, environment: Mapping[str, str], log: Path
-    ) -> Child:
+    def spawn(self, role: str, index: int, arguments: list[str], *, environment: Mapping[str, str], log: Path) -> Child:
         """Start ``python ARGUMENTS``; returns when it has its pid."""
         self._orders += 1
         child = Child(role, index)
@@ -124,7 +122,7 @@ def main() -> None:
 
     import torch  # noqa: F401
 
-    import shoal.pserver.service  # noqa: F401
+    import shoal.pserver.service
     import shoal.trainer.distributed  # noqa: F401
 
     running: dict[int, int] = {}

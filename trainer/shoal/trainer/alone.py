@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from shoal.trainer.job import Job
 from shoal.trainer.loop import BatchLoader, Values, scored
 from shoal.trainer.optimizer import SharedOptimizer
 from shoal.trainer.order import Order
-from shoal.trainer.schedule import Schedule
+from shoal.trainer.schedule import Schedule, steps_per_value
 
 __all__ = ["AloneJob"]
 
@@ -72,13 +73,15 @@ class AloneJob(Job):
         data = as_loader(loader, batch_size=batch_size)
         described = describe(model, optimizers, data, accumulate=accumulate, task_batches=task_batches)
         order = Order(described.shape, self._seed)
-        per_value = order.plan.batches if scheduler_interval == "epoch" else 1
+        per_value = steps_per_value(scheduler_interval, order.plan.batches)
         self._model, self._description, self._order = model, described, order
         self._schedule = Schedule(scheduler, described.groups, steps_per_value=per_value)
         self._feed = Feed(data, order)
         self._optimizers = [
             SharedOptimizer(inner, closing=self._closes, stepped=self._step_made) for inner in optimizers
         ]
+        # A thread that still runs at the very end would take the interpreter down with it.
+        atexit.register(self._feed.close)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         batches = BatchLoader(begin=self._begin_loop, following=self._following, left=self._left)
         return model, (list(self._optimizers) if many else self._optimizers[0]), batches
@@ -89,8 +92,6 @@ class AloneJob(Job):
             self._epoch = epoch
             yield epoch
             self._close()
-        if self._feed is not None:
-            self._feed.close()
 
     def _begin_loop(self) -> None:
         self._close()

@@ -22,6 +22,7 @@ from shoal.wire.plan import Plan, default_task_batches
 __all__ = ["Description", "Refusal", "TableModule", "as_loader", "describe"]
 
 SAMPLED_VALUES = 100_000
+FEWEST_VALUES = 1_000
 
 
 class Refusal(ValueError):  # noqa: N818 - what the user reads
@@ -60,6 +61,10 @@ def as_loader(data: Any, *, batch_size: int | None) -> DataLoader[Any]:
     if isinstance(data, IterableDataset):
         raise Refusal(_ITERABLE)
     if isinstance(data, Dataset):
+        if not isinstance(data, Sized):
+            raise Refusal(f"the dataset {type(data).__name__} has no __len__; add it")
+        if not len(data):
+            raise Refusal(_EMPTY)
         if batch_size is None:
             raise Refusal("prepare got a Dataset without batch_size; add batch_size=..., or give it a DataLoader")
         return DataLoader(data, batch_size=batch_size, shuffle=True)
@@ -72,11 +77,16 @@ _ITERABLE = (
 )
 
 
+_EMPTY = "the dataset has no samples: training needs at least one"
+
+
 def _check_loader(loader: DataLoader[Any]) -> None:
     if isinstance(loader.dataset, IterableDataset):
         raise Refusal(_ITERABLE)
     if loader.batch_size is None:
-        raise Refusal("the DataLoader has a custom batch_sampler; Shoal cuts the batches itself: use batch_size=...")
+        raise Refusal(
+            "the DataLoader has a custom batch_sampler, or batch_size=None; Shoal cuts the batches itself: use batch_size=..."
+        )
     if type(loader.sampler) not in {RandomSampler, SequentialSampler}:
         raise Refusal(
             f"the DataLoader's sampler {type(loader.sampler).__name__} is a custom one; Shoal orders the samples "
@@ -140,7 +150,7 @@ def describe(
 
 def _task_batches(samples: int, batch_size: int, drop_last: bool, accumulate: int, wanted: int | None) -> int:  # noqa: FBT001
     if samples < 1:
-        raise Refusal("the dataset has no samples: training needs at least one")
+        raise Refusal(_EMPTY)
     batches = Plan(samples=samples, batch_size=batch_size, drop_last=drop_last, task_batches=1).batches
     if not batches:
         raise Refusal(f"drop_last leaves no batch: {samples} samples are fewer than one batch of {batch_size}")
@@ -222,8 +232,8 @@ def _table(table: TableModule, name: str, placed: dict[int, int]) -> SparseTable
     weight = table.module.weight
     if id(weight) not in placed:
         raise Refusal(f"table {name} is trained but no optimizer holds it; add it to one")
-    family, first, second = _family(weight.detach())
     padding = table.module.padding_idx
+    family, first, second = _family(weight.detach(), padding)
     zero = [int(padding)] if padding is not None and not weight.detach()[padding].any() else []
     return SparseTable(
         name=name,
@@ -238,22 +248,25 @@ def _table(table: TableModule, name: str, placed: dict[int, int]) -> SparseTable
     )
 
 
-def _family(weight: Tensor) -> tuple[str, float, float]:
+def _family(weight: Tensor, padding: int | None) -> tuple[str, float, float]:
     """From which distribution a table's first values are drawn.
 
     A row that nobody touched exists nowhere, so its first value must be a function of (seed, table, row). It is drawn
     from what the module was initialised with: a constant, or else normal or uniform with the same mean and deviation;
-    which of the two is told by the kurtosis (3 for normal, 1.8 for uniform values).
+    which of the two is told by the kurtosis (3 for normal, 1.8 for uniform values; of few values it says nothing, and
+    normal is taken). The padding row, zero by itself, is left out.
     """
     rows = max(1, SAMPLED_VALUES // max(1, weight.shape[1]))
     step = max(1, weight.shape[0] // rows)
-    values = weight[::step][:rows].double().flatten().cpu()
+    chosen = torch.arange(0, weight.shape[0], step)[:rows]
+    if padding is not None and weight.shape[0] > 1:
+        chosen = chosen[chosen != padding]
+    values = weight[chosen.to(weight.device)].double().flatten().cpu()
     mean, deviation = float(values.mean()), float(values.std(unbiased=False))
     if deviation == 0:
         return "constant", mean, 0.0
-    # The padding row is zero by itself and would blur the moments of a small table.
     kurtosis = float((((values - mean) / deviation) ** 4).mean())
-    if kurtosis < 2.4:
+    if len(values) >= FEWEST_VALUES and kurtosis < 2.4:
         half = deviation * 3**0.5
         return "uniform", mean - half, mean + half
     return "normal", mean, deviation

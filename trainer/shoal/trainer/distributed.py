@@ -28,7 +28,7 @@ from shoal.trainer.job import Job, seed_everything
 from shoal.trainer.loop import BatchLoader, Values, scored
 from shoal.trainer.optimizer import SharedOptimizer
 from shoal.trainer.order import Order
-from shoal.trainer.schedule import Schedule
+from shoal.trainer.schedule import Schedule, steps_per_value
 from shoal.trainer.servers import Gradients, ServerLost
 from shoal.wire import auth, environment
 from shoal.wire import messages as m
@@ -148,7 +148,7 @@ class DistributedJob(Job):
             self._model, self._description = model, described
             self._join(described)
             self._order = Order(described.shape, self._engine.info.seed)
-            per_value = self._order.plan.batches if scheduler_interval == "epoch" else 1
+            per_value = steps_per_value(scheduler_interval, self._order.plan.batches)
             self._schedule = Schedule(scheduler, described.groups, steps_per_value=per_value)
         except Refusal as error:
             raise Refused(str(error)) from None

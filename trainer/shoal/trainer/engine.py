@@ -309,7 +309,8 @@ class Engine:
             if work.served:
                 try:
                     answers = self.servers.pull(lease.epoch, lease.task, idle=self.idle)
-                    if all([work.applied(lease.epoch, lease.task, *answer) for answer in answers]):
+                    # Every answer is taken, also behind one that is stale.
+                    if all([work.applied(lease.epoch, lease.task, *answer) for answer in answers]):  # noqa: C419
                         continue
                 except ServerLost as error:
                     work.forget(error.slots)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from shoal.trainer.order import Order
@@ -78,6 +79,8 @@ class Feed:
             timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,
+            # One of its own, so that the thread never draws from the generator that the script's dropout uses.
+            generator=loader.generator if loader.generator is not None else torch.Generator().manual_seed(0),
             persistent_workers=workers > 0,
             **options,
         )

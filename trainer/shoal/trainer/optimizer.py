@@ -38,6 +38,7 @@ class SharedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take the gradients of this batch; they are pushed when the next one is asked for."""
+        self._asked = True
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -50,15 +51,23 @@ class SharedOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
         """Forget the gradients, except in the middle of an accumulation."""
         del set_to_none  # zeroing in place would reach into what is about to be pushed
-        if self._accumulating:
+        # Before the batch's step the gradients at hand are those of the accumulation so far; after it, the next one's.
+        if not self._closing() if self._asked else self._accumulating:
             return
         super().zero_grad(set_to_none=True)
 
     _accumulating = False
+    _asked = False
 
     def in_accumulation(self, value: bool) -> None:  # noqa: FBT001
-        """Whether the gradients at hand belong to an accumulation that goes on."""
+        """A batch begins: do the gradients at hand belong to an accumulation that goes on?"""
         self._accumulating = value
+        self._asked = False
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """GradScaler asks: in the middle of an accumulation it must leave the scaled gradients as they are."""
+        return not self._closing()
 
     def state_dict(self) -> dict[str, Any]:
         """Refused: the state is not here.

@@ -17,7 +17,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from shoal.trainer.describe import Refusal
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "steps_per_value"]
 
 CHECKPOINT_STEPS = 1000
 
@@ -47,6 +47,8 @@ class Schedule:
             )
         if scheduler is not None and not isinstance(scheduler, lr_scheduler.LRScheduler):
             raise Refusal(f"scheduler is a {type(scheduler).__name__}; give prepare one of torch.optim.lr_scheduler")
+        if scheduler is not None and not all(any(g is own for g in groups) for own in scheduler.optimizer.param_groups):
+            raise Refusal("the scheduler belongs to another optimizer than prepare got; make it from that one")
         self._steps_per_value = steps_per_value
         self._groups: list[dict[str, Any]] = []
         self._at = 0
@@ -83,6 +85,17 @@ class Schedule:
                 self._at += 1
                 if self._at % CHECKPOINT_STEPS == 0:
                     self._checkpoints.setdefault(self._at, _frozen(self._scheduler))
+
+
+def steps_per_value(interval: str, batches: int) -> int:
+    """Batches for each step of a scheduler that counts steps or epochs.
+
+    Raises:
+        Refusal: It counts something else.
+    """
+    if interval not in {"step", "epoch"}:
+        raise Refusal(f"scheduler_interval={interval!r}; write 'step' or 'epoch'")
+    return batches if interval == "epoch" else 1
 
 
 def _dummy(optimizer: Optimizer) -> Optimizer:
