@@ -1,0 +1,1 @@
+"""Figures against a peer or the machine's limit, each in one run: ``python -m benchmarks.NAME``."""

@@ -1,0 +1,143 @@
+"""What all benchmarks share: rows of figures, their intervals, the machine they were taken on, and where they go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shoal.local.etcd import find_etcd
+
+__all__ = ["Row", "at_least", "at_most", "interval", "machine", "main", "percentile", "plain"]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        metric: Its name.
+        value: Median, or what the name says.
+        unit: Of value and reference.
+        reference: What it is compared with, if with anything.
+        ratio: Of value to reference: the median over pairs.
+        interval: Of the ratio where there is one, else of the value: 95 %, by bootstrap.
+        goal: In words.
+        met: Whether it is reached.
+        count: Measurements (pairs where there is a ratio).
+    """
+
+    metric: str
+    value: float
+    unit: str
+    reference: float | None = None
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+    goal: str = ""
+    met: bool | None = None
+    count: int = 1
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which this share of all lies; the nearest one, never between two."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def interval(
+    values: Sequence[float], *, figure: Callable[[Sequence[float]], float] = statistics.median
+) -> tuple[float, float]:
+    """The 95 % interval of a figure of the values, by bootstrap; the same for the same values."""
+    chance = random.Random(0)
+    drawn = [figure(chance.choices(values, k=len(values))) for _ in range(2000)]
+    return percentile(drawn, 0.025), percentile(drawn, 0.975)
+
+
+def plain(metric: str, values: Sequence[float], unit: str) -> Row:
+    """The median of some measurements, without a goal."""
+    return Row(metric=metric, value=statistics.median(values), unit=unit, interval=interval(values), count=len(values))
+
+
+def at_most(metric: str, values: Sequence[float], unit: str, *, goal: float) -> Row:
+    """The median, which should not be above the goal."""
+    value = statistics.median(values)
+    met = value <= goal
+    bounds = interval(values)
+    return Row(metric=metric, value=value, unit=unit, interval=bounds, goal=f"<= {goal:g}", met=met, count=len(values))
+
+
+def at_least(metric: str, pairs: Sequence[tuple[float, float]], unit: str, *, goal: float) -> Row:
+    """The median ratio of interleaved pairs (value, reference), which should not be below the goal."""
+    ratios = [value / reference for value, reference in pairs]
+    ratio = statistics.median(ratios)
+    return Row(
+        metric=metric,
+        value=statistics.median(value for value, _ in pairs),
+        unit=unit,
+        reference=statistics.median(reference for _, reference in pairs),
+        ratio=ratio,
+        interval=interval(ratios),
+        goal=f"ratio >= {goal:g}",
+        met=ratio >= goal,
+        count=len(pairs),
+    )
+
+
+def machine() -> str:
+    """What the figures were taken on, in one line."""
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{cores} cores, Linux {platform.release()}, Python {platform.python_version()}, torch {version('torch')}, "
+        f"etcd {find_etcd().version}"
+    )
+
+
+def main(name: str, measure: Callable[[], tuple[list[Row], Any]]) -> None:
+    """Measure, print a table, and keep the figures and what they were made of.
+
+    Args:
+        name: Of the benchmark.
+        measure: Gives the rows and the raw measurements.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    arguments = parser.parse_args()
+    rows, raw = measure()
+    print(machine())
+    for row in rows:
+        print(_line(row))
+    found = [asdict(row) for row in rows]
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    kept = {"machine": machine(), "rows": found, "raw": _rounded(raw)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(kept) + "\n")
+
+
+def _line(row: Row) -> str:
+    value = f"{row.value:.4g} {row.unit}"
+    if row.reference is not None:
+        value += f" against {row.reference:.4g}, ratio {row.ratio:.3f}"
+    bounds = f" [{row.interval[0]:.4g}, {row.interval[1]:.4g}]" if row.interval else ""
+    goal = f"  goal {row.goal}: {'met' if row.met else 'MISSED'}" if row.met is not None else ""
+    return f"{row.metric:52} {value}{bounds} (n={row.count}){goal}"
+
+
+def _rounded(raw: Any) -> Any:
+    if isinstance(raw, float):
+        return round(raw, 5)
+    if isinstance(raw, dict):
+        return {str(key): _rounded(value) for key, value in raw.items()}
+    if isinstance(raw, list | tuple):
+        return [_rounded(value) for value in raw]
+    return raw

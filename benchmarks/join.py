@@ -1,0 +1,54 @@
+"""A trainer joins: how long from ``trainer.join()`` to its first committed batch?
+
+`shoal scale` makes one trainer two, and one again. Making the dataset is taken out. The first batch is committed when
+the loop gets the second one: every server has acknowledged it then. From `shoal scale` on is reported too; most of that
+is importing torch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from benchmarks.common import Row, at_most, main, plain
+from benchmarks.jobs import RunJob, until
+
+JOINS = 10
+
+
+def _join(job: RunJob) -> tuple[list[float], float, float]:
+    """The stamps of the one that joins, when `shoal scale` was called, and when it returned."""
+    known = set(job.stamps())
+    called = time.monotonic()
+    job.scale(2)
+    returned = time.monotonic()
+
+    def newcomers() -> list[list[float]]:
+        return [stamps for key, stamps in job.stamps().items() if key not in known and len(stamps) >= 6]
+
+    until(lambda: bool(newcomers()), "the new trainer's first batches", seconds=60)
+    stamps = newcomers()[0]
+    job.scale(1)
+    until(lambda: len(job.pids("trainer")) == 1, "its end", seconds=30)
+    return stamps, called, returned
+
+
+def measure() -> tuple[list[Row], Any]:
+    """The joins."""
+    with RunJob(trainers=1, most=4) as job:
+        job.stepping(1)
+        found = [_join(job) for _ in range(JOINS)]
+    first = [stamps[5] - stamps[0] - (stamps[2] - stamps[1]) for stamps, _, _ in found]
+    rows = [
+        at_most("trainer.join() to the first committed batch, p50", first, "s", goal=0.3),
+        Row(metric="the same, the worst", value=max(first), unit="s", count=len(first)),
+        plain("of that, prepare (registers with the master)", [s[3] - s[2] for s, _, _ in found], "s"),
+        plain("of that, the first batch itself", [s[5] - s[4] for s, _, _ in found], "s"),
+        plain("shoal scale, the command itself", [returned - called for _, called, returned in found], "s"),
+        plain("from calling shoal scale to the first committed batch", [s[5] - c for s, c, _ in found], "s"),
+    ]
+    return rows, {"stamps": [[s - stamps[0] for s in stamps[:6]] for stamps, _, _ in found], "seconds": first}
+
+
+if __name__ == "__main__":
+    main("join", measure)

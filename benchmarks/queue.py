@@ -1,0 +1,239 @@
+"""How many tasks per second does a real master hand out and see done, all durable in a real etcd?
+
+Eight client processes speak the trainer's side of the protocol, with up to four tasks in flight each: they ask, say done
+for whatever they are given, and ask again. A task counts when the master says that it is over, which it does only when
+etcd has it on disk. One real parameter server serves the slots; a real trainer gave them their initial values and is gone.
+Beside each measurement the same clients make plain puts into the same etcd, one at a time each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks import sleeper
+from benchmarks.common import Row, at_least, main, plain
+from benchmarks.jobs import until
+from shoal.local.etcd import EtcdServer, find_etcd
+from shoal.store import JobKeys, Store
+from shoal.store._stubs import grpc, rpc
+from shoal.wire import aio, auth
+from shoal.wire import environment as names
+from shoal.wire import messages as m
+
+CLIENTS = 8
+IN_FLIGHT = 4
+SECONDS = 3.0
+PAIRS = 9
+KEYS = JobKeys("default", "queue", "0123456789abcdef")
+MANIFEST = """
+apiVersion: shoal.dev/v1alpha1
+kind: TrainingJob
+metadata: {name: queue}
+spec:
+  command: [python, script]
+  epochs: 100000
+  parameterServer: {replicas: 1}
+  checkpoint: {interval: 1h}
+"""
+
+
+class Client(aio.Caller):
+    """A trainer that computes nothing: every task is done as soon as it is there."""
+
+    grants: tuple[int, ...] = ()
+    working = False
+    over = 0
+
+    def on_message(self, message: Any) -> None:
+        """Go on at once."""
+        if isinstance(message, m.Leased):
+            self.send(m.Done(lease=message.lease, grants=list(self.grants)))
+        elif isinstance(message, m.Over):
+            self.over += 1
+            if self.working:
+                self.send(m.Want(epoch=1 << 30))
+        elif isinstance(message, m.Map):
+            self.grants = tuple(message.grants)
+        elif isinstance(message, m.Redo):
+            self.send(m.Done(lease=message.lease, grants=list(self.grants)))
+
+
+async def _trainer(pipe: Pipe, folder: Path, shape: m.Shape, index: int) -> None:
+    client = await aio.connect(
+        f"file://{folder}/master.address",
+        identity=auth.Identity(role="trainer", index=index, life=auth.new_life()),
+        token=auth.Token.read(folder / "token"),
+        job=KEYS.uid,
+        decoder=msgspec.msgpack.Decoder(m.ToTrainer),
+        make=Client,
+    )
+    assert isinstance(client, Client)
+    client.send(m.Register(shape=shape, epochs=1, seed=0, leases=[], pid=os.getpid(), host=""))
+    while not client.grants:  # noqa: ASYNC110 - once, and short
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(pipe.send, "ready")
+    while (order := await _order(pipe, client)) != "end":
+        if order == "puts":
+            await asyncio.to_thread(_puts, pipe, folder, index)
+        else:
+            await _tasks(pipe, client)
+    client.close()
+
+
+async def _order(pipe: Pipe, client: Client) -> str:
+    while not pipe.poll():
+        client.send(m.Ping())
+        await asyncio.sleep(0.05)
+    return str(pipe.recv())
+
+
+async def _tasks(pipe: Pipe, client: Client) -> None:
+    before, client.working = client.over, True
+    asked = time.monotonic()
+    for _ in range(IN_FLIGHT):
+        client.send(m.Want(epoch=1 << 30))
+    await asyncio.sleep(SECONDS)
+    # What is in flight still counts for nothing; it is awaited, so that the puts have etcd for themselves.
+    done, passed = client.over - before, time.monotonic() - asked
+    client.working = False
+    await asyncio.sleep(0.3)
+    pipe.send(done / passed)
+
+
+def _puts(pipe: Pipe, folder: Path, index: int) -> None:
+    endpoint = (folder / "etcd" / "etcd.endpoint").read_text().strip().removeprefix("unix://")
+    with grpc.insecure_channel(f"unix:{endpoint}") as channel:
+        put = rpc.KVStub(channel).Put
+        request = rpc.PutRequest(key=f"/puts/{index}".encode(), value=b"x" * 64)
+        put(request)
+        count, began = 0, time.monotonic()
+        while time.monotonic() < began + SECONDS:
+            put(request)
+            count += 1
+        pipe.send(count / (time.monotonic() - began))
+
+
+def _client(pipe: Pipe, folder: Path, shape: bytes, index: int) -> None:
+    asyncio.run(_trainer(pipe, folder, msgspec.json.decode(shape, type=m.Shape), index))
+
+
+class QueueJob:
+    """Etcd, a master, a parameter server with a tiny model, and for a moment a trainer.
+
+    Args:
+        folder: For everything.
+        stack: Ends it all.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self._stack = folder, stack
+        self.etcd = EtcdServer(find_etcd(), folder / "etcd")
+        self.etcd.start()
+        stack.callback(self.etcd.stop)
+        (folder / "job.yaml").write_text(MANIFEST)
+        auth.Token.create(folder / "token")
+        self.master = self._start("master", "-m", *self._master())
+        listen = f"unix://{folder}/pserver"
+        self._start("pserver", "-m", "shoal.pserver", "--listen", listen, "--snapshots", str(folder / "snapshots"))
+        self.shape = self._give_shape()
+
+    def _master(self) -> list[str]:
+        profile = os.environ.get("BENCH_PROFILE")
+        return [
+            *(("cProfile", "-o", profile, "-m") if profile else ()),
+            *("shoal.master", "--manifest", str(self.folder / "job.yaml"), "--etcd", self.etcd.endpoint),
+            *("--listen", f"unix://{self.folder}/master", "--address-file", str(self.folder / "master.address")),
+        ]
+
+    def _start(self, role: str, *arguments: str) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "BENCH_STEPS": str(self.folder),
+            "BENCH_PAUSE": "3600",
+            "BENCH_TASK": "1",
+            names.MASTER: f"file://{self.folder}/master.address",
+            names.TOKEN_FILE: str(self.folder / "token"),
+            names.UID: KEYS.uid,
+            names.ROLE: role,
+            names.INDEX: "99" if role == "trainer" else "0",
+        }
+        with (self.folder / f"{role}.log").open("wb") as log:
+            process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
+        self._stack.callback(_end, process)
+        return process
+
+    def _give_shape(self) -> bytes:
+        """Let a trainer say what is trained, and give the slots their initial values."""
+        trainer = self._start("trainer", sleeper.__file__)
+        steps = self.folder / f"steps-99-{trainer.pid}"
+        # One stamp after those of joining: it has a batch, so every slot is served.
+        until(lambda: steps.exists() and steps.stat().st_size >= 8 * 5, "the first trainer's first batch")
+        _end(trainer)
+        with Store.connect(self.etcd.endpoint, prefix=KEYS.prefix) as store:
+            found = store.get(KEYS.at("shape"))
+        assert found is not None
+        return found.value
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    process.kill()
+    process.wait()
+
+
+def _all(pipes: list[Pipe], order: str) -> float:
+    for pipe in pipes:
+        pipe.send(order)
+    return sum(pipe.recv() for pipe in pipes)
+
+
+def measure() -> tuple[list[Row], Any]:
+    """Pairs of both, one after the other."""
+    spawn = multiprocessing.get_context("spawn")
+    pairs = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-queue-")))
+        job = QueueJob(folder, stack)
+        pipes: list[Pipe] = []
+        for index in range(CLIENTS):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=_client, args=(theirs, folder, job.shape, index), daemon=True)
+            process.start()
+            stack.callback(process.kill)
+            pipes.append(ours)
+        for pipe in pipes:
+            pipe.recv()
+        _all(pipes, "tasks")
+        pairs = [(_all(pipes, "tasks"), _all(pipes, "puts")) for _ in range(PAIRS)]
+        for pipe in pipes:
+            pipe.send("end")
+    tasks = [value for value, _ in pairs]
+    rate = statistics.median(tasks)
+    absolute = plain("tasks handed out and done, durable", tasks, "tasks/s")
+    rows = [
+        replace(absolute, goal=">= 3000", met=rate >= 3000),
+        at_least("tasks/s against plain puts by the same clients", pairs, "per s", goal=1.5),
+    ]
+    return rows, {"pairs": pairs}
+
+
+if __name__ == "__main__":
+    main("queue", measure)

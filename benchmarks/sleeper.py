@@ -1,0 +1,56 @@
+"""A training script whose compute is a sleep; it leaves the time of each of its steps in a file of its own.
+
+A stamp is taken when the loop gets a batch: the batch before is acknowledged by every server by then. The clock is the
+machine's monotonic one, which all processes share. The first four stamps are those of joining, see ``STAMPS``.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from shoal import trainer
+
+STAMPS = ("join entered", "join returned", "dataset made", "prepared")
+SAMPLES = 64_000
+BATCH = 10
+
+
+def main() -> None:
+    """Train for as long as it is let."""
+    name = f"steps-{os.environ.get('SHOAL_INDEX', '0')}-{os.getpid()}"
+    descriptor = os.open(Path(os.environ["BENCH_STEPS"]) / name, os.O_WRONLY | os.O_CREAT, 0o600)
+
+    def stamp() -> None:
+        os.write(descriptor, struct.pack("d", time.monotonic()))
+
+    pause = float(os.environ["BENCH_PAUSE"])
+    task_batches = int(os.environ["BENCH_TASK"])
+    stamp()
+    job = trainer.join(epochs=100_000, seed=1)
+    stamp()
+    data = TensorDataset(torch.zeros(SAMPLES, 8), torch.zeros(SAMPLES, 1))
+    stamp()
+    model = nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loader = DataLoader(data, batch_size=BATCH, shuffle=True)
+    model, optimizer, loader = job.prepare(model, optimizer, loader, task_batches=task_batches)
+    stamp()
+    for _ in job.epochs():
+        for x, y in loader:
+            stamp()
+            loss = nn.functional.mse_loss(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            time.sleep(pause)
+
+
+if __name__ == "__main__":
+    main()
