@@ -19,7 +19,7 @@ from typing import Self
 import msgspec
 import psutil
 
-from benchmarks import sleeper
+from benchmarks.scripts import sleeper
 from shoal.local.state import StateFolder
 from shoal.master.keeper import Leader
 from shoal.store import Event, JobKeys, Listing, Store

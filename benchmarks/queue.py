@@ -25,9 +25,9 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import sleeper
 from benchmarks.common import Row, at_least, main, plain
 from benchmarks.jobs import until
+from benchmarks.scripts import sleeper
 from shoal.local.etcd import EtcdServer, find_etcd
 from shoal.store import JobKeys, Store
 from shoal.store._stubs import grpc, rpc
@@ -202,7 +202,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _all(pipes: list[Pipe], order: str) -> float:
     for pipe in pipes:
         pipe.send(order)
-    return sum(pipe.recv() for pipe in pipes)
+    return sum(float(pipe.recv()) for pipe in pipes)
 
 
 def measure() -> tuple[list[Row], Any]:

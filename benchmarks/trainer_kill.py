@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import Row, at_least, at_most, main, plain
 from benchmarks.jobs import RunJob, longest_gap
-from benchmarks.sleeper import BATCH
+from benchmarks.scripts.sleeper import BATCH
 
 KILLS = 20
 
