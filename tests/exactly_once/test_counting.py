@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from tests.realjob import Chaos, RealJob
-from tests.zygote import Zygote
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    started = Zygote()
-    yield started
-    started.close()
 
 
 def check(job: RealJob) -> None:
@@ -46,3 +40,37 @@ def test_random_kills(zygote, tmp_path, seed):
         chaos.run(seconds=150)
         check(job)
         assert sum(chaos.kills.values()) >= 8, (chaos.kills, chaos.others)
+
+
+def test_etcd_comes_back_as_it_was_five_seconds_earlier(zygote, tmp_path):
+    """Under load: tasks were finished, leases given and a master changed since."""
+    with RealJob(zygote, tmp_path / "j", epochs=10, trainers=3, variables={"COUNT_PAUSE": "0.02"}) as job:
+        while "epoch 2 of" not in job.log("master", 0):
+            job.supervise()
+            time.sleep(0.02)  # the pace of the supervisor
+        copy = job.etcd.copy()
+        due = time.monotonic() + 5.0
+        while time.monotonic() < due:
+            job.supervise()
+            time.sleep(0.02)
+        assert job.trainers_left, "the job was over before etcd was replaced"
+        job.kill("master", 0)
+        job.kill("pserver", 1)
+        job.etcd.replace_by(copy)
+        job.run_to_the_end(seconds=120)
+        check(job)
+
+
+def test_kills_right_at_the_start(zygote, tmp_path):
+    """While initial values are given and first snapshots written."""
+    with RealJob(zygote, tmp_path / "j", epochs=2, trainers=2) as job:
+        for moment in range(8):
+            role, index = [("pserver", 0), ("trainer", 0), ("master", 0), ("pserver", 1)][moment % 4]
+            due = time.monotonic() + 0.15 * (moment + 1)
+            while time.monotonic() < due:
+                job.supervise()
+                time.sleep(0.01)
+            if job.trainers_left:
+                job.kill(role, index)
+        job.run_to_the_end(seconds=100)
+        check(job)
