@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.common import Row, at_most, main, plain
 from benchmarks.jobs import RunJob, until
 
-JOINS = 10
+JOINS = 9
 
 
 def _join(job: RunJob) -> tuple[list[float], float, float]:
@@ -37,6 +37,8 @@ def measure() -> tuple[list[Row], Any]:
     """The joins."""
     with RunJob(trainers=1, most=4) as job:
         job.stepping(1)
+        job.scale(1)  # it may begin with more
+        until(lambda: len(job.pids("trainer")) == 1, "a trainer alone", seconds=30)
         found = [_join(job) for _ in range(JOINS)]
     first = [stamps[5] - stamps[0] - (stamps[2] - stamps[1]) for stamps, _, _ in found]
     rows = [

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.common import Row, at_most, main, plain
 from benchmarks.jobs import RunJob, longest_gap, until
 
-KILLS = 12
+KILLS = 9
 
 
 def measure() -> tuple[list[Row], Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.common import Row, at_most, main, plain
 from benchmarks.jobs import RunJob, until
 
-KILLS = 10
+KILLS = 9
 
 
 def measure() -> tuple[list[Row], Any]:

@@ -79,7 +79,7 @@ async def _trainer(pipe: Pipe, folder: Path, shape: m.Shape, index: int) -> None
         identity=auth.Identity(role="trainer", index=index, life=auth.new_life()),
         token=auth.Token.read(folder / "token"),
         job=KEYS.uid,
-        decoder=msgspec.msgpack.Decoder(m.ToTrainer),
+        decoder=msgspec.msgpack.Decoder(m.FromMaster),
         make=Client,
     )
     assert isinstance(client, Client)
