@@ -1,0 +1,264 @@
+"""Connections between real sockets: the handshake, what strangers get, frames with payloads, shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+
+import msgspec
+import pytest
+
+from shoal.wire import aio, auth, shared, sync
+from shoal.wire import messages as m
+from shoal.wire.address import AddressError, listen, publish, resolve
+from shoal.wire.frames import HEADER, MAX_GREETING, FrameError, encode, parse_header
+
+TOKEN = auth.Token(b"0123456789abcdef")
+SERVER = auth.Identity("pserver", 0, 7)
+CLIENT = auth.Identity("trainer", 3, 9)
+decoder = msgspec.msgpack.Decoder(m.ToMaster)
+
+
+class Host:
+    """Accepts callers one after another, and keeps what became of each."""
+
+    def __init__(self, address):
+        self.stream, self.address = listen(address)
+        self.accepted = []
+        self.refused = []
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        while True:
+            try:
+                caller, _ = self.stream.accept()
+            except OSError:
+                return
+            try:
+                self.accepted.append(sync.accept(caller, identity=SERVER, token=TOKEN, job="job-1"))
+            except OSError as error:
+                self.refused.append(str(error))
+
+    def close(self):
+        self.stream.shutdown(socket.SHUT_RDWR)
+        self.stream.close()
+        self.thread.join(5)
+        for connection in self.accepted:
+            connection.close()
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def host(request, tmp_path):
+    made = Host(f"unix://{tmp_path}/s" if request.param == "unix" else "tcp://127.0.0.1:0")
+    yield made
+    made.close()
+
+
+def call(host, **changes):
+    options = {"identity": CLIENT, "token": TOKEN, "job": "job-1"} | changes
+    return sync.connect(host.address, **options)
+
+
+def wait_for(condition):
+    done = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        done.wait(0.01)
+    raise AssertionError("it did not happen")
+
+
+def test_both_ends_learn_who_the_other_is(host):
+    connection = call(host)
+    wait_for(lambda: host.accepted)
+    assert connection.peer == SERVER
+    assert host.accepted[0].peer == CLIENT
+    connection.close()
+
+
+def test_messages_and_payloads_arrive_whole(host):
+    connection = call(host)
+    wait_for(lambda: host.accepted)
+    other = host.accepted[0]
+    data = os.urandom(3_000_000)
+    sender = threading.Thread(
+        target=lambda: connection.send(m.Want(epoch=4), [memoryview(data)[:1000], memoryview(data)[1000:]])
+    )
+    sender.start()
+    message, size = other.receive(decoder)
+    received = bytearray(size)
+    other.receive_into(memoryview(received))
+    sender.join()
+    assert message == m.Want(epoch=4)
+    assert bytes(received) == data
+    connection.close()
+    with pytest.raises(OSError):
+        other.receive(decoder)
+
+
+def test_idle_is_called_in_silence_and_may_give_up(host):
+    connection = call(host)
+
+    def give_up():
+        raise ConnectionResetError("enough")
+
+    with pytest.raises(ConnectionResetError, match="enough"):
+        connection.receive(decoder, idle=give_up)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"token": auth.Token(b"another-token-16")}, "token is wrong or missing"),
+        ({"job": "job-2"}, "this is job job-1, not job-2"),
+    ],
+)
+def test_strangers_are_told_why_and_turned_away(host, changes, reason):
+    with pytest.raises(auth.AuthenticationError, match=reason):
+        call(host, **changes)
+    wait_for(lambda: host.refused)
+    assert not host.accepted
+
+
+def test_another_version_is_refused_by_name(host, monkeypatch):
+    greet = auth.greet
+
+    def older(*args, **kwargs):
+        return msgspec.structs.replace(greet(*args, **kwargs), version="0.0.9")
+
+    monkeypatch.setattr(auth, "greet", older)
+    with pytest.raises(auth.AuthenticationError, match=r"Shoal 0\.0\.9 cannot join a job of Shoal"):
+        call(host)
+
+
+def test_a_caller_does_not_trust_a_listener_without_the_token(tmp_path):
+    stream, address = listen(f"unix://{tmp_path}/s")
+
+    def impostor():
+        caller, _ = stream.accept()
+        caller.sendall(encode(auth.challenge()))
+        caller.recv(4096)
+        caller.sendall(encode(auth.Welcome(identity=SERVER, proof=b"\0" * 32)))
+        caller.recv(1)
+        caller.close()
+
+    thread = threading.Thread(target=impostor)
+    thread.start()
+    with pytest.raises(auth.AuthenticationError, match="does not know the job's token"):
+        sync.connect(address, identity=CLIENT, token=TOKEN, job="job-1")
+    thread.join(5)
+    stream.close()
+
+
+GARBAGE = [
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"\xff" * 5000,
+    HEADER.pack(b"SL", 0, MAX_GREETING + 1, 0),
+    HEADER.pack(b"SL", 0, 5, 1 << 39),
+    HEADER.pack(b"SL", 0, 3, 0) + b"\xc1\xc1\xc1",
+    encode(m.Want(epoch=1)),
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_ends_its_own_connection_only(host, garbage):
+    kind = socket.AF_UNIX if host.address.startswith("unix") else socket.AF_INET
+    target = host.address.removeprefix("unix://").removeprefix("tcp://")
+    with socket.socket(kind, socket.SOCK_STREAM) as stream:
+        stream.connect(target if kind == socket.AF_UNIX else ("127.0.0.1", int(target.rpartition(":")[2])))
+        stream.sendall(garbage)
+        with contextlib.suppress(OSError):  # it may be closed already
+            stream.shutdown(socket.SHUT_WR)
+        wait_for(lambda: host.refused)
+    connection = call(host)
+    wait_for(lambda: host.accepted)
+    connection.close()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
+    """The same at the asyncio end, which the master listens with."""
+    closed = []
+
+    class Peer(aio.Listener):
+        def on_closed(self):
+            closed.append((self.peer, self.why_closed))
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1"), path=f"{tmp_path}/s"
+        )
+        reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
+        writer.write(garbage)
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+        caller = await aio.connect(f"unix://{tmp_path}/s", identity=CLIENT, token=TOKEN, job="job-1", decoder=decoder)
+        assert caller.peer == SERVER
+        caller.close()
+        server.close()
+        while len(closed) < 2:  # noqa: ASYNC110 - a test's deadline is around it
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert closed[0][0] is None
+
+
+def test_a_peer_that_proved_itself_may_not_send_garbage_either(host):
+    connection = call(host)
+    wait_for(lambda: host.accepted)
+    connection._stream.sendall(HEADER.pack(b"SL", 0, 3, 0) + b"\xc1\xc1\xc1")
+    with pytest.raises(FrameError, match="not a message that belongs here"):
+        host.accepted[0].receive(decoder)
+    connection.close()
+
+
+def test_shared_memory_is_shared_and_cannot_shrink():
+    descriptor, mine = shared.create(4096)
+    passed = os.dup(descriptor)
+    with pytest.raises(OSError):
+        os.ftruncate(descriptor, 10)
+    theirs = shared.open_shared(passed, 4096)
+    mine[:5] = b"hello"
+    assert theirs[:5] == b"hello"
+    os.close(descriptor)
+    mine.close()
+    theirs.close()
+
+
+def test_memory_that_could_shrink_is_refused(tmp_path):
+    plain = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(plain, 4096)
+    with pytest.raises(OSError):
+        shared.open_shared(plain, 4096)
+
+
+def test_addresses(tmp_path):
+    publish(tmp_path / "a", "tcp://127.0.0.1:1")
+    assert resolve(f"file://{tmp_path}/a") == "tcp://127.0.0.1:1"
+    with pytest.raises(AddressError, match="must begin with"):
+        resolve("http://x")
+    with pytest.raises(AddressError, match="at most 107 bytes"):
+        listen(f"unix://{tmp_path}/{'x' * 120}")
+    with pytest.raises(AddressError, match="HOST:PORT"):
+        listen("tcp://nowhere")
+
+
+def test_a_header_says_how_much_may_follow():
+    assert parse_header(HEADER.pack(b"SL", 0, 10, 20), proved=True) == (10, 20)
+    with pytest.raises(FrameError, match="too large"):
+        parse_header(HEADER.pack(b"SL", 0, 10, 20), proved=False)
+
+
+def test_a_token_is_never_shown(tmp_path):
+    token = auth.Token.create(tmp_path / "t")
+    assert (tmp_path / "t").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "t").read_text() not in repr(token)
+    assert auth.Token.read(tmp_path / "t").sign("x") == token.sign("x")
