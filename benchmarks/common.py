@@ -7,7 +7,9 @@ import json
 import os
 import platform
 import random
+import signal
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -112,6 +114,8 @@ def main(name: str, measure: Callable[[], tuple[list[Row], Any]]) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
+    # Whoever ends a benchmark ends its processes too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     rows, raw = measure()
     print(machine())
     for row in rows:

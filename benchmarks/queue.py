@@ -183,7 +183,7 @@ class QueueJob:
         trainer = self._start("trainer", sleeper.__file__)
         steps = self.folder / f"steps-99-{trainer.pid}"
         # One stamp after those of joining: it has a batch, so every slot is served.
-        until(lambda: steps.exists() and steps.stat().st_size >= 8 * 5, "the first trainer's first batch")
+        until(lambda: steps.exists() and steps.stat().st_size >= 8 * 6, "the first trainer's first batch")
         _end(trainer)
         with Store.connect(self.etcd.endpoint, prefix=KEYS.prefix) as store:
             found = store.get(KEYS.at("shape"))

@@ -1,7 +1,7 @@
 """A training script whose compute is a sleep; it leaves the time of each of its steps in a file of its own.
 
 A stamp is taken when the loop gets a batch: the batch before is acknowledged by every server by then. The clock is the
-machine's monotonic one, which all processes share. The first four stamps are those of joining, see ``STAMPS``.
+machine's monotonic one, which all processes share. The first five stamps are those of joining, see ``STAMPS``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from shoal import trainer
 
-STAMPS = ("join entered", "join returned", "dataset made", "prepared")
+STAMPS = ("join entered", "join returned", "dataset made", "optimizer made", "prepared")
 SAMPLES = 64_000
 BATCH = 10
 
@@ -39,6 +39,7 @@ def main() -> None:
     stamp()
     model = nn.Linear(8, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    stamp()
     loader = DataLoader(data, batch_size=BATCH, shuffle=True)
     model, optimizer, loader = job.prepare(model, optimizer, loader, task_batches=task_batches)
     stamp()
