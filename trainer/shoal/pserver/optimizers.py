@@ -226,3 +226,8 @@ def _to_json(name: str, value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
     raise UnsupportedOptimizer(f"{name} is {value!r}; give it as a number")
+
+
+# torch imports much of itself (seconds of it) when the first optimizer is made. That belongs to the imports, not to the
+# moment when a slot is restored or a trainer joins.
+torch.optim.SGD([torch.zeros(1)], lr=0.1)
