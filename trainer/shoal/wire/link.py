@@ -66,6 +66,7 @@ class Link:
         self._closing = threading.Event()
         self._last_heard = 0.0
         self._last_sent = 0.0
+        self._last_ping = 0.0
         self._thread = threading.Thread(target=self._run, name="shoal-link", daemon=True)
 
     def start(self) -> None:
@@ -139,5 +140,8 @@ class Link:
         now = time.monotonic()
         if self._closing.is_set() or now - self._last_heard > self.lease_seconds:
             raise ConnectionResetError("the master is silent")
-        if now - self._last_sent > self.lease_seconds / 4:
+        # Also when we send enough by ourselves: only a ping is answered, and silence must mean something.
+        quiet = now - min(self._last_heard, self._last_sent)
+        if quiet > self.lease_seconds / 4 and now - self._last_ping > self.lease_seconds / 4:
+            self._last_ping = now
             self.send(Ping())

@@ -1,0 +1,129 @@
+"""The standing connection to the master: found again wherever it is, and not given up while it lives."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import msgspec
+
+from shoal.wire import auth, sync
+from shoal.wire import messages as m
+from shoal.wire.address import listen, publish
+from shoal.wire.link import Link
+
+TOKEN = auth.Token(b"0123456789abcdef")
+MASTER = auth.Identity("master", 0, 1)
+decoder = msgspec.msgpack.Decoder(m.ToMaster)
+
+
+class Master:
+    """Greets one caller after another; answers pings and nothing else."""
+
+    def __init__(self, folder, number):
+        self.stream, address = listen(f"unix://{folder}/m{number}")
+        publish(folder / "address", address)
+        self.heard = []
+        self.connections = []
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        try:
+            while True:
+                caller, _ = self.stream.accept()
+                connection = sync.accept(caller, identity=MASTER, token=TOKEN, job="j")
+                self.connections.append(connection)
+                self.serve(connection)
+        except OSError:
+            return
+
+    def serve(self, connection):
+        try:
+            while True:
+                message, _ = connection.receive(decoder)
+                self.heard.append(message)
+                if isinstance(message, m.Ping):
+                    connection.send(m.Pong())
+        except OSError:
+            return
+
+    def close(self):
+        import contextlib
+        import socket
+
+        with contextlib.suppress(OSError):
+            self.stream.shutdown(socket.SHUT_RDWR)
+        self.stream.close()
+        for connection in self.connections:
+            connection.close()
+        self.thread.join(5)
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def make(folder, **options):
+    given = {"greetings": lambda: [m.Where()], "handle": lambda _: None, "refused": lambda _: None} | options
+    return Link(
+        f"file://{folder}/address",
+        identity=auth.Identity("trainer", 0, 2),
+        token=TOKEN,
+        job="j",
+        **given,
+    )
+
+
+def test_a_master_elsewhere_is_found_and_greeted_anew(tmp_path):
+    first = Master(tmp_path, 1)
+    link = make(tmp_path)
+    link.start()
+    until(lambda: m.Where() in first.heard)
+    first.close()
+    second = Master(tmp_path, 2)
+    until(lambda: m.Where() in second.heard)
+    assert link.send(m.Finish())
+    until(lambda: m.Finish() in second.heard)
+    link.close()
+    second.close()
+
+
+def test_who_talks_a_lot_and_is_never_answered_still_keeps_its_connection(tmp_path):
+    """Only pings are answered: they must be sent although other messages are."""
+    lost = []
+    master = Master(tmp_path, 1)
+    link = make(tmp_path, lost=lambda: lost.append(1))
+    link.lease_seconds = 0.6
+    link.start()
+    until(lambda: link.connected)
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        link.send(m.Event(level="info", text="busy"))
+        time.sleep(0.05)
+    assert not lost
+    assert len(master.connections) == 1
+    link.close()
+    master.close()
+
+
+def test_a_refusal_is_final(tmp_path):
+    master = Master(tmp_path, 1)
+    told = []
+    link = Link(
+        f"file://{tmp_path}/address",
+        identity=auth.Identity("trainer", 0, 2),
+        token=auth.Token(b"another-token-16"),
+        job="j",
+        greetings=list,
+        handle=lambda _: None,
+        refused=told.append,
+    )
+    link.start()
+    until(lambda: told)
+    assert told == ["the job's token is wrong or missing"]
+    link.close()
+    master.close()
