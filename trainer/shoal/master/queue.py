@@ -45,6 +45,8 @@ class TaskQueue:
         self._evidence.replace(range(slots), TaskSet(plan.tasks))
         self._undone: dict[int, set[int]] = {}
         self._waiting: list[Task] = []
+        self._of: dict[int, dict[Task, Lease]] = {}
+        """The leases by holder."""
         self._left: dict[int, int] = {}
 
     # --- Questions ---
@@ -113,7 +115,7 @@ class TaskQueue:
                     continue
                 self.attempts += 1
                 lease = Lease(epoch=task[0], task=task[1], attempt=self.attempts)
-                self.leases[task] = (holder, lease)
+                self._hold(holder, task, lease)
                 return lease
             if not (early and self.open_next()):
                 return None
@@ -129,7 +131,7 @@ class TaskQueue:
         if other is not None and other[0] != holder:
             return False
         self.attempts = max(self.attempts, lease.attempt)
-        self.leases[task] = (holder, lease)
+        self._hold(holder, task, lease)
         return True
 
     def acknowledge(self, lease: Lease, slots: Collection[int]) -> bool:
@@ -144,7 +146,7 @@ class TaskQueue:
         self._evidence.update(slots, lambda tasks: tasks.add(*task))
         if not self.done(task):
             return False
-        self.leases.pop(task, None)
+        self._end(task)
         if lease.task in self._undone[lease.epoch]:
             self._undone[lease.epoch].remove(lease.task)
             self._left[lease.epoch] -= self.plan.batches_in(lease.task)
@@ -155,14 +157,27 @@ class TaskQueue:
         current = self.leases.get(task)
         if current is None or (holder is not None and current[0] != holder):
             return False
-        del self.leases[task]
+        self._end(task)
         if task[1] in self._undone.get(task[0], ()):
             heapq.heappush(self._waiting, task)
         return True
 
     def held_by(self, holder: int) -> list[Lease]:
         """A trainer's leases."""
-        return [lease for life, lease in self.leases.values() if life == holder]
+        return list(self._of.get(holder, {}).values())
+
+    def _hold(self, holder: int, task: Task, lease: Lease) -> None:
+        self._end(task)
+        self.leases[task] = (holder, lease)
+        self._of.setdefault(holder, {})[task] = lease
+
+    def _end(self, task: Task) -> None:
+        ended = self.leases.pop(task, None)
+        if ended is not None:
+            held = self._of[ended[0]]
+            del held[task]
+            if not held:
+                del self._of[ended[0]]
 
     def replace(self, slots: Collection[int], tasks: TaskSet) -> int:
         """A holder's report: this is what these slots have, whatever was believed before.

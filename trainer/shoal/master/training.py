@@ -175,7 +175,7 @@ class Training:
         if job.queue is None or not job.slots.complete or job.ended:
             self._serve_ended()
             return
-        for life, view in list(job.trainers.items()):
+        for life, view in job.trainers.items():
             while view.wants and not view.draining and self._serve_one(life, view):
                 view.wants.popleft()
 
