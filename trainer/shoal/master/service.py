@@ -1,8 +1,9 @@
 """The master's shell: sockets, etcd, the clock.
 
 Two threads. The asyncio loop feeds the core and sends what it decides; the keeper's thread writes records, a group at a
-time. A message waits for the records that were noted before it, and messages of one connection keep their order; so
-nobody hears of a task done that a new master would not know.
+time. A message that acknowledges something (a task is over, a score or a model is kept, the job is complete) waits for
+the records that were noted before it, so nobody hears of what a new master would not know. All others go at once: a lease
+that etcd does not know costs at most some work, and heartbeats and hand-outs go on while etcd is away.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from shoal.store import StoreClosedError, StoreError
 from shoal.wire import aio, auth
 from shoal.wire.address import listen
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
-from shoal.wire.messages import ToMaster
+from shoal.wire.messages import Complete, Evaluated, Over, Saved, ToMaster
 
 __all__ = ["Service"]
 
 TICK_SECONDS = 0.05
+
+ACKNOWLEDGEMENTS = frozenset({Over, Evaluated, Saved, Complete})
+"""Messages that wait for the records noted before them."""
 
 log = logging.getLogger("shoal.master")
 
@@ -117,7 +121,7 @@ class Service:
             self._start_commit()
         outbox, job.outbox = job.outbox, []
         for action in outbox:
-            if self._held or self._noted > self._committed:
+            if isinstance(action, Send) and type(action.message) in ACKNOWLEDGEMENTS and self._noted > self._committed:
                 self._held.append((self._noted, action))
             else:
                 self._carry_out(action)
