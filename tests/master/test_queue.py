@@ -1,0 +1,124 @@
+"""The task queue against a naive model, under every order of leases, acknowledgements, reports, deaths and repetitions."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from shoal.master.queue import TaskQueue
+from shoal.wire.messages import Lease
+from shoal.wire.plan import Plan
+from shoal.wire.tasks import TaskSet
+
+SLOTS = 3
+slots = st.sets(st.integers(0, SLOTS - 1))
+holders = st.integers(1, 3)
+
+
+class Queue(RuleBasedStateMachine):
+    """Naive: per slot a set of tasks; a task is done if all have it; the first undone one without a lease is next."""
+
+    given = Bundle("given")
+
+    @initialize(samples=st.integers(1, 12), size=st.integers(1, 3), epochs=st.integers(1, 3))
+    def begin(self, samples, size, epochs):
+        self.plan = Plan(samples=samples, batch_size=2, drop_last=False, task_batches=size)
+        self.queue = TaskQueue(self.plan, epochs=epochs, slots=SLOTS)
+        self.queue.open_next()
+        self.epochs = epochs
+        self.open = 0
+        self.has = {slot: set() for slot in range(SLOTS)}
+        self.leases = {}
+
+    def undone(self):
+        return [
+            (epoch, task)
+            for epoch in range(self.open + 1)
+            for task in range(self.plan.tasks)
+            if not all((epoch, task) in have for have in self.has.values())
+        ]
+
+    @rule(target=given, holder=holders, early=st.booleans())
+    def lease(self, holder, early):
+        free = [task for task in self.undone() if task not in self.leases]
+        while not free and early and self.open + 1 < self.epochs:
+            self.open += 1
+            free = [task for task in self.undone() if task not in self.leases]
+        lease = self.queue.lease(holder, early=early)
+        if not free:
+            assert lease is None
+            return Lease(epoch=0, task=0, attempt=0)
+        assert lease is not None
+        assert (lease.epoch, lease.task) == free[0], "earlier epochs first, and within one in order"
+        self.leases[free[0]] = holder
+        return lease
+
+    @rule(lease=given, who=slots)
+    def acknowledge(self, lease, who):
+        """Also repeated, late, and from somebody who holds the lease no longer."""
+        task = (lease.epoch, lease.task)
+        for slot in who:
+            self.has[slot].add(task)
+        done = all(task in have for have in self.has.values())
+        assert self.queue.acknowledge(lease, who) == done
+        if done:
+            self.leases.pop(task, None)
+
+    @rule(holder=holders)
+    def dies(self, holder):
+        for lease in self.queue.held_by(holder):
+            assert self.queue.release((lease.epoch, lease.task), holder)
+        self.leases = {task: other for task, other in self.leases.items() if other != holder}
+
+    @rule(lease=given, holder=holders)
+    def hands_back(self, lease, holder):
+        task = (lease.epoch, lease.task)
+        held = self.leases.get(task) == holder
+        assert self.queue.release(task, holder) == held
+        if held:
+            del self.leases[task]
+
+    @rule(lease=given, holder=holders)
+    def comes_back_with_a_lease(self, lease, holder):
+        task = (lease.epoch, lease.task)
+        allowed = self.leases.get(task, holder) == holder
+        assert self.queue.adopt(holder, lease) == allowed
+        if allowed:
+            self.leases[task] = holder
+
+    @rule(who=slots, data=st.data())
+    def reports(self, who, data):
+        """A grant begins: what these slots have is what the report says, more or less than was believed."""
+        tasks = [(epoch, task) for epoch in range(self.open + 1) for task in range(self.plan.tasks)]
+        have = data.draw(st.sets(st.sampled_from(tasks)))
+        told = TaskSet(self.plan.tasks)
+        for epoch, task in have:
+            told.add(epoch, task)
+        before = set(self.undone())
+        for slot in who:
+            self.has[slot] = set(have)
+        back = self.queue.replace(who, told)
+        came = set(self.undone()) - before
+        assert back == sum(self.plan.batches_in(task) for _, task in came)
+
+    @invariant()
+    def says_the_same(self):
+        if not hasattr(self, "queue"):
+            return
+        undone = self.undone()
+        assert self.queue.open == self.open
+        assert {task: holder for task, (holder, _) in self.queue.leases.items()} == self.leases
+        for holder in range(1, 4):
+            held = {(lease.epoch, lease.task) for lease in self.queue.held_by(holder)}
+            assert held == {task for task, other in self.leases.items() if other == holder}
+        assert self.queue.all_done == (self.open == self.epochs - 1 and not undone)
+        for epoch in range(self.open + 1):
+            left = [task for e, task in undone if e == epoch]
+            assert self.queue.batches_left(epoch) == sum(self.plan.batches_in(task) for task in left)
+            expected = self.plan.samples_per_epoch - sum(self.plan.samples_in_task(task) for task in left)
+            assert self.queue.samples_done(epoch) == expected
+
+
+TestQueue = Queue.TestCase
+TestQueue.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
