@@ -55,7 +55,7 @@ def _named(label: str, here: list[Any], job: list[Any]) -> list[str]:
     mine, theirs = {x.name: x for x in here}, {x.name: x for x in job}
     found = [f"{label} {name} is not in the job" for name in mine if name not in theirs]
     found += [f"{label} {name} of the job is not here" for name in theirs if name not in mine]
-    for name in mine.keys() & theirs.keys():
+    for name in [name for name in mine if name in theirs]:
         left, right = _layout(mine[name]), _layout(theirs[name])
         if left != right:
             found.append(f"{label} {name} is {left} here, {right} in the job")
