@@ -10,10 +10,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 ETCD36 = ROOT / "tests" / "etcd36"
@@ -70,6 +72,19 @@ TIERS = [
 ]
 
 
+def broken(report: Path) -> list[str]:
+    """The tests of a report that failed, each with its last words."""
+    if not report.exists():
+        return ["there is no report"]
+    lines = []
+    for case in ElementTree.parse(report).iter("testcase"):
+        for kind in ("failure", "error"):
+            for found in case.iter(kind):
+                said = next(iter((found.get("message") or "").strip().splitlines()), "")
+                lines.append(f"{kind}: {case.get('classname')}::{case.get('name')}: {said[:300]}")
+    return lines
+
+
 def main() -> int:
     """Run the tiers; the exit code."""
     lines: list[str] = []
@@ -83,11 +98,17 @@ def main() -> int:
             failed = failed or os.environ.get("SHOAL_TIERS") == "all"
             continue
         print(f"--- {tier.name}: {tier.what}", flush=True)
-        code = subprocess.run(
-            [sys.executable, "-m", "pytest", *tier.selection], cwd=ROOT, env={**os.environ, **extra}, check=False
-        ).returncode
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            code = subprocess.run(
+                [sys.executable, "-m", "pytest", *tier.selection, f"--junitxml={report}"],
+                cwd=ROOT,
+                env={**os.environ, **extra},
+                check=False,
+            ).returncode
+            lines.append(f"  {tier.name:8} {'passed' if code == 0 else 'FAILED'} in {time.monotonic() - begun:.0f} s")
+            lines += [f"    {line}" for line in broken(report)] if code else []
         failed = failed or code != 0
-        lines.append(f"  {tier.name:8} {'passed' if code == 0 else 'FAILED'} in {time.monotonic() - begun:.0f} s")
     print("\n".join(["tiers:", *lines]), flush=True)
     return int(failed)
 

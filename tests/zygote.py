@@ -82,8 +82,10 @@ class Zygote:
         for child in self._children.values():
             child.signal(signal.SIGKILL)
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        # Not by closing its input alone: whatever this process forked since may hold that pipe too.
+        self._process.kill()
         self._process.wait(10)
+        self._process.stdin.close()
         self._thread.join(10)
         assert self._process.stdout is not None
         self._process.stdout.close()

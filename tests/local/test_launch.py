@@ -61,5 +61,5 @@ def test_the_request_for_cores_and_the_users_word_come_first():
 def test_a_variable_from_a_cluster_is_taken_from_here():
     env = [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]
     assert launcher({"KEY": "v"}, env=env).launch("trainer", 0, trainers=1).environment["KEY"] == "v"
-    with pytest.raises(ManifestError, match=r"spec.env.0.valueFrom.*export KEY"):
+    with pytest.raises(ManifestError, match=r"spec\.env\[0\]\.valueFrom.*export KEY"):
         launcher(env=env).launch("trainer", 0, trainers=1)

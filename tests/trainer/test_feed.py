@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import threading
 
@@ -127,3 +128,16 @@ def test_the_order_is_a_function_of_fingerprint_seed_and_epoch():
     assert Order(shape(), 2).indices(2, 1, 1) != order.indices(2, 1, 1)
     assert order.indices(0, 1, 1) != order.indices(1, 1, 1)
     assert Order(shape(shuffle=False), 1).indices(5, 1, 0) == [12, 13, 14]
+
+
+@pytest.mark.slow
+def test_the_workers_end_with_the_feed():
+    feed = Feed(DataLoader(Numbers(), batch_size=3, num_workers=2), Order(shape(), 1))
+    feed.assign(0, 0, 0)
+    feed.get()
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    feed.close()
+    for worker in workers:
+        worker.join(10)
+        assert worker.exitcode is not None

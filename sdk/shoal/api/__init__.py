@@ -5,6 +5,7 @@ from shoal.api.job import (
     API_VERSION,
     KIND,
     Checkpoint,
+    EnvVar,
     Master,
     Metadata,
     Output,
@@ -15,7 +16,8 @@ from shoal.api.job import (
     Trainer,
     TrainingJob,
 )
-from shoal.api.load import for_script, from_mapping, load, loads, parse_trainers
+from shoal.api.load import from_mapping, load, loads
+from shoal.api.script import for_script, parse_trainers, with_options
 from shoal.api.types import Duration, Quantity
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "KIND",
     "Checkpoint",
     "Duration",
+    "EnvVar",
     "ManifestError",
     "Master",
     "Metadata",
@@ -40,4 +43,5 @@ __all__ = [
     "load",
     "loads",
     "parse_trainers",
+    "with_options",
 ]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
-__all__ = ["ManifestError", "Problem"]
+__all__ = ["ManifestError", "Problem", "RulesBrokenError", "shown"]
+
+_LONGEST: Final = 80
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,22 @@ class Problem:
 class ManifestError(ValueError):
     """A manifest that cannot be taken; ``problems`` has everything that is wrong with it."""
 
-    def __init__(self, problems: list[Problem], *, source: str = "") -> None:
-        self.problems = problems
+    def __init__(self, problems: Sequence[Problem], *, source: str = "") -> None:
+        self.problems = list(problems)
         self.source = source
         head = f"{source}: " if source else ""
-        lines = [f"{head}{problem}" for problem in problems]
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join(f"{head}{problem}" for problem in self.problems))
+
+
+class RulesBrokenError(ValueError):
+    """What does not hold between the fields of one part; the problems' paths begin at that part."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(str(problem) for problem in self.problems))
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as YAML writes it where that differs, and cut where it is long."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
+from shoal.api.errors import Problem, RulesBrokenError
 from shoal.api.types import Duration, Quantity
 
 __all__ = [
     "API_VERSION",
     "KIND",
     "Checkpoint",
+    "EnvVar",
     "Master",
     "Metadata",
     "Output",
@@ -26,10 +28,11 @@ __all__ = [
 
 API_VERSION = "shoal.dev/v1alpha1"
 KIND = "TrainingJob"
-LONGEST_NAME = 40
-"""So that the names of pods, claims and Services made from it stay below Kubernetes' 63 characters."""
+LONGEST_NAME: Final = 39
+"""The master's pod is NAME-master-<10 letters>-<5 letters>, and Kubernetes allows 63 characters."""
 
 Count = Annotated[int, Field(ge=1, strict=True)]
+Replicas = Annotated[int, Field(ge=1, le=10_000, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Template = dict[str, Any]
 
@@ -37,28 +40,64 @@ Template = dict[str, Any]
 class Model(BaseModel):
     """What all parts of a manifest have in common: camelCase outside, unknown fields refused, never changed."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
-    order: ClassVar[tuple[str, ...]] = ()
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="forbid", frozen=True
+    )
+
+
+_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz")
+_IN_NAMES: Final = _LETTERS | frozenset("0123456789-")
 
 
 class Metadata(Model):
     """Name and labels, as every Kubernetes object has them."""
 
-    model_config = ConfigDict(extra="ignore")
-    name: str = Field(description="Name of the job: lower-case letters, digits and '-', at most 40 characters.")
+    name: str = Field(description=f"Name of the job: lower-case letters, digits and '-'; at most {LONGEST_NAME}.")
     namespace: str = Field(default="default", description="Namespace of the job.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels of the job.")
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations of the job.")
+    owner_references: list[dict[str, Any]] = Field(default_factory=list, description="What the job is deleted with.")
+    finalizers: list[str] = Field(default_factory=list, description="Who must agree before the job is deleted.")
 
     @field_validator("name")
     @classmethod
-    def _is_label(cls, value: str) -> str:
-        allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-")
-        if not value or set(value) - allowed or value[0] == "-" or value[-1] == "-" or value[0].isdigit():
+    def _named_well(cls, value: str) -> str:
+        if set(value) - _IN_NAMES or value[:1] not in _LETTERS or value.endswith("-"):
             raise ValueError(f"{value!r} must begin with a letter and have lower-case letters, digits and '-' only")
         if len(value) > LONGEST_NAME:
             raise ValueError(f"{value!r} has {len(value)} characters; at most {LONGEST_NAME} leave room for pod names")
         return value
+
+    @field_validator("namespace")
+    @classmethod
+    def _is_label(cls, value: str) -> str:
+        if not value or len(value) > 63 or set(value) - _IN_NAMES or "-" in {value[0], value[-1]}:
+            raise ValueError(f"{value!r} must have lower-case letters, digits and '-' only, and at most 63")
+        return value
+
+
+class EnvVar(Model):
+    """One variable of the trainers' environment."""
+
+    name: str = Field(min_length=1, description="Name of the variable.")
+    value: str | None = Field(default=None, description="Its value, always text.")
+    value_from: dict[str, Any] | None = Field(
+        default=None,
+        description="EnvVarSource on a cluster; on one machine the variable of that name of who runs the job.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if "=" in value or not value.isascii() or not value.isprintable():
+            raise ValueError(f"{value!r} cannot name a variable; write letters, digits and '_'")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EnvVar:
+        if self.value is not None and self.value_from is not None:
+            raise RulesBrokenError([Problem("valueFrom", "value is set too; keep one of them")])
+        return self
 
 
 class Resources(Model):
@@ -80,9 +119,11 @@ class Master(Model):
 class Trainer(Model):
     """The trainers: how many, and how large."""
 
-    min_replicas: Count = Field(default=1, description="Fewest trainers the job can use.")
-    max_replicas: Count | None = Field(default=None, description="Most trainers the job can use; minReplicas if unset.")
-    replicas: Natural | None = Field(
+    min_replicas: Replicas = Field(default=1, description="Fewest trainers the job can use.")
+    max_replicas: Replicas | None = Field(
+        default=None, description="Most trainers the job can use; minReplicas if unset."
+    )
+    replicas: Annotated[int, Field(ge=0, le=10_000, strict=True)] | None = Field(
         default=None, description="Pins the number of trainers (kubectl scale sets it); unset: between the bounds."
     )
     resources: Resources | None = Field(default=None, description="Resources of one trainer.")
@@ -91,29 +132,30 @@ class Trainer(Model):
     @property
     def most(self) -> int:
         """The upper bound."""
-        return self.max_replicas if self.max_replicas is not None else max(self.min_replicas, self.replicas or 0)
+        return self.max_replicas if self.max_replicas is not None else self.min_replicas
 
     @model_validator(mode="after")
     def _bounds(self) -> Trainer:
-        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"@minReplicas: {self.min_replicas} is more than maxReplicas {self.max_replicas}; "
-                "lower minReplicas or raise maxReplicas"
-            )
-        if self.replicas == 0:
-            raise ValueError("@replicas: 0 trainers cannot train; to pause the job use `suspend: true`")
-        if self.replicas is not None and not self.min_replicas <= self.replicas <= self.most:
-            raise ValueError(
-                f"@replicas: {self.replicas} is not between minReplicas {self.min_replicas} and maxReplicas {self.most}; "
-                "change it, the bounds, or leave replicas out"
-            )
+        low, high, pinned = self.min_replicas, self.most, self.replicas
+        broken = []
+        if low > high:
+            fix = "lower minReplicas or raise maxReplicas"
+            broken.append(Problem("minReplicas", f"{low} is more than maxReplicas {high}; {fix}"))
+        if pinned == 0:
+            broken.append(Problem("replicas", "0 trainers cannot train; to pause the job write `suspend: true`"))
+        elif pinned is not None and low <= high and not low <= pinned <= high:
+            between = f"minReplicas {low} and maxReplicas {high}"
+            fix = "change it or the bounds, or leave it out"
+            broken.append(Problem("replicas", f"{pinned} is not between {between}; {fix}"))
+        if broken:
+            raise RulesBrokenError(broken)
         return self
 
 
 class ParameterServer(Model):
     """The parameter servers."""
 
-    replicas: Count = Field(default=1, description="How many parameter servers hold the parameters.")
+    replicas: Replicas = Field(default=1, description="How many parameter servers hold the parameters.")
     resources: Resources | None = Field(default=None, description="Resources of one parameter server.")
     volume_claim_spec: Template | None = Field(
         default=None, description="PersistentVolumeClaimSpec of the volume for snapshots, one per server."
@@ -131,7 +173,7 @@ class Checkpoint(Model):
     @classmethod
     def _positive(cls, value: Duration) -> Duration:
         if value.seconds <= 0:
-            raise ValueError(f"{value!r} must be longer than nothing")
+            raise ValueError(f"{str(value)!r} must be longer than nothing")
         return value
 
 
@@ -160,11 +202,11 @@ class Spec(Model):
     image: str | None = Field(default=None, description="Image of every role; ignored on one machine.")
     command: list[str] = Field(min_length=1, description="The training command, such as [python, train.py].")
     args: list[str] = Field(default_factory=list, description="Arguments behind the command.")
-    env: list[dict[str, Any]] = Field(default_factory=list, description="Environment of the trainers (EnvVar).")
+    env: list[EnvVar] = Field(default_factory=list, description="Environment of the trainers.")
     env_from: list[dict[str, Any]] = Field(default_factory=list, description="Environment sources (EnvFromSource).")
     strategy: Literal["ParameterServer"] = Field(default="ParameterServer", description="How gradients are combined.")
     epochs: Count | None = Field(default=None, description="How often every sample counts; unset: as the script says.")
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = Field(
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] | None = Field(
         default=None, description="Seed of the samples' order and of the initial model; unset: as the script says."
     )
     trainer: Trainer = Field(default_factory=Trainer, description="The trainers.")
@@ -177,27 +219,35 @@ class Spec(Model):
     shared_memory: Quantity | None = Field(default=None, description="Size of /dev/shm in every pod.")
     run_policy: RunPolicy = Field(default_factory=RunPolicy, description="When the job gives up.")
 
+    @field_validator("command")
+    @classmethod
+    def _names_a_program(cls, value: list[str]) -> list[str]:
+        if not value[0].strip():
+            raise ValueError("its first word is empty; name the program, such as python")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Spec:
+        broken = []
         if self.parameter_server is None:
-            raise ValueError(
-                "@parameterServer: strategy ParameterServer needs this section; add `parameterServer: {replicas: 1}`"
-            )
+            fix = "add `parameterServer: {replicas: 1}`"
+            broken.append(Problem("parameterServer", f"strategy ParameterServer needs this section; {fix}"))
         for role, part in (
             ("trainer", self.trainer),
-            ("master", self.master),
             ("parameterServer", self.parameter_server),
+            ("master", self.master),
         ):
-            self._once(role, part)
+            if part is not None and part.template is not None:
+                broken += self._said_twice(role, part, part.template)
+        if broken:
+            raise RulesBrokenError(broken)
         return self
 
-    def _once(self, role: str, part: Trainer | Master | ParameterServer) -> None:
-        """The short form and the template must not set the same thing."""
-        name = "pserver" if role == "parameterServer" else role
-        container = container_of(part.template, name)
+    def _said_twice(self, role: str, part: Trainer | Master | ParameterServer, template: Template) -> list[Problem]:
+        """What both the short form and the role's container in its template set."""
         short: dict[str, tuple[object, str]] = {
-            "resources": (part.resources, f"spec.{role}.resources"),
             "image": (self.image, "spec.image"),
+            "resources": (part.resources, f"spec.{role}.resources"),
         }
         if role == "trainer":
             short |= {
@@ -206,20 +256,38 @@ class Spec(Model):
                 "env": (self.env or None, "spec.env"),
                 "envFrom": (self.env_from or None, "spec.envFrom"),
             }
-        for key, (value, path) in short.items():
-            if value is not None and key in container:
-                raise ValueError(
-                    f"@{role}.template: its container {name} sets {key}, and so does {path}; set it in one place"
-                )
+        path = f"{role}.template.spec.containers"
+        try:
+            found = container_of(template, CONTAINERS[role])
+        except TypeError as error:
+            return [Problem(f"{role}.template", str(error))]
+        if found is None:
+            return []
+        number, container = found
+        return [
+            Problem(f"{path}[{number}].{key}", f"{where} sets it too; set it in one place")
+            for key, (value, where) in short.items()
+            if value is not None and key in container
+        ]
 
 
-def container_of(template: Template | None, name: str) -> dict[str, Any]:
-    """The role's container in a pod template; empty if there is none."""
-    spec = (template or {}).get("spec")
-    containers = spec.get("containers") if isinstance(spec, dict) else None
-    if not isinstance(containers, list):
-        return {}
-    return next((c for c in containers if isinstance(c, dict) and c.get("name") == name), {})
+CONTAINERS: Final = {"trainer": "trainer", "parameterServer": "pserver", "master": "master"}
+"""The name of each role's container in its pod template."""
+
+
+def container_of(template: Template, name: str) -> tuple[int, dict[str, Any]] | None:
+    """The container of that name in a pod template, and its number; None if there is none.
+
+    Raises:
+        TypeError: The template does not have the form of a PodTemplateSpec.
+    """
+    spec = template.get("spec", {})
+    if not isinstance(spec, dict):
+        raise TypeError("its spec is not a mapping; write a PodTemplateSpec")
+    containers = spec.get("containers", [])
+    if not isinstance(containers, list) or not all(isinstance(each, dict) for each in containers):
+        raise TypeError("its spec.containers is not a list of mappings; write a PodTemplateSpec")
+    return next(((number, each) for number, each in enumerate(containers) if each.get("name") == name), None)
 
 
 class TrainingJob(Model):

@@ -1,46 +1,58 @@
-"""Manifests in: from a file, from text, from a mapping, or made for a script; every problem named with its field."""
+"""Manifests in: from a file, from text or from a mapping; every problem named with its field, line and fix."""
 
 from __future__ import annotations
 
-import difflib
-import re
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from shoal.api.errors import ManifestError, Problem
-from shoal.api.job import API_VERSION, KIND, LONGEST_NAME, TrainingJob
+from shoal.api.explain import problems_of
+from shoal.api.job import API_VERSION, KIND, TrainingJob
 
-__all__ = ["for_script", "from_mapping", "load", "loads", "parse_trainers"]
+__all__ = ["from_mapping", "load", "loads"]
 
-_KINDS = {
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
+_LARGEST: Final = 1 << 20
+"""Bytes; etcd takes no larger object."""
+_DEEPEST: Final = 50
+_MOST_NODES: Final = 50_000
+_SERVER_SET: Final = frozenset(
+    ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "managedFields", "selfLink")
+) | {"deletionGracePeriodSeconds"}
+"""What the API server adds to an object, so that what `kubectl get -o yaml` prints can be run."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: as in JSON there are no dates, they stay text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
 
 def load(path: str | Path) -> TrainingJob:
-    """Read a manifest file.
+    """Read a manifest file, YAML or JSON.
 
     Raises:
         ManifestError: It cannot be read, or something is wrong with it.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ManifestError([Problem("", "there is no such file")], source=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError([Problem("", f"cannot be read: {error}")], source=str(path)) from None
+    except UnicodeDecodeError:
+        raise ManifestError([Problem("", "is not text in UTF-8")], source=str(path)) from None
+    except OSError as error:
+        raise ManifestError([Problem("", f"cannot be read: {error.strerror}")], source=str(path)) from None
     return loads(text, source=str(path))
 
 
@@ -50,163 +62,162 @@ def loads(text: str, *, source: str = "manifest") -> TrainingJob:
     Raises:
         ManifestError: Something is wrong with it.
     """
+    lines: dict[str, int] = {}
+    problems: list[Problem] = []
     try:
-        nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if node is not None]
+        if len(text) > _LARGEST:
+            raise ManifestError([Problem("", "is larger than 1 MiB")], source=source)
+        node = _document(text, source)
+        _Walk(lines, problems).visit(node, "", 0)
+        if problems:
+            raise ManifestError(problems, source=source)
+        mapping = _construct(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark is not None else 0
+        raise ManifestError([_not_yaml(error)], source=source) from None
+    except (RecursionError, _TooMuchError):
         raise ManifestError(
-            [Problem("", f"not YAML: {getattr(error, 'problem', error)}", line)], source=source
+            [Problem("", "is nested too deeply, or repeats itself without end")], source=source
         ) from None
+    except ValueError as error:
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError([Problem("", f"has a value that cannot be read: {error}")], source=source) from None
+    return from_mapping(mapping, source=source, lines=lines)
+
+
+def _document(text: str, source: str) -> yaml.Node:
+    """The one document that is not empty."""
+    readable = text.replace("\t", "  ") if "\t" in text and _as_json(text) is not None else text
+    nodes = [
+        node
+        for node in yaml.compose_all(readable, _Loader)
+        if node is not None and node.tag != "tag:yaml.org,2002:null"
+    ]
     if not nodes:
         raise ManifestError([Problem("", "the file is empty; it needs a TrainingJob")], source=source)
     if len(nodes) > 1:
-        raise ManifestError([Problem("", f"{len(nodes)} documents; one TrainingJob is wanted")], source=source)
-    lines: dict[str, int] = {}
-    problems: list[Problem] = []
-    _walk(nodes[0], "", lines, problems)
-    if problems:
-        raise ManifestError(problems, source=source)
-    return from_mapping(yaml.safe_load(text), source=source, lines=lines)
+        second = nodes[1].start_mark.line + 1
+        raise ManifestError([Problem("", "a second document; one TrainingJob is wanted", second)], source=source)
+    return nodes[0]
 
 
-def _walk(node: yaml.Node, path: str, lines: dict[str, int], problems: list[Problem]) -> None:
-    """Note each field's line, and refuse a field written twice."""
-    lines[path] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
+def _construct(text: str) -> Any:
+    """The value of the one document that is not empty.
+
+    Raises:
+        ValueError: It has what cannot be sent to an API server: no number, half a character, bytes.
+    """
+    found = _as_json(text)
+    if found is None:
+        found = next(value for value in yaml.load_all(text, _Loader) if value is not None)
+    try:
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return found
+
+
+def _as_json(text: str) -> Any:
+    """Its value if it is JSON, which YAML reads otherwise in two points: tabs, and escaped pairs of surrogates."""
+    if text.lstrip()[:1] == "{":
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return None
+
+
+def _not_yaml(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    return Problem("", f"not YAML: {what}", mark.line + 1 if mark is not None else 0)
+
+
+class _TooMuchError(Exception):
+    """The document is deeper or has more nodes than any manifest."""
+
+
+class _Walk:
+    """Notes each field's line, and refuses what YAML allows and a manifest does not."""
+
+    def __init__(self, lines: dict[str, int], problems: list[Problem]) -> None:
+        self._lines = lines
+        self._problems = problems
+        self._visited = 0
+
+    def visit(self, node: yaml.Node, path: str, depth: int) -> None:
+        """Go through a node and all below it; an alias is gone through wherever it stands."""
+        self._visited += 1
+        if depth > _DEEPEST or self._visited > _MOST_NODES:
+            raise _TooMuchError
+        self._lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            self._mapping(node, path, depth)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                self.visit(value, f"{path}[{number}]", depth + 1)
+
+    def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> None:
         seen: set[str] = set()
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge":
+                self.visit(value, path, depth + 1)
+                continue
             name = str(key.value)
             below = f"{path}.{name}" if path else name
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = f"{name!r} is" if isinstance(key, yaml.ScalarNode) else "a key is"
+                self._problems.append(Problem(path, f"{shown} no field's name; put it in quotes", line))
+                continue
             if name in seen:
-                problems.append(Problem(below, "is written twice; keep one", key.start_mark.line + 1))
+                self._problems.append(Problem(below, "is written twice; keep one", line))
             seen.add(name)
-            _walk(value, below, lines, problems)
-            lines[below] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            _walk(value, f"{path}.{number}", lines, problems)
+            self._lines[below] = line
+            self.visit(value, below, depth + 1)
 
 
 def from_mapping(mapping: Any, *, source: str = "", lines: Mapping[str, int] | None = None) -> TrainingJob:
-    """Check a manifest that was parsed already.
+    """Check a manifest that was parsed already. Fields that are null count as not set.
+
+    Args:
+        mapping: The manifest. What only an API server sets (``status``, ``metadata.uid`` and the like) is left out.
+        source: Named in messages.
+        lines: Of fields, by their paths; named in messages.
 
     Raises:
         ManifestError: Something is wrong with it.
     """
+    lines = lines or {}
     if not isinstance(mapping, Mapping):
-        raise ManifestError(
-            [Problem("", "not a mapping; a TrainingJob has apiVersion, kind, metadata, spec")], source=source
-        )
+        text = "not a mapping; a TrainingJob has apiVersion, kind, metadata and spec"
+        raise ManifestError([Problem("", text)], source=source)
     head = [
-        Problem(name, f"is {mapping.get(name)!r}; write {name}: {wanted}", (lines or {}).get(name, 0))
+        Problem(
+            name,
+            (f"is {mapping[name]!r}" if mapping.get(name) is not None else "is missing") + f"; write {name}: {wanted}",
+            lines.get(name, 0),
+        )
         for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND))
         if mapping.get(name) != wanted
     ]
     if head:
         raise ManifestError(head, source=source)
     try:
-        return TrainingJob.model_validate(mapping)
+        return TrainingJob.model_validate(_of_a_user(mapping), by_alias=True, by_name=False)
     except ValidationError as error:
-        problems = [_problem(details, lines or {}) for details in error.errors()]
-        problems.sort(key=lambda problem: problem.line)
-        raise ManifestError(problems, source=source) from None
+        raise ManifestError(problems_of(error, lines), source=source) from None
 
 
-def _problem(details: Any, lines: Mapping[str, int]) -> Problem:
-    path = ".".join(str(part) for part in details["loc"])
-    kind, value = details["type"], details.get("input")
-    if kind == "extra_forbidden":
-        text = _unknown(details["loc"])
-    elif kind == "missing":
-        text = "is missing; add it"
-    elif kind == "value_error":
-        text = str(details["ctx"]["error"])
-        if text.startswith("@"):
-            field, _, text = text[1:].partition(": ")
-            path = f"{path}.{field}" if path else field
-    elif kind == "literal_error":
-        text = f"{value!r} is not known; write {details['ctx']['expected']}"
-    elif kind in {"greater_than_equal", "greater_than"}:
-        text = f"{value!r} is too small; it must be at least {details['ctx'].get('ge', details['ctx'].get('gt'))}"
-    elif kind in {"too_short", "string_too_short"}:
-        text = "must not be empty"
-    elif kind in _KINDS:
-        text = f"{value!r} is not {_KINDS[kind]}"
-    else:
-        text = str(details["msg"]).lower()
-    return Problem(path, text, _line(path, lines))
+def _of_a_user(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls, and without what an API server adds."""
+    plain = {key: _set(value) for key, value in mapping.items() if value is not None and key != "status"}
+    if isinstance(plain.get("metadata"), dict):
+        plain["metadata"] = {k: v for k, v in plain["metadata"].items() if k not in _SERVER_SET}
+    return plain
 
 
-def _line(path: str, lines: Mapping[str, int]) -> int:
-    while path and path not in lines:
-        path = path.rpartition(".")[0]
-    return lines.get(path, 0) if path else 0
-
-
-def _unknown(location: tuple[Any, ...]) -> str:
-    model: Any = TrainingJob
-    for part in location[:-1]:
-        model = _model_below(model, str(part))
-    known = [field.alias or name for name, field in model.model_fields.items()] if model is not None else []
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
-    if near:
-        return f"unknown field; did you mean {near[0]}?"
-    return "unknown field; known here: " + ", ".join(known) if known else "unknown field"
-
-
-def _model_below(model: Any, alias: str) -> Any:
-    """The model of a field, by the name it has in a manifest."""
-    for name, field in model.model_fields.items() if model is not None else ():
-        if alias in {field.alias, name}:
-            for choice in (field.annotation, *get_args(field.annotation)):
-                if isinstance(choice, type) and issubclass(choice, BaseModel):
-                    return choice
-    return None
-
-
-def parse_trainers(text: str) -> tuple[int, int]:
-    """``N`` or ``MIN:MAX`` as bounds.
-
-    Raises:
-        ManifestError: It is neither, or MIN is above MAX.
-    """
-    found = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
-    if found is None:
-        raise ManifestError([Problem("--trainers", f"{text!r} must be N or MIN:MAX, such as 3 or 2:4")])
-    low = int(found[1])
-    high = int(found[2]) if found[2] else low
-    if low < 1 or low > high:
-        raise ManifestError([Problem("--trainers", f"{text!r}: MIN must be at least 1 and at most MAX")])
-    return low, high
-
-
-def for_script(
-    script: str,
-    arguments: list[str],
-    *,
-    trainers: str = "1",
-    servers: int = 1,
-    epochs: int | None = None,
-    seed: int | None = None,
-    name: str | None = None,
-    python: str = "python",
-) -> TrainingJob:
-    """A job for a script, without any manifest; its name comes from the file's.
-
-    Raises:
-        ManifestError: Some value is out of bounds.
-    """
-    low, high = parse_trainers(trainers)
-    stem = re.sub(r"[^a-z0-9-]+", "-", Path(script).stem.lower()).strip("-")[:LONGEST_NAME]
-    spec: dict[str, Any] = {
-        "command": [python, script, *arguments],
-        "trainer": {"minReplicas": low, "maxReplicas": high},
-        "parameterServer": {"replicas": servers},
-    }
-    if epochs is not None:
-        spec["epochs"] = epochs
-    if seed is not None:
-        spec["seed"] = seed
-    metadata = {"name": name or (stem if stem[:1].isalpha() else f"job-{stem}".strip("-"))}
-    return from_mapping({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec})
+def _set(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _set(below) for key, below in value.items() if below is not None}
+    if isinstance(value, list | tuple):
+        return [_set(below) for below in value]
+    return value

@@ -1,98 +1,136 @@
-"""Durations and quantities as Kubernetes writes them: strings with a unit, kept as they were written."""
+"""Durations and quantities as Kubernetes writes them: values with a unit that keep the form they were written in."""
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
-from decimal import Decimal
-from typing import Any, Final
+from decimal import Context, Decimal
+from functools import total_ordering
+from typing import Any, ClassVar, Final, Self
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
+from shoal.api.errors import shown
+
 __all__ = ["Duration", "Quantity"]
 
+_EXACT: Final = Context(prec=120)
+_LONGEST: Final = 40
 _UNITS: Final = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
-_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_QUANTITY: Final = re.compile(r"([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)(?:([eE][+-]?\d+)|([KMGTPE]i|[numkMGTPE]?))")
+_DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+_LONGEST_DURATION: Final = Decimal(100 * 365 * 86400)
+_QUANTITY: Final = re.compile(
+    r"([+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+)(?:[eE]([+-]?[0-9]{1,2})|([KMGTPE]i|[numkMGTPE]))?"
+)
+_MOST: Final = Decimal(2**63 - 1)
 _SCALES: Final = {
     "n": Decimal("1e-9"),
     "u": Decimal("1e-6"),
     "m": Decimal("1e-3"),
-    "": Decimal(1),
     **{letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)},
     **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
 }
 
 
-class _Text(str):
-    """A string whose form is checked."""
+@total_ordering
+class _Written:
+    """An exact number that remembers how it was written; compares by the number."""
 
-    __slots__ = ()
+    __slots__ = ("_number", "_text")
+    _name: ClassVar[str]
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._number = self._parse(text)
+
+    @staticmethod
+    def _parse(text: str) -> Decimal:
+        raise NotImplementedError
+
+    @classmethod
+    def _accept(cls, value: Any) -> Self:
+        """From what stands in a manifest, or from a value that is one already."""
+        return value if isinstance(value, cls) else cls(value)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         del source, handler
         return core_schema.no_info_plain_validator_function(
-            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+            cls._accept, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
 
-    @classmethod
-    def parse(cls, value: Any) -> Any:
-        """Check and keep."""
-        raise NotImplementedError
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._text!r})"
+
+    def __hash__(self) -> int:
+        return hash(self._number)
+
+    def __eq__(self, other: object) -> bool:
+        return self._number == other._number if isinstance(other, type(self)) else NotImplemented
+
+    def __lt__(self, other: object) -> bool:
+        return self._number < other._number if isinstance(other, type(self)) else NotImplemented
 
 
-class Duration(_Text):
-    """A length of time such as ``30s``, ``1m30s``, ``500ms`` or ``2h``."""
+class Duration(_Written):
+    """A length of time such as ``30s``, ``1m30s``, ``500ms`` or ``2h``; from nothing to 100 years.
+
+    Raises:
+        ValueError: It is not a duration.
+    """
 
     __slots__ = ()
 
-    @classmethod
-    def parse(cls, value: Any) -> Duration:
-        """Check the form.
-
-        Raises:
-            ValueError: It is not a duration.
-        """
-        if isinstance(value, timedelta):
-            value = f"{value // timedelta(milliseconds=1)}ms"
-        if not isinstance(value, str) or not _DURATION.fullmatch(value):
-            hint = f'; write "{value}s" for {value} seconds' if isinstance(value, int | float) else ""
-            raise ValueError(f'{value!r} is not a duration such as "30s", "1m30s" or "500ms"{hint}')
-        return cls(value)
+    @staticmethod
+    def _parse(text: Any) -> Decimal:
+        if not isinstance(text, str) or len(text) > _LONGEST or not _DURATION.fullmatch(text):
+            bare = isinstance(text, int | float) and not isinstance(text, bool)
+            hint = f'; write "{text}s" for {text} seconds' if bare else ""
+            raise ValueError(f'{shown(text)} is not a duration such as "30s", "1m30s" or "500ms"{hint}')
+        total = sum((Decimal(number) * _UNITS[unit] for number, unit in _PART.findall(text)), Decimal(0))
+        if total > _LONGEST_DURATION:
+            raise ValueError(f"{text!r} is longer than 100 years")
+        return total
 
     @property
     def seconds(self) -> float:
         """The length in seconds."""
-        return float(sum(Decimal(number) * _UNITS[unit] for number, unit in _PART.findall(self)))
+        return float(self._number)
 
 
-class Quantity(_Text):
-    """An amount of a resource such as ``100m`` (of a core), ``1Gi`` or ``0.5``."""
+class Quantity(_Written):
+    """An amount of a resource such as ``100m`` (of a core), ``1Gi`` or ``0.5``; plain numbers are taken too.
+
+    The grammar is that of Kubernetes' ``resource.Quantity``; amounts beyond its largest, 2^63 - 1, are refused.
+
+    Raises:
+        ValueError: It is not a quantity, or negative, or too large.
+    """
 
     __slots__ = ()
 
-    @classmethod
-    def parse(cls, value: Any) -> Quantity:
-        """Check the form; plain numbers are taken too.
+    def __init__(self, text: str | float) -> None:
+        super().__init__(str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text)  # type: ignore[arg-type]
 
-        Raises:
-            ValueError: It is not a quantity.
-        """
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = str(value)
-        if not isinstance(value, str) or not _QUANTITY.fullmatch(value):
-            raise ValueError(f'{value!r} is not a quantity such as "1", "500m" or "1Gi"')
-        if cls(value).amount < 0:
-            raise ValueError(f"{value!r} is negative")
-        return cls(value)
+    @staticmethod
+    def _parse(text: Any) -> Decimal:
+        found = _QUANTITY.fullmatch(text) if isinstance(text, str) and len(text) <= _LONGEST else None
+        if found is None:
+            raise ValueError(f'{shown(text)} is not a quantity such as "1", "500m" or "1Gi"')
+        number, exponent, suffix = found.groups()
+        scale = _SCALES[suffix] if suffix else Decimal(1).scaleb(int(exponent or 0))
+        amount = _EXACT.multiply(Decimal(number), scale)
+        if amount < 0:
+            raise ValueError(f"{text!r} is negative")
+        if amount > _MOST:
+            raise ValueError(f"{text!r} is too large; the most is 2^63 - 1")
+        return amount
 
     @property
     def amount(self) -> Decimal:
         """The exact amount, in units (cores, bytes, pieces)."""
-        found = _QUANTITY.fullmatch(self)
-        assert found is not None
-        number, exponent, suffix = found.groups()
-        return Decimal(number + (exponent or "")) * _SCALES[suffix or ""]
+        return self._number

@@ -6,11 +6,11 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from shoal.api import ManifestError, TrainingJob, for_script, from_mapping, load, parse_trainers
+from shoal.api import ManifestError, TrainingJob, for_script, load, with_options
 from shoal.cli.errors import FAILED, INTERRUPTED, CommandError, unread_is_fine
 from shoal.local import changes
 from shoal.local.launch import Launcher, variables
@@ -115,7 +115,15 @@ def job_of(options: Options) -> tuple[TrainingJob, Origin]:
             f"{' '.join(options.arguments)}: unknown here; a manifest has its arguments in spec.args, "
             "and the options of `shoal run` are shown by --help"
         )
-    return _overridden(load(path), options), Origin(folder=str(path.resolve().parent), source="")
+    job = with_options(
+        load(path),
+        trainers=options.trainers,
+        servers=options.servers,
+        epochs=options.epochs,
+        seed=options.seed,
+        name=options.name,
+    )
+    return job, Origin(folder=str(path.resolve().parent), source="")
 
 
 def _script(options: Options, path: Path) -> tuple[TrainingJob, Origin]:
@@ -130,26 +138,6 @@ def _script(options: Options, path: Path) -> tuple[TrainingJob, Origin]:
         name=options.name,
     )
     return job, Origin(folder=str(Path.cwd()), source=str(path.resolve()))
-
-
-def _overridden(job: TrainingJob, options: Options) -> TrainingJob:
-    """The manifest with what the command line says."""
-    mapping = job.to_mapping()
-    spec: dict[str, Any] = mapping["spec"]
-    if options.trainers is not None:
-        low, high = parse_trainers(options.trainers)
-        trainer = {**spec.get("trainer", {}), "minReplicas": low, "maxReplicas": high}
-        trainer.pop("replicas", None)
-        spec["trainer"] = trainer
-    if options.servers is not None:
-        spec["parameterServer"] = {**spec.get("parameterServer", {}), "replicas": options.servers}
-    if options.epochs is not None:
-        spec["epochs"] = options.epochs
-    if options.seed is not None:
-        spec["seed"] = options.seed
-    if options.name is not None:
-        mapping["metadata"] = {**mapping["metadata"], "name": options.name}
-    return from_mapping(mapping, source="with the options of the command line")
 
 
 # --- What an earlier run left ---

@@ -118,21 +118,20 @@ def variables(job: TrainingJob, inherited: Mapping[str, str]) -> dict[str, str]:
     A variable that a cluster would take from elsewhere (``valueFrom``) is taken from the environment of ``shoal run``.
 
     Raises:
-        ManifestError: A variable has no name, or it comes from elsewhere and is not set here.
+        ManifestError: A variable comes from elsewhere and is not set here.
     """
     found: dict[str, str] = {}
     problems = []
     for number, entry in enumerate(job.spec.env):
-        name = entry.get("name")
-        if not isinstance(name, str) or not name or "=" in name:
-            problems.append(Problem(f"spec.env.{number}.name", "is missing; add the variable's name"))
-        elif "valueFrom" not in entry:
-            found[name] = str(entry.get("value", ""))
-        elif name not in inherited:
+        if entry.value_from is None:
+            found[entry.name] = entry.value or ""
+        elif entry.name in inherited:
+            found[entry.name] = inherited[entry.name]
+        else:
             problems.append(
                 Problem(
-                    f"spec.env.{number}.valueFrom",
-                    f"needs a cluster; on one machine run with {name} set: export {name}=...",
+                    f"spec.env[{number}].valueFrom",
+                    f"needs a cluster; on one machine run with {entry.name} set: export {entry.name}=...",
                 )
             )
     if problems:

@@ -70,7 +70,7 @@ class Feed:
         """What ``get`` will give: tasks and their next batch."""
         workers = loader.num_workers
         options: dict[str, Any] = {"prefetch_factor": loader.prefetch_factor} if workers else {}
-        self._loader: DataLoader[Any] = DataLoader(
+        ours: DataLoader[Any] = DataLoader(
             loader.dataset,
             batch_sampler=self._sampler,
             num_workers=workers,
@@ -89,7 +89,7 @@ class Feed:
         self._changed = threading.Condition()
         self._version = 0
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="shoal-feed", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(ours,), name="shoal-feed", daemon=True)
         self._thread.start()
 
     def expects(self, wanted: tuple[int, int, int]) -> bool:
@@ -142,7 +142,8 @@ class Feed:
         self.clear()
         self._thread.join(timeout=2.0)
 
-    def _run(self) -> None:
+    def _run(self, loader: DataLoader[Any]) -> None:
+        # Nobody else holds the loader: its workers end with this thread.
         while True:
             with self._changed:
                 while not self._tasks and not self._closed:
@@ -151,12 +152,12 @@ class Feed:
                     return
                 epoch, task, first = self._tasks.popleft()
                 version = self._version
-            self._feed(epoch, task, first, version)
+            self._feed(loader, epoch, task, first, version)
 
-    def _feed(self, epoch: int, task: int, first: int, version: int) -> None:
+    def _feed(self, loader: DataLoader[Any], epoch: int, task: int, first: int, version: int) -> None:
         self._sampler.epoch, self._sampler.task, self._sampler.first = epoch, task, first
         try:
-            for batch, data in enumerate(self._loader, first):
+            for batch, data in enumerate(loader, first):
                 if not self._put(version, FedBatch(epoch, task, batch, data)):
                     return
         except Exception as error:  # noqa: BLE001 - the script's own error, raised where it asks for the batch
