@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).resolve().parent.parent
 ETCD36 = ROOT / "tests" / "etcd36"
@@ -77,7 +77,7 @@ def broken(report: Path) -> list[str]:
     if not report.exists():
         return ["there is no report"]
     lines = []
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in ET.parse(report).iter("testcase"):
         for kind in ("failure", "error"):
             for found in case.iter(kind):
                 said = next(iter((found.get("message") or "").strip().splitlines()), "")
