@@ -74,6 +74,7 @@ def test_who_lived_well_does_not_wait_for_former_troubles():
 
 def test_errors_of_the_script_wait_longer_until_the_limit():
     supervisor, now, delays = running(trainers=1, backoff_limit=3), 0.0, []
+    supervisor.progressed("Running", "", 40, now)
     for _ in range(3):
         supervisor.exited(TRAINER, 0, 1, now, words="ValueError: x")
         delays.append(supervisor.pending[TRAINER, 0] - now)
@@ -86,6 +87,19 @@ def test_errors_of_the_script_wait_longer_until_the_limit():
     assert finish.reason.startswith("the script failed 4 times in a row (runPolicy.backoffLimit: 3)")
     assert "ValueError: x" in finish.reason
     assert not finish.final
+
+
+def test_errors_before_anything_was_trained_are_known_soon():
+    supervisor, now, delays = running(trainers=1), 0.0, []
+    supervisor.progressed("Starting", "", 0, now)
+    for _ in range(6):
+        supervisor.exited(TRAINER, 0, 1, now, words="ModuleNotFoundError: No module named 'torchh'")
+        delays.append(supervisor.pending[TRAINER, 0] - now)
+        now += delays[-1]
+        supervisor.tick(now)
+    assert delays == [1, 2, 2, 2, 2, 2]
+    supervisor.exited(TRAINER, 0, 1, now)
+    assert end_all(supervisor)[-1].state == "Failed"
 
 
 def test_committed_samples_reset_count_and_delay():
@@ -164,6 +178,19 @@ def test_a_trainer_that_left_is_replaced():
     assert do(supervisor.tick(7.0)) == [Start(TRAINER, 0)]
 
 
+def test_a_complete_job_stays_complete_while_its_processes_end():
+    supervisor = running(trainers=1)
+    supervisor.progressed("Complete", "", 10, 5.0)
+    supervisor.exited(TRAINER, 0, 0, 6.0)
+    assert supervisor.leaving
+    assert supervisor.complete
+    supervisor.interrupt(7.0)
+    assert supervisor.complete
+    stopped = running(trainers=1)
+    stopped.interrupt(1.0)
+    assert not stopped.complete
+
+
 def test_a_script_that_goes_on_after_the_end_is_named_once():
     supervisor = running(trainers=2)
     supervisor.progressed("Complete", "", 10, 5.0)
@@ -212,7 +239,8 @@ def test_users_are_told():
     assert told == [
         Tell(
             "warning",
-            "trainer-1: the script failed (exit code 1: KeyError: 'x'); failure 1 of 6 borne in a row, again in 1 s",
+            "trainer-1: the script failed (exit code 1: KeyError: 'x'); "
+            "again in 1 s (failures in a row: 1; the job fails at 7)",
         )
     ]
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from shoal.local.live import picture
 from shoal.local.status import Status, account_of, is_good, rows_of
 from shoal.local.view import PlainView, QuietView
-from shoal.local.words import account_lines, duration, progress_line, score
-from shoal.wire.messages import Account, Evaluation, Member, Progress, Samples
+from shoal.local.words import account_lines, duration, plain, progress_line, score, why
+from shoal.wire.messages import Account, Member, Progress, Samples
 
 PROGRESS = Progress(
     state="Running",
@@ -79,7 +79,7 @@ def test_the_progress_line():
     assert progress_line(STATUS) == "epoch 1/3   41%  12,345 samples/s  loss 0.41  trainers 1/3  left 12s"
     assert progress_line(changed(why="no trainer is connected")).endswith("(no trainer is connected)")
     assert progress_line(changed(state="Saving", epoch=3)) == "epoch 3/3  saving  loss 0.41  trainers 1/3"
-    assert progress_line(msgspec.structs.replace(STATUS, progress=None)) == "starting  trainers 1/3"
+    assert progress_line(msgspec.structs.replace(STATUS, state="Complete")).count("(") == 0
 
 
 def test_members_say_what_they_do():
@@ -105,12 +105,36 @@ def test_plain_lines_come_every_two_seconds_at_most():
     assert len(stream.getvalue().splitlines()) == 3
 
 
-def test_a_score_is_shown_once():
-    stream = io.StringIO()
-    view = PlainView(stream)
-    for _ in range(3):
-        view.show(changed(evaluations=[Evaluation(epoch=0, score='{"accuracy": 0.93333}')]))
-    assert stream.getvalue().count("epoch 1 evaluated: accuracy 0.9333") == 1
+def starting(*, servers=0, members=(), progress="", state="Starting"):
+    """While a job of two parameter servers starts."""
+    places = [("pserver", 0, 21), ("pserver", 1, 22), ("trainer", 0, 23), ("master", 0, 20)]
+    here = [Member("pserver", i, 1, 21 + i, "", f"unix://{i}", "starting", "0 slots", 1) for i in range(servers)]
+    rows = rows_of([(role, index, pid, 1.0, False) for role, index, pid in places], [], here)
+    made = msgspec.structs.replace(PROGRESS, state=state, members=[*here, *members], why=progress)
+    return msgspec.structs.replace(STATUS, state=state, members=rows, progress=made)
+
+
+def test_a_fresh_start_says_what_it_waits_for_and_is_no_recovery():
+    assert why(msgspec.structs.replace(starting(), progress=None)) == "the master is starting"
+    assert why(starting(progress="waiting for pserver-0")).startswith("0 of 2 parameter servers are up")
+    assert why(starting(servers=1)).startswith("1 of 2 parameter servers are up")
+    assert "job.prepare()" in why(starting(servers=2, progress="waiting for a trainer to say"))
+    trainer = PROGRESS.members[0]
+    late = starting(servers=2, members=[trainer], progress="16 slots are being restored")
+    assert why(late) == "the first parameters go to the servers"
+    assert progress_line(late) == "starting  trainers 0/3  (the first parameters go to the servers)"
+    assert why(starting(servers=2, progress="16 slots are being restored", state="Running")).startswith("16 slots")
+
+
+def test_an_etcd_that_is_away_is_named_without_its_address():
+    long = "etcd at unix:///s/etcd/client:1: failed to connect; last error: Connection refused (UNAVAILABLE)"
+    assert plain(long).startswith("etcd does not answer")
+    assert why(changed(why=long)) == plain(long)
+
+
+def test_who_is_no_member_of_a_complete_job_any_more_is_not_starting():
+    (row,) = rows_of([("trainer", 0, 99, 1.0, False)], [], [], over=True)
+    assert row.state == "ending"
 
 
 def test_a_view_outlives_its_reader():
@@ -129,11 +153,12 @@ def test_quiet_shows_errors_only():
     assert "so so" not in stream.getvalue()
 
 
-@pytest.mark.parametrize("height", [12, 30])
-def test_the_live_picture_fits_the_terminal(height):
+@pytest.mark.parametrize(("width", "height"), [(100, 12), (100, 30), (40, 12)])
+def test_the_live_picture_fits_the_terminal(width, height):
     rows = rows_of([("trainer", index, index + 1, 1.0, False) for index in range(40)], [], [])
-    console = Console(width=100, height=height, file=io.StringIO())
-    console.print(picture(msgspec.structs.replace(STATUS, members=rows), height=height))
+    console = Console(width=width, height=height, file=io.StringIO())
+    status = changed(why="a long reason " * 20, values={f"value{number}": 0.5 for number in range(9)})
+    console.print(picture(msgspec.structs.replace(status, members=rows), height=height))
     lines = console.file.getvalue().splitlines()
     assert len(lines) < height
     assert any("epoch 1/3" in line for line in lines)
@@ -156,7 +181,10 @@ def test_only_a_full_account_is_good():
     assert not is_good(account(lost=1))
     assert not is_good(account(twice=1))
     assert not is_good(account(state="Failed"))
-    assert "had not begun" in "\n".join(account_lines("x", account_of("Stopped", None, seconds=1.0)))
+    assert account_lines("x", account_of("Stopped", None, seconds=1.0)) == [
+        "x: Stopped, 1s",
+        "  samples: none, the training had not begun",
+    ]
     assert "10 of 10 counted, 0 lost, 0 twice" in "\n".join(account_lines("x", account()))
 
 

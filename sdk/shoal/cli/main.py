@@ -63,19 +63,44 @@ def run(
     ] = None,
     *,
     trainers: Annotated[
-        str | None, typer.Option("--trainers", metavar="N|MIN:MAX", help="How many trainers.", show_default=False)
+        str | None,
+        typer.Option(
+            "--trainers",
+            metavar="N|MIN:MAX",
+            help="How many trainers (default: the manifest's; of a script 1 to the cores, at most 4).",
+            show_default=False,
+        ),
     ] = None,
     servers: Annotated[
-        int | None, typer.Option("--servers", metavar="N", help="How many parameter servers.", show_default=False)
+        int | None,
+        typer.Option(
+            "--servers",
+            metavar="N",
+            help="How many parameter servers (default: the manifest's; of a script 1).",
+            show_default=False,
+        ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="How often every sample counts.", show_default=False)
+        int | None,
+        typer.Option(
+            "--epochs",
+            metavar="N",
+            help="How often every sample counts (default: what the manifest, else the script says).",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Of the samples' order and the model.", show_default=False)
+        int | None,
+        typer.Option("--seed", metavar="N", help="Of the samples' order and of new parameters.", show_default=False),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Name of the job.", show_default=False)
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Name of the job (default: the manifest's, else the script's).",
+            show_default=False,
+        ),
     ] = None,
     state: State = None,
     etcd: Annotated[
@@ -116,7 +141,7 @@ def run(
 @app.command(rich_help_panel=_LOOK)
 def status(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Name of a job; without one: all jobs.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Name of a job; without one: all jobs.", show_default=False)
     ] = None,
     state: State = None,
     output: Output = "text",
@@ -135,10 +160,11 @@ def status(
 def scale(
     name: Name,
     trainers: Annotated[
-        int | None, typer.Option("--trainers", metavar="N", help="How many are wanted now.", show_default=False)
+        int | None,
+        typer.Option("--trainers", metavar="N", help="How many, within the bounds of the job.", show_default=False),
     ] = None,
     *,
-    auto: Annotated[bool, typer.Option("--auto", help="As many as the manifest says.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="As many as the job began with.")] = False,
     state: State = None,
 ) -> None:
     """Change the number of trainers of a running job."""
@@ -153,7 +179,7 @@ def logs(
     name: Name,
     process: Annotated[
         str | None,
-        typer.Argument(metavar="[ROLE-N]", help="Such as trainer-0; without one: all.", show_default=False),
+        typer.Argument(metavar="ROLE-N", help="Such as trainer-0; without one: all.", show_default=False),
     ] = None,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,

@@ -78,7 +78,7 @@ def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: State
     etcd = _etcd(options, state, said)
     if options.fresh and state.exists:
         state.clear()
-        said.append(f"--fresh: removed the earlier run's snapshots, records and logs from {state.path}")
+        said.append(f"--fresh: removed what an earlier run left in {state.path}")
     if state.exists:
         said.append(f"job {job.metadata.name} goes on from where it was ({state.path})")
     state.prepare(job, origin)
@@ -206,8 +206,7 @@ def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdS
     trainers = job.wanted_trainers(cores)
     view.tell(
         "info",
-        f"job {state.name}: trainers: {trainers}, parameter servers: {job.servers}; "
-        f"`shoal logs {state.name} -f` shows what the scripts print",
+        f"job {state.name}: trainers: {trainers}, parameter servers: {job.servers} (output: shoal logs {state.name} -f)",
     )
     if job.spec.env_from:
         view.tell("warning", "spec.envFrom is left out: it needs a cluster")

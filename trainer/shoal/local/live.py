@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.local.status import Row, Status
-from shoal.local.view import Scores, View
-from shoal.local.words import duration, values
+from shoal.local.view import View
+from shoal.local.words import duration, values, why
 from shoal.wire.messages import Progress
 
 __all__ = ["LiveView", "picture"]
@@ -30,6 +30,7 @@ _STATES: Final = {
     "starting": "yellow",
     "waiting": "yellow",
     "waits": "red",
+    "ending": "magenta",
     "leaving": "magenta",
     "draining": "magenta",
 }
@@ -44,15 +45,11 @@ class LiveView(View):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._scores = Scores()
         self._live = Live(console=console, transient=True, refresh_per_second=8, auto_refresh=False)
         self._live.start()
 
     def show(self, status: Status) -> None:
         """Draw it anew."""
-        if status.progress is not None:
-            for line in self._scores.new(status.progress.evaluations):
-                self.tell("info", line)
         with suppress(OSError):
             self._live.update(picture(status, height=self._console.height), refresh=True)
 
@@ -73,44 +70,55 @@ def picture(status: Status, *, height: int) -> RenderableType:
     """Progress and members, in at most ``height`` lines."""
     parts: list[RenderableType] = [Text(), _head(status)]
     progress = status.progress
-    if progress is not None and progress.samples_epoch:
-        parts.append(_bar(progress))
-    if progress is not None and progress.values:
-        parts.append(Text(values(progress), style="bold"))
-    if progress is not None and progress.why:
-        parts.append(Text(progress.why, style="yellow"))
+    if progress is not None and progress.samples_epoch and status.state != "Starting":
+        parts += [_bar(progress), _numbers(status, progress)]
+    if reason := why(status):
+        parts.append(_line(reason, style="cyan" if status.state == "Starting" else "yellow"))
     parts.append(_members(status.members, room=max(3, height - _LINES_BESIDE_MEMBERS)))
     return Group(*parts)
 
 
 def _head(status: Status) -> Text:
-    head = Text(f"{status.name} ", style="bold")
+    head = _line(f"{status.name} ", style="bold")
     head.append(status.state, style={"Failed": "bold red", "Complete": "bold green"}.get(status.state, "cyan"))
-    bounds = f"{status.least}" if status.least == status.most else f"{status.least} to {status.most}"
-    head.append(f"  {status.trainers} trainers wanted ({bounds})", style="dim")
+    trainers = f"{status.trainers} trainer{'' if status.trainers == 1 else 's'}"
+    bounds = "" if status.least == status.most else f" (of {status.least} to {status.most})"
+    stop = ", Ctrl-C stops it" if status.state in {"Starting", "Running", "Saving"} else ""
+    head.append(f"  {trainers}{bounds}{stop}", style="dim")
     return head
 
 
 def _bar(progress: Progress) -> Table:
     grid = Table.grid(padding=(0, 2))
     done = progress.samples_done / progress.samples_epoch
-    left = f"{duration(progress.left_seconds)} left" if progress.left_seconds >= 0 else ""
     grid.add_row(
         f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}",
         ProgressBar(total=progress.samples_epoch, completed=progress.samples_done, width=30),
         f"{done:4.0%}",
-        f"{progress.samples_done:,}/{progress.samples_epoch:,} samples",
-        f"{progress.rate:,.0f}/s",
-        left,
     )
     return grid
+
+
+def _numbers(status: Status, progress: Progress) -> Text:
+    parts = [f"{progress.samples_done:,}/{progress.samples_epoch:,} samples"]
+    # What was trained and how fast says nothing once it is over.
+    if status.state == "Running":
+        parts.append(f"{progress.rate:,.0f}/s")
+        if progress.left_seconds >= 0:
+            parts.append(f"{duration(progress.left_seconds)} left")
+    return _line("  ".join([*parts, values(progress)]).rstrip())
+
+
+def _line(text: str, *, style: str = "") -> Text:
+    """One line, however narrow the terminal: a picture that wraps would be too high for it."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _members(rows: list[Row], *, room: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("process", "pid", "state", "doing"):
-        table.add_column(name)
-    table.add_column("for", justify="right")
+        table.add_column(name, no_wrap=True)
+    table.add_column("for", justify="right", no_wrap=True)
     shown = rows if len(rows) <= room else rows[: room - 1]
     for row in shown:
         state = Text(row.state, style=_STATES.get(row.state, ""))

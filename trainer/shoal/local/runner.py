@@ -18,6 +18,7 @@ import msgspec
 
 from shoal.api import TrainingJob
 from shoal.local.control import AskScale, Control, No
+from shoal.local.events import Events
 from shoal.local.launch import Launcher
 from shoal.local.observer import observe
 from shoal.local.own_etcd import OwnEtcd
@@ -35,8 +36,6 @@ __all__ = ["Runner", "run"]
 _TICK_SECONDS: Final = 0.1
 _SHOW_SECONDS: Final = 0.5
 _KEEP_SECONDS: Final = 5.0
-_SHOWN_AS_SCORE: Final = "evaluation after epoch"
-"""Events that the views show in a better form, from ``Progress.evaluations``."""
 
 
 class Runner:
@@ -79,7 +78,7 @@ class Runner:
         self._first_trainers = trainers
         self._processes = Processes(state.logs, self._exited)
         self._progress: Progress | None = None
-        self._events_told = (0, 0)
+        self._events = Events()
         self._finish: Finish | None = None
         self._finished = asyncio.Event()
         self._started = time.monotonic()
@@ -120,6 +119,8 @@ class Runner:
                 await asyncio.wait_for(self._finished.wait(), _TICK_SECONDS)
             now = time.monotonic()
             self._do(self._supervisor.tick(now))
+            for level, text in self._events.due(now):
+                self._view.tell(level, text)
             if now - self._shown >= _SHOW_SECONDS:
                 self._show()
             if now - self._kept >= _KEEP_SECONDS:
@@ -149,15 +150,8 @@ class Runner:
 
     def _progressed(self, progress: Progress) -> None:
         self._progress = progress
-        generation, told = self._events_told
-        if generation != progress.generation:
-            told = 0
-        for number, _, level, text in progress.events:
-            if number > told:
-                told = number
-                if not text.startswith(_SHOWN_AS_SCORE):
-                    self._view.tell(level, text)
-        self._events_told = (progress.generation, told)
+        for level, text in self._events.new(progress, time.monotonic()):
+            self._view.tell(level, text)
         self._do(self._supervisor.progressed(progress.state, progress.reason, progress.samples_total, time.monotonic()))
         self._show()
 
@@ -238,7 +232,7 @@ class Runner:
     def _state_now(self) -> str:
         if self._finish is not None:
             return self._finish.state
-        if self._supervisor.leaving:
+        if self._supervisor.leaving and not self._supervisor.complete:
             return "Stopping"
         return self._progress.state if self._progress is not None else "Starting"
 
@@ -251,7 +245,8 @@ class Runner:
             age = self._etcd.age if own and self._etcd is not None else self._processes.age(role, index)
             running.append((role, index, pid or 0, age, draining))
         waiting = [(role, index, max(0.0, due - now)) for (role, index), due in self._supervisor.pending.items()]
-        return rows_of(running, waiting, self._progress.members if self._progress is not None else [])
+        members = self._progress.members if self._progress is not None else []
+        return rows_of(running, waiting, members, over=self._supervisor.complete)
 
     def _show(self) -> None:
         self._shown = time.monotonic()

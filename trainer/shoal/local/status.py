@@ -61,6 +61,8 @@ def rows_of(
     running: list[tuple[str, int, int, float, bool]],
     waiting: list[tuple[str, int, float]],
     members: list[Member],
+    *,
+    over: bool = False,
 ) -> list[Row]:
     """Every process with what the master knows of it.
 
@@ -68,12 +70,14 @@ def rows_of(
         running: Role, index, process number, seconds since its start, whether it was told to end.
         waiting: Role, index, seconds until it starts again.
         members: From the master.
+        over: Whether the training is complete: who is no member any more has not long to go.
     """
     known = {(member.role, member.index, member.pid): member for member in members}
     rows = []
     for role, index, pid, seconds, draining in running:
         member = known.get((role, index, pid))
-        state = member.state if member is not None else ("starting" if role in {"pserver", "trainer"} else "running")
+        new = "ending" if over else "starting"
+        state = member.state if member is not None else (new if role in {"pserver", "trainer"} else "running")
         rows.append(
             Row(
                 role=role,

@@ -43,6 +43,8 @@ _QUICK_SECONDS: Final = 1.0
 _STEADY_SECONDS: Final = 30.0
 """A process that lives for longer had a good start: its next end has nothing to do with the last one."""
 _LONGEST_DELAY_SECONDS: Final = 10.0
+_LONGEST_FIRST_DELAY_SECONDS: Final = 2.0
+"""Before anything was ever committed an error is most likely a mistake in the script, and its author waits for the news."""
 _GRACE_SECONDS: Final = 2.0
 """Between a script's good end and its restart: the word that the job is complete may be on its way."""
 _SHORT_PATIENCE_SECONDS: Final = 10.0
@@ -175,6 +177,11 @@ class Supervisor:
     def leaving(self) -> bool:
         """Whether the processes are being ended."""
         return self._outcome is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the training is complete; the processes may still have to end."""
+        return self._complete and (self._outcome is None or self._outcome.state == "Complete")
 
     @property
     def failures(self) -> int:
@@ -312,12 +319,12 @@ class Supervisor:
             self._end("Failed", f"{what} failed {times} in a row (runPolicy.backoffLimit: {limit}){last}", now)
             return
         count = self._errors[place[1]] = self._errors.get(place[1], 0) + 1
-        delay = _delay(count)
+        delay = _delay(count) if self._samples else min(_LONGEST_FIRST_DELAY_SECONDS, _delay(count))
         last_line = words.rstrip().rpartition("\n")[2]
         self._tell(
             "warning",
             f"{_name(*place)}: the script failed (exit code {code}{': ' + last_line if last_line else ''}); "
-            f"failure {self._failures} of {limit} borne in a row, again in {delay:g} s",
+            f"again in {delay:g} s (failures in a row: {self._failures}; the job fails at {limit + 1})",
         )
         self._pending[place] = now + delay
 

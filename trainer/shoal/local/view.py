@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Final, TextIO
 
 from shoal.local.status import Status
-from shoal.local.words import progress_line, score
-from shoal.wire.messages import Evaluation
+from shoal.local.words import progress_line
 
 __all__ = ["PlainView", "QuietView", "View", "event_line"]
 
@@ -60,13 +59,9 @@ class PlainView(View):
         self._clock = clock
         self._next = 0.0
         self._last = ""
-        self._scores = Scores()
 
     def show(self, status: Status) -> None:
         """A progress line, when it is time for one and it says something new."""
-        if status.progress is not None:
-            for line in self._scores.new(status.progress.evaluations):
-                _write(self._stream, event_line("info", line))
         now = self._clock()
         if now < self._next:
             return
@@ -79,22 +74,6 @@ class PlainView(View):
     def tell(self, level: str, text: str) -> None:
         """A line."""
         _write(self._stream, event_line(level, text))
-
-
-class Scores:
-    """Finds the evaluations that were not shown yet."""
-
-    def __init__(self) -> None:
-        self._shown: dict[int, str] = {}
-
-    def new(self, evaluations: list[Evaluation]) -> list[str]:
-        """Lines for those; one that was done again is new."""
-        lines = []
-        for evaluation in evaluations:
-            if self._shown.get(evaluation.epoch) != evaluation.score:
-                self._shown[evaluation.epoch] = evaluation.score
-                lines.append(f"epoch {evaluation.epoch + 1} evaluated: {score(evaluation.score)}")
-        return lines
 
 
 def event_line(level: str, text: str) -> str:

@@ -7,7 +7,7 @@ import json
 from shoal.local.status import Status, is_good
 from shoal.wire.messages import Account, Progress
 
-__all__ = ["account_lines", "duration", "number", "progress_line", "score", "values"]
+__all__ = ["account_lines", "duration", "number", "plain", "progress_line", "score", "values", "why"]
 
 
 def number(value: float) -> str:
@@ -46,6 +46,36 @@ def _one(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
+def plain(text: str) -> str:
+    """A word of the master without what only its log needs."""
+    if text.startswith("etcd at ") and "UNAVAILABLE" in text:
+        return "etcd does not answer; finished tasks wait to be recorded"
+    return text
+
+
+def why(status: Status) -> str:
+    """Why nothing moves, or, while a job starts, how far it is."""
+    progress = status.progress
+    if status.state == "Starting":
+        return _starting(status)
+    return plain(progress.why) if progress is not None and status.state in {"Running", "Saving"} else ""
+
+
+def _starting(status: Status) -> str:
+    progress = status.progress
+    if progress is None:
+        return "the master is starting"
+    servers = [row for row in status.members if row.role == "pserver"]
+    here = sum(bool(row.address) for row in servers)
+    if here < len(servers):
+        return f"{here} of {len(servers)} parameter servers are up, PyTorch is being imported"
+    if progress.why.startswith("etcd "):
+        return plain(progress.why)
+    if not any(member.role == "trainer" for member in progress.members):
+        return "waiting for a trainer: the script is on its way to job.prepare()"
+    return "the first parameters go to the servers"
+
+
 def progress_line(status: Status) -> str:
     """``epoch 1/3  41%  12,345 samples/s  loss 0.41  trainers 3/4  left 12s``; or why nothing moves."""
     progress = status.progress
@@ -53,10 +83,8 @@ def progress_line(status: Status) -> str:
     trainers = f"trainers {active}/{status.trainers}"
     if status.state == "Stopping":
         return f"stopping  processes {len(status.members)}"
-    if progress is None:
-        return f"starting  {trainers}"
-    if progress.state == "Starting":
-        return f"starting  {trainers}" + (f"  ({progress.why})" if progress.why else "")
+    if progress is None or status.state == "Starting":
+        return f"starting  {trainers}" + (f"  ({why(status)})" if why(status) else "")
     parts = [f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"]
     if progress.state == "Running":
         share = progress.samples_done / progress.samples_epoch if progress.samples_epoch else 0.0
@@ -66,8 +94,8 @@ def progress_line(status: Status) -> str:
     parts += [part for part in (values(progress), trainers) if part]
     if progress.left_seconds >= 0 and progress.state == "Running":
         parts.append(f"left {duration(progress.left_seconds)}")
-    if progress.why:
-        parts.append(f"({progress.why})")
+    if why(status):
+        parts.append(f"({why(status)})")
     return "  ".join(parts)
 
 
@@ -75,7 +103,8 @@ def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]
     """The final account, for people."""
     samples = account.samples
     epochs = f"{account.epochs} epoch{'' if account.epochs == 1 else 's'}"
-    head = f"{name}: {account.state}, {epochs}, {duration(account.seconds)}"
+    done = f"{epochs}, " if account.state == "Complete" else ""
+    head = f"{name}: {account.state}, {done}{duration(account.seconds)}"
     counts = "samples: none, the training had not begun"
     if samples.expected:
         counts = f"samples: {samples.counted:,} of {samples.expected:,} counted, {samples.lost:,} lost, {samples.twice:,} twice"
@@ -85,7 +114,9 @@ def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]
         f"trainers: {account.joins} joined, {account.leaves} left; "
         f"trainers or servers that died: {account.deaths}; batches computed again: {account.replayed}"
     )
-    lines = [head, f"  {counts}", f"  {members}"]
+    lines = [head, f"  {counts}"]
+    if account.joins or account.deaths:
+        lines.append(f"  {members}")
     if account.state == "Complete" and not is_good(account):
         lines.append("  this must not happen: please report it with the folder of the job's state")
     if reason:

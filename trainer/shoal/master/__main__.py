@@ -102,7 +102,7 @@ def main() -> int:
         clock=time.monotonic,
         wall=time.time,
     )
-    job.event(f"master {keeper.generation} leads (etcd {etcd.version})")
+    job.event(f"the master is up (generation {keeper.generation}, etcd {etcd.version})")
     gc.freeze()
 
     def ready(address: str) -> None:

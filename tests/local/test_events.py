@@ -1,0 +1,61 @@
+"""The master's events, as the runner tells them."""
+
+import msgspec
+
+from shoal.local.events import Events
+from shoal.wire.messages import Evaluation
+from tests.local.test_words import PROGRESS
+
+
+def after(*texts, generation=1, scores=()):
+    events = [(number, 0.0, "info", text) for number, text in enumerate(texts, 1)]
+    evaluations = [Evaluation(epoch=epoch, score=score) for epoch, score in enumerate(scores)]
+    return msgspec.structs.replace(PROGRESS, generation=generation, events=events, evaluations=evaluations)
+
+
+def texts(lines):
+    return [text for _, text in lines]
+
+
+def test_each_event_is_told_once_and_a_new_master_counts_anew():
+    events = Events()
+    assert texts(events.new(after("one"), 0.0)) == ["one"]
+    assert texts(events.new(after("one", "two"), 0.0)) == ["two"]
+    assert texts(events.new(after("three", generation=2), 0.0)) == ["three"]
+
+
+def test_a_score_stands_once_and_where_it_was_made():
+    events = Events()
+    story = ("trainer-0 joined", 'evaluation after epoch 1: {"auc": 0.93333}', "epoch 2 of 3 begins")
+    told = texts(events.new(after(*story, scores=['{"auc": 0.93333}']), 0.0))
+    assert told == ["trainer-0 joined", "epoch 1 evaluated: auc 0.9333", "epoch 2 of 3 begins"]
+    assert events.new(after(*story, scores=['{"auc": 0.93333}']), 0.0) == []
+    assert texts(events.new(after(*story, scores=["0.5"]), 0.0)) == ["epoch 1 evaluated: 0.5"]
+
+
+def test_a_score_whose_event_went_with_its_master_is_told_too():
+    events = Events()
+    events.new(after("one"), 0.0)
+    assert texts(events.new(after(generation=2, scores=["0.5"]), 0.0)) == ["epoch 1 evaluated: 0.5"]
+
+
+def test_what_was_scored_before_a_job_goes_on_is_not_told_again():
+    events = Events()
+    assert events.new(after(scores=["0.5", "0.6"]), 0.0) == []
+    assert texts(events.new(after(scores=["0.5", "0.6", "0.7"]), 0.0)) == ["epoch 3 evaluated: 0.7"]
+
+
+def test_who_ends_is_told_by_the_runner_alone():
+    assert Events().new(after("trainer-1 left", "pserver-0 is gone without a word"), 0.0) == []
+    assert texts(Events().new(after("trainer-1 was silent for 9.0 s"), 0.0)) == ["trainer-1 was silent for 9.0 s"]
+
+
+def test_what_a_lost_server_costs_is_one_line():
+    events = Events()
+    story = [f"{slot + 1} batches come back: slots {slot} were restored without them" for slot in range(3)]
+    assert events.new(after(*story[:2]), 5.0) == []
+    assert events.new(after(*story), 5.4) == []
+    ((level, text),) = events.due(6.0)
+    assert level == "warning"
+    assert text.startswith("6 batches are computed again")
+    assert events.due(9.0) == []
