@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.common import Row, at_most, main, plain
 from benchmarks.jobs import RunJob, until
 
-JOINS = 5
+JOINS = 9
 
 
 def _join(job: RunJob) -> tuple[list[float], float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -192,6 +193,44 @@ def test_a_fingerprint_knows_length_and_contents_and_bears_random_augmentation()
     assert differences(words(data=other).shape, one) == [
         "the dataset's contents differ (its fingerprint changed since the job began)"
     ]
+
+
+class Made(Dataset):
+    """Every look makes the sample anew, so nothing in it has the address that it had in another process."""
+
+    def __init__(self, make):
+        self.make = make
+        self.kept = []  # so that the next one lies elsewhere
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        self.kept.append(self.make(index))
+        return self.kept[-1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda index: np.array([f"text {index}", object()], dtype=object),
+        lambda index: (object(), {"id": index, "words": {"a", "b"}}),
+        lambda index: torch.eye(3).to_sparse(),
+        lambda index: [np.float32(index), None, True, b"x", "y"],
+    ],
+    ids=["an array of objects", "things unknown", "a sparse tensor", "plain values"],
+)
+def test_a_fingerprint_never_depends_on_where_things_lie_in_memory(make):
+    here, there = Made(make), Made(make)
+    assert words(data=here).shape.fingerprint == words(data=there).shape.fingerprint
+
+
+def test_a_fingerprint_sees_values_of_every_plain_kind():
+    seen = {
+        words(data=Made(lambda index, value=value: (value, torch.zeros(1)))).shape.fingerprint
+        for value in (0, 1, 1.5, "a", b"a", np.float32(2), np.arange(3), torch.ones(2), {"a": 1}, [7])
+    }
+    assert len(seen) == 10
 
 
 def test_differences_name_what_differs():

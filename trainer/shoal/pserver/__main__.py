@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -14,6 +15,12 @@ from shoal.pserver.service import Service
 from shoal.wire import auth, environment, logs
 
 log = logging.getLogger("shoal.pserver")
+
+
+def process_age() -> float:
+    """Seconds since this process was started."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
@@ -25,6 +32,7 @@ def main() -> int:
     parser.add_argument("--snapshots", type=Path, required=True, help="the folder of this server's snapshots")
     arguments = parser.parse_args()
     logs.set_up()
+    log.info("starting; what it imports took %.2f s", process_age())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     try:

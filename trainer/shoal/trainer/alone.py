@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +83,9 @@ class AloneJob(Job):
         ]
         # A thread that still runs at the very end would take the interpreter down with it.
         atexit.register(self._feed.close)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        if on_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         batches = BatchLoader(begin=self._begin_loop, following=self._following, left=self._left)
         return model, (list(self._optimizers) if many else self._optimizers[0]), batches
 

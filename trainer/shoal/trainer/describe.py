@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -307,13 +308,16 @@ def _fingerprint(dataset: Any, samples: int) -> str:
 
 
 def _content(value: Any) -> bytes:
-    if isinstance(value, Tensor):
+    """The bytes of a sample where they are the same in every process, else what kind of thing it is."""
+    if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
         return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, dict):
         return b"".join(_content(key) + _content(part) for key, part in value.items())
     if isinstance(value, list | tuple):
         return b"".join(_content(part) for part in value)
-    if isinstance(value, str | int | float | bool | bytes) or hasattr(value, "tobytes"):
-        found: bytes = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
-        return found
+    if isinstance(value, str | int | float | bool | bytes):
+        return repr(value).encode()
+    # An array of objects has their addresses as its bytes.
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        return value.tobytes()
     return type(value).__name__.encode()
