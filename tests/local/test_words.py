@@ -1,13 +1,14 @@
 """What people read."""
 
 import io
+import math
 
 import msgspec
 import pytest
 from rich.console import Console
 
 from shoal.local.live import picture
-from shoal.local.status import Status, account_of, is_good, rows_of
+from shoal.local.status import Status, account_of, is_good, read_status, rows_of
 from shoal.local.view import PlainView, QuietView
 from shoal.local.words import account_lines, duration, plain, progress_line, score, why
 from shoal.wire.messages import Account, Member, Progress, Samples
@@ -163,6 +164,16 @@ def test_the_live_picture_fits_the_terminal(width, height):
     assert len(lines) < height
     assert any("epoch 1/3" in line for line in lines)
     assert any("more" in line for line in lines)
+
+
+def test_a_kept_status_is_read_again_also_with_a_loss_that_is_not_a_number():
+    status = changed(values={"loss": math.nan, "accuracy": 0.5})
+    read = read_status(msgspec.json.encode(status))
+    assert math.isnan(read.progress.values["loss"])
+    assert msgspec.structs.replace(read.progress, values={}) == changed(values={}).progress
+    for damaged in (b"", b"[]", b"{}", b"{"):
+        with pytest.raises(msgspec.DecodeError):
+            read_status(damaged)
 
 
 def test_durations_and_scores():

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from shoal.cli.errors import FAILED, CommandError
 from shoal.local.control import AskScale, AskStatus, No, ask
 from shoal.local.state import StateFolder, base_folder, job_names
-from shoal.local.status import Status
+from shoal.local.status import Status, read_status
 from shoal.local.words import account_lines, duration, progress_line, score
 
 __all__ = ["find_job", "scale_job", "show_all", "show_status"]
+
+_SCORES_SHOWN: Final = 3
+"""The latest: there may be hundreds."""
 
 
 def find_job(name: str, named_state: Path | None) -> StateFolder:
@@ -41,7 +45,7 @@ def status_of(state: StateFolder) -> Status:
     if isinstance(answer, Status):
         return answer
     try:
-        last = msgspec.json.decode(state.last.read_bytes(), type=Status)
+        last = read_status(state.last.read_bytes())
     except (OSError, msgspec.DecodeError):
         last = _nothing_known(state)
     end = state.end()
@@ -88,7 +92,9 @@ def status_lines(status: Status) -> list[str]:
             f"  {progress_line(status)}",
         ]
     if status.progress is not None:
-        lines += [f"  epoch {e.epoch + 1} evaluated: {score(e.score)}" for e in status.progress.evaluations]
+        evaluations = status.progress.evaluations[-_SCORES_SHOWN:]
+        lines += [f"  epoch {e.epoch + 1} evaluated: {score(e.score)}" for e in evaluations]
+        lines += [f"  model: {path}" for path in status.progress.saved]
     if status.members:
         lines += ["", *_table(status)]
     return lines
@@ -105,10 +111,10 @@ def _ended_lines(status: Status) -> list[str]:
 
 
 def _table(status: Status) -> list[str]:
-    rows = [("PROCESS", "PID", "STATE", "DOING", "FOR", "ADDRESS")]
+    rows = [("PROCESS", "PID", "STATE", "DOING", "FOR")]
     for row in status.members:
         when = f"in {duration(row.seconds)}" if row.pid == 0 else duration(row.seconds)
-        rows.append((row.name, str(row.pid or "-"), row.state, row.task or "-", when, row.address or "-"))
+        rows.append((row.name, str(row.pid or "-"), row.state, row.task or "-", when))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -122,9 +128,11 @@ def show_all(named_state: Path | None, *, output: str) -> None:
         return
     if not statuses:
         sys.stdout.write(f"no jobs in {base}\n")
+    width = max((len(status.name) for status in statuses), default=0)
     for status in statuses:
-        what = progress_line(status) if status.runner else status.reason.partition("\n")[0]
-        sys.stdout.write(f"{status.name}: {status.state}{'  ' + what if what else ''}\n")
+        # A reason ends with the script's last words: what went wrong stands in its last line.
+        what = progress_line(status) if status.runner else status.reason.rpartition("\n")[2]
+        sys.stdout.write(f"{status.name:{width}}  {status.state:8}  {what}".rstrip() + "\n")
 
 
 def scale_job(name: str, named_state: Path | None, *, trainers: int | None, auto: bool) -> None:

@@ -116,7 +116,8 @@ def run(
     """Run a job on this machine, to its end.
 
     Ctrl-C stops it in good order, and the same command lets it go on from there. A process that dies is replaced.
-    The exit code is 0 only if every sample of every epoch counted exactly once; 1 if the job failed; 130 after Ctrl-C.
+    The exit code is 0 only if every sample of every epoch counted exactly once; 1 if the job failed; 2 if
+    it cannot be run as it was typed; 130 after Ctrl-C.
     """
     with clear_errors():
         from shoal.cli.run import Options, run_job  # noqa: PLC0415

@@ -242,7 +242,8 @@ def _view(options: Options) -> View:
     if options.quiet:
         return QuietView(sys.stderr)
     stream = sys.stderr if options.output == "json" else sys.stdout
-    if not stream.isatty():
+    # A picture is drawn over and over: not for files, nor for terminals that cannot move the cursor.
+    if not stream.isatty() or os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
         return PlainView(stream)
     from rich.console import Console  # noqa: PLC0415
 

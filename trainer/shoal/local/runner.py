@@ -164,8 +164,8 @@ class Runner:
             return No(reason="the job is ending")
         if not trainer.min_replicas <= wanted <= trainer.most:
             return No(
-                reason=f"{wanted} trainers: the manifest allows {trainer.min_replicas} to {trainer.most} "
-                "(spec.trainer.minReplicas and maxReplicas)"
+                reason=f"{wanted} trainers: it can use {trainer.min_replicas} to {trainer.most} "
+                "(--trainers of `shoal run`, or spec.trainer in the manifest)"
             )
         if wanted != self._supervisor.wanted:
             self._view.tell("info", f"{wanted} trainers are wanted instead of {self._supervisor.wanted}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from shoal.wire.messages import Account, Member, Progress, Samples
 
-__all__ = ["Row", "Status", "account_of", "is_good", "rows_of"]
+__all__ = ["Row", "Status", "account_of", "is_good", "read_status", "rows_of"]
 
 _NO_SAMPLES = Samples(expected=0, counted=0, lost=0, twice=0, skipped=0)
 _ROLES = ("master", "pserver", "trainer", "etcd")
@@ -55,6 +57,20 @@ class Status(msgspec.Struct, frozen=True):
     members: list[Row]
     progress: Progress | None
     account: Account | None
+
+
+def read_status(content: bytes) -> Status:
+    """A status from its JSON, in which a logged value that is not a number is ``null``.
+
+    Raises:
+        msgspec.DecodeError: It is none.
+    """
+    found = msgspec.json.decode(content)
+    progress = found.get("progress") if isinstance(found, dict) else None
+    if isinstance(progress, dict) and isinstance(progress.get("values"), dict):
+        values = progress["values"].items()
+        progress["values"] = {name: math.nan if value is None else value for name, value in values}
+    return msgspec.convert(found, Status)
 
 
 def rows_of(
