@@ -6,13 +6,12 @@ import argparse
 import asyncio
 import gc
 import logging
-import os
 import secrets
 import sys
 import time
 from pathlib import Path
 
-from shoal.api import ManifestError, TrainingJob, load
+from shoal.api import TrainingJob, load
 from shoal.master.core import Master
 from shoal.master.job import Job, Settings
 from shoal.master.keeper import Keeper
@@ -20,7 +19,7 @@ from shoal.master.records import Records
 from shoal.master.service import Service
 from shoal.store import JobKeys, Store, StoreError
 from shoal.wire import auth, environment, logs
-from shoal.wire.address import publish
+from shoal.wire.address import listen, publish
 
 log = logging.getLogger("shoal.master")
 
@@ -67,9 +66,11 @@ def main() -> int:
     logs.set_up()
     try:
         manifest = load(arguments.manifest)
-        token = auth.Token.read(os.environ[environment.TOKEN_FILE])
-        uid = os.environ[environment.UID]
-    except (ManifestError, OSError, KeyError, ValueError) as error:
+        token = auth.Token.read(environment.text(environment.TOKEN_FILE))
+        uid = environment.text(environment.UID)
+        # Before it leads: a master that cannot be called must not depose one that can.
+        stream, address = listen(arguments.listen)
+    except (OSError, ValueError) as error:
         log.error("the master cannot start: %s", error)  # noqa: TRY400 - a message for people
         return environment.EXIT_REFUSED
     keys = JobKeys(namespace=manifest.metadata.namespace, name=manifest.metadata.name, uid=uid)
@@ -82,7 +83,7 @@ def main() -> int:
 
     try:
         store = Store.connect(arguments.etcd, prefix=keys.prefix, timeout_seconds=20, on_trouble=trouble)
-        keeper = Keeper(store, keys, address=arguments.listen)
+        keeper = Keeper(store, keys, address=address)
         etcd = store.status()
         records.load(keeper.lead())
     except StoreError as error:
@@ -105,7 +106,7 @@ def main() -> int:
     job.event(f"the master is up (generation {keeper.generation}, etcd {etcd.version})")
     gc.freeze()
 
-    def ready(address: str) -> None:
+    def ready() -> None:
         log.info("listening at %s", address)
         if arguments.address_file is not None:
             publish(arguments.address_file, address)
@@ -113,7 +114,7 @@ def main() -> int:
     async def serve() -> int:
         master = Master(job, etcd=f"etcd {etcd.version}")
         service.append(Service(master, keeper, identity=_identity(), token=token, uid=uid))
-        return await service[0].run(arguments.listen, ready=ready)
+        return await service[0].run(stream, ready=ready)
 
     return asyncio.run(serve())
 

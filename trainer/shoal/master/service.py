@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -25,7 +26,6 @@ from shoal.master.job import Close, Send
 from shoal.master.keeper import Deposed, Keeper
 from shoal.store import StoreClosedError, StoreError
 from shoal.wire import aio, auth
-from shoal.wire.address import listen
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
 from shoal.wire.messages import Complete, Evaluated, Over, Saved, ToMaster
 
@@ -212,21 +212,20 @@ class Service:
 
     # --- Life ---
 
-    async def run(self, address: str, *, ready: Callable[[str], None]) -> int:
-        """Listen and serve; the exit code.
+    async def run(self, stream: socket.socket, *, ready: Callable[[], None]) -> int:
+        """Serve; the exit code.
 
         Args:
-            address: Where to listen.
-            ready: Told the address that others can call.
+            stream: Listens already.
+            ready: Called when callers are answered.
         """
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         thread = threading.Thread(target=self._keep, name="shoal-keeper")
         thread.start()
-        stream, told = listen(address)
-        server = await self._create_server(stream, unix=address.startswith("unix://"))
-        ready(told)
+        server = await self._create_server(stream)
+        ready()
         try:
             await self._tick_until_stopped()
         finally:
@@ -234,9 +233,9 @@ class Service:
             await self._shut_down(thread)
         return self._exit
 
-    async def _create_server(self, stream: Any, *, unix: bool) -> asyncio.AbstractServer:
+    async def _create_server(self, stream: socket.socket) -> asyncio.AbstractServer:
         assert self._loop is not None
-        if unix:
+        if stream.family == socket.AF_UNIX:
             return await self._loop.create_unix_server(self._new_peer, sock=stream, backlog=1024)
         return await self._loop.create_server(self._new_peer, sock=stream, backlog=1024)
 

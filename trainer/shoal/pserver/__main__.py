@@ -36,17 +36,17 @@ def main() -> int:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     try:
-        token = auth.Token.read(os.environ[environment.TOKEN_FILE])
-        index = int(os.environ[environment.INDEX])
+        token = auth.Token.read(environment.text(environment.TOKEN_FILE))
+        index = environment.number(environment.INDEX)
         service = Service(
-            os.environ[environment.MASTER],
+            environment.text(environment.MASTER),
             identity=auth.Identity(role="pserver", index=index, life=auth.new_life()),
             token=token,
-            uid=os.environ[environment.UID],
+            uid=environment.text(environment.UID),
             folder=arguments.snapshots,
         )
         return service.run(arguments.listen, ready=lambda told: log.info("listening at %s", ", ".join(told)))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, ValueError) as error:
         log.error("the parameter server cannot start: %s", error)  # noqa: TRY400 - a message for people
         return environment.EXIT_REFUSED
 

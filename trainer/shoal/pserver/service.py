@@ -227,7 +227,7 @@ class Service:
         """Listen and serve; the exit code.
 
         Raises:
-            OSError: An address is taken.
+            AddressError: An address is taken, or cannot be.
         """
         listeners = [listen(address) for address in addresses]
         self._addresses = [told for _, told in listeners]

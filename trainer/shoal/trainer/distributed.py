@@ -77,12 +77,12 @@ class DistributedJob(Job):
         seed_everything(seed)
         if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
             torch.set_num_threads(1)
-        index = int(os.environ.get(environment.INDEX, "0"))
+        index = environment.number(environment.INDEX)
         engine = Engine(
-            os.environ[environment.MASTER],
+            environment.text(environment.MASTER),
             identity=auth.Identity(role="trainer", index=index, life=auth.new_life()),
-            token=auth.Token.read(os.environ[environment.TOKEN_FILE]),
-            uid=os.environ[environment.UID],
+            token=auth.Token.read(environment.text(environment.TOKEN_FILE)),
+            uid=environment.text(environment.UID),
             epochs=epochs,
             seed=seed,
         )

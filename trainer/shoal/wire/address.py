@@ -7,6 +7,7 @@ back elsewhere is found without anybody being told; on a cluster the name of a S
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import tempfile
@@ -82,9 +83,16 @@ def listen(address: str) -> tuple[socket.socket, str]:
     A Unix socket left behind by a process that was killed is replaced.
 
     Raises:
-        AddressError: The address cannot be read, or a Unix path is too long.
-        OSError: The port is taken, or the folder is missing.
+        AddressError: The address cannot be read, a Unix path is too long, the port is taken, the folder is missing.
     """
+    try:
+        return _listen(address)
+    except OSError as error:
+        fix = "; use another port, or 0 for any that is free" if error.errno == errno.EADDRINUSE else ""
+        raise AddressError(f"cannot listen at {address}: {os.strerror(error.errno or 0).lower()}{fix}") from None
+
+
+def _listen(address: str) -> tuple[socket.socket, str]:
     if address.startswith("unix://"):
         path = Path(address.removeprefix("unix://"))
         if len(os.fsencode(path)) > 107:

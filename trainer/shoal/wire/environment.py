@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 __all__ = [
     "EXIT_DEPOSED",
     "EXIT_NO_ETCD",
@@ -12,6 +14,8 @@ __all__ = [
     "SEED",
     "TOKEN_FILE",
     "UID",
+    "number",
+    "text",
 ]
 
 MASTER = "SHOAL_MASTER"
@@ -40,3 +44,27 @@ EXIT_DEPOSED = 75
 
 EXIT_REFUSED = 78
 """Refused for good: bad input, said on stderr. Trying again cannot help."""
+
+
+def text(name: str) -> str:
+    """The value of a variable that whoever starts the processes of a job sets.
+
+    Raises:
+        ValueError: It is not set.
+    """
+    found = os.environ.get(name, "")
+    if not found:
+        raise ValueError(f"{name} is not set; it is set for every process of a job by whoever starts it")
+    return found
+
+
+def number(name: str) -> int:
+    """The same, as a whole number from 0.
+
+    Raises:
+        ValueError: It is not set, or not a number.
+    """
+    found = text(name)
+    if not (found.isascii() and found.isdigit()):
+        raise ValueError(f"{name} is {found!r}; it must be a whole number from 0")
+    return int(found)
