@@ -44,7 +44,10 @@ class Work:
         return [*current, *list(self.waiting), *(done.lease for done in list(self.unanswered.values()))]
 
     def leased(self, lease: Lease) -> None:
-        """A task is ours."""
+        """A task is ours. If we have reported it, that was believed, and the task came back since: its ``Over`` is late."""
+        reported = self.unanswered.get((lease.epoch, lease.task))
+        if reported is not None and reported.lease.attempt != lease.attempt:
+            self.over(reported.lease)
         if all((held.epoch, held.task) != (lease.epoch, lease.task) for held in self.leases()):
             self.waiting.append(lease)
 
@@ -56,8 +59,10 @@ class Work:
             self.waiting.appendleft(lease)
 
     def over(self, lease: Lease) -> None:
-        """A task that we reported is done."""
-        self.unanswered.pop((lease.epoch, lease.task), None)
+        """A task that we reported is done, unless the word is on an older report and the task was leased anew since."""
+        reported = self.unanswered.get((lease.epoch, lease.task))
+        if reported is not None and reported.lease.attempt == lease.attempt:
+            del self.unanswered[lease.epoch, lease.task]
 
     def begin(self) -> Lease | None:
         """Make the next waiting lease the current one."""
