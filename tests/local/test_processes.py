@@ -75,6 +75,12 @@ def test_last_words_are_of_the_last_life(tmp_path):
     assert last_words(tmp_path / "missing.log") == ""
 
 
+def test_the_last_words_of_a_syntax_error_name_the_file(tmp_path):
+    (tmp_path / "broken.py").write_text("print('far')\ndef x(:")
+    ended = run(tmp_path, Launch(command=[sys.executable, "broken.py"], environment=dict(os.environ), folder=tmp_path))
+    assert "broken.py" in ended["trainer", 0][1].splitlines()[0]
+
+
 def test_an_error_line_of_ours_is_told_without_its_time(tmp_path):
     log = tmp_path / "x.log"
     log.write_text("12:00:00 info so far\n12:00:01 error optimizer LBFGS is refused\nuse Adam\n")

@@ -234,6 +234,19 @@ def test_the_deadline():
     assert "activeDeadlineSeconds" in end_all(supervisor)[-1].reason
 
 
+def test_the_same_failure_is_told_at_length_once():
+    supervisor, now, told = running(trainers=1), 0.0, []
+    for words in ("KeyError: 'x'", "KeyError: 'x'", "ValueError: y"):
+        told += do(supervisor.exited(TRAINER, 0, 1, now, words=words), Tell)
+        now += 5.0
+        supervisor.tick(now)
+    assert [tell.text.partition(";")[0] for tell in told] == [
+        "trainer-0: the script failed (exit code 1: KeyError: 'x')",
+        "trainer-0: the script failed in the same way",
+        "trainer-0: the script failed (exit code 1: ValueError: y)",
+    ]
+
+
 def test_users_are_told():
     told = do(running().exited(TRAINER, 1, 1, 5.0, words="Traceback\nKeyError: 'x'"), Tell)
     assert told == [

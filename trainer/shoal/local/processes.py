@@ -28,6 +28,8 @@ _PR_SET_PDEATHSIG: Final = 1
 # Loaded before any fork: between fork and exec only calls that take no lock are safe.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _TAIL_BYTES: Final = 16384
+_LAST_LINES: Final = 4
+"""So many has a syntax error: the file, the line, the place in it, the message."""
 _TIME_AND_LEVEL: Final = re.compile(r"\d\d:\d\d:\d\d error ")
 _HEAD: Final = re.compile(r"\d\d:\d\d:\d\d error |Traceback \(most recent call last\)")
 
@@ -166,7 +168,7 @@ def last_words(log: Path, *, since: int = 0) -> str:
     lines = [line.rstrip() for line in lines if line.strip()]
     heads = [number for number, line in enumerate(lines) if _HEAD.match(line)]
     if not heads:
-        return "\n".join(lines[-3:])
+        return "\n".join(lines[-_LAST_LINES:])
     return "\n".join([_TIME_AND_LEVEL.sub("", lines[heads[-1]]), *lines[heads[-1] + 1 :]])
 
 

@@ -143,6 +143,7 @@ class Supervisor:
         self._quick: dict[Place, int] = {}
         self._errors: dict[int, int] = {}
         self._failures = 0
+        self._last_failure = ""
         self._departures = 0
         self._samples: int | None = None
         self._complete = False
@@ -279,7 +280,7 @@ class Supervisor:
                 self._out.append(Signal(role, index, signal.SIGKILL))
         for place in [place for place, due in self._pending.items() if now >= due]:
             if place in self._left:
-                self._tell("warning", f"{_name(*place)} left although the job is not complete; it starts again")
+                self._tell("warning", f"{_name(*place)}: the script ended before the job was complete; it starts again")
             self._start(place, now)
         self._settle(now)
         return self._flush()
@@ -319,9 +320,11 @@ class Supervisor:
         count = self._errors[place[1]] = self._errors.get(place[1], 0) + 1
         delay = _delay(count) if self._samples else min(_LONGEST_FIRST_DELAY_SECONDS, _delay(count))
         last_line = words.rstrip().rpartition("\n")[2]
+        what = f"failed (exit code {code}{': ' + last_line if last_line else ''})"
+        same, self._last_failure = what == self._last_failure and self._failures > 1, what
         self._tell(
             "warning",
-            f"{_name(*place)}: the script failed (exit code {code}{': ' + last_line if last_line else ''}); "
+            f"{_name(*place)}: the script {'failed in the same way' if same else what}; "
             f"again in {delay:g} s (failures in a row: {self._failures}; the job fails at {limit + 1})",
         )
         self._pending[place] = now + delay
