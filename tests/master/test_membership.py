@@ -1,0 +1,320 @@
+"""The membership of the real master against a naive model: who is a member, who holds what, who left and who died.
+
+Trainers connect, register, repeat themselves, are cut off, come back under the same life or a new one, fall silent,
+leave (also twice, also with the farewell lost); masters are replaced by new ones that know only what etcd has. The
+model is three dictionaries and three counters.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from shoal.master.core import Master
+from shoal.master.job import Close, Job, Settings
+from shoal.master.records import Records
+from shoal.wire import messages as m
+from shoal.wire.auth import Identity
+from shoal.wire.tasks import TaskSet
+
+LEASE_SECONDS = 10.0
+SLOTS = 16
+TASKS = 6
+SERVER = Identity(role="pserver", index=0, life=10**6)
+
+SHAPE = m.Shape(
+    samples=TASKS * 4, fingerprint="f", batch_size=2, drop_last=False, shuffle=True, task_batches=2, accumulate=1,
+    dense=[], tables=[], groups=[], buffers=[],
+)  # fmt: skip
+
+
+class Membership(RuleBasedStateMachine):
+    """See the module."""
+
+    @initialize()
+    def begin(self):
+        self.now = 100.0
+        self.numbers = itertools.count(1)
+        self.grants = itertools.count(1)
+        self.etcd: dict[str, bytes] = {}
+        self.server_slots: dict[int, int] = {}
+        self.server_tasks = TaskSet(TASKS)
+        self.members: dict[int, int] = {}
+        """Life -> index."""
+        self.holds: dict[int, set[tuple[int, int]]] = {}
+        self.given: dict[int, dict[tuple[int, int], m.Lease]] = {}
+        """What a trainer believes to hold, whatever the master thinks of it."""
+        self.away: dict[int, float] = {}
+        """Members that a new master waits for, and until when."""
+        self.connections: dict[int, Identity] = {}
+        self.joins = self.leaves = self.deaths = 0
+        self.silent: set[int] = set()
+        self.begin_master(generation=1)
+
+    def begin_master(self, *, generation):
+        records = Records()
+        records.load(self.etcd.items())
+        chosen = Settings(name="j", epochs=3, seed=1, servers=1, checkpoint_seconds=1e9, checkpoint_keep=2, output="",
+                          lease_seconds=LEASE_SECONDS)  # fmt: skip
+        self.job = Job(settings=chosen, records=records, generation=generation, new_grant=lambda: next(self.grants),
+                       now=self.now, clock=lambda: self.now)  # fmt: skip
+        self.master = Master(self.job)
+        self.generation = generation
+        self.heard: dict[int, float] = {}
+        self.connections = {}
+        self.server = self.connect(SERVER)
+        self.offer(0)
+        self.settle()
+
+    # --- The world around ---
+
+    def connect(self, identity):
+        number = next(self.numbers)
+        self.heard[number] = self.now
+        if identity.role == "trainer":
+            for other, who in list(self.connections.items()):
+                if who.index == identity.index:
+                    self.model_cut(other)
+            self.connections[number] = identity
+        self.master.connected(number, identity, self.now)
+        return number
+
+    def offer(self, question):
+        held = self.report(list(self.server_slots)) if self.server_slots else []
+        self.master.message(self.server, m.Offer(held=held, waiting=[], files=[], question=question,
+                                                 addresses=["unix:///s"], pid=1, host=""), self.now)  # fmt: skip
+
+    def report(self, slots):
+        grants = [self.server_slots[slot] for slot in slots]
+        return [m.Report(slots=slots, grants=grants, counts=[1] * len(slots), tasks=self.server_tasks.encode())]
+
+    def settle(self):
+        """Carry messages until nobody has anything to say, and write to etcd what changed."""
+        while True:
+            if self.master.serving.confirm_wanted:
+                self.master.serving.confirmed(self.job.slots.question)
+            if not self.job.outbox:
+                break
+            outbox, self.job.outbox = self.job.outbox, []
+            for action in outbox:
+                if isinstance(action, Close):
+                    continue
+                if action.connection == self.server:
+                    self.to_server(action.message)
+                elif action.connection in self.connections:
+                    self.to_trainer(self.connections[action.connection].life, action.message)
+        for key, value in self.job.records.flush():
+            if value is None:
+                self.etcd.pop(key, None)
+            else:
+                self.etcd[key] = value
+
+    def to_server(self, message):
+        if isinstance(message, m.Ask):
+            self.offer(message.question)
+        elif isinstance(message, m.Accepted) and message.shape is not None:
+            self.offer(0)
+        elif isinstance(message, m.Grant):
+            self.server_slots[message.slot] = message.grant
+            self.master.message(self.server, m.Held(reports=self.report([message.slot])), self.now)
+
+    def to_trainer(self, life, message):
+        if isinstance(message, m.Leased):
+            task = (message.lease.epoch, message.lease.task)
+            assert not any(task in held for held in self.holds.values()), "leased while somebody holds it"
+            assert task not in self.server_tasks, "leased although it is done"
+            self.holds.setdefault(life, set()).add(task)
+            self.given.setdefault(life, {})[task] = message.lease
+
+    def say(self, number, message, times=1):
+        for _ in range(times):
+            self.master.message(number, message, self.now)
+        self.settle()
+
+    # --- The model ---
+
+    def model_cut(self, number):
+        identity = self.connections.pop(number, None)
+        if identity is None:
+            return
+        if self.members.pop(identity.life, None) is not None:
+            self.deaths += 1
+        self.holds.pop(identity.life, None)
+        self.away.pop(identity.life, None)
+
+    def model_register(self, identity, claims):
+        if identity.life not in self.members:
+            self.joins += 1
+        self.members[identity.life] = identity.index
+        self.away.pop(identity.life, None)
+        elsewhere = set().union(*(held for life, held in self.holds.items() if life != identity.life))
+        self.holds[identity.life] = {(lease.epoch, lease.task) for lease in claims} - elsewhere
+
+    def model_pass(self):
+        for number, identity in list(self.connections.items()):
+            if identity.life not in self.silent:
+                self.heard[number] = self.now
+            elif self.now - self.heard[number] > LEASE_SECONDS:
+                self.model_cut(number)
+        for life, deadline in list(self.away.items()):
+            if self.now > deadline:
+                del self.away[life], self.members[life]
+                self.deaths += 1
+                self.holds.pop(life, None)
+
+    # --- What happens ---
+
+    def one(self, data, *, registered=True):
+        return data.draw(st.sampled_from(
+            sorted(n for n, who in self.connections.items() if not registered or who.life in self.members)
+        ))  # fmt: skip
+
+    def some_registered(self):
+        return any(who.life in self.members for who in self.connections.values())
+
+    @rule(index=st.integers(0, 3), times=st.integers(1, 2))
+    def join(self, index, times):
+        identity = Identity(role="trainer", index=index, life=next(self.numbers) + 1000)
+        number = self.connect(identity)
+        self.model_register(identity, [])
+        self.say(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=[], pid=1, host=""), times)
+
+    @rule(index=st.integers(0, 3))
+    def connect_and_say_nothing(self, index):
+        self.connect(Identity(role="trainer", index=index, life=next(self.numbers) + 1000))
+        self.settle()
+
+    @rule(data=st.data(), index=st.integers(0, 3))
+    def come_back(self, data, index):
+        """A process whose connection was cut, or whose master was replaced; it claims some of what it believes to hold."""
+        connected = {who.life for who in self.connections.values()}
+        lives = sorted(life for life in self.given if life not in connected)
+        if not lives:
+            return
+        life = data.draw(st.sampled_from(lives))
+        known = list(self.given[life].values())
+        claims = (
+            data.draw(st.lists(st.sampled_from(known), unique_by=lambda lease: (lease.epoch, lease.task)))
+            if known
+            else []
+        )
+        identity = Identity(role="trainer", index=self.members.get(life, index), life=life)
+        number = self.connect(identity)
+        self.model_register(identity, claims)
+        self.say(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=claims, pid=1, host=""))
+
+    @precondition(lambda self: self.connections)
+    @rule(data=st.data())
+    def cut(self, data):
+        number = self.one(data, registered=False)
+        self.model_cut(number)
+        self.master.closed(number, self.now)
+        self.master.closed(number, self.now)
+        self.settle()
+
+    @precondition(some_registered)
+    @rule(data=st.data(), times=st.integers(1, 2), then_cut=st.booleans())
+    def leave(self, data, times, then_cut):
+        number = self.one(data)
+        identity = self.connections[number]
+        leases = list(self.given.pop(identity.life, {}).values())
+        del self.members[identity.life]
+        self.holds.pop(identity.life, None)
+        self.leaves += 1
+        self.say(number, m.Leave(leases=leases), times)
+        if then_cut:
+            del self.connections[number]
+            self.master.closed(number, self.now)
+            self.settle()
+
+    @precondition(some_registered)
+    @rule(data=st.data(), times=st.integers(1, 3))
+    def want(self, data, times):
+        number = self.one(data)
+        self.say(number, m.Want(epoch=0), times)
+
+    @precondition(lambda self: any(self.given.values()) and self.connections)
+    @rule(data=st.data(), times=st.integers(1, 2))
+    def done(self, data, times):
+        """Also of a task that somebody else holds by now: the servers have it, and that is what counts."""
+        holders = sorted(
+            n for n, who in self.connections.items() if self.given.get(who.life) and who.life in self.members
+        )
+        if not holders:
+            return
+        number = data.draw(st.sampled_from(holders))
+        task = data.draw(st.sampled_from(sorted(self.given[self.connections[number].life])))
+        lease = self.given[self.connections[number].life].pop(task)
+        self.server_tasks.add(*task)
+        for held in self.holds.values():
+            held.discard(task)
+        self.say(number, m.Done(lease=lease, grants=[self.server_slots[slot] for slot in range(SLOTS)]), times)
+
+    @precondition(some_registered)
+    @rule(data=st.data(), times=st.integers(1, 2))
+    def hand_back(self, data, times):
+        number = self.one(data)
+        life = self.connections[number].life
+        leases = list(self.given.pop(life, {}).values())
+        self.holds[life] = set()
+        self.say(number, m.HandBack(leases=leases), times)
+
+    @precondition(lambda self: self.connections)
+    @rule(data=st.data())
+    def fall_silent(self, data):
+        self.silent.add(self.connections[self.one(data, registered=False)].life)
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 11.0]))
+    def pass_time(self, seconds):
+        self.now += seconds
+        self.model_pass()
+        self.heard[self.server] = self.now
+        for number, at in self.heard.items():
+            self.master.heard(number, at)
+        self.master.tick(self.now)
+        self.settle()
+
+    @rule()
+    def replace_the_master(self):
+        self.settle()
+        self.away = dict.fromkeys(self.members, self.now + LEASE_SECONDS)
+        self.begin_master(generation=self.generation + 1)
+
+    # --- What holds ---
+
+    @invariant()
+    def the_master_s_members_are_the_model_s(self):
+        if not hasattr(self, "job"):
+            return
+        members = {life: r.index for life, r in self.job.records.members.items() if r.role == "trainer"}
+        assert members == self.members
+        assert set(self.job.trainers) == set(self.members) - set(self.away)
+        assert {int(key.split("/")[1], 16) for key in self.etcd if key.startswith("members/")} == {
+            *self.members,
+            SERVER.life,
+        }
+
+    @invariant()
+    def it_holds_what_the_model_holds(self):
+        if not hasattr(self, "job") or self.job.queue is None:
+            return
+        found = {}
+        for task, (life, _) in self.job.queue.leases.items():
+            found.setdefault(life, set()).add(task)
+        assert found == {life: held for life, held in self.holds.items() if held}
+        for life, record in self.job.records.members.items():
+            kept = {(lease.epoch, lease.task) for lease in record.leases}
+            assert kept == self.holds.get(life, set()), "the record of a member lacks or has a lease too many"
+
+    @invariant()
+    def the_counts_are_the_model_s(self):
+        if hasattr(self, "job"):
+            counters = self.job.records.counters
+            assert (counters.joins, counters.leaves, counters.deaths) == (self.joins, self.leaves, self.deaths)
+
+
+TestMembership = Membership.TestCase
+TestMembership.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
