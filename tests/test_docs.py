@@ -1,0 +1,44 @@
+"""The table in docs/architecture.md names places that are there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TRAINER = ROOT / "trainer" / "shoal"
+ROWS = [
+    line.strip("| ").split(" | ")
+    for line in (ROOT / "docs" / "architecture.md").read_text().partition("## Where is ...")[2].splitlines()
+    if line.startswith("| ") and not line.startswith("| what")
+]
+
+
+def names(path: Path) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+            found |= {f"{node.name}.{below.name}" for below in node.body if isinstance(below, ast.FunctionDef)}
+        elif isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+    return found
+
+
+@pytest.mark.parametrize(("what", "where"), ROWS, ids=[what for what, _ in ROWS])
+def test_what_the_architecture_points_at_is_there(what, where):
+    pointed = re.findall(r"`([^`]+)`", where)
+    files = [TRAINER / word for word in pointed if word.endswith(".py")]
+    known = set()
+    for path in files:
+        beside = path if path.exists() else files[0].parent / path.name
+        assert beside.exists(), f"{what}: {path.name}"
+        known |= names(beside)
+    missing = {word for word in pointed if not word.endswith(".py")} - known
+    assert not missing, f"{what}: {missing}"
+
+
+def test_the_table_names_what_a_reader_looks_for():
+    wanted = {"handing out a task", "breaking a lease", "applying a push", "taking a snapshot", "replaying"}
+    assert wanted <= {what for what, _ in ROWS}
