@@ -117,8 +117,8 @@ def starting(*, servers=0, members=(), progress="", state="Starting"):
 
 def test_a_fresh_start_says_what_it_waits_for_and_is_no_recovery():
     assert why(msgspec.structs.replace(starting(), progress=None)) == "the master is starting"
-    assert why(starting(progress="waiting for pserver-0")).startswith("0 of 2 parameter servers are up")
-    assert why(starting(servers=1)).startswith("1 of 2 parameter servers are up")
+    assert why(starting(progress="waiting for pserver-0")).startswith("0 of 2 parameter servers up")
+    assert why(starting(servers=1)).startswith("1 of 2 parameter servers up")
     assert "job.prepare()" in why(starting(servers=2, progress="waiting for a trainer to say"))
     trainer = PROGRESS.members[0]
     late = starting(servers=2, members=[trainer], progress="16 slots are being restored")
@@ -197,6 +197,13 @@ def test_only_a_full_account_is_good():
         "  samples: none, the training had not begun",
     ]
     assert "10 of 10 counted, 0 lost, 0 twice" in "\n".join(account_lines("x", account()))
+
+
+def test_an_account_fits_into_eighty_columns():
+    told = msgspec.structs.replace(account(), joins=12, leaves=10, deaths=24, replayed=12345)
+    assert max(map(len, account_lines("flights", told))) <= 80
+    assert "  batches computed again: 12,345" in account_lines("flights", told)
+    assert not any("again" in line for line in account_lines("flights", account()))
 
 
 def test_an_end_that_the_master_did_not_see_has_an_account_too():

@@ -149,4 +149,4 @@ def scale_job(name: str, named_state: Path | None, *, trainers: int | None, auto
         raise CommandError(f"job {name} does not run; start it with `shoal run`", code=FAILED)
     if isinstance(answer, No):
         raise CommandError(f"job {name}: {answer.reason}")
-    sys.stdout.write(f"{name}: {answer.trainers} trainers are wanted now\n")
+    sys.stdout.write(f"{name}: trainers wanted now: {answer.trainers}\n")

@@ -17,7 +17,7 @@ from shoal.local.launch import Launcher, variables
 from shoal.local.state import BusyError, End, Origin, StateFolder, base_folder
 from shoal.local.status import is_good
 from shoal.local.view import PlainView, QuietView, View
-from shoal.local.words import account_lines
+from shoal.local.words import account_lines, counted
 
 if TYPE_CHECKING:
     from shoal.local.etcd import EtcdServer
@@ -206,7 +206,8 @@ def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdS
     trainers = job.wanted_trainers(cores)
     view.tell(
         "info",
-        f"job {state.name}: trainers: {trainers}, parameter servers: {job.servers} (output: shoal logs {state.name} -f)",
+        f"{state.name}: {counted(trainers, 'trainer')}, {counted(job.servers, 'parameter server')} "
+        f"(output: shoal logs {state.name} -f)",
     )
     if job.spec.env_from:
         view.tell("warning", "spec.envFrom is left out: it needs a cluster")

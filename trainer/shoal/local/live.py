@@ -14,7 +14,7 @@ from rich.text import Text
 
 from shoal.local.status import Row, Status
 from shoal.local.view import View
-from shoal.local.words import duration, values, why
+from shoal.local.words import counted, duration, values, why
 from shoal.wire.messages import Progress
 
 __all__ = ["LiveView", "picture"]
@@ -81,7 +81,7 @@ def picture(status: Status, *, height: int) -> RenderableType:
 def _head(status: Status) -> Text:
     head = _line(f"{status.name} ", style="bold")
     head.append(status.state, style={"Failed": "bold red", "Complete": "bold green"}.get(status.state, "cyan"))
-    trainers = f"{status.trainers} trainer{'' if status.trainers == 1 else 's'}"
+    trainers = counted(status.trainers, "trainer")
     bounds = "" if status.least == status.most else f" (of {status.least} to {status.most})"
     stop = ", Ctrl-C stops it" if status.state in {"Starting", "Running", "Saving"} else ""
     head.append(f"  {trainers}{bounds}{stop}", style="dim")

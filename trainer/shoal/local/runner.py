@@ -27,6 +27,7 @@ from shoal.local.state import End, StateFolder
 from shoal.local.status import Status, account_of, rows_of
 from shoal.local.supervisor import ETCD, Action, Finish, Settings, Signal, Start, Supervisor, Tell
 from shoal.local.view import View
+from shoal.local.words import counted
 from shoal.wire.auth import Token
 from shoal.wire.environment import EXIT_REFUSED
 from shoal.wire.messages import Progress
@@ -164,11 +165,11 @@ class Runner:
             return No(reason="the job is ending")
         if not trainer.min_replicas <= wanted <= trainer.most:
             return No(
-                reason=f"{wanted} trainers: it can use {trainer.min_replicas} to {trainer.most} "
+                reason=f"{counted(wanted, 'trainer')}: it can use {trainer.min_replicas} to {trainer.most} "
                 "(--trainers of `shoal run`, or spec.trainer in the manifest)"
             )
         if wanted != self._supervisor.wanted:
-            self._view.tell("info", f"{wanted} trainers are wanted instead of {self._supervisor.wanted}")
+            self._view.tell("info", f"trainers wanted: {wanted} instead of {self._supervisor.wanted}")
         self._do(self._supervisor.scale(wanted, time.monotonic()))
         return self.status()
 

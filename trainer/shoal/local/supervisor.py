@@ -259,7 +259,7 @@ class Supervisor:
             for role, index in self._alive:
                 self._out.append(Signal(role, index, signal.SIGKILL))
         elif self._outcome is None:
-            self._tell("info", "stopping: the servers write a last snapshot (Ctrl-C again: kill at once)")
+            self._tell("info", "stopping: the servers write a snapshot (Ctrl-C again: kill at once)")
             self._end("Stopped", "", now)
         self._settle(now)
         return self._flush()

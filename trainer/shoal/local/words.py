@@ -7,12 +7,17 @@ import json
 from shoal.local.status import Status, is_good
 from shoal.wire.messages import Account, Progress
 
-__all__ = ["account_lines", "duration", "number", "plain", "progress_line", "score", "values", "why"]
+__all__ = ["account_lines", "counted", "duration", "number", "plain", "progress_line", "score", "values", "why"]
 
 
 def number(value: float) -> str:
     """A logged value, short."""
     return f"{value:.4g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 trainer``, ``2 trainers``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -68,7 +73,7 @@ def _starting(status: Status) -> str:
     servers = [row for row in status.members if row.role == "pserver"]
     here = sum(bool(row.address) for row in servers)
     if here < len(servers):
-        return f"{here} of {len(servers)} parameter servers are up, PyTorch is being imported"
+        return f"{here} of {counted(len(servers), 'parameter server')} up, PyTorch is being imported"
     if progress.why.startswith("etcd "):
         return plain(progress.why)
     if not any(member.role == "trainer" for member in progress.members):
@@ -102,8 +107,7 @@ def progress_line(status: Status) -> str:
 def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]:
     """The final account, for people."""
     samples = account.samples
-    epochs = f"{account.epochs} epoch{'' if account.epochs == 1 else 's'}"
-    done = f"{epochs}, " if account.state == "Complete" else ""
+    done = f"{counted(account.epochs, 'epoch')}, " if account.state == "Complete" else ""
     head = f"{name}: {account.state}, {done}{duration(account.seconds)}"
     counts = "samples: none, the training had not begun"
     if samples.expected:
@@ -111,12 +115,13 @@ def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]
     if samples.skipped:
         counts += f", {samples.skipped:,} skipped by the script"
     members = (
-        f"trainers: {account.joins} joined, {account.leaves} left; "
-        f"trainers or servers that died: {account.deaths}; batches computed again: {account.replayed}"
+        f"trainers: {account.joins} joined, {account.leaves} left; trainers or servers that died: {account.deaths}"
     )
     lines = [head, f"  {counts}"]
     if account.joins or account.deaths:
         lines.append(f"  {members}")
+    if account.replayed:
+        lines.append(f"  batches computed again: {account.replayed:,}")
     if account.state == "Complete" and not is_good(account):
         lines.append("  this must not happen: please report it with the folder of the job's state")
     if reason:

@@ -41,7 +41,7 @@ class Ending:
         account = self.account("Complete")
         job.records.outcome = Outcome(state="Complete", reason="", files=dict(job.slots.safe), account=account)
         job.records.touch("outcome", "counters")
-        job.event("complete: every sample is part of the model, and the last snapshots are pinned")
+        job.event("complete: every sample is in the model, and the last snapshots are kept")
         job.moved()
         for view in job.trainers.values():
             if view.finished:
