@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.master.core import Master
-from shoal.master.job import Close, Job, Settings
+from shoal.master.job import Close, Job, Send, Settings
 from shoal.master.records import Outcome, Records
+from shoal.master.service import ACKNOWLEDGEMENTS
 from shoal.pserver.server import DiskError, ServerState
 from shoal.trainer.work import Work
 from shoal.wire import messages as m
@@ -167,6 +168,8 @@ class MasterProcess(Process):
             clock=lambda: world.now,
         )
         self.core = Master(job)
+        self.held: list[Send | Close] = []
+        """What must not be heard before the next commit, as in the service."""
 
     def accepted(self, wire: Wire) -> None:
         self.core.connected(wire.number, wire.client.identity, self.world.now)
@@ -185,9 +188,17 @@ class MasterProcess(Process):
             if not wire.client.paused:
                 self.core.heard(wire.number, self.world.now)
         self.core.tick(self.world.now)
-        if self.core.serving.confirm_wanted and self.commit([]):
+        if self.core.serving.confirm_wanted and self.write():
             self.core.serving.confirmed(self.core.job.slots.question)
         self.after()
+
+    def write(self) -> bool:
+        """Write what changed, and let go what waited for it; False: deposed, and dead."""
+        if not self.commit(self.core.job.records.flush()):
+            return False
+        held, self.held = self.held, []
+        self.carry_out(held)
+        return True
 
     def commit(self, changes: list[tuple[str, bytes | None]]) -> bool:
         """As the keeper does it; False: deposed, and dead."""
@@ -205,11 +216,20 @@ class MasterProcess(Process):
 
     def after(self) -> None:
         job = self.core.job
-        if job.records.changed and not self.commit(job.records.flush()):
-            return
         outbox, job.outbox = job.outbox, []
-        wires = {wire.number: wire for wire in self.wires if wire.open}
+        at_once = []
         for action in outbox:
+            late = isinstance(action, Send) and type(action.message) in ACKNOWLEDGEMENTS
+            (self.held if late and (job.records.changed or self.held) else at_once).append(action)
+        self.carry_out(at_once)
+        # etcd takes its time: meanwhile hand-outs go on, and acknowledgements wait.
+        if (job.records.changed or self.held) and self.world.random.random() < 0.3 and not self.write():
+            return
+        self.check()
+
+    def carry_out(self, actions: list[Send | Close]) -> None:
+        wires = {wire.number: wire for wire in self.wires if wire.open}
+        for action in actions:
             wire = wires.get(action.connection)
             if wire is None:
                 continue
@@ -217,6 +237,9 @@ class MasterProcess(Process):
                 self.world.cut(wire, tell_host=False)
             else:
                 wire.to_client.append(action.message)
+
+    def check(self) -> None:
+        job = self.core.job
         if job.records.outcome is not None and job.records.outcome.state == "Failed":
             raise Violation(f"the job failed: {job.records.outcome.reason}")
         if job.records.outcome is not None:
