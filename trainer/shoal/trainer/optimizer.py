@@ -1,7 +1,8 @@
 """What stands in for the user's optimizer in the loop: it notes that a step was made, and with which gradients.
 
 The parameters move on the parameter servers, so ``step`` here only takes hold of the gradients as they are at that
-moment (clipped, unscaled). It takes references, not copies: the next backward pass makes new ones.
+moment (clipped, unscaled). It takes references, not copies; a backward pass that comes before they are pushed (that of a
+GAN's generator, say) adds to a copy.
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ class SharedOptimizer(Optimizer):
         self._stepped = stepped
         self.taken: dict[int, Tensor | None] = {}
         """Parameter's id -> its gradient at the step."""
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            if parameter.requires_grad:
+                parameter.register_hook(lambda _, parameter=parameter: self._keep(parameter))
+
+    def _keep(self, parameter: Tensor) -> None:
+        if parameter.grad is not None and self.taken.get(id(parameter)) is parameter.grad:
+            parameter.grad = parameter.grad.clone()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take the gradients of this batch; they are pushed when the next one is asked for."""
