@@ -102,10 +102,35 @@ def test_errors_before_anything_was_trained_are_known_soon():
     assert end_all(supervisor)[-1].state == "Failed"
 
 
+def test_a_script_that_always_fails_early_is_given_up_although_it_commits_samples():
+    supervisor, now = running(trainers=2, backoff_limit=3), 0.0
+    for samples in range(100):
+        supervisor.progressed("Running", "", samples, now)
+        now += 3.0
+        supervisor.exited(TRAINER, 0, 1, now, words="IndexError: the third batch")
+        if supervisor.leaving:
+            break
+        now = supervisor.pending[TRAINER, 0]
+        supervisor.tick(now)
+    assert samples == 3
+    assert end_all(supervisor)[-1].state == "Failed"
+
+
+def test_a_quiet_half_minute_with_committed_samples_resets_what_failed_early():
+    supervisor = running(trainers=2, backoff_limit=3)
+    supervisor.progressed("Running", "", 0, 0.0)
+    supervisor.exited(TRAINER, 0, 1, 3.0)
+    supervisor.progressed("Running", "", 10, 20.0)
+    assert supervisor.failures == 1
+    supervisor.progressed("Running", "", 20, 33.0)
+    assert supervisor.failures == 0
+
+
 def test_committed_samples_reset_count_and_delay():
     supervisor, now = running(trainers=1, backoff_limit=1), 0.0
     supervisor.progressed("Running", "", 0, now)
     for samples in range(1, 6):
+        now += 31
         supervisor.exited(TRAINER, 0, 1, now)
         assert supervisor.pending[TRAINER, 0] == now + 1
         now += 1

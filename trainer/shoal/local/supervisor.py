@@ -5,8 +5,8 @@ out. So the promises (never two processes of one role and index, nothing left be
 histories and without a single process.
 
 Who ends how decides what follows. A signal is nobody's fault: the process starts again at once. A positive code of a
-trainer is an error of the user's script: it counts to ``backoffLimit`` until samples are committed again. Code 78 is a
-final word: the job fails with the message. The master and the parameter servers always come back.
+trainer is an error of the user's script: it counts to ``backoffLimit`` until samples are committed again (and, after one
+that ended the script soon, until the scripts ran well for half a minute). Code 78 is a final word: the job fails with the message. The master and the parameter servers always come back.
 """
 
 from __future__ import annotations
@@ -144,6 +144,8 @@ class Supervisor:
         self._errors: dict[int, int] = {}
         self._failures = 0
         self._last_failure = ""
+        self._doubtful_until = 0.0
+        """Until then committed samples do not show that the script works: one that always fails early commits some."""
         self._departures = 0
         self._samples: int | None = None
         self._complete = False
@@ -233,9 +235,11 @@ class Supervisor:
         # A restored slot may have lost some: what counts is growth since the last word.
         before, self._samples = self._samples, samples
         if before is not None and samples > before:
-            self._failures = self._departures = 0
-            self._errors.clear()
+            self._departures = 0
             self._quick.clear()
+            if now >= self._doubtful_until:
+                self._failures = 0
+                self._errors.clear()
         if self._outcome is None:
             if state == "Failed":
                 self._end("Failed", reason, now, final=True)
@@ -302,6 +306,8 @@ class Supervisor:
             self._tell("warning", f"{name} was ended by {_signal_name(code)}; it starts again")
             self._again(place, process, now)
         elif code > 0:
+            if now - process.started < _STEADY_SECONDS:
+                self._doubtful_until = now + _STEADY_SECONDS
             self._script_failed(place, code, now, words)
         elif self._complete:
             self._saved = True

@@ -208,7 +208,9 @@ class Master:
         job.records.touch_member(life)
         job.records.counters.deaths += 1
         job.records.touch("counters")
-        job.event(f"{member.role}-{member.index} did not come back", "warning")
+        place = (member.role, member.index)
+        if all((other.role, other.index) != place for other in job.records.members.values()):
+            job.event(f"{member.role}-{member.index} did not come back", "warning")
         if member.role == "trainer":
             self.training.gone(life, member.leases)
 

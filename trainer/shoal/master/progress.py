@@ -66,6 +66,9 @@ class Reporter:
 
     def _rate(self, now: float, total: int) -> float:
         window = self._window
+        if not self._job.slots.complete:
+            # Nothing can be committed, or what was is just being learned: no rate follows from that.
+            window.clear()
         window.append((now, total))
         while len(window) > 2 and window[1][0] < now - RATE_SECONDS:
             window.popleft()

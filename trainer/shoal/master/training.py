@@ -154,7 +154,8 @@ class Training:
         if job.queue is None or life not in job.trainers:
             return
         for lease in leases:
-            job.queue.release((lease.epoch, lease.task), life)
+            if lease in job.queue.held_by(life):  # not a newer lease of the same task
+                job.queue.release((lease.epoch, lease.task), life)
         self._note(life, job.trainers[life].identity)
         self.serve()
 
