@@ -50,6 +50,52 @@ Output = Annotated[str, typer.Option("--output", "-o", metavar="text|json", help
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a job on this machine.", show_default=False)]
 
 
+_Trainers = Annotated[
+    str | None,
+    typer.Option(
+        "--trainers",
+        metavar="N|MIN:MAX",
+        help="How many trainers (default: the manifest's; of a script 1 to the cores, at most 4).",
+        show_default=False,
+    ),
+]
+_Servers = Annotated[
+    int | None,
+    typer.Option(
+        "--servers",
+        metavar="N",
+        help="How many parameter servers (default: the manifest's; of a script 1).",
+        show_default=False,
+    ),
+]
+_Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs",
+        metavar="N",
+        help="How often every sample counts (default: what the manifest, else the script says).",
+        show_default=False,
+    ),
+]
+_Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="Of the samples' order and of new parameters.", show_default=False),
+]
+_Name = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Name of the job (default: the manifest's, else the script's).",
+        show_default=False,
+    ),
+]
+_Etcd = Annotated[
+    str | None,
+    typer.Option("--etcd", metavar="PATH|ENDPOINT", help="An etcd binary, or a running etcd.", show_default=False),
+]
+
+
 @app.command(
     rich_help_panel=_RUN, context_settings={"ignore_unknown_options": True}, short_help="Run a job on this machine."
 )
@@ -62,51 +108,13 @@ def run(
         typer.Argument(metavar="ARGUMENTS", help="Of the script; behind -- where names clash.", show_default=False),
     ] = None,
     *,
-    trainers: Annotated[
-        str | None,
-        typer.Option(
-            "--trainers",
-            metavar="N|MIN:MAX",
-            help="How many trainers (default: the manifest's; of a script 1 to the cores, at most 4).",
-            show_default=False,
-        ),
-    ] = None,
-    servers: Annotated[
-        int | None,
-        typer.Option(
-            "--servers",
-            metavar="N",
-            help="How many parameter servers (default: the manifest's; of a script 1).",
-            show_default=False,
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--epochs",
-            metavar="N",
-            help="How often every sample counts (default: what the manifest, else the script says).",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="N", help="Of the samples' order and of new parameters.", show_default=False),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--name",
-            metavar="NAME",
-            help="Name of the job (default: the manifest's, else the script's).",
-            show_default=False,
-        ),
-    ] = None,
+    trainers: _Trainers = None,
+    servers: _Servers = None,
+    epochs: _Epochs = None,
+    seed: _Seed = None,
+    name: _Name = None,
     state: State = None,
-    etcd: Annotated[
-        str | None,
-        typer.Option("--etcd", metavar="PATH|ENDPOINT", help="An etcd binary, or a running etcd.", show_default=False),
-    ] = None,
+    etcd: _Etcd = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over: remove what an earlier run of this job left.")
     ] = False,
