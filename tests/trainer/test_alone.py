@@ -120,7 +120,7 @@ def test_accumulation_clipping_and_a_scheduler(job):
         for x, y in batches:
             optimizer.zero_grad()
             (nn.functional.mse_loss(m(x), y) / 2).backward()
-            if optimizer._closing():
+            if optimizer.closes:
                 nn.utils.clip_grad_norm_(m.parameters(), 0.1)
             optimizer.step()
     with pytest.warns(UserWarning, match="optimizer.step"):

@@ -155,6 +155,54 @@ def test_a_batch_that_overflows_is_skipped_and_the_scale_falls(any_job, unscale)
     assert any_job[1]() in (None, EPOCHS * SIZE)
 
 
+def test_gradients_are_accumulated_scaled_and_clipped_once_per_step(any_job):
+    def train(m, optimizer, batches):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+        for number, (x, y) in enumerate(batches):
+            closes = optimizer.closes if hasattr(optimizer, "closes") else number % 2 == 1
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = nn.functional.mse_loss(m(x).float(), y) / 2
+            scaler.scale(loss).backward()
+            if closes:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(m.parameters(), 0.5)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+        return scaler.get_scale()
+
+    assert compare(any_job, sgd, train, accumulate=2, task_batches=2) > 1024
+
+
+def test_a_scaler_that_steps_in_the_middle_of_an_accumulation_is_refused(any_job):
+    given, _ = any_job
+    m = model()
+    m, optimizer, batches = given.prepare(m, sgd(m), data(), batch_size=SIZE, accumulate=2, task_batches=2)
+    scaler = torch.amp.GradScaler("cpu")
+    x, y = next(through(given, batches))
+    scaler.scale(loss_of(m, x, y)).backward()
+    with pytest.raises(Refusal, match=r"behind `if optimizer\.closes:`"):
+        scaler.step(optimizer)
+
+
+@pytest.mark.parametrize(
+    "clear",
+    [lambda m: m.zero_grad(set_to_none=False), lambda m: nn.utils.clip_grad_norm_(m.parameters(), 0.1)],
+    ids=["zeroed", "clipped"],
+)
+def test_gradients_that_are_changed_in_place_behind_the_step_are_refused(any_job, clear):
+    given, _ = any_job
+    m = model()
+    m, optimizer, batches = given.prepare(m, sgd(m), data(), batch_size=SIZE)
+    following = through(given, batches)
+    x, y = next(following)
+    loss_of(m, x, y).backward()
+    optimizer.step()
+    clear(m)
+    with pytest.raises(Refusal, match="changed in place after optimizer"):
+        next(following)
+
+
 def halves(m):
     return [torch.optim.Adam(m[0].parameters(), lr=0.01), torch.optim.SGD(m[2].parameters(), lr=0.1)]
 

@@ -187,9 +187,9 @@ def _step(optimizer: SharedOptimizer) -> None:
     """Let the user's own optimizer step with the gradients that were taken, whatever was done to them since."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     present = [parameter.grad for parameter in parameters]
+    taken = optimizer.take()
     for parameter in parameters:
-        parameter.grad = optimizer.taken.get(id(parameter))
+        parameter.grad = taken.get(id(parameter))
     optimizer.inner.step()
     for parameter, gradient in zip(parameters, present, strict=True):
         parameter.grad = gradient
-    optimizer.taken = {}

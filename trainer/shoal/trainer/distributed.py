@@ -302,10 +302,9 @@ class DistributedJob(Job):
         described = self._description
         if not self._stepped:
             return Gradients(dense=[None] * len(described.dense))
-        taken: dict[int, Tensor | None] = {}
+        taken: dict[int, Tensor] = {}
         for optimizer in self._optimizers:
-            taken |= optimizer.taken
-            optimizer.taken = {}
+            taken |= optimizer.take()
         dense = [taken.get(id(parameter)) for parameter in described.dense]
         tables = []
         for table in described.tables:

@@ -59,7 +59,8 @@ class Job(ABC):
                 step, the number of the batch in the job's order.
             scheduler_interval: ``step`` or ``epoch``: what the scheduler counts.
             accumulate: Batches whose gradients are added up for one step. ``step`` and ``zero_grad`` do nothing in
-                between; divide the loss by it, as ever.
+                between; divide the loss by it, as ever. Clipping and a GradScaler's calls belong behind
+                ``if optimizer.closes:``.
             batch_size: With a Dataset.
             task_batches: Batches that are handed out together; by default some 64 tasks an epoch.
 

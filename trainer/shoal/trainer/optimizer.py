@@ -19,6 +19,11 @@ from shoal.trainer.describe import Refusal
 __all__ = ["SharedOptimizer"]
 
 
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place: autograd's own counter, of which torch has no public name."""
+    return tensor._version  # noqa: SLF001
+
+
 class SharedOptimizer(Optimizer):
     """Shares the parameter groups of the user's optimizer, so that schedulers, clipping and GradScaler work on them.
 
@@ -34,14 +39,15 @@ class SharedOptimizer(Optimizer):
         self.inner = inner
         self._closing = closing
         self._stepped = stepped
-        self.taken: dict[int, Tensor | None] = {}
-        """Parameter's id -> its gradient at the step."""
+        self._taken: dict[int, tuple[Tensor, int]] = {}
+        """Parameter's id -> its gradient at the step, and the version that it had."""
         for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
             if parameter.requires_grad:
                 parameter.register_hook(lambda _, parameter=parameter: self._keep(parameter))
 
     def _keep(self, parameter: Tensor) -> None:
-        if parameter.grad is not None and self.taken.get(id(parameter)) is parameter.grad:
+        held = self._taken.get(id(parameter))
+        if held is not None and held[0] is parameter.grad:
             parameter.grad = parameter.grad.clone()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -52,9 +58,37 @@ class SharedOptimizer(Optimizer):
             with torch.enable_grad():
                 result = closure()
         if self._closing():
-            self.taken = {id(parameter): parameter.grad for group in self.param_groups for parameter in group["params"]}
+            self._taken = {
+                id(parameter): (parameter.grad, _version(parameter.grad))
+                for group in self.param_groups
+                for parameter in group["params"]
+                if parameter.grad is not None
+            }
             self._stepped()
         return result
+
+    def take(self) -> dict[int, Tensor]:
+        """The gradients of the step, by the parameter's id; those of parameters without one are left out.
+
+        Raises:
+            Refusal: The script changed one in place after the step.
+        """
+        taken, self._taken = self._taken, {}
+        if any(_version(gradient) != version for gradient, version in taken.values()):
+            raise Refusal(
+                "a gradient was changed in place after optimizer.step(), before the next batch was asked for; clear "
+                "gradients by optimizer.zero_grad() or zero_grad(set_to_none=True), and change them before the step"
+            )
+        return {key: gradient for key, (gradient, _) in taken.items()}
+
+    @property
+    def closes(self) -> bool:
+        """Whether the step of this batch counts: false for all but the last batch of an accumulation.
+
+        What a plain loop does once per step (clipping, a GradScaler's ``unscale_``, ``step`` and ``update``) belongs
+        behind ``if optimizer.closes``.
+        """
+        return self._closing()
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
         """Forget the gradients, except in the middle of an accumulation."""
@@ -74,8 +108,16 @@ class SharedOptimizer(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """GradScaler asks: in the middle of an accumulation it must leave the scaled gradients as they are."""
-        return not self._closing()
+        """GradScaler asks this in its ``step``: false, it looks for infinite gradients itself, and skips the step.
+
+        Raises:
+            Refusal: It is in the middle of an accumulation, where ``update`` could change the scale of half a gradient.
+        """
+        if not self._closing():
+            raise Refusal(
+                "with accumulate, put the GradScaler's unscale_, step and update behind `if optimizer.closes:`"
+            )
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Refused: the state is not here.
