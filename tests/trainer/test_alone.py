@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from shoal import trainer
 from shoal.trainer.alone import AloneJob
 from shoal.trainer.describe import describe
 from shoal.trainer.order import Order
@@ -153,3 +154,11 @@ def test_an_error_of_the_dataset_reaches_the_loop(job):
     next(epochs)
     with pytest.raises(KeyError, match="sample 30 is broken"):
         list(batches)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 0), ("epochs", 2.0), ("epochs", True), ("seed", -1), ("seed", 2**63)]
+)
+def test_what_join_cannot_be_given(name, value):
+    with pytest.raises(trainer.Refusal, match=f"join got {name}="):
+        trainer.join(**{name: value})

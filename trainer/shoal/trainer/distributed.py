@@ -73,7 +73,7 @@ class DistributedJob(Job):
     @classmethod
     def from_environment(cls, *, epochs: int, seed: int) -> DistributedJob:
         """Join the job that this process was started for."""
-        seed = int(os.environ.get(environment.SEED) or seed)
+        seed = environment.number(environment.SEED) if os.environ.get(environment.SEED) else seed
         seed_everything(seed)
         if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
             torch.set_num_threads(1)
@@ -303,8 +303,11 @@ class DistributedJob(Job):
         if not self._stepped:
             return Gradients(dense=[None] * len(described.dense))
         taken: dict[int, Tensor] = {}
-        for optimizer in self._optimizers:
-            taken |= optimizer.take()
+        try:
+            for optimizer in self._optimizers:
+                taken |= optimizer.take()
+        except Refusal as error:
+            raise Refused(str(error)) from None
         dense = [taken.get(id(parameter)) for parameter in described.dense]
         tables = []
         for table in described.tables:

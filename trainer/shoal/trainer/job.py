@@ -13,9 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from shoal.wire import environment
-
-__all__ = ["Job", "join"]
+__all__ = ["Job", "seed_everything"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -99,22 +97,3 @@ def seed_everything(seed: int) -> None:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(seed % 2**32)
-
-
-def join(*, epochs: int = 1, seed: int = 0) -> Job:
-    """Join the job that this process was started for; without one, train alone in this process.
-
-    The generators of torch, random and numpy are seeded, so that all trainers begin with the same model.
-
-    Args:
-        epochs: How often every sample counts; a manifest that says it wins.
-        seed: Of the samples' order and the initial model; likewise.
-    """
-    if environment.MASTER in os.environ:
-        from shoal.trainer.distributed import DistributedJob  # noqa: PLC0415 - not needed alone
-
-        return DistributedJob.from_environment(epochs=epochs, seed=seed)
-    from shoal.trainer.alone import AloneJob  # noqa: PLC0415 - not needed in a job
-
-    seed_everything(seed)
-    return AloneJob(epochs=epochs, seed=seed)
