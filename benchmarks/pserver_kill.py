@@ -37,7 +37,9 @@ def measure() -> tuple[list[Row], Any]:
             imports.append(_imports(job, index))
         time.sleep(1.0)
         log = job.log()
-    replayed = [int(count.replace(",", "")) for count in re.findall(r"([\d,]+) batch(?:es are| is) computed again", log)]
+    replayed = [
+        int(count.replace(",", "")) for count in re.findall(r"([\d,]+) batch(?:es are| is) computed again", log)
+    ]
     without = [total - imported for total, imported in zip(seconds, imports, strict=True)]
     rows = [
         at_most("SIGKILL to the next step, without the import, p50", without, "s", goal=2.0),
