@@ -170,6 +170,9 @@ class RealJob:
         child.ended.wait(10)
 
     def join(self, index: int) -> None:
+        child = self.children.get(("trainer", index))
+        if child is not None and child.code is not None:
+            del self.children["trainer", index]  # a new one, not that one again
         self.wanted.add(("trainer", index))
 
     def leave(self, index: int) -> None:

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shoal.master.core import Master
 from shoal.master.job import Close, Job, Settings
 from shoal.master.records import Records
+from shoal.store import Wanted
 from shoal.wire import messages as m
 from shoal.wire.auth import Identity
 from shoal.wire.tasks import TaskSet
@@ -52,6 +53,9 @@ class Membership(RuleBasedStateMachine):
         self.connections: dict[int, Identity] = {}
         self.joins = self.leaves = self.deaths = 0
         self.silent: set[int] = set()
+        self.drained: set[int] = set()
+        """Whom this master told to leave since they connected."""
+        self.wanted = Wanted()
         self.begin_master(generation=1)
 
     def begin_master(self, *, generation):
@@ -62,6 +66,8 @@ class Membership(RuleBasedStateMachine):
         self.job = Job(settings=chosen, records=records, generation=generation, new_grant=lambda: next(self.grants),
                        now=self.now, clock=lambda: self.now)  # fmt: skip
         self.master = Master(self.job)
+        self.master.wants(self.wanted)
+        self.drained = set()
         self.generation = generation
         self.heard: dict[int, float] = {}
         self.connections = {}
@@ -79,6 +85,7 @@ class Membership(RuleBasedStateMachine):
                 if who.index == identity.index:
                     self.model_cut(other)
             self.connections[number] = identity
+            self.drained.discard(identity.life)
         self.master.connected(number, identity, self.now)
         return number
 
@@ -122,8 +129,11 @@ class Membership(RuleBasedStateMachine):
             self.master.message(self.server, m.Held(reports=self.report([message.slot])), self.now)
 
     def to_trainer(self, life, message):
+        if isinstance(message, m.Drain):
+            self.drained.add(life)
         if isinstance(message, m.Leased):
             task = (message.lease.epoch, message.lease.task)
+            assert life not in self.drained, "leased to one that was told to leave"
             assert not any(task in held for held in self.holds.values()), "leased while somebody holds it"
             assert task not in self.server_tasks, "leased although it is done"
             self.holds.setdefault(life, set()).add(task)
@@ -277,6 +287,12 @@ class Membership(RuleBasedStateMachine):
         self.master.tick(self.now)
         self.settle()
 
+    @rule(drain=st.sets(st.integers(0, 3), max_size=2), suspend=st.booleans())
+    def the_operator_wants(self, drain, suspend):
+        self.wanted = Wanted(drain=sorted(drain), suspend=suspend)
+        self.master.wants(self.wanted)
+        self.settle()
+
     @rule()
     def replace_the_master(self):
         self.settle()
@@ -308,6 +324,12 @@ class Membership(RuleBasedStateMachine):
         for life, record in self.job.records.members.items():
             kept = {(lease.epoch, lease.task) for lease in record.leases}
             assert kept == self.holds.get(life, set()), "the record of a member lacks or has a lease too many"
+
+    @invariant()
+    def whom_the_operator_wants_to_leave_was_told(self):
+        if hasattr(self, "job"):
+            leaving = {life for life, index in self.members.items() if self.wanted.leaves(index)}
+            assert leaving - set(self.away) <= self.drained
 
     @invariant()
     def the_counts_are_the_model_s(self):

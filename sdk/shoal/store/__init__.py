@@ -7,6 +7,7 @@ does both; its callers see answers that are late, never a broken connection. Who
 from shoal.store.client import Store
 from shoal.store.connection import Tls
 from shoal.store.errors import StoreClosedError, StoreError, StoreRefusedError, StoreUnreachableError
+from shoal.store.exchange import Published, Wanted
 from shoal.store.keys import ALL_JOBS, JobKeys
 from shoal.store.operations import (
     MAXIMUM_BYTES,
@@ -37,6 +38,7 @@ __all__ = [
     "JobKeys",
     "KeyValue",
     "Listing",
+    "Published",
     "Put",
     "Status",
     "Store",
@@ -46,6 +48,7 @@ __all__ = [
     "StoreUnreachableError",
     "Tls",
     "Transaction",
+    "Wanted",
     "Watch",
     "exists",
     "in_batches",

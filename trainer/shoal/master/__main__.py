@@ -9,6 +9,7 @@ import logging
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from shoal.api import TrainingJob, load
@@ -17,7 +18,7 @@ from shoal.master.job import Job, Settings
 from shoal.master.keeper import Keeper
 from shoal.master.records import Records
 from shoal.master.service import Service
-from shoal.store import JobKeys, Store, StoreError
+from shoal.store import Event, JobKeys, Listing, Store, StoreError
 from shoal.wire import auth, environment, logs
 from shoal.wire.address import listen, publish
 
@@ -111,12 +112,28 @@ def main() -> int:
         if arguments.address_file is not None:
             publish(arguments.address_file, address)
 
+        follow(store, keys.wanted, service[0].wanted)
+
     async def serve() -> int:
         master = Master(job, etcd=f"etcd {etcd.version}")
         service.append(Service(master, keeper, identity=_identity(), token=token, uid=uid))
         return await service[0].run(stream, ready=ready)
 
     return asyncio.run(serve())
+
+
+def follow(store: Store, key: str, tell: Callable[[bytes | None], None]) -> None:
+    """Tell a key's value now and at each change, from a thread of the store's."""
+
+    def reset(listing: Listing, _: str) -> None:
+        tell(next((pair.value for pair in listing.pairs if pair.key == key), None))
+
+    def changed(events: list[Event]) -> None:
+        for event in events:
+            if event.key == key:
+                tell(event.value)
+
+    store.watch(key, from_revision=None, on_events=changed, on_reset=reset)
 
 
 def _identity() -> auth.Identity:

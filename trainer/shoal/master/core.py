@@ -15,12 +15,14 @@ from shoal.master.progress import Reporter
 from shoal.master.records import MemberRecord
 from shoal.master.serving import Serving
 from shoal.master.training import Training
+from shoal.store import Wanted
 from shoal.wire import messages as m
 from shoal.wire.auth import Identity
 
 __all__ = ["Master"]
 
 PROGRESS_SECONDS = 0.2
+PUBLISH_SECONDS = 1.0
 
 
 class Master:
@@ -40,6 +42,7 @@ class Master:
         self._connections: dict[int, tuple[Identity, float]] = {}
         self._observers: set[int] = set()
         self._next_report = 0.0
+        self._next_publication = 0.0
         self._last_tick = job.now
         self._next_sign = job.now
         for life in job.records.members:
@@ -174,6 +177,13 @@ class Master:
         if known is not None:
             self._connections[connection] = (known[0], at)
 
+    def wants(self, wanted: Wanted) -> None:
+        """The operator wants something else."""
+        if wanted.suspend != self.job.wanted.suspend:
+            self.job.event("the job is suspended: trainers leave" if wanted.suspend else "the job goes on")
+        self.job.wanted = wanted
+        self.training.drain()
+
     def tick(self, now: float) -> None:
         """Time passed: give up who is silent, and tell those who look on."""
         job = self.job
@@ -197,6 +207,12 @@ class Master:
             self._next_report = now + PROGRESS_SECONDS
             progress = self.reporter.progress(now)
             job.outbox.extend(Send(connection, progress) for connection in sorted(self._observers))
+        if now >= self._next_publication:
+            self._next_publication = now + PUBLISH_SECONDS
+            published = self.reporter.published(now)
+            if published != job.records.progress:
+                job.records.progress = published
+                job.records.touch("progress")
 
     def _not_back(self, life: int) -> None:
         """A member of an earlier master's time did not come to this one."""

@@ -15,6 +15,7 @@ from typing import Any
 from shoal.master.queue import TaskQueue
 from shoal.master.records import Records
 from shoal.master.slots import SlotMap
+from shoal.store import Wanted
 from shoal.wire.auth import Identity
 from shoal.wire.messages import Shape
 from shoal.wire.plan import Plan
@@ -114,9 +115,13 @@ class Job:
     """Whether the script uses ``evaluate``; None until the first epoch's end shows it."""
     evaluator: int | None = None
     saver: int | None = None
+    wanted: Wanted = field(default_factory=Wanted)
+    """By the operator."""
     trouble: str = ""
     """What keeps etcd from being written."""
     last_progress: float = 0.0
+    moved_at: float = 0.0
+    """The same, in seconds since 1970."""
     clock: Callable[[], float] = lambda: 0.0
     wall: Callable[[], float] = lambda: 0.0
     slots: SlotMap = field(init=False)
@@ -185,3 +190,4 @@ class Job:
     def moved(self) -> None:
         """Something moved: samples were committed, or the job came a stage further."""
         self.last_progress = self.clock()
+        self.moved_at = self.wall()

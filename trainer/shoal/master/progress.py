@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from shoal.master.job import Job, TrainerView
+from shoal.store import Published
 from shoal.wire.messages import Member, Progress
 
 __all__ = ["Reporter"]
@@ -59,9 +60,27 @@ class Reporter:
             leaves=counters.leaves,
             deaths=counters.deaths,
             saved=list(job.records.saved),
-            why=self._why(now),
+            why=self._why(now, timed=True),
             events=list(job.events),
             account=job.records.outcome.account if job.records.outcome is not None else None,
+        )
+
+    def published(self, now: float) -> Published:
+        """The part of it that the operator is told."""
+        job, found = self._job, self.progress(now)
+        return Published(
+            generation=job.generation,
+            state=found.state,
+            epoch=found.epoch,
+            epochs=job.epochs if job.plan is not None else 0,
+            samples=found.samples_total,
+            expected=found.samples_expected,
+            rate=float(f"{found.rate:.3g}"),
+            moved=round(job.moved_at, 1) if found.samples_total else 0.0,
+            trainers=sorted(view.identity.index for view in job.trainers.values()),
+            servers=sorted(details[0].index for details in job.server_details.values()),
+            served=job.slots.complete,
+            why=self._why(now, timed=False),
         )
 
     def _rate(self, now: float, total: int) -> float:
@@ -138,7 +157,7 @@ class Reporter:
             return "training", f"task {first.task} of epoch {first.epoch + 1}"
         return ("waiting" if view.wants else "starting"), ""
 
-    def _why(self, now: float) -> str:  # noqa: PLR0911 - a list of reasons, the first that holds
+    def _why(self, now: float, *, timed: bool) -> str:  # noqa: PLR0911 - a list of reasons, the first that holds
         job = self._job
         if job.trouble:
             return job.trouble
@@ -150,13 +169,15 @@ class Reporter:
             return "waiting for a trainer to say what is trained (the scripts are starting)"
         if not job.slots.complete:
             return self._why_not_served()
+        if job.wanted.suspend:
+            return "the job is suspended"
         if not job.trainers:
             return "no trainer is connected"
         if job.evaluator is not None:
             return f"{job.label(job.evaluator)} evaluates"
         if job.queue.all_done:
             return "the last snapshots are being written"
-        return self._why_no_task(now)
+        return self._why_no_task(now, timed=timed)
 
     def _why_not_served(self) -> str:
         job = self._job
@@ -166,11 +187,11 @@ class Reporter:
         lacking = job.settings.slots - len(job.slots.live)
         return f"{lacking} slots are being restored"
 
-    def _why_no_task(self, now: float) -> str:
+    def _why_no_task(self, now: float, *, timed: bool) -> str:
         job = self._job
         assert job.queue is not None
         held = sorted((lease.attempt, life, lease) for life, lease in job.queue.leases.values())
-        still = f"for {now - job.last_progress:.0f} s no task was finished"
+        still = f"for {now - job.last_progress:.0f} s no task was finished" if timed else "no task is being finished"
         if not held:
             return still
         _, life, lease = held[0]

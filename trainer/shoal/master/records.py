@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from shoal.store import Published
 from shoal.wire.messages import Account, Evaluation, Lease, Shape
 
 __all__ = ["RANGE", "Counters", "MemberRecord", "Outcome", "Records", "Schedule"]
@@ -66,6 +67,7 @@ _SINGLE: Final[dict[str, tuple[str, Any]]] = {
     "saved": ("saved", list[str]),
     "outcome": ("outcome", Outcome),
     "counters": ("counters", Counters),
+    "progress": ("progress", Published),
 }
 """Records of which there is one: their attribute and type."""
 
@@ -83,6 +85,7 @@ class Records:
         self.saved: list[str] = []
         self.outcome: Outcome | None = None
         self.counters = Counters()
+        self.progress: Published | None = None
         self._done: dict[tuple[int, int], int] = {}
         self._dirty: set[str] = set()
 
@@ -92,7 +95,7 @@ class Records:
         return bool(self._dirty)
 
     def touch(self, *keys: str) -> None:
-        """These records changed: ``shape``, ``begun``, ``epoch``, ``saved``, ``outcome`` or ``counters``."""
+        """These records changed: ``shape``, ``begun``, ``epoch``, ``saved``, ``outcome``, ``counters`` or ``progress``."""
         self._dirty.update(keys)
 
     def touch_member(self, life: int) -> None:

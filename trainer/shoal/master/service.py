@@ -24,7 +24,7 @@ import msgspec
 from shoal.master.core import Master
 from shoal.master.job import Close, Send
 from shoal.master.keeper import Deposed, Keeper
-from shoal.store import StoreClosedError, StoreError
+from shoal.store import StoreClosedError, StoreError, Wanted
 from shoal.wire import aio, auth
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
 from shoal.wire.messages import Complete, Evaluated, Over, Saved, ToMaster
@@ -202,6 +202,20 @@ class Service:
             if not self._master.job.trouble:
                 self._master.job.event(text, "warning")
             self._master.job.trouble = text
+
+        self._from_thread(note)
+
+    def wanted(self, value: bytes | None) -> None:
+        """The operator's record, as etcd has it now; called by the thread that watches it."""
+
+        def note() -> None:
+            try:
+                wanted = msgspec.json.decode(value, type=Wanted) if value is not None else Wanted()
+            except msgspec.MsgspecError as error:
+                self._master.job.event(f"what the operator wants cannot be read, and is ignored: {error}", "error")
+            else:
+                self._master.wants(wanted)
+            self._after()
 
         self._from_thread(note)
 

@@ -9,6 +9,7 @@ from shoal.master.records import MemberRecord, Schedule
 from shoal.wire.auth import Identity
 from shoal.wire.messages import (
     Done,
+    Drain,
     EpochDone,
     Evaluate,
     Evaluated,
@@ -89,6 +90,7 @@ class Training:
             job.send(connection, Stop(reason=job.records.outcome.reason))
         if job.slots.complete:
             job.send(connection, job.slots.message())
+        self.drain()
         self._shape_known()
 
     def _refusal(self, message: Register) -> str:
@@ -147,6 +149,13 @@ class Training:
                     self.evaluate(other.identity.life, Evaluate(epoch=other.evaluating))
         if view is not None or leases is not None:
             self.serve()
+
+    def drain(self) -> None:
+        """Send away whom the operator wants to leave. It is said again when such a one comes."""
+        for view in self._job.trainers.values():
+            if not view.draining and self._job.wanted.leaves(view.identity.index):
+                view.draining = True
+                self._job.send(view.connection, Drain())
 
     def hand_back(self, life: int, leases: list[Lease]) -> None:
         """A trainer will not finish these."""

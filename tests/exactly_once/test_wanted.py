@@ -1,0 +1,101 @@
+"""What the operator wants reaches the trainers through etcd and the master, and costs no sample."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import pytest
+
+from shoal.store import Published, Put, Store, Wanted
+from tests.exactly_once.test_counting import check
+from tests.realjob import RealJob
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+class Operator:
+    """The operator's side of the two records."""
+
+    def __init__(self, job: RealJob) -> None:
+        self.job = job
+        self.store = Store.connect(job.etcd.endpoint, prefix=job.keys.prefix)
+
+    def wants(self, **wanted) -> None:
+        self.raw(msgspec.json.encode(Wanted(**wanted)))
+
+    def raw(self, value: bytes) -> None:
+        assert self.store.transact([], [Put(self.job.keys.wanted, value)]).succeeded
+
+    def told(self) -> Published | None:
+        found = self.store.get(self.job.keys.progress)
+        return msgspec.json.decode(found.value, type=Published) if found is not None else None
+
+    def until(self, found, *, seconds: float = 60.0) -> Published:
+        """Supervise until the master publishes that."""
+        end = time.monotonic() + seconds
+        while True:
+            self.job.supervise()
+            told = self.told()
+            if told is not None and found(told):
+                return told
+            assert time.monotonic() < end, (told, self.job.last_words())
+            time.sleep(0.02)  # the pace of the supervisor
+
+
+@pytest.fixture
+def operator(zygote, tmp_path):
+    with RealJob(zygote, tmp_path / "j", epochs=12, trainers=3, variables={"COUNT_PAUSE": "0.01"}) as job:
+        made = Operator(job)
+        yield made
+        made.store.close()
+
+
+def test_trainers_leave_one_by_one_and_come_back(operator):
+    job = operator.job
+    operator.until(lambda told: told.trainers == [0, 1, 2] and told.samples > 0)
+    operator.wants(drain=[1])
+    operator.until(lambda told: told.trainers == [0, 2])
+    assert job.children["trainer", 1].code == 0
+    job.join(1)  # it is still to be drained: it must not train
+    first = job.children.get(("trainer", 1))
+    operator.until(lambda _: ("trainer", 1) not in job.wanted)
+    assert job.children["trainer", 1] is not first
+    assert job.children["trainer", 1].code == 0
+    operator.wants(drain=[0])
+    job.join(1)
+    operator.until(lambda told: told.trainers == [1, 2])
+    operator.wants()
+    job.run_to_the_end(seconds=120)
+    check(job)
+    told = operator.until(lambda told: told.state == "Complete")
+    assert (told.samples, told.epoch, told.epochs) == (told.expected, 11, 12)
+
+
+def test_a_job_is_suspended_and_goes_on_with_a_new_master_and_new_servers(operator):
+    job = operator.job
+    operator.until(lambda told: told.samples > 0)
+    operator.wants(suspend=True)
+    operator.until(lambda told: told.trainers == [] and told.why == "the job is suspended")
+    assert not job.trainers_left
+    for role, index in (("pserver", 0), ("pserver", 1)):
+        job.children[role, index].signal(15)
+        assert job.children[role, index].ended.wait(30)
+    job.kill("master", 0)
+    operator.wants()
+    for index in range(2):
+        job.join(index)
+    job.run_to_the_end(seconds=120)
+    check(job)
+    account = job.outcome().account
+    assert account.replayed == 0, "servers that are told to end write a snapshot first"
+
+
+def test_what_cannot_be_read_is_ignored(operator):
+    operator.until(lambda told: told.samples > 0)
+    operator.raw(b"{")
+    operator.raw(b'{"drain": [2], "colour": "red"}')
+    operator.until(lambda told: told.trainers == [0, 1])
+    assert "what the operator wants cannot be read" in operator.job.log("master", 0)
+    operator.job.run_to_the_end(seconds=120)
+    check(operator.job)
