@@ -51,7 +51,7 @@ def test_a_named_etcd_is_taken_with_a_warning(tmp_path):
     path = fake_etcd(tmp_path / "bin", "3.5.2")
     found = find_etcd(str(path))
     assert (found.path, found.version) == (path, "3.5.2")
-    assert "lose its last writes" in found.note
+    assert "some work may be done again" in found.note
     with pytest.raises(EtcdError, match="--etcd PATH_OR_ENDPOINT"):
         find_etcd(str(tmp_path / "none"))
 

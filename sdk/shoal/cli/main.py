@@ -216,6 +216,17 @@ def validate(
         raise typer.Exit(validate_manifest(manifest, output=_output(output)))
 
 
+@app.command("exec", rich_help_panel=_OTHER, context_settings={"ignore_unknown_options": True})
+def execute(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run.", show_default=False)],
+) -> None:
+    """Run a command as a container's first process: signals reach it, and what it leaves is reaped."""
+    with clear_errors():
+        from shoal.cli.exec import run_command  # noqa: PLC0415
+
+        raise typer.Exit(run_command(command))
+
+
 @app.command(rich_help_panel=_OTHER)
 def version() -> None:
     """Print the version."""
