@@ -7,7 +7,8 @@ from decimal import Context, Decimal
 from functools import total_ordering
 from typing import Any, ClassVar, Final, Self
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from shoal.api.errors import shown
@@ -38,7 +39,7 @@ class _Written:
     """An exact number that remembers how it was written; compares by the number."""
 
     __slots__ = ("_number", "_text")
-    _name: ClassVar[str]
+    _schema: ClassVar[JsonSchemaValue]
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -59,6 +60,13 @@ class _Written:
         return core_schema.no_info_plain_validator_function(
             cls._accept, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        del schema, handler
+        return dict(cls._schema)
 
     def __str__(self) -> str:
         return self._text
@@ -84,6 +92,7 @@ class Duration(_Written):
     """
 
     __slots__ = ()
+    _schema: ClassVar[JsonSchemaValue] = {"type": "string", "pattern": f"^{_DURATION.pattern}$", "maxLength": _LONGEST}
 
     @staticmethod
     def _parse(text: Any) -> Decimal:
@@ -112,6 +121,11 @@ class Quantity(_Written):
     """
 
     __slots__ = ()
+    _schema: ClassVar[JsonSchemaValue] = {
+        "x-kubernetes-int-or-string": True,
+        "pattern": f"^{_QUANTITY.pattern}$",
+        "maxLength": _LONGEST,
+    }
 
     def __init__(self, text: str | float) -> None:
         super().__init__(str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text)  # type: ignore[arg-type]
