@@ -245,7 +245,9 @@ def manifests(draw):
     optional = {
         "image": texts,
         "args": st.lists(texts, max_size=3),
-        "env": st.lists(st.fixed_dictionaries({"name": names, "value": texts}), max_size=2),
+        "env": st.lists(
+            st.fixed_dictionaries({"name": names, "value": texts}), max_size=2, unique_by=lambda each: each["name"]
+        ),
         "epochs": st.integers(1, 100),
         "seed": st.integers(0, 2**63 - 1),
         "suspend": st.booleans(),

@@ -79,11 +79,15 @@ class Metadata(Model):
 class EnvVar(Model):
     """One variable of the trainers' environment."""
 
-    name: str = Field(min_length=1, description="Name of the variable.")
-    value: str | None = Field(default=None, description="Its value, always text.")
+    name: str = Field(min_length=1, description="Name of the variable, such as OMP_NUM_THREADS.")
+    value: str | None = Field(
+        default=None,
+        description='Its value, always text: numbers and true need quotes, as in "1". Not together with valueFrom.',
+    )
     value_from: dict[str, Any] | None = Field(
         default=None,
-        description="EnvVarSource on a cluster; on one machine the variable of that name of who runs the job.",
+        description="An EnvVarSource, as in pods: {secretKeyRef: {name: bucket, key: password}}. On one machine it is the "
+        "variable of that name of who runs the job. Not together with value.",
     )
 
     @field_validator("name")
@@ -104,30 +108,64 @@ class Resources(Model):
     """What one process asks for and may use."""
 
     requests: dict[str, Quantity] = Field(
-        default_factory=dict, description="What is set aside, such as cpu and memory."
+        default_factory=dict,
+        description='What is set aside for each process, and what the scheduler and the autoscaler count with: {cpu: "2", '
+        "memory: 4Gi}. Quantities are text or whole numbers.",
     )
-    limits: dict[str, Quantity] = Field(default_factory=dict, description="What must not be exceeded.")
+    limits: dict[str, Quantity] = Field(
+        default_factory=dict,
+        description="What a process must not exceed: {memory: 4Gi}. One that takes more memory is killed and replaced; "
+        "extended resources such as nvidia.com/gpu are set here.",
+    )
 
 
 class Master(Model):
     """The job's master."""
 
-    resources: Resources | None = Field(default=None, description="Resources of the master.")
-    template: Template | None = Field(default=None, description="PodTemplateSpec; its container is named master.")
+    resources: Resources | None = Field(
+        default=None,
+        description="Resources of the master. It computes nothing: {requests: {cpu: 100m, memory: 128Mi}} is enough for "
+        "most jobs.",
+    )
+    template: Template | None = Field(
+        default=None,
+        description="PodTemplateSpec of the master's pod, for what the short form cannot say: node selectors, "
+        "tolerations, pull secrets, volumes. Its container named master is merged with the short form; the "
+        "same thing set in both is refused.",
+    )
 
 
 class Trainer(Model):
     """The trainers: how many, and how large."""
 
-    min_replicas: Replicas = Field(default=1, description="Fewest trainers the job can use.")
+    min_replicas: Replicas = Field(
+        default=1,
+        description="Fewest trainers the job can use; it starts when there is room for these, and their pods are the last "
+        "to give way. May change at any time.",
+    )
     max_replicas: Replicas | None = Field(
-        default=None, description="Most trainers the job can use; minReplicas if unset."
+        default=None,
+        description="Most trainers the job can use, where idle capacity allows; minReplicas if unset, which makes the "
+        "job's size fixed. May change at any time.",
     )
     replicas: Annotated[int, Field(ge=0, le=10_000, strict=True)] | None = Field(
-        default=None, description="Pins the number of trainers (kubectl scale sets it); unset: between the bounds."
+        default=None,
+        description="Pins the number of trainers, between minReplicas and maxReplicas; `kubectl scale tj/NAME "
+        "--replicas=5` and a HorizontalPodAutoscaler set it. Unset, the number moves between the bounds. To un-pin: "
+        """`kubectl patch tj/NAME --type=merge -p '{"spec":{"trainer":{"replicas":null}}}'`. 0 is refused; to pause """
+        "a job set spec.suspend.",
     )
-    resources: Resources | None = Field(default=None, description="Resources of one trainer.")
-    template: Template | None = Field(default=None, description="PodTemplateSpec; its container is named trainer.")
+    resources: Resources | None = Field(
+        default=None,
+        description='Resources of one trainer: {requests: {cpu: "1", memory: 1Gi}, limits: {nvidia.com/gpu: 1}}. Threads '
+        "of PyTorch follow the cpu request. A change replaces trainers one by one.",
+    )
+    template: Template | None = Field(
+        default=None,
+        description="PodTemplateSpec of the trainers' pods, for what the short form cannot say: volumes, node selectors, "
+        "tolerations, pull secrets, sidecars. Its container named trainer is merged with the short form; the "
+        "same thing set in both is refused. A change replaces trainers one by one, and no sample is lost.",
+    )
 
     @property
     def most(self) -> int:
@@ -155,19 +193,41 @@ class Trainer(Model):
 class ParameterServer(Model):
     """The parameter servers."""
 
-    replicas: Replicas = Field(default=1, description="How many parameter servers hold the parameters.")
-    resources: Resources | None = Field(default=None, description="Resources of one parameter server.")
-    volume_claim_spec: Template | None = Field(
-        default=None, description="PersistentVolumeClaimSpec of the volume for snapshots, one per server."
+    replicas: Replicas = Field(
+        default=1,
+        description="How many parameter servers share the parameters. Take so many that the model with its optimizer's "
+        "state fits into their memory. It cannot change once the job exists.",
     )
-    template: Template | None = Field(default=None, description="PodTemplateSpec; its container is named pserver.")
+    resources: Resources | None = Field(
+        default=None,
+        description="Resources of one parameter server: its memory holds its share of parameters and optimizer state, and "
+        "the cpu runs the optimizer.",
+    )
+    volume_claim_spec: Template | None = Field(
+        default=None,
+        description="PersistentVolumeClaimSpec of the volume for snapshots, one per server: {accessModes: "
+        "[ReadWriteOnce], resources: {requests: {storage: 10Gi}}}. Unset, snapshots lie on the node and are "
+        "lost with the pod. Neither setting nor removing it is possible once the job exists.",
+    )
+    template: Template | None = Field(
+        default=None,
+        description="PodTemplateSpec of the parameter servers' pods, for what the short form cannot say. Its container "
+        "named pserver is merged with the short form; the same thing set in both is refused.",
+    )
 
 
 class Checkpoint(Model):
     """When the parameter servers write snapshots."""
 
-    interval: Duration = Field(default=Duration("30s"), description="Time between two snapshots of a server.")
-    keep: Count = Field(default=2, description="How many snapshots of each slot are kept.")
+    interval: Duration = Field(
+        default=Duration("30s"),
+        description="Time between two snapshots of a server, such as 30s, 1m30s or 500ms. What was trained after the last "
+        "snapshot of a server that is lost is trained again; no sample counts twice.",
+    )
+    keep: Count = Field(
+        default=2,
+        description="How many snapshots of each part of the parameters are kept; two let a job survive a damaged one.",
+    )
 
     @field_validator("interval")
     @classmethod
@@ -180,44 +240,122 @@ class Checkpoint(Model):
 class Output(Model):
     """Where the trained model goes."""
 
-    path: str = Field(min_length=1, description="File that job.save writes; relative to the working directory.")
-    volume_claim_name: str | None = Field(default=None, description="Claim that is mounted for it on a cluster.")
+    path: str = Field(
+        min_length=1,
+        description="File that job.save writes, such as model.safetensors; relative to the working directory, or to the "
+        "volume of volumeClaimName. It cannot change once the job exists.",
+    )
+    volume_claim_name: str | None = Field(
+        default=None,
+        description="PersistentVolumeClaim in the job's namespace that the model is written to. Ignored on one machine.",
+    )
 
 
 class RunPolicy(Model):
     """When a job gives up, and what stays of it."""
 
-    active_deadline_seconds: Count | None = Field(default=None, description="Seconds after which the job fails.")
+    active_deadline_seconds: Count | None = Field(
+        default=None,
+        description="Seconds of running after which the job fails with reason DeadlineExceeded; the clock stops while the "
+        "job is suspended. Unset: no limit.",
+    )
     ttl_seconds_after_finished: Natural | None = Field(
-        default=None, description="Seconds after its end at which the job is removed; unset: never."
+        default=None,
+        description="Seconds after its end at which the job is removed with all that belongs to it; 0 removes it at once. "
+        "Unset: never.",
     )
     backoff_limit: Natural = Field(
-        default=6, description="How often in a row the script may end by an error of its own without progress."
+        default=6,
+        description="How often in a row the script may end by an error of its own before the job fails. Killed pods, lost "
+        "nodes and memory kills do not count, and each committed step sets the count back to 0.",
     )
 
 
 class Spec(Model):
     """What is trained, by how many, and for how long."""
 
-    image: str | None = Field(default=None, description="Image of every role; ignored on one machine.")
-    command: list[str] = Field(min_length=1, description="The training command, such as [python, train.py].")
-    args: list[str] = Field(default_factory=list, description="Arguments behind the command.")
-    env: list[EnvVar] = Field(default_factory=list, description="Environment of the trainers.")
-    env_from: list[dict[str, Any]] = Field(default_factory=list, description="Environment sources (EnvFromSource).")
-    strategy: Literal["ParameterServer"] = Field(default="ParameterServer", description="How gradients are combined.")
-    epochs: Count | None = Field(default=None, description="How often every sample counts; unset: as the script says.")
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] | None = Field(
-        default=None, description="Seed of the samples' order and of the initial model; unset: as the script says."
+    image: str | None = Field(
+        default=None,
+        description="Image of every role, such as example.org/flights:1; it holds the script, its libraries and Shoal. "
+        "Ignored on one machine, where the command runs as a process. A change replaces pods one by one.",
     )
-    trainer: Trainer = Field(default_factory=Trainer, description="The trainers.")
-    parameter_server: ParameterServer | None = Field(default=None, description="The parameter servers.")
-    master: Master = Field(default_factory=Master, description="The master.")
-    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Snapshots of the parameters.")
-    output: Output | None = Field(default=None, description="Where the trained model goes.")
-    priority: str | None = Field(default=None, description="Name of a priority of the AutoscalerConfig.")
-    suspend: Annotated[bool, Field(strict=True)] = Field(default=False, description="Whether the job is paused.")
-    shared_memory: Quantity | None = Field(default=None, description="Size of /dev/shm in every pod.")
-    run_policy: RunPolicy = Field(default_factory=RunPolicy, description="When the job gives up.")
+    command: list[str] = Field(
+        min_length=1,
+        description="The training command as a list of words: [python, train.py]. No shell reads it; for one write [sh, "
+        '-c, "..."].',
+    )
+    args: list[str] = Field(
+        default_factory=list, description='Arguments behind the command: [--batch-size, "64"]. Numbers need quotes.'
+    )
+    env: list[EnvVar] = Field(
+        default_factory=list, description="Environment of the trainers: [{name: DATA, value: /data}]. Each name once."
+    )
+    env_from: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Sources of environment variables (EnvFromSource), as in pods: [{secretRef: {name: bucket}}].",
+    )
+    strategy: Literal["ParameterServer"] = Field(
+        default="ParameterServer",
+        description="How gradients become one model. ParameterServer: servers hold the parameters and apply each "
+        "trainer's gradients as they come; needs the section parameterServer. It cannot change once the job "
+        "exists.",
+    )
+    epochs: Count | None = Field(
+        default=None,
+        description="How often every sample counts, each exactly once per epoch; wins over what the script says. Unset: "
+        "as the script says.",
+    )
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] | None = Field(
+        default=None,
+        description="Seed of the samples' order and of the initial model; wins over what the script says. Unset: as the "
+        "script says. It cannot change once the job exists.",
+    )
+    trainer: Trainer = Field(
+        default_factory=Trainer,
+        description="The processes that run the training script: how many, between which bounds, and how large. "
+        "{minReplicas: 2, maxReplicas: 8} makes the job elastic: trainers join and leave while it runs, and "
+        "those that stay are never restarted.",
+    )
+    parameter_server: ParameterServer | None = Field(
+        default=None,
+        description="The processes that hold the parameters and apply the optimizer, as strategy ParameterServer needs "
+        "them. {} is one server; {replicas: 2} shares the parameters over two.",
+    )
+    master: Master = Field(
+        default_factory=Master,
+        description="The one process that hands out the samples, knows who belongs to the job, and keeps the account. It "
+        "may die at any time; the others go on meanwhile.",
+    )
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint,
+        description="When the parameter servers write snapshots, from which a lost server or a suspended job goes on. "
+        "{interval: 1m, keep: 2}",
+    )
+    output: Output | None = Field(
+        default=None,
+        description="Where the trained model goes, when the script saves one with job.save: {path: model.safetensors, "
+        "volumeClaimName: models}. The job is complete only after it has been written.",
+    )
+    priority: str | None = Field(
+        default=None,
+        description="Name of a priority of the AutoscalerConfig, such as batch: who gets room first when jobs compete, "
+        "and who gives way.",
+    )
+    suspend: Annotated[bool, Field(strict=True)] = Field(
+        default=False,
+        description="true pauses the job: a snapshot is written, and every pod leaves. false goes on from there, with no "
+        "sample lost or counted twice.",
+    )
+    shared_memory: Quantity | None = Field(
+        default=None,
+        description="Size of /dev/shm in every pod, such as 2Gi: a memory volume, which counts as the pod's memory. Raise "
+        "it when DataLoader workers end with a bus error.",
+    )
+    run_policy: RunPolicy = Field(
+        default_factory=RunPolicy,
+        description="When the job gives up, and what stays of it: {activeDeadlineSeconds: 86400, ttlSecondsAfterFinished: "
+        "3600, backoffLimit: 6}.",
+    )
 
     @field_validator("command")
     @classmethod
@@ -232,6 +370,11 @@ class Spec(Model):
         if self.parameter_server is None:
             fix = "add `parameterServer: {replicas: 1}`"
             broken.append(Problem("parameterServer", f"strategy ParameterServer needs this section; {fix}"))
+        seen: set[str] = set()
+        for number, variable in enumerate(self.env):
+            if variable.name in seen:
+                broken.append(Problem(f"env[{number}].name", f"{variable.name!r} is set twice; keep one"))
+            seen.add(variable.name)
         for role, part in (
             ("trainer", self.trainer),
             ("parameterServer", self.parameter_server),
@@ -296,7 +439,7 @@ class TrainingJob(Model):
     api_version: Literal["shoal.dev/v1alpha1"] = Field(default="shoal.dev/v1alpha1", description="Version of the API.")
     kind: Literal["TrainingJob"] = Field(default="TrainingJob", description="Always TrainingJob.")
     metadata: Metadata = Field(description="Name and labels.")
-    spec: Spec = Field(description="What is trained.")
+    spec: Spec = Field(description="What is trained, by how many, and for how long: what the user wants.")
 
     @property
     def servers(self) -> int:
