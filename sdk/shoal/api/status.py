@@ -1,0 +1,313 @@
+"""The status of a TrainingJob as typed models: what was observed, and for which generation of the spec.
+
+The operator writes it, clients read it; a reader takes fields that it does not know, so that it may be older than the
+operator. Nothing here is an age: a time stays true for as long as it is not written again, and `kubectl get` shows it
+as an age. Texts that only repeat numbers are computed, so that both can never differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, computed_field, field_validator
+from pydantic.alias_generators import to_camel
+
+__all__ = [
+    "REASONS",
+    "Account",
+    "Allocation",
+    "Condition",
+    "ConditionType",
+    "MasterStatus",
+    "Progress",
+    "Reason",
+    "ServersStatus",
+    "State",
+    "Status",
+    "TrainersStatus",
+]
+
+
+class State(StrEnum):
+    """Where a job is in its life, in one word."""
+
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    """What can be said about a job."""
+
+    ACCEPTED = "Accepted"
+    SCHEDULED = "Scheduled"
+    RUNNING = "Running"
+    PROGRESSING = "Progressing"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class Reason(StrEnum):
+    """Why a condition is as it is; `REASONS` says what each means."""
+
+    VALID = "Valid"
+    INVALID_SPEC = "InvalidSpec"
+    INVALID_TEMPLATE = "InvalidTemplate"
+    CANNOT_CHANGE = "CannotChange"
+    NAME_TAKEN = "NameTaken"
+    PREDECESSOR_LEAVING = "PredecessorLeaving"
+    UNKNOWN_PRIORITY = "UnknownPriority"
+
+    PODS_PLACED = "PodsPlaced"
+    QUEUED = "Queued"
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    PODS_REFUSED = "PodsRefused"
+
+    TRAINERS_READY = "TrainersReady"
+    PODS_STARTING = "PodsStarting"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CANNOT_START = "ContainerCannotStart"
+    CRASH_LOOP = "CrashLoop"
+    OUT_OF_MEMORY = "OutOfMemory"
+    NODE_LOST = "NodeLost"
+    MASTER_AWAY = "MasterAway"
+    SERVERS_AWAY = "ServersAway"
+    NO_TRAINERS = "NoTrainers"
+
+    SAMPLES_COMMITTED = "SamplesCommitted"
+    SAVING = "Saving"
+    STALLED = "Stalled"
+    NO_NEWS = "NoNews"
+    ETCD_UNREACHABLE = "EtcdUnreachable"
+
+    SUSPEND_REQUESTED = "SuspendRequested"
+    PODS_LEAVING = "PodsLeaving"
+    RESUMED = "Resumed"
+
+    ALL_SAMPLES_COMMITTED = "AllSamplesCommitted"
+
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    TASK_FAILED = "TaskFailed"
+    SNAPSHOTS_LOST = "SnapshotsLost"
+    SCRIPT_FAILED = "ScriptFailed"
+
+
+REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
+    ConditionType.ACCEPTED: {
+        Reason.VALID: "The operator takes the spec as it is.",
+        Reason.INVALID_SPEC: "Fields contradict each other in a way that the schema cannot see; the message names them.",
+        Reason.INVALID_TEMPLATE: "The API server refuses a pod made from a template; the message has its own words.",
+        Reason.CANNOT_CHANGE: "A field was changed that cannot change once the job exists; what was there stays in force.",
+        Reason.NAME_TAKEN: "An object with a name that the job needs exists, and belongs to somebody else.",
+        Reason.PREDECESSOR_LEAVING: "Objects of a deleted job of the same name are not gone yet.",
+        Reason.UNKNOWN_PRIORITY: "The AutoscalerConfig has no priority of this name.",
+    },
+    ConditionType.SCHEDULED: {
+        Reason.PODS_PLACED: "Master, servers and the fewest trainers have nodes.",
+        Reason.QUEUED: "The job waits for room for its fewest trainers.",
+        Reason.UNSCHEDULABLE: "The scheduler finds no node for a pod; the message has its own words.",
+        Reason.QUOTA_EXCEEDED: "A ResourceQuota of the namespace leaves no room for a pod.",
+        Reason.PODS_REFUSED: "The API server or an admission policy refuses a pod; the message has its own words.",
+    },
+    ConditionType.RUNNING: {
+        Reason.TRAINERS_READY: "At least the fewest trainers are ready.",
+        Reason.PODS_STARTING: "Pods have nodes and are starting.",
+        Reason.IMAGE_PULL_FAILED: "A node cannot pull an image.",
+        Reason.CONTAINER_CANNOT_START: "A container cannot be made, such as for a missing volume, Secret or command.",
+        Reason.CRASH_LOOP: "A container ends again and again; the message has its exit code.",
+        Reason.OUT_OF_MEMORY: "A container was killed at its memory limit.",
+        Reason.NODE_LOST: "The node of a pod is gone, and the pod is being replaced.",
+        Reason.MASTER_AWAY: "The master is not ready; trainers go on with what they hold.",
+        Reason.SERVERS_AWAY: "A parameter server is not ready.",
+        Reason.NO_TRAINERS: "Fewer trainers are ready than the job needs.",
+    },
+    ConditionType.PROGRESSING: {
+        Reason.SAMPLES_COMMITTED: "Samples become part of the model.",
+        Reason.SAVING: "All samples are committed; the model is being written.",
+        Reason.STALLED: "Nothing moves; the message says why, in the master's words.",
+        Reason.NO_NEWS: "The master has said nothing for a while.",
+        Reason.ETCD_UNREACHABLE: "The operator cannot reach etcd, so it does not know; running jobs go on.",
+    },
+    ConditionType.SUSPENDED: {
+        Reason.SUSPEND_REQUESTED: "spec.suspend is true, the snapshots are written and all pods are gone.",
+        Reason.PODS_LEAVING: "spec.suspend is true; snapshots are being written and pods leave.",
+        Reason.RESUMED: "spec.suspend is false.",
+    },
+    ConditionType.COMPLETE: {
+        Reason.ALL_SAMPLES_COMMITTED: "The last sample is committed, and the model is written to spec.output.",
+    },
+    ConditionType.FAILED: {
+        Reason.BACKOFF_LIMIT_EXCEEDED: "The script ended by an error of its own more often than runPolicy.backoffLimit.",
+        Reason.DEADLINE_EXCEEDED: "The job ran for longer than runPolicy.activeDeadlineSeconds.",
+        Reason.TASK_FAILED: "The script failed three times on the same samples; the message names them.",
+        Reason.SNAPSHOTS_LOST: "No snapshot is left from which the parameters can be restored.",
+        Reason.SCRIPT_FAILED: "The job cannot go on as its script is; the message has the master's words.",
+    },
+}
+"""All reasons by the condition that has them, and what each means."""
+
+
+def _in_seconds(value: datetime) -> datetime:
+    return value.astimezone(UTC).replace(microsecond=0)
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_seconds)]
+"""A moment as Kubernetes writes it: whole seconds, UTC."""
+
+
+class _Part(BaseModel):
+    """What all parts of a status have in common: camelCase outside, unknown fields left out, never changed."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="ignore", frozen=True
+    )
+
+
+class Condition(_Part):
+    """One thing that is true or not."""
+
+    type: str = Field(description=f"What is said: {', '.join(ConditionType)}.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
+    reason: str = Field(description="Why, in one word from a fixed list, such as QuotaExceeded.")
+    message: str = Field(default="", description="Why, for people: which pod, which field, and what to do.")
+    last_transition_time: Time = Field(description="When the status of this condition changed last.")
+    observed_generation: int | None = Field(
+        default=None, description="Generation of the spec that this was observed for."
+    )
+
+
+class TrainersStatus(_Part):
+    """The trainers as they are."""
+
+    wanted: int = Field(default=0, description="How many there should be now, by pin, autoscaler or minimum.")
+    ready: int = Field(default=0, description="How many are at work.")
+    min: int = Field(default=0, description="spec.trainer.minReplicas, as observed.")
+    max: int = Field(default=0, description="spec.trainer.maxReplicas, as observed; the minimum where it is unset.")
+
+    @computed_field(description="Ready and wanted, such as 3/4.")  # type: ignore[prop-decorator]
+    @property
+    def text(self) -> str:
+        """Ready and wanted."""
+        return f"{self.ready}/{self.wanted}"
+
+    @computed_field(description="The bounds, such as 2-8.")  # type: ignore[prop-decorator]
+    @property
+    def range(self) -> str:
+        """The bounds."""
+        return f"{self.min}-{self.max}" if self.min != self.max else str(self.min)
+
+
+class ServersStatus(_Part):
+    """The parameter servers as they are."""
+
+    wanted: int = Field(default=0, description="How many there should be.")
+    ready: int = Field(default=0, description="How many are ready.")
+
+    @computed_field(description="Ready and wanted, such as 2/2.")  # type: ignore[prop-decorator]
+    @property
+    def text(self) -> str:
+        """Ready and wanted."""
+        return f"{self.ready}/{self.wanted}"
+
+
+class MasterStatus(_Part):
+    """The master as it is."""
+
+    ready: bool = Field(default=False, description="Whether it answers.")
+
+
+class Progress(_Part):
+    """How far the training is, as the master says."""
+
+    epoch: int | None = Field(default=None, description="Number of the open epoch, from 1.")
+    epochs: int | None = Field(default=None, description="How many epochs there are in all.")
+    samples: int = Field(default=0, description="Samples that are part of the model, over all epochs.")
+    expected: int | None = Field(default=None, description="Samples of all epochs together.")
+    rate: float | None = Field(default=None, description="Samples per second, in three digits; recent.")
+    estimated_end: Time | None = Field(default=None, description="When the last sample will be committed at this rate.")
+    last_step_time: Time | None = Field(default=None, description="When samples were committed last.")
+    message: str | None = Field(default=None, description="Why nothing moves, when nothing moves.")
+
+    @field_validator("rate")
+    @classmethod
+    def _in_three_digits(cls, value: float | None) -> float | None:
+        """So that noise is no news."""
+        if not value or not math.isfinite(value):
+            return None if value is None or not math.isfinite(value) else 0.0
+        return round(value, 2 - math.floor(math.log10(abs(value))))
+
+    @computed_field(description="Share of the samples that are done, such as 41%.")  # type: ignore[prop-decorator]
+    @property
+    def percent(self) -> str | None:
+        """100% only when all are done."""
+        return f"{100 * self.samples // self.expected}%" if self.expected else None
+
+
+class Allocation(_Part):
+    """What the job was given, and why not more."""
+
+    wanted: int = Field(default=0, description="Trainers that the autoscaler gives the job.")
+    ready: int = Field(default=0, description="Trainers of these that are ready.")
+    why: str | None = Field(default=None, description="Why it is not more: at max, pinned, no room for cpu 4.")
+
+
+class Account(_Part):
+    """The final account of every sample, over all epochs."""
+
+    epochs: int = Field(default=0, description="Epochs that were trained.")
+    expected: int = Field(default=0, description="Samples that were to count.")
+    counted: int = Field(default=0, description="Samples that counted.")
+    lost: int = Field(default=0, description="Samples that did not; 0 for a job that is complete.")
+    twice: int = Field(default=0, description="Samples that counted more than once; always 0.")
+    skipped: int = Field(default=0, description="Samples of batches for which the script made no step.")
+    replayed: int = Field(default=0, description="Batches that were computed again after a loss.")
+    joins: int = Field(default=0, description="Trainers that joined.")
+    leaves: int = Field(default=0, description="Trainers that left in order.")
+    deaths: int = Field(default=0, description="Trainers that died.")
+    seconds: float = Field(default=0.0, description="Seconds from the first task to the end.")
+
+
+class Status(_Part):
+    """What was observed of a job."""
+
+    observed_generation: int | None = Field(default=None, description="Generation of the spec that this is about.")
+    state: State | None = Field(default=None, description="Where the job is in its life, in one word.")
+    reason: str | None = Field(default=None, description="Reason of the condition that decides the state.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="What is true of the job and what is not, each with its reason; for `kubectl wait "
+        "--for=condition=Complete`. Reasons come from a fixed list.",
+    )
+    trainers: TrainersStatus | None = Field(default=None, description="Trainers: wanted, ready and bounds.")
+    servers: ServersStatus | None = Field(default=None, description="Parameter servers: wanted and ready.")
+    master: MasterStatus | None = Field(default=None, description="The master.")
+    progress: Progress | None = Field(default=None, description="How far the training is, and how fast.")
+    allocation: Allocation | None = Field(default=None, description="What the autoscaler gives, and why not more.")
+    account: Account | None = Field(default=None, description="The account of every sample, at the job's end.")
+    start_time: Time | None = Field(default=None, description="When the first trainer was ready.")
+    completion_time: Time | None = Field(default=None, description="When the job was complete.")
+    last_scale_time: Time | None = Field(default=None, description="When the number of wanted trainers changed last.")
+    failures: int | None = Field(
+        default=None, description="Errors of the script's own in a row, for runPolicy.backoffLimit."
+    )
+    selector: str | None = Field(default=None, description="Label selector of the trainers' pods, for autoscalers.")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any] | None) -> Status:
+        """From what stands in an object; nothing is an empty status."""
+        return cls.model_validate(mapping or {}, by_alias=True, by_name=False)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As it stands in an object: camelCase, without what is not known."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
