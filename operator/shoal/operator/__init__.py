@@ -1,0 +1,1 @@
+"""Reconciles TrainingJobs: what is on the cluster follows what each job wants, level by level."""

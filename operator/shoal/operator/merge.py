@@ -1,0 +1,47 @@
+"""Puts a user's pod template and ours together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+__all__ = ["merged"]
+
+_KEYS: Final = {
+    "containers": "name",
+    "initContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "imagePullSecrets": "name",
+    "volumeMounts": "mountPath",
+    "ports": "containerPort",
+}
+"""Lists whose items are known by one of their fields, as in Kubernetes' own strategic merge."""
+
+
+def merged(base: Any, over: Any, *, field: str = "") -> Any:
+    """``over`` laid upon ``base``: mappings field by field, lists of known items item by item, all else replaced.
+
+    An item that only one of them has is kept; those of ``base`` come first.
+    """
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        keys = [*base, *(key for key in over if key not in base)]
+        return {
+            key: merged(base[key], over[key], field=key)
+            if key in base and key in over
+            else base.get(key, over.get(key))
+            for key in keys
+        }
+    if field in _KEYS and isinstance(base, list) and isinstance(over, list):
+        return _merged_items(base, over, _KEYS[field])
+    return over
+
+
+def _merged_items(base: Sequence[Any], over: Sequence[Any], key: str) -> list[Any]:
+    def known(item: Any) -> Any:
+        return item.get(key) if isinstance(item, Mapping) else None
+
+    later = {known(item): item for item in over if known(item) is not None}
+    kept = [merged(item, later[known(item)]) if known(item) in later else item for item in base]
+    there = {known(item) for item in base}
+    return [*kept, *(item for item in over if known(item) is None or known(item) not in there)]

@@ -1,0 +1,136 @@
+"""Everything of a job on a cluster but its trainers: made from the manifest, applied as a whole each time. Pure."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from typing import Any
+
+from shoal.api import TrainingJob
+from shoal.operator.pods import (
+    MASTER_PORT,
+    OUTPUT_FOLDER,
+    SERVER_PORT,
+    SNAPSHOTS,
+    Identity,
+    labels,
+    master_pod,
+    names,
+    server_pod,
+)
+
+__all__ = ["budget", "manifest_for_pods", "master", "owner", "servers", "standing"]
+
+
+def owner(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+    """The reference by which everything goes with the job."""
+    return {
+        "apiVersion": job.api_version,
+        "kind": job.kind,
+        "name": job.metadata.name,
+        "uid": identity.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def standing(job: TrainingJob, identity: Identity) -> list[dict[str, Any]]:
+    """What stands for as long as the job: account, manifest for the master, Services."""
+    known = names(job)
+    return [
+        _object(
+            job, identity, "v1", "ServiceAccount", known["account"], "account", {"automountServiceAccountToken": False}
+        ),
+        _object(
+            job,
+            identity,
+            "v1",
+            "ConfigMap",
+            known["job"],
+            "master",
+            {"data": {"job.json": json.dumps(manifest_for_pods(job), sort_keys=True)}},
+        ),
+        _service(job, identity, "master", MASTER_PORT),
+        _service(job, identity, "pserver", SERVER_PORT),
+        budget(job, identity),
+    ]
+
+
+def manifest_for_pods(job: TrainingJob) -> dict[str, Any]:
+    """The manifest as the master gets it: a relative `output.path` lies on the claim, and nothing else of the cluster."""
+    mapping = job.to_mapping()
+    mapping["metadata"] = {"name": job.metadata.name, "namespace": job.metadata.namespace}
+    output = job.spec.output
+    if output is not None and output.volume_claim_name is not None:
+        mapping["spec"]["output"]["path"] = posixpath.join(OUTPUT_FOLDER, output.path)
+    return mapping
+
+
+def master(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str, Any]:
+    """The master's Deployment: never two at once, though two would do no harm."""
+    pod = master_pod(job, identity)
+    spec = {
+        "replicas": replicas,
+        "strategy": {"type": "Recreate"},
+        "selector": _selector(job, identity, "master"),
+        "template": pod,
+        "revisionHistoryLimit": 1,
+    }
+    return _object(job, identity, "apps/v1", "Deployment", names(job)["master"], "master", {"spec": spec})
+
+
+def servers(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str, Any]:
+    """The parameter servers' StatefulSet, with a claim for the snapshots of each."""
+    part = job.spec.parameter_server
+    assert part is not None
+    spec: dict[str, Any] = {
+        "replicas": replicas,
+        "serviceName": names(job)["pserver"],
+        "podManagementPolicy": "Parallel",
+        "selector": _selector(job, identity, "pserver"),
+        "template": server_pod(job, identity),
+        "revisionHistoryLimit": 1,
+        # Claims go with the job; a job that is only paused keeps them.
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
+    }
+    if part.volume_claim_spec is not None:
+        claim = {"accessModes": ["ReadWriteOnce"], **part.volume_claim_spec}
+        spec["volumeClaimTemplates"] = [{"metadata": {"name": SNAPSHOTS}, "spec": claim}]
+    return _object(job, identity, "apps/v1", "StatefulSet", names(job)["pserver"], "pserver", {"spec": spec})
+
+
+def budget(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+    """Who drains nodes or preempts leaves the job its minimum."""
+    spec = {
+        "minAvailable": job.spec.trainer.min_replicas,
+        "selector": _selector(job, identity, "trainer"),
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return _object(job, identity, "policy/v1", "PodDisruptionBudget", names(job)["trainer"], "trainer", {"spec": spec})
+
+
+def _service(job: TrainingJob, identity: Identity, role: str, port: int) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "selector": _selector(job, identity, role)["matchLabels"],
+        "ports": [{"port": port, "name": "shoal"}],
+    }
+    if role == "pserver":
+        spec |= {"clusterIP": "None", "publishNotReadyAddresses": True}
+    return _object(job, identity, "v1", "Service", names(job)[role], role, {"spec": spec})
+
+
+def _selector(job: TrainingJob, identity: Identity, role: str) -> dict[str, Any]:
+    wanted = labels(job, identity, role)
+    return {"matchLabels": {key: wanted[key] for key in ("shoal.dev/uid", "shoal.dev/role")}}
+
+
+def _object(
+    job: TrainingJob, identity: Identity, version: str, kind: str, name: str, role: str, rest: dict[str, Any]
+) -> dict[str, Any]:
+    metadata = {
+        "name": name,
+        "namespace": job.metadata.namespace,
+        "labels": labels(job, identity, role),
+        "ownerReferences": [owner(job, identity)],
+    }
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **rest}

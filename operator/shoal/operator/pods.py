@@ -1,0 +1,282 @@
+"""The pod of each role of a job: ours, with the user's template laid upon it. Pure.
+
+A pod passes PodSecurity `restricted` unless a user's template says otherwise; no pod has a token for the API server.
+What a job governs (names, the command's frame, tokens, addresses) cannot be changed by a template: it is laid on last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shoal.api import Resources, TrainingJob
+from shoal.operator.merge import merged
+
+__all__ = ["MASTER_PORT", "SERVER_PORT", "Identity", "master_pod", "names", "pod_hash", "server_pod", "trainer_pod"]
+
+MASTER_PORT: Final = 7700
+SERVER_PORT: Final = 7701
+GROUP: Final = "shoal.dev"
+_FOLDER: Final = "/shoal"
+OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
+"""Where the claim for the model is mounted; a relative `output.path` lies in it."""
+SNAPSHOTS: Final = "shoal-snapshots"
+"""The claim template of the servers' snapshots."""
+_GONE_SECONDS: Final = 5
+"""How long master and servers stay bound to a node that is not ready: it takes minutes by default."""
+_GRACE_SECONDS: Final = {"trainer": 60, "pserver": 120, "master": 10}
+"""A trainer finishes its batch, a server writes its snapshot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a job's pods must know beside its manifest.
+
+    Attributes:
+        uid: The job's.
+        etcd: Endpoint, for the master.
+        classes: The PriorityClasses of servers (and master), minimum and surplus trainers; empty: none.
+    """
+
+    uid: str
+    etcd: str
+    classes: tuple[str, str, str] | None = None
+
+
+def names(job: TrainingJob) -> dict[str, str]:
+    """The names of a job's objects."""
+    name = job.metadata.name
+    return {
+        "master": f"{name}-master",
+        "pserver": f"{name}-pserver",
+        "trainer": f"{name}-trainer",
+        "token": f"{name}-token",
+        "etcd": f"{name}-etcd",
+        "job": f"{name}-job",
+        "account": f"{name}-shoal",
+    }
+
+
+def labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
+    """The labels by which everything of a job is found; a user's labels of the same name give way."""
+    return {
+        **job.metadata.labels,
+        "app.kubernetes.io/part-of": "shoal",
+        "app.kubernetes.io/component": role,
+        f"{GROUP}/job": job.metadata.name,
+        f"{GROUP}/uid": identity.uid,
+        f"{GROUP}/role": role,
+    }
+
+
+def trainer_pod(job: TrainingJob, identity: Identity, index: int) -> dict[str, Any]:
+    """A trainer's Pod, by its index."""
+    spec = job.spec
+    command = [*spec.command, *spec.args]
+    seed = [_env("SHOAL_SEED", str(spec.seed))] if spec.seed is not None else []
+    container = _without_none(
+        {
+            "image": spec.image,
+            "command": ["shoal", "exec", "--", *command],
+            "env": [each.model_dump(by_alias=True, exclude_none=True) for each in spec.env],
+            "envFrom": list(spec.env_from) or None,
+        }
+    )
+    ours = {"env": [*seed, _env("SHOAL_INDEX", str(index))]}
+    made = _pod(
+        job, identity, "trainer", container, ours, template=spec.trainer.template, resources=spec.trainer.resources
+    )
+    if spec.output is not None and spec.output.volume_claim_name is not None:
+        claim = {"persistentVolumeClaim": {"claimName": spec.output.volume_claim_name}}
+        _mount(made, "output", claim, OUTPUT_FOLDER, written=True)
+    made["spec"]["restartPolicy"] = "OnFailure"
+    if identity.classes is not None:
+        made["spec"]["priorityClassName"] = identity.classes[1 if index < spec.trainer.min_replicas else 2]
+    made["metadata"] |= {"name": f"{names(job)['trainer']}-{index}", "namespace": job.metadata.namespace}
+    made["metadata"]["labels"][f"{GROUP}/index"] = str(index)
+    made["metadata"]["labels"][f"{GROUP}/template"] = pod_hash(made)
+    return {"apiVersion": "v1", "kind": "Pod", **made}
+
+
+def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+    """The pod template of the parameter servers' StatefulSet."""
+    part = job.spec.parameter_server
+    assert part is not None
+    # The index comes from the label that a StatefulSet gives its pods (Kubernetes 1.28).
+    index = {
+        "name": "SHOAL_INDEX",
+        "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['apps.kubernetes.io/pod-index']"}},
+    }
+    address = {"name": "SHOAL_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    listen = f"tcp://$(SHOAL_POD_IP):{SERVER_PORT}"
+    folder = f"{_FOLDER}/snapshots"
+    container = _without_none(
+        {
+            "image": job.spec.image,
+            "command": [
+                "shoal",
+                "exec",
+                "--",
+                "python",
+                "-m",
+                "shoal.pserver",
+                "--listen",
+                listen,
+                "--snapshots",
+                folder,
+            ],
+            "ports": [{"containerPort": SERVER_PORT, "name": "tensors"}],
+        }
+    )
+    made = _pod(
+        job, identity, "pserver", container, {"env": [index, address]}, template=part.template, resources=part.resources
+    )
+    made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
+    _mount(made, "snapshots", {"emptyDir": {}} if part.volume_claim_spec is None else None, folder, written=True)
+    if identity.classes is not None:
+        made["spec"]["priorityClassName"] = identity.classes[0]
+    return made
+
+
+def master_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+    """The pod template of the master's Deployment."""
+    manifest = f"{_FOLDER}/job/job.json"
+    container = _without_none(
+        {
+            "image": job.spec.image,
+            "command": [
+                *("shoal", "exec", "--", "python", "-m", "shoal.master", "--manifest", manifest),
+                *("--etcd", identity.etcd, "--listen", f"tcp://0.0.0.0:{MASTER_PORT}"),
+            ],
+            "ports": [{"containerPort": MASTER_PORT, "name": "master"}],
+            "readinessProbe": {"tcpSocket": {"port": MASTER_PORT}, "periodSeconds": 2},
+        }
+    )
+    part = job.spec.master
+    ours = {"env": [_env("SHOAL_INDEX", "0")]}
+    made = _pod(job, identity, "master", container, ours, template=part.template, resources=part.resources)
+    _mount(made, "job", {"configMap": {"name": names(job)["job"]}}, f"{_FOLDER}/job")
+    _mount(made, "etcd", {"secret": {"secretName": names(job)["etcd"], "defaultMode": 0o440}}, f"{_FOLDER}/etcd")
+    made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
+    if identity.classes is not None:
+        made["spec"]["priorityClassName"] = identity.classes[0]
+    return made
+
+
+def pod_hash(pod: dict[str, Any]) -> str:
+    """Tells one version of a trainer's pod from the next; its index, name and priority are left out."""
+    spec = {key: value for key, value in pod["spec"].items() if key != "priorityClassName"}
+    containers = [
+        {**each, "env": [variable for variable in each.get("env", []) if variable.get("name") != "SHOAL_INDEX"]}
+        for each in spec["containers"]
+    ]
+    text = json.dumps({**spec, "containers": containers}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _pod(
+    job: TrainingJob,
+    identity: Identity,
+    role: str,
+    container: dict[str, Any],
+    ours: dict[str, Any],
+    *,
+    template: dict[str, Any] | None,
+    resources: Resources | None,
+) -> dict[str, Any]:
+    """The frame of every role's pod, the user's template upon it, and what we govern upon that."""
+    frame = _frame(job, role, container, resources)
+    made = merged(frame, template or {})
+    governed = {
+        "metadata": {"labels": labels(job, identity, role)},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "serviceAccountName": made["spec"].get("serviceAccountName", names(job)["account"]),
+            "containers": [{"name": role, "env": [*_environment(job, identity, role), *ours["env"]]}],
+        },
+    }
+    made = merged(made, governed)
+    # The role's own container is the first: `kubectl logs` and `exec` take it without being told.
+    made["spec"]["containers"].sort(key=lambda each: each.get("name") != role)
+    _mount(made, "token", {"secret": {"secretName": names(job)["token"], "defaultMode": 0o440}}, f"{_FOLDER}/token")
+    return dict(made)
+
+
+def _frame(job: TrainingJob, role: str, container: dict[str, Any], resources: Resources | None) -> dict[str, Any]:
+    shared: dict[str, Any] = {"medium": "Memory"}
+    if job.spec.shared_memory is not None:
+        shared["sizeLimit"] = str(job.spec.shared_memory)
+    asked = resources.model_dump(by_alias=True, exclude_unset=True, mode="json") if resources is not None else None
+    return {
+        "metadata": {},
+        "spec": {
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": _GRACE_SECONDS[role],
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "volumes": [{"name": "shoal-shm", "emptyDir": shared}],
+            "containers": [
+                _without_none(
+                    {
+                        "name": role,
+                        **container,
+                        "resources": asked,
+                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                        "volumeMounts": [{"name": "shoal-shm", "mountPath": "/dev/shm"}],  # noqa: S108 - the pod's own
+                    }
+                )
+            ],
+        },
+    }  # fmt: skip
+
+
+def _environment(job: TrainingJob, identity: Identity, role: str) -> list[dict[str, Any]]:
+    part = {"trainer": job.spec.trainer, "pserver": job.spec.parameter_server, "master": job.spec.master}[role]
+    threads = []
+    if part is not None and part.resources is not None and "cpu" in part.resources.requests:
+        threads = [_env("OMP_NUM_THREADS", str(max(1, int(part.resources.requests["cpu"].amount))))]
+    return [
+        *threads,
+        _env("PYTHONUNBUFFERED", "1"),
+        _env("SHOAL_MASTER", f"tcp://{names(job)['master']}:{MASTER_PORT}"),
+        _env("SHOAL_TOKEN_FILE", f"{_FOLDER}/token/token"),
+        _env("SHOAL_UID", identity.uid),
+        _env("SHOAL_ROLE", role),
+    ]
+
+
+def _leaves_lost_nodes() -> list[dict[str, Any]]:
+    return [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": _GONE_SECONDS,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+
+
+def _mount(pod: dict[str, Any], name: str, source: dict[str, Any] | None, path: str, *, written: bool = False) -> None:
+    """Give the role's container a volume; the names of ours begin with `shoal-`, so that a user's never clash.
+
+    Args:
+        pod: Is changed.
+        name: Of the volume.
+        source: Where it comes from; None: a claim template of the same name.
+        path: In the container.
+        written: Whether the container may write to it.
+    """
+    if source is not None:
+        pod["spec"]["volumes"].append({"name": f"shoal-{name}", **source})
+    mount = {"name": f"shoal-{name}", "mountPath": path} | ({} if written else {"readOnly": True})
+    pod["spec"]["containers"][0].setdefault("volumeMounts", []).append(mount)
+
+
+def _env(name: str, value: str) -> dict[str, Any]:
+    return {"name": name, "value": value}
+
+
+def _without_none(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if value is not None}

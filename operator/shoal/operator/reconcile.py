@@ -1,0 +1,249 @@
+"""What is to be done for one job, from what it wants and what is seen. Pure, and without memory.
+
+``reconcile`` looks at the level of things and names the next actions; it is called again whenever something changed, and
+it does not matter how many of its actions were carried out in between. In the end it has nothing more to say.
+
+A job's end: the master's word that all samples are in the model. The trainers end by themselves then, one of them after it
+wrote the model, for which servers and master are still needed. Ended pods stay, with their logs, until the job goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from shoal.api import TrainingJob
+from shoal.operator import objects
+from shoal.operator.pods import Identity, names, pod_hash, trainer_pod
+from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide
+from shoal.store import Published, Wanted
+
+__all__ = [
+    "Action",
+    "Apply",
+    "CreatePod",
+    "DeletePod",
+    "Ended",
+    "MakeSecret",
+    "Observed",
+    "ServerPod",
+    "Tell",
+    "applied_hash",
+    "reconcile",
+    "template_of",
+]
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The master's last word on the job: Complete or Failed; what else its record holds is for the status."""
+
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPod:
+    """A parameter server's or the master's pod as it was last seen."""
+
+    name: str
+    uid: str
+    lost: bool = False
+    deleting: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What is on the cluster and in etcd, as far as it concerns one job.
+
+    Attributes:
+        applied: (kind, name) of each object of the job, and the hash of the manifest it was last made from.
+        secrets: Names of the job's Secrets.
+        trainers: Pods of trainers, in any state; at most one per index.
+        saved: Some trainer's script has come to its good end.
+        servers: Pods of parameter servers.
+        masters: Pods of the master.
+        wanted: What stands in etcd; None: nothing.
+        published: The master's last word on the progress.
+        ended: The job's end, if there is one.
+    """
+
+    applied: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    secrets: frozenset[str] = frozenset()
+    trainers: tuple[TrainerPod, ...] = ()
+    saved: bool = False
+    servers: tuple[ServerPod, ...] = ()
+    masters: tuple[ServerPod, ...] = ()
+    wanted: Wanted | None = None
+    published: Published | None = None
+    ended: Ended | None = None
+
+
+@dataclass(frozen=True)
+class MakeSecret:
+    """Make the Secret with new random contents, unless it is there."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply."""
+
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CreatePod:
+    """Create a trainer's pod; that it exists already is no error."""
+
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DeletePod:
+    """Delete the pod of this uid; that it is gone is no error."""
+
+    name: str
+    uid: str
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Write the record for the master."""
+
+    wanted: Wanted
+
+
+Action = MakeSecret | Apply | CreatePod | DeletePod | Tell
+
+
+def applied_hash(manifest: dict[str, Any]) -> str:
+    """Tells one version of an object from the next; kept in an annotation of it."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def reconcile(
+    job: TrainingJob, identity: Identity, seen: Observed, *, trainers: int, overdue: Collection[int] = ()
+) -> list[Action]:
+    """The next actions for a job that was accepted and is not being deleted.
+
+    Args:
+        job: As it is now.
+        identity: Of the job on this cluster.
+        seen: As far as it is known.
+        trainers: How many are wanted, within the job's bounds.
+        overdue: Indices of trainers that were told to leave too long ago.
+    """
+    return _Round(job, identity, seen).actions(trainers, overdue)
+
+
+class _Round:
+    """One look at one job."""
+
+    def __init__(self, job: TrainingJob, identity: Identity, seen: Observed) -> None:
+        self._job = job
+        self._identity = identity
+        self._seen = seen
+        self._names = names(job)
+
+    def actions(self, trainers: int, overdue: Collection[int]) -> list[Action]:
+        seen = self._seen
+        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in seen.servers if pod.lost]
+        failed = seen.ended is not None and seen.ended.state != "Complete"
+        if failed or self._job.spec.suspend:
+            return [*lost, *self._stopped(self._none(overdue), suspend=not failed)]
+        if seen.ended is not None:
+            return [*lost, *self._complete(overdue)]
+        decision = decide(trainers, seen.trainers, self._drain(), overdue=overdue)
+        return [*self._standing(), *lost, *self._running(), *self._carried_out(decision, suspend=False)]
+
+    # --- Stages of a job ---
+
+    def _complete(self, overdue: Collection[int]) -> Iterable[Action]:
+        """Everybody ends by himself; if nobody is left and no model was written, one more trainer does it."""
+        alive = [pod for pod in self._seen.trainers if not (pod.ended or pod.lost)]
+        if self._seen.saved and not alive:
+            return self._shrunk(servers=0, masters=0)
+        if alive:
+            return [*self._running(), *self._lost_trainers()]
+        decision = decide(1, self._seen.trainers, self._drain(), overdue=overdue)
+        return [*self._standing(), *self._running(), *self._carried_out(decision, suspend=False)]
+
+    def _stopped(self, decision: Decision, *, suspend: bool) -> Iterable[Action]:
+        """Trainers leave first, then the servers write their snapshots, then the master goes."""
+        yield from self._carried_out(decision, suspend=suspend)
+        if any(not pod.ended for pod in self._seen.trainers):
+            return
+        yield from self._shrunk(servers=0, masters=0 if not self._seen.servers else 1)
+
+    def _none(self, overdue: Collection[int]) -> Decision:
+        """No trainer is wanted; pods that ended stay with their logs when the job has failed."""
+        decision = decide(0, self._seen.trainers, self._drain(), overdue=overdue)
+        if self._seen.ended is None:
+            return decision
+        ended = {pod.uid for pod in self._seen.trainers if pod.ended}
+        kept = tuple(each for each in decision.actions if isinstance(each, Create) or each.uid not in ended)
+        return Decision(decision.drain, kept, decision.tell)
+
+    # --- Parts ---
+
+    def _standing(self) -> Iterable[Action]:
+        for name in (self._names["token"], self._names["etcd"]):
+            if name not in self._seen.secrets:
+                yield MakeSecret(name)
+        yield from self._changed(objects.standing(self._job, self._identity))
+
+    def _running(self) -> Iterable[Action]:
+        return self._scaled(servers=self._job.servers, masters=1)
+
+    def _scaled(self, *, servers: int, masters: int) -> Iterable[Apply]:
+        wanted = [
+            objects.servers(self._job, self._identity, replicas=servers),
+            objects.master(self._job, self._identity, replicas=masters),
+        ]
+        return self._changed(wanted)
+
+    def _shrunk(self, *, servers: int, masters: int) -> Iterable[Action]:
+        """The same for what is there already: a job that begins suspended makes nothing."""
+        for action in self._scaled(servers=servers, masters=masters):
+            if (action.manifest["kind"], action.manifest["metadata"]["name"]) in self._seen.applied:
+                yield action
+
+    def _changed(self, manifests: Iterable[dict[str, Any]]) -> Iterable[Apply]:
+        for manifest in manifests:
+            key = (manifest["kind"], manifest["metadata"]["name"])
+            if self._seen.applied.get(key) != applied_hash(manifest):
+                yield Apply(manifest)
+
+    def _lost_trainers(self) -> Iterable[Action]:
+        return [self._deletion(Delete(pod.index, pod.uid, force=True)) for pod in self._seen.trainers if pod.lost]
+
+    def _carried_out(self, decision: Decision, *, suspend: bool) -> Iterable[Action]:
+        wanted = Wanted(drain=list(decision.drain), suspend=suspend)
+        if wanted != (self._seen.wanted or Wanted()):
+            yield Tell(wanted)
+        told_to_leave = self._seen.wanted is not None and self._seen.wanted.suspend
+        for action in decision.actions:
+            if isinstance(action, Delete):
+                yield self._deletion(action)
+            elif not told_to_leave:  # who comes before the master knows better would be sent away
+                pod = trainer_pod(self._job, self._identity, action.index)
+                pod["metadata"]["ownerReferences"] = [objects.owner(self._job, self._identity)]
+                yield CreatePod(pod)
+
+    def _deletion(self, action: Delete) -> DeletePod:
+        return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)
+
+    def _drain(self) -> list[int]:
+        return self._seen.wanted.drain if self._seen.wanted is not None else []
+
+
+def template_of(job: TrainingJob, identity: Identity) -> str:
+    """The hash that a trainer's pod of the present template bears."""
+    return pod_hash(trainer_pod(job, identity, 0))

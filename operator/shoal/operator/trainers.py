@@ -1,0 +1,130 @@
+"""Which trainers a job should have, one by one. Pure: what is seen comes in, what is to be done goes out.
+
+A trainer that is not wanted any more is told first, through etcd and the master: it hands its task back and ends. Its pod
+is deleted when it has ended (or is not there any more as far as the master knows). Only then is its index free: the word
+that an index shall leave would send its successor away too.
+
+There is no memory: every call looks at the level of things, so an operator that was killed between any two actions goes on
+as if nothing had been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Create", "Decision", "Delete", "TrainerPod", "decide"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerPod:
+    """A trainer's pod as it was last seen.
+
+    Attributes:
+        index: Its index.
+        uid: Of the pod.
+        ended: Its process has ended for good: succeeded, failed or evicted.
+        deleting: It is being deleted.
+        lost: Its node is gone or has not answered for too long.
+        ready: Its process runs.
+        current: It was made from the present template.
+        works: The master has it as a member.
+    """
+
+    index: int
+    uid: str
+    ended: bool = False
+    deleting: bool = False
+    lost: bool = False
+    ready: bool = False
+    current: bool = True
+    works: bool = False
+
+
+@dataclass(frozen=True)
+class Create:
+    """Make the pod of this index."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete this very pod; ``force`` without waiting for a kubelet that may be gone."""
+
+    index: int
+    uid: str
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done now.
+
+    Attributes:
+        drain: Indices that the master shall send away: the whole list, as it should stand in etcd.
+        actions: What to do with pods.
+        tell: Whether ``drain`` differs from what stands in etcd.
+    """
+
+    drain: tuple[int, ...]
+    actions: tuple[Create | Delete, ...]
+    tell: bool
+
+
+def decide(
+    wanted: int, pods: Sequence[TrainerPod], drain: Collection[int], *, overdue: Collection[int] = ()
+) -> Decision:
+    """Bring a job's trainers in line with how many are wanted.
+
+    Args:
+        wanted: How many there shall be.
+        pods: All trainers' pods that exist, in any state; at most one per index.
+        drain: What stands in etcd now.
+        overdue: Of those that are to leave: who was told too long ago and is sent away by its kubelet now.
+    """
+    alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost)]
+    leaving = _leaving(wanted, alive, drain)
+    actions: list[Create | Delete] = []
+    for pod in sorted(pods, key=lambda pod: pod.index):
+        if pod.lost:
+            actions.append(Delete(pod.index, pod.uid, force=True))
+        elif pod.deleting:
+            continue
+        elif pod.ended or (pod.index in leaving and (not pod.works or pod.index in overdue)):
+            actions.append(Delete(pod.index, pod.uid))
+    actions += _created(wanted, alive, {pod.index for pod in pods} | set(drain))
+    told = tuple(sorted(leaving))
+    return Decision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
+
+
+def _created(wanted: int, alive: Sequence[TrainerPod], blocked: Collection[int]) -> list[Create]:
+    """New pods for the lowest indices that nobody alive has; one whose former pod is not gone yet is waited for.
+
+    So indices stay together: the first ones have the higher priority.
+    """
+    held = {pod.index for pod in alive}
+    lowest = (index for index in range(wanted + len(held)) if index not in held)
+    return [Create(index) for index, _ in zip(lowest, range(wanted - len(alive)), strict=False) if index not in blocked]
+
+
+def _leaving(wanted: int, alive: Sequence[TrainerPod], drain: Collection[int]) -> set[int]:
+    """Who has to leave: whoever was told so already, then those who are too many, then one of an older template."""
+    told = {pod.index for pod in alive if pod.index in drain}
+    # Who does not work yet loses nothing; then the highest index, whose class of priority is the lower one.
+    rest = sorted(
+        (pod for pod in alive if pod.index not in told), key=lambda pod: (not pod.works, not pod.ready, pod.index)
+    )
+    leaving = told | {pod.index for pod in rest[wanted:]}
+    return leaving | _rolled(wanted, rest[:wanted])
+
+
+def _rolled(wanted: int, staying: Sequence[TrainerPod]) -> set[int]:
+    """The next one of an older template: one at a time, and none that works before its forerunner's successor does."""
+    old = [pod for pod in staying if not pod.current]
+    if not old:
+        return set()
+    idle = [pod for pod in old if not pod.works]
+    if not idle and (len(staying) < wanted or not all(pod.works for pod in staying)):
+        return set()
+    return {max(idle or old, key=lambda pod: pod.index).index}

@@ -1,0 +1,56 @@
+"""The real API server takes everything that a job is made of, under PodSecurity `restricted`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shoal.operator import objects
+from shoal.operator.pods import trainer_pod
+from tests.operator.jobs import IDENTITY, everything, job
+
+pytestmark = pytest.mark.cluster
+
+
+def manifests(of):
+    yield from objects.standing(of, IDENTITY)
+    yield objects.master(of, IDENTITY, replicas=1)
+    yield objects.servers(of, IDENTITY, replicas=2)
+    yield trainer_pod(of, IDENTITY, 0)
+
+
+@pytest.fixture
+def restricted(control_plane, namespace):
+    for level in ("enforce", "warn"):
+        control_plane.kubectl("label", "namespace", namespace, f"pod-security.kubernetes.io/{level}=restricted")
+    for name, value in zip(IDENTITY.classes, (-1, -5, -10), strict=True):
+        made = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+                "value": value, "preemptionPolicy": "Never"}  # fmt: skip
+        control_plane.kubectl("apply", "-f", "-", input=json.dumps(made))
+    return namespace
+
+
+@pytest.mark.parametrize("make", [job, everything])
+def test_every_object_is_taken_as_it_is(control_plane, restricted, make):
+    listed = {"apiVersion": "v1", "kind": "List", "items": list(manifests(make(restricted)))}
+    told = control_plane.kubectl(
+        "apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-", input=json.dumps(listed)
+    )
+    assert told.count("serverside-applied") == len(listed["items"])
+    assert "violate" not in told
+
+
+def test_applied_twice_nothing_changes(control_plane, restricted):
+    of = job(restricted)
+    listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": [*objects.standing(of, IDENTITY)]})
+
+    def versions():
+        control_plane.kubectl("apply", "--server-side", "--field-manager=shoal", "-f", "-", input=listed)
+        found = control_plane.get("serviceaccounts,services,configmaps,poddisruptionbudgets", "-n", restricted)
+        return {
+            (each["kind"], each["metadata"]["name"]): each["metadata"]["resourceVersion"] for each in found["items"]
+            if each["kind"] != "PodDisruptionBudget"
+        }  # fmt: skip
+
+    assert versions() == versions()

@@ -1,0 +1,270 @@
+"""One job on a cluster, from any state to rest: pure, with views that are old and an operator that is killed."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass, field, replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from shoal.api import from_mapping
+from shoal.operator.pods import Identity
+from shoal.operator.reconcile import (
+    Apply,
+    CreatePod,
+    DeletePod,
+    Ended,
+    MakeSecret,
+    Observed,
+    ServerPod,
+    Tell,
+    applied_hash,
+    reconcile,
+    template_of,
+)
+from shoal.operator.trainers import TrainerPod
+from shoal.store import Wanted
+
+IDENTITY = Identity(uid="0123", etcd="etcd:2379", classes=("servers", "minimum", "surplus"))
+
+
+def job(*, low=1, high=3, suspend=False, image="train:1", servers=2):
+    spec = {
+        "image": image, "command": ["python", "train.py"], "suspend": suspend,
+        "trainer": {"minReplicas": low, "maxReplicas": high}, "parameterServer": {"replicas": servers},
+    }  # fmt: skip
+    return from_mapping(
+        {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}, "spec": spec}
+    )
+
+
+@dataclass
+class State:
+    """The cluster and etcd."""
+
+    applied: dict[tuple[str, str], str] = field(default_factory=dict)
+    replicas: dict[str, int] = field(default_factory=dict)
+    secrets: set[str] = field(default_factory=set)
+    trainers: dict[int, TrainerPod] = field(default_factory=dict)
+    templates: dict[str, str] = field(default_factory=dict)
+    servers: dict[str, ServerPod] = field(default_factory=dict)
+    masters: dict[str, ServerPod] = field(default_factory=dict)
+    wanted: Wanted | None = None
+    ended: Ended | None = None
+    saved: bool = False
+
+
+class Job(RuleBasedStateMachine):
+    """See the module."""
+
+    @initialize()
+    def begin(self):
+        self.uids = itertools.count()
+        self.job = job()
+        self.trainers = 1
+        self.now = State()
+        self.views = [copy.deepcopy(self.now)]
+        self.most = 3
+
+    def look(self):
+        self.views.append(copy.deepcopy(self.now))
+
+    def observed(self, state: State) -> Observed:
+        current = template_of(self.job, IDENTITY)
+        return Observed(
+            applied=state.applied,
+            secrets=frozenset(state.secrets),
+            trainers=tuple(replace(p, current=state.templates[p.uid] == current) for p in state.trainers.values()),
+            saved=state.saved,
+            servers=tuple(state.servers.values()),
+            masters=tuple(state.masters.values()),
+            wanted=state.wanted,
+            ended=state.ended,
+        )
+
+    # --- The operator ---
+
+    @rule(age=st.sampled_from([0, 0, 0, 1, 2]), until=st.sampled_from([1, 3, 8, 9, 10, 100, 100, 100]))
+    def act(self, age, until):
+        self.look()
+        self.carry_out(self.views[-1 - min(age, len(self.views) - 1)], until)
+        self.look()
+
+    def carry_out(self, view: State, until: int) -> int:
+        actions = reconcile(self.job, IDENTITY, self.observed(view), trainers=self.trainers)
+        if self.job.spec.suspend or (view.ended is not None and view.ended.state == "Failed"):
+            assert not any(isinstance(action, CreatePod) for action in actions)
+        for action in actions[:until]:
+            self.one(action)
+        return len(actions)
+
+    def one(self, action):
+        now = self.now
+        match action:
+            case MakeSecret(name):
+                now.secrets.add(name)
+            case Apply(manifest):
+                kind, name = manifest["kind"], manifest["metadata"]["name"]
+                now.applied[kind, name] = applied_hash(manifest)
+                if kind in {"Deployment", "StatefulSet"}:
+                    assert {"j-token", "j-etcd"} <= now.secrets, "pods would wait for their Secrets"
+                    now.replicas[kind] = manifest["spec"]["replicas"]
+            case CreatePod(manifest):
+                index = int(manifest["metadata"]["labels"]["shoal.dev/index"])
+                if index not in now.trainers:
+                    uid = f"u{next(self.uids)}"
+                    now.trainers[index] = TrainerPod(index=index, uid=uid)
+                    now.templates[uid] = manifest["metadata"]["labels"]["shoal.dev/template"]
+            case DeletePod(name, uid, force):
+                self.delete(name, uid, force=force)
+            case Tell(wanted):
+                now.wanted = wanted
+
+    def delete(self, name, uid, *, force):
+        now = self.now
+        if name in now.servers and now.servers[name].uid == uid:
+            assert force
+            assert now.servers[name].lost, "parameter servers belong to their StatefulSet"
+            del now.servers[name]
+        index = int(name.rpartition("-")[2])
+        found = now.trainers.get(index)
+        if name.startswith("j-trainer") and found is not None and found.uid == uid:
+            if force:
+                del now.trainers[index]
+            else:
+                now.trainers[index] = replace(found, deleting=True)
+
+    # --- What people want ---
+
+    @rule(low=st.integers(1, 2), more=st.integers(0, 2))
+    def bounds(self, low, more):
+        trainer = self.job.spec.trainer.model_copy(update={"min_replicas": low, "max_replicas": low + more})
+        self.job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update={"trainer": trainer})})
+        self.trainers = low
+        self.most = max(self.most, low + more)
+
+    @rule(data=st.data())
+    def the_autoscaler(self, data):
+        self.trainers = data.draw(st.integers(self.job.spec.trainer.min_replicas, self.job.spec.trainer.most))
+
+    @rule(suspend=st.booleans())
+    def suspend(self, suspend):
+        self.job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update={"suspend": suspend})})
+
+    @rule(image=st.sampled_from(["train:1", "train:2"]))
+    def image(self, image):
+        self.job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update={"image": image})})
+
+    # --- The cluster ---
+
+    @rule()
+    def controllers_and_kubelets(self):
+        now = self.now
+        for index, found in list(now.trainers.items()):
+            if found.lost:
+                continue
+            if found.deleting:
+                del now.trainers[index]
+            elif not found.ended:
+                now.trainers[index] = replace(found, ready=True)
+        self.scaled(now.servers, now.replicas.get("StatefulSet", 0), "j-pserver")
+        self.scaled(now.masters, now.replicas.get("Deployment", 0), "j-master")
+        self.look()
+
+    def scaled(self, pods, replicas, prefix):
+        for number in range(replicas):
+            pods.setdefault(f"{prefix}-{number}", ServerPod(name=f"{prefix}-{number}", uid=f"s{next(self.uids)}"))
+        for name in [name for name in pods if int(name.rpartition("-")[2]) >= replicas and not pods[name].lost]:
+            del pods[name]
+
+    @rule()
+    def the_master(self):
+        now = self.now
+        if not now.masters:
+            return
+        wanted = now.wanted or Wanted()
+        for index, found in list(now.trainers.items()):
+            if found.ended or found.lost or not found.ready:
+                continue
+            finished = now.ended is not None
+            if wanted.leaves(index) or found.deleting or finished:
+                now.saved = now.saved or (finished and now.ended.state == "Complete" and len(now.servers) > 0)
+                now.trainers[index] = replace(found, ended=True, works=False, ready=False)
+            else:
+                now.trainers[index] = replace(found, works=len(now.servers) > 0)
+        self.look()
+
+    @rule(times=st.integers(1, 3))
+    def all_goes_well(self, times):
+        for _ in range(times):
+            self.act(0, 100)
+            self.controllers_and_kubelets()
+            self.the_master()
+
+    @rule(state=st.sampled_from(["Complete", "Failed"]))
+    def the_job_ends(self, state):
+        if any(found.works for found in self.now.trainers.values()) and self.now.ended is None:
+            self.now.ended = Ended(state)
+        self.look()
+
+    @rule(index=st.integers(0, 4), what=st.sampled_from(["ends", "is deleted", "is lost", "its server is lost"]))
+    def a_bad_day(self, index, what):
+        now = self.now
+        found = now.trainers.get(index)
+        name = f"j-pserver-{index}"
+        if what == "its server is lost" and name in now.servers:
+            now.servers[name] = replace(now.servers[name], lost=True)
+        elif found is not None and not found.ended:
+            changed = {"ends": {"ended": True}, "is deleted": {"deleting": True}, "is lost": {"lost": True}}.get(
+                what, {}
+            )
+            now.trainers[index] = replace(found, works=False, ready=False, **changed)
+        self.look()
+
+    # --- What holds ---
+
+    @invariant()
+    def never_more_trainers_than_were_ever_wanted(self):
+        if hasattr(self, "now"):
+            assert len(self.now.trainers) <= self.most
+
+    @invariant()
+    def servers_stay_while_trainers_work(self):
+        if hasattr(self, "now") and any(found.works for found in self.now.trainers.values()):
+            assert self.now.replicas["StatefulSet"] == 2
+            assert self.now.replicas["Deployment"] == 1
+
+    def teardown(self):
+        """Left alone, it comes to rest, and has nothing more to say."""
+        if not hasattr(self, "now"):
+            return
+        for _ in range(150):
+            self.controllers_and_kubelets()
+            self.the_master()
+            left = self.carry_out(self.views[-1], 100)
+            self.look()
+            if not left:
+                self.controllers_and_kubelets()
+                self.the_master()
+                if not self.carry_out(self.views[-1], 100):
+                    break
+        else:
+            raise AssertionError(f"it never comes to rest: {self.now}")
+        now = self.now
+        alive = [found for found in now.trainers.values() if not found.ended]
+        if now.ended is not None or self.job.spec.suspend:
+            assert (alive, now.servers, now.masters) == ([], {}, {})
+            written = now.saved or self.job.spec.suspend
+            assert now.ended is None or now.ended.state == "Failed" or written, "the model was written"
+        else:
+            assert len(alive) == len(now.trainers) == self.trainers
+            assert all(found.works for found in alive)
+            assert {now.templates[found.uid] for found in alive} == {template_of(self.job, IDENTITY)}
+            assert (len(now.servers), len(now.masters), now.wanted or Wanted()) == (2, 1, Wanted())
+
+
+TestJob = Job.TestCase
+TestJob.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

@@ -1,0 +1,231 @@
+"""Trainers follow what is wanted, on a cluster where anything happens and the operator sees it late."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide
+
+
+def pod(index: int, **state) -> TrainerPod:
+    return TrainerPod(index=index, uid=f"u{index}", **({"ready": True, "works": True} | state))
+
+
+CASES = {
+    "none yet": (2, [], [], Decision((), (Create(0), Create(1)), tell=False)),
+    "as wanted": (2, [pod(0), pod(1)], [], Decision((), (), tell=False)),
+    "the highest leaves, told first": (1, [pod(0), pod(1)], [], Decision((1,), (), tell=True)),
+    "told already": (1, [pod(0), pod(1)], [1], Decision((1,), (), tell=False)),
+    "it has left": (1, [pod(0), pod(1, works=False)], [1], Decision((1,), (Delete(1, "u1"),), tell=False)),
+    "it has ended": (1, [pod(0), pod(1, ended=True)], [1], Decision((), (Delete(1, "u1"),), tell=True)),
+    "one that does not work yet goes first": (1, [pod(0, works=False), pod(1)], [], Decision((0,), (Delete(0, "u0"),), tell=True)),
+    "wanted again, but told": (2, [pod(0), pod(1)], [1], Decision((1,), (), tell=False)),
+    "its index is told still": (2, [pod(0)], [1], Decision((), (), tell=True)),
+    "its index is free": (2, [pod(0)], [], Decision((), (Create(1),), tell=False)),
+    "a hole is filled": (3, [pod(0), pod(2)], [], Decision((), (Create(1),), tell=False)),
+    "not above what is wanted": (2, [pod(1), pod(2)], [], Decision((), (), tell=False)),
+    "a former pod is waited for": (2, [pod(0), pod(1, deleting=True)], [], Decision((), (), tell=False)),
+    "of a lost node": (2, [pod(0), pod(1, lost=True)], [], Decision((), (Delete(1, "u1", force=True),), tell=False)),
+    "deleting on a lost node": (1, [pod(0, lost=True, deleting=True)], [], Decision((), (Delete(0, "u0", force=True),), tell=False)),
+    "an old template": (2, [pod(0, current=False), pod(1, current=False)], [], Decision((1,), (), tell=True)),
+    "the new one works": (2, [pod(0, current=False), pod(1)], [], Decision((0,), (), tell=True)),
+    "the new one does not work": (2, [pod(0, current=False), pod(1, works=False)], [], Decision((), (), tell=False)),
+    "an old one that does not work": (2, [pod(0), pod(1, current=False, works=False)], [], Decision((1,), (Delete(1, "u1"),), tell=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_look(case):
+    wanted, pods, drain, decision = CASES[case]
+    assert decide(wanted, pods, drain) == decision
+
+
+def test_who_does_not_leave_when_told_is_sent_away():
+    assert decide(1, [pod(0), pod(1)], [1], overdue={1}).actions == (Delete(1, "u1"),)
+    assert decide(2, [pod(0), pod(1)], [], overdue={1}).actions == ()
+
+
+@dataclass
+class State:
+    """What there is: pods by index, what stands in etcd, whom the master has."""
+
+    pods: dict[int, TrainerPod]
+    drain: tuple[int, ...] = ()
+
+
+class Cluster(RuleBasedStateMachine):
+    """The operator acts upon views that may be old, and may be killed behind any of its actions."""
+
+    @initialize(wanted=st.integers(1, 5))
+    def begin(self, wanted):
+        self.uids = itertools.count()
+        self.wanted = wanted
+        self.now = State({})
+        self.views = [State({})]
+        self.template = 0
+        self.templates: dict[str, int] = {}
+        self.most_wanted = wanted
+        self.first_seen = 0
+        """Views from before the last change of wishes say nothing about how many there may be."""
+
+    def seen(self) -> None:
+        self.views.append(State({i: self.fresh(p) for i, p in self.now.pods.items()}, self.now.drain))
+
+    def fresh(self, found: TrainerPod) -> TrainerPod:
+        return replace(found, current=self.templates[found.uid] == self.template)
+
+    # --- The operator ---
+
+    @rule(age=st.integers(0, 3), until=st.integers(0, 6))
+    def act(self, age, until):
+        """Look at some earlier state of things, decide, and carry out the first few actions."""
+        self.seen()
+        view = self.views[-1 - min(age, len(self.views) - 1)]
+        self.carry_out(view, until)
+        self.seen()
+
+    def carry_out(self, view: State, until: int) -> bool:
+        decision = decide(self.wanted, list(view.pods.values()), view.drain)
+        self.check(view, decision)
+        acted = False
+        if decision.tell and until > 0:
+            self.now.drain = decision.drain
+            acted = True
+        for action in decision.actions[: max(0, until - 1)]:
+            if isinstance(action, Create):
+                if action.index not in self.now.pods:  # else the API server says that it exists
+                    uid = f"u{next(self.uids)}"
+                    self.templates[uid] = self.template
+                    self.now.pods[action.index] = TrainerPod(index=action.index, uid=uid)
+                    acted = True
+            else:
+                acted = self.delete(action) or acted
+        return acted
+
+    def check(self, view: State, decision: Decision) -> None:
+        """What a decision must never do, judged by what it could see."""
+        alive = [found for found in view.pods.values() if not (found.ended or found.deleting or found.lost)]
+        told = {found.index for found in alive if found.index in view.drain}
+        assert told <= set(decision.drain), "who was told may be on the way out: another one must not go instead"
+        new = {found.index for found in alive if found.works and found.index in set(decision.drain) - set(view.drain)}
+        for action in decision.actions:
+            if isinstance(action, Create):
+                assert action.index not in view.drain, "it would be sent away as soon as it comes"
+            elif not action.force:
+                assert not view.pods[action.index].works, "who works is told first"
+        too_many = max(0, len(alive) - len(set(view.drain) & {found.index for found in alive}) - self.wanted)
+        if len(new) > too_many:
+            staying = [found for found in alive if found.index not in decision.drain]
+            assert len(new) == too_many + 1, "templates roll one at a time"
+            assert all(found.works for found in staying), "the next one rolls when the one before has a successor"
+            assert len(staying) == self.wanted - 1
+        else:
+            idle = [found for found in alive if not found.works and found.index not in decision.drain]
+            assert not new or not idle, "who does not work yet goes before who does"
+
+    def delete(self, action: Delete) -> bool:
+        there = self.now.pods.get(action.index)
+        if there is None or there.uid != action.uid:  # a precondition
+            return False
+        if action.force:
+            assert there.lost, "force is for what no kubelet answers for"
+            del self.now.pods[action.index]
+        else:
+            self.now.pods[action.index] = replace(there, deleting=True)
+        return True
+
+    @rule(wanted=st.integers(1, 5))
+    def want(self, wanted):
+        self.wanted = wanted
+        self.most_wanted = max(self.most_wanted, wanted)
+
+    @rule()
+    def change_the_template(self):
+        self.template += 1
+
+    # --- The cluster, the master and bad days ---
+
+    def change(self, index, **state):
+        if index in self.now.pods:
+            self.now.pods[index] = replace(self.now.pods[index], **state)
+
+    @rule(index=st.integers(0, 6))
+    def a_pod_starts_and_joins(self, index):
+        found = self.now.pods.get(index)
+        if found is not None and not (found.ended or found.lost):
+            self.change(index, ready=True)
+            if index in self.now.drain or found.deleting:
+                self.change(index, ended=True, ready=False, works=False)
+            else:
+                self.change(index, works=True)
+        self.seen()
+
+    @rule()
+    def the_master_sends_away(self):
+        for index in self.now.drain:
+            found = self.now.pods.get(index)
+            if found is not None and found.works:
+                self.change(index, works=False, ready=False, ended=True)
+        self.seen()
+
+    @rule(index=st.integers(0, 6))
+    def a_kubelet_finishes_a_deletion(self, index):
+        found = self.now.pods.get(index)
+        if found is not None and found.deleting and not found.lost:
+            del self.now.pods[index]
+        self.seen()
+
+    @rule()
+    def all_pods_start_and_join(self):
+        for index in list(self.now.pods):
+            self.a_pod_starts_and_joins(index)
+
+    @rule(index=st.integers(0, 6), what=st.sampled_from(["ends", "is deleted", "is on a lost node"]))
+    def a_bad_day(self, index, what):
+        if what == "ends":
+            self.change(index, ended=True, works=False, ready=False)
+        elif what == "is deleted":
+            self.change(index, deleting=True)
+        else:
+            self.change(index, lost=True, works=False)
+        self.seen()
+
+    # --- What holds ---
+
+    @invariant()
+    def there_are_never_more_than_were_ever_wanted(self):
+        if hasattr(self, "now"):
+            assert len(self.now.pods) <= self.most_wanted
+            assert all(index < self.most_wanted for index in self.now.pods)
+
+    def teardown(self):
+        """Left alone, it comes to rest, with all that are wanted at work on the present template."""
+        if not hasattr(self, "now"):
+            return
+        for _ in range(200):
+            for index in list(self.now.pods):
+                self.the_master_sends_away()
+                self.a_pod_starts_and_joins(index)
+                self.a_kubelet_finishes_a_deletion(index)
+            self.seen()
+            working = sum(found.works for found in self.now.pods.values())
+            if not self.carry_out(self.views[-1], 100):
+                break
+            after = sum(f.works and not f.deleting for f in self.now.pods.values())
+            assert after >= min(self.wanted, working) - 1, "no more than one at a time by the operator's own hand"
+        else:
+            raise AssertionError(f"it never comes to rest: {self.now}")
+        assert len(self.now.pods) == self.wanted
+        assert all(found.works for found in self.now.pods.values())
+        assert {self.templates[found.uid] for found in self.now.pods.values()} == {self.template}
+        assert self.now.drain == ()
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
