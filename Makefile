@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing Shoal, PyTorch and the examples' data into $(VENV) (a few minutes the first time)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,local,examples,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,local,operator,examples,dev]'
 	@touch $@
 
 demo: $(VENV)/.ready ## A real elastic training on this machine, with kills, and an account of every sample
