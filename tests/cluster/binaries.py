@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HOLLOW", "Missing", "build", "hollow", "path"]
+__all__ = ["HOLLOW", "NODE", "Missing", "build", "cni_plugins", "hollow", "node", "path"]
 
 HERE = Path(__file__).resolve().parent
 KUBERNETES = "v1.34.2"
 HOLLOW = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok")
+NODE = ("kubelet", "kube-proxy", "coredns")
+CNI_PLUGINS = ("/usr/lib/cni", "/opt/cni/bin")
 
 
 class Missing(Exception):
@@ -119,4 +121,36 @@ def hollow(say: Callable[[str], None] = _print) -> dict[str, str]:
     if shutil.which("openssl") is None:
         raise Missing("the control plane's certificates are made by openssl; apt-get install openssl")
     build(HOLLOW, say)
+    return {}
+
+
+def cni_plugins() -> str:
+    """The folder of the CNI plugins."""
+    found = next((folder for folder in CNI_PLUGINS if (Path(folder) / "bridge").exists()), None)
+    if found is None:
+        raise Missing("the CNI plugins are not here; apt-get install containernetworking-plugins")
+    return found
+
+
+def node(say: Callable[[str], None] = _print) -> dict[str, str]:
+    """Everything that a real node needs beside the control plane."""
+    packages = {
+        "containerd": "containerd",
+        "runc": "runc",
+        "busybox": "busybox-static",
+        "iptables": "iptables",
+        "conntrack": "conntrack",
+        "ip": "iproute2",
+        "nsenter": "util-linux",
+    }
+    if os.geteuid() != 0:
+        raise Missing("a real node needs root; run the tests as root")
+    absent = [package for program, package in packages.items() if shutil.which(program) is None]
+    if absent:
+        raise Missing(
+            f"a real node needs {', '.join(absent)}; apt-get install --no-install-recommends {' '.join(absent)}"
+        )
+    cni_plugins()
+    hollow(say)
+    build(NODE, say)
     return {}

@@ -1,3 +1,19 @@
-from tests.cluster.fixtures import add_nodes, control_plane, namespace, pytest_collection_finish
+from tests.cluster.fixtures import (
+    add_nodes,
+    control_plane,
+    namespace,
+    node_cluster,
+    node_namespace,
+    pytest_collection_finish,
+    pytest_configure,
+)
 
-__all__ = ["add_nodes", "control_plane", "namespace", "pytest_collection_finish"]
+__all__ = [
+    "add_nodes",
+    "control_plane",
+    "namespace",
+    "node_cluster",
+    "node_namespace",
+    "pytest_collection_finish",
+    "pytest_configure",
+]

@@ -8,52 +8,90 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.cluster import binaries
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.node import NodeCluster
 
-__all__ = ["add_nodes", "control_plane", "namespace", "pytest_collection_finish"]
+__all__ = [
+    "add_nodes",
+    "control_plane",
+    "namespace",
+    "node_cluster",
+    "node_namespace",
+    "pytest_collection_finish",
+    "pytest_configure",
+]
 
-SHARED = pytest.StashKey[ControlPlane]()
+Cluster = TypeVar("Cluster", bound=ControlPlane)
+SHARED = pytest.StashKey[dict[Any, Any]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "node: needs root and a real node with containers")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds what is missing before the first test, whose time limit is too short for that."""
-    wanted = any(item.get_closest_marker("cluster") for item in session.items)
+    marks = {mark.name for item in session.items for mark in item.iter_markers()}
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
-    if not wanted or session.config.option.collectonly:
+    if "cluster" not in marks or session.config.option.collectonly:
         return
     try:
-        binaries.hollow(say=reporter.write_line if reporter else print)
+        (binaries.node if "node" in marks else binaries.hollow)(say=reporter.write_line if reporter else print)
     except binaries.Missing as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
+def _shared(kind: type[Cluster], config: pytest.Config, paths: pytest.TempPathFactory) -> Cluster:
+    """The session's cluster of this kind, started when it is first asked for."""
+    clusters: dict[Any, Any] = config.stash.setdefault(SHARED, {})
+    if kind not in clusters:
+        cluster = kind(paths.mktemp("cluster"))
+        config.add_cleanup(cluster.stop)
+        cluster.start()
+        clusters[kind] = cluster
+    shared: Cluster = clusters[kind]
+    return shared
+
+
 @pytest.fixture(scope="session")
 def control_plane(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> ControlPlane:
-    """The session's control plane."""
-    if SHARED not in pytestconfig.stash:
-        cluster = ControlPlane(tmp_path_factory.mktemp("cluster"))
-        pytestconfig.add_cleanup(cluster.stop)
-        cluster.start()
-        pytestconfig.stash[SHARED] = cluster
-    return pytestconfig.stash[SHARED]
+    """The session's control plane, with hollow nodes only."""
+    return _shared(ControlPlane, pytestconfig, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def node_cluster(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> NodeCluster:
+    """The session's cluster with a real node."""
+    return _shared(NodeCluster, pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """A fresh namespace; its pods are gone when the test is over, the rest of it soon after."""
+    yield from _namespace(control_plane)
+
+
+@pytest.fixture
+def node_namespace(node_cluster: NodeCluster) -> Iterator[str]:
+    """The same in the cluster with a real node."""
+    yield from _namespace(node_cluster)
+
+
+def _namespace(cluster: ControlPlane) -> Iterator[str]:
     name = f"t-{secrets.token_hex(4)}"
-    control_plane.kubectl("create", "namespace", name)
+    cluster.kubectl("create", "namespace", name)
     # Without its service account no pod is admitted.
-    control_plane.kubectl("wait", "-n", name, "--for=create", "serviceaccount/default", "--timeout=60s")
+    cluster.kubectl("wait", "-n", name, "--for=create", "serviceaccount/default", "--timeout=60s")
     yield name
     # A namespace that is being deleted takes nothing new, so no controller brings the pods back.
-    control_plane.kubectl("delete", "namespace", name, "--wait=false")
-    control_plane.kubectl("delete", "pods", "-n", name, "--all", "--force", "--grace-period=0", "--wait=false")
-    control_plane.until(lambda: not control_plane.get("pods", "-n", name)["items"], f"the pods of {name} to go")
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    cluster.kubectl("delete", "pods", "-n", name, "--all", "--force", "--grace-period=0", "--wait=false")
+    cluster.until(lambda: not cluster.get("pods", "-n", name)["items"], f"the pods of {name} to go")
 
 
 @pytest.fixture

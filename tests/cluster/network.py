@@ -15,7 +15,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["LOOPBACK", "NODE_ADDRESS", "Network", "make_namespace", "remove_namespace"]
+__all__ = ["BRIDGE", "LOOPBACK", "NODE_ADDRESS", "PODS", "Network", "make_namespace", "remove_namespace"]
 
 NODE_ADDRESS = "10.244.0.1"
 BRIDGE = "shoal0"

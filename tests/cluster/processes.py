@@ -18,7 +18,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Process", "free_ports"]
+__all__ = ["Process", "born", "free_ports"]
 
 SECONDS_TO_END = 5.0
 
@@ -40,7 +40,7 @@ class Process:
         except FileNotFoundError:
             return None
         pid: int = record["pid"]
-        return pid if _born(pid) == record["born"] else None
+        return pid if born(pid) == record["born"] else None
 
     def start(self, argv: list[str], *, tied: bool = True) -> None:
         """`tied`: it ends with the process that starts it, whatever happens to that one."""
@@ -55,7 +55,7 @@ class Process:
                 [*tie, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         part = self._record.with_suffix(".part")
-        part.write_text(json.dumps({"pid": self._child.pid, "born": _born(self._child.pid)}))
+        part.write_text(json.dumps({"pid": self._child.pid, "born": born(self._child.pid)}))
         part.replace(self._record)
 
     def signal(self, number: int) -> None:
@@ -104,7 +104,7 @@ class Process:
                 os.close(descriptor)
 
 
-def _born(pid: int) -> int | None:
+def born(pid: int) -> int | None:
     """When a process was created, in ticks since the machine started; None if it is gone (a zombie is)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

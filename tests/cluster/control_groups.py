@@ -1,0 +1,34 @@
+"""The root of a node's control groups, in every hierarchy that this machine has (version 1, version 2 or both)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+__all__ = ["make_control_groups", "remove_control_groups"]
+
+
+def make_control_groups(name: str) -> None:
+    """One of this name below each hierarchy's root."""
+    for root in _hierarchies():
+        available = root / "cgroup.controllers"
+        if available.exists():
+            # Version 2 gives controllers to those below only when told to.
+            wanted = " ".join(f"+{each}" for each in available.read_text().split())
+            with contextlib.suppress(OSError):
+                (root / "cgroup.subtree_control").write_text(wanted)
+        (root / name).mkdir(exist_ok=True)
+
+
+def remove_control_groups(name: str) -> None:
+    """The whole tree, whose processes have ended."""
+    for root in _hierarchies():
+        for folder, _, _ in os.walk(root / name, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
+
+
+def _hierarchies() -> list[Path]:
+    rows = [row.split() for row in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(row[1]) for row in rows if row[2] in {"cgroup", "cgroup2"}]

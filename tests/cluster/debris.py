@@ -1,0 +1,125 @@
+"""What a node leaves behind when its processes are gone, and who removes it: containers, mounts, networks, control groups.
+
+A cluster's processes end with the test run that started them, also when that is killed; these things do not. So each
+cluster leaves a note in /run, and the next one removes what belongs to nobody any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from tests.cluster.control_groups import remove_control_groups
+from tests.cluster.network import Network, remove_namespace
+from tests.cluster.processes import born
+
+__all__ = ["end_containers", "leave_note", "remove", "run_folder", "sweep"]
+
+CONTAINER_LOGS = Path("/var/log/containers")
+CNI_RESULTS = Path("/var/lib/cni/results")
+
+
+def run_folder(network: Network) -> Path:
+    """Where sockets are: their paths may have no more than 107 characters. Control groups have its name, too."""
+    assert network.namespace
+    return Path("/run") / network.namespace
+
+
+def leave_note(network: Network, folder: Path) -> None:
+    """Say whose this network is."""
+    run = run_folder(network)
+    run.mkdir()
+    note = {"network": asdict(network), "folder": str(folder), "owner": os.getpid(), "born": born(os.getpid())}
+    (run / "note.json").write_text(json.dumps(note))
+
+
+def sweep() -> None:
+    """Remove the debris of clusters whose owner and processes are gone."""
+    for file in Path("/run").glob("shoal-*/note.json"):
+        note = json.loads(file.read_text())
+        network, folder = Network(**note["network"]), Path(note["folder"])
+        lives = born(note["owner"]) == note["born"]
+        if not lives and not _inside(network):
+            end_containers(run_folder(network))
+            remove(network, folder)
+
+
+def _inside(network: Network) -> bool:
+    """Whether a part lives in the namespace: pods have their own, and their shims outlive the parts."""
+    assert network.namespace
+    try:
+        inode = (Path("/run/netns") / network.namespace).stat().st_ino
+    except FileNotFoundError:
+        return False
+    for namespace in Path("/proc").glob("[0-9]*/ns/net"):
+        with contextlib.suppress(OSError):
+            shim = b"containerd-shim" in (namespace.parent.parent / "cmdline").read_bytes()
+            if namespace.stat().st_ino == inode and not shim:
+                return True
+    return False
+
+
+def remove(network: Network, folder: Path) -> None:
+    """Everything but the processes and the folder itself."""
+    run = run_folder(network)
+    for place in (folder, run):
+        unmount(place)
+    remove_namespace(network)
+    remove_pod_networks(run.name)
+    remove_control_groups(run.name)
+    for link in CONTAINER_LOGS.glob("*.log"):
+        if folder in link.readlink().parents:
+            link.unlink()
+    shutil.rmtree(run, ignore_errors=True)
+
+
+def end_containers(run: Path) -> None:
+    """Kill the shims of one containerd, and the containers below them."""
+    doomed: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if str(run / "containerd.sock") in process.cmdline() and "shim" in process.name():
+                # A shim that is gone hands its containers to nobody: they have to be found first.
+                doomed += [*process.children(recursive=True), process]
+                _socket_of(process.cmdline()).unlink(missing_ok=True)
+    for process in doomed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(doomed, timeout=10)
+
+
+def _socket_of(shim: list[str]) -> Path:
+    """Where a shim listens, which only containerd would remove."""
+    said = dict(itertools.pairwise(shim))
+    name = f"{said['-address']}/{said['-namespace']}/{said['-id']}"
+    return Path("/run/containerd/s") / hashlib.sha256(name.encode()).hexdigest()
+
+
+def unmount(folder: Path) -> None:
+    """Everything that is mounted below a folder, the innermost first."""
+    rows = [row.split() for row in Path("/proc/self/mounts").read_text().splitlines()]
+    points = [Path(row[1].encode().decode("unicode_escape")) for row in rows]
+    for point in reversed(points):
+        if folder in point.parents:
+            subprocess.run(["umount", "--lazy", str(point)], check=False, capture_output=True)
+
+
+def remove_pod_networks(network: str) -> None:
+    """The namespaces of pods in a CNI network; CNI's own notes say which these are."""
+    for note in list(CNI_RESULTS.glob(f"{network}-*")):
+        said = json.loads(note.read_text())
+        for interface in said["result"]["interfaces"]:
+            if interface.get("sandbox"):
+                namespace = Path(interface["sandbox"]).name
+                subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
+        for of_pod in CNI_RESULTS.glob(f"*-{said['containerId']}-*"):
+            of_pod.unlink()
