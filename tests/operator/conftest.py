@@ -1,3 +1,3 @@
-from tests.cluster.fixtures import control_plane, namespace, pytest_collection_finish
+from tests.cluster.fixtures import add_nodes, control_plane, namespace, pytest_collection_finish
 
-__all__ = ["control_plane", "namespace", "pytest_collection_finish"]
+__all__ = ["add_nodes", "control_plane", "namespace", "pytest_collection_finish"]

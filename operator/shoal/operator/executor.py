@@ -1,0 +1,95 @@
+"""Carries out what ``reconcile`` named: one job's actions in order, its pods side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from shoal.api import TrainingJob
+from shoal.kube import Kube, KubeConflictError
+from shoal.operator import objects
+from shoal.operator.pods import Identity, labels
+from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecret, Tell, applied_hash
+from shoal.operator.store import APPLIED
+from shoal.store import Wanted
+
+__all__ = ["Executor"]
+
+_TOKEN_BYTES: Final = 32
+_AT_ONCE: Final = 32
+"""Requests for pods under way at a time, over all jobs: the API server has others to serve."""
+
+
+class Executor:
+    """Acts on the cluster and in etcd.
+
+    Args:
+        kube: The gateway.
+        tell: Writes what is wanted of a job into etcd; blocks, and is called in a thread.
+    """
+
+    def __init__(self, kube: Kube, *, tell: Callable[[TrainingJob, str, Wanted], None]) -> None:
+        self._kube = kube
+        self._tell = tell
+        self._room = asyncio.Semaphore(_AT_ONCE)
+
+    async def carry_out(self, job: TrainingJob, identity: Identity, actions: Sequence[Action]) -> None:
+        """Do it all, or up to the first that fails; what is left is named again by the next look.
+
+        Raises:
+            KubeError: The API server refused something, or was away for too long.
+            StoreError: etcd did.
+        """
+        pods = [action for action in actions if isinstance(action, CreatePod | DeletePod)]
+        for action in actions:
+            if not isinstance(action, CreatePod | DeletePod):
+                await self._one(job, identity, action)
+        async with asyncio.TaskGroup() as group:
+            for each in pods:
+                group.create_task(self._pod(job, each))
+
+    async def _one(self, job: TrainingJob, identity: Identity, action: Action) -> None:
+        match action:
+            case MakeSecret(name):
+                await self._secret(job, identity, name)
+            case Apply(manifest):
+                metadata = manifest["metadata"] | {"annotations": {APPLIED: applied_hash(manifest)}}
+                await self._kube.apply(manifest | {"metadata": metadata})
+            case Tell(wanted):
+                await asyncio.to_thread(self._tell, job, identity.uid, wanted)
+
+    async def _pod(self, job: TrainingJob, action: CreatePod | DeletePod) -> None:
+        async with self._room:
+            if isinstance(action, DeletePod):
+                grace = 0 if action.force else None
+                namespace = job.metadata.namespace
+                await self._kube.delete("Pod", action.name, namespace=namespace, uid=action.uid, grace_seconds=grace)
+                return
+            try:
+                await self._kube.create(action.manifest)
+            except KubeConflictError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+
+    async def _secret(self, job: TrainingJob, identity: Identity, name: str) -> None:
+        """Random contents that nobody has seen; made once, never changed."""
+        metadata = {
+            "name": name,
+            "namespace": job.metadata.namespace,
+            "labels": labels(job, identity, "secret"),
+            "ownerReferences": [objects.owner(job, identity)],
+        }
+        made = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": metadata,
+            "immutable": True,
+            "stringData": {"token": secrets.token_hex(_TOKEN_BYTES)},
+        }
+        try:
+            await self._kube.create(made)
+        except KubeConflictError as error:
+            if error.reason != "AlreadyExists":
+                raise

@@ -1,0 +1,169 @@
+"""A job's life on a real control plane with hollow nodes: the operator is a process, killed and started again at will."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shoal.api.crd import crd
+from tests.etcds import run_etcd
+from tests.operator.standin import Masters
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+
+class World:
+    """A namespace with an operator and the masters' stand-in."""
+
+    def __init__(self, cluster, namespace, etcd, folder: Path) -> None:
+        self.cluster, self.namespace, self.etcd = cluster, namespace, etcd
+        self._log = folder / "operator.log"
+        self._operator: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._operator = subprocess.Popen(
+                [sys.executable, "-m", "shoal.operator", "--etcd", self.etcd.endpoint, "--namespace", self.namespace],
+                env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)},
+                stdout=log,
+                stderr=log,
+            )
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        assert self._operator is not None
+        self._operator.send_signal(number)
+        return self._operator.wait(30)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def apply(self, **spec) -> None:
+        spec = {
+            "image": "example.org/train:1", "command": ["python", "train.py"],
+            "trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2},
+        } | spec  # fmt: skip
+        manifest = {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob",
+                    "metadata": {"name": "j", "namespace": self.namespace}, "spec": spec}  # fmt: skip
+        self.cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+
+    @property
+    def uid(self) -> str:
+        return self.cluster.get("trainingjob", "j", "-n", self.namespace)["metadata"]["uid"]
+
+    def pods(self, role: str, *, ready: bool = True) -> list[str]:
+        found = self.cluster.get("pods", "-n", self.namespace, "-l", f"shoal.dev/role={role}")["items"]
+        return sorted(
+            pod["metadata"]["name"]
+            for pod in found
+            if not ready
+            or any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+        )
+
+    def until(self, found, what: str) -> None:
+        try:
+            self.cluster.until(found, what)
+        except BaseException:
+            print(self.log()[-6000:])
+            raise
+
+    def at_work(self, trainers: list[int]) -> None:
+        wanted = [f"j-trainer-{index}" for index in trainers]
+        self.until(lambda: self.pods("trainer", ready=False) == self.pods("trainer") == wanted, f"trainers {trainers}")
+        self.until(lambda: len(self.pods("pserver")) == 2 and len(self.pods("master")) == 1, "servers and master")
+
+    def nobody(self) -> None:
+        self.until(lambda: not any(self.pods(role, ready=False) for role in ("pserver", "master")), "servers to go")
+        assert self.pods("trainer") == []
+
+
+@pytest.fixture
+def world(control_plane, add_nodes, namespace, tmp_path):
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps(crd()))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.shoal.dev", "--timeout=30s")
+    add_nodes(3)
+    with run_etcd(tmp_path / "etcd") as etcd:
+        made = World(control_plane, namespace, etcd, tmp_path)
+        made.start()
+        with Masters(control_plane.kubectl, control_plane.get, etcd.endpoint, namespace) as made.masters:
+            yield made
+        assert made.end() == 0, made.log()
+
+
+def test_from_apply_to_complete(world):
+    world.apply()
+    world.at_work([0, 1])
+    world.cluster.kubectl("scale", "tj/j", "--replicas=4", "-n", world.namespace)
+    world.at_work([0, 1, 2, 3])
+    world.cluster.kubectl("scale", "tj/j", "--replicas=3", "-n", world.namespace)
+    world.at_work([0, 1, 2])
+    world.masters.ended[world.uid] = "Complete"
+    world.nobody()
+    assert world.pods("trainer", ready=False) == ["j-trainer-0", "j-trainer-1", "j-trainer-2"], "their logs stay"
+
+
+def test_suspended_and_resumed_through_a_new_operator(world):
+    world.apply()
+    world.at_work([0, 1])
+    world.apply(suspend=True)
+    world.nobody()
+    world.end(signal.SIGKILL)
+    world.apply(suspend=False)
+    world.start()
+    world.at_work([0, 1])
+
+
+def test_what_others_delete_comes_back(world):
+    world.apply()
+    world.at_work([0, 1])
+    for gone in (
+        "pod/j-trainer-0",
+        "statefulset/j-pserver",
+        "deployment/j-master",
+        "service/j-master",
+        "pdb/j-trainer",
+    ):
+        world.cluster.kubectl("delete", gone, "-n", world.namespace)
+    world.at_work([0, 1])
+    world.until(
+        lambda: world.cluster.get("services,pdb", "-n", world.namespace)["items"][0:3] and len(
+            world.cluster.get("services,pdb", "-n", world.namespace)["items"]) == 3, "Services and budget"
+    )  # fmt: skip
+
+
+def test_a_new_template_rolls_the_trainers_one_by_one(world):
+    world.apply()
+    world.at_work([0, 1])
+    world.apply(image="example.org/train:2")
+
+    def images():
+        found = world.cluster.get("pods", "-n", world.namespace, "-l", "shoal.dev/role=trainer")["items"]
+        return {pod["spec"]["containers"][0]["image"] for pod in found}
+
+    world.until(lambda: images() == {"example.org/train:2"}, "the new image")
+    world.at_work([0, 1])
+
+
+def test_deleted_in_mid_flight_nothing_stays(world):
+    world.apply()
+    world.at_work([0, 1])
+    world.cluster.kubectl("delete", "tj/j", "-n", world.namespace)
+    kinds = "pods,services,statefulsets,deployments,secrets,pdb"
+    world.until(
+        lambda: not world.cluster.get(kinds, "-n", world.namespace, "-l", "shoal.dev/job=j")["items"], "all to go"
+    )
+
+
+def test_a_broken_job_delays_nobody(world):
+    world.apply(trainer={"minReplicas": 2, "maxReplicas": 2, "template": {"spec": {"containers": [{"name": "x"}]}}})
+    manifest = {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob",
+                "metadata": {"name": "good", "namespace": world.namespace},
+                "spec": {"image": "i", "command": ["python"], "parameterServer": {"replicas": 1}}}  # fmt: skip
+    world.cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+    world.until(lambda: "good-trainer-0" in world.pods("trainer"), "the good job")
+    world.until(lambda: "spec.containers[1].image: Required value" in world.log(), "the server's own words")
