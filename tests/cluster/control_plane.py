@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from tests.cluster.network import LOOPBACK, NODE_ADDRESS, Network, remove_namesp
 from tests.cluster.parts import CONTROL, Layout, Part, write_kubeconfig
 from tests.cluster.probes import Probe
 from tests.cluster.processes import Process, free_ports
-from tests.cluster.stages import HOLLOW_NODE, Stages
+from tests.cluster.stages import HOLLOW_NODE, LOST, Stages
 
 __all__ = ["BrokenError", "ControlPlane", "KubectlError"]
 
@@ -112,11 +113,9 @@ class ControlPlane:
 
     def launch(self, name: str, *, wait: bool = True) -> None:
         """Start one part that does not run, and wait until it is ready."""
-        network = self._layout.network
-        assert network, "this cluster was never started"
         if name == "kwok":
             self._free_leases()
-        self.parts[name].start([*network.enter, *self.PARTS[name].command(self._layout)], tied=self._tied)
+        self.parts[name].start([*self._layout.settled.enter, *self.PARTS[name].command(self._layout)], tied=self._tied)
         if wait:
             self._wait(name)
 
@@ -186,6 +185,44 @@ class ControlPlane:
         self.create(*nodes)
         self.until(lambda: self._usable() >= set(names), f"nodes {names} to become Ready")
         return names
+
+    def lose_node(self, name: str) -> None:
+        """A hollow node vanishes without a word, and the cluster has noticed.
+
+        Its pods stay as they were, for nobody ends them there; what tolerates it too briefly is marked for deletion. One
+        node at least has to stay Ready: where all are lost, Kubernetes believes that it has lost its sight, and waits.
+        """
+        there = ["-A", f"--field-selector=spec.nodeName={name}"]
+        self.kubectl("annotate", "pods", *there, f"{LOST}=true")
+        self.kubectl("annotate", "node", name, *(f"{key}-" for key in HOLLOW_NODE))
+        unknown = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "lost by a test"}
+        patch = json.dumps({"status": {"conditions": [unknown]}})
+        self.kubectl("patch", "node", name, "--subresource=status", "-p", patch)
+        gone = ("node.kubernetes.io/unreachable", "NoExecute")
+        self.until(
+            lambda: (
+                gone in [(taint["key"], taint["effect"]) for taint in self.get("node", name)["spec"].get("taints", [])]
+            ),
+            f"the node {name} to be known as lost",
+        )
+
+    def add_volumes(self, count: int, *, size: str = "1Gi") -> None:
+        """Volumes that claims without a storage class are bound to; on a real node they are folders of this machine."""
+        self.create(
+            *(
+                {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolume",
+                    "metadata": {"name": (name := f"volume-{secrets.token_hex(4)}")},
+                    "spec": {
+                        "capacity": {"storage": size},
+                        "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+                        "hostPath": {"path": str(self.folder / "volumes" / name), "type": "DirectoryOrCreate"},
+                    },
+                }
+                for _ in range(count)
+            )
+        )
 
     def wait_ready(self, namespace: str = "default", *, selector: str = "") -> None:
         """Until there are pods and all are Ready; ``kubectl wait`` asks for one after the other, five a second."""

@@ -22,35 +22,30 @@ from tests.cluster.control_groups import remove_control_groups
 from tests.cluster.network import Network, remove_namespace
 from tests.cluster.processes import born
 
-__all__ = ["end_containers", "leave_note", "remove", "run_folder", "sweep"]
+__all__ = ["end_containers", "leave_note", "remove", "sweep"]
 
 CONTAINER_LOGS = Path("/var/log/containers")
 CNI_RESULTS = Path("/var/lib/cni/results")
 
 
-def run_folder(network: Network) -> Path:
-    """Where sockets are: their paths may have no more than 107 characters. Control groups have its name, too."""
-    assert network.namespace
-    return Path("/run") / network.namespace
-
-
-def leave_note(network: Network, folder: Path) -> None:
+def leave_note(network: Network) -> None:
     """Say whose this network is."""
-    run = run_folder(network)
-    run.mkdir()
-    note = {"network": asdict(network), "folder": str(folder), "owner": os.getpid(), "born": born(os.getpid())}
-    (run / "note.json").write_text(json.dumps(note))
+    network.run.mkdir()
+    note = {"network": asdict(network), "owner": os.getpid(), "born": born(os.getpid())}
+    part = network.run / "note.part"
+    part.write_text(json.dumps(note))
+    part.rename(network.run / "note.json")
 
 
 def sweep() -> None:
     """Remove the debris of clusters whose owner and processes are gone."""
     for file in Path("/run").glob("shoal-*/note.json"):
         note = json.loads(file.read_text())
-        network, folder = Network(**note["network"]), Path(note["folder"])
+        network = Network(**note["network"])
         lives = born(note["owner"]) == note["born"]
         if not lives and not _inside(network):
-            end_containers(run_folder(network))
-            remove(network, folder)
+            end_containers(network.run)
+            remove(network)
 
 
 def _inside(network: Network) -> bool:
@@ -68,18 +63,21 @@ def _inside(network: Network) -> bool:
     return False
 
 
-def remove(network: Network, folder: Path) -> None:
-    """Everything but the processes and the folder itself."""
-    run = run_folder(network)
-    for place in (folder, run):
+def remove(network: Network) -> None:
+    """Everything but the processes."""
+    run, state = network.run, network.state
+    for place in (run, state):
         unmount(place)
+        if left := _mounts(place):
+            raise RuntimeError(f"{left} could not be unmounted; nothing below {place} is deleted")
     remove_namespace(network)
     remove_pod_networks(run.name)
     remove_control_groups(run.name)
     for link in CONTAINER_LOGS.glob("*.log"):
-        if folder in link.readlink().parents:
+        if state in link.readlink().parents:
             link.unlink()
-    shutil.rmtree(run, ignore_errors=True)
+    for place in (run, state):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def end_containers(run: Path) -> None:
@@ -106,11 +104,14 @@ def _socket_of(shim: list[str]) -> Path:
 
 def unmount(folder: Path) -> None:
     """Everything that is mounted below a folder, the innermost first."""
+    for point in reversed(_mounts(folder)):
+        subprocess.run(["umount", "--lazy", str(point)], check=False, capture_output=True)
+
+
+def _mounts(folder: Path) -> list[Path]:
     rows = [row.split() for row in Path("/proc/self/mounts").read_text().splitlines()]
     points = [Path(row[1].encode().decode("unicode_escape")) for row in rows]
-    for point in reversed(points):
-        if folder in point.parents:
-            subprocess.run(["umount", "--lazy", str(point)], check=False, capture_output=True)
+    return [point for point in points if folder in point.parents]
 
 
 def remove_pod_networks(network: str) -> None:

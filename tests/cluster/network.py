@@ -38,6 +38,17 @@ class Network:
         """
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--"] if self.namespace else []
 
+    @property
+    def run(self) -> Path:
+        """Where sockets are: their paths may have no more than 107 characters. Control groups have its name, too."""
+        assert self.namespace, "only a network namespace has files of its own"
+        return Path("/run") / self.namespace
+
+    @property
+    def state(self) -> Path:
+        """What containers and volumes write, with mounts below it: not in a folder that pytest clears in its own way."""
+        return Path("/var/tmp") / self.run.name
+
     def save(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self)))
 

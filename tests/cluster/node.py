@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from tests.cluster import binaries
 from tests.cluster.control_groups import make_control_groups
 from tests.cluster.control_plane import BrokenError, ControlPlane
-from tests.cluster.debris import end_containers, leave_note, remove, run_folder, sweep
+from tests.cluster.debris import end_containers, leave_note, remove, sweep
 from tests.cluster.image import write_image
 from tests.cluster.network import NODE_ADDRESS, Network, make_namespace
 from tests.cluster.node_parts import DNS_ADDRESS, NODE, NODE_NAME, write_configuration
@@ -33,9 +33,7 @@ class NodeCluster(ControlPlane):
     @property
     def outside(self) -> str:
         """The address at which pods reach what listens on this machine."""
-        network = self._layout.network
-        assert network
-        return network.outside
+        return self._layout.settled.outside
 
     def stop(self) -> None:
         """End everything that runs here, the containers too; nothing stays mounted."""
@@ -44,9 +42,9 @@ class NodeCluster(ControlPlane):
             return
         # First who would restart a container, then who would report its end.
         self.parts["kubelet"].kill()
-        end_containers(run_folder(network))
+        end_containers(network.run)
         super().stop()
-        remove(network, self.folder)
+        remove(network)
 
     def _network(self) -> Network:
         sweep()
@@ -54,10 +52,9 @@ class NodeCluster(ControlPlane):
 
     def _prepare(self) -> None:
         super()._prepare()
-        network = self._layout.network
-        assert network
-        leave_note(network, self.folder)
-        make_control_groups(run_folder(network).name)
+        network = self._layout.settled
+        leave_note(network)
+        make_control_groups(network.run.name)
         write_configuration(self._layout, binaries.cni_plugins())
 
     def _run(self) -> None:
@@ -74,10 +71,9 @@ class NodeCluster(ControlPlane):
         self.until(lambda: NODE_NAME in self._usable(), "the node to become Ready")
 
     def _import_image(self) -> None:
-        archive = self.folder / "node" / "image.tar"
+        archive = self._layout.node / "image.tar"
         write_image(archive)
-        assert self._layout.network
-        socket = run_folder(self._layout.network) / "containerd.sock"
+        socket = self._layout.settled.run / "containerd.sock"
         command = ["ctr", "--address", str(socket), "--namespace", "k8s.io", "images", "import", str(archive)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:

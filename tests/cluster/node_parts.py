@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests.cluster import binaries
-from tests.cluster.debris import run_folder
 from tests.cluster.image import IMAGE
 from tests.cluster.network import BRIDGE, NODE_ADDRESS, PODS
 from tests.cluster.parts import CONTROL, Layout, Part, flags
@@ -20,15 +18,9 @@ NODE_NAME = "node"
 DNS_ADDRESS = "10.96.0.10"
 
 
-def _run_folder(layout: Layout) -> Path:
-    assert layout.network
-    return run_folder(layout.network)
-
-
 def write_configuration(layout: Layout, plugins: str) -> None:
     """The configuration files of all parts of the node."""
-    layout.node.mkdir()
-    (layout.node / "cni").mkdir()
+    (layout.node / "cni").mkdir(parents=True)
     (layout.node / "cni" / "10-bridge.conflist").write_text(json.dumps(_cni(layout)))
     (layout.node / "containerd.toml").write_text(_containerd_configuration(layout, plugins))
     (layout.node / "kubelet.yaml").write_text(yaml.safe_dump(_kubelet_configuration(layout)))
@@ -61,16 +53,16 @@ def _cni(layout: Layout) -> dict[str, Any]:
         },
     }
     # By the network's name the results that CNI keeps in /var/lib/cni are known as ours.
-    return {"cniVersion": "0.4.0", "name": _run_folder(layout).name, "plugins": [bridge]}
+    return {"cniVersion": "0.4.0", "name": layout.settled.run.name, "plugins": [bridge]}
 
 
 def _containerd_configuration(layout: Layout, plugins: str) -> str:
-    socket = _run_folder(layout) / "containerd.sock"
+    socket = layout.settled.run / "containerd.sock"
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     return f"""
 version = 2
 root = "{layout.node / "containerd"}"
-state = "{_run_folder(layout) / "state"}"
+state = "{layout.settled.run / "state"}"
 [grpc]
 address = "{socket}"
 [metrics]
@@ -84,7 +76,7 @@ restrict_oom_score_adj = true
 [{cri}.containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [{cri}.containerd.runtimes.runc.options]
-Root = "{_run_folder(layout) / "runc"}"
+Root = "{layout.settled.run / "runc"}"
 [{cri}.cni]
 bin_dir = "{plugins}"
 conf_dir = "{layout.node / "cni"}"
@@ -106,10 +98,10 @@ def _kubelet_configuration(layout: Layout) -> dict[str, Any]:
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": layout.file("server.crt"),
         "tlsPrivateKeyFile": layout.file("server.key"),
-        "containerRuntimeEndpoint": f"unix://{_run_folder(layout) / 'containerd.sock'}",
+        "containerRuntimeEndpoint": f"unix://{layout.settled.run / 'containerd.sock'}",
         "cgroupDriver": "cgroupfs",
         # A root of its own: a kubelet ends what it does not know below its root.
-        "cgroupRoot": f"/{_run_folder(layout).name}",
+        "cgroupRoot": f"/{layout.settled.run.name}",
         "failSwapOn": False,
         "failCgroupV1": False,
         "enforceNodeAllocatable": [],

@@ -19,14 +19,13 @@ __all__ = ["CONTROL", "Layout", "Part", "flags", "write_kubeconfig"]
 class Layout:
     """Where a cluster keeps what, and where it listens."""
 
-    FOLDERS: ClassVar = ("certificates", "etcd", "logs", "bin", "discovery", "node")
+    FOLDERS: ClassVar = ("certificates", "etcd", "logs", "bin", "discovery", "volumes")
     FILES: ClassVar = ("kubeconfig", "network.json", "ports.json", "stages.yaml")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.certificates = folder / "certificates"
         self.kubeconfig = folder / "kubeconfig"
-        self.node = folder / "node"
         self.stages = folder / "stages.yaml"
         self._network = folder / "network.json"
         self._ports = folder / "ports.json"
@@ -41,10 +40,19 @@ class Layout:
         return Network.load(self._network) if self._network.exists() else None
 
     @property
-    def address(self) -> str:
+    def settled(self) -> Network:
+        """The network, once there is one."""
         network = self.network
         assert network, "nothing was started in this folder"
-        return network.address
+        return network
+
+    @property
+    def address(self) -> str:
+        return self.settled.address
+
+    @property
+    def node(self) -> Path:
+        return self.settled.state
 
     def port(self, name: str) -> int:
         port: int = json.loads(self._ports.read_text())[name]
@@ -150,6 +158,10 @@ def _controller_manager(layout: Layout) -> list[str]:
         "root-ca-file": layout.file("ca.crt"),
         "service-account-private-key-file": layout.file("accounts.key"),
         "use-service-account-credentials": "true",
+        # Of few nodes one that is lost is many: these keep Kubernetes from taking it for a fault of its own.
+        "node-eviction-rate": 100,
+        "secondary-node-eviction-rate": 100,
+        "large-cluster-size-threshold": 0,
     }
     return flags("kube-controller-manager", values)
 

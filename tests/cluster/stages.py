@@ -17,8 +17,10 @@ from typing import Any
 
 import yaml
 
-__all__ = ["HOLLOW_NODE", "Stages"]
+__all__ = ["HOLLOW_NODE", "LOST", "Stages"]
 
+LOST = "hollow.shoal.dev/lost"
+"""The annotation of pods whose node is gone: nothing happens to them any more."""
 HOLLOW_NODE = {"kwok.x-k8s.io/node": "fake"}
 
 NODE = """
@@ -153,9 +155,10 @@ def _annotated(name: str, default: int) -> str:
 def _stage(
     name: str, kind: str, expressions: list[dict[str, Any]], following: dict[str, Any], delay: str = ""
 ) -> dict[str, Any]:
+    here = {"key": f'.metadata.annotations["{LOST}"]', "operator": "DoesNotExist"}
     spec: dict[str, Any] = {
         "resourceRef": {"apiGroup": "v1", "kind": kind},
-        "selector": {"matchExpressions": expressions},
+        "selector": {"matchExpressions": [here, *expressions]},
         "next": following,
     }
     if delay:

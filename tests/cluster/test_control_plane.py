@@ -113,6 +113,50 @@ def test_a_deployment_brings_back_its_pod(control_plane, add_nodes, namespace):
     control_plane.kubectl("rollout", "status", "deployment/web", "-n", namespace, "--timeout=60s")
 
 
+def test_a_claim_of_a_stateful_set_is_bound_to_a_volume(control_plane, add_nodes, namespace):
+    add_nodes(1)
+    control_plane.add_volumes(2)
+    labels = {"app": "ps"}
+    claim = {
+        "metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    spec = {
+        "serviceName": "ps",
+        "replicas": 2,
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": pod("")["spec"]},
+        "volumeClaimTemplates": [claim],
+    }
+    servers = {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "ps"}, "spec": spec}
+    control_plane.create(servers, namespace=namespace)
+    control_plane.kubectl("rollout", "status", "statefulset/ps", "-n", namespace, "--timeout=60s")
+    claims = control_plane.get("persistentvolumeclaims", "-n", namespace)["items"]
+    assert [each["status"]["phase"] for each in claims] == ["Bound", "Bound"]
+
+
+def test_pods_of_a_lost_node_hang_until_they_are_deleted_by_force(control_plane, add_nodes, namespace):
+    name, _ = add_nodes(2)
+    briefly = {
+        "key": "node.kubernetes.io/unreachable",
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": 0,
+    }
+    control_plane.create(pod("there", nodeName=name, tolerations=[briefly]), namespace=namespace)
+    control_plane.wait_ready(namespace)
+    control_plane.lose_node(name)
+
+    def there():
+        return control_plane.get("pods", "-n", namespace)["items"]
+
+    control_plane.until(lambda: "deletionTimestamp" in there()[0]["metadata"], "the pod to be evicted")
+    control_plane.create(pod("elsewhere"), namespace=namespace)
+    control_plane.kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/elsewhere", "--timeout=60s")
+    assert [each["metadata"]["name"] for each in there()] == ["elsewhere", "there"]
+    control_plane.kubectl("delete", "pod", "there", "-n", namespace, "--force", "--grace-period=0")
+
+
 def test_rbac_is_enforced(control_plane, namespace):
     account = f"--as=system:serviceaccount:{namespace}:default"
     with pytest.raises(KubectlError, match="Forbidden"):

@@ -138,7 +138,7 @@ def test_what_a_killed_owner_left_is_removed_by_the_next(tmp_path):
     script = (
         "import pathlib, sys, time; from tests.cluster.node import NodeCluster; from tests.cluster.test_node import pod;"
         "cluster = NodeCluster(pathlib.Path(sys.argv[1])); cluster.start();"
-        "cluster.create(pod('orphan', '-c', 'import time; time.sleep(3600)  # the' + ' orphan'));"
+        "cluster.create(pod('orphan', '-c', 'import time; time.sleep(3600)  # orphan of ' + sys.argv[1]));"
         "cluster.wait_ready(); print('up', flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -147,24 +147,25 @@ def test_what_a_killed_owner_left_is_removed_by_the_next(tmp_path):
         owner.send_signal(signal.SIGKILL)
     cluster = NodeCluster(tmp_path)
     cluster.until(lambda: not cluster.pids, "its parts to end")
-    assert processes_with("# the orphan")
-    left = traces()
+    assert processes_with(f"# orphan of {tmp_path}")
+    left, name = traces(), json.loads((tmp_path / "network.json").read_text())["namespace"]
     sweep()
-    assert not processes_with("# the orphan")
+    assert not processes_with(f"# orphan of {tmp_path}")
     assert len(left - traces()) > 5
-    assert not [trace for trace in traces() if str(tmp_path) in trace]
+    assert not [trace for trace in traces() if name in trace]
 
 
 def traces():
     """What this machine has that clusters leave behind."""
     links = {link["ifname"] for link in json.loads(subprocess.check_output(["ip", "-json", "link"]))}
     places = [
-        "/run/netns",
         "/run",
-        "/run/containerd/s",
         "/run/containerd/runc/k8s.io",
+        "/run/containerd/s",
+        "/run/netns",
         "/var/lib/cni/results",
         "/var/log/containers",
+        "/var/tmp",
     ]
     folders = [*map(Path, places), *Path("/sys/fs").glob("cgroup"), *Path("/sys/fs/cgroup").iterdir()]
     names = {str(entry) for folder in folders if folder.is_dir() for entry in folder.iterdir()}
@@ -175,12 +176,11 @@ def test_stop_leaves_nothing_of_the_node(tmp_path):
     before = traces()
     cluster = NodeCluster(tmp_path)
     with cluster:
-        cluster.create(pod("one", "-c", "import time; time.sleep(3600)  # the last one"))
+        cluster.create(pod("one", "-c", f"import time; time.sleep(3600)  # {tmp_path}"))
         cluster.wait_ready()
         assert len(traces() - before) > 5
         assert set(cluster.pids) == set(NodeCluster.PARTS)
-        assert processes_with("# the last one")
+        assert processes_with(f"# {tmp_path}")
     assert traces() - before <= {"/run/containerd", "/run/containerd/s", "/run/netns"}
     assert not cluster.pids
     assert not processes_with(str(tmp_path))
-    assert not processes_with("# the last one")
