@@ -39,6 +39,7 @@ class State(StrEnum):
     QUEUED = "Queued"
     STARTING = "Starting"
     RUNNING = "Running"
+    SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
     COMPLETE = "Complete"
     FAILED = "Failed"
@@ -68,10 +69,12 @@ class Reason(StrEnum):
     UNKNOWN_PRIORITY = "UnknownPriority"
 
     PODS_PLACED = "PodsPlaced"
+    PODS_PENDING = "PodsPending"
     QUEUED = "Queued"
     UNSCHEDULABLE = "Unschedulable"
     QUOTA_EXCEEDED = "QuotaExceeded"
     PODS_REFUSED = "PodsRefused"
+    NO_PODS_WANTED = "NoPodsWanted"
 
     TRAINERS_READY = "TrainersReady"
     PODS_STARTING = "PodsStarting"
@@ -83,12 +86,15 @@ class Reason(StrEnum):
     MASTER_AWAY = "MasterAway"
     SERVERS_AWAY = "ServersAway"
     NO_TRAINERS = "NoTrainers"
+    NO_TRAINERS_WANTED = "NoTrainersWanted"
 
     SAMPLES_COMMITTED = "SamplesCommitted"
+    NOT_BEGUN = "NotBegun"
     SAVING = "Saving"
     STALLED = "Stalled"
     NO_NEWS = "NoNews"
     ETCD_UNREACHABLE = "EtcdUnreachable"
+    NOTHING_TO_DO = "NothingToDo"
 
     SUSPEND_REQUESTED = "SuspendRequested"
     PODS_LEAVING = "PodsLeaving"
@@ -115,10 +121,12 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
     },
     ConditionType.SCHEDULED: {
         Reason.PODS_PLACED: "Master, servers and the fewest trainers have nodes.",
+        Reason.PODS_PENDING: "Pods are not made yet, or the scheduler has not spoken yet.",
         Reason.QUEUED: "The job waits for room for its fewest trainers.",
         Reason.UNSCHEDULABLE: "The scheduler finds no node for a pod; the message has its own words.",
         Reason.QUOTA_EXCEEDED: "A ResourceQuota of the namespace leaves no room for a pod.",
         Reason.PODS_REFUSED: "The API server or an admission policy refuses a pod; the message has its own words.",
+        Reason.NO_PODS_WANTED: "The job is suspended or has ended; its pods leave and none are made.",
     },
     ConditionType.RUNNING: {
         Reason.TRAINERS_READY: "At least the fewest trainers are ready.",
@@ -128,16 +136,19 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
         Reason.CRASH_LOOP: "A container ends again and again; the message has its exit code.",
         Reason.OUT_OF_MEMORY: "A container was killed at its memory limit.",
         Reason.NODE_LOST: "The node of a pod is gone, and the pod is being replaced.",
-        Reason.MASTER_AWAY: "The master is not ready; trainers go on with what they hold.",
+        Reason.MASTER_AWAY: "The master is not ready or cannot be asked; trainers go on with what they hold.",
         Reason.SERVERS_AWAY: "A parameter server is not ready.",
         Reason.NO_TRAINERS: "Fewer trainers are ready than the job needs.",
+        Reason.NO_TRAINERS_WANTED: "The job is suspended or has ended; its trainers leave and none are made.",
     },
     ConditionType.PROGRESSING: {
         Reason.SAMPLES_COMMITTED: "Samples become part of the model.",
+        Reason.NOT_BEGUN: "No sample is part of the model yet; the message says what is waited for.",
         Reason.SAVING: "All samples are committed; the model is being written.",
         Reason.STALLED: "Nothing moves; the message says why, in the master's words.",
         Reason.NO_NEWS: "The master has said nothing for a while.",
         Reason.ETCD_UNREACHABLE: "The operator cannot reach etcd, so it does not know; running jobs go on.",
+        Reason.NOTHING_TO_DO: "The job is suspended or has ended.",
     },
     ConditionType.SUSPENDED: {
         Reason.SUSPEND_REQUESTED: "spec.suspend is true, the snapshots are written and all pods are gone.",
@@ -243,15 +254,22 @@ class Progress(_Part):
     @classmethod
     def _in_three_digits(cls, value: float | None) -> float | None:
         """So that noise is no news."""
-        if not value or not math.isfinite(value):
-            return None if value is None or not math.isfinite(value) else 0.0
-        return round(value, 2 - math.floor(math.log10(abs(value))))
+        rounded = float(f"{value:.3g}") if value is not None else math.nan
+        return rounded if math.isfinite(rounded) else None
 
     @computed_field(description="Share of the samples that are done, such as 41%.")  # type: ignore[prop-decorator]
     @property
     def percent(self) -> str | None:
         """100% only when all are done."""
-        return f"{100 * self.samples // self.expected}%" if self.expected else None
+        if not self.expected or self.expected < 0:
+            return None
+        return f"{min(max(100 * self.samples // self.expected, 0), 100)}%"
+
+    @computed_field(description="Open epoch and how many there are, such as 2/3.")  # type: ignore[prop-decorator]
+    @property
+    def text(self) -> str | None:
+        """Open epoch and how many there are."""
+        return f"{self.epoch}/{self.epochs}" if self.epoch is not None and self.epochs is not None else None
 
 
 class Allocation(_Part):
@@ -295,7 +313,7 @@ class Status(_Part):
     progress: Progress | None = Field(default=None, description="How far the training is, and how fast.")
     allocation: Allocation | None = Field(default=None, description="What the autoscaler gives, and why not more.")
     account: Account | None = Field(default=None, description="The account of every sample, at the job's end.")
-    start_time: Time | None = Field(default=None, description="When the first trainer was ready.")
+    start_time: Time | None = Field(default=None, description="When the fewest trainers were ready for the first time.")
     completion_time: Time | None = Field(default=None, description="When the job was complete.")
     last_scale_time: Time | None = Field(default=None, description="When the number of wanted trainers changed last.")
     failures: int | None = Field(

@@ -1,0 +1,116 @@
+"""From the words of others (pods, masters, checks of a spec) to the documented reasons of a job's conditions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from shoal.api.status import REASONS, ConditionType, Reason
+
+__all__ = ["Trouble", "clipped", "in_order", "reason_of", "words_of"]
+
+_LONGEST: Final = 500
+"""Characters of one pod's trouble."""
+_LONGEST_WORDS: Final = 4000
+"""Characters of a master's last word: it has the traceback of a script."""
+_ROLES: Final = ("master", "pserver", "trainer")
+
+_TROUBLES: Final[Mapping[str, Reason]] = {
+    "Unschedulable": Reason.UNSCHEDULABLE,
+    "SchedulingGated": Reason.UNSCHEDULABLE,
+    "FailedCreate": Reason.PODS_REFUSED,
+    "Forbidden": Reason.PODS_REFUSED,
+    "Invalid": Reason.PODS_REFUSED,
+    "ErrImagePull": Reason.IMAGE_PULL_FAILED,
+    "ImagePullBackOff": Reason.IMAGE_PULL_FAILED,
+    "ErrImageNeverPull": Reason.IMAGE_PULL_FAILED,
+    "InvalidImageName": Reason.IMAGE_PULL_FAILED,
+    "ImageInspectError": Reason.IMAGE_PULL_FAILED,
+    "RegistryUnavailable": Reason.IMAGE_PULL_FAILED,
+    "CreateContainerConfigError": Reason.CONTAINER_CANNOT_START,
+    "CreateContainerError": Reason.CONTAINER_CANNOT_START,
+    "RunContainerError": Reason.CONTAINER_CANNOT_START,
+    "ContainerCannotRun": Reason.CONTAINER_CANNOT_START,
+    "StartError": Reason.CONTAINER_CANNOT_START,
+    "FailedMount": Reason.CONTAINER_CANNOT_START,
+    "CrashLoopBackOff": Reason.CRASH_LOOP,
+    "Error": Reason.CRASH_LOOP,
+    "OOMKilled": Reason.OUT_OF_MEMORY,
+    "NodeLost": Reason.NODE_LOST,
+}
+"""Pods' own reasons, and ours."""
+
+
+_LAST_WORDS: Final[Mapping[str, Reason]] = {
+    "no server has a good snapshot": Reason.SNAPSHOTS_LOST,
+    "the script failed ": Reason.TASK_FAILED,
+}
+"""How a master's last word begins, and what it means; anything else is ScriptFailed."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with one pod.
+
+    Attributes:
+        role: master, pserver or trainer.
+        pod: Its name, whether it exists or was refused.
+        reason: The pod's (container's, API server's) own, such as ImagePullBackOff.
+        message: In the same one's words.
+    """
+
+    role: str
+    pod: str
+    reason: str
+    message: str = ""
+
+    @property
+    def known(self) -> Reason | None:
+        """Which documented reason it is."""
+        if "exceeded quota" in self.message:
+            return Reason.QUOTA_EXCEEDED
+        return _TROUBLES.get(self.reason)
+
+    @property
+    def before_node(self) -> bool:
+        """Whether the pod has no node for it."""
+        return self.known in REASONS[ConditionType.SCHEDULED]
+
+
+def words_of(troubles: Sequence[Trouble]) -> str:
+    """The first one, and how many pods more have any."""
+    if not troubles:
+        return ""
+    first = troubles[0]
+    text = " ".join(f"{first.pod}: {first.reason}{': ' if first.message else ''}{first.message}".split())
+    text = clipped(text, _LONGEST)
+    more = len({each.pod for each in troubles} - {first.pod})
+    return f"{text} (and {more} more)" if more else text
+
+
+def in_order(troubles: Iterable[Trouble]) -> list[Trouble]:
+    """The same whatever order they were found in: pserver-2 before pserver-10, and the roles that all need first."""
+
+    def key(each: Trouble) -> tuple[int, int, str, str, str]:
+        role = _ROLES.index(each.role) if each.role in _ROLES else len(_ROLES)
+        return role, len(each.pod), each.pod, each.reason, each.message
+
+    return sorted(set(troubles), key=key)
+
+
+def clipped(text: str, most: int) -> str:
+    """So many characters at most."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def reason_of(of: ConditionType, words: str) -> tuple[Reason, str]:
+    """Reason and message for a job that is not accepted or has failed: documented reasons may stand before a colon."""
+    head, _, rest = words.partition(": ")
+    if head in REASONS[of]:
+        return Reason(head), clipped(rest, _LONGEST_WORDS)
+    found = Reason.INVALID_SPEC
+    if of is ConditionType.FAILED:
+        starts = (reason for start, reason in _LAST_WORDS.items() if words.startswith(start))
+        found = next(starts, Reason.SCRIPT_FAILED)
+    return found, clipped(words, _LONGEST_WORDS)

@@ -1,0 +1,499 @@
+"""What a TrainingJob's status says, from what is observed. Pure; its only memory is the status that was written before.
+
+The status never lies. What that means here:
+
+- What is not known is absent or Unknown. Counts are of what is known to be: a trainer is ready when its kubelet says that
+  its process runs and the master says that it is a member.
+- A job that is not accepted is said to be just that; what was history before (times, failures, account, end) stays.
+- An older generation of the spec than was spoken of before is an old view, and says nothing.
+- A master with nothing to report says why within seconds. So a record without a word why, and not written again for
+  ``QUIET``, is of a master that nobody hears; so is one of an earlier master, of one whose pod is not ready, and any
+  while etcd is away. Then Progressing is Unknown, the counts stay as they were last said, and what is said of the
+  present (rate, estimated end) is absent.
+- The estimated end counts from the last commit. One that has passed was wrong, and is absent.
+- A task may take longer than a master's patience: Progressing is False when nothing was committed for ``STILL``.
+- Complete needs the master's word and a script that came to its good end. Complete and Failed are never taken back.
+- A state is what the conditions say together; a reason is from the documented list, a pod's own is in the message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal
+
+from shoal.api import TrainingJob
+from shoal.api.status import (
+    Account,
+    Allocation,
+    Condition,
+    ConditionType,
+    MasterStatus,
+    Progress,
+    Reason,
+    ServersStatus,
+    State,
+    Status,
+    TrainersStatus,
+)
+from shoal.operator.pods import GROUP, names
+from shoal.operator.reasons import Trouble, clipped, in_order, reason_of, words_of
+from shoal.operator.reconcile import Observed, ServerPod
+
+__all__ = ["QUIET", "STILL", "Facts", "Trouble", "changed", "status_of"]
+
+QUIET: Final = timedelta(seconds=15)
+"""A master with nothing to report says why after two seconds, and writes once a second."""
+STILL: Final = timedelta(seconds=30)
+_FARTHEST: Final = timedelta(days=3650)
+"""An estimate beyond it says nothing."""
+_PROGRESS_SECONDS: Final = 5.0
+_LONGEST: Final = 1000
+"""Characters of what others say."""
+_MOST: Final = 2**63 - 1
+_ENDS: Final = (ConditionType.COMPLETE, ConditionType.FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a status says beside what actions follow from. None: not known.
+
+    Attributes:
+        etcd: Whether etcd can be reached; if not, all that is from there is old.
+        placed: Names of the job's pods that have a node.
+        ready: Names of the job's pods that are ready.
+        generation: Of the present master, from its election record.
+        heard: When the master's record was last seen to change.
+        account: The final one.
+        failures: Errors of the script's own in a row.
+        why: Why the autoscaler gives no more; empty: nothing was said.
+    """
+
+    etcd: bool = True
+    placed: frozenset[str] | None = None
+    ready: frozenset[str] | None = None
+    generation: int | None = None
+    heard: datetime | None = None
+    account: Account | None = None
+    failures: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A condition without its times."""
+
+    status: Literal["True", "False", "Unknown"]
+    reason: Reason
+    message: str = ""
+
+
+_NOTHING: Final = Facts()
+
+
+def status_of(
+    job: TrainingJob | None,
+    *,
+    generation: int,
+    seen: Observed,
+    wanted: int,
+    troubles: Sequence[Trouble],
+    refused: str,
+    now: datetime,
+    before: Status,
+    facts: Facts = _NOTHING,
+) -> Status:
+    """What is to be said of a job.
+
+    Args:
+        job: As it is now; None only for a spec that cannot be read, which is refused.
+        generation: Of this spec.
+        seen: Of the cluster and etcd. An end that the operator itself decided has one of the documented reasons before a
+            colon, as in ``Ended("Failed", "DeadlineExceeded: 3600 s are over")``.
+        wanted: How many trainers there should be; fewer than the minimum: the job waits in line.
+        troubles: Of its pods, now.
+        refused: Why the spec is not accepted, with a documented reason before a colon or else InvalidSpec; empty: it is.
+        now: The time, with a zone.
+        before: What was said last.
+        facts: What else is known.
+    """
+    if before.observed_generation is not None and generation < before.observed_generation:
+        return before
+    final = next(
+        (each for of in _ENDS for each in before.conditions if each.type == of and each.status == "True"), None
+    )
+    history = Status(
+        observed_generation=generation,
+        account=before.account,
+        start_time=before.start_time,
+        completion_time=before.completion_time,
+        last_scale_time=before.last_scale_time,
+        failures=facts.failures if facts.failures is not None else before.failures,
+    )
+    if refused or job is None:
+        said = {ConditionType.ACCEPTED: _Said("False", *reason_of(ConditionType.ACCEPTED, refused))}
+        stands = Status(**dict(history) | {"progress": before.progress if final is not None else None})
+        untouched = not (seen.trainers or seen.servers or seen.masters or seen.applied or before.start_time)
+        state, decides = State.PENDING if untouched else None, ConditionType.ACCEPTED
+    else:
+        look = _Look(job, seen, wanted, troubles, facts, now, before, final)
+        said, stands = look.conditions(), look.filled(history)
+        state, decides = look.state(said)
+    conditions = _stamped(said, before, final, generation, now)
+    return _concluded(stands, conditions, state, decides, now)
+
+
+def changed(before: Status, after: Status, *, seconds: float) -> bool:
+    """Whether a status is to be written now.
+
+    Args:
+        before: As it was written last.
+        after: As it is to be.
+        seconds: How long ago that was.
+    """
+    if before == after:
+        return False
+    return seconds >= _PROGRESS_SECONDS or before.model_copy(update={"progress": after.progress}) != after
+
+
+def _stamped(
+    said: Mapping[ConditionType, _Said], before: Status, final: Condition | None, generation: int, now: datetime
+) -> list[Condition]:
+    """One entry per type. A clock that went back moves no transition back; an end stays as it was said."""
+    old = {each.type: each for each in before.conditions}
+    conditions = []
+    for of in ConditionType:
+        if final is not None and of == final.type:
+            conditions.append(final)
+        elif of in said and not (final is not None and of in _ENDS):
+            here, earlier = said[of], old.get(of)
+            since = now
+            if earlier is not None:
+                same = earlier.status == here.status
+                since = earlier.last_transition_time if same else max(now, earlier.last_transition_time)
+            made = Condition(type=of, last_transition_time=since, observed_generation=generation, **vars(here))
+            conditions.append(made)
+    return conditions
+
+
+def _concluded(
+    stands: Status, conditions: list[Condition], state: State | None, decides: ConditionType, now: datetime
+) -> Status:
+    """With what follows from the conditions."""
+    by_type = {each.type: each for each in conditions}
+    running = by_type.get(ConditionType.RUNNING)
+    complete = by_type.get(ConditionType.COMPLETE)
+    for of, end in ((ConditionType.COMPLETE, State.COMPLETE), (ConditionType.FAILED, State.FAILED)):
+        if of in by_type:
+            state, decides = end, of
+    started = now if running is not None and running.status == "True" else None
+    completed = complete.last_transition_time if complete is not None else None
+    return Status(
+        **dict(stands)
+        | {
+            "state": state,
+            "reason": by_type[decides].reason,
+            "conditions": conditions,
+            "start_time": stands.start_time or started,
+            "completion_time": stands.completion_time or completed,
+        }
+    )
+
+
+def _moment(seconds: float) -> datetime | None:
+    """From seconds since 1970; 0 and what is no time are None."""
+    if not math.isfinite(seconds) or seconds <= 0:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, tz=UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def _listed(*, trainers: int, servers: int, masters: int) -> str:
+    """Such as `2 trainers, 1 parameter server`."""
+    counts = {"trainer": trainers, "parameter server": servers, "master": masters}
+    return ", ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items() if count > 0)
+
+
+def _alive(pods: Sequence[ServerPod]) -> list[ServerPod]:
+    return [pod for pod in pods if not (pod.lost or pod.deleting)]
+
+
+class _Look:
+    """One look at a job that was accepted."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        seen: Observed,
+        wanted: int,
+        troubles: Sequence[Trouble],
+        facts: Facts,
+        now: datetime,
+        before: Status,
+        final: Condition | None,
+    ) -> None:
+        self._job, self._seen, self._facts, self._now, self._before = job, seen, facts, now, before
+        self._final = final
+        failed = seen.ended is not None and seen.ended.state != "Complete"
+        self._saving = seen.ended is not None and not failed and not seen.saved
+        self._ended = final is not None or failed or (seen.ended is not None and seen.saved)
+        self._stopped = self._ended or job.spec.suspend
+        self._wanted = 0 if self._stopped else wanted
+        # Trainers end by themselves when all is done: the last one writes the model.
+        self._need = 1 if self._saving else job.spec.trainer.min_replicas
+        found = in_order(troubles)
+        self._unplaced = [each for each in found if each.before_node]
+        self._unwell = [each for each in found if not each.before_node]
+        self._trainers = [pod for pod in seen.trainers if not (pod.ended or pod.deleting or pod.lost)]
+        self._runs = sum(pod.ready for pod in self._trainers)
+        self._works = sum(pod.ready and pod.works for pod in self._trainers)
+        self._servers = _alive(seen.servers)
+        self._serve = [self._serves(pod) for pod in self._servers]
+        self._master = self._answers()
+        self._moved = _moment(seen.published.moved) if seen.published is not None else None
+        self._why = clipped(seen.published.why, _LONGEST) if seen.published is not None else ""
+        self._deaf = self._why_deaf()
+
+    # --- Who is there ---
+
+    def _serves(self, pod: ServerPod) -> bool | None:
+        """By the kubelet's word and the master's, as far as they have spoken."""
+        known = []
+        if self._facts.ready is not None:
+            known.append(pod.name in self._facts.ready)
+        if self._seen.published is not None:
+            known.append(pod.name.rpartition("-")[2] in map(str, self._seen.published.servers))
+        return all(known) if known else None
+
+    def _answers(self) -> bool | None:
+        alive = _alive(self._seen.masters)
+        if self._facts.ready is None:
+            return None if alive else False
+        return any(pod.name in self._facts.ready for pod in alive)
+
+    def _why_deaf(self) -> _Said | None:
+        """Why the master's record does not speak of the present; None: it does."""
+        published, facts = self._seen.published, self._facts
+        if not facts.etcd:
+            return _Said("Unknown", Reason.ETCD_UNREACHABLE, "what is said of progress and members is of before")
+        if published is None:
+            return _Said("Unknown", Reason.NO_NEWS, "no master has said anything yet")
+        if facts.generation is not None and published.generation < facts.generation:
+            return _Said("Unknown", Reason.NO_NEWS, "a new master has begun, and has not said anything yet")
+        if self._master is False:
+            return _Said("Unknown", Reason.NO_NEWS, "the master is not ready")
+        spoke = max((each for each in (facts.heard, self._moved) if each is not None), default=None)
+        if not (published.why or self._saving) and spoke is not None and self._now - spoke > QUIET:
+            return _Said("Unknown", Reason.NO_NEWS, "the master neither reports progress nor says why there is none")
+        return None
+
+    # --- Conditions ---
+
+    def conditions(self) -> dict[ConditionType, _Said]:
+        """All but the times."""
+        said = {
+            ConditionType.ACCEPTED: _Said("True", Reason.VALID),
+            ConditionType.SCHEDULED: self._scheduled(),
+            ConditionType.RUNNING: self._running(),
+            ConditionType.PROGRESSING: self._progressing(),
+        }
+        suspended = self._suspended()
+        if suspended is not None:
+            said[ConditionType.SUSPENDED] = suspended
+        ended = self._seen.ended
+        if ended is not None and self._ended and self._final is None:
+            if ended.state == "Complete":
+                said[ConditionType.COMPLETE] = _Said("True", Reason.ALL_SAMPLES_COMMITTED)
+            else:
+                said[ConditionType.FAILED] = _Said("True", *reason_of(ConditionType.FAILED, ended.reason))
+        return said
+
+    def _scheduled(self) -> _Said:
+        if self._stopped:
+            return _Said("False", Reason.NO_PODS_WANTED)
+        if self._wanted < self._need and not self._saving:
+            return _Said("False", Reason.QUEUED, self._facts.why)
+        words = words_of(self._unplaced)
+        if self._all_placed():
+            return _Said("True", Reason.PODS_PLACED, words)
+        known = next((each.known for each in self._unplaced if each.known is not None), None)
+        if known is not None:
+            return _Said("False", known, words)
+        lacking = self._lacking()
+        if lacking:
+            return _Said("False", Reason.PODS_PENDING, f"not made yet: {lacking}")
+        return _Said("Unknown", Reason.PODS_PENDING, "the scheduler has not placed all pods yet")
+
+    def _all_placed(self) -> bool:
+        """A pod that lives, or that a kubelet says is unwell, has a node."""
+        placed = {each.pod for each in self._unwell if each.known is not None} | (self._facts.placed or frozenset())
+        name = names(self._job)["trainer"]
+        trainers = sum(pod.ready or pod.works or f"{name}-{pod.index}" in placed for pod in self._trainers)
+        servers = sum(
+            bool(serves) or pod.name in placed for pod, serves in zip(self._servers, self._serve, strict=True)
+        )
+        speaks = self._master if self._master is not None else self._seen.published is not None
+        master = speaks or any(pod.name in placed for pod in _alive(self._seen.masters))
+        return master and servers >= self._job.servers and trainers >= self._need
+
+    def _lacking(self) -> str:
+        """Pods that the job needs and that do not exist."""
+        trainers, servers = self._need - len(self._trainers), self._job.servers - len(self._servers)
+        return _listed(trainers=trainers, servers=servers, masters=1 - len(_alive(self._seen.masters)))
+
+    def _running(self) -> _Said:
+        if self._stopped:
+            return _Said("False", Reason.NO_TRAINERS_WANTED)
+        words = words_of(self._unwell)
+        serving = sum(serves is True for serves in self._serve) >= self._job.servers
+        if self._works >= self._need and serving and self._master is not False:
+            return _Said("True", Reason.TRAINERS_READY, words)
+        away = sum(serves is not False for serves in self._serve) < self._job.servers
+        status: Literal["False", "Unknown"] = "Unknown" if self._blind() and not away else "False"
+        known = next((each.known for each in self._unwell if each.known is not None), None)
+        if known is not None:
+            return _Said(status, known, words)
+        reason, message = self._why_not_running(away=away, blind=status == "Unknown")
+        return _Said(status, reason, "; ".join(filter(None, (message, words))))
+
+    def _blind(self) -> bool:
+        """A job that ran has the processes it needs, but nobody to ask whether they work."""
+        asked = self._master is not False and self._facts.etcd and self._seen.published is not None
+        return self._before.start_time is not None and self._runs >= self._need and not asked
+
+    def _why_not_running(self, *, away: bool, blind: bool) -> tuple[Reason, str]:
+        name = names(self._job)["trainer"]
+        lost = [pod.name for pod in (*self._seen.masters, *self._seen.servers) if pod.lost]
+        lost += [f"{name}-{pod.index}" for pod in self._seen.trainers if pod.lost]
+        if lost:
+            return Reason.NODE_LOST, f"the node is gone of {', '.join(sorted(lost)[:3])}" + (" ..." * (len(lost) > 3))
+        if blind:
+            return Reason.MASTER_AWAY, "" if self._facts.etcd else "etcd cannot be reached"
+        if self._before.start_time is not None and away:
+            return Reason.SERVERS_AWAY, self._unready()
+        if self._before.start_time is not None and self._works >= self._need:
+            return Reason.MASTER_AWAY, ""
+        return Reason.PODS_STARTING if self._all_placed() else Reason.NO_TRAINERS, self._unready()
+
+    def _unready(self) -> str:
+        """What the job needs and is not known to be ready."""
+        servers = self._job.servers - sum(serves is True for serves in self._serve)
+        trainers = self._need - self._works
+        return f"not ready: {_listed(trainers=trainers, servers=servers, masters=int(self._master is False))}"
+
+    def _progressing(self) -> _Said:
+        if self._stopped:
+            return _Said("False", Reason.NOTHING_TO_DO)
+        if self._saving:
+            alone = "" if self._runs else "no trainer is there to write the model"
+            return _Said("True" if self._runs else "False", Reason.SAVING, alone)
+        if self._deaf is not None:
+            return self._deaf
+        return self._by_record()
+
+    def _by_record(self) -> _Said:
+        published = self._seen.published
+        assert published is not None
+        if published.state in {"Saving", "Complete"}:
+            return _Said("True", Reason.SAVING)
+        if self._moved is None:
+            return _Said("False", Reason.NOT_BEGUN, self._why)
+        if self._now - self._moved > STILL:
+            return _Said("False", Reason.STALLED, self._why)
+        return _Said("True", Reason.SAMPLES_COMMITTED)
+
+    def _suspended(self) -> _Said | None:
+        """Nothing is said of a job that never was suspended, or that has ended."""
+        if self._ended:
+            return None
+        if not self._job.spec.suspend:
+            ever = any(each.type == ConditionType.SUSPENDED for each in self._before.conditions)
+            return _Said("False", Reason.RESUMED) if ever else None
+        trainers = sum(not pod.ended for pod in self._seen.trainers)
+        left = _listed(trainers=trainers, servers=len(self._seen.servers), masters=len(self._seen.masters))
+        if left:
+            return _Said("False", Reason.PODS_LEAVING, f"still there: {left}")
+        return _Said("True", Reason.SUSPEND_REQUESTED)
+
+    def state(self, said: Mapping[ConditionType, _Said]) -> tuple[State, ConditionType]:
+        """Where a job is that has not ended, and the condition that decides it."""
+        running, scheduled = said[ConditionType.RUNNING], said[ConditionType.SCHEDULED]
+        if self._job.spec.suspend and not self._ended:
+            gone = said[ConditionType.SUSPENDED].status == "True"
+            return State.SUSPENDED if gone else State.SUSPENDING, ConditionType.SUSPENDED
+        if running.status == "True" or (running.status == "Unknown" and self._before.state is State.RUNNING):
+            return State.RUNNING, ConditionType.RUNNING
+        if scheduled.status == "True":
+            return State.STARTING, ConditionType.RUNNING
+        return State.QUEUED if scheduled.reason is Reason.QUEUED else State.PENDING, ConditionType.SCHEDULED
+
+    # --- The rest ---
+
+    def filled(self, history: Status) -> Status:
+        """With all that does not follow from the conditions."""
+        job, earlier = self._job, self._before.trainers
+        bounds = {"min": job.spec.trainer.min_replicas, "max": job.spec.trainer.most}
+        scaled = earlier is not None and earlier.wanted != self._wanted and not self._ended
+        leaving = self._stopped and not _alive(self._seen.masters)
+        return Status(
+            **dict(history)
+            | {
+                "trainers": TrainersStatus(wanted=self._wanted, ready=self._works, **bounds),
+                "servers": ServersStatus(
+                    wanted=0 if self._stopped else job.servers, ready=sum(serves is True for serves in self._serve)
+                ),
+                "master": None if self._master is None or leaving else MasterStatus(ready=self._master),
+                "progress": self._progress(),
+                "allocation": self._allocation(),
+                "account": history.account or (self._facts.account if self._ended else None),
+                "last_scale_time": self._now if scaled else history.last_scale_time,
+                "selector": f"{GROUP}/job={job.metadata.name},{GROUP}/role=trainer",
+            }
+        )
+
+    def _allocation(self) -> Allocation | None:
+        if self._stopped:
+            return None
+        trainer, why = self._job.spec.trainer, self._facts.why
+        if not why and trainer.replicas is not None:
+            why = "pinned by spec.trainer.replicas"
+        elif not why and self._wanted >= trainer.most:
+            why = "at spec.trainer.maxReplicas"
+        return Allocation(wanted=self._wanted, ready=min(self._works, self._wanted), why=why or None)
+
+    def _progress(self) -> Progress | None:
+        published = self._seen.published
+        if published is None:
+            # Neither an end nor an etcd that is away makes unsaid what was said.
+            earlier = self._before.progress if self._ended or not self._facts.etcd else None
+            now_only = {"rate": None, "estimated_end": None, "message": None}
+            return earlier.model_copy(update=now_only) if earlier is not None else None
+        live = self._deaf is None and not self._stopped
+        known = 0 < published.epochs <= _MOST
+        return Progress(
+            epoch=min(max(published.epoch, 0) + 1, published.epochs) if known else None,
+            epochs=published.epochs if known else None,
+            samples=min(max(published.samples, 0), _MOST),
+            expected=min(published.expected, _MOST) if published.expected > 0 else None,
+            rate=published.rate if live and published.rate > 0 else None,
+            estimated_end=self._estimated_end() if live else None,
+            last_step_time=self._moved,
+            message=self._why or None if live else None,
+        )
+
+    def _estimated_end(self) -> datetime | None:
+        """Counted from the last commit, so that it moves only with news."""
+        published = self._seen.published
+        assert published is not None
+        left = published.expected - published.samples
+        if self._moved is None or left <= 0 or not (0 < published.rate < math.inf):
+            return None
+        seconds = left / published.rate
+        if seconds > _FARTHEST.total_seconds():
+            return None
+        end = self._moved + timedelta(seconds=seconds)
+        return end if end > self._now else None

@@ -1,0 +1,43 @@
+"""What others say becomes a documented reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.api.status import ConditionType
+from shoal.operator.reasons import Trouble, reason_of, words_of
+
+
+@pytest.mark.parametrize(
+    ("of", "words", "reason", "message"),
+    [
+        ("Failed", "no server has a good snapshot of slot 3 left", "SnapshotsLost", "no server has a good snapshot of slot 3 left"),
+        ("Failed", "the script failed 3 times on task 7", "TaskFailed", "the script failed 3 times on task 7"),
+        ("Failed", "BackoffLimitExceeded: 7 errors", "BackoffLimitExceeded", "7 errors"),
+        ("Failed", "CannotChange: no reason of an end", "ScriptFailed", "CannotChange: no reason of an end"),
+        ("Accepted", "CannotChange: spec.seed", "CannotChange", "spec.seed"),
+    ],
+)  # fmt: skip
+def test_words_become_documented_reasons(of, words, reason, message):
+    assert reason_of(ConditionType(of), words) == (reason, message)
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "reason", "before_node"),
+    [
+        ("Unschedulable", "", "Unschedulable", True),
+        ("FailedCreate", "admission webhook denied", "PodsRefused", True),
+        ("FailedCreate", "is forbidden: exceeded quota: cpu", "QuotaExceeded", True),
+        ("OOMKilled", "", "OutOfMemory", False),
+        ("TrainersReady", "no pod's word", None, False),
+    ],
+)
+def test_a_pods_own_reason_is_known_by_a_table(own, words, reason, before_node):
+    trouble = Trouble("trainer", "a", own, words)
+    assert (trouble.known, trouble.before_node) == (reason, before_node)
+
+
+def test_words_are_one_line_and_not_too_long():
+    assert words_of([Trouble("trainer", "a", "Error", "one\n\ttwo")]) == "a: Error: one two"
+    assert len(words_of([Trouble("trainer", "a", "Error", "x" * 10_000)])) == 500
+    assert len(reason_of(ConditionType.FAILED, "x" * 10_000)[1]) == 4000
