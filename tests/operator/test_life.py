@@ -17,6 +17,8 @@ from tests.operator.standin import Masters
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
+ROOT = Path(__file__).parents[2]
+
 
 class World:
     """A namespace with an operator and the masters' stand-in."""
@@ -26,14 +28,16 @@ class World:
         self._log = folder / "operator.log"
         self._operator: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, program: str = "shoal.operator", **variables: str) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             self._operator = subprocess.Popen(
-                [sys.executable, "-m", "shoal.operator", "--etcd", self.etcd.endpoint, "--namespace", self.namespace],
-                env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)},
+                [sys.executable, "-m", program, "--etcd", self.etcd.endpoint, "--namespace", self.namespace],
+                env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig), **variables},
+                cwd=ROOT,
                 stdout=log,
                 stderr=log,
             )
+        return self._operator
 
     def end(self, number: int = signal.SIGTERM) -> int:
         assert self._operator is not None
@@ -92,7 +96,8 @@ def world(control_plane, add_nodes, namespace, tmp_path):
         made.start()
         with Masters(control_plane.kubectl, control_plane.get, etcd.endpoint, namespace) as made.masters:
             yield made
-        assert made.end() == 0, made.log()
+        # One that was started a moment ago has no handler yet.
+        assert made.end() in {0, -signal.SIGTERM}, made.log()
 
 
 def test_from_apply_to_complete(world):
@@ -116,6 +121,37 @@ def test_suspended_and_resumed_through_a_new_operator(world):
     world.apply(suspend=False)
     world.start()
     world.at_work([0, 1])
+
+
+@pytest.mark.parametrize("before", ["0", "1"], ids=["right after it", "right before it"])
+def test_killed_at_every_request_of_a_life(world, before):
+    """Each operator lives for one request more than the one before; together they bring the job there and back."""
+    world.end(signal.SIGKILL)
+    world.apply()
+    deaths = killed_until(world, lambda: len(world.pods("trainer")) == 2 and len(world.pods("pserver")) == 2, before)
+    assert deaths >= 3
+    world.start()
+    world.at_work([0, 1])
+    world.end(signal.SIGKILL)
+    world.apply(suspend=True)
+    killed_until(
+        world, lambda: not world.pods("pserver", ready=False) and not world.pods("master", ready=False), before
+    )
+    world.start()
+    world.nobody()
+
+
+def killed_until(world, reached, before: str) -> int:
+    """How many operators died before that was reached."""
+    for number in range(1, 40):
+        running = world.start("tests.operator.dying", DIE_AT=str(number), DIE_BEFORE=before)
+        world.until(lambda running=running: running.poll() is not None or reached(), "its death, or the end")
+        if reached():
+            running.kill()
+            running.wait(30)
+            return number - 1
+        assert running.returncode == -signal.SIGKILL, world.log()
+    raise AssertionError(world.log())
 
 
 def test_what_others_delete_comes_back(world):

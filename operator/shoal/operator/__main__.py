@@ -26,6 +26,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    # It tells each event that it hands on.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
     settings = Settings(
         etcd=arguments.etcd,
         masters_etcd=arguments.masters_etcd,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import kopf
 import msgspec
 
 from shoal.api import TrainingJob
-from shoal.kube import Kube
+from shoal.kube import Kube, KubeError
 from shoal.operator.executor import Executor
 from shoal.operator.look import Looker
 from shoal.operator.pods import GROUP
@@ -68,6 +69,7 @@ class Operator:
         self._settings = settings
         self._store = ClusterStore()
         self._worker = Worker(self._look)
+        self._etcd_known = asyncio.Event()
         self._looker: Looker
         self._kube: Kube
         self._etcd: Store
@@ -88,6 +90,9 @@ class Operator:
                 etcd = self._settings.masters_etcd or self._settings.etcd
                 self._looker = Looker(self._store, executor, etcd=etcd, classes=self._settings.classes)
                 self._etcd.watch(ALL_JOBS, from_revision=None, on_events=self._records, on_reset=self._all_records)
+                # Before the first look all is known: else what stands in etcd or on the cluster would be said again.
+                await self._etcd_known.wait()
+                await self._list_all()
                 sweeping = asyncio.create_task(self._sweep())
                 try:
                     await self._watch(stop)
@@ -115,6 +120,7 @@ class Operator:
 
     def _all_records(self, listing: Listing, _: str) -> None:
         self._loop.call_soon_threadsafe(self._records_changed, [(pair.key, pair.value) for pair in listing.pairs])
+        self._loop.call_soon_threadsafe(self._etcd_known.set)
 
     def _records_changed(self, records: Iterable[tuple[str, bytes | None]]) -> None:
         for key, value in records:
@@ -123,17 +129,33 @@ class Operator:
     # --- The cluster's watches ---
 
     async def _watch(self, stop: asyncio.Event) -> None:
+        """Let kopf watch until told to stop.
+
+        In a thread and a loop of its own: it takes the process's signals for itself, and every task that is there when it
+        ends for one of its own, raising what that raised.
+        """
+        enough = threading.Event()
+        watching = asyncio.create_task(asyncio.to_thread(self._run_kopf, enough))
+        told = asyncio.create_task(stop.wait())
+        await asyncio.wait([watching, told], return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        await self._worker.close()
+        enough.set()
+        await watching
+
+    def _run_kopf(self, enough: threading.Event) -> None:
         settings = kopf.OperatorSettings()
         settings.posting.enabled = False
         settings.persistence.finalizer = f"{GROUP}/operator"
-        await kopf.operator(
+        watching = kopf.operator(
             registry=self._registry(),
             settings=settings,
             standalone=True,
             clusterwide=not self._settings.namespaces,
             namespaces=self._settings.namespaces,
-            stop_flag=stop,
+            stop_flag=enough,
         )
+        asyncio.run(watching)
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
@@ -147,8 +169,7 @@ class Operator:
 
     def _register(self, registry: kopf.OperatorRegistry, kind: str, group: str, version: str, plural: str) -> None:
         async def handle(event: kopf.RawEvent, **_: Any) -> None:
-            manifest = {"kind": kind, **event["object"]}
-            self._worker.mark(*self._store.object_changed(manifest, gone=event["type"] == "DELETED"))
+            self._hand_over(self._store.object_changed, {"kind": kind, **event["object"]}, event["type"])
 
         found = kopf.on.event(
             group, version, plural, registry=registry, labels={_SELECTOR: kopf.PRESENT}, id=f"watch-{plural}"
@@ -156,19 +177,33 @@ class Operator:
         found(handle)
 
     async def _job_event(self, event: kopf.RawEvent, **_: Any) -> None:
-        self._worker.mark(*self._store.job_changed(event["object"], gone=event["type"] == "DELETED"))
+        self._hand_over(self._store.job_changed, event["object"], event["type"])
 
     async def _node_event(self, event: kopf.RawEvent, **_: Any) -> None:
-        self._worker.mark(*self._store.node_changed(event["object"], gone=event["type"] == "DELETED"))
+        self._hand_over(self._store.node_changed, event["object"], event["type"])
+
+    def _hand_over(self, changed: Callable[..., set[str]], manifest: Any, kind: str | None) -> None:
+        """From kopf's loop to ours."""
+
+        def note() -> None:
+            self._worker.mark(*changed(manifest, gone=kind == "DELETED"))
+
+        self._loop.call_soon_threadsafe(note)
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            for kind in _OURS:
-                found = []
-                for namespace in self._settings.namespaces or ("",):
-                    found += await self._kube.list(kind, namespace=namespace, selector=_SELECTOR)
-                self._worker.mark(*self._store.replace_all(kind, found))
+            try:
+                await self._list_all()
+            except KubeError as error:
+                log.warning("the cluster cannot be listed: %s; again in %.0f s", error, _SWEEP_SECONDS)
+
+    async def _list_all(self) -> None:
+        for kind in _OURS:
+            found = []
+            for namespace in self._settings.namespaces or ("",):
+                found += await self._kube.list(kind, namespace=namespace, selector=_SELECTOR)
+            self._worker.mark(*self._store.replace_all(kind, found))
 
 
 async def _login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:

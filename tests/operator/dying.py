@@ -1,0 +1,33 @@
+"""An operator that dies, as by SIGKILL, right after its n-th change on the API server (or right before it)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from shoal.kube import Kube
+from shoal.operator.__main__ import main
+
+
+def die_at(number: int, *, before: bool) -> None:
+    once, count = Kube._once, 0
+
+    async def counted(self, method, *arguments):
+        nonlocal count
+        if method == "GET":
+            return await once(self, method, *arguments)
+        count += 1
+        if before and count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = await once(self, method, *arguments)
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    Kube._once = counted
+
+
+if __name__ == "__main__":
+    die_at(int(os.environ["DIE_AT"]), before=os.environ["DIE_BEFORE"] == "1")
+    sys.exit(main())
