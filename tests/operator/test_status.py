@@ -440,7 +440,9 @@ def test_an_end_is_final_and_only_one(looks):
 
 @whatever
 def test_counts_and_conditions_never_contradict_each_other(looks):
-    for _, look, after in story(looks):
+    for before, look, after in story(looks):
+        if after is before:  # an old view of the spec
+            continue
         found = {of: each.status for of, each in said(after).items()}
         percent = after.progress.percent if after.progress is not None else None
         assert percent is None or 0 <= int(percent.removesuffix("%")) <= 100
