@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shoal.api.status import ConditionType
-from shoal.operator.reasons import Trouble, reason_of, words_of
+from shoal.operator.reasons import Trouble, in_order, reason_of, words_of
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,16 @@ def test_words_are_one_line_and_not_too_long():
     assert words_of([Trouble("trainer", "a", "Error", "one\n\ttwo")]) == "a: Error: one two"
     assert len(words_of([Trouble("trainer", "a", "Error", "x" * 10_000)])) == 500
     assert len(reason_of(ConditionType.FAILED, "x" * 10_000)[1]) == 4000
+
+
+def test_pods_come_in_the_order_of_roles_and_numbers():
+    pods = [
+        ("trainer", "t-10"),
+        ("pserver", "p-2"),
+        ("?", "a"),
+        ("trainer", "t-9"),
+        ("master", "master"),
+        ("trainer", "t-9"),
+    ]
+    found = in_order(Trouble(role, pod, "Error") for role, pod in pods)
+    assert [each.pod for each in found] == ["master", "p-2", "t-9", "t-10", "a"]

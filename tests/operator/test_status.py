@@ -1,73 +1,46 @@
-"""What a status says: a table of what is seen, and what holds whatever is seen."""
+"""What a status says of what is seen: tables."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from shoal.api.crd import crd
-from shoal.api.status import REASONS, Account, Condition, ConditionType, Progress, Reason, State, Status
-from shoal.operator.reconcile import Ended, Observed, ServerPod
+from shoal.api.status import Condition, State, Status
+from shoal.operator.pods import master_pod, trainer_pod
+from shoal.operator.reconcile import Ended, Observed
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, changed, status_of
 from shoal.operator.trainers import TrainerPod
-from shoal.store import Published
-from tests.operator.jobs import job
-
-NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
-SECOND = timedelta(seconds=1)
-ACCOUNT = Account(epochs=3, expected=3000, counted=3000)
-NAMES = frozenset(["flights-master-a", *(f"flights-pserver-{n}" for n in (0, 1)), *(f"flights-trainer-{n}" for n in range(4))])  # fmt: skip
-
-
-def published(**more):
-    said = {
-        "generation": 1, "state": "Running", "epoch": 1, "epochs": 3, "samples": 1500, "expected": 3000, "rate": 10.0,
-        "moved": NOW.timestamp() - 1, "trainers": [0, 1, 2], "servers": [0, 1], "served": True, "why": "",
-    }  # fmt: skip
-    return Published(**said | more)
-
-
-def trainers(count, **more):
-    return tuple(TrainerPod(**{"index": n, "uid": f"t{n}", "ready": True, "works": True} | more) for n in range(count))
-
-
-def servers(count=2, **more):
-    return tuple(ServerPod(name=f"flights-pserver-{n}", uid=f"s{n}", **more) for n in range(count))
-
-
-MASTERS = (ServerPod(name="flights-master-a", uid="m"),)
-WELL = Observed(trainers=trainers(3), servers=servers(), masters=MASTERS, published=published())
-KNOWN = Facts(placed=NAMES, ready=NAMES, generation=1, heard=NOW)
-RAN = Status(start_time=NOW - 60 * SECOND, state=State.RUNNING)
-
-
-def told(seen=WELL, *, of=None, generation=1, wanted=3, troubles=(), refused="", now=NOW, before=None, facts=KNOWN):
-    return status_of(
-        of if of is not None else job(), generation=generation, seen=seen, wanted=wanted, troubles=troubles,
-        refused=refused, now=now, before=before if before is not None else Status(), facts=facts,
-    )  # fmt: skip
-
-
-def said(status):
-    assert len({each.type for each in status.conditions}) == len(status.conditions)
-    return {each.type: each for each in status.conditions}
-
-
-def in_short(status):
-    return {of: (each.status, each.reason) for of, each in said(status).items()}
-
+from tests.operator.jobs import IDENTITY, job
+from tests.operator.looks import (
+    ACCOUNT,
+    KNOWN,
+    MASTERS,
+    NAMES,
+    NOW,
+    RAN,
+    SECOND,
+    WELL,
+    in_short,
+    published,
+    said,
+    servers,
+    told,
+    trainers,
+)
 
 # --- A table ---
 
 
 def these(**named):
     return named
+
+
+def these_ready(pods):
+    return Facts(placed=NAMES, ready=frozenset(pods))
 
 
 SUSPENDED = job(suspend=True)
@@ -101,6 +74,17 @@ CASES = {
                            "Running", "MasterAway", these(Running=DARK, Progressing=DARK)),
     "the master's node is lost": (these(before=RAN, seen=replace(WELL, masters=(replace(MASTERS[0], lost=True),))),
                                   "Running", "NodeLost", these(Running=DARK, Progressing=DARK)),
+    "the master is away, and a server": (these(before=RAN, facts=these_ready(NAMES - {"flights-master-a", "flights-pserver-1"})),
+                                         "Starting", "ServersAway", these(Running=NO)),
+    "the master is away, and trainers": (
+        these(before=RAN, seen=replace(WELL, trainers=trainers(2, ready=False)), facts=these_ready({"flights-pserver-0", "flights-pserver-1"})),
+        "Starting", "PodsStarting", these(Running=NO)),
+    "the master has not come yet": (these(facts=these_ready(NAMES - {"flights-master-a"})), "Starting", "PodsStarting",
+                                    these(Scheduled=YES, Running=NO)),
+    "nobody knows of the servers": (these(seen=replace(WELL, published=None), facts=Facts(placed=NAMES)), "Starting", "PodsStarting",
+                                    these(Running=NO)),
+    "the last snapshots are written": (these(seen=replace(WELL, published=published(state="Saving", why="snapshots", moved=0.0))),
+                                       "Running", "TrainersReady", these(Progressing=YES)),
     "a server is away": (these(before=RAN, facts=Facts(placed=NAMES, ready=NAMES - {"flights-pserver-1"})),
                          "Starting", "ServersAway", these(Running=NO)),
     "trainers are away": (these(before=RAN, seen=replace(WELL, trainers=trainers(1))), "Pending", "PodsPending",
@@ -113,14 +97,14 @@ CASES = {
     "it is to be suspended": (these(of=SUSPENDED), "Suspending", "PodsLeaving", these(Suspended=NO, Running=NO, Progressing=NO)),
     "it is suspended": (these(of=SUSPENDED, seen=Observed(published=published())), "Suspended", "SuspendRequested",
                         these(Suspended=YES, Scheduled=NO, Running=NO, Progressing=NO)),
-    "its model is being written": (these(seen=replace(WELL, trainers=trainers(1), ended=UNDONE)), "Running", "TrainersReady",
-                                   these(Running=YES, Progressing=YES)),
+    "its model is being written": (these(wanted=0, seen=replace(WELL, trainers=trainers(1), ended=UNDONE)), "Running", "TrainersReady",
+                                   these(Scheduled=YES, Running=YES, Progressing=YES)),
     "nobody writes its model": (these(seen=replace(WELL, trainers=trainers(1, ready=False, works=False), ended=UNDONE)),
                                 "Starting", "PodsStarting", these(Running=NO, Progressing=NO)),
     "complete": (these(seen=replace(WELL, trainers=trainers(1, ended=True), ended=UNDONE, saved=True)),
                  "Complete", "AllSamplesCommitted", these(Complete=YES, Scheduled=NO, Running=NO, Progressing=NO)),
     "complete, and then suspended": (these(of=SUSPENDED, seen=Observed(ended=UNDONE, saved=True)),
-                                     "Complete", "AllSamplesCommitted", these(Complete=YES)),
+                                     "Complete", "AllSamplesCommitted", these(Complete=YES, Suspended=None)),
     "failed by the operator": (these(seen=replace(WELL, ended=FAILED_BY_US)), "Failed", "DeadlineExceeded", these(Failed=YES, Running=NO)),
     "failed by its script": (these(seen=replace(WELL, ended=Ended("Failed", "it cannot go on"))), "Failed", "ScriptFailed", these(Failed=YES)),
 }  # fmt: skip
@@ -132,12 +116,30 @@ def test_the_state_and_what_decides_it_when(name):
     status = told(**seen)
     assert (status.state, status.reason) == (state, reason)
     found = {of: each.status for of, each in said(status).items()}
-    assert {of: found[of] for of in conditions} == conditions
+    assert {of: found.get(of) for of in conditions} == conditions
     assert {state for _, state, *_ in CASES.values()} == set(State), "the table is whole"
     ends = {"Complete", "Failed"} & found.keys()
     assert ends == {state} & {"Complete", "Failed"}
     assert all(each.observed_generation == 1 for each in status.conditions)
     assert {each.last_transition_time for each in status.conditions} == {NOW}
+
+
+def test_a_job_is_placed_when_every_pod_that_it_needs_is():
+    young = replace(WELL, trainers=trainers(2, ready=False, works=False), published=None)
+    needed = NAMES - {"flights-trainer-2", "flights-trainer-3"}
+    odd = [Trouble("trainer", "flights-trainer-0", "Odd")]
+    assert in_short(told(young, facts=Facts(placed=needed, ready=frozenset())))["Scheduled"][0] == "True"
+    for name in needed:
+        facts = Facts(placed=needed - {name}, ready=frozenset())
+        assert in_short(told(young, facts=facts, troubles=odd))["Scheduled"] == ("Unknown", "PodsPending")
+
+
+def test_what_is_missing_is_named():
+    status = told(Observed(), facts=Facts(ready=frozenset()))
+    assert said(status)["Scheduled"].message == "not made yet: 2 trainers, 2 parameter servers, 1 master"
+    assert said(status)["Running"].message == "not ready: 2 trainers, 2 parameter servers, 1 master"
+    left = replace(WELL, servers=(), masters=())
+    assert said(told(left, of=SUSPENDED))["Suspended"].message == "still there: 3 trainers"
 
 
 # --- A job that is not accepted ---
@@ -162,6 +164,9 @@ def test_a_job_that_runs_and_is_refused_is_not_called_pending_and_keeps_its_hist
     status = told(before=ran, refused="no", generation=2)
     assert (status.state, status.start_time, status.failures) == (None, NOW, 2)
     assert status.trainers is status.progress is None
+    end = told(replace(WELL, ended=UNDONE, saved=True))
+    refused = told(before=end, refused="no", generation=2)
+    assert (refused.state, refused.progress, refused.completion_time) == (State.COMPLETE, end.progress, NOW)
     assert in_short(told(before=status, generation=3))["Accepted"] == ("True", "Valid")
 
 
@@ -206,9 +211,9 @@ def test_an_unknown_trouble_decides_nothing_and_is_shown():
 
 def test_the_same_trouble_is_first_in_whatever_order_they_come():
     found = [Trouble("trainer", f"flights-trainer-{n}", "ErrImagePull", "x") for n in (10, 9, 11)]
-    found.append(Trouble("master", "z", "CrashLoopBackOff", "y"))
+    found.append(Trouble("master", "flights-master-abcdefgh", "CrashLoopBackOff", "y"))
     messages = {said(told(troubles=each))["Running"].message for each in itertools.permutations(found)}
-    assert messages == {"z: CrashLoopBackOff: y (and 3 more)"}
+    assert messages == {"flights-master-abcdefgh: CrashLoopBackOff: y (and 3 more)"}
 
 
 # --- Counts, times, allocation ---
@@ -218,6 +223,8 @@ def test_who_is_ready_is_so_by_kubelet_and_master():
     pods = (*trainers(2), TrainerPod(index=2, uid="a", ready=True), TrainerPod(index=3, uid="b", works=True),
             TrainerPod(index=4, uid="c", ready=True, works=True, lost=True),
             TrainerPod(index=5, uid="d", ready=True, works=True, deleting=True))  # fmt: skip
+    leaving = (*servers(1), *servers(2, deleting=True)[1:])
+    assert told(replace(WELL, servers=leaving)).servers.text == "1/2"
     status = told(replace(WELL, trainers=pods, published=published(servers=[1])), wanted=4)
     assert (status.trainers.text, status.trainers.range, status.servers.text) == ("2/4", "2-4", "1/2")
     assert status.master.ready
@@ -228,9 +235,18 @@ def test_without_a_word_on_its_pod_nothing_is_said_of_the_master():
     assert told(replace(WELL, masters=()), facts=Facts()).master.ready is False
 
 
+def test_the_selector_finds_the_trainers():
+    labels = trainer_pod(job(), IDENTITY, 0)["metadata"]["labels"]
+    wanted = dict(each.split("=") for each in told().selector.split(","))
+    assert wanted.items() <= labels.items()
+    assert not wanted.items() <= master_pod(job(), IDENTITY)["metadata"]["labels"].items()
+
+
 def test_nothing_is_wanted_of_who_is_suspended_or_has_ended():
     for status in (told(of=SUSPENDED), told(replace(WELL, ended=FAILED_BY_US))):
         assert (status.trainers.wanted, status.servers.wanted, status.allocation) == (0, 0, None)
+        assert status.progress.rate is status.progress.estimated_end is None
+    assert told(Observed(), of=SUSPENDED).master is None
 
 
 @pytest.mark.parametrize(
@@ -241,6 +257,7 @@ def test_nothing_is_wanted_of_who_is_suspended_or_has_ended():
 def test_the_allocation_says_why_it_is_not_more(spec, wanted, why, shown):
     allocation = told(of=job(**spec), wanted=wanted, facts=replace(KNOWN, why=why)).allocation
     assert (allocation.wanted, allocation.ready, allocation.why) == (wanted, 3, shown)
+    assert told(wanted=2).allocation.ready == 2, "who is about to leave is none of them"
 
 
 def test_times_are_of_what_happened_first_or_last():
@@ -261,6 +278,16 @@ def test_a_failed_job_has_no_completion_and_no_failure_is_forgotten():
     status = told(replace(WELL, ended=FAILED_BY_US), facts=replace(KNOWN, failures=7, account=ACCOUNT))
     assert (status.completion_time, status.failures, status.account) == (None, 7, ACCOUNT)
     assert told(before=status).failures == 7
+
+
+def test_the_first_end_stands():
+    complete, failed = replace(WELL, ended=UNDONE, saved=True), replace(WELL, ended=FAILED_BY_US)
+    for first, second in ((complete, failed), (failed, complete)):
+        end = told(first)
+        later = told(second, before=end, generation=2, now=NOW + SECOND)
+        assert (later.state, later.reason) == (end.state, end.reason)
+        assert {"Complete", "Failed"} & said(later).keys() == {end.state}
+        assert said(later)[end.state] == said(end)[end.state], "it was observed for the spec of then"
 
 
 def test_resumed_is_said_of_who_was_suspended_only():
@@ -289,6 +316,8 @@ def test_what_the_master_does_not_know_is_absent():
     assert status.to_mapping()["progress"] == {"samples": 0, "message": "waits"}
     assert (said(status)["Progressing"].reason, said(status)["Progressing"].message) == ("NotBegun", "waits")
     assert told(replace(WELL, published=None)).progress is None
+    wild = told(replace(WELL, published=published(samples=-1, expected=2**70, epoch=7))).progress
+    assert (wild.samples, wild.expected, wild.text) == (0, 2**63 - 1, "3/3")
 
 
 OLD = {
@@ -325,7 +354,7 @@ def test_a_master_that_says_why_is_no_silent_one():
 @pytest.mark.parametrize(
     "more",
     [{"rate": 0.0}, {"rate": math.nan}, {"rate": math.inf}, {"rate": 5e-324}, {"moved": 1e300}, {"moved": math.nan},
-     {"samples": 3000}, {"samples": 4000}, {"rate": 1.7e308}],
+     {"samples": 3000, "moved": NOW.timestamp() + 5}, {"samples": 4000}, {"rate": 1.7e308}],
 )  # fmt: skip
 def test_no_end_is_estimated_from(more):
     assert told(replace(WELL, published=published(**more))).progress.estimated_end is None
@@ -341,149 +370,6 @@ def test_progress_is_written_every_five_seconds_and_all_else_at_once():
     assert not changed(before, after, seconds=4.9)
     assert changed(before, after, seconds=5.0)
     assert changed(before, told(before=before, wanted=4), seconds=0.0)
-
-
-# --- Whatever is seen ---
-
-BOOL = st.booleans()
-FEW = st.integers(0, 4)
-TIMES = st.integers(-60, 60).map(lambda seconds: NOW + seconds * SECOND)
-
-
-def often(usual, *rare):
-    """Mostly what is usual, so that not everything is odd at a time."""
-    return st.sampled_from([*[st.just(usual)] * 8, *rare]).flatmap(lambda each: each)
-
-
-TRAINERS = st.lists(
-    st.builds(TrainerPod, index=FEW, uid=st.just("t"), ended=BOOL, deleting=BOOL, lost=BOOL, ready=BOOL, works=BOOL),
-    unique_by=lambda pod: pod.index, max_size=4,
-).map(tuple)  # fmt: skip
-NUMBERS = st.one_of(st.sampled_from([0, 1, 9999, -1, 2**70]), st.integers(0, 3000))
-PUBLISHED = st.builds(
-    published, generation=st.integers(1, 2), state=st.sampled_from(["Starting", "Running", "Saving", "Complete", "?"]),
-    epoch=NUMBERS, epochs=NUMBERS, samples=NUMBERS, expected=NUMBERS, rate=st.floats(), why=st.sampled_from(["", "waits"]),
-    moved=st.one_of(TIMES.map(datetime.timestamp), st.floats()), servers=often([0, 1], st.sampled_from([[], [0]])),
-)  # fmt: skip
-SEEN = st.builds(
-    Observed,
-    trainers=often(WELL.trainers, TRAINERS, TRAINERS, st.just(())),
-    saved=BOOL,
-    servers=often(WELL.servers, st.builds(servers, count=st.integers(0, 2), lost=BOOL), st.just(())),
-    masters=often(MASTERS, st.just(()), st.just((replace(MASTERS[0], lost=True),))),
-    published=often(WELL.published, st.none(), PUBLISHED, PUBLISHED),
-    ended=often(None, st.sampled_from([UNDONE, UNDONE, FAILED_BY_US, Ended("Failed", "x")])),
-)
-SOME_NAMES = often(NAMES, st.none(), st.sets(st.sampled_from(sorted(NAMES))).map(frozenset))
-FACTS = st.builds(
-    Facts, etcd=often(True, st.just(False)), placed=SOME_NAMES, ready=SOME_NAMES, generation=st.none() | st.integers(1, 2),
-    heard=often(NOW, st.none(), TIMES), account=st.sampled_from([None, ACCOUNT]), failures=st.none() | FEW, why=st.just("w"),
-)  # fmt: skip
-TROUBLE = st.builds(
-    Trouble, st.sampled_from(["master", "trainer", "?"]), st.sampled_from(sorted(NAMES)),
-    st.sampled_from(["Unschedulable", "ErrImagePull", "OOMKilled", "Odd"]), st.sampled_from(["", "exceeded quota: x"]),
-)  # fmt: skip
-LOOKS = st.fixed_dictionaries(
-    {
-        "seen": often(WELL, SEEN, SEEN, SEEN, SEEN, SEEN, SEEN, st.just(Observed())), "of": often(job(), st.just(SUSPENDED)),
-        "generation": often(2, st.integers(1, 3)), "wanted": often(3, FEW), "troubles": st.lists(TROUBLE, max_size=2),
-        "refused": often("", st.sampled_from(["InvalidTemplate: no", "no"])), "now": TIMES, "facts": FACTS,
-    }
-)  # fmt: skip
-ANY = st.lists(LOOKS, min_size=1, max_size=5)
-
-
-def whatever(test):
-    return settings(max_examples=400, deadline=None)(given(ANY)(test))
-
-
-def story(looks):
-    """The statuses that follow each other, and what each was made from."""
-    before = Status()
-    for look in looks:
-        after = told(before=before, **look)
-        yield before, look, after
-        before = after
-
-
-@whatever
-def test_said_again_nothing_changes(looks):
-    for _, look, after in story(looks):
-        assert told(before=after, **look) == after
-
-
-@whatever
-def test_a_transition_is_a_flip_and_moves_forward_only(looks):
-    for before, look, after in story(looks):
-        old, new = said(before), said(after)
-        for of in old.keys() & new.keys():
-            flipped = old[of].status != new[of].status
-            assert new[of].last_transition_time >= old[of].last_transition_time
-            assert flipped or new[of].last_transition_time == old[of].last_transition_time
-            assert not flipped or new[of].last_transition_time == max(look["now"], old[of].last_transition_time)
-        assert {each.reason for each in new.values()} <= set(Reason)
-        assert all(each.reason in REASONS[ConditionType(of)] for of, each in new.items())
-        assert after.reason in {each.reason for each in new.values()}
-
-
-@whatever
-def test_an_end_is_final_and_only_one(looks):
-    for before, _, after in story(looks):
-        ends = [each for each in after.conditions if each.type in {"Complete", "Failed"}]
-        assert [each.status for each in ends] == ["True"] * len(ends)
-        assert len(ends) <= 1
-        assert [each for each in before.conditions if each.type in {"Complete", "Failed"}] in ([], ends)
-        assert (after.state in {"Complete", "Failed"}) == bool(ends)
-        assert not ends or after.state == ends[0].type
-        assert (after.completion_time is not None) == (after.state == "Complete")
-
-
-@whatever
-def test_counts_and_conditions_never_contradict_each_other(looks):
-    for before, look, after in story(looks):
-        if after is before:  # an old view of the spec
-            continue
-        found = {of: each.status for of, each in said(after).items()}
-        percent = after.progress.percent if after.progress is not None else None
-        assert percent is None or 0 <= int(percent.removesuffix("%")) <= 100
-        if found.get("Running") == "True":
-            assert found["Accepted"] == "True"
-            assert found["Scheduled"] == "True" or look["wanted"] < 2
-            assert after.start_time is not None
-            assert after.trainers.ready >= (1 if look["seen"].ended is not None else 2)
-            assert after.servers.ready == 2
-        assert found.get("Suspended") != "True" or found["Running"] == found["Progressing"] == "False"
-        if found.get("Progressing") == "Unknown":
-            progress = after.progress or Progress()
-            assert progress.rate is progress.estimated_end is None
-
-
-SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
-TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
-
-
-def known(value, schema, path="status"):
-    """Every field is one that the definition has, of its kind and within it."""
-    assert isinstance(value, TYPES[schema["type"]]), path
-    if isinstance(value, dict):
-        assert value.keys() <= schema["properties"].keys(), path
-        assert set(schema.get("required", ())) <= value.keys(), path
-        for name, below in value.items():
-            known(below, schema["properties"][name], f"{path}.{name}")
-    elif isinstance(value, list):
-        for each in value:
-            known(each, schema["items"], f"{path}[]")
-    else:
-        assert value in schema.get("enum", [value]), path
-        assert isinstance(value, str | float) or -(2**63) <= value < 2**63, path
-
-
-@whatever
-def test_what_is_written_is_known_to_the_definition_and_read_again_the_same(looks):
-    for _, _, after in story(looks):
-        written = after.to_mapping()
-        known(written, SCHEMA)
-        assert Status.from_mapping(written) == after
 
 
 def test_a_status_by_another_hand_is_put_right():

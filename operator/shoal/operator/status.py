@@ -167,7 +167,7 @@ def _stamped(
     for of in ConditionType:
         if final is not None and of == final.type:
             conditions.append(final)
-        elif of in said and not (final is not None and of in _ENDS):
+        elif of in said:
             here, earlier = said[of], old.get(of)
             since = now
             if earlier is not None:
@@ -204,7 +204,7 @@ def _concluded(
 
 def _moment(seconds: float) -> datetime | None:
     """From seconds since 1970; 0 and what is no time are None."""
-    if not math.isfinite(seconds) or seconds <= 0:
+    if seconds <= 0:
         return None
     try:
         return datetime.fromtimestamp(seconds, tz=UTC)
@@ -239,8 +239,8 @@ class _Look:
         self._job, self._seen, self._facts, self._now, self._before = job, seen, facts, now, before
         self._final = final
         failed = seen.ended is not None and seen.ended.state != "Complete"
-        self._saving = seen.ended is not None and not failed and not seen.saved
-        self._ended = final is not None or failed or (seen.ended is not None and seen.saved)
+        self._saving = seen.ended is not None and not failed
+        self._ended = final is not None or failed or (self._saving and seen.saved)
         self._stopped = self._ended or job.spec.suspend
         self._wanted = 0 if self._stopped else wanted
         # Trainers end by themselves when all is done: the last one writes the model.

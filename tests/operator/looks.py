@@ -1,0 +1,55 @@
+"""Looks at a job, for the tests of its status."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from shoal.api.status import Account, State, Status
+from shoal.operator.reconcile import Observed, ServerPod
+from shoal.operator.status import Facts, status_of
+from shoal.operator.trainers import TrainerPod
+from shoal.store import Published
+from tests.operator.jobs import job
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+ACCOUNT = Account(epochs=3, expected=3000, counted=3000)
+NAMES = frozenset(["flights-master-a", *(f"flights-pserver-{n}" for n in (0, 1)), *(f"flights-trainer-{n}" for n in range(4))])  # fmt: skip
+
+
+def published(**more):
+    said = {
+        "generation": 1, "state": "Running", "epoch": 1, "epochs": 3, "samples": 1500, "expected": 3000, "rate": 10.0,
+        "moved": NOW.timestamp() - 1, "trainers": [0, 1, 2], "servers": [0, 1], "served": True, "why": "",
+    }  # fmt: skip
+    return Published(**said | more)
+
+
+def trainers(count, **more):
+    return tuple(TrainerPod(**{"index": n, "uid": f"t{n}", "ready": True, "works": True} | more) for n in range(count))
+
+
+def servers(count=2, **more):
+    return tuple(ServerPod(name=f"flights-pserver-{n}", uid=f"s{n}", **more) for n in range(count))
+
+
+MASTERS = (ServerPod(name="flights-master-a", uid="m"),)
+WELL = Observed(trainers=trainers(3), servers=servers(), masters=MASTERS, published=published())
+KNOWN = Facts(placed=NAMES, ready=NAMES, generation=1, heard=NOW)
+RAN = Status(start_time=NOW - 60 * SECOND, state=State.RUNNING)
+
+
+def told(seen=WELL, *, of=None, generation=1, wanted=3, troubles=(), refused="", now=NOW, before=None, facts=KNOWN):
+    return status_of(
+        of if of is not None else job(), generation=generation, seen=seen, wanted=wanted, troubles=troubles,
+        refused=refused, now=now, before=before if before is not None else Status(), facts=facts,
+    )  # fmt: skip
+
+
+def said(status):
+    assert len({each.type for each in status.conditions}) == len(status.conditions)
+    return {each.type: each for each in status.conditions}
+
+
+def in_short(status):
+    return {of: (each.status, each.reason) for of, each in said(status).items()}
