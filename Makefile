@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fast slow cluster cluster-down clean
+.PHONY: help demo test kubernetes lint fast slow cluster cluster-down clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -29,6 +29,9 @@ fast: $(VENV)/.ready ## The fast tests alone
 
 slow: $(VENV)/.ready ## The tests with real jobs and kills alone
 	$(BIN)/python -m pytest -m 'slow and not cluster'
+
+kubernetes: $(VENV)/.ready ## The tests on a real Kubernetes control plane, built from its Go modules once
+	$(BIN)/python -m pytest -m 'cluster and not node'
 
 lint: $(VENV)/.ready ## Format, style, types and walls
 	$(BIN)/ruff format --check .

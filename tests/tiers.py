@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from tests.cluster import binaries
-from tests.crd import build as crd
-
 ROOT = Path(__file__).resolve().parent.parent
 ETCD36 = ROOT / "tests" / "etcd36"
 
@@ -68,24 +65,9 @@ def build_etcd36() -> dict[str, str]:
     return {"SHOAL_TEST_ETCD": str(binary)}
 
 
-def build_control_plane() -> dict[str, str]:
-    """A Kubernetes control plane and what checks the CRD, from their Go modules, kept in the user's cache."""
-    if shutil.which("go") is None:
-        raise Missing("a Kubernetes control plane is built from its Go modules; install Go 1.24 or newer")
-    try:
-        extra = binaries.hollow()
-    except binaries.Missing as error:
-        raise Missing(str(error)) from error
-    crd.build()
-    return extra
-
-
 TIERS = [
     Tier("fast", "pure cores, real etcd, single processes", ["-m", "not slow and not cluster"], nothing),
     Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing),
-    Tier(
-        "cluster", "a real Kubernetes control plane, hollow nodes", ["-m", "cluster and not node"], build_control_plane
-    ),
     Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36),
 ]
 
