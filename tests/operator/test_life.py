@@ -86,10 +86,19 @@ class World:
         assert self.pods("trainer") == []
 
 
+def conditions(cluster, name: str) -> set[str]:
+    """The conditions of an object that are true."""
+    found = cluster.get(name).get("status", {}).get("conditions") or []
+    return {each["type"] for each in found if each["status"] == "True"}
+
+
 @pytest.fixture
 def world(control_plane, add_nodes, namespace, tmp_path):
     control_plane.kubectl("apply", "-f", "-", input=json.dumps(crd()))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.shoal.dev", "--timeout=30s")
+    # `kubectl wait` fails while there are no conditions at all.
+    control_plane.until(
+        lambda: "Established" in conditions(control_plane, "crd/trainingjobs.shoal.dev"), "the definition"
+    )
     add_nodes(3)
     with run_etcd(tmp_path / "etcd") as etcd:
         made = World(control_plane, namespace, etcd, tmp_path)
