@@ -60,6 +60,15 @@ class World:
     def uid(self) -> str:
         return self.cluster.get("trainingjob", "j", "-n", self.namespace)["metadata"]["uid"]
 
+    def status(self, name: str = "j") -> dict:
+        return self.cluster.get("trainingjob", name, "-n", self.namespace).get("status", {})
+
+    def condition(self, kind: str, name: str = "j") -> dict:
+        return next((each for each in self.status(name).get("conditions", []) if each["type"] == kind), {})
+
+    def state(self, state: str) -> None:
+        self.until(lambda: self.status().get("state") == state, f"{state}; it is {self.status()}")
+
     def pods(self, role: str, *, ready: bool = True) -> list[str]:
         found = self.cluster.get("pods", "-n", self.namespace, "-l", f"shoal.dev/role={role}")["items"]
         return sorted(
@@ -112,11 +121,20 @@ def world(control_plane, add_nodes, namespace, tmp_path):
 def test_from_apply_to_complete(world):
     world.apply()
     world.at_work([0, 1])
+    world.state("Running")
+    assert world.status()["trainers"] | {"text": "2/2", "range": "2-4"} == world.status()["trainers"]
+    assert (world.condition("Accepted")["status"], world.condition("Running")["status"]) == ("True", "True")
+    world.cluster.kubectl("wait", "tj/j", "--for=condition=Progressing", "--timeout=30s", "-n", world.namespace)
     world.cluster.kubectl("scale", "tj/j", "--replicas=4", "-n", world.namespace)
     world.at_work([0, 1, 2, 3])
     world.cluster.kubectl("scale", "tj/j", "--replicas=3", "-n", world.namespace)
     world.at_work([0, 1, 2])
     world.masters.ended[world.uid] = "Complete"
+    world.cluster.kubectl("wait", "tj/j", "--for=condition=Complete", "--timeout=60s", "-n", world.namespace)
+    told = world.cluster.kubectl("get", "tj", "j", "-n", world.namespace)
+    assert told.split()[: told.split().index("STATE") + 1][-1] == "STATE"
+    assert "Complete" in told
+    assert world.status()["account"] | {"lost": 0, "twice": 0} == world.status()["account"]
     world.nobody()
     assert world.pods("trainer", ready=False) == ["j-trainer-0", "j-trainer-1", "j-trainer-2"], "their logs stay"
 
@@ -126,6 +144,7 @@ def test_suspended_and_resumed_through_a_new_operator(world):
     world.at_work([0, 1])
     world.apply(suspend=True)
     world.nobody()
+    world.state("Suspended")
     world.end(signal.SIGKILL)
     world.apply(suspend=False)
     world.start()
@@ -211,4 +230,15 @@ def test_a_broken_job_delays_nobody(world):
                 "spec": {"image": "i", "command": ["python"], "parameterServer": {"replicas": 1}}}  # fmt: skip
     world.cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
     world.until(lambda: "good-trainer-0" in world.pods("trainer"), "the good job")
-    world.until(lambda: "spec.containers[1].image: Required value" in world.log(), "the server's own words")
+    words = "spec.containers[1].image: Required value"
+    world.until(lambda: words in world.condition("Scheduled").get("message", ""), "the server's own words")
+    assert world.condition("Scheduled")["reason"] == "PodsRefused"
+
+
+def test_what_the_schema_cannot_know_is_not_accepted(world):
+    twice = {"spec": {"containers": [{"name": "trainer", "image": "other:1"}]}}
+    world.apply(trainer={"minReplicas": 2, "maxReplicas": 2, "template": twice})
+    world.until(lambda: world.condition("Accepted").get("status") == "False", "its refusal")
+    said = world.condition("Accepted")["message"]
+    assert "spec.trainer.template.spec.containers[0].image: spec.image sets it too; set it in one place" in said
+    assert world.pods("trainer", ready=False) == world.pods("master", ready=False) == []

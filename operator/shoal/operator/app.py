@@ -17,6 +17,7 @@ from shoal.kube import Kube, KubeError
 from shoal.operator.executor import Executor
 from shoal.operator.look import Looker
 from shoal.operator.pods import GROUP
+from shoal.operator.reporter import Reporter
 from shoal.operator.store import ClusterStore
 from shoal.operator.worker import Worker
 from shoal.store import ALL_JOBS, Event, JobKeys, Listing, Put, Store, Wanted
@@ -88,7 +89,8 @@ class Operator:
             async with await Kube.connect() as self._kube:
                 executor = Executor(self._kube, tell=self._tell)
                 etcd = self._settings.masters_etcd or self._settings.etcd
-                self._looker = Looker(self._store, executor, etcd=etcd, classes=self._settings.classes)
+                reporter = Reporter(self._kube)
+                self._looker = Looker(self._store, executor, reporter, etcd=etcd, classes=self._settings.classes)
                 self._etcd.watch(ALL_JOBS, from_revision=None, on_events=self._records, on_reset=self._all_records)
                 # Before the first look all is known: else what stands in etcd or on the cluster would be said again.
                 await self._etcd_known.wait()

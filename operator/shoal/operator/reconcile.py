@@ -40,10 +40,11 @@ __all__ = [
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """The master's last word on the job: Complete or Failed; what else its record holds is for the status."""
+    """The master's last word on the job: Complete or Failed, and the account of every sample."""
 
     state: str
     reason: str = ""
+    account: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
+from shoal.api.status import Account
 from shoal.operator.pods import GROUP
 from shoal.operator.reconcile import Ended, Observed, ServerPod
+from shoal.operator.status import Facts, Trouble
 from shoal.operator.trainers import TrainerPod
+from shoal.operator.troubles import troubles_of
 from shoal.store import JobKeys, Published, Wanted
 
 __all__ = ["APPLIED", "ClusterStore"]
@@ -28,6 +32,12 @@ Uid = str
 Manifest = Mapping[str, Any]
 
 
+class _Leader(msgspec.Struct, frozen=True):
+    """The part of a master's election record that is of interest here."""
+
+    generation: int
+
+
 @dataclass
 class _Known:
     """All that is known of one job but its manifest."""
@@ -37,6 +47,8 @@ class _Known:
     secrets: set[str] = field(default_factory=set)
     wanted: Wanted | None = None
     published: Published | None = None
+    heard: datetime | None = None
+    leader: _Leader | None = None
     ended: Ended | None = None
 
 
@@ -117,6 +129,7 @@ class ClusterStore:
             "wanted": ("wanted", Wanted),
             "progress": ("published", Published),
             "outcome": ("ended", Ended),
+            "master": ("leader", _Leader),
         }
         if record not in readers:
             return set()
@@ -125,7 +138,12 @@ class ClusterStore:
             read = msgspec.json.decode(value, type=kind) if value is not None else None
         except msgspec.MsgspecError:
             return set()  # of another version of Shoal: what is known stays
-        setattr(self._known[keys.uid], attribute, read)
+        known = self._known[keys.uid]
+        if attribute == "published" and read != known.published:
+            known.heard = datetime.now(UTC)
+        if attribute == "leader" and read == known.leader:
+            return set()  # it is written with every commit
+        setattr(known, attribute, read)
         return {keys.uid}
 
     # --- Questions ---
@@ -159,6 +177,24 @@ class ClusterStore:
     def pods(self, uid: Uid) -> list[Manifest]:
         """A job's pods as the API server has them."""
         return list(self._known[uid].pods.values())
+
+    def facts(self, uid: Uid, *, why: str = "") -> Facts:
+        """What a status says beside."""
+        known = self._known[uid]
+        pods = known.pods.items()
+        samples = known.ended.account if known.ended is not None else None
+        return Facts(
+            placed=frozenset(name for name, pod in pods if (pod.get("spec") or {}).get("nodeName")),
+            ready=frozenset(name for name, pod in pods if _ready(pod)),
+            generation=known.leader.generation if known.leader is not None else None,
+            heard=known.heard,
+            account=Account.model_validate({**samples, **samples["samples"]}) if samples is not None else None,
+            why=why,
+        )
+
+    def troubles(self, uid: Uid) -> list[Trouble]:
+        """What is wrong with a job's pods."""
+        return [each for pod in self._known[uid].pods.values() for each in troubles_of(pod)]
 
     def orphans(self) -> set[Uid]:
         """Uids that something is known of, and no job."""

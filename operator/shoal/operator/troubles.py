@@ -1,0 +1,30 @@
+"""What is wrong with pods, in their own words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shoal.operator.pods import GROUP
+from shoal.operator.reasons import Trouble
+
+__all__ = ["troubles_of"]
+
+_FINE = {"", "ContainerCreating", "PodInitializing"}
+
+
+def troubles_of(pod: Mapping[str, Any]) -> Iterable[Trouble]:
+    """Why a pod is not placed, and why its containers do not run."""
+    name = pod["metadata"]["name"]
+    role = str((pod["metadata"].get("labels") or {}).get(f"{GROUP}/role", ""))
+    status = pod.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            yield Trouble(role, name, condition.get("reason", "Unschedulable"), condition.get("message", ""))
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason", "") not in _FINE:
+            yield Trouble(role, name, waiting["reason"], waiting.get("message", ""))
+        ended = (container.get("lastState") or {}).get("terminated") or {}
+        if ended.get("reason") == "OOMKilled" and not container.get("ready"):
+            yield Trouble(role, name, "OOMKilled", f"container {container.get('name')} used more memory than its limit")
