@@ -6,6 +6,7 @@ import pytest
 
 from shoal.store import (
     MAXIMUM_OPERATIONS,
+    Credentials,
     Delete,
     Put,
     Store,
@@ -115,7 +116,7 @@ def test_a_member_that_is_down_costs_one_try(etcd, told):
 
 def test_no_password_in_any_repr(etcd):
     with pytest.raises(StoreRefusedError) as refused:
-        Store.connect(etcd.endpoint, prefix="/", username="user", password="hidden-word")
+        Store.connect(etcd.endpoint, prefix="/", credentials=Credentials("user", "hidden-word"))
     assert "hidden-word" not in repr(refused.value)
     with Store.connect(etcd.endpoint, prefix="/") as store:
         assert etcd.endpoint in repr(store)

@@ -4,11 +4,13 @@ No client for etcd survives its restart by itself, and none notices an etcd that
 does both; its callers see answers that are late, never a broken connection. Who forgot what is told by callback.
 """
 
+from shoal.store.accounts import Accounts
 from shoal.store.client import Store
 from shoal.store.connection import Tls
+from shoal.store.credentials import Credentials
 from shoal.store.errors import StoreClosedError, StoreError, StoreRefusedError, StoreUnreachableError
 from shoal.store.exchange import Published, Wanted
-from shoal.store.keys import ALL_JOBS, JobKeys
+from shoal.store.keys import ALL_JOBS, EVERYTHING, OPERATOR_KEY, JobKeys
 from shoal.store.operations import (
     MAXIMUM_BYTES,
     MAXIMUM_OPERATIONS,
@@ -30,9 +32,13 @@ from shoal.store.watch import Watch
 
 __all__ = [
     "ALL_JOBS",
+    "EVERYTHING",
     "MAXIMUM_BYTES",
     "MAXIMUM_OPERATIONS",
+    "OPERATOR_KEY",
+    "Accounts",
     "Compare",
+    "Credentials",
     "Delete",
     "Event",
     "JobKeys",

@@ -17,14 +17,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Self, TypeVar
 
 from shoal.store._stubs import rpc
+from shoal.store.accounts import NOT_ON, ROOT, Accounts
 from shoal.store.connection import Connection, Connector, Lapsed, Tls, Trouble, header_of
-from shoal.store.errors import StoreClosedError, StoreUnreachableError
+from shoal.store.credentials import Credentials
+from shoal.store.errors import StoreClosedError, StoreRefusedError, StoreUnreachableError
 from shoal.store.history import Header, Seen, Verdict, Witness, judge
 from shoal.store.operations import Compare, Delete, Event, KeyValue, Listing, Put, Status, Transaction
 from shoal.store.requests import (
     current_header,
     newest,
     pair_of,
+    read_groups,
     read_prefix,
     still_remembers,
     transaction_request,
@@ -73,8 +76,7 @@ class Store:
         endpoints: str | Sequence[str],
         *,
         prefix: str,
-        username: str | None = None,
-        password: str | None = None,
+        credentials: Credentials | None = None,
         tls: Tls | None = None,
         timeout_seconds: float = 10.0,
         on_trouble: Callable[[str], None] = _ignore,
@@ -86,9 +88,8 @@ class Store:
             endpoints: ``HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``; several (also separated by commas) are
                 members of one cluster.
             prefix: Every key used here begins with it; another one is a ValueError.
-            username: An etcd user whose rights cover the prefix.
-            password: The user's.
-            tls: Certificates; without, ``https://`` trusts whom this machine trusts.
+            credentials: An etcd user whose rights cover the prefix; None: etcd lets everybody in.
+            tls: Certificates, if the credentials have none; without, ``https://`` trusts whom this machine trusts.
             timeout_seconds: How long etcd may be away now. Later calls have their own patience.
             on_trouble: Told in one line that etcd is away, why, and every 10 s again; by the thread that waits.
             on_forgot: Told in one line that etcd lost writes it had acknowledged; by the thread that noticed, before
@@ -100,7 +101,9 @@ class Store:
         """
         if isinstance(endpoints, str):
             endpoints = [endpoint.strip() for endpoint in endpoints.split(",") if endpoint.strip()]
-        connector = Connector(tuple(endpoints), username, password, tls)
+        user = credentials
+        known = (user.username, user.password, user.tls or tls) if user is not None else (None, None, tls)
+        connector = Connector(tuple(endpoints), *known)
         store = cls(connector, prefix=prefix, on_trouble=on_trouble, on_forgot=on_forgot)
         try:
             store._ask(lambda connection: (current_header(connection, prefix), None), patience_seconds=timeout_seconds)
@@ -114,6 +117,30 @@ class Store:
             store.close()
             raise
         return store
+
+    @classmethod
+    def protect(
+        cls, endpoints: str | Sequence[str], *, password: str, tls: Tls | None = None, timeout_seconds: float = 10.0
+    ) -> None:
+        """Turn on the authentication of an etcd: user and role ``root``, with this password. That it is on is fine.
+
+        Raises:
+            StoreUnreachableError: Nothing answers there.
+            StoreRefusedError: It is on already, with another password.
+        """
+        root = Credentials(ROOT, password, tls)
+        try:
+            cls.connect(endpoints, prefix="", credentials=root, timeout_seconds=timeout_seconds).close()
+        except StoreRefusedError as error:
+            if NOT_ON not in str(error):
+                raise
+            with cls.connect(endpoints, prefix="", tls=tls, timeout_seconds=timeout_seconds) as store:
+                store.accounts.turn_on(password)
+
+    @property
+    def accounts(self) -> Accounts:
+        """Etcd's users, for who may administer them."""
+        return Accounts(self._persist)
 
     def transact(
         self,
@@ -182,6 +209,24 @@ class Store:
         answer, _ = self._ask(call, patience_seconds=patience_seconds)
         listing: Listing = answer[1]
         return listing
+
+    def get_groups(self, prefix: str, *, parts: int, patience_seconds: float | None = None) -> list[str]:
+        """The distinct beginnings of keys under a prefix, each with so many parts after it and a slash at its end.
+
+        Costs a read for each, however many keys there are below. They are read one after the other: what is written or
+        removed meanwhile may be among them or not.
+
+        Raises:
+            StoreError: As with `transact`.
+        """
+        self._check(prefix)
+
+        def call(connection: Connection) -> tuple[tuple[Header, list[str]], Witness | None]:
+            return read_groups(connection, prefix, parts), None
+
+        answer, _ = self._ask(call, patience_seconds=patience_seconds)
+        groups: list[str] = answer[1]
+        return groups
 
     def watch(
         self,

@@ -160,6 +160,15 @@ class Connection:
         """Ask the member about itself."""
         return self._call(rpc.MaintenanceStub(self._channel).Status, rpc.StatusRequest())
 
+    def administer(self, method: str, request: Any) -> Any:
+        """Carry out a request about users and roles."""
+        return self._call(getattr(rpc.AuthStub(self._channel), method), request)
+
+    def log_in(self, request: Any) -> Any:
+        """Whether an ``AuthenticateRequest`` would be answered; nothing else becomes of it."""
+        with _sorted_errors(self.endpoint):
+            return rpc.AuthStub(self._channel).Authenticate(request, timeout=_TRY_SECONDS)
+
     def watch(self, requests: Iterator[Any]) -> Any:
         """Open a stream of events; the call that is returned can be cancelled."""
         with _sorted_errors(self.endpoint):

@@ -11,10 +11,22 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["ALL_JOBS", "JobKeys"]
+__all__ = ["ALL_JOBS", "EVERYTHING", "OPERATOR_KEY", "JobKeys"]
 
-ALL_JOBS: Final = "/shoal/v1/jobs/"
+EVERYTHING: Final = "/shoal/v1/"
+"""Every key of Shoal begins with this."""
+
+ALL_JOBS: Final = f"{EVERYTHING}jobs/"
 """Every key of every job begins with this: one watch here serves all jobs."""
+
+OPERATOR_KEY: Final = f"{EVERYTHING}authority/key"
+"""What the operator derives jobs' secrets from; no job's user may read it.
+
+It sorts before all jobs' keys: in many an etcd who may watch a key can watch all that come after it (see the README).
+"""
+
+_USERS: Final = "shoal/"
+"""Names of jobs' users in etcd begin with this: an etcd may have others."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -54,6 +66,19 @@ class JobKeys:
         if len(parts) != 4 or not all(_PART.fullmatch(part) for part in parts[:3]):
             return None
         return cls(*parts[:3]), parts[3]
+
+    @classmethod
+    def of_user(cls, user: str) -> JobKeys | None:
+        """The job that a user of etcd belongs to; None for somebody else's."""
+        parts = user.removeprefix(_USERS).split("/")
+        if not user.startswith(_USERS) or len(parts) != 3 or not all(_PART.fullmatch(part) for part in parts):
+            return None
+        return cls(*parts)
+
+    @property
+    def user(self) -> str:
+        """The name of the job's user in etcd, and of its role."""
+        return f"{_USERS}{self.namespace}/{self.name}/{self.uid}"
 
     @property
     def prefix(self) -> str:

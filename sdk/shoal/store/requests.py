@@ -10,7 +10,7 @@ from shoal.store.connection import Connection, Lapsed, header_of, prefix_end
 from shoal.store.history import Header, Witness
 from shoal.store.operations import MAXIMUM_OPERATIONS, Compare, Delete, Event, KeyValue, Listing, Put
 
-__all__ = ["events_of", "newest", "pair_of", "read_prefix", "still_remembers", "transaction_request"]
+__all__ = ["events_of", "newest", "pair_of", "read_groups", "read_prefix", "still_remembers", "transaction_request"]
 
 _PAGE_KEYS: Final = 1000
 _EQUAL: Final = rpc.Compare.EQUAL
@@ -75,6 +75,29 @@ def read_prefix(connection: Connection, prefix: str) -> tuple[Header, Listing]:
             raise Lapsed("etcd was replaced between two pages")
         pairs.extend(pair_of(pair) for pair in answer.kvs)
     return header, Listing(pairs, header.revision, header.cluster_id)
+
+
+def read_groups(connection: Connection, prefix: str, parts: int) -> tuple[Header, list[str]]:
+    """The distinct beginnings of keys, with so many parts after the prefix: from each a leap over all that begin so.
+
+    Raises:
+        Trouble: Etcd is away.
+    """
+    key = prefix.encode()
+    request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=1, keys_only=True)
+    groups: list[str] = []
+    while True:
+        answer = connection.range(request)
+        if not answer.kvs:
+            return header_of(answer), groups
+        found = answer.kvs[0].key
+        below = found[len(key) :].split(b"/", parts)
+        if len(below) > parts:
+            group = key + b"/".join(below[:parts]) + b"/"
+            groups.append(group.decode())
+            request.key = prefix_end(group)
+        else:
+            request.key = found + b"\0"
 
 
 def newest(pairs: Sequence[KeyValue]) -> Witness | None:
