@@ -18,7 +18,7 @@ from shoal.master.job import Job, Settings
 from shoal.master.keeper import Keeper
 from shoal.master.records import Records
 from shoal.master.service import Service
-from shoal.store import Event, JobKeys, Listing, Store, StoreError
+from shoal.store import Credentials, Event, JobKeys, Listing, Store, StoreError, StoreRefusedError
 from shoal.wire import auth, environment, logs
 from shoal.wire.address import listen, publish
 
@@ -31,6 +31,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m shoal.master", description="The master of one TrainingJob.")
     parser.add_argument("--manifest", required=True, help="the TrainingJob, as YAML or JSON")
     parser.add_argument("--etcd", required=True, help="etcd's host:port; several with commas between")
+    parser.add_argument(
+        "--etcd-credentials",
+        metavar="FOLDER",
+        help="files username, password and (for TLS) ca.crt, if etcd asks for them",
+    )
     parser.add_argument("--listen", required=True, help="unix:///path or tcp://host:port")
     parser.add_argument("--address-file", type=Path, help="where to write the address that others can call")
     parser.add_argument(
@@ -83,9 +88,9 @@ def main() -> int:
             running.trouble(text)
 
     try:
-        store = Store.connect(arguments.etcd, prefix=keys.prefix, timeout_seconds=20, on_trouble=trouble)
+        store = _connect(arguments, keys, trouble)
         keeper = Keeper(store, keys, address=address)
-        etcd = store.status()
+        etcd = _etcd(store)
         records.load(keeper.lead())
     except StoreError as error:
         log.error("%s", error)  # noqa: TRY400 - a message for people
@@ -93,8 +98,6 @@ def main() -> int:
     except ValueError as error:
         log.error("%s", error)  # noqa: TRY400 - a message for people
         return environment.EXIT_REFUSED
-    if etcd.warning:
-        log.warning("%s", etcd.warning)
     job = Job(
         settings=settings_of(manifest, lease_seconds=arguments.lease_seconds),
         records=records,
@@ -104,7 +107,7 @@ def main() -> int:
         clock=time.monotonic,
         wall=time.time,
     )
-    job.event(f"the master is up (generation {keeper.generation}, etcd {etcd.version})")
+    job.event(f"the master is up (generation {keeper.generation}, {etcd})")
     gc.freeze()
 
     def ready() -> None:
@@ -115,7 +118,7 @@ def main() -> int:
         follow(store, keys.wanted, service[0].wanted)
 
     async def serve() -> int:
-        master = Master(job, etcd=f"etcd {etcd.version}")
+        master = Master(job, etcd=etcd)
         service.append(Service(master, keeper, identity=_identity(), token=token, uid=uid))
         return await service[0].run(stream, ready=ready)
 
@@ -134,6 +137,25 @@ def follow(store: Store, key: str, tell: Callable[[bytes | None], None]) -> None
                 tell(event.value)
 
     store.watch(key, from_revision=None, on_events=changed, on_reset=reset)
+
+
+def _connect(arguments: argparse.Namespace, keys: JobKeys, on_trouble: Callable[[str], None]) -> Store:
+    folder = arguments.etcd_credentials
+    credentials = Credentials.read(folder) if folder is not None else None
+    return Store.connect(
+        arguments.etcd, prefix=keys.prefix, credentials=credentials, timeout_seconds=20, on_trouble=on_trouble
+    )
+
+
+def _etcd(store: Store) -> str:
+    """Which etcd this is, as far as it says so: later ones tell it to root only."""
+    try:
+        status = store.status()
+    except StoreRefusedError:
+        return "etcd"
+    if status.warning:
+        log.warning("%s", status.warning)
+    return f"etcd {status.version}"
 
 
 def _identity() -> auth.Identity:
