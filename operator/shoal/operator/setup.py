@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import base64
 import binascii
+import functools
 import logging
 import secrets
 import sys
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 from shoal.kube import Kube, KubeConflictError, KubeError
 from shoal.operator import setup_certificate
-from shoal.store import Store, StoreError, Tls
+from shoal.store import Store, StoreError, StoreRefusedError, Tls
 
 __all__ = ["OPERATOR", "SERVER", "SetupError", "main", "secrets_of"]
 
@@ -151,7 +152,12 @@ def _protect(etcd: str, operator: Mapping[str, bytes], patience_seconds: float) 
         authority.write(operator["ca.crt"])
         authority.flush()
         tls = Tls(certificate_authority=Path(authority.name))
-        Store.protect(etcd, password=operator["password"].decode(), tls=tls, timeout_seconds=patience_seconds)
+        protect = functools.partial(Store.protect, etcd, tls=tls, timeout_seconds=patience_seconds)
+        try:
+            protect(password=operator["password"].decode())
+        except StoreRefusedError:
+            # Another run may have turned it on between two of our calls: then all is well the second time.
+            protect(password=operator["password"].decode())
 
 
 if __name__ == "__main__":
