@@ -1,0 +1,119 @@
+"""Who may do what, asked of the API server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.deploy.rendered import DEPLOY, SYSTEM, overlay, rights
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+ANYWHERE = {
+    "list watch": "trainingjobs.shoal.dev nodes pods services serviceaccounts configmaps deployments.apps "
+    "statefulsets.apps poddisruptionbudgets.policy",
+    "create": "pods services serviceaccounts configmaps secrets deployments.apps statefulsets.apps "
+    "poddisruptionbudgets.policy",
+    "patch": "trainingjobs.shoal.dev/status services serviceaccounts configmaps deployments.apps statefulsets.apps "
+    "poddisruptionbudgets.policy",
+    "delete": "pods",
+    "update": "trainingjobs.shoal.dev/finalizers",
+}
+NEVER = {
+    "get list watch update patch delete": "secrets roles.rbac.authorization.k8s.io clusterroles.rbac.authorization.k8s.io "
+    "events.events.k8s.io",
+    "create": "trainingjobs.shoal.dev namespaces roles.rbac.authorization.k8s.io pods/exec serviceaccounts/token "
+    "clusterrolebindings.rbac.authorization.k8s.io pods/eviction nodes",
+    "update patch delete": "trainingjobs.shoal.dev nodes namespaces",
+    "get": "pods/log",
+    "delete deletecollection": "services deployments.apps statefulsets.apps configmaps persistentvolumeclaims",
+    "impersonate": "users",
+    "escalate bind": "clusterroles.rbac.authorization.k8s.io",
+}
+OWN_NAMESPACE = {"create": "leases.coordination.k8s.io", "get update": "leases.coordination.k8s.io/shoal-operator"}
+
+
+def each(table):
+    return [
+        (verb, resource)
+        for verbs, resources in table.items()
+        for verb in verbs.split()
+        for resource in resources.split()
+    ]
+
+
+def allowed(cluster, account: str, namespace: str, verb: str, resource: str, *, name: str = "") -> bool:
+    resource, _, below = resource.partition("/")
+    resource, _, group = resource.partition(".")
+    attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": resource}
+    attributes |= {"name": name} if name else {"subresource": below}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": f"system:serviceaccount:{SYSTEM}:{account}",
+                 "groups": [f"system:serviceaccounts:{SYSTEM}", "system:serviceaccounts", "system:authenticated"],
+                 "resourceAttributes": attributes},
+    }  # fmt: skip
+    return json.loads(cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(review)))["status"]["allowed"]
+
+
+def only(cluster, name: str) -> None:
+    """This overlay's rights, and no other's."""
+    bindings = "clusterrolebindings,clusterroles,rolebindings,roles"
+    for scope in ([], ["-n", SYSTEM], ["-n", "shoal-jobs"]):
+        kinds = bindings if scope else "clusterrolebindings,clusterroles"
+        cluster.kubectl("delete", kinds, "-l", "app.kubernetes.io/part-of=shoal", *scope)
+    cluster.apply(DEPLOY / "overlays" / name)
+
+
+def test_the_operator_may_do_its_work_everywhere_and_nothing_else(cluster):
+    only(cluster, "default")
+    assert [one for one in each(ANYWHERE) if not allowed(cluster, "shoal-operator", "elsewhere", *one)] == []
+    assert [one for one in each(NEVER) if allowed(cluster, "shoal-operator", "elsewhere", *one)] == []
+    for namespace, may in ((SYSTEM, True), ("elsewhere", False)):
+        assert allowed(cluster, "shoal-operator", namespace, "create", "leases.coordination.k8s.io") == may
+        for verb in ("get", "update"):
+            found = [
+                allowed(cluster, "shoal-operator", namespace, verb, "leases.coordination.k8s.io", name=name)
+                for name in ("shoal-operator", "another")
+            ]
+            assert found == [may, False]
+
+
+def test_a_namespaced_operator_may_look_at_nodes_beside_its_namespace_and_nothing_else(cluster):
+    only(cluster, "namespaced")
+    assert [one for one in each(ANYWHERE) if not allowed(cluster, "shoal-operator", "shoal-jobs", *one)] == []
+    elsewhere = {one for one in each(ANYWHERE) if allowed(cluster, "shoal-operator", "elsewhere", *one)}
+    assert elsewhere == {("list", "nodes"), ("watch", "nodes")}
+    assert [one for one in each(NEVER) if allowed(cluster, "shoal-operator", "shoal-jobs", *one)] == []
+
+
+def test_the_set_up_makes_secrets_and_sees_its_own_two(cluster):
+    cluster.apply(DEPLOY / "overlays" / "default")
+    assert allowed(cluster, "shoal-setup", SYSTEM, "create", "secrets")
+    assert not allowed(cluster, "shoal-setup", "elsewhere", "create", "secrets")
+    for name, may in (("shoal-etcd-server", True), ("shoal-etcd-operator", True), ("another", False)):
+        assert allowed(cluster, "shoal-setup", SYSTEM, "get", "secrets", name=name) == may
+        for verb in ("list", "watch", "update", "patch", "delete"):
+            assert not allowed(cluster, "shoal-setup", SYSTEM, verb, "secrets", name=name)
+
+
+def test_the_pods_of_etcd_have_no_token_and_no_rights(cluster):
+    cluster.apply(DEPLOY / "overlays" / "default")
+    pods = cluster.get("pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=shoal-etcd")["items"]
+    assert not [volume for pod in pods for volume in pod["spec"]["volumes"] if "projected" in volume]
+    assert rights(overlay("default"), "shoal-etcd") == set()
+    assert not [one for one in each(ANYWHERE) if allowed(cluster, "shoal-etcd", SYSTEM, *one)]
+
+
+@pytest.mark.parametrize("name", ["default", "namespaced"])
+def test_what_is_granted_is_what_these_tests_know(name):
+    table = each(ANYWHERE) + [(verb, resource.split("/")[0]) for verb, resource in each(OWN_NAMESPACE)]
+
+    def parts(resource: str) -> tuple[str, str]:
+        resource, _, below = resource.partition("/")
+        resource, _, group = resource.partition(".")
+        return group, resource + (f"/{below}" if below else "")
+
+    assert rights(overlay(name), "shoal-operator") == {(*parts(resource), verb) for verb, resource in table}
