@@ -10,24 +10,23 @@ from tests.deploy.rendered import DEPLOY, SYSTEM, overlay, rights
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
+MADE = "services serviceaccounts configmaps deployments.apps statefulsets.apps poddisruptionbudgets.policy"
 ANYWHERE = {
-    "list watch": "trainingjobs.shoal.dev nodes pods services serviceaccounts configmaps deployments.apps "
-    "statefulsets.apps poddisruptionbudgets.policy",
-    "create": "pods services serviceaccounts configmaps secrets deployments.apps statefulsets.apps "
-    "poddisruptionbudgets.policy",
-    "patch": "trainingjobs.shoal.dev/status services serviceaccounts configmaps deployments.apps statefulsets.apps "
-    "poddisruptionbudgets.policy",
-    "delete": "pods",
+    "list watch": f"trainingjobs.shoal.dev nodes pods {MADE}",
+    "get": MADE,
+    "create": f"pods secrets events.events.k8s.io {MADE}",
+    "patch": f"trainingjobs.shoal.dev/status events.events.k8s.io {MADE}",
+    "delete": "pods trainingjobs.shoal.dev",
     "update": "trainingjobs.shoal.dev/finalizers",
 }
 NEVER = {
-    "get list watch update patch delete": "secrets roles.rbac.authorization.k8s.io clusterroles.rbac.authorization.k8s.io "
-    "events.events.k8s.io",
+    "get list watch update patch delete": "secrets roles.rbac.authorization.k8s.io clusterroles.rbac.authorization.k8s.io",
     "create": "trainingjobs.shoal.dev namespaces roles.rbac.authorization.k8s.io pods/exec serviceaccounts/token "
     "clusterrolebindings.rbac.authorization.k8s.io pods/eviction nodes",
-    "update patch delete": "trainingjobs.shoal.dev nodes namespaces",
+    "update patch": "trainingjobs.shoal.dev nodes namespaces pods",
+    "get list watch delete": "events.events.k8s.io",
     "get": "pods/log",
-    "delete deletecollection": "services deployments.apps statefulsets.apps configmaps persistentvolumeclaims",
+    "delete deletecollection": "services deployments.apps statefulsets.apps configmaps persistentvolumeclaims nodes",
     "impersonate": "users",
     "escalate bind": "clusterroles.rbac.authorization.k8s.io",
 }
