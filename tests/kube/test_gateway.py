@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 import time
 
 import pytest
@@ -13,11 +14,13 @@ from shoal.kube import (
     Kube,
     KubeConflictError,
     KubeError,
+    KubeFencedError,
     KubeForbiddenError,
     KubeInvalidError,
     KubeUnreachableError,
 )
 from tests.cluster.control_plane import ControlPlane
+from tests.kube.compact import compact
 
 pytestmark = pytest.mark.cluster
 
@@ -110,6 +113,78 @@ def test_lists_go_page_by_page(control_plane, namespace, monkeypatch):
     assert on(control_plane, work) == [f"p{number}" for number in range(8)]
 
 
+def test_a_listing_whose_history_is_compacted_away_meanwhile_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("shoal.kube.client._PAGE", 3)
+    answers = []
+    with ControlPlane(tmp_path / "own") as cluster:
+
+        def seen(verb, _kind, code):
+            if verb != "list":
+                return
+            answers.append(code)
+            if len(answers) == 1:
+                cluster.kubectl("delete", "pod", "p7", "--grace-period=0", "--force")
+                compact(cluster)
+                # It has old pages in its memory, too.
+                cluster.restart("kube-apiserver")
+
+        async def work(kube):
+            for number in range(8):
+                await kube.create(pod("default", f"p{number}"))
+            return [each["metadata"]["name"] for each in await kube.list("Pod", namespace="default")]
+
+        assert on(cluster, work, on_answer=seen) == [f"p{number}" for number in range(7)]
+    assert [each for each in answers if each][:3] == [200, 410, 200]
+
+
+def test_in_the_place_of_what_was_read_and_of_nothing_else(control_plane, namespace):
+    async def work(kube):
+        await kube.create(config(namespace, a="1"))
+        read = await kube.get("ConfigMap", "c", namespace=namespace)
+        read |= {"apiVersion": "v1", "kind": "ConfigMap"}
+        await kube.replace(read | {"data": {"a": "2"}})
+        with pytest.raises(KubeConflictError):
+            await kube.replace(read | {"data": {"a": "3"}})
+        return (await kube.get("ConfigMap", "c", namespace=namespace))["data"]
+
+    assert on(control_plane, work) == {"a": "2"}
+
+
+def test_every_try_is_told_with_its_code(control_plane, namespace):
+    told = []
+
+    async def work(kube):
+        await kube.create(config(namespace, a="1"))
+        await kube.apply(config(namespace, a="2"))
+        await kube.list("ConfigMap", namespace=namespace)
+        await kube.delete("ConfigMap", "c", namespace=namespace)
+        assert await kube.get("ConfigMap", "c", namespace=namespace) is None
+
+    on(control_plane, work, on_answer=lambda *each: told.append(each))
+    assert told == [(verb, "ConfigMap", code) for verb, code in
+                    (("create", 201), ("apply", 200), ("list", 200), ("delete", 200), ("get", 404))]  # fmt: skip
+
+
+def test_who_may_not_write_any_more_reads_on(control_plane, namespace):
+    left = [5.0]
+
+    async def work(kube):
+        await kube.create(config(namespace, a="1"))
+        left[0] = 0.0
+        for writing in (
+            kube.create(config(namespace, a="2")),
+            kube.apply(config(namespace, a="2")),
+            kube.replace(config(namespace, a="2")),
+            kube.delete("ConfigMap", "c", namespace=namespace),
+            kube.set_status("Pod", "p", {}, namespace=namespace),
+        ):
+            with pytest.raises(KubeFencedError):
+                await writing
+        return (await kube.get("ConfigMap", "c", namespace=namespace))["data"]
+
+    assert on(control_plane, work, may_write=lambda: left[0]) == {"a": "1"}
+
+
 def test_a_status_is_patched_field_by_field(control_plane, namespace):
     async def work(kube):
         await kube.create(pod(namespace))
@@ -172,6 +247,23 @@ users: [{{name: u, user: {{token: secret-token}}}}]
     seconds, said = asyncio.run(work())
     assert seconds < 5
     assert "secret-token" not in said
+
+
+def test_an_api_server_that_hangs_is_asked_again_before_patience_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("shoal.kube.client._TRY_SECONDS", 0.5)
+    with ControlPlane(tmp_path / "own") as cluster:
+        codes = []
+
+        async def work(kube):
+            await kube.apply(config("default", a="1"))
+            cluster.parts["kube-apiserver"].signal(signal.SIGSTOP)
+            asking = asyncio.create_task(kube.apply(config("default", a="2")))
+            while 0 not in codes:  # noqa: ASYNC110 - told by a plain function
+                await asyncio.sleep(0.05)
+            cluster.parts["kube-apiserver"].signal(signal.SIGCONT)
+            return (await asking)["data"]
+
+        assert on(cluster, work, on_answer=lambda _verb, _kind, code: codes.append(code)) == {"a": "2"}
 
 
 def test_no_cluster_at_all(tmp_path, monkeypatch):

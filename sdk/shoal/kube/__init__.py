@@ -1,9 +1,10 @@
 """The one gateway to the Kubernetes API, and the only package that imports its client."""
 
-from shoal.kube.client import Kube
+from shoal.kube.client import Kube, Listed
 from shoal.kube.errors import (
     KubeConflictError,
     KubeError,
+    KubeFencedError,
     KubeForbiddenError,
     KubeGoneError,
     KubeInvalidError,
@@ -14,8 +15,10 @@ __all__ = [
     "Kube",
     "KubeConflictError",
     "KubeError",
+    "KubeFencedError",
     "KubeForbiddenError",
     "KubeGoneError",
     "KubeInvalidError",
     "KubeUnreachableError",
+    "Listed",
 ]

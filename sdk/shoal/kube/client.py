@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import Mapping
-from typing import Any, Final, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Self
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_config
 
-from shoal.kube.errors import KubeConflictError, KubeError, KubeGoneError, KubeUnreachableError, error_of
-from shoal.kube.kinds import KINDS, Kind
+from shoal.kube.errors import (
+    KubeConflictError,
+    KubeError,
+    KubeFencedError,
+    KubeGoneError,
+    KubeUnreachableError,
+    error_of,
+)
+from shoal.kube.kinds import KINDS
 
-__all__ = ["Kube"]
+__all__ = ["Kube", "Listed"]
 
 Manifest = dict[str, Any]
 
@@ -27,7 +35,35 @@ _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
+_TRY_SECONDS: Final = 10.0
+"""The longest wait for one answer: a connection that has died without a word takes no caller's whole patience."""
 _PAGE: Final = 500
+_EXPIRED: Final = 410
+_METHODS: Final = {
+    "get": "GET",
+    "list": "GET",
+    "create": "POST",
+    "apply": "PATCH",
+    "patch": "PATCH",
+    "update": "PUT",
+    "delete": "DELETE",
+}
+"""What is asked for, by the API's own verbs (``apply`` is a patch, too)."""
+
+
+def _ignore(_verb: str, _kind: str, _code: int) -> None:
+    pass
+
+
+def _for_ever() -> float:
+    return math.inf
+
+
+class Listed(NamedTuple):
+    """All objects of a kind, and the resource version up to which that is true."""
+
+    items: list[Manifest]
+    revision: int
 
 
 class Kube:
@@ -37,18 +73,44 @@ class Kube:
         client: The library's, with address and credentials.
         manager: Who owns the fields that are applied.
         patience_seconds: How long a call waits for an API server that does not answer.
+        on_answer: Told of every try: verb, kind, HTTP status (0: there was no answer).
+        may_write: Asked right before every try of a write for how many seconds more it may be under way; 0 and less: it
+            is not sent.
     """
 
-    def __init__(self, client: ApiClient, *, manager: str = "shoal", patience_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        manager: str = "shoal",
+        patience_seconds: float = 30.0,
+        on_answer: Callable[[str, str, int], None] = _ignore,
+        may_write: Callable[[], float] = _for_ever,
+    ) -> None:
         self._client = client
         self._manager = manager
         self._patience = patience_seconds
+        self._on_answer = on_answer
+        self._may_write = may_write
 
     @classmethod
     async def connect(
-        cls, *, kubeconfig: str | None = None, context: str | None = None, patience_seconds: float = 30.0
+        cls,
+        *,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        patience_seconds: float = 30.0,
+        on_answer: Callable[[str, str, int], None] = _ignore,
+        may_write: Callable[[], float] = _for_ever,
     ) -> Self:
         """Connect as the kubeconfig says, or (without one) as the pod that this process runs in.
+
+        Args:
+            kubeconfig: Its path; None: as kubectl finds it.
+            context: Of the kubeconfig; None: its current one.
+            patience_seconds: As with the class.
+            on_answer: Likewise.
+            may_write: Likewise.
 
         Raises:
             KubeError: There is neither.
@@ -61,7 +123,9 @@ class Kube:
             # The library raises errors of many kinds here, and what it names is what a person can mend.
             raise KubeError(f"no cluster can be reached: {error}; name a kubeconfig, or set KUBECONFIG") from error
         configuration.retries = None
-        return cls(ApiClient(configuration), patience_seconds=patience_seconds)
+        return cls(
+            ApiClient(configuration), patience_seconds=patience_seconds, on_answer=on_answer, may_write=may_write
+        )
 
     async def close(self) -> None:
         """Close all connections."""
@@ -78,20 +142,40 @@ class Kube:
     async def get(self, kind: str, name: str, *, namespace: str = "") -> Manifest | None:
         """An object; None if it is not there."""
         try:
-            return await self._ask("GET", KINDS[kind].path(namespace, name))
+            return await self._ask("get", kind, KINDS[kind].path(namespace, name))
         except KubeGoneError:
             return None
 
     async def list(self, kind: str, *, namespace: str = "", selector: str = "") -> list[Manifest]:
-        """All objects of a kind, in a namespace or everywhere, with these labels."""
+        """The items of a `listing`."""
+        return (await self.listing(kind, namespace=namespace, selector=selector)).items
+
+    async def listing(self, kind: str, *, namespace: str = "", selector: str = "") -> Listed:
+        """All objects of a kind, in a namespace or everywhere, with these labels.
+
+        Raises:
+            KubeGoneError: The cluster does not know the kind.
+            KubeForbiddenError: It is not allowed.
+            KubeUnreachableError: Patience ended.
+        """
+        first = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
         found: list[Manifest] = []
-        query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
+        query = dict(first)
+        end = time.monotonic() + self._patience
         while True:
-            page = await self._ask("GET", KINDS[kind].path(namespace), query=query)
+            try:
+                page = await self._ask("list", kind, KINDS[kind].path(namespace), query=query)
+            except KubeGoneError as error:
+                # A page that was asked for too late, when its revision was compacted away: begin anew.
+                if "continue" not in query or error.status != _EXPIRED or time.monotonic() > end:
+                    raise
+                found, query = [], dict(first)
+                continue
             found += page.get("items") or []
-            following = (page.get("metadata") or {}).get("continue")
+            metadata = page.get("metadata") or {}
+            following = metadata.get("continue")
             if not following:
-                return found
+                return Listed(found, int(metadata.get("resourceVersion") or 0))
             query["continue"] = following
 
     # --- Writing ---
@@ -106,7 +190,8 @@ class Kube:
         """
         kind, namespace, name = _of(manifest)
         query = {"fieldManager": self._manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
-        return await self._ask("PATCH", kind.path(namespace, name), query=query, body=manifest, content=_APPLY)
+        path = KINDS[kind].path(namespace, name)
+        return await self._ask("apply", kind, path, query=query, body=manifest, content=_APPLY)
 
     async def create(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> Manifest:
         """Create an object.
@@ -119,7 +204,21 @@ class Kube:
         """
         kind, namespace, _ = _of(manifest)
         query = {"fieldManager": self._manager} | ({"dryRun": "All"} if dry_run else {})
-        return await self._ask("POST", kind.path(namespace), query=query, body=manifest)
+        return await self._ask("create", kind, KINDS[kind].path(namespace), query=query, body=manifest)
+
+    async def replace(self, manifest: Mapping[str, Any]) -> Manifest:
+        """Put this in an object's place, if it is still the one that was read (``metadata.resourceVersion``).
+
+        Raises:
+            KubeConflictError: It has changed since; perhaps by an earlier try of ours whose answer was lost.
+            KubeGoneError: There is none.
+            KubeInvalidError: The API server has words about the manifest.
+            KubeForbiddenError: It is not allowed.
+            KubeUnreachableError: Patience ended.
+        """
+        kind, namespace, name = _of(manifest)
+        query = {"fieldManager": self._manager}
+        return await self._ask("update", kind, KINDS[kind].path(namespace, name), query=query, body=manifest)
 
     async def delete(
         self, kind: str, name: str, *, namespace: str = "", uid: str = "", grace_seconds: int | None = None
@@ -139,7 +238,7 @@ class Kube:
         if grace_seconds is not None:
             body["gracePeriodSeconds"] = grace_seconds
         try:
-            await self._ask("DELETE", KINDS[kind].path(namespace, name), body=body)
+            await self._ask("delete", kind, KINDS[kind].path(namespace, name), body=body)
         except (KubeGoneError, KubeConflictError):
             return False
         return True
@@ -148,9 +247,8 @@ class Kube:
         """Change these fields of an object's status (null removes one); False if the object is gone."""
         path = KINDS[kind].path(namespace, name, subresource="status")
         try:
-            await self._ask(
-                "PATCH", path, query={"fieldManager": self._manager}, body={"status": status}, content=_MERGE
-            )
+            query = {"fieldManager": self._manager}
+            await self._ask("patch", kind, path, query=query, body={"status": status}, content=_MERGE)
         except KubeGoneError:
             return False
         return True
@@ -159,7 +257,8 @@ class Kube:
 
     async def _ask(
         self,
-        method: str,
+        verb: str,
+        kind: str,
         path: str,
         *,
         query: Mapping[str, str] | None = None,
@@ -170,16 +269,38 @@ class Kube:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                return await self._once(method, path, query or {}, body, content)
-            except KubeUnreachableError as error:
+                code, answer = await self._once(_METHODS[verb], path, query or {}, body, content)
+            except KubeFencedError:
+                raise
+            except KubeError as error:
+                self._on_answer(verb, kind, error.status)
+                if not isinstance(error, KubeUnreachableError):
+                    raise
                 if time.monotonic() + pause > end:
                     raise
                 await asyncio.sleep(max(pause, min(error.retry_after_seconds, end - time.monotonic())))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            else:
+                self._on_answer(verb, kind, code)
+                return answer
+
+    def _seconds_for(self, method: str) -> float:
+        """How long one try may take.
+
+        Raises:
+            KubeFencedError: It must not be made.
+        """
+        longest = min(_TRY_SECONDS, self._patience)
+        if method == "GET":
+            return longest
+        left = self._may_write()
+        if left <= 0:
+            raise KubeFencedError("nothing may be written any more: another process may be at it")
+        return min(longest, left)
 
     async def _once(
         self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None, content: str
-    ) -> Manifest:
+    ) -> tuple[int, Manifest]:
         headers = {"Accept": "application/json", "Content-Type": content}
         try:
             request = await self._client.param_serialize(
@@ -190,7 +311,7 @@ class Kube:
                 body=dict(body) if body is not None else None,
                 auth_settings=["BearerToken"],
             )
-            response = await self._client.call_api(*request, _request_timeout=self._patience)
+            response = await self._client.call_api(*request, _request_timeout=self._seconds_for(method))
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubeUnreachableError(f"the API server does not answer: {error or type(error).__name__}") from error
@@ -204,12 +325,12 @@ class Kube:
             raise found
         if not isinstance(answer, dict):
             raise KubeUnreachableError("the API server's answer is no object", status=response.status)
-        return answer
+        return response.status, answer
 
 
-def _of(manifest: Mapping[str, Any]) -> tuple[Kind, str, str]:
+def _of(manifest: Mapping[str, Any]) -> tuple[str, str, str]:
     metadata = manifest["metadata"]
-    return KINDS[manifest["kind"]], metadata.get("namespace", ""), metadata.get("name", "")
+    return manifest["kind"], metadata.get("namespace", ""), metadata.get("name", "")
 
 
 def _seconds(header: str | None) -> float:

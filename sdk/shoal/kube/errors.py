@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "KubeConflictError",
     "KubeError",
+    "KubeFencedError",
     "KubeForbiddenError",
     "KubeGoneError",
     "KubeInvalidError",
@@ -54,6 +55,10 @@ class KubeInvalidError(KubeError):
 
 class KubeUnreachableError(KubeError):
     """No answer came in time, or none that makes sense; whether it was done is not known."""
+
+
+class KubeFencedError(KubeError):
+    """It was not sent: this process may not write (any more)."""
 
 
 _BY_STATUS: dict[int, type[KubeError]] = {

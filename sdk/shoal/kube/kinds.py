@@ -42,7 +42,7 @@ KINDS: Final = {
     "ServiceAccount": Kind("v1", "serviceaccounts"),
     "Secret": Kind("v1", "secrets"),
     "ConfigMap": Kind("v1", "configmaps"),
-    "Event": Kind("v1", "events"),
+    "Event": Kind("events.k8s.io/v1", "events"),
     "Namespace": Kind("v1", "namespaces", namespaced=False),
     "Node": Kind("v1", "nodes", namespaced=False),
     "PersistentVolumeClaim": Kind("v1", "persistentvolumeclaims"),
