@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 import threading
 
 import msgspec
@@ -209,6 +210,29 @@ def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
 
     asyncio.run(asyncio.wait_for(run(), 10))
     assert closed[0][0] is None
+
+
+def test_who_hangs_up_without_a_word_was_not_turned_away():
+    """As a kubelet does that probes a port: what was sent to it is unread, so the connection is reset."""
+    closed = []
+
+    class Peer(aio.Listener):
+        def on_closed(self):
+            closed.append(self.why_closed)
+
+    async def run():
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1"), "127.0.0.1", 0
+        )
+        probe = socket.create_connection(server.sockets[0].getsockname())
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        probe.close()
+        while not closed:  # noqa: ASYNC110 - a test's deadline is around it
+            await asyncio.sleep(0.01)
+        server.close()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert closed == ["closed by the peer"]
 
 
 def test_a_peer_that_proved_itself_may_not_send_garbage_either(host):

@@ -92,10 +92,11 @@ class Connection(asyncio.Protocol):
     def _too_slow(self) -> None:
         self.abort("no handshake")
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """Tell it once."""
         self.closed = True
-        self.why_closed = self.why_closed or (str(exc) if exc else "closed by the peer")
+        # A reset too: a probe of a kubelet hangs up without a word, every other second.
+        self.why_closed = self.why_closed or "closed by the peer"
         if self._deadline is not None:
             self._deadline.cancel()
         self.on_closed()
