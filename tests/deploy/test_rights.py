@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 MADE = "services serviceaccounts configmaps deployments.apps statefulsets.apps poddisruptionbudgets.policy"
 ANYWHERE = {
-    "list watch": f"trainingjobs.shoal.dev nodes pods {MADE}",
+    "list watch": f"trainingjobs.shoal.dev nodes pods persistentvolumeclaims {MADE}",
     "get": MADE,
     "create": f"pods secrets events.events.k8s.io {MADE}",
     "patch": f"trainingjobs.shoal.dev/status events.events.k8s.io {MADE}",

@@ -1,0 +1,106 @@
+"""deploy/ on the real node of these tests: the same manifests, with this machine's Python and etcd in the containers.
+
+    cluster.apply_overlay(write_overlay(tmp_path, "default"))
+
+All that differs is in one kustomization that anybody could write: images, mounts, a PATH, and a namespace that admits
+mounts of the node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster import binaries
+from tests.cluster.image import IMAGE, mounts
+from tests.deploy.rendered import DEPLOY, SYSTEM, overlay, templates
+
+__all__ = ["open_volumes", "write_overlay"]
+
+PROGRAMS = "/shoal-programs"
+
+
+def write_overlay(folder: Path, name: str, *, more: tuple[Path, ...] = ()) -> Path:
+    """A folder for ``kubectl apply -k``.
+
+    Args:
+        folder: where it is written, with a copy of etcd that the node mounts.
+        name: of the overlay of deploy/.
+        more: other programs for etcd's containers, as etcdctl.
+    """
+    programs = folder / "programs"
+    programs.mkdir(parents=True)
+    shutil.copy(binaries.path("etcd"), programs / "etcd")
+    for program in more:
+        shutil.copy(program, programs / program.name)
+    open_to_all(programs)
+    objects = overlay(name)
+    changes = [change(objects, pods, programs) for pods in templates(objects)]
+    changes.append({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": SYSTEM, "labels": {"pod-security.kubernetes.io/enforce": "privileged",
+                                                "pod-security.kubernetes.io/warn": "privileged"}},
+    })  # fmt: skip
+    here, tag = IMAGE.rsplit(":", 1)
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(DEPLOY / "overlays" / name, folder.resolve())],
+        "images": [
+            {"name": image, "newName": here, "newTag": tag}
+            for image in ("example.org/shoal/operator", "gcr.io/etcd-development/etcd")
+        ],
+        "patches": [{"patch": json.dumps(each)} for each in changes],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return folder
+
+
+def change(objects: list[dict[str, Any]], name: str, programs: Path) -> dict[str, Any]:
+    """What a pod template needs beside."""
+    (found,) = [each for each in objects if each["metadata"]["name"] == name and each["kind"] in KINDS]
+    (container,) = templates(objects)[name]["spec"]["containers"]
+    if container["command"][0] == "python":
+        volumes, inside = mounts()
+        path = str(Path(sys.executable).parent)
+    else:
+        volumes = [{"name": "programs", "hostPath": {"path": str(programs)}}]
+        inside = [{"name": "programs", "mountPath": PROGRAMS, "readOnly": True}]
+        path = PROGRAMS
+    more = {"name": container["name"], "imagePullPolicy": "Never", "volumeMounts": inside,
+            "env": [{"name": "PATH", "value": path}]}  # fmt: skip
+    spec: dict[str, Any] = {"template": {"spec": {"containers": [more], "volumes": volumes}}}
+    if found["kind"] == "CronJob":
+        spec = {"jobTemplate": {"spec": spec}}
+    return {
+        "apiVersion": found["apiVersion"],
+        "kind": found["kind"],
+        "metadata": {"name": name, "namespace": SYSTEM},
+        "spec": spec,
+    }
+
+
+KINDS = ("Deployment", "StatefulSet", "Job", "CronJob")
+
+
+def open_to_all(folder: Path) -> None:
+    """Containers run as somebody else; the folders of tests are their owner's alone."""
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
+    for above in folder.resolve().parents:
+        if not above.stat().st_mode & 0o001:
+            above.chmod(above.stat().st_mode | 0o011)
+
+
+def open_volumes(cluster: Any) -> None:
+    """A folder of the node belongs to nobody special: Kubernetes gives only real volumes to a pod's group."""
+    for volume in cluster.get("persistentvolumes")["items"]:
+        folder = Path(volume["spec"]["hostPath"]["path"])
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o777)
