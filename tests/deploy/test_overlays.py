@@ -7,7 +7,7 @@ import secrets
 import pytest
 
 from tests.cluster.control_plane import KubectlError
-from tests.deploy.rendered import DEPLOY, OVERLAYS, SYSTEM, find, overlay, render, templates
+from tests.deploy.rendered import DEPLOY, OVERLAYS, SYSTEM, arguments, find, overlay, render, templates
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -55,6 +55,32 @@ def test_what_runs_now_and_then_is_admitted_too(cluster, tmp_path):
         cluster.kubectl("create", "job", run, f"--from=cronjob/{name}", "-n", SYSTEM)
         cluster.until(lambda run=run: cluster.get("pods", "-n", SYSTEM, "-l", f"job-name={run}")["items"], run)
         cluster.kubectl("delete", "job", run, "-n", SYSTEM)
+
+
+@pytest.mark.parametrize(("restored", "name"), [("one", "default"), ("three", "ha-etcd")])
+def test_a_restored_member_is_what_the_overlay_will_start(cluster, restored, name):
+    wanted, found = overlay(name), render(DEPLOY / "restore" / restored)
+    spec = find(wanted, "StatefulSet", "shoal-etcd")["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    (members,) = [each["value"] for each in container["env"] if each["name"] == "MEMBERS"]
+    for number in range(spec["replicas"]):
+        made = arguments(found, f"shoal-etcd-restore-{number}")
+        started = [
+            each.replace("$(MEMBERS)", members).replace("$(MEMBER)", f"shoal-etcd-{number}")
+            for each in container["args"]
+        ]
+        known = ("--name", "--data-dir", "--initial-cluster", "--initial-advertise-peer-urls")
+        assert [each for each in sorted(made) if each.startswith(known)] == [
+            each for each in sorted(started) if each.startswith(known) and "-state" not in each
+        ]
+        claim = find(found, "PersistentVolumeClaim", f"data-shoal-etcd-{number}")
+        assert claim["spec"] == spec["volumeClaimTemplates"][0]["spec"]
+    cluster.apply(DEPLOY / "overlays" / "default")
+    assert cluster.apply(DEPLOY / "restore" / restored)[1] == ""
+    jobs = [each["metadata"]["name"] for each in found if each["kind"] == "Job"]
+    for job in jobs:
+        cluster.until(lambda job=job: cluster.get("pods", "-n", SYSTEM, "-l", f"job-name={job}")["items"], job)
+    cluster.kubectl("delete", "job", *jobs, "-n", SYSTEM)
 
 
 def test_a_pod_that_is_not_restricted_is_refused_beside_them(cluster):
