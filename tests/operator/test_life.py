@@ -182,6 +182,13 @@ def killed_until(world, reached, before: str) -> int:
     raise AssertionError(world.log())
 
 
+def uids(world, name: str) -> set[str]:
+    """Of the object of this name, if it is there."""
+    kind, _, called = name.partition("/")
+    found = world.cluster.get(kind, "-n", world.namespace, f"--field-selector=metadata.name={called}")["items"]
+    return {each["metadata"]["uid"] for each in found}
+
+
 def test_what_others_delete_comes_back(world):
     world.apply()
     world.at_work([0, 1])
@@ -192,7 +199,10 @@ def test_what_others_delete_comes_back(world):
         "service/j-master",
         "pdb/j-trainer",
     ):
-        world.cluster.kubectl("delete", gone, "-n", world.namespace)
+        before = uids(world, gone)
+        # It would wait for ever for the end of what is back before it looks.
+        world.cluster.kubectl("delete", gone, "-n", world.namespace, "--wait=false")
+        world.until(lambda gone=gone, before=before: uids(world, gone) - before, f"another {gone}")
     world.at_work([0, 1])
     world.until(
         lambda: world.cluster.get("services,pdb", "-n", world.namespace)["items"][0:3] and len(
