@@ -1,0 +1,157 @@
+"""Probes and metrics over HTTP: ``/healthz``, ``/readyz`` and ``/metrics``.
+
+They are answered by the operator's own event loop, so one that hangs answers nothing. Nothing that is served has a
+secret in it; nothing can be changed here.
+
+| metric | type | labels | what |
+|---|---|---|---|
+| shoal_operator_look_seconds | histogram | outcome (done, failed) | one look at one job, with all its writes |
+| shoal_operator_api_requests_total | counter | verb, kind, code | tries of requests to the API server (code 0: no answer) |
+| shoal_operator_watch_events_total | counter | kind | objects that came by watches |
+| shoal_operator_leading | gauge | | 1: this one acts; 0: it stands by |
+| shoal_operator_etcd_up | gauge | | 1: Shoal's etcd answers |
+| shoal_jobs | gauge | state | TrainingJobs by state, as this operator knows them |
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter as Count
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+__all__ = ["Health", "Metrics", "serve"]
+
+_LOOK_BUCKETS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
+
+log = logging.getLogger("shoal.operator")
+
+
+class Health(Protocol):
+    """Whom probes ask; each says what is wrong, or nothing."""
+
+    def why_dead(self) -> str:
+        """Why the process should be started anew."""
+
+    def why_unready(self) -> str:
+        """Why it is of no use yet, or at the moment."""
+
+
+class Metrics:
+    """What is counted, in a registry of its own.
+
+    Args:
+        states: The state of each job that is known; asked at each scrape.
+    """
+
+    def __init__(self, states: Callable[[], Iterable[str]]) -> None:
+        self.registry = CollectorRegistry()
+        self._looks = Histogram(
+            "shoal_operator_look_seconds",
+            "One look at one job, with all its writes.",
+            ["outcome"],
+            buckets=_LOOK_BUCKETS,
+            registry=self.registry,
+        )
+        self._requests = Counter(
+            "shoal_operator_api_requests",
+            "Tries of requests to the API server (code 0: no answer); watches are not among them.",
+            ["verb", "kind", "code"],
+            registry=self.registry,
+        )
+        self._events = Counter(
+            "shoal_operator_watch_events", "Objects that came by watches.", ["kind"], registry=self.registry
+        )
+        self._leading = Gauge("shoal_operator_leading", "1: this one acts; 0: it stands by.", registry=self.registry)
+        self._etcd = Gauge("shoal_operator_etcd_up", "1: Shoal's etcd answers.", registry=self.registry)
+        self.registry.register(_Jobs(states))
+        ProcessCollector(registry=self.registry)
+
+    def looked(self, seconds: float, failed: bool) -> None:  # noqa: FBT001 - the worker's hook
+        """A look has ended."""
+        self._looks.labels("failed" if failed else "done").observe(seconds)
+
+    def asked(self, verb: str, kind: str, code: int) -> None:
+        """The API server was asked; any thread may say so."""
+        self._requests.labels(verb, kind, str(code)).inc()
+
+    def came(self, kind: str) -> None:
+        """An object came by a watch; any thread may say so."""
+        self._events.labels(kind).inc()
+
+    def leads(self, *, leading: bool) -> None:
+        """Whether this one acts."""
+        self._leading.set(leading)
+
+    def etcd(self, *, up: bool) -> None:
+        """Whether etcd answers."""
+        self._etcd.set(up)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text form."""
+        return generate_latest(self.registry)
+
+
+class _Jobs(Collector):
+    def __init__(self, states: Callable[[], Iterable[str]]) -> None:
+        self._states = states
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """So that registering asks for nothing."""
+        return [self._family()]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The numbers of now: a state that nobody is in any more is not told."""
+        family = self._family()
+        for state, count in sorted(Count(self._states()).items()):
+            family.add_metric([state], count)
+        yield family
+
+    @staticmethod
+    def _family() -> GaugeMetricFamily:
+        return GaugeMetricFamily("shoal_jobs", "TrainingJobs by state.", labels=["state"])
+
+
+@asynccontextmanager
+async def serve(address: str, *, health: Health, metrics: Metrics) -> AsyncIterator[None]:
+    """Answer at HOST:PORT for as long as the context lasts; without an address, do nothing.
+
+    Raises:
+        OSError: The address cannot be had.
+    """
+    if not address:
+        yield
+        return
+
+    def answer(why: str) -> web.Response:
+        return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
+
+    async def healthz(_: web.Request) -> web.Response:
+        return answer(health.why_dead())
+
+    async def readyz(_: web.Request) -> web.Response:
+        return answer(health.why_unready())
+
+    async def scrape(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    application = web.Application()
+    application.add_routes(
+        [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", scrape)],
+    )
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        host, _, port = address.rpartition(":")
+        await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
+        log.info("probes and metrics are served at %s", address)
+        yield
+    finally:
+        await runner.cleanup()

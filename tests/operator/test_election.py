@@ -1,0 +1,139 @@
+"""Who leads: judged from a Lease alone, by clocks that do not agree, among candidates that stop and go on at will."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.operator.election import Candidate, Times, new_identity
+
+STAMP = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+TIMES = Times()
+
+
+def judged(candidate, lease, now):
+    return candidate.judge(lease, now=now, stamp=STAMP)
+
+
+def test_a_lease_that_nobody_made_is_taken():
+    spec = judged(Candidate("a", TIMES), None, 5.0)["spec"]
+    assert spec == {
+        "holderIdentity": "a", "leaseDurationSeconds": 15, "leaseTransitions": 0,
+        "acquireTime": "2026-01-02T03:04:05.000678Z", "renewTime": "2026-01-02T03:04:05.000678Z",
+    }  # fmt: skip
+
+
+def test_one_that_was_given_up_is_taken_at_once():
+    lease = {"metadata": {"resourceVersion": "7"}, "spec": {"leaseTransitions": 3, "renewTime": "x"}}
+    after = judged(Candidate("a", TIMES), lease, 5.0)
+    assert (after["metadata"], after["spec"]["leaseTransitions"]) == ({"resourceVersion": "7"}, 4)
+
+
+def test_a_dead_holder_keeps_it_for_as_long_as_its_own_record_says_and_its_clock_is_not_believed():
+    candidate = Candidate("a", TIMES)
+    lease = {"spec": {"holderIdentity": "b", "leaseDurationSeconds": 40, "renewTime": "1999-01-01T00:00:00.000000Z"}}
+    assert judged(candidate, lease, 100.0) is None
+    assert judged(candidate, lease, 139.9) is None
+    assert judged(candidate, lease, 140.0)["spec"]["holderIdentity"] == "a"
+
+
+def test_each_renewal_begins_the_time_anew():
+    candidate = Candidate("a", TIMES)
+    for second in range(100):
+        lease = {"spec": {"holderIdentity": "b", "renewTime": f"{second}"}}
+        assert judged(candidate, lease, float(second)) is None
+    assert judged(candidate, lease, 113.9) is None
+    assert judged(candidate, lease, 114.0) is not None
+
+
+def test_one_that_was_deleted_is_its_holder_s_for_the_rest_of_its_time():
+    candidate = Candidate("a", TIMES)
+    judged(candidate, {"spec": {"holderIdentity": "b"}}, 100.0)
+    assert judged(candidate, None, 114.9) is None
+    assert judged(candidate, None, 115.0) is not None
+
+
+def test_a_renewal_keeps_what_it_does_not_know():
+    lease = {"spec": {"holderIdentity": "a", "acquireTime": "then", "leaseTransitions": 2, "strategy": "s"}}
+    spec = judged(Candidate("a", TIMES), lease, 1.0)["spec"]
+    assert (spec["acquireTime"], spec["leaseTransitions"], spec["strategy"]) == ("then", 2, "s")
+
+
+def test_a_process_is_another_one_each_time():
+    assert new_identity() != new_identity()
+
+
+class Server:
+    """A Lease with the API server's guard against writing over what one has not read."""
+
+    def __init__(self):
+        self.lease, self.version = None, 0
+
+    def write(self, after):
+        read = int((after.get("metadata") or {}).get("resourceVersion", 0))
+        if read != (self.version if self.lease is not None else 0):
+            return False
+        self.version += 1
+        self.lease = {"metadata": {"resourceVersion": str(self.version)}, "spec": after["spec"]}
+        return True
+
+
+class Process:
+    """A candidate with a clock of its own, as the election's shell drives it."""
+
+    def __init__(self, server, name, *, rate, offset):
+        self.candidate = Candidate(name, TIMES)
+        self.server, self.rate, self.offset = server, rate, offset
+        self.until = self.clock(0.0)
+        self.number = 0
+        self.read = None
+
+    def clock(self, time):
+        return self.offset + self.rate * time
+
+    def may_act(self, time):
+        return self.until > self.clock(time)
+
+    def ask(self, time):
+        self.read = (self.server.lease, self.clock(time))
+
+    def answer(self, time):
+        """What was read is judged, and written, some time after the reading began."""
+        if self.read is None:
+            return
+        (lease, began), self.read = self.read, None
+        self.number += 1
+        stamp = STAMP.replace(microsecond=self.number % 10**6)
+        after = self.candidate.judge(lease, now=self.clock(time), stamp=stamp)
+        if after is not None and self.server.write(after):
+            self.until = max(self.until, began + TIMES.act_seconds)
+            self.candidate.judge(self.server.lease, now=self.clock(time), stamp=stamp)
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["ask", "answer", "delete"]), st.integers(0, 2), st.sampled_from([0.0, 0.5, 2.0, 9.0, 16.0])),
+    max_size=60,
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    STEPS, st.lists(st.floats(0.85, 1.15), min_size=3, max_size=3), st.lists(st.floats(0, 1e6), min_size=3, max_size=3)
+)
+def test_there_are_never_two_that_may_act(steps, rates, offsets):
+    server = Server()
+    all_ = [Process(server, name, rate=rate, offset=at) for name, rate, at in zip("abc", rates, offsets, strict=True)]
+    known, time = set(), 0.0
+    for what, who, pause in steps:
+        time += pause
+        if what == "ask":
+            all_[who].ask(time)
+            known.add(who)
+        elif what == "answer":
+            all_[who].answer(time)
+        elif len(known) == 3 and all(each.candidate.holder == all_[0].candidate.holder for each in all_):
+            # Deleted by hand while all know who leads; who comes later cannot know.
+            server.lease = None
+        assert sum(each.may_act(time) for each in all_) <= 1
