@@ -106,6 +106,25 @@ def test_the_pods_of_etcd_have_no_token_and_no_rights(cluster):
     assert not [one for one in each(ANYWHERE) if allowed(cluster, "shoal-etcd", SYSTEM, *one)]
 
 
+@pytest.mark.parametrize("role", ["view", "edit", "admin"])
+def test_who_may_edit_or_view_a_namespace_may_do_so_with_its_jobs(cluster, tmp_path, role):
+    cluster.apply(DEPLOY / "overlays" / "default")
+    namespace = f"users-{role}-{tmp_path.stat().st_ino}"
+    cluster.kubectl("create", "namespace", namespace)
+    account = f"--serviceaccount={SYSTEM}:shoal-etcd"
+    cluster.kubectl("create", "rolebinding", "x", f"--clusterrole={role}", account, "-n", namespace)
+
+    def may(verb: str, resource: str = "trainingjobs.shoal.dev", *, there: str = namespace) -> bool:
+        return allowed(cluster, "shoal-etcd", there, verb, resource)
+
+    cluster.until(lambda: may("watch"), "the roles to be put together")
+    edits = role != "view"
+    cluster.until(lambda: may("create") == edits, "the roles to be put together")
+    assert may("patch", "trainingjobs.shoal.dev/scale") == may("delete") == edits
+    assert not may("get", there="elsewhere")
+    assert not may("patch", "trainingjobs.shoal.dev/status")
+
+
 @pytest.mark.parametrize("name", ["default", "namespaced"])
 def test_what_is_granted_is_what_these_tests_know(name):
     table = each(ANYWHERE) + [(verb, resource.split("/")[0]) for verb, resource in each(OWN_NAMESPACE)]

@@ -1,0 +1,90 @@
+"""docs/operations.md: its commands do what it says, on a cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.deploy.rendered import DEPLOY, ROOT, SYSTEM
+from tests.deploy.test_overlays import stands
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+TEXT = (ROOT / "docs" / "operations.md").read_text()
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found[1]
+
+
+def commands(title: str) -> list[str]:
+    return [line.strip() for line in section(title).splitlines() if line.startswith("    kubectl ")]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the repository as far as it is applied, with the reader's own folder in it."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    shutil.copytree(ROOT / "crds", tmp_path / "crds")
+    (written,) = re.findall(r"```yaml\n(.*?)```", section("Install"), re.DOTALL)
+    # Here is no Prometheus operator.
+    written = "\n".join(line for line in written.splitlines() if "pod-monitor" not in line)
+    (tmp_path / "deploy" / "mine").mkdir()
+    (tmp_path / "deploy" / "mine" / "kustomization.yaml").write_text(written)
+    return tmp_path
+
+
+def follow(cluster, checkout, title: str) -> str:
+    said = ""
+    for line in commands(title):
+        if "port-forward" in line or " logs " in line:
+            continue  # the one never ends, and hollow pods have nothing to say
+        variables = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig), "HOME": str(checkout),
+                     "PATH": f"{cluster.folder / 'bin'}:{os.environ['PATH']}"}  # fmt: skip
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=checkout, env=variables, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        said += done.stdout
+    return said
+
+
+def test_installed_upgraded_looked_at_and_removed(cluster, checkout):
+    cluster.kubectl("create", "namespace", "team")
+    follow(cluster, checkout, "Install")
+    stands(cluster, "shoal-operator", 2)
+    pods = cluster.get("pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=shoal-operator")["items"]
+    assert {pod["spec"]["containers"][0]["image"] for pod in pods} == {"registry.example.org/shoal/operator:0.1.0"}
+    assert cluster.get("networkpolicy", "-n", "team")["items"]
+    mine = checkout / "deploy" / "mine" / "kustomization.yaml"
+    mine.write_text(mine.read_text().replace("newTag: 0.1.0", "newTag: 0.2.0"))
+    follow(cluster, checkout, "Upgrade, with jobs running")
+    (job,) = cluster.get("jobs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=shoal-setup")["items"]
+    assert job["spec"]["template"]["spec"]["containers"][0]["image"].endswith(":0.2.0")
+    follow(cluster, checkout, "Monitoring")
+    follow(cluster, checkout, "Uninstall")
+    left = cluster.get("clusterroles,clusterrolebindings,priorityclasses,crds,namespaces")["items"]
+    names = {each["metadata"]["name"] for each in left} - {"shoal-jobs", "shoal-operator-nodes"}
+    assert not [name for name in names if "shoal" in name]
+    cluster.kubectl("delete", "namespace", "team", "--wait=false")
+    cluster.add_volumes(3, size="8Gi")
+
+
+def test_a_private_registry_as_the_manual_says(cluster, checkout):
+    follow(cluster, checkout, "Private registries")
+    secret = cluster.get("secret", "shoal-pull", "-n", SYSTEM)
+    assert secret["type"] == "kubernetes.io/dockerconfigjson"
+    cluster.kubectl("delete", "secret", "shoal-pull", "-n", SYSTEM)
+
+
+def test_whatever_the_manual_names_is_there():
+    for path in re.findall(r"`((?:deploy|operator)/[a-z0-9_./-]+)`", TEXT):
+        assert path.startswith("deploy/mine") or (ROOT / path).exists(), path
+    for name in re.findall(r"`(shoal_[a-z_]+)", TEXT):
+        told = (ROOT / "operator/shoal/operator/serving.py").read_text()
+        assert re.sub("_(count|total)$", "", name) in told, name
