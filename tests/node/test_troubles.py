@@ -1,0 +1,39 @@
+"""What goes wrong in pods is said in the job's conditions; a job that is deleted leaves nothing but what is its user's."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.node.test_faults import CLAIM
+from tests.node.world import template
+
+pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(180)]
+
+
+def test_an_image_that_is_not_there_is_said(world):
+    never = {role: {"template": template(name, imagePullPolicy="Never")} for role, name in
+             (("trainer", "trainer"), ("parameterServer", "pserver"), ("master", "master"))}  # fmt: skip
+    world.apply("nowhere", **world.counting() | never | {"image": "shoal.test/nowhere:1"})
+    world.until(lambda: world.condition("nowhere", "Running").get("reason") == "ImagePullFailed", "the word of it")
+    assert "ErrImageNeverPull" in world.condition("nowhere", "Running")["message"]
+
+
+def test_deleted_in_mid_flight_nothing_stays_but_the_users_claim(world):
+    world.pace(0.2)
+    world.claim("model")
+    world.volume()
+    spec = world.counting(epochs=30, output={"path": "m.safetensors", "volumeClaimName": "model"})
+    spec["trainer"] |= {"minReplicas": 1}
+    spec["parameterServer"] |= {"volumeClaimSpec": CLAIM}
+    world.apply("gone", **spec)
+    world.goes_on("gone", trainers=[0])
+    assert len(world.get("pvc")["items"]) == 2
+    kinds = "pods,services,endpointslices,statefulsets,deployments,replicasets,secrets,configmaps,serviceaccounts,pdb"
+
+    def left():
+        return [name for each in world.get(f"{kinds},pvc")["items"] if "gone" in (name := each["metadata"]["name"])]
+
+    assert len(left()) > 10
+    world.kubectl("delete", "tj/gone")
+    world.until(lambda: not left(), "everything to go")
+    assert [each["metadata"]["name"] for each in world.get("pvc")["items"]] == ["model"]
