@@ -49,14 +49,14 @@ def command(layout: Layout) -> list[str]:
 
 
 class Audited(ControlPlane):
-    """With three nodes, and volumes for etcd."""
+    """With three nodes, and volumes enough for etcd in all these tests."""
 
     PARTS: ClassVar[Mapping[str, Part]] = {**CONTROL, "kube-apiserver": replace(API_SERVER, command=command)}
 
     def start(self) -> None:
         super().start()
         self.add_nodes(3)
-        self.add_volumes(3, size="8Gi")
+        self.add_volumes(20, size="8Gi")
 
     def asked(self, account: str) -> list[Asked]:
         """All that an account of shoal-system asked for, but what everybody may: to find out what there is."""

@@ -27,8 +27,10 @@ def commands(title: str) -> list[str]:
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(cluster, tmp_path):
     """A copy of the repository as far as it is applied, with the reader's own folder in it."""
+    # Another test's, of another image: the manual says what comes of that.
+    cluster.kubectl("delete", "job", "shoal-setup", "-n", SYSTEM, "--ignore-not-found")
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     shutil.copytree(ROOT / "crds", tmp_path / "crds")
     (written,) = re.findall(r"```yaml\n(.*?)```", section("Install"), re.DOTALL)
@@ -72,7 +74,6 @@ def test_installed_upgraded_looked_at_and_removed(cluster, checkout):
     names = {each["metadata"]["name"] for each in left} - {"shoal-jobs", "shoal-operator-nodes"}
     assert not [name for name in names if "shoal" in name]
     cluster.kubectl("delete", "namespace", "team", "--wait=false")
-    cluster.add_volumes(3, size="8Gi")
 
 
 def test_a_private_registry_as_the_manual_says(cluster, checkout):
