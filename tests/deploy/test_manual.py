@@ -41,9 +41,14 @@ def checkout(cluster, tmp_path):
     return tmp_path
 
 
-def follow(cluster, checkout, title: str) -> str:
+def follow(cluster, checkout, title: str, *, after: str = "") -> str:
+    """Type a section's commands in; the whole section's, or those after some words and before a paragraph's end."""
     said = ""
-    for line in commands(title):
+    wanted = commands(title)
+    if after:
+        block = section(title).partition(after)[2].partition("\n\n    ")[2].partition("\n\n")[0]
+        wanted = [" && ".join(line.strip() for line in block.splitlines())]
+    for line in wanted:
         if "port-forward" in line or " logs " in line:
             continue  # the one never ends, and hollow pods have nothing to say
         variables = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig), "HOME": str(checkout),
