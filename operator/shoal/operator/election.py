@@ -82,6 +82,7 @@ class Candidate:
         self._times = times
         self._record: tuple[Any, ...] = ("", None, None, None)
         self._since = 0.0
+        self._vanished = False
         self._lasts = float(times.lease_seconds)
 
     @property
@@ -92,7 +93,7 @@ class Candidate:
     def judge(self, lease: Mapping[str, Any] | None, *, now: float, stamp: datetime) -> Manifest | None:
         """What to put in the Lease's place; None: it is somebody else's.
 
-        A Lease that has vanished counts as unchanged: its holder does not know of it yet.
+        A Lease that has vanished counts as renewed at that moment: its holder does not know of it yet.
         """
         spec = (lease or {}).get("spec") or {}
         if lease is not None:
@@ -101,6 +102,9 @@ class Candidate:
             if record != self._record:
                 self._record, self._since = record, now
                 self._lasts = float(spec.get("leaseDurationSeconds") or self._times.lease_seconds)
+        elif not self._vanished:
+            self._since = now
+        self._vanished = lease is None
         if self.holder not in {"", self._identity} and now - self._since < self._lasts:
             return None
         moment = stamp.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -40,6 +40,7 @@ _LONGEST_PAUSE_SECONDS: Final = 30.0
 _LONG_RUN_SECONDS: Final = 60.0
 _BEAT_SECONDS: Final = 0.2
 _CHUNK: Final = 500
+_REMIND_SECONDS: Final = 10.0
 
 log = logging.getLogger("shoal.operator")
 
@@ -66,6 +67,24 @@ class _Backoffs:
 
     def __iter__(self) -> Iterator[float]:
         return itertools.chain((0.1, 0.2, 0.5, 1.0), itertools.repeat(2.0))
+
+
+class _Seldom(logging.Filter):
+    """kopf tells of every try of every stream; one now and then says it all."""
+
+    _told = -_REMIND_SECONDS
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if record.levelno < logging.ERROR or now - self._told >= _REMIND_SECONDS:
+            self._told = now if record.levelno >= logging.ERROR else self._told
+            return True
+        return False
+
+
+_seldom = _Seldom()
+for _name in ("kopf._cogs.clients.watching", "kopf._core.reactor.observation"):
+    logging.getLogger(_name).addFilter(_seldom)
 
 
 class Watches:

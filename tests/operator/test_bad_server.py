@@ -1,0 +1,257 @@
+"""An operator on an API server and an etcd that are killed, hang, forget, refuse and stay away: it harms nobody and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import threading
+from types import SimpleNamespace
+
+import grpc
+import pytest
+import yaml
+
+from shoal.api.crd import crd
+from shoal.kube import Kube, KubeError
+from shoal.store._stubs import rpc
+from tests.cluster import certificates
+from tests.cluster.control_plane import ControlPlane, KubectlError
+from tests.cluster.parts import CONTROL, Part
+from tests.etcds import run_etcd
+from tests.kube.compact import compact
+from tests.operator.standin import Masters
+from tests.operator.team import Team
+from tests.operator.test_life import conditions
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+NAMESPACE = "default"
+
+
+def narrow(layout) -> list[str]:
+    """An API server that serves four requests at a time, and two that change something."""
+    limits = ("--max-requests-inflight", "--max-mutating-requests-inflight")
+    command = CONTROL["kube-apiserver"].command(layout)
+    return [*(each for each in command if not each.startswith(limits)), f"{limits[0]}=4", f"{limits[1]}=2"]
+
+
+class Narrow(ControlPlane):
+    PARTS = CONTROL | {"kube-apiserver": Part(narrow, CONTROL["kube-apiserver"].health)}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with ControlPlane(tmp_path_factory.mktemp("bad")) as made:
+        prepare(made)
+        yield made
+
+
+def prepare(cluster) -> None:
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(crd()))
+    cluster.until(lambda: "Established" in conditions(cluster, "crd/trainingjobs.shoal.dev"), "the definition")
+    cluster.add_nodes(3)
+
+
+@contextlib.contextmanager
+def a_team(cluster, folder):
+    """With masters that bear an API server that is away."""
+
+    def kubectl(*arguments):
+        with contextlib.suppress(KubectlError):
+            return cluster.kubectl(*arguments)
+
+    def get(*arguments):
+        with contextlib.suppress(KubectlError):
+            return cluster.get(*arguments)
+        return {"items": []}
+
+    with run_etcd(folder / "etcd") as etcd:
+        team = Team(cluster, NAMESPACE, etcd, folder)
+        try:
+            with Masters(kubectl, get, etcd.endpoint, NAMESPACE) as team.masters:
+                yield team
+                cluster.kubectl("delete", "tj", "--all", "-n", NAMESPACE)
+                kinds = "pods,statefulsets,deployments,services,pdb"
+                chosen = ["-n", NAMESPACE, "-l", "shoal.dev/job=j"]
+                cluster.until(lambda: not cluster.get(kinds, *chosen)["items"], "all to go")
+                cluster.kubectl("delete", "leases", "-n", NAMESPACE, "--all")
+        finally:
+            team.close()
+
+
+@pytest.fixture
+def team(cluster, tmp_path):
+    with a_team(cluster, tmp_path) as made:
+        yield made
+
+
+def begin(team, **options):
+    operator = team.join("a", **options)
+    team.apply()
+    team.at_work([0, 1])
+    team.state("Running")
+    return operator
+
+
+def test_an_api_server_that_is_killed_while_a_job_scales(team):
+    operator = begin(team, lease=False)
+    before = team.uids()
+    for wanted in (4, 3, 4):
+        team.scale(wanted)
+        team.cluster.restart("kube-apiserver")
+    team.at_work([0, 1, 2, 3])
+    assert operator.process.poll() is None
+    assert before <= team.uids()
+
+
+def test_an_api_server_that_is_away_for_longer_than_patience(team, monkeypatch):
+    # The usual patience is longer than Kubernetes' own, which takes silent nodes for dead.
+    monkeypatch.setenv("PATIENCE", "2")
+    operator = begin(team, lease=False)
+    before = team.uids()
+    team.cluster.kill("kube-apiserver")
+    # A job whose progress moves has a status to be written.
+    team.until(lambda: operator.metric("shoal_operator_look_seconds_count", outcome="failed") > 0, "a look to fail")
+    assert operator.metric("shoal_operator_api_requests_total", code="0") > 3
+    assert operator.ask("/healthz")[0] == 200
+    team.cluster.launch("kube-apiserver")
+    assert before <= team.uids()
+    team.scale(3)
+    team.at_work([0, 1, 2])
+    assert operator.process.poll() is None
+    assert before <= team.uids()
+
+
+def test_a_leader_whose_api_server_hangs_ends_itself_and_leads_again(team):
+    operator = begin(team)
+    part = team.cluster.parts["kube-apiserver"]
+    part.signal(signal.SIGSTOP)
+    try:
+        assert operator.process.wait(60) == 3
+    finally:
+        part.signal(signal.SIGCONT)
+    assert "could not be renewed" in operator.log.read_text()
+    before = team.uids()
+    again = team.join("b")
+    team.scale(3)
+    team.at_work([0, 1, 2])
+    assert again.leads
+    assert before <= team.uids()
+
+
+def test_a_history_that_is_compacted_away_with_deletions_in_it(team):
+    operator = begin(team, lease=False)
+    team.cluster.kill("kube-controller-manager")
+    team.cluster.kill("kube-apiserver")
+    # What was deleted while nobody watched, of which no watch can ever tell.
+    with grpc.insecure_channel(team.cluster._layout.at("etcd").removeprefix("http://")) as channel:
+        gone = rpc.KVStub(channel).DeleteRange(
+            rpc.DeleteRangeRequest(key=f"/registry/pods/{NAMESPACE}/j-trainer-1".encode())
+        )
+    assert gone.deleted == 1
+    compact(team.cluster)
+    team.cluster.launch("kube-apiserver")
+    team.cluster.launch("kube-controller-manager")
+    team.at_work([0, 1])
+    assert operator.process.poll() is None
+
+
+def test_a_server_that_is_overloaded(tmp_path):
+    """The limits do not hold for administrators of the group system:masters, so the operator is another user."""
+    with Narrow(tmp_path / "cluster") as cluster:
+        prepare(cluster)
+        kubeconfig = ordinary(cluster, tmp_path)
+        with a_team(cluster, tmp_path) as team, load(kubeconfig):
+            operator = team.join("a", kubeconfig=kubeconfig, lease=False)
+            team.apply()
+            team.at_work([0, 1])
+            team.scale(4)
+            team.at_work([0, 1, 2, 3])
+            assert operator.metric("shoal_operator_api_requests_total", code="429") > 0
+            assert operator.process.poll() is None
+
+
+def ordinary(cluster, folder):
+    """A kubeconfig of one who may do everything, and has no privilege."""
+    kept = cluster._layout.certificates
+    certificates.make_client(kept, "operator", user="operator", group="operators")
+    cluster.kubectl("create", "clusterrolebinding", "operators", "--clusterrole=cluster-admin", "--group=operators")
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["users"][0]["user"] = {
+        "client-certificate": str(kept / "operator.crt"), "client-key": str(kept / "operator.key"),
+    }  # fmt: skip
+    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    return folder / "kubeconfig"
+
+
+@contextlib.contextmanager
+def load(kubeconfig):
+    """Many that ask for long lists, and write, all the time."""
+    end = SimpleNamespace(asked=False)
+
+    async def ask(kube, number):
+        config = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"much": "x" * 100_000},
+                  "metadata": {"name": f"load-{number}", "namespace": "kube-system"}}  # fmt: skip
+        while not end.asked:
+            with contextlib.suppress(KubeError):
+                await kube.apply(config, dry_run=True)
+                await kube.list("ConfigMap", namespace="kube-system")
+
+    async def run():
+        async with await Kube.connect(kubeconfig=str(kubeconfig), patience_seconds=0.1) as kube:
+            await asyncio.gather(*(ask(kube, number) for number in range(24)))
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        yield
+    finally:
+        end.asked = True
+        thread.join(60)
+
+
+def test_an_etcd_that_is_away_kills_nobody_and_is_told(team):
+    operator = begin(team, lease=False)
+    team.scale(4)
+    team.at_work([0, 1, 2, 3])
+    before = team.uids()
+    team.etcd.kill()
+    # Who is to leave is told through etcd first, so nobody is sent away meanwhile.
+    team.scale(2)
+    team.until(lambda: team.condition("Progressing").get("reason") == "EtcdUnreachable", "the condition")
+    team.until(lambda: team.status()["trainers"]["wanted"] == 2, "the new number")
+    assert operator.metric("shoal_operator_etcd_up") == 0
+    assert operator.ask("/readyz") == (503, "etcd does not answer\n")
+    assert operator.ask("/healthz")[0] == 200
+    assert before == team.uids()
+    team.etcd.start()
+    team.at_work([0, 1])
+    team.until(lambda: team.condition("Progressing").get("status") == "True", "progress")
+    assert operator.ask("/readyz")[0] == 200
+
+
+def test_an_operator_that_finds_no_etcd_waits_for_it(team):
+    team.etcd.kill()
+    threading.Timer(9.0, team.etcd.start).start()
+    operator = begin(team, lease=False)
+    assert "no etcd answers" in operator.log.read_text()
+
+
+def test_an_operator_that_is_there_before_the_definition_waits_for_it(tmp_path):
+    with ControlPlane(tmp_path / "cluster") as cluster, run_etcd(tmp_path / "etcd") as etcd:
+        team = Team(cluster, NAMESPACE, etcd, tmp_path)
+        try:
+            threading.Timer(8.0, lambda: prepare(cluster)).start()
+            begin_without_masters(team)
+        finally:
+            team.close()
+
+
+def begin_without_masters(team) -> None:
+    operator = team.join("a", lease=False)
+    assert "install their definition" in operator.log.read_text()
+    team.until(lambda: team.cluster.get("nodes")["items"], "nodes")
+    team.apply()
+    team.until(lambda: len(team.pods("trainer")) == 2, "trainers")

@@ -1,0 +1,135 @@
+"""Two operators and one Lease on a real control plane: one acts, and whatever becomes of it, another one goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from datetime import datetime
+
+import pytest
+
+from shoal.api.crd import crd
+from tests.etcds import run_etcd
+from tests.operator.standin import Masters
+from tests.operator.team import Team
+from tests.operator.test_life import conditions
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def team(control_plane, add_nodes, namespace, tmp_path):
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps(crd()))
+    control_plane.until(
+        lambda: "Established" in conditions(control_plane, "crd/trainingjobs.shoal.dev"), "the definition"
+    )
+    add_nodes(3)
+    with run_etcd(tmp_path / "etcd") as etcd:
+        made = Team(control_plane, namespace, etcd, tmp_path)
+        try:
+            with Masters(control_plane.kubectl, control_plane.get, etcd.endpoint, namespace) as made.masters:
+                yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def at_work(team):
+    """A job with two trainers, made by the leader of two."""
+    team.join("a"), team.join("b")
+    team.apply()
+    team.at_work([0, 1])
+    leader = team.leader("a", "b")
+    other = team.members["b" if leader.name == "a" else "a"]
+    assert (leader.writes > 0, other.writes, other.leads) == (True, 0, False)
+    return leader, other
+
+
+def test_a_killed_leader_is_followed_and_what_was_wanted_meanwhile_comes_about(team, at_work):
+    leader, other = at_work
+    assert team.lease()["holderIdentity"] in leader.log.read_text()
+    leader.end(signal.SIGKILL)
+    team.scale(4)
+    team.at_work([0, 1, 2, 3])
+    assert other.leads
+    assert team.lease()["leaseTransitions"] == 1
+    assert re.search(r"standing by as \S+: \S+ leads", other.log.read_text())
+    assert re.search(r"leading as \S+", other.log.read_text())
+
+
+def test_a_leader_that_was_stopped_for_longer_than_its_lease_does_not_act_any_more(team, at_work):
+    leader, other = at_work
+    leader.process.send_signal(signal.SIGSTOP)
+    before = leader.writes
+    team.until(lambda: other.leads, "the other one to lead")
+    # Much for the old one to do, if it could: trainers to send away, and one to bring.
+    team.scale(3)
+    team.at_work([0, 1, 2])
+    team.cluster.kubectl("delete", "pod", "j-trainer-1", "-n", team.namespace, "--force", "--grace-period=0")
+    leader.process.send_signal(signal.SIGCONT)
+    assert leader.process.wait(60) == 3
+    assert leader.writes == before
+    assert re.search(r"the Lease \S+ is lost: .*exit code 3", leader.log.read_text())
+    team.at_work([0, 1, 2])
+
+
+def test_a_leader_that_is_told_to_end_hands_over_before_its_lease_could_have_run_out(team, at_work):
+    leader, other = at_work
+    before = team.lease()
+    assert leader.end() == 0
+    team.until(lambda: other.leads, "the other one to lead")
+    after = team.lease()
+    renewed, taken = (datetime.fromisoformat(each) for each in (before["renewTime"], after["acquireTime"]))
+    print("from a renewal of the old leader's to the take-over:", taken - renewed)
+    assert (taken - renewed).total_seconds() < after["leaseDurationSeconds"]
+    team.scale(3)
+    team.at_work([0, 1, 2])
+    assert other.end() == 0
+    assert "holderIdentity" not in team.lease()
+
+
+def test_who_is_told_to_end_while_it_stands_by_leaves_the_lease_alone(team, at_work):
+    leader, other = at_work
+    before = team.lease()["holderIdentity"]
+    assert other.end() == 0
+    assert team.lease()["holderIdentity"] == before
+    assert leader.leads
+
+
+def test_a_lease_in_another_name_ends_the_leader_at_once(team, at_work):
+    leader, _ = at_work
+    patch = json.dumps({"spec": {"holderIdentity": "somebody"}})
+    team.cluster.kubectl("patch", "lease", "shoal", "--type=merge", "-p", patch, "-n", team.namespace)
+    assert leader.process.wait(60) == 3
+    assert "somebody holds it" in leader.log.read_text()
+
+
+def test_a_lease_that_is_deleted_stays_its_holder_s(team, at_work):
+    leader, other = at_work
+    before = team.lease()["holderIdentity"]
+    team.cluster.kubectl("delete", "lease", "shoal", "-n", team.namespace)
+    team.until(lambda: team.cluster.get("leases", "-n", team.namespace)["items"], "the Lease to be made again")
+    assert team.lease()["holderIdentity"] == before
+    team.scale(3)
+    team.at_work([0, 1, 2])
+    assert (leader.leads, other.leads, other.writes) == (True, False, 0)
+
+
+def test_what_is_served_says_how_things_are_and_nothing_else(team, at_work):
+    leader, other = at_work
+    assert leader.ask("/healthz") == other.ask("/healthz") == (200, "ok\n")
+    assert leader.ask("/readyz") == other.ask("/readyz") == (200, "ok\n")
+    assert leader.ask("/nothing")[0] == 404
+    team.state("Running")
+    team.until(lambda: leader.metric("shoal_jobs", state="Running") == 1, "the count of jobs")
+    assert leader.metric("shoal_operator_etcd_up") == 1
+    assert leader.metric("shoal_operator_look_seconds_count", outcome="done") > 0
+    assert leader.metric("shoal_operator_api_requests_total", verb="create", kind="Pod", code="201") >= 2
+    assert leader.metric("shoal_operator_watch_events_total", kind="Pod") > 0
+    assert other.metric("shoal_operator_watch_events_total", kind="Pod") > 0
+    assert other.metric("shoal_operator_look_seconds_count") == 0
+    text = leader.ask("/metrics")[1]
+    assert not re.search(r"[{,](job|instance|namespace|pod)=", text)
+    for line in text.splitlines():
+        assert line.startswith(("# ", "shoal_", "process_")), line
