@@ -1,6 +1,6 @@
 """deploy/ on the real node of these tests: the same manifests, with this machine's Python and etcd in the containers.
 
-    cluster.apply_overlay(write_overlay(tmp_path, "default"))
+    cluster.kubectl("apply", "--server-side", "-k", str(write_overlay(tmp_path, "overlays/default")))
 
 All that differs is in one kustomization that anybody could write: images, mounts, a PATH, and a namespace that admits
 mounts of the node.
@@ -19,47 +19,64 @@ import yaml
 
 from tests.cluster import binaries
 from tests.cluster.image import IMAGE, mounts
-from tests.deploy.rendered import DEPLOY, SYSTEM, overlay, templates
+from tests.deploy.rendered import DEPLOY, SYSTEM, render, templates
 
 __all__ = ["open_volumes", "write_overlay"]
 
 PROGRAMS = "/shoal-programs"
 
 
-def write_overlay(folder: Path, name: str, *, more: tuple[Path, ...] = ()) -> Path:
+binaries.PROGRAMS.update(
+    {
+        name: binaries.Program(Path(__file__).parent / "go", f"go.etcd.io/etcd/{name}/v3", "half a minute")
+        for name in ("etcdctl", "etcdutl")
+    }
+)
+
+
+def write_overlay(folder: Path, source: str, *components: str) -> Path:
     """A folder for ``kubectl apply -k``.
 
     Args:
-        folder: where it is written, with a copy of etcd that the node mounts.
-        name: of the overlay of deploy/.
-        more: other programs for etcd's containers, as etcdctl.
+        folder: where it is written, with copies of etcd's programs that the node mounts.
+        source: in deploy/, as `overlays/default`.
+        components: of deploy/.
     """
     programs = folder / "programs"
     programs.mkdir(parents=True)
-    shutil.copy(binaries.path("etcd"), programs / "etcd")
-    for program in more:
-        shutil.copy(program, programs / program.name)
+    binaries.build(("etcd", "etcdctl", "etcdutl"))
+    for name in ("etcd", "etcdctl", "etcdutl"):
+        shutil.copy(binaries.path(name), programs / name)
     open_to_all(programs)
-    objects = overlay(name)
-    changes = [change(objects, pods, programs) for pods in templates(objects)]
-    changes.append({
-        "apiVersion": "v1", "kind": "Namespace",
-        "metadata": {"name": SYSTEM, "labels": {"pod-security.kubernetes.io/enforce": "privileged",
-                                                "pod-security.kubernetes.io/warn": "privileged"}},
-    })  # fmt: skip
     here, tag = IMAGE.rsplit(":", 1)
-    kustomization = {
+    kustomization: dict[str, Any] = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": [os.path.relpath(DEPLOY / "overlays" / name, folder.resolve())],
+        "resources": [os.path.relpath(DEPLOY / source, folder.resolve())],
+        "components": [os.path.relpath(DEPLOY / "components" / each, folder.resolve()) for each in components],
         "images": [
             {"name": image, "newName": here, "newTag": tag}
             for image in ("example.org/shoal/operator", "gcr.io/etcd-development/etcd")
         ],
-        "patches": [{"patch": json.dumps(each)} for each in changes],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    objects = render(folder)
+    changes = [change(objects, pods, programs) for pods in templates(objects)]
+    if any(each["kind"] == "Namespace" for each in objects):
+        changes.append(ADMITS_MOUNTS)
+    patches = [{"patch": json.dumps(each)} for each in changes]
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization | {"patches": patches}))
     return folder
+
+
+ADMITS_MOUNTS = {
+    "apiVersion": "v1",
+    "kind": "Namespace",
+    "metadata": {
+        "name": SYSTEM,
+        "labels": {f"pod-security.kubernetes.io/{each}": "privileged" for each in ("enforce", "warn")},
+    },
+}
 
 
 def change(objects: list[dict[str, Any]], name: str, programs: Path) -> dict[str, Any]:

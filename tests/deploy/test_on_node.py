@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import base64
+import re
+import subprocess
+from contextlib import contextmanager
 
 import pytest
 
+from shoal.store import Credentials, Put, Store
 from tests.cluster.fixtures import node_cluster
 from tests.deploy.on_node import open_volumes, write_overlay
-from tests.deploy.rendered import SYSTEM
-from tests.deploy.test_manual import follow
+from tests.deploy.rendered import SYSTEM, opened
+from tests.deploy.test_manual import TEXT, follow
 
 __all__ = ["node_cluster"]
-pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
 def checkout(node_cluster, tmp_path):
     """Installed; a folder in which the manual's commands can be typed in."""
     tmp_path.chmod(0o755)
-    node_cluster.add_volumes(1, size="8Gi")
+    # For etcd, its backup, and etcd again.
+    node_cluster.add_volumes(3, size="8Gi")
     open_volumes(node_cluster)
-    write_overlay(tmp_path / "deploy" / "mine", "default")
+    write_overlay(tmp_path / "deploy" / "mine", "overlays/default", "etcd-backup")
+    write_overlay(tmp_path / "deploy" / "restore" / "one", "restore/one")
     node_cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(tmp_path / "deploy" / "mine"))
     try:
         runs(node_cluster)
@@ -46,6 +52,21 @@ def runs(cluster) -> None:
         raise
 
 
+@contextmanager
+def forwarded(cluster, service: str, port: int):
+    """A port of this machine that leads to a Service."""
+    command = [str(cluster.folder / "bin" / "kubectl"), "--kubeconfig", str(cluster.kubeconfig), "port-forward"]
+    running = subprocess.Popen(
+        [*command, "-n", SYSTEM, f"service/{service}", f":{port}"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield int(running.stdout.readline().split(":")[1].split()[0])
+    finally:
+        running.kill()
+        running.wait(30)
+        running.stdout.close()
+
+
 def test_etcds_certificate_is_renewed_as_the_manual_says(node_cluster, checkout):
     def authority(name: str) -> bytes:
         return base64.b64decode(node_cluster.get("secret", name, "-n", SYSTEM)["data"]["ca.crt"])
@@ -55,3 +76,28 @@ def test_etcds_certificate_is_renewed_as_the_manual_says(node_cluster, checkout)
     follow(node_cluster, checkout, "Upgrade, with jobs running")
     runs(node_cluster)
     assert before != authority("shoal-etcd-server") == authority("shoal-etcd-operator")
+
+
+@contextmanager
+def etcd(cluster, folder):
+    """Etcd, as the operator."""
+    opened(cluster.get("secret", "shoal-etcd-operator", "-n", SYSTEM), folder)
+    with forwarded(cluster, "shoal-etcd", 2379) as port:
+        credentials = Credentials.read(folder)
+        with Store.connect(f"https://127.0.0.1:{port}", prefix="/test/", credentials=credentials) as store:
+            yield store
+
+
+def test_etcd_is_defragmented_backed_up_and_restored_as_the_manual_says(node_cluster, checkout):
+    with etcd(node_cluster, checkout / "operator") as store:
+        store.transact([], [Put("/test/before", b"1")])
+    for job in ("defragment", "backup"):
+        (line,) = re.findall(rf"`(kubectl -n {SYSTEM} create job {job} [^`]+)`", TEXT)
+        node_cluster.kubectl(*line.split()[1:])
+        node_cluster.kubectl("wait", "-n", SYSTEM, f"job/{job}", "--for=condition=Complete", "--timeout=60s")
+    with etcd(node_cluster, checkout / "operator") as store:
+        store.transact([], [Put("/test/after", b"2")])
+    follow(node_cluster, checkout, "Etcd's care", after="**Restore**")
+    runs(node_cluster)
+    with etcd(node_cluster, checkout / "operator") as store:
+        assert [pair.key for pair in store.get_prefix("/test/").pairs] == ["/test/before"]
