@@ -9,10 +9,12 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from shoal.operator import setup_certificate
 from shoal.store import ALL_JOBS, Credentials, Put, Store
 from tests.cluster.processes import free_ports
 from tests.deploy.audited import Audited
@@ -65,7 +67,7 @@ def etcd_of(name: str, folder: Path):
         yield etcd
 
 
-def set_up(cluster: Audited, etcd: Etcd, folder: Path) -> subprocess.Popen[bytes]:
+def set_up(cluster: Audited, etcd: Etcd, folder: Path, *more: str) -> subprocess.Popen[bytes]:
     """The Job's command, with the Job's account."""
     (at,) = [each for each in arguments(etcd.objects, "shoal-setup") if each.startswith("--etcd=")]
     command = [each.replace(at, f"--etcd={etcd.endpoint}") for each in arguments(etcd.objects, "shoal-setup")]
@@ -73,7 +75,7 @@ def set_up(cluster: Audited, etcd: Etcd, folder: Path) -> subprocess.Popen[bytes
     config = cluster.kubeconfig_of("shoal-setup", folder)
     with (folder / "setup.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, *command[1:]],
+            [sys.executable, *command[1:], *more],
             cwd=ROOT,
             env={**os.environ, "KUBECONFIG": str(config)},
             stdout=log,
@@ -156,6 +158,32 @@ def test_a_certificate_of_a_new_authority_is_told_of(fresh, tmp_path):
         opened(fresh.get("secret", "shoal-etcd-server", "-n", SYSTEM), tmp_path / "server")
         assert set_up(fresh, etcd, tmp_path).wait(60) == 0, (tmp_path / "setup.log").read_text()
         assert base64.b64decode(authority) == (tmp_path / "server" / "ca.crt").read_bytes()
+
+
+def test_secrets_that_do_not_fit_are_told_of_with_the_fix(fresh, tmp_path):
+    etcd = Etcd("default", tmp_path)
+
+    def put(name: str, **files: bytes) -> None:
+        fresh.kubectl("delete", "secret", name, "-n", SYSTEM, "--ignore-not-found")
+        data = {key.replace("_", "."): base64.b64encode(value).decode() for key, value in files.items()}
+        fresh.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}, namespace=SYSTEM)
+
+    def said(code: int) -> str:
+        (tmp_path / "setup.log").unlink(missing_ok=True)
+        running = set_up(fresh, etcd, tmp_path, "--patience=1")
+        assert running.wait(60) == code
+        return (tmp_path / "setup.log").read_text()
+
+    put("shoal-etcd-server", ca_crt=b"x", tls_key=b"")
+    assert "Secret shoal-etcd-server has no tls.crt and no tls.key; delete it and run this again" in said(1)
+    put("shoal-etcd-server", ca_crt=b"x", tls_key=b"x", tls_crt=b"x")
+    assert "tls.crt in Secret shoal-etcd-server is no certificate" in said(1)
+    past = datetime.now(UTC) - setup_certificate.LIFE + timedelta(days=100)
+    old = setup_certificate.make(["x"], now=past)
+    put("shoal-etcd-server", ca_crt=old.authority, tls_key=old.key, tls_crt=old.certificate)
+    assert "etcd's certificate ends on " in (words := said(1))
+    assert "no etcd answers at " in words
+    assert "PRIVATE" not in words
 
 
 class Installed(World):
