@@ -6,10 +6,10 @@ import pytest
 
 from shoal.api.crd import crd
 from tests.cluster import fixtures
-from tests.cluster.fixtures import node_cluster, pytest_collection_finish
+from tests.cluster.fixtures import node_cluster, node_namespace, pytest_collection_finish
 from tests.node.world import World
 
-__all__ = ["node_cluster", "pytest_collection_finish", "world"]
+__all__ = ["node_cluster", "node_namespace", "pytest_collection_finish", "world"]
 
 
 def established(cluster) -> bool:

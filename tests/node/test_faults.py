@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.node.jobs import template
 from tests.node.test_life import check
-from tests.node.world import template
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(180)]
 

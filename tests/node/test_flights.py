@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.cluster.image import IMAGE
-from tests.node.world import ROOT, template
+from tests.node.jobs import ROOT, template
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(300)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.node.jobs import template
 from tests.node.test_faults import CLAIM
-from tests.node.world import template
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(180)]
 

@@ -1,0 +1,227 @@
+"""Jobs in a namespace of the node's cluster, whose pods really train: what a test asks, does and waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.control_plane import KubectlError
+from tests.cluster.image import IMAGE, mounts
+from tests.cluster.node import NodeCluster
+
+__all__ = ["PATH", "ROOT", "Jobs", "processes_with", "template"]
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/busybox:/usr/bin:/bin"
+PATIENCE = 120.0
+"""Seconds; for machines that have more to do."""
+
+
+def template(
+    role: str, *, control: Path | None = None, env: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    """A pod template with this machine's Python in the role's container.
+
+    Args:
+        role: The container's name.
+        control: A folder of this machine that the container may read at the same path.
+        env: Further variables.
+        more: Further fields of the container.
+    """
+    volumes, inside = mounts(*([control] if control is not None else []))
+    variables = {"PATH": PATH, **(env or {})}
+    container = {
+        "name": role,
+        "env": [{"name": name, "value": value} for name, value in variables.items()],
+        "volumeMounts": inside,
+        "workingDir": str(ROOT),
+        **more,
+    }
+    return {"spec": {"containers": [container], "volumes": volumes}}
+
+
+class Jobs:
+    """A namespace, and the jobs in it.
+
+    Args:
+        cluster: With a real node.
+        namespace: Is there.
+        folder: For what belongs to the test.
+    """
+
+    def __init__(self, cluster: NodeCluster, namespace: str, folder: Path) -> None:
+        self.cluster, self.namespace, self.folder = cluster, namespace, folder
+        self.control = folder / "control"
+        self.control.mkdir()
+        # Pods run as somebody else, and pytest's folders are for their owner alone; mounted, only this one counts.
+        self.control.chmod(0o755)
+        self._begun = time.monotonic()
+
+    # --- Asking ---
+
+    def kubectl(self, *arguments: str, **more: Any) -> str:
+        return self.cluster.kubectl(*arguments, "-n", self.namespace, **more)
+
+    def get(self, *arguments: str) -> Any:
+        return self.cluster.get(*arguments, "-n", self.namespace)
+
+    def pods(self, job: str, role: str = "") -> dict[str, Any]:
+        """A job's pods by name."""
+        also = f",shoal.dev/role={role}" if role else ""
+        return {pod["metadata"]["name"]: pod for pod in self.get("pods", "-l", f"shoal.dev/job={job}{also}")["items"]}
+
+    def ready(self, job: str, role: str) -> list[str]:
+        return sorted(name for name, pod in self.pods(job, role).items() if _is(pod, "Ready"))
+
+    def status(self, job: str) -> dict[str, Any]:
+        return self.get("trainingjob", job).get("status", {})
+
+    def condition(self, job: str, kind: str) -> dict[str, Any]:
+        return next((each for each in self.status(job).get("conditions", []) if each["type"] == kind), {})
+
+    # --- Acting ---
+
+    def apply(self, name: str, **spec: Any) -> None:
+        manifest = {
+            "apiVersion": "shoal.dev/v1alpha1",
+            "kind": "TrainingJob",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": spec,
+        }
+        self.cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+
+    def counting(self, **more: Any) -> dict[str, Any]:
+        """The spec of a job that counts, at the pace of ``control / "pace"``."""
+        variables = {"PACED_CONTROL": str(self.control), "COUNT_SAMPLES": "600", **more.pop("env", {})}
+        trainer = {"template": template("trainer", control=self.control, env=variables), **more.pop("trainer", {})}
+        servers = {"template": template("pserver"), **more.pop("parameterServer", {})}
+        spec = {
+            "image": IMAGE,
+            "command": ["python", "-m", "tests.node.paced"],
+            "epochs": 2,
+            "trainer": trainer,
+            "parameterServer": servers,
+            "master": {"template": template("master")},
+            "checkpoint": {"interval": "1s"},
+        }
+        return spec | more
+
+    def volume(self, claim: str | None = None, *, namespace: str = "", size: str = "1Gi") -> Path:
+        """A volume that the claim of this name, or else any without a class, is bound to; its folder.
+
+        Of the kind ``local``, as the kubelet gives these to a pod's fsGroup, which it does not for hostPath.
+        """
+        name = f"volume-{secrets.token_hex(4)}"
+        # Not in pytest's folder: it clears that in its own way, and it is its owner's alone.
+        folder = self.cluster._layout.settled.state / "volumes" / name
+        folder.mkdir(parents=True)
+        place = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["node"]}
+        owner = {"claimRef": {"namespace": namespace or self.namespace, "name": claim}} if claim is not None else {}
+        spec = {
+            **owner,
+            "capacity": {"storage": size},
+            "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "local": {"path": str(folder)},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [place]}]}},
+        }
+        self.cluster.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec})
+        return folder
+
+    def claim(self, name: str) -> Path:
+        """A claim of the user's, and the folder where its files are."""
+        folder = self.volume(name)
+        spec = {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "1Mi"}},
+            "storageClassName": "",
+        }
+        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+        self.cluster.create(claim, namespace=self.namespace)
+        return folder
+
+    def kill(self, job: str, role: str, index: int = 0) -> None:
+        """SIGKILL the Python of one container; `shoal exec`, its first process, lives."""
+        os.kill(self._process(job, role, index), signal.SIGKILL)
+
+    def cut_off(self, job: str, role: str, index: int = 0) -> None:
+        """Nothing comes or goes any more: who is connected there hears nothing, not even an end."""
+        inside = ["nsenter", "-t", str(self._process(job, role, index)), "-n"]
+        subprocess.run([*inside, "ip", "link", "set", "eth0", "down"], check=True)
+
+    def processes(self, job: str, role: str, index: int = 0) -> list[int]:
+        """A container's processes, as this machine knows them."""
+        return processes_of(self.get("trainingjob", job)["metadata"]["uid"], role, index)
+
+    def _process(self, job: str, role: str, index: int) -> int:
+        [pid] = self.processes(job, role, index)
+        return pid
+
+    def pace(self, seconds: float) -> None:
+        """How long trainers wait after each batch."""
+        self.put("pace", str(seconds))
+
+    def put(self, name: str, text: str) -> None:
+        """Write a file of the control folder, which no reader sees half."""
+        draft = self.folder / "draft"
+        draft.write_text(text)
+        draft.chmod(0o644)
+        draft.replace(self.control / name)
+
+    # --- Waiting ---
+
+    def until(self, found: Any, what: str, *, seconds: float = PATIENCE) -> None:
+        begun = time.monotonic()
+        try:
+            self.cluster.until(found, what, seconds=seconds)
+        except BaseException:
+            print(self.last_words())
+            raise
+        print(f"{time.monotonic() - self._begun:6.1f} s: {what} (after {time.monotonic() - begun:.1f} s)", flush=True)
+
+    def last_words(self) -> str:
+        """All that may explain why something did not come about."""
+        said = [self.kubectl("get", "tj,pods,pvc,pv", "-o", "wide")]
+        said += [self.kubectl("get", "events", "--sort-by=.lastTimestamp")[-5000:]]
+        for name in (pod["metadata"]["name"] for pod in self.get("pods")["items"]):
+            for previous in ("true", "false"):
+                with contextlib.suppress(KubectlError):
+                    log = self.kubectl("logs", name, f"--previous={previous}", "--tail=15")
+                    said.append(f"== {name} (previous: {previous})\n{log}")
+        return "\n".join([*said, *(json.dumps(job.get("status"), indent=1) for job in self.get("tj")["items"])])
+
+
+def processes_of(uid: str, role: str, index: int) -> list[int]:
+    """A container's processes but `shoal exec`: known by the variables of the job."""
+    found = processes_with(SHOAL_UID=uid, SHOAL_ROLE=role, SHOAL_INDEX=str(index))
+    return [pid for pid in found if b"exec" not in _command(pid)]
+
+
+def processes_with(**variables: str) -> list[int]:
+    """The processes of this machine, those in containers too, that have these variables."""
+    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+def _command(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []  # it has ended
+
+
+def _is(pod: dict[str, Any], condition: str) -> bool:
+    return any(c["type"] == condition and c["status"] == "True" for c in pod["status"].get("conditions", []))
