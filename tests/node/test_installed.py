@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cluster import binaries
-from tests.cluster.image import IMAGE, mounts
-from tests.node.jobs import PATH, ROOT, Jobs, processes_with
+from tests.deploy.on_node import write_overlay
+from tests.deploy.rendered import SYSTEM
+from tests.node.jobs import Jobs, processes_with
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(300)]
-
-SYSTEM = "shoal-system"
-ENFORCE = "pod-security.kubernetes.io/enforce"
-
-
-def patched(kind: str, version: str, name: str, container: dict[str, Any], volumes: list[dict[str, Any]]) -> dict:
-    """What makes one of the overlay's objects run on the node: the image, and what an image would have in it."""
-    container = {"image": IMAGE, "imagePullPolicy": "Never", **container}
-    template = {"spec": {"containers": [container], "volumes": volumes}}
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": SYSTEM},
-            "spec": {"template": template}}  # fmt: skip
-
-
-def overlay(folder) -> None:
-    volumes, inside = mounts()
-    python = {"env": [{"name": "PATH", "value": PATH}], "volumeMounts": inside}
-    etcd = {"name": "etcd", "hostPath": {"path": str(binaries.path("etcd")), "type": "File"}}
-    at = {"name": "etcd", "mountPath": "/usr/local/bin/etcd", "readOnly": True}
-    # What stands for an image's files is of this machine, which `restricted` forbids.
-    open_to_all = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": SYSTEM, "labels": {ENFORCE: "privileged"}},
-    }
-    patches = [
-        open_to_all,
-        patched("Deployment", "apps/v1", "shoal-operator", {"name": "operator", **python}, volumes),
-        patched("Job", "batch/v1", "shoal-setup", {"name": "setup", **python}, volumes),
-        patched("StatefulSet", "apps/v1", "shoal-etcd", {"name": "etcd", "volumeMounts": [at]}, [etcd]),
-    ]
-    folder.mkdir()
-    base = os.path.relpath(ROOT / "deploy" / "overlays" / "default", folder)
-    kustomization = {"resources": [base], "patches": [{"patch": json.dumps(each)} for each in patches]}
-    (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
 
 
 class Installed(Jobs):
@@ -75,8 +39,8 @@ class Installed(Jobs):
 def installed(node_cluster, node_namespace, tmp_path):
     made = Installed(node_cluster, node_namespace, tmp_path)
     made.volume("data-shoal-etcd-0", namespace=SYSTEM, size="8Gi")
-    overlay(tmp_path / "mine")
-    node_cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(tmp_path / "mine"))
+    overlay = write_overlay(tmp_path / "mine", "overlays/default")
+    node_cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(overlay))
     try:
         made.until(lambda: _available(made) == 2, "two operators to be ready")
         yield made
