@@ -76,6 +76,10 @@ def test_etcds_certificate_is_renewed_as_the_manual_says(node_cluster, checkout)
     follow(node_cluster, checkout, "Upgrade, with jobs running")
     runs(node_cluster)
     assert before != authority("shoal-etcd-server") == authority("shoal-etcd-operator")
+    for name in ("shoal-setup", "shoal-operator"):
+        said = node_cluster.kubectl("logs", "-n", SYSTEM, "-l", f"app.kubernetes.io/name={name}", "--tail=-1")
+        assert "INFO" in said
+        assert "UserWarning" not in said
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
@@ -118,7 +119,12 @@ class Kube:
         configuration = Configuration()
         named = {"config_file": kubeconfig, "context": context}
         try:
-            await load_config(client_configuration=configuration, **{k: v for k, v in named.items() if v is not None})
+            with warnings.catch_warnings():
+                # In a pod it warns that there is no kubeconfig, which is as it should be.
+                warnings.filterwarnings("ignore", "kube_config_path not provided", UserWarning)
+                await load_config(
+                    client_configuration=configuration, **{k: v for k, v in named.items() if v is not None}
+                )
         except Exception as error:
             # The library raises errors of many kinds here, and what it names is what a person can mend.
             raise KubeError(f"no cluster can be reached: {error}; name a kubeconfig, or set KUBECONFIG") from error
