@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
+from tests.cluster.control_plane import KubectlError
 from tests.node.jobs import template
 from tests.node.test_faults import CLAIM
 
@@ -37,3 +40,23 @@ def test_deleted_in_mid_flight_nothing_stays_but_the_users_claim(world):
     world.kubectl("delete", "tj/gone")
     world.until(lambda: not left(), "everything to go")
     assert [each["metadata"]["name"] for each in world.get("pvc")["items"]] == ["model"]
+
+
+def test_a_model_that_could_not_be_written_is_said_before_anything_is_trained(world):
+    world.pace(0.2)
+    world.apply("unwritable", **world.counting(epochs=30, output={"path": "/etc/models/m.safetensors"}))
+    words = "spec.output.path /etc/models/m.safetensors: the model cannot be written there: user 65532 may not write"
+
+    def said():
+        if any(words in each["message"] for each in world.status("unwritable").get("conditions", [])):
+            return True
+        return "unwritable-trainer-0" in world.pods("unwritable") and words in logs()
+
+    def logs() -> str:
+        with contextlib.suppress(KubectlError):  # it has not begun
+            return world.kubectl("logs", "unwritable-trainer-0")
+        return ""
+
+    world.until(said, "the trainer's words")
+    told = world.told("unwritable")
+    assert told is None or not told.samples

@@ -22,7 +22,7 @@ from shoal.pserver.optimizers import group_options
 from shoal.trainer.describe import Description, Refusal, as_loader, describe
 from shoal.trainer.embeddings import TableHooks, rows_of
 from shoal.trainer.engine import Engine, Refused
-from shoal.trainer.exports import save_model
+from shoal.trainer.exports import save_model, why_unwritable
 from shoal.trainer.feed import FedBatch, Feed
 from shoal.trainer.job import Job, seed_everything
 from shoal.trainer.loop import BatchLoader, Values, scored
@@ -147,6 +147,7 @@ class DistributedJob(Job):
             described = describe(model, optimizers, data, accumulate=accumulate, task_batches=task_batches)
             self._model, self._description = model, described
             self._join(described)
+            self._check_output()
             self._order = Order(described.shape, self._engine.info.seed)
             per_value = steps_per_value(scheduler_interval, self._order.plan.batches)
             self._schedule = Schedule(scheduler, described.groups, steps_per_value=per_value)
@@ -173,6 +174,18 @@ class DistributedJob(Job):
         engine.start(described.shape)
         engine.servers.parameters = [parameter.data for parameter in described.dense]
         self._epoch = engine.info.epoch
+
+    def _check_output(self) -> None:
+        """Now, not when all is trained.
+
+        Raises:
+            Refusal: The model could not be written in the end.
+        """
+        output = self._engine.info.output
+        why = why_unwritable(Path(output).absolute()) if output else ""
+        if why:
+            fix = "name another path, or on a cluster a volume with spec.output.volumeClaimName"
+            raise Refusal(f"spec.output.path {output}: the model cannot be written there: {why}; {fix}")
 
     def _assign(self, lease: m.Lease, first: int) -> None:
         if self._feed is not None:

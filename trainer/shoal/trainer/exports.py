@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["save_model"]
+__all__ = ["save_model", "why_unwritable"]
 
 
 def save_model(model: nn.Module, path: Path) -> None:
@@ -28,3 +28,15 @@ def save_model(model: nn.Module, path: Path) -> None:
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.replace(path)
+
+
+def why_unwritable(path: Path) -> str:
+    """Why no file can be written there, as far as that is known before; empty: nothing speaks against it."""
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"user {os.geteuid()} may not write into {folder}"
+    return ""
