@@ -27,6 +27,8 @@ class Job:
         self.world = world
         self.model = world.claim("model")
         self.snapshots = [world.volume() for _ in range(2)]
+        self.leaves = self.deaths = 0
+        """Of trainers, by these tests."""
 
     def apply(self, **more) -> None:
         spec = self.world.counting(epochs=EPOCHS)
@@ -77,6 +79,7 @@ def job(world):
 def test_a_killed_trainer_is_started_again_in_place(job):
     pod = job.uid("trainer-0")
     job.world.kill("long", "trainer", 0)
+    job.deaths += 1
     job.world.until(lambda: job.container("trainer-0")["restartCount"] == 1, "a restart of trainer-0")
     job.goes_on(0, 1)
     assert job.uid("trainer-0") == pod
@@ -88,6 +91,8 @@ def test_a_killed_trainer_is_started_again_in_place(job):
 def test_a_deleted_trainer_is_replaced(job, how):
     before = job.uid("trainer-1")
     job.delete("trainer-1", *how)
+    job.deaths += bool(how)
+    job.leaves += not how
     job.world.until(lambda: "long-trainer-1" in job.world.pods("long") and job.uid("trainer-1") != before, "a new one")
     job.goes_on(0, 1)
 
@@ -134,6 +139,7 @@ def test_without_an_operator_the_job_goes_on(job):
     job.world.end(signal.SIGKILL)
     before = job.container("trainer-1")["restartCount"]
     job.world.kill("long", "trainer", 1)
+    job.deaths += 1
     job.world.until(lambda: job.container("trainer-1")["restartCount"] == before + 1, "a restart of trainer-1")
     job.goes_on(0, 1)
     job.world.kubectl("scale", "tj/long", "--replicas=4")
@@ -146,6 +152,7 @@ def test_scaled_down_trainers_hand_back_and_leave(job):
     job.goes_on(0, 1, 2, 3)
     job.world.kubectl("scale", "tj/long", "--replicas=2")
     job.world.until(lambda: set(job.world.pods("long", "trainer")) == {"long-trainer-0", "long-trainer-1"}, "two to go")
+    job.leaves += 2
     job.goes_on(0, 1)
 
 
@@ -153,6 +160,7 @@ def test_suspended_everything_leaves_and_resumed_it_goes_on(job):
     job.apply(suspend=True)
     job.world.until(lambda: job.world.status("long").get("state") == "Suspended", "everything to leave")
     assert not job.world.pods("long")
+    job.leaves += 2
     job.apply(suspend=False)
     job.goes_on(0, 1)
 
@@ -161,6 +169,7 @@ def test_a_trainer_over_its_memory_limit_is_said_to_be_and_the_others_go_on(job)
     world = job.world
     world.put("eat-1", str(3 << 30))
     world.until(lambda: world.condition("long", "Running").get("reason") == "OutOfMemory", "the word of it")
+    job.deaths += 1
     said = world.condition("long", "Running")
     assert "long-trainer-1" in said["message"]
     assert said["status"] == "False"
@@ -176,5 +185,5 @@ def test_in_the_end_every_sample_has_counted_once(job):
     job.world.until(lambda: job.world.status("long").get("state") == "Complete", "its end")
     check(job.world, "long", job.model / "m.safetensors", epochs=EPOCHS)
     account = job.world.status("long")["account"]
-    assert account["leaves"] >= 5, "one deleted in good order, two too many, two suspended"
-    assert account["deaths"] >= 4, "two killed, one deleted at once, one out of memory"
+    assert account["leaves"] >= job.leaves
+    assert account["deaths"] >= job.deaths
