@@ -87,6 +87,7 @@ _RULES: Final[Mapping[str, list[Schema]]] = {
             at=".parameterServer",
             reason="FieldValueRequired",
         ),
+        _fixed(".epochs"),
         _fixed(".seed"),
         _fixed(".output.path"),
     ],

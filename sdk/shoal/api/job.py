@@ -303,7 +303,7 @@ class Spec(Model):
     epochs: Count | None = Field(
         default=None,
         description="How often every sample counts, each exactly once per epoch; wins over what the script says. Unset: "
-        "as the script says.",
+        "as the script says. It cannot change once the job exists.",
     )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] | None = Field(
         default=None,

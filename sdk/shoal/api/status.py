@@ -316,8 +316,17 @@ class Status(_Part):
     start_time: Time | None = Field(default=None, description="When the fewest trainers were ready for the first time.")
     completion_time: Time | None = Field(default=None, description="When the job was complete.")
     last_scale_time: Time | None = Field(default=None, description="When the number of wanted trainers changed last.")
+    active_seconds: int | None = Field(
+        default=None, description="Seconds that the job ran before activeSince, for runPolicy.activeDeadlineSeconds."
+    )
+    active_since: Time | None = Field(
+        default=None, description="Since when the job runs; absent while it is suspended, and after its end."
+    )
     failures: int | None = Field(
         default=None, description="Errors of the script's own in a row, for runPolicy.backoffLimit."
+    )
+    last_failure_time: Time | None = Field(
+        default=None, description="When the script last ended by an error of its own."
     )
     selector: str | None = Field(default=None, description="Label selector of the trainers' pods, for autoscalers.")
 

@@ -57,6 +57,10 @@ class Accounts:
         self._ask = ask
         self._patience = patience_seconds
 
+    def within(self, seconds: float) -> Accounts:
+        """The same, that waits no longer than this for an etcd that is away."""
+        return Accounts(self._ask, patience_seconds=seconds)
+
     def turn_on(self, password: str) -> None:
         """Let nobody in without a password from now on; `root` may do everything.
 
