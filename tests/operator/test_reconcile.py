@@ -17,7 +17,7 @@ from shoal.operator.reconcile import (
     CreatePod,
     DeletePod,
     Ended,
-    MakeSecret,
+    MakeSecrets,
     Observed,
     ServerPod,
     Tell,
@@ -47,7 +47,7 @@ class State:
 
     applied: dict[tuple[str, str], str] = field(default_factory=dict)
     replicas: dict[str, int] = field(default_factory=dict)
-    secrets: set[str] = field(default_factory=set)
+    secrets: bool = False
     trainers: dict[int, TrainerPod] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
     servers: dict[str, ServerPod] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Job(RuleBasedStateMachine):
         current = template_of(self.job, IDENTITY)
         return Observed(
             applied=state.applied,
-            secrets=frozenset(state.secrets),
+            secrets=state.secrets,
             trainers=tuple(replace(p, current=state.templates[p.uid] == current) for p in state.trainers.values()),
             saved=state.saved,
             servers=tuple(state.servers.values()),
@@ -104,15 +104,16 @@ class Job(RuleBasedStateMachine):
     def one(self, action):
         now = self.now
         match action:
-            case MakeSecret(name):
-                now.secrets.add(name)
+            case MakeSecrets():
+                now.secrets = True
             case Apply(manifest):
                 kind, name = manifest["kind"], manifest["metadata"]["name"]
                 now.applied[kind, name] = applied_hash(manifest)
                 if kind in {"Deployment", "StatefulSet"}:
-                    assert {"j-token", "j-etcd"} <= now.secrets, "pods would wait for their Secrets"
+                    assert now.secrets, "pods would wait for their Secrets"
                     now.replicas[kind] = manifest["spec"]["replicas"]
             case CreatePod(manifest):
+                assert now.secrets
                 index = int(manifest["metadata"]["labels"]["shoal.dev/index"])
                 if index not in now.trainers:
                     uid = f"u{next(self.uids)}"

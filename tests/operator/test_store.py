@@ -8,21 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.operator.reconcile import Ended
-from shoal.operator.store import APPLIED, ClusterStore
+from shoal.operator.store import APPLIED, NEWS_SECONDS, ClusterStore
 from shoal.store import JobKeys, Published, Wanted
 
 KEYS = JobKeys("default", "j", "u")
 
 
 def pod(name="j-trainer-0", *, uid="p", role="trainer", index=0, of="u", phase="Running", ready=True, node="n",
-        deleting=False, template="t"):  # fmt: skip
+        deleting=False, template="t", revision="1"):  # fmt: skip
     labels = {
         "shoal.dev/uid": of,
+        "shoal.dev/job": "j",
         "shoal.dev/role": role,
         "shoal.dev/index": str(index),
         "shoal.dev/template": template,
     }
-    metadata = {"name": name, "uid": uid, "labels": labels} | ({"deletionTimestamp": "now"} if deleting else {})
+    owner = {"trainer": {"kind": "TrainingJob", "uid": of}, "pserver": {"kind": "StatefulSet", "uid": "x"}}[role]
+    metadata = {"name": name, "namespace": "default", "uid": uid, "labels": labels, "resourceVersion": revision,
+                "ownerReferences": [owner | {"controller": True}]}  # fmt: skip
+    metadata |= {"deletionTimestamp": "now"} if deleting else {}
     conditions = [{"type": "Ready", "status": str(ready)}]
     return {
         "kind": "Pod", "metadata": metadata, "spec": {"nodeName": node},
@@ -38,11 +42,15 @@ def node(name="n", *, taint=False, ready="True"):
     }  # fmt: skip
 
 
-def thing(kind, name, *, applied=None, of="u"):
-    metadata = {"name": name, "labels": {"shoal.dev/uid": of}} | (
-        {"annotations": {APPLIED: applied}} if applied else {}
-    )
-    return {"kind": kind, "metadata": metadata}
+def thing(kind, name, *, applied=None, of="u", owner=None, namespace="default", revision="1"):
+    owned = {"kind": "TrainingJob", "uid": owner or of, "controller": True}
+    metadata = {"name": name, "namespace": namespace, "labels": {"shoal.dev/uid": of, "shoal.dev/job": "j"},
+                "ownerReferences": [owned], "resourceVersion": revision}  # fmt: skip
+    return {"kind": kind, "metadata": metadata | ({"annotations": {APPLIED: applied}} if applied else {})}
+
+
+def job(uid="u", name="j", revision="1"):
+    return {"metadata": {"uid": uid, "name": name, "namespace": "default", "resourceVersion": revision}}
 
 
 def published(**changed):
@@ -57,13 +65,15 @@ def seen(store, template="t"):
 
 @pytest.fixture
 def store():
-    return ClusterStore()
+    made = ClusterStore()
+    made.job_changed(job())
+    return made
 
 
 def test_a_trainer_works_when_the_master_has_it(store):
     store.object_changed(pod())
     assert (seen(store).trainers[0].ready, seen(store).trainers[0].works) == (True, False)
-    assert store.record_changed(KEYS.progress, published(trainers=[0])) == {"u"}
+    assert store.record_changed(KEYS.progress, published(trainers=[0])) == {"u": 0}
     assert seen(store).trainers[0].works
     store.object_changed(pod(phase="Succeeded", ready=False))
     assert (seen(store).trainers[0].ended, seen(store).trainers[0].works) == (True, False)
@@ -109,28 +119,78 @@ def test_a_node_that_is_deleted(store):
 
 
 def test_records_in_etcd(store):
-    assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u"}
+    assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
     assert seen(store).wanted == Wanted(drain=[3])
-    assert store.record_changed(KEYS.wanted, b"{") == set()
+    assert store.record_changed(KEYS.wanted, b"{") == {}
     assert seen(store).wanted == Wanted(drain=[3]), "what cannot be read changes nothing"
-    assert store.record_changed(KEYS.wanted, None) == {"u"}
+    assert store.record_changed(KEYS.wanted, None) == {"u": 0}
     assert seen(store).wanted is None
-    assert store.record_changed(KEYS.tasks_of(0, 0), b"x") == set()
-    assert store.record_changed("/elsewhere", b"x") == set()
+    assert store.record_changed(KEYS.tasks_of(0, 0), b"x") == {}
+    assert store.record_changed("/elsewhere", b"x") == {}
     store.record_changed(KEYS.outcome, b'{"state": "Complete", "reason": "", "files": {}, "account": null}')
     assert seen(store).ended == Ended("Complete")
     store.object_changed(pod(phase="Succeeded"))
     assert seen(store).saved
 
 
-def test_a_job_that_is_gone_leaves_nothing(store):
-    store.job_changed({"metadata": {"uid": "u"}})
+def test_progress_alone_can_wait(store):
+    store.record_changed(KEYS.progress, published(moved=1.0))
+    assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, rate=1.5)) == {"u": NEWS_SECONDS}
+    assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, rate=1.5)) == {}
+    assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, trainers=[0, 1])) == {"u": 0}
+    assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, why="waits")) == {"u": 0}
+
+
+def test_what_etcd_has_no_more_after_a_gap_is_gone(store):
+    store.record_changed(KEYS.wanted, b'{"drain": [3]}')
+    store.record_changed(KEYS.progress, published())
+    assert store.records_replaced({KEYS.progress: published()}) == {"u": 0}
+    assert (seen(store).wanted, seen(store).published.trainers) == (None, [0])
+
+
+def test_a_successor_waits_until_nothing_is_left_of_its_predecessor(store):
     store.object_changed(pod())
-    assert store.orphans() == set()
-    store.job_changed({"metadata": {"uid": "u"}}, gone=True)
-    assert store.orphans() == set()
+    store.object_changed(thing("PersistentVolumeClaim", "shoal-snapshots-j-pserver-0", owner="statefulset"))
+    store.job_changed(job(), gone=True)
+    store.job_changed(job("v"))
+    left = ["PersistentVolumeClaim shoal-snapshots-j-pserver-0", "Pod j-trainer-0"]
+    assert store.predecessors("v") == left
+    assert store.object_changed(pod(), gone=True) == {"u"}
+    assert store.predecessors("v") == left[:1]
+    assert store.object_changed(thing("PersistentVolumeClaim", "shoal-snapshots-j-pserver-0"), gone=True) == {"u", "v"}
+    assert store.predecessors("v") == []
+
+
+def test_nobody_waits_for_a_job_of_another_name(store):
     store.object_changed(pod())
-    assert store.orphans() == {"u"}, "a pod that outlived its job for a moment"
+    store.job_changed(job("v", "other"))
+    assert store.predecessors("v") == store.predecessors("u") == []
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        pod("j-trainer-1") | {"spec": {}},
+        pod("x"),
+        pod(index="x"),
+        pod(index="-1", name="j-trainer--1"),
+        {**pod(), "metadata": pod()["metadata"] | {"namespace": "other"}},
+        {**pod(), "metadata": pod()["metadata"] | {"ownerReferences": []}},
+        {**pod(), "metadata": pod()["metadata"] | {"ownerReferences": [{"kind": "TrainingJob", "uid": "v", "controller": True}]}},
+        {**pod(), "metadata": pod()["metadata"] | {"ownerReferences": [{"kind": "TrainingJob", "uid": "u"}]}},
+        {**pod("j-pserver-0", role="pserver"), "metadata": pod("j-pserver-0", role="pserver")["metadata"] | {"ownerReferences": [{"kind": "Job", "uid": "u", "controller": True}]}},
+    ],
+)  # fmt: skip
+def test_a_pod_with_forged_labels_is_no_pod_of_the_job(store, forged):
+    store.object_changed(forged)
+    assert (seen(store).trainers, seen(store).servers, store.facts("u").ready) == ((), (), frozenset())
+
+
+def test_an_object_of_somebody_else_s_was_not_applied(store):
+    store.object_changed(thing("Service", "s", applied="1", owner="v"))
+    store.object_changed(thing("Service", "t", applied="1", namespace="other"))
+    store.object_changed(thing("Service", "mine", applied="1"))
+    assert seen(store).applied == {("Service", "mine"): "1"}
 
 
 def test_what_bears_no_job_s_label_is_nobody_s(store):
@@ -138,37 +198,46 @@ def test_what_bears_no_job_s_label_is_nobody_s(store):
 
 
 objects = st.one_of(
-    st.builds(pod, name=st.sampled_from(["a", "b"]), uid=st.sampled_from("xy"), of=st.sampled_from("uv"), ready=st.booleans()),
+    st.builds(pod, name=st.sampled_from(["j-trainer-0", "b"]), uid=st.sampled_from("xy"), of=st.sampled_from("uv"), ready=st.booleans()),
     st.builds(thing, st.sampled_from(["Deployment", "Service"]), st.sampled_from("ab"), applied=st.sampled_from("12"), of=st.sampled_from("uv")),
-    st.builds(thing, st.just("Secret"), st.sampled_from("ab"), of=st.sampled_from("uv")),
 )  # fmt: skip
 
 
 @given(st.lists(st.tuples(objects, st.booleans()), max_size=12), st.randoms(use_true_random=False))
-def test_after_whatever_was_missed_a_whole_listing_is_the_truth(events, random):
-    """Events of which some are lost and some repeated, then a listing of every kind: as if nothing had been missed."""
+def test_after_deletions_that_were_missed_a_whole_listing_is_the_truth(events, random):
+    """Events of which some come twice and some deletions not at all, then a listing of every kind."""
     truth: dict[tuple[str, str, str], dict] = {}
-    store = ClusterStore()
-    for manifest, gone in events:
+    store, fresh = ClusterStore(), ClusterStore()
+    for uid in "uv":
+        store.job_changed(job(uid))
+        fresh.job_changed(job(uid))
+    for revision, (plain, gone) in enumerate(events):
+        manifest = {**plain, "metadata": plain["metadata"] | {"resourceVersion": str(revision)}}
         key = (manifest["kind"], manifest["metadata"]["name"], manifest["metadata"]["labels"]["shoal.dev/uid"])
         if gone:
             truth.pop(key, None)
         else:
             truth[key] = manifest
-        for _ in range(random.choice((0, 1, 2))):
+        for _ in range(random.choice((0, 1, 2) if gone else (1, 2))):
             store.object_changed(manifest, gone=gone)
-    for kind in ("Pod", "Secret", "Deployment", "Service"):
-        store.replace_all(kind, [each for (of, _, _), each in truth.items() if of == kind])
-    fresh = ClusterStore()
+    for kind in ("Pod", "Deployment", "Service"):
+        store.forget_missing(kind, [each for (of, _, _), each in truth.items() if of == kind], revision=len(events))
     for manifest in truth.values():
         fresh.object_changed(manifest)
     for uid in "uv":
         assert store.observed(uid, template="t") == fresh.observed(uid, template="t")
 
 
-def test_a_listing_names_the_jobs_that_lost_something(store):
-    store.object_changed(pod())
-    store.object_changed(thing("Secret", "s", of="v"))
-    assert store.replace_all("Pod", []) == {"u"}
-    assert store.replace_all("Secret", []) == {"v"}
-    assert store.replace_all("Pod", [pod()]) == {"u"}
+def test_what_changed_after_a_listing_is_not_gone(store):
+    store.object_changed(pod(revision="8"))
+    assert store.forget_missing("Pod", [], revision=7) == set()
+    assert store.forget_missing("Pod", [], revision=9, namespace="other") == set()
+    assert len(seen(store).trainers) == 1
+    assert store.forget_missing("Pod", [], revision=9) == {"u"}
+    assert seen(store).trainers == ()
+
+
+def test_a_job_that_is_in_no_listing_is_gone(store):
+    store.job_changed(job("v", "other", revision="8"))
+    assert store.forget_missing("TrainingJob", [], revision=7) == {"u"}
+    assert set(store.jobs) == {"v"}

@@ -1,26 +1,47 @@
-"""The operator's shell: kopf's watches and etcd's fill the store and mark jobs, a worker looks at each that is marked."""
+"""The operator's shell: kopf's watches and etcd's fill the store and mark jobs, a worker looks at each that is marked.
+
+One that stands by for its turn (see ``election``) does all of this but looking: it knows what the leader knows, and begins
+to act within the time of one listing.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-import kopf
 import msgspec
 
 from shoal.api import TrainingJob
-from shoal.kube import Kube, KubeError
+from shoal.kube import Kube, KubeError, KubeFencedError, KubeGoneError, Listed
+from shoal.operator.aside import aside
+from shoal.operator.election import Election, Times
 from shoal.operator.executor import Executor
 from shoal.operator.look import Looker
 from shoal.operator.pods import GROUP
 from shoal.operator.reporter import Reporter
+from shoal.operator.serving import Metrics, serve
 from shoal.operator.store import ClusterStore
+from shoal.operator.sweep import Sweeper
+from shoal.operator.vault import Users, Vault
+from shoal.operator.watches import Watched, Watches
 from shoal.operator.worker import Worker
-from shoal.store import ALL_JOBS, Event, JobKeys, Listing, Put, Store, Wanted
+from shoal.store import (
+    ALL_JOBS,
+    EVERYTHING,
+    Credentials,
+    Event,
+    JobKeys,
+    Listing,
+    Put,
+    Store,
+    StoreUnreachableError,
+    Wanted,
+)
 
 __all__ = ["Operator", "Settings"]
 
@@ -29,15 +50,23 @@ _OURS: Final = {
     "Service": ("v1", "services"),
     "ServiceAccount": ("v1", "serviceaccounts"),
     "ConfigMap": ("v1", "configmaps"),
-    "Secret": ("v1", "secrets"),
     "Deployment": ("apps/v1", "deployments"),
     "StatefulSet": ("apps/v1", "statefulsets"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
 }
 """What a job is made of: only objects with a job's label reach us."""
 _SELECTOR: Final = f"{GROUP}/uid"
-_SWEEP_SECONDS: Final = 60.0
-"""A watch that began anew may have missed deletions; a listing now and then finds them."""
+_COMPARE_SECONDS: Final = 300.0
+"""A watch that began anew may have missed deletions: a listing of that kind finds them at once, one of all now and then."""
+_GATHER_SECONDS: Final = 1.0
+"""A listing's objects come one by one."""
+_AGAIN_SECONDS: Final = 3.0
+_SILENT_SECONDS: Final = 60.0
+"""The watches' thread gives a sign of life several times a second."""
+_PULSE_SECONDS: Final = 10.0
+_PATIENCE_SECONDS: Final = 5.0
+"""How long a look waits for etcd; the next one says that it is away."""
 
 log = logging.getLogger("shoal.operator")
 
@@ -48,15 +77,24 @@ class Settings:
 
     Attributes:
         etcd: Endpoint.
+        etcd_credentials: Folder with username, password and ca.crt of a user with the role root; empty: etcd lets
+            everybody in.
         masters_etcd: The endpoint as masters in pods know it; empty: the same.
         namespaces: Which to serve; none: all.
         classes: The PriorityClasses of servers, minimum and surplus trainers; None: none.
+        lease: NAMESPACE/NAME of the Lease that decides who acts; empty: this one does.
+        times: Of the Lease.
+        serve: HOST:PORT of probes and metrics; empty: none.
     """
 
     etcd: str
+    etcd_credentials: str = ""
     masters_etcd: str = ""
     namespaces: tuple[str, ...] = ()
     classes: tuple[str, str, str] | None = None
+    lease: str = ""
+    times: Times = field(default_factory=Times)
+    serve: str = ""
 
 
 class Operator:
@@ -64,16 +102,37 @@ class Operator:
 
     Args:
         settings: How.
+        on_lost: Called when another one may act from now on; must end the process at once.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, on_lost: Callable[[str], None]) -> None:
         self._settings = settings
+        self._on_lost = on_lost
         self._store = ClusterStore()
-        self._worker = Worker(self._look)
+        self._metrics = Metrics(self._states)
+        self._worker = Worker(self._look, held=True, on_look=self._metrics.looked)
         self._etcd_known = asyncio.Event()
+        self._etcd_trouble = asyncio.Event()
+        self._etcd_away = False
+        self._relisted: set[str] = set()
+        self._relisting = asyncio.Event()
+        self._unready = "etcd has not been reached yet"
+        self._election: Election | None = None
         self._looker: Looker
+        self._sweeper: Sweeper
         self._kube: Kube
-        self._etcd: Store
+        self._etcd: Store | None = None
+        self._watches = Watches(
+            {
+                "TrainingJob": Watched(f"{GROUP}/v1alpha1", "trainingjobs"),
+                "Node": Watched("v1", "nodes"),
+                **{kind: Watched(version, plural, labels=_SELECTOR) for kind, (version, plural) in _OURS.items()},
+            },
+            namespaces=settings.namespaces,
+            on_event=self._came,
+            on_listed=self._listed,
+        )
+        self._watching = False
         self._loop: asyncio.AbstractEventLoop
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -81,133 +140,280 @@ class Operator:
 
         Raises:
             KubeError: There is no cluster to serve.
-            StoreError: etcd does not answer.
+            StoreError: etcd will never take us.
+            OSError: Probes and metrics cannot be served.
         """
         self._loop = asyncio.get_running_loop()
-        self._etcd = await asyncio.to_thread(Store.connect, self._settings.etcd, prefix=ALL_JOBS)
-        try:
-            async with await Kube.connect() as self._kube:
-                executor = Executor(self._kube, tell=self._tell)
-                etcd = self._settings.masters_etcd or self._settings.etcd
-                reporter = Reporter(self._kube)
-                self._looker = Looker(self._store, executor, reporter, etcd=etcd, classes=self._settings.classes)
-                self._etcd.watch(ALL_JOBS, from_revision=None, on_events=self._records, on_reset=self._all_records)
-                # Before the first look all is known: else what stands in etcd or on the cluster would be said again.
-                await self._etcd_known.wait()
-                await self._list_all()
-                sweeping = asyncio.create_task(self._sweep())
+        async with serve(self._settings.serve, health=self, metrics=self._metrics):
+            working = asyncio.create_task(self._work())
+            told = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait({working, told}, return_when=asyncio.FIRST_COMPLETED)
+                if working.done():
+                    await working
+            finally:
+                told.cancel()
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+
+    def why_dead(self) -> str:
+        """Why the process should be started anew."""
+        silent = self._watches.silent_seconds()
+        return f"the watches are silent for {silent:.0f} s" if self._watching and silent > _SILENT_SECONDS else ""
+
+    def why_unready(self) -> str:
+        """Why this one is of no use yet, or at the moment."""
+        if self._etcd_away and not self._unready and not self._stands_by():
+            return "etcd does not answer"
+        return self._unready
+
+    # --- From the beginning to the end ---
+
+    async def _work(self) -> None:
+        async with await Kube.connect(on_answer=self._metrics.asked, may_write=self._left) as self._kube:
+            # A gateway of its own: neither the number of our requests nor their fence is the Lease's business.
+            patience = self._settings.times.try_seconds
+            async with await Kube.connect(on_answer=self._metrics.asked, patience_seconds=patience) as lease:
                 try:
-                    await self._watch(stop)
+                    await self._begin(lease)
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._compare())
+                        group.create_task(self._pulse())
+                        await self._lead(group)
                 finally:
-                    sweeping.cancel()
-                    await self._worker.close()
-        finally:
-            await asyncio.to_thread(self._etcd.close)
+                    await self._end()
+
+    async def _begin(self, lease: Kube) -> None:
+        """Before the first look all is known: else what stands in etcd or on the cluster would be said again."""
+        if self._settings.lease:
+            namespace, _, name = self._settings.lease.partition("/")
+            times = self._settings.times
+            self._election = Election(lease, namespace=namespace, name=name, on_lost=self._on_lost, times=times)
+        folder = self._settings.etcd_credentials
+        credentials = Credentials.read(folder) if folder else None
+        store = self._etcd = await self._reach_etcd(credentials)
+        vault = await aside(lambda: Vault.open(store, credentials))
+        admit = (await aside(lambda: Users(store.accounts))).admit if vault.guarded else None
+        namespaces = self._settings.namespaces
+        self._sweeper = Sweeper(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
+        executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit)
+        etcd = self._settings.masters_etcd or self._settings.etcd
+        reporter = Reporter(self._kube)
+        self._looker = Looker(
+            self._store, self._kube, executor, reporter, etcd=etcd, vault=vault, classes=self._settings.classes
+        )
+        self._etcd.watch(ALL_JOBS, from_revision=None, on_events=self._records, on_reset=self._all_records)
+        await self._etcd_known.wait()
+        self._metrics.etcd(up=True)
+        await self._list_until_done()
+        self._watches.start()
+        self._watching = True
+
+    async def _lead(self, group: asyncio.TaskGroup) -> None:
+        if self._election is not None:
+            await self._election.win()
+            group.create_task(self._election.hold())
+            # What the one before did last may not have come by the watches yet.
+            await self._list_until_done()
+        self._metrics.leads(leading=True)
+        group.create_task(self._sweeper.run())
+        self._worker.begin()
+        self._worker.mark(*self._store.jobs)
+
+    async def _end(self) -> None:
+        """Nothing may be under way any more when another one is let in."""
+        await self._worker.close()
+        if self._etcd is not None:
+            await aside(self._etcd.close)
+        if self._election is not None:
+            await self._election.give_up()
+        self._metrics.leads(leading=False)
+        self._watches.stop()
+        await aside(lambda: self._watches.join(5.0))
+
+    async def _reach_etcd(self, credentials: Credentials | None) -> Store:
+        endpoint = self._settings.etcd
+        while True:
+            try:
+                return await aside(
+                    lambda: Store.connect(
+                        endpoint,
+                        prefix=EVERYTHING,
+                        credentials=credentials,
+                        timeout_seconds=_PATIENCE_SECONDS,
+                        on_trouble=self._trouble,
+                    )
+                )
+            except StoreUnreachableError as error:
+                log.warning("%s", error)
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _list_until_done(self) -> None:
+        while True:
+            try:
+                await self._list_all()
+            except KubeGoneError:
+                self._unready = "the cluster does not know TrainingJobs: install their definition"
+            except KubeError as error:
+                self._unready = f"the cluster cannot be listed: {error}"
+            else:
+                self._unready = ""
+                return
+            log.warning("%s; again in %.0f s", self._unready, _AGAIN_SECONDS)
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    def _left(self) -> float:
+        """For how many seconds more this one may act."""
+        return self._election.left() if self._election is not None else math.inf
+
+    def _stands_by(self) -> bool:
+        return self._election is not None and not self._election.leads
+
+    def _states(self) -> Iterable[str]:
+        return [(job.get("status") or {}).get("state") or "Unknown" for job in self._store.jobs.values()]
 
     # --- Looking ---
 
     async def _look(self, uid: str) -> None:
         again = await self._looker.look(uid)
         if again is not None:
-            self._worker.mark_later(uid, again)
+            self._worker.mark_within(uid, again)
 
     def _tell(self, job: TrainingJob, uid: str, wanted: Wanted) -> None:
         keys = JobKeys(job.metadata.namespace, job.metadata.name, uid)
-        self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(wanted))])
+        left = self._left()
+        if left <= 0:
+            raise KubeFencedError("nothing may be written any more: another process may be at it")
+        assert self._etcd is not None
+        patience = min(_PATIENCE_SECONDS, left)
+        self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(wanted))], patience_seconds=patience)
 
     # --- etcd's watch: in a thread of its own ---
 
     def _records(self, events: list[Event]) -> None:
-        self._loop.call_soon_threadsafe(self._records_changed, [(event.key, event.value) for event in events])
+        def note() -> None:
+            for event in events:
+                self._mark_within(self._store.record_changed(event.key, event.value))
+
+        self._post(note)
 
     def _all_records(self, listing: Listing, _: str) -> None:
-        self._loop.call_soon_threadsafe(self._records_changed, [(pair.key, pair.value) for pair in listing.pairs])
-        self._loop.call_soon_threadsafe(self._etcd_known.set)
+        def note() -> None:
+            self._mark_within(self._store.records_replaced({pair.key: pair.value for pair in listing.pairs}))
+            self._etcd_known.set()
 
-    def _records_changed(self, records: Iterable[tuple[str, bytes | None]]) -> None:
-        for key, value in records:
-            self._worker.mark(*self._store.record_changed(key, value))
+        self._post(note)
 
-    # --- The cluster's watches ---
+    def _mark_within(self, due: Mapping[str, float]) -> None:
+        for uid, seconds in due.items():
+            if seconds:
+                self._worker.mark_within(uid, seconds)
+            else:
+                self._worker.mark(uid)
 
-    async def _watch(self, stop: asyncio.Event) -> None:
-        """Let kopf watch until told to stop.
+    # --- Whether etcd answers ---
 
-        In a thread and a loop of its own: it takes the process's signals for itself, and every task that is there when it
-        ends for one of its own, raising what that raised.
-        """
-        enough = threading.Event()
-        watching = asyncio.create_task(asyncio.to_thread(self._run_kopf, enough))
-        told = asyncio.create_task(stop.wait())
-        await asyncio.wait([watching, told], return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        await self._worker.close()
-        enough.set()
-        await watching
-
-    def _run_kopf(self, enough: threading.Event) -> None:
-        settings = kopf.OperatorSettings()
-        settings.posting.enabled = False
-        settings.persistence.finalizer = f"{GROUP}/operator"
-        watching = kopf.operator(
-            registry=self._registry(),
-            settings=settings,
-            standalone=True,
-            clusterwide=not self._settings.namespaces,
-            namespaces=self._settings.namespaces,
-            stop_flag=enough,
-        )
-        asyncio.run(watching)
-
-    def _registry(self) -> kopf.OperatorRegistry:
-        registry = kopf.OperatorRegistry()
-        kopf.on.login(registry=registry)(_login)
-        kopf.on.event(GROUP, "v1alpha1", "trainingjobs", registry=registry)(self._job_event)
-        kopf.on.event("", "v1", "nodes", registry=registry)(self._node_event)
-        for kind, (version, plural) in _OURS.items():
-            group, _, number = version.rpartition("/")
-            self._register(registry, kind, group, number, plural)
-        return registry
-
-    def _register(self, registry: kopf.OperatorRegistry, kind: str, group: str, version: str, plural: str) -> None:
-        async def handle(event: kopf.RawEvent, **_: Any) -> None:
-            self._hand_over(self._store.object_changed, {"kind": kind, **event["object"]}, event["type"])
-
-        found = kopf.on.event(
-            group, version, plural, registry=registry, labels={_SELECTOR: kopf.PRESENT}, id=f"watch-{plural}"
-        )
-        found(handle)
-
-    async def _job_event(self, event: kopf.RawEvent, **_: Any) -> None:
-        self._hand_over(self._store.job_changed, event["object"], event["type"])
-
-    async def _node_event(self, event: kopf.RawEvent, **_: Any) -> None:
-        self._hand_over(self._store.node_changed, event["object"], event["type"])
-
-    def _hand_over(self, changed: Callable[..., set[str]], manifest: Any, kind: str | None) -> None:
-        """From kopf's loop to ours."""
+    def _trouble(self, words: str) -> None:
+        """Told by threads that wait for etcd."""
 
         def note() -> None:
-            self._worker.mark(*changed(manifest, gone=kind == "DELETED"))
+            # While it is away each question that asks whether it is back would be told.
+            if not self._etcd_away:
+                log.warning("%s", words)
+            self._etcd_trouble.set()
 
-        self._loop.call_soon_threadsafe(note)
+        self._post(note)
 
-    async def _sweep(self) -> None:
+    async def _pulse(self) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                # One that is away is asked again at once: asking takes its time then.
+                await asyncio.wait_for(self._etcd_trouble.wait(), 1.0 if self._etcd_away else _PULSE_SECONDS)
+            self._etcd_trouble.clear()
+            away = not await self._etcd_answers()
+            if away == self._etcd_away:
+                continue
+            self._etcd_away = away
+            self._metrics.etcd(up=not away)
+            log.warning("etcd does not answer; nothing is changed meanwhile" if away else "etcd answers again")
+            self._worker.mark(*self._store.etcd_changed(away=away))
+
+    async def _etcd_answers(self) -> bool:
+        etcd = self._etcd
+        assert etcd is not None
+        try:
+            await aside(lambda: etcd.get(ALL_JOBS, patience_seconds=_PATIENCE_SECONDS))
+        except StoreUnreachableError:
+            return False
+        return True
+
+    # --- The cluster's watches: in a thread of their own ---
+
+    def _came(self, kind: str, manifest: Mapping[str, Any], gone: bool) -> None:  # noqa: FBT001 - the watches' hook
+        self._metrics.came(kind)
+        changed: Callable[..., Iterable[str]]
+        if kind == "TrainingJob":
+            changed = self._store.job_changed
+        elif kind == "Node":
+            changed = self._store.node_changed
+        else:
+            changed, manifest = self._store.object_changed, {"kind": kind, **manifest}
+
+        def note() -> None:
+            self._worker.mark(*changed(manifest, gone=gone))
+            if gone and kind == "TrainingJob":
+                self._sweeper.soon()
+
+        self._post(note)
+
+    def _listed(self, kind: str) -> None:
+        def note() -> None:
+            self._relisted.add(kind)
+            self._relisting.set()
+
+        if kind != "Node":
+            self._post(note)
+
+    def _post(self, note: Callable[[], object]) -> None:
+        """To our loop, if it is there yet."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(note)
+
+    async def _compare(self) -> None:
+        """Find what was deleted unseen."""
+        while True:
+            kinds: Collection[str] = ("TrainingJob", *_OURS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._relisting.wait(), _COMPARE_SECONDS)
+                await asyncio.sleep(_GATHER_SECONDS)
+                kinds, self._relisted = self._relisted, set()
+                self._relisting.clear()
             try:
-                await self._list_all()
+                for kind in kinds:
+                    await self._compare_kind(kind)
             except KubeError as error:
-                log.warning("the cluster cannot be listed: %s; again in %.0f s", error, _SWEEP_SECONDS)
+                log.warning("the cluster cannot be listed: %s; again in %.0f s", error, _AGAIN_SECONDS)
+                self._relisted |= set(kinds)
+                self._relisting.set()
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _compare_kind(self, kind: str) -> None:
+        for namespace in self._settings.namespaces or ("",):
+            found = await self._listing(kind, namespace)
+            gone = self._store.forget_missing(kind, found.items, revision=found.revision, namespace=namespace)
+            self._worker.mark(*gone)
+            if gone and kind == "TrainingJob":
+                self._sweeper.soon()
 
     async def _list_all(self) -> None:
-        for kind in _OURS:
-            found = []
-            for namespace in self._settings.namespaces or ("",):
-                found += await self._kube.list(kind, namespace=namespace, selector=_SELECTOR)
-            self._worker.mark(*self._store.replace_all(kind, found))
+        for namespace in self._settings.namespaces or ("",):
+            for job in (await self._listing("TrainingJob", namespace)).items:
+                self._store.job_changed(job)
+            for kind in _OURS:
+                for each in (await self._listing(kind, namespace)).items:
+                    self._store.object_changed({"kind": kind, **each})
+        self._worker.mark(*self._store.jobs)
 
-
-async def _login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
-    """As the pod that we run in, else as the kubeconfig says."""
-    return kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    async def _listing(self, kind: str, namespace: str) -> Listed:
+        selector = "" if kind == "TrainingJob" else _SELECTOR
+        return await self._kube.listing(kind, namespace=namespace, selector=selector)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from shoal.api import TrainingJob
 from shoal.kube import Kube, KubeConflictError
 from shoal.operator import objects
-from shoal.operator.pods import Identity, labels
-from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecret, Tell, applied_hash
+from shoal.operator.aside import aside
+from shoal.operator.pods import Identity, labels, secret_name
+from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Tell, applied_hash
 from shoal.operator.store import APPLIED
-from shoal.store import Wanted
+from shoal.operator.vault import Vault
+from shoal.store import JobKeys, Wanted
 
 __all__ = ["Executor"]
 
-_TOKEN_BYTES: Final = 32
 _AT_ONCE: Final = 32
 """Requests for pods under way at a time, over all jobs: the API server has others to serve."""
 
@@ -27,12 +27,23 @@ class Executor:
 
     Args:
         kube: The gateway.
+        vault: What jobs' Secrets hold.
         tell: Writes what is wanted of a job into etcd; blocks, and is called in a thread.
+        admit: Sees that a job's user with this password is in etcd; likewise. None: etcd lets everybody in.
     """
 
-    def __init__(self, kube: Kube, *, tell: Callable[[TrainingJob, str, Wanted], None]) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        *,
+        vault: Vault,
+        tell: Callable[[TrainingJob, str, Wanted], None],
+        admit: Callable[[JobKeys, str], None] | None = None,
+    ) -> None:
         self._kube = kube
+        self._vault = vault
         self._tell = tell
+        self._admit = admit
         self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def carry_out(self, job: TrainingJob, identity: Identity, actions: Sequence[Action]) -> None:
@@ -52,13 +63,13 @@ class Executor:
 
     async def _one(self, job: TrainingJob, identity: Identity, action: Action) -> None:
         match action:
-            case MakeSecret(name):
-                await self._secret(job, identity, name)
+            case MakeSecrets():
+                await self._secrets(job, identity)
             case Apply(manifest):
                 metadata = manifest["metadata"] | {"annotations": {APPLIED: applied_hash(manifest)}}
                 await self._kube.apply(manifest | {"metadata": metadata})
             case Tell(wanted):
-                await asyncio.to_thread(self._tell, job, identity.uid, wanted)
+                await aside(lambda: self._tell(job, identity.uid, wanted))
 
     async def _pod(self, job: TrainingJob, action: CreatePod | DeletePod) -> None:
         async with self._room:
@@ -73,21 +84,24 @@ class Executor:
                 if error.reason != "AlreadyExists":
                     raise
 
-    async def _secret(self, job: TrainingJob, identity: Identity, name: str) -> None:
-        """Random contents that nobody has seen; made once, never changed."""
+    async def _secrets(self, job: TrainingJob, identity: Identity) -> None:
+        """The user before the Secret that lets the master in."""
+        keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
+        admit = self._admit
+        if admit is not None:
+            await aside(lambda: admit(keys, self._vault.password(identity.uid)))
+        for what, content in self._vault.secrets(keys).items():
+            await self._secret(job, identity, secret_name(job, identity, what), content)
+
+    async def _secret(self, job: TrainingJob, identity: Identity, name: str, content: Mapping[str, str]) -> None:
+        """One of this name has this content."""
         metadata = {
             "name": name,
             "namespace": job.metadata.namespace,
             "labels": labels(job, identity, "secret"),
             "ownerReferences": [objects.owner(job, identity)],
         }
-        made = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": metadata,
-            "immutable": True,
-            "stringData": {"token": secrets.token_hex(_TOKEN_BYTES)},
-        }
+        made = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "immutable": True, "stringData": content}
         try:
             await self._kube.create(made)
         except KubeConflictError as error:

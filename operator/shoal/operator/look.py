@@ -1,25 +1,70 @@
-"""One look at one job: from what is known to what is done."""
+"""One look at one job: from what is known to what is done and said."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from shoal.api import ManifestError, TrainingJob, from_mapping
-from shoal.kube import KubeError, KubeForbiddenError, KubeInvalidError
+from shoal.api.status import ConditionType, Reason, Status
+from shoal.kube import Kube, KubeError, KubeForbiddenError, KubeInvalidError
+from shoal.operator import events, policy
+from shoal.operator.check import Checker
 from shoal.operator.executor import Executor
 from shoal.operator.pods import Identity
-from shoal.operator.reconcile import Observed, reconcile, template_of
+from shoal.operator.reconcile import Action, DeletePod, MakeSecrets, Observed, reconcile, template_of
 from shoal.operator.reporter import Reporter
-from shoal.operator.status import Trouble, status_of
+from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.store import ClusterStore
+from shoal.operator.vault import Vault
 
 __all__ = ["Looker"]
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS: Final = 60.0
 """Who was told to leave for so long is sent away by its kubelet."""
+_SECRETS_SECONDS: Final = 60.0
+"""While a pod does not start, its Secret may have been deleted: nobody here can see that."""
+_ASK_AGAIN_SECONDS: Final = 20.0
+"""What only the API server can see may be mended without any event for us."""
+
+
+@dataclass
+class _Memory:
+    """What is remembered of a job between looks; losing it costs a request or a minute, never more.
+
+    Attributes:
+        told: Index -> since when it was told to leave.
+        tally: Of the script's errors; None: as the status has it.
+        lives: Whose ends are counted.
+        secrets: When its Secrets were made sure of.
+        checked: Generation for which the API server had no words against the job.
+    """
+
+    told: dict[int, float] = field(default_factory=dict)
+    tally: policy.Tally | None = None
+    lives: set[str] = field(default_factory=set)
+    secrets: float | None = None
+    checked: int = 0
+
+
+@dataclass(frozen=True)
+class _View:
+    """A job at one moment."""
+
+    manifest: Mapping[str, Any]
+    before: Status
+    now: datetime
+
+    @property
+    def uid(self) -> str:
+        return str(self.manifest["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.manifest["metadata"].get("generation", 0))
 
 
 class Looker:
@@ -27,28 +72,34 @@ class Looker:
 
     Args:
         store: What is known.
+        kube: The gateway.
         executor: Acts.
-        reporter: Writes statuses.
+        reporter: Writes statuses and events.
         etcd: Endpoint of etcd, for the masters.
+        vault: What jobs' Secrets are made of.
         classes: The PriorityClasses of servers, minimum and surplus trainers; None: none.
     """
 
     def __init__(
         self,
         store: ClusterStore,
+        kube: Kube,
         executor: Executor,
         reporter: Reporter,
         *,
         etcd: str,
+        vault: Vault,
         classes: tuple[str, str, str] | None = None,
     ) -> None:
         self._store = store
+        self._kube = kube
+        self._checker = Checker(kube)
         self._executor = executor
         self._reporter = reporter
         self._etcd = etcd
+        self._vault = vault
         self._classes = classes
-        self._told: dict[str, dict[int, float]] = {}
-        """Uid -> index -> since when it was told to leave."""
+        self._memory: dict[str, _Memory] = {}
 
     async def look(self, uid: str) -> float | None:
         """Bring one job a step further.
@@ -62,59 +113,174 @@ class Looker:
         """
         manifest = self._store.jobs.get(uid)
         if manifest is None or manifest["metadata"].get("deletionTimestamp") is not None:
-            self._told.pop(uid, None)
+            self._memory.pop(uid, None)
             self._reporter.forget(uid)
             return None
+        memory = self._memory.setdefault(uid, _Memory())
+        view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
         try:
             job = from_mapping(manifest)
         except ManifestError as error:
-            return await self._say(manifest, None, Observed(), wanted=0, refused=str(error))
-        identity = Identity(uid=uid, etcd=self._etcd, classes=self._classes)
+            return await self._say(view, None, Observed(), refused=str(error))
+        identity = self._identity(uid)
         seen = self._store.observed(uid, template=template_of(job, identity))
-        overdue, again = self._overdue(uid, seen.wanted.drain if seen.wanted is not None else [])
-        wanted = job.wanted_trainers()
-        actions = reconcile(job, identity, seen, trainers=wanted, overdue=overdue)
+        refused = await self._refused(view, job, identity, seen, memory)
+        if refused:
+            again = await self._say(view, job, seen, refused=refused)
+            return min(again or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS)
+        due = policy.removal_due(job, view.before)
+        if due is not None and view.now >= due:
+            name, namespace = job.metadata.name, job.metadata.namespace
+            await self._kube.delete("TrainingJob", name, namespace=namespace, uid=uid)
+            return None
+        seen = self._with_end(view, job, seen, memory)
+        return await self._act_and_say(view, job, identity, seen, memory)
+
+    def _identity(self, uid: str) -> Identity:
+        vault = self._vault
+        return Identity(uid=uid, etcd=self._etcd, guarded=vault.guarded, secrets=vault.version, classes=self._classes)
+
+    async def _act_and_say(
+        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: _Memory
+    ) -> float | None:
+        overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
+        renewal = self._renewal(view, memory)
+        seen = replace(seen, secrets=renewal is None or renewal > 0)
+        facts = self._facts(view, memory)
+        actions: list[Action] = []
+        if facts.etcd:  # else nobody can be told before he goes
+            actions = reconcile(job, identity, seen, trainers=job.wanted_trainers(), overdue=overdue)
+        for action in actions:
+            if isinstance(action, DeletePod) and action.force:
+                await self._reporter.tell(view.manifest, [events.lost(action.name)])
         try:
             await self._executor.carry_out(job, identity, actions)
         except* (KubeInvalidError, KubeForbiddenError) as group:
             troubles = [Trouble("trainer", job.metadata.name, error.reason, str(error)) for error in _each(group)]
-            await self._say(manifest, job, seen, wanted=wanted, troubles=troubles)
+            await self._say(view, job, seen, facts=facts, troubles=troubles)
             raise
-        later = await self._say(manifest, job, seen, wanted=wanted)
-        return min((each for each in (again, later) if each is not None), default=None)
+        if any(isinstance(action, MakeSecrets) for action in actions):
+            memory.secrets = time.monotonic()
+            renewal = self._renewal(view, memory)
+        later = await self._say(view, job, seen, facts=facts)
+        return _soonest(view.now, patience, renewal, later, self._due(view, job, facts))
+
+    def _renewal(self, view: _View, memory: _Memory) -> float | None:
+        """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""
+        if memory.secrets is None:
+            return 0.0
+        if not self._store.starting(view.uid):
+            return None
+        return max(0.0, memory.secrets + _SECRETS_SECONDS - time.monotonic())
+
+    # --- What is to be known before ---
+
+    async def _refused(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: _Memory) -> str:
+        """Why the spec is not accepted; empty: it is."""
+        accepted = next((each for each in view.before.conditions if each.type == ConditionType.ACCEPTED), None)
+        known = (
+            view.before.observed_generation == view.generation and accepted is not None and accepted.status == "True"
+        )
+        if known or memory.checked == view.generation:
+            return ""
+        if view.before.start_time is None:
+            left = self._store.predecessors(view.uid)
+            if left:
+                more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+                return f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to go"
+        found = await self._checker.refused(job, identity, seen)
+        if not found:
+            memory.checked = view.generation
+        return found
+
+    def _with_end(self, view: _View, job: TrainingJob, seen: Observed, memory: _Memory) -> Observed:
+        """With the end that was said, or that the run policy decides now."""
+        said = policy.said_end(view.before)
+        if said is not None:
+            return replace(seen, ended=said, saved=seen.saved or said.state == "Complete")
+        if seen.ended is not None:
+            return seen
+        ends = self._store.ends(view.uid)
+        before = memory.tally or policy.Tally(view.before.failures or 0, view.before.last_failure_time)
+        committed = datetime.fromtimestamp(seen.published.moved, UTC) if seen.published is not None else None
+        memory.tally = policy.tallied(
+            before, [end for end in ends if end.role == "trainer"], known=memory.lives, committed=committed
+        )
+        memory.lives |= {end.life for end in ends}
+        refusals = [end for end in ends if end.code == policy.REFUSED]
+        return replace(seen, ended=policy.overrun(job, view.before, memory.tally, refusals, view.now))
+
+    def _facts(self, view: _View, memory: _Memory) -> Facts:
+        facts, tally = self._store.facts(view.uid), memory.tally
+        if tally is None or (not tally.count and view.before.failures is None):
+            return facts
+        return replace(facts, failures=tally.count, last_failure=tally.last)
+
+    # --- What is said ---
 
     async def _say(
         self,
-        manifest: Mapping[str, Any],
+        view: _View,
         job: TrainingJob | None,
         seen: Observed,
         *,
-        wanted: int,
+        facts: Facts | None = None,
         refused: str = "",
         troubles: Sequence[Trouble] = (),
     ) -> float | None:
-        uid = manifest["metadata"]["uid"]
         after = status_of(
             job,
-            generation=manifest["metadata"].get("generation", 0),
+            generation=view.generation,
             seen=seen,
-            wanted=wanted,
-            troubles=[*self._store.troubles(uid), *troubles],
+            wanted=job.wanted_trainers() if job is not None else 0,
+            troubles=[*self._store.troubles(view.uid), *troubles],
             refused=refused,
-            now=datetime.now(UTC),
-            before=self._reporter.before(manifest),
-            facts=self._store.facts(uid),
+            now=view.now,
+            before=view.before,
+            facts=facts if facts is not None else self._store.facts(view.uid),
         )
-        return await self._reporter.say(manifest, after)
+        later = await self._reporter.say(view.manifest, after)
+        await self._reporter.tell(view.manifest, events.notes(view.before, after))
+        return later
 
-    def _overdue(self, uid: str, drain: list[int]) -> tuple[set[int], float | None]:
-        """Who was told too long ago, and when the next one will be."""
-        now = time.monotonic()
-        before = self._told.get(uid, {})
-        told = self._told[uid] = {index: before.get(index, now) for index in drain}
-        overdue = {index for index, since in told.items() if now - since >= _PATIENCE_SECONDS}
-        waiting = [since + _PATIENCE_SECONDS - now for index, since in told.items() if index not in overdue]
-        return overdue, max(0.1, min(waiting)) if waiting else None
+    def _due(self, view: _View, job: TrainingJob, facts: Facts) -> list[datetime]:
+        """When what is said is to be looked at again though nothing is heard."""
+        status = self._reporter.before(view.manifest)
+        removal = policy.removal_due(job, status)
+        if removal is not None:
+            return [removal]
+        limit, due = job.spec.run_policy.active_deadline_seconds, []
+        if status.active_since is not None and limit is not None:
+            left = limit - policy.active_seconds(status, view.now)
+            due.append(view.now + timedelta(seconds=max(0.0, left)))
+        if facts.heard is not None:
+            due.append(facts.heard + QUIET)
+        if status.progress is not None:
+            moved, end = status.progress.last_step_time, status.progress.estimated_end
+            due += [moved + STILL] if moved is not None else []
+            due += [end] if end is not None else []
+        return due
+
+
+def _overdue(memory: _Memory, drain: Sequence[int]) -> tuple[set[int], float | None]:
+    """Who was told too long ago, and in how many seconds the next one will be."""
+    now = time.monotonic()
+    memory.told = {index: memory.told.get(index, now) for index in drain}
+    overdue = {index for index, since in memory.told.items() if now - since >= _PATIENCE_SECONDS}
+    waiting = [since + _PATIENCE_SECONDS - now for index, since in memory.told.items() if index not in overdue]
+    return overdue, max(0.1, min(waiting)) if waiting else None
+
+
+def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | None:
+    """The shortest of some waits; times that have passed are no reason to look again."""
+    waits: list[float] = []
+    for each in seconds:
+        if isinstance(each, list):
+            # Times are in whole seconds: a little later they have passed for sure.
+            waits += [(due - now).total_seconds() + 1.0 for due in each if due > now - timedelta(seconds=1)]
+        elif each is not None:
+            waits.append(each)
+    return max(0.1, min(waits)) if waits else None
 
 
 def _each(group: BaseExceptionGroup[KubeError]) -> Iterator[KubeError]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import posixpath
-from typing import Any
+from typing import Any, Final
 
 from shoal.api import TrainingJob
 from shoal.operator.pods import (
+    GROUP,
     MASTER_PORT,
     OUTPUT_FOLDER,
     SERVER_PORT,
@@ -48,7 +50,7 @@ def standing(job: TrainingJob, identity: Identity) -> list[dict[str, Any]]:
             "ConfigMap",
             known["job"],
             "master",
-            {"data": {"job.json": json.dumps(manifest_for_pods(job), sort_keys=True)}},
+            {"data": {"job.json": _job_file(job)}},
         ),
         _service(job, identity, "master", MASTER_PORT),
         _service(job, identity, "pserver", SERVER_PORT),
@@ -56,19 +58,34 @@ def standing(job: TrainingJob, identity: Identity) -> list[dict[str, Any]]:
     ]
 
 
+_MASTERS: Final = ("command", "strategy", "epochs", "seed", "checkpoint", "output")
+
+
 def manifest_for_pods(job: TrainingJob) -> dict[str, Any]:
-    """The manifest as the master gets it: a relative `output.path` lies on the claim, and nothing else of the cluster."""
+    """The manifest as the master gets it: what is its business alone, as it starts anew when one word of it changes.
+
+    A relative `output.path` lies on the claim.
+    """
     mapping = job.to_mapping()
-    mapping["metadata"] = {"name": job.metadata.name, "namespace": job.metadata.namespace}
+    spec = {key: value for key, value in mapping["spec"].items() if key in _MASTERS}
+    spec["parameterServer"] = {"replicas": job.servers}
     output = job.spec.output
     if output is not None and output.volume_claim_name is not None:
-        mapping["spec"]["output"]["path"] = posixpath.join(OUTPUT_FOLDER, output.path)
-    return mapping
+        spec["output"]["path"] = posixpath.join(OUTPUT_FOLDER, output.path)
+    metadata = {"name": job.metadata.name, "namespace": job.metadata.namespace}
+    return mapping | {"metadata": metadata, "spec": spec}
+
+
+def _job_file(job: TrainingJob) -> str:
+    return json.dumps(manifest_for_pods(job), sort_keys=True)
 
 
 def master(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str, Any]:
     """The master's Deployment: never two at once, though two would do no harm."""
     pod = master_pod(job, identity)
+    # A master reads its manifest once.
+    read = {f"{GROUP}/manifest": hashlib.sha256(_job_file(job).encode()).hexdigest()[:16]}
+    pod["metadata"]["annotations"] = pod["metadata"].get("annotations", {}) | read
     spec = {
         "replicas": replicas,
         "strategy": {"type": "Recreate"},

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from shoal.api import Resources, TrainingJob
 from shoal.operator.merge import merged
 
-__all__ = ["MASTER_PORT", "SERVER_PORT", "Identity", "master_pod", "names", "pod_hash", "server_pod", "trainer_pod"]
+__all__ = [
+    "MASTER_PORT",
+    "SERVER_PORT",
+    "Identity",
+    "label",
+    "labels",
+    "master_pod",
+    "names",
+    "pod_hash",
+    "secret_name",
+    "server_pod",
+    "trainer_pod",
+]
 
 MASTER_PORT: Final = 7700
 SERVER_PORT: Final = 7701
@@ -37,11 +50,15 @@ class Identity:
     Attributes:
         uid: The job's.
         etcd: Endpoint, for the master.
+        guarded: Whether etcd asks who is there.
+        secrets: Tells one version of what jobs' Secrets are made of from the next.
         classes: The PriorityClasses of servers (and master), minimum and surplus trainers; empty: none.
     """
 
     uid: str
     etcd: str
+    guarded: bool = False
+    secrets: str = ""
     classes: tuple[str, str, str] | None = None
 
 
@@ -52,11 +69,15 @@ def names(job: TrainingJob) -> dict[str, str]:
         "master": f"{name}-master",
         "pserver": f"{name}-pserver",
         "trainer": f"{name}-trainer",
-        "token": f"{name}-token",
-        "etcd": f"{name}-etcd",
         "job": f"{name}-job",
         "account": f"{name}-shoal",
     }
+
+
+def secret_name(job: TrainingJob, identity: Identity, what: str) -> str:
+    """The name of a job's Secret: one that neither a predecessor's nor a stranger's has, as they are never read."""
+    tail = hashlib.sha256(f"{identity.uid} {identity.secrets}".encode()).hexdigest()[:8]
+    return f"{job.metadata.name}-{what}-{tail}"
 
 
 def labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
@@ -69,6 +90,11 @@ def labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
         f"{GROUP}/uid": identity.uid,
         f"{GROUP}/role": role,
     }
+
+
+def label(manifest: Mapping[str, Any], name: str) -> str:
+    """One of our labels of any object; empty: it has none."""
+    return str((manifest["metadata"].get("labels") or {}).get(f"{GROUP}/{name}", ""))
 
 
 def trainer_pod(job: TrainingJob, identity: Identity, index: int) -> dict[str, Any]:
@@ -142,13 +168,14 @@ def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
 
 def master_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
     """The pod template of the master's Deployment."""
-    manifest = f"{_FOLDER}/job/job.json"
+    manifest, login = f"{_FOLDER}/job/job.json", f"{_FOLDER}/etcd"
     container = _without_none(
         {
             "image": job.spec.image,
             "command": [
                 *("shoal", "exec", "--", "python", "-m", "shoal.master", "--manifest", manifest),
-                *("--etcd", identity.etcd, "--listen", f"tcp://0.0.0.0:{MASTER_PORT}"),
+                *("--etcd", identity.etcd, *(("--etcd-credentials", login) if identity.guarded else ())),
+                *("--listen", f"tcp://0.0.0.0:{MASTER_PORT}"),
             ],
             "ports": [{"containerPort": MASTER_PORT, "name": "master"}],
             "readinessProbe": {"tcpSocket": {"port": MASTER_PORT}, "periodSeconds": 2},
@@ -158,7 +185,8 @@ def master_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
     ours = {"env": [_env("SHOAL_INDEX", "0")]}
     made = _pod(job, identity, "master", container, ours, template=part.template, resources=part.resources)
     _mount(made, "job", {"configMap": {"name": names(job)["job"]}}, f"{_FOLDER}/job")
-    _mount(made, "etcd", {"secret": {"secretName": names(job)["etcd"], "defaultMode": 0o440}}, f"{_FOLDER}/etcd")
+    if identity.guarded:
+        _mount(made, "etcd", _secret(job, identity, "etcd"), login)
     made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
     if identity.classes is not None:
         made["spec"]["priorityClassName"] = identity.classes[0]
@@ -200,7 +228,7 @@ def _pod(
     made = merged(made, governed)
     # The role's own container is the first: `kubectl logs` and `exec` take it without being told.
     made["spec"]["containers"].sort(key=lambda each: each.get("name") != role)
-    _mount(made, "token", {"secret": {"secretName": names(job)["token"], "defaultMode": 0o440}}, f"{_FOLDER}/token")
+    _mount(made, "token", _secret(job, identity, "token"), f"{_FOLDER}/token")
     return dict(made)
 
 
@@ -223,6 +251,8 @@ def _frame(job: TrainingJob, role: str, container: dict[str, Any], resources: Re
                         **container,
                         "resources": asked,
                         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                        # What it said last stands in the pod's status, for the job's conditions.
+                        "terminationMessagePolicy": "FallbackToLogsOnError",
                         "volumeMounts": [{"name": "shoal-shm", "mountPath": "/dev/shm"}],  # noqa: S108 - the pod's own
                     }
                 )
@@ -244,6 +274,10 @@ def _environment(job: TrainingJob, identity: Identity, role: str) -> list[dict[s
         _env("SHOAL_UID", identity.uid),
         _env("SHOAL_ROLE", role),
     ]
+
+
+def _secret(job: TrainingJob, identity: Identity, what: str) -> dict[str, Any]:
+    return {"secret": {"secretName": secret_name(job, identity, what), "defaultMode": 0o440}}
 
 
 def _leaves_lost_nodes() -> list[dict[str, Any]]:

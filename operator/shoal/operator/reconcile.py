@@ -29,7 +29,7 @@ __all__ = [
     "CreatePod",
     "DeletePod",
     "Ended",
-    "MakeSecret",
+    "MakeSecrets",
     "Observed",
     "ServerPod",
     "Tell",
@@ -63,7 +63,7 @@ class Observed:
 
     Attributes:
         applied: (kind, name) of each object of the job, and the hash of the manifest it was last made from.
-        secrets: Names of the job's Secrets.
+        secrets: Its Secrets, and its user in etcd, were made sure of lately enough.
         trainers: Pods of trainers, in any state; at most one per index.
         saved: Some trainer's script has come to its good end.
         servers: Pods of parameter servers.
@@ -74,7 +74,7 @@ class Observed:
     """
 
     applied: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    secrets: frozenset[str] = frozenset()
+    secrets: bool = False
     trainers: tuple[TrainerPod, ...] = ()
     saved: bool = False
     servers: tuple[ServerPod, ...] = ()
@@ -85,10 +85,8 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class MakeSecret:
-    """Make the Secret with new random contents, unless it is there."""
-
-    name: str
+class MakeSecrets:
+    """See that the job's Secrets and its user in etcd are there."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class Tell:
     wanted: Wanted
 
 
-Action = MakeSecret | Apply | CreatePod | DeletePod | Tell
+Action = MakeSecrets | Apply | CreatePod | DeletePod | Tell
 
 
 def applied_hash(manifest: dict[str, Any]) -> str:
@@ -170,7 +168,7 @@ class _Round:
         """Everybody ends by himself; if nobody is left and no model was written, one more trainer does it."""
         alive = [pod for pod in self._seen.trainers if not (pod.ended or pod.lost)]
         if self._seen.saved and not alive:
-            return self._shrunk(servers=0, masters=0)
+            return [*self._lost_trainers(), *self._shrunk(servers=0, masters=0)]
         if alive:
             return [*self._running(), *self._lost_trainers()]
         decision = decide(1, self._seen.trainers, self._drain(), overdue=overdue)
@@ -195,9 +193,8 @@ class _Round:
     # --- Parts ---
 
     def _standing(self) -> Iterable[Action]:
-        for name in (self._names["token"], self._names["etcd"]):
-            if name not in self._seen.secrets:
-                yield MakeSecret(name)
+        if not self._seen.secrets:
+            yield MakeSecrets()
         yield from self._changed(objects.standing(self._job, self._identity))
 
     def _running(self) -> Iterable[Action]:

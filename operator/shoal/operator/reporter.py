@@ -1,19 +1,27 @@
-"""Writes what a job's status says, when it has changed."""
+"""Writes what a job's status says when it has changed, and tells events of it."""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from shoal.api.status import Status
-from shoal.kube import Kube
+from shoal.kube import Kube, KubeError
+from shoal.operator.events import Note
 from shoal.operator.status import changed
 
 __all__ = ["Reporter", "difference"]
 
 _LATER_SECONDS: Final = 5.0
 _FOR_EVER: Final = 1e9
+_AGAIN_SECONDS: Final = 60.0
+"""An event that comes again sooner is not told again."""
+_MOST: Final = 64
+"""Different events of a job that are remembered."""
 
 
 class Reporter:
@@ -26,6 +34,9 @@ class Reporter:
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
         self._written: dict[str, tuple[Status, float]] = {}
+        self._told: dict[str, dict[str, _Told]] = {}
+        # Part of the events' names: those of an earlier operator cannot be counted on.
+        self._life = secrets.token_hex(4)
 
     def before(self, manifest: Mapping[str, Any]) -> Status:
         """What was said of a job last."""
@@ -35,6 +46,7 @@ class Reporter:
     def forget(self, uid: str) -> None:
         """The job is gone."""
         self._written.pop(uid, None)
+        self._told.pop(uid, None)
 
     async def say(self, manifest: Mapping[str, Any], after: Status) -> float | None:
         """Write a status if it is to be written now.
@@ -57,6 +69,67 @@ class Reporter:
         await self._kube.set_status("TrainingJob", metadata["name"], patch, namespace=metadata["namespace"])
         self._written[metadata["uid"]] = (after, now)
         return None
+
+    async def tell(self, manifest: Mapping[str, Any], notes: Iterable[Note]) -> None:
+        """Tell events of a job; one that cannot be told is lost, as it is only for people."""
+        told = self._told.setdefault(manifest["metadata"]["uid"], {})
+        for note in notes:
+            key = f"{note.reason}\n{note.text}"
+            now = time.monotonic()
+            here = told.pop(key, None) or _Told(datetime.now(UTC))
+            told[key] = here
+            while len(told) > _MOST:
+                del told[next(iter(told))]
+            here.count += 1
+            if here.count > 1 and now - here.at < _AGAIN_SECONDS:
+                continue
+            here.at = now
+            try:
+                await self._kube.apply(self._event(manifest, note, here))
+            except KubeError:
+                continue
+
+    def _event(self, manifest: Mapping[str, Any], note: Note, told: _Told) -> dict[str, Any]:
+        metadata = manifest["metadata"]
+        words = f"{self._life} {metadata['uid']} {note.reason} {note.text}"
+        event = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{metadata['name']}.{hashlib.sha256(words.encode()).hexdigest()[:16]}",
+                "namespace": metadata["namespace"],
+            },
+            "regarding": {
+                "apiVersion": manifest["apiVersion"],
+                "kind": manifest["kind"],
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "type": note.kind,
+            "reason": note.reason,
+            "note": note.text,
+            "action": "Reconcile",
+            "eventTime": _micro(told.first),
+            "reportingController": "shoal.dev/operator",
+            "reportingInstance": self._life,
+        }
+        if told.count > 1:
+            event["series"] = {"count": told.count, "lastObservedTime": _micro(datetime.now(UTC))}
+        return event
+
+
+class _Told:
+    """How often an event was told."""
+
+    def __init__(self, first: datetime) -> None:
+        self.first = first
+        self.at = 0.0
+        self.count = 0
+
+
+def _micro(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

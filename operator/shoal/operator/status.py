@@ -68,6 +68,7 @@ class Facts:
         heard: When the master's record was last seen to change.
         account: The final one.
         failures: Errors of the script's own in a row.
+        last_failure: When the last of them was.
         why: Why the autoscaler gives no more; empty: nothing was said.
     """
 
@@ -78,6 +79,7 @@ class Facts:
     heard: datetime | None = None
     account: Account | None = None
     failures: int | None = None
+    last_failure: datetime | None = None
     why: str = ""
 
 
@@ -131,6 +133,9 @@ def status_of(
         completion_time=before.completion_time,
         last_scale_time=before.last_scale_time,
         failures=facts.failures if facts.failures is not None else before.failures,
+        last_failure_time=facts.last_failure or before.last_failure_time,
+        active_seconds=before.active_seconds,
+        active_since=before.active_since,
     )
     if refused or job is None:
         said = {ConditionType.ACCEPTED: _Said("False", *reason_of(ConditionType.ACCEPTED, refused))}
@@ -142,7 +147,8 @@ def status_of(
         said, stands = look.conditions(), look.filled(history)
         state, decides = look.state(said)
     conditions = _stamped(said, before, final, generation, now)
-    return _concluded(stands, conditions, state, decides, now)
+    after = _concluded(stands, conditions, state, decides, now)
+    return _clocked(after, now, runs=after.completion_time is None and not (job is not None and job.spec.suspend))
 
 
 def changed(before: Status, after: Status, *, seconds: float) -> bool:
@@ -200,6 +206,18 @@ def _concluded(
             "completion_time": stands.completion_time or completed,
         }
     )
+
+
+def _clocked(status: Status, now: datetime, *, runs: bool) -> Status:
+    """With the clock of the deadline going on or stopped; it goes from the first start on."""
+    failed = any(each.type == ConditionType.FAILED for each in status.conditions)
+    if runs and not failed:
+        started = status.active_since or (now if status.start_time is not None else None)
+        return Status(**dict(status) | {"active_since": started})
+    if status.active_since is None:
+        return status
+    ran = max(0.0, (now - status.active_since).total_seconds())
+    return Status(**dict(status) | {"active_seconds": (status.active_seconds or 0) + int(ran), "active_since": None})
 
 
 def _moment(seconds: float) -> datetime | None:

@@ -1,13 +1,16 @@
 """What is known of the cluster and of etcd, by job: filled by watches, asked by the reconciler. No I/O.
 
-Every event says which jobs it concerns; whoever feeds events marks these dirty. Events may come late, twice, or (after a
-watch began anew) without the deletions that were missed: ``replace_all`` takes a whole listing for that.
+Every event says which jobs it concerns; whoever feeds events marks these dirty. Events may come late or twice. A watch that
+began anew lists what is there, but not what went meanwhile: ``forget_missing`` takes a listing for that.
+
+Labels are anybody's to write. So an object is a job's only in the job's namespace, and where the API server's garbage
+collector would say so too: by its owner, the job itself or a controller that belongs to it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,21 +18,28 @@ from typing import Any, Final
 import msgspec
 
 from shoal.api.status import Account
-from shoal.operator.pods import GROUP
+from shoal.operator.pods import GROUP, label
+from shoal.operator.policy import End, ends_of
 from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.status import Facts, Trouble
 from shoal.operator.trainers import TrainerPod
 from shoal.operator.troubles import troubles_of
 from shoal.store import JobKeys, Published, Wanted
 
-__all__ = ["APPLIED", "ClusterStore"]
+__all__ = ["APPLIED", "NEWS_SECONDS", "ClusterStore"]
 
 APPLIED: Final = f"{GROUP}/applied"
 """The annotation with the hash of the manifest that an object was last made from."""
-_WATCHED: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
+NEWS_SECONDS: Final = 5.0
+"""Within so long progress is to be told that changes nothing else."""
+_APPLIED: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
+_CONTROLLERS: Final = {"trainer": "TrainingJob", "pserver": "StatefulSet", "master": "ReplicaSet"}
+"""Whose the pods of each role are."""
 
 Uid = str
 Manifest = Mapping[str, Any]
+Place = tuple[str, str]
+"""Namespace and name."""
 
 
 class _Leader(msgspec.Struct, frozen=True):
@@ -42,14 +52,21 @@ class _Leader(msgspec.Struct, frozen=True):
 class _Known:
     """All that is known of one job but its manifest."""
 
-    pods: dict[str, Manifest] = field(default_factory=dict)
-    applied: dict[tuple[str, str], str] = field(default_factory=dict)
-    secrets: set[str] = field(default_factory=set)
+    objects: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
+    """By kind, namespace and name; slim."""
     wanted: Wanted | None = None
     published: Published | None = None
     heard: datetime | None = None
     leader: _Leader | None = None
     ended: Ended | None = None
+
+
+_READERS: Final[Mapping[str, tuple[str, Any]]] = {
+    "wanted": ("wanted", Wanted),
+    "progress": ("published", Published),
+    "outcome": ("ended", Ended),
+    "master": ("leader", _Leader),
+}
 
 
 class ClusterStore:
@@ -59,51 +76,96 @@ class ClusterStore:
         self.jobs: dict[Uid, Manifest] = {}
         """TrainingJobs as the API server has them."""
         self._known: dict[Uid, _Known] = defaultdict(_Known)
+        self._lives: dict[Place, set[Uid]] = defaultdict(set)
+        """Who has objects under a job's name: more than one where a job was deleted and made again."""
         self._lost_nodes: set[str] = set()
+        self._etcd = True
 
     # --- Events: each returns the jobs that it concerns ---
 
     def job_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
         """A TrainingJob is there, changed, or gone."""
         uid = manifest["metadata"]["uid"]
-        if gone:
-            self.jobs.pop(uid, None)
-            self._known.pop(uid, None)
-        else:
-            self.jobs[uid] = manifest
+        if not gone:
+            self.jobs[uid] = {**manifest, "metadata": _without(manifest["metadata"], "managedFields")}
+            return {uid}
+        self.jobs.pop(uid, None)
+        known = self._known.pop(uid, None)
+        if known is not None and known.objects:
+            # They go soon, and until then nobody else can have their names.
+            self._known[uid] = _Known(objects=known.objects)
         return {uid}
 
     def object_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
         """An object with the label of a job is there, changed, or gone."""
-        uid = _label(manifest, "uid")
+        uid, job = label(manifest, "uid"), label(manifest, "job")
         if not uid:
             return set()
-        kind, name = manifest["kind"], manifest["metadata"]["name"]
-        known = self._known[uid]
-        if kind == "Pod":
-            _put(known.pods, name, None if gone else manifest)
-        elif kind == "Secret":
-            (known.secrets.discard if gone else known.secrets.add)(name)
-        elif kind in _WATCHED:
-            applied = (manifest["metadata"].get("annotations") or {}).get(APPLIED, "")
-            _put(known.applied, (kind, name), None if gone else applied)
-        return {uid}
+        metadata = manifest["metadata"]
+        namespace, kind = metadata.get("namespace", ""), manifest["kind"]
+        known, place = self._known[uid], (namespace, job)
+        if gone:
+            known.objects.pop((kind, namespace, metadata["name"]), None)
+        else:
+            known.objects[kind, namespace, metadata["name"]] = _slim(manifest)
+            self._lives[place].add(uid)
+        return {uid} | self._left(uid, place)
 
-    def replace_all(self, kind: str, manifests: Iterable[Manifest]) -> set[Uid]:
-        """A whole listing of one kind: what is not in it is gone."""
-        touched: set[Uid] = set()
+    def _left(self, uid: Uid, place: Place) -> set[Uid]:
+        """Who may begin since the last object of a job that is gone has gone."""
+        if self._known[uid].objects:
+            return set()
+        others = self._lives.get(place, set())
+        others.discard(uid)
+        if uid in self.jobs:
+            return set()
+        del self._known[uid]
+        if not others:
+            self._lives.pop(place, None)
+        return {each for each, job in self.jobs.items() if _place(job) == place}
+
+    def records_replaced(self, records: Mapping[str, bytes]) -> dict[Uid, float]:
+        """All that etcd has now, after a gap or after it forgot something: what is not there is gone."""
+        there = {(found[0].uid, found[1]) for found in map(JobKeys.parse, records) if found is not None}
+        touched: dict[Uid, float] = {}
         for uid, known in self._known.items():
-            before = (bool(known.pods), bool(known.secrets), len(known.applied))
-            if kind == "Pod":
-                known.pods.clear()
-            elif kind == "Secret":
-                known.secrets.clear()
-            else:
-                known.applied = {key: value for key, value in known.applied.items() if key[0] != kind}
-            if before != (bool(known.pods), bool(known.secrets), len(known.applied)):
-                touched.add(uid)
-        for manifest in manifests:
-            touched |= self.object_changed({"kind": kind, **manifest})
+            for record, (attribute, _) in _READERS.items():
+                if (uid, record) not in there and getattr(known, attribute) is not None:
+                    setattr(known, attribute, None)
+                    touched[uid] = 0.0
+        for key, value in records.items():
+            touched |= self.record_changed(key, value)
+        return touched
+
+    def forget_missing(self, kind: str, listed: Iterable[Manifest], *, revision: int, namespace: str = "") -> set[Uid]:
+        """What is not in a whole listing of a kind is gone, unless it changed after that listing.
+
+        Args:
+            kind: Of which all were listed.
+            listed: All of them.
+            revision: Resource version of the listing.
+            namespace: Of which all were listed; empty: of every one.
+        """
+        if kind == "TrainingJob":
+            uids = {each["metadata"]["uid"] for each in listed}
+            here = [job for job in self.jobs.values() if namespace in {"", _place(job)[0]}]
+            gone = [job for job in here if job["metadata"]["uid"] not in uids and _revision(job) <= revision]
+            return {uid for job in gone for uid in self.job_changed(job, gone=True)}
+        there = {
+            (label(each, "uid"), each["metadata"].get("namespace", ""), each["metadata"]["name"]) for each in listed
+        }
+        missing = [
+            each
+            for uid, known in self._known.items()
+            for (of, where, name), each in known.objects.items()
+            if of == kind
+            and namespace in {"", where}
+            and (uid, where, name) not in there
+            and _revision(each) <= revision
+        ]
+        touched: set[Uid] = set()
+        for each in missing:
+            touched |= self.object_changed({"kind": kind, **each}, gone=True)
         return touched
 
     def node_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
@@ -116,35 +178,42 @@ class ClusterStore:
         return {
             uid
             for uid, known in self._known.items()
-            if any((pod.get("spec") or {}).get("nodeName") == name for pod in known.pods.values())
+            if any((each.get("spec") or {}).get("nodeName") == name for each in known.objects.values())
         }
 
-    def record_changed(self, key: str, value: bytes | None) -> set[Uid]:
-        """A key of some job in etcd was written, or removed (None)."""
+    def etcd_changed(self, *, away: bool) -> set[Uid]:
+        """Etcd cannot be reached, or answers again."""
+        if self._etcd is not away:
+            return set()
+        self._etcd = not away
+        return set(self.jobs)
+
+    def record_changed(self, key: str, value: bytes | None) -> dict[Uid, float]:
+        """A key of some job in etcd was written, or removed (None).
+
+        Returns:
+            Who is to be looked at, and within how many seconds.
+        """
         found = JobKeys.parse(key)
-        if found is None:
-            return set()
+        if found is None or found[1] not in _READERS:
+            return {}
         keys, record = found
-        readers: dict[str, tuple[str, Any]] = {
-            "wanted": ("wanted", Wanted),
-            "progress": ("published", Published),
-            "outcome": ("ended", Ended),
-            "master": ("leader", _Leader),
-        }
-        if record not in readers:
-            return set()
-        attribute, kind = readers[record]
+        attribute, kind = _READERS[record]
         try:
             read = msgspec.json.decode(value, type=kind) if value is not None else None
         except msgspec.MsgspecError:
-            return set()  # of another version of Shoal: what is known stays
+            return {}  # of another version of Shoal: what is known stays
+        if value is None and keys.uid not in self._known:
+            return {}
         known = self._known[keys.uid]
-        if attribute == "published" and read != known.published:
-            known.heard = datetime.now(UTC)
-        if attribute == "leader" and read == known.leader:
-            return set()  # it is written with every commit
+        before = getattr(known, attribute)
+        if read == before:
+            return {}  # the election record is written with every commit
         setattr(known, attribute, read)
-        return {keys.uid}
+        if attribute != "published":
+            return {keys.uid: 0.0}
+        known.heard = datetime.now(UTC)
+        return {keys.uid: NEWS_SECONDS if _only_further(before, read) else 0.0}
 
     # --- Questions ---
 
@@ -157,35 +226,65 @@ class ClusterStore:
         """
         known = self._known[uid]
         here = set(known.published.trainers) if known.published is not None else set()
-        trainers = [
-            self._trainer(pod, here, template) for pod in known.pods.values() if _label(pod, "role") == "trainer"
-        ]
+        trainers = [self._trainer(pod, here, template) for pod in self.pods(uid) if label(pod, "role") == "trainer"]
         finished = known.ended is not None and known.ended.state == "Complete"
-        succeeded = any(_phase(pod) == "Succeeded" for pod in known.pods.values() if _label(pod, "role") == "trainer")
+        succeeded = any(_phase(pod) == "Succeeded" for pod in self.pods(uid) if label(pod, "role") == "trainer")
         return Observed(
-            applied=dict(known.applied),
-            secrets=frozenset(known.secrets),
+            applied=self._applied(uid),
             trainers=tuple(sorted(trainers, key=lambda pod: pod.index)),
             saved=finished and succeeded,
-            servers=self._others(known, "pserver"),
-            masters=self._others(known, "master"),
+            servers=self._others(uid, "pserver"),
+            masters=self._others(uid, "master"),
             wanted=known.wanted,
             published=known.published,
             ended=known.ended,
         )
 
-    def pods(self, uid: Uid) -> list[Manifest]:
-        """A job's pods as the API server has them."""
-        return list(self._known[uid].pods.values())
+    def pods(self, uid: Uid) -> Iterator[Manifest]:
+        """A job's pods, as far as they are of use here."""
+        job = self.jobs.get(uid)
+        if job is None:
+            return
+        namespace, name = _place(job)
+        for (kind, where, called), pod in self._known[uid].objects.items():
+            role = label(pod, "role")
+            if kind != "Pod" or where != namespace or not _controlled(pod, _CONTROLLERS.get(role, "")):
+                continue
+            if role == "trainer":
+                index = label(pod, "index")
+                if not index.isdigit() or called != f"{name}-trainer-{int(index)}" or not _controlled(pod, uid=uid):
+                    continue
+            yield pod
+
+    def starting(self, uid: Uid) -> bool:
+        """Whether a pod that has a node does not run yet, as one would that waits for its Secret."""
+        return any(
+            not _deleting(pod)
+            and (pod.get("spec") or {}).get("nodeName")
+            and (_phase(pod) == "Pending" or (label(pod, "role") == "master" and not _ready(pod)))
+            for pod in self.pods(uid)
+        )
+
+    def predecessors(self, uid: Uid) -> list[str]:
+        """Names of what is left of deleted jobs of the same name."""
+        place = _place(self.jobs[uid])
+        others = self._lives.get(place, set()) - {uid}
+        return sorted(
+            f"{kind} {name}"
+            for other in others
+            for kind, namespace, name in self._known[other].objects
+            if namespace == place[0]
+        )
 
     def facts(self, uid: Uid, *, why: str = "") -> Facts:
         """What a status says beside."""
         known = self._known[uid]
-        pods = known.pods.items()
+        pods = list(self.pods(uid))
         samples = known.ended.account if known.ended is not None else None
         return Facts(
-            placed=frozenset(name for name, pod in pods if (pod.get("spec") or {}).get("nodeName")),
-            ready=frozenset(name for name, pod in pods if _ready(pod)),
+            etcd=self._etcd,
+            placed=frozenset(pod["metadata"]["name"] for pod in pods if (pod.get("spec") or {}).get("nodeName")),
+            ready=frozenset(pod["metadata"]["name"] for pod in pods if _ready(pod)),
             generation=known.leader.generation if known.leader is not None else None,
             heard=known.heard,
             account=Account.model_validate({**samples, **samples["samples"]}) if samples is not None else None,
@@ -194,16 +293,34 @@ class ClusterStore:
 
     def troubles(self, uid: Uid) -> list[Trouble]:
         """What is wrong with a job's pods."""
-        return [each for pod in self._known[uid].pods.values() for each in troubles_of(pod)]
+        return [each for pod in self.pods(uid) for each in troubles_of(pod)]
 
-    def orphans(self) -> set[Uid]:
-        """Uids that something is known of, and no job."""
-        return set(self._known) - set(self.jobs)
+    def ends(self, uid: Uid) -> list[End]:
+        """How lives of a job's containers ended that nobody had told to end."""
+        known = self._known[uid]
+        wanted = known.wanted or Wanted()
+        return [
+            end
+            for pod in self.pods(uid)
+            if not _deleting(pod)
+            for end in ends_of(pod)
+            if end.role != "trainer" or not wanted.leaves(end.index)
+        ]
 
     # --- Parts ---
 
+    def _applied(self, uid: Uid) -> dict[tuple[str, str], str]:
+        """Of each object of the job, the hash of what it was made from."""
+        job = self.jobs.get(uid)
+        namespace = _place(job)[0] if job is not None else ""
+        return {
+            (kind, name): str((each["metadata"].get("annotations") or {}).get(APPLIED, ""))
+            for (kind, where, name), each in self._known[uid].objects.items()
+            if kind in _APPLIED and where == namespace and _controlled(each, "TrainingJob", uid=uid)
+        }
+
     def _trainer(self, pod: Manifest, here: set[int], template: str) -> TrainerPod:
-        index = int(_label(pod, "index"))
+        index = int(label(pod, "index"))
         ended = _phase(pod) in {"Succeeded", "Failed"}
         return TrainerPod(
             index=index,
@@ -212,31 +329,74 @@ class ClusterStore:
             deleting=_deleting(pod),
             lost=self._lost(pod),
             ready=_ready(pod),
-            current=_label(pod, "template") == template,
+            current=label(pod, "template") == template,
             works=index in here and not ended,
         )
 
-    def _others(self, known: _Known, role: str) -> tuple[ServerPod, ...]:
-        return tuple(
-            ServerPod(name=name, uid=pod["metadata"]["uid"], lost=self._lost(pod), deleting=_deleting(pod))
-            for name, pod in sorted(known.pods.items())
-            if _label(pod, "role") == role
-        )
+    def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:
+        found = [
+            ServerPod(
+                name=pod["metadata"]["name"],
+                uid=pod["metadata"]["uid"],
+                lost=self._lost(pod),
+                deleting=_deleting(pod),
+            )
+            for pod in self.pods(uid)
+            if label(pod, "role") == role
+        ]
+        return tuple(sorted(found, key=lambda each: each.name))
 
     def _lost(self, pod: Manifest) -> bool:
         node = (pod.get("spec") or {}).get("nodeName")
         return node in self._lost_nodes and _phase(pod) not in {"Succeeded", "Failed"}
 
 
-def _put(mapping: dict[Any, Any], key: Any, value: Any) -> None:
-    if value is None:
-        mapping.pop(key, None)
-    else:
-        mapping[key] = value
+def _only_further(before: Published | None, after: Published | None) -> bool:
+    """Whether a master only counts on: all that a person or the reconciler waits for is as before."""
+    if before is None or after is None or bool(before.moved) != bool(after.moved):
+        return False
+    same = {"samples": 0, "rate": 0.0, "moved": 0.0, "epoch": 0}
+    return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-def _label(manifest: Manifest, name: str) -> str:
-    return str((manifest["metadata"].get("labels") or {}).get(f"{GROUP}/{name}", ""))
+_METADATA: Final = (
+    "name", "namespace", "uid", "labels", "annotations", "ownerReferences", "deletionTimestamp", "resourceVersion",
+)  # fmt: skip
+_STATUS: Final = ("phase", "reason", "message", "conditions", "initContainerStatuses", "containerStatuses")
+
+
+def _slim(manifest: Manifest) -> Manifest:
+    """An object without what nobody here asks for: thousands of them are kept."""
+    metadata = {key: manifest["metadata"][key] for key in _METADATA if key in manifest["metadata"]}
+    if manifest["kind"] != "Pod":
+        return {"metadata": metadata}
+    status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
+    return {
+        "metadata": _without(metadata, "annotations"),
+        "spec": {"nodeName": spec["nodeName"]} if "nodeName" in spec else {},
+        "status": {key: status[key] for key in _STATUS if key in status},
+    }
+
+
+def _without(mapping: Manifest, key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}
+
+
+def _place(job: Manifest) -> Place:
+    return job["metadata"].get("namespace", "default"), job["metadata"]["name"]
+
+
+def _controlled(manifest: Manifest, kind: str = "", *, uid: Uid = "") -> bool:
+    """Whether a controller of this kind (and this one, where it is known) owns an object."""
+    return any(
+        each.get("controller") and (not kind or each.get("kind") == kind) and (not uid or each.get("uid") == uid)
+        for each in manifest["metadata"].get("ownerReferences") or []
+    )
+
+
+def _revision(manifest: Manifest) -> int:
+    text = str(manifest["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdigit() else 0
 
 
 def _phase(pod: Manifest) -> str:

@@ -16,16 +16,30 @@ _LONGEST_PAUSE_SECONDS: Final = 30.0
 log = logging.getLogger(__name__)
 
 
+def _ignore(_seconds: float, _failed: bool) -> None:  # noqa: FBT001 - as the hook is called
+    pass
+
+
 class Worker:
     """Runs a coroutine for each key that was marked, never twice at once for the same key.
 
     Args:
         look: Looks at one key and acts. What it raises is logged, and the key is looked at again after a growing pause:
             one job's trouble never delays another's.
+        held: Only remember what is marked, until `begin`.
+        on_look: Told of each look how many seconds it took, and whether it failed.
     """
 
-    def __init__(self, look: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        look: Callable[[str], Awaitable[None]],
+        *,
+        held: bool = False,
+        on_look: Callable[[float, bool], None] = _ignore,
+    ) -> None:
         self._look = look
+        self._held = held
+        self._on_look = on_look
         self._dirty: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._pauses: dict[str, float] = {}
@@ -36,16 +50,23 @@ class Worker:
         """Something changed for these keys."""
         for key in keys:
             self._dirty.add(key)
-            if key not in self._running and not self._closed:
+            if key not in self._running and not self._closed and not self._held:
                 self._running[key] = asyncio.get_running_loop().create_task(self._run(key))
 
-    def mark_later(self, key: str, seconds: float) -> None:
-        """Look at a key again after a while, if nothing marks it before."""
-        timer = self._later.pop(key, None)
+    def mark_within(self, key: str, seconds: float) -> None:
+        """Look at a key after so long at the latest."""
+        loop = asyncio.get_running_loop()
+        timer = self._later.get(key)
+        if self._closed or (timer is not None and timer.when() <= loop.time() + seconds):
+            return
         if timer is not None:
             timer.cancel()
-        if not self._closed:
-            self._later[key] = asyncio.get_running_loop().call_later(seconds, self.mark, key)
+        self._later[key] = loop.call_later(seconds, self.mark, key)
+
+    def begin(self) -> None:
+        """Look at whoever was marked while it was held, and at all that is marked from now on."""
+        self._held = False
+        self.mark(*self._dirty)
 
     async def close(self) -> None:
         """End every look that is under way."""
@@ -66,6 +87,9 @@ class Worker:
         try:
             while key in self._dirty and not self._closed:
                 self._dirty.discard(key)
+                timer = self._later.pop(key, None)
+                if timer is not None:
+                    timer.cancel()
                 await self._once(key)
         finally:
             del self._running[key]
@@ -75,11 +99,13 @@ class Worker:
         try:
             await self._look(key)
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this key alone
+            self._on_look(time.monotonic() - begun, True)
             pause = self._pauses.get(key, _FIRST_PAUSE_SECONDS)
             self._pauses[key] = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             log.warning("%s: %s; again in %.1f s", key, _words(error), pause)
-            self.mark_later(key, pause)
+            self.mark_within(key, pause)
         else:
+            self._on_look(time.monotonic() - begun, False)
             self._pauses.pop(key, None)
             log.debug("%s: looked at in %.1f ms", key, 1000 * (time.monotonic() - begun))
 

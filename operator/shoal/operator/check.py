@@ -1,0 +1,99 @@
+"""What only the API server can say about a job, before anything of it is made or changed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from shoal.api import TrainingJob
+from shoal.api.status import Reason
+from shoal.kube import Kube, KubeForbiddenError, KubeInvalidError
+from shoal.operator import objects
+from shoal.operator.pods import SNAPSHOTS, Identity, label, master_pod, names, server_pod, trainer_pod
+from shoal.operator.reconcile import Observed, applied_hash
+
+__all__ = ["Checker"]
+
+
+class Checker:
+    """Asks without changing anything.
+
+    Args:
+        kube: The gateway.
+    """
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+
+    async def refused(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
+        """Why a job cannot be taken as it is now, with a documented reason before a colon; empty: it can.
+
+        Raises:
+            KubeError: The API server was away for too long.
+        """
+        found = await asyncio.gather(
+            self._taken(job, identity, seen), self._pods(job, identity), self._servers(job, identity, seen)
+        )
+        return next(filter(None, found), "")
+
+    async def _taken(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
+        """Whether an object of somebody else's has a name that the job needs."""
+        wanted = [
+            *objects.standing(job, identity),
+            objects.servers(job, identity, replicas=0),
+            objects.master(job, identity, replicas=0),
+        ]
+        for manifest in wanted:
+            kind, name = manifest["kind"], manifest["metadata"]["name"]
+            if (kind, name) in seen.applied:
+                continue
+            found = await self._kube.get(kind, name, namespace=job.metadata.namespace)
+            if found is not None and label(found, "uid") != identity.uid:
+                return (
+                    f"{Reason.NAME_TAKEN}: {kind} {name} exists and is not of this job; "
+                    "remove it, or give the job another name"
+                )
+        return ""
+
+    async def _pods(self, job: TrainingJob, identity: Identity) -> str:
+        """What the API server says about the pods of the templates."""
+        made = {
+            "trainer": trainer_pod(job, identity, 0),
+            "parameterServer": _as_pod(job, server_pod(job, identity), "pserver"),
+            "master": _as_pod(job, master_pod(job, identity), "master"),
+        }
+        for part, pod in made.items():
+            # Its account may not be there yet, and its name may be: neither is what is asked.
+            spec = {key: value for key, value in pod["spec"].items() if key != "serviceAccountName"}
+            metadata = {key: value for key, value in pod["metadata"].items() if key != "name"}
+            metadata |= {"generateName": f"{names(job)['trainer']}-"}
+            try:
+                await self._kube.create({**pod, "metadata": metadata, "spec": spec}, dry_run=True)
+            except KubeInvalidError as error:
+                words = "; ".join(f"{field}: {text}" for field, text in error.causes) or str(error)
+                return f"{Reason.INVALID_TEMPLATE}: a pod made from spec.{part} is refused: {words}"
+            except KubeForbiddenError:
+                # A quota or a policy of the namespace: that may change, and is told of the pods themselves.
+                continue
+        return ""
+
+    async def _servers(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
+        """Whether the parameter servers that exist can become what is wanted."""
+        manifest = objects.servers(job, identity, replicas=job.servers)
+        applied = seen.applied.get(("StatefulSet", names(job)["pserver"]))
+        if applied is None or applied == applied_hash(manifest):
+            return ""
+        try:
+            await self._kube.apply(manifest, dry_run=True)
+        except KubeInvalidError as error:
+            return f"{Reason.CANNOT_CHANGE}: spec.parameterServer: {error}"
+        return ""
+
+
+def _as_pod(job: TrainingJob, template: dict[str, Any], role: str) -> dict[str, Any]:
+    """A pod of a controller's template; what a claim template would mount is an empty folder."""
+    metadata = template["metadata"] | {"name": names(job)[role], "namespace": job.metadata.namespace}
+    spec = dict(template["spec"])
+    if SNAPSHOTS not in {each["name"] for each in spec["volumes"]}:
+        spec["volumes"] = [*spec["volumes"], {"name": SNAPSHOTS, "emptyDir": {}}]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

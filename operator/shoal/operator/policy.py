@@ -1,0 +1,203 @@
+"""What a job's run policy says now: errors of the script, the deadline, how long the job stays after its end. Pure.
+
+What counts as an error of the script's own, and when the count begins anew, is as on one machine: signals, memory kills
+and lost nodes are nobody's fault; a task that is committed shows that the script works, unless the last error came soon
+after a start, as a script that always fails early commits some. The count stands in the job's status, so it survives.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from shoal.api import TrainingJob
+from shoal.api.status import Condition, ConditionType, Reason, Status
+from shoal.operator.pods import label
+from shoal.operator.reconcile import Ended
+
+__all__ = ["End", "Tally", "active_seconds", "ends_of", "overrun", "removal_due", "said_end", "tallied"]
+
+REFUSED: Final = 78
+"""Exit code of a process of Shoal's that cannot take part in this job: a final word where nothing was trained yet."""
+_STEADY: Final = timedelta(seconds=30)
+"""A script that failed sooner after its start has not shown that it works."""
+_SIGNALLED: Final = frozenset(
+    128 + number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
+)
+_ENDS: Final = (ConditionType.COMPLETE, ConditionType.FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How one life of a job's container ended.
+
+    Attributes:
+        pod: Its pod.
+        role: The pod's.
+        index: A trainer's; -1 for others.
+        life: The container's id.
+        seconds: How long it lived.
+        at: When it ended.
+        code: Exit code.
+        words: The last that it said.
+    """
+
+    pod: str
+    role: str
+    index: int
+    life: str
+    seconds: float
+    at: datetime
+    code: int
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Errors of the script's own in a row.
+
+    Attributes:
+        count: How many.
+        last: When the last one was.
+        end: The last one, where it is still known.
+    """
+
+    count: int = 0
+    last: datetime | None = None
+    end: End | None = None
+
+
+def ends_of(pod: Mapping[str, Any]) -> Iterable[End]:
+    """The ends that a pod still knows of: of the present life of its role's container and of the one before.
+
+    Those by memory's end are left out: they are nobody's fault.
+    """
+    role, index = label(pod, "role"), label(pod, "index")
+    for container in (pod.get("status") or {}).get("containerStatuses") or []:
+        if container.get("name") != role:
+            continue
+        for state in ("lastState", "state"):
+            ended = (container.get(state) or {}).get("terminated") or {}
+            at, started = _moment(ended.get("finishedAt")), _moment(ended.get("startedAt"))
+            if at is None or ended.get("reason") == "OOMKilled":
+                continue
+            yield End(
+                pod=pod["metadata"]["name"],
+                role=role,
+                index=int(index) if index.isdigit() else -1,
+                life=str(ended.get("containerID", "")),
+                seconds=(at - started).total_seconds() if started is not None else 0.0,
+                at=at,
+                code=int(ended.get("exitCode", 0)),
+                words=str(ended.get("message", "")).strip(),
+            )
+
+
+def tallied(before: Tally, ends: Iterable[End], *, known: Collection[str], committed: datetime | None) -> Tally:
+    """Count on.
+
+    Args:
+        before: As it was counted up to now.
+        ends: Of trainers that nobody had told to leave, in any order.
+        known: Lives whose ends were counted (or found to be none) before.
+        committed: When a task was last committed.
+    """
+    tally = _renewed(before, committed)
+    for end in sorted(ends, key=lambda each: each.at):
+        if end.life in known or not is_error(end):
+            continue
+        # Whoever counts for the first time since his start knows only until when it was counted.
+        if not known and before.last is not None and end.at <= before.last:
+            tally = Tally(tally.count, tally.last, tally.end or end)
+            continue
+        tally = Tally(tally.count + 1, max(end.at, tally.last or end.at), end)
+    return _renewed(tally, committed)
+
+
+def is_error(end: End) -> bool:
+    """Whether a script ended by its own doing, though the job is not at its end: with an error, or too early."""
+    return end.code not in _SIGNALLED
+
+
+def _renewed(tally: Tally, committed: datetime | None) -> Tally:
+    if tally.last is None or committed is None:
+        return tally
+    late = tally.end is not None and tally.end.seconds >= _STEADY.total_seconds()
+    shown = tally.last if late else tally.last + _STEADY
+    return Tally(0, tally.last, tally.end) if committed > shown else tally
+
+
+def overrun(job: TrainingJob, status: Status, tally: Tally, refusals: Iterable[End], now: datetime) -> Ended | None:
+    """The end that the run policy decides; None: the job may go on.
+
+    Args:
+        job: As it is now.
+        status: As it was said last.
+        tally: Of the script's errors.
+        refusals: Ends with the code of a final word.
+        now: The time.
+    """
+    refused = next(iter(refusals), None)
+    if refused is not None and not (status.progress is not None and status.progress.samples):
+        return _failed(Reason.SCRIPT_FAILED, refused.words or f"{refused.pod} refused the job; its log says why")
+    policy = job.spec.run_policy
+    if tally.end is not None and tally.count > policy.backoff_limit + (0 if tally.end.code else job.spec.trainer.most):
+        return _failed(Reason.BACKOFF_LIMIT_EXCEEDED, _in_a_row(tally, tally.end, policy.backoff_limit))
+    limit = policy.active_deadline_seconds
+    if limit is not None and active_seconds(status, now) >= limit:
+        return _failed(Reason.DEADLINE_EXCEEDED, f"runPolicy.activeDeadlineSeconds: {limit} s have passed")
+    return None
+
+
+def _in_a_row(tally: Tally, end: End, limit: int) -> str:
+    if end.code == 0:
+        return (
+            f"the script ended {tally.count} times in a row although the job is not complete; "
+            "does it loop over job.epochs() to the end?"
+        )
+    times = "once" if tally.count == 1 else f"{tally.count} times"
+    last = f"; the last words of {end.pod} (exit code {end.code}):\n{end.words}" if end.words else ""
+    return f"the script failed {times} in a row (runPolicy.backoffLimit: {limit}){last}"
+
+
+def _failed(reason: Reason, words: str) -> Ended:
+    return Ended("Failed", f"{reason}: {words}")
+
+
+def active_seconds(status: Status, now: datetime) -> float:
+    """For how long a job has run, without the time that it was suspended."""
+    running = (now - status.active_since).total_seconds() if status.active_since is not None else 0.0
+    return (status.active_seconds or 0) + max(0.0, running)
+
+
+def said_end(status: Status) -> Ended | None:
+    """The end as the status has it: it is never taken back, whatever etcd forgets."""
+    found = _final(status)
+    if found is None:
+        return None
+    return Ended(found.type, f"{found.reason}: {found.message}")
+
+
+def removal_due(job: TrainingJob, status: Status) -> datetime | None:
+    """When a job that has ended is to be removed; None: never, or not ended."""
+    found, seconds = _final(status), job.spec.run_policy.ttl_seconds_after_finished
+    if found is None or seconds is None:
+        return None
+    return found.last_transition_time + timedelta(seconds=min(seconds, _LONGEST_SECONDS))
+
+
+_LONGEST_SECONDS: Final = 100 * 365 * 86400
+
+
+def _final(status: Status) -> Condition | None:
+    return next((each for of in _ENDS for each in status.conditions if each.type == of and each.status == "True"), None)
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)) if text else None
+    except ValueError:
+        return None
