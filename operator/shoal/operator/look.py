@@ -38,14 +38,16 @@ class _Memory:
     Attributes:
         told: Index -> since when it was told to leave.
         tally: Of the script's errors; None: as the status has it.
-        lives: Whose ends are counted.
+        lives: Whose ends were looked at; None: nobody's yet.
+        untold: Events that are to be told with the next status.
         secrets: When its Secrets were made sure of.
         checked: Generation for which the API server had no words against the job.
     """
 
     told: dict[int, float] = field(default_factory=dict)
     tally: policy.Tally | None = None
-    lives: set[str] = field(default_factory=set)
+    lives: set[str] | None = None
+    untold: list[events.Note] = field(default_factory=list)
     secrets: float | None = None
     checked: int = 0
 
@@ -150,9 +152,7 @@ class Looker:
         actions: list[Action] = []
         if facts.etcd:  # else nobody can be told before he goes
             actions = reconcile(job, identity, seen, trainers=job.wanted_trainers(), overdue=overdue)
-        for action in actions:
-            if isinstance(action, DeletePod) and action.force:
-                await self._reporter.tell(view.manifest, [events.lost(action.name)])
+        memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
         try:
             await self._executor.carry_out(job, identity, actions)
         except* (KubeInvalidError, KubeForbiddenError) as group:
@@ -198,15 +198,14 @@ class Looker:
         said = policy.said_end(view.before)
         if said is not None:
             return replace(seen, ended=said, saved=seen.saved or said.state == "Complete")
-        if seen.ended is not None:
-            return seen
+        if seen.ended is not None or not self._store.facts(view.uid).etcd:
+            return seen  # while etcd is away nobody knows whether those who ended had come to the job's end
         ends = self._store.ends(view.uid)
         before = memory.tally or policy.Tally(view.before.failures or 0, view.before.last_failure_time)
         committed = datetime.fromtimestamp(seen.published.moved, UTC) if seen.published is not None else None
-        memory.tally = policy.tallied(
-            before, [end for end in ends if end.role == "trainer"], known=memory.lives, committed=committed
-        )
-        memory.lives |= {end.life for end in ends}
+        memory.untold += map(events.failed, policy.newly_failed(before, ends, known=memory.lives))
+        memory.tally = policy.tallied(before, ends, known=memory.lives, committed=committed)
+        memory.lives = {end.life for end in ends}
         refusals = [end for end in ends if end.code == policy.REFUSED]
         return replace(seen, ended=policy.overrun(job, view.before, memory.tally, refusals, view.now))
 
@@ -240,7 +239,9 @@ class Looker:
             facts=facts if facts is not None else self._store.facts(view.uid),
         )
         later = await self._reporter.say(view.manifest, after)
-        await self._reporter.tell(view.manifest, events.notes(view.before, after))
+        memory = self._memory[view.uid]
+        notes, memory.untold = [*memory.untold, *events.notes(view.before, after)], []
+        await self._reporter.tell(view.manifest, notes)
         return later
 
     def _due(self, view: _View, job: TrainingJob, facts: Facts) -> list[datetime]:

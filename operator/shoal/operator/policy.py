@@ -18,10 +18,25 @@ from shoal.api.status import Condition, ConditionType, Reason, Status
 from shoal.operator.pods import label
 from shoal.operator.reconcile import Ended
 
-__all__ = ["End", "Tally", "active_seconds", "ends_of", "overrun", "removal_due", "said_end", "tallied"]
+__all__ = [
+    "REFUSED",
+    "End",
+    "Tally",
+    "active_seconds",
+    "clocked",
+    "end_of",
+    "ends_of",
+    "is_error",
+    "newly_failed",
+    "overrun",
+    "removal_due",
+    "said_end",
+    "tallied",
+]
 
 REFUSED: Final = 78
 """Exit code of a process of Shoal's that cannot take part in this job: a final word where nothing was trained yet."""
+_LONGEST_SECONDS: Final = 100 * 365 * 86400
 _STEADY: Final = timedelta(seconds=30)
 """A script that failed sooner after its start has not shown that it works."""
 _SIGNALLED: Final = frozenset(
@@ -43,6 +58,7 @@ class End:
         at: When it ended.
         code: Exit code.
         words: The last that it said.
+        asked: Whether it was asked to end.
     """
 
     pod: str
@@ -53,6 +69,7 @@ class End:
     at: datetime
     code: int
     words: str = ""
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,10 +87,14 @@ class Tally:
     end: End | None = None
 
 
-def ends_of(pod: Mapping[str, Any]) -> Iterable[End]:
+def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
     """The ends that a pod still knows of: of the present life of its role's container and of the one before.
 
     Those by memory's end are left out: they are nobody's fault.
+
+    Args:
+        pod: As the API server has it.
+        asked: Whether it was asked to end.
     """
     role, index = label(pod, "role"), label(pod, "index")
     for container in (pod.get("status") or {}).get("containerStatuses") or []:
@@ -93,33 +114,50 @@ def ends_of(pod: Mapping[str, Any]) -> Iterable[End]:
                 at=at,
                 code=int(ended.get("exitCode", 0)),
                 words=str(ended.get("message", "")).strip(),
+                asked=asked,
             )
 
 
-def tallied(before: Tally, ends: Iterable[End], *, known: Collection[str], committed: datetime | None) -> Tally:
+def newly_failed(before: Tally, ends: Iterable[End], *, known: Collection[str] | None) -> list[End]:
+    """The errors of scripts among some ends that were not counted yet, oldest first.
+
+    Args:
+        before: As it was counted up to now.
+        ends: All that are known, in any order.
+        known: Lives whose ends were looked at before. None: nobody did since this process began, so all that is known is
+            until when was counted.
+    """
+    fresh = [end for end in ends if is_error(end) and end.life not in (known or ())]
+    if known is None and before.last is not None:
+        fresh = [end for end in fresh if end.at > before.last]
+    return sorted(fresh, key=lambda end: end.at)
+
+
+def tallied(
+    before: Tally, ends: Collection[End], *, known: Collection[str] | None, committed: datetime | None
+) -> Tally:
     """Count on.
 
     Args:
         before: As it was counted up to now.
-        ends: Of trainers that nobody had told to leave, in any order.
-        known: Lives whose ends were counted (or found to be none) before.
+        ends: As of `newly_failed`.
+        known: Likewise.
         committed: When a task was last committed.
     """
-    tally = _renewed(before, committed)
-    for end in sorted(ends, key=lambda each: each.at):
-        if end.life in known or not is_error(end):
-            continue
-        # Whoever counts for the first time since his start knows only until when it was counted.
-        if not known and before.last is not None and end.at <= before.last:
-            tally = Tally(tally.count, tally.last, tally.end or end)
-            continue
+    tally = before
+    if tally.end is None and tally.count:
+        # Counted by an earlier operator; the pod may still know its words.
+        last = max(filter(is_error, ends), key=lambda end: end.at, default=None)
+        tally = Tally(tally.count, tally.last, last)
+    tally = _renewed(tally, committed)
+    for end in newly_failed(before, ends, known=known):
         tally = Tally(tally.count + 1, max(end.at, tally.last or end.at), end)
     return _renewed(tally, committed)
 
 
 def is_error(end: End) -> bool:
     """Whether a script ended by its own doing, though the job is not at its end: with an error, or too early."""
-    return end.code not in _SIGNALLED
+    return end.role == "trainer" and not end.asked and end.code not in _SIGNALLED
 
 
 def _renewed(tally: Tally, committed: datetime | None) -> Tally:
@@ -173,27 +211,42 @@ def active_seconds(status: Status, now: datetime) -> float:
     return (status.active_seconds or 0) + max(0.0, running)
 
 
+def clocked(status: Status, now: datetime, *, runs: bool) -> Status:
+    """The same with the deadline's clock going on or stopped; it goes from the job's first start on.
+
+    Args:
+        status: Of now.
+        now: The time.
+        runs: Whether the job should run: it is neither suspended nor complete.
+    """
+    failed = any(each.type == ConditionType.FAILED for each in status.conditions)
+    if runs and not failed:
+        started = status.active_since or (now if status.start_time is not None else None)
+        return Status(**dict(status) | {"active_since": started})
+    if status.active_since is None:
+        return status
+    return Status(**dict(status) | {"active_seconds": int(active_seconds(status, now)), "active_since": None})
+
+
 def said_end(status: Status) -> Ended | None:
     """The end as the status has it: it is never taken back, whatever etcd forgets."""
-    found = _final(status)
+    found = end_of(status)
     if found is None:
         return None
     return Ended(found.type, f"{found.reason}: {found.message}")
 
 
+def end_of(status: Status) -> Condition | None:
+    """The condition that says that a job has ended."""
+    return next((each for of in _ENDS for each in status.conditions if each.type == of and each.status == "True"), None)
+
+
 def removal_due(job: TrainingJob, status: Status) -> datetime | None:
     """When a job that has ended is to be removed; None: never, or not ended."""
-    found, seconds = _final(status), job.spec.run_policy.ttl_seconds_after_finished
+    found, seconds = end_of(status), job.spec.run_policy.ttl_seconds_after_finished
     if found is None or seconds is None:
         return None
     return found.last_transition_time + timedelta(seconds=min(seconds, _LONGEST_SECONDS))
-
-
-_LONGEST_SECONDS: Final = 100 * 365 * 86400
-
-
-def _final(status: Status) -> Condition | None:
-    return next((each for of in _ENDS for each in status.conditions if each.type == of and each.status == "True"), None)
 
 
 def _moment(text: object) -> datetime | None:

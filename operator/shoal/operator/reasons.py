@@ -8,7 +8,7 @@ from typing import Final
 
 from shoal.api.status import REASONS, ConditionType, Reason
 
-__all__ = ["Trouble", "clipped", "in_order", "reason_of", "words_of"]
+__all__ = ["Trouble", "clipped", "in_order", "listed", "reason_of", "words_of"]
 
 _LONGEST: Final = 500
 """Characters of one pod's trouble."""
@@ -114,3 +114,9 @@ def reason_of(of: ConditionType, words: str) -> tuple[Reason, str]:
         starts = (reason for start, reason in _LAST_WORDS.items() if words.startswith(start))
         found = next(starts, Reason.SCRIPT_FAILED)
     return found, clipped(words, _LONGEST_WORDS)
+
+
+def listed(*, trainers: int, servers: int, masters: int) -> str:
+    """Such as `2 trainers, 1 parameter server`."""
+    counts = {"trainer": trainers, "parameter server": servers, "master": masters}
+    return ", ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items() if count > 0)

@@ -39,7 +39,8 @@ from shoal.api.status import (
     TrainersStatus,
 )
 from shoal.operator.pods import GROUP, names
-from shoal.operator.reasons import Trouble, clipped, in_order, reason_of, words_of
+from shoal.operator.policy import clocked, end_of
+from shoal.operator.reasons import Trouble, clipped, in_order, listed, reason_of, words_of
 from shoal.operator.reconcile import Observed, ServerPod
 
 __all__ = ["QUIET", "STILL", "Facts", "Trouble", "changed", "status_of"]
@@ -53,7 +54,6 @@ _PROGRESS_SECONDS: Final = 5.0
 _LONGEST: Final = 1000
 """Characters of what others say."""
 _MOST: Final = 2**63 - 1
-_ENDS: Final = (ConditionType.COMPLETE, ConditionType.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +123,7 @@ def status_of(
     """
     if before.observed_generation is not None and generation < before.observed_generation:
         return before
-    final = next(
-        (each for of in _ENDS for each in before.conditions if each.type == of and each.status == "True"), None
-    )
+    final = end_of(before)
     history = Status(
         observed_generation=generation,
         account=before.account,
@@ -148,7 +146,7 @@ def status_of(
         state, decides = look.state(said)
     conditions = _stamped(said, before, final, generation, now)
     after = _concluded(stands, conditions, state, decides, now)
-    return _clocked(after, now, runs=after.completion_time is None and not (job is not None and job.spec.suspend))
+    return clocked(after, now, runs=after.completion_time is None and not (job is not None and job.spec.suspend))
 
 
 def changed(before: Status, after: Status, *, seconds: float) -> bool:
@@ -208,18 +206,6 @@ def _concluded(
     )
 
 
-def _clocked(status: Status, now: datetime, *, runs: bool) -> Status:
-    """With the clock of the deadline going on or stopped; it goes from the first start on."""
-    failed = any(each.type == ConditionType.FAILED for each in status.conditions)
-    if runs and not failed:
-        started = status.active_since or (now if status.start_time is not None else None)
-        return Status(**dict(status) | {"active_since": started})
-    if status.active_since is None:
-        return status
-    ran = max(0.0, (now - status.active_since).total_seconds())
-    return Status(**dict(status) | {"active_seconds": (status.active_seconds or 0) + int(ran), "active_since": None})
-
-
 def _moment(seconds: float) -> datetime | None:
     """From seconds since 1970; 0 and what is no time are None."""
     if seconds <= 0:
@@ -228,12 +214,6 @@ def _moment(seconds: float) -> datetime | None:
         return datetime.fromtimestamp(seconds, tz=UTC)
     except (OverflowError, ValueError, OSError):
         return None
-
-
-def _listed(*, trainers: int, servers: int, masters: int) -> str:
-    """Such as `2 trainers, 1 parameter server`."""
-    counts = {"trainer": trainers, "parameter server": servers, "master": masters}
-    return ", ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items() if count > 0)
 
 
 def _alive(pods: Sequence[ServerPod]) -> list[ServerPod]:
@@ -361,7 +341,7 @@ class _Look:
     def _lacking(self) -> str:
         """Pods that the job needs and that do not exist."""
         trainers, servers = self._need - len(self._trainers), self._job.servers - len(self._servers)
-        return _listed(trainers=trainers, servers=servers, masters=1 - len(_alive(self._seen.masters)))
+        return listed(trainers=trainers, servers=servers, masters=1 - len(_alive(self._seen.masters)))
 
     def _running(self) -> _Said:
         if self._stopped:
@@ -401,7 +381,7 @@ class _Look:
         """What the job needs and is not known to be ready."""
         servers = self._job.servers - sum(serves is True for serves in self._serve)
         trainers = self._need - self._works
-        return f"not ready: {_listed(trainers=trainers, servers=servers, masters=int(self._master is False))}"
+        return f"not ready: {listed(trainers=trainers, servers=servers, masters=int(self._master is False))}"
 
     def _progressing(self) -> _Said:
         if self._stopped:
@@ -432,7 +412,7 @@ class _Look:
             ever = any(each.type == ConditionType.SUSPENDED for each in self._before.conditions)
             return _Said("False", Reason.RESUMED) if ever else None
         trainers = sum(not pod.ended for pod in self._seen.trainers)
-        left = _listed(trainers=trainers, servers=len(self._seen.servers), masters=len(self._seen.masters))
+        left = listed(trainers=trainers, servers=len(self._seen.servers), masters=len(self._seen.masters))
         if left:
             return _Said("False", Reason.PODS_LEAVING, f"still there: {left}")
         return _Said("True", Reason.SUSPEND_REQUESTED)

@@ -296,16 +296,9 @@ class ClusterStore:
         return [each for pod in self.pods(uid) for each in troubles_of(pod)]
 
     def ends(self, uid: Uid) -> list[End]:
-        """How lives of a job's containers ended that nobody had told to end."""
-        known = self._known[uid]
-        wanted = known.wanted or Wanted()
-        return [
-            end
-            for pod in self.pods(uid)
-            if not _deleting(pod)
-            for end in ends_of(pod)
-            if end.role != "trainer" or not wanted.leaves(end.index)
-        ]
+        """How lives of a job's containers ended."""
+        wanted = self._known[uid].wanted or Wanted()
+        return [end for pod in self.pods(uid) for end in ends_of(pod, asked=_asked(pod, wanted))]
 
     # --- Parts ---
 
@@ -405,6 +398,11 @@ def _phase(pod: Manifest) -> str:
 
 def _deleting(pod: Manifest) -> bool:
     return pod["metadata"].get("deletionTimestamp") is not None
+
+
+def _asked(pod: Manifest, wanted: Wanted) -> bool:
+    """Whether a pod's process was asked to end."""
+    return _deleting(pod) or (label(pod, "role") == "trainer" and wanted.leaves(int(label(pod, "index"))))
 
 
 def _condition(manifest: Manifest, kind: str) -> Manifest:

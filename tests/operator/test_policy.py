@@ -1,0 +1,225 @@
+"""Which ends of a script count, when the count begins anew, and what the run policy decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.api.status import Condition, Progress, Status
+from shoal.operator.policy import (
+    REFUSED,
+    End,
+    Tally,
+    active_seconds,
+    clocked,
+    ends_of,
+    newly_failed,
+    overrun,
+    removal_due,
+    said_end,
+    tallied,
+)
+from tests.operator.jobs import job
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return T0 + timedelta(seconds=seconds)
+
+
+def end(seconds: float, life: str = "", *, code: int = 1, lived: float = 5.0, **more) -> End:
+    made = End(pod="flights-trainer-0", role="trainer", index=0, life=life or f"l{seconds}", seconds=lived,
+               at=at(seconds), code=code, words="Traceback\nValueError: no")  # fmt: skip
+    return replace(made, **more)
+
+
+def count(ends, *, committed=None, before=Tally(), known=()) -> int:  # noqa: B008 - it is frozen
+    return tallied(before, ends, known=known, committed=committed).count
+
+
+# --- What a pod tells ---
+
+
+def terminated(started: int, finished: int, code: int, reason: str = "Error") -> dict:
+    moments = {"startedAt": at(started).isoformat(), "finishedAt": at(finished).isoformat()}
+    return {
+        "terminated": {**moments, "exitCode": code, "reason": reason, "containerID": f"c{finished}", "message": " no\n"}
+    }
+
+
+def pod(*states, role: str = "trainer", container: str = "trainer") -> dict:
+    kinds = dict(zip(("lastState", "state"), states, strict=False))
+    labels = {"shoal.dev/role": role, "shoal.dev/index": "3"}
+    return {
+        "metadata": {"name": "flights-trainer-3", "labels": labels},
+        "status": {"containerStatuses": [{"name": "log"}, {"name": container, **kinds}]},
+    }
+
+
+def test_a_pod_tells_of_its_present_life_and_the_one_before():
+    first, second = ends_of(pod(terminated(0, 5, 1), terminated(15, 80, 2)))
+    assert (first.life, first.code, first.seconds, first.words) == ("c5", 1, 5.0, "no")
+    assert (second.life, second.code, second.at, second.index) == ("c80", 2, at(80), 3)
+
+
+def test_what_a_pod_does_not_tell():
+    assert list(ends_of(pod({"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}))) == []
+    assert list(ends_of(pod(terminated(0, 5, 137, "OOMKilled")))) == []
+    assert list(ends_of(pod(terminated(0, 5, 1), container="other"))) == []
+    assert list(ends_of({"metadata": {"name": "x"}})) == []
+    assert list(ends_of(pod({"terminated": {"finishedAt": "yesterday"}}))) == []
+
+
+# --- What counts ---
+
+
+@pytest.mark.parametrize("code", [134, 135, 137, 139, 143])
+def test_signals_do_not_count(code):
+    assert count([end(1, code=code)]) == 0
+
+
+def test_errors_count_and_so_does_an_end_too_early():
+    assert count([end(1), end(2, code=0), end(3, code=78)]) == 3
+
+
+def test_who_was_asked_to_end_and_who_runs_no_script_does_not_count():
+    assert count([end(1, asked=True), end(2, role="pserver"), end(3, role="master")]) == 0
+
+
+def test_each_life_counts_once():
+    first = tallied(Tally(), [end(1)], known=(), committed=None)
+    assert first.count == 1
+    assert tallied(first, [end(1)], known={"l1"}, committed=None).count == 1
+    assert tallied(first, [end(1), end(2)], known={"l1"}, committed=None).count == 2
+
+
+def test_an_operator_that_comes_after_another_counts_on_and_has_the_words():
+    counted = Tally(2, at(10))
+    found = tallied(counted, [end(10), end(9)], known=None, committed=None)
+    assert (found.count, found.end) == (2, end(10))
+    assert tallied(counted, [end(10), end(11)], known=None, committed=None).count == 3
+
+
+@pytest.mark.parametrize(("lived", "committed", "left"), [(5, 11, 1), (5, 39, 1), (5, 41, 0), (31, 11, 0), (31, 9, 1)])
+def test_a_committed_task_begins_the_count_anew_but_not_soon_after_an_early_error(lived, committed, left):
+    assert count([end(10, lived=lived)], committed=at(committed)) == left
+
+
+def test_what_was_committed_before_changes_nothing():
+    assert count([end(10), end(20)], committed=at(5)) == 2
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.sampled_from([0, 1, 137]), st.booleans()), max_size=8, unique_by=lambda x: x[0]),
+    st.lists(st.integers(0, 8), max_size=4),
+)  # fmt: skip
+def test_looks_in_between_change_nothing(spans, cuts):
+    """Seen one by one, some again and again, the ends count as they do all at once."""
+    ends = sorted((end(seconds, code=code, asked=asked) for seconds, code, asked in spans), key=lambda each: each.at)
+    tally, known = Tally(), None
+    for cut in [*sorted(cuts), len(ends)]:
+        there = ends[:cut]
+        tally = tallied(tally, there, known=known, committed=None)
+        known = {each.life for each in there}
+    assert tally.count == count(ends)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 137])), max_size=8, unique_by=lambda x: x[0]))
+def test_each_error_is_told_once(spans):
+    ends = [end(seconds, code=code) for seconds, code in spans]
+    told = newly_failed(Tally(), ends, known=None)
+    assert sorted(each.life for each in told) == sorted(each.life for each in ends if each.code != 137)
+    assert newly_failed(Tally(), ends, known={each.life for each in ends}) == []
+
+
+# --- What the run policy decides ---
+
+
+def decided(*, tally=Tally(), status=Status(), refusals=(), now=0.0, **policy):  # noqa: B008 - they are frozen
+    made = job(runPolicy=policy) if policy else job()
+    found = overrun(made, status, tally, refusals, at(now))
+    return found.reason if found is not None else ""
+
+
+def test_the_count_may_reach_the_limit_and_not_pass_it():
+    assert decided(tally=Tally(2, at(1), end(1)), backoffLimit=2) == ""
+    said = decided(tally=Tally(3, at(1), end(1)), backoffLimit=2)
+    assert said.startswith("BackoffLimitExceeded: the script failed 3 times in a row (runPolicy.backoffLimit: 2)")
+    assert "flights-trainer-0 (exit code 1)" in said
+    assert "ValueError: no" in said
+
+
+def test_one_early_end_of_each_trainer_is_not_too_many():
+    early = end(1, code=0)
+    assert decided(tally=Tally(4, at(1), early), backoffLimit=0) == ""
+    assert "loop over job.epochs()" in decided(tally=Tally(5, at(1), early), backoffLimit=0)
+
+
+def test_a_final_word_is_final_until_something_is_trained():
+    refusals = [end(1, code=REFUSED, words="the dataset is empty")]
+    assert decided(refusals=refusals) == "ScriptFailed: the dataset is empty"
+    assert decided(refusals=[end(1, code=REFUSED, words="")]) == (
+        "ScriptFailed: flights-trainer-0 refused the job; its log says why"
+    )
+    assert decided(refusals=refusals, status=Status(progress=Progress(samples=5))) == ""
+
+
+def test_the_deadline_counts_while_the_job_is_active():
+    status = Status(active_seconds=50, active_since=at(100))
+    assert decided(status=status, now=109, activeDeadlineSeconds=60) == ""
+    assert decided(status=status, now=110, activeDeadlineSeconds=60) == (
+        "DeadlineExceeded: runPolicy.activeDeadlineSeconds: 60 s have passed"
+    )
+    assert decided(status=Status(active_seconds=59), now=10**6, activeDeadlineSeconds=60) == ""
+    assert decided(status=status, now=10**6) == ""
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 1000)), max_size=10))
+def test_the_clock_stops_while_the_job_does_not_run(spells):
+    status, now, ran = Status(start_time=T0), 0, 0
+    status = clocked(status, T0, runs=True)
+    runs = True
+    for should_run, seconds in spells:
+        ran += seconds if runs else 0
+        now += seconds
+        status = clocked(status, at(now), runs=should_run)
+        runs = should_run
+        assert active_seconds(status, at(now)) == ran
+
+
+def test_a_clock_that_goes_back_takes_nothing_away():
+    status = Status(active_seconds=7, active_since=at(100))
+    assert active_seconds(status, at(50)) == 7
+    assert clocked(status, at(50), runs=False) == Status(active_seconds=7)
+
+
+def test_the_clock_does_not_begin_before_the_job_does():
+    assert clocked(Status(), T0, runs=True) == Status()
+
+
+# --- After the end ---
+
+
+def ended(kind: str = "Complete") -> Status:
+    made = Condition(type=kind, status="True", reason="AllSamplesCommitted" if kind == "Complete" else "TaskFailed",
+                     message="m", last_transition_time=at(5))  # fmt: skip
+    return Status(conditions=[made])
+
+
+def test_what_was_said_of_the_end_stays():
+    assert said_end(Status()) is None
+    found = said_end(ended("Failed"))
+    assert (found.state, found.reason) == ("Failed", "TaskFailed: m")
+
+
+def test_a_job_is_removed_so_long_after_its_end():
+    assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 60}), ended()) == at(65)
+    assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 0}), ended("Failed")) == at(5)
+    assert removal_due(job(), ended()) is None
+    assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 60}), Status()) is None
+    assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 2**31 - 1}), ended()) is not None
