@@ -1,0 +1,128 @@
+"""What is told of a job as events: changes, in words for people, and never a state that lasts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from shoal.api.status import (
+    Account,
+    Allocation,
+    Condition,
+    ConditionType,
+    Reason,
+    State,
+    Status,
+    TrainersStatus,
+)
+from shoal.operator.events import Note, failed, lost, notes
+from shoal.operator.policy import End
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def trainers(wanted: int, ready: int = 0) -> TrainersStatus:
+    return TrainersStatus(wanted=wanted, ready=ready, min=1, max=9)
+
+
+def condition(kind: ConditionType, status: str, reason: Reason, message: str = "") -> Condition:
+    return Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=NOW)
+
+
+def told(before: Status, after: Status) -> list[tuple[str, str, str]]:
+    return [(each.kind, each.reason, each.text) for each in notes(before, after)]
+
+
+def test_the_beginning():
+    after = Status(start_time=NOW, trainers=trainers(2, 2))
+    assert told(Status(), after) == [("Normal", "Started", "the training begins with 2 trainers")]
+    assert told(after, after) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why", "words"),
+    [
+        (4, 7, "idle capacity", ["scaled 4 -> 7: idle capacity"]),
+        (7, 4, None, ["scaled 7 -> 4"]),
+        (4, 4, "idle capacity", []),
+        (0, 4, None, []),
+        (4, 0, None, []),
+    ],
+)
+def test_a_change_of_size(before, after, why, words):
+    new = Status(trainers=trainers(after), allocation=Allocation(wanted=after, ready=0, why=why))
+    assert [text for _, _, text in told(Status(trainers=trainers(before)), new)] == words
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (State.RUNNING, State.SUSPENDING, ""),
+        (State.SUSPENDING, State.SUSPENDED, "Suspended"),
+        (State.SUSPENDED, State.PENDING, "Resumed"),
+        (State.SUSPENDING, State.RUNNING, "Resumed"),
+        (State.PENDING, State.RUNNING, ""),
+        (State.SUSPENDED, State.COMPLETE, "Complete"),
+    ],
+)
+def test_a_change_of_state(before, after, reason):
+    assert [each for _, each, _ in told(Status(state=before), Status(state=after))] == [reason] * bool(reason)
+
+
+def test_the_end_has_the_account():
+    account = Account(expected=1000, counted=1000, lost=0, twice=0, skipped=0)
+    [(kind, _, text)] = told(Status(state=State.RUNNING), Status(state=State.COMPLETE, account=account))
+    assert (kind, text) == ("Normal", "1,000 of 1,000 samples counted; lost 0, twice 0")
+
+
+def test_a_failure_has_its_reason_and_its_words_at_some_length():
+    bad = condition(ConditionType.FAILED, "True", Reason.TASK_FAILED, "x" * 5000)
+    [(kind, reason, text)] = told(Status(state=State.RUNNING), Status(state=State.FAILED, conditions=[bad]))
+    assert (kind, reason, len(text)) == ("Warning", "TaskFailed", 1000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "is_told"),
+    [
+        (ConditionType.ACCEPTED, Reason.INVALID_SPEC, True),
+        (ConditionType.SCHEDULED, Reason.UNSCHEDULABLE, True),
+        (ConditionType.SCHEDULED, Reason.QUOTA_EXCEEDED, True),
+        (ConditionType.SCHEDULED, Reason.PODS_PENDING, False),
+        (ConditionType.RUNNING, Reason.IMAGE_PULL_FAILED, True),
+        (ConditionType.RUNNING, Reason.PODS_STARTING, False),
+        (ConditionType.PROGRESSING, Reason.ETCD_UNREACHABLE, True),
+        (ConditionType.PROGRESSING, Reason.NOT_BEGUN, False),
+        (ConditionType.SUSPENDED, Reason.PODS_LEAVING, False),
+    ],
+)
+def test_what_goes_wrong_is_told_when_it_begins_and_not_again(kind, reason, is_told):
+    bad = Status(conditions=[condition(kind, "False", reason, "the words")])
+    assert told(Status(), bad) == [("Warning", reason, "the words")] * is_told
+    assert told(bad, bad) == []
+    other = Status(conditions=[condition(kind, "False", reason, "other words")])
+    assert told(bad, other) == [], "the same trouble in other words"
+
+
+def test_what_is_well_again_is_not_told():
+    bad = Status(conditions=[condition(ConditionType.RUNNING, "False", Reason.CRASH_LOOP)])
+    good = Status(conditions=[condition(ConditionType.RUNNING, "True", Reason.TRAINERS_READY)])
+    assert told(bad, good) == []
+    assert told(good, bad) == [("Warning", "CrashLoop", "Running is False")]
+
+
+def test_a_lost_pod():
+    assert lost("a-trainer-3") == Note("Warning", "Lost", "a-trainer-3 lost: its node is gone; it is replaced")
+
+
+def ended(code: int, words: str = "") -> End:
+    return End(pod="a-trainer-3", role="trainer", index=3, life="c", seconds=1, at=NOW, code=code, words=words)
+
+
+def test_a_failed_script_has_its_last_line():
+    assert failed(ended(1, "Traceback\n  File\nValueError: no\n")).text == (
+        "a-trainer-3: the script failed (exit code 1: ValueError: no)"
+    )
+    assert failed(ended(1)).text == "a-trainer-3: the script failed (exit code 1)"
+    assert failed(ended(0)).reason == "ScriptEnded"
+    assert len(failed(ended(1, "x" * 5000)).text) == 1000
