@@ -39,10 +39,10 @@ lint: $(VENV)/.ready ## Format, style, types and walls
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-cluster: $(VENV)/.ready ## A real Kubernetes with hollow nodes on this machine, to play with (needs Go and openssl)
+cluster: $(VENV)/.ready ## A real Kubernetes with Shoal in it, on this machine (needs Go and openssl; root for pods that train)
 	@$(BIN)/python -m tests.cluster up
 
-cluster-down: $(VENV)/.ready ## End it
+cluster-down: $(VENV)/.ready ## End it; nothing is left
 	@$(BIN)/python -m tests.cluster down
 
 clean: ## Remove the environment and what tools left

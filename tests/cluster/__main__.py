@@ -1,19 +1,24 @@
-"""A Kubernetes to play with: ``python -m tests.cluster up|down|status``."""
+"""A Kubernetes with Shoal to play with: ``python -m tests.cluster up|down|status``."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
-from tests.cluster import binaries
+from tests.cluster import binaries, playground
 from tests.cluster.binaries import Missing
-from tests.cluster.control_plane import BrokenError, ControlPlane
+from tests.cluster.control_plane import BrokenError, ControlPlane, KubectlError
 from tests.cluster.node import NodeCluster
 from tests.cluster.node_parts import NODE_NAME
 from tests.cluster.parts import Layout
+
+HOLLOW_TAINT = {"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}
+"""Where there is a real node, only pods that tolerate this go to the others."""
 
 
 def folder() -> Path:
@@ -22,55 +27,123 @@ def folder() -> Path:
     return Path(named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal" / "cluster")
 
 
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def choose(wanted: argparse.Namespace) -> ControlPlane:
+    """The cluster that is there, or else the best that this machine allows."""
+    there = Layout(folder()).network
+    real = not wanted.hollow if there is None else there.namespace is not None
+    if real and there is None and wanted.command == "up":
+        try:
+            binaries.node_tools()
+        except Missing as error:
+            if wanted.real:
+                raise
+            say(f"no real node: {error}; a hollow cluster comes up alone, whose pods only say that they run")
+            real = False
+    return (NodeCluster if real else ControlPlane)(folder(), tied=False)
+
+
 def up(cluster: ControlPlane, nodes: int) -> int:
+    begun = time.monotonic()
     if cluster.pids:
-        print(f"a cluster runs in {cluster.folder} already")
+        say(f"a cluster runs in {cluster.folder} already")
+        playground.spare_volumes(cluster)
     else:
-        if isinstance(cluster, NodeCluster):
-            binaries.node()
-        begun = time.monotonic()
-        cluster.start()
-        cluster.add_nodes(nodes)
-        real = f"the node {NODE_NAME} and " if isinstance(cluster, NodeCluster) else ""
-        print(f"up in {time.monotonic() - begun:.1f} s, with {real}{nodes} hollow nodes of 4 cores and 16 GiB")
-    print(f"\n  export KUBECONFIG={cluster.kubeconfig} PATH={cluster.folder / 'bin'}:$PATH\n  kubectl get nodes\n")
-    print(f"logs: {cluster.folder / 'logs'}; end it with `make cluster-down`")
+        try:
+            start(cluster, nodes)
+        except BaseException:
+            # Whoever is impatient now would leave half of it behind.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            say("ending what was started")
+            remove(cluster)
+            raise
+        say(f"all of it is ready after {time.monotonic() - begun:.0f} s")
+    greet(cluster)
     return 0
 
 
-def down(cluster: ControlPlane) -> int:
-    ended = len(cluster.pids)
+def start(cluster: ControlPlane, nodes: int) -> None:
+    real = isinstance(cluster, NodeCluster)
+    (binaries.node if real else binaries.hollow)(say)
+    begun = time.monotonic()
+    say(f"starting {', '.join(cluster.PARTS)}")
+    cluster.start()
+    if nodes:
+        cluster.add_nodes(nodes, taints=[HOLLOW_TAINT] if real else [])
+    hollow = f"{nodes} hollow nodes of 4 cores and 16 GiB"
+    say(f"up in {time.monotonic() - begun:.1f} s, with {f'the node {NODE_NAME} and ' if real else ''}{hollow}")
+    say("installing Shoal " + ("as deploy/ does, with this machine's Python" if real else "as processes beside it"))
+    playground.spare_volumes(cluster)
+    playground.install(cluster, say)
+    if real:
+        playground.write_flights(cluster.folder / "flights")
+
+
+def greet(cluster: ControlPlane) -> None:
+    """What to do now."""
+    say(f"\n  export KUBECONFIG={cluster.kubeconfig} PATH={cluster.folder / 'bin'}:$PATH")
+    if isinstance(cluster, NodeCluster):
+        say(f"  kubectl apply -k {cluster.folder / 'flights'}    # trains on 294,629 real flights, in pods")
+        say("  kubectl get tj -w\n\nmore: docs/quickstart-kubernetes.md")
+    else:
+        say("  kubectl get nodes,tj\n")
+    say(f"logs: {cluster.folder / 'logs'}; `make cluster-down` ends it")
+
+
+def remove(cluster: ControlPlane) -> None:
+    playground.end_beside(cluster)
     cluster.remove()
-    print(f"{ended} processes ended; nothing is left in {cluster.folder}")
+
+
+def down(cluster: ControlPlane) -> int:
+    running = len(cluster.pids) + sum(each.pid is not None for each in playground.beside(cluster))
+    if running:
+        say(f"ending {running} processes" + (" and all containers" if isinstance(cluster, NodeCluster) else ""))
+    remove(cluster)
+    say(f"{running} processes ended; nothing is left in {cluster.folder}")
     return 0
 
 
 def status(cluster: ControlPlane) -> int:
     """Exit code 0 if all of it runs."""
-    pids = cluster.pids
-    for name in cluster.PARTS:
-        print(f"{name:24} {f'pid {pids[name]}' if name in pids else 'does not run'}")
-    return int(len(pids) < len(cluster.PARTS))
+    pids = {name: cluster.pids.get(name) for name in cluster.PARTS}
+    pids |= {each.name: each.pid for each in playground.beside(cluster)}
+    for name, pid in pids.items():
+        print(f"{name:24} {f'pid {pid}' if pid else 'does not run'}")
+    return int(not all(pids.values()))
+
+
+def _told_to_end(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.cluster", description="A real Kubernetes with hollow nodes.")
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster", description="A real Kubernetes with Shoal in it.")
     parser.add_argument("command", choices=["up", "down", "status"])
     parser.add_argument("--nodes", type=int, default=3, help="hollow nodes to begin with (3)")
-    parser.add_argument("--real", action="store_true", help="a real node too, which runs containers; needs root")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--real", action="store_true", help="a real node, or an error (default: where root and tools allow)"
+    )
+    kind.add_argument("--hollow", action="store_true", help="hollow nodes alone")
     wanted = parser.parse_args()
-    there = Layout(folder()).network
-    real = wanted.real if there is None else there.namespace is not None
-    cluster = (NodeCluster if real else ControlPlane)(folder(), tied=False)
+    signal.signal(signal.SIGTERM, _told_to_end)
     try:
+        cluster = choose(wanted)
         return {
             "up": lambda: up(cluster, wanted.nodes),
             "down": lambda: down(cluster),
             "status": lambda: status(cluster),
         }[wanted.command]()
-    except (Missing, BrokenError) as error:
+    except (Missing, BrokenError, KubectlError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped" + ("; nothing is left" if wanted.command == "up" else ""), file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HOLLOW", "NODE", "Missing", "build", "cni_plugins", "hollow", "node", "path"]
+__all__ = ["HOLLOW", "NODE", "Missing", "build", "cni_plugins", "hollow", "node", "node_tools", "path"]
 
 HERE = Path(__file__).resolve().parent
 KUBERNETES = "v1.34.2"
@@ -132,8 +132,12 @@ def cni_plugins() -> str:
     return found
 
 
-def node(say: Callable[[str], None] = _print) -> dict[str, str]:
-    """Everything that a real node needs beside the control plane."""
+def node_tools() -> None:
+    """Root, and the programs of this machine that a real node needs.
+
+    Raises:
+        Missing: Something is not there.
+    """
     packages = {
         "containerd": "containerd",
         "runc": "runc",
@@ -144,13 +148,18 @@ def node(say: Callable[[str], None] = _print) -> dict[str, str]:
         "nsenter": "util-linux",
     }
     if os.geteuid() != 0:
-        raise Missing("a real node needs root; run the tests as root")
+        raise Missing("a real node needs root; run this as root")
     absent = [package for program, package in packages.items() if shutil.which(program) is None]
     if absent:
         raise Missing(
             f"a real node needs {', '.join(absent)}; apt-get install --no-install-recommends {' '.join(absent)}"
         )
     cni_plugins()
+
+
+def node(say: Callable[[str], None] = _print) -> dict[str, str]:
+    """Everything that a real node needs beside the control plane."""
+    node_tools()
     hollow(say)
     build(NODE, say)
     return {}

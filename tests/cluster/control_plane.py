@@ -207,7 +207,7 @@ class ControlPlane:
         )
 
     def add_volumes(self, count: int, *, size: str = "1Gi") -> None:
-        """Volumes that claims without a storage class are bound to; on a real node they are folders of this machine."""
+        """Volumes that claims without a storage class are bound to."""
         self.create(
             *(
                 {

@@ -8,8 +8,10 @@ Pods for it carry ``nodeName: node`` or a node selector when there are hollow no
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.cluster import binaries
@@ -34,6 +36,35 @@ class NodeCluster(ControlPlane):
     def outside(self) -> str:
         """The address at which pods reach what listens on this machine."""
         return self._layout.settled.outside
+
+    def add_volumes(self, count: int, *, size: str = "1Gi", claim: Mapping[str, str] | None = None) -> list[Path]:
+        """Volumes of the real node that claims without a storage class are bound to; their folders.
+
+        Of the kind ``local``, as the kubelet gives these to a pod's fsGroup, which it does not for hostPath.
+
+        Args:
+            count: How many.
+            size: Of each.
+            claim: Namespace and name of the one that gets it; None: any.
+        """
+        # Not in the cluster's own folder: pytest clears that in its own way, and it is its owner's alone.
+        above = self._layout.settled.state / "volumes"
+        folders = [above / f"volume-{secrets.token_hex(4)}" for _ in range(count)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        place = {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}
+        spec = {
+            **({"claimRef": dict(claim)} if claim else {}),
+            "capacity": {"storage": size},
+            "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [place]}]}},
+        }
+        volumes = [
+            {"metadata": {"name": each.name}, "spec": {**spec, "local": {"path": str(each)}}} for each in folders
+        ]
+        self.create(*({"apiVersion": "v1", "kind": "PersistentVolume", **each} for each in volumes))
+        return folders
 
     def stop(self) -> None:
         """End everything that runs here, the containers too; nothing stays mounted."""

@@ -19,7 +19,7 @@ __all__ = ["CONTROL", "Layout", "Part", "flags", "write_kubeconfig"]
 class Layout:
     """Where a cluster keeps what, and where it listens."""
 
-    FOLDERS: ClassVar = ("certificates", "etcd", "logs", "bin", "discovery", "volumes")
+    FOLDERS: ClassVar = ("certificates", "etcd", "logs", "bin", "discovery", "volumes", "shoal", "flights")
     FILES: ClassVar = ("kubeconfig", "network.json", "ports.json", "stages.yaml")
 
     def __init__(self, folder: Path) -> None:

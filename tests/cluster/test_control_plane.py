@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -222,21 +223,56 @@ def test_a_killed_owner_takes_the_control_plane_with_it(tmp_path):
     cluster.until(lambda: not cluster.pids, "everything to end")
 
 
-def test_the_command_line_brings_a_cluster_up_and_down(tmp_path):
-    def command(*words):
-        environment = {**os.environ, "SHOAL_CLUSTER": str(tmp_path / "cluster")}
-        line = [sys.executable, "-m", "tests.cluster", *words]
-        return subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=200)
+def command_line(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SHOAL_CLUSTER": str(folder)}
+    line = [sys.executable, "-m", "tests.cluster", *words]
+    return subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=200)
 
-    assert command("status").returncode == 1
+
+def test_the_command_line_brings_a_cluster_up_and_down(tmp_path):
+    folder = tmp_path / "cluster"
+    assert command_line(folder, "status").returncode == 1
     try:
-        up = command("up", "--nodes", "2")
-        assert f"KUBECONFIG={tmp_path / 'cluster' / 'kubeconfig'}" in up.stdout
-        assert command("status").returncode == 0
-        assert len(ControlPlane(tmp_path / "cluster").get("nodes")["items"]) == 2
-        assert "runs in" in command("up").stdout
+        up = command_line(folder, "up", "--hollow", "--nodes", "2")
+        assert f"KUBECONFIG={folder / 'kubeconfig'}" in up.stdout, up.stderr
+        status = command_line(folder, "status")
+        assert status.returncode == 0, status.stdout
+        cluster = ControlPlane(folder)
+        assert len(cluster.get("nodes")["items"]) == 2
+        cluster.kubectl("apply", "-f", "-", input=json.dumps(JOB))
+        cluster.until(lambda: len(cluster.get("pods")["items"]) == 3, "the operator to make the job's pods")
+        assert "runs in" in command_line(folder, "up").stdout
     finally:
-        down = command("down")
-    assert f"{len(PARTS)} processes ended" in down.stdout
-    assert command("status").returncode == 1
-    assert not list((tmp_path / "cluster").iterdir())
+        down = command_line(folder, "down")
+    assert f"{len(PARTS) + 2} processes ended" in down.stdout
+    assert command_line(folder, "status").returncode == 1
+    assert not list(folder.iterdir())
+
+
+JOB = {
+    "apiVersion": "shoal.dev/v1alpha1",
+    "kind": "TrainingJob",
+    "metadata": {"name": "j"},
+    "spec": {
+        "image": "example.org/none",
+        "command": ["true"],
+        "trainer": {"minReplicas": 1},
+        "parameterServer": {"replicas": 1},
+    },
+}
+
+
+def test_ctrl_c_leaves_nothing_of_a_cluster_that_was_on_its_way(tmp_path):
+    folder = tmp_path / "cluster"
+    line = [sys.executable, "-m", "tests.cluster", "up", "--hollow"]
+    environment = {**os.environ, "SHOAL_CLUSTER": str(folder)}
+    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert any("installing Shoal" in said for said in running.stdout)
+        pids = ControlPlane(folder).pids
+        running.send_signal(signal.SIGINT)
+        _, words = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "nothing is left" in words
+    assert len(pids) == len(PARTS)
+    assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
+    assert not list(folder.iterdir())

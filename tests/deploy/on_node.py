@@ -21,7 +21,7 @@ from tests.cluster import binaries
 from tests.cluster.image import IMAGE, mounts
 from tests.deploy.rendered import DEPLOY, SYSTEM, render, templates
 
-__all__ = ["open_volumes", "write_overlay"]
+__all__ = ["write_overlay"]
 
 PROGRAMS = "/shoal-programs"
 
@@ -107,17 +107,6 @@ KINDS = ("Deployment", "StatefulSet", "Job", "CronJob")
 
 
 def open_to_all(folder: Path) -> None:
-    """Containers run as somebody else; the folders of tests are their owner's alone."""
+    """Containers run as somebody else. What is above a mounted folder does not matter to them."""
     for path in (folder, *folder.iterdir()):
         path.chmod(0o755)
-    for above in folder.resolve().parents:
-        if not above.stat().st_mode & 0o001:
-            above.chmod(above.stat().st_mode | 0o011)
-
-
-def open_volumes(cluster: Any) -> None:
-    """A folder of the node belongs to nobody special: Kubernetes gives only real volumes to a pod's group."""
-    for volume in cluster.get("persistentvolumes")["items"]:
-        folder = Path(volume["spec"]["hostPath"]["path"])
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o777)

@@ -11,7 +11,7 @@ import pytest
 
 from shoal.store import Credentials, Put, Store
 from tests.cluster.fixtures import node_cluster
-from tests.deploy.on_node import open_volumes, write_overlay
+from tests.deploy.on_node import write_overlay
 from tests.deploy.rendered import SYSTEM, opened
 from tests.deploy.test_manual import TEXT, follow
 
@@ -25,7 +25,6 @@ def checkout(node_cluster, tmp_path):
     tmp_path.chmod(0o755)
     # For etcd, its backup, and etcd again.
     node_cluster.add_volumes(3, size="8Gi")
-    open_volumes(node_cluster)
     write_overlay(tmp_path / "deploy" / "mine", "overlays/default", "etcd-backup")
     write_overlay(tmp_path / "deploy" / "restore" / "one", "restore/one")
     node_cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(tmp_path / "deploy" / "mine"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -115,25 +114,9 @@ class Jobs:
         return spec | more
 
     def volume(self, claim: str | None = None, *, namespace: str = "", size: str = "1Gi") -> Path:
-        """A volume that the claim of this name, or else any without a class, is bound to; its folder.
-
-        Of the kind ``local``, as the kubelet gives these to a pod's fsGroup, which it does not for hostPath.
-        """
-        name = f"volume-{secrets.token_hex(4)}"
-        # Not in pytest's folder: it clears that in its own way, and it is its owner's alone.
-        folder = self.cluster._layout.settled.state / "volumes" / name
-        folder.mkdir(parents=True)
-        place = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["node"]}
-        owner = {"claimRef": {"namespace": namespace or self.namespace, "name": claim}} if claim is not None else {}
-        spec = {
-            **owner,
-            "capacity": {"storage": size},
-            "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
-            "persistentVolumeReclaimPolicy": "Retain",
-            "local": {"path": str(folder)},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [place]}]}},
-        }
-        self.cluster.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec})
+        """A volume that the claim of this name, or else any without a class, is bound to; its folder."""
+        owner = {"namespace": namespace or self.namespace, "name": claim} if claim is not None else None
+        [folder] = self.cluster.add_volumes(1, size=size, claim=owner)
         return folder
 
     def claim(self, name: str) -> Path:
