@@ -1,0 +1,109 @@
+"""What etcd holds of jobs that are gone is removed, on a real API server and a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from shoal.api.crd import crd
+from shoal.kube import Kube, KubeError
+from shoal.operator.sweep import Sweeper
+from shoal.store import EVERYTHING, OPERATOR_KEY, Credentials, JobKeys, Put, Store
+from tests.etcds import run_etcd
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+ROOT = Credentials("root", "root-word")
+
+
+@pytest.fixture
+def etcd(tmp_path):
+    with run_etcd(tmp_path) as etcd:
+        yield etcd
+
+
+@pytest.fixture
+def jobs(control_plane, namespace):
+    """Makes a job in the namespace and gives its keys."""
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps(crd()))
+    control_plane.kubectl(
+        "wait", "--for=jsonpath={.status.acceptedNames.kind}=TrainingJob", "crd/trainingjobs.shoal.dev"
+    )
+
+    def make(name: str) -> JobKeys:
+        manifest = {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob",
+                    "metadata": {"name": name, "namespace": namespace},
+                    "spec": {"image": "i", "command": ["python"], "parameterServer": {}}}  # fmt: skip
+        control_plane.until(lambda: _applied(control_plane, manifest), f"the job {name}")
+        return JobKeys(namespace, name, control_plane.get("tj", name, "-n", namespace)["metadata"]["uid"])
+
+    return make
+
+
+def _applied(cluster, manifest) -> bool:
+    """A definition that was made a moment ago may not be served yet."""
+    try:
+        cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+    except Exception as error:
+        if "no matches for kind" not in str(error) and "could not find" not in str(error):
+            raise
+        return False
+    return True
+
+
+def sweep(cluster, store, *, namespaces=(), guarded=False, patience=30.0) -> list[JobKeys]:
+    async def once() -> list[JobKeys]:
+        async with await Kube.connect(kubeconfig=str(cluster.kubeconfig), patience_seconds=patience) as kube:
+            return await Sweeper(store, kube, namespaces=namespaces, guarded=guarded).sweep()
+
+    return asyncio.run(once())
+
+
+def keys_in(store) -> set[str]:
+    return {pair.key for pair in store.get_prefix(EVERYTHING).pairs}
+
+
+def test_only_what_belongs_to_nobody_goes(control_plane, etcd, jobs, namespace):
+    here = jobs("here")
+    former = JobKeys(namespace, "here", "another-uid")
+    gone = JobKeys(namespace, "gone", "u")
+    with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
+        kept = {here.wanted, here.progress, OPERATOR_KEY}
+        store.transact([], [Put(key, b"1") for key in (*kept, former.progress, gone.wanted, gone.tasks_of(0, 0))])
+        assert sweep(control_plane, store) == [gone, former]
+        assert keys_in(store) == kept
+        assert sweep(control_plane, store) == []
+
+
+def test_namespaces_that_are_not_served_are_left_alone(control_plane, etcd, namespace):
+    mine, other = JobKeys(namespace, "a", "u"), JobKeys("elsewhere", "a", "u")
+    with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
+        store.transact([], [Put(mine.progress, b"1"), Put(other.progress, b"1")])
+        assert sweep(control_plane, store, namespaces=[namespace]) == [mine]
+        assert keys_in(store) == {other.progress}
+
+
+def test_a_job_s_user_goes_with_it_also_where_no_key_is_left(control_plane, etcd, jobs, namespace):
+    here, gone = jobs("here"), JobKeys(namespace, "gone", "u")
+    Store.protect(etcd.endpoint, password=ROOT.password)
+    with Store.connect(etcd.endpoint, prefix=EVERYTHING, credentials=ROOT) as store:
+        store.accounts.ensure(here.user, "w", prefix=here.prefix)
+        store.accounts.ensure(gone.user, "w", prefix=gone.prefix)
+        assert sweep(control_plane, store, guarded=True) == [gone]
+        assert sorted(store.accounts.users()) == ["root", here.user]
+
+
+def test_when_the_jobs_cannot_be_listed_nothing_is_removed(control_plane, etcd, tmp_path, namespace):
+    class Nowhere:
+        kubeconfig = tmp_path / "config"
+
+    address = control_plane.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
+    Nowhere.kubeconfig.write_text(control_plane.kubeconfig.read_text().replace(address, "https://127.0.0.1:1"))
+    keys = JobKeys(namespace, "a", "u")
+    with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
+        store.transact([], [Put(keys.progress, b"1")])
+        with pytest.raises(KubeError):
+            sweep(Nowhere, store, patience=0.5)
+        assert keys_in(store) == {keys.progress}

@@ -1,0 +1,93 @@
+"""What only a job's own processes may know, on a real etcd."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from shoal.operator.vault import Users, Vault
+from shoal.store import EVERYTHING, OPERATOR_KEY, Credentials, JobKeys, Put, Store, StoreRefusedError, Tls
+from tests.etcds import run_etcd
+
+ROOT = Credentials("root", "root-word")
+KEYS = JobKeys("default", "flights", "uid-1")
+OTHER = JobKeys("default", "flights", "uid-2")
+
+
+@pytest.fixture
+def etcd(tmp_path):
+    with run_etcd(tmp_path) as etcd:
+        yield etcd
+
+
+@pytest.fixture
+def store(etcd):
+    with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
+        yield store
+
+
+def test_the_next_operator_derives_the_same_and_another_etcd_s_something_else(store):
+    first, second = Vault.open(store, None), Vault.open(store, None)
+    assert first.secrets(KEYS) == second.secrets(KEYS)
+    store.transact([], [Put(OPERATOR_KEY, bytes(32))])
+    assert Vault.open(store, None).secrets(KEYS) != first.secrets(KEYS)
+
+
+def test_nothing_that_is_derived_is_anything_else_that_is_derived():
+    guarded = Vault(key=b"k" * 32, guarded=True, authority="pem")
+    found = [
+        guarded.secrets(KEYS)["token"]["token"], guarded.secrets(OTHER)["token"]["token"],
+        guarded.password(KEYS.uid), guarded.password(OTHER.uid), guarded.version,
+    ]  # fmt: skip
+    assert all(one not in other for one, other in itertools.permutations(found, 2))
+    assert guarded.secrets(KEYS)["etcd"] == {
+        "username": KEYS.user, "password": guarded.password(KEYS.uid), "ca.crt": "pem",
+    }  # fmt: skip
+
+
+def test_without_users_in_etcd_there_is_no_secret_for_it():
+    assert set(Vault(key=b"k" * 32).secrets(KEYS)) == {"token"}
+
+
+def test_the_version_changes_with_what_the_secrets_are_made_of():
+    versions = [
+        Vault(key=key, guarded=guarded, authority=authority).version
+        for key in (b"a" * 32, b"b" * 32)
+        for guarded in (True, False)
+        for authority in ("", "pem")
+    ]
+    assert len(set(versions)) == len(versions)
+
+
+def test_no_repr_has_the_key():
+    assert "aaaa" not in repr(Vault(key=b"a" * 32, authority="aaaa"))
+
+
+def test_a_key_that_is_none_is_told_of_and_not_replaced(store):
+    store.transact([], [Put(OPERATOR_KEY, b"short")])
+    with pytest.raises(StoreRefusedError, match="should hold 32 bytes"):
+        Vault.open(store, None)
+    assert store.get(OPERATOR_KEY).value == b"short"
+
+
+def test_an_authority_that_cannot_be_read_is_told_of(store, tmp_path):
+    tls = Tls(certificate_authority=tmp_path / "none.crt")
+    with pytest.raises(StoreRefusedError, match=r"none\.crt"):
+        Vault.open(store, Credentials("root", "x", tls=tls))
+
+
+def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
+    Store.protect(etcd.endpoint, password=ROOT.password)
+    with Store.connect(etcd.endpoint, prefix=EVERYTHING, credentials=ROOT) as root:
+        users = Users(root.accounts)
+        users.admit(KEYS, "word")
+        with Store.connect(etcd.endpoint, prefix=KEYS.prefix, credentials=Credentials(KEYS.user, "word")) as job:
+            assert job.transact([], [Put(KEYS.progress, b"1")]).succeeded
+        # Who was there at the beginning is believed once; then it is looked at, and somebody's removal is mended.
+        later = Users(root.accounts)
+        root.accounts.remove(KEYS.user)
+        later.admit(KEYS, "word")
+        assert root.accounts.users() == ["root"]
+        later.admit(KEYS, "word")
+        assert sorted(root.accounts.users()) == ["root", KEYS.user]
