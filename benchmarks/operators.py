@@ -1,0 +1,127 @@
+"""An operator as a process of its own: started, asked for its metrics, measured from outside, and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.cluster.processes import free_ports
+
+__all__ = ["OperatorProcess", "cpu_seconds", "say"]
+
+SECONDS_TO_BE_READY = 60.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def say(what: str) -> Iterator[None]:
+    """Print what is being done, and how long it took."""
+    print(f"{what} ...", end="", flush=True)
+    since = time.monotonic()
+    try:
+        yield
+    finally:
+        print(f" {time.monotonic() - since:.1f} s", flush=True)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process used up to now, in user and system mode; 0: it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+class OperatorProcess:
+    """At most one at a time.
+
+    Args:
+        kubeconfig: Whose cluster it serves, in every namespace.
+        etcd: Endpoint.
+        log: Its output.
+    """
+
+    def __init__(self, kubeconfig: Path, etcd: str, log: Path) -> None:
+        self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+        self._etcd = etcd
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._address = ""
+
+    @property
+    def pid(self) -> int | None:
+        """Its id, if one runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start one, and wait until it is ready.
+
+        Raises:
+            RuntimeError: It ended, or is not ready in time.
+        """
+        self._address = f"127.0.0.1:{free_ports(1)[0]}"
+        profile = os.environ.get("BENCH_PROFILE")
+        measured = ("-m", "cProfile", "-o", profile) if profile else ()
+        command = [sys.executable, *measured, "-m", "shoal.operator", "--etcd", self._etcd, "--serve", self._address]
+        with self._log.open("ab") as log:
+            # A session of its own: Ctrl-C is for whoever ends it, in order.
+            self._process = subprocess.Popen(
+                command, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+        end = time.monotonic() + SECONDS_TO_BE_READY
+        while not self._ready():
+            if self.pid is None or time.monotonic() > end:
+                raise RuntimeError(f"the operator is not ready:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it in order; harmless when none runs."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def cpu(self) -> float:
+        """Seconds of CPU that it used up to now."""
+        return cpu_seconds(self.pid or 0)
+
+    def peak_megabytes(self) -> float:
+        """The most memory that was resident, in MB of 1,000,000 bytes."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        return kibibytes * 1024 / 1e6
+
+    def metrics(self) -> dict[str, float]:
+        """All samples of /metrics: name, and the labels' values after slashes."""
+        text = self._get("/metrics")
+        return {
+            "/".join([sample.name, *sample.labels.values()]): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def _ready(self) -> bool:
+        with suppress(OSError, urllib.error.URLError):
+            return self._get("/readyz") == "ok\n"
+        return False
+
+    def _get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self._address}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
