@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kubernetes lint fast slow cluster cluster-down clean
+.PHONY: help demo test kubernetes node lint fast slow cluster cluster-down clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -30,8 +30,11 @@ fast: $(VENV)/.ready ## The fast tests alone
 slow: $(VENV)/.ready ## The tests with real jobs and kills alone
 	$(BIN)/python -m pytest -m 'slow and not cluster'
 
-kubernetes: $(VENV)/.ready ## The tests on a real Kubernetes control plane, built from its Go modules once
+kubernetes: $(VENV)/.ready ## The tests on a real Kubernetes with hollow nodes alone; it is built from its Go modules once
 	$(BIN)/python -m pytest -m 'cluster and not node'
+
+node: $(VENV)/.ready ## The tests with jobs in the pods of a real node alone (needs root)
+	$(BIN)/python -m pytest -m node
 
 lint: $(VENV)/.ready ## Format, style, types and walls
 	$(BIN)/ruff format --check .

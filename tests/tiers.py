@@ -5,9 +5,7 @@ With ``SHOAL_TIERS=all`` a tier that cannot run is a failure.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,17 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from tests.cluster import binaries
+from tests.cluster.binaries import Missing
+
 ROOT = Path(__file__).resolve().parent.parent
-ETCD36 = ROOT / "tests" / "etcd36"
-
-
-class Missing(Exception):
-    """A tier cannot run here; the message has the fix."""
 
 
 @dataclass(frozen=True)
 class Tier:
-    """Some tests, and what makes them possible."""
+    """Some tests, and what makes them possible.
+
+    Attributes:
+        name: In one word.
+        what: In a few.
+        selection: Arguments of pytest.
+        prepare: Builds what is missing and gives the tests' environment; raises `Missing` where that cannot be.
+    """
 
     name: str
     what: str
@@ -40,35 +43,17 @@ def nothing() -> dict[str, str]:
 
 
 def build_etcd36() -> dict[str, str]:
-    """An etcd 3.6 from its Go module, built once and kept in the user's cache."""
-    go = shutil.which("go")
-    if go is None:
-        raise Missing("an etcd 3.6 is built from its Go module; install Go 1.24 or newer")
-    pinned = (ETCD36 / "go.mod").read_bytes() + (ETCD36 / "go.sum").read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal" / "bin"
-    binary = cache / f"etcd-{hashlib.sha256(pinned).hexdigest()[:16]}"
-    if not binary.exists():
-        print("building etcd 3.6 (about half a minute, once)", flush=True)
-        cache.mkdir(parents=True, exist_ok=True)
-        part = binary.with_suffix(f".{os.getpid()}")
-        built = subprocess.run(
-            [go, "build", "-o", str(part), "go.etcd.io/etcd/server/v3"],
-            cwd=ETCD36,
-            env={**os.environ, "CGO_ENABLED": "0"},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if built.returncode:
-            raise Missing(f"etcd 3.6 could not be built: {built.stderr.strip()[-500:]}")
-        part.replace(binary)
-    return {"SHOAL_TEST_ETCD": str(binary)}
+    """An etcd 3.6, as a real Kubernetes has one."""
+    binaries.build(["etcd"])
+    return {"SHOAL_TEST_ETCD": str(binaries.path("etcd"))}
 
 
 TIERS = [
     Tier("fast", "pure cores, real etcd, single processes", ["-m", "not slow and not cluster"], nothing),
     Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing),
     Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36),
+    Tier("cluster", "a real Kubernetes with hollow nodes", ["-m", "cluster and not node"], binaries.hollow),
+    Tier("node", "a real node: jobs that train in pods", ["-m", "node"], binaries.node),
 ]
 
 
