@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytest
@@ -19,6 +20,7 @@ from tests.cluster.node import NodeCluster
 __all__ = [
     "add_nodes",
     "control_plane",
+    "fresh_namespace",
     "namespace",
     "node_cluster",
     "node_namespace",
@@ -73,16 +75,20 @@ def node_cluster(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """A fresh namespace; its pods are gone when the test is over, the rest of it soon after."""
-    yield from _namespace(control_plane)
+    with fresh_namespace(control_plane) as name:
+        yield name
 
 
 @pytest.fixture
 def node_namespace(node_cluster: NodeCluster) -> Iterator[str]:
     """The same in the cluster with a real node."""
-    yield from _namespace(node_cluster)
+    with fresh_namespace(node_cluster) as name:
+        yield name
 
 
-def _namespace(cluster: ControlPlane) -> Iterator[str]:
+@contextmanager
+def fresh_namespace(cluster: ControlPlane) -> Iterator[str]:
+    """A namespace; at the end its pods are gone, the rest of it goes soon after."""
     name = f"t-{secrets.token_hex(4)}"
     cluster.kubectl("create", "namespace", name)
     # Without its service account no pod is admitted.

@@ -21,7 +21,7 @@ from tests.deploy.audited import Audited
 from tests.deploy.rendered import SYSTEM, arguments, etcd_command, opened, overlay, rights
 from tests.deploy.test_rights import only
 from tests.operator.standin import Masters
-from tests.operator.test_life import ROOT, World
+from tests.operator.world import ROOT, World
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -246,11 +246,12 @@ def test_a_job_lives_with_the_rights_granted_and_every_right_is_used(fresh, tmp_
         credentials = installed(fresh, etcd, tmp_path)
         world = Installed(fresh, namespace, etcd, tmp_path, name)
         world.start()
-        masters = Trusted(fresh.kubectl, fresh.get, etcd.endpoint, namespace)
+        masters = Trusted(world.api, etcd.endpoint, namespace)
         masters.credentials = credentials
         with masters as world.masters:
             live(world)
         assert world.probe("/healthz")
+        world.api.close()
         assert world.end() == 0, world.log()
     asked = fresh.asked("shoal-operator")[before:]
     assert [each for each in asked if each.code in {401, 403}] == []
@@ -263,22 +264,22 @@ def test_a_job_lives_with_the_rights_granted_and_every_right_is_used(fresh, tmp_
 
 
 def live(world: World) -> None:
-    world.apply()
-    world.at_work([0, 1])
+    world.j.apply()
+    world.j.at_work([0, 1])
     assert world.probe("/readyz")
     world.cluster.kubectl("scale", "tj/j", "--replicas=3", "-n", world.namespace)
-    world.at_work([0, 1, 2])
+    world.j.at_work([0, 1, 2])
     world.cluster.kubectl("scale", "tj/j", "--replicas=2", "-n", world.namespace)
-    world.at_work([0, 1])
-    world.apply(suspend=True)
-    world.nobody()
+    world.j.at_work([0, 1])
+    world.j.apply(suspend=True)
+    world.j.nobody()
     # The next leader takes the Lease over.
     world.end(signal.SIGTERM)
     world.start()
-    world.apply(suspend=False)
-    world.at_work([0, 1])
-    world.masters.ended[world.uid] = "Complete"
-    world.cluster.kubectl("wait", "tj/j", "--for=condition=Complete", "--timeout=60s", "-n", world.namespace)
-    world.nobody()
-    world.apply(runPolicy={"ttlSecondsAfterFinished": 1})
+    world.j.apply(suspend=False)
+    world.j.at_work([0, 1])
+    world.j.end("Complete")
+    world.j.wait("Complete")
+    world.j.nobody()
+    world.j.apply(runPolicy={"ttlSecondsAfterFinished": 1})
     world.until(lambda: not world.cluster.get("tj,pods", "-n", world.namespace)["items"], "all to go")

@@ -1,3 +1,20 @@
-from tests.cluster.fixtures import add_nodes, control_plane, namespace, pytest_collection_finish
+import pytest
 
-__all__ = ["add_nodes", "control_plane", "namespace", "pytest_collection_finish"]
+from tests.cluster.fixtures import add_nodes, control_plane, namespace, pytest_collection_finish
+from tests.operator.world import a_world
+
+__all__ = ["add_nodes", "control_plane", "namespace", "pytest_collection_finish", "shared", "world"]
+
+
+@pytest.fixture
+def world(control_plane, tmp_path):
+    """A world of the test's own, whose operator it may kill."""
+    with a_world(control_plane, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(control_plane, tmp_path_factory):
+    """One world for all tests of a module, which differ by the names of their jobs."""
+    with a_world(control_plane, tmp_path_factory.mktemp("world")) as made:
+        yield made

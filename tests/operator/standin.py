@@ -3,22 +3,27 @@
 It has the trainers whose pods are Ready, sends away whom the operator wants to leave (such a trainer's process ends: its
 pod is marked Succeeded, which a kubelet would do), and makes steady progress. Nothing else in these tests is made up: the
 API server, the controllers, the scheduler and etcd are the real ones; kwok plays the kubelets.
+
+It is cheap: two listings and one reading of etcd a round, however many jobs there are.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import msgspec
 
-from shoal.store import JobKeys, Published, Put, Store, Wanted
+from shoal.store import ALL_JOBS, JobKeys, Published, Put, Store, Wanted
+from tests.operator.api import Api, ApiAwayError
 
 PAUSE_SECONDS = 0.1
+STEADY_SECONDS = 1.0
+"""A real master writes progress that changes nothing else once in a second."""
 
 
 @dataclass
@@ -26,27 +31,28 @@ class Masters:
     """One for all jobs of a namespace.
 
     Args:
-        kubectl: Runs kubectl.
-        get: Gets objects as JSON.
+        api: The API server; while it is away, these rest.
         etcd: Endpoint.
         namespace: Whose jobs.
     """
 
-    kubectl: Callable[..., str]
-    get: Callable[..., Any]
+    api: Api
     etcd: str
     namespace: str
     samples: dict[str, int] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     """Uid -> Complete or Failed: what a test wants to happen."""
+    quiet: set[str] = field(default_factory=set)
+    """Uids of jobs whose masters commit nothing from now on."""
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._failed: BaseException | None = None
+        self._written: dict[str, tuple[Published, float]] = {}
 
     def __enter__(self) -> Self:
-        self._store = Store.connect(self.etcd, prefix="/shoal/v1/jobs/")
+        self._store = Store.connect(self.etcd, prefix=ALL_JOBS)
         self._thread.start()
         return self
 
@@ -60,21 +66,30 @@ class Masters:
     def _run(self) -> None:
         try:
             while not self._stop.wait(PAUSE_SECONDS):
-                for job in self.get("trainingjobs", "-n", self.namespace)["items"]:
-                    self._serve(job["metadata"])
+                with contextlib.suppress(ApiAwayError):
+                    self._round()
         except BaseException as error:
             self._failed = error
 
-    def _serve(self, job: dict[str, Any]) -> None:
-        keys = JobKeys(self.namespace, job["name"], job["uid"])
-        pods = self.get("pods", "-n", self.namespace, "-l", f"shoal.dev/uid={job['uid']}")["items"]
-        running = {role: [pod for pod in pods if _runs(pod, role)] for role in ("master", "pserver", "trainer")}
+    def _round(self) -> None:
+        jobs = [job["metadata"] for job in self.api.list("TrainingJob", self.namespace)]
+        pods: dict[str, list[Any]] = defaultdict(list)
+        for pod in self.api.list("Pod", self.namespace, labels="shoal.dev/uid"):
+            pods[pod["metadata"]["labels"]["shoal.dev/uid"]].append(pod)
+        if not pods:
+            return
+        records = {pair.key: pair.value for pair in self._store.get_prefix(f"{ALL_JOBS}{self.namespace}/").pairs}
+        for job in jobs:
+            self._serve(JobKeys(self.namespace, job["name"], job["uid"]), pods[job["uid"]], records)
+
+    def _serve(self, keys: JobKeys, pods: list[Any], records: dict[str, bytes]) -> None:
+        running = {role: [pod for pod in pods if _runs(pod, keys, role)] for role in ("master", "pserver", "trainer")}
         if not running["master"]:
             return
-        found = self._store.get(keys.wanted)
-        wanted = msgspec.json.decode(found.value, type=Wanted) if found is not None else Wanted()
-        end = self.ended.get(job["uid"], "")
-        if end and self._store.get(keys.outcome) is None:
+        found = records.get(keys.wanted)
+        wanted = msgspec.json.decode(found, type=Wanted) if found is not None else Wanted()
+        end = self.ended.get(keys.uid, "")
+        if end and keys.outcome not in records:
             samples = {"expected": 9, "counted": 9, "lost": 0, "twice": 0, "skipped": 0}
             account = {"state": end, "epochs": 3, "samples": samples, "joins": 4, "leaves": 2, "deaths": 0,
                        "replayed": 0, "seconds": 1.5}  # fmt: skip
@@ -84,33 +99,46 @@ class Masters:
             if end or wanted.leaves(_index(pod)):
                 self._end(pod)
                 running["trainer"].remove(pod)
-        self._publish(keys, job["uid"], running, end)
+        self._publish(keys, running, end, kept=keys.progress in records)
 
-    def _publish(self, keys: JobKeys, uid: str, running: dict[str, list[Any]], end: str) -> None:
+    def _publish(self, keys: JobKeys, running: dict[str, list[Any]], end: str, *, kept: bool) -> None:
         trainers = sorted(map(_index, running["trainer"])) if running["pserver"] else []
-        self.samples[uid] = self.samples.get(uid, 0) + 10 * len(trainers)
+        before, since = self._written.get(keys.uid, (None, 0.0))
+        moves = keys.uid not in self.quiet
+        self.samples[keys.uid] = self.samples.get(keys.uid, 0) + 10 * len(trainers) * moves
         published = Published(
-            generation=1, state=end or "Running", epoch=0, epochs=3, samples=self.samples[uid], expected=10**6,
-            rate=100.0, moved=time.time(), trainers=trainers, servers=list(range(len(running["pserver"]))),
-            served=bool(running["pserver"]), why="",
+            generation=1, state=end or "Running", epoch=0, epochs=3, samples=self.samples[keys.uid], expected=10**6,
+            rate=100.0, moved=time.time() if moves or before is None else before.moved, trainers=trainers,
+            servers=sorted(map(_index, running["pserver"])), served=bool(running["pserver"]), why="",
         )  # fmt: skip
+        same = before is not None and _only_further(before, published)
+        if same and kept and time.monotonic() - since < STEADY_SECONDS:
+            return
         self._put(keys.progress, published)
+        self._written[keys.uid] = published, time.monotonic()
 
     def _put(self, key: str, value: Any) -> None:
         self._store.transact([], [Put(key, msgspec.json.encode(value))])
 
     def _end(self, pod: dict[str, Any]) -> None:
         """Its process has ended well."""
-        status = {"status": {"phase": "Succeeded", "conditions": [{"type": "Ready", "status": "False"}]}}
-        name = pod["metadata"]["name"]
-        self.kubectl("patch", "pod", name, "-n", self.namespace, "--subresource=status", "-p", json.dumps(status))
+        status = {"phase": "Succeeded", "conditions": [{"type": "Ready", "status": "False"}]}
+        self.api.patch("Pod", pod["metadata"]["name"], self.namespace, {"status": status}, status=True)
 
 
-def _runs(pod: dict[str, Any], role: str) -> bool:
+def _only_further(before: Published, after: Published) -> bool:
+    same = {"samples": 0, "moved": 0.0}
+    return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
+
+
+def _runs(pod: dict[str, Any], keys: JobKeys, role: str) -> bool:
+    """Whether it is at work; who only bears the labels is not known to any master."""
     conditions = pod.get("status", {}).get("conditions", [])
     ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-    return pod["metadata"]["labels"]["shoal.dev/role"] == role and ready and "deletionTimestamp" not in pod["metadata"]
+    metadata = pod["metadata"]
+    ours = metadata["labels"].get("shoal.dev/role") == role and metadata["name"].startswith(f"{keys.name}-{role}-")
+    return ours and ready and "deletionTimestamp" not in metadata
 
 
 def _index(pod: dict[str, Any]) -> int:
-    return int(pod["metadata"]["labels"]["shoal.dev/index"])
+    return int(pod["metadata"]["name"].rpartition("-")[2])

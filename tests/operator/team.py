@@ -14,7 +14,7 @@ import urllib.request
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.processes import free_ports
-from tests.operator.test_life import ROOT, World
+from tests.operator.world import ROOT, World
 
 __all__ = ["Member", "Team"]
 
@@ -102,6 +102,7 @@ class Team(World):
         return "".join(f"--- {each.name}\n{each.log.read_text()[-3000:]}" for each in self.members.values())
 
     def close(self) -> None:
+        self.api.close()
         for each in self.members.values():
             with contextlib.suppress(ProcessLookupError):
                 if each.process.poll() is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import threading
 from types import SimpleNamespace
@@ -13,17 +12,16 @@ import grpc
 import pytest
 import yaml
 
-from shoal.api.crd import crd
 from shoal.kube import Kube, KubeError
 from shoal.store._stubs import rpc
 from tests.cluster import certificates
-from tests.cluster.control_plane import ControlPlane, KubectlError
+from tests.cluster.control_plane import ControlPlane
 from tests.cluster.parts import CONTROL, Part
 from tests.etcds import run_etcd
 from tests.kube.compact import compact
 from tests.operator.standin import Masters
 from tests.operator.team import Team
-from tests.operator.test_life import conditions
+from tests.operator.world import define
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -49,28 +47,16 @@ def cluster(tmp_path_factory):
 
 
 def prepare(cluster) -> None:
-    cluster.kubectl("apply", "-f", "-", input=json.dumps(crd()))
-    cluster.until(lambda: "Established" in conditions(cluster, "crd/trainingjobs.shoal.dev"), "the definition")
+    define(cluster)
     cluster.add_nodes(3)
 
 
 @contextlib.contextmanager
 def a_team(cluster, folder):
-    """With masters that bear an API server that is away."""
-
-    def kubectl(*arguments):
-        with contextlib.suppress(KubectlError):
-            return cluster.kubectl(*arguments)
-
-    def get(*arguments):
-        with contextlib.suppress(KubectlError):
-            return cluster.get(*arguments)
-        return {"items": []}
-
     with run_etcd(folder / "etcd") as etcd:
         team = Team(cluster, NAMESPACE, etcd, folder)
         try:
-            with Masters(kubectl, get, etcd.endpoint, NAMESPACE) as team.masters:
+            with Masters(team.api, etcd.endpoint, NAMESPACE) as team.masters:
                 yield team
                 cluster.kubectl("delete", "tj", "--all", "-n", NAMESPACE)
                 kinds = "pods,statefulsets,deployments,services,pdb"
@@ -89,9 +75,9 @@ def team(cluster, tmp_path):
 
 def begin(team, **options):
     operator = team.join("a", **options)
-    team.apply()
-    team.at_work([0, 1])
-    team.state("Running")
+    team.j.apply()
+    team.j.at_work([0, 1])
+    team.j.state("Running")
     return operator
 
 
@@ -101,7 +87,7 @@ def test_an_api_server_that_is_killed_while_a_job_scales(team):
     for wanted in (4, 3, 4):
         team.scale(wanted)
         team.cluster.restart("kube-apiserver")
-    team.at_work([0, 1, 2, 3])
+    team.j.at_work([0, 1, 2, 3])
     assert operator.process.poll() is None
     assert before <= team.uids()
 
@@ -119,7 +105,7 @@ def test_an_api_server_that_is_away_for_longer_than_patience(team, monkeypatch):
     team.cluster.launch("kube-apiserver")
     assert before <= team.uids()
     team.scale(3)
-    team.at_work([0, 1, 2])
+    team.j.at_work([0, 1, 2])
     assert operator.process.poll() is None
     assert before <= team.uids()
 
@@ -136,7 +122,7 @@ def test_a_leader_whose_api_server_hangs_ends_itself_and_leads_again(team):
     before = team.uids()
     again = team.join("b")
     team.scale(3)
-    team.at_work([0, 1, 2])
+    team.j.at_work([0, 1, 2])
     assert again.leads
     assert before <= team.uids()
 
@@ -154,7 +140,7 @@ def test_a_history_that_is_compacted_away_with_deletions_in_it(team):
     compact(team.cluster)
     team.cluster.launch("kube-apiserver")
     team.cluster.launch("kube-controller-manager")
-    team.at_work([0, 1])
+    team.j.at_work([0, 1])
     assert operator.process.poll() is None
 
 
@@ -165,10 +151,10 @@ def test_a_server_that_is_overloaded(tmp_path):
         kubeconfig = ordinary(cluster, tmp_path)
         with a_team(cluster, tmp_path) as team, load(kubeconfig):
             operator = team.join("a", kubeconfig=kubeconfig, lease=False)
-            team.apply()
-            team.at_work([0, 1])
+            team.j.apply()
+            team.j.at_work([0, 1])
             team.scale(4)
-            team.at_work([0, 1, 2, 3])
+            team.j.at_work([0, 1, 2, 3])
             assert operator.metric("shoal_operator_api_requests_total", code="429") > 0
             assert operator.process.poll() is None
 
@@ -215,20 +201,20 @@ def load(kubeconfig):
 def test_an_etcd_that_is_away_kills_nobody_and_is_told(team):
     operator = begin(team, lease=False)
     team.scale(4)
-    team.at_work([0, 1, 2, 3])
+    team.j.at_work([0, 1, 2, 3])
     before = team.uids()
     team.etcd.kill()
     # Who is to leave is told through etcd first, so nobody is sent away meanwhile.
     team.scale(2)
-    team.until(lambda: team.condition("Progressing").get("reason") == "EtcdUnreachable", "the condition")
-    team.until(lambda: team.status()["trainers"]["wanted"] == 2, "the new number")
+    team.until(lambda: team.j.condition("Progressing").get("reason") == "EtcdUnreachable", "the condition")
+    team.until(lambda: team.j.status()["trainers"]["wanted"] == 2, "the new number")
     assert operator.metric("shoal_operator_etcd_up") == 0
     assert operator.ask("/readyz") == (503, "etcd does not answer\n")
     assert operator.ask("/healthz")[0] == 200
     assert before == team.uids()
     team.etcd.start()
-    team.at_work([0, 1])
-    team.until(lambda: team.condition("Progressing").get("status") == "True", "progress")
+    team.j.at_work([0, 1])
+    team.until(lambda: team.j.condition("Progressing").get("status") == "True", "progress")
     assert operator.ask("/readyz")[0] == 200
 
 
@@ -253,5 +239,5 @@ def begin_without_masters(team) -> None:
     operator = team.join("a", lease=False)
     assert "install their definition" in operator.log.read_text()
     team.until(lambda: team.cluster.get("nodes")["items"], "nodes")
-    team.apply()
-    team.until(lambda: len(team.pods("trainer")) == 2, "trainers")
+    team.j.apply()
+    team.until(lambda: len(team.j.pods("trainer")) == 2, "trainers")

@@ -9,26 +9,22 @@ from datetime import datetime
 
 import pytest
 
-from shoal.api.crd import crd
 from tests.etcds import run_etcd
 from tests.operator.standin import Masters
 from tests.operator.team import Team
-from tests.operator.test_life import conditions
+from tests.operator.world import define
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
 def team(control_plane, add_nodes, namespace, tmp_path):
-    control_plane.kubectl("apply", "-f", "-", input=json.dumps(crd()))
-    control_plane.until(
-        lambda: "Established" in conditions(control_plane, "crd/trainingjobs.shoal.dev"), "the definition"
-    )
+    define(control_plane)
     add_nodes(3)
     with run_etcd(tmp_path / "etcd") as etcd:
         made = Team(control_plane, namespace, etcd, tmp_path)
         try:
-            with Masters(control_plane.kubectl, control_plane.get, etcd.endpoint, namespace) as made.masters:
+            with Masters(made.api, etcd.endpoint, namespace) as made.masters:
                 yield made
         finally:
             made.close()
@@ -38,8 +34,8 @@ def team(control_plane, add_nodes, namespace, tmp_path):
 def at_work(team):
     """A job with two trainers, made by the leader of two."""
     team.join("a"), team.join("b")
-    team.apply()
-    team.at_work([0, 1])
+    team.j.apply()
+    team.j.at_work([0, 1])
     leader = team.leader("a", "b")
     other = team.members["b" if leader.name == "a" else "a"]
     assert (leader.writes > 0, other.writes, other.leads) == (True, 0, False)
@@ -51,7 +47,7 @@ def test_a_killed_leader_is_followed_and_what_was_wanted_meanwhile_comes_about(t
     assert team.lease()["holderIdentity"] in leader.log.read_text()
     leader.end(signal.SIGKILL)
     team.scale(4)
-    team.at_work([0, 1, 2, 3])
+    team.j.at_work([0, 1, 2, 3])
     assert other.leads
     assert team.lease()["leaseTransitions"] == 1
     assert re.search(r"standing by as \S+: \S+ leads", other.log.read_text())
@@ -65,13 +61,13 @@ def test_a_leader_that_was_stopped_for_longer_than_its_lease_does_not_act_any_mo
     team.until(lambda: other.leads, "the other one to lead")
     # Much for the old one to do, if it could: trainers to send away, and one to bring.
     team.scale(3)
-    team.at_work([0, 1, 2])
+    team.j.at_work([0, 1, 2])
     team.cluster.kubectl("delete", "pod", "j-trainer-1", "-n", team.namespace, "--force", "--grace-period=0")
     leader.process.send_signal(signal.SIGCONT)
     assert leader.process.wait(60) == 3
     assert leader.writes == before
     assert re.search(r"the Lease \S+ is lost: .*exit code 3", leader.log.read_text())
-    team.at_work([0, 1, 2])
+    team.j.at_work([0, 1, 2])
 
 
 def test_a_leader_that_is_told_to_end_hands_over_before_its_lease_could_have_run_out(team, at_work):
@@ -84,7 +80,7 @@ def test_a_leader_that_is_told_to_end_hands_over_before_its_lease_could_have_run
     print("from a renewal of the old leader's to the take-over:", taken - renewed)
     assert (taken - renewed).total_seconds() < after["leaseDurationSeconds"]
     team.scale(3)
-    team.at_work([0, 1, 2])
+    team.j.at_work([0, 1, 2])
     assert other.end() == 0
     assert "holderIdentity" not in team.lease()
 
@@ -112,7 +108,7 @@ def test_a_lease_that_is_deleted_stays_its_holder_s(team, at_work):
     team.until(lambda: team.cluster.get("leases", "-n", team.namespace)["items"], "the Lease to be made again")
     assert team.lease()["holderIdentity"] == before
     team.scale(3)
-    team.at_work([0, 1, 2])
+    team.j.at_work([0, 1, 2])
     assert (leader.leads, other.leads, other.writes) == (True, False, 0)
 
 
@@ -121,7 +117,7 @@ def test_what_is_served_says_how_things_are_and_nothing_else(team, at_work):
     assert leader.ask("/healthz") == other.ask("/healthz") == (200, "ok\n")
     assert leader.ask("/readyz") == other.ask("/readyz") == (200, "ok\n")
     assert leader.ask("/nothing")[0] == 404
-    team.state("Running")
+    team.j.state("Running")
     team.until(lambda: leader.metric("shoal_jobs", state="Running") == 1, "the count of jobs")
     assert leader.metric("shoal_operator_etcd_up") == 1
     assert leader.metric("shoal_operator_look_seconds_count", outcome="done") > 0

@@ -9,6 +9,7 @@ import pytest
 from shoal.operator import objects
 from shoal.operator.pods import trainer_pod
 from tests.operator.jobs import IDENTITY, everything, job
+from tests.operator.world import PRIORITIES
 
 pytestmark = pytest.mark.cluster
 
@@ -30,10 +31,7 @@ def manifests(of):
 def restricted(control_plane, namespace):
     for level in ("enforce", "warn"):
         control_plane.kubectl("label", "namespace", namespace, f"pod-security.kubernetes.io/{level}=restricted")
-    for name, value in zip(IDENTITY.classes, (-1, -5, -10), strict=True):
-        made = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
-                "value": value, "preemptionPolicy": "Never"}  # fmt: skip
-        control_plane.kubectl("apply", "-f", "-", input=json.dumps(made))
+    control_plane.kubectl("apply", "-f", str(PRIORITIES))
     return namespace
 
 

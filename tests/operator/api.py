@@ -1,0 +1,123 @@
+"""The API server, asked by plain HTTP over one connection a thread: a kubectl for each look costs a hundred times as much.
+
+What a user would type is typed in the tests, through the real kubectl; this is for looking on, and for playing a kubelet.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import threading
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from shoal.kube.kinds import KINDS
+
+__all__ = ["Api", "ApiAwayError", "ApiError"]
+
+MERGE, STRATEGIC = "application/merge-patch+json", "application/strategic-merge-patch+json"
+"""The latter knows that conditions and containers are lists by name; custom resources have no such knowledge."""
+
+
+class ApiError(Exception):
+    """It said no; the message is what it said."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ApiAwayError(Exception):
+    """It did not answer, or could not."""
+
+
+class Api:
+    """As the user of a kubeconfig with certificates."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        config = yaml.safe_load(kubeconfig.read_text())
+        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        self._context = ssl.create_default_context(cafile=cluster["certificate-authority"])
+        self._context.load_cert_chain(user["client-certificate"], user["client-key"])
+        self._address = urllib.parse.urlsplit(cluster["server"]).netloc
+        self._here = threading.local()
+        self._connections: set[http.client.HTTPSConnection] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave no connection open; asked again, it opens another."""
+        while self._connections:
+            self._connections.pop().close()
+
+    def list(self, kind: str, namespace: str = "", *, labels: str = "", fields: str = "") -> list[Any]:
+        """All of a kind (with these labels and fields)."""
+        chosen = {"labelSelector": labels, "fieldSelector": fields}
+        query = urllib.parse.urlencode({key: value for key, value in chosen.items() if value})
+        found = self._ask("GET", f"{KINDS[kind].path(namespace)}?{query}")
+        return list(found["items"])
+
+    def get(self, kind: str, name: str, namespace: str = "") -> Any:
+        """One object; None: it is not there."""
+        try:
+            return self._ask("GET", KINDS[kind].path(namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def patch(self, kind: str, name: str, namespace: str, change: Mapping[str, Any], *, status: bool = False) -> None:
+        """Change an object, or its status; nothing happens to one that is gone."""
+        path = KINDS[kind].path(namespace, name, subresource="status" if status else "")
+        try:
+            self._ask("PATCH", path, change, MERGE if kind == "TrainingJob" else STRATEGIC)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    def create(self, kind: str, namespace: str, manifest: Mapping[str, Any]) -> Any:
+        """Make an object."""
+        made = {"apiVersion": KINDS[kind].version, "kind": kind, **manifest}
+        return self._ask("POST", KINDS[kind].path(namespace), made)
+
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, kind: str = "application/json"
+    ) -> Any:
+        text = json.dumps(body) if body is not None else None
+        try:
+            try:
+                status, said = self._once(method, path, text, kind)
+            except (OSError, http.client.HTTPException):
+                # A connection that was left alone for long is closed by the other side.
+                status, said = self._once(method, path, text, kind)
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiAwayError(str(error)) from error
+        if status == 429 or status >= 500:
+            raise ApiAwayError(said)
+        if status >= 300:
+            raise ApiError(status, json.loads(said).get("message", said))
+        return json.loads(said)
+
+    def _once(self, method: str, path: str, body: str | None, kind: str) -> tuple[int, str]:
+        connection = getattr(self._here, "connection", None)
+        if connection is None:
+            connection = http.client.HTTPSConnection(self._address, context=self._context, timeout=30)
+            self._here.connection = connection
+        self._connections.add(connection)
+        try:
+            connection.request(method, path, body, {"Content-Type": kind, "Accept": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except BaseException:
+            # It opens itself anew when it is asked again.
+            connection.close()
+            raise

@@ -1,0 +1,261 @@
+"""A namespace with an operator and the masters' stand-in on a real control plane, and the jobs in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from shoal.api.crd import crd
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.fixtures import fresh_namespace
+from tests.etcds import Etcd, run_etcd
+from tests.operator.api import Api
+from tests.operator.standin import Masters
+
+__all__ = ["PRIORITIES", "ROOT", "Job", "World", "a_world", "define", "manifest"]
+
+ROOT = Path(__file__).parents[2]
+PRIORITIES = ROOT / "deploy" / "base" / "priorities.yaml"
+CLASSES = ("--priority-classes", "shoal-servers", "shoal-minimum", "shoal-surplus")
+SPEC = {
+    "image": "example.org/train:1", "command": ["python", "train.py"],
+    "trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2},
+}  # fmt: skip
+MADE = ("Pod", "Service", "ServiceAccount", "Secret", "ConfigMap", "Deployment", "StatefulSet", "PodDisruptionBudget",
+        "PersistentVolumeClaim")  # fmt: skip
+"""All that a job is made of."""
+
+
+def manifest(name: str, metadata: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    """Of a small job; a part that is None is left out."""
+    spec = {key: value for key, value in {**SPEC, **spec}.items() if value is not None}
+    kind = {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob"}
+    return {**kind, "metadata": {"name": name, **(metadata or {})}, "spec": spec}
+
+
+class World:
+    """A namespace with an operator and the masters' stand-in."""
+
+    masters: Masters
+
+    def __init__(self, cluster: ControlPlane, namespace: str, etcd: Etcd, folder: Path, *options: str) -> None:
+        self.cluster, self.namespace, self.etcd = cluster, namespace, etcd
+        self.api = Api(cluster.kubeconfig)
+        self.j = self.job("j")
+        """The job of tests that have only one."""
+        self.nodes: list[str] = []
+        self._options = options
+        self._log = folder / "operator.log"
+        self._operator: subprocess.Popen[bytes] | None = None
+
+    def job(self, name: str) -> Job:
+        return Job(self, name)
+
+    # --- The operator ---
+
+    def start(self, program: str = "shoal.operator", **variables: str) -> subprocess.Popen[bytes]:
+        command = ["-m", program, "--etcd", self.etcd.endpoint, "--namespace", self.namespace, *self._options]
+        with self._log.open("ab") as log:
+            self._operator = subprocess.Popen(
+                [sys.executable, *command],
+                env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig), **variables},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        return self._operator
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        assert self._operator is not None
+        self._operator.send_signal(number)
+        return self._operator.wait(30)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    # --- The cluster ---
+
+    def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002 - as subprocess calls it
+        """In this namespace."""
+        return self.cluster.kubectl("-n", self.namespace, *arguments, input=input)
+
+    def apply(self, *manifests: dict[str, Any], how: str = "apply") -> str:
+        """What kubectl says to some manifests."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+        return self.kubectl(how, "-f", "-", input=json.dumps(manifests[0] if len(manifests) == 1 else listed))
+
+    def list(self, kind: str, *, labels: str = "", fields: str = "") -> list[Any]:
+        return self.api.list(kind, self.namespace, labels=labels, fields=fields)
+
+    def until(self, found: Callable[[], Any], what: str) -> None:
+        try:
+            self.cluster.until(found, what)
+        except BaseException:
+            print(self.log()[-6000:])
+            raise
+
+
+class Job:
+    """A TrainingJob by its name, be it there or not."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+
+    # --- What a user does ---
+
+    def apply(self, **spec: Any) -> None:
+        """``kubectl apply`` of a small job with these parts in its spec."""
+        self.world.apply(manifest(self.name, **spec))
+
+    def patch(self, spec: dict[str, Any]) -> None:
+        """``kubectl patch``."""
+        self.world.kubectl("patch", f"tj/{self.name}", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def scale(self, replicas: int) -> None:
+        """``kubectl scale``."""
+        self.world.kubectl("scale", f"tj/{self.name}", f"--replicas={replicas}")
+
+    def wait(self, condition: str) -> None:
+        """``kubectl wait``."""
+        self.world.kubectl("wait", f"tj/{self.name}", f"--for=condition={condition}", "--timeout=60s")
+
+    def delete(self) -> None:
+        """``kubectl delete``, which waits until it is gone."""
+        self.world.kubectl("delete", f"tj/{self.name}")
+
+    def end(self, state: str = "Complete") -> None:
+        """Its master comes to this end."""
+        self.world.masters.ended[self.uid] = state
+
+    # --- What is seen ---
+
+    @property
+    def found(self) -> dict[str, Any]:
+        return self.world.api.get("TrainingJob", self.name, self.world.namespace) or {}
+
+    @property
+    def uid(self) -> str:
+        return str(self.found["metadata"]["uid"])
+
+    def status(self) -> dict[str, Any]:
+        return self.found.get("status") or {}
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        return next((each for each in self.status().get("conditions", []) if each["type"] == kind), {})
+
+    def short(self, kind: str) -> tuple[str, str]:
+        """Status and reason of a condition."""
+        found = self.condition(kind)
+        return found.get("status", ""), found.get("reason", "")
+
+    def all_pods(self, role: str = "") -> list[Any]:
+        chosen = f"shoal.dev/job={self.name}" + (f",shoal.dev/role={role}" if role else "")
+        return self.world.list("Pod", labels=chosen)
+
+    def pods(self, role: str, *, ready: bool = True) -> list[str]:
+        return sorted(pod["metadata"]["name"] for pod in self.all_pods(role) if not ready or is_ready(pod))
+
+    def pod_uids(self, role: str = "") -> set[str]:
+        return {pod["metadata"]["uid"] for pod in self.all_pods(role)}
+
+    def made(self) -> list[str]:
+        """All that there is of the job."""
+        chosen = f"shoal.dev/job={self.name}"
+        return [f"{kind} {each['metadata']['name']}" for kind in MADE for each in self.world.list(kind, labels=chosen)]
+
+    def events(self) -> list[tuple[str, str]]:
+        """Reason and note of each event that is told of it, in order."""
+        told = [each for each in self.world.list("Event") if each["reportingController"] == "shoal.dev/operator"]
+        mine = [each for each in told if each["regarding"]["name"] == self.name]
+        return [(each["reason"], each["note"]) for each in sorted(mine, key=lambda each: each["eventTime"])]
+
+    # --- What is waited for ---
+
+    def until(self, found: Callable[[], Any], what: str) -> None:
+        self.world.until(found, f"{what} of {self.name}")
+
+    def state(self, state: str) -> None:
+        try:
+            self.until(lambda: self.status().get("state") == state, state)
+        except BaseException:
+            print(json.dumps(self.status(), indent=1))
+            raise
+
+    def says(self, kind: str, status: str, reason: str, words: str = "") -> None:
+        """Until a condition is this, with these words."""
+        try:
+            self.until(
+                lambda: self.short(kind) == (status, reason) and words in self.condition(kind).get("message", ""),
+                f"{kind} {status} {reason} {words!r}",
+            )
+        except BaseException:
+            print(json.dumps(self.status(), indent=1))
+            raise
+
+    def at_work(self, trainers: list[int], servers: int = 2) -> None:
+        wanted = [f"{self.name}-trainer-{index}" for index in trainers]
+        self.until(lambda: self.pods("trainer", ready=False) == self.pods("trainer") == wanted, f"trainers {trainers}")
+        self.until(lambda: len(self.pods("pserver")) == servers and len(self.pods("master")) == 1, "servers and master")
+
+    def nobody(self) -> None:
+        self.until(lambda: not any(self.pods(role, ready=False) for role in ("pserver", "master")), "servers to go")
+        assert self.pods("trainer") == []
+
+    def nothing(self) -> None:
+        """Until all of it is gone."""
+        self.until(lambda: not self.made(), "all to go")
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def define(cluster: ControlPlane) -> None:
+    """The cluster knows TrainingJobs, and the priorities of their pods."""
+    listed = {"apiVersion": "v1", "kind": "List", "items": [crd()]}
+    cluster.kubectl("apply", "-f", str(PRIORITIES), "-f", "-", input=json.dumps(listed))
+    # `kubectl wait` fails while there are no conditions at all.
+    with Api(cluster.kubeconfig) as api:
+        cluster.until(lambda: _established(api), "the definition")
+
+
+def _established(api: Api) -> bool:
+    found = api.get("CustomResourceDefinition", "trainingjobs.shoal.dev") or {}
+    conditions = found.get("status", {}).get("conditions") or []
+    return any((each["type"], each["status"]) == ("Established", "True") for each in conditions)
+
+
+@contextlib.contextmanager
+def a_world(cluster: ControlPlane, folder: Path, *, nodes: int = 3) -> Iterator[World]:
+    """With its operator running, which is told to end at the end; everything of it goes then."""
+    define(cluster)
+    with run_etcd(folder / "etcd") as etcd, some_nodes(cluster, nodes) as added, fresh_namespace(cluster) as namespace:
+        world = World(cluster, namespace, etcd, folder, *CLASSES)
+        world.nodes = added
+        world.start()
+        try:
+            with Masters(world.api, etcd.endpoint, namespace) as world.masters:
+                yield world
+        finally:
+            ended = world.end()
+            world.api.close()
+        # One that was started a moment ago has no handler yet.
+        assert ended in {0, -signal.SIGTERM}, world.log()
+
+
+@contextlib.contextmanager
+def some_nodes(cluster: ControlPlane, count: int) -> Iterator[list[str]]:
+    """Hollow nodes."""
+    added = cluster.add_nodes(count)
+    try:
+        yield added
+    finally:
+        cluster.kubectl("delete", "nodes", *added, "--wait=false", "--ignore-not-found")
