@@ -194,12 +194,12 @@ class Api:
 
     async def list(self, path: str) -> list[dict[str, Any]]:
         """All items at a path."""
-        return list((await self.ask("GET", path))["items"])
+        return list((await self.ask("GET", path))["items"] or [])
 
     async def count(self, path: str) -> int:
         """How many items there are at a path."""
         found = await self.ask("GET", f"{path}{'&' if '?' in path else '?'}limit=1")
-        return len(found["items"]) + int(found["metadata"].get("remainingItemCount") or 0)
+        return len(found["items"] or []) + int(found["metadata"].get("remainingItemCount") or 0)
 
 
 async def in_flight(requests: Iterable[Callable[[], Awaitable[dict[str, Any]]]]) -> list[dict[str, Any]]:
@@ -245,7 +245,7 @@ class HollowCluster:
             here.callback(self.plane.stop)
             self.plane.start()
             self.plane.kubectl("apply", "-f", "-", input=json.dumps(crd()))
-            self.plane.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.shoal.dev", "--timeout=30s")
+            self.plane.until(self._knows_jobs, "the definition of TrainingJobs")
             kubeconfigs = {user: self._kubeconfig(user) for user in (OPERATOR, BENCHMARK)}
         with say("adding nodes"):
             for number, cpu in NODES:
@@ -254,6 +254,11 @@ class HollowCluster:
         self.audit = AuditLog(self.plane.folder / "audit.log")
         self.operator = OperatorProcess(kubeconfigs[OPERATOR], self.etcd.endpoint, self.folder / "operator.log")
         self._stack.callback(self.operator.stop)
+
+    def _knows_jobs(self) -> bool:
+        # `kubectl wait` fails while there are no conditions at all.
+        found = self.plane.get("crd", "trainingjobs.shoal.dev").get("status", {}).get("conditions") or []
+        return any(each["type"] == "Established" and each["status"] == "True" for each in found)
 
     def _kubeconfig(self, user: str) -> Path:
         folder = self.plane.folder / "certificates"
@@ -317,7 +322,7 @@ class HollowCluster:
         # With a selector the API server does not say how many remain: the names alone are asked for.
         headers = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
         async with self.api._session.get(path, headers=headers) as response:
-            return len(json.loads(await response.read())["items"])
+            return len(json.loads(await response.read())["items"] or [])
 
     async def rest(self, *, longest: float = 60.0) -> None:
         """Until the processes of this cluster do nothing worth mentioning, for two seconds in a row."""

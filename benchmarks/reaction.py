@@ -1,0 +1,194 @@
+"""How soon does the operator act when a spec is edited, and when a pod dies?
+
+Twenty jobs of 47 trainers, two parameter servers and a master run on a real control plane with 133 hollow nodes: the
+operator watches 1,000 pods. The masters are a stand-in: each has written one record, once. Then, one after the other and in
+random order,
+
+- 200 specs are edited: `trainer.replicas` up by one, or down again (a merge patch of the TrainingJob);
+- 200 trainers' pods die: half are deleted without grace, as by a controller that gives a node up; of the other half the
+  status says Failed, as a kubelet writes it.
+
+Each is given to the next job in turn, after the one before has been answered and after a random pause, so that nothing of
+an earlier one is under way at this job.
+
+A reaction is measured at the API server, by its audit log: from the moment at which the edit (the deletion, the status) came
+in to the moment at which the operator's first change of anything of this job came in. What that is:
+
+| what happened | the operator's first call |
+|---|---|
+| one trainer more | `create` of its pod |
+| one trainer less | `delete` of the pod of the highest index (which the stand-in's master does not know) |
+| a pod deleted | `create` of its successor |
+| a pod Failed | its `delete`; its index is free when it has gone |
+
+A dry run is no change. The operator may make one before, and that is within the time, as is what it writes into Shoal's etcd
+before a trainer is taken away. Any other first call (of a status, an event) would count as well; how often which one it was
+is kept with the results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.common import Row, interval, main, percentile
+from benchmarks.hollow import BENCHMARK, JOBS, OPERATOR, Asked, HollowCluster, job_manifest
+from benchmarks.operators import say
+
+SIZE = int(os.environ.get("BENCH_JOBS", "20"))
+SAMPLES = int(os.environ.get("BENCH_SAMPLES", "200"))
+TRAINERS, SERVERS = 47, 2
+NAMESPACE = "reaction"
+PAUSE_SECONDS = (0.05, 0.15)
+SETTLE_SECONDS = 0.15
+"""After the first call: for what follows from it, so that the next sample has the operator for itself."""
+P50_GOAL, P99_GOAL = 50.0, 250.0
+MADE = f"{JOBS}/namespaces/{NAMESPACE}/trainingjobs"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+
+@dataclass
+class Reactions:
+    """All samples of one kind: milliseconds, and what the operator's first call was."""
+
+    milliseconds: list[float] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def add(self, edit: Asked, first: Asked) -> None:
+        """One more."""
+        self.milliseconds.append(1000 * (first.came - edit.came))
+        self.calls[f"{edit.verb} {edit.resource} -> {first.verb} {first.resource}"] += 1
+
+
+class Samples:
+    """Takes samples, one at a time.
+
+    Args:
+        cluster: On which the jobs run.
+    """
+
+    def __init__(self, cluster: HollowCluster) -> None:
+        self._cluster = cluster
+        self._chance = random.Random(0)
+        self._more: dict[int, bool] = {}
+        self._turn = 0
+
+    async def edit(self, into: Reactions) -> None:
+        """A spec, of the next job in turn."""
+        number = self._next()
+        more = self._more[number] = not self._more.get(number, False)
+        spec = {"spec": {"trainer": {"replicas": TRAINERS + more}}}
+        await self._cluster.api.patch(f"{MADE}/{_name(number)}", spec)
+        await self._answered(number, "trainingjobs", into)
+
+    async def death(self, into: Reactions, *, deleted: bool) -> None:
+        """Of some pod of the next job in turn."""
+        number = self._next()
+        pod = f"{PODS}/{_name(number)}-trainer-{self._chance.randrange(TRAINERS)}"
+        if deleted:
+            options = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
+            await self._cluster.api.ask("DELETE", pod, options)
+        else:
+            ended = {"type": "Ready", "status": "False", "reason": "PodFailed"}
+            status = {"phase": "Failed", "conditions": [ended]}
+            await self._cluster.api.patch(f"{pod}/status", {"status": status})
+        await self._answered(number, "pods" if deleted else "pods/status", into)
+
+    def _next(self) -> int:
+        self._turn += 1
+        return self._turn % SIZE
+
+    async def _answered(self, number: int, resource: str, into: Reactions) -> None:
+        def first(found: Sequence[Asked]) -> tuple[Asked, Asked] | None:
+            edits = [asked for asked in found if asked.user == BENCHMARK and asked.resource == resource]
+            calls = [asked for asked in found if _changes(asked, number) and edits and asked.came > edits[0].came]
+            return (edits[0], min(calls, key=lambda asked: asked.came)) if calls else None
+
+        # A request is in the log when it is answered: an earlier one may be written later.
+        log = self._cluster.audit
+        found = await log.until(lambda found: first(found) is not None, f"a reaction at {_name(number)}")
+        await asyncio.sleep(SETTLE_SECONDS)
+        pair = first([*found, *log.more()])
+        assert pair is not None
+        into.add(*pair)
+        await asyncio.sleep(self._chance.uniform(*PAUSE_SECONDS))
+        log.more()
+
+
+def _name(number: int) -> str:
+    return f"r{number:02}"
+
+
+def _changes(asked: Asked, number: int) -> bool:
+    """Whether the operator changed something of this job."""
+    return asked.user == OPERATOR and not asked.dry and asked.name[: len(_name(number))] == _name(number)
+
+
+async def _measured(cluster: HollowCluster) -> tuple[list[Row], Any]:
+    await cluster.make_namespace(NAMESPACE)
+    cluster.operator.start()
+    pods = SIZE * (TRAINERS + SERVERS + 1)
+    with say(f"{SIZE} jobs start {pods} pods"):
+        jobs = [
+            job_manifest(_name(number), NAMESPACE, trainers=TRAINERS, most=TRAINERS + 1, servers=SERVERS)
+            for number in range(SIZE)
+        ]
+        await cluster.api.create(MADE, *jobs)
+        await cluster.publish(NAMESPACE, trainers=TRAINERS, servers=SERVERS)
+        await cluster.all_run(pods, namespace=NAMESPACE)
+    await cluster.rest()
+    cluster.audit.more()
+    samples, edits, deaths = Samples(cluster), Reactions(), Reactions()
+    kinds = [kind for kind in ("edit", "deleted", "failed") for _ in range(SAMPLES // (1 if kind == "edit" else 2))]
+    random.Random(1).shuffle(kinds)
+    with say(f"{len(kinds)} samples"):
+        for kind in kinds:
+            if kind == "edit":
+                await samples.edit(edits)
+            else:
+                await samples.death(deaths, deleted=kind == "deleted")
+    raw = {
+        name: {"milliseconds": each.milliseconds, "first calls": dict(each.calls)}
+        for name, each in (("edits", edits), ("deaths", deaths))
+    }
+    for name, each in (("edits", edits), ("deaths", deaths)):
+        print(f"   {name}: {dict(each.calls)}")
+    return [*_rows("spec edited", edits.milliseconds), *_rows("pod died", deaths.milliseconds)], raw
+
+
+def _rows(what: str, values: Sequence[float]) -> list[Row]:
+    def p99(drawn: Sequence[float]) -> float:
+        return percentile(drawn, 0.99)
+
+    rows = []
+    for name, figure, goal in (("p50", statistics.median, P50_GOAL), ("p99", p99, P99_GOAL)):
+        value = float(figure(values))
+        bounds = interval(values, figure=figure)
+        metric = f"{what} to the operator's first call, {name}"
+        rows.append(
+            Row(
+                metric=metric,
+                value=value,
+                unit="ms",
+                interval=bounds,
+                goal=f"<= {goal:g}",
+                met=value <= goal,
+                count=len(values),
+            )
+        )
+    return rows
+
+
+async def _all() -> tuple[list[Row], Any]:
+    async with HollowCluster() as cluster:
+        return await _measured(cluster)
+
+
+if __name__ == "__main__":
+    main("reaction", lambda: asyncio.run(_all()))
