@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 
 import pytest
 
+from shoal.operator import app
 from shoal.operator.vault import Users, Vault
 from shoal.store import EVERYTHING, OPERATOR_KEY, Credentials, JobKeys, Put, Store, StoreRefusedError, Tls
 from tests.etcds import run_etcd
@@ -91,3 +93,20 @@ def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
         assert root.accounts.users() == ["root"]
         later.admit(KEYS, "word")
         assert sorted(root.accounts.users()) == ["root", KEYS.user]
+
+
+async def reached(operator: app.Operator, protect) -> Store:
+    """The operator's etcd, which gets its users once the operator has seen that it has none."""
+    reaching = asyncio.create_task(operator._reach_etcd(ROOT))
+    while "not through" not in operator.why_unready():  # noqa: ASYNC110 - it gives no other sign
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(protect)
+    return await reaching
+
+
+def test_an_operator_waits_for_a_set_up_that_is_on_its_way(etcd, monkeypatch):
+    monkeypatch.setattr(app, "_AGAIN_SECONDS", 0.05)
+    operator = app.Operator(app.Settings(etcd=etcd.endpoint), on_lost=pytest.fail)
+    store = asyncio.run(reached(operator, lambda: Store.protect(etcd.endpoint, password=ROOT.password)))
+    with store:
+        assert store.accounts.users() == ["root"]

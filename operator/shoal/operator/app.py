@@ -39,9 +39,11 @@ from shoal.store import (
     Listing,
     Put,
     Store,
+    StoreRefusedError,
     StoreUnreachableError,
     Wanted,
 )
+from shoal.store.accounts import NOT_ON
 
 __all__ = ["Operator", "Settings"]
 
@@ -246,6 +248,11 @@ class Operator:
                 )
             except StoreUnreachableError as error:
                 log.warning("%s", error)
+            except StoreRefusedError as error:
+                if NOT_ON not in str(error):
+                    raise
+                self._unready = "etcd asks nobody for a password yet: the set-up is not through"
+                log.info("%s", self._unready)
             await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _list_until_done(self) -> None:
