@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from typing import Any
 
 from shoal.api import TrainingJob
@@ -16,7 +18,7 @@ __all__ = ["Checker"]
 
 
 class Checker:
-    """Asks without changing anything.
+    """Asks without changing anything, and the same only once: a job is scaled more often than its pods change.
 
     Args:
         kube: The gateway.
@@ -24,6 +26,12 @@ class Checker:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
+        self._fine: dict[str, str] = {}
+        """Of each job, which pods the API server had no words against."""
+
+    def forget(self, uid: str) -> None:
+        """The job is gone."""
+        self._fine.pop(uid, None)
 
     async def refused(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
         """Why a job cannot be taken as it is now, with a documented reason before a colon; empty: it can.
@@ -43,12 +51,13 @@ class Checker:
             objects.servers(job, identity, replicas=0),
             objects.master(job, identity, replicas=0),
         ]
-        for manifest in wanted:
-            kind, name = manifest["kind"], manifest["metadata"]["name"]
-            if (kind, name) in seen.applied:
-                continue
-            found = await self._kube.get(kind, name, namespace=job.metadata.namespace)
-            if found is not None and label(found, "uid") != identity.uid:
+        keys = [(each["kind"], each["metadata"]["name"]) for each in wanted]
+        unknown = [key for key in keys if key not in seen.applied]
+        found = await asyncio.gather(
+            *(self._kube.get(kind, name, namespace=job.metadata.namespace) for kind, name in unknown)
+        )
+        for (kind, name), there in zip(unknown, found, strict=True):
+            if there is not None and label(there, "uid") != identity.uid:
                 return (
                     f"{Reason.NAME_TAKEN}: {kind} {name} exists and is not of this job; "
                     "remove it, or give the job another name"
@@ -62,6 +71,9 @@ class Checker:
             "parameterServer": _as_pod(job, server_pod(job, identity), "pserver"),
             "master": _as_pod(job, master_pod(job, identity), "master"),
         }
+        asked, allowed = _digest(made), True
+        if self._fine.get(identity.uid) == asked:
+            return ""
         for part, pod in made.items():
             # Its account may not be there yet, and its name may be: neither is what is asked.
             spec = {key: value for key, value in pod["spec"].items() if key != "serviceAccountName"}
@@ -74,7 +86,9 @@ class Checker:
                 return f"{Reason.INVALID_TEMPLATE}: a pod made from spec.{part} is refused: {words}"
             except KubeForbiddenError:
                 # A quota or a policy of the namespace: that may change, and is told of the pods themselves.
-                continue
+                allowed = False
+        if allowed:
+            self._fine[identity.uid] = asked
         return ""
 
     async def _servers(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
@@ -88,6 +102,10 @@ class Checker:
         except KubeInvalidError as error:
             return f"{Reason.CANNOT_CHANGE}: spec.parameterServer: {error}"
         return ""
+
+
+def _digest(pods: dict[str, dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(pods, sort_keys=True).encode()).hexdigest()
 
 
 def _as_pod(job: TrainingJob, template: dict[str, Any], role: str) -> dict[str, Any]:

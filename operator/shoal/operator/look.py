@@ -117,6 +117,7 @@ class Looker:
         if manifest is None or manifest["metadata"].get("deletionTimestamp") is not None:
             self._memory.pop(uid, None)
             self._reporter.forget(uid)
+            self._checker.forget(uid)
             return None
         memory = self._memory.setdefault(uid, _Memory())
         view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
