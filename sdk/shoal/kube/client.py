@@ -13,6 +13,8 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Self
+from urllib.parse import urlencode
+from urllib.request import getproxies_environment
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -40,6 +42,7 @@ _TRY_SECONDS: Final = 10.0
 """The longest wait for one answer: a connection that has died without a word takes no caller's whole patience."""
 _PAGE: Final = 500
 _EXPIRED: Final = 410
+_PROXIES: Final = frozenset({"http", "https", "all"})
 _METHODS: Final = {
     "get": "GET",
     "list": "GET",
@@ -129,6 +132,9 @@ class Kube:
             # The library raises errors of many kinds here, and what it names is what a person can mend.
             raise KubeError(f"no cluster can be reached: {error}; name a kubeconfig, or set KUBECONFIG") from error
         configuration.retries = None
+        # The library looks for a proxy (and into ~/.netrc) at each request, in a thread of the loop's pool: that takes
+        # longer than all the rest, and waits where the pool is busy.
+        configuration.client_session_kwargs = {"trust_env": not _PROXIES.isdisjoint(getproxies_environment())}
         return cls(
             ApiClient(configuration), patience_seconds=patience_seconds, on_answer=on_answer, may_write=may_write
         )
@@ -307,17 +313,13 @@ class Kube:
     async def _once(
         self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None, content: str
     ) -> tuple[int, Manifest]:
-        headers = {"Accept": "application/json", "Content-Type": content}
+        # The library's own `param_serialize` walks through every value of a body for what is not plain.
+        headers = {"Accept": "application/json", "Content-Type": content, **self._client.default_headers}
+        url = f"{self._client.configuration.host}{path}{'?' if query else ''}{urlencode(query)}"
         try:
-            request = await self._client.param_serialize(
-                method,
-                path,
-                query_params=list(query.items()),
-                header_params=headers,
-                body=dict(body) if body is not None else None,
-                auth_settings=["BearerToken"],
-            )
-            response = await self._client.call_api(*request, _request_timeout=self._seconds_for(method))
+            await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+            limit = self._seconds_for(method)
+            response = await self._client.call_api(method, url, headers, body, _request_timeout=limit)
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubeUnreachableError(f"the API server does not answer: {error or type(error).__name__}") from error
