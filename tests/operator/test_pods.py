@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from shoal.api import load
 from shoal.operator import objects
 from shoal.operator.merge import merged
-from shoal.operator.pods import master_pod, pod_hash, server_pod, trainer_pod
+from shoal.operator.pods import master_pod, pod_hash, server_pod, trainer_pod, trainer_pods
 from tests.operator.jobs import IDENTITY, TEMPLATE, everything, job
 
 
@@ -54,6 +55,15 @@ def test_a_pod_is_restricted_and_knows_its_job(role, make):
     known = {volume["name"] for volume in spec["volumes"]} | {"shoal-snapshots"}
     assert set(mounts) <= known
     assert not [text for text in json.dumps(pod).split('"') if text.startswith("token:")]
+
+
+@pytest.mark.parametrize("make", [job, everything])
+@pytest.mark.parametrize("classes", [IDENTITY.classes, None])
+def test_trainers_made_together_are_as_if_made_one_by_one(make, classes):
+    identity = dataclasses.replace(IDENTITY, classes=classes)
+    indices = [3, 0, 1, 2, 17]
+    assert list(trainer_pods(make(), identity, indices)) == [trainer_pod(make(), identity, index) for index in indices]
+    assert list(trainer_pods(make(), identity, [])) == []
 
 
 def test_a_template_is_laid_upon_the_frame_and_what_we_govern_upon_that():

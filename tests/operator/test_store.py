@@ -241,3 +241,33 @@ def test_a_job_that_is_in_no_listing_is_gone(store):
     store.job_changed(job("v", "other", revision="8"))
     assert store.forget_missing("TrainingJob", [], revision=7) == {"u"}
     assert set(store.jobs) == {"v"}
+
+
+def test_what_changes_nothing_that_is_known_concerns_nobody(store):
+    assert store.object_changed(pod()) == {"u"}
+    assert store.object_changed(pod(revision="2")) == set()
+    assert store.object_changed(pod(revision="3", ready=False)) == {"u"}
+    deployment = thing("Deployment", "j-master", applied="h")
+    assert store.object_changed(deployment) == {"u"}
+    assert store.object_changed(deployment | {"status": {"replicas": 1}}) == set()
+    assert store.object_changed(thing("Deployment", "j-master", applied="other")) == {"u"}
+    assert store.job_changed(job(revision="2") | {"status": {"state": "Running"}}) == set()
+    assert store.jobs["u"]["status"] == {"state": "Running"}
+    assert store.job_changed(job(revision="3") | {"spec": {"epochs": 2}}) == {"u"}
+    assert store.job_changed(job(revision="4"), gone=True) == {"u"}
+
+
+def test_pods_that_come_change_and_go_are_told_anew(store):
+    def told():
+        return [(each["metadata"]["name"], each["status"]["phase"]) for each in store.pods("u")]
+
+    assert told() == []
+    store.object_changed(pod())
+    assert told() == [("j-trainer-0", "Running")]
+    store.object_changed(pod(phase="Failed"))
+    store.object_changed(pod("j-trainer-1", index=1, uid="p1"))
+    assert sorted(told()) == [("j-trainer-0", "Failed"), ("j-trainer-1", "Running")]
+    store.object_changed(pod(), gone=True)
+    assert told() == [("j-trainer-1", "Running")]
+    store.forget_missing("Pod", [], revision=9)
+    assert told() == []

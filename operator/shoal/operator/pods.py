@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ __all__ = [
     "secret_name",
     "server_pod",
     "trainer_pod",
+    "trainer_pods",
 ]
 
 MASTER_PORT: Final = 7700
@@ -119,11 +120,36 @@ def trainer_pod(job: TrainingJob, identity: Identity, index: int) -> dict[str, A
         _mount(made, "output", claim, OUTPUT_FOLDER, written=True)
     made["spec"]["restartPolicy"] = "OnFailure"
     if identity.classes is not None:
-        made["spec"]["priorityClassName"] = identity.classes[1 if index < spec.trainer.min_replicas else 2]
+        made["spec"]["priorityClassName"] = _class(job, identity.classes, index)
     made["metadata"] |= {"name": f"{names(job)['trainer']}-{index}", "namespace": job.metadata.namespace}
     made["metadata"]["labels"][f"{GROUP}/index"] = str(index)
     made["metadata"]["labels"][f"{GROUP}/template"] = pod_hash(made)
     return {"apiVersion": "v1", "kind": "Pod", **made}
+
+
+def trainer_pods(job: TrainingJob, identity: Identity, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Trainers' Pods, by their indices: the same as one by one, from one that is made only once."""
+    first: dict[str, Any] | None = None
+    for index in indices:
+        if first is None:
+            first = trainer_pod(job, identity, index)
+        yield _with_index(first, job, identity, index)
+
+
+def _with_index(pod: dict[str, Any], job: TrainingJob, identity: Identity, index: int) -> dict[str, Any]:
+    """The same trainer's pod with another index; what is not of the index is shared."""
+    own, *others = pod["spec"]["containers"]
+    env = [_env("SHOAL_INDEX", str(index)) if each.get("name") == "SHOAL_INDEX" else each for each in own["env"]]
+    spec = {**pod["spec"], "containers": [{**own, "env": env}, *others]}
+    if identity.classes is not None:
+        spec["priorityClassName"] = _class(job, identity.classes, index)
+    known = {**pod["metadata"]["labels"], f"{GROUP}/index": str(index)}
+    metadata = {**pod["metadata"], "name": f"{names(job)['trainer']}-{index}", "labels": known}
+    return {**pod, "metadata": metadata, "spec": spec}
+
+
+def _class(job: TrainingJob, classes: tuple[str, str, str], index: int) -> str:
+    return classes[1 if index < job.spec.trainer.min_replicas else 2]
 
 
 def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:

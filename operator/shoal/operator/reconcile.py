@@ -19,7 +19,7 @@ import msgspec
 
 from shoal.api import TrainingJob
 from shoal.operator import objects
-from shoal.operator.pods import Identity, names, pod_hash, trainer_pod
+from shoal.operator.pods import Identity, names, pod_hash, trainer_pod, trainer_pods
 from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide
 from shoal.store import Published, Wanted
 
@@ -227,13 +227,13 @@ class _Round:
         if wanted != (self._seen.wanted or Wanted()):
             yield Tell(wanted)
         told_to_leave = self._seen.wanted is not None and self._seen.wanted.suspend
-        for action in decision.actions:
-            if isinstance(action, Delete):
-                yield self._deletion(action)
-            elif not told_to_leave:  # who comes before the master knows better would be sent away
-                pod = trainer_pod(self._job, self._identity, action.index)
-                pod["metadata"]["ownerReferences"] = [objects.owner(self._job, self._identity)]
-                yield CreatePod(pod)
+        yield from (self._deletion(action) for action in decision.actions if isinstance(action, Delete))
+        if told_to_leave:  # who comes before the master knows better would be sent away
+            return
+        indices = [action.index for action in decision.actions if isinstance(action, Create)]
+        owner = objects.owner(self._job, self._identity)
+        for pod in trainer_pods(self._job, self._identity, indices):
+            yield CreatePod(pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}})
 
     def _deletion(self, action: Delete) -> DeletePod:
         return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)

@@ -54,6 +54,8 @@ class _Known:
 
     objects: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
     """By kind, namespace and name; slim."""
+    pods: tuple[Manifest, ...] | None = None
+    """Those among them that `ClusterStore.pods` tells; None: to be found anew. A look asks for them again and again."""
     wanted: Wanted | None = None
     published: Published | None = None
     heard: datetime | None = None
@@ -87,8 +89,10 @@ class ClusterStore:
         """A TrainingJob is there, changed, or gone."""
         uid = manifest["metadata"]["uid"]
         if not gone:
-            self.jobs[uid] = {**manifest, "metadata": _without(manifest["metadata"], "managedFields")}
-            return {uid}
+            before = self.jobs.get(uid)
+            after = self.jobs[uid] = {**manifest, "metadata": _without(manifest["metadata"], "managedFields")}
+            # A status is what was said here.
+            return set() if before is not None and _same(before, after, but="status") else {uid}
         self.jobs.pop(uid, None)
         known = self._known.pop(uid, None)
         if known is not None and known.objects:
@@ -103,13 +107,15 @@ class ClusterStore:
             return set()
         metadata = manifest["metadata"]
         namespace, kind = metadata.get("namespace", ""), manifest["kind"]
-        known, place = self._known[uid], (namespace, job)
+        known, place, key = self._known[uid], (namespace, job), (kind, namespace, metadata["name"])
+        before = known.objects.pop(key, None)
+        known.pods = None
         if gone:
-            known.objects.pop((kind, namespace, metadata["name"]), None)
-        else:
-            known.objects[kind, namespace, metadata["name"]] = _slim(manifest)
-            self._lives[place].add(uid)
-        return {uid} | self._left(uid, place)
+            return {uid} | self._left(uid, place)
+        after = known.objects[key] = _slim(manifest)
+        self._lives[place].add(uid)
+        # Controllers count in the statuses of what they control, and that is not kept.
+        return set() if before is not None and _same(before, after) else {uid}
 
     def _left(self, uid: Uid, place: Place) -> set[Uid]:
         """Who may begin since the last object of a job that is gone has gone."""
@@ -240,11 +246,17 @@ class ClusterStore:
             ended=known.ended,
         )
 
-    def pods(self, uid: Uid) -> Iterator[Manifest]:
+    def pods(self, uid: Uid) -> tuple[Manifest, ...]:
         """A job's pods, as far as they are of use here."""
         job = self.jobs.get(uid)
         if job is None:
-            return
+            return ()
+        known = self._known[uid]
+        if known.pods is None:
+            known.pods = tuple(self._found_pods(uid, job))
+        return known.pods
+
+    def _found_pods(self, uid: Uid, job: Manifest) -> Iterator[Manifest]:
         namespace, name = _place(job)
         for (kind, where, called), pod in self._known[uid].objects.items():
             role = label(pod, "role")
@@ -279,7 +291,7 @@ class ClusterStore:
     def facts(self, uid: Uid, *, why: str = "") -> Facts:
         """What a status says beside."""
         known = self._known[uid]
-        pods = list(self.pods(uid))
+        pods = self.pods(uid)
         samples = known.ended.account if known.ended is not None else None
         return Facts(
             etcd=self._etcd,
@@ -369,6 +381,15 @@ def _slim(manifest: Manifest) -> Manifest:
         "spec": {"nodeName": spec["nodeName"]} if "nodeName" in spec else {},
         "status": {key: status[key] for key in _STATUS if key in status},
     }
+
+
+def _same(before: Manifest, after: Manifest, *, but: str = "") -> bool:
+    """Whether two versions of an object are the same but for one field."""
+
+    def told(manifest: Manifest) -> Manifest:
+        return {**_without(manifest, but), "metadata": _without(manifest["metadata"], "resourceVersion")}
+
+    return told(before) == told(after)
 
 
 def _without(mapping: Manifest, key: str) -> dict[str, Any]:

@@ -82,6 +82,38 @@ class _Seldom(logging.Filter):
         return False
 
 
+class _NothingHandled(kopf.DiffBaseStorage):
+    """kopf copies each object that comes, twice, to find out what was changed since it was handled: nobody asks."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Likewise of handlers that need more than one try."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
 _seldom = _Seldom()
 for _name in ("kopf._cogs.clients.watching", "kopf._core.reactor.observation"):
     logging.getLogger(_name).addFilter(_seldom)
@@ -184,6 +216,8 @@ class Watches:
         settings.networking.request_timeout = 30.0
         settings.networking.connect_timeout = 10.0
         settings.watching.chunk_size = _CHUNK
+        settings.persistence.diffbase_storage = _NothingHandled()
+        settings.persistence.progress_storage = _NoProgress()
         for each in self._kinds.values():
             if each.labels:
                 settings.watching.label_selectors[each.group, each.version, each.plural] = each.labels

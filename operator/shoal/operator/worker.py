@@ -12,6 +12,9 @@ __all__ = ["Worker"]
 
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
+_FIRST_REST_SECONDS: Final = 0.005
+_LONGEST_REST_SECONDS: Final = 0.1
+"""Between looks at a key of which something changes all the time, as while its pods start: one look is for all of it."""
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +87,17 @@ class Worker:
         return not self._running
 
     async def _run(self, key: str) -> None:
+        rest = _FIRST_REST_SECONDS
         try:
+            # Whoever is marked while it rests is looked at again; a key at rest begins anew with the shortest one.
             while key in self._dirty and not self._closed:
                 self._dirty.discard(key)
                 timer = self._later.pop(key, None)
                 if timer is not None:
                     timer.cancel()
                 await self._once(key)
+                await asyncio.sleep(rest)
+                rest = min(2 * rest, _LONGEST_REST_SECONDS)
         finally:
             del self._running[key]
 
