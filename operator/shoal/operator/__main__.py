@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,7 @@ def main() -> int:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     # It warns that it leaves the process's signals alone, which is why it runs in a thread.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+    _tune()
     settings = Settings(
         etcd=arguments.etcd,
         etcd_credentials=arguments.etcd_credentials,
@@ -64,6 +66,14 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await Operator(settings, on_lost=_lost).run(stop)
+
+
+def _tune() -> None:
+    """For many objects that stay, and for two threads that both have much to do now and then."""
+    # What comes by the watches has no cycles, and looking for some in all that is kept takes a tenth of the time.
+    gc.set_threshold(50_000, 20, 50)
+    # A thread that has waited for the network waits for so long for the other one as well, each time.
+    sys.setswitchinterval(0.001)
 
 
 def _lost(why: str) -> NoReturn:
