@@ -30,12 +30,20 @@ class Tier:
         what: In a few.
         selection: Arguments of pytest.
         prepare: Builds what is missing and gives the tests' environment; raises `Missing` where that cannot be.
+        workers: How many processes run its files side by side: tests that mostly wait do not wait for each other.
     """
 
     name: str
     what: str
     selection: list[str]
     prepare: Callable[[], dict[str, str]]
+    workers: int = 1
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of pytest."""
+        side_by_side = ["-n", str(self.workers), "--dist", "loadfile"] if self.workers > 1 else []
+        return [*self.selection, *side_by_side]
 
 
 def nothing() -> dict[str, str]:
@@ -52,8 +60,8 @@ TIERS = [
     Tier("fast", "pure cores, real etcd, single processes", ["-m", "not slow and not cluster"], nothing),
     Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing),
     Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36),
-    Tier("cluster", "a real Kubernetes with hollow nodes", ["-m", "cluster and not node"], binaries.hollow),
-    Tier("node", "a real node: jobs that train in pods", ["-m", "node"], binaries.node),
+    Tier("cluster", "a real Kubernetes with hollow nodes", ["-m", "cluster and not node"], binaries.hollow, workers=3),
+    Tier("node", "a real node: jobs that train in pods", ["-m", "node"], binaries.node, workers=2),
 ]
 
 
@@ -86,7 +94,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
             code = subprocess.run(
-                [sys.executable, "-m", "pytest", *tier.selection, f"--junitxml={report}"],
+                [sys.executable, "-m", "pytest", *tier.arguments, f"--junitxml={report}"],
                 cwd=ROOT,
                 env={**os.environ, **extra},
                 check=False,

@@ -108,9 +108,9 @@ def _outer(address: str) -> str:
 
 
 def _free_number() -> int:
-    """One that no interface of this machine uses."""
+    """One that no interface of this machine uses; any, as others may be looking for one at this moment."""
     taken = {address.split(".")[2] for address in _addresses() if address.startswith("198.18.")}
-    return next(number for number in range(1, 255) if str(number) not in taken)
+    return secrets.choice([number for number in range(1, 255) if str(number) not in taken])
 
 
 def _addresses() -> list[str]:
