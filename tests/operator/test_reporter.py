@@ -48,7 +48,6 @@ def test_what_is_wrong_with_a_pod_is_told_in_its_own_words():
     }  # fmt: skip
     assert [(each.reason, each.message) for each in troubles_of(pod)] == [
         ("Unschedulable", "0/3 nodes"),
-        ("CrashLoopBackOff", "back-off 10s"),
         ("OOMKilled", "container trainer used more memory than its limit"),
     ]
     assert list(troubles_of({"metadata": {"name": "x"}})) == []

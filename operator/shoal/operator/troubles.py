@@ -10,6 +10,7 @@ from shoal.operator.reasons import Trouble
 
 __all__ = ["troubles_of"]
 
+_AGAIN_AND_AGAIN = "CrashLoopBackOff"
 _FINE = {"", "ContainerCreating", "PodInitializing"}
 
 
@@ -23,8 +24,21 @@ def troubles_of(pod: Mapping[str, Any]) -> Iterable[Trouble]:
             yield Trouble(role, name, condition.get("reason", "Unschedulable"), condition.get("message", ""))
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason", "") not in _FINE:
-            yield Trouble(role, name, waiting["reason"], waiting.get("message", ""))
         ended = (container.get("lastState") or {}).get("terminated") or {}
+        reason = waiting.get("reason", "")
         if ended.get("reason") == "OOMKilled" and not container.get("ready"):
             yield Trouble(role, name, "OOMKilled", f"container {container.get('name')} used more memory than its limit")
+            # That it waits for its next life is a consequence.
+            if reason == _AGAIN_AND_AGAIN:
+                continue
+        if reason not in _FINE:
+            yield Trouble(role, name, reason, _words(reason, waiting, ended))
+
+
+def _words(reason: str, waiting: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
+    """What a kubelet says; of a container that ends again and again, first how: the kubelet says only when it goes on."""
+    said = str(waiting.get("message", ""))
+    if reason != _AGAIN_AND_AGAIN or "exitCode" not in ended:
+        return said
+    last = str(ended.get("message", "")).rstrip().rpartition("\n")[2].strip()
+    return "; ".join(filter(None, (f"exit code {ended['exitCode']}{': ' if last else ''}{last}", said)))
