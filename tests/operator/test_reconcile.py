@@ -50,6 +50,7 @@ class State:
     secrets: bool = False
     trainers: dict[int, TrainerPod] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
     servers: dict[str, ServerPod] = field(default_factory=dict)
     masters: dict[str, ServerPod] = field(default_factory=dict)
     wanted: Wanted | None = None
@@ -77,7 +78,10 @@ class Job(RuleBasedStateMachine):
         return Observed(
             applied=state.applied,
             secrets=state.secrets,
-            trainers=tuple(replace(p, current=state.templates[p.uid] == current) for p in state.trainers.values()),
+            trainers=tuple(
+                replace(p, current=state.templates[p.uid] == current, priority=state.classes[p.uid])
+                for p in state.trainers.values()
+            ),
             saved=state.saved,
             servers=tuple(state.servers.values()),
             masters=tuple(state.masters.values()),
@@ -119,6 +123,7 @@ class Job(RuleBasedStateMachine):
                     uid = f"u{next(self.uids)}"
                     now.trainers[index] = TrainerPod(index=index, uid=uid)
                     now.templates[uid] = manifest["metadata"]["labels"]["shoal.dev/template"]
+                    now.classes[uid] = manifest["spec"]["priorityClassName"]
             case DeletePod(name, uid, force):
                 self.delete(name, uid, force=force)
             case Tell(wanted):
@@ -126,10 +131,11 @@ class Job(RuleBasedStateMachine):
 
     def delete(self, name, uid, *, force):
         now = self.now
-        if name in now.servers and now.servers[name].uid == uid:
-            assert force
-            assert now.servers[name].lost, "parameter servers belong to their StatefulSet"
-            del now.servers[name]
+        for pods in (now.servers, now.masters):
+            if name in pods and pods[name].uid == uid:
+                assert force
+                assert pods[name].lost, "servers belong to their StatefulSet, the master to its Deployment"
+                del pods[name]
         index = int(name.rpartition("-")[2])
         found = now.trainers.get(index)
         if name.startswith("j-trainer") and found is not None and found.uid == uid:
@@ -211,13 +217,18 @@ class Job(RuleBasedStateMachine):
             self.now.ended = Ended(state)
         self.look()
 
-    @rule(index=st.integers(0, 4), what=st.sampled_from(["ends", "is deleted", "is lost", "its server is lost"]))
+    @rule(
+        index=st.integers(0, 4),
+        what=st.sampled_from(["ends", "is deleted", "is lost", "its server is lost", "the master is lost"]),
+    )
     def a_bad_day(self, index, what):
         now = self.now
         found = now.trainers.get(index)
         name = f"j-pserver-{index}"
         if what == "its server is lost" and name in now.servers:
             now.servers[name] = replace(now.servers[name], lost=True)
+        elif what == "the master is lost" and now.masters:
+            now.masters["j-master-0"] = replace(now.masters["j-master-0"], lost=True)
         elif found is not None and not found.ended:
             changed = {"ends": {"ended": True}, "is deleted": {"deleting": True}, "is lost": {"lost": True}}.get(
                 what, {}
@@ -264,7 +275,10 @@ class Job(RuleBasedStateMachine):
             assert len(alive) == len(now.trainers) == self.trainers
             assert all(found.works for found in alive)
             assert {now.templates[found.uid] for found in alive} == {template_of(self.job, IDENTITY)}
-            assert (len(now.servers), len(now.masters), now.wanted or Wanted()) == (2, 1, Wanted())
+            fewest = self.job.spec.trainer.min_replicas
+            assert [now.classes[found.uid] for found in alive].count("minimum") >= fewest, (
+                "they are the last to give way"
+            )
 
 
 TestJob = Job.TestCase

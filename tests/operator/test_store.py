@@ -23,7 +23,11 @@ def pod(name="j-trainer-0", *, uid="p", role="trainer", index=0, of="u", phase="
         "shoal.dev/index": str(index),
         "shoal.dev/template": template,
     }
-    owner = {"trainer": {"kind": "TrainingJob", "uid": of}, "pserver": {"kind": "StatefulSet", "uid": "x"}}[role]
+    owner = {
+        "trainer": {"kind": "TrainingJob", "uid": of},
+        "pserver": {"kind": "StatefulSet", "name": "j-pserver", "uid": "x"},
+        "master": {"kind": "ReplicaSet", "name": "j-master-5d", "uid": "y"},
+    }[role]
     metadata = {"name": name, "namespace": "default", "uid": uid, "labels": labels, "resourceVersion": revision,
                 "ownerReferences": [owner | {"controller": True}]}  # fmt: skip
     metadata |= {"deletionTimestamp": "now"} if deleting else {}
@@ -32,6 +36,10 @@ def pod(name="j-trainer-0", *, uid="p", role="trainer", index=0, of="u", phase="
         "kind": "Pod", "metadata": metadata, "spec": {"nodeName": node},
         "status": {"phase": phase, "conditions": conditions},
     }  # fmt: skip
+
+
+def owned_by(owner, made):
+    return {**made, "metadata": made["metadata"] | {"ownerReferences": [owner | {"controller": True}]}}
 
 
 def node(name="n", *, taint=False, ready="True"):
@@ -170,6 +178,11 @@ def test_nobody_waits_for_a_job_of_another_name(store):
 @pytest.mark.parametrize(
     "forged",
     [
+        pod("evil", role="pserver"),
+        pod("j-pserver-", role="pserver"),
+        pod("evil", role="master"),
+        owned_by({"kind": "StatefulSet", "name": "other-pserver"}, pod("j-pserver-7", role="pserver")),
+        owned_by({"kind": "ReplicaSet", "name": "j-trainer-5d"}, pod("j-master-5d-x", role="master")),
         pod("j-trainer-1") | {"spec": {}},
         pod("x"),
         pod(index="x"),
@@ -183,7 +196,20 @@ def test_nobody_waits_for_a_job_of_another_name(store):
 )  # fmt: skip
 def test_a_pod_with_forged_labels_is_no_pod_of_the_job(store, forged):
     store.object_changed(forged)
-    assert (seen(store).trainers, seen(store).servers, store.facts("u").ready) == ((), (), frozenset())
+    assert (seen(store).trainers, seen(store).servers, seen(store).masters) == ((), (), ())
+    assert store.facts("u").ready == frozenset()
+
+
+def test_a_pod_of_each_role_is_known(store):
+    for name, role in (("j-trainer-0", "trainer"), ("j-pserver-1", "pserver"), ("j-master-5d-x", "master")):
+        store.object_changed(pod(name, role=role))
+    assert store.facts("u").ready == {"j-trainer-0", "j-pserver-1", "j-master-5d-x"}
+
+
+def test_nobody_waits_for_what_only_bears_a_label(store):
+    orphan = pod("x", of="v")
+    store.object_changed({**orphan, "metadata": orphan["metadata"] | {"ownerReferences": []}})
+    assert store.predecessors("u") == []
 
 
 def test_an_object_of_somebody_else_s_was_not_applied(store):

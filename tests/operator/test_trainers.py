@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide
+from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide, too_low
 
 
 def pod(index: int, **state) -> TrainerPod:
@@ -49,6 +49,26 @@ def test_one_look(case):
 def test_who_does_not_leave_when_told_is_sent_away():
     assert decide(1, [pod(0), pod(1)], [1], overdue={1}).actions == (Delete(1, "u1"),)
     assert decide(2, [pod(0), pod(1)], [], overdue={1}).actions == ()
+
+
+RANKS = {
+    "as they should be": ("ms", 1, 2, [], set()),
+    "the minimum was raised": ("mss", 3, 3, [], {1, 2}),
+    "by one": ("mss", 2, 3, [], {1}),
+    "it was lowered": ("mmm", 1, 3, [], set()),
+    "the first left": ("-s", 1, 1, [], {1}),
+    "the first comes again": ("-ms", 2, 3, [], set()),
+    "the first is told to leave": ("ms", 1, 1, [0], {1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RANKS)
+def test_whose_priority_is_too_low(case):
+    """m: of the minimum; s: of the surplus; -: nobody."""
+    ranks, fewest, wanted, drain, low = RANKS[case]
+    pods = [pod(index, priority=rank) for index, rank in enumerate(ranks) if rank != "-"]
+    found = too_low(pods, fewest=fewest, wanted=wanted, drain=drain, surplus="s")
+    assert found == {f"u{index}" for index in low}
 
 
 @dataclass

@@ -112,7 +112,9 @@ def servers(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str,
     }
     if part.volume_claim_spec is not None:
         claim = {"accessModes": ["ReadWriteOnce"], **part.volume_claim_spec}
-        spec["volumeClaimTemplates"] = [{"metadata": {"name": SNAPSHOTS}, "spec": claim}]
+        # A successor of the same name waits for those that bear it. Nothing else in it: it cannot be changed.
+        metadata = {"name": SNAPSHOTS, "labels": {f"{GROUP}/job": job.metadata.name}}
+        spec["volumeClaimTemplates"] = [{"metadata": metadata, "spec": claim}]
     return _object(job, identity, "apps/v1", "StatefulSet", names(job)["pserver"], "pserver", {"spec": spec})
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ import msgspec
 from shoal.api import TrainingJob
 from shoal.operator import objects
 from shoal.operator.pods import Identity, names, pod_hash, trainer_pod, trainer_pods
-from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide
+from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide, too_low
 from shoal.store import Published, Wanted
 
 __all__ = [
@@ -153,13 +153,14 @@ class _Round:
 
     def actions(self, trainers: int, overdue: Collection[int]) -> list[Action]:
         seen = self._seen
-        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in seen.servers if pod.lost]
+        # A ghost does no harm: its grants, or its master's election, are of before.
+        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.lost]
         failed = seen.ended is not None and seen.ended.state != "Complete"
         if failed or self._job.spec.suspend:
             return [*lost, *self._stopped(self._none(overdue), suspend=not failed)]
         if seen.ended is not None:
             return [*lost, *self._complete(overdue)]
-        decision = decide(trainers, seen.trainers, self._drain(), overdue=overdue)
+        decision = decide(trainers, self._trainers(trainers), self._drain(), overdue=overdue)
         return [*self._standing(), *lost, *self._running(), *self._carried_out(decision, suspend=False)]
 
     # --- Stages of a job ---
@@ -237,6 +238,22 @@ class _Round:
 
     def _deletion(self, action: Delete) -> DeletePod:
         return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)
+
+    def _trainers(self, wanted: int) -> list[TrainerPod]:
+        """As they are seen; those of the surplus that should be among the fewest are of an older template.
+
+        A pod's priority cannot change. One that has a higher one than it needs keeps it.
+        """
+        if self._identity.classes is None:
+            return list(self._seen.trainers)
+        low = too_low(
+            self._seen.trainers,
+            fewest=min(self._job.spec.trainer.min_replicas, wanted),
+            wanted=wanted,
+            drain=self._drain(),
+            surplus=self._identity.classes[2],
+        )
+        return [replace(pod, current=pod.current and pod.uid not in low) for pod in self._seen.trainers]
 
     def _drain(self) -> list[int]:
         return self._seen.wanted.drain if self._seen.wanted is not None else []

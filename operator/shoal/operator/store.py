@@ -258,15 +258,9 @@ class ClusterStore:
 
     def _found_pods(self, uid: Uid, job: Manifest) -> Iterator[Manifest]:
         namespace, name = _place(job)
-        for (kind, where, called), pod in self._known[uid].objects.items():
-            role = label(pod, "role")
-            if kind != "Pod" or where != namespace or not _controlled(pod, _CONTROLLERS.get(role, "")):
-                continue
-            if role == "trainer":
-                index = label(pod, "index")
-                if not index.isdigit() or called != f"{name}-trainer-{int(index)}" or not _controlled(pod, uid=uid):
-                    continue
-            yield pod
+        for (kind, where, _), pod in self._known[uid].objects.items():
+            if kind == "Pod" and where == namespace and _is_pod_of(pod, name, uid):
+                yield pod
 
     def starting(self, uid: Uid) -> bool:
         """Whether a pod that has a node does not run yet, as one would that waits for its Secret."""
@@ -284,8 +278,9 @@ class ClusterStore:
         return sorted(
             f"{kind} {name}"
             for other in others
-            for kind, namespace, name in self._known[other].objects
-            if namespace == place[0]
+            for (kind, namespace, name), each in self._known[other].objects.items()
+            # What nobody owns nobody collects: it only bears a label.
+            if namespace == place[0] and each["metadata"].get("ownerReferences")
         )
 
     def facts(self, uid: Uid, *, why: str = "") -> Facts:
@@ -336,6 +331,7 @@ class ClusterStore:
             ready=_ready(pod),
             current=label(pod, "template") == template,
             works=index in here and not ended,
+            priority=str((pod.get("spec") or {}).get("priorityClassName", "")),
         )
 
     def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:
@@ -367,6 +363,7 @@ def _only_further(before: Published | None, after: Published | None) -> bool:
 _METADATA: Final = (
     "name", "namespace", "uid", "labels", "annotations", "ownerReferences", "deletionTimestamp", "resourceVersion",
 )  # fmt: skip
+_SPEC: Final = ("nodeName", "priorityClassName")
 _STATUS: Final = ("phase", "reason", "message", "conditions", "initContainerStatuses", "containerStatuses")
 
 
@@ -378,7 +375,7 @@ def _slim(manifest: Manifest) -> Manifest:
     status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
     return {
         "metadata": _without(metadata, "annotations"),
-        "spec": {"nodeName": spec["nodeName"]} if "nodeName" in spec else {},
+        "spec": {key: spec[key] for key in _SPEC if key in spec},
         "status": {key: status[key] for key in _STATUS if key in status},
     }
 
@@ -398,6 +395,25 @@ def _without(mapping: Manifest, key: str) -> dict[str, Any]:
 
 def _place(job: Manifest) -> Place:
     return job["metadata"].get("namespace", "default"), job["metadata"]["name"]
+
+
+def _is_pod_of(pod: Manifest, job: str, uid: Uid) -> bool:
+    """Whether a pod is what its labels say: by its name and its controller.
+
+    The garbage collector sees to it that an owner of a name has the uid of the one that has this name.
+    """
+    called, role = pod["metadata"]["name"], label(pod, "role")
+    owners = pod["metadata"].get("ownerReferences") or []
+    owner: Manifest = next((each for each in owners if each.get("controller")), {})
+    if owner.get("kind") != _CONTROLLERS.get(role):
+        return False
+    number = called.removeprefix(f"{job}-{role}-")
+    if role == "trainer":
+        known = number.isdigit() and number == label(pod, "index") and called == f"{job}-{role}-{int(number)}"
+        return bool(known and owner.get("uid") == uid)
+    if role == "pserver":
+        return bool(owner.get("name") == f"{job}-{role}" and number.isdigit())
+    return str(owner.get("name")).startswith(f"{job}-{role}-") and number != called
 
 
 def _controlled(manifest: Manifest, kind: str = "", *, uid: Uid = "") -> bool:

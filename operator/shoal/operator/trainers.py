@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Create", "Decision", "Delete", "TrainerPod", "decide"]
+__all__ = ["Create", "Decision", "Delete", "TrainerPod", "decide", "too_low"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class TrainerPod:
         ready: Its process runs.
         current: It was made from the present template.
         works: The master has it as a member.
+        priority: Its PriorityClass.
     """
 
     index: int
@@ -39,6 +40,7 @@ class TrainerPod:
     ready: bool = False
     current: bool = True
     works: bool = False
+    priority: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,24 @@ def decide(
     actions += _created(wanted, alive, {pod.index for pod in pods} | set(drain))
     told = tuple(sorted(leaving))
     return Decision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
+
+
+def too_low(pods: Sequence[TrainerPod], *, fewest: int, wanted: int, drain: Collection[int], surplus: str) -> set[str]:
+    """Uids of those whose priority is too low, as too few have a higher one: the minimum was raised, or others left.
+
+    Args:
+        pods: All trainers' pods that exist.
+        fewest: How many have to have the higher one.
+        wanted: How many trainers there shall be.
+        drain: Who was told to leave.
+        surplus: The lower PriorityClass.
+    """
+    alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost or pod.index in drain)]
+    free = set(range(fewest)) - {pod.index for pod in alive}
+    coming = min(len(free), max(0, wanted - len(alive)))
+    lower = sorted((pod for pod in alive if pod.priority == surplus), key=lambda pod: pod.index)
+    lacking = fewest - (len(alive) - len(lower)) - coming
+    return {pod.uid for pod in lower[: max(0, lacking)]}
 
 
 def _created(wanted: int, alive: Sequence[TrainerPod], blocked: Collection[int]) -> list[Create]:
