@@ -162,6 +162,8 @@ def _controller_manager(layout: Layout) -> list[str]:
         "node-eviction-rate": 100,
         "secondary-node-eviction-rate": 100,
         "large-cluster-size-threshold": 0,
+        # 15 s otherwise, from the making of an autoscaler on.
+        "horizontal-pod-autoscaler-sync-period": "1s",
     }
     return flags("kube-controller-manager", values)
 

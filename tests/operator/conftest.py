@@ -1,9 +1,14 @@
+import itertools
+
 import pytest
 
 from tests.cluster.fixtures import add_nodes, control_plane, namespace, pytest_collection_finish
 from tests.operator.world import a_world
 
-__all__ = ["add_nodes", "control_plane", "namespace", "pytest_collection_finish", "shared", "world"]
+__all__ = ["add_nodes", "control_plane", "job", "namespace", "pytest_collection_finish", "shared", "world"]
+
+
+NUMBERS = itertools.count()
 
 
 @pytest.fixture
@@ -18,3 +23,11 @@ def shared(control_plane, tmp_path_factory):
     """One world for all tests of a module, which differ by the names of their jobs."""
     with a_world(control_plane, tmp_path_factory.mktemp("world")) as made:
         yield made
+
+
+@pytest.fixture
+def job(shared):
+    """A job in the module's world, not made yet; it goes with the test."""
+    made = shared.job(f"job-{next(NUMBERS)}")
+    yield made
+    shared.kubectl("delete", "tj", made.name, "--wait=false", "--ignore-not-found")

@@ -1,0 +1,71 @@
+"""What a kubelet would write into a pod's status, for hollow pods, whose containers nobody runs."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tests.operator.world import World
+
+__all__ = ["STAYS_PENDING", "ended", "runs", "waits"]
+
+STAYS_PENDING = {"annotations": {"hollow.shoal.dev/start-ms": "3600000"}}
+"""Metadata of a template whose hollow pods get a node and do nothing more."""
+
+
+def waits(world: World, pod: str, reason: str, message: str) -> None:
+    """A container does not start."""
+    state = {"waiting": {"reason": reason, "message": message}}
+    _write(world, pod, {"state": state, "ready": False, "restartCount": 0}, phase="Pending", ready=False)
+
+
+def runs(world: World, pod: str) -> None:
+    """All is well."""
+    state = {"running": {"startedAt": _time(datetime.now(UTC))}}
+    _write(world, pod, {"state": state, "ready": True, "restartCount": 0}, phase="Running", ready=True)
+
+
+def ended(
+    world: World,
+    pod: str,
+    code: int,
+    *,
+    at: datetime,
+    reason: str = "Error",
+    words: str = "",
+    now: dict[str, Any] | None = None,
+) -> None:
+    """A container ended, a second after its start, and was started again in place.
+
+    Args:
+        world: Where.
+        pod: Its pod.
+        code: Exit code.
+        at: When it ended.
+        reason: In the kubelet's word.
+        words: The last that it said.
+        now: Its state now; None: it runs again.
+    """
+    last = {
+        "exitCode": code, "reason": reason, "message": words, "containerID": f"containerd://{secrets.token_hex(8)}",
+        "startedAt": _time(at - timedelta(seconds=1)), "finishedAt": _time(at),
+    }  # fmt: skip
+    state = now or {"running": {"startedAt": _time(at)}}
+    status = {"state": state, "ready": now is None, "restartCount": 1, "lastState": {"terminated": last}}
+    _write(world, pod, status, phase="Running", ready=now is None)
+
+
+def _write(world: World, pod: str, container: dict[str, Any], *, phase: str, ready: bool) -> None:
+    found = world.api.get("Pod", pod, world.namespace)
+    role = found["metadata"]["labels"]["shoal.dev/role"]
+    status = {
+        "phase": phase,
+        "conditions": [{"type": kind, "status": str(ready)} for kind in ("ContainersReady", "Ready")],
+        "containerStatuses": [{"name": role, "image": "train", "imageID": "", **container}],
+    }
+    world.api.patch("Pod", pod, world.namespace, {"status": status}, status=True)
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
