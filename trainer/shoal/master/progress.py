@@ -27,6 +27,7 @@ class Reporter:
         self._job = job
         self._etcd = etcd
         self._window: deque[tuple[float, int]] = deque()
+        self._learned = False
 
     def progress(self, now: float) -> Progress:
         """The progress at a time (seconds, monotonic)."""
@@ -73,7 +74,7 @@ class Reporter:
             state=found.state,
             epoch=found.epoch,
             epochs=job.epochs if job.plan is not None else 0,
-            samples=found.samples_total,
+            samples=self._samples(found.samples_total),
             expected=found.samples_expected,
             rate=float(f"{found.rate:.3g}"),
             moved=round(job.moved_at, 1) if found.samples_total else 0.0,
@@ -83,11 +84,18 @@ class Reporter:
             why=self._why(now, timed=False),
         )
 
+    def _samples(self, total: int) -> int:
+        """What this master has not learned from the servers yet stands as the one before it said."""
+        self._learned = self._learned or self._job.slots.complete
+        said = self._job.records.progress
+        return total if self._learned or said is None else max(total, said.samples)
+
     def _rate(self, now: float, total: int) -> float:
         window = self._window
         if not self._job.slots.complete:
             # Nothing can be committed, or what was is just being learned: no rate follows from that.
             window.clear()
+            return 0.0
         window.append((now, total))
         while len(window) > 2 and window[1][0] < now - RATE_SECONDS:
             window.popleft()

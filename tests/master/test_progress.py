@@ -1,0 +1,47 @@
+"""What a master tells of itself while it is still learning how far the job is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from shoal.master.progress import Reporter
+
+
+def reporter(said: int | None = None) -> tuple[SimpleNamespace, Reporter]:
+    records = SimpleNamespace(progress=None if said is None else SimpleNamespace(samples=said))
+    job = SimpleNamespace(slots=SimpleNamespace(complete=False), records=records)
+    return job, Reporter(job, etcd="etcd")
+
+
+def test_what_is_learned_from_the_servers_is_no_rate():
+    job, made = reporter()
+    assert made._rate(1.0, 0) == 0.0
+    job.slots.complete = True
+    assert made._rate(2.0, 500_000) == 0.0
+    assert made._rate(3.0, 501_000) == 1000.0
+
+
+def test_a_slot_that_is_away_ends_the_rate():
+    job, made = reporter()
+    job.slots.complete = True
+    made._rate(1.0, 0)
+    assert made._rate(2.0, 1000) == 1000.0
+    job.slots.complete = False
+    assert made._rate(3.0, 900) == 0.0
+    job.slots.complete = True
+    assert made._rate(4.0, 900) == 0.0
+
+
+def test_until_all_servers_have_spoken_the_samples_stand_as_they_were_said():
+    job, made = reporter(said=500)
+    assert made._samples(0) == 500
+    assert made._samples(200) == 500
+    job.slots.complete = True
+    assert made._samples(480) == 480
+    job.slots.complete = False
+    assert made._samples(470) == 470
+
+
+def test_a_first_master_has_nobody_before_it():
+    _, made = reporter()
+    assert made._samples(0) == 0
