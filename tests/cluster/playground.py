@@ -175,12 +175,15 @@ def write_flights(folder: Path, *, namespace: str = "", **spec: Any) -> Path:
         # Hollow nodes of the same cluster only say that they run something.
         part["template"]["spec"]["nodeSelector"] = {"kubernetes.io/hostname": NODE_NAME}
     # An image would have the files of the example in its working directory.
-    parts["trainer"]["template"]["spec"]["containers"][0]["workingDir"] = str(FLIGHTS)
+    trainer = parts["trainer"]["template"]["spec"]["containers"][0]
+    trainer["workingDir"] = str(FLIGHTS)
+    # The job has variables for the script already, and what is set in two places is an error.
+    variables = [*trainer.pop("env"), {"name": "XDG_CACHE_HOME", "value": "/tmp"}]
     patch = {
         "apiVersion": "shoal.dev/v1alpha1",
         "kind": "TrainingJob",
         "metadata": {"name": "flights"},
-        "spec": {"image": IMAGE, **parts, **spec},
+        "spec": {"image": IMAGE, "env": variables, **parts, **spec},
     }
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
