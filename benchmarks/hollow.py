@@ -335,9 +335,13 @@ class HollowCluster:
                 cores = (self._cpu() - before) / (time.monotonic() - since)
                 calm = calm + 1 if cores < REST_CORES else 0
 
+    def cpu(self) -> dict[str, float]:
+        """Seconds of CPU that each process used up to now."""
+        pids = {**self.plane.pids, "operator": self.operator.pid, "shoal-etcd": self.etcd.pid}
+        return {name: cpu_seconds(pid) for name, pid in pids.items() if pid}
+
     def _cpu(self) -> float:
-        pids = [*self.plane.pids.values(), self.operator.pid, self.etcd.pid]
-        return sum(cpu_seconds(pid) for pid in pids if pid)
+        return sum(self.cpu().values())
 
     async def publish(self, namespace: str = "", *, trainers: int, servers: int) -> None:
         """Be the master of each job, once: all its members are here, and it says why nothing moves.

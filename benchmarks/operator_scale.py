@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -52,14 +53,14 @@ async def _by_operator(cluster: HollowCluster, namespace: str) -> dict[str, floa
     await cluster.rest()
     cluster.audit.more()
     before = cluster.operator.metrics()
-    began = cluster.operator.cpu()
+    began = cluster.cpu()
     with say(f"the operator makes {SIZE * TRAINERS} trainers"):
         jobs = [_manifest(f"j{number}", namespace) for number in range(SIZE)]
         await cluster.api.create(f"{JOBS}/namespaces/{namespace}/trainingjobs", *jobs)
         seen = await cluster.audit.until(lambda found: _made(found, OPERATOR) >= SIZE * TRAINERS, "all trainers")
     first = min(asked.came for asked in seen if asked.user == BENCHMARK and asked.resource == "trainingjobs")
     last = max(asked.answered for asked in seen if asked.made_trainer)
-    by_then = cluster.operator.cpu() - began
+    by_then = _used(began, cluster.cpu())
     with say("all pods start"):
         await cluster.all_run(SIZE * (TRAINERS + SERVERS + 1), namespace=namespace)
     await cluster.rest()
@@ -68,12 +69,12 @@ async def _by_operator(cluster: HollowCluster, namespace: str) -> dict[str, floa
     found = {
         "seconds": last - first,
         "peak_megabytes": cluster.operator.peak_megabytes(),
-        "cpu_seconds": cluster.operator.cpu() - began,
-        "cpu_seconds_until_made": by_then,
+        "cpu_seconds": cluster.operator.cpu() - began["operator"],
         "pod_events": events,
         "requests": _requests(after) - _requests(before),
+        **by_then,
     }
-    print("  ", ", ".join(f"{key} {value:.4g}" for key, value in found.items()), flush=True)
+    _tell(found)
     cluster.operator.stop()
     await cluster.clear(namespace)
     return found
@@ -92,13 +93,15 @@ async def _by_bare_client(cluster: HollowCluster, namespace: str) -> dict[str, f
     await cluster.api.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", *accounts)
     await cluster.rest()
     cluster.audit.more()
+    began = {**cluster.cpu(), "client": time.process_time()}
     with say(f"the bare client makes {len(pods)} trainers"):
         async with await cluster.bare_client() as client:
             await client.create(f"/api/v1/namespaces/{namespace}/pods", *pods)
     seen = [asked for asked in cluster.audit.more() if asked.made_trainer]
     assert len(seen) == len(pods)
-    found = {"seconds": max(each.answered for each in seen) - min(each.came for each in seen)}
-    print(f"   seconds {found['seconds']:.2f}", flush=True)
+    by_then = _used(began, {**cluster.cpu(), "client": time.process_time()})
+    found = {"seconds": max(each.answered for each in seen) - min(each.came for each in seen), **by_then}
+    _tell(found)
     with say("all pods start"):
         await cluster.all_run(len(pods), namespace=namespace)
     await cluster.clear(namespace)
@@ -118,6 +121,15 @@ def _pods(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     for pod in pods:
         pod["metadata"]["ownerReferences"] = [objects.owner(job, identity)]
     return pods
+
+
+def _used(began: Mapping[str, float], ended: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of CPU of each process, until the last of the trainers' pods was made."""
+    return {f"cpu_until_made/{name}": ended[name] - before for name, before in began.items()}
+
+
+def _tell(found: Mapping[str, float]) -> None:
+    print("  ", ", ".join(f"{key} {value:.4g}" for key, value in found.items()), flush=True)
 
 
 def _made(seen: list[Asked], user: str) -> int:
