@@ -297,3 +297,27 @@ def test_pods_that_come_change_and_go_are_told_anew(store):
     assert told() == [("j-trainer-1", "Running")]
     store.forget_missing("Pod", [], revision=9)
     assert told() == []
+
+
+def test_an_answer_is_known_before_the_watch_brings_it(store):
+    store.answered(pod(revision="7"))
+    assert [each.uid for each in seen(store).trainers] == ["p"]
+    store.answered(thing("ConfigMap", "j-job", applied="new", revision="9"))
+    assert store.object_changed(thing("ConfigMap", "j-job", applied="old", revision="8")) == set(), "from before"
+    assert seen(store).applied == {("ConfigMap", "j-job"): "new"}
+    assert store.object_changed(thing("ConfigMap", "j-job", applied="new", revision="9")) == set()
+    assert store.object_changed(thing("ConfigMap", "j-job", applied="old", revision="8")) == {"u"}, "of another etcd"
+    assert store.object_changed(pod(revision="7", deleting=True)) == {"u"}
+    assert store.object_changed(pod(revision="8"), gone=True) == {"u"}
+    assert seen(store).trainers == ()
+
+
+def test_an_answer_that_comes_late_changes_nothing(store):
+    store.object_changed(pod(revision="8", ready=False))
+    store.answered(pod(revision="7"))
+    assert [each.ready for each in seen(store).trainers] == [False]
+    store.object_changed(pod(revision="9"), gone=True)
+    store.answered(pod(revision="7"))
+    assert seen(store).trainers == (), "it came and went already"
+    store.answered(pod(uid="another", revision="11"))
+    assert [each.uid for each in seen(store).trainers] == ["another"]

@@ -198,7 +198,8 @@ class Operator:
         admit = (await aside(lambda: Users(store.accounts))).admit if vault.guarded else None
         namespaces = self._settings.namespaces
         self._sweeper = Sweeper(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
-        executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit)
+        answered = self._store.answered
+        executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit, answered=answered)
         etcd = self._settings.masters_etcd or self._settings.etcd
         reporter = Reporter(self._kube)
         self._looker = Looker(

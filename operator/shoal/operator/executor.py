@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from shoal.api import TrainingJob
 from shoal.kube import Kube, KubeConflictError
@@ -22,6 +22,10 @@ _AT_ONCE: Final = 32
 """Requests for pods under way at a time, over all jobs: the API server has others to serve."""
 
 
+def _ignore(_manifest: Mapping[str, Any]) -> None:
+    pass
+
+
 class Executor:
     """Acts on the cluster and in etcd.
 
@@ -30,6 +34,7 @@ class Executor:
         vault: What jobs' Secrets hold.
         tell: Writes what is wanted of a job into etcd; blocks, and is called in a thread.
         admit: Sees that a job's user with this password is in etcd; likewise. None: etcd lets everybody in.
+        answered: Gets each object as the API server has it after a write: a watch may bring it much later.
     """
 
     def __init__(
@@ -39,11 +44,13 @@ class Executor:
         vault: Vault,
         tell: Callable[[TrainingJob, str, Wanted], None],
         admit: Callable[[JobKeys, str], None] | None = None,
+        answered: Callable[[Mapping[str, Any]], object] = _ignore,
     ) -> None:
         self._kube = kube
         self._vault = vault
         self._tell = tell
         self._admit = admit
+        self._answered = answered
         self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def carry_out(self, job: TrainingJob, identity: Identity, actions: Sequence[Action]) -> None:
@@ -67,7 +74,7 @@ class Executor:
                 await self._secrets(job, identity)
             case Apply(manifest):
                 metadata = manifest["metadata"] | {"annotations": {APPLIED: applied_hash(manifest)}}
-                await self._kube.apply(manifest | {"metadata": metadata})
+                self._answered(await self._kube.apply(manifest | {"metadata": metadata}))
             case Tell(wanted):
                 await aside(lambda: self._tell(job, identity.uid, wanted))
 
@@ -79,7 +86,7 @@ class Executor:
                 await self._kube.delete("Pod", action.name, namespace=namespace, uid=action.uid, grace_seconds=grace)
                 return
             try:
-                await self._kube.create(action.manifest)
+                self._answered(await self._kube.create(action.manifest))
             except KubeConflictError as error:
                 if error.reason != "AlreadyExists":
                     raise

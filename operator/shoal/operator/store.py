@@ -35,6 +35,8 @@ NEWS_SECONDS: Final = 5.0
 _APPLIED: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
 _CONTROLLERS: Final = {"trainer": "TrainingJob", "pserver": "StatefulSet", "master": "ReplicaSet"}
 """Whose the pods of each role are."""
+_MOST_BURIED: Final = 10_000
+"""More than can go between a write and its answer."""
 
 Uid = str
 Manifest = Mapping[str, Any]
@@ -54,6 +56,8 @@ class _Known:
 
     objects: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
     """By kind, namespace and name; slim."""
+    ahead: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
+    """Those that an answer told, until a watch does: what it brings before that is older."""
     pods: tuple[Manifest, ...] | None = None
     """Those among them that `ClusterStore.pods` tells; None: to be found anew. A look asks for them again and again."""
     wanted: Wanted | None = None
@@ -80,6 +84,8 @@ class ClusterStore:
         self._known: dict[Uid, _Known] = defaultdict(_Known)
         self._lives: dict[Place, set[Uid]] = defaultdict(set)
         """Who has objects under a job's name: more than one where a job was deleted and made again."""
+        self._buried: dict[str, None] = {}
+        """The uids of objects that went lately, oldest first."""
         self._lost_nodes: set[str] = set()
         self._etcd = True
 
@@ -108,14 +114,37 @@ class ClusterStore:
         metadata = manifest["metadata"]
         namespace, kind = metadata.get("namespace", ""), manifest["kind"]
         known, place, key = self._known[uid], (namespace, job), (kind, namespace, metadata["name"])
+        ahead = known.ahead.get(key)
+        if not gone and ahead is not None and _newer(ahead, manifest):
+            return set()
+        known.ahead.pop(key, None)
         before = known.objects.pop(key, None)
         known.pods = None
         if gone:
+            self._bury(manifest)
             return {uid} | self._left(uid, place)
         after = known.objects[key] = _slim(manifest)
         self._lives[place].add(uid)
         # Controllers count in the statuses of what they control, and that is not kept.
         return set() if before is not None and _same(before, after) else {uid}
+
+    def answered(self, manifest: Manifest) -> None:
+        """An object is there as the API server says in its answer to a write of ours, before a watch brings it.
+
+        Without it, looks at a busy cluster would make the same pods again and again.
+        """
+        key = (manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
+        known = self._known[label(manifest, "uid")].objects.get(key)
+        gone = manifest["metadata"].get("uid", "") in self._buried
+        if not gone and (known is None or _newer(manifest, known)):
+            self.object_changed(manifest)
+            self._known[label(manifest, "uid")].ahead[key] = _slim(manifest)
+
+    def _bury(self, manifest: Manifest) -> None:
+        """An answer may come after the news that the object is gone again."""
+        self._buried[manifest["metadata"].get("uid", "")] = None
+        if len(self._buried) > _MOST_BURIED:
+            del self._buried[next(iter(self._buried))]
 
     def _left(self, uid: Uid, place: Place) -> set[Uid]:
         """Who may begin since the last object of a job that is gone has gone."""
@@ -427,6 +456,12 @@ def _controlled(manifest: Manifest, kind: str = "", *, uid: Uid = "") -> bool:
 def _revision(manifest: Manifest) -> int:
     text = str(manifest["metadata"].get("resourceVersion", ""))
     return int(text) if text.isdigit() else 0
+
+
+def _newer(one: Manifest, other: Manifest) -> bool:
+    """Whether one is a later version of the same object."""
+    same = one["metadata"].get("uid") == other["metadata"].get("uid")
+    return same and _revision(one) > _revision(other)
 
 
 def _phase(pod: Manifest) -> str:
