@@ -120,16 +120,20 @@ def _told_to_end(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.cluster", description="A real Kubernetes with Shoal in it.")
-    parser.add_argument("command", choices=["up", "down", "status"])
-    parser.add_argument("--nodes", type=int, default=3, help="hollow nodes to begin with (3)")
-    kind = parser.add_mutually_exclusive_group()
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m tests.cluster", description="A real Kubernetes with Shoal in it.")
+    found.add_argument("command", choices=["up", "down", "status"])
+    found.add_argument("--nodes", type=int, default=3, help="hollow nodes to begin with (3)")
+    kind = found.add_mutually_exclusive_group()
     kind.add_argument(
         "--real", action="store_true", help="a real node, or an error (default: where root and tools allow)"
     )
     kind.add_argument("--hollow", action="store_true", help="hollow nodes alone")
-    wanted = parser.parse_args()
+    return found
+
+
+def main() -> int:
+    wanted = parser().parse_args()
     signal.signal(signal.SIGTERM, _told_to_end)
     try:
         cluster = choose(wanted)
