@@ -163,7 +163,7 @@ def test_a_successor_waits_until_nothing_is_left_of_its_predecessor(store):
     store.job_changed(job("v"))
     left = ["PersistentVolumeClaim shoal-snapshots-j-pserver-0", "Pod j-trainer-0"]
     assert store.predecessors("v") == left
-    assert store.object_changed(pod(), gone=True) == {"u"}
+    assert store.object_changed(pod(), gone=True) == {"u", "v"}, "it says for whom it waits"
     assert store.predecessors("v") == left[:1]
     assert store.object_changed(thing("PersistentVolumeClaim", "shoal-snapshots-j-pserver-0"), gone=True) == {"u", "v"}
     assert store.predecessors("v") == []

@@ -14,7 +14,7 @@ from shoal.operator import objects
 from shoal.operator.pods import SNAPSHOTS, Identity, label, master_pod, names, server_pod, trainer_pod
 from shoal.operator.reconcile import Observed, applied_hash
 
-__all__ = ["Checker"]
+__all__ = ["Checker", "as_pod"]
 
 
 class Checker:
@@ -68,8 +68,8 @@ class Checker:
         """What the API server says about the pods of the templates."""
         made = {
             "trainer": trainer_pod(job, identity, 0),
-            "parameterServer": _as_pod(job, server_pod(job, identity), "pserver"),
-            "master": _as_pod(job, master_pod(job, identity), "master"),
+            "parameterServer": as_pod(job, server_pod(job, identity), names(job)["pserver"]),
+            "master": as_pod(job, master_pod(job, identity), names(job)["master"]),
         }
         asked, allowed = _digest(made), True
         if self._fine.get(identity.uid) == asked:
@@ -108,9 +108,9 @@ def _digest(pods: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(pods, sort_keys=True).encode()).hexdigest()
 
 
-def _as_pod(job: TrainingJob, template: dict[str, Any], role: str) -> dict[str, Any]:
+def as_pod(job: TrainingJob, template: dict[str, Any], name: str) -> dict[str, Any]:
     """A pod of a controller's template; what a claim template would mount is an empty folder."""
-    metadata = template["metadata"] | {"name": names(job)[role], "namespace": job.metadata.namespace}
+    metadata = template["metadata"] | {"name": name, "namespace": job.metadata.namespace}
     spec = dict(template["spec"])
     if SNAPSHOTS not in {each["name"] for each in spec["volumes"]}:
         spec["volumes"] = [*spec["volumes"], {"name": SNAPSHOTS, "emptyDir": {}}]

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from shoal.api import TrainingJob
-from shoal.kube import Kube, KubeConflictError
+from shoal.api.status import Reason
+from shoal.kube import Kube, KubeConflictError, KubeForbiddenError
 from shoal.operator import objects
 from shoal.operator.aside import aside
-from shoal.operator.pods import Identity, labels, secret_name
+from shoal.operator.pods import Identity, label, labels, secret_name
 from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Tell, applied_hash
 from shoal.operator.store import APPLIED
 from shoal.operator.vault import Vault
@@ -90,6 +91,19 @@ class Executor:
             except KubeConflictError as error:
                 if error.reason != "AlreadyExists":
                     raise
+                await self._ours(action.manifest)
+
+    async def _ours(self, pod: dict[str, Any]) -> None:
+        """It exists, as a look that came too early would find; or somebody else's has its name.
+
+        Raises:
+            KubeForbiddenError: The latter.
+        """
+        name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+        found = await self._kube.get("Pod", name, namespace=namespace)
+        if found is not None and label(found, "uid") != label(pod, "uid"):
+            words = f"Pod {name} exists and is not of this job; remove it, or give the job another name"
+            raise KubeForbiddenError(words, reason=Reason.NAME_TAKEN)
 
     async def _secrets(self, job: TrainingJob, identity: Identity) -> None:
         """The user before the Secret that lets the master in."""

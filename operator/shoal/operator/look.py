@@ -14,6 +14,7 @@ from shoal.kube import Kube, KubeError, KubeForbiddenError, KubeInvalidError
 from shoal.operator import events, policy
 from shoal.operator.check import Checker
 from shoal.operator.executor import Executor
+from shoal.operator.missing import Missing
 from shoal.operator.pods import Identity
 from shoal.operator.reconcile import Action, DeletePod, MakeSecrets, Observed, reconcile, template_of
 from shoal.operator.reporter import Reporter
@@ -96,6 +97,7 @@ class Looker:
         self._store = store
         self._kube = kube
         self._checker = Checker(kube)
+        self._missing = Missing(kube)
         self._executor = executor
         self._reporter = reporter
         self._etcd = etcd
@@ -118,6 +120,7 @@ class Looker:
             self._memory.pop(uid, None)
             self._reporter.forget(uid)
             self._checker.forget(uid)
+            self._missing.forget(uid)
             return None
         memory = self._memory.setdefault(uid, _Memory())
         view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
@@ -163,8 +166,9 @@ class Looker:
         if any(isinstance(action, MakeSecrets) for action in actions):
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
-        later = await self._say(view, job, seen, facts=facts)
-        return _soonest(view.now, patience, renewal, later, self._due(view, job, facts))
+        troubles, asking = await self._missing.why(job, identity, seen)
+        later = await self._say(view, job, seen, facts=facts, troubles=troubles)
+        return _soonest(view.now, patience, renewal, asking, later, self._due(view, job, facts))
 
     def _renewal(self, view: _View, memory: _Memory) -> float | None:
         """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""

@@ -22,6 +22,7 @@ _TROUBLES: Final[Mapping[str, Reason]] = {
     "FailedCreate": Reason.PODS_REFUSED,
     "Forbidden": Reason.PODS_REFUSED,
     "Invalid": Reason.PODS_REFUSED,
+    Reason.NAME_TAKEN: Reason.PODS_REFUSED,
     "ErrImagePull": Reason.IMAGE_PULL_FAILED,
     "ImagePullBackOff": Reason.IMAGE_PULL_FAILED,
     "ErrImageNeverPull": Reason.IMAGE_PULL_FAILED,

@@ -82,6 +82,7 @@ class ClusterStore:
         self.jobs: dict[Uid, Manifest] = {}
         """TrainingJobs as the API server has them."""
         self._known: dict[Uid, _Known] = defaultdict(_Known)
+        self._named: dict[Place, Uid] = {}
         self._lives: dict[Place, set[Uid]] = defaultdict(set)
         """Who has objects under a job's name: more than one where a job was deleted and made again."""
         self._buried: dict[str, None] = {}
@@ -96,10 +97,13 @@ class ClusterStore:
         uid = manifest["metadata"]["uid"]
         if not gone:
             before = self.jobs.get(uid)
+            self._named[_place(manifest)] = uid
             after = self.jobs[uid] = {**manifest, "metadata": _without(manifest["metadata"], "managedFields")}
             # A status is what was said here.
             return set() if before is not None and _same(before, after, but="status") else {uid}
         self.jobs.pop(uid, None)
+        if self._named.get(_place(manifest)) == uid:
+            del self._named[_place(manifest)]
         known = self._known.pop(uid, None)
         if known is not None and known.objects:
             # They go soon, and until then nobody else can have their names.
@@ -147,17 +151,16 @@ class ClusterStore:
             del self._buried[next(iter(self._buried))]
 
     def _left(self, uid: Uid, place: Place) -> set[Uid]:
-        """Who may begin since the last object of a job that is gone has gone."""
-        if self._known[uid].objects:
-            return set()
-        others = self._lives.get(place, set())
-        others.discard(uid)
+        """Who waits for what is left of a job that is gone, of which something has gone now."""
         if uid in self.jobs:
             return set()
-        del self._known[uid]
-        if not others:
-            self._lives.pop(place, None)
-        return {each for each, job in self.jobs.items() if _place(job) == place}
+        if not self._known[uid].objects:
+            del self._known[uid]
+            others = self._lives.get(place, set())
+            others.discard(uid)
+            if not others:
+                self._lives.pop(place, None)
+        return {self._named[place]} if place in self._named else set()
 
     def records_replaced(self, records: Mapping[str, bytes]) -> dict[Uid, float]:
         """All that etcd has now, after a gap or after it forgot something: what is not there is gone."""

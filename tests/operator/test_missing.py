@@ -1,0 +1,83 @@
+"""Why servers' and masters' pods are not made is asked of the API server: after a moment, and seldom."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shoal.kube import KubeConflictError, KubeForbiddenError
+from shoal.operator.missing import Missing
+from shoal.operator.reconcile import Ended, Observed, ServerPod
+from tests.operator.jobs import IDENTITY, job
+
+APPLIED = {("StatefulSet", "flights-pserver"): "x", ("Deployment", "flights-master"): "x"}
+FIRST, SECOND = (ServerPod(name=f"flights-pserver-{n}", uid=f"{n}") for n in (0, 1))
+MASTER = ServerPod(name="flights-master-a", uid="m")
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Api:
+    """A gateway that refuses."""
+
+    def __init__(self):
+        self.asked = []
+        self.error = KubeForbiddenError("no room", reason="Forbidden")
+
+    async def create(self, manifest, *, dry_run):
+        assert dry_run
+        self.asked.append(manifest["metadata"]["name"])
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def parts():
+    api, clock = Api(), Clock()
+    return api, clock, Missing(api, clock=clock)
+
+
+def why(missing, *, of=None, **seen):
+    observed = Observed(**{"applied": APPLIED, "servers": (FIRST, SECOND), "masters": (MASTER,)} | seen)
+    troubles, again = asyncio.run(missing.why(of or job(), IDENTITY, observed))
+    return [(each.role, each.pod, each.reason, each.message) for each in troubles], again
+
+
+def test_nobody_is_asked_while_nothing_is_missing(parts):
+    api, _, missing = parts
+    assert why(missing) == ([], None)
+    assert why(missing, servers=(), masters=(), applied={}) == ([], None), "controllers have had no chance"
+    assert why(missing, servers=(), masters=(), of=job(suspend=True)) == ([], None)
+    assert why(missing, servers=(), masters=(), ended=Ended("Complete")) == ([], None)
+    assert api.asked == []
+
+
+def test_the_first_that_is_missing_of_each_role_is_asked_for(parts):
+    api, clock, missing = parts
+    assert why(missing, servers=(FIRST,), masters=()) == ([], 1.0)
+    clock.now += 1
+    refused = [
+        (*each, "Forbidden", "no room") for each in (("pserver", "flights-pserver-1"), ("master", "flights-master"))
+    ]
+    assert why(missing, servers=(FIRST,), masters=()) == (refused, 5.0)
+    clock.now += 2
+    assert why(missing, servers=(FIRST,), masters=()) == (refused, 3.0), "it stands meanwhile"
+    assert api.asked == ["flights-pserver-1", "flights-master"]
+    clock.now += 3
+    api.error = None
+    assert why(missing, servers=(FIRST,)) == ([], 5.0)
+    assert why(missing) == ([], None)
+
+
+def test_one_that_has_come_meanwhile_is_no_trouble(parts):
+    api, clock, missing = parts
+    api.error = KubeConflictError("it exists", reason="AlreadyExists")
+    why(missing, masters=())
+    clock.now += 1
+    assert why(missing, masters=()) == ([], 5.0)
