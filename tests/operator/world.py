@@ -16,7 +16,7 @@ from shoal.api.crd import crd
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import fresh_namespace
 from tests.etcds import Etcd, run_etcd
-from tests.operator.api import Api
+from tests.operator.api import Api, ApiAwayError
 from tests.operator.standin import Masters
 
 __all__ = ["PRIORITIES", "ROOT", "Job", "World", "a_world", "define", "manifest"]
@@ -225,12 +225,21 @@ def define(cluster: ControlPlane) -> None:
     # `kubectl wait` fails while there are no conditions at all.
     with Api(cluster.kubeconfig) as api:
         cluster.until(lambda: _established(api), "the definition")
+        # For a moment after that it says that it is not ready.
+        cluster.until(lambda: _listed(api), "the first listing")
 
 
 def _established(api: Api) -> bool:
     found = api.get("CustomResourceDefinition", "trainingjobs.shoal.dev") or {}
     conditions = found.get("status", {}).get("conditions") or []
     return any((each["type"], each["status"]) == ("Established", "True") for each in conditions)
+
+
+def _listed(api: Api) -> bool:
+    with contextlib.suppress(ApiAwayError):
+        api.list("TrainingJob")
+        return True
+    return False
 
 
 @contextlib.contextmanager
