@@ -126,3 +126,13 @@ def test_a_failed_script_has_its_last_line():
     assert failed(ended(1)).text == "a-trainer-3: the script failed (exit code 1)"
     assert failed(ended(0)).reason == "ScriptEnded"
     assert len(failed(ended(1, "x" * 5000)).text) == 1000
+
+
+@pytest.mark.parametrize("reason", [Reason.SERVERS_AWAY, Reason.MASTER_AWAY, Reason.NO_NEWS])
+def test_nobody_is_alarmed_by_a_job_that_begins_or_goes_on(reason):
+    kind = ConditionType.PROGRESSING if reason is Reason.NO_NEWS else ConditionType.RUNNING
+    away = Status(conditions=[condition(kind, "Unknown", reason, "not there")])
+    paused = Status(conditions=[condition(kind, "False", Reason.NOTHING_TO_DO)])
+    well = Status(conditions=[condition(kind, "True", Reason.SAMPLES_COMMITTED)])
+    assert told(Status(), away) == told(paused, away) == told(away, away) == []
+    assert told(well, away) == [("Warning", reason, "not there")]

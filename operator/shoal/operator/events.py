@@ -29,6 +29,8 @@ _BAD: Final = {
     ConditionType.PROGRESSING: {Reason.STALLED, Reason.NO_NEWS, Reason.ETCD_UNREACHABLE},
 }  # fmt: skip
 """Reasons of a condition that is not true of which a person wants to know; None: all."""
+_LOST: Final = {Reason.SERVERS_AWAY, Reason.MASTER_AWAY, Reason.NO_NEWS}
+"""Those that are news only of what was well before: each job begins and goes on with nobody there."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def _newly_bad(old: Condition | None, new: Condition) -> bool:
         or of not in _BAD
         or (old is not None and (old.status, old.reason) == (new.status, new.reason))
     ):
+        return False
+    if new.reason in _LOST and (old is None or old.status != "True"):
         return False
     bad = _BAD[of]
     return bad is None or new.reason in bad
