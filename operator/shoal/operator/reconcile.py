@@ -196,7 +196,9 @@ class _Round:
     def _standing(self) -> Iterable[Action]:
         if not self._seen.secrets:
             yield MakeSecrets()
-        yield from self._changed(objects.standing(self._job, self._identity))
+        # Of a budget its controller counts each pod that comes, so there is one when there is somebody to protect.
+        made = objects.standing(self._job, self._identity)
+        yield from self._changed(each for each in made if each["kind"] != "PodDisruptionBudget" or self._seen.trainers)
 
     def _running(self) -> Iterable[Action]:
         return self._scaled(servers=self._job.servers, masters=1)

@@ -414,11 +414,10 @@ def _slim(manifest: Manifest) -> Manifest:
 
 def _same(before: Manifest, after: Manifest, *, but: str = "") -> bool:
     """Whether two versions of an object are the same but for one field."""
-
-    def told(manifest: Manifest) -> Manifest:
-        return {**_without(manifest, but), "metadata": _without(manifest["metadata"], "resourceVersion")}
-
-    return told(before) == told(after)
+    fields = (before.keys() | after.keys()) - {but, "metadata"}
+    if any(before.get(each) != after.get(each) for each in fields):
+        return False
+    return _without(before["metadata"], "resourceVersion") == _without(after["metadata"], "resourceVersion")
 
 
 def _without(mapping: Manifest, key: str) -> dict[str, Any]:

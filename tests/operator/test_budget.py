@@ -1,0 +1,19 @@
+"""When a job has a budget: as soon as there is a trainer to protect, and for as long as it stands."""
+
+from __future__ import annotations
+
+from shoal.operator.reconcile import Apply, CreatePod, Observed, reconcile
+from shoal.operator.trainers import TrainerPod
+from tests.operator.jobs import IDENTITY, job
+
+
+def made(seen):
+    actions = reconcile(job(), IDENTITY, seen, trainers=2)
+    return [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)]
+
+
+def test_a_budget_comes_after_the_pods_that_it_is_for():
+    first = made(Observed(secrets=True))
+    assert first.count("Pod") == 2
+    assert "PodDisruptionBudget" not in first
+    assert made(Observed(secrets=True, trainers=(TrainerPod(index=0, uid="a"),))).count("PodDisruptionBudget") == 1
