@@ -59,9 +59,11 @@ class Api:
         while self._connections:
             self._connections.pop().close()
 
-    def list(self, kind: str, namespace: str = "", *, labels: str = "", fields: str = "") -> list[Any]:
-        """All of a kind (with these labels and fields)."""
-        chosen = {"labelSelector": labels, "fieldSelector": fields}
+    def list(
+        self, kind: str, namespace: str = "", *, labels: str = "", fields: str = "", most: int | None = None
+    ) -> list[Any]:
+        """All of a kind (with these labels and fields), or so many at most."""
+        chosen = {"labelSelector": labels, "fieldSelector": fields, "limit": most}
         query = urllib.parse.urlencode({key: value for key, value in chosen.items() if value})
         found = self._ask("GET", f"{KINDS[kind].path(namespace)}?{query}")
         return list(found["items"])

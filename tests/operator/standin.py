@@ -65,9 +65,13 @@ class Masters:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(PAUSE_SECONDS):
+            pause = PAUSE_SECONDS
+            while not self._stop.wait(pause):
+                begun = time.monotonic()
                 with contextlib.suppress(ApiAwayError):
                     self._round()
+                # Of many jobs the listings are long: others need the processors, too.
+                pause = max(PAUSE_SECONDS, time.monotonic() - begun)
         except BaseException as error:
             self._failed = error
 

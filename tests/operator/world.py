@@ -19,7 +19,7 @@ from tests.etcds import Etcd, run_etcd
 from tests.operator.api import Api, ApiAwayError
 from tests.operator.standin import Masters
 
-__all__ = ["PRIORITIES", "ROOT", "Job", "World", "a_world", "define", "manifest"]
+__all__ = ["MADE", "PRIORITIES", "ROOT", "Job", "World", "a_world", "define", "manifest"]
 
 ROOT = Path(__file__).parents[2]
 PRIORITIES = ROOT / "deploy" / "base" / "priorities.yaml"
@@ -94,9 +94,9 @@ class World:
     def list(self, kind: str, *, labels: str = "", fields: str = "") -> list[Any]:
         return self.api.list(kind, self.namespace, labels=labels, fields=fields)
 
-    def until(self, found: Callable[[], Any], what: str) -> None:
+    def until(self, found: Callable[[], Any], what: str, *, seconds: float = 60.0) -> None:
         try:
-            self.cluster.until(found, what)
+            self.cluster.until(found, what, seconds=seconds)
         except BaseException:
             print(self.log()[-6000:])
             raise

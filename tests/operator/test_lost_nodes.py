@@ -1,0 +1,85 @@
+"""A node vanishes without a word: what was on it is replaced as soon as the cluster knows it, and nothing waits for a ghost."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.api import from_mapping
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+
+def on(shared, node: str) -> dict:
+    """A template for pods that would rather be on this node."""
+    wanted = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    term = {"weight": 100, "preference": {"matchExpressions": [wanted]}}
+    affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}
+    return {"template": {"spec": {"affinity": affinity}}}
+
+
+@pytest.fixture
+def doomed(shared):
+    """A node that is there only to be lost."""
+    (node,) = shared.cluster.add_nodes(1, prefix="doomed", cpu="64")
+    shared.nodes.append(node)
+    return node
+
+
+def where(job, role: str = "") -> dict[str, str]:
+    """Uid -> node of each pod."""
+    return {pod["metadata"]["uid"]: pod["spec"].get("nodeName", "") for pod in job.all_pods(role)}
+
+
+def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
+    here = on(shared, doomed)
+    bounds = {"minReplicas": 2, "maxReplicas": 4}
+    job.apply(trainer={**bounds, **here}, parameterServer={"replicas": 2, **here}, master=here)
+    job.at_work([0, 1])
+    job.state("Running")
+    before = where(job)
+    assert list(before.values()).count(doomed) == 5
+    shared.cluster.lose_node(doomed)
+    job.until(lambda: not before.keys() & where(job).keys(), "ghosts to go")
+    job.at_work([0, 1])
+    assert doomed not in where(job).values()
+    job.says("Running", "True", "TrainersReady")
+    lost = {note for reason, note in job.events() if reason == "Lost"}
+    ghosts = [f"{job.name}-trainer-0", f"{job.name}-trainer-1", f"{job.name}-pserver-0", f"{job.name}-pserver-1"]
+    assert {f"{name} lost: its node is gone; it is replaced" for name in ghosts} <= lost
+    assert sum(f"{job.name}-master-" in note for note in lost) == 1
+    assert len(lost) == 5
+
+
+@pytest.mark.parametrize("role", ["trainer", "parameterServer", "master"])
+def test_who_is_elsewhere_stays_as_it_is(shared, job, doomed, role):
+    sections = {"trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2}, "master": {}}
+    sections[role] |= on(shared, doomed)
+    # The others keep away from it.
+    away = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [doomed]}
+    required = {"nodeSelectorTerms": [{"matchExpressions": [away]}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+    for other in sections.keys() - {role}:
+        sections[other] |= {"template": {"spec": {"affinity": affinity}}}
+    job.apply(**sections)
+    job.at_work([0, 1])
+    before = where(job)
+    ghosts = {uid for uid, node in before.items() if node == doomed}
+    assert len(ghosts) == (1 if role == "master" else 2)
+    shared.cluster.lose_node(doomed)
+    job.until(lambda: not ghosts & where(job).keys(), "ghosts to go")
+    job.at_work([0, 1])
+    assert before.keys() - ghosts <= where(job).keys()
+
+
+def test_a_job_is_suspended_though_its_node_was_lost(shared, job, doomed):
+    """No kubelet is there to say that a pod has ended."""
+    here = on(shared, doomed)
+    job.apply(trainer={"minReplicas": 2, **here}, parameterServer={"replicas": 2, **here}, master=here)
+    job.at_work([0, 1])
+    shared.cluster.lose_node(doomed)
+    job.patch({"suspend": True})
+    job.state("Suspended")
+    assert job.all_pods() == []
+    assert from_mapping(job.found).spec.suspend
+    job.patch({"suspend": False})
+    job.at_work([0, 1])

@@ -1,0 +1,159 @@
+"""A job's run policy and its events on a real control plane."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.operator import kubelet
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+SECOND = timedelta(seconds=1)
+BEGUN = datetime.now(UTC).replace(microsecond=0)
+"""Ends of containers are told apart by whole seconds; a test numbers its seconds from here."""
+
+
+def started(job, **spec):
+    job.apply(**spec)
+    job.at_work([0, 1])
+    job.state("Running")
+
+
+def fails(job, index: int, *, second: int, code: int = 1, reason: str = "Error", words: str = "Traceback\nOSError: no"):
+    """The script of one trainer ends, and is started again in place."""
+    pod = f"{job.name}-trainer-{index}"
+    kubelet.ended(job.world, pod, code, at=BEGUN + second * SECOND, reason=reason, words=words)
+
+
+def failures(job, count: int) -> None:
+    job.until(lambda: job.status().get("failures") == count, f"{count} failures")
+
+
+def told(job) -> Counter:
+    """How often each event was told."""
+    found = [each for each in job.world.list("Event") if each["regarding"].get("name") == job.name]
+    mine = [each for each in found if each["reportingController"] == "shoal.dev/operator"]
+    return Counter({(each["reason"], each["note"]): (each.get("series") or {"count": 1})["count"] for each in mine})
+
+
+def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
+    """The count stands in the status: an operator that is killed takes it with it."""
+    job = world.job("fails")
+    started(job, runPolicy={"backoffLimit": 2})
+    fails(job, 0, second=1)
+    failures(job, 1)
+    fails(job, 1, second=2)
+    failures(job, 2)
+    world.end(signal.SIGKILL)
+    world.start()
+    job.scale(3)
+    job.at_work([0, 1, 2])
+    assert (job.status()["failures"], job.status()["state"]) == (2, "Running"), "what is counted is not counted again"
+    fails(job, 0, second=3, words="Traceback\nValueError: the label is missing")
+    job.wait("Failed")
+    failed = job.condition("Failed")
+    assert failed["reason"] == "BackoffLimitExceeded"
+    for words in ("failed 3 times in a row", "runPolicy.backoffLimit: 2", "ValueError: the label is missing"):
+        assert words in failed["message"]
+    job.nobody()
+    line = f"{job.name}-trainer-0: the script failed (exit code 1: ValueError: the label is missing)"
+    job.until(lambda: told(job)["ScriptFailed", line] == 1, "the event")
+    notes = [reason for reason, _ in told(job).elements()]
+    assert notes.count("ScriptFailed") == 3, "one for each, though two operators looked"
+    assert notes.count("BackoffLimitExceeded") == 1
+
+
+def test_what_is_nobody_s_fault_does_not_count(shared, job):
+    started(job, runPolicy={"backoffLimit": 0})
+    innocent = [(137, "Error"), (143, "Error"), (139, "Error"), (134, "Error"), (137, "OOMKilled"), (1, "OOMKilled")]
+    for second, (code, reason) in enumerate(innocent):
+        fails(job, second % 2, second=second, code=code, reason=reason)
+        # It is seen before the next one replaces it: its pod is Ready again in a later status of the job's.
+        seen(job)
+    assert (job.status().get("failures"), job.status()["state"]) == (None, "Running")
+    fails(job, 0, second=10, code=3)
+    job.wait("Failed")
+    assert "the script failed once in a row (runPolicy.backoffLimit: 0)" in job.condition("Failed")["message"]
+    assert job.status()["failures"] == 1
+
+
+def seen(job) -> None:
+    """Until the operator has looked at all that has happened up to now."""
+    generation = job.found["metadata"]["generation"]
+    limit = job.found["spec"]["runPolicy"].get("ttlSecondsAfterFinished", 10_000)
+    job.patch({"runPolicy": {"ttlSecondsAfterFinished": limit + 1}})
+    job.until(lambda: job.status().get("observedGeneration", 0) > generation, "a look")
+
+
+def test_the_deadline_s_clock_stands_while_a_job_is_suspended(shared, job):
+    started(job, runPolicy={"activeDeadlineSeconds": 100_000})
+    assert job.status()["activeSince"]
+    job.patch({"suspend": True})
+    job.state("Suspended")
+    stands = job.status()["activeSeconds"]
+    assert "activeSince" not in job.status()
+    job.patch({"suspend": False})
+    job.at_work([0, 1])
+    job.until(lambda: job.status().get("activeSince"), "its clock")
+    assert job.status()["activeSeconds"] == stands
+    job.patch({"runPolicy": {"activeDeadlineSeconds": 1}})
+    job.wait("Failed")
+    failed = job.condition("Failed")
+    assert (failed["reason"], failed["message"]) == (
+        "DeadlineExceeded",
+        "runPolicy.activeDeadlineSeconds: 1 s have passed",
+    )
+    job.nobody()
+    assert "activeSince" not in job.status()
+
+
+@pytest.mark.parametrize("end", ["Complete", "Failed"])
+def test_a_job_that_has_ended_is_removed_in_time_with_all_that_it_was(shared, job, end):
+    started(job)
+    job.end(end)
+    job.wait(end)
+    assert job.all_pods("trainer"), "it stays until somebody says how long, and so do its trainers' logs"
+    job.patch({"runPolicy": {"ttlSecondsAfterFinished": 0}})
+    shared.kubectl("wait", "--for=delete", f"tj/{job.name}", "--timeout=60s")
+    job.nothing()
+
+
+def test_each_event_of_a_life_is_told_once(shared, job):
+    started(job)
+    job.scale(4)
+    job.at_work([0, 1, 2, 3])
+    job.patch({"suspend": True})
+    job.state("Suspended")
+    job.patch({"suspend": False})
+    job.at_work([0, 1, 2, 3])
+    job.state("Running")
+    job.end()
+    job.wait("Complete")
+    job.until(lambda: any(reason == "Complete" for reason, _ in told(job)), "the last event")
+    wanted = {
+        ("Scaled", "scaled 2 -> 4: pinned by spec.trainer.replicas"),
+        ("Suspended", "the snapshots are written and all pods are gone"),
+        ("Resumed", "the job goes on from its snapshots"),
+        ("Complete", "9 of 9 samples counted; lost 0, twice 0"),
+    }
+    life = told(job)
+    assert wanted <= life.keys()
+    assert sum(reason == "Started" for reason, _ in life) == 1
+    assert set(life.values()) == {1}, life
+    assert len(life) == len(wanted) + 1, "all went well: nobody is alarmed"
+
+
+def test_what_changes_to_and_fro_is_one_event(shared, job):
+    started(job)
+    for _ in range(3):
+        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}
+        kubelet.ended(shared, f"{job.name}-trainer-0", 137, at=BEGUN, now=waiting)
+        job.says("Running", "False", "ImagePullFailed")
+        kubelet.runs(shared, f"{job.name}-trainer-0")
+        job.says("Running", "True", "TrainersReady")
+    life = [reason for reason, _ in told(job)]
+    assert life.count("ImagePullFailed") == 1

@@ -1,0 +1,107 @@
+"""What is wrong with a job's pods is said in its conditions, in their own words, and is gone from there when it is mended."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.operator import kubelet
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+
+def well(job) -> None:
+    """It works, and no condition knows of any trouble."""
+    job.at_work([0, 1])
+    job.says("Scheduled", "True", "PodsPlaced")
+    job.says("Running", "True", "TrainersReady")
+    job.until(lambda: not any(job.condition(of).get("message") for of in ("Scheduled", "Running")), "good words")
+
+
+def test_pods_for_which_no_node_is_large_enough(shared, job):
+    job.apply(trainer={"minReplicas": 2, "resources": {"requests": {"cpu": "9000"}}})
+    job.says("Scheduled", "False", "Unschedulable", "(and 1 more)")
+    message = job.condition("Scheduled")["message"]
+    assert message.startswith(f"{job.name}-trainer-0: Unschedulable: 0/")
+    assert "Insufficient cpu" in message
+    job.state("Pending")
+    job.apply(trainer={"minReplicas": 2, "resources": {"requests": {"cpu": "1"}}})
+    well(job)
+
+
+def test_a_node_that_comes_mends_it_without_an_edit(shared, job):
+    template = {"spec": {"nodeSelector": {"pool": "later"}}}
+    job.apply(trainer={"minReplicas": 2, "template": template})
+    job.says("Scheduled", "False", "Unschedulable", "didn't match Pod's node affinity/selector")
+    shared.nodes += shared.cluster.add_nodes(1, labels={"pool": "later"})
+    well(job)
+
+
+QUOTAS = {"trainer": "shoal-minimum", "pserver": "shoal-servers"}
+
+
+@pytest.mark.parametrize("role", QUOTAS)
+def test_a_quota_without_room(shared, job, role):
+    scope = {"scopeName": "PriorityClass", "operator": "In", "values": [QUOTAS[role]]}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full"},
+             "spec": {"hard": {"pods": "0"}, "scopeSelector": {"matchExpressions": [scope]}}}  # fmt: skip
+    shared.kubectl("create", "-f", "-", input=json.dumps(quota))
+    try:
+        shared.until(lambda: "0" in shared.kubectl("get", "quota", "full", "-o", "jsonpath={.status.hard.pods}"), "it")
+        job.apply()
+        job.says("Scheduled", "False", "QuotaExceeded", "exceeded quota: full, requested: pods=1")
+        assert f'pods "{job.name}-{role}-0" is forbidden' in job.condition("Scheduled")["message"]
+        assert job.pods(role, ready=False) == []
+    finally:
+        shared.kubectl("delete", "quota", "full")
+    well(job)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [("ErrImagePull", "ImagePullFailed"), ("ImagePullBackOff", "ImagePullFailed"),
+     ("CreateContainerConfigError", "ContainerCannotStart")],
+)  # fmt: skip
+def test_a_container_that_does_not_start(shared, job, words, reason):
+    job.apply(trainer={"minReplicas": 2, "template": {"metadata": kubelet.STAYS_PENDING}})
+    job.until(lambda: all(pod["spec"].get("nodeName") for pod in job.all_pods("trainer")), "nodes")
+    job.until(lambda: len(job.all_pods("trainer")) == 2, "its trainers")
+    job.says("Running", "False", "PodsStarting")
+    for index in (0, 1):
+        kubelet.waits(shared, f"{job.name}-trainer-{index}", words, 'Back-off pulling image "example.org/train:1"')
+    said = f'{job.name}-trainer-0: {words}: Back-off pulling image "example.org/train:1" (and 1 more)'
+    job.says("Running", "False", reason, said)
+    assert job.short("Scheduled") == ("True", "PodsPlaced")
+    job.state("Starting")
+    for index in (0, 1):
+        kubelet.runs(shared, f"{job.name}-trainer-{index}")
+    well(job)
+
+
+# Trainers go on with what they hold while there is no master; whether they do, nobody can say then.
+@pytest.mark.parametrize(("role", "status"), [("trainer", "False"), ("pserver", "False"), ("master", "Unknown")])
+def test_a_crash_loop(shared, job, role, status):
+    job.apply(runPolicy={"backoffLimit": 100})
+    job.at_work([0, 1])
+    job.state("Running")
+    (pod, *_) = job.pods(role)
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}}
+    kubelet.ended(shared, pod, 1, at=datetime.now(UTC), words="Traceback\nValueError: no", now=waiting)
+    words = "exit code 1: ValueError: no; back-off 10s restarting failed container"
+    job.says("Running", status, "CrashLoop", f"{pod}: CrashLoopBackOff: {words}")
+    assert job.short("Accepted") == ("True", "Valid")
+    kubelet.runs(shared, pod)
+    well(job)
+
+
+def test_too_little_memory(shared, job):
+    job.apply()
+    job.at_work([0, 1])
+    pod = f"{job.name}-trainer-1"
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
+    kubelet.ended(shared, pod, 137, at=datetime.now(UTC), reason="OOMKilled", now=waiting)
+    job.says("Running", "False", "OutOfMemory", f"{pod}: OOMKilled: container trainer used more memory than its limit")
+    kubelet.runs(shared, pod)
+    well(job)
