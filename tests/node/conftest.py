@@ -5,8 +5,7 @@ import json
 import pytest
 
 from shoal.api.crd import crd
-from tests.cluster import fixtures
-from tests.cluster.fixtures import node_cluster, node_namespace, pytest_collection_finish
+from tests.cluster.fixtures import fresh_namespace, node_cluster, node_namespace, pytest_collection_finish
 from tests.node.world import World
 
 __all__ = ["node_cluster", "node_namespace", "pytest_collection_finish", "world"]
@@ -22,6 +21,8 @@ def world(node_cluster, tmp_path_factory):
     """A namespace of the node's cluster with an operator that serves it; one for all tests of a file."""
     node_cluster.kubectl("apply", "-f", "-", input=json.dumps(crd()))
     node_cluster.until(lambda: established(node_cluster), "the definition")
-    for namespace in fixtures._namespace(node_cluster):
-        with World(node_cluster, namespace, tmp_path_factory.mktemp("world")) as made:
-            yield made
+    with (
+        fresh_namespace(node_cluster) as namespace,
+        World(node_cluster, namespace, tmp_path_factory.mktemp("world")) as made,
+    ):
+        yield made
