@@ -1,0 +1,40 @@
+"""A hundred jobs of ten trainers each come, run and go, and nothing of them is left, in etcd neither."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.store import ALL_JOBS, Store
+from tests.operator.world import MADE, a_world, manifest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
+
+JOBS, TRAINERS = 100, 10
+
+
+@pytest.fixture
+def crowd(control_plane, tmp_path):
+    with a_world(control_plane, tmp_path, nodes=12) as made:
+        yield made
+
+
+def test_a_hundred_jobs_of_ten_trainers(crowd):
+    spec = {"trainer": {"minReplicas": TRAINERS}, "parameterServer": {"replicas": 1}}
+    crowd.apply(*(manifest(f"job-{number}", **spec) for number in range(JOBS)), how="create")
+
+    def states() -> list[tuple[str, str]]:
+        statuses = [each.get("status", {}) for each in crowd.list("TrainingJob")]
+        return [(each.get("state", ""), each.get("trainers", {}).get("text", "")) for each in statuses]
+
+    crowd.until(lambda: states() == [("Running", f"{TRAINERS}/{TRAINERS}")] * JOBS, "all to run", seconds=200)
+    owners = [pod["metadata"]["labels"]["shoal.dev/job"] for pod in crowd.list("Pod")]
+    assert len(owners) == JOBS * (TRAINERS + 2)
+    crowd.kubectl("delete", "tj", "--all")
+    for kind in MADE:
+        crowd.until(
+            lambda kind=kind: not crowd.api.list(kind, crowd.namespace, labels="shoal.dev/uid", most=1),
+            f"every {kind} to go",
+            seconds=120,
+        )
+    with Store.connect(crowd.etcd.endpoint, prefix=ALL_JOBS) as etcd:
+        crowd.until(lambda: not etcd.get_groups(ALL_JOBS, parts=3), "the sweep of etcd")
