@@ -99,6 +99,9 @@ CASES = {
                         these(Suspended=YES, Scheduled=NO, Running=NO, Progressing=NO)),
     "its model is being written": (these(wanted=0, seen=replace(WELL, trainers=trainers(1), ended=UNDONE)), "Running", "TrainersReady",
                                    these(Scheduled=YES, Running=YES, Progressing=YES)),
+    "its model is being written by who needs no master any more": (
+        these(before=RAN, seen=replace(WELL, trainers=trainers(3, works=False), published=published(state="Complete", trainers=[], servers=[]), ended=UNDONE)),
+        "Running", "TrainersReady", these(Scheduled=YES, Running=YES, Progressing=YES)),
     "nobody writes its model": (these(seen=replace(WELL, trainers=trainers(1, ready=False, works=False), ended=UNDONE)),
                                 "Starting", "PodsStarting", these(Running=NO, Progressing=NO)),
     "complete": (these(seen=replace(WELL, trainers=trainers(1, ended=True), ended=UNDONE, saved=True)),

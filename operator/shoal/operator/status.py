@@ -248,7 +248,8 @@ class _Look:
         self._unwell = [each for each in found if not each.before_node]
         self._trainers = [pod for pod in seen.trainers if not (pod.ended or pod.deleting or pod.lost)]
         self._runs = sum(pod.ready for pod in self._trainers)
-        self._works = sum(pod.ready and pod.works for pod in self._trainers)
+        # Who writes the model is no member any more.
+        self._works = sum(pod.ready and (pod.works or self._saving) for pod in self._trainers)
         self._servers = _alive(seen.servers)
         self._serve = [self._serves(pod) for pod in self._servers]
         self._master = self._answers()
@@ -263,7 +264,7 @@ class _Look:
         known = []
         if self._facts.ready is not None:
             known.append(pod.name in self._facts.ready)
-        if self._seen.published is not None:
+        if self._seen.published is not None and not self._saving:
             known.append(pod.name.rpartition("-")[2] in map(str, self._seen.published.servers))
         return all(known) if known else None
 
