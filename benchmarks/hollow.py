@@ -57,8 +57,13 @@ REST_CORES = 0.25
 def _command(layout: Layout) -> list[str]:
     policy = layout.folder / "audit.yaml"
     policy.write_text(yaml.safe_dump(POLICY))
-    log = layout.folder / "audit.log"
-    return [*API_SERVER.command(layout), f"--audit-policy-file={policy}", f"--audit-log-path={log}"]
+    return [
+        *API_SERVER.command(layout),
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={layout.folder / 'audit.log'}",
+        # The last one counts: each job's master has an address, and that of the tests has 254 of them.
+        "--service-cluster-ip-range=10.96.0.0/16",
+    ]
 
 
 class _Audited(ControlPlane):
@@ -308,7 +313,7 @@ class HollowCluster:
                 raise TimeoutError(f"waited {seconds:g} s in vain for {what}")
             await asyncio.sleep(0.25)
 
-    async def all_run(self, count: int, *, namespace: str = "") -> None:
+    async def all_run(self, count: int, *, namespace: str = "", seconds: float = 180.0) -> None:
         """Until so many pods run."""
         where = f"/namespaces/{namespace}" if namespace else ""
         path = f"/api/v1{where}/pods?fieldSelector=status.phase%3DRunning"
@@ -316,7 +321,7 @@ class HollowCluster:
         async def run() -> bool:
             return await self._running(path) >= count
 
-        await self.until(run, f"{count} pods to run")
+        await self.until(run, f"{count} pods to run", seconds=seconds)
 
     async def _running(self, path: str) -> int:
         # With a selector the API server does not say how many remain: the names alone are asked for.

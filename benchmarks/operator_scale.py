@@ -174,7 +174,7 @@ async def _many_jobs(cluster: HollowCluster) -> tuple[list[Row], Any]:
         jobs = [job_manifest(f"q{number}", namespace, trainers=1, most=1, servers=1) for number in range(QUIET_JOBS)]
         await cluster.api.create(f"{JOBS}/namespaces/{namespace}/trainingjobs", *jobs)
         await cluster.publish(namespace, trainers=1, servers=1)
-        await cluster.all_run(3 * QUIET_JOBS, namespace=namespace)
+        await cluster.all_run(3 * QUIET_JOBS, namespace=namespace, seconds=600)
     await cluster.rest()
     with say(f"{QUIET_SECONDS:g} s without news"):
         before, began = cluster.operator.metrics(), cluster.operator.cpu()
