@@ -21,6 +21,9 @@ __all__ = ["Executor"]
 
 _AT_ONCE: Final = 32
 """Requests for pods under way at a time, over all jobs: the API server has others to serve."""
+_APPLIES_AT_ONCE: Final = 8
+"""The same for all else: an API server gives Services their addresses one after the other, and who waits there too long has
+to ask again."""
 
 
 def _ignore(_manifest: Mapping[str, Any]) -> None:
@@ -53,6 +56,7 @@ class Executor:
         self._admit = admit
         self._answered = answered
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._applies = asyncio.Semaphore(_APPLIES_AT_ONCE)
 
     async def carry_out(self, job: TrainingJob, identity: Identity, actions: Sequence[Action]) -> None:
         """Do it all, or up to the first that fails; what is left is named again by the next look.
@@ -75,7 +79,8 @@ class Executor:
                 await self._secrets(job, identity)
             case Apply(manifest):
                 metadata = manifest["metadata"] | {"annotations": {APPLIED: applied_hash(manifest)}}
-                self._answered(await self._kube.apply(manifest | {"metadata": metadata}))
+                async with self._applies:
+                    self._answered(await self._kube.apply(manifest | {"metadata": metadata}))
             case Tell(wanted):
                 await aside(lambda: self._tell(job, identity.uid, wanted))
 

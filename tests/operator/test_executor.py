@@ -1,0 +1,47 @@
+"""How much the executor asks for at a time, and whom it tells of the answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shoal.operator.executor import Executor
+from shoal.operator.reconcile import Apply, CreatePod
+from tests.operator.jobs import IDENTITY, job
+
+
+class Slow:
+    """A gateway that counts who waits."""
+
+    def __init__(self):
+        self.now = {"apply": 0, "create": 0}
+        self.most = dict(self.now)
+
+    async def _asked(self, what, manifest):
+        self.now[what] += 1
+        self.most[what] = max(self.most[what], self.now[what])
+        await asyncio.sleep(0.001)
+        self.now[what] -= 1
+        return {**manifest, "answered": what}
+
+    async def apply(self, manifest):
+        return await self._asked("apply", manifest)
+
+    async def create(self, manifest):
+        return await self._asked("create", manifest)
+
+
+def test_many_jobs_at_once_leave_the_api_server_room_for_others():
+    kube, answers = Slow(), []
+    actions = [
+        Apply({"kind": "Service", "metadata": {"name": "s"}}),
+        *(CreatePod({"kind": "Pod", "metadata": {"name": f"p{n}"}}) for n in range(4)),
+    ]
+
+    async def work():
+        executor = Executor(kube, vault=None, tell=None, answered=answers.append)
+        await asyncio.gather(*(executor.carry_out(job(), IDENTITY, actions) for _ in range(60)))
+
+    asyncio.run(work())
+    assert kube.most == {"apply": 8, "create": 32}
+    assert len(answers) == 60 * 5
+    assert {(each["kind"], each["answered"]) for each in answers} == {("Service", "apply"), ("Pod", "create")}
