@@ -87,7 +87,6 @@ class Process:
     def __init__(self, server, name, *, rate, offset):
         self.candidate = Candidate(name, TIMES)
         self.server, self.rate, self.offset = server, rate, offset
-        self.until = self.clock(0.0)
         self.number = 0
         self.read = None
 
@@ -95,7 +94,7 @@ class Process:
         return self.offset + self.rate * time
 
     def may_act(self, time):
-        return self.until > self.clock(time)
+        return self.candidate.left(self.clock(time)) > 0
 
     def ask(self, time):
         self.read = (self.server.lease, self.clock(time))
@@ -109,8 +108,7 @@ class Process:
         stamp = STAMP.replace(microsecond=self.number % 10**6)
         after = self.candidate.judge(lease, now=self.clock(time), stamp=stamp)
         if after is not None and self.server.write(after):
-            self.until = max(self.until, began + TIMES.act_seconds)
-            self.candidate.judge(self.server.lease, now=self.clock(time), stamp=stamp)
+            self.candidate.wrote(self.server.lease, began=began, now=self.clock(time))
 
 
 STEPS = st.lists(
@@ -128,6 +126,10 @@ OFFSETS = st.lists(st.sampled_from([0.0, 1e3, 1e6]), min_size=3, max_size=3)
 @settings(max_examples=1000, deadline=None)
 @given(STEPS, RATES, OFFSETS)
 @example([("turn", 0, 0.0), ("turn", 1, 0.0), ("turn", 1, 14.5)], [0.85, 1.15, 1.0], [0.0, 0.0, 0.0])
+@example(
+    [("turn", 0, 0.0), ("turn", 1, 0.0), ("turn", 2, 0.0), ("delete", 0, 0.0), ("turn", 2, 0.0), ("turn", 0, 9.0),
+     ("delete", 0, 9.0), ("turn", 2, 0.0)], [0.85, 0.85, 0.85], [0.0, 0.0, 0.0],
+)  # fmt: skip
 def test_there_are_never_two_that_may_act(steps, rates, offsets):
     server = Server()
     all_ = [Process(server, name, rate=rate, offset=at) for name, rate, at in zip("abc", rates, offsets, strict=True)]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import socket
@@ -84,6 +85,16 @@ class Candidate:
         self._since = 0.0
         self._vanished = False
         self._lasts = float(times.lease_seconds)
+        self._until = self._acts_from = -math.inf
+        self._anew = False
+
+    def left(self, now: float) -> float:
+        """For how many seconds more it may act; 0 or less: not at all."""
+        return self._until - now
+
+    def end(self) -> None:
+        """It acts no more, whatever it holds."""
+        self._until = -math.inf
 
     @property
     def holder(self) -> str:
@@ -93,20 +104,13 @@ class Candidate:
     def judge(self, lease: Mapping[str, Any] | None, *, now: float, stamp: datetime) -> Manifest | None:
         """What to put in the Lease's place; None: it is somebody else's.
 
-        A Lease that has vanished counts as renewed at that moment: its holder does not know of it yet.
+        A Lease that has vanished counts as renewed at that moment: its holder does not know of it yet, and makes it anew.
         """
-        spec = (lease or {}).get("spec") or {}
-        if lease is not None:
-            names = ("renewTime", "acquireTime", "leaseTransitions")
-            record = (spec.get("holderIdentity") or "", *map(spec.get, names))
-            if record != self._record:
-                self._record, self._since = record, now
-                self._lasts = float(spec.get("leaseDurationSeconds") or self._times.lease_seconds)
-        elif not self._vanished:
-            self._since = now
-        self._vanished = lease is None
+        self._learn(lease, now)
+        self._anew = lease is None and bool(self.holder) and self.left(now) <= 0
         if self.holder not in {"", self._identity} and now - self._since < self._lasts:
             return None
+        spec = (lease or {}).get("spec") or {}
         moment = stamp.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         mine = spec.get("holderIdentity") == self._identity
         transitions = spec.get("leaseTransitions") or 0
@@ -118,6 +122,31 @@ class Candidate:
             "leaseTransitions": transitions if mine or lease is None else transitions + 1,
         }
         return {**(lease or {}), "spec": {**spec, **after}}
+
+    def wrote(self, lease: Mapping[str, Any], *, began: float, now: float) -> None:
+        """What `judge` gave stands in the Lease, which was read after ``began`` and is this now.
+
+        In the place of one that has vanished it gives no right to act for as long as a Lease lasts: its holder may have
+        made it anew, unseen, before it vanished once more. From now on he cannot.
+        """
+        if self._anew:
+            self._acts_from = now + self._lasts
+        if now >= self._acts_from:
+            self._until = max(self._until, began + self._times.act_seconds)
+        self._learn(lease, now)
+
+    def _learn(self, lease: Mapping[str, Any] | None, now: float) -> None:
+        """Whose record it is, and since when it has stood there."""
+        if lease is not None:
+            spec = lease.get("spec") or {}
+            names = ("renewTime", "acquireTime", "leaseTransitions")
+            record = (spec.get("holderIdentity") or "", *map(spec.get, names))
+            if record != self._record:
+                self._record, self._since = record, now
+                self._lasts = float(spec.get("leaseDurationSeconds") or self._times.lease_seconds)
+        elif not self._vanished:
+            self._since = now
+        self._vanished = lease is None
 
 
 class Election:
@@ -151,7 +180,6 @@ class Election:
         self._times = times or Times()
         self._clock = clock
         self._candidate = Candidate(self.identity, self._times)
-        self._until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._said: dict[str, float] = {}
 
@@ -162,7 +190,7 @@ class Election:
 
     def left(self) -> float:
         """For how many seconds more it may act; 0 or less: not at all."""
-        return self._until - self._clock()
+        return self._candidate.left(self._clock())
 
     async def win(self) -> None:
         """Wait until the Lease is ours."""
@@ -187,7 +215,7 @@ class Election:
 
     async def give_up(self) -> None:
         """Let another one lead at once. Nothing may be under way any more."""
-        self._until = 0.0
+        self._candidate.end()
         if self._timer is not None:
             self._timer.cancel()
         try:
@@ -210,7 +238,7 @@ class Election:
         return f"{self._namespace}/{self._name}"
 
     async def _turn(self) -> bool:
-        """Take or renew the Lease if that can be."""
+        """Take or renew the Lease if that can be; whether it gives the right to act."""
         began = self._clock()
         try:
             async with asyncio.timeout(2 * self._times.try_seconds):
@@ -218,21 +246,19 @@ class Election:
                 after = self._candidate.judge(lease, now=self._clock(), stamp=datetime.now(UTC))
                 if after is None:
                     return False
-                await self._write(after)
+                written = await self._write(after)
         except (KubeError, TimeoutError) as error:
             self._complain(str(error) or "no answer")
             return False
-        self._until = max(self._until, began + self._times.act_seconds)
-        return True
+        self._candidate.wrote(written, began=began, now=self._clock())
+        return self.leads
 
-    async def _write(self, after: Manifest) -> None:
+    async def _write(self, after: Manifest) -> Manifest:
         manifest = {"apiVersion": _VERSION, "kind": "Lease", **after}
         if (after.get("metadata") or {}).get("resourceVersion"):
-            written = await self._kube.replace(manifest)
-        else:
-            metadata = {"name": self._name, "namespace": self._namespace}
-            written = await self._kube.create(manifest | {"metadata": metadata})
-        self._candidate.judge(written, now=self._clock(), stamp=datetime.now(UTC))
+            return await self._kube.replace(manifest)
+        metadata = {"name": self._name, "namespace": self._namespace}
+        return await self._kube.create(manifest | {"metadata": metadata})
 
     def _watch(self) -> None:
         """End when nothing is left, whatever a renewal waits for."""
@@ -242,7 +268,7 @@ class Election:
         self._timer = asyncio.get_running_loop().call_later(max(left, 0.01), self._watch)
 
     def _lose(self, why: str) -> None:
-        self._until = 0.0
+        self._candidate.end()
         self._on_lost(f"the Lease {self._lease} is lost: {why}")
 
     def _complain(self, words: str) -> None:
