@@ -31,7 +31,7 @@ class Masters:
     """One for all jobs of a namespace.
 
     Args:
-        api: The API server; while it is away, these rest.
+        api: The API server; while it is away, all is believed to be as it was.
         etcd: Endpoint.
         namespace: Whose jobs.
     """
@@ -50,6 +50,8 @@ class Masters:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._failed: BaseException | None = None
         self._written: dict[str, tuple[Published, float]] = {}
+        self._jobs: list[JobKeys] = []
+        self._pods: dict[str, list[Any]] = {}
 
     def __enter__(self) -> Self:
         self._store = Store.connect(self.etcd, prefix=ALL_JOBS)
@@ -76,15 +78,20 @@ class Masters:
             self._failed = error
 
     def _round(self) -> None:
+        with contextlib.suppress(ApiAwayError):
+            self._look()
+        if not self._pods:
+            return
+        records = {pair.key: pair.value for pair in self._store.get_prefix(f"{ALL_JOBS}{self.namespace}/").pairs}
+        for keys in self._jobs:
+            self._serve(keys, self._pods[keys.uid], records)
+
+    def _look(self) -> None:
         jobs = [job["metadata"] for job in self.api.list("TrainingJob", self.namespace)]
         pods: dict[str, list[Any]] = defaultdict(list)
         for pod in self.api.list("Pod", self.namespace, labels="shoal.dev/uid"):
             pods[pod["metadata"]["labels"]["shoal.dev/uid"]].append(pod)
-        if not pods:
-            return
-        records = {pair.key: pair.value for pair in self._store.get_prefix(f"{ALL_JOBS}{self.namespace}/").pairs}
-        for job in jobs:
-            self._serve(JobKeys(self.namespace, job["name"], job["uid"]), pods[job["uid"]], records)
+        self._jobs, self._pods = [JobKeys(self.namespace, job["name"], job["uid"]) for job in jobs], pods
 
     def _serve(self, keys: JobKeys, pods: list[Any], records: dict[str, bytes]) -> None:
         running = {role: [pod for pod in pods if _runs(pod, keys, role)] for role in ("master", "pserver", "trainer")}
