@@ -1,23 +1,20 @@
-"""How fast, and how cheap, is the operator with many pods and with many jobs?
+"""How fast, and how cheap, is the operator when many pods are to be made at once?
 
-Both parts run on a real control plane with 133 hollow nodes (87 of 18 CPUs, 46 of 17, 103 GiB each), on this machine.
+On a real control plane with 133 hollow nodes (87 of 18 CPUs, 46 of 17, 103 GiB each), on this machine, twenty jobs of 60
+trainers, 10 parameter servers and a master are created at once. Measured is the time from the first job's request to the
+end of the answer that made the 1,200th trainer's pod, both as the API server's audit log has them.
 
-1. Twenty jobs of 60 trainers, 10 parameter servers and a master are created at once. Measured is the time from the first
-   job's request to the end of the answer that made the 1,200th trainer's pod, both as the API server's audit log has them.
-   The reference is a bare client that makes the same 1,200 pods (the same manifests, made by the same functions, owned by
-   the same kind of job, whose account exists already) and nothing else: raw JSON over one aiohttp session, 32 requests
-   under way, as many as the operator's own limit. No operator runs then. Repeats alternate, each in a namespace of its own,
-   with an operator of its own that is ready before; between them everything is removed and the cluster comes to rest.
-   What the operator's figures include beside: checking the jobs, their other objects (7 each), their statuses, and what
-   controllers, scheduler and kubelets do for the other 220 pods. Of the same runs, until all pods run and the cluster is at
-   rest: the operator's peak memory (VmHWM) and its CPU time per event of a pod that came by its watch.
+The reference is a bare client that makes the same 1,200 pods (the same manifests, made by the same functions, owned by the
+same kind of job, whose account exists already) and nothing else: raw JSON over one aiohttp session, 32 requests under way,
+as many as the operator's own limit. No operator runs then. Repeats alternate, each in a namespace of its own, with an
+operator of its own that is ready before; between them everything is removed and the cluster comes to rest.
 
-2. A thousand jobs of one trainer, one parameter server and a master run (3,000 hollow pods). The masters are a stand-in:
-   each has written one record that says that all are here and why nothing moves, and never writes again. When the cluster
-   is at rest the operator's CPU time is taken over 60 s, as a share of one core. What an operator does without any news:
-   the watches' sign of life (5 a second), a question to etcd whether it answers (each 10 s), bookmarks of the API server
-   (one a minute for each of ten kinds). A comparison of all that is known with a listing (each 300 s) may or may not fall
-   into these 60 s; how many listings did is told.
+What the operator's figures include beside: checking the jobs, their other objects (8 each), their statuses, and what
+controllers, scheduler and kubelets do for the other 220 pods on the same processors. Which process used how much of them
+until the last trainer's pod was made is kept with the results.
+
+Of the same runs, until all pods run and the cluster is at rest: the operator's peak memory (VmHWM), and its CPU time per
+event of a pod that came by its watch.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from benchmarks.common import Row, at_least, at_most, main, plain
@@ -36,14 +32,10 @@ from shoal.api import from_mapping
 from shoal.operator import objects
 from shoal.operator.pods import Identity, names, trainer_pod
 
-PARTS = os.environ.get("BENCH_PARTS", "pods,jobs").split(",")
 SIZE = int(os.environ.get("BENCH_JOBS", "20"))
 TRAINERS, SERVERS = 60, 10
 REPEATS = int(os.environ.get("BENCH_REPEATS", "3"))
-QUIET_JOBS = int(os.environ.get("BENCH_QUIET_JOBS", "1000"))
-QUIET_SECONDS = 60.0
 POD_EVENTS = "shoal_operator_watch_events_total/Pod"
-LISTINGS = "shoal_operator_api_requests_total/list/"
 
 
 async def _by_operator(cluster: HollowCluster, namespace: str) -> dict[str, float]:
@@ -136,8 +128,8 @@ def _made(seen: list[Asked], user: str) -> int:
     return sum(asked.made_trainer and asked.user == user for asked in seen)
 
 
-def _requests(metrics: Mapping[str, float], prefix: str = "shoal_operator_api_requests_total/") -> float:
-    return sum(value for name, value in metrics.items() if name.startswith(prefix))
+def _requests(metrics: Mapping[str, float]) -> float:
+    return sum(value for name, value in metrics.items() if name.startswith("shoal_operator_api_requests_total/"))
 
 
 async def _many_pods(cluster: HollowCluster) -> tuple[list[Row], Any]:
@@ -166,42 +158,9 @@ async def _many_pods(cluster: HollowCluster) -> tuple[list[Row], Any]:
     return rows, {"operator": operator, "bare": bare}
 
 
-async def _many_jobs(cluster: HollowCluster) -> tuple[list[Row], Any]:
-    namespace = "quiet"
-    await cluster.make_namespace(namespace)
-    cluster.operator.start()
-    with say(f"{QUIET_JOBS} jobs are created, and run"):
-        jobs = [job_manifest(f"q{number}", namespace, trainers=1, most=1, servers=1) for number in range(QUIET_JOBS)]
-        await cluster.api.create(f"{JOBS}/namespaces/{namespace}/trainingjobs", *jobs)
-        await cluster.publish(namespace, trainers=1, servers=1)
-        await cluster.all_run(3 * QUIET_JOBS, namespace=namespace, seconds=600)
-    await cluster.rest()
-    with say(f"{QUIET_SECONDS:g} s without news"):
-        before, began = cluster.operator.metrics(), cluster.operator.cpu()
-        await asyncio.sleep(QUIET_SECONDS)
-        used, after = cluster.operator.cpu() - began, cluster.operator.metrics()
-    states = {name: value for name, value in after.items() if name.startswith("shoal_jobs")}
-    listings = _requests(after, LISTINGS) - _requests(before, LISTINGS)
-    made = {name: after[name] - before.get(name, 0.0) for name in after if after[name] != before.get(name, 0.0)}
-    print(f"   states {states}; listings {listings:.0f}; peak {cluster.operator.peak_megabytes():.0f} MB")
-    print("  ", {name: value for name, value in made.items() if "operator" in name and "bucket" not in name})
-    assert states == {"shoal_jobs/Running": QUIET_JOBS}, states
-    share = 100 * used / QUIET_SECONDS
-    row = at_most(f"operator's CPU with {QUIET_JOBS} jobs and no news", [share], "% of a core", goal=2)
-    memory = plain(f"operator's peak memory with {QUIET_JOBS} jobs", [cluster.operator.peak_megabytes()], "MB")
-    rows = [replace(row, interval=None), replace(memory, interval=None)]
-    return rows, {"share": share, "listings": listings, "changed": made}
-
-
 async def _all() -> tuple[list[Row], Any]:
-    rows: list[Row] = []
-    raw: dict[str, Any] = {}
     async with HollowCluster() as cluster:
-        for name, measure in (("pods", _many_pods), ("jobs", _many_jobs)):
-            if name in PARTS:
-                found, raw[name] = await measure(cluster)
-                rows += found
-    return rows, raw
+        return await _many_pods(cluster)
 
 
 if __name__ == "__main__":

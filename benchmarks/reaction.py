@@ -18,12 +18,12 @@ in to the moment at which the operator's first change of anything of this job ca
 |---|---|
 | one trainer more | `create` of its pod |
 | one trainer less | `delete` of the pod of the highest index (which the stand-in's master does not know) |
-| a pod deleted | `create` of its successor |
+| a pod deleted | the job's status, as its deletion is seen to begin, or `create` of its successor |
 | a pod Failed | its `delete`; its index is free when it has gone |
 
 A dry run is no change. The operator may make one before, and that is within the time, as is what it writes into Shoal's etcd
-before a trainer is taken away. Any other first call (of a status, an event) would count as well; how often which one it was
-is kept with the results.
+before a trainer is taken away. How often which call was the first one is kept with the results. Beside it is told when the
+call came that mends the death: the successor's `create`, or the `delete` of the pod that has Failed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.common import Row, interval, main, percentile
+from benchmarks.common import Row, interval, main, percentile, plain
 from benchmarks.hollow import BENCHMARK, JOBS, OPERATOR, Asked, HollowCluster, job_manifest
 from benchmarks.operators import say
 
@@ -58,11 +58,15 @@ class Reactions:
     """All samples of one kind: milliseconds, and what the operator's first call was."""
 
     milliseconds: list[float] = field(default_factory=list)
+    until_mended: list[float] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
 
-    def add(self, edit: Asked, first: Asked) -> None:
-        """One more."""
+    def add(self, edit: Asked, calls: Sequence[Asked]) -> None:
+        """One more, and the operator's calls that followed, in their order."""
+        first = calls[0]
+        mending = next(call for call in calls if call.resource == "pods")
         self.milliseconds.append(1000 * (first.came - edit.came))
+        self.until_mended.append(1000 * (mending.came - edit.came))
         self.calls[f"{edit.verb} {edit.resource} -> {first.verb} {first.resource}"] += 1
 
 
@@ -105,16 +109,17 @@ class Samples:
         return self._turn % SIZE
 
     async def _answered(self, number: int, resource: str, into: Reactions) -> None:
-        def first(found: Sequence[Asked]) -> tuple[Asked, Asked] | None:
+        def followed(found: Sequence[Asked]) -> tuple[Asked, list[Asked]] | None:
             edits = [asked for asked in found if asked.user == BENCHMARK and asked.resource == resource]
             calls = [asked for asked in found if _changes(asked, number) and edits and asked.came > edits[0].came]
-            return (edits[0], min(calls, key=lambda asked: asked.came)) if calls else None
+            calls.sort(key=lambda asked: asked.came)
+            return (edits[0], calls) if any(call.resource == "pods" for call in calls) else None
 
         # A request is in the log when it is answered: an earlier one may be written later.
         log = self._cluster.audit
-        found = await log.until(lambda found: first(found) is not None, f"a reaction at {_name(number)}")
+        found = await log.until(lambda found: followed(found) is not None, f"a reaction at {_name(number)}")
         await asyncio.sleep(SETTLE_SECONDS)
-        pair = first([*found, *log.more()])
+        pair = followed([*found, *log.more()])
         assert pair is not None
         into.add(*pair)
         await asyncio.sleep(self._chance.uniform(*PAUSE_SECONDS))
@@ -154,12 +159,13 @@ async def _measured(cluster: HollowCluster) -> tuple[list[Row], Any]:
             else:
                 await samples.death(deaths, deleted=kind == "deleted")
     raw = {
-        name: {"milliseconds": each.milliseconds, "first calls": dict(each.calls)}
+        name: {"milliseconds": each.milliseconds, "until mended": each.until_mended, "first calls": dict(each.calls)}
         for name, each in (("edits", edits), ("deaths", deaths))
     }
     for name, each in (("edits", edits), ("deaths", deaths)):
         print(f"   {name}: {dict(each.calls)}")
-    return [*_rows("spec edited", edits.milliseconds), *_rows("pod died", deaths.milliseconds)], raw
+    mended = plain("pod died to the call that mends it, p50", deaths.until_mended, "ms")
+    return [*_rows("spec edited", edits.milliseconds), *_rows("pod died", deaths.milliseconds), mended], raw
 
 
 def _rows(what: str, values: Sequence[float]) -> list[Row]:
