@@ -42,8 +42,18 @@ async def _started(cluster: HollowCluster) -> None:
         jobs = [job_manifest(f"i{number}", NAMESPACE, trainers=1, most=1, servers=1) for number in range(SIZE)]
         await cluster.api.create(f"{JOBS}/namespaces/{NAMESPACE}/trainingjobs", *jobs)
         await cluster.publish(NAMESPACE, trainers=1, servers=1)
-        await cluster.all_run(3 * SIZE, namespace=NAMESPACE, seconds=SECONDS_TO_START)
+        await cluster.until(lambda: _run(cluster), "all jobs to run", seconds=SECONDS_TO_START)
+    # By its kubelets' word, too.
+    await cluster.all_run(3 * SIZE, namespace=NAMESPACE)
     await cluster.rest()
+
+
+async def _run(cluster: HollowCluster) -> bool:
+    """Whether the operator says that all jobs run; asking for all pods again and again would delay them."""
+    await asyncio.sleep(2.0)
+    running = cluster.operator.metrics().get("shoal_jobs/Running", 0.0)
+    print(f" {running:.0f}", end="", flush=True)
+    return running == SIZE
 
 
 async def _measured(cluster: HollowCluster) -> tuple[list[Row], Any]:
