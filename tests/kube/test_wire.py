@@ -25,11 +25,16 @@ def kubeconfig(folder, port):
     return str(file)
 
 
-def asked(folder, work):
+async def at_once(_request):
+    pass
+
+
+def asked(folder, work, before=at_once):
     """The requests that come in."""
     found = []
 
     async def answer(request):
+        await before(request)
         found.append((request, await request.text()))
         return web.json_response({"items": [], "metadata": {"resourceVersion": "7"}})
 
@@ -49,6 +54,26 @@ def asked(folder, work):
 
     asyncio.run(run())
     return found
+
+
+def test_many_requests_at_once_wait_before_their_time_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr("shoal.kube.client._AT_ONCE", 4)
+    monkeypatch.setattr("shoal.kube.client._TRY_SECONDS", 0.5)
+    now = most = 0
+
+    async def slowly(_request):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.05)
+        now -= 1
+
+    async def work(kube):
+        # Together they take more than a second, and none of them more than its share of the half one.
+        await asyncio.gather(*(kube.get("Pod", f"p{number}", namespace="n") for number in range(100)))
+
+    assert len(asked(tmp_path, work, before=slowly)) == 100, "nobody had to ask again"
+    assert most == 4
 
 
 def test_a_request_has_the_token_the_query_and_the_body(tmp_path):

@@ -40,6 +40,8 @@ _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _TRY_SECONDS: Final = 10.0
 """The longest wait for one answer: a connection that has died without a word takes no caller's whole patience."""
+_AT_ONCE: Final = 64
+"""Requests under way at a time. More would wait in the library for a connection, within the time that a try may take."""
 _PAGE: Final = 500
 _EXPIRED: Final = 410
 _PROXIES: Final = frozenset({"http", "https", "all"})
@@ -96,6 +98,7 @@ class Kube:
         self._patience = patience_seconds
         self._on_answer = on_answer
         self._may_write = may_write
+        self._room = asyncio.Semaphore(_AT_ONCE)
 
     @classmethod
     async def connect(
@@ -281,7 +284,8 @@ class Kube:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                code, answer = await self._once(_METHODS[verb], path, query or {}, body, content)
+                async with self._room:
+                    code, answer = await self._once(_METHODS[verb], path, query or {}, body, content)
             except KubeFencedError:
                 raise
             except KubeError as error:
