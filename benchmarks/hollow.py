@@ -315,7 +315,7 @@ class HollowCluster:
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {seconds:g} s in vain for {what}")
             # A question that is costly is asked seldom: the processors are for those who are measured.
-            await asyncio.sleep(max(0.25, 10 * (time.monotonic() - asked)))
+            await asyncio.sleep(min(3.0, max(0.25, 10 * (time.monotonic() - asked))))
 
     async def all_run(self, count: int, *, namespace: str = "", seconds: float = 180.0) -> None:
         """Until so many pods run."""
