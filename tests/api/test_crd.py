@@ -27,7 +27,7 @@ from shoal.api.status import (
     TrainersStatus,
 )
 from tests.api.manifests import BAD, CHANGES, FULL, GOOD, LATE, STRICTER, job
-from tests.crd.build import build
+from tests.cluster import binaries
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "crds" / "trainingjobs.yaml"
@@ -280,7 +280,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server():
-    return Server(build())
+    binaries.build(["crd"])
+    return Server(binaries.path("crd"))
 
 
 def questions():

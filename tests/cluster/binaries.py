@@ -1,6 +1,6 @@
 """The programs of a real Kubernetes, built from pinned Go modules and kept in the user's cache.
 
-A program is built when it is first asked for, under a name with a hash of its module's go.mod and go.sum, so that another
+A program is built when it is first asked for, under a name with a hash of its module's go.mod, go.sum and sources, so that another
 version is another file and a build that was cut off leaves nothing that is taken for a program. Built rather than
 downloaded: the Go module proxy and Go's checksum database are the only sources that have to be trusted and reachable.
 """
@@ -23,6 +23,10 @@ HERE = Path(__file__).resolve().parent
 KUBERNETES = "v1.34.2"
 HOLLOW = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok")
 NODE = ("kubelet", "kube-proxy", "coredns")
+BESIDE_HOLLOW = ("crd",)
+"""What tests ask beside the control plane: the API server's own check of a definition."""
+BESIDE_NODE = ("etcdctl", "etcdutl")
+"""What pods of Shoal's etcd run."""
 CNI_PLUGINS = ("/usr/lib/cni", "/opt/cni/bin")
 
 
@@ -57,6 +61,11 @@ PROGRAMS = {
     "etcd": Program(HERE.parent / "etcd36", "go.etcd.io/etcd/server/v3", "half a minute"),
     "kwok": Program(HERE / "go" / "kwok", "sigs.k8s.io/kwok/cmd/kwok", "a minute and a half"),
     "coredns": Program(HERE / "go" / "coredns", "github.com/coredns/coredns", "two minutes"),
+    "crd": Program(HERE.parent / "crd", ".", "two minutes", ("-trimpath", "-ldflags", "-s -w")),
+    **{
+        name: Program(HERE.parent / "deploy" / "go", f"go.etcd.io/etcd/{name}/v3", "half a minute")
+        for name in BESIDE_NODE
+    },
     **{
         name: _kubernetes(name)
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy")
@@ -67,7 +76,8 @@ PROGRAMS = {
 def path(name: str) -> Path:
     """Where a program is, or will be once it is built."""
     module = PROGRAMS[name].module
-    pinned = (module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()
+    sources = [module / "go.mod", module / "go.sum", *sorted(module.glob("*.go"))]
+    pinned = b"".join(source.read_bytes() for source in sources)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal" / "bin"
     return cache / f"{name}-{hashlib.sha256(pinned).hexdigest()[:16]}"
 
@@ -120,7 +130,7 @@ def hollow(say: Callable[[str], None] = _print) -> dict[str, str]:
     """Everything that a control plane with hollow nodes needs; what its tests want in their environment (nothing)."""
     if shutil.which("openssl") is None:
         raise Missing("the control plane's certificates are made by openssl; apt-get install openssl")
-    build(HOLLOW, say)
+    build((*HOLLOW, *BESIDE_HOLLOW), say)
     return {}
 
 
@@ -161,5 +171,5 @@ def node(say: Callable[[str], None] = _print) -> dict[str, str]:
     """Everything that a real node needs beside the control plane."""
     node_tools()
     hollow(say)
-    build(NODE, say)
+    build((*NODE, *BESIDE_NODE), say)
     return {}

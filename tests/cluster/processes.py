@@ -113,16 +113,24 @@ def born(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+_given: set[int] = set()
+"""Ports that were given to somebody, who may not listen there at the moment."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on.
+    """Ports of the loopback that nobody listens on, and that nobody else was given here.
 
     Below those that Linux gives to outgoing connections (from 32768): a part that is down for a moment must find its port
-    free when it comes back.
+    free when it comes back. Each worker of a test run has a range of its own, as two could ask at the same moment.
     """
-    found: set[int] = set()
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    first = 20_000 + 1000 * (int(worker) % 9 + 1 if worker.isdigit() else 0)
+    found: list[int] = []
     while len(found) < count:
-        port = random.randrange(20000, 30000)
+        port = random.randrange(first, first + 1000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
+            if port not in _given:
+                _given.add(port)
+                found.append(port)
+    return found

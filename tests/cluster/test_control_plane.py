@@ -268,8 +268,10 @@ def test_ctrl_c_leaves_nothing_of_a_cluster_that_was_on_its_way(tmp_path):
     environment = {**os.environ, "SHOAL_CLUSTER": str(folder)}
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert any("installing Shoal" in said for said in running.stdout)
+        running.send_signal(signal.SIGSTOP)
         pids = ControlPlane(folder).pids
         running.send_signal(signal.SIGINT)
+        running.send_signal(signal.SIGCONT)
         _, words = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "nothing is left" in words

@@ -26,14 +26,6 @@ __all__ = ["write_overlay"]
 PROGRAMS = "/shoal-programs"
 
 
-binaries.PROGRAMS.update(
-    {
-        name: binaries.Program(Path(__file__).parent / "go", f"go.etcd.io/etcd/{name}/v3", "half a minute")
-        for name in ("etcdctl", "etcdutl")
-    }
-)
-
-
 def write_overlay(folder: Path, source: str, *components: str) -> Path:
     """A folder for ``kubectl apply -k``.
 
@@ -44,8 +36,8 @@ def write_overlay(folder: Path, source: str, *components: str) -> Path:
     """
     programs = folder / "programs"
     programs.mkdir(parents=True)
-    binaries.build(("etcd", "etcdctl", "etcdutl"))
-    for name in ("etcd", "etcdctl", "etcdutl"):
+    binaries.build(("etcd", *binaries.BESIDE_NODE))
+    for name in ("etcd", *binaries.BESIDE_NODE):
         shutil.copy(binaries.path(name), programs / name)
     open_to_all(programs)
     here, tag = IMAGE.rsplit(":", 1)

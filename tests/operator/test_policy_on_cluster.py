@@ -13,8 +13,6 @@ from tests.operator import kubelet
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 SECOND = timedelta(seconds=1)
-BEGUN = datetime.now(UTC).replace(microsecond=0)
-"""Ends of containers are told apart by whole seconds; a test numbers its seconds from here."""
 
 
 def started(job, **spec):
@@ -24,9 +22,13 @@ def started(job, **spec):
 
 
 def fails(job, index: int, *, second: int, code: int = 1, reason: str = "Error", words: str = "Traceback\nOSError: no"):
-    """The script of one trainer ends, and is started again in place."""
+    """The script of one trainer ends, and is started again in place.
+
+    Ends are told apart by whole seconds: a test numbers its own, so that each is later than the one before.
+    """
     pod = f"{job.name}-trainer-{index}"
-    kubelet.ended(job.world, pod, code, at=BEGUN + second * SECOND, reason=reason, words=words)
+    now = datetime.now(UTC).replace(microsecond=0)
+    kubelet.ended(job.world, pod, code, at=now + second * SECOND, reason=reason, words=words)
 
 
 def failures(job, count: int) -> None:
@@ -151,7 +153,7 @@ def test_what_changes_to_and_fro_is_one_event(shared, job):
     started(job)
     for _ in range(3):
         waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}
-        kubelet.ended(shared, f"{job.name}-trainer-0", 137, at=BEGUN, now=waiting)
+        kubelet.ended(shared, f"{job.name}-trainer-0", 137, at=datetime.now(UTC), now=waiting)
         job.says("Running", "False", "ImagePullFailed")
         kubelet.runs(shared, f"{job.name}-trainer-0")
         job.says("Running", "True", "TrainersReady")
