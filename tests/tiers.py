@@ -61,7 +61,7 @@ TIERS = [
     Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing),
     Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36),
     Tier("cluster", "a real Kubernetes with hollow nodes", ["-m", "cluster and not node"], binaries.hollow, workers=3),
-    Tier("node", "a real node: jobs that train in pods", ["-m", "node"], binaries.node, workers=2),
+    Tier("node", "a real node: jobs that train in pods", ["-m", "node"], binaries.node),
 ]
 
 

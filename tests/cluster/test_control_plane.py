@@ -264,7 +264,10 @@ JOB = {
 
 def test_ctrl_c_leaves_nothing_of_a_cluster_that_was_on_its_way(tmp_path):
     folder = tmp_path / "cluster"
-    line = [sys.executable, "-m", "tests.cluster", "up", "--hollow"]
+    # Whoever runs tests in the background has Ctrl-C ignored, and so have all that they start.
+    words = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    words += "; from tests.cluster.__main__ import main; sys.exit(main())"
+    line = [sys.executable, "-c", words, "up", "--hollow"]
     environment = {**os.environ, "SHOAL_CLUSTER": str(folder)}
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert any("installing Shoal" in said for said in running.stdout)
