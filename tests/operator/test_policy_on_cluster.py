@@ -50,6 +50,8 @@ def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
     failures(job, 1)
     fails(job, 1, second=2)
     failures(job, 2)
+    # An event is told after the status is written; one that nobody lives to tell is lost.
+    job.until(lambda: [reason for reason, _ in told(job).elements()].count("ScriptFailed") == 2, "two events")
     world.end(signal.SIGKILL)
     world.start()
     job.scale(3)
