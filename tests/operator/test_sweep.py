@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from shoal.api.crd import crd
 from shoal.kube import Kube, KubeError
 from shoal.operator.sweep import Sweeper
 from shoal.store import EVERYTHING, OPERATOR_KEY, Credentials, JobKeys, Put, Store
 from tests.etcds import run_etcd
+from tests.operator.world import define
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -27,30 +27,16 @@ def etcd(tmp_path):
 @pytest.fixture
 def jobs(control_plane, namespace):
     """Makes a job in the namespace and gives its keys."""
-    control_plane.kubectl("apply", "-f", "-", input=json.dumps(crd()))
-    control_plane.kubectl(
-        "wait", "--for=jsonpath={.status.acceptedNames.kind}=TrainingJob", "crd/trainingjobs.shoal.dev"
-    )
+    define(control_plane)
 
     def make(name: str) -> JobKeys:
         manifest = {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob",
                     "metadata": {"name": name, "namespace": namespace},
                     "spec": {"image": "i", "command": ["python"], "parameterServer": {}}}  # fmt: skip
-        control_plane.until(lambda: _applied(control_plane, manifest), f"the job {name}")
+        control_plane.kubectl("apply", "-f", "-", input=json.dumps(manifest))
         return JobKeys(namespace, name, control_plane.get("tj", name, "-n", namespace)["metadata"]["uid"])
 
     return make
-
-
-def _applied(cluster, manifest) -> bool:
-    """A definition that was made a moment ago may not be served yet."""
-    try:
-        cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
-    except Exception as error:
-        if "no matches for kind" not in str(error) and "could not find" not in str(error):
-            raise
-        return False
-    return True
 
 
 def sweep(cluster, store, *, namespaces=(), guarded=False, patience=30.0) -> list[JobKeys]:
@@ -77,7 +63,7 @@ def test_only_what_belongs_to_nobody_goes(control_plane, etcd, jobs, namespace):
         assert sweep(control_plane, store) == []
 
 
-def test_namespaces_that_are_not_served_are_left_alone(control_plane, etcd, namespace):
+def test_namespaces_that_are_not_served_are_left_alone(control_plane, etcd, jobs, namespace):
     mine, other = JobKeys(namespace, "a", "u"), JobKeys("elsewhere", "a", "u")
     with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
         store.transact([], [Put(mine.progress, b"1"), Put(other.progress, b"1")])
