@@ -32,6 +32,20 @@ def test_from_apply_to_complete(world):
     assert world.j.pods("trainer", ready=False) == ["j-trainer-0", "j-trainer-1", "j-trainer-2"], "their logs stay"
 
 
+def test_whose_end_is_told_late_keeps_its_trainers(world):
+    """They end before the operator hears of the job's end; their logs stay, and nobody comes in their place."""
+    world.end()
+    world.start("tests.operator.late")
+    world.j.apply()
+    world.j.at_work([0, 1])
+    world.j.state("Running")
+    before = world.j.pod_uids("trainer")
+    world.j.end("Complete")
+    world.j.wait("Complete")
+    world.j.nobody()
+    assert world.j.pod_uids("trainer") == before
+
+
 def test_suspended_and_resumed_through_a_new_operator(world):
     world.j.apply()
     world.j.at_work([0, 1])

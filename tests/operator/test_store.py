@@ -126,6 +126,14 @@ def test_a_node_that_is_deleted(store):
     assert seen(store).trainers[0].lost
 
 
+def test_a_node_that_went_unseen_is_lost_but_none_that_is_newer_than_the_listing(store):
+    store.object_changed(pod(revision="5"))
+    store.object_changed(pod("j-trainer-1", uid="q", index=1, node="new", revision="9"))
+    assert store.forget_missing("Node", [node("n")], revision=7) == set()
+    assert store.forget_missing("Node", [], revision=7) == {"u"}
+    assert [each.lost for each in store.observed("u", template="t").trainers] == [True, False]
+
+
 def test_records_in_etcd(store):
     assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
     assert seen(store).wanted == Wanted(drain=[3])

@@ -1,4 +1,4 @@
-"""The operator's shell: kopf's watches and etcd's fill the store and mark jobs, a worker looks at each that is marked.
+"""The operator's shell: the cluster's news and etcd's fill the store and mark jobs, a worker looks at each that is marked.
 
 One that stands by for its turn (see ``election``) does all of this but looking: it knows what the leader knows, and begins
 to act within the time of one listing.
@@ -10,25 +10,24 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from shoal.api import TrainingJob
-from shoal.kube import Kube, KubeError, KubeFencedError, KubeGoneError, Listed
+from shoal.kube import Kube, KubeError, KubeFencedError, KubeGoneError
 from shoal.operator.aside import aside
 from shoal.operator.election import Election, Times
 from shoal.operator.executor import Executor
+from shoal.operator.feed import Feed
 from shoal.operator.look import Looker
-from shoal.operator.pods import GROUP
 from shoal.operator.reporter import Reporter
 from shoal.operator.serving import Metrics, serve
 from shoal.operator.store import ClusterStore
 from shoal.operator.sweep import Sweeper
 from shoal.operator.vault import Users, Vault
-from shoal.operator.watches import Watched, Watches
 from shoal.operator.worker import Worker
 from shoal.store import (
     ALL_JOBS,
@@ -47,25 +46,9 @@ from shoal.store.accounts import NOT_ON
 
 __all__ = ["Operator", "Settings"]
 
-_OURS: Final = {
-    "Pod": ("v1", "pods"),
-    "Service": ("v1", "services"),
-    "ServiceAccount": ("v1", "serviceaccounts"),
-    "ConfigMap": ("v1", "configmaps"),
-    "Deployment": ("apps/v1", "deployments"),
-    "StatefulSet": ("apps/v1", "statefulsets"),
-    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
-    "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
-}
-"""What a job is made of: only objects with a job's label reach us."""
-_SELECTOR: Final = f"{GROUP}/uid"
-_COMPARE_SECONDS: Final = 300.0
-"""A watch that began anew may have missed deletions: a listing of that kind finds them at once, one of all now and then."""
-_GATHER_SECONDS: Final = 1.0
-"""A listing's objects come one by one."""
 _AGAIN_SECONDS: Final = 3.0
 _SILENT_SECONDS: Final = 60.0
-"""The watches' thread gives a sign of life several times a second."""
+"""The watch's thread gives a sign of life several times a second."""
 _PULSE_SECONDS: Final = 10.0
 _PATIENCE_SECONDS: Final = 5.0
 """How long a look waits for etcd; the next one says that it is away."""
@@ -116,25 +99,13 @@ class Operator:
         self._etcd_known = asyncio.Event()
         self._etcd_trouble = asyncio.Event()
         self._etcd_away = False
-        self._relisted: set[str] = set()
-        self._relisting = asyncio.Event()
         self._unready = "etcd has not been reached yet"
         self._election: Election | None = None
         self._looker: Looker
         self._sweeper: Sweeper
         self._kube: Kube
         self._etcd: Store | None = None
-        self._watches = Watches(
-            {
-                "TrainingJob": Watched(f"{GROUP}/v1alpha1", "trainingjobs"),
-                "Node": Watched("v1", "nodes"),
-                **{kind: Watched(version, plural, labels=_SELECTOR) for kind, (version, plural) in _OURS.items()},
-            },
-            namespaces=settings.namespaces,
-            on_event=self._came,
-            on_listed=self._listed,
-        )
-        self._watching = False
+        self._feed: Feed | None = None
         self._loop: asyncio.AbstractEventLoop
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -160,8 +131,8 @@ class Operator:
 
     def why_dead(self) -> str:
         """Why the process should be started anew."""
-        silent = self._watches.silent_seconds()
-        return f"the watches are silent for {silent:.0f} s" if self._watching and silent > _SILENT_SECONDS else ""
+        silent = self._feed.silent_seconds() if self._feed is not None else 0.0
+        return f"the watch of jobs is silent for {silent:.0f} s" if silent > _SILENT_SECONDS else ""
 
     def why_unready(self) -> str:
         """Why this one is of no use yet, or at the moment."""
@@ -177,15 +148,16 @@ class Operator:
             patience = self._settings.times.try_seconds
             async with await Kube.connect(on_answer=self._metrics.asked, patience_seconds=patience) as lease:
                 try:
-                    await self._begin(lease)
+                    feed = await self._begin(lease)
                     async with asyncio.TaskGroup() as group:
-                        group.create_task(self._compare())
+                        feed.begin(group)
+                        self._feed = feed
                         group.create_task(self._pulse())
-                        await self._lead(group)
+                        await self._lead(group, feed)
                 finally:
                     await self._end()
 
-    async def _begin(self, lease: Kube) -> None:
+    async def _begin(self, lease: Kube) -> Feed:
         """Before the first look all is known: else what stands in etcd or on the cluster would be said again."""
         if self._settings.lease:
             namespace, _, name = self._settings.lease.partition("/")
@@ -203,21 +175,35 @@ class Operator:
         etcd = self._settings.masters_etcd or self._settings.etcd
         reporter = Reporter(self._kube)
         self._looker = Looker(
-            self._store, self._kube, executor, reporter, etcd=etcd, vault=vault, classes=self._settings.classes
+            self._store,
+            self._kube,
+            executor,
+            reporter,
+            etcd=etcd,
+            vault=vault,
+            read_end=self._read_end,
+            classes=self._settings.classes,
         )
         self._etcd.watch(ALL_JOBS, from_revision=None, on_events=self._records, on_reset=self._all_records)
         await self._etcd_known.wait()
         self._metrics.etcd(up=True)
-        await self._list_until_done()
-        self._watches.start()
-        self._watching = True
+        feed = Feed(
+            self._kube,
+            self._store,
+            namespaces=namespaces,
+            mark=lambda uids: self._worker.mark(*uids),
+            came=self._metrics.came,
+            job_gone=self._sweeper.soon,
+        )
+        await self._list_until_done(feed)
+        return feed
 
-    async def _lead(self, group: asyncio.TaskGroup) -> None:
+    async def _lead(self, group: asyncio.TaskGroup, feed: Feed) -> None:
         if self._election is not None:
             await self._election.win()
             group.create_task(self._election.hold())
-            # What the one before did last may not have come by the watches yet.
-            await self._list_until_done()
+            # What the one before did last may not have come yet.
+            await self._list_until_done(feed)
         self._metrics.leads(leading=True)
         group.create_task(self._sweeper.run())
         self._worker.begin()
@@ -231,8 +217,10 @@ class Operator:
         if self._election is not None:
             await self._election.give_up()
         self._metrics.leads(leading=False)
-        self._watches.stop()
-        await aside(lambda: self._watches.join(5.0))
+        feed = self._feed
+        if feed is not None:
+            feed.stop()
+            await aside(lambda: feed.join(5.0))
 
     async def _reach_etcd(self, credentials: Credentials | None) -> Store:
         endpoint = self._settings.etcd
@@ -256,10 +244,10 @@ class Operator:
                 log.info("%s", self._unready)
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    async def _list_until_done(self) -> None:
+    async def _list_until_done(self, feed: Feed) -> None:
         while True:
             try:
-                await self._list_all()
+                await feed.list_all()
             except KubeGoneError:
                 self._unready = "the cluster does not know TrainingJobs: install their definition"
             except KubeError as error:
@@ -286,6 +274,13 @@ class Operator:
         again = await self._looker.look(uid)
         if again is not None:
             self._worker.mark_within(uid, again)
+
+    async def _read_end(self, keys: JobKeys) -> None:
+        etcd = self._etcd
+        assert etcd is not None
+        found = await aside(lambda: etcd.get(keys.outcome, patience_seconds=_PATIENCE_SECONDS))
+        if found is not None:
+            self._store.record_changed(keys.outcome, found.value)
 
     def _tell(self, job: TrainingJob, uid: str, wanted: Wanted) -> None:
         keys = JobKeys(job.metadata.namespace, job.metadata.name, uid)
@@ -355,73 +350,7 @@ class Operator:
             return False
         return True
 
-    # --- The cluster's watches: in a thread of their own ---
-
-    def _came(self, kind: str, manifest: Mapping[str, Any], gone: bool) -> None:  # noqa: FBT001 - the watches' hook
-        self._metrics.came(kind)
-        changed: Callable[..., Iterable[str]]
-        if kind == "TrainingJob":
-            changed = self._store.job_changed
-        elif kind == "Node":
-            changed = self._store.node_changed
-        else:
-            changed, manifest = self._store.object_changed, {"kind": kind, **manifest}
-
-        def note() -> None:
-            self._worker.mark(*changed(manifest, gone=gone))
-            if gone and kind == "TrainingJob":
-                self._sweeper.soon()
-
-        self._post(note)
-
-    def _listed(self, kind: str) -> None:
-        def note() -> None:
-            self._relisted.add(kind)
-            self._relisting.set()
-
-        if kind != "Node":
-            self._post(note)
-
     def _post(self, note: Callable[[], object]) -> None:
         """To our loop, if it is there yet."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(note)
-
-    async def _compare(self) -> None:
-        """Find what was deleted unseen."""
-        while True:
-            kinds: Collection[str] = ("TrainingJob", *_OURS)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._relisting.wait(), _COMPARE_SECONDS)
-                await asyncio.sleep(_GATHER_SECONDS)
-                kinds, self._relisted = self._relisted, set()
-                self._relisting.clear()
-            try:
-                for kind in kinds:
-                    await self._compare_kind(kind)
-            except KubeError as error:
-                log.warning("the cluster cannot be listed: %s; again in %.0f s", error, _AGAIN_SECONDS)
-                self._relisted |= set(kinds)
-                self._relisting.set()
-                await asyncio.sleep(_AGAIN_SECONDS)
-
-    async def _compare_kind(self, kind: str) -> None:
-        for namespace in self._settings.namespaces or ("",):
-            found = await self._listing(kind, namespace)
-            gone = self._store.forget_missing(kind, found.items, revision=found.revision, namespace=namespace)
-            self._worker.mark(*gone)
-            if gone and kind == "TrainingJob":
-                self._sweeper.soon()
-
-    async def _list_all(self) -> None:
-        for namespace in self._settings.namespaces or ("",):
-            for job in (await self._listing("TrainingJob", namespace)).items:
-                self._store.job_changed(job)
-            for kind in _OURS:
-                for each in (await self._listing(kind, namespace)).items:
-                    self._store.object_changed({"kind": kind, **each})
-        self._worker.mark(*self._store.jobs)
-
-    async def _listing(self, kind: str, namespace: str) -> Listed:
-        selector = "" if kind == "TrainingJob" else _SELECTOR
-        return await self._kube.listing(kind, namespace=namespace, selector=selector)

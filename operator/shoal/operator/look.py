@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -21,6 +21,7 @@ from shoal.operator.reporter import Reporter
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.store import ClusterStore
 from shoal.operator.vault import Vault
+from shoal.store import JobKeys
 
 __all__ = ["Looker"]
 
@@ -80,6 +81,7 @@ class Looker:
         reporter: Writes statuses and events.
         etcd: Endpoint of etcd, for the masters.
         vault: What jobs' Secrets are made of.
+        read_end: Sees that the store knows a job's end, if etcd does: its watch may be behind.
         classes: The PriorityClasses of servers, minimum and surplus trainers; None: none.
     """
 
@@ -92,6 +94,7 @@ class Looker:
         *,
         etcd: str,
         vault: Vault,
+        read_end: Callable[[JobKeys], Awaitable[None]],
         classes: tuple[str, str, str] | None = None,
     ) -> None:
         self._store = store
@@ -102,6 +105,7 @@ class Looker:
         self._reporter = reporter
         self._etcd = etcd
         self._vault = vault
+        self._read_end = read_end
         self._classes = classes
         self._memory: dict[str, _Memory] = {}
 
@@ -129,7 +133,7 @@ class Looker:
         except ManifestError as error:
             return await self._say(view, None, Observed(), refused=str(error))
         identity = self._identity(uid)
-        seen = self._store.observed(uid, template=template_of(job, identity))
+        seen = await self._seen(uid, job, template_of(job, identity))
         refused = await self._refused(view, job, identity, seen, memory)
         if refused:
             again = await self._say(view, job, seen, refused=refused)
@@ -141,6 +145,16 @@ class Looker:
             return None
         seen = self._with_end(view, job, seen, memory)
         return await self._act_and_say(view, job, identity, seen, memory)
+
+    async def _seen(self, uid: str, job: TrainingJob, template: str) -> Observed:
+        """What is seen of a job. A trainer that has ended unasked may have come to the job's end: then it stays."""
+        seen = self._store.observed(uid, template=template)
+        asked = seen.wanted.drain if seen.wanted is not None else ()
+        unasked = any(pod.ended and pod.index not in asked for pod in seen.trainers)
+        if not unasked or seen.ended is not None or not self._store.facts(uid).etcd:
+            return seen
+        await self._read_end(JobKeys(job.metadata.namespace, job.metadata.name, uid))
+        return self._store.observed(uid, template=template)
 
     def _identity(self, uid: str) -> Identity:
         vault = self._vault

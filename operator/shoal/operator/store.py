@@ -18,6 +18,22 @@ from typing import Any, Final
 import msgspec
 
 from shoal.api.status import Account
+from shoal.operator.manifests import (
+    Manifest,
+    Place,
+    controlled,
+    deleting,
+    is_pod_of,
+    newer,
+    phase_of,
+    place_of,
+    ready,
+    revision_of,
+    same,
+    slim,
+    unreachable,
+    without,
+)
 from shoal.operator.pods import GROUP, label
 from shoal.operator.policy import End, ends_of
 from shoal.operator.reconcile import Ended, Observed, ServerPod
@@ -33,15 +49,10 @@ APPLIED: Final = f"{GROUP}/applied"
 NEWS_SECONDS: Final = 5.0
 """Within so long progress is to be told that changes nothing else."""
 _APPLIED: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
-_CONTROLLERS: Final = {"trainer": "TrainingJob", "pserver": "StatefulSet", "master": "ReplicaSet"}
-"""Whose the pods of each role are."""
 _MOST_BURIED: Final = 10_000
 """More than can go between a write and its answer."""
 
 Uid = str
-Manifest = Mapping[str, Any]
-Place = tuple[str, str]
-"""Namespace and name."""
 
 
 class _Leader(msgspec.Struct, frozen=True):
@@ -97,13 +108,13 @@ class ClusterStore:
         uid = manifest["metadata"]["uid"]
         if not gone:
             before = self.jobs.get(uid)
-            self._named[_place(manifest)] = uid
-            after = self.jobs[uid] = {**manifest, "metadata": _without(manifest["metadata"], "managedFields")}
+            self._named[place_of(manifest)] = uid
+            after = self.jobs[uid] = {**manifest, "metadata": without(manifest["metadata"], "managedFields")}
             # A status is what was said here.
-            return set() if before is not None and _same(before, after, but="status") else {uid}
+            return set() if before is not None and same(before, after, but="status") else {uid}
         self.jobs.pop(uid, None)
-        if self._named.get(_place(manifest)) == uid:
-            del self._named[_place(manifest)]
+        if self._named.get(place_of(manifest)) == uid:
+            del self._named[place_of(manifest)]
         known = self._known.pop(uid, None)
         if known is not None and known.objects:
             # They go soon, and until then nobody else can have their names.
@@ -119,7 +130,7 @@ class ClusterStore:
         namespace, kind = metadata.get("namespace", ""), manifest["kind"]
         known, place, key = self._known[uid], (namespace, job), (kind, namespace, metadata["name"])
         ahead = known.ahead.get(key)
-        if not gone and ahead is not None and _newer(ahead, manifest):
+        if not gone and ahead is not None and newer(ahead, manifest):
             return set()
         known.ahead.pop(key, None)
         before = known.objects.pop(key, None)
@@ -127,10 +138,10 @@ class ClusterStore:
         if gone:
             self._bury(manifest)
             return {uid} | self._left(uid, place)
-        after = known.objects[key] = _slim(manifest)
+        after = known.objects[key] = slim(manifest)
         self._lives[place].add(uid)
         # Controllers count in the statuses of what they control, and that is not kept.
-        return set() if before is not None and _same(before, after) else {uid}
+        return set() if before is not None and same(before, after) else {uid}
 
     def answered(self, manifest: Manifest) -> None:
         """An object is there as the API server says in its answer to a write of ours, before a watch brings it.
@@ -140,9 +151,9 @@ class ClusterStore:
         key = (manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
         known = self._known[label(manifest, "uid")].objects.get(key)
         gone = manifest["metadata"].get("uid", "") in self._buried
-        if not gone and (known is None or _newer(manifest, known)):
+        if not gone and (known is None or newer(manifest, known)):
             self.object_changed(manifest)
-            self._known[label(manifest, "uid")].ahead[key] = _slim(manifest)
+            self._known[label(manifest, "uid")].ahead[key] = slim(manifest)
 
     def _bury(self, manifest: Manifest) -> None:
         """An answer may come after the news that the object is gone again."""
@@ -186,9 +197,13 @@ class ClusterStore:
         """
         if kind == "TrainingJob":
             uids = {each["metadata"]["uid"] for each in listed}
-            here = [job for job in self.jobs.values() if namespace in {"", _place(job)[0]}]
-            gone = [job for job in here if job["metadata"]["uid"] not in uids and _revision(job) <= revision]
+            here = [job for job in self.jobs.values() if namespace in {"", place_of(job)[0]}]
+            gone = [job for job in here if job["metadata"]["uid"] not in uids and revision_of(job) <= revision]
             return {uid for job in gone for uid in self.job_changed(job, gone=True)}
+        if kind == "Node":
+            nodes = {each["metadata"]["name"] for each in listed}
+            gone_nodes = self._nodes_in_use(revision) - nodes
+            return {uid for name in gone_nodes for uid in self.node_changed({"metadata": {"name": name}}, gone=True)}
         there = {
             (label(each, "uid"), each["metadata"].get("namespace", ""), each["metadata"]["name"]) for each in listed
         }
@@ -199,17 +214,26 @@ class ClusterStore:
             if of == kind
             and namespace in {"", where}
             and (uid, where, name) not in there
-            and _revision(each) <= revision
+            and revision_of(each) <= revision
         ]
         touched: set[Uid] = set()
         for each in missing:
             touched |= self.object_changed({"kind": kind, **each}, gone=True)
         return touched
 
+    def _nodes_in_use(self, revision: int) -> set[str]:
+        """Where pods are that changed no later than this: who came later may be on a node that is newer, too."""
+        return {
+            str(each["spec"]["nodeName"])
+            for known in self._known.values()
+            for each in known.objects.values()
+            if (each.get("spec") or {}).get("nodeName") and revision_of(each) <= revision
+        }
+
     def node_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
         """A node is there, changed, or gone."""
         name = manifest["metadata"]["name"]
-        lost = gone or _unreachable(manifest)
+        lost = gone or unreachable(manifest)
         if lost == (name in self._lost_nodes):
             return set()
         (self._lost_nodes.add if lost else self._lost_nodes.discard)(name)
@@ -266,7 +290,7 @@ class ClusterStore:
         here = set(known.published.trainers) if known.published is not None else set()
         trainers = [self._trainer(pod, here, template) for pod in self.pods(uid) if label(pod, "role") == "trainer"]
         finished = known.ended is not None and known.ended.state == "Complete"
-        succeeded = any(_phase(pod) == "Succeeded" for pod in self.pods(uid) if label(pod, "role") == "trainer")
+        succeeded = any(phase_of(pod) == "Succeeded" for pod in self.pods(uid) if label(pod, "role") == "trainer")
         return Observed(
             applied=self._applied(uid),
             trainers=tuple(sorted(trainers, key=lambda pod: pod.index)),
@@ -289,23 +313,23 @@ class ClusterStore:
         return known.pods
 
     def _found_pods(self, uid: Uid, job: Manifest) -> Iterator[Manifest]:
-        namespace, name = _place(job)
+        namespace, name = place_of(job)
         for (kind, where, _), pod in self._known[uid].objects.items():
-            if kind == "Pod" and where == namespace and _is_pod_of(pod, name, uid):
+            if kind == "Pod" and where == namespace and is_pod_of(pod, name, uid):
                 yield pod
 
     def starting(self, uid: Uid) -> bool:
         """Whether a pod that has a node does not run yet, as one would that waits for its Secret."""
         return any(
-            not _deleting(pod)
+            not deleting(pod)
             and (pod.get("spec") or {}).get("nodeName")
-            and (_phase(pod) == "Pending" or (label(pod, "role") == "master" and not _ready(pod)))
+            and (phase_of(pod) == "Pending" or (label(pod, "role") == "master" and not ready(pod)))
             for pod in self.pods(uid)
         )
 
     def predecessors(self, uid: Uid) -> list[str]:
         """Names of what is left of deleted jobs of the same name."""
-        place = _place(self.jobs[uid])
+        place = place_of(self.jobs[uid])
         others = self._lives.get(place, set()) - {uid}
         return sorted(
             f"{kind} {name}"
@@ -323,7 +347,7 @@ class ClusterStore:
         return Facts(
             etcd=self._etcd,
             placed=frozenset(pod["metadata"]["name"] for pod in pods if (pod.get("spec") or {}).get("nodeName")),
-            ready=frozenset(pod["metadata"]["name"] for pod in pods if _ready(pod)),
+            ready=frozenset(pod["metadata"]["name"] for pod in pods if ready(pod)),
             generation=known.leader.generation if known.leader is not None else None,
             heard=known.heard,
             account=Account.model_validate({**samples, **samples["samples"]}) if samples is not None else None,
@@ -344,23 +368,23 @@ class ClusterStore:
     def _applied(self, uid: Uid) -> dict[tuple[str, str], str]:
         """Of each object of the job, the hash of what it was made from."""
         job = self.jobs.get(uid)
-        namespace = _place(job)[0] if job is not None else ""
+        namespace = place_of(job)[0] if job is not None else ""
         return {
             (kind, name): str((each["metadata"].get("annotations") or {}).get(APPLIED, ""))
             for (kind, where, name), each in self._known[uid].objects.items()
-            if kind in _APPLIED and where == namespace and _controlled(each, "TrainingJob", uid=uid)
+            if kind in _APPLIED and where == namespace and controlled(each, "TrainingJob", uid=uid)
         }
 
     def _trainer(self, pod: Manifest, here: set[int], template: str) -> TrainerPod:
         index = int(label(pod, "index"))
-        ended = _phase(pod) in {"Succeeded", "Failed"}
+        ended = phase_of(pod) in {"Succeeded", "Failed"}
         return TrainerPod(
             index=index,
             uid=pod["metadata"]["uid"],
             ended=ended,
-            deleting=_deleting(pod),
+            deleting=deleting(pod),
             lost=self._lost(pod),
-            ready=_ready(pod),
+            ready=ready(pod),
             current=label(pod, "template") == template,
             works=index in here and not ended,
             priority=str((pod.get("spec") or {}).get("priorityClassName", "")),
@@ -372,7 +396,7 @@ class ClusterStore:
                 name=pod["metadata"]["name"],
                 uid=pod["metadata"]["uid"],
                 lost=self._lost(pod),
-                deleting=_deleting(pod),
+                deleting=deleting(pod),
             )
             for pod in self.pods(uid)
             if label(pod, "role") == role
@@ -381,7 +405,7 @@ class ClusterStore:
 
     def _lost(self, pod: Manifest) -> bool:
         node = (pod.get("spec") or {}).get("nodeName")
-        return node in self._lost_nodes and _phase(pod) not in {"Succeeded", "Failed"}
+        return node in self._lost_nodes and phase_of(pod) not in {"Succeeded", "Failed"}
 
 
 def _only_further(before: Published | None, after: Published | None) -> bool:
@@ -392,104 +416,6 @@ def _only_further(before: Published | None, after: Published | None) -> bool:
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-_METADATA: Final = (
-    "name", "namespace", "uid", "labels", "annotations", "ownerReferences", "deletionTimestamp", "resourceVersion",
-)  # fmt: skip
-_SPEC: Final = ("nodeName", "priorityClassName")
-_STATUS: Final = ("phase", "reason", "message", "conditions", "initContainerStatuses", "containerStatuses")
-
-
-def _slim(manifest: Manifest) -> Manifest:
-    """An object without what nobody here asks for: thousands of them are kept."""
-    metadata = {key: manifest["metadata"][key] for key in _METADATA if key in manifest["metadata"]}
-    if manifest["kind"] != "Pod":
-        return {"metadata": metadata}
-    status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
-    return {
-        "metadata": _without(metadata, "annotations"),
-        "spec": {key: spec[key] for key in _SPEC if key in spec},
-        "status": {key: status[key] for key in _STATUS if key in status},
-    }
-
-
-def _same(before: Manifest, after: Manifest, *, but: str = "") -> bool:
-    """Whether two versions of an object are the same but for one field."""
-    fields = (before.keys() | after.keys()) - {but, "metadata"}
-    if any(before.get(each) != after.get(each) for each in fields):
-        return False
-    return _without(before["metadata"], "resourceVersion") == _without(after["metadata"], "resourceVersion")
-
-
-def _without(mapping: Manifest, key: str) -> dict[str, Any]:
-    return {name: value for name, value in mapping.items() if name != key}
-
-
-def _place(job: Manifest) -> Place:
-    return job["metadata"].get("namespace", "default"), job["metadata"]["name"]
-
-
-def _is_pod_of(pod: Manifest, job: str, uid: Uid) -> bool:
-    """Whether a pod is what its labels say: by its name and its controller.
-
-    The garbage collector sees to it that an owner of a name has the uid of the one that has this name.
-    """
-    called, role = pod["metadata"]["name"], label(pod, "role")
-    owners = pod["metadata"].get("ownerReferences") or []
-    owner: Manifest = next((each for each in owners if each.get("controller")), {})
-    if owner.get("kind") != _CONTROLLERS.get(role):
-        return False
-    number = called.removeprefix(f"{job}-{role}-")
-    if role == "trainer":
-        known = number.isdigit() and number == label(pod, "index") and called == f"{job}-{role}-{int(number)}"
-        return bool(known and owner.get("uid") == uid)
-    if role == "pserver":
-        return bool(owner.get("name") == f"{job}-{role}" and number.isdigit())
-    return str(owner.get("name")).startswith(f"{job}-{role}-") and number != called
-
-
-def _controlled(manifest: Manifest, kind: str = "", *, uid: Uid = "") -> bool:
-    """Whether a controller of this kind (and this one, where it is known) owns an object."""
-    return any(
-        each.get("controller") and (not kind or each.get("kind") == kind) and (not uid or each.get("uid") == uid)
-        for each in manifest["metadata"].get("ownerReferences") or []
-    )
-
-
-def _revision(manifest: Manifest) -> int:
-    text = str(manifest["metadata"].get("resourceVersion", ""))
-    return int(text) if text.isdigit() else 0
-
-
-def _newer(one: Manifest, other: Manifest) -> bool:
-    """Whether one is a later version of the same object."""
-    same = one["metadata"].get("uid") == other["metadata"].get("uid")
-    return same and _revision(one) > _revision(other)
-
-
-def _phase(pod: Manifest) -> str:
-    return str((pod.get("status") or {}).get("phase", ""))
-
-
-def _deleting(pod: Manifest) -> bool:
-    return pod["metadata"].get("deletionTimestamp") is not None
-
-
 def _asked(pod: Manifest, wanted: Wanted) -> bool:
     """Whether a pod's process was asked to end."""
-    return _deleting(pod) or (label(pod, "role") == "trainer" and wanted.leaves(int(label(pod, "index"))))
-
-
-def _condition(manifest: Manifest, kind: str) -> Manifest:
-    conditions: list[Manifest] = (manifest.get("status") or {}).get("conditions") or []
-    return next((each for each in conditions if each.get("type") == kind), {})
-
-
-def _ready(pod: Manifest) -> bool:
-    return _condition(pod, "Ready").get("status") == "True"
-
-
-def _unreachable(node: Manifest) -> bool:
-    """Whether nothing is heard of a node any more (its kubelet says NotReady itself when something else is wrong)."""
-    taints = (node.get("spec") or {}).get("taints") or []
-    tainted = any(each.get("key") == "node.kubernetes.io/unreachable" for each in taints)
-    return tainted or _condition(node, "Ready").get("status") == "Unknown"
+    return deleting(pod) or (label(pod, "role") == "trainer" and wanted.leaves(int(label(pod, "index"))))

@@ -1,24 +1,21 @@
-"""The cluster's watches: kopf, in a thread and an event loop of its own, begun anew whenever it gives up.
+"""The watch of TrainingJobs: kopf, in a thread and an event loop of its own, begun anew whenever it gives up.
 
 **Why a thread.** kopf takes the process's signals for itself when it runs in the main thread, and at its end it cancels
 every task of its loop.
 
-**What kopf does by itself, and does not.** Each stream goes on from the last resource version when its connection ends; a
-stream on which nothing is heard for 70 s (the API server sends a bookmark every 60 s) is opened anew. After ``410 Gone``
-it lists again and tells nothing of what was deleted meanwhile: ``listed`` is called then, and the whole of the kind has
-to be compared. It gives up for good at any other error in a stream, and at a refusal of a request after its own patience;
-that patience is made endless here and its pauses short (its own grow to 21 s, in which nothing is seen), and what it
-still gives up at ends its loop, not this thread.
+**What kopf does by itself, and does not.** A stream goes on from the last resource version when its connection ends; one
+on which nothing is heard for 70 s (the API server sends a bookmark every 60 s) is opened anew. After ``410 Gone`` it lists
+again and tells nothing of what was deleted meanwhile: ``on_listed`` is called then, and all jobs have to be compared. It
+gives up for good at any other error in a stream, and at a refusal of a request after its own patience; that patience is
+made endless here and its pauses short (its own grow to 21 s, in which nothing is seen), and what it still gives up at ends
+its loop, not this thread.
 
-**Memory and network.** A label given to a *handler* is checked by kopf after the object has come: it would take every pod,
-ConfigMap and Secret of the cluster. Labels are given to the *streams* here (``settings.watching.label_selectors``), so
-the API server sends only what is a job's. kopf keeps no object, only a record of about 2 KB for each that it has seen.
+**Memory.** kopf keeps no object, only a record of about 2 KB for each that it has seen.
 
-**Rights.** With ``scanning.disabled`` kopf reads no namespaces and no CRDs. What is asked for, for the table of kinds in
-``app.py`` and ``trainingjobs.shoal.dev``: ``list`` and ``watch``, cluster-wide, or in each namespace that is served
-(a Role). ``nodes`` (``list``, ``watch``) belong to no namespace, so they need a ClusterRole in either case. Beside these
-the discovery at ``/api``, ``/apis`` and ``/apis/GROUP/VERSION``, which every service account may read
-(``system:discovery``). No write of any kind: events, finalizers, annotations and peering are off or not used.
+**Rights.** With ``scanning.disabled`` kopf reads no namespaces and no CRDs. What is asked for: ``list`` and ``watch`` of
+``trainingjobs.shoal.dev``, cluster-wide, or in each namespace that is served (a Role). Beside these the discovery at
+``/api``, ``/apis`` and ``/apis/GROUP/VERSION``, which every service account may read (``system:discovery``). No write of
+any kind: events, finalizers, annotations and peering are off or not used.
 """
 
 from __future__ import annotations
@@ -28,12 +25,14 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import kopf
 
-__all__ = ["Watched", "Watches"]
+from shoal.operator.pods import GROUP
+
+__all__ = ["JobWatch"]
 
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
@@ -44,22 +43,7 @@ _REMIND_SECONDS: Final = 10.0
 
 log = logging.getLogger("shoal.operator")
 
-Manifest = Mapping[str, Any]
-
-
-class Watched:
-    """A kind to watch.
-
-    Args:
-        version: ``apiVersion``.
-        plural: Its name in paths.
-        labels: Which objects, as a label selector; empty: all.
-    """
-
-    def __init__(self, version: str, plural: str, *, labels: str = "") -> None:
-        self.group, _, self.version = version.rpartition("/")
-        self.plural = plural
-        self.labels = labels
+Manifest = dict[str, Any]
 
 
 class _Backoffs:
@@ -119,32 +103,29 @@ for _name in ("kopf._cogs.clients.watching", "kopf._core.reactor.observation"):
     logging.getLogger(_name).addFilter(_seldom)
 
 
-class Watches:
+class JobWatch:
     """Runs from `start` to `stop`.
 
     Args:
-        kinds: What to watch, by the kind's name.
         namespaces: Where; none: everywhere.
-        on_event: Gets kind, object and whether it is gone. Called in the watches' thread, as the next one is.
-        on_listed: Told that objects of a kind were listed: deletions before that may have been missed.
+        on_event: Gets a job, and whether it is gone. Called in the watch's thread, as the next one is.
+        on_listed: Told that jobs were listed: deletions before that may have been missed.
     """
 
     def __init__(
         self,
-        kinds: Mapping[str, Watched],
         *,
         namespaces: Sequence[str],
-        on_event: Callable[[str, Manifest, bool], None],
-        on_listed: Callable[[str], None],
+        on_event: Callable[[Manifest, bool], None],
+        on_listed: Callable[[], None],
     ) -> None:
-        self._kinds = kinds
         self._namespaces = namespaces
         self._on_event = on_event
         self._on_listed = on_listed
         self._enough = threading.Event()
         self._beaten = time.monotonic()
         # A daemon: whatever kopf waits for does not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
         """Begin."""
@@ -152,7 +133,7 @@ class Watches:
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell the watches to end, from any thread; back at once."""
+        """Tell the watch to end, from any thread; back at once."""
         self._enough.set()
 
     def join(self, seconds: float) -> None:
@@ -177,7 +158,7 @@ class Watches:
                 return
             if time.monotonic() - began > _LONG_RUN_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            log.warning("the watches ended: %s; they begin anew in %.0f s", words, pause)
+            log.warning("the watch of jobs ended: %s; it begins anew in %.0f s", words, pause)
             end = time.monotonic() + pause
             while time.monotonic() < end and not self._enough.wait(_BEAT_SECONDS):
                 self._beaten = time.monotonic()
@@ -218,9 +199,6 @@ class Watches:
         settings.watching.chunk_size = _CHUNK
         settings.persistence.diffbase_storage = _NothingHandled()
         settings.persistence.progress_storage = _NoProgress()
-        for each in self._kinds.values():
-            if each.labels:
-                settings.watching.label_selectors[each.group, each.version, each.plural] = each.labels
         # Its own end must not wait: a second for events that are under way in memory is plenty.
         settings.queueing.exit_timeout = 0.5
         return settings
@@ -228,18 +206,13 @@ class Watches:
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry)(_login)
-        for kind, each in self._kinds.items():
-            handler = self._handler(kind)
-            kopf.on.event(each.group, each.version, each.plural, registry=registry, id=f"watch-{each.plural}")(handler)
+        kopf.on.event(GROUP, "v1alpha1", "trainingjobs", registry=registry, id="watch")(self._handle)
         return registry
 
-    def _handler(self, kind: str) -> Callable[..., Awaitable[None]]:
-        async def handle(event: kopf.RawEvent, **_: Any) -> None:
-            self._on_event(kind, event["object"], event["type"] == "DELETED")
-            if event["type"] is None:
-                self._on_listed(kind)
-
-        return handle
+    async def _handle(self, event: kopf.RawEvent, **_: Any) -> None:
+        self._on_event(cast(Manifest, event["object"]), event["type"] == "DELETED")
+        if event["type"] is None:
+            self._on_listed()
 
 
 async def _login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:

@@ -10,8 +10,10 @@ from shoal.kube.errors import (
     KubeInvalidError,
     KubeUnreachableError,
 )
+from shoal.kube.follow import Changed, follow
 
 __all__ = [
+    "Changed",
     "Kube",
     "KubeConflictError",
     "KubeError",
@@ -21,4 +23,5 @@ __all__ = [
     "KubeInvalidError",
     "KubeUnreachableError",
     "Listed",
+    "follow",
 ]

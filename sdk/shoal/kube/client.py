@@ -7,17 +7,18 @@ where asking twice is the same as once: everything here but ``create``, and that
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
 from urllib.request import getproxies_environment
 
 import aiohttp
+import msgspec
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.rest import RESTResponse
 from kubernetes.aio.config import load_config
 
 from shoal.kube.errors import (
@@ -44,6 +45,10 @@ _AT_ONCE: Final = 64
 """Requests under way at a time. More would wait in the library for a connection, within the time that a try may take."""
 _PAGE: Final = 500
 _EXPIRED: Final = 410
+_SILENCE_SECONDS: Final = 75.0
+"""A stream on which nothing is heard for so long is dead: the API server sends a bookmark every 60 s."""
+_BREATH: Final = 32
+"""Changes that are told in one go, before others have their turn."""
 _PROXIES: Final = frozenset({"http", "https", "all"})
 _METHODS: Final = {
     "get": "GET",
@@ -193,6 +198,45 @@ class Kube:
                 return Listed(found, int(metadata.get("resourceVersion") or 0))
             query["continue"] = following
 
+    async def watch(
+        self, kind: str, *, namespace: str = "", selector: str = "", revision: int, seconds: int
+    ) -> AsyncGenerator[tuple[str, Manifest]]:
+        """Each change since a revision: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object.
+
+        Args:
+            kind: Of the objects.
+            namespace: Where; empty: everywhere.
+            selector: Labels.
+            revision: Resource version of a listing or of an earlier change.
+            seconds: After how long the API server shall end the stream, in good order.
+
+        Raises:
+            KubeGoneError: The changes since then are forgotten (status 410), or the cluster does not know the kind.
+            KubeForbiddenError: It is not allowed.
+            KubeUnreachableError: There is no answer, or the stream was cut off.
+        """
+        query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": str(revision)}
+        query |= {"timeoutSeconds": str(seconds)} | ({"labelSelector": selector} if selector else {})
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=_TRY_SECONDS, sock_read=_SILENCE_SECONDS)
+        try:
+            answer = (await self._send("GET", KINDS[kind].path(namespace), query, None, limit=limit)).response
+            try:
+                if answer.status >= 300:
+                    raise error_of(answer.status, _read(await answer.read()))
+                told = 0
+                async for line in answer.content:
+                    event = msgspec.json.decode(line)
+                    if event["type"] == "ERROR":
+                        raise error_of(event["object"].get("code", 0), event["object"])
+                    yield event["type"], event["object"]
+                    told += 1
+                    if told % _BREATH == 0:
+                        await asyncio.sleep(0)
+            finally:
+                answer.close()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise KubeUnreachableError(f"the stream was cut off: {error or type(error).__name__}") from error
+
     # --- Writing ---
 
     async def apply(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> Manifest:
@@ -317,20 +361,12 @@ class Kube:
     async def _once(
         self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None, content: str
     ) -> tuple[int, Manifest]:
-        # The library's own `param_serialize` walks through every value of a body for what is not plain.
-        headers = {"Accept": "application/json", "Content-Type": content, **self._client.default_headers}
-        url = f"{self._client.configuration.host}{path}{'?' if query else ''}{urlencode(query)}"
         try:
-            await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-            limit = self._seconds_for(method)
-            response = await self._client.call_api(method, url, headers, body, _request_timeout=limit)
+            response = await self._send(method, path, query, body, content=content)
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubeUnreachableError(f"the API server does not answer: {error or type(error).__name__}") from error
-        try:
-            answer = json.loads(text) if text else {}
-        except ValueError:
-            answer = None
+        answer = _read(text)
         if response.status >= 300:
             found = error_of(response.status, answer)
             found.retry_after_seconds = _seconds(response.headers.get("Retry-After"))
@@ -338,6 +374,33 @@ class Kube:
         if not isinstance(answer, dict):
             raise KubeUnreachableError("the API server's answer is no object", status=response.status)
         return response.status, answer
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        *,
+        content: str = "application/json",
+        limit: aiohttp.ClientTimeout | None = None,
+    ) -> RESTResponse:
+        """The answer's beginning; what it says is not read yet."""
+        # The library's own `param_serialize` walks through every value of a body for what is not plain.
+        headers = {"Accept": "application/json", "Content-Type": content, **self._client.default_headers}
+        url = f"{self._client.configuration.host}{path}{'?' if query else ''}{urlencode(query)}"
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        return await self._client.call_api(
+            method, url, headers, body, _request_timeout=limit or self._seconds_for(method)
+        )
+
+
+def _read(text: bytes) -> Any:
+    """An answer; None: it is none."""
+    try:
+        return msgspec.json.decode(text) if text else {}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _of(manifest: Mapping[str, Any]) -> tuple[str, str, str]:
