@@ -40,3 +40,8 @@ def test_where_objects_are():
     assert KINDS["Pod"].path() == "/api/v1/pods"
     assert KINDS["Node"].path("", "x", subresource="status") == "/api/v1/nodes/x/status"
     assert KINDS["TrainingJob"].path("n") == "/apis/shoal.dev/v1alpha1/namespaces/n/trainingjobs"
+
+
+def test_what_is_too_large_for_the_api_servers_etcd_is_not_asked_again():
+    body = {"kind": "Status", "message": "etcdserver: request is too large", "code": 500}
+    assert type(error_of(500, body)) is KubeInvalidError

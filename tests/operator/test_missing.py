@@ -71,8 +71,16 @@ def test_the_first_that_is_missing_of_each_role_is_asked_for(parts):
     assert api.asked == ["flights-pserver-1", "flights-master"]
     clock.now += 3
     api.error = None
-    assert why(missing, servers=(FIRST,)) == ([], 5.0)
+    assert why(missing, servers=(FIRST,)) == ([], 10.0)
     assert why(missing) == ([], None)
+
+
+def test_who_waits_for_long_is_asked_for_seldom(parts):
+    api, clock, missing = parts
+    for _ in range(3600):
+        why(missing, masters=())
+        clock.now += 1
+    assert 60 <= len(api.asked) <= 66
 
 
 def test_one_that_has_come_meanwhile_is_no_trouble(parts):

@@ -12,7 +12,7 @@ import pytest
 from shoal.api.status import Condition, State, Status
 from shoal.operator.pods import master_pod, trainer_pod
 from shoal.operator.reconcile import Ended, Observed
-from shoal.operator.status import QUIET, STILL, Facts, Trouble, changed, status_of
+from shoal.operator.status import QUIET, STILL, Facts, Trouble, pause_seconds, status_of
 from shoal.operator.trainers import TrainerPod
 from tests.operator.jobs import IDENTITY, job
 from tests.operator.looks import (
@@ -366,13 +366,22 @@ def test_no_end_is_estimated_from(more):
 # --- When it is written ---
 
 
-def test_progress_is_written_every_five_seconds_and_all_else_at_once():
+def test_progress_is_written_every_five_seconds_numbers_every_second_and_all_else_at_once():
     before = told()
-    after = told(replace(WELL, published=published(samples=1600)), before=before)
-    assert not changed(before, before, seconds=1e9)
-    assert not changed(before, after, seconds=4.9)
-    assert changed(before, after, seconds=5.0)
-    assert changed(before, told(before=before, wanted=4), seconds=0.0)
+    assert pause_seconds(before, told(replace(WELL, published=published(samples=1600)), before=before)) == 5.0
+    less = replace(KNOWN, ready=NAMES - {"flights-pserver-1"})
+    assert pause_seconds(before, told(before=before, facts=less)) <= 1.0
+    assert pause_seconds(before, told(before=before, wanted=4)) == 0.0
+    assert pause_seconds(before, told(before=before, generation=2)) == 0.0
+
+
+def test_how_many_are_ready_is_no_news_that_cannot_wait():
+    idle = TrainerPod(index=2, uid="t2", ready=True, works=False)
+    before = told(replace(WELL, trainers=(*trainers(2), idle)))
+    after = told(replace(WELL, trainers=trainers(3)), before=before)
+    assert (before.trainers.ready, after.trainers.ready) == (2, 3)
+    assert before.state == after.state
+    assert pause_seconds(before, after) == 1.0
 
 
 def test_a_status_by_another_hand_is_put_right():

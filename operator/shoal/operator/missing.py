@@ -22,6 +22,8 @@ __all__ = ["Missing"]
 _PATIENCE_SECONDS: Final = 1.0
 """Controllers make pods within so long, as a rule."""
 _AGAIN_SECONDS: Final = 5.0
+_LONGEST_SECONDS: Final = 60.0
+"""A thousand jobs may wait for hours, and when the pods come they say so by themselves."""
 
 
 @dataclass
@@ -30,10 +32,12 @@ class _Wait:
 
     Attributes:
         ask: When to ask.
+        pause: For how long to wait after that.
         found: What was said last.
     """
 
     ask: float
+    pause: float = _AGAIN_SECONDS
     found: list[Trouble] = field(default_factory=list)
 
 
@@ -68,7 +72,8 @@ class Missing:
         if self._clock() >= wait.ask:
             found = [await self._asked(role, pod) for role, pod in pods]
             wait.found = [each for each in found if each is not None]
-            wait.ask = self._clock() + _AGAIN_SECONDS
+            wait.ask = self._clock() + wait.pause
+            wait.pause = min(2 * wait.pause, _LONGEST_SECONDS)
         return wait.found, max(0.1, wait.ask - self._clock())
 
     async def _asked(self, role: str, pod: dict[str, Any]) -> Trouble | None:

@@ -12,11 +12,10 @@ from typing import Any, Final
 from shoal.api.status import Status
 from shoal.kube import Kube, KubeError
 from shoal.operator.events import Note
-from shoal.operator.status import changed
+from shoal.operator.status import pause_seconds
 
 __all__ = ["Reporter", "difference"]
 
-_LATER_SECONDS: Final = 5.0
 _FOR_EVER: Final = 1e9
 _AGAIN_SECONDS: Final = 60.0
 """An event that comes again sooner is not told again."""
@@ -63,8 +62,9 @@ class Reporter:
             return None
         now = time.monotonic()
         since = now - self._written[metadata["uid"]][1] if metadata["uid"] in self._written else _FOR_EVER
-        if not changed(before, after, seconds=since):
-            return max(0.1, _LATER_SECONDS - since)
+        pause = pause_seconds(before, after)
+        if since < pause:
+            return max(0.1, pause - since)
         patch = difference(before.to_mapping(), after.to_mapping())
         await self._kube.set_status("TrainingJob", metadata["name"], patch, namespace=metadata["namespace"])
         self._written[metadata["uid"]] = (after, now)

@@ -61,6 +61,7 @@ class KubeFencedError(KubeError):
     """It was not sent: this process may not write (any more)."""
 
 
+_TOO_LARGE = "etcdserver: request is too large"
 _BY_STATUS: dict[int, type[KubeError]] = {
     400: KubeInvalidError,
     401: KubeForbiddenError,
@@ -68,6 +69,7 @@ _BY_STATUS: dict[int, type[KubeError]] = {
     404: KubeGoneError,
     409: KubeConflictError,
     410: KubeGoneError,
+    413: KubeInvalidError,
     422: KubeInvalidError,
 }
 
@@ -85,8 +87,11 @@ def error_of(status: int, body: Any) -> KubeError:
     causes = tuple(
         (str(cause.get("field", "")), str(cause.get("message", ""))) for cause in details.get("causes") or ()
     )
-    return _BY_STATUS.get(status, KubeUnreachableError)(
-        str(body.get("message") or f"the API server answers {status}"),
+    message = str(body.get("message") or f"the API server answers {status}")
+    # Its etcd will never take it, but it says that this is an error of its own.
+    kind = KubeInvalidError if _TOO_LARGE in message else _BY_STATUS.get(status, KubeUnreachableError)
+    return kind(
+        message,
         status=status,
         reason=str(body.get("reason") or ""),
         causes=causes,
