@@ -1,0 +1,1 @@
+"""Plans how many trainers each job gets, and on which nodes."""

@@ -1,0 +1,246 @@
+"""What the planner sees, remembers and says: plain values and arrays, no I/O.
+
+Amounts are whole numbers: thousandths for ``cpu``, units (bytes, pieces) for all else. All arrays of one snapshot have the
+same order of resources, shapes and nodes. The planner speaks of where things will stand once all that is on its way out has
+gone; `Nodes.leaving` says what of that room is still taken now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "FOREVER",
+    "Allocation",
+    "Claim",
+    "Counts",
+    "Flags",
+    "Given",
+    "Job",
+    "Memory",
+    "Nodes",
+    "Pending",
+    "Policy",
+    "Shapes",
+    "Snapshot",
+    "Why",
+]
+
+Counts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+FOREVER: Final = float("inf")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Nodes:
+    """All nodes, N of them, with R resources.
+
+    Attributes:
+        names: Of each.
+        room: [N, R] allocatable less the effective requests of every unfinished pod that is bound there and stays, but for
+            trainers of ours. Parameter servers and masters that are bound count as taken. May be negative.
+        leaving: [N, R] requests of pods that are being deleted, of any kind: not part of what ``room`` lacks, but in the
+            way until they are gone.
+        usable: [N] Ready, not cordoned, not being deleted.
+        group: [N] which group of taints and labels it belongs to.
+    """
+
+    names: tuple[str, ...]
+    room: Counts
+    leaving: Counts
+    usable: Flags
+    group: Counts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shapes:
+    """The different pods, S of them.
+
+    Attributes:
+        request: [S, R] effective requests of one pod; every one counts 1 of ``pods``.
+        fits: [S, G] whether tolerations, node selector and required affinity let it onto nodes of a group.
+    """
+
+    request: Counts
+    fits: Flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job that wants trainers.
+
+    Attributes:
+        uid: Of the TrainingJob.
+        name: NAMESPACE/NAME, for people.
+        priority: Of its minimum trainers; jobs of one priority are a class. Always below that of any foreign pod that may
+            claim their room.
+        min: Fewest trainers; with fewer it has none.
+        max: Most trainers; the same as ``min`` where the number is pinned.
+        shape: Of a trainer.
+        fixed: (shape, how many) of its other pods that have no node yet: they need room together with the minimum.
+        held: Node -> trainers that are bound there and not on their way out.
+        weight: Its claim to room among jobs of its class.
+        since: When it was created, in seconds.
+        pinned: Whether its number is the user's choice.
+        unschedulable: Seconds for which a trainer of its own has been refused by the scheduler; 0: none.
+    """
+
+    uid: str
+    name: str
+    priority: int
+    min: int
+    max: int
+    shape: int
+    fixed: tuple[tuple[int, int], ...] = ()
+    held: Mapping[int, int] = field(default_factory=dict)
+    weight: float = 1.0
+    since: float = 0.0
+    pinned: bool = False
+    unschedulable: float = 0.0
+
+    @property
+    def trainers(self) -> int:
+        """How many it has."""
+        return sum(self.held.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """A foreign pod that has no node yet.
+
+    Attributes:
+        uid: Its own.
+        name: NAMESPACE/NAME.
+        shape: Its.
+        priority: Its.
+        node: That is nominated for it; -1: none.
+        preempts: Whether the scheduler evicts others for it by itself.
+    """
+
+    uid: str
+    name: str
+    shape: int
+    priority: int
+    node: int = -1
+    preempts: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """The cluster at one moment.
+
+    Attributes:
+        now: Seconds that only go forward.
+        resources: Names, R of them.
+        nodes: All of them.
+        shapes: Of all pods that appear here.
+        jobs: Those that want trainers: neither suspended nor ended, nor refused.
+        pending: Foreign pods without a node that the scheduler may place: none that is gated.
+        spare: (shape, how many): pods for which surplus trainers leave room, so that a burst needs no eviction.
+    """
+
+    now: float
+    resources: tuple[str, ...]
+    nodes: Nodes
+    shapes: Shapes
+    jobs: tuple[Job, ...]
+    pending: tuple[Pending, ...] = ()
+    spare: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What an operator of a cluster may choose.
+
+    Attributes:
+        cool_down_seconds: For so long after a move for fairness alone a job makes none in the other direction.
+        moves: Moves for fairness alone in one cycle, over all jobs.
+        scheduler_evicts: Pods that preempt by themselves get their room from the scheduler; it is only left free for them.
+    """
+
+    cool_down_seconds: float = 60.0
+    moves: int = 8
+    scheduler_evicts: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Room that is being made, on one node, for one pending pod.
+
+    Attributes:
+        pod: Uid of the pod.
+        name: NAMESPACE/NAME.
+        node: Where.
+        victims: Job's uid -> trainers that give way.
+        since: When it was made.
+    """
+
+    pod: str
+    name: str
+    node: int
+    victims: Mapping[str, int]
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What one plan leaves for the next.
+
+    Attributes:
+        claims: The ledger: by the pod's uid.
+        moved: Job's uid -> (when it last gave or got a trainer for fairness alone, whether it got one).
+        capped: Job's uid -> (most trainers, until when): the scheduler knows something against more.
+        backoff: Job's uid -> seconds of its last cap.
+    """
+
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    moved: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
+    capped: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    backoff: Mapping[str, float] = field(default_factory=dict)
+
+
+class Why(StrEnum):
+    """Why a job has no more trainers."""
+
+    MAX = "AtMax"
+    PINNED = "Pinned"
+    FULL = "NoRoom"
+    CLAIM = "MakingRoom"
+    SHARE = "FairShare"
+    REFUSED = "SchedulerRefuses"
+    QUEUED = "Queued"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a job is given.
+
+    Attributes:
+        trainers: How many it shall have; 0: it waits for its minimum.
+        stays: Node -> how many of its trainers stay there.
+        comes: Node -> how many new ones fit there.
+        now: How many of these may be created now: the room is there.
+        why: Why not more.
+        words: The same for people.
+    """
+
+    trainers: int
+    stays: Mapping[int, int]
+    comes: Mapping[int, int]
+    now: int
+    why: Why
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """Of each job's uid what it is given, and the claims that are under way."""
+
+    jobs: Mapping[str, Given]
+    claims: tuple[Claim, ...] = ()

@@ -1,0 +1,372 @@
+"""The planner: who gets how many trainers, and where. Pure: what is seen and remembered comes in, an allocation goes out.
+
+In order: jobs above their maximum shrink; **claims** of foreign pods get a node each; **minimums** of all classes, from the
+highest class and the oldest job, all or nothing; then class by class each job **grows**, the one with the smallest share
+first, into free room and into the surplus of lower classes; last, a job that finds none takes from one of its class that
+would still have no less than it (**exchange**). The share of a job is that of its dominant resource in the cluster, by
+weight (Ghodsi et al., Dominant Resource Fairness, NSDI 2011), so the result is max-min fair within a class as far as pods
+can be packed.
+
+What runs stays unless somebody has need of its room: a plan that is carried out is its own next plan.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from shoal.autoscaler.board import Board, Leaver
+from shoal.autoscaler.growth import Growth
+from shoal.autoscaler.model import Allocation, Claim, Job, Memory, Pending, Policy, Snapshot
+from shoal.autoscaler.outcome import outcome
+
+__all__ = ["plan"]
+
+_PASSES: Final = 16
+"""Two or three are usual; where pods of many shapes compete the last one stands though there might be a better one."""
+_STUCK_SECONDS: Final = 10.0
+_FIRST_CAP_SECONDS: Final = 30.0
+_LONGEST_CAP_SECONDS: Final = 600.0
+
+
+def plan(snapshot: Snapshot, memory: Memory, policy: Policy | None = None) -> tuple[Allocation, Memory]:
+    """The best allocation that can be reached from what runs, and what to remember for the next time.
+
+    Args:
+        snapshot: The cluster now.
+        memory: What the last plan left; empty at first.
+        policy: The operator's choices.
+    """
+    return _Plan(snapshot, memory, policy or Policy()).made()
+
+
+class _Plan:
+    """One plan."""
+
+    def __init__(self, snapshot: Snapshot, memory: Memory, policy: Policy) -> None:
+        self._snapshot = snapshot
+        self._memory = memory
+        self._policy = policy
+        jobs = sorted(snapshot.jobs, key=lambda job: (-job.priority, not job.held, job.since, job.uid))
+        self._jobs = jobs
+        self._board = Board(snapshot, jobs)
+        self._caps, self._backoff = self._capped(jobs)
+        self._top = np.array([self._caps.get(job.uid, (job.max, 0.0))[0] for job in jobs], dtype=np.int64)
+        self._step = _steps(snapshot, jobs)
+        self._queued: set[int] = set()
+        self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
+        self._claims: dict[str, Claim] = {}
+        self._left: list[Leaver] = []
+
+    def made(self) -> tuple[Allocation, Memory]:
+        board = self._board
+        self._shrink()
+        self._relieve()
+        self._serve_claims()
+        self._minimums()
+        self._keep_spare()
+        growth = Growth(board, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory)
+        moves, before = self._policy.moves, -1
+        # What a lower class was given last may be better for a higher one: until nothing changes any more.
+        for _ in range(_PASSES):
+            if before == board.changes:
+                break
+            before = board.changes
+            self._retry()
+            admitted = [job for job in range(len(self._jobs)) if job not in self._queued]
+            for job in admitted:
+                board.settle(job, int(board.min[job]))
+            for rank in reversed(range(board.classes)):
+                of_class = [job for job in admitted if board.rank[job] == rank]
+                moves = growth.grow(of_class, rank, moves=moves, cool_down=self._policy.cool_down_seconds)
+        claims = tuple(self._claims.values())
+        allocation = outcome(
+            self._snapshot,
+            board,
+            top=self._top,
+            queued=self._queued,
+            claims=claims,
+            caps=self._caps,
+            moved=growth.blocked,
+        )
+        now = self._snapshot.now
+        kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
+        memory = Memory(claims=dict(self._claims), moved=kept | growth.moved, capped=self._caps, backoff=self._backoff)
+        return allocation, memory
+
+    # --- What the scheduler knows better ---
+
+    def _capped(self, jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, float]], dict[str, float]]:
+        now = self._snapshot.now
+        known = {job.uid for job in jobs}
+        caps = {uid: cap for uid, cap in self._memory.capped.items() if uid in known and cap[1] > now}
+        backoff = {uid: seconds for uid, seconds in self._memory.backoff.items() if uid in known}
+        for job in jobs:
+            if job.unschedulable >= _STUCK_SECONDS and job.uid not in caps:
+                pause = min(_LONGEST_CAP_SECONDS, 2 * backoff[job.uid] if job.uid in backoff else _FIRST_CAP_SECONDS)
+                caps[job.uid] = (max(job.min, min(job.max, job.trainers)), now + pause)
+                backoff[job.uid] = pause
+            elif not job.unschedulable and job.uid not in caps:
+                backoff.pop(job.uid, None)
+        return {uid: (min(cap, _max(jobs, uid)), until) for uid, (cap, until) in caps.items()}, backoff
+
+    # --- Who has more than may be ---
+
+    def _shrink(self) -> None:
+        """Jobs above their maximum, which was lowered: from the nodes that most others could use."""
+        board = self._board
+        for job in range(len(self._jobs)):
+            while board.count[job] > self._top[job]:
+                node = max(
+                    board.at[job], key=lambda node: (int(board.wanted_by[node]), -int(board.free[node].min()), node)
+                )
+                board.leave(job, node)
+
+    def _relieve(self) -> None:
+        """Nodes that have become smaller, or fuller by others' doing."""
+        board = self._board
+        everybody = board.tiers(surplus_below=board.classes, minimums_below=board.classes)
+        for node in np.flatnonzero((board.free < 0).any(axis=1)).tolist():
+            nothing = np.zeros_like(board.free[node])
+            leavers = board.leavers(node, nothing, everybody, share=self._share)
+            if leavers is None:
+                lacks = board.free[node] < 0
+                leavers = [
+                    Leaver(job, node)
+                    for job in sorted(board.here.get(node, ()))
+                    if (board.request[board.shape[job]][lacks] > 0).any()
+                    for _ in range(board.at[job][node])
+                ]
+            self._leave(leavers)
+
+    def _share(self, job: int) -> float:
+        return float(self._board.count[job] * self._step[job])
+
+    def _leave(self, leavers: Iterable[Leaver]) -> None:
+        for each in leavers:
+            self._board.leave(each.job, each.node)
+
+    # --- Claims ---
+
+    def _serve_claims(self) -> None:
+        pending = sorted(self._snapshot.pending, key=lambda pod: (-pod.priority, pod.uid))
+        left: list[tuple[Leaver, str]] = []
+        for pod in pending:
+            found = self._claimed(pod)
+            if found is None:
+                continue
+            node, leavers = found
+            self._leave(leavers)
+            left += [(each, pod.uid) for each in leavers]
+            self._board.put(pod.shape, node)
+            before = self._memory.claims.get(pod.uid)
+            since = before.since if before is not None and before.node == node else self._snapshot.now
+            self._claims[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
+        self._give_back(left)
+
+    def _claimed(self, pod: Pending) -> tuple[int, list[Leaver]] | None:
+        """Where a pod's room is made, and who gives way there."""
+        board = self._board
+        below = len({job.priority for job in self._jobs if job.priority < pod.priority})
+        tiers = board.tiers(surplus_below=below, minimums_below=below)
+        if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
+            # The scheduler's choice; who has to give way for it is on the way out as a rule.
+            leavers = board.leavers(pod.node, board.request[pod.shape], tiers, share=self._share)
+            if leavers is not None:
+                return pod.node, leavers
+        fits = board.fits(pod.shape)
+        before = self._memory.claims.get(pod.uid)
+        if before is not None and before.node < len(fits) and fits[before.node]:
+            return before.node, []
+        node = board.free_node(pod.shape)
+        if node >= 0:
+            return node, []
+        if pod.preempts and self._policy.scheduler_evicts:
+            return None
+        return board.make_room(pod.shape, tiers, share=self._share)
+
+    def _give_back(self, left: list[tuple[Leaver, str]]) -> None:
+        """Who left for one claim may find that others who left for the next one made room for him, too."""
+        board = self._board
+        victims: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        # The one with the smallest share has the best right to stay.
+        for leaver, pod in sorted(left, key=lambda each: (self._share(each[0].job), each[0].job, each[0].node)):
+            if board.fits(int(board.shape[leaver.job]))[leaver.node]:
+                board.back(leaver.job, leaver.node)
+            else:
+                victims[pod][self._jobs[leaver.job].uid] += 1
+        for pod, of in victims.items():
+            self._claims[pod] = replace(self._claims[pod], victims=dict(of))
+
+    # --- Minimums ---
+
+    def _minimums(self) -> None:
+        """In order; jobs that lack something and follow each other are looked at together."""
+        board, job = self._board, 0
+        while job < len(self._jobs):
+            end = job
+            while end < len(self._jobs) and self._lacks(end):
+                end += 1
+            if end > job:
+                self._admit(list(range(job, end)))
+                job = end  # which may have lost something by that
+            else:
+                board.settle(job, int(board.min[job]))
+                job += 1
+
+    def _lacks(self, job: int) -> bool:
+        return bool(self._jobs[job].fixed) or bool(self._board.count[job] < self._board.min[job])
+
+    def _admit(self, jobs: list[int]) -> None:
+        """All of them at once into what is free; else the first half before the second."""
+        if self._admitted_together(jobs):
+            return
+        if len(jobs) > 1:
+            self._admit(jobs[: len(jobs) // 2])
+            self._admit(jobs[len(jobs) // 2 :])
+        elif not self._admitted_hard(jobs[0]):
+            self._turn_away(jobs[0])
+
+    def _admitted_together(self, jobs: list[int]) -> bool:
+        board = self._board
+        needs: dict[int, int] = defaultdict(int)
+        takers: dict[int, list[int]] = defaultdict(list)
+        for job in jobs:
+            for shape, count in self._jobs[job].fixed:
+                needs[shape] += count
+            lacks = max(0, int(board.min[job] - board.count[job]))
+            needs[int(board.shape[job])] += lacks
+            takers[int(board.shape[job])] += [job] * lacks
+        before = board.free.copy()
+        placed = []
+        for shape in sorted(needs, key=lambda shape: (-self._dominant(shape), shape)):
+            found = board.fit(needs[shape], board.capacity(shape, before)) if needs[shape] else None
+            if found is None and needs[shape]:
+                return False
+            if found is not None:
+                before[found[0]] -= found[1][:, None] * board.request[shape]
+                placed.append((shape, *found))
+        for shape, nodes, counts in placed:
+            self._hand_out(shape, nodes, counts, takers[shape])
+        for job in jobs:
+            board.settle(job, int(board.min[job]))
+        return True
+
+    def _hand_out(self, shape: int, nodes: np.ndarray, counts: np.ndarray, takers: list[int]) -> None:
+        """Nodes to those who need them; what is left over is of servers and masters."""
+        board, taken = self._board, 0
+        for node, count in zip(nodes.tolist(), counts.tolist(), strict=True):
+            for _ in range(count):
+                if taken < len(takers):
+                    board.add(takers[taken], node)
+                    taken += 1
+                else:
+                    board.put(shape, node)
+
+    def _dominant(self, shape: int) -> float:
+        total = np.maximum(self._snapshot.nodes.room[self._snapshot.nodes.usable].sum(axis=0), 1)
+        return float((self._board.request[shape] / total).max())
+
+    def _admitted_hard(self, job: int) -> bool:
+        """Others give way: surplus of any class, and whole jobs of lower ones."""
+        board, own = self._board, int(self._board.shape[job])
+        tiers = board.tiers(surplus_below=board.classes, minimums_below=int(board.rank[job]))
+        lacks = max(0, int(board.min[job] - board.count[job]))
+        units = [(shape, False) for shape, count in self._jobs[job].fixed for _ in range(count)]
+        units += [(own, True)] * lacks
+        if self._hopeless(Counter(shape for shape, _ in units), tiers):
+            return False
+        units.sort(key=lambda unit: (-self._dominant(unit[0]), unit))
+        changes = board.changes
+        # While it is being admitted its own trainers are nobody's to take.
+        board.settle(job)
+        done: list[tuple[int, bool, int, list[Leaver]]] = []
+        for shape, mine in units:
+            node, leavers = board.free_node(shape), list[Leaver]()
+            if node < 0:
+                found = board.make_room(shape, tiers, share=self._share)
+                if found is None:
+                    self._undo(job, done, changes)
+                    return False
+                node, leavers = found
+            self._leave(leavers)
+            board.add(job, node) if mine else board.put(shape, node)
+            done.append((shape, mine, node, leavers))
+        board.settle(job, int(board.min[job]))
+        return True
+
+    def _retry(self) -> None:
+        """Where others came or left, a minimum may find room now."""
+        board = self._board
+        for job in sorted(self._queued):
+            if not self._admitted_hard(job):
+                continue
+            self._queued.discard(job)
+            for other in range(len(self._jobs)):
+                broken = other not in self._queued and board.count[other] < board.min[other]
+                if broken and not self._admitted_hard(other):
+                    self._turn_away(other)
+
+    def _hopeless(self, units: Counter[int], tiers: Sequence[int]) -> bool:
+        """Whether one of the shapes would not find room even if all of these tiers were gone."""
+        board = self._board
+        if self._possible is None or self._possible[0] != board.changes:
+            self._possible = (board.changes, {})
+        known = self._possible[1]
+        for shape, count in units.items():
+            key = (shape, tuple(tiers))
+            if key not in known:
+                known[key] = int(board.capacity(shape, board.free + board.weak[list(tiers)].sum(axis=0)).sum())
+            if known[key] < count:
+                return True
+        return False
+
+    def _undo(self, job: int, done: list[tuple[int, bool, int, list[Leaver]]], changes: int) -> None:
+        for shape, mine, node, leavers in reversed(done):
+            if mine:
+                self._board.leave(job, node)
+            else:
+                self._board.put(shape, node, -1)
+            for each in reversed(leavers):
+                self._board.back(each.job, each.node)
+        self._board.changes = changes
+
+    def _turn_away(self, job: int) -> None:
+        """Without its minimum a job has nothing."""
+        self._queued.add(job)
+        for node, count in list(self._board.at[job].items()):
+            for _ in range(count):
+                self._board.leave(job, node)
+
+    # --- Room that is kept ---
+
+    def _keep_spare(self) -> None:
+        """For pods that may come: surplus gives way, minimums do not."""
+        board = self._board
+        tiers = board.tiers(surplus_below=board.classes, minimums_below=0)
+        for shape, count in self._snapshot.spare:
+            for _ in range(count):
+                node = board.free_node(shape)
+                if node < 0:
+                    found = board.make_room(shape, tiers, share=self._share)
+                    if found is None:
+                        break
+                    node, leavers = found
+                    self._leave(leavers)
+                board.put(shape, node)
+
+
+def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
+    """[J] by how much one trainer more raises a job's share."""
+    nodes = snapshot.nodes
+    total = np.maximum(np.maximum(nodes.room[nodes.usable], 0).sum(axis=0), 1)
+    dominant = (snapshot.shapes.request / total).max(axis=1) if len(snapshot.shapes.request) else np.zeros(0)
+    return np.array([max(dominant[job.shape], 1e-12) / job.weight for job in jobs], dtype=np.float64)
+
+
+def _max(jobs: Sequence[Job], uid: str) -> int:
+    return next(job.max for job in jobs if job.uid == uid)

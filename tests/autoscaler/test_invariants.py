@@ -1,0 +1,218 @@
+"""What holds of every plan, over random clusters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from shoal.autoscaler.model import Memory, Why
+from shoal.autoscaler.plan import plan
+from tests.autoscaler.worlds import FREE_HAND, applied, clusters, placed, requests_of
+
+CASES = 1000
+
+
+def planned(snapshot, memory=None):
+    return plan(snapshot, memory or Memory(), FREE_HAND)[0]
+
+
+class After:
+    """A cluster in which a plan was carried out."""
+
+    def __init__(self, snapshot, allocation, memory):
+        self.snapshot, self.allocation, self.memory = snapshot, allocation, memory
+        self.request = snapshot.shapes.request
+        self.eligible = snapshot.shapes.fits[:, snapshot.nodes.group] & snapshot.nodes.usable
+        self.free = snapshot.nodes.room - requests_of(snapshot, allocation)
+        total = np.maximum(np.maximum(snapshot.nodes.room[snapshot.nodes.usable], 0).sum(axis=0), 1)
+        self.jobs = {each.uid: each for each in snapshot.jobs}
+        self.step = {
+            each.uid: max((self.request[each.shape] / total).max(), 1e-12) / each.weight for each in snapshot.jobs
+        }
+        self.count = {uid: each.trainers for uid, each in allocation.jobs.items()}
+        self.at = {uid: placed(each) for uid, each in allocation.jobs.items()}
+
+    def hungry(self):
+        """Who is below his maximum, and has his minimum."""
+        return [each for each in self.snapshot.jobs if 0 < self.count[each.uid] < each.max]
+
+    def share(self, uid):
+        return self.count[uid] * self.step[uid]
+
+    def fits(self, shape, node, room):
+        return self.eligible[shape, node] and (room >= self.request[shape]).all()
+
+
+INVARIANTS = []
+
+
+def invariant(check):
+    """One of those that every plan is tried with."""
+    INVARIANTS.append(check)
+    return check
+
+
+def where_all_is_told(check):
+    """Which room is kept for servers is not: the scheduler places them."""
+
+    def checked(seen):
+        if not any(each.fixed for each in seen.snapshot.jobs):
+            check(seen)
+
+    return checked
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(clusters(fixed=True))
+def test_a_plan(snapshot):
+    """All of them at once: a random cluster is costlier than its plan."""
+    allocation, memory = plan(snapshot, Memory(), FREE_HAND)
+    seen = After(snapshot, allocation, memory)
+    for check in INVARIANTS:
+        check(seen)
+
+
+# --- 1, 2 and 3: where, and how many ---
+
+
+@invariant
+def no_node_holds_more_than_it_has(seen):
+    """Who is there already may be too much by others' doing: then nobody of ours is left that takes what lacks."""
+    for node in np.flatnonzero((seen.free < 0).any(axis=1)):
+        lacks = seen.free[node] < 0
+        assert not [
+            uid for uid, at in seen.at.items() if at.get(node) and (seen.request[seen.jobs[uid].shape][lacks] > 0).any()
+        ]
+
+
+@invariant
+def a_job_has_nothing_or_what_lies_between_its_bounds(seen):
+    for each in seen.snapshot.jobs:
+        given = seen.allocation.jobs[each.uid]
+        assert given.trainers == 0 or each.min <= given.trainers <= each.max
+        assert given.trainers == sum(placed(given).values())
+        assert (given.trainers == 0) == (given.why == Why.QUEUED)
+        assert all(count <= each.held.get(node, 0) for node, count in given.stays.items())
+        assert 0 <= given.now <= sum(given.comes.values())
+        assert given.words
+
+
+@invariant
+def nothing_new_comes_to_a_node_that_will_not_do(seen):
+    for each in seen.snapshot.jobs:
+        assert all(seen.eligible[each.shape, node] for node in seen.allocation.jobs[each.uid].comes)
+    pods = {pod.uid: pod for pod in seen.snapshot.pending}
+    assert all(seen.eligible[pods[claim.pod].shape, claim.node] for claim in seen.allocation.claims)
+
+
+# --- 4, 5 and 6: nobody is small without need ---
+
+
+@invariant
+@where_all_is_told
+def no_job_is_small_while_a_lower_class_has_surplus_where_it_could_be(seen):
+    for each in seen.hungry():
+        for other in seen.snapshot.jobs:
+            if other.priority >= each.priority or seen.count[other.uid] <= other.min:
+                continue
+            room = seen.request[other.shape]
+            where = [n for n in seen.at[other.uid] if seen.fits(each.shape, n, seen.free[n] + room)]
+            assert not where, (each.name, other.name)
+
+
+@invariant
+@where_all_is_told
+def nobody_could_take_from_one_of_his_class_who_would_still_have_more(seen):
+    for each in seen.hungry():
+        for other in seen.snapshot.jobs:
+            if other.priority != each.priority or other is each or seen.count[other.uid] <= other.min:
+                continue
+            room = seen.request[other.shape]
+            if any(seen.fits(each.shape, n, seen.free[n] + room) for n in seen.at[other.uid]):
+                gives = seen.share(other.uid) - seen.step[other.uid]
+                assert gives <= seen.share(each.uid) + seen.step[each.uid] + 1e-9
+
+
+@invariant
+@where_all_is_told
+def no_room_is_idle_that_somebody_could_use(seen):
+    for each in seen.hungry():
+        assert not any(seen.fits(each.shape, node, seen.free[node]) for node in range(len(seen.free)))
+
+
+# --- 7, 10 and 12: claims ---
+
+
+@invariant
+def a_claim_is_unmet_only_where_nobody_could_make_room(seen):
+    served = {claim.pod for claim in seen.allocation.claims}
+    room = seen.snapshot.nodes.room.copy()
+    pods = {pod.uid: pod for pod in seen.snapshot.pending}
+    for claim in seen.allocation.claims:
+        room[claim.node] -= seen.request[pods[claim.pod].shape]
+    for pod in seen.snapshot.pending:
+        if pod.uid not in served:
+            assert not any(seen.fits(pod.shape, node, room[node]) for node in range(len(room))), pod
+
+
+@invariant
+@where_all_is_told
+def no_victim_of_a_claim_could_have_stayed(seen):
+    for claim in seen.allocation.claims:
+        for uid in claim.victims:
+            each = seen.jobs[uid]
+            here = seen.at[uid].get(claim.node, 0)
+            if here < each.held.get(claim.node, 0):
+                assert not seen.fits(each.shape, claim.node, seen.free[claim.node]) or not (
+                    0 < seen.count[uid] < each.max
+                )
+
+
+@invariant
+def the_room_of_a_claim_is_nobody_elses(seen):
+    """Neither now nor later, so that it is never made twice."""
+    for claim in seen.allocation.claims:
+        assert (seen.free[claim.node] >= np.minimum(seen.snapshot.nodes.room[claim.node], 0)).all()
+        for uid, count in claim.victims.items():
+            assert 0 < count <= seen.jobs[uid].held.get(claim.node, 0)
+
+
+# --- 8 and 11: it comes to rest, and names do not matter ---
+
+
+@invariant
+@where_all_is_told
+def what_was_carried_out_is_its_own_plan(seen):
+    again, _ = plan(applied(seen.snapshot, seen.allocation), seen.memory, FREE_HAND)
+    assert {uid: placed(each) for uid, each in again.jobs.items()} == seen.at
+    assert not any(each.comes for each in again.jobs.values())
+
+
+@settings(max_examples=CASES // 3, deadline=None)
+@given(clusters(pending=False), st.randoms(use_true_random=False))
+def test_the_order_of_jobs_changes_nothing(snapshot, random):
+    jobs = list(snapshot.jobs)
+    random.shuffle(jobs)
+    assert planned(replace(snapshot, jobs=tuple(jobs))).jobs == planned(snapshot).jobs
+
+
+# --- 9: more room is no loss ---
+
+
+@settings(max_examples=CASES // 3, deadline=None)
+@given(clusters(pending=False, held=False, shapes=1, classes=1), st.integers(0, 11), st.integers(1, 8))
+def test_more_room_makes_nobody_poorer_by_more_than_one(snapshot, node, more):
+    """In the leximin order. Between classes it may: one more minimum of a lower class goes before growth of a higher one."""
+    room = snapshot.nodes.room.copy()
+    room[node % len(room)] += more
+    richer = replace(snapshot, nodes=replace(snapshot.nodes, room=room))
+    before, later = planned(snapshot).jobs, planned(richer).jobs
+    small, large = (sorted(made[each.uid].trainers / each.weight for each in snapshot.jobs) for made in (before, later))
+    event("lower" if large < small else "no lower")
+    for least, most in zip(small, large, strict=True):
+        if least != most:
+            assert most >= least - 1
+            return

@@ -1,0 +1,306 @@
+"""The planner in small: each rule and each trap by itself, and against all allocations of tiny clusters."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import event, given, settings
+
+from shoal.autoscaler.model import Claim, Memory, Pending, Policy, Why
+from shoal.autoscaler.plan import plan
+from tests.autoscaler.worlds import FREE_HAND, applied, cluster, clusters, job, placed
+
+
+def counts(snapshot, memory=None, policy=FREE_HAND):
+    return {uid: each.trainers for uid, each in plan(snapshot, memory or Memory(), policy)[0].jobs.items()}
+
+
+def web(name="web", *, shape=1, priority=0, node=-1, preempts=False):
+    return Pending(uid=name, name=f"default/{name}", shape=shape, priority=priority, node=node, preempts=preempts)
+
+
+# --- Growth ---
+
+
+def test_one_job_takes_what_there_is():
+    assert counts(cluster([[18], [17], [4]], [[5]], [job("a", 1, 60)])) == {"a": 6}
+
+
+def test_jobs_of_a_class_share_alike():
+    assert counts(cluster([[20]] * 6, [[5]], [job(name, 1, 60) for name in "abc"])) == {"a": 8, "b": 8, "c": 8}
+
+
+def test_weights_count():
+    jobs = [job("a", 1, 60), job("b", 1, 60, weight=2.0)]
+    assert counts(cluster([[20]] * 6, [[5]], jobs)) == {"a": 8, "b": 16}
+
+
+def test_a_share_is_that_of_the_dominant_resource():
+    """The example of the paper on Dominant Resource Fairness: 9 CPUs and 18 GB, tasks of 1 and 4, and of 3 and 1."""
+    jobs = [job("a", 1, 60, shape=0), job("b", 1, 60, shape=1)]
+    assert counts(cluster([[9, 18]], [[1, 4], [3, 1]], jobs)) == {"a": 3, "b": 2}
+
+
+def test_a_higher_class_grows_first_but_no_minimum_goes_for_it():
+    jobs = [job("low", 2, 9, held={0: 4, 1: 2}), job("high", 1, 9, priority=-5)]
+    made = plan(cluster([[20], [20]], [[5]], jobs), Memory(), FREE_HAND)[0].jobs
+    assert (made["low"].trainers, made["high"].trainers) == (2, 6)
+
+
+def test_a_minimum_goes_before_growth_of_a_higher_class():
+    jobs = [job("high", 1, 9, priority=-5, held={0: 4}), job("low", 2, 9)]
+    assert counts(cluster([[20]], [[5]], jobs)) == {"high": 2, "low": 2}
+
+
+def test_a_higher_minimum_evicts_a_lower_job_whole():
+    jobs = [job("low", 2, 4, held={0: 4}), job("high", 3, 3, priority=-5)]
+    made = plan(cluster([[20]], [[5]], jobs), Memory(), FREE_HAND)[0].jobs
+    assert (made["low"].trainers, made["low"].why) == (0, Why.QUEUED)
+    assert made["high"].trainers == 3
+
+
+def test_all_or_nothing():
+    jobs = [job("first", 5, 9, since=1.0), job("second", 2, 2, since=2.0)]
+    made = plan(cluster([[20]], [[5000 // 1000]], jobs), Memory(), FREE_HAND)[0].jobs
+    assert (made["first"].trainers, made["second"].trainers) == (0, 2)
+
+
+def test_a_minimum_needs_room_for_servers_too():
+    jobs = [job("a", 2, 2, fixed=((1, 2),))]
+    assert counts(cluster([[17]], [[5], [4]], jobs)) == {"a": 0}
+    assert counts(cluster([[18]], [[5], [4]], jobs)) == {"a": 2}
+
+
+def test_a_job_that_is_larger_than_the_cluster_is_told_so():
+    made = plan(cluster([[18000]] * 4, [[5000]], [job("a", 40, 60)]), Memory(), FREE_HAND)[0].jobs["a"]
+    assert (made.trainers, made.words) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best")
+
+
+def test_why_not_more():
+    jobs = [job("full", 1, 9), job("max", 1, 1), job("pinned", 1, 1, pinned=True)]
+    made = plan(cluster([[18000]], [[5000]], jobs), Memory(), FREE_HAND)[0].jobs
+    assert {uid: each.words for uid, each in made.items()} == {
+        "full": "no node has room for cpu 5", "max": "at max 1", "pinned": "pinned at 1",
+    }  # fmt: skip
+
+
+# --- Claims ---
+
+
+def test_a_claim_takes_surplus_where_the_pod_fits_and_as_little_as_it_needs():
+    jobs = [job("a", 1, 9, held={0: 3}), job("b", 1, 9, held={1: 3})]
+    allocation, memory = plan(cluster([[18], [18]], [[5], [6]], jobs, pending=[web()]), Memory(), FREE_HAND)
+    claim = allocation.claims[0]
+    assert sum(claim.victims.values()) == 1
+    assert sum(each.trainers for each in allocation.jobs.values()) == 5
+    assert memory.claims["web"] == claim
+
+
+def test_room_that_is_being_freed_is_not_made_again():
+    """A trainer that leaves for a claim is no victim of another one, and its room is nobody else's."""
+    jobs = [job("a", 1, 9, held={0: 2})]
+    snapshot = cluster([[15]], [[5], [5]], jobs, pending=[web()], leaving=[[5]])
+    made, _ = plan(snapshot, Memory(), FREE_HAND)
+    assert made.jobs["a"].trainers == 2
+    assert (made.claims[0].node, made.claims[0].victims) == (0, {})
+
+
+def test_what_is_freed_for_growth_is_used_when_it_is_there():
+    made, _ = plan(cluster([[10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5]]), Memory(), FREE_HAND)
+    assert (made.jobs["a"].trainers, made.jobs["a"].now) == (2, 0)
+
+
+def test_a_claim_stays_on_its_node():
+    jobs = [job("a", 1, 2, held={0: 2})]
+    memory = Memory(claims={"web": Claim(pod="web", name="default/web", node=2, victims={}, since=1.0)})
+    allocation, memory = plan(cluster([[10], [10], [10]], [[5], [5]], jobs, pending=[web()]), memory, FREE_HAND)
+    assert (allocation.claims[0].node, allocation.claims[0].since) == (2, 1.0)
+
+
+def test_a_nominated_node_is_respected():
+    allocation, _ = plan(cluster([[10], [10]], [[5], [5]], pending=[web(node=1, preempts=True)]), Memory(), Policy())
+    assert allocation.claims[0].node == 1
+
+
+def test_for_a_pod_that_preempts_the_scheduler_evicts():
+    jobs = [job("a", 1, 9, held={0: 2})]
+    snapshot = cluster([[10]], [[5], [5]], jobs, pending=[web(preempts=True)])
+    assert counts(snapshot, policy=Policy()) == {"a": 2}
+    assert counts(snapshot, policy=replace(Policy(), scheduler_evicts=False)) == {"a": 1}
+
+
+def test_a_pod_that_fits_nowhere_claims_nothing():
+    jobs = [job("a", 1, 9, held={0: 2})]
+    allocation, _ = plan(cluster([[10]], [[5], [11]], jobs, pending=[web()]), Memory(), FREE_HAND)
+    assert (allocation.claims, allocation.jobs["a"].trainers) == ((), 2)
+
+
+def test_pods_that_are_no_more_than_trainers_claim_nothing():
+    jobs = [job("a", 1, 9, held={0: 2})]
+    allocation, _ = plan(cluster([[10]], [[5], [5]], jobs, pending=[web(priority=-10)]), Memory(), FREE_HAND)
+    assert (allocation.claims, allocation.jobs["a"].trainers) == ((), 2)
+
+
+def test_spare_room_costs_surplus_and_no_minimum():
+    jobs = [job("a", 2, 9, held={0: 4})]
+    assert counts(cluster([[20]], [[5]], jobs, spare=[(0, 1)])) == {"a": 3}
+    assert counts(cluster([[20]], [[5]], jobs, spare=[(0, 9)])) == {"a": 2}
+
+
+# --- What others do ---
+
+
+def test_a_maximum_that_was_lowered_below_what_runs():
+    assert counts(cluster([[20]], [[5]], [job("a", 1, 2, held={0: 4})])) == {"a": 2}
+
+
+def test_a_node_that_has_become_too_small():
+    made = plan(cluster([[8], [20]], [[5]], [job("a", 1, 3, held={0: 3})]), Memory(), FREE_HAND)[0].jobs["a"]
+    assert placed(made) == {0: 1, 1: 2}
+
+
+def test_nobody_is_chased_from_a_cordoned_node_and_nobody_comes():
+    snapshot = cluster([[20], [20]], [[5]], [job("a", 1, 5, held={0: 2})], usable=[False, True])
+    assert placed(plan(snapshot, Memory(), FREE_HAND)[0].jobs["a"]) == {0: 2, 1: 3}
+
+
+def test_a_pod_that_flaps_moves_nobody_twice():
+    """It comes, its room is made; it goes, the room is used; nobody else is touched."""
+    jobs = [job("a", 1, 9, held={0: 3}), job("b", 1, 9, held={1: 3})]
+    start = cluster([[15], [15]], [[5], [5]], jobs)
+    memory = Memory()
+    for _ in range(5):
+        allocation, memory = plan(replace(start, pending=(web(),)), memory, FREE_HAND)
+        assert sum(sum(claim.victims.values()) for claim in allocation.claims) == 1
+        gone = applied(replace(start, pending=(web(),)), allocation)
+        allocation, memory = plan(replace(gone, nodes=start.nodes), memory, FREE_HAND)
+        assert sum(sum(each.comes.values()) for each in allocation.jobs.values()) == 1
+        start = applied(replace(gone, nodes=start.nodes), allocation)
+
+
+def test_equal_shares_do_not_play_ping_pong():
+    jobs = [job("a", 1, 9, held={0: 3}), job("b", 1, 9, held={1: 2})]
+    snapshot, memory = cluster([[15], [10]], [[5]], jobs), Memory()
+    for _ in range(5):
+        allocation, memory = plan(snapshot, memory, FREE_HAND)
+        assert not any(each.comes for each in allocation.jobs.values())
+
+
+def test_moves_for_fairness_are_few_at_a_time_and_rest():
+    jobs = [job("rich", 1, 20, held={0: 4, 1: 4, 2: 4}), job("poor", 1, 20, held={3: 1})]
+    snapshot = cluster([[20], [20], [20], [5]], [[5]], jobs)
+    policy = Policy(moves=2, cool_down_seconds=60.0, scheduler_evicts=False)
+    first, memory = plan(snapshot, Memory(), policy)
+    assert (first.jobs["rich"].trainers, first.jobs["poor"].trainers) == (10, 3)
+    assert first.jobs["poor"].why == Why.SHARE
+    # In the same direction it goes on; the other way it would wait.
+    second, memory = plan(replace(applied(snapshot, first), now=105.0), memory, policy)
+    assert (second.jobs["rich"].trainers, second.jobs["poor"].trainers) == (8, 5)
+    assert set(memory.moved) == {"rich", "poor"}
+
+
+def test_a_job_that_the_scheduler_refuses_is_held_at_what_runs_and_tries_again_later():
+    jobs = [job("a", 1, 9, held={0: 2}, unschedulable=11.0)]
+    snapshot = cluster([[20]], [[5]], jobs)
+    allocation, memory = plan(snapshot, Memory(), FREE_HAND)
+    assert (allocation.jobs["a"].trainers, allocation.jobs["a"].why) == (2, Why.REFUSED)
+    calm = replace(snapshot, jobs=(replace(jobs[0], unschedulable=0.0),))
+    assert counts(replace(calm, now=129.0), memory) == {"a": 2}
+    allocation, memory = plan(replace(calm, now=131.0), memory, FREE_HAND)
+    assert allocation.jobs["a"].trainers == 4
+    again = replace(snapshot, now=150.0)
+    _, memory = plan(again, Memory(backoff={"a": 30.0}), FREE_HAND)
+    assert memory.capped["a"] == (2, 210.0)
+
+
+@pytest.mark.parametrize("shapes", [[[0]], [[0, 0]]], ids=["one resource", "two"])
+def test_pods_that_ask_for_nothing_have_room_wherever_they_may_be(shapes):
+    snapshot = cluster([[5] * len(shapes[0])], shapes, [job("a", 1, 7)])
+    assert counts(snapshot) == {"a": 7}
+
+
+def test_nothing_at_all():
+    assert plan(cluster([[0]], [[1]]), Memory(), FREE_HAND)[0].jobs == {}
+    empty = cluster([[1]], [[1]], [job("a", 1, 2)])
+    none = replace(
+        empty,
+        nodes=replace(
+            empty.nodes, names=(), room=np.zeros((0, 1), dtype=np.int64), leaving=np.zeros((0, 1), dtype=np.int64),
+            usable=np.zeros(0, dtype=np.bool_), group=np.zeros(0, dtype=np.int64),
+        ),
+    )  # fmt: skip
+    assert counts(none) == {"a": 0}
+
+
+# --- Against all that could be done ---
+
+
+def packs(rooms, shapes, wanted) -> bool:
+    """Whether so many pods of each shape fit, by trying."""
+    todo = [shape for shape, count in enumerate(wanted) for _ in range(count)]
+
+    def place(number: int) -> bool:
+        if number == len(todo):
+            return True
+        request = shapes[todo[number]]
+        seen = set()
+        for room in rooms:
+            if tuple(room) in seen or any(have < need for have, need in zip(room, request, strict=True)):
+                continue
+            seen.add(tuple(room))
+            for resource, need in enumerate(request):
+                room[resource] -= need
+            if place(number + 1):
+                return True
+            for resource, need in enumerate(request):
+                room[resource] += need
+        return False
+
+    return place(0)
+
+
+def best(snapshot):
+    """The leximin optimum over all allocations of one class in which everybody has his minimum; None: there is none."""
+    shapes = snapshot.shapes.request.tolist()
+    found = None
+    steps = {each.uid: max((snapshot.shapes.request[each.shape] / snapshot.nodes.room.sum(axis=0)).max(), 1e-12) / each.weight for each in snapshot.jobs}  # fmt: skip
+    for sizes in itertools.product(*(range(each.min, each.max + 1) for each in snapshot.jobs)):
+        wanted = [0] * len(shapes)
+        for each, size in zip(snapshot.jobs, sizes, strict=True):
+            wanted[each.shape] += size
+        shares = sorted(size * steps[each.uid] for each, size in zip(snapshot.jobs, sizes, strict=True))
+        if (found is None or shares > found) and packs(snapshot.nodes.room.tolist(), shapes, wanted):
+            found = shares
+    return found, steps
+
+
+@settings(max_examples=400, deadline=None)
+@given(clusters(nodes=3, jobs=3, pending=False, held=False, classes=1, shapes=2))
+def test_within_one_step_of_the_best_there_is(snapshot):
+    everywhere = np.ones_like(snapshot.shapes.fits)
+    small = tuple(replace(each, max=min(each.max, each.min + 3)) for each in snapshot.jobs)
+    snapshot = replace(
+        snapshot,
+        jobs=small,
+        shapes=replace(snapshot.shapes, fits=everywhere),
+        nodes=replace(
+            snapshot.nodes, usable=np.ones_like(snapshot.nodes.usable), room=np.maximum(snapshot.nodes.room, 1)
+        ),
+    )
+    optimum, steps = best(snapshot)
+    made = counts(snapshot)
+    if optimum is None or not snapshot.jobs:
+        return
+    if not all(made.values()):
+        event("a minimum was not packed")
+        return
+    shares = sorted(made[each.uid] * steps[each.uid] for each in snapshot.jobs)
+    exact = all(abs(one - other) < 1e-9 for one, other in zip(shares, optimum, strict=True))
+    event("the best" if exact else "within a step")
+    for have, could in zip(shares, optimum, strict=True):
+        if abs(have - could) > 1e-9:
+            assert have >= could - max(steps.values()) - 1e-9
+            return
