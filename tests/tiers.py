@@ -57,7 +57,7 @@ def build_etcd36() -> dict[str, str]:
 
 
 TIERS = [
-    Tier("fast", "pure cores, real etcd, single processes", ["-m", "not slow and not cluster"], nothing),
+    Tier("fast", "pure cores, real etcd, single processes", ["-m", "not slow and not cluster"], nothing, workers=2),
     Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing),
     Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36),
     Tier("cluster", "a real Kubernetes with hollow nodes", ["-m", "cluster and not node"], binaries.hollow, workers=3),

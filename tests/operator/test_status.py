@@ -12,7 +12,8 @@ import pytest
 from shoal.api.status import Condition, State, Status
 from shoal.operator.pods import master_pod, trainer_pod
 from shoal.operator.reconcile import Ended, Observed
-from shoal.operator.status import QUIET, STILL, Facts, Trouble, pause_seconds, status_of
+from shoal.operator.reporter import pause_seconds
+from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.trainers import TrainerPod
 from tests.operator.jobs import IDENTITY, job
 from tests.operator.looks import (

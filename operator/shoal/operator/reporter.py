@@ -12,10 +12,12 @@ from typing import Any, Final
 from shoal.api.status import Status
 from shoal.kube import Kube, KubeError
 from shoal.operator.events import Note
-from shoal.operator.status import pause_seconds
 
-__all__ = ["Reporter", "difference"]
+__all__ = ["Reporter", "difference", "pause_seconds"]
 
+_PROGRESS_SECONDS: Final = 5.0
+_COUNTS_SECONDS: Final = 1.0
+_ANY_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FOR_EVER: Final = 1e9
 _AGAIN_SECONDS: Final = 60.0
 """An event that comes again sooner is not told again."""
@@ -144,3 +146,28 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
         elif key not in before or old != value:
             patch[key] = value
     return patch
+
+
+def pause_seconds(before: Status, after: Status) -> float:
+    """How long after the last time a status is to be written: what decides something at once, all else seldom.
+
+    A pod that has become ready changes a number; of a job with many trainers that would be a status for each.
+    """
+    if before.model_copy(update={"progress": after.progress}) == after:
+        return _PROGRESS_SECONDS
+    return _COUNTS_SECONDS if _decisive(before) == _decisive(after) else 0.0
+
+
+def _decisive(status: Status) -> Status:
+    """Without how many are ready, words and progress."""
+    trainers, servers = status.trainers, status.servers
+    said = [each.model_copy(update={"message": "", "last_transition_time": _ANY_TIME}) for each in status.conditions]
+    return status.model_copy(
+        update={
+            "conditions": said,
+            "trainers": trainers.model_copy(update={"ready": 0}) if trainers is not None else None,
+            "servers": servers.model_copy(update={"ready": 0}) if servers is not None else None,
+            "progress": None,
+            "allocation": None,
+        }
+    )

@@ -43,16 +43,13 @@ from shoal.operator.policy import clocked, end_of
 from shoal.operator.reasons import Trouble, clipped, in_order, listed, reason_of, words_of
 from shoal.operator.reconcile import Observed, ServerPod
 
-__all__ = ["QUIET", "STILL", "Facts", "Trouble", "pause_seconds", "status_of"]
+__all__ = ["QUIET", "STILL", "Facts", "Trouble", "status_of"]
 
 QUIET: Final = timedelta(seconds=15)
 """A master with nothing to report says why after two seconds, and writes once a second."""
 STILL: Final = timedelta(seconds=30)
 _FARTHEST: Final = timedelta(days=3650)
 """An estimate beyond it says nothing."""
-_PROGRESS_SECONDS: Final = 5.0
-_COUNTS_SECONDS: Final = 1.0
-_ANY_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST: Final = 1000
 """Characters of what others say."""
 _MOST: Final = 2**63 - 1
@@ -149,31 +146,6 @@ def status_of(
     conditions = _stamped(said, before, final, generation, now)
     after = _concluded(stands, conditions, state, decides, now)
     return clocked(after, now, runs=after.completion_time is None and not (job is not None and job.spec.suspend))
-
-
-def pause_seconds(before: Status, after: Status) -> float:
-    """How long after the last time a status is to be written: what decides something at once, all else seldom.
-
-    A pod that has become ready changes a number; of a job with many trainers that would be a status for each.
-    """
-    if before.model_copy(update={"progress": after.progress}) == after:
-        return _PROGRESS_SECONDS
-    return _COUNTS_SECONDS if _decisive(before) == _decisive(after) else 0.0
-
-
-def _decisive(status: Status) -> Status:
-    """Without how many are ready, words and progress."""
-    trainers, servers = status.trainers, status.servers
-    said = [each.model_copy(update={"message": "", "last_transition_time": _ANY_TIME}) for each in status.conditions]
-    return status.model_copy(
-        update={
-            "conditions": said,
-            "trainers": trainers.model_copy(update={"ready": 0}) if trainers is not None else None,
-            "servers": servers.model_copy(update={"ready": 0}) if servers is not None else None,
-            "progress": None,
-            "allocation": None,
-        }
-    )
 
 
 def _stamped(
