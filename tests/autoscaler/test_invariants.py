@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ class After:
         self.request = snapshot.shapes.request
         self.eligible = snapshot.shapes.fits[:, snapshot.nodes.group] & snapshot.nodes.usable
         self.free = snapshot.nodes.room - requests_of(snapshot, allocation)
-        total = np.maximum(np.maximum(snapshot.nodes.room[snapshot.nodes.usable], 0).sum(axis=0), 1)
+        total = np.maximum(snapshot.nodes.total, 1)
         self.jobs = {each.uid: each for each in snapshot.jobs}
         self.step = {
             each.uid: max((self.request[each.shape] / total).max(), 1e-12) / each.weight for each in snapshot.jobs
@@ -58,6 +59,7 @@ def invariant(check):
 def where_all_is_told(check):
     """Which room is kept for servers is not: the scheduler places them."""
 
+    @functools.wraps(check)
     def checked(seen):
         if not any(each.fixed for each in seen.snapshot.jobs):
             check(seen)

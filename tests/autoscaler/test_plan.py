@@ -266,7 +266,7 @@ def best(snapshot):
     """The leximin optimum over all allocations of one class in which everybody has his minimum; None: there is none."""
     shapes = snapshot.shapes.request.tolist()
     found = None
-    steps = {each.uid: max((snapshot.shapes.request[each.shape] / snapshot.nodes.room.sum(axis=0)).max(), 1e-12) / each.weight for each in snapshot.jobs}  # fmt: skip
+    steps = {each.uid: max((snapshot.shapes.request[each.shape] / np.maximum(snapshot.nodes.total, 1)).max(), 1e-12) / each.weight for each in snapshot.jobs}  # fmt: skip
     for sizes in itertools.product(*(range(each.min, each.max + 1) for each in snapshot.jobs)):
         wanted = [0] * len(shapes)
         for each, size in zip(snapshot.jobs, sizes, strict=True):

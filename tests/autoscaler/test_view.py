@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from shoal.autoscaler import view as module
 from shoal.autoscaler.eligible import constraints_of, eligible, traits_of, usable
 from shoal.autoscaler.requests import allocatable_of, request_of
-from shoal.autoscaler.view import ClusterView, JobWish
+from shoal.autoscaler.view import ClusterView
+from shoal.autoscaler.wish import JobWish
 
 REFUSED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
 

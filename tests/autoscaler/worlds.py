@@ -33,6 +33,7 @@ def cluster(
             leaving=np.array(leaving, dtype=np.int64) if leaving is not None else np.zeros_like(room),
             usable=np.array(usable if usable is not None else [True] * count, dtype=np.bool_),
             group=group,
+            total=np.maximum(room, 0).sum(axis=0),
         ),
         shapes=Shapes(
             request=request,

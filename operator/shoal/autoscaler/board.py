@@ -10,7 +10,7 @@ trainers count as surplus as long as it has more than its minimum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from shoal.autoscaler.model import Counts, Flags, Job, Snapshot
 
-__all__ = ["Board", "Leaver"]
+__all__ = ["Board", "Leaver", "Row"]
 
 Floats = npt.NDArray[np.float64]
 _MANY = np.int64(2**31)
@@ -39,15 +39,63 @@ class Leaver:
     node: int
 
 
+Row = tuple[Mapping[int, int], Counts, Counts]
+Rows = Mapping[str, Row]
+
+
+def _row(job: Job, rows: Rows) -> Row:
+    """What a job holds, its nodes and its counts: as the last plan read it, if it is the very same."""
+    known = rows.get(job.uid)
+    if known is not None and known[0] is job.held:
+        return known
+    size = len(job.held)
+    nodes = np.fromiter(job.held.keys(), dtype=np.int64, count=size)
+    return job.held, nodes, np.fromiter(job.held.values(), dtype=np.int64, count=size)
+
+
+class _Entries:
+    """Where trainers stand, as arrays: what was held, and each change since."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        nothing = np.zeros(0, dtype=np.int64)
+        self.job: Counts = np.repeat(np.arange(len(rows)), [len(row[1]) for row in rows])
+        self.node: Counts = np.concatenate([nothing, *(row[1] for row in rows)])
+        self.count: Counts = np.concatenate([nothing, *(row[2] for row in rows)])
+        self._changes: list[tuple[int, int, int]] = []
+
+    def one(self, job: int, node: int, count: int) -> None:
+        self._changes.append((job, node, count))
+
+    def add(self, jobs: Counts, nodes: Counts) -> None:
+        self._merge()
+        self.job = np.concatenate([self.job, jobs])
+        self.node = np.concatenate([self.node, nodes])
+        self.count = np.concatenate([self.count, np.ones(len(jobs), dtype=np.int64)])
+
+    def all(self) -> _Entries:
+        """With every change; of the same job and node there may be several."""
+        self._merge()
+        return self
+
+    def _merge(self) -> None:
+        if self._changes:
+            job, node, count = np.array(self._changes, dtype=np.int64).T
+            self.job = np.concatenate([self.job, job])
+            self.node = np.concatenate([self.node, node])
+            self.count = np.concatenate([self.count, count])
+            self._changes = []
+
+
 class Board:
     """The working state of one plan.
 
     Args:
         snapshot: The cluster.
         jobs: Its jobs, from the highest class to the lowest.
+        rows: Of the last plan: what was read from jobs that hold the same still.
     """
 
-    def __init__(self, snapshot: Snapshot, jobs: Sequence[Job]) -> None:
+    def __init__(self, snapshot: Snapshot, jobs: Sequence[Job], rows: Rows) -> None:
         self.jobs = jobs
         self.request = snapshot.shapes.request
         self.eligible: Flags = snapshot.shapes.fits[:, snapshot.nodes.group] & snapshot.nodes.usable
@@ -57,58 +105,71 @@ class Board:
         self.rank = np.array([rank[job.priority] for job in jobs], dtype=np.int64)
         self.classes = len(priorities)
         self.min = np.array([job.min for job in jobs], dtype=np.int64)
-        self.at: list[dict[int, int]] = [{} for _ in jobs]
+        self.at: list[Mapping[int, int]] = [job.held for job in jobs]
         """Of each job: node -> trainers that stand there by this plan."""
-        self.held = [dict(job.held) for job in jobs]
-        self.count = np.zeros(len(jobs), dtype=np.int64)
-        self.here: dict[int, set[int]] = {}
-        """Node -> jobs with trainers there."""
         self.sure = np.zeros(len(jobs), dtype=np.int64)
         """[J] how many of a job's trainers give way to nobody any more."""
-        nodes, resources = snapshot.nodes.room.shape
-        self.weak = np.zeros((2 * max(1, self.classes), nodes, resources), dtype=np.int64)
-        """[tier, N, R]: held by those who may give way."""
-        self.free: Counts = snapshot.nodes.room.copy()
         self.changes = 0
         """How often somebody came or left."""
-        self.kept = np.zeros((nodes, resources), dtype=np.int64)
+        self.kept = np.zeros_like(snapshot.nodes.room)
         """[N, R] what is kept for pods that are no trainers."""
-        self.taken = np.zeros((nodes, resources), dtype=np.int64)
+        self.rows = {job.uid: _row(job, rows) for job in jobs}
+        self._entries = _Entries([self.rows[job.uid] for job in jobs])
+        entries = self._entries
+        self.count = np.bincount(entries.job, entries.count, minlength=len(jobs)).astype(np.int64)
+        """[J] how many trainers a job has."""
+        self.taken = self._sum(entries.node, self.shape[entries.job], entries.count, len(self.kept))
         """[N, R] what the trainers that are held take now."""
+        self.free: Counts = snapshot.nodes.room - self.taken
+        """[N, R] what nobody takes."""
+        self._own: dict[int, dict[int, int]] = {}
+        """Those of `at` that are no longer the snapshot's."""
+        self._came: dict[int, set[int]] = {}
+        self._weak: Counts | None = None
         self._known: dict[int, Counts] = {}
         """Shape -> [N] how many fit into what is free; kept up to date."""
-        self._stand()
-        self._largest = np.zeros((max(1, self.classes), resources), dtype=np.int64)
+        self._largest = np.zeros((max(1, self.classes), self.kept.shape[1]), dtype=np.int64)
         np.maximum.at(self._largest, self.rank, self.request[self.shape])
-        spread = self.eligible[np.unique(self.shape)]
-        self.wanted_by = spread.sum(axis=0).astype(np.int64)
+        self.wanted_by = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
         """[N] for how many shapes of trainers a node would do: the least wanted are taken first."""
 
-    def _stand(self) -> None:
-        rows = [(number, node, count) for number, held in enumerate(self.held) for node, count in held.items() if count]
-        for number, node, count in rows:
-            self.at[number][node] = count
-            self.here.setdefault(node, set()).add(number)
-        if not rows:
-            return
-        job, node, count = np.array(rows, dtype=np.int64).T
-        np.add.at(self.count, job, count)
-        taken = self.request[self.shape[job]] * count[:, None]
-        tiers = np.array([self.tier(number) for number in range(len(self.jobs))], dtype=np.int64)
-        np.add.at(self.weak, (tiers[job], node), taken)
-        np.add.at(self.taken, node, taken)
-        self.free -= self.taken
+    def _sum(self, place: Counts, shape: Counts, count: Counts, places: int) -> Counts:
+        """[places, R] requests of so many pods of a shape, by place."""
+        sums = [
+            np.bincount(place, self.request[shape, resource] * count, minlength=places)
+            for resource in range(self.request.shape[1])
+        ]
+        return np.stack(sums, axis=1).astype(np.int64)
 
     # --- Tiers ---
+
+    @property
+    def weak(self) -> Counts:
+        """[tier, N, R]: held by those who may give way. Of a job all or nothing is in it, so it promises too much at times."""
+        if self._weak is None:
+            tier = self.rank + np.where(self.count > self.min, 0, self.classes)
+            entries, nodes = self._entries.all(), len(self.free)
+            weak = (self.sure < self.count)[entries.job]
+            job, node, count = entries.job[weak], entries.node[weak], entries.count[weak]
+            places = 2 * max(1, self.classes) * nodes
+            summed = self._sum(tier[job] * nodes + node, self.shape[job], count, places)
+            self._weak = summed.reshape(2 * max(1, self.classes), nodes, self.request.shape[1])
+        return self._weak
 
     def tier(self, job: int) -> int:
         """In which of the tiers its trainers are now, if they may give way."""
         surplus = self.count[job] > self.min[job]
         return int(self.rank[job] + (0 if surplus else self.classes))
 
-    def tiers(self, *, surplus_below: int, minimums_below: int) -> range | list[int]:
+    def tiers(self, *, surplus_below: int, minimums_below: int) -> list[int]:
         """Those of the surplus of classes below one rank, and of the minimums below another."""
         return [*range(surplus_below), *range(self.classes, self.classes + minimums_below)]
+
+    def here(self, node: int) -> list[int]:
+        """Jobs that have trainers at a node."""
+        entries = self._entries
+        found = {*entries.job[entries.node == node].tolist(), *self._came.get(node, ())}
+        return sorted(job for job in found if self.at[job].get(node))
 
     # --- Changes ---
 
@@ -128,32 +189,43 @@ class Board:
                 most[node] = max(0, int((left[asked] // request[asked]).min())) if asked.any() else _MANY
 
     def add_many(self, jobs: Counts, shape: int, nodes: Counts, counts: Counts) -> None:
-        """Jobs (one number per trainer) of one shape have one more each, at these nodes in this order."""
+        """Jobs (one number per trainer) of one shape, none of which may give way, have one more each, at these nodes."""
+        assert (self.sure[jobs] == self.count[jobs]).all(), "only who is settled grows by many"
         self.changes += 1
         self.free[nodes] -= counts[:, None] * self.request[shape]
         for known, most in self._known.items():
             most[nodes] = self.capacity(known, self.free[nodes], nodes)
-        for job, node in zip(jobs.tolist(), np.repeat(nodes, counts).tolist(), strict=True):
-            at = self.at[job]
+        where = np.repeat(nodes, counts)
+        self._entries.add(jobs, where)
+        for job, node in zip(jobs.tolist(), where.tolist(), strict=True):
+            at = self._owned(job)
             at[node] = at.get(node, 0) + 1
-            self.here.setdefault(node, set()).add(job)
+            self._came.setdefault(node, set()).add(job)
         more = np.bincount(jobs, minlength=len(self.jobs))
-        assert (self.sure[more > 0] == self.count[more > 0]).all(), "only who is settled grows by many"
         self.count += more
         self.sure += more
 
-    def add(self, job: int, node: int, count: int = 1) -> None:
-        """A job has more trainers at a node; they do not give way to anybody of a class that comes later."""
+    def add(self, job: int, node: int) -> None:
+        """A job has one trainer more at a node, which gives way to nobody of a class that comes later."""
+        self._more(job, node, sure=1)
+
+    def back(self, job: int, node: int) -> None:
+        """One who gave way stays after all, and may give way again."""
+        self._more(job, node, sure=0)
+
+    def _more(self, job: int, node: int, *, sure: int) -> None:
         self.changes += 1
         before = self._weak_tier(job)
-        taken = self.request[self.shape[job]] * count
-        self._take(node, taken)
-        if before is not None:
-            self.weak[before, node] += taken
-        self.at[job][node] = self.at[job].get(node, 0) + count
-        self.here.setdefault(node, set()).add(job)
-        self.count[job] += count
-        self.sure[job] += count
+        request = self.request[self.shape[job]]
+        self._take(node, request)
+        at = self._owned(job)
+        at[node] = at.get(node, 0) + 1
+        self._entries.one(job, node, 1)
+        self._came.setdefault(node, set()).add(job)
+        if before is not None and self._weak is not None:
+            self._weak[before, node] += request
+        self.count[job] += 1
+        self.sure[job] += sure
         self._retier(job, before)
 
     def leave(self, job: int, node: int) -> None:
@@ -161,27 +233,16 @@ class Board:
         self.changes += 1
         before = self._weak_tier(job)
         request = self.request[self.shape[job]]
-        if before is not None:
-            self.weak[before, node] -= request
+        if before is not None and self._weak is not None:
+            self._weak[before, node] -= request
         self._take(node, -request)
-        self.at[job][node] -= 1
-        if not self.at[job][node]:
-            del self.at[job][node]
-            self.here[node].discard(job)
+        at = self._owned(job)
+        at[node] -= 1
+        if not at[node]:
+            del at[node]
+        self._entries.one(job, node, -1)
         self.count[job] -= 1
         self.sure[job] = min(self.sure[job], self.count[job])
-        self._retier(job, before)
-
-    def back(self, job: int, node: int) -> None:
-        """One who gave way stays after all, and may give way again."""
-        before = self._weak_tier(job)
-        request = self.request[self.shape[job]]
-        self._take(node, request)
-        self.at[job][node] = self.at[job].get(node, 0) + 1
-        self.here.setdefault(node, set()).add(job)
-        self.count[job] += 1
-        if before is not None:
-            self.weak[before, node] += request
         self._retier(job, before)
 
     def settle(self, job: int, count: int | None = None) -> None:
@@ -190,20 +251,32 @@ class Board:
         self.sure[job] = self.count[job] if count is None else min(count, self.count[job])
         self._retier(job, before)
 
+    def settle_many(self, jobs: Sequence[int], *, minimum: bool) -> None:
+        """Of each of these jobs its minimum, or all."""
+        self.sure[jobs] = np.minimum(self.min[jobs], self.count[jobs]) if minimum else self.count[jobs]
+        self._weak = None
+
+    def _owned(self, job: int) -> dict[int, int]:
+        if job not in self._own:
+            self.at[job] = self._own[job] = dict(self.at[job])
+        return self._own[job]
+
     def _weak_tier(self, job: int) -> int | None:
         """The tier that a job's trainers are counted in; None: they give way to nobody."""
         return self.tier(job) if self.sure[job] < self.count[job] else None
 
     def _retier(self, job: int, before: int | None) -> None:
+        if self._weak is None:
+            return
         after = self._weak_tier(job)
         if before == after:
             return
         request = self.request[self.shape[job]]
         for node, count in self.at[job].items():
             if before is not None:
-                self.weak[before, node] -= request * count
+                self._weak[before, node] -= request * count
             if after is not None:
-                self.weak[after, node] += request * count
+                self._weak[after, node] += request * count
 
     # --- Looking for room ---
 
@@ -329,7 +402,7 @@ class Board:
     ) -> Iterator[Leaver]:
         """Trainers of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
         rank = tier % self.classes
-        jobs = [job for job in self.here.get(node, ()) if self.rank[job] == rank and self.sure[job] < self.count[job]]
+        jobs = [job for job in self.here(node) if self.rank[job] == rank and self.sure[job] < self.count[job]]
         needed = np.flatnonzero(lacks > 0)
 
         def gain(job: int) -> float:

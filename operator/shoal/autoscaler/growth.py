@@ -52,8 +52,7 @@ class Growth:
     def grow(self, jobs: list[int], rank: int, *, moves: int, cool_down: float) -> int:
         """All jobs of a class; how many moves for fairness are left."""
         board = self._board
-        for job in jobs:
-            board.settle(job)
+        board.settle_many(jobs, minimum=False)
         while True:
             self._fill(jobs, rank)
             traded = self._exchange(jobs, moves=moves, cool_down=cool_down)
@@ -72,24 +71,32 @@ class Growth:
         return self._level(job), -each.trainers, each.since, each.uid
 
     def _room_to_grow(self, jobs: Sequence[int], closed: set[int]) -> list[int]:
-        board = self._board
-        return [job for job in jobs if board.count[job] < self._top[job] and int(board.shape[job]) not in closed]
+        numbers = np.array(jobs, dtype=np.int64)
+        below = numbers[self._board.count[numbers] < self._top[numbers]]
+        if closed:
+            below = below[~np.isin(self._board.shape[below], list(closed))]
+        grow: list[int] = below.tolist()
+        return grow
 
     # --- Into room that is free, and that lower classes give ---
 
     def _fill(self, jobs: Sequence[int], rank: int) -> None:
+        board = self._board
         closed: set[int] = set()
+        tiers = board.tiers(surplus_below=rank, minimums_below=0)
         hungry = self._room_to_grow(jobs, closed)
         while hungry:
+            if not tiers:
+                closed |= {shape for shape in set(board.shape[hungry].tolist()) if not board.fits(shape).any()}
+                hungry = self._room_to_grow(hungry, closed)
             self._raise_together(hungry)
             hungry = self._room_to_grow(hungry, closed)
-            self._one_by_one(hungry, rank, closed)
+            self._one_by_one(hungry, tiers, closed)
             hungry = self._room_to_grow(hungry, closed)
 
-    def _one_by_one(self, jobs: Sequence[int], rank: int, closed: set[int]) -> None:
+    def _one_by_one(self, jobs: Sequence[int], tiers: Sequence[int], closed: set[int]) -> None:
         """Until a shape finds no room any more: those that are left may be raised together again."""
         board = self._board
-        tiers = board.tiers(surplus_below=rank, minimums_below=0)
         line = [(self._order(job), job) for job in jobs]
         heapq.heapify(line)
         while line:
@@ -110,23 +117,33 @@ class Growth:
 
     def _raise_together(self, jobs: Sequence[int]) -> None:
         """To the highest level at which all of them find room."""
-        numbers = np.array(jobs, dtype=np.int64)
-        counts, step, top = self._board.count[numbers], self._step[numbers], self._top[numbers]
+        if not jobs:
+            return
+        board, numbers = self._board, np.array(jobs, dtype=np.int64)
+        counts, step, top = board.count[numbers], self._step[numbers], self._top[numbers]
+        shapes, of = np.unique(board.shape[numbers], return_inverse=True)
+        room = np.array([int(board.fits(int(shape)).sum()) for shape in shapes])
 
         def at(level: float) -> Counts:
             wanted = np.minimum(np.floor(level / step + _CLOSE), top).astype(np.int64)
-            return np.maximum(wanted, counts) - counts
+            more: Counts = np.maximum(wanted, counts) - counts
+            return more
+
+        def placed(more: Counts) -> list[Placement] | None:
+            if (np.bincount(of, more, minlength=len(shapes)) > room).any():
+                return None
+            return self._placed(numbers, more)
 
         low, high = 0.0, float((top * step).max())
-        best = self._placed(numbers, at(high))
+        best = placed(at(high))
         if best is None:
             # Closer than a step of anybody's there is nothing between them but who goes first.
             while high - low > step.min() / 4 and int((at(high) - at(low)).sum()) > _FEW:
                 level = (low + high) / 2
-                low, high = (low, level) if self._placed(numbers, at(level)) is None else (level, high)
-            best = self._placed(numbers, at(low))
+                low, high = (low, level) if placed(at(level)) is None else (level, high)
+            best = placed(at(low))
         for shape, nodes, each, takers in best or ():
-            self._board.add_many(takers, shape, nodes, each)
+            board.add_many(takers, shape, nodes, each)
 
     def _placed(self, jobs: Counts, more: Counts) -> list[Placement] | None:
         """Where so many more of each job find room; None: they do not."""
@@ -136,8 +153,6 @@ class Growth:
         shapes = board.shape[jobs]
         needs = {int(shape): int(more[shapes == shape].sum()) for shape in np.unique(shapes)}
         needs = {shape: count for shape, count in needs.items() if count}
-        if any(board.fits(shape).sum() < count for shape, count in needs.items()):
-            return None
         for shape in sorted(needs, key=lambda shape: (-int(board.request[shape].max()), shape)):
             most = board.fits(shape) if room is None else board.capacity(shape, room)
             found = board.fit(needs[shape], most)
@@ -220,10 +235,11 @@ class Growth:
 
     def _richer(self, job: int, jobs: Sequence[int], level: float, cool_down: float) -> Iterator[int]:
         """The richest first."""
-        board = self._board
-        able = [each for each in jobs if each != job and self._may_give(each, level)]
-        for giver in sorted(able, key=lambda each: (-self._share(each), each)):
-            if not self._rests(giver, got=True, cool_down=cool_down) and board.count[giver] > board.min[giver]:
+        board, numbers = self._board, np.array(jobs, dtype=np.int64)
+        count, step = board.count[numbers], self._step[numbers]
+        able = numbers[(count * step - level >= step * (1 - _CLOSE)) & (count > board.min[numbers]) & (numbers != job)]
+        for giver in sorted(able.tolist(), key=lambda each: (-self._share(each), each)):
+            if not self._rests(giver, got=True, cool_down=cool_down):
                 yield giver
 
     def _may_give(self, giver: int, level: float) -> int:

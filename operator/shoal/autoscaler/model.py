@@ -49,6 +49,7 @@ class Nodes:
             way until they are gone.
         usable: [N] Ready, not cordoned, not being deleted.
         group: [N] which group of taints and labels it belongs to.
+        total: [R] what all usable nodes have for pods; shares are of this.
     """
 
     names: tuple[str, ...]
@@ -56,6 +57,7 @@ class Nodes:
     leaving: Counts
     usable: Flags
     group: Counts
+    total: Counts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +86,7 @@ class Job:
         max: Most trainers; the same as ``min`` where the number is pinned.
         shape: Of a trainer.
         fixed: (shape, how many) of its other pods that have no node yet: they need room together with the minimum.
-        held: Node -> trainers that are bound there and not on their way out.
+        held: Node -> trainers that are bound there and not on their way out, for each node where there are some.
         weight: Its claim to room among jobs of its class.
         since: When it was created, in seconds.
         pinned: Whether its number is the user's choice.
@@ -197,12 +199,16 @@ class Memory:
         moved: Job's uid -> (when it last gave or got a trainer for fairness alone, whether it got one).
         capped: Job's uid -> (most trainers, until when): the scheduler knows something against more.
         backoff: Job's uid -> seconds of its last cap.
+        rows: Job's uid -> what it held, and the same as arrays of nodes and counts: what has not changed is not read again.
     """
 
     claims: Mapping[str, Claim] = field(default_factory=dict)
     moved: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     capped: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     backoff: Mapping[str, float] = field(default_factory=dict)
+    rows: Mapping[str, tuple[Mapping[int, int], Counts, Counts]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
 
 class Why(StrEnum):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from shoal.autoscaler.board import Board
-from shoal.autoscaler.model import Allocation, Claim, Counts, Given, Snapshot, Why
+from shoal.autoscaler.model import Allocation, Claim, Counts, Flags, Given, Job, Snapshot, Why
 
 __all__ = ["outcome"]
 
@@ -23,87 +23,126 @@ def outcome(
     moved: Collection[int],
 ) -> Allocation:
     """From where things stand at the end of a plan."""
-    # What leaves is still there, and what is kept for others is no trainer's.
-    now: Counts = snapshot.nodes.room - snapshot.nodes.leaving - board.kept - board.taken
+    words = _Words(snapshot, board, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
+    places = [_places(job.held, board.at[number]) for number, job in enumerate(board.jobs)]
+    now = _Now(snapshot, board, places)
     given = {}
     for number, job in enumerate(board.jobs):
-        stays = {node: min(count, job.held.get(node, 0)) for node, count in board.at[number].items()}
-        comes = {node: count - stays[node] for node, count in board.at[number].items() if count > stays[node]}
-        request = board.request[job.shape]
-        soon = 0
-        for node, count in comes.items():
-            for _ in range(count):
-                if not (now[node] >= request)[request > 0].all():
-                    break
-                now[node] -= request
-                soon += 1
-        why, words = _why(snapshot, board, number, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
+        stays, comes = places[number]
+        why, said = words.why(number)
+        soon = now.start(number, comes) if comes else 0
         given[job.uid] = Given(
-            trainers=int(board.count[number]),
-            stays={node: count for node, count in stays.items() if count},
-            comes=comes,
-            now=soon,
-            why=why,
-            words=words,
+            trainers=int(board.count[number]), stays=stays, comes=comes, now=soon, why=why, words=said
         )
     return Allocation(jobs=given, claims=claims)
 
 
-def _why(  # noqa: PLR0911 - one line for each reason
-    snapshot: Snapshot,
-    board: Board,
-    number: int,
-    *,
-    top: Counts,
-    queued: Collection[int],
-    claims: tuple[Claim, ...],
-    caps: Mapping[str, tuple[int, float]],
-    moved: Collection[int],
-) -> tuple[Why, str]:
-    job = board.jobs[number]
-    count = int(board.count[number])
-    pod = _pod(snapshot, job.shape)
-    if number in queued:
-        best = int(np.minimum(board.capacity(job.shape, snapshot.nodes.room), job.max).sum())
-        others = f" beside its {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
-        return Why.QUEUED, f"needs {job.min} x {pod}{others}, the cluster has room for {best} at best"
-    if job.pinned and count == job.max:
-        return Why.PINNED, f"pinned at {count}"
-    if job.uid in caps and count >= top[number] and count < job.max:
-        return (
-            Why.REFUSED,
-            f"the scheduler finds no node for more than {count}, though there seems to be room for {pod}",
-        )
-    if count >= job.max:
-        return Why.MAX, f"at max {job.max}"
-    for claim in claims:
-        if job.uid in claim.victims:
-            return Why.CLAIM, f"makes room for {claim.name}"
-    waiting = [claim.name for claim in claims if board.eligible[job.shape, claim.node]]
-    if number in moved:
-        return Why.SHARE, "others of its priority hold more; it gets its share step by step"
-    if waiting:
+def _places(held: Mapping[int, int], at: Mapping[int, int]) -> tuple[Mapping[int, int], Mapping[int, int]]:
+    """Who stays where, and who comes where."""
+    if at is held:
+        return held, {}
+    stays = {node: min(count, held[node]) for node, count in at.items() if node in held}
+    return stays, {node: count - stays.get(node, 0) for node, count in at.items() if count > stays.get(node, 0)}
+
+
+class _Now:
+    """Which of the new trainers have their room already: what leaves is still there."""
+
+    def __init__(
+        self, snapshot: Snapshot, board: Board, places: Sequence[tuple[Mapping[int, int], Mapping[int, int]]]
+    ) -> None:
+        self._board = board
+        # What is kept for others is no trainer's.
+        self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - board.kept - board.taken
+        late = board.free - snapshot.nodes.leaving
+        for number, (stays, _) in enumerate(places):
+            held = board.jobs[number].held
+            if stays is not held:
+                for node, count in held.items():
+                    late[node] -= board.request[board.jobs[number].shape] * (count - stays.get(node, 0))
+        # Where even then all have room nobody needs to be counted.
+        self._wide: Flags = np.all(late >= 0, axis=1)
+
+    def start(self, number: int, comes: Mapping[int, int]) -> int:
+        """How many of a job's."""
+        request = self._board.request[self._board.jobs[number].shape]
+        asked, soon = request > 0, 0
+        for node, count in comes.items():
+            if self._wide[node]:
+                soon += count
+                continue
+            for _ in range(count):
+                if not (self._room[node] >= request)[asked].all():
+                    break
+                self._room[node] -= request
+                soon += 1
+        return soon
+
+
+class _Words:
+    """Why a job has no more."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        board: Board,
+        *,
+        top: Counts,
+        queued: Collection[int],
+        claims: tuple[Claim, ...],
+        caps: Mapping[str, tuple[int, float]],
+        moved: Collection[int],
+    ) -> None:
+        self._snapshot, self._board, self._top = snapshot, board, top
+        self._queued, self._claims, self._caps, self._moved = queued, claims, caps, moved
+        self._victims = {uid: claim.name for claim in reversed(claims) for uid in claim.victims}
+        self._full: dict[int, tuple[Why, str]] = {}
+
+    def why(self, number: int) -> tuple[Why, str]:  # noqa: PLR0911 - one line for each reason
+        """Of a job, by its number."""
+        job, count = self._board.jobs[number], int(self._board.count[number])
+        if number in self._queued:
+            return Why.QUEUED, self._queues(job)
+        if job.pinned and count == job.max:
+            return Why.PINNED, f"pinned at {count}"
+        if count >= job.max:
+            return Why.MAX, f"at max {job.max}"
+        if job.uid in self._caps and count >= self._top[number]:
+            return Why.REFUSED, f"the scheduler finds no node for more than {count}, though there seems to be room"
+        if job.uid in self._victims:
+            return Why.CLAIM, f"makes room for {self._victims[job.uid]}"
+        if number in self._moved:
+            return Why.SHARE, "others of its priority hold more; it gets its share step by step"
+        if job.shape not in self._full:
+            self._full[job.shape] = self._no_room(job.shape)
+        return self._full[job.shape]
+
+    def _queues(self, job: Job) -> str:
+        board = self._board
+        best = int(np.minimum(board.capacity(job.shape, self._snapshot.nodes.room), job.max).sum())
+        others = f" beside {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
+        return f"needs {job.min} x {self._pod(job.shape)}{others}, the cluster has room for {best} at best"
+
+    def _no_room(self, shape: int) -> tuple[Why, str]:
+        waiting = [claim.name for claim in self._claims if self._board.eligible[shape, claim.node]]
+        if not waiting:
+            return Why.FULL, f"no node has room for {self._pod(shape)}"
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        return Why.CLAIM, f"no node has room for {pod}, as room is made for {waiting[0]}{more}"
-    return Why.FULL, f"no node has room for {pod}"
+        return Why.CLAIM, f"no node has room for {self._pod(shape)}, as room is made for {waiting[0]}{more}"
 
-
-def _pod(snapshot: Snapshot, shape: int) -> str:
-    """What a pod needs, in words."""
-    said = []
-    for name, amount in zip(snapshot.resources, snapshot.shapes.request[shape].tolist(), strict=True):
-        if not amount or name == "pods":
-            continue
-        said.append(f"{name} {_amount(name, amount)}")
-    return ", ".join(said) or "a pod"
+    def _pod(self, shape: int) -> str:
+        """What a pod needs."""
+        request = self._snapshot.shapes.request[shape].tolist()
+        named = zip(self._snapshot.resources, request, strict=True)
+        said = [f"{name} {_amount(name, amount)}" for name, amount in named if amount and name != "pods"]
+        return ", ".join(said) or "a pod"
 
 
 def _amount(name: str, amount: int) -> str:
     if name == "cpu":
         return f"{amount / 1000:g}"
-    for unit, size in (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
-        if (amount >= size and name in {"memory", "ephemeral-storage"}) or (
-            name.startswith("hugepages-") and amount >= size
-        ):
-            return f"{amount / size:.4g}{unit}"
+    if name in {"memory", "ephemeral-storage"} or name.startswith("hugepages-"):
+        for unit, size in (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+            if amount >= size:
+                return f"{amount / size:.4g}{unit}"
     return str(amount)

@@ -53,7 +53,7 @@ class _Plan:
         self._policy = policy
         jobs = sorted(snapshot.jobs, key=lambda job: (-job.priority, not job.held, job.since, job.uid))
         self._jobs = jobs
-        self._board = Board(snapshot, jobs)
+        self._board = Board(snapshot, jobs, memory.rows)
         self._caps, self._backoff = self._capped(jobs)
         self._top = np.array([self._caps.get(job.uid, (job.max, 0.0))[0] for job in jobs], dtype=np.int64)
         self._step = _steps(snapshot, jobs)
@@ -76,10 +76,10 @@ class _Plan:
             if before == board.changes:
                 break
             before = board.changes
+            board.settle_many(self._admitted(), minimum=True)
             self._retry()
-            admitted = [job for job in range(len(self._jobs)) if job not in self._queued]
-            for job in admitted:
-                board.settle(job, int(board.min[job]))
+            admitted = self._admitted()
+            board.settle_many(admitted, minimum=True)
             for rank in reversed(range(board.classes)):
                 of_class = [job for job in admitted if board.rank[job] == rank]
                 moves = growth.grow(of_class, rank, moves=moves, cool_down=self._policy.cool_down_seconds)
@@ -97,6 +97,9 @@ class _Plan:
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
         memory = Memory(claims=dict(self._claims), moved=kept | growth.moved, capped=self._caps, backoff=self._backoff)
         return allocation, memory
+
+    def _admitted(self) -> list[int]:
+        return [job for job in range(len(self._jobs)) if job not in self._queued]
 
     # --- What the scheduler knows better ---
 
@@ -137,7 +140,7 @@ class _Plan:
                 lacks = board.free[node] < 0
                 leavers = [
                     Leaver(job, node)
-                    for job in sorted(board.here.get(node, ()))
+                    for job in board.here(node)
                     if (board.request[board.shape[job]][lacks] > 0).any()
                     for _ in range(board.at[job][node])
                 ]
@@ -209,14 +212,15 @@ class _Plan:
         board, job = self._board, 0
         while job < len(self._jobs):
             end = job
-            while end < len(self._jobs) and self._lacks(end):
+            lacking = self._lacks(job)
+            while end < len(self._jobs) and self._lacks(end) == lacking:
                 end += 1
-            if end > job:
-                self._admit(list(range(job, end)))
-                job = end  # which may have lost something by that
+            run = list(range(job, end))
+            if lacking:
+                self._admit(run)
             else:
-                board.settle(job, int(board.min[job]))
-                job += 1
+                board.settle_many(run, minimum=True)
+            job = end  # which may have lost something by that
 
     def _lacks(self, job: int) -> bool:
         return bool(self._jobs[job].fixed) or bool(self._board.count[job] < self._board.min[job])
@@ -268,7 +272,7 @@ class _Plan:
                     board.put(shape, node)
 
     def _dominant(self, shape: int) -> float:
-        total = np.maximum(self._snapshot.nodes.room[self._snapshot.nodes.usable].sum(axis=0), 1)
+        total = np.maximum(self._snapshot.nodes.total, 1)
         return float((self._board.request[shape] / total).max())
 
     def _admitted_hard(self, job: int) -> bool:
@@ -362,8 +366,7 @@ class _Plan:
 
 def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
     """[J] by how much one trainer more raises a job's share."""
-    nodes = snapshot.nodes
-    total = np.maximum(np.maximum(nodes.room[nodes.usable], 0).sum(axis=0), 1)
+    total = np.maximum(snapshot.nodes.total, 1)
     dominant = (snapshot.shapes.request / total).max(axis=1) if len(snapshot.shapes.request) else np.zeros(0)
     return np.array([max(dominant[job.shape], 1e-12) / job.weight for job in jobs], dtype=np.float64)
 

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from shoal.api.errors import shown
-from shoal.autoscaler.model import Counts
+from shoal.autoscaler.model import Counts, Flags
 
 __all__ = [
     "MOST",
@@ -170,6 +170,12 @@ class Sums:
         if pairs:
             np.subtract.at(found, [index for index, _ in pairs], np.array([each.row for _, each in pairs]))
         return found
+
+    def total(self, nodes: Flags) -> Counts:
+        """[R] what these nodes have together."""
+        self._fit(self._rows)
+        total: Counts = self._sums[0, : self._rows][nodes].sum(axis=0)
+        return total
 
     def leaving(self) -> Counts:
         """What is on its way out."""

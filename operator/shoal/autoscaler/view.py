@@ -10,7 +10,7 @@ its controller, any other pod of a job only by its name and namespace; what fail
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,8 +19,9 @@ import numpy as np
 from shoal.autoscaler.eligible import Groups, Shape, ShapeBook, few, traits_of, usable
 from shoal.autoscaler.model import Flags, Job, Nodes, Pending, Shapes, Snapshot
 from shoal.autoscaler.requests import Manifest, Request, Sums, allocatable_of, part, parts
+from shoal.autoscaler.wish import JobWish
 
-__all__ = ["ClusterView", "JobWish"]
+__all__ = ["ClusterView"]
 
 _MOST_PENDING_SHAPES: Final = 1000
 """Of pending pods in one snapshot: a new DaemonSet on a full cluster brings one for each node. The others wait."""
@@ -29,39 +30,6 @@ _MOST_PROBLEMS_OF_ONE: Final = 10
 
 _Key = tuple[str, str]
 """A job's uid, and its namespace: nothing elsewhere is its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobWish:
-    """What a job wants, as far as it does not show in the cluster.
-
-    The manifests of its pods are read again only when they change: whoever hands in the same objects each time saves that.
-
-    Attributes:
-        uid: Of the TrainingJob.
-        name: Its name, without the namespace.
-        namespace: Where its pods are.
-        trainer: A pod of its, as it would be created now.
-        priority: Of its minimum trainers.
-        min: Fewest trainers.
-        max: Most trainers.
-        weight: Its claim to room among jobs of its class.
-        since: When it was created, in seconds.
-        pinned: Whether its number is the user's choice.
-        fixed: (pod, how many there should be, role) of its other pods.
-    """
-
-    uid: str
-    name: str
-    namespace: str
-    trainer: Manifest
-    priority: int
-    min: int
-    max: int
-    weight: float = 1.0
-    since: float = 0.0
-    pinned: bool = False
-    fixed: Sequence[tuple[Manifest, int, str]] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -260,7 +228,14 @@ class ClusterView:
         return Snapshot(
             now=now,
             resources=tuple(columns),
-            nodes=Nodes(names=self._names, room=room, leaving=self._sums.leaving(), usable=usable_now, group=group),
+            nodes=Nodes(
+                names=self._names,
+                room=room,
+                leaving=self._sums.leaving(),
+                usable=usable_now,
+                group=group,
+                total=self._sums.total(usable_now),
+            ),
             shapes=Shapes(request=request, fits=fits),
             jobs=tuple(self._job(crew, each, now) for crew, each in wanted.items()),
             pending=tuple(self._pending(pod, shape) for pod, shape in waiting if shape in kept),

@@ -1,0 +1,403 @@
+"""Traces: what arrives at a cluster and when, as typed models read from YAML or JSON.
+
+A trace is written by hand or made from a log, so every mistake in it is told with the field's path and the fix, and all at
+once; an unknown key is a mistake too, for a misspelt option would otherwise be a silent default. The format is described
+for people in ``examples/traces/README.md``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import Annotated, Any, Final, Self, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from shoal.api import ManifestError, Problem, Quantity
+from shoal.api.errors import RulesBrokenError, shown
+
+__all__ = [
+    "DeploymentSpec",
+    "JobSpec",
+    "NodeGroup",
+    "Others",
+    "PodSpec",
+    "Speed",
+    "Trace",
+    "TraceError",
+    "load",
+    "loads",
+]
+
+_LARGEST: Final = 64 << 20
+"""Bytes of a file: a hundred thousand jobs."""
+_MOST: Final = 100_000
+"""Nodes, pods or trainers that one entry may ask for."""
+_MOST_AMOUNT: Final = 2**62
+"""Of one resource over all nodes, in whole units: sums stay within 64 bits."""
+_PRIORITIES: Final = 2_000_000_000
+"""Kubernetes takes no larger ones for pods of users."""
+
+
+class TraceError(ManifestError):
+    """A trace that cannot be taken; ``problems`` has everything that is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Samples per second by the number of running trainers.
+
+    Attributes:
+        points: (size, rate), ascending; between two it is interpolated, outside it is flat.
+        linear: Rate per trainer, where there are no points.
+    """
+
+    points: tuple[tuple[int, float], ...] = ()
+    linear: float = 1.0
+
+    def __call__(self, trainers: int) -> float:
+        """The rate of so many trainers; nothing comes of none."""
+        if trainers <= 0:
+            return 0.0
+        if not self.points:
+            return self.linear * trainers
+        after = bisect_right(self.points, trainers, key=lambda point: point[0])
+        if after in (0, len(self.points)):
+            return self.points[min(after, len(self.points) - 1)][1]
+        (low, slow), (high, fast) = self.points[after - 1 : after + 1]
+        return slow + (fast - slow) * (trainers - low) / (high - low)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str):
+        # YAML 1.1 takes 1e6 for text.
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"{shown(value)} is not a number") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{shown(value)} is not a number")  # noqa: TRY004 - pydantic reports ValueErrors only
+    if not math.isfinite(value):
+        raise ValueError(f"{shown(value)} is not a finite number")
+    return float(value)
+
+
+def _positive(value: Any, name: str) -> float:
+    number = _number(value)
+    if number <= 0:
+        raise ValueError(f"{name} is {shown(value)}; a rate must be above 0")
+    return number
+
+
+def _speed(value: Any) -> Speed:
+    if isinstance(value, Speed):
+        return value
+    if not isinstance(value, Mapping) or not value or ("linear" in value and len(value) > 1):
+        raise ValueError(f"{shown(value)} is no speed; write {{linear: 90}}, or rates by size: {{1: 90, 8: 500}}")
+    if "linear" in value:
+        return Speed(linear=_positive(value["linear"], "linear"))
+    points: dict[int, float] = {}
+    for key, rate in value.items():
+        # Keys of JSON are text.
+        size = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{shown(key)} is no size; write numbers of trainers from 1 on, or linear")
+        if size in points:
+            raise ValueError(f"size {size} is written twice; keep one")
+        points[size] = _positive(rate, f"the rate of {size}")
+    return Speed(points=tuple(sorted(points.items())))
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Count = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
+Some = Annotated[int, Field(strict=True, ge=1, le=_MOST)]
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^\S*$")]
+Amounts = dict[str, Quantity]
+Priority = Annotated[int, Field(strict=True, ge=-_PRIORITIES, le=_PRIORITIES)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NodeGroup(_Part):
+    """Nodes of one kind. ``pool`` is a label that pods may require; ``resources`` is what is allocatable on each."""
+
+    count: Some = 1
+    resources: Amounts
+    pool: str = ""
+
+
+class Others(_Part):
+    """A job's parameter servers, or its master: pods that are there from its start to its end."""
+
+    count: Some = 1
+    request: Amounts
+
+
+class JobSpec(_Part):
+    """A training job: ``work`` in samples, or in trainer-seconds where no ``speed`` is given."""
+
+    name: Name
+    arrival: Number = 0.0
+    work: Positive
+    min: Some = 1
+    max: Some
+    request: Amounts
+    priority: Priority = -5
+    weight: Positive = 1.0
+    speed: Annotated[Speed, BeforeValidator(_speed)] = Speed()
+    servers: Others | None = None
+    master: Others | None = None
+    pool: str = ""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min > self.max:
+            raise RulesBrokenError([Problem("min", f"{self.min} is above max {self.max}; lower it, or raise max")])
+        if self.master is not None and self.master.count != 1:
+            raise RulesBrokenError([Problem("master.count", "a job has one master; leave it out")])
+        return self
+
+
+class PodSpec(_Part):
+    """Foreign pods that arrive together; with a ``lifetime`` each ends so long after it began to run."""
+
+    name: Name
+    arrival: Number = 0.0
+    request: Amounts
+    priority: Priority = 0
+    preempts: bool = True
+    lifetime: Positive | None = None
+    count: Some = 1
+    pool: str = ""
+
+
+class DeploymentSpec(_Part):
+    """Foreign pods whose number changes: ``steps`` are [seconds, replicas]."""
+
+    name: Name
+    request: Amounts
+    priority: Priority = 0
+    preempts: bool = True
+    steps: tuple[tuple[Number, Count], ...] = Field(min_length=1)
+    pool: str = ""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for number, (earlier, later) in enumerate(pairwise(self.steps), 1):
+            if later[0] <= earlier[0]:
+                text = f"at {later[0]:g} s is not after the step before it, at {earlier[0]:g} s; sort them by time"
+                raise RulesBrokenError([Problem(f"steps[{number}]", text)])
+        return self
+
+
+class Trace(_Part):
+    """A cluster and what arrives there."""
+
+    nodes: tuple[NodeGroup, ...] = Field(min_length=1)
+    jobs: tuple[JobSpec, ...] = ()
+    pods: tuple[PodSpec, ...] = ()
+    deployments: tuple[DeploymentSpec, ...] = ()
+    start_seconds: Number = 1.0
+    stop_seconds: Number = 2.0
+    cycle_seconds: Annotated[float, BeforeValidator(_number), Field(ge=0.1)] = 5.0
+    # With none at all, a policy that answers its own changes would stop the time.
+    debounce_seconds: Annotated[float, BeforeValidator(_number), Field(ge=0.01)] = 0.1
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        problems = [*self._doubles(), *self._pools(), *self._totals()]
+        if not (self.jobs or self.pods or self.deployments):
+            problems.append(Problem("", "nothing arrives in it; add jobs, pods or deployments"))
+        if problems:
+            raise RulesBrokenError(problems)
+        return self
+
+    def _entries(self) -> Mapping[str, Sequence[JobSpec | PodSpec | DeploymentSpec]]:
+        return {"jobs": self.jobs, "pods": self.pods, "deployments": self.deployments}
+
+    def _doubles(self) -> Iterable[Problem]:
+        # Pods and Deployments share their names: both make pods called after them.
+        for kinds in (("jobs",), ("pods", "deployments")):
+            seen: dict[str, str] = {}
+            for kind in kinds:
+                for number, part in enumerate(self._entries()[kind]):
+                    here = f"{kind}[{number}].name"
+                    if part.name in seen:
+                        yield Problem(here, f"{part.name!r} is the name of {seen[part.name]} too; choose another")
+                    seen.setdefault(part.name, here.removesuffix(".name"))
+
+    def _pools(self) -> Iterable[Problem]:
+        known = sorted({group.pool for group in self.nodes} - {""})
+        for kind, parts in self._entries().items():
+            for number, part in enumerate(parts):
+                if part.pool and part.pool not in known:
+                    text = f"no nodes are of pool {part.pool!r}; known: {', '.join(known) or 'none'}"
+                    yield Problem(f"{kind}[{number}].pool", text)
+
+    def _totals(self) -> Iterable[Problem]:
+        totals: dict[str, int] = {}
+        for number, group in enumerate(self.nodes):
+            for name, quantity in group.resources.items():
+                whole = math.ceil(quantity.amount * (1000 if name == "cpu" else 1))
+                totals[name] = totals.get(name, 0) + group.count * whole
+                if totals[name] > _MOST_AMOUNT:
+                    yield Problem(f"nodes[{number}].resources.{name}", "all nodes together have above 2^62; lower it")
+                    return
+
+
+def load(path: str | Path) -> Trace:
+    """Read a trace file.
+
+    Raises:
+        TraceError: It cannot be read, or something is wrong with it.
+    """
+    source = str(path)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise TraceError([Problem("", "there is no such file")], source=source) from None
+    except UnicodeDecodeError:
+        raise TraceError([Problem("", "is not text in UTF-8")], source=source) from None
+    except OSError as error:
+        raise TraceError([Problem("", f"cannot be read: {error.strerror}")], source=source) from None
+    if len(content) > _LARGEST:
+        raise TraceError([Problem("", "is larger than 64 MiB")], source=source)
+    return loads(text, source=source)
+
+
+def loads(text: str, *, source: str = "trace") -> Trace:
+    """Read a trace's text.
+
+    Raises:
+        TraceError: Something is wrong with it.
+    """
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506 - a safe loader that refuses more
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark is not None else 0
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        raise TraceError([Problem("", f"not YAML: {what}", line)], source=source) from None
+    except (RecursionError, ValueError) as error:
+        raise TraceError([Problem("", f"has a value that cannot be read: {error}")], source=source) from None
+    if value is None:
+        raise TraceError([Problem("", "the file is empty; it needs nodes and jobs")], source=source)
+    if not isinstance(value, dict):
+        raise TraceError([Problem("", "not a mapping; a trace has nodes, jobs, pods, deployments")], source=source)
+    try:
+        return Trace.model_validate(value)
+    except ValidationError as error:
+        raise TraceError(list(_problems(error)), source=source) from None
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Plain values; a key that is written twice is refused, where YAML would keep the last silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - yaml's
+        """As yaml does it, after a look at the keys."""
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    text = f"{key.value!r} is written twice; keep one"
+                    raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+                seen.add(key.value)
+        made: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return made
+
+
+_KINDS: Final = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "tuple_type": "a list",
+}
+_BOUNDS: Final = {
+    "greater_than_equal": ("small; it must be at least", "ge"),
+    "greater_than": ("small; it must be above", "gt"),
+    "less_than_equal": ("large; it must be at most", "le"),
+}
+_FIXED: Final = {
+    "missing": "is missing; add it",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must have no spaces",
+    "string_too_long": "is too long; it must have at most 253 characters",
+}
+
+
+def _problems(error: ValidationError) -> Iterable[Problem]:
+    found = error.errors(include_url=False)
+    for details in found:
+        # Of a list whose entries are all wrong, pydantic says that it is too short as well.
+        below = any(len(each["loc"]) > len(details["loc"]) == _common(each["loc"], details["loc"]) for each in found)
+        if details["type"] == "too_short" and below:
+            continue
+        path = _path(details["loc"])
+        broken = details.get("ctx", {}).get("error")
+        if isinstance(broken, RulesBrokenError):
+            for each in broken.problems:
+                yield Problem(f"{path}.{each.path}" if path and each.path else path or each.path, each.text)
+        else:
+            yield Problem(path, _text(details))
+
+
+def _common(one: Sequence[int | str], other: Sequence[int | str]) -> int:
+    """How many parts two locations begin with alike."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+
+
+def _path(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location:
+        dot = "." if path else ""
+        path += f"[{part}]" if isinstance(part, int) else f"{dot}{part}"
+    return path
+
+
+def _text(details: Any) -> str:
+    kind, value, context = details["type"], details.get("input"), details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown(details["loc"])
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in _BOUNDS:
+        said, bound = _BOUNDS[kind]
+        return f"{shown(value)} is too {said} {context[bound]:g}"
+    if kind in _KINDS:
+        return f"{shown(value)} is not {_KINDS[kind]}"
+    return _FIXED.get(kind, str(details["msg"]))
+
+
+def _unknown(location: Sequence[int | str]) -> str:
+    """With the nearest name that is known there."""
+    model: type[BaseModel] = Trace
+    for part in location[:-1]:
+        if isinstance(part, str):
+            model = _below(model.model_fields[part].annotation) or model
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.7)
+    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known here: {', '.join(known)}"
+
+
+def _below(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds one or several of."""
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            return each
+    return None
