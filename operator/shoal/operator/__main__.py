@@ -36,6 +36,12 @@ def main() -> int:
     parser.add_argument(
         "--lease", type=_lease, metavar="NAMESPACE/NAME", help="act only while holding it; default: act"
     )
+    parser.add_argument(
+        "--autoscaler",
+        default="",
+        metavar="FILE",
+        help="AutoscalerConfig by which jobs move between their bounds; default: each has its pin or its minimum",
+    )
     parser.add_argument("--serve", type=_address, metavar="HOST:PORT", help="probes and metrics; default: none")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
@@ -52,6 +58,7 @@ def main() -> int:
         classes=tuple(arguments.priority_classes) if arguments.priority_classes else None,
         lease=arguments.lease or "",
         serve=arguments.serve or "",
+        autoscaler=arguments.autoscaler,
     )
     try:
         asyncio.run(_serve(settings))

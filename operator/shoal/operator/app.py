@@ -17,6 +17,8 @@ from typing import Final
 import msgspec
 
 from shoal.api import TrainingJob
+from shoal.autoscaler.config import ConfigFile
+from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, KubeFencedError, KubeGoneError
 from shoal.operator.aside import aside
 from shoal.operator.election import Election, Times
@@ -70,6 +72,7 @@ class Settings:
         lease: NAMESPACE/NAME of the Lease that decides who acts; empty: this one does.
         times: Of the Lease.
         serve: HOST:PORT of probes and metrics; empty: none.
+        autoscaler: File with the AutoscalerConfig; empty: no autoscaler, each job has its pin or its minimum.
     """
 
     etcd: str
@@ -80,6 +83,7 @@ class Settings:
     lease: str = ""
     times: Times = field(default_factory=Times)
     serve: str = ""
+    autoscaler: str = ""
 
 
 class Operator:
@@ -106,6 +110,7 @@ class Operator:
         self._kube: Kube
         self._etcd: Store | None = None
         self._feed: Feed | None = None
+        self._autoscaler: Autoscaler | None = None
         self._loop: asyncio.AbstractEventLoop
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -170,6 +175,12 @@ class Operator:
         admit = (await aside(lambda: Users(store.accounts))).admit if vault.guarded else None
         namespaces = self._settings.namespaces
         self._sweeper = Sweeper(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
+        if self._settings.autoscaler:
+            self._autoscaler = Autoscaler(
+                ConfigFile(self._settings.autoscaler),
+                changed=lambda uids: self._worker.mark(*uids),
+                planned=self._metrics.planned,
+            )
         answered = self._store.answered
         executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit, answered=answered)
         etcd = self._settings.masters_etcd or self._settings.etcd
@@ -183,6 +194,7 @@ class Operator:
             vault=vault,
             read_end=self._read_end,
             classes=self._settings.classes,
+            autoscaler=self._autoscaler,
         )
         self._etcd.watch(ALL_JOBS, from_revision=None, on_events=self._records, on_reset=self._all_records)
         await self._etcd_known.wait()
@@ -194,6 +206,7 @@ class Operator:
             mark=lambda uids: self._worker.mark(*uids),
             came=self._metrics.came,
             job_gone=self._sweeper.soon,
+            everything=self._autoscaler,
         )
         await self._list_until_done(feed)
         return feed
@@ -206,6 +219,8 @@ class Operator:
             await self._list_until_done(feed)
         self._metrics.leads(leading=True)
         group.create_task(self._sweeper.run())
+        if self._autoscaler is not None:
+            group.create_task(self._autoscaler.run())
         self._worker.begin()
         self._worker.mark(*self._store.jobs)
 

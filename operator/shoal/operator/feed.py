@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, Listed, follow
 from shoal.operator.pods import GROUP
 from shoal.operator.store import ClusterStore
@@ -48,6 +49,7 @@ class Feed:
         mark: Gets the uids of jobs for which something changed.
         came: Told the kind of each object that comes.
         job_gone: Told when a job has gone.
+        everything: Wants to see all pods of the cluster, not those of jobs alone, and PriorityClasses; None: nobody does.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Feed:
         mark: Callable[[Iterable[str]], None],
         came: Callable[[str], None],
         job_gone: Callable[[], None],
+        everything: Autoscaler | None = None,
     ) -> None:
         self._kube = kube
         self._store = store
@@ -66,6 +69,7 @@ class Feed:
         self._mark = mark
         self._came = came
         self._job_gone = job_gone
+        self._everything = everything
         self._revisions: dict[tuple[str, str], int] = {}
         self._relisting = asyncio.Event()
         self._watch = JobWatch(namespaces=namespaces, on_event=self._job_came, on_listed=self._jobs_listed)
@@ -82,11 +86,14 @@ class Feed:
             KubeGoneError: The cluster does not know TrainingJobs.
             KubeError: It cannot be listed.
         """
+        whole = () if self._everything is None else ("PriorityClass", "Pod")
         for namespace in self._namespaces:
             await self._take("TrainingJob", namespace)
             for kind in _OURS:
-                await self._take(kind, namespace)
-        await self._take("Node", "")
+                if kind not in whole:
+                    await self._take(kind, namespace)
+        for kind in ("Node", *whole):
+            await self._take(kind, "")
 
     def begin(self, group: asyncio.TaskGroup) -> None:
         """Follow, from the last listing on."""
@@ -107,7 +114,7 @@ class Feed:
     # --- What jobs are made of, and nodes ---
 
     async def _follow(self, kind: str, namespace: str, since: int) -> None:
-        selector = _SELECTOR if kind in _OURS else ""
+        selector = self._selector(kind)
         async with contextlib.aclosing(
             follow(self._kube, kind, namespace=namespace, selector=selector, since=since)
         ) as news:
@@ -118,16 +125,27 @@ class Feed:
                     self._came(kind)
                     self._mark(self._changed(kind, each.manifest, gone=each.gone))
 
+    def _served(self, manifest: dict[str, Any]) -> bool:
+        return self._namespaces == ("",) or manifest["metadata"].get("namespace") in self._namespaces
+
+    def _selector(self, kind: str) -> str:
+        everybody = kind == "Pod" and self._everything is not None
+        return _SELECTOR if kind in _OURS and not everybody else ""
+
     def _changed(self, kind: str, manifest: dict[str, Any], *, gone: bool = False) -> set[str]:
         if kind == "TrainingJob":
             return self._store.job_changed(manifest, gone=gone)
+        if self._everything is not None:
+            self._everything.saw(kind, manifest, gone=gone)
+        if kind == "PriorityClass" or (kind == "Pod" and not self._served(manifest)):
+            return set()
         if kind == "Node":
             return self._store.node_changed(manifest, gone=gone)
         manifest["kind"] = kind
         return self._store.object_changed(manifest, gone=gone)
 
     async def _take(self, kind: str, namespace: str) -> None:
-        selector = _SELECTOR if kind in _OURS else ""
+        selector = self._selector(kind)
         found = await self._kube.listing(kind, namespace=namespace, selector=selector)
         self._revisions[kind, namespace] = found.revision
         self._listed(kind, namespace, found)
@@ -135,6 +153,10 @@ class Feed:
     def _listed(self, kind: str, namespace: str, found: Listed) -> None:
         for manifest in found.items:
             self._mark(self._changed(kind, manifest))
+        if self._everything is not None:
+            self._everything.listed(kind, found.items, revision=found.revision)
+        if kind == "PriorityClass":
+            return
         gone = self._store.forget_missing(kind, found.items, revision=found.revision, namespace=namespace)
         self._mark(gone)
         if gone and kind == "TrainingJob":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,8 @@ from typing import Any, Final
 
 from shoal.api import ManifestError, TrainingJob, from_mapping
 from shoal.api.status import ConditionType, Reason, Status
+from shoal.autoscaler.config import priority_of
+from shoal.autoscaler.loop import Autoscaler, Decision
 from shoal.kube import Kube, KubeError, KubeForbiddenError, KubeInvalidError
 from shoal.operator import events, policy
 from shoal.operator.check import Checker
@@ -21,6 +24,7 @@ from shoal.operator.reporter import Reporter
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.store import ClusterStore
 from shoal.operator.vault import Vault
+from shoal.operator.wishes import Wishes
 from shoal.store import JobKeys
 
 __all__ = ["Looker"]
@@ -31,6 +35,11 @@ _SECRETS_SECONDS: Final = 60.0
 """While a pod does not start, its Secret may have been deleted: nobody here can see that."""
 _ASK_AGAIN_SECONDS: Final = 20.0
 """What only the API server can see may be mended without any event for us."""
+
+
+_PLAN_SECONDS: Final = 5.0
+"""So long a new job's first plan is waited for without a word."""
+_UNDECIDED: Final = Decision(trainers=0, stays=None, why="waits for the autoscaler's next plan")
 
 
 @dataclass
@@ -83,6 +92,7 @@ class Looker:
         vault: What jobs' Secrets are made of.
         read_end: Sees that the store knows a job's end, if etcd does: its watch may be behind.
         classes: The PriorityClasses of servers, minimum and surplus trainers; None: none.
+        autoscaler: Decides how many trainers each job has; None: its pin, or its minimum.
     """
 
     def __init__(
@@ -96,6 +106,7 @@ class Looker:
         vault: Vault,
         read_end: Callable[[JobKeys], Awaitable[None]],
         classes: tuple[str, str, str] | None = None,
+        autoscaler: Autoscaler | None = None,
     ) -> None:
         self._store = store
         self._kube = kube
@@ -107,6 +118,8 @@ class Looker:
         self._vault = vault
         self._read_end = read_end
         self._classes = classes
+        self._autoscaler = autoscaler
+        self._wishes = Wishes(autoscaler)
         self._memory: dict[str, _Memory] = {}
 
     async def look(self, uid: str) -> float | None:
@@ -125,6 +138,7 @@ class Looker:
             self._reporter.forget(uid)
             self._checker.forget(uid)
             self._missing.forget(uid)
+            self._wishes.forget(uid)
             return None
         memory = self._memory.setdefault(uid, _Memory())
         view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
@@ -132,7 +146,10 @@ class Looker:
             job = from_mapping(manifest)
         except ManifestError as error:
             return await self._say(view, None, Observed(), refused=str(error))
-        identity = self._identity(uid)
+        try:
+            identity = self._identity(uid, job)
+        except ManifestError as error:
+            return await self._say(view, job, Observed(), refused=f"{Reason.UNKNOWN_PRIORITY}: {error}")
         seen = await self._seen(uid, job, template_of(job, identity))
         refused = await self._refused(view, job, identity, seen, memory)
         if refused:
@@ -156,9 +173,17 @@ class Looker:
         await self._read_end(JobKeys(job.metadata.namespace, job.metadata.name, uid))
         return self._store.observed(uid, template=template)
 
-    def _identity(self, uid: str) -> Identity:
-        vault = self._vault
-        return Identity(uid=uid, etcd=self._etcd, guarded=vault.guarded, secrets=vault.version, classes=self._classes)
+    def _identity(self, uid: str, job: TrainingJob) -> Identity:
+        """The job's, on this cluster.
+
+        Raises:
+            ManifestError: The AutoscalerConfig does not know its priority.
+        """
+        vault, classes = self._vault, self._classes
+        if self._autoscaler is not None:
+            of = priority_of(self._autoscaler.config, job.spec.priority)
+            classes = (of.servers, of.minimum, of.surplus)
+        return Identity(uid=uid, etcd=self._etcd, guarded=vault.guarded, secrets=vault.version, classes=classes)
 
     async def _act_and_say(
         self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: _Memory
@@ -166,23 +191,34 @@ class Looker:
         overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
-        facts = self._facts(view, memory)
+        decision = self._decided(view, job, identity, seen)
+        if decision is _UNDECIDED and not seen.applied and _age(view) < _PLAN_SECONDS:
+            return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
+        facts = replace(self._facts(view, memory), why=decision.why)
         actions: list[Action] = []
-        if facts.etcd:  # else nobody can be told before he goes
-            actions = reconcile(job, identity, seen, trainers=job.wanted_trainers(), overdue=overdue)
+        if facts.etcd and decision is not _UNDECIDED:  # else nobody can be told before he goes
+            actions = reconcile(job, identity, seen, trainers=decision.trainers, overdue=overdue, stays=decision.stays)
         memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
         try:
             await self._executor.carry_out(job, identity, actions)
         except* (KubeInvalidError, KubeForbiddenError) as group:
             troubles = [Trouble("trainer", job.metadata.name, error.reason, str(error)) for error in _each(group)]
-            await self._say(view, job, seen, facts=facts, troubles=troubles)
+            await self._say(view, job, seen, facts=facts, troubles=troubles, wanted=decision.trainers)
             raise
         if any(isinstance(action, MakeSecrets) for action in actions):
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
-        troubles, asking = await self._missing.why(job, identity, seen)
-        later = await self._say(view, job, seen, facts=facts, troubles=troubles)
+        troubles, asking = await self._missing.why(job, identity, seen, waits=not decision.trainers)
+        later = await self._say(view, job, seen, facts=facts, troubles=troubles, wanted=decision.trainers)
         return _soonest(view.now, patience, renewal, asking, later, self._due(view, job, facts))
+
+    def _decided(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed) -> Decision:
+        """How many trainers the job has, and where they stay."""
+        wants = not job.spec.suspend and seen.ended is None
+        self._wishes.tell(view.manifest, job, identity, wants=wants)
+        if self._autoscaler is None or not self._autoscaler.acts or not wants:
+            return Decision(trainers=job.wanted_trainers(), stays=None, why="")
+        return self._autoscaler.decision(view.uid) or _UNDECIDED
 
     def _renewal(self, view: _View, memory: _Memory) -> float | None:
         """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""
@@ -245,12 +281,13 @@ class Looker:
         facts: Facts | None = None,
         refused: str = "",
         troubles: Sequence[Trouble] = (),
+        wanted: int | None = None,
     ) -> float | None:
         after = status_of(
             job,
             generation=view.generation,
             seen=seen,
-            wanted=job.wanted_trainers() if job is not None else 0,
+            wanted=wanted if wanted is not None else job.wanted_trainers() if job is not None else 0,
             troubles=[*self._store.troubles(view.uid), *troubles],
             refused=refused,
             now=view.now,
@@ -280,6 +317,12 @@ class Looker:
             due += [moved + STILL] if moved is not None else []
             due += [end] if end is not None else []
         return due
+
+
+def _age(view: _View) -> float:
+    """Seconds since the job was created."""
+    created = view.manifest["metadata"].get("creationTimestamp")
+    return (view.now - datetime.fromisoformat(created)).total_seconds() if created else math.inf
 
 
 def _overdue(memory: _Memory, drain: Sequence[int]) -> tuple[set[int], float | None]:

@@ -58,13 +58,15 @@ class Missing:
         """The job is gone."""
         self._waits.pop(uid, None)
 
-    async def why(self, job: TrainingJob, identity: Identity, seen: Observed) -> tuple[list[Trouble], float | None]:
+    async def why(
+        self, job: TrainingJob, identity: Identity, seen: Observed, *, waits: bool = False
+    ) -> tuple[list[Trouble], float | None]:
         """What the API server has against the pods that are missing, and in how many seconds to ask again.
 
         Raises:
             KubeError: The API server was away for too long.
         """
-        pods = list(_missing(job, identity, seen))
+        pods = list(_missing(job, identity, seen)) if not waits else []
         if not pods:
             self.forget(identity.uid)
             return [], None

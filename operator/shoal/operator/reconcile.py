@@ -128,7 +128,13 @@ def applied_hash(manifest: dict[str, Any]) -> str:
 
 
 def reconcile(
-    job: TrainingJob, identity: Identity, seen: Observed, *, trainers: int, overdue: Collection[int] = ()
+    job: TrainingJob,
+    identity: Identity,
+    seen: Observed,
+    *,
+    trainers: int,
+    overdue: Collection[int] = (),
+    stays: Mapping[str, int] | None = None,
 ) -> list[Action]:
     """The next actions for a job that was accepted and is not being deleted.
 
@@ -136,16 +142,20 @@ def reconcile(
         job: As it is now.
         identity: Of the job on this cluster.
         seen: As far as it is known.
-        trainers: How many are wanted, within the job's bounds.
+        trainers: How many are wanted, within the job's bounds; 0: the job waits in line, and has nothing meanwhile.
         overdue: Indices of trainers that were told to leave too long ago.
+        stays: Node -> how many trainers stay there, as with `decide`.
     """
-    return _Round(job, identity, seen).actions(trainers, overdue)
+    return _Round(job, identity, seen, stays).actions(trainers, overdue)
 
 
 class _Round:
     """One look at one job."""
 
-    def __init__(self, job: TrainingJob, identity: Identity, seen: Observed) -> None:
+    def __init__(
+        self, job: TrainingJob, identity: Identity, seen: Observed, stays: Mapping[str, int] | None = None
+    ) -> None:
+        self._stays = stays
         self._job = job
         self._identity = identity
         self._seen = seen
@@ -156,11 +166,11 @@ class _Round:
         # A ghost does no harm: its grants, or its master's election, are of before.
         lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.lost]
         failed = seen.ended is not None and seen.ended.state != "Complete"
-        if failed or self._job.spec.suspend:
+        if failed or self._job.spec.suspend or (seen.ended is None and not trainers):
             return [*lost, *self._stopped(self._none(overdue), suspend=not failed)]
         if seen.ended is not None:
             return [*lost, *self._complete(overdue)]
-        decision = decide(trainers, self._trainers(trainers), self._drain(), overdue=overdue)
+        decision = decide(trainers, self._trainers(trainers), self._drain(), overdue=overdue, stays=self._stays)
         return [*self._standing(), *lost, *self._running(), *self._carried_out(decision, suspend=False)]
 
     # --- Stages of a job ---

@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 
 __all__ = ["Health", "Metrics", "serve"]
 
+_PLAN_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _LOOK_BUCKETS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 
 log = logging.getLogger("shoal.operator")
@@ -69,6 +70,12 @@ class Metrics:
         self._events = Counter(
             "shoal_operator_watch_events", "Objects that came by watches.", ["kind"], registry=self.registry
         )
+        self._plans = Histogram(
+            "shoal_autoscaler_plan_seconds",
+            "One plan for all jobs.",
+            buckets=_PLAN_BUCKETS,
+            registry=self.registry,
+        )
         self._leading = Gauge("shoal_operator_leading", "1: this one acts; 0: it stands by.", registry=self.registry)
         self._etcd = Gauge("shoal_operator_etcd_up", "1: Shoal's etcd answers.", registry=self.registry)
         self.registry.register(_Jobs(states))
@@ -85,6 +92,10 @@ class Metrics:
     def came(self, kind: str) -> None:
         """An object came by a watch; any thread may say so."""
         self._events.labels(kind).inc()
+
+    def planned(self, seconds: float) -> None:
+        """The autoscaler has made a plan."""
+        self._plans.observe(seconds)
 
     def leads(self, *, leading: bool) -> None:
         """Whether this one acts."""

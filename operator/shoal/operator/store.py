@@ -388,6 +388,7 @@ class ClusterStore:
             current=label(pod, "template") == template,
             works=index in here and not ended,
             priority=str((pod.get("spec") or {}).get("priorityClassName", "")),
+            node=str((pod.get("spec") or {}).get("nodeName") or ""),
         )
 
     def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:

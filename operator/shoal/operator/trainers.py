@@ -10,7 +10,7 @@ as if nothing had been.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Create", "Decision", "Delete", "TrainerPod", "decide", "too_low"]
@@ -30,6 +30,7 @@ class TrainerPod:
         current: It was made from the present template.
         works: The master has it as a member.
         priority: Its PriorityClass.
+        node: Where it is; empty: nowhere yet.
     """
 
     index: int
@@ -41,6 +42,7 @@ class TrainerPod:
     current: bool = True
     works: bool = False
     priority: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,12 @@ class Decision:
 
 
 def decide(
-    wanted: int, pods: Sequence[TrainerPod], drain: Collection[int], *, overdue: Collection[int] = ()
+    wanted: int,
+    pods: Sequence[TrainerPod],
+    drain: Collection[int],
+    *,
+    overdue: Collection[int] = (),
+    stays: Mapping[str, int] | None = None,
 ) -> Decision:
     """Bring a job's trainers in line with how many are wanted.
 
@@ -84,9 +91,10 @@ def decide(
         pods: All trainers' pods that exist, in any state; at most one per index.
         drain: What stands in etcd now.
         overdue: Of those that are to leave: who was told too long ago and is sent away by its kubelet now.
+        stays: Node -> how many stay there: who is more leaves first. None: it does not matter where.
     """
     alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost)]
-    leaving = _leaving(wanted, alive, drain)
+    leaving = _leaving(wanted, alive, drain, stays)
     actions: list[Create | Delete] = []
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.lost:
@@ -128,15 +136,32 @@ def _created(wanted: int, alive: Sequence[TrainerPod], blocked: Collection[int])
     return [Create(index) for index, _ in zip(lowest, range(wanted - len(alive)), strict=False) if index not in blocked]
 
 
-def _leaving(wanted: int, alive: Sequence[TrainerPod], drain: Collection[int]) -> set[int]:
+def _leaving(
+    wanted: int, alive: Sequence[TrainerPod], drain: Collection[int], stays: Mapping[str, int] | None
+) -> set[int]:
     """Who has to leave: whoever was told so already, then those who are too many, then one of an older template."""
     told = {pod.index for pod in alive if pod.index in drain}
     # Who does not work yet loses nothing; then the highest index, whose class of priority is the lower one.
     rest = sorted(
         (pod for pod in alive if pod.index not in told), key=lambda pod: (not pod.works, not pod.ready, pod.index)
     )
+    if stays is not None:
+        # Somebody else has need of the room there, or will have.
+        more = _beyond(rest, stays)
+        rest.sort(key=lambda pod: pod.index in more)
     leaving = told | {pod.index for pod in rest[wanted:]}
     return leaving | _rolled(wanted, rest[:wanted])
+
+
+def _beyond(pods: Sequence[TrainerPod], stays: Mapping[str, int]) -> set[int]:
+    """Who stands where fewer are to stay; the last of them."""
+    there: dict[str, int] = {}
+    more = set()
+    for pod in pods:
+        there[pod.node] = there.get(pod.node, 0) + 1
+        if pod.node and there[pod.node] > stays.get(pod.node, 0):
+            more.add(pod.index)
+    return more
 
 
 def _rolled(wanted: int, staying: Sequence[TrainerPod]) -> set[int]:

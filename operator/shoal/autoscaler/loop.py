@@ -1,0 +1,237 @@
+"""The loop around the planner: news come in, a moment later there is a plan, and whoever it concerns is told.
+
+It asks nobody: the operator hands in what its watches bring and what its jobs want, and takes a decision for each job when
+it looks at that job. Nothing here acts on the cluster.
+
+A plan turns a job away when its minimum finds no room. One that has pods already is turned away only when that has been so
+for a while, and is let in again only after a pause: where pods really go is the scheduler's choice, and a job must not come
+and go because it was another one than the plan's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from shoal.autoscaler.config import AutoscalerConfig, ConfigFile, policy
+from shoal.autoscaler.model import Allocation, Given, Memory, Why
+from shoal.autoscaler.plan import plan
+from shoal.autoscaler.view import ClusterView
+from shoal.autoscaler.wish import JobWish
+
+__all__ = ["Autoscaler", "Decision"]
+
+_TURNED_AWAY_SECONDS: Final = 10.0
+"""For so long a minimum has no room before a job that has pods gives all of them up."""
+_FIRST_PAUSE_SECONDS: Final = 30.0
+_LONGEST_PAUSE_SECONDS: Final = 600.0
+
+log = logging.getLogger("shoal.autoscaler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a job is given, as far as it can be carried out now.
+
+    Attributes:
+        trainers: How many it shall have now; 0: it waits in line, and has no pods at all.
+        stays: Name of a node -> how many of its trainers stay there; others there leave first. None: it does not matter.
+        why: Why not more, for people.
+    """
+
+    trainers: int
+    stays: Mapping[str, int] | None
+    why: str
+
+
+@dataclass
+class _Turned:
+    """A job whose minimum has no room.
+
+    Attributes:
+        since: When that was seen first; None: it has room.
+        until: When it may be let in again.
+        pause: After the next time.
+    """
+
+    since: float | None = None
+    until: float = 0.0
+    pause: float = _FIRST_PAUSE_SECONDS
+
+
+class Autoscaler:
+    """One for a cluster.
+
+    Args:
+        config: What an operator of the cluster chose.
+        changed: Told the uids of jobs whose decision is another one now.
+        planned: Told of each plan how many seconds it took.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        config: ConfigFile,
+        *,
+        changed: Callable[[Iterable[str]], None],
+        planned: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._file = config
+        self._changed = changed
+        self._planned = planned
+        self._clock = clock
+        self._view = ClusterView()
+        self._classes: dict[str, int] = {}
+        self._wishes: dict[str, tuple[JobWish, str]] = {}
+        self._memory = Memory()
+        self._decisions: dict[str, Decision] = {}
+        self._turned: dict[str, _Turned] = {}
+        self._news = asyncio.Event()
+        self._polled()
+
+    @property
+    def config(self) -> AutoscalerConfig:
+        """What is in force."""
+        return self._file.config
+
+    # --- What comes in ---
+
+    def saw(self, kind: str, manifest: Mapping[str, Any], *, gone: bool = False) -> None:
+        """A node, a pod or a PriorityClass is there, changed, or gone."""
+        if kind == "Pod":
+            self._view.pod_changed(manifest, now=self._clock(), gone=gone)
+        elif kind == "Node":
+            self._view.node_changed(manifest, gone=gone)
+        elif kind == "PriorityClass":
+            name = manifest["metadata"]["name"]
+            if gone:
+                self._classes.pop(name, None)
+            else:
+                self._classes[name] = int(manifest.get("value", 0))
+        else:
+            return
+        self._news.set()
+
+    def listed(self, kind: str, items: Iterable[Mapping[str, Any]], *, revision: int) -> None:
+        """All that there is of a kind: what is not among it has gone."""
+        names = {each["metadata"]["uid" if kind == "Pod" else "name"] for each in items}
+        if kind in {"Pod", "Node"}:
+            self._view.forget_missing(kind, names, revision=revision)
+        elif kind == "PriorityClass":
+            self._classes = {name: value for name, value in self._classes.items() if name in names}
+        self._news.set()
+
+    def wants(self, uid: str, wish: JobWish | None, *, minimum: str = "") -> None:
+        """What a job wants now; None: nothing.
+
+        Args:
+            uid: The job's.
+            wish: Its priority is that of `minimum`, where there is such a class.
+            minimum: The PriorityClass of its minimum trainers.
+        """
+        before = self._wishes.get(uid)
+        if wish is None:
+            self._wishes.pop(uid, None)
+            self._decisions.pop(uid, None)
+            self._turned.pop(uid, None)
+        else:
+            self._wishes[uid] = wish, minimum
+        if before != self._wishes.get(uid):
+            self._news.set()
+
+    # --- What comes out ---
+
+    def decision(self, uid: str) -> Decision | None:
+        """What a job is given; None: there was no plan with it yet, or nothing is to be changed by plans."""
+        return self._decisions.get(uid)
+
+    @property
+    def acts(self) -> bool:
+        """Whether jobs are to follow the plans."""
+        return self.config.enabled and not self.config.dry_run
+
+    async def run(self) -> None:
+        """Plan when there are news, and now and then, for ever."""
+        while True:
+            if self._polled():
+                self._changed(list(self._wishes))
+            if self.config.enabled:
+                self._try()
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), self.config.cycle.seconds)
+                # What comes in one go is planned for in one go.
+                await asyncio.sleep(self.config.debounce.seconds)
+            except TimeoutError:
+                continue
+
+    def _polled(self) -> bool:
+        """Whether another configuration is in force than before."""
+        change = self._file.poll()
+        if change is None:
+            return False
+        log.log(logging.WARNING if change.problem else logging.INFO, change.problem or "configuration taken")
+        return change.config is not None
+
+    def _try(self) -> None:
+        try:
+            self._plan()
+        except Exception:
+            # Jobs go on with what they have; without a plan they are no worse off than without an autoscaler.
+            log.exception("no plan could be made")
+
+    def _plan(self) -> None:
+        began = self._clock()
+        wishes = [self._ranked(wish, minimum) for wish, minimum in self._wishes.values()]
+        snapshot = self._view.snapshot(wishes, now=began)
+        allocation, self._memory = plan(snapshot, self._memory, policy(self.config))
+        there = {job.uid for job in snapshot.jobs if job.held}
+        self._take(allocation, snapshot.nodes.names, there)
+        self._planned(self._clock() - began)
+
+    def _ranked(self, wish: JobWish, minimum: str) -> JobWish:
+        value = self._classes.get(minimum, wish.priority)
+        return wish if value == wish.priority else replace(wish, priority=value)
+
+    def _take(self, allocation: Allocation, names: tuple[str, ...], there: set[str]) -> None:
+        news = []
+        for uid, given in allocation.jobs.items():
+            before = self._decisions.get(uid)
+            has_pods = uid in there or (before is not None and before.trainers > 0)
+            decision = self._decided(uid, given, names, has_pods=has_pods)
+            if decision is None or decision == before:
+                continue
+            self._decisions[uid] = decision
+            news.append(uid)
+            if before is not None and before.trainers != decision.trainers:
+                told = "would be" if self.config.dry_run else "is"
+                log.info("%s %s given %d trainers: %s", self._title(uid), told, decision.trainers, decision.why)
+        if news and self.acts:
+            self._changed(news)
+
+    def _decided(self, uid: str, given: Given, names: tuple[str, ...], *, has_pods: bool) -> Decision | None:
+        """None: it stays with what was decided before."""
+        now, turned = self._clock(), self._turned.setdefault(uid, _Turned())
+        if given.why is Why.QUEUED:
+            turned.since = turned.since if turned.since is not None else now
+            if has_pods and now - turned.since < _TURNED_AWAY_SECONDS:
+                return None
+            if has_pods and now >= turned.until:
+                turned.until, turned.pause = now + turned.pause, min(2 * turned.pause, _LONGEST_PAUSE_SECONDS)
+            return Decision(trainers=0, stays={}, why=given.words)
+        turned.since = None
+        if now < turned.until and not has_pods:
+            return Decision(
+                trainers=0, stays={}, why=f"was turned away; waits {turned.until - now:.0f} s before it tries again"
+            )
+        stays = {names[node]: count for node, count in given.stays.items()}
+        return Decision(trainers=sum(stays.values()) + given.now, stays=stays, why=given.words)
+
+    def _title(self, uid: str) -> str:
+        wish = self._wishes[uid][0]
+        return f"{wish.namespace}/{wish.name}"

@@ -1,0 +1,3 @@
+from tests.cluster.fixtures import pytest_collection_finish
+
+__all__ = ["pytest_collection_finish"]

@@ -1,0 +1,191 @@
+"""The autoscaler on a real control plane with hollow nodes: what it plans is what becomes of jobs and pods."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import yaml
+
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.fixtures import fresh_namespace
+from tests.etcds import run_etcd
+from tests.operator.standin import Masters
+from tests.operator.world import CLASSES, World, define
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+ONE_CPU = {"requests": {"cpu": "1", "memory": "64Mi"}}
+SMALL = {"requests": {"memory": "64Mi"}}
+TWO_NODES = 8
+"""Trainers of one CPU that find room on two nodes of four."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with ControlPlane(tmp_path_factory.mktemp("autoscaler")) as made:
+        define(made)
+        yield made
+
+
+@pytest.fixture
+def world(cluster, tmp_path):
+    """A namespace with an operator that follows plans, and two nodes of four CPUs."""
+    file = tmp_path / "autoscaler.yaml"
+    file.write_text("coolDown: 0s\n")
+    nodes = cluster.add_nodes(2, cpu="4", memory="16Gi")
+    with run_etcd(tmp_path / "etcd") as etcd, fresh_namespace(cluster) as namespace:
+        world = World(cluster, namespace, etcd, tmp_path, *CLASSES, "--autoscaler", str(file))
+        world.nodes, world.config = nodes, file
+        world.start()
+        try:
+            with Masters(world.api, etcd.endpoint, namespace) as world.masters:
+                yield world
+                world.kubectl("delete", "tj,deployments,pods", "--all", "--wait=false")
+        finally:
+            ended = world.end()
+            world.api.close()
+            cluster.kubectl("delete", "nodes", *world.nodes, "--ignore-not-found")
+        # One that was started a moment ago has no handler yet.
+        assert ended in {0, -signal.SIGTERM}, world.log()
+
+
+def apply(job, low, high, **more):
+    job.apply(
+        trainer={"minReplicas": low, "maxReplicas": high, "resources": ONE_CPU, **more.pop("trainer", {})},
+        parameterServer={"replicas": 1, "resources": SMALL},
+        master={"resources": SMALL},
+        **more,
+    )
+
+
+def trainers(job, count):
+    def there():
+        return len(job.pods("trainer")) == len(job.pods("trainer", ready=False)) == count
+
+    try:
+        job.until(there, f"{count} trainers")
+    except BaseException:
+        print(job.status(), job.pods("trainer", ready=False))
+        raise
+
+
+def allocation(job):
+    return job.status().get("allocation", {})
+
+
+def web(world, replicas):
+    """A Deployment of ordinary pods of one CPU."""
+    containers = [{"name": "web", "image": "web", "resources": ONE_CPU}]
+    template = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": containers, "terminationGracePeriodSeconds": 0}}  # fmt: skip
+    spec = {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": template}
+    world.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec})
+
+
+def webs(world):
+    return [pod for pod in world.list("Pod", labels="app=web") if pod["status"].get("phase") == "Running"]
+
+
+def test_a_job_grows_into_the_room_that_there_is_and_says_why_no_further(world):
+    apply(world.j, 2, 20)
+    trainers(world.j, TWO_NODES)
+    world.j.until(lambda: allocation(world.j).get("why") == "no node has room for cpu 1, memory 64Mi", "its reason")
+    assert allocation(world.j)["wanted"] == TWO_NODES
+    world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
+    trainers(world.j, TWO_NODES + 4)
+    told = [note for reason, note in world.j.events() if reason == "Scaled"]
+    assert told[-1].endswith(f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
+
+
+def test_two_jobs_share_and_the_one_that_stays_takes_it_all(world):
+    other = world.job("other")
+    apply(world.j, 1, 20)
+    trainers(world.j, TWO_NODES)
+    apply(other, 1, 20)
+    other.until(lambda: len(other.pods("trainer")) == 4, "its share")
+    world.j.until(lambda: len(world.j.pods("trainer", ready=False)) == 4, "the rest")
+    other.delete()
+    trainers(world.j, TWO_NODES)
+
+
+def test_ordinary_pods_get_their_room_and_it_is_used_again_when_they_go(world):
+    apply(world.j, 2, 20)
+    trainers(world.j, TWO_NODES)
+    web(world, 4)
+    world.until(lambda: len(webs(world)) == 4, "four pods")
+    trainers(world.j, 4)
+    web(world, 0)
+    trainers(world.j, TWO_NODES)
+
+
+def test_a_job_that_does_not_fit_waits_with_nothing_until_it_does(world):
+    apply(world.j, 9, 9)
+    world.j.state("Queued")
+    condition = world.j.condition("Scheduled")
+    assert (condition["reason"], condition["message"]) == (
+        "Queued", "needs 9 x cpu 1, memory 64Mi beside 2 other pods, the cluster has room for 8 at best",
+    )  # fmt: skip
+    assert world.j.all_pods() == []
+    world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
+    trainers(world.j, 9)
+    world.j.state("Running")
+
+
+def test_a_pin_holds_and_goes(world):
+    apply(world.j, 1, 20, trainer={"replicas": 3})
+    trainers(world.j, 3)
+    world.j.until(lambda: allocation(world.j).get("why") == "pinned at 3", "its reason")
+    world.j.patch({"trainer": {"replicas": None}})
+    trainers(world.j, TWO_NODES)
+
+
+def test_suspended_it_leaves_its_room_to_others(world):
+    other = world.job("other")
+    apply(world.j, 1, 20)
+    apply(other, 1, 20)
+    world.j.until(lambda: len(world.j.pods("trainer")) >= 3 and len(other.pods("trainer")) >= 3, "both at work")
+    world.j.patch({"suspend": True})
+    world.j.state("Suspended")
+    trainers(other, TWO_NODES)
+    world.j.patch({"suspend": False})
+    world.j.until(lambda: len(world.j.pods("trainer")) >= 3, "its share again")
+
+
+def test_nobody_comes_to_a_cordoned_node(world):
+    world.cluster.kubectl("cordon", world.nodes[0])
+    apply(world.j, 1, 20)
+    trainers(world.j, 4)
+    assert {pod["spec"]["nodeName"] for pod in world.j.all_pods("trainer")} == {world.nodes[1]}
+    world.cluster.kubectl("uncordon", world.nodes[0])
+    trainers(world.j, TWO_NODES)
+
+
+def test_a_priority_that_nobody_knows_is_refused_with_those_that_there_are(world):
+    apply(world.j, 1, 2, priority="urgent")
+    world.j.says("Accepted", "False", "UnknownPriority", "known: default")
+    assert world.j.made() == []
+
+
+def test_an_operator_that_is_killed_goes_on_from_what_runs(world):
+    apply(world.j, 2, 20)
+    trainers(world.j, TWO_NODES)
+    before = world.j.pod_uids("trainer")
+    world.end(signal.SIGKILL)
+    world.start()
+    world.until(lambda: "given" in world.log() or world.j.status().get("state") == "Running", "its plan")
+    web(world, 2)
+    world.until(lambda: len(webs(world)) == 2, "two pods")
+    trainers(world.j, TWO_NODES - 2)
+    assert world.j.pod_uids("trainer") <= before, "those that stay are the same"
+
+
+def test_a_configuration_changes_while_it_runs_and_a_bad_one_does_not(world):
+    world.config.write_text(yaml.safe_dump({"dryRun": True}))
+    apply(world.j, 2, 20)
+    world.until(lambda: "configuration taken" in world.log(), "the configuration")
+    trainers(world.j, 2)
+    world.config.write_text("dryRuns: false\n")
+    world.until(lambda: "unknown field" in world.log(), "what is wrong")
+    trainers(world.j, 2)
+    world.config.write_text("dryRun: false\n")
+    trainers(world.j, TWO_NODES)
