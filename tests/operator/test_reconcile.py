@@ -283,3 +283,10 @@ class Job(RuleBasedStateMachine):
 
 TestJob = Job.TestCase
 TestJob.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
+    assert reconcile(job(), IDENTITY, Observed(), trainers=0) == []
+    there = Observed(secrets=True, trainers=(TrainerPod(index=0, uid="u", ready=True, works=True),))
+    assert reconcile(job(), IDENTITY, there, trainers=0) == [Tell(Wanted(drain=[0], suspend=True))]
+    assert reconcile(job(), IDENTITY, Observed(wanted=Wanted(suspend=True)), trainers=1)[-1] == Tell(Wanted())

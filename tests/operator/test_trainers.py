@@ -51,6 +51,20 @@ def test_who_does_not_leave_when_told_is_sent_away():
     assert decide(2, [pod(0), pod(1)], [], overdue={1}).actions == ()
 
 
+def test_who_stands_where_fewer_stay_leaves_first_the_last_of_them():
+    pods = [pod(0, node="a"), pod(1, node="b"), pod(2, node="b"), pod(3, node="a")]
+    assert decide(3, pods, [], stays={"a": 2, "b": 1}).drain == (2,)
+    assert decide(2, pods, [], stays={"b": 2}).drain == (0, 3)
+    assert decide(3, pods, []).drain == (3,)
+
+
+def test_who_has_no_node_yet_leaves_before_those_that_stay():
+    pods = [pod(0, node="a"), pod(1, ready=False, works=False), pod(2, node="a")]
+    assert decide(2, pods, [], stays={"a": 2}).drain == (1,)
+    # Where somebody has to go anyway, who comes instead is on the way already.
+    assert decide(2, pods, [], stays={"a": 1}).drain == (2,)
+
+
 RANKS = {
     "as they should be": ("ms", 1, 2, [], set()),
     "the minimum was raised": ("mss", 3, 3, [], {1, 2}),

@@ -166,7 +166,10 @@ class _Round:
         # A ghost does no harm: its grants, or its master's election, are of before.
         lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.lost]
         failed = seen.ended is not None and seen.ended.state != "Complete"
-        if failed or self._job.spec.suspend or (seen.ended is None and not trainers):
+        waits = seen.ended is None and not trainers
+        if waits and not (seen.applied or seen.trainers or seen.servers or seen.masters):
+            return []
+        if failed or self._job.spec.suspend or waits:
             return [*lost, *self._stopped(self._none(overdue), suspend=not failed)]
         if seen.ended is not None:
             return [*lost, *self._complete(overdue)]

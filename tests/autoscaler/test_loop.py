@@ -1,0 +1,186 @@
+"""The loop around the planner: what comes in, when there is a plan, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shoal.autoscaler.config import ConfigFile
+from shoal.autoscaler.loop import Autoscaler
+from shoal.autoscaler.wish import JobWish
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Loop:
+    """An autoscaler, and what it told."""
+
+    def __init__(self, folder, text="debounce: 10ms\n"):
+        self.file = folder / "autoscaler.yaml"
+        self.file.write_text(text)
+        self.clock = Clock()
+        self.told: list[str] = []
+        self.made = Autoscaler(ConfigFile(self.file), changed=self.told.extend, planned=self.planned, clock=self.clock)
+
+    def planned(self, seconds):
+        assert seconds == 0.0
+        self.made_one.set()
+
+    def plan(self):
+        """As the loop does when there are news."""
+
+        async def once():
+            self.made_one = asyncio.Event()
+            running = asyncio.create_task(self.made.run())
+            await self.made_one.wait()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+        asyncio.run(asyncio.wait_for(once(), 10))
+
+    def trainers(self, uid):
+        found = self.made.decision(uid)
+        return found.trainers if found is not None else None
+
+
+def node(name, cpu="4", revision=1):
+    status = {"allocatable": {"cpu": cpu, "memory": "16Gi", "pods": "110"}, "conditions": [{"type": "Ready", "status": "True"}]}  # fmt: skip
+    return {"metadata": {"name": name, "resourceVersion": str(revision), "labels": {}}, "spec": {}, "status": status}
+
+
+def trainer(uid, index, where, revision=1):
+    owner = {"kind": "TrainingJob", "uid": uid, "controller": True, "name": uid}
+    labels = {"shoal.dev/uid": uid, "shoal.dev/job": uid, "shoal.dev/role": "trainer", "shoal.dev/index": str(index)}
+    return {
+        "metadata": {"name": f"{uid}-trainer-{index}", "namespace": "d", "uid": f"{uid}-{index}", "labels": labels,
+                     "resourceVersion": str(revision), "ownerReferences": [owner]},
+        "spec": {"nodeName": where, **pod()["spec"]},
+        "status": {"phase": "Running"},
+    }  # fmt: skip
+
+
+def pod():
+    return {"spec": {"containers": [{"name": "trainer", "resources": {"requests": {"cpu": "1"}}}]}}
+
+
+def wish(uid, low, high, **more):
+    return JobWish(uid=uid, name=uid, namespace="d", trainer=pod(), **{"priority": 0, "min": low, "max": high, **more})
+
+
+@pytest.fixture
+def loop(tmp_path):
+    return Loop(tmp_path)
+
+
+def test_a_job_is_given_what_there_is_and_told_once(loop):
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9))
+    assert loop.made.decision("a") is None
+    loop.plan()
+    assert (loop.trainers("a"), loop.told) == (4, ["a"])
+    loop.plan()
+    assert loop.told == ["a"]
+    assert loop.made.decision("a").why == "no node has room for cpu 1"
+
+
+def test_what_stays_is_told_by_the_names_of_nodes(loop):
+    for name in "nm":
+        loop.made.saw("Node", node(name))
+    for index, where in enumerate("nnm"):
+        loop.made.saw("Pod", trainer("a", index, where))
+    loop.made.wants("a", wish("a", 1, 3))
+    loop.plan()
+    assert loop.made.decision("a").stays == {"n": 2, "m": 1}
+
+
+def test_jobs_rank_by_the_classes_of_their_minimum(loop):
+    loop.made.saw("Node", node("n"))
+    for name, value in (("low", -8), ("high", -5)):
+        loop.made.saw("PriorityClass", {"metadata": {"name": name}, "value": value})
+        loop.made.wants(name, wish(name, 1, 9), minimum=name)
+    loop.plan()
+    assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
+    loop.made.listed("PriorityClass", [], revision=5)
+    loop.plan()
+    assert (loop.trainers("low"), loop.trainers("high")) == (2, 2), "nobody ranks above the other now"
+
+
+def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_comes_back_late(loop):
+    for name in "nm":
+        loop.made.saw("Node", node(name))
+    loop.made.wants("new", wish("new", 9, 9))
+    loop.plan()
+    assert loop.trainers("new") == 0
+    loop.made.wants("new", None)
+    loop.made.wants("a", wish("a", 8, 8))
+    loop.plan()
+    assert loop.trainers("a") == 8
+    for index in range(4):
+        loop.made.saw("Pod", trainer("a", index, "n"))
+    loop.made.saw("Node", node("m", revision=2), gone=True)
+    loop.plan()
+    assert loop.trainers("a") == 8, "it may be for a moment only"
+    loop.clock.now += 11
+    loop.plan()
+    assert loop.trainers("a") == 0
+    for index in range(4):
+        loop.made.saw("Pod", trainer("a", index, "n", revision=2), gone=True)
+    loop.made.saw("Node", node("m", revision=3))
+    loop.plan()
+    assert (loop.trainers("a"), loop.made.decision("a").why) == (0, "was turned away; waits 30 s before it tries again")
+    loop.clock.now += 31
+    loop.plan()
+    assert loop.trainers("a") == 8
+
+
+def test_a_dry_run_decides_and_tells_nobody(tmp_path):
+    loop = Loop(tmp_path, "dryRun: true\n")
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9))
+    loop.plan()
+    assert (loop.made.acts, loop.told, loop.trainers("a")) == (False, [], 4)
+
+
+def test_another_configuration_concerns_every_job_and_a_bad_one_nobody(loop, caplog):
+    loop.made.wants("a", wish("a", 1, 9))
+    loop.plan()
+    loop.told.clear()
+    loop.file.write_text("dryRun: maybe\n")
+    loop.plan()
+    assert (loop.told, loop.made.acts) == ([], True)
+    assert "dryRun" in caplog.text
+    loop.file.write_text("movesPerCycle: 3\n")
+    loop.plan()
+    assert loop.told[0] == "a"
+
+
+def test_a_plan_that_fails_leaves_all_as_it_was(loop, monkeypatch, caplog):
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9))
+    loop.plan()
+
+    def broken(*_):
+        loop.made_one.set()
+        raise ArithmeticError("a bug")
+
+    monkeypatch.setattr("shoal.autoscaler.loop.plan", broken)
+    loop.plan()
+    assert loop.trainers("a") == 4
+    assert "no plan could be made" in caplog.text
+
+
+def test_a_listing_tells_what_went_unseen(loop):
+    for name in "nm":
+        loop.made.saw("Node", node(name))
+    loop.made.wants("a", wish("a", 1, 9))
+    loop.plan()
+    assert loop.trainers("a") == 8
+    loop.made.listed("Node", [node("n")], revision=9)
+    loop.plan()
+    assert loop.trainers("a") == 4
