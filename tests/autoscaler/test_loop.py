@@ -28,8 +28,8 @@ class Loop:
         self.told: list[str] = []
         self.made = Autoscaler(ConfigFile(self.file), changed=self.told.extend, planned=self.planned, clock=self.clock)
 
-    def planned(self, seconds):
-        assert seconds == 0.0
+    def planned(self, plan):
+        self.plan_told = plan
         self.made_one.set()
 
     def plan(self):
@@ -173,6 +173,23 @@ def test_a_plan_that_fails_leaves_all_as_it_was(loop, monkeypatch, caplog):
     loop.plan()
     assert loop.trainers("a") == 4
     assert "no plan could be made" in caplog.text
+
+
+def test_a_plan_tells_of_every_job_and_claim_by_name(loop):
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9))
+    waiting = {**pod(), "metadata": {"name": "web", "namespace": "d", "uid": "w", "resourceVersion": "1"}, "status": {"phase": "Pending"}}  # fmt: skip
+    loop.made.saw("Pod", waiting)
+    loop.plan()
+    told = loop.plan_told
+    assert (told.nodes, told.usable, told.acts, told.problem) == (1, 1, True, "")
+    assert [(each.namespace, each.name, each.trainers, each.given, each.now) for each in told.jobs] == [
+        ("d", "a", 0, 4, 4)
+    ]
+    loop.made.wants("a", wish("a", 1, 9, priority=-1))
+    loop.plan()
+    assert [(each.pod, each.node, each.victims) for each in loop.plan_told.claims] == [("d/web", "n", {})]
+    assert loop.plan_told.jobs[0].given == 3
 
 
 def test_a_listing_tells_what_went_unseen(loop):

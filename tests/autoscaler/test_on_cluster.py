@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 
 import pytest
 import yaml
 
+from shoal.cli.errors import CommandError
+from shoal.cli.plan import show_plan
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import fresh_namespace
 from tests.etcds import run_etcd
@@ -35,7 +39,9 @@ def world(cluster, tmp_path):
     file.write_text("coolDown: 0s\n")
     nodes = cluster.add_nodes(2, cpu="4", memory="16Gi")
     with run_etcd(tmp_path / "etcd") as etcd, fresh_namespace(cluster) as namespace:
-        world = World(cluster, namespace, etcd, tmp_path, *CLASSES, "--autoscaler", str(file))
+        world = World(
+            cluster, namespace, etcd, tmp_path, *CLASSES, "--autoscaler", str(file), "--lease", f"{namespace}/operator"
+        )
         world.nodes, world.config = nodes, file
         world.start()
         try:
@@ -95,6 +101,26 @@ def test_a_job_grows_into_the_room_that_there_is_and_says_why_no_further(world):
     trainers(world.j, TWO_NODES + 4)
     told = [note for reason, note in world.j.events() if reason == "Scaled"]
     assert told[-1].endswith(f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
+
+
+def test_the_plan_is_told(world, capfd, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(world.cluster.kubeconfig))
+    with pytest.raises(CommandError, match="no plan in namespace default"):
+        show_plan(namespace="default", context=None, output="text")
+    apply(world.j, 2, 20)
+    trainers(world.j, TWO_NODES)
+
+    def said(output):
+        with contextlib.suppress(CommandError):
+            show_plan(namespace=world.namespace, context=None, output=output)
+        return capfd.readouterr().out
+
+    world.until(lambda: f"{TWO_NODES}  2-20" in " ".join(said("text").split(" ")), "the plan")
+    lines = said("text").splitlines()
+    assert lines[0].endswith("2 of 2 nodes take pods")
+    assert lines[1].split() == ["JOB", "PRIORITY", "TRAINERS", "GIVEN", "RANGE", "WHY", "NOT", "MORE"]
+    job = json.loads(said("json"))["jobs"][0]
+    assert (job["name"], job["given"], job["max"], job["why"]) == ("j", TWO_NODES, 20, "NoRoom")
 
 
 def test_two_jobs_share_and_the_one_that_stays_takes_it_all(world):

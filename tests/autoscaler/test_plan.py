@@ -142,6 +142,8 @@ def test_pods_that_are_no_more_than_trainers_claim_nothing():
     jobs = [job("a", 1, 9, held={0: 2})]
     allocation, _ = plan(cluster([[10]], [[5], [5]], jobs, pending=[web(priority=-10)]), Memory(), FREE_HAND)
     assert (allocation.claims, allocation.jobs["a"].trainers) == ((), 2)
+    roomy, _ = plan(cluster([[15]], [[5], [5]], jobs, pending=[web(priority=-10)]), Memory(), FREE_HAND)
+    assert (roomy.claims, roomy.jobs["a"].trainers) == ((), 3)
 
 
 def test_spare_room_costs_surplus_and_no_minimum():

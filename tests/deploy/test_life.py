@@ -18,7 +18,7 @@ from shoal.operator import setup_certificate
 from shoal.store import ALL_JOBS, Credentials, Put, Store
 from tests.cluster.processes import free_ports
 from tests.deploy.audited import Audited
-from tests.deploy.rendered import SYSTEM, arguments, etcd_command, opened, overlay, rights
+from tests.deploy.rendered import SYSTEM, arguments, etcd_command, find, opened, overlay, rights
 from tests.deploy.test_rights import only
 from tests.operator.standin import Masters
 from tests.operator.world import ROOT, World
@@ -200,6 +200,10 @@ class Installed(World):
             "--etcd-credentials=/etc/shoal/etcd": f"--etcd-credentials={self._folder / 'operator'}",
             "--serve=0.0.0.0:8080": f"--serve=127.0.0.1:{self.port}",
         }
+        if self._name == "autoscaler":
+            config = self._folder / "autoscaler.yaml"
+            config.write_text(find(overlay(self._name), "ConfigMap", "shoal-autoscaler")["data"][config.name])
+            here[f"--autoscaler=/etc/shoal/autoscaler/{config.name}"] = f"--autoscaler={config}"
         command = [here.get(each, each) for each in arguments(overlay(self._name), "shoal-operator")]
         assert not [each for each in here if each not in arguments(overlay(self._name), "shoal-operator")]
         config = self.cluster.kubeconfig_of("shoal-operator", self._folder)
@@ -234,11 +238,11 @@ USED_WITHOUT_A_REQUEST = {
 }
 
 
-@pytest.mark.parametrize("name", ["default", "namespaced"])
+@pytest.mark.parametrize("name", ["default", "namespaced", "autoscaler"])
 def test_a_job_lives_with_the_rights_granted_and_every_right_is_used(fresh, tmp_path, name):
     only(fresh, name)
-    namespace = f"life-{tmp_path.name[-1]}" if name == "default" else "shoal-jobs"
-    if name == "default":
+    namespace = "shoal-jobs" if name == "namespaced" else f"life-{name}-{tmp_path.name[-1]}"
+    if name != "namespaced":
         fresh.kubectl("create", "namespace", namespace)
     fresh.kubectl("delete", "lease", "shoal-operator", "-n", SYSTEM, "--ignore-not-found")
     before = len(fresh.asked("shoal-operator"))
@@ -264,22 +268,23 @@ def test_a_job_lives_with_the_rights_granted_and_every_right_is_used(fresh, tmp_
 
 
 def live(world: World) -> None:
-    world.j.apply()
+    pinned = {"minReplicas": 2, "maxReplicas": 4, "replicas": 2}
+    world.j.apply(trainer=pinned)
     world.j.at_work([0, 1])
     assert world.probe("/readyz")
     world.cluster.kubectl("scale", "tj/j", "--replicas=3", "-n", world.namespace)
     world.j.at_work([0, 1, 2])
     world.cluster.kubectl("scale", "tj/j", "--replicas=2", "-n", world.namespace)
     world.j.at_work([0, 1])
-    world.j.apply(suspend=True)
+    world.j.apply(trainer=pinned, suspend=True)
     world.j.nobody()
     # The next leader takes the Lease over.
     world.end(signal.SIGTERM)
     world.start()
-    world.j.apply(suspend=False)
+    world.j.apply(trainer=pinned, suspend=False)
     world.j.at_work([0, 1])
     world.j.end("Complete")
     world.j.wait("Complete")
     world.j.nobody()
-    world.j.apply(runPolicy={"ttlSecondsAfterFinished": 1})
+    world.j.apply(trainer=pinned, runPolicy={"ttlSecondsAfterFinished": 1})
     world.until(lambda: not world.cluster.get("tj,pods", "-n", world.namespace)["items"], "all to go")

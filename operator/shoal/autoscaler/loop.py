@@ -15,10 +15,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from shoal.api.plan import Plan, PlannedClaim, PlannedJob
 from shoal.autoscaler.config import AutoscalerConfig, ConfigFile, policy
-from shoal.autoscaler.model import Allocation, Given, Memory, Why
+from shoal.autoscaler.model import Allocation, Given, Memory, Snapshot, Why
 from shoal.autoscaler.plan import plan
 from shoal.autoscaler.view import ClusterView
 from shoal.autoscaler.wish import JobWish
@@ -27,6 +29,8 @@ __all__ = ["Autoscaler", "Decision"]
 
 _TURNED_AWAY_SECONDS: Final = 10.0
 """For so long a minimum has no room before a job that has pods gives all of them up."""
+_MOST_TOLD: Final = 2000
+"""Jobs, and claims, that a plan is told with: a ConfigMap holds a megabyte."""
 _FIRST_PAUSE_SECONDS: Final = 30.0
 _LONGEST_PAUSE_SECONDS: Final = 600.0
 
@@ -69,7 +73,7 @@ class Autoscaler:
     Args:
         config: What an operator of the cluster chose.
         changed: Told the uids of jobs whose decision is another one now.
-        planned: Told of each plan how many seconds it took.
+        planned: Gets each plan, as it is to be told.
         clock: Seconds that only go forward.
     """
 
@@ -78,7 +82,7 @@ class Autoscaler:
         config: ConfigFile,
         *,
         changed: Callable[[Iterable[str]], None],
-        planned: Callable[[float], None],
+        planned: Callable[[Plan], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file = config
@@ -192,7 +196,49 @@ class Autoscaler:
         allocation, self._memory = plan(snapshot, self._memory, policy(self.config))
         there = {job.uid for job in snapshot.jobs if job.held}
         self._take(allocation, snapshot.nodes.names, there)
-        self._planned(self._clock() - began)
+        self._planned(self._told(snapshot, allocation, self._clock() - began))
+
+    def _told(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
+        titles = {job.uid: job.name for job in snapshot.jobs}
+        jobs = []
+        for job in sorted(snapshot.jobs, key=lambda job: (-job.priority, job.since, job.name)):
+            given, decision = allocation.jobs[job.uid], self._decisions.get(job.uid)
+            namespace, _, name = job.name.partition("/")
+            now = decision.trainers if decision is not None else 0
+            jobs.append(
+                PlannedJob(
+                    namespace,
+                    name,
+                    job.priority,
+                    job.trainers,
+                    given.trainers,
+                    now,
+                    job.min,
+                    job.max,
+                    given.why,
+                    given.words,
+                )
+            )
+        claims = [
+            PlannedClaim(
+                claim.name,
+                snapshot.nodes.names[claim.node],
+                {titles[uid]: count for uid, count in claim.victims.items()},
+            )
+            for claim in allocation.claims
+        ]
+        usable = int(snapshot.nodes.usable.sum())
+        time_now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return Plan(
+            time_now,
+            seconds,
+            self.acts,
+            self._file.problem,
+            len(snapshot.nodes.names),
+            usable,
+            jobs[:_MOST_TOLD],
+            claims[:_MOST_TOLD],
+        )
 
     def _ranked(self, wish: JobWish, minimum: str) -> JobWish:
         value = self._classes.get(minimum, wish.priority)

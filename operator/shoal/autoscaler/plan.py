@@ -175,6 +175,8 @@ class _Plan:
         """Where a pod's room is made, and who gives way there."""
         board = self._board
         below = len({job.priority for job in self._jobs if job.priority < pod.priority})
+        if self._jobs and not below:
+            return None  # it ranks no higher than anybody's trainers, and takes its chance as they do
         tiers = board.tiers(surplus_below=below, minimums_below=below)
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
             # The scheduler's choice; who has to give way for it is on the way out as a rule.

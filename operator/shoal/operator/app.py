@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from shoal.api import TrainingJob
+from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan
 from shoal.autoscaler.config import ConfigFile
 from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, KubeFencedError, KubeGoneError
@@ -48,6 +49,7 @@ from shoal.store.accounts import NOT_ON
 
 __all__ = ["Operator", "Settings"]
 
+_PLAN_PAUSE_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 3.0
 _SILENT_SECONDS: Final = 60.0
 """The watch's thread gives a sign of life several times a second."""
@@ -111,6 +113,8 @@ class Operator:
         self._etcd: Store | None = None
         self._feed: Feed | None = None
         self._autoscaler: Autoscaler | None = None
+        self._plan: Plan | None = None
+        self._planned = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -179,7 +183,7 @@ class Operator:
             self._autoscaler = Autoscaler(
                 ConfigFile(self._settings.autoscaler),
                 changed=lambda uids: self._worker.mark(*uids),
-                planned=self._metrics.planned,
+                planned=self._has_planned,
             )
         answered = self._store.answered
         executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit, answered=answered)
@@ -221,8 +225,29 @@ class Operator:
         group.create_task(self._sweeper.run())
         if self._autoscaler is not None:
             group.create_task(self._autoscaler.run())
+            group.create_task(self._tell_plans())
         self._worker.begin()
         self._worker.mark(*self._store.jobs)
+
+    def _has_planned(self, plan: Plan) -> None:
+        self._metrics.planned(plan.seconds)
+        self._plan = plan
+        self._planned.set()
+
+    async def _tell_plans(self) -> None:
+        """Into a ConfigMap beside the Lease, the last one now and then: it is for people."""
+        namespace = self._settings.lease.partition("/")[0]
+        while namespace:
+            await self._planned.wait()
+            self._planned.clear()
+            text = msgspec.json.encode(self._plan).decode()
+            metadata = {"name": PLAN_NAME, "namespace": namespace}
+            manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {PLAN_KEY: text}}
+            try:
+                await self._kube.apply(manifest)
+            except KubeError as error:
+                log.warning("the plan cannot be told: %s", error)
+            await asyncio.sleep(_PLAN_PAUSE_SECONDS)
 
     async def _end(self) -> None:
         """Nothing may be under way any more when another one is let in."""

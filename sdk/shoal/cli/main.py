@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shoal.cli.errors import clear_errors
+from shoal.cli.errors import CommandError, clear_errors
 
 __all__ = ["app", "main"]
 
@@ -145,6 +145,33 @@ def run(
             quiet=quiet,
         )
         raise typer.Exit(run_job(options))
+
+
+@app.command(rich_help_panel=_LOOK, short_help="What the autoscaler of a cluster decided last, and why.")
+def plan(
+    *,
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", metavar="NAME", help="Where Shoal's operator runs.")
+    ] = "shoal-system",
+    context: Annotated[
+        str | None,
+        typer.Option(
+            "--context", metavar="NAME", help="Of the kubeconfig (default: its current one).", show_default=False
+        ),
+    ] = None,
+    output: Output = "text",
+) -> None:
+    """What the autoscaler of a cluster saw and decided last.
+
+    Each job's trainers and why it has no more, and the pods for which room is made. It needs the extra `operator` (for the
+    cluster's client) and a kubeconfig.
+    """
+    with clear_errors():
+        try:
+            from shoal.cli.plan import show_plan  # noqa: PLC0415
+        except ImportError as error:
+            raise CommandError(f"{error}; install it: pip install 'shoal[operator]'") from None
+        show_plan(namespace=namespace, context=context, output=_output(output))
 
 
 @app.command(rich_help_panel=_LOOK)

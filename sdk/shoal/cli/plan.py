@@ -1,0 +1,81 @@
+"""`shoal plan`: what the autoscaler of a cluster saw and decided last, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan
+from shoal.cli.errors import FAILED, CommandError
+from shoal.kube import Kube, KubeError
+
+__all__ = ["show_plan"]
+
+_PATIENCE_SECONDS: Final = 10.0
+
+
+def show_plan(*, namespace: str, context: str | None, output: str) -> None:
+    """Print it.
+
+    Args:
+        namespace: The operator's.
+        context: Of the kubeconfig; None: the current one.
+        output: ``text`` or ``json``.
+
+    Raises:
+        CommandError: There is none, or no cluster.
+    """
+    text = asyncio.run(_read(namespace, context))
+    try:
+        plan = msgspec.json.decode(text, type=Plan)
+    except msgspec.MsgspecError as error:
+        raise CommandError(f"the plan in {namespace} is of another version of Shoal: {error}", code=FAILED) from None
+    if output == "json":
+        sys.stdout.write(text.strip() + "\n")
+        return
+    _show(plan, Console())
+
+
+async def _read(namespace: str, context: str | None) -> str:
+    try:
+        async with await Kube.connect(context=context, patience_seconds=_PATIENCE_SECONDS) as kube:
+            found = await kube.get("ConfigMap", PLAN_NAME, namespace=namespace)
+    except KubeError as error:
+        raise CommandError(str(error), code=FAILED) from None
+    if found is None:
+        fix = "its operator may run elsewhere (--namespace), or without an autoscaler (deploy/overlays/autoscaler)"
+        raise CommandError(f"no plan in namespace {namespace}: {fix}", code=FAILED)
+    return str((found.get("data") or {}).get(PLAN_KEY, ""))
+
+
+def _show(plan: Plan, console: Console) -> None:
+    age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(plan.time)).total_seconds())
+    state = "" if plan.acts else "; only told, not carried out (dryRun)"
+    console.print(
+        f"planned {age:.0f} s ago in {1000 * plan.seconds:.0f} ms; {plan.usable} of {plan.nodes} nodes take pods{state}"
+    )
+    if plan.problem:
+        console.print(f"the configuration in force is an older one: {plan.problem}", style="yellow", markup=False)
+    jobs = Table(box=None, pad_edge=False)
+    for name in ("JOB", "PRIORITY", "TRAINERS", "GIVEN", "RANGE", "WHY NOT MORE"):
+        jobs.add_column(name, justify="right" if name in {"PRIORITY", "TRAINERS", "GIVEN"} else "left")
+    for each in plan.jobs:
+        given = str(each.given) if each.now == each.given else f"{each.given} ({each.now} now)"
+        jobs.add_row(
+            f"{each.namespace}/{each.name}",
+            str(each.priority),
+            str(each.trainers),
+            given,
+            f"{each.min}-{each.max}",
+            each.words,
+        )
+    console.print(jobs if plan.jobs else "no job wants trainers")
+    for claim in plan.claims:
+        gives = ", ".join(f"{count} of {job}" for job, count in claim.victims.items())
+        console.print(f"room for {claim.pod} on {claim.node}{': gives way: ' + gives if gives else ''}", markup=False)
