@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
 
-from shoal.cli.errors import CommandError
-from shoal.cli.plan import show_plan
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import fresh_namespace
 from tests.etcds import run_etcd
@@ -103,24 +103,31 @@ def test_a_job_grows_into_the_room_that_there_is_and_says_why_no_further(world):
     assert told[-1].endswith(f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
 
 
-def test_the_plan_is_told(world, capfd, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", str(world.cluster.kubeconfig))
-    with pytest.raises(CommandError, match="no plan in namespace default"):
-        show_plan(namespace="default", context=None, output="text")
+def shoal_plan(world, namespace, *options):
+    """The command, as a user has it."""
+    command = [sys.executable, "-m", "shoal.cli", "plan", "-n", namespace, *options]
+    environment = {**os.environ, "KUBECONFIG": str(world.cluster.kubeconfig), "COLUMNS": "120"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_plan_is_told(world):
+    missing = shoal_plan(world, "default")
+    assert missing.returncode == 1
+    assert "error: no plan in namespace default: its operator may run elsewhere" in missing.stderr
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
 
-    def said(output):
-        with contextlib.suppress(CommandError):
-            show_plan(namespace=world.namespace, context=None, output=output)
-        return capfd.readouterr().out
+    def job():
+        told = shoal_plan(world, world.namespace, "-o", "json")
+        return json.loads(told.stdout)["jobs"][0] if told.returncode == 0 and '"j"' in told.stdout else {}
 
-    world.until(lambda: f"{TWO_NODES}  2-20" in " ".join(said("text").split(" ")), "the plan")
-    lines = said("text").splitlines()
+    world.until(lambda: job().get("trainers") == TWO_NODES, "the plan")
+    assert (job()["given"], job()["max"], job()["why"]) == (TWO_NODES, 20, "NoRoom")
+    lines = shoal_plan(world, world.namespace).stdout.splitlines()
     assert lines[0].endswith("2 of 2 nodes take pods")
     assert lines[1].split() == ["JOB", "PRIORITY", "TRAINERS", "GIVEN", "RANGE", "WHY", "NOT", "MORE"]
-    job = json.loads(said("json"))["jobs"][0]
-    assert (job["name"], job["given"], job["max"], job["why"]) == ("j", TWO_NODES, 20, "NoRoom")
+    assert lines[2].split(maxsplit=5)[1:5] == ["-6", "8", "8", "2-20"]
+    assert lines[2].endswith("no node has room for cpu 1, memory 64Mi")
 
 
 def test_two_jobs_share_and_the_one_that_stays_takes_it_all(world):
