@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,12 +13,13 @@ from typing import Any, Self
 
 import msgspec
 
+from shoal.api.crd import crd
 from shoal.local.etcd import EtcdServer, find_etcd
 from shoal.store import ALL_JOBS, JobKeys, Published, Store
 from tests.cluster.node import NodeCluster
 from tests.node.jobs import ROOT, Jobs
 
-__all__ = ["Etcd", "World"]
+__all__ = ["Etcd", "World", "define"]
 
 
 class Etcd(EtcdServer):
@@ -36,8 +38,9 @@ class Etcd(EtcdServer):
 class World(Jobs):
     """What a test has in its hands."""
 
-    def __init__(self, cluster: NodeCluster, namespace: str, folder: Path) -> None:
+    def __init__(self, cluster: NodeCluster, namespace: str, folder: Path, *options: str) -> None:
         super().__init__(cluster, namespace, folder)
+        self._options = options
         self.etcd = Etcd(folder / "etcd", cluster.outside)
         self._operator: subprocess.Popen[bytes] | None = None
         self._store: Store | None = None
@@ -62,7 +65,7 @@ class World(Jobs):
         etcds = ["--etcd", self.etcd.endpoint, "--masters-etcd", self.etcd.outside]
         with self._log.open("ab") as log:
             self._operator = subprocess.Popen(
-                [sys.executable, "-m", "shoal.operator", *etcds, "--namespace", self.namespace],
+                [sys.executable, "-m", "shoal.operator", *etcds, "--namespace", self.namespace, *self._options],
                 env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)},
                 cwd=ROOT,
                 stdout=log,
@@ -111,3 +114,14 @@ class World(Jobs):
         """The operator's, too."""
         told = [str(self.told(job["metadata"]["name"])) for job in self.get("tj")["items"]]
         return "\n".join([self._log.read_text()[-6000:], super().last_words(), *told])
+
+
+def define(cluster: NodeCluster) -> None:
+    """The cluster knows TrainingJobs."""
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(crd()))
+
+    def established() -> bool:
+        found = cluster.get("crd/trainingjobs.shoal.dev").get("status", {}).get("conditions") or []
+        return any(each["type"] == "Established" and each["status"] == "True" for each in found)
+
+    cluster.until(established, "the definition")

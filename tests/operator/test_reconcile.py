@@ -31,10 +31,11 @@ from shoal.store import Wanted
 IDENTITY = Identity(uid="0123", etcd="etcd:2379", classes=("servers", "minimum", "surplus"))
 
 
-def job(*, low=1, high=3, suspend=False, image="train:1", servers=2):
+def job(*, low=1, high=3, suspend=False, image="train:1", servers=2, claims=False):
     spec = {
         "image": image, "command": ["python", "train.py"], "suspend": suspend,
-        "trainer": {"minReplicas": low, "maxReplicas": high}, "parameterServer": {"replicas": servers},
+        "trainer": {"minReplicas": low, "maxReplicas": high},
+        "parameterServer": {"replicas": servers} | ({"volumeClaimSpec": {"storageClassName": ""}} if claims else {}),
     }  # fmt: skip
     return from_mapping(
         {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}, "spec": spec}
@@ -286,7 +287,16 @@ TestJob.settings = settings(max_examples=150, stateful_step_count=30, deadline=N
 
 
 def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
-    assert reconcile(job(), IDENTITY, Observed(), trainers=0) == []
+    assert reconcile(job(), IDENTITY, Observed(), trainers=0, waits=True) == []
     there = Observed(secrets=True, trainers=(TrainerPod(index=0, uid="u", ready=True, works=True),))
-    assert reconcile(job(), IDENTITY, there, trainers=0) == [Tell(Wanted(drain=[0], suspend=True))]
+    claims = job(claims=True)
+    assert reconcile(claims, IDENTITY, there, trainers=0, waits=True) == [Tell(Wanted(drain=[0], suspend=True))]
+    # Without claims the snapshots would go with the servers' pods.
+    kept = reconcile(job(), IDENTITY, there, trainers=0, waits=True)
+    assert [each for each in kept if not isinstance(each, Apply)] == [Tell(Wanted(drain=[0]))]
+    assert {
+        each.manifest["spec"]["replicas"]
+        for each in kept
+        if isinstance(each, Apply) and "replicas" in each.manifest.get("spec", {})
+    } == {1, 2}
     assert reconcile(job(), IDENTITY, Observed(wanted=Wanted(suspend=True)), trainers=1)[-1] == Tell(Wanted())

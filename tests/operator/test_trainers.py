@@ -70,9 +70,10 @@ RANKS = {
     "the minimum was raised": ("mss", 3, 3, [], {1, 2}),
     "by one": ("mss", 2, 3, [], {1}),
     "it was lowered": ("mmm", 1, 3, [], set()),
-    "the first left": ("-s", 1, 1, [], {1}),
+    "the first left": ("-s", 1, 1, [], set()),
+    "the first of two left": ("-ss", 1, 2, [], {1}),
     "the first comes again": ("-ms", 2, 3, [], set()),
-    "the first is told to leave": ("ms", 1, 1, [0], {1}),
+    "the first is told to leave": ("mss", 1, 1, [0], {1}),
 }  # fmt: skip
 
 

@@ -39,15 +39,17 @@ log = logging.getLogger("shoal.autoscaler")
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a job is given, as far as it can be carried out now.
+    """What a job is given.
 
     Attributes:
-        trainers: How many it shall have now; 0: it waits in line, and has no pods at all.
+        trainers: How many it shall have; 0: it waits in line.
+        now: How many of these can be there now: the rest comes when others have left.
         stays: Name of a node -> how many of its trainers stay there; others there leave first. None: it does not matter.
         why: Why not more, for people.
     """
 
     trainers: int
+    now: int
     stays: Mapping[str, int] | None
     why: str
 
@@ -204,7 +206,7 @@ class Autoscaler:
         for job in sorted(snapshot.jobs, key=lambda job: (-job.priority, job.since, job.name)):
             given, decision = allocation.jobs[job.uid], self._decisions.get(job.uid)
             namespace, _, name = job.name.partition("/")
-            now = decision.trainers if decision is not None else 0
+            now = decision.now if decision is not None else 0
             jobs.append(
                 PlannedJob(
                     namespace,
@@ -269,14 +271,17 @@ class Autoscaler:
                 return None
             if has_pods and now >= turned.until:
                 turned.until, turned.pause = now + turned.pause, min(2 * turned.pause, _LONGEST_PAUSE_SECONDS)
-            return Decision(trainers=0, stays={}, why=given.words)
+            return Decision(trainers=0, now=0, stays={}, why=given.words)
         turned.since = None
         if now < turned.until and not has_pods:
             return Decision(
-                trainers=0, stays={}, why=f"was turned away; waits {turned.until - now:.0f} s before it tries again"
+                trainers=0,
+                now=0,
+                stays={},
+                why=f"was turned away; waits {turned.until - now:.0f} s before it tries again",
             )
         stays = {names[node]: count for node, count in given.stays.items()}
-        return Decision(trainers=sum(stays.values()) + given.now, stays=stays, why=given.words)
+        return Decision(trainers=given.trainers, now=sum(stays.values()) + given.now, stays=stays, why=given.words)
 
     def _title(self, uid: str) -> str:
         wish = self._wishes[uid][0]

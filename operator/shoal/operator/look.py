@@ -39,7 +39,7 @@ _ASK_AGAIN_SECONDS: Final = 20.0
 
 _PLAN_SECONDS: Final = 5.0
 """So long a new job's first plan is waited for without a word."""
-_UNDECIDED: Final = Decision(trainers=0, stays=None, why="waits for the autoscaler's next plan")
+_UNDECIDED: Final = Decision(trainers=0, now=0, stays=None, why="waits for the autoscaler's next plan")
 
 
 @dataclass
@@ -197,7 +197,15 @@ class Looker:
         facts = replace(self._facts(view, memory), why=decision.why)
         actions: list[Action] = []
         if facts.etcd and decision is not _UNDECIDED:  # else nobody can be told before he goes
-            actions = reconcile(job, identity, seen, trainers=decision.trainers, overdue=overdue, stays=decision.stays)
+            actions = reconcile(
+                job,
+                identity,
+                seen,
+                trainers=decision.now,
+                overdue=overdue,
+                stays=decision.stays,
+                waits=not decision.trainers,
+            )
         memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
         try:
             await self._executor.carry_out(job, identity, actions)
@@ -217,7 +225,8 @@ class Looker:
         wants = not job.spec.suspend and seen.ended is None
         self._wishes.tell(view.manifest, job, identity, wants=wants)
         if self._autoscaler is None or not self._autoscaler.acts or not wants:
-            return Decision(trainers=job.wanted_trainers(), stays=None, why="")
+            wanted = job.wanted_trainers()
+            return Decision(trainers=wanted, now=wanted, stays=None, why="")
         return self._autoscaler.decision(view.uid) or _UNDECIDED
 
     def _renewal(self, view: _View, memory: _Memory) -> float | None:

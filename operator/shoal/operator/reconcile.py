@@ -135,6 +135,7 @@ def reconcile(
     trainers: int,
     overdue: Collection[int] = (),
     stays: Mapping[str, int] | None = None,
+    waits: bool = False,
 ) -> list[Action]:
     """The next actions for a job that was accepted and is not being deleted.
 
@@ -142,11 +143,13 @@ def reconcile(
         job: As it is now.
         identity: Of the job on this cluster.
         seen: As far as it is known.
-        trainers: How many are wanted, within the job's bounds; 0: the job waits in line, and has nothing meanwhile.
+        trainers: How many are wanted, within the job's bounds, or as many of these as can be there now.
         overdue: Indices of trainers that were told to leave too long ago.
         stays: Node -> how many trainers stay there, as with `decide`.
+        waits: The job waits in line. It has nothing meanwhile, but for servers whose snapshots would go with their pods,
+            and the master.
     """
-    return _Round(job, identity, seen, stays).actions(trainers, overdue)
+    return _Round(job, identity, seen, stays).actions(0 if waits else trainers, overdue, waits=waits)
 
 
 class _Round:
@@ -161,15 +164,16 @@ class _Round:
         self._seen = seen
         self._names = names(job)
 
-    def actions(self, trainers: int, overdue: Collection[int]) -> list[Action]:
+    def actions(self, trainers: int, overdue: Collection[int], *, waits: bool) -> list[Action]:
         seen = self._seen
         # A ghost does no harm: its grants, or its master's election, are of before.
         lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.lost]
         failed = seen.ended is not None and seen.ended.state != "Complete"
-        waits = seen.ended is None and not trainers
         if waits and not (seen.applied or seen.trainers or seen.servers or seen.masters):
             return []
-        if failed or self._job.spec.suspend or waits:
+        server = self._job.spec.parameter_server
+        keeps = server is None or server.volume_claim_spec is not None
+        if failed or self._job.spec.suspend or (waits and keeps and seen.ended is None):
             return [*lost, *self._stopped(self._none(overdue), suspend=not failed)]
         if seen.ended is not None:
             return [*lost, *self._complete(overdue)]

@@ -119,6 +119,8 @@ def too_low(pods: Sequence[TrainerPod], *, fewest: int, wanted: int, drain: Coll
         surplus: The lower PriorityClass.
     """
     alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost or pod.index in drain)]
+    if len(alive) == 1:
+        return set()  # better one of low priority than nobody until its successor works
     free = set(range(fewest)) - {pod.index for pod in alive}
     coming = min(len(free), max(0, wanted - len(alive)))
     lower = sorted((pod for pod in alive if pod.priority == surplus), key=lambda pod: pod.index)
