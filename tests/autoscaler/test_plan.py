@@ -79,6 +79,13 @@ def test_a_job_that_is_larger_than_the_cluster_is_told_so():
     assert (made.trainers, made.words) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best")
 
 
+def test_a_job_in_line_is_told_its_place():
+    jobs = [job("runs", 2, 2, held={0: 2}), job("first", 2, 4, since=1.0), job("second", 2, 2, since=2.0)]
+    made = plan(cluster([[10000]], [[5000]], jobs), Memory(), FREE_HAND)[0].jobs
+    assert made["first"].words == "needs 2 x cpu 5, and others hold the room; it is number 1 in line"
+    assert made["second"].words.endswith("number 2 in line")
+
+
 def test_why_not_more():
     jobs = [job("full", 1, 9), job("max", 1, 1), job("pinned", 1, 1, pinned=True)]
     made = plan(cluster([[18000]], [[5000]], jobs), Memory(), FREE_HAND)[0].jobs
@@ -115,9 +122,9 @@ def test_what_is_freed_for_growth_is_used_when_it_is_there():
 
 def test_a_claim_stays_on_its_node():
     jobs = [job("a", 1, 2, held={0: 2})]
-    memory = Memory(claims={"web": Claim(pod="web", name="default/web", node=2, victims={}, since=1.0)})
+    memory = Memory(claims={"web": Claim(pod="web", name="default/web", node=2, victims={}, since=90.0)})
     allocation, memory = plan(cluster([[10], [10], [10]], [[5], [5]], jobs, pending=[web()]), memory, FREE_HAND)
-    assert (allocation.claims[0].node, allocation.claims[0].since) == (2, 1.0)
+    assert (allocation.claims[0].node, allocation.claims[0].since) == (2, 90.0)
 
 
 def test_a_nominated_node_is_respected():
@@ -213,9 +220,26 @@ def test_a_job_that_the_scheduler_refuses_is_held_at_what_runs_and_tries_again_l
     assert counts(replace(calm, now=129.0), memory) == {"a": 2}
     allocation, memory = plan(replace(calm, now=131.0), memory, FREE_HAND)
     assert allocation.jobs["a"].trainers == 4
-    again = replace(snapshot, now=150.0)
-    _, memory = plan(again, Memory(backoff={"a": 30.0}), FREE_HAND)
-    assert memory.capped["a"] == (2, 210.0)
+    # The refused one has gone meanwhile; the next one is refused, too.
+    _, memory = plan(replace(snapshot, now=145.0), memory, FREE_HAND)
+    assert memory.capped["a"] == (2, 205.0)
+    further = replace(snapshot, jobs=(replace(jobs[0], held={0: 3}, unschedulable=0.0),), now=300.0)
+    _, memory = plan(further, memory, FREE_HAND)
+    assert (memory.capped, memory.backoff) == ({}, {})
+
+
+def test_a_pod_that_does_not_come_where_room_was_made_gives_the_room_back():
+    """It cannot, for a reason that only the scheduler sees."""
+    jobs = [job("a", 1, 9, held={0: 2})]
+    snapshot = cluster([[10]], [[5], [5]], jobs, pending=[web()])
+    allocation, memory = plan(snapshot, Memory(), FREE_HAND)
+    assert allocation.jobs["a"].trainers == 1
+    snapshot = replace(applied(replace(snapshot, pending=()), replace(allocation, claims=())), pending=(web(),))
+    assert counts(replace(snapshot, now=129.0), memory) == {"a": 1}
+    allocation, memory = plan(replace(snapshot, now=131.0), memory, FREE_HAND)
+    assert (allocation.jobs["a"].trainers, allocation.claims) == (2, ())
+    assert counts(replace(snapshot, now=400.0), memory) == {"a": 2}
+    assert counts(replace(snapshot, now=432.0), memory) == {"a": 1}
 
 
 @pytest.mark.parametrize("shapes", [[[0]], [[0, 0]]], ids=["one resource", "two"])

@@ -141,6 +141,15 @@ class Board:
         ]
         return np.stack(sums, axis=1).astype(np.int64)
 
+    def entries(self) -> tuple[Counts, Counts, Counts]:
+        """Jobs, nodes and counts of all trainers that stand; of one job at one node there may be several, less than 0 too."""
+        entries = self._entries.all()
+        return entries.job, entries.node, entries.count
+
+    def sum_of(self, node: Counts, job: Counts, count: Counts) -> Counts:
+        """[N, R] what so many trainers of jobs take at nodes."""
+        return self._sum(node, self.shape[job], count, len(self.free))
+
     # --- Tiers ---
 
     @property
@@ -254,6 +263,11 @@ class Board:
     def settle_many(self, jobs: Sequence[int], *, minimum: bool) -> None:
         """Of each of these jobs its minimum, or all."""
         self.sure[jobs] = np.minimum(self.min[jobs], self.count[jobs]) if minimum else self.count[jobs]
+        self._weak = None
+
+    def yield_all(self, jobs: Sequence[int]) -> None:
+        """All trainers of these jobs may give way."""
+        self.sure[jobs] = 0
         self._weak = None
 
     def _owned(self, job: int) -> dict[int, int]:

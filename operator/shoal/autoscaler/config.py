@@ -556,6 +556,7 @@ def policy(config: AutoscalerConfig) -> Policy:
     return Policy(
         cool_down_seconds=config.cool_down.seconds,
         moves=config.moves_per_cycle,
+        stuck_seconds=config.stuck_after.seconds,
         scheduler_evicts=config.scheduler_evicts,
     )
 

@@ -7,7 +7,6 @@ raised at once. From there on it goes one by one, until nobody finds room any mo
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -20,6 +19,8 @@ from shoal.autoscaler.model import Counts, Memory, Snapshot
 __all__ = ["Growth"]
 
 _CLOSE: Final = 1e-9
+_NODES: Final = 32
+"""Nodes that are looked at closely where one trainer's room is not enough for another."""
 _FEW: Final = 4
 """So many are placed one by one rather than by one more search for the level."""
 Floats = npt.NDArray[np.float64]
@@ -172,20 +173,17 @@ class Growth:
         """Who finds no room takes from those who would still have no less than he; how many gave."""
         board = self._board
         closed: set[int] = set()
-        traded = 0
-        line = [(self._order(job), job) for job in self._room_to_grow(jobs, closed)]
-        heapq.heapify(line)
-        while line:
-            _, job = heapq.heappop(line)
+        for job in sorted(self._room_to_grow(jobs, closed), key=self._order):
             shape = int(board.shape[job])
-            if shape in closed:
+            if shape in closed or self._rests(job, got=False, cool_down=cool_down):
                 continue
             found = self._giver(job, jobs, cool_down=cool_down)
+            # Who holds more than the poorest of a shape has no more givers than he.
+            closed.add(shape)
             if found is None:
-                closed.add(shape)
                 continue
             node, leavers = found
-            if traded + len(leavers) > moves or self._rests(job, got=False, cool_down=cool_down):
+            if len(leavers) > moves:
                 self.blocked.add(job)
                 continue
             for each in leavers:
@@ -193,12 +191,9 @@ class Growth:
                 self.moved[board.jobs[each.job].uid] = (self._now, False)
             board.add(job, node)
             self.moved[board.jobs[job].uid] = (self._now, True)
-            traded += len(leavers)
-            if board.count[job] < self._top[job]:
-                heapq.heappush(line, (self._order(job), job))
             # Who gave may want to grow elsewhere, and what one trainer leaves may be too much for another.
-            return traded
-        return traded
+            return len(leavers)
+        return 0
 
     def _rests(self, job: int, *, got: bool, cool_down: float) -> bool:
         """Whether a job's last move for fairness was the other way, and not long ago."""
@@ -209,29 +204,42 @@ class Growth:
         """A node where richer jobs make room for one trainer, and who leaves there: fewest, of the richest."""
         board = self._board
         level = self._level(job)
+        givers = list(self._richer(job, jobs, level, cool_down))
+        if not givers:
+            return None
+        rich = np.zeros(len(board.jobs), dtype=np.bool_)
+        rich[givers] = True
         request, where = board.request[board.shape[job]], board.eligible[board.shape[job]]
-        at: dict[int, list[int]] = defaultdict(list)
-        for giver in self._richer(job, jobs, level, cool_down):
-            for node in board.at[giver]:
-                if where[node]:
-                    at[node].append(giver)
-        best: tuple[tuple[int, float, int], list[Leaver]] | None = None
-        for node, givers in at.items():
-            lacks = request - board.free[node]
-            chosen: list[Leaver] = []
-            for giver in givers:
-                most = min(board.at[giver][node], self._may_give(giver, level))
-                for _ in range(most):
-                    if (lacks <= 0).all() or not (board.request[board.shape[giver]][lacks > 0] > 0).any():
-                        break
-                    chosen.append(Leaver(giver, node))
-                    lacks = lacks - board.request[board.shape[giver]]
-            if (lacks > 0).any() or not chosen:
-                continue
-            key = (len(chosen), -self._share(chosen[0].job), node)
-            if best is None or key < best[0]:
-                best = key, chosen
-        return (best[0][2], best[1]) if best is not None else None
+        of, node, count = board.entries()
+        able = rich[of] & where[node]
+        of, node, count = of[able], node[able], count[able]
+        enough = np.flatnonzero((board.free[node] + board.request[board.shape[of]] >= request).all(axis=1))
+        share = board.count * self._step
+        for each in enough[np.lexsort((node[enough], of[enough], -share[of[enough]]))].tolist():
+            giver, there = int(of[each]), int(node[each])
+            if board.at[giver].get(there):
+                return there, [Leaver(giver, there)]
+        sums = board.sum_of(node, of, count)
+        wide = np.flatnonzero(where & (board.free + sums >= request).all(axis=1))
+        found = (self._together(int(there), givers, level, request) for there in wide[:_NODES])
+        several = [each for each in found if each is not None]
+        return min(several, key=lambda each: (len(each[1]), each[0])) if several else None
+
+    def _together(
+        self, node: int, givers: Sequence[int], level: float, request: Counts
+    ) -> tuple[int, list[Leaver]] | None:
+        """Several that leave a node so that there is room; None: that is not enough."""
+        board = self._board
+        lacks = request - board.free[node]
+        chosen: list[Leaver] = []
+        for giver in givers:
+            own = board.request[board.shape[giver]]
+            for _ in range(min(board.at[giver].get(node, 0), self._may_give(giver, level))):
+                if not (own[lacks > 0] > 0).any():
+                    break
+                chosen.append(Leaver(giver, node))
+                lacks = lacks - own
+        return (node, chosen) if chosen and (lacks <= 0).all() else None
 
     def _richer(self, job: int, jobs: Sequence[int], level: float, cool_down: float) -> Iterator[int]:
         """The richest first."""

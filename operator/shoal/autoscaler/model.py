@@ -163,11 +163,13 @@ class Policy:
     Attributes:
         cool_down_seconds: For so long after a move for fairness alone a job makes none in the other direction.
         moves: Moves for fairness alone in one cycle, over all jobs.
+        stuck_seconds: For so long a trainer is refused by the scheduler before its job is held at what runs.
         scheduler_evicts: Pods that preempt by themselves get their room from the scheduler; it is only left free for them.
     """
 
     cool_down_seconds: float = 60.0
     moves: int = 8
+    stuck_seconds: float = 10.0
     scheduler_evicts: bool = True
 
 
@@ -198,14 +200,16 @@ class Memory:
         claims: The ledger: by the pod's uid.
         moved: Job's uid -> (when it last gave or got a trainer for fairness alone, whether it got one).
         capped: Job's uid -> (most trainers, until when): the scheduler knows something against more.
-        backoff: Job's uid -> seconds of its last cap.
+        backoff: Job's uid -> (seconds of its last cap, at how many trainers that was), until it has come further.
+        unmet: Uids of pods that did not come to their claimed node -> until when they claim nothing.
         rows: Job's uid -> what it held, and the same as arrays of nodes and counts: what has not changed is not read again.
     """
 
     claims: Mapping[str, Claim] = field(default_factory=dict)
     moved: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     capped: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    backoff: Mapping[str, float] = field(default_factory=dict)
+    backoff: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    unmet: Mapping[str, float] = field(default_factory=dict)
     rows: Mapping[str, tuple[Mapping[int, int], Counts, Counts]] = field(
         default_factory=dict, compare=False, repr=False
     )

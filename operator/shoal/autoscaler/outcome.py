@@ -102,7 +102,7 @@ class _Words:
         """Of a job, by its number."""
         job, count = self._board.jobs[number], int(self._board.count[number])
         if number in self._queued:
-            return Why.QUEUED, self._queues(job)
+            return Why.QUEUED, self._queues(number, job)
         if job.pinned and count == job.max:
             return Why.PINNED, f"pinned at {count}"
         if count >= job.max:
@@ -117,10 +117,13 @@ class _Words:
             self._full[job.shape] = self._no_room(job.shape)
         return self._full[job.shape]
 
-    def _queues(self, job: Job) -> str:
+    def _queues(self, number: int, job: Job) -> str:
         board = self._board
         best = int(np.minimum(board.capacity(job.shape, self._snapshot.nodes.room), job.max).sum())
         others = f" beside {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
+        if best >= job.min:
+            place = sorted(self._queued).index(number) + 1
+            return f"needs {job.min} x {self._pod(job.shape)}{others}, and others hold the room; it is number {place} in line"
         return f"needs {job.min} x {self._pod(job.shape)}{others}, the cluster has room for {best} at best"
 
     def _no_room(self, shape: int) -> tuple[Why, str]:

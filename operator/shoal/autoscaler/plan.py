@@ -28,7 +28,10 @@ __all__ = ["plan"]
 
 _PASSES: Final = 16
 """Two or three are usual; where pods of many shapes compete the last one stands though there might be a better one."""
-_STUCK_SECONDS: Final = 10.0
+_CLAIM_SECONDS: Final = 30.0
+"""A pod that has not come to its claimed node by then cannot, for a reason that is not seen here."""
+_UNMET_SECONDS: Final = 300.0
+"""For so long such a pod claims nothing."""
 _FIRST_CAP_SECONDS: Final = 30.0
 _LONGEST_CAP_SECONDS: Final = 600.0
 
@@ -60,7 +63,7 @@ class _Plan:
         self._queued: set[int] = set()
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
         self._claims: dict[str, Claim] = {}
-        self._left: list[Leaver] = []
+        self._unmet = self._given_up()
 
     def made(self) -> tuple[Allocation, Memory]:
         board = self._board
@@ -95,7 +98,14 @@ class _Plan:
         )
         now = self._snapshot.now
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
-        memory = Memory(claims=dict(self._claims), moved=kept | growth.moved, capped=self._caps, backoff=self._backoff)
+        memory = Memory(
+            claims=dict(self._claims),
+            moved=kept | growth.moved,
+            capped=self._caps,
+            backoff=self._backoff,
+            unmet=self._unmet,
+            rows=board.rows,
+        )
         return allocation, memory
 
     def _admitted(self) -> list[int]:
@@ -103,19 +113,23 @@ class _Plan:
 
     # --- What the scheduler knows better ---
 
-    def _capped(self, jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, float]], dict[str, float]]:
+    def _capped(self, jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, float]], dict[str, tuple[float, int]]]:
+        """Caps that are in force, and how long and at what the last one of each job was."""
         now = self._snapshot.now
-        known = {job.uid for job in jobs}
-        caps = {uid: cap for uid, cap in self._memory.capped.items() if uid in known and cap[1] > now}
-        backoff = {uid: seconds for uid, seconds in self._memory.backoff.items() if uid in known}
+        caps: dict[str, tuple[int, float]] = {}
+        backoff: dict[str, tuple[float, int]] = {}
         for job in jobs:
-            if job.unschedulable >= _STUCK_SECONDS and job.uid not in caps:
-                pause = min(_LONGEST_CAP_SECONDS, 2 * backoff[job.uid] if job.uid in backoff else _FIRST_CAP_SECONDS)
-                caps[job.uid] = (max(job.min, min(job.max, job.trainers)), now + pause)
-                backoff[job.uid] = pause
-            elif not job.unschedulable and job.uid not in caps:
-                backoff.pop(job.uid, None)
-        return {uid: (min(cap, _max(jobs, uid)), until) for uid, (cap, until) in caps.items()}, backoff
+            last = self._memory.backoff.get(job.uid)
+            if last is not None and job.trainers <= last[1]:
+                backoff[job.uid] = last  # it has not come further since
+            cap = self._memory.capped.get(job.uid)
+            if cap is not None and cap[1] > now:
+                caps[job.uid] = (min(cap[0], job.max), cap[1])
+            elif job.unschedulable >= self._policy.stuck_seconds:
+                pause = min(_LONGEST_CAP_SECONDS, 2 * last[0]) if job.uid in backoff and last else _FIRST_CAP_SECONDS
+                at = max(job.min, min(job.max, job.trainers))
+                caps[job.uid], backoff[job.uid] = (at, now + pause), (pause, at)
+        return caps, backoff
 
     # --- Who has more than may be ---
 
@@ -171,12 +185,20 @@ class _Plan:
             self._claims[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
         self._give_back(left)
 
+    def _given_up(self) -> dict[str, float]:
+        """Until when which pods claim nothing, as they did not come where room was made."""
+        now = self._snapshot.now
+        waiting = {pod.uid for pod in self._snapshot.pending}
+        unmet = {uid: until for uid, until in self._memory.unmet.items() if until > now and uid in waiting}
+        late = (claim for claim in self._memory.claims.values() if now - claim.since >= _CLAIM_SECONDS)
+        return unmet | {claim.pod: now + _UNMET_SECONDS for claim in late if claim.pod in waiting}
+
     def _claimed(self, pod: Pending) -> tuple[int, list[Leaver]] | None:
         """Where a pod's room is made, and who gives way there."""
         board = self._board
         below = len({job.priority for job in self._jobs if job.priority < pod.priority})
-        if self._jobs and not below:
-            return None  # it ranks no higher than anybody's trainers, and takes its chance as they do
+        if pod.uid in self._unmet or (self._jobs and not below):
+            return None  # it would not come, or ranks no higher than anybody's trainers and takes its chance as they do
         tiers = board.tiers(surplus_below=below, minimums_below=below)
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
             # The scheduler's choice; who has to give way for it is on the way out as a rule.
@@ -306,16 +328,24 @@ class _Plan:
         return True
 
     def _retry(self) -> None:
-        """Where others came or left, a minimum may find room now."""
+        """Where others came or left, a minimum may find room now; lower jobs may give way for it whole, as before."""
         board = self._board
-        for job in sorted(self._queued):
-            if not self._admitted_hard(job):
+        for rank in reversed(range(board.classes)):
+            waiting = [job for job in sorted(self._queued) if board.rank[job] == rank]
+            if not waiting:
                 continue
-            self._queued.discard(job)
-            for other in range(len(self._jobs)):
-                broken = other not in self._queued and board.count[other] < board.min[other]
-                if broken and not self._admitted_hard(other):
-                    self._turn_away(other)
+            board.yield_all([job for job in self._admitted() if board.rank[job] < rank])
+            for job in waiting:
+                if self._admitted_hard(job):
+                    self._queued.discard(job)
+                    self._mend()
+
+    def _mend(self) -> None:
+        """Whose minimum was broken finds room elsewhere, or is turned away."""
+        board = self._board
+        for other in self._admitted():
+            if board.count[other] < board.min[other] and not self._admitted_hard(other):
+                self._turn_away(other)
 
     def _hopeless(self, units: Counter[int], tiers: Sequence[int]) -> bool:
         """Whether one of the shapes would not find room even if all of these tiers were gone."""
@@ -371,7 +401,3 @@ def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
     total = np.maximum(snapshot.nodes.total, 1)
     dominant = (snapshot.shapes.request / total).max(axis=1) if len(snapshot.shapes.request) else np.zeros(0)
     return np.array([max(dominant[job.shape], 1e-12) / job.weight for job in jobs], dtype=np.float64)
-
-
-def _max(jobs: Sequence[Job], uid: str) -> int:
-    return next(job.max for job in jobs if job.uid == uid)
