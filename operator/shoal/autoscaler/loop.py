@@ -182,6 +182,8 @@ class Autoscaler:
         if change is None:
             return False
         log.log(logging.WARNING if change.problem else logging.INFO, change.problem or "configuration taken")
+        if self.config.head_room or self.config.node_selector:
+            log.warning("headRoom and nodeSelector are not followed yet")
         return change.config is not None
 
     def _try(self) -> None:
