@@ -193,6 +193,27 @@ def test_nobody_comes_to_a_cordoned_node(world):
     trainers(world.j, TWO_NODES)
 
 
+def test_trainers_go_to_the_nodes_that_they_may_use(world):
+    world.config.write_text("nodeSelector: {pool: training}\n")
+    world.cluster.kubectl("label", "node", world.nodes[1], "pool=training")
+    world.until(lambda: world.log().count("configuration taken") == 2, "the configuration")
+    apply(world.j, 1, 20)
+    trainers(world.j, 4)
+    assert {pod["spec"]["nodeName"] for pod in world.j.all_pods("trainer")} == {world.nodes[1]}
+
+
+def test_room_is_kept_for_as_many_as_came_lately(world):
+    world.config.write_text("headRoom: 1\n")
+    world.until(lambda: world.log().count("configuration taken") == 2, "the configuration")
+    web(world, 3)
+    world.until(lambda: len(webs(world)) == 3, "three pods")
+    web(world, 0)
+    apply(world.j, 1, 20)
+    trainers(world.j, TWO_NODES - 3)
+    web(world, 3)
+    world.until(lambda: len(webs(world)) == 3, "three pods again")
+
+
 def test_a_priority_that_nobody_knows_is_refused_with_those_that_there_are(world):
     apply(world.j, 1, 2, priority="urgent")
     world.j.says("Accepted", "False", "UnknownPriority", "known: default")

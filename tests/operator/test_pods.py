@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -177,3 +178,11 @@ def test_lists_of_known_items_are_merged_by_name(base, over):
 def test_merging_is_idempotent(one):
     assert merged(one, one) == one
     assert merged(one, {}) == one or not isinstance(one, dict)
+
+
+def test_trainers_go_to_the_nodes_that_they_may_use_and_where_their_job_wants_to():
+    identity = replace(IDENTITY, selector=(("pool", "training"), ("zone", "a")))
+    assert trainer_pod(job(), identity, 0)["spec"]["nodeSelector"] == {"pool": "training", "zone": "a"}
+    own = job(trainer={"minReplicas": 1, "template": TEMPLATE})
+    assert trainer_pod(own, identity, 0)["spec"]["nodeSelector"] == {"pool": "spot", "zone": "a"}
+    assert "nodeSelector" not in server_pod(job(), identity)["spec"]

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from shoal.api.plan import Plan, PlannedClaim, PlannedJob
 from shoal.autoscaler.config import AutoscalerConfig, ConfigFile, policy
+from shoal.autoscaler.demand import Demand
 from shoal.autoscaler.model import Allocation, Given, Memory, Snapshot, Why
 from shoal.autoscaler.plan import plan
 from shoal.autoscaler.view import ClusterView
@@ -35,6 +36,13 @@ _FIRST_PAUSE_SECONDS: Final = 30.0
 _LONGEST_PAUSE_SECONDS: Final = 600.0
 
 log = logging.getLogger("shoal.autoscaler")
+
+
+def _waits(manifest: Mapping[str, Any]) -> bool:
+    """Whether it is a foreign pod without a node that ranks above trainers: room is kept for its like, if wanted."""
+    spec = manifest.get("spec") or {}
+    foreign = "shoal.dev/uid" not in (manifest["metadata"].get("labels") or {})
+    return foreign and not spec.get("nodeName") and not spec.get("schedulingGates") and (spec.get("priority") or 0) >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,7 @@ class Autoscaler:
         self._planned = planned
         self._clock = clock
         self._view = ClusterView()
+        self._demand = Demand()
         self._classes: dict[str, int] = {}
         self._wishes: dict[str, tuple[JobWish, str]] = {}
         self._memory = Memory()
@@ -111,6 +120,8 @@ class Autoscaler:
         """A node, a pod or a PriorityClass is there, changed, or gone."""
         if kind == "Pod":
             self._view.pod_changed(manifest, now=self._clock(), gone=gone)
+            if not gone and _waits(manifest):
+                self._demand.came(manifest, now=self._clock())
         elif kind == "Node":
             self._view.node_changed(manifest, gone=gone)
         elif kind == "PriorityClass":
@@ -182,8 +193,6 @@ class Autoscaler:
         if change is None:
             return False
         log.log(logging.WARNING if change.problem else logging.INFO, change.problem or "configuration taken")
-        if self.config.head_room or self.config.node_selector:
-            log.warning("headRoom and nodeSelector are not followed yet")
         return change.config is not None
 
     def _try(self) -> None:
@@ -196,7 +205,8 @@ class Autoscaler:
     def _plan(self) -> None:
         began = self._clock()
         wishes = [self._ranked(wish, minimum) for wish, minimum in self._wishes.values()]
-        snapshot = self._view.snapshot(wishes, now=began)
+        spare = self._demand.spare(self.config.head_room, now=began)
+        snapshot = self._view.snapshot(wishes, now=began, spare=spare)
         allocation, self._memory = plan(snapshot, self._memory, policy(self.config))
         there = {job.uid for job in snapshot.jobs if job.held}
         self._take(allocation, snapshot.nodes.names, there)

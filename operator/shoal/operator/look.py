@@ -180,10 +180,20 @@ class Looker:
             ManifestError: The AutoscalerConfig does not know its priority.
         """
         vault, classes = self._vault, self._classes
+        selector: tuple[tuple[str, str], ...] = ()
         if self._autoscaler is not None:
-            of = priority_of(self._autoscaler.config, job.spec.priority)
+            config = self._autoscaler.config
+            of = priority_of(config, job.spec.priority)
             classes = (of.servers, of.minimum, of.surplus)
-        return Identity(uid=uid, etcd=self._etcd, guarded=vault.guarded, secrets=vault.version, classes=classes)
+            selector = tuple(sorted(config.node_selector.items()))
+        return Identity(
+            uid=uid,
+            etcd=self._etcd,
+            guarded=vault.guarded,
+            secrets=vault.version,
+            classes=classes,
+            selector=selector,
+        )
 
     async def _act_and_say(
         self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: _Memory

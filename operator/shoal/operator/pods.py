@@ -54,6 +54,7 @@ class Identity:
         guarded: Whether etcd asks who is there.
         secrets: Tells one version of what jobs' Secrets are made of from the next.
         classes: The PriorityClasses of servers (and master), minimum and surplus trainers; empty: none.
+        selector: Labels that the nodes of trainers must have, beside what the job itself asks for.
     """
 
     uid: str
@@ -61,6 +62,7 @@ class Identity:
     guarded: bool = False
     secrets: str = ""
     classes: tuple[str, str, str] | None = None
+    selector: tuple[tuple[str, str], ...] = ()
 
 
 def names(job: TrainingJob) -> dict[str, str]:
@@ -119,6 +121,8 @@ def trainer_pod(job: TrainingJob, identity: Identity, index: int) -> dict[str, A
         claim = {"persistentVolumeClaim": {"claimName": spec.output.volume_claim_name}}
         _mount(made, "output", claim, OUTPUT_FOLDER, written=True)
     made["spec"]["restartPolicy"] = "OnFailure"
+    if identity.selector:
+        made["spec"]["nodeSelector"] = dict(identity.selector) | made["spec"].get("nodeSelector", {})
     if identity.classes is not None:
         made["spec"]["priorityClassName"] = _class(job, identity.classes, index)
     made["metadata"] |= {"name": f"{names(job)['trainer']}-{index}", "namespace": job.metadata.namespace}
