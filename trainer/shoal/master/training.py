@@ -306,7 +306,8 @@ class Training:
         job.event(f"evaluation after epoch {message.epoch + 1}: {message.score}")
         job.moved()
         for view in job.trainers.values():
-            if view.evaluating == message.epoch:
+            # Who brings the score waits, too: it may have got its turn from an earlier master.
+            if view.evaluating == message.epoch or view.identity.life == life:
                 view.evaluating = None
                 job.send(view.connection, Evaluated(epoch=message.epoch, score=message.score))
 
