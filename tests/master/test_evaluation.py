@@ -1,4 +1,4 @@
-"""Scores of the model: one trainer evaluates, all who wait are told, whichever master they asked."""
+"""Scores and the model's file: one trainer makes them, all who wait are told, whichever master they asked."""
 
 from __future__ import annotations
 
@@ -54,3 +54,12 @@ def test_who_got_its_turn_from_an_earlier_master_is_answered_by_the_next():
     score = m.Evaluated(epoch=0, score="1")
     assert desk.says(0, score) == [(0, score)]
     assert desk.says(1, m.Evaluate(epoch=0)) == [(1, score)]
+
+
+def test_who_wrote_the_model_for_an_earlier_master_is_answered_by_the_next():
+    desk = Desk(generation=2)
+    desk.joins(0)
+    desk.joins(1)
+    saved = m.Saved(path="x.safetensors")
+    assert desk.says(0, saved) == [(0, saved)]
+    assert desk.says(1, m.Save(path="x.safetensors")) == [(1, saved)]

@@ -92,7 +92,8 @@ class Ending:
         if job.saver == life:
             job.saver = None
         for view in job.trainers.values():
-            if view.saving == message.path:
+            # Who wrote it waits, too: it may have got its turn from an earlier master.
+            if view.saving == message.path or view.identity.life == life:
                 view.saving = None
                 job.send(view.connection, Saved(path=message.path))
         self.next_saver()
