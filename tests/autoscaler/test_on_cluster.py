@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import fresh_namespace
@@ -74,6 +73,15 @@ def trainers(job, count):
     except BaseException:
         print(job.status(), job.pods("trainer", ready=False))
         raise
+
+
+def configure(world, text):
+    """Another configuration, once the first one was read."""
+    taken = "configuration taken"
+    world.until(lambda: taken in world.log(), "the first configuration")
+    before = world.log().count(taken)
+    world.config.write_text(text)
+    world.until(lambda: world.log().count(taken) > before, "the configuration")
 
 
 def allocation(job):
@@ -194,17 +202,15 @@ def test_nobody_comes_to_a_cordoned_node(world):
 
 
 def test_trainers_go_to_the_nodes_that_they_may_use(world):
-    world.config.write_text("nodeSelector: {pool: training}\n")
+    configure(world, "nodeSelector: {pool: training}\n")
     world.cluster.kubectl("label", "node", world.nodes[1], "pool=training")
-    world.until(lambda: world.log().count("configuration taken") == 2, "the configuration")
     apply(world.j, 1, 20)
     trainers(world.j, 4)
     assert {pod["spec"]["nodeName"] for pod in world.j.all_pods("trainer")} == {world.nodes[1]}
 
 
 def test_room_is_kept_for_as_many_as_came_lately(world):
-    world.config.write_text("headRoom: 1\n")
-    world.until(lambda: world.log().count("configuration taken") == 2, "the configuration")
+    configure(world, "headRoom: 1\n")
     web(world, 3)
     world.until(lambda: len(webs(world)) == 3, "three pods")
     web(world, 0)
@@ -234,9 +240,8 @@ def test_an_operator_that_is_killed_goes_on_from_what_runs(world):
 
 
 def test_a_configuration_changes_while_it_runs_and_a_bad_one_does_not(world):
-    world.config.write_text(yaml.safe_dump({"dryRun": True}))
+    configure(world, "dryRun: true\n")
     apply(world.j, 2, 20)
-    world.until(lambda: "configuration taken" in world.log(), "the configuration")
     trainers(world.j, 2)
     world.config.write_text("dryRuns: false\n")
     world.until(lambda: "unknown field" in world.log(), "what is wrong")
