@@ -237,6 +237,7 @@ def test_an_operator_that_is_killed_goes_on_from_what_runs(world):
     world.until(lambda: len(webs(world)) == 2, "two pods")
     trainers(world.j, TWO_NODES - 2)
     assert world.j.pod_uids("trainer") <= before, "those that stay are the same"
+    assert not [reason for reason, _ in world.j.events() if reason == "Queued"], "it never stood in line"
 
 
 def test_a_configuration_changes_while_it_runs_and_a_bad_one_does_not(world):

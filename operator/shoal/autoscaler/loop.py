@@ -286,12 +286,8 @@ class Autoscaler:
             return Decision(trainers=0, now=0, stays={}, why=given.words)
         turned.since = None
         if now < turned.until and not has_pods:
-            return Decision(
-                trainers=0,
-                now=0,
-                stays={},
-                why=f"was turned away; waits {turned.until - now:.0f} s before it tries again",
-            )
+            # No countdown: words that change with each plan would be a status with each.
+            return Decision(trainers=0, now=0, stays={}, why="was turned away, and rests before it tries again")
         stays = {names[node]: count for node, count in given.stays.items()}
         return Decision(trainers=given.trainers, now=sum(stays.values()) + given.now, stays=stays, why=given.words)
 

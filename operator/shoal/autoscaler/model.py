@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "FOREVER",
     "Allocation",
     "Claim",
     "Counts",
@@ -34,7 +32,6 @@ __all__ = [
 
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-FOREVER: Final = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

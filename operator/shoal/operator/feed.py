@@ -5,7 +5,7 @@ much for their pods, of which a thousand may start within seconds. `shoal.kube.f
 what was deleted in a gap; of TrainingJobs all are listed for that (see ``watches``).
 
 **Rights.** ``list`` and ``watch`` of each kind here: cluster-wide, or in each namespace that is served. Nodes belong to no
-namespace, so they need a ClusterRole in either case.
+namespace, so they need a ClusterRole in either case; with an autoscaler so do PriorityClasses, and the pods of all namespaces.
 """
 
 from __future__ import annotations

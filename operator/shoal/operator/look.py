@@ -39,7 +39,7 @@ _ASK_AGAIN_SECONDS: Final = 20.0
 
 _PLAN_SECONDS: Final = 5.0
 """So long a new job's first plan is waited for without a word."""
-_UNDECIDED: Final = Decision(trainers=0, now=0, stays=None, why="waits for the autoscaler's next plan")
+_UNDECIDED: Final = "waits for the autoscaler's next plan"
 
 
 @dataclass
@@ -201,12 +201,13 @@ class Looker:
         overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
-        decision = self._decided(view, job, identity, seen)
-        if decision is _UNDECIDED and not seen.applied and _age(view) < _PLAN_SECONDS:
+        decided = self._decided(view, job, identity, seen)
+        if decided is None and not seen.applied and _age(view) < _PLAN_SECONDS:
             return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
+        decision = decided or _as_before(view)
         facts = replace(self._facts(view, memory), why=decision.why)
         actions: list[Action] = []
-        if facts.etcd and decision is not _UNDECIDED:  # else nobody can be told before he goes
+        if facts.etcd and decided is not None:  # else nobody can be told before he goes
             actions = reconcile(
                 job,
                 identity,
@@ -230,14 +231,14 @@ class Looker:
         later = await self._say(view, job, seen, facts=facts, troubles=troubles, wanted=decision.trainers)
         return _soonest(view.now, patience, renewal, asking, later, self._due(view, job, facts))
 
-    def _decided(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed) -> Decision:
-        """How many trainers the job has, and where they stay."""
+    def _decided(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed) -> Decision | None:
+        """How many trainers the job has, and where they stay; None: there was no plan with it yet."""
         wants = not job.spec.suspend and seen.ended is None
         self._wishes.tell(view.manifest, job, identity, wants=wants)
         if self._autoscaler is None or not self._autoscaler.acts or not wants:
             wanted = job.wanted_trainers()
             return Decision(trainers=wanted, now=wanted, stays=None, why="")
-        return self._autoscaler.decision(view.uid) or _UNDECIDED
+        return self._autoscaler.decision(view.uid)
 
     def _renewal(self, view: _View, memory: _Memory) -> float | None:
         """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""
@@ -336,6 +337,12 @@ class Looker:
             due += [moved + STILL] if moved is not None else []
             due += [end] if end is not None else []
         return due
+
+
+def _as_before(view: _View) -> Decision:
+    """What an earlier operator said stands until there is a plan: nothing was scaled to nothing meanwhile."""
+    before = view.before.trainers
+    return Decision(trainers=before.wanted if before is not None else 0, now=0, stays=None, why=_UNDECIDED)
 
 
 def _age(view: _View) -> float:
