@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from shoal.api import ManifestError, Problem, Quantity
 from shoal.api.errors import RulesBrokenError, shown
+from shoal.api.explain import path_of
 
 __all__ = [
     "DeploymentSpec",
@@ -348,7 +349,7 @@ def _problems(error: ValidationError) -> Iterable[Problem]:
         below = any(len(each["loc"]) > len(details["loc"]) == _common(each["loc"], details["loc"]) for each in found)
         if details["type"] == "too_short" and below:
             continue
-        path = _path(details["loc"])
+        path = path_of(details["loc"])
         broken = details.get("ctx", {}).get("error")
         if isinstance(broken, RulesBrokenError):
             for each in broken.problems:
@@ -360,14 +361,6 @@ def _problems(error: ValidationError) -> Iterable[Problem]:
 def _common(one: Sequence[int | str], other: Sequence[int | str]) -> int:
     """How many parts two locations begin with alike."""
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
-
-
-def _path(location: Sequence[int | str]) -> str:
-    path = ""
-    for part in location:
-        dot = "." if path else ""
-        path += f"[{part}]" if isinstance(part, int) else f"{dot}{part}"
-    return path
 
 
 def _text(details: Any) -> str:
