@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from tests.deploy.rendered import DEPLOY, ROOT, SYSTEM
+from tests.deploy.rendered import DEPLOY, ROOT, SYSTEM, render
 from tests.deploy.test_overlays import stands
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -61,8 +61,15 @@ def follow(cluster, checkout, title: str, *, after: str = "") -> str:
     return said
 
 
+def cluster_wide(cluster) -> set[tuple[str, str]]:
+    """(kind, name) of what stands in no namespace and may be Shoal's."""
+    found = cluster.get("clusterroles,clusterrolebindings,priorityclasses,crds,namespaces")["items"]
+    return {(each["kind"], each["metadata"]["name"]) for each in found}
+
+
 def test_installed_upgraded_looked_at_and_removed(cluster, checkout):
     cluster.kubectl("create", "namespace", "team")
+    before = cluster_wide(cluster)
     follow(cluster, checkout, "Install")
     stands(cluster, "shoal-operator", 2)
     pods = cluster.get("pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=shoal-operator")["items"]
@@ -75,9 +82,9 @@ def test_installed_upgraded_looked_at_and_removed(cluster, checkout):
     assert job["spec"]["template"]["spec"]["containers"][0]["image"].endswith(":0.2.0")
     follow(cluster, checkout, "Monitoring")
     follow(cluster, checkout, "Uninstall")
-    left = cluster.get("clusterroles,clusterrolebindings,priorityclasses,crds,namespaces")["items"]
-    names = {each["metadata"]["name"] for each in left} - {"shoal-jobs", "shoal-operator-nodes"}
-    assert not [name for name in names if "shoal" in name]
+    installed = {(each["kind"], each["metadata"]["name"]) for each in render(mine.parent)}
+    assert not cluster_wide(cluster) & installed
+    assert cluster_wide(cluster) <= before
     cluster.kubectl("delete", "namespace", "team", "--wait=false")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from shoal.api.status import Condition, State, Status
 from shoal.operator.pods import master_pod, trainer_pod
-from shoal.operator.reconcile import Ended, Observed
+from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.reporter import pause_seconds
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.trainers import TrainerPod
@@ -221,6 +221,17 @@ def test_the_same_trouble_is_first_in_whatever_order_they_come():
 
 
 # --- Counts, times, allocation ---
+
+
+def test_a_server_too_many_is_none():
+    """A StatefulSet adopts any pod that is called like one of its own."""
+    more = ServerPod(name="flights-pserver-7", uid="s7")
+    facts = replace(KNOWN, ready=NAMES | {more.name})
+    unheard = replace(WELL, published=None)
+    assert told(replace(unheard, servers=(*servers(), more)), facts=facts).servers.text == "2/2"
+    status = told(replace(unheard, servers=(*servers(1), more)), facts=facts)
+    assert status.servers.text == "1/2"
+    assert "1 parameter server" in said(status)["Running"].message
 
 
 def test_who_is_ready_is_so_by_kubelet_and_master():

@@ -236,7 +236,9 @@ class _Look:
         self._runs = sum(pod.ready for pod in self._trainers)
         # Who writes the model is no member any more.
         self._works = sum(pod.ready and (pod.works or self._saving) for pod in self._trainers)
-        self._servers = _alive(seen.servers)
+        # A StatefulSet adopts whatever is called like one of its own, and then ends it as one too many.
+        due = {f"{job.metadata.name}-pserver-{index}" for index in range(job.servers)}
+        self._servers = [pod for pod in _alive(seen.servers) if pod.name in due]
         self._serve = [self._serves(pod) for pod in self._servers]
         self._master = self._answers()
         self._moved = _moment(seen.published.moved) if seen.published is not None else None
