@@ -180,11 +180,14 @@ def test_every_acknowledged_write_survives_kills_under_a_stream_of_them(store, e
     pairs = {pair.key: pair.value for pair in store.get_prefix("/shoal/").pairs}
     assert pairs.pop(ELECTION) == b"me"
     assert int(pairs.pop("/shoal/latest")) == len(acknowledged) - 1
-    assert pairs == {f"/shoal/tasks/{number:08d}": b"%d" % number for number in range(len(acknowledged))}
+    written = {f"/shoal/tasks/{number:08d}": b"%d" % number for number in range(len(acknowledged))}
+    assert pairs.items() <= written.items()
     revisions = [made.revision for made in acknowledged]
-    assert revisions == sorted(set(revisions))
-    eventually(lambda: follower.agrees_with(store), what="agreement")
     # 3.5.1 may lose the tail when killed; what it never does is lose it unnoticed.
+    if not told["forgot"]:
+        assert pairs == written
+        assert revisions == sorted(set(revisions))
+    eventually(lambda: follower.agrees_with(store), what="agreement")
     assert len(follower.resets) == 1 + bool(told["forgot"])
 
 
