@@ -11,14 +11,14 @@ import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from shoal.local.etcd import find_etcd
 
-__all__ = ["Row", "at_least", "at_most", "interval", "machine", "main", "percentile", "plain"]
+__all__ = ["Row", "at_least", "at_most", "interval", "machine", "main", "no_less", "percentile", "plain", "tell"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -78,6 +78,12 @@ def at_most(metric: str, values: Sequence[float], unit: str, *, goal: float) -> 
     return Row(metric=metric, value=value, unit=unit, interval=bounds, goal=f"<= {goal:g}", met=met, count=len(values))
 
 
+def no_less(metric: str, values: Sequence[float], unit: str, *, goal: float) -> Row:
+    """The median, which should not be below the goal."""
+    row = at_most(metric, values, unit, goal=goal)
+    return replace(row, goal=f">= {goal:g}", met=row.value >= goal)
+
+
 def at_least(metric: str, pairs: Sequence[tuple[float, float]], unit: str, *, goal: float) -> Row:
     """The median ratio of interleaved pairs (value, reference), which should not be below the goal."""
     ratios = [value / reference for value, reference in pairs]
@@ -116,13 +122,24 @@ def main(name: str, measure: Callable[[], tuple[list[Row], Any]]) -> None:
     arguments = parser.parse_args()
     # Whoever ends a benchmark ends its processes too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    rows, raw = measure()
+    tell(name, *measure(), file=arguments.json)
+
+
+def tell(name: str, rows: Sequence[Row], raw: Any, *, file: Path | None = None) -> None:
+    """Print a table of figures, and keep them and what they were made of.
+
+    Args:
+        name: Of the benchmark.
+        rows: The figures.
+        raw: What they were made of.
+        file: Gets the rows alone.
+    """
     print(machine())
     for row in rows:
         print(_line(row))
     found = [asdict(row) for row in rows]
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    if file is not None:
+        file.write_text(json.dumps(found, indent=1) + "\n")
     RESULTS.mkdir(exist_ok=True)
     kept = {"machine": machine(), "rows": found, "raw": _rounded(raw)}
     (RESULTS / f"{name}.json").write_text(json.dumps(kept) + "\n")

@@ -14,7 +14,7 @@ import json
 import ssl
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -33,6 +33,7 @@ from shoal.store import ALL_JOBS, JobKeys, Published, Put, Store
 from tests.cluster.certificates import make_client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.parts import CONTROL, Layout, Part
+from tests.cluster.stages import Stages
 
 __all__ = ["Api", "Asked", "HollowCluster", "in_flight", "job_manifest", "published"]
 
@@ -165,13 +166,13 @@ class Api:
         context = ssl.create_default_context(cafile=cluster["certificate-authority"])
         context.load_cert_chain(user["client-certificate"], user["client-key"])
         connector = aiohttp.TCPConnector(ssl=context, limit=AT_ONCE)
-        self._session = aiohttp.ClientSession(cluster["server"], connector=connector)
+        self.session = aiohttp.ClientSession(cluster["server"], connector=connector)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self.session.close()
 
     async def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, content: str = "application/json"
@@ -182,7 +183,7 @@ class Api:
             RuntimeError: It was refused.
         """
         data = json.dumps(body) if body is not None else None
-        async with self._session.request(method, path, data=data, headers={"Content-Type": content}) as response:
+        async with self.session.request(method, path, data=data, headers={"Content-Type": content}) as response:
             text = await response.read()
             if response.status >= 300 and not (method == "DELETE" and response.status == 404):
                 raise RuntimeError(f"{method} {path}: {response.status} {text.decode()[:500]}")
@@ -223,10 +224,16 @@ async def in_flight(requests: Iterable[Callable[[], Awaitable[dict[str, Any]]]])
 
 
 class HollowCluster:
-    """Everything that an operator needs, on this machine's loopback; 133 nodes of 103 GiB."""
+    """Everything that an operator needs, on this machine's loopback; nodes of 103 GiB.
 
-    def __init__(self) -> None:
+    Args:
+        nodes: How many of how many CPUs.
+        stages: How long hollow pods take to start and to end.
+    """
+
+    def __init__(self, nodes: Sequence[tuple[int, str]] = NODES, *, stages: Stages | None = None) -> None:
         self._stack = AsyncExitStack()
+        self._nodes, self._stages = nodes, stages
 
     async def __aenter__(self) -> Self:
         try:
@@ -246,14 +253,14 @@ class HollowCluster:
             self.etcd = EtcdServer(find_etcd(), self.folder / "shoal-etcd")
             here.callback(self.etcd.stop)
             self.etcd.start()
-            self.plane = _Audited(self.folder / "cluster")
+            self.plane = _Audited(self.folder / "cluster", stages=self._stages)
             here.callback(self.plane.stop)
             self.plane.start()
             self.plane.kubectl("apply", "-f", "-", input=json.dumps(crd()))
             self.plane.until(self._knows_jobs, "the definition of TrainingJobs")
             kubeconfigs = {user: self._kubeconfig(user) for user in (OPERATOR, BENCHMARK)}
         with say("adding nodes"):
-            for number, cpu in NODES:
+            for number, cpu in self._nodes:
                 self.plane.add_nodes(number, cpu=cpu, memory="103Gi", prefix=f"hollow-{cpu}")
         self.api = await self._stack.enter_async_context(Api(kubeconfigs[BENCHMARK]))
         self.audit = AuditLog(self.plane.folder / "audit.log")
@@ -330,7 +337,7 @@ class HollowCluster:
     async def _running(self, path: str) -> int:
         # With a selector the API server does not say how many remain: the names alone are asked for.
         headers = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
-        async with self.api._session.get(path, headers=headers) as response:
+        async with self.api.session.get(path, headers=headers) as response:
             return len(json.loads(await response.read())["items"] or [])
 
     async def rest(self, *, longest: float = 60.0) -> None:

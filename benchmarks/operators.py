@@ -50,9 +50,11 @@ class OperatorProcess:
         kubeconfig: Whose cluster it serves, in every namespace.
         etcd: Endpoint.
         log: Its output.
+        options: Further ones of its command line.
     """
 
-    def __init__(self, kubeconfig: Path, etcd: str, log: Path) -> None:
+    def __init__(self, kubeconfig: Path, etcd: str, log: Path, *options: str) -> None:
+        self.options = options
         self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
         self._etcd = etcd
         self._log = log
@@ -74,6 +76,7 @@ class OperatorProcess:
         profile = os.environ.get("BENCH_PROFILE")
         measured = ("-m", "cProfile", "-o", profile) if profile else ()
         command = [sys.executable, *measured, "-m", "shoal.operator", "--etcd", self._etcd, "--serve", self._address]
+        command += self.options
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C is for whoever ends it, in order.
             self._process = subprocess.Popen(

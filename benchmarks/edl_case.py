@@ -1,0 +1,285 @@
+"""The two cases, and what came of playing one."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Final
+
+from benchmarks.edl_figures import Sample, jain, mean_over_time, needless
+from benchmarks.hollow import NODES
+from shoal.autoscaler.simulate.plot import Bands
+
+__all__ = ["CASES", "WEB", "Case", "Life", "Outcome", "Step"]
+
+WEB: Final = "web"
+"""The Deployment, and the owner of its pods."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One experiment; sizes of pods are in cores.
+
+    Attributes:
+        name: case1 or case2.
+        jobs: How many.
+        gap: Seconds from one job's submission to the next one's.
+        watched: Seconds from the last one's submission to the end.
+        plateau: Seconds at the end (of each step) in which nothing should move.
+        web: Replicas of the Deployment, step by step.
+        step: Seconds of each.
+        pinned: Trainers of a job without an autoscaler.
+        scale: Of the nodes.
+    """
+
+    TRAINER: ClassVar[int] = 5
+    SERVER: ClassVar[int] = 4
+    MASTER: ClassVar[int] = 1
+    POD: ClassVar[int] = 3
+    least: ClassVar[int] = 2
+    most: ClassVar[int] = 60
+    servers: ClassVar[int] = 10
+
+    name: str
+    jobs: int
+    gap: float
+    watched: float
+    plateau: float
+    web: tuple[int, ...] = ()
+    step: float = 0.0
+    pinned: int
+    scale: float = 1.0
+
+    def with_times(self, step: float | None) -> Case:
+        """The same with all times as many times as long as these seconds are of the step's (the gap's)."""
+        if step is None:
+            return self
+        share = step / (self.step or self.gap)
+        times = {name: getattr(self, name) * share for name in ("gap", "watched", "plateau", "step")}
+        return replace(self, **times)
+
+    def with_size(self, scale: float) -> Case:
+        """The same on a share of the nodes, with a share of what makes them full."""
+        jobs = max(2, round(self.jobs * scale))
+        return replace(self, scale=scale, jobs=jobs, web=tuple(round(count * scale) for count in self.web))
+
+    def scaled(self, count: int) -> int:
+        """So many nodes of a group of so many."""
+        return max(1, round(count * self.scale))
+
+    @property
+    def nodes(self) -> list[tuple[int, str]]:
+        """How many nodes of how many CPUs."""
+        return [(self.scaled(count), cores) for count, cores in NODES]
+
+    @property
+    def cores(self) -> int:
+        """Of all nodes."""
+        return sum(count * int(cores) for count, cores in self.nodes)
+
+    @property
+    def seconds(self) -> float:
+        """From the first job's submission to the end."""
+        return self.gap * (self.jobs - 1) + self.watched
+
+    @property
+    def plateaus(self) -> list[tuple[float, float]]:
+        """From when to when nothing should move."""
+        ends = [self.step * (number + 1) for number in range(len(self.web))] or [self.seconds]
+        return [(end - self.plateau, end) for end in ends]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"cores": self.cores, "seconds": self.seconds}
+
+
+_STEPS = (400, 300, 200, 100, 200, 300, 400)
+CASES: Final = {
+    case.name: case
+    for case in (
+        Case(name="case1", jobs=20, gap=10.0, watched=300.0, plateau=120.0, pinned=60),
+        Case(name="case2", jobs=6, gap=0.0, watched=630.0, plateau=30.0, web=_STEPS, step=90.0, pinned=15),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the Deployment.
+
+    Attributes:
+        web: Replicas that were asked for.
+        packed: Requested CPU of what fits, mean, in %.
+        requested: Requested CPU of all, mean, in %.
+        bound: Seconds until all new pods were bound; None: it was no step up, or they never were.
+        slowest_pod: Seconds from a new pod's creation to its binding, of the slowest.
+        stopped: Trainers that were stopped.
+        least: The fewest that had to be; None: it was no step up.
+    """
+
+    web: int
+    packed: float
+    requested: float
+    bound: float | None = None
+    slowest_pod: float | None = None
+    stopped: int = 0
+    least: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """When a trainer came, ran and went; seconds since the start of the case, endless where it did not.
+
+    Attributes:
+        job: Its.
+        came: Seen first.
+        ran: Running first.
+        left: On its way out.
+    """
+
+    job: str
+    came: float
+    ran: float
+    left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of playing a case once; shares are in %.
+
+    Attributes:
+        case: Which.
+        samples: In order.
+        lives: Of all trainers.
+        steps: Of the Deployment.
+        packable: Cores that can be requested at all; None: it is not known, each sample has its own.
+    """
+
+    case: Case
+    samples: Sequence[Sample]
+    lives: Sequence[Life]
+    steps: Sequence[Step] = ()
+    packable: float | None = None
+
+    def _mean(self, values: Sequence[float], since: float, until: float) -> float:
+        by_time = {sample.at: value for sample, value in zip(self.samples, values, strict=True)}
+        return mean_over_time(self.samples, by_time, since=since, until=until)
+
+    def requested_between(self, since: float, until: float) -> float:
+        """Requested CPU of running pods, mean."""
+        return 100 / self.case.cores * self._mean([sample.running for sample in self.samples], since, until)
+
+    def packed_between(self, since: float, until: float) -> float:
+        """The same, of what can be packed."""
+        shares = [sample.running / (self.packable or sample.fits) for sample in self.samples]
+        return 100 * self._mean(shares, since, until)
+
+    @property
+    def requested(self) -> float:
+        """Over the whole case."""
+        return self.requested_between(0.0, self.case.seconds)
+
+    @property
+    def packed(self) -> float:
+        """Case 1: at the plateau; case 2: over the whole case."""
+        return (
+            self.packed_between(*self.case.plateaus[-1])
+            if not self.case.web
+            else self.packed_between(0.0, self.case.seconds)
+        )
+
+    @property
+    def at_least_web(self) -> float:
+        """Requested while the Deployment is at its least."""
+        number = min(range(len(self.case.web)), key=lambda number: self.case.web[number])
+        return self.requested_between(self.case.step * number, self.case.step * (number + 1))
+
+    @property
+    def pending(self) -> float:
+        """From a job's first trainer seen to the first one running; mean over jobs. Who never ran counts to the end."""
+        waits = []
+        for job in {life.job for life in self.lives}:
+            of_job = [life for life in self.lives if life.job == job]
+            first, ran = min(life.came for life in of_job), min(life.ran for life in of_job)
+            waits.append(min(ran, self.case.seconds) - first)
+        return statistics.mean(waits)
+
+    @property
+    def never_ran(self) -> int:
+        """Jobs none of whose trainers ever did."""
+        ran = {life.job for life in self.lives if life.ran <= self.case.seconds}
+        return self.case.jobs - len(ran)
+
+    @property
+    def jain(self) -> float:
+        """Of running trainers over jobs, at the last plateau, mean."""
+        since, until = self.case.plateaus[-1]
+        jobs = sorted({life.job for life in self.lives})
+        values = [jain([sample.at_work.get(job, 0) for job in jobs]) for sample in self.samples]
+        return self._mean(values, since, until)
+
+    @property
+    def needless(self) -> float:
+        """Trainers that came or went at plateaus without a need, per job and minute."""
+        moved = minutes = 0.0
+        for since, until in self.case.plateaus:
+            samples = [sample for sample in self.samples if since <= sample.at < until]
+            if len(samples) < 2:
+                continue
+            first, last = samples[0].at, samples[-1].at
+            came, went = _count(self.lives, "came", first, last), _count(self.lives, "left", first, last)
+            moved += needless(samples, came, went)
+            minutes += (last - first) / 60
+        return moved / self.case.jobs / minutes if minutes else 0.0
+
+    @property
+    def all_back(self) -> bool:
+        """Whether all pods of the last step run at the end."""
+        return self.samples[-1].web >= self.case.web[-1]
+
+    @property
+    def slowest(self) -> float:
+        """Seconds of the slowest step up until all new pods were bound; the step's length where they never were."""
+        waits = [
+            step.bound if step.bound is not None else self.case.step for step in self.steps if step.least is not None
+        ]
+        return max(waits, default=0.0)
+
+    def bands(self) -> Bands:
+        """For the picture."""
+        owners = sorted({owner for sample in self.samples for owner in sample.cores} - {WEB}, key=_number)
+        named = {**{owner: owner for owner in owners}, WEB: "foreign pods"} if self.case.web else {o: o for o in owners}
+        times = tuple(sample.at for sample in self.samples)
+        cores = {
+            label: tuple(float(sample.cores.get(owner, 0)) for sample in self.samples) for owner, label in named.items()
+        }
+        return Bands(times=times, cores=cores, capacity=float(self.case.cores))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, as small as they come."""
+        jobs = sorted({life.job for life in self.lives}, key=_number)
+        return {
+            "steps": [asdict(step) for step in self.steps],
+            "packable": self.packable,
+            "never_ran": self.never_ran,
+            "columns": ["seconds", "requested", "fits", "pending", "web", *jobs],
+            "samples": [
+                [round(each.at, 1), each.running, each.fits, each.pending, each.web]
+                + [each.at_work.get(job, 0) for job in jobs]
+                for each in self.samples
+            ],
+        }
+
+
+def _number(name: str) -> tuple[int, str]:
+    digits = "".join(filter(str.isdigit, name))
+    return int(digits or 0), name
+
+
+def _count(lives: Sequence[Life], what: str, since: float, until: float) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    for life in lives:
+        if since < getattr(life, what) <= until:
+            found[life.job] = found.get(life.job, 0) + 1
+    return found
