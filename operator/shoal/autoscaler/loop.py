@@ -14,12 +14,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from shoal.api.plan import Plan, PlannedClaim, PlannedJob
-from shoal.autoscaler.config import AutoscalerConfig, ConfigFile, policy
+from shoal.autoscaler.config import AutoscalerConfig, policy
+from shoal.autoscaler.config_file import ConfigFile
 from shoal.autoscaler.demand import Demand
 from shoal.autoscaler.model import Allocation, Given, Memory, Snapshot, Why
 from shoal.autoscaler.plan import plan
@@ -54,12 +55,16 @@ class Decision:
         now: How many of these can be there now: the rest comes when others have left.
         stays: Name of a node -> how many of its trainers stay there; others there leave first. None: it does not matter.
         why: Why not more, for people.
+        comes: Name of a node -> how many new trainers would do best there.
+        servers: Names of the nodes where parameter servers without one would.
     """
 
     trainers: int
     now: int
     stays: Mapping[str, int] | None
     why: str
+    comes: Mapping[str, int] = field(default_factory=dict)
+    servers: tuple[str, ...] = ()
 
 
 @dataclass

@@ -78,7 +78,8 @@ class Executor:
             case MakeSecrets():
                 await self._secrets(job, identity)
             case Apply(manifest):
-                metadata = manifest["metadata"] | {"annotations": {APPLIED: applied_hash(manifest)}}
+                notes = manifest["metadata"].get("annotations", {}) | {APPLIED: applied_hash(manifest)}
+                metadata = manifest["metadata"] | {"annotations": notes}
                 async with self._applies:
                     self._answered(await self._kube.apply(manifest | {"metadata": metadata}))
             case Tell(wanted):

@@ -19,7 +19,7 @@ from shoal.operator.check import Checker
 from shoal.operator.executor import Executor
 from shoal.operator.missing import Missing
 from shoal.operator.pods import Identity
-from shoal.operator.reconcile import Action, DeletePod, MakeSecrets, Observed, reconcile, template_of
+from shoal.operator.reconcile import Action, DeletePod, MakeSecrets, Observed, Places, reconcile, template_of
 from shoal.operator.reporter import Reporter
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.store import ClusterStore
@@ -214,7 +214,7 @@ class Looker:
                 seen,
                 trainers=decision.now,
                 overdue=overdue,
-                stays=decision.stays,
+                places=Places(stays=decision.stays, comes=decision.comes, servers=decision.servers),
                 waits=not decision.trainers,
             )
         memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]

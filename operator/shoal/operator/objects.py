@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+from collections.abc import Sequence
 from typing import Any, Final
 
 from shoal.api import TrainingJob
+from shoal.operator.hints import NODES, hinted, together
 from shoal.operator.pods import (
     GROUP,
     MASTER_PORT,
@@ -96,8 +98,16 @@ def master(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str, 
     return _object(job, identity, "apps/v1", "Deployment", names(job)["master"], "master", {"spec": spec})
 
 
-def servers(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str, Any]:
-    """The parameter servers' StatefulSet, with a claim for the snapshots of each."""
+def servers(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
+    """The parameter servers' StatefulSet, with a claim for the snapshots of each.
+
+    Args:
+        job: Whose.
+        identity: The job's.
+        replicas: How many.
+        nodes: Where the plan had them when they were first made. That stands in an annotation, for it must not change: a
+            template that changes is a roll-out.
+    """
     part = job.spec.parameter_server
     assert part is not None
     spec: dict[str, Any] = {
@@ -105,7 +115,7 @@ def servers(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str,
         "serviceName": names(job)["pserver"],
         "podManagementPolicy": "Parallel",
         "selector": _selector(job, identity, "pserver"),
-        "template": server_pod(job, identity),
+        "template": hinted(together(server_pod(job, identity)), nodes) if nodes else server_pod(job, identity),
         "revisionHistoryLimit": 1,
         # Claims go with the job; a job that is only paused keeps them.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
@@ -115,7 +125,10 @@ def servers(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str,
         # A successor of the same name waits for those that bear it. Nothing else in it: it cannot be changed.
         metadata = {"name": SNAPSHOTS, "labels": {f"{GROUP}/job": job.metadata.name}}
         spec["volumeClaimTemplates"] = [{"metadata": metadata, "spec": claim}]
-    return _object(job, identity, "apps/v1", "StatefulSet", names(job)["pserver"], "pserver", {"spec": spec})
+    made = _object(job, identity, "apps/v1", "StatefulSet", names(job)["pserver"], "pserver", {"spec": spec})
+    if nodes:
+        made["metadata"]["annotations"] = {NODES: ",".join(nodes)}
+    return made
 
 
 def budget(job: TrainingJob, identity: Identity) -> dict[str, Any]:

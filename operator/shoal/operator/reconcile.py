@@ -19,6 +19,7 @@ import msgspec
 
 from shoal.api import TrainingJob
 from shoal.operator import objects
+from shoal.operator.hints import hinted
 from shoal.operator.pods import Identity, names, pod_hash, trainer_pod, trainer_pods
 from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide, too_low
 from shoal.store import Published, Wanted
@@ -58,6 +59,21 @@ class ServerPod:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a plan has a job's pods.
+
+    Attributes:
+        stays: Node -> how many trainers stay there, as with `decide`.
+        comes: Node -> how many new trainers would do best there.
+        servers: Nodes where its parameter servers would, when they are first made.
+    """
+
+    stays: Mapping[str, int] | None = None
+    comes: Mapping[str, int] = field(default_factory=dict)
+    servers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observed:
     """What is on the cluster and in etcd, as far as it concerns one job.
 
@@ -67,6 +83,7 @@ class Observed:
         trainers: Pods of trainers, in any state; at most one per index.
         saved: Some trainer's script has come to its good end.
         servers: Pods of parameter servers.
+        servers_at: Names of the nodes that they were to prefer when they were first made.
         masters: Pods of the master.
         wanted: What stands in etcd; None: nothing.
         published: The master's last word on the progress.
@@ -78,6 +95,7 @@ class Observed:
     trainers: tuple[TrainerPod, ...] = ()
     saved: bool = False
     servers: tuple[ServerPod, ...] = ()
+    servers_at: tuple[str, ...] = ()
     masters: tuple[ServerPod, ...] = ()
     wanted: Wanted | None = None
     published: Published | None = None
@@ -134,7 +152,7 @@ def reconcile(
     *,
     trainers: int,
     overdue: Collection[int] = (),
-    stays: Mapping[str, int] | None = None,
+    places: Places | None = None,
     waits: bool = False,
 ) -> list[Action]:
     """The next actions for a job that was accepted and is not being deleted.
@@ -145,20 +163,18 @@ def reconcile(
         seen: As far as it is known.
         trainers: How many are wanted, within the job's bounds, or as many of these as can be there now.
         overdue: Indices of trainers that were told to leave too long ago.
-        stays: Node -> how many trainers stay there, as with `decide`.
+        places: Where the plan has them; None: there is none.
         waits: The job waits in line. It has nothing meanwhile, but for servers whose snapshots would go with their pods,
             and the master.
     """
-    return _Round(job, identity, seen, stays).actions(0 if waits else trainers, overdue, waits=waits)
+    return _Round(job, identity, seen, places or Places()).actions(0 if waits else trainers, overdue, waits=waits)
 
 
 class _Round:
     """One look at one job."""
 
-    def __init__(
-        self, job: TrainingJob, identity: Identity, seen: Observed, stays: Mapping[str, int] | None = None
-    ) -> None:
-        self._stays = stays
+    def __init__(self, job: TrainingJob, identity: Identity, seen: Observed, places: Places) -> None:
+        self._places = places
         self._job = job
         self._identity = identity
         self._seen = seen
@@ -177,7 +193,7 @@ class _Round:
             return [*lost, *self._stopped(self._none(overdue), suspend=not failed)]
         if seen.ended is not None:
             return [*lost, *self._complete(overdue)]
-        decision = decide(trainers, self._trainers(trainers), self._drain(), overdue=overdue, stays=self._stays)
+        decision = decide(trainers, self._trainers(trainers), self._drain(), overdue=overdue, stays=self._places.stays)
         return [*self._standing(), *lost, *self._running(), *self._carried_out(decision, suspend=False)]
 
     # --- Stages of a job ---
@@ -221,8 +237,10 @@ class _Round:
         return self._scaled(servers=self._job.servers, masters=1)
 
     def _scaled(self, *, servers: int, masters: int) -> Iterable[Apply]:
+        there = ("StatefulSet", self._names["pserver"]) in self._seen.applied
+        nodes = self._seen.servers_at if there else self._places.servers
         wanted = [
-            objects.servers(self._job, self._identity, replicas=servers),
+            objects.servers(self._job, self._identity, replicas=servers, nodes=nodes),
             objects.master(self._job, self._identity, replicas=masters),
         ]
         return self._changed(wanted)
@@ -252,8 +270,11 @@ class _Round:
             return
         indices = [action.index for action in decision.actions if isinstance(action, Create)]
         owner = objects.owner(self._job, self._identity)
+        nodes = iter([node for node, count in self._places.comes.items() for _ in range(count)])
         for pod in trainer_pods(self._job, self._identity, indices):
-            yield CreatePod(pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}})
+            made = pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}}
+            node = next(nodes, None)
+            yield CreatePod(hinted(made, [node]) if node is not None else made)
 
     def _deletion(self, action: Delete) -> DeletePod:
         return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from shoal.api.status import Account
+from shoal.operator.hints import NODES
 from shoal.operator.manifests import (
     Manifest,
     Place,
@@ -296,6 +297,7 @@ class ClusterStore:
             trainers=tuple(sorted(trainers, key=lambda pod: pod.index)),
             saved=finished and succeeded,
             servers=self._others(uid, "pserver"),
+            servers_at=self._servers_at(uid),
             masters=self._others(uid, "master"),
             wanted=known.wanted,
             published=known.published,
@@ -374,6 +376,13 @@ class ClusterStore:
             for (kind, where, name), each in self._known[uid].objects.items()
             if kind in _APPLIED and where == namespace and controlled(each, "TrainingJob", uid=uid)
         }
+
+    def _servers_at(self, uid: Uid) -> tuple[str, ...]:
+        for (kind, _, _), each in self._known[uid].objects.items():
+            named = (each["metadata"].get("annotations") or {}).get(NODES, "")
+            if kind == "StatefulSet" and named and controlled(each, "TrainingJob", uid=uid):
+                return tuple(str(named).split(","))
+        return ()
 
     def _trainer(self, pod: Manifest, here: set[int], template: str) -> TrainerPod:
         index = int(label(pod, "index"))

@@ -1,0 +1,55 @@
+"""Where the plan has a pod, told to the scheduler as a wish: it binds wherever it finds better, or room at all. Pure.
+
+The wish is preferred node affinity, by the nodes' names. What a user's template prefers goes before it: then there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+__all__ = ["NODES", "hinted", "together"]
+
+NODES: Final = "shoal.dev/nodes"
+"""The annotation of a controller whose pods have such a wish: the nodes."""
+
+_MOST_NODES: Final = 100
+"""Named in one pod: a job with more servers than that fills its nodes anyway."""
+_NOBODY: Final = {"matchLabels": {"shoal.dev/role": "nobody"}}
+
+
+def hinted(pod: Mapping[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
+    """A pod (or a template of one) that would like to be on one of these nodes.
+
+    Args:
+        pod: With a spec.
+        nodes: Their names; none: no wish.
+    """
+    named = list(dict.fromkeys(nodes))[:_MOST_NODES]
+    affinity = pod["spec"].get("affinity") or {}
+    own = affinity.get("nodeAffinity") or {}
+    if not named or own.get("preferredDuringSchedulingIgnoredDuringExecution"):
+        return dict(pod)
+    wishes = [
+        {"weight": 100, "preference": {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}}
+        for node in named
+    ]
+    wish = {"nodeAffinity": {**own, "preferredDuringSchedulingIgnoredDuringExecution": wishes}}
+    return {**pod, "spec": {**pod["spec"], "affinity": {**affinity, **wish}}}
+
+
+def together(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """A controller's pod that may stand beside its like.
+
+    The scheduler spreads a controller's pods over nodes unless they say how they want to be spread, and that weighs more
+    than our wish. A constraint that counts nobody takes the place of its default.
+    """
+    if pod["spec"].get("topologySpreadConstraints"):
+        return dict(pod)
+    constraint = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": _NOBODY,
+    }
+    return {**pod, "spec": {**pod["spec"], "topologySpreadConstraints": [constraint]}}

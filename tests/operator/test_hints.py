@@ -1,0 +1,69 @@
+"""The wish where a pod should be: what it adds, and what it leaves alone."""
+
+from __future__ import annotations
+
+from shoal.operator import objects
+from shoal.operator.hints import NODES, hinted
+from shoal.operator.pods import pod_hash, server_pod, trainer_pod
+from shoal.operator.reconcile import Apply, CreatePod, Observed, Places, applied_hash, reconcile
+from tests.operator.jobs import IDENTITY, job
+
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def wishes(pod) -> list[str]:
+    terms = pod["spec"].get("affinity", {}).get("nodeAffinity", {}).get(PREFERRED, [])
+    return [value for term in terms for field in term["preference"]["matchFields"] for value in field["values"]]
+
+
+def made(actions, kind):
+    return [each.manifest for each in actions if isinstance(each, Apply) and each.manifest["kind"] == kind]
+
+
+def test_a_wish_is_one_term_for_each_node():
+    pod = hinted(trainer_pod(job(), IDENTITY, 0), ["b", "a", "b"])
+    assert wishes(pod) == ["b", "a"]
+    assert hinted(pod, []) == pod
+
+
+def test_what_a_template_asks_for_stays_and_its_own_wish_goes_first():
+    required = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": []}}, "podAffinity": {"x": 1}}
+    pod = {"spec": {"affinity": required}}
+    found = hinted(pod, ["a"])
+    assert found["spec"]["affinity"]["podAffinity"] == {"x": 1}
+    assert REQUIRED in found["spec"]["affinity"]["nodeAffinity"]
+    assert wishes(found) == ["a"]
+    assert pod == {"spec": {"affinity": required}}, "it is not changed"
+    own = {"spec": {"affinity": {"nodeAffinity": {PREFERRED: [{"weight": 1, "preference": {"matchFields": []}}]}}}}
+    assert hinted(own, ["a"]) == own
+
+
+def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template():
+    of, plain = job(), trainer_pod(job(), IDENTITY, 0)
+    places = Places(stays={}, comes={"a": 2, "b": 1})
+    actions = reconcile(of, IDENTITY, Observed(), trainers=4, places=places)
+    pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
+    assert [wishes(pod) for pod in pods] == [["a"], ["a"], ["b"], []]
+    assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(plain)}
+
+
+def test_servers_keep_the_wish_that_they_were_made_with():
+    of = job()
+    first = reconcile(of, IDENTITY, Observed(), trainers=2, places=Places(servers=("a", "b")))
+    (servers,) = made(first, "StatefulSet")
+    assert servers["metadata"]["annotations"] == {NODES: "a,b"}
+    template = servers["spec"]["template"]
+    assert wishes(template) == ["a", "b"]
+    assert template["spec"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
+    applied = {("StatefulSet", servers["metadata"]["name"]): applied_hash(servers)}
+    seen = Observed(applied=applied, servers_at=("a", "b"))
+    for places in (Places(servers=("c",)), Places(), None):
+        assert not made(reconcile(of, IDENTITY, seen, trainers=2, places=places), "StatefulSet")
+
+
+def test_without_a_plan_nothing_is_wished_for():
+    of = job()
+    plain = objects.servers(of, IDENTITY, replicas=2)
+    assert plain["spec"]["template"] == server_pod(of, IDENTITY)
+    assert "annotations" not in plain["metadata"]
