@@ -14,19 +14,10 @@ from hypothesis import strategies as st
 
 from shoal.api import Duration, ManifestError
 from shoal.api.errors import shown
-from shoal.autoscaler import config as module
-from shoal.autoscaler.config import (
-    AutoscalerConfig,
-    Change,
-    ConfigError,
-    ConfigFile,
-    LabelWeight,
-    Priority,
-    load,
-    policy,
-    priority_of,
-    weight_of,
-)
+from shoal.autoscaler import config, config_file, config_text
+from shoal.autoscaler.config import AutoscalerConfig, LabelWeight, Priority, policy, priority_of, weight_of
+from shoal.autoscaler.config_file import Change, ConfigFile
+from shoal.autoscaler.config_text import ConfigError, load
 from shoal.autoscaler.model import Policy
 
 CLASSES = "servers: top, minimum: middle, surplus: low"
@@ -473,7 +464,7 @@ def test_the_first_label_that_a_job_has_gives_its_weight_and_without_one_its_pri
 def reads(monkeypatch):
     """How often a text was read."""
     texts = []
-    monkeypatch.setattr(module, "load", lambda text: texts.append(text) or load(text))
+    monkeypatch.setattr(config_file, "load", lambda text: texts.append(text) or load(text))
     return texts
 
 
@@ -674,4 +665,5 @@ def test_what_is_no_file_or_cannot_be_read_keeps_nobody_waiting(tmp_path, monkey
 
 
 def test_all_that_is_public_exists():
-    assert all(hasattr(module, name) for name in module.__all__)
+    for module in (config, config_text, config_file):
+        assert all(hasattr(module, name) for name in module.__all__)

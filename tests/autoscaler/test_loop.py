@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from shoal.autoscaler.config import ConfigFile
+from shoal.autoscaler.config_file import ConfigFile
 from shoal.autoscaler.loop import Autoscaler
 from shoal.autoscaler.wish import JobWish
 

@@ -1,32 +1,20 @@
-"""The AutoscalerConfig: what an operator of a cluster may choose, how it is read, and how it changes while all runs.
+"""The AutoscalerConfig: what an operator of a cluster may choose, and what follows from it for a job.
 
-It comes as text (YAML or JSON, in practice a mounted ConfigMap). Whoever edits it does so on a cluster at work, so nothing
-is guessed: an unknown key, a key that stands twice or a value out of bounds refuses the whole text, with every problem by
-its path, and what was in force stays in force. The text is held to plain values of a modest size, without aliases: a few
-lines of those can stand for more than memory holds.
-
-One module, because fields, their rules and the words for what breaks them change together, and the file is little beside.
+Whoever edits it does so on a cluster at work, so nothing is guessed: an unknown key or a value out of bounds refuses the whole.
+How it is read from a text is in ``config_text``, how it changes while all runs in ``config_file``.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import os
 import re
-import stat
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -34,46 +22,22 @@ from pydantic import (
 
 from shoal.api import Duration, ManifestError, Problem
 from shoal.api.errors import RulesBrokenError, shown
-from shoal.api.explain import path_of, problems_of
 from shoal.api.job import Model
 from shoal.autoscaler.model import Policy
 
 __all__ = [
     "AutoscalerConfig",
-    "Change",
-    "ConfigError",
-    "ConfigFile",
     "LabelWeight",
     "Priority",
-    "load",
     "policy",
     "priority_of",
     "weight_of",
 ]
 
-_LARGEST: Final = 1 << 18
-"""Characters of a text."""
-_MOST_VALUES: Final = 10_000
-_LONGEST_KEY: Final = 253 + 1 + 63
-"""A label's key, with its prefix."""
-_LONGEST_NUMBER: Final = 20
-_PATIENCE: Final = 3
-"""Looks in a row after which a file that was there is believed to be gone, or empty."""
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _DOTTED: Final = re.compile(rf"{_NAME.pattern}(?:\.{_NAME.pattern})*")
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _EXPONENTIAL: Final = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?[eE][-+]?[0-9]{1,3}")
-_TAG: Final = "tag:yaml.org,2002:"
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be taken; ``problems`` has everything that is wrong with it, one a line in its text."""
-
-    def __init__(self, problems: Sequence[Problem], *, source: str = "") -> None:
-        self.problems = list(problems)
-        self.source = source
-        head = f"{source}: " if source else ""
-        super().__init__("\n".join(f"{head}{problem}" for problem in self.problems))
 
 
 def _lasts(low: str, high: str = "") -> Callable[[Duration], Duration]:
@@ -340,10 +304,6 @@ class AutoscalerConfig(_Part):
         return self.model_dump(by_alias=True, exclude_unset=True, mode="json")
 
 
-_PARTS: Final[Mapping[str, type[_Part]]] = {"": AutoscalerConfig, "priorities": Priority, "weights": LabelWeight}
-"""What can stand in a text, by the key that it stands below."""
-
-
 def _refuse_repeated(names: Sequence[str], *, key: str) -> None:
     """Refuse entries of a list that have what an earlier one has.
 
@@ -358,197 +318,6 @@ def _refuse_repeated(names: Sequence[str], *, key: str) -> None:
         seen.add(name)
     if broken:
         raise RulesBrokenError(broken)
-
-
-def load(text: str) -> AutoscalerConfig:
-    """Read a configuration's text, YAML or JSON. Keys that are null count as not set; an empty text sets nothing.
-
-    Raises:
-        ConfigError: Something is wrong with it; what was in force should stay so.
-    """
-    if len(text) > _LARGEST:
-        raise ConfigError([Problem("", "is larger than 256 KiB")])
-    reader = _Reader()
-    try:
-        mapping = reader.read(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
-        raise ConfigError([Problem("", f"not YAML: {what}", mark.line + 1 if mark is not None else 0)]) from None
-    except RecursionError:
-        raise ConfigError([Problem("", "is nested too deeply")]) from None
-    try:
-        config = AutoscalerConfig.model_validate(mapping, by_alias=True, by_name=False)
-    except ValidationError as error:
-        # What was left out for a reason must not be called missing as well.
-        found = [*reader.problems, *_problems(error, reader.lines)]
-        raise ConfigError(sorted(found, key=lambda problem: problem.line)) from None
-    if reader.problems:
-        raise ConfigError(reader.problems)
-    return config
-
-
-def _problems(error: ValidationError, lines: Mapping[str, int]) -> list[Problem]:
-    """Everything that pydantic found; what a manifest's words for it lack is our own names, for unknown keys."""
-    unknown = {
-        path_of(each["loc"]): each["loc"]
-        for each in error.errors(include_url=False)
-        if each["type"] == "extra_forbidden"
-    }
-    found = []
-    for problem in problems_of(error, lines):
-        # Rules on a whole list name its entries by number.
-        path = problem.path if problem.path in unknown else problem.path.replace(".[", "[")
-        text = _unknown(unknown[path]) if path in unknown else problem.text
-        found.append(Problem(path, text, lines.get(path, problem.line)))
-    return found
-
-
-def _unknown(location: Sequence[int | str]) -> str:
-    """What to write in place of an unknown key: the nearest known one here, or else where it belongs."""
-    name = str(location[-1])
-    known = _PARTS[str(location[0]) if len(location) > 1 else ""].known()
-    first, *rest = re.split("[_-]", name)
-    near = difflib.get_close_matches(first + "".join(map(str.capitalize, rest)), known, n=1, cutoff=0.7)
-    if near:
-        return f"unknown field; did you mean {near[0]}?"
-    elsewhere = [f"each of {path}" if path else "the top" for path, part in _PARTS.items() if name in part.known()]
-    if elsewhere:
-        return f"unknown field here; it belongs to {' or '.join(elsewhere)}"
-    return f"unknown field; known here: {', '.join(known)}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML of plain values: dates, and numbers as no other format writes them (1:30 for 90), stay text."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            line = event.start_mark.line + 1
-            raise ConfigError([Problem("", f"*{event.anchor} repeats what stands above; write it out", line)])
-        return super().compose_node(parent, index)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, form) for tag, form in resolvers if tag not in {f"{_TAG}{kind}" for kind in ("timestamp", "int", "float")}
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# No more than PyYAML takes for numbers: it leaves without quotes, when it writes, whatever it would read as text.
-for _kind, _form in (
-    ("int", r"[-+]?(?:0[0-7]*|[1-9][0-9]*)$"),
-    ("float", r"(?:[-+]?[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?$"),
-):
-    _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(_form), list("-+.0123456789"))
-
-
-class _Odd:
-    """A value that is not plain: it fits no field, and is shown as it was written."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
-
-
-class _Reader:
-    """Makes plain values of a text, and notes each field's line and what YAML allows and a configuration does not.
-
-    Keys that are wrong are left out and told in ``problems``, so that the rest is still checked.
-    """
-
-    def __init__(self) -> None:
-        self.lines: dict[str, int] = {}
-        self.problems: list[Problem] = []
-        self._values = 0
-
-    def read(self, text: str) -> dict[str, Any]:
-        """The mapping that the text holds.
-
-        Raises:
-            yaml.YAMLError: It is not YAML.
-            RecursionError: It is nested too deeply.
-            ConfigError: It is something else than one mapping, or far too much.
-        """
-        self._loader = _Loader(_untabbed(text))
-        try:
-            nodes = []
-            while self._loader.check_node():
-                node = self._loader.get_node()
-                if node is not None and node.tag != f"{_TAG}null":
-                    nodes.append(node)
-            if len(nodes) > 1:
-                line = nodes[1].start_mark.line + 1
-                raise ConfigError([Problem("", "a second document; one AutoscalerConfig is wanted", line)])
-            value = self._value(nodes[0], "") if nodes else {}
-        finally:
-            self._loader.dispose()
-        if not isinstance(value, dict):
-            raise ConfigError([Problem("", "not a mapping; write keys and values such as `cycle: 5s`")])
-        return value
-
-    def _value(self, node: yaml.Node, path: str) -> Any:
-        self._values += 1
-        if self._values > _MOST_VALUES:
-            raise ConfigError([Problem("", f"has more than {_MOST_VALUES} values")])
-        self.lines.setdefault(path, node.start_mark.line + 1)
-        if node.tag == f"{_TAG}map" and isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path)
-        if node.tag == f"{_TAG}seq" and isinstance(node, yaml.SequenceNode):
-            return [self._value(each, f"{path}[{number}]") for number, each in enumerate(node.value)]
-        return self._scalar(node) if isinstance(node, yaml.ScalarNode) else _Odd(_shorthand(node.tag))
-
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
-        if node.tag == f"{_TAG}int" and len(node.value) > _LONGEST_NUMBER:
-            return _Odd(f"{node.value[:_LONGEST_NUMBER]}...")
-        try:
-            value = self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError):
-            value = node
-        if isinstance(value, str):
-            return _whole(value)
-        return (
-            value if value is None or isinstance(value, int | float) else _Odd(f"{_shorthand(node.tag)} {node.value!r}")
-        )
-
-    def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            name = _whole(key.value) if isinstance(key, yaml.ScalarNode) else ""
-            if key.tag != f"{_TAG}str" or not 0 < len(name) <= _LONGEST_KEY or not name.isprintable():
-                text = f"{shown(name)} is" if isinstance(key, yaml.ScalarNode) else "a key is"
-                self.problems.append(Problem(path, f"{text} no field's name; put it in quotes, or remove it", line))
-                continue
-            below = f"{path}.{name}" if path else name
-            if name in made:
-                self.problems.append(Problem(below, "is written twice; keep one", line))
-                continue
-            self.lines[below] = line
-            made[name] = self._value(value, below)
-        return made
-
-
-def _shorthand(tag: str) -> str:
-    return tag.replace(_TAG, "!!", 1)
-
-
-def _whole(text: str) -> str:
-    """A text whose characters are whole ones: JSON may escape one as two halves."""
-    with suppress(UnicodeDecodeError):
-        return text.encode("utf-16", "surrogatepass").decode("utf-16")
-    return text
-
-
-def _untabbed(text: str) -> str:
-    """JSON without its tabs, which YAML takes in few places and JSON between values only."""
-    if "\t" in text and text.lstrip()[:1] == "{":
-        with suppress(ValueError, RecursionError):
-            json.loads(text)
-            return text.replace("\t", "  ")
-    return text
 
 
 def policy(config: AutoscalerConfig) -> Policy:
@@ -599,120 +368,3 @@ def weight_of(config: AutoscalerConfig, priority: Priority, *, labels: Mapping[s
     """
     has = {f"{key}={value}" for key, value in labels.items()}
     return next((each.weight for each in config.weights if each.label in has), priority.weight)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """What one look at a file found to be new: one of the two.
-
-    Attributes:
-        config: The configuration that is in force from now on; None: the one before stays.
-        problem: Why the file cannot be taken, for people; empty: it can.
-    """
-
-    config: AutoscalerConfig | None = None
-    problem: str = ""
-
-
-class _Mark(NamedTuple):
-    """By which a file is known to be the one that was read."""
-
-    device: int
-    inode: int
-    size: int
-    modified: int
-
-    @classmethod
-    def of(cls, found: os.stat_result) -> _Mark:
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-class ConfigFile:
-    """A configuration in a file that may change at any time; until it is read, the defaults are in force.
-
-    It is polled, not watched: the kubelet changes a mounted ConfigMap by swapping a link two folders up, which no watch of
-    the file itself tells. A poll is one look at the file's attributes as long as these stay the same.
-
-    A file that was read and then is gone or empty is what a writer in between leaves. Nothing is said of it for two polls:
-    to take the defaults for that moment would let an autoscaler act that was told not to.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._config = AutoscalerConfig()
-        self._problem = ""
-        self._mark: _Mark | None = None
-        self._taken = False
-        self._absent = 0
-
-    @property
-    def config(self) -> AutoscalerConfig:
-        """What is in force."""
-        return self._config
-
-    @property
-    def problem(self) -> str:
-        """What is wrong with the file now; empty: nothing."""
-        return self._problem
-
-    def poll(self) -> Change | None:
-        """Look at the file once; what is new, or None. The first poll always tells something."""
-        try:
-            text = self._news()
-            config = load(text) if text is not None else None
-        except ConfigError as error:
-            return self._refuse(str(ConfigError(error.problems, source=str(self._path))))
-        return self._take(config) if config is not None else None
-
-    def _news(self) -> str | None:
-        """What the file holds, if that may be new.
-
-        Raises:
-            ConfigError: It cannot be read.
-        """
-        try:
-            found = self._path.stat()
-            if _Mark.of(found) == self._mark:
-                self._absent = 0
-                return None
-            # Anything else might keep its reader waiting for ever.
-            if not stat.S_ISREG(found.st_mode):
-                raise self._unreadable("is not a file; name the file itself, not the folder that it is in")
-            with self._path.open("rb") as file:
-                mark = _Mark.of(os.fstat(file.fileno()))
-                content = file.read(_LARGEST + 1)
-        except FileNotFoundError:
-            if self._in_between():
-                return None
-            raise self._unreadable("there is no such file; what was in force stays") from None
-        except OSError as error:
-            raise self._unreadable(f"cannot be read: {error.strerror}") from None
-        if not content.strip() and self._in_between():
-            return None
-        self._mark, self._absent = mark, 0
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise ConfigError([Problem("", "is not text in UTF-8")]) from None
-
-    def _in_between(self) -> bool:
-        """Whether the file may be on its way; at the start there is nothing to protect, and somebody who waits."""
-        self._absent += 1
-        return self._taken and self._absent < _PATIENCE
-
-    def _unreadable(self, text: str) -> ConfigError:
-        """An error after which the file is read again whatever its attributes are."""
-        self._mark = None
-        return ConfigError([Problem("", text)])
-
-    def _refuse(self, problem: str) -> Change | None:
-        if problem == self._problem:
-            return None
-        self._problem = problem
-        return Change(problem=problem)
-
-    def _take(self, config: AutoscalerConfig) -> Change | None:
-        if self._taken and not self._problem and config == self._config:
-            return None
-        self._config, self._problem, self._taken = config, "", True
-        return Change(config=config)

@@ -18,7 +18,7 @@ import msgspec
 
 from shoal.api import TrainingJob
 from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan
-from shoal.autoscaler.config import ConfigFile
+from shoal.autoscaler.config_file import ConfigFile
 from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, KubeFencedError, KubeGoneError
 from shoal.operator.aside import aside

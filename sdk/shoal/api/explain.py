@@ -1,10 +1,15 @@
-"""The findings of pydantic in words for people: the field's path as Kubernetes writes it, what is wrong, the fix."""
+"""The findings of pydantic in words for people: the field's path as Kubernetes writes it, what is wrong, the fix.
+
+It serves whatever is read from a text: a manifest, or any other model, which is named as the root.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import takewhile
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from shoal.api.errors import Problem, RulesBrokenError, shown
 from shoal.api.job import TrainingJob
 
-__all__ = ["problems_of"]
+__all__ = ["path_of", "problems_of"]
 
 _KINDS: Final = {
     "int_type": "a whole number",
@@ -20,34 +25,63 @@ _KINDS: Final = {
     "int_from_float": "a whole number",
     "string_type": "text",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "list_type": "a list",
+    "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
 _BOUNDS: Final = {
     "greater_than_equal": ("small; it must be at least", "ge"),
+    "greater_than": ("small; it must be above", "gt"),
     "less_than_equal": ("large; it must be at most", "le"),
 }
 _FIXED: Final = {
     "missing": "is missing; add it",
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
+    "string_too_long": "is too long; it must have at most {max_length} characters",
 }
 
 
-def problems_of(error: ValidationError, lines: Mapping[str, int]) -> list[Problem]:
-    """Everything that pydantic found, in the manifest's order."""
+def problems_of(
+    error: ValidationError, lines: Mapping[str, int], *, root: type[BaseModel] = TrainingJob
+) -> list[Problem]:
+    """Everything that pydantic found, in the text's order.
+
+    Args:
+        error: Its.
+        lines: The line of each field, by its path; those that are not there count for those around them.
+        root: The model that the whole text is of.
+    """
     problems = []
-    for details in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for details in found:
+        if details["type"] == "too_short" and _has_below(details["loc"], found):
+            continue  # of a list whose entries are all wrong, pydantic says that it is too short as well
         path = path_of(details["loc"])
         broken = details.get("ctx", {}).get("error")
         if isinstance(broken, RulesBrokenError):
-            found = [(f"{path}.{each.path}" if path else each.path, each.text) for each in broken.problems]
+            told = [(_joined(path, each.path), each.text) for each in broken.problems]
         else:
-            found = [(path, _text(details))]
-        problems += [Problem(where, text, _line(where, lines)) for where, text in found]
+            told = [(path, _text(details, root))]
+        problems += [Problem(where, text, _line(where, lines)) for where, text in told]
     return sorted(problems, key=lambda problem: problem.line)
+
+
+def _has_below(location: Sequence[int | str], found: Sequence[Any]) -> bool:
+    """Whether something is wrong with what stands below."""
+
+    def alike(other: Sequence[int | str]) -> int:
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(location, other, strict=False))))
+
+    return any(len(each["loc"]) > len(location) == alike(each["loc"]) for each in found)
+
+
+def _joined(path: str, below: str) -> str:
+    """A path and what is below it: a field, or `[0]` of a list."""
+    return f"{path}.{below}" if path and below and not below.startswith("[") else f"{path}{below}"
 
 
 def path_of(location: Sequence[int | str]) -> str:
@@ -61,20 +95,21 @@ def path_of(location: Sequence[int | str]) -> str:
     return path
 
 
-def _text(details: Any) -> str:
+def _text(details: Any, root: type[BaseModel]) -> str:
     kind, value, context = details["type"], details.get("input"), details.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown(details["loc"])
+        return _unknown(details["loc"], root)
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
         return f"{shown(value)} is not known; write {context['expected']}"
     if kind in _BOUNDS:
-        said, bound = _BOUNDS[kind]
-        return f"{shown(value)} is too {said} {context[bound]}"
+        said, name = _BOUNDS[kind]
+        bound = context[name]
+        return f"{shown(value)} is too {said} {f'{bound:g}' if isinstance(bound, float) else bound}"
     if kind in _KINDS:
         return f"{shown(value)} is not {_KINDS[kind]}{_hint(kind, value)}"
-    return _FIXED.get(kind, str(details["msg"]))
+    return _FIXED[kind].format_map(context) if kind in _FIXED else str(details["msg"])
 
 
 def _hint(kind: str, value: Any) -> str:
@@ -96,46 +131,50 @@ def _line(path: str, lines: Mapping[str, int]) -> int:
     return lines.get(path, 0) if path else 0
 
 
-def _unknown(location: Sequence[int | str]) -> str:
+def _unknown(location: Sequence[int | str], root: type[BaseModel]) -> str:
     """The nearest known name here, or where a field of this name belongs."""
     name = str(location[-1])
-    model: type[BaseModel] | None = TrainingJob
+    model: type[BaseModel] | None = root
     for part in location[:-1]:
         if isinstance(part, str) and model is not None:
-            model = dict(_fields(model)).get(part)
-    known = [alias for alias, _ in _fields(model)] if model is not None else []
-    near = difflib.get_close_matches(_camel(name), known, n=1, cutoff=0.7)
+            model = {alias: below for alias, below, _ in _fields(model)}.get(part)
+    known = [alias for alias, _, _ in _fields(model)] if model is not None else []
+    near = difflib.get_close_matches(_like(name, known), known, n=1, cutoff=0.7)
     if near:
         return f"unknown field; did you mean {near[0]}?"
-    elsewhere = _places().get(name)
+    elsewhere = _places(root).get(name)
     if elsewhere:
         return f"unknown field here; it belongs to {' or '.join(elsewhere)}"
     return f"unknown field; known here: {', '.join(known)}"
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
+def _like(name: str, known: Sequence[str]) -> str:
+    """A name written as the known ones are: with capitals, unless some of them have underscores."""
+    first, *rest = re.split("[_-]", name)
+    if any("_" in each for each in known):
+        return "_".join([first, *rest])
+    return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
-def _fields(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel] | None]]:
-    """Each field by its name in a manifest, with the model below it."""
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel] | None, bool]]:
+    """Each field by its name in a text, with the model below it, and whether there may be several of that."""
     for name, field in model.model_fields.items():
         choices = [field.annotation, *get_args(field.annotation)]
         below = (each for each in choices if isinstance(each, type) and issubclass(each, BaseModel))
-        yield field.alias or name, next(below, None)
+        several = getattr(field.annotation, "__origin__", None) in {list, tuple}
+        yield field.alias or name, next(below, None), several
 
 
 @cache
-def _places() -> dict[str, list[str]]:
+def _places(root: type[BaseModel]) -> dict[str, list[str]]:
     """Where each field's name is known, by the paths of the parts that have it."""
     found: dict[str, list[str]] = {}
-    waiting: list[tuple[str, type[BaseModel]]] = [("", TrainingJob)]
+    waiting: list[tuple[str, bool, type[BaseModel]]] = [("", False, root)]
     while waiting:
-        path, model = waiting.pop(0)
-        for alias, below in _fields(model):
-            if path:
-                found.setdefault(alias, []).append(path)
+        path, several, model = waiting.pop(0)
+        for alias, below, many in _fields(model):
+            where = f"each of {path}" if several else path or "the top"
+            found.setdefault(alias, []).append(where)
             if below is not None:
-                waiting.append((f"{path}.{alias}" if path else alias, below))
+                waiting.append((f"{path}.{alias}" if path else alias, many, below))
     return found

@@ -7,21 +7,20 @@ for people in ``examples/traces/README.md``.
 
 from __future__ import annotations
 
-import difflib
 import math
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, get_args
+from typing import Annotated, Any, Final, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from shoal.api import ManifestError, Problem, Quantity
 from shoal.api.errors import RulesBrokenError, shown
-from shoal.api.explain import path_of
+from shoal.api.explain import problems_of
 
 __all__ = [
     "DeploymentSpec",
@@ -115,11 +114,17 @@ def _speed(value: Any) -> Speed:
     return Speed(points=tuple(sorted(points.items())))
 
 
+def _in_one_word(value: str) -> str:
+    if any(map(str.isspace, value)):
+        raise ValueError("must have no spaces")
+    return value
+
+
 Number = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 Count = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
 Some = Annotated[int, Field(strict=True, ge=1, le=_MOST)]
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^\S*$")]
+Name = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_in_one_word)]
 Amounts = dict[str, Quantity]
 Priority = Annotated[int, Field(strict=True, ge=-_PRIORITIES, le=_PRIORITIES)]
 
@@ -299,7 +304,7 @@ def loads(text: str, *, source: str = "trace") -> Trace:
     try:
         return Trace.model_validate(value)
     except ValidationError as error:
-        raise TraceError(list(_problems(error)), source=source) from None
+        raise TraceError(problems_of(error, {}, root=Trace), source=source) from None
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -316,81 +321,3 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                 seen.add(key.value)
         made: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return made
-
-
-_KINDS: Final = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "tuple_type": "a list",
-}
-_BOUNDS: Final = {
-    "greater_than_equal": ("small; it must be at least", "ge"),
-    "greater_than": ("small; it must be above", "gt"),
-    "less_than_equal": ("large; it must be at most", "le"),
-}
-_FIXED: Final = {
-    "missing": "is missing; add it",
-    "too_short": "must not be empty",
-    "string_too_short": "must not be empty",
-    "string_pattern_mismatch": "must have no spaces",
-    "string_too_long": "is too long; it must have at most 253 characters",
-}
-
-
-def _problems(error: ValidationError) -> Iterable[Problem]:
-    found = error.errors(include_url=False)
-    for details in found:
-        # Of a list whose entries are all wrong, pydantic says that it is too short as well.
-        below = any(len(each["loc"]) > len(details["loc"]) == _common(each["loc"], details["loc"]) for each in found)
-        if details["type"] == "too_short" and below:
-            continue
-        path = path_of(details["loc"])
-        broken = details.get("ctx", {}).get("error")
-        if isinstance(broken, RulesBrokenError):
-            for each in broken.problems:
-                yield Problem(f"{path}.{each.path}" if path and each.path else path or each.path, each.text)
-        else:
-            yield Problem(path, _text(details))
-
-
-def _common(one: Sequence[int | str], other: Sequence[int | str]) -> int:
-    """How many parts two locations begin with alike."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
-
-
-def _text(details: Any) -> str:
-    kind, value, context = details["type"], details.get("input"), details.get("ctx", {})
-    if kind == "extra_forbidden":
-        return _unknown(details["loc"])
-    if kind == "value_error":
-        return str(context["error"])
-    if kind in _BOUNDS:
-        said, bound = _BOUNDS[kind]
-        return f"{shown(value)} is too {said} {context[bound]:g}"
-    if kind in _KINDS:
-        return f"{shown(value)} is not {_KINDS[kind]}"
-    return _FIXED.get(kind, str(details["msg"]))
-
-
-def _unknown(location: Sequence[int | str]) -> str:
-    """With the nearest name that is known there."""
-    model: type[BaseModel] = Trace
-    for part in location[:-1]:
-        if isinstance(part, str):
-            model = _below(model.model_fields[part].annotation) or model
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.7)
-    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known here: {', '.join(known)}"
-
-
-def _below(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds one or several of."""
-    for each in (annotation, *get_args(annotation)):
-        if isinstance(each, type) and issubclass(each, BaseModel):
-            return each
-    return None
