@@ -6,6 +6,9 @@ way does so for somebody, and as few as can be on one node.
 
 Tiers, in the order in which they give way: the surplus of each class from the lowest, then the minimums likewise. A job's
 trainers count as surplus as long as it has more than its minimum.
+
+What is asked again and again is kept: how many pods of a shape fit at each node, in which order nodes are taken, what each
+tier would give at each node. A clock says when a node was touched last, so that only those are looked at again.
 """
 
 from __future__ import annotations
@@ -14,16 +17,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from shoal.autoscaler.model import Counts, Flags, Job, Snapshot
+from shoal.autoscaler.places import Places, Row, row
 
-__all__ = ["Board", "Leaver", "Row"]
+__all__ = ["Board", "Leaver", "fitting"]
 
-Floats = npt.NDArray[np.float64]
-_MANY = np.int64(2**31)
+_MANY = 2**31
 _TRIES = 8
-"""Nodes that are looked at closely once one was found that would do."""
+"""Nodes that are looked at closely, of those that would do."""
+_BYTE = 255
+"""Preferences are of two bytes: numpy sorts these in linear time."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +43,19 @@ class Leaver:
     node: int
 
 
-Row = tuple[Mapping[int, int], Counts, Counts]
-Rows = Mapping[str, Row]
+def fitting(room: Counts, request: Counts) -> Flags:
+    """[N] which rooms are large enough; resource by resource, as arrays are kept like that."""
+    enough = np.ones(len(room), dtype=np.bool_)
+    for resource, amount in enumerate(request.tolist()):
+        enough &= room[:, resource] >= amount
+    return enough
 
 
-def _row(job: Job, rows: Rows) -> Row:
-    """What a job holds, its nodes and its counts: as the last plan read it, if it is the very same."""
-    known = rows.get(job.uid)
-    if known is not None and known[0] is job.held:
-        return known
-    size = len(job.held)
-    nodes = np.fromiter(job.held.keys(), dtype=np.int64, count=size)
-    return job.held, nodes, np.fromiter(job.held.values(), dtype=np.int64, count=size)
+class _Line:
+    """Nodes that have room for a shape, in the order in which they are taken."""
 
-
-class _Entries:
-    """Where trainers stand, as arrays: what was held, and each change since."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        nothing = np.zeros(0, dtype=np.int64)
-        self.job: Counts = np.repeat(np.arange(len(rows)), [len(row[1]) for row in rows])
-        self.node: Counts = np.concatenate([nothing, *(row[1] for row in rows)])
-        self.count: Counts = np.concatenate([nothing, *(row[2] for row in rows)])
-        self._changes: list[tuple[int, int, int]] = []
-
-    def one(self, job: int, node: int, count: int) -> None:
-        self._changes.append((job, node, count))
-
-    def add(self, jobs: Counts, nodes: Counts) -> None:
-        self._merge()
-        self.job = np.concatenate([self.job, jobs])
-        self.node = np.concatenate([self.node, nodes])
-        self.count = np.concatenate([self.count, np.ones(len(jobs), dtype=np.int64)])
-
-    def all(self) -> _Entries:
-        """With every change; of the same job and node there may be several."""
-        self._merge()
-        return self
-
-    def _merge(self) -> None:
-        if self._changes:
-            job, node, count = np.array(self._changes, dtype=np.int64).T
-            self.job = np.concatenate([self.job, job])
-            self.node = np.concatenate([self.node, node])
-            self.count = np.concatenate([self.count, count])
-            self._changes = []
+    def __init__(self, nodes: list[int], opened: int) -> None:
+        self.nodes, self.opened, self.next = nodes, opened, 0
 
 
 class Board:
@@ -95,90 +67,109 @@ class Board:
         rows: Of the last plan: what was read from jobs that hold the same still.
     """
 
-    def __init__(self, snapshot: Snapshot, jobs: Sequence[Job], rows: Rows) -> None:
+    def __init__(self, snapshot: Snapshot, jobs: Sequence[Job], rows: Mapping[str, Row]) -> None:
         self.jobs = jobs
         self.request = snapshot.shapes.request
         self.eligible: Flags = snapshot.shapes.fits[:, snapshot.nodes.group] & snapshot.nodes.usable
         self.shape = np.array([job.shape for job in jobs], dtype=np.int64)
-        priorities = sorted({job.priority for job in jobs})
-        rank = {priority: number for number, priority in enumerate(priorities)}
-        self.rank = np.array([rank[job.priority] for job in jobs], dtype=np.int64)
+        priority = np.array([job.priority for job in jobs], dtype=np.int64)
+        priorities, ranks = np.unique(priority, return_inverse=True)
+        self.rank: Counts = ranks.astype(np.int64)
         self.classes = len(priorities)
         self.min = np.array([job.min for job in jobs], dtype=np.int64)
-        self.at: list[Mapping[int, int]] = [job.held for job in jobs]
-        """Of each job: node -> trainers that stand there by this plan."""
         self.sure = np.zeros(len(jobs), dtype=np.int64)
         """[J] how many of a job's trainers give way to nobody any more."""
         self.changes = 0
         """How often somebody came or left."""
+        self.changed = np.zeros(len(jobs), dtype=np.bool_)
+        """[J] whether it was one of a job's."""
         self.kept = np.zeros_like(snapshot.nodes.room)
         """[N, R] what is kept for pods that are no trainers."""
-        self.rows = {job.uid: _row(job, rows) for job in jobs}
-        self._entries = _Entries([self.rows[job.uid] for job in jobs])
-        entries = self._entries
-        self.count = np.bincount(entries.job, entries.count, minlength=len(jobs)).astype(np.int64)
+        self.rows = {job.uid: row(job, rows.get(job.uid)) for job in jobs}
+        self.places = Places(list(self.rows.values()), len(self.kept))
+        of, node, count = self.places.all()
+        self.count = np.bincount(of, count, minlength=len(jobs)).astype(np.int64)
         """[J] how many trainers a job has."""
-        self.taken = self._sum(entries.node, self.shape[entries.job], entries.count, len(self.kept))
+        self.held = self.count.copy()
+        """[J] how many it had at first."""
+        self.taken = self.sum_of(node, of, count)
         """[N, R] what the trainers that are held take now."""
-        self.free: Counts = snapshot.nodes.room - self.taken
+        self.free: Counts = np.asfortranarray(snapshot.nodes.room - self.taken)
         """[N, R] what nobody takes."""
-        self._own: dict[int, dict[int, int]] = {}
-        """Those of `at` that are no longer the snapshot's."""
-        self._came: dict[int, set[int]] = {}
+        self.clock, self._opened = 0, 0
+        self.touched = np.zeros(len(self.free), dtype=np.int64)
+        """[N] when somebody last came or left."""
+        self._known: dict[int, tuple[int, Counts]] = {}
+        self._totals: dict[int, tuple[int, int]] = {}
+        self._lines: dict[int, _Line] = {}
         self._weak: Counts | None = None
-        self._known: dict[int, Counts] = {}
-        """Shape -> [N] how many fit into what is free; kept up to date."""
         self._largest = np.zeros((max(1, self.classes), self.kept.shape[1]), dtype=np.int64)
         np.maximum.at(self._largest, self.rank, self.request[self.shape])
         self.wanted_by = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
         """[N] for how many shapes of trainers a node would do: the least wanted are taken first."""
-
-    def _sum(self, place: Counts, shape: Counts, count: Counts, places: int) -> Counts:
-        """[places, R] requests of so many pods of a shape, by place."""
-        sums = [
-            np.bincount(place, self.request[shape, resource] * count, minlength=places)
-            for resource in range(self.request.shape[1])
-        ]
-        return np.stack(sums, axis=1).astype(np.int64)
-
-    def entries(self) -> tuple[Counts, Counts, Counts]:
-        """Jobs, nodes and counts of all trainers that stand; of one job at one node there may be several, less than 0 too."""
-        entries = self._entries.all()
-        return entries.job, entries.node, entries.count
+        self._wanted = np.minimum(np.unique(self.wanted_by, return_inverse=True)[1], _BYTE).astype(np.uint16) * (
+            _BYTE + 1
+        )
 
     def sum_of(self, node: Counts, job: Counts, count: Counts) -> Counts:
         """[N, R] what so many trainers of jobs take at nodes."""
-        return self._sum(node, self.shape[job], count, len(self.free))
+        shape, sums = self.shape[job], np.zeros(self.kept.shape, dtype=np.int64, order="F")
+        for resource in range(self.request.shape[1]):
+            sums[:, resource] = np.bincount(node, self.request[shape, resource] * count, minlength=len(sums))
+        return sums
+
+    def at(self, job: int) -> dict[int, int]:
+        """Node -> how many trainers of a job stand there by this plan."""
+        nodes, counts = self.places.of(job)
+        return {node: count for node, count in zip(nodes.tolist(), counts.tolist(), strict=True) if count}
 
     # --- Tiers ---
 
     @property
     def weak(self) -> Counts:
-        """[tier, N, R]: held by those who may give way. Of a job all or nothing is in it, so it promises too much at times."""
+        """[tier, N, R]: the most that those who may give way would give at each node, if they did so nowhere else."""
         if self._weak is None:
-            tier = self.rank + np.where(self.count > self.min, 0, self.classes)
-            entries, nodes = self._entries.all(), len(self.free)
-            weak = (self.sure < self.count)[entries.job]
-            job, node, count = entries.job[weak], entries.node[weak], entries.count[weak]
-            places = 2 * max(1, self.classes) * nodes
-            summed = self._sum(tier[job] * nodes + node, self.shape[job], count, places)
-            self._weak = summed.reshape(2 * max(1, self.classes), nodes, self.request.shape[1])
+            tiers, (nodes, resources) = 2 * max(1, self.classes), self.free.shape
+            self._weak = np.zeros((tiers, resources, nodes), dtype=np.int64).transpose(0, 2, 1)
+            job, node, count = self.places.all()
+            some = np.flatnonzero((self.sure < self.count)[job])
+            job, node, count = job[some], node[some], count[some]
+            surplus, rest = self._gives(job, count)
+            for rank in range(self.classes):
+                mine = self.rank[job] == rank
+                for tier, part in ((rank, surplus), (rank + self.classes, rest)):
+                    some = np.flatnonzero(mine & (part > 0))
+                    if len(some):
+                        self._weak[tier] = self.sum_of(node[some], job[some], part[some])
         return self._weak
 
-    def tier(self, job: int) -> int:
-        """In which of the tiers its trainers are now, if they may give way."""
-        surplus = self.count[job] > self.min[job]
-        return int(self.rank[job] + (0 if surplus else self.classes))
+    def _gives(self, job: Counts, count: Counts) -> tuple[Counts, Counts]:
+        """Of so many trainers of a job: how many may give way as surplus, and how many beyond that."""
+        weak = np.minimum(count, (self.count - self.sure)[job])
+        surplus = np.minimum(weak, np.maximum(self.count - self.min, 0)[job])
+        return surplus, weak - surplus
+
+    def _weigh(self, job: int, sign: int) -> None:
+        """What a job would give is added to what is known of the tiers, or taken from it."""
+        if self._weak is None or self.sure[job] >= self.count[job]:
+            return
+        nodes, counts = self.places.of(job)
+        rank, request = int(self.rank[job]), self.request[self.shape[job]]
+        surplus, rest = self._gives(np.full(len(nodes), job), counts)
+        for tier, part in ((rank, surplus), (rank + self.classes, rest)):
+            if part.any():
+                self._weak[tier][nodes] += sign * part[:, None] * request
 
     def tiers(self, *, surplus_below: int, minimums_below: int) -> list[int]:
         """Those of the surplus of classes below one rank, and of the minimums below another."""
         return [*range(surplus_below), *range(self.classes, self.classes + minimums_below)]
 
-    def here(self, node: int) -> list[int]:
-        """Jobs that have trainers at a node."""
-        entries = self._entries
-        found = {*entries.job[entries.node == node].tolist(), *self._came.get(node, ())}
-        return sorted(job for job in found if self.at[job].get(node))
+    def room_with(self, tiers: Sequence[int]) -> Counts:
+        """[N, R] what would be free if all of these tiers gave way at a node."""
+        room = self.free.copy(order="F")
+        for tier in tiers:
+            room += self.weak[tier]
+        return room
 
     # --- Changes ---
 
@@ -186,158 +177,145 @@ class Board:
         """Room is kept for a pod that is no trainer; a negative count gives it back."""
         amount = self.request[shape] * count
         self.kept[node] += amount
-        self._take(node, amount)
+        self._take(node, amount, opens=count < 0)
 
-    def _take(self, node: int, amount: Counts) -> None:
+    def _take(self, node: int, amount: Counts, *, opens: bool) -> None:
         self.free[node] -= amount
-        left = self.free[node]
-        for shape, most in self._known.items():
-            if self.eligible[shape, node]:
-                request = self.request[shape]
-                asked = request > 0
-                most[node] = max(0, int((left[asked] // request[asked]).min())) if asked.any() else _MANY
+        self.clock += 1
+        self.touched[node] = self.clock
+        if opens:
+            self._opened = self.clock
 
-    def add_many(self, jobs: Counts, shape: int, nodes: Counts, counts: Counts) -> None:
-        """Jobs (one number per trainer) of one shape, none of which may give way, have one more each, at these nodes."""
+    def add_many(self, jobs: Counts, shape: int, nodes: Counts) -> None:
+        """Jobs of one shape, none of which may give way, have one trainer more each (for each time they are named) at nodes."""
         assert (self.sure[jobs] == self.count[jobs]).all(), "only who is settled grows by many"
         self.changes += 1
-        self.free[nodes] -= counts[:, None] * self.request[shape]
-        for known, most in self._known.items():
-            most[nodes] = self.capacity(known, self.free[nodes], nodes)
-        where = np.repeat(nodes, counts)
-        self._entries.add(jobs, where)
-        for job, node in zip(jobs.tolist(), where.tolist(), strict=True):
-            at = self._owned(job)
-            at[node] = at.get(node, 0) + 1
-            self._came.setdefault(node, set()).add(job)
+        each = np.bincount(nodes, minlength=len(self.free))
+        where = np.flatnonzero(each)
+        self.free[where] -= each[where, None] * self.request[shape]
+        self.clock += 1
+        self.touched[where] = self.clock
+        self.places.add(jobs, nodes)
         more = np.bincount(jobs, minlength=len(self.jobs))
         self.count += more
         self.sure += more
+        self.changed[jobs] = True
 
     def add(self, job: int, node: int) -> None:
         """A job has one trainer more at a node, which gives way to nobody of a class that comes later."""
-        self._more(job, node, sure=1)
+        self._change(job, node, 1, sure=1)
 
     def back(self, job: int, node: int) -> None:
         """One who gave way stays after all, and may give way again."""
-        self._more(job, node, sure=0)
-
-    def _more(self, job: int, node: int, *, sure: int) -> None:
-        self.changes += 1
-        before = self._weak_tier(job)
-        request = self.request[self.shape[job]]
-        self._take(node, request)
-        at = self._owned(job)
-        at[node] = at.get(node, 0) + 1
-        self._entries.one(job, node, 1)
-        self._came.setdefault(node, set()).add(job)
-        if before is not None and self._weak is not None:
-            self._weak[before, node] += request
-        self.count[job] += 1
-        self.sure[job] += sure
-        self._retier(job, before)
+        self._change(job, node, 1, sure=0)
 
     def leave(self, job: int, node: int) -> None:
         """One of a job's trainers gives way."""
+        self._change(job, node, -1, sure=0)
+
+    def _change(self, job: int, node: int, more: int, *, sure: int) -> None:
         self.changes += 1
-        before = self._weak_tier(job)
-        request = self.request[self.shape[job]]
-        if before is not None and self._weak is not None:
-            self._weak[before, node] -= request
-        self._take(node, -request)
-        at = self._owned(job)
-        at[node] -= 1
-        if not at[node]:
-            del at[node]
-        self._entries.one(job, node, -1)
-        self.count[job] -= 1
-        self.sure[job] = min(self.sure[job], self.count[job])
-        self._retier(job, before)
+        self._weigh(job, -1)
+        self._take(node, self.request[self.shape[job]] * more, opens=more < 0)
+        self.places.change(job, node, more)
+        self.count[job] += more
+        self.sure[job] = min(self.sure[job] + sure, self.count[job])
+        self.changed[job] = True
+        self._weigh(job, 1)
 
     def settle(self, job: int, count: int | None = None) -> None:
         """So many of a job's trainers (all) give way to nobody any more."""
-        before = self._weak_tier(job)
+        self._weigh(job, -1)
         self.sure[job] = self.count[job] if count is None else min(count, self.count[job])
-        self._retier(job, before)
+        self._weigh(job, 1)
 
-    def settle_many(self, jobs: Sequence[int], *, minimum: bool) -> None:
-        """Of each of these jobs its minimum, or all."""
-        self.sure[jobs] = np.minimum(self.min[jobs], self.count[jobs]) if minimum else self.count[jobs]
+    def settle_many(self, jobs: Counts) -> None:
+        """Of each of these jobs its minimum; what is above it may give way."""
+        self.sure[jobs] = np.minimum(self.min[jobs], self.count[jobs])
         self._weak = None
 
-    def yield_all(self, jobs: Sequence[int]) -> None:
+    def settle_class(self, rank: int) -> None:
+        """All trainers of a class."""
+        jobs = self.rank == rank
+        self.sure[jobs] = self.count[jobs]
+        if self._weak is not None:
+            self._weak[[rank, rank + self.classes]] = 0
+
+    def yield_all(self, jobs: Counts) -> None:
         """All trainers of these jobs may give way."""
         self.sure[jobs] = 0
         self._weak = None
-
-    def _owned(self, job: int) -> dict[int, int]:
-        if job not in self._own:
-            self.at[job] = self._own[job] = dict(self.at[job])
-        return self._own[job]
-
-    def _weak_tier(self, job: int) -> int | None:
-        """The tier that a job's trainers are counted in; None: they give way to nobody."""
-        return self.tier(job) if self.sure[job] < self.count[job] else None
-
-    def _retier(self, job: int, before: int | None) -> None:
-        if self._weak is None:
-            return
-        after = self._weak_tier(job)
-        if before == after:
-            return
-        request = self.request[self.shape[job]]
-        for node, count in self.at[job].items():
-            if before is not None:
-                self._weak[before, node] -= request * count
-            if after is not None:
-                self._weak[after, node] += request * count
 
     # --- Looking for room ---
 
     def capacity(self, shape: int, room: Counts, nodes: Counts | None = None) -> Counts:
         """How many pods of a shape fit into each room, which is that of all nodes or of these."""
-        request = self.request[shape]
         most = np.full(len(room), _MANY)
-        for resource in np.flatnonzero(request):
-            np.minimum(most, room[:, resource] // request[resource], out=most)
+        for resource, amount in enumerate(self.request[shape].tolist()):
+            if amount:
+                np.minimum(most, room[:, resource] // amount, out=most)
         np.maximum(most, 0, out=most)
-        most[~(self.eligible[shape] if nodes is None else self.eligible[shape, nodes])] = 0
+        most *= self.eligible[shape] if nodes is None else self.eligible[shape, nodes]
         return most
 
     def fits(self, shape: int) -> Counts:
         """[N] how many pods of a shape fit into what is free; to be read only."""
-        if shape not in self._known:
-            self._known[shape] = self.capacity(shape, self.free)
-        return self._known[shape]
+        seen, most = self._known.get(shape, (-1, None))
+        if most is None:
+            most = self.capacity(shape, self.free)
+        elif seen < self.clock:
+            nodes = np.flatnonzero(self.touched > seen)
+            most[nodes] = self.capacity(shape, self.free[nodes], nodes)
+        self._known[shape] = (self.clock, most)
+        return most
+
+    def total(self, shape: int) -> int:
+        """How many pods of a shape fit into what is free, if no others come."""
+        seen, total = self._totals.get(shape, (-1, 0))
+        if seen < self.clock:
+            total = int(self.fits(shape).sum())
+            self._totals[shape] = (self.clock, total)
+        return total
+
+    def has_room(self, shape: int, node: int) -> bool:
+        """Whether one more fits at a node."""
+        return bool(self.eligible[shape, node]) and all((self.free[node] >= self.request[shape]).tolist())
+
+    def _in_order(self, most: Counts) -> Counts:
+        """Nodes where some fit: the least wanted and tightest first."""
+        some = np.flatnonzero(most)
+        key = self._wanted[some] + np.minimum(most[some], _BYTE).astype(np.uint16)
+        ordered: Counts = some[key.argsort(kind="stable")]
+        return ordered
 
     def fit(self, count: int, most: Counts) -> tuple[Counts, Counts] | None:
-        """Nodes and how many on each, so that all find room; the least wanted and tightest first. None: they do not.
+        """Nodes and how many on each, so that all find room. None: they do not.
 
         Args:
             count: How many.
             most: [N] how many fit.
         """
-        some = np.flatnonzero(most)
-        if most[some].sum() < count or not len(some):
+        order = self._in_order(most)
+        total = most[order].cumsum()
+        if not len(order) or total[-1] < count:
             return None
-        order = some[np.argsort(self._preference(most)[some], kind="stable")]
-        each = most[order]
-        total = np.cumsum(each)
-        last = int(np.searchsorted(total, count))
-        chosen, counts = order[: last + 1], each[: last + 1].copy()
+        last = int(total.searchsorted(count))
+        chosen = order[: last + 1]
+        counts = most[chosen]
         counts[-1] -= total[last] - count
         return chosen, counts
 
-    def _preference(self, most: Counts) -> Counts:
-        key: Counts = self.wanted_by * 2**16 + np.minimum(most, 2**15)
-        return key
-
     def free_node(self, shape: int) -> int:
         """A node with room for one, where nobody gives way; -1: there is none."""
-        most = self.fits(shape)
-        if not most.any():
-            return -1
-        return int(np.where(most > 0, self._preference(most), _MANY * 2**20).argmin())
+        line = self._lines.get(shape)
+        if line is None or line.opened < self._opened:
+            line = self._lines[shape] = _Line(self._in_order(self.fits(shape)).tolist(), self.clock)
+        while line.next < len(line.nodes):
+            node = line.nodes[line.next]
+            if self.has_room(shape, node):
+                return node
+            line.next += 1
+        return -1
 
     def make_room(
         self,
@@ -345,7 +323,6 @@ class Board:
         tiers: Sequence[int],
         *,
         share: Callable[[int], float],
-        nodes: Flags | None = None,
     ) -> tuple[int, list[Leaver]] | None:
         """A node, and who gives way there for one pod; as few tiers as do, then as few trainers.
 
@@ -353,54 +330,65 @@ class Board:
             shape: Of the pod.
             tiers: Who may give way, in this order.
             share: Of a job; who has the larger one gives way first.
-            nodes: [N] where; None: everywhere.
         """
         request = self.request[shape]
-        room = self.free.copy()
-        where = self.eligible[shape] if nodes is None else self.eligible[shape] & nodes
+        room = self.free.copy(order="F")
         for number, tier in enumerate(tiers):
-            # Of a job with surplus all trainers are counted there, so at a tier of minimums there may be nothing to add.
-            if tier < self.classes and not self.weak[tier].any():
-                continue
             room += self.weak[tier]
-            found = np.flatnonzero(where & (room >= request).all(axis=1))
-            best: tuple[tuple[int, float, int], int, list[Leaver]] | None = None
-            for tried, node in enumerate(self._cheapest_first(found, request, tiers[: number + 1])):
-                if best is not None and tried >= _TRIES:
-                    break
-                leavers = self.leavers(int(node), request, tiers[: number + 1], share=share)
+            found = np.flatnonzero(fitting(room, request) & self.eligible[shape])
+            if not len(found):
+                continue
+            nodes = self._cheapest(found, request, tiers[: number + 1])
+            best: tuple[tuple[int, float, int], list[Leaver]] | None = None
+            for node, here in self.places.at(nodes).items():
+                leavers = self.leavers(node, request, tiers[: number + 1], share=share, here=here)
                 if leavers is None:
                     continue
-                key = (len(leavers), -sum(share(each.job) for each in leavers), int(node))
+                key = (len(leavers), -sum(share(each.job) for each in leavers), node)
                 if best is None or key < best[0]:
-                    best = (key, int(node), leavers)
+                    best = (key, leavers)
             if best is not None:
-                return best[1], best[2]
+                return best[0][2], best[1]
         return None
 
-    def _cheapest_first(self, nodes: Counts, request: Counts, tiers: Sequence[int]) -> Counts:
-        """By how many would have to give way, about."""
+    def _cheapest(self, nodes: Counts, request: Counts, tiers: Sequence[int]) -> list[int]:
+        """A few of these nodes where fewest would have to give way, about."""
         lacks = np.maximum(request - self.free[nodes], 0)
         ranks = sorted({tier % max(1, self.classes) for tier in tiers})
         largest = np.maximum(self._largest[ranks].max(axis=0), 1)
-        about = (-(-lacks // largest)).max(axis=1)
-        ordered: Counts = nodes[np.lexsort((nodes, about))]
-        return ordered
+        about = np.minimum((-(-lacks // largest)).max(axis=1), _BYTE).astype(np.uint8)
+        first: list[int] = nodes[about.argsort(kind="stable")[:_TRIES]].tolist()
+        return first
 
     def leavers(
-        self, node: int, request: Counts, tiers: Sequence[int], *, share: Callable[[int], float]
+        self,
+        node: int,
+        request: Counts,
+        tiers: Sequence[int],
+        *,
+        share: Callable[[int], float],
+        here: Mapping[int, int] | None = None,
     ) -> list[Leaver] | None:
-        """Who gives way at a node so that a request fits; None: not even all of these tiers would do."""
+        """Who gives way at a node so that a request fits; None: not even all of these tiers would do.
+
+        Args:
+            node: Where.
+            request: What is to fit.
+            tiers: Who may give way, in this order.
+            share: Of a job; who has the larger one gives way first.
+            here: Job -> how many of its trainers are at the node; None: it is looked up.
+        """
+        here = self.places.at([node])[node] if here is None else here
         lacks = request - self.free[node]
         chosen: list[Leaver] = []
         given: dict[int, int] = {}
         for tier in tiers:
-            for leaver in self._of_tier(node, tier, lacks, given, share):
+            for job in self._of_tier(here, tier, lacks, given, share):
                 if (lacks <= 0).all():
                     break
-                chosen.append(leaver)
-                given[leaver.job] = given.get(leaver.job, 0) + 1
-                lacks = lacks - self.request[self.shape[leaver.job]]
+                chosen.append(Leaver(job, node))
+                given[job] = given.get(job, 0) + 1
+                lacks = lacks - self.request[self.shape[job]]
         if (lacks > 0).any():
             return None
         # Who was chosen before another one who covers it all stays.
@@ -412,23 +400,19 @@ class Board:
         return chosen
 
     def _of_tier(
-        self, node: int, tier: int, lacks: Counts, given: dict[int, int], share: Callable[[int], float]
-    ) -> Iterator[Leaver]:
-        """Trainers of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
+        self, here: Mapping[int, int], tier: int, lacks: Counts, given: Mapping[int, int], share: Callable[[int], float]
+    ) -> Iterator[int]:
+        """Of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
         rank = tier % self.classes
-        jobs = [job for job in self.here(node) if self.rank[job] == rank and self.sure[job] < self.count[job]]
+        jobs = [job for job in here if self.rank[job] == rank and self.sure[job] < self.count[job]]
         needed = np.flatnonzero(lacks > 0)
-
-        def gain(job: int) -> float:
-            request = self.request[self.shape[job]][needed]
-            return float(np.minimum(request / lacks[needed], 1.0).sum())
-
-        jobs.sort(key=lambda job: (-gain(job), -share(job), job))
-        for job in jobs:
-            if not gain(job):
+        gain = {
+            job: float(np.minimum(self.request[self.shape[job], needed] / lacks[needed], 1.0).sum()) for job in jobs
+        }
+        for job in sorted(jobs, key=lambda job: (-gain[job], -share(job), job)):
+            if not gain[job]:
                 continue
             weak = int(self.count[job] - self.sure[job])
             most = weak if tier >= self.classes else max(0, min(weak, int(self.count[job] - self.min[job])))
-            most = min(self.at[job].get(node, 0), most) - given.get(job, 0)
-            for _ in range(max(0, most)):
-                yield Leaver(job, node)
+            for _ in range(max(0, min(here[job], most) - given.get(job, 0))):
+                yield job

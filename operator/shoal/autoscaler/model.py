@@ -199,7 +199,8 @@ class Memory:
         capped: Job's uid -> (most trainers, until when): the scheduler knows something against more.
         backoff: Job's uid -> (seconds of its last cap, at how many trainers that was), until it has come further.
         unmet: Uids of pods that did not come to their claimed node -> until when they claim nothing.
-        rows: Job's uid -> what it held, and the same as arrays of nodes and counts: what has not changed is not read again.
+        rows: Job's uid -> what it held, and the same as arrays of nodes, ascending, and counts: what has not changed is not
+            read again.
     """
 
     claims: Mapping[str, Claim] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -24,23 +24,22 @@ def outcome(
 ) -> Allocation:
     """From where things stand at the end of a plan."""
     words = _Words(snapshot, board, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
-    places = [_places(job.held, board.at[number]) for number, job in enumerate(board.jobs)]
+    at = board.places.rows(board.changed)
+    places = {number: _places(board.jobs[number].held, there) for number, there in at.items()}
     now = _Now(snapshot, board, places)
     given = {}
-    for number, job in enumerate(board.jobs):
-        stays, comes = places[number]
+    for number, (job, count) in enumerate(zip(board.jobs, board.count.tolist(), strict=True)):
+        stays, comes = places.get(number, (job.held, {}))
         why, said = words.why(number)
         soon = now.start(number, comes) if comes else 0
-        given[job.uid] = Given(
-            trainers=int(board.count[number]), stays=stays, comes=comes, now=soon, why=why, words=said
-        )
+        given[job.uid] = Given(trainers=count, stays=stays, comes=comes, now=soon, why=why, words=said)
     return Allocation(jobs=given, claims=claims)
 
 
 def _places(held: Mapping[int, int], at: Mapping[int, int]) -> tuple[Mapping[int, int], Mapping[int, int]]:
     """Who stays where, and who comes where."""
-    if at is held:
-        return held, {}
+    if not held:
+        return {}, at
     stays = {node: min(count, held[node]) for node, count in at.items() if node in held}
     return stays, {node: count - stays.get(node, 0) for node, count in at.items() if count > stays.get(node, 0)}
 
@@ -49,16 +48,15 @@ class _Now:
     """Which of the new trainers have their room already: what leaves is still there."""
 
     def __init__(
-        self, snapshot: Snapshot, board: Board, places: Sequence[tuple[Mapping[int, int], Mapping[int, int]]]
+        self, snapshot: Snapshot, board: Board, places: Mapping[int, tuple[Mapping[int, int], Mapping[int, int]]]
     ) -> None:
         self._board = board
         # What is kept for others is no trainer's.
         self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - board.kept - board.taken
         late = board.free - snapshot.nodes.leaving
-        for number, (stays, _) in enumerate(places):
-            held = board.jobs[number].held
-            if stays is not held:
-                for node, count in held.items():
+        for number, (stays, _) in places.items():
+            for node, count in board.jobs[number].held.items():
+                if count > stays.get(node, 0):
                     late[node] -= board.request[board.jobs[number].shape] * (count - stays.get(node, 0))
         # Where even then all have room nobody needs to be counted.
         self._wide: Flags = np.all(late >= 0, axis=1)

@@ -21,7 +21,7 @@ import numpy as np
 
 from shoal.autoscaler.board import Board, Leaver
 from shoal.autoscaler.growth import Growth
-from shoal.autoscaler.model import Allocation, Claim, Job, Memory, Pending, Policy, Snapshot
+from shoal.autoscaler.model import Allocation, Claim, Counts, Job, Memory, Pending, Policy, Snapshot
 from shoal.autoscaler.outcome import outcome
 
 __all__ = ["plan"]
@@ -58,7 +58,10 @@ class _Plan:
         self._jobs = jobs
         self._board = Board(snapshot, jobs, memory.rows)
         self._caps, self._backoff = self._capped(jobs)
-        self._top = np.array([self._caps.get(job.uid, (job.max, 0.0))[0] for job in jobs], dtype=np.int64)
+        self._top = np.array([job.max for job in jobs], dtype=np.int64)
+        if self._caps:
+            self._top = np.array([self._caps.get(job.uid, (job.max, 0.0))[0] for job in jobs], dtype=np.int64)
+        self._needs_servers = np.array([bool(job.fixed) for job in jobs], dtype=np.bool_)
         self._step = _steps(snapshot, jobs)
         self._queued: set[int] = set()
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
@@ -79,12 +82,12 @@ class _Plan:
             if before == board.changes:
                 break
             before = board.changes
-            board.settle_many(self._admitted(), minimum=True)
+            board.settle_many(self._admitted())
             self._retry()
             admitted = self._admitted()
-            board.settle_many(admitted, minimum=True)
+            board.settle_many(admitted)
             for rank in reversed(range(board.classes)):
-                of_class = [job for job in admitted if board.rank[job] == rank]
+                of_class = admitted[board.rank[admitted] == rank]
                 moves = growth.grow(of_class, rank, moves=moves, cool_down=self._policy.cool_down_seconds)
         claims = tuple(self._claims.values())
         allocation = outcome(
@@ -94,13 +97,13 @@ class _Plan:
             queued=self._queued,
             claims=claims,
             caps=self._caps,
-            moved=growth.blocked,
+            moved=growth.exchange.blocked,
         )
         now = self._snapshot.now
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
         memory = Memory(
             claims=dict(self._claims),
-            moved=kept | growth.moved,
+            moved=kept | growth.exchange.moved,
             capped=self._caps,
             backoff=self._backoff,
             unmet=self._unmet,
@@ -108,8 +111,10 @@ class _Plan:
         )
         return allocation, memory
 
-    def _admitted(self) -> list[int]:
-        return [job for job in range(len(self._jobs)) if job not in self._queued]
+    def _admitted(self) -> Counts:
+        admitted = np.ones(len(self._jobs), dtype=np.bool_)
+        admitted[list(self._queued)] = False
+        return np.flatnonzero(admitted)
 
     # --- What the scheduler knows better ---
 
@@ -136,10 +141,10 @@ class _Plan:
     def _shrink(self) -> None:
         """Jobs above their maximum, which was lowered: from the nodes that most others could use."""
         board = self._board
-        for job in range(len(self._jobs)):
+        for job in np.flatnonzero(board.count > self._top).tolist():
             while board.count[job] > self._top[job]:
                 node = max(
-                    board.at[job], key=lambda node: (int(board.wanted_by[node]), -int(board.free[node].min()), node)
+                    board.at(job), key=lambda node: (int(board.wanted_by[node]), -int(board.free[node].min()), node)
                 )
                 board.leave(job, node)
 
@@ -154,9 +159,9 @@ class _Plan:
                 lacks = board.free[node] < 0
                 leavers = [
                     Leaver(job, node)
-                    for job in board.here(node)
+                    for job, count in board.places.at([node])[node].items()
                     if (board.request[board.shape[job]][lacks] > 0).any()
-                    for _ in range(board.at[job][node])
+                    for _ in range(count)
                 ]
             self._leave(leavers)
 
@@ -235,19 +240,14 @@ class _Plan:
         """In order; jobs that lack something and follow each other are looked at together."""
         board, job = self._board, 0
         while job < len(self._jobs):
-            end = job
-            lacking = self._lacks(job)
-            while end < len(self._jobs) and self._lacks(end) == lacking:
-                end += 1
-            run = list(range(job, end))
-            if lacking:
-                self._admit(run)
+            lacks = self._needs_servers[job:] | (board.count[job:] < board.min[job:])
+            other = np.flatnonzero(lacks != lacks[0])
+            end = job + int(other[0]) if len(other) else len(self._jobs)
+            if lacks[0]:
+                self._admit(list(range(job, end)))
             else:
-                board.settle_many(run, minimum=True)
+                board.settle_many(np.arange(job, end))
             job = end  # which may have lost something by that
-
-    def _lacks(self, job: int) -> bool:
-        return bool(self._jobs[job].fixed) or bool(self._board.count[job] < self._board.min[job])
 
     def _admit(self, jobs: list[int]) -> None:
         """All of them at once into what is free; else the first half before the second."""
@@ -269,31 +269,27 @@ class _Plan:
             lacks = max(0, int(board.min[job] - board.count[job]))
             needs[int(board.shape[job])] += lacks
             takers[int(board.shape[job])] += [job] * lacks
-        before = board.free.copy()
+        left = board.free.copy(order="F")
         placed = []
         for shape in sorted(needs, key=lambda shape: (-self._dominant(shape), shape)):
-            found = board.fit(needs[shape], board.capacity(shape, before)) if needs[shape] else None
-            if found is None and needs[shape]:
+            if not needs[shape]:
+                continue
+            found = board.fit(needs[shape], board.capacity(shape, left))
+            if found is None:
                 return False
-            if found is not None:
-                before[found[0]] -= found[1][:, None] * board.request[shape]
-                placed.append((shape, *found))
-        for shape, nodes, counts in placed:
-            self._hand_out(shape, nodes, counts, takers[shape])
+            left[found[0]] -= found[1][:, None] * board.request[shape]
+            placed.append((shape, np.repeat(*found)))
+        for job in jobs:
+            board.settle(job)
+        for shape, nodes in placed:
+            # Nodes to those who need them; what is left over is of servers and masters.
+            mine = np.array(takers[shape], dtype=np.int64)
+            board.add_many(mine, shape, nodes[: len(mine)])
+            for node in nodes[len(mine) :].tolist():
+                board.put(shape, node)
         for job in jobs:
             board.settle(job, int(board.min[job]))
         return True
-
-    def _hand_out(self, shape: int, nodes: np.ndarray, counts: np.ndarray, takers: list[int]) -> None:
-        """Nodes to those who need them; what is left over is of servers and masters."""
-        board, taken = self._board, 0
-        for node, count in zip(nodes.tolist(), counts.tolist(), strict=True):
-            for _ in range(count):
-                if taken < len(takers):
-                    board.add(takers[taken], node)
-                    taken += 1
-                else:
-                    board.put(shape, node)
 
     def _dominant(self, shape: int) -> float:
         total = np.maximum(self._snapshot.nodes.total, 1)
@@ -334,7 +330,8 @@ class _Plan:
             waiting = [job for job in sorted(self._queued) if board.rank[job] == rank]
             if not waiting:
                 continue
-            board.yield_all([job for job in self._admitted() if board.rank[job] < rank])
+            admitted = self._admitted()
+            board.yield_all(admitted[board.rank[admitted] < rank])
             for job in waiting:
                 if self._admitted_hard(job):
                     self._queued.discard(job)
@@ -343,7 +340,7 @@ class _Plan:
     def _mend(self) -> None:
         """Whose minimum was broken finds room elsewhere, or is turned away."""
         board = self._board
-        for other in self._admitted():
+        for other in self._admitted().tolist():
             if board.count[other] < board.min[other] and not self._admitted_hard(other):
                 self._turn_away(other)
 
@@ -356,7 +353,7 @@ class _Plan:
         for shape, count in units.items():
             key = (shape, tuple(tiers))
             if key not in known:
-                known[key] = int(board.capacity(shape, board.free + board.weak[list(tiers)].sum(axis=0)).sum())
+                known[key] = int(board.capacity(shape, board.room_with(tiers)).sum())
             if known[key] < count:
                 return True
         return False
@@ -374,7 +371,7 @@ class _Plan:
     def _turn_away(self, job: int) -> None:
         """Without its minimum a job has nothing."""
         self._queued.add(job)
-        for node, count in list(self._board.at[job].items()):
+        for node, count in self._board.at(job).items():
             for _ in range(count):
                 self._board.leave(job, node)
 
@@ -400,4 +397,7 @@ def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
     """[J] by how much one trainer more raises a job's share."""
     total = np.maximum(snapshot.nodes.total, 1)
     dominant = (snapshot.shapes.request / total).max(axis=1) if len(snapshot.shapes.request) else np.zeros(0)
-    return np.array([max(dominant[job.shape], 1e-12) / job.weight for job in jobs], dtype=np.float64)
+    shape = np.array([job.shape for job in jobs], dtype=np.int64)
+    weight = np.array([job.weight for job in jobs], dtype=np.float64)
+    steps: np.ndarray = np.maximum(dominant[shape], 1e-12) / weight
+    return steps
