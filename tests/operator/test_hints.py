@@ -67,3 +67,12 @@ def test_without_a_plan_nothing_is_wished_for():
     plain = objects.servers(of, IDENTITY, replicas=2)
     assert plain["spec"]["template"] == server_pod(of, IDENTITY)
     assert "annotations" not in plain["metadata"]
+
+
+def test_servers_come_first_unless_a_plan_keeps_their_room():
+    def order(places):
+        actions = reconcile(job(), IDENTITY, Observed(), trainers=2, places=places)
+        return [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)][-4:]
+
+    assert order(None) == ["StatefulSet", "Deployment", "Pod", "Pod"]
+    assert order(Places(stays={})) == ["Pod", "Pod", "StatefulSet", "Deployment"]

@@ -194,7 +194,11 @@ class _Round:
         if seen.ended is not None:
             return [*lost, *self._complete(overdue)]
         decision = decide(trainers, self._trainers(trainers), self._drain(), overdue=overdue, stays=self._places.stays)
-        return [*self._standing(), *lost, *self._running(), *self._carried_out(decision, suspend=False)]
+        trainers, others = self._carried_out(decision, suspend=False), self._running()
+        # Where a plan keeps room for master and servers they may come last, and a job's many pods need not wait for them.
+        # Without one whoever comes first has it, and trainers without servers are of no use.
+        planned = self._places.stays is not None
+        return [*self._standing(), *lost, *(trainers if planned else others), *(others if planned else trainers)]
 
     # --- Stages of a job ---
 

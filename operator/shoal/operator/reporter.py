@@ -16,7 +16,7 @@ from shoal.operator.events import Note
 __all__ = ["Reporter", "difference", "pause_seconds"]
 
 _PROGRESS_SECONDS: Final = 5.0
-_COUNTS_SECONDS: Final = 1.0
+_COUNTS_SECONDS: Final = 2.0
 _ANY_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FOR_EVER: Final = 1e9
 _AGAIN_SECONDS: Final = 60.0
