@@ -505,7 +505,7 @@ def test_the_same_attributes_are_the_same_file(tmp_path, reads):
 
 def test_the_first_reading_is_told_even_where_it_sets_nothing(tmp_path):
     path = tmp_path / "autoscaler.yaml"
-    path.write_text("")
+    path.write_text("{}")
     file = ConfigFile(path)
     assert file.poll() == Change(config=AutoscalerConfig())
     assert file.poll() is None
@@ -552,8 +552,10 @@ def test_what_is_bad_from_the_start_leaves_the_defaults(tmp_path):
     assert file.poll() == Change(problem=f"{path}: is not text in UTF-8")
     assert file.poll() is None
     assert file.config == AutoscalerConfig()
-    write(path, "")
+    assert not file.taken
+    write(path, "# nothing")
     assert file.poll() == Change(config=AutoscalerConfig())
+    assert file.taken
 
 
 def mount(folder, name, text):
@@ -608,7 +610,7 @@ def test_a_file_that_stays_away_is_told_once_and_its_return_too(tmp_path):
     file = ConfigFile(path)
     config = file.poll().config
     path.rename(away)
-    missing = Change(problem=f"{path}: there is no such file; what was in force stays")
+    missing = Change(problem=f"{path}: there is no such file")
     assert [file.poll() for _ in range(5)] == [None, None, missing, None, None]
     assert file.config is config
     away.rename(path)
@@ -616,29 +618,33 @@ def test_a_file_that_stays_away_is_told_once_and_its_return_too(tmp_path):
     assert file.problem == ""
 
 
-def test_an_emptied_file_is_believed_late(tmp_path):
+def test_an_emptied_file_is_refused_late_and_what_was_in_force_stays(tmp_path):
     path = tmp_path / "autoscaler.yaml"
     path.write_text("dryRun: true")
     file = ConfigFile(path)
-    file.poll()
-    path.write_text("")
-    assert [file.poll(), file.poll()] == [None, None]
-    assert file.config.dry_run
-    assert [file.poll(), file.poll()] == [Change(config=AutoscalerConfig()), None]
-    path.write_text("dryRun: true")
-    file.poll()
+    good = file.poll().config
+    empty = Change(problem=f"{path}: is empty; write {{}} for the defaults")
+    for text in ("", " \n"):
+        path.write_text(text)
+        assert [file.poll() for _ in range(4)] == [None, None, empty, None]
+        assert file.config == good
+        path.write_text("dryRun: true")
+        assert file.poll() == Change(config=good)
     path.write_text("\n")
     assert file.poll() is None
     path.write_text("dryRun: false\ncycle: 7s")
-    assert file.poll() == Change(config=load("cycle: 7s"))
+    assert file.poll() == Change(config=load("dryRun: false\ncycle: 7s"))
+    path.write_text("")
+    assert not ConfigFile(path).taken
+    assert ConfigFile(path).poll() == empty
 
 
 def test_a_file_that_is_not_there_at_the_start_is_told_at_once(tmp_path):
     path = tmp_path / "autoscaler.yaml"
     file = ConfigFile(path)
-    assert file.poll().problem == f"{path}: there is no such file; what was in force stays"
+    assert file.poll().problem == f"{path}: there is no such file"
     assert file.poll() is None
-    path.write_text("")
+    path.write_text("{}")
     assert file.poll() == Change(config=AutoscalerConfig())
 
 

@@ -104,23 +104,27 @@ def test_quantities_of_every_kind(cpu, room):
 )  # fmt: skip
 def test_what_counts_where(there, room, leaving):
     view = seen(there)
-    assert (cpu_of(view, wish()), cpu_of(view, wish(), what="leaving")) == ({"n": room}, {"n": leaving})
+    asks = wish(cpu="1")
+    assert (cpu_of(view, asks), cpu_of(view, asks, what="leaving")) == ({"n": room}, {"n": leaving})
 
 
 def test_a_pod_weighs_once_its_node_is_known_and_no_longer():
     view = seen(pod(at="late"), trainer(at="late"), nodes=[node(ready="False")])
-    assert view.snapshot([wish()], now=0.0).jobs[0].held == {}
+    assert view.snapshot([wish(cpu="1")], now=0.0).jobs[0].held == {}
     view.node_changed(node("late"))
-    assert (cpu_of(view, wish()), view.snapshot([wish()], now=0.0).jobs[0].held) == (
+    assert (cpu_of(view, wish(cpu="1")), view.snapshot([wish(cpu="1")], now=0.0).jobs[0].held) == (
         {"n": 10_000, "late": 9000},
         {1: 1},
     )
     view.node_changed(node("n"), gone=True)
     assert view.snapshot([], now=0.0).nodes.usable.tolist() == [True]
-    assert (cpu_of(view, wish()), view.snapshot([wish()], now=0.0).jobs[0].held) == ({"late": 9000}, {0: 1})
+    assert (cpu_of(view, wish(cpu="1")), view.snapshot([wish(cpu="1")], now=0.0).jobs[0].held) == (
+        {"late": 9000},
+        {0: 1},
+    )
     view.node_changed(node("late"), gone=True)
     view.node_changed(node("late", uid="another"))
-    assert cpu_of(view, wish()) == {"late": 9000}
+    assert cpu_of(view, wish(cpu="1")) == {"late": 9000}
 
 
 @pytest.mark.parametrize(
@@ -365,6 +369,9 @@ class Model:
                 leaving[at].update(request_of(each))
             elif at and role == "trainer":
                 held[of, at] += 1
+                # To the planner it takes what one would that is made now.
+                room[at].subtract(request_of(each))
+                room[at].update(request_of(wishes[of].trainer))
             elif at:
                 room[at].subtract(request_of(each))
                 bound[of, role] += 1
@@ -372,6 +379,12 @@ class Model:
                 refused[of] = max(refused[of], now - self.since[uid])
             elif of is None and not going and not each["spec"].get("schedulingGates"):
                 pending[uid] = self.meaning(each), each["spec"]["priority"], each["status"]["nominatedNodeName"]
+        for name, each in self.nodes.items():
+            unread = set()
+            allocatable_of(each, unread=unread)
+            for resource in unread:
+                there = [(request_of(wishes[of].trainer), count) for (of, at), count in held.items() if at == name]
+                room[name][resource] = sum(asked.get(resource, 0) * count for asked, count in there)
         return {
             "room": {name: plain(each) for name, each in room.items()},
             "leaving": {name: plain(each) for name, each in leaving.items()},
@@ -423,7 +436,7 @@ maybe = st.sampled_from([False, False, False, True])
 zones = st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])
 nodes = st.fixed_dictionaries({
     "name": st.sampled_from("nmo"), "uid": st.sampled_from(["", "", "another"]),
-    "cpu": st.sampled_from(["4", "3500m", "1Ki", {}, {"gpu": "2"}]), "labels": zones,
+    "cpu": st.sampled_from(["4", "3500m", "1Ki", {}, {"gpu": "2"}, "4 CPUs", {"gpu": "-1", "cpu": "4"}]), "labels": zones,
     "taints": st.sampled_from([(), ({"key": "k", "effect": "NoSchedule"},)]), "ready": st.sampled_from(["True", "True", "False"]),
     "cordoned": maybe, "going": maybe,
 })  # fmt: skip

@@ -45,13 +45,13 @@ class _Mark(NamedTuple):
 
 
 class ConfigFile:
-    """A configuration in a file that may change at any time; until it is read, the defaults are in force.
+    """A configuration in a file that may change at any time; `config` has the defaults until one was taken.
 
     It is polled, not watched: the kubelet changes a mounted ConfigMap by swapping a link two folders up, which no watch of
     the file itself tells. A poll is one look at the file's attributes as long as these stay the same.
 
-    A file that was read and then is gone or empty is what a writer in between leaves. Nothing is said of it for two polls:
-    to take the defaults for that moment would let an autoscaler act that was told not to.
+    A file that was read and then is gone or empty is what a writer in between leaves. Nothing is said of it for two polls.
+    One that stays empty is refused as well: to take the defaults would let an autoscaler act that was told not to.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,6 +66,11 @@ class ConfigFile:
     def config(self) -> AutoscalerConfig:
         """What is in force."""
         return self._config
+
+    @property
+    def taken(self) -> bool:
+        """Whether `config` is from the file."""
+        return self._taken
 
     @property
     def problem(self) -> str:
@@ -101,11 +106,13 @@ class ConfigFile:
         except FileNotFoundError:
             if self._in_between():
                 return None
-            raise self._unreadable("there is no such file; what was in force stays") from None
+            raise self._unreadable("there is no such file") from None
         except OSError as error:
             raise self._unreadable(f"cannot be read: {error.strerror}") from None
-        if not content.strip() and self._in_between():
-            return None
+        if not content.strip():
+            if self._in_between():
+                return None
+            raise self._unreadable("is empty; write {} for the defaults")
         self._mark, self._absent = mark, 0
         try:
             return content.decode("utf-8-sig")

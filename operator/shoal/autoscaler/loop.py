@@ -6,6 +6,8 @@ it looks at that job. Nothing here acts on the cluster.
 A plan turns a job away when its minimum finds no room. One that has pods already is turned away only when that has been so
 for a while, and is let in again only after a pause: where pods really go is the scheduler's choice, and a job must not come
 and go because it was another one than the plan's.
+
+Until a configuration was taken nothing is planned: the defaults might be what its owner told it not to do.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from shoal.autoscaler.config_file import ConfigFile
 from shoal.autoscaler.demand import Demand
 from shoal.autoscaler.model import Allocation, Given, Memory, Snapshot, Why
 from shoal.autoscaler.plan import plan
+from shoal.autoscaler.requests import part
 from shoal.autoscaler.view import ClusterView
 from shoal.autoscaler.wish import JobWish
 
@@ -35,6 +38,10 @@ _MOST_TOLD: Final = 2000
 """Jobs, and claims, that a plan is told with: a ConfigMap holds a megabyte."""
 _FIRST_PAUSE_SECONDS: Final = 30.0
 _LONGEST_PAUSE_SECONDS: Final = 600.0
+_WELL_SECONDS: Final = 600.0
+"""A job that had its room for so long is no more suspected to come and go."""
+_MOST_WORDS: Final = 3
+"""Problems of one object that are logged."""
 
 log = logging.getLogger("shoal.autoscaler")
 
@@ -75,11 +82,23 @@ class _Turned:
         since: When that was seen first; None: it has room.
         until: When it may be let in again.
         pause: After the next time.
+        well: Since when it has its room, and pods; None: it lacks one.
     """
 
     since: float | None = None
     until: float = 0.0
     pause: float = _FIRST_PAUSE_SECONDS
+    well: float | None = None
+
+    def runs(self, now: float) -> None:
+        """It has its room, and pods."""
+        self.well = self.well if self.well is not None else now
+        if now - self.well >= _WELL_SECONDS:
+            self.pause = _FIRST_PAUSE_SECONDS
+
+
+def _ignore(*_: object) -> None:
+    pass
 
 
 class Autoscaler:
@@ -89,6 +108,8 @@ class Autoscaler:
         config: What an operator of the cluster chose.
         changed: Told the uids of jobs whose decision is another one now.
         planned: Gets each plan, as it is to be told.
+        configured: Told at each look whether the configuration's file is as it should be, and whether jobs follow plans.
+        failed: Told that no plan could be made.
         clock: Seconds that only go forward.
     """
 
@@ -98,15 +119,21 @@ class Autoscaler:
         *,
         changed: Callable[[Iterable[str]], None],
         planned: Callable[[Plan], None],
+        configured: Callable[[bool, bool], None] = _ignore,
+        failed: Callable[[], None] = _ignore,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file = config
         self._changed = changed
         self._planned = planned
+        self._configured = configured
+        self._failed = failed
         self._clock = clock
         self._view = ClusterView()
         self._demand = Demand()
         self._classes: dict[str, int] = {}
+        """PriorityClass -> its value, also of one that is gone: its pods have it still."""
+        self._unread: dict[str, tuple[str, ...]] = {}
         self._wishes: dict[str, tuple[JobWish, str]] = {}
         self._memory = Memory()
         self._decisions: dict[str, Decision] = {}
@@ -119,22 +146,33 @@ class Autoscaler:
         """What is in force."""
         return self._file.config
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with the configuration's file, and what that means; empty: nothing."""
+        if not self._file.problem:
+            return ""
+        stays = "what was in force before stays" if self._file.taken else "nothing is changed until it is mended"
+        return f"{self._file.problem}; {stays}"
+
+    @property
+    def holds(self) -> bool:
+        """Whether no configuration was taken yet, so that jobs keep what they have."""
+        return not self._file.taken
+
     # --- What comes in ---
 
     def saw(self, kind: str, manifest: Mapping[str, Any], *, gone: bool = False) -> None:
         """A node, a pod or a PriorityClass is there, changed, or gone."""
         if kind == "Pod":
             self._view.pod_changed(manifest, now=self._clock(), gone=gone)
+            self._learn(part(manifest.get("spec")))
             if not gone and _waits(manifest):
                 self._demand.came(manifest, now=self._clock())
         elif kind == "Node":
             self._view.node_changed(manifest, gone=gone)
         elif kind == "PriorityClass":
-            name = manifest["metadata"]["name"]
-            if gone:
-                self._classes.pop(name, None)
-            else:
-                self._classes[name] = int(manifest.get("value", 0))
+            if not gone:
+                self._classes[manifest["metadata"]["name"]] = int(manifest.get("value", 0))
         else:
             return
         self._news.set()
@@ -144,9 +182,13 @@ class Autoscaler:
         names = {each["metadata"]["uid" if kind == "Pod" else "name"] for each in items}
         if kind in {"Pod", "Node"}:
             self._view.forget_missing(kind, names, revision=revision)
-        elif kind == "PriorityClass":
-            self._classes = {name: value for name, value in self._classes.items() if name in names}
         self._news.set()
+
+    def _learn(self, spec: Mapping[str, Any]) -> None:
+        """The value of a class that went before this process began is known from the pods that have it."""
+        name, value = spec.get("priorityClassName"), spec.get("priority")
+        if name and isinstance(value, int):
+            self._classes.setdefault(str(name), value)
 
     def wants(self, uid: str, wish: JobWish | None, *, minimum: str = "") -> None:
         """What a job wants now; None: nothing.
@@ -182,7 +224,8 @@ class Autoscaler:
         while True:
             if self._polled():
                 self._changed(list(self._wishes))
-            if self.config.enabled:
+            self._configured(not self._file.problem, self.acts and not self.holds)
+            if self.config.enabled and not self.holds:
                 self._try()
             self._news.clear()
             try:
@@ -193,12 +236,15 @@ class Autoscaler:
                 continue
 
     def _polled(self) -> bool:
-        """Whether another configuration is in force than before."""
+        """Whether jobs are to hear of the configuration: another one is in force than before, or it cannot be taken."""
         change = self._file.poll()
         if change is None:
             return False
-        log.log(logging.WARNING if change.problem else logging.INFO, change.problem or "configuration taken")
-        return change.config is not None
+        if change.problem:
+            log.warning("%s", self.problem)
+        else:
+            log.info("configuration taken")
+        return True
 
     def _try(self) -> None:
         try:
@@ -206,12 +252,14 @@ class Autoscaler:
         except Exception:
             # Jobs go on with what they have; without a plan they are no worse off than without an autoscaler.
             log.exception("no plan could be made")
+            self._failed()
 
     def _plan(self) -> None:
         began = self._clock()
         wishes = [self._ranked(wish, minimum) for wish, minimum in self._wishes.values()]
         spare = self._demand.spare(self.config.head_room, now=began)
         snapshot = self._view.snapshot(wishes, now=began, spare=spare)
+        self._say_unread()
         allocation, self._memory = plan(snapshot, self._memory, policy(self.config))
         there = {job.uid for job in snapshot.jobs if job.held}
         self._take(allocation, snapshot.nodes.names, there)
@@ -252,12 +300,21 @@ class Autoscaler:
             time_now,
             seconds,
             self.acts,
-            self._file.problem,
+            self.problem,
             len(snapshot.nodes.names),
             usable,
             jobs[:_MOST_TOLD],
             claims[:_MOST_TOLD],
+            len(self._view.problems),
         )
+
+    def _say_unread(self) -> None:
+        """What nobody can read on nodes, pods and templates: once, and again when it is something else."""
+        found = self._view.problems
+        for title in [title for title, lines in found.items() if self._unread.get(title) != lines]:
+            told = "; ".join(found[title][:_MOST_WORDS])
+            log.warning("%s: %s; what cannot be read counts as nothing", title, told)
+        self._unread = dict(found)
 
     def _ranked(self, wish: JobWish, minimum: str) -> JobWish:
         value = self._classes.get(minimum, wish.priority)
@@ -283,13 +340,17 @@ class Autoscaler:
         """None: it stays with what was decided before."""
         now, turned = self._clock(), self._turned.setdefault(uid, _Turned())
         if given.why is Why.QUEUED:
-            turned.since = turned.since if turned.since is not None else now
+            turned.since, turned.well = turned.since if turned.since is not None else now, None
             if has_pods and now - turned.since < _TURNED_AWAY_SECONDS:
                 return None
             if has_pods and now >= turned.until:
                 turned.until, turned.pause = now + turned.pause, min(2 * turned.pause, _LONGEST_PAUSE_SECONDS)
             return Decision(trainers=0, now=0, stays={}, why=given.words)
         turned.since = None
+        if has_pods:
+            turned.runs(now)
+        else:
+            turned.well = None
         if now < turned.until and not has_pods:
             # No countdown: words that change with each plan would be a status with each.
             return Decision(trainers=0, now=0, stays={}, why="was turned away, and rests before it tries again")

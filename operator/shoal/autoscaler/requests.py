@@ -242,10 +242,17 @@ def request_of(pod: Manifest, problems: list[str] | None = None) -> dict[str, in
     return needed | {"pods": 1}
 
 
-def allocatable_of(node: Manifest, problems: list[str] | None = None) -> dict[str, int]:
-    """What a node has for pods, by resource; 0 of what cannot be read, of which `problems` gets a line each."""
+def allocatable_of(node: Manifest, problems: list[str] | None = None, unread: set[str] | None = None) -> dict[str, int]:
+    """What a node has for pods, by resource.
+
+    Args:
+        node: Its manifest.
+        problems: Gets a line for each amount that cannot be read; it counts as 0.
+        unread: Gets the names of these resources.
+    """
     told = [] if problems is None else problems
-    found = _read(part(node.get("status")).get("allocatable"), "status.allocatable", told, up=False)
+    allocatable = part(part(node.get("status")).get("allocatable"))
+    found = _read(allocatable, "status.allocatable", told, up=False, unread=unread)
     return {name: _whole(value, name, up=False) for name, value in found.items()}
 
 
@@ -290,7 +297,9 @@ def _raise(peak: dict[str, int], need: Mapping[str, int]) -> None:
         peak[name] = max(peak.get(name, 0), value)
 
 
-def _read(amounts: Any, path: str, told: list[str], *, up: bool = True) -> dict[str, int]:
+def _read(
+    amounts: Any, path: str, told: list[str], *, up: bool = True, unread: set[str] | None = None
+) -> dict[str, int]:
     """Thousandths by resource."""
     read = {}
     for name, value in part(amounts).items():
@@ -299,6 +308,8 @@ def _read(amounts: Any, path: str, told: list[str], *, up: bool = True) -> dict[
         except ValueError as error:
             told.append(f"{path}.{name}: {error}")
             read[str(name)] = 0
+            if unread is not None:
+                unread.add(str(name))
     return read
 
 

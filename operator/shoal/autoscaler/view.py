@@ -17,8 +17,9 @@ from typing import Final
 import numpy as np
 
 from shoal.autoscaler.eligible import Groups, Shape, ShapeBook, few, traits_of, usable
-from shoal.autoscaler.model import Flags, Job, Nodes, Pending, Shapes, Snapshot
-from shoal.autoscaler.requests import Manifest, Request, Sums, allocatable_of, part, parts
+from shoal.autoscaler.metadata import CrewKey, crew_of, is_refused, revision_of
+from shoal.autoscaler.model import Counts, Flags, Job, Nodes, Pending, Shapes, Snapshot
+from shoal.autoscaler.requests import Manifest, Request, Sums, allocatable_of, part
 from shoal.autoscaler.wish import JobWish
 
 __all__ = ["ClusterView"]
@@ -27,9 +28,6 @@ _MOST_PENDING_SHAPES: Final = 1000
 """Of pending pods in one snapshot: a new DaemonSet on a full cluster brings one for each node. The others wait."""
 _MOST_BURIED: Final = 10_000
 _MOST_PROBLEMS_OF_ONE: Final = 10
-
-_Key = tuple[str, str]
-"""A job's uid, and its namespace: nothing elsewhere is its own."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +47,7 @@ class _Pod:
     place: tuple[str, str]
     revision: int = field(compare=False)
     node: str
-    crew: _Key | None
+    crew: CrewKey | None
     role: str
     deleting: bool
     ended: bool
@@ -78,12 +76,14 @@ class _Crew:
 
     Attributes:
         on: Name of a node -> trainers that are bound there, whether or not it exists.
+        asks: What these ask for -> how many of them: after an edit not all ask the same.
         changes: How many there were, of its pods or their nodes' numbers.
     """
 
     trainers: dict[str, _Pod] = field(default_factory=dict)
     others: dict[str, _Pod] = field(default_factory=dict)
     on: dict[str, int] = field(default_factory=dict)
+    asks: dict[Request, int] = field(default_factory=dict)
     refused: dict[str, _Pod] = field(default_factory=dict)
     changes: int = 0
 
@@ -113,11 +113,13 @@ class ClusterView:
         """Name of a node -> unfinished pods there, by uid."""
         self._strangers: dict[str, _Pod] = {}
         """Pods that wait for a node, and of which no job is said to be the owner."""
-        self._crews: dict[_Key, _Crew] = {}
-        self._wanted: dict[_Key, _Wanted] = {}
+        self._crews: dict[CrewKey, _Crew] = {}
+        self._wanted: dict[CrewKey, _Wanted] = {}
         self._buried: dict[str, None] = {}
         """Uids of what went lately, oldest first: late news do not bring it back."""
         self._nodes: dict[str, _Node] = {}
+        self._unread: dict[str, set[str]] = {}
+        """Name of a node -> resources of which nobody knows how much it has."""
         self._order: list[_Node] = []
         self._groups = Groups()
         self._sums, self._book = Sums(), ShapeBook()
@@ -129,7 +131,7 @@ class ClusterView:
     def node_changed(self, manifest: Manifest, *, gone: bool = False) -> None:
         """A node is there, changed, or gone."""
         metadata = part(manifest.get("metadata"))
-        name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), _revision(metadata)
+        name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), revision_of(metadata)
         known = self._nodes.get(name)
         if gone:
             self._bury(uid)
@@ -141,8 +143,12 @@ class ClusterView:
         known = known or self._new_node(name)
         known.uid, known.revision = uid, revision
         told: list[str] = []
-        self._sums.offer(known.index, allocatable_of(manifest, told))
+        unread: set[str] = set()
+        self._sums.offer(known.index, allocatable_of(manifest, told, unread))
         self._recount()
+        self._unread.pop(name, None)
+        if unread:
+            self._unread[name] = unread
         self._note(f"Node {name}", told)
         self._usable[known.index] = usable(manifest)
         self._groups.set(known.index, traits_of(manifest))
@@ -157,7 +163,7 @@ class ClusterView:
         """
         metadata = part(manifest.get("metadata"))
         place = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
-        uid, revision = str(metadata.get("uid") or "/".join(place)), _revision(metadata)
+        uid, revision = str(metadata.get("uid") or "/".join(place)), revision_of(metadata)
         known = self._pods.get(uid)
         if gone:
             self._bury(str(metadata.get("uid") or ""))
@@ -172,7 +178,7 @@ class ClusterView:
             self._bury(namesake.uid)
             self._drop_pod(namesake)
         made = self._read(manifest, uid=uid, place=place, revision=revision)
-        if _refused(manifest) and not made.node:
+        if is_refused(manifest) and not made.node:
             made.refused = known.refused if known is not None and known.refused is not None else now
         if known == made:
             known.revision = revision
@@ -223,6 +229,7 @@ class ClusterView:
         request = self._book.number(used, columns=len(columns))
         group, fits = self._groups.arrange(self._book.constraints)
         room, usable_now = self._sums.room(self._more(foreign)), self._usable[: len(self._order)].copy()
+        self._correct(room)
         if self._names is None:
             self._names = tuple([node.name for node in self._order])
         return Snapshot(
@@ -242,7 +249,7 @@ class ClusterView:
             spare=tuple((shape.index, count) for shape, count in left),
         )
 
-    def _foreign(self, key: _Key, crew: _Crew) -> Iterator[_Pod]:
+    def _foreign(self, key: CrewKey, crew: _Crew) -> Iterator[_Pod]:
         """Those pods of a crew that are no pods of a job that was asked about."""
         found = self._wanted.get(key)
         if found is None:
@@ -258,7 +265,30 @@ class ClusterView:
             if node is not None and pod.request is not None and pod.role == "trainer":
                 yield node.index, pod.request
 
-    def _job(self, key: _Key, wanted: _Wanted, now: float) -> Job:
+    def _correct(self, room: Counts) -> None:
+        """For what is not as the planner reckons: it takes each trainer for one that would be made now.
+
+        Those that were made before an edit take what they asked for then. Of a resource that cannot be read a node has
+        just what its trainers take: nobody new finds room, and nobody leaves for a typing error.
+        """
+        for key, wanted in self._wanted.items():
+            crew, asked = self._crews.get(key), wanted.trainer.request
+            if crew is None or crew.asks.keys() <= {asked}:
+                continue
+            for pod in crew.trainers.values():
+                node = self._nodes.get(pod.node)
+                if node is not None and pod.request is not None:
+                    room[node.index] += asked.row - pod.request.row
+        for name, resources in self._unread.items():
+            crews = [
+                pod.crew for pod in self._bound.get(name, {}).values() if pod.role == "trainer" and not pod.deleting
+            ]
+            there = [self._wanted.get(crew) for crew in crews if crew is not None]
+            for at in (self._sums.catalogue.columns[resource] for resource in resources):
+                rows = (each.trainer.request.row for each in there if each is not None)
+                room[self._nodes[name].index, at] = sum(int(row[at]) for row in rows)
+
+    def _job(self, key: CrewKey, wanted: _Wanted, now: float) -> Job:
         crew = self._crews.get(key)
         basis = (crew, crew.changes if crew is not None else 0, self._book.edition)
         if wanted.job is None or wanted.basis != basis or (crew is not None and crew.refused):
@@ -313,7 +343,7 @@ class ClusterView:
         spec, phase = part(manifest.get("spec")), part(manifest.get("status")).get("phase")
         node, ended = str(spec.get("nodeName") or ""), phase in {"Succeeded", "Failed"}
         deleting = part(manifest.get("metadata")).get("deletionTimestamp") is not None
-        crew, role = _crew_of(manifest, place[0])
+        crew, role = crew_of(manifest, place[0])
         pod = _Pod(
             uid=uid, place=place, revision=revision, node=node, crew=crew, role=role, deleting=deleting, ended=ended
         )
@@ -376,6 +406,7 @@ class ClusterView:
         self._groups.remove(node.index)
         last.index = node.index
         del self._nodes[node.name]
+        self._unread.pop(node.name, None)
         self._touch(node.name, last.name)
         self._note(f"Node {node.name}", [])
 
@@ -416,7 +447,7 @@ class ClusterView:
         if node is not None and pod.request is not None and (pod.deleting or pod.role != "trainer"):
             self._sums.take(node.index, pod.request, sign, leaving=pod.deleting)
 
-    def _muster(self, key: _Key, pod: _Pod, sign: int) -> None:
+    def _muster(self, key: CrewKey, pod: _Pod, sign: int) -> None:
         crew = self._crews.get(key) or self._crews.setdefault(key, _Crew())
         crew.changes += 1
         _keep(crew.trainers if pod.role == "trainer" else crew.others, pod, sign)
@@ -424,6 +455,10 @@ class ClusterView:
             crew.on[pod.node] = crew.on.get(pod.node, 0) + sign
             if not crew.on[pod.node]:
                 del crew.on[pod.node]
+            assert pod.request is not None, "it is bound"
+            crew.asks[pod.request] = crew.asks.get(pod.request, 0) + sign
+            if not crew.asks[pod.request]:
+                del crew.asks[pod.request]
         elif pod.role == "trainer" and pod.refused is not None:
             _keep(crew.refused, pod, sign)
         if not crew.trainers and not crew.others:
@@ -443,33 +478,5 @@ def _shapes_of(wanted: Iterable[_Wanted], more: Iterable[Shape]) -> dict[Shape, 
     return dict.fromkeys((*ours, *more))
 
 
-def _crew_of(manifest: Manifest, namespace: str) -> tuple[_Key | None, str]:
-    """Whose pod it says it is, and in which role; a trainer is believed only what the garbage collector would believe."""
-    metadata = part(manifest.get("metadata"))
-    labels = part(metadata.get("labels"))
-    uid, role = str(labels.get("shoal.dev/uid", "")), str(labels.get("shoal.dev/role", ""))
-    if not uid or role not in {"trainer", "pserver", "master"}:
-        return None, ""
-    if role == "trainer":
-        owner = next((each for each in parts(metadata.get("ownerReferences")) if each.get("controller")), {})
-        if owner.get("kind") != "TrainingJob" or owner.get("uid") != uid:
-            return None, ""
-    return (uid, namespace), role
-
-
 def _named_for(pod: _Pod, wish: JobWish) -> bool:
     return pod.place[1].startswith(f"{wish.name}-{pod.role}-")
-
-
-def _refused(pod: Manifest) -> bool:
-    """Whether the scheduler says that it finds no node for it."""
-    return any(
-        (each.get("type"), each.get("status"), each.get("reason")) == ("PodScheduled", "False", "Unschedulable")
-        for each in parts(part(pod.get("status")).get("conditions"))
-    )
-
-
-def _revision(metadata: Manifest) -> int:
-    """Its resource version; 0: it has none."""
-    text = str(metadata.get("resourceVersion") or "")
-    return int(text) if text.isdecimal() else 0

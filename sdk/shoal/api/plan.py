@@ -67,6 +67,7 @@ class Plan(msgspec.Struct, frozen=True):
         usable: How many of these take pods.
         jobs: From the highest priority to the lowest.
         claims: For pods that wait.
+        unread: Nodes, pods and templates with amounts that cannot be read.
     """
 
     time: str
@@ -77,3 +78,4 @@ class Plan(msgspec.Struct, frozen=True):
     usable: int
     jobs: list[PlannedJob]
     claims: list[PlannedClaim]
+    unread: int = 0

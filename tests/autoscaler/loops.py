@@ -1,0 +1,99 @@
+"""An autoscaler without a cluster, and what is told to it, for the tests of its loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shoal.autoscaler.config_file import ConfigFile
+from shoal.autoscaler.loop import Autoscaler
+from shoal.autoscaler.wish import JobWish
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Loop:
+    """An autoscaler, and what it told."""
+
+    def __init__(self, folder, text="debounce: 10ms\n"):
+        self.file = folder / "autoscaler.yaml"
+        self.file.write_text(text)
+        self.clock = Clock()
+        self.told: list[str] = []
+        self.failures = 0
+        self.valid = self.acts = None
+        self.made = self.again()
+
+    def again(self):
+        """As an operator makes it that has just begun."""
+        return Autoscaler(
+            ConfigFile(self.file),
+            changed=self.told.extend,
+            planned=self.planned,
+            configured=self.configured,
+            failed=self.failed,
+            clock=self.clock,
+        )
+
+    def planned(self, plan):
+        self.plan_told = plan
+        self.made_one.set()
+
+    def configured(self, valid, acts):
+        self.valid, self.acts = valid, acts
+        self.looked.set()
+
+    def failed(self):
+        self.failures += 1
+        self.made_one.set()
+
+    def plan(self):
+        """As the loop does when there are news."""
+        self._run_until(lambda: self.made_one)
+
+    def look(self):
+        """The same, whether or not there is a plan."""
+        self._run_until(lambda: self.looked)
+
+    def _run_until(self, what):
+        async def once():
+            self.made_one, self.looked = asyncio.Event(), asyncio.Event()
+            running = asyncio.create_task(self.made.run())
+            await what().wait()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+        asyncio.run(asyncio.wait_for(once(), 10))
+
+    def trainers(self, uid):
+        found = self.made.decision(uid)
+        return found.trainers if found is not None else None
+
+
+def node(name, cpu="4", revision=1):
+    status = {"allocatable": {"cpu": cpu, "memory": "16Gi", "pods": "110"}, "conditions": [{"type": "Ready", "status": "True"}]}  # fmt: skip
+    return {"metadata": {"name": name, "resourceVersion": str(revision), "labels": {}}, "spec": {}, "status": status}
+
+
+def trainer(uid, index, where, revision=1):
+    owner = {"kind": "TrainingJob", "uid": uid, "controller": True, "name": uid}
+    labels = {"shoal.dev/uid": uid, "shoal.dev/job": uid, "shoal.dev/role": "trainer", "shoal.dev/index": str(index)}
+    return {
+        "metadata": {"name": f"{uid}-trainer-{index}", "namespace": "d", "uid": f"{uid}-{index}", "labels": labels,
+                     "resourceVersion": str(revision), "ownerReferences": [owner]},
+        "spec": {"nodeName": where, **pod()["spec"]},
+        "status": {"phase": "Running"},
+    }  # fmt: skip
+
+
+def pod():
+    return {"spec": {"containers": [{"name": "trainer", "resources": {"requests": {"cpu": "1"}}}]}}
+
+
+def wish(uid, low, high, **more):
+    made = {"uid": uid, "name": uid, "namespace": "d", "trainer": pod(), "priority": 0, "min": low, "max": high}
+    return JobWish(**made | more)

@@ -1,0 +1,380 @@
+"""Odd input to the loop: amounts that nobody can read, edits of what runs, configurations that cannot be taken, clocks, and
+PriorityClasses that go."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+
+import pytest
+
+from shoal.autoscaler.loop import Autoscaler
+from tests.autoscaler.loops import Loop, node, pod, trainer, wish
+
+
+@pytest.fixture
+def loop(tmp_path):
+    return Loop(tmp_path)
+
+
+def asking(**requests):
+    """A pod with these requests."""
+    return {"spec": {"containers": [{"name": "trainer", "resources": {"requests": requests}}]}}
+
+
+def warnings(caplog):
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+# --- Quantities ---
+
+
+@pytest.mark.parametrize(
+    ("cpu", "trainers"),
+    [
+        ("4", 4), (4, 4), ("4000m", 4), ("4.9", 4), ("0.5", 0), ("5e-1", 0), (".004k", 4), ("4e0", 4), ("0.4E1", 4), ("3999m", 3),
+        ("4000000u", 4), ("4000000000n", 4), ("+4", 4), ("4.", 4), ("0", 0), (4.0, 4), ("0.004Ki", 4), ("1Ki", 20),
+        ("1e3", 20), ("12E2", 20), ("1k", 20), ("2M", 20), ("1.5Gi", 20), ("1E", 20), ("1Ei", 20), ("9" * 60, 20),
+    ],
+)  # fmt: skip
+def test_a_nodes_amounts_in_every_legal_form(loop, cpu, trainers, caplog):
+    loop.made.saw("Node", node("n", cpu=cpu))
+    loop.made.wants("a", wish("a", 1, 20))
+    loop.plan()
+    assert loop.trainers("a") == trainers
+    assert warnings(caplog) == []
+
+
+ILLEGAL = ["four", "-4", "", " 4", "4 CPUs", "0x4", "nan", "1e", None, True, [], {}, -4, float("inf"), "4" * 200]
+
+
+@pytest.mark.parametrize("cpu", ILLEGAL, ids=[repr(each)[:9] for each in ILLEGAL])
+def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_goes_on(loop, cpu, caplog):
+    loop.made.saw("Node", node("bad", cpu=cpu))
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 20))
+    loop.made.wants("memory", wish("memory", 1, 1, trainer=asking(memory="12Gi")))
+    loop.made.wants("more", wish("more", 1, 1, trainer=asking(memory="12Gi")))
+    loop.plan()
+    loop.plan()
+    assert loop.trainers("a") == 4, "of the good node"
+    assert (loop.trainers("memory"), loop.trainers("more")) == (1, 1), "one of them where the CPUs are not known"
+    told = warnings(caplog)
+    assert len(told) == 1, "once"
+    assert told[0].startswith("Node bad: status.allocatable.cpu: ")
+    assert told[0].endswith("; what cannot be read counts as nothing")
+    assert loop.plan_told.unread == 1
+    loop.made.saw("Node", node("bad", revision=2))
+    loop.plan()
+    assert (loop.trainers("a"), loop.plan_told.unread) == (8, 0)
+    loop.made.saw("Node", node("bad", cpu=cpu, revision=3))
+    loop.plan()
+    assert len(warnings(caplog)) == 2, "it had been well meanwhile"
+
+
+def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
+    loop.made.saw("Node", node("n"))
+    for index in range(3):
+        loop.made.saw("Pod", trainer("a", index, "n"))
+    loop.made.wants("a", wish("a", 1, 20))
+    loop.plan()
+    assert loop.trainers("a") == 4
+    loop.made.saw("Node", node("n", cpu="four", revision=2))
+    loop.plan()
+    assert loop.trainers("a") == 3, "who is there, and nobody new"
+    assert loop.made.decision("a").stays == {"n": 3}
+    loop.made.saw("Pod", trainer("a", 2, "n", revision=2), gone=True)
+    loop.plan()
+    assert loop.trainers("a") == 2
+
+
+# --- A minimum that no cluster has room for ---
+
+
+def test_a_minimum_above_the_whole_cluster_waits_and_says_what_it_needs(loop):
+    for name in "nmo":
+        loop.made.saw("Node", node(name, cpu="20"))
+    loop.made.wants("a", wish("a", 40, 60, trainer=asking(cpu="5")))
+    loop.made.wants("b", wish("b", 1, 2))
+    loop.plan()
+    assert (loop.trainers("a"), loop.trainers("b")) == (0, 2), "others are not held up"
+    assert loop.made.decision("a").why.startswith("needs 40 x cpu 5, the cluster has room for 12 at best")
+
+
+# --- Trainers that ask for nothing, and edits of what runs ---
+
+
+def test_trainers_without_requests_are_bounded_by_what_a_node_takes(loop):
+    loop.made.saw("Node", node("n", cpu="40"))
+    for name in range(10):
+        loop.made.saw("Pod", {**trainer("x", name, "n"), "metadata": {"name": f"w{name}", "namespace": "d", "uid": f"w{name}", "resourceVersion": "1"}})  # fmt: skip
+    loop.made.wants("a", wish("a", 1, 1000, trainer=asking()))
+    loop.plan()
+    assert loop.trainers("a") == 100, "110 pods, ten of which are others'"
+    assert loop.made.decision("a").why == "no node has room for a pod"
+
+
+def test_a_lowered_maximum_shrinks_what_runs(loop):
+    for name in "nm":
+        loop.made.saw("Node", node(name))
+    for index in range(8):
+        loop.made.saw("Pod", trainer("a", index, "nm"[index % 2]))
+    loop.made.wants("a", wish("a", 1, 8))
+    loop.plan()
+    assert loop.trainers("a") == 8
+    loop.made.wants("a", wish("a", 1, 3))
+    loop.plan()
+    decision = loop.made.decision("a")
+    assert (decision.trainers, decision.now, sum(decision.stays.values()), decision.why) == (3, 3, 3, "at max 3")
+
+
+@pytest.mark.parametrize(
+    ("now", "held", "given"),
+    [("2", 4, 4), ("500m", 4, 4), ("2", 3, 3), ("2", 2, 3), ("500m", 3, 5), ("500m", 1, 7), ("1", 3, 4)],
+)  # fmt: skip
+def test_after_an_edit_old_pods_count_by_what_they_ask_and_new_ones_by_the_edit(loop, now, held, given):
+    """Old ones ask for one CPU of four."""
+    loop.made.saw("Node", node("n"))
+    for index in range(held):
+        loop.made.saw("Pod", trainer("a", index, "n"))
+    loop.made.wants("a", wish("a", 1, 20, trainer=asking(cpu=now)))
+    loop.plan()
+    assert loop.trainers("a") == given
+    assert loop.made.decision("a").stays == {"n": held}, "nobody leaves for the edit of a plan's making"
+
+
+def test_what_is_left_by_pods_of_before_an_edit_is_what_others_get(loop):
+    loop.made.saw("Node", node("n", cpu="8"))
+    for index in range(3):
+        loop.made.saw("Pod", trainer("a", index, "n"))
+    loop.made.wants("a", wish("a", 1, 3, trainer=asking(cpu="2")))
+    loop.made.wants("b", wish("b", 1, 9))
+    loop.plan()
+    assert (loop.trainers("a"), loop.trainers("b")) == (3, 5)
+
+
+# --- The configuration ---
+
+REFUSED = {
+    "an unknown key": "dryRuns: true\n",
+    "a negative cool-down": "coolDown: -5s\n",
+    "a wrong type": "movesPerCycle: many\n",
+    "a wrong bound": "cycle: 0s\n",
+    "not YAML": "cycle: [5s\n",
+    "a list": "- dryRun: true\n",
+    "a text": "dryRun\n",
+    "empty": "",
+    "too large": "#" * 300_000,
+    "not text": b"\xff\xfe",
+    "missing": None,
+}
+
+
+def put(path, text):
+    if text is None:
+        path.unlink()
+    elif isinstance(text, bytes):
+        path.write_bytes(text)
+    else:
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_configuration_that_cannot_be_taken_leaves_the_one_before_in_force_and_is_said(tmp_path, name, caplog):
+    loop = Loop(tmp_path, "debounce: 10ms\nmovesPerCycle: 3\n")
+    loop.made.wants("a", wish("a", 1, 9))
+    loop.plan()
+    assert (loop.valid, loop.acts) == (True, True)
+    loop.told.clear()
+    put(loop.file, REFUSED[name])
+    for _ in range(4):
+        loop.plan()
+    assert (loop.made.config.moves_per_cycle, loop.made.acts, loop.made.holds) == (3, True, False)
+    assert (loop.valid, loop.acts) == (False, True)
+    assert loop.told == ["a"], "it says so in its status, once"
+    assert loop.made.problem.startswith(str(loop.file))
+    assert loop.made.problem.endswith("; what was in force before stays")
+    assert loop.plan_told.problem == loop.made.problem
+    assert warnings(caplog) == [loop.made.problem], "once"
+    loop.told.clear()
+    put(loop.file, "debounce: 10ms\nmovesPerCycle: 4\n")
+    loop.plan()
+    assert (loop.made.problem, loop.made.config.moves_per_cycle, loop.valid) == ("", 4, True)
+    assert loop.told == ["a"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_until_a_configuration_was_taken_nothing_is_planned(tmp_path, name, caplog):
+    """The defaults might be just what the one that cannot be read forbids."""
+    loop = Loop(tmp_path, "")
+    put(loop.file, REFUSED[name])
+    loop.made = loop.again()
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9))
+    loop.look()
+    assert (loop.made.holds, loop.trainers("a"), loop.valid, loop.acts) == (True, None, False, False)
+    assert loop.made.problem.endswith("; nothing is changed until it is mended")
+    assert warnings(caplog)[-1] == loop.made.problem
+    put(loop.file, "debounce: 10ms\n")
+    loop.plan()
+    assert (loop.made.holds, loop.trainers("a"), loop.valid, loop.acts) == (False, 4, True, True)
+
+
+def test_what_acts_is_told_with_the_configuration(loop):
+    for text, acts in (("dryRun: true\n", False), ("enabled: false\n", False), ("{}\n", True)):
+        loop.file.write_text(text)
+        loop.look()
+        assert (loop.valid, loop.acts) == (True, acts)
+
+
+# --- PriorityClasses ---
+
+
+def classed(made, name, value):
+    made["spec"] |= {"priorityClassName": name, "priority": value}
+    return made
+
+
+def ranks(loop):
+    """Two jobs, of which only the higher one grows."""
+    loop.made.saw("Node", node("n"))
+    for name, value in (("low", -8), ("high", -5)):
+        loop.made.saw("PriorityClass", {"metadata": {"name": name}, "value": value})
+        loop.made.wants(name, wish(name, 1, 9, priority=-11), minimum=name)
+    loop.plan()
+    assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_class_that_goes_counts_as_it_last_was(loop, listed):
+    ranks(loop)
+    if listed:
+        loop.made.listed("PriorityClass", [], revision=5)
+    else:
+        loop.made.saw("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, gone=True)
+    loop.made.saw("Node", node("m"))
+    loop.plan()
+    assert (loop.trainers("low"), loop.trainers("high")) == (1, 7)
+    assert {each.name: each.priority for each in loop.plan_told.jobs} == {"high": -5, "low": -8}
+
+
+def test_a_class_with_another_value_counts_at_once(loop):
+    ranks(loop)
+    loop.made.saw("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, gone=True)
+    loop.made.saw("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
+    loop.plan()
+    assert (loop.trainers("low"), loop.trainers("high")) == (3, 1)
+
+
+def test_a_class_that_went_before_is_known_from_the_pods_that_have_it(loop):
+    loop.made.saw("Node", node("n"))
+    loop.made.saw("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
+    loop.made.saw("Pod", classed(trainer("high", 0, "n"), "high", -5))
+    for name in ("low", "high"):
+        loop.made.wants(name, wish(name, 1, 9, priority=-11), minimum=name)
+    loop.plan()
+    assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
+    loop.made.saw("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
+    loop.plan()
+    assert {each.name: each.priority for each in loop.plan_told.jobs} == {"high": -9, "low": -8}, (
+        "its own word is better"
+    )
+
+
+def test_a_class_that_nobody_ever_knew_ranks_last(loop):
+    loop.made.saw("Node", node("n"))
+    loop.made.saw("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
+    for name in ("low", "unknown"):
+        loop.made.wants(name, wish(name, 1, 9, priority=-11), minimum=name)
+    loop.plan()
+    assert (loop.trainers("low"), loop.trainers("unknown")) == (3, 1)
+
+
+# --- Clocks ---
+
+
+def test_durations_are_measured_by_a_clock_that_only_goes_forward():
+    assert inspect.signature(Autoscaler).parameters["clock"].default is time.monotonic
+
+
+def test_no_wall_clock_decides_anything(loop, monkeypatch):
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9))
+    monkeypatch.setattr(time, "time", lambda: -1e9)
+    loop.plan()
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    loop.plan()
+    assert loop.trainers("a") == 4
+
+
+@pytest.mark.parametrize("since", [0.0, -1e12, 4e9, 1e18, float("inf")])
+def test_a_job_of_the_past_or_the_future_gets_its_share(loop, since):
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9, since=since))
+    loop.made.wants("b", wish("b", 1, 9, since=1_700_000_000.0))
+    loop.plan()
+    assert (loop.trainers("a"), loop.trainers("b")) == (2, 2)
+
+
+# --- Who comes and goes ---
+
+
+def test_a_job_that_has_run_well_for_a_while_rests_only_shortly_the_next_time(loop):
+    """Each time without room it rests twice as long; ten good minutes make that forgotten."""
+    for name in "nm":
+        loop.made.saw("Node", node(name))
+    loop.made.wants("a", wish("a", 8, 8))
+    revision = 1
+    for rests in (30, 60, 120):
+        revision = fall(loop, revision)
+        revision = rise(loop, revision, rests)
+    loop.clock.now += 599
+    loop.plan()
+    revision = fall(loop, revision)
+    revision = rise(loop, revision, 240)
+    loop.clock.now += 601
+    loop.plan()
+    revision = fall(loop, revision)
+    rise(loop, revision, 30)
+
+
+def fall(loop, revision):
+    """It has its pods, and loses a node of two for good."""
+    for index in range(8):
+        loop.made.saw("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
+    loop.plan()
+    assert loop.trainers("a") == 8
+    loop.made.saw("Node", node("m", revision=revision), gone=True)
+    loop.plan()
+    loop.clock.now += 11
+    loop.plan()
+    assert loop.trainers("a") == 0
+    for index in range(8):
+        loop.made.saw("Pod", trainer("a", index, "nm"[index % 2], revision=revision + 1), gone=True)
+    return revision + 2
+
+
+def rise(loop, revision, rests):
+    """The node is there again; the job is let in after so long."""
+    loop.made.saw("Node", node("m", revision=revision))
+    loop.plan()
+    loop.clock.now += rests - 2
+    loop.plan()
+    assert (loop.trainers("a"), loop.made.decision("a").why) == (0, "was turned away, and rests before it tries again")
+    loop.clock.now += 3
+    loop.plan()
+    assert loop.trainers("a") == 8
+    for index in range(8):
+        loop.made.saw("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
+    loop.plan()
+    return revision + 1
+
+
+def test_pods_of_a_template_that_cannot_be_read_count_as_nothing_and_are_said(loop, caplog):
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 2, trainer=asking(cpu="much")))
+    loop.made.wants("b", wish("b", 1, 9, trainer=pod()))
+    loop.plan()
+    assert (loop.trainers("a"), loop.trainers("b")) == (2, 4)
+    assert warnings(caplog)[0].startswith("TrainingJob d/a: spec.containers[0].resources.requests.cpu: 'much' is not")
