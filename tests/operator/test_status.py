@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from shoal.api.status import Condition, State, Status
+from shoal.api.status import Condition, Reason, State, Status
 from shoal.operator.pods import master_pod, trainer_pod
 from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.reporter import pause_seconds
@@ -401,3 +401,39 @@ def test_a_status_by_another_hand_is_put_right():
     after = told(before=Status(conditions=twice))
     assert sum(each.type in {"Complete", "Failed"} for each in after.conditions) == 1
     assert len(said(after)) == len(after.conditions)
+
+
+# --- The autoscaler ---
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        ("Following", "True"),
+        ("Pinned", "False"),
+        ("Disabled", "False"),
+        ("DryRun", "False"),
+        ("ConfigRefused", "False"),
+    ],
+)
+def test_whether_a_job_follows_the_autoscaler(reason, status):
+    found = said(told(facts=replace(KNOWN, autoscaled=(Reason(reason), "w" * 2000))))["Autoscaled"]
+    assert (found.status, found.reason, len(found.message)) == (status, reason, 1000)
+
+
+def test_nothing_is_said_of_an_autoscaler_that_there_is_not_or_to_which_a_job_says_nothing():
+    assert "Autoscaled" not in said(told())
+    known = replace(KNOWN, autoscaled=(Reason.FOLLOWING, ""))
+    assert "Autoscaled" not in said(told(of=SUSPENDED, facts=known))
+    assert "Autoscaled" not in said(told(seen=replace(WELL, ended=FAILED_BY_US), facts=known))
+    assert "Autoscaled" not in said(told(refused="InvalidTemplate: no", facts=known))
+
+
+def test_that_a_configuration_is_refused_decides_no_state_and_is_written_at_once_and_once():
+    well = told(facts=replace(KNOWN, autoscaled=(Reason.FOLLOWING, "")))
+    known = replace(KNOWN, autoscaled=(Reason.CONFIG_REFUSED, "line 1: dryRuns: unknown field"))
+    refused = told(before=well, facts=known, now=NOW + SECOND)
+    assert (refused.state, refused.reason) == (well.state, well.reason)
+    assert pause_seconds(well, refused) == 0.0
+    assert said(refused)["Autoscaled"].last_transition_time == NOW + SECOND
+    assert told(before=refused, facts=known, now=NOW + 9 * SECOND) == refused

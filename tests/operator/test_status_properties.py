@@ -62,6 +62,7 @@ SOME_NAMES = often(NAMES, st.none(), st.sets(st.sampled_from(sorted(NAMES))).map
 FACTS = st.builds(
     Facts, etcd=often(True, st.just(False)), placed=SOME_NAMES, ready=SOME_NAMES, generation=st.none() | st.integers(1, 2),
     heard=often(NOW, st.none(), TIMES), account=st.sampled_from([None, ACCOUNT]), failures=st.none() | FEW, why=st.just("w"),
+    autoscaled=st.sampled_from([None, (Reason.FOLLOWING, ""), (Reason.CONFIG_REFUSED, "line 1"), (Reason.CONFIG_REFUSED, "line 2")]),
 )  # fmt: skip
 TROUBLE = st.builds(
     Trouble, st.sampled_from(["master", "trainer", "?"]), st.sampled_from(sorted(NAMES)),

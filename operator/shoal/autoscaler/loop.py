@@ -34,8 +34,6 @@ __all__ = ["Autoscaler", "Decision"]
 
 _TURNED_AWAY_SECONDS: Final = 10.0
 """For so long a minimum has no room before a job that has pods gives all of them up."""
-_MOST_TOLD: Final = 2000
-"""Jobs, and claims, that a plan is told with: a ConfigMap holds a megabyte."""
 _FIRST_PAUSE_SECONDS: Final = 30.0
 _LONGEST_PAUSE_SECONDS: Final = 600.0
 _WELL_SECONDS: Final = 600.0
@@ -303,8 +301,8 @@ class Autoscaler:
             self.problem,
             len(snapshot.nodes.names),
             usable,
-            jobs[:_MOST_TOLD],
-            claims[:_MOST_TOLD],
+            jobs,
+            claims,
             len(self._view.problems),
         )
 

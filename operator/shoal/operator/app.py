@@ -50,6 +50,8 @@ from shoal.store.accounts import NOT_ON
 __all__ = ["Operator", "Settings"]
 
 _PLAN_PAUSE_SECONDS: Final = 5.0
+_MOST_TOLD: Final = 2000
+"""Jobs, and claims, that a plan is told with: a ConfigMap holds a megabyte."""
 _AGAIN_SECONDS: Final = 3.0
 _SILENT_SECONDS: Final = 60.0
 """The watch's thread gives a sign of life several times a second."""
@@ -184,6 +186,8 @@ class Operator:
                 ConfigFile(self._settings.autoscaler),
                 changed=lambda uids: self._worker.mark(*uids),
                 planned=self._has_planned,
+                configured=self._metrics.configured,
+                failed=self._metrics.not_planned,
             )
         answered = self._store.answered
         executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit, answered=answered)
@@ -230,7 +234,7 @@ class Operator:
         self._worker.mark(*self._store.jobs)
 
     def _has_planned(self, plan: Plan) -> None:
-        self._metrics.planned(plan.seconds)
+        self._metrics.planned(plan)
         self._plan = plan
         self._planned.set()
 
@@ -240,7 +244,10 @@ class Operator:
         while namespace:
             await self._planned.wait()
             self._planned.clear()
-            text = msgspec.json.encode(self._plan).decode()
+            plan = self._plan
+            assert plan is not None
+            told = msgspec.structs.replace(plan, jobs=plan.jobs[:_MOST_TOLD], claims=plan.claims[:_MOST_TOLD])
+            text = msgspec.json.encode(told).decode()
             metadata = {"name": PLAN_NAME, "namespace": namespace}
             manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {PLAN_KEY: text}}
             try:

@@ -24,7 +24,7 @@ from shoal.operator.reporter import Reporter
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.store import ClusterStore
 from shoal.operator.vault import Vault
-from shoal.operator.wishes import Wishes
+from shoal.operator.wishes import Wishes, treatment
 from shoal.store import JobKeys
 
 __all__ = ["Looker"]
@@ -37,6 +37,8 @@ _ASK_AGAIN_SECONDS: Final = 20.0
 """What only the API server can see may be mended without any event for us."""
 
 
+_HELD_SECONDS: Final = 20.0
+"""So long until a job looks again that waits for a configuration: it is not known who wants trainers."""
 _PLAN_SECONDS: Final = 5.0
 """So long a new job's first plan is waited for without a word."""
 _UNDECIDED: Final = "waits for the autoscaler's next plan"
@@ -181,7 +183,7 @@ class Looker:
         """
         vault, classes = self._vault, self._classes
         selector: tuple[tuple[str, str], ...] = ()
-        if self._autoscaler is not None:
+        if self._autoscaler is not None and not self._autoscaler.holds:
             config = self._autoscaler.config
             of = priority_of(config, job.spec.priority)
             classes = (of.servers, of.minimum, of.surplus)
@@ -202,10 +204,11 @@ class Looker:
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
         decided = self._decided(view, job, identity, seen)
-        if decided is None and not seen.applied and _age(view) < _PLAN_SECONDS:
+        held = self._autoscaler is not None and self._autoscaler.holds
+        if decided is None and not held and not seen.applied and 0 <= _age(view) < _PLAN_SECONDS:
             return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
         decision = decided or _as_before(view)
-        facts = replace(self._facts(view, memory), why=decision.why)
+        facts = replace(self._facts(view, memory), why=decision.why, autoscaled=treatment(self._autoscaler, job))
         actions: list[Action] = []
         if facts.etcd and decided is not None:  # else nobody can be told before he goes
             actions = reconcile(
@@ -229,10 +232,13 @@ class Looker:
             renewal = self._renewal(view, memory)
         troubles, asking = await self._missing.why(job, identity, seen, waits=not decision.trainers)
         later = await self._say(view, job, seen, facts=facts, troubles=troubles, wanted=decision.trainers)
-        return _soonest(view.now, patience, renewal, asking, later, self._due(view, job, facts))
+        again = _HELD_SECONDS if held else None
+        return _soonest(view.now, patience, renewal, asking, later, again, self._due(view, job, facts))
 
     def _decided(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed) -> Decision | None:
         """How many trainers the job has, and where they stay; None: there was no plan with it yet."""
+        if self._autoscaler is not None and self._autoscaler.holds:
+            return None
         wants = not job.spec.suspend and seen.ended is None
         self._wishes.tell(view.manifest, job, identity, wants=wants)
         if self._autoscaler is None or not self._autoscaler.acts or not wants:

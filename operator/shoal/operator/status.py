@@ -69,6 +69,7 @@ class Facts:
         failures: Errors of the script's own in a row.
         last_failure: When the last of them was.
         why: Why the autoscaler gives no more; empty: nothing was said.
+        autoscaled: How the autoscaler treats the job, and more words; None: there is no autoscaler.
     """
 
     etcd: bool = True
@@ -80,6 +81,7 @@ class Facts:
     failures: int | None = None
     last_failure: datetime | None = None
     why: str = ""
+    autoscaled: tuple[Reason, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,10 @@ class _Look:
             ConditionType.RUNNING: self._running(),
             ConditionType.PROGRESSING: self._progressing(),
         }
+        if self._facts.autoscaled is not None and not self._stopped:
+            reason, words = self._facts.autoscaled
+            follows = reason is Reason.FOLLOWING
+            said[ConditionType.AUTOSCALED] = _Said("True" if follows else "False", reason, clipped(words, _LONGEST))
         suspended = self._suspended()
         if suspended is not None:
             said[ConditionType.SUSPENDED] = suspended

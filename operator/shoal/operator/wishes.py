@@ -1,19 +1,20 @@
-"""What jobs want of the autoscaler: told when it changes, made once for each version of a job."""
+"""What jobs want of the autoscaler: told when it changes, made once for each version of a job; and how it treats them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from shoal.api import TrainingJob
+from shoal.api.status import Reason
 from shoal.autoscaler.config import AutoscalerConfig, priority_of, weight_of
 from shoal.autoscaler.loop import Autoscaler
 from shoal.autoscaler.wish import JobWish
 from shoal.operator.check import as_pod
 from shoal.operator.pods import Identity, master_pod, names, server_pod, trainer_pod
 
-__all__ = ["Wishes"]
+__all__ = ["Wishes", "treatment"]
 
 
 class Wishes:
@@ -26,9 +27,14 @@ class Wishes:
     def __init__(self, autoscaler: Autoscaler | None) -> None:
         self._autoscaler = autoscaler
         self._told: dict[str, tuple[int, Identity, AutoscalerConfig]] = {}
+        self._since: dict[str, float] = {}
 
     def forget(self, uid: str) -> None:
         """The job is gone."""
+        self._since.pop(uid, None)
+        self._withdraw(uid)
+
+    def _withdraw(self, uid: str) -> None:
         self._told.pop(uid, None)
         if self._autoscaler is not None:
             self._autoscaler.wants(uid, None)
@@ -45,7 +51,7 @@ class Wishes:
         if self._autoscaler is None:
             return
         if not wants:
-            self.forget(identity.uid)
+            self._withdraw(identity.uid)
             return
         config = self._autoscaler.config
         version = (int(manifest["metadata"].get("generation", 0)), identity, config)
@@ -65,7 +71,7 @@ class Wishes:
             min=trainer.replicas or trainer.min_replicas,
             max=trainer.replicas or trainer.most,
             weight=weight_of(config, priority, labels=job.metadata.labels),
-            since=_created(manifest),
+            since=self._since.setdefault(identity.uid, _created(manifest)),
             pinned=pinned,
             fixed=(
                 (as_pod(job, server_pod(job, identity), known["pserver"]), job.servers, "pserver"),
@@ -75,10 +81,24 @@ class Wishes:
         self._autoscaler.wants(identity.uid, wish, minimum=priority.minimum)
 
 
-_UNKNOWN = 0
-"""The priority of pods whose class the cluster does not know."""
+def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, str] | None:
+    """How the autoscaler treats a job, and more words: what changes with each plan is not among them. None: there is none."""
+    if autoscaler is None:
+        return None
+    if autoscaler.problem:
+        return Reason.CONFIG_REFUSED, autoscaler.problem
+    if not autoscaler.config.enabled:
+        return Reason.DISABLED, ""
+    if autoscaler.config.dry_run:
+        return Reason.DRY_RUN, ""
+    return (Reason.PINNED if job.spec.trainer.replicas is not None else Reason.FOLLOWING), ""
+
+
+_UNKNOWN = -11
+"""The priority of a job whose class nobody ever knew: below all others, as the API server refuses its pods."""
 
 
 def _created(manifest: Mapping[str, Any]) -> float:
+    """When it was created, but not later than now: by a clock that went wrong it would be the youngest for ever."""
     text = manifest["metadata"].get("creationTimestamp")
-    return datetime.fromisoformat(text).timestamp() if text else 0.0
+    return min(datetime.fromisoformat(text).timestamp(), datetime.now(UTC).timestamp()) if text else 0.0

@@ -50,6 +50,7 @@ class ConditionType(StrEnum):
 
     ACCEPTED = "Accepted"
     SCHEDULED = "Scheduled"
+    AUTOSCALED = "Autoscaled"
     RUNNING = "Running"
     PROGRESSING = "Progressing"
     SUSPENDED = "Suspended"
@@ -75,6 +76,12 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     PODS_REFUSED = "PodsRefused"
     NO_PODS_WANTED = "NoPodsWanted"
+
+    FOLLOWING = "Following"
+    PINNED = "Pinned"
+    DISABLED = "Disabled"
+    DRY_RUN = "DryRun"
+    CONFIG_REFUSED = "ConfigRefused"
 
     TRAINERS_READY = "TrainersReady"
     PODS_STARTING = "PodsStarting"
@@ -127,6 +134,13 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
         Reason.QUOTA_EXCEEDED: "A ResourceQuota of the namespace leaves no room for a pod.",
         Reason.PODS_REFUSED: "The API server or an admission policy refuses a pod; the message has its own words.",
         Reason.NO_PODS_WANTED: "The job is suspended or has ended; its pods leave and none are made.",
+    },
+    ConditionType.AUTOSCALED: {
+        Reason.FOLLOWING: "The job follows the autoscaler's plans; status.allocation has what it is given.",
+        Reason.PINNED: "spec.trainer.replicas is set: the autoscaler finds room for so many, and changes nothing.",
+        Reason.DISABLED: "The AutoscalerConfig says enabled: false; the job has its pinned number or its minimum.",
+        Reason.DRY_RUN: "The AutoscalerConfig says dryRun: true; plans are made, and nobody follows them.",
+        Reason.CONFIG_REFUSED: "The AutoscalerConfig cannot be taken; the message says why, and what is in force instead.",
     },
     ConditionType.RUNNING: {
         Reason.TRAINERS_READY: "At least the fewest trainers are ready.",

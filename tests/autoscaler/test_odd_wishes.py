@@ -1,0 +1,145 @@
+"""What jobs want of the autoscaler where their times or classes are odd, and what they and the metrics say of it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from shoal.api.plan import Plan, PlannedClaim, PlannedJob
+from shoal.api.status import Reason
+from shoal.operator import serving
+from shoal.operator.serving import Metrics
+from shoal.operator.wishes import Wishes, treatment
+from tests.autoscaler.loops import Loop
+from tests.operator.jobs import IDENTITY, job
+
+
+@pytest.fixture
+def loop(tmp_path):
+    loop = Loop(tmp_path, "{}\n")
+    loop.wishes = {}
+    wants = loop.made.wants
+
+    def noted(uid, wish, **more):
+        loop.wishes[uid] = wish
+        wants(uid, wish, **more)
+
+    loop.made.wants = noted
+    return loop
+
+
+def manifest(created, generation=1):
+    text = created.strftime("%Y-%m-%dT%H:%M:%SZ") if created is not None else None
+    return {"metadata": {"name": "flights", "generation": generation, "creationTimestamp": text}}
+
+
+def since(loop, wishes, created, generation=1):
+    wishes.tell(manifest(created, generation), job(), IDENTITY, wants=True)
+    return loop.wishes[IDENTITY.uid].since
+
+
+# --- Times ---
+
+
+def test_a_job_ranks_by_when_it_was_created(loop):
+    created = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert since(loop, Wishes(loop.made), created) == created.timestamp()
+    assert since(loop, Wishes(loop.made), None) == 0.0
+
+
+@pytest.mark.parametrize("ahead", [timedelta(seconds=30), timedelta(hours=3), timedelta(days=9000)])
+def test_a_job_that_is_from_the_future_is_of_now_and_stays_so(loop, ahead):
+    """Else each job that is made until then would go before it."""
+    before, wishes = time.time(), Wishes(loop.made)
+    first = since(loop, wishes, datetime.now(UTC) + ahead)
+    assert before <= first <= time.time()
+    assert since(loop, wishes, datetime.now(UTC) + ahead, generation=2) == first, "an edit makes it no younger"
+    wishes.tell(manifest(datetime.now(UTC) + ahead, 3), job(suspend=True), IDENTITY, wants=False)
+    assert since(loop, wishes, datetime.now(UTC) + ahead, generation=4) == first, "nor does a suspension"
+    wishes.forget(IDENTITY.uid)
+    assert since(loop, wishes, datetime.now(UTC) + ahead) >= first
+
+
+def test_a_job_whose_class_nobody_knows_ranks_below_all_others(loop):
+    Wishes(loop.made).tell(manifest(None), job(), IDENTITY, wants=True)
+    assert loop.wishes[IDENTITY.uid].priority == -11
+
+
+# --- The condition Autoscaled ---
+
+PINNED = {"trainer": {"minReplicas": 2, "maxReplicas": 4, "replicas": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "reason"),
+    [
+        ("{}", {}, "Following"), ("{}", PINNED, "Pinned"), ("dryRun: true", {}, "DryRun"), ("dryRun: true", PINNED, "DryRun"),
+        ("enabled: false", {}, "Disabled"), ("enabled: false\ndryRun: true", PINNED, "Disabled"),
+    ],
+)  # fmt: skip
+def test_how_a_job_is_treated(tmp_path, text, spec, reason):
+    assert treatment(Loop(tmp_path, text).made, job(**spec)) == (reason, "")
+    assert treatment(None, job(**spec)) is None
+
+
+def test_a_configuration_that_cannot_be_taken_is_said_with_what_stays(tmp_path):
+    loop = Loop(tmp_path, "dryRun: true\n")
+    loop.file.write_text("dryRuns: false\ncycle: 5\n")
+    loop.look()
+    reason, words = treatment(loop.made, job())
+    assert reason is Reason.CONFIG_REFUSED
+    assert "line 1: dryRuns: unknown field; did you mean dryRun?" in words
+    assert words.endswith("; what was in force before stays")
+    assert "nothing is changed until it is mended" in treatment(loop.again(), job())[1]
+
+
+# --- Metrics ---
+
+
+def values(metrics):
+    families = text_string_to_metric_families(metrics.text().decode())
+    return {each.name: each.value for family in families for each in family.samples if not each.labels}
+
+
+def test_without_an_autoscaler_nothing_is_told_of_one():
+    assert not [name for name in values(Metrics(list)) if name.startswith("shoal_autoscaler")]
+
+
+def test_what_is_told_of_the_configuration():
+    metrics = Metrics(list)
+    for valid, acts in ((True, True), (False, True), (False, False), (True, False)):
+        metrics.configured(valid, acts)
+        found = values(metrics)
+        assert (found["shoal_autoscaler_config_valid"], found["shoal_autoscaler_acts"]) == (valid, acts)
+
+
+def planned(name, trainers, given, why):
+    return PlannedJob("d", name, -6, trainers, given, given, 1, 9, why, "")
+
+
+def test_what_is_told_of_a_plan():
+    metrics = Metrics(list)
+    claims = [PlannedClaim("d/web-0", "n", {"d/a": 2, "d/b": 1}), PlannedClaim("d/web-1", "n", {})]
+    jobs = [planned("a", 4, 3, "AtMax"), planned("b", 2, 0, "Queued"), planned("c", 0, 0, "Queued")]
+    metrics.planned(Plan("2026-01-02T03:04:05.000+00:00", 0.25, True, "", 7, 5, [], []))
+    metrics.planned(Plan("2026-01-02T03:04:06.500+00:00", 0.5, True, "", 7, 5, jobs, claims, 2))
+    metrics.not_planned()
+    found = {name.removeprefix("shoal_autoscaler_"): value for name, value in values(metrics).items()}
+    moment = datetime(2026, 1, 2, 3, 4, 6, 500_000, tzinfo=UTC).timestamp()
+    wanted = {
+        "plan_seconds_count": 2, "plan_seconds_sum": 0.75, "last_plan_seconds": 0.5, "plan_timestamp_seconds": moment,
+        "plans_failed_total": 1, "jobs": 3, "jobs_queued": 2, "trainers": 6, "trainers_given": 3, "claims": 2, "victims": 3,
+        "nodes": 7, "nodes_usable": 5, "unread": 2,
+    }  # fmt: skip
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_every_metric_is_documented():
+    metrics = Metrics(list)
+    metrics.configured(True, True)
+    told = [line.split()[2] for line in metrics.text().decode().splitlines() if line.startswith("# HELP shoal_")]
+    assert told
+    assert not [name for name in told if f"| {name} |" not in serving.__doc__ and not name.endswith("_created")]
