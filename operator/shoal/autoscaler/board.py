@@ -43,16 +43,21 @@ class Leaver:
     node: int
 
 
-def fitting(room: Counts, request: Counts) -> Flags:
+def fitting(room: Counts, request: Sequence[int]) -> Flags:
     """[N] which rooms are large enough; resource by resource, as arrays are kept like that."""
-    enough = np.ones(len(room), dtype=np.bool_)
-    for resource, amount in enumerate(request.tolist()):
-        enough &= room[:, resource] >= amount
-    return enough
+    large = np.ones(len(room), dtype=np.bool_)
+    for resource, amount in enumerate(request):
+        large &= room[:, resource] >= amount
+    return large
+
+
+def _enough(room: Sequence[int], request: Sequence[int]) -> bool:
+    """Whether one room is large enough."""
+    return all(have >= need for have, need in zip(room, request, strict=True))
 
 
 class _Line:
-    """Nodes that have room for a shape, in the order in which they are taken."""
+    """Nodes that have room for a shape, in the order in which they are taken; those that were opened since come first."""
 
     def __init__(self, nodes: list[int], opened: int) -> None:
         self.nodes, self.opened, self.next = nodes, opened, 0
@@ -70,8 +75,12 @@ class Board:
     def __init__(self, snapshot: Snapshot, jobs: Sequence[Job], rows: Mapping[str, Row]) -> None:
         self.jobs = jobs
         self.request = snapshot.shapes.request
+        self.asks: list[list[int]] = self.request.tolist()
+        """The same: of few numbers lists are faster."""
         self.eligible: Flags = snapshot.shapes.fits[:, snapshot.nodes.group] & snapshot.nodes.usable
         self.shape = np.array([job.shape for job in jobs], dtype=np.int64)
+        self.of_one: Counts = np.asfortranarray(self.request[self.shape])
+        """[J, R] what one trainer asks."""
         priority = np.array([job.priority for job in jobs], dtype=np.int64)
         priorities, ranks = np.unique(priority, return_inverse=True)
         self.rank: Counts = ranks.astype(np.int64)
@@ -96,7 +105,9 @@ class Board:
         """[N, R] what the trainers that are held take now."""
         self.free: Counts = np.asfortranarray(snapshot.nodes.room - self.taken)
         """[N, R] what nobody takes."""
-        self.clock, self._opened = 0, 0
+        self.clock = 0
+        self.opened: list[int] = []
+        """Nodes where somebody left, one after the other."""
         self.touched = np.zeros(len(self.free), dtype=np.int64)
         """[N] when somebody last came or left."""
         self._known: dict[int, tuple[int, Counts]] = {}
@@ -107,15 +118,14 @@ class Board:
         np.maximum.at(self._largest, self.rank, self.request[self.shape])
         self.wanted_by = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
         """[N] for how many shapes of trainers a node would do: the least wanted are taken first."""
-        self._wanted = np.minimum(np.unique(self.wanted_by, return_inverse=True)[1], _BYTE).astype(np.uint16) * (
-            _BYTE + 1
-        )
+        different = np.cumsum(np.bincount(self.wanted_by, minlength=1) > 0) - 1
+        self._wanted = np.minimum(different[self.wanted_by], _BYTE).astype(np.uint16) * (_BYTE + 1)
 
     def sum_of(self, node: Counts, job: Counts, count: Counts) -> Counts:
         """[N, R] what so many trainers of jobs take at nodes."""
-        shape, sums = self.shape[job], np.zeros(self.kept.shape, dtype=np.int64, order="F")
-        for resource in range(self.request.shape[1]):
-            sums[:, resource] = np.bincount(node, self.request[shape, resource] * count, minlength=len(sums))
+        sums = np.zeros(self.kept.shape, dtype=np.int64, order="F")
+        for resource in range(self.kept.shape[1]):
+            sums[:, resource] = np.bincount(node, self.of_one[job, resource] * count, minlength=len(sums))
         return sums
 
     def at(self, job: int) -> dict[int, int]:
@@ -184,7 +194,7 @@ class Board:
         self.clock += 1
         self.touched[node] = self.clock
         if opens:
-            self._opened = self.clock
+            self.opened.append(node)
 
     def add_many(self, jobs: Counts, shape: int, nodes: Counts) -> None:
         """Jobs of one shape, none of which may give way, have one trainer more each (for each time they are named) at nodes."""
@@ -251,7 +261,7 @@ class Board:
     def capacity(self, shape: int, room: Counts, nodes: Counts | None = None) -> Counts:
         """How many pods of a shape fit into each room, which is that of all nodes or of these."""
         most = np.full(len(room), _MANY)
-        for resource, amount in enumerate(self.request[shape].tolist()):
+        for resource, amount in enumerate(self.asks[shape]):
             if amount:
                 np.minimum(most, room[:, resource] // amount, out=most)
         np.maximum(most, 0, out=most)
@@ -279,7 +289,7 @@ class Board:
 
     def has_room(self, shape: int, node: int) -> bool:
         """Whether one more fits at a node."""
-        return bool(self.eligible[shape, node]) and all((self.free[node] >= self.request[shape]).tolist())
+        return bool(self.eligible[shape, node]) and _enough(self.free[node].tolist(), self.asks[shape])
 
     def _in_order(self, most: Counts) -> Counts:
         """Nodes where some fit: the least wanted and tightest first."""
@@ -308,12 +318,15 @@ class Board:
     def free_node(self, shape: int) -> int:
         """A node with room for one, where nobody gives way; -1: there is none."""
         line = self._lines.get(shape)
-        if line is None or line.opened < self._opened:
-            line = self._lines[shape] = _Line(self._in_order(self.fits(shape)).tolist(), self.clock)
+        if line is None:
+            line = self._lines[shape] = _Line(self._in_order(self.fits(shape)).tolist(), len(self.opened))
+        while line.opened < len(self.opened):
+            if self.has_room(shape, self.opened[line.opened]):
+                return self.opened[line.opened]
+            line.opened += 1
         while line.next < len(line.nodes):
-            node = line.nodes[line.next]
-            if self.has_room(shape, node):
-                return node
+            if self.has_room(shape, line.nodes[line.next]):
+                return line.nodes[line.next]
             line.next += 1
         return -1
 
@@ -331,7 +344,7 @@ class Board:
             tiers: Who may give way, in this order.
             share: Of a job; who has the larger one gives way first.
         """
-        request = self.request[shape]
+        request = self.asks[shape]
         room = self.free.copy(order="F")
         for number, tier in enumerate(tiers):
             room += self.weak[tier]
@@ -351,9 +364,9 @@ class Board:
                 return best[0][2], best[1]
         return None
 
-    def _cheapest(self, nodes: Counts, request: Counts, tiers: Sequence[int]) -> list[int]:
+    def _cheapest(self, nodes: Counts, request: Sequence[int], tiers: Sequence[int]) -> list[int]:
         """A few of these nodes where fewest would have to give way, about."""
-        lacks = np.maximum(request - self.free[nodes], 0)
+        lacks = np.maximum(np.array(request) - self.free[nodes], 0)
         ranks = sorted({tier % max(1, self.classes) for tier in tiers})
         largest = np.maximum(self._largest[ranks].max(axis=0), 1)
         about = np.minimum((-(-lacks // largest)).max(axis=1), _BYTE).astype(np.uint8)
@@ -363,7 +376,7 @@ class Board:
     def leavers(
         self,
         node: int,
-        request: Counts,
+        request: Sequence[int],
         tiers: Sequence[int],
         *,
         share: Callable[[int], float],
@@ -379,40 +392,47 @@ class Board:
             here: Job -> how many of its trainers are at the node; None: it is looked up.
         """
         here = self.places.at([node])[node] if here is None else here
-        lacks = request - self.free[node]
+        lacks = [need - have for need, have in zip(request, self.free[node].tolist(), strict=True)]
         chosen: list[Leaver] = []
         given: dict[int, int] = {}
         for tier in tiers:
             for job in self._of_tier(here, tier, lacks, given, share):
-                if (lacks <= 0).all():
+                if max(lacks) <= 0:
                     break
                 chosen.append(Leaver(job, node))
                 given[job] = given.get(job, 0) + 1
-                lacks = lacks - self.request[self.shape[job]]
-        if (lacks > 0).any():
+                lacks = [lack - amount for lack, amount in zip(lacks, self._ask(job), strict=True)]
+        if max(lacks) > 0:
             return None
         # Who was chosen before another one who covers it all stays.
         for leaver in list(chosen):
-            without = lacks + self.request[self.shape[leaver.job]]
-            if (without <= 0).all():
+            without = [lack + amount for lack, amount in zip(lacks, self._ask(leaver.job), strict=True)]
+            if max(without) <= 0:
                 chosen.remove(leaver)
                 lacks = without
         return chosen
 
+    def _ask(self, job: int) -> list[int]:
+        return self.asks[self.shape[job]]
+
     def _of_tier(
-        self, here: Mapping[int, int], tier: int, lacks: Counts, given: Mapping[int, int], share: Callable[[int], float]
+        self,
+        here: Mapping[int, int],
+        tier: int,
+        lacks: Sequence[int],
+        given: Mapping[int, int],
+        share: Callable[[int], float],
     ) -> Iterator[int]:
         """Of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
-        rank = tier % self.classes
-        jobs = [job for job in here if self.rank[job] == rank and self.sure[job] < self.count[job]]
-        needed = np.flatnonzero(lacks > 0)
-        gain = {
-            job: float(np.minimum(self.request[self.shape[job], needed] / lacks[needed], 1.0).sum()) for job in jobs
-        }
-        for job in sorted(jobs, key=lambda job: (-gain[job], -share(job), job)):
-            if not gain[job]:
-                continue
+        rank, line = tier % self.classes, []
+        for job in here:
             weak = int(self.count[job] - self.sure[job])
-            most = weak if tier >= self.classes else max(0, min(weak, int(self.count[job] - self.min[job])))
-            for _ in range(max(0, min(here[job], most) - given.get(job, 0))):
+            if weak <= 0 or self.rank[job] != rank:
+                continue
+            most = weak if tier >= self.classes else min(weak, int(self.count[job] - self.min[job]))
+            gain = sum(min(have / lack, 1.0) for have, lack in zip(self._ask(job), lacks, strict=True) if lack > 0)
+            if gain and most > 0:
+                line.append((-gain, -share(job), job, min(here[job], most)))
+        for *_, job, most in sorted(line):
+            for _ in range(most - given.get(job, 0)):
                 yield job

@@ -6,7 +6,7 @@ more has no more givers than he.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -21,6 +21,8 @@ _CLOSE: Final = 1e-9
 _NODES: Final = 8
 """Nodes that are looked at closely where one trainer's room is not enough for another."""
 Floats = npt.NDArray[np.float64]
+Stand = tuple[Counts, Counts, Counts]
+"""Jobs, nodes and counts."""
 
 
 class Exchange:
@@ -56,20 +58,26 @@ class Exchange:
         """Who gave (False) or got (True) a trainer for fairness alone."""
         self.blocked: set[int] = set()
         """Who would have got one, but for the limits on such moves."""
+        self._vain: dict[tuple[int, int], tuple[float, int]] = {}
+        """Shape and class -> for which level givers were sought last, and when."""
+        self._counts: dict[int, Counts] = {}
+        """When they were sought -> [J] how many trainers each job had."""
+        self._near: dict[tuple[int, int], Stand] = {}
+        self._near_clock = -1
 
     def trades(self, jobs: Counts, *, moves: int, cool_down: float) -> Iterator[int]:
         """One sweep over all shapes of a class; after each trade: how many gave."""
         board = self._board
-        for shape in board.shape[self._poorest(jobs, cool_down)].tolist():
-            poorest = self._poorest(jobs[board.shape[jobs] == shape], cool_down)
-            if not len(poorest):
+        poorest = self._poorest(jobs, cool_down)
+        for shape in list(poorest):
+            job = poorest.get(shape)
+            if job is None or (job in self.blocked and not moves):
                 continue
-            job = int(poorest[0])
-            found = self._givers(job, jobs, self._now - self._got >= cool_down)
-            if found is None:
+            nodes = self._nodes(job, jobs, self._now - self._got >= cool_down)
+            if nodes is None:
                 continue
-            node, leavers = found
-            if len(leavers) > moves:
+            node, leavers = self._fewest(shape, *nodes) if moves else (-1, [])
+            if not moves or len(leavers) > moves:
                 self.blocked.add(job)
                 continue
             for each in leavers:
@@ -79,58 +87,93 @@ class Exchange:
             self.moved[board.jobs[job].uid] = (self._now, True)
             moves -= len(leavers)
             yield len(leavers)
+            poorest = self._poorest(jobs, cool_down)
 
-    def _poorest(self, jobs: Counts, cool_down: float) -> Counts:
-        """Of each shape the job that is the next, the poorest first; none that gave a short time ago."""
+    def _poorest(self, jobs: Counts, cool_down: float) -> dict[int, int]:
+        """Shape -> the job that is its next, the poorest first; none that gave a short time ago."""
         board = self._board
         able = jobs[(board.count[jobs] < self._top[jobs]) & (self._now - self._gave[jobs] >= cool_down)]
         level = (board.count[able] + 1) * self._step[able]
         able = able[np.lexsort((self._tie[able], level))]
-        first = np.unique(board.shape[able], return_index=True)[1]
-        first.sort()
-        poorest: Counts = able[first]
+        poorest: dict[int, int] = {}
+        for shape, job in zip(board.shape[able].tolist(), able.tolist(), strict=True):
+            poorest.setdefault(shape, job)
         return poorest
 
-    def _givers(self, job: int, jobs: Counts, rested: Flags) -> tuple[int, list[Leaver]] | None:
-        """A node where richer jobs make room for one trainer, and who leaves there: fewest, of the richest."""
+    def _nodes(self, job: int, jobs: Counts, rested: Flags) -> tuple[Flags, Counts, Stand] | None:
+        """[N] where richer jobs could make room for one trainer; [J] how many each may give; and where they stand."""
         board, shape = self._board, int(self._board.shape[job])
-        gives = self._may_give(job, jobs, rested)
+        level = float((board.count[job] + 1) * self._step[job])
+        gives = self._may_give(level, jobs, rested)
         if not gives.any():
             return None
-        of, node, count = board.places.of_jobs(int(jobs[0]), int(jobs[-1]) + 1)
-        count = np.minimum(count, gives[of])
-        some = np.flatnonzero(count * board.eligible[shape, node])
-        of, node, count = of[some], node[some], count[some]
-        request = board.request[shape]
-        enough = np.flatnonzero(fitting(board.free[node] + board.request[board.shape[of]], request))
-        if len(enough):
-            share = (board.count * self._step)[of[enough]]
-            best = int(enough[share.argmax()])
-            return int(node[best]), [Leaver(int(of[best]), int(node[best]))]
-        wide = np.flatnonzero(fitting(board.free + board.sum_of(node, of, count), request) & board.eligible[shape])
-        nodes = wide[:_NODES].tolist()
-        found = [(each, self._together(each, here, gives, request)) for each, here in board.places.at(nodes).items()]
-        return min((each for each in found if each[1]), key=lambda each: (len(each[1]), each[0]), default=None)
+        key = (shape, int(board.rank[job]))
+        before = self._vain.get(key)
+        since = before[1] if before is not None and before[0] <= level else -1
+        of, node, count = self._stand(jobs, since)
+        some = (gives > 0)[of].nonzero()[0]
+        some = some[board.eligible[shape, node[some]]]
+        of, node, count = of[some], node[some], np.minimum(count, gives[of])[some]
+        large = board.eligible[shape]
+        for resource, amount in enumerate(board.asks[shape]):
+            given = np.bincount(node, board.of_one[of, resource] * count, minlength=len(large))
+            large = large & (board.free[:, resource] + given >= amount)
+            if not large.any():
+                self._vain[key] = (level, board.clock)
+                return None
+        return large, gives, (of, node, count)
 
-    def _may_give(self, job: int, jobs: Counts, rested: Flags) -> Counts:
-        """[J] how many each can give and have no less than this job would have, and its minimum."""
+    def _fewest(self, shape: int, large: Flags, gives: Counts, stand: Stand) -> tuple[int, list[Leaver]]:
+        """One of these nodes, and who leaves there: fewest, of the richest."""
+        board, request = self._board, self._board.asks[shape]
+        of, node, count = stand
+        some = np.flatnonzero(large[node] & (count > 0))
+        of, node = of[some], node[some]
+        alone = np.flatnonzero(fitting(board.free[node] + board.of_one[of], request))
+        if len(alone):
+            share = (board.count * self._step)[of[alone]]
+            best = int(alone[share.argmax()])
+            return int(node[best]), [Leaver(int(of[best]), int(node[best]))]
+        nodes = np.flatnonzero(large)[:_NODES].tolist()
+        found = [(each, self._together(each, here, gives, request)) for each, here in board.places.at(nodes).items()]
+        return min(found, key=lambda each: (len(each[1]), each[0]))
+
+    def _stand(self, jobs: Counts, since: int) -> Stand:
+        """Trainers of a class; only at nodes where somebody came since, or left, or is of a job that has more now."""
+        board, key = self._board, (int(jobs[0]), since)
+        if self._near_clock != board.clock:
+            self._near, self._near_clock = {}, board.clock
+            self._counts.setdefault(board.clock, board.count.copy())
+        if key not in self._near:
+            stand = board.places.of_jobs(int(jobs[0]), int(jobs[-1]) + 1)
+            if since >= 0:
+                of, node, _ = stand
+                near = board.touched > since
+                near[node[(board.count > self._counts[since])[of]]] = True
+                some = near[node].nonzero()[0]
+                stand = (of[some], node[some], stand[2][some])
+            self._near[key] = stand
+        return self._near[key]
+
+    def _may_give(self, level: float, jobs: Counts, rested: Flags) -> Counts:
+        """[J] how many each can give and have no less than this share, and its minimum."""
         board, gives = self._board, np.zeros(len(self._step), dtype=np.int64)
-        level = float((board.count[job] + 1) * self._step[job])
         over = np.floor((board.count[jobs] * self._step[jobs] - level) / self._step[jobs] + _CLOSE).astype(np.int64)
         most = np.minimum(over, board.count[jobs] - board.min[jobs])
-        gives[jobs] = np.where(rested[jobs] & (jobs != job), np.maximum(most, 0), 0)
+        gives[jobs] = np.where(rested[jobs], np.maximum(most, 0), 0)
         return gives
 
-    def _together(self, node: int, here: Mapping[int, int], gives: Counts, request: Counts) -> list[Leaver]:
+    def _together(self, node: int, here: Mapping[int, int], gives: Counts, request: Sequence[int]) -> list[Leaver]:
         """Who leaves a node so that there is room, the richest first; all of them together would be enough."""
         board = self._board
-        lacks = request - board.free[node]
+        lacks = [need - have for need, have in zip(request, board.free[node].tolist(), strict=True)]
         chosen: list[Leaver] = []
-        for giver in sorted(here, key=lambda each: (-board.count[each] * self._step[each], each)):
-            own = board.request[board.shape[giver]]
+        able = [giver for giver in here if gives[giver]]
+        for giver in sorted(able, key=lambda each: (-board.count[each] * self._step[each], each)):
+            own = board.asks[board.shape[giver]]
             for _ in range(min(here[giver], int(gives[giver]))):
-                if not (own[lacks > 0] > 0).any():
+                if not any(amount and lack > 0 for amount, lack in zip(own, lacks, strict=True)):
                     break
                 chosen.append(Leaver(giver, node))
-                lacks = lacks - own
+                lacks = [lack - amount for lack, amount in zip(lacks, own, strict=True)]
         return chosen

@@ -53,13 +53,17 @@ class Growth:
     def grow(self, jobs: Counts, rank: int, *, moves: int, cool_down: float) -> int:
         """All jobs of a class; how many moves for fairness are left."""
         self._board.settle_class(rank)
-        self._fill(jobs, rank)
+        tiers = self._board.tiers(surplus_below=rank, minimums_below=0)
+        shut, seen = self._shut(jobs, tiers), self._board.clock
+        self._fill(jobs, tiers, shut)
         while True:
             traded = 0
             for given in self.exchange.trades(jobs, moves=moves, cool_down=cool_down):
                 traded, moves = traded + given, moves - given
                 # Who gave may want to grow elsewhere, and what one trainer leaves may be too much for another.
-                self._fill(jobs, rank)
+                self._open(shut, seen, tiers)
+                seen = self._board.clock
+                self._fill(jobs, tiers, shut)
             if not traded:
                 return moves
 
@@ -68,30 +72,32 @@ class Growth:
 
     # --- Into room that is free, and that lower classes give ---
 
-    def _fill(self, jobs: Counts, rank: int) -> None:
+    def _fill(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
+        """Until every shape of a job that is below its top is shut."""
         board = self._board
-        tiers = board.tiers(surplus_below=rank, minimums_below=0)
-        hungry = jobs[board.count[jobs] < self._top[jobs]]
-        shut = self._shut(np.unique(board.shape[hungry]), tiers)
         while True:
-            hungry = hungry[(board.count[hungry] < self._top[hungry]) & ~shut[board.shape[hungry]]]
-            if not len(hungry):
+            jobs = jobs[(board.count[jobs] < self._top[jobs]) & ~shut[board.shape[jobs]]]
+            if not len(jobs):
                 return
-            self._raise_together(hungry)
-            self._in_turn(hungry, tiers, shut)
+            self._raise_together(jobs)
+            self._in_turn(jobs, tiers, shut)
 
-    def _shut(self, shapes: Counts, tiers: Sequence[int]) -> Flags:
-        """[S] which of these find no room, even if all of these tiers gave way."""
+    def _shut(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
+        """[S] which shapes of these jobs find no room, even if all of these tiers gave way."""
         board = self._board
         shut = np.zeros(len(board.request), dtype=np.bool_)
-        room = None
-        for shape in shapes.tolist():
-            if board.fits(shape).any():
-                continue
-            if tiers and room is None:
-                room = board.room_with(tiers)
-            shut[shape] = room is None or not (fitting(room, board.request[shape]) & board.eligible[shape]).any()
+        room = board.room_with(tiers) if tiers else board.free
+        for shape in np.unique(board.shape[jobs]).tolist():
+            shut[shape] = not (fitting(room, board.asks[shape]) & board.eligible[shape]).any()
         return shut
+
+    def _open(self, shut: Flags, seen: int, tiers: Sequence[int]) -> None:
+        """Shapes that find room where somebody came or left since. Elsewhere there is none: lower classes only have less."""
+        board = self._board
+        nodes = np.flatnonzero(board.touched > seen)
+        room = board.free[nodes] + sum(board.weak[tier][nodes] for tier in tiers)
+        large = (room >= board.request[:, None]).all(axis=2) & board.eligible[:, nodes]
+        shut &= ~large.any(axis=1)
 
     def _in_turn(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
         """One by one, until nobody finds room or it has taken long."""

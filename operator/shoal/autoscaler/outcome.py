@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from shoal.autoscaler.board import Board
+from shoal.autoscaler.board import Board, fitting
 from shoal.autoscaler.model import Allocation, Claim, Counts, Flags, Given, Job, Snapshot, Why
 
 __all__ = ["outcome"]
@@ -26,12 +26,12 @@ def outcome(
     words = _Words(snapshot, board, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
     at = board.places.rows(board.changed)
     places = {number: _places(board.jobs[number].held, there) for number, there in at.items()}
-    now = _Now(snapshot, board, places)
+    now = _Now(snapshot, board, places) if places else None
     given = {}
     for number, (job, count) in enumerate(zip(board.jobs, board.count.tolist(), strict=True)):
         stays, comes = places.get(number, (job.held, {}))
         why, said = words.why(number)
-        soon = now.start(number, comes) if comes else 0
+        soon = now.start(number, comes) if now is not None and comes else 0
         given[job.uid] = Given(trainers=count, stays=stays, comes=comes, now=soon, why=why, words=said)
     return Allocation(jobs=given, claims=claims)
 
@@ -59,7 +59,7 @@ class _Now:
                 if count > stays.get(node, 0):
                     late[node] -= board.request[board.jobs[number].shape] * (count - stays.get(node, 0))
         # Where even then all have room nobody needs to be counted.
-        self._wide: Flags = np.all(late >= 0, axis=1)
+        self._wide: Flags = fitting(late, [0] * late.shape[1])
 
     def start(self, number: int, comes: Mapping[int, int]) -> int:
         """How many of a job's."""

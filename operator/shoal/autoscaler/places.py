@@ -44,7 +44,8 @@ class Places:
         self._node: Counts = np.concatenate([nothing, *(each[1] for each in rows)])
         self._count: Counts = np.concatenate([nothing, *(each[2] for each in rows)])
         self._key: Counts = self._job * self._nodes + self._node
-        self._aside: dict[int, int] = {}
+        self._aside: dict[int, dict[int, int]] = {}
+        """By node: job -> count."""
         self._many: list[tuple[Counts, Counts]] = []
 
     def change(self, job: int, node: int, more: int) -> None:
@@ -54,7 +55,8 @@ class Places:
         if at < len(self._key) and self._key[at] == key:
             self._count[at] += more
         else:
-            self._aside[key] = self._aside.get(key, 0) + more
+            here = self._aside.setdefault(node, {})
+            here[job] = here.get(job, 0) + more
 
     def add(self, jobs: Counts, nodes: Counts) -> None:
         """One trainer more of each of these jobs, at each of these nodes; of both there may be some several times."""
@@ -79,14 +81,18 @@ class Places:
 
     def at(self, nodes: Sequence[int]) -> dict[int, dict[int, int]]:
         """Of each of these nodes: job -> how many of its trainers are there."""
-        self._sort_in()
+        self._sort_in(many_only=True)
         wanted = np.zeros(self._nodes, dtype=np.bool_)
         wanted[nodes] = True
-        found = np.flatnonzero(wanted[self._node] & (self._count > 0))
+        found = wanted[self._node].nonzero()[0]
         here: dict[int, dict[int, int]] = {node: {} for node in nodes}
         columns = (self._node[found].tolist(), self._job[found].tolist(), self._count[found].tolist())
         for node, job, count in zip(*columns, strict=True):
-            here[node][job] = count
+            if count:
+                here[node][job] = count
+        for node in nodes:
+            for job, count in self._aside.get(node, {}).items():
+                here[node][job] = here[node].get(job, 0) + count
         return here
 
     def rows(self, wanted: Flags) -> dict[int, dict[int, int]]:
@@ -100,10 +106,12 @@ class Places:
         )
         return {number: dict(zip(node[first:end], count[first:end], strict=True)) for number, first, end in bounds}
 
-    def _sort_in(self) -> None:
-        if self._aside:
-            keys = np.fromiter(self._aside.keys(), dtype=np.int64, count=len(self._aside))
-            counts = np.fromiter(self._aside.values(), dtype=np.int64, count=len(self._aside))
+    def _sort_in(self, *, many_only: bool = False) -> None:
+        if self._aside and not many_only:
+            late = [
+                (job * self._nodes + node, count) for node, here in self._aside.items() for job, count in here.items()
+            ]
+            keys, counts = np.array(late, dtype=np.int64).T
             self._many.append((keys, counts))
             self._aside = {}
         if not self._many:

@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from shoal.autoscaler.board import Board, Leaver
+from shoal.autoscaler.board import Board, Leaver, fitting
 from shoal.autoscaler.growth import Growth
 from shoal.autoscaler.model import Allocation, Claim, Counts, Job, Memory, Pending, Policy, Snapshot
 from shoal.autoscaler.outcome import outcome
@@ -152,8 +152,8 @@ class _Plan:
         """Nodes that have become smaller, or fuller by others' doing."""
         board = self._board
         everybody = board.tiers(surplus_below=board.classes, minimums_below=board.classes)
-        for node in np.flatnonzero((board.free < 0).any(axis=1)).tolist():
-            nothing = np.zeros_like(board.free[node])
+        nothing = [0] * board.free.shape[1]
+        for node in np.flatnonzero(~fitting(board.free, nothing)).tolist():
             leavers = board.leavers(node, nothing, everybody, share=self._share)
             if leavers is None:
                 lacks = board.free[node] < 0
@@ -207,7 +207,7 @@ class _Plan:
         tiers = board.tiers(surplus_below=below, minimums_below=below)
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
             # The scheduler's choice; who has to give way for it is on the way out as a rule.
-            leavers = board.leavers(pod.node, board.request[pod.shape], tiers, share=self._share)
+            leavers = board.leavers(pod.node, board.asks[pod.shape], tiers, share=self._share)
             if leavers is not None:
                 return pod.node, leavers
         fits = board.fits(pod.shape)
