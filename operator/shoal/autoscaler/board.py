@@ -13,7 +13,7 @@ tier would give at each node. A clock says when a node was touched last, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,8 @@ from shoal.autoscaler.places import Places, Row, row
 __all__ = ["Board", "Leaver", "fitting"]
 
 _MANY = 2**31
-_TRIES = 8
-"""Nodes that are looked at closely, of those that would do."""
+_FEW = 16
+"""So many nodes are looked at one by one rather than as arrays."""
 _BYTE = 255
 """Preferences are of two bytes: numpy sorts these in linear time."""
 
@@ -49,11 +49,6 @@ def fitting(room: Counts, request: Sequence[int]) -> Flags:
     for resource, amount in enumerate(request):
         large &= room[:, resource] >= amount
     return large
-
-
-def _enough(room: Sequence[int], request: Sequence[int]) -> bool:
-    """Whether one room is large enough."""
-    return all(have >= need for have, need in zip(room, request, strict=True))
 
 
 class _Line:
@@ -114,8 +109,10 @@ class Board:
         self._totals: dict[int, tuple[int, int]] = {}
         self._lines: dict[int, _Line] = {}
         self._weak: Counts | None = None
-        self._largest = np.zeros((max(1, self.classes), self.kept.shape[1]), dtype=np.int64)
-        np.maximum.at(self._largest, self.rank, self.request[self.shape])
+        self._most = 0
+        """No job has more trainers than so many at a node."""
+        self.yields = 0
+        """How often it was said that many may give way."""
         self.wanted_by = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
         """[N] for how many shapes of trainers a node would do: the least wanted are taken first."""
         different = np.cumsum(np.bincount(self.wanted_by, minlength=1) > 0) - 1
@@ -142,6 +139,7 @@ class Board:
             tiers, (nodes, resources) = 2 * max(1, self.classes), self.free.shape
             self._weak = np.zeros((tiers, resources, nodes), dtype=np.int64).transpose(0, 2, 1)
             job, node, count = self.places.all()
+            self._most = int(count.max(initial=0))
             some = np.flatnonzero((self.sure < self.count)[job])
             job, node, count = job[some], node[some], count[some]
             surplus, rest = self._gives(job, count)
@@ -169,6 +167,14 @@ class Board:
         for tier, part in ((rank, surplus), (rank + self.classes, rest)):
             if part.any():
                 self._weak[tier][nodes] += sign * part[:, None] * request
+
+    def weak_of(self, job: int) -> int:
+        """How many of a job's trainers may give way."""
+        return int(self.count[job]) - int(self.sure[job])
+
+    def surplus(self, job: int) -> int:
+        """How many of these are more than its minimum."""
+        return int(self.count[job]) - max(int(self.sure[job]), int(self.min[job]))
 
     def tiers(self, *, surplus_below: int, minimums_below: int) -> list[int]:
         """Those of the surplus of classes below one rank, and of the minimums below another."""
@@ -205,7 +211,7 @@ class Board:
         self.free[where] -= each[where, None] * self.request[shape]
         self.clock += 1
         self.touched[where] = self.clock
-        self.places.add(jobs, nodes)
+        self._most += self.places.add(jobs, nodes)
         more = np.bincount(jobs, minlength=len(self.jobs))
         self.count += more
         self.sure += more
@@ -225,13 +231,20 @@ class Board:
 
     def _change(self, job: int, node: int, more: int, *, sure: int) -> None:
         self.changes += 1
-        self._weigh(job, -1)
-        self._take(node, self.request[self.shape[job]] * more, opens=more < 0)
-        self.places.change(job, node, more)
+        request = self.of_one[job] * more
+        # As long as there is more surplus than trainers at any node, all of these may give way, there and elsewhere.
+        much = self._weak is not None and not sure and self.surplus(job) - 1 > self._most
+        if not much:
+            self._weigh(job, -1)
+        self._take(node, request, opens=more < 0)
+        self._most = max(self._most, self.places.change(job, node, more))
         self.count[job] += more
-        self.sure[job] = min(self.sure[job] + sure, self.count[job])
+        self.sure[job] = min(int(self.sure[job]) + sure, int(self.count[job]))
         self.changed[job] = True
-        self._weigh(job, 1)
+        if not much:
+            self._weigh(job, 1)
+        elif self._weak is not None:
+            self._weak[self.rank[job], node] += request
 
     def settle(self, job: int, count: int | None = None) -> None:
         """So many of a job's trainers (all) give way to nobody any more."""
@@ -243,6 +256,7 @@ class Board:
         """Of each of these jobs its minimum; what is above it may give way."""
         self.sure[jobs] = np.minimum(self.min[jobs], self.count[jobs])
         self._weak = None
+        self.yields += 1
 
     def settle_class(self, rank: int) -> None:
         """All trainers of a class."""
@@ -255,6 +269,7 @@ class Board:
         """All trainers of these jobs may give way."""
         self.sure[jobs] = 0
         self._weak = None
+        self.yields += 1
 
     # --- Looking for room ---
 
@@ -289,7 +304,8 @@ class Board:
 
     def has_room(self, shape: int, node: int) -> bool:
         """Whether one more fits at a node."""
-        return bool(self.eligible[shape, node]) and _enough(self.free[node].tolist(), self.asks[shape])
+        room, ask = self.free[node].tolist(), self.asks[shape]
+        return bool(self.eligible[shape, node]) and all(have >= need for have, need in zip(room, ask, strict=True))
 
     def _in_order(self, most: Counts) -> Counts:
         """Nodes where some fit: the least wanted and tightest first."""
@@ -320,6 +336,10 @@ class Board:
         line = self._lines.get(shape)
         if line is None:
             line = self._lines[shape] = _Line(self._in_order(self.fits(shape)).tolist(), len(self.opened))
+        if len(self.opened) - line.opened > _FEW:
+            nodes = np.array(self.opened[line.opened :])
+            large = np.flatnonzero(fitting(self.free[nodes], self.asks[shape]) & self.eligible[shape, nodes])
+            line.opened = line.opened + int(large[0]) if len(large) else len(self.opened)
         while line.opened < len(self.opened):
             if self.has_room(shape, self.opened[line.opened]):
                 return self.opened[line.opened]
@@ -329,110 +349,3 @@ class Board:
                 return line.nodes[line.next]
             line.next += 1
         return -1
-
-    def make_room(
-        self,
-        shape: int,
-        tiers: Sequence[int],
-        *,
-        share: Callable[[int], float],
-    ) -> tuple[int, list[Leaver]] | None:
-        """A node, and who gives way there for one pod; as few tiers as do, then as few trainers.
-
-        Args:
-            shape: Of the pod.
-            tiers: Who may give way, in this order.
-            share: Of a job; who has the larger one gives way first.
-        """
-        request = self.asks[shape]
-        room = self.free.copy(order="F")
-        for number, tier in enumerate(tiers):
-            room += self.weak[tier]
-            found = np.flatnonzero(fitting(room, request) & self.eligible[shape])
-            if not len(found):
-                continue
-            nodes = self._cheapest(found, request, tiers[: number + 1])
-            best: tuple[tuple[int, float, int], list[Leaver]] | None = None
-            for node, here in self.places.at(nodes).items():
-                leavers = self.leavers(node, request, tiers[: number + 1], share=share, here=here)
-                if leavers is None:
-                    continue
-                key = (len(leavers), -sum(share(each.job) for each in leavers), node)
-                if best is None or key < best[0]:
-                    best = (key, leavers)
-            if best is not None:
-                return best[0][2], best[1]
-        return None
-
-    def _cheapest(self, nodes: Counts, request: Sequence[int], tiers: Sequence[int]) -> list[int]:
-        """A few of these nodes where fewest would have to give way, about."""
-        lacks = np.maximum(np.array(request) - self.free[nodes], 0)
-        ranks = sorted({tier % max(1, self.classes) for tier in tiers})
-        largest = np.maximum(self._largest[ranks].max(axis=0), 1)
-        about = np.minimum((-(-lacks // largest)).max(axis=1), _BYTE).astype(np.uint8)
-        first: list[int] = nodes[about.argsort(kind="stable")[:_TRIES]].tolist()
-        return first
-
-    def leavers(
-        self,
-        node: int,
-        request: Sequence[int],
-        tiers: Sequence[int],
-        *,
-        share: Callable[[int], float],
-        here: Mapping[int, int] | None = None,
-    ) -> list[Leaver] | None:
-        """Who gives way at a node so that a request fits; None: not even all of these tiers would do.
-
-        Args:
-            node: Where.
-            request: What is to fit.
-            tiers: Who may give way, in this order.
-            share: Of a job; who has the larger one gives way first.
-            here: Job -> how many of its trainers are at the node; None: it is looked up.
-        """
-        here = self.places.at([node])[node] if here is None else here
-        lacks = [need - have for need, have in zip(request, self.free[node].tolist(), strict=True)]
-        chosen: list[Leaver] = []
-        given: dict[int, int] = {}
-        for tier in tiers:
-            for job in self._of_tier(here, tier, lacks, given, share):
-                if max(lacks) <= 0:
-                    break
-                chosen.append(Leaver(job, node))
-                given[job] = given.get(job, 0) + 1
-                lacks = [lack - amount for lack, amount in zip(lacks, self._ask(job), strict=True)]
-        if max(lacks) > 0:
-            return None
-        # Who was chosen before another one who covers it all stays.
-        for leaver in list(chosen):
-            without = [lack + amount for lack, amount in zip(lacks, self._ask(leaver.job), strict=True)]
-            if max(without) <= 0:
-                chosen.remove(leaver)
-                lacks = without
-        return chosen
-
-    def _ask(self, job: int) -> list[int]:
-        return self.asks[self.shape[job]]
-
-    def _of_tier(
-        self,
-        here: Mapping[int, int],
-        tier: int,
-        lacks: Sequence[int],
-        given: Mapping[int, int],
-        share: Callable[[int], float],
-    ) -> Iterator[int]:
-        """Of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
-        rank, line = tier % self.classes, []
-        for job in here:
-            weak = int(self.count[job] - self.sure[job])
-            if weak <= 0 or self.rank[job] != rank:
-                continue
-            most = weak if tier >= self.classes else min(weak, int(self.count[job] - self.min[job]))
-            gain = sum(min(have / lack, 1.0) for have, lack in zip(self._ask(job), lacks, strict=True) if lack > 0)
-            if gain and most > 0:
-                line.append((-gain, -share(job), job, min(here[job], most)))
-        for *_, job, most in sorted(line):
-            for _ in range(most - given.get(job, 0)):
-                yield job

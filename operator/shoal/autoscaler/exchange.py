@@ -135,7 +135,7 @@ class Exchange:
             best = int(alone[share.argmax()])
             return int(node[best]), [Leaver(int(of[best]), int(node[best]))]
         nodes = np.flatnonzero(large)[:_NODES].tolist()
-        found = [(each, self._together(each, here, gives, request)) for each, here in board.places.at(nodes).items()]
+        found = [(each, self._together(each, board.places.at(each), gives, request)) for each in nodes]
         return min(found, key=lambda each: (len(each[1]), each[0]))
 
     def _stand(self, jobs: Counts, since: int) -> Stand:

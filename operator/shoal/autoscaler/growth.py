@@ -17,6 +17,7 @@ import numpy.typing as npt
 from shoal.autoscaler.board import Board, fitting
 from shoal.autoscaler.exchange import Exchange
 from shoal.autoscaler.model import Counts, Flags, Memory, Snapshot
+from shoal.autoscaler.rooms import Rooms
 
 __all__ = ["Growth"]
 
@@ -35,14 +36,17 @@ class Growth:
 
     Args:
         board: Where things stand; minimums are settled.
+        rooms: Where room can be made.
         step: [J] by how much one trainer more raises a job's share.
         top: [J] most trainers.
         snapshot: The cluster.
         memory: Of the last plan.
     """
 
-    def __init__(self, board: Board, *, step: Floats, top: Counts, snapshot: Snapshot, memory: Memory) -> None:
-        self._board = board
+    def __init__(
+        self, board: Board, rooms: Rooms, *, step: Floats, top: Counts, snapshot: Snapshot, memory: Memory
+    ) -> None:
+        self._board, self._rooms = board, rooms
         self._step = step
         self._top = top
         self._tie = np.empty(len(step), dtype=np.int64)
@@ -66,9 +70,6 @@ class Growth:
                 self._fill(jobs, tiers, shut)
             if not traded:
                 return moves
-
-    def _share(self, job: int) -> float:
-        return float(self._board.count[job] * self._step[job])
 
     # --- Into room that is free, and that lower classes give ---
 
@@ -115,7 +116,7 @@ class Growth:
             left -= 1
             node = board.free_node(shape)
             if node < 0:
-                found = board.make_room(shape, tiers, share=self._share) if tiers else None
+                found = self._rooms.make(shape, tiers) if tiers else None
                 if found is None:
                     shut[shape] = True
                     continue

@@ -14,6 +14,9 @@ from shoal.autoscaler.model import Counts, Flags, Job
 
 __all__ = ["Places", "Row", "row"]
 
+_FEW = 16
+"""So many nodes are searched for; for more all are sorted by node."""
+
 Row = tuple[Mapping[int, int], Counts, Counts]
 """What a job holds, and the same as arrays: its nodes, ascending, and how many are at each."""
 
@@ -47,21 +50,28 @@ class Places:
         self._aside: dict[int, dict[int, int]] = {}
         """By node: job -> count."""
         self._many: list[tuple[Counts, Counts]] = []
+        self._order: Counts | None = None
+        """The arrays by node, and where each node begins; made when somebody has asked for some."""
+        self._begins: Counts = nothing
+        self._asked = 0
 
-    def change(self, job: int, node: int, more: int) -> None:
-        """One or more come to a node, or leave it."""
+    def change(self, job: int, node: int, more: int) -> int:
+        """One or more come to a node, or leave it; how many are there."""
+        self._sort_in(many_only=True)
         key = job * self._nodes + node
         at = int(self._key.searchsorted(key))
         if at < len(self._key) and self._key[at] == key:
             self._count[at] += more
-        else:
-            here = self._aside.setdefault(node, {})
-            here[job] = here.get(job, 0) + more
+            return int(self._count[at])
+        here = self._aside.setdefault(node, {})
+        here[job] = here.get(job, 0) + more
+        return here[job]
 
-    def add(self, jobs: Counts, nodes: Counts) -> None:
-        """One trainer more of each of these jobs, at each of these nodes; of both there may be some several times."""
+    def add(self, jobs: Counts, nodes: Counts) -> int:
+        """One trainer more of each of these jobs, at each of these nodes; the most that came of one job to one node."""
         keys, counts = np.unique(jobs * self._nodes + nodes, return_counts=True)
         self._many.append((keys, counts))
+        return int(counts.max(initial=0))
 
     def all(self) -> tuple[Counts, Counts, Counts]:
         """Jobs, nodes and counts of all, to be read only; a count may be 0."""
@@ -79,21 +89,22 @@ class Places:
         _, nodes, counts = self.of_jobs(job, job + 1)
         return nodes, counts
 
-    def at(self, nodes: Sequence[int]) -> dict[int, dict[int, int]]:
-        """Of each of these nodes: job -> how many of its trainers are there."""
+    def at(self, node: int) -> dict[int, int]:
+        """Job -> how many of its trainers are at a node."""
         self._sort_in(many_only=True)
-        wanted = np.zeros(self._nodes, dtype=np.bool_)
-        wanted[nodes] = True
-        found = wanted[self._node].nonzero()[0]
-        here: dict[int, dict[int, int]] = {node: {} for node in nodes}
-        columns = (self._node[found].tolist(), self._job[found].tolist(), self._count[found].tolist())
-        for node, job, count in zip(*columns, strict=True):
-            if count:
-                here[node][job] = count
-        for node in nodes:
-            for job, count in self._aside.get(node, {}).items():
-                here[node][job] = here[node].get(job, 0) + count
-        return here
+        self._asked += 1
+        if self._order is None and self._asked > _FEW:
+            by = self._node.astype(np.uint16) if self._nodes <= 2**16 else self._node
+            self._order = by.argsort(kind="stable")
+            self._begins = self._node[self._order].searchsorted(np.arange(self._nodes + 1))
+        if self._order is None:
+            found = np.flatnonzero(self._node == node)
+        else:
+            found = self._order[self._begins[node] : self._begins[node + 1]]
+        here = dict(zip(self._job[found].tolist(), self._count[found].tolist(), strict=True))
+        for job, count in self._aside.get(node, {}).items():
+            here[job] = here.get(job, 0) + count
+        return {job: count for job, count in here.items() if count}
 
     def rows(self, wanted: Flags) -> dict[int, dict[int, int]]:
         """Of each wanted job: node -> how many of its trainers are there."""
@@ -119,6 +130,7 @@ class Places:
         keys, of = np.unique(np.concatenate([each[0] for each in self._many]), return_inverse=True)
         counts = np.bincount(of, np.concatenate([each[1] for each in self._many]), len(keys)).astype(np.int64)
         self._many = []
+        self._order, self._asked = None, 0
         at = self._key.searchsorted(keys)
         known = np.zeros(len(keys), dtype=np.bool_)
         inside = at < len(self._key)

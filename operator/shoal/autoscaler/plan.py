@@ -23,6 +23,7 @@ from shoal.autoscaler.board import Board, Leaver, fitting
 from shoal.autoscaler.growth import Growth
 from shoal.autoscaler.model import Allocation, Claim, Counts, Job, Memory, Pending, Policy, Snapshot
 from shoal.autoscaler.outcome import outcome
+from shoal.autoscaler.rooms import Rooms
 
 __all__ = ["plan"]
 
@@ -63,6 +64,7 @@ class _Plan:
             self._top = np.array([self._caps.get(job.uid, (job.max, 0.0))[0] for job in jobs], dtype=np.int64)
         self._needs_servers = np.array([bool(job.fixed) for job in jobs], dtype=np.bool_)
         self._step = _steps(snapshot, jobs)
+        self._rooms = Rooms(self._board, self._step)
         self._queued: set[int] = set()
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
         self._claims: dict[str, Claim] = {}
@@ -75,7 +77,9 @@ class _Plan:
         self._serve_claims()
         self._minimums()
         self._keep_spare()
-        growth = Growth(board, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory)
+        growth = Growth(
+            board, self._rooms, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
+        )
         moves, before = self._policy.moves, -1
         # What a lower class was given last may be better for a higher one: until nothing changes any more.
         for _ in range(_PASSES):
@@ -154,19 +158,16 @@ class _Plan:
         everybody = board.tiers(surplus_below=board.classes, minimums_below=board.classes)
         nothing = [0] * board.free.shape[1]
         for node in np.flatnonzero(~fitting(board.free, nothing)).tolist():
-            leavers = board.leavers(node, nothing, everybody, share=self._share)
+            leavers = self._rooms.leavers(node, nothing, everybody)
             if leavers is None:
                 lacks = board.free[node] < 0
                 leavers = [
                     Leaver(job, node)
-                    for job, count in board.places.at([node])[node].items()
+                    for job, count in board.places.at(node).items()
                     if (board.request[board.shape[job]][lacks] > 0).any()
                     for _ in range(count)
                 ]
             self._leave(leavers)
-
-    def _share(self, job: int) -> float:
-        return float(self._board.count[job] * self._step[job])
 
     def _leave(self, leavers: Iterable[Leaver]) -> None:
         for each in leavers:
@@ -207,7 +208,7 @@ class _Plan:
         tiers = board.tiers(surplus_below=below, minimums_below=below)
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
             # The scheduler's choice; who has to give way for it is on the way out as a rule.
-            leavers = board.leavers(pod.node, board.asks[pod.shape], tiers, share=self._share)
+            leavers = self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
             if leavers is not None:
                 return pod.node, leavers
         fits = board.fits(pod.shape)
@@ -219,14 +220,14 @@ class _Plan:
             return node, []
         if pod.preempts and self._policy.scheduler_evicts:
             return None
-        return board.make_room(pod.shape, tiers, share=self._share)
+        return self._rooms.make(pod.shape, tiers)
 
     def _give_back(self, left: list[tuple[Leaver, str]]) -> None:
         """Who left for one claim may find that others who left for the next one made room for him, too."""
         board = self._board
         victims: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         # The one with the smallest share has the best right to stay.
-        for leaver, pod in sorted(left, key=lambda each: (self._share(each[0].job), each[0].job, each[0].node)):
+        for leaver, pod in sorted(left, key=lambda each: (self._rooms.share(each[0].job), each[0].job, each[0].node)):
             if board.fits(int(board.shape[leaver.job]))[leaver.node]:
                 board.back(leaver.job, leaver.node)
             else:
@@ -312,7 +313,7 @@ class _Plan:
         for shape, mine in units:
             node, leavers = board.free_node(shape), list[Leaver]()
             if node < 0:
-                found = board.make_room(shape, tiers, share=self._share)
+                found = self._rooms.make(shape, tiers)
                 if found is None:
                     self._undo(job, done, changes)
                     return False
@@ -385,7 +386,7 @@ class _Plan:
             for _ in range(count):
                 node = board.free_node(shape)
                 if node < 0:
-                    found = board.make_room(shape, tiers, share=self._share)
+                    found = self._rooms.make(shape, tiers)
                     if found is None:
                         break
                     node, leavers = found
