@@ -10,94 +10,9 @@ import sys
 
 import pytest
 
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.fixtures import fresh_namespace
-from tests.etcds import run_etcd
-from tests.operator.standin import Masters
-from tests.operator.world import CLASSES, World, define
+from tests.autoscaler.worlds_on_cluster import TWO_NODES, allocation, apply, configure, trainers, web, webs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
-
-ONE_CPU = {"requests": {"cpu": "1", "memory": "64Mi"}}
-SMALL = {"requests": {"memory": "64Mi"}}
-TWO_NODES = 8
-"""Trainers of one CPU that find room on two nodes of four."""
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with ControlPlane(tmp_path_factory.mktemp("autoscaler")) as made:
-        define(made)
-        yield made
-
-
-@pytest.fixture
-def world(cluster, tmp_path):
-    """A namespace with an operator that follows plans, and two nodes of four CPUs."""
-    file = tmp_path / "autoscaler.yaml"
-    file.write_text("coolDown: 0s\n")
-    nodes = cluster.add_nodes(2, cpu="4", memory="16Gi")
-    with run_etcd(tmp_path / "etcd") as etcd, fresh_namespace(cluster) as namespace:
-        world = World(
-            cluster, namespace, etcd, tmp_path, *CLASSES, "--autoscaler", str(file), "--lease", f"{namespace}/operator"
-        )
-        world.nodes, world.config = nodes, file
-        world.start()
-        try:
-            with Masters(world.api, etcd.endpoint, namespace) as world.masters:
-                yield world
-                world.kubectl("delete", "tj,deployments,pods", "--all", "--wait=false")
-        finally:
-            ended = world.end()
-            world.api.close()
-            cluster.kubectl("delete", "nodes", *world.nodes, "--ignore-not-found")
-        # One that was started a moment ago has no handler yet.
-        assert ended in {0, -signal.SIGTERM}, world.log()
-
-
-def apply(job, low, high, **more):
-    job.apply(
-        trainer={"minReplicas": low, "maxReplicas": high, "resources": ONE_CPU, **more.pop("trainer", {})},
-        parameterServer={"replicas": 1, "resources": SMALL},
-        master={"resources": SMALL},
-        **more,
-    )
-
-
-def trainers(job, count):
-    def there():
-        return len(job.pods("trainer")) == len(job.pods("trainer", ready=False)) == count
-
-    try:
-        job.until(there, f"{count} trainers")
-    except BaseException:
-        print(job.status(), job.pods("trainer", ready=False))
-        raise
-
-
-def configure(world, text):
-    """Another configuration, once the first one was read."""
-    taken = "configuration taken"
-    world.until(lambda: taken in world.log(), "the first configuration")
-    before = world.log().count(taken)
-    world.config.write_text(text)
-    world.until(lambda: world.log().count(taken) > before, "the configuration")
-
-
-def allocation(job):
-    return job.status().get("allocation", {})
-
-
-def web(world, replicas):
-    """A Deployment of ordinary pods of one CPU."""
-    containers = [{"name": "web", "image": "web", "resources": ONE_CPU}]
-    template = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": containers, "terminationGracePeriodSeconds": 0}}  # fmt: skip
-    spec = {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": template}
-    world.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec})
-
-
-def webs(world):
-    return [pod for pod in world.list("Pod", labels="app=web") if pod["status"].get("phase") == "Running"]
 
 
 def test_a_job_grows_into_the_room_that_there_is_and_says_why_no_further(world):
