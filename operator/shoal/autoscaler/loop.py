@@ -298,7 +298,7 @@ class Autoscaler:
             time_now,
             seconds,
             self.acts,
-            self.problem,
+            self._file.problem,
             len(snapshot.nodes.names),
             usable,
             jobs,
