@@ -72,7 +72,8 @@ def test_without_a_plan_nothing_is_wished_for():
 def test_servers_come_first_unless_a_plan_keeps_their_room():
     def order(places):
         actions = reconcile(job(), IDENTITY, Observed(), trainers=2, places=places)
-        return [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)][-4:]
+        return [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)]
 
-    assert order(None) == ["StatefulSet", "Deployment", "Pod", "Pod"]
-    assert order(Places(stays={})) == ["Pod", "Pod", "StatefulSet", "Deployment"]
+    needed, found = ["ServiceAccount", "ConfigMap"], ["Service", "Service"]
+    assert order(None) == [*needed, "StatefulSet", "Deployment", "Pod", "Pod", *found]
+    assert order(Places(stays={})) == [*needed, "Pod", "Pod", "StatefulSet", "Deployment", *found]

@@ -71,24 +71,30 @@ class Checker:
             "parameterServer": as_pod(job, server_pod(job, identity), names(job)["pserver"]),
             "master": as_pod(job, master_pod(job, identity), names(job)["master"]),
         }
-        asked, allowed = _digest(made), True
+        asked = _digest(made)
         if self._fine.get(identity.uid) == asked:
             return ""
-        for part, pod in made.items():
-            # Its account may not be there yet, and its name may be: neither is what is asked.
-            spec = {key: value for key, value in pod["spec"].items() if key != "serviceAccountName"}
-            metadata = {key: value for key, value in pod["metadata"].items() if key != "name"}
-            metadata |= {"generateName": f"{names(job)['trainer']}-"}
-            try:
-                await self._kube.create({**pod, "metadata": metadata, "spec": spec}, dry_run=True)
-            except KubeInvalidError as error:
-                words = "; ".join(f"{field}: {text}" for field, text in error.causes) or str(error)
+        said = await asyncio.gather(*(self._pod(job, pod) for pod in made.values()))
+        for part, words in zip(made, said, strict=True):
+            if words:
                 return f"{Reason.INVALID_TEMPLATE}: a pod made from spec.{part} is refused: {words}"
-            except KubeForbiddenError:
-                # A quota or a policy of the namespace: that may change, and is told of the pods themselves.
-                allowed = False
-        if allowed:
+        if None not in said:
             self._fine[identity.uid] = asked
+        return ""
+
+    async def _pod(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
+        """What is wrong with it; None: it is forbidden, for now."""
+        # Its account may not be there yet, and its name may be: neither is what is asked.
+        spec = {key: value for key, value in pod["spec"].items() if key != "serviceAccountName"}
+        metadata = {key: value for key, value in pod["metadata"].items() if key != "name"}
+        metadata |= {"generateName": f"{names(job)['trainer']}-"}
+        try:
+            await self._kube.create({**pod, "metadata": metadata, "spec": spec}, dry_run=True)
+        except KubeInvalidError as error:
+            return "; ".join(f"{field}: {text}" for field, text in error.causes) or str(error)
+        except KubeForbiddenError:
+            # A quota or a policy of the namespace: that may change, and is told of the pods themselves.
+            return None
         return ""
 
     async def _servers(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -137,6 +137,8 @@ class Tell:
     wanted: Wanted
 
 
+_PODS_NEED: Final = {"ServiceAccount", "ConfigMap"}
+
 Action = MakeSecrets | Apply | CreatePod | DeletePod | Tell
 
 
@@ -194,11 +196,7 @@ class _Round:
         if seen.ended is not None:
             return [*lost, *self._complete(overdue)]
         decision = decide(trainers, self._trainers(trainers), self._drain(), overdue=overdue, stays=self._places.stays)
-        trainers, others = self._carried_out(decision, suspend=False), self._running()
-        # Where a plan keeps room for master and servers they may come last, and a job's many pods need not wait for them.
-        # Without one whoever comes first has it, and trainers without servers are of no use.
-        planned = self._places.stays is not None
-        return [*self._standing(), *lost, *(trainers if planned else others), *(others if planned else trainers)]
+        return [*lost, *self._whole(decision)]
 
     # --- Stages of a job ---
 
@@ -210,7 +208,7 @@ class _Round:
         if alive:
             return [*self._running(), *self._lost_trainers()]
         decision = decide(1, self._seen.trainers, self._drain(), overdue=overdue)
-        return [*self._standing(), *self._running(), *self._carried_out(decision, suspend=False)]
+        return self._whole(decision)
 
     def _stopped(self, decision: Decision, *, suspend: bool) -> Iterable[Action]:
         """Trainers leave first, then the servers write their snapshots, then the master goes."""
@@ -230,12 +228,24 @@ class _Round:
 
     # --- Parts ---
 
-    def _standing(self) -> Iterable[Action]:
-        if not self._seen.secrets:
-            yield MakeSecrets()
+    def _whole(self, decision: Decision) -> list[Action]:
+        """All of a job at work: first what pods need to begin at all, last what they need to find each other.
+
+        Where a plan keeps room for master and servers they may come after the trainers, so that a job's many pods need not
+        wait for them. Without one whoever comes first has the room, and trainers without servers are of no use.
+        """
+        made = [] if self._seen.secrets else [MakeSecrets()]
         # Of a budget its controller counts each pod that comes, so there is one when there is somebody to protect.
-        made = objects.standing(self._job, self._identity)
-        yield from self._changed(each for each in made if each["kind"] != "PodDisruptionBudget" or self._seen.trainers)
+        standing = [
+            each
+            for each in objects.standing(self._job, self._identity)
+            if each["kind"] != "PodDisruptionBudget" or self._seen.trainers
+        ]
+        before = self._changed(each for each in standing if each["kind"] in _PODS_NEED)
+        after = self._changed(each for each in standing if each["kind"] not in _PODS_NEED)
+        trainers, others = self._carried_out(decision, suspend=False), self._running()
+        pods = (trainers, others) if self._places.stays is not None else (others, trainers)
+        return [*made, *before, *pods[0], *pods[1], *after]
 
     def _running(self) -> Iterable[Action]:
         return self._scaled(servers=self._job.servers, masters=1)
