@@ -79,6 +79,7 @@ class Board:
         priority = np.array([job.priority for job in jobs], dtype=np.int64)
         priorities, ranks = np.unique(priority, return_inverse=True)
         self.rank: Counts = ranks.astype(np.int64)
+        self.priorities: list[int] = priorities.tolist()
         self.classes = len(priorities)
         self.min = np.array([job.min for job in jobs], dtype=np.int64)
         self.sure = np.zeros(len(jobs), dtype=np.int64)
@@ -108,7 +109,7 @@ class Board:
         self._known: dict[int, tuple[int, Counts]] = {}
         self._totals: dict[int, tuple[int, int]] = {}
         self._lines: dict[int, _Line] = {}
-        self._weak: Counts | None = None
+        self._weak: dict[int, Counts] = {}
         self._most = 0
         """No job has more trainers than so many at a node."""
         self.yields = 0
@@ -132,24 +133,16 @@ class Board:
 
     # --- Tiers ---
 
-    @property
-    def weak(self) -> Counts:
-        """[tier, N, R]: the most that those who may give way would give at each node, if they did so nowhere else."""
-        if self._weak is None:
-            tiers, (nodes, resources) = 2 * max(1, self.classes), self.free.shape
-            self._weak = np.zeros((tiers, resources, nodes), dtype=np.int64).transpose(0, 2, 1)
-            job, node, count = self.places.all()
-            self._most = int(count.max(initial=0))
-            some = np.flatnonzero((self.sure < self.count)[job])
-            job, node, count = job[some], node[some], count[some]
-            surplus, rest = self._gives(job, count)
-            for rank in range(self.classes):
-                mine = self.rank[job] == rank
-                for tier, part in ((rank, surplus), (rank + self.classes, rest)):
-                    some = np.flatnonzero(mine & (part > 0))
-                    if len(some):
-                        self._weak[tier] = self.sum_of(node[some], job[some], part[some])
-        return self._weak
+    def weak(self, tier: int) -> Counts:
+        """[N, R] the most that those of a tier who may give way would give at each node, if they did so nowhere else."""
+        if tier not in self._weak:
+            mine = np.flatnonzero(self.rank == tier % self.classes)
+            job, node, count = self.places.of_jobs(int(mine[0]), int(mine[-1]) + 1)
+            self._most = max(self._most, int(count.max(initial=0)))
+            part = self._gives(job, count)[tier // self.classes]
+            some = np.flatnonzero(part > 0)
+            self._weak[tier] = self.sum_of(node[some], job[some], part[some])
+        return self._weak[tier]
 
     def _gives(self, job: Counts, count: Counts) -> tuple[Counts, Counts]:
         """Of so many trainers of a job: how many may give way as surplus, and how many beyond that."""
@@ -159,14 +152,16 @@ class Board:
 
     def _weigh(self, job: int, sign: int) -> None:
         """What a job would give is added to what is known of the tiers, or taken from it."""
-        if self._weak is None or self.sure[job] >= self.count[job]:
+        rank = int(self.rank[job])
+        tiers = [tier for tier in (rank, rank + self.classes) if tier in self._weak]
+        if not tiers or self.sure[job] >= self.count[job]:
             return
         nodes, counts = self.places.of(job)
-        rank, request = int(self.rank[job]), self.request[self.shape[job]]
-        surplus, rest = self._gives(np.full(len(nodes), job), counts)
-        for tier, part in ((rank, surplus), (rank + self.classes, rest)):
+        gives = self._gives(np.full(len(nodes), job), counts)
+        for tier in tiers:
+            part = gives[tier // self.classes]
             if part.any():
-                self._weak[tier][nodes] += sign * part[:, None] * request
+                self._weak[tier][nodes] += sign * part[:, None] * self.of_one[job]
 
     def weak_of(self, job: int) -> int:
         """How many of a job's trainers may give way."""
@@ -184,7 +179,7 @@ class Board:
         """[N, R] what would be free if all of these tiers gave way at a node."""
         room = self.free.copy(order="F")
         for tier in tiers:
-            room += self.weak[tier]
+            room += self.weak(tier)
         return room
 
     # --- Changes ---
@@ -233,7 +228,7 @@ class Board:
         self.changes += 1
         request = self.of_one[job] * more
         # As long as there is more surplus than trainers at any node, all of these may give way, there and elsewhere.
-        much = self._weak is not None and not sure and self.surplus(job) - 1 > self._most
+        much = not sure and self.surplus(job) - 1 > self._most
         if not much:
             self._weigh(job, -1)
         self._take(node, request, opens=more < 0)
@@ -243,8 +238,8 @@ class Board:
         self.changed[job] = True
         if not much:
             self._weigh(job, 1)
-        elif self._weak is not None:
-            self._weak[self.rank[job], node] += request
+        elif int(self.rank[job]) in self._weak:
+            self._weak[int(self.rank[job])][node] += request
 
     def settle(self, job: int, count: int | None = None) -> None:
         """So many of a job's trainers (all) give way to nobody any more."""
@@ -255,20 +250,23 @@ class Board:
     def settle_many(self, jobs: Counts) -> None:
         """Of each of these jobs its minimum; what is above it may give way."""
         self.sure[jobs] = np.minimum(self.min[jobs], self.count[jobs])
-        self._weak = None
-        self.yields += 1
+        self._yield()
 
     def settle_class(self, rank: int) -> None:
         """All trainers of a class."""
         jobs = self.rank == rank
         self.sure[jobs] = self.count[jobs]
-        if self._weak is not None:
-            self._weak[[rank, rank + self.classes]] = 0
+        for tier in (rank, rank + self.classes):
+            self._weak.pop(tier, None)
 
     def yield_all(self, jobs: Counts) -> None:
         """All trainers of these jobs may give way."""
         self.sure[jobs] = 0
-        self._weak = None
+        self._yield()
+
+    def _yield(self) -> None:
+        self._weak = {}
+        self._most = 0
         self.yields += 1
 
     # --- Looking for room ---
@@ -282,6 +280,15 @@ class Board:
         np.maximum(most, 0, out=most)
         most *= self.eligible[shape] if nodes is None else self.eligible[shape, nodes]
         return most
+
+    def anywhere(self, shape: int, room: Counts) -> Flags:
+        """[N] where one pod of a shape would have room, if that were the room of each node."""
+        where = self.eligible[shape]
+        for resource, amount in enumerate(self.asks[shape]):
+            where = where & (room[:, resource] >= amount)
+            if not where.any():
+                break
+        return where
 
     def fits(self, shape: int) -> Counts:
         """[N] how many pods of a shape fit into what is free; to be read only."""

@@ -100,8 +100,8 @@ class Exchange:
             poorest.setdefault(shape, job)
         return poorest
 
-    def _nodes(self, job: int, jobs: Counts, rested: Flags) -> tuple[Flags, Counts, Stand] | None:
-        """[N] where richer jobs could make room for one trainer; [J] how many each may give; and where they stand."""
+    def _nodes(self, job: int, jobs: Counts, rested: Flags) -> tuple[Flags, Stand] | None:
+        """[N] where richer jobs could make room for one trainer, and how many may leave where."""
         board, shape = self._board, int(self._board.shape[job])
         level = float((board.count[job] + 1) * self._step[job])
         gives = self._may_give(level, jobs, rested)
@@ -113,29 +113,41 @@ class Exchange:
         of, node, count = self._stand(jobs, since)
         some = (gives > 0)[of].nonzero()[0]
         some = some[board.eligible[shape, node[some]]]
-        of, node, count = of[some], node[some], np.minimum(count, gives[of])[some]
-        large = board.eligible[shape]
+        of, node, count = of[some], node[some], count[some]
+        count = np.minimum(count, gives[of])
+        large = self._large(shape, of, node, count)
+        if not large.any():
+            self._vain[key] = (level, board.clock)
+            return None
+        return large, (of, node, count)
+
+    def _large(self, shape: int, of: Counts, node: Counts, count: Counts) -> Flags:
+        """[N] where there would be room for one pod if these left."""
+        board = self._board
+        large = board.eligible[shape] if len(of) else np.zeros(0, dtype=np.bool_)
         for resource, amount in enumerate(board.asks[shape]):
+            if not large.any():
+                break
             given = np.bincount(node, board.of_one[of, resource] * count, minlength=len(large))
             large = large & (board.free[:, resource] + given >= amount)
-            if not large.any():
-                self._vain[key] = (level, board.clock)
-                return None
-        return large, gives, (of, node, count)
+        return large
 
-    def _fewest(self, shape: int, large: Flags, gives: Counts, stand: Stand) -> tuple[int, list[Leaver]]:
+    def _fewest(self, shape: int, large: Flags, stand: Stand) -> tuple[int, list[Leaver]]:
         """One of these nodes, and who leaves there: fewest, of the richest."""
         board, request = self._board, self._board.asks[shape]
         of, node, count = stand
         some = np.flatnonzero(large[node] & (count > 0))
-        of, node = of[some], node[some]
+        of, node, count = of[some], node[some], count[some]
         alone = np.flatnonzero(fitting(board.free[node] + board.of_one[of], request))
         if len(alone):
             share = (board.count * self._step)[of[alone]]
             best = int(alone[share.argmax()])
             return int(node[best]), [Leaver(int(of[best]), int(node[best]))]
-        nodes = np.flatnonzero(large)[:_NODES].tolist()
-        found = [(each, self._together(each, board.places.at(each), gives, request)) for each in nodes]
+        here: dict[int, dict[int, int]] = {each: {} for each in np.flatnonzero(large)[:_NODES].tolist()}
+        some = np.flatnonzero(node <= max(here))
+        for each, giver, most in zip(node[some].tolist(), of[some].tolist(), count[some].tolist(), strict=True):
+            here[each][giver] = most
+        found = [(each, self._together(each, givers, request)) for each, givers in here.items()]
         return min(found, key=lambda each: (len(each[1]), each[0]))
 
     def _stand(self, jobs: Counts, since: int) -> Stand:
@@ -163,15 +175,14 @@ class Exchange:
         gives[jobs] = np.where(rested[jobs], np.maximum(most, 0), 0)
         return gives
 
-    def _together(self, node: int, here: Mapping[int, int], gives: Counts, request: Sequence[int]) -> list[Leaver]:
+    def _together(self, node: int, here: Mapping[int, int], request: Sequence[int]) -> list[Leaver]:
         """Who leaves a node so that there is room, the richest first; all of them together would be enough."""
         board = self._board
         lacks = [need - have for need, have in zip(request, board.free[node].tolist(), strict=True)]
         chosen: list[Leaver] = []
-        able = [giver for giver in here if gives[giver]]
-        for giver in sorted(able, key=lambda each: (-board.count[each] * self._step[each], each)):
+        for giver in sorted(here, key=lambda each: (-board.count[each] * self._step[each], each)):
             own = board.asks[board.shape[giver]]
-            for _ in range(min(here[giver], int(gives[giver]))):
+            for _ in range(here[giver]):
                 if not any(amount and lack > 0 for amount, lack in zip(own, lacks, strict=True)):
                     break
                 chosen.append(Leaver(giver, node))

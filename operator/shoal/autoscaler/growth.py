@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from shoal.autoscaler.board import Board, fitting
+from shoal.autoscaler.board import Board
 from shoal.autoscaler.exchange import Exchange
 from shoal.autoscaler.model import Counts, Flags, Memory, Snapshot
 from shoal.autoscaler.rooms import Rooms
@@ -52,23 +52,27 @@ class Growth:
         self._tie = np.empty(len(step), dtype=np.int64)
         # Of jobs at one level the one that held most at first is the next; then, as they are numbered, the oldest.
         self._tie[np.argsort(-board.held, kind="stable")] = np.arange(len(step))
+        self._last: dict[int, tuple[Flags, int, Counts]] = {}
+        """By class, when it has grown: what is shut, the clock when that was seen, and [J] how many trainers each job had."""
         self.exchange = Exchange(board, step=step, top=top, tie=self._tie, now=snapshot.now, before=memory.moved)
 
     def grow(self, jobs: Counts, rank: int, *, moves: int, cool_down: float) -> int:
         """All jobs of a class; how many moves for fairness are left."""
         self._board.settle_class(rank)
         tiers = self._board.tiers(surplus_below=rank, minimums_below=0)
-        shut, seen = self._shut(jobs, tiers), self._board.clock
+        shut = self._shut_now(jobs, rank, tiers)
+        seen = self._board.clock
         self._fill(jobs, tiers, shut)
         while True:
             traded = 0
             for given in self.exchange.trades(jobs, moves=moves, cool_down=cool_down):
                 traded, moves = traded + given, moves - given
                 # Who gave may want to grow elsewhere, and what one trainer leaves may be too much for another.
-                self._open(shut, seen, tiers)
+                self._open(shut, self._board.touched > seen, tiers)
                 seen = self._board.clock
                 self._fill(jobs, tiers, shut)
             if not traded:
+                self._last[rank] = (shut, seen, self._board.count.copy())
                 return moves
 
     # --- Into room that is free, and that lower classes give ---
@@ -83,20 +87,33 @@ class Growth:
             self._raise_together(jobs)
             self._in_turn(jobs, tiers, shut)
 
+    def _shut_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
+        """[S] the same as below; what was shut in an earlier pass is looked at only where things are better since."""
+        board = self._board
+        if rank not in self._last:
+            return self._shut(jobs, tiers)
+        shut, seen, count = self._last[rank]
+        of, node, _ = board.places.all()
+        near = board.touched > seen
+        # Who has more trainers of a lower class has more surplus, wherever they are.
+        near[node[((board.count > count) & (board.rank < rank))[of]]] = True
+        self._open(shut, near, tiers)
+        return shut
+
     def _shut(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
         """[S] which shapes of these jobs find no room, even if all of these tiers gave way."""
         board = self._board
         shut = np.zeros(len(board.request), dtype=np.bool_)
         room = board.room_with(tiers) if tiers else board.free
         for shape in np.unique(board.shape[jobs]).tolist():
-            shut[shape] = not (fitting(room, board.asks[shape]) & board.eligible[shape]).any()
+            shut[shape] = not board.anywhere(shape, room).any()
         return shut
 
-    def _open(self, shut: Flags, seen: int, tiers: Sequence[int]) -> None:
-        """Shapes that find room where somebody came or left since. Elsewhere there is none: lower classes only have less."""
+    def _open(self, shut: Flags, near: Flags, tiers: Sequence[int]) -> None:
+        """Shapes that find room at some nodes; elsewhere there is none, as lower classes only have less meanwhile."""
         board = self._board
-        nodes = np.flatnonzero(board.touched > seen)
-        room = board.free[nodes] + sum(board.weak[tier][nodes] for tier in tiers)
+        nodes = np.flatnonzero(near)
+        room = board.free[nodes] + sum(board.weak(tier)[nodes] for tier in tiers)
         large = (room >= board.request[:, None]).all(axis=2) & board.eligible[:, nodes]
         shut &= ~large.any(axis=1)
 
@@ -130,7 +147,8 @@ class Growth:
     def _raise_together(self, jobs: Counts) -> None:
         """To the highest level at which all of them find room, by halves."""
         board, step, top = self._board, self._step[jobs], self._top[jobs]
-        if any(not board.total(shape) for shape in set(board.shape[jobs].tolist())):
+        room = [board.total(shape) for shape in set(board.shape[jobs].tolist())]
+        if not all(room) or sum(room) <= _FEW:
             return
 
         def lacks(level: float) -> Counts:

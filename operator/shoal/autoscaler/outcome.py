@@ -91,14 +91,15 @@ class _Words:
         caps: Mapping[str, tuple[int, float]],
         moved: Collection[int],
     ) -> None:
-        self._snapshot, self._board, self._top = snapshot, board, top
+        self._snapshot, self._board = snapshot, board
+        self._count, self._top = board.count.tolist(), top.tolist()
         self._queued, self._claims, self._caps, self._moved = queued, claims, caps, moved
         self._victims = {uid: claim.name for claim in reversed(claims) for uid in claim.victims}
         self._full: dict[int, tuple[Why, str]] = {}
 
     def why(self, number: int) -> tuple[Why, str]:  # noqa: PLR0911 - one line for each reason
         """Of a job, by its number."""
-        job, count = self._board.jobs[number], int(self._board.count[number])
+        job, count = self._board.jobs[number], self._count[number]
         if number in self._queued:
             return Why.QUEUED, self._queues(number, job)
         if job.pinned and count == job.max:

@@ -49,6 +49,8 @@ class Places:
         self._key: Counts = self._job * self._nodes + self._node
         self._aside: dict[int, dict[int, int]] = {}
         """By node: job -> count."""
+        self._late: set[int] = set()
+        """Jobs that are in it."""
         self._many: list[tuple[Counts, Counts]] = []
         self._order: Counts | None = None
         """The arrays by node, and where each node begins; made when somebody has asked for some."""
@@ -65,6 +67,7 @@ class Places:
             return int(self._count[at])
         here = self._aside.setdefault(node, {})
         here[job] = here.get(job, 0) + more
+        self._late.add(job)
         return here[job]
 
     def add(self, jobs: Counts, nodes: Counts) -> int:
@@ -81,13 +84,17 @@ class Places:
     def of_jobs(self, first: int, end: int) -> tuple[Counts, Counts, Counts]:
         """The same of jobs that follow each other."""
         self._sort_in()
-        part = slice(*self._key.searchsorted([first * self._nodes, end * self._nodes]).tolist())
+        part = self._part(first, end)
         return self._job[part], self._node[part], self._count[part]
 
     def of(self, job: int) -> tuple[Counts, Counts]:
         """Nodes of one job, and counts."""
-        _, nodes, counts = self.of_jobs(job, job + 1)
-        return nodes, counts
+        self._sort_in(many_only=job not in self._late)
+        part = self._part(job, job + 1)
+        return self._node[part], self._count[part]
+
+    def _part(self, first: int, end: int) -> slice:
+        return slice(*self._key.searchsorted([first * self._nodes, end * self._nodes]).tolist())
 
     def at(self, node: int) -> dict[int, int]:
         """Job -> how many of its trainers are at a node."""
@@ -124,7 +131,7 @@ class Places:
             ]
             keys, counts = np.array(late, dtype=np.int64).T
             self._many.append((keys, counts))
-            self._aside = {}
+            self._aside, self._late = {}, set()
         if not self._many:
             return
         keys, of = np.unique(np.concatenate([each[0] for each in self._many]), return_inverse=True)

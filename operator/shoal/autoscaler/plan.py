@@ -12,6 +12,7 @@ What runs stays unless somebody has need of its room: a plan that is carried out
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -127,7 +128,8 @@ class _Plan:
         now = self._snapshot.now
         caps: dict[str, tuple[int, float]] = {}
         backoff: dict[str, tuple[float, int]] = {}
-        for job in jobs:
+        remembered = self._memory.capped or self._memory.backoff
+        for job in jobs if remembered else [job for job in jobs if job.unschedulable >= self._policy.stuck_seconds]:
             last = self._memory.backoff.get(job.uid)
             if last is not None and job.trainers <= last[1]:
                 backoff[job.uid] = last  # it has not come further since
@@ -202,7 +204,7 @@ class _Plan:
     def _claimed(self, pod: Pending) -> tuple[int, list[Leaver]] | None:
         """Where a pod's room is made, and who gives way there."""
         board = self._board
-        below = len({job.priority for job in self._jobs if job.priority < pod.priority})
+        below = bisect.bisect_left(board.priorities, pod.priority)
         if pod.uid in self._unmet or (self._jobs and not below):
             return None  # it would not come, or ranks no higher than anybody's trainers and takes its chance as they do
         tiers = board.tiers(surplus_below=below, minimums_below=below)

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from shoal.autoscaler.board import Board, Leaver, fitting
+from shoal.autoscaler.board import Board, Leaver
 
 __all__ = ["Rooms"]
 
@@ -61,7 +61,7 @@ class Rooms:
     def nodes(self, shape: int, tiers: Sequence[int]) -> list[int]:
         """Where there would be room without these tiers, first where fewest would have to give way, about."""
         board, ask = self._board, self._board.asks[shape]
-        found = np.flatnonzero(fitting(board.room_with(tiers), ask) & board.eligible[shape])
+        found = np.flatnonzero(board.anywhere(shape, board.room_with(tiers)))
         ranks = sorted({tier % max(1, board.classes) for tier in tiers})
         largest = np.maximum(self._largest[ranks].max(axis=0), 1)
         about = np.zeros(len(found), dtype=np.int64)
