@@ -293,16 +293,16 @@ def test_what_changes_nothing_that_is_known_concerns_nobody(store):
 
 def test_pods_that_come_change_and_go_are_told_anew(store):
     def told():
-        return [(each["metadata"]["name"], each["status"]["phase"]) for each in store.pods("u")]
+        return [(each.name, each.ended) for each in store.pods("u")]
 
     assert told() == []
     store.object_changed(pod())
-    assert told() == [("j-trainer-0", "Running")]
+    assert told() == [("j-trainer-0", False)]
     store.object_changed(pod(phase="Failed"))
     store.object_changed(pod("j-trainer-1", index=1, uid="p1"))
-    assert sorted(told()) == [("j-trainer-0", "Failed"), ("j-trainer-1", "Running")]
+    assert sorted(told()) == [("j-trainer-0", True), ("j-trainer-1", False)]
     store.object_changed(pod(), gone=True)
-    assert told() == [("j-trainer-1", "Running")]
+    assert told() == [("j-trainer-1", False)]
     store.forget_missing("Pod", [], revision=9)
     assert told() == []
 

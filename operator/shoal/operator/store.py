@@ -11,24 +11,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
 from shoal.api.status import Account
+from shoal.operator.facets import PodFacets
 from shoal.operator.hints import NODES
 from shoal.operator.manifests import (
     Manifest,
     Place,
     controlled,
-    deleting,
     is_pod_of,
     newer,
-    phase_of,
     place_of,
-    ready,
     revision_of,
     same,
     slim,
@@ -36,11 +34,9 @@ from shoal.operator.manifests import (
     without,
 )
 from shoal.operator.pods import GROUP, label
-from shoal.operator.policy import End, ends_of
+from shoal.operator.policy import End
 from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.status import Facts, Trouble
-from shoal.operator.trainers import TrainerPod
-from shoal.operator.troubles import troubles_of
 from shoal.store import JobKeys, Published, Wanted
 
 __all__ = ["APPLIED", "NEWS_SECONDS", "ClusterStore"]
@@ -70,8 +66,10 @@ class _Known:
     """By kind, namespace and name; slim."""
     ahead: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
     """Those that an answer told, until a watch does: what it brings before that is older."""
-    pods: tuple[Manifest, ...] | None = None
-    """Those among them that `ClusterStore.pods` tells; None: to be found anew. A look asks for them again and again."""
+    read: dict[tuple[str, str, str], PodFacets | None] = field(default_factory=dict)
+    """Pods among them, read; None: it is none of the job's, whatever its labels say."""
+    pods: tuple[PodFacets, ...] | None = None
+    """Those of the job; None: to be found anew. A look asks for them again and again."""
     wanted: Wanted | None = None
     published: Published | None = None
     heard: datetime | None = None
@@ -135,6 +133,7 @@ class ClusterStore:
             return set()
         known.ahead.pop(key, None)
         before = known.objects.pop(key, None)
+        known.read.pop(key, None)
         known.pods = None
         if gone:
             self._bury(manifest)
@@ -289,9 +288,14 @@ class ClusterStore:
         """
         known = self._known[uid]
         here = set(known.published.trainers) if known.published is not None else set()
-        trainers = [self._trainer(pod, here, template) for pod in self.pods(uid) if label(pod, "role") == "trainer"]
+        pods = self.pods(uid)
+        trainers = [
+            pod.trainer(lost=self._lost(pod), current=pod.template == template, member=pod.index in here)
+            for pod in pods
+            if pod.role == "trainer"
+        ]
         finished = known.ended is not None and known.ended.state == "Complete"
-        succeeded = any(phase_of(pod) == "Succeeded" for pod in self.pods(uid) if label(pod, "role") == "trainer")
+        succeeded = any(pod.succeeded for pod in pods if pod.role == "trainer")
         return Observed(
             applied=self._applied(uid),
             trainers=tuple(sorted(trainers, key=lambda pod: pod.index)),
@@ -304,28 +308,33 @@ class ClusterStore:
             ended=known.ended,
         )
 
-    def pods(self, uid: Uid) -> tuple[Manifest, ...]:
+    def pods(self, uid: Uid) -> tuple[PodFacets, ...]:
         """A job's pods, as far as they are of use here."""
         job = self.jobs.get(uid)
         if job is None:
             return ()
         known = self._known[uid]
         if known.pods is None:
-            known.pods = tuple(self._found_pods(uid, job))
+            known.pods = tuple(self._found_pods(known, job))
         return known.pods
 
-    def _found_pods(self, uid: Uid, job: Manifest) -> Iterator[Manifest]:
+    @staticmethod
+    def _found_pods(known: _Known, job: Manifest) -> Iterator[PodFacets]:
         namespace, name = place_of(job)
-        for (kind, where, _), pod in self._known[uid].objects.items():
-            if kind == "Pod" and where == namespace and is_pod_of(pod, name, uid):
-                yield pod
+        for key, pod in known.objects.items():
+            if key[0] != "Pod":
+                continue
+            if key not in known.read:
+                ours = key[1] == namespace and is_pod_of(pod, name, job["metadata"]["uid"])
+                known.read[key] = PodFacets.of(pod) if ours else None
+            found = known.read[key]
+            if found is not None:
+                yield found
 
     def starting(self, uid: Uid) -> bool:
         """Whether a pod that has a node does not run yet, as one would that waits for its Secret."""
         return any(
-            not deleting(pod)
-            and (pod.get("spec") or {}).get("nodeName")
-            and (phase_of(pod) == "Pending" or (label(pod, "role") == "master" and not ready(pod)))
+            pod.node and not pod.deleting and (pod.pending or (pod.role == "master" and not pod.ready))
             for pod in self.pods(uid)
         )
 
@@ -348,8 +357,8 @@ class ClusterStore:
         samples = known.ended.account if known.ended is not None else None
         return Facts(
             etcd=self._etcd,
-            placed=frozenset(pod["metadata"]["name"] for pod in pods if (pod.get("spec") or {}).get("nodeName")),
-            ready=frozenset(pod["metadata"]["name"] for pod in pods if ready(pod)),
+            placed=frozenset(pod.name for pod in pods if pod.node),
+            ready=frozenset(pod.name for pod in pods if pod.ready),
             generation=known.leader.generation if known.leader is not None else None,
             heard=known.heard,
             account=Account.model_validate({**samples, **samples["samples"]}) if samples is not None else None,
@@ -358,12 +367,12 @@ class ClusterStore:
 
     def troubles(self, uid: Uid) -> list[Trouble]:
         """What is wrong with a job's pods."""
-        return [each for pod in self.pods(uid) for each in troubles_of(pod)]
+        return [each for pod in self.pods(uid) for each in pod.troubles]
 
     def ends(self, uid: Uid) -> list[End]:
         """How lives of a job's containers ended."""
         wanted = self._known[uid].wanted or Wanted()
-        return [end for pod in self.pods(uid) for end in ends_of(pod, asked=_asked(pod, wanted))]
+        return [replace(end, asked=_asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
 
     # --- Parts ---
 
@@ -384,38 +393,16 @@ class ClusterStore:
                 return tuple(str(named).split(","))
         return ()
 
-    def _trainer(self, pod: Manifest, here: set[int], template: str) -> TrainerPod:
-        index = int(label(pod, "index"))
-        ended = phase_of(pod) in {"Succeeded", "Failed"}
-        return TrainerPod(
-            index=index,
-            uid=pod["metadata"]["uid"],
-            ended=ended,
-            deleting=deleting(pod),
-            lost=self._lost(pod),
-            ready=ready(pod),
-            current=label(pod, "template") == template,
-            works=index in here and not ended,
-            priority=str((pod.get("spec") or {}).get("priorityClassName", "")),
-            node=str((pod.get("spec") or {}).get("nodeName") or ""),
-        )
-
     def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:
         found = [
-            ServerPod(
-                name=pod["metadata"]["name"],
-                uid=pod["metadata"]["uid"],
-                lost=self._lost(pod),
-                deleting=deleting(pod),
-            )
+            ServerPod(name=pod.name, uid=pod.uid, lost=self._lost(pod), deleting=pod.deleting)
             for pod in self.pods(uid)
-            if label(pod, "role") == role
+            if pod.role == role
         ]
         return tuple(sorted(found, key=lambda each: each.name))
 
-    def _lost(self, pod: Manifest) -> bool:
-        node = (pod.get("spec") or {}).get("nodeName")
-        return node in self._lost_nodes and phase_of(pod) not in {"Succeeded", "Failed"}
+    def _lost(self, pod: PodFacets) -> bool:
+        return pod.node in self._lost_nodes and not pod.ended
 
 
 def _only_further(before: Published | None, after: Published | None) -> bool:
@@ -426,6 +413,6 @@ def _only_further(before: Published | None, after: Published | None) -> bool:
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-def _asked(pod: Manifest, wanted: Wanted) -> bool:
+def _asked(pod: PodFacets, wanted: Wanted) -> bool:
     """Whether a pod's process was asked to end."""
-    return deleting(pod) or (label(pod, "role") == "trainer" and wanted.leaves(int(label(pod, "index"))))
+    return pod.deleting or (pod.role == "trainer" and wanted.leaves(pod.index))

@@ -1,0 +1,95 @@
+"""What looks want to know of a pod, read once for each version of it: a look at a job reads all of its pods. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from shoal.operator.manifests import deleting, phase_of, ready
+from shoal.operator.pods import label
+from shoal.operator.policy import End, ends_of
+from shoal.operator.reasons import Trouble
+from shoal.operator.trainers import TrainerPod
+from shoal.operator.troubles import troubles_of
+
+__all__ = ["PodFacets"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PodFacets:
+    """One pod.
+
+    Attributes:
+        name: Its.
+        uid: Its.
+        role: By its label.
+        template: Likewise.
+        index: Likewise; -1: it has none.
+        pending: It is placed or not, and does not run yet.
+        ended: Its processes have ended for good.
+        succeeded: Well.
+        deleting: It is being deleted.
+        ready: As its kubelet says.
+        priority: Its PriorityClass.
+        node: Where it is; empty: nowhere yet.
+        troubles: What is wrong with it.
+        ends: How lives of its container ended, as if nobody had asked it to end.
+    """
+
+    name: str
+    uid: str
+    role: str
+    template: str
+    index: int
+    pending: bool
+    ended: bool
+    succeeded: bool
+    deleting: bool
+    ready: bool
+    priority: str
+    node: str
+    troubles: tuple[Trouble, ...]
+    ends: tuple[End, ...]
+
+    @classmethod
+    def of(cls, pod: Mapping[str, Any]) -> Self:
+        """From a manifest."""
+        spec, phase, index = pod.get("spec") or {}, phase_of(pod), label(pod, "index")
+        return cls(
+            name=pod["metadata"]["name"],
+            uid=pod["metadata"]["uid"],
+            role=label(pod, "role"),
+            template=label(pod, "template"),
+            index=int(index) if index.isdigit() else -1,
+            pending=phase == "Pending",
+            ended=phase in {"Succeeded", "Failed"},
+            succeeded=phase == "Succeeded",
+            deleting=deleting(pod),
+            ready=ready(pod),
+            priority=str(spec.get("priorityClassName", "")),
+            node=str(spec.get("nodeName") or ""),
+            troubles=tuple(troubles_of(pod)),
+            ends=tuple(ends_of(pod)),
+        )
+
+    def trainer(self, *, lost: bool, current: bool, member: bool) -> TrainerPod:
+        """As a trainer.
+
+        Args:
+            lost: Whether its node is.
+            current: Whether it is of the present template.
+            member: Whether the master has it as one.
+        """
+        return TrainerPod(
+            index=self.index,
+            uid=self.uid,
+            ended=self.ended,
+            deleting=self.deleting,
+            lost=lost,
+            ready=self.ready,
+            current=current,
+            works=member and not self.ended,
+            priority=self.priority,
+            node=self.node,
+        )
