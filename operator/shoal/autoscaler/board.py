@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from shoal.autoscaler.model import Counts, Flags, Job, Snapshot
 from shoal.autoscaler.places import Places, Row, row
@@ -51,11 +52,18 @@ def fitting(room: Counts, request: Sequence[int]) -> Flags:
     return large
 
 
+def _high_byte(counts: Counts) -> npt.NDArray[np.uint16]:
+    """What orders as these counts do, in the upper of two bytes."""
+    different = np.cumsum(np.bincount(counts, minlength=1) > 0) - 1
+    high: npt.NDArray[np.uint16] = np.minimum(different[counts], _BYTE).astype(np.uint16) * (_BYTE + 1)
+    return high
+
+
 class _Line:
     """Nodes that have room for a shape, in the order in which they are taken; those that were opened since come first."""
 
-    def __init__(self, nodes: list[int], opened: int) -> None:
-        self.nodes, self.opened, self.next = nodes, opened, 0
+    def __init__(self, nodes: list[int], opened: int, many: int) -> None:
+        self.nodes, self.opened, self.many, self.next = nodes, opened, many, 0
 
 
 class Board:
@@ -76,8 +84,7 @@ class Board:
         self.shape = np.array([job.shape for job in jobs], dtype=np.int64)
         self.of_one: Counts = np.asfortranarray(self.request[self.shape])
         """[J, R] what one trainer asks."""
-        priority = np.array([job.priority for job in jobs], dtype=np.int64)
-        priorities, ranks = np.unique(priority, return_inverse=True)
+        priorities, ranks = np.unique(np.array([job.priority for job in jobs], dtype=np.int64), return_inverse=True)
         self.rank: Counts = ranks.astype(np.int64)
         self.priorities: list[int] = priorities.tolist()
         self.classes = len(priorities)
@@ -109,15 +116,16 @@ class Board:
         self._known: dict[int, tuple[int, Counts]] = {}
         self._totals: dict[int, tuple[int, int]] = {}
         self._lines: dict[int, _Line] = {}
+        self._many = 0
+        """How often many came at once; nodes are put in order anew then."""
         self._weak: dict[int, Counts] = {}
         self._most = 0
         """No job has more trainers than so many at a node."""
         self.yields = 0
         """How often it was said that many may give way."""
-        self.wanted_by = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
+        self.wanted_by: Counts = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
         """[N] for how many shapes of trainers a node would do: the least wanted are taken first."""
-        different = np.cumsum(np.bincount(self.wanted_by, minlength=1) > 0) - 1
-        self._wanted = np.minimum(different[self.wanted_by], _BYTE).astype(np.uint16) * (_BYTE + 1)
+        self._wanted = _high_byte(self.wanted_by)
 
     def sum_of(self, node: Counts, job: Counts, count: Counts) -> Counts:
         """[N, R] what so many trainers of jobs take at nodes."""
@@ -201,6 +209,7 @@ class Board:
         """Jobs of one shape, none of which may give way, have one trainer more each (for each time they are named) at nodes."""
         assert (self.sure[jobs] == self.count[jobs]).all(), "only who is settled grows by many"
         self.changes += 1
+        self._many += 1
         each = np.bincount(nodes, minlength=len(self.free))
         where = np.flatnonzero(each)
         self.free[where] -= each[where, None] * self.request[shape]
@@ -283,7 +292,7 @@ class Board:
 
     def anywhere(self, shape: int, room: Counts) -> Flags:
         """[N] where one pod of a shape would have room, if that were the room of each node."""
-        where = self.eligible[shape]
+        where: Flags = self.eligible[shape]
         for resource, amount in enumerate(self.asks[shape]):
             where = where & (room[:, resource] >= amount)
             if not where.any():
@@ -341,11 +350,12 @@ class Board:
     def free_node(self, shape: int) -> int:
         """A node with room for one, where nobody gives way; -1: there is none."""
         line = self._lines.get(shape)
-        if line is None:
-            line = self._lines[shape] = _Line(self._in_order(self.fits(shape)).tolist(), len(self.opened))
+        if line is None or line.many < self._many:
+            nodes = self._in_order(self.fits(shape)).tolist()
+            line = self._lines[shape] = _Line(nodes, len(self.opened), self._many)
         if len(self.opened) - line.opened > _FEW:
-            nodes = np.array(self.opened[line.opened :])
-            large = np.flatnonzero(fitting(self.free[nodes], self.asks[shape]) & self.eligible[shape, nodes])
+            late = np.array(self.opened[line.opened :])
+            large = np.flatnonzero(fitting(self.free[late], self.asks[shape]) & self.eligible[shape, late])
             line.opened = line.opened + int(large[0]) if len(large) else len(self.opened)
         while line.opened < len(self.opened):
             if self.has_room(shape, self.opened[line.opened]):

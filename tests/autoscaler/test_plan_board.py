@@ -1,0 +1,112 @@
+"""What is kept up to date while a plan is made is what a fresh look would find."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.autoscaler.board import Board
+from shoal.autoscaler.rooms import Rooms
+from tests.autoscaler.worlds import clusters
+
+
+def in_order(snapshot):
+    return sorted(snapshot.jobs, key=lambda job: (-job.priority, not job.held, job.since, job.uid))
+
+
+def held_by(board):
+    return [{node: count for node, count in board.at(job).items() if count} for job in range(len(board.jobs))]
+
+
+def moved(board, random):
+    """One thing happens."""
+    job = random.randrange(len(board.jobs))
+    node = random.randrange(len(board.free))
+    shape = int(board.shape[job])
+    act = random.choice([*["add", "many", "leave"] * 3, "back", "settle", "least", "yield", "put", "class", "look"])
+    if act == "add" and board.has_room(shape, node):
+        board.add(job, node)
+    elif act == "many" and board.has_room(shape, node):
+        board.settle(job)
+        board.add_many(np.array([job]), shape, np.array([node]))
+    elif act in {"leave", "back"} and board.places.at(node):
+        job = random.choice(sorted(board.places.at(node)))
+        board.leave(job, node)
+        if act == "back":
+            board.back(job, node)
+    elif act == "settle":
+        board.settle(job, random.choice([None, 0, 1, 2]))
+    elif act == "least":
+        board.settle_many(np.array([job]))
+    elif act == "yield":
+        board.yield_all(np.array([job]))
+    elif act == "class":
+        board.settle_class(int(board.rank[job]))
+    elif act == "put" and board.has_room(shape, node):
+        board.put(shape, node)
+    elif act == "look":
+        board.places.all()
+
+
+@settings(max_examples=500, deadline=None)
+@given(clusters(pending=False, nodes=4, jobs=4), st.integers(5, 30), st.randoms(use_true_random=False))
+def test_what_is_kept_is_what_a_fresh_board_finds(snapshot, steps, random):
+    jobs = in_order(snapshot)
+    if not jobs:
+        return
+    board = Board(snapshot, jobs, {})
+    tiers = range(2 * board.classes)
+    for _ in range(steps):
+        moved(board, random)
+        if random.random() < 0.5:
+            looked(board, tiers)
+    here = [board.places.at(node) for node in range(len(board.free))]
+    fresh = Board(snapshot, [replace(job, held=held) for job, held in zip(jobs, held_by(board), strict=True)], {})
+    fresh.sure[:] = board.sure
+    assert (board.count == fresh.count).all()
+    assert (board.free == fresh.free - board.kept).all()
+    for tier in tiers:
+        assert (board.weak(tier) == fresh.weak(tier)).all()
+    for shape in range(len(board.request)):
+        assert (board.fits(shape) == board.capacity(shape, board.free)).all()
+        assert board.total(shape) == board.fits(shape).sum()
+        node = board.free_node(shape)
+        assert board.has_room(shape, node) if node >= 0 else not board.anywhere(shape, board.free).any()
+    assert here == [{job: at[node] for job, at in enumerate(held_by(board)) if node in at} for node in range(len(here))]
+
+
+def looked(board, tiers):
+    for tier in tiers:
+        board.weak(tier)
+    for shape in range(len(board.request)):
+        board.fits(shape)
+        board.free_node(shape)
+
+
+@settings(max_examples=400, deadline=None)
+@given(clusters(pending=False, nodes=5), st.randoms(use_true_random=False))
+def test_room_is_made_as_long_as_anybody_could_give_it(snapshot, random):
+    """Pod after pod, from one list of nodes: until there is none where all that may give way would be enough."""
+    jobs = in_order(snapshot)
+    if not jobs:
+        return
+    board = Board(snapshot, jobs, {})
+    board.settle_many(np.arange(len(jobs)))
+    rooms = Rooms(board, np.ones(len(jobs)))
+    tiers = board.tiers(surplus_below=board.classes, minimums_below=random.randrange(board.classes + 1))
+    for _ in range(12):
+        shape = random.randrange(len(board.request))
+        if board.free_node(shape) >= 0:
+            board.put(shape, board.free_node(shape))
+            continue
+        found = rooms.make(shape, tiers)
+        assert (found is not None) == board.anywhere(shape, board.room_with(tiers)).any()
+        if found is not None:
+            node, leavers = found
+            for each in leavers:
+                board.leave(each.job, each.node)
+            assert board.has_room(shape, node)
+            board.put(shape, node)

@@ -1,0 +1,69 @@
+"""What one plan leaves for the next so that less is read again changes nothing but time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.autoscaler.model import Memory, Pending, Policy
+from shoal.autoscaler.plan import plan
+from tests.autoscaler.worlds import FREE_HAND, applied, clusters
+
+POLICIES = [FREE_HAND, Policy(), Policy(moves=1, scheduler_evicts=False)]
+
+
+def pod_comes(snapshot, random):
+    shape = random.randrange(len(snapshot.shapes.request))
+    pod = Pending(uid=f"late-{snapshot.now}", name="default/late", shape=shape, priority=0, preempts=False)
+    return replace(snapshot, pending=(*snapshot.pending, pod))
+
+
+def pods_go(snapshot, random):
+    return replace(snapshot, pending=())
+
+
+def node_stops(snapshot, random):
+    usable = snapshot.nodes.usable.copy()
+    usable[random.randrange(len(usable))] ^= True
+    return replace(snapshot, nodes=replace(snapshot.nodes, usable=usable))
+
+
+def node_fills(snapshot, random):
+    room = snapshot.nodes.room.copy()
+    node = random.randrange(len(room))
+    room[node] = np.maximum(room[node] + random.randrange(-5, 6), 0)
+    return replace(snapshot, nodes=replace(snapshot.nodes, room=room))
+
+
+def trainer_dies(snapshot, random):
+    held = [(number, node) for number, job in enumerate(snapshot.jobs) for node, count in job.held.items() if count]
+    if not held:
+        return snapshot
+    number, node = random.choice(held)
+    jobs = list(snapshot.jobs)
+    jobs[number] = replace(jobs[number], held=jobs[number].held | {node: jobs[number].held[node] - 1})
+    return replace(snapshot, jobs=tuple(jobs))
+
+
+def job_goes(snapshot, random):
+    return replace(snapshot, jobs=tuple(random.sample(snapshot.jobs, max(0, len(snapshot.jobs) - 1))))
+
+
+EVENTS = [pod_comes, pods_go, node_stops, node_fills, trainer_dies, job_goes]
+
+
+@settings(max_examples=200, deadline=None)
+@given(clusters(fixed=True), st.integers(2, 6), st.sampled_from(POLICIES), st.randoms(use_true_random=False))
+def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, random):
+    memory = Memory()
+    for _ in range(steps):
+        allocation, after = plan(snapshot, memory, policy)
+        slow, slow_after = plan(snapshot, replace(memory, rows={}), policy)
+        assert (allocation, after) == (slow, slow_after)
+        memory = after
+        if random.random() < 0.7:
+            snapshot = applied(snapshot, allocation)
+        snapshot = replace(random.choice(EVENTS)(snapshot, random), now=snapshot.now + 30.0)
