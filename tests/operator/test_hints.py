@@ -5,7 +5,8 @@ from __future__ import annotations
 from shoal.operator import objects
 from shoal.operator.hints import NODES, hinted
 from shoal.operator.pods import pod_hash, server_pod, trainer_pod
-from shoal.operator.reconcile import Apply, CreatePod, Observed, Places, applied_hash, reconcile
+from shoal.operator.reconcile import Apply, CreatePod, Observed, Places, reconcile
+from shoal.operator.rendered import applied_hash
 from tests.operator.jobs import IDENTITY, job
 
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"

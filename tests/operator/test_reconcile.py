@@ -21,10 +21,9 @@ from shoal.operator.reconcile import (
     Observed,
     ServerPod,
     Tell,
-    applied_hash,
     reconcile,
-    template_of,
 )
+from shoal.operator.rendered import Rendered, applied_hash
 from shoal.operator.trainers import TrainerPod
 from shoal.store import Wanted
 
@@ -75,7 +74,7 @@ class Job(RuleBasedStateMachine):
         self.views.append(copy.deepcopy(self.now))
 
     def observed(self, state: State) -> Observed:
-        current = template_of(self.job, IDENTITY)
+        current = Rendered(self.job, IDENTITY).template
         return Observed(
             applied=state.applied,
             secrets=state.secrets,
@@ -275,7 +274,7 @@ class Job(RuleBasedStateMachine):
         else:
             assert len(alive) == len(now.trainers) == self.trainers
             assert all(found.works for found in alive)
-            assert {now.templates[found.uid] for found in alive} == {template_of(self.job, IDENTITY)}
+            assert {now.templates[found.uid] for found in alive} == {Rendered(self.job, IDENTITY).template}
             fewest = self.job.spec.trainer.min_replicas
             assert [now.classes[found.uid] for found in alive].count("minimum") >= fewest, (
                 "they are the last to give way"

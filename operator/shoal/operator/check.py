@@ -12,7 +12,8 @@ from shoal.api.status import Reason
 from shoal.kube import Kube, KubeForbiddenError, KubeInvalidError
 from shoal.operator import objects
 from shoal.operator.pods import SNAPSHOTS, Identity, label, master_pod, names, server_pod, trainer_pod
-from shoal.operator.reconcile import Observed, applied_hash
+from shoal.operator.reconcile import Observed
+from shoal.operator.rendered import applied_hash
 
 __all__ = ["Checker", "as_pod"]
 

@@ -13,7 +13,8 @@ from shoal.kube import Kube, KubeConflictError, KubeForbiddenError
 from shoal.operator import objects
 from shoal.operator.aside import aside
 from shoal.operator.pods import Identity, label, labels, secret_name
-from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Tell, applied_hash
+from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Tell
+from shoal.operator.rendered import applied_hash
 from shoal.operator.store import APPLIED
 from shoal.operator.vault import Vault
 from shoal.store import JobKeys, Wanted

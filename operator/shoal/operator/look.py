@@ -19,7 +19,8 @@ from shoal.operator.check import Checker
 from shoal.operator.executor import Executor
 from shoal.operator.missing import Missing
 from shoal.operator.pods import Identity
-from shoal.operator.reconcile import Action, DeletePod, MakeSecrets, Observed, Places, reconcile, template_of
+from shoal.operator.reconcile import Action, DeletePod, MakeSecrets, Observed, Places, reconcile
+from shoal.operator.rendered import Rendered
 from shoal.operator.reporter import Reporter
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.store import ClusterStore
@@ -63,6 +64,25 @@ class _Memory:
     untold: list[events.Note] = field(default_factory=list)
     secrets: float | None = None
     checked: int = 0
+    manifest: Mapping[str, Any] | None = None
+    job: TrainingJob | None = None
+    rendered: Rendered | None = None
+
+    def read(self, manifest: Mapping[str, Any]) -> TrainingJob:
+        """The job of a manifest, which is the same one until the job changes.
+
+        Raises:
+            ManifestError: It is none.
+        """
+        if self.job is None or self.manifest is not manifest:
+            self.job, self.manifest = from_mapping(manifest), manifest
+        return self.job
+
+    def render(self, job: TrainingJob, identity: Identity) -> Rendered:
+        """Its manifests, likewise."""
+        if self.rendered is None or self.rendered.job is not job or self.rendered.identity != identity:
+            self.rendered = Rendered(job, identity)
+        return self.rendered
 
 
 @dataclass(frozen=True)
@@ -145,14 +165,14 @@ class Looker:
         memory = self._memory.setdefault(uid, _Memory())
         view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
         try:
-            job = from_mapping(manifest)
+            job = memory.read(manifest)
         except ManifestError as error:
             return await self._say(view, None, Observed(), refused=str(error))
         try:
             identity = self._identity(uid, job)
         except ManifestError as error:
             return await self._say(view, job, Observed(), refused=f"{Reason.UNKNOWN_PRIORITY}: {error}")
-        seen = await self._seen(uid, job, template_of(job, identity))
+        seen = await self._seen(uid, job, memory.render(job, identity).template)
         refused = await self._refused(view, job, identity, seen, memory)
         if refused:
             again = await self._say(view, job, seen, refused=refused)
@@ -219,6 +239,7 @@ class Looker:
                 overdue=overdue,
                 places=Places(stays=decision.stays, comes=decision.comes, servers=decision.servers),
                 waits=not decision.trainers,
+                rendered=memory.render(job, identity),
             )
         memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
         try:

@@ -9,8 +9,6 @@ wrote the model, for which servers and master are still needed. Ended pods stay,
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -20,7 +18,8 @@ import msgspec
 from shoal.api import TrainingJob
 from shoal.operator import objects
 from shoal.operator.hints import hinted
-from shoal.operator.pods import Identity, names, pod_hash, trainer_pod, trainer_pods
+from shoal.operator.pods import Identity, names, trainer_pods
+from shoal.operator.rendered import Manifest, Rendered
 from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide, too_low
 from shoal.store import Published, Wanted
 
@@ -34,9 +33,7 @@ __all__ = [
     "Observed",
     "ServerPod",
     "Tell",
-    "applied_hash",
     "reconcile",
-    "template_of",
 ]
 
 
@@ -142,11 +139,6 @@ _PODS_NEED: Final = {"ServiceAccount", "ConfigMap"}
 Action = MakeSecrets | Apply | CreatePod | DeletePod | Tell
 
 
-def applied_hash(manifest: dict[str, Any]) -> str:
-    """Tells one version of an object from the next; kept in an annotation of it."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def reconcile(
     job: TrainingJob,
     identity: Identity,
@@ -156,6 +148,7 @@ def reconcile(
     overdue: Collection[int] = (),
     places: Places | None = None,
     waits: bool = False,
+    rendered: Rendered | None = None,
 ) -> list[Action]:
     """The next actions for a job that was accepted and is not being deleted.
 
@@ -168,14 +161,19 @@ def reconcile(
         places: Where the plan has them; None: there is none.
         waits: The job waits in line. It has nothing meanwhile, but for servers whose snapshots would go with their pods,
             and the master.
+        rendered: The job's manifests, where they were made before.
     """
-    return _Round(job, identity, seen, places or Places()).actions(0 if waits else trainers, overdue, waits=waits)
+    return _Round(rendered or Rendered(job, identity), seen, places or Places()).actions(
+        0 if waits else trainers, overdue, waits=waits
+    )
 
 
 class _Round:
     """One look at one job."""
 
-    def __init__(self, job: TrainingJob, identity: Identity, seen: Observed, places: Places) -> None:
+    def __init__(self, rendered: Rendered, seen: Observed, places: Places) -> None:
+        self._rendered = rendered
+        job, identity = rendered.job, rendered.identity
         self._places = places
         self._job = job
         self._identity = identity
@@ -237,12 +235,10 @@ class _Round:
         made = [] if self._seen.secrets else [MakeSecrets()]
         # Of a budget its controller counts each pod that comes, so there is one when there is somebody to protect.
         standing = [
-            each
-            for each in objects.standing(self._job, self._identity)
-            if each["kind"] != "PodDisruptionBudget" or self._seen.trainers
+            each for each in self._rendered.standing if each.key[0] != "PodDisruptionBudget" or self._seen.trainers
         ]
-        before = self._changed(each for each in standing if each["kind"] in _PODS_NEED)
-        after = self._changed(each for each in standing if each["kind"] not in _PODS_NEED)
+        before = self._changed(each for each in standing if each.key[0] in _PODS_NEED)
+        after = self._changed(each for each in standing if each.key[0] not in _PODS_NEED)
         trainers, others = self._carried_out(decision, suspend=False), self._running()
         pods = (trainers, others) if self._places.stays is not None else (others, trainers)
         return [*made, *before, *pods[0], *pods[1], *after]
@@ -253,11 +249,7 @@ class _Round:
     def _scaled(self, *, servers: int, masters: int) -> Iterable[Apply]:
         there = ("StatefulSet", self._names["pserver"]) in self._seen.applied
         nodes = self._seen.servers_at if there else self._places.servers
-        wanted = [
-            objects.servers(self._job, self._identity, replicas=servers, nodes=nodes),
-            objects.master(self._job, self._identity, replicas=masters),
-        ]
-        return self._changed(wanted)
+        return self._changed([self._rendered.servers(servers, nodes), self._rendered.master(masters)])
 
     def _shrunk(self, *, servers: int, masters: int) -> Iterable[Action]:
         """The same for what is there already: a job that begins suspended makes nothing."""
@@ -265,11 +257,10 @@ class _Round:
             if (action.manifest["kind"], action.manifest["metadata"]["name"]) in self._seen.applied:
                 yield action
 
-    def _changed(self, manifests: Iterable[dict[str, Any]]) -> Iterable[Apply]:
+    def _changed(self, manifests: Iterable[Manifest]) -> Iterable[Apply]:
         for manifest in manifests:
-            key = (manifest["kind"], manifest["metadata"]["name"])
-            if self._seen.applied.get(key) != applied_hash(manifest):
-                yield Apply(manifest)
+            if self._seen.applied.get(manifest.key) != manifest.hash:
+                yield Apply(manifest.content)
 
     def _lost_trainers(self) -> Iterable[Action]:
         return [self._deletion(Delete(pod.index, pod.uid, force=True)) for pod in self._seen.trainers if pod.lost]
@@ -307,12 +298,7 @@ class _Round:
             drain=self._drain(),
             surplus=self._identity.classes[2],
         )
-        return [replace(pod, current=pod.current and pod.uid not in low) for pod in self._seen.trainers]
+        return [replace(pod, current=False) if pod.uid in low else pod for pod in self._seen.trainers]
 
     def _drain(self) -> list[int]:
         return self._seen.wanted.drain if self._seen.wanted is not None else []
-
-
-def template_of(job: TrainingJob, identity: Identity) -> str:
-    """The hash that a trainer's pod of the present template bears."""
-    return pod_hash(trainer_pod(job, identity, 0))
