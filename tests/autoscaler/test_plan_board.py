@@ -61,7 +61,7 @@ def test_what_is_kept_is_what_a_fresh_board_finds(snapshot, steps, random):
     tiers = range(2 * board.classes)
     for _ in range(steps):
         moved(board, random)
-        if random.random() < 0.5:
+        if random.random() < 0.2:
             looked(board, tiers)
     here = [board.places.at(node) for node in range(len(board.free))]
     fresh = Board(snapshot, [replace(job, held=held) for job, held in zip(jobs, held_by(board), strict=True)], {})

@@ -59,6 +59,8 @@ class Growth:
     def grow(self, jobs: Counts, rank: int, *, moves: int, cool_down: float) -> int:
         """All jobs of a class; how many moves for fairness are left."""
         self._board.settle_class(rank)
+        if not len(self._hungry(jobs)):
+            return moves
         tiers = self._board.tiers(surplus_below=rank, minimums_below=0)
         shut = self._shut_now(jobs, rank, tiers)
         seen = self._board.clock
@@ -75,17 +77,22 @@ class Growth:
                 self._last[rank] = (shut, seen, self._board.count.copy())
                 return moves
 
+    def _hungry(self, jobs: Counts) -> Counts:
+        hungry: Counts = jobs[self._board.count[jobs] < self._top[jobs]]
+        return hungry
+
     # --- Into room that is free, and that lower classes give ---
 
     def _fill(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
         """Until every shape of a job that is below its top is shut."""
         board = self._board
         while True:
-            jobs = jobs[(board.count[jobs] < self._top[jobs]) & ~shut[board.shape[jobs]]]
-            if not len(jobs):
+            hungry = self._hungry(jobs)
+            hungry = hungry[~shut[board.shape[hungry]]]
+            if not len(hungry):
                 return
-            self._raise_together(jobs)
-            self._in_turn(jobs, tiers, shut)
+            self._raise_together(hungry)
+            self._in_turn(hungry, tiers, shut)
 
     def _shut_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
         """[S] the same as below; what was shut in an earlier pass is looked at only where things are better since."""
@@ -101,11 +108,11 @@ class Growth:
         return shut
 
     def _shut(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
-        """[S] which shapes of these jobs find no room, even if all of these tiers gave way."""
+        """[S] which shapes that are wanted find no room, even if all of these tiers gave way."""
         board = self._board
         shut = np.zeros(len(board.request), dtype=np.bool_)
         room = board.room_with(tiers) if tiers else board.free
-        for shape in np.unique(board.shape[jobs]).tolist():
+        for shape in np.unique(board.shape[self._hungry(jobs)]).tolist():
             shut[shape] = not board.anywhere(shape, room).any()
         return shut
 
@@ -120,7 +127,7 @@ class Growth:
     def _in_turn(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
         """One by one, until nobody finds room or it has taken long."""
         board, top = self._board, self._top
-        jobs = jobs[board.count[jobs] < top[jobs]]
+        jobs = self._hungry(jobs)
         levels = (board.count[jobs] + 1) * self._step[jobs]
         line = list(zip(levels.tolist(), self._tie[jobs].tolist(), jobs.tolist(), strict=True))
         heapq.heapify(line)
