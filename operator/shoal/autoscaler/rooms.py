@@ -17,7 +17,7 @@ from shoal.autoscaler.board import Board, Leaver
 
 __all__ = ["Rooms"]
 
-_TRIES: Final = 8
+_TRIES: Final = 4
 """Nodes that are looked at closely, of those that would do."""
 _BYTE: Final = 255
 Found = tuple[int, list[Leaver]]
