@@ -119,8 +119,8 @@ class Board:
         self._many = 0
         """How often many came at once; nodes are put in order anew then."""
         self._weak: dict[int, Counts] = {}
-        self._most = 0
-        """No job has more trainers than so many at a node."""
+        self._most = np.zeros(len(jobs), dtype=np.int64)
+        """[J] a job has no more trainers than so many at any node."""
         self.yields = 0
         """How often it was said that many may give way."""
         self.wanted_by: Counts = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
@@ -146,7 +146,8 @@ class Board:
         if tier not in self._weak:
             mine = np.flatnonzero(self.rank == tier % self.classes)
             job, node, count = self.places.of_jobs(int(mine[0]), int(mine[-1]) + 1)
-            self._most = max(self._most, int(count.max(initial=0)))
+            self._most[mine] = 0
+            np.maximum.at(self._most, job, count)
             part = self._gives(job, count)[tier // self.classes]
             some = np.flatnonzero(part > 0)
             self._weak[tier] = self.sum_of(node[some], job[some], part[some])
@@ -170,6 +171,17 @@ class Board:
             part = gives[tier // self.classes]
             if part.any():
                 self._weak[tier][nodes] += sign * part[:, None] * self.of_one[job]
+
+    def _lessen(self, job: int, node: int) -> None:
+        """One of a job's surplus leaves a node: it gives one less there, and wherever all of its surplus could have left."""
+        weak, surplus = self._weak.get(int(self.rank[job])), self.surplus(job)
+        if weak is None:
+            return
+        near: Counts | int = node
+        if surplus <= self._most[job]:
+            nodes, counts = self.places.of(job)
+            near = nodes[(counts >= surplus) | (nodes == node)]
+        weak[near] -= self.of_one[job]
 
     def weak_of(self, job: int) -> int:
         """How many of a job's trainers may give way."""
@@ -215,7 +227,7 @@ class Board:
         self.free[where] -= each[where, None] * self.request[shape]
         self.clock += 1
         self.touched[where] = self.clock
-        self._most += self.places.add(jobs, nodes)
+        self._most[jobs] += self.places.add(jobs, nodes)
         more = np.bincount(jobs, minlength=len(self.jobs))
         self.count += more
         self.sure += more
@@ -236,19 +248,18 @@ class Board:
     def _change(self, job: int, node: int, more: int, *, sure: int) -> None:
         self.changes += 1
         request = self.of_one[job] * more
-        # As long as there is more surplus than trainers at any node, all of these may give way, there and elsewhere.
-        much = not sure and self.surplus(job) - 1 > self._most
-        if not much:
+        one_less = more < 0 and self.surplus(job) > 0 and int(self.rank[job]) + self.classes not in self._weak
+        if one_less:
+            self._lessen(job, node)
+        else:
             self._weigh(job, -1)
         self._take(node, request, opens=more < 0)
-        self._most = max(self._most, self.places.change(job, node, more))
+        self._most[job] = max(int(self._most[job]), self.places.change(job, node, more))
         self.count[job] += more
         self.sure[job] = min(int(self.sure[job]) + sure, int(self.count[job]))
         self.changed[job] = True
-        if not much:
+        if not one_less:
             self._weigh(job, 1)
-        elif int(self.rank[job]) in self._weak:
-            self._weak[int(self.rank[job])][node] += request
 
     def settle(self, job: int, count: int | None = None) -> None:
         """So many of a job's trainers (all) give way to nobody any more."""
@@ -275,7 +286,6 @@ class Board:
 
     def _yield(self) -> None:
         self._weak = {}
-        self._most = 0
         self.yields += 1
 
     # --- Looking for room ---
