@@ -76,7 +76,7 @@ def test_a_minimum_needs_room_for_servers_too():
 
 def test_a_job_that_is_larger_than_the_cluster_is_told_so():
     made = plan(cluster([[18000]] * 4, [[5000]], [job("a", 40, 60)]), Memory(), FREE_HAND)[0].jobs["a"]
-    assert (made.trainers, made.words) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best")
+    assert (made.trainers, made.words) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best: too little cpu")
 
 
 def test_a_job_in_line_is_told_its_place():

@@ -132,7 +132,7 @@ class Autoscaler:
         self._classes: dict[str, int] = {}
         """PriorityClass -> its value, also of one that is gone: its pods have it still."""
         self._unread: dict[str, tuple[str, ...]] = {}
-        self._wishes: dict[str, tuple[JobWish, str]] = {}
+        self._wishes: dict[str, tuple[JobWish, str, str]] = {}
         self._memory = Memory()
         self._decisions: dict[str, Decision] = {}
         self._turned: dict[str, _Turned] = {}
@@ -188,13 +188,14 @@ class Autoscaler:
         if name and isinstance(value, int):
             self._classes.setdefault(str(name), value)
 
-    def wants(self, uid: str, wish: JobWish | None, *, minimum: str = "") -> None:
+    def wants(self, uid: str, wish: JobWish | None, *, minimum: str = "", surplus: str = "") -> None:
         """What a job wants now; None: nothing.
 
         Args:
             uid: The job's.
             wish: Its priority is that of `minimum`, where there is such a class.
             minimum: The PriorityClass of its minimum trainers.
+            surplus: Of those beyond.
         """
         before = self._wishes.get(uid)
         if wish is None:
@@ -202,7 +203,7 @@ class Autoscaler:
             self._decisions.pop(uid, None)
             self._turned.pop(uid, None)
         else:
-            self._wishes[uid] = wish, minimum
+            self._wishes[uid] = wish, minimum, surplus
         if before != self._wishes.get(uid):
             self._news.set()
 
@@ -254,7 +255,7 @@ class Autoscaler:
 
     def _plan(self) -> None:
         began = self._clock()
-        wishes = [self._ranked(wish, minimum) for wish, minimum in self._wishes.values()]
+        wishes = [self._ranked(*each) for each in self._wishes.values()]
         spare = self._demand.spare(self.config.head_room, now=began)
         snapshot = self._view.snapshot(wishes, now=began, spare=spare)
         self._say_unread()
@@ -314,9 +315,10 @@ class Autoscaler:
             log.warning("%s: %s; what cannot be read counts as nothing", title, told)
         self._unread = dict(found)
 
-    def _ranked(self, wish: JobWish, minimum: str) -> JobWish:
-        value = self._classes.get(minimum, wish.priority)
-        return wish if value == wish.priority else replace(wish, priority=value)
+    def _ranked(self, wish: JobWish, minimum: str, surplus: str) -> JobWish:
+        priority, beyond = self._classes.get(minimum, wish.priority), self._classes.get(surplus, wish.surplus)
+        same = (priority, beyond) == (wish.priority, wish.surplus)
+        return wish if same else replace(wish, priority=priority, surplus=beyond)
 
     def _take(self, allocation: Allocation, names: tuple[str, ...], there: set[str]) -> None:
         news = []

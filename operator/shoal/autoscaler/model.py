@@ -77,8 +77,8 @@ class Job:
     Attributes:
         uid: Of the TrainingJob.
         name: NAMESPACE/NAME, for people.
-        priority: Of its minimum trainers; jobs of one priority are a class. Always below that of any foreign pod that may
-            claim their room.
+        priority: Of its minimum trainers; jobs of one priority are a class. A foreign pod above it may claim their room.
+        surplus: Of its trainers beyond; a foreign pod between the two may claim the room of these. None: the same.
         min: Fewest trainers; with fewer it has none.
         max: Most trainers; the same as ``min`` where the number is pinned.
         shape: Of a trainer.
@@ -102,6 +102,12 @@ class Job:
     since: float = 0.0
     pinned: bool = False
     unschedulable: float = 0.0
+    surplus: int | None = None
+
+    @property
+    def lowest(self) -> int:
+        """The priority of who gives way first."""
+        return self.priority if self.surplus is None else self.surplus
 
     @property
     def trainers(self) -> int:

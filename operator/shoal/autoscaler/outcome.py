@@ -123,7 +123,16 @@ class _Words:
         if best >= job.min:
             place = sorted(self._queued).index(number) + 1
             return f"needs {job.min} x {self._pod(job.shape)}{others}, and others hold the room; it is number {place} in line"
-        return f"needs {job.min} x {self._pod(job.shape)}{others}, the cluster has room for {best} at best"
+        return f"needs {job.min} x {self._pod(job.shape)}{others}, the cluster has room for {best} at best{self._short(job)}"
+
+    def _short(self, job: Job) -> str:
+        """The resources of which there is too little for the minimum, each by itself; empty: only all together are."""
+        request = self._snapshot.shapes.request[job.shape]
+        room = np.maximum(self._snapshot.nodes.room[self._board.eligible[job.shape]], 0)
+        asked = np.flatnonzero(request)
+        most = (room[:, asked] // request[asked]).sum(axis=0)
+        short = [self._snapshot.resources[at] for at in asked[most < job.min].tolist()]
+        return f": too little {' and '.join(short)}" if short else ""
 
     def _no_room(self, shape: int) -> tuple[Why, str]:
         waiting = [claim.name for claim in self._claims if self._board.eligible[shape, claim.node]]

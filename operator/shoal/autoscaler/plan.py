@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -66,6 +66,8 @@ class _Plan:
         self._needs_servers = np.array([bool(job.fixed) for job in jobs], dtype=np.bool_)
         self._step = _steps(snapshot, jobs)
         self._rooms = Rooms(self._board, self._step)
+        self._surplus = [max(job.lowest for job in of_class) for of_class in _classes(jobs)]
+        """Of each class, from the lowest on, the highest priority that surplus trainers have."""
         self._queued: set[int] = set()
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
         self._claims: dict[str, Claim] = {}
@@ -75,8 +77,12 @@ class _Plan:
         board = self._board
         self._shrink()
         self._relieve()
-        self._serve_claims()
+        highest = max((job.priority for job in self._jobs), default=0)
+        above, between = _split(self._snapshot.pending, lambda pod: pod.priority > highest)
+        self._serve_claims(above)
         self._minimums()
+        # Who ranks no higher than some minimum comes after these, and before all growth.
+        self._serve_claims(between)
         self._keep_spare()
         growth = Growth(
             board, self._rooms, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
@@ -177,8 +183,8 @@ class _Plan:
 
     # --- Claims ---
 
-    def _serve_claims(self) -> None:
-        pending = sorted(self._snapshot.pending, key=lambda pod: (-pod.priority, pod.uid))
+    def _serve_claims(self, pods: Iterable[Pending]) -> None:
+        pending = sorted(pods, key=lambda pod: (-pod.priority, pod.uid))
         left: list[tuple[Leaver, str]] = []
         for pod in pending:
             found = self._claimed(pod)
@@ -204,10 +210,9 @@ class _Plan:
     def _claimed(self, pod: Pending) -> tuple[int, list[Leaver]] | None:
         """Where a pod's room is made, and who gives way there."""
         board = self._board
-        below = bisect.bisect_left(board.priorities, pod.priority)
-        if pod.uid in self._unmet or (self._jobs and not below):
+        tiers = self._below(pod.priority)
+        if pod.uid in self._unmet or (self._jobs and not tiers):
             return None  # it would not come, or ranks no higher than anybody's trainers and takes its chance as they do
-        tiers = board.tiers(surplus_below=below, minimums_below=below)
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
             # The scheduler's choice; who has to give way for it is on the way out as a rule.
             leavers = self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
@@ -223,6 +228,12 @@ class _Plan:
         if pod.preempts and self._policy.scheduler_evicts:
             return None
         return self._rooms.make(pod.shape, tiers)
+
+    def _below(self, priority: int) -> list[int]:
+        """The tiers of those whose pods have a lower priority."""
+        board = self._board
+        surplus = [rank for rank, highest in enumerate(self._surplus) if highest < priority]
+        return [*surplus, *range(board.classes, board.classes + bisect.bisect_left(board.priorities, priority))]
 
     def _give_back(self, left: list[tuple[Leaver, str]]) -> None:
         """Who left for one claim may find that others who left for the next one made room for him, too."""
@@ -404,3 +415,20 @@ def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
     weight = np.array([job.weight for job in jobs], dtype=np.float64)
     steps: np.ndarray = np.maximum(dominant[shape], 1e-12) / weight
     return steps
+
+
+def _classes(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs of each priority, from the lowest on."""
+    found: dict[int, list[Job]] = defaultdict(list)
+    for job in jobs:
+        found[job.priority].append(job)
+    return [found[priority] for priority in sorted(found)]
+
+
+def _split(pods: Iterable[Pending], holds: Callable[[Pending], bool]) -> tuple[list[Pending], list[Pending]]:
+    """Those of which it holds, and the others."""
+    yes: list[Pending] = []
+    no: list[Pending] = []
+    for pod in pods:
+        (yes if holds(pod) else no).append(pod)
+    return yes, no

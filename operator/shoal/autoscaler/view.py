@@ -299,7 +299,7 @@ class ClusterView:
         wish, nodes = wanted.wish, self._nodes
         return Job(
             uid=wish.uid, name=f"{wish.namespace}/{wish.name}", priority=wish.priority, min=wish.min, max=wish.max,
-            weight=wish.weight, since=wish.since, pinned=wish.pinned, shape=wanted.trainer.index,
+            weight=wish.weight, since=wish.since, surplus=wish.surplus, pinned=wish.pinned, shape=wanted.trainer.index,
             held={nodes[name].index: count for name, count in crew.on.items() if name in nodes},
             fixed=tuple(self._missing(crew, wanted)) if wanted.fixed else (),
             unschedulable=max((now - (pod.refused or 0.0) for pod in crew.refused.values()), default=0.0),

@@ -22,6 +22,7 @@ class JobWish:
         namespace: Where its pods are.
         trainer: A pod of its, as it would be created now.
         priority: Of its minimum trainers.
+        surplus: Of its trainers beyond; None: the same.
         min: Fewest trainers.
         max: Most trainers.
         weight: Its claim to room among jobs of its class.
@@ -40,4 +41,5 @@ class JobWish:
     weight: float = 1.0
     since: float = 0.0
     pinned: bool = False
+    surplus: int | None = None
     fixed: Sequence[tuple[Manifest, int, str]] = ()

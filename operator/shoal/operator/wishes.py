@@ -78,7 +78,7 @@ class Wishes:
                 (as_pod(job, master_pod(job, identity), known["master"]), 1, "master"),
             ),
         )
-        self._autoscaler.wants(identity.uid, wish, minimum=priority.minimum)
+        self._autoscaler.wants(identity.uid, wish, minimum=priority.minimum, surplus=priority.surplus)
 
 
 def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, str] | None:
