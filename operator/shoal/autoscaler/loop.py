@@ -24,7 +24,7 @@ from shoal.api.plan import Plan, PlannedClaim, PlannedJob
 from shoal.autoscaler.config import AutoscalerConfig, policy
 from shoal.autoscaler.config_file import ConfigFile
 from shoal.autoscaler.demand import Demand
-from shoal.autoscaler.model import Allocation, Given, Memory, Snapshot, Why
+from shoal.autoscaler.model import Allocation, Given, Job, Memory, Snapshot, Why
 from shoal.autoscaler.plan import plan
 from shoal.autoscaler.requests import part
 from shoal.autoscaler.view import ClusterView
@@ -260,8 +260,7 @@ class Autoscaler:
         snapshot = self._view.snapshot(wishes, now=began, spare=spare)
         self._say_unread()
         allocation, self._memory = plan(snapshot, self._memory, policy(self.config))
-        there = {job.uid for job in snapshot.jobs if job.held}
-        self._take(allocation, snapshot.nodes.names, there)
+        self._take(allocation, snapshot)
         self._planned(self._told(snapshot, allocation, self._clock() - began))
 
     def _told(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
@@ -320,12 +319,13 @@ class Autoscaler:
         same = (priority, beyond) == (wish.priority, wish.surplus)
         return wish if same else replace(wish, priority=priority, surplus=beyond)
 
-    def _take(self, allocation: Allocation, names: tuple[str, ...], there: set[str]) -> None:
+    def _take(self, allocation: Allocation, snapshot: Snapshot) -> None:
         news = []
-        for uid, given in allocation.jobs.items():
+        for job in snapshot.jobs:
+            uid, given = job.uid, allocation.jobs[job.uid]
             before = self._decisions.get(uid)
-            has_pods = uid in there or (before is not None and before.trainers > 0)
-            decision = self._decided(uid, given, names, has_pods=has_pods)
+            has_pods = bool(job.held) or (before is not None and before.trainers > 0)
+            decision = self._decided(job, given, snapshot.nodes.names, has_pods=has_pods)
             if decision is None or decision == before:
                 continue
             self._decisions[uid] = decision
@@ -336,9 +336,9 @@ class Autoscaler:
         if news and self.acts:
             self._changed(news)
 
-    def _decided(self, uid: str, given: Given, names: tuple[str, ...], *, has_pods: bool) -> Decision | None:
+    def _decided(self, job: Job, given: Given, names: tuple[str, ...], *, has_pods: bool) -> Decision | None:
         """None: it stays with what was decided before."""
-        now, turned = self._clock(), self._turned.setdefault(uid, _Turned())
+        now, turned = self._clock(), self._turned.setdefault(job.uid, _Turned())
         if given.why is Why.QUEUED:
             turned.since, turned.well = turned.since if turned.since is not None else now, None
             if has_pods and now - turned.since < _TURNED_AWAY_SECONDS:
@@ -355,7 +355,16 @@ class Autoscaler:
             # No countdown: words that change with each plan would be a status with each.
             return Decision(trainers=0, now=0, stays={}, why="was turned away, and rests before it tries again")
         stays = {names[node]: count for node, count in given.stays.items()}
-        return Decision(trainers=given.trainers, now=sum(stays.values()) + given.now, stays=stays, why=given.words)
+        # The servers are named first.
+        first = job.fixed[0][0] if job.fixed else -1
+        return Decision(
+            trainers=given.trainers,
+            now=sum(stays.values()) + given.now,
+            stays=stays,
+            why=given.words,
+            comes={names[node]: count for node, count in given.comes.items()},
+            servers=tuple(names[node] for shape, node in given.others if shape == first),
+        )
 
     def _title(self, uid: str) -> str:
         wish = self._wishes[uid][0]

@@ -242,6 +242,7 @@ class Given:
         now: How many of these may be created now: the room is there.
         why: Why not more.
         words: The same for people.
+        others: (shape, node) where each of its other pods without a node would do best.
     """
 
     trainers: int
@@ -250,6 +251,7 @@ class Given:
     now: int
     why: Why
     words: str
+    others: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

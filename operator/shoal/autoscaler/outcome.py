@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -21,6 +21,7 @@ def outcome(
     claims: tuple[Claim, ...],
     caps: Mapping[str, tuple[int, float]],
     moved: Collection[int],
+    others: Mapping[int, Sequence[tuple[int, int]]],
 ) -> Allocation:
     """From where things stand at the end of a plan."""
     words = _Words(snapshot, board, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
@@ -32,7 +33,15 @@ def outcome(
         stays, comes = places.get(number, (job.held, {}))
         why, said = words.why(number)
         soon = now.start(number, comes) if now is not None and comes else 0
-        given[job.uid] = Given(trainers=count, stays=stays, comes=comes, now=soon, why=why, words=said)
+        given[job.uid] = Given(
+            trainers=count,
+            stays=stays,
+            comes=comes,
+            now=soon,
+            why=why,
+            words=said,
+            others=tuple(others.get(number, ())),
+        )
     return Allocation(jobs=given, claims=claims)
 
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 
+from shoal.autoscaler.beside import beside
 from shoal.autoscaler.board import Board, Leaver, fitting
 from shoal.autoscaler.growth import Growth
 from shoal.autoscaler.model import Allocation, Claim, Counts, Job, Memory, Pending, Policy, Snapshot
@@ -69,6 +70,8 @@ class _Plan:
         self._surplus = [max(job.lowest for job in of_class) for of_class in _classes(jobs)]
         """Of each class, from the lowest on, the highest priority that surplus trainers have."""
         self._queued: set[int] = set()
+        self._others: dict[int, list[tuple[int, int]]] = {}
+        """Of each job, shape and node of its pods beside trainers that need one."""
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
         self._claims: dict[str, Claim] = {}
         self._unmet = self._given_up()
@@ -109,6 +112,7 @@ class _Plan:
             claims=claims,
             caps=self._caps,
             moved=growth.exchange.blocked,
+            others=self._others,
         )
         now = self._snapshot.now
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
@@ -275,35 +279,48 @@ class _Plan:
 
     def _admitted_together(self, jobs: list[int]) -> bool:
         board = self._board
-        needs: dict[int, int] = defaultdict(int)
         takers: dict[int, list[int]] = defaultdict(list)
+        # Of pods beside trainers: by their shape, and that of the trainers.
+        users: dict[tuple[int, int], list[int]] = defaultdict(list)
         for job in jobs:
+            own = int(board.shape[job])
+            takers[own] += [job] * max(0, int(board.min[job] - board.count[job]))
             for shape, count in self._jobs[job].fixed:
-                needs[shape] += count
-            lacks = max(0, int(board.min[job] - board.count[job]))
-            needs[int(board.shape[job])] += lacks
-            takers[int(board.shape[job])] += [job] * lacks
+                users[shape, own] += [job] * count
         left = board.free.copy(order="F")
-        placed = []
-        for shape in sorted(needs, key=lambda shape: (-self._dominant(shape), shape)):
-            if not needs[shape]:
-                continue
-            found = board.fit(needs[shape], board.capacity(shape, left))
-            if found is None:
+        trainers: list[tuple[int, list[int], np.ndarray]] = []
+        others: list[tuple[int, list[int], np.ndarray]] = []
+        wanted = [*((shape, -1) for shape, of in takers.items() if of), *users]
+        for shape, beside_shape in sorted(wanted, key=lambda want: (-self._dominant(want[0]), want)):
+            of = takers[shape] if beside_shape < 0 else users[shape, beside_shape]
+            nodes = self._found(len(of), shape, beside_shape, left)
+            if nodes is None:
                 return False
-            left[found[0]] -= found[1][:, None] * board.request[shape]
-            placed.append((shape, np.repeat(*found)))
+            np.subtract.at(left, nodes, board.request[shape])
+            (trainers if beside_shape < 0 else others).append((shape, of, nodes))
         for job in jobs:
             board.settle(job)
-        for shape, nodes in placed:
-            # Nodes to those who need them; what is left over is of servers and masters.
-            mine = np.array(takers[shape], dtype=np.int64)
-            board.add_many(mine, shape, nodes[: len(mine)])
-            for node in nodes[len(mine) :].tolist():
+        for shape, of, nodes in trainers:
+            board.add_many(np.array(of, dtype=np.int64), shape, nodes)
+        for shape, of, nodes in others:
+            for job, node in zip(of, nodes.tolist(), strict=True):
                 board.put(shape, node)
+                self._others.setdefault(job, []).append((shape, node))
         for job in jobs:
             board.settle(job, int(board.min[job]))
         return True
+
+    def _found(self, count: int, shape: int, beside_shape: int, left: np.ndarray) -> np.ndarray | None:
+        """[count] nodes for so many pods: trainers (-1), or others that stand beside trainers of a shape. None: too few."""
+        board = self._board
+        if beside_shape < 0:
+            found = board.fit(count, board.capacity(shape, left))
+            return np.repeat(*found) if found is not None else None
+        room = np.where(board.eligible[shape][:, None], left, 0)
+        counts = beside(
+            count, request=board.request[shape], trainer=board.request[beside_shape], room=room, order=board.wanted_by
+        )
+        return np.repeat(np.arange(len(left)), counts) if counts is not None else None
 
     def _dominant(self, shape: int) -> float:
         total = np.maximum(self._snapshot.nodes.total, 1)
@@ -335,6 +352,7 @@ class _Plan:
             board.add(job, node) if mine else board.put(shape, node)
             done.append((shape, mine, node, leavers))
         board.settle(job, int(board.min[job]))
+        self._others[job] = [(shape, node) for shape, mine, node, _ in done if not mine]
         return True
 
     def _retry(self) -> None:

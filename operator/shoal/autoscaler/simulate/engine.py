@@ -358,8 +358,9 @@ class Simulation:
         if wish.trainers and not job.begun:
             job.begun = True
             for shape, count in job.others:
+                nodes = iter([node for of, node in wish.others if of == shape])
                 for _ in range(count):
-                    self._create_other(job, shape)
+                    self._create_other(job, shape, hint=next(nodes, NOWHERE))
         waiting = job.waiting
         hints = _hints(wish.comes, waiting)
         for index in range(self._may_wait(job, wish) - len(waiting)):
@@ -372,8 +373,9 @@ class Simulation:
             job.trainers[pod.number] = pod
             self.create(pod)
 
-    def _create_other(self, job: Training, shape: int) -> None:
+    def _create_other(self, job: Training, shape: int, *, hint: int = NOWHERE) -> None:
         pod = self._pod(job, Kind.OTHER, shape)
+        pod.hint = hint
         job.rest[pod.number] = pod
         self.create(pod)
         self._pace(job)

@@ -7,7 +7,7 @@ which stands beside it in `View`. None of them sees the future or the work that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
@@ -70,12 +70,14 @@ class Wish:
         stays: Node -> how many stay there; None: any may go, those that do not run yet first, then the newest.
         comes: Node -> how many new ones prefer it.
         now: How many without a node there may be; None: as many as are missing.
+        others: (shape, node) that its other pods prefer.
     """
 
     trainers: int
     stays: Mapping[int, int] | None = None
     comes: Mapping[int, int] = field(default_factory=dict)
     now: int | None = None
+    others: Sequence[tuple[int, int]] = ()
 
 
 class Rule(ABC):
