@@ -14,15 +14,17 @@ from shoal.autoscaler.model import Counts
 
 __all__ = ["beside"]
 
-_MOST_TOGETHER: Final = 16
+_MOST_TOGETHER: Final = 8
 """On one node, as far as this looks ahead: more are placed by looking again."""
 _MANY: Final = 2**31
 _FINE: Final = 1000
 """Trainers per pod are compared in thousandths."""
 
 
-def beside(count: int, *, request: Counts, trainer: Counts, room: Counts, order: Counts) -> Counts | None:
-    """How many of some pods go to each node, so that about as many trainers as possible fit beside them.
+def beside(
+    count: int, *, request: Counts, trainer: Counts, room: Counts, order: Counts, free: Counts | None = None
+) -> Counts | None:
+    """How many of some pods go to each node, so that they cost about as few trainers as possible.
 
     Greedy: again and again the nodes on which one pod costs least, each with the number of pods at which that is so.
 
@@ -30,16 +32,19 @@ def beside(count: int, *, request: Counts, trainer: Counts, room: Counts, order:
         count: Pods.
         request: [R] of one.
         trainer: [R] of one trainer.
-        room: [N, R] free; nodes where none may go have none.
+        room: [N, R] for these pods and trainers; nodes where none may go have none.
         order: [N] of equals, the ones where this is least are taken first.
+        free: [N, R] of it what no trainer has yet; then only trainers that are there can be lost. None: all of it, and those
+            that could be there count.
 
     Returns:
         [N] pods; None: not all of them fit.
     """
     placed = np.zeros(len(room), dtype=np.int64)
-    left, free = count, room.copy()
+    left, room = count, room.copy()
+    there = _fit(room, trainer) - (_fit(free, trainer) if free is not None else 0)
     while left:
-        price, number = _cheapest(min(left, _MOST_TOGETHER), request, trainer, free)
+        price, number = _cheapest(min(left, _MOST_TOGETHER), request, trainer, room, there)
         best = int(price.min(initial=_MANY))
         if best >= _MANY:
             return None
@@ -51,14 +56,14 @@ def beside(count: int, *, request: Counts, trainer: Counts, room: Counts, order:
         nodes = nodes[: max(1, int(np.searchsorted(total, left, side="right")))]
         taken = number[nodes]
         placed[nodes] += taken
-        free[nodes] -= taken[:, None] * request
+        room[nodes] -= taken[:, None] * request
+        there[nodes] = np.minimum(there[nodes], _fit(room[nodes], trainer))
         left -= int(taken.sum())
     return placed
 
 
-def _cheapest(most: int, request: Counts, trainer: Counts, room: Counts) -> tuple[Counts, Counts]:
+def _cheapest(most: int, request: Counts, trainer: Counts, room: Counts, there: Counts) -> tuple[Counts, Counts]:
     """Of each node: thousandths of a trainer that a pod costs at best, and of how many pods together. None fit: `_MANY`."""
-    before = _fit(room, trainer)
     price = np.full(len(room), _MANY, dtype=np.int64)
     number = np.zeros(len(room), dtype=np.int64)
     for together in range(1, most + 1):
@@ -66,7 +71,7 @@ def _cheapest(most: int, request: Counts, trainer: Counts, room: Counts) -> tupl
         good = (after >= 0).all(axis=1)
         if not good.any():
             break
-        cost = _FINE * (before - _fit(after, trainer)) // together
+        cost = _FINE * np.maximum(there - _fit(after, trainer), 0) // together
         better = good & (cost <= price)
         price[better], number[better] = cost[better], together
     return price, number

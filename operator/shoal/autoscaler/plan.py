@@ -340,20 +340,45 @@ class _Plan:
         # While it is being admitted its own trainers are nobody's to take.
         board.settle(job)
         done: list[tuple[int, bool, int, list[Leaver]]] = []
+        spots: dict[int, list[int]] = {}
         for shape, mine in units:
-            node, leavers = board.free_node(shape), list[Leaver]()
-            if node < 0:
-                found = self._rooms.make(shape, tiers)
-                if found is None:
-                    self._undo(job, done, changes)
-                    return False
-                node, leavers = found
+            if not mine and shape not in spots:
+                spots[shape] = self._spots(units.count((shape, False)), shape, own, tiers)
+            found = self._spot(shape, [] if mine else spots[shape], tiers)
+            if found is None:
+                self._undo(job, done, changes)
+                return False
+            node, leavers = found
             self._leave(leavers)
             board.add(job, node) if mine else board.put(shape, node)
             done.append((shape, mine, node, leavers))
         board.settle(job, int(board.min[job]))
         self._others[job] = [(shape, node) for shape, mine, node, _ in done if not mine]
         return True
+
+    def _spots(self, count: int, shape: int, trainer: int, tiers: Sequence[int]) -> list[int]:
+        """Nodes where so many pods would cost the fewest trainers, if all of these tiers may give way."""
+        board, may = self._board, self._board.eligible[shape][:, None]
+        counts = beside(
+            count,
+            request=board.request[shape],
+            trainer=board.request[trainer],
+            room=np.where(may, board.room_with(tiers), 0),
+            order=board.wanted_by,
+            free=np.where(may, board.free, 0),
+        )
+        return np.repeat(np.arange(len(board.free)), counts).tolist() if counts is not None else []
+
+    def _spot(self, shape: int, spots: list[int], tiers: Sequence[int]) -> tuple[int, list[Leaver]] | None:
+        """A node for one pod, the first of these spots if that will do, and who gives way there."""
+        board = self._board
+        if spots:
+            node = spots.pop(0)
+            leavers = [] if board.fits(shape)[node] else self._rooms.leavers(node, board.asks[shape], tiers)
+            if leavers is not None:
+                return node, leavers
+        node = board.free_node(shape)
+        return (node, []) if node >= 0 else self._rooms.make(shape, tiers)
 
     def _retry(self) -> None:
         """Where others came or left, a minimum may find room now; lower jobs may give way for it whole, as before."""
