@@ -18,7 +18,19 @@ from typing import Any
 
 from shoal.local.etcd import find_etcd
 
-__all__ = ["Row", "at_least", "at_most", "interval", "machine", "main", "no_less", "percentile", "plain", "tell"]
+__all__ = [
+    "Row",
+    "against",
+    "at_least",
+    "at_most",
+    "interval",
+    "machine",
+    "main",
+    "no_less",
+    "percentile",
+    "plain",
+    "tell",
+]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -82,6 +94,11 @@ def no_less(metric: str, values: Sequence[float], unit: str, *, goal: float) -> 
     """The median, which should not be below the goal."""
     row = at_most(metric, values, unit, goal=goal)
     return replace(row, goal=f">= {goal:g}", met=row.value >= goal)
+
+
+def against(metric: str, pairs: Sequence[tuple[float, float]], unit: str) -> Row:
+    """The median ratio of interleaved pairs (value, reference), without a goal."""
+    return replace(at_least(metric, pairs, unit, goal=0.0), goal="", met=None)
 
 
 def at_least(metric: str, pairs: Sequence[tuple[float, float]], unit: str, *, goal: float) -> Row:
