@@ -139,6 +139,18 @@ def test_for_a_pod_that_preempts_the_scheduler_evicts():
     assert counts(snapshot, policy=replace(Policy(), scheduler_evicts=False)) == {"a": 1}
 
 
+def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
+    """Its victims are deleted a moment after the word that it chose them."""
+    jobs = [job("a", 1, 9, held={0: 2, 1: 2})]
+    snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=[web(node=0, preempts=True)])
+    allocation, memory = plan(snapshot, Memory(), Policy())
+    assert allocation.jobs["a"].stays == {0: 2, 1: 2}
+    gone = [job("a", 1, 9, held={0: 1, 1: 2})]
+    leaving = cluster([[10], [10]], [[5], [5]], gone, pending=[web(node=0, preempts=True)], leaving=[[5], [0]])
+    allocation, _ = plan(leaving, memory, Policy())
+    assert (allocation.jobs["a"].trainers, allocation.jobs["a"].stays) == (3, {0: 1, 1: 2}), "the room is kept"
+
+
 def test_a_pod_that_fits_nowhere_claims_nothing():
     jobs = [job("a", 1, 9, held={0: 2})]
     allocation, _ = plan(cluster([[10]], [[5], [11]], jobs, pending=[web()]), Memory(), FREE_HAND)

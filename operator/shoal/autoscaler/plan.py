@@ -188,7 +188,7 @@ class _Plan:
     # --- Claims ---
 
     def _serve_claims(self, pods: Iterable[Pending]) -> None:
-        pending = sorted(pods, key=lambda pod: (-pod.priority, pod.uid))
+        pending = sorted(pods, key=lambda pod: (-pod.priority, pod.node < 0, pod.uid))
         left: list[tuple[Leaver, str]] = []
         for pod in pending:
             found = self._claimed(pod)
@@ -218,7 +218,9 @@ class _Plan:
         if pod.uid in self._unmet or (self._jobs and not tiers):
             return None  # it would not come, or ranks no higher than anybody's trainers and takes its chance as they do
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
-            # The scheduler's choice; who has to give way for it is on the way out as a rule.
+            if pod.preempts and self._policy.scheduler_evicts:
+                # Who gives way is the scheduler's choice as well, told a moment later: nobody else leaves for it.
+                return pod.node, []
             leavers = self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
             if leavers is not None:
                 return pod.node, leavers
