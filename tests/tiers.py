@@ -94,7 +94,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
             code = subprocess.run(
-                [sys.executable, "-m", "pytest", *tier.arguments, f"--junitxml={report}"],
+                [sys.executable, "-m", "pytest", *tier.arguments, "--durations=12", f"--junitxml={report}"],
                 cwd=ROOT,
                 env={**os.environ, **extra},
                 check=False,
