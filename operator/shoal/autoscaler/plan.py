@@ -218,10 +218,9 @@ class _Plan:
         if pod.uid in self._unmet or (self._jobs and not tiers):
             return None  # it would not come, or ranks no higher than anybody's trainers and takes its chance as they do
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
-            if pod.preempts and self._policy.scheduler_evicts:
-                # Who gives way is the scheduler's choice as well, told a moment later: nobody else leaves for it.
-                return pod.node, []
-            leavers = self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
+            # Who gives way is the scheduler's choice as well, told a moment later: nobody else leaves for it.
+            left = pod.preempts and self._policy.scheduler_evicts
+            leavers = [] if left else self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
             if leavers is not None:
                 return pod.node, leavers
         fits = board.fits(pod.shape)
