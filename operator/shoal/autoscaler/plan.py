@@ -12,18 +12,17 @@ What runs stays unless somebody has need of its room: a plan that is carried out
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from shoal.autoscaler.beside import beside
 from shoal.autoscaler.board import Board, Leaver, fitting
+from shoal.autoscaler.claims import Claims
 from shoal.autoscaler.growth import Growth
-from shoal.autoscaler.model import Allocation, Claim, Counts, Job, Memory, Pending, Policy, Snapshot
+from shoal.autoscaler.model import Allocation, Counts, Job, Memory, Pending, Policy, Snapshot
 from shoal.autoscaler.outcome import outcome
 from shoal.autoscaler.rooms import Rooms
 
@@ -31,10 +30,6 @@ __all__ = ["plan"]
 
 _PASSES: Final = 16
 """Two or three are usual; where pods of many shapes compete the last one stands though there might be a better one."""
-_CLAIM_SECONDS: Final = 30.0
-"""A pod that has not come to its claimed node by then cannot, for a reason that is not seen here."""
-_UNMET_SECONDS: Final = 300.0
-"""For so long such a pod claims nothing."""
 _FIRST_CAP_SECONDS: Final = 30.0
 _LONGEST_CAP_SECONDS: Final = 600.0
 
@@ -67,14 +62,11 @@ class _Plan:
         self._needs_servers = np.array([bool(job.fixed) for job in jobs], dtype=np.bool_)
         self._step = _steps(snapshot, jobs)
         self._rooms = Rooms(self._board, self._step)
-        self._surplus = [max(job.lowest for job in of_class) for of_class in _classes(jobs)]
-        """Of each class, from the lowest on, the highest priority that surplus trainers have."""
         self._queued: set[int] = set()
         self._others: dict[int, list[tuple[int, int]]] = {}
         """Of each job, shape and node of its pods beside trainers that need one."""
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
-        self._claims: dict[str, Claim] = {}
-        self._unmet = self._given_up()
+        self._claims = Claims(self._board, self._rooms, jobs, snapshot=snapshot, memory=memory, policy=policy)
 
     def made(self) -> tuple[Allocation, Memory]:
         board = self._board
@@ -82,10 +74,10 @@ class _Plan:
         self._relieve()
         highest = max((job.priority for job in self._jobs), default=0)
         above, between = _split(self._snapshot.pending, lambda pod: pod.priority > highest)
-        self._serve_claims(above)
+        self._claims.serve(above)
         self._minimums()
         # Who ranks no higher than some minimum comes after these, and before all growth.
-        self._serve_claims(between)
+        self._claims.serve(between)
         self._keep_spare()
         growth = Growth(
             board, self._rooms, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
@@ -103,7 +95,7 @@ class _Plan:
             for rank in reversed(range(board.classes)):
                 of_class = admitted[board.rank[admitted] == rank]
                 moves = growth.grow(of_class, rank, moves=moves, cool_down=self._policy.cool_down_seconds)
-        claims = tuple(self._claims.values())
+        claims = tuple(self._claims.made.values())
         allocation = outcome(
             self._snapshot,
             board,
@@ -117,11 +109,11 @@ class _Plan:
         now = self._snapshot.now
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
         memory = Memory(
-            claims=dict(self._claims),
+            claims=dict(self._claims.made),
             moved=kept | growth.exchange.moved,
             capped=self._caps,
             backoff=self._backoff,
-            unmet=self._unmet,
+            unmet=self._claims.unmet,
             rows=board.rows,
         )
         return allocation, memory
@@ -184,74 +176,6 @@ class _Plan:
     def _leave(self, leavers: Iterable[Leaver]) -> None:
         for each in leavers:
             self._board.leave(each.job, each.node)
-
-    # --- Claims ---
-
-    def _serve_claims(self, pods: Iterable[Pending]) -> None:
-        pending = sorted(pods, key=lambda pod: (-pod.priority, pod.node < 0, pod.uid))
-        left: list[tuple[Leaver, str]] = []
-        for pod in pending:
-            found = self._claimed(pod)
-            if found is None:
-                continue
-            node, leavers = found
-            self._leave(leavers)
-            left += [(each, pod.uid) for each in leavers]
-            self._board.put(pod.shape, node)
-            before = self._memory.claims.get(pod.uid)
-            since = before.since if before is not None and before.node == node else self._snapshot.now
-            self._claims[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
-        self._give_back(left)
-
-    def _given_up(self) -> dict[str, float]:
-        """Until when which pods claim nothing, as they did not come where room was made."""
-        now = self._snapshot.now
-        waiting = {pod.uid for pod in self._snapshot.pending}
-        unmet = {uid: until for uid, until in self._memory.unmet.items() if until > now and uid in waiting}
-        late = (claim for claim in self._memory.claims.values() if now - claim.since >= _CLAIM_SECONDS)
-        return unmet | {claim.pod: now + _UNMET_SECONDS for claim in late if claim.pod in waiting}
-
-    def _claimed(self, pod: Pending) -> tuple[int, list[Leaver]] | None:
-        """Where a pod's room is made, and who gives way there."""
-        board = self._board
-        tiers = self._below(pod.priority)
-        if pod.uid in self._unmet or (self._jobs and not tiers):
-            return None  # it would not come, or ranks no higher than anybody's trainers and takes its chance as they do
-        if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
-            # Who gives way is the scheduler's choice as well, told a moment later: nobody else leaves for it.
-            left = pod.preempts and self._policy.scheduler_evicts
-            leavers = [] if left else self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
-            if leavers is not None:
-                return pod.node, leavers
-        fits = board.fits(pod.shape)
-        before = self._memory.claims.get(pod.uid)
-        if before is not None and before.node < len(fits) and fits[before.node]:
-            return before.node, []
-        node = board.free_node(pod.shape)
-        if node >= 0:
-            return node, []
-        if pod.preempts and self._policy.scheduler_evicts:
-            return None
-        return self._rooms.make(pod.shape, tiers)
-
-    def _below(self, priority: int) -> list[int]:
-        """The tiers of those whose pods have a lower priority."""
-        board = self._board
-        surplus = [rank for rank, highest in enumerate(self._surplus) if highest < priority]
-        return [*surplus, *range(board.classes, board.classes + bisect.bisect_left(board.priorities, priority))]
-
-    def _give_back(self, left: list[tuple[Leaver, str]]) -> None:
-        """Who left for one claim may find that others who left for the next one made room for him, too."""
-        board = self._board
-        victims: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        # The one with the smallest share has the best right to stay.
-        for leaver, pod in sorted(left, key=lambda each: (self._rooms.share(each[0].job), each[0].job, each[0].node)):
-            if board.fits(int(board.shape[leaver.job]))[leaver.node]:
-                board.back(leaver.job, leaver.node)
-            else:
-                victims[pod][self._jobs[leaver.job].uid] += 1
-        for pod, of in victims.items():
-            self._claims[pod] = replace(self._claims[pod], victims=dict(of))
 
     # --- Minimums ---
 
@@ -459,14 +383,6 @@ def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
     weight = np.array([job.weight for job in jobs], dtype=np.float64)
     steps: np.ndarray = np.maximum(dominant[shape], 1e-12) / weight
     return steps
-
-
-def _classes(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs of each priority, from the lowest on."""
-    found: dict[int, list[Job]] = defaultdict(list)
-    for job in jobs:
-        found[job.priority].append(job)
-    return [found[priority] for priority in sorted(found)]
 
 
 def _split(pods: Iterable[Pending], holds: Callable[[Pending], bool]) -> tuple[list[Pending], list[Pending]]:
