@@ -10,7 +10,7 @@ the operator takes 2 s, too.
 - case 2: 6 jobs of 2 to 60 trainers beside a Deployment of 3 CPUs and 3 GiB at default priority, which goes
   400, 300, 200, 100, 200, 300, 400 in steps of 90 s.
 
-Policies: `shoal` is the operator with its autoscaler, `shoal-nominates` the same with `schedulerEvicts: false`; `fixed` the same operator without one, jobs pinned at 60 trainers (15
+Policies: `shoal` is the operator with its autoscaler; `fixed` the same operator without one, jobs pinned at 60 trainers (15
 in case 2); both on the real control plane. `ancestor` is its rule as it was re-made, played by the simulator. API server,
 scheduler, controllers and etcd are the real ones; kwok plays the kubelets, a stand-in the masters of pods that run nothing.
 
@@ -35,13 +35,13 @@ from benchmarks.edl_run import CASES, Case, Outcome, played, simulated
 from benchmarks.hollow import NODES
 from shoal.autoscaler.simulate.plot import Bands, PlotError, save
 
-POLICIES: Final = ("shoal", "shoal-nominates", "fixed", "ancestor")
+POLICIES: Final = ("shoal", "fixed", "ancestor")
 PUBLISHED: Final = {"case1": "ancestor: 47.2 s, 76.3 %, Jain 0.44", "case2": "ancestor: 83.4 %, at 100 pods 79.4 %"}
 
 
 def _rows(case: Case, policy: str, outcomes: Sequence[Outcome]) -> list[Row]:
     """The figures of one policy; goals are for ours, in full size."""
-    ours = policy.startswith("shoal")
+    ours = policy == "shoal"
     name = f"{case.name} {policy}: "
 
     def lowest(metric: str, value: Callable[[Outcome], float], unit: str, *, goal: float) -> Row:
@@ -101,7 +101,7 @@ def _measure(case: Case, policies: Sequence[str], repeats: int) -> tuple[list[Ro
         if policy == "ancestor":
             outcomes = [simulated(case, policy, packable=most)]
         else:
-            count = repeats if policy.startswith("shoal") else 1
+            count = repeats if policy == "shoal" else 1
             outcomes = asyncio.run(played(case, policy, count, packable=most))
         rows += _rows(case, policy, outcomes)
         raw[policy] = [found.as_json() for found in outcomes]

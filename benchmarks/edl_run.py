@@ -36,8 +36,8 @@ async def played(case: Case, policy: str, repeats: int, *, packable: float | Non
     async with HollowCluster(case.nodes, stages=STAGES) as cluster:
         cluster.plane.kubectl("apply", "-f", str(PRIORITIES))
         config = cluster.folder / "autoscaler.yaml"
-        config.write_text("schedulerEvicts: false\n" if policy == "shoal-nominates" else "{}\n")
-        cluster.operator.options = (*CLASSES, *(("--autoscaler", str(config)) if policy != "fixed" else ()))
+        config.write_text("{}\n")
+        cluster.operator.options = (*CLASSES, *(("--autoscaler", str(config)) if policy == "shoal" else ()))
         for number in range(repeats):
             print(f"{policy}, run {number + 1} of {repeats}: {case.seconds:g} s")
             outcomes.append(await _Run(cluster, case, policy, f"{case.name}-{number}", packable).play())

@@ -25,7 +25,6 @@ class Loop:
         self.clock = Clock()
         self.told: list[str] = []
         self.failures = 0
-        self.nominated: list[tuple[str, str, str]] = []
         self.valid = self.acts = None
         self.made = self.again()
 
@@ -37,7 +36,6 @@ class Loop:
             planned=self.planned,
             configured=self.configured,
             failed=self.failed,
-            nominate=lambda found: self.nominated.extend((each.namespace, each.name, each.node) for each in found),
             clock=self.clock,
         )
 

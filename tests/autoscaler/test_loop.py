@@ -133,33 +133,3 @@ def test_a_listing_tells_what_went_unseen(loop):
     loop.made.listed("Node", [node("n")], revision=9)
     loop.plan()
     assert loop.trainers("a") == 4
-
-
-def full_for(loop, text):
-    """A node that a job's trainers fill, and a pod that may preempt them."""
-    loop.file.write_text(text)
-    loop.made = loop.again()
-    loop.made.saw("Node", node("n"))
-    for index in range(4):
-        loop.made.saw("Pod", trainer("a", index, "n"))
-    loop.made.wants("a", wish("a", 1, 9, priority=-6))
-    comes = {"metadata": {"name": "web", "namespace": "shop", "uid": "w", "resourceVersion": "1"}, **pod()}
-    loop.made.saw("Pod", comes | {"status": {"phase": "Pending"}})
-    loop.plan()
-    return loop.made.decision("a")
-
-
-def test_for_pods_that_preempt_the_scheduler_makes_room(loop):
-    decision = full_for(loop, "{}")
-    assert (decision.trainers, decision.hurry, loop.nominated) == (4, frozenset(), [])
-
-
-def test_or_the_planner_does_and_nominates_its_node_and_nobody_is_waited_for(loop):
-    decision = full_for(loop, "schedulerEvicts: false")
-    assert (decision.trainers, decision.stays, decision.hurry) == (3, {"n": 3}, {"n"})
-    assert loop.nominated == [("shop", "web", "n")]
-
-
-def test_a_dry_run_nominates_nothing(loop):
-    full_for(loop, "{schedulerEvicts: false, dryRun: true}")
-    assert loop.nominated == []

@@ -164,15 +164,3 @@ def test_a_configuration_changes_while_it_runs_and_a_bad_one_does_not(world):
     trainers(world.j, 2)
     world.config.write_text("dryRun: false\n")
     trainers(world.j, TWO_NODES)
-
-
-def test_the_planner_makes_room_for_pods_that_preempt_and_nobody_leaves_twice(world):
-    configure(world, "schedulerEvicts: false\ncoolDown: 0s\n")
-    apply(world.j, 2, 20)
-    trainers(world.j, TWO_NODES)
-    before = world.j.pod_uids("trainer")
-    web(world, 4)
-    world.until(lambda: len(webs(world)) == 4, "four pods")
-    trainers(world.j, TWO_NODES - 4)
-    assert len(before & world.j.pod_uids("trainer")) == TWO_NODES - 4, "those that stay are the same"
-    assert len(webs(world)) == 4

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -30,7 +30,7 @@ from shoal.autoscaler.requests import part
 from shoal.autoscaler.view import ClusterView
 from shoal.autoscaler.wish import JobWish
 
-__all__ = ["Autoscaler", "Decision", "Nomination"]
+__all__ = ["Autoscaler", "Decision"]
 
 _TURNED_AWAY_SECONDS: Final = 10.0
 """For so long a minimum has no room before a job that has pods gives all of them up."""
@@ -62,7 +62,6 @@ class Decision:
         why: Why not more, for people.
         comes: Name of a node -> how many new trainers would do best there.
         servers: Names of the nodes where parameter servers without one would.
-        hurry: Names of nodes where who leaves is not waited for: room for a pod of the scheduler's is made there.
     """
 
     trainers: int
@@ -71,24 +70,6 @@ class Decision:
     why: str
     comes: Mapping[str, int] = field(default_factory=dict)
     servers: tuple[str, ...] = ()
-    hurry: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Nomination:
-    """A node that is to be nominated for a pending pod, so that the scheduler evicts nobody for it elsewhere.
-
-    Attributes:
-        uid: Of the pod.
-        namespace: Its.
-        name: Its.
-        node: The node's name.
-    """
-
-    uid: str
-    namespace: str
-    name: str
-    node: str
 
 
 @dataclass
@@ -127,7 +108,6 @@ class Autoscaler:
         planned: Gets each plan, as it is to be told.
         configured: Told at each look whether the configuration's file is as it should be, and whether jobs follow plans.
         failed: Told that no plan could be made.
-        nominate: Gets what is to be nominated where the planner makes room for pods that may preempt.
         clock: Seconds that only go forward.
     """
 
@@ -139,7 +119,6 @@ class Autoscaler:
         planned: Callable[[Plan], None],
         configured: Callable[[bool, bool], None] = _ignore,
         failed: Callable[[], None] = _ignore,
-        nominate: Callable[[Iterable[Nomination]], None] = _ignore,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file = config
@@ -147,7 +126,6 @@ class Autoscaler:
         self._planned = planned
         self._configured = configured
         self._failed = failed
-        self._nominate = nominate
         self._clock = clock
         self._view = ClusterView()
         self._demand = Demand()
@@ -283,8 +261,6 @@ class Autoscaler:
         self._say_unread()
         allocation, self._memory = plan(snapshot, self._memory, policy(self.config))
         self._take(allocation, snapshot)
-        if self.acts and not self.config.scheduler_evicts:
-            self._nominate(_nominations(snapshot, allocation))
         self._planned(self._told(snapshot, allocation, self._clock() - began))
 
     def _told(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
@@ -345,12 +321,11 @@ class Autoscaler:
 
     def _take(self, allocation: Allocation, snapshot: Snapshot) -> None:
         news = []
-        claimed = () if self.config.scheduler_evicts else {claim.node for claim in allocation.claims}
         for job in snapshot.jobs:
             uid, given = job.uid, allocation.jobs[job.uid]
             before = self._decisions.get(uid)
             has_pods = bool(job.held) or (before is not None and before.trainers > 0)
-            decision = self._decided(job, given, snapshot.nodes.names, has_pods=has_pods, claimed=claimed)
+            decision = self._decided(job, given, snapshot.nodes.names, has_pods=has_pods)
             if decision is None or decision == before:
                 continue
             self._decisions[uid] = decision
@@ -361,9 +336,7 @@ class Autoscaler:
         if news and self.acts:
             self._changed(news)
 
-    def _decided(
-        self, job: Job, given: Given, names: tuple[str, ...], *, has_pods: bool, claimed: Collection[int]
-    ) -> Decision | None:
+    def _decided(self, job: Job, given: Given, names: tuple[str, ...], *, has_pods: bool) -> Decision | None:
         """None: it stays with what was decided before."""
         now, turned = self._clock(), self._turned.setdefault(job.uid, _Turned())
         if given.why is Why.QUEUED:
@@ -391,20 +364,8 @@ class Autoscaler:
             why=given.words,
             comes={names[node]: count for node, count in given.comes.items()},
             servers=tuple(names[node] for shape, node in given.others if shape == first),
-            hurry=frozenset(names[node] for node in claimed if job.held.get(node, 0) > given.stays.get(node, 0)),
         )
 
     def _title(self, uid: str) -> str:
         wish = self._wishes[uid][0]
         return f"{wish.namespace}/{wish.name}"
-
-
-def _nominations(snapshot: Snapshot, allocation: Allocation) -> Iterator[Nomination]:
-    """For pods that may preempt, where room is still to be made."""
-    pods = {pod.uid: pod for pod in snapshot.pending}
-    made = {claim.node for claim in allocation.claims if claim.victims}
-    for claim in allocation.claims:
-        pod, comes = pods[claim.pod], claim.node in made or bool(snapshot.nodes.leaving[claim.node].any())
-        if pod.preempts and pod.node != claim.node and comes:
-            namespace, _, name = claim.name.partition("/")
-            yield Nomination(claim.pod, namespace, name, snapshot.nodes.names[claim.node])

@@ -26,7 +26,6 @@ from shoal.operator.election import Election, Times
 from shoal.operator.executor import Executor
 from shoal.operator.feed import Feed
 from shoal.operator.look import Looker
-from shoal.operator.nominator import Nominator
 from shoal.operator.reporter import Reporter
 from shoal.operator.serving import Metrics, serve
 from shoal.operator.store import ClusterStore
@@ -116,7 +115,6 @@ class Operator:
         self._etcd: Store | None = None
         self._feed: Feed | None = None
         self._autoscaler: Autoscaler | None = None
-        self._nominator: Nominator | None = None
         self._plan: Plan | None = None
         self._planned = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -184,14 +182,12 @@ class Operator:
         namespaces = self._settings.namespaces
         self._sweeper = Sweeper(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
         if self._settings.autoscaler:
-            self._nominator = nominator = Nominator(self._kube)
             self._autoscaler = Autoscaler(
                 ConfigFile(self._settings.autoscaler),
                 changed=lambda uids: self._worker.mark(*uids),
                 planned=self._has_planned,
                 configured=self._metrics.configured,
                 failed=self._metrics.not_planned,
-                nominate=nominator.nominate,
             )
         answered = self._store.answered
         executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit, answered=answered)
@@ -231,9 +227,8 @@ class Operator:
             await self._list_until_done(feed)
         self._metrics.leads(leading=True)
         group.create_task(self._sweeper.run())
-        if self._autoscaler is not None and self._nominator is not None:
+        if self._autoscaler is not None:
             group.create_task(self._autoscaler.run())
-            group.create_task(self._nominator.run())
             group.create_task(self._tell_plans())
         self._worker.begin()
         self._worker.mark(*self._store.jobs)

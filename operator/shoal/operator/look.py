@@ -224,8 +224,6 @@ class Looker:
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
         decided = self._decided(view, job, identity, seen)
-        if decided is not None and decided.hurry:
-            overdue |= {pod.index for pod in seen.trainers if pod.node in decided.hurry}
         held = self._autoscaler is not None and self._autoscaler.holds
         if decided is None and not held and not seen.applied and 0 <= _age(view) < _PLAN_SECONDS:
             return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
