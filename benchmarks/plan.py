@@ -407,7 +407,7 @@ def _view(pipe: Pipe) -> None:
     for number in range(VIEW_PODS):
         # Every other pod is a trainer's.
         job = number // 2 % VIEW_JOBS if number % 2 else None
-        view.pod_changed(_pod(number, cpu=500 + number % SHAPES * 100, job=job), now=0.0)
+        view.pod_changed(_pod(number, cpu=500 + (number if job is None else job) % SHAPES * 100, job=job), now=0.0)
     megabytes = _resident_megabytes() - before
     wishes = [
         JobWish(

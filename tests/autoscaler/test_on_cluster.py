@@ -10,7 +10,17 @@ import sys
 
 import pytest
 
-from tests.autoscaler.worlds_on_cluster import TWO_NODES, allocation, apply, configure, trainers, web, webs
+from tests.autoscaler.worlds_on_cluster import (
+    ONE_CPU,
+    SMALL,
+    TWO_NODES,
+    allocation,
+    apply,
+    configure,
+    trainers,
+    web,
+    webs,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -85,6 +95,18 @@ def test_a_job_that_does_not_fit_waits_with_nothing_until_it_does(world):
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
     trainers(world.j, 9)
     world.j.state("Running")
+
+
+def test_servers_stand_together_where_that_leaves_room_for_a_trainer(world):
+    """Of their own accord the scheduler puts one on each node, and a trainer less fits."""
+    two = {"requests": {"cpu": "2", "memory": "64Mi"}}
+    world.j.apply(
+        trainer={"minReplicas": 1, "maxReplicas": 9, "resources": two},
+        parameterServer={"replicas": 2, "resources": ONE_CPU},
+        master={"resources": SMALL},
+    )
+    trainers(world.j, 3)
+    assert len({pod["spec"].get("nodeName") for pod in world.j.all_pods("pserver")}) == 1
 
 
 def test_a_pin_holds_and_goes(world):
