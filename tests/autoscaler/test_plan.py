@@ -139,18 +139,6 @@ def test_for_a_pod_that_preempts_the_scheduler_evicts():
     assert counts(snapshot, policy=replace(Policy(), scheduler_evicts=False)) == {"a": 1}
 
 
-def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
-    """Its victims are deleted a moment after the word that it chose them."""
-    jobs = [job("a", 1, 9, held={0: 2, 1: 2})]
-    snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=[web(node=0, preempts=True)])
-    allocation, memory = plan(snapshot, Memory(), Policy())
-    assert allocation.jobs["a"].stays == {0: 2, 1: 2}
-    gone = [job("a", 1, 9, held={0: 1, 1: 2})]
-    leaving = cluster([[10], [10]], [[5], [5]], gone, pending=[web(node=0, preempts=True)], leaving=[[5], [0]])
-    allocation, _ = plan(leaving, memory, Policy())
-    assert (allocation.jobs["a"].trainers, allocation.jobs["a"].stays) == (3, {0: 1, 1: 2}), "the room is kept"
-
-
 def test_of_pods_that_come_together_as_few_trainers_leave_as_anybody_could_do_with():
     """One that leaves where there is a little room makes room for two."""
     jobs = [job("a", 1, 9, held={0: 2, 1: 2, 2: 2})]
@@ -159,17 +147,6 @@ def test_of_pods_that_come_together_as_few_trainers_leave_as_anybody_could_do_wi
     allocation, _ = plan(snapshot, Memory(), FREE_HAND)
     assert allocation.jobs["a"].stays == {0: 2, 1: 1, 2: 1}
     assert sorted(claim.node for claim in allocation.claims) == [1, 1, 2, 2]
-
-
-def test_where_the_scheduler_was_faster_the_planner_makes_no_room_again():
-    jobs = [job("a", 1, 9, held={0: 2, 1: 2})]
-    pods = [web("first", node=0, preempts=True), web("second", preempts=True)]
-    snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=pods)
-    memory = Memory()
-    for _ in range(2):
-        allocation, memory = plan(snapshot, memory, FREE_HAND)
-        claims = {claim.pod: (claim.nominated, sum(claim.victims.values())) for claim in allocation.claims}
-        assert claims == {"first": (True, 0), "second": (False, 1)}
 
 
 def test_a_pod_that_fits_nowhere_claims_nothing():

@@ -69,8 +69,7 @@ class Claims:
             self._board.put(pod.shape, node)
             before = self._memory.claims.get(pod.uid)
             since = before.since if before is not None and before.node == node else self._snapshot.now
-            theirs = node == pod.node and self._left_to_scheduler(pod)
-            self.made[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since, nominated=theirs)
+            self.made[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
         self._give_back(left)
 
     # --- Parts ---
@@ -90,12 +89,6 @@ class Claims:
 
     def _scheduler_makes_room(self, pod: Pending) -> bool:
         return pod.preempts and self._policy.scheduler_evicts
-
-    def _left_to_scheduler(self, pod: Pending) -> bool:
-        """Whether it chooses who gives way at the node it nominated: always, or as it was faster. They leave a moment later."""
-        before = self._memory.claims.get(pod.uid)
-        ours = before is not None and before.node == pod.node and not before.nominated
-        return self._scheduler_makes_room(pod) or (pod.preempts and not ours)
 
     def _place(self, pod: Pending, spots: list[int]) -> Place | None:
         """Where a pod's room is made; None: nowhere, or that is not to be known here."""
@@ -121,7 +114,7 @@ class Claims:
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
             leavers = self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
             if leavers is not None:
-                return pod.node, [] if self._left_to_scheduler(pod) else leavers
+                return pod.node, leavers
         fits = board.fits(pod.shape)
         before = self._memory.claims.get(pod.uid)
         return (before.node, []) if before is not None and before.node < len(fits) and fits[before.node] else None

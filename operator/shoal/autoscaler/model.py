@@ -186,7 +186,6 @@ class Claim:
         node: Where.
         victims: Job's uid -> trainers that give way.
         since: When it was made.
-        nominated: Whether the scheduler chose the node, and who gives way there.
     """
 
     pod: str
@@ -194,7 +193,6 @@ class Claim:
     node: int
     victims: Mapping[str, int]
     since: float
-    nominated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

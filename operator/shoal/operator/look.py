@@ -227,7 +227,7 @@ class Looker:
         held = self._autoscaler is not None and self._autoscaler.holds
         if decided is None and not held and not seen.applied and 0 <= _age(view) < _PLAN_SECONDS:
             return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
-        decision = decided or _as_before(view)
+        decision = decided or _as_before(view, seen)
         facts = replace(self._facts(view, memory), why=decision.why, autoscaled=treatment(self._autoscaler, job))
         actions: list[Action] = []
         if facts.etcd and decided is not None:  # else nobody can be told before he goes
@@ -366,10 +366,12 @@ class Looker:
         return due
 
 
-def _as_before(view: _View) -> Decision:
-    """What an earlier operator said stands until there is a plan: nothing was scaled to nothing meanwhile."""
+def _as_before(view: _View, seen: Observed) -> Decision:
+    """What an earlier operator said stands until there is a plan, or what it made before it could say so."""
     before = view.before.trainers
-    return Decision(trainers=before.wanted if before is not None else 0, now=0, stays=None, why=_UNDECIDED)
+    there = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
+    wanted = max(before.wanted if before is not None else 0, there)
+    return Decision(trainers=wanted, now=0, stays=None, why=_UNDECIDED)
 
 
 def _age(view: _View) -> float:
