@@ -233,13 +233,9 @@ class _Round:
         wait for them. Without one whoever comes first has the room, and trainers without servers are of no use.
         """
         made = [] if self._seen.secrets else [MakeSecrets()]
-        # Of a budget its controller counts each pod that comes, so it is made when all have, or some are at work.
-        comes = any(isinstance(action, Create) for action in decision.actions)
-        protects = any(pod.works or not comes for pod in self._seen.trainers)
+        # Of a budget its controller counts each pod that comes, so there is one when there is somebody to protect.
         standing = [
-            each
-            for each in self._rendered.standing
-            if each.key[0] != "PodDisruptionBudget" or each.key in self._seen.applied or protects
+            each for each in self._rendered.standing if each.key[0] != "PodDisruptionBudget" or self._seen.trainers
         ]
         before = self._changed(each for each in standing if each.key[0] in _PODS_NEED)
         after = self._changed(each for each in standing if each.key[0] not in _PODS_NEED)
