@@ -70,11 +70,10 @@ def test_without_a_plan_nothing_is_wished_for():
     assert "annotations" not in plain["metadata"]
 
 
-def test_servers_come_first_unless_a_plan_keeps_their_room():
-    def order(places):
+def test_trainers_come_last_with_a_plan_and_without():
+    """A quota may have no room for all of them, and then what follows is not done."""
+    for places in (None, Places(stays={})):
         actions = reconcile(job(), IDENTITY, Observed(), trainers=2, places=places)
-        return [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)]
-
-    needed, found = ["ServiceAccount", "ConfigMap"], ["Service", "Service"]
-    assert order(None) == [*needed, "StatefulSet", "Deployment", "Pod", "Pod", *found]
-    assert order(Places(stays={})) == [*needed, "Pod", "Pod", "StatefulSet", "Deployment", *found]
+        made = [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)]
+        assert made[-4:] == ["StatefulSet", "Deployment", "Pod", "Pod"]
+        assert made.count("Service") == 2

@@ -62,6 +62,22 @@ def test_a_quota_without_room(shared, job, role):
     well(job)
 
 
+def test_a_quota_for_some_of_the_trainers_leaves_a_job_at_work(shared, job):
+    """One of the surplus of three has room; all that is not a trainer is made nevertheless."""
+    scope = {"scopeName": "PriorityClass", "operator": "In", "values": ["shoal-surplus"]}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "some"},
+             "spec": {"hard": {"pods": "1"}, "scopeSelector": {"matchExpressions": [scope]}}}  # fmt: skip
+    shared.kubectl("create", "-f", "-", input=json.dumps(quota))
+    try:
+        shared.until(lambda: "1" in shared.kubectl("get", "quota", "some", "-o", "jsonpath={.status.hard.pods}"), "it")
+        job.apply(trainer={"minReplicas": 2, "maxReplicas": 5, "replicas": 5})
+        job.state("Running")
+        job.until(lambda: sum(each.startswith("Service ") for each in job.made()) == 2, "its Services")
+        assert len(job.pods("trainer")) == 3
+    finally:
+        shared.kubectl("delete", "quota", "some")
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [("ErrImagePull", "ImagePullFailed"), ("ImagePullBackOff", "ImagePullFailed"),

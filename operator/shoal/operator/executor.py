@@ -1,10 +1,9 @@
-"""Carries out what ``reconcile`` named: one job's actions in order, pods that follow each other side by side."""
+"""Carries out what ``reconcile`` named: one job's actions in order, its pods side by side."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from shoal.api import TrainingJob
@@ -67,18 +66,13 @@ class Executor:
             KubeError: The API server refused something, or was away for too long.
             StoreError: etcd did.
         """
-        for pods, group_of in groupby(actions, key=lambda action: isinstance(action, CreatePod | DeletePod)):
-            if pods:
-                await self._pods(job, group_of)
-            else:
-                for action in group_of:
-                    await self._one(job, identity, action)
-
-    async def _pods(self, job: TrainingJob, actions: Iterable[Action]) -> None:
+        pods = [action for action in actions if isinstance(action, CreatePod | DeletePod)]
+        for action in actions:
+            if not isinstance(action, CreatePod | DeletePod):
+                await self._one(job, identity, action)
         async with asyncio.TaskGroup() as group:
-            for each in actions:
-                if isinstance(each, CreatePod | DeletePod):
-                    group.create_task(self._pod(job, each))
+            for each in pods:
+                group.create_task(self._pod(job, each))
 
     async def _one(self, job: TrainingJob, identity: Identity, action: Action) -> None:
         match action:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -134,8 +134,6 @@ class Tell:
     wanted: Wanted
 
 
-_PODS_NEED: Final = {"ServiceAccount", "ConfigMap"}
-
 Action = MakeSecrets | Apply | CreatePod | DeletePod | Tell
 
 
@@ -227,21 +225,14 @@ class _Round:
     # --- Parts ---
 
     def _whole(self, decision: Decision) -> list[Action]:
-        """All of a job at work: first what pods need to begin at all, last what they need to find each other.
-
-        Where a plan keeps room for master and servers they may come after the trainers, so that a job's many pods need not
-        wait for them. Without one whoever comes first has the room, and trainers without servers are of no use.
-        """
+        """All of a job at work. Trainers come last: a quota that has no room for all of them stops nothing else."""
         made = [] if self._seen.secrets else [MakeSecrets()]
         # Of a budget its controller counts each pod that comes, so there is one when there is somebody to protect.
         standing = [
             each for each in self._rendered.standing if each.key[0] != "PodDisruptionBudget" or self._seen.trainers
         ]
-        before = self._changed(each for each in standing if each.key[0] in _PODS_NEED)
-        after = self._changed(each for each in standing if each.key[0] not in _PODS_NEED)
-        trainers, others = self._carried_out(decision, suspend=False), self._running()
-        pods = (trainers, others) if self._places.stays is not None else (others, trainers)
-        return [*made, *before, *pods[0], *pods[1], *after]
+        trainers = self._carried_out(decision, suspend=False)
+        return [*made, *self._changed(standing), *self._running(), *trainers]
 
     def _running(self) -> Iterable[Action]:
         return self._scaled(servers=self._job.servers, masters=1)
