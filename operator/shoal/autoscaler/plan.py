@@ -13,7 +13,7 @@ What runs stays unless somebody has need of its room: a plan that is carried out
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -22,7 +22,7 @@ from shoal.autoscaler.beside import beside
 from shoal.autoscaler.board import Board, Leaver, fitting
 from shoal.autoscaler.claims import Claims
 from shoal.autoscaler.growth import Growth
-from shoal.autoscaler.model import Allocation, Counts, Job, Memory, Pending, Policy, Snapshot
+from shoal.autoscaler.model import Allocation, Counts, Job, Memory, Policy, Snapshot
 from shoal.autoscaler.outcome import outcome
 from shoal.autoscaler.rooms import Rooms
 
@@ -73,11 +73,11 @@ class _Plan:
         self._shrink()
         self._relieve()
         highest = max((job.priority for job in self._jobs), default=0)
-        above, between = _split(self._snapshot.pending, lambda pod: pod.priority > highest)
-        self._claims.serve(above)
+        pending = self._snapshot.pending
+        self._claims.serve(pod for pod in pending if pod.priority > highest)
         self._minimums()
         # Who ranks no higher than some minimum comes after these, and before all growth.
-        self._claims.serve(between)
+        self._claims.serve(pod for pod in pending if pod.priority <= highest)
         self._keep_spare()
         growth = Growth(
             board, self._rooms, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
@@ -256,7 +256,9 @@ class _Plan:
         board, own = self._board, int(self._board.shape[job])
         tiers = board.tiers(surplus_below=board.classes, minimums_below=int(board.rank[job]))
         lacks = max(0, int(board.min[job] - board.count[job]))
-        units = [(shape, False) for shape, count in self._jobs[job].fixed for _ in range(count)]
+        # One that lost trainers after it was admitted has the room for its servers still.
+        fixed = () if job in self._others else self._jobs[job].fixed
+        units = [(shape, False) for shape, count in fixed for _ in range(count)]
         units += [(own, True)] * lacks
         if self._hopeless(Counter(shape for shape, _ in units), tiers):
             return False
@@ -278,7 +280,7 @@ class _Plan:
             board.add(job, node) if mine else board.put(shape, node)
             done.append((shape, mine, node, leavers))
         board.settle(job, int(board.min[job]))
-        self._others[job] = [(shape, node) for shape, mine, node, _ in done if not mine]
+        self._others.setdefault(job, []).extend((shape, node) for shape, mine, node, _ in done if not mine)
         return True
 
     def _spots(self, count: int, shape: int, trainer: int, tiers: Sequence[int]) -> list[int]:
@@ -351,8 +353,10 @@ class _Plan:
         self._board.changes = changes
 
     def _turn_away(self, job: int) -> None:
-        """Without its minimum a job has nothing."""
+        """Without its minimum a job has nothing, and no room is kept for its servers."""
         self._queued.add(job)
+        for shape, node in self._others.pop(job, ()):
+            self._board.put(shape, node, -1)
         for node, count in self._board.at(job).items():
             for _ in range(count):
                 self._board.leave(job, node)
@@ -383,12 +387,3 @@ def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
     weight = np.array([job.weight for job in jobs], dtype=np.float64)
     steps: np.ndarray = np.maximum(dominant[shape], 1e-12) / weight
     return steps
-
-
-def _split(pods: Iterable[Pending], holds: Callable[[Pending], bool]) -> tuple[list[Pending], list[Pending]]:
-    """Those of which it holds, and the others."""
-    yes: list[Pending] = []
-    no: list[Pending] = []
-    for pod in pods:
-        (yes if holds(pod) else no).append(pod)
-    return yes, no

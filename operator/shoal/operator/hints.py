@@ -8,25 +8,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-__all__ = ["NODES", "hinted", "together"]
+__all__ = ["NODES", "hinted"]
 
 NODES: Final = "shoal.dev/nodes"
 """The annotation of a controller whose pods have such a wish: the nodes."""
 
 _MOST_NODES: Final = 100
 """Named in one pod: a job with more servers than that fills its nodes anyway."""
-_NOBODY: Final = {"matchLabels": {"shoal.dev/role": "nobody"}}
+_NO_SPREAD: Final = {
+    "maxSkew": 1,
+    "topologyKey": "kubernetes.io/hostname",
+    "whenUnsatisfiable": "ScheduleAnyway",
+    "labelSelector": {"matchLabels": {"shoal.dev/role": "nobody"}},
+}
 
 
-def hinted(pod: Mapping[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
+def hinted(pod: Mapping[str, Any], nodes: Iterable[str], *, together: bool = False) -> dict[str, Any]:
     """A pod (or a template of one) that would like to be on one of these nodes.
 
     Args:
         pod: With a spec.
         nodes: Their names; none: no wish.
+        together: It may stand beside its like. The scheduler spreads a controller's pods over nodes unless they say how they
+            want to be spread, and that weighs more than our wish: a constraint that counts nobody takes its place.
     """
     named = list(dict.fromkeys(nodes))[:_MOST_NODES]
-    affinity = pod["spec"].get("affinity") or {}
+    spec = pod["spec"]
+    affinity = spec.get("affinity") or {}
     own = affinity.get("nodeAffinity") or {}
     if not named or own.get("preferredDuringSchedulingIgnoredDuringExecution"):
         return dict(pod)
@@ -35,21 +43,7 @@ def hinted(pod: Mapping[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
         for node in named
     ]
     wish = {"nodeAffinity": {**own, "preferredDuringSchedulingIgnoredDuringExecution": wishes}}
-    return {**pod, "spec": {**pod["spec"], "affinity": {**affinity, **wish}}}
-
-
-def together(pod: Mapping[str, Any]) -> dict[str, Any]:
-    """A controller's pod that may stand beside its like.
-
-    The scheduler spreads a controller's pods over nodes unless they say how they want to be spread, and that weighs more
-    than our wish. A constraint that counts nobody takes the place of its default.
-    """
-    if pod["spec"].get("topologySpreadConstraints"):
-        return dict(pod)
-    constraint = {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": _NOBODY,
-    }
-    return {**pod, "spec": {**pod["spec"], "topologySpreadConstraints": [constraint]}}
+    spread = (
+        {} if not together or spec.get("topologySpreadConstraints") else {"topologySpreadConstraints": [_NO_SPREAD]}
+    )
+    return {**pod, "spec": {**spec, "affinity": {**affinity, **wish}, **spread}}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from shoal.api import TrainingJob
-from shoal.operator.hints import NODES, hinted, together
+from shoal.operator.hints import NODES, hinted
 from shoal.operator.pods import (
     GROUP,
     MASTER_PORT,
@@ -115,7 +115,7 @@ def servers(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Seque
         "serviceName": names(job)["pserver"],
         "podManagementPolicy": "Parallel",
         "selector": _selector(job, identity, "pserver"),
-        "template": hinted(together(server_pod(job, identity)), nodes) if nodes else server_pod(job, identity),
+        "template": hinted(server_pod(job, identity), nodes, together=True),
         "revisionHistoryLimit": 1,
         # Claims go with the job; a job that is only paused keeps them.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},

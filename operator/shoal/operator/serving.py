@@ -49,11 +49,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from shoal.api.plan import Plan
+from shoal.autoscaler.model import Why
 
 __all__ = ["Health", "Metrics", "serve"]
 
 _PLAN_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_QUEUED: Final = "Queued"
 _LOOK_BUCKETS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 
 log = logging.getLogger("shoal.operator")
@@ -172,7 +172,7 @@ _OF_LAST_PLAN: Final[Sequence[tuple[str, str, Callable[[Plan], float]]]] = (
     ("plan_timestamp_seconds", "when it was made", lambda plan: datetime.fromisoformat(plan.time).timestamp()),
     ("last_plan_seconds", "how long it took", lambda plan: plan.seconds),
     ("jobs", "jobs that want trainers", lambda plan: len(plan.jobs)),
-    ("jobs_queued", "jobs that wait for their minimum", lambda plan: sum(job.why == _QUEUED for job in plan.jobs)),
+    ("jobs_queued", "jobs that wait for their minimum", lambda plan: sum(job.why == Why.QUEUED for job in plan.jobs)),
     ("trainers", "trainers that have a node", lambda plan: sum(job.trainers for job in plan.jobs)),
     ("trainers_given", "trainers that jobs are given", lambda plan: sum(job.given for job in plan.jobs)),
     ("claims", "pending pods of others for which room is kept or made", lambda plan: len(plan.claims)),
