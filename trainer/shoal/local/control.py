@@ -110,7 +110,8 @@ async def _ask(state: StateFolder, question: Question) -> Status | No:
     )
     try:
         caller.send(question)
-        answer = await asyncio.wait_for(caller.receive(), 10.0)
+        async with asyncio.timeout(10.0):
+            answer = await caller.receive()
         return answer if isinstance(answer, No) else answer.status
     finally:
         caller.close()

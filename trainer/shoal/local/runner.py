@@ -117,7 +117,8 @@ class Runner:
     async def _until_finished(self) -> None:
         while not self._finished.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._finished.wait(), _TICK_SECONDS)
+                async with asyncio.timeout(_TICK_SECONDS):
+                    await self._finished.wait()
             now = time.monotonic()
             self._do(self._supervisor.tick(now))
             for level, text in self._events.due(now):

@@ -266,7 +266,8 @@ class Service:
             self._confirm_lead()
             self._after()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), TICK_SECONDS)
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._stop.wait()
 
     def _confirm_lead(self) -> None:
         """Rule 11: a commit that succeeds after the question was answered shows that this master led then."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from shoal.pserver.eager import without_compiler
+from shoal.pserver.optimizers import import_all
 from shoal.pserver.service import Service
 from shoal.wire import auth, environment, logs
 
@@ -32,6 +34,8 @@ def main() -> int:
     parser.add_argument("--snapshots", type=Path, required=True, help="the folder of this server's snapshots")
     arguments = parser.parse_args()
     logs.set_up()
+    without_compiler()
+    import_all()
     log.info("starting; what it imports took %.2f s", process_age())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

@@ -28,6 +28,7 @@ __all__ = [
     "check_sparse",
     "from_json",
     "group_options",
+    "import_all",
     "keeps_gradients",
     "optimizer_name",
     "row_state",
@@ -228,6 +229,6 @@ def _to_json(name: str, value: Any) -> Any:
     raise UnsupportedOptimizer(f"{name} is {value!r}; give it as a number")
 
 
-# torch imports much of itself (seconds of it) when the first optimizer is made. That belongs to the imports, not to the
-# moment when a slot is restored or a trainer joins.
-torch.optim.SGD([torch.zeros(1)], lr=0.1)
+def import_all() -> None:
+    """What torch imports when the first optimizer is made: rather now than when a slot is restored or a trainer joins."""
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)

@@ -1,0 +1,58 @@
+"""A process without PyTorch's compiler computes the same, and starts without what the compiler imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, sys
+from shoal.pserver import eager, optimizers, service
+if sys.argv[1] == "without":
+    eager.without_compiler()
+optimizers.import_all()
+import torch
+found = {}
+for name in (*optimizers.DENSE, *optimizers.SPARSE):
+    torch.manual_seed(0)
+    values = torch.nn.Parameter(torch.randn(7, 3))
+    made = optimizers.build(name, [values], {"lr": 0.1})
+    for _ in range(3):
+        made.zero_grad()
+        values.grad = torch.randn(7, 3)
+        if name == "SparseAdam":
+            values.grad = values.grad.to_sparse(1)
+        made.step()
+    made.load_state_dict(made.state_dict())
+    found[name] = [values.tolist(), len(made.state_dict()["state"])]
+imported = "torch._dynamo.eval_frame" in sys.modules
+print(json.dumps([found, imported, torch._dynamo.is_compiling.__module__, "torch._dynamo.eval_frame" in sys.modules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def computed():
+    def run(how):
+        command = [sys.executable, "-W", "error", "-c", PROGRAM, how]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return {how: run(how) for how in ("with", "without")}
+
+
+def test_every_optimizer_computes_the_same(computed):
+    assert computed["with"][0] == computed["without"][0]
+    assert len(computed["with"][0]) == 11
+
+
+def test_the_compiler_is_not_imported(computed):
+    assert (computed["with"][1], computed["without"][1]) == (True, False)
+
+
+def test_whoever_asks_for_more_gets_the_compiler(computed):
+    assert computed["with"][2:] == computed["without"][2:]
+    assert computed["without"][3]
