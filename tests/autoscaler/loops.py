@@ -90,8 +90,8 @@ def trainer(uid, index, where, revision=1):
     }  # fmt: skip
 
 
-def pod():
-    return {"spec": {"containers": [{"name": "trainer", "resources": {"requests": {"cpu": "1"}}}]}}
+def pod(cpu="1"):
+    return {"spec": {"containers": [{"name": "trainer", "resources": {"requests": {"cpu": cpu}}}]}}
 
 
 def wish(uid, low, high, **more):

@@ -1,4 +1,7 @@
-"""What may be configured, in which words the rest is refused, and what becomes of it when the file changes."""
+"""What may be configured, in which words the rest is refused, and what becomes of it when the file changes.
+
+One module: each refusal is a line of one table, and the tables share their texts.
+"""
 
 from __future__ import annotations
 

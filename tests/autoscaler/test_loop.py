@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+
 import pytest
 
 from tests.autoscaler.loops import Loop, node, pod, trainer, wish
@@ -23,6 +26,47 @@ def test_a_job_is_given_what_there_is_and_told_once(loop):
     assert loop.made.decision("a").why == "no node has room for cpu 1"
 
 
+def test_what_is_no_news_to_a_plan_makes_none(loop):
+    plans = []
+
+    async def live():
+        loop.made_one = asyncio.Event()
+        running = asyncio.create_task(loop.made.run())
+
+        async def told(*news):
+            for each in news:
+                loop.made.saw("Node", each)
+            await asyncio.sleep(0.2)
+            plans.append(loop.made_one.is_set())
+            loop.made_one.clear()
+
+        await told(node("n"))
+        await told(*(node("n", revision=revision) for revision in range(2, 9)))
+        await told(node("n", cpu="5", revision=9))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    loop.looked = asyncio.Event()
+    asyncio.run(live())
+    assert plans == [True, False, True]
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_it_ends_when_it_is_told_to_whatever_comes_at_that_moment(loop, turns):
+    async def live():
+        loop.made_one, loop.looked = asyncio.Event(), asyncio.Event()
+        running = asyncio.create_task(loop.made.run())
+        await asyncio.sleep(0.05)
+        loop.made.saw("Node", node("n"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait({running}, timeout=1)
+        return running.cancelled()
+
+    assert asyncio.run(live())
+
+
 def test_what_stays_is_told_by_the_names_of_nodes(loop):
     for name in "nm":
         loop.made.saw("Node", node(name))
@@ -31,6 +75,60 @@ def test_what_stays_is_told_by_the_names_of_nodes(loop):
     loop.made.wants("a", wish("a", 1, 3))
     loop.plan()
     assert loop.made.decision("a").stays == {"n": 2, "m": 1}
+
+
+@pytest.mark.parametrize("master", ["1", "3"])
+def test_servers_and_master_are_told_where_they_would_be_best(loop, master):
+    for name in "nm":
+        loop.made.saw("Node", node(name))
+    fixed = ((pod(), 4, "pserver"), (pod(cpu=master), 1, "master"))
+    loop.made.wants("a", wish("a", 1, 9, fixed=fixed))
+    loop.plan()
+    decided = loop.made.decision("a")
+    assert (len(decided.servers), len(decided.master)) == (4, 1)
+    taken = Counter(decided.servers) + Counter(decided.comes) + Counter({decided.master[0]: int(master)})
+    assert dict(taken) == {"n": 4, "m": 4}
+    loop.made.wants("b", wish("b", 0, 9))
+    loop.plan()
+    assert (loop.made.decision("b").servers, loop.made.decision("b").master) == ((), ())
+
+
+@pytest.fixture
+def waiting(loop):
+    """A job whose server's room, and its trainer's, has been made, and is still another one's."""
+    loop.made.saw("Node", node("n"))
+    for index in range(4):
+        loop.made.saw("Pod", trainer("a", index, "n"))
+    loop.made.wants("a", wish("a", 1, 4))
+    loop.made.wants("b", wish("b", 1, 1, fixed=((pod(), 1, "pserver"),)))
+    loop.plan()
+    decided = loop.made.decision("b")
+    assert (loop.trainers("a"), decided.servers, decided.now, decided.servers_wait) == (2, ("n",), 0, True)
+    return loop
+
+
+def test_servers_wait_until_their_room_is_free_and_go_before_trainers(waiting):
+    for index, soon in ((3, 0), (2, 1)):
+        waiting.made.saw("Pod", trainer("a", index, "n", revision=2), gone=True)
+        waiting.plan()
+        decided = waiting.made.decision("b")
+        assert (decided.servers_wait, decided.now) == (False, soon)
+
+
+def test_servers_do_not_wait_for_ever_for_somebody_who_does_not_leave(waiting):
+    for seconds, waits in ((10, True), (20, False)):
+        waiting.clock.now += seconds
+        waiting.plan()
+        assert waiting.made.decision("b").servers_wait == waits
+
+
+def test_servers_of_a_job_that_was_turned_away_meanwhile_wait_anew(waiting):
+    # One that was given something is turned away after 10 s, and rests for half a minute.
+    for least, seconds, given, waits in ((4, 1, 1, True), (4, 10, 0, False), (1, 60, 1, True)):
+        waiting.clock.now += seconds
+        waiting.made.wants("a", wish("a", least, 4))
+        waiting.plan()
+        assert (waiting.trainers("b"), waiting.made.decision("b").servers_wait) == (given, waits)
 
 
 def test_jobs_rank_by_the_classes_of_their_minimum(loop):
@@ -57,6 +155,7 @@ def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_come
     loop.made.saw("Node", node("m", revision=2), gone=True)
     loop.plan()
     assert loop.trainers("a") == 8, "it may be for a moment only"
+    assert loop.made.decision("a").stays is None, "and who dies meanwhile is replaced wherever there is room"
     loop.clock.now += 11
     loop.plan()
     assert loop.trainers("a") == 0
@@ -100,9 +199,11 @@ def test_a_plan_that_fails_leaves_all_as_it_was(loop, monkeypatch, caplog):
     def broken(*_):
         raise ArithmeticError("a bug")
 
+    assert loop.made.decision("a").stays is not None
     monkeypatch.setattr("shoal.autoscaler.loop.plan", broken)
     loop.plan()
     assert loop.trainers("a") == 4
+    assert loop.made.decision("a").stays is None, "who dies is replaced without waiting for a plan"
     assert "no plan could be made" in caplog.text
     assert loop.failures == 1
 

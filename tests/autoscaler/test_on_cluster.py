@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -175,6 +176,16 @@ def test_an_operator_that_is_killed_goes_on_from_what_runs(world):
     trainers(world.j, TWO_NODES - 2)
     assert world.j.pod_uids("trainer") <= before, "those that stay are the same"
     assert not [reason for reason, _ in world.j.events() if reason == "Queued"], "it never stood in line"
+
+
+def test_a_job_that_came_while_no_operator_ran_never_stands_in_line(world):
+    world.end()
+    apply(world.j, 2, 20)
+    created = datetime.fromisoformat(world.j.found["metadata"]["creationTimestamp"])
+    world.until(lambda: datetime.now(UTC) - created > timedelta(seconds=7), "some time to pass")
+    world.start()
+    trainers(world.j, TWO_NODES)
+    assert not [reason for reason, _ in world.j.events() if reason == "Queued"]
 
 
 def test_a_configuration_changes_while_it_runs_and_a_bad_one_does_not(world):

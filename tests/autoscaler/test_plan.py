@@ -74,6 +74,11 @@ def test_a_minimum_needs_room_for_servers_too():
     assert counts(cluster([[18]], [[5], [4]], jobs)) == {"a": 2}
 
 
+def test_servers_have_their_room_before_trainers_which_make_the_best_of_the_rest():
+    """Two servers of 4 fill the node of 8, which has room for one trainer; the other node has room for three."""
+    assert counts(cluster([[8], [15]], [[5], [4]], [job("a", 1, 60, fixed=((1, 2),))])) == {"a": 3}
+
+
 def test_a_job_that_is_larger_than_the_cluster_is_told_so():
     made = plan(cluster([[18000]] * 4, [[5000]], [job("a", 40, 60)]), Memory(), FREE_HAND)[0].jobs["a"]
     assert (made.trainers, made.words) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best: too little cpu")
@@ -137,6 +142,18 @@ def test_for_a_pod_that_preempts_the_scheduler_evicts():
     snapshot = cluster([[10]], [[5], [5]], jobs, pending=[web(preempts=True)])
     assert counts(snapshot, policy=Policy()) == {"a": 2}
     assert counts(snapshot, policy=replace(Policy(), scheduler_evicts=False)) == {"a": 1}
+
+
+def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
+    """Its victims are deleted a moment after the word that it chose them."""
+    jobs = [job("a", 1, 9, held={0: 2, 1: 2})]
+    snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=[web(node=0, preempts=True)])
+    allocation, memory = plan(snapshot, Memory(), Policy())
+    assert allocation.jobs["a"].stays == {0: 2, 1: 2}
+    gone = [job("a", 1, 9, held={0: 1, 1: 2})]
+    leaving = cluster([[10], [10]], [[5], [5]], gone, pending=[web(node=0, preempts=True)], leaving=[[5], [0]])
+    allocation, _ = plan(leaving, memory, Policy())
+    assert (allocation.jobs["a"].trainers, allocation.jobs["a"].stays) == (3, {0: 1, 1: 2}), "the room is kept"
 
 
 def test_of_pods_that_come_together_as_few_trainers_leave_as_anybody_could_do_with():

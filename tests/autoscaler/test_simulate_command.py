@@ -202,6 +202,20 @@ class TestPlot:
         assert list(times) == sorted(times)
         assert calls["set_title"] == (("fixed",), {})
 
+    def test_more_bands_than_colours_can_be_drawn(self):
+        calls = {}
+
+        class Axes:
+            def __getattr__(self, name):
+                return lambda *values, **options: calls.__setitem__(name, (values, options))
+
+        draw(
+            Axes(), Bands(times=(0.0, 1.0), cores={str(n): (1.0, 1.0) for n in range(30)}, capacity=30.0), title="many"
+        )
+        _, options = calls["stackplot"]
+        assert len(options["colors"]) == 30
+        assert None not in options["colors"]
+
     def test_without_matplotlib_it_says_what_to_install_before_the_work(self, small, capsys, monkeypatch):
         def missing(name):
             raise ImportError(name)

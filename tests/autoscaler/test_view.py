@@ -1,4 +1,7 @@
-"""The cluster as it is known from events, against a model that looks at every manifest each time."""
+"""The cluster as it is known from events, against a model that looks at every manifest each time.
+
+One module: the single cases and the model speak of the same few manifests.
+"""
 
 from __future__ import annotations
 
@@ -214,6 +217,19 @@ def test_events_that_come_twice_or_late():
     view.node_changed(node(revision=7), gone=True)
     view.node_changed(node(revision=6))
     assert cpu_of(view) == {}
+
+
+def test_what_kubelets_write_all_the_time_is_no_news():
+    view = ClusterView()
+    heartbeat = node(revision=2)
+    heartbeat["status"]["conditions"].append({"type": "MemoryPressure", "status": "False", "lastHeartbeatTime": "t"})
+    assert [view.node_changed(each) for each in (node(revision=1), heartbeat)] == [True, False]
+    assert view.node_changed(node(revision=3, cordoned=True))
+    life = [pod(phase="Pending"), pod(at="n", phase="Pending"), pod(at="n"), pod(at="n", status={"podIP": "10.1.1.1"})]
+    assert [view.pod_changed(each, now=0.0) for each in life] == [True, True, False, False]
+    assert view.pod_changed(pod(at="n", going=True), now=0.0)
+    assert [view.pod_changed(pod(at="n"), now=0.0, gone=True) for _ in range(2)] == [True, False]
+    assert [view.node_changed(node(), gone=True) for _ in range(2)] == [True, False]
 
 
 def test_a_pod_that_was_replaced_by_another_of_its_name():
@@ -486,8 +502,11 @@ class Both:
     def tell(self, kind, made, *, now, gone):
         self.told.append((kind, made, gone))
         rest = {"now": float(now)} if kind == "pod" else {}
-        getattr(self.view, f"{kind}_changed")(made, gone=gone, **rest)
+        wishes = [WISHES[each] for each in self.wishes]
+        before = self.model.answer(wishes, float(now))
+        news = getattr(self.view, f"{kind}_changed")(made, gone=gone, **rest)
         getattr(self.model, kind)(made, gone=gone, **rest)
+        assert news or self.model.answer(wishes, float(now)) == before, "a plan would be another one"
 
     def relist(self, kind, lost):
         there = self.model.pods if kind == "Pod" else self.model.nodes

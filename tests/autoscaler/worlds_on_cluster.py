@@ -36,11 +36,10 @@ def world(cluster, tmp_path):
     nodes = cluster.add_nodes(2, cpu="4", memory="16Gi")
     with run_etcd(tmp_path / "etcd") as etcd, fresh_namespace(cluster) as namespace:
         port = free_ports(1)[0]
-        world = World(
-            cluster, namespace, etcd, tmp_path, *CLASSES, "--autoscaler", str(file), "--lease", f"{namespace}/operator",
-            "--serve", f"127.0.0.1:{port}",
-        )  # fmt: skip
+        shared = (*CLASSES, "--autoscaler", str(file), "--lease", f"{namespace}/operator")
+        world = World(cluster, namespace, etcd, tmp_path, *shared, "--serve", f"127.0.0.1:{port}")
         world.nodes, world.config, world.port = nodes, file, port
+        world.second = World(cluster, namespace, etcd, tmp_path / "etcd", *shared)
         world.start()
         try:
             with Masters(world.api, etcd.endpoint, namespace) as world.masters:
@@ -49,6 +48,7 @@ def world(cluster, tmp_path):
         finally:
             ended = world.end()
             world.api.close()
+            world.second.api.close()
             cluster.kubectl("delete", "nodes", *world.nodes, "--ignore-not-found")
         # One that was started a moment ago has no handler yet.
         assert ended in {0, -signal.SIGTERM}, world.log()
@@ -87,10 +87,11 @@ def allocation(job):
     return job.status().get("allocation", {})
 
 
-def web(world, replicas):
-    """A Deployment of ordinary pods of one CPU."""
+def web(world, replicas, **pods):
+    """A Deployment of ordinary pods of one CPU, of which more may be said."""
     containers = [{"name": "web", "image": "web", "resources": ONE_CPU}]
-    template = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": containers, "terminationGracePeriodSeconds": 0}}  # fmt: skip
+    spec = {"containers": containers, "terminationGracePeriodSeconds": 0, **pods}
+    template = {"metadata": {"labels": {"app": "web"}}, "spec": spec}
     spec = {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": template}
     world.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec})
 

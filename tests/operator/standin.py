@@ -44,6 +44,8 @@ class Masters:
     """Uid -> Complete or Failed: what a test wants to happen."""
     quiet: set[str] = field(default_factory=set)
     """Uids of jobs whose masters commit nothing from now on."""
+    slow: set[str] = field(default_factory=set)
+    """Uids of jobs whose trainers are not through with their batch: nobody leaves yet."""
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -107,10 +109,21 @@ class Masters:
             outcome = {"state": end, "reason": "as the test wants it", "files": {}, "account": account}
             self._put(keys.outcome, outcome)
         for pod in list(running["trainer"]):
-            if end or wanted.leaves(_index(pod)):
+            if end or (wanted.leaves(_index(pod)) and keys.uid not in self.slow):
                 self._end(pod)
                 running["trainer"].remove(pod)
         self._publish(keys, running, end, kept=keys.progress in records)
+
+    def members(self, uid: str) -> list[int]:
+        """Whom the job's master has said to be here."""
+        found = self._written.get(uid)
+        return list(found[0].trainers) if found is not None else []
+
+    def told(self, uid: str) -> list[int]:
+        """Whom the operator wants to leave."""
+        (keys,) = [each for each in self._jobs if each.uid == uid] or [None]
+        found = self._store.get(keys.wanted) if keys is not None else None
+        return msgspec.json.decode(found.value, type=Wanted).drain if found is not None else []
 
     def _publish(self, keys: JobKeys, running: dict[str, list[Any]], end: str, *, kept: bool) -> None:
         trainers = sorted(map(_index, running["trainer"])) if running["pserver"] else []

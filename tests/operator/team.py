@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.processes import free_ports
-from tests.operator.world import ROOT, World
+from tests.operator.world import World, spawn
 
 __all__ = ["Member", "Team"]
 
@@ -68,14 +64,13 @@ class Team(World):
     def join(self, name: str, *arguments: str, kubeconfig=None, lease: bool = True) -> Member:
         port = free_ports(1)[0]
         chosen = ["--lease", f"{self.namespace}/shoal"] if lease else []
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.operator.counted", "--etcd", self.etcd.endpoint, "--namespace",
-                 self.namespace, "--serve", f"127.0.0.1:{port}", *chosen, *arguments],
-                env={**os.environ, "KUBECONFIG": str(kubeconfig or self.cluster.kubeconfig),
-                     "COUNT_INTO": str(self.folder / f"{name}.sent")},
-                cwd=ROOT, stdout=log, stderr=log,
-            )  # fmt: skip
+        process = spawn(
+            ["-m", "tests.operator.counted", "--etcd", self.etcd.endpoint, "--namespace", self.namespace,
+             "--serve", f"127.0.0.1:{port}", *chosen, *arguments],
+            kubeconfig=kubeconfig or self.cluster.kubeconfig,
+            log=self.folder / f"{name}.log",
+            COUNT_INTO=str(self.folder / f"{name}.sent"),
+        )  # fmt: skip
         self.members[name] = Member(name, process, port, self.folder)
         self.until(lambda: self.members[name].ask("/readyz")[0] == 200, f"{name} to be ready")
         return self.members[name]
@@ -104,7 +99,5 @@ class Team(World):
     def close(self) -> None:
         self.api.close()
         for each in self.members.values():
-            with contextlib.suppress(ProcessLookupError):
-                if each.process.poll() is None:
-                    each.process.kill()
-                    each.process.wait(30)
+            each.process.kill()
+            each.process.wait(30)

@@ -51,6 +51,13 @@ def prepare(cluster) -> None:
     cluster.add_nodes(3)
 
 
+def until_gone(cluster):
+    """Until nothing of the job is left."""
+    kinds = "pods,statefulsets,deployments,services,pdb"
+    chosen = ["-n", NAMESPACE, "-l", "shoal.dev/job=j"]
+    cluster.until(lambda: not cluster.get(kinds, *chosen)["items"], "all to go")
+
+
 @contextlib.contextmanager
 def a_team(cluster, folder):
     with run_etcd(folder / "etcd") as etcd:
@@ -59,9 +66,7 @@ def a_team(cluster, folder):
             with Masters(team.api, etcd.endpoint, NAMESPACE) as team.masters:
                 yield team
                 cluster.kubectl("delete", "tj", "--all", "-n", NAMESPACE)
-                kinds = "pods,statefulsets,deployments,services,pdb"
-                chosen = ["-n", NAMESPACE, "-l", "shoal.dev/job=j"]
-                cluster.until(lambda: not cluster.get(kinds, *chosen)["items"], "all to go")
+                until_gone(cluster)
                 cluster.kubectl("delete", "leases", "-n", NAMESPACE, "--all")
         finally:
             team.close()
@@ -129,19 +134,30 @@ def test_a_leader_whose_api_server_hangs_ends_itself_and_leads_again(team):
 
 def test_a_history_that_is_compacted_away_with_deletions_in_it(team):
     operator = begin(team, lease=False)
-    team.cluster.kill("kube-controller-manager")
-    team.cluster.kill("kube-apiserver")
-    # What was deleted while nobody watched, of which no watch can ever tell.
-    with grpc.insecure_channel(team.cluster._layout.at("etcd").removeprefix("http://")) as channel:
-        gone = rpc.KVStub(channel).DeleteRange(
-            rpc.DeleteRangeRequest(key=f"/registry/pods/{NAMESPACE}/j-trainer-1".encode())
-        )
-    assert gone.deleted == 1
-    compact(team.cluster)
-    team.cluster.launch("kube-apiserver")
-    team.cluster.launch("kube-controller-manager")
+    delete_unseen(team.cluster, f"/registry/pods/{NAMESPACE}/j-trainer-1")
     team.j.at_work([0, 1])
     assert operator.process.poll() is None
+
+
+def test_the_only_job_is_deleted_unseen(team):
+    """A watch that begins anew lists no job then, so nothing comes of it that would tell the operator."""
+    operator = begin(team, lease=False)
+    delete_unseen(team.cluster, f"/registry/shoal.dev/trainingjobs/{NAMESPACE}/j")
+    team.until(lambda: operator.metric("shoal_jobs") == 0, "the operator to notice")
+    until_gone(team.cluster)
+    assert operator.process.poll() is None
+
+
+def delete_unseen(cluster, key):
+    """An object goes while nobody watches, and no watch can ever tell of it."""
+    cluster.kill("kube-controller-manager")
+    cluster.kill("kube-apiserver")
+    with grpc.insecure_channel(cluster._layout.at("etcd").removeprefix("http://")) as channel:
+        found = rpc.KVStub(channel).DeleteRange(rpc.DeleteRangeRequest(key=key.encode()))
+    assert found.deleted == 1
+    compact(cluster)
+    cluster.launch("kube-apiserver")
+    cluster.launch("kube-controller-manager")
 
 
 def test_a_server_that_is_overloaded(tmp_path):

@@ -49,25 +49,40 @@ def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template
     assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(plain)}
 
 
-def test_servers_keep_the_wish_that_they_were_made_with():
+def test_servers_and_master_keep_the_wish_that_they_were_made_with():
     of = job()
-    first = reconcile(of, IDENTITY, Observed(), trainers=2, places=Places(servers=("a", "b")))
-    (servers,) = made(first, "StatefulSet")
+    first = reconcile(of, IDENTITY, Observed(), trainers=2, places=Places(servers=("a", "b"), master=("c",)))
+    (servers,), (master,) = made(first, "StatefulSet"), made(first, "Deployment")
     assert servers["metadata"]["annotations"] == {NODES: "a,b"}
+    assert master["metadata"]["annotations"] == {NODES: "c"}
     template = servers["spec"]["template"]
-    assert wishes(template) == ["a", "b"]
+    assert (wishes(template), wishes(master["spec"]["template"])) == (["a", "b"], ["c"])
     assert template["spec"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
-    applied = {("StatefulSet", servers["metadata"]["name"]): applied_hash(servers)}
-    seen = Observed(applied=applied, servers_at=("a", "b"))
-    for places in (Places(servers=("c",)), Places(), None):
-        assert not made(reconcile(of, IDENTITY, seen, trainers=2, places=places), "StatefulSet")
+    applied = {(each["kind"], each["metadata"]["name"]): applied_hash(each) for each in (servers, master)}
+    seen = Observed(applied=applied, preferred={"StatefulSet": ("a", "b"), "Deployment": ("c",)})
+    for places in (Places(servers=("d",), master=("e",)), Places(), None):
+        actions = reconcile(of, IDENTITY, seen, trainers=2, places=places)
+        assert not made(actions, "StatefulSet") + made(actions, "Deployment")
+
+
+def test_servers_are_made_when_their_room_is_free_and_stay_when_it_is_not():
+    of, waiting = job(), Places(servers=("a",), servers_wait=True)
+    first = reconcile(of, IDENTITY, Observed(), trainers=2, places=waiting)
+    assert (len(made(first, "Deployment")), made(first, "StatefulSet")) == (1, [])
+    (servers,) = made(reconcile(of, IDENTITY, Observed(), trainers=2, places=Places(servers=("a",))), "StatefulSet")
+    seen = Observed(
+        applied={("StatefulSet", servers["metadata"]["name"]): "another hash"}, preferred={"StatefulSet": ("a",)}
+    )
+    assert made(reconcile(of, IDENTITY, seen, trainers=2, places=waiting), "StatefulSet") == [servers]
 
 
 def test_without_a_plan_nothing_is_wished_for():
     of = job()
     plain = objects.servers(of, IDENTITY, replicas=2)
     assert plain["spec"]["template"] == server_pod(of, IDENTITY)
-    assert "annotations" not in plain["metadata"]
+    for each in (plain, objects.master(of, IDENTITY, replicas=1)):
+        assert "annotations" not in each["metadata"]
+        assert "affinity" not in each["spec"]["template"]["spec"]
 
 
 def test_trainers_come_last_with_a_plan_and_without():

@@ -65,6 +65,20 @@ def test_who_has_no_node_yet_leaves_before_those_that_stay():
     assert decide(2, pods, [], stays={"a": 1}).drain == (2,)
 
 
+def test_who_died_since_the_plan_is_replaced_when_a_plan_knows_of_it():
+    pods = [pod(0, node="a"), pod(1, node="a", ended=True), pod(2, node="b", works=False)]
+    old, new = {"a": 2, "b": 1}, {"a": 1, "b": 1}
+    assert decide(3, pods[::2], [], stays=old).actions == ()
+    assert decide(3, pods, [], stays=old).actions == (Delete(1, "u1"),)
+    assert decide(3, pods[::2], [], stays=new).actions == (Create(1),)
+    assert decide(3, pods[::2], []).actions == (Create(1),), "without a plan at once"
+
+
+def test_who_has_no_node_yet_is_one_of_those_that_may_be_new():
+    pods = [pod(0, node="a"), pod(1, ready=False, works=False)]
+    assert decide(4, pods, [], stays={"a": 2}).actions == (Create(2),)
+
+
 RANKS = {
     "as they should be": ("ms", 1, 2, [], set()),
     "the minimum was raised": ("mss", 3, 3, [], {1, 2}),

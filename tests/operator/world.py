@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from tests.cluster.fixtures import fresh_namespace
 from tests.etcds import Etcd, run_etcd
 from tests.operator.api import Api, ApiAwayError
 from tests.operator.standin import Masters
+from tests.zygote import OPERATOR, Child, Zygote
 
-__all__ = ["MADE", "PRIORITIES", "ROOT", "Job", "World", "a_world", "define", "manifest"]
+__all__ = ["MADE", "PRIORITIES", "ROOT", "Job", "World", "a_world", "define", "manifest", "spawn"]
 
 ROOT = Path(__file__).parents[2]
 PRIORITIES = ROOT / "deploy" / "base" / "priorities.yaml"
@@ -40,6 +41,20 @@ def manifest(name: str, metadata: dict[str, Any] | None = None, **spec: Any) -> 
     return {**kind, "metadata": {"name": name, **(metadata or {})}, "spec": spec}
 
 
+@functools.cache
+def zygote() -> Zygote:
+    """The parent of all operators that this process starts: importing what they need takes a second."""
+    made = Zygote(OPERATOR, warnings="default")
+    atexit.register(made.close)
+    return made
+
+
+def spawn(command: list[str], *, kubeconfig: Path, log: Path, **variables: str) -> Child:
+    """An operator: ``python COMMAND``, with an account on a cluster."""
+    environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "PWD": str(ROOT), **variables}
+    return zygote().spawn(command, environment=environment, log=log)
+
+
 class World:
     """A namespace with an operator and the masters' stand-in."""
 
@@ -53,23 +68,16 @@ class World:
         self.nodes: list[str] = []
         self._options = options
         self._log = folder / "operator.log"
-        self._operator: subprocess.Popen[bytes] | None = None
+        self._operator: Child | None = None
 
     def job(self, name: str) -> Job:
         return Job(self, name)
 
     # --- The operator ---
 
-    def start(self, program: str = "shoal.operator", **variables: str) -> subprocess.Popen[bytes]:
+    def start(self, program: str = "shoal.operator", **variables: str) -> Child:
         command = ["-m", program, "--etcd", self.etcd.endpoint, "--namespace", self.namespace, *self._options]
-        with self._log.open("ab") as log:
-            self._operator = subprocess.Popen(
-                [sys.executable, *command],
-                env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig), **variables},
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
+        self._operator = spawn(command, kubeconfig=self.cluster.kubeconfig, log=self._log, **variables)
         return self._operator
 
     def end(self, number: int = signal.SIGTERM) -> int:

@@ -114,7 +114,8 @@ class Claims:
         if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
             leavers = self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
             if leavers is not None:
-                return pod.node, leavers
+                # Of its own victims the scheduler has said nothing yet: they are being deleted a moment later.
+                return pod.node, [] if self._scheduler_makes_room(pod) else leavers
         fits = board.fits(pod.shape)
         before = self._memory.claims.get(pod.uid)
         return (before.node, []) if before is not None and before.node < len(fits) and fits[before.node] else None

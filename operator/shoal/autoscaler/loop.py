@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -34,6 +34,8 @@ __all__ = ["Autoscaler", "Decision"]
 
 _TURNED_AWAY_SECONDS: Final = 10.0
 """For so long a minimum has no room before a job that has pods gives all of them up."""
+_SERVERS_WAIT_SECONDS: Final = 15.0
+"""For so long servers are not made yet where their room is still somebody's."""
 _FIRST_PAUSE_SECONDS: Final = 30.0
 _LONGEST_PAUSE_SECONDS: Final = 600.0
 _WELL_SECONDS: Final = 600.0
@@ -62,6 +64,8 @@ class Decision:
         why: Why not more, for people.
         comes: Name of a node -> how many new trainers would do best there.
         servers: Names of the nodes where parameter servers without one would.
+        master: The same for its master, where that has none.
+        servers_wait: Their room is still somebody's. Who came now would take other room as soon as any is free.
     """
 
     trainers: int
@@ -70,6 +74,8 @@ class Decision:
     why: str
     comes: Mapping[str, int] = field(default_factory=dict)
     servers: tuple[str, ...] = ()
+    master: tuple[str, ...] = ()
+    servers_wait: bool = False
 
 
 @dataclass
@@ -136,6 +142,8 @@ class Autoscaler:
         self._memory = Memory()
         self._decisions: dict[str, Decision] = {}
         self._turned: dict[str, _Turned] = {}
+        self._servers_wait: dict[str, float] = {}
+        """Uid -> since when."""
         self._news = asyncio.Event()
         self._polled()
 
@@ -161,19 +169,20 @@ class Autoscaler:
 
     def saw(self, kind: str, manifest: Mapping[str, Any], *, gone: bool = False) -> None:
         """A node, a pod or a PriorityClass is there, changed, or gone."""
+        changed = False
         if kind == "Pod":
-            self._view.pod_changed(manifest, now=self._clock(), gone=gone)
+            changed = self._view.pod_changed(manifest, now=self._clock(), gone=gone)
             self._learn(part(manifest.get("spec")))
             if not gone and _waits(manifest):
                 self._demand.came(manifest, now=self._clock())
         elif kind == "Node":
-            self._view.node_changed(manifest, gone=gone)
-        elif kind == "PriorityClass":
-            if not gone:
-                self._classes[manifest["metadata"]["name"]] = int(manifest.get("value", 0))
-        else:
-            return
-        self._news.set()
+            changed = self._view.node_changed(manifest, gone=gone)
+        elif kind == "PriorityClass" and not gone:
+            name, value = manifest["metadata"]["name"], int(manifest.get("value", 0))
+            changed = self._classes.get(name) != value
+            self._classes[name] = value
+        if changed:
+            self._news.set()
 
     def listed(self, kind: str, items: Iterable[Mapping[str, Any]], *, revision: int) -> None:
         """All that there is of a kind: what is not among it has gone."""
@@ -202,6 +211,7 @@ class Autoscaler:
             self._wishes.pop(uid, None)
             self._decisions.pop(uid, None)
             self._turned.pop(uid, None)
+            self._servers_wait.pop(uid, None)
         else:
             self._wishes[uid] = wish, minimum, surplus
         if before != self._wishes.get(uid):
@@ -228,7 +238,8 @@ class Autoscaler:
                 self._try()
             self._news.clear()
             try:
-                await asyncio.wait_for(self._news.wait(), self.config.cycle.seconds)
+                async with asyncio.timeout(self.config.cycle.seconds):
+                    await self._news.wait()
                 # What comes in one go is planned for in one go.
                 await asyncio.sleep(self.config.debounce.seconds)
             except TimeoutError:
@@ -252,6 +263,16 @@ class Autoscaler:
             # Jobs go on with what they have; without a plan they are no worse off than without an autoscaler.
             log.exception("no plan could be made")
             self._failed()
+            self._unbind()
+
+    def _unbind(self) -> None:
+        """Who dies is replaced wherever there is room: no plan comes that would say where."""
+        free = {
+            uid: _unbound(each) for uid, each in self._decisions.items() if each.stays is not None and each.trainers
+        }
+        self._decisions |= free
+        if free and self.acts:
+            self._changed(list(free))
 
     def _plan(self) -> None:
         began = self._clock()
@@ -340,9 +361,11 @@ class Autoscaler:
         """None: it stays with what was decided before."""
         now, turned = self._clock(), self._turned.setdefault(job.uid, _Turned())
         if given.why is Why.QUEUED:
+            self._servers_wait.pop(job.uid, None)
             turned.since, turned.well = turned.since if turned.since is not None else now, None
             if has_pods and now - turned.since < _TURNED_AWAY_SECONDS:
-                return None
+                before = self._decisions.get(job.uid)
+                return _unbound(before) if before is not None else None
             if has_pods and now >= turned.until:
                 turned.until, turned.pause = now + turned.pause, min(2 * turned.pause, _LONGEST_PAUSE_SECONDS)
             return Decision(trainers=0, now=0, stays={}, why=given.words)
@@ -355,17 +378,48 @@ class Autoscaler:
             # No countdown: words that change with each plan would be a status with each.
             return Decision(trainers=0, now=0, stays={}, why="was turned away, and rests before it tries again")
         stays = {names[node]: count for node, count in given.stays.items()}
-        # The servers are named first.
-        first = job.fixed[0][0] if job.fixed else -1
+        servers, master = _others(job, given, names)
         return Decision(
             trainers=given.trainers,
             now=sum(stays.values()) + given.now,
             stays=stays,
             why=given.words,
             comes={names[node]: count for node, count in given.comes.items()},
-            servers=tuple(names[node] for shape, node in given.others if shape == first),
+            servers=servers,
+            master=master,
+            servers_wait=self._servers_may_wait(job.uid, given),
         )
+
+    def _servers_may_wait(self, uid: str, given: Given) -> bool:
+        """For a while: whoever holds their room may never leave, and the scheduler may know other room."""
+        if given.others_now:
+            self._servers_wait.pop(uid, None)
+            return False
+        now = self._clock()
+        return now - self._servers_wait.setdefault(uid, now) < _SERVERS_WAIT_SECONDS
 
     def _title(self, uid: str) -> str:
         wish = self._wishes[uid][0]
         return f"{wish.namespace}/{wish.name}"
+
+
+def _others(job: Job, given: Given, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where servers would be, and the master.
+
+    A job names its servers first. Where only one of the two lacks nodes the answer is the same for both: the other one is
+    there, and nobody asks.
+    """
+    nodes: dict[int, list[str]] = {}
+    for shape, node in given.others:
+        nodes.setdefault(shape, []).append(names[node])
+    found = []
+    for shape, count in job.fixed:
+        of = nodes.get(shape, [])
+        found.append(tuple(of[:count]))
+        nodes[shape] = of[count:]
+    return (found[0], found[-1]) if found else ((), ())
+
+
+def _unbound(decision: Decision) -> Decision:
+    """The same, wherever the scheduler puts them."""
+    return replace(decision, stays=None)

@@ -243,6 +243,7 @@ class Given:
         why: Why not more.
         words: The same for people.
         others: (shape, node) where each of its other pods without a node would do best.
+        others_now: Whether all of these have their room already.
     """
 
     trainers: int
@@ -252,6 +253,7 @@ class Given:
     why: Why
     words: str
     others: tuple[tuple[int, int], ...] = ()
+    others_now: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

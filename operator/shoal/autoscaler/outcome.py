@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,7 +27,8 @@ def outcome(
     words = _Words(snapshot, board, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
     at = board.places.rows(board.changed)
     places = {number: _places(board.jobs[number].held, there) for number, there in at.items()}
-    now = _Now(snapshot, board, places) if places else None
+    now = _Now(snapshot, board, places) if places or others else None
+    late = {number for number, of in others.items() if now is not None and not now.have_room(node for _, node in of)}
     given = {}
     for number, (job, count) in enumerate(zip(board.jobs, board.count.tolist(), strict=True)):
         stays, comes = places.get(number, (job.held, {}))
@@ -41,6 +42,7 @@ def outcome(
             why=why,
             words=said,
             others=tuple(others.get(number, ())),
+            others_now=number not in late,
         )
     return Allocation(jobs=given, claims=claims)
 
@@ -54,13 +56,13 @@ def _places(held: Mapping[int, int], at: Mapping[int, int]) -> tuple[Mapping[int
 
 
 class _Now:
-    """Which of the new trainers have their room already: what leaves is still there."""
+    """Who of those that come has room already: what leaves is still there."""
 
     def __init__(
         self, snapshot: Snapshot, board: Board, places: Mapping[int, tuple[Mapping[int, int], Mapping[int, int]]]
     ) -> None:
         self._board = board
-        # What is kept for others is no trainer's.
+        # What is kept for others is no trainer's; where that is more than there is, it is not free yet.
         self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - board.kept - board.taken
         late = board.free - snapshot.nodes.leaving
         for number, (stays, _) in places.items():
@@ -69,6 +71,10 @@ class _Now:
                     late[node] -= board.request[board.jobs[number].shape] * (count - stays.get(node, 0))
         # Where even then all have room nobody needs to be counted.
         self._wide: Flags = fitting(late, [0] * late.shape[1])
+
+    def have_room(self, nodes: Iterable[int]) -> bool:
+        """Whether what is kept for others on these nodes is free; asked before any trainer starts."""
+        return all(bool((self._room[node] >= 0).all()) for node in nodes)
 
     def start(self, number: int, comes: Mapping[int, int]) -> int:
         """How many of a job's."""

@@ -216,7 +216,8 @@ class _Plan:
         trainers: list[tuple[int, list[int], np.ndarray]] = []
         others: list[tuple[int, list[int], np.ndarray]] = []
         wanted = [*((shape, -1) for shape, of in takers.items() if of), *users]
-        for shape, beside_shape in sorted(wanted, key=lambda want: (-self._dominant(want[0]), want)):
+        # Servers first: they stay where they are, and trainers make the best of what is left.
+        for shape, beside_shape in sorted(wanted, key=lambda want: (want[1] < 0, -self._dominant(want[0]), want)):
             of = takers[shape] if beside_shape < 0 else users[shape, beside_shape]
             nodes = self._found(len(of), shape, beside_shape, left)
             if nodes is None:
@@ -262,7 +263,7 @@ class _Plan:
         units += [(own, True)] * lacks
         if self._hopeless(Counter(shape for shape, _ in units), tiers):
             return False
-        units.sort(key=lambda unit: (-self._dominant(unit[0]), unit))
+        units.sort(key=lambda unit: (unit[1], -self._dominant(unit[0]), unit))
         changes = board.changes
         # While it is being admitted its own trainers are nobody's to take.
         board.settle(job)

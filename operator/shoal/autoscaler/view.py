@@ -10,13 +10,13 @@ its controller, any other pod of a job only by its name and namespace; what fail
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-from shoal.autoscaler.eligible import Groups, Shape, ShapeBook, few, traits_of, usable
+from shoal.autoscaler.eligible import Groups, Shape, ShapeBook, Traits, few, traits_of, usable
 from shoal.autoscaler.metadata import CrewKey, crew_of, is_refused, revision_of
 from shoal.autoscaler.model import Counts, Flags, Job, Nodes, Pending, Shapes, Snapshot
 from shoal.autoscaler.requests import Manifest, Request, Sums, allocatable_of, part
@@ -68,6 +68,8 @@ class _Node:
     index: int
     uid: str = ""
     revision: int = 0
+    seen: tuple[Mapping[str, int], set[str], bool, Traits] | None = None
+    """What it has, and of what nobody knows that; whether it takes pods, and which: all that plans know of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -128,38 +130,51 @@ class ClusterView:
 
     # --- Events ---
 
-    def node_changed(self, manifest: Manifest, *, gone: bool = False) -> None:
-        """A node is there, changed, or gone."""
+    def node_changed(self, manifest: Manifest, *, gone: bool = False) -> bool:
+        """A node is there, changed, or gone.
+
+        Returns:
+            Whether that is anything to a plan: kubelets write into their nodes all the time.
+        """
         metadata = part(manifest.get("metadata"))
         name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), revision_of(metadata)
         known = self._nodes.get(name)
         if gone:
             self._bury(uid)
-            if known is not None and (not uid or not known.uid or uid == known.uid):
-                self._drop_node(known)
-            return
+            if known is None or (uid and known.uid and uid != known.uid):
+                return False
+            self._drop_node(known)
+            return True
         if uid in self._buried or (known is not None and 0 < revision < known.revision):
-            return
+            return False
         known = known or self._new_node(name)
         known.uid, known.revision = uid, revision
         told: list[str] = []
         unread: set[str] = set()
-        self._sums.offer(known.index, allocatable_of(manifest, told, unread))
+        has = allocatable_of(manifest, told, unread)
+        self._sums.offer(known.index, has)
         self._recount()
         self._unread.pop(name, None)
         if unread:
             self._unread[name] = unread
         self._note(f"Node {name}", told)
-        self._usable[known.index] = usable(manifest)
-        self._groups.set(known.index, traits_of(manifest))
+        before, known.seen = known.seen, (has, unread, usable(manifest), traits_of(manifest))
+        if known.seen == before:
+            return False
+        *_, self._usable[known.index], traits = known.seen
+        self._groups.set(known.index, traits)
+        return True
 
-    def pod_changed(self, manifest: Manifest, *, now: float, gone: bool = False) -> None:
+    def pod_changed(self, manifest: Manifest, *, now: float, gone: bool = False) -> bool:
         """A pod is there, changed, or gone.
 
         Args:
             manifest: Its.
             now: Seconds that only go forward, of the clock of the snapshots.
             gone: Whether it was deleted.
+
+        Returns:
+            Whether that is anything to a plan: that a pod runs which had its node before is nothing.
         """
         metadata = part(manifest.get("metadata"))
         place = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
@@ -168,13 +183,13 @@ class ClusterView:
         if gone:
             self._bury(str(metadata.get("uid") or ""))
             self._drop_pod(known)
-            return
+            return known is not None
         if uid in self._buried or (known is not None and 0 < revision < known.revision):
-            return
+            return False
         namesake = self._pods.get(self._placed.get(place, uid))
         if namesake is not None and namesake.uid != uid:
             if 0 < revision < namesake.revision:
-                return
+                return False
             self._bury(namesake.uid)
             self._drop_pod(namesake)
         made = self._read(manifest, uid=uid, place=place, revision=revision)
@@ -182,11 +197,12 @@ class ClusterView:
             made.refused = known.refused if known is not None and known.refused is not None else now
         if known == made:
             known.revision = revision
-            return
+            return False
         if known is not None:
             self._count(known, -1)
         self._pods[uid], self._placed[place] = made, uid
         self._count(made, 1)
+        return True
 
     def forget_missing(self, kind: str, present: Collection[str], *, revision: int = 0) -> None:
         """What is not in a whole listing is gone.

@@ -378,7 +378,8 @@ class Operator:
         while True:
             with contextlib.suppress(TimeoutError):
                 # One that is away is asked again at once: asking takes its time then.
-                await asyncio.wait_for(self._etcd_trouble.wait(), 1.0 if self._etcd_away else _PULSE_SECONDS)
+                async with asyncio.timeout(1.0 if self._etcd_away else _PULSE_SECONDS):
+                    await self._etcd_trouble.wait()
             self._etcd_trouble.clear()
             away = not await self._etcd_answers()
             if away == self._etcd_away:

@@ -100,7 +100,7 @@ class Checker:
 
     async def _servers(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
         """Whether the parameter servers that exist can become what is wanted."""
-        manifest = objects.servers(job, identity, replicas=job.servers, nodes=seen.servers_at)
+        manifest = objects.servers(job, identity, replicas=job.servers, nodes=seen.preferred.get("StatefulSet", ()))
         applied = seen.applied.get(("StatefulSet", names(job)["pserver"]))
         if applied is None or applied == applied_hash(manifest):
             return ""

@@ -19,7 +19,7 @@ from typing import Any, Final
 from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, Listed, follow
 from shoal.operator.pods import GROUP
-from shoal.operator.store import ClusterStore
+from shoal.operator.store import APPLIED_KINDS, ClusterStore
 from shoal.operator.watches import JobWatch
 
 __all__ = ["Feed"]
@@ -123,7 +123,12 @@ class Feed:
                     self._listed(kind, namespace, each)
                 else:
                     self._came(kind)
-                    self._mark(self._changed(kind, each.manifest, gone=each.gone))
+                    marked = self._changed(kind, each.manifest, gone=each.gone)
+                    self._mark(marked)
+                    # These go with their job, of whose end the watch of jobs may not have heard: a listing without any
+                    # job is no event.
+                    if each.gone and kind in APPLIED_KINDS and not marked.isdisjoint(self._store.jobs):
+                        self._relisting.set()
 
     def _served(self, manifest: dict[str, Any]) -> bool:
         return self._namespaces == ("",) or manifest["metadata"].get("namespace") in self._namespaces
@@ -168,7 +173,8 @@ class Feed:
         """Find those that were deleted unseen."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._relisting.wait(), _COMPARE_SECONDS)
+                async with asyncio.timeout(_COMPARE_SECONDS):
+                    await self._relisting.wait()
                 await asyncio.sleep(_GATHER_SECONDS)
             self._relisting.clear()
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +40,7 @@ _ASK_AGAIN_SECONDS: Final = 20.0
 _HELD_SECONDS: Final = 20.0
 """So long until a job looks again that waits for a configuration: it is not known who wants trainers."""
 _PLAN_SECONDS: Final = 5.0
-"""So long a new job's first plan is waited for without a word."""
+"""So long after the first look at a job its first plan is waited for without a word, however old the job is."""
 _UNDECIDED: Final = "waits for the autoscaler's next plan"
 
 
@@ -50,6 +49,7 @@ class _Memory:
     """What is remembered of a job between looks; losing it costs a request or a minute, never more.
 
     Attributes:
+        since: When it was looked at first.
         told: Index -> since when it was told to leave.
         tally: Of the script's errors; None: as the status has it.
         lives: Whose ends were looked at; None: nobody's yet.
@@ -58,6 +58,7 @@ class _Memory:
         checked: Generation for which the API server had no words against the job.
     """
 
+    since: float = field(default_factory=time.monotonic)
     told: dict[int, float] = field(default_factory=dict)
     tally: policy.Tally | None = None
     lives: set[str] | None = None
@@ -225,7 +226,7 @@ class Looker:
         seen = replace(seen, secrets=renewal is None or renewal > 0)
         decided = self._decided(view, job, identity, seen)
         held = self._autoscaler is not None and self._autoscaler.holds
-        if decided is None and not held and not seen.applied and 0 <= _age(view) < _PLAN_SECONDS:
+        if decided is None and not held and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
             return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
         decision = decided or _as_before(view, seen)
         facts = replace(self._facts(view, memory), why=decision.why, autoscaled=treatment(self._autoscaler, job))
@@ -237,7 +238,13 @@ class Looker:
                 seen,
                 trainers=decision.now,
                 overdue=overdue,
-                places=Places(stays=decision.stays, comes=decision.comes, servers=decision.servers),
+                places=Places(
+                    stays=decision.stays,
+                    comes=decision.comes,
+                    servers=decision.servers,
+                    master=decision.master,
+                    servers_wait=decision.servers_wait,
+                ),
                 waits=not decision.trainers,
                 rendered=memory.render(job, identity),
             )
@@ -372,12 +379,6 @@ def _as_before(view: _View, seen: Observed) -> Decision:
     there = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
     wanted = max(before.wanted if before is not None else 0, there)
     return Decision(trainers=wanted, now=0, stays=None, why=_UNDECIDED)
-
-
-def _age(view: _View) -> float:
-    """Seconds since the job was created."""
-    created = view.manifest["metadata"].get("creationTimestamp")
-    return (view.now - datetime.fromisoformat(created)).total_seconds() if created else math.inf
 
 
 def _overdue(memory: _Memory, drain: Sequence[int]) -> tuple[set[int], float | None]:

@@ -82,8 +82,8 @@ def _job_file(job: TrainingJob) -> str:
     return json.dumps(manifest_for_pods(job), sort_keys=True)
 
 
-def master(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str, Any]:
-    """The master's Deployment: never two at once, though two would do no harm."""
+def master(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
+    """The master's Deployment: never two at once, though two would do no harm; `nodes` as with `servers`."""
     pod = master_pod(job, identity)
     # A master reads its manifest once.
     read = {f"{GROUP}/manifest": hashlib.sha256(_job_file(job).encode()).hexdigest()[:16]}
@@ -92,10 +92,11 @@ def master(job: TrainingJob, identity: Identity, *, replicas: int) -> dict[str, 
         "replicas": replicas,
         "strategy": {"type": "Recreate"},
         "selector": _selector(job, identity, "master"),
-        "template": pod,
+        "template": hinted(pod, nodes),
         "revisionHistoryLimit": 1,
     }
-    return _object(job, identity, "apps/v1", "Deployment", names(job)["master"], "master", {"spec": spec})
+    made = _object(job, identity, "apps/v1", "Deployment", names(job)["master"], "master", {"spec": spec})
+    return _remembered(made, nodes)
 
 
 def servers(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
@@ -126,6 +127,11 @@ def servers(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Seque
         metadata = {"name": SNAPSHOTS, "labels": {f"{GROUP}/job": job.metadata.name}}
         spec["volumeClaimTemplates"] = [{"metadata": metadata, "spec": claim}]
     made = _object(job, identity, "apps/v1", "StatefulSet", names(job)["pserver"], "pserver", {"spec": spec})
+    return _remembered(made, nodes)
+
+
+def _remembered(made: dict[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
+    """An object whose pods were to prefer these nodes."""
     if nodes:
         made["metadata"]["annotations"] = {NODES: ",".join(nodes)}
     return made

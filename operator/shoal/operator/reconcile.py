@@ -63,11 +63,15 @@ class Places:
         stays: Node -> how many trainers stay there, as with `decide`.
         comes: Node -> how many new trainers would do best there.
         servers: Nodes where its parameter servers would, when they are first made.
+        master: The same for its master.
+        servers_wait: They are not made yet: their room is not free.
     """
 
     stays: Mapping[str, int] | None = None
     comes: Mapping[str, int] = field(default_factory=dict)
     servers: tuple[str, ...] = ()
+    master: tuple[str, ...] = ()
+    servers_wait: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +84,8 @@ class Observed:
         trainers: Pods of trainers, in any state; at most one per index.
         saved: Some trainer's script has come to its good end.
         servers: Pods of parameter servers.
-        servers_at: Names of the nodes that they were to prefer when they were first made.
         masters: Pods of the master.
+        preferred: Kind of a controller -> names of the nodes that its pods were to prefer when it was first made.
         wanted: What stands in etcd; None: nothing.
         published: The master's last word on the progress.
         ended: The job's end, if there is one.
@@ -92,8 +96,8 @@ class Observed:
     trainers: tuple[TrainerPod, ...] = ()
     saved: bool = False
     servers: tuple[ServerPod, ...] = ()
-    servers_at: tuple[str, ...] = ()
     masters: tuple[ServerPod, ...] = ()
+    preferred: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     wanted: Wanted | None = None
     published: Published | None = None
     ended: Ended | None = None
@@ -238,9 +242,16 @@ class _Round:
         return self._scaled(servers=self._job.servers, masters=1)
 
     def _scaled(self, *, servers: int, masters: int) -> Iterable[Apply]:
-        there = ("StatefulSet", self._names["pserver"]) in self._seen.applied
-        nodes = self._seen.servers_at if there else self._places.servers
-        return self._changed([self._rendered.servers(servers, nodes), self._rendered.master(masters)])
+        made = [self._rendered.master(masters, self._preferred("Deployment", "master", self._places.master))]
+        if not self._places.servers_wait or ("StatefulSet", self._names["pserver"]) in self._seen.applied:
+            nodes = self._preferred("StatefulSet", "pserver", self._places.servers)
+            made.insert(0, self._rendered.servers(servers, nodes))
+        return self._changed(made)
+
+    def _preferred(self, kind: str, role: str, planned: tuple[str, ...]) -> tuple[str, ...]:
+        """The nodes that a controller's pods are to prefer: those of now when it is first made, and then for ever."""
+        there = (kind, self._names[role]) in self._seen.applied
+        return self._seen.preferred.get(kind, ()) if there else planned
 
     def _shrunk(self, *, servers: int, masters: int) -> Iterable[Action]:
         """The same for what is there already: a job that begins suspended makes nothing."""

@@ -69,9 +69,9 @@ class Rendered:
             self._made[key] = Manifest.of(objects.servers(self.job, self.identity, replicas=replicas, nodes=nodes))
         return self._made[key]
 
-    def master(self, replicas: int) -> Manifest:
+    def master(self, replicas: int, nodes: Sequence[str] = ()) -> Manifest:
         """The master's Deployment."""
-        key = ("master", replicas)
+        key = ("master", replicas, tuple(nodes))
         if key not in self._made:
-            self._made[key] = Manifest.of(objects.master(self.job, self.identity, replicas=replicas))
+            self._made[key] = Manifest.of(objects.master(self.job, self.identity, replicas=replicas, nodes=nodes))
         return self._made[key]

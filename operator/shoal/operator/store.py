@@ -39,13 +39,14 @@ from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.status import Facts, Trouble
 from shoal.store import JobKeys, Published, Wanted
 
-__all__ = ["APPLIED", "NEWS_SECONDS", "ClusterStore"]
+__all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "ClusterStore"]
 
 APPLIED: Final = f"{GROUP}/applied"
 """The annotation with the hash of the manifest that an object was last made from."""
 NEWS_SECONDS: Final = 5.0
 """Within so long progress is to be told that changes nothing else."""
-_APPLIED: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
+APPLIED_KINDS: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
+"""What bears that annotation: made when a job is first at work, and gone with it."""
 _MOST_BURIED: Final = 10_000
 """More than can go between a write and its answer."""
 
@@ -301,7 +302,7 @@ class ClusterStore:
             trainers=tuple(sorted(trainers, key=lambda pod: pod.index)),
             saved=finished and succeeded,
             servers=self._others(uid, "pserver"),
-            servers_at=self._servers_at(uid),
+            preferred=self._preferred(uid),
             masters=self._others(uid, "master"),
             wanted=known.wanted,
             published=known.published,
@@ -383,15 +384,16 @@ class ClusterStore:
         return {
             (kind, name): str((each["metadata"].get("annotations") or {}).get(APPLIED, ""))
             for (kind, where, name), each in self._known[uid].objects.items()
-            if kind in _APPLIED and where == namespace and controlled(each, "TrainingJob", uid=uid)
+            if kind in APPLIED_KINDS and where == namespace and controlled(each, "TrainingJob", uid=uid)
         }
 
-    def _servers_at(self, uid: Uid) -> tuple[str, ...]:
+    def _preferred(self, uid: Uid) -> dict[str, tuple[str, ...]]:
+        found = {}
         for (kind, _, _), each in self._known[uid].objects.items():
             named = (each["metadata"].get("annotations") or {}).get(NODES, "")
-            if kind == "StatefulSet" and named and controlled(each, "TrainingJob", uid=uid):
-                return tuple(str(named).split(","))
-        return ()
+            if kind in APPLIED_KINDS and named and controlled(each, "TrainingJob", uid=uid):
+                found[kind] = tuple(str(named).split(","))
+        return found
 
     def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:
         found = [

@@ -10,6 +10,7 @@ as if nothing had been.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,10 +92,14 @@ def decide(
         pods: All trainers' pods that exist, in any state; at most one per index.
         drain: What stands in etcd now.
         overdue: Of those that are to leave: who was told too long ago and is sent away by its kubelet now.
-        stays: Node -> how many stay there: who is more leaves first. None: it does not matter where.
+        stays: Node -> how many stay there, of a plan: who is more leaves first, and who died since then is replaced when
+            a plan knows of it, as it may be that somebody else needs the room. None: it does not matter where.
     """
     alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost)]
     leaving = _leaving(wanted, alive, drain, stays)
+    missing = wanted - len(alive)
+    if stays is not None:
+        missing = min(missing, wanted - sum(stays.values()) - sum(not pod.node for pod in alive))
     actions: list[Create | Delete] = []
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.lost:
@@ -103,7 +108,7 @@ def decide(
             continue
         elif pod.ended or (pod.index in leaving and (not pod.works or pod.index in overdue)):
             actions.append(Delete(pod.index, pod.uid))
-    actions += _created(wanted, alive, {pod.index for pod in pods} | set(drain))
+    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain))
     told = tuple(sorted(leaving))
     return Decision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
 
@@ -128,14 +133,14 @@ def too_low(pods: Sequence[TrainerPod], *, fewest: int, wanted: int, drain: Coll
     return {pod.uid for pod in lower[: max(0, lacking)]}
 
 
-def _created(wanted: int, alive: Sequence[TrainerPod], blocked: Collection[int]) -> list[Create]:
+def _created(missing: int, alive: Sequence[TrainerPod], blocked: Collection[int]) -> list[Create]:
     """New pods for the lowest indices that nobody alive has; one whose former pod is not gone yet is waited for.
 
     So indices stay together: the first ones have the higher priority.
     """
     held = {pod.index for pod in alive}
-    lowest = (index for index in range(wanted + len(held)) if index not in held)
-    return [Create(index) for index, _ in zip(lowest, range(wanted - len(alive)), strict=False) if index not in blocked]
+    lowest = (index for index in itertools.count() if index not in held)
+    return [Create(index) for index in itertools.islice(lowest, max(0, missing)) if index not in blocked]
 
 
 def _leaving(

@@ -13,7 +13,7 @@ __all__ = ["Worker"]
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _FIRST_REST_SECONDS: Final = 0.005
-_LONGEST_REST_SECONDS: Final = 0.1
+_LONGEST_REST_SECONDS: Final = 0.4
 """Between looks at a key of which something changes all the time, as while its pods start: one look is for all of it."""
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -128,7 +129,8 @@ class Kube:
             KubeError: There is neither.
         """
         configuration = Configuration()
-        named = {"config_file": kubeconfig, "context": context}
+        # The library asks the environment when it is imported, which may be long before.
+        named = {"config_file": kubeconfig or os.environ.get("KUBECONFIG") or None, "context": context}
         try:
             with warnings.catch_warnings():
                 # In a pod it warns that there is no kubeconfig, which is as it should be.

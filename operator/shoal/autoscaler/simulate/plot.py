@@ -71,11 +71,11 @@ def draw(axes: Any, bands: Bands, *, title: str) -> None:
 
     Args:
         axes: matplotlib's ``Axes``, or anything with the few methods that are called here.
-        bands: What to draw.
+        bands: What to draw; where there are more bands than colours, colours come again.
         title: Above it.
     """
     plain = {_OTHER_JOBS: "dimgrey", _FOREIGN: "lightgrey"}
-    colours = [plain.get(name) or _COLOURS[index] for index, name in enumerate(bands.cores)]
+    colours = [plain.get(name) or _COLOURS[index % len(_COLOURS)] for index, name in enumerate(bands.cores)]
     axes.stackplot(bands.times, *bands.cores.values(), labels=list(bands.cores), colors=colours, linewidth=0)
     axes.axhline(bands.capacity, color="black", linewidth=0.8, linestyle="--")
     axes.set_title(title)
