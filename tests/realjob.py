@@ -97,8 +97,8 @@ class RealJob:
 
     def __exit__(self, *_: object) -> None:
         for child in self.children.values():
-            child.signal(signal.SIGKILL)
-            child.ended.wait(10)
+            child.send_signal(signal.SIGKILL)
+            child.wait(10)
         self.etcd.close()
 
     # --- Processes ---
@@ -136,7 +136,7 @@ class RealJob:
         folder.mkdir(exist_ok=True)
         environment["PWD"] = str(folder)
         self.children[role, index] = self._zygote.spawn(
-            role, index, arguments, environment=environment, log=self.folder / f"{role}-{index}.log"
+            arguments, environment=environment, log=self.folder / f"{role}-{index}.log"
         )
 
     def supervise(self) -> None:
@@ -145,14 +145,19 @@ class RealJob:
             self.etcd.start()
         for key in sorted(self.wanted):
             child = self.children.get(key)
-            if child is not None and child.code is None:
+            if child is not None and child.returncode is None:
                 continue
-            if child is not None and child.code == 0 and key[0] == "trainer":
+            if child is not None and child.returncode == 0 and key[0] == "trainer":
                 self._left.add(key)
                 self.wanted.discard(key)
                 continue
-            if child is not None and child.code not in {0, 75} and child.code is not None and child.code > 0:
-                raise AssertionError(f"{key} ended with {child.code}:\n{self.log(*key)[-3000:]}")
+            if (
+                child is not None
+                and child.returncode not in {0, 75}
+                and child.returncode is not None
+                and child.returncode > 0
+            ):
+                raise AssertionError(f"{key} ended with {child.returncode}:\n{self.log(*key)[-3000:]}")
             if child is not None:
                 self.restarts[key[0]] += 1
             self._start(*key)
@@ -162,16 +167,16 @@ class RealJob:
         return path.read_text() if path.exists() else ""
 
     def alive(self, role: str) -> list[Child]:
-        return [c for (r, _), c in self.children.items() if r == role and c.code is None]
+        return [c for (r, _), c in self.children.items() if r == role and c.returncode is None]
 
     def kill(self, role: str, index: int) -> None:
         child = self.children[role, index]
-        child.signal(signal.SIGKILL)
-        child.ended.wait(10)
+        child.send_signal(signal.SIGKILL)
+        child.wait(10)
 
     def join(self, index: int) -> None:
         child = self.children.get(("trainer", index))
-        if child is not None and child.code is not None:
+        if child is not None and child.returncode is not None:
             del self.children["trainer", index]  # a new one, not that one again
         self.wanted.add(("trainer", index))
 
@@ -179,7 +184,7 @@ class RealJob:
         self.wanted.discard(("trainer", index))
         child = self.children.get(("trainer", index))
         if child is not None:
-            child.signal(signal.SIGTERM)
+            child.send_signal(signal.SIGTERM)
 
     # --- The end ---
 
@@ -239,7 +244,7 @@ class Chaos:
             job.supervise()
             now = time.monotonic()
             for due, child in [pair for pair in self._resume if pair[0] <= now]:
-                child.signal(signal.SIGCONT)
+                child.send_signal(signal.SIGCONT)
                 self._resume.remove((due, child))
             if now >= following and sum(self.kills.values()) < self.limit:
                 for _ in range(chance.choice((1, 1, 1, 2, 3))):
@@ -249,7 +254,7 @@ class Chaos:
                 raise AssertionError(f"no end after {seconds} s; {self.kills} {self.others}\n{job.last_words()}")
             time.sleep(0.01)  # the pace of the supervisor, not a synchronisation
         for _, child in self._resume:
-            child.signal(signal.SIGCONT)
+            child.send_signal(signal.SIGCONT)
 
     def fault(self, now: float) -> None:
         kind = self.random.choices(
@@ -263,13 +268,14 @@ class Chaos:
             living = job.alive(kind)
             if living:
                 child = self.random.choice(living)
-                job.kill(child.role, child.index)
+                child.kill()
+                child.wait(10)
                 self.kills[kind] += 1
         elif kind == "pause":
             living = [*job.alive("trainer"), *job.alive("pserver"), *job.alive("master")]
             if living:
                 child = self.random.choice(living)
-                child.signal(signal.SIGSTOP)
+                child.send_signal(signal.SIGSTOP)
                 self._resume.append((now + self.random.choice((0.2, 0.6, 1.6)), child))
                 self.others["pause"] += 1
         elif kind == "join":

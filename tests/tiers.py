@@ -1,5 +1,6 @@
 """``make test``: runs every tier of tests that this machine allows, and lists those that it does not, with the fix.
 
+Tiers that wait for much of their time run side by side; what the others say follows when the first one is through.
 With ``SHOAL_TIERS=all`` a tier that cannot run is a failure.
 """
 
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from xml.etree import ElementTree as ET
 
 from tests.cluster import binaries
@@ -41,8 +43,10 @@ class Tier:
 
     @property
     def arguments(self) -> list[str]:
-        """Of pytest."""
-        side_by_side = ["-n", str(self.workers), "--dist", "loadfile"] if self.workers > 1 else []
+        """Of pytest; a file of one long test starts in its turn and not last."""
+        side_by_side = (
+            ["-n", str(self.workers), "--dist", "loadfile", "--no-loadscope-reorder"] if self.workers > 1 else []
+        )
         return [*self.selection, *side_by_side]
 
 
@@ -56,13 +60,75 @@ def build_etcd36() -> dict[str, str]:
     return {"SHOAL_TEST_ETCD": str(binaries.path("etcd"))}
 
 
-TIERS = [
-    Tier("fast", "pure cores, real etcd, single processes", ["-m", "not slow and not cluster"], nothing, workers=2),
-    Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing),
-    Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36),
-    Tier("cluster", "a real Kubernetes with hollow nodes", ["-m", "cluster and not node"], binaries.hollow, workers=3),
-    Tier("node", "a real node: jobs that train in pods", ["-m", "node"], binaries.node),
-]
+FAST = Tier("fast", "pure cores, real etcd, single processes", ["-m", "not slow and not cluster"], nothing, workers=2)
+SLOW = Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing)
+ETCD36 = Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36)
+CLUSTER = Tier(
+    "cluster", "a real Kubernetes with hollow nodes", ["-m", "cluster and not node"], binaries.hollow, workers=3
+)
+NODE = Tier("node", "a real node: jobs that train in pods", ["-m", "node"], binaries.node)
+TOGETHER = [[FAST], [SLOW, NODE, ETCD36], [CLUSTER]]
+"""One group after the other."""
+
+
+class Run:
+    """A tier under way.
+
+    Args:
+        tier: Which.
+        extra: Environment of its tests.
+        folder: For its report, and for what it says until somebody listens.
+        listened: Whether it says it at once.
+    """
+
+    def __init__(self, tier: Tier, extra: dict[str, str], folder: Path, *, listened: bool) -> None:
+        self._tier = tier
+        self._report = folder / f"{tier.name}.xml"
+        self._said = None if listened else (folder / f"{tier.name}.log").open("w+b")
+        if listened:
+            self._announce()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *tier.arguments, "--durations=12", f"--junitxml={self._report}"],
+            cwd=ROOT,
+            env={**os.environ, **extra},
+            stdout=self._said,
+            stderr=subprocess.STDOUT if self._said is not None else None,
+        )
+
+    def result(self) -> tuple[int, list[str]]:
+        """Its exit code and what is to be said of it, when it is through; what it says is heard from now on."""
+        if self._said is not None:
+            self._announce()
+            with Path(str(self._said.name)).open("rb") as said:
+                through = False
+                while not through:
+                    through = self._process.poll() is not None
+                    self._pour(said)
+                    time.sleep(0.2)  # nobody tells when a file has grown
+        code = self._process.wait()
+        line = f"  {self._tier.name:8} {'passed' if code == 0 else 'FAILED'}{took(self._report)}"
+        return code, [line, *(f"    {line}" for line in (broken(self._report) if code else []))]
+
+    def end(self) -> None:
+        """It was told to end by whoever told us, as by Ctrl-C: wait until it has cleaned up."""
+        self._process.wait()
+        if self._said is not None:
+            self._said.close()
+
+    def _announce(self) -> None:
+        print(f"--- {self._tier.name}: {self._tier.what}", flush=True)
+
+    @staticmethod
+    def _pour(said: BinaryIO) -> None:
+        sys.stdout.buffer.write(said.read())
+        sys.stdout.buffer.flush()
+
+
+def took(report: Path) -> str:
+    """How long the tests of a report took, in words; nothing where there is none."""
+    if not report.exists():
+        return ""
+    return f" in {sum(float(suite.get('time', 0)) for suite in ET.parse(report).iter('testsuite')):.0f} s"
 
 
 def broken(report: Path) -> list[str]:
@@ -78,30 +144,46 @@ def broken(report: Path) -> list[str]:
     return lines
 
 
+def prepared(tiers: list[Tier]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The environment of each tier that can run, and what is to be said of the others."""
+    able: dict[str, dict[str, str]] = {}
+    lines = []
+    for tier in tiers:
+        try:
+            able[tier.name] = tier.prepare()
+        except Missing as error:
+            lines.append(f"  {tier.name:8} not run: {error}")
+    return able, lines
+
+
+def run_together(tiers: list[Tier]) -> tuple[bool, list[str]]:
+    """Whether all is well, and what is to be said."""
+    able, lines = prepared(tiers)
+    well = not lines or os.environ.get("SHOAL_TIERS") != "all"
+    runs: list[Run] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for tier in tiers:
+                if tier.name in able:
+                    runs.append(Run(tier, able[tier.name], Path(folder), listened=not runs))
+            for run in runs:
+                code, said = run.result()
+                well = well and code == 0
+                lines += said
+        finally:
+            for run in runs:
+                run.end()
+    return well, lines
+
+
 def main() -> int:
     """Run the tiers; the exit code."""
     lines: list[str] = []
     failed = False
-    for tier in TIERS:
-        begun = time.monotonic()
-        try:
-            extra = tier.prepare()
-        except Missing as error:
-            lines.append(f"  {tier.name:8} not run: {error}")
-            failed = failed or os.environ.get("SHOAL_TIERS") == "all"
-            continue
-        print(f"--- {tier.name}: {tier.what}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder) / "report.xml"
-            code = subprocess.run(
-                [sys.executable, "-m", "pytest", *tier.arguments, "--durations=12", f"--junitxml={report}"],
-                cwd=ROOT,
-                env={**os.environ, **extra},
-                check=False,
-            ).returncode
-            lines.append(f"  {tier.name:8} {'passed' if code == 0 else 'FAILED'} in {time.monotonic() - begun:.0f} s")
-            lines += [f"    {line}" for line in broken(report)] if code else []
-        failed = failed or code != 0
+    for group in TOGETHER:
+        well, said = run_together(group)
+        failed = failed or not well
+        lines += said
     print("\n".join(["tiers:", *lines]), flush=True)
     return int(failed)
 

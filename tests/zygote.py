@@ -1,4 +1,4 @@
-"""Real processes without the seconds that ``import torch`` takes: forked from one that has imported it.
+"""Real processes without the seconds that their imports take: forked from one that has imported all of it.
 
 Each child is a process of its own in all that matters here: its own sockets and files, its own signals, killed by
 SIGKILL like any other. Run as a program it reads orders (a line of JSON each) and tells what became of its children.
@@ -12,40 +12,60 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+JOB = ("torch", "shoal.pserver.service", "shoal.trainer.distributed")
+OPERATOR = ("shoal.operator.app",)
+"""What the children of one begin with."""
+
+
 @dataclass
 class Child:
-    """A process of a job."""
+    """A process; what can be done with it is called as in `subprocess.Popen`."""
 
-    role: str
-    index: int
     pid: int = 0
-    code: int | None = None
+    returncode: int | None = None
     known: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def signal(self, number: int) -> None:
-        if self.code is None:
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
             try:
                 os.kill(self.pid, number)
             except ProcessLookupError:
                 return
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        if not self.ended.wait(timeout):
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        assert self.returncode is not None
+        return self.returncode
+
 
 class Zygote:
-    """The parent of children that begin with torch imported."""
+    """The parent of children that begin with some modules imported.
 
-    def __init__(self) -> None:
+    Args:
+        modules: Their names.
+        warnings: What becomes of a warning, as after ``python -W``.
+    """
+
+    def __init__(self, modules: Sequence[str], *, warnings: str = "error") -> None:
         self._children: dict[int, Child] = {}
         self._orders = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(Path(__file__).resolve())],
+            [sys.executable, "-W", warnings, str(Path(__file__).resolve()), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -53,10 +73,12 @@ class Zygote:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def spawn(self, role: str, index: int, arguments: list[str], *, environment: Mapping[str, str], log: Path) -> Child:
+    def spawn(self, arguments: list[str], *, environment: Mapping[str, str], log: Path) -> Child:
         """Start ``python ARGUMENTS``; returns when it has its pid."""
+        # Whoever reads it need not wait until the child has come to open it.
+        log.touch(mode=0o600)
         self._orders += 1
-        child = Child(role, index)
+        child = Child()
         self._children[self._orders] = child
         order = {"id": self._orders, "arguments": arguments, "environment": dict(environment), "log": str(log)}
         assert self._process.stdin is not None
@@ -74,13 +96,13 @@ class Zygote:
                 child.pid = told["pid"]
                 child.known.set()
             else:
-                child.code = told["code"]
+                child.returncode = told["code"]
                 child.ended.set()
 
     def close(self) -> None:
         """SIGKILL whatever is left."""
         for child in self._children.values():
-            child.signal(signal.SIGKILL)
+            child.kill()
         assert self._process.stdin is not None
         # Not by closing its input alone: whatever this process forked since may hold that pipe too.
         self._process.kill()
@@ -120,12 +142,11 @@ def _tell(**values: object) -> None:
 
 def main() -> None:
     import ctypes
+    import importlib
     import select
 
-    import torch  # noqa: F401
-
-    import shoal.pserver.service
-    import shoal.trainer.distributed  # noqa: F401
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
 
     running: dict[int, int] = {}
     reader, writer = os.pipe2(os.O_NONBLOCK)

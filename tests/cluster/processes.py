@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,10 +60,12 @@ class Process:
         part.replace(self._record)
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it lives."""
+        """Send a signal, if it lives; after SIGSTOP, back when each of its threads has stopped."""
         with self._held() as descriptor:
             if descriptor is not None:
                 signal.pidfd_send_signal(descriptor, number)
+                while number == signal.SIGSTOP and self.pid is not None and not stopped(self.pid):
+                    time.sleep(0.001)  # nobody tells when a process has stopped, but to its parent
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -102,6 +105,16 @@ class Process:
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def stopped(pid: int) -> bool:
+    """Whether no thread of a process runs: until one of them has taken the signal, the others go on serving."""
+    states = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        # One may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            states.append(thread.read_text().rpartition(")")[2].split()[0])
+    return set(states) == {"T"}
 
 
 def born(pid: int) -> int | None:

@@ -21,7 +21,8 @@ from tests.deploy.audited import Audited
 from tests.deploy.rendered import SYSTEM, arguments, etcd_command, find, opened, overlay, rights
 from tests.deploy.test_rights import only
 from tests.operator.standin import Masters
-from tests.operator.world import ROOT, World
+from tests.operator.world import ROOT, World, spawn
+from tests.zygote import Child
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -193,7 +194,7 @@ class Installed(World):
         super().__init__(cluster, namespace, etcd, folder)
         self._folder, self._name = folder, name
 
-    def start(self, program: str = "shoal.operator", **variables: str) -> subprocess.Popen[bytes]:
+    def start(self, program: str = "shoal.operator", **variables: str) -> Child:
         (self.port,) = free_ports(1)
         here = {
             "--etcd=https://shoal-etcd.shoal-system.svc:2379": f"--etcd={self.etcd.endpoint}",
@@ -207,12 +208,7 @@ class Installed(World):
         command = [here.get(each, each) for each in arguments(overlay(self._name), "shoal-operator")]
         assert not [each for each in here if each not in arguments(overlay(self._name), "shoal-operator")]
         config = self.cluster.kubeconfig_of("shoal-operator", self._folder)
-        with self._log.open("ab") as log:
-            self._operator = subprocess.Popen(
-                [sys.executable, *command[1:]],
-                env={**os.environ, "KUBECONFIG": str(config), **variables},
-                cwd=ROOT, stdout=log, stderr=log,
-            )  # fmt: skip
+        self._operator = spawn(command[1:], kubeconfig=config, log=self._log, **variables)
         return self._operator
 
     def probe(self, path: str) -> bool:

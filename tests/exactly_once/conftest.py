@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.zygote import Zygote
+from tests.zygote import JOB, Zygote
 
 
 @pytest.fixture(scope="session")
 def zygote():
-    started = Zygote()
+    started = Zygote(JOB)
     yield started
     started.close()

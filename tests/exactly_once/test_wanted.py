@@ -56,12 +56,12 @@ def test_trainers_leave_one_by_one_and_come_back(operator):
     operator.until(lambda told: told.trainers == [0, 1, 2] and told.samples > 0)
     operator.wants(drain=[1])
     operator.until(lambda told: told.trainers == [0, 2])
-    assert job.children["trainer", 1].code == 0
+    assert job.children["trainer", 1].returncode == 0
     job.join(1)  # it is still to be drained: it must not train
     first = job.children.get(("trainer", 1))
     operator.until(lambda _: ("trainer", 1) not in job.wanted)
     assert job.children["trainer", 1] is not first
-    assert job.children["trainer", 1].code == 0
+    assert job.children["trainer", 1].returncode == 0
     operator.wants(drain=[0])
     job.join(1)
     operator.until(lambda told: told.trainers == [1, 2])
@@ -79,8 +79,8 @@ def test_a_job_is_suspended_and_goes_on_with_a_new_master_and_new_servers(operat
     operator.until(lambda told: told.trainers == [] and told.why == "the job is suspended")
     assert not job.trainers_left
     for role, index in (("pserver", 0), ("pserver", 1)):
-        job.children[role, index].signal(15)
-        assert job.children[role, index].ended.wait(30)
+        job.children[role, index].send_signal(15)
+        job.children[role, index].wait(30)
     job.kill("master", 0)
     operator.wants()
     for index in range(2):

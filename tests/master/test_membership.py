@@ -213,6 +213,8 @@ class Membership(RuleBasedStateMachine):
         )
         identity = Identity(role="trainer", index=self.members.get(life, index), life=life)
         number = self.connect(identity)
+        # Whoever waited got what the one before it of that index held, before the claims are heard.
+        self.settle()
         self.model_register(identity, claims)
         self.say(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=claims, pid=1, host=""))
 

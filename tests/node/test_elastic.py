@@ -13,7 +13,7 @@ from tests.node.world import World, define
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(240)]
 
-EPOCHS = 20
+EPOCHS = 8
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_it_shrinks_for_an_ordinary_pod_and_grows_back(world):
         trainer={"minReplicas": 1, "maxReplicas": 4, "resources": trainer},
         output={"path": "m.safetensors", "volumeClaimName": "model"},
     )
-    world.pace(0.2)
+    world.pace(0.5)
     world.apply("elastic", **spec)
     world.goes_on("elastic", trainers=[0, 1, 2])
     pod = template("trainer")["spec"]

@@ -59,8 +59,8 @@ def _available(world: Installed) -> int:
 
 def test_a_job_outlives_the_leader_of_the_operators_and_is_complete(installed):
     folder = installed.claim("model")
-    installed.pace(0.2)
-    spec = installed.counting(epochs=10, output={"path": "m.safetensors", "volumeClaimName": "model"})
+    installed.pace(0.4)
+    spec = installed.counting(epochs=6, output={"path": "m.safetensors", "volumeClaimName": "model"})
     spec["trainer"] |= {"minReplicas": 1, "maxReplicas": 2}
     installed.apply("job", **spec)
     samples = lambda: (installed.status("job").get("progress") or {}).get("samples", 0)  # noqa: E731
@@ -78,6 +78,6 @@ def test_a_job_outlives_the_leader_of_the_operators_and_is_complete(installed):
     said = installed.system("logs", "--selector=app.kubernetes.io/name=shoal-operator", "--tail=-1")
     assert "forbidden" not in said.lower(), said
     account = installed.status("job")["account"]
-    assert (account["expected"], account["counted"], account["lost"], account["twice"]) == (6000, 6000, 0, 0)
+    assert (account["expected"], account["counted"], account["lost"], account["twice"]) == (3600, 3600, 0, 0)
     counts = load_file(folder / "m.safetensors")["dense"]
-    assert torch.equal(counts, torch.full_like(counts, 10))
+    assert torch.equal(counts, torch.full_like(counts, 6))

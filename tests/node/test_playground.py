@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.cluster import playground
+from tests.cluster.control_plane import BrokenError
 from tests.cluster.node import NodeCluster
 from tests.cluster.test_control_plane import command_line
 
@@ -28,9 +29,12 @@ def test_up_with_a_real_node_has_shoal_installed_and_ready(tmp_path):
         # The claims wait for nobody, and hollow nodes get nothing of the job.
         chosen = "-l=shoal.dev/job=flights"
         cluster.until(lambda: len(cluster.get("pods", chosen)["items"]) == 5, "the job's pods")
-        cluster.until(
-            lambda: all(pod["spec"].get("nodeName") for pod in cluster.get("pods", chosen)["items"]), "a place"
-        )
+        try:
+            cluster.until(
+                lambda: all(pod["spec"].get("nodeName") for pod in cluster.get("pods", chosen)["items"]), "a place"
+            )
+        except BrokenError as error:
+            raise BrokenError(f"{error}\n{cluster.kubectl('describe', 'pods,pvc,nodes')}") from None
         assert {pod["spec"]["nodeName"] for pod in cluster.get("pods", chosen)["items"]} == {"node"}
     finally:
         down = command_line(folder, "down")

@@ -5,7 +5,7 @@ Nothing here decides anything about the protocol. The world carries messages bet
 their last messages lost, snapshots are damaged, etcd forgets its last writes, a paused master wakes beside its
 successor. Instead of tensors a slot has a counter per sample, which every applied batch raises by one.
 
-The same seed is the same run.
+The same seed is the same run. One module: what happens to the parts is drawn and carried out in one place, by one clock.
 """
 
 from __future__ import annotations
