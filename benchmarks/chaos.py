@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.common import Row, main
 from tests.realjob import Chaos, RealJob
-from tests.zygote import Zygote
+from tests.zygote import JOB, Zygote
 
 KILLS_PER_JOB = 20
 EPOCHS = 16
@@ -42,7 +42,7 @@ def measure(*, kills: int, seed: int) -> tuple[list[Row], Any]:
     others: Counter[str] = Counter()
     jobs: list[dict[str, Any]] = []
     begun = time.monotonic()
-    zygote = Zygote()
+    zygote = Zygote(JOB)
     try:
         while sum(killed.values()) < kills:
             left = min(KILLS_PER_JOB, kills - sum(killed.values()))

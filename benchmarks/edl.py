@@ -76,6 +76,9 @@ def _rows(case: Case, policy: str, outcomes: Sequence[Outcome]) -> list[Row]:
     if least:
         share = stopped / least
         rows.append(at_most(name + "steps up: trainers stopped / least possible", [share], "", goal=1.1))
+    if stopped:
+        share = 100 * sum(step.preempted for step in up) / stopped
+        rows.append(plain(name + "steps up: of those stopped, by the scheduler", [share], "%"))
     rows += [
         plain(f"{name}step {number + 1} ({case.web[number]} pods): requested CPU, of what fits", shares, "%")
         for number in range(len(case.web))

@@ -115,6 +115,7 @@ class Step:
         bound: Seconds until all new pods were bound; None: it was no step up, or they never were.
         slowest_pod: Seconds from a new pod's creation to its binding, of the slowest.
         stopped: Trainers that were stopped.
+        preempted: Those of them that the scheduler stopped, for a pod of the Deployment.
         least: The fewest that had to be; None: it was no step up.
     """
 
@@ -124,6 +125,7 @@ class Step:
     bound: float | None = None
     slowest_pod: float | None = None
     stopped: int = 0
+    preempted: int = 0
     least: int | None = None
 
 

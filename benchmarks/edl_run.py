@@ -21,7 +21,6 @@ from shoal.autoscaler.simulate.policies import POLICIES
 from shoal.autoscaler.simulate.trace import Trace
 from tests.cluster.stages import Stages
 from tests.operator.api import Api
-from tests.operator.world import CLASSES, PRIORITIES
 
 __all__ = ["CASES", "Case", "Outcome", "played", "simulated"]
 
@@ -34,10 +33,7 @@ async def played(case: Case, policy: str, repeats: int, *, packable: float | Non
     """On one control plane, one after the other."""
     outcomes = []
     async with HollowCluster(case.nodes, stages=STAGES) as cluster:
-        cluster.plane.kubectl("apply", "-f", str(PRIORITIES))
-        config = cluster.folder / "autoscaler.yaml"
-        config.write_text("{}\n")
-        cluster.operator.options = (*CLASSES, *(("--autoscaler", str(config)) if policy == "shoal" else ()))
+        cluster.rank_pods(autoscaler=policy == "shoal")
         for number in range(repeats):
             print(f"{policy}, run {number + 1} of {repeats}: {case.seconds:g} s")
             outcomes.append(await _Run(cluster, case, policy, f"{case.name}-{number}", packable).play())
@@ -203,12 +199,14 @@ class _Run:
             return step
         until = since + case.step
         came = [pod for pod in self._log.all() if pod.role == WEB and since <= pod.created < until]
+        stopped = [pod for pod in self._log.all() if _left(pod, since, until)]
         whole = len(came) >= more and all(pod.bound for pod in came)
         return replace(
             step,
             bound=max(pod.bound for pod in came) - since if whole else None,
             slowest_pod=max(pod.bound - pod.created for pod in came) if whole else None,
-            stopped=sum(_left(pod, since, until) for pod in self._log.all()),
+            stopped=len(stopped),
+            preempted=sum(pod.preempted for pod in stopped),
             least=least,
         )
 

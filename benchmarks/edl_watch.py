@@ -46,6 +46,7 @@ class _Spec(msgspec.Struct, rename="camel"):
 class _Condition(msgspec.Struct):
     type: str
     status: str
+    reason: str = ""
 
 
 class _Status(msgspec.Struct):
@@ -88,6 +89,7 @@ class SeenPod:
         ran: When it was Running.
         leaving: When it was being deleted, had ended, or was gone.
         deleting: Whether it is being deleted.
+        preempted: Whether the scheduler did that, for another pod.
     """
 
     name: str
@@ -104,6 +106,7 @@ class SeenPod:
     ran: float = 0.0
     leaving: float = 0.0
     deleting: bool = False
+    preempted: bool = False
 
     @property
     def holds(self) -> bool:
@@ -180,6 +183,7 @@ class PodLog:
         seen.node, seen.phase = pod.spec.node_name, pod.status.phase
         seen.ready = any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions)
         seen.deleting = bool(metadata.deletion_timestamp)
+        seen.preempted = any(each.reason == "PreemptionByScheduler" for each in pod.status.conditions)
         if seen.node and not seen.bound:
             seen.bound = now
         if seen.phase == "Running" and not seen.ran:

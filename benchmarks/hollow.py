@@ -34,6 +34,7 @@ from tests.cluster.certificates import make_client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.parts import CONTROL, Layout, Part
 from tests.cluster.stages import Stages
+from tests.operator.world import CLASSES, PRIORITIES
 
 __all__ = ["Api", "Asked", "HollowCluster", "in_flight", "job_manifest", "published"]
 
@@ -266,6 +267,13 @@ class HollowCluster:
         self.audit = AuditLog(self.plane.folder / "audit.log")
         self.operator = OperatorProcess(kubeconfigs[OPERATOR], self.etcd.endpoint, self.folder / "operator.log")
         self._stack.callback(self.operator.stop)
+
+    def rank_pods(self, *, autoscaler: bool) -> None:
+        """Operators that start from now on know the pods' priorities, and move jobs by plans if they are to."""
+        self.plane.kubectl("apply", "-f", str(PRIORITIES))
+        config = self.folder / "autoscaler.yaml"
+        config.write_text("{}\n")
+        self.operator.options = (*CLASSES, *(("--autoscaler", str(config)) if autoscaler else ()))
 
     def _knows_jobs(self) -> bool:
         # `kubectl wait` fails while there are no conditions at all.

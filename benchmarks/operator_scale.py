@@ -34,7 +34,6 @@ from shoal.api import from_mapping
 from shoal.operator import objects
 from shoal.operator.check import as_pod
 from shoal.operator.pods import Identity, master_pod, names, server_pod, trainer_pod
-from tests.operator.world import PRIORITIES
 
 SIZE = int(os.environ.get("BENCH_JOBS", "20"))
 TRAINERS, SERVERS = 60, 10
@@ -141,13 +140,7 @@ def _requests(metrics: Mapping[str, float]) -> float:
 
 
 async def _many_pods(cluster: HollowCluster) -> tuple[list[Row], Any]:
-    cluster.plane.kubectl("apply", "-f", str(PRIORITIES))
-    config = cluster.folder / "autoscaler.yaml"
-    config.write_text("{}\n")
-    scales = os.environ.get("BENCH_AUTOSCALER", "1") != "0"
-    cluster.operator.options = (
-        *("--priority-classes", *CLASSES), *(("--autoscaler", str(config)) if scales else ()),
-    )  # fmt: skip
+    cluster.rank_pods(autoscaler=os.environ.get("BENCH_AUTOSCALER", "1") != "0")
     operator, bare, trainers = [], [], []
     for number in range(REPEATS):
         print(f"repeat {number + 1} of {REPEATS}")

@@ -107,8 +107,15 @@ class OperatorProcess:
 
     def peak_megabytes(self) -> float:
         """The most memory that was resident, in MB of 1,000,000 bytes."""
+        return self._memory("VmHWM:")
+
+    def megabytes(self) -> float:
+        """The memory that is resident now, likewise."""
+        return self._memory("VmRSS:")
+
+    def _memory(self, what: str) -> float:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith(what))
         return kibibytes * 1024 / 1e6
 
     def metrics(self) -> dict[str, float]:
