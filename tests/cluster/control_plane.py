@@ -233,13 +233,15 @@ class ControlPlane:
 
         self.until(ready, f"all pods of {namespace} to become Ready")
 
-    def until(self, true: Callable[[], bool], what: str, *, seconds: float = SECONDS_TO_BE_READY) -> None:
-        """Ask again and again until it is true; for what ``kubectl wait`` cannot say."""
+    def until(
+        self, true: Callable[[], bool], what: str, *, seconds: float = SECONDS_TO_BE_READY, pause: float = 0.05
+    ) -> None:
+        """Ask every ``pause`` seconds until it is true; for what ``kubectl wait`` cannot say."""
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:
                 raise BrokenError(f"waited {seconds:.0f} s in vain for {what}")
-            time.sleep(0.05)
+            time.sleep(pause)
 
     def _usable(self) -> set[str]:
         nodes = self.get("nodes")["items"]

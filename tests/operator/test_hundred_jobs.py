@@ -7,7 +7,7 @@ import pytest
 from shoal.store import ALL_JOBS, Store
 from tests.operator.world import MADE, a_world, manifest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 JOBS, TRAINERS = 100, 10
 
@@ -26,7 +26,7 @@ def test_a_hundred_jobs_of_ten_trainers(crowd):
         statuses = [each.get("status", {}) for each in crowd.list("TrainingJob")]
         return [(each.get("state", ""), each.get("trainers", {}).get("text", "")) for each in statuses]
 
-    crowd.until(lambda: states() == [("Running", f"{TRAINERS}/{TRAINERS}")] * JOBS, "all to run", seconds=200)
+    crowd.until(lambda: states() == [("Running", f"{TRAINERS}/{TRAINERS}")] * JOBS, "all to run", seconds=300, pause=1)
     owners = [pod["metadata"]["labels"]["shoal.dev/job"] for pod in crowd.list("Pod")]
     assert len(owners) == JOBS * (TRAINERS + 2)
     crowd.kubectl("delete", "tj", "--all")
@@ -35,6 +35,7 @@ def test_a_hundred_jobs_of_ten_trainers(crowd):
             lambda kind=kind: not crowd.api.list(kind, crowd.namespace, labels="shoal.dev/uid", most=1),
             f"every {kind} to go",
             seconds=120,
+            pause=0.5,
         )
     with Store.connect(crowd.etcd.endpoint, prefix=ALL_JOBS) as etcd:
-        crowd.until(lambda: not etcd.get_groups(ALL_JOBS, parts=3), "the sweep of etcd")
+        crowd.until(lambda: not etcd.get_groups(ALL_JOBS, parts=3), "the sweep of etcd", pause=0.5)

@@ -102,9 +102,9 @@ class World:
     def list(self, kind: str, *, labels: str = "", fields: str = "") -> list[Any]:
         return self.api.list(kind, self.namespace, labels=labels, fields=fields)
 
-    def until(self, found: Callable[[], Any], what: str, *, seconds: float = 60.0) -> None:
+    def until(self, found: Callable[[], Any], what: str, *, seconds: float = 60.0, pause: float = 0.05) -> None:
         try:
-            self.cluster.until(found, what, seconds=seconds)
+            self.cluster.until(found, what, seconds=seconds, pause=pause)
         except BaseException:
             print(self.log()[-6000:])
             raise
