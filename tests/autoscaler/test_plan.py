@@ -193,6 +193,13 @@ def test_a_maximum_that_was_lowered_below_what_runs():
     assert counts(cluster([[20]], [[5]], [job("a", 1, 2, held={0: 4})])) == {"a": 2}
 
 
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_lowered_maximum_leaves_those_of_the_minimum_where_they_are(node):
+    """One that left would be made anew in the place of one of the surplus."""
+    snapshot = cluster([[20], [20]], [[5]], [job("a", 2, 3, held={0: 4, 1: 4}, firm={node: 2})])
+    assert plan(snapshot, Memory(), FREE_HAND)[0].jobs["a"].stays == {node: 2, 1 - node: 1}
+
+
 def test_a_node_that_has_become_too_small():
     made = plan(cluster([[8], [20]], [[5]], [job("a", 1, 3, held={0: 3})]), Memory(), FREE_HAND)[0].jobs["a"]
     assert placed(made) == {0: 1, 1: 2}

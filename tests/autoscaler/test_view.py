@@ -375,7 +375,7 @@ class Model:
         wishes = {each.uid: each for each in wishes}
         room = {name: Counter(allocatable_of(each)) for name, each in self.nodes.items()}
         leaving = {name: Counter() for name in self.nodes}
-        held, bound, pending, refused = Counter(), Counter(), {}, dict.fromkeys(wishes, 0.0)
+        held, firm, bound, pending, refused = Counter(), Counter(), Counter(), {}, dict.fromkeys(wishes, 0.0)
         for uid, each in self.pods.items():
             of, role = self.job_of(each, wishes)
             at, going = each["spec"]["nodeName"], "deletionTimestamp" in each["metadata"]
@@ -385,6 +385,8 @@ class Model:
                 leaving[at].update(request_of(each))
             elif at and role == "trainer":
                 held[of, at] += 1
+                lowest = wishes[of].priority if wishes[of].surplus is None else wishes[of].surplus
+                firm[of, at] += each["spec"]["priority"] > lowest
                 # To the planner it takes what one would that is made now.
                 room[at].subtract(request_of(each))
                 room[at].update(request_of(wishes[of].trainer))
@@ -407,7 +409,7 @@ class Model:
             "usable": {name for name, each in self.nodes.items() if usable(each)},
             "pending": {uid: (*rest, at if at in self.nodes else None) for uid, (*rest, at) in pending.items()},
             "jobs": {
-                uid: (self.meaning(each.trainer), {at: count for (of, at), count in held.items() if of == uid}, refused[uid],
+                uid: (self.meaning(each.trainer), {at: (count, firm[of, at]) for (of, at), count in held.items() if of == uid}, refused[uid],
                       [(self.meaning(made), count - bound[uid, role]) for made, count, role in each.fixed if count > bound[uid, role]])
                 for uid, each in wishes.items()
             },
@@ -441,7 +443,7 @@ def read(shot):
         "usable": {name for name, yes in zip(nodes.names, nodes.usable, strict=True) if yes},
         "pending": {each.uid: (shape(each.shape), each.priority, (*nodes.names, None)[each.node]) for each in shot.pending},
         "jobs": {
-            each.uid: (shape(each.shape), {nodes.names[at]: count for at, count in each.held.items()}, each.unschedulable,
+            each.uid: (shape(each.shape), {nodes.names[at]: (count, each.firm.get(at, 0)) for at, count in each.held.items()}, each.unschedulable,
                        [(shape(of), count) for of, count in each.fixed])
             for each in shot.jobs
         },
@@ -474,7 +476,13 @@ events = st.one_of(
     st.tuples(st.just("jobs"), st.sampled_from(["", "u", "v", "uv"])),
 )  # fmt: skip
 WISHES = {
-    "u": wish("u", "j", fixed=((pod(cpu="2"), 2, "pserver"), (pod(cpu="1", nodeSelector={"zone": "a"}), 1, "master"))),
+    "u": wish(
+        "u",
+        "j",
+        priority=5,
+        surplus=0,
+        fixed=((pod(cpu="2"), 2, "pserver"), (pod(cpu="1", nodeSelector={"zone": "a"}), 1, "master")),
+    ),
     "v": wish("v", "k", cpu={"gpu": "1"}),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.autoscaler.requests import Manifest, part, parts
 
-__all__ = ["CrewKey", "crew_of", "is_refused", "revision_of"]
+__all__ = ["CrewKey", "crew_of", "is_refused", "named_for", "revision_of"]
 
 CrewKey = tuple[str, str]
 """A job's uid, and its namespace: nothing elsewhere is its own."""
@@ -30,6 +30,11 @@ def is_refused(pod: Manifest) -> bool:
         (each.get("type"), each.get("status"), each.get("reason")) == ("PodScheduled", "False", "Unschedulable")
         for each in parts(part(pod.get("status")).get("conditions"))
     )
+
+
+def named_for(name: str, role: str, job: str) -> bool:
+    """Whether a pod of a role, but no trainer, is called as a job's own are."""
+    return name.startswith(f"{job}-{role}-")
 
 
 def revision_of(metadata: Manifest) -> int:

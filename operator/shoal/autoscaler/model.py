@@ -84,6 +84,7 @@ class Job:
         shape: Of a trainer.
         fixed: (shape, how many) of its other pods that have no node yet: they need room together with the minimum.
         held: Node -> trainers that are bound there and not on their way out, for each node where there are some.
+        firm: Node -> how many of these have the minimum's priority: for one that left, one of the surplus would be made anew.
         weight: Its claim to room among jobs of its class.
         since: When it was created, in seconds.
         pinned: Whether its number is the user's choice.
@@ -98,6 +99,7 @@ class Job:
     shape: int
     fixed: tuple[tuple[int, int], ...] = ()
     held: Mapping[int, int] = field(default_factory=dict)
+    firm: Mapping[int, int] = field(default_factory=dict)
     weight: float = 1.0
     since: float = 0.0
     pinned: bool = False

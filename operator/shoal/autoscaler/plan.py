@@ -147,12 +147,20 @@ class _Plan:
     # --- Who has more than may be ---
 
     def _shrink(self) -> None:
-        """Jobs above their maximum, which was lowered: from the nodes that most others could use."""
+        """Jobs above their maximum, which was lowered: surplus first, from the nodes that most others could use."""
         board = self._board
         for job in np.flatnonzero(board.count > self._top).tolist():
+            firm = self._jobs[job].firm
             while board.count[job] > self._top[job]:
+                there = board.at(job)
                 node = max(
-                    board.at(job), key=lambda node: (int(board.wanted_by[node]), -int(board.free[node].min()), node)
+                    there,
+                    key=lambda node: (
+                        there[node] > firm.get(node, 0),
+                        int(board.wanted_by[node]),
+                        -int(board.free[node].min()),
+                        node,
+                    ),
                 )
                 board.leave(job, node)
 

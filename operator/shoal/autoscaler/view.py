@@ -10,6 +10,7 @@ its controller, any other pod of a job only by its name and namespace; what fail
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from shoal.autoscaler.eligible import Groups, Shape, ShapeBook, Traits, few, traits_of, usable
-from shoal.autoscaler.metadata import CrewKey, crew_of, is_refused, revision_of
+from shoal.autoscaler.metadata import CrewKey, crew_of, is_refused, named_for, revision_of
 from shoal.autoscaler.model import Counts, Flags, Job, Nodes, Pending, Shapes, Snapshot
 from shoal.autoscaler.requests import Manifest, Request, Sums, allocatable_of, part
 from shoal.autoscaler.wish import JobWish
@@ -272,7 +273,7 @@ class ClusterView:
             yield from crew.trainers.values()
             yield from crew.others.values()
         elif crew.others:
-            yield from (pod for pod in crew.others.values() if not _named_for(pod, found.wish))
+            yield from (pod for pod in crew.others.values() if not named_for(pod.place[1], pod.role, found.wish.name))
 
     def _more(self, foreign: Iterable[_Pod]) -> Iterator[tuple[int, Request]]:
         """What foreign trainers take, where: it is in no sum, as who is foreign is known only now."""
@@ -313,10 +314,14 @@ class ClusterView:
 
     def _made(self, wanted: _Wanted, crew: _Crew, now: float) -> Job:
         wish, nodes = wanted.wish, self._nodes
+        lowest = wish.priority if wish.surplus is None else wish.surplus
+        firm = Counter(
+            nodes[pod.node].index for pod in crew.trainers.values() if pod.priority > lowest and pod.node in nodes
+        )
         return Job(
             uid=wish.uid, name=f"{wish.namespace}/{wish.name}", priority=wish.priority, min=wish.min, max=wish.max,
             weight=wish.weight, since=wish.since, surplus=wish.surplus, pinned=wish.pinned, shape=wanted.trainer.index,
-            held={nodes[name].index: count for name, count in crew.on.items() if name in nodes},
+            held={nodes[name].index: count for name, count in crew.on.items() if name in nodes}, firm=firm,
             fixed=tuple(self._missing(crew, wanted)) if wanted.fixed else (),
             unschedulable=max((now - (pod.refused or 0.0) for pod in crew.refused.values()), default=0.0),
         )  # fmt: skip
@@ -324,7 +329,7 @@ class ClusterView:
     def _missing(self, crew: _Crew, wanted: _Wanted) -> Iterator[tuple[int, int]]:
         bound: dict[str, int] = {}
         for pod in crew.others.values():
-            if pod.node in self._nodes and _named_for(pod, wanted.wish):
+            if pod.node in self._nodes and named_for(pod.place[1], pod.role, wanted.wish.name):
                 bound[pod.role] = bound.get(pod.role, 0) + 1
         for shape, count, role in wanted.fixed:
             there = min(count, bound.get(role, 0))
@@ -363,10 +368,10 @@ class ClusterView:
         pod = _Pod(
             uid=uid, place=place, revision=revision, node=node, crew=crew, role=role, deleting=deleting, ended=ended
         )
+        pod.priority = int(spec.get("priority") or 0)
         told: list[str] = []
         if not node and phase == "Pending" and not deleting and not spec.get("schedulingGates"):
             pod.shape = self._shape_of(manifest, told)
-            pod.priority = int(spec.get("priority") or 0)
             pod.preempts = spec.get("preemptionPolicy") != "Never"
             pod.nominated = str(part(manifest.get("status")).get("nominatedNodeName") or "")
         elif node and not ended:
@@ -492,7 +497,3 @@ def _shapes_of(wanted: Iterable[_Wanted], more: Iterable[Shape]) -> dict[Shape, 
     """All that a snapshot speaks of, each once, and always in the same order."""
     ours = (shape for each in wanted for shape in (each.trainer, *(fixed for fixed, _, _ in each.fixed)))
     return dict.fromkeys((*ours, *more))
-
-
-def _named_for(pod: _Pod, wish: JobWish) -> bool:
-    return pod.place[1].startswith(f"{wish.name}-{pod.role}-")
