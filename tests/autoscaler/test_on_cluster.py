@@ -18,6 +18,7 @@ from tests.autoscaler.worlds_on_cluster import (
     allocation,
     apply,
     configure,
+    evicted,
     trainers,
     web,
     webs,
@@ -162,11 +163,6 @@ def test_a_priority_that_nobody_knows_is_refused_with_those_that_there_are(world
     apply(world.j, 1, 2, priority="urgent")
     world.j.says("Accepted", "False", "UnknownPriority", "known: default")
     assert world.j.made() == []
-
-
-def evicted(world):
-    """Uids of the pods that the scheduler says to have preempted."""
-    return {each["regarding"]["uid"] for each in world.list("Event") if each["reason"] == "Preempted"}
 
 
 def test_an_operator_that_is_killed_goes_on_from_what_runs(world):

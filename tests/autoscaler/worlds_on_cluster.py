@@ -100,6 +100,11 @@ def webs(world):
     return [pod for pod in world.list("Pod", labels="app=web") if pod["status"].get("phase") == "Running"]
 
 
+def evicted(world):
+    """Uids of the pods that the scheduler says to have preempted."""
+    return {each["regarding"]["uid"] for each in world.list("Event") if each["reason"] == "Preempted"}
+
+
 def metrics(world):
     """Those without labels, by name; none while nobody answers."""
     try:
