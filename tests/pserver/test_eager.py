@@ -1,4 +1,4 @@
-"""A process without PyTorch's compiler computes the same, and starts without what the compiler imports."""
+"""Processes without PyTorch's compiler compute the same, and start without what it imports; it is there for who compiles."""
 
 from __future__ import annotations
 
@@ -56,3 +56,46 @@ def test_the_compiler_is_not_imported(computed):
 def test_whoever_asks_for_more_gets_the_compiler(computed):
     assert computed["with"][2:] == computed["without"][2:]
     assert computed["without"][3]
+
+
+LATER = """
+import json, sys
+import torch
+from shoal import trainer
+from shoal.trainer import distributed
+
+def there():
+    return "torch._dynamo" in sys.modules
+
+def own(name):
+    return getattr(vars(torch.optim.Optimizer)[name].__wrapped__, "__dynamo_disable", None).__module__
+
+model = torch.nn.Linear(3, 2)
+optimizer = torch.optim.Adam(model.parameters())
+torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+before = there()
+finders = len(sys.meta_path)
+
+@torch.compile(backend="eager")
+def step():
+    optimizer.zero_grad()
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+
+step()
+step()
+print(json.dumps([before, there(), own("zero_grad"), finders - len(sys.meta_path), [*model.bias.tolist()]]))
+"""
+
+
+def test_a_trainer_has_the_compiler_when_it_compiles_and_not_before():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LATER], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    before, after, owner, finders, _ = json.loads(done.stdout)
+    assert (before, after) == (False, True)
+    assert owner.startswith("torch._dynamo."), "what is not to be compiled is marked as PyTorch does it"
+    assert finders == 1

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shoal.pserver.optimizers import group_options, import_all
+from shoal.pserver.optimizers import group_options
 from shoal.trainer.describe import Description, Refusal, as_loader, describe
 from shoal.trainer.embeddings import TableHooks, rows_of
 from shoal.trainer.engine import Engine, Refused
@@ -38,8 +38,6 @@ __all__ = ["DistributedJob"]
 
 REPORT_SECONDS = 0.2
 ROWS_AT_ONCE = 1 << 16
-
-import_all()  # with the other imports, before it joins
 
 Model = TypeVar("Model", bound=nn.Module)
 
