@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Final
 
 from benchmarks.edl_figures import Sample, jain, mean_over_time, needless
@@ -156,6 +156,7 @@ class Outcome:
         lives: Of all trainers.
         steps: Of the Deployment.
         packable: Cores that can be requested at all; None: it is not known, each sample has its own.
+        places: At the end: cores of a node and the pods there, in words -> how many nodes are so.
     """
 
     case: Case
@@ -163,6 +164,7 @@ class Outcome:
     lives: Sequence[Life]
     steps: Sequence[Step] = ()
     packable: float | None = None
+    places: Mapping[str, int] = field(default_factory=dict)
 
     def _mean(self, values: Sequence[float], since: float, until: float) -> float:
         by_time = {sample.at: value for sample, value in zip(self.samples, values, strict=True)}
@@ -265,6 +267,7 @@ class Outcome:
             "steps": [asdict(step) for step in self.steps],
             "packable": self.packable,
             "never_ran": self.never_ran,
+            "places": dict(self.places),
             "columns": ["seconds", "requested", "fits", "pending", "web", *jobs],
             "samples": [
                 [round(each.at, 1), each.running, each.fits, each.pending, each.web]

@@ -184,7 +184,19 @@ class _Run:
         lives = [Life(pod.job, at(pod.created), at(pod.ran), at(pod.leaving)) for pod in trainers]
         outcome = Outcome(case=case, samples=self._samples, lives=lives, packable=self._packable)
         steps = [self._step(number, outcome) for number in range(len(case.web))]
-        return Outcome(case=case, samples=self._samples, lives=lives, steps=steps, packable=self._packable)
+        return replace(outcome, steps=steps, places=self._places())
+
+    def _places(self) -> dict[str, int]:
+        """How many nodes have which pods."""
+        there: dict[str, Counter[str]] = {}
+        for pod in self._log.there.values():
+            if pod.holds:
+                there.setdefault(pod.node, Counter())[pod.role] += 1
+        words = (
+            " ".join([node.split("-")[1], *(f"{count} {role}" for role, count in sorted(pods.items()))])
+            for node, pods in there.items()
+        )
+        return dict(Counter(words).most_common())
 
     def _step(self, number: int, outcome: Outcome) -> Step:
         case = self._case
