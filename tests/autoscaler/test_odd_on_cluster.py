@@ -58,6 +58,7 @@ def classes(world):
 def test_a_configuration_that_cannot_be_taken_is_said_in_log_metric_and_condition_and_the_one_before_stays(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
+    world.j.state("Running")
     world.j.says("Autoscaled", "True", "Following")
     tells(world, config_valid=1, acts=1, jobs=1, jobs_queued=0, trainers=TWO_NODES, trainers_given=TWO_NODES, nodes=2,
           nodes_usable=2, claims=0, victims=0, plans_failed_total=0, unread=0)  # fmt: skip
@@ -86,6 +87,7 @@ def test_an_operator_that_begins_with_a_configuration_that_it_cannot_take_change
         world.cluster.kubectl("label", "node", name, "kubernetes.io/os=linux", "--overwrite")
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
+    world.j.state("Running")
     before = world.j.pod_uids()
     world.end(signal.SIGKILL)
     world.config.write_text("coolDowns: 0s\n")
@@ -128,6 +130,7 @@ def test_a_class_that_is_deleted_stops_nobody_and_what_the_api_server_says_of_ne
     configure(world, PRIORITIES)
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
+    world.j.state("Running")
     before = {pod["metadata"]["uid"]: pod["spec"]["priority"] for pod in world.j.all_pods()}
     assert sorted(set(before.values())) == [-9, -4, -2]
     world.kubectl("delete", "priorityclass", *classes)
