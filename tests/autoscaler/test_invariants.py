@@ -98,7 +98,7 @@ def a_job_has_nothing_or_what_lies_between_its_bounds(seen):
         assert given.trainers == sum(placed(given).values())
         assert (given.trainers == 0) == (given.why == Why.QUEUED)
         assert all(count <= each.held.get(node, 0) for node, count in given.stays.items())
-        assert 0 <= given.now <= sum(given.comes.values())
+        assert all(0 < count <= given.comes[node] for node, count in given.now.items())
         assert given.words
 
 

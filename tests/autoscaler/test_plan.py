@@ -122,7 +122,14 @@ def test_room_that_is_being_freed_is_not_made_again():
 
 def test_what_is_freed_for_growth_is_used_when_it_is_there():
     made, _ = plan(cluster([[10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5]]), Memory(), FREE_HAND)
-    assert (made.jobs["a"].trainers, made.jobs["a"].now) == (2, 0)
+    assert (made.jobs["a"].trainers, made.jobs["a"].now) == (2, {})
+
+
+def test_it_is_said_where_there_is_room_now():
+    """Who were wanted where somebody still leaves would take room that is meant for others."""
+    snapshot = cluster([[10], [10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5], [0]])
+    given = plan(snapshot, Memory(), FREE_HAND)[0].jobs["a"]
+    assert (given.comes, given.now) == ({0: 1, 1: 2}, {1: 2})
 
 
 def test_a_claim_stays_on_its_node():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from shoal.operator import objects
-from shoal.operator.hints import NODES, hinted
+from shoal.operator.hints import NODES, hinted, wish_of
 from shoal.operator.pods import pod_hash, server_pod, trainer_pod
 from shoal.operator.reconcile import Apply, CreatePod, Observed, Places, reconcile
 from shoal.operator.rendered import applied_hash
+from shoal.operator.trainers import TrainerPod
 from tests.operator.jobs import IDENTITY, job
 
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
@@ -47,6 +48,18 @@ def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["a"], ["b"], []]
     assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(plain)}
+
+
+def test_who_is_nowhere_yet_will_be_where_he_was_wanted():
+    of = job()
+    first = hinted(trainer_pod(of, IDENTITY, 0), ["a"])
+    assert (wish_of(first), wish_of(trainer_pod(of, IDENTITY, 0)), wish_of(hinted(first, []))) == ("a", "", "a")
+    assert wish_of(hinted(trainer_pod(of, IDENTITY, 0), ["a", "b"])) == ""
+    waiting = TrainerPod(index=0, uid="0", wish="a")
+    seen = Observed(trainers=(waiting, TrainerPod(index=1, uid="1", node="b")))
+    actions = reconcile(of, IDENTITY, seen, trainers=4, places=Places(stays={"b": 1}, comes={"a": 2, "b": 1}))
+    pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
+    assert [wishes(pod) for pod in pods] == [["a"], ["b"]]
 
 
 def test_servers_and_master_keep_the_wish_that_they_were_made_with():

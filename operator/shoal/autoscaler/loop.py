@@ -62,7 +62,7 @@ class Decision:
         now: How many of these can be there now: the rest comes when others have left.
         stays: Name of a node -> how many of its trainers stay there; others there leave first. None: it does not matter.
         why: Why not more, for people.
-        comes: Name of a node -> how many new trainers would do best there.
+        comes: Name of a node -> how many new trainers have room there now and would do best there.
         servers: Names of the nodes where parameter servers without one would.
         master: The same for its master, where that has none.
         servers_wait: Their room is still somebody's. Who came now would take other room as soon as any is free.
@@ -381,10 +381,10 @@ class Autoscaler:
         servers, master = _others(job, given, names)
         return Decision(
             trainers=given.trainers,
-            now=sum(stays.values()) + given.now,
+            now=sum(stays.values()) + sum(given.now.values()),
             stays=stays,
             why=given.words,
-            comes={names[node]: count for node, count in given.comes.items()},
+            comes={names[node]: count for node, count in given.now.items()},
             servers=servers,
             master=master,
             servers_wait=self._servers_may_wait(job.uid, given),

@@ -244,7 +244,7 @@ class Given:
         trainers: How many it shall have; 0: it waits for its minimum.
         stays: Node -> how many of its trainers stay there.
         comes: Node -> how many new ones fit there.
-        now: How many of these may be created now: the room is there.
+        now: Node -> how many of these may be created now: the room is there.
         why: Why not more.
         words: The same for people.
         others: (shape, node) where each of its other pods without a node would do best.
@@ -254,7 +254,7 @@ class Given:
     trainers: int
     stays: Mapping[int, int]
     comes: Mapping[int, int]
-    now: int
+    now: Mapping[int, int]
     why: Why
     words: str
     others: tuple[tuple[int, int], ...] = ()

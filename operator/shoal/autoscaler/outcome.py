@@ -33,7 +33,7 @@ def outcome(
     for number, (job, count) in enumerate(zip(board.jobs, board.count.tolist(), strict=True)):
         stays, comes = places.get(number, (job.held, {}))
         why, said = words.why(number)
-        soon = now.start(number, comes) if now is not None and comes else 0
+        soon = now.start(number, comes) if now is not None and comes else {}
         given[job.uid] = Given(
             trainers=count,
             stays=stays,
@@ -76,19 +76,19 @@ class _Now:
         """Whether what is kept for others on these nodes is free; asked before any trainer starts."""
         return all(bool((self._room[node] >= 0).all()) for node in nodes)
 
-    def start(self, number: int, comes: Mapping[int, int]) -> int:
-        """How many of a job's."""
+    def start(self, number: int, comes: Mapping[int, int]) -> dict[int, int]:
+        """Where how many of a job's."""
         request = self._board.request[self._board.jobs[number].shape]
-        asked, soon = request > 0, 0
+        asked, soon = request > 0, {}
         for node, count in comes.items():
             if self._wide[node]:
-                soon += count
+                soon[node] = count
                 continue
             for _ in range(count):
                 if not (self._room[node] >= request)[asked].all():
                     break
                 self._room[node] -= request
-                soon += 1
+                soon[node] = soon.get(node, 0) + 1
         return soon
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from shoal.operator.hints import wish_of
 from shoal.operator.manifests import deleting, phase_of, ready
 from shoal.operator.pods import label
 from shoal.operator.policy import End, ends_of
@@ -33,6 +34,7 @@ class PodFacets:
         ready: As its kubelet says.
         priority: Its PriorityClass.
         node: Where it is; empty: nowhere yet.
+        wish: Where the plan wanted it, as long as it is nowhere.
         troubles: What is wrong with it.
         ends: How lives of its container ended, as if nobody had asked it to end.
     """
@@ -49,6 +51,7 @@ class PodFacets:
     ready: bool
     priority: str
     node: str
+    wish: str
     troubles: tuple[Trouble, ...]
     ends: tuple[End, ...]
 
@@ -69,6 +72,7 @@ class PodFacets:
             ready=ready(pod),
             priority=str(spec.get("priorityClassName", "")),
             node=str(spec.get("nodeName") or ""),
+            wish="" if spec.get("nodeName") else wish_of(pod),
             troubles=tuple(troubles_of(pod)),
             ends=tuple(ends_of(pod)),
         )
@@ -92,4 +96,5 @@ class PodFacets:
             works=member and not self.ended,
             priority=self.priority,
             node=self.node,
+            wish=self.wish,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-__all__ = ["NODES", "hinted"]
+__all__ = ["NODES", "hinted", "wish_of"]
 
 NODES: Final = "shoal.dev/nodes"
 """The annotation of a controller whose pods have such a wish: the nodes."""
@@ -47,3 +47,14 @@ def hinted(pod: Mapping[str, Any], nodes: Iterable[str], *, together: bool = Fal
         {} if not together or spec.get("topologySpreadConstraints") else {"topologySpreadConstraints": [_NO_SPREAD]}
     )
     return {**pod, "spec": {**spec, "affinity": {**affinity, **wish}, **spread}}
+
+
+def wish_of(pod: Mapping[str, Any]) -> str:
+    """The one node that a pod would like to be on by our wish; empty: it has none, or more."""
+    affinity = (pod.get("spec") or {}).get("affinity") or {}
+    wishes = (affinity.get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution") or []
+    if len(wishes) != 1:
+        return ""
+    fields = (wishes[0].get("preference") or {}).get("matchFields") or []
+    values = fields[0].get("values") or [] if fields else []
+    return str(values[0]) if values else ""

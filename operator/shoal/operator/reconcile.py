@@ -9,6 +9,7 @@ wrote the model, for which servers and master are still needed. Ended pods stay,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,7 +62,7 @@ class Places:
 
     Attributes:
         stays: Node -> how many trainers stay there, as with `decide`.
-        comes: Node -> how many new trainers would do best there.
+        comes: Node -> how many new trainers have room there now and would do best there.
         servers: Nodes where its parameter servers would, when they are first made.
         master: The same for its master.
         servers_wait: They are not made yet: their room is not free.
@@ -277,7 +278,9 @@ class _Round:
             return
         indices = [action.index for action in decision.actions if isinstance(action, Create)]
         owner = objects.owner(self._job, self._identity)
-        nodes = iter([node for node, count in self._places.comes.items() for _ in range(count)])
+        # Who is nowhere yet will be where he was wanted.
+        coming = Counter(pod.wish for pod in self._seen.trainers if not (pod.node or pod.ended or pod.deleting))
+        nodes = (Counter(self._places.comes) - coming).elements()
         for pod in trainer_pods(self._job, self._identity, indices):
             made = pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}}
             node = next(nodes, None)

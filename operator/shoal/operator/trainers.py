@@ -32,6 +32,7 @@ class TrainerPod:
         works: The master has it as a member.
         priority: Its PriorityClass.
         node: Where it is; empty: nowhere yet.
+        wish: Where the plan wanted it, as long as it is nowhere.
     """
 
     index: int
@@ -44,6 +45,7 @@ class TrainerPod:
     works: bool = False
     priority: str = ""
     node: str = ""
+    wish: str = ""
 
 
 @dataclass(frozen=True)

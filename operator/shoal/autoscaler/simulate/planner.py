@@ -32,6 +32,12 @@ class Planner(Rule):
         """The allocation, job by job."""
         allocation, self._memory = plan(view.snapshot, self._memory, self._policy)
         return {
-            uid: Wish(trainers=given.trainers, stays=given.stays, comes=given.comes, now=given.now, others=given.others)
+            uid: Wish(
+                trainers=given.trainers,
+                stays=given.stays,
+                comes=given.comes,
+                now=sum(given.now.values()),
+                others=given.others,
+            )
             for uid, given in allocation.jobs.items()
         }
