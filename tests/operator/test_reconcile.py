@@ -19,6 +19,7 @@ from shoal.operator.reconcile import (
     Ended,
     MakeSecrets,
     Observed,
+    Places,
     ServerPod,
     Tell,
     reconcile,
@@ -300,3 +301,17 @@ def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
     } == {1, 2}
     resumed = reconcile(job(), IDENTITY, Observed(wanted=Wanted(suspend=True)), trainers=1)
     assert [each for each in resumed if isinstance(each, Tell | CreatePod)] == [Tell(Wanted())]
+
+
+def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
+    """One after the other would be sent away, as long as nobody can come."""
+    there = [TrainerPod(index=at, uid=f"u{at}", ready=True, works=True, priority="surplus", node="a") for at in (1, 2)]
+    seen = Observed(secrets=True, trainers=tuple(there))
+
+    def told(later):
+        places = Places(stays={"a": 2}, later=later)
+        actions = reconcile(job(low=1), IDENTITY, seen, trainers=2, places=places)
+        return [each.wanted.drain for each in actions if isinstance(each, Tell)]
+
+    assert told(later=1) == []
+    assert told(later=0) == [[1]], "nobody will come: one of the two gives way for one that ranks higher"

@@ -244,6 +244,7 @@ class Looker:
                     servers=decision.servers,
                     master=decision.master,
                     servers_wait=decision.servers_wait,
+                    later=decision.trainers - decision.now,
                 ),
                 waits=not decision.trainers,
                 rendered=memory.render(job, identity),

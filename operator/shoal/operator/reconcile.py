@@ -66,6 +66,7 @@ class Places:
         servers: Nodes where its parameter servers would, when they are first made.
         master: The same for its master.
         servers_wait: They are not made yet: their room is not free.
+        later: How many trainers more the job shall have when others have left.
     """
 
     stays: Mapping[str, int] | None = None
@@ -73,6 +74,7 @@ class Places:
     servers: tuple[str, ...] = ()
     master: tuple[str, ...] = ()
     servers_wait: bool = False
+    later: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +298,8 @@ class _Round:
         """
         if self._identity.classes is None:
             return list(self._seen.trainers)
+        # Who has no room yet comes nevertheless, and to the lowest index that is free.
+        wanted += self._places.later
         low = too_low(
             self._seen.trainers,
             fewest=min(self._job.spec.trainer.min_replicas, wanted),
