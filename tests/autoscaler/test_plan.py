@@ -207,6 +207,20 @@ def test_a_lowered_maximum_leaves_those_of_the_minimum_where_they_are(node):
     assert plan(snapshot, Memory(), FREE_HAND)[0].jobs["a"].stays == {node: 2, 1 - node: 1}
 
 
+@pytest.mark.parametrize("node", [0, 1])
+def test_for_another_one_of_the_surplus_leaves(node):
+    """Whoever is made room for: where one of the minimum left, one more would have to be made anew."""
+    rich = job("rich", 2, 4, held={0: 2, 1: 2}, firm={node: 2})
+    for needy in (job("poor", 1, 4), job("higher", 1, 1, priority=-5)):
+        made = plan(cluster([[10], [10]], [[5]], [rich, needy]), Memory(), FREE_HAND)[0].jobs
+        assert made["rich"].stays[node] == 2
+    pod = plan(cluster([[10], [10]], [[5], [5]], [rich], pending=[web()]), Memory(), FREE_HAND)[0].jobs
+    assert pod["rich"].stays == {node: 2, 1 - node: 1}
+    jobs = [rich, job("poor", 0, 4, held={2: 1})]
+    exchanged = plan(cluster([[10], [10], [5]], [[5]], jobs), Memory(), FREE_HAND)[0].jobs
+    assert exchanged["rich"].stays == {node: 2, 1 - node: 1}
+
+
 def test_a_node_that_has_become_too_small():
     made = plan(cluster([[8], [20]], [[5]], [job("a", 1, 3, held={0: 3})]), Memory(), FREE_HAND)[0].jobs["a"]
     assert placed(made) == {0: 1, 1: 2}

@@ -187,6 +187,10 @@ class Board:
         """How many of a job's trainers may give way."""
         return int(self.count[job]) - int(self.sure[job])
 
+    def firm(self, job: int, node: int, there: int) -> bool:
+        """Whether of so many trainers of a job at a node all have the minimum's priority."""
+        return there <= self.jobs[job].firm.get(node, 0)
+
     def surplus(self, job: int) -> int:
         """How many of these are more than its minimum."""
         return int(self.count[job]) - max(int(self.sure[job]), int(self.min[job]))

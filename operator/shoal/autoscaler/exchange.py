@@ -141,14 +141,22 @@ class Exchange:
         alone = np.flatnonzero(fitting(board.free[node] + board.of_one[of], request))
         if len(alone):
             share = (board.count * self._step)[of[alone]]
-            best = int(alone[share.argmax()])
-            return int(node[best]), [Leaver(int(of[best]), int(node[best]))]
+            giver = int(of[alone[share.argmax()]])
+            where = self._rather(giver, node[alone[of[alone] == giver]])
+            return where, [Leaver(giver, where)]
         here: dict[int, dict[int, int]] = {each: {} for each in np.flatnonzero(large)[:_NODES].tolist()}
         some = np.flatnonzero(node <= max(here))
         for each, giver, most in zip(node[some].tolist(), of[some].tolist(), count[some].tolist(), strict=True):
             here[each][giver] = most
         found = [(each, self._together(each, givers, request)) for each, givers in here.items()]
         return min(found, key=lambda each: (len(each[1]), each[0]))
+
+    def _rather(self, job: int, nodes: Counts) -> int:
+        """Of these nodes the first where not all of a job's trainers have the minimum's priority, if there is one."""
+        if self._board.jobs[job].firm:
+            there = self._board.at(job)
+            nodes = np.array([node for node in nodes if not self._board.firm(job, node, there[node])] or nodes)
+        return int(nodes[0])
 
     def _stand(self, jobs: Counts, since: int) -> Stand:
         """Trainers of a class; only at nodes where somebody came since, or left, or is of a job that has more now."""

@@ -7,6 +7,7 @@ next pod of the shape: then the best one is looked at again, and one more that w
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -22,6 +23,8 @@ _TRIES: Final = 4
 _BYTE: Final = 255
 Found = tuple[int, list[Leaver]]
 """A node, and who gives way there."""
+_Worth = tuple[int, int, float, int]
+"""Less is better; the last is the node."""
 
 
 class Rooms:
@@ -70,6 +73,14 @@ class Rooms:
         ordered: list[int] = found[np.minimum(about, _BYTE).astype(np.uint8).argsort(kind="stable")].tolist()
         return ordered
 
+    def firm(self, node: int, leavers: Sequence[Leaver]) -> int:
+        """How many of them are of the minimum by their priority: one of the surplus would be made anew for each."""
+        jobs = Counter(each.job for each in leavers if self._board.jobs[each.job].firm)
+        here = self._board.places.at(node) if jobs else {}
+        return sum(
+            self._board.firm(job, node, here[job] - left) for job, count in jobs.items() for left in range(count)
+        )
+
     def leavers(self, node: int, request: Sequence[int], tiers: Sequence[int]) -> list[Leaver] | None:
         """Who gives way at a node so that a request fits; None: not even all of these tiers would do.
 
@@ -86,7 +97,7 @@ class Rooms:
         for tier in tiers:
             if max(lacks) <= 0:
                 break
-            for job, ask in self._of_tier(here, tier, lacks, given):
+            for job, ask in self._of_tier(node, here, tier, lacks, given):
                 if max(lacks) <= 0:
                     break
                 chosen.append(Leaver(job, node))
@@ -104,7 +115,7 @@ class Rooms:
         return chosen
 
     def _of_tier(
-        self, here: Mapping[int, int], tier: int, lacks: Sequence[int], given: Mapping[int, int]
+        self, node: int, here: Mapping[int, int], tier: int, lacks: Sequence[int], given: Mapping[int, int]
     ) -> Iterator[tuple[int, list[int]]]:
         """Of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
         board = self._board
@@ -118,7 +129,7 @@ class Rooms:
             ask = board.asks[board.shape[job]]
             gain = sum(min(have / lack, 1.0) for have, lack in zip(ask, lacks, strict=True) if lack > 0)
             if gain:
-                line.append((-gain, -self.share(job), job, most, ask))
+                line.append((-gain, -self.share(job), board.firm(job, node, count), job, most, ask))
         for *_, job, most, ask in sorted(line):
             for _ in range(most - given.get(job, 0)):
                 yield job, ask
@@ -133,7 +144,7 @@ class _Offers:
         self._tiers = (tiers[: number + 1] for number in range(len(tiers)))
         self._now: Sequence[int] = ()
         self._unseen: Iterator[int] = iter(())
-        self._seen: list[tuple[int, float, int]] = []
+        self._seen: list[_Worth] = []
 
     def best(self) -> Found | None:
         """Of those that were looked at, and of a few more; None: there are none."""
@@ -141,13 +152,13 @@ class _Offers:
             self._look()
             if self._seen:
                 offer = heapq.heappop(self._seen)
-                leavers = self._rooms.leavers(offer[2], self._request, self._now)
+                leavers = self._rooms.leavers(offer[-1], self._request, self._now)
                 if leavers is None:
                     continue
-                now = self._worth(offer[2], leavers)
+                now = self._worth(offer[-1], leavers)
                 heapq.heappush(self._seen, now)
                 if self._seen[0] == now or now <= offer:
-                    return offer[2], leavers
+                    return offer[-1], leavers
             else:
                 more = next(self._tiers, None)
                 if more is None:
@@ -163,5 +174,6 @@ class _Offers:
             if leavers is not None:
                 heapq.heappush(self._seen, self._worth(node, leavers))
 
-    def _worth(self, node: int, leavers: Sequence[Leaver]) -> tuple[int, float, int]:
-        return len(leavers), -sum(self._rooms.share(each.job) for each in leavers), node
+    def _worth(self, node: int, leavers: Sequence[Leaver]) -> _Worth:
+        share = sum(self._rooms.share(each.job) for each in leavers)
+        return len(leavers), self._rooms.firm(node, leavers), -share, node
