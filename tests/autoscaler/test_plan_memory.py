@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal.autoscaler.model import Memory, Pending, Policy
 from shoal.autoscaler.plan import plan
-from tests.autoscaler.worlds import FREE_HAND, applied, cluster, clusters, job
+from tests.autoscaler.worlds import FREE_HAND, applied, clusters
 
 POLICIES = [FREE_HAND, Policy(), Policy(moves=1, scheduler_evicts=False)]
 
@@ -67,31 +67,3 @@ def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, ra
         if random.random() < 0.7:
             snapshot = applied(snapshot, allocation)
         snapshot = replace(random.choice(EVENTS)(snapshot, random), now=snapshot.now + 30.0)
-
-
-def test_servers_keep_the_nodes_that_a_plan_had_for_them_until_they_have_room_there():
-    """Trainers that leave elsewhere, for other reasons and sooner, make room that was not meant for them."""
-
-    def snapshot(at_17):
-        jobs = [
-            job("a", 1, 60, held={0: 3, 1: 3, 2: at_17}),
-            job("b", 1, 60, held={3: 3}, fixed=((1, 2), (2, 1))),
-        ]
-        return cluster([[18], [18], [17], [17]], [[5], [4], [1]], jobs)
-
-    first, memory = plan(snapshot(3), Memory())
-    chosen = first.jobs["b"].others
-    pair = [node for shape, node in chosen if shape == 1]
-    assert pair in ([0, 0], [1, 1]), "one trainer is lost for two"
-    assert not first.jobs["b"].others_now
-    later = snapshot(1)
-    assert {node for shape, node in plan(later, Memory())[0].jobs["b"].others if shape == 1} == {2}, "free, but dearer"
-    again, memory = plan(later, memory)
-    assert (again.jobs["b"].others, again.jobs["b"].others_now) == (chosen, False)
-    # Once one of them is bound the others are looked for anew.
-    bound = replace(later, jobs=(later.jobs[0], replace(later.jobs[1], fixed=((1, 1), (2, 1)))))
-    assert len(plan(bound, memory)[0].jobs["b"].others) == 2
-    # A node that went, or that takes no pods any more, is no place.
-    usable = np.array([node not in pair for node in range(4)])
-    gone = replace(later, nodes=replace(later.nodes, usable=usable))
-    assert not {node for _, node in plan(gone, memory)[0].jobs["b"].others} & set(pair)

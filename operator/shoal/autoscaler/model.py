@@ -207,8 +207,6 @@ class Memory:
         capped: Job's uid -> (most trainers, until when): the scheduler knows something against more.
         backoff: Job's uid -> (seconds of its last cap, at how many trainers that was), until it has come further.
         unmet: Uids of pods that did not come to their claimed node -> until when they claim nothing.
-        others: Job's uid -> (request, name of the node) of each of its pods beside trainers that had no node yet: until they have
-            room there others may leave room elsewhere, which is wanted for something else.
         rows: Job's uid -> what it held, and the same as arrays of nodes, ascending, and counts: what has not changed is not
             read again.
     """
@@ -218,7 +216,6 @@ class Memory:
     capped: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     backoff: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     unmet: Mapping[str, float] = field(default_factory=dict)
-    others: Mapping[str, tuple[tuple[tuple[int, ...], str], ...]] = field(default_factory=dict)
     rows: Mapping[str, tuple[Mapping[int, int], Counts, Counts]] = field(
         default_factory=dict, compare=False, repr=False
     )

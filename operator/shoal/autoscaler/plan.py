@@ -65,7 +65,6 @@ class _Plan:
         self._queued: set[int] = set()
         self._others: dict[int, list[tuple[int, int]]] = {}
         """Of each job, shape and node of its pods beside trainers that need one."""
-        self._before = self._remembered()
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
         self._claims = Claims(self._board, self._rooms, jobs, snapshot=snapshot, memory=memory, policy=policy)
 
@@ -115,12 +114,6 @@ class _Plan:
             capped=self._caps,
             backoff=self._backoff,
             unmet=self._claims.unmet,
-            others={
-                self._jobs[job].uid: tuple(
-                    (tuple(board.asks[shape]), self._snapshot.nodes.names[node]) for shape, node in of
-                )
-                for job, of in self._others.items()
-            },
             rows=board.rows,
         )
         return allocation, memory
@@ -194,20 +187,6 @@ class _Plan:
 
     # --- Minimums ---
 
-    def _remembered(self) -> dict[tuple[int, int], list[int]]:
-        """(job, shape) -> nodes that the last plan had for its pods beside trainers, if none of these has one since."""
-        memory, found = self._memory.others, {}
-        if not memory:
-            return {}
-        index = {name: node for node, name in enumerate(self._snapshot.nodes.names)}
-        for job, wanting in enumerate(self._jobs):
-            for shape, count in wanting.fixed if wanting.uid in memory else ():
-                asked = tuple(self._board.asks[shape])
-                nodes = [index[name] for request, name in memory[wanting.uid] if request == asked and name in index]
-                if len(nodes) == count and self._board.eligible[shape, nodes].all():
-                    found[job, shape] = nodes
-        return found
-
     def _minimums(self) -> None:
         """In order; jobs that lack something and follow each other are looked at together."""
         board, job = self._board, 0
@@ -238,15 +217,12 @@ class _Plan:
         users: dict[tuple[int, int], list[int]] = defaultdict(list)
         left = board.free.copy(order="F")
         trainers: list[tuple[int, list[int], np.ndarray]] = []
-        others = self._as_before(jobs, left)
-        if others is None:
-            return False
+        others: list[tuple[int, list[int], np.ndarray]] = []
         for job in jobs:
             own = int(board.shape[job])
             takers[own] += [job] * max(0, int(board.min[job] - board.count[job]))
             for shape, count in self._jobs[job].fixed:
-                if (job, shape) not in self._before:
-                    users[shape, own] += [job] * count
+                users[shape, own] += [job] * count
         wanted = [*((shape, -1) for shape, of in takers.items() if of), *users]
         # Servers first: they stay where they are, and trainers make the best of what is left.
         for shape, beside_shape in sorted(wanted, key=lambda want: (want[1] < 0, -self._dominant(want[0]), want)):
@@ -277,18 +253,6 @@ class _Plan:
                 self._others.setdefault(job, []).append((shape, node))
         for job in jobs:
             board.settle(job, int(board.min[job]))
-
-    def _as_before(self, jobs: Sequence[int], left: np.ndarray) -> list[tuple[int, list[int], np.ndarray]] | None:
-        """Shape, jobs and nodes of what the last plan had a place for, which is taken from what is left; None: others are there."""
-        found = []
-        for job in jobs:
-            for shape in dict.fromkeys(shape for shape, _ in self._jobs[job].fixed):
-                if (job, shape) in self._before:
-                    nodes = np.array(self._before[job, shape], dtype=np.int64)
-                    np.subtract.at(left, nodes, self._board.request[shape])
-                    found.append((shape, [job] * len(nodes), nodes))
-        asked = self._board.request > 0
-        return found if all((left[nodes][:, asked[shape]] >= 0).all() for shape, _, nodes in found) else None
 
     def _found(self, count: int, shape: int, beside_shape: int, left: np.ndarray) -> np.ndarray | None:
         """[count] nodes for so many pods: trainers (-1), or others that stand beside trainers of a shape. None: too few."""
@@ -325,8 +289,7 @@ class _Plan:
         spots: dict[int, list[int]] = {}
         for shape, mine in units:
             if not mine and shape not in spots:
-                before = self._before.get((job, shape))
-                spots[shape] = list(before) if before else self._spots(units.count((shape, False)), shape, own, tiers)
+                spots[shape] = self._spots(units.count((shape, False)), shape, own, tiers)
             found = self._spot(shape, [] if mine else spots[shape], tiers)
             if found is None:
                 self._undo(job, done, changes)
