@@ -177,10 +177,8 @@ class Fickle(Rule):
         for job in view.snapshot.jobs:
             count = self._draw(job.max + 1)
             stays = {node: self._draw(held + 1) for node, held in job.held.items()} if self._draw(2) else None
-            comes = {self._draw(len(view.snapshot.nodes.names)): 1}
-            wishes[job.uid] = Wish(
-                trainers=count, stays=stays, comes=comes, now=self._draw(4) if self._draw(2) else None
-            )
+            comes = {self._draw(len(view.snapshot.nodes.names)): self._draw(4)} if self._draw(2) else None
+            wishes[job.uid] = Wish(trainers=count, stays=stays, comes=comes)
         return wishes
 
 

@@ -352,7 +352,7 @@ class Simulation:
     def _may_wait(job: Training, wish: Wish) -> int:
         """Trainers without a node that are wished for."""
         missing = wish.trainers - len(job.bound)
-        return missing if wish.now is None else min(wish.now, missing)
+        return missing if wish.comes is None else min(sum(wish.comes.values()), missing)
 
     def _grow(self, job: Training, wish: Wish) -> None:
         if wish.trainers and not job.begun:
@@ -362,7 +362,7 @@ class Simulation:
                 for _ in range(count):
                     self._create_other(job, shape, hint=next(nodes, NOWHERE))
         waiting = job.waiting
-        hints = _hints(wish.comes, waiting)
+        hints = _hints(wish.comes or {}, waiting)
         for index in range(self._may_wait(job, wish) - len(waiting)):
             minimums = sum(not pod.surplus for pod in job.trainers.values())
             surplus = self._rule.surplus and minimums >= job.spec.min

@@ -35,8 +35,7 @@ class Planner(Rule):
             uid: Wish(
                 trainers=given.trainers,
                 stays=given.stays,
-                comes=given.comes,
-                now=sum(given.now.values()),
+                comes=given.now,
                 others=given.others,
             )
             for uid, given in allocation.jobs.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
@@ -68,15 +68,13 @@ class Wish:
     Attributes:
         trainers: How many.
         stays: Node -> how many stay there; None: any may go, those that do not run yet first, then the newest.
-        comes: Node -> how many new ones prefer it.
-        now: How many without a node there may be; None: as many as are missing.
+        comes: Node -> how many without a node there may be now that prefer it; None: as many as are missing, anywhere.
         others: (shape, node) that its other pods prefer.
     """
 
     trainers: int
     stays: Mapping[int, int] | None = None
-    comes: Mapping[int, int] = field(default_factory=dict)
-    now: int | None = None
+    comes: Mapping[int, int] | None = None
     others: Sequence[tuple[int, int]] = ()
 
 
