@@ -21,7 +21,7 @@ how things are between these sizes, no more: part of a plan costs the same in an
 Beside it what the planner's snapshots come from: the memory of a `ClusterView`, as the growth of a new process's resident set
 while it hears of all nodes and pods, and the time of a snapshot after one pod has changed.
 
-Where matplotlib can be imported the growth is drawn to docs/images/plan-cost.png.
+Where matplotlib can be imported the growth is drawn to benchmarks/results/plan.png.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Row, at_most, interval, main, percentile, plain
+from benchmarks.common import RESULTS, Row, at_most, interval, main, percentile, plain
 from shoal.autoscaler.model import Allocation, Counts, Given, Job, Memory, Nodes, Pending, Policy, Shapes, Snapshot
 from shoal.autoscaler.plan import plan
 from shoal.autoscaler.view import ClusterView
@@ -70,7 +70,7 @@ GROWTH = {
     "nodes": [(1000, nodes) for nodes in (625, 1250, 2500, 5000, 10_000)],
 }
 GROWTH_REPEATS = min(REPEATS, 9)
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "plan-cost.png"
+PICTURE = RESULTS / "plan.png"
 
 VIEW_NODES, VIEW_PODS, VIEW_JOBS = 10_000, 20_000, 1000
 VIEW_SNAPSHOTS = 100
@@ -358,9 +358,8 @@ def _draw(growth: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> 
         panel.grid(visible=True, linewidth=0.3)
         panel.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("milliseconds, median")
-    PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=90)
-    print(f"drawn: {PICTURE.relative_to(PICTURE.parents[2])}")
+    print(f"drawn: benchmarks/results/{PICTURE.name}")
 
 
 # --- The view ---
