@@ -72,6 +72,11 @@ class Claims:
             self.made[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
         self._give_back(left)
 
+    @property
+    def evicting(self) -> bool:
+        """Whether the scheduler makes room for somebody right now."""
+        return any(pod.node >= 0 and self._scheduler_makes_room(pod) for pod in self._snapshot.pending)
+
     # --- Parts ---
 
     def _given_up(self) -> dict[str, float]:

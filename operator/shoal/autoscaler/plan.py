@@ -82,7 +82,8 @@ class _Plan:
         growth = Growth(
             board, self._rooms, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
         )
-        moves, before = self._policy.moves, -1
+        # While the scheduler still evicts for others nobody knows who will hold more in the end.
+        moves, before = 0 if self._claims.evicting else self._policy.moves, -1
         # What a lower class was given last may be better for a higher one: until nothing changes any more.
         for _ in range(_PASSES):
             if before == board.changes:

@@ -15,6 +15,7 @@ from shoal.operator.pods import Identity, label, labels, secret_name
 from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Tell
 from shoal.operator.rendered import applied_hash
 from shoal.operator.store import APPLIED
+from shoal.operator.turns import Turns
 from shoal.operator.vault import Vault
 from shoal.store import JobKeys, Wanted
 
@@ -56,7 +57,7 @@ class Executor:
         self._tell = tell
         self._admit = admit
         self._answered = answered
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._room = Turns(_AT_ONCE)
         self._applies = asyncio.Semaphore(_APPLIES_AT_ONCE)
 
     async def carry_out(self, job: TrainingJob, identity: Identity, actions: Sequence[Action]) -> None:
@@ -72,7 +73,7 @@ class Executor:
                 await self._one(job, identity, action)
         async with asyncio.TaskGroup() as group:
             for each in pods:
-                group.create_task(self._pod(job, each))
+                group.create_task(self._pod(job, identity.uid, each))
 
     async def _one(self, job: TrainingJob, identity: Identity, action: Action) -> None:
         match action:
@@ -86,8 +87,10 @@ class Executor:
             case Tell(wanted):
                 await aside(lambda: self._tell(job, identity.uid, wanted))
 
-    async def _pod(self, job: TrainingJob, action: CreatePod | DeletePod) -> None:
-        async with self._room:
+    async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod) -> None:
+        # Of jobs that grow together each gets its next trainer in turn: of trainers that are alike the kube-scheduler evicts
+        # those that started last, and would take all of them from one job.
+        async with self._room.of(uid):
             if isinstance(action, DeletePod):
                 grace = 0 if action.force else None
                 namespace = job.metadata.namespace
