@@ -270,11 +270,13 @@ def test_nobody_moves_for_fairness_while_the_scheduler_evicts_for_others():
     """Whom it evicts next is not known, and each move would be one trainer more that stops."""
     jobs = [job("a", 1, 9, held={0: 4, 1: 2}), job("b", 1, 9, held={1: 1})]
 
-    def made(*pending):
+    def made(*pending, unmet=()):
         snapshot = cluster([[20], [20]], [[5], [5]], jobs, pending=list(pending))
-        return {uid: each.trainers for uid, each in plan(snapshot, Memory(), Policy())[0].jobs.items()}
+        memory = Memory(unmet=dict.fromkeys(unmet, 1000.0))
+        return {uid: each.trainers for uid, each in plan(snapshot, memory, Policy())[0].jobs.items()}
 
     assert made() == {"a": 4, "b": 4}
+    assert made(web(node=1, preempts=True), unmet=["web"]) == {"a": 4, "b": 4}, "it has not come for too long"
     assert made(web(node=1, preempts=True)) == {"a": 6, "b": 1}, "the room is that of the pod for which it is made"
     assert made(web(node=-1, preempts=True)) == {"a": 4, "b": 3}, "it has room and needs nobody's"
 

@@ -74,8 +74,9 @@ class Claims:
 
     @property
     def evicting(self) -> bool:
-        """Whether the scheduler makes room for somebody right now."""
-        return any(pod.node >= 0 and self._scheduler_makes_room(pod) for pod in self._snapshot.pending)
+        """Whether the scheduler makes room for somebody right now: for a while, as who is in the way may never leave."""
+        waiting = (pod for pod in self._snapshot.pending if pod.node >= 0 and pod.uid not in self.unmet)
+        return any(self._scheduler_makes_room(pod) for pod in waiting)
 
     # --- Parts ---
 
