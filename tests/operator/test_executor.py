@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 from shoal.operator.executor import Executor
 from shoal.operator.reconcile import Apply, CreatePod
@@ -45,3 +46,26 @@ def test_many_jobs_at_once_leave_the_api_server_room_for_others():
     assert kube.most == {"apply": 8, "create": 32}
     assert len(answers) == 60 * 5
     assert {(each["kind"], each["answered"]) for each in answers} == {("Service", "apply"), ("Pod", "create")}
+
+
+def test_jobs_that_grow_together_get_their_trainers_in_turn():
+    """Trainers that are alike are evicted in the order of their start: those of one job would all be the last."""
+    kube, order = Slow(), []
+
+    async def work():
+        executor = Executor(kube, vault=None, tell=None, answered=lambda made: order.append(made["metadata"]["name"]))
+        await asyncio.gather(
+            *(
+                executor.carry_out(
+                    job(),
+                    dataclasses.replace(IDENTITY, uid=uid),
+                    [CreatePod({"kind": "Pod", "metadata": {"name": uid}}) for _ in range(100)],
+                )
+                for uid in "abc"
+            )
+        )
+
+    asyncio.run(work())
+    # The first 32 are of the first one to come; from there on each is the next in turn, until one has all.
+    middle = "".join(order[40:220])
+    assert {middle.count(uid) for uid in "abc"} <= set(range(55, 66)), middle
