@@ -74,7 +74,7 @@ class Claims:
 
     @property
     def evicting(self) -> bool:
-        """Whether the scheduler makes room for somebody right now: for a while, as who is in the way may never leave."""
+        """Whether the scheduler makes room for somebody now; a pod that has waited too long at its node no longer counts."""
         waiting = (pod for pod in self._snapshot.pending if pod.node >= 0 and pod.uid not in self.unmet)
         return any(self._scheduler_makes_room(pod) for pod in waiting)
 

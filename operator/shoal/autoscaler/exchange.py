@@ -153,10 +153,11 @@ class Exchange:
 
     def _rather(self, job: int, nodes: Counts) -> int:
         """Of these nodes the first where not all of a job's trainers have the minimum's priority, if there is one."""
-        if self._board.jobs[job].firm:
-            there = self._board.at(job)
-            nodes = np.array([node for node in nodes if not self._board.firm(job, node, there[node])] or nodes)
-        return int(nodes[0])
+        first = int(nodes[0])
+        if not self._board.jobs[job].firm:
+            return first
+        there = self._board.at(job)
+        return next((node for node in nodes.tolist() if not self._board.firm(job, node, there[node])), first)
 
     def _stand(self, jobs: Counts, since: int) -> Stand:
         """Trainers of a class; only at nodes where somebody came since, or left, or is of a job that has more now."""

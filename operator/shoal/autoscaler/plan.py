@@ -151,13 +151,12 @@ class _Plan:
         """Jobs above their maximum, which was lowered: surplus first, from the nodes that most others could use."""
         board = self._board
         for job in np.flatnonzero(board.count > self._top).tolist():
-            firm = self._jobs[job].firm
             while board.count[job] > self._top[job]:
                 there = board.at(job)
                 node = max(
                     there,
                     key=lambda node: (
-                        there[node] > firm.get(node, 0),
+                        not board.firm(job, node, there[node]),
                         int(board.wanted_by[node]),
                         -int(board.free[node].min()),
                         node,
