@@ -33,6 +33,9 @@ from tests.cluster.stages import HOLLOW_NODE, LOST, Stages
 __all__ = ["BrokenError", "ControlPlane", "KubectlError"]
 
 SECONDS_TO_BE_READY = 60.0
+FIRST = ("etcd", "kube-apiserver")
+FOLLOWERS = tuple(name for name in CONTROL if name not in FIRST)
+"""Of the API server."""
 
 
 class BrokenError(Exception):
@@ -123,6 +126,15 @@ class ControlPlane:
         """SIGKILL one part and start it again on the same port and data."""
         self.kill(name)
         self.launch(name)
+
+    def awaken(self) -> None:
+        """After the API server was away: start its followers anew.
+
+        Between tries they pause longer and longer, up to a minute, and forget that only when two minutes were good.
+        """
+        for name in FOLLOWERS:
+            self.kill(name)
+        self._launch_followers()
 
     def log(self, name: str) -> Path:
         return self.parts[name].log
@@ -281,15 +293,16 @@ class ControlPlane:
 
     def _run(self) -> None:
         """Start the control plane's parts, and wait until pods can be made."""
-        first = ("etcd", "kube-apiserver")
-        for name in first:
+        for name in FIRST:
             self.launch(name)
-        others = [name for name in CONTROL if name not in first]
-        for name in others:
-            self.launch(name, wait=False)
-        for name in others:
-            self._wait(name)
+        self._launch_followers()
         self.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
+
+    def _launch_followers(self) -> None:
+        for name in FOLLOWERS:
+            self.launch(name, wait=False)
+        for name in FOLLOWERS:
+            self._wait(name)
 
     def _wait(self, name: str) -> None:
         part, probe = self.parts[name], Probe(self._layout.certificates)

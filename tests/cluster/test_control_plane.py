@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -36,8 +37,10 @@ def listening():
 
 def ports_of(pids):
     """The ports on which these processes listen."""
-    files = [file for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()]
-    sockets = {str(file.readlink()) for file in files}
+    sockets = set()
+    for file in [file for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()]:
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(str(file.readlink()))
     return {port for port, inode in listening() if f"socket:[{inode}]" in sockets}
 
 
@@ -189,12 +192,10 @@ def test_a_killed_api_server_answers_nobody_and_the_others_bear_it(tmp_path):
 
 
 def test_stop_leaves_no_process_and_no_listener(tmp_path):
-    cluster = ControlPlane(tmp_path)
-    cluster.start()
-    pids, ports = cluster.pids, ports_of(cluster.pids.values())
-    assert set(pids) == set(PARTS)
-    assert len(ports) >= len(PARTS)
-    cluster.stop()
+    with ControlPlane(tmp_path) as cluster:
+        pids, ports = cluster.pids, ports_of(cluster.pids.values())
+        assert set(pids) == set(PARTS)
+        assert len(ports) >= len(PARTS)
     assert not cluster.pids
     assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
     assert not ports & {port for port, _ in listening()}

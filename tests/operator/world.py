@@ -187,25 +187,23 @@ class Job:
     # --- What is waited for ---
 
     def until(self, found: Callable[[], Any], what: str) -> None:
-        self.world.until(found, f"{what} of {self.name}")
-
-    def state(self, state: str) -> None:
         try:
-            self.until(lambda: self.status().get("state") == state, state)
+            self.world.until(found, f"{what} of {self.name}")
         except BaseException:
             print(json.dumps(self.status(), indent=1))
+            for pod in self.all_pods():
+                print(pod["metadata"]["name"], pod["metadata"]["uid"], pod["spec"].get("nodeName"), pod["status"])
             raise
+
+    def state(self, state: str) -> None:
+        self.until(lambda: self.status().get("state") == state, state)
 
     def says(self, kind: str, status: str, reason: str, words: str = "") -> None:
         """Until a condition is this, with these words."""
-        try:
-            self.until(
-                lambda: self.short(kind) == (status, reason) and words in self.condition(kind).get("message", ""),
-                f"{kind} {status} {reason} {words!r}",
-            )
-        except BaseException:
-            print(json.dumps(self.status(), indent=1))
-            raise
+        self.until(
+            lambda: self.short(kind) == (status, reason) and words in self.condition(kind).get("message", ""),
+            f"{kind} {status} {reason} {words!r}",
+        )
 
     def at_work(self, trainers: list[int], servers: int = 2) -> None:
         wanted = [f"{self.name}-trainer-{index}" for index in trainers]
