@@ -38,9 +38,10 @@ def listening():
 def ports_of(pids):
     """The ports on which these processes listen."""
     sockets = set()
-    for file in [file for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()]:
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            sockets.add(str(file.readlink()))
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                sockets.add(str(file.readlink()))
     return {port for port, inode in listening() if f"socket:[{inode}]" in sockets}
 
 

@@ -205,7 +205,7 @@ def load(kubeconfig):
 
     async def run():
         async with await Kube.connect(kubeconfig=str(kubeconfig), patience_seconds=0.1) as kube:
-            await asyncio.gather(*(ask(kube, number) for number in range(8)))
+            await asyncio.gather(*(ask(kube, number) for number in range(24)))
         # A connection with TLS that is closed is gone some turns of the loop later only, and aiohttp does not wait.
         await asyncio.sleep(0.5)
 

@@ -97,12 +97,11 @@ def test_when_the_jobs_cannot_be_listed_nothing_is_removed(control_plane, etcd, 
 
 def test_a_word_that_comes_after_the_sweep_is_swept_too(control_plane, etcd, jobs, namespace):
     """Where etcd asks nobody for a name, a master that ends writes until it has ended."""
-    jobs("here")
     gone = JobKeys(namespace, "gone", "u")
 
     async def swept_twice(store) -> None:
         async with await Kube.connect(kubeconfig=str(control_plane.kubeconfig)) as kube:
-            sweeper = Sweeper(store, kube, guarded=False, delay_seconds=0.1, again_seconds=0.5)
+            sweeper = Sweeper(store, kube, guarded=False, delay_seconds=0.5)
             running = asyncio.create_task(sweeper.run())
             for _ in range(2):
                 store.transact([], [Put(gone.progress, b"1")])

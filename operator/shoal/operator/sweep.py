@@ -23,15 +23,15 @@ __all__ = ["Sweeper"]
 _EVERY_SECONDS: Final = 300.0
 _DELAY_SECONDS: Final = 5.0
 """After a job went: its master may have a last word, and others may go at the same time."""
-_AGAIN_SECONDS: Final = 30.0
-"""After something was swept: where jobs have no users a master that ends may write until its grace is over."""
 _PATIENCE_SECONDS: Final = 10.0
 
 log = logging.getLogger("shoal.operator")
 
 
 class Sweeper:
-    """Sweeps now and then, and soon after a job went.
+    """Sweeps now and then, and soon after a job went, until a sweep finds nothing.
+
+    Where jobs have no users in etcd a master that lives on for a moment writes its progress again, once a second.
 
     Args:
         store: Etcd, with rights to everything.
@@ -39,8 +39,7 @@ class Sweeper:
         namespaces: Which are served; none: all. Nothing of others is touched.
         guarded: Whether jobs have users in etcd.
         every_seconds: How often.
-        delay_seconds: How long after a job went.
-        again_seconds: How long after a sweep that found something, for what was written behind it.
+        delay_seconds: How long after a job went, or after a sweep that found something.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Sweeper:
         guarded: bool,
         every_seconds: float = _EVERY_SECONDS,
         delay_seconds: float = _DELAY_SECONDS,
-        again_seconds: float = _AGAIN_SECONDS,
     ) -> None:
         self._store = store
         self._kube = kube
@@ -60,7 +58,6 @@ class Sweeper:
         self._guarded = guarded
         self._every = every_seconds
         self._delay = delay_seconds
-        self._again = again_seconds
         self._wanted = asyncio.Event()
         # Jobs went while no operator looked.
         self._wanted.set()
@@ -71,21 +68,19 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep until cancelled."""
-        pause = self._every
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(self._every):
                     await self._wanted.wait()
             await asyncio.sleep(self._delay)
             self._wanted.clear()
-            pause = self._every
             try:
                 swept = await self.sweep()
             except (KubeError, StoreError) as error:
                 log.warning("etcd is not swept: %s; again in %.0f s", error, self._every)
                 continue
             if swept:
-                pause = self._again
+                self.soon()
             for keys in swept:
                 log.info("swept from etcd: %s/%s, uid %s", keys.namespace, keys.name, keys.uid)
 
