@@ -6,7 +6,8 @@ maximum would take 1.3 times what is left: there is always somebody who wants mo
 
 From scratch: nothing runs, and nothing is remembered. After one event: a few plans in a row were carried out (most clusters are
 at rest then, some still level jobs a few moves at a time), and then one thing happens; each repeat is another pod, node or job
-on the same cluster. A figure is over all instances in turn, and these differ.
+on the same cluster. A figure is over all instances in turn, and these differ. Python's collector is set as in the operator: it
+looks for cycles in young objects only, where by default one of some 70 plans would take 20 ms longer.
 
 | event | what happens |
 |---|---|
@@ -48,6 +49,7 @@ from shoal.autoscaler.model import Allocation, Counts, Given, Job, Memory, Nodes
 from shoal.autoscaler.plan import plan
 from shoal.autoscaler.view import ClusterView
 from shoal.autoscaler.wish import JobWish
+from shoal.operator.__main__ import tune
 
 SIZES = ((20, 133), (160, 64), (1000, 1000), (1000, 10_000))
 LARGEST = SIZES[-1]
@@ -258,7 +260,7 @@ def _repeated(worlds: Iterator[tuple[Snapshot, Memory]], repeats: int) -> list[f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """What a median should not be above; None: nothing is asked."""
+    """What neither the median nor the p99 should be above; None: nothing is asked."""
 
     scratch: float | None = None
     event: float | None = None
@@ -268,8 +270,10 @@ def _rows(metric: str, times: Sequence[float], goal: float | None) -> Iterator[R
     p50 = f"{metric}, p50"
     yield plain(p50, times, "ms") if goal is None else at_most(p50, times, "ms", goal=goal)
     p99 = partial(percentile, share=0.99)
-    bounds = interval(times, figure=p99)
-    yield Row(metric=f"{metric}, p99", value=p99(times), unit="ms", interval=bounds, count=len(times))
+    row = Row(
+        metric=f"{metric}, p99", value=p99(times), unit="ms", interval=interval(times, figure=p99), count=len(times)
+    )
+    yield row if goal is None else replace(row, goal=f"<= {goal:g}", met=row.value <= goal)
 
 
 def _of_size(title: str, instances: Sequence[Snapshot], *, bar: Bar) -> Figures:
@@ -448,6 +452,7 @@ def _of_view() -> Figures:
 def measure() -> tuple[list[Row], Any]:
     """All sizes, how it grows, and the view."""
     rows, raw = list[Row](), dict[str, Any]()
+    tune()
     _timed(cluster(jobs=20, nodes=20), Memory())  # what the first plan of a process pays for is nobody's figure
     for title, (of_size, times) in _sizes():
         rows += of_size

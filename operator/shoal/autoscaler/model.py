@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -233,9 +234,8 @@ class Why(StrEnum):
     QUEUED = "Queued"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """What a job is given.
+class Given(NamedTuple):
+    """What a job is given. A named tuple, as each plan makes one for each job.
 
     Attributes:
         trainers: How many it shall have; 0: it waits for its minimum.

@@ -49,7 +49,7 @@ def main() -> int:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     # It warns that it leaves the process's signals alone, which is why it runs in a thread.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
-    _tune()
+    tune()
     settings = Settings(
         etcd=arguments.etcd,
         etcd_credentials=arguments.etcd_credentials,
@@ -75,8 +75,8 @@ async def _serve(settings: Settings) -> None:
     await Operator(settings, on_lost=_lost).run(stop)
 
 
-def _tune() -> None:
-    """For many objects that stay, and for two threads that both have much to do now and then."""
+def tune() -> None:
+    """Set this process up for many objects that stay, and for two threads that both have much to do now and then."""
     # What comes by the watches has no cycles, and looking for some in all that is kept takes a tenth of the time.
     gc.set_threshold(50_000, 20, 50)
     # A thread that has waited for the network waits for so long for the other one as well, each time.
