@@ -318,6 +318,12 @@ def test_pods_that_ask_for_nothing_have_room_wherever_they_may_be(shapes):
     assert counts(snapshot) == {"a": 7}
 
 
+def test_a_pod_goes_where_it_takes_the_least_room_from_others():
+    """On the node of 17 CPUs the large one would leave no memory for four small ones."""
+    jobs = [job("large", 1, 3, shape=0), job("small", 1, 4, shape=1)]
+    assert counts(cluster([[17, 4], [8, 6]], [[4, 4], [4, 1]], jobs)) == {"large": 1, "small": 4}
+
+
 def test_nothing_at_all():
     assert plan(cluster([[0]], [[1]]), Memory(), FREE_HAND)[0].jobs == {}
     empty = cluster([[1]], [[1]], [job("a", 1, 2)])
@@ -376,7 +382,7 @@ def best(snapshot):
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(clusters(nodes=3, jobs=3, pending=False, held=False, classes=1, shapes=2))
 def test_within_one_step_of_the_best_there_is(snapshot):
-    """Always the same clusters: of some ten thousand there is one in which small pods fill the node that large ones need."""
+    """Always the same clusters: of some 20,000 there is one in which small pods fill the node that large ones need."""
     everywhere = np.ones_like(snapshot.shapes.fits)
     small = tuple(replace(each, max=min(each.max, each.min + 3)) for each in snapshot.jobs)
     snapshot = replace(

@@ -52,10 +52,10 @@ def fitting(room: Counts, request: Sequence[int]) -> Flags:
     return large
 
 
-def _high_byte(counts: Counts) -> npt.NDArray[np.uint16]:
-    """What orders as these counts do, in the upper of two bytes."""
-    different = np.cumsum(np.bincount(counts, minlength=1) > 0) - 1
-    high: npt.NDArray[np.uint16] = np.minimum(different[counts], _BYTE).astype(np.uint16) * (_BYTE + 1)
+def _high_byte(amounts: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """What orders as these amounts do, about, in the upper of two bytes."""
+    most = float(amounts.max(initial=0.0))
+    high: npt.NDArray[np.uint16] = (amounts * (_BYTE / max(most, 1.0))).astype(np.uint16) * np.uint16(_BYTE + 1)
     return high
 
 
@@ -124,8 +124,24 @@ class Board:
         self.yields = 0
         """How often it was said that many may give way."""
         self.wanted_by: Counts = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
-        """[N] for how many shapes of trainers a node would do: the least wanted are taken first."""
-        self._wanted = _high_byte(self.wanted_by)
+        """[N] for how many shapes of trainers a node would do."""
+        self._wanted = _high_byte(self._of_use())
+
+    def _of_use(self) -> npt.NDArray[np.float32]:
+        """[N] how many trainers would fit into what is free now, of each shape by itself, and all shapes added up."""
+        free = np.maximum(self.free, 0).astype(np.float32)
+        use = np.zeros(len(free), dtype=np.float32)
+        for shape in np.unique(self.shape).tolist():
+            fit = np.full(len(free), _BYTE, dtype=np.float32)
+            for resource, amount in enumerate(self.asks[shape]):
+                if amount:
+                    np.minimum(fit, free[:, resource] * np.float32(1 / amount), out=fit)
+            # Half of a thousandth more: a whole number may be a little less in so few digits.
+            fit += np.float32(0.0005)
+            np.floor(fit, out=fit)
+            fit *= self.eligible[shape]
+            use += fit
+        return use
 
     def sum_of(self, node: Counts, job: Counts, count: Counts) -> Counts:
         """[N, R] what so many trainers of jobs take at nodes."""
@@ -338,7 +354,7 @@ class Board:
         return bool(self.eligible[shape, node]) and all(have >= need for have, need in zip(room, ask, strict=True))
 
     def _in_order(self, most: Counts) -> Counts:
-        """Nodes where some fit: the least wanted and tightest first."""
+        """Nodes where some fit: those that are of least use to all shapes, and tightest, first."""
         some = np.flatnonzero(most)
         key = self._wanted[some] + np.minimum(most[some], _BYTE).astype(np.uint16)
         ordered: Counts = some[key.argsort(kind="stable")]
