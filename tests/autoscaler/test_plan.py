@@ -382,7 +382,7 @@ def best(snapshot):
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(clusters(nodes=3, jobs=3, pending=False, held=False, classes=1, shapes=2))
 def test_within_one_step_of_the_best_there_is(snapshot):
-    """Always the same clusters: of some 20,000 there is one in which small pods fill the node that large ones need."""
+    """Always the same clusters: of some thousands there is one in which small pods fill the node that large ones need."""
     everywhere = np.ones_like(snapshot.shapes.fits)
     small = tuple(replace(each, max=min(each.max, each.min + 3)) for each in snapshot.jobs)
     snapshot = replace(
