@@ -363,6 +363,26 @@ def test_a_task_that_came_back_before_its_over_did_is_done_again():
     assert work.leases() == []
 
 
+def test_a_task_that_is_leased_anew_while_it_is_held_is_held_under_the_new_lease():
+    """A claim came too late, whoever had the task instead left, and the master gave it to us: it knows the new lease alone."""
+    work = Work(PLAN, slots=1)
+    work.leased(Lease(0, 0, 1))
+    work.leased(Lease(0, 1, 4))
+    work.begin()
+    work.leased(Lease(0, 0, 7))
+    work.leased(Lease(0, 1, 8))
+    assert work.current == Lease(0, 0, 7)
+    assert work.give_all_back() == [Lease(0, 0, 7), Lease(0, 1, 8)], "with others the master would wait for ever"
+
+
+def test_a_task_that_must_be_redone_is_held_under_the_lease_that_the_master_says():
+    """The report was under an older lease than that which came since; the master took the older one up again."""
+    work = Work(PLAN, slots=1)
+    work.leased(Lease(0, 1, 8))
+    work.redo(Lease(0, 1, 4))
+    assert work.give_all_back() == [Lease(0, 1, 4)]
+
+
 def test_a_word_under_another_grant_than_the_maps_is_not_believed():
     work = Work(PLAN, slots=2)
     assert not work.applied(0, 0, [0], [1], 1), "there is no map yet"

@@ -48,15 +48,27 @@ class Work:
         reported = self.unanswered.get((lease.epoch, lease.task))
         if reported is not None and reported.lease.attempt != lease.attempt:
             self.over(reported.lease)
-        if all((held.epoch, held.task) != (lease.epoch, lease.task) for held in self.leases()):
+        if not self._holds(lease):
             self.waiting.append(lease)
 
     def redo(self, lease: Lease) -> None:
         """A task that we reported is not done."""
         self.unanswered.pop((lease.epoch, lease.task), None)
         self._at.pop((lease.epoch, lease.task), None)
-        if all((held.epoch, held.task) != (lease.epoch, lease.task) for held in self.leases()):
+        if not self._holds(lease):
             self.waiting.appendleft(lease)
+
+    def _holds(self, lease: Lease) -> bool:
+        """Whether its task is held; if so, under this lease from now on, as the master knows no other."""
+        task = (lease.epoch, lease.task)
+        if self.current is not None and (self.current.epoch, self.current.task) == task:
+            self.current = lease
+            return True
+        for place, held in enumerate(self.waiting):
+            if (held.epoch, held.task) == task:
+                self.waiting[place] = lease
+                return True
+        return task in self.unanswered
 
     def over(self, lease: Lease) -> None:
         """A task that we reported is done, unless the word is on an older report and the task was leased anew since."""
