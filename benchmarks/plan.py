@@ -7,7 +7,7 @@ maximum would take 1.3 times what is left: there is always somebody who wants mo
 From scratch: nothing runs, and nothing is remembered. After one event: a few plans in a row were carried out (most clusters are
 at rest then, some still level jobs a few moves at a time), and then one thing happens; each repeat is another pod, node or job
 on the same cluster. A figure is over all instances in turn, and these differ. Python's collector is set as in the operator: it
-looks for cycles in young objects only, where by default one of some 70 plans would take 20 ms longer.
+hardly ever looks for cycles in all objects, where by default one of some 70 plans takes 20 ms longer.
 
 | event | what happens |
 |---|---|

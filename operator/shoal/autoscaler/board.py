@@ -125,10 +125,10 @@ class Board:
         """How often it was said that many may give way."""
         self.wanted_by: Counts = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
         """[N] for how many shapes of trainers a node would do."""
-        self._wanted = _high_byte(self._of_use())
+        self._use = _high_byte(self._of_use())
 
     def _of_use(self) -> npt.NDArray[np.float32]:
-        """[N] how many trainers would fit into what is free now, of each shape by itself, and all shapes added up."""
+        """[N] how many trainers would fit into what is free now, of each shape by itself, and all shapes added up; about, and fast."""
         free = np.maximum(self.free, 0).astype(np.float32)
         use = np.zeros(len(free), dtype=np.float32)
         for shape in np.unique(self.shape).tolist():
@@ -356,7 +356,7 @@ class Board:
     def _in_order(self, most: Counts) -> Counts:
         """Nodes where some fit: those that are of least use to all shapes, and tightest, first."""
         some = np.flatnonzero(most)
-        key = self._wanted[some] + np.minimum(most[some], _BYTE).astype(np.uint16)
+        key = self._use[some] + np.minimum(most[some], _BYTE).astype(np.uint16)
         ordered: Counts = some[key.argsort(kind="stable")]
         return ordered
 

@@ -48,18 +48,18 @@ class Work:
         reported = self.unanswered.get((lease.epoch, lease.task))
         if reported is not None and reported.lease.attempt != lease.attempt:
             self.over(reported.lease)
-        if not self._holds(lease):
+        if not self._renewed(lease):
             self.waiting.append(lease)
 
     def redo(self, lease: Lease) -> None:
         """A task that we reported is not done."""
         self.unanswered.pop((lease.epoch, lease.task), None)
         self._at.pop((lease.epoch, lease.task), None)
-        if not self._holds(lease):
+        if not self._renewed(lease):
             self.waiting.appendleft(lease)
 
-    def _holds(self, lease: Lease) -> bool:
-        """Whether its task is held; if so, under this lease from now on, as the master knows no other."""
+    def _renewed(self, lease: Lease) -> bool:
+        """Hold its task under this lease from now on, as the master knows no other; False if the task is not held."""
         task = (lease.epoch, lease.task)
         if self.current is not None and (self.current.epoch, self.current.task) == task:
             self.current = lease
