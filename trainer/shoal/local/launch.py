@@ -62,7 +62,7 @@ class Launcher:
         if command[0] in _PYTHONS:
             command[0] = sys.executable
         given = variables(self.job, self.inherited)
-        environment = self._environment(TRAINER, index, trainers, given)
+        environment = self._environment(TRAINER, index, trainers, given) | {names.FOLDER: str(self.folder)}
         return Launch(command=command, environment=environment, folder=self.folder)
 
     def _master_command(self) -> list[str]:

@@ -1,10 +1,10 @@
 """What a training script imports: ``from shoal import trainer``, then ``trainer.join()``."""
 
 from shoal.pserver.eager import compiler_later
-from shoal.trainer.describe import Refusal
 from shoal.trainer.job import Job
 from shoal.trainer.joining import join
+from shoal.trainer.refusal import Refused
 
 compiler_later()
 
-__all__ = ["Job", "Refusal", "join"]
+__all__ = ["Job", "Refused", "join"]

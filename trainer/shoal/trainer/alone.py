@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from shoal.trainer.describe import Description, as_loader, describe
+from shoal.trainer.describe import Description
 from shoal.trainer.exports import save_model
-from shoal.trainer.feed import Feed
-from shoal.trainer.job import Job
-from shoal.trainer.loop import BatchLoader, Values, scored
-from shoal.trainer.optimizer import SharedOptimizer
-from shoal.trainer.order import Order
-from shoal.trainer.schedule import Schedule, steps_per_value
+from shoal.trainer.loop import scored
+from shoal.trainer.optimizer import plain_step
+from shoal.trainer.session import Batch, Place, Session, average_path
+from shoal.trainer.tables import Tables
 
 __all__ = ["AloneJob"]
 
 PROGRESS_SECONDS = 2.0
+SKIPS_WORTH_A_WARNING = 0.1
+"""Share of the samples."""
 
-Model = TypeVar("Model", bound=nn.Module)
 
-
-class AloneJob(Job):
+class AloneJob(Session):
     """One process that does everything; the samples come in the same order as in a job of many.
 
     Args:
@@ -41,155 +37,139 @@ class AloneJob(Job):
     """
 
     def __init__(self, *, epochs: int, seed: int) -> None:
-        self._epochs, self._seed = epochs, seed
-        self._epoch = 0
-        self._values = Values()
-        self._model: nn.Module | None = None
-        self._description: Description | None = None
-        self._order: Order | None = None
-        self._feed: Feed | None = None
-        self._schedule: Schedule | None = None
-        self._optimizers: list[SharedOptimizer] = []
+        super().__init__(epochs=epochs, seed=seed)
         self._place: tuple[int, int] = (0, 0)
-        self._open = False
-        self._stepped = False
-        self._samples = 0
-        self._begun = self._said = time.monotonic()
+        self._samples = self._skipped = 0
+        self._average: list[Tensor] = []
+        self._started = self._said = time.monotonic()
 
-    def prepare(
-        self,
-        model: Model,
-        optimizer: Any,
-        loader: Any,
-        *,
-        scheduler: Any = None,
-        scheduler_interval: str = "step",
-        accumulate: int = 1,
-        batch_size: int | None = None,
-        task_batches: int | None = None,
-    ) -> tuple[Model, Any, Any]:
-        """See ``Job.prepare``."""
-        many = isinstance(optimizer, list | tuple)
-        optimizers: list[Optimizer] = list(optimizer) if many else [optimizer]
-        data = as_loader(loader, batch_size=batch_size)
-        described = describe(model, optimizers, data, accumulate=accumulate, task_batches=task_batches)
-        order = Order(described.shape, self._seed)
-        per_value = steps_per_value(scheduler_interval, order.plan.batches)
-        self._model, self._description, self._order = model, described, order
-        self._schedule = Schedule(scheduler, described.groups, steps_per_value=per_value)
-        self._feed = Feed(data, order)
-        self._optimizers = [
-            SharedOptimizer(inner, closing=self._closes, stepped=self._step_made) for inner in optimizers
+    def _register(self, described: Description) -> None:
+        Tables(described.tables, None)
+        self._bounds = [
+            (parameter, dense.clamp) for dense, parameter in zip(described.shape.dense, described.dense, strict=True)
         ]
-        # A thread that still runs at the very end would take the interpreter down with it.
-        atexit.register(self._feed.close)
-        on_main_thread = threading.current_thread() is threading.main_thread()
-        if on_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        batches = BatchLoader(begin=self._begin_loop, following=self._following, left=self._left)
-        return model, (list(self._optimizers) if many else self._optimizers[0]), batches
+        self._bounds = [(parameter, bounds) for parameter, bounds in self._bounds if bounds]
+        atexit.register(self._farewell)
 
-    def epochs(self) -> Iterator[int]:
-        """See ``Job.epochs``."""
-        for epoch in range(self._epochs):
-            self._epoch = epoch
-            yield epoch
-            self._close()
+    def _begin(self) -> None:
+        """Everything is here already."""
 
-    def _begin_loop(self) -> None:
-        self._close()
-        assert self._feed is not None
-        assert self._order is not None
-        self._feed.clear()
+    def _farewell(self) -> None:
+        why = self._unfinished()
+        if why and not self._failed():
+            self._print(why)
+
+    @staticmethod
+    def _failed() -> bool:
+        """Whether the script ends by an error, which says more."""
+        return getattr(sys, "last_value", None) is not None
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - the script's own terminal
+
+    # --- Batches ---
+
+    def _epoch_over(self) -> bool:
         self._place = (0, 0)
-        for task in range(self._order.plan.tasks):
-            self._feed.assign(self._epoch, task, 0)
+        if self._stopping or self._epoch + 1 == self._epochs:
+            return True
+        self._epoch += 1
+        return False
 
-    def _left(self) -> int:
-        assert self._order is not None
+    def _end(self) -> None:
+        self._feed.close()
+        total = self._epochs * self._order.plan.samples_per_epoch
+        if self._skipped > SKIPS_WORTH_A_WARNING * total:
+            self._print(
+                f"{self._skipped:,} of {total:,} samples were skipped: the script made no optimizer step for them (a check "
+                "for NaN that always fires, an overflow of GradScaler, backward without step)"
+            )
+
+    def _pass_begins(self) -> None:
+        """The batches that come are those of the place."""
+
+    def _next_place(self) -> Place | None:
         task, batch = self._place
-        return self._order.plan.batches - task * self._order.plan.task_batches - batch
+        if self._stopping or task >= self._order.plan.tasks:
+            return None
+        return self._epoch, task, batch
 
-    def _following(self) -> tuple[bool, Any]:
-        self._close()
-        assert self._feed is not None
-        assert self._order is not None
-        assert self._schedule is not None
-        plan = self._order.plan
-        task, batch = self._place
-        if task >= plan.tasks:
-            return False, None
-        self._schedule.apply(self._epoch * plan.batches + task * plan.task_batches + batch)
-        data = self._feed.get().data
-        self._open, self._stepped = True, False
-        return True, data
+    def _assign_from(self, place: Place) -> None:
+        epoch, task, batch = place
+        self._feed.assign(epoch, task, batch)
+        for later in range(task + 1, self._order.plan.tasks):
+            self._feed.assign(epoch, later, 0)
 
-    def _closes(self) -> bool:
-        assert self._order is not None
-        assert self._description is not None
-        task, batch = self._place
-        size = self._description.shape.accumulate
-        return (batch + 1) % size == 0 or batch + 1 == self._order.plan.batches_in(task)
-
-    def _step_made(self) -> None:
-        self._stepped = True
-
-    def _close(self) -> None:
-        """Take the step that the script asked for, with the gradients of that moment."""
-        if not self._open:
-            return
-        assert self._order is not None
-        self._open = False
-        closes = self._closes()
-        if closes and self._stepped:
-            for optimizer in self._optimizers:
-                _step(optimizer)
-        for optimizer in self._optimizers:
-            optimizer.in_accumulation(not closes)
-        task, batch = self._place
-        self._samples += self._order.plan.samples_in(task, batch)
-        done = batch + 1 == self._order.plan.batches_in(task)
-        self._place = (task + 1, 0) if done else (task, batch + 1)
+    def _batch_begins(self, batch: Batch) -> None:
         self._say()
+
+    def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+        del batch
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - the optimizer may use the whole of a sparse table
+            result = plain_step(optimizer, closure)
+        with torch.no_grad():
+            for parameter, (low, high) in self._bounds:
+                parameter.clamp_(low, high)
+        self._watch.settled()
+        return result
+
+    def _commit(self, batch: Batch, *, skipped: bool) -> None:
+        batch.committed = True
+        self._reuse.committed()
+        if skipped:
+            plan = self._order.plan
+            self._skipped += sum(plan.samples_in(batch.task, k) for k in range(batch.first, batch.batch + 1))
+        elif self._description.shape.ema:
+            self._move_average(self._description.shape.ema)
+
+    def _move_average(self, decay: float) -> None:
+        with torch.no_grad():
+            if not self._average:
+                self._average = [parameter.detach().clone() for parameter in self._description.dense]
+            else:
+                torch._foreach_lerp_(self._average, [p.detach() for p in self._description.dense], 1 - decay)
+
+    def _accumulates(self, batch: Batch) -> None:
+        self._count(batch)
+
+    def _closed(self, batch: Batch) -> None:
+        self._count(batch)
+
+    def _count(self, batch: Batch) -> None:
+        plan = self._order.plan
+        self._samples += plan.samples_in(batch.task, batch.batch)
+        done = batch.batch + 1 == plan.batches_in(batch.task)
+        self._place = (batch.task + 1, 0) if done else (batch.task, batch.batch + 1)
 
     def _say(self) -> None:
         now = time.monotonic()
         if now - self._said < PROGRESS_SECONDS:
             return
         self._said = now
-        assert self._order is not None
-        left = self._left() / self._order.plan.batches
-        rate = self._samples / (now - self._begun)
+        task, batch = self._place
+        plan = self._order.plan
+        done = (task * plan.task_batches + batch) / plan.batches
+        rate = self._samples / (now - self._started)
         values = " ".join(f"{name} {value:.4g}" for name, value in self._values.latest.items())
-        line = f"epoch {self._epoch + 1}/{self._epochs}  {1 - left:4.0%}  {rate:,.0f} samples/s  {values}"
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - the script's own terminal
+        self._print(f"epoch {self._epoch + 1}/{self._epochs}  {done:4.0%}  {rate:,.0f} samples/s  {values}")
 
-    def log(self, **values: Any) -> None:
-        """See ``Job.log``."""
-        self._values.add(values)
-        self._values.collect()
+    # --- Scores and files ---
 
-    def evaluate(self, score: Callable[[Any], Any]) -> Any:
-        """See ``Job.evaluate``."""
-        assert self._model is not None
-        self._close()
-        return json.loads(scored(self._model, score))
+    def _score(self, epoch: int, number: int, score: Callable[[Any], Any]) -> Any:
+        del epoch, number
+        return json.loads(scored(self._module, score))
 
-    def save(self, path: str | os.PathLike[str]) -> str:
-        """See ``Job.save``."""
-        assert self._model is not None
-        self._close()
-        save_model(self._model, Path(path))
-        return os.path.abspath(path)  # noqa: PTH100 - of a name
+    def _folder(self) -> Path:
+        return Path.cwd()
 
+    def _write(self, path: Path, epoch: int, number: int) -> None:
+        del epoch, number
+        save_model(self._module, path)
+        if self._description.shape.ema:
+            values = self._average or [p.detach() for p in self._description.dense]
+            named = {d.name: value for d, value in zip(self._description.shape.dense, values, strict=True)}
+            save_model(self._module, average_path(path), instead=named)
 
-def _step(optimizer: SharedOptimizer) -> None:
-    """Let the user's own optimizer step with the gradients that were taken, whatever was done to them since."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    present = [parameter.grad for parameter in parameters]
-    taken = optimizer.take()
-    for parameter in parameters:
-        parameter.grad = taken.get(id(parameter))
-    optimizer.inner.step()
-    for parameter, gradient in zip(parameters, present, strict=True):
-        parameter.grad = gradient
+    def _stop(self, reason: str) -> None:
+        self._print(f"stopped by the script in epoch {self._epoch + 1}: {reason}")
+

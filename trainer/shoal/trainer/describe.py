@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence, Sized
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from shoal.pserver.optimizers import UnsupportedOptimizer, check_dense, check_sparse, group_options, optimizer_name
+from shoal.trainer.data import DataDescription
+from shoal.trainer.refusal import Refusal
 from shoal.wire.layout import ITEM_SIZES
-from shoal.wire.messages import DenseParameter, Group, Shape, SparseTable
+from shoal.wire.messages import Buffer, DenseParameter, Group, Shape, SparseTable
 from shoal.wire.messages import Tensor as TensorShape
 from shoal.wire.plan import Plan, default_task_batches
 
-__all__ = ["Description", "Refusal", "TableModule", "as_loader", "describe"]
+__all__ = ["FIXED_BYTES", "GIVEN_TABLE_BYTES", "BufferPlace", "Description", "TableModule", "clean_name", "describe", "plain_module"]
 
+FIXED_BYTES = 64 * 2**20
+"""Frozen parameters up to this size in all are sent from the first trainer to the others; larger ones are compared."""
+GIVEN_TABLE_BYTES = 256 * 2**20
+"""The first values of a sparse table up to this size are the module's; those of a larger one are drawn like them."""
 SAMPLED_VALUES = 100_000
 FEWEST_VALUES = 1_000
-
-
-class Refusal(ValueError):  # noqa: N818 - what the user reads
-    """The script asks for something that Shoal does not do; the message says what, and what to do instead."""
+_COMPILED = "_orig_mod."
+"""What torch.compile puts into the names of a module's tensors."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,29 @@ class TableModule:
     """A sparse table and the module that uses it."""
 
     index: int
+    name: str
     module: nn.Embedding | nn.EmbeddingBag
+
+
+@dataclass(frozen=True)
+class BufferPlace:
+    """Where a buffer is, whatever tensor is there at the time: a script may assign a new one."""
+
+    name: str
+    buffers: dict[str, Any]
+    key: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor that is there now.
+
+        Raises:
+            Refusal: There is none.
+        """
+        found = self.buffers.get(self.key)
+        if not isinstance(found, Tensor):
+            raise Refusal(f"buffer {self.name} was removed after prepare; keep it, or make the model without it")
+        return found
 
 
 @dataclass(frozen=True)
@@ -47,114 +73,133 @@ class Description:
     tables: list[TableModule]
     groups: list[dict[str, Any]]
     """The optimizers' parameter groups."""
-    buffers: list[Tensor]
+    buffers: list[BufferPlace]
+    """Those that are merged."""
+    fixed: list[tuple[str, Tensor]]
+    """Frozen parameters and buffers that are not saved: the first trainer's are everybody's."""
+    watched: list[tuple[str, nn.Parameter]]
+    """The parameters that only the job may write, dense and frozen."""
 
 
-def as_loader(data: Any, *, batch_size: int | None) -> DataLoader[Any]:
-    """A DataLoader of what ``prepare`` was given.
-
-    Raises:
-        Refusal: It cannot be cut into tasks.
-    """
-    if isinstance(data, DataLoader):
-        _check_loader(data)
-        return data
-    if isinstance(data, IterableDataset):
-        raise Refusal(_ITERABLE)
-    if isinstance(data, Dataset):
-        if not isinstance(data, Sized):
-            raise Refusal(f"the dataset {type(data).__name__} has no __len__; add it")
-        if not len(data):
-            raise Refusal(_EMPTY)
-        if batch_size is None:
-            raise Refusal("prepare got a Dataset without batch_size; add batch_size=..., or give it a DataLoader")
-        return DataLoader(data, batch_size=batch_size, shuffle=True)
-    raise Refusal(f"prepare got a {type(data).__name__} as loader; give it a torch DataLoader or Dataset")
+def plain_module(model: nn.Module) -> nn.Module:
+    """The module itself, where torch.compile wrapped it."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
 
 
-_ITERABLE = (
-    "an IterableDataset has no samples that could be named, so they cannot be counted exactly once; "
-    "use a map-style Dataset with __len__ and __getitem__"
-)
-
-
-_EMPTY = "the dataset has no samples: training needs at least one"
-
-
-def _check_loader(loader: DataLoader[Any]) -> None:
-    if isinstance(loader.dataset, IterableDataset):
-        raise Refusal(_ITERABLE)
-    if loader.batch_size is None:
-        raise Refusal(
-            "the DataLoader has a custom batch_sampler, or batch_size=None; Shoal cuts the batches itself: use batch_size=..."
-        )
-    if type(loader.sampler) not in {RandomSampler, SequentialSampler}:
-        raise Refusal(
-            f"the DataLoader's sampler {type(loader.sampler).__name__} is a custom one; Shoal orders the samples "
-            "itself, so that each counts exactly once: use shuffle=True or shuffle=False instead of sampler=..."
-        )
-    drawn = loader.sampler
-    if isinstance(drawn, RandomSampler) and (drawn.replacement or drawn.num_samples != len(drawn)):
-        raise Refusal("the RandomSampler draws with replacement or only a part; use shuffle=True instead")
-    if not isinstance(loader.dataset, Sized):
-        raise Refusal(f"the dataset {type(loader.dataset).__name__} has no __len__; add it")
+def clean_name(name: str) -> str:
+    """A tensor's name without what torch.compile puts into it."""
+    return name.replace(_COMPILED, "")
 
 
 def describe(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
-    loader: DataLoader[Any],
+    data: DataDescription,
     *,
     accumulate: int,
     task_batches: int | None,
+    ema: float = 0.0,
+    clamp: Mapping[str, tuple[float, float]] | None = None,
 ) -> Description:
     """Describe a script's model, optimizers and data.
 
     Raises:
         Refusal: Something cannot be trained by parameter servers; the message names it and the fix.
     """
-    if isinstance(model, DataParallel | DistributedDataParallel):
-        raise Refusal(f"the model is wrapped in {type(model).__name__}; give prepare the plain module (model.module)")
-    if accumulate < 1:
-        raise Refusal(f"accumulate={accumulate}; it must be at least 1")
+    _check_model(model)
+    _check_numbers(accumulate, ema)
+    for optimizer in optimizers:
+        _check_state(optimizer)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    tables = _tables(model)
-    placed = _place(model, groups, tables)
-    dense = _dense(model, placed, {id(table.module.weight) for table in tables})
-    sparse = [_table(table, name, placed) for table, name in _named_tables(model, tables)]
-    described = _groups(optimizers, dense, sparse)
-    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict()]
-    samples = len(loader.dataset)  # type: ignore[arg-type]
-    batch_size = loader.batch_size
-    assert batch_size is not None
+    names = {id(p): clean_name(name) for name, p in model.named_parameters()}
+    placed = _place(names, groups)
+    tables = _tables(model, names, placed)
+    sparse = [_table(table, placed) for table in tables]
+    parameters = [(names[id(p)], p) for p in model.parameters()]
+    limits = _limits(clamp or {}, parameters, placed, {id(t.module.weight) for t in tables})
+    dense = _dense(parameters, placed, {id(table.module.weight) for table in tables}, limits)
+    if ema and tables:
+        raise Refusal(f"ema={ema} cannot average the sparse table {tables[0].name}; make the embedding with sparse=False")
+    merged, passing = _buffers(model)
+    frozen = [(name, p) for name, p in parameters if id(p) not in placed]
+    fixed: list[tuple[str, Tensor]] = [*frozen, *passing]
+    large = sum(tensor.numel() * tensor.element_size() for _, tensor in fixed) > FIXED_BYTES
     shape = Shape(
-        samples=samples,
-        fingerprint=_fingerprint(loader.dataset, samples),
-        batch_size=batch_size,
-        drop_last=loader.drop_last,
-        shuffle=isinstance(loader.sampler, RandomSampler),
-        task_batches=_task_batches(samples, batch_size, loader.drop_last, accumulate, task_batches),
+        samples=data.samples,
+        fingerprint=data.fingerprint,
+        batch_size=data.batch_size,
+        drop_last=data.drop_last,
+        shuffle=data.shuffle,
+        sampler=data.sampler,
+        task_batches=_task_batches(data, accumulate, task_batches),
         accumulate=accumulate,
-        dense=[described_parameter for described_parameter, _ in dense],
+        dense=[described for described, _ in dense],
         tables=sparse,
-        groups=described,
-        buffers=[TensorShape(name=name, shape=list(b.shape), dtype=_dtype(b, name)) for name, b in buffers],
+        groups=_groups(optimizers, dense, sparse),
+        buffers=[
+            Buffer(name=p.name, shape=list(p.tensor.shape), dtype=_dtype(p.tensor, p.name), merge=_merge(p))
+            for p in merged
+        ],
+        fixed=[] if large else [_tensor(name, tensor) for name, tensor in fixed],
+        frozen=_digest(fixed) if large else "",
+        ema=ema,
     )
     return Description(
         shape=shape,
         dense=[parameter for _, parameter in dense],
         tables=tables,
         groups=groups,
-        buffers=[buffer for _, buffer in buffers],
+        buffers=merged,
+        fixed=[] if large else fixed,
+        watched=[*((d.name, p) for d, p in dense), *frozen],
     )
 
 
-def _task_batches(samples: int, batch_size: int, drop_last: bool, accumulate: int, wanted: int | None) -> int:  # noqa: FBT001
-    if samples < 1:
-        raise Refusal(_EMPTY)
-    batches = Plan(samples=samples, batch_size=batch_size, drop_last=drop_last, task_batches=1).batches
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise Refusal(f"prepare got a {type(model).__name__} as model; give it one nn.Module, several in an nn.ModuleDict")
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        raise Refusal(f"the model is wrapped in {type(model).__name__}; give prepare the plain module (model.module)")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise Refusal(f"parameter {name} is not initialised yet (a lazy module); run one forward pass first")
+        if tensor.is_meta:
+            raise Refusal(f"{name} is on the meta device and has no values; call model.to_empty(...) and initialise it")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise Refusal(
+                f"{clean_name(name)} has max_norm, by which every forward pass writes rows of its weight: the parameter "
+                "servers hold that; leave max_norm out"
+            )
+
+
+def _check_numbers(accumulate: int, ema: float) -> None:
+    if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+        raise Refusal(f"accumulate={accumulate!r}; it must be a whole number of at least 1")
+    if not isinstance(ema, int | float) or isinstance(ema, bool) or not 0 <= ema < 1:
+        raise Refusal(f"ema={ema!r}; it must be a decay from 0 (none) to below 1, such as 0.999")
+
+
+def _check_state(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that has taken steps: its state could not be given to the servers."""
+    for state in optimizer.state.values():
+        if not state:
+            continue
+        if "step" not in state or float(state["step"]) > 0:
+            raise Refusal(
+                f"the {type(optimizer).__name__} has a state already (a checkpoint was loaded into it, or it made steps "
+                "before prepare), which the parameter servers would begin without; give prepare a new optimizer. A job "
+                "resumes from its own snapshots, with the optimizer's state"
+            )
+
+
+def _task_batches(data: DataDescription, accumulate: int, wanted: int | None) -> int:
+    batches = Plan(
+        samples=data.samples, batch_size=data.batch_size, drop_last=data.drop_last, task_batches=1
+    ).batches
     if not batches:
-        raise Refusal(f"drop_last leaves no batch: {samples} samples are fewer than one batch of {batch_size}")
+        raise Refusal(f"drop_last leaves no batch: {data.samples} samples are fewer than one batch of {data.batch_size}")
     if wanted is None:
         return default_task_batches(batches, accumulate=accumulate)
     if wanted < 1 or wanted % accumulate:
@@ -169,35 +214,66 @@ def _dtype(tensor: Tensor, name: str) -> str:
     return text
 
 
-def _tables(model: nn.Module) -> list[TableModule]:
+def _tensor(name: str, tensor: Tensor) -> TensorShape:
+    return TensorShape(name=name, shape=list(tensor.shape), dtype=_dtype(tensor, name))
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        digest.update(f"{name}/{list(tensor.shape)}/{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _buffers(model: nn.Module) -> tuple[list[BufferPlace], list[tuple[str, Tensor]]]:
+    """The buffers that are merged, and those that are only given (``persistent=False``), each tensor once."""
+    merged: list[BufferPlace] = []
+    passing: list[tuple[str, Tensor]] = []
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for key, buffer in module._buffers.items():  # noqa: SLF001 - where an assigned tensor is found by its name
+            if buffer is None or id(buffer) in seen:
+                continue
+            seen.add(id(buffer))
+            name = clean_name(f"{prefix}.{key}" if prefix else key)
+            if key in module._non_persistent_buffers_set:  # noqa: SLF001
+                passing.append((name, buffer))
+            else:
+                merged.append(BufferPlace(name, module._buffers, key))  # noqa: SLF001
+    return merged, passing
+
+
+def _merge(place: BufferPlace) -> str:
+    """How trainers' values become the job's: statistics are averaged, counts added up, of others the last one stands."""
+    if place.key == "num_batches_tracked":
+        return "sum"
+    return "mean" if place.tensor.is_floating_point() else "last"
+
+
+def _tables(model: nn.Module, names: Mapping[int, str], placed: Mapping[int, int]) -> list[TableModule]:
     found: list[TableModule] = []
     uses: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    for name, module in model.named_modules():
+    for prefix, module in model.named_modules():
         if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or not module.sparse:
             continue
-        if not module.weight.requires_grad:
+        name = clean_name(prefix)
+        if nn.utils.parametrize.is_parametrized(module, "weight"):
+            raise Refusal(f"{name} is sparse and its weight is parametrized, which needs all rows; use sparse=False")
+        if id(module.weight) not in placed:
             continue
         if uses[id(module.weight)] > 1:
             raise Refusal(f"{name}.weight is sparse and shared between modules; use one module, or sparse=False")
-        if module.max_norm is not None:
-            raise Refusal(f"{name} has max_norm, which changes rows that are not pushed; leave max_norm out")
-        found.append(TableModule(len(found), module))
+        found.append(TableModule(len(found), names[id(module.weight)], module))
     return found
 
 
-def _named_tables(model: nn.Module, tables: Sequence[TableModule]) -> Iterable[tuple[TableModule, str]]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [(table, names[id(table.module.weight)]) for table in tables]
-
-
-def _place(model: nn.Module, groups: Sequence[dict[str, Any]], tables: Sequence[TableModule]) -> dict[int, int]:
-    """Parameter's id -> its group; every trained parameter is in exactly one."""
-    del tables
+def _place(names: Mapping[int, str], groups: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Parameter's id -> its group; every parameter of an optimizer is in exactly one."""
     placed: dict[int, int] = {}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     for number, group in enumerate(groups):
         for parameter in group["params"]:
             if id(parameter) in placed:
@@ -205,42 +281,70 @@ def _place(model: nn.Module, groups: Sequence[dict[str, Any]], tables: Sequence[
             if id(parameter) not in names:
                 raise Refusal(
                     f"an optimizer holds a parameter of shape {list(parameter.shape)} that the model does not have; "
-                    "make the optimizer from the model that prepare gets, after model.to(device)"
+                    "make the optimizer from the model that prepare gets, after model.to(device); several models go into "
+                    "one nn.ModuleDict"
                 )
             placed[id(parameter)] = number
     return placed
 
 
-def _dense(model: nn.Module, placed: dict[int, int], tables: set[int]) -> list[tuple[DenseParameter, nn.Parameter]]:
-    found = []
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise Refusal(f"parameter {name} is not initialised yet (a lazy module); run one forward pass first")
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) not in placed:
-            raise Refusal(
-                f"parameter {name} is trained but no optimizer holds it; add it to one, or call requires_grad_(False)"
-            )
-        if id(parameter) not in tables:
-            dtype = _dtype(parameter, f"parameter {name}")
-            described = DenseParameter(name=name, shape=list(parameter.shape), dtype=dtype, group=placed[id(parameter)])
-            found.append((described, parameter))
+def _limits(
+    clamp: Mapping[str, tuple[float, float]],
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    placed: Mapping[int, int],
+    tables: set[int],
+) -> dict[int, list[float]]:
+    """Parameter's id -> the bounds that it is kept in."""
+    found: dict[int, list[float]] = {}
+    for pattern, bounds in clamp.items():
+        if not isinstance(bounds, tuple | list) or len(bounds) != 2 or not float(bounds[0]) <= float(bounds[1]):
+            raise Refusal(f"clamp={{{pattern!r}: {bounds!r}}}; give (low, high), -inf or inf for none")
+        matching = [(name, p) for name, p in parameters if fnmatchcase(name, pattern)]
+        if not matching:
+            raise Refusal(f"clamp: no parameter is named {pattern!r}; there are {', '.join(n for n, _ in parameters[:8])}")
+        for name, parameter in matching:
+            if id(parameter) in tables or id(parameter) not in placed:
+                what = "a sparse table" if id(parameter) in tables else "not in an optimizer"
+                raise Refusal(f"clamp: parameter {name} is {what}; only dense trained parameters can be clamped")
+            found[id(parameter)] = [float(bounds[0]), float(bounds[1])]
     return found
 
 
-def _table(table: TableModule, name: str, placed: dict[int, int]) -> SparseTable:
+def _dense(
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    placed: Mapping[int, int],
+    tables: set[int],
+    limits: Mapping[int, list[float]],
+) -> list[tuple[DenseParameter, nn.Parameter]]:
+    """Whatever an optimizer holds, frozen for now or not: a gradient may come at any step."""
+    return [
+        (
+            DenseParameter(
+                name=name,
+                shape=list(p.shape),
+                dtype=_dtype(p, f"parameter {name}"),
+                group=placed[id(p)],
+                clamp=limits.get(id(p), []),
+            ),
+            p,
+        )
+        for name, p in parameters
+        if id(p) in placed and id(p) not in tables
+    ]
+
+
+def _table(table: TableModule, placed: Mapping[int, int]) -> SparseTable:
     weight = table.module.weight
-    if id(weight) not in placed:
-        raise Refusal(f"table {name} is trained but no optimizer holds it; add it to one")
     padding = table.module.padding_idx
     family, first, second = _family(weight.detach(), padding)
-    zero = [int(padding)] if padding is not None and not weight.detach()[padding].any() else []
+    if family != "constant" and weight.numel() * weight.element_size() <= GIVEN_TABLE_BYTES:
+        family, first, second = "given", 0.0, 0.0
+    zero = [int(padding)] if family != "given" and padding is not None and not weight.detach()[padding].any() else []
     return SparseTable(
-        name=name,
+        name=table.name,
         rows=weight.shape[0],
         dim=weight.shape[1],
-        dtype=_dtype(weight, f"table {name}"),
+        dtype=_dtype(weight, f"table {table.name}"),
         group=placed[id(weight)],
         family=family,
         first=first,
@@ -250,12 +354,12 @@ def _table(table: TableModule, name: str, placed: dict[int, int]) -> SparseTable
 
 
 def _family(weight: Tensor, padding: int | None) -> tuple[str, float, float]:
-    """From which distribution a table's first values are drawn.
+    """From which distribution a large table's first values are drawn.
 
-    A row that nobody touched exists nowhere, so its first value must be a function of (seed, table, row). It is drawn
-    from what the module was initialised with: a constant, or else normal or uniform with the same mean and deviation;
-    which of the two is told by the kurtosis (3 for normal, 1.8 for uniform values; of few values it says nothing, and
-    normal is taken). The padding row, zero by itself, is left out.
+    A row of a large table that nobody touched exists nowhere, so its first value must be a function of (seed, table,
+    row). It is drawn from what the module was initialised with: a constant, or else normal or uniform with the same mean
+    and deviation; which of the two is told by the kurtosis (3 for normal, 1.8 for uniform values; of few values it says
+    nothing, and normal is taken). The padding row, zero by itself, is left out.
     """
     rows = max(1, SAMPLED_VALUES // max(1, weight.shape[1]))
     step = max(1, weight.shape[0] // rows)
@@ -264,13 +368,20 @@ def _family(weight: Tensor, padding: int | None) -> tuple[str, float, float]:
         chosen = chosen[chosen != padding]
     values = weight[chosen.to(weight.device)].double().flatten().cpu()
     mean, deviation = float(values.mean()), float(values.std(unbiased=False))
-    if deviation == 0:
+    if deviation == 0 and math.isfinite(mean) and _is_constant(weight, mean, padding):
         return "constant", mean, 0.0
-    kurtosis = float((((values - mean) / deviation) ** 4).mean())
+    kurtosis = float((((values - mean) / deviation) ** 4).mean()) if deviation else 3.0
     if len(values) >= FEWEST_VALUES and kurtosis < 2.4:
         half = deviation * 3**0.5
         return "uniform", mean - half, mean + half
     return "normal", mean, deviation
+
+
+def _is_constant(weight: Tensor, value: float, padding: int | None) -> bool:
+    same = (weight == value).all(dim=1)
+    if padding is not None:
+        same[padding] |= not weight[padding].any()
+    return bool(same.all())
 
 
 def _groups(
@@ -295,29 +406,3 @@ def _groups(
     except UnsupportedOptimizer as error:
         raise Refusal(str(error)) from None
     return described
-
-
-def _fingerprint(dataset: Any, samples: int) -> str:
-    """Length, kind and three samples, cheap and stable; contents that change from look to look are left out."""
-    digest = hashlib.blake2b(f"{type(dataset).__name__}/{samples}".encode(), digest_size=16)
-    for index in sorted({0, samples // 2, samples - 1}) if samples else ():
-        once, again = _content(dataset[index]), _content(dataset[index])
-        if once == again:
-            digest.update(once)
-    return digest.hexdigest()
-
-
-def _content(value: Any) -> bytes:
-    """The bytes of a sample where they are the same in every process, else what kind of thing it is."""
-    if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
-        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    if isinstance(value, dict):
-        return b"".join(_content(key) + _content(part) for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return b"".join(_content(part) for part in value)
-    if isinstance(value, str | int | float | bool | bytes):
-        return repr(value).encode()
-    # An array of objects has their addresses as its bytes.
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-        return value.tobytes()
-    return type(value).__name__.encode()

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import hashlib
 import json
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from shoal.pserver.optimizers import group_options
-from shoal.trainer.describe import Description, Refusal, as_loader, describe
-from shoal.trainer.embeddings import TableHooks, rows_of
-from shoal.trainer.engine import Engine, Refused
+from shoal.pserver.optimizers import UnsupportedOptimizer, group_options
+from shoal.trainer.describe import Description
+from shoal.trainer.engine import Engine
 from shoal.trainer.exports import save_model, why_unwritable
-from shoal.trainer.feed import FedBatch, Feed
-from shoal.trainer.job import Job, seed_everything
-from shoal.trainer.loop import BatchLoader, Values, scored
-from shoal.trainer.optimizer import SharedOptimizer
-from shoal.trainer.order import Order
-from shoal.trainer.schedule import Schedule, steps_per_value
+from shoal.trainer.job import seed_everything
+from shoal.trainer.loop import scored
+from shoal.trainer.optimizer import run_post_hooks, run_pre_hooks
+from shoal.trainer.process import ProcessWatch, take_place
+from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.servers import Gradients, ServerLost
+from shoal.trainer.session import Batch, Place, Session, average_path, flat
+from shoal.trainer.tables import Tables, data_of, rows_of
 from shoal.wire import auth, environment
 from shoal.wire import messages as m
 from shoal.wire.rows import first_values
@@ -38,142 +37,119 @@ __all__ = ["DistributedJob"]
 
 REPORT_SECONDS = 0.2
 ROWS_AT_ONCE = 1 << 16
+SAMPLES_SHOWN = 20
 
-Model = TypeVar("Model", bound=nn.Module)
 
-
-class DistributedJob(Job):
+class DistributedJob(Session):
     """One trainer's view of the job.
 
     Args:
         engine: Its part in the job, not started yet.
-        index: Of this trainer.
+        epochs: The script's own word; the job's counts after ``prepare``.
+        seed: Likewise.
+        folder: What relative paths are relative to.
     """
 
-    def __init__(self, engine: Engine, *, epochs: int, seed: int, index: int) -> None:
+    _writes_past_counters = True
+
+    def __init__(self, engine: Engine, *, epochs: int, seed: int, folder: Path) -> None:
+        super().__init__(epochs=epochs, seed=seed)
         self._engine = engine
-        self._epochs, self._seed, self._index = epochs, seed, index
-        self._values = Values()
-        self._model: nn.Module | None = None
-        self._description: Description | None = None
-        self._order: Order | None = None
-        self._feed: Feed | None = None
-        self._hooks: TableHooks | None = None
-        self._schedule: Schedule | None = None
-        self._optimizers: list[SharedOptimizer] = []
-        self._epoch = 0
-        self._open: tuple[m.Lease, int] | None = None
-        self._first = 0
-        self._stepped = False
+        self._started_in = folder
+        self._watch_process: ProcessWatch | None = None
         self._furthest: dict[tuple[int, int], int] = {}
         self._counts = {"batches": 0, "skipped": 0, "replayed": 0}
         self._reported = 0.0
         self._reported_not_finite = 0
+        self._taken: dict[int, tuple[Tensor, int]] = {}
+        self._options: dict[int, dict[str, Any]] = {}
+        self._bases: list[Tensor] = []
+        self._looping = False
+        self._failed = False
 
     @classmethod
-    def from_environment(cls, *, epochs: int, seed: int) -> DistributedJob:
-        """Join the job that this process was started for."""
+    def from_environment(cls, *, epochs: int, seed: int, folder: Path) -> DistributedJob:
+        """Join the job that this process was started for.
+
+        Raises:
+            Refused: Another process is this trainer.
+        """
         seed = environment.number(environment.SEED) if os.environ.get(environment.SEED) else seed
+        index, uid = environment.number(environment.INDEX), environment.text(environment.UID)
+        place = take_place(uid, index)
         seed_everything(seed)
         if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
             torch.set_num_threads(1)
-        index = environment.number(environment.INDEX)
         engine = Engine(
             environment.text(environment.MASTER),
             identity=auth.Identity(role="trainer", index=index, life=auth.new_life()),
             token=auth.Token.read(environment.text(environment.TOKEN_FILE)),
-            uid=environment.text(environment.UID),
+            uid=uid,
             epochs=epochs,
             seed=seed,
         )
-        job = cls(engine, epochs=epochs, seed=seed, index=index)
-        job._watch_the_end()
+        job = cls(engine, epochs=epochs, seed=seed, folder=folder)
+        job._watch_process = ProcessWatch(drain=job._drain, failed=job._script_failed, leave=job._leave)
+        job._watch_process.hold(place)
         return job
 
-    def _watch_the_end(self) -> None:
-        """SIGTERM: finish the batch, hand back, leave. An exception: tell the master. Any end: say farewell."""
-        engine = self._engine
+    # --- The end of the process ---
 
-        def drain(*_: object) -> None:
-            if engine.registered is None:
-                sys.exit(0)
-            engine.draining.set()
+    def _drain(self) -> None:
+        """SIGTERM: finish the batch, hand back, leave."""
+        if self._engine.registered is None:
+            sys.exit(0)
+        self._engine.draining.set()
 
-        signal.signal(signal.SIGTERM, drain)
-        before = sys.excepthook
-
-        def failed(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-            before(kind, error, trace)
-            if not issubclass(kind, KeyboardInterrupt):
-                engine.failed(self._explain(error))
-
-        sys.excepthook = failed
-        atexit.register(self._leave)
+    def _script_failed(self, error: BaseException) -> None:
+        self._failed = True
+        self._engine.failed(self._explain(error))
 
     def _explain(self, error: BaseException) -> str:
         text = "".join(traceback.format_exception(error)).rstrip()
-        if self._open is None or self._order is None:
+        if self._fetching is None:
             return text
-        lease, batch = self._open
-        indices = self._order.indices(lease.epoch, lease.task, batch)
-        shown = ", ".join(map(str, indices[:20])) + (", ..." if len(indices) > 20 else "")
-        return f"{text}\n(in batch {batch} of task {lease.task}, epoch {lease.epoch + 1}: samples {shown})"
+        epoch, task, batch = self._fetching
+        shown = self._samples(self._fetching)
+        more = ", ..." if len(shown) == SAMPLES_SHOWN else ""
+        return f"{text}\n(in batch {batch} of task {task}, epoch {epoch + 1}: samples {', '.join(map(str, shown))}{more})"
+
+    def _samples(self, place: Place) -> list[int]:
+        """Some of a batch's samples, by their index in the dataset, where the sampler gives numbers."""
+        return [index for index in self._order.indices(*place)[:SAMPLES_SHOWN] if isinstance(index, int)]
 
     def _leave(self) -> None:
-        if self._feed is not None:
+        if self._prepared:
             self._feed.close()
+            if self._stopping and not self._finished:
+                with contextlib.suppress(SystemExit):
+                    self._complete_stopped()
         self._report(now=True)
-        self._engine.leave()
+        quiet = self._failed or self._engine.draining.is_set() or self._engine.over
+        why = "" if quiet else self._unfinished()
+        if why:
+            print(why, file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
+        self._engine.leave(why)
 
     # --- Preparing ---
 
-    def prepare(
-        self,
-        model: Model,
-        optimizer: Any,
-        loader: Any,
-        *,
-        scheduler: Any = None,
-        scheduler_interval: str = "step",
-        accumulate: int = 1,
-        batch_size: int | None = None,
-        task_batches: int | None = None,
-    ) -> tuple[Model, Any, Any]:
-        """See ``Job.prepare``."""
-        many = isinstance(optimizer, list | tuple)
-        optimizers: list[Optimizer] = list(optimizer) if many else [optimizer]
-        try:
-            data = as_loader(loader, batch_size=batch_size)
-            described = describe(model, optimizers, data, accumulate=accumulate, task_batches=task_batches)
-            self._model, self._description = model, described
-            self._join(described)
-            self._check_output()
-            self._order = Order(described.shape, self._engine.info.seed)
-            per_value = steps_per_value(scheduler_interval, self._order.plan.batches)
-            self._schedule = Schedule(scheduler, described.groups, steps_per_value=per_value)
-        except Refusal as error:
-            raise Refused(str(error)) from None
-        self._feed = Feed(data, self._order)
-        self._engine.on_new_lease = lambda lease: self._assign(lease, 0)
-        for lease in self._engine.work.waiting:
-            self._assign(lease, 0)
-        self._hooks = TableHooks(described.tables, self._fetch)
-        self._optimizers = [
-            SharedOptimizer(inner, closing=self._closes, stepped=self._step_made) for inner in optimizers
-        ]
-        self._take_buffers()
-        torch.manual_seed(hash((self._seed, self._index, time.time_ns())) & (2**63 - 1))
-        batches = BatchLoader(begin=self._begin_loop, following=self._following, left=self._left)
-        return model, (list(self._optimizers) if many else self._optimizers[0]), batches
-
-    def _join(self, described: Description) -> None:
-        """Register; if this is the first trainer, its parameters are the job's initial ones."""
-        initial = [parameter.detach().reshape(-1).cpu().clone() for parameter in described.dense]
+    def _register(self, described: Description) -> None:
+        """Register; if this is the first trainer, its values are the job's initial ones."""
         engine = self._engine
-        engine.provide = lambda message: engine.servers.provide(message, initial)
+        dense = flat([parameter for parameter in described.dense])
+        buffers = flat([place.tensor for place in described.buffers])
+        fixed = flat([tensor for _, tensor in described.fixed])
+        given = [
+            data_of(table.module.weight).detach().cpu().clone() if spec.family == "given" else None
+            for table, spec in zip(described.tables, described.shape.tables, strict=True)
+        ]
+        engine.provide = lambda message: engine.servers.provide(
+            message, dense, tables=given, buffers=buffers, fixed=fixed
+        )
         engine.start(described.shape)
         engine.servers.parameters = [parameter.data for parameter in described.dense]
-        self._epoch = engine.info.epoch
+        self._epoch, self._epochs, self._seed = engine.info.epoch, engine.info.epochs, engine.info.seed
+        self._check_output()
 
     def _check_output(self) -> None:
         """Now, not when all is trained.
@@ -182,14 +158,36 @@ class DistributedJob(Job):
             Refusal: The model could not be written in the end.
         """
         output = self._engine.info.output
-        why = why_unwritable(Path(output).absolute()) if output else ""
+        why = why_unwritable(self._started_in / output) if output else ""
         if why:
             fix = "name another path, or on a cluster a volume with spec.output.volumeClaimName"
             raise Refusal(f"spec.output.path {output}: the model cannot be written there: {why}; {fix}")
 
-    def _assign(self, lease: m.Lease, first: int) -> None:
-        if self._feed is not None:
-            self._feed.assign(lease.epoch, lease.task, first)
+    def _begin(self) -> None:
+        engine, described = self._engine, self._description
+        engine.ahead = self._feed.ahead
+        engine.on_new_lease = self._leased
+        engine.samples_of = self._samples
+        self._tables = Tables(described.tables, self._fetch)
+        if described.fixed:
+            engine.retry(lambda: engine.servers.take_fixed([t for _, t in described.fixed], idle=engine.idle))
+        self._take_buffers()
+        self._say_options()
+        joins = engine.info.joins
+        if joins > 1:
+            # The first trainer draws what the script alone would draw; every later life something of its own.
+            digest = hashlib.blake2b(f"{self._seed}/{joins}".encode(), digest_size=8).digest()
+            seed_everything(int.from_bytes(digest, "little") >> 1)
+
+    def _say_options(self) -> None:
+        """Another learning rate than the job began with counts from here: say so."""
+        pairs = zip(self._description.groups, self._engine.info.groups, strict=True)
+        for number, (group, registered) in enumerate(pairs):
+            for name, value in group_options(group).items():
+                before = registered.options.get(name)
+                if before != value and name in registered.options and "initial_lr" not in group:
+                    text = f"parameter group {number}: {name} is {value} in this script, {before} when the job began; "
+                    self._engine.send(m.Event(level="info", text=text + f"{value} counts from here"))
 
     def _fetch(self, wanted: list[tuple[int, Tensor]]) -> list[Tensor]:
         engine = self._engine
@@ -197,161 +195,188 @@ class DistributedJob(Job):
 
     # --- The loop ---
 
-    def epochs(self) -> Iterator[int]:
-        """See ``Job.epochs``."""
-        last = self._engine.info.epochs - 1
-        while True:
-            yield self._epoch
-            self._close()
-            if self._epoch < last:
-                self._epoch += 1
-            elif isinstance(self._engine.ask(m.Finish(), m.Complete, m.More), m.Complete):
-                break
+    def _epoch_over(self) -> bool:
+        engine = self._engine
+        self._stopping = self._stopping or engine.stopping
+        if self._epoch + 1 < self._epochs and not self._stopping:
+            self._epoch += 1
+            return False
+        return isinstance(engine.ask(m.Finish(), m.Complete, m.More), m.Complete)
+
+    def _end(self) -> None:
         self._report(now=True)
         if self._engine.info.output:
-            self.save(self._engine.info.output)
+            self._write(self._started_in / self._engine.info.output, self._epochs, 0)
 
-    def _begin_loop(self) -> None:
-        self._close()
-        self._engine.loop_begins(self._epoch)
+    def _pass_begins(self) -> None:
+        self._looping = True
+        if self._inside:
+            self._engine.loop_begins(self._epoch)
 
-    def _left(self) -> int:
-        return self._engine.left_in_epoch
+    def _leased(self, lease: m.Lease) -> None:
+        if self._looping and lease.epoch <= self._epoch:
+            self._feed.assign(lease.epoch, lease.task, 0)
 
-    def _following(self) -> tuple[bool, Any]:
-        """Close the batch before, and get the next one."""
-        accumulating = self._close()
-        if accumulating is not None:
-            lease, batch = accumulating
-        else:
-            found = self._engine.next_batch(self._epoch)
-            if found is None:
-                self._report(now=True)
-                return False, None
-            lease, batch = found
-            self._first = batch
-        data = self._fed(lease, batch).data
-        self._count(lease, batch)
-        self._open = (lease, batch)
-        self._stepped = False
-        for optimizer in self._optimizers:
-            optimizer.in_accumulation(accumulating is not None)
-        assert self._hooks is not None
-        assert self._order is not None
-        assert self._schedule is not None
-        self._hooks.new_batch()
-        plan = self._order.plan
-        self._schedule.apply(lease.epoch * plan.batches + lease.task * plan.task_batches + batch)
-        return True, data
-
-    def _count(self, lease: m.Lease, batch: int) -> None:
-        task = (lease.epoch, lease.task)
-        self._counts["batches"] += 1
-        if batch <= self._furthest.get(task, -1):
-            self._counts["replayed"] += 1
-        self._furthest = {task: max(batch, self._furthest.get(task, -1))}
-
-    def _fed(self, lease: m.Lease, batch: int) -> FedBatch:
-        """The batch's data; where the feed has other plans, it is told anew."""
-        assert self._feed is not None
-        if not self._feed.expects((lease.epoch, lease.task, batch)):
-            self._feed.clear()
-            self._assign(lease, batch)
-            for later in self._engine.work.waiting:
-                self._assign(later, 0)
-        return self._feed.get()
-
-    def _closes(self) -> bool:
-        """Whether the open batch is the last of its accumulation."""
-        if self._open is None or self._order is None or self._description is None:
-            return True
-        lease, batch = self._open
-        size = self._description.shape.accumulate
-        return batch + 1 - self._first >= size or batch + 1 == self._order.plan.batches_in(lease.task)
-
-    def _step_made(self) -> None:
-        self._stepped = True
-
-    def _close(self) -> tuple[m.Lease, int] | None:
-        """Push the open batch. In the middle of an accumulation: not yet; the next batch of it is returned."""
-        if self._open is None:
+    def _next_place(self) -> Place | None:
+        found = self._engine.next_batch(self._epoch)
+        if found is None:
+            self._looping = False
+            self._stopping = self._stopping or self._engine.stopping
+            self._report(now=True)
             return None
-        lease, batch = self._open
-        if not self._closes():
-            self._open = None
-            self._engine.leave_if_draining()
-            return lease, batch + 1
-        self._open = None
-        self._merge_buffers(lease, batch)
-        pushed = self._engine.close_batch(self._push(lease, batch), self._gradients())
-        if pushed and not self._stepped:
-            self._counts["skipped"] += 1
-        self._report()
-        return None
+        lease, batch = found
+        return lease.epoch, lease.task, batch
 
-    def _push(self, lease: m.Lease, batch: int) -> m.Push:
-        assert self._order is not None
-        assert self._description is not None
-        plan, described = self._order.plan, self._description
-        batches = batch + 1 - self._first
+    def _assign_from(self, place: Place) -> None:
+        self._feed.assign(*place)
+        for lease in self._engine.work.waiting:
+            if lease.epoch <= self._epoch:
+                self._feed.assign(lease.epoch, lease.task, 0)
+
+    def _batch_begins(self, batch: Batch) -> None:
+        if self._watch_process is not None:
+            self._watch_process.renew()
+        self._tables.new_batch()
+        task = (batch.epoch, batch.task)
+        self._counts["batches"] += 1
+        if batch.batch <= self._furthest.get(task, -1):
+            self._counts["replayed"] += 1
+        self._furthest = {task: max(batch.batch, self._furthest.get(task, -1))}
+        self._watch.settled()
+
+    def _accumulates(self, batch: Batch) -> None:
+        del batch
+        self._engine.leave_if_draining()
+
+    # --- Steps ---
+
+    def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+        del batch
+        run_pre_hooks(optimizer)
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is not None:
+                    self._taken[id(parameter)] = (gradient, gradient._version)  # noqa: SLF001 - torch has no public name
+        own = {id(group) for group in optimizer.param_groups}
+        try:
+            for number, group in enumerate(self._description.groups):
+                if id(group) in own:
+                    self._options[number] = group_options(group)
+        except UnsupportedOptimizer as error:
+            raise Refused(str(error)) from None
+        return result
+
+    def _commit(self, batch: Batch, *, skipped: bool) -> None:
+        batch.committed = True
+        gradients = Gradients(dense=[None] * len(self._description.dense)) if skipped else self._gradients()
+        pushed = self._engine.close_batch(self._push(batch, skipped=skipped), gradients)
+        self._taken.clear()
+        self._options.clear()
+        self._watch.settled()
+        self._reuse.committed()
+        if pushed and skipped:
+            self._counts["skipped"] += 1
+        for optimizer in self._optimizers:
+            if id(optimizer) in batch.stepped:
+                run_post_hooks(optimizer)
+
+    def _push(self, batch: Batch, *, skipped: bool) -> m.Push:
+        plan = self._order.plan
         return m.Push(
             grants=[],
-            epoch=lease.epoch,
-            task=lease.task,
-            first=self._first,
-            batches=batches,
-            samples=sum(plan.samples_in(lease.task, k) for k in range(self._first, batch + 1)),
-            skipped=not self._stepped,
+            epoch=batch.epoch,
+            task=batch.task,
+            first=batch.first,
+            batches=batch.batch + 1 - batch.first,
+            samples=sum(plan.samples_in(batch.task, k) for k in range(batch.first, batch.batch + 1)),
+            skipped=skipped,
             absent=[],
-            options=_changed(described),
+            options={} if skipped else self._changed(),
             parts=[],
-            next_epoch=lease.epoch,
-            next_task=lease.task,
+            next_epoch=batch.epoch,
+            next_task=batch.task,
             values=True,
         )
 
+    def _changed(self) -> dict[int, dict[str, Any]]:
+        """Per parameter group the options of this step that differ from those with which the job began."""
+        changed = {}
+        for number, now in self._options.items():
+            registered = self._engine.info.groups[number].options
+            if now != registered:
+                changed[number] = {name: value for name, value in now.items() if registered.get(name) != value}
+        return changed
+
     def _gradients(self) -> Gradients:
-        assert self._description is not None
-        described = self._description
-        if not self._stepped:
-            return Gradients(dense=[None] * len(described.dense))
-        taken: dict[int, Tensor] = {}
-        try:
-            for optimizer in self._optimizers:
-                taken |= optimizer.take()
-        except Refusal as error:
-            raise Refused(str(error)) from None
-        dense = [taken.get(id(parameter)) for parameter in described.dense]
+        described, taken = self._description, self._taken
+        if any(gradient._version != version for gradient, version in taken.values()):  # noqa: SLF001 - see above
+            raise Refused(
+                "a gradient was changed in place after optimizer.step(), before the other optimizers' steps; change it "
+                "before the step, and clear gradients by optimizer.zero_grad()"
+            )
+        dense: list[Tensor | None] = []
+        for parameter, spec in zip(described.dense, described.shape.dense, strict=True):
+            found = taken.get(id(parameter))
+            if found is not None and found[0].is_sparse:
+                raise Refused(
+                    f"parameter {spec.name} got a sparse gradient, but it is no nn.Embedding(sparse=True); use one, or "
+                    "F.embedding(..., sparse=False)"
+                )
+            dense.append(None if found is None else found[0].detach().reshape(-1).cpu())
         tables = []
         for table in described.tables:
-            gradient = taken.get(id(table.module.weight))
-            if gradient is not None:
-                tables.append((table.index, *rows_of(gradient)))
-        flat = [None if gradient is None else gradient.detach().reshape(-1).cpu() for gradient in dense]
-        return Gradients(dense=flat, tables=tables)
+            found = taken.get(id(table.module.weight))
+            if found is not None:
+                tables.append((table.index, *rows_of(found[0])))
+        return Gradients(dense=dense, tables=tables)
 
-    # --- Buffers ---
-
-    def _take_buffers(self) -> None:
-        """Begin with the buffers as the job has them."""
-        assert self._description is not None
-        described, engine = self._description, self._engine
-        if described.buffers:
-            engine.retry(lambda: engine.servers.merge_buffers(described.buffers, trainers=0, idle=engine.idle))
-
-    def _merge_buffers(self, lease: m.Lease, batch: int) -> None:
+    def _closed(self, batch: Batch) -> None:
         """With a task's last batch, merge the module's buffers with the job's (BatchNorm's running statistics).
 
         They are statistics, not counts: if their server is away just now, the next task's will do.
         """
-        assert self._order is not None
-        assert self._description is not None
-        buffers = self._description.buffers
-        if buffers and batch + 1 == self._order.plan.batches_in(lease.task):
+        if batch.batch + 1 == self._order.plan.batches_in(batch.task):
             with contextlib.suppress(ServerLost):
-                self._engine.servers.merge_buffers(
-                    buffers, trainers=max(1, self._engine.trainers), idle=self._engine.idle
+                self._exchange_buffers(trainers=max(1, self._engine.trainers))
+        self._report()
+
+    # --- Buffers ---
+
+    def _take_buffers(self) -> None:
+        """Have the buffers as the job has them."""
+        if self._description.buffers:
+            self._engine.retry(lambda: self._exchange_buffers(trainers=0))
+
+    def _exchange_buffers(self, *, trainers: int) -> None:
+        """Merge the buffers that the modules have by now with the job's; ``trainers`` 0: only take these."""
+        described, engine = self._description, self._engine
+        if not described.buffers:
+            return
+        tensors = self._buffer_tensors()
+        bases = self._bases or [tensor.detach().clone() for tensor in tensors]
+        engine.servers.merge_buffers(tensors, bases, trainers=trainers, idle=engine.idle)
+        self._bases = [tensor.detach().clone() for tensor in tensors]
+
+    def _buffer_tensors(self) -> list[Tensor]:
+        found = []
+        for place, spec in zip(self._description.buffers, self._description.shape.buffers, strict=True):
+            try:
+                tensor = place.tensor
+            except Refusal as error:
+                raise Refused(str(error)) from None
+            if list(tensor.shape) != spec.shape or str(tensor.dtype) != f"torch.{spec.dtype}":
+                raise Refused(
+                    f"buffer {place.name} is {tensor.dtype} {list(tensor.shape)} by now, and was torch.{spec.dtype} "
+                    f"{spec.shape} at prepare: trainers could not merge it; keep its shape, or register it with "
+                    "persistent=False"
                 )
+            found.append(tensor)
+        return found
 
     # --- Reports ---
 
@@ -380,58 +405,84 @@ class DistributedJob(Job):
         engine = self._engine
         engine.retry(lambda: engine.servers.pull(self._epoch, 0, idle=engine.idle))
         self._take_buffers()
-        if self._hooks is not None:
-            self._hooks.new_batch()
+        self._tables.new_batch()
+        self._watch.settled(whole=self._open is None)
 
-    def evaluate(self, score: Callable[[Any], Any]) -> Any:
-        """See ``Job.evaluate``."""
-        assert self._model is not None
-        self._close()
-        epoch = self._epoch
-        answer = self._engine.ask(m.Evaluate(epoch=epoch), m.EvaluateTurn, m.Evaluated)
+    def _score(self, epoch: int, number: int, score: Callable[[Any], Any]) -> Any:
+        question = m.Evaluate(epoch=epoch, number=number)
+        answer = self._engine.ask(question, m.EvaluateTurn, m.Evaluated)
         if isinstance(answer, m.EvaluateTurn):
             self._bring_all()
-            text = scored(self._model, score)
-            if self._hooks is not None:
-                self._hooks.new_batch()
-            answer = self._engine.ask(m.Evaluated(epoch=epoch, score=text), m.Evaluated)
+            text = scored(self._module, score)
+            self._tables.new_batch()
+            answer = self._engine.ask(m.Evaluated(epoch=epoch, number=number, score=text), m.Evaluated)
         return json.loads(answer.score)
+
+    def _folder(self) -> Path:
+        return self._started_in
+
+    def _write(self, path: Path, epoch: int, number: int) -> None:
+        target = os.path.abspath(path)  # noqa: PTH100 - a name, not a file yet
+        answer = self._engine.ask(m.Save(path=target, epoch=epoch, number=number), m.SaveTurn, m.Saved)
+        if not isinstance(answer, m.SaveTurn):
+            return
+        self._bring_all()
+        self._bring_tables()
+        save_model(self._module, Path(target))
+        if self._description.shape.ema:
+            engine = self._engine
+            values = engine.retry(lambda: engine.servers.pull_average(idle=engine.idle))
+            named = {d.name: value for d, value in zip(self._description.shape.dense, values, strict=True)}
+            save_model(self._module, average_path(Path(target)), instead=named)
+        self._tables.new_batch()
+        self._engine.ask(m.Saved(path=target, epoch=epoch, number=number), m.Saved)
+
+    def _call(self, kind: str) -> tuple[int, int]:
+        # The model of a complete job is written to a path once.
+        return (self._epochs, 0) if self._finished and kind.startswith("save") else super()._call(kind)
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """See ``Job.save``."""
-        assert self._model is not None
-        target = os.path.abspath(self._engine.info.output or os.fspath(path))  # noqa: PTH100 - a name, not a file yet
-        answer = self._engine.ask(m.Save(path=target), m.SaveTurn, m.Saved)
-        if isinstance(answer, m.SaveTurn):
-            self._bring_all()
-            self._bring_tables()
-            save_model(self._model, Path(target))
-            self._engine.ask(m.Saved(path=target), m.Saved)
-        return target
+        if self._prepared and self._stopping and not self._finished and not self._inside:
+            self._complete_stopped()
+        return super().save(path)
 
     def _bring_tables(self) -> None:
         """Make the tables whole: first values everywhere, and over them the rows that were touched."""
-        assert self._description is not None
         described, engine = self._description, self._engine
         if not described.tables:
             return
         touched = engine.retry(lambda: engine.servers.export_rows(idle=engine.idle))
         for table, spec, parts in zip(described.tables, described.shape.tables, touched, strict=True):
-            weight = table.module.weight.data
-            for start in range(0, spec.rows, ROWS_AT_ONCE):
+            starts = range(0, spec.rows if spec.family != "given" else 0, ROWS_AT_ONCE)
+            for start in starts:
                 rows = torch.arange(start, min(start + ROWS_AT_ONCE, spec.rows))
-                weight[start : start + len(rows)] = first_values(spec, table.index, engine.info.seed, rows).to(
-                    weight.device
-                )
+                self._tables.write(table, rows, first_values(spec, table.index, engine.info.seed, rows))
             for ids, values in parts:
-                weight[ids.to(weight.device)] = values.to(weight.device)
+                self._tables.write(table, ids, values)
 
+    # --- Stopping early ---
 
-def _changed(described: Description) -> dict[int, dict[str, Any]]:
-    """Per parameter group the options that differ from the registered ones."""
-    changed = {}
-    for number, (group, registered) in enumerate(zip(described.groups, described.shape.groups, strict=True)):
-        now = group_options(group)
-        if now != registered.options:
-            changed[number] = {name: value for name, value in now.items() if registered.options.get(name) != value}
-    return changed
+    def _stop(self, reason: str) -> None:
+        self._engine.ask(m.StopEarly(reason=reason, epoch=self._epoch), m.Stopping)
+
+    def _complete_stopped(self) -> None:
+        """The script said stop and left its loop: count what is left of the tasks begun as skipped, and wait for the end.
+
+        Raises:
+            SystemExit: The job failed, or this trainer leaves.
+        """
+        self._close()
+        engine = self._engine
+        engine.loop_begins(self._epochs - 1)
+        while True:
+            while (found := engine.next_batch(self._epochs - 1)) is not None:
+                lease, batch = found
+                left = self._order.plan.batches_in(lease.task) - batch
+                self._commit(Batch(lease.epoch, lease.task, batch + left - 1, batch), skipped=True)
+            if isinstance(engine.ask(m.Finish(), m.Complete, m.More), m.Complete):
+                break
+            engine.loop_begins(self._epochs - 1)
+        self._finished = True
+        self._end()
+

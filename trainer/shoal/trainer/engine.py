@@ -20,26 +20,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from shoal.trainer.refusal import Refused
 from shoal.trainer.servers import Gradients, ServerLost, Servers
 from shoal.trainer.work import Work
 from shoal.wire import auth
 from shoal.wire import messages as m
-from shoal.wire.environment import EXIT_REFUSED
 from shoal.wire.link import Link
 from shoal.wire.plan import Plan
 
-__all__ = ["Engine", "JobStopped", "Left", "Refused"]
+__all__ = ["Engine", "JobStopped", "Left"]
 
 ASK_SECONDS = 0.2
 """Silence after which the master is asked where the slots are."""
-
-
-class Refused(SystemExit):
-    """This script cannot be trained; trying again cannot help. The message names the field and the fix."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(EXIT_REFUSED)
-        print(reason, file=sys.stderr)  # noqa: T201 - where the script's own errors go
 
 
 class JobStopped(SystemExit):
@@ -47,7 +39,7 @@ class JobStopped(SystemExit):
 
     def __init__(self, reason: str) -> None:
         super().__init__(0)
-        print(f"the job was stopped: {reason}", file=sys.stderr)  # noqa: T201 - where the script's own errors go
+        print(f"the job was stopped: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
 
 
 class Left(SystemExit):
@@ -73,10 +65,16 @@ class Engine:
         self, address: str, *, identity: auth.Identity, token: auth.Token, uid: str, epochs: int, seed: int
     ) -> None:
         self.registered: m.Registered | None = None
-        self.left_in_epoch = 0
         self.trainers = 1
+        self.ahead = 0
+        """Batches that should be known beyond the task at hand, for the loader's workers."""
+        self.stopping = ""
+        """Why the job ends early; empty: it does not."""
+        self.over = False
+        """Whether the job failed, or refused this trainer: what the script leaves undone is not its doing."""
         self.draining = threading.Event()
         self.on_new_lease: Callable[[m.Lease], None] = lambda _: None
+        self.samples_of: Callable[[tuple[int, int, int]], list[int]] = lambda _: []
         self.provide: Callable[[m.Provide], bool] = lambda _: False
         self._identity, self._token, self._uid = identity, token, uid
         self._epochs, self._seed = epochs, seed
@@ -87,6 +85,8 @@ class Engine:
         self._wants = 0
         self._question: Any = None
         self._ended_epoch = -1
+        self._suspect: set[tuple[int, int]] = set()
+        """Tasks held here that killed a trainer before: the master hears of each of their batches."""
         self._last_asked = 0.0
         self._link = Link(
             address,
@@ -182,7 +182,9 @@ class Engine:
                 self.servers.follow(message)
             case m.Leased():
                 self._wants = max(0, self._wants - 1)
-                self.left_in_epoch, self.trainers = message.left, message.trainers
+                self.trainers = message.trainers
+                if message.watched:
+                    self._suspect.add((message.lease.epoch, message.lease.task))
                 self.work.leased(message.lease)
                 self.on_new_lease(message.lease)
             case m.Over():
@@ -197,15 +199,21 @@ class Engine:
             case m.Drain():
                 self.draining.set()
             case m.Refused():
+                self.over = True
                 raise Refused(message.reason)
             case m.Stop():
+                self.over = True
                 raise JobStopped(message.reason)
+            case m.Stopping():
+                self.stopping = message.reason
+                self._answer(message)
             case _:
                 self._answer(message)
 
     def _on_registered(self, message: m.Registered) -> None:
         """A master took us, perhaps a new one: say again what we wait for."""
         self.registered = message
+        self.stopping = message.stopping
         self._link.lease_seconds = message.lease_seconds
         for done in self.work.unanswered.values():
             self._link.send(done)
@@ -259,8 +267,12 @@ class Engine:
                 lease = self._next_lease(epoch)
                 if lease is None:
                     return None
+            self._want_ahead(epoch)
             batch = self._synchronise(lease)
             if batch < work.plan.batches_in(lease.task):
+                if (lease.epoch, lease.task) in self._suspect:
+                    samples = self.samples_of((lease.epoch, lease.task, batch))
+                    self._link.send(m.Began(lease=lease, batch=batch, samples=samples))
                 return lease, batch
             self._report_done()
 
@@ -276,13 +288,14 @@ class Engine:
             self.leave_if_draining()
         if work.waiting[0].epoch > epoch:
             return None
-        lease = work.begin()
-        self._want_ahead(epoch)
-        return lease
+        return work.begin()
 
     def _want_ahead(self, epoch: int) -> None:
-        """Ask for the next task while this one is being worked on."""
-        if not self._wants and not self.work.waiting and self._ended_epoch < epoch:
+        """Ask for the next tasks while this one is being worked on: one, or as many as the loader's workers keep busy."""
+        if self._ended_epoch >= epoch:
+            return
+        tasks = max(1, -(-self.ahead // self.work.plan.task_batches))
+        for _ in range(tasks - len(self.work.waiting) - self._wants):
             self._want(epoch)
 
     def _want(self, epoch: int) -> None:
@@ -296,7 +309,9 @@ class Engine:
             self._ended_epoch = epoch - 1
 
     def _report_done(self) -> None:
-        self._link.send(self.work.finish())
+        done = self.work.finish()
+        self._suspect.discard((done.lease.epoch, done.lease.task))
+        self._link.send(done)
         self.work.trim()
 
     def _synchronise(self, lease: m.Lease) -> int:
@@ -382,12 +397,14 @@ class Engine:
             self.leave()
             raise Left(0)
 
-    def leave(self) -> None:
-        """Hand everything back and say farewell. May be called again."""
-        if self._work is not None:
-            self._link.send(m.Leave(leases=self._work.give_all_back()))
-        else:
-            self._link.send(m.Leave(leases=[]))
+    def leave(self, reason: str = "") -> None:
+        """Hand everything back and say farewell. May be called again.
+
+        Args:
+            reason: Why the script ends although the job is not complete; empty: it was asked to, or the job is.
+        """
+        leases = self._work.give_all_back() if self._work is not None else []
+        self._link.send(m.Leave(leases=leases, reason=reason))
         self._link.close()
         if self._servers is not None:
             self._servers.close()

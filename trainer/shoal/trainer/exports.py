@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from shoal.trainer.describe import clean_name
+from shoal.trainer.refusal import Refused
 
 __all__ = ["save_model", "why_unwritable"]
 
 
-def save_model(model: nn.Module, path: Path) -> None:
+def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | None = None) -> None:
     """Write the module's parameters and buffers; whoever finds the file finds all of it.
+
+    Args:
+        model: The module.
+        path: Of the file; its folder is made.
+        instead: Values by the tensors' names that take the place of the module's, flat or shaped.
 
     Raises:
         OSError: It cannot be written there.
+        Refused: The module's state_dict holds something that is no tensor.
     """
-    tensors: dict[str, Tensor] = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
-    }
+    other = instead or {}
+    tensors: dict[str, Tensor] = {}
+    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - a sparse table gives its rows only, otherwise
+        for key, value in model.state_dict().items():
+            name = clean_name(key)
+            if not isinstance(value, Tensor):
+                raise Refused(
+                    f"the model's state_dict has {name}, a {type(value).__name__}, which a safetensors file cannot hold; "
+                    "keep it in a buffer, or leave get_extra_state out"
+                )
+            chosen = other[name].view(value.shape) if name in other else value
+            tensors[name] = chosen.detach().cpu().contiguous().clone()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         part = Path(folder) / path.name

@@ -1,45 +1,16 @@
-"""What both kinds of jobs share: the loader that the script iterates, and values on their way to a log."""
+"""Values on their way to a log, and scores."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BatchLoader", "Values", "scored"]
-
-
-class BatchLoader:
-    """Stands in for the user's loader: iterates the batches that are this trainer's.
-
-    Args:
-        begin: Called when an iteration begins.
-        following: Gives (True, batch), or (False, None) at the end of the epoch.
-        left: Batches left to the job in this epoch.
-    """
-
-    def __init__(
-        self, *, begin: Callable[[], None], following: Callable[[], tuple[bool, Any]], left: Callable[[], int]
-    ) -> None:
-        self._begin = begin
-        self._following = following
-        self._left = left
-
-    def __iter__(self) -> Iterator[Any]:
-        self._begin()
-        while True:
-            more, batch = self._following()
-            if not more:
-                return
-            yield batch
-
-    def __len__(self) -> int:
-        """Batches left to the job in this epoch."""
-        return self._left()
+__all__ = ["Values", "scored"]
 
 
 class Values:
@@ -61,8 +32,10 @@ class Values:
                 self._add_tensor(name, value.detach())
             elif isinstance(value, int | float):
                 self._arrived(name, float(value))
+            elif getattr(value, "size", 0) == 1 and hasattr(value, "item"):  # of numpy, and what is made like it
+                self._arrived(name, float(value.item()))
             else:
-                raise TypeError(f"job.log({name}=...) got a {type(value).__name__}; give it a number or a tensor")
+                raise TypeError(f"job.log({name}=...) got a {type(value).__name__}; give it one number")
 
     def _add_tensor(self, name: str, value: Tensor) -> None:
         if value.numel() != 1:

@@ -1,85 +1,54 @@
-"""What stands in for the user's optimizer in the loop: it notes that a step was made, and with which gradients.
+"""The script's optimizers as the job's: the same objects, whose ``step`` the job carries out.
 
-The parameters move on the parameter servers, so ``step`` here only takes hold of the gradients as they are at that
-moment (clipped, unscaled). It takes references, not copies; a backward pass that comes before they are pushed (that of a
-GAN's generator, say) adds to a copy.
+An optimizer keeps its identity, its parameter groups and its class (``isinstance`` holds), so whatever the script or a
+library holds on to works as before: schedulers, clipping, GradScaler, a trainer class with ``self.optimizer``. Only its
+methods change: the class is replaced by a subclass of it, as torch's lazy modules do it, and ``step`` goes to a
+``Stepper``. A copy or a proxy would leave the script with the original, whose steps would be lost in silence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from itertools import chain
+from typing import Any, Protocol, cast
 
-import torch
-from torch import Tensor
+import torch.optim.optimizer as torch_optimizer
 from torch.optim import Optimizer
 
-from shoal.trainer.describe import Refusal
+from shoal.trainer.refusal import Refused
 
-__all__ = ["SharedOptimizer"]
-
-
-def _version(tensor: Tensor) -> int:
-    """How often it was changed in place: autograd's own counter, of which torch has no public name."""
-    return tensor._version  # noqa: SLF001
+__all__ = ["Stepper", "plain_step", "run_post_hooks", "run_pre_hooks", "share"]
 
 
-class SharedOptimizer(Optimizer):
-    """Shares the parameter groups of the user's optimizer, so that schedulers, clipping and GradScaler work on them.
+class Stepper(Protocol):
+    """What carries out the steps of a job's optimizers."""
 
-    Args:
-        inner: The user's.
-        closing: Whether the present batch closes its accumulation; in the middle of one ``step`` and ``zero_grad`` do
-            nothing.
-        stepped: Called at each step that counts.
-    """
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+        """Take a step; what the closure gave."""
+        ...
 
-    def __init__(self, inner: Optimizer, *, closing: Callable[[], bool], stepped: Callable[[], None]) -> None:
-        super().__init__(inner.param_groups, inner.defaults)
-        self.inner = inner
-        self._closing = closing
-        self._stepped = stepped
-        self._taken: dict[int, tuple[Tensor, int]] = {}
-        """Parameter's id -> its gradient at the step, and the version that it had."""
-        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
-            if parameter.requires_grad:
-                parameter.register_hook(lambda _, parameter=parameter: self._keep(parameter))
+    def closes(self) -> bool:
+        """Whether the step of the open batch counts: false for all but the last batch of an accumulation."""
+        ...
 
-    def _keep(self, parameter: Tensor) -> None:
-        held = self._taken.get(id(parameter))
-        if held is not None and held[0] is parameter.grad:
-            parameter.grad = parameter.grad.clone()
+    def may_clear(self, optimizer: Optimizer) -> bool:
+        """Whether gradients may be cleared now: not in the middle of an accumulation."""
+        ...
+
+
+class _Shared:
+    """Stands before the optimizer's own class in the order of its methods."""
+
+    _shoal_stepper: Stepper
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take the gradients of this batch; they are pushed when the next one is asked for."""
-        self._asked = True
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
-        if self._closing():
-            self._taken = {
-                id(parameter): (parameter.grad, _version(parameter.grad))
-                for group in self.param_groups
-                for parameter in group["params"]
-                if parameter.grad is not None
-            }
-            self._stepped()
-        return result
+        """Take a step with the gradients and the options of this moment; the parameters are the job's newest then."""
+        return self._shoal_stepper.step(cast("Optimizer", self), closure)
 
-    def take(self) -> dict[int, Tensor]:
-        """The gradients of the step, by the parameter's id; those of parameters without one are left out.
-
-        Raises:
-            Refusal: The script changed one in place after the step.
-        """
-        taken, self._taken = self._taken, {}
-        if any(_version(gradient) != version for gradient, version in taken.values()):
-            raise Refusal(
-                "a gradient was changed in place after optimizer.step(), before the next batch was asked for; clear "
-                "gradients by optimizer.zero_grad() or zero_grad(set_to_none=True), and change them before the step"
-            )
-        return {key: gradient for key, (gradient, _) in taken.items()}
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
+        """Forget the gradients, except in the middle of an accumulation."""
+        if self._shoal_stepper.may_clear(cast("Optimizer", self)):
+            super().zero_grad(set_to_none)  # type: ignore[misc]
 
     @property
     def closes(self) -> bool:
@@ -88,33 +57,17 @@ class SharedOptimizer(Optimizer):
         What a plain loop does once per step (clipping, a GradScaler's ``unscale_``, ``step`` and ``update``) belongs
         behind ``if optimizer.closes``.
         """
-        return self._closing()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
-        """Forget the gradients, except in the middle of an accumulation."""
-        del set_to_none  # zeroing in place would reach into what is about to be pushed
-        # Before the batch's step the gradients at hand are those of the accumulation so far; after it, the next one's.
-        if not self._closing() if self._asked else self._accumulating:
-            return
-        super().zero_grad(set_to_none=True)
-
-    _accumulating = False
-    _asked = False
-
-    def in_accumulation(self, value: bool) -> None:  # noqa: FBT001
-        """A batch begins: do the gradients at hand belong to an accumulation that goes on?"""
-        self._accumulating = value
-        self._asked = False
+        return self._shoal_stepper.closes()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """GradScaler asks this in its ``step``: false, it looks for infinite gradients itself, and skips the step.
 
         Raises:
-            Refusal: It is in the middle of an accumulation, where ``update`` could change the scale of half a gradient.
+            Refused: It is in the middle of an accumulation, where ``update`` could change the scale of half a gradient.
         """
-        if not self._closing():
-            raise Refusal(
+        if not self._shoal_stepper.closes():
+            raise Refused(
                 "with accumulate, put the GradScaler's unscale_, step and update behind `if optimizer.closes:`"
             )
         return False
@@ -123,15 +76,80 @@ class SharedOptimizer(Optimizer):
         """Refused: the state is not here.
 
         Raises:
-            Refusal: Always.
+            Refused: Always.
         """
-        raise Refusal("the optimizer's state is on the parameter servers and in their snapshots; nothing to save here")
+        raise Refused(
+            "optimizer.state_dict(): the optimizer's state is on the parameter servers and in their snapshots, from which "
+            "the job resumes by itself; leave it out of what the script saves"
+        )
 
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Refused: the state is not here.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the options (learning rate and the like) of saved parameter groups; a state is refused.
 
         Raises:
-            Refusal: Always.
+            Refused: There is a state in it, or other parameter groups than here.
         """
-        del state_dict
-        raise Refusal("the optimizer's state is on the parameter servers; load it into the optimizer before prepare")
+        if state_dict.get("state"):
+            raise Refused(
+                "optimizer.load_state_dict after prepare: the optimizer's state is on the parameter servers, and the job "
+                "resumes from their snapshots; leave it out, or give only the options: "
+                "{'state': {}, 'param_groups': ...}"
+            )
+        mine, theirs = cast("Optimizer", self).param_groups, state_dict["param_groups"]
+        if [len(g["params"]) for g in mine] != [len(g["params"]) for g in theirs]:
+            raise Refused("optimizer.load_state_dict: its parameter groups are others than this optimizer's")
+        for group, given in zip(mine, theirs, strict=True):
+            group.update({name: value for name, value in given.items() if name in group and name != "params"})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: the servers know the groups that ``prepare`` saw.
+
+        Raises:
+            Refused: Always.
+        """
+        del param_group
+        raise Refused(
+            "optimizer.add_param_group after prepare: the parameter servers hold the parameters that the optimizer had at "
+            "prepare; give the optimizer all groups before, freeze a group by requires_grad_(False), and unfreeze it in "
+            "the loop"
+        )
+
+
+_classes: dict[type[Optimizer], type[Optimizer]] = {}
+
+
+def share(optimizer: Optimizer, stepper: Stepper) -> None:
+    """Let a stepper carry out this optimizer's steps from now on."""
+    kind = type(optimizer)
+    if kind not in _classes:
+        _classes[kind] = cast("type[Optimizer]", type(kind.__name__, (_Shared, kind), {"__module__": kind.__module__}))
+    # A scheduler that was made before wraps `step` on the instance, to count its calls: that would go past the class.
+    optimizer.__dict__.pop("step", None)
+    optimizer.__dict__.pop("_step_supports_amp_scaling", None)
+    optimizer.__class__ = _classes[kind]
+    cast("Any", optimizer)._shoal_stepper = stepper  # noqa: SLF001 - ours, on an object of torch's
+
+
+def plain_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+    """Take the step that the optimizer's own class takes, with its hooks."""
+    own = type(optimizer).__mro__[2]
+    return own.step(cast("Any", optimizer), closure) if closure is not None else own.step(cast("Any", optimizer))
+
+
+def run_pre_hooks(optimizer: Optimizer) -> None:
+    """Call the hooks that torch calls before a step.
+
+    Raises:
+        Refused: One wants to change the step's arguments.
+    """
+    hooks = cast("Any", optimizer)._optimizer_step_pre_hooks  # noqa: SLF001 - torch has no public name for it
+    for hook in chain(torch_optimizer._global_optimizer_pre_hooks.values(), hooks.values()):  # noqa: SLF001
+        if hook(optimizer, (), {}) is not None:
+            raise Refused("a step_pre_hook of the optimizer changes the arguments of step, which has none in a job")
+
+
+def run_post_hooks(optimizer: Optimizer) -> None:
+    """Call the hooks that torch calls after a step."""
+    hooks = cast("Any", optimizer)._optimizer_step_post_hooks  # noqa: SLF001 - torch has no public name for it
+    for hook in chain(hooks.values(), torch_optimizer._global_optimizer_post_hooks.values()):  # noqa: SLF001
+        hook(optimizer, (), {})

@@ -1,23 +1,25 @@
 """The learning rate as a function of the job's step, whatever trainer runs it, in whatever order.
 
 A scheduler of torch is a thing that is stepped; a job's batches come in any order, on any trainer, some of them twice.
-So the user's scheduler is never stepped. A copy of it works on stand-ins for the parameter groups, and is stepped to
-where it is wanted; schedulers that know their value at any step are asked for it at once.
+So the user's schedulers are never stepped. Copies of them work on stand-ins for the parameter groups, and are stepped to
+where they are wanted; one that knows its value at any step is asked for it at once. The script's own calls of
+``scheduler.step()`` are checked for their place: they mean what the job does already, or are refused.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
-from shoal.trainer.describe import Refusal
+from shoal.trainer.refusal import Refusal, Refused
 
-__all__ = ["Schedule", "steps_per_value"]
+__all__ = ["Schedule"]
 
 CHECKPOINT_STEPS = 1000
 
@@ -28,74 +30,167 @@ _TIMES = ("params", "initial_lr")
 
 
 class Schedule:
-    """What a scheduler makes of the parameter groups at each step.
+    """What schedulers make of the parameter groups at each optimizer step.
 
     Args:
-        scheduler: The user's; None: the options stay as the script sets them.
+        schedulers: The user's; with none the options stay as the script sets them.
         groups: The live parameter groups of all optimizers.
-        steps_per_value: Batches for each step of the scheduler: 1, or an epoch's.
+        interval: ``step`` or ``epoch``: what the schedulers count.
+        steps: Optimizer steps in an epoch.
+        epochs: Epochs of the job.
+        place: Where the script is: ``stepped`` (in a batch that made its step), ``open`` (in a batch that did not),
+            ``accumulating`` (the step of this batch does not count), ``between`` (outside of the loop over the loader).
 
     Raises:
-        Refusal: The scheduler follows a metric.
+        Refusal: A scheduler follows a metric, belongs to another optimizer, or ends before the job does; or there is a
+            scheduler that was not given.
     """
 
-    def __init__(self, scheduler: Any, groups: Sequence[dict[str, Any]], *, steps_per_value: int) -> None:
-        if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+    def __init__(
+        self,
+        schedulers: Sequence[Any],
+        groups: Sequence[dict[str, Any]],
+        *,
+        interval: str,
+        steps: int,
+        epochs: int,
+        place: Callable[[], str],
+    ) -> None:
+        if interval not in {"step", "epoch"}:
+            raise Refusal(f"scheduler_interval={interval!r}; write 'step' or 'epoch'")
+        for scheduler in schedulers:
+            _check(scheduler, groups, wanted=epochs if interval == "epoch" else epochs * steps)
+        self._interval, self._steps, self._place = interval, steps, place
+        self._live = groups
+        self._given = list(schedulers)
+        self._groups = [
+            [g for g in groups if any(g is own for own in scheduler.optimizer.param_groups)] for scheduler in schedulers
+        ]
+        driven = {id(g) for own in self._groups for g in own}
+        self._free = [g for g in groups if id(g) not in driven]
+        self._driven = [g for g in groups if id(g) in driven]
+        self._at = self._shown = 0
+        self._checkpoints: dict[int, list[Any]] = {}
+        self._stand_ins: list[Any] = []
+        if schedulers:
+            self._stand_ins = _frozen(schedulers)
+            self._checkpoints[0] = _frozen(self._stand_ins)
+        self._rates = [group.get("lr") for group in self._driven]
+        for scheduler in schedulers:
+            _drive(scheduler, self._called)
+        self.check()
+
+    def check(self) -> None:
+        """Look for what the script does about the learning rate besides the given schedulers.
+
+        Raises:
+            Refusal: A scheduler that was not given works on a parameter group, or the script sets the learning rate of
+                one that a given scheduler sets.
+        """
+        if any("initial_lr" in group for group in self._free):
             raise Refusal(
-                "ReduceLROnPlateau follows a metric, which every trainer would see otherwise; use a scheduler that is a "
-                "function of the step, such as CosineAnnealingLR or OneCycleLR"
+                "a learning rate scheduler works on the optimizer, but prepare did not get it: it would count the batches "
+                "of one trainer, not the steps of the job. Make it before prepare and give it: prepare(..., "
+                "scheduler=scheduler), with scheduler_interval='epoch' if it is stepped once an epoch"
             )
-        if scheduler is not None and not isinstance(scheduler, lr_scheduler.LRScheduler):
-            raise Refusal(f"scheduler is a {type(scheduler).__name__}; give prepare one of torch.optim.lr_scheduler")
-        if scheduler is not None and not all(any(g is own for g in groups) for own in scheduler.optimizer.param_groups):
-            raise Refusal("the scheduler belongs to another optimizer than prepare got; make it from that one")
-        self._steps_per_value = steps_per_value
-        self._groups: list[dict[str, Any]] = []
-        self._at = 0
-        self._checkpoints: dict[int, Any] = {}
-        self._scheduler: Any = None
-        if scheduler is not None:
-            self._groups = [g for g in groups if any(g is own for own in scheduler.optimizer.param_groups)]
-            self._scheduler = _stand_in(scheduler, _dummy(scheduler.optimizer))
-            self._checkpoints[0] = _frozen(self._scheduler)
+        if any(group.get("lr") != rate for group, rate in zip(self._driven, self._rates, strict=True)):
+            raise Refusal(
+                "the script sets group['lr'] of an optimizer whose learning rate a scheduler sets that prepare got; do it "
+                "in the scheduler (LambdaLR takes any function of the step), or do not give the scheduler to prepare"
+            )
 
     def apply(self, step: int) -> None:
-        """Set the live groups' options to their values at a step of the job."""
-        if self._scheduler is None:
+        """Set the live groups' options to their values at an optimizer step of the job."""
+        self._shown = step
+        if not self._given:
             return
-        self._go_to(step // self._steps_per_value)
-        for live, stand_in in zip(self._groups, self._scheduler.optimizer.param_groups, strict=True):
-            for name, value in stand_in.items():
-                if name not in _TIMES and name in live:
-                    live[name] = value
+        self._go_to(step // self._steps if self._interval == "epoch" else step)
+        for given, stand_in, groups in zip(self._given, self._stand_ins, self._groups, strict=True):
+            for live, own in zip(groups, stand_in.optimizer.param_groups, strict=True):
+                live.update({name: value for name, value in own.items() if name not in _TIMES and name in live})
+            given.last_epoch = self._at
+            given._last_lr = [group["lr"] for group in groups]  # noqa: SLF001 - what get_last_lr gives
+        self._rates = [group.get("lr") for group in self._driven]
+
+    def _called(self, scheduler: Any, args: Sequence[Any]) -> None:
+        """The script steps a scheduler that the job steps: in the right place, show what comes next."""
+        name, place = type(scheduler).__name__, self._place()
+        if args:
+            raise Refused(f"{name}.step({args[0]!r}): the job steps the scheduler by its own count; call step() alone")
+        if self._interval == "epoch" and place != "between":
+            raise Refused(
+                f"{name}.step() is called in the loop over the batches, but prepare got scheduler_interval='epoch'; leave "
+                "that out, or call it once an epoch, behind the loop"
+            )
+        if self._interval == "step" and place == "between":
+            raise Refused(
+                f"{name}.step() is called once an epoch, but the job steps it with every optimizer step; give prepare "
+                "scheduler_interval='epoch'"
+            )
+        if place in {"open", "accumulating"}:
+            return  # no step counts here: an overflow of GradScaler, or too early, which the step will tell
+        following = self._shown + 1
+        if self._interval == "epoch":
+            following = (self._shown // self._steps + 1) * self._steps
+        self.apply(following)
 
     def _go_to(self, value: int) -> None:
         if value < self._at:
             start = max(at for at in self._checkpoints if at <= value)
-            self._scheduler = _thawed(self._checkpoints[start])
+            self._stand_ins = _frozen(self._checkpoints[start])
             self._at = start
-        if value > self._at + CHECKPOINT_STEPS and isinstance(self._scheduler, _ANYWHERE):
-            self._scheduler.last_epoch = value - 1
+        if value > self._at + CHECKPOINT_STEPS and all(isinstance(s, _ANYWHERE) for s in self._stand_ins):
+            for stand_in in self._stand_ins:
+                stand_in.last_epoch = value - 1
             self._at = value - 1
         with warnings.catch_warnings():
             # torch warns where no optimizer was stepped before its scheduler; here none ever is.
             warnings.simplefilter("ignore")
             while self._at < value:
-                self._scheduler.step()
+                for stand_in in self._stand_ins:
+                    stand_in.step()
                 self._at += 1
                 if self._at % CHECKPOINT_STEPS == 0:
-                    self._checkpoints.setdefault(self._at, _frozen(self._scheduler))
+                    self._checkpoints.setdefault(self._at, _frozen(self._stand_ins))
 
 
-def steps_per_value(interval: str, batches: int) -> int:
-    """Batches for each step of a scheduler that counts steps or epochs.
+class _Driven:
+    """Stands before the scheduler's own class in the order of its methods: the job steps it."""
 
-    Raises:
-        Refusal: It counts something else.
-    """
-    if interval not in {"step", "epoch"}:
-        raise Refusal(f"scheduler_interval={interval!r}; write 'step' or 'epoch'")
-    return batches if interval == "epoch" else 1
+    def step(self, *args: Any) -> None:
+        """Check that this is the place where the job steps it, and show the values of the step that follows."""
+        _callers[self](self, args)
+
+
+_callers: WeakKeyDictionary[Any, Callable[[Any, Sequence[Any]], None]] = WeakKeyDictionary()
+"""Not on the scheduler itself, whose attributes are its ``state_dict``."""
+_kinds: dict[type, type] = {}
+
+
+def _drive(scheduler: Any, called: Callable[[Any, Sequence[Any]], None]) -> None:
+    kind = type(scheduler)
+    if kind not in _kinds:
+        _kinds[kind] = type(kind.__name__, (_Driven, kind), {"__module__": kind.__module__})
+    scheduler.__class__ = _kinds[kind]
+    _callers[scheduler] = called
+
+
+def _check(scheduler: Any, groups: Sequence[dict[str, Any]], *, wanted: int) -> None:
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        raise Refusal(
+            "ReduceLROnPlateau follows a metric, which every trainer would see otherwise; use a scheduler that is a "
+            "function of the step, such as CosineAnnealingLR or OneCycleLR"
+        )
+    if not isinstance(scheduler, lr_scheduler.LRScheduler):
+        raise Refusal(f"scheduler is a {type(scheduler).__name__}; give prepare one of torch.optim.lr_scheduler, or a list")
+    if not all(any(g is own for g in groups) for own in scheduler.optimizer.param_groups):
+        raise Refusal("the scheduler belongs to another optimizer than prepare got; make it from that one")
+    total = getattr(scheduler, "total_steps", None)
+    if isinstance(scheduler, lr_scheduler.OneCycleLR) and total is not None and total < wanted:
+        raise Refusal(
+            f"OneCycleLR ends after total_steps={total} steps, but the job makes {wanted}: epochs * ceil(batches / "
+            "accumulate) of them with scheduler_interval='step', one an epoch with 'epoch'"
+        )
 
 
 def _dummy(optimizer: Optimizer) -> Optimizer:
@@ -114,6 +209,8 @@ def _stand_in(scheduler: Any, optimizer: Optimizer) -> Any:
         name: copy.copy(value) if isinstance(value, list | dict) else value
         for name, value in scheduler.__dict__.items()
     }
+    if isinstance(made, _Driven):
+        made.__class__ = type(made).__mro__[2]
     made.optimizer = optimizer
     inner = getattr(scheduler, "_schedulers", None)
     if inner is not None:
@@ -121,8 +218,12 @@ def _stand_in(scheduler: Any, optimizer: Optimizer) -> Any:
     return made
 
 
-def _frozen(scheduler: Any) -> Any:
-    return _stand_in(scheduler, _dummy(scheduler.optimizer))
-
-
-_thawed = _frozen
+def _frozen(schedulers: Sequence[Any]) -> list[Any]:
+    """Copies that share nothing with these; those of one optimizer work on one stand-in for it."""
+    dummies: dict[int, Optimizer] = {}
+    made = []
+    for scheduler in schedulers:
+        optimizer = scheduler.optimizer
+        dummy = dummies.setdefault(id(optimizer), _dummy(optimizer))
+        made.append(_stand_in(scheduler, dummy))
+    return made

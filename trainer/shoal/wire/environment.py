@@ -8,6 +8,7 @@ __all__ = [
     "EXIT_DEPOSED",
     "EXIT_NO_ETCD",
     "EXIT_REFUSED",
+    "FOLDER",
     "INDEX",
     "MASTER",
     "ROLE",
@@ -32,6 +33,9 @@ ROLE = "SHOAL_ROLE"
 
 INDEX = "SHOAL_INDEX"
 """The number of this trainer or parameter server, from 0."""
+
+FOLDER = "SHOAL_FOLDER"
+"""What a script's relative paths are relative to, wherever it changes its directory to; without it where it started."""
 
 SEED = "SHOAL_SEED"
 """The manifest's seed, if it has one: a script's model is made before its trainer can ask the master."""

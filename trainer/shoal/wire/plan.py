@@ -33,6 +33,10 @@ class Plan:
         """Batches in a task."""
         return min(self.task_batches, self.batches - task * self.task_batches)
 
+    def steps(self, accumulate: int) -> int:
+        """Optimizer steps in an epoch: accumulations begin anew with each task, whose batches are a multiple of it."""
+        return math.ceil(self.batches / accumulate)
+
     def positions(self, task: int, batch: int) -> range:
         """Positions in the epoch's order of a task's batch."""
         start = (task * self.task_batches + batch) * self.batch_size

@@ -1,0 +1,88 @@
+"""Accumulation by hand: gradients of a batch without a step that the next batch adds to.
+
+In a job each batch is a step, part of an accumulation that ``prepare`` knows, or skipped. A script that calls ``backward``
+on several batches and ``step`` on the last one would have all but that one counted as skipped, while their gradients, in
+part computed on old parameters, went into one step: so it is found at the second batch and refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from shoal.trainer.refusal import Refused
+
+__all__ = ["Carry"]
+
+LOOKED_AT = 16
+"""Parameters whose gradients tell whether there was a backward pass."""
+
+
+class Carry:
+    """Watches the gradients that a batch without a step leaves.
+
+    Args:
+        parameters: The dense parameters.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._handle: Any = None
+        self._added = False
+
+    def look(self, *, stepped: bool, accumulating: bool) -> bool:
+        """A batch is over.
+
+        Args:
+            stepped: Whether the script called ``step``.
+            accumulating: Whether its gradients are meant to be added to.
+
+        Returns:
+            Whether gradients are at hand.
+
+        Raises:
+            Refused: It added to gradients of an earlier batch that had no step.
+        """
+        self.check()
+        self._forget()
+        if stepped:
+            return True
+        found = next((p for p in self._parameters if p.grad is not None), None)
+        if found is None:
+            return False
+        if not accumulating and bool(found.grad.any()):  # type: ignore[union-attr]
+            self._follow(found, found.grad)
+        return True
+
+    def _follow(self, parameter: nn.Parameter, left: Tensor | None) -> None:
+        def backward(_: Tensor) -> None:
+            if parameter.grad is left and left is not None and bool(left.any()):
+                self._added = True
+
+        self._handle = parameter.register_hook(backward) if parameter.requires_grad else None
+
+    def cleared(self) -> None:
+        """The script cleared gradients by its optimizer."""
+        if not self._added:
+            self._forget()
+
+    def check(self) -> None:
+        """Look whether a backward pass added to what an earlier batch left.
+
+        Raises:
+            Refused: It did.
+        """
+        if self._added:
+            raise Refused(
+                "gradients of a batch without optimizer.step() are added to by the next batch: an accumulation by hand. "
+                "Let the job do it: prepare(..., accumulate=N), and call backward, step and zero_grad for every batch "
+                "(divide the loss by N, as ever); clear gradients by optimizer.zero_grad() where a batch is to be skipped"
+            )
+
+    def _forget(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        self._added = False

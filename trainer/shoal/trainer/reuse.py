@@ -1,0 +1,56 @@
+"""The use of parameters after their optimizer's step, in the same batch, where there are several optimizers.
+
+The steps of one batch go to the servers together, when the last optimizer has made its own. A model that is run between
+two of them (a GAN's discriminator for the generator's loss) would be run with the old parameters, where plain PyTorch has
+the new ones already: so that is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from shoal.trainer.refusal import Refused
+
+__all__ = ["Reuse"]
+
+
+class Reuse:
+    """Looks at each module that is about to run.
+
+    Args:
+        model: The model.
+        optimizers: Its optimizers; with one there is nothing to look at.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        self._stepped: set[int] = set()
+        if len(optimizers) < 2:
+            return
+        of = {id(p): id(o) for o in optimizers for group in o.param_groups for p in group["params"]}
+        for name, module in model.named_modules():
+            own = {of[id(p)] for p in module.parameters(recurse=False) if id(p) in of}
+            if own:
+                module.register_forward_pre_hook(self._hook(name, own))
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer made its step; the job does not have it yet."""
+        self._stepped.add(id(optimizer))
+
+    def committed(self) -> None:
+        """The steps are part of the job, and the parameters are the newest."""
+        self._stepped.clear()
+
+    def _hook(self, name: str, own: set[int]) -> Callable[[nn.Module, Any], None]:
+        def before(_: nn.Module, __: Any) -> None:
+            if self._stepped and own & self._stepped:
+                raise Refused(
+                    f"{name or 'the model'} is run after its optimizer's step and before those of the other optimizers: "
+                    "the steps of one batch take effect together, so it would run with its old parameters, unlike in plain "
+                    "PyTorch. Compute all losses first and make all steps then; or train the parts in turn, a batch each"
+                )
+
+        return before

@@ -1,0 +1,518 @@
+"""The job as it goes with the script's loop, the same alone and in a job of many processes.
+
+Which batch is open, which step counts, where a pass over the loader begins and ends, what the script does to the model
+meanwhile: all of it is decided here, so that a script which is refused in a job is refused alone, too, and one that
+trains does so in the same order. What differs stands behind a few methods: where batches come from, what carries out a
+step, how a score or a file is made once for all trainers (``alone``, ``distributed``).
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from shoal.trainer.carry import Carry
+from shoal.trainer.data import describe_data
+from shoal.trainer.describe import Description, describe, plain_module
+from shoal.trainer.feed import Feed
+from shoal.trainer.job import Job
+from shoal.trainer.loader import BatchLoader
+from shoal.trainer.loop import Values
+from shoal.trainer.optimizer import share
+from shoal.trainer.order import Order
+from shoal.trainer.refusal import Refusal, Refused
+from shoal.trainer.reuse import Reuse
+from shoal.trainer.schedule import Schedule
+from shoal.trainer.watch import Watch
+
+__all__ = ["Batch", "Place", "Session"]
+
+Model = TypeVar("Model", bound=nn.Module)
+Place = tuple[int, int, int]
+"""Epoch, task and batch."""
+
+
+@dataclass
+class Batch:
+    """The batch that the script works on."""
+
+    epoch: int
+    task: int
+    batch: int
+    first: int
+    """The batch with which its accumulation began."""
+    asked: set[int] = field(default_factory=set)
+    """The optimizers whose ``step`` was called, whether it counted or not."""
+    stepped: set[int] = field(default_factory=set)
+    committed: bool = False
+    abandoned: bool = False
+    scheduled: bool = False
+    """The script stepped a scheduler before the optimizer."""
+
+
+@dataclass
+class _Pass:
+    """One pass over the loader."""
+
+    number: int
+    batches: int = 0
+    trained: bool = False
+    """Whether a gradient was seen in it."""
+
+
+class Session(Job):
+    """One script's job.
+
+    Args:
+        epochs: How often every sample counts.
+        seed: Of the samples' order.
+    """
+
+    def __init__(self, *, epochs: int, seed: int) -> None:
+        self._epochs, self._seed = epochs, seed
+        self._epoch = 0
+        self._values = Values()
+        self._prepared = False
+        self._open: Batch | None = None
+        self._optimizers: list[Optimizer] = []
+        self._pass = _Pass(0)
+        self._passes = 0
+        self._exhausted = False
+        self._begun = self._finished = self._inside = False
+        self._stopping = ""
+        self._calls: dict[tuple[str, int], int] = {}
+
+    # --- Preparing ---
+
+    def prepare(
+        self,
+        model: Model,
+        optimizer: Any,
+        loader: Any,
+        *,
+        scheduler: Any = None,
+        scheduler_interval: str = "step",
+        accumulate: int = 1,
+        batch_size: int | None = None,
+        task_batches: int | None = None,
+        ema: float = 0.0,
+        clamp: Mapping[str, tuple[float, float]] | None = None,
+    ) -> tuple[Model, Any, Any]:
+        """See ``Job.prepare``."""
+        if self._prepared:
+            raise Refused(
+                "prepare is called a second time: a job trains one model by one pass over the data. Put several models "
+                "into one nn.ModuleDict, and give their optimizers as a list"
+            )
+        many = isinstance(optimizer, list | tuple)
+        optimizers: list[Optimizer] = list(optimizer) if many else [optimizer]
+        try:
+            for one in optimizers:
+                if not isinstance(one, Optimizer):
+                    raise Refusal(f"prepare got a {type(one).__name__} as optimizer; give it one of torch.optim, or a list")
+            data = describe_data(loader, batch_size=batch_size)
+            module = plain_module(model)
+            described = describe(
+                module,
+                optimizers,
+                data,
+                accumulate=accumulate,
+                task_batches=task_batches,
+                ema=ema,
+                clamp=clamp,
+            )
+            self._module, self._description, self._optimizers = module, described, optimizers
+            self._register(described)
+            self._order = Order(described.shape, self._seed, data.order)
+            steps = self._order.plan.steps(accumulate)
+            given = list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler] if scheduler is not None else []
+            self._schedule = Schedule(
+                given,
+                described.groups,
+                interval=scheduler_interval,
+                steps=steps,
+                epochs=self._epochs,
+                place=self._scheduler_place,
+            )
+        except Refusal as error:
+            raise Refused(str(error)) from None
+        self._feed = Feed(data.loader, self._order)
+        self._carry = Carry(described.dense)
+        self._reuse = Reuse(module, optimizers)
+        for one in optimizers:
+            share(one, self)
+        if accumulate > 1:
+            self._guard_zero_grad(module)
+        self._begin()
+        self._watch = Watch(
+            module, described.watched, groups=described.groups, stays=self._writes_past_counters
+        )
+        self._prepared = True
+        batches = BatchLoader(data.loader, self, batches=self._order.plan.batches)
+        return model, (optimizers if many else optimizer), batches
+
+    def _guard_zero_grad(self, module: nn.Module) -> None:
+        """In an accumulation ``model.zero_grad()`` means what ``optimizer.zero_grad()`` means."""
+
+        def zero_grad(set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
+            for optimizer in self._optimizers:
+                optimizer.zero_grad(set_to_none)
+
+        module.zero_grad = zero_grad  # type: ignore[method-assign]
+
+    _writes_past_counters = False
+    """Whether the job's own writes into parameters leave autograd's version counters alone."""
+
+    @abstractmethod
+    def _register(self, described: Description) -> None:
+        """Tell what is trained; epochs, seed and the epoch to begin with are those of the job afterwards."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Have the job's parameters, frozen values and buffers."""
+
+    # --- Epochs ---
+
+    def epochs(self) -> Iterator[int]:
+        """See ``Job.epochs``."""
+        if not self._prepared:
+            raise Refused("job.epochs() before job.prepare(...): prepare the model, the optimizer and the loader first")
+        if self._begun:
+            raise Refused("job.epochs() is called a second time: it gives all epochs; say how many by epochs=")
+        self._begun = True
+        return self._run_epochs()
+
+    def _run_epochs(self) -> Iterator[int]:
+        while True:
+            self._inside, self._exhausted = True, False
+            self._calls.clear()
+            yield self._epoch
+            self._close()
+            self._inside = False
+            if not self._exhausted and not self._stopping:
+                raise Refused(self._unfinished_epoch())
+            if self._epoch_over():
+                break
+        self._finished = True
+        self._end()
+
+    def _unfinished_epoch(self) -> str:
+        return (
+            f"epoch {self._epoch + 1}: the loop over the loader was left before its end (break, or it was never begun), "
+            "but every sample counts once in every epoch. To end the job early call job.stop('why') before the break; to "
+            "train on a part of the data give prepare a torch.utils.data.Subset; a second trainer begins at the job's "
+            "current epoch by itself"
+        )
+
+    @abstractmethod
+    def _epoch_over(self) -> bool:
+        """The script's loop went through an epoch; whether that was the last one."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """The script's loop went through all epochs, and the job is complete."""
+
+    # --- Passes and batches ---
+
+    def begin_pass(self) -> int:
+        """See ``Passes.begin_pass``."""
+        self._close()
+        if self._exhausted and self._inside:
+            raise Refused(
+                f"epoch {self._epoch + 1}: the loader is iterated a second time in one epoch, in which every sample counts "
+                "once; give join(epochs=...) more epochs, or look at the data by a DataLoader of your own"
+            )
+        self._watch.check_all()
+        self._passes += 1
+        self._pass = _Pass(self._passes)
+        self._feed.begin_pass()
+        self._pass_begins()
+        return self._passes
+
+    @abstractmethod
+    def _pass_begins(self) -> None:
+        """A pass begins in the present epoch."""
+
+    def following(self, number: int) -> tuple[bool, Any]:
+        """See ``Passes.following``."""
+        if number != self._pass.number:
+            raise Refused("an iterator of the loader is used after another one was begun; use one at a time")
+        accumulating = self._close()
+        if not self._inside and self._pass.batches:
+            raise Refused(
+                "the loader is iterated outside of `for epoch in job.epochs():`, where batches belong to no epoch; put the "
+                "loop into it, or look at the data by a DataLoader of your own"
+            )
+        place = accumulating or self._next_place()
+        if place is None:
+            self._pass_is_through()
+            return False, None
+        epoch, task, batch = place
+        first = self._first if accumulating else batch
+        self._first = first
+        data = self._data(place)
+        self._open = Batch(epoch, task, batch, first)
+        self._pass.batches += 1
+        self._schedule.apply(self._step_of(self._open))
+        self._batch_begins(self._open)
+        return True, data
+
+    def _data(self, place: Place) -> Any:
+        """The batch's data; where the feed has other plans, it is told anew."""
+        self._fetching = place
+        if not self._feed.expects(place):
+            self._feed.clear()
+            self._assign_from(place)
+        return self._feed.get().data
+
+    _first = 0
+    _fetching: Place | None = None
+
+    def leave_pass(self, number: int) -> None:
+        """See ``Passes.leave_pass``."""
+        if number == self._pass.number and self._open is not None:
+            self._open.abandoned = True
+
+    def _pass_is_through(self) -> None:
+        self._exhausted = True
+        self._feed.end_pass()
+        if self._pass.batches > 1 and not self._pass.trained and not self._stopping:
+            raise Refused(
+                f"the loader was iterated in epoch {self._epoch + 1} without a backward pass of the model that prepare got: "
+                f"its {self._pass.batches} batches count as skipped. Train in that loop; look at the data (statistics, "
+                "accuracy) by a DataLoader of your own"
+            )
+        self._watch.settled(whole=True)
+
+    @abstractmethod
+    def _next_place(self) -> Place | None:
+        """The next batch of the present epoch; None: there is none. The parameters are the job's newest then."""
+
+    @abstractmethod
+    def _assign_from(self, place: Place) -> None:
+        """Tell the feed which batches are coming, from this one on."""
+
+    @abstractmethod
+    def _batch_begins(self, batch: Batch) -> None:
+        """The script gets a batch."""
+
+    def _step_of(self, batch: Batch) -> int:
+        """The number of the optimizer step that closes the batch's accumulation, in the job's order."""
+        plan, size = self._order.plan, self._description.shape.accumulate
+        in_epoch = batch.task * plan.task_batches // size + batch.batch // size
+        return batch.epoch * plan.steps(size) + in_epoch
+
+    def _closes(self, batch: Batch) -> bool:
+        size = self._description.shape.accumulate
+        return (batch.batch + 1) % size == 0 or batch.batch + 1 == self._order.plan.batches_in(batch.task)
+
+    def _close(self) -> Place | None:
+        """Close the open batch; in the middle of an accumulation the next batch of it is returned."""
+        batch, self._open = self._open, None
+        if batch is None:
+            return None
+        gradients = self._carry.look(stepped=bool(batch.asked), accumulating=not self._closes(batch))
+        self._pass.trained = self._pass.trained or gradients or bool(batch.asked)
+        if batch.abandoned and not batch.stepped:
+            # It comes again: nobody trained on it. What was accumulated before it is computed again, too.
+            if batch.first != batch.batch:
+                self._clear_gradients()
+            return None
+        if not self._closes(batch):
+            self._accumulates(batch)
+            return batch.epoch, batch.task, batch.batch + 1
+        if not batch.committed:
+            self._watch.check()
+            self._commit(batch, skipped=not batch.stepped)
+        self._closed(batch)
+        return None
+
+    def _clear_gradients(self) -> None:
+        for group in self._description.groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @abstractmethod
+    def _accumulates(self, batch: Batch) -> None:
+        """A batch ends whose gradients are merged into a later step."""
+
+    @abstractmethod
+    def _commit(self, batch: Batch, *, skipped: bool) -> None:
+        """Make the batch's steps part of the job, or count it as skipped."""
+
+    @abstractmethod
+    def _closed(self, batch: Batch) -> None:
+        """A batch is over."""
+
+    # --- Steps (the optimizers' Stepper) ---
+
+    def closes(self) -> bool:
+        """See ``Stepper.closes``."""
+        return self._open is None or self._closes(self._open)
+
+    def may_clear(self, optimizer: Optimizer) -> bool:
+        """See ``Stepper.may_clear``."""
+        batch = self._open
+        self._carry.cleared()
+        if batch is None:
+            return True
+        # Before the batch's step the gradients at hand are those of the accumulation so far; after it, the next one's.
+        return self._closes(batch) if id(optimizer) in batch.asked else batch.first == batch.batch
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+        """See ``Stepper.step``."""
+        batch = self._open
+        if batch is None or batch.abandoned:
+            raise Refused(
+                "optimizer.step() outside of the loop over the loader that prepare returned: a step belongs to a batch of "
+                "the job; iterate that loader in `for epoch in job.epochs():`"
+            )
+        if not self._inside:
+            raise Refused("optimizer.step() outside of `for epoch in job.epochs():`; put the loop over the loader into it")
+        if not self._closes(batch):
+            batch.asked.add(id(optimizer))
+            return _closed_over(closure)
+        if id(optimizer) in batch.stepped:
+            raise Refused(
+                f"{type(optimizer).__name__}.step() is called a second time for one batch: a job makes one step of each "
+                "optimizer for a batch, so that it counts once. Give join(epochs=...) more epochs instead of repeating a "
+                "batch; add several losses up before one step"
+            )
+        if batch.scheduled:
+            raise Refused("scheduler.step() is called before optimizer.step(); call it behind")
+        self._carry.check()
+        self._watch.check()
+        try:
+            self._schedule.check()
+        except Refusal as error:
+            raise Refused(str(error)) from None
+        result = self._take_step(batch, optimizer, closure)
+        batch.asked.add(id(optimizer))
+        batch.stepped.add(id(optimizer))
+        self._reuse.stepped(optimizer)
+        if len(batch.stepped) == len(self._optimizers):
+            self._commit(batch, skipped=False)
+        return result
+
+    @abstractmethod
+    def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+        """Carry out one optimizer's step, or take hold of what it needs; what the closure gave."""
+
+    def _scheduler_place(self) -> str:
+        batch = self._open
+        if batch is None or batch.abandoned:
+            return "between"
+        if not self._closes(batch):
+            return "accumulating"
+        if batch.stepped:
+            return "stepped"
+        batch.scheduled = True
+        return "open"
+
+    # --- Values, scores, files ---
+
+    def log(self, **values: Any) -> None:
+        """See ``Job.log``."""
+        self._values.add(values)
+        self._values.collect()
+
+    def _call(self, kind: str) -> tuple[int, int]:
+        """Which call of its kind this is: the epoch, and its number in it."""
+        epoch = self._epochs if self._finished else self._epoch
+        number = self._calls.get((kind, epoch), 0)
+        self._calls[kind, epoch] = number + 1
+        return epoch, number
+
+    def evaluate(self, score: Callable[[Any], Any]) -> Any:
+        """See ``Job.evaluate``."""
+        self._need_prepared("job.evaluate")
+        if self._open is None:
+            self._watch.check_all()
+        return self._score(*self._call("evaluate"), score)
+
+    @abstractmethod
+    def _score(self, epoch: int, number: int, score: Callable[[Any], Any]) -> Any:
+        """Have the n-th score of an epoch."""
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """See ``Job.save``."""
+        self._need_prepared("job.save")
+        if self._begun and not self._inside and not self._finished:
+            raise Refused(self._left())
+        if self._open is None:
+            self._watch.check_all()
+        target = self._folder() / path
+        self._write(target, *self._call(f"save {target}"))
+        return str(target)
+
+    @abstractmethod
+    def _folder(self) -> Path:
+        """What relative paths are relative to."""
+
+    @abstractmethod
+    def _write(self, path: Path, epoch: int, number: int) -> None:
+        """Write the model of this moment, once for all trainers."""
+
+    def stop(self, reason: str) -> None:
+        """See ``Job.stop``."""
+        self._need_prepared("job.stop")
+        if not self._stopping:
+            self._stopping = str(reason) or "no reason given"
+            self._stop(self._stopping)
+
+    @abstractmethod
+    def _stop(self, reason: str) -> None:
+        """End the job early."""
+
+    def _need_prepared(self, what: str) -> None:
+        if not self._prepared:
+            raise Refused(f"{what} before job.prepare(...): prepare the model, the optimizer and the loader first")
+
+    def _left(self) -> str:
+        return (
+            f"the script left `for epoch in job.epochs():` in epoch {self._epoch + 1} of {self._epochs}; to end the job "
+            "early, with the model of that moment, call job.stop('why') first"
+        )
+
+    def _unfinished(self) -> str:
+        """Why the job is not through although the script ends; empty: it is."""
+        if self._finished or self._stopping:
+            return ""
+        if not self._prepared:
+            return "the script ended without job.prepare(...): it joined the job and trained nothing"
+        if not self._begun:
+            return "the script ended without `for epoch in job.epochs():`"
+        if self._open is not None and not self._open.abandoned:
+            return (
+                f"the script ended in the middle of a batch of epoch {self._epoch + 1}: an exception may have been caught "
+                "around the loop, or the process ended by sys.exit()"
+            )
+        return (
+            f"the script ended in epoch {self._epoch + 1} of {self._epochs}: an exception may have been caught around the "
+            "loop, or the loop was left; to end a job early call job.stop('why')"
+        )
+
+
+def _closed_over(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def average_path(path: Path) -> Path:
+    """Where the moving average of the weights is written, beside the model."""
+    return path.with_name(f"{path.stem}-ema{path.suffix}")
+
+
+def flat(tensors: list[Tensor]) -> list[Tensor]:
+    """Copies of tensors as flat ones, on the CPU."""
+    return [tensor.detach().reshape(-1).cpu().clone() for tensor in tensors]

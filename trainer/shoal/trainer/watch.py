@@ -1,0 +1,214 @@
+"""What the script does to the model behind the job's back: found on every step, and refused by name.
+
+The parameters belong to the parameter servers; what a script writes into them would be overwritten by the next pull, and
+no other trainer would know of it. So after ``prepare`` nothing but the job may write them, and what the job trains must
+stay where it is. Two kinds of look keep that cheap:
+
+- at every step a window over the parameters, which moves on: version counters (autograd's own count of writes in place),
+  whether the module still has the parameter, its address, and the values of one of them, as a write through ``.data``
+  moves no counter. The job's own writes go through ``.data`` too, so a counter that has moved once stays moved and is
+  found when the window comes by, at most ``WINDOWS`` steps later.
+- where a pass over the loader begins, and before an evaluation or a saved model, all of it, with checksums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.trainer.refusal import Refused
+
+__all__ = ["Watch"]
+
+WINDOWS = 4
+"""In so many steps every parameter is looked at once."""
+SAMPLED_VALUES = 1024
+"""Values that are compared at each step, of one parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    name: str
+    parameter: nn.Parameter
+    places: dict[str, Any]
+    """The module's own parameters, by their name there."""
+    key: str
+
+
+class Watch:
+    """Watches a model's parameters.
+
+    Args:
+        model: The module that ``prepare`` got.
+        parameters: Those that must not be written, by name: the trained and the frozen ones.
+        groups: The optimizers' live parameter groups.
+        stays: Whether the job's own writes leave version counters alone, so that they never move.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        *,
+        groups: Sequence[dict[str, Any]],
+        stays: bool,
+    ) -> None:
+        self._model = model
+        self._groups = groups
+        self._stays = stays
+        places = {id(p): (m._parameters, k) for m in model.modules() for k, p in m._parameters.items()}  # noqa: SLF001
+        self._watched = [_Watched(name, p, *places[id(p)]) for name, p in parameters]
+        self._known = {id(w.parameter) for w in self._watched}
+        self._all = self._parameters()
+        self._held = [id(p) for group in groups for p in group["params"]]
+        self._layout = [_layout(w.parameter) for w in self._watched]
+        self._versions = [w.parameter._version for w in self._watched]  # noqa: SLF001 - of which torch has no public name
+        self._sums: list[float] | None = None
+        self._window = 0
+        self._sampled = 0
+        self._sample: Tensor | None = None
+        size = -(-len(self._watched) // WINDOWS) or 1
+        self._windows = [range(at, min(at + size, len(self._watched))) for at in range(0, len(self._watched), size)]
+        self.settled(whole=True)
+
+    def _parameters(self) -> dict[int, str]:
+        return {id(p): name for name, p in self._model.named_parameters(remove_duplicate=False)}
+
+    # --- The job wrote ---
+
+    def settled(self, *, whole: bool = False) -> None:
+        """The parameters are as the job wants them: any other value from now on is the script's doing.
+
+        Args:
+            whole: Keep checksums of all of them, until the next step.
+        """
+        if not self._watched:
+            return
+        self._sums = self._checksums() if whole else None
+        if not self._stays:
+            chosen = range(len(self._watched)) if whole else self._windows[self._window]
+            for place in chosen:
+                self._versions[place] = self._watched[place].parameter._version  # noqa: SLF001
+        self._sampled = (self._sampled + 1) % len(self._watched)
+        self._sample = self._read(self._sampled)
+
+    def _read(self, place: int) -> Tensor | None:
+        """The first values of a parameter; None on a device that a look would have to wait for."""
+        parameter = self._watched[place].parameter
+        if parameter.device.type != "cpu":
+            return None
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - a sparse table answers for its rows only
+            flat = parameter.detach().reshape(-1) if parameter.is_contiguous() else parameter.detach()[:1].reshape(-1)
+            return flat[:SAMPLED_VALUES].clone()
+
+    def _checksums(self) -> list[float]:
+        with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():  # noqa: SLF001 - see above
+            sums = [_checksum(w.parameter.detach()) for w in self._watched]
+            return torch.stack([one.cpu() for one in sums]).tolist() if sums else []
+
+    # --- The script may have written ---
+
+    def check(self) -> None:
+        """Look at this step's window.
+
+        Raises:
+            Refused: The script wrote, moved or replaced a parameter.
+        """
+        if not self._watched:
+            return
+        for place in self._windows[self._window]:
+            watched = self._watched[place]
+            if watched.parameter._version != self._versions[place]:  # noqa: SLF001
+                raise Refused(_written(watched.name))
+            if watched.places.get(watched.key) is not watched.parameter:
+                raise Refused(_replaced(watched.name))
+        self._window = (self._window + 1) % len(self._windows)
+        watched = self._watched[self._sampled]
+        if _layout(watched.parameter) != self._layout[self._sampled]:
+            raise Refused(_moved(watched.name))
+        if self._sample is not None:
+            now = self._read(self._sampled)
+            if now is not None and not _same(now, self._sample):
+                raise Refused(_written(watched.name))
+
+    def check_all(self) -> None:
+        """Look at everything.
+
+        Raises:
+            Refused: The script wrote, moved, replaced, added or removed a parameter, or changed an optimizer's groups.
+        """
+        self._check_places()
+        if [id(p) for group in self._groups for p in group["params"]] != self._held:
+            raise Refused(
+                "the parameters in an optimizer's param_groups were changed after prepare; give the optimizer all "
+                "parameters before, and freeze or unfreeze them by requires_grad_"
+            )
+        for place, watched in enumerate(self._watched):
+            if _layout(watched.parameter) != self._layout[place]:
+                raise Refused(_moved(watched.name))
+            # Without checksums only what never moves can be told: the last step wrote the others.
+            if (self._stays or self._sums is not None) and watched.parameter._version != self._versions[place]:  # noqa: SLF001
+                raise Refused(_written(watched.name))
+        if self._sums is not None:
+            self._check_sums(self._sums)
+
+    def _check_places(self) -> None:
+        now = self._parameters()
+        if now == self._all:
+            return
+        for watched in self._watched:
+            if watched.places.get(watched.key) is not watched.parameter:
+                raise Refused(_replaced(watched.name))
+        changed = [name for key, name in (now | self._all).items() if now.get(key) != self._all.get(key)]
+        raise Refused(
+            f"parameter {changed[0]} was added to the model, or taken from it, after prepare; make the whole model before"
+        )
+
+    def _check_sums(self, before: list[float]) -> None:
+        for watched, old, new in zip(self._watched, before, self._checksums(), strict=True):
+            if old != new:
+                raise Refused(_written(watched.name))
+
+
+def _layout(parameter: Tensor) -> tuple[int, torch.dtype]:
+    return parameter.data_ptr(), parameter.dtype
+
+
+def _checksum(values: Tensor) -> Tensor:
+    """Of the bits, so that NaN equals itself; any single changed element changes it."""
+    if not values.is_contiguous():
+        values = values.contiguous()
+    width = {1: torch.uint8, 2: torch.int16}.get(values.element_size(), torch.int32)
+    return values.reshape(-1).view(width).sum(dtype=torch.int64)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left, right) or bool(((left == right) | ((left != left) & (right != right))).all())  # noqa: PLR0124
+
+
+def _written(name: str) -> str:
+    return (
+        f"parameter {name} was written by the script after prepare (load_state_dict, copy_, clamp_, an initialiser or an "
+        "optimizer that prepare did not get): the parameter servers hold it, and would overwrite that. Load or initialise "
+        "before prepare; for a constraint after each step give prepare clamp={...}; for a moving average of the weights "
+        "give it ema=...; a tensor that the script updates itself should be a buffer (register_buffer)"
+    )
+
+
+def _replaced(name: str) -> str:
+    return (
+        f"parameter {name} was replaced or removed after prepare (a new module in its place, a parametrization, "
+        "weight_norm, pruning): the job trains the old one; change the model before prepare"
+    )
+
+
+def _moved(name: str) -> str:
+    return (
+        f"parameter {name} was moved or got another dtype after prepare (model.to(...), .cuda(), .half()): the optimizer "
+        "and the job hold the old one; call prepare with model.to(job.device)"
+    )
+
