@@ -156,7 +156,7 @@ class Group(_Part, frozen=True):
     options: dict[str, Any]
 
 
-class Shape(_Part, frozen=True):
+class Shape(_Part, frozen=True, kw_only=True):
     """Everything about script and dataset that must be equal in all trainers for (epoch, task, k) to name samples."""
 
     samples: int
@@ -164,6 +164,8 @@ class Shape(_Part, frozen=True):
     batch_size: int
     drop_last: bool
     shuffle: bool
+    sampler: str = ""
+    """The class of the script's own sampler, which gives the order; empty: shuffled, or in sequence."""
     task_batches: int
     accumulate: int
     dense: list[DenseParameter]

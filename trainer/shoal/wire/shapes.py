@@ -16,6 +16,7 @@ _FIELDS = {
     "batch_size": "the batch size",
     "drop_last": "drop_last",
     "shuffle": "shuffle",
+    "sampler": "the sampler",
     "task_batches": "task_batches",
     "accumulate": "accumulate",
 }
