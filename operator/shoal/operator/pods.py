@@ -35,7 +35,7 @@ SERVER_PORT: Final = 7701
 GROUP: Final = "shoal.dev"
 _FOLDER: Final = "/shoal"
 OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
-"""Where the claim for the model is mounted; a relative `output.path` lies in it."""
+"""Where the claim for the model is mounted; a relative `output.path` lies in it, and relative paths that a script saves to."""
 SNAPSHOTS: Final = "shoal-snapshots"
 """The claim template of the servers' snapshots."""
 _GONE_SECONDS: Final = 5
@@ -113,11 +113,13 @@ def trainer_pod(job: TrainingJob, identity: Identity, index: int) -> dict[str, A
             "envFrom": list(spec.env_from) or None,
         }
     )
-    ours = {"env": [*seed, _env("SHOAL_INDEX", str(index))]}
+    on_claim = spec.output is not None and spec.output.volume_claim_name is not None
+    folder = [_env("SHOAL_FOLDER", OUTPUT_FOLDER)] if on_claim else []
+    ours = {"env": [*seed, *folder, _env("SHOAL_INDEX", str(index))]}
     made = _pod(
         job, identity, "trainer", container, ours, template=spec.trainer.template, resources=spec.trainer.resources
     )
-    if spec.output is not None and spec.output.volume_claim_name is not None:
+    if spec.output is not None and on_claim:
         claim = {"persistentVolumeClaim": {"claimName": spec.output.volume_claim_name}}
         _mount(made, "output", claim, OUTPUT_FOLDER, written=True)
     made["spec"]["restartPolicy"] = "OnFailure"
