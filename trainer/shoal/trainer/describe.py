@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from shoal.pserver.optimizers import UnsupportedOptimizer, check_dense, check_sparse, group_options, optimizer_name
 from shoal.wire.layout import ITEM_SIZES
-from shoal.wire.messages import DenseParameter, Group, Shape, SparseTable
-from shoal.wire.messages import Tensor as TensorShape
+from shoal.wire.messages import Buffer, DenseParameter, Group, Shape, SparseTable
 from shoal.wire.plan import Plan, default_task_batches
 
 __all__ = ["Description", "Refusal", "TableModule", "as_loader", "describe"]
@@ -138,7 +137,9 @@ def describe(
         dense=[described_parameter for described_parameter, _ in dense],
         tables=sparse,
         groups=described,
-        buffers=[TensorShape(name=name, shape=list(b.shape), dtype=_dtype(b, name)) for name, b in buffers],
+        buffers=[
+            Buffer(name=name, shape=list(b.shape), dtype=_dtype(b, name), merge=_merge(b, name)) for name, b in buffers
+        ],
     )
     return Description(
         shape=shape,
@@ -167,6 +168,13 @@ def _dtype(tensor: Tensor, name: str) -> str:
     if text not in ITEM_SIZES or tensor.is_complex():
         raise Refusal(f"{name} has the dtype {text}, which parameter servers do not hold; use a real one")
     return text
+
+
+def _merge(buffer: Tensor, name: str) -> str:
+    """How the trainers' copies of a buffer are merged."""
+    if buffer.is_floating_point():
+        return "mean"
+    return "sum" if name.rpartition(".")[2] == "num_batches_tracked" else "last"
 
 
 def _tables(model: nn.Module) -> list[TableModule]:
