@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from shoal.pserver.dense import DenseViews
 from shoal.pserver.optimizers import group_options
-from shoal.pserver.parameters import Parameters
+from shoal.pserver.parameters import Parameters, TableRows
 from shoal.wire.layout import Area, pieces
-from shoal.wire.messages import DenseParameter, Group, Shape, SparseTable
+from shoal.wire.messages import Buffer, DenseParameter, Group, Shape, SparseTable
 from shoal.wire.messages import Tensor as TensorShape
+from shoal.wire.rows import slots_of_table
 
 SIZES: dict[str, list[int]] = {"weight": [7, 5], "scale": [], "bias": [3], "deep.weight": [4, 4]}
 
@@ -25,7 +27,10 @@ def make_shape(
     dtype: str = "float32",
     tables: list[SparseTable] | None = None,
     groups: list[Group] | None = None,
-    buffers: list[TensorShape] | None = None,
+    buffers: list[Buffer] | None = None,
+    fixed: list[TensorShape] | None = None,
+    clamps: dict[str, list[float | None]] | None = None,
+    ema: float = 0.0,
 ) -> Shape:
     given = SIZES if sizes is None else sizes
     return Shape(
@@ -36,10 +41,12 @@ def make_shape(
         shuffle=True,
         task_batches=2,
         accumulate=1,
-        dense=[DenseParameter(name, size, dtype, 0) for name, size in given.items()],
+        dense=[DenseParameter(name, size, dtype, 0, (clamps or {}).get(name, [])) for name, size in given.items()],
         tables=tables or [],
         groups=groups or [Group(optimizer, registered(optimizer, options or {}))],
         buffers=buffers or [],
+        fixed=fixed or [],
+        ema=ema,
     )
 
 
@@ -65,10 +72,10 @@ def fill(views: DenseViews, shape: Shape, values: list[Tensor | None]) -> DenseV
     return views
 
 
-def whole(parameters: Parameters, shape: Shape, slots_total: int) -> list[Tensor]:
-    """The dense parameters put together from all slots."""
+def whole(parameters: Parameters, shape: Shape, slots_total: int, *, average: bool = False) -> list[Tensor]:
+    """The dense parameters, or their moving averages, put together from all slots."""
     views = make_views(shape, slots_total, parameters.slots)
-    parameters.read(views)
+    parameters.read(views, average=average)
     made = [torch.zeros(p.shape, dtype=getattr(torch, p.dtype)).reshape(-1) for p in shape.dense]
     cut = pieces(shape, slots_total)
     for slot, tensors in views.by_slot.items():
@@ -77,12 +84,30 @@ def whole(parameters: Parameters, shape: Shape, slots_total: int) -> list[Tensor
     return [value.reshape(p.shape) for value, p in zip(made, shape.dense, strict=True)]
 
 
-def started(shape: Shape, slots_total: int, values: list[Tensor]) -> Parameters:
-    """A server that holds every slot, with these initial values."""
+def rows_of_slot(slot: int, slots_total: int, weights: dict[int, Tensor]) -> list[TableRows]:
+    """The rows of given tables (index -> weight) that are in a slot."""
+    found = []
+    for table, weight in weights.items():
+        ids = (slots_of_table(len(weight), slots_total) == slot).nonzero().squeeze(1)
+        found.append((table, ids, weight[ids]))
+    return found
+
+
+def started(
+    shape: Shape,
+    slots_total: int,
+    values: list[Tensor],
+    *,
+    weights: dict[int, Tensor] | None = None,
+    buffers: Sequence[Tensor] = (),
+    fixed: Sequence[Tensor] = (),
+) -> Parameters:
+    """A server that holds every slot, with these initial values; ``weights`` are those of the given tables."""
     parameters = Parameters(shape, slots_total, seed=5)
     views = fill(make_views(shape, slots_total, list(range(slots_total))), shape, list(values))
     for slot in range(slots_total):
-        parameters.initialise(slot, views)
+        rows = rows_of_slot(slot, slots_total, weights or {})
+        parameters.initialise(slot, views, rows=rows, buffers=buffers, fixed=fixed)
     return parameters
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shoal.pserver.optimizers import group_options
-from shoal.pserver.parameters import BufferViews, Parameters
-from shoal.wire.layout import BufferArea
+from shoal.pserver.parameters import Parameters
+from shoal.wire.messages import Shape
 from shoal.wire.messages import Tensor as TensorShape
+from shoal.wire.shapes import differences, digest
 from tests.pserver.shapes import SIZES, fill, make_shape, make_views, restarted, started, whole
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -187,33 +191,6 @@ def test_load_refuses_what_does_not_fit_and_holds_nothing_then() -> None:
     assert fresh.slots == []
 
 
-def test_buffers_move_by_the_share_of_one_trainer_and_belong_to_slot_0() -> None:
-    shape = make_shape(buffers=[TensorShape("mean", [2], "float32"), TensorShape("count", [], "int64")])
-    server = started(shape, 2, initial())
-    area = BufferArea(shape)
-    views = BufferViews(area, bytearray(area.size))
-
-    def merge(mean: list[float], count: int, trainers: int) -> tuple[list[float], int]:
-        views.tensors[0].copy_(torch.tensor(mean))
-        views.tensors[1].fill_(count)
-        server.merge_buffers(views, trainers)
-        return views.tensors[0].tolist(), int(views.tensors[1])
-
-    assert merge([7.0, 7.0], 1, 0) == ([7.0, 7.0], 1)
-    assert merge([4.0, 8.0], 1, 4) == ([4.0, 8.0], 1)
-    assert merge([8.0, 8.0], 2, 4) == ([5.0, 8.0], 2)
-    assert merge([0.0, 0.0], 0, 0) == ([5.0, 8.0], 2)
-    assert merge([1.0, 2.0], 3, 1) == ([1.0, 2.0], 3)
-    saved = server.state(0)
-    assert saved["buffers/mean"].tolist() == [1.0, 2.0]
-    assert saved["buffers/count"].shape == ()
-    server = restarted(server)
-    assert merge([0.0, 0.0], 0, 0) == ([1.0, 2.0], 3)
-    server.drop(0)
-    with pytest.raises(ValueError, match=r"slots \[0\] are not held"):
-        merge([0.0, 0.0], 0, 0)
-
-
 def test_registered_options_come_from_the_group_of_a_scheduled_optimizer() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=torch.tensor(0.5), momentum=0.9)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
@@ -221,3 +198,109 @@ def test_registered_options_come_from_the_group_of_a_scheduled_optimizer() -> No
     assert "initial_lr" not in options
     assert isinstance(options["lr"], float)
     assert {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"} == options.keys()
+
+
+class Averaged:
+    """A plain loop that clamps a parameter after each step and keeps torch's own moving average."""
+
+    def __init__(self, values: list[Tensor], optimizer: str, options: dict[str, Any], *, decay: float) -> None:
+        self.module = torch.nn.ParameterList([value.clone() for value in values])
+        self.optimizer = getattr(torch.optim, optimizer)(self.module.parameters(), **options)
+        self.average = AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def step(self, gradients: list[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.module, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.clone()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.module[0].clamp_(-0.5, 0.5)
+            self.module[2].clamp_(min=0.0)
+        self.average.update_parameters(self.module)
+
+
+CLAMPS: dict[str, list[float | None]] = {"weight": [-0.5, 0.5], "bias": [0.0, None]}
+
+
+@pytest.mark.parametrize("slots_total", [1, 3, 16])
+@pytest.mark.parametrize("decay", [0.999, 0.3])
+@pytest.mark.parametrize(("name", "options"), [CASES[1], CASES[5]])
+def test_averages_and_clamps_are_those_of_a_plain_loop(
+    name: str, options: dict[str, Any], decay: float, slots_total: int
+) -> None:
+    """To the bit, also over a restart, and with steps in which some or all parameters have no gradient."""
+    shape = make_shape(optimizer=name, options=options, clamps=CLAMPS, ema=decay)
+    loop = Averaged(initial(), name, options, decay=decay)
+    server = started(shape, slots_total, initial())
+    for mine, theirs in zip(whole(server, shape, slots_total, average=True), initial(), strict=True):
+        assert torch.equal(mine, theirs), "the average is the value where no step was applied"
+    for step in range(20):
+        if step in {1, 9}:
+            server = restarted(server)
+        values: list[Tensor | None] = [None] * len(SIZES) if step == 6 else gradient(step)
+        loop.step(values)
+        views = fill(make_views(shape, slots_total, list(range(slots_total))), shape, values)
+        server.apply(range(slots_total), views, absent=absent_of(values))
+        for found, expected in (
+            (whole(server, shape, slots_total), loop.module),
+            (whole(server, shape, slots_total, average=True), loop.average.module),
+        ):
+            for mine, theirs in zip(found, expected, strict=True):
+                assert torch.equal(mine, theirs.detach())
+
+
+def test_each_slot_averages_the_steps_that_it_applied() -> None:
+    shape = make_shape(sizes={"w": [4]}, options={"lr": 1.0}, ema=0.5)
+    server = started(shape, 2, [torch.zeros(4)])
+    views = fill(make_views(shape, 2, [0, 1]), shape, [-torch.ones(4)])
+    for slots in ([0], [0, 1], [0]):
+        server.apply(slots, views)
+    assert whole(server, shape, 2)[0].tolist() == [3.0, 3.0, 1.0, 1.0]
+    assert whole(server, shape, 2, average=True)[0].tolist() == [2.25, 2.25, 1.0, 1.0]
+    assert server.state(0)["ema/w@0"].tolist() == [2.25, 2.25]
+    server.initialise(0, views)
+    assert "ema/w@0" not in server.state(0)
+    assert whole(server, shape, 2, average=True)[0].tolist() == [-1.0, -1.0, 1.0, 1.0]
+
+
+def test_half_an_average_is_refused_and_a_job_without_one_says_so() -> None:
+    shape = make_shape(ema=0.9)
+    server = started(shape, 1, initial())
+    server.apply([0], fill(make_views(shape, 1, [0]), shape, list(initial(2))))
+    saved = server.state(0)
+    del saved["ema/bias@0"]
+    with pytest.raises(ValueError, match="slot 0 has no ema/bias@0"):
+        Parameters(shape, 1, seed=5).load(0, saved)
+    plain = make_shape()
+    with pytest.raises(ValueError, match="keeps no moving average"):
+        whole(started(plain, 1, initial()), plain, 1, average=True)
+
+
+def test_clamps_and_options_outlast_the_json_of_a_record() -> None:
+    shape = make_shape(clamps={"weight": [None, 1.0], "bias": [-1.0, 2.0]}, ema=0.25)
+    again = msgspec.json.decode(msgspec.json.encode(shape), type=Shape)
+    assert again == shape
+    assert digest(again) == digest(shape)
+    infinite = make_shape(clamps={"weight": [-math.inf, 1.0]})
+    again = msgspec.json.decode(msgspec.json.encode(infinite), type=Shape)
+    assert differences(infinite, again) == []
+    assert digest(infinite) == digest(again)
+    for kind in (infinite, again):
+        server = started(kind, 1, [torch.full(size, 3.0) for size in SIZES.values()])
+        server.apply([0], fill(make_views(kind, 1, [0]), kind, [torch.zeros(size) for size in SIZES.values()]))
+        assert whole(server, kind, 1)[0].unique().tolist() == [1.0]
+
+
+def test_two_trainers_that_do_not_keep_or_hold_the_same_differ() -> None:
+    here, job = make_shape(ema=0.9, clamps={"bias": [0, None]}), make_shape()
+    assert differences(here, job) == [
+        "the moving average's decay is 0.9 here, 0.0 in the job",
+        "parameter bias is float32 [3], group 0, clamp [0.0, None] here, float32 [3], group 0 in the job",
+    ]
+    one, other = (msgspec.structs.replace(make_shape(), frozen=value) for value in "ab")
+    assert differences(one, other) == [
+        "the frozen parameters differ from those of the first trainer; make the model after trainer.join, which seeds, "
+        "or load the same file everywhere"
+    ]
+    assert differences(make_shape(fixed=[TensorShape("mask", [2], "bool")]), make_shape()) == [
+        "fixed tensor mask is not in the job"
+    ]

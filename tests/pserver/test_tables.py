@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given as hypothesis_given
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from shoal.pserver.optimizers import UnsupportedOptimizer
 from shoal.pserver.parameters import Parameters
 from shoal.wire.messages import Group, SparseTable
-from shoal.wire.rows import first_values, slot_of
-from tests.pserver.shapes import fill, make_shape, make_views, registered, restarted, started
+from shoal.wire.rows import GIVEN, first_values, slot_of, slots_of_table
+from tests.pserver.shapes import fill, make_shape, make_views, registered, restarted, rows_of_slot, started
 
 ROWS, DIM, SEED = 200, 6, 5
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -23,15 +26,22 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def make_table_shape(name: str, options: dict[str, Any], *, zero_rows: list[int] | None = None):
+def make_table_shape(name: str, options: dict[str, Any], *, zero_rows: list[int] | None = None, given: bool = False):
+    """Two tables; with ``given`` the first one's rows are the first trainer's."""
+    family = GIVEN if given else "normal"
     return make_shape(
         sizes={"w": [10]},
         groups=[Group("SGD", registered("SGD", {"lr": 0.1})), Group(name, registered(name, options))],
         tables=[
-            SparseTable("users", ROWS, DIM, "float32", 1, "normal", 0.0, 1.0, zero_rows or []),
+            SparseTable("users", ROWS, DIM, "float32", 1, family, 0.0, 1.0, zero_rows or []),
             SparseTable("items", ROWS, DIM, "float32", 1, "uniform", -1.0, 1.0, []),
         ],
     )
+
+
+def pretrained() -> Tensor:
+    """What a script loaded into a table."""
+    return torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(3))
 
 
 def batch(step: int, table: int) -> Tensor:
@@ -50,7 +60,10 @@ class Loop:
 
     def __init__(self, shape, name: str, options: dict[str, Any]) -> None:
         every = torch.arange(ROWS)
-        weights = [first_values(table, index, SEED, every) for index, table in enumerate(shape.tables)]
+        weights = [
+            pretrained() if table.family == GIVEN else first_values(table, index, SEED, every)
+            for index, table in enumerate(shape.tables)
+        ]
         self.modules = [torch.nn.Embedding.from_pretrained(w, freeze=False, sparse=True) for w in weights]
         self.optimizer = getattr(torch.optim, name)([module.weight for module in self.modules], **options)
 
@@ -68,12 +81,15 @@ class Loop:
         return pushed
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
 @pytest.mark.parametrize("slots_total", [1, 3, 16])
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_equals_a_plain_loop_also_over_a_restart(name: str, options: dict[str, Any], slots_total: int) -> None:
-    shape = make_table_shape(name, options)
+def test_equals_a_plain_loop_also_over_a_restart(
+    name: str, options: dict[str, Any], slots_total: int, *, given: bool
+) -> None:
+    shape = make_table_shape(name, options, given=given)
     loop = Loop(shape, name, options)
-    server = started(shape, slots_total, [torch.zeros(10)])
+    server = started(shape, slots_total, [torch.zeros(10)], weights={0: pretrained()} if given else None)
     nothing = make_views(shape, slots_total, list(range(slots_total)))
     for number in range(30):
         if number == 11:
@@ -197,8 +213,8 @@ def test_a_push_that_does_not_fit_changes_nothing() -> None:
     for rows, message in [
         ((0, torch.tensor([ROWS]), torch.ones(1, DIM)), "has the rows 0..199; asked for 200"),
         ((0, torch.tensor([-1]), torch.ones(1, DIM)), "asked for -1"),
-        ((0, one, torch.ones(1, DIM + 1)), "a gradient"),
-        ((0, one, torch.ones(1, DIM, dtype=torch.float64)), "a gradient"),
+        ((0, one, torch.ones(1, DIM + 1)), "rows of 6 x torch.float32"),
+        ((0, one, torch.ones(1, DIM, dtype=torch.float64)), "rows of 6 x torch.float32"),
         ((0, one.int(), torch.ones(1, DIM)), "must be int64"),
         ((2, one, torch.ones(1, DIM)), "no table 2"),
     ]:
@@ -226,3 +242,107 @@ def test_load_refuses_rows_of_another_slot() -> None:
 def test_an_optimizer_that_is_none_for_tables_is_refused() -> None:
     with pytest.raises(UnsupportedOptimizer, match="Adam cannot train an embedding"):
         Parameters(make_table_shape("Adam", {}), 2, SEED)
+
+
+def given_server(slots_total: int, name: str = "SGD") -> Parameters:
+    shape = make_table_shape(name, {"lr": 0.1}, given=True)
+    return started(shape, slots_total, [torch.zeros(10)], weights={0: pretrained()})
+
+
+@pytest.mark.parametrize("slots_total", [1, 3, 16])
+def test_every_row_of_a_given_table_is_the_scripts_from_the_beginning(slots_total: int) -> None:
+    """Read, exported, in snapshots and restored, although no row was ever pushed."""
+    server = given_server(slots_total)
+    for held in (server, restarted(server)):
+        assert torch.equal(held.rows(0, torch.arange(ROWS)), pretrained())
+        exported = [held.export(slot).tables[0] for slot in range(slots_total)]
+        assert sorted(torch.cat([ids for ids, _ in exported]).tolist()) == list(range(ROWS))
+        for ids, values in exported:
+            assert torch.equal(values, pretrained()[ids])
+        assert all(len(held.export(slot).tables[1][0]) == 0 for slot in range(slots_total))
+
+
+def test_a_slot_of_a_given_table_waits_for_its_rows() -> None:
+    groups = [Group("SGD", registered("SGD", {"lr": 1.0}))]
+    drawn = SparseTable("t", 9, 2, "float32", 0, "constant", 1.0, 0.0, [])
+    given = SparseTable("t", 9, 2, "float32", 0, GIVEN, 0.0, 0.0, [])
+    assert Parameters(make_shape(sizes={}, groups=groups, tables=[given]), 2, SEED).create(1)
+    assert not Parameters(make_shape(sizes={}, groups=groups, tables=[drawn]), 2, SEED).create(1)
+
+
+def test_a_given_row_is_never_drawn() -> None:
+    server = given_server(2)
+    here = slots_of_table(ROWS, 2)
+    server.create(1)
+    with pytest.raises(
+        ValueError, match="table users: its rows are given by the first trainer, and these are not here"
+    ):
+        server.rows(0, (here == 1).nonzero().squeeze(1))
+    mine = (here == 0).nonzero().squeeze(1)
+    assert torch.equal(server.rows(0, mine), pretrained()[mine])
+    server.drop(1)
+    with pytest.raises(ValueError, match=r"slots \[1\] are not held"):
+        server.rows(0, (here == 1).nonzero().squeeze(1))
+
+
+def test_initial_rows_that_are_not_all_of_the_slot_change_nothing() -> None:
+    shape = make_table_shape("SGD", {"lr": 0.1}, given=True)
+    server = Parameters(shape, 2, SEED)
+    views = make_views(shape, 2, [0])
+    [(_, ids, values)] = rows_of_slot(0, 2, {0: pretrained()})
+    [(_, others, theirs)] = rows_of_slot(1, 2, {0: pretrained()})
+    for rows, message in [
+        ([], r"initial rows of the tables \[\] instead of \[0\]"),
+        ([(0, ids, values), (1, ids, values)], r"of the tables \[0, 1\] instead of \[0\]"),
+        ([(0, ids[1:], values[1:])], f"{len(ids) - 1} rows of slot 0, which has {len(ids)}"),
+        ([(0, ids[[0, *range(len(ids))]], values[[0, *range(len(ids))]])], "comes twice"),
+        ([(0, others, theirs)], "rows of other slots than 0"),
+        ([(0, ids, values.double())], "rows of 6 x torch.float32"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            server.initialise(0, views, rows=rows)
+        assert server.slots == []
+    server.initialise(0, views, rows=[(0, ids, values)])
+    assert torch.equal(server.rows(0, ids), values)
+
+
+def test_a_snapshot_that_lacks_a_given_row_is_refused() -> None:
+    server = given_server(2, "SparseAdam")
+    saved = server.state(0)
+    for key in ("ids", "values", "state/exp_avg", "state/exp_avg_sq"):
+        saved[f"rows/users/{key}"] = saved[f"rows/users/{key}"][1:]
+    with pytest.raises(ValueError, match="rows of slot 0, which has"):
+        Parameters(server.shape, 2, SEED).load(0, saved)
+
+
+steps = st.one_of(
+    st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=30, unique=True),
+    st.just("restart"),
+    st.integers(0, 2).map(lambda slot: ("restore", slot)),
+)
+
+
+@settings(max_examples=40)
+@hypothesis_given(st.lists(steps, max_size=10))
+def test_pushes_restarts_and_falls_back_are_those_of_a_naive_model(actions: list[Any]) -> None:
+    """Each row is a number that each push lowers by the rate; a slot that falls back takes its rows along."""
+    shape = make_shape(
+        sizes={},
+        groups=[Group("SGD", registered("SGD", {"lr": 1.0}))],
+        tables=[SparseTable("t", ROWS, 1, "float64", 0, GIVEN, 0.0, 0.0, [])],
+    )
+    model = [float(row) for row in range(ROWS)]
+    slots = slots_of_table(ROWS, 3).tolist()
+    server = started(shape, 3, [], weights={0: torch.arange(ROWS, dtype=torch.float64).unsqueeze(1)})
+    first = [server.state(slot) for slot in range(3)]
+    nothing = make_views(shape, 3, [0, 1, 2])
+    for action in actions:
+        if action == "restart":
+            server = restarted(server)
+        elif isinstance(action, tuple):
+            server.load(action[1], first[action[1]])
+            model = [float(row) if slots[row] == action[1] else value for row, value in enumerate(model)]
+        else:
+            server.apply([0, 1, 2], nothing, rows=[(0, torch.tensor(action), torch.ones(len(action), 1).double())])
+            model = [value - 1 if row in action else value for row, value in enumerate(model)]
+        assert server.rows(0, torch.arange(ROWS)).flatten().tolist() == model

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.wire.layout import ALIGNMENT, ITEM_SIZES, Area, BufferArea, Piece, pieces
-from shoal.wire.messages import DenseParameter, Shape, Tensor
+from shoal.wire.layout import ALIGNMENT, ITEM_SIZES, Area, Piece, TensorArea, pieces
+from shoal.wire.messages import Buffer, DenseParameter, Shape
 
 sizes = st.lists(st.lists(st.integers(0, 7), max_size=3), max_size=8)
 dtypes = st.sampled_from(sorted(ITEM_SIZES))
@@ -29,7 +29,7 @@ def make_shape(shapes: list[list[int]], dtype: str = "float32") -> Shape:
         dense=[DenseParameter(f"p{index}", shape, dtype, 0) for index, shape in enumerate(shapes)],
         tables=[],
         groups=[],
-        buffers=[Tensor(f"b{index}", shape, dtype) for index, shape in enumerate(shapes)],
+        buffers=[Buffer(f"b{index}", shape, dtype, "last") for index, shape in enumerate(shapes)],
     )
 
 
@@ -73,8 +73,8 @@ def test_a_small_example() -> None:
 
 
 @given(sizes, dtypes)
-def test_buffers_lie_whole_one_after_another(shapes: list[list[int]], dtype: str) -> None:
-    area = BufferArea(make_shape(shapes, dtype))
+def test_whole_tensors_lie_one_after_another(shapes: list[list[int]], dtype: str) -> None:
+    area = TensorArea(make_shape(shapes, dtype).buffers)
     assert [list(entry.shape) for entry in area.entries] == shapes
     end = 0
     for entry in area.entries:

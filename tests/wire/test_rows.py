@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.wire import rows as rows_module
 from shoal.wire.messages import SparseTable
-from shoal.wire.rows import first_values, slot_of
+from shoal.wire.rows import GIVEN, first_values, given_tables, slot_of, slots_of_table
+from tests.pserver.shapes import make_shape
 
 WORD = (1 << 64) - 1
 
@@ -32,6 +34,15 @@ def splitmix(word: int) -> int:
 def test_slots_are_equal_ranges_of_splitmix64(rows: list[int], slots: int) -> None:
     found = slot_of(torch.tensor(rows, dtype=torch.int64), slots).tolist()
     assert found == [(splitmix(row) >> 32) * slots >> 32 for row in rows]
+
+
+@given(rows=st.integers(0, 50), slots=st.integers(1, 20), at_once=st.integers(1, 60))
+def test_the_slots_of_a_table_do_not_depend_on_how_it_is_cut(rows: int, slots: int, at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "_ROWS_AT_ONCE", at_once)
+        found = slots_of_table(rows, slots)
+    assert found.dtype == torch.int32
+    assert found.tolist() == slot_of(torch.arange(rows), slots).tolist()
 
 
 def test_slots_get_equal_shares_of_consecutive_rows() -> None:
@@ -115,6 +126,9 @@ def test_zero_rows_constants_and_dtypes() -> None:
     assert first_values(table("normal", dim=3), 0, 1, rows[:0]).shape == (0, 3)
     with pytest.raises(ValueError, match="no family 'gamma'"):
         first_values(table("gamma"), 0, 1, rows)
+    with pytest.raises(ValueError, match="table t: its rows are given"):
+        first_values(table(GIVEN), 0, 1, rows)
+    assert given_tables(make_shape(tables=[table("normal"), table(GIVEN), table("constant")])) == [1]
 
 
 def test_the_scripts_random_generator_is_left_alone() -> None:

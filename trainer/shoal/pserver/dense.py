@@ -1,4 +1,4 @@
-"""The dense parameters of a server's slots, updated by torch's own optimizers.
+"""The dense parameters of a server's slots, updated by torch's own optimizers, and their moving averages.
 
 Every piece of every slot is a tensor of its own, with optimizer state of its own, because slots come, go and fall
 behind by themselves: a push is applied at some slots and is an old acquaintance at others. One optimizer per parameter
@@ -11,6 +11,7 @@ read where it lies, and never written to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 
 from shoal.pserver.optimizers import build, from_json, keeps_gradients
 from shoal.wire.layout import Area, Entry, Piece, pieces
-from shoal.wire.messages import Group, Shape
+from shoal.wire.messages import DenseParameter, Group, Shape
 
 __all__ = ["Dense", "DenseViews", "Memory", "view"]
 
@@ -89,16 +90,15 @@ class Dense:
         self._shape = shape
         self._cut = pieces(shape, slots_total)
         self._values: dict[int, list[Tensor]] = {}
+        self._averages: dict[int, list[Tensor]] = {}
+        """Of the slots at which a step was applied, where the job keeps averages."""
+        self._clamps = {index: _bounds(p) for index, p in enumerate(shape.dense) if p.clamp}
         self._optimizers: dict[int, Optimizer] = {}
         self._options: dict[int, dict[str, Any]] = {}
         for index in sorted({parameter.group for parameter in shape.dense}):
             optimizer = _empty(shape.groups[index])
             self._optimizers[index] = optimizer
             self._options[index] = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-
-    def has_pieces(self, slot: int) -> bool:
-        """Whether the slot has any dense element."""
-        return bool(self._cut[slot])
 
     def create(self, slot: int) -> None:
         """Hold the slot from now on: zeros, and the optimizer's first state."""
@@ -109,6 +109,7 @@ class Dense:
     def drop(self, slot: int) -> None:
         """Hold it no longer."""
         gone = self._values.pop(slot)
+        self._averages.pop(slot, None)
         ids = {id(value) for value in gone}
         for optimizer in self._optimizers.values():
             group = optimizer.param_groups[0]
@@ -153,7 +154,10 @@ class Dense:
         absent: Collection[int],
         options: Mapping[int, Mapping[str, Any]],
     ) -> None:
-        """Take one step at these slots."""
+        """Take one step at these slots; then clamp their pieces and bring their moving averages up to date.
+
+        Clamping and averaging take every piece, as they do in a plain loop, also one that has no gradient.
+        """
         without = set(absent)
         groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for slot in slots:
@@ -165,15 +169,29 @@ class Dense:
                     groups.setdefault(group, []).append((value, gradient))
         for index, pairs in groups.items():
             self._step(index, pairs, options.get(index, {}))
+        if self._clamps:
+            self._clamp(slots)
+        if self._shape.ema > 0:
+            self._average(slots)
 
-    def read(self, views: DenseViews) -> None:
-        """Copy the values of the views' slots into them; slots that are not held here stay as they are."""
+    def read(self, views: DenseViews, *, average: bool = False) -> None:
+        """Copy the values of the views' slots into them; slots that are not held here stay as they are.
+
+        Args:
+            views: The memory to write into.
+            average: Copy the moving averages instead; of a slot without an applied step, the values.
+
+        Raises:
+            ValueError: The job keeps no moving averages.
+        """
+        if average and not self._shape.ema > 0:
+            raise ValueError("the job keeps no moving average of its parameters")
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for slot, tensors in views.by_slot.items():
             if slot in self._values:
                 targets += tensors
-                sources += self._values[slot]
+                sources += self._averages.get(slot, self._values[slot]) if average else self._values[slot]
         _copy(targets, sources)
 
     def export(self, slot: int) -> list[Tensor]:
@@ -181,7 +199,7 @@ class Dense:
         return [value.clone() for value in self._values[slot]]
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """Copies of everything of the slot: ``dense/NAME@START`` and ``state/KEY/NAME@START``."""
+        """Copies of everything of the slot: ``dense/NAME@START``, ``state/KEY/NAME@START``, ``ema/NAME@START``."""
         tensors: dict[str, Tensor] = {}
         for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
             label = self._label(piece)
@@ -189,6 +207,8 @@ class Dense:
             for key, part in self._optimizer(piece).state.get(value, {}).items():
                 if part is not None:
                     tensors[f"state/{key}/{label}"] = torch.as_tensor(part).clone()
+        for piece, average in zip(self._cut[slot], self._averages.get(slot, ()), strict=slot in self._averages):
+            tensors[f"ema/{self._label(piece)}"] = average.clone()
         return tensors
 
     def load(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
@@ -205,12 +225,14 @@ class Dense:
                 states.setdefault(label, {})[key] = tensor.clone()
         for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
             label = self._label(piece)
-            stored = tensors.get(f"dense/{label}")
-            if stored is None or stored.shape != value.shape or stored.dtype != value.dtype:
-                raise ValueError(f"slot {slot} has no dense/{label} of {len(piece)} elements of {value.dtype}")
-            value.copy_(stored)
+            value.copy_(_stored(tensors, f"dense/{label}", slot=slot, like=value))
             if label in states:
                 self._optimizer(piece).state[value] = states[label]
+        if any(name.startswith("ema/") for name in tensors):
+            self._averages[slot] = [
+                _stored(tensors, f"ema/{self._label(piece)}", slot=slot, like=value).clone()
+                for piece, value in zip(self._cut[slot], self._values[slot], strict=True)
+            ]
 
     def _step(self, index: int, pairs: Sequence[tuple[Tensor, Tensor]], changed: Mapping[str, Any]) -> None:
         optimizer = self._optimizers[index]
@@ -225,6 +247,26 @@ class Dense:
         finally:
             for value, _ in pairs:
                 value.grad = None
+
+    def _clamp(self, slots: Collection[int]) -> None:
+        for slot in slots:
+            for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
+                if piece.parameter in self._clamps:
+                    low, high = self._clamps[piece.parameter]
+                    value.clamp_(low, high)
+
+    def _average(self, slots: Collection[int]) -> None:
+        """What ``torch.optim.swa_utils.get_ema_multi_avg_fn`` computes, the same way to the bit."""
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
+        for slot in slots:
+            if slot in self._averages:
+                averages += self._averages[slot]
+                values += self._values[slot]
+            else:
+                self._averages[slot] = self.export(slot)
+        if averages:
+            torch._foreach_lerp_(averages, values, 1 - self._shape.ema)
 
     def _new(self, piece: Piece) -> Tensor:
         value = torch.zeros(len(piece), dtype=getattr(torch, self._shape.dense[piece.parameter].dtype))
@@ -251,6 +293,19 @@ def _empty(group: Group) -> Optimizer:
     optimizer.param_groups[0]["params"] = []
     optimizer.state.pop(placeholder, None)
     return optimizer
+
+
+def _bounds(parameter: DenseParameter) -> tuple[float, float]:
+    """The lowest and the highest value that a parameter may have."""
+    low, high = parameter.clamp
+    return (-math.inf if low is None else low, math.inf if high is None else high)
+
+
+def _stored(tensors: Mapping[str, Tensor], name: str, *, slot: int, like: Tensor) -> Tensor:
+    stored = tensors.get(name)
+    if stored is None or stored.shape != like.shape or stored.dtype != like.dtype:
+        raise ValueError(f"slot {slot} has no {name} of {like.numel()} elements of {like.dtype}")
+    return stored
 
 
 def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""All that a parameter server trains: the dense pieces, table rows and buffers of the slots that it holds.
+"""All that a parameter server holds: the dense pieces, table rows, buffers and fixed tensors of its slots.
 
 Which pushes are applied where is the protocol's business; this class is told the slots and does the arithmetic, so that
 it can be tested against a plain PyTorch loop, and a loop it must equal: one slot or sixteen, kept or moved or restored
@@ -16,38 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.pserver.dense import Dense, DenseViews, Memory, view
+from shoal.pserver.dense import Dense, DenseViews
 from shoal.pserver.tables import Table
-from shoal.wire.layout import BufferArea
+from shoal.pserver.whole import WHOLE_SLOT, TensorViews, Whole
 from shoal.wire.messages import Shape
-from shoal.wire.rows import slot_of
+from shoal.wire.rows import given_tables, slot_of
 
-__all__ = ["BufferViews", "DenseViews", "Export", "Parameters", "PushedRows"]
+__all__ = ["DenseViews", "Export", "Parameters", "TableRows"]
 
-PushedRows = tuple[int, Tensor, Tensor]
-"""Table index, row numbers int64 [n] (each once), gradient [n, dim]."""
-
-_BUFFERS_SLOT = 0
-
-
-class BufferViews:
-    """The module's buffers as tensors over the memory that holds them.
-
-    Args:
-        area: What lies where.
-        buffer: Writable memory of at least ``area.size`` bytes.
-
-    Attributes:
-        tensors: One flat tensor per buffer, in the shape's order.
-
-    Raises:
-        ValueError: The memory is too small or read-only.
-    """
-
-    __slots__ = ("tensors",)
-
-    def __init__(self, area: BufferArea, buffer: Memory) -> None:
-        self.tensors = [view(buffer, dtype=e.dtype, offset=e.offset, count=e.count) for e in area.entries]
+TableRows = tuple[int, Tensor, Tensor]
+"""Table index, row numbers int64 [n] (each once), gradients or values [n, dim]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +46,10 @@ class Parameters:
 
     Raises:
         UnsupportedOptimizer: A group's optimizer cannot run here.
-        ValueError: A dtype that cannot be moved.
+        ValueError: A dtype that cannot be moved, or a buffer's merge that does not exist.
+
+    Attributes:
+        given: The indices of the tables whose rows the first trainer gives.
     """
 
     def __init__(self, shape: Shape, slots_total: int, seed: int) -> None:
@@ -79,8 +60,8 @@ class Parameters:
             Table(table, index, group=shape.groups[table.group], slots_total=slots_total, seed=seed)
             for index, table in enumerate(shape.tables)
         ]
-        self._buffer_area = BufferArea(shape)
-        self._buffers: list[Tensor] | None = None
+        self.given = given_tables(shape)
+        self._whole = Whole(shape)
         self._slots: set[int] = set()
 
     @property
@@ -89,10 +70,12 @@ class Parameters:
         return sorted(self._slots)
 
     def create(self, slot: int) -> bool:
-        """Hold the slot from now on: dense zeros, no table row touched, the optimizer at its start.
+        """Hold the slot from now on: dense zeros, no table row, the optimizer at its start.
 
         Returns:
-            Whether it waits for initial values: a slot of table rows alone does not.
+            Whether it waits for initial values. Where the first trainer gives anything at all, every slot waits, also
+            one without elements, so that the first snapshot has all slots. The slots of a job whose rows are all drawn
+            do not wait.
 
         Raises:
             ValueError: The job has no such slot.
@@ -102,20 +85,49 @@ class Parameters:
         self._dense.create(slot)
         for table in self._tables:
             table.create(slot)
-        if slot == _BUFFERS_SLOT:
-            self._buffers = None
+        if slot == WHOLE_SLOT:
+            self._whole.clear()
         self._slots.add(slot)
-        return self._dense.has_pieces(slot)
+        return bool(self.shape.dense or self.given or self._whole)
 
-    def initialise(self, slot: int, views: DenseViews) -> None:
-        """Hold the slot from now on with these initial dense values.
+    def rows_in(self, index: int, slot: int) -> int:
+        """How many rows of a given table are in a slot."""
+        return self._tables[index].rows_in(slot)
+
+    def initialise(
+        self,
+        slot: int,
+        views: DenseViews,
+        *,
+        rows: Sequence[TableRows] = (),
+        buffers: Sequence[Tensor] = (),
+        fixed: Sequence[Tensor] = (),
+    ) -> None:
+        """Hold the slot from now on with these initial values.
+
+        Args:
+            slot: Which.
+            views: Its dense values, and perhaps other slots'.
+            rows: Every row of the slot of each given table.
+            buffers: For slot 0: the buffers, flat.
+            fixed: For slot 0: the fixed tensors, flat.
 
         Raises:
-            ValueError: The views do not hold the slot.
+            ValueError: They are not the slot's values, or not all of them; nothing has changed.
         """
         self._dense.check([slot], views)
+        if [index for index, _, _ in rows] != self.given:
+            raise ValueError(f"initial rows of the tables {[index for index, _, _ in rows]} instead of {self.given}")
+        for index, ids, values in rows:
+            self._tables[index].check_all(slot, ids, values)
+        if slot == WHOLE_SLOT:
+            self._whole.check(buffers, fixed)
         self.create(slot)
         self._dense.initialise(slot, views.by_slot[slot])
+        for index, ids, values in rows:
+            self._tables[index].initialise(slot, ids, values)
+        if slot == WHOLE_SLOT:
+            self._whole.initialise(buffers, fixed)
 
     def drop(self, slot: int) -> None:
         """Hold the slot no longer; nothing happens if it is not held."""
@@ -125,8 +137,8 @@ class Parameters:
         self._dense.drop(slot)
         for table in self._tables:
             table.drop(slot)
-        if slot == _BUFFERS_SLOT:
-            self._buffers = None
+        if slot == WHOLE_SLOT:
+            self._whole.clear()
 
     def apply(
         self,
@@ -135,9 +147,9 @@ class Parameters:
         *,
         absent: Collection[int] = (),
         options: Mapping[int, Mapping[str, Any]] | None = None,
-        rows: Sequence[PushedRows] = (),
+        rows: Sequence[TableRows] = (),
     ) -> None:
-        """Let every optimizer take one step at these slots.
+        """Let every optimizer take one step at these slots; clamp and average the dense values then.
 
         Args:
             slots: Where the push is new.
@@ -167,9 +179,17 @@ class Parameters:
                 group = self.shape.tables[index].group
                 self._tables[index].apply(slots, ids, gradient, changed=changed.get(group, {}))
 
-    def read(self, views: DenseViews) -> None:
-        """Copy the dense values of the views' slots into them; a slot that is not held here stays as it is there."""
-        self._dense.read(views)
+    def read(self, views: DenseViews, *, average: bool = False) -> None:
+        """Copy the dense values of the views' slots into them; a slot that is not held here stays as it is there.
+
+        Args:
+            views: The memory to write into.
+            average: Copy the moving averages instead; of a slot without an applied step, the values.
+
+        Raises:
+            ValueError: The job keeps no moving averages.
+        """
+        self._dense.read(views, average=average)
 
     def rows(self, index: int, ids: Tensor) -> Tensor:
         """The values [n, dim] of rows of a table; an untouched one has its first values, and stays untouched.
@@ -178,12 +198,12 @@ class Parameters:
             ValueError: There is no such table or row, or a row is in a slot that is not held here.
         """
         table = self._table(index)
-        values = table.rows(ids)
+        table.check_ids(ids)
         self._check_held(torch.unique(slot_of(ids, self.slots_total)).tolist())
-        return values
+        return table.rows(ids)
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """Copies of everything of a slot, by readable names: values, optimizer state, table rows, buffers.
+        """Copies of everything of a slot, by readable names: values, optimizer state, table rows, whole tensors.
 
         Raises:
             ValueError: The slot is not held.
@@ -192,10 +212,7 @@ class Parameters:
         tensors = self._dense.state(slot)
         for table in self._tables:
             tensors |= table.state(slot)
-        if slot == _BUFFERS_SLOT and self._buffers is not None:
-            for entry, held in zip(self._buffer_area.entries, self._buffers, strict=True):
-                tensors[f"buffers/{entry.name}"] = held.clone().reshape(entry.shape)
-        return tensors
+        return tensors | self._whole.state() if slot == WHOLE_SLOT else tensors
 
     def load(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
         """Hold the slot from now on as ``state`` gave it.
@@ -208,8 +225,8 @@ class Parameters:
             self._dense.load(slot, tensors)
             for table in self._tables:
                 table.load(slot, tensors)
-            if slot == _BUFFERS_SLOT:
-                self._load_buffers(tensors)
+            if slot == WHOLE_SLOT:
+                self._whole.load(tensors)
         except BaseException:
             self.drop(slot)
             raise
@@ -223,45 +240,30 @@ class Parameters:
         self._check_held([slot])
         return Export(self._dense.export(slot), [table.export(slot) for table in self._tables])
 
-    def merge_buffers(self, views: BufferViews, trainers: int) -> None:
+    def merge_buffers(self, views: TensorViews, trainers: int) -> None:
         """Merge a trainer's buffers into the job's, and write what they are now into the views.
 
-        Floating-point ones move by 1/trainers of the difference, so that every trainer has its share in them; of the
-        others, such as counters, the last writer's stand. The first to come sets them all.
+        Those with merge ``mean`` move by 1/trainers of the difference, so that every trainer has its share in them; to
+        those with ``sum`` the view's increase is added; of the others the last writer's stand.
 
         Args:
-            views: The trainer's buffers.
-            trainers: How many trainers there are; 0: only read (the views stay as they are if nobody wrote yet).
+            views: The trainer's buffers; of those with ``sum`` the increase since it last took the job's.
+            trainers: How many trainers there are; 0: nothing is merged.
 
         Raises:
-            ValueError: Slot 0, to which the buffers belong, is not held.
+            ValueError: Slot 0, to which the buffers belong, is not held or waits for its initial values.
         """
-        self._check_held([_BUFFERS_SLOT])
-        if trainers > 0:
-            self._merge(views, trainers)
-        for seen, held in zip(views.tensors, self._buffers or [], strict=self._buffers is not None):
-            seen.copy_(held)
+        self._check_held([WHOLE_SLOT])
+        self._whole.merge(views, trainers)
 
-    def _merge(self, views: BufferViews, trainers: int) -> None:
-        if self._buffers is None:
-            self._buffers = [seen.clone() for seen in views.tensors]
-            return
-        for seen, held in zip(views.tensors, self._buffers, strict=True):
-            if trainers > 1 and (held.is_floating_point() or held.is_complex()):
-                held.add_((seen - held) / trainers)
-            else:
-                held.copy_(seen)
+    def read_fixed(self, views: TensorViews) -> None:
+        """Copy the fixed tensors into the views.
 
-    def _load_buffers(self, tensors: Mapping[str, Tensor]) -> None:
-        if not any(name.startswith("buffers/") for name in tensors):
-            return
-        loaded: list[Tensor] = []
-        for entry in self._buffer_area.entries:
-            stored = tensors.get(f"buffers/{entry.name}")
-            if stored is None or stored.numel() != entry.count or stored.dtype != getattr(torch, entry.dtype):
-                raise ValueError(f"slot {_BUFFERS_SLOT} has no buffers/{entry.name} {entry.shape} of {entry.dtype}")
-            loaded.append(stored.reshape(-1).clone())
-        self._buffers = loaded
+        Raises:
+            ValueError: Slot 0, to which they belong, is not held or waits for its initial values.
+        """
+        self._check_held([WHOLE_SLOT])
+        self._whole.read_fixed(views)
 
     def _check_held(self, slots: Collection[int]) -> None:
         missing = sorted(set(slots) - self._slots)

@@ -27,7 +27,7 @@ class Tensors(Protocol):
     """Parameters and optimizer state of the slots."""
 
     def create(self, slot: int) -> bool:
-        """Make room for a slot; whether it waits for initial values (a slot without dense values does not)."""
+        """Make room for a slot; whether it waits for initial values of the first trainer's."""
         ...
 
     def load(self, slot: int, state: Any) -> None:

@@ -41,11 +41,9 @@ class _Tensors:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
-        self._has_dense = bool(parameters.shape.dense)
 
     def create(self, slot: int) -> bool:
-        self._parameters.create(slot)
-        return self._has_dense
+        return self._parameters.create(slot)
 
     def load(self, slot: int, state: Any) -> None:
         self._parameters.load(slot, state)

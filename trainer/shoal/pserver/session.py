@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from shoal.pserver.dense import DenseViews
-from shoal.pserver.parameters import BufferViews, Parameters, PushedRows
+from shoal.pserver.parameters import Parameters, TableRows
 from shoal.pserver.server import ServerState
+from shoal.pserver.whole import WHOLE_SLOT, TensorViews
 from shoal.wire import messages as m
 from shoal.wire import shared, sync
-from shoal.wire.layout import Area, BufferArea
+from shoal.wire.layout import Area, TensorArea
 from shoal.wire.tensors import bytes_of
 
 __all__ = ["Desk", "Session"]
@@ -150,7 +151,7 @@ class Session:
         with self._desk.lock:
             applied = state.granted.applied(attached.slots, message.grants, epoch=message.epoch, task=message.task)
             if message.values:
-                parameters.read(attached.values)
+                parameters.read(attached.values, average=message.average)
         self._connection.send(m.At(applied=applied, values=message.values), attached.payload if message.values else [])
 
     def _push(self, message: m.Push, size: int) -> None:
@@ -174,7 +175,7 @@ class Session:
 
     def _receive_push(
         self, message: m.Push, size: int, parameters: Parameters, attached: _Attachment
-    ) -> list[PushedRows]:
+    ) -> list[TableRows]:
         """Read everything that belongs to a push: dense gradients into their place, rows into tensors."""
         sparse = sum(self._row_bytes(part, parameters, values=True) for part in message.parts)
         if size == sparse + attached.area.size and not attached.shared:
@@ -220,28 +221,49 @@ class Session:
     def _init(self, message: m.Init, size: int) -> None:
         state, parameters = self._parts
         area = Area(parameters.shape, parameters.slots_total, message.slots)
-        if size != area.size:
+        whole = [TensorArea(parameters.shape.buffers), TensorArea(parameters.shape.fixed)]
+        if WHOLE_SLOT not in message.slots:
+            whole = []
+        self._check_given(message, parameters)
+        rows = sum(self._row_bytes(part, parameters, values=True) for part in message.parts)
+        if size != area.size + rows + sum(part.size for part in whole):
             raise Refusal("initial values of another size than these slots have")
-        views = DenseViews(area, self._bytes(size))
+        views = DenseViews(area, self._bytes(area.size))
+        given = [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
+        buffers, fixed = [TensorViews(part, self._bytes(part.size)).tensors for part in whole] or [[], []]
+        width = len(parameters.given)
         with self._desk.lock:
             pairs = zip(message.slots, message.grants, strict=True)
-            slots = [slot for slot, grant in pairs if state.awaits_values(slot, grant)]
-            for slot in slots:
-                parameters.initialise(slot, views)
-            state.initialised(slots)
+            awaiting = [place for place, pair in enumerate(pairs) if state.awaits_values(*pair)]
+            for place in awaiting:
+                mine = given[place * width : (place + 1) * width]
+                parameters.initialise(message.slots[place], views, rows=mine, buffers=buffers, fixed=fixed)
+            state.initialised(message.slots[place] for place in awaiting)
         self._desk.initialised()
         self._connection.send(m.Initialised(slots=message.slots, grants=message.grants))
 
+    def _check_given(self, message: m.Init, parameters: Parameters) -> None:
+        """The rows that come must be exactly those of the slots, before any memory is taken for them."""
+        wanted = [
+            m.RowPart(table=table, count=parameters.rows_in(table, slot))
+            for slot in message.slots
+            for table in parameters.given
+        ]
+        if message.parts != wanted:
+            raise Refusal("other rows than those of the given tables in these slots")
+
     def _buffers(self, message: m.Buffers, size: int) -> None:
         state, parameters = self._parts
-        area = BufferArea(parameters.shape)
-        if size != area.size:
+        area = TensorArea(parameters.shape.fixed if message.fixed else parameters.shape.buffers)
+        if size != (0 if message.fixed else area.size):
             raise Refusal("buffers of another size than the job's")
-        memory = self._bytes(size)
-        views = BufferViews(area, memory)
+        memory = bytearray(area.size) if message.fixed else self._bytes(size)
+        views = TensorViews(area, memory)
         with self._desk.lock:
-            stale = state.granted.stale([0], [message.grant])
-            if not stale:
+            stale = state.granted.stale([WHOLE_SLOT], [message.grant])
+            if message.fixed and not stale:
+                parameters.read_fixed(views)
+            elif not stale:
                 parameters.merge_buffers(views, message.trainers)
         self._connection.send(m.BuffersMerged(stale=stale), [] if stale else [memoryview(memory)])
 

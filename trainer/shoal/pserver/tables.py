@@ -1,7 +1,7 @@
-"""A sparse table's rows, as far as anybody has trained them.
+"""A sparse table's rows: all of them where the first trainer gives them, otherwise those that were pushed.
 
-The touched rows of all slots of a server lie one after another in tensors that grow: values, optimizer state, and the
-slot of each. Where a row lies is told by an index as long as the table, four bytes a row. That is no waste: the
+The rows of all slots of a server lie one after another in tensors that grow: values, optimizer state, and the slot of
+each. Where a row lies is told by an index as long as the table, four bytes a row. That is no waste: the
 ``nn.Embedding`` in every trainer takes ``dim`` times as much, and the operating system gives memory only to those
 parts of the index that are ever written.
 
@@ -13,7 +13,7 @@ also if no row of the slot is in it, as it would in a plain loop.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shoal.pserver.optimizers import build, from_json, row_state
 from shoal.wire.messages import Group, SparseTable
-from shoal.wire.rows import first_values, slot_of
+from shoal.wire.rows import GIVEN, first_values, slot_of, slots_of_table
 
 __all__ = ["Table"]
 
@@ -30,7 +30,7 @@ _FIRST_CAPACITY = 1024
 
 
 class Table:
-    """The touched rows of one table, for the slots that a server holds.
+    """The rows of one table, for the slots that a server holds.
 
     Args:
         table: What the table is.
@@ -55,7 +55,11 @@ class Table:
         self._name = group.optimizer
         self._options = {k: v for k, v in self._optimizer.param_groups[0].items() if k != "params"}
         self._first_state = row_state(group.optimizer, group.options)
-        # Place + 1 of each row; 0: never touched. Zeros from numpy are memory that the system has not given yet.
+        # How many rows each slot has, where all are given.
+        self._shares: list[int] = []
+        if table.family == GIVEN:
+            self._shares = torch.bincount(slots_of_table(table.rows, slots_total), minlength=slots_total).tolist()
+        # Place + 1 of each row; 0: not held. Zeros from numpy are memory that the system has not given yet.
         self._places = torch.from_numpy(np.zeros(table.rows, dtype=np.int32))
         self._count = 0
         self._ids = torch.empty(0, dtype=torch.int64)
@@ -68,10 +72,35 @@ class Table:
         return self._count
 
     def create(self, slot: int) -> None:
-        """Hold the slot from now on, with no row touched."""
+        """Hold the slot from now on, without any row."""
         if slot in self._steps:
             self.drop(slot)
         self._steps[slot] = 0
+
+    def rows_in(self, slot: int) -> int:
+        """How many rows of a given table are in a slot."""
+        return self._shares[slot]
+
+    def check_all(self, slot: int, ids: Tensor, values: Tensor) -> None:
+        """Make sure that these are the values of every row of a slot of a given table.
+
+        Raises:
+            ValueError: They are not.
+        """
+        self._check_slot(slot, ids, [values])
+        self._check_share(slot, ids)
+
+    def initialise(self, slot: int, ids: Tensor, values: Tensor) -> None:
+        """Hold the slot from now on with these rows; their optimizer state is the first one.
+
+        Args:
+            slot: Which.
+            ids: Row numbers of the slot, int64 [n], each once.
+            values: [n, dim], of the table's dtype.
+        """
+        self.create(slot)
+        places = self._append(ids, torch.full_like(ids, slot))
+        self._values[places] = values
 
     def drop(self, slot: int) -> None:
         """Hold it no longer; what stays moves together."""
@@ -86,16 +115,30 @@ class Table:
         self._count = len(stay)
         self._places[self._ids] = torch.arange(1, self._count + 1, dtype=torch.int32)
 
+    def check_ids(self, ids: Tensor) -> None:
+        """Make sure that these are row numbers of the table.
+
+        Raises:
+            ValueError: They are not int64 [n], or the table has no such row.
+        """
+        if ids.dtype != torch.int64 or ids.dim() != 1:
+            raise ValueError(f"table {self._table.name}: row numbers must be int64 [n], not {ids.dtype} {ids.shape}")
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._table.rows:
+            raise ValueError(
+                f"table {self._table.name} has the rows 0..{self._table.rows - 1}; asked for {int(ids.min())}.."
+                f"{int(ids.max())}"
+            )
+
     def check(self, ids: Tensor, gradient: Tensor) -> None:
         """Make sure that a gradient can be applied.
 
         Raises:
             ValueError: It cannot: rows that the table does not have, or another size or dtype.
         """
-        self._check_ids(ids)
+        self.check_ids(ids)
         if gradient.shape != (len(ids), self._table.dim) or gradient.dtype != self._dtype:
             raise ValueError(
-                f"table {self._table.name}: a gradient {list(gradient.shape)} of {gradient.dtype} for {len(ids)} rows of "
+                f"table {self._table.name}: {list(gradient.shape)} of {gradient.dtype} for {len(ids)} rows of "
                 f"{self._table.dim} x {self._dtype}"
             )
 
@@ -137,12 +180,12 @@ class Table:
                 self._steps[slot] = step + 1
 
     def rows(self, ids: Tensor) -> Tensor:
-        """The values of these rows, [n, dim]; an untouched one has its first values, and stays untouched.
+        """The values of these rows, [n, dim]; one that is not held yet has its first values, and stays so.
 
         Raises:
-            ValueError: There is no such row.
+            ValueError: There is no such row, or the table is given and a row is not held here.
         """
-        self._check_ids(ids)
+        self.check_ids(ids)
         places = self._places[ids].long() - 1
         unknown = (places < 0).nonzero().squeeze(1)
         if not len(unknown):
@@ -154,7 +197,7 @@ class Table:
         return found
 
     def export(self, slot: int) -> tuple[Tensor, Tensor]:
-        """Copies of the slot's touched rows: their numbers [n], ascending, and values [n, dim]."""
+        """Copies of the slot's rows, as far as they are held: their numbers [n], ascending, and values [n, dim]."""
         places = self._places_of(slot)
         return self._ids[places], self._values[places]
 
@@ -180,19 +223,14 @@ class Table:
         missing = [f"{prefix}/{name}" for name in needed if f"{prefix}/{name}" not in tensors]
         if missing:
             raise ValueError(f"slot {slot} lacks {', '.join(missing)}")
-        ids = tensors[f"{prefix}/ids"]
-        if ids.dtype != torch.int64 or ids.dim() != 1 or len(torch.unique(ids)) != len(ids):
-            raise ValueError(f"{prefix}/ids are not row numbers")
+        ids, values = tensors[f"{prefix}/ids"], tensors[f"{prefix}/values"]
         stored = {key: tensors[f"{prefix}/state/{key}"] for key in self._state}
-        for part in (tensors[f"{prefix}/values"], *stored.values()):
-            self.check(ids, part)
-        owners = slot_of(ids, self._slots_total)
-        if bool((owners != slot).any()):
-            raise ValueError(f"{prefix}/ids has rows of other slots than {slot}")
+        self._check_slot(slot, ids, [values, *stored.values()])
+        self._check_share(slot, ids)
         self.create(slot)
         self._steps[slot] = int(tensors[f"{prefix}/step"])
-        places = self._append(ids, owners)
-        self._values[places] = tensors[f"{prefix}/values"]
+        places = self._append(ids, torch.full_like(ids, slot))
+        self._values[places] = values
         for key, part in stored.items():
             self._state[key][places] = part
 
@@ -257,11 +295,18 @@ class Table:
         places = (self._slots[: self._count] == slot).nonzero().squeeze(1)
         return places[torch.argsort(self._ids[places])]
 
-    def _check_ids(self, ids: Tensor) -> None:
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise ValueError(f"table {self._table.name}: row numbers must be int64 [n], not {ids.dtype} {ids.shape}")
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._table.rows:
+    def _check_slot(self, slot: int, ids: Tensor, parts: Sequence[Tensor]) -> None:
+        """Make sure that the parts are of rows of this slot, each once."""
+        for part in parts:
+            self.check(ids, part)
+        if len(torch.unique(ids)) != len(ids):
+            raise ValueError(f"table {self._table.name}: a row of slot {slot} comes twice")
+        if bool((slot_of(ids, self._slots_total) != slot).any()):
+            raise ValueError(f"table {self._table.name}: rows of other slots than {slot}")
+
+    def _check_share(self, slot: int, ids: Tensor) -> None:
+        """Make sure that all rows of the slot are there, where the table is given."""
+        if self._shares and len(ids) != self._shares[slot]:
             raise ValueError(
-                f"table {self._table.name} has the rows 0..{self._table.rows - 1}; asked for {int(ids.min())}.."
-                f"{int(ids.max())}"
+                f"table {self._table.name}: {len(ids)} rows of slot {slot}, which has {self._shares[slot]}"
             )

@@ -21,13 +21,12 @@ from shoal.wire.layout import ITEM_SIZES
 from shoal.wire.messages import Buffer, DenseParameter, Group, Shape, SparseTable
 from shoal.wire.messages import Tensor as TensorShape
 from shoal.wire.plan import Plan, default_task_batches
+from shoal.wire.rows import GIVEN, GIVEN_TABLE_BYTES
 
-__all__ = ["FIXED_BYTES", "GIVEN_TABLE_BYTES", "BufferPlace", "Description", "TableModule", "clean_name", "describe", "plain_module"]
+__all__ = ["FIXED_BYTES", "BufferPlace", "Description", "TableModule", "clean_name", "describe", "plain_module"]
 
 FIXED_BYTES = 64 * 2**20
 """Frozen parameters up to this size in all are sent from the first trainer to the others; larger ones are compared."""
-GIVEN_TABLE_BYTES = 256 * 2**20
-"""The first values of a sparse table up to this size are the module's; those of a larger one are drawn like them."""
 SAMPLED_VALUES = 100_000
 FEWEST_VALUES = 1_000
 _COMPILED = "_orig_mod."
@@ -338,8 +337,8 @@ def _table(table: TableModule, placed: Mapping[int, int]) -> SparseTable:
     padding = table.module.padding_idx
     family, first, second = _family(weight.detach(), padding)
     if family != "constant" and weight.numel() * weight.element_size() <= GIVEN_TABLE_BYTES:
-        family, first, second = "given", 0.0, 0.0
-    zero = [int(padding)] if family != "given" and padding is not None and not weight.detach()[padding].any() else []
+        family, first, second = GIVEN, 0.0, 0.0
+    zero = [int(padding)] if family != GIVEN and padding is not None and not weight.detach()[padding].any() else []
     return SparseTable(
         name=table.name,
         rows=weight.shape[0],

@@ -28,10 +28,10 @@ from shoal.trainer.process import ProcessWatch, take_place
 from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.servers import Gradients, ServerLost
 from shoal.trainer.session import Batch, Place, Session, average_path, flat
-from shoal.trainer.tables import Tables, data_of, rows_of
+from shoal.trainer.tables import Tables, rows_of
 from shoal.wire import auth, environment
 from shoal.wire import messages as m
-from shoal.wire.rows import first_values
+from shoal.wire.rows import GIVEN, first_values
 
 __all__ = ["DistributedJob"]
 
@@ -136,17 +136,16 @@ class DistributedJob(Session):
     def _register(self, described: Description) -> None:
         """Register; if this is the first trainer, its values are the job's initial ones."""
         engine = self._engine
-        dense = flat([parameter for parameter in described.dense])
+        dense = flat(list(described.dense))
         buffers = flat([place.tensor for place in described.buffers])
         fixed = flat([tensor for _, tensor in described.fixed])
-        given = [
-            data_of(table.module.weight).detach().cpu().clone() if spec.family == "given" else None
-            for table, spec in zip(described.tables, described.shape.tables, strict=True)
-        ]
+        given = [table.module.weight.detach().cpu() for table in described.tables]
         engine.provide = lambda message: engine.servers.provide(
             message, dense, tables=given, buffers=buffers, fixed=fixed
         )
         engine.start(described.shape)
+        # Every slot is served from a snapshot by now, so these values are not asked for again.
+        engine.provide = lambda _: False
         engine.servers.parameters = [parameter.data for parameter in described.dense]
         self._epoch, self._epochs, self._seed = engine.info.epoch, engine.info.epochs, engine.info.seed
         self._check_output()
@@ -454,7 +453,7 @@ class DistributedJob(Session):
             return
         touched = engine.retry(lambda: engine.servers.export_rows(idle=engine.idle))
         for table, spec, parts in zip(described.tables, described.shape.tables, touched, strict=True):
-            starts = range(0, spec.rows if spec.family != "given" else 0, ROWS_AT_ONCE)
+            starts = range(0, spec.rows if spec.family != GIVEN else 0, ROWS_AT_ONCE)
             for start in starts:
                 rows = torch.arange(start, min(start + ROWS_AT_ONCE, spec.rows))
                 self._tables.write(table, rows, first_values(spec, table.index, engine.info.seed, rows))

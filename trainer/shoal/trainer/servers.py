@@ -9,6 +9,7 @@ when one of them failed, so that a connection is never left in the middle of an 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from shoal.pserver.dense import DenseViews, view
+from shoal.pserver.dense import DenseViews
+from shoal.trainer.areas import packed, read_pieces, unpack, write_pieces
+from shoal.trainer.initial import Initial
 from shoal.wire import auth, shared, sync
 from shoal.wire import messages as m
-from shoal.wire.layout import Area, BufferArea
+from shoal.wire.layout import Area, TensorArea
 from shoal.wire.rows import slot_of
 from shoal.wire.tensors import bytes_of
 
@@ -100,7 +103,8 @@ class Servers:
         self._identity, self._token, self._uid = identity, token, uid
         self._peers: dict[int, _Peer] = {}
         self._map = m.Map(holders=[], owner=[-1] * slots, grants=[m.NO_GRANT] * slots)
-        self._buffers = BufferArea(shape)
+        self._buffers = TensorArea(shape.buffers)
+        self._fixed = TensorArea(shape.fixed)
 
     def close(self) -> None:
         """Close every connection."""
@@ -224,8 +228,37 @@ class Servers:
 
         for peer, found in self._exchange(send, receive, idle=idle):
             answers += found
-            self._install(peer)
+            read_pieces(peer.values, self.parameters)
         return answers
+
+    def pull_average(self, *, idle: Callable[[], None]) -> list[Tensor]:
+        """The moving averages of the dense parameters, flat, on the CPU, in the shape's order.
+
+        The parameters themselves are not touched.
+
+        Raises:
+            ServerLost: Some servers did not answer, or no longer serve their slots.
+        """
+        found = [torch.empty(math.prod(p.shape), dtype=getattr(torch, p.dtype)) for p in self._shape.dense]
+        kept: dict[int, bytes] = {}
+
+        def send(_: int, peer: _Peer) -> None:
+            kept[peer.holder.life] = bytes(peer.incoming)
+            peer.connection.send(m.Pull(grants=self._grants(peer.slots), epoch=0, task=0, values=True, average=True))
+
+        def receive(peer: _Peer, message: m.At, size: int) -> None:
+            self._take_values(peer, size, idle)
+            for slot, entries in peer.area.by_slot().items():
+                for entry, value in zip(entries, peer.values.by_slot[slot], strict=True):
+                    found[entry.piece.parameter][entry.piece.start : entry.piece.stop] = value
+            # A slot that the server loses before the next answer is installed from here as it is.
+            peer.incoming[:] = kept.pop(peer.holder.life)
+            if any(m.NO_GRANT in part.grants for part in message.applied):
+                raise ConnectionResetError("its slots are served under other grants now")
+
+        for _ in self._exchange(send, receive, idle=idle):
+            pass
+        return found
 
     def push(
         self, push: m.Push, gradients: Gradients, *, idle: Callable[[], None]
@@ -243,7 +276,7 @@ class Servers:
         def send(number: int, peer: _Peer) -> None:
             payload: list[memoryview] = []
             if whole:
-                self._write(peer.gradients, gradients.dense)
+                write_pieces(peer.gradients, gradients.dense)
                 if not peer.shared:
                     payload.append(peer.outgoing)
             parts = []
@@ -260,19 +293,8 @@ class Servers:
             return _answers_of(message.pushed), _answers_of(message.next)
 
         for peer, answer in self._exchange(send, receive, idle=idle):
-            self._install(peer)
+            read_pieces(peer.values, self.parameters)
             yield answer
-
-    def _write(self, views: DenseViews, dense: Sequence[Tensor | None]) -> None:
-        targets, sources = [], []
-        for slot, entries in views.area.by_slot().items():
-            for entry, target in zip(entries, views.by_slot[slot], strict=True):
-                gradient = dense[entry.piece.parameter]
-                if gradient is not None:
-                    targets.append(target)
-                    sources.append(gradient[entry.piece.start : entry.piece.stop])
-        if targets:
-            torch._foreach_copy_(targets, sources)
 
     def _take_values(self, peer: _Peer, size: int, idle: Callable[[], None]) -> None:
         """Read the dense values that follow a message; with shared memory they are there already."""
@@ -280,27 +302,6 @@ class Servers:
             raise ConnectionResetError("dense values of another size than ours")
         if size:
             peer.connection.receive_into(peer.incoming, idle=self._watch(peer, idle))
-
-    def _install(self, peer: _Peer) -> None:
-        """Write a server's dense values into the parameters."""
-        targets, sources = [], []
-        scattered: dict[int, Tensor] = {}
-        with torch.no_grad():
-            for slot, entries in peer.area.by_slot().items():
-                for entry, value in zip(entries, peer.values.by_slot[slot], strict=True):
-                    index = entry.piece.parameter
-                    parameter = self.parameters[index].detach()
-                    if parameter.is_contiguous():
-                        flat = parameter.view(-1)
-                    else:
-                        flat = scattered.setdefault(index, parameter.reshape(-1))
-                    targets.append(flat[entry.piece.start : entry.piece.stop])
-                    sources.append(value)
-            if targets:
-                torch._foreach_copy_(targets, sources)
-            for index, flat in scattered.items():
-                parameter = self.parameters[index].detach()
-                parameter.copy_(flat.view(parameter.shape))
 
     # --- Rows of tables ---
 
@@ -343,71 +344,114 @@ class Servers:
 
     # --- Beginning and end ---
 
-    def provide(self, message: m.Provide, values: Sequence[Tensor]) -> bool:
-        """Give slots their initial values (flat, per dense parameter); whether all of it was done."""
+    def provide(
+        self,
+        message: m.Provide,
+        values: Sequence[Tensor],
+        *,
+        tables: Sequence[Tensor] = (),
+        buffers: Sequence[Tensor] = (),
+        fixed: Sequence[Tensor] = (),
+    ) -> bool:
+        """Give slots their initial values.
+
+        Args:
+            message: Which slots, and where they are.
+            values: Per dense parameter, flat, on the CPU.
+            tables: Per table its weight [rows, dim]; only those of given tables are read.
+            buffers: Per buffer of the shape.
+            fixed: Per fixed tensor of the shape.
+
+        Returns:
+            Whether all slots have them.
+
+        Raises:
+            ValueError: There are more or fewer buffers or fixed tensors than the shape has.
+        """
+        initial = Initial(self._shape, self._slots, values, tables, buffers, fixed)
+        grants = dict(zip(message.slots, message.grants, strict=True))
         done = True
         for number, holder in enumerate(message.holders):
-            pairs = [
-                (slot, grant)
-                for slot, grant, owner in zip(message.slots, message.grants, message.owner, strict=True)
-                if owner == number
-            ]
-            slots, grants = [slot for slot, _ in pairs], [grant for _, grant in pairs]
-            area = Area(self._shape, self._slots, slots)
-            memory = bytearray(area.size)
-            self._write(DenseViews(area, memory), values)
+            slots = [slot for slot, owner in zip(message.slots, message.owner, strict=True) if owner == number]
+            if not slots:
+                continue
             try:
                 with contextlib.closing(self._call(holder)) as connection:
-                    connection.send(m.Init(slots=slots, grants=grants), [memoryview(memory)])
-                    answer, _ = connection.receive(_answers)
-                    done = done and isinstance(answer, m.Initialised)
+                    for portion in initial.portions(slots):
+                        parts, payload = initial.payload(portion)
+                        connection.send(
+                            m.Init(slots=portion, grants=[grants[slot] for slot in portion], parts=parts), payload
+                        )
+                        answer, _ = connection.receive(_answers)
+                        done = done and isinstance(answer, m.Initialised)
             except OSError:
                 done = False
         return done
 
-    def merge_buffers(self, buffers: Sequence[Tensor], *, trainers: int, idle: Callable[[], None]) -> bool:
-        """Merge the module's buffers with the job's, and take what comes of it; ``trainers`` 0: only take.
+    def merge_buffers(
+        self,
+        buffers: Sequence[Tensor],
+        bases: Sequence[Tensor] = (),
+        *,
+        trainers: int,
+        idle: Callable[[], None],
+    ) -> None:
+        """Merge the module's buffers with the job's, and write what comes of it into them; ``trainers`` 0: only take.
 
-        Returns:
-            Whether there was something to take.
+        Args:
+            buffers: The module's tensors as they are now, in the shape's order.
+            bases: Per buffer a copy of what this wrote last; only those of buffers with merge ``sum`` are read, and
+                none when nothing is merged.
+            trainers: How many there are; 0: nothing is merged.
+            idle: Called while the server is silent.
 
         Raises:
             ServerLost: Slot 0's server did not answer.
         """
         if not buffers:
-            return False
-        memory = bytearray(self._buffers.size)
-        views = [
-            view(memory, dtype=entry.dtype, offset=entry.offset, count=entry.count) for entry in self._buffers.entries
-        ]
-        for target, buffer in zip(views, buffers, strict=True):
-            target.copy_(buffer.detach().reshape(-1))
+            return
+        given = list(buffers)
+        if trainers:
+            merged = zip(buffers, bases, self._shape.buffers, strict=True)
+            given = [now - base if spec.merge == "sum" else now for now, base, spec in merged]
+        memory = packed(self._buffers, given)
+        self._exchange_whole(m.Buffers(grant=self._map.grants[0], trainers=trainers, fixed=False), memory, idle)
+        unpack(self._buffers, memory, buffers)
+
+    def take_fixed(self, tensors: Sequence[Tensor], *, idle: Callable[[], None]) -> None:
+        """Write the first trainer's fixed tensors into these, which come in the shape's order.
+
+        Raises:
+            ServerLost: Slot 0's server did not answer.
+        """
+        if not tensors:
+            return
+        memory = memoryview(bytearray(self._fixed.size))
+        self._exchange_whole(m.Buffers(grant=self._map.grants[0], trainers=0, fixed=True), memory, idle)
+        unpack(self._fixed, memory, tensors)
+
+    def _exchange_whole(self, message: m.Buffers, memory: memoryview, idle: Callable[[], None]) -> None:
+        """Send slot 0's server the memory (not where fixed tensors are asked for), and take its answer into it."""
         number = self._map.owner[0]
         if number < 0:
             raise ServerLost([0])
         peer: _Peer | None = None
         try:
             peer = self._peer(number)
-            message = m.Buffers(grant=self._map.grants[0], trainers=trainers)
-            peer.connection.send(message, [memoryview(memory)])
+            peer.connection.send(message, [] if message.fixed else [memory])
             answer, size = peer.connection.receive(_answers, idle=self._watch(peer, idle))
             if not isinstance(answer, m.BuffersMerged) or answer.stale:
                 raise ConnectionResetError("slot 0 is served under another grant now")
-            if size:
-                peer.connection.receive_into(memoryview(memory), idle=self._watch(peer, idle))
+            if size != len(memory):
+                raise ConnectionResetError("tensors of another size than ours")
+            peer.connection.receive_into(memory, idle=self._watch(peer, idle))
         except OSError as error:
             if peer is not None:
                 self._drop(peer)
             raise ServerLost([0]) from error
-        if not size:
-            return False
-        with torch.no_grad():
-            for buffer, source in zip(buffers, views, strict=True):
-                buffer.copy_(source.view(buffer.shape))
-        return True
 
     def export_rows(self, *, idle: Callable[[], None]) -> list[list[tuple[Tensor, Tensor]]]:
-        """All touched rows of every table: per table a list of (row numbers, values).
+        """All rows of every table that the servers hold: per table a list of (row numbers, values).
 
         Raises:
             ServerLost: A server did not answer, or no longer serves its slots.

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from shoal.wire.messages import Shape
+from shoal.wire.messages import Buffer, Shape, Tensor
 
-__all__ = ["ALIGNMENT", "ITEM_SIZES", "Area", "BufferArea", "BufferEntry", "Entry", "Piece", "item_size", "pieces"]
+__all__ = ["ALIGNMENT", "ITEM_SIZES", "Area", "Entry", "Piece", "TensorArea", "TensorEntry", "item_size", "pieces"]
 
 ALIGNMENT = 64
 """Bytes; a cache line, and more than any dtype or vector instruction asks for."""
@@ -145,8 +145,8 @@ class Area:
 
 
 @dataclass(frozen=True, slots=True)
-class BufferEntry:
-    """One whole buffer of the module: ``nbytes`` bytes from ``offset`` on."""
+class TensorEntry:
+    """One whole tensor in an area: ``nbytes`` bytes from ``offset`` on."""
 
     name: str
     shape: tuple[int, ...]
@@ -160,11 +160,14 @@ class BufferEntry:
         return math.prod(self.shape)
 
 
-class BufferArea:
-    """The module's buffers (running means and the like) as one stretch of bytes, in the shape's order.
+class TensorArea:
+    """Whole tensors (a module's buffers, or its fixed tensors) as one stretch of bytes.
+
+    Args:
+        tensors: What lies there, in this order.
 
     Attributes:
-        entries: Every buffer.
+        entries: Every tensor.
         size: Bytes in all, a multiple of ``ALIGNMENT``; 0 if there are none.
 
     Raises:
@@ -173,12 +176,12 @@ class BufferArea:
 
     __slots__ = ("entries", "size")
 
-    def __init__(self, shape: Shape) -> None:
-        found: list[BufferEntry] = []
+    def __init__(self, tensors: Sequence[Tensor | Buffer]) -> None:
+        found: list[TensorEntry] = []
         offset = 0
-        for buffer in shape.buffers:
-            nbytes = math.prod(buffer.shape) * item_size(buffer.dtype, name=buffer.name)
-            found.append(BufferEntry(buffer.name, tuple(buffer.shape), buffer.dtype, offset, nbytes))
+        for tensor in tensors:
+            nbytes = math.prod(tensor.shape) * item_size(tensor.dtype, name=tensor.name)
+            found.append(TensorEntry(tensor.name, tuple(tensor.shape), tensor.dtype, offset, nbytes))
             offset = _aligned(offset + nbytes)
         self.entries = tuple(found)
         self.size = offset

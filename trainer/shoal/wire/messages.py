@@ -24,6 +24,7 @@ __all__ = [
     "At",
     "Attach",
     "Attached",
+    "Buffer",
     "Buffers",
     "BuffersMerged",
     "Complete",
@@ -122,20 +123,40 @@ class Tensor(_Part, frozen=True):
     dtype: str
 
 
+class Buffer(_Part, frozen=True):
+    """A buffer of the module and how the trainers' copies of it become the job's.
+
+    ``merge``: ``mean`` (each trainer has its share), ``sum`` (each trainer's increase is added) or ``last`` (the last
+    writer's stands).
+    """
+
+    name: str
+    shape: list[int]
+    dtype: str
+    merge: str
+
+
 class DenseParameter(_Part, frozen=True):
-    """A parameter that is pushed and pulled whole; ``group`` counts over the groups of all optimizers."""
+    """A parameter that is pushed and pulled whole; ``group`` counts over the groups of all optimizers.
+
+    ``clamp``: [low, high]: after each step the server clamps the values; None means no bound on that side, as JSON has
+    no infinity. Empty: the values are not clamped.
+    """
 
     name: str
     shape: list[int]
     dtype: str
     group: int
+    clamp: list[float | None] = []
 
 
 class SparseTable(_Part, frozen=True):
-    """An embedding table whose rows are made on first touch.
+    """An embedding table, pushed and pulled by rows.
 
-    A row's first values are drawn from ``family`` (``normal``: mean ``first``, deviation ``second``; ``uniform``: from
-    ``first`` to ``second``; ``constant``: ``first``) by (seed, table, row) alone; ``zero_rows`` start as zeros.
+    ``family`` tells a row's first values. ``given``: the first trainer gives all rows, and the servers hold them from
+    the beginning. Otherwise a row is made on its first push, drawn by (seed, table, row) alone: ``normal``: mean
+    ``first``, deviation ``second``; ``uniform``: from ``first`` to ``second``; ``constant``: ``first``; of such a table
+    ``zero_rows`` start as zeros.
     """
 
     name: str
@@ -157,7 +178,12 @@ class Group(_Part, frozen=True):
 
 
 class Shape(_Part, frozen=True, kw_only=True):
-    """Everything about script and dataset that must be equal in all trainers for (epoch, task, k) to name samples."""
+    """Everything about script and dataset that must be equal in all trainers for (epoch, task, k) to name samples.
+
+    ``fixed``: frozen parameters and non-persistent buffers: the first trainer's are every trainer's, and are never
+    merged. ``frozen``: digest of the values that are too large for that; '' if there are none. ``ema``: decay of the
+    moving average that the servers keep of every dense parameter; 0 means none.
+    """
 
     samples: int
     fingerprint: str
@@ -171,7 +197,10 @@ class Shape(_Part, frozen=True, kw_only=True):
     dense: list[DenseParameter]
     tables: list[SparseTable]
     groups: list[Group]
-    buffers: list[Tensor]
+    buffers: list[Buffer]
+    fixed: list[Tensor] = []
+    frozen: str = ""
+    ema: float = 0.0
 
 
 # --- Common parts -----------------------------------------------------------------------------------------------
@@ -638,12 +667,16 @@ class Attach(_Message, frozen=True):
 
 
 class Pull(_Message, frozen=True):
-    """How far are my slots in this task, and their dense parameters (when ``values``)?"""
+    """Request how far the attached slots are in a task, and their dense parameters (when ``values``).
+
+    ``average``: the moving averages instead of the values; the values where no step was applied yet.
+    """
 
     grants: list[int]
     epoch: int
     task: int
     values: bool
+    average: bool = False
 
 
 class RowPart(_Part, frozen=True):
@@ -684,24 +717,33 @@ class Rows(_Message, frozen=True):
 
 
 class Init(_Message, frozen=True):
-    """Initial dense values of these slots (the payload, in their order), each under its grant."""
+    """Initial values of these slots, each under its grant.
+
+    The payload: the dense area of the slots; then the rows of the given tables, one part for each slot and table, by
+    slot and then by table (row numbers and values of every row of the slot); then, if slot 0 is among the slots, the
+    buffers and the fixed tensors.
+    """
 
     slots: list[int]
     grants: list[int]
+    parts: list[RowPart]
 
 
 class Buffers(_Message, frozen=True):
-    """My module's buffers (the payload, in the shape's order): merge them, send me what they are now.
+    """A trainer's buffers (the payload, in the shape's order); the reply brings the job's.
 
-    ``trainers``: the float ones move by 1/trainers of the difference; 0 means "only read".
+    ``trainers``: how many there are: the buffers with merge ``mean`` move by 1/trainers of the difference, to those
+    with ``sum`` the payload's increase is added; 0 means that nothing is merged. With ``fixed`` the fixed tensors are
+    requested: no payload, nothing is merged.
     """
 
     grant: int
     trainers: int
+    fixed: bool
 
 
 class Export(_Message, frozen=True):
-    """A slot's touched rows of every table (its dense values come with a ``Pull``)."""
+    """A slot's rows of every table, as far as the server holds them (its dense values come with a ``Pull``)."""
 
     slot: int
     grant: int

@@ -1,8 +1,8 @@
-"""Which slot a row of a sparse table is in, and what it holds before anybody trained it.
+"""Which slot a row of a sparse table is in, and what a row that is not given holds before it is trained.
 
-Both are pure functions of numbers that every process knows, so that nobody has to ask: a trainer sorts the rows of a
-gradient by slot itself, and a row that was never pushed exists nowhere and still has the same first values for
-everyone, for ever, also after a restore. PyTorch's random generator is not touched: it is the script's.
+Both are pure functions of numbers that every process knows: a trainer sorts the rows of a gradient by slot itself, and
+a row that was never pushed exists nowhere and still has the same first values in every process, also after a restore.
+PyTorch's random generator is not touched: it is the script's.
 
 The hash is splitmix64, in wrapping int64 arithmetic. The normal distribution is Box and Muller's, with logarithm, sine
 and cosine built here from additions, multiplications, divisions and square roots, which IEEE 754 rounds the same way
@@ -17,9 +17,17 @@ import math
 import torch
 from torch import Tensor
 
-from shoal.wire.messages import SparseTable
+from shoal.wire.messages import Shape, SparseTable
 
-__all__ = ["first_values", "slot_of"]
+__all__ = ["GIVEN", "GIVEN_TABLE_BYTES", "first_values", "given_tables", "slot_of", "slots_of_table"]
+
+GIVEN = "given"
+"""The family of tables whose rows the first trainer gives."""
+
+GIVEN_TABLE_BYTES = 256 * 2**20
+"""The largest table (bytes of its values) whose rows are given; the rows of a larger one are drawn on first touch."""
+
+_ROWS_AT_ONCE = 1 << 18
 
 _WORD = (1 << 64) - 1
 _STRIDE = 0x9E3779B97F4A7C15
@@ -49,8 +57,22 @@ def slot_of(rows: Tensor, slots: int) -> Tensor:
     return upper.mul_(slots).bitwise_right_shift_(32)
 
 
+def slots_of_table(rows: int, slots: int) -> Tensor:
+    """The slot of each row of a table: int32 [rows], worked out a part at a time to bound the memory in between."""
+    found = torch.empty(rows, dtype=torch.int32)
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        part = found[start : start + _ROWS_AT_ONCE]
+        part.copy_(slot_of(torch.arange(start, start + len(part)), slots))
+    return found
+
+
+def given_tables(shape: Shape) -> list[int]:
+    """The indices of the tables whose rows the first trainer gives."""
+    return [index for index, table in enumerate(shape.tables) if table.family == GIVEN]
+
+
 def first_values(table: SparseTable, table_index: int, seed: int, rows: Tensor) -> Tensor:
-    """The values of rows that nobody has trained yet.
+    """The values of rows that were not trained yet, of a table whose rows are not given.
 
     Args:
         table: Tells the distribution.
@@ -62,7 +84,7 @@ def first_values(table: SparseTable, table_index: int, seed: int, rows: Tensor) 
         [n, table.dim] of the table's dtype.
 
     Raises:
-        ValueError: No such family of distributions.
+        ValueError: The table's rows are given, or there is no such family of distributions.
     """
     dtype: torch.dtype = getattr(torch, table.dtype)
     if table.family == "constant":
@@ -75,8 +97,10 @@ def first_values(table: SparseTable, table_index: int, seed: int, rows: Tensor) 
         words = _words(table_index, seed, rows, 2 * half)
         normal = _normal(words[:, :half], words[:, half:])[:, : table.dim]
         values = normal.mul(table.second).add_(table.first).to(dtype)
+    elif table.family == GIVEN:
+        raise ValueError(f"table {table.name}: its rows are given by the first trainer, and these are not here")
     else:
-        raise ValueError(f"table {table.name}: no family {table.family!r}; there are normal, uniform, constant")
+        raise ValueError(f"table {table.name}: no family {table.family!r}; there are given, normal, uniform, constant")
     if table.zero_rows:
         values[torch.isin(rows, torch.tensor(table.zero_rows, dtype=torch.int64))] = 0
     return values

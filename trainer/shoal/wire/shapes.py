@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ _FIELDS = {
     "sampler": "the sampler",
     "task_batches": "task_batches",
     "accumulate": "accumulate",
+    "ema": "the moving average's decay",
 }
 
 
@@ -40,8 +42,14 @@ def differences(here: Shape, job: Shape) -> list[str]:
         ("parameter", here.dense, job.dense),
         ("table", here.tables, job.tables),
         ("buffer", here.buffers, job.buffers),
+        ("fixed tensor", here.fixed, job.fixed),
     ):
         found.extend(_named(label, list(mine), list(theirs)))
+    if here.frozen != job.frozen:
+        found.append(
+            "the frozen parameters differ from those of the first trainer; make the model after trainer.join, which "
+            "seeds, or load the same file everywhere"
+        )
     if len(here.groups) != len(job.groups):
         found.append(f"{len(here.groups)} parameter groups here, {len(job.groups)} in the job")
     found.extend(
@@ -68,4 +76,10 @@ def _named(label: str, here: list[Any], job: list[Any]) -> list[str]:
 def _layout(part: Any) -> str:
     size = part.shape if hasattr(part, "shape") else [part.rows, part.dim]
     group = f", group {part.group}" if hasattr(part, "group") else ""
-    return f"{part.dtype} {size}{group}"
+    clamp = f", clamp {_bounds(part.clamp)}" if getattr(part, "clamp", None) else ""
+    return f"{part.dtype} {size}{group}{clamp}"
+
+
+def _bounds(clamp: list[float | None]) -> list[float | None]:
+    """A record's bounds and a trainer's own in one form: JSON turns an infinity into None."""
+    return [None if bound is None or math.isinf(bound) else float(bound) for bound in clamp]
