@@ -40,9 +40,9 @@ def test_one_evaluates_and_all_who_wait_are_told():
     desk = Desk()
     desk.joins(0)
     desk.joins(1)
-    assert desk.says(0, m.Evaluate(epoch=0)) == [(0, m.EvaluateTurn(epoch=0))]
-    assert desk.says(1, m.Evaluate(epoch=0)) == []
-    score = m.Evaluated(epoch=0, score="1")
+    assert desk.says(0, m.Evaluate(epoch=0, number=0)) == [(0, m.EvaluateTurn(epoch=0, number=0))]
+    assert desk.says(1, m.Evaluate(epoch=0, number=0)) == []
+    score = m.Evaluated(epoch=0, number=0, score="1")
     assert sorted(desk.says(0, score), key=lambda each: each[0]) == [(0, score), (1, score)]
 
 
@@ -51,15 +51,15 @@ def test_who_got_its_turn_from_an_earlier_master_is_answered_by_the_next():
     desk = Desk(generation=2)
     desk.joins(0)
     desk.joins(1)
-    score = m.Evaluated(epoch=0, score="1")
+    score = m.Evaluated(epoch=0, number=0, score="1")
     assert desk.says(0, score) == [(0, score)]
-    assert desk.says(1, m.Evaluate(epoch=0)) == [(1, score)]
+    assert desk.says(1, m.Evaluate(epoch=0, number=0)) == [(1, score)]
 
 
 def test_who_wrote_the_model_for_an_earlier_master_is_answered_by_the_next():
     desk = Desk(generation=2)
     desk.joins(0)
     desk.joins(1)
-    saved = m.Saved(path="x.safetensors")
+    saved = m.Saved(path="x.safetensors", epoch=3, number=0)
     assert desk.says(0, saved) == [(0, saved)]
-    assert desk.says(1, m.Save(path="x.safetensors")) == [(1, saved)]
+    assert desk.says(1, m.Save(path="x.safetensors", epoch=3, number=0)) == [(1, saved)]

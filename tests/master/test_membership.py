@@ -96,7 +96,8 @@ class Membership(RuleBasedStateMachine):
 
     def report(self, slots):
         grants = [self.server_slots[slot] for slot in slots]
-        return [m.Report(slots=slots, grants=grants, counts=[1] * len(slots), tasks=self.server_tasks.encode())]
+        return [m.Report(slots=slots, grants=grants, counts=[1] * len(slots), tasks=self.server_tasks.encode(),
+                         reached=self.server_tasks.highest)]  # fmt: skip
 
     def settle(self):
         """Carry messages until nobody has anything to say, and write to etcd what changed."""

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from shoal.master.ending import Ending
 from shoal.master.queue import TaskQueue
 from shoal.master.slots import SlotMap
-from shoal.pserver.core import Granted
 from shoal.pserver.server import ServerState
 from shoal.pserver.watermarks import Watermarks
 from shoal.trainer.work import Work
@@ -54,8 +53,7 @@ def test_each_kind_of_fault_alone(fault):
 
 def last_look_is_left_out(patch: pytest.MonkeyPatch) -> None:
     """Rule 9 finds what rule 1 lets through; to see the hole it has to look away."""
-    patch.setattr(Granted, "lacking", lambda self, slots, epochs: [])
-    patch.setattr(TaskSet, "covers", lambda self, epochs: True)
+    patch.setattr(Watermarks, "holds", lambda self, tasks: True)
 
 
 def old_acknowledgements_count(patch: pytest.MonkeyPatch) -> None:
@@ -68,13 +66,13 @@ def reports_do_not_replace(patch: pytest.MonkeyPatch) -> None:
     """Hole 2: what a restored slot lacks is not taken back (rule 2)."""
     original = TaskQueue.replace
 
-    def replace(self: TaskQueue, slots: Any, tasks: TaskSet) -> int:
+    def replace(self: TaskQueue, slots: Any, tasks: TaskSet, **more: Any) -> int:
         merged = tasks.copy()
         for slot in slots:
             for epoch, task in itertools.product(range(self.epochs), range(self.plan.tasks)):
                 if (epoch, task) in self._evidence[slot]:
                     merged.add(epoch, task)
-        return original(self, slots, merged)
+        return original(self, slots, merged, **more)
 
     patch.setattr(TaskQueue, "replace", replace)
 

@@ -35,8 +35,21 @@ def test_the_schema_is_what_the_readme_says():
     assert job.prefix == "/shoal/v1/jobs/default/flights/u1/"
     assert job.relative(job.tasks_of(3, 41)) == "tasks/00000003/00000041"
     assert job.relative(job.member(255)) == "members/00000000000000ff"
-    assert job.relative(job.evaluation(2)) == "evaluations/00000002"
-    plain = ("master", "shape", "begun", "epoch", "saved", "counters", "progress", "outcome", "wanted")
+    assert job.relative(job.evaluation(2, 7)) == "evaluations/00000002/0007"
+    assert job.relative(job.metric(2, 7)) == "metrics/00000002/00000007"
+    plain = (
+        "master",
+        "shape",
+        "begun",
+        "epoch",
+        "reached",
+        "stopped",
+        "saved",
+        "counters",
+        "progress",
+        "outcome",
+        "wanted",
+    )
     assert [job.relative(getattr(job, name)) for name in plain] == list(plain)
 
 

@@ -84,7 +84,7 @@ class BadDay(RuleBasedStateMachine):
             if self.undone(task) and task not in self.leases:
                 self.attempts += 1
                 self.leases[task] = ME
-                self.to_trainer.append(Leased(lease=Lease(*task, self.attempts), left=0, trainers=1))
+                self.to_trainer.append(Leased(lease=Lease(*task, self.attempts), left=0, trainers=1, watched=False))
 
     @precondition(lambda self: ME in self.leases.values())
     @rule()

@@ -24,11 +24,32 @@ def test_a_task_set_is_a_set_of_pairs(added):
     for epoch in range(4):
         assert list(compact.missing(epoch)) == [task for task in range(7) if (epoch, task) not in naive]
         assert compact.count(epoch) == sum(pair[0] == epoch for pair in naive)
-        assert compact.covers(epoch) == all((e, t) in naive for e in range(epoch) for t in range(7))
+    assert compact.highest == max(naive, default=(-1, -1))
     assert TaskSet.decode(compact.encode()) == compact
     copied = compact.copy()
     copied.add(3, 6)
     assert ((3, 6) in compact) == ((3, 6) in naive)
+
+
+@given(pairs, pairs)
+def test_a_task_set_includes_another_as_plain_sets_do(one, other):
+    sets = [TaskSet(7), TaskSet(7)]
+    for compact, added in zip(sets, (one, other), strict=True):
+        for pair in added:
+            compact.add(*pair)
+    assert sets[0].includes(sets[1]) == (set(one) >= set(other))
+    assert sets[0].includes(sets[0])
+
+
+@given(st.integers(0, 3), st.integers(0, 6))
+def test_the_tasks_through_a_last_one(epoch, task):
+    made, naive = TaskSet.through(7, (epoch, task)), TaskSet(7)
+    for place in [(e, t) for e in range(4) for t in range(7)]:
+        if place <= (epoch, task):
+            naive.add(*place)
+    assert made == naive
+    assert made.highest == (epoch, task)
+    assert TaskSet.through(7, (-1, -1)) == TaskSet(7)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"garbage", b"\x93\x01\x00\x81\x00\xc4\x01\xff"])

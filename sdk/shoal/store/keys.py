@@ -142,9 +142,28 @@ class JobKeys:
         """Prefix of all scores."""
         return self.at("evaluations/")
 
-    def evaluation(self, epoch: int) -> str:
-        """One epoch's score."""
-        return self.at(f"evaluations/{epoch:08d}")
+    def evaluation(self, epoch: int, number: int) -> str:
+        """The score of one evaluation: the number of the script's call within its epoch, from 0."""
+        return self.at(f"evaluations/{epoch:08d}/{number:04d}")
+
+    @property
+    def metrics(self) -> str:
+        """Prefix of all values that schedulers went by."""
+        return self.at("metrics/")
+
+    def metric(self, epoch: int, number: int) -> str:
+        """One of these values: the number of the script's call within its epoch, from 0."""
+        return self.at(f"metrics/{epoch:08d}/{number:08d}")
+
+    @property
+    def reached(self) -> str:
+        """The last task that was begun."""
+        return self.at("reached")
+
+    @property
+    def stopped(self) -> str:
+        """That the script stopped the job early, and why."""
+        return self.at("stopped")
 
     @property
     def saved(self) -> str:

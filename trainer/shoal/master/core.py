@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal.master.ending import Ending
+from shoal.master.evaluating import Evaluating
 from shoal.master.job import Close, Job, Send
 from shoal.master.progress import Reporter
 from shoal.master.records import MemberRecord
+from shoal.master.saving import Saving
 from shoal.master.serving import Serving
 from shoal.master.training import Training
 from shoal.store import Wanted
@@ -23,6 +25,7 @@ __all__ = ["Master"]
 
 PROGRESS_SECONDS = 0.2
 PUBLISH_SECONDS = 1.0
+REASON_CHARACTERS = 2000
 
 
 class Master:
@@ -38,6 +41,8 @@ class Master:
         self.ending = Ending(job)
         self.serving = Serving(job, moved=self._moved, fail=self.ending.fail)
         self.training = Training(job, shape_known=self._shape_known, all_done=self._all_done, fail=self.ending.fail)
+        self.evaluating = Evaluating(job)
+        self.saving = Saving(job)
         self.reporter = Reporter(job, etcd=etcd)
         self._connections: dict[int, tuple[Identity, float]] = {}
         self._observers: set[int] = set()
@@ -53,11 +58,14 @@ class Master:
             m.Done: lambda who, x: self.training.done(who.life, x),
             m.HandBack: lambda who, x: self.training.hand_back(who.life, x.leases),
             m.Log: lambda _, x: self.training.log(x),
-            m.Evaluate: lambda who, x: self.training.evaluate(who.life, x),
-            m.Evaluated: lambda who, x: self.training.evaluated(who.life, x),
+            m.Began: lambda who, x: self.training.began(who.life, x),
+            m.Evaluate: lambda who, x: self.evaluating.evaluate(who.life, x),
+            m.Evaluated: lambda who, x: self.evaluating.evaluated(who.life, x),
+            m.Metric: lambda _, x: self.evaluating.measured(x),
             m.Finish: lambda who, _: self.ending.finish(who.life),
-            m.Save: lambda who, x: self.ending.save(who.life, x),
-            m.Saved: lambda who, x: self.ending.saved(who.life, x),
+            m.StopEarly: self._stop_early,
+            m.Save: lambda who, x: self.saving.save(who.life, x),
+            m.Saved: lambda who, x: self.saving.saved(who.life, x),
             m.Initialised: lambda who, x: self.serving.provided(who.life, x),
             m.ScriptFailed: lambda who, x: self.training.script_failed(who.life, x),
             m.Where: self._where,
@@ -79,6 +87,7 @@ class Master:
         for life, member in self.job.records.members.items():
             for lease in member.leases:
                 self.job.queue.adopt(life, lease)
+        self.job.note_reached()
 
     # --- Events ---
 
@@ -88,7 +97,7 @@ class Master:
             same_place = (who.role, who.index) == (identity.role, identity.index) and identity.role != "observer"
             if other != connection and same_place:
                 self.job.outbox.append(Close(other, f"{identity} is here anew"))
-                self.closed(other, now)
+                self.closed(other, now, returns=who.life == identity.life)
         self._connections[connection] = (identity, now)
         if identity.role == "pserver":
             known = identity.life in self.job.records.members
@@ -99,7 +108,7 @@ class Master:
 
     def _note_server(self, identity: Identity) -> None:
         records = self.job.records
-        records.members[identity.life] = MemberRecord(role=identity.role, index=identity.index, leases=[])
+        records.members[identity.life] = MemberRecord(role=identity.role, index=identity.index, leases=[], joined=0)
         records.touch_member(identity.life)
         self.job.event(f"{identity} is here")
 
@@ -136,6 +145,11 @@ class Master:
     def _where(self, identity: Identity, _: m.Where) -> None:
         self.job.send(self.job.trainers[identity.life].connection, self.job.slots.message())
 
+    def _stop_early(self, identity: Identity, message: m.StopEarly) -> None:
+        self.ending.stop_early(identity.life, message)
+        self.training.serve()
+        self.ending.check(self.serving)
+
     def _leave(self, identity: Identity, message: m.Leave) -> None:
         records = self.job.records
         if records.members.pop(identity.life, None) is None:
@@ -144,11 +158,22 @@ class Master:
         if identity.role == "trainer":
             records.counters.leaves += 1
             records.touch("counters")
-        self.job.event(f"{identity} left")
+        reason = message.reason[:REASON_CHARACTERS]
+        if reason and not self.job.ended:
+            self.job.last_reason = reason
+            self.job.event(f"{identity} left before the job was complete: {reason}", "warning")
+        else:
+            self.job.event(f"{identity} left")
         self._gone(identity, message.leases)
 
-    def closed(self, connection: int, now: float) -> None:
-        """A connection is gone. Without a word of farewell its process is taken for dead."""
+    def closed(self, connection: int, now: float, *, returns: bool = False) -> None:
+        """A connection is gone. Without a word of farewell its process is taken for dead.
+
+        Args:
+            connection: Which.
+            now: The time.
+            returns: Whether the same process is here again, on another one.
+        """
         del now
         self._observers.discard(connection)
         known = self._connections.pop(connection, None)
@@ -161,6 +186,8 @@ class Master:
             records.counters.deaths += 1
             records.touch("counters")
             self.job.event(f"{identity} is gone without a word", "warning")
+            if identity.role == "trainer" and self.job.queue is not None and not returns:
+                self.training.died(identity.life, self.job.queue.held_by(identity.life))
         self._gone(identity)
 
     def _gone(self, identity: Identity, leases: list[m.Lease] | None = None) -> None:
@@ -168,8 +195,9 @@ class Master:
             self.serving.lost(identity.life)
             return
         self.training.gone(identity.life, leases)
+        self.evaluating.gone(identity.life)
         self.serving.provider_gone(identity.life)
-        self.ending.next_saver()
+        self.saving.next_saver()
 
     def heard(self, connection: int, at: float) -> None:
         """Something came on the connection at this time."""
@@ -228,6 +256,7 @@ class Master:
         if all((other.role, other.index) != place for other in job.records.members.values()):
             job.event(f"{member.role}-{member.index} did not come back", "warning")
         if member.role == "trainer":
+            self.training.died(life, member.leases)
             self.training.gone(life, member.leases)
 
     # --- Between the desks ---

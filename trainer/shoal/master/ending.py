@@ -1,14 +1,18 @@
-"""The desk for the job's end: the last snapshots, the outcome, the model file, the account."""
+"""The desk for the job's end: an early one that the script wants, the last snapshots, the outcome, the account."""
 
 from __future__ import annotations
 
 from shoal.master.job import Job
-from shoal.master.records import Outcome
+from shoal.master.records import Outcome, StopRecord
 from shoal.master.serving import Serving
 from shoal.wire.auth import Identity
-from shoal.wire.messages import Account, Complete, More, Safe, Samples, Save, Saved, SaveTurn, Stop
+from shoal.wire.messages import Account, Complete, More, Safe, Samples, Stop, StopEarly, Stopping
 
 __all__ = ["Ending"]
+
+REASON_CHARACTERS = 1000
+SKIPPED_SHARE = 0.1
+"""With more than this share of its samples skipped, a job says so in the end: it is hardly what its author meant."""
 
 
 class Ending:
@@ -30,6 +34,8 @@ class Ending:
     def safe(self, identity: Identity, message: Safe, serving: Serving) -> None:
         """Slots are safe; when all are, the job is complete."""
         job = self._job
+        if message.tasks != job.final_tasks:
+            return  # since it was asked for, what is to be done has changed
         rows = zip(message.slots, message.grants, message.samples, message.skipped, strict=True)
         for slot, grant, samples, skipped in rows:
             job.slots.is_safe(identity.life, slot, grant, message.file)
@@ -39,14 +45,48 @@ class Ending:
     def _complete(self, serving: Serving) -> None:
         job = self._job
         account = self.account("Complete")
-        job.records.outcome = Outcome(state="Complete", reason="", files=dict(job.slots.safe), account=account)
+        reason = self._early()
+        job.records.outcome = Outcome(state="Complete", reason=reason, files=dict(job.slots.safe), account=account)
         job.records.touch("outcome", "counters")
-        job.event("complete: every sample is in the model, and the last snapshots are kept")
+        job.event(
+            f"complete{f', {reason}' if reason else ''}: every sample is in the model, and the last snapshots are kept"
+        )
+        self._warn_of_skips(account.samples)
         job.moved()
         for view in job.trainers.values():
             if view.finished:
                 job.send(view.connection, Complete())
         serving.let_go()
+
+    def _early(self) -> str:
+        job = self._job
+        if job.records.stopped is None or job.queue is None:
+            return ""
+        return f"stopped by the script after epoch {job.queue.whole_epochs}: {job.records.stopped.reason}"
+
+    def _warn_of_skips(self, samples: Samples) -> None:
+        if samples.skipped > SKIPPED_SHARE * samples.counted:
+            self._job.event(
+                f"{samples.skipped:,} of {samples.counted:,} samples ({samples.skipped / samples.counted:.0%}) were "
+                "skipped: the script made no optimizer step for their batches. Likely causes: a check for NaN that "
+                "always fires, overflows of a GradScaler, backward() without step(); see docs/scripts.md",
+                "warning",
+            )
+
+    def stop_early(self, life: int, message: StopEarly) -> None:
+        """The script wants no more than what is begun: the first word counts."""
+        job, records = self._job, self._job.records
+        if records.stopped is not None or job.ended or job.queue is None:
+            reason = records.stopped.reason if records.stopped is not None else message.reason
+            job.send(job.trainers[life].connection, Stopping(reason=reason))
+            return
+        records.stopped = StopRecord(reason=message.reason[:REASON_CHARACTERS], epoch=message.epoch)
+        records.touch("stopped")
+        job.queue.stop()
+        job.slots.not_final()
+        job.event(f"{job.label(life)}: the script stops the job: {records.stopped.reason}")
+        for view in job.trainers.values():
+            job.send(view.connection, Stopping(reason=records.stopped.reason))
 
     def fail(self, reason: str) -> None:
         """End the job without a model."""
@@ -70,60 +110,18 @@ class Ending:
         else:
             view.finished = True
 
-    def save(self, life: int, message: Save) -> None:
-        """The script wants the model written: one trainer does it, the others wait."""
-        job = self._job
-        view = job.trainers[life]
-        if message.path in job.records.saved:
-            job.send(view.connection, Saved(path=message.path))
-            return
-        view.saving = message.path
-        if job.saver is None or job.saver not in job.trainers:
-            job.saver = life
-            job.send(view.connection, SaveTurn(path=message.path))
-
-    def saved(self, life: int, message: Saved) -> None:
-        """The model is written."""
-        job = self._job
-        if message.path not in job.records.saved:
-            job.records.saved.append(message.path)
-            job.records.touch("saved")
-            job.event(f"model written to {message.path}")
-        if job.saver == life:
-            job.saver = None
-        for view in job.trainers.values():
-            # Who wrote it waits, too: it may have got its turn from an earlier master.
-            if view.saving == message.path or view.identity.life == life:
-                view.saving = None
-                job.send(view.connection, Saved(path=message.path))
-        self.next_saver()
-
-    def next_saver(self) -> None:
-        """Somebody waits for a model that nobody writes: the saver died, or another path is next."""
-        job = self._job
-        if job.saver is not None and job.saver in job.trainers:
-            return
-        job.saver = None
-        for life, view in job.trainers.items():
-            if view.saving is not None:
-                job.saver = life
-                job.send(view.connection, SaveTurn(path=view.saving))
-                return
-
     def account(self, state: str) -> Account:
         """The account of every sample, from what the slots counted themselves.
 
         A slot's count is kept by adding up the samples of each batch that it applied, beside its watermarks.
         """
-        job, counters = self._job, self._job.records.counters
-        per_epoch = job.plan.samples_per_epoch if job.plan is not None else 0
-        expected = per_epoch * job.epochs
+        job, counters, queue = self._job, self._job.records.counters, self._job.queue
+        expected = queue.expected if queue is not None else 0
         counts = [samples for samples, _ in self._counted.values()]
         if state == "Complete":
             counted = min(counts, default=0)
             twice = max((max(0, count - expected) for count in counts), default=0)
         else:
-            queue = job.queue
             counted = sum(queue.samples_done(epoch) for epoch in range(queue.open + 1)) if queue is not None else 0
             twice = 0
         lost = max(0, expected - counted) if state == "Complete" else 0
@@ -136,7 +134,7 @@ class Ending:
         )
         return Account(
             state=state,
-            epochs=job.epochs,
+            epochs=queue.whole_epochs if queue is not None else job.epochs,
             samples=samples,
             joins=counters.joins,
             leaves=counters.leaves,

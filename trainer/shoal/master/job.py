@@ -1,7 +1,7 @@
 """The state of one job in its master, shared by the desks that handle its messages.
 
-``serving`` deals with parameter servers, ``training`` with trainers, ``ending`` with the job's end, ``progress`` with
-those who look on. They are pure: what is to be sent or closed goes into the outbox, what is to be kept is noted in the
+``serving`` deals with parameter servers, ``training`` with trainers, ``evaluating`` with scores, ``saving`` with models'
+files, ``ending`` with the job's end, ``progress`` with those who look on. They are pure: what is to be sent or closed goes into the outbox, what is to be kept is noted in the
 records, time is handed in. ``service`` carries it out, and sends nothing before the records noted with it are written.
 """
 
@@ -17,7 +17,7 @@ from shoal.master.records import Records
 from shoal.master.slots import SlotMap
 from shoal.store import Wanted
 from shoal.wire.auth import Identity
-from shoal.wire.messages import Shape
+from shoal.wire.messages import Save, Shape
 from shoal.wire.plan import Plan
 
 __all__ = ["Close", "Job", "Send", "Settings", "TrainerView"]
@@ -73,9 +73,11 @@ class TrainerView:
     since: float
     wants: deque[int] = field(default_factory=deque)
     """Tasks asked for and not given yet: the epoch that the trainer's loop was in."""
-    evaluating: int | None = None
+    evaluating: tuple[int, int] | None = None
+    """Epoch and number of the evaluation whose score it waits for."""
     finished: bool = False
-    saving: str | None = None
+    saving: Save | None = None
+    """What it waits for to be written."""
     draining: bool = False
     working_since: float = 0.0
 
@@ -113,8 +115,11 @@ class Job:
     queue: TaskQueue | None = None
     evaluates: bool | None = None
     """Whether the script uses ``evaluate``; None until the first epoch's end shows it."""
-    evaluator: int | None = None
+    evaluators: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Epoch and number of an evaluation -> the life of the trainer that makes it."""
     saver: int | None = None
+    last_reason: str = ""
+    """Why the last script that ended by itself before the job's end did so."""
     wanted: Wanted = field(default_factory=Wanted)
     """By the operator."""
     trouble: str = ""
@@ -142,9 +147,11 @@ class Job:
             drop_last=shape.drop_last,
             task_batches=shape.task_batches,
         )
-        self.queue = TaskQueue(self.plan, epochs=self.epochs, slots=self.settings.slots)
+        self.queue = TaskQueue(self.plan, epochs=self.epochs, slots=self.settings.slots, reached=self.records.reached)
         for _ in range(max(self.records.open_epoch, 0) + 1):
             self.queue.open_next()
+        if self.records.stopped is not None:
+            self.queue.stop()
 
     @property
     def epochs(self) -> int:
@@ -170,13 +177,25 @@ class Job:
         self._event_number += 1
         self.events.append((self._event_number, self.wall(), level, text))
 
-    def evaluations_stale(self) -> bool:
-        """Tasks came back: the last epoch's score, if there is one, is of a model that will change."""
-        last = self.epochs - 1
-        if last not in self.records.evaluations:
+    @property
+    def final_tasks(self) -> bytes:
+        """What every slot must have in the end, as ``Final`` says it."""
+        return self.queue.begun().encode() if self.queue is not None and self.queue.stopped else b""
+
+    def note_reached(self) -> bool:
+        """Keep which task was begun last; whether what a stopped job has to do has grown by it."""
+        queue = self.queue
+        if queue is None or queue.reached == self.records.reached:
             return False
-        self.records.evaluated(last, None)
-        return True
+        self.records.reached = queue.reached
+        self.records.touch("reached")
+        if queue.stopped:
+            self.slots.not_final()
+        return queue.stopped
+
+    def evaluations_stale(self) -> bool:
+        """Tasks came back: the last epoch's scores, if there are any, are of a model that will change."""
+        return self.queue is not None and self.records.scores_stale(self.queue.last)
 
     def label(self, life: int) -> str:
         """A member's name, for people."""

@@ -13,6 +13,7 @@ __all__ = ["Reporter"]
 STILL_SECONDS = 2.0
 """Without a committed task for so long, the progress says why."""
 RATE_SECONDS = 10.0
+NEWLINE = "\n"
 
 
 class Reporter:
@@ -36,7 +37,7 @@ class Reporter:
         total = sum(queue.samples_done(epoch) for epoch in range(queue.open + 1)) if queue is not None else 0
         epoch = max(queue.open, 0) if queue is not None else 0
         rate = self._rate(now, total)
-        expected = per_epoch * job.epochs
+        expected = queue.expected if queue is not None else 0
         return Progress(
             state=self._state(),
             reason=job.records.outcome.reason if job.records.outcome is not None else "",
@@ -149,16 +150,18 @@ class Reporter:
             )
         return sorted(members, key=lambda member: member.index)
 
-    def _doing(self, life: int, view: TrainerView) -> tuple[str, str]:
+    def _doing(self, life: int, view: TrainerView) -> tuple[str, str]:  # noqa: PLR0911 - a list, the first that holds
         job = self._job
         if view.draining:
             return "draining", ""
-        if job.evaluator == life:
-            return "evaluating", f"epoch {(view.evaluating or 0) + 1}"
+        if life in job.evaluators.values():
+            return "evaluating", f"epoch {view.evaluating[0] + 1}" if view.evaluating is not None else ""
         if job.saver == life:
             return "saving", ""
-        if view.finished or view.saving is not None:
+        if view.finished:
             return "finished", ""
+        if view.saving is not None or view.evaluating is not None:
+            return "waiting", "for another trainer's " + ("file" if view.saving is not None else "score")
         leases = job.queue.held_by(life) if job.queue is not None else []
         if leases:
             first = min(leases, key=lambda lease: lease.attempt)
@@ -180,9 +183,10 @@ class Reporter:
         if job.wanted.suspend:
             return "the job is suspended"
         if not job.trainers:
-            return "no trainer is connected"
-        if job.evaluator is not None:
-            return f"{job.label(job.evaluator)} evaluates"
+            last = f"; the last one left: {job.last_reason.partition(NEWLINE)[0]}" if job.last_reason else ""
+            return f"no trainer is connected{last}"
+        if job.evaluators:
+            return f"{job.label(next(iter(job.evaluators.values())))} evaluates"
         if job.queue.all_done:
             return "the last snapshots are being written"
         return self._why_no_task(now, timed=timed)

@@ -8,12 +8,17 @@ out again, earlier epochs first (rule 7). There is no list of replays, and nothi
 An epoch opens when no task of the earlier ones is left to hand out and somebody asks for more: when the last one is
 *done* where the loop ends between epochs (``evaluate``), else already when it is leased. Opening early changes the order
 of work only; watermarks are kept by (epoch, task) for ever.
+
+A job that its script stops early ends with what is begun. As tasks are handed out in their order, that is every task up
+to the last one that anybody got: to tell by a lease, or by a slot that has a batch of it. Should an etcd that forgot and
+a late report bring a later one to light, what is to be done grows by it.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Collection
+from typing import Final
 
 from shoal.wire.grouped import Grouped
 from shoal.wire.messages import Lease
@@ -23,6 +28,8 @@ from shoal.wire.tasks import TaskSet
 __all__ = ["TaskQueue"]
 
 Task = tuple[int, int]
+NOTHING: Final = (-1, -1)
+"""Comes before every task."""
 
 
 class TaskQueue:
@@ -32,11 +39,16 @@ class TaskQueue:
         plan: How an epoch is cut into tasks.
         epochs: How many epochs there are.
         slots: How many slots have to have every task.
+        reached: The last task that was begun under earlier masters.
     """
 
-    def __init__(self, plan: Plan, *, epochs: int, slots: int) -> None:
+    def __init__(self, plan: Plan, *, epochs: int, slots: int, reached: Task = NOTHING) -> None:
         self.plan = plan
         self.epochs = epochs
+        self.reached = reached
+        """The last task that anybody has begun."""
+        self.stopped = False
+        """Whether nothing beyond that is to be done any more."""
         self.open = -1
         self.attempts = 0
         self.leases: dict[Task, tuple[int, Lease]] = {}
@@ -61,13 +73,43 @@ class TaskQueue:
 
     @property
     def all_done(self) -> bool:
-        """Whether every task of every epoch is done."""
-        return self.epoch_done(self.epochs - 1)
+        """Whether every task that is to be done is done."""
+        return self.epoch_done(self.last)
+
+    @property
+    def last(self) -> int:
+        """The last epoch of which anything is to be done; -1: of none."""
+        return self.reached[0] if self.stopped else self.epochs - 1
+
+    @property
+    def whole_epochs(self) -> int:
+        """How many epochs are to be done whole."""
+        if not self.stopped:
+            return self.epochs
+        return max(0, self.reached[0] + (self.reached[1] + 1 == self.plan.tasks))
+
+    @property
+    def expected(self) -> int:
+        """Samples of all tasks that are to be done, over all epochs."""
+        if not self.stopped:
+            return self.epochs * self.plan.samples_per_epoch
+        return max(0, self.reached[0]) * self.plan.samples_per_epoch + self._samples_wanted(self.reached[0])
+
+    def _samples_wanted(self, epoch: int) -> int:
+        if not self.stopped or epoch < self.reached[0]:
+            return self.plan.samples_per_epoch
+        if epoch > self.reached[0]:
+            return 0
+        return sum(self.plan.samples_in_task(task) for task in range(self.reached[1] + 1))
+
+    def begun(self) -> TaskSet:
+        """Every task up to the last one that was begun."""
+        return TaskSet.through(self.plan.tasks, self.reached)
 
     def batches_left(self, epoch: int) -> int:
-        """Batches of the epoch's tasks that are not done (a task counts whole)."""
+        """Batches of the epoch's tasks that are to be done and are not (a task counts whole)."""
         if epoch > self.open:
-            return self.plan.batches
+            return 0 if self.stopped else self.plan.batches
         return self._left[epoch]
 
     def samples_done(self, epoch: int) -> int:
@@ -75,7 +117,7 @@ class TaskQueue:
         if epoch > self.open:
             return 0
         undone = sum(self.plan.samples_in_task(task) for task in self._undone[epoch])
-        return self.plan.samples_per_epoch - undone
+        return self._samples_wanted(epoch) - undone
 
     def idle_tasks(self) -> int:
         """Tasks that could be handed out now."""
@@ -86,17 +128,43 @@ class TaskQueue:
 
     def open_next(self) -> bool:
         """Open the next epoch; False if there is none."""
-        if self.open + 1 >= self.epochs:
+        if self.open >= self.last:
             return False
         self.open += 1
-        missing: set[int] = set()
-        for tasks in self._evidence.values():
-            missing.update(tasks.missing(self.open))
-        self._undone[self.open] = missing
-        self._left[self.open] = sum(self.plan.batches_in(task) for task in missing)
-        for task in missing:
+        for task in self._look(self.open):
             heapq.heappush(self._waiting, (self.open, task))
         return True
+
+    def stop(self) -> None:
+        """From now on only what is begun is to be done."""
+        self.stopped = True
+        self._bound()
+
+    def _reach(self, task: Task) -> None:
+        """Somebody has begun a task."""
+        if task > self.reached:
+            self.reached = task
+            if self.stopped:
+                self._bound()
+
+    def _bound(self) -> None:
+        """What is to be done ends with what is begun."""
+        while self.open_next():
+            pass
+        free = ((epoch, task) for epoch in range(self.open + 1) for task in self._look(epoch))
+        self._waiting = [task for task in free if task not in self.leases]
+        heapq.heapify(self._waiting)
+
+    def _look(self, epoch: int) -> set[int]:
+        """Find anew what is to be done of an epoch and is not."""
+        missing: set[int] = set()
+        for tasks in self._evidence.values():
+            missing.update(tasks.missing(epoch))
+        if self.stopped:
+            missing = {task for task in missing if (epoch, task) <= self.reached}
+        self._undone[epoch] = missing
+        self._left[epoch] = sum(self.plan.batches_in(task) for task in missing)
+        return missing
 
     def lease(self, holder: int, *, early: bool) -> Lease | None:
         """Hand out the first task that waits.
@@ -114,6 +182,7 @@ class TaskQueue:
                 if task in self.leases or task[1] not in self._undone[task[0]]:
                     continue
                 self.attempts += 1
+                self._reach(task)
                 lease = Lease(epoch=task[0], task=task[1], attempt=self.attempts)
                 self._hold(holder, task, lease)
                 return lease
@@ -125,6 +194,7 @@ class TaskQueue:
         task = (lease.epoch, lease.task)
         if not (0 <= lease.epoch < self.epochs and 0 <= lease.task < self.plan.tasks):
             return False
+        self._reach(task)
         while self.open < lease.epoch:
             self.open_next()
         other = self.leases.get(task)
@@ -143,6 +213,7 @@ class TaskQueue:
         task = (lease.epoch, lease.task)
         if not (0 <= lease.epoch <= self.open and 0 <= lease.task < self.plan.tasks):
             return False
+        self._reach(task)
         self._evidence.update(slots, lambda tasks: tasks.add(*task))
         if not self.done(task):
             return False
@@ -179,22 +250,23 @@ class TaskQueue:
             if not held:
                 del self._of[ended[0]]
 
-    def replace(self, slots: Collection[int], tasks: TaskSet) -> int:
+    def replace(self, slots: Collection[int], tasks: TaskSet, *, reached: Task = NOTHING) -> int:
         """A holder's report: this is what these slots have, whatever was believed before.
 
+        Args:
+            slots: Which.
+            tasks: The tasks that they have whole.
+            reached: The last task that they have any batch of.
+
         Returns:
-            How many batches came back to be done again.
+            How many batches are to be done that were not before.
         """
-        before = {epoch: set(undone) for epoch, undone in self._undone.items()}
+        before = dict(self._undone)
         self._evidence.replace(slots, tasks)
+        self._reach(max(reached, tasks.highest))
         back = 0
         for epoch in range(self.open + 1):
-            missing: set[int] = set()
-            for own in self._evidence.values():
-                missing.update(own.missing(epoch))
-            self._undone[epoch] = missing
-            self._left[epoch] = sum(self.plan.batches_in(task) for task in missing)
-            for task in missing - before[epoch]:
+            for task in self._look(epoch) - before.get(epoch, set()):
                 back += self.plan.batches_in(task)
                 if (epoch, task) not in self.leases:
                     heapq.heappush(self._waiting, (epoch, task))

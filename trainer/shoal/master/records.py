@@ -14,20 +14,28 @@ from typing import Any, Final
 import msgspec
 
 from shoal.store import Published
-from shoal.wire.messages import Account, Evaluation, Lease, Shape
+from shoal.wire.messages import Account, Evaluation, Lease, Metric, Shape
 
-__all__ = ["RANGE", "Counters", "MemberRecord", "Outcome", "Records", "Schedule"]
+__all__ = ["RANGE", "Counters", "MemberRecord", "Outcome", "Records", "Schedule", "StopRecord"]
 
 RANGE = 512
 """Tasks in one record."""
+EVALUATIONS_OF_AN_EPOCH: Final = 1000
+EVALUATIONS_TOLD: Final = 1000
+METRICS: Final = 10_000
+PATHS: Final = 1000
 
 
 class MemberRecord(msgspec.Struct):
-    """A process that joined and neither left nor died, and the leases it holds."""
+    """A process that joined and neither left nor died, and the leases it holds.
+
+    ``joined``: how many trainers had joined when it did, itself included; 0 for a parameter server.
+    """
 
     role: str
     index: int
     leases: list[Lease]
+    joined: int
 
 
 class Counters(msgspec.Struct):
@@ -59,12 +67,21 @@ class Outcome(msgspec.Struct):
     account: Account | None
 
 
+class StopRecord(msgspec.Struct):
+    """That the script stopped the job early, why, and in which epoch its loop was."""
+
+    reason: str
+    epoch: int
+
+
 _SINGLE: Final[dict[str, tuple[str, Any]]] = {
     "shape": ("shape", Shape),
     "schedule": ("schedule", Schedule),
     "begun": ("begun", bool),
     "epoch": ("open_epoch", int),
-    "saved": ("saved", list[str]),
+    "reached": ("reached", tuple[int, int]),
+    "stopped": ("stopped", StopRecord),
+    "saved": ("saved", dict[str, tuple[int, int]]),
     "outcome": ("outcome", Outcome),
     "counters": ("counters", Counters),
     "progress": ("progress", Published),
@@ -81,8 +98,15 @@ class Records:
         self.begun = False
         self.open_epoch = -1
         self.members: dict[int, MemberRecord] = {}
-        self.evaluations: dict[int, str] = {}
-        self.saved: list[str] = []
+        self.reached = (-1, -1)
+        """Epoch and number of the last task that was begun."""
+        self.stopped: StopRecord | None = None
+        self.evaluations: dict[int, dict[int, str]] = {}
+        """Epoch -> number of the call within it -> score."""
+        self.metrics: dict[tuple[int, int], float] = {}
+        """Epoch and number of the call within it -> value."""
+        self.saved: dict[str, tuple[int, int]] = {}
+        """Path -> epoch and number of the call that it was written for; what was written last comes last."""
         self.outcome: Outcome | None = None
         self.counters = Counters()
         self.progress: Published | None = None
@@ -95,20 +119,52 @@ class Records:
         return bool(self._dirty)
 
     def touch(self, *keys: str) -> None:
-        """These records changed: ``shape``, ``begun``, ``epoch``, ``saved``, ``outcome``, ``counters`` or ``progress``."""
+        """These records, of which there is one each, changed."""
         self._dirty.update(keys)
 
     def touch_member(self, life: int) -> None:
         """A member's record changed, or is gone."""
         self._dirty.add(f"members/{life:016x}")
 
-    def evaluated(self, epoch: int, score: str | None) -> None:
-        """An epoch's score is known, or holds no longer."""
-        if score is None:
-            self.evaluations.pop(epoch, None)
-        else:
-            self.evaluations[epoch] = score
-        self._dirty.add(f"evaluations/{epoch:08d}")
+    def score(self, epoch: int, number: int) -> str | None:
+        """The score of an evaluation, if it is known."""
+        return self.evaluations.get(epoch, {}).get(number)
+
+    def evaluated(self, epoch: int, number: int, score: str) -> None:
+        """A score is known. Of an epoch with more than 1,000, the last ones are kept."""
+        scores = self.evaluations.setdefault(epoch, {})
+        scores[number] = score
+        self._dirty.add(_evaluation(epoch, number))
+        if len(scores) > EVALUATIONS_OF_AN_EPOCH:
+            oldest = min(scores)
+            del scores[oldest]
+            self._dirty.add(_evaluation(epoch, oldest))
+
+    def scores_stale(self, epoch: int) -> bool:
+        """An epoch's scores hold no longer; whether there were any."""
+        stale = self.evaluations.pop(epoch, {})
+        self._dirty.update(_evaluation(epoch, number) for number in stale)
+        return bool(stale)
+
+    def measured(self, epoch: int, number: int, value: float) -> None:
+        """A metric is known: the first word counts, and the last 10,000 are kept."""
+        place = (epoch, number)
+        if place in self.metrics or (len(self.metrics) >= METRICS and place < min(self.metrics)):
+            return
+        self.metrics[place] = value
+        self._dirty.add(_metric(place))
+        if len(self.metrics) > METRICS:
+            oldest = min(self.metrics)
+            del self.metrics[oldest]
+            self._dirty.add(_metric(oldest))
+
+    def wrote(self, path: str, epoch: int, number: int) -> None:
+        """The model stands at a path. More than 1,000 paths are not kept in mind."""
+        before = self.saved.pop(path, (epoch, number))
+        self.saved[path] = max(before, (epoch, number))
+        if len(self.saved) > PATHS:
+            del self.saved[next(iter(self.saved))]
+        self.touch("saved")
 
     def mark(self, epoch: int, task: int, *, done: bool) -> None:
         """A task was done, or came back."""
@@ -126,8 +182,11 @@ class Records:
             yield key, self._value(key)
         for life in self.members:
             yield f"members/{life:016x}", None
-        for epoch in self.evaluations:
-            yield f"evaluations/{epoch:08d}", None
+        for epoch, scores in self.evaluations.items():
+            for number in scores:
+                yield _evaluation(epoch, number), None
+        for place in self.metrics:
+            yield _metric(place), None
         for epoch, number in self._done:
             yield f"tasks/{epoch:08d}/{number:08d}", None
 
@@ -140,12 +199,14 @@ class Records:
         kind, _, rest = key.partition("/")
         value: Any
         if kind == "tasks":
-            epoch, number = rest.split("/")
-            return self._done[int(epoch), int(number)].to_bytes(RANGE // 8, "little")
+            return self._done[_place(rest)].to_bytes(RANGE // 8, "little")
         if kind == "members":
             value = self.members.get(int(rest, 16))
         elif kind == "evaluations":
-            value = self.evaluations.get(int(rest))
+            value = self.score(*_place(rest))
+        elif kind == "metrics":
+            found = self.metrics.get(_place(rest))
+            value = None if found is None else repr(found)  # JSON has no infinity
         else:
             value = {"epoch": self.open_epoch, "begun": self.begun or None}.get(kind, getattr(self, kind, None))
         return None if value is None else msgspec.json.encode(value)
@@ -165,16 +226,43 @@ class Records:
     def _load(self, key: str, value: bytes) -> None:
         kind, _, rest = key.partition("/")
         if kind == "tasks":
-            epoch, number = rest.split("/")
-            self._done[int(epoch), int(number)] = int.from_bytes(value, "little")
+            self._done[_place(rest)] = int.from_bytes(value, "little")
         elif kind == "members":
             self.members[int(rest, 16)] = msgspec.json.decode(value, type=MemberRecord)
         elif kind == "evaluations":
-            self.evaluations[int(rest)] = msgspec.json.decode(value, type=str)
+            epoch, number = _place(rest)
+            self.evaluations.setdefault(epoch, {})[number] = msgspec.json.decode(value, type=str)
+        elif kind == "metrics":
+            self.metrics[_place(rest)] = float(msgspec.json.decode(value, type=str))
         elif kind in _SINGLE:
             name, type_ = _SINGLE[kind]
             setattr(self, name, msgspec.json.decode(value, type=type_))
 
     def evaluation_list(self) -> list[Evaluation]:
-        """Scores by epoch."""
-        return [Evaluation(epoch=epoch, score=score) for epoch, score in sorted(self.evaluations.items())]
+        """The last scores, 1,000 at most, in the order of their epochs and numbers."""
+        found: list[Evaluation] = []
+        for epoch in sorted(self.evaluations, reverse=True):
+            scores = sorted(self.evaluations[epoch].items(), reverse=True)
+            found += [Evaluation(epoch=epoch, number=number, score=score) for number, score in scores]
+            if len(found) >= EVALUATIONS_TOLD:
+                break
+        return found[:EVALUATIONS_TOLD][::-1]
+
+    def metric_list(self) -> list[Metric]:
+        """All metrics, in the order of their epochs and numbers."""
+        places = sorted(self.metrics.items())
+        return [Metric(epoch=epoch, number=number, value=value) for (epoch, number), value in places]
+
+
+def _evaluation(epoch: int, number: int) -> str:
+    return f"evaluations/{epoch:08d}/{number:04d}"
+
+
+def _metric(place: tuple[int, int]) -> str:
+    return f"metrics/{place[0]:08d}/{place[1]:08d}"
+
+
+def _place(rest: str) -> tuple[int, int]:
+    """What the last two parts of a key say."""
+    epoch, number = rest.split("/")
+    return int(epoch), int(number)

@@ -1,8 +1,8 @@
 """The master's shell: sockets, etcd, the clock.
 
 Two threads. The asyncio loop feeds the core and sends what it decides; the keeper's thread writes records, a group at a
-time. A message that acknowledges something (a task is over, a score or a model is kept, the job is complete) waits for
-the records that were noted before it, so nobody hears of what a new master would not know. All others go at once: a lease
+time. A message that acknowledges something (a task is over, a score or a model is kept, the job is stopped or complete) waits
+for the records that were noted before it, so nobody hears of what a new master would not know. All others go at once: a lease
 that etcd does not know costs at most some work, and heartbeats and hand-outs go on while etcd is away.
 """
 
@@ -27,14 +27,17 @@ from shoal.master.keeper import Deposed, Keeper
 from shoal.store import StoreClosedError, StoreError, Wanted
 from shoal.wire import aio, auth
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
-from shoal.wire.messages import Complete, Evaluated, Over, Saved, ToMaster
+from shoal.wire.messages import Complete, EpochDone, Evaluated, Over, Saved, Stopping, ToMaster
 
 __all__ = ["Service"]
 
 TICK_SECONDS = 0.05
 
-ACKNOWLEDGEMENTS = frozenset({Over, Evaluated, Saved, Complete})
-"""Messages that wait for the records noted before them."""
+ACKNOWLEDGEMENTS = frozenset({Over, EpochDone, Evaluated, Saved, Stopping, Complete})
+"""Messages that wait for the records noted before them.
+
+``EpochDone`` is among them, as it must not overtake ``Stopping``: it would send a script into the epochs left out.
+"""
 
 log = logging.getLogger("shoal.master")
 

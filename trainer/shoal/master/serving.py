@@ -120,14 +120,16 @@ class Serving:
             if (slots.live.get(slot) == (life, grant) if only_live else slots.held(life, slot, grant))
         ]
         if current:
-            self.believe(current, report.tasks)
+            self.believe(current, report)
 
-    def believe(self, slots: list[int], tasks: bytes) -> None:
-        """These slots have exactly these tasks."""
+    def believe(self, slots: list[int], report: Report) -> None:
+        """These slots have exactly what is reported."""
         job = self._job
         assert job.queue is not None
-        back = job.queue.replace(slots, TaskSet.decode(tasks))
-        if back:
+        back = job.queue.replace(slots, TaskSet.decode(report.tasks), reached=report.reached)
+        if job.note_reached():
+            job.event("more was begun than was known when the script stopped the job: it is finished, too")
+        elif back:
             job.records.counters.replayed += back
             job.records.touch("counters")
             job.slots.not_final()
@@ -244,7 +246,7 @@ class Serving:
 
     def finals(self) -> None:
         """Ask for the last snapshots."""
-        self._carry_out(self._job.slots.all_done())
+        self._carry_out(self._job.slots.all_done(self._job.final_tasks))
 
     def let_go(self) -> None:
         """The job is complete."""

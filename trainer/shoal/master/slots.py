@@ -216,15 +216,19 @@ class SlotMap:
             if life != holder and files:
                 yield Order(life, Free(slot=slot, files=files))
 
-    def all_done(self) -> list[Order]:
-        """Every task is done: ask each holder, once, for the last snapshot (rule 9)."""
+    def all_done(self, tasks: bytes) -> list[Order]:
+        """Every task is done: ask each holder, once, for the last snapshot (rule 9).
+
+        Args:
+            tasks: What the slots must have, as ``Final`` says it.
+        """
         wanted: dict[int, list[tuple[int, int]]] = {}
         for slot, (life, grant) in self.live.items():
             if slot not in self.safe and (slot, life) not in self._final_asked:
                 self._final_asked.add((slot, life))
                 wanted.setdefault(life, []).append((slot, grant))
         return [
-            Order(life, Final(slots=[slot for slot, _ in pairs], grants=[grant for _, grant in pairs]))
+            Order(life, Final(slots=[slot for slot, _ in pairs], grants=[grant for _, grant in pairs], tasks=tasks))
             for life, pairs in wanted.items()
         ]
 
@@ -234,7 +238,7 @@ class SlotMap:
             self.safe[slot] = file
 
     def not_final(self) -> None:
-        """Some slot lacks tasks after all: no last snapshot counts any more."""
+        """Some slot lacks tasks after all, or other tasks are wanted: no last snapshot counts any more."""
         self.safe.clear()
         self._final_asked.clear()
 

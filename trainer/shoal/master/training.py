@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 from shoal.master.job import Job, TrainerView
 from shoal.master.records import MemberRecord, Schedule
+from shoal.master.watch import FAILURES_ALLOWED, Watch
 from shoal.wire.auth import Identity
 from shoal.wire.messages import (
+    Began,
     Done,
     Drain,
     EpochDone,
-    Evaluate,
-    Evaluated,
-    EvaluateTurn,
     Lease,
     Leased,
     Log,
@@ -29,10 +28,7 @@ from shoal.wire.messages import (
 )
 from shoal.wire.shapes import differences
 
-__all__ = ["FAILURES_ALLOWED", "Training"]
-
-FAILURES_ALLOWED = 3
-"""How often the script may fail on one task before the job fails: a poisoned sample must not loop for ever."""
+__all__ = ["Training"]
 
 
 class Training:
@@ -57,6 +53,7 @@ class Training:
         self._shape_known = shape_known
         self._all_done = all_done
         self._fail = fail
+        self._watch = Watch()
 
     # --- Coming and going ---
 
@@ -79,13 +76,13 @@ class Training:
         )
         returned = job.expected_back.pop(identity.life, None) is not None or identity.life in job.records.members
         job.trainers[identity.life] = view
-        self._take_leases(identity, message.leases)
+        self._watch.lives(identity.life)
         if not returned:
             job.records.counters.joins += 1
             job.records.touch("counters")
             job.event(f"{identity} joined")
-        assert job.queue is not None
-        job.send(connection, self._registered())
+        self._take_leases(identity, message.leases)
+        job.send(connection, self._registered(identity.life))
         if job.records.outcome is not None and job.records.outcome.state == "Failed":
             job.send(connection, Stop(reason=job.records.outcome.reason))
         if job.slots.complete:
@@ -103,9 +100,10 @@ class Training:
                 return "this script does not train what the job trains: " + "; ".join(found)
         return ""
 
-    def _registered(self) -> Registered:
-        job = self._job
+    def _registered(self, life: int) -> Registered:
+        job, records = self._job, self._job.records
         assert job.queue is not None
+        assert records.shape is not None
         return Registered(
             epochs=job.epochs,
             seed=job.seed,
@@ -114,6 +112,11 @@ class Training:
             output=job.settings.output,
             lease_seconds=job.settings.lease_seconds,
             trainers=len(job.trainers),
+            joins=records.members[life].joined,
+            groups=records.shape.groups,
+            evaluations=records.evaluation_list(),
+            metrics=records.metric_list(),
+            stopping=records.stopped.reason if records.stopped is not None else "",
         )
 
     def _take_leases(self, identity: Identity, claimed: list[Lease]) -> None:
@@ -122,6 +125,7 @@ class Training:
         assert queue is not None
         for lease in claimed:
             queue.adopt(identity.life, lease)
+        self._note_reached()
         keep = {(lease.epoch, lease.task) for lease in claimed}
         for lease in queue.held_by(identity.life):
             if (lease.epoch, lease.task) not in keep:
@@ -131,9 +135,30 @@ class Training:
     def _note(self, life: int, identity: Identity) -> None:
         job = self._job
         assert job.queue is not None
-        record = MemberRecord(role=identity.role, index=identity.index, leases=job.queue.held_by(life))
-        job.records.members[life] = record
+        before = job.records.members.get(life)
+        job.records.members[life] = MemberRecord(
+            role=identity.role,
+            index=identity.index,
+            leases=job.queue.held_by(life),
+            joined=before.joined if before is not None else job.records.counters.joins,
+        )
         job.records.touch_member(life)
+
+    def died(self, life: int, leases: list[Lease]) -> None:
+        """A trainer ended without a word while it held these: if a batch of theirs is to blame, it must not go on."""
+        job = self._job
+        fatal = self._watch.died(life, [(lease.epoch, lease.task) for lease in leases])
+        if fatal is not None:
+            self._fail(_deadly(fatal))
+        for lease in leases:
+            if job.queue is not None and job.queue.done((lease.epoch, lease.task)):
+                self._watch.forget((lease.epoch, lease.task))
+
+    def began(self, life: int, message: Began) -> None:
+        """A script gets a batch of a watched task."""
+        queue = self._job.queue
+        if queue is not None and message.lease in queue.held_by(life):
+            self._watch.began(life, message)
 
     def gone(self, life: int, leases: list[Lease] | None = None) -> None:
         """A trainer left or died: what it held waits again."""
@@ -142,11 +167,7 @@ class Training:
         if job.queue is not None:
             for lease in [*job.queue.held_by(life), *(leases or [])]:
                 job.queue.release((lease.epoch, lease.task), life)
-        if job.evaluator == life:
-            job.evaluator = None
-            for other in list(job.trainers.values()):
-                if other.evaluating is not None:
-                    self.evaluate(other.identity.life, Evaluate(epoch=other.evaluating))
+        self._watch.gone(life)
         if view is not None or leases is not None:
             self.serve()
 
@@ -204,8 +225,9 @@ class Training:
         opened = queue.open
         lease = queue.lease(life, early=job.evaluates is False)
         if lease is None and queue.epoch_done(queue.open):
-            if view.wants[0] <= queue.open:
-                job.send(view.connection, EpochDone(epoch=queue.open))
+            ended = queue.epochs - 1 if queue.stopped else queue.open
+            if view.wants[0] <= ended:
+                job.send(view.connection, EpochDone(epoch=ended))
                 return True
             if queue.open_next():
                 lease = queue.lease(life, early=False)
@@ -215,8 +237,10 @@ class Training:
             job.event(f"epoch {queue.open + 1} of {queue.epochs} begins")
         if lease is None:
             return False
+        job.note_reached()
         left = queue.batches_left(lease.epoch)
-        job.send(view.connection, Leased(lease=lease, left=left, trainers=len(job.trainers)))
+        watched = self._watch.watches((lease.epoch, lease.task))
+        job.send(view.connection, Leased(lease=lease, left=left, trainers=len(job.trainers), watched=watched))
         self._note(life, view.identity)
         return True
 
@@ -235,6 +259,7 @@ class Training:
             if undone:
                 job.records.mark(*task, done=True)
                 job.failures.pop(task, None)
+                self._watch.forget(task)
                 job.moved()
             if before is not None and before[0] in job.trainers:
                 self._note(before[0], job.trainers[before[0]].identity)
@@ -247,6 +272,7 @@ class Training:
             if job.slots.complete:
                 job.send(view.connection, job.slots.message())
             job.send(view.connection, Redo(lease=lease))
+        self._note_reached()
         self.serve()
         if queue.all_done:
             self._all_done()
@@ -280,40 +306,26 @@ class Training:
             job.event("a batch made no step (skipped); it counts as skipped", "warning")
         counters.skipped += message.skipped
 
-    # --- Evaluation ---
-
-    def evaluate(self, life: int, message: Evaluate) -> None:
-        """A trainer's loop reached the evaluation: one evaluates, the others wait for the score."""
-        job = self._job
-        view = job.trainers[life]
-        job.evaluates = True
-        if message.epoch in job.records.evaluations:
-            view.evaluating = None
-            score = job.records.evaluations[message.epoch]
-            job.send(view.connection, Evaluated(epoch=message.epoch, score=score))
-            return
-        view.evaluating = message.epoch
-        if job.evaluator is None:
-            job.evaluator = life
-            job.send(view.connection, EvaluateTurn(epoch=message.epoch))
-
-    def evaluated(self, life: int, message: Evaluated) -> None:
-        """The score is there: keep it, and tell all who wait."""
-        job = self._job
-        if job.evaluator == life:
-            job.evaluator = None
-        job.records.evaluated(message.epoch, message.score)
-        job.event(f"evaluation after epoch {message.epoch + 1}: {message.score}")
-        job.moved()
-        for view in job.trainers.values():
-            # Who brings the score waits, too: it may have got its turn from an earlier master.
-            if view.evaluating == message.epoch or view.identity.life == life:
-                view.evaluating = None
-                job.send(view.connection, Evaluated(epoch=message.epoch, score=message.score))
+    def _note_reached(self) -> None:
+        if self._job.note_reached():
+            self.tasks_came_back()
 
     def tasks_came_back(self) -> None:
         """Trainers that had finished are needed again."""
+        if self._job.ended:
+            return
         for view in self._job.trainers.values():
             if view.finished:
                 view.finished = False
                 self._job.send(view.connection, More())
+
+
+def _deadly(began: Began) -> str:
+    """What people are told of a batch that trainers do not survive."""
+    samples = ", ".join(map(str, began.samples))
+    return (
+        f"a trainer was killed {FAILURES_ALLOWED} times (SIGKILL, out of memory or a crash) while it worked on the same "
+        f"batch: batch {began.batch} of task {began.lease.task} in epoch {began.lease.epoch + 1}, samples {samples}; "
+        "look at these samples: if one needs more memory than the others, give the trainers more "
+        "(spec.trainer.resources) or cut it; if one crashes a library, repair it or leave it out"
+    )

@@ -12,6 +12,7 @@ from shoal.pserver.watermarks import Watermarks
 from shoal.wire.grouped import Grouped
 from shoal.wire.messages import NO_GRANT, Applied, Push, Report, SlotBatch
 from shoal.wire.plan import Plan
+from shoal.wire.tasks import TaskSet
 
 __all__ = ["Granted"]
 
@@ -71,6 +72,7 @@ class Granted:
                         grants=[self.grants[slot] for slot in chosen],
                         counts=[history.batches] * len(chosen),
                         tasks=history.finished.encode(),
+                        reached=history.reached,
                     )
                 )
         return reports
@@ -136,6 +138,6 @@ class Granted:
             for a in self.applied(slots, push.grants, epoch=push.epoch, task=push.task)
         ]
 
-    def lacking(self, slots: Sequence[int], epochs: int) -> list[int]:
-        """Those slots that have not every task of every epoch (rule 9)."""
-        return [slot for slot in slots if not self._histories[slot].finished.covers(epochs)]
+    def unfit(self, slots: Sequence[int], tasks: TaskSet) -> list[int]:
+        """Those slots that have not every one of these tasks, or more (rule 9)."""
+        return [slot for slot in slots if not self._histories[slot].holds(tasks)]

@@ -15,6 +15,7 @@ from shoal.pserver.core import Granted
 from shoal.pserver.watermarks import Watermarks
 from shoal.wire import messages as m
 from shoal.wire.plan import Plan
+from shoal.wire.tasks import TaskSet
 
 __all__ = ["Disk", "DiskError", "ServerState", "Snapshot", "SnapshotSlot", "Tensors"]
 
@@ -98,6 +99,9 @@ class ServerState:
         self._plan = plan
         self._awaiting_values: set[int] = set()
         self._final: dict[int, int] = {}
+        """Slot -> grant of those whose last snapshot the master waits for."""
+        self._final_said = b""
+        """What they must have, as the master said it."""
         self._saved_batches = -1
 
     # --- The master's orders ---
@@ -169,12 +173,18 @@ class ServerState:
         self._final.pop(slot, None)
 
     def _last(self, message: m.Final) -> list[Any]:
+        self._final_said = message.tasks
         slots = self.granted.served(message.slots, message.grants)
-        lacking = self.granted.lacking(slots, self.epochs)
+        unfit = self.granted.unfit(slots, self._final_tasks())
         for slot in slots:
-            if slot not in lacking:
+            if slot not in unfit:
                 self._final[slot] = self.granted.grants[slot]
-        return [m.Lacks(reports=self.granted.reports(lacking))] if lacking else []
+        return [m.Lacks(reports=self.granted.reports(unfit))] if unfit else []
+
+    def _final_tasks(self) -> TaskSet:
+        if self._final_said:
+            return TaskSet.decode(self._final_said)
+        return TaskSet.through(self._plan.tasks, (self.epochs - 1, self._plan.tasks - 1))
 
     def awaits_values(self, slot: int, grant: int) -> bool:
         """Whether a slot waits for its initial values under this grant."""
@@ -251,27 +261,32 @@ class ServerState:
             counts=[snapshot[slot].batches for slot in slots],
         )
 
-    def _safe(self, name: str, snapshot: Snapshot) -> list[m.Safe]:
-        """Which slots this pinned snapshot makes safe: those asked for, copied under the grant they have now."""
-        slots = [
-            slot
-            for slot, grant in self._final.items()
-            if slot in snapshot
-            and snapshot[slot].grant == grant == self.granted.grants.get(slot)
-            and Watermarks.decode(snapshot[slot].history, self._plan).finished.covers(self.epochs)
-        ]
-        for slot in slots:
-            del self._final[slot]
+    def _safe(self, name: str, snapshot: Snapshot) -> list[Any]:
+        """Which slots this pinned snapshot makes safe: those asked for, copied under the grant they have now.
+
+        A slot that got a batch of some other task between the order and the copy is not what the master takes it for.
+        """
+        tasks = self._final_tasks()
+        slots: list[int] = []
+        unfit: list[int] = []
+        for slot, grant in list(self._final.items()):
+            if slot in snapshot and snapshot[slot].grant == grant == self.granted.grants.get(slot):
+                del self._final[slot]
+                fit = Watermarks.decode(snapshot[slot].history, self._plan).holds(tasks)
+                (slots if fit else unfit).append(slot)
+        replies: list[Any] = [m.Lacks(reports=self.granted.reports(unfit))] if unfit else []
         if not slots:
-            return []
+            return replies
         return [
+            *replies,
             m.Safe(
                 file=name,
+                tasks=self._final_said,
                 slots=slots,
                 grants=[snapshot[slot].grant for slot in slots],
                 samples=[snapshot[slot].samples for slot in slots],
                 skipped=[snapshot[slot].skipped for slot in slots],
-            )
+            ),
         ]
 
     # --- Trainers' requests (the tensors' part is the shell's) ---

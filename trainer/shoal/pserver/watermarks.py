@@ -78,6 +78,15 @@ class Watermarks:
             return self._plan.batches_in(task)
         return self._partial.get((epoch, task), 0)
 
+    @property
+    def reached(self) -> tuple[int, int]:
+        """The last task of which any batch is in; (-1, -1): of none."""
+        return max(self.finished.highest, max(self._partial, default=(-1, -1)))
+
+    def holds(self, tasks: TaskSet) -> bool:
+        """Whether all of these tasks are in, and no batch of a task behind the last of them."""
+        return self.finished.includes(tasks) and self.reached <= tasks.highest
+
     def judge(self, epoch: int, task: int, *, first: int, batches: int) -> Verdict:
         """Whether a push of ``batches`` batches from ``first`` on is new here.
 

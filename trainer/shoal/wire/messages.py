@@ -24,6 +24,7 @@ __all__ = [
     "At",
     "Attach",
     "Attached",
+    "Began",
     "Buffer",
     "Buffers",
     "BuffersMerged",
@@ -60,6 +61,7 @@ __all__ = [
     "Log",
     "Map",
     "Member",
+    "Metric",
     "More",
     "Nothing",
     "Observe",
@@ -91,6 +93,8 @@ __all__ = [
     "Snapped",
     "SparseTable",
     "Stop",
+    "StopEarly",
+    "Stopping",
     "TableValues",
     "Tensor",
     "ToMaster",
@@ -231,12 +235,16 @@ class Map(_Message, frozen=True):
 
 
 class Report(_Part, frozen=True):
-    """What slots with the same history have: the finished tasks as ``TaskSet.encode`` writes them."""
+    """What slots with the same history have: the finished tasks as ``TaskSet.encode`` writes them.
+
+    ``reached``: epoch and number of the last task that they have any batch of; (-1, -1): of none.
+    """
 
     slots: list[int]
     grants: list[int]
     counts: list[int]
     tasks: bytes
+    reached: tuple[int, int]
 
 
 class File(_Part, frozen=True):
@@ -266,9 +274,13 @@ class Event(_Message, frozen=True):
 
 
 class Leave(_Message, frozen=True):
-    """I leave by my own will (SIGTERM, drained); what I hold comes back with it."""
+    """I leave by my own will (SIGTERM, drained); what I hold comes back with it.
+
+    ``reason``: why the script ended by itself although the job was not complete; empty where it did not.
+    """
 
     leases: list[Lease]
+    reason: str = ""
 
 
 # --- Trainer to master -------------------------------------------------------------------------------------------
@@ -322,16 +334,29 @@ class Log(_Message, frozen=True):
 
 
 class Evaluate(_Message, frozen=True):
-    """My loop reached the evaluation after ``epoch``."""
+    """My script is at an evaluation: the ``number``-th of its calls within ``epoch``, from 0."""
 
     epoch: int
+    number: int
 
 
 class Evaluated(_Message, frozen=True):
-    """The score of the model after ``epoch`` (JSON text). From the one trainer that had the turn; then to all."""
+    """The score of that evaluation (JSON text). From the one trainer that had the turn; then to all who wait for it."""
 
     epoch: int
+    number: int
     score: str
+
+
+class Metric(_Message, frozen=True):
+    """What the script gave to a scheduler that goes by it: the ``number``-th value within ``epoch``, from 0.
+
+    The first trainer's counts for all; there is no answer.
+    """
+
+    epoch: int
+    number: int
+    value: float
 
 
 class Finish(_Message, frozen=True):
@@ -339,15 +364,40 @@ class Finish(_Message, frozen=True):
 
 
 class Save(_Message, frozen=True):
-    """The script wants the model at ``path``."""
+    """The script wants the model of now at ``path``: its ``number``-th call for that path within ``epoch``, from 0.
+
+    After the last epoch, ``epoch`` is the number of epochs.
+    """
 
     path: str
+    epoch: int
+    number: int
 
 
 class Saved(_Message, frozen=True):
-    """It is there. From the one trainer that had the turn; then to all."""
+    """That model, or a later one, is there. From the one trainer that had the turn; then to all who wait for it."""
 
     path: str
+    epoch: int
+    number: int
+
+
+class StopEarly(_Message, frozen=True):
+    """The script, in ``epoch``, wants the job to end with what is begun. Answered with ``Stopping``.
+
+    It is said again when a master greets without knowing of it.
+    """
+
+    reason: str
+    epoch: int
+
+
+class Began(_Message, frozen=True):
+    """The script gets a batch of a watched task now: its samples' indices (20 at most)."""
+
+    lease: Lease
+    batch: int
+    samples: list[int]
 
 
 class Initialised(_Message, frozen=True):
@@ -368,7 +418,12 @@ class ScriptFailed(_Message, frozen=True):
 
 
 class Registered(_Message, frozen=True):
-    """You are in. ``epoch`` is the open one; ``slots`` is the number of slots; ``output`` the manifest's path or ''."""
+    """You are in. ``epoch`` is the open one; ``slots`` is the number of slots; ``output`` the manifest's path or ''.
+
+    ``evaluations`` (the last 1,000) and ``metrics`` (the last 10,000) are in the order of their epochs and numbers;
+    ``groups`` are the registered ones; ``joins`` is a number that no other life of a trainer has; ``stopping`` is why
+    the script stopped the job, or ''.
+    """
 
     epochs: int
     seed: int
@@ -377,6 +432,11 @@ class Registered(_Message, frozen=True):
     output: str
     lease_seconds: float
     trainers: int
+    joins: int
+    groups: list[Group]
+    evaluations: list[Evaluation]
+    metrics: list[Metric]
+    stopping: str
 
 
 class Refused(_Message, frozen=True):
@@ -386,15 +446,19 @@ class Refused(_Message, frozen=True):
 
 
 class Leased(_Message, frozen=True):
-    """A task is yours. ``left``: batches left to the job in its epoch; ``trainers``: how many there are now."""
+    """A task is yours. ``left``: batches left to the job in its epoch; ``trainers``: how many there are now.
+
+    ``watched``: a trainer died while it held the task, so each batch is to be announced (``Began``).
+    """
 
     lease: Lease
     left: int
     trainers: int
+    watched: bool
 
 
 class EpochDone(_Message, frozen=True):
-    """Every task up to ``epoch`` is done: end the loop."""
+    """Every task up to ``epoch`` is done, or (the script stopped the job) none of it is left: end the loop."""
 
     epoch: int
 
@@ -415,12 +479,21 @@ class EvaluateTurn(_Message, frozen=True):
     """You are the one that evaluates."""
 
     epoch: int
+    number: int
 
 
 class SaveTurn(_Message, frozen=True):
     """You are the one that writes the model."""
 
     path: str
+    epoch: int
+    number: int
+
+
+class Stopping(_Message, frozen=True):
+    """The script stopped the job: it ends with what is begun. The reason, as the script gave it."""
+
+    reason: str
 
 
 class Provide(_Message, frozen=True):
@@ -500,7 +573,7 @@ class Snapped(_Message, frozen=True):
 
 
 class Lacks(_Message, frozen=True):
-    """The last snapshot was not taken, as these slots lack tasks (rule 9)."""
+    """The last snapshot was not taken, as these slots lack tasks or have batches of others (rule 9)."""
 
     reports: list[Report]
 
@@ -508,10 +581,12 @@ class Lacks(_Message, frozen=True):
 class Safe(_Message, frozen=True):
     """The last snapshot of these slots is written, read back whole, and pinned.
 
-    ``samples`` and ``skipped``: what each slot counted itself, sample by sample, beside its watermarks.
+    ``tasks``: as the ``Final`` that it answers had them. ``samples`` and ``skipped``: what each slot counted itself,
+    sample by sample, beside its watermarks.
     """
 
     file: str
+    tasks: bytes
     slots: list[int]
     grants: list[int]
     samples: list[int]
@@ -556,10 +631,14 @@ class Drop(_Message, frozen=True):
 
 
 class Final(_Message, frozen=True):
-    """All is done: write, read back and pin the last snapshot of these slots, or say what they lack."""
+    """All is done: write, read back and pin the last snapshot of these slots, or say what they lack.
+
+    ``tasks``: what they must have, and nothing beyond (``TaskSet.encode``); empty: every task of every epoch.
+    """
 
     slots: list[int]
     grants: list[int]
+    tasks: bytes
 
 
 class Free(_Message, frozen=True):
@@ -591,9 +670,10 @@ class Member(_Part, frozen=True):
 
 
 class Evaluation(_Part, frozen=True):
-    """The score after an epoch, as JSON text."""
+    """The score of the ``number``-th evaluation within an epoch, as JSON text."""
 
     epoch: int
+    number: int
     score: str
 
 
@@ -833,9 +913,12 @@ ToMaster = (
     | Log
     | Evaluate
     | Evaluated
+    | Metric
     | Finish
     | Save
     | Saved
+    | StopEarly
+    | Began
     | Initialised
     | ScriptFailed
     | Offer
@@ -860,6 +943,7 @@ FromMaster = (
     | Evaluated
     | SaveTurn
     | Saved
+    | Stopping
     | Provide
     | More
     | Complete

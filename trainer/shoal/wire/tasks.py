@@ -72,9 +72,30 @@ class TaskSet:
         """How many tasks of the epoch are in."""
         return self.tasks if epoch < self._whole else self._bits.get(epoch, 0).bit_count()
 
-    def covers(self, epochs: int) -> bool:
-        """Whether every task of the first ``epochs`` epochs is in."""
-        return self._whole >= epochs
+    def includes(self, other: TaskSet) -> bool:
+        """Whether every task of another set of such epochs is in."""
+        whole = all(self.count(epoch) == self.tasks for epoch in range(self._whole, other._whole))
+        return whole and all(
+            epoch < self._whole or not bits & ~self._bits.get(epoch, 0) for epoch, bits in other._bits.items()
+        )
+
+    @property
+    def highest(self) -> tuple[int, int]:
+        """The last task that is in, by epoch and number; (-1, -1) of an empty set."""
+        epoch = max(self._bits, default=-1)
+        if epoch >= 0:
+            return epoch, self._bits[epoch].bit_length() - 1
+        return (self._whole - 1, self.tasks - 1) if self._whole else (-1, -1)
+
+    @classmethod
+    def through(cls, tasks: int, last: tuple[int, int]) -> TaskSet:
+        """Every task up to and with the last one, for epochs of ``tasks`` tasks each; of (-1, -1) none."""
+        made = cls(tasks)
+        epoch, number = last
+        made._whole = epoch + 1 if number + 1 == tasks else max(epoch, 0)
+        if 0 <= number < tasks - 1:
+            made._bits[epoch] = (1 << number + 1) - 1
+        return made
 
     def missing(self, epoch: int) -> Iterator[int]:
         """The epoch's tasks that are not in, in their order."""
