@@ -120,7 +120,7 @@ class OneProcess:
             epochs=self.epochs,
             seed=self.seed,
         )
-        self.jobs.append(DistributedJob(engine, epochs=self.epochs, seed=self.seed, index=len(self.jobs)))
+        self.jobs.append(DistributedJob(engine, epochs=self.epochs, seed=self.seed, folder=self.folder))
         return self.jobs[-1]
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ class AloneJob(Session):
         self._bounds = [
             (parameter, dense.clamp) for dense, parameter in zip(described.shape.dense, described.dense, strict=True)
         ]
-        self._bounds = [(parameter, bounds) for parameter, bounds in self._bounds if bounds]
+        self._bounds = [(parameter, bounds) for parameter, bounds in self._bounds if any(b is not None for b in bounds)]
         atexit.register(self._farewell)
 
     def _begin(self) -> None:
@@ -101,6 +101,7 @@ class AloneJob(Session):
             self._feed.assign(epoch, later, 0)
 
     def _batch_begins(self, batch: Batch) -> None:
+        del batch
         self._say()
 
     def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
@@ -172,4 +173,3 @@ class AloneJob(Session):
 
     def _stop(self, reason: str) -> None:
         self._print(f"stopped by the script in epoch {self._epoch + 1}: {reason}")
-

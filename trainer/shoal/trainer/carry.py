@@ -61,7 +61,8 @@ class Carry:
             if parameter.grad is left and left is not None and bool(left.any()):
                 self._added = True
 
-        self._handle = parameter.register_hook(backward) if parameter.requires_grad else None
+        hooked: Any = parameter
+        self._handle = hooked.register_hook(backward) if parameter.requires_grad else None
 
     def cleared(self) -> None:
         """The script cleared gradients by its optimizer."""

@@ -119,7 +119,9 @@ def describe(
     limits = _limits(clamp or {}, parameters, placed, {id(t.module.weight) for t in tables})
     dense = _dense(parameters, placed, {id(table.module.weight) for table in tables}, limits)
     if ema and tables:
-        raise Refusal(f"ema={ema} cannot average the sparse table {tables[0].name}; make the embedding with sparse=False")
+        raise Refusal(
+            f"ema={ema} cannot average the sparse table {tables[0].name}; make the embedding with sparse=False"
+        )
     merged, passing = _buffers(model)
     frozen = [(name, p) for name, p in parameters if id(p) not in placed]
     fixed: list[tuple[str, Tensor]] = [*frozen, *passing]
@@ -157,11 +159,13 @@ def describe(
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise Refusal(f"prepare got a {type(model).__name__} as model; give it one nn.Module, several in an nn.ModuleDict")
+        raise Refusal(
+            f"prepare got a {type(model).__name__} as model; give it one nn.Module, several in an nn.ModuleDict"
+        )
     if isinstance(model, DataParallel | DistributedDataParallel):
         raise Refusal(f"the model is wrapped in {type(model).__name__}; give prepare the plain module (model.module)")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise Refusal(f"parameter {name} is not initialised yet (a lazy module); run one forward pass first")
         if tensor.is_meta:
             raise Refusal(f"{name} is on the meta device and has no values; call model.to_empty(...) and initialise it")
@@ -194,11 +198,11 @@ def _check_state(optimizer: Optimizer) -> None:
 
 
 def _task_batches(data: DataDescription, accumulate: int, wanted: int | None) -> int:
-    batches = Plan(
-        samples=data.samples, batch_size=data.batch_size, drop_last=data.drop_last, task_batches=1
-    ).batches
+    batches = Plan(samples=data.samples, batch_size=data.batch_size, drop_last=data.drop_last, task_batches=1).batches
     if not batches:
-        raise Refusal(f"drop_last leaves no batch: {data.samples} samples are fewer than one batch of {data.batch_size}")
+        raise Refusal(
+            f"drop_last leaves no batch: {data.samples} samples are fewer than one batch of {data.batch_size}"
+        )
     if wanted is None:
         return default_task_batches(batches, accumulate=accumulate)
     if wanted < 1 or wanted % accumulate:
@@ -221,7 +225,7 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors:
         digest.update(f"{name}/{list(tensor.shape)}/{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -292,20 +296,22 @@ def _limits(
     parameters: Sequence[tuple[str, nn.Parameter]],
     placed: Mapping[int, int],
     tables: set[int],
-) -> dict[int, list[float]]:
+) -> dict[int, list[float | None]]:
     """Parameter's id -> the bounds that it is kept in."""
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[float | None]] = {}
     for pattern, bounds in clamp.items():
         if not isinstance(bounds, tuple | list) or len(bounds) != 2 or not float(bounds[0]) <= float(bounds[1]):
             raise Refusal(f"clamp={{{pattern!r}: {bounds!r}}}; give (low, high), -inf or inf for none")
         matching = [(name, p) for name, p in parameters if fnmatchcase(name, pattern)]
         if not matching:
-            raise Refusal(f"clamp: no parameter is named {pattern!r}; there are {', '.join(n for n, _ in parameters[:8])}")
+            raise Refusal(
+                f"clamp: no parameter is named {pattern!r}; there are {', '.join(n for n, _ in parameters[:8])}"
+            )
         for name, parameter in matching:
             if id(parameter) in tables or id(parameter) not in placed:
                 what = "a sparse table" if id(parameter) in tables else "not in an optimizer"
                 raise Refusal(f"clamp: parameter {name} is {what}; only dense trained parameters can be clamped")
-            found[id(parameter)] = [float(bounds[0]), float(bounds[1])]
+            found[id(parameter)] = [float(bound) if math.isfinite(bound) else None for bound in bounds]
     return found
 
 
@@ -313,7 +319,7 @@ def _dense(
     parameters: Sequence[tuple[str, nn.Parameter]],
     placed: Mapping[int, int],
     tables: set[int],
-    limits: Mapping[int, list[float]],
+    limits: Mapping[int, list[float | None]],
 ) -> list[tuple[DenseParameter, nn.Parameter]]:
     """Whatever an optimizer holds, frozen for now or not: a gradient may come at any step."""
     return [

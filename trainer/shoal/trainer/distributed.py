@@ -112,7 +112,9 @@ class DistributedJob(Session):
         epoch, task, batch = self._fetching
         shown = self._samples(self._fetching)
         more = ", ..." if len(shown) == SAMPLES_SHOWN else ""
-        return f"{text}\n(in batch {batch} of task {task}, epoch {epoch + 1}: samples {', '.join(map(str, shown))}{more})"
+        return (
+            f"{text}\n(in batch {batch} of task {task}, epoch {epoch + 1}: samples {', '.join(map(str, shown))}{more})"
+        )
 
     def _samples(self, place: Place) -> list[int]:
         """Some of a batch's samples, by their index in the dataset, where the sampler gives numbers."""
@@ -484,4 +486,3 @@ class DistributedJob(Session):
             engine.loop_begins(self._epochs - 1)
         self._finished = True
         self._end()
-

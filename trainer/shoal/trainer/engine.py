@@ -173,7 +173,7 @@ class Engine:
             while True:
                 self._handle(self._inbox.get_nowait())
 
-    def _handle(self, message: Any) -> None:  # noqa: C901 - a plain list of messages
+    def _handle(self, message: Any) -> None:  # noqa: C901, PLR0912 - a plain list of messages
         match message:
             case m.Registered():
                 self._on_registered(message)

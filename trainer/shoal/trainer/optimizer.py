@@ -132,8 +132,8 @@ def share(optimizer: Optimizer, stepper: Stepper) -> None:
 
 def plain_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
     """Take the step that the optimizer's own class takes, with its hooks."""
-    own = type(optimizer).__mro__[2]
-    return own.step(cast("Any", optimizer), closure) if closure is not None else own.step(cast("Any", optimizer))
+    own: Any = type(optimizer).__mro__[2]
+    return own.step(optimizer, closure) if closure is not None else own.step(optimizer)
 
 
 def run_pre_hooks(optimizer: Optimizer) -> None:

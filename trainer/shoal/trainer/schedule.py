@@ -182,7 +182,9 @@ def _check(scheduler: Any, groups: Sequence[dict[str, Any]], *, wanted: int) -> 
             "function of the step, such as CosineAnnealingLR or OneCycleLR"
         )
     if not isinstance(scheduler, lr_scheduler.LRScheduler):
-        raise Refusal(f"scheduler is a {type(scheduler).__name__}; give prepare one of torch.optim.lr_scheduler, or a list")
+        raise Refusal(
+            f"scheduler is a {type(scheduler).__name__}; give prepare one of torch.optim.lr_scheduler, or a list"
+        )
     if not all(any(g is own for g in groups) for own in scheduler.optimizer.param_groups):
         raise Refusal("the scheduler belongs to another optimizer than prepare got; make it from that one")
     total = getattr(scheduler, "total_steps", None)

@@ -115,9 +115,7 @@ class Session(Job):
         many = isinstance(optimizer, list | tuple)
         optimizers: list[Optimizer] = list(optimizer) if many else [optimizer]
         try:
-            for one in optimizers:
-                if not isinstance(one, Optimizer):
-                    raise Refusal(f"prepare got a {type(one).__name__} as optimizer; give it one of torch.optim, or a list")
+            _check_optimizers(optimizers)
             data = describe_data(loader, batch_size=batch_size)
             module = plain_module(model)
             described = describe(
@@ -133,7 +131,9 @@ class Session(Job):
             self._register(described)
             self._order = Order(described.shape, self._seed, data.order)
             steps = self._order.plan.steps(accumulate)
-            given = list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler] if scheduler is not None else []
+            given = (
+                list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler] if scheduler is not None else []
+            )
             self._schedule = Schedule(
                 given,
                 described.groups,
@@ -152,9 +152,7 @@ class Session(Job):
         if accumulate > 1:
             self._guard_zero_grad(module)
         self._begin()
-        self._watch = Watch(
-            module, described.watched, groups=described.groups, stays=self._writes_past_counters
-        )
+        self._watch = Watch(module, described.watched, groups=described.groups, stays=self._writes_past_counters)
         self._prepared = True
         batches = BatchLoader(data.loader, self, batches=self._order.plan.batches)
         return model, (optimizers if many else optimizer), batches
@@ -376,7 +374,9 @@ class Session(Job):
                 "the job; iterate that loader in `for epoch in job.epochs():`"
             )
         if not self._inside:
-            raise Refused("optimizer.step() outside of `for epoch in job.epochs():`; put the loop over the loader into it")
+            raise Refused(
+                "optimizer.step() outside of `for epoch in job.epochs():`; put the loop over the loader into it"
+            )
         if not self._closes(batch):
             batch.asked.add(id(optimizer))
             return _closed_over(closure)
@@ -499,6 +499,12 @@ class Session(Job):
             f"the script ended in epoch {self._epoch + 1} of {self._epochs}: an exception may have been caught around the "
             "loop, or the loop was left; to end a job early call job.stop('why')"
         )
+
+
+def _check_optimizers(optimizers: list[Any]) -> None:
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise Refusal(f"prepare got a {type(one).__name__} as optimizer; give it one of torch.optim, or a list")
 
 
 def _closed_over(closure: Callable[[], Any] | None) -> Any:

@@ -26,8 +26,27 @@ _LOOKUPS = (functional.embedding, functional.embedding_bag)
 
 # What tells of the tensor and not of its values: any attribute but `data`, and these methods.
 _HARMLESS = frozenset(
-    "size dim ndimension numel nelement stride storage_offset is_contiguous element_size is_floating_point is_complex "
-    "get_device register_hook register_post_accumulate_grad_hook requires_grad_ retain_grad data_ptr __hash__ __len__".split()
+    [
+        "size",
+        "dim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "stride",
+        "storage_offset",
+        "is_contiguous",
+        "element_size",
+        "is_floating_point",
+        "is_complex",
+        "get_device",
+        "register_hook",
+        "register_post_accumulate_grad_hook",
+        "requires_grad_",
+        "retain_grad",
+        "data_ptr",
+        "__hash__",
+        "__len__",
+    ]
 )
 
 
@@ -45,7 +64,7 @@ class _TableWeight(nn.Parameter):
         if not _is_harmless(func):
             for argument in (*args, *kwargs.values()):
                 if isinstance(argument, cls):
-                    tables, place = argument._shoal
+                    tables, place = argument._shoal  # noqa: SLF001 - ours
                     tables.used(place, func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - of which torch has no public name
             return func(*args, **kwargs)
@@ -76,7 +95,7 @@ class Tables:
         for table in tables:
             weight: Any = table.module.weight
             weight.__class__ = _TableWeight
-            weight._shoal = (self, table.index)
+            weight._shoal = (self, table.index)  # noqa: SLF001 - ours
 
     def new_batch(self) -> None:
         """What was fetched so far is old now."""

@@ -211,4 +211,3 @@ def _moved(name: str) -> str:
         f"parameter {name} was moved or got another dtype after prepare (model.to(...), .cuda(), .half()): the optimizer "
         "and the job hold the old one; call prepare with model.to(job.device)"
     )
-
