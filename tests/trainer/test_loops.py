@@ -8,8 +8,10 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
 from shoal.pserver.optimizers import DENSE
-from shoal.trainer.describe import Refusal, describe
-from shoal.trainer.engine import Refused
+from shoal.trainer.data import describe_data
+from shoal.trainer.describe import describe
+from shoal.trainer.refusal import Refused
+
 from shoal.trainer.order import Order
 from tests.trainer.one_process import OneProcess
 from tests.trainer.test_alone import SEED, job, signals  # noqa: F401 - fixtures
