@@ -18,6 +18,7 @@ from shoal.trainer.describe import Description
 from shoal.trainer.exports import save_model
 from shoal.trainer.loop import scored
 from shoal.trainer.optimizer import plain_step
+from shoal.trainer.refusal import Refused
 from shoal.trainer.session import Batch, Place, Session, average_path
 from shoal.trainer.tables import Tables
 
@@ -56,13 +57,9 @@ class AloneJob(Session):
 
     def _farewell(self) -> None:
         why = self._unfinished()
-        if why and not self._failed():
+        # An error that ended the script says more.
+        if why and not Refused.raised and getattr(sys, "last_value", None) is None:
             self._print(why)
-
-    @staticmethod
-    def _failed() -> bool:
-        """Whether the script ends by an error, which says more."""
-        return getattr(sys, "last_value", None) is not None
 
     def _print(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - the script's own terminal
@@ -159,6 +156,10 @@ class AloneJob(Session):
     def _score(self, epoch: int, number: int, score: Callable[[Any], Any]) -> Any:
         del epoch, number
         return json.loads(scored(self._module, score))
+
+    def _metric(self, epoch: int, number: int, value: float) -> bool:
+        del epoch, number, value
+        return True
 
     def _folder(self) -> Path:
         return Path.cwd()

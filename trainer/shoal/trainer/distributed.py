@@ -127,7 +127,7 @@ class DistributedJob(Session):
                 with contextlib.suppress(SystemExit):
                     self._complete_stopped()
         self._report(now=True)
-        quiet = self._failed or self._engine.draining.is_set() or self._engine.over
+        quiet = self._failed or Refused.raised or self._engine.draining.is_set() or self._engine.over
         why = "" if quiet else self._unfinished()
         if why:
             print(why, file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
@@ -173,6 +173,9 @@ class DistributedJob(Session):
         if described.fixed:
             engine.retry(lambda: engine.servers.take_fixed([t for _, t in described.fixed], idle=engine.idle))
         self._take_buffers()
+        for metric in engine.info.metrics:
+            self._schedule.follow(metric.value)
+        self._known_metrics = {(metric.epoch, metric.number) for metric in engine.info.metrics}
         self._say_options()
         joins = engine.info.joins
         if joins > 1:
@@ -418,6 +421,12 @@ class DistributedJob(Session):
             self._tables.new_batch()
             answer = self._engine.ask(m.Evaluated(epoch=epoch, number=number, score=text), m.Evaluated)
         return json.loads(answer.score)
+
+    def _metric(self, epoch: int, number: int, value: float) -> bool:
+        if (epoch, number) in self._known_metrics:
+            return False
+        self._engine.send(m.Metric(epoch=epoch, number=number, value=value))
+        return True
 
     def _folder(self) -> Path:
         return self._started_in

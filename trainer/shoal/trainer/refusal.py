@@ -25,8 +25,12 @@ class Refused(SystemExit):
         reason: The same text.
     """
 
+    raised = False
+    """Whether this process raised one: whatever the script leaves undone has been explained then."""
+
     def __init__(self, reason: str) -> None:
         super().__init__(EXIT_REFUSED)
+        Refused.raised = True
         self.reason = reason
         print(reason, file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
 

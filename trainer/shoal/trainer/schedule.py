@@ -1,9 +1,12 @@
 """The learning rate as a function of the job's step, whatever trainer runs it, in whatever order.
 
 A scheduler of torch is a thing that is stepped; a job's batches come in any order, on any trainer, some of them twice.
-So the user's schedulers are never stepped. Copies of them work on stand-ins for the parameter groups, and are stepped to
+So the user's schedulers are not stepped. Copies of them work on stand-ins for the parameter groups, and are stepped to
 where they are wanted; one that knows its value at any step is asked for it at once. The script's own calls of
 ``scheduler.step()`` are checked for their place: they mean what the job does already, or are refused.
+
+``ReduceLROnPlateau`` is no function of the step but of the metrics so far. It is stepped by the script, with a score that
+all trainers have from ``job.evaluate``; a trainer that joins later is given the metrics of before.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ class Schedule:
         epochs: Epochs of the job.
         place: Where the script is: ``stepped`` (in a batch that made its step), ``open`` (in a batch that did not),
             ``accumulating`` (the step of this batch does not count), ``between`` (outside of the loop over the loader).
+        measured: Notes what the script gives to a ReduceLROnPlateau; whether it counts (this trainer has not been given
+            it before).
 
     Raises:
         Refusal: A scheduler follows a metric, belongs to another optimizer, or ends before the job does; or there is a
@@ -55,18 +60,24 @@ class Schedule:
         steps: int,
         epochs: int,
         place: Callable[[], str],
+        measured: Callable[[float], bool],
     ) -> None:
         if interval not in {"step", "epoch"}:
             raise Refusal(f"scheduler_interval={interval!r}; write 'step' or 'epoch'")
         for scheduler in schedulers:
             _check(scheduler, groups, wanted=epochs if interval == "epoch" else epochs * steps)
+        plateaus = [s for s in schedulers if isinstance(s, lr_scheduler.ReduceLROnPlateau)]
+        _check_plateaus(plateaus, schedulers)
+        self._plateau, self._measured = (plateaus or [None])[0], measured
+        followed = schedulers
+        schedulers = [s for s in schedulers if s is not self._plateau]
         self._interval, self._steps, self._place = interval, steps, place
         self._live = groups
         self._given = list(schedulers)
         self._groups = [
             [g for g in groups if any(g is own for own in scheduler.optimizer.param_groups)] for scheduler in schedulers
         ]
-        driven = {id(g) for own in self._groups for g in own}
+        driven = {id(g) for s in followed for g in groups if any(g is own for own in s.optimizer.param_groups)}
         self._free = [g for g in groups if id(g) not in driven]
         self._driven = [g for g in groups if id(g) in driven]
         self._at = self._shown = 0
@@ -76,7 +87,7 @@ class Schedule:
             self._stand_ins = _frozen(schedulers)
             self._checkpoints[0] = _frozen(self._stand_ins)
         self._rates = [group.get("lr") for group in self._driven]
-        for scheduler in schedulers:
+        for scheduler in followed:
             _drive(scheduler, self._called)
         self.check()
 
@@ -112,8 +123,21 @@ class Schedule:
             given._last_lr = [group["lr"] for group in groups]  # noqa: SLF001 - what get_last_lr gives
         self._rates = [group.get("lr") for group in self._driven]
 
+    def follow(self, metric: float) -> None:
+        """A metric is known: let ReduceLROnPlateau make of it what it does."""
+        if self._plateau is not None:
+            plain: Any = type(self._plateau).__mro__[2]
+            plain.step(self._plateau, metric)
+            self._rates = [group.get("lr") for group in self._driven]
+
     def _called(self, scheduler: Any, args: Sequence[Any]) -> None:
         """The script steps a scheduler that the job steps: in the right place, show what comes next."""
+        if scheduler is self._plateau:
+            if not args:
+                raise Refused("ReduceLROnPlateau.step() needs the metric: a number that job.evaluate gave")
+            if self._measured(float(args[0])):
+                self.follow(float(args[0]))
+            return
         name, place = type(scheduler).__name__, self._place()
         if args:
             raise Refused(f"{name}.step({args[0]!r}): the job steps the scheduler by its own count; call step() alone")
@@ -157,9 +181,9 @@ class Schedule:
 class _Driven:
     """Stands before the scheduler's own class in the order of its methods: the job steps it."""
 
-    def step(self, *args: Any) -> None:
+    def step(self, *args: Any, **named: Any) -> None:
         """Check that this is the place where the job steps it, and show the values of the step that follows."""
-        _callers[self](self, args)
+        _callers[self](self, [*args, *named.values()])
 
 
 _callers: WeakKeyDictionary[Any, Callable[[Any, Sequence[Any]], None]] = WeakKeyDictionary()
@@ -176,11 +200,6 @@ def _drive(scheduler: Any, called: Callable[[Any, Sequence[Any]], None]) -> None
 
 
 def _check(scheduler: Any, groups: Sequence[dict[str, Any]], *, wanted: int) -> None:
-    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-        raise Refusal(
-            "ReduceLROnPlateau follows a metric, which every trainer would see otherwise; use a scheduler that is a "
-            "function of the step, such as CosineAnnealingLR or OneCycleLR"
-        )
     if not isinstance(scheduler, lr_scheduler.LRScheduler):
         raise Refusal(
             f"scheduler is a {type(scheduler).__name__}; give prepare one of torch.optim.lr_scheduler, or a list"
@@ -192,6 +211,18 @@ def _check(scheduler: Any, groups: Sequence[dict[str, Any]], *, wanted: int) -> 
         raise Refusal(
             f"OneCycleLR ends after total_steps={total} steps, but the job makes {wanted}: epochs * ceil(batches / "
             "accumulate) of them with scheduler_interval='step', one an epoch with 'epoch'"
+        )
+
+
+def _check_plateaus(plateaus: Sequence[Any], schedulers: Sequence[Any]) -> None:
+    """Refuse a learning rate that follows a metric and something else, too."""
+    if not plateaus:
+        return
+    if len(plateaus) > 1:
+        raise Refusal(f"there are {len(plateaus)} ReduceLROnPlateau schedulers; a job follows the metric with one")
+    if any(s.optimizer is plateaus[0].optimizer for s in schedulers if s is not plateaus[0]):
+        raise Refusal(
+            "ReduceLROnPlateau and another scheduler set the learning rate of the same optimizer; give one of them"
         )
 
 

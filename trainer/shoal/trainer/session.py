@@ -141,6 +141,7 @@ class Session(Job):
                 steps=steps,
                 epochs=self._epochs,
                 place=self._scheduler_place,
+                measured=self._measured,
             )
         except Refusal as error:
             raise Refused(str(error)) from None
@@ -436,7 +437,25 @@ class Session(Job):
         self._need_prepared("job.evaluate")
         if self._open is None:
             self._watch.check_all()
-        return self._score(*self._call("evaluate"), score)
+        result = self._score(*self._call("evaluate"), score)
+        self._scores = _numbers(result)
+        return result
+
+    _scores: frozenset[float] = frozenset()
+    """The numbers of the last evaluation."""
+
+    def _measured(self, value: float) -> bool:
+        """The script gave a number to ReduceLROnPlateau; whether it counts."""
+        if value not in self._scores and value == value:  # noqa: PLR0124 - NaN is no score, and stands for nothing
+            raise Refused(
+                f"ReduceLROnPlateau.step({value!r}): the number is not what the last job.evaluate gave, so every trainer "
+                "would see another one; give it that score, or a value of its dict"
+            )
+        return self._metric(*self._call("metric"), value)
+
+    @abstractmethod
+    def _metric(self, epoch: int, number: int, value: float) -> bool:
+        """The n-th metric of an epoch is known; whether it is new here."""
 
     @abstractmethod
     def _score(self, epoch: int, number: int, score: Callable[[Any], Any]) -> Any:
@@ -505,6 +524,14 @@ def _check_optimizers(optimizers: list[Any]) -> None:
     for one in optimizers:
         if not isinstance(one, Optimizer):
             raise Refusal(f"prepare got a {type(one).__name__} as optimizer; give it one of torch.optim, or a list")
+
+
+def _numbers(score: Any) -> frozenset[float]:
+    """All numbers in a score."""
+    if isinstance(score, bool | int | float):
+        return frozenset([float(score)])
+    parts = score.values() if isinstance(score, dict) else score if isinstance(score, list) else ()
+    return frozenset(number for part in parts for number in _numbers(part))
 
 
 def _closed_over(closure: Callable[[], Any] | None) -> Any:
