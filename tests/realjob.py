@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +30,6 @@ kind: TrainingJob
 metadata: {{name: {name}}}
 spec:
   command: [python, script]
-  epochs: {epochs}
   parameterServer: {{replicas: {servers}}}
   checkpoint: {{interval: {interval}}}
 """
@@ -44,12 +44,15 @@ class RealJob:
         script: What trainers run.
         servers: Parameter servers.
         trainers: Trainers at the start.
-        epochs: Of the job.
+        epochs: Of the job; None: as many as the script says.
+        seed: Of the job; None: the script's.
         interval: Between snapshots.
         lease_seconds: A member silent for so long is given up.
         tcp: Parameter servers on TCP instead of Unix sockets and shared memory.
         variables: For the script.
         server_program: What runs a parameter server.
+        etcd: One that runs already, for several jobs; None: one of its own.
+        final: Exit codes of a trainer that no new life follows, beside 0.
     """
 
     def __init__(
@@ -60,12 +63,15 @@ class RealJob:
         script: Path = TESTS / "counting.py",
         servers: int = 2,
         trainers: int = 2,
-        epochs: int = 3,
+        epochs: int | None = 3,
+        seed: int | None = None,
         interval: str = "300ms",
         lease_seconds: float = 1.0,
         tcp: bool = False,
         variables: dict[str, str] | None = None,
         server_program: tuple[str, ...] = ("-m", "shoal.pserver"),
+        etcd: Etcd | None = None,
+        final: frozenset[int] = frozenset(),
     ) -> None:
         self.folder = folder
         self.servers, self.epochs = servers, epochs
@@ -82,16 +88,21 @@ class RealJob:
         self._server_program = server_program
         self._masters = 0
         self._left: set[tuple[str, int]] = set()
+        self._final = final | {0}
         folder.mkdir(parents=True, exist_ok=True)
-        self.etcd = Etcd(folder / "etcd")
-        self.keys = JobKeys("default", "real", "uid-1")
-        (folder / "job.yaml").write_text(
-            MANIFEST.format(name="real", epochs=epochs, servers=servers, interval=interval)
-        )
+        self._own_etcd = etcd is None
+        self.etcd = Etcd(folder / "etcd") if etcd is None else etcd
+        # Trainers of two jobs may run at once on this machine, and are told apart by it.
+        self.keys = JobKeys("default", "real", f"uid-{uuid.uuid4()}")
+        manifest = MANIFEST.format(name="real", servers=servers, interval=interval)
+        given = {"epochs": epochs, "seed": seed}
+        manifest += "".join(f"  {name}: {value}\n" for name, value in given.items() if value is not None)
+        (folder / "job.yaml").write_text(manifest)
         auth.Token.create(folder / "token")
 
     def __enter__(self) -> Self:
-        self.etcd.start()
+        if self._own_etcd:
+            self.etcd.start()
         self.supervise()
         return self
 
@@ -99,7 +110,8 @@ class RealJob:
         for child in self.children.values():
             child.send_signal(signal.SIGKILL)
             child.wait(10)
-        self.etcd.close()
+        if self._own_etcd:
+            self.etcd.close()
 
     # --- Processes ---
 
@@ -129,10 +141,11 @@ class RealJob:
             names.UID: self.keys.uid,
             names.ROLE: role,
             names.INDEX: str(index),
+            names.FOLDER: str(self.work),
             **self._variables,
         }
         arguments = self._arguments(role, index)
-        folder = self.folder / "work"
+        folder = self.work
         folder.mkdir(exist_ok=True)
         environment["PWD"] = str(folder)
         self.children[role, index] = self._zygote.spawn(
@@ -147,7 +160,7 @@ class RealJob:
             child = self.children.get(key)
             if child is not None and child.returncode is None:
                 continue
-            if child is not None and child.returncode == 0 and key[0] == "trainer":
+            if child is not None and child.returncode in self._final and key[0] == "trainer":
                 self._left.add(key)
                 self.wanted.discard(key)
                 continue
@@ -189,6 +202,11 @@ class RealJob:
     # --- The end ---
 
     @property
+    def work(self) -> Path:
+        """Where the script runs."""
+        return self.folder / "work"
+
+    @property
     def trainers_left(self) -> bool:
         return any(role == "trainer" for role, _ in self.wanted)
 
@@ -213,7 +231,7 @@ class RealJob:
         return load_file(self.model_path(name))
 
     def model_path(self, name: str) -> Path:
-        return self.folder / "work" / name
+        return self.work / name
 
 
 class Chaos:
