@@ -68,7 +68,8 @@ class Schedule:
             _check(scheduler, groups, wanted=epochs if interval == "epoch" else epochs * steps)
         plateaus = [s for s in schedulers if isinstance(s, lr_scheduler.ReduceLROnPlateau)]
         _check_plateaus(plateaus, schedulers)
-        self._plateau, self._measured = (plateaus or [None])[0], measured
+        self._plateau: Any = plateaus[0] if plateaus else None
+        self._measured = measured
         followed = schedulers
         schedulers = [s for s in schedulers if s is not self._plateau]
         self._interval, self._steps, self._place = interval, steps, place
