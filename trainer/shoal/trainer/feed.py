@@ -8,6 +8,7 @@ comes back from the workers as nothing without any code of the script being run.
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,6 +99,9 @@ class Feed:
             try:
                 data = next(self._iterator)
             except BaseException as error:
+                if self._loader.num_workers:
+                    # Torch's frames would keep its iterator, and thereby the workers, in a cycle with the error.
+                    traceback.clear_frames(error.__traceback__)
                 # The sampler is asked once for each batch that torch gives or whose error it raises.
                 if self._after_error(arrived=self._batches.drawn > drawn) or not isinstance(error, Exception):
                     raise
