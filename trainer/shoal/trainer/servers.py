@@ -237,8 +237,11 @@ class Servers:
         The parameters themselves are not touched.
 
         Raises:
+            ValueError: The job keeps no moving averages.
             ServerLost: Some servers did not answer, or no longer serve their slots.
         """
+        if not self._shape.ema > 0:
+            raise ValueError("the job keeps no moving average of its parameters")
         found = [torch.empty(math.prod(p.shape), dtype=getattr(torch, p.dtype)) for p in self._shape.dense]
 
         def send(_: int, peer: _Peer) -> None:
