@@ -502,7 +502,7 @@ class TrainerProcess(Process):
                 wire.to_host.append(m.Initialised(slots=[], grants=[]))
                 return
             server.slots = []  # type: ignore[attr-defined]
-            server.to_host.append(m.Init(slots=[s for s, _ in pairs], grants=[g for _, g in pairs]))
+            server.to_host.append(m.Init(slots=[s for s, _ in pairs], grants=[g for _, g in pairs], parts=[]))
         wire.to_host.append(m.Initialised(slots=message.slots, grants=message.grants))
 
 

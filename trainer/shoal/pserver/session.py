@@ -148,11 +148,16 @@ class Session:
     def _pull(self, message: m.Pull, _: int) -> None:
         state, parameters = self._parts
         attached = self._need()
+        values, payload = attached.values, attached.payload
+        if message.average:
+            # In memory of their own: what is kept for the values is sent again as it is for a slot that went away.
+            memory = bytearray(attached.area.size)
+            values, payload = DenseViews(attached.area, memory), [memoryview(memory)]
         with self._desk.lock:
             applied = state.granted.applied(attached.slots, message.grants, epoch=message.epoch, task=message.task)
             if message.values:
-                parameters.read(attached.values, average=message.average)
-        self._connection.send(m.At(applied=applied, values=message.values), attached.payload if message.values else [])
+                parameters.read(values, average=message.average)
+        self._connection.send(m.At(applied=applied, values=message.values), payload if message.values else [])
 
     def _push(self, message: m.Push, size: int) -> None:
         state, parameters = self._parts

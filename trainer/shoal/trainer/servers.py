@@ -237,24 +237,24 @@ class Servers:
         The parameters themselves are not touched.
 
         Raises:
+            ValueError: The job keeps no moving averages.
             ServerLost: Some servers did not answer, or no longer serve their slots.
         """
+        if not self._shape.ema > 0:
+            raise ValueError("the job keeps no moving average of its parameters")
         found = [torch.empty(math.prod(p.shape), dtype=getattr(torch, p.dtype)) for p in self._shape.dense]
-        kept: dict[int, bytes] = {}
 
         def send(_: int, peer: _Peer) -> None:
-            kept[peer.holder.life] = bytes(peer.incoming)
             peer.connection.send(m.Pull(grants=self._grants(peer.slots), epoch=0, task=0, values=True, average=True))
 
         def receive(peer: _Peer, message: m.At, size: int) -> None:
-            self._take_values(peer, size, idle)
-            for slot, entries in peer.area.by_slot().items():
-                for entry, value in zip(entries, peer.values.by_slot[slot], strict=True):
-                    found[entry.piece.parameter][entry.piece.start : entry.piece.stop] = value
-            # A slot that the server loses before the next answer is installed from here as it is.
-            peer.incoming[:] = kept.pop(peer.holder.life)
+            if size != peer.area.size:
+                raise ConnectionResetError("averages of another size than ours")
+            memory = bytearray(size)
+            peer.connection.receive_into(memoryview(memory), idle=self._watch(peer, idle))
             if any(m.NO_GRANT in part.grants for part in message.applied):
                 raise ConnectionResetError("its slots are served under other grants now")
+            read_pieces(DenseViews(peer.area, memory), found)
 
         for _ in self._exchange(send, receive, idle=idle):
             pass

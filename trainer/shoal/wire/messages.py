@@ -749,7 +749,8 @@ class Attach(_Message, frozen=True):
 class Pull(_Message, frozen=True):
     """Request how far the attached slots are in a task, and their dense parameters (when ``values``).
 
-    ``average``: the moving averages instead of the values; the values where no step was applied yet.
+    ``average``: the moving averages instead of the values (the values where no step was applied yet); they follow the
+    reply as its payload, also where memory is shared.
     """
 
     grants: list[int]
