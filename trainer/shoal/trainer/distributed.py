@@ -246,7 +246,6 @@ class DistributedJob(Session):
         if batch.batch <= self._furthest.get(task, -1):
             self._counts["replayed"] += 1
         self._furthest = {task: max(batch.batch, self._furthest.get(task, -1))}
-        self._watch.settled()
 
     def _accumulates(self, batch: Batch) -> None:
         del batch

@@ -262,6 +262,7 @@ class Session(Job):
         self._pass.batches += 1
         self._schedule.apply(self._step_of(self._open))
         self._batch_begins(self._open)
+        self._watch.batch_begins()
         return True, data
 
     def _data(self, place: Place) -> Any:
@@ -289,6 +290,7 @@ class Session(Job):
                 f"its {self._pass.batches} batches count as skipped. Train in that loop; look at the data (statistics, "
                 "accuracy) by a DataLoader of your own"
             )
+        self._watch.check_all()
         self._watch.settled(whole=True)
 
     @abstractmethod
@@ -318,6 +320,7 @@ class Session(Job):
         batch, self._open = self._open, None
         if batch is None:
             return None
+        self._watch.check()
         gradients = self._carry.look(stepped=bool(batch.asked), accumulating=not self._closes(batch))
         self._pass.trained = self._pass.trained or gradients or bool(batch.asked)
         if batch.abandoned and not batch.stepped:
@@ -329,7 +332,6 @@ class Session(Job):
             self._accumulates(batch)
             return batch.epoch, batch.task, batch.batch + 1
         if not batch.committed:
-            self._watch.check()
             self._commit(batch, skipped=not batch.stepped)
         self._closed(batch)
         return None
@@ -435,8 +437,7 @@ class Session(Job):
     def evaluate(self, score: Callable[[Any], Any]) -> Any:
         """See ``Job.evaluate``."""
         self._need_prepared("job.evaluate")
-        if self._open is None:
-            self._watch.check_all()
+        self._check_model()
         result = self._score(*self._call("evaluate"), score)
         self._scores = _numbers(result)
         return result
@@ -466,8 +467,7 @@ class Session(Job):
         self._need_prepared("job.save")
         if self._begun and not self._inside and not self._finished:
             raise Refused(self._left())
-        if self._open is None:
-            self._watch.check_all()
+        self._check_model()
         target = self._folder() / path
         self._write(target, *self._call(f"save {target}"))
         return str(target)
@@ -490,6 +490,13 @@ class Session(Job):
     @abstractmethod
     def _stop(self, reason: str) -> None:
         """End the job early."""
+
+    def _check_model(self) -> None:
+        """Before others see the model: what the script wrote into it is none of the job's."""
+        if self._open is None:
+            self._watch.check_all()
+        else:
+            self._watch.check()
 
     def _need_prepared(self, what: str) -> None:
         if not self._prepared:

@@ -4,10 +4,11 @@ The parameters belong to the parameter servers; what a script writes into them w
 no other trainer would know of it. So after ``prepare`` nothing but the job may write them, and what the job trains must
 stay where it is. Two kinds of look keep that cheap:
 
-- at every step a window over the parameters, which moves on: version counters (autograd's own count of writes in place),
-  whether the module still has the parameter, its address, and the values of one of them, as a write through ``.data``
-  moves no counter. The job's own writes go through ``.data`` too, so a counter that has moved once stays moved and is
-  found when the window comes by, at most ``WINDOWS`` steps later.
+- at every step, and again where its batch ends, a window over the parameters, which moves on with every batch: version
+  counters (autograd's own count of writes in place), whether the module still has the parameter, its address, and the
+  values of one of them, as a write through ``.data`` moves no counter. In a job the parameter servers' values come
+  through ``.data`` too, so a counter that has moved once stays moved and is found when the window comes by, at most
+  ``WINDOWS`` batches later.
 - where a pass over the loader begins, and before an evaluation or a saved model, all of it, with checksums.
 """
 
@@ -62,7 +63,6 @@ class Watch:
         self._stays = stays
         places = {id(p): (m._parameters, k) for m in model.modules() for k, p in m._parameters.items()}  # noqa: SLF001
         self._watched = [_Watched(name, p, *places[id(p)]) for name, p in parameters]
-        self._known = {id(w.parameter) for w in self._watched}
         self._all = self._parameters()
         self._held = [id(p) for group in groups for p in group["params"]]
         self._layout = [_layout(w.parameter) for w in self._watched]
@@ -80,6 +80,13 @@ class Watch:
 
     # --- The job wrote ---
 
+    def batch_begins(self) -> None:
+        """The script gets a batch: from here to its end another window is looked at."""
+        if self._watched:
+            self._window = (self._window + 1) % len(self._windows)
+            self._sampled = (self._sampled + 1) % len(self._watched)
+            self.settled()
+
     def settled(self, *, whole: bool = False) -> None:
         """The parameters are as the job wants them: any other value from now on is the script's doing.
 
@@ -93,7 +100,6 @@ class Watch:
             chosen = range(len(self._watched)) if whole else self._windows[self._window]
             for place in chosen:
                 self._versions[place] = self._watched[place].parameter._version  # noqa: SLF001
-        self._sampled = (self._sampled + 1) % len(self._watched)
         self._sample = self._read(self._sampled)
 
     def _read(self, place: int) -> Tensor | None:
@@ -113,7 +119,7 @@ class Watch:
     # --- The script may have written ---
 
     def check(self) -> None:
-        """Look at this step's window.
+        """Look at this batch's window.
 
         Raises:
             Refused: The script wrote, moved or replaced a parameter.
@@ -126,7 +132,6 @@ class Watch:
                 raise Refused(_written(watched.name))
             if watched.places.get(watched.key) is not watched.parameter:
                 raise Refused(_replaced(watched.name))
-        self._window = (self._window + 1) % len(self._windows)
         watched = self._watched[self._sampled]
         if _layout(watched.parameter) != self._layout[self._sampled]:
             raise Refused(_moved(watched.name))
@@ -208,6 +213,6 @@ def _replaced(name: str) -> str:
 
 def _moved(name: str) -> str:
     return (
-        f"parameter {name} was moved or got another dtype after prepare (model.to(...), .cuda(), .half()): the optimizer "
-        "and the job hold the old one; call prepare with model.to(job.device)"
+        f"parameter {name} was moved or got another dtype after prepare (model.to(...), .cuda(), .half(), or its .data was "
+        "assigned): the job holds the old one; call prepare with model.to(job.device)"
     )
