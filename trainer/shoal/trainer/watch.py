@@ -7,8 +7,7 @@ stay where it is. Two kinds of look keep that cheap:
 - at every step, and again where its batch ends, a window over the parameters, which moves on with every batch: version
   counters (autograd's own count of writes in place), whether the module still has the parameter, its address, and the
   values of one of them, as a write through ``.data`` moves no counter. In a job the parameter servers' values come
-  through ``.data`` too, so a counter that has moved once stays moved and is found when the window comes by, at most
-  ``WINDOWS`` batches later.
+  through ``.data`` too, so a counter that has moved once stays moved and is found when the window comes by.
 - where a pass over the loader begins, and before an evaluation or a saved model, all of it, with checksums.
 """
 
@@ -25,10 +24,10 @@ from shoal.trainer.refusal import Refused
 
 __all__ = ["Watch"]
 
-WINDOWS = 4
-"""In so many steps every parameter is looked at once."""
-SAMPLED_VALUES = 1024
-"""Values that are compared at each step, of one parameter."""
+WINDOW = 32
+"""Parameters that are looked at in one batch."""
+SAMPLED_VALUES = 256
+"""Values that are compared in one batch, of one parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,9 @@ class Watch:
         self._window = 0
         self._sampled = 0
         self._sample: Tensor | None = None
-        size = -(-len(self._watched) // WINDOWS) or 1
-        self._windows = [range(at, min(at + size, len(self._watched))) for at in range(0, len(self._watched), size)]
+        count = len(self._watched)
+        self._windows = [range(at, min(at + WINDOW, count)) for at in range(0, count, WINDOW)]
+        self._values = [_first_values(w.parameter) for w in self._watched]
         self.settled(whole=True)
 
     def _parameters(self) -> dict[int, str]:
@@ -100,19 +100,11 @@ class Watch:
             chosen = range(len(self._watched)) if whole else self._windows[self._window]
             for place in chosen:
                 self._versions[place] = self._watched[place].parameter._version  # noqa: SLF001
-        self._sample = self._read(self._sampled)
-
-    def _read(self, place: int) -> Tensor | None:
-        """The first values of a parameter; None on a device that a look would have to wait for."""
-        parameter = self._watched[place].parameter
-        if parameter.device.type != "cpu":
-            return None
-        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - a sparse table answers for its rows only
-            flat = parameter.detach().reshape(-1) if parameter.is_contiguous() else parameter.detach()[:1].reshape(-1)
-            return flat[:SAMPLED_VALUES].clone()
+        values = self._values[self._sampled]
+        self._sample = None if values is None else values.clone()
 
     def _checksums(self) -> list[float]:
-        with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():  # noqa: SLF001 - see above
+        with torch.no_grad():
             sums = [_checksum(w.parameter.detach()) for w in self._watched]
             return torch.stack([one.cpu() for one in sums]).tolist() if sums else []
 
@@ -128,17 +120,17 @@ class Watch:
             return
         for place in self._windows[self._window]:
             watched = self._watched[place]
-            if watched.parameter._version != self._versions[place]:  # noqa: SLF001
+            parameter = watched.parameter
+            if parameter._version != self._versions[place]:  # noqa: SLF001
                 raise Refused(_written(watched.name))
-            if watched.places.get(watched.key) is not watched.parameter:
+            if watched.places.get(watched.key) is not parameter:
                 raise Refused(_replaced(watched.name))
         watched = self._watched[self._sampled]
         if _layout(watched.parameter) != self._layout[self._sampled]:
             raise Refused(_moved(watched.name))
-        if self._sample is not None:
-            now = self._read(self._sampled)
-            if now is not None and not _same(now, self._sample):
-                raise Refused(_written(watched.name))
+        now = self._values[self._sampled]
+        if self._sample is not None and now is not None and not _same(now, self._sample):
+            raise Refused(_written(watched.name))
 
     def check_all(self) -> None:
         """Look at everything.
@@ -177,6 +169,14 @@ class Watch:
         for watched, old, new in zip(self._watched, before, self._checksums(), strict=True):
             if old != new:
                 raise Refused(_written(watched.name))
+
+
+def _first_values(parameter: nn.Parameter) -> Tensor | None:
+    """A view of the first values; None on a device that a look would have to wait for, or where there are none."""
+    values = parameter.detach()
+    if values.device.type != "cpu" or not values.numel():
+        return None
+    return values.view(-1)[:SAMPLED_VALUES] if values.is_contiguous() else None
 
 
 def _layout(parameter: Tensor) -> tuple[int, torch.dtype]:

@@ -1,0 +1,79 @@
+"""What does it cost to watch what a script does to its model?
+
+A model of 500 small parameters, in one process. What the job adds to a step on the trainer's side (the look at the
+parameters before the step, at gradients left over when the batch closes, at the scheduler, the note of what the values
+are afterwards) is timed by itself, many times, and held against a step of 5 ms. Beside it the same model's plain step.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from benchmarks.common import Row, at_most, main, plain
+from shoal.trainer.carry import Carry
+from shoal.trainer.data import describe_data
+from shoal.trainer.describe import describe
+from shoal.trainer.schedule import Schedule
+from shoal.trainer.watch import Watch
+
+PARAMETERS, SIZE = 500, 1000
+STEP_MS = 5.0
+REPEATS, CALLS = 30, 200
+
+
+def _model() -> nn.Module:
+    return nn.ParameterList([nn.Parameter(torch.randn(SIZE)) for _ in range(PARAMETERS)])
+
+
+def _parts() -> tuple[Watch, Carry, Schedule]:
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = describe_data(TensorDataset(torch.zeros(8, 1)), batch_size=4)
+    described = describe(model, [optimizer], data, accumulate=1, task_batches=None)
+    watch = Watch(model, described.watched, groups=described.groups, stays=True)
+    schedule = Schedule(
+        [], described.groups, interval="step", steps=1, epochs=1, place=lambda: "between", measured=lambda _: True
+    )
+    return watch, Carry(described.dense), schedule
+
+
+def measure() -> tuple[list[Row], Any]:
+    """Rounds of watched steps, and plain steps between them."""
+    watch, carry, schedule = _parts()
+    other = _model()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    for parameter in other.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    watched, plainly = [], []
+    for _ in range(REPEATS):
+        begun = time.perf_counter()
+        for _ in range(CALLS):
+            watch.batch_begins()
+            carry.check()
+            watch.check()
+            schedule.check()
+            watch.settled()
+            carry.look(stepped=True, accumulating=False)
+            watch.check()
+        watched.append((time.perf_counter() - begun) / CALLS * 1000)
+        begun = time.perf_counter()
+        for _ in range(10):
+            optimizer.step()
+        plainly.append((time.perf_counter() - begun) / 10 * 1000)
+    share = [milliseconds / STEP_MS * 100 for milliseconds in watched]
+    rows = [
+        at_most(f"watching {PARAMETERS} parameters, of a step of {STEP_MS:g} ms, p50", share, "%", goal=1.0),
+        plain("the same, p50", [milliseconds * 1000 for milliseconds in watched], "us"),
+        plain("a plain SGD step of the model, p50", [milliseconds * 1000 for milliseconds in plainly], "us"),
+    ]
+    return rows, {"watched_ms": watched, "plain_ms": plainly, "median_ms": statistics.median(watched)}
+
+
+if __name__ == "__main__":
+    main("watch", measure)
