@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from shoal.trainer.describe import Description
 from shoal.trainer.exports import save_model
 from shoal.trainer.loop import scored
-from shoal.trainer.optimizer import plain_step
+from shoal.trainer.optimizer import plain_step, run_post_hooks, run_pre_hooks
 from shoal.trainer.refusal import Refused
 from shoal.trainer.session import Batch, Place, Session, average_path
 from shoal.trainer.tables import Tables
@@ -103,12 +103,14 @@ class AloneJob(Session):
 
     def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
         del batch
+        run_pre_hooks(optimizer)
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - the optimizer may use the whole of a sparse table
             result = plain_step(optimizer, closure)
         with torch.no_grad():
             for parameter, (low, high) in self._bounds:
                 parameter.clamp_(low, high)
         self._watch.settled()
+        run_post_hooks(optimizer)
         return result
 
     def _commit(self, batch: Batch, *, skipped: bool) -> None:
@@ -131,6 +133,8 @@ class AloneJob(Session):
         self._count(batch)
 
     def _closed(self, batch: Batch) -> None:
+        if batch.batch + 1 == self._order.plan.batches_in(batch.task):
+            self._buffer_tensors()
         self._count(batch)
 
     def _count(self, batch: Batch) -> None:
@@ -174,3 +178,8 @@ class AloneJob(Session):
 
     def _stop(self, reason: str) -> None:
         self._print(f"stopped by the script in epoch {self._epoch + 1}: {reason}")
+
+    def _complete_stopped(self) -> None:
+        self._close()
+        self._finished = True
+        self._end()

@@ -61,7 +61,7 @@ class DistributedJob(Session):
         self._counts = {"batches": 0, "skipped": 0, "replayed": 0}
         self._reported = 0.0
         self._reported_not_finite = 0
-        self._taken: dict[int, tuple[Tensor, int]] = {}
+        self._taken: dict[int, Tensor] = {}
         self._options: dict[int, dict[str, Any]] = {}
         self._bases: list[Tensor] = []
         self._looping = False
@@ -254,17 +254,18 @@ class DistributedJob(Session):
     # --- Steps ---
 
     def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
-        del batch
         run_pre_hooks(optimizer)
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        # Until the steps of the others the script may change these gradients: clear them, or add to them.
+        waits = len(batch.stepped) + 1 < len(self._optimizers)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is not None:
-                    self._taken[id(parameter)] = (gradient, gradient._version)  # noqa: SLF001 - torch has no public name
+                if parameter.grad is not None:
+                    gradient = parameter.grad.detach()
+                    self._taken[id(parameter)] = gradient.clone() if waits else gradient
         own = {id(group) for group in optimizer.param_groups}
         try:
             for number, group in enumerate(self._description.groups):
@@ -317,25 +318,20 @@ class DistributedJob(Session):
 
     def _gradients(self) -> Gradients:
         described, taken = self._description, self._taken
-        if any(gradient._version != version for gradient, version in taken.values()):  # noqa: SLF001 - see above
-            raise Refused(
-                "a gradient was changed in place after optimizer.step(), before the other optimizers' steps; change it "
-                "before the step, and clear gradients by optimizer.zero_grad()"
-            )
         dense: list[Tensor | None] = []
         for parameter, spec in zip(described.dense, described.shape.dense, strict=True):
             found = taken.get(id(parameter))
-            if found is not None and found[0].is_sparse:
+            if found is not None and found.is_sparse:
                 raise Refused(
                     f"parameter {spec.name} got a sparse gradient, but it is no nn.Embedding(sparse=True); use one, or "
                     "F.embedding(..., sparse=False)"
                 )
-            dense.append(None if found is None else found[0].detach().reshape(-1).cpu())
+            dense.append(None if found is None else found.reshape(-1).cpu())
         tables = []
         for table in described.tables:
             found = taken.get(id(table.module.weight))
             if found is not None:
-                tables.append((table.index, *rows_of(found[0])))
+                tables.append((table.index, *rows_of(found)))
         return Gradients(dense=dense, tables=tables)
 
     def _closed(self, batch: Batch) -> None:
@@ -364,22 +360,6 @@ class DistributedJob(Session):
         bases = self._bases or [tensor.detach().clone() for tensor in tensors]
         engine.servers.merge_buffers(tensors, bases, trainers=trainers, idle=engine.idle)
         self._bases = [tensor.detach().clone() for tensor in tensors]
-
-    def _buffer_tensors(self) -> list[Tensor]:
-        found = []
-        for place, spec in zip(self._description.buffers, self._description.shape.buffers, strict=True):
-            try:
-                tensor = place.tensor
-            except Refusal as error:
-                raise Refused(str(error)) from None
-            if list(tensor.shape) != spec.shape or str(tensor.dtype) != f"torch.{spec.dtype}":
-                raise Refused(
-                    f"buffer {place.name} is {tensor.dtype} {list(tensor.shape)} by now, and was torch.{spec.dtype} "
-                    f"{spec.shape} at prepare: trainers could not merge it; keep its shape, or register it with "
-                    "persistent=False"
-                )
-            found.append(tensor)
-        return found
 
     # --- Reports ---
 
@@ -449,12 +429,6 @@ class DistributedJob(Session):
     def _call(self, kind: str) -> tuple[int, int]:
         # The model of a complete job is written to a path once.
         return (self._epochs, 0) if self._finished and kind.startswith("save") else super()._call(kind)
-
-    def save(self, path: str | os.PathLike[str]) -> str:
-        """See ``Job.save``."""
-        if self._prepared and self._stopping and not self._finished and not self._inside:
-            self._complete_stopped()
-        return super().save(path)
 
     def _bring_tables(self) -> None:
         """Make the tables whole: first values everywhere, and over them the rows that were touched."""

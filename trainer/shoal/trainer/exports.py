@@ -29,7 +29,7 @@ def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | 
         OSError: It cannot be written there.
         Refused: The module's state_dict holds something that is no tensor.
     """
-    other = instead or {}
+    other = _for_all_names(model, instead or {})
     tensors: dict[str, Tensor] = {}
     with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - a sparse table gives its rows only, otherwise
         for key, value in model.state_dict().items():
@@ -48,6 +48,17 @@ def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | 
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.replace(path)
+
+
+def _for_all_names(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values by the parameters' names, and by the other names of those that are tied."""
+    found = dict(values)
+    first: dict[int, str] = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        name = first.setdefault(id(parameter), clean_name(key))
+        if name in values:
+            found[clean_name(key)] = values[name]
+    return found
 
 
 def why_unwritable(path: Path) -> str:

@@ -131,9 +131,10 @@ def share(optimizer: Optimizer, stepper: Stepper) -> None:
 
 
 def plain_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
-    """Take the step that the optimizer's own class takes, with its hooks."""
+    """Take the step that the optimizer's own class takes, without its hooks."""
     own: Any = type(optimizer).__mro__[2]
-    return own.step(optimizer, closure) if closure is not None else own.step(optimizer)
+    step = own.step.__wrapped__ if getattr(own.step, "hooked", False) else own.step
+    return step(optimizer, closure) if closure is not None else step(optimizer)
 
 
 def run_pre_hooks(optimizer: Optimizer) -> None:
@@ -144,7 +145,7 @@ def run_pre_hooks(optimizer: Optimizer) -> None:
     """
     hooks = cast("Any", optimizer)._optimizer_step_pre_hooks  # noqa: SLF001 - torch has no public name for it
     for hook in chain(torch_optimizer._global_optimizer_pre_hooks.values(), hooks.values()):  # noqa: SLF001
-        if hook(optimizer, (), {}) is not None:
+        if hook(optimizer, (optimizer,), {}) is not None:
             raise Refused("a step_pre_hook of the optimizer changes the arguments of step, which has none in a job")
 
 
@@ -152,4 +153,4 @@ def run_post_hooks(optimizer: Optimizer) -> None:
     """Call the hooks that torch calls after a step."""
     hooks = cast("Any", optimizer)._optimizer_step_post_hooks  # noqa: SLF001 - torch has no public name for it
     for hook in chain(hooks.values(), torch_optimizer._global_optimizer_post_hooks.values()):  # noqa: SLF001
-        hook(optimizer, (), {})
+        hook(optimizer, (optimizer,), {})

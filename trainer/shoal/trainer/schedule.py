@@ -3,7 +3,8 @@
 A scheduler of torch is a thing that is stepped; a job's batches come in any order, on any trainer, some of them twice.
 So the user's schedulers are not stepped. Copies of them work on stand-ins for the parameter groups, and are stepped to
 where they are wanted; one that knows its value at any step is asked for it at once. The script's own calls of
-``scheduler.step()`` are checked for their place: they mean what the job does already, or are refused.
+``scheduler.step()`` are checked for their place and number: they mean what the job does already, or are refused. Options
+that no scheduler changes stay as the script sets them.
 
 ``ReduceLROnPlateau`` is no function of the step but of the metrics so far. It is stepped by the script, with a score that
 all trainers have from ``job.evaluate``; a trainer that joins later is given the metrics of before.
@@ -41,8 +42,9 @@ class Schedule:
         interval: ``step`` or ``epoch``: what the schedulers count.
         steps: Optimizer steps in an epoch.
         epochs: Epochs of the job.
-        place: Where the script is: ``stepped`` (in a batch that made its step), ``open`` (in a batch that did not),
-            ``accumulating`` (the step of this batch does not count), ``between`` (outside of the loop over the loader).
+        place: Where the script is, for a scheduler's optimizer: ``stepped`` (in a batch in which it made its step),
+            ``open`` (in one in which it did not), ``accumulating`` (the step of this batch does not count), ``behind`` (a
+            loop over the loader), ``outside``; and a key, another one for each batch and each loop.
         measured: Notes what the script gives to a ReduceLROnPlateau; whether it counts (this trainer has not been given
             it before).
 
@@ -59,7 +61,7 @@ class Schedule:
         interval: str,
         steps: int,
         epochs: int,
-        place: Callable[[], str],
+        place: Callable[[Optimizer], tuple[str, Any]],
         measured: Callable[[float], bool],
     ) -> None:
         if interval not in {"step", "epoch"}:
@@ -87,7 +89,10 @@ class Schedule:
         if schedulers:
             self._stand_ins = _frozen(schedulers)
             self._checkpoints[0] = _frozen(self._stand_ins)
-        self._rates = [group.get("lr") for group in self._driven]
+        self._given_last = {id(g): {n: _copied(v) for n, v in g.items() if n not in _TIMES} for g in self._driven}
+        self._changing = {id(g): {"lr"} for g in self._driven}
+        self._called_at: dict[int, Any] = {}
+        self._habits: dict[int, bool] = {}
         for scheduler in followed:
             _drive(scheduler, self._called)
         self.check()
@@ -96,8 +101,8 @@ class Schedule:
         """Look for what the script does about the learning rate besides the given schedulers.
 
         Raises:
-            Refusal: A scheduler that was not given works on a parameter group, or the script sets the learning rate of
-                one that a given scheduler sets.
+            Refusal: A scheduler that was not given works on a parameter group, or the script sets an option that a given
+                scheduler sets.
         """
         if any("initial_lr" in group for group in self._free):
             raise Refusal(
@@ -105,11 +110,14 @@ class Schedule:
                 "of one trainer, not the steps of the job. Make it before prepare and give it: prepare(..., "
                 "scheduler=scheduler), with scheduler_interval='epoch' if it is stepped once an epoch"
             )
-        if any(group.get("lr") != rate for group, rate in zip(self._driven, self._rates, strict=True)):
-            raise Refusal(
-                "the script sets group['lr'] of an optimizer whose learning rate a scheduler sets that prepare got; do it "
-                "in the scheduler (LambdaLR takes any function of the step), or do not give the scheduler to prepare"
-            )
+        for group in self._driven:
+            for name in sorted(self._changing[id(group)]):
+                if group.get(name) != self._given_last[id(group)].get(name):
+                    raise Refusal(
+                        f"the script sets group[{name!r}] of an optimizer for which a scheduler sets it that prepare got; "
+                        "do it in the scheduler (LambdaLR takes any function of the step), or do not give the scheduler to "
+                        "prepare"
+                    )
 
     def apply(self, step: int) -> None:
         """Set the live groups' options to their values at an optimizer step of the job."""
@@ -117,19 +125,28 @@ class Schedule:
         if not self._given:
             return
         self._go_to(step // self._steps if self._interval == "epoch" else step)
-        for given, stand_in, groups in zip(self._given, self._stand_ins, self._groups, strict=True):
-            for live, own in zip(groups, stand_in.optimizer.param_groups, strict=True):
-                live.update({name: value for name, value in own.items() if name not in _TIMES and name in live})
-            given.last_epoch = self._at
-            given._last_lr = [group["lr"] for group in groups]  # noqa: SLF001 - what get_last_lr gives
-        self._rates = [group.get("lr") for group in self._driven]
+        for number in range(len(self._given)):
+            self._show(number)
+
+    def _show(self, number: int) -> None:
+        """Set what a scheduler has changed since it was last shown."""
+        given, stand_in, groups = self._given[number], self._stand_ins[number], self._groups[number]
+        for live, own in zip(groups, stand_in.optimizer.param_groups, strict=True):
+            last, changing = self._given_last[id(live)], self._changing[id(live)]
+            for name, value in own.items():
+                if name in last and value != last[name]:
+                    last[name], live[name] = _copied(value), _copied(value)
+                    changing.add(name)
+        given.last_epoch = self._at
+        given._last_lr = [group["lr"] for group in groups]  # noqa: SLF001 - what get_last_lr gives
 
     def follow(self, metric: float) -> None:
         """A metric is known: let ReduceLROnPlateau make of it what it does."""
         if self._plateau is not None:
             plain: Any = type(self._plateau).__mro__[2]
             plain.step(self._plateau, metric)
-            self._rates = [group.get("lr") for group in self._driven]
+            for group in self._plateau.optimizer.param_groups:
+                self._given_last[id(group)]["lr"] = _copied(group["lr"])
 
     def _called(self, scheduler: Any, args: Sequence[Any]) -> None:
         """The script steps a scheduler that the job steps: in the right place, show what comes next."""
@@ -139,25 +156,51 @@ class Schedule:
             if self._measured(float(args[0])):
                 self.follow(float(args[0]))
             return
-        name, place = type(scheduler).__name__, self._place()
+        name, (place, key) = type(scheduler).__name__, self._place(scheduler.optimizer)
         if args:
             raise Refused(f"{name}.step({args[0]!r}): the job steps the scheduler by its own count; call step() alone")
-        if self._interval == "epoch" and place != "between":
+        if self._interval == "epoch" and place != "behind":
             raise Refused(
-                f"{name}.step() is called in the loop over the batches, but prepare got scheduler_interval='epoch'; leave "
-                "that out, or call it once an epoch, behind the loop"
+                f"{name}.step() is called before or in the loop over the batches, but prepare got "
+                "scheduler_interval='epoch'; leave that out, or call it once an epoch, behind the loop"
             )
-        if self._interval == "step" and place == "between":
+        if self._interval == "step" and place in {"behind", "outside"}:
             raise Refused(
                 f"{name}.step() is called once an epoch, but the job steps it with every optimizer step; give prepare "
                 "scheduler_interval='epoch'"
             )
+        if self._called_at.get(id(scheduler)) == key:
+            raise Refused(
+                f"{name}.step() is called a second time for one {self._interval}, but the job steps it once; make one that "
+                "does in one step what this does in two"
+            )
+        self._called_at[id(scheduler)] = key
         if place in {"open", "accumulating"}:
             return  # no step counts here: an overflow of GradScaler, or too early, which the step will tell
-        following = self._shown + 1
-        if self._interval == "epoch":
-            following = (self._shown // self._steps + 1) * self._steps
-        self.apply(following)
+        self._go_to(self._shown // self._steps + 1 if self._interval == "epoch" else self._shown + 1)
+        self._show(next(number for number, given in enumerate(self._given) if given is scheduler))
+
+    def over(self, interval: str, key: Any, stepped: Callable[[Optimizer], bool]) -> None:
+        """A batch with its step, or a whole epoch, is over: the script steps a scheduler in each of them, or in none.
+
+        Args:
+            interval: ``step`` or ``epoch``.
+            key: As ``place`` gave it there.
+            stepped: Whether an optimizer made its step.
+
+        Raises:
+            Refused: It steps one here and not there.
+        """
+        if interval != self._interval:
+            return
+        for scheduler in self._given:
+            called = self._called_at.get(id(scheduler)) == key
+            if stepped(scheduler.optimizer) and self._habits.setdefault(id(scheduler), called) != called:
+                raise Refused(
+                    f"{type(scheduler).__name__}.step() is called for one {interval} and not for another, but the job steps "
+                    "it for each; say that in the scheduler: LambdaLR takes any function of the count, SequentialLR runs "
+                    "one after another"
+                )
 
     def _go_to(self, value: int) -> None:
         if value < self._at:
@@ -227,10 +270,14 @@ def _check_plateaus(plateaus: Sequence[Any], schedulers: Sequence[Any]) -> None:
         )
 
 
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
+
+
 def _dummy(optimizer: Optimizer) -> Optimizer:
     """An optimizer with the same groups over nothing that matters."""
     groups = [
-        {name: copy.copy(value) for name, value in group.items() if name != "params"} | {"params": [torch.zeros(1)]}
+        {name: _copied(value) for name, value in group.items() if name != "params"} | {"params": [torch.zeros(1)]}
         for group in optimizer.param_groups
     ]
     return torch.optim.SGD(groups, lr=0.1)

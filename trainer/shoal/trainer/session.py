@@ -54,8 +54,8 @@ class Batch:
     stepped: set[int] = field(default_factory=set)
     committed: bool = False
     abandoned: bool = False
-    scheduled: bool = False
-    """The script stepped a scheduler before the optimizer."""
+    scheduled: set[int] = field(default_factory=set)
+    """The optimizers whose scheduler the script stepped before them."""
 
 
 @dataclass
@@ -193,11 +193,17 @@ class Session(Job):
         while True:
             self._inside, self._exhausted = True, False
             self._calls.clear()
-            yield self._epoch
+            try:
+                yield self._epoch
+            except GeneratorExit:
+                self._inside = False
+                raise
             self._close()
             self._inside = False
             if not self._exhausted and not self._stopping:
                 raise Refused(self._unfinished_epoch())
+            if not self._stopping:
+                self._schedule.over("epoch", self._passes, lambda _: True)
             if self._epoch_over():
                 break
         self._finished = True
@@ -331,6 +337,9 @@ class Session(Job):
         if not self._closes(batch):
             self._accumulates(batch)
             return batch.epoch, batch.task, batch.batch + 1
+        if not batch.abandoned:
+            key = (self._passes, self._pass.batches)
+            self._schedule.over("step", key, lambda optimizer: id(optimizer) in batch.stepped)
         if not batch.committed:
             self._commit(batch, skipped=not batch.stepped)
         self._closed(batch)
@@ -352,6 +361,27 @@ class Session(Job):
     @abstractmethod
     def _closed(self, batch: Batch) -> None:
         """A batch is over."""
+
+    def _buffer_tensors(self) -> list[Tensor]:
+        """The buffers as the module has them now.
+
+        Raises:
+            Refused: One is not what it was at ``prepare``, so that trainers could not merge it.
+        """
+        found = []
+        for place, spec in zip(self._description.buffers, self._description.shape.buffers, strict=True):
+            try:
+                tensor = place.tensor
+            except Refusal as error:
+                raise Refused(str(error)) from None
+            if list(tensor.shape) != spec.shape or str(tensor.dtype) != f"torch.{spec.dtype}":
+                raise Refused(
+                    f"buffer {place.name} is {tensor.dtype} {list(tensor.shape)} by now, and was torch.{spec.dtype} "
+                    f"{spec.shape} at prepare: trainers could not merge it; keep its shape, or register it with "
+                    "persistent=False"
+                )
+            found.append(tensor)
+        return found
 
     # --- Steps (the optimizers' Stepper) ---
 
@@ -389,7 +419,7 @@ class Session(Job):
                 "optimizer for a batch, so that it counts once. Give join(epochs=...) more epochs instead of repeating a "
                 "batch; add several losses up before one step"
             )
-        if batch.scheduled:
+        if id(optimizer) in batch.scheduled:
             raise Refused("scheduler.step() is called before optimizer.step(); call it behind")
         self._carry.check()
         self._watch.check()
@@ -409,16 +439,18 @@ class Session(Job):
     def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
         """Carry out one optimizer's step, or take hold of what it needs; what the closure gave."""
 
-    def _scheduler_place(self) -> str:
+    def _scheduler_place(self, optimizer: Optimizer) -> tuple[str, Any]:
         batch = self._open
         if batch is None or batch.abandoned:
-            return "between"
+            behind = self._inside and (self._exhausted or bool(self._stopping))
+            return "behind" if behind else "outside", self._passes
+        key = (self._passes, self._pass.batches)
         if not self._closes(batch):
-            return "accumulating"
-        if batch.stepped:
-            return "stepped"
-        batch.scheduled = True
-        return "open"
+            return "accumulating", key
+        if id(optimizer) in batch.stepped:
+            return "stepped", key
+        batch.scheduled.add(id(optimizer))
+        return "open", key
 
     # --- Values, scores, files ---
 
@@ -466,7 +498,9 @@ class Session(Job):
         """See ``Job.save``."""
         self._need_prepared("job.save")
         if self._begun and not self._inside and not self._finished:
-            raise Refused(self._left())
+            if not self._stopping:
+                raise Refused(self._left())
+            self._complete_stopped()
         self._check_model()
         target = self._folder() / path
         self._write(target, *self._call(f"save {target}"))
@@ -497,6 +531,10 @@ class Session(Job):
             self._watch.check_all()
         else:
             self._watch.check()
+
+    @abstractmethod
+    def _complete_stopped(self) -> None:
+        """The script said stop and left its loops: end the job."""
 
     def _need_prepared(self, what: str) -> None:
         if not self._prepared:
