@@ -2,270 +2,382 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from shoal.pserver.optimizers import DENSE
-from shoal.trainer.data import describe_data
-from shoal.trainer.describe import describe
 from shoal.trainer.refusal import Refused
-
-from shoal.trainer.order import Order
-from tests.trainer.one_process import OneProcess
-from tests.trainer.test_alone import SEED, job, signals  # noqa: F401 - fixtures
-
-EPOCHS, SAMPLES, SIZE = 2, 40, 4  # 20 steps
-POISONED = 13
-
-
-@pytest.fixture(params=["alone", "together"])
-def any_job(request, monkeypatch):
-    """A job, and how many of its samples were counted as skipped (None: nobody counts)."""
-    if request.param == "alone":
-        yield request.getfixturevalue("job"), lambda: None
-        return
-    made = OneProcess(monkeypatch, servers=2, epochs=EPOCHS, seed=SEED)
-    yield made.join(), lambda: made.records.outcome.account.samples.skipped
-    made.close()
-
-
-def data(*, poison=False):
-    generator = torch.Generator().manual_seed(2)
-    x, y = torch.randn(SAMPLES, 4, generator=generator), torch.randn(SAMPLES, 1, generator=generator)
-    if poison:
-        x[POISONED] = float("inf")
-    return TensorDataset(x, y)
-
-
-def model():
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-def loss_of(m, x, y):
-    return nn.functional.mse_loss(m(x), y)
-
-
-def in_order(m, optimizers, loader, *, seed=SEED):
-    """The batches of the job, each with whether it is an epoch's first."""
-    order = Order(describe(m, optimizers, loader, accumulate=1, task_batches=None).shape, seed)
-    for epoch in range(EPOCHS):
-        for task in range(order.plan.tasks):
-            for batch in range(order.plan.batches_in(task)):
-                yield loader.dataset[order.indices(epoch, task, batch)]
-
-
-def through(job, batches):  # noqa: F811
-    for _ in job.epochs():
-        yield from batches
-
-
-def equal(found, wanted):
-    for name, value in wanted.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: n + m)
-
-
-def compare(any_job, make, train, *, loader=None, **prepare):
-    """Train by ``train(model, optimizer or list, batches)`` with and without Shoal; the job's results."""
-    given, _ = any_job
-    loader = loader or DataLoader(data(), batch_size=SIZE, shuffle=True)
-    plain = model()
-    inner = make(plain)
-    many = inner if isinstance(inner, list) else [inner]
-    wanted = train(plain, inner, in_order(plain, many, loader))
-    m = model()
-    m, optimizer, batches = given.prepare(m, make(m), loader, **prepare)
-    found = train(m, optimizer, through(given, batches))
-    equal(m, plain)
-    assert found == wanted
-    return found
-
-
-def sgd(m):
-    return torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9)
-
-
-def plainly(m, optimizer, batches):
-    for x, y in batches:
-        optimizer.zero_grad()
-        loss_of(m, x, y).backward()
-        optimizer.step()
-
+from tests.trainer.toy import (
+    EPOCHS,
+    SAMPLES,
+    SIZE,
+    STEPS,
+    compare,
+    data,
+    equal,
+    halves,
+    loader_of,
+    loss_of,
+    model,
+    order_of,
+    places,
+    plain_epochs,
+    plainly,
+    sgd,
+)
 
 RATES = {"SGD": 0.05, "Adadelta": 1.0}
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_every_optimizer_equals_its_plain_loop(any_job, name):
-    compare(any_job, lambda m: getattr(torch.optim, name)(m.parameters(), lr=RATES.get(name, 0.01)), plainly)
+    compare(any_job, plainly, make=lambda m: getattr(torch.optim, name)(m.parameters(), lr=RATES.get(name, 0.01)))
 
 
 def test_gradients_are_clipped_between_backward_and_step(any_job):
-    def train(m, optimizer, batches):
+    def train(side):
         norms = []
-        for x, y in batches:
-            optimizer.zero_grad()
-            loss_of(m, x, y).backward()
-            norms.append(float(nn.utils.clip_grad_norm_(m.parameters(), 0.1)) > 0.1)
-            optimizer.step()
+        for x, y in side.batches:
+            side.optimizer.zero_grad()
+            loss_of(side.model, x, y).backward()
+            norms.append(float(nn.utils.clip_grad_norm_(side.model.parameters(), 0.1)) > 0.1)
+            side.optimizer.step()
         return norms
 
-    assert any(compare(any_job, sgd, train))
+    assert any(compare(any_job, train))
 
 
 def test_a_step_may_be_given_a_closure(any_job):
-    def train(m, optimizer, batches):
+    def train(side):
         losses = []
-        for x, y in batches:
+        for x, y in side.batches:
 
             def closure(x=x, y=y):
-                optimizer.zero_grad()
-                loss = loss_of(m, x, y)
+                side.optimizer.zero_grad()
+                loss = loss_of(side.model, x, y)
                 loss.backward()
                 return loss
 
-            losses.append(round(optimizer.step(closure).item(), 4))
+            losses.append(round(side.optimizer.step(closure).item(), 4))
         return losses
 
-    assert len(compare(any_job, sgd, train)) == EPOCHS * SAMPLES / SIZE
+    assert len(compare(any_job, train)) == EPOCHS * STEPS
 
 
 @pytest.mark.parametrize("unscale", [False, True])
 def test_a_batch_that_overflows_is_skipped_and_the_scale_falls(any_job, unscale):
-    def train(m, optimizer, batches):
+    def train(side):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=6)
         scales = []
-        for x, y in batches:
-            optimizer.zero_grad()
+        for x, y in side.batches:
+            side.optimizer.zero_grad()
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = nn.functional.mse_loss(m(x).float(), y)
+                loss = nn.functional.mse_loss(side.model(x).float(), y)
             scaler.scale(loss).backward()
             if unscale:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(m.parameters(), 0.5)
-            scaler.step(optimizer)
+                scaler.unscale_(side.optimizer)
+                nn.utils.clip_grad_norm_(side.model.parameters(), 0.5)
+            scaler.step(side.optimizer)
             scaler.update()
             scales.append(scaler.get_scale())
         return scales
 
-    loader = DataLoader(data(poison=True), batch_size=SIZE, shuffle=True)
-    scales = compare(any_job, sgd, train, loader=loader)
+    scales = compare(any_job, train, loader=DataLoader(data(poison=True), batch_size=SIZE, shuffle=True))
     falls = sum(later < earlier for earlier, later in zip([1024.0, *scales], scales, strict=False))
     rises = sum(later > earlier for earlier, later in zip([1024.0, *scales], scales, strict=False))
     assert (falls, rises >= 1) == (EPOCHS, True)
-    assert any_job[1]() in (None, EPOCHS * SIZE)
+    assert any_job.skipped() == EPOCHS * SIZE
 
 
 def test_gradients_are_accumulated_scaled_and_clipped_once_per_step(any_job):
-    def train(m, optimizer, batches):
+    def train(side):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
-        for number, (x, y) in enumerate(batches):
-            closes = optimizer.closes if hasattr(optimizer, "closes") else number % 2 == 1
+        for number, (x, y) in enumerate(side.batches):
+            closes = side.closes(number, 2)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = nn.functional.mse_loss(m(x).float(), y) / 2
+                loss = nn.functional.mse_loss(side.model(x).float(), y) / 2
             scaler.scale(loss).backward()
             if closes:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(m.parameters(), 0.5)
-                scaler.step(optimizer)
+                scaler.unscale_(side.optimizer)
+                nn.utils.clip_grad_norm_(side.model.parameters(), 0.5)
+                scaler.step(side.optimizer)
                 scaler.update()
-                optimizer.zero_grad()
+                side.optimizer.zero_grad()
         return scaler.get_scale()
 
-    assert compare(any_job, sgd, train, accumulate=2, task_batches=2) > 1024
+    assert compare(any_job, train, accumulate=2, task_batches=2) > 1024
+
+
+@pytest.mark.parametrize("clear", ["optimizer", "model"])
+def test_an_accumulation_clears_and_steps_once_although_the_script_does_for_every_batch(any_job, clear):
+    def train(side):
+        for number, (x, y) in enumerate(side.batches):
+            closes = side.closes(number, 2)
+            if side.job is not None or number % 2 == 0:
+                getattr(side, clear).zero_grad()
+            (loss_of(side.model, x, y) / 2).backward()
+            if side.job is not None or closes:
+                side.optimizer.step()
+
+    compare(any_job, train, accumulate=2, task_batches=2)
 
 
 def test_a_scaler_that_steps_in_the_middle_of_an_accumulation_is_refused(any_job):
-    given, _ = any_job
     m = model()
-    m, optimizer, batches = given.prepare(m, sgd(m), data(), batch_size=SIZE, accumulate=2, task_batches=2)
+    m, optimizer, batches = any_job.job.prepare(m, sgd(m), data(), batch_size=SIZE, accumulate=2, task_batches=2)
     scaler = torch.amp.GradScaler("cpu")
-    x, y = next(through(given, batches))
+    epochs, through = any_job.job.epochs(), iter(batches)
+    next(epochs)
+    x, y = next(through)
     scaler.scale(loss_of(m, x, y)).backward()
-    with pytest.raises(Refusal, match=r"behind `if optimizer\.closes:`"):
+    with pytest.raises(Refused, match=r"behind `if optimizer\.closes:`") as refused:
         scaler.step(optimizer)
+    assert refused.value.code == 78
 
 
 @pytest.mark.parametrize(
-    "clear",
-    [lambda m: m.zero_grad(set_to_none=False), lambda m: nn.utils.clip_grad_norm_(m.parameters(), 0.1)],
+    "change",
+    [lambda m: m.zero_grad(set_to_none=False), lambda m: nn.utils.clip_grad_norm_(m.parameters(), 0.01)],
     ids=["zeroed", "clipped"],
 )
-def test_gradients_that_are_changed_in_place_behind_the_step_are_refused(any_job, clear, capsys):
-    given, _ = any_job
-    m = model()
-    m, optimizer, batches = given.prepare(m, sgd(m), data(), batch_size=SIZE)
-    following = through(given, batches)
-    x, y = next(following)
-    loss_of(m, x, y).backward()
-    optimizer.step()
-    clear(m)
-    with pytest.raises((Refusal, Refused)) as refused:
-        next(following)
-    assert "changed in place after optimizer" in str(refused.value) + capsys.readouterr().err
+def test_gradients_that_are_changed_behind_the_step_do_not_reach_into_it(any_job, change):
+    def train(side):
+        for x, y in side.batches:
+            side.optimizer.zero_grad()
+            loss_of(side.model, x, y).backward()
+            side.optimizer.step()
+            change(side.model)
+
+    compare(any_job, train)
 
 
-def halves(m):
-    return [torch.optim.Adam(m[0].parameters(), lr=0.01), torch.optim.SGD(m[2].parameters(), lr=0.1)]
+def test_gradients_that_are_changed_between_the_steps_of_two_optimizers_reach_into_the_second_alone(any_job):
+    def train(side):
+        for x, y in side.batches:
+            side.model.zero_grad(set_to_none=False)
+            loss_of(side.model, x, y).backward()
+            side.optimizer[0].step()
+            for parameter in side.model.parameters():
+                parameter.grad.mul_(0.5)
+            side.optimizer[1].step()
+
+    compare(any_job, train, make=halves)
 
 
 def test_of_two_optimizers_only_those_that_stepped_move_their_parameters(any_job):
-    def train(m, optimizers, batches):
-        for number, (x, y) in enumerate(batches):
-            for optimizer in optimizers:
+    def train(side):
+        for number, (x, y) in enumerate(side.batches):
+            for optimizer in side.optimizer:
                 optimizer.zero_grad()
-            loss_of(m, x, y).backward()
-            optimizers[number % 2].step()
+            loss_of(side.model, x, y).backward()
+            side.optimizer[number % 2].step()
             if number % 3 == 0:
-                optimizers[1 - number % 2].step()
+                side.optimizer[1 - number % 2].step()
 
-    compare(any_job, halves, train)
+    compare(any_job, train, make=halves)
 
 
-def test_a_backward_pass_behind_a_step_does_not_reach_into_it(any_job):
-    """As a GAN has it: the generator's loss also leaves gradients at the discriminator, whose step was made before."""
+class Pair(nn.Module):
+    """Two models that share nothing, as an actor and a critic do."""
 
-    def train(m, optimizers, batches):
-        for x, y in batches:
-            first, second = optimizers
-            second.zero_grad()
-            loss = loss_of(m, x, y)
-            loss.backward(retain_graph=True)
-            taken = m[2].weight.grad.clone()
-            second.step()
-            if isinstance(second, torch.optim.SGD):  # the plain loop has moved its parameters already
-                m[2].weight.grad.zero_()
-            else:
-                (2 * loss).backward()
-                assert not torch.equal(m[2].weight.grad, taken)
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.left, self.right = nn.Linear(4, 1), nn.Linear(4, 1)
+
+
+def test_a_part_is_run_and_trained_behind_the_step_of_the_other_part(any_job):
+    def train(side):
+        first, second = side.optimizer
+        for x, y in side.batches:
             first.zero_grad()
+            loss_of(side.model.left, x, y).backward()
+            first.step()
+            second.zero_grad()
+            loss_of(side.model.right, x, y + 1).backward()
+            second.step()
 
-    def one_of(m):
-        return [torch.optim.SGD(m[0].parameters(), lr=0.1), torch.optim.SGD(m[2].parameters(), lr=0.1)]
+    def make(m):
+        return [torch.optim.SGD(m.left.parameters(), lr=0.1), torch.optim.Adam(m.right.parameters(), lr=0.01)]
 
-    compare(any_job, one_of, train)
+    compare(any_job, train, make=make, build=Pair)
+
+
+def test_a_backward_pass_behind_a_step_leaves_its_gradients_to_the_optimizers_that_have_not_stepped(any_job):
+    """The step took effect at once; what comes to its gradients later is not in it."""
+
+    def train(side):
+        first, second = side.optimizer
+        for x, y in side.batches:
+            first.zero_grad()
+            second.zero_grad()
+            left, right = side.model.left(x), side.model.right(x)
+            nn.functional.mse_loss(left, y).backward(retain_graph=True)
+            first.step()
+            (left.mean() + right.mean()).backward()
+            second.step()
+
+    def make(m):
+        return [torch.optim.SGD(m.left.parameters(), lr=0.1), torch.optim.SGD(m.right.parameters(), lr=0.1)]
+
+    compare(any_job, train, make=make, build=Pair)
+
+
+def test_parameters_are_the_newest_at_once_behind_the_step(any_job):
+    def train(side):
+        seen = []
+        for x, y in side.batches:
+            side.optimizer.zero_grad()
+            loss_of(side.model, x, y).backward()
+            side.optimizer.step()
+            with torch.no_grad():
+                seen.append(round(loss_of(side.model, x, y).item(), 5))
+        return seen
+
+    compare(any_job, train)
+
+
+def test_a_batch_that_the_script_passes_over_is_skipped_and_counted(any_job):
+    def train(side):
+        for number, (x, y) in enumerate(side.batches):
+            if number % 5 == 2:
+                continue
+            side.optimizer.zero_grad()
+            loss_of(side.model, x, y).backward()
+            side.optimizer.step()
+
+    compare(any_job, train)
+    assert any_job.skipped() == SIZE * EPOCHS * STEPS // 5
+
+
+@pytest.mark.parametrize("sparse_clear", [False, True], ids=["set to none", "zeroed"])
+def test_a_batch_whose_step_is_left_out_behind_its_backward_pass_is_skipped(any_job, sparse_clear):
+    def train(side):
+        for number, (x, y) in enumerate(side.batches):
+            side.optimizer.zero_grad(set_to_none=not sparse_clear)
+            loss_of(side.model, x, y).backward()
+            if number % 4 != 1:
+                side.optimizer.step()
+
+    compare(any_job, train)
+    assert any_job.skipped() == SIZE * EPOCHS * STEPS // 4
+
+
+def test_options_count_as_they_are_at_the_call_of_step(any_job):
+    def train(side):
+        (group,) = side.optimizer.param_groups
+        for number, (x, y) in enumerate(side.batches):
+            side.optimizer.zero_grad()
+            loss_of(side.model, x, y).backward()
+            group["lr"], group["weight_decay"] = 0.1 / (1 + number), 0.01 * (number % 3)
+            side.optimizer.step()
+            group["lr"], group["momentum"] = 123.0, 0.5 + 0.1 * (number % 4)
+
+    compare(any_job, train)
+
+
+def test_a_part_that_is_frozen_at_first_trains_from_when_it_is_unfrozen_and_rests_when_it_is_frozen_again(any_job):
+    def train(side):
+        head = [p.detach().clone() for p in side.model[0].parameters()]
+        side.model[0].requires_grad_(False)
+        for epoch, batches in side.epochs:
+            if epoch == 1:
+                assert all(torch.equal(a, b) for a, b in zip(head, side.model[0].parameters(), strict=True))
+                side.model[0].requires_grad_(True)
+                side.model[2].requires_grad_(False)
+            for x, y in batches:
+                side.optimizer.zero_grad()
+                loss_of(side.model, x, y).backward()
+                side.optimizer.step()
+
+    compare(any_job, train)
+
+
+def test_a_parameter_that_no_optimizer_holds_stays_as_it_is(any_job):
+    compare(any_job, plainly, make=lambda m: torch.optim.SGD(m[2].parameters(), lr=0.1))
 
 
 def test_a_dataset_with_a_batch_size_is_shuffled_and_cut_like_a_loader(any_job):
-    given, _ = any_job
     m, plain = model(), model()
-    inner = sgd(plain)
-    plainly(plain, inner, in_order(plain, [inner], DataLoader(data(), batch_size=SIZE, shuffle=True)))
-    m, optimizer, batches = given.prepare(m, sgd(m), data(), batch_size=SIZE)
-    plainly(m, optimizer, through(given, batches))
+    optimizer = sgd(plain)
+    for _, batches in plain_epochs(order_of(plain, optimizer, loader_of()), loader_of()):
+        for x, y in batches:
+            optimizer.zero_grad()
+            loss_of(plain, x, y).backward()
+            optimizer.step()
+    m, optimizer, batches = any_job.job.prepare(m, sgd(m), data(), batch_size=SIZE)
+    for _ in any_job.job.epochs():
+        for x, y in batches:
+            optimizer.zero_grad()
+            loss_of(m, x, y).backward()
+            optimizer.step()
     equal(m, plain)
 
 
-def test_a_workers_batches_are_those_of_the_process_itself(job):  # noqa: F811
-    loader = DataLoader(data(), batch_size=SIZE, shuffle=True, num_workers=1)
+LOADERS = {
+    "a subset": lambda: DataLoader(Subset(data(), range(5, 30)), batch_size=SIZE, shuffle=True),
+    "a part drawn anew": lambda: loader_of(shuffle=False, sampler=SubsetRandomSampler(range(20))),
+    "with replacement": lambda: loader_of(shuffle=False, sampler=RandomSampler(data(), replacement=True)),
+    "with weights": lambda: loader_of(shuffle=False, sampler=WeightedRandomSampler([1.0, 3.0] * 20, 28)),
+    "a batch sampler": lambda: DataLoader(
+        data(), batch_sampler=BatchSampler(SequentialSampler(data()), 8, drop_last=False)
+    ),
+    "in order, without the rest": lambda: loader_of(shuffle=False, batch_size=7, drop_last=True),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_sampler_gives_the_jobs_order(any_job, name):
+    compare(any_job, plainly, loader=LOADERS[name]())
+
+
+def test_the_loader_has_the_attributes_of_the_scripts_and_a_constant_length(any_job):
+    loader = loader_of(batch_size=6)
     m = model()
-    _, _, batches = job.prepare(m, sgd(m), loader)
-    wanted = list(in_order(m, [sgd(m)], DataLoader(data(), batch_size=SIZE, shuffle=True)))
-    for (x, y), (wanted_x, wanted_y) in zip(through(job, batches), wanted, strict=True):
-        assert torch.equal(x, wanted_x)
-        assert torch.equal(y, wanted_y)
+    m, optimizer, batches = any_job.job.prepare(m, sgd(m), loader)
+    assert isinstance(batches, DataLoader)
+    assert (batches.dataset, batches.batch_size, batches.collate_fn) == (loader.dataset, 6, loader.collate_fn)
+    lengths = {len(batches)}
+    for _ in any_job.job.epochs():
+        for x, y in batches:
+            lengths.add(len(batches))
+            optimizer.zero_grad()
+            loss_of(m, x, y).backward()
+            optimizer.step()
+    assert lengths == {7} == {len(loader)}
+    with pytest.raises(Refused, match=r"loader\.sampler = None after prepare"):
+        batches.sampler = None
+
+
+@pytest.mark.slow
+def test_a_workers_batches_are_those_of_the_process_itself(alone):
+    loader = loader_of(num_workers=1)
+    m = model()
+    m, optimizer, batches = alone.prepare(m, sgd(m), loader)
+    order = order_of(m, sgd(m), loader_of())
+    for epoch in alone.epochs():
+        for place, (x, y) in zip(places(order), batches, strict=True):
+            wanted = loader.dataset[order.indices(epoch, *place)]
+            assert torch.equal(x, wanted[0])
+            assert torch.equal(y, wanted[1])
+            optimizer.zero_grad()
+            loss_of(m, x, y).backward()
+            optimizer.step()
+    gc.collect()
 
 
 class Stream(IterableDataset):
@@ -273,28 +385,267 @@ class Stream(IterableDataset):
         return iter(range(3))
 
 
-REFUSED = {
-    "use a map-style Dataset with __len__ and __getitem__": lambda: DataLoader(Stream(), batch_size=2),
-    "use shuffle=True or shuffle=False instead of sampler=": lambda: DataLoader(
-        data(), batch_size=2, sampler=torch.utils.data.SubsetRandomSampler(range(5))
-    ),
-    "draws with replacement or only a part; use shuffle=True": lambda: DataLoader(
-        data(), batch_size=2, sampler=RandomSampler(data(), replacement=True)
-    ),
-    "Shoal cuts the batches itself: use batch_size=": lambda: DataLoader(
-        data(), batch_sampler=BatchSampler(SequentialSampler(data()), 2, drop_last=False)
+class Own(DataLoader):
+    def __iter__(self):
+        return iter([])
+
+
+REFUSED_LOADERS = {
+    "make it a map-style Dataset": lambda: DataLoader(Stream(), batch_size=2),
+    "a DataLoader with an __iter__ of its own": lambda: Own(data(), batch_size=2),
+    "the DataLoader has batch_size=None": lambda: DataLoader(data(), batch_size=None),
+    "leave the sampler away and write shuffle=True": lambda: loader_of(
+        shuffle=False, sampler=torch.utils.data.DistributedSampler(data(), num_replicas=2, rank=0)
     ),
 }
 
 
-@pytest.mark.parametrize("fix", REFUSED)
-def test_a_loader_that_cannot_be_cut_into_tasks_is_refused_with_the_fix(job, fix):  # noqa: F811
+@pytest.mark.parametrize("fix", REFUSED_LOADERS)
+def test_a_loader_that_cannot_be_cut_into_tasks_is_refused_with_the_fix(any_job, fix):
     m = model()
-    with pytest.raises(Refusal, match=fix):
-        job.prepare(m, sgd(m), REFUSED[fix]())
+    with pytest.raises(Refused, match=fix):
+        any_job.job.prepare(m, sgd(m), REFUSED_LOADERS[fix]())
 
 
-def test_an_optimizer_that_needs_the_whole_model_is_refused_with_the_fix(job):  # noqa: F811
+def test_an_optimizer_that_needs_the_whole_model_is_refused_with_the_fix(any_job):
     m = model()
-    with pytest.raises(Refusal, match=r"LBFGS cannot run on parameter servers: .*; use one of SGD, Adam"):
-        job.prepare(m, torch.optim.LBFGS(m.parameters()), data(), batch_size=SIZE)
+    with pytest.raises(Refused, match=r"LBFGS cannot run on parameter servers: .*; use one of SGD, Adam"):
+        any_job.job.prepare(m, torch.optim.LBFGS(m.parameters()), data(), batch_size=SIZE)
+
+
+# --- What is refused in the loop ---
+
+
+def prepared(any_job, **options):
+    m = model()
+    return any_job.job.prepare(m, sgd(m), loader_of(), **options)
+
+
+def step(m, optimizer, batch):
+    optimizer.zero_grad()
+    loss_of(m, *batch).backward()
+    optimizer.step()
+
+
+def two_steps(job, m, optimizer, batches):
+    for _ in job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+            step(m, optimizer, batch)
+
+
+def leaves(job, m, optimizer, batches):
+    for _ in job.epochs():
+        for number, batch in enumerate(batches):
+            step(m, optimizer, batch)
+            if number == 3:
+                break
+
+
+def second_pass(job, m, optimizer, batches):
+    for _ in job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+        list(batches)
+
+
+def only_looks(job, m, optimizer, batches):
+    for _ in job.epochs():
+        for x, _ in batches:
+            m(x)
+
+
+def by_hand(job, m, optimizer, batches):
+    for _ in job.epochs():
+        for number, (x, y) in enumerate(batches):
+            loss_of(m, x, y).backward()
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+def outside(job, m, optimizer, batches):
+    for batch in batches:
+        step(m, optimizer, batch)
+
+
+def behind(job, m, optimizer, batches):
+    for _ in job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+        optimizer.step()
+
+
+def twice_prepared(job, m, optimizer, batches):
+    job.prepare(m, optimizer, batches)
+
+
+def epochs_twice(job, m, optimizer, batches):
+    for _ in job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+    job.epochs()
+
+
+def saves_state(job, m, optimizer, batches):
+    optimizer.state_dict()
+
+
+def loads_state(job, m, optimizer, batches):
+    other = sgd(m)
+    step(m, other, data()[:SIZE])
+    optimizer.load_state_dict(other.state_dict())
+
+
+def adds_a_group(job, m, optimizer, batches):
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+
+
+def leaves_the_epochs(job, m, optimizer, batches):
+    for _ in job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+        break
+    gc.collect()
+    job.save("model.safetensors")
+
+
+REFUSED = {
+    "SGD.step() is called a second time for one batch": two_steps,
+    "epoch 1: the loop over the loader was left before its end": leaves,
+    "the loader is iterated a second time in one epoch": second_pass,
+    "its 10 batches count as skipped": only_looks,
+    "prepare(..., accumulate=N)": by_hand,
+    "outside of `for epoch in job.epochs():`": outside,
+    "optimizer.step() outside of the loop over the loader": behind,
+    "prepare is called a second time": twice_prepared,
+    "job.epochs() is called a second time": epochs_twice,
+    "optimizer.state_dict(): the optimizer's state is on the parameter servers": saves_state,
+    "optimizer.load_state_dict after prepare": loads_state,
+    "optimizer.add_param_group after prepare": adds_a_group,
+    "the script left `for epoch in job.epochs():` in epoch 1 of 2": leaves_the_epochs,
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_would_not_be_as_in_plain_pytorch_is_refused_alone_and_together_alike(any_job, said):
+    m, optimizer, batches = prepared(any_job)
+    with pytest.raises(Refused) as refused:
+        REFUSED[said](any_job.job, m, optimizer, batches)
+    assert said in refused.value.reason
+    assert refused.value.code == 78
+
+
+def test_a_model_that_runs_between_its_own_step_and_the_other_optimizers_is_refused(any_job):
+    m = model()
+    m, (first, _), batches = any_job.job.prepare(m, halves(m), loader_of())
+    epochs, through = any_job.job.epochs(), iter(batches)
+    next(epochs)
+    x, y = next(through)
+    loss_of(m, x, y).backward()
+    first.step()
+    with pytest.raises(Refused, match="0 is run after its optimizer's step and before those of the other optimizers"):
+        m(x)
+
+
+def test_a_second_passs_iterator_makes_the_first_one_useless(any_job):
+    m, optimizer, batches = prepared(any_job)
+    for _ in any_job.job.epochs():
+        old = iter(batches)
+        step(m, optimizer, next(old))
+        new = iter(batches)
+        step(m, optimizer, next(new))
+        with pytest.raises(Refused, match="an iterator of the loader is used after another one was begun"):
+            next(old)
+        break
+
+
+def test_a_look_at_a_batch_before_the_loop_takes_nothing_from_it(any_job):
+    def train(side):
+        if side.job is not None:
+            return through(side)
+        return plainly(side)
+
+    def through(side):
+        for epoch, batches in side.epochs:
+            if epoch == 0:
+                next(iter(batches))
+            for x, y in batches:
+                side.optimizer.zero_grad()
+                loss_of(side.model, x, y).backward()
+                side.optimizer.step()
+
+    compare(any_job, train)
+    assert any_job.skipped() == 0
+
+
+def test_stop_ends_the_job_in_good_order_and_the_model_is_that_of_the_moment(any_job, tmp_path):
+    m, optimizer, batches = prepared(any_job)
+    seen = 0
+    for _ in any_job.job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+            seen += 1
+            if seen == 4:
+                any_job.job.stop("good enough")
+    assert seen <= 6
+    saved = load_file(any_job.job.save(tmp_path / "model.safetensors"))
+    for name, value in m.state_dict().items():
+        assert torch.equal(saved[name], value)
+
+
+def test_a_script_that_leaves_its_loops_behind_stop_saves_the_model_of_that_moment(any_job, tmp_path):
+    m, optimizer, batches = prepared(any_job)
+    for _ in any_job.job.epochs():
+        for number, batch in enumerate(batches):
+            step(m, optimizer, batch)
+            if number == 3:
+                any_job.job.stop("good enough")
+                break
+        break
+    saved = load_file(any_job.job.save(tmp_path / "model.safetensors"))
+    for name, value in m.state_dict().items():
+        assert torch.equal(saved[name], value)
+
+
+@pytest.mark.parametrize("where", ["in the loop", "behind it"])
+def test_every_evaluation_of_an_epoch_is_one_of_its_own(any_job, where):
+    m, optimizer, batches = prepared(any_job)
+    scores = []
+    for _ in any_job.job.epochs():
+        for number, batch in enumerate(batches):
+            step(m, optimizer, batch)
+            if where == "in the loop" and number in {2, 5}:
+                scores.append((any_job.job.evaluate(total), total(m)))
+        if where == "behind it":
+            scores += [(any_job.job.evaluate(total), total(m)), (any_job.job.evaluate(lambda m: -total(m)), -total(m))]
+    assert len({found for found, _ in scores}) == len(scores) == 2 * EPOCHS
+    assert [found for found, _ in scores] == [wanted for _, wanted in scores]
+
+
+def total(m):
+    with torch.no_grad():
+        return float(sum(p.sum() for p in m.parameters()))
+
+
+def test_every_save_is_the_model_of_its_moment(any_job, tmp_path):
+    m, optimizer, batches = prepared(any_job)
+    for _ in any_job.job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+        found = load_file(any_job.job.save(tmp_path / "best.safetensors"))
+        assert all(torch.equal(found[name], value) for name, value in m.state_dict().items())
+    again = load_file(any_job.job.save(tmp_path / "best.safetensors"))
+    assert all(torch.equal(again[name], value) for name, value in m.state_dict().items())
+
+
+def test_the_account_has_every_sample_once(any_job):
+    m, optimizer, batches = prepared(any_job)
+    seen = torch.zeros(SAMPLES)
+    index = {tuple(x.tolist()): number for number, (x, _) in enumerate(data())}
+    for _ in any_job.job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+            for x in batch[0]:
+                seen[index[tuple(x.tolist())]] += 1
+    assert seen.tolist() == [EPOCHS] * SAMPLES

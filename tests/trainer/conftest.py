@@ -1,0 +1,36 @@
+"""A job to train with, alone in this process, or with a real master and real parameter servers."""
+
+from __future__ import annotations
+
+import atexit
+
+import pytest
+
+from shoal.trainer.alone import AloneJob
+from tests.trainer.one_process import OneProcess
+from tests.trainer.toy import EPOCHS, SEED, AnyJob
+
+
+@pytest.fixture
+def alone():
+    made = AloneJob(epochs=EPOCHS, seed=SEED)
+    yield made
+    if made._prepared:
+        made._feed.close()
+    atexit.unregister(made._farewell)
+
+
+@pytest.fixture
+def one(monkeypatch):
+    made = OneProcess(monkeypatch, servers=2, epochs=EPOCHS, seed=SEED)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["alone", "together"])
+def any_job(request):
+    if request.param == "alone":
+        job = request.getfixturevalue("alone")
+        return AnyJob(job, together=False, skipped=lambda: job._skipped)
+    made = request.getfixturevalue("one")
+    return AnyJob(made.join(), together=True, skipped=lambda: made.records.outcome.account.samples.skipped)
