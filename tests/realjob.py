@@ -210,9 +210,22 @@ class RealJob:
     def trainers_left(self) -> bool:
         return any(role == "trainer" for role, _ in self.wanted)
 
-    def run_to_the_end(self, *, seconds: float) -> None:
+    @property
+    def refused(self) -> bool:
+        """Whether the script of a trainer was refused, after which a runner ends the job."""
+        return any(
+            role == "trainer" and child.returncode == names.EXIT_REFUSED for (role, _), child in self.children.items()
+        )
+
+    def run_to_the_end(self, *, seconds: float, until_refused: bool = False) -> None:
+        """Supervise until all trainers have ended.
+
+        Args:
+            seconds: After which the test fails.
+            until_refused: Or one was refused.
+        """
         end = time.monotonic() + seconds
-        while self.trainers_left:
+        while self.trainers_left and not (until_refused and self.refused):
             self.supervise()
             if time.monotonic() > end:
                 raise AssertionError(f"no end after {seconds} s\n{self.last_words()}")
@@ -221,11 +234,16 @@ class RealJob:
     def last_words(self) -> str:
         return "\n".join(f"== {r}-{i}\n{self.log(r, i)[-1500:]}" for r, i in sorted(self.children))
 
-    def outcome(self) -> Outcome:
+    def found_outcome(self) -> Outcome | None:
+        """How the job ended; None: it has not."""
         with Store.connect(self.etcd.endpoint, prefix=self.keys.prefix) as store:
             found = store.get(self.keys.outcome)
+        return None if found is None else msgspec.json.decode(found.value, type=Outcome)
+
+    def outcome(self) -> Outcome:
+        found = self.found_outcome()
         assert found is not None, "etcd has no outcome"
-        return msgspec.json.decode(found.value, type=Outcome)
+        return found
 
     def model(self, name: str = "counted.safetensors") -> dict[str, Any]:
         return load_file(self.model_path(name))

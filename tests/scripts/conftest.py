@@ -1,0 +1,58 @@
+"""One zygote and one etcd for all scripts, and a fixture that runs a script alone and in a job."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.etcds import run_etcd
+from tests.scripts.running import alone, in_job
+from tests.zygote import JOB, Zygote
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    started = Zygote((*JOB, "shoal.master.service", "shoal.master.keeper", "shoal.store", "shoal.api"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory):
+    with run_etcd(tmp_path_factory.mktemp("etcd")) as running:
+        yield running
+
+
+@pytest.fixture
+def run_alone(zygote, tmp_path):
+    """Runs a script under plain ``python``; see ``running.alone``."""
+    numbers = itertools.count()
+    return lambda script, **options: alone(zygote, tmp_path / f"alone-{next(numbers)}", script, **options)
+
+
+@pytest.fixture
+def run_in_job(zygote, etcd, tmp_path):
+    """Runs a script in a job of two trainers; see ``running.in_job``."""
+    numbers = itertools.count()
+    return lambda script, **options: in_job(zygote, tmp_path / f"j{next(numbers)}", script, etcd=etcd, **options)
+
+
+@pytest.fixture(params=["alone", pytest.param("job", marks=pytest.mark.slow)])
+def run(request):
+    """Runs a script: the test holds for both."""
+    return request.getfixturevalue("run_alone" if request.param == "alone" else "run_in_job")
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a script that must be refused, in a message that has all these words."""
+
+    def refuse(script, *words):
+        result = run(script, code=78)
+        missing = [word for word in words if word not in result.said]
+        assert not missing, (missing, result.said)
+        assert "Traceback" not in result.said, result.said
+        return result
+
+    return refuse

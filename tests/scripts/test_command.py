@@ -1,0 +1,75 @@
+"""What ``shoal run`` says of a command that is no trainer, or is two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.scripts.running import HEAD
+from tests.zygote import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+MANIFEST = """
+apiVersion: shoal.dev/v1alpha1
+kind: TrainingJob
+metadata: {{name: script}}
+spec:
+  command: {command}
+  epochs: 2
+  trainer: {{minReplicas: {trainers}, maxReplicas: {trainers}}}
+  parameterServer: {{replicas: 1}}
+  runPolicy: {{backoffLimit: 1}}
+"""
+
+
+@pytest.fixture
+def shoal_run(tmp_path):
+    """Runs a script by ``shoal run``: exit code, last status, everything that was said."""
+
+    def start(script, *, command, trainers=2):
+        (tmp_path / "script.py").write_text(textwrap.dedent(script))
+        (tmp_path / "job.yaml").write_text(MANIFEST.format(command=json.dumps(command), trainers=trainers))
+        environment = {**os.environ, "SHOAL_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-m", "shoal.cli", "run", "job.yaml", "--fresh", "--output", "json"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            check=False,
+            timeout=250,
+        )
+        logs = "".join(path.read_text() for path in sorted(tmp_path.glob("state/*/logs/trainer-*")))
+        return done, logs
+
+    return start
+
+
+def test_a_script_that_never_joins_is_told_so(shoal_run):
+    done, _ = shoal_run("print('trained without Shoal')", command=["python", "script.py"])
+    assert done.returncode == 1
+    assert "trainer.join()" in json.loads(done.stdout)["reason"], (done.stdout, done.stderr)
+
+
+def test_a_command_of_two_processes_is_refused(shoal_run):
+    script = (
+        HEAD
+        + """
+job, model, optimizer, loader = begin()
+for epoch in job.epochs():
+    for i in loader:
+        train(model, optimizer, i)
+job.save("out.safetensors")
+"""
+    )
+    both = "python script.py & first=$!; python script.py; second=$?; wait $first || exit $?; exit $second"
+    done, logs = shoal_run(script, command=["bash", "-c", both], trainers=1)
+    assert done.returncode == 1, (done.stdout, done.stderr, logs)
+    assert "trainer 0 of this job is a living process already" in logs
+    assert "torchrun is not needed" in logs

@@ -1,0 +1,277 @@
+"""How a script ends, early or late, what it saves, logs and scores on the way, and how it goes on after a stop."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_every_save_writes_the_model_of_its_moment(run):
+    result = run("""
+        job, model, optimizer, loader = begin(epochs=3)
+        best = -1.0
+        for epoch in job.epochs():
+            for i in loader:
+                train(model, optimizer, i)
+            score = job.evaluate(lambda m: float(m.w.mean()))
+            assert score == epoch + 1
+            if score > best:
+                best = score
+                job.save("best.safetensors")
+            if epoch == 1:
+                job.save("second.safetensors")
+        job.save("out.safetensors")
+    """)
+    found = [result.counts(name) for name in ("best.safetensors", "second.safetensors", "out.safetensors")]
+    assert found == [[3.0], [2.0], [3.0]]
+
+
+def test_a_save_every_few_batches_in_the_loop_has_the_steps_so_far(run):
+    result = run("""
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for n, i in enumerate(loader):
+                train(model, optimizer, i)
+                if n % 10 == 9:
+                    job.save(f"epoch-{epoch}-batch-{n}.safetensors")
+        job.save("models/deep/out.safetensors")
+    """)
+    assert result.counts("models/deep/out.safetensors") == [2.0]
+    for path in result.work.glob("epoch-*.safetensors"):
+        assert set(result.counts(path.name)) <= {0.0, 1.0, 2.0}
+    # One of two trainers has at least half of the batches, but not always ten in one epoch.
+    if result.outcome is None:
+        assert result.model("epoch-0-batch-9.safetensors")["w"].sum() == 40
+        assert result.model("epoch-1-batch-9.safetensors")["w"].sum() == 104
+
+
+def test_two_evaluations_in_one_epoch_are_two(run):
+    result = run("""
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for i in loader:
+                train(model, optimizer, i)
+            valid = job.evaluate(lambda m: {"valid": float(m.w.sum())})
+            test = job.evaluate(lambda m: {"test": float(m.w.mean())})
+            print("scores", valid, test, flush=True)
+        job.save("out.safetensors")
+    """)
+    expected = {f"{{'valid': {64.0 * n}}} {{'test': {float(n)}}}" for n in (1, 2)}
+    assert set(result.lines("scores")) == expected
+
+
+def test_numbers_of_numpy_and_tensors_are_logged(run):
+    result = run("""
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for i in loader:
+                loss = train(model, optimizer, i)
+                job.log(loss=np.mean(loss.detach().numpy()), whole=np.int64(3), one=loss, plain=1, yes=True)
+                job.log(first=np.ones(1), double=np.float64(0.5))
+        job.save("out.safetensors")
+    """)
+    assert result.counts() == [2.0]
+
+
+# --- Early ends ---
+
+
+def test_leaving_the_loop_over_the_batches_is_refused(refused):
+    refused(
+        """
+        job, model, optimizer, loader = begin(epochs=3)
+        for epoch in job.epochs():
+            for n, i in enumerate(loader):
+                if n == 3:
+                    break
+                train(model, optimizer, i)
+        job.save("out.safetensors")
+        """,
+        "epoch 1: the loop over the loader was left before its end",
+        "job.stop('why')",
+        "Subset",
+    )
+
+
+def test_leaving_the_loop_over_the_epochs_is_refused_at_the_save(refused):
+    refused(
+        """
+        job, model, optimizer, loader = begin(epochs=50)
+        for epoch in job.epochs():
+            for i in loader:
+                train(model, optimizer, i)
+            if job.evaluate(lambda m: float(m.w.mean())) >= 2:
+                break
+        job.save("out.safetensors")
+        """,
+        "the script left `for epoch in job.epochs():` in epoch 2 of 50",
+        "job.stop('why') first",
+    )
+
+
+STOPPED = """
+    job, model, optimizer, loader = begin(epochs=50)
+    for epoch in job.epochs():
+        for i in loader:
+            train(model, optimizer, i)
+        if job.evaluate(lambda m: float(m.w.mean())) >= 2:
+            job.stop("good enough")
+            AFTER
+    job.save("out.safetensors")
+"""
+
+
+@pytest.mark.parametrize("after", ["break", "pass"])
+@pytest.mark.parametrize("trainers", [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)])
+def test_a_job_stops_behind_an_epoch(run_in_job, after, trainers):
+    """Of the next epoch only what other trainers had begun by then is trained."""
+    result = run_in_job(STOPPED.replace("AFTER", after), trainers=trainers)
+    assert "good enough" in result.outcome.reason
+    assert set(result.codes.values()) == {0}
+    assert result.outcome.account.samples.lost == 0
+    assert set(result.counts()) <= {2.0, 3.0}
+
+
+@pytest.mark.parametrize("after", ["break", "pass"])
+def test_a_script_alone_stops_behind_an_epoch(run_alone, after):
+    result = run_alone(STOPPED.replace("AFTER", after))
+    assert result.counts() == [2.0]
+    assert "stopped by the script in epoch 2: good enough" in result.said
+
+
+IN_EPOCH = """
+    job, model, optimizer, loader = begin(epochs=50)
+    batches = 0
+    for epoch in job.epochs():
+        for i in loader:
+            train(model, optimizer, i)
+            batches += 1
+            if batches == 5:
+                job.stop("enough batches")
+                AFTER
+        if batches >= 5 and "AFTER" == "break":
+            break
+    job.save("out.safetensors")
+    print("through", flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", ["break", "pass"])
+@pytest.mark.parametrize("trainers", [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)])
+def test_a_job_stops_in_the_middle_of_an_epoch(run_in_job, after, trainers):
+    result = run_in_job(IN_EPOCH.replace("AFTER", after), trainers=trainers)
+    assert "enough batches" in result.outcome.reason
+    assert set(result.codes.values()) == {0}
+    assert len(result.lines("through")) == trainers
+    samples = result.outcome.account.samples
+    assert result.model()["w"].sum() == samples.counted - samples.skipped
+    assert samples.counted < 64 * 50
+
+
+@pytest.mark.parametrize("after", ["break", "pass"])
+def test_a_script_alone_stops_in_the_middle_of_an_epoch(run_alone, after):
+    result = run_alone(IN_EPOCH.replace("AFTER", after))
+    assert result.model()["w"].sum() == 20
+    assert result.lines("through") == [""]
+
+
+def test_a_script_without_a_loop_is_told_so(run_alone):
+    assert "the script ended without job.prepare(...)" in run_alone("trainer.join(epochs=1)").said
+    assert "the script ended without `for epoch in job.epochs():`" in run_alone("job, *_ = begin()").said
+
+
+SWALLOWS = """
+    def main():
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for i in loader:
+                raise ValueError("the real reason")
+
+    try:
+        main()
+    except Exception as error:
+        print("failed:", error, flush=True)
+"""
+CAUGHT = "an exception may have been caught around the loop"
+
+
+def test_a_caught_error_is_named_as_the_cause_alone(run_alone):
+    assert CAUGHT in run_alone(SWALLOWS).said
+
+
+@pytest.mark.slow
+def test_a_caught_error_is_named_as_the_cause_in_a_job(run_in_job):
+    result = run_in_job(SWALLOWS, complete=False)
+    assert CAUGHT in result.said
+    assert CAUGHT in result.master
+
+
+EXITS = """
+    job, model, optimizer, loader = begin()
+    for epoch in job.epochs():
+        for i in loader:
+            train(model, optimizer, i)
+            sys.exit(0)
+"""
+
+
+def test_an_exit_in_the_loop_is_named_as_the_cause_alone(run_alone):
+    assert "the script ended in the middle of a batch of epoch 1" in run_alone(EXITS).said
+
+
+@pytest.mark.slow
+def test_an_exit_in_the_loop_is_named_as_the_cause_in_a_job(run_in_job):
+    result = run_in_job(EXITS, complete=False)
+    assert "the script ended in the middle of a batch of epoch 1" in result.said
+    assert "sys.exit()" in result.master
+
+
+# --- Files ---
+
+
+CHANGES = """
+    Path("elsewhere").mkdir(exist_ok=True)
+    os.chdir("elsewhere")
+    job, model, optimizer, loader = begin()
+    for epoch in job.epochs():
+        for i in loader:
+            train(model, optimizer, i)
+    print("saved in", job.save("out.safetensors"), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_file_lies_where_the_job_started_although_the_script_changed_its_folder(run_in_job):
+    result = run_in_job(CHANGES)
+    assert result.counts() == [2.0]
+    assert set(result.lines("saved in")) == {str(result.work / "out.safetensors")}
+
+
+def test_a_file_of_a_script_alone_lies_in_its_present_folder(run_alone):
+    result = run_alone(CHANGES)
+    assert result.counts("elsewhere/out.safetensors") == [2.0]
+    assert result.lines("saved in") == [str(result.work / "elsewhere/out.safetensors")]
+
+
+# --- Again ---
+
+
+@pytest.mark.slow
+def test_another_learning_rate_counts_from_a_restart_on_and_is_said(run_in_job):
+    result = run_in_job(
+        """
+        rate = 0.5 if os.path.exists("changed") else 1.0
+        job, model, optimizer, loader = begin(optimizer=lambda m: sgd(m, lr=rate))
+        for epoch in job.epochs():
+            if epoch == 1 and rate == 1.0:
+                Path("changed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            for i in loader:
+                train(model, optimizer, i)
+        job.save("out.safetensors")
+        """,
+        trainers=1,
+    )
+    assert result.counts() == [1.5]
+    assert "lr is 0.5 in this script, 1.0 when the job began; 0.5 counts from here" in result.master

@@ -1,0 +1,144 @@
+"""What a script does about the learning rate: schedulers, given or not, and rates set by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def rates(result):
+    return [round(value, 6) for value in result.model()["w"][::16].tolist()]
+
+
+def script(*, make="None", given="", batch_end="pass", epoch_end="pass", epochs=1):
+    text = """
+    job = trainer.join(epochs=EPOCHS, seed=7)
+    model = Counter()
+    optimizer = sgd(model)
+    scheduler = MAKE
+    model, optimizer, loader = job.prepare(model, optimizer, data(batch_size=16, shuffle=False), GIVEN)
+    for epoch in job.epochs():
+        for i in loader:
+            train(model, optimizer, i)
+            BATCH_END
+        EPOCH_END
+    job.save("out.safetensors")
+    """
+    parts = {"EPOCHS": epochs, "MAKE": make, "GIVEN": given, "BATCH_END": batch_end, "EPOCH_END": epoch_end}
+    for name, part in parts.items():
+        text = text.replace(name, str(part))
+    return text
+
+
+EXPONENTIAL = "torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)"
+
+
+def test_the_rate_of_a_step_is_that_of_its_call(run):
+    """The script steps its scheduler behind the optimizer, as the manual says."""
+    result = run(script(make=EXPONENTIAL, given="scheduler=scheduler", batch_end="scheduler.step()"))
+    assert rates(result) == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_a_given_scheduler_steps_by_itself(run):
+    result = run(script(make=EXPONENTIAL, given="scheduler=scheduler"))
+    assert rates(result) == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_a_scheduler_that_prepare_did_not_get_is_refused(refused):
+    refused(
+        script(make=EXPONENTIAL, batch_end="scheduler.step()"),
+        "a learning rate scheduler works on the optimizer, but prepare did not get it",
+        "scheduler=scheduler",
+    )
+
+
+def test_a_scheduler_that_is_made_after_prepare_is_refused(refused):
+    text = script(batch_end="scheduler.step()").replace("for epoch in", f"scheduler = {EXPONENTIAL}\n    for epoch in")
+    refused(text, "but prepare did not get it", "Make it before prepare")
+
+
+def test_a_scheduler_stepped_once_an_epoch_needs_its_interval(refused):
+    refused(
+        script(make=EXPONENTIAL, given="scheduler=scheduler", epoch_end="scheduler.step()", epochs=2),
+        "ExponentialLR.step() is called once an epoch",
+        "scheduler_interval='epoch'",
+    )
+
+
+def test_a_scheduler_stepped_with_each_batch_is_refused_where_it_counts_epochs(refused):
+    given = "scheduler=scheduler, scheduler_interval='epoch'"
+    refused(
+        script(make=EXPONENTIAL, given=given, batch_end="scheduler.step()", epochs=2),
+        "ExponentialLR.step() is called in the loop over the batches",
+        "scheduler_interval='epoch'",
+    )
+
+
+def test_a_scheduler_counts_epochs(run):
+    given = "scheduler=scheduler, scheduler_interval='epoch'"
+    result = run(script(make=EXPONENTIAL, given=given, epoch_end="scheduler.step()", epochs=3))
+    assert rates(result) == [1.75] * 4
+
+
+def test_a_scheduler_before_its_optimizer_is_refused(refused):
+    text = script(make=EXPONENTIAL, given="scheduler=scheduler").replace("train(", "scheduler.step(); train(")
+    refused(text, "scheduler.step() is called before optimizer.step()", "call it behind")
+
+
+def test_a_one_cycle_counts_the_steps_of_accumulations(run):
+    result = run("""
+        job = trainer.join(epochs=2, seed=7)
+        model = Counter()
+        optimizer = sgd(model)
+        loader = data()
+        steps = 2 * len(loader) // 4
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=steps)
+        model, optimizer, loader = job.prepare(model, optimizer, loader, scheduler=scheduler, accumulate=4)
+        used = []
+        optimizer.register_step_pre_hook(lambda o, *_: used.append(round(o.param_groups[0]["lr"], 6)))
+        for epoch in job.epochs():
+            for i in loader:
+                loss = model(i) / 4
+                optimizer.zero_grad(); loss.backward(); optimizer.step()
+                scheduler.step()
+        print("used", *used, flush=True)
+        plain = Counter()
+        reference = sgd(plain)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(reference, max_lr=1.0, total_steps=steps)
+        wanted = []
+        for _ in range(steps):
+            wanted.append(round(reference.param_groups[0]["lr"], 6))
+            reference.step()
+            if len(wanted) < steps:
+                cycle.step()
+        print("wanted", *wanted, flush=True)
+        job.save("out.safetensors")
+    """)
+    used = sorted(float(value) for line in result.lines("used") for value in line.split())
+    wanted = sorted(float(value) for value in result.lines("wanted")[0].split())
+    assert used == pytest.approx(wanted)
+    # Each sample's gradient, a quarter, times the rate of its step: 16 samples a step.
+    assert result.model()["w"].sum().item() == pytest.approx(16 / 4 * sum(wanted), rel=1e-4)
+
+
+def test_a_rate_set_by_hand_counts_from_then_on(run):
+    text = script(epochs=2).replace("for i in", "optimizer.param_groups[0]['lr'] = 0.5 ** epoch\n        for i in")
+    assert rates(run(text)) == [1.5] * 4
+
+
+def test_a_rate_set_by_hand_beside_a_scheduler_is_refused(refused):
+    text = script(make=EXPONENTIAL, given="scheduler=scheduler")
+    text = text.replace("train(", "optimizer.param_groups[0]['lr'] = 0.1; train(")
+    refused(text, "the script sets group['lr']", "LambdaLR")
+
+
+def test_get_last_lr_is_the_rate_that_comes_next(run):
+    result = run(
+        script(
+            make=EXPONENTIAL,
+            given="scheduler=scheduler",
+            batch_end="scheduler.step(); print('next', scheduler.get_last_lr()[0] == 0.5 ** (int(i[0]) // 16 + 1))",
+        )
+    )
+    assert result.lines("next") == ["True"] * 4
