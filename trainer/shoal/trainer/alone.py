@@ -45,7 +45,10 @@ class AloneJob(Session):
         self._started = self._said = time.monotonic()
 
     def _register(self, described: Description) -> None:
-        Tables(described.tables, None)
+        tables = Tables(described.tables, None)
+        for table, spec in zip(described.tables, described.shape.tables, strict=True):
+            if spec.family in {"normal", "uniform"}:
+                tables.fill(table, spec, seed=self._seed)
         self._bounds = [
             (parameter, dense.clamp) for dense, parameter in zip(described.shape.dense, described.dense, strict=True)
         ]

@@ -28,7 +28,8 @@ __all__ = ["FIXED_BYTES", "BufferPlace", "Description", "TableModule", "clean_na
 FIXED_BYTES = 64 * 2**20
 """Frozen parameters up to this size in all are sent from the first trainer to the others; larger ones are compared."""
 SAMPLED_VALUES = 100_000
-FEWEST_VALUES = 1_000
+NORMAL, UNIFORM, KURTOSIS_TOLERANCE = 3.0, 1.8, 0.15
+"""The kurtosis of normal and of uniform values, and how far that of a sample may lie from it."""
 _COMPILED = "_orig_mod."
 """What torch.compile puts into the names of a module's tensors."""
 
@@ -100,8 +101,19 @@ def describe(
     task_batches: int | None,
     ema: float = 0.0,
     clamp: Mapping[str, tuple[float, float]] | None = None,
+    drawn: frozenset[int] = frozenset(),
 ) -> Description:
     """Describe a script's model, optimizers and data.
+
+    Args:
+        model: The module, without torch.compile's wrapper.
+        optimizers: Its optimizers.
+        data: What it trains on.
+        accumulate: Batches for one step.
+        task_batches: Batches in a task; None: by default.
+        ema: Decay of the moving average; 0: none.
+        clamp: Bounds by parameter name.
+        drawn: The ids of sparse weights that have no values yet.
 
     Raises:
         Refusal: Something cannot be trained by parameter servers; the message names it and the fix.
@@ -114,7 +126,7 @@ def describe(
     names = {id(p): clean_name(name) for name, p in model.named_parameters()}
     placed = _place(names, groups)
     tables = _tables(model, names, placed)
-    sparse = [_table(table, placed) for table in tables]
+    sparse = [_table(table, placed, drawn=id(table.module.weight) in drawn) for table in tables]
     parameters = [(names[id(p)], p) for p in model.parameters()]
     limits = _limits(clamp or {}, parameters, placed, {id(t.module.weight) for t in tables})
     dense = _dense(parameters, placed, {id(table.module.weight) for table in tables}, limits)
@@ -338,13 +350,11 @@ def _dense(
     ]
 
 
-def _table(table: TableModule, placed: Mapping[int, int]) -> SparseTable:
+def _table(table: TableModule, placed: Mapping[int, int], *, drawn: bool) -> SparseTable:
     weight = table.module.weight
     padding = table.module.padding_idx
-    family, first, second = _family(weight.detach(), padding)
-    if family != "constant" and weight.numel() * weight.element_size() <= GIVEN_TABLE_BYTES:
-        family, first, second = GIVEN, 0.0, 0.0
-    zero = [int(padding)] if family != GIVEN and padding is not None and not weight.detach()[padding].any() else []
+    family, first, second = ("normal", 0.0, 1.0) if drawn else _family(table.name, weight.detach(), padding)
+    zero = [int(padding)] if family != GIVEN and padding is not None and (drawn or not weight[padding].any()) else []
     return SparseTable(
         name=table.name,
         rows=weight.shape[0],
@@ -358,13 +368,16 @@ def _table(table: TableModule, placed: Mapping[int, int]) -> SparseTable:
     )
 
 
-def _family(weight: Tensor, padding: int | None) -> tuple[str, float, float]:
-    """From which distribution a large table's first values are drawn.
+def _family(name: str, weight: Tensor, padding: int | None) -> tuple[str, float, float]:
+    """Where a table's first values come from: the module itself, a constant, or for a large table a distribution.
 
     A row of a large table that nobody touched exists nowhere, so its first value must be a function of (seed, table,
-    row). It is drawn from what the module was initialised with: a constant, or else normal or uniform with the same mean
-    and deviation; which of the two is told by the kurtosis (3 for normal, 1.8 for uniform values; of few values it says
-    nothing, and normal is taken). The padding row, zero by itself, is left out.
+    row). It is drawn from what the module was initialised with: normal or uniform values with the same mean and
+    deviation; which of the two is told by the kurtosis (3 for normal, 1.8 for uniform values). The padding row, zero by
+    itself, is left out.
+
+    Raises:
+        Refusal: A large table's values are neither: trained ones would be lost.
     """
     rows = max(1, SAMPLED_VALUES // max(1, weight.shape[1]))
     step = max(1, weight.shape[0] // rows)
@@ -375,11 +388,19 @@ def _family(weight: Tensor, padding: int | None) -> tuple[str, float, float]:
     mean, deviation = float(values.mean()), float(values.std(unbiased=False))
     if deviation == 0 and math.isfinite(mean) and _is_constant(weight, mean, padding):
         return "constant", mean, 0.0
-    kurtosis = float((((values - mean) / deviation) ** 4).mean()) if deviation else 3.0
-    if len(values) >= FEWEST_VALUES and kurtosis < 2.4:
+    if weight.numel() * weight.element_size() <= GIVEN_TABLE_BYTES:
+        return GIVEN, 0.0, 0.0
+    kurtosis = float((((values - mean) / deviation) ** 4).mean()) if deviation else 0.0
+    if abs(kurtosis - UNIFORM) < KURTOSIS_TOLERANCE:
         half = deviation * 3**0.5
         return "uniform", mean - half, mean + half
-    return "normal", mean, deviation
+    if abs(kurtosis - NORMAL) < KURTOSIS_TOLERANCE:
+        return "normal", mean, deviation
+    raise Refusal(
+        f"table {name} is larger than {GIVEN_TABLE_BYTES // 2**20} MiB and its values are not those of an initialiser: they "
+        "would have to be sent to the parameter servers, and are too large for that. Keep trained vectors in a table with "
+        "sparse=False or a frozen one; a table that begins at random may be made on the meta device"
+    )
 
 
 def _is_constant(weight: Tensor, value: float, padding: int | None) -> bool:

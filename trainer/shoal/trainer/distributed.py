@@ -31,12 +31,11 @@ from shoal.trainer.session import Batch, Place, Session, average_path, flat
 from shoal.trainer.tables import Tables, rows_of
 from shoal.wire import auth, environment
 from shoal.wire import messages as m
-from shoal.wire.rows import GIVEN, first_values
+from shoal.wire.rows import GIVEN
 
 __all__ = ["DistributedJob"]
 
 REPORT_SECONDS = 0.2
-ROWS_AT_ONCE = 1 << 16
 SAMPLES_SHOWN = 20
 
 
@@ -170,6 +169,8 @@ class DistributedJob(Session):
         engine.on_new_lease = self._leased
         engine.samples_of = self._samples
         self._tables = Tables(described.tables, self._fetch)
+        # The script may look at its model before the first batch comes.
+        engine.retry(lambda: engine.servers.pull(self._epoch, 0, idle=engine.idle))
         if described.fixed:
             engine.retry(lambda: engine.servers.take_fixed([t for _, t in described.fixed], idle=engine.idle))
         self._take_buffers()
@@ -437,10 +438,8 @@ class DistributedJob(Session):
             return
         touched = engine.retry(lambda: engine.servers.export_rows(idle=engine.idle))
         for table, spec, parts in zip(described.tables, described.shape.tables, touched, strict=True):
-            starts = range(0, spec.rows if spec.family != GIVEN else 0, ROWS_AT_ONCE)
-            for start in starts:
-                rows = torch.arange(start, min(start + ROWS_AT_ONCE, spec.rows))
-                self._tables.write(table, rows, first_values(spec, table.index, engine.info.seed, rows))
+            if spec.family != GIVEN:
+                self._tables.fill(table, spec, seed=engine.info.seed)
             for ids, values in parts:
                 self._tables.write(table, ids, values)
 

@@ -26,6 +26,7 @@ from shoal.trainer.feed import Feed
 from shoal.trainer.job import Job
 from shoal.trainer.loader import BatchLoader
 from shoal.trainer.loop import Values
+from shoal.trainer.meta import materialise
 from shoal.trainer.optimizer import share
 from shoal.trainer.order import Order
 from shoal.trainer.refusal import Refusal, Refused
@@ -118,6 +119,7 @@ class Session(Job):
             _check_optimizers(optimizers)
             data = describe_data(loader, batch_size=batch_size)
             module = plain_module(model)
+            drawn = materialise(module, optimizers) if isinstance(module, nn.Module) else frozenset()
             described = describe(
                 module,
                 optimizers,
@@ -126,6 +128,7 @@ class Session(Job):
                 task_batches=task_batches,
                 ema=ema,
                 clamp=clamp,
+                drawn=drawn,
             )
             self._module, self._description, self._optimizers = module, described, optimizers
             self._register(described)

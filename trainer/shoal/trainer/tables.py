@@ -17,8 +17,12 @@ from torch.nn import functional
 
 from shoal.trainer.describe import TableModule
 from shoal.trainer.refusal import Refused
+from shoal.wire.messages import SparseTable
+from shoal.wire.rows import first_values
 
 __all__ = ["Tables", "rows_of"]
+
+ROWS_AT_ONCE = 1 << 16
 
 Fetch = Callable[[list[tuple[int, Tensor]]], list[Tensor]]
 
@@ -138,6 +142,12 @@ class Tables:
         """Write rows into the module's weight: through .data, so that autograd does not take it for a change."""
         weight = data_of(table.module.weight)
         weight[ids.to(weight.device)] = values.to(weight.device)
+
+    def fill(self, table: TableModule, spec: SparseTable, *, seed: int) -> None:
+        """Give every row the values that it has before it is trained."""
+        for start in range(0, spec.rows, ROWS_AT_ONCE):
+            rows = torch.arange(start, min(start + ROWS_AT_ONCE, spec.rows))
+            self.write(table, rows, first_values(spec, table.index, seed, rows))
 
 
 def data_of(weight: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ __all__ = ["GIVEN", "GIVEN_TABLE_BYTES", "first_values", "given_tables", "slot_o
 GIVEN = "given"
 """The family of tables whose rows the first trainer gives."""
 
-GIVEN_TABLE_BYTES = 256 * 2**20
+GIVEN_TABLE_BYTES = 2**30
 """The largest table (bytes of its values) whose rows are given; the rows of a larger one are drawn on first touch."""
 
 _ROWS_AT_ONCE = 1 << 18
