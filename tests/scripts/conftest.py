@@ -13,7 +13,8 @@ from tests.zygote import JOB, Zygote
 
 @pytest.fixture(scope="session")
 def zygote():
-    started = Zygote((*JOB, "shoal.master.service", "shoal.master.keeper", "shoal.store", "shoal.api"))
+    # An optimizer's first own step imports torch._dynamo, which takes seconds.
+    started = Zygote((*JOB, "torch._dynamo", "shoal.master.service", "shoal.master.keeper", "shoal.store", "shoal.api"))
     yield started
     started.close()
 

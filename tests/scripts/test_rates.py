@@ -142,3 +142,16 @@ def test_get_last_lr_is_the_rate_that_comes_next(run):
         )
     )
     assert result.lines("next") == ["True"] * 4
+
+
+def test_a_plateau_follows_the_jobs_scores(run):
+    result = run(
+        script(
+            make="torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)",
+            given="scheduler=scheduler, scheduler_interval='epoch'",
+            epoch_end="scheduler.step(job.evaluate(lambda m: 1.0))",
+            epochs=3,
+        )
+    )
+    # The first score is the best, so each later one halves the rate.
+    assert rates(result) == [1.0 + 1.0 + 0.5] * 4

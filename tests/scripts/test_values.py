@@ -163,6 +163,24 @@ def test_a_moving_average_of_the_weights_is_saved_beside_the_model(run):
     assert result.model("out-ema.safetensors")["w"].sum().item() == pytest.approx(average, rel=1e-4)
 
 
+def test_an_averaged_model_of_the_script_is_refused_with_prepares_ema(refused):
+    refused(
+        """
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+        job, model, optimizer, loader = begin()
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        for epoch in job.epochs():
+            for i in loader:
+                train(model, optimizer, i)
+                average.update_parameters(model)
+        job.save("out.safetensors")
+        """,
+        "AveragedModel",
+        "ema=",
+    )
+
+
 def test_clipping_weights_by_hand_is_refused_with_prepares_clamp(refused):
     refused(
         """
