@@ -32,7 +32,7 @@ from shoal.trainer.order import Order
 from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.reuse import Reuse
 from shoal.trainer.schedule import Schedule
-from shoal.trainer.watch import Watch
+from shoal.trainer.watch import Watch, refuse_averages
 
 __all__ = ["Batch", "Place", "Session"]
 
@@ -157,6 +157,7 @@ class Session(Job):
             self._guard_zero_grad(module)
         self._begin()
         self._watch = Watch(module, described.watched, groups=described.groups, stays=self._writes_past_counters)
+        refuse_averages(module)
         self._prepared = True
         batches = BatchLoader(data.loader, self, batches=self._order.plan.batches)
         return model, (optimizers if many else optimizer), batches
@@ -280,15 +281,21 @@ class Session(Job):
         if not self._feed.expects(place):
             self._feed.clear()
             self._assign_from(place)
-        return self._feed.get().data
+        try:
+            return self._feed.get().data
+        except Refusal as error:
+            raise Refused(str(error)) from None
 
     _first = 0
     _fetching: Place | None = None
 
     def leave_pass(self, number: int) -> None:
         """See ``Passes.leave_pass``."""
-        if number == self._pass.number and self._open is not None:
+        if number != self._pass.number:
+            return
+        if self._open is not None:
             self._open.abandoned = True
+        self._feed.end_pass()
 
     def _pass_is_through(self) -> None:
         self._exhausted = True
@@ -564,7 +571,7 @@ class Session(Job):
             )
         return (
             f"the script ended in epoch {self._epoch + 1} of {self._epochs}: an exception may have been caught around the "
-            "loop, or the loop was left; to end a job early call job.stop('why')"
+            "loop, the loop was left, or the process ended by sys.exit(); to end a job early call job.stop('why')"
         )
 
 
