@@ -58,14 +58,14 @@ def data(dataset=None, **options):
     options.setdefault("batch_size", BATCH)
     if "sampler" not in options:
         options.setdefault("shuffle", True)
-    return DataLoader(dataset or Numbers(), **options)
+    return DataLoader(Numbers() if dataset is None else dataset, **options)
 
 
 def begin(make=Counter, *, optimizer=sgd, loader=None, epochs=2, seed=7, **options):
     """Join, make the model and its optimizer, prepare."""
     job = trainer.join(epochs=epochs, seed=seed)
     model = make()
-    return job, *job.prepare(model, optimizer(model), loader or data(), **options)
+    return job, *job.prepare(model, optimizer(model), data() if loader is None else loader, **options)
 
 
 def train(model, optimizer, i):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +44,8 @@ class AloneJob(Session):
         self._samples = self._skipped = 0
         self._average: list[Tensor] = []
         self._started = self._said = time.monotonic()
+        self._process = os.getpid()
+        atexit.register(self._farewell)
 
     def _register(self, described: Description) -> None:
         tables = Tables(described.tables, None)
@@ -53,12 +56,13 @@ class AloneJob(Session):
             (parameter, dense.clamp) for dense, parameter in zip(described.shape.dense, described.dense, strict=True)
         ]
         self._bounds = [(parameter, bounds) for parameter, bounds in self._bounds if any(b is not None for b in bounds)]
-        atexit.register(self._farewell)
 
     def _begin(self) -> None:
         """Everything is here already."""
 
     def _farewell(self) -> None:
+        if os.getpid() != self._process:
+            return  # a child that the script forked
         why = self._unfinished()
         # An error that ended the script says more.
         if why and not Refused.raised and getattr(sys, "last_value", None) is None:

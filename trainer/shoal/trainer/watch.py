@@ -16,13 +16,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from shoal.trainer.refusal import Refused
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "refuse_averages"]
 
 WINDOW = 32
 """Parameters that are looked at in one batch."""
@@ -161,6 +163,8 @@ class Watch:
             if watched.places.get(watched.key) is not watched.parameter:
                 raise Refused(_replaced(watched.name))
         changed = [name for key, name in (now | self._all).items() if now.get(key) != self._all.get(key)]
+        if changed[0] in now.values() and changed[0] in self._all.values():
+            raise Refused(_replaced(changed[0]))
         raise Refused(
             f"parameter {changed[0]} was added to the model, or taken from it, after prepare; make the whole model before"
         )
@@ -177,6 +181,26 @@ def _first_values(parameter: nn.Parameter) -> Tensor | None:
     if values.device.type != "cpu" or not values.numel():
         return None
     return values.view(-1)[:SAMPLED_VALUES] if values.is_contiguous() else None
+
+
+_models: WeakSet[nn.Module] = WeakSet()
+"""The jobs' models of this process."""
+_update_parameters = AveragedModel.update_parameters
+
+
+def refuse_averages(model: nn.Module) -> None:
+    """Refuse torch's own moving averages of a model from now on: each trainer would average its own steps only."""
+    _models.add(model)
+    AveragedModel.update_parameters = _checked_update  # type: ignore[method-assign]
+
+
+def _checked_update(average: AveragedModel, model: nn.Module) -> None:
+    if getattr(model, "_orig_mod", model) in _models:
+        raise Refused(
+            "AveragedModel.update_parameters: the average would be of this trainer's own steps only, another one in each "
+            "trainer, and not be saved; give prepare ema=DECAY, and job.save writes the average of all steps beside the model"
+        )
+    _update_parameters(average, model)
 
 
 def _layout(parameter: Tensor) -> tuple[int, torch.dtype]:
