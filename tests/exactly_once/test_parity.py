@@ -13,7 +13,6 @@ from shoal.store import Store
 from shoal.trainer.job import seed_everything
 from shoal.trainer.order import Order
 from shoal.wire.messages import Shape
-from shoal.wire.rows import first_values
 from tests import parity
 from tests.realjob import TESTS, RealJob
 
@@ -23,8 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 def plain_loop(shape: Shape) -> parity.Model:
     seed_everything(3)
     model = parity.Model()
-    with torch.no_grad():
-        model.table.weight.copy_(first_values(shape.tables[0], 0, 3, torch.arange(parity.ROWS)))
     made = parity.optimizers(model)
     schedule = parity.scheduler(made[0])
     order, data = Order(shape, 3), parity.data()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,27 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from shoal import trainer
-from shoal.trainer.alone import AloneJob
-from shoal.trainer.describe import describe
-from shoal.trainer.order import Order
-
-EPOCHS, SEED = 2, 11
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def job():
-    made = AloneJob(epochs=EPOCHS, seed=SEED)
-    yield made
-    if made._feed is not None:
-        made._feed.close()
-        atexit.unregister(made._feed.close)
+from shoal.trainer import joining
+from shoal.wire import environment
+from tests.trainer.toy import EPOCHS, SEED, compare, equal, order_of, plain_epochs
 
 
 def model():
@@ -56,43 +39,28 @@ OPTIMIZERS = {
 }
 
 
-def plain(make, loader, *, accumulate=1, clip=None, make_scheduler=None, task_batches=None):
+def plain(make, loader):
     """The loop that everybody knows, in the job's order."""
     m = model()
     optimizer = make(m)
-    scheduler = make_scheduler(optimizer) if make_scheduler else None
-    shape = describe(m, [optimizer], loader, accumulate=accumulate, task_batches=task_batches).shape
-    order = Order(shape, SEED)
-    for epoch in range(EPOCHS):
-        for task in range(order.plan.tasks):
-            for batch in range(order.plan.batches_in(task)):
-                x, y = loader.dataset[order.indices(epoch, task, batch)]
-                (nn.functional.mse_loss(m(x), y) / accumulate).backward()
-                if (batch + 1) % accumulate == 0 or batch + 1 == order.plan.batches_in(task):
-                    if clip:
-                        nn.utils.clip_grad_norm_(m.parameters(), clip)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                if scheduler is not None:
-                    scheduler.step()
+    for _, batches in plain_epochs(order_of(m, optimizer, loader), loader):
+        for x, y in batches:
+            nn.functional.mse_loss(m(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
     return m
-
-
-def equal(found, wanted):
-    for name, value in wanted.state_dict().items():
-        assert torch.allclose(found.state_dict()[name].double(), value.double(), atol=1e-6, rtol=1e-6), name
 
 
 @pytest.mark.parametrize("zero_after", [False, True], ids=["zero before", "zero after"])
 @pytest.mark.parametrize(("shuffle", "drop_last"), [(True, False), (False, True)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_equals_a_plain_loop(job, tmp_path, name, shuffle, drop_last, zero_after):
+def test_equals_a_plain_loop(alone, tmp_path, name, shuffle, drop_last, zero_after):
     make = OPTIMIZERS[name]
     loader = DataLoader(data(), batch_size=4, shuffle=shuffle, drop_last=drop_last)
     m = model()
-    m, optimizer, batches = job.prepare(m, make(m), loader)
+    m, optimizer, batches = alone.prepare(m, make(m), loader)
     seen = 0
-    for _ in job.epochs():
+    for _ in alone.epochs():
         for x, y in batches:
             seen += len(x)
             if not zero_after:
@@ -105,60 +73,120 @@ def test_equals_a_plain_loop(job, tmp_path, name, shuffle, drop_last, zero_after
     wanted = plain(make, loader)
     equal(m, wanted)
     fresh = model()
-    fresh.load_state_dict(load_file(job.save(tmp_path / "m.safetensors")), strict=True)
+    fresh.load_state_dict(load_file(alone.save(tmp_path / "m.safetensors")), strict=True)
     equal(fresh, wanted)
 
 
-def test_accumulation_clipping_and_a_scheduler(job):
-    def schedule(optimizer):
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_accumulation_clipping_and_a_scheduler(any_job):
+    def train(side):
+        for number, (x, y) in enumerate(side.batches):
+            closes = side.closes(number, 2)
+            (nn.functional.mse_loss(side.model(x), y) / 2).backward()
+            if closes:
+                nn.utils.clip_grad_norm_(side.model.parameters(), 0.1)
+                side.optimizer.step()
+                side.scheduler.step()
+                side.optimizer.zero_grad()
 
-    loader = DataLoader(data(), batch_size=4, shuffle=True)
-    m = model()
-    inner = sgd(m)
-    m, optimizer, batches = job.prepare(m, inner, loader, scheduler=schedule(inner), accumulate=2, task_batches=4)
-    for _ in job.epochs():
-        for x, y in batches:
-            optimizer.zero_grad()
-            (nn.functional.mse_loss(m(x), y) / 2).backward()
-            if optimizer.closes:
-                nn.utils.clip_grad_norm_(m.parameters(), 0.1)
-            optimizer.step()
-    with pytest.warns(UserWarning, match="optimizer.step"):
-        wanted = plain(sgd, loader, accumulate=2, clip=0.1, make_scheduler=schedule, task_batches=4)
-    equal(m, wanted)
+    loader = DataLoader(TensorDataset(*(t[:48] for t in data().tensors)), batch_size=4, shuffle=True)
+    compare(
+        any_job,
+        train,
+        build=model,
+        loader=loader,
+        schedule=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+        accumulate=2,
+        task_batches=4,
+    )
 
 
-def test_a_batch_without_a_step_changes_nothing(job):
+def test_a_batch_without_a_step_changes_nothing(any_job):
     loader = DataLoader(data(), batch_size=4)
     m = model()
-    m, optimizer, batches = job.prepare(m, sgd(m), loader)
+    m, optimizer, batches = any_job.job.prepare(m, sgd(m), loader)
     before = [p.detach().clone() for p in m.parameters()]
-    for _ in job.epochs():
+    for _ in any_job.job.epochs():
         for x, y in batches:
             optimizer.zero_grad()
             nn.functional.mse_loss(m(x), y).backward()
     assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+    assert any_job.skipped() == EPOCHS * 54
 
 
-def test_an_error_of_the_dataset_reaches_the_loop(job):
+def test_a_script_that_never_steps_is_told_so_at_the_end(alone, capsys):
+    m = model()
+    m, optimizer, batches = alone.prepare(m, sgd(m), DataLoader(data(), batch_size=4))
+    for _ in alone.epochs():
+        for x, y in batches:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(m(x), y).backward()
+    assert "108 of 108 samples were skipped: the script made no optimizer step for them" in capsys.readouterr().err
+
+
+def test_an_error_of_the_dataset_reaches_the_loop(any_job):
     class Broken(TensorDataset):
         def __getitem__(self, index):
             if index == 30:
                 raise KeyError("sample 30 is broken")
             return super().__getitem__(index)
 
+        __getitems__ = None
+
     m = model()
-    _, _, batches = job.prepare(m, sgd(m), DataLoader(Broken(*data().tensors), batch_size=4))
-    epochs = job.epochs()
+    _, _, batches = any_job.job.prepare(m, sgd(m), DataLoader(Broken(*data().tensors), batch_size=4))
+    epochs = any_job.job.epochs()
     next(epochs)
     with pytest.raises(KeyError, match="sample 30 is broken"):
         list(batches)
 
 
+# --- join ---
+
+
+@pytest.fixture
+def not_joined(monkeypatch):
+    monkeypatch.setattr(joining, "_joined", set())
+    monkeypatch.delenv(environment.MASTER, raising=False)
+
+
+@pytest.mark.usefixtures("not_joined")
 @pytest.mark.parametrize(
     ("name", "value"), [("epochs", 0), ("epochs", 2.0), ("epochs", True), ("seed", -1), ("seed", 2**63)]
 )
 def test_what_join_cannot_be_given(name, value):
-    with pytest.raises(trainer.Refusal, match=f"join got {name}="):
+    with pytest.raises(trainer.Refused, match=f"join got {name}=") as refused:
         trainer.join(**{name: value})
+    assert (refused.value.code, isinstance(refused.value, SystemExit)) == (78, True)
+
+
+@pytest.mark.usefixtures("not_joined")
+def test_a_process_joins_once_and_its_generators_are_seeded():
+    torch.manual_seed(99)
+    atexit.unregister(trainer.join(seed=SEED)._farewell)
+    drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(SEED)))
+    with pytest.raises(trainer.Refused, match=r"trainer\.join\(\) is called a second time in one process"):
+        trainer.join()
+
+
+ENDS = {
+    "the script ended without job.prepare(...)": "",
+    "the script ended without `for epoch in job.epochs():`": "job.prepare(m, o, data, batch_size=2)",
+    "the script ended in epoch 1 of 1": "_, _, l = job.prepare(m, o, data, batch_size=2)\n"
+    "for _ in job.epochs():\n    for b in l: sys.exit(3)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("said", ENDS)
+def test_a_script_alone_that_does_not_go_through_is_told_why(tmp_path, said):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, torch\nfrom shoal import trainer\njob = trainer.join()\nm = torch.nn.Linear(1, 1)\n"
+        "o = torch.optim.SGD(m.parameters(), lr=0.1)\ndata = torch.utils.data.TensorDataset(torch.ones(6, 1))\n"
+        + ENDS[said]
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=200)
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr

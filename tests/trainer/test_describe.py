@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    Sampler,
     SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
-from shoal.trainer.describe import Refusal, as_loader, describe
-from shoal.trainer.optimizer import SharedOptimizer
-from shoal.trainer.schedule import Schedule
+from shoal.trainer.data import as_loader, describe_data
+from shoal.trainer.describe import describe
+from shoal.trainer.refusal import Refusal
 from shoal.wire.shapes import differences, digest
 
 
@@ -28,12 +32,18 @@ def numbers(count=20):
     return TensorDataset(torch.arange(float(count)).reshape(-1, 1), torch.ones(count, 1))
 
 
-def words(model=None, optimizers=None, data=None, *, accumulate=1, task_batches=None, **loader):
+def words(model=None, optimizers=None, data=None, *, accumulate=1, task_batches=None, ema=0.0, clamp=None, **loader):
     model = model if model is not None else nn.Linear(1, 1)
     optimizers = optimizers or [torch.optim.SGD(model.parameters(), lr=0.1)]
     made = DataLoader(data if data is not None else numbers(), **({"batch_size": 4, "shuffle": True} | loader))
     return describe(
-        model, optimizers, as_loader(made, batch_size=None), accumulate=accumulate, task_batches=task_batches
+        model,
+        optimizers,
+        describe_data(made, batch_size=None),
+        accumulate=accumulate,
+        task_batches=task_batches,
+        ema=ema,
+        clamp=clamp,
     )
 
 
@@ -70,9 +80,63 @@ def twice():
     return words(model, [torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD(model.parameters(), lr=0.1)])
 
 
-def half():
+def stepped():
     model = nn.Linear(1, 1)
-    return words(model, [torch.optim.SGD([model.weight], lr=0.1)])
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 1)).backward()
+    optimizer.step()
+    return words(model, [optimizer])
+
+
+def parametrized_table():
+    model = sparse()
+    nn.utils.parametrizations.weight_norm(model)
+    return model
+
+
+def with_sampler(sampler, **options):
+    return words(shuffle=None, sampler=sampler, **options)
+
+
+class Endlessly(Sampler):
+    def __iter__(self):
+        return iter(int, 1)
+
+    def __len__(self):
+        return 3
+
+
+class Forgetful(Sampler):
+    """Goes on where it ended."""
+
+    def __init__(self):
+        self.at = 0
+
+    def __iter__(self):
+        self.at += 1
+        return iter([self.at, self.at + 1])
+
+    def __len__(self):
+        return 2
+
+
+class Uncounted(Sampler):
+    def __iter__(self):
+        return iter([1])
+
+
+def uneven():
+    return words(batch_size=1, shuffle=None, batch_sampler=[[1, 2], [3], [4, 5]])
+
+
+def describe_with_table(**options):
+    model = sparse()
+    return words(model, [torch.optim.SparseAdam(model.parameters())], **options)
+
+
+def only_weight(**options):
+    model = nn.Linear(1, 1)
+    return words(model, [torch.optim.SGD([model.weight], lr=0.1)], **options)
 
 
 def with_optimizer(make, model=None):
@@ -81,15 +145,14 @@ def with_optimizer(make, model=None):
 
 
 REFUSED = {
-    "an IterableDataset has no samples that could be named": lambda: as_loader(Stream(), batch_size=2),
-    "an IterableDataset has no samples": lambda: as_loader(DataLoader(Stream(), batch_size=2), batch_size=None),
-    "custom batch_sampler": lambda: as_loader(
-        DataLoader(numbers(), batch_sampler=BatchSampler(SequentialSampler(numbers()), 2, drop_last=False)),
-        batch_size=None,
-    ),
-    "sampler WeightedRandomSampler is a custom one": lambda: as_loader(
-        DataLoader(numbers(), sampler=WeightedRandomSampler([1.0] * 20, 20)), batch_size=None
-    ),
+    "Stream is an IterableDataset: it has no samples that could be named": lambda: as_loader(Stream(), batch_size=2),
+    "Stream is an IterableDataset": lambda: as_loader(DataLoader(Stream(), batch_size=2), batch_size=None),
+    "the batch sampler list gives batches of different sizes": uneven,
+    "the sampler Endlessly gives more indices than the 3 that its __len__ says": lambda: with_sampler(Endlessly()),
+    "the sampler Forgetful does not give the same order twice for the same seed": lambda: with_sampler(Forgetful()),
+    "the sampler Uncounted has no __len__": lambda: with_sampler(Uncounted()),
+    "the DataLoader has batch_size=None": lambda: as_loader(DataLoader(numbers(), batch_size=None), batch_size=None),
+    "beside a DataLoader with batch_size=2": lambda: as_loader(DataLoader(numbers(), batch_size=2), batch_size=3),
     "without batch_size; add batch_size=": lambda: as_loader(numbers(), batch_size=None),
     "the dataset Endless has no __len__; add it": lambda: as_loader(Endless(), batch_size=2),
     "the dataset has no samples": lambda: as_loader(numbers(0), batch_size=2),
@@ -97,10 +160,21 @@ REFUSED = {
     "drop_last leaves no batch: 20 samples are fewer than one batch of 32": lambda: words(
         batch_size=32, drop_last=True
     ),
-    "accumulate=0; it must be at least 1": lambda: words(accumulate=0),
+    "accumulate=0; it must be a whole number of at least 1": lambda: words(accumulate=0),
     "task_batches=3; it must be a positive multiple of accumulate=2": lambda: words(accumulate=2, task_batches=3),
     "wrapped in DataParallel; give prepare the plain module": lambda: words(nn.DataParallel(nn.Linear(1, 1))),
-    "parameter bias is trained but no optimizer holds it": half,
+    "prepare got a list as model; give it one nn.Module": lambda: words([1], [object()]),
+    "the Adam has a state already": stepped,
+    "is on the meta device and has no values": lambda: words(nn.Linear(1, 1, device="meta")),
+    "its weight is parametrized, which needs all rows": lambda: with_optimizer(
+        lambda p: torch.optim.SGD(p, lr=0.1), parametrized_table()
+    ),
+    "ema=1.0; it must be a decay from 0": lambda: words(ema=1.0),
+    "ema=0.9 cannot average the sparse table weight": lambda: describe_with_table(ema=0.9),
+    "clamp={'weight': (1, 0)}; give (low, high)": lambda: words(clamp={"weight": (1, 0)}),
+    "clamp: no parameter is named 'fc.*'; there are weight, bias": lambda: words(clamp={"fc.*": (0, 1)}),
+    "clamp: parameter weight is a sparse table": lambda: describe_with_table(clamp={"weight": (0, 1)}),
+    "clamp: parameter bias is not in an optimizer": lambda: only_weight(clamp={"bias": (0, 1)}),
     "an optimizer holds a parameter of shape [1, 7] that the model does not have": foreign,
     "parameter weight is in two parameter groups; keep one": twice,
     "LBFGS cannot run on parameter servers": lambda: with_optimizer(torch.optim.LBFGS),
@@ -127,21 +201,63 @@ def test_what_cannot_be_trained_is_refused_with_the_fix(said):
         REFUSED[said]()
 
 
-def test_schedulers_that_follow_a_metric_or_another_optimizer_are_refused():
-    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
-    with pytest.raises(Refusal, match="ReduceLROnPlateau follows a metric"):
-        Schedule(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), optimizer.param_groups, steps_per_value=1)
-    with pytest.raises(Refusal, match="belongs to another optimizer"):
-        Schedule(torch.optim.lr_scheduler.StepLR(optimizer, 2), [], steps_per_value=1)
+def test_a_parameter_that_no_optimizer_holds_is_fixed_as_in_plain_pytorch():
+    described = only_weight()
+    assert [p.name for p in described.shape.dense] == ["weight"]
+    assert [t.name for t in described.shape.fixed] == ["bias"]
+    assert [name for name, _ in described.watched] == ["weight", "bias"]
 
 
-def test_the_state_of_the_optimizer_is_not_here():
-    made = SharedOptimizer(
-        torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1), closing=lambda: True, stepped=lambda: None
-    )
-    for call in (made.state_dict, lambda: made.load_state_dict({})):
-        with pytest.raises(Refusal, match="on the parameter servers"):
-            call()
+def test_a_frozen_parameter_of_an_optimizer_is_trained_for_it_may_be_unfrozen():
+    model = nn.Linear(1, 1)
+    model.bias.requires_grad_(False)
+    assert [p.name for p in words(model).shape.dense] == ["weight", "bias"]
+
+
+def test_buffers_that_are_not_saved_are_given_and_not_merged():
+    model = nn.Linear(1, 1)
+    model.register_buffer("mean", torch.zeros(2))
+    model.register_buffer("grid", torch.zeros(3), persistent=False)
+    model.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+    model.register_buffer("nothing", None)
+    described = words(model)
+    assert [(b.name, b.merge) for b in described.shape.buffers] == [("mean", "mean"), ("seen", "last")]
+    assert [t.name for t in described.shape.fixed] == ["grid"]
+    model.mean = torch.ones(2)
+    assert described.buffers[0].tensor is model.mean
+    del model.mean
+    with pytest.raises(Refusal, match="buffer mean was removed after prepare"):
+        _ = described.buffers[0].tensor
+
+
+def test_large_frozen_values_are_compared_and_small_ones_sent(monkeypatch):
+    monkeypatch.setattr("shoal.trainer.describe.FIXED_BYTES", 100)
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(1, 1))
+    described = words(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)])
+    assert (described.shape.fixed, described.fixed) == ([], [])
+    before = described.shape.frozen
+    assert before == words(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)]).shape.frozen
+    with torch.no_grad():
+        model[0].weight[3, 4] += 1
+    assert words(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)]).shape.frozen != before
+
+
+def test_a_compiled_models_names_are_those_of_the_model_itself():
+    model = nn.Sequential(torch.compile(nn.Linear(1, 1), backend="eager"), nn.BatchNorm1d(1))
+    described = words(model)
+    assert [p.name for p in described.shape.dense] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert described.shape.buffers[0].name == "1.running_mean"
+
+
+def test_bounds_are_those_of_all_parameters_whose_name_matches():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    described = words(model, clamp={"*.weight": (-0.5, float("inf")), "1.*": (0, 1)})
+    assert {p.name: p.clamp for p in described.shape.dense} == {
+        "0.weight": [-0.5, None],
+        "0.bias": [],
+        "1.weight": [0.0, 1.0],
+        "1.bias": [0.0, 1.0],
+    }
 
 
 def test_tied_weights_are_one_and_frozen_ones_are_none():
@@ -161,7 +277,8 @@ def test_tied_weights_are_one_and_frozen_ones_are_none():
         (lambda weight: nn.init.uniform_(weight, -0.3, 0.7), "uniform"),
     ],
 )
-def test_a_tables_first_values_come_from_what_it_was_initialised_with(fill, family):
+def test_a_large_tables_first_values_come_from_what_it_was_initialised_with(monkeypatch, fill, family):
+    monkeypatch.setattr("shoal.trainer.describe.GIVEN_TABLE_BYTES", 0)
     torch.manual_seed(0)
     model = nn.Embedding(2000, 4, sparse=True, padding_idx=3)
     fill(model.weight)
@@ -177,60 +294,69 @@ def test_a_tables_first_values_come_from_what_it_was_initialised_with(fill, fami
         assert table.first == 0.5
 
 
-def test_a_fingerprint_knows_length_and_contents_and_bears_random_augmentation():
-    class Noisy(Dataset):
-        def __len__(self):
-            return 5
+def test_a_tables_first_values_are_the_modules():
+    table = with_optimizer(torch.optim.SparseAdam, sparse(padding_idx=3)).shape.tables[0]
+    assert (table.family, table.zero_rows) == ("given", [])
 
-        def __getitem__(self, index):
-            return torch.rand(3)
 
+def test_a_sampler_is_named_and_its_order_belongs_to_the_fingerprint():
+    plain = words().shape
+    assert (plain.sampler, plain.shuffle, plain.samples) == ("", True, 20)
+    weighted = with_sampler(WeightedRandomSampler([1.0] * 20, 12)).shape
+    assert (weighted.sampler, weighted.shuffle, weighted.samples) == ("WeightedRandomSampler", False, 12)
+    part = with_sampler(SubsetRandomSampler(range(8))).shape
+    assert part.samples == 8
+    assert part.fingerprint != with_sampler(SubsetRandomSampler(range(1, 9))).shape.fingerprint
+    again = with_sampler(RandomSampler(numbers(), replacement=True)).shape
+    assert (again.sampler, again.samples) == ("RandomSampler", 20)
+    cut = words(
+        batch_size=1, shuffle=None, batch_sampler=BatchSampler(SequentialSampler(numbers()), 6, drop_last=True)
+    ).shape
+    assert (cut.sampler, cut.batch_size, cut.drop_last, cut.samples) == ("", 6, True, 20)
+
+
+class NeverRun(Dataset):
+    """Its code must not run in the process of the script."""
+
+    def __init__(self, count=5, fingerprint=None):
+        self.count = count
+        if fingerprint is not None:
+            self.fingerprint = fingerprint
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        raise AssertionError("the dataset's code ran at prepare")
+
+
+def test_a_fingerprint_knows_length_and_contents_without_running_the_datasets_code():
     one = words().shape
     assert words().shape == one
     assert digest(words().shape) == digest(one)
-    assert words(data=Noisy()).shape == words(data=Noisy()).shape
     other = TensorDataset(torch.arange(20.0).reshape(-1, 1) + 1, torch.ones(20, 1))
     assert differences(words(data=other).shape, one) == [
         "the dataset's contents differ (its fingerprint changed since the job began)"
     ]
-
-
-class Made(Dataset):
-    """Every look makes the sample anew, so nothing in it has the address that it had in another process."""
-
-    def __init__(self, make):
-        self.make = make
-        self.kept = []  # so that the next one lies elsewhere
-
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, index):
-        self.kept.append(self.make(index))
-        return self.kept[-1]
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda index: np.array([f"text {index}", object()], dtype=object),
-        lambda index: (object(), {"id": index, "words": {"a", "b"}}),
-        lambda index: torch.eye(3).to_sparse(),
-        lambda index: [np.float32(index), None, True, b"x", "y"],
-    ],
-    ids=["an array of objects", "things unknown", "a sparse tensor", "plain values"],
-)
-def test_a_fingerprint_never_depends_on_where_things_lie_in_memory(make):
-    here, there = Made(make), Made(make)
-    assert words(data=here).shape.fingerprint == words(data=there).shape.fingerprint
-
-
-def test_a_fingerprint_sees_values_of_every_plain_kind():
-    seen = {
-        words(data=Made(lambda index, value=value: (value, torch.zeros(1)))).shape.fingerprint
-        for value in (0, 1, 1.5, "a", b"a", np.float32(2), np.arange(3), torch.ones(2), {"a": 1}, [7])
-    }
-    assert len(seen) == 10
+    seen = [
+        words(data=made).shape.fingerprint
+        for made in (
+            NeverRun(),
+            NeverRun(6),
+            NeverRun(fingerprint="a"),
+            NeverRun(fingerprint="b"),
+            numbers(),
+            Subset(numbers(), [1, 2]),
+            Subset(numbers(), [2, 1]),
+            Subset(NeverRun(), torch.tensor([1, 2])),
+            ConcatDataset([numbers(), numbers(5)]),
+            ConcatDataset([numbers(5), numbers()]),
+            TensorDataset(torch.arange(20).reshape(-1, 1), torch.ones(20, 1)),
+        )
+    ]
+    assert len(set(seen)) == len(seen)
+    assert words(data=NeverRun()).shape == words(data=NeverRun()).shape
+    assert words(data=NeverRun(fingerprint="a")).shape.fingerprint == seen[2]
 
 
 def test_differences_name_what_differs():

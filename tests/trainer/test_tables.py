@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from shoal.trainer.data import describe_data
 from shoal.trainer.describe import TableModule, describe
-from shoal.trainer.embeddings import TableHooks, rows_of
-from shoal.trainer.order import Order
+from shoal.trainer.refusal import Refused
+from shoal.trainer.tables import Tables, data_of, rows_of
 from shoal.wire.rows import first_values
 from tests.trainer.one_process import OneProcess
+from tests.trainer.toy import order_of, places
 
 ROWS, DIM, EPOCHS, SEED, PADDING = 30, 3, 2, 5, 4
 
 
 class Recorder:
-    """Hooks on modules, and the rows that they asked for."""
+    """The tables of modules, and the rows that were asked for."""
 
     def __init__(self, *modules: nn.Module) -> None:
         self.asked: list[tuple[int, list[int]]] = []
-        self.hooks = TableHooks([TableModule(index, module) for index, module in enumerate(modules)], self.fetch)
+        found = [TableModule(index, f"t{index}.weight", module) for index, module in enumerate(modules)]
+        self.tables = Tables(found, self.fetch)
 
     def fetch(self, wanted):
         self.asked += [(table, ids.tolist()) for table, ids in wanted]
@@ -36,15 +41,15 @@ def table(kind=nn.Embedding, **options):
 def test_each_row_comes_once_a_batch_and_anew_in_the_next_one():
     module = table()
     recorder = Recorder(module)
-    before = module.weight.detach().clone()
+    before = data_of(module.weight).clone()
     assert module(torch.tensor([[7, 2], [2, 9]]))[0].tolist() == [[70.0] * DIM, [20.0] * DIM]
     module(torch.tensor([9, 3]))
     module(input=torch.tensor([3, 7], dtype=torch.int32))
     assert recorder.asked == [(0, [2, 7, 9]), (0, [3])]
     others = torch.ones(ROWS, dtype=torch.bool)
     others[[2, 3, 7, 9]] = False
-    assert torch.equal(module.weight[others], before[others])
-    recorder.hooks.new_batch()
+    assert torch.equal(data_of(module.weight)[others], before[others])
+    recorder.tables.new_batch()
     module(torch.tensor([9]))
     assert recorder.asked[2:] == [(0, [9])]
 
@@ -133,12 +138,10 @@ def train(model, optimizers, batches):
     return kinds
 
 
-def in_order(shape, loader):
-    order = Order(shape, SEED)
+def in_order(order, loader):
     for epoch in range(EPOCHS):
-        for task in range(order.plan.tasks):
-            for batch in range(order.plan.batches_in(task)):
-                yield collate([loader.dataset[i] for i in order.indices(epoch, task, batch)])
+        for place in places(order):
+            yield collate([loader.dataset[i] for i in order.indices(epoch, *place)])
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
@@ -146,11 +149,9 @@ def in_order(shape, loader):
 def test_tables_of_all_kinds_equal_a_plain_loop_and_the_file_has_every_row(tmp_path, monkeypatch, kind):
     loader = DataLoader(numbers(), batch_size=2, shuffle=True, collate_fn=collate)
     plain, inner = made(kind)
-    shape = describe(plain, inner, loader, accumulate=1, task_batches=None).shape
-    first = [first_values(described, i, SEED, torch.arange(ROWS)) for i, described in enumerate(shape.tables)]
-    for module, values in zip((plain.words, plain.bag, plain.rare), first, strict=True):
-        module.weight.data.copy_(values)
-    kinds = train(plain, inner, in_order(shape, loader))
+    order = order_of(plain, inner, loader, seed=SEED)
+    first = [module.weight.detach().clone() for module in (plain.words, plain.bag, plain.rare)]
+    kinds = train(plain, inner, in_order(order, loader))
     assert {empty for empty, _ in kinds} == {unused for _, unused in kinds} == {True, False}
 
     one = OneProcess(monkeypatch, servers=2, epochs=EPOCHS, seed=SEED)
@@ -171,12 +172,113 @@ def test_tables_of_all_kinds_equal_a_plain_loop_and_the_file_has_every_row(tmp_p
     assert saved["words.weight"][PADDING].tolist() == [0.0] * DIM
 
 
-def test_first_values_follow_from_seed_table_and_row_alone():
-    described = describe(*made(torch.optim.SGD), DataLoader(numbers(), batch_size=2), accumulate=1, task_batches=None)
-    spec = described.shape.tables[1]
+def test_first_values_of_a_large_table_follow_from_seed_table_and_row_alone():
+    loader = describe_data(DataLoader(numbers(), batch_size=2), batch_size=None)
+    described = describe(*made(torch.optim.SGD), loader, accumulate=1, task_batches=None)
+    spec = msgspec.structs.replace(described.shape.tables[1], family="normal", first=0.0, second=1.0)
     rows = torch.tensor([3, 17, 29])
     values = first_values(spec, 1, SEED, rows)
     assert torch.equal(first_values(spec, 1, SEED, rows.flip(0)), values.flip(0))
     assert torch.equal(first_values(spec, 1, SEED, rows[1:2]), values[1:2])
     for other in (first_values(spec, 0, SEED, rows), first_values(spec, 1, SEED + 1, rows)):
         assert (other != values).all()
+
+
+LOOKUPS = {
+    "the function": lambda module, ids: functional.embedding(ids, module.weight, sparse=True),
+    "the bag's function": lambda module, ids: functional.embedding_bag(
+        ids.reshape(1, -1), module.weight, mode="sum", sparse=True
+    ),
+    "an index": lambda module, ids: module.weight[ids],
+    "index_select": lambda module, ids: torch.index_select(module.weight, 0, ids),
+    "the method": lambda module, ids: module.weight.index_select(0, ids),
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_rows_come_however_the_script_looks_them_up(name):
+    module = table()
+    recorder = Recorder(module)
+    found = LOOKUPS[name](module, torch.tensor([7, 2, 7]))
+    assert recorder.asked == [(0, [2, 7])]
+    assert found.sum().item() == DIM * (70.0 + 20.0 + 70.0)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_one_row_is_looked_up_by_its_number():
+    module = table()
+    recorder = Recorder(module)
+    assert module.weight[5].tolist() == [50.0] * DIM
+    assert recorder.asked == [(0, [5])]
+
+
+WHOLE = {
+    "linear": lambda m: functional.linear(torch.ones(DIM), m.weight),
+    "norm": lambda m: m.weight.norm(),
+    "copy_": lambda m: m.weight.detach().copy_(torch.zeros(ROWS, DIM)),
+    "data": lambda m: m.weight.data,
+    "a slice": lambda m: m.weight[3:7],
+    "a mask": lambda m: m.weight[torch.ones(ROWS, dtype=torch.bool)],
+    "a state_dict": lambda m: m.state_dict(),
+    "an initialiser": lambda m: nn.init.normal_(m.weight),
+    "arithmetic": lambda m: m.weight + 1,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("alone", [False, True], ids=["together", "alone"])
+def test_what_would_use_the_whole_table_is_refused_by_name_alone_and_together_alike(name, alone):
+    module = table()
+    Tables([TableModule(0, "words.weight", module)], None if alone else Recorder(table()).fetch)
+    with pytest.raises(Refused, match=r"the sparse table words\.weight is used as a whole by") as refused:
+        WHOLE[name](module)
+    assert "make the embedding with sparse=False" in refused.value.reason
+
+
+def test_what_tells_of_the_table_and_not_of_its_values_needs_no_rows():
+    module = table()
+    recorder = Recorder(module)
+    weight = module.weight
+    assert (weight.shape, weight.dtype, weight.device.type, weight.numel()) == (
+        (ROWS, DIM),
+        torch.float32,
+        "cpu",
+        ROWS * DIM,
+    )
+    assert (weight.grad, weight.requires_grad, weight.is_leaf, len(weight)) == (None, True, True, ROWS)
+    assert isinstance(weight, nn.Parameter)
+    assert weight in set(module.parameters())
+    assert "Embedding(30, 3" in repr(module)
+    assert repr(weight).endswith("the rows of a sparse table [30, 3], dtype=torch.float32")
+    module.zero_grad()
+    module.requires_grad_(False)
+    assert recorder.asked == []
+
+
+def test_the_whole_table_may_be_used_while_all_rows_are_here():
+    module = table()
+    recorder = Recorder(module)
+    recorder.tables.whole = True
+    assert module.weight.norm() > 0
+    module(torch.tensor([3]))
+    recorder.tables.new_batch()
+    with pytest.raises(Refused, match="used as a whole"):
+        module.weight.norm()
+    assert recorder.asked == []
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_a_pretrained_table_keeps_its_values(any_job, tmp_path):
+    values = torch.arange(ROWS * DIM, dtype=torch.float32).reshape(ROWS, DIM)
+    model = nn.ModuleDict({"words": nn.Embedding.from_pretrained(values.clone(), freeze=False, sparse=True)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    data = TensorDataset(torch.arange(8) % 4)
+    model, optimizer, batches = any_job.job.prepare(model, optimizer, data, batch_size=2)
+    for _ in any_job.job.epochs():
+        for (rows,) in batches:
+            optimizer.zero_grad()
+            model["words"](rows).sum().backward()
+            optimizer.step()
+    saved = load_file(any_job.job.save(tmp_path / "m.safetensors"))["words.weight"]
+    values[:4] -= 2 * EPOCHS
+    assert torch.equal(saved, values)
