@@ -59,6 +59,10 @@ class _TableWeight(nn.Parameter):
 
     _shoal: tuple[Tables, int]
 
+    def __repr__(self) -> str:
+        """The table without its values: whoever shows an error must not be refused."""
+        return f"Parameter containing:\nthe rows of a sparse table {list(self.shape)}, dtype={self.dtype}"
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
