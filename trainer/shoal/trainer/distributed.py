@@ -63,6 +63,8 @@ class DistributedJob(Session):
         self._taken: dict[int, Tensor] = {}
         self._options: dict[int, dict[str, Any]] = {}
         self._bases: list[Tensor] = []
+        self._unmerged = False
+        """Whether batches ran since the module's buffers were merged with the job's."""
         self._looping = False
         self._failed = False
 
@@ -242,6 +244,7 @@ class DistributedJob(Session):
         if self._watch_process is not None:
             self._watch_process.renew()
         self._tables.new_batch()
+        self._unmerged = True
         task = (batch.epoch, batch.task)
         self._counts["batches"] += 1
         if batch.batch <= self._furthest.get(task, -1):
@@ -361,6 +364,7 @@ class DistributedJob(Session):
         bases = self._bases or [tensor.detach().clone() for tensor in tensors]
         engine.servers.merge_buffers(tensors, bases, trainers=trainers, idle=engine.idle)
         self._bases = [tensor.detach().clone() for tensor in tensors]
+        self._unmerged = False
 
     # --- Reports ---
 
@@ -385,9 +389,12 @@ class DistributedJob(Session):
     # --- Scores and models ---
 
     def _bring_all(self) -> None:
-        """Have the newest parameters and buffers of all slots."""
+        """Have the newest parameters and buffers of all slots; in the middle of a task its own buffers are merged before."""
         engine = self._engine
         engine.retry(lambda: engine.servers.pull(self._epoch, 0, idle=engine.idle))
+        if self._unmerged:
+            with contextlib.suppress(ServerLost):
+                self._exchange_buffers(trainers=max(1, engine.trainers))
         self._take_buffers()
         self._tables.new_batch()
         self._watch.settled(whole=self._open is None)

@@ -1,0 +1,116 @@
+"""Scripts from a grammar do in a job, alone and together, what they do in plain PyTorch, or are refused in all alike."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, seed, settings
+
+from tests.differential import runs
+from tests.differential.grammar import specs
+from tests.differential.mistakes import MISTAKES
+from tests.differential.runs import Result
+from tests.differential.spec import Spec
+
+MANY = int(os.environ.get("SHOAL_DIFFERENTIAL_EXAMPLES", "1000"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    with runs.one_thread():
+        yield
+
+
+def near(found: Any, wanted: Any, spec: Spec, what: str) -> None:
+    """Equal up to rounding: bfloat16 makes large differences of small ones."""
+    tolerance = 2e-2 if spec.amp else 1e-6
+    if isinstance(wanted, torch.Tensor):
+        assert found.dtype == wanted.dtype, what
+        assert torch.allclose(found, wanted, rtol=tolerance, atol=tolerance, equal_nan=True), (what, found, wanted)
+    elif isinstance(wanted, dict):
+        assert sorted(found) == sorted(wanted), what
+        for name, value in wanted.items():
+            near(found[name], value, spec, f"{what} {name}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), (what, found, wanted)
+        for number, value in enumerate(wanted):
+            near(found[number], value, spec, f"{what} {number}")
+    elif isinstance(wanted, float):
+        assert math.isclose(found, wanted, rel_tol=tolerance, abs_tol=tolerance) or (
+            math.isnan(found) and math.isnan(wanted)
+        ), (what, found, wanted)
+    else:
+        assert found == wanted, what
+
+
+def same(found: Result, wanted: Result, spec: Spec, where: str) -> None:
+    """Two runs of a script saw and left the same."""
+    assert found.refused == wanted.refused, (where, found.refused, wanted.refused)
+    for name, value in vars(wanted.found).items():
+        near(getattr(found.found, name), value, spec, f"{where}: {name}")
+    near(found.values, wanted.values, spec, f"{where}: values")
+    near(found.files, wanted.files, spec, f"{where}: files")
+
+
+def check(spec: Spec) -> None:
+    """Run a script everywhere."""
+    alone = runs.run_alone(spec)
+    if spec.mistake:
+        assert MISTAKES[spec.mistake].fragment in alone.refused, alone.refused or "not refused alone"
+    else:
+        same(alone, runs.run_plain(spec), spec, "alone against plain")
+    together, account = runs.run_together(spec)
+    if spec.stop is None or spec.stop[0] == "epoch":
+        same(together, alone, spec, "one trainer against alone")
+    else:
+        # The task that the trainer has beside the present one is begun, too: it trains some batches more.
+        assert not together.refused
+        assert together.found.rates[: len(alone.found.rates)] == alone.found.rates
+    if not spec.mistake:
+        assert (account.lost, account.twice) == (0, 0), account
+    if spec.two_trainers:
+        check_two(spec, alone)
+
+
+def check_two(spec: Spec, alone: Result) -> None:
+    """Two trainers train every sample exactly once; or both are refused as one is."""
+    results, account = runs.run_two(spec)
+    if spec.mistake:
+        assert [r.refused.replace("inner.", "") for r in results] == [alone.refused.replace("inner.", "")] * 2
+        return
+    assert [r.refused for r in results] == ["", ""]
+    assert (account.lost, account.twice) == (0, 0), account
+    saved = results[0].files["end.safetensors"]["entries"]
+    skipped = account.skipped
+    assert float(saved.sum()) == account.counted - skipped, (saved, account)
+    if spec.data.sampler != "replacement" and spec.stop is None:
+        assert float(saved.max()) <= spec.epochs, saved
+    if not (skipped or spec.data.sampler or spec.data.drop_last or spec.stop):
+        assert torch.equal(saved, torch.full_like(saved, spec.epochs)), saved
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(spec=specs())
+@pytest.mark.timeout(600)
+def test_scripts_do_in_a_job_what_they_do_in_plain_pytorch(spec):
+    check(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_many_scripts_do_in_a_job_what_they_do_in_plain_pytorch():
+    chosen = int(os.environ.get("SHOAL_DIFFERENTIAL_SEED", "0")) or secrets.randbits(63)
+    print(f"SHOAL_DIFFERENTIAL_SEED={chosen}")
+
+    @seed(chosen)
+    @settings(max_examples=MANY, deadline=None, database=None)
+    @given(spec=specs())
+    def many(spec):
+        check(spec)
+
+    many()
