@@ -1,0 +1,132 @@
+"""Accumulation by hand is found at the second batch; a batch that is merely skipped is not taken for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from shoal.trainer.carry import Carry
+from shoal.trainer.refusal import Refused
+from tests.trainer.toy import SIZE, compare, loader_of, loss_of, model, sgd
+
+
+def backward(*parameters):
+    sum(p.sum() for p in parameters).backward()
+
+
+@pytest.fixture
+def two():
+    return nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+
+
+def test_gradients_that_are_added_to_those_of_a_batch_without_step_are_refused(two):
+    carry = Carry(two)
+    backward(*two)
+    assert carry.look(stepped=False, accumulating=False)
+    backward(*two)
+    for look in (carry.check, lambda: carry.look(stepped=True, accumulating=False)):
+        with pytest.raises(Refused, match=r"an accumulation by hand\. .*prepare\(\.\.\., accumulate=N\)"):
+            look()
+
+
+def test_the_last_batch_of_an_accumulation_may_be_stepped_in_the_same_batch(two):
+    carry = Carry(two)
+    backward(*two)
+    backward(*two)
+    assert carry.look(stepped=True, accumulating=False)
+    backward(*two)
+    assert carry.look(stepped=True, accumulating=False)
+
+
+CLEARED = {
+    "set to none": lambda p: setattr(p, "grad", None),
+    "zeroed": lambda p: p.grad.zero_(),
+    "replaced": lambda p: setattr(p, "grad", torch.zeros_like(p)),
+}
+
+
+@pytest.mark.parametrize("way", CLEARED)
+def test_gradients_that_are_cleared_before_the_next_backward_pass_are_skipped(two, way):
+    carry = Carry(two)
+    for _ in range(3):
+        backward(*two)
+        assert carry.look(stepped=False, accumulating=False)
+        for parameter in two:
+            CLEARED[way](parameter)
+    backward(*two)
+    carry.check()
+
+
+def test_an_optimizer_that_clears_ends_the_watch_and_one_that_clears_too_late_does_not(two):
+    carry = Carry(two)
+    backward(*two)
+    carry.look(stepped=False, accumulating=False)
+    carry.cleared()
+    backward(*two)
+    carry.check()
+    carry.look(stepped=False, accumulating=False)
+    backward(*two)
+    carry.cleared()
+    with pytest.raises(Refused):
+        carry.check()
+
+
+def test_an_accumulation_that_prepare_knows_is_none_by_hand(two):
+    carry = Carry(two)
+    for _ in range(3):
+        backward(*two)
+        assert carry.look(stepped=False, accumulating=True)
+    carry.check()
+
+
+def test_whether_there_was_a_gradient_is_told(two):
+    carry = Carry(two)
+    assert not carry.look(stepped=False, accumulating=False)
+    backward(two[1])
+    assert carry.look(stepped=False, accumulating=False)
+
+
+def test_it_is_found_in_a_part_that_not_every_batch_trains(two):
+    """The first batch trains both, the second one only the part that comes later in the model."""
+    carry = Carry(two)
+    backward(*two)
+    carry.look(stepped=False, accumulating=False)
+    backward(two[1])
+    with pytest.raises(Refused):
+        carry.check()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_an_accumulation_by_hand_is_refused_at_its_second_batch(any_job, size):
+    m = model()
+    m, optimizer, batches = any_job.job.prepare(m, sgd(m), loader_of())
+    seen = []
+
+    def run():
+        for _ in any_job.job.epochs():
+            for number, (x, y) in enumerate(batches):
+                seen.append(number)
+                (loss_of(m, x, y) / size).backward()
+                if number % size == size - 1:
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+    with pytest.raises(Refused, match="an accumulation by hand"):
+        run()
+    assert seen == [0, 1]
+
+
+def test_a_loss_that_is_no_number_is_passed_over_with_and_without_its_gradients(any_job):
+    def train(side):
+        for number, (x, y) in enumerate(side.batches):
+            if number % 7 == 3:
+                continue  # with the last batch's gradients at hand
+            side.optimizer.zero_grad()
+            loss_of(side.model, x, y).backward()
+            if number % 7 == 5:
+                continue
+            side.optimizer.step()
+
+    compare(any_job, train)
+    assert any_job.skipped() == SIZE * (3 + 3 - 1)

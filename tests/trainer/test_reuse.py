@@ -1,0 +1,133 @@
+"""A module is not run between its optimizer's step and the others', where a job has its old parameters still."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from shoal.trainer.refusal import Refused
+from shoal.trainer.reuse import Reuse
+from tests.trainer.toy import compare
+
+
+class Both(nn.Module):
+    """A generator and a discriminator."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.generator = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.discriminator = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def made():
+    m = Both()
+    return m, [torch.optim.SGD(m.discriminator.parameters(), lr=0.1), torch.optim.Adam(m.generator.parameters())]
+
+
+def test_a_module_runs_again_when_the_steps_are_part_of_the_job():
+    m, (first, second) = made()
+    reuse = Reuse(m, [first, second])
+    x = torch.ones(1, 4)
+    m.discriminator(m.generator(x))
+    reuse.stepped(first)
+    m.generator(x)
+    with pytest.raises(Refused, match=r"discriminator\.0 is run after its optimizer's step"):
+        m.discriminator(x)
+    reuse.stepped(second)
+    with pytest.raises(Refused, match=r"generator\.0 is run after its optimizer's step"):
+        m.generator(x)
+    reuse.committed()
+    m.discriminator(m.generator(x))
+
+
+def test_with_one_optimizer_nothing_is_looked_at():
+    m = Both()
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    reuse = Reuse(m, [optimizer])
+    reuse.stepped(optimizer)
+    m.discriminator(torch.ones(1, 4))
+
+
+def test_a_module_without_parameters_and_one_of_another_optimizer_run():
+    m, optimizers = made()
+    Reuse(m, optimizers).stepped(optimizers[0])
+    m.discriminator[1](torch.ones(1, 8))
+    m.generator(torch.ones(1, 4))
+
+
+def test_the_models_own_parameters_are_looked_at_too():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.part = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.scale * x
+
+    m = Own()
+    optimizers = [torch.optim.SGD([m.scale], lr=0.1), torch.optim.SGD(m.part.parameters(), lr=0.1)]
+    Reuse(m, optimizers).stepped(optimizers[0])
+    with pytest.raises(Refused, match="the model is run after its optimizer's step"):
+        m(torch.ones(1))
+
+
+def gan(m, optimizers, x, y, *, between):
+    first, second = optimizers
+    first.zero_grad()
+    loss = nn.functional.mse_loss(m.discriminator(x), y) + m.discriminator(m.generator(x).detach()).pow(2).mean()
+    loss.backward()
+    if between:
+        first.step()
+    second.zero_grad()
+    kept = [p.grad for p in m.discriminator.parameters()] if not between else []
+    for parameter in m.discriminator.parameters() if not between else ():
+        parameter.grad = None
+    m.discriminator(m.generator(x)).mean().backward()
+    for parameter, gradient in zip(m.discriminator.parameters(), kept, strict=False):
+        parameter.grad = gradient
+    if not between:
+        first.step()
+    second.step()
+
+
+def test_losses_that_are_computed_before_all_steps_train_as_in_a_plain_loop(any_job):
+    def train(side):
+        for x, y in side.batches:
+            gan(side.model, side.optimizer, x, y, between=False)
+
+    compare(any_job, train, build=Both, make=lambda m: made_for(m))
+
+
+def made_for(m):
+    return [torch.optim.SGD(m.discriminator.parameters(), lr=0.1), torch.optim.Adam(m.generator.parameters())]
+
+
+def test_parts_that_are_trained_in_turn_a_batch_each_are_as_in_a_plain_loop(any_job):
+    def train(side):
+        first, second = side.optimizer
+        for number, (x, y) in enumerate(side.batches):
+            side.model.zero_grad()
+            if number % 2:
+                m = side.model
+                (nn.functional.mse_loss(m.discriminator(x), y) + m.discriminator(m.generator(x)).mean()).backward()
+                first.step()
+            else:
+                side.model.discriminator(side.model.generator(x)).mean().backward()
+                second.step()
+
+    compare(any_job, train, build=Both, make=lambda m: made_for(m))
+
+
+def test_a_discriminator_that_judges_behind_its_step_is_refused_alone_and_together_alike(any_job):
+    m = Both()
+    data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.randn(20, 1))
+    m, optimizers, batches = any_job.job.prepare(m, made_for(m), data, batch_size=4)
+    epochs, through = any_job.job.epochs(), iter(batches)
+    next(epochs)
+    with pytest.raises(
+        Refused, match=r"discriminator\.0 is run after its optimizer's step and before those of the other"
+    ):
+        gan(m, optimizers, *next(through), between=True)
