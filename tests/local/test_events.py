@@ -9,7 +9,7 @@ from tests.local.test_words import PROGRESS
 
 def after(*texts, generation=1, scores=()):
     events = [(number, 0.0, "info", text) for number, text in enumerate(texts, 1)]
-    evaluations = [Evaluation(epoch=epoch, score=score) for epoch, score in enumerate(scores)]
+    evaluations = [Evaluation(epoch=epoch, number=0, score=score) for epoch, score in enumerate(scores)]
     return msgspec.structs.replace(PROGRESS, generation=generation, events=events, evaluations=evaluations)
 
 
@@ -43,6 +43,15 @@ def test_what_was_scored_before_a_job_goes_on_is_not_told_again():
     events = Events()
     assert events.new(after(scores=["0.5", "0.6"]), 0.0) == []
     assert texts(events.new(after(scores=["0.5", "0.6", "0.7"]), 0.0)) == ["epoch 3 evaluated: 0.7"]
+
+
+def test_each_evaluation_of_an_epoch_is_told():
+    events, story = Events(), ("evaluation after epoch 1: 0.5", "evaluation 2 of epoch 1: 0.6")
+    progress = after(*story, scores=["0.5"])
+    progress = msgspec.structs.replace(
+        progress, evaluations=[*progress.evaluations, Evaluation(epoch=0, number=1, score="0.6")]
+    )
+    assert texts(events.new(progress, 0.0)) == ["epoch 1 evaluated: 0.5", "epoch 1 evaluated (2): 0.6"]
 
 
 def test_who_ends_is_told_by_the_runner_alone():

@@ -74,7 +74,7 @@ def test_who_lived_well_does_not_wait_for_former_troubles():
 
 def test_errors_of_the_script_wait_longer_until_the_limit():
     supervisor, now, delays = running(trainers=1, backoff_limit=3), 0.0, []
-    supervisor.progressed("Running", "", 40, now)
+    supervisor.progressed("Running", "", 40, now, joins=1, trainers=1)
     for _ in range(3):
         supervisor.exited(TRAINER, 0, 1, now, words="ValueError: x")
         delays.append(supervisor.pending[TRAINER, 0] - now)
@@ -91,7 +91,7 @@ def test_errors_of_the_script_wait_longer_until_the_limit():
 
 def test_errors_before_anything_was_trained_are_known_soon():
     supervisor, now, delays = running(trainers=1), 0.0, []
-    supervisor.progressed("Starting", "", 0, now)
+    supervisor.progressed("Starting", "", 0, now, joins=1, trainers=1)
     for _ in range(6):
         supervisor.exited(TRAINER, 0, 1, now, words="ModuleNotFoundError: No module named 'torchh'")
         delays.append(supervisor.pending[TRAINER, 0] - now)
@@ -105,7 +105,7 @@ def test_errors_before_anything_was_trained_are_known_soon():
 def test_a_script_that_always_fails_early_is_given_up_although_it_commits_samples():
     supervisor, now = running(trainers=2, backoff_limit=3), 0.0
     for samples in range(100):
-        supervisor.progressed("Running", "", samples, now)
+        supervisor.progressed("Running", "", samples, now, joins=1, trainers=1)
         now += 3.0
         supervisor.exited(TRAINER, 0, 1, now, words="IndexError: the third batch")
         if supervisor.leaving:
@@ -118,24 +118,24 @@ def test_a_script_that_always_fails_early_is_given_up_although_it_commits_sample
 
 def test_a_quiet_half_minute_with_committed_samples_resets_what_failed_early():
     supervisor = running(trainers=2, backoff_limit=3)
-    supervisor.progressed("Running", "", 0, 0.0)
+    supervisor.progressed("Running", "", 0, 0.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 1, 3.0)
-    supervisor.progressed("Running", "", 10, 20.0)
+    supervisor.progressed("Running", "", 10, 20.0, joins=1, trainers=1)
     assert supervisor.failures == 1
-    supervisor.progressed("Running", "", 20, 33.0)
+    supervisor.progressed("Running", "", 20, 33.0, joins=1, trainers=1)
     assert supervisor.failures == 0
 
 
 def test_committed_samples_reset_count_and_delay():
     supervisor, now = running(trainers=1, backoff_limit=1), 0.0
-    supervisor.progressed("Running", "", 0, now)
+    supervisor.progressed("Running", "", 0, now, joins=1, trainers=1)
     for samples in range(1, 6):
         now += 31
         supervisor.exited(TRAINER, 0, 1, now)
         assert supervisor.pending[TRAINER, 0] == now + 1
         now += 1
         supervisor.tick(now)
-        supervisor.progressed("Running", "", samples, now)
+        supervisor.progressed("Running", "", samples, now, joins=1, trainers=1)
         assert supervisor.failures == 0
 
 
@@ -174,7 +174,7 @@ def test_who_does_not_drain_is_killed():
 
 def test_the_end_of_a_complete_job():
     supervisor = running(trainers=2)
-    assert do(supervisor.progressed("Complete", "", 10, 5.0)) == []
+    assert do(supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)) == []
     assert do(supervisor.exited(TRAINER, 0, 0, 6.0)) == []
     assert do(supervisor.exited(TRAINER, 1, 0, 6.0)) == [Signal(SERVER, 0, signal.SIGTERM)]
     assert do(supervisor.exited(SERVER, 0, 0, 7.0)) == [Signal(MASTER, 0, signal.SIGTERM)]
@@ -184,7 +184,7 @@ def test_the_end_of_a_complete_job():
 
 def test_a_trainer_killed_before_the_model_is_written_comes_back_to_write_it():
     supervisor = running(trainers=1)
-    supervisor.progressed("Complete", "", 10, 5.0)
+    supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     assert do(supervisor.exited(TRAINER, 0, -9, 6.0)) == [Start(TRAINER, 0)]
     assert do(supervisor.exited(SERVER, 0, -9, 6.0)) == [Start(SERVER, 0)]
     assert do(supervisor.exited(TRAINER, 0, 0, 9.0)) == [Signal(SERVER, 0, signal.SIGTERM)]
@@ -193,7 +193,7 @@ def test_a_trainer_killed_before_the_model_is_written_comes_back_to_write_it():
 def test_the_word_that_the_job_is_complete_may_come_after_the_script_ended():
     supervisor = running(trainers=2)
     assert do(supervisor.exited(TRAINER, 0, 0, 5.0)) == []
-    assert do(supervisor.progressed("Complete", "", 10, 5.2)) == []
+    assert do(supervisor.progressed("Complete", "", 10, 5.2, joins=1, trainers=1)) == []
     assert do(supervisor.exited(TRAINER, 1, 0, 5.3)) == [Signal(SERVER, 0, signal.SIGTERM)]
 
 
@@ -205,7 +205,7 @@ def test_a_trainer_that_left_is_replaced():
 
 def test_a_complete_job_stays_complete_while_its_processes_end():
     supervisor = running(trainers=1)
-    supervisor.progressed("Complete", "", 10, 5.0)
+    supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 0, 6.0)
     assert supervisor.leaving
     assert supervisor.complete
@@ -218,7 +218,7 @@ def test_a_complete_job_stays_complete_while_its_processes_end():
 
 def test_a_script_that_goes_on_after_the_end_is_named_once():
     supervisor = running(trainers=2)
-    supervisor.progressed("Complete", "", 10, 5.0)
+    supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 0, 6.0)
     (told,) = supervisor.tick(15.0)
     assert "waiting for the scripts of trainer-1 to end" in told.text
@@ -227,18 +227,55 @@ def test_a_script_that_goes_on_after_the_end_is_named_once():
 
 def test_a_script_that_never_trains_fails_the_job():
     supervisor, now = running(trainers=1, backoff_limit=2), 0.0
+    supervisor.progressed("Running", "", 0, now, joins=3, trainers=1)
     for _ in range(4):
-        supervisor.exited(TRAINER, 0, 0, now)
+        supervisor.exited(TRAINER, 0, 0, now, words="RuntimeError ignored")
         now += 2.0
         supervisor.tick(now)
     finish = end_all(supervisor)[-1]
     assert finish.state == "Failed"
-    assert "job.epochs()" in finish.reason
+    assert finish.reason == (
+        "the script ended 4 times in a row although the job was not complete; its last words:\nRuntimeError ignored"
+    )
+
+
+def test_a_script_that_never_joins_fails_the_job_with_the_cause():
+    supervisor = running(trainers=1)
+    supervisor.progressed("Running", "", 40, 0.5, joins=2, trainers=0)  # a job that goes on
+    assert do(supervisor.exited(TRAINER, 0, 0, 1.0, words="done")) == []
+    assert do(supervisor.tick(3.0)) == [Signal(SERVER, 0, signal.SIGTERM)]
+    finish = end_all(supervisor)[-1]
+    assert finish.state == "Failed"
+    assert finish.reason.startswith("the script ended without joining the job: it never called trainer.join()")
+    assert finish.reason.endswith("its last words:\ndone")
+
+
+def test_the_word_that_a_script_joined_may_come_after_it_ended():
+    supervisor = running(trainers=1)
+    supervisor.progressed("Starting", "", 0, 0.5, joins=0, trainers=0)
+    supervisor.exited(TRAINER, 0, 0, 1.0)
+    supervisor.progressed("Starting", "", 0, 1.2, joins=1, trainers=0)
+    assert do(supervisor.tick(3.0)) == [Start(TRAINER, 0)]
+
+
+def test_before_the_master_speaks_nobody_is_known_not_to_have_joined():
+    supervisor = running(trainers=1)
+    supervisor.exited(TRAINER, 0, 0, 1.0)
+    assert do(supervisor.tick(3.0)) == [Start(TRAINER, 0)]
+
+
+def test_why_a_job_was_complete_early_is_part_of_its_end():
+    supervisor = running(trainers=1)
+    supervisor.progressed("Complete", "stopped by the script", 10, 5.0, joins=1, trainers=1)
+    supervisor.exited(TRAINER, 0, 0, 6.0)
+    assert end_all(supervisor)[-1] == Finish("Complete", "stopped by the script", final=True)
 
 
 def test_the_master_says_that_the_job_failed():
     supervisor = running(trainers=1)
-    assert do(supervisor.progressed("Failed", "poisoned sample", 3, 1.0)) == [Signal(TRAINER, 0, signal.SIGTERM)]
+    assert do(supervisor.progressed("Failed", "poisoned sample", 3, 1.0, joins=1, trainers=1)) == [
+        Signal(TRAINER, 0, signal.SIGTERM)
+    ]
     assert do(supervisor.exited(SERVER, 0, -9, 1.5)) == []
     assert end_all(supervisor)[-1] == Finish("Failed", "poisoned sample", final=True)
 
@@ -356,7 +393,7 @@ def test_never_two_of_one_place_and_nothing_left_in_the_end(events, trainers, se
         elif kind in {"samples", "complete", "failed"}:
             samples += number
             state = {"samples": "Running", "complete": "Complete", "failed": "Failed"}[kind]
-            world.carry_out(world.supervisor.progressed(state, "", samples, now))
+            world.carry_out(world.supervisor.progressed(state, "", samples, now, joins=1, trainers=1))
         elif kind == "wait":
             now += number
             world.carry_out(world.supervisor.tick(now))

@@ -206,6 +206,15 @@ def test_an_account_fits_into_eighty_columns():
     assert not any("again" in line for line in account_lines("flights", account()))
 
 
+def test_many_skipped_samples_are_explained():
+    told = account()
+    few = msgspec.structs.replace(told, samples=msgspec.structs.replace(told.samples, skipped=1))
+    many = msgspec.structs.replace(told, samples=msgspec.structs.replace(told.samples, skipped=2))
+    assert "docs/scripts.md" not in "\n".join(account_lines("x", few))
+    assert "  20% of the samples made no optimizer step" in "\n".join(account_lines("x", many))
+    assert max(map(len, account_lines("x", many))) <= 80
+
+
 def test_an_end_that_the_master_did_not_see_has_an_account_too():
     made = account_of("Stopped", PROGRESS, seconds=2.0)
     assert (made.state, made.samples.counted, made.samples.expected, made.deaths) == ("Stopped", 410, 3000, 1)

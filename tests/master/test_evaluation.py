@@ -1,65 +1,171 @@
-"""Scores and the model's file: one trainer makes them, all who wait are told, whichever master they asked."""
+"""Scores, metrics and models' files: one trainer makes them, all who wait are told, whichever master they asked."""
 
 from __future__ import annotations
 
-import itertools
+import math
 
-from shoal.master.core import Master
-from shoal.master.job import Job, Send, Settings
 from shoal.master.records import Records
 from shoal.wire import messages as m
-from shoal.wire.auth import Identity
-from tests.master.test_membership import SHAPE
+from tests.master.desk import SHAPE, Desk
 
 
-class Desk:
-    """A master, and what it says to whom."""
+def desk_of(trainers):
+    desk = Desk(server=False)
+    for index in range(trainers):
+        desk.joins(index)
+    return desk
 
-    def __init__(self, generation=1):
-        chosen = Settings(name="j", epochs=3, seed=1, servers=1, checkpoint_seconds=1e9, checkpoint_keep=2, output="",
-                          lease_seconds=10.0)  # fmt: skip
-        grants = itertools.count(1)
-        self.job = Job(settings=chosen, records=Records(), generation=generation, new_grant=lambda: next(grants),
-                       now=0.0, clock=lambda: 0.0)  # fmt: skip
-        self.master = Master(self.job)
 
-    def joins(self, index):
-        """A trainer registers; its connection has its index."""
-        self.master.connected(index, Identity(role="trainer", index=index, life=100 + index), 0.0)
-        self.says(index, m.Register(shape=SHAPE, epochs=3, seed=1, leases=[], pid=1, host="h"))
+def evaluation(epoch, number, score="1"):
+    return m.Evaluated(epoch=epoch, number=number, score=score)
 
-    def says(self, index, message):
-        """What the master answers to whom."""
-        self.master.message(index, message, 0.0)
-        said = [(each.connection, each.message) for each in self.job.outbox if isinstance(each, Send)]
-        self.job.outbox = []
-        return said
+
+def saved(epoch, number, path="x"):
+    return m.Saved(path=path, epoch=epoch, number=number)
+
+
+def save(epoch, number, path="x"):
+    return m.Save(path=path, epoch=epoch, number=number)
+
+
+def turn(epoch, number, path="x"):
+    return m.SaveTurn(path=path, epoch=epoch, number=number)
+
+
+def by_trainer(said):
+    return sorted(said, key=lambda each: each[0])
 
 
 def test_one_evaluates_and_all_who_wait_are_told():
-    desk = Desk()
-    desk.joins(0)
-    desk.joins(1)
+    desk = desk_of(2)
     assert desk.says(0, m.Evaluate(epoch=0, number=0)) == [(0, m.EvaluateTurn(epoch=0, number=0))]
     assert desk.says(1, m.Evaluate(epoch=0, number=0)) == []
-    score = m.Evaluated(epoch=0, number=0, score="1")
-    assert sorted(desk.says(0, score), key=lambda each: each[0]) == [(0, score), (1, score)]
+    assert by_trainer(desk.says(0, evaluation(0, 0))) == [(0, evaluation(0, 0)), (1, evaluation(0, 0))]
+
+
+def test_each_call_is_an_evaluation_of_its_own():
+    desk = desk_of(2)
+    desk.says(0, m.Evaluate(epoch=0, number=0))
+    desk.says(0, evaluation(0, 0, "1"))
+    assert desk.says(0, m.Evaluate(epoch=0, number=1)) == [(0, m.EvaluateTurn(epoch=0, number=1))]
+    # Another one is behind, and a third evaluation is made beside the second.
+    assert desk.says(1, m.Evaluate(epoch=0, number=0)) == [(1, evaluation(0, 0, "1"))]
+    assert desk.says(1, m.Evaluate(epoch=0, number=2)) == [(1, m.EvaluateTurn(epoch=0, number=2))]
+    assert desk.says(0, evaluation(0, 1, "2")) == [(0, evaluation(0, 1, "2"))]
+    assert desk.says(1, evaluation(0, 2, "3")) == [(1, evaluation(0, 2, "3"))]
+    assert [e.score for e in desk.job.records.evaluation_list()] == ["1", "2", "3"]
+    assert desk.events()[-1] == "evaluation 3 of epoch 1: 3"
+
+
+def test_who_dies_while_it_evaluates_is_followed_by_one_who_waits():
+    desk = desk_of(3)
+    desk.says(0, m.Evaluate(epoch=0, number=1))
+    desk.says(1, m.Evaluate(epoch=0, number=0))
+    desk.says(2, m.Evaluate(epoch=0, number=1))
+    assert desk.dies(0) == [(2, m.EvaluateTurn(epoch=0, number=1))]
 
 
 def test_who_got_its_turn_from_an_earlier_master_is_answered_by_the_next():
     """It says its score again; nothing else would ever end its wait."""
-    desk = Desk(generation=2)
-    desk.joins(0)
-    desk.joins(1)
-    score = m.Evaluated(epoch=0, number=0, score="1")
-    assert desk.says(0, score) == [(0, score)]
-    assert desk.says(1, m.Evaluate(epoch=0, number=0)) == [(1, score)]
+    desk = desk_of(2)
+    assert desk.says(0, evaluation(0, 0)) == [(0, evaluation(0, 0))]
+    assert desk.says(1, m.Evaluate(epoch=0, number=0)) == [(1, evaluation(0, 0))]
+
+
+def test_of_two_scores_the_first_one_counts():
+    desk = desk_of(2)
+    desk.says(1, m.Evaluate(epoch=0, number=0))
+    desk.says(0, evaluation(0, 0, "1"))
+    assert desk.says(1, evaluation(0, 0, "2")) == [(1, evaluation(0, 0, "1"))]
+
+
+def test_a_new_master_knows_scores_and_metrics_and_tells_them_to_who_joins():
+    desk = desk_of(1)
+    desk.says(0, evaluation(1, 1, "3"))
+    desk.says(0, evaluation(0, 0, "1"))
+    for value in (math.inf, 5.0):
+        desk.says(0, m.Metric(epoch=2, number=0, value=value))
+    desk.says(0, m.Metric(epoch=1, number=3, value=0.1))
+    desk.replace_master()
+    ((_, registered),) = [each for each in desk.joins(1) if isinstance(each[1], m.Registered)]
+    assert registered.evaluations == [
+        m.Evaluation(epoch=0, number=0, score="1"),
+        m.Evaluation(epoch=1, number=1, score="3"),
+    ]
+    assert registered.metrics == [
+        m.Metric(epoch=1, number=3, value=0.1),
+        m.Metric(epoch=2, number=0, value=math.inf),
+    ]
+    assert registered.groups == SHAPE.groups
+
+
+def test_each_life_of_a_trainer_has_a_number_of_its_own():
+    desk = desk_of(2)
+
+    def number(said):
+        return next(x.joins for _, x in said if isinstance(x, m.Registered))
+
+    first = number(desk.joins(2))
+    assert number(desk.joins(3)) == first + 1
+    desk.replace_master()
+    assert number(desk.joins(2)) == first
+    assert number(desk.joins(2, life=77)) == first + 2
+
+
+def test_what_is_kept_is_bounded():
+    records = Records()
+    for number in range(1100):
+        records.evaluated(0, number, "1")
+        records.wrote(f"path {number}", 0, 0)
+    for number in range(10_100):
+        records.measured(0, number, 1.0)
+    assert sorted(records.evaluations[0]) == list(range(100, 1100))
+    assert next(iter(records.saved)) == "path 100"
+    assert len(records.metrics) == 10_000
+    assert len(records.evaluation_list()) == 1000
+    kept = {key for key, value in records.flush() if value is not None}
+    assert sum(key.startswith("evaluations/") for key in kept) == 1000
+    again = Records()
+    again.load((key, value) for key, value in ((k, records._value(k)) for k in kept) if value is not None)
+    assert (again.evaluations, again.metrics, again.saved) == (records.evaluations, records.metrics, records.saved)
+
+
+# --- Models' files ---
+
+
+def test_each_save_writes_the_model_of_its_moment():
+    desk = desk_of(2)
+    assert desk.says(0, save(0, 0)) == [(0, turn(0, 0))]
+    assert desk.says(1, save(0, 0)) == []
+    assert by_trainer(desk.says(0, saved(0, 0))) == [(0, saved(0, 0)), (1, saved(0, 0))]
+    assert desk.says(1, save(1, 0)) == [(1, turn(1, 0))]
+    assert desk.says(0, save(1, 1)) == []
+    # The next call's turn comes when the one before has written: never two at one path.
+    assert desk.says(1, saved(1, 0)) == [(1, saved(1, 0)), (0, turn(1, 1))]
+    assert desk.says(1, save(1, 1)) == []
+    assert by_trainer(desk.says(0, saved(1, 1))) == [(0, saved(1, 1)), (1, saved(1, 1))]
+    assert desk.job.records.saved == {"x": (1, 1)}
+
+
+def test_a_trainer_that_is_behind_does_not_write_an_older_moment():
+    desk = desk_of(2)
+    desk.says(0, save(3, 0))
+    desk.says(0, saved(3, 0))
+    assert desk.says(1, save(1, 5)) == [(1, saved(1, 5))]
+    assert desk.says(1, save(1, 5, "y")) == [(1, turn(1, 5, "y"))]
+
+
+def test_who_dies_while_it_writes_is_followed_by_one_who_waits():
+    desk = desk_of(2)
+    desk.says(0, save(0, 0))
+    desk.says(1, save(0, 0))
+    assert desk.dies(0) == [(1, turn(0, 0))]
 
 
 def test_who_wrote_the_model_for_an_earlier_master_is_answered_by_the_next():
-    desk = Desk(generation=2)
-    desk.joins(0)
+    desk = desk_of(2)
+    assert desk.says(0, saved(3, 0)) == [(0, saved(3, 0))]
+    desk.replace_master()
     desk.joins(1)
-    saved = m.Saved(path="x.safetensors", epoch=3, number=0)
-    assert desk.says(0, saved) == [(0, saved)]
-    assert desk.says(1, m.Save(path="x.safetensors", epoch=3, number=0)) == [(1, saved)]
+    assert desk.says(1, save(3, 0)) == [(1, saved(3, 0))]
+    assert desk.says(1, save(3, 1)) == [(1, turn(3, 1))]

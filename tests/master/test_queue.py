@@ -17,7 +17,10 @@ holders = st.integers(1, 3)
 
 
 class Queue(RuleBasedStateMachine):
-    """Naive: per slot a set of tasks; a task is done if all have it; the first undone one without a lease is next."""
+    """Naive: per slot a set of tasks; a task is done if all have it; the first undone one without a lease is next.
+
+    Once stopped, only tasks up to the last one that was ever leased, claimed or reported count.
+    """
 
     given = Bundle("given")
 
@@ -30,19 +33,38 @@ class Queue(RuleBasedStateMachine):
         self.open = 0
         self.has = {slot: set() for slot in range(SLOTS)}
         self.leases = {}
+        self.reached = (-1, -1)
+        self.stopped = False
+
+    def reach(self, task):
+        self.reached = max(self.reached, task)
+        if self.stopped:
+            self.open = max(self.open, self.reached[0])
+
+    def last(self):
+        return self.reached[0] if self.stopped else self.epochs - 1
+
+    def tasks(self):
+        every = [(epoch, task) for epoch in range(self.epochs) for task in range(self.plan.tasks)]
+        return [task for task in every if not self.stopped or task <= self.reached]
 
     def undone(self):
         return [
             (epoch, task)
-            for epoch in range(self.open + 1)
-            for task in range(self.plan.tasks)
-            if not all((epoch, task) in have for have in self.has.values())
+            for epoch, task in self.tasks()
+            if epoch <= self.open and not all((epoch, task) in have for have in self.has.values())
         ]
+
+    @rule()
+    def stops(self):
+        self.queue.stop()
+        self.stopped = True
+        self.reach(self.reached)
 
     @rule(target=given, holder=holders, early=st.booleans())
     def lease(self, holder, early):
         free = [task for task in self.undone() if task not in self.leases]
-        while not free and early and self.open + 1 < self.epochs:
+        while not free and early and self.open < self.last():
             self.open += 1
             free = [task for task in self.undone() if task not in self.leases]
         lease = self.queue.lease(holder, early=early)
@@ -52,6 +74,7 @@ class Queue(RuleBasedStateMachine):
         assert lease is not None
         assert (lease.epoch, lease.task) == free[0], "earlier epochs first, and within one in order"
         self.leases[free[0]] = holder
+        self.reach(free[0])
         return lease
 
     @rule(lease=given, who=slots)
@@ -60,6 +83,7 @@ class Queue(RuleBasedStateMachine):
         task = (lease.epoch, lease.task)
         for slot in who:
             self.has[slot].add(task)
+        self.reach(task)
         done = all(task in have for have in self.has.values())
         assert self.queue.acknowledge(lease, who) == done
         if done:
@@ -84,6 +108,7 @@ class Queue(RuleBasedStateMachine):
         task = (lease.epoch, lease.task)
         allowed = self.leases.get(task, holder) == holder
         assert self.queue.adopt(holder, lease) == allowed
+        self.reach(task)
         if allowed:
             self.leases[task] = holder
 
@@ -92,13 +117,15 @@ class Queue(RuleBasedStateMachine):
         """A grant begins: what these slots have is what the report says, more or less than was believed."""
         tasks = [(epoch, task) for epoch in range(self.open + 1) for task in range(self.plan.tasks)]
         have = data.draw(st.sets(st.sampled_from(tasks)))
+        reached = max(data.draw(st.sampled_from([(-1, -1), *tasks])), max(have, default=(-1, -1)))
         told = TaskSet(self.plan.tasks)
         for epoch, task in have:
             told.add(epoch, task)
         before = set(self.undone())
         for slot in who:
             self.has[slot] = set(have)
-        back = self.queue.replace(who, told)
+        back = self.queue.replace(who, told, reached=reached)
+        self.reach(reached)
         came = set(self.undone()) - before
         assert back == sum(self.plan.batches_in(task) for _, task in came)
 
@@ -112,11 +139,17 @@ class Queue(RuleBasedStateMachine):
         for holder in range(1, 4):
             held = {(lease.epoch, lease.task) for lease in self.queue.held_by(holder)}
             assert held == {task for task, other in self.leases.items() if other == holder}
-        assert self.queue.all_done == (self.open == self.epochs - 1 and not undone)
+        assert self.queue.reached == self.reached
+        assert self.queue.all_done == (self.open >= self.last() and not undone)
+        wanted = [self.plan.samples_in_task(task) for _, task in self.tasks()]
+        assert self.queue.expected == sum(wanted)
+        whole = sum(len([t for e, t in self.tasks() if e == epoch]) == self.plan.tasks for epoch in range(self.epochs))
+        assert self.queue.whole_epochs == whole
         for epoch in range(self.open + 1):
             left = [task for e, task in undone if e == epoch]
             assert self.queue.batches_left(epoch) == sum(self.plan.batches_in(task) for task in left)
-            expected = self.plan.samples_per_epoch - sum(self.plan.samples_in_task(task) for task in left)
+            every = sum(self.plan.samples_in_task(task) for e, task in self.tasks() if e == epoch)
+            expected = every - sum(self.plan.samples_in_task(task) for task in left)
             assert self.queue.samples_done(epoch) == expected
 
 

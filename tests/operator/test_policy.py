@@ -157,7 +157,18 @@ def test_the_count_may_reach_the_limit_and_not_pass_it():
 def test_one_early_end_of_each_trainer_is_not_too_many():
     early = end(1, code=0)
     assert decided(tally=Tally(4, at(1), early), backoffLimit=0) == ""
-    assert "loop over job.epochs()" in decided(tally=Tally(5, at(1), early), backoffLimit=0)
+    said = decided(tally=Tally(5, at(1), early), backoffLimit=0)
+    assert said.startswith("BackoffLimitExceeded: the script ended 5 times in a row although the job was not complete;")
+    assert said.endswith("ValueError: no")
+
+
+def test_a_script_that_never_joins_is_known_at_its_second_end():
+    early, starting = end(1, code=0), Status(progress=Progress())
+    assert decided(tally=Tally(1, at(1), early), status=starting) == ""
+    assert decided(tally=Tally(2, at(1), early), status=Status()) == ""
+    assert decided(tally=Tally(2, at(1), early), status=Status(progress=Progress(epochs=3))) == ""
+    said = decided(tally=Tally(2, at(1), early), status=starting)
+    assert said.startswith("ScriptFailed: the script ended without joining the job")
 
 
 def test_a_final_word_is_final_until_something_is_trained():

@@ -22,7 +22,7 @@ from shoal.pserver.watermarks import Watermarks
 from shoal.trainer.work import Work
 from shoal.wire.messages import Done
 from shoal.wire.tasks import TaskSet
-from tests.protocol.world import FAULTS, MasterProcess, ServerProcess, Violation, Wire, World
+from tests.protocol.world import FAULTS, MasterProcess, ServerProcess, TrainerProcess, Violation, Wire, World
 
 
 @settings(max_examples=60, deadline=None)
@@ -168,7 +168,7 @@ def trainers_never_ask_for_the_map(patch: pytest.MonkeyPatch) -> None:
 def run_with_an_old_acknowledgement(seed: int) -> None:
     """A trainer's ``done`` is on its way while every server dies and comes back from its first snapshot."""
     world = World(seed, faults=())
-    world.fault_rate = world.snapshot_rate = 0.0
+    world.fault_rate = world.snapshot_rate = world.stop_rate = 0.0
 
     def on_its_way(wire: Wire) -> bool:
         return bool(wire.to_host) and isinstance(wire.to_host[0], Done)
@@ -199,6 +199,42 @@ def test_believing_acknowledgements_of_a_life_that_is_over_loses_samples(seed, m
     old_acknowledgements_count(monkeypatch)
     with pytest.raises(Violation, match="samples lost"):
         run_with_an_old_acknowledgement(seed)
+
+
+def run_stopped_by_a_master_that_knows_nothing(seed: int) -> None:
+    """A task is begun; its trainer, the master and all records are gone; then the script stops the job."""
+    world = World(seed, faults=())
+    world.fault_rate = world.stop_rate = 0.0
+
+    def begun() -> bool:
+        states = [p.state for p in world.processes if isinstance(p, ServerProcess) and p.state is not None]
+        return any(state.granted.history(slot)._partial for state in states for slot in state.granted.slots)
+
+    while not begun():
+        if world.outcome is not None:
+            return  # its tasks have one batch each
+        world.step()
+    for process in [p for p in world.processes if isinstance(p, TrainerProcess | MasterProcess)]:
+        world.kill(process)
+    world.etcd.clear()
+    world.stop_rate = 1.0
+    world.run()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_only_the_slots_know_to_be_begun_is_finished_in_a_stopped_job(seed):
+    run_stopped_by_a_master_that_knows_nothing(seed)
+
+
+def test_slots_that_do_not_say_what_is_begun_are_found_out(monkeypatch):
+    monkeypatch.setattr(Watermarks, "reached", property(lambda self: self.finished.highest))
+
+    def run_all() -> None:
+        for seed in range(20):
+            run_stopped_by_a_master_that_knows_nothing(seed)
+
+    with pytest.raises(Violation):
+        run_all()
 
 
 HOLES = [

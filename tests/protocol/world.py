@@ -24,6 +24,7 @@ from shoal.trainer.work import Work
 from shoal.wire import messages as m
 from shoal.wire.auth import Identity
 from shoal.wire.plan import Plan
+from shoal.wire.tasks import TaskSet
 
 FAULTS = ("kill server", "kill trainer", "kill master", "cut", "pause", "ghost master", "etcd forgets", "etcd wiped")
 
@@ -242,8 +243,10 @@ class MasterProcess(Process):
         job = self.core.job
         if job.records.outcome is not None and job.records.outcome.state == "Failed":
             raise Violation(f"the job failed: {job.records.outcome.reason}")
-        if job.records.outcome is not None:
+        if job.records.outcome is not None and self.world.outcome is None:
+            assert job.queue is not None
             self.world.outcome = job.records.outcome
+            self.world.expected = job.queue.begun() if job.queue.stopped else self.world.everything()
 
 
 class ServerProcess(Process):
@@ -340,6 +343,8 @@ class TrainerProcess(Process):
         self.ended = -1
         self.wants = 0
         self.finished = False
+        self.stopping = False
+        """The script stopped the job, as far as this trainer knows."""
         self.master: Wire | None = None
         self.registered = False
         self.servers: dict[int, Wire] = {}
@@ -371,6 +376,9 @@ class TrainerProcess(Process):
             return
         if world.random.random() < 0.05:
             self.master.to_host.append(m.Where())
+        if not self.stopping and world.random.random() < world.stop_rate:
+            self.stopping = True
+            self.master.to_host.append(m.StopEarly(reason="enough", epoch=self.epoch))
         if world.random.random() < 0.02 and self.work.current is not None:
             self.master.to_host.append(m.HandBack(leases=self.work.give_all_back()))
         self.train(self.work)
@@ -469,6 +477,9 @@ class TrainerProcess(Process):
                 self.epoch = message.epoch
             self.registered, self.wants = True, 0
             wire.to_host.extend(self.work.unanswered.values())
+            if self.stopping and not message.stopping:
+                wire.to_host.append(m.StopEarly(reason="enough", epoch=self.epoch))
+            self.stopping = self.stopping or bool(message.stopping)
             if self.finished:
                 wire.to_host.append(m.Finish())
             return
@@ -489,6 +500,8 @@ class TrainerProcess(Process):
                 self.ended = max(self.ended, message.epoch)
             case m.More():
                 self.finished, self.ended = False, self.epoch - 1
+            case m.Stopping():
+                self.stopping = True
             case m.Provide():
                 self.provide(wire, message)
 
@@ -554,12 +567,15 @@ class World:
         self.chaos_steps = chance.choice((300, 800, 2000))
         self.snapshot_rate = chance.choice((0.01, 0.05, 0.2))
         self.damage = chance.choice((0, 0.3))
+        self.stop_rate = chance.choice((0, 0.002, 0.02))
         self.etcd: list[tuple[str, Any]] = []
         self.disks = [Folder(self) for _ in range(self.settings.servers)]
         self.snapshotted: set[int] = set()
         self.files = self.wires = self.steps = 0
         self.now = 0.0
         self.outcome: Outcome | None = None
+        self.expected: TaskSet | None = None
+        """What the job was to do in the end."""
         self.calm = False
         self.stats: Counter[str] = Counter()
         self.processes: list[Process] = []
@@ -708,7 +724,26 @@ class World:
             if stored is None or stored.damaged:
                 raise Violation(f"the final snapshot {name} of slot {slot} is gone")
             counts = stored.slots[slot][0]
-            if min(counts) < self.epochs:
+            if any(count < wanted for count, wanted in zip(counts, self.wanted(), strict=True)):
                 raise Violation(f"slot {slot}: samples lost: {counts}")
-            if max(counts) > self.epochs:
+            if any(count > wanted for count, wanted in zip(counts, self.wanted(), strict=True)):
                 raise Violation(f"slot {slot}: samples twice: {counts}")
+        account = self.outcome.account
+        assert account is not None
+        if account.samples.lost or account.samples.twice or account.samples.counted != sum(self.wanted()):
+            raise Violation(f"the account is wrong: {account}")
+
+    def everything(self) -> TaskSet:
+        return TaskSet.through(self.plan.tasks, (self.epochs - 1, self.plan.tasks - 1))
+
+    def wanted(self) -> list[int]:
+        """How often each sample is to count."""
+        assert self.expected is not None
+        wanted = [0] * self.samples
+        for epoch, order in enumerate(self.orders):
+            for task in range(self.plan.tasks):
+                if (epoch, task) in self.expected:
+                    for batch in range(self.plan.batches_in(task)):
+                        for position in self.plan.positions(task, batch):
+                            wanted[order[position]] += 1
+        return wanted

@@ -37,6 +37,10 @@ __all__ = [
 REFUSED: Final = 78
 """Exit code of a process of Shoal's that cannot take part in this job: a final word where nothing was trained yet."""
 _LONGEST_SECONDS: Final = 100 * 365 * 86400
+_NEVER_JOINED: Final = (
+    "the script ended without joining the job: it never called trainer.join(), or ended before job.prepare(); a script "
+    "that Shoal trains calls both"
+)
 _STEADY: Final = timedelta(seconds=30)
 """A script that failed sooner after its start has not shown that it works."""
 _SIGNALLED: Final = frozenset(
@@ -182,6 +186,8 @@ def overrun(job: TrainingJob, status: Status, tally: Tally, refusals: Iterable[E
     if refused is not None and not (status.progress is not None and status.progress.samples):
         return _failed(Reason.SCRIPT_FAILED, refused.words or f"{refused.pod} refused the job; its log says why")
     policy = job.spec.run_policy
+    if tally.end is not None and not tally.end.code and tally.count > 1 and _never_joined(status):
+        return _failed(Reason.SCRIPT_FAILED, f"{_NEVER_JOINED}{_last(tally.end)}")
     if tally.end is not None and tally.count > policy.backoff_limit + (0 if tally.end.code else job.spec.trainer.most):
         return _failed(Reason.BACKOFF_LIMIT_EXCEEDED, _in_a_row(tally, tally.end, policy.backoff_limit))
     limit = policy.active_deadline_seconds
@@ -192,13 +198,18 @@ def overrun(job: TrainingJob, status: Status, tally: Tally, refusals: Iterable[E
 
 def _in_a_row(tally: Tally, end: End, limit: int) -> str:
     if end.code == 0:
-        return (
-            f"the script ended {tally.count} times in a row although the job is not complete; "
-            "does it loop over job.epochs() to the end?"
-        )
+        return f"the script ended {tally.count} times in a row although the job was not complete{_last(end)}"
     times = "once" if tally.count == 1 else f"{tally.count} times"
-    last = f"; the last words of {end.pod} (exit code {end.code}):\n{end.words}" if end.words else ""
-    return f"the script failed {times} in a row (runPolicy.backoffLimit: {limit}){last}"
+    return f"the script failed {times} in a row (runPolicy.backoffLimit: {limit}){_last(end)}"
+
+
+def _last(end: End) -> str:
+    return f"; the last words of {end.pod} (exit code {end.code}):\n{end.words}" if end.words else ""
+
+
+def _never_joined(status: Status) -> bool:
+    """Whether the master is up, and no trainer has ever told it what is trained."""
+    return status.progress is not None and status.progress.epochs is None
 
 
 def _failed(reason: Reason, words: str) -> Ended:

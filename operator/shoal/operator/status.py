@@ -300,7 +300,9 @@ class _Look:
         ended = self._seen.ended
         if ended is not None and self._ended and self._final is None:
             if ended.state == "Complete":
-                said[ConditionType.COMPLETE] = _Said("True", Reason.ALL_SAMPLES_COMMITTED)
+                said[ConditionType.COMPLETE] = _Said(
+                    "True", Reason.ALL_SAMPLES_COMMITTED, clipped(ended.reason, _LONGEST)
+                )
             else:
                 said[ConditionType.FAILED] = _Said("True", *reason_of(ConditionType.FAILED, ended.reason))
         return said

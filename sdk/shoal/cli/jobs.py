@@ -12,7 +12,7 @@ from shoal.cli.errors import FAILED, CommandError
 from shoal.local.control import AskScale, AskStatus, No, ask
 from shoal.local.state import StateFolder, base_folder, job_names
 from shoal.local.status import Status, read_status
-from shoal.local.words import account_lines, duration, progress_line, score
+from shoal.local.words import account_lines, duration, evaluated, progress_line
 
 __all__ = ["find_job", "scale_job", "show_all", "show_status"]
 
@@ -93,7 +93,7 @@ def status_lines(status: Status) -> list[str]:
         ]
     if status.progress is not None:
         evaluations = status.progress.evaluations[-_SCORES_SHOWN:]
-        lines += [f"  epoch {e.epoch + 1} evaluated: {score(e.score)}" for e in evaluations]
+        lines += [f"  {evaluated(evaluation)}" for evaluation in evaluations]
         lines += [f"  model: {path}" for path in status.progress.saved]
     if status.members:
         lines += ["", *_table(status)]

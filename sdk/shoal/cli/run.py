@@ -162,7 +162,7 @@ def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFol
         raise CommandError(f"{state.manifest} is damaged; start over with --fresh") from None
     end = state.end()
     if end is not None and end.final and end.state == "Complete":
-        if (job.spec.epochs or 0) > end.account.epochs:
+        if (job.spec.epochs or 0) > end.account.epochs and not end.reason:
             raise CommandError(
                 f"job {name} is complete with {end.account.epochs} epochs and cannot grow to {job.spec.epochs} any more; "
                 "start over with --fresh, or give it another --name"
@@ -260,7 +260,7 @@ def _report(options: Options, state: StateFolder, end: End) -> int:
         sys.stderr.write(f"error: job {name} failed: {end.reason}\n(logs: shoal logs {name}, in {state.logs})\n")
     if end.state == "Stopped":
         sys.stderr.write(f"job {name} is stopped; run the same command again and it goes on from here\n")
-    account = "\n".join(account_lines(name, end.account))
+    account = "\n".join(account_lines(name, end.account, reason=end.reason if end.state == "Complete" else ""))
     if options.output == "json":
         account = msgspec.json.encode(end.account).decode()
     # The code tells how the job ended also where nobody reads any more.

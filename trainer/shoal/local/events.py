@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from shoal.local.words import plain, score
+from shoal.local.words import evaluated, plain
 from shoal.wire.messages import Evaluation, Progress
 
 __all__ = ["Events"]
@@ -17,7 +17,7 @@ __all__ = ["Events"]
 Line = tuple[str, str]
 """Level and text."""
 
-_SCORED: Final = "evaluation after epoch"
+_SCORED: Final = re.compile(r"evaluation (after|\d+ of) epoch ")
 _TOLD_BY_THE_RUNNER: Final = re.compile(r"(trainer|pserver)-\d+ (left|is gone without a word)")
 _BACK: Final = re.compile(r"(\d+) batches come back: slots .* were restored without them")
 _GATHER_SECONDS: Final = 1.0
@@ -30,7 +30,7 @@ class Events:
     def __init__(self) -> None:
         self._generation = 0
         self._number = 0
-        self._scores: dict[int, str] | None = None
+        self._scores: dict[tuple[int, int], str] | None = None
         self._back = 0
         self._back_due = 0.0
 
@@ -40,8 +40,8 @@ class Events:
             self._generation, self._number = progress.generation, 0
         if self._scores is None:
             # A job that goes on: `shoal status` has what was scored before.
-            fresh = any(text.startswith(_SCORED) for _, _, _, text in progress.events)
-            self._scores = {} if fresh else {e.epoch: e.score for e in progress.evaluations}
+            fresh = any(_SCORED.match(text) for _, _, _, text in progress.events)
+            self._scores = {} if fresh else {(e.epoch, e.number): e.score for e in progress.evaluations}
         lines: list[Line] = []
         for number, _, level, text in progress.events:
             if number > self._number:
@@ -58,7 +58,7 @@ class Events:
         return [("warning", f"{batches} computed again: the restored server lacked them")]
 
     def _line(self, level: str, text: str, evaluations: list[Evaluation], now: float) -> list[Line]:
-        if text.startswith(_SCORED):
+        if _SCORED.match(text):
             return self._new_scores(evaluations)
         if _TOLD_BY_THE_RUNNER.fullmatch(text):
             return []
@@ -75,7 +75,8 @@ class Events:
         assert self._scores is not None
         lines = []
         for evaluation in evaluations:
-            if self._scores.get(evaluation.epoch) != evaluation.score:
-                self._scores[evaluation.epoch] = evaluation.score
-                lines.append(("info", f"epoch {evaluation.epoch + 1} evaluated: {score(evaluation.score)}"))
+            place = (evaluation.epoch, evaluation.number)
+            if self._scores.get(place) != evaluation.score:
+                self._scores[place] = evaluation.score
+                lines.append(("info", evaluated(evaluation)))
         return lines

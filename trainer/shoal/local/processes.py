@@ -148,7 +148,7 @@ class Processes:
             os.killpg(child.process.pid, signal.SIGKILL)
         self._forget(place)
         code = child.process.wait()
-        self._on_exit(*place, code, last_words(child.log, since=child.said_before) if code > 0 else "")
+        self._on_exit(*place, code, last_words(child.log, since=child.said_before) if code >= 0 else "")
 
 
 def last_words(log: Path, *, since: int = 0) -> str:

@@ -154,7 +154,16 @@ class Runner:
         self._progress = progress
         for level, text in self._events.new(progress, time.monotonic()):
             self._view.tell(level, text)
-        self._do(self._supervisor.progressed(progress.state, progress.reason, progress.samples_total, time.monotonic()))
+        self._do(
+            self._supervisor.progressed(
+                progress.state,
+                progress.reason,
+                progress.samples_total,
+                time.monotonic(),
+                joins=progress.joins,
+                trainers=sum(member.role == "trainer" for member in progress.members),
+            )
+        )
         self._show()
 
     def _answer(self, question: Any) -> Status | No:

@@ -49,7 +49,7 @@ class End(msgspec.Struct, frozen=True):
 
     Attributes:
         state: ``Complete``, ``Failed`` or ``Stopped``.
-        reason: Why it failed.
+        reason: Why it failed, or why it was complete early.
         final: Whether the master recorded this end: the job cannot go on.
         account: Of every sample.
     """

@@ -15,6 +15,7 @@ import signal
 from dataclasses import dataclass
 from typing import Final
 
+from shoal.local.words import NEVER_JOINED, behind, process_name, signal_name
 from shoal.wire.environment import EXIT_REFUSED
 
 __all__ = [
@@ -87,7 +88,7 @@ class Finish:
 
     Attributes:
         state: ``Complete``, ``Failed`` or ``Stopped``.
-        reason: Why it failed; empty otherwise.
+        reason: Why it failed, or why it was complete early; empty otherwise.
         final: Whether the master recorded this end, so that the job cannot go on from here.
     """
 
@@ -138,8 +139,8 @@ class Supervisor:
         self._settings = settings
         self._alive: dict[Place, _Process] = {}
         self._pending: dict[Place, float] = {}
-        self._left: set[Place] = set()
-        """Among the pending: whose script came to a good end."""
+        self._left: dict[Place, str] = {}
+        """Among the pending: whose script came to a good end, and its last words."""
         self._quick: dict[Place, int] = {}
         self._errors: dict[int, int] = {}
         self._failures = 0
@@ -148,7 +149,12 @@ class Supervisor:
         """Until then committed samples do not show that the script works: one that always fails early commits some."""
         self._departures = 0
         self._samples: int | None = None
+        self._joins: int | None = None
+        """How many trainers had joined before this run, as far as its first progress tells."""
+        self._joined = False
+        """Whether any trainer of this run joined."""
         self._complete = False
+        self._complete_reason = ""
         self._saved = False
         """Some script came to its end after the job was complete: the model is written."""
         self._outcome: Finish | None = None
@@ -230,8 +236,21 @@ class Supervisor:
         self._settle(now)
         return self._flush()
 
-    def progressed(self, state: str, reason: str, samples: int, now: float) -> list[Action]:
-        """The master told the job's state and how many samples are committed over all epochs."""
+    def progressed(
+        self, state: str, reason: str, samples: int, now: float, *, joins: int, trainers: int
+    ) -> list[Action]:
+        """The master told how the job is.
+
+        Args:
+            state: Its state.
+            reason: Why it ended.
+            samples: Committed over all epochs.
+            now: The time.
+            joins: How many trainers have joined in the job's whole life.
+            trainers: How many of them are here now.
+        """
+        self._joins = joins if self._joins is None else min(joins, self._joins)
+        self._joined = self._joined or bool(trainers) or joins > self._joins
         # A restored slot may have lost some: what counts is growth since the last word.
         before, self._samples = self._samples, samples
         if before is not None and samples > before:
@@ -244,7 +263,7 @@ class Supervisor:
             if state == "Failed":
                 self._end("Failed", reason, now, final=True)
             elif state == "Complete" and not self._complete:
-                self._became_complete(now)
+                self._became_complete(reason, now)
         self._settle(now)
         return self._flush()
 
@@ -275,16 +294,21 @@ class Supervisor:
             self._end("Failed", f"runPolicy.activeDeadlineSeconds: {seconds:g} s have passed", now)
         if self._remind_at is not None and now >= self._remind_at and self._outcome is None:
             self._remind_at = None
-            names = ", ".join(_name(*place) for place in sorted(self._alive) if place[0] == TRAINER)
+            names = ", ".join(process_name(*place) for place in sorted(self._alive) if place[0] == TRAINER)
             self._tell("info", f"the training is complete; waiting for the scripts of {names} to end")
         for (role, index), process in self._alive.items():
             if process.kill_at is not None and now >= process.kill_at:
                 process.kill_at = None
-                self._tell("warning", f"{_name(role, index)} did not end when told to; it is killed")
+                self._tell("warning", f"{process_name(role, index)} did not end when told to; it is killed")
                 self._out.append(Signal(role, index, signal.SIGKILL))
         for place in [place for place, due in self._pending.items() if now >= due]:
+            if place in self._left and self._joins is not None and not self._joined:
+                self._end("Failed", f"{NEVER_JOINED}{behind(self._left[place])}", now)
+                break
             if place in self._left:
-                self._tell("warning", f"{_name(*place)}: the script ended before the job was complete; it starts again")
+                self._tell(
+                    "warning", f"{process_name(*place)}: the script ended before the job was complete; it starts again"
+                )
             self._start(place, now)
         self._settle(now)
         return self._flush()
@@ -299,11 +323,11 @@ class Supervisor:
         return self._outcome.state != "Failed" and _ORDER.index(role) > self._stage and self._interrupts < 2
 
     def _trainer_exited(self, place: Place, process: _Process, code: int, now: float, words: str) -> None:
-        name = _name(*place)
+        name = process_name(*place)
         if process.draining:
             self._tell("info", f"{name} left")
         elif code < 0:
-            self._tell("warning", f"{name} was ended by {_signal_name(code)}; it starts again")
+            self._tell("warning", f"{name} was ended by {signal_name(code)}; it starts again")
             self._again(place, process, now)
         elif code > 0:
             if now - process.started < _STEADY_SECONDS:
@@ -312,7 +336,7 @@ class Supervisor:
         elif self._complete:
             self._saved = True
         else:
-            self._departed(place, now)
+            self._departed(place, now, words)
 
     def _script_failed(self, place: Place, code: int, now: float, words: str) -> None:
         self._failures += 1
@@ -320,8 +344,7 @@ class Supervisor:
         if self._failures > limit:
             times = "once" if self._failures == 1 else f"{self._failures} times"
             what = "the training is complete, but the script" if self._complete else "the script"
-            last = f"; its last words:\n{words}" if words else ""
-            self._end("Failed", f"{what} failed {times} in a row (runPolicy.backoffLimit: {limit}){last}", now)
+            self._end("Failed", f"{what} failed {times} in a row (runPolicy.backoffLimit: {limit}){behind(words)}", now)
             return
         count = self._errors[place[1]] = self._errors.get(place[1], 0) + 1
         delay = _delay(count) if self._samples else min(_LONGEST_FIRST_DELAY_SECONDS, _delay(count))
@@ -330,29 +353,31 @@ class Supervisor:
         same, self._last_failure = what == self._last_failure and self._failures > 1, what
         self._tell(
             "warning",
-            f"{_name(*place)}: the script {'failed in the same way' if same else what}; "
+            f"{process_name(*place)}: the script {'failed in the same way' if same else what}; "
             f"again in {delay:g} s (failures in a row: {self._failures}; the job fails at {limit + 1})",
         )
         self._pending[place] = now + delay
 
-    def _departed(self, place: Place, now: float) -> None:
-        """A script ended well before the job did: by a signal of somebody else's, or it never trains to the end."""
+    def _departed(self, place: Place, now: float, words: str) -> None:
+        """A script ended well before the job did: by a signal of somebody else's, or it never trains to the end.
+
+        Whether it is one that never joined is known a moment later, when the master's word on all joins is here.
+        """
         self._departures += 1
         if self._departures > self._settings.backoff_limit + self.wanted:
             self._end(
                 "Failed",
-                f"the script ended {self._departures} times in a row although the job is not complete; "
-                "does it loop over job.epochs() to the end?",
+                f"the script ended {self._departures} times in a row although the job was not complete{behind(words)}",
                 now,
             )
             return
-        self._left.add(place)
+        self._left[place] = words
         self._pending[place] = now + _GRACE_SECONDS
 
     def _service_exited(self, place: Place, process: _Process, code: int, now: float, words: str) -> None:
-        how = f"was ended by {_signal_name(code)}" if code < 0 else f"ended with code {code}"
+        how = f"was ended by {signal_name(code)}" if code < 0 else f"ended with code {code}"
         last_line = words.rstrip().rpartition("\n")[2] if code > 0 else ""
-        self._tell("warning", f"{_name(*place)} {how}{': ' + last_line if last_line else ''}; it starts again")
+        self._tell("warning", f"{process_name(*place)} {how}{': ' + last_line if last_line else ''}; it starts again")
         self._again(place, process, now, slowly=code >= 0)
 
     def _again(self, place: Place, process: _Process, now: float, *, slowly: bool = False) -> None:
@@ -368,8 +393,8 @@ class Supervisor:
 
     # --- How a job ends ---
 
-    def _became_complete(self, now: float) -> None:
-        self._complete = True
+    def _became_complete(self, reason: str, now: float) -> None:
+        self._complete, self._complete_reason = True, reason
         self._remind_at = now + _REMIND_SECONDS
         if self._left:
             self._saved = True
@@ -405,7 +430,7 @@ class Supervisor:
         if self._outcome is None:
             self._balance(now)
             if self._complete and not self._any(TRAINER):
-                self._end("Complete", "", now, final=True)
+                self._end("Complete", self._complete_reason, now, final=True)
         while self._outcome is not None and not self._finished and not self._any(_ORDER[self._stage]):
             self._next_stage(now)
 
@@ -443,7 +468,7 @@ class Supervisor:
     def _let_go(self, place: Place, now: float) -> None:
         if self._pending.pop(place, None) is None:
             self._drain(place, now)
-        self._left.discard(place)
+        self._left.pop(place, None)
 
     def _lowest_free(self) -> int:
         index = 0
@@ -453,7 +478,7 @@ class Supervisor:
 
     def _start(self, place: Place, now: float) -> None:
         self._pending.pop(place, None)
-        self._left.discard(place)
+        self._left.pop(place, None)
         self._alive[place] = _Process(started=now)
         self._out.append(Start(*place))
 
@@ -470,14 +495,3 @@ class Supervisor:
 def _delay(count: int) -> float:
     """Seconds before the ``count``-th try in a row: 1, 2, 4... at most 10; none for a count of 0."""
     return min(_LONGEST_DELAY_SECONDS, 2.0 ** min(count - 1, 10)) if count > 0 else 0.0
-
-
-def _name(role: str, index: int) -> str:
-    return role if role in {MASTER, ETCD} else f"{role}-{index}"
-
-
-def _signal_name(code: int) -> str:
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import json
+import signal
+from typing import Final
 
 from shoal.local.status import Status, is_good
-from shoal.wire.messages import Account, Progress
+from shoal.wire.messages import Account, Evaluation, Progress
 
-__all__ = ["account_lines", "counted", "duration", "number", "plain", "progress_line", "score", "values", "why"]
+__all__ = [
+    "NEVER_JOINED",
+    "account_lines",
+    "behind",
+    "counted",
+    "duration",
+    "evaluated",
+    "number",
+    "plain",
+    "process_name",
+    "progress_line",
+    "score",
+    "signal_name",
+    "values",
+    "why",
+]
+
+
+NEVER_JOINED: Final = (
+    "the script ended without joining the job: it never called trainer.join(), or ended before job.prepare(); a script "
+    "that Shoal trains calls both"
+)
+_MANY_SKIPPED: Final = 0.1
+"""With more than this share of its samples skipped, a job is hardly what its author meant."""
 
 
 def number(value: float) -> str:
@@ -45,6 +70,12 @@ def score(text: str) -> str:
     if isinstance(found, dict):
         return "  ".join(f"{name} {_one(value)}" for name, value in found.items())
     return _one(found)
+
+
+def evaluated(evaluation: Evaluation) -> str:
+    """``epoch 2 evaluated: auc 0.9``; which time, where it is not the first."""
+    time = f" ({evaluation.number + 1})" if evaluation.number else ""
+    return f"epoch {evaluation.epoch + 1} evaluated{time}: {score(evaluation.score)}"
 
 
 def _one(value: object) -> str:
@@ -114,10 +145,17 @@ def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]
         counts = f"samples: {samples.counted:,} of {samples.expected:,} counted, {samples.lost:,} lost, {samples.twice:,} twice"
     if samples.skipped:
         counts += f", {samples.skipped:,} skipped by the script"
+    skips = samples.skipped > _MANY_SKIPPED * samples.counted
     members = (
         f"trainers: {account.joins} joined, {account.leaves} left; trainers or servers that died: {account.deaths}"
     )
     lines = [head, f"  {counts}"]
+    if skips:
+        lines += [
+            f"  {samples.skipped / samples.counted:.0%} of the samples made no optimizer step: a check for NaN that",
+            "  always fires, overflows of a GradScaler, or no step() after backward();",
+            "  see docs/scripts.md",
+        ]
     if account.joins or account.deaths:
         lines.append(f"  {members}")
     if account.replayed:
@@ -127,3 +165,21 @@ def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]
     if reason:
         lines.append(f"  reason: {reason}")
     return lines
+
+
+def behind(last_words: str) -> str:
+    """What is put behind the reason of a failure: what the script said last, if it said anything."""
+    return f"; its last words:\n{last_words}" if last_words else ""
+
+
+def process_name(role: str, index: int) -> str:
+    """``trainer-0``; of whom there is but one, the role alone."""
+    return role if role in {"master", "etcd"} else f"{role}-{index}"
+
+
+def signal_name(code: int) -> str:
+    """The signal that ended a process, from its negative exit code."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

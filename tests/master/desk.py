@@ -1,0 +1,141 @@
+"""A master with one parameter server and trainers that only talk: what it says to whom, and what it leaves in etcd."""
+
+from __future__ import annotations
+
+import itertools
+
+from shoal.master.core import Master
+from shoal.master.job import Job, Send, Settings
+from shoal.master.records import Records
+from shoal.wire import messages as m
+from shoal.wire.auth import Identity
+from shoal.wire.tasks import TaskSet
+
+TASKS = 6
+SAMPLES = 4
+"""In a task: two batches of two."""
+EPOCHS = 3
+SERVER = Identity(role="pserver", index=0, life=10**6)
+SERVER_CONNECTION = 999
+SHAPE = m.Shape(
+    samples=TASKS * SAMPLES, fingerprint="f", batch_size=2, drop_last=False, shuffle=True, task_batches=2, accumulate=1,
+    dense=[], tables=[], groups=[m.Group(optimizer="SGD", options={"lr": 0.5})], buffers=[],
+)  # fmt: skip
+
+
+class Desk:
+    """The server has what ``has`` and ``reached`` say; trainers' connections have their indices."""
+
+    def __init__(self, *, server: bool = True):
+        self.etcd: dict[str, bytes] = {}
+        self.grants = itertools.count(1)
+        self.served: dict[int, int] = {}
+        self.has = TaskSet(TASKS)
+        self.reached = (-1, -1)
+        self.finals: list[m.Final] = []
+        self.generation = 0
+        self.server = server
+        self.replace_master()
+
+    def replace_master(self):
+        """Another master, which knows what etcd has."""
+        self.generation += 1
+        records = Records()
+        records.load(self.etcd.items())
+        chosen = Settings(name="j", epochs=EPOCHS, seed=1, servers=1, checkpoint_seconds=1e9, checkpoint_keep=2,
+                          output="", lease_seconds=10.0)  # fmt: skip
+        self.job = Job(settings=chosen, records=records, generation=self.generation,
+                       new_grant=lambda: next(self.grants), now=0.0, clock=lambda: 0.0)  # fmt: skip
+        self.master = Master(self.job)
+        if self.server:
+            self.master.connected(SERVER_CONNECTION, SERVER, 0.0)
+            self.offer(0)
+            self.settle()
+
+    def report(self, slots):
+        return [m.Report(slots=slots, grants=[self.served[slot] for slot in slots], counts=[1] * len(slots),
+                         tasks=self.has.encode(), reached=max(self.reached, self.has.highest))]  # fmt: skip
+
+    def offer(self, question):
+        held = self.report(list(self.served)) if self.served else []
+        self.from_server(m.Offer(held=held, waiting=[], files=[], question=question, addresses=["unix:///s"], pid=1, host=""))
+
+    def from_server(self, message):
+        self.master.message(SERVER_CONNECTION, message, 0.0)
+
+    def settle(self):
+        """Carry messages to the server until it has nothing more to say; what was said to trainers."""
+        said = []
+        while True:
+            if self.master.serving.confirm_wanted:
+                self.master.serving.confirmed(self.job.slots.question)
+            if not self.job.outbox:
+                break
+            outbox, self.job.outbox = self.job.outbox, []
+            for each in outbox:
+                if isinstance(each, Send) and each.connection == SERVER_CONNECTION:
+                    self.to_server(each.message)
+                elif isinstance(each, Send):
+                    said.append((each.connection, each.message))
+        for key, value in self.job.records.flush():
+            if value is None:
+                self.etcd.pop(key, None)
+            else:
+                self.etcd[key] = value
+        return said
+
+    def to_server(self, message):
+        match message:
+            case m.Ask():
+                self.offer(message.question)
+            case m.Accepted() if message.shape is not None:
+                self.offer(0)
+            case m.Grant():
+                self.served[message.slot] = message.grant
+                self.from_server(m.Held(reports=self.report([message.slot])))
+            case m.Final():
+                self.finals.append(message)
+
+    def joins(self, index, *, life=0, leases=()):
+        """A trainer registers; what the master says."""
+        identity = Identity(role="trainer", index=index, life=life or 100 + index)
+        self.master.connected(index, identity, 0.0)
+        return self.says(index, m.Register(shape=SHAPE, epochs=EPOCHS, seed=1, leases=list(leases), pid=1, host="h"))
+
+    def says(self, index, message):
+        """What the master answers to whom."""
+        self.master.message(index, message, 0.0)
+        return self.settle()
+
+    def dies(self, index):
+        """A trainer's connection closes without a farewell."""
+        self.master.closed(index, 0.0)
+        return self.settle()
+
+    def gets(self, index):
+        """A trainer asks for a task, of any epoch, and gets it."""
+        (leased,) = [x for to, x in self.says(index, m.Want(epoch=EPOCHS - 1)) if to == index and isinstance(x, m.Leased)]
+        return leased
+
+    def does(self, index, lease):
+        """A trainer has done a task."""
+        self.has.add(lease.epoch, lease.task)
+        return self.says(index, m.Done(lease=lease, grants=[self.served[slot] for slot in sorted(self.served)]))
+
+    def works(self, index, tasks):
+        """A trainer gets and does some tasks."""
+        for _ in range(tasks):
+            self.does(index, self.gets(index).lease)
+
+    def is_safe(self, *, skipped=0):
+        """The server answers the last final order."""
+        final = self.finals[-1]
+        samples = sum(SAMPLES for epoch in range(EPOCHS) for task in range(TASKS) if (epoch, task) in self.has)
+        count = len(final.slots)
+        self.from_server(m.Safe(file="f", tasks=final.tasks, slots=final.slots, grants=final.grants,
+                                samples=[samples] * count, skipped=[skipped] * count))  # fmt: skip
+        return self.settle()
+
+    def events(self, level="info"):
+        """What people were told."""
+        return [text for _, _, of, text in self.job.events if of == level]
