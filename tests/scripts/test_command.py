@@ -24,7 +24,7 @@ spec:
   epochs: 2
   trainer: {{minReplicas: {trainers}, maxReplicas: {trainers}}}
   parameterServer: {{replicas: 1}}
-  runPolicy: {{backoffLimit: 1}}
+  runPolicy: {{backoffLimit: 0}}
 """
 
 
@@ -52,9 +52,33 @@ def shoal_run(tmp_path):
 
 
 def test_a_script_that_never_joins_is_told_so(shoal_run):
-    done, _ = shoal_run("print('trained without Shoal')", command=["python", "script.py"])
-    assert done.returncode == 1
-    assert "trainer.join()" in json.loads(done.stdout)["reason"], (done.stdout, done.stderr)
+    done, _ = shoal_run("print('trained without Shoal')", command=["python", "script.py"], trainers=1)
+    assert json.loads(done.stdout)["state"] == "Failed"
+    error = done.stderr[done.stderr.index("error: job script failed") :]
+    assert "trainer.join()" in error, done.stderr
+
+
+def test_a_caught_error_is_named_as_the_cause(shoal_run):
+    script = (
+        HEAD
+        + """
+def main():
+    job, model, optimizer, loader = begin()
+    for epoch in job.epochs():
+        for i in loader:
+            raise ValueError("the real reason")
+
+
+try:
+    main()
+except Exception as error:
+    print("failed:", error)
+"""
+    )
+    done, _ = shoal_run(script, command=["python", "script.py"], trainers=1)
+    assert json.loads(done.stdout)["state"] == "Failed"
+    error = done.stderr[done.stderr.index("error: job script failed") :]
+    assert "an exception may have been caught around the loop" in error, done.stderr
 
 
 def test_a_command_of_two_processes_is_refused(shoal_run):
@@ -70,6 +94,6 @@ job.save("out.safetensors")
     )
     both = "python script.py & first=$!; python script.py; second=$?; wait $first || exit $?; exit $second"
     done, logs = shoal_run(script, command=["bash", "-c", both], trainers=1)
-    assert done.returncode == 1, (done.stdout, done.stderr, logs)
+    assert json.loads(done.stdout)["state"] == "Failed", (done.stderr, logs)
     assert "trainer 0 of this job is a living process already" in logs
     assert "torchrun is not needed" in logs

@@ -316,8 +316,8 @@ def test_a_new_parameter_group_after_prepare_is_refused(refused):
     )
 
 
-def test_a_model_without_its_gradients_ever_cleared_is_refused_or_trains_as_alone(run_alone):
-    """In plain PyTorch the gradients of all batches so far make each step."""
+def test_gradients_that_are_never_cleared_add_up_in_a_script_alone(run_alone):
+    """As in plain PyTorch: the gradients of all batches so far make each step."""
     result = run_alone("""
         job, model, optimizer, loader = begin(epochs=1, loader=data(shuffle=False))
         for epoch in job.epochs():
