@@ -7,7 +7,7 @@ part computed on old parameters, went into one step: so it is found at the secon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from shoal.trainer.refusal import Refused
 __all__ = ["Carry"]
 
 LOOKED_AT = 16
-"""Parameters whose gradients tell whether there was a backward pass."""
+"""Parameters, at least, whose gradients tell whether there was another backward pass; fewer if there are fewer."""
 
 
 class Carry:
@@ -29,7 +29,7 @@ class Carry:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._handle: Any = None
+        self._handles: list[Any] = []
         self._added = False
 
     def look(self, *, stepped: bool, accumulating: bool) -> bool:
@@ -49,20 +49,25 @@ class Carry:
         self._forget()
         if stepped:
             return True
-        found = next((p for p in self._parameters if p.grad is not None), None)
-        if found is None:
+        found = [p for p in self._parameters if p.grad is not None]
+        if not found:
             return False
-        if not accumulating and bool(found.grad.any()):  # type: ignore[union-attr]
-            self._follow(found, found.grad)
+        if not accumulating:
+            self._follow(found[:: max(1, len(found) // LOOKED_AT)])
         return True
 
-    def _follow(self, parameter: nn.Parameter, left: Tensor | None) -> None:
+    def _follow(self, parameters: Sequence[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.requires_grad:
+                hooked: Any = parameter
+                self._handles.append(hooked.register_hook(self._hook(parameter, parameter.grad)))
+
+    def _hook(self, parameter: nn.Parameter, left: Tensor | None) -> Callable[[Tensor], None]:
         def backward(_: Tensor) -> None:
-            if parameter.grad is left and left is not None and bool(left.any()):
+            if not self._added and parameter.grad is left and left is not None and bool(left.any()):
                 self._added = True
 
-        hooked: Any = parameter
-        self._handle = hooked.register_hook(backward) if parameter.requires_grad else None
+        return backward
 
     def cleared(self) -> None:
         """The script cleared gradients by its optimizer."""
@@ -83,7 +88,7 @@ class Carry:
             )
 
     def _forget(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         self._added = False

@@ -30,6 +30,8 @@ WINDOW = 32
 """Parameters that are looked at in one batch."""
 SAMPLED_VALUES = 256
 """Values that are compared in one batch, of one parameter."""
+COLUMNS = 64
+"""A checksum is made of the sums of so many columns, and of the sums of the rows, each with another weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ _update_parameters = AveragedModel.update_parameters
 def refuse_averages(model: nn.Module) -> None:
     """Refuse torch's own moving averages of a model from now on: each trainer would average its own steps only."""
     _models.add(model)
-    AveragedModel.update_parameters = _checked_update  # type: ignore[method-assign]
+    setattr(AveragedModel, "update_parameters", _checked_update)  # noqa: B010 - mypy knows no assignment to a method
 
 
 def _checked_update(average: AveragedModel, model: nn.Module) -> None:
@@ -208,11 +210,17 @@ def _layout(parameter: Tensor) -> tuple[int, torch.dtype]:
 
 
 def _checksum(values: Tensor) -> Tensor:
-    """Of the bits, so that NaN equals itself; any single changed element changes it."""
-    if not values.is_contiguous():
-        values = values.contiguous()
+    """Of the bits, so that NaN equals itself; other values, other signs or another order of them change it."""
     width = {1: torch.uint8, 2: torch.int16}.get(values.element_size(), torch.int32)
-    return values.reshape(-1).view(width).sum(dtype=torch.int64)
+    bits = values.contiguous().reshape(-1).view(width)
+    even = len(bits) // COLUMNS * COLUMNS
+    table = bits[:even].view(-1, COLUMNS)
+    parts = (table.sum(0, dtype=torch.int64), table.sum(1, dtype=torch.int64), bits[even:].to(torch.int64))
+    return torch.stack([(part * _odd(len(part), part.device)).sum() for part in parts]).sum()
+
+
+def _odd(count: int, device: torch.device) -> Tensor:
+    return torch.arange(1, 2 * count + 1, 2, device=device)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
