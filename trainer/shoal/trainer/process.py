@@ -75,7 +75,7 @@ class ProcessWatch:
         self._before: Any = signal.getsignal(signal.SIGTERM)
         self._hook_before = sys.excepthook
         self._hook = self._on_error
-        self._handler = self._on_terminate
+        self._handler = self._in_front_of(self._before)
         self._place: socket.socket | None = None
         signal.signal(signal.SIGTERM, self._handler)
         sys.excepthook = self._hook
@@ -90,13 +90,17 @@ class ProcessWatch:
         """Stand in front of a handler that the script installed since."""
         now = signal.getsignal(signal.SIGTERM)
         if now is not self._handler and threading.current_thread() is threading.main_thread():
-            self._before = now
+            # A new one each time: the script's handler may call the one that it found, which is ours of before.
+            self._before, self._handler = now, self._in_front_of(now)
             signal.signal(signal.SIGTERM, self._handler)
 
-    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
-        self._drain()
-        if callable(self._before):
-            self._before(number, frame)
+    def _in_front_of(self, before: Any) -> Callable[[int, FrameType | None], None]:
+        def on_terminate(number: int, frame: FrameType | None) -> None:
+            self._drain()
+            if callable(before):
+                before(number, frame)
+
+        return on_terminate
 
     def _on_error(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
         self._hook_before(kind, error, trace)
