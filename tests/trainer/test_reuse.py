@@ -74,6 +74,10 @@ def test_the_models_own_parameters_are_looked_at_too():
         m(torch.ones(1))
 
 
+def made_for(m):
+    return [torch.optim.SGD(m.discriminator.parameters(), lr=0.1), torch.optim.Adam(m.generator.parameters())]
+
+
 def gan(m, optimizers, x, y, *, between):
     first, second = optimizers
     first.zero_grad()
@@ -98,11 +102,7 @@ def test_losses_that_are_computed_before_all_steps_train_as_in_a_plain_loop(any_
         for x, y in side.batches:
             gan(side.model, side.optimizer, x, y, between=False)
 
-    compare(any_job, train, build=Both, make=lambda m: made_for(m))
-
-
-def made_for(m):
-    return [torch.optim.SGD(m.discriminator.parameters(), lr=0.1), torch.optim.Adam(m.generator.parameters())]
+    compare(any_job, train, build=Both, make=made_for)
 
 
 def test_parts_that_are_trained_in_turn_a_batch_each_are_as_in_a_plain_loop(any_job):
@@ -118,7 +118,7 @@ def test_parts_that_are_trained_in_turn_a_batch_each_are_as_in_a_plain_loop(any_
                 side.model.discriminator(side.model.generator(x)).mean().backward()
                 second.step()
 
-    compare(any_job, train, build=Both, make=lambda m: made_for(m))
+    compare(any_job, train, build=Both, make=made_for)
 
 
 def test_a_discriminator_that_judges_behind_its_step_is_refused_alone_and_together_alike(any_job):

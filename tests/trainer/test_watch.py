@@ -226,7 +226,7 @@ def test_a_parameter_group_that_is_put_into_the_list_is_refused(any_job, tmp_pat
         s.optimizer.param_groups.append(group)
 
     script = Script(any_job, tmp_path, make=make)
-    with pytest.raises(Refused, match="the parameters in an optimizer's param_groups were changed after prepare"):
+    with pytest.raises(Refused, match="the param_groups of SGD were changed after prepare"):
         script.run("behind epoch 1", act)
 
 
@@ -266,7 +266,7 @@ def test_what_harms_nothing_is_not_refused(any_job):
             parameter.note = "mine"
             parameter.grad = None
         nn.utils.parameters_to_vector(m.parameters()).mul_(2)
-        list(m.parameters())[0].data.norm()
+        next(m.parameters()).data.norm()
 
     def train(side):
         for number, (x, y) in enumerate(side.batches):
