@@ -246,6 +246,37 @@ def test_a_second_pass_in_one_epoch_is_refused(refused):
     )
 
 
+def test_a_prefetcher_that_asks_for_the_next_batch_before_the_step_is_refused(refused):
+    refused(
+        """
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            batches = iter(loader)
+            following = next(batches, None)
+            while following is not None:
+                present, following = following, next(batches, None)
+                train(model, optimizer, present)
+        job.save("out.safetensors")
+        """,
+        "optimizer.step()",
+        "a step belongs to a batch of the job",
+    )
+
+
+def test_a_pass_that_is_cut_short_by_zip_is_refused(refused):
+    refused(
+        """
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for i, _ in zip(loader, range(3)):
+                train(model, optimizer, i)
+        job.save("out.safetensors")
+        """,
+        "the loop over the loader was left before its end",
+        "Subset",
+    )
+
+
 def test_a_pass_before_the_epochs_is_refused(refused):
     refused(
         """

@@ -61,6 +61,21 @@ def test_two_evaluations_in_one_epoch_are_two(run):
     assert set(result.lines("scores")) == expected
 
 
+def test_an_evaluation_every_few_batches_leaves_the_training_as_it_is(run):
+    result = run("""
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for n, i in enumerate(loader):
+                train(model, optimizer, i)
+                if n % 5 == 4:
+                    assert model.training
+                    assert 0 < job.evaluate(lambda m: float(m.w.sum())) <= 128
+                    assert model.training
+        job.save("out.safetensors")
+    """)
+    assert result.counts() == [2.0]
+
+
 def test_numbers_of_numpy_and_tensors_are_logged(run):
     result = run("""
         job, model, optimizer, loader = begin()

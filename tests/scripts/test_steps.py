@@ -189,6 +189,29 @@ def test_a_grad_scaler_trains(run):
     assert result.counts() == [2.0]
 
 
+def test_a_batch_that_overflows_a_grad_scaler_is_skipped(run):
+    result = run("""
+        job, model, optimizer, loader = begin(optimizer=lambda m: sgd(m, lr=0.25))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        skipped = 0
+        for epoch in job.epochs():
+            for i in loader:
+                optimizer.zero_grad()
+                scaler.scale(4 * model(i)).backward()
+                scaler.step(optimizer)
+                before = scaler.get_scale()
+                scaler.update()
+                skipped += len(i) * (scaler.get_scale() < before)
+        print("skipped", skipped, flush=True)
+        job.save("out.safetensors")
+    """)
+    skipped = sum(map(int, result.lines("skipped")))
+    assert 0 < skipped <= 16
+    assert result.model()["w"].sum() == 128 - skipped
+    if result.outcome is not None:
+        assert result.outcome.account.samples.skipped == skipped
+
+
 def test_a_batch_that_the_script_skips_is_counted_as_skipped(run):
     result = run("""
         job, model, optimizer, loader = begin(epochs=1, loader=data(shuffle=False))
