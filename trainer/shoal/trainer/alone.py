@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shoal.trainer.batches import Batch, Place
 from shoal.trainer.describe import Description
-from shoal.trainer.exports import save_model
+from shoal.trainer.exports import average_path, save_model
 from shoal.trainer.loop import scored
 from shoal.trainer.optimizer import plain_step, run_post_hooks, run_pre_hooks
 from shoal.trainer.refusal import Refused
-from shoal.trainer.session import Batch, Place, Session, average_path
+from shoal.trainer.session import Session
 from shoal.trainer.tables import Tables
 
 __all__ = ["AloneJob"]
@@ -141,7 +142,7 @@ class AloneJob(Session):
 
     def _closed(self, batch: Batch) -> None:
         if batch.batch + 1 == self._order.plan.batches_in(batch.task):
-            self._buffer_tensors()
+            self._description.buffer_tensors()
         self._count(batch)
 
     def _count(self, batch: Batch) -> None:

@@ -11,27 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from shoal.pserver.optimizers import UnsupportedOptimizer, check_dense, check_sparse, group_options, optimizer_name
+from shoal.trainer.checks import check_model, check_numbers, check_state
 from shoal.trainer.data import DataDescription
-from shoal.trainer.refusal import Refusal
+from shoal.trainer.names import clean_name
+from shoal.trainer.refusal import Refusal, Refused
 from shoal.wire.layout import ITEM_SIZES
 from shoal.wire.messages import Buffer, DenseParameter, Group, Shape, SparseTable
 from shoal.wire.messages import Tensor as TensorShape
 from shoal.wire.plan import Plan, default_task_batches
 from shoal.wire.rows import GIVEN, GIVEN_TABLE_BYTES
 
-__all__ = ["FIXED_BYTES", "BufferPlace", "Description", "TableModule", "clean_name", "describe", "plain_module"]
+__all__ = ["FIXED_BYTES", "BufferPlace", "Description", "TableModule", "describe"]
 
 FIXED_BYTES = 64 * 2**20
 """Frozen parameters up to this size in all are sent from the first trainer to the others; larger ones are compared."""
 SAMPLED_VALUES = 100_000
 NORMAL, UNIFORM, KURTOSIS_TOLERANCE = 3.0, 1.8, 0.15
 """The kurtosis of normal and of uniform values, and how far that of a sample may lie from it."""
-_COMPILED = "_orig_mod."
-"""What torch.compile puts into the names of a module's tensors."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,26 @@ class Description:
     watched: list[tuple[str, nn.Parameter]]
     """The parameters that only the job may write, dense and frozen."""
 
+    def buffer_tensors(self) -> list[Tensor]:
+        """The buffers as the module has them now.
 
-def plain_module(model: nn.Module) -> nn.Module:
-    """The module itself, where torch.compile wrapped it."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
-
-
-def clean_name(name: str) -> str:
-    """A tensor's name without what torch.compile puts into it."""
-    return name.replace(_COMPILED, "")
+        Raises:
+            Refused: One is not what it was at ``prepare``, so that trainers could not merge it.
+        """
+        found = []
+        for place, spec in zip(self.buffers, self.shape.buffers, strict=True):
+            try:
+                tensor = place.tensor
+            except Refusal as error:
+                raise Refused(str(error)) from None
+            if list(tensor.shape) != spec.shape or str(tensor.dtype) != f"torch.{spec.dtype}":
+                raise Refused(
+                    f"buffer {place.name} is {tensor.dtype} {list(tensor.shape)} by now, and was torch.{spec.dtype} "
+                    f"{spec.shape} at prepare: trainers could not merge it; keep its shape, or register it with "
+                    "persistent=False"
+                )
+            found.append(tensor)
+        return found
 
 
 def describe(
@@ -118,42 +127,29 @@ def describe(
     Raises:
         Refusal: Something cannot be trained by parameter servers; the message names it and the fix.
     """
-    _check_model(model)
-    _check_numbers(accumulate, ema)
-    for optimizer in optimizers:
-        _check_state(optimizer)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    check_model(model)
+    check_numbers(accumulate, ema)
+    groups = check_state(optimizers)
     names = {id(p): clean_name(name) for name, p in model.named_parameters()}
     placed = _place(names, groups)
     tables = _tables(model, names, placed)
+    _check_average(ema, tables)
     sparse = [_table(table, placed, drawn=id(table.module.weight) in drawn) for table in tables]
     parameters = [(names[id(p)], p) for p in model.parameters()]
-    limits = _limits(clamp or {}, parameters, placed, {id(t.module.weight) for t in tables})
-    dense = _dense(parameters, placed, {id(table.module.weight) for table in tables}, limits)
-    if ema and tables:
-        raise Refusal(
-            f"ema={ema} cannot average the sparse table {tables[0].name}; make the embedding with sparse=False"
-        )
+    rows = {id(table.module.weight) for table in tables}
+    dense = _dense(parameters, placed, rows, _limits(clamp or {}, parameters, placed, rows))
     merged, passing = _buffers(model)
-    frozen = [(name, p) for name, p in parameters if id(p) not in placed]
-    fixed: list[tuple[str, Tensor]] = [*frozen, *passing]
-    large = sum(tensor.numel() * tensor.element_size() for _, tensor in fixed) > FIXED_BYTES
+    frozen: list[tuple[str, Any]] = [(name, p) for name, p in parameters if id(p) not in placed]
+    fixed = [*frozen, *passing]
+    large = sum(tensor.nbytes for _, tensor in fixed) > FIXED_BYTES
     shape = Shape(
-        samples=data.samples,
-        fingerprint=data.fingerprint,
-        batch_size=data.batch_size,
-        drop_last=data.drop_last,
-        shuffle=data.shuffle,
-        sampler=data.sampler,
+        **_data_of_shape(data),
         task_batches=_task_batches(data, accumulate, task_batches),
         accumulate=accumulate,
         dense=[described for described, _ in dense],
         tables=sparse,
         groups=_groups(optimizers, dense, sparse),
-        buffers=[
-            Buffer(name=p.name, shape=list(p.tensor.shape), dtype=_dtype(p.tensor, p.name), merge=_merge(p))
-            for p in merged
-        ],
+        buffers=[_buffer(place) for place in merged],
         fixed=[] if large else [_tensor(name, tensor) for name, tensor in fixed],
         frozen=_digest(fixed) if large else "",
         ema=ema,
@@ -169,44 +165,16 @@ def describe(
     )
 
 
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
+def _data_of_shape(data: DataDescription) -> dict[str, Any]:
+    names = ("samples", "fingerprint", "batch_size", "drop_last", "shuffle", "sampler")
+    return {name: getattr(data, name) for name in names}
+
+
+def _check_average(ema: float, tables: Sequence[TableModule]) -> None:
+    if ema and tables:
         raise Refusal(
-            f"prepare got a {type(model).__name__} as model; give it one nn.Module, several in an nn.ModuleDict"
+            f"ema={ema} cannot average the sparse table {tables[0].name}; make the embedding with sparse=False"
         )
-    if isinstance(model, DataParallel | DistributedDataParallel):
-        raise Refusal(f"the model is wrapped in {type(model).__name__}; give prepare the plain module (model.module)")
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise Refusal(f"parameter {name} is not initialised yet (a lazy module); run one forward pass first")
-        if tensor.is_meta:
-            raise Refusal(f"{name} is on the meta device and has no values; call model.to_empty(...) and initialise it")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-            raise Refusal(
-                f"{clean_name(name)} has max_norm, by which every forward pass writes rows of its weight: the parameter "
-                "servers hold that; leave max_norm out"
-            )
-
-
-def _check_numbers(accumulate: int, ema: float) -> None:
-    if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-        raise Refusal(f"accumulate={accumulate!r}; it must be a whole number of at least 1")
-    if not isinstance(ema, int | float) or isinstance(ema, bool) or not 0 <= ema < 1:
-        raise Refusal(f"ema={ema!r}; it must be a decay from 0 (none) to below 1, such as 0.999")
-
-
-def _check_state(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that has taken steps: its state could not be given to the servers."""
-    for state in optimizer.state.values():
-        if not state:
-            continue
-        if "step" not in state or float(state["step"]) > 0:
-            raise Refusal(
-                f"the {type(optimizer).__name__} has a state already (a checkpoint was loaded into it, or it made steps "
-                "before prepare), which the parameter servers would begin without; give prepare a new optimizer. A job "
-                "resumes from its own snapshots, with the optimizer's state"
-            )
 
 
 def _task_batches(data: DataDescription, accumulate: int, wanted: int | None) -> int:
@@ -257,6 +225,11 @@ def _buffers(model: nn.Module) -> tuple[list[BufferPlace], list[tuple[str, Tenso
             else:
                 merged.append(BufferPlace(name, module._buffers, key))  # noqa: SLF001
     return merged, passing
+
+
+def _buffer(place: BufferPlace) -> Buffer:
+    tensor = place.tensor
+    return Buffer(name=place.name, shape=list(tensor.shape), dtype=_dtype(tensor, place.name), merge=_merge(place))
 
 
 def _merge(place: BufferPlace) -> str:

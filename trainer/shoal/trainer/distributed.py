@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shoal.pserver.optimizers import UnsupportedOptimizer, group_options
+from shoal.trainer.batches import Batch, Place
 from shoal.trainer.describe import Description
 from shoal.trainer.engine import Engine
-from shoal.trainer.exports import save_model, why_unwritable
+from shoal.trainer.exports import average_path, save_model, why_unwritable
 from shoal.trainer.job import seed_everything
 from shoal.trainer.loop import scored
 from shoal.trainer.optimizer import run_post_hooks, run_pre_hooks
 from shoal.trainer.process import ProcessWatch, take_place
 from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.servers import Gradients, ServerLost
-from shoal.trainer.session import Batch, Place, Session, average_path, flat
+from shoal.trainer.session import Session
 from shoal.trainer.tables import Tables, rows_of
 from shoal.wire import auth, environment
 from shoal.wire import messages as m
@@ -139,9 +140,9 @@ class DistributedJob(Session):
     def _register(self, described: Description) -> None:
         """Register; if this is the first trainer, its values are the job's initial ones."""
         engine = self._engine
-        dense = flat(list(described.dense))
-        buffers = flat([place.tensor for place in described.buffers])
-        fixed = flat([tensor for _, tensor in described.fixed])
+        dense = _flat(described.dense)
+        buffers = _flat([place.tensor for place in described.buffers])
+        fixed = _flat([tensor for _, tensor in described.fixed])
         given = [table.module.weight.detach().cpu() for table in described.tables]
         engine.provide = lambda message: engine.servers.provide(
             message, dense, tables=given, buffers=buffers, fixed=fixed
@@ -360,7 +361,7 @@ class DistributedJob(Session):
         described, engine = self._description, self._engine
         if not described.buffers:
             return
-        tensors = self._buffer_tensors()
+        tensors = self._description.buffer_tensors()
         bases = self._bases or [tensor.detach().clone() for tensor in tensors]
         engine.servers.merge_buffers(tensors, bases, trainers=trainers, idle=engine.idle)
         self._bases = [tensor.detach().clone() for tensor in tensors]
@@ -474,3 +475,8 @@ class DistributedJob(Session):
             engine.loop_begins(self._epochs - 1)
         self._finished = True
         self._end()
+
+
+def _flat(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Copies of tensors as flat ones, on the CPU."""
+    return [tensor.detach().reshape(-1).cpu().clone() for tensor in tensors]

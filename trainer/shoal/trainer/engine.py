@@ -213,7 +213,10 @@ class Engine:
     def _on_registered(self, message: m.Registered) -> None:
         """A master took us, perhaps a new one: say again what we wait for."""
         self.registered = message
-        self.stopping = message.stopping
+        if self.stopping and not message.stopping:
+            # A master that etcd did not tell of it.
+            self._link.send(m.StopEarly(reason=self.stopping, epoch=self._loop_epoch))
+        self.stopping = message.stopping or self.stopping
         self._link.lease_seconds = message.lease_seconds
         for done in self.work.unanswered.values():
             self._link.send(done)

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shoal.trainer.describe import clean_name
+from shoal.trainer.names import clean_name
 from shoal.trainer.refusal import Refused
 
-__all__ = ["save_model", "why_unwritable"]
+__all__ = ["average_path", "save_model", "why_unwritable"]
 
 
 def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | None = None) -> None:
@@ -71,3 +71,8 @@ def why_unwritable(path: Path) -> str:
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"user {os.geteuid()} may not write into {folder}"
     return ""
+
+
+def average_path(path: Path) -> Path:
+    """Where the moving average of the weights is written, beside the model."""
+    return path.with_name(f"{path.stem}-ema{path.suffix}")

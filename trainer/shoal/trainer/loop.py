@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Values", "scored"]
+__all__ = ["Values", "numbers", "scored"]
 
 
 class Values:
@@ -81,3 +81,11 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"evaluate's function gave a {type(value).__name__}; give numbers, or a dict of numbers")
+
+
+def numbers(score: Any) -> frozenset[float]:
+    """All numbers in a score."""
+    if isinstance(score, bool | int | float):
+        return frozenset([float(score)])
+    parts = score.values() if isinstance(score, dict) else score if isinstance(score, list) else ()
+    return frozenset(number for part in parts for number in numbers(part))

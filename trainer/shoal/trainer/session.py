@@ -11,22 +11,25 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from shoal.trainer import sentences
+from shoal.trainer.batches import Batch, Pass, Place
 from shoal.trainer.carry import Carry
+from shoal.trainer.checks import check_optimizers
 from shoal.trainer.data import describe_data
-from shoal.trainer.describe import Description, describe, plain_module
+from shoal.trainer.describe import Description, describe
 from shoal.trainer.feed import Feed
 from shoal.trainer.job import Job
 from shoal.trainer.loader import BatchLoader
-from shoal.trainer.loop import Values
+from shoal.trainer.loop import Values, numbers
 from shoal.trainer.meta import materialise
+from shoal.trainer.names import plain_module
 from shoal.trainer.optimizer import share
 from shoal.trainer.order import Order
 from shoal.trainer.refusal import Refusal, Refused
@@ -34,39 +37,9 @@ from shoal.trainer.reuse import Reuse
 from shoal.trainer.schedule import Schedule
 from shoal.trainer.watch import Watch, refuse_averages
 
-__all__ = ["Batch", "Place", "Session"]
+__all__ = ["Session"]
 
 Model = TypeVar("Model", bound=nn.Module)
-Place = tuple[int, int, int]
-"""Epoch, task and batch."""
-
-
-@dataclass
-class Batch:
-    """The batch that the script works on."""
-
-    epoch: int
-    task: int
-    batch: int
-    first: int
-    """The batch with which its accumulation began."""
-    asked: set[int] = field(default_factory=set)
-    """The optimizers whose ``step`` was called, whether it counted or not."""
-    stepped: set[int] = field(default_factory=set)
-    committed: bool = False
-    abandoned: bool = False
-    scheduled: set[int] = field(default_factory=set)
-    """The optimizers whose scheduler the script stepped before them."""
-
-
-@dataclass
-class _Pass:
-    """One pass over the loader."""
-
-    number: int
-    batches: int = 0
-    trained: bool = False
-    """Whether a gradient was seen in it."""
 
 
 class Session(Job):
@@ -84,7 +57,7 @@ class Session(Job):
         self._prepared = False
         self._open: Batch | None = None
         self._optimizers: list[Optimizer] = []
-        self._pass = _Pass(0)
+        self._pass = Pass(0)
         self._passes = 0
         self._exhausted = False
         self._begun = self._finished = self._inside = False
@@ -109,14 +82,11 @@ class Session(Job):
     ) -> tuple[Model, Any, Any]:
         """See ``Job.prepare``."""
         if self._prepared:
-            raise Refused(
-                "prepare is called a second time: a job trains one model by one pass over the data. Put several models "
-                "into one nn.ModuleDict, and give their optimizers as a list"
-            )
+            raise Refused(sentences.PREPARE_TWICE)
         many = isinstance(optimizer, list | tuple)
         optimizers: list[Optimizer] = list(optimizer) if many else [optimizer]
         try:
-            _check_optimizers(optimizers)
+            check_optimizers(optimizers)
             data = describe_data(loader, batch_size=batch_size)
             module = plain_module(model)
             drawn = materialise(module, optimizers) if isinstance(module, nn.Module) else frozenset()
@@ -133,24 +103,13 @@ class Session(Job):
             self._module, self._description, self._optimizers = module, described, optimizers
             self._register(described)
             self._order = Order(described.shape, self._seed, data.order)
-            steps = self._order.plan.steps(accumulate)
-            given = (
-                list(scheduler) if isinstance(scheduler, list | tuple) else [scheduler] if scheduler is not None else []
-            )
-            self._schedule = Schedule(
-                given,
-                described.groups,
-                interval=scheduler_interval,
-                steps=steps,
-                epochs=self._epochs,
-                place=self._scheduler_place,
-                measured=self._measured,
-            )
+            self._schedule = self._schedule_of(scheduler, scheduler_interval)
         except Refusal as error:
             raise Refused(str(error)) from None
         self._feed = Feed(data.loader, self._order)
         self._carry = Carry(described.dense)
         self._reuse = Reuse(module, optimizers)
+        self._held = {id(one): [id(group) for group in one.param_groups] for one in optimizers}
         for one in optimizers:
             share(one, self)
         if accumulate > 1:
@@ -161,6 +120,19 @@ class Session(Job):
         self._prepared = True
         batches = BatchLoader(data.loader, self, batches=self._order.plan.batches)
         return model, (optimizers if many else optimizer), batches
+
+    def _schedule_of(self, scheduler: Any, interval: str) -> Schedule:
+        shape = self._description.shape
+        several = isinstance(scheduler, list | tuple)
+        return Schedule(
+            list(scheduler) if several else [scheduler] if scheduler is not None else [],
+            self._description.groups,
+            interval=interval,
+            steps=self._order.plan.steps(shape.accumulate),
+            epochs=self._epochs,
+            place=self._scheduler_place,
+            measured=self._measured,
+        )
 
     def _guard_zero_grad(self, module: nn.Module) -> None:
         """In an accumulation ``model.zero_grad()`` means what ``optimizer.zero_grad()`` means."""
@@ -187,9 +159,9 @@ class Session(Job):
     def epochs(self) -> Iterator[int]:
         """See ``Job.epochs``."""
         if not self._prepared:
-            raise Refused("job.epochs() before job.prepare(...): prepare the model, the optimizer and the loader first")
+            raise Refused(sentences.EPOCHS_BEFORE_PREPARE)
         if self._begun:
-            raise Refused("job.epochs() is called a second time: it gives all epochs; say how many by epochs=")
+            raise Refused(sentences.EPOCHS_TWICE)
         self._begun = True
         return self._run_epochs()
 
@@ -205,21 +177,13 @@ class Session(Job):
             self._close()
             self._inside = False
             if not self._exhausted and not self._stopping:
-                raise Refused(self._unfinished_epoch())
+                raise Refused(sentences.unfinished_epoch(self._epoch))
             if not self._stopping:
                 self._schedule.over("epoch", self._passes, lambda _: True)
             if self._epoch_over():
                 break
         self._finished = True
         self._end()
-
-    def _unfinished_epoch(self) -> str:
-        return (
-            f"epoch {self._epoch + 1}: the loop over the loader was left before its end (break, or it was never begun), "
-            "but every sample counts once in every epoch. To end the job early call job.stop('why') before the break; to "
-            "train on a part of the data give prepare a torch.utils.data.Subset; a second trainer begins at the job's "
-            "current epoch by itself"
-        )
 
     @abstractmethod
     def _epoch_over(self) -> bool:
@@ -235,13 +199,10 @@ class Session(Job):
         """See ``Passes.begin_pass``."""
         self._close()
         if self._exhausted and self._inside:
-            raise Refused(
-                f"epoch {self._epoch + 1}: the loader is iterated a second time in one epoch, in which every sample counts "
-                "once; give join(epochs=...) more epochs, or look at the data by a DataLoader of your own"
-            )
+            raise Refused(sentences.second_pass(self._epoch))
         self._watch.check_all()
         self._passes += 1
-        self._pass = _Pass(self._passes)
+        self._pass = Pass(self._passes)
         self._feed.begin_pass()
         self._pass_begins()
         return self._passes
@@ -253,13 +214,10 @@ class Session(Job):
     def following(self, number: int) -> tuple[bool, Any]:
         """See ``Passes.following``."""
         if number != self._pass.number:
-            raise Refused("an iterator of the loader is used after another one was begun; use one at a time")
+            raise Refused(sentences.OLD_ITERATOR)
         accumulating = self._close()
         if not self._inside and self._pass.batches:
-            raise Refused(
-                "the loader is iterated outside of `for epoch in job.epochs():`, where batches belong to no epoch; put the "
-                "loop into it, or look at the data by a DataLoader of your own"
-            )
+            raise Refused(sentences.OUTSIDE_OF_EPOCHS)
         place = accumulating or self._next_place()
         if place is None:
             self._pass_is_through()
@@ -301,11 +259,7 @@ class Session(Job):
         self._exhausted = True
         self._feed.end_pass()
         if self._pass.batches > 1 and not self._pass.trained and not self._stopping:
-            raise Refused(
-                f"the loader was iterated in epoch {self._epoch + 1} without a backward pass of the model that prepare got: "
-                f"its {self._pass.batches} batches count as skipped. Train in that loop; look at the data (statistics, "
-                "accuracy) by a DataLoader of your own"
-            )
+            raise Refused(sentences.untrained_pass(self._epoch, self._pass.batches))
         self._watch.check_all()
         self._watch.settled(whole=True)
 
@@ -372,27 +326,6 @@ class Session(Job):
     def _closed(self, batch: Batch) -> None:
         """A batch is over."""
 
-    def _buffer_tensors(self) -> list[Tensor]:
-        """The buffers as the module has them now.
-
-        Raises:
-            Refused: One is not what it was at ``prepare``, so that trainers could not merge it.
-        """
-        found = []
-        for place, spec in zip(self._description.buffers, self._description.shape.buffers, strict=True):
-            try:
-                tensor = place.tensor
-            except Refusal as error:
-                raise Refused(str(error)) from None
-            if list(tensor.shape) != spec.shape or str(tensor.dtype) != f"torch.{spec.dtype}":
-                raise Refused(
-                    f"buffer {place.name} is {tensor.dtype} {list(tensor.shape)} by now, and was torch.{spec.dtype} "
-                    f"{spec.shape} at prepare: trainers could not merge it; keep its shape, or register it with "
-                    "persistent=False"
-                )
-            found.append(tensor)
-        return found
-
     # --- Steps (the optimizers' Stepper) ---
 
     def closes(self) -> bool:
@@ -412,25 +345,21 @@ class Session(Job):
         """See ``Stepper.step``."""
         batch = self._open
         if batch is None or batch.abandoned:
-            raise Refused(
-                "optimizer.step() outside of the loop over the loader that prepare returned: a step belongs to a batch of "
-                "the job; iterate that loader in `for epoch in job.epochs():`"
-            )
+            raise Refused(sentences.STEP_OUTSIDE_OF_LOOP)
         if not self._inside:
-            raise Refused(
-                "optimizer.step() outside of `for epoch in job.epochs():`; put the loop over the loader into it"
-            )
+            raise Refused(sentences.STEP_OUTSIDE_OF_EPOCHS)
         if not self._closes(batch):
             batch.asked.add(id(optimizer))
             return _closed_over(closure)
         if id(optimizer) in batch.stepped:
-            raise Refused(
-                f"{type(optimizer).__name__}.step() is called a second time for one batch: a job makes one step of each "
-                "optimizer for a batch, so that it counts once. Give join(epochs=...) more epochs instead of repeating a "
-                "batch; add several losses up before one step"
-            )
+            raise Refused(sentences.second_step(optimizer))
         if id(optimizer) in batch.scheduled:
-            raise Refused("scheduler.step() is called before optimizer.step(); call it behind")
+            raise Refused(sentences.SCHEDULER_FIRST)
+        if [id(group) for group in optimizer.param_groups] != self._held[id(optimizer)]:
+            raise Refused(
+                f"the param_groups of {type(optimizer).__name__} were changed after prepare; give the optimizer all "
+                "parameters before, and freeze or unfreeze them by requires_grad_"
+            )
         self._carry.check()
         self._watch.check()
         try:
@@ -481,7 +410,7 @@ class Session(Job):
         self._need_prepared("job.evaluate")
         self._check_model()
         result = self._score(*self._call("evaluate"), score)
-        self._scores = _numbers(result)
+        self._scores = numbers(result)
         return result
 
     _scores: frozenset[float] = frozenset()
@@ -490,10 +419,7 @@ class Session(Job):
     def _measured(self, value: float) -> bool:
         """The script gave a number to ReduceLROnPlateau; whether it counts."""
         if value not in self._scores and value == value:  # noqa: PLR0124 - NaN is no score, and stands for nothing
-            raise Refused(
-                f"ReduceLROnPlateau.step({value!r}): the number is not what the last job.evaluate gave, so every trainer "
-                "would see another one; give it that score, or a value of its dict"
-            )
+            raise Refused(sentences.foreign_metric(value))
         return self._metric(*self._call("metric"), value)
 
     @abstractmethod
@@ -509,7 +435,7 @@ class Session(Job):
         self._need_prepared("job.save")
         if self._begun and not self._inside and not self._finished:
             if not self._stopping:
-                raise Refused(self._left())
+                raise Refused(sentences.left_epochs(self._epoch, self._epochs))
             self._complete_stopped()
         self._check_model()
         target = self._folder() / path
@@ -550,43 +476,14 @@ class Session(Job):
         if not self._prepared:
             raise Refused(f"{what} before job.prepare(...): prepare the model, the optimizer and the loader first")
 
-    def _left(self) -> str:
-        return (
-            f"the script left `for epoch in job.epochs():` in epoch {self._epoch + 1} of {self._epochs}; to end the job "
-            "early, with the model of that moment, call job.stop('why') first"
-        )
-
     def _unfinished(self) -> str:
         """Why the job is not through although the script ends; empty: it is."""
         if self._finished or self._stopping:
             return ""
-        if not self._prepared:
-            return "the script ended without job.prepare(...): it joined the job and trained nothing"
-        if not self._begun:
-            return "the script ended without `for epoch in job.epochs():`"
-        if self._open is not None and not self._open.abandoned:
-            return (
-                f"the script ended in the middle of a batch of epoch {self._epoch + 1}: an exception may have been caught "
-                "around the loop, or the process ended by sys.exit()"
-            )
-        return (
-            f"the script ended in epoch {self._epoch + 1} of {self._epochs}: an exception may have been caught around the "
-            "loop, the loop was left, or the process ended by sys.exit(); to end a job early call job.stop('why')"
+        in_batch = self._open is not None and not self._open.abandoned
+        return sentences.unfinished(
+            self._epoch, self._epochs, prepared=self._prepared, begun=self._begun, in_batch=in_batch
         )
-
-
-def _check_optimizers(optimizers: list[Any]) -> None:
-    for one in optimizers:
-        if not isinstance(one, Optimizer):
-            raise Refusal(f"prepare got a {type(one).__name__} as optimizer; give it one of torch.optim, or a list")
-
-
-def _numbers(score: Any) -> frozenset[float]:
-    """All numbers in a score."""
-    if isinstance(score, bool | int | float):
-        return frozenset([float(score)])
-    parts = score.values() if isinstance(score, dict) else score if isinstance(score, list) else ()
-    return frozenset(number for part in parts for number in _numbers(part))
 
 
 def _closed_over(closure: Callable[[], Any] | None) -> Any:
@@ -594,13 +491,3 @@ def _closed_over(closure: Callable[[], Any] | None) -> Any:
         return None
     with torch.enable_grad():
         return closure()
-
-
-def average_path(path: Path) -> Path:
-    """Where the moving average of the weights is written, beside the model."""
-    return path.with_name(f"{path.stem}-ema{path.suffix}")
-
-
-def flat(tensors: list[Tensor]) -> list[Tensor]:
-    """Copies of tensors as flat ones, on the CPU."""
-    return [tensor.detach().reshape(-1).cpu().clone() for tensor in tensors]

@@ -1,0 +1,120 @@
+"""What a script is told about its loop: why it is refused, and why its job is not complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "EPOCHS_BEFORE_PREPARE",
+    "EPOCHS_TWICE",
+    "OLD_ITERATOR",
+    "OUTSIDE_OF_EPOCHS",
+    "PREPARE_TWICE",
+    "SCHEDULER_FIRST",
+    "STEP_OUTSIDE_OF_EPOCHS",
+    "STEP_OUTSIDE_OF_LOOP",
+    "foreign_metric",
+    "left_epochs",
+    "second_pass",
+    "second_step",
+    "unfinished",
+    "unfinished_epoch",
+    "untrained_pass",
+]
+
+PREPARE_TWICE = (
+    "prepare is called a second time: a job trains one model by one pass over the data. Put several models into one "
+    "nn.ModuleDict, and give their optimizers as a list"
+)
+EPOCHS_BEFORE_PREPARE = "job.epochs() before job.prepare(...): prepare the model, the optimizer and the loader first"
+EPOCHS_TWICE = "job.epochs() is called a second time: it gives all epochs; say how many by epochs="
+OLD_ITERATOR = "an iterator of the loader is used after another one was begun; use one at a time"
+OUTSIDE_OF_EPOCHS = (
+    "the loader is iterated outside of `for epoch in job.epochs():`, where batches belong to no epoch; put the loop into "
+    "it, or look at the data by a DataLoader of your own"
+)
+STEP_OUTSIDE_OF_LOOP = (
+    "optimizer.step() outside of the loop over the loader that prepare returned: a step belongs to a batch of the job; "
+    "iterate that loader in `for epoch in job.epochs():`"
+)
+STEP_OUTSIDE_OF_EPOCHS = (
+    "optimizer.step() outside of `for epoch in job.epochs():`; put the loop over the loader into it"
+)
+SCHEDULER_FIRST = "scheduler.step() is called before optimizer.step(); call it behind"
+
+
+def unfinished_epoch(epoch: int) -> str:
+    """The loop over the loader was left before its end."""
+    return (
+        f"epoch {epoch + 1}: the loop over the loader was left before its end (break, or it was never begun), but every "
+        "sample counts once in every epoch. To end the job early call job.stop('why') before the break; to train on a "
+        "part of the data give prepare a torch.utils.data.Subset; a second trainer begins at the job's current epoch by "
+        "itself"
+    )
+
+
+def second_pass(epoch: int) -> str:
+    """The loader is iterated again in an epoch that is through."""
+    return (
+        f"epoch {epoch + 1}: the loader is iterated a second time in one epoch, in which every sample counts once; give "
+        "join(epochs=...) more epochs, or look at the data by a DataLoader of your own"
+    )
+
+
+def untrained_pass(epoch: int, batches: int) -> str:
+    """The loader was iterated without training."""
+    return (
+        f"the loader was iterated in epoch {epoch + 1} without a backward pass of the model that prepare got: its "
+        f"{batches} batches count as skipped. Train in that loop; look at the data (statistics, accuracy) by a DataLoader "
+        "of your own"
+    )
+
+
+def second_step(optimizer: Any) -> str:
+    """An optimizer steps twice for one batch."""
+    return (
+        f"{type(optimizer).__name__}.step() is called a second time for one batch: a job makes one step of each optimizer "
+        "for a batch, so that it counts once. Give join(epochs=...) more epochs instead of repeating a batch; add several "
+        "losses up before one step"
+    )
+
+
+def foreign_metric(value: float) -> str:
+    """ReduceLROnPlateau is given a number that other trainers do not have."""
+    return (
+        f"ReduceLROnPlateau.step({value!r}): the number is not what the last job.evaluate gave, so every trainer would see "
+        "another one; give it that score, or a value of its dict"
+    )
+
+
+def left_epochs(epoch: int, epochs: int) -> str:
+    """The script left the loop over the epochs."""
+    return (
+        f"the script left `for epoch in job.epochs():` in epoch {epoch + 1} of {epochs}; to end the job early, with the "
+        "model of that moment, call job.stop('why') first"
+    )
+
+
+def unfinished(epoch: int, epochs: int, *, prepared: bool, begun: bool, in_batch: bool) -> str:
+    """Why the job is not through although the script ends.
+
+    Args:
+        epoch: The script's present epoch, from 0.
+        epochs: Of the job.
+        prepared: Whether ``prepare`` was called.
+        begun: Whether the loop over the epochs was begun.
+        in_batch: Whether the script ends in the middle of a batch.
+    """
+    if not prepared:
+        return "the script ended without job.prepare(...): it joined the job and trained nothing"
+    if not begun:
+        return "the script ended without `for epoch in job.epochs():`"
+    if in_batch:
+        return (
+            f"the script ended in the middle of a batch of epoch {epoch + 1}: an exception may have been caught around the "
+            "loop, or the process ended by sys.exit()"
+        )
+    return (
+        f"the script ended in epoch {epoch + 1} of {epochs}: an exception may have been caught around the loop, the loop "
+        "was left, or the process ended by sys.exit(); to end a job early call job.stop('why')"
+    )
