@@ -143,9 +143,7 @@ def describe(
     fixed = [*frozen, *passing]
     large = sum(tensor.nbytes for _, tensor in fixed) > FIXED_BYTES
     shape = Shape(
-        **_data_of_shape(data),
-        task_batches=_task_batches(data, accumulate, task_batches),
-        accumulate=accumulate,
+        **_data_of_shape(data, accumulate, task_batches),
         dense=[described for described, _ in dense],
         tables=sparse,
         groups=_groups(optimizers, dense, sparse),
@@ -165,9 +163,10 @@ def describe(
     )
 
 
-def _data_of_shape(data: DataDescription) -> dict[str, Any]:
+def _data_of_shape(data: DataDescription, accumulate: int, task_batches: int | None) -> dict[str, Any]:
     names = ("samples", "fingerprint", "batch_size", "drop_last", "shuffle", "sampler")
-    return {name: getattr(data, name) for name in names}
+    cut = {"task_batches": _task_batches(data, accumulate, task_batches), "accumulate": accumulate}
+    return {name: getattr(data, name) for name in names} | cut
 
 
 def _check_average(ema: float, tables: Sequence[TableModule]) -> None:

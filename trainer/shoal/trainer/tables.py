@@ -59,7 +59,7 @@ class _TableWeight(nn.Parameter):
 
     _shoal: tuple[Tables, int]
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override] # torch types no name
         """The table without its values: whoever shows an error must not be refused."""
         del tensor_contents
         return f"Parameter containing:\nthe rows of a sparse table {list(self.shape)}, dtype={self.dtype}"
