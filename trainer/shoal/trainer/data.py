@@ -175,9 +175,9 @@ def _with_order(described: DataDescription, order: SamplerOrder, digest: Any) ->
             f"the {what} {order.name} has no __len__, so it may never end; add it: the number of "
             f"{'batches' if order.batches else 'samples'} in an epoch"
         )
-    # Epoch 1 in between: what a sampler remembers from one drawing to the next must not change its order.
-    first, _, again = (order.draw(seed=0, epoch=epoch) for epoch in (0, 1, 0))
-    if repr(first) != repr(again):
+    # At once, and after another epoch: what a sampler remembers must not change its order.
+    first, again, _, later = (order.draw(seed=0, epoch=epoch) for epoch in (0, 0, 1, 0))
+    if not repr(first) == repr(again) == repr(later):
         raise Refusal(
             f"the {what} {order.name} does not give the same order twice for the same seed, but all trainers must "
             "draw the same; draw only from the generators of torch, numpy and random or from a generator that is an "

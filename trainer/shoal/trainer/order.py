@@ -177,13 +177,17 @@ def _seeded(parts: list[Any], seed: int) -> Iterator[None]:
     torch_state, random_state = torch.get_rng_state(), random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002 - the generator that samplers use
     held = [(part, name, value) for part in parts for name, value in list(getattr(part, "__dict__", {}).items())]
-    replaced = [(part, name, value) for part, name, value in held if _like(value, seed) is not None]
+    replaced = [(part, name, value) for part, name, value in held if isinstance(value, _GENERATORS)]
+    # One that two samplers share stays shared; different ones get different seeds.
+    ours: dict[int, Any] = {}
+    for _, _, value in replaced:
+        ours.setdefault(id(value), _like(value, seed + 1 + len(ours)))
     try:
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         for part, name, value in replaced:
-            setattr(part, name, _like(value, seed))
+            setattr(part, name, ours[id(value)])
         yield
     finally:
         for part, name, value in replaced:
@@ -193,14 +197,15 @@ def _seeded(parts: list[Any], seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
 def _like(value: Any, seed: int) -> Any:
-    """A seeded generator of a generator's kind; None for anything else."""
+    """A seeded generator of a generator's kind."""
     if isinstance(value, torch.Generator):
         return torch.Generator(value.device).manual_seed(seed)
     if isinstance(value, np.random.Generator):
         return np.random.default_rng(seed)
     if isinstance(value, np.random.RandomState):
         return np.random.RandomState(seed % 2**32)
-    if isinstance(value, random.Random):
-        return random.Random(seed)  # noqa: S311 - no secret
-    return None
+    return random.Random(seed)  # noqa: S311 - no secret
