@@ -385,5 +385,14 @@ MISTAKES = {
     "a whole table": Mistake("batch", "is used as a whole by sum", _whole_table, _with("table")),
     "a buffer of another shape": Mistake("batch ends", "blocks.0.mean is", _shape, _with("buffer assigned")),
     "a buffer removed": Mistake("epoch ends", "blocks.0.mean was removed", _no_buffer, _with("buffer in place")),
+    "evaluate between two steps": Mistake(
+        "stepped", "before those of the others", lambda s: s.evaluate(), _two_optimizers
+    ),
+    "save between two steps": Mistake(
+        "stepped",
+        "before those of the others",
+        lambda s: s.host.save(s.folder / "between.safetensors"),
+        _two_optimizers,
+    ),
     "run between two steps": Mistake("stepped", "run after its optimizer's step", _rerun, _two_optimizers),
 }

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import shoal.master.job
 import shoal.master.service
 import shoal.master.serving
 import shoal.pserver.service
@@ -223,7 +224,7 @@ def run_alone(spec: Spec) -> Result:
 
 @contextlib.contextmanager
 def _job(spec: Spec) -> Iterator[OneProcess]:
-    """A job that starts and ends fast: its master looks at the clock often, and its files are in memory."""
+    """A job that starts and ends fast: few slots, a master that looks at the clock often, files in memory."""
     streams: list[socket.socket] = []
 
     def listening(address: str) -> tuple[socket.socket, str]:
@@ -235,6 +236,7 @@ def _job(spec: Spec) -> Iterator[OneProcess]:
         patch.setattr(shoal.master.service, "TICK_SECONDS", 0.003)
         patch.setattr(shoal.master.serving, "PROVIDE_AGAIN_SECONDS", 0.02)
         patch.setattr(shoal.pserver.service, "listen", listening)
+        patch.setattr(shoal.master.job.Settings, "slots", property(lambda _: 4))
         patch.setattr(os, "fsync", lambda _: None)
         memory = Path("/dev/shm")
         if os.access(memory, os.W_OK):

@@ -249,6 +249,7 @@ class Script:
                     optimizer.step()
             return
         if spec.amp:
+            active = [o for o in active if any(p.grad is not None for g in o.param_groups for p in g["params"])]
             for optimizer in active:
                 self.scaler.unscale_(optimizer)
         if spec.clip == "norm":
@@ -258,7 +259,8 @@ class Script:
         for optimizer in active:
             self.scaler.step(optimizer)
             self.slip("stepped")
-        self.scaler.update()
+        if active:
+            self.scaler.update()
         if spec.amp:
             self.found.scales.append(self.scaler.get_scale())
 

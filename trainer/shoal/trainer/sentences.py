@@ -118,3 +118,12 @@ def unfinished(epoch: int, epochs: int, *, prepared: bool, begun: bool, in_batch
         f"the script ended in epoch {epoch + 1} of {epochs}: an exception may have been caught around the loop, the loop "
         "was left, or the process ended by sys.exit(); to end a job early call job.stop('why')"
     )
+
+
+def between_steps() -> str:
+    """The model is wanted when some of a batch's optimizers have made their steps."""
+    return (
+        "job.evaluate or job.save is called behind one optimizer's step and before those of the others: the steps of one "
+        "batch take effect together, when the last optimizer makes its own or the batch ends, so the model would be the one "
+        "of before. Call it behind all steps, before them, or behind the loop"
+    )

@@ -462,11 +462,13 @@ class Session(Job):
         """End the job early."""
 
     def _check_model(self) -> None:
-        """Before others see the model: what the script wrote into it is none of the job's."""
+        """Before others see the model: what the script wrote into it is none of the job's, and all steps made are."""
         if self._open is None:
             self._watch.check_all()
-        else:
-            self._watch.check()
+            return
+        self._watch.check()
+        if self._open.stepped and not self._open.committed:
+            raise Refused(sentences.between_steps())
 
     @abstractmethod
     def _complete_stopped(self) -> None:
