@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,18 @@ class AloneJob(Session):
         run_pre_hooks(optimizer)
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - the optimizer may use the whole of a sparse table
             result = plain_step(optimizer, closure)
-        with torch.no_grad():
-            for parameter, (low, high) in self._bounds:
-                parameter.clamp_(low, high)
-        self._watch.settled()
+        self._clamp([optimizer])
         run_post_hooks(optimizer)
         return result
+
+    def _clamp(self, optimizers: Sequence[Optimizer]) -> None:
+        """Bring the parameters of these optimizers into their bounds."""
+        own = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+        with torch.no_grad():
+            for parameter, (low, high) in self._bounds:
+                if id(parameter) in own:
+                    parameter.clamp_(low, high)
+        self._watch.settled()
 
     def _commit(self, batch: Batch, *, skipped: bool) -> None:
         batch.committed = True
@@ -127,7 +133,11 @@ class AloneJob(Session):
         if skipped:
             plan = self._order.plan
             self._skipped += sum(plan.samples_in(batch.task, k) for k in range(batch.first, batch.batch + 1))
-        elif self._description.shape.ema:
+            return
+        others = [one for one in self._optimizers if id(one) not in batch.stepped]
+        if others:
+            self._clamp(others)
+        if self._description.shape.ema:
             self._move_average(self._description.shape.ema)
 
     def _move_average(self, decay: float) -> None:
