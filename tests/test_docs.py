@@ -1,4 +1,4 @@
-"""The table in docs/architecture.md names places that are there."""
+"""The table in docs/architecture.md names places that are there, and each row of docs/scripts.md a test that shows it."""
 
 import ast
 import re
@@ -42,3 +42,20 @@ def test_what_the_architecture_points_at_is_there(what, where):
 def test_the_table_names_what_a_reader_looks_for():
     wanted = {"handing out a task", "breaking a lease", "applying a push", "taking a snapshot", "replaying"}
     assert wanted <= {what for what, _ in ROWS}
+
+
+STATEMENTS = [
+    line
+    for line in (ROOT / "docs" / "scripts.md").read_text().splitlines()
+    if line.startswith("| ") and not line.startswith(("| in the script |", "| difference |"))
+]
+
+
+@pytest.mark.parametrize("line", STATEMENTS, ids=[line[2:50] for line in STATEMENTS])
+def test_what_the_page_on_scripts_says_is_shown_by_a_test(line):
+    shown = re.search(r"<!-- (\S+)::(\S+) -->$", line)
+    assert shown, "no test is named"
+    path, name = ROOT / shown[1], shown[2]
+    assert path.exists()
+    tests = {known for known in names(path) if known.startswith("test_")}
+    assert tests if name == "*" else name in tests
