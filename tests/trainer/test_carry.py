@@ -35,8 +35,19 @@ def test_the_last_batch_of_an_accumulation_may_be_stepped_in_the_same_batch(two)
     backward(*two)
     backward(*two)
     assert carry.look(stepped=True, accumulating=False)
+    for parameter in two:
+        parameter.grad = None
     backward(*two)
     assert carry.look(stepped=True, accumulating=False)
+
+
+def test_gradients_that_a_step_has_used_are_not_added_to(two):
+    carry = Carry(two)
+    backward(*two)
+    assert carry.look(stepped=True, accumulating=False)
+    backward(*two)
+    with pytest.raises(Refused, match=r"optimizer\.zero_grad\(\)"):
+        carry.check()
 
 
 CLEARED = {

@@ -364,7 +364,7 @@ class Supervisor:
         Whether it is one that never joined is known a moment later, when the master's word on all joins is here.
         """
         self._departures += 1
-        if self._departures > self._settings.backoff_limit + self.wanted:
+        if self._joins is not None and self._departures > self._settings.backoff_limit + self.wanted:
             self._end(
                 "Failed",
                 f"the script ended {self._departures} times in a row although the job was not complete{behind(words)}",

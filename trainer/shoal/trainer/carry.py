@@ -1,4 +1,4 @@
-"""Accumulation by hand: gradients of a batch without a step that the next batch adds to.
+"""Gradients of a batch that the next batch adds to: accumulation by hand, or gradients that are never cleared.
 
 In a job each batch is a step, part of an accumulation that ``prepare`` knows, or skipped. A script that calls ``backward``
 on several batches and ``step`` on the last one would have all but that one counted as skipped, while their gradients, in
@@ -30,7 +30,7 @@ class Carry:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._handles: list[Any] = []
-        self._added = False
+        self._added = self._stepped = False
 
     def look(self, *, stepped: bool, accumulating: bool) -> bool:
         """A batch is over.
@@ -43,11 +43,16 @@ class Carry:
             Whether gradients are at hand.
 
         Raises:
-            Refused: It added to gradients of an earlier batch that had no step.
+            Refused: It added to gradients of an earlier batch.
         """
         self.check()
         self._forget()
+        self._stepped = stepped
         if stepped:
+            # Most scripts clear gradients when the next batch is here; one parameter shows whether this one does.
+            first = next((p for p in self._parameters if p.grad is not None), None)
+            if first is not None and not accumulating:
+                self._follow([first])
             return True
         found = [p for p in self._parameters if p.grad is not None]
         if not found:
@@ -80,6 +85,11 @@ class Carry:
         Raises:
             Refused: It did.
         """
+        if self._added and self._stepped:
+            raise Refused(
+                "gradients that optimizer.step() has used are added to by the next batch: they would add up in each trainer "
+                "by itself. Clear them for every batch: optimizer.zero_grad()"
+            )
         if self._added:
             raise Refused(
                 "gradients of a batch without optimizer.step() are added to by the next batch: an accumulation by hand. "
