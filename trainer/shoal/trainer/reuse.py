@@ -7,15 +7,33 @@ the new ones already: so that is refused.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from shoal.trainer.refusal import Refused
 
 __all__ = ["Reuse"]
+
+_between = False
+"""Whether a step is made that its job does not have yet.
+
+A hook of a compiled module is compiled, too, and of all that it reads torch looks only at globals before it runs the
+compiled code again.
+"""
+_waiting: WeakSet[Reuse] = WeakSet()
+"""The jobs of this process of which that is true."""
+
+
+def _now(reuse: Reuse, *, waits: bool) -> None:
+    global _between  # noqa: PLW0603 - see above
+    (_waiting.add if waits else _waiting.discard)(reuse)
+    _between = len(_waiting) > 0
 
 
 class Reuse:
@@ -28,8 +46,14 @@ class Reuse:
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         self._stepped: set[int] = set()
-        if len(optimizers) < 2:
+        self._looks = len(optimizers) > 1
+        _waiting.clear()
+        _now(self, waits=False)
+        if not self._looks:
             return
+        if "torch._dynamo" in sys.modules:
+            # What was compiled before has no hooks in it, and torch does not look whether there are some by now.
+            torch.compiler.reset()
         of = {id(p): id(o) for o in optimizers for group in o.param_groups for p in group["params"]}
         for name, module in model.named_modules():
             own = {of[id(p)] for p in module.parameters(recurse=False) if id(p) in of}
@@ -39,18 +63,28 @@ class Reuse:
     def stepped(self, optimizer: Optimizer) -> None:
         """An optimizer made its step; the job does not have it yet."""
         self._stepped.add(id(optimizer))
+        if self._looks:
+            _now(self, waits=True)
 
     def committed(self) -> None:
         """The steps are part of the job, and the parameters are the newest."""
         self._stepped.clear()
+        _now(self, waits=False)
 
     def _hook(self, name: str, own: set[int]) -> Callable[[nn.Module, Any], None]:
-        def before(_: nn.Module, __: Any) -> None:
-            if self._stepped and own & self._stepped:
+        def look() -> None:
+            if own & self._stepped:
                 raise Refused(
                     f"{name or 'the model'} is run after its optimizer's step and before those of the other optimizers: "
                     "the steps of one batch take effect together, so it would run with its old parameters, unlike in plain "
                     "PyTorch. Compute all losses first and make all steps then; or train the parts in turn, a batch each"
                 )
+
+        disabled: Any = torch.compiler.disable
+        uncompiled = disabled(look)
+
+        def before(_: nn.Module, __: Any) -> None:
+            if _between:
+                uncompiled()
 
         return before
