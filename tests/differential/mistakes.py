@@ -48,12 +48,8 @@ def _write_data(s: Any) -> None:
 
 
 def _load(s: Any) -> None:
-    with torch._C.DisableTorchFunctionSubclass():
-        state = {name: value.clone() for name, value in s.model.state_dict().items()}
-    for name in state:
-        if name.endswith("head.weight"):
-            state[name] += 1.0
-    s.model.load_state_dict(state)
+    state = {name: value.detach().clone() for name, value in s.built.core.head.state_dict().items()}
+    s.built.core.head.load_state_dict({name: value + 1.0 for name, value in state.items()})
 
 
 def _replace(s: Any) -> None:

@@ -95,7 +95,7 @@ class AloneJob(Session):
 
     def _next_place(self) -> Place | None:
         task, batch = self._place
-        if self._stopping or task >= self._order.plan.tasks:
+        if task >= self._order.plan.tasks or (self._stopping and batch == 0):  # a task that is begun is finished
             return None
         return self._epoch, task, batch
 
