@@ -131,3 +131,20 @@ def test_a_loss_that_is_no_number_is_passed_over_with_and_without_its_gradients(
 
     compare(any_job, train)
     assert any_job.skipped() == SIZE * (3 + 3)
+
+
+def test_gradients_that_a_step_has_used_and_the_next_batch_adds_to_are_refused(any_job):
+    m = model()
+    m, optimizer, batches = any_job.job.prepare(m, sgd(m), loader_of())
+    seen = []
+
+    def run():
+        for _ in any_job.job.epochs():
+            for x, y in batches:
+                seen.append(1)
+                loss_of(m, x, y).backward()
+                optimizer.step()
+
+    with pytest.raises(Refused, match=r"gradients that optimizer\.step\(\) has used are added to by the next batch"):
+        run()
+    assert len(seen) == 2
