@@ -290,7 +290,7 @@ MISTAKES = {
     "accumulation by hand": Mistake("epoch begins", "prepare(..., accumulate=N)", _by_hand),
     "scheduler not given": Mistake("", "but prepare did not get it", _nothing, _scheduled),
     "a scheduler made later": Mistake("prepared", "but prepare did not get it", _late_scheduler),
-    "a rate beside the scheduler": Mistake("batch", "the script sets group['lr']", _set_rate, _scheduled),
+    "a rate beside the scheduler": Mistake("batch", "group['lr'] of an optimizer is set", _set_rate, _scheduled),
     "scheduler before optimizer": Mistake("batch", "called before optimizer.step()", _step_before, _scheduled),
     "scheduler with a number": Mistake("batch ends", "call step() alone", _step_number, _scheduled),
     "scheduler once an epoch": Mistake(

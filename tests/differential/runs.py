@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.optim.optimizer as torch_optimizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -167,10 +168,16 @@ class Plain:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's advice on schedulers whose first step is skipped, and on sparse tensors, once in a process."""
+    hooks = dict(torch_optimizer._global_optimizer_pre_hooks)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Sparse invariant checks are implicitly disabled")
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
-        yield
+        try:
+            yield
+        finally:
+            # A job is made once in a process: what it leaves for all optimizers would meet the next one's.
+            torch_optimizer._global_optimizer_pre_hooks.clear()
+            torch_optimizer._global_optimizer_pre_hooks.update(hooks)
 
 
 def _ended(script: Script, refused: str) -> Result:

@@ -58,7 +58,9 @@ class Desk:
 
     def offer(self, question):
         held = self.report(list(self.served)) if self.served else []
-        self.from_server(m.Offer(held=held, waiting=[], files=[], question=question, addresses=["unix:///s"], pid=1, host=""))
+        self.from_server(
+            m.Offer(held=held, waiting=[], files=[], question=question, addresses=["unix:///s"], pid=1, host="")
+        )
 
     def from_server(self, message):
         self.master.message(SERVER_CONNECTION, message, 0.0)
@@ -114,7 +116,9 @@ class Desk:
 
     def gets(self, index):
         """A trainer asks for a task, of any epoch, and gets it."""
-        (leased,) = [x for to, x in self.says(index, m.Want(epoch=EPOCHS - 1)) if to == index and isinstance(x, m.Leased)]
+        (leased,) = [
+            x for to, x in self.says(index, m.Want(epoch=EPOCHS - 1)) if to == index and isinstance(x, m.Leased)
+        ]
         return leased
 
     def does(self, index, lease):

@@ -259,3 +259,22 @@ def test_many_skipped_samples_are_warned_of(skipped, warned):
     assert bool(warnings) == warned
     if warned:
         assert warnings[0].startswith("8 of 72 samples (11%) were skipped")
+
+
+def test_a_script_that_ends_again_and_again_before_its_job_does_fails_it():
+    desk = Desk()
+    for index in range(3):
+        assert desk.job.records.outcome is None
+        desk.joins(index)
+        desk.says(index, m.Leave(leases=[], reason="the loop was left"))
+    outcome = desk.job.records.outcome
+    assert outcome.state == "Failed"
+    assert outcome.reason == "the script ended 3 times before the job was complete: the loop was left"
+
+
+def test_trainers_that_are_told_to_leave_do_not_fail_the_job():
+    desk = Desk()
+    for index in range(5):
+        desk.joins(index)
+        desk.says(index, m.Leave(leases=[]))
+    assert desk.job.records.outcome is None

@@ -129,7 +129,7 @@ def test_a_rate_set_by_hand_counts_from_then_on(run):
 def test_a_rate_set_by_hand_beside_a_scheduler_is_refused(refused):
     text = script(make=EXPONENTIAL, given="scheduler=scheduler")
     text = text.replace("train(", "optimizer.param_groups[0]['lr'] = 0.1; train(")
-    refused(text, "the script sets group['lr']", "LambdaLR")
+    refused(text, "group['lr'] of an optimizer is set", "LambdaLR")
 
 
 def test_get_last_lr_is_the_rate_that_comes_next(run):

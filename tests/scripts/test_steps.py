@@ -351,4 +351,3 @@ def test_gradients_that_are_never_cleared_are_refused(refused):
         "gradients that optimizer.step() has used are added to",
         "optimizer.zero_grad()",
     )
-

@@ -7,8 +7,15 @@ import atexit
 import pytest
 
 from shoal.trainer.alone import AloneJob
+from shoal.trainer.foreign import guard
 from tests.trainer.one_process import OneProcess
 from tests.trainer.toy import EPOCHS, SEED, AnyJob
+
+
+@pytest.fixture(autouse=True)
+def no_job_of_before():
+    """What an earlier test left in the middle of a batch is no job of this process any more."""
+    guard(None)
 
 
 @pytest.fixture

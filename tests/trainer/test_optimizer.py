@@ -314,3 +314,16 @@ def test_a_batch_that_is_skipped_is_not_clamped(any_job):
             m.zero_grad()
             loss_of(m, x, y).backward()
     assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+
+
+def test_an_optimizer_that_prepare_did_not_get_is_refused_and_one_in_an_evaluation_is_not(any_job):
+    m, (temperature,) = model(), [torch.nn.Parameter(torch.ones(1))]
+    m, _, batches = any_job.job.prepare(m, sgd(m), loader_of())
+    other = torch.optim.SGD([temperature], lr=0.1)
+    for _ in any_job.job.epochs():
+        for x, y in batches:
+            assert any_job.job.evaluate(lambda _: other.step()) is None
+            (loss_of(m, x, y) * temperature).sum().backward()
+            with pytest.raises(Refused, match=r"SGD\.step\(\) of an optimizer that prepare did not get"):
+                other.step()
+            return

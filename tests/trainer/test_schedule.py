@@ -159,7 +159,7 @@ def test_an_option_that_a_scheduler_sets_is_not_the_scripts(make, name):
     schedule = scheduled([make(live)], live)
     schedule.apply(4)
     live.param_groups[1][name] = 0.123
-    with pytest.raises(Refusal, match=rf"the script sets group\['{name}'\]"):
+    with pytest.raises(Refusal, match=rf"group\['{name}'\] of an optimizer is set"):
         schedule.check()
 
 
@@ -287,7 +287,7 @@ WRONG = {
         "step",
         lambda side, where, _: side.scheduler.step(3) if where == "step" else None,
     ),
-    "the script sets group['lr'] of an optimizer": (
+    "group['lr'] of an optimizer is set": (
         "step",
         lambda side, where, _: side.optimizer.param_groups[0].update(lr=0.5) if where == "epoch" else None,
     ),

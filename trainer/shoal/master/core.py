@@ -17,6 +17,7 @@ from shoal.master.records import MemberRecord
 from shoal.master.saving import Saving
 from shoal.master.serving import Serving
 from shoal.master.training import Training
+from shoal.master.watch import FAILURES_ALLOWED
 from shoal.store import Wanted
 from shoal.wire import messages as m
 from shoal.wire.auth import Identity
@@ -162,9 +163,13 @@ class Master:
         if reason and not self.job.ended:
             self.job.last_reason = reason
             self.job.event(f"{identity} left before the job was complete: {reason}", "warning")
+            self.job.early_ends += 1
         else:
             self.job.event(f"{identity} left")
         self._gone(identity, message.leases)
+        if self.job.early_ends >= FAILURES_ALLOWED:
+            # Started again it would do some batches and end again, for ever.
+            self.ending.fail(f"the script ended {self.job.early_ends} times before the job was complete: {reason}")
 
     def closed(self, connection: int, now: float, *, returns: bool = False) -> None:
         """A connection is gone. Without a word of farewell its process is taken for dead.

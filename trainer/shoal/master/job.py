@@ -111,6 +111,8 @@ class Job:
     events: deque[tuple[int, float, str, str]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
     values: dict[str, float] = field(default_factory=dict)
     failures: dict[tuple[int, int], int] = field(default_factory=dict)
+    early_ends: int = 0
+    """How often a script ended by itself before the job was complete."""
     plan: Plan | None = None
     queue: TaskQueue | None = None
     evaluates: bool | None = None

@@ -434,6 +434,10 @@ class DistributedJob(Session):
             save_model(self._module, average_path(Path(target)), instead=named)
         self._tables.new_batch()
         self._engine.ask(m.Saved(path=target, epoch=epoch, number=number), m.Saved)
+        output = self._engine.info.output
+        if output and not self._finished and target == os.path.abspath(self._started_in / output):  # noqa: PTH100 - see above
+            text = f"{target} is spec.output.path, which has the job's last model in the end; save the best under another name"
+            self._engine.send(m.Event(level="warning", text=text))
 
     def _call(self, kind: str) -> tuple[int, int]:
         # The model of a complete job is written to a path once.

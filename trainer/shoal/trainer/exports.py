@@ -45,9 +45,17 @@ def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         part = Path(folder) / path.name
         save_file(tensors, part)
+        part.chmod(0o666 & ~_umask())
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.replace(path)
+
+
+def _umask() -> int:
+    """What this process takes away from the mode of new files."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _for_all_names(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

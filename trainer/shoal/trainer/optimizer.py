@@ -8,16 +8,27 @@ methods change: the class is replaced by a subclass of it, as torch's lazy modul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Protocol, cast
 
+import torch
 import torch.optim.optimizer as torch_optimizer
+from torch import nn
 from torch.optim import Optimizer
 
 from shoal.trainer.refusal import Refused
 
-__all__ = ["Stepper", "plain_step", "run_post_hooks", "run_pre_hooks", "share"]
+__all__ = [
+    "Stepper",
+    "closed_over",
+    "is_shared",
+    "plain_step",
+    "run_post_hooks",
+    "run_pre_hooks",
+    "share",
+    "zero_together",
+]
 
 
 class Stepper(Protocol):
@@ -128,6 +139,29 @@ def share(optimizer: Optimizer, stepper: Stepper) -> None:
     optimizer.__dict__.pop("_step_supports_amp_scaling", None)
     optimizer.__class__ = _classes[kind]
     cast("Any", optimizer)._shoal_stepper = stepper  # noqa: SLF001 - ours, on an object of torch's
+
+
+def is_shared(optimizer: Optimizer) -> bool:
+    """Whether a job carries out this optimizer's steps."""
+    return isinstance(optimizer, _Shared)
+
+
+def zero_together(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Let ``model.zero_grad()`` mean what ``optimizer.zero_grad()`` means in an accumulation."""
+
+    def zero_grad(set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    model.zero_grad = zero_grad  # type: ignore[method-assign]
+
+
+def closed_over(closure: Callable[[], Any] | None) -> Any:
+    """What a step's closure gives, with gradients on; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def plain_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:

@@ -114,9 +114,9 @@ class Schedule:
             for name in sorted(self._changing[id(group)]):
                 if group.get(name) != self._given_last[id(group)].get(name):
                     raise Refusal(
-                        f"the script sets group[{name!r}] of an optimizer for which a scheduler sets it that prepare got; "
-                        "do it in the scheduler (LambdaLR takes any function of the step), or do not give the scheduler to "
-                        "prepare"
+                        f"group[{name!r}] of an optimizer is set by the script, or by a scheduler made after prepare, beside "
+                        "the scheduler that prepare got and that sets it; make one of them and give it to prepare: LambdaLR "
+                        "takes any function of the step, SequentialLR runs a warmup and then another one"
                     )
 
     def apply(self, step: int) -> None:

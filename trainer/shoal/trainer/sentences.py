@@ -14,6 +14,7 @@ __all__ = [
     "STEP_OUTSIDE_OF_EPOCHS",
     "STEP_OUTSIDE_OF_LOOP",
     "foreign_metric",
+    "foreign_step",
     "left_epochs",
     "second_pass",
     "second_step",
@@ -56,8 +57,8 @@ def unfinished_epoch(epoch: int) -> str:
 def second_pass(epoch: int) -> str:
     """The loader is iterated again in an epoch that is through."""
     return (
-        f"epoch {epoch + 1}: the loader is iterated a second time in one epoch, in which every sample counts once; give "
-        "join(epochs=...) more epochs, or look at the data by a DataLoader of your own"
+        f"epoch {epoch + 1}: the loader is iterated a second time in one epoch, in which every sample counts once. To "
+        "score the model use a DataLoader of your own in job.evaluate; to train longer give join(epochs=...) more epochs"
     )
 
 
@@ -76,6 +77,15 @@ def second_step(optimizer: Any) -> str:
         f"{type(optimizer).__name__}.step() is called a second time for one batch: a job makes one step of each optimizer "
         "for a batch, so that it counts once. Give join(epochs=...) more epochs instead of repeating a batch; add several "
         "losses up before one step"
+    )
+
+
+def foreign_step(optimizer: Any) -> str:
+    """An optimizer steps that ``prepare`` did not get."""
+    return (
+        f"{type(optimizer).__name__}.step() of an optimizer that prepare did not get: what it trains would be trained in "
+        "each trainer by itself, and be lost with it. Put what it trains into the model (several models into one "
+        "nn.ModuleDict), and give prepare the optimizers as a list"
     )
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -25,12 +24,13 @@ from shoal.trainer.checks import check_optimizers
 from shoal.trainer.data import describe_data
 from shoal.trainer.describe import Description, describe
 from shoal.trainer.feed import Feed
+from shoal.trainer.foreign import guard
 from shoal.trainer.job import Job
 from shoal.trainer.loader import BatchLoader
 from shoal.trainer.loop import Values, numbers
 from shoal.trainer.meta import materialise
 from shoal.trainer.names import plain_module
-from shoal.trainer.optimizer import share
+from shoal.trainer.optimizer import closed_over, share, zero_together
 from shoal.trainer.order import Order
 from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.reuse import Reuse
@@ -113,10 +113,11 @@ class Session(Job):
         for one in optimizers:
             share(one, self)
         if accumulate > 1:
-            self._guard_zero_grad(module)
+            zero_together(module, optimizers)
         self._begin()
         self._watch = Watch(module, described.watched, groups=described.groups, stays=self._writes_past_counters)
         refuse_averages(module)
+        guard(self)
         self._prepared = True
         batches = BatchLoader(data.loader, self, batches=self._order.plan.batches)
         return model, (optimizers if many else optimizer), batches
@@ -133,15 +134,6 @@ class Session(Job):
             place=self._scheduler_place,
             measured=self._measured,
         )
-
-    def _guard_zero_grad(self, module: nn.Module) -> None:
-        """In an accumulation ``model.zero_grad()`` means what ``optimizer.zero_grad()`` means."""
-
-        def zero_grad(set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
-            for optimizer in self._optimizers:
-                optimizer.zero_grad(set_to_none)
-
-        module.zero_grad = zero_grad  # type: ignore[method-assign]
 
     _writes_past_counters = False
     """Whether the job's own writes into parameters leave autograd's version counters alone."""
@@ -350,7 +342,7 @@ class Session(Job):
             raise Refused(sentences.STEP_OUTSIDE_OF_EPOCHS)
         if not self._closes(batch):
             batch.asked.add(id(optimizer))
-            return _closed_over(closure)
+            return closed_over(closure)
         if id(optimizer) in batch.stepped:
             raise Refused(sentences.second_step(optimizer))
         if id(optimizer) in batch.scheduled:
@@ -374,6 +366,12 @@ class Session(Job):
             self._commit(batch, skipped=False)
         return result
 
+    def foreign_step(self, optimizer: Optimizer) -> None:
+        """See ``Guarded.foreign_step``."""
+        batch = self._open
+        if batch is not None and not batch.abandoned and not self._scoring:
+            raise Refused(sentences.foreign_step(optimizer))
+
     @abstractmethod
     def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
         """Carry out one optimizer's step, or take hold of what it needs; what the closure gave."""
@@ -381,6 +379,8 @@ class Session(Job):
     def _scheduler_place(self, optimizer: Optimizer) -> tuple[str, Any]:
         batch = self._open
         if batch is None or batch.abandoned:
+            if self._inside and not self._exhausted and not self._stopping and self._pass.batches:
+                raise Refused(sentences.unfinished_epoch(self._epoch))
             behind = self._inside and (self._exhausted or bool(self._stopping))
             return "behind" if behind else "outside", self._passes
         key = (self._passes, self._pass.batches)
@@ -409,10 +409,15 @@ class Session(Job):
         """See ``Job.evaluate``."""
         self._need_prepared("job.evaluate")
         self._check_model()
-        result = self._score(*self._call("evaluate"), score)
+        self._scoring = True
+        try:
+            result = self._score(*self._call("evaluate"), score)
+        finally:
+            self._scoring = False
         self._scores = numbers(result)
         return result
 
+    _scoring = False
     _scores: frozenset[float] = frozenset()
     """The numbers of the last evaluation."""
 
@@ -486,10 +491,3 @@ class Session(Job):
         return sentences.unfinished(
             self._epoch, self._epochs, prepared=self._prepared, begun=self._begun, in_batch=in_batch
         )
-
-
-def _closed_over(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()

@@ -229,10 +229,11 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 def _written(name: str) -> str:
     return (
-        f"parameter {name} was written by the script after prepare (load_state_dict, copy_, clamp_, an initialiser or an "
-        "optimizer that prepare did not get): the parameter servers hold it, and would overwrite that. Load or initialise "
-        "before prepare; for a constraint after each step give prepare clamp={...}; for a moving average of the weights "
-        "give it ema=...; a tensor that the script updates itself should be a buffer (register_buffer)"
+        f"parameter {name} was written by the script after prepare, but the parameter servers hold it and would overwrite "
+        "that. Load and initialise (load_state_dict, copy_) before prepare; give prepare every optimizer that makes steps, "
+        "and torch.optim.SGD instead of an update by hand (p.data.add_(p.grad, alpha=-lr)); clamp={...} for a constraint "
+        "after each step (clamp_); ema=... for a moving average of the weights; make a tensor that the script updates "
+        "itself a buffer (register_buffer)"
     )
 
 
