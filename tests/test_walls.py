@@ -61,4 +61,4 @@ def test_what_is_public_exists(name):
 
 def test_what_a_script_may_import():
     trainer = importlib.import_module("shoal.trainer")
-    assert trainer.__all__ == ["Job", "Refusal", "join"]
+    assert trainer.__all__ == ["Job", "Refused", "join"]
