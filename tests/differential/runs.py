@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.optim.optimizer as torch_optimizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ import shoal.pserver.service
 from shoal.trainer.alone import AloneJob
 from shoal.trainer.data import describe_data
 from shoal.trainer.describe import describe
+from shoal.trainer.foreign import guard
 from shoal.trainer.job import seed_everything
 from shoal.trainer.order import Order
 from shoal.trainer.refusal import Refused
@@ -168,16 +168,13 @@ class Plain:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's advice on schedulers whose first step is skipped, and on sparse tensors, once in a process."""
-    hooks = dict(torch_optimizer._global_optimizer_pre_hooks)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Sparse invariant checks are implicitly disabled")
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
         try:
             yield
         finally:
-            # A job is made once in a process: what it leaves for all optimizers would meet the next one's.
-            torch_optimizer._global_optimizer_pre_hooks.clear()
-            torch_optimizer._global_optimizer_pre_hooks.update(hooks)
+            guard(None)
 
 
 def _ended(script: Script, refused: str) -> Result:
