@@ -147,11 +147,22 @@ def is_shared(optimizer: Optimizer) -> bool:
 
 
 def zero_together(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Let ``model.zero_grad()`` mean what ``optimizer.zero_grad()`` means in an accumulation."""
+    """Let ``model.zero_grad()`` mean what ``optimizer.zero_grad()`` means in an accumulation.
+
+    Where all optimizers clear their gradients it clears those of parameters in no optimizer, too: clipping by norm counts
+    them.
+    """
+    plain = model.zero_grad
 
     def zero_grad(set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none)
+        steppers = [cast("Any", optimizer)._shoal_stepper for optimizer in optimizers]  # noqa: SLF001 - ours
+        # Every one is asked: the job notes that the script clears gradients.
+        may = [stepper.may_clear(optimizer) for stepper, optimizer in zip(steppers, optimizers, strict=True)]
+        if all(may):
+            plain(set_to_none)
+        else:
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none)
 
     model.zero_grad = zero_grad  # type: ignore[method-assign]
 
