@@ -38,7 +38,13 @@ def _parts() -> tuple[Watch, Carry, Schedule]:
     described = describe(model, [optimizer], data, accumulate=1, task_batches=None)
     watch = Watch(model, described.watched, groups=described.groups, stays=True)
     schedule = Schedule(
-        [], described.groups, interval="step", steps=1, epochs=1, place=lambda _: ("between", None), measured=lambda _: True
+        [],
+        described.groups,
+        interval="step",
+        steps=1,
+        epochs=1,
+        place=lambda _: ("between", None),
+        measured=lambda _: True,
     )
     return watch, Carry(described.dense), schedule
 
