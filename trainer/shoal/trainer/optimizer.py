@@ -46,6 +46,10 @@ class Stepper(Protocol):
         """Whether gradients may be cleared now: not in the middle of an accumulation."""
         ...
 
+    def scaled(self, optimizer: Optimizer) -> None:
+        """A GradScaler is asked for the step, and may skip it: gradients that are cleared afterwards are the step's."""
+        ...
+
 
 class _Shared:
     """Stands before the optimizer's own class in the order of its methods."""
@@ -81,6 +85,7 @@ class _Shared:
             raise Refused(
                 "with accumulate, put the GradScaler's unscale_, step and update behind `if optimizer.closes:`"
             )
+        self._shoal_stepper.scaled(cast("Optimizer", self))
         return False
 
     def state_dict(self) -> dict[str, Any]:

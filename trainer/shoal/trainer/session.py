@@ -333,6 +333,11 @@ class Session(Job):
         # Before the batch's step the gradients at hand are those of the accumulation so far; after it, the next one's.
         return self._closes(batch) if id(optimizer) in batch.asked else batch.first == batch.batch
 
+    def scaled(self, optimizer: Optimizer) -> None:
+        """See ``Stepper.scaled``."""
+        if self._open is not None:
+            self._open.asked.add(id(optimizer))
+
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
         """See ``Stepper.step``."""
         batch = self._open
