@@ -171,6 +171,8 @@ class Built:
     schedulers: list[Any]
     loader: Any
     entries: nn.Parameter | None
+    changes: list[tuple[tuple[int, str, Any], ...]]
+    """Per optimizer what the script changes of its options: (epoch, option, value)."""
 
 
 def dataset(spec: Spec, *, samples: int | None = None, seed: int = 5) -> TensorDataset:
@@ -191,7 +193,8 @@ def build(spec: Spec, *, counting: bool = False) -> Built:
     torch.manual_seed(spec.seed)
     core = Model(spec).to(spec.dtype)
     model: nn.Module = Counter(core, spec.data.samples) if counting else core
-    optimizers = _optimizers(spec, core)
+    pairs = _optimizers(spec, core)
+    optimizers = [made for made, _ in pairs]
     schedulers = [
         made
         for one in spec.schedulers
@@ -201,10 +204,10 @@ def build(spec: Spec, *, counting: bool = False) -> Built:
     entries = model.entries if isinstance(model, Counter) else None
     if entries is not None:
         optimizers.append(torch.optim.SGD([entries], lr=1.0))
-    return Built(model, core, optimizers, schedulers, loader(spec), entries)
+    return Built(model, core, optimizers, schedulers, loader(spec), entries, [one.changes for _, one in pairs])
 
 
-def _optimizers(spec: Spec, core: Model) -> list[torch.optim.Optimizer]:
+def _optimizers(spec: Spec, core: Model) -> list[tuple[torch.optim.Optimizer, Optimizer]]:
     dense: list[list[nn.Parameter]] = [[] for _ in spec.optimizers]
     sparse: list[nn.Parameter] = []
     for number, (block, made) in enumerate(zip(spec.blocks, core.blocks, strict=True)):
@@ -218,9 +221,9 @@ def _optimizers(spec: Spec, core: Model) -> list[torch.optim.Optimizer]:
     for number, (one, parameters) in enumerate(zip(spec.optimizers, dense, strict=True)):
         inside = sparse if number == 0 and spec.sparse_inside else []
         if parameters or inside:
-            made_all.append(_optimizer(one, parameters, inside))
+            made_all.append((_optimizer(one, parameters, inside), one))
     if sparse and not spec.sparse_inside:
-        made_all.append(_optimizer(spec.sparse, sparse, []))
+        made_all.append((_optimizer(spec.sparse, sparse, []), spec.sparse))
     return made_all
 
 

@@ -143,14 +143,12 @@ class Script:
                 made.requires_grad_(block.held > 0)
 
     def _change(self) -> None:
-        sizes = [one for one in self.spec.optimizers if one.changes]
-        for one in sizes:
-            for optimizer in self.optimizers:
-                if type(optimizer).__name__ == one.kind:
-                    for epoch, name, value in one.changes:
-                        if epoch == self.epoch:
-                            for group in optimizer.param_groups:
-                                group[name] = value
+        # The counter's optimizer, where there is one, is the last and has no changes.
+        for optimizer, changes in zip(self.optimizers, self.built.changes, strict=False):
+            for epoch, name, value in changes:
+                if epoch == self.epoch:
+                    for group in optimizer.param_groups:
+                        group[name] = value
 
     # --- A pass over the loader ---
 

@@ -473,6 +473,7 @@ class Session(Job):
 
     def _check_model(self) -> None:
         """Before others see the model: what the script wrote into it is none of the job's, and all steps made are."""
+        self._description.buffer_tensors()
         if self._open is None:
             self._watch.check_all()
             return
