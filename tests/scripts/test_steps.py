@@ -138,7 +138,7 @@ def test_an_optimizer_that_prepare_did_not_get_is_refused(refused):
                 train(model, optimizer, i)
         job.save("out.safetensors")
         """,
-        "parameter w was written by the script after prepare",
+        "SGD.step() of an optimizer that prepare did not get",
         "optimizer that prepare did not get",
     )
 

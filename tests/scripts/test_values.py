@@ -223,7 +223,7 @@ def test_initialising_a_head_between_epochs_is_refused(refused):
         job.save("out.safetensors")
         """,
         "parameter head.w was written by the script after prepare",
-        "initialise before prepare",
+        "initialise (load_state_dict, copy_) before prepare",
     )
 
 

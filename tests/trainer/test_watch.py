@@ -102,7 +102,10 @@ MOMENTS = [
 
 @pytest.mark.parametrize(
     ("way", "moment"),
-    [*(("copy_", moment) for moment in MOMENTS), *((way, "behind a step of epoch 2") for way in COUNTED)],
+    [
+        *(("copy_", moment) for moment in MOMENTS),
+        *((way, "behind epoch 2" if way.startswith("an optimizer") else "behind a step of epoch 2") for way in COUNTED),
+    ],
 )
 def test_a_parameter_that_the_script_writes_is_named(any_job, tmp_path, way, moment):
     script = Script(any_job, tmp_path)
