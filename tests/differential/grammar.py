@@ -177,8 +177,9 @@ def _takes_sparse(one: Optimizer) -> bool:
 def mistaken(draw: st.DrawFn) -> Spec:
     """A script with one mistake, which is refused."""
     name = draw(st.sampled_from(list(MISTAKES)))
+    drawn = draw(valid())
     spec = replace(
-        draw(valid()),
+        drawn,
         mistake=name,
         epochs=2,
         schedulers=(),
@@ -193,6 +194,7 @@ def mistaken(draw: st.DrawFn) -> Spec:
         ema=0.0,
         clamp=False,
         saves="epoch",
+        two_trainers=drawn.two_trainers and MISTAKES[name].everywhere,
     )
     spec = replace(
         spec,

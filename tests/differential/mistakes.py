@@ -30,6 +30,11 @@ class Mistake:
     prepare: Callable[[Spec], Spec] = lambda spec: spec
     """Gives the script what the mistake is made with."""
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether each trainer makes it and is told the same, whatever batches it gets."""
+        return self.place in {"", "beginning", "prepared", "stepped"} and "is named" not in self.fragment
+
 
 def _head(s: Any) -> nn.Parameter:
     weight: nn.Parameter = s.built.core.head.weight
