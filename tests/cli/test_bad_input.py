@@ -67,10 +67,10 @@ def _of(process: psutil.Process, folder: Path) -> bool:
     [
         ("data = TensorDataset(torch.zeros(0, 3))\nDataLoader = lambda d, **k: d", "the dataset has no samples"),
         ("make = torch.optim.LBFGS", "LBFGS cannot run on parameter servers"),
-        ("model.extra = nn.Parameter(torch.zeros(2)); make = lambda p, lr: torch.optim.SGD([model.weight], lr=lr)",
-         "is trained but no optimizer holds it"),
+        ("make = lambda p, lr: torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=lr)",
+         "an optimizer holds a parameter of shape [2] that the model does not have"),
     ],
-    ids=["no samples", "an optimizer that cannot be split", "a parameter without optimizer"],
+    ids=["no samples", "an optimizer that cannot be split", "an optimizer of something else"],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_once(tmp_path, prepare, said):
     code, _, errors = run(tmp_path, prepare)
@@ -87,8 +87,14 @@ def test_a_model_that_differs_between_trainers(tmp_path):
 
 def test_a_poisoned_sample_fails_the_job_and_is_named(tmp_path):
     """Whoever gets it fails; after three times the job does, instead of going round for ever."""
-    batch = "if (x[:, 0] == 0.3).any(): raise RuntimeError('a poisoned batch')"
-    code, _, errors = run(tmp_path, "", batch, "--trainers", "1")
+    picky = """
+class Picky(nn.Linear):
+    def forward(self, x):
+        if (x[:, 0] == 0.3).any(): raise RuntimeError('a poisoned batch')
+        return super().forward(x)
+model = Picky(width, 1)
+"""
+    code, _, errors = run(tmp_path, picky, "pass", "--trainers", "1")
     assert code == 1
     assert "a poisoned batch" in errors
     assert "the script failed 3 times on task" in errors
