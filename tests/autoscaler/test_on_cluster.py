@@ -34,8 +34,7 @@ def test_a_job_grows_into_the_room_that_there_is_and_says_why_no_further(world):
     assert allocation(world.j)["wanted"] == TWO_NODES
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
     trainers(world.j, TWO_NODES + 4)
-    told = [note for reason, note in world.j.events() if reason == "Scaled"]
-    assert told[-1].endswith(f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
+    world.j.tells("Scaled", f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
 
 
 def shoal_plan(world, namespace, *options):

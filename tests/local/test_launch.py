@@ -39,6 +39,16 @@ def test_a_trainer_runs_the_command_where_the_manifest_lies():
     assert launch.environment["SHOAL_ROLE"] == "trainer"
 
 
+def test_a_shell_in_the_command_finds_the_same_python():
+    own = str(Path(sys.executable).parent)
+    assert launcher(inherited={"PATH": "/usr/bin"}).launch("trainer", 0, trainers=1).environment["PATH"] == (
+        f"{own}:/usr/bin"
+    )
+    assert launcher().launch("trainer", 0, trainers=1).environment["PATH"] == own
+    given = launcher(inherited={"PATH": "/usr/bin"}, env=[{"name": "PATH", "value": "/mine"}])
+    assert given.launch("trainer", 0, trainers=1).environment["PATH"] == "/mine", "the manifest's word stands"
+
+
 @pytest.mark.parametrize("role", ["master", "pserver", "trainer"])
 def test_only_the_name_of_the_token_file_is_handed_on(role):
     launch = launcher().launch(role, 0, trainers=1)

@@ -85,8 +85,8 @@ def test_a_name_that_somebody_else_has_is_not_taken_over(shared):
         now = shared.api.get(kind, other["metadata"]["name"], shared.namespace)
         assert now["metadata"]["uid"] == other["metadata"]["uid"]
         assert "shoal.dev/uid" not in now["metadata"].get("labels", {})
-    assert ("NameTaken", f"Service {jobs[0].name}-master exists and is not of this job; "
-            "remove it, or give the job another name") in jobs[0].events()  # fmt: skip
+    jobs[0].tells("NameTaken", f"Service {jobs[0].name}-master exists and is not of this job; "
+                  "remove it, or give the job another name")  # fmt: skip
 
 
 def test_a_trainer_s_name_that_somebody_else_s_pod_has(shared, job):

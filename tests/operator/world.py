@@ -186,6 +186,15 @@ class Job:
 
     # --- What is waited for ---
 
+    def tells(self, reason: str, *words: str) -> None:
+        """Until an event with this reason has each of these words; events come behind what they tell of."""
+
+        def told() -> bool:
+            notes = [note for why, note in self.events() if why == reason]
+            return bool(notes) and all(any(word in note for note in notes) for word in words)
+
+        self.until(told, f"an event {reason} with {words!r}")
+
     def until(self, found: Callable[[], Any], what: str) -> None:
         try:
             self.world.until(found, f"{what} of {self.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,10 +59,12 @@ class Launcher:
     def _trainer(self, index: int, trainers: int) -> Launch:
         spec = self.job.spec
         command = [*spec.command, *spec.args]
-        # The Python that runs the job's other processes: one Shoal on both sides, also where no environment is active.
+        # The Python that runs the job's other processes: one Shoal on both sides, also where no environment is active,
+        # and also for the programs that a shell in the command starts.
         if command[0] in _PYTHONS:
             command[0] = sys.executable
-        given = variables(self.job, self.inherited)
+        programs = [str(Path(sys.executable).parent), *filter(None, [self.inherited.get("PATH")])]
+        given = {"PATH": os.pathsep.join(programs), **variables(self.job, self.inherited)}
         environment = self._environment(TRAINER, index, trainers, given) | {names.FOLDER: str(self.folder)}
         return Launch(command=command, environment=environment, folder=self.folder)
 
