@@ -36,6 +36,8 @@ def _parts() -> tuple[Watch, Carry, Schedule]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = describe_data(TensorDataset(torch.zeros(8, 1)), batch_size=4)
     described = describe(model, [optimizer], data, accumulate=1, task_batches=None)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     watch = Watch(model, described.watched, groups=described.groups, stays=True)
     schedule = Schedule(
         [],

@@ -120,11 +120,12 @@ class AloneJob(Session):
 
     def _clamp(self, optimizers: Sequence[Optimizer]) -> None:
         """Bring the parameters of these optimizers into their bounds."""
-        own = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
-        with torch.no_grad():
-            for parameter, (low, high) in self._bounds:
-                if id(parameter) in own:
-                    parameter.clamp_(low, high)
+        if self._bounds:
+            own = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+            with torch.no_grad():
+                for parameter, (low, high) in self._bounds:
+                    if id(parameter) in own:
+                        parameter.clamp_(low, high)
         self._watch.settled()
 
     def _commit(self, batch: Batch, *, skipped: bool) -> None:

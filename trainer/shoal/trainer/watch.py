@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 from weakref import WeakSet
 
@@ -43,6 +44,41 @@ class _Watched:
     key: str
 
 
+class _Window:
+    """Parameters that are looked at in one go: the columns of a table of `_Watched`, as loops over rows cost more."""
+
+    def __init__(self, watched: Sequence[_Watched]) -> None:
+        self._watched = watched
+        self._parameters = [w.parameter for w in watched]
+        self._places = [w.places for w in watched]
+        self._keys = [w.key for w in watched]
+        self._seen = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self._parameters]  # noqa: SLF001 - of which torch has no public name
+
+    def settled(self) -> None:
+        """What is written from now on is the script's doing."""
+        self._seen = self._versions()
+
+    def check_writes(self) -> None:
+        """Raise `Refused` where a version counter has moved."""
+        now = self._versions()
+        if now != self._seen:
+            raise Refused(_written(self._watched[next(i for i, v in enumerate(now) if v != self._seen[i])].name))
+
+    def check_places(self) -> None:
+        """Raise `Refused` where a module has another parameter, or none, in the place of one."""
+        if not all(map(is_, map(dict.get, self._places, self._keys), self._parameters)):
+            _refuse_replaced(self._watched)
+
+
+def _refuse_replaced(watched: Sequence[_Watched]) -> None:
+    for each in watched:
+        if each.places.get(each.key) is not each.parameter:
+            raise Refused(_replaced(each.name))
+
+
 class Watch:
     """Watches a model's parameters.
 
@@ -69,13 +105,11 @@ class Watch:
         self._all = self._parameters()
         self._held = [id(p) for group in groups for p in group["params"]]
         self._layout = [_layout(w.parameter) for w in self._watched]
-        self._versions = [w.parameter._version for w in self._watched]  # noqa: SLF001 - of which torch has no public name
         self._sums: list[float] | None = None
         self._window = 0
         self._sampled = 0
         self._sample: Tensor | None = None
-        count = len(self._watched)
-        self._windows = [range(at, min(at + WINDOW, count)) for at in range(0, count, WINDOW)]
+        self._windows = [_Window(self._watched[at : at + WINDOW]) for at in range(0, len(self._watched), WINDOW)]
         self._values = [_first_values(w.parameter) for w in self._watched]
         self.settled(whole=True)
 
@@ -101,9 +135,8 @@ class Watch:
             return
         self._sums = self._checksums() if whole else None
         if not self._stays:
-            chosen = range(len(self._watched)) if whole else self._windows[self._window]
-            for place in chosen:
-                self._versions[place] = self._watched[place].parameter._version  # noqa: SLF001
+            for window in self._windows if whole else [self._windows[self._window]]:
+                window.settled()
         values = self._values[self._sampled]
         self._sample = None if values is None else values.clone()
 
@@ -122,13 +155,9 @@ class Watch:
         """
         if not self._watched:
             return
-        for place in self._windows[self._window]:
-            watched = self._watched[place]
-            parameter = watched.parameter
-            if parameter._version != self._versions[place]:  # noqa: SLF001
-                raise Refused(_written(watched.name))
-            if watched.places.get(watched.key) is not parameter:
-                raise Refused(_replaced(watched.name))
+        window = self._windows[self._window]
+        window.check_writes()
+        window.check_places()
         watched = self._watched[self._sampled]
         if _layout(watched.parameter) != self._layout[self._sampled]:
             raise Refused(_moved(watched.name))
@@ -151,9 +180,10 @@ class Watch:
         for place, watched in enumerate(self._watched):
             if _layout(watched.parameter) != self._layout[place]:
                 raise Refused(_moved(watched.name))
-            # Without checksums only what never moves can be told: the last step wrote the others.
-            if (self._stays or self._sums is not None) and watched.parameter._version != self._versions[place]:  # noqa: SLF001
-                raise Refused(_written(watched.name))
+        # Without checksums only what never moves can be told: the last step wrote the others.
+        if self._stays or self._sums is not None:
+            for window in self._windows:
+                window.check_writes()
         if self._sums is not None:
             self._check_sums(self._sums)
 
@@ -161,9 +191,7 @@ class Watch:
         now = self._parameters()
         if now == self._all:
             return
-        for watched in self._watched:
-            if watched.places.get(watched.key) is not watched.parameter:
-                raise Refused(_replaced(watched.name))
+        _refuse_replaced(self._watched)
         changed = [name for key, name in (now | self._all).items() if now.get(key) != self._all.get(key)]
         if changed[0] in now.values() and changed[0] in self._all.values():
             raise Refused(_replaced(changed[0]))
