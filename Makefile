@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kubernetes node lint fast slow cluster cluster-down clean
+.PHONY: help demo test kubernetes node soak lint fast slow cluster cluster-down clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -35,6 +35,9 @@ kubernetes: $(VENV)/.ready ## The tests on a real Kubernetes with hollow nodes a
 
 node: $(VENV)/.ready ## The tests with jobs in the pods of a real node alone (needs root)
 	$(BIN)/python -m pytest -m node
+
+soak: $(VENV)/.ready ## The tests of properties with many more random cases, for an hour or two (SHOAL_SOAK=17: so many times more)
+	SHOAL_SOAK=$${SHOAL_SOAK:-17} $(BIN)/python -m pytest -m 'hypothesis and not cluster' -n 2 --dist worksteal -o timeout=7200
 
 lint: $(VENV)/.ready ## Format, style, types and walls
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api import Duration, ManifestError
@@ -22,6 +22,7 @@ from shoal.autoscaler.config import AutoscalerConfig, LabelWeight, Priority, pol
 from shoal.autoscaler.config_file import Change, ConfigFile
 from shoal.autoscaler.config_text import ConfigError, load
 from shoal.autoscaler.model import Policy
+from tests.soak import examples
 
 CLASSES = "servers: top, minimum: middle, surplus: low"
 TWO = f"priorities: [{{name: urgent, {CLASSES}}}, {{name: batch, weight: 2, {CLASSES}}}]\n"
@@ -341,7 +342,7 @@ def configs(draw):
     return AutoscalerConfig(**fields, **draw(st.fixed_dictionaries({}, optional={"default": st.sampled_from(known)})))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(config=configs())
 def test_what_is_dumped_is_loaded_again(config):
     mapping = config.to_mapping()
@@ -384,7 +385,7 @@ def misspelt(draw, known):
     return key[:at] + draw(st.sampled_from(["", key[at] * 2, "_", key[at].swapcase()])) + key[at + 1 :]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(data=st.data(), path=st.sampled_from(sorted(KNOWN)))
 def test_any_unknown_key_is_refused_by_its_name(data, path):
     key = data.draw(misspelt(KNOWN[path]).filter(lambda key: key and key not in KNOWN[path]))
@@ -402,7 +403,7 @@ def test_any_unknown_key_is_refused_by_its_name(data, path):
         assert problems[0].text.startswith(f"{shown(key)} is no field's name")
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(text=st.text(max_size=60) | st.text(alphabet="{}[]:,-&*!? \n\t\"'#|>%@09a.~<=", max_size=40))
 def test_no_text_does_more_than_be_refused(text):
     try:

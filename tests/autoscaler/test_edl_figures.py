@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.edl_figures import FixedNode, Sample, fits, jain, least_stopped, mean_over_time, most_trainers, needless
+from tests.soak import examples
 
 NODES = st.lists(st.builds(FixedNode, st.integers(4, 12), st.integers(0, 5), st.just(0)), min_size=1, max_size=4)
 
@@ -30,7 +31,7 @@ def test_trainers_fill_what_others_leave(nodes, trainer, most):
     assert found == sum(node.others for node in nodes) + trainer * best
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     st.dictionaries(st.integers(3, 8), st.integers(1, 2), min_size=1, max_size=2),
     st.integers(2, 4), st.integers(0, 4), st.integers(0, 2), st.integers(0, 6),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.autoscaler.eligible import Groups, ShapeBook, constraints_of, eligible, few, traits_of, usable
 from shoal.autoscaler.requests import Catalogue
+from tests.soak import examples
 
 
 def node(name="n", *, labels=None, taints=()):
@@ -224,7 +225,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(steps, max_size=12))
 def test_groups_say_of_all_at_once_what_is_true_of_each(steps):
     groups, nodes, shapes, serial = Groups(), [], [], 0

@@ -6,14 +6,15 @@ import functools
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from shoal.autoscaler.model import Memory, Why
 from shoal.autoscaler.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters, placed, requests_of
+from tests.soak import examples
 
-CASES = 1000
+CASES = 500
 
 
 def planned(snapshot, memory=None):
@@ -67,7 +68,7 @@ def where_all_is_told(check):
     return checked
 
 
-@settings(max_examples=CASES, deadline=None)
+@examples(CASES)
 @given(clusters(fixed=True))
 def test_a_plan(snapshot):
     """All of them at once: a random cluster is costlier than its plan."""
@@ -193,7 +194,7 @@ def what_was_carried_out_is_its_own_plan(seen):
     assert not any(each.comes for each in again.jobs.values())
 
 
-@settings(max_examples=CASES // 3, deadline=None)
+@examples(CASES // 3)
 @given(clusters(pending=False), st.randoms(use_true_random=False))
 def test_the_order_of_jobs_changes_nothing(snapshot, random):
     jobs = list(snapshot.jobs)
@@ -204,7 +205,7 @@ def test_the_order_of_jobs_changes_nothing(snapshot, random):
 # --- 9: more room is no loss ---
 
 
-@settings(max_examples=CASES // 3, deadline=None)
+@examples(CASES // 3)
 @given(clusters(pending=False, held=False, shapes=1, classes=1), st.integers(0, 11), st.integers(1, 8))
 def test_more_room_makes_nobody_poorer_by_more_than_one(snapshot, node, more):
     """In the leximin order. Between classes it may: one more minimum of a lower class goes before growth of a higher one."""

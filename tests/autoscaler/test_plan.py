@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, given
 
 from shoal.autoscaler.model import Claim, Memory, Pending, Policy, Why
 from shoal.autoscaler.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, cluster, clusters, job, placed
+from tests.soak import examples
 
 
 def counts(snapshot, memory=None, policy=FREE_HAND):
@@ -396,7 +397,7 @@ def beside_the_best(snapshot):
     return BEST
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@examples(400, derandomize=True)
 @given(clusters(nodes=3, jobs=3, pending=False, held=False, classes=1, shapes=2))
 def test_within_one_step_of_the_best_there_is(snapshot):
     """Always the same clusters: of some thousands there is one in which small pods fill the node that large ones need."""

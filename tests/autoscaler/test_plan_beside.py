@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.autoscaler.beside import beside
+from tests.soak import examples
 
 AMOUNT = st.integers(1, 6)
 
@@ -30,7 +31,7 @@ def best(count, request, trainer, rooms):
     return most
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.integers(1, 4), st.tuples(AMOUNT, AMOUNT), st.tuples(AMOUNT, AMOUNT),
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4),

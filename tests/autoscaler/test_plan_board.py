@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.autoscaler.board import Board
 from shoal.autoscaler.rooms import Rooms
 from tests.autoscaler.worlds import clusters
+from tests.soak import examples
 
 
 def in_order(snapshot):
@@ -51,7 +52,7 @@ def moved(board, random):
         board.places.all()
 
 
-@settings(max_examples=500, deadline=None)
+@examples(250)
 @given(clusters(pending=False, nodes=4, jobs=4), st.integers(5, 30), st.randoms(use_true_random=False))
 def test_what_is_kept_is_what_a_fresh_board_finds(snapshot, steps, random):
     jobs = in_order(snapshot)
@@ -86,7 +87,7 @@ def looked(board, tiers):
         board.free_node(shape)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(200)
 @given(clusters(pending=False, nodes=5), st.randoms(use_true_random=False))
 def test_room_is_made_as_long_as_anybody_could_give_it(snapshot, random):
     """Pod after pod, from one list of nodes: until there is none where all that may give way would be enough."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.autoscaler.model import Memory, Pending, Policy
 from shoal.autoscaler.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters
+from tests.soak import examples
 
 POLICIES = [FREE_HAND, Policy(), Policy(moves=1, scheduler_evicts=False)]
 
@@ -55,7 +56,7 @@ def job_goes(snapshot, random):
 EVENTS = [pod_comes, pods_go, node_stops, node_fills, trainer_dies, job_goes]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(clusters(fixed=True), st.integers(2, 6), st.sampled_from(POLICIES), st.randoms(use_true_random=False))
 def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, random):
     memory = Memory()

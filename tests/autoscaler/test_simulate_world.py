@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from shoal.autoscaler.simulate import POLICIES, Rule, Simulation, Trace, Wish, load, loads, simulate
 from shoal.autoscaler.simulate.cluster import Kind, Phase
 from shoal.autoscaler.simulate.measures import Foreign, jain
+from tests.soak import examples
 
+SLOW = [HealthCheck.too_slow]
 TRACES = Path(__file__).parents[2] / "examples" / "traces"
 NAMES = sorted(POLICIES)
 
@@ -123,12 +125,8 @@ class Watcher:
             assert len(job.trainers) <= job.spec.max
 
 
-def examples(count: int):
-    return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
 @pytest.mark.parametrize("name", NAMES)
-@examples(40)
+@examples(10, suppress_health_check=SLOW)
 @given(trace=traces())
 def test_nodes_are_never_too_full_and_work_is_conserved(name, trace):
     watcher = Watcher()
@@ -149,7 +147,7 @@ def test_nodes_are_never_too_full_and_work_is_conserved(name, trace):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@examples(10)
+@examples(4, suppress_health_check=SLOW)
 @given(trace=traces())
 def test_the_same_trace_gives_the_same_report(name, trace):
     first, second = (simulate(trace, POLICIES[name](), history=True, until=5000) for _ in range(2))
@@ -182,7 +180,7 @@ class Fickle(Rule):
         return wishes
 
 
-@examples(60)
+@examples(20, suppress_health_check=SLOW)
 @given(trace=traces(), numbers=st.lists(st.integers(0, 99), min_size=1, max_size=50))
 def test_a_policy_that_wishes_for_nonsense_breaks_nothing(trace, numbers):
     watcher = Watcher()

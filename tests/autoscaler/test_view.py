@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.autoscaler import view as module
@@ -17,6 +17,7 @@ from shoal.autoscaler.eligible import constraints_of, eligible, traits_of, usabl
 from shoal.autoscaler.requests import allocatable_of, request_of
 from shoal.autoscaler.view import ClusterView
 from shoal.autoscaler.wish import JobWish
+from tests.soak import examples
 
 REFUSED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
 
@@ -523,7 +524,7 @@ class Both:
         self.view.forget_missing(kind, list(there))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(events, max_size=25))
 def test_the_view_is_what_all_manifests_together_say(events):
     both, before = Both(), None

@@ -9,6 +9,8 @@ import pytest
 
 from shoal.wire import auth
 
+pytestmark = pytest.mark.slow  # each starts a process that imports torch
+
 MANIFEST = """
 apiVersion: shoal.dev/v1alpha1
 kind: TrainingJob

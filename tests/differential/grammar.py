@@ -159,7 +159,6 @@ def valid(draw: st.DrawFn) -> Spec:
         middle=draw(st.sampled_from(["evaluate", "save"])) if not alternate and rarely(draw, 5) else "",
         saves=draw(st.sampled_from(["end", "epoch", "best"])),
         stop=draw(st.sampled_from([("epoch", 0), ("batch", 1)])) if rarely(draw, 8) else None,
-        two_trainers=rarely(draw, 8),
     )
 
 
@@ -194,7 +193,7 @@ def mistaken(draw: st.DrawFn) -> Spec:
         ema=0.0,
         clamp=False,
         saves="epoch",
-        two_trainers=drawn.two_trainers and MISTAKES[name].everywhere,
+        two_trainers=MISTAKES[name].everywhere,
     )
     spec = replace(
         spec,

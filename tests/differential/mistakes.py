@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+from tests.differential.building import TABLES
 from tests.differential.spec import Block, Optimizer, Scheduler, Spec
 
 __all__ = ["MISTAKES", "Mistake"]
@@ -269,6 +270,11 @@ def _averaged_table(spec: Spec) -> Spec:
     return replace(_with("table")(spec), ema=0.9)
 
 
+def _no_tables(spec: Spec) -> Spec:
+    """As a sparse table is refused by its own name."""
+    return replace(spec, blocks=tuple(block for block in spec.blocks if block.kind not in TABLES))
+
+
 def _nothing(_: Any) -> None: ...
 
 
@@ -287,7 +293,7 @@ MISTAKES = {
     "load a state after prepare": Mistake("prepared", "was written by the script after prepare", _load),
     "replace a module": Mistake("epoch ends", "head.weight was replaced or removed after prepare", _replace),
     "add a module": Mistake("epoch ends", "was added to the model", _add),
-    "change the dtype": Mistake("prepared", "was moved or got another dtype after prepare", _half),
+    "change the dtype": Mistake("prepared", "was moved or got another dtype after prepare", _half, _no_tables),
     "two steps for a batch": Mistake("stepped", "called a second time for one batch", _two_steps, _one_optimizer),
     "break": Mistake("epoch begins", "call job.stop('why') before the break", _break),
     "a second pass": Mistake("epoch ends", "iterated a second time in one epoch", _second_pass),
@@ -387,13 +393,13 @@ MISTAKES = {
     "a buffer of another shape": Mistake("batch ends", "blocks.0.mean is", _shape, _with("buffer assigned")),
     "a buffer removed": Mistake("epoch ends", "blocks.0.mean was removed", _no_buffer, _with("buffer in place")),
     "evaluate between two steps": Mistake(
-        "stepped", "before those of the others", lambda s: s.evaluate(), _two_optimizers
+        "stepped", "stands behind one optimizer's step", lambda s: s.evaluate(), _two_optimizers
     ),
     "save between two steps": Mistake(
         "stepped",
-        "before those of the others",
+        "stands behind one optimizer's step",
         lambda s: s.host.save(s.folder / "between.safetensors"),
         _two_optimizers,
     ),
-    "run between two steps": Mistake("stepped", "run after its optimizer's step", _rerun, _two_optimizers),
+    "run between two steps": Mistake("stepped", "stands behind one optimizer's step", _rerun, _two_optimizers),
 }

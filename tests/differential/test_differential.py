@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
+import zlib
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, seed, settings
+from hypothesis import given
 
 from tests.differential import runs
 from tests.differential.grammar import specs
 from tests.differential.mistakes import MISTAKES
 from tests.differential.runs import Result
 from tests.differential.spec import Spec
+from tests.soak import FACTOR, examples
 
-MANY = int(os.environ.get("SHOAL_DIFFERENTIAL_EXAMPLES", "300"))
-SEED = os.environ.get("SHOAL_DIFFERENTIAL_SEED", "20261130")
-"""``random``: another one each time, which is printed."""
+SOAKING = FACTOR > 1
+TWO_TRAINERS_OF = 1 if SOAKING else 4
+"""A script of so many runs in a job with two trainers, too."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,15 +77,16 @@ def check(spec: Spec) -> None:
         assert together.found.rates[: len(alone.found.rates)] == alone.found.rates
     if not spec.mistake:
         assert (account.lost, account.twice) == (0, 0), account
-    if spec.two_trainers:
-        check_two(spec, alone)
+    if spec.two_trainers and zlib.crc32(repr(spec).encode()) % TWO_TRAINERS_OF == 0:
+        check_two(spec)
 
 
-def check_two(spec: Spec, alone: Result) -> None:
+def check_two(spec: Spec) -> None:
     """Two trainers train every sample exactly once; or both are refused as one is."""
     results, account = runs.run_two(spec)
     if spec.mistake:
-        assert [r.refused.replace("inner.", "") for r in results] == [alone.refused.replace("inner.", "")] * 2
+        # Not the same words: the model that counts has one parameter more, which may be the one that is named.
+        assert all(MISTAKES[spec.mistake].fragment in r.refused for r in results), [r.refused for r in results]
         return
     assert [r.refused for r in results] == ["", ""]
     assert (account.lost, account.twice) == (0, 0), account
@@ -98,23 +99,8 @@ def check_two(spec: Spec, alone: Result) -> None:
         assert torch.equal(saved, torch.full_like(saved, spec.epochs)), saved
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@examples(300, derandomize=not SOAKING, database=None)
 @given(spec=specs())
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * FACTOR)
 def test_scripts_do_in_a_job_what_they_do_in_plain_pytorch(spec):
     check(spec)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-def test_many_scripts_do_in_a_job_what_they_do_in_plain_pytorch():
-    chosen = secrets.randbits(63) if SEED == "random" else int(SEED)
-    print(f"SHOAL_DIFFERENTIAL_SEED={chosen}")
-
-    @seed(chosen)
-    @settings(max_examples=MANY, deadline=None, database=None)
-    @given(spec=specs())
-    def many(spec):
-        check(spec)
-
-    many()

@@ -3,10 +3,11 @@
 import signal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER, Finish, Settings, Signal, Start, Supervisor, Tell
+from tests.soak import examples
 
 
 def do(actions, *kinds):
@@ -366,7 +367,7 @@ EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     events=st.lists(EVENTS, max_size=40),
     trainers=st.integers(1, 4),

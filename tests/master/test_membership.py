@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -20,6 +19,7 @@ from shoal.store import Wanted
 from shoal.wire import messages as m
 from shoal.wire.auth import Identity
 from shoal.wire.tasks import TaskSet
+from tests.soak import examples
 
 LEASE_SECONDS = 10.0
 SLOTS = 16
@@ -342,4 +342,4 @@ class Membership(RuleBasedStateMachine):
 
 
 TestMembership = Membership.TestCase
-TestMembership.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMembership.settings = examples(150, stateful_step_count=40)

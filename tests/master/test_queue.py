@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
@@ -10,6 +9,7 @@ from shoal.master.queue import TaskQueue
 from shoal.wire.messages import Lease
 from shoal.wire.plan import Plan
 from shoal.wire.tasks import TaskSet
+from tests.soak import examples
 
 SLOTS = 3
 slots = st.sets(st.integers(0, SLOTS - 1))
@@ -154,4 +154,4 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestQueue.settings = examples(150, stateful_step_count=40)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal.operator.election import Candidate, Times, new_identity
+from tests.soak import examples
 
 STAMP = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 TIMES = Times()
@@ -123,7 +124,7 @@ RATES = st.lists(st.sampled_from([0.85, 1.0, 1.15]), min_size=3, max_size=3)
 OFFSETS = st.lists(st.sampled_from([0.0, 1e3, 1e6]), min_size=3, max_size=3)
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(STEPS, RATES, OFFSETS)
 @example([("turn", 0, 0.0), ("turn", 1, 0.0), ("turn", 1, 14.5)], [0.85, 1.15, 1.0], [0.0, 0.0, 0.0])
 @example(

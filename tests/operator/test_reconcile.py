@@ -6,7 +6,6 @@ import copy
 import itertools
 from dataclasses import dataclass, field, replace
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -27,6 +26,7 @@ from shoal.operator.reconcile import (
 from shoal.operator.rendered import Rendered, applied_hash
 from shoal.operator.trainers import TrainerPod
 from shoal.store import Wanted
+from tests.soak import examples
 
 IDENTITY = Identity(uid="0123", etcd="etcd:2379", classes=("servers", "minimum", "surplus"))
 
@@ -283,7 +283,7 @@ class Job(RuleBasedStateMachine):
 
 
 TestJob = Job.TestCase
-TestJob.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestJob.settings = examples(150, stateful_step_count=30)
 
 
 def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api.crd import crd
@@ -26,6 +26,7 @@ from tests.operator.looks import (
     servers,
     told,
 )
+from tests.soak import examples
 
 SUSPENDED = job(suspend=True)
 ENDS = [Ended("Complete"), Ended("Complete"), Ended("Failed", "DeadlineExceeded: late"), Ended("Failed", "x")]
@@ -79,7 +80,7 @@ ANY = st.lists(LOOKS, min_size=1, max_size=5)
 
 
 def whatever(test):
-    return settings(max_examples=400, deadline=None)(given(ANY)(test))
+    return examples(150)(given(ANY)(test))
 
 
 def story(looks):

@@ -6,11 +6,11 @@ import itertools
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide, too_low
+from tests.soak import examples
 
 
 def pod(index: int, **state) -> TrainerPod:
@@ -277,4 +277,4 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestCluster.settings = examples(300, stateful_step_count=40)

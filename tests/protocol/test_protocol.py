@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.master.ending import Ending
@@ -23,16 +23,17 @@ from shoal.trainer.work import Work
 from shoal.wire.messages import Done
 from shoal.wire.tasks import TaskSet
 from tests.protocol.world import FAULTS, MasterProcess, ServerProcess, TrainerProcess, Violation, Wire, World
+from tests.soak import examples
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 2**32))
 def test_every_sample_counts_exactly_once(seed):
     World(seed).run()
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
+@examples(2000)
 @given(st.integers(0, 2**32))
 @pytest.mark.timeout(600)
 def test_every_sample_counts_exactly_once_in_thousands_of_runs(seed):

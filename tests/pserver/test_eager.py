@@ -33,6 +33,9 @@ print(json.dumps([found, imported, torch._dynamo.is_compiling.__module__, "torch
 """
 
 
+pytestmark = pytest.mark.slow  # of processes that import the compiler
+
+
 @pytest.fixture(scope="module")
 def computed():
     def run(how):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +29,7 @@ from shoal.pserver.snapshots import (
     sweep,
     write,
 )
+from tests.soak import examples
 
 JOB = {"uid": "job1", "digest": "shape1"}
 
@@ -87,7 +88,7 @@ def test_a_slot_that_is_not_in_it(tmp_path: Path) -> None:
         read(tmp_path / name, **JOB, slots=[3, 4])
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_flipped_bit_is_found(tmp_path: Path, data: st.DataObject) -> None:
     name = write_one(tmp_path, 1, 2)
@@ -106,7 +107,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path, data: st.DataObject) -> None
         assert_same(tensors, make_tensors(1, 2))
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_that_is_cut_off_or_too_long_is_not_offered(tmp_path: Path, data: st.DataObject) -> None:
     name = write_one(tmp_path, 1)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given as hypothesis_given
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from shoal.pserver.parameters import Parameters
 from shoal.wire.messages import Group, SparseTable
 from shoal.wire.rows import GIVEN, first_values, slot_of, slots_of_table
 from tests.pserver.shapes import fill, make_shape, make_views, registered, restarted, rows_of_slot, started
+from tests.soak import examples
 
 ROWS, DIM, SEED = 200, 6, 5
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -322,7 +322,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=40)
+@examples(40)
 @hypothesis_given(st.lists(steps, max_size=10))
 def test_pushes_restarts_and_falls_back_are_those_of_a_naive_model(actions: list[Any]) -> None:
     """Each row is a number that each push lowers by the rate; a slot that falls back takes its rows along."""

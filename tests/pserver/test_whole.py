@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from shoal.wire.layout import TensorArea
 from shoal.wire.messages import Buffer, Shape
 from shoal.wire.messages import Tensor as TensorShape
 from tests.pserver.shapes import make_shape, make_views, restarted, started
+from tests.soak import examples
 
 BUFFERS = [
     Buffer("mean", [2], "float64", "mean"),
@@ -82,7 +83,7 @@ merges = st.tuples(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(st.one_of(merges, st.just("restart")), max_size=12))
 def test_any_sequence_of_merges_and_restarts_is_that_of_a_naive_model(steps) -> None:
     server = begun(whole_shape())

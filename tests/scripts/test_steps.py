@@ -296,7 +296,7 @@ def test_running_a_part_between_its_step_and_the_others_is_refused(refused):
             second.step()
     job.save("out.safetensors")
     """,
-        "body is run after its optimizer's step and before those of the other optimizers",
+        "a run of body stands behind one optimizer's step and before that of SGD",
         "make all steps then",
     )
 

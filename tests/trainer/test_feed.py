@@ -12,7 +12,6 @@ from typing import ClassVar
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -20,6 +19,7 @@ from shoal.trainer.feed import Feed
 from shoal.trainer.order import Order, SamplerOrder
 from shoal.trainer.refusal import Refusal
 from shoal.wire.messages import Shape
+from tests.soak import examples
 
 SAMPLES, SIZE, TASK_BATCHES = 40, 3, 4
 
@@ -197,12 +197,12 @@ class OneWorker(FeedMachine):
 
 
 TestInline = FeedMachine.TestCase
-TestInline.settings = settings(max_examples=100, deadline=None)
+TestInline.settings = examples(100)
 TestTwoWorkers = TwoWorkers.TestCase
 TestPersistentWorkers = PersistentWorkers.TestCase
 TestOneWorker = OneWorker.TestCase
 for _case in (TestTwoWorkers, TestPersistentWorkers, TestOneWorker):
-    _case.settings = settings(max_examples=5, stateful_step_count=25, deadline=None)
+    _case.settings = examples(5, stateful_step_count=25)
 
 
 @pytest.mark.parametrize("options", WORKERS)

@@ -7,13 +7,13 @@ do not. The naive side knows the truth, and what a trainer says is held against 
 
 from __future__ import annotations
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shoal.trainer.work import Work
 from shoal.wire.messages import NO_GRANT, Done, HandBack, Lease, Leased, Map, Over, Redo
 from shoal.wire.plan import Plan
+from tests.soak import examples
 
 SLOTS = 2
 PLAN = Plan(samples=3, batch_size=1, drop_last=False, task_batches=2)
@@ -339,7 +339,7 @@ class BadDay(RuleBasedStateMachine):
 
 
 TestBadDay = BadDay.TestCase
-TestBadDay.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestBadDay.settings = examples(200, stateful_step_count=40)
 
 
 def test_a_task_that_came_back_before_its_over_did_is_done_again():

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.wire import rows as rows_module
 from shoal.wire.messages import SparseTable
 from shoal.wire.rows import GIVEN, first_values, given_tables, slot_of, slots_of_table
 from tests.pserver.shapes import make_shape
+from tests.soak import examples
 
 WORD = (1 << 64) - 1
 
@@ -51,7 +52,7 @@ def test_slots_get_equal_shares_of_consecutive_rows() -> None:
     assert shares.max() < 10_500
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     st.lists(st.integers(0, (1 << 40) - 1), min_size=1, max_size=40, unique=True),
     st.sampled_from(["normal", "uniform", "constant"]),

@@ -23,6 +23,8 @@ class Batch:
     """The optimizers whose ``step`` was called, whether it counted or not."""
     stepped: set[int] = field(default_factory=set)
     committed: bool = False
+    used: str = ""
+    """What saw the model before all optimizers had made their steps, so that no other step can be the batch's."""
     abandoned: bool = False
     scheduled: set[int] = field(default_factory=set)
     """The optimizers whose scheduler the script stepped before them."""

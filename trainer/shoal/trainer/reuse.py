@@ -2,7 +2,7 @@
 
 The steps of one batch go to the servers together, when the last optimizer has made its own. A model that is run between
 two of them (a GAN's discriminator for the generator's loss) would be run with the old parameters, where plain PyTorch has
-the new ones already: so that is refused.
+the new ones already. So the steps that were made go to the servers at once, and a step that follows is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from weakref import WeakSet
 import torch
 from torch import nn
 from torch.optim import Optimizer
-
-from shoal.trainer.refusal import Refused
 
 __all__ = ["Reuse"]
 
@@ -42,9 +40,11 @@ class Reuse:
     Args:
         model: The model.
         optimizers: Its optimizers; with one there is nothing to look at.
+        used: Called before a module runs whose optimizer has made its step, with words for that, once for a batch.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], *, used: Callable[[str], None]) -> None:
+        self._used = used
         self._stepped: set[int] = set()
         self._looks = len(optimizers) > 1
         _waiting.clear()
@@ -74,11 +74,7 @@ class Reuse:
     def _hook(self, name: str, own: set[int]) -> Callable[[nn.Module, Any], None]:
         def look() -> None:
             if own & self._stepped:
-                raise Refused(
-                    f"{name or 'the model'} is run after its optimizer's step and before those of the other optimizers: "
-                    "the steps of one batch take effect together, so it would run with its old parameters, unlike in plain "
-                    "PyTorch. Compute all losses first and make all steps then; or train the parts in turn, a batch each"
-                )
+                self._used(f"a run of {name or 'the model'}")
 
         disabled: Any = torch.compiler.disable
         uncompiled = disabled(look)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.optim import Optimizer
+
 __all__ = [
     "EPOCHS_BEFORE_PREPARE",
     "EPOCHS_TWICE",
@@ -15,12 +17,14 @@ __all__ = [
     "STEP_OUTSIDE_OF_LOOP",
     "foreign_metric",
     "foreign_step",
+    "groups_changed",
     "left_epochs",
     "second_pass",
     "second_step",
     "unfinished",
     "unfinished_epoch",
     "untrained_pass",
+    "used_between",
 ]
 
 PREPARE_TWICE = (
@@ -130,10 +134,18 @@ def unfinished(epoch: int, epochs: int, *, prepared: bool, begun: bool, in_batch
     )
 
 
-def between_steps() -> str:
-    """The model is wanted when some of a batch's optimizers have made their steps."""
+def used_between(used: str, optimizer: Optimizer) -> str:
+    """The model was used when some of a batch's optimizers had made their steps, and now another one makes its own."""
     return (
-        "job.evaluate or job.save is called behind one optimizer's step and before those of the others: the steps of one "
-        "batch take effect together, when the last optimizer makes its own or the batch ends, so the model would be the one "
-        "of before. Call it behind all steps, before them, or behind the loop"
+        f"{used} stands behind one optimizer's step and before that of {type(optimizer).__name__}, but the steps of one "
+        "batch take effect together. Compute all losses first and make all steps then, or train the parts in turn, a batch "
+        "each (a GAN); evaluate and save behind all steps, before them, or behind the loop"
+    )
+
+
+def groups_changed(optimizer: Optimizer) -> str:
+    """Its groups are others than at prepare."""
+    return (
+        f"the param_groups of {type(optimizer).__name__} were changed after prepare; give the optimizer all parameters "
+        "before, and freeze or unfreeze them by requires_grad_"
     )

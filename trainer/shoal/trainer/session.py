@@ -108,7 +108,7 @@ class Session(Job):
             raise Refused(str(error)) from None
         self._feed = Feed(data.loader, self._order)
         self._carry = Carry(described.dense)
-        self._reuse = Reuse(module, optimizers)
+        self._reuse = Reuse(module, optimizers, used=self._used)
         self._held = {id(one): [id(group) for group in one.param_groups] for one in optimizers}
         for one in optimizers:
             share(one, self)
@@ -123,13 +123,12 @@ class Session(Job):
         return model, (optimizers if many else optimizer), batches
 
     def _schedule_of(self, scheduler: Any, interval: str) -> Schedule:
-        shape = self._description.shape
         several = isinstance(scheduler, list | tuple)
         return Schedule(
             list(scheduler) if several else [scheduler] if scheduler is not None else [],
             self._description.groups,
             interval=interval,
-            steps=self._order.plan.steps(shape.accumulate),
+            steps=self._order.plan.steps(self._description.shape.accumulate),
             epochs=self._epochs,
             place=self._scheduler_place,
             measured=self._measured,
@@ -214,11 +213,10 @@ class Session(Job):
         if place is None:
             self._pass_is_through()
             return False, None
-        epoch, task, batch = place
-        first = self._first if accumulating else batch
-        self._first = first
+        if not accumulating:
+            self._first = place[2]
         data = self._data(place)
-        self._open = Batch(epoch, task, batch, first)
+        self._open = Batch(*place, self._first)
         self._pass.batches += 1
         self._schedule.apply(self._step_of(self._open))
         self._batch_begins(self._open)
@@ -270,8 +268,7 @@ class Session(Job):
     def _step_of(self, batch: Batch) -> int:
         """The number of the optimizer step that closes the batch's accumulation, in the job's order."""
         plan, size = self._order.plan, self._description.shape.accumulate
-        in_epoch = batch.task * plan.task_batches // size + batch.batch // size
-        return batch.epoch * plan.steps(size) + in_epoch
+        return batch.epoch * plan.steps(size) + batch.task * plan.task_batches // size + batch.batch // size
 
     def _closes(self, batch: Batch) -> bool:
         size = self._description.shape.accumulate
@@ -294,8 +291,7 @@ class Session(Job):
             self._accumulates(batch)
             return batch.epoch, batch.task, batch.batch + 1
         if not batch.abandoned:
-            key = (self._passes, self._pass.batches)
-            self._schedule.over("step", key, lambda optimizer: id(optimizer) in batch.stepped)
+            self._schedule.over("step", (self._passes, self._pass.batches), lambda one: id(one) in batch.stepped)
         if not batch.committed:
             self._commit(batch, skipped=not batch.stepped)
         self._closed(batch)
@@ -353,10 +349,9 @@ class Session(Job):
         if id(optimizer) in batch.scheduled:
             raise Refused(sentences.SCHEDULER_FIRST)
         if [id(group) for group in optimizer.param_groups] != self._held[id(optimizer)]:
-            raise Refused(
-                f"the param_groups of {type(optimizer).__name__} were changed after prepare; give the optimizer all "
-                "parameters before, and freeze or unfreeze them by requires_grad_"
-            )
+            raise Refused(sentences.groups_changed(optimizer))
+        if batch.committed:
+            raise Refused(sentences.used_between(batch.used, optimizer))
         self._carry.check()
         self._watch.check()
         try:
@@ -478,8 +473,14 @@ class Session(Job):
             self._watch.check_all()
             return
         self._watch.check()
-        if self._open.stepped and not self._open.committed:
-            raise Refused(sentences.between_steps())
+        self._used("job.evaluate or job.save")
+
+    def _used(self, what: str) -> None:
+        """In the midst of a batch something sees the model: the steps that were made for the batch are all of its steps."""
+        batch = self._open
+        if batch is not None and batch.stepped and not batch.committed:
+            batch.used = what
+            self._commit(batch, skipped=False)
 
     @abstractmethod
     def _complete_stopped(self) -> None:
