@@ -131,7 +131,7 @@ class Master:
             self._leave(identity, message)
         elif identity.role == "trainer":
             self._from_trainer(connection, identity, message, now)
-        elif identity.role == "pserver" and kind in self._to_server:
+        elif identity.life in self.job.servers and kind in self._to_server:
             self._to_server[kind](identity, message)
             self.ending.check(self.serving)
 

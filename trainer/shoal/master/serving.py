@@ -144,9 +144,7 @@ class Serving:
         pairs = zip(message.slots, message.grants, strict=True)
         wanted = [slot for slot, grant in pairs if slot in pending and pending[slot].grant == grant]
         self._job.slots.waits(identity.life, wanted)
-        # One trainer gives the values of all slots at once.
-        if not any(p.source == "fresh" and not self._is_waiting(slot) for slot, p in pending.items()):
-            self.provide()
+        self.provide()
 
     def _is_waiting(self, slot: int) -> bool:
         pending = self._job.slots.pending[slot]
@@ -204,8 +202,10 @@ class Serving:
         self._moved(0)
 
     def provide(self) -> None:
-        """Ask one trainer to give fresh slots their initial values; another if that one is gone."""
+        """Ask one trainer to give fresh slots their initial values, all at once; another if that one is gone."""
         job = self._job
+        if any(p.source == "fresh" and not self._is_waiting(slot) for slot, p in job.slots.pending.items()):
+            return
         wanted = job.slots.to_initialise()
         if not wanted or (self._provider is not None and self._provider in job.trainers):
             return

@@ -1,0 +1,65 @@
+"""What the master says to parameter servers, and makes of their words."""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal.master.job import Send
+from shoal.wire import messages as m
+from tests.master.desk import SERVER, SERVER_CONNECTION, Desk
+
+EMPTY = m.Offer(held=[], waiting=[], files=[], question=0, addresses=["unix:///s"], pid=1, host="")
+
+
+def told(desk):
+    """What is said to anybody: (connection, message)."""
+    said, desk.job.outbox = desk.job.outbox, []
+    return [(each.connection, each.message) for each in said if isinstance(each, Send)]
+
+
+def greeted():
+    """A server is here, which has been granted every slot as a fresh one; the grants."""
+    desk = Desk(server=False)
+    desk.joins(0)
+    desk.master.connected(SERVER_CONNECTION, SERVER, 0.0)
+    desk.from_server(EMPTY)
+    grants: list[m.Grant] = []
+    for _ in range(3):
+        for _, message in told(desk):
+            if isinstance(message, m.Grant):
+                grants.append(message)
+            elif isinstance(message, m.Ask):
+                desk.from_server(msgspec.structs.replace(EMPTY, question=message.question))
+        if desk.master.serving.confirm_wanted:
+            desk.master.serving.confirmed(desk.job.slots.question)
+    return desk, grants
+
+
+def test_a_trainer_is_asked_for_the_values_of_all_fresh_slots_at_once():
+    desk, grants = greeted()
+    assert len(grants) == desk.job.settings.slots
+
+    def waits(some):
+        desk.from_server(m.Waiting(slots=[g.slot for g in some], grants=[g.grant for g in some]))
+        desk.master.tick(5.0)
+        return [message for to, message in told(desk) if to == 0 and isinstance(message, m.Provide)]
+
+    assert waits(grants[:5]) == []
+    assert waits(grants[5:-1]) == []
+    (asked,) = waits(grants[-1:])
+    assert sorted(asked.slots) == sorted(grant.slot for grant in grants)
+
+
+def test_what_a_server_still_says_behind_its_farewell_is_ignored():
+    desk, grants = greeted()
+    desk.from_server(m.Leave(leases=[]))
+    for late in (
+        EMPTY,
+        m.Waiting(slots=[grants[0].slot], grants=[grants[0].grant]),
+        m.Held(reports=[]),
+        m.Nothing(slot=0, grant=1, file="", reason="late"),
+        m.Lacks(reports=[]),
+    ):
+        desk.from_server(late)
+    assert SERVER.life not in desk.job.servers
+    assert desk.events("warning") == []
