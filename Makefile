@@ -25,7 +25,7 @@ test: $(VENV)/.ready ## Every tier of tests that this machine allows (SHOAL_TIER
 	$(BIN)/python -m tests.tiers
 
 fast: $(VENV)/.ready ## The fast tests alone
-	$(BIN)/python -m pytest -m 'not slow and not cluster'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not cluster' -n 3 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.ready ## The tests with real jobs and kills alone
 	$(BIN)/python -m pytest -m 'slow and not cluster'

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree as ET
@@ -33,6 +33,7 @@ class Tier:
         selection: Arguments of pytest.
         prepare: Builds what is missing and gives the tests' environment; raises `Missing` where that cannot be.
         workers: How many processes run its files side by side: tests that mostly wait do not wait for each other.
+        environment: More variables of its tests.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Tier:
     selection: list[str]
     prepare: Callable[[], dict[str, str]]
     workers: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def arguments(self) -> list[str]:
@@ -60,7 +62,14 @@ def build_etcd36() -> dict[str, str]:
     return {"SHOAL_TEST_ETCD": str(binaries.path("etcd"))}
 
 
-FAST = Tier("fast", "pure cores, real etcd, single processes", ["-m", "not slow and not cluster"], nothing, workers=2)
+FAST = Tier(
+    "fast",
+    "pure cores, real etcd, single processes",
+    ["-m", "not slow and not cluster"],
+    nothing,
+    workers=3,
+    environment={"OMP_NUM_THREADS": "1"},  # as many threads as processes are enough
+)
 SLOW = Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing)
 ETCD36 = Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36)
 CLUSTER = Tier(
@@ -90,7 +99,7 @@ class Run:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *tier.arguments, "--durations=12", f"--junitxml={self._report}"],
             cwd=ROOT,
-            env={**os.environ, **extra},
+            env={**os.environ, **tier.environment, **extra},
             stdout=self._said,
             stderr=subprocess.STDOUT if self._said is not None else None,
         )

@@ -225,7 +225,7 @@ steps = st.one_of(
 )
 
 
-@examples(300)
+@examples(100)
 @given(st.lists(steps, max_size=12))
 def test_groups_say_of_all_at_once_what_is_true_of_each(steps):
     groups, nodes, shapes, serial = Groups(), [], [], 0

@@ -14,7 +14,7 @@ from shoal.autoscaler.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters, placed, requests_of
 from tests.soak import examples
 
-CASES = 500
+CASES = 300
 
 
 def planned(snapshot, memory=None):

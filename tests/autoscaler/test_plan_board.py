@@ -52,7 +52,7 @@ def moved(board, random):
         board.places.all()
 
 
-@examples(250)
+@examples(100)
 @given(clusters(pending=False, nodes=4, jobs=4), st.integers(5, 30), st.randoms(use_true_random=False))
 def test_what_is_kept_is_what_a_fresh_board_finds(snapshot, steps, random):
     jobs = in_order(snapshot)
@@ -87,7 +87,7 @@ def looked(board, tiers):
         board.free_node(shape)
 
 
-@examples(200)
+@examples(80)
 @given(clusters(pending=False, nodes=5), st.randoms(use_true_random=False))
 def test_room_is_made_as_long_as_anybody_could_give_it(snapshot, random):
     """Pod after pod, from one list of nodes: until there is none where all that may give way would be enough."""

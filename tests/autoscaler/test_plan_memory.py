@@ -56,7 +56,7 @@ def job_goes(snapshot, random):
 EVENTS = [pod_comes, pods_go, node_stops, node_fills, trainer_dies, job_goes]
 
 
-@examples(200)
+@examples(60)
 @given(clusters(fixed=True), st.integers(2, 6), st.sampled_from(POLICIES), st.randoms(use_true_random=False))
 def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, random):
     memory = Memory()

@@ -18,7 +18,7 @@ from tests.differential.spec import Spec
 from tests.soak import FACTOR, examples
 
 SOAKING = FACTOR > 1
-TWO_TRAINERS_OF = 1 if SOAKING else 4
+TWO_TRAINERS_OF = 1 if SOAKING else 8
 """A script of so many runs in a job with two trainers, too."""
 
 

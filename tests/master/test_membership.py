@@ -342,4 +342,4 @@ class Membership(RuleBasedStateMachine):
 
 
 TestMembership = Membership.TestCase
-TestMembership.settings = examples(150, stateful_step_count=40)
+TestMembership.settings = examples(60, stateful_step_count=40)

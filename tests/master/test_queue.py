@@ -154,4 +154,4 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = examples(150, stateful_step_count=40)
+TestQueue.settings = examples(60, stateful_step_count=40)

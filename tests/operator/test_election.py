@@ -124,7 +124,7 @@ RATES = st.lists(st.sampled_from([0.85, 1.0, 1.15]), min_size=3, max_size=3)
 OFFSETS = st.lists(st.sampled_from([0.0, 1e3, 1e6]), min_size=3, max_size=3)
 
 
-@examples(1000)
+@examples(400)
 @given(STEPS, RATES, OFFSETS)
 @example([("turn", 0, 0.0), ("turn", 1, 0.0), ("turn", 1, 14.5)], [0.85, 1.15, 1.0], [0.0, 0.0, 0.0])
 @example(

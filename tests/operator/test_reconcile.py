@@ -283,7 +283,7 @@ class Job(RuleBasedStateMachine):
 
 
 TestJob = Job.TestCase
-TestJob.settings = examples(150, stateful_step_count=30)
+TestJob.settings = examples(60, stateful_step_count=30)
 
 
 def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():

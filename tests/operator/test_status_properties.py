@@ -80,7 +80,7 @@ ANY = st.lists(LOOKS, min_size=1, max_size=5)
 
 
 def whatever(test):
-    return examples(150)(given(ANY)(test))
+    return examples(100)(given(ANY)(test))
 
 
 def story(looks):

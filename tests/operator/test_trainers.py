@@ -277,4 +277,4 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = examples(300, stateful_step_count=40)
+TestCluster.settings = examples(100, stateful_step_count=40)

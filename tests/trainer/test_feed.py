@@ -197,7 +197,7 @@ class OneWorker(FeedMachine):
 
 
 TestInline = FeedMachine.TestCase
-TestInline.settings = examples(100)
+TestInline.settings = examples(40)
 TestTwoWorkers = TwoWorkers.TestCase
 TestPersistentWorkers = PersistentWorkers.TestCase
 TestOneWorker = OneWorker.TestCase

@@ -339,7 +339,7 @@ class BadDay(RuleBasedStateMachine):
 
 
 TestBadDay = BadDay.TestCase
-TestBadDay.settings = examples(200, stateful_step_count=40)
+TestBadDay.settings = examples(80, stateful_step_count=40)
 
 
 def test_a_task_that_came_back_before_its_over_did_is_done_again():
