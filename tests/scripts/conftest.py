@@ -39,7 +39,7 @@ def run_in_job(zygote, etcd, tmp_path):
     return lambda script, **options: in_job(zygote, tmp_path / f"j{next(numbers)}", script, etcd=etcd, **options)
 
 
-@pytest.fixture(params=["alone", pytest.param("job", marks=pytest.mark.slow)])
+@pytest.fixture(params=["alone", "job"])
 def run(request):
     """Runs a script: the test holds for both."""
     return request.getfixturevalue("run_alone" if request.param == "alone" else "run_in_job")

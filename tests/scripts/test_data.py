@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def test_a_file_that_is_opened_lazily_is_opened_in_each_worker(run):
@@ -121,7 +121,6 @@ def test_random_augmentation_in_workers_follows_the_seed(run_alone):
     assert not set(first) & set(other)
 
 
-@pytest.mark.slow
 def test_random_augmentation_in_workers_differs_between_trainers(run_in_job):
     values = drawn(run_in_job(NOISY.replace("SEED", "7")))
     assert len(values) == len(set(values)) == 128
@@ -200,7 +199,6 @@ AHEAD = """
 """
 
 
-@pytest.mark.slow
 def test_workers_go_on_beyond_a_task_and_make_each_sample_once(run_in_job):
     """A task is one batch here."""
     result = run_in_job(AHEAD, trainers=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def test_every_save_writes_the_model_of_its_moment(run):
@@ -138,7 +138,7 @@ STOPPED = """
 
 
 @pytest.mark.parametrize("after", ["break", "pass"])
-@pytest.mark.parametrize("trainers", [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)])
+@pytest.mark.parametrize("trainers", [1, 2])
 def test_a_job_stops_behind_an_epoch(run_in_job, after, trainers):
     """Of the next epoch only what other trainers had begun by then is trained."""
     result = run_in_job(STOPPED.replace("AFTER", after), trainers=trainers)
@@ -173,7 +173,7 @@ IN_EPOCH = """
 
 
 @pytest.mark.parametrize("after", ["break", "pass"])
-@pytest.mark.parametrize("trainers", [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)])
+@pytest.mark.parametrize("trainers", [1, 2])
 def test_a_job_stops_in_the_middle_of_an_epoch(run_in_job, after, trainers):
     result = run_in_job(IN_EPOCH.replace("AFTER", after), trainers=trainers)
     assert "enough batches" in result.outcome.reason
@@ -215,7 +215,6 @@ def test_a_caught_error_is_named_as_the_cause_alone(run_alone):
     assert CAUGHT in run_alone(SWALLOWS).said
 
 
-@pytest.mark.slow
 def test_a_caught_error_is_named_as_the_cause_in_a_job(run_in_job):
     result = run_in_job(SWALLOWS, complete=False)
     assert CAUGHT in result.said
@@ -237,7 +236,6 @@ def test_an_exit_in_the_loop_is_named_as_the_cause_alone(run_alone):
     assert "sys.exit()" in said
 
 
-@pytest.mark.slow
 def test_an_exit_in_the_loop_is_named_as_the_cause_in_a_job(run_in_job):
     result = run_in_job(EXITS, complete=False)
     assert "the script ended in epoch" in result.said
@@ -258,7 +256,6 @@ CHANGES = """
 """
 
 
-@pytest.mark.slow
 def test_a_file_lies_where_the_job_started_although_the_script_changed_its_folder(run_in_job):
     result = run_in_job(CHANGES)
     assert result.counts() == [2.0]
@@ -274,7 +271,6 @@ def test_a_file_of_a_script_alone_lies_in_its_present_folder(run_alone):
 # --- Again ---
 
 
-@pytest.mark.slow
 def test_another_learning_rate_counts_from_a_restart_on_and_is_said(run_in_job):
     result = run_in_job(
         """

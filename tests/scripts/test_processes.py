@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 LOOP = """
     for epoch in job.epochs():
@@ -69,7 +69,6 @@ def test_a_second_join_is_refused(refused):
     )
 
 
-@pytest.mark.slow
 def test_a_second_process_of_one_trainer_is_refused(run_in_job):
     """As a launcher such as torchrun starts them."""
     result = run_in_job(
@@ -93,7 +92,6 @@ def test_a_second_process_of_one_trainer_is_refused(run_in_job):
     assert result.counts() == [2.0]
 
 
-@pytest.mark.slow
 def test_a_sample_that_always_kills_fails_the_job_and_is_named(run_in_job):
     result = run_in_job(
         """
@@ -116,7 +114,6 @@ def test_a_sample_that_always_kills_fails_the_job_and_is_named(run_in_job):
 # --- Signals ---
 
 
-@pytest.mark.slow
 def test_a_trainers_own_handler_of_sigterm_runs_and_the_trainer_leaves_in_good_order(run_in_job):
     """The other one does the rest."""
     result = run_in_job("""
@@ -136,7 +133,6 @@ def test_a_trainers_own_handler_of_sigterm_runs_and_the_trainer_leaves_in_good_o
     assert result.codes == {0: 0, 1: 0}
 
 
-@pytest.mark.slow
 def test_a_handler_that_is_set_in_the_loop_runs_too(run_in_job):
     result = run_in_job("""
         job, model, optimizer, loader = begin()

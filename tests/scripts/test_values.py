@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def test_a_sparse_table_begins_with_its_pretrained_values(run):
@@ -73,7 +73,6 @@ def test_a_buffer_that_is_assigned_anew_counts_as_one_that_is_written_in_place(r
     assert result.counts() == [3.0]
 
 
-@pytest.mark.slow
 def test_a_buffer_that_is_assigned_anew_is_restored_after_a_kill(run_in_job):
     result = run_in_job(
         MEANS
