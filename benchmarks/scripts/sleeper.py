@@ -46,11 +46,11 @@ def main() -> None:
     for _ in job.epochs():
         for x, y in loader:
             stamp()
+            time.sleep(pause)
             loss = nn.functional.mse_loss(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            time.sleep(pause)
 
 
 if __name__ == "__main__":
