@@ -33,7 +33,7 @@ from shoal.trainer.order import Order
 from shoal.trainer.refusal import Refused
 from shoal.wire.address import listen
 from tests.differential.building import Built, build
-from tests.differential.scripts import CLAMP, Found, Script
+from tests.differential.scripts import CLAMP, MAX_NORM, Found, Script
 from tests.differential.spec import Spec
 from tests.trainer.one_process import OneProcess
 
@@ -100,7 +100,7 @@ class Plain:
             with torch.no_grad():
                 for name, parameter in self._trained:
                     if name.endswith("head.weight"):
-                        parameter.clamp_(low, high)
+                        parameter.clamp_(low, high).renorm_(2, 0, next(iter(MAX_NORM.values())))
 
     def _move_average(self) -> None:
         if not self._spec.ema:

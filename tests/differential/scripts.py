@@ -17,6 +17,7 @@ from tests.differential.mistakes import MISTAKES
 from tests.differential.spec import Spec
 
 CLAMP = {"*head.weight": (-0.2, 0.3)}
+MAX_NORM = {"*head.weight": 0.4}
 
 
 class Host(Protocol):
@@ -118,7 +119,7 @@ class Script:
         if spec.ema:
             options["ema"] = spec.ema
         if spec.clamp:
-            options["clamp"] = CLAMP
+            options |= {"clamp": CLAMP, "max_norm": MAX_NORM}
         if len(given) == 1:
             self.model, optimizer, self.batches = self.host.prepare(built.model, given[0], built.loader, **options)
             self.optimizers = [optimizer]

@@ -30,6 +30,7 @@ def make_shape(
     buffers: list[Buffer] | None = None,
     fixed: list[TensorShape] | None = None,
     clamps: dict[str, list[float | None]] | None = None,
+    norms: dict[str, float] | None = None,
     ema: float = 0.0,
 ) -> Shape:
     given = SIZES if sizes is None else sizes
@@ -41,7 +42,10 @@ def make_shape(
         shuffle=True,
         task_batches=2,
         accumulate=1,
-        dense=[DenseParameter(name, size, dtype, 0, (clamps or {}).get(name, [])) for name, size in given.items()],
+        dense=[
+            DenseParameter(name, size, dtype, 0, (clamps or {}).get(name, []), (norms or {}).get(name, 0.0))
+            for name, size in given.items()
+        ],
         tables=tables or [],
         groups=groups or [Group(optimizer, registered(optimizer, options or {}))],
         buffers=buffers or [],

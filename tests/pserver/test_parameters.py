@@ -213,22 +213,23 @@ class Averaged:
             parameter.grad = None if gradient is None else gradient.clone()
         self.optimizer.step()
         with torch.no_grad():
-            self.module[0].clamp_(-0.5, 0.5)
+            self.module[0].clamp_(-0.5, 0.5).renorm_(2, 0, NORMS["weight"])
             self.module[2].clamp_(min=0.0)
         self.average.update_parameters(self.module)
 
 
+NORMS = {"weight": 0.75}
 CLAMPS: dict[str, list[float | None]] = {"weight": [-0.5, 0.5], "bias": [0.0, None]}
 
 
 @pytest.mark.parametrize("slots_total", [1, 3, 16])
 @pytest.mark.parametrize("decay", [0.999, 0.3])
 @pytest.mark.parametrize(("name", "options"), [CASES[1], CASES[5]])
-def test_averages_and_clamps_are_those_of_a_plain_loop(
+def test_averages_and_constraints_are_those_of_a_plain_loop(
     name: str, options: dict[str, Any], decay: float, slots_total: int
 ) -> None:
     """To the bit, also over a restart, and with steps in which some or all parameters have no gradient."""
-    shape = make_shape(optimizer=name, options=options, clamps=CLAMPS, ema=decay)
+    shape = make_shape(optimizer=name, options=options, clamps=CLAMPS, norms=NORMS, ema=decay)
     loop = Averaged(initial(), name, options, decay=decay)
     server = started(shape, slots_total, initial())
     for mine, theirs in zip(whole(server, shape, slots_total, average=True), initial(), strict=True):
@@ -291,9 +292,10 @@ def test_clamps_and_options_outlast_the_json_of_a_record() -> None:
 
 
 def test_two_trainers_that_do_not_keep_or_hold_the_same_differ() -> None:
-    here, job = make_shape(ema=0.9, clamps={"bias": [0, None]}), make_shape()
+    here, job = make_shape(ema=0.9, clamps={"bias": [0, None]}, norms={"weight": 2.0}), make_shape()
     assert differences(here, job) == [
         "the moving average's decay is 0.9 here, 0.0 in the job",
+        "parameter weight is float32 [7, 5], group 0, max_norm 2 here, float32 [7, 5], group 0 in the job",
         "parameter bias is float32 [3], group 0, clamp [0.0, None] here, float32 [3], group 0 in the job",
     ]
     one, other = (msgspec.structs.replace(make_shape(), frozen=value) for value in "ab")

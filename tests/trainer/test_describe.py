@@ -23,7 +23,7 @@ from torch.utils.data import (
 )
 
 from shoal.trainer.data import as_loader, describe_data
-from shoal.trainer.describe import describe
+from shoal.trainer.describe import AfterStep, describe
 from shoal.trainer.refusal import Refusal
 from shoal.wire.shapes import differences, digest
 
@@ -32,7 +32,18 @@ def numbers(count=20):
     return TensorDataset(torch.arange(float(count)).reshape(-1, 1), torch.ones(count, 1))
 
 
-def words(model=None, optimizers=None, data=None, *, accumulate=1, task_batches=None, ema=0.0, clamp=None, **loader):
+def words(
+    model=None,
+    optimizers=None,
+    data=None,
+    *,
+    accumulate=1,
+    task_batches=None,
+    ema=0.0,
+    clamp=None,
+    max_norm=None,
+    **loader,
+):
     model = model if model is not None else nn.Linear(1, 1)
     optimizers = optimizers or [torch.optim.SGD(model.parameters(), lr=0.1)]
     made = DataLoader(data if data is not None else numbers(), **({"batch_size": 4, "shuffle": True} | loader))
@@ -42,8 +53,7 @@ def words(model=None, optimizers=None, data=None, *, accumulate=1, task_batches=
         describe_data(made, batch_size=None),
         accumulate=accumulate,
         task_batches=task_batches,
-        ema=ema,
-        clamp=clamp,
+        after=AfterStep(ema, clamp or {}, max_norm or {}),
     )
 
 
@@ -173,8 +183,14 @@ REFUSED = {
     "ema=0.9 cannot average the sparse table weight": lambda: describe_with_table(ema=0.9),
     "clamp={'weight': (1, 0)}; give (low, high)": lambda: words(clamp={"weight": (1, 0)}),
     "clamp: no parameter is named 'fc.*'; there are weight, bias": lambda: words(clamp={"fc.*": (0, 1)}),
+    "max_norm={'weight': -1}; give a number above 0": lambda: words(max_norm={"weight": -1}),
+    "max_norm={'weight': inf}; give a number above 0": lambda: words(max_norm={"weight": float("inf")}),
+    "max_norm={'weight': (0, 1)}; give a number above 0": lambda: words(max_norm={"weight": (0, 1)}),
+    "max_norm: no parameter is named 'fc.*'; there are weight, bias": lambda: words(max_norm={"fc.*": 1.0}),
+    "max_norm: parameter bias has the shape [1], and so no rows": lambda: words(max_norm={"*": 1.0}),
+    "max_norm: parameter weight is a sparse table": lambda: describe_with_table(max_norm={"weight": 1.0}),
     "clamp: parameter weight is a sparse table": lambda: describe_with_table(clamp={"weight": (0, 1)}),
-    "clamp: parameter bias is not in an optimizer": lambda: only_weight(clamp={"bias": (0, 1)}),
+    "clamp: parameter bias is a sparse table, or in no optimizer": lambda: only_weight(clamp={"bias": (0, 1)}),
     "an optimizer holds a parameter of shape [1, 7] that the model does not have": foreign,
     "parameter weight is in two parameter groups; keep one": twice,
     "LBFGS cannot run on parameter servers": lambda: with_optimizer(torch.optim.LBFGS),
@@ -247,6 +263,17 @@ def test_a_compiled_models_names_are_those_of_the_model_itself():
     described = words(model)
     assert [p.name for p in described.shape.dense] == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert described.shape.buffers[0].name == "1.running_mean"
+
+
+def test_norms_are_those_of_all_parameters_whose_name_matches():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    described = words(model, max_norm={"0.weight": 2, "[1-9].weight": 0.5})
+    assert {p.name: p.max_norm for p in described.shape.dense} == {
+        "0.weight": 2.0,
+        "0.bias": 0.0,
+        "1.weight": 0.5,
+        "1.bias": 0.0,
+    }
 
 
 def test_bounds_are_those_of_all_parameters_whose_name_matches():

@@ -283,6 +283,7 @@ def test_without_a_decay_there_is_no_average(any_job, tmp_path):
 @pytest.mark.parametrize("make", [sgd, halves], ids=["one optimizer", "two optimizers"])
 def test_bounds_are_kept_after_every_step(any_job, make, turns):
     bounds = {"0.*": (-0.125, 0.125), "2.weight": (0.0, float("inf"))}
+    norms = {"*.weight": 0.25}
 
     def train(side):
         seen = []
@@ -297,12 +298,15 @@ def test_bounds_are_kept_after_every_step(any_job, make, turns):
                     for parameter in side.model[0].parameters():
                         parameter.clamp_(-0.125, 0.125)
                     side.model[2].weight.clamp_(min=0.0)
+                    for part in (side.model[0], side.model[2]):
+                        part.weight.renorm_(2, 0, 0.25)
             if side.job is None or len(many) == 1:  # with several, the others' parameters follow where the batch ends
                 largest, least = side.model[0].weight.detach().abs().max(), side.model[2].weight.detach().min()
-                seen.append((float(largest) <= 0.125, float(least) >= 0))
-        return set(seen) or {(True, True)}
+                norm = side.model[0].weight.detach().norm(dim=1).max()
+                seen.append((float(largest) <= 0.125, float(least) >= 0, float(norm) <= 0.25 + 1e-6))
+        return set(seen) or {(True, True, True)}
 
-    assert compare(any_job, train, make=make, clamp=bounds) == {(True, True)}
+    assert compare(any_job, train, make=make, clamp=bounds, max_norm=norms) == {(True, True, True)}
 
 
 def test_a_batch_that_is_skipped_is_not_clamped(any_job):

@@ -17,7 +17,7 @@ sizes = st.lists(st.lists(st.integers(0, 7), max_size=3), max_size=8)
 dtypes = st.sampled_from(sorted(ITEM_SIZES))
 
 
-def make_shape(shapes: list[list[int]], dtype: str = "float32") -> Shape:
+def make_shape(shapes: list[list[int]], dtype: str = "float32", *, max_norm: float = 0.0) -> Shape:
     return Shape(
         samples=1,
         fingerprint="",
@@ -26,7 +26,7 @@ def make_shape(shapes: list[list[int]], dtype: str = "float32") -> Shape:
         shuffle=False,
         task_batches=1,
         accumulate=1,
-        dense=[DenseParameter(f"p{index}", shape, dtype, 0) for index, shape in enumerate(shapes)],
+        dense=[DenseParameter(f"p{index}", shape, dtype, 0, [], max_norm) for index, shape in enumerate(shapes)],
         tables=[],
         groups=[],
         buffers=[Buffer(f"b{index}", shape, dtype, "last") for index, shape in enumerate(shapes)],
@@ -42,6 +42,17 @@ def test_every_element_is_in_exactly_one_slot_and_slots_are_equal(shapes: list[l
     for slot, mine in enumerate(cut):
         assert all(len(piece) > 0 for piece in mine)
         assert sum(map(len, mine)) == (slot + 1) * total // slots - slot * total // slots
+
+
+@given(sizes, st.integers(1, 20))
+def test_rows_with_a_norm_are_never_cut(shapes: list[list[int]], slots: int) -> None:
+    rowed = [shape if len(shape) > 1 else [*shape, 1] for shape in shapes]
+    cut = pieces(make_shape(rowed, max_norm=1.0), slots)
+    found = [(piece.parameter, at) for slot in cut for piece in slot for at in range(piece.start, piece.stop)]
+    assert found == [(index, at) for index, shape in enumerate(rowed) for at in range(math.prod(shape))]
+    for piece in (piece for slot in cut for piece in slot):
+        row = math.prod(rowed[piece.parameter][1:])
+        assert (piece.start % row, piece.stop % row) == (0, 0)
 
 
 @given(sizes, st.integers(1, 20), dtypes, st.data())

@@ -92,6 +92,7 @@ class Dense:
         self._values: dict[int, list[Tensor]] = {}
         self._averages: dict[int, list[Tensor]] = {}
         """Of the slots at which a step was applied, where the job keeps averages."""
+        self._norms = {i: (p.max_norm, math.prod(p.shape[1:])) for i, p in enumerate(shape.dense) if p.max_norm}
         self._clamps = {index: _bounds(p) for index, p in enumerate(shape.dense) if p.clamp}
         self._optimizers: dict[int, Optimizer] = {}
         self._options: dict[int, dict[str, Any]] = {}
@@ -154,9 +155,9 @@ class Dense:
         absent: Collection[int],
         options: Mapping[int, Mapping[str, Any]],
     ) -> None:
-        """Take one step at these slots; then clamp their pieces and bring their moving averages up to date.
+        """Take one step at these slots; then clamp their pieces, limit the norms of their rows and bring their moving averages up to date.
 
-        Clamping and averaging take every piece, as they do in a plain loop, also one that has no gradient.
+        Constraints and averages take every piece, as they do in a plain loop, also one that has no gradient.
         """
         without = set(absent)
         groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -169,8 +170,8 @@ class Dense:
                     groups.setdefault(group, []).append((value, gradient))
         for index, pairs in groups.items():
             self._step(index, pairs, options.get(index, {}))
-        if self._clamps:
-            self._clamp(slots)
+        if self._clamps or self._norms:
+            self._constrain(slots)
         if self._shape.ema > 0:
             self._average(slots)
 
@@ -248,12 +249,15 @@ class Dense:
             for value, _ in pairs:
                 value.grad = None
 
-    def _clamp(self, slots: Collection[int]) -> None:
+    def _constrain(self, slots: Collection[int]) -> None:
         for slot in slots:
             for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
                 if piece.parameter in self._clamps:
                     low, high = self._clamps[piece.parameter]
                     value.clamp_(low, high)
+                if piece.parameter in self._norms:
+                    largest, row = self._norms[piece.parameter]
+                    value.view(-1, row).renorm_(2, 0, largest)
 
     def _average(self, slots: Collection[int]) -> None:
         """What ``torch.optim.swa_utils.get_ema_multi_avg_fn`` computes, the same way to the bit."""

@@ -149,7 +149,7 @@ class Parameters:
         options: Mapping[int, Mapping[str, Any]] | None = None,
         rows: Sequence[TableRows] = (),
     ) -> None:
-        """Let every optimizer take one step at these slots; clamp and average the dense values then.
+        """Let every optimizer take one step at these slots; constrain and average the dense values then.
 
         Args:
             slots: Where the push is new.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shoal.trainer.batches import Batch, Place
@@ -23,6 +23,7 @@ from shoal.trainer.optimizer import plain_step, run_post_hooks, run_pre_hooks
 from shoal.trainer.refusal import Refused
 from shoal.trainer.session import Session
 from shoal.trainer.tables import Tables
+from shoal.wire.messages import DenseParameter
 
 __all__ = ["AloneJob"]
 
@@ -53,10 +54,8 @@ class AloneJob(Session):
         for table, spec in zip(described.tables, described.shape.tables, strict=True):
             if spec.family in {"normal", "uniform"}:
                 tables.fill(table, spec, seed=self._seed)
-        self._bounds = [
-            (parameter, dense.clamp) for dense, parameter in zip(described.shape.dense, described.dense, strict=True)
-        ]
-        self._bounds = [(parameter, bounds) for parameter, bounds in self._bounds if any(b is not None for b in bounds)]
+        pairs = zip(described.shape.dense, described.dense, strict=True)
+        self._constrained = [(p, dense) for dense, p in pairs if dense.clamp or dense.max_norm]
 
     def _begin(self) -> None:
         """Everything is here already."""
@@ -114,18 +113,18 @@ class AloneJob(Session):
         run_pre_hooks(optimizer)
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - the optimizer may use the whole of a sparse table
             result = plain_step(optimizer, closure)
-        self._clamp([optimizer])
+        self._constrain([optimizer])
         run_post_hooks(optimizer)
         return result
 
-    def _clamp(self, optimizers: Sequence[Optimizer]) -> None:
+    def _constrain(self, optimizers: Sequence[Optimizer]) -> None:
         """Bring the parameters of these optimizers into their bounds."""
-        if self._bounds:
+        if self._constrained:
             own = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
             with torch.no_grad():
-                for parameter, (low, high) in self._bounds:
+                for parameter, dense in self._constrained:
                     if id(parameter) in own:
-                        parameter.clamp_(low, high)
+                        _constrain(parameter, dense)
         self._watch.settled()
 
     def _commit(self, batch: Batch, *, skipped: bool) -> None:
@@ -137,7 +136,7 @@ class AloneJob(Session):
             return
         others = [one for one in self._optimizers if id(one) not in batch.stepped]
         if others:
-            self._clamp(others)
+            self._constrain(others)
         if self._description.shape.ema:
             self._move_average(self._description.shape.ema)
 
@@ -202,3 +201,11 @@ class AloneJob(Session):
         self._close()
         self._finished = True
         self._end()
+
+
+def _constrain(parameter: nn.Parameter, dense: DenseParameter) -> None:
+    if any(bound is not None for bound in dense.clamp):
+        low, high = dense.clamp
+        parameter.clamp_(low, high)
+    if dense.max_norm:
+        parameter.renorm_(2, 0, dense.max_norm)

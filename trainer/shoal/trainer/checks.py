@@ -47,7 +47,8 @@ def check_model(model: nn.Module) -> None:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
             raise Refusal(
                 f"{clean_name(name)} has max_norm, by which every forward pass writes rows of its weight: the parameter "
-                "servers hold that; leave max_norm out"
+                "servers hold that; leave max_norm out there and give prepare max_norm={...}, by which every row is "
+                "limited after each step"
             )
 
 

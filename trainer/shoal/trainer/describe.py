@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,7 +24,9 @@ from shoal.wire.messages import Tensor as TensorShape
 from shoal.wire.plan import Plan, default_task_batches
 from shoal.wire.rows import GIVEN, GIVEN_TABLE_BYTES
 
-__all__ = ["FIXED_BYTES", "BufferPlace", "Description", "TableModule", "describe"]
+__all__ = ["FIXED_BYTES", "AfterStep", "BufferPlace", "Description", "TableModule", "describe"]
+
+Named = tuple[str, nn.Parameter]
 
 FIXED_BYTES = 64 * 2**20
 """Frozen parameters up to this size in all are sent from the first trainer to the others; larger ones are compared."""
@@ -101,6 +103,24 @@ class Description:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class AfterStep:
+    """What becomes of the parameters behind each step.
+
+    Attributes:
+        ema: Decay of their moving average; 0: there is none.
+        clamp: Bounds by parameter name.
+        max_norm: The largest norm of a row, by parameter name.
+    """
+
+    ema: float = 0.0
+    clamp: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    max_norm: Mapping[str, float] = field(default_factory=dict)
+
+
+_NOTHING = AfterStep()
+
+
 def describe(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
@@ -108,8 +128,7 @@ def describe(
     *,
     accumulate: int,
     task_batches: int | None,
-    ema: float = 0.0,
-    clamp: Mapping[str, tuple[float, float]] | None = None,
+    after: AfterStep = _NOTHING,
     drawn: frozenset[int] = frozenset(),
 ) -> Description:
     """Describe a script's model, optimizers and data.
@@ -120,24 +139,24 @@ def describe(
         data: What it trains on.
         accumulate: Batches for one step.
         task_batches: Batches in a task; None: by default.
-        ema: Decay of the moving average; 0: none.
-        clamp: Bounds by parameter name.
+        after: What the servers do behind each step.
         drawn: The ids of sparse weights that have no values yet.
 
     Raises:
         Refusal: Something cannot be trained by parameter servers; the message names it and the fix.
     """
     check_model(model)
-    check_numbers(accumulate, ema)
+    check_numbers(accumulate, after.ema)
     groups = check_state(optimizers)
     names = {id(p): clean_name(name) for name, p in model.named_parameters()}
     placed = _place(names, groups)
     tables = _tables(model, names, placed)
-    _check_average(ema, tables)
+    _check_average(after.ema, tables)
     sparse = [_table(table, placed, drawn=id(table.module.weight) in drawn) for table in tables]
     parameters = [(names[id(p)], p) for p in model.parameters()]
     rows = {id(table.module.weight) for table in tables}
-    dense = _dense(parameters, placed, rows, _limits(clamp or {}, parameters, placed, rows))
+    free = [(name, p) for name, p in parameters if id(p) in placed and id(p) not in rows]
+    dense = _dense(free, placed, _limits(after.clamp, parameters, free), _norms(after.max_norm, parameters, free))
     merged, passing = _buffers(model)
     frozen: list[tuple[str, Any]] = [(name, p) for name, p in parameters if id(p) not in placed]
     fixed = [*frozen, *passing]
@@ -150,7 +169,7 @@ def describe(
         buffers=[_buffer(place) for place in merged],
         fixed=[] if large else [_tensor(name, tensor) for name, tensor in fixed],
         frozen=_digest(fixed) if large else "",
-        ema=ema,
+        ema=after.ema,
     )
     return Description(
         shape=shape,
@@ -276,34 +295,55 @@ def _place(names: Mapping[int, str], groups: Sequence[dict[str, Any]]) -> dict[i
 
 
 def _limits(
-    clamp: Mapping[str, tuple[float, float]],
-    parameters: Sequence[tuple[str, nn.Parameter]],
-    placed: Mapping[int, int],
-    tables: set[int],
+    clamp: Mapping[str, tuple[float, float]], parameters: Sequence[Named], free: Sequence[Named]
 ) -> dict[int, list[float | None]]:
     """Parameter's id -> the bounds that it is kept in."""
     found: dict[int, list[float | None]] = {}
     for pattern, bounds in clamp.items():
         if not isinstance(bounds, tuple | list) or len(bounds) != 2 or not float(bounds[0]) <= float(bounds[1]):
             raise Refusal(f"clamp={{{pattern!r}: {bounds!r}}}; give (low, high), -inf or inf for none")
-        matching = [(name, p) for name, p in parameters if fnmatchcase(name, pattern)]
-        if not matching:
-            raise Refusal(
-                f"clamp: no parameter is named {pattern!r}; there are {', '.join(n for n, _ in parameters[:8])}"
-            )
-        for name, parameter in matching:
-            if id(parameter) in tables or id(parameter) not in placed:
-                what = "a sparse table" if id(parameter) in tables else "not in an optimizer"
-                raise Refusal(f"clamp: parameter {name} is {what}; only dense trained parameters can be clamped")
+        for _, parameter in _matching("clamp", pattern, parameters, free):
             found[id(parameter)] = [float(bound) if math.isfinite(bound) else None for bound in bounds]
     return found
 
 
+def _norms(max_norm: Mapping[str, float], parameters: Sequence[Named], free: Sequence[Named]) -> dict[int, float]:
+    """Parameter's id -> the largest norm of its rows."""
+    found: dict[int, float] = {}
+    for pattern, largest in max_norm.items():
+        if isinstance(largest, bool) or not isinstance(largest, int | float) or not 0 < largest < math.inf:
+            raise Refusal(f"max_norm={{{pattern!r}: {largest!r}}}; give a number above 0, the largest norm of a row")
+        for name, parameter in _matching("max_norm", pattern, parameters, free):
+            if parameter.dim() < 2:
+                raise Refusal(
+                    f"max_norm: parameter {name} has the shape {list(parameter.shape)}, and so no rows; leave it out, or "
+                    "bound its values by clamp"
+                )
+            found[id(parameter)] = float(largest)
+    return found
+
+
+def _matching(option: str, pattern: str, parameters: Sequence[Named], free: Sequence[Named]) -> list[Named]:
+    """The parameters of that name; all of them are dense and trained."""
+    matching = [(name, p) for name, p in parameters if fnmatchcase(name, pattern)]
+    if not matching:
+        raise Refusal(
+            f"{option}: no parameter is named {pattern!r}; there are {', '.join(n for n, _ in parameters[:8])}"
+        )
+    allowed = {id(p) for _, p in free}
+    for name, parameter in matching:
+        if id(parameter) not in allowed:
+            raise Refusal(
+                f"{option}: parameter {name} is a sparse table, or in no optimizer; only dense trained parameters can have it"
+            )
+    return matching
+
+
 def _dense(
-    parameters: Sequence[tuple[str, nn.Parameter]],
+    free: Sequence[Named],
     placed: Mapping[int, int],
-    tables: set[int],
     limits: Mapping[int, list[float | None]],
+    norms: Mapping[int, float],
 ) -> list[tuple[DenseParameter, nn.Parameter]]:
     """Whatever an optimizer holds, frozen for now or not: a gradient may come at any step."""
     return [
@@ -314,11 +354,11 @@ def _dense(
                 dtype=_dtype(p, f"parameter {name}"),
                 group=placed[id(p)],
                 clamp=limits.get(id(p), []),
+                max_norm=norms.get(id(p), 0.0),
             ),
             p,
         )
-        for name, p in parameters
-        if id(p) in placed and id(p) not in tables
+        for name, p in free
     ]
 
 

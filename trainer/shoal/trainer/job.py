@@ -47,6 +47,7 @@ class Job(ABC):
         task_batches: int | None = None,
         ema: float = 0.0,
         clamp: Mapping[str, tuple[float, float]] | None = None,
+        max_norm: Mapping[str, float] | None = None,
     ) -> tuple[Model, Any, Any]:
         """Make the job's of what the script has; returns the three for the loop. See ``docs/scripts.md``.
 
@@ -68,6 +69,8 @@ class Job(ABC):
             ema: Decay of a moving average of the weights (0.999), kept by the parameter servers and saved beside the
                 model as ``NAME-ema.safetensors``; 0: none.
             clamp: Bounds (low, high) by parameter name (``*`` and ``?`` match), kept after every step.
+            max_norm: By parameter name, the largest Euclidean norm of a row (all values with one first index): after
+                every step, and after ``clamp``, larger rows are scaled down to it, as ``renorm_(2, 0, max_norm)`` does.
 
         Raises:
             Refused: Something cannot be trained so; the message says what to do instead.

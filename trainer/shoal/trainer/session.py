@@ -22,7 +22,7 @@ from shoal.trainer.batches import Batch, Pass, Place
 from shoal.trainer.carry import Carry
 from shoal.trainer.checks import check_optimizers
 from shoal.trainer.data import describe_data
-from shoal.trainer.describe import Description, describe
+from shoal.trainer.describe import AfterStep, Description, describe
 from shoal.trainer.feed import Feed
 from shoal.trainer.foreign import guard
 from shoal.trainer.job import Job
@@ -79,6 +79,7 @@ class Session(Job):
         task_batches: int | None = None,
         ema: float = 0.0,
         clamp: Mapping[str, tuple[float, float]] | None = None,
+        max_norm: Mapping[str, float] | None = None,
     ) -> tuple[Model, Any, Any]:
         """See ``Job.prepare``."""
         if self._prepared:
@@ -90,15 +91,9 @@ class Session(Job):
             data = describe_data(loader, batch_size=batch_size)
             module = plain_module(model)
             drawn = materialise(module, optimizers) if isinstance(module, nn.Module) else frozenset()
+            after = AfterStep(ema, clamp or {}, max_norm or {})
             described = describe(
-                module,
-                optimizers,
-                data,
-                accumulate=accumulate,
-                task_batches=task_batches,
-                ema=ema,
-                clamp=clamp,
-                drawn=drawn,
+                module, optimizers, data, accumulate=accumulate, task_batches=task_batches, after=after, drawn=drawn
             )
             self._module, self._description, self._optimizers = module, described, optimizers
             self._register(described)

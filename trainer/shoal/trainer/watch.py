@@ -259,8 +259,8 @@ def _written(name: str) -> str:
     return (
         f"parameter {name} was written by the script after prepare, but the parameter servers hold it and would overwrite "
         "that. Load and initialise (load_state_dict, copy_) before prepare; give prepare every optimizer that makes steps, "
-        "and torch.optim.SGD instead of an update by hand (p.data.add_(p.grad, alpha=-lr)); clamp={...} for a constraint "
-        "after each step (clamp_); ema=... for a moving average of the weights; make a tensor that the script updates "
+        "and torch.optim.SGD instead of an update by hand (p.data.add_(p.grad, alpha=-lr)); clamp={...} or max_norm={...} for a "
+        "constraint after each step (clamp_, renorm_); ema=... for a moving average of the weights; make a tensor that the script updates "
         "itself a buffer (register_buffer)"
     )
 

@@ -6,7 +6,7 @@ the job's shape, the number of slots, and the slots that a trainer asked for, in
 Laid end to end, in the shape's order, the dense parameters have T elements. Slot s of S has the elements from
 s*T//S up to (s+1)*T//S, cut at the borders between parameters into *pieces*. Slots are thus equal in elements, however
 unequal the parameters are; and as element-wise optimizers treat every element alike, where the cuts fall changes
-nothing in the result.
+nothing in the result. Only in a parameter with a ``max_norm`` a border moves on to the next whole row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from shoal.wire.messages import Buffer, Shape, Tensor
+from shoal.wire.messages import Buffer, DenseParameter, Shape, Tensor
 
 __all__ = ["ALIGNMENT", "ITEM_SIZES", "Area", "Entry", "Piece", "TensorArea", "TensorEntry", "item_size", "pieces"]
 
@@ -80,11 +80,17 @@ def pieces(shape: Shape, slots_total: int) -> list[list[Piece]]:
         while at < end:
             while borders[slot + 1] <= at:
                 slot += 1
-            stop = min(end, borders[slot + 1])
+            row = _row(shape.dense[index])
+            stop = min(end, begin + -(-(borders[slot + 1] - begin) // row) * row)
             cut[slot].append(Piece(index, at - begin, stop - begin))
             at = stop
         begin = end
     return cut
+
+
+def _row(parameter: DenseParameter) -> int:
+    """Elements that must stay together."""
+    return math.prod(parameter.shape[1:]) if parameter.max_norm else 1
 
 
 @dataclass(frozen=True, slots=True)

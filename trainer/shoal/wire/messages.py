@@ -144,7 +144,8 @@ class DenseParameter(_Part, frozen=True):
     """A parameter that is pushed and pulled whole; ``group`` counts over the groups of all optimizers.
 
     ``clamp``: [low, high]: after each step the server clamps the values; None means no bound on that side, as JSON has
-    no infinity. Empty: the values are not clamped.
+    no infinity. Empty: the values are not clamped. ``max_norm``: after that the server scales down each row (all values
+    with one first index) whose Euclidean norm is larger; 0: it does not. The rows of such a parameter are never cut.
     """
 
     name: str
@@ -152,6 +153,7 @@ class DenseParameter(_Part, frozen=True):
     dtype: str
     group: int
     clamp: list[float | None] = []
+    max_norm: float = 0.0
 
 
 class SparseTable(_Part, frozen=True):

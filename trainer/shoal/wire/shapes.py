@@ -77,7 +77,8 @@ def _layout(part: Any) -> str:
     size = part.shape if hasattr(part, "shape") else [part.rows, part.dim]
     group = f", group {part.group}" if hasattr(part, "group") else ""
     clamp = f", clamp {_bounds(part.clamp)}" if getattr(part, "clamp", None) else ""
-    return f"{part.dtype} {size}{group}{clamp}"
+    norm = f", max_norm {part.max_norm:g}" if getattr(part, "max_norm", 0) else ""
+    return f"{part.dtype} {size}{group}{clamp}{norm}"
 
 
 def _bounds(clamp: list[float | None]) -> list[float | None]:
