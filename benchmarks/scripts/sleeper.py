@@ -1,5 +1,7 @@
 """A training script whose compute is a sleep; it leaves the time of each of its steps in a file of its own.
 
+The sleep lies before the step, as a forward and a backward pass do: behind it, it would hide the exchange with the servers.
+
 A stamp is taken when the loop gets a batch: the batch before is acknowledged by every server by then. The clock is the
 machine's monotonic one, which all processes share. The first five stamps are those of joining, see ``STAMPS``.
 """

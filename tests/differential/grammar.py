@@ -176,9 +176,8 @@ def _takes_sparse(one: Optimizer) -> bool:
 def mistaken(draw: st.DrawFn) -> Spec:
     """A script with one mistake, which is refused."""
     name = draw(st.sampled_from(list(MISTAKES)))
-    drawn = draw(valid())
     spec = replace(
-        drawn,
+        draw(valid()),
         mistake=name,
         epochs=2,
         schedulers=(),
@@ -193,7 +192,6 @@ def mistaken(draw: st.DrawFn) -> Spec:
         ema=0.0,
         clamp=False,
         saves="epoch",
-        two_trainers=MISTAKES[name].everywhere,
     )
     spec = replace(
         spec,

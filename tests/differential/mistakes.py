@@ -393,13 +393,13 @@ MISTAKES = {
     "a buffer of another shape": Mistake("batch ends", "blocks.0.mean is", _shape, _with("buffer assigned")),
     "a buffer removed": Mistake("epoch ends", "blocks.0.mean was removed", _no_buffer, _with("buffer in place")),
     "evaluate between two steps": Mistake(
-        "stepped", "stands behind one optimizer's step", lambda s: s.evaluate(), _two_optimizers
+        "stepped", "comes after one optimizer's step", lambda s: s.evaluate(), _two_optimizers
     ),
     "save between two steps": Mistake(
         "stepped",
-        "stands behind one optimizer's step",
+        "comes after one optimizer's step",
         lambda s: s.host.save(s.folder / "between.safetensors"),
         _two_optimizers,
     ),
-    "run between two steps": Mistake("stepped", "stands behind one optimizer's step", _rerun, _two_optimizers),
+    "run between two steps": Mistake("stepped", "comes after one optimizer's step", _rerun, _two_optimizers),
 }

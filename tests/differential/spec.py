@@ -94,8 +94,6 @@ class Spec:
     """What the script does within the first epoch, behind the step of its second batch."""
     saves: str = "end"
     stop: tuple[str, int] | None = None
-    two_trainers: bool = True
-    """Not where a mistake shows in one of them only."""
     mistake: str = ""
 
     @property

@@ -1,5 +1,6 @@
 """Commands and environments of a job's processes."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_a_shell_in_the_command_finds_the_same_python():
     assert launcher(inherited={"PATH": "/usr/bin"}).launch("trainer", 0, trainers=1).environment["PATH"] == (
         f"{own}:/usr/bin"
     )
-    assert launcher().launch("trainer", 0, trainers=1).environment["PATH"] == own
+    assert launcher().launch("trainer", 0, trainers=1).environment["PATH"] == f"{own}:{os.defpath}"
     given = launcher(inherited={"PATH": "/usr/bin"}, env=[{"name": "PATH", "value": "/mine"}])
     assert given.launch("trainer", 0, trainers=1).environment["PATH"] == "/mine", "the manifest's word stands"
 

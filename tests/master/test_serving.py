@@ -12,13 +12,13 @@ EMPTY = m.Offer(held=[], waiting=[], files=[], question=0, addresses=["unix:///s
 
 
 def told(desk):
-    """What is said to anybody: (connection, message)."""
+    """The messages that the master sends, each with its connection."""
     said, desk.job.outbox = desk.job.outbox, []
     return [(each.connection, each.message) for each in said if isinstance(each, Send)]
 
 
 def greeted():
-    """A server is here, which has been granted every slot as a fresh one; the grants."""
+    """A master whose only server has the grants of all slots, all of them fresh; these grants."""
     desk = Desk(server=False)
     desk.joins(0)
     desk.master.connected(SERVER_CONNECTION, SERVER, 0.0)

@@ -296,7 +296,7 @@ def test_running_a_part_between_its_step_and_the_others_is_refused(refused):
             second.step()
     job.save("out.safetensors")
     """,
-        "a run of body stands behind one optimizer's step and before that of SGD",
+        "a forward pass of module body comes after one optimizer's step and before the step of SGD",
         "make all steps then",
     )
 

@@ -538,7 +538,7 @@ def test_what_would_not_be_as_in_plain_pytorch_is_refused_alone_and_together_ali
     assert refused.value.code == 78
 
 
-def test_a_model_that_runs_between_its_own_step_and_the_other_optimizers_is_refused(any_job):
+def test_a_model_that_runs_behind_one_step_has_the_new_values_and_no_other_step_may_follow(any_job):
     m = model()
     m, (first, second), batches = any_job.job.prepare(m, halves(m), loader_of())
     epochs, through = any_job.job.epochs(), iter(batches)
@@ -549,7 +549,9 @@ def test_a_model_that_runs_between_its_own_step_and_the_other_optimizers_is_refu
     first.step()
     m(x)
     assert not torch.equal(m[0].weight, before), "it runs with the new parameters"
-    with pytest.raises(Refused, match="a run of 0 stands behind one optimizer's step and before that of SGD"):
+    with pytest.raises(
+        Refused, match="a forward pass of module 0 comes after one optimizer's step and before the step of SGD"
+    ):
         second.step()
 
 
@@ -772,7 +774,7 @@ def judge_and_step(m, x, optimizer):
     [lambda m: torch.compile(m, backend="eager", fullgraph=True), compiled_in_place, compiled_part],
     ids=["a model", "in place", "a part"],
 )
-def test_a_compiled_model_that_runs_between_two_steps_is_refused(any_job, compiled):
+def test_a_step_behind_a_run_of_a_compiled_model_and_another_step_is_refused(any_job, compiled):
     inner = model()
     own = halves(inner)
     m, (first, second), batches = any_job.job.prepare(compiled(inner), own, loader_of())
@@ -787,7 +789,7 @@ def test_a_compiled_model_that_runs_between_two_steps_is_refused(any_job, compil
     m.zero_grad()
     loss_of(m, x, y).backward()
     first.step()
-    with pytest.raises((Refused, RuntimeError), match=r"stands behind one optimizer's step|torch\.compiler\.disable"):
+    with pytest.raises((Refused, RuntimeError), match=r"comes after one optimizer's step|torch\.compiler\.disable"):
         judge_and_step(m, x, second)
 
 

@@ -40,14 +40,14 @@ def test_it_is_told_until_the_steps_are_part_of_the_job():
     m.generator(x)
     assert said == []
     m.discriminator(x)
-    assert said[0] == "a run of discriminator.0"
+    assert said[0] == "a forward pass of module discriminator.0"
     said.clear()
     reuse.stepped(second)
     m.generator(x)
-    assert said == ["a run of generator.0"]
+    assert said == ["a forward pass of module generator.0"]
     reuse.committed()
     m.discriminator(m.generator(x))
-    assert said == ["a run of generator.0"]
+    assert said == ["a forward pass of module generator.0"]
 
 
 def test_with_one_optimizer_nothing_is_looked_at():
@@ -80,7 +80,7 @@ def test_the_models_own_parameters_are_looked_at_too():
     said = []
     Reuse(m, optimizers, used=said.append).stepped(optimizers[0])
     m(torch.ones(1))
-    assert said == ["a run of the model"]
+    assert said == ["a forward pass of the model"]
 
 
 def made_for(m):
@@ -130,14 +130,15 @@ def test_parts_that_are_trained_in_turn_a_batch_each_are_as_in_a_plain_loop(any_
     compare(any_job, train, build=Both, make=made_for)
 
 
-def test_a_discriminator_that_judges_behind_its_step_is_refused_alone_and_together_alike(any_job):
+def test_a_step_behind_a_discriminator_that_judges_behind_its_own_is_refused_alone_and_together_alike(any_job):
     m = Both()
     data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.randn(20, 1))
     m, optimizers, batches = any_job.job.prepare(m, made_for(m), data, batch_size=4)
     epochs, through = any_job.job.epochs(), iter(batches)
     next(epochs)
     with pytest.raises(
-        Refused, match=r"a run of discriminator\.0 stands behind one optimizer's step and before that of Adam"
+        Refused,
+        match=r"a forward pass of module discriminator\.0 comes after one optimizer's step and before the step of Adam",
     ):
         gan(m, optimizers, *next(through), between=True)
 

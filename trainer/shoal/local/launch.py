@@ -63,8 +63,8 @@ class Launcher:
         # and also for the programs that a shell in the command starts.
         if command[0] in _PYTHONS:
             command[0] = sys.executable
-        programs = [str(Path(sys.executable).parent), *filter(None, [self.inherited.get("PATH")])]
-        given = {"PATH": os.pathsep.join(programs), **variables(self.job, self.inherited)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{self.inherited.get('PATH', os.defpath)}"
+        given = {"PATH": path, **variables(self.job, self.inherited)}
         environment = self._environment(TRAINER, index, trainers, given) | {names.FOLDER: str(self.folder)}
         return Launch(command=command, environment=environment, folder=self.folder)
 

@@ -146,10 +146,6 @@ class Serving:
         self._job.slots.waits(identity.life, wanted)
         self.provide()
 
-    def _is_waiting(self, slot: int) -> bool:
-        pending = self._job.slots.pending[slot]
-        return slot in self._job.slots.views[pending.server].waiting
-
     def nothing(self, identity: Identity, message: Nothing) -> None:
         """An order could not be carried out."""
         if message.reason:
@@ -204,10 +200,9 @@ class Serving:
     def provide(self) -> None:
         """Ask one trainer to give fresh slots their initial values, all at once; another if that one is gone."""
         job = self._job
-        if any(p.source == "fresh" and not self._is_waiting(slot) for slot, p in job.slots.pending.items()):
-            return
         wanted = job.slots.to_initialise()
-        if not wanted or (self._provider is not None and self._provider in job.trainers):
+        fresh = sum(pending.source == "fresh" for pending in job.slots.pending.values())
+        if not wanted or len(wanted) < fresh or (self._provider is not None and self._provider in job.trainers):
             return
         if job.clock() < self._provide_after:
             return

@@ -11,7 +11,6 @@ read where it lies, and never written to.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -92,8 +91,6 @@ class Dense:
         self._values: dict[int, list[Tensor]] = {}
         self._averages: dict[int, list[Tensor]] = {}
         """Of the slots at which a step was applied, where the job keeps averages."""
-        self._norms = {i: (p.max_norm, math.prod(p.shape[1:])) for i, p in enumerate(shape.dense) if p.max_norm}
-        self._clamps = {index: _bounds(p) for index, p in enumerate(shape.dense) if p.clamp}
         self._optimizers: dict[int, Optimizer] = {}
         self._options: dict[int, dict[str, Any]] = {}
         for index in sorted({parameter.group for parameter in shape.dense}):
@@ -155,7 +152,7 @@ class Dense:
         absent: Collection[int],
         options: Mapping[int, Mapping[str, Any]],
     ) -> None:
-        """Take one step at these slots; then clamp their pieces, limit the norms of their rows and bring their moving averages up to date.
+        """Take one step at these slots; then constrain their values and bring their moving averages up to date.
 
         Constraints and averages take every piece, as they do in a plain loop, also one that has no gradient.
         """
@@ -170,8 +167,7 @@ class Dense:
                     groups.setdefault(group, []).append((value, gradient))
         for index, pairs in groups.items():
             self._step(index, pairs, options.get(index, {}))
-        if self._clamps or self._norms:
-            self._constrain(slots)
+        self._constrain(slots)
         if self._shape.ema > 0:
             self._average(slots)
 
@@ -252,12 +248,10 @@ class Dense:
     def _constrain(self, slots: Collection[int]) -> None:
         for slot in slots:
             for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
-                if piece.parameter in self._clamps:
-                    low, high = self._clamps[piece.parameter]
-                    value.clamp_(low, high)
-                if piece.parameter in self._norms:
-                    largest, row = self._norms[piece.parameter]
-                    value.view(-1, row).renorm_(2, 0, largest)
+                parameter = self._shape.dense[piece.parameter]
+                if is_constrained(parameter):
+                    # A piece of a parameter with a largest norm has whole rows.
+                    constrain(value.view(-1, *parameter.shape[1:]) if parameter.max_norm else value, parameter)
 
     def _average(self, slots: Collection[int]) -> None:
         """What ``torch.optim.swa_utils.get_ema_multi_avg_fn`` computes, the same way to the bit."""
@@ -290,6 +284,25 @@ class Dense:
         return f"{self._shape.dense[piece.parameter].name}@{piece.start}"
 
 
+def is_constrained(parameter: DenseParameter) -> bool:
+    """Whether a step is followed by `constrain`."""
+    return bool(parameter.clamp or parameter.max_norm)
+
+
+def constrain(values: Tensor, parameter: DenseParameter) -> None:
+    """Bring values of a parameter into its bounds, and then its rows to their largest norm, in place.
+
+    Args:
+        values: Any of them; with a largest norm, whole rows: [rows, *row].
+        parameter: What it has to keep.
+    """
+    if any(bound is not None for bound in parameter.clamp):
+        low, high = parameter.clamp
+        values.clamp_(low, high)
+    if parameter.max_norm:
+        values.renorm_(2, 0, parameter.max_norm)
+
+
 def _empty(group: Group) -> Optimizer:
     """The optimizer without any parameter, which its constructor would refuse."""
     placeholder = torch.zeros(1)
@@ -297,12 +310,6 @@ def _empty(group: Group) -> Optimizer:
     optimizer.param_groups[0]["params"] = []
     optimizer.state.pop(placeholder, None)
     return optimizer
-
-
-def _bounds(parameter: DenseParameter) -> tuple[float, float]:
-    """The lowest and the highest value that a parameter may have."""
-    low, high = parameter.clamp
-    return (-math.inf if low is None else low, math.inf if high is None else high)
 
 
 def _stored(tensors: Mapping[str, Tensor], name: str, *, slot: int, like: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from shoal.pserver.dense import constrain, is_constrained
 from shoal.trainer.batches import Batch, Place
 from shoal.trainer.describe import Description
 from shoal.trainer.exports import average_path, save_model
@@ -23,7 +24,6 @@ from shoal.trainer.optimizer import plain_step, run_post_hooks, run_pre_hooks
 from shoal.trainer.refusal import Refused
 from shoal.trainer.session import Session
 from shoal.trainer.tables import Tables
-from shoal.wire.messages import DenseParameter
 
 __all__ = ["AloneJob"]
 
@@ -55,7 +55,7 @@ class AloneJob(Session):
             if spec.family in {"normal", "uniform"}:
                 tables.fill(table, spec, seed=self._seed)
         pairs = zip(described.shape.dense, described.dense, strict=True)
-        self._constrained = [(p, dense) for dense, p in pairs if dense.clamp or dense.max_norm]
+        self._constrained = [(p, dense) for dense, p in pairs if is_constrained(dense)]
 
     def _begin(self) -> None:
         """Everything is here already."""
@@ -124,7 +124,7 @@ class AloneJob(Session):
             with torch.no_grad():
                 for parameter, dense in self._constrained:
                     if id(parameter) in own:
-                        _constrain(parameter, dense)
+                        constrain(parameter, dense)
         self._watch.settled()
 
     def _commit(self, batch: Batch, *, skipped: bool) -> None:
@@ -201,11 +201,3 @@ class AloneJob(Session):
         self._close()
         self._finished = True
         self._end()
-
-
-def _constrain(parameter: nn.Parameter, dense: DenseParameter) -> None:
-    if any(bound is not None for bound in dense.clamp):
-        low, high = dense.clamp
-        parameter.clamp_(low, high)
-    if dense.max_norm:
-        parameter.renorm_(2, 0, dense.max_norm)

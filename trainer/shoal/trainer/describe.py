@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from shoal.wire.rows import GIVEN, GIVEN_TABLE_BYTES
 __all__ = ["FIXED_BYTES", "AfterStep", "BufferPlace", "Description", "TableModule", "describe"]
 
 Named = tuple[str, nn.Parameter]
+Match = Callable[[str, str], list[Named]]
+"""Gives the parameters that an option's pattern matches."""
 
 FIXED_BYTES = 64 * 2**20
 """Frozen parameters up to this size in all are sent from the first trainer to the others; larger ones are compared."""
@@ -155,8 +158,9 @@ def describe(
     sparse = [_table(table, placed, drawn=id(table.module.weight) in drawn) for table in tables]
     parameters = [(names[id(p)], p) for p in model.parameters()]
     rows = {id(table.module.weight) for table in tables}
+    match = partial(_matching, parameters, placed, rows)
     free = [(name, p) for name, p in parameters if id(p) in placed and id(p) not in rows]
-    dense = _dense(free, placed, _limits(after.clamp, parameters, free), _norms(after.max_norm, parameters, free))
+    dense = _dense(free, placed, _limits(after.clamp, match), _norms(after.max_norm, match))
     merged, passing = _buffers(model)
     frozen: list[tuple[str, Any]] = [(name, p) for name, p in parameters if id(p) not in placed]
     fixed = [*frozen, *passing]
@@ -294,26 +298,24 @@ def _place(names: Mapping[int, str], groups: Sequence[dict[str, Any]]) -> dict[i
     return placed
 
 
-def _limits(
-    clamp: Mapping[str, tuple[float, float]], parameters: Sequence[Named], free: Sequence[Named]
-) -> dict[int, list[float | None]]:
+def _limits(clamp: Mapping[str, tuple[float, float]], match: Match) -> dict[int, list[float | None]]:
     """Parameter's id -> the bounds that it is kept in."""
     found: dict[int, list[float | None]] = {}
     for pattern, bounds in clamp.items():
         if not isinstance(bounds, tuple | list) or len(bounds) != 2 or not float(bounds[0]) <= float(bounds[1]):
             raise Refusal(f"clamp={{{pattern!r}: {bounds!r}}}; give (low, high), -inf or inf for none")
-        for _, parameter in _matching("clamp", pattern, parameters, free):
+        for _, parameter in match("clamp", pattern):
             found[id(parameter)] = [float(bound) if math.isfinite(bound) else None for bound in bounds]
     return found
 
 
-def _norms(max_norm: Mapping[str, float], parameters: Sequence[Named], free: Sequence[Named]) -> dict[int, float]:
+def _norms(max_norm: Mapping[str, float], match: Match) -> dict[int, float]:
     """Parameter's id -> the largest norm of its rows."""
     found: dict[int, float] = {}
     for pattern, largest in max_norm.items():
         if isinstance(largest, bool) or not isinstance(largest, int | float) or not 0 < largest < math.inf:
             raise Refusal(f"max_norm={{{pattern!r}: {largest!r}}}; give a number above 0, the largest norm of a row")
-        for name, parameter in _matching("max_norm", pattern, parameters, free):
+        for name, parameter in match("max_norm", pattern):
             if parameter.dim() < 2:
                 raise Refusal(
                     f"max_norm: parameter {name} has the shape {list(parameter.shape)}, and so no rows; leave it out, or "
@@ -323,19 +325,19 @@ def _norms(max_norm: Mapping[str, float], parameters: Sequence[Named], free: Seq
     return found
 
 
-def _matching(option: str, pattern: str, parameters: Sequence[Named], free: Sequence[Named]) -> list[Named]:
-    """The parameters of that name; all of them are dense and trained."""
+def _matching(
+    parameters: Sequence[Named], placed: Mapping[int, int], tables: set[int], option: str, pattern: str
+) -> list[Named]:
+    """The parameters that the pattern of an option matches; all of them are dense and trained."""
     matching = [(name, p) for name, p in parameters if fnmatchcase(name, pattern)]
     if not matching:
         raise Refusal(
             f"{option}: no parameter is named {pattern!r}; there are {', '.join(n for n, _ in parameters[:8])}"
         )
-    allowed = {id(p) for _, p in free}
     for name, parameter in matching:
-        if id(parameter) not in allowed:
-            raise Refusal(
-                f"{option}: parameter {name} is a sparse table, or in no optimizer; only dense trained parameters can have it"
-            )
+        if id(parameter) in tables or id(parameter) not in placed:
+            what = "a sparse table" if id(parameter) in tables else "not in an optimizer"
+            raise Refusal(f"{option}: parameter {name} is {what}; only dense trained parameters can be constrained")
     return matching
 
 

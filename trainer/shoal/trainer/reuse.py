@@ -74,7 +74,7 @@ class Reuse:
     def _hook(self, name: str, own: set[int]) -> Callable[[nn.Module, Any], None]:
         def look() -> None:
             if own & self._stepped:
-                self._used(f"a run of {name or 'the model'}")
+                self._used(f"a forward pass of module {name}" if name else "a forward pass of the model")
 
         disabled: Any = torch.compiler.disable
         uncompiled = disabled(look)

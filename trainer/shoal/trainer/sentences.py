@@ -137,8 +137,8 @@ def unfinished(epoch: int, epochs: int, *, prepared: bool, begun: bool, in_batch
 def used_between(used: str, optimizer: Optimizer) -> str:
     """The model was used when some of a batch's optimizers had made their steps, and now another one makes its own."""
     return (
-        f"{used} stands behind one optimizer's step and before that of {type(optimizer).__name__}, but the steps of one "
-        "batch take effect together. Compute all losses first and make all steps then, or train the parts in turn, a batch "
+        f"{used} comes after one optimizer's step and before the step of {type(optimizer).__name__} for the same batch, but "
+        "the steps of one batch take effect together. Compute all losses first and make all steps then, or train the parts in turn, a batch "
         "each (a GAN); evaluate and save behind all steps, before them, or behind the loop"
     )
 

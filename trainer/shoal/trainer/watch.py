@@ -64,8 +64,11 @@ class _Window:
     def check_writes(self) -> None:
         """Raise `Refused` where a version counter has moved."""
         now = self._versions()
-        if now != self._seen:
-            raise Refused(_written(self._watched[next(i for i, v in enumerate(now) if v != self._seen[i])].name))
+        if now == self._seen:
+            return
+        for watched, before, version in zip(self._watched, self._seen, now, strict=True):
+            if version != before:
+                raise Refused(_written(watched.name))
 
     def check_places(self) -> None:
         """Raise `Refused` where a module has another parameter, or none, in the place of one."""
@@ -259,9 +262,9 @@ def _written(name: str) -> str:
     return (
         f"parameter {name} was written by the script after prepare, but the parameter servers hold it and would overwrite "
         "that. Load and initialise (load_state_dict, copy_) before prepare; give prepare every optimizer that makes steps, "
-        "and torch.optim.SGD instead of an update by hand (p.data.add_(p.grad, alpha=-lr)); clamp={...} or max_norm={...} for a "
-        "constraint after each step (clamp_, renorm_); ema=... for a moving average of the weights; make a tensor that the script updates "
-        "itself a buffer (register_buffer)"
+        "and torch.optim.SGD instead of an update by hand (p.data.add_(p.grad, alpha=-lr)); clamp={...} or max_norm={...} "
+        "for a constraint after each step (clamp_, renorm_); ema=... for a moving average of the weights; make a tensor that "
+        "the script updates itself a buffer (register_buffer)"
     )
 
 
