@@ -1,4 +1,7 @@
-"""The feed: batches in order, never a stale one, and the dataset runs where a plain DataLoader runs it."""
+"""The feed: batches in order, never a stale one, and the dataset runs where a plain DataLoader runs it.
+
+One module: the single cases and the state machine share the datasets and what makes a feed of them.
+"""
 
 from __future__ import annotations
 

@@ -164,3 +164,16 @@ def plainly(side: Side) -> None:
         side.optimizer.zero_grad()
         loss_of(side.model, x, y).backward()
         side.optimizer.step()
+
+
+def step(m: nn.Module, optimizer: Any, batch: Any) -> None:
+    """Train on one batch."""
+    optimizer.zero_grad()
+    loss_of(m, *batch).backward()
+    optimizer.step()
+
+
+def total(m: nn.Module) -> float:
+    """The sum of all parameters: another one behind any step."""
+    with torch.no_grad():
+        return float(sum(p.sum() for p in m.parameters()))
