@@ -87,6 +87,12 @@ def test_an_error_line_of_ours_is_told_without_its_time(tmp_path):
     assert last_words(log) == "optimizer LBFGS is refused\nuse Adam"
 
 
+def test_a_refusal_is_told_without_what_the_script_said_before(tmp_path):
+    code = "print('epoch 0'); from shoal.trainer.refusal import Refused; raise Refused('optimizer LBFGS: use Adam')"
+    ended = run(tmp_path, python(code, tmp_path))
+    assert ended["trainer", 0] == (78, "optimizer LBFGS: use Adam")
+
+
 def test_a_signal_is_told_as_such(tmp_path):
     endless = python("import time; time.sleep(1000)", tmp_path)
     ended = run(tmp_path, endless, after=lambda processes: processes.signal("trainer", 0, signal.SIGKILL))

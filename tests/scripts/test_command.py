@@ -81,6 +81,24 @@ except Exception as error:
     assert "an exception may have been caught around the loop" in error, done.stderr
 
 
+def test_a_refusal_is_the_reason_whatever_the_script_said_before(shoal_run):
+    script = (
+        HEAD
+        + """
+job, model, optimizer, loader = begin()
+for epoch in job.epochs():
+    for i in loader:
+        train(model, optimizer, i)
+    print("epoch", epoch)
+    break
+print("saving")
+job.save("out.safetensors")
+"""
+    )
+    done, _ = shoal_run(script, command=["python", "script.py"], trainers=1)
+    assert "error: job script failed: the script left `for epoch in job.epochs():` in epoch 1" in done.stderr
+
+
 def test_a_command_of_two_processes_is_refused(shoal_run):
     script = (
         HEAD

@@ -211,4 +211,4 @@ def test_a_refusal_ends_the_process_with_its_code_and_is_no_exception(capsys):
     with pytest.raises(SystemExit) as caught:
         swallows()
     assert (caught.value.code, str(caught.value)) == (78, "parameter fc.weight: do something else")
-    assert capsys.readouterr().err == "parameter fc.weight: do something else\n"
+    assert capsys.readouterr().err == "error: parameter fc.weight: do something else\n"

@@ -30,8 +30,9 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _TAIL_BYTES: Final = 16384
 _LAST_LINES: Final = 4
 """So many has a syntax error: the file, the line, the place in it, the message."""
-_TIME_AND_LEVEL: Final = re.compile(r"\d\d:\d\d:\d\d error ")
-_HEAD: Final = re.compile(r"\d\d:\d\d:\d\d error |Traceback \(most recent call last\)")
+_LEVEL: Final = re.compile(r"\d\d:\d\d:\d\d error |error: ")
+"""Before what a process of Shoal reports, and before a refusal in the training script."""
+_HEAD: Final = re.compile(rf"{_LEVEL.pattern}|Traceback \(most recent call last\)")
 
 
 class LaunchError(Exception):
@@ -169,7 +170,7 @@ def last_words(log: Path, *, since: int = 0) -> str:
     heads = [number for number, line in enumerate(lines) if _HEAD.match(line)]
     if not heads:
         return "\n".join(lines[-_LAST_LINES:])
-    return "\n".join([_TIME_AND_LEVEL.sub("", lines[heads[-1]]), *lines[heads[-1] + 1 :]])
+    return "\n".join([_LEVEL.sub("", lines[heads[-1]], count=1), *lines[heads[-1] + 1 :]])
 
 
 def _reason(error: OSError, launch: Launch) -> str:

@@ -19,7 +19,7 @@ class Refused(SystemExit):
     It is no ``Exception``, so that a script's ``except Exception`` does not turn a refusal into silence.
 
     Args:
-        reason: Names the object of the script and the fix; it is printed on stderr at once.
+        reason: Names the object of the script and the fix; it is printed on stderr at once, behind ``error: ``.
 
     Attributes:
         reason: The same text.
@@ -32,7 +32,7 @@ class Refused(SystemExit):
         super().__init__(EXIT_REFUSED)
         Refused.raised = True
         self.reason = reason
-        print(reason, file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
+        print(f"error: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
 
     def __str__(self) -> str:
         return self.reason
