@@ -25,16 +25,16 @@ test: $(VENV)/.ready ## Every tier of tests that this machine allows (SHOAL_TIER
 	$(BIN)/python -m tests.tiers
 
 fast: $(VENV)/.ready ## The fast tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not cluster' -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m tests.tiers fast
 
 slow: $(VENV)/.ready ## The tests with real jobs and kills alone
-	$(BIN)/python -m pytest -m 'slow and not cluster'
+	$(BIN)/python -m tests.tiers slow
 
 kubernetes: $(VENV)/.ready ## The tests on a real Kubernetes with hollow nodes alone; it is built from its Go modules once
-	$(BIN)/python -m pytest -m 'cluster and not node'
+	$(BIN)/python -m tests.tiers cluster
 
 node: $(VENV)/.ready ## The tests with jobs in the pods of a real node alone (needs root)
-	$(BIN)/python -m pytest -m node
+	$(BIN)/python -m tests.tiers node
 
 soak: $(VENV)/.ready ## The tests of properties with many more random cases, for an hour or two (SHOAL_SOAK=17: so many times more)
 	SHOAL_SOAK=$${SHOAL_SOAK:-17} $(BIN)/python -m pytest -m 'hypothesis and not cluster' -n 2 --dist worksteal -o timeout=7200

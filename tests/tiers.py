@@ -1,7 +1,9 @@
 """``make test``: runs every tier of tests that this machine allows, and lists those that it does not, with the fix.
 
+``python -m tests.tiers NAME...`` runs these tiers alone.
+
 Tiers that wait for much of their time run side by side; what the others say follows when the first one is through.
-With ``SHOAL_TIERS=all`` a tier that cannot run is a failure.
+With ``SHOAL_TIERS=all`` a tier that cannot run is a failure, and so is one that was named.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree as ET
@@ -33,7 +35,6 @@ class Tier:
         selection: Arguments of pytest.
         prepare: Builds what is missing and gives the tests' environment; raises `Missing` where that cannot be.
         workers: How many processes run its files side by side: tests that mostly wait do not wait for each other.
-        environment: More variables of its tests.
     """
 
     name: str
@@ -41,7 +42,6 @@ class Tier:
     selection: list[str]
     prepare: Callable[[], dict[str, str]]
     workers: int = 1
-    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def arguments(self) -> list[str]:
@@ -56,6 +56,11 @@ def nothing() -> dict[str, str]:
     return {}
 
 
+def one_thread() -> dict[str, str]:
+    """A thread for each process's computations: the tests' processes keep the cores busy already."""
+    return {"OMP_NUM_THREADS": "1"}
+
+
 def build_etcd36() -> dict[str, str]:
     """An etcd 3.6, as a real Kubernetes has one."""
     binaries.build(["etcd"])
@@ -66,9 +71,8 @@ FAST = Tier(
     "fast",
     "pure cores, real etcd, single processes",
     ["-m", "not slow and not cluster"],
-    nothing,
+    one_thread,
     workers=3,
-    environment={"OMP_NUM_THREADS": "1"},  # as many threads as processes are enough
 )
 SLOW = Tier("slow", "whole jobs as real processes, killed at random", ["-m", "slow and not cluster"], nothing)
 ETCD36 = Tier("etcd36", "the store on an etcd 3.6", ["tests/store", "-m", "not cluster"], build_etcd36)
@@ -99,7 +103,7 @@ class Run:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *tier.arguments, "--durations=12", f"--junitxml={self._report}"],
             cwd=ROOT,
-            env={**os.environ, **tier.environment, **extra},
+            env={**os.environ, **extra},
             stdout=self._said,
             stderr=subprocess.STDOUT if self._said is not None else None,
         )
@@ -165,10 +169,10 @@ def prepared(tiers: list[Tier]) -> tuple[dict[str, dict[str, str]], list[str]]:
     return able, lines
 
 
-def run_together(tiers: list[Tier]) -> tuple[bool, list[str]]:
-    """Whether all is well, and what is to be said."""
+def run_together(tiers: list[Tier], *, strict: bool) -> tuple[bool, list[str]]:
+    """Whether all is well, and what is to be said; ``strict``: a tier that cannot run is a failure."""
     able, lines = prepared(tiers)
-    well = not lines or os.environ.get("SHOAL_TIERS") != "all"
+    well = not lines or not strict
     runs: list[Run] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -185,12 +189,18 @@ def run_together(tiers: list[Tier]) -> tuple[bool, list[str]]:
     return well, lines
 
 
-def main() -> int:
-    """Run the tiers; the exit code."""
+def main(names: list[str]) -> int:
+    """Run the tiers of these names, or all; the exit code."""
+    known = [tier.name for group in TOGETHER for tier in group]
+    strange = [name for name in names if name not in known]
+    if strange:
+        print(f"error: no tier is named {', '.join(strange)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    strict = bool(names) or os.environ.get("SHOAL_TIERS") == "all"
     lines: list[str] = []
     failed = False
     for group in TOGETHER:
-        well, said = run_together(group)
+        well, said = run_together([tier for tier in group if not names or tier.name in names], strict=strict)
         failed = failed or not well
         lines += said
     print("\n".join(["tiers:", *lines]), flush=True)
@@ -198,4 +208,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
