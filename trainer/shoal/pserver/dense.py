@@ -91,6 +91,7 @@ class Dense:
         self._values: dict[int, list[Tensor]] = {}
         self._averages: dict[int, list[Tensor]] = {}
         """Of the slots at which a step was applied, where the job keeps averages."""
+        self._constrains = any(is_constrained(parameter) for parameter in shape.dense)
         self._optimizers: dict[int, Optimizer] = {}
         self._options: dict[int, dict[str, Any]] = {}
         for index in sorted({parameter.group for parameter in shape.dense}):
@@ -167,7 +168,8 @@ class Dense:
                     groups.setdefault(group, []).append((value, gradient))
         for index, pairs in groups.items():
             self._step(index, pairs, options.get(index, {}))
-        self._constrain(slots)
+        if self._constrains:
+            self._constrain(slots)
         if self._shape.ema > 0:
             self._average(slots)
 
