@@ -223,7 +223,7 @@ class Engine:
         wants, self._wants = self._wants, 0
         for _ in range(wants):
             self._want(self._loop_epoch)
-        if self._question is not None:
+        if self._question is not None and self._reply is None:
             self._link.send(self._question)
 
     def _provide(self, message: m.Provide) -> None:
@@ -233,17 +233,19 @@ class Engine:
 
     _loop_epoch = 0
     _reply: Any = None
+    _answers: tuple[type, ...] = ()
 
     def _answer(self, message: Any) -> None:
-        if self._question is not None:
+        """The first answer to the question counts; what comes behind it, before anyone looks, takes nothing away."""
+        if self._question is not None and self._reply is None and isinstance(message, self._answers):
             self._reply = message
 
     def ask(self, question: Any, *answers: type) -> Any:
         """Ask the master and wait for the answer, through every restart of it."""
-        self._question, self._reply = question, None
+        self._question, self._answers, self._reply = question, answers, None
         self._link.send(question)
         try:
-            while not isinstance(self._reply, answers):
+            while self._reply is None:
                 self._wait_for_message()
                 self.leave_if_draining()
             return self._reply

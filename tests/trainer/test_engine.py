@@ -1,0 +1,51 @@
+"""The trainer's side of its talk with the master."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.trainer.engine import Engine
+from shoal.wire import auth
+from shoal.wire import messages as m
+from tests.pserver.shapes import make_shape
+
+SAVE = m.Save(path="/model", epoch=0, number=0)
+SAVED = m.Saved(path="/model", epoch=0, number=0)
+REGISTERED = m.Registered(
+    epochs=2, seed=1, epoch=0, slots=1, output="", lease_seconds=10.0, trainers=1, joins=1, groups=[], evaluations=[],
+    metrics=[], stopping="",
+)  # fmt: skip
+STOPPING = m.Stopping(reason="enough")
+
+
+@pytest.fixture
+def engine(tmp_path):
+    identity = auth.Identity(role="trainer", index=0, life=auth.new_life())
+    token = auth.Token(b"x" * 32)
+    return Engine(f"unix://{tmp_path}/nobody", identity=identity, token=token, uid="u", epochs=2, seed=1)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("messages", [(SAVED, STOPPING), (STOPPING, SAVED), (SAVED, STOPPING, STOPPING)])
+def test_another_trainers_stop_does_not_take_the_place_of_an_answer(engine, messages):
+    """All of them are there before the first is looked at."""
+    for message in messages:
+        engine._inbox.put(message)
+    assert engine.ask(SAVE, m.SaveTurn, m.Saved) == SAVED
+    assert engine.stopping == "enough"
+
+
+@pytest.mark.timeout(30)
+def test_the_answer_to_a_stop_is_told_to_who_asked_for_it(engine):
+    engine._inbox.put(STOPPING)
+    assert engine.ask(m.StopEarly(reason="mine", epoch=0), m.Stopping) == STOPPING
+
+
+def test_a_question_that_is_answered_is_not_asked_again_when_a_new_master_is_there(engine):
+    asked = []
+    engine._link.send = asked.append
+    engine._shape = make_shape()
+    for message in (SAVED, REGISTERED):
+        engine._inbox.put(message)
+    assert engine.ask(SAVE, m.SaveTurn, m.Saved) == SAVED
+    assert asked == [SAVE], "its second answer would be taken for that of the next question"
