@@ -57,6 +57,8 @@ def optimizers(draw: st.DrawFn, kinds: tuple[str, ...], options: Any, epochs: in
     changes: list[tuple[int, str, Any]] = []
     if epochs > 1 and draw(st.integers(0, 3)) == 3:
         possible = [*(CHANGES.get(kind, []) if options is OPTIONS else []), *([] if scheduled else [("lr", rate / 3)])]
+        if scheduled:  # some schedulers move these, too: the two are refused together
+            possible = [one for one in possible if one[0] not in {"betas", "momentum"}]
         if dict(chosen).get("nesterov"):
             possible = [one for one in possible if one[0] != "momentum"]
         changes = [(1, *one) for one in possible[: draw(st.integers(0, len(possible)))]]

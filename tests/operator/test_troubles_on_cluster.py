@@ -73,7 +73,7 @@ def test_a_quota_for_some_of_the_trainers_leaves_a_job_at_work(shared, job):
         job.apply(trainer={"minReplicas": 2, "maxReplicas": 5, "replicas": 5})
         job.state("Running")
         job.until(lambda: sum(each.startswith("Service ") for each in job.made()) == 2, "its Services")
-        assert len(job.pods("trainer")) == 3
+        job.until(lambda: len(job.pods("trainer")) == 3, "the one of the surplus that the quota lets in")
     finally:
         shared.kubectl("delete", "quota", "some")
 

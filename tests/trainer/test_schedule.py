@@ -228,6 +228,45 @@ def test_of_two_optimizers_each_has_the_rates_of_its_own_scheduler(any_job, orde
     compare(any_job, train, make=halves, schedule=lambda both: [s.ExponentialLR(one, 0.8) for one in both])
 
 
+SET_BY_SCRIPT = {
+    "a rate that changes with each step": ("lr", 0.5, SCHEDULERS["LambdaLR"]),
+    "a rate that stays for long": ("lr", 0.5, SCHEDULERS["StepLR"]),
+    "what the scheduler has not changed yet": ("lr", 0.5, lambda o: s.StepLR(o, STEPS, gamma=0.9)),
+    "momentum beside the rate": ("momentum", 0.5, lambda o: s.OneCycleLR(o, 0.5, total_steps=EPOCHS * STEPS)),
+}
+
+
+@pytest.mark.parametrize("what", SET_BY_SCRIPT)
+@pytest.mark.parametrize("stepped", [True, False], ids=["stepped by the script", "left to the job"])
+@pytest.mark.parametrize("place", ["between epochs", "before its own step", "behind the optimizer's step"])
+def test_an_option_that_the_script_and_the_scheduler_set_is_refused(any_job, what, place, stepped):
+    name, value, make = SET_BY_SCRIPT[what]
+    m = model()
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9)
+    scheduler = make(optimizer)
+    m, optimizer, batches = any_job.job.prepare(m, optimizer, loader_of(), scheduler=scheduler)
+
+    def change(here, epoch):
+        if here == place and epoch == 1:
+            for group in optimizer.param_groups:
+                group[name] = value
+
+    def train():
+        for epoch in any_job.job.epochs():
+            change("between epochs", epoch)
+            for x, y in batches:
+                optimizer.zero_grad()
+                loss_of(m, x, y).backward()
+                change("before its own step", epoch)
+                optimizer.step()
+                change("behind the optimizer's step", epoch)
+                if stepped:
+                    scheduler.step()
+
+    with pytest.raises(Refused, match=rf"group\['{name}'\] of an optimizer is set by the script"):
+        train()
+
+
 def test_weight_decay_that_the_script_changes_beside_a_scheduler_counts(any_job):
     def stepping(side, where, number):
         if where == "epoch":

@@ -113,14 +113,14 @@ class Schedule:
         for group in self._driven:
             for name in sorted(self._changing[id(group)]):
                 if group.get(name) != self._given_last[id(group)].get(name):
-                    raise Refusal(
-                        f"group[{name!r}] of an optimizer is set by the script, or by a scheduler made after prepare, beside "
-                        "the scheduler that prepare got and that sets it; make one of them and give it to prepare: LambdaLR "
-                        "takes any function of the step, SequentialLR runs a warmup and then another one"
-                    )
+                    raise Refusal(_set_by_two(name))
 
     def apply(self, step: int) -> None:
-        """Set the live groups' options to their values at an optimizer step of the job."""
+        """Set the live groups' options to their values at an optimizer step of the job.
+
+        Raises:
+            Refused: The script has set an option that changes by that.
+        """
         self._shown = step
         if not self._given:
             return
@@ -135,6 +135,8 @@ class Schedule:
             last, changing = self._given_last[id(live)], self._changing[id(live)]
             for name, value in own.items():
                 if name in last and value != last[name]:
+                    if live.get(name) != last[name]:
+                        raise Refused(_set_by_two(name))
                     last[name], live[name] = _copied(value), _copied(value)
                     changing.add(name)
         given.last_epoch = self._at
@@ -220,6 +222,14 @@ class Schedule:
                 self._at += 1
                 if self._at % CHECKPOINT_STEPS == 0:
                     self._checkpoints.setdefault(self._at, _frozen(self._stand_ins))
+
+
+def _set_by_two(name: str) -> str:
+    return (
+        f"group[{name!r}] of an optimizer is set by the script, or by a scheduler made after prepare, beside the scheduler that "
+        "prepare got and that sets it; make one of them and give it to prepare: LambdaLR takes any function of the step, "
+        "SequentialLR runs a warmup and then another one"
+    )
 
 
 class _Driven:
