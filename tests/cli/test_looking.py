@@ -22,7 +22,7 @@ OPTIONS = Options(
 
 def test_a_status_names_the_latest_scores_and_the_model():
     scores = [Evaluation(epoch=epoch, number=0, score=str(epoch / 100)) for epoch in range(40)]
-    lines = status_lines(changed(evaluations=scores, saved=["/here/model.safetensors"]))
+    lines = status_lines(changed(evaluations=scores, epochs=40, saved=["/here/model.safetensors"]))
     assert [line for line in lines if "evaluated" in line] == [
         "  epoch 38 evaluated: 0.37",
         "  epoch 39 evaluated: 0.38",

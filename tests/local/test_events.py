@@ -54,6 +54,13 @@ def test_each_evaluation_of_an_epoch_is_told():
     assert texts(events.new(progress, 0.0)) == ["epoch 1 evaluated: 0.5", "epoch 1 evaluated (2): 0.6"]
 
 
+def test_an_evaluation_behind_the_loop_is_of_the_model_after_the_last_epoch():
+    events = Events()
+    story = [*("evaluation after epoch 1: 0.1", "evaluation after epoch 2: 0.2", "evaluation after epoch 3: 0.3")]
+    told = texts(events.new(after(*story, "evaluation after epoch 3: 0.4", scores=["0.1", "0.2", "0.3", "0.4"]), 0.0))
+    assert told[-1] == "after the last epoch evaluated: 0.4"
+
+
 def test_who_ends_is_told_by_the_runner_alone():
     assert Events().new(after("trainer-1 left", "pserver-0 is gone without a word"), 0.0) == []
     assert texts(Events().new(after("trainer-1 was silent for 9.0 s"), 0.0)) == ["trainer-1 was silent for 9.0 s"]

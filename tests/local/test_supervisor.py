@@ -226,6 +226,14 @@ def test_a_script_that_goes_on_after_the_end_is_named_once():
     assert supervisor.tick(30.0) == []
 
 
+def test_a_script_that_fails_behind_the_end_and_waits_for_its_next_start_is_named_too():
+    supervisor = running(trainers=1)
+    supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
+    supervisor.exited(TRAINER, 0, 1, 6.0, words="FileNotFoundError")
+    told = [each.text for each in supervisor.tick(15.0) if isinstance(each, Tell)]
+    assert told[0] == "the training is complete; waiting for the scripts of trainer-0 to end"
+
+
 def test_a_script_that_never_trains_fails_the_job():
     supervisor, now = running(trainers=1, backoff_limit=2), 0.0
     supervisor.progressed("Running", "", 0, now, joins=3, trainers=1)

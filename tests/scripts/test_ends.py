@@ -27,6 +27,56 @@ def test_every_save_writes_the_model_of_its_moment(run):
     assert found == [[3.0], [2.0], [3.0]]
 
 
+def test_a_name_that_promises_another_format_is_warned_of(run):
+    result = run("""
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for i in loader:
+                train(model, optimizer, i)
+        job.save("net.pth")
+    """)
+    words = "net.pth is a safetensors file, which torch.load cannot read: name it net.safetensors"
+    assert words in result.said + result.master
+    assert result.counts("net.pth") == [2.0]
+
+
+def test_a_model_that_was_saved_can_be_tested_in_another_module(run):
+    run("""
+        import copy
+        from safetensors.torch import load_file
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for i in loader:
+                train(model, optimizer, i)
+            if epoch == 0:
+                job.save("best.safetensors")
+        best = copy.deepcopy(model)
+        best.load_state_dict(load_file("best.safetensors"))
+        assert job.evaluate(lambda m: float(best.w.mean())) == 1.0
+        assert job.evaluate(lambda m: float(m.w.mean())) == 2.0
+    """)
+
+
+def test_a_complete_model_is_written_anew_for_a_script_that_finds_it_gone(run_in_job):
+    """As on a pod's own disk: the first life saved it, and failed behind that."""
+    result = run_in_job(
+        """
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for i in loader:
+                train(model, optimizer, i)
+        where = Path(job.save("out.safetensors"))
+        if not Path("again").exists():
+            Path("again").touch()
+            where.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert where.exists()
+        """,
+        trainers=1,
+    )
+    assert result.counts() == [2.0]
+
+
 def test_a_save_every_few_batches_in_the_loop_has_the_steps_so_far(run):
     result = run("""
         job, model, optimizer, loader = begin()

@@ -143,6 +143,51 @@ def test_get_last_lr_is_the_rate_that_comes_next(run):
     assert result.lines("next") == ["True"] * 4
 
 
+def test_a_rate_that_the_plateau_moved_is_not_taken_for_the_scripts_own_in_a_new_life(run_in_job):
+    killed = "Path('killed').exists() or (Path('killed').touch(), os.kill(os.getpid(), signal.SIGKILL))"
+    result = run_in_job(
+        script(
+            make="torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)",
+            given="scheduler=scheduler, scheduler_interval='epoch'",
+            batch_end=f"epoch == 2 and ({killed})",
+            epoch_end="scheduler.step(job.evaluate(lambda m: 1.0))",
+            epochs=3,
+        ),
+        trainers=1,
+    )
+    assert "in this script" not in result.master
+    assert rates(result) == [1.0 + 1.0 + 0.5] * 4
+
+
+def test_the_best_score_of_a_plateau_is_the_jobs_in_a_new_life_too(run_in_job):
+    """By which a script saves its best model, whichever trainers come and go."""
+    result = run_in_job(
+        """
+        job = trainer.join(epochs=4, seed=7)
+        model = Counter()
+        optimizer = sgd(model)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=9, threshold=0)
+        model, optimizer, loader = job.prepare(
+            model, optimizer, data(batch_size=16, shuffle=False), scheduler=scheduler, scheduler_interval="epoch"
+        )
+        for epoch in job.epochs():
+            if epoch == 2 and not Path("killed").exists():
+                Path("killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            for i in loader:
+                train(model, optimizer, i)
+            score = job.evaluate(lambda m: [3.0, 1.0, 2.0, 0.5][epoch])
+            if score < scheduler.best:
+                job.save(f"best-{epoch}.safetensors")
+            scheduler.step(score)
+        job.save("out.safetensors")
+        """,
+        trainers=1,
+    )
+    assert (result.work / "killed").exists()
+    assert sorted(path.name for path in result.work.glob("best-*")) == [f"best-{n}.safetensors" for n in (0, 1, 3)]
+
+
 def test_a_plateau_follows_the_jobs_scores(run):
     result = run(
         script(

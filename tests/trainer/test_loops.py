@@ -36,6 +36,7 @@ from tests.trainer.toy import (
     plain_epochs,
     plainly,
     sgd,
+    step,
 )
 
 RATES = {"SGD": 0.05, "Adadelta": 1.0}
@@ -303,6 +304,19 @@ def test_a_part_that_is_frozen_at_first_trains_from_when_it_is_unfrozen_and_rest
                 side.optimizer.step()
 
     compare(any_job, train)
+
+
+def test_an_error_names_the_batch_in_the_loop_and_none_behind_it(one):
+    m = model()
+    job = one.join()
+    m, optimizer, batches = job.prepare(m, sgd(m), loader_of())
+    error = ValueError("too large")
+    for _ in job.epochs():
+        for batch in batches:
+            step(m, optimizer, batch)
+            assert "(in batch " in job._explain(error)
+        assert job._explain(error) == "ValueError: too large"
+    assert job._explain(error) == "ValueError: too large"
 
 
 def test_a_parameter_that_no_optimizer_holds_stays_as_it_is(any_job):

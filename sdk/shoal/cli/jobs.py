@@ -93,7 +93,7 @@ def status_lines(status: Status) -> list[str]:
         ]
     if status.progress is not None:
         evaluations = status.progress.evaluations[-_SCORES_SHOWN:]
-        lines += [f"  {evaluated(evaluation)}" for evaluation in evaluations]
+        lines += [f"  {evaluated(evaluation, status.progress.epochs)}" for evaluation in evaluations]
         lines += [f"  model: {path}" for path in status.progress.saved]
     if status.members:
         lines += ["", *_table(status)]

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from shoal.local.words import evaluated, plain
-from shoal.wire.messages import Evaluation, Progress
+from shoal.wire.messages import Progress
 
 __all__ = ["Events"]
 
@@ -46,8 +46,8 @@ class Events:
         for number, _, level, text in progress.events:
             if number > self._number:
                 self._number = number
-                lines += self._line(level, text, progress.evaluations, now)
-        return [*lines, *self._new_scores(progress.evaluations), *self.due(now)]
+                lines += self._line(level, text, progress, now)
+        return [*lines, *self._new_scores(progress), *self.due(now)]
 
     def due(self, now: float) -> list[Line]:
         """What was gathered, when nothing more is to be expected of it."""
@@ -57,9 +57,9 @@ class Events:
         batches = "1 batch is" if back == 1 else f"{back:,} batches are"
         return [("warning", f"{batches} computed again: the restored server lacked them")]
 
-    def _line(self, level: str, text: str, evaluations: list[Evaluation], now: float) -> list[Line]:
+    def _line(self, level: str, text: str, progress: Progress, now: float) -> list[Line]:
         if _SCORED.match(text):
-            return self._new_scores(evaluations)
+            return self._new_scores(progress)
         if _TOLD_BY_THE_RUNNER.fullmatch(text):
             return []
         found = _BACK.fullmatch(text)
@@ -70,13 +70,13 @@ class Events:
         self._back += int(found[1])
         return []
 
-    def _new_scores(self, evaluations: list[Evaluation]) -> list[Line]:
+    def _new_scores(self, progress: Progress) -> list[Line]:
         """Those that were not told yet; one that was made again is new."""
         assert self._scores is not None
         lines = []
-        for evaluation in evaluations:
+        for evaluation in progress.evaluations:
             place = (evaluation.epoch, evaluation.number)
             if self._scores.get(place) != evaluation.score:
                 self._scores[place] = evaluation.score
-                lines.append(("info", evaluated(evaluation)))
+                lines.append(("info", evaluated(evaluation, progress.epochs)))
         return lines

@@ -294,8 +294,10 @@ class Supervisor:
             self._end("Failed", f"runPolicy.activeDeadlineSeconds: {seconds:g} s have passed", now)
         if self._remind_at is not None and now >= self._remind_at and self._outcome is None:
             self._remind_at = None
-            names = ", ".join(process_name(*place) for place in sorted(self._alive) if place[0] == TRAINER)
-            self._tell("info", f"the training is complete; waiting for the scripts of {names} to end")
+            trainers = {place for place in [*self._alive, *self._pending] if place[0] == TRAINER}
+            names = ", ".join(process_name(*place) for place in sorted(trainers))
+            if names:
+                self._tell("info", f"the training is complete; waiting for the scripts of {names} to end")
         for (role, index), process in self._alive.items():
             if process.kill_at is not None and now >= process.kill_at:
                 process.kill_at = None

@@ -72,13 +72,21 @@ def score(text: str) -> str:
     return _one(found)
 
 
-def evaluated(evaluation: Evaluation) -> str:
-    """``epoch 2 evaluated: auc 0.9``; which time, where it is not the first."""
+def evaluated(evaluation: Evaluation, epochs: int) -> str:
+    """``epoch 2 evaluated: auc 0.9``; which time, where it is not the first.
+
+    Args:
+        evaluation: Of the job.
+        epochs: Of the job; behind the loop over them a script evaluates after the last epoch.
+    """
     time = f" ({evaluation.number + 1})" if evaluation.number else ""
-    return f"epoch {evaluation.epoch + 1} evaluated{time}: {score(evaluation.score)}"
+    when = f"epoch {evaluation.epoch + 1}" if evaluation.epoch < epochs else "after the last epoch"
+    return f"{when} evaluated{time}: {score(evaluation.score)}"
 
 
 def _one(value: object) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{name} {_one(each)}" for name, each in value.items()) + ")"
     return number(value) if isinstance(value, float) else str(value)
 
 

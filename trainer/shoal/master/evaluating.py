@@ -46,7 +46,9 @@ class Evaluating:
             score = message.score
             job.records.evaluated(*place, score)
             again = f"evaluation {message.number + 1} of" if message.number else "evaluation after"
-            job.event(f"{again} epoch {message.epoch + 1}: {score}")
+            # Behind the loop over the epochs a script evaluates the model that the last one left.
+            epoch = min(message.epoch + 1, job.epochs)
+            job.event(f"{again} epoch {epoch}: {score}")
             job.moved()
         for view in job.trainers.values():
             # Who brings the score waits, too: it may have got its turn from an earlier master.

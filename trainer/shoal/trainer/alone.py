@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from shoal.pserver.dense import constrain, is_constrained
 from shoal.trainer.batches import Batch, Place
 from shoal.trainer.describe import Description
-from shoal.trainer.exports import average_path, save_model
+from shoal.trainer.exports import average_path, other_format, save_model
 from shoal.trainer.loop import scored
 from shoal.trainer.optimizer import plain_step, run_post_hooks, run_pre_hooks
 from shoal.trainer.refusal import Refused
@@ -189,6 +189,8 @@ class AloneJob(Session):
     def _write(self, path: Path, epoch: int, number: int) -> None:
         del epoch, number
         save_model(self._module, path)
+        if text := other_format(path):
+            self._print(f"warning: {text}")
         if self._description.shape.ema:
             values = self._average or [p.detach() for p in self._description.dense]
             named = {d.name: value for d, value in zip(self._description.shape.dense, values, strict=True)}

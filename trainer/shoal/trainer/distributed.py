@@ -21,7 +21,7 @@ from shoal.pserver.optimizers import UnsupportedOptimizer, group_options
 from shoal.trainer.batches import Batch, Place
 from shoal.trainer.describe import Description
 from shoal.trainer.engine import Engine
-from shoal.trainer.exports import average_path, save_model, why_unwritable
+from shoal.trainer.exports import average_path, other_format, save_model, why_unwritable
 from shoal.trainer.job import seed_everything
 from shoal.trainer.loop import scored
 from shoal.trainer.optimizer import run_post_hooks, run_pre_hooks
@@ -177,10 +177,10 @@ class DistributedJob(Session):
         if described.fixed:
             engine.retry(lambda: engine.servers.take_fixed([t for _, t in described.fixed], idle=engine.idle))
         self._take_buffers()
+        self._say_options()  # as the script set them: a scheduler moves them from here on
         for metric in engine.info.metrics:
             self._schedule.follow(metric.value)
         self._known_metrics = {(metric.epoch, metric.number) for metric in engine.info.metrics}
-        self._say_options()
         joins = engine.info.joins
         if joins > 1:
             # The first trainer draws what the script alone would draw; every later life something of its own.
@@ -422,7 +422,9 @@ class DistributedJob(Session):
     def _write(self, path: Path, epoch: int, number: int) -> None:
         target = os.path.abspath(path)  # noqa: PTH100 - a name, not a file yet
         answer = self._engine.ask(m.Save(path=target, epoch=epoch, number=number), m.SaveTurn, m.Saved)
-        if not isinstance(answer, m.SaveTurn):
+        turn = isinstance(answer, m.SaveTurn)
+        # The complete model may have been written for an earlier life of this trainer, on a disk that went with it.
+        if not turn and (not self._finished or Path(target).exists()):
             return
         self._bring_all()
         self._bring_tables()
@@ -433,7 +435,11 @@ class DistributedJob(Session):
             named = {d.name: value for d, value in zip(self._description.shape.dense, values, strict=True)}
             save_model(self._module, average_path(Path(target)), instead=named)
         self._tables.new_batch()
+        if not turn:
+            return
         self._engine.ask(m.Saved(path=target, epoch=epoch, number=number), m.Saved)
+        if text := other_format(Path(target)):
+            self._engine.send(m.Event(level="warning", text=text))
         output = self._engine.info.output
         if output and not self._finished and target == os.path.abspath(self._started_in / output):  # noqa: PTH100 - see above
             text = f"{target} is spec.output.path, which has the job's last model in the end; save the best under another name"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shoal.trainer.names import clean_name
 from shoal.trainer.refusal import Refused
 
-__all__ = ["average_path", "save_model", "why_unwritable"]
+__all__ = ["average_path", "other_format", "save_model", "why_unwritable"]
 
 
 def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | None = None) -> None:
@@ -84,3 +84,13 @@ def why_unwritable(path: Path) -> str:
 def average_path(path: Path) -> Path:
     """Where the moving average of the weights is written, beside the model."""
     return path.with_name(f"{path.stem}-ema{path.suffix}")
+
+
+def other_format(path: Path) -> str:
+    """A file's name promises what ``torch.load`` reads; "" where it does not."""
+    if path.suffix not in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
+        return ""
+    return (
+        f"{path} is a safetensors file, which torch.load cannot read: name it {path.with_suffix('.safetensors').name}, and read it by "
+        "safetensors.torch.load_file"
+    )

@@ -52,7 +52,7 @@ def unfinished_epoch(epoch: int) -> str:
     """The loop over the loader was left before its end."""
     return (
         f"epoch {epoch + 1}: the loop over the loader was left before its end (break, or it was never begun), but every "
-        "sample counts once in every epoch. To end the job early call job.stop('why') before the break; to train on a "
+        "sample counts once in every epoch. Take the batches from the loader that prepare returned. To end the job early call job.stop('why') before the break; to train on a "
         "part of the data give prepare a torch.utils.data.Subset; a second trainer begins at the job's current epoch by "
         "itself"
     )

@@ -242,6 +242,7 @@ class Session(Job):
 
     def _pass_is_through(self) -> None:
         self._exhausted = True
+        self._fetching = None
         self._feed.end_pass()
         if self._pass.batches > 1 and not self._pass.trained and not self._stopping:
             raise Refused(sentences.untrained_pass(self._epoch, self._pass.batches))

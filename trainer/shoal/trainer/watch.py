@@ -261,7 +261,8 @@ def _same(left: Tensor, right: Tensor) -> bool:
 def _written(name: str) -> str:
     return (
         f"parameter {name} was written by the script after prepare, but the parameter servers hold it and would overwrite "
-        "that. Load and initialise (load_state_dict, copy_) before prepare; give prepare every optimizer that makes steps, "
+        "that. Load and initialise (load_state_dict, copy_) before prepare; load a saved model, as for a test at the end, into "
+        "another one (copy.deepcopy(model)); give prepare every optimizer that makes steps, "
         "and torch.optim.SGD instead of an update by hand (p.data.add_(p.grad, alpha=-lr)); clamp={...} or max_norm={...} "
         "for a constraint after each step (clamp_, renorm_); ema=... for a moving average of the weights; make a tensor that "
         "the script updates itself a buffer (register_buffer)"
