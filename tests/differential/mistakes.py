@@ -93,9 +93,9 @@ def _second_pass(s: Any) -> None:
 
 
 def _without_backward(s: Any) -> None:
+    """Statistics of the data, say, before the loop that trains."""
     for batch in s.batches:
         s.batch = batch
-    s.batches = ()
 
 
 def _by_hand(s: Any) -> None:

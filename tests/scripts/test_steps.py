@@ -232,6 +232,24 @@ def test_a_batch_that_the_script_skips_is_counted_as_skipped(run):
         assert result.outcome.account.samples.skipped == 4
 
 
+def test_an_epoch_of_which_a_script_skips_everything_is_warned_of_and_skipped(run):
+    result = run("""
+        job, model, optimizer, loader = begin()
+        for epoch in job.epochs():
+            for i in loader:
+                if epoch == 0:
+                    continue
+                train(model, optimizer, i)
+        job.save("out.safetensors")
+    """)
+    assert result.counts() == [1.0]
+    assert "warning" in result.said + result.master
+    assert "the loader was iterated in epoch 1 without a backward pass" in result.said + result.master
+    assert "the loader was iterated in epoch 2" not in result.said + result.master
+    if result.outcome is not None:
+        assert result.outcome.account.samples.skipped == 64
+
+
 def test_weight_decay_that_the_script_changes_counts_from_then_on(run_alone, run_in_job):
     script = """
         job, model, optimizer, loader = begin()

@@ -60,6 +60,8 @@ def only_looks(job, m, optimizer, batches):
     for _ in job.epochs():
         for x, _ in batches:
             m(x)
+        for batch in batches:
+            step(m, optimizer, batch)
 
 
 def by_hand(job, m, optimizer, batches):
@@ -121,7 +123,7 @@ REFUSED = {
     "SGD.step() is called a second time for one batch": two_steps,
     "epoch 1: the loop over the loader was left before its end": leaves,
     "the loader is iterated a second time in one epoch": second_pass,
-    "its 10 batches count as skipped": only_looks,
+    "without a backward pass of the model that prepare got: these batches count as skipped": only_looks,
     "prepare(..., accumulate=N)": by_hand,
     "outside of `for epoch in job.epochs():`": outside,
     "optimizer.step() outside of the loop over the loader": behind,

@@ -68,6 +68,9 @@ class AloneJob(Session):
         if why and not Refused.raised and getattr(sys, "last_value", None) is None:
             self._print(why)
 
+    def _warn(self, text: str) -> None:
+        self._print(f"warning: {text}")
+
     def _print(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - the script's own terminal
 
@@ -190,7 +193,7 @@ class AloneJob(Session):
         del epoch, number
         save_model(self._module, path)
         if text := other_format(path):
-            self._print(f"warning: {text}")
+            self._warn(text)
         if self._description.shape.ema:
             values = self._average or [p.detach() for p in self._description.dense]
             named = {d.name: value for d, value in zip(self._description.shape.dense, values, strict=True)}

@@ -439,11 +439,14 @@ class DistributedJob(Session):
             return
         self._engine.ask(m.Saved(path=target, epoch=epoch, number=number), m.Saved)
         if text := other_format(Path(target)):
-            self._engine.send(m.Event(level="warning", text=text))
+            self._warn(text)
         output = self._engine.info.output
         if output and not self._finished and target == os.path.abspath(self._started_in / output):  # noqa: PTH100 - see above
             text = f"{target} is spec.output.path, which has the job's last model in the end; save the best under another name"
-            self._engine.send(m.Event(level="warning", text=text))
+            self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        self._engine.send(m.Event(level="warning", text=text))
 
     def _call(self, kind: str) -> tuple[int, int]:
         # The model of a complete job is written to a path once.

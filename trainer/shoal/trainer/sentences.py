@@ -58,19 +58,21 @@ def unfinished_epoch(epoch: int) -> str:
     )
 
 
-def second_pass(epoch: int) -> str:
-    """The loader is iterated again in an epoch that is through."""
+def second_pass(epoch: int, *, trained: bool) -> str:
+    """The loader is iterated again in an epoch that is through; ``trained``: whether the first pass trained."""
+    if not trained:
+        return untrained_pass(epoch)
     return (
         f"epoch {epoch + 1}: the loader is iterated a second time in one epoch, in which every sample counts once. To "
         "score the model use a DataLoader of your own in job.evaluate; to train longer give join(epochs=...) more epochs"
     )
 
 
-def untrained_pass(epoch: int, batches: int) -> str:
-    """The loader was iterated without training."""
+def untrained_pass(epoch: int) -> str:
+    """The loader was iterated without training: wrong, or right where a trainer got only batches that the script skips."""
     return (
-        f"the loader was iterated in epoch {epoch + 1} without a backward pass of the model that prepare got: its "
-        f"{batches} batches count as skipped. Train in that loop; look at the data (statistics, accuracy) by a DataLoader "
+        f"the loader was iterated in epoch {epoch + 1} without a backward pass of the model that prepare got: these "
+        "batches count as skipped, and an epoch's samples come once. Train in that loop; look at the data (statistics, accuracy) by a DataLoader "
         "of your own"
     )
 

@@ -185,7 +185,7 @@ class Session(Job):
         """See ``Passes.begin_pass``."""
         self._close()
         if self._exhausted and self._inside:
-            raise Refused(sentences.second_pass(self._epoch))
+            raise Refused(sentences.second_pass(self._epoch, trained=self._pass.trained))
         self._watch.check_all()
         self._passes += 1
         self._pass = Pass(self._passes)
@@ -245,9 +245,13 @@ class Session(Job):
         self._fetching = None
         self._feed.end_pass()
         if self._pass.batches > 1 and not self._pass.trained and not self._stopping:
-            raise Refused(sentences.untrained_pass(self._epoch, self._pass.batches))
+            self._warn(sentences.untrained_pass(self._epoch))
         self._watch.check_all()
         self._watch.settled(whole=True)
+
+    @abstractmethod
+    def _warn(self, text: str) -> None:
+        """Tell whoever runs the job."""
 
     @abstractmethod
     def _next_place(self) -> Place | None:
