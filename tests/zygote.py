@@ -64,11 +64,12 @@ class Zygote:
     def __init__(self, modules: Sequence[str], *, warnings: str = "error") -> None:
         self._children: dict[int, Child] = {}
         self._orders = 0
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-W", warnings, str(Path(__file__).resolve()), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()

@@ -328,3 +328,36 @@ def test_a_slot_lost_after_an_average_was_read_leaves_the_values_in_the_paramete
     with pytest.raises(ServerLost) as lost:
         trainer.pull_average(idle=idle)
     assert lost.value.slots == [0, 2]
+
+
+def test_slots_that_move_while_a_server_is_slow_to_take_a_request_are_asked_for_where_they_are_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = world.begun()
+    trainer.pull(0, 0, idle=idle)
+    swapped = m.Map(holders=world.map.holders[::-1], owner=[1 - owner for owner in world.owner], grants=world.grants)
+    plain, looked = sync.Connection.send, []
+
+    def slow(connection: sync.Connection, message: Any, payload: Any = (), *, idle: Any = None) -> None:
+        if idle is not None and not looked:
+            looked.append(message)
+            idle()
+        plain(connection, message, payload, idle=idle)
+
+    monkeypatch.setattr(sync.Connection, "send", slow)
+    with pytest.raises(ServerLost) as lost:
+        trainer.pull(0, 0, idle=lambda: trainer.follow(swapped))
+    assert sorted(lost.value.slots) == [1, 3]
+    answers = trainer.pull(0, 0, idle=idle)
+    assert sorted(slot for slots, _, _ in answers for slot in slots) == [0, 1, 2, 3]
+    assert torch.equal(trainer.parameters[0], WEIGHT)
+
+
+def test_a_server_that_does_not_answer_an_attach_is_left_when_its_slots_are_elsewhere(world: World) -> None:
+    trainer = world.begun()
+    trainer.pull(0, 0, idle=idle)
+    newcomer = world.trainer()
+    elsewhere = m.Map(holders=[], owner=[-1] * SLOTS, grants=[m.NO_GRANT] * SLOTS)
+    with world.servers[0].lock, pytest.raises(ServerLost) as lost:  # as a server that is stopped
+        newcomer.pull(0, 0, idle=lambda: newcomer.follow(elsewhere))
+    assert sorted(set(lost.value.slots)) == [0, 1, 2, 3]

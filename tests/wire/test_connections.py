@@ -16,6 +16,7 @@ from shoal.wire import aio, auth, shared, sync
 from shoal.wire import messages as m
 from shoal.wire.address import AddressError, listen, publish, resolve
 from shoal.wire.frames import HEADER, MAX_GREETING, FrameError, encode, parse_header
+from shoal.wire.unproved import Unproved
 
 TOKEN = auth.Token(b"0123456789abcdef")
 SERVER = auth.Identity("pserver", 0, 7)
@@ -194,7 +195,7 @@ def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
     async def run():
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1"), path=f"{tmp_path}/s"
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unproved()), path=f"{tmp_path}/s"
         )
         reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
         writer.write(garbage)
@@ -222,7 +223,7 @@ def test_who_hangs_up_without_a_word_was_not_turned_away():
 
     async def run():
         server = await asyncio.get_running_loop().create_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1"), "127.0.0.1", 0
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unproved()), "127.0.0.1", 0
         )
         probe = socket.create_connection(server.sockets[0].getsockname())
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -286,3 +287,140 @@ def test_a_token_is_never_shown(tmp_path):
     assert (tmp_path / "t").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "t").read_text() not in repr(token)
     assert auth.Token.read(tmp_path / "t").sign("x") == token.sign("x")
+
+
+def small_buffers(connection):
+    connection._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
+def test_who_takes_nothing_is_given_up(host, monkeypatch):
+    monkeypatch.setattr(sync, "STALL_SECONDS", 0.3)
+    connection = call(host)
+    small_buffers(connection)
+    with pytest.raises(TimeoutError, match="pserver-0 takes nothing of what is sent to it"):
+        connection.send(m.Ping(), [memoryview(bytearray(60 << 20))])
+    connection.close()
+
+
+def test_who_sends_can_look_around_and_give_up(host):
+    connection = call(host)
+    small_buffers(connection)
+    looks = []
+
+    def idle():
+        looks.append(1)
+        if len(looks) == 2:
+            raise ConnectionResetError("its slots are elsewhere now")
+
+    with pytest.raises(ConnectionResetError, match="elsewhere"):
+        connection.send(m.Ping(), [memoryview(bytearray(60 << 20))], idle=idle)
+    connection.close()
+
+
+def test_silence_in_the_middle_of_a_message_is_given_up_and_between_messages_not(host, monkeypatch):
+    monkeypatch.setattr(sync, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(sync, "PATIENT_SECONDS", 0.1)
+    connection = call(host)
+    wait_for(lambda: host.accepted)
+    errors = []
+
+    def serve():
+        try:
+            while True:
+                host.accepted[0].receive(decoder)
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join(1.0)  # silence between messages, longer than the bound
+    assert thread.is_alive()
+    connection.send(m.Ping())
+    connection._stream.sendall(HEADER.pack(b"SL", 0, 100, 0) + b"\x81")
+    thread.join(30)
+    assert [str(error) for error in errors] == ["trainer-3 is silent in the middle of a message; given up after 0.3 s"]
+    connection.close()
+
+
+def test_a_large_payload_passes_a_slow_reader(host):
+    """It takes bytes, so it is not given up."""
+    connection = call(host)
+    small_buffers(connection)
+    wait_for(lambda: host.accepted)
+    payload = os.urandom(1 << 20) * 8
+    sender = threading.Thread(target=lambda: connection.send(m.Ping(), [memoryview(payload)]))
+    sender.start()
+    message, size = host.accepted[0].receive(decoder)
+    target = bytearray(size)
+    host.accepted[0].receive_into(memoryview(target))
+    sender.join(30)
+    assert (message, bytes(target)) == (m.Ping(), payload)
+    connection.close()
+
+
+def test_a_connection_over_tcp_ends_when_the_other_machine_vanishes(host):
+    """The kernel is told to; that it does cannot be shown on one machine."""
+    connection = call(host)
+    wait_for(lambda: host.accepted)
+    for end in (connection._stream, host.accepted[0]._stream):
+        if end.family != socket.AF_UNIX:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    connection.close()
+
+
+def test_a_peer_of_the_loop_that_does_not_read_is_cut_off_at_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(aio, "HIGH_WATER", 1 << 20)
+    closed = []
+
+    class Peer(aio.Listener):
+        def on_ready(self):
+            peers.append(self)
+
+        def on_closed(self):
+            closed.append(self.why_closed)
+
+    peers = []
+
+    async def run():
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unproved()), path=f"{tmp_path}/s"
+        )
+        address = f"unix://{tmp_path}/s"
+        reader = await asyncio.to_thread(sync.connect, address, identity=CLIENT, token=TOKEN, job="job-1")
+        sent = 0
+        while not closed and sent < 100 << 20:
+            peers[0].send(m.Event(level="info", text="x" * 100_000))
+            sent += 100_000
+            await asyncio.sleep(0)
+        reader.close()
+        server.close()
+        return sent
+
+    sent = asyncio.run(asyncio.wait_for(run(), 60))
+    assert closed == ["it does not read what it is sent"]
+    assert sent < 10 << 20
+
+
+def test_callers_of_the_loop_that_say_nothing_make_room(tmp_path):
+    unproved = Unproved(most=3)
+
+    async def run():
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: aio.Listener(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=unproved),
+            path=f"{tmp_path}/s",
+        )
+        strangers = [await asyncio.open_unix_connection(f"{tmp_path}/s") for _ in range(5)]
+        caller = await aio.connect(f"unix://{tmp_path}/s", identity=CLIENT, token=TOKEN, job="job-1", decoder=decoder)
+        assert caller.peer == SERVER
+        for reader, _ in strangers[:2]:
+            await reader.read()  # up to its end
+        assert len(unproved) <= 3
+        for _, writer in strangers:
+            writer.close()
+        caller.close()
+        server.close()
+        while len(unproved):  # noqa: ASYNC110 - a test's deadline is around it
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 30))

@@ -12,6 +12,7 @@ from shoal.local.state import StateFolder
 from shoal.local.status import Status
 from shoal.wire import aio, auth
 from shoal.wire.address import listen, publish
+from shoal.wire.unproved import Unproved
 
 __all__ = ["AskScale", "AskStatus", "Control", "No", "ask"]
 
@@ -75,9 +76,10 @@ class Control:
         decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Question)
         identity = auth.Identity(role="runner", index=0, life=auth.new_life())
         token, job = auth.Token.read(self._state.token), self._state.uid
+        unproved: Unproved[aio.Listener] = Unproved()
 
         def make() -> _Peer:
-            peer = _Peer(decoder, identity=identity, token=token, job=job)
+            peer = _Peer(decoder, identity=identity, token=token, job=job, unproved=unproved)
             peer.answer = self._answer
             return peer
 

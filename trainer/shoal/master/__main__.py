@@ -19,7 +19,7 @@ from shoal.master.keeper import Keeper
 from shoal.master.records import Records
 from shoal.master.service import Service
 from shoal.store import Credentials, Event, JobKeys, Listing, Store, StoreError, StoreRefusedError
-from shoal.wire import auth, environment, logs
+from shoal.wire import auth, descriptors, environment, logs
 from shoal.wire.address import listen, publish
 
 log = logging.getLogger("shoal.master")
@@ -70,6 +70,7 @@ def main() -> int:
     """Take over the job and serve it; the exit code."""
     arguments = _arguments()
     logs.set_up()
+    descriptors.allow_all()
     try:
         manifest = load(arguments.manifest)
         token = auth.Token.read(environment.text(environment.TOKEN_FILE))

@@ -21,6 +21,7 @@ from shoal.master.watch import FAILURES_ALLOWED
 from shoal.store import Wanted
 from shoal.wire import messages as m
 from shoal.wire.auth import Identity
+from shoal.wire.texts import clipped
 
 __all__ = ["Master"]
 
@@ -159,7 +160,7 @@ class Master:
         if identity.role == "trainer":
             records.counters.leaves += 1
             records.touch("counters")
-        reason = message.reason[:REASON_CHARACTERS]
+        reason = clipped(message.reason, REASON_CHARACTERS)
         if reason and not self.job.ended:
             self.job.last_reason = reason
             self.job.event(f"{identity} left before the job was complete: {reason}", "warning")

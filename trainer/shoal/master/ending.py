@@ -7,6 +7,7 @@ from shoal.master.records import Outcome, StopRecord
 from shoal.master.serving import Serving
 from shoal.wire.auth import Identity
 from shoal.wire.messages import Account, Complete, More, Safe, Samples, Stop, StopEarly, Stopping
+from shoal.wire.texts import clipped
 
 __all__ = ["Ending"]
 
@@ -80,7 +81,7 @@ class Ending:
             reason = records.stopped.reason if records.stopped is not None else message.reason
             job.send(job.trainers[life].connection, Stopping(reason=reason))
             return
-        records.stopped = StopRecord(reason=message.reason[:REASON_CHARACTERS], epoch=message.epoch)
+        records.stopped = StopRecord(reason=clipped(message.reason, REASON_CHARACTERS), epoch=message.epoch)
         records.touch("stopped")
         job.queue.stop()
         job.slots.not_final()
@@ -93,6 +94,7 @@ class Ending:
         job = self._job
         if job.ended:
             return
+        reason = clipped(reason)
         job.records.outcome = Outcome(state="Failed", reason=reason, files={}, account=self.account("Failed"))
         job.records.touch("outcome", "counters")
         job.event(f"failed: {reason}", "error")

@@ -19,6 +19,7 @@ from shoal.store import Wanted
 from shoal.wire.auth import Identity
 from shoal.wire.messages import Save, Shape
 from shoal.wire.plan import Plan
+from shoal.wire.texts import clipped
 
 __all__ = ["Close", "Job", "Send", "Settings", "TrainerView"]
 
@@ -177,7 +178,7 @@ class Job:
     def event(self, text: str, level: str = "info") -> None:
         """Note something that a person wants to know."""
         self._event_number += 1
-        self.events.append((self._event_number, self.wall(), level, text))
+        self.events.append((self._event_number, self.wall(), level, clipped(text)))
 
     @property
     def final_tasks(self) -> bytes:

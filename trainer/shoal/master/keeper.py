@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from shoal.master.records import SEVERAL
 from shoal.store import Compare, Delete, JobKeys, Put, Store, in_batches, missing, value_is
 
 __all__ = ["Deposed", "Keeper", "Leader"]
@@ -96,6 +97,8 @@ class Keeper:
     ) -> None:
         """Write records; returns when they are durable.
 
+        Where etcd forgot something meanwhile, everything is written instead.
+
         Args:
             changes: Key (relative to the job) and value, None to delete.
             everything: Gives all records, for an etcd that forgot.
@@ -104,11 +107,21 @@ class Keeper:
             Deposed: A newer master leads.
             StoreError: Closed while etcd was away, or etcd refused.
         """
+        if self._write_all(changes):
+            return
+        # etcd forgot: what it holds is older than what we know. All is said anew, and nothing of what was to be written
+        # before that; records that are gone since then go again.
+        while not (
+            self._write([Delete(self._keys.at(each), prefix=True) for each in SEVERAL])
+            and self._write_all(everything())
+        ):
+            pass
+
+    def _write_all(self, changes: Iterable[tuple[str, bytes | None]]) -> bool:
+        """Write records, in several transactions if need be. False: etcd forgot, and the rest is not written."""
         operations = [self._operation(key, value) for key, value in changes]
-        for batch in in_batches(operations, room=_ROOM) if operations else [[]]:
-            if not self._write(list(batch)):
-                # etcd forgot: what it holds is older than what we know, so all of it is said again.
-                self.commit(list(everything()), everything=everything)
+        batches = in_batches(operations, room=_ROOM) if operations else [[]]
+        return all(self._write(list(batch)) for batch in batches)
 
     def _operation(self, key: str, value: bytes | None) -> Put | Delete:
         full = self._keys.at(key)

@@ -16,7 +16,7 @@ import msgspec
 from shoal.store import Published
 from shoal.wire.messages import Account, Evaluation, Lease, Metric, Shape
 
-__all__ = ["RANGE", "Counters", "MemberRecord", "Outcome", "Records", "Schedule", "StopRecord"]
+__all__ = ["RANGE", "SEVERAL", "Counters", "MemberRecord", "Outcome", "Records", "Schedule", "StopRecord"]
 
 RANGE = 512
 """Tasks in one record."""
@@ -24,6 +24,9 @@ EVALUATIONS_OF_AN_EPOCH: Final = 1000
 EVALUATIONS_TOLD: Final = 1000
 METRICS: Final = 10_000
 PATHS: Final = 1000
+PATHS_CHARACTERS: Final = 200_000
+VALUE_BYTES: Final = 1_000_000
+"""Of one record: etcd takes 1.5 MiB in one request."""
 
 
 class MemberRecord(msgspec.Struct):
@@ -89,6 +92,10 @@ _SINGLE: Final[dict[str, tuple[str, Any]]] = {
 """Records of which there is one: their attribute and type."""
 
 
+SEVERAL: Final = ("members/", "evaluations/", "metrics/", "tasks/")
+"""Beginnings of the keys of which there is any number."""
+
+
 class Records:
     """All records of a job, by key relative to the job's prefix, and which of them changed."""
 
@@ -110,6 +117,8 @@ class Records:
         self.outcome: Outcome | None = None
         self.counters = Counters()
         self.progress: Published | None = None
+        self.oversized: dict[str, int] = {}
+        """Records that were not written, and their bytes."""
         self._done: dict[tuple[int, int], int] = {}
         self._dirty: set[str] = set()
 
@@ -159,10 +168,10 @@ class Records:
             self._dirty.add(_metric(oldest))
 
     def wrote(self, path: str, epoch: int, number: int) -> None:
-        """The model stands at a path. More than 1,000 paths are not kept in mind."""
+        """The model stands at a path. More than 1,000 paths, or 200,000 characters of them, are not kept in mind."""
         before = self.saved.pop(path, (epoch, number))
         self.saved[path] = max(before, (epoch, number))
-        if len(self.saved) > PATHS:
+        while len(self.saved) > PATHS or (len(self.saved) > 1 and sum(map(len, self.saved)) > PATHS_CHARACTERS):
             del self.saved[next(iter(self.saved))]
         self.touch("saved")
 
@@ -191,9 +200,19 @@ class Records:
             yield f"tasks/{epoch:08d}/{number:08d}", None
 
     def flush(self) -> list[tuple[str, bytes | None]]:
-        """The changed records with their values now (None: delete), and forget that they changed."""
+        """The changed records with their values now (None: delete), and forget that they changed.
+
+        One that etcd would not take is left out and noted in ``oversized``.
+        """
         dirty, self._dirty = self._dirty, set()
-        return [(key, self._value(key)) for key in sorted(dirty)]
+        changes = []
+        for key in sorted(dirty):
+            value = self._value(key)
+            if value is not None and len(value) > VALUE_BYTES:
+                self.oversized[key] = len(value)
+            else:
+                changes.append((key, value))
+        return changes
 
     def _value(self, key: str) -> bytes | None:
         kind, _, rest = key.partition("/")

@@ -26,8 +26,11 @@ from shoal.master.job import Close, Send
 from shoal.master.keeper import Deposed, Keeper
 from shoal.store import StoreClosedError, StoreError, Wanted
 from shoal.wire import aio, auth
+from shoal.wire.descriptors import SHORT
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
+from shoal.wire.logs import Seldom
 from shoal.wire.messages import Complete, EpochDone, Evaluated, Over, Saved, Stopping, ToMaster
+from shoal.wire.unproved import Unproved
 
 __all__ = ["Service"]
 
@@ -46,7 +49,13 @@ class _Peer(aio.Listener):
     """A connection that tells the service what happens."""
 
     def __init__(self, service: Service, number: int) -> None:
-        super().__init__(service.decoder, identity=service.identity, token=service.token, job=service.uid)
+        super().__init__(
+            service.decoder,
+            identity=service.identity,
+            token=service.token,
+            job=service.uid,
+            unproved=service.unproved,
+        )
         self._service = service
         self.number = number
 
@@ -74,6 +83,8 @@ class Service:
     def __init__(self, master: Master, keeper: Keeper, *, identity: auth.Identity, token: auth.Token, uid: str) -> None:
         self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToMaster)
         self.identity, self.token, self.uid = identity, token, uid
+        self.unproved: Unproved[aio.Listener] = Unproved()
+        self._turned_away, self._accepting = Seldom(), Seldom()
         self._master = master
         self._keeper = keeper
         self._peers: dict[int, _Peer] = {}
@@ -82,7 +93,7 @@ class Service:
         self._noted = 0
         self._committed = 0
         self._work = threading.Condition()
-        self._batch: list[tuple[str, bytes | None]] = []
+        self._batch: list[tuple[str, bytes | None]] | None = None
         self._batch_number = 0
         self._busy = False
         self._stopping = False
@@ -90,6 +101,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._events_logged = 0
+        self._oversized: set[str] = set()
 
     # --- Connections ---
 
@@ -108,8 +120,8 @@ class Service:
     def closed(self, peer: _Peer) -> None:
         """A connection is gone."""
         if self._peers.pop(peer.number, None) is None:
-            if peer.why_closed not in {"closed by the peer", ""}:
-                log.warning("a caller was turned away: %s", peer.why_closed)
+            if peer.why_closed not in {"closed by the peer", ""} and (times := self._turned_away.count()):
+                log.warning("a caller was turned away (%d times): %s", times, peer.why_closed)
             return
         self._master.closed(peer.number, time.monotonic())
         self._after()
@@ -148,6 +160,16 @@ class Service:
             self._batch = self._master.job.records.flush()
             self._batch_number = self._noted
             self._work.notify()
+        self._say_oversized()
+
+    def _say_oversized(self) -> None:
+        job = self._master.job
+        for key, size in job.records.oversized.items():
+            if key not in self._oversized:
+                self._oversized.add(key)
+                text = f"the record {key!r} has {size:,} bytes, more than etcd takes, and is not written"
+                job.event(f"{text}: a new master would not know it", "error")
+        job.records.oversized.clear()
 
     def _commit_done(self, number: int) -> None:
         self._committed = number
@@ -163,11 +185,11 @@ class Service:
         assert self._loop is not None
         while True:
             with self._work:
-                while not self._batch and not self._stopping:
+                while self._batch is None and not self._stopping:
                     self._work.wait()
-                if not self._batch:
+                if self._batch is None:
                     return
-                batch, self._batch = self._batch, []
+                batch, self._batch = self._batch, None
                 number = self._batch_number
             try:
                 self._keeper.commit(batch, everything=self._everything)
@@ -239,6 +261,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.set_exception_handler(self._loop_failed)
         thread = threading.Thread(target=self._keep, name="shoal-keeper")
         thread.start()
         server = await self._create_server(stream)
@@ -255,6 +278,16 @@ class Service:
         if stream.family == socket.AF_UNIX:
             return await self._loop.create_unix_server(self._new_peer, sock=stream, backlog=1024)
         return await self._loop.create_server(self._new_peer, sock=stream, backlog=1024)
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """No caller can be accepted: all that have not proved themselves make room. asyncio tries again in a second."""
+        if getattr(context.get("exception"), "errno", None) not in SHORT:
+            loop.default_exception_handler(context)
+            return
+        while (caller := self.unproved.oldest()) is not None:
+            caller.abort("descriptors are short")
+        if times := self._accepting.count():
+            log.warning("no caller could be accepted (%d times): %s; it is tried again", times, context["exception"])
 
     def _new_peer(self) -> _Peer:
         self._numbers += 1

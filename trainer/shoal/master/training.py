@@ -30,6 +30,9 @@ from shoal.wire.shapes import differences
 
 __all__ = ["Training"]
 
+VALUES = 1000
+"""Names of logged values that are kept, those logged last: of all trainers, whatever their scripts are."""
+
 
 class Training:
     """Hands tasks out.
@@ -298,6 +301,8 @@ class Training:
         """What the script logged, and what it did."""
         job, counters = self._job, self._job.records.counters
         job.values.update(message.values)
+        while len(job.values) > VALUES:
+            del job.values[next(iter(job.values))]
         counters.replayed += message.replayed
         if message.not_finite and not counters.not_finite:
             job.event("a logged value is not a number or infinite; training goes on, as plain PyTorch would", "warning")

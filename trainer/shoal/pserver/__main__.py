@@ -14,7 +14,7 @@ import torch
 from shoal.pserver.eager import without_compiler
 from shoal.pserver.optimizers import import_all
 from shoal.pserver.service import Service
-from shoal.wire import auth, environment, logs
+from shoal.wire import auth, descriptors, environment, logs
 
 log = logging.getLogger("shoal.pserver")
 
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--snapshots", type=Path, required=True, help="the folder of this server's snapshots")
     arguments = parser.parse_args()
     logs.set_up()
+    descriptors.allow_all()
     without_compiler()
     import_all()
     log.info("starting; what it imports took %.2f s", process_age())

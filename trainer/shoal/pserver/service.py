@@ -23,6 +23,7 @@ from shoal.pserver.server import DiskError, ServerState, Snapshot
 from shoal.pserver.session import Session
 from shoal.wire import auth, sync
 from shoal.wire import messages as m
+from shoal.wire.acceptor import Acceptor
 from shoal.wire.address import listen
 from shoal.wire.environment import EXIT_REFUSED
 from shoal.wire.link import Link
@@ -231,8 +232,15 @@ class Service:
         self._addresses = [told for _, told in listeners]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
-        for stream, _ in listeners:
-            threading.Thread(target=self._accept, args=(stream,), daemon=True).start()
+        acceptor = Acceptor(
+            [stream for stream, _ in listeners],
+            identity=self._identity,
+            token=self._token,
+            job=self._uid,
+            serve=self._serve,
+            failed=self._deaf,
+        )
+        acceptor.start()
         snapshots = threading.Thread(target=self._keep_snapshots, name="shoal-snapshots")
         snapshots.start()
         self._link.start()
@@ -240,8 +248,8 @@ class Service:
         snapshots.join()
         self._link.send(m.Leave(leases=[]))
         self._link.close()
-        for stream, told in listeners:
-            stream.close()
+        acceptor.close()
+        for _, told in listeners:
             if told.startswith("unix://"):
                 with contextlib.suppress(FileNotFoundError):
                     Path(told.removeprefix("unix://")).unlink()
@@ -256,20 +264,13 @@ class Service:
             self._stopping = True
             self._wake.notify()
 
-    def _accept(self, stream: socket.socket) -> None:
-        while True:
-            try:
-                caller, _ = stream.accept()
-            except OSError:
-                return  # closed at the end
-            threading.Thread(target=self._serve, args=(caller,), daemon=True).start()
-
-    def _serve(self, caller: socket.socket) -> None:
-        try:
-            connection = sync.accept(caller, identity=self._identity, token=self._token, job=self._uid)
-        except OSError as error:
-            log.warning("a caller was turned away: %s", error)
-            return
+    def _serve(self, connection: sync.Connection) -> None:
         reason = Session(connection, self).run()
         if reason.startswith("refused"):
             log.warning("%s: %s", connection.peer, reason)
+
+    def _deaf(self, reason: str) -> None:
+        """Nobody could reach this server: another process must take its place."""
+        log.error("%s", reason)
+        self._exit = 1
+        self.stop()

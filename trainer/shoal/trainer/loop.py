@@ -12,6 +12,11 @@ from torch import Tensor, nn
 
 __all__ = ["Values", "numbers", "scored"]
 
+NAMES, NAME_CHARACTERS = 100, 100
+"""Of logged values: how many names a script may use, and how long one may be."""
+SCORE_CHARACTERS = 64_000
+"""Of one score as JSON text; the master keeps up to 1,000 of them in etcd."""
+
 
 class Values:
     """Logged values: numbers at once; tensors on a GPU when their copy has arrived, without waiting for it."""
@@ -20,14 +25,18 @@ class Values:
         self.latest: dict[str, float] = {}
         self.not_finite = 0
         self._coming: list[tuple[str, Tensor, Any]] = []
+        self._names: set[str] = set()
 
     def add(self, values: dict[str, Any]) -> None:
         """Take what the script logs.
 
         Raises:
             TypeError: A value is neither a number nor a tensor of one element.
+            ValueError: There are too many names, or one is too long.
         """
         for name, value in values.items():
+            if name not in self._names:
+                self._check_name(name)
             if isinstance(value, Tensor):
                 self._add_tensor(name, value.detach())
             elif isinstance(value, int | float):
@@ -36,6 +45,16 @@ class Values:
                 self._arrived(name, float(value.item()))
             else:
                 raise TypeError(f"job.log({name}=...) got a {type(value).__name__}; give it one number")
+
+    def _check_name(self, name: str) -> None:
+        if len(name) > NAME_CHARACTERS:
+            raise ValueError(f"job.log got a name of {len(name)} characters; {NAME_CHARACTERS} are the most")
+        if len(self._names) == NAMES:
+            raise ValueError(
+                f"job.log got {name!r} as its name number {NAMES + 1}: a name stands for a series of values, as in "
+                f"job.log(loss=...), and {NAMES} are the most"
+            )
+        self._names.add(name)
 
     def _add_tensor(self, name: str, value: Tensor) -> None:
         if value.numel() != 1:
@@ -66,6 +85,7 @@ def scored(model: nn.Module, score: Callable[[Any], Any]) -> str:
 
     Raises:
         TypeError: The score cannot be written as JSON.
+        ValueError: It is too large for a score.
     """
     training = model.training
     model.eval()
@@ -74,7 +94,13 @@ def scored(model: nn.Module, score: Callable[[Any], Any]) -> str:
             result = score(model)
     finally:
         model.train(training)
-    return json.dumps(result, default=_plain)
+    text = json.dumps(result, default=_plain)
+    if len(text) > SCORE_CHARACTERS:
+        raise ValueError(
+            f"evaluate's function gave {len(text):,} characters of JSON, and a score has {SCORE_CHARACTERS:,} at most; give "
+            "the numbers by which the model is judged, and write the rest to a file"
+        )
+    return text
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,8 @@ from torch import Tensor
 from shoal.pserver.dense import DenseViews
 from shoal.trainer.areas import packed, read_pieces, unpack, write_pieces
 from shoal.trainer.initial import Initial
-from shoal.wire import auth, shared, sync
+from shoal.trainer.peer import ANSWERS, Peer
+from shoal.wire import auth, sync
 from shoal.wire import messages as m
 from shoal.wire.layout import Area, TensorArea
 from shoal.wire.rows import slot_of
@@ -31,11 +32,11 @@ from shoal.wire.tensors import bytes_of
 __all__ = ["Answer", "Gradients", "ServerLost", "Servers"]
 
 CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 60.0
+"""For a server to take initial values, on which no trainer looks around."""
 
 Answer = tuple[list[int], list[int], int]
 """Slots, the grants they are served under, and how many batches of the task in question they have."""
-
-_answers: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToTrainer)
 
 
 class ServerLost(Exception):  # noqa: N818 - the usual case of a server that died
@@ -56,35 +57,6 @@ class Gradients:
     """Table, row numbers (int64 [n], unique), gradients [n, dim]."""
 
 
-class _Peer:
-    """One attached connection."""
-
-    def __init__(self, holder: m.Holder, slots: list[int], connection: sync.Connection, area: Area) -> None:
-        self.holder = holder
-        self.slots = slots
-        self.connection = connection
-        self.area = area
-        self.shared = connection.local and area.size > 0
-        if self.shared:
-            descriptor, mapping = shared.create(2 * area.size)
-            memory: Any = mapping
-        else:
-            descriptor, memory = -1, bytearray(2 * area.size)
-        whole = memoryview(memory)
-        self.outgoing = whole[: area.size]
-        self.incoming = whole[area.size :]
-        self.gradients = DenseViews(area, self.outgoing)
-        self.values = DenseViews(area, self.incoming)
-        connection.send(m.Attach(slots=slots, shared=2 * area.size if self.shared else 0))
-        if descriptor >= 0:
-            connection.send_descriptor(descriptor)
-            os.close(descriptor)
-        self.connection.receive(_answers)
-
-    def close(self) -> None:
-        self.connection.close()
-
-
 class Servers:
     """All parameter servers of the job, as one trainer sees them.
 
@@ -101,7 +73,7 @@ class Servers:
         """The dense parameters, in the shape's order: pulled values are written into them."""
         self._shape, self._slots = shape, slots
         self._identity, self._token, self._uid = identity, token, uid
-        self._peers: dict[int, _Peer] = {}
+        self._peers: dict[int, Peer] = {}
         self._map = m.Map(holders=[], owner=[-1] * slots, grants=[m.NO_GRANT] * slots)
         self._buffers = TensorArea(shape.buffers)
         self._fixed = TensorArea(shape.fixed)
@@ -138,52 +110,71 @@ class Servers:
                 error = failed
         raise error
 
-    def _peer(self, number: int) -> _Peer:
+    def _peer(self, number: int, idle: Callable[[], None] | None) -> Peer:
         """The connection to a holder; made if need be.
 
         Raises:
-            OSError: It cannot be reached.
+            OSError: It cannot be reached, or its slots went elsewhere meanwhile.
         """
         holder = self._map.holders[number]
         peer = self._peers.get(holder.life)
         if peer is None:
             slots = self._slots_of(number)
-            peer = _Peer(holder, slots, self._call(holder), Area(self._shape, self._slots, slots))
+
+            def check() -> None:
+                if idle is not None:
+                    idle()
+                    if not self._holds(holder.life, slots):
+                        raise ConnectionResetError("its slots are elsewhere now")
+
+            connection = self._call(holder)
+            try:
+                peer = Peer(holder, slots, connection, Area(self._shape, self._slots, slots), check)
+            except BaseException:
+                connection.close()
+                raise
             self._peers[holder.life] = peer
         return peer
 
-    def _drop(self, peer: _Peer) -> None:
+    def _holds(self, life: int, slots: list[int]) -> bool:
+        holders = enumerate(self._map.holders)
+        return any(holder.life == life and self._slots_of(number) == slots for number, holder in holders)
+
+    def _drop(self, peer: Peer) -> None:
         peer.close()
         self._peers.pop(peer.holder.life, None)
 
     def _exchange(
         self,
-        send: Callable[[int, _Peer], None],
-        receive: Callable[[_Peer, Any, int], Any],
+        send: Callable[[int, Peer, Callable[[], None] | None], None],
+        receive: Callable[[Peer, Any, int], Any],
         *,
         idle: Callable[[], None] | None,
-    ) -> Iterator[tuple[_Peer, Any]]:
+    ) -> Iterator[tuple[Peer, Any]]:
         """Send something to each holder, then take each one's answer.
 
         Raises:
             ServerLost: At the end, if some of them failed.
         """
-        asked: list[_Peer] = []
+        asked: list[Peer] = []
         lost: list[int] = []
-        for number in range(len(self._map.holders)):
-            slots = self._slots_of(number)
+        begun = self._map
+        for number, holder in enumerate(begun.holders):
+            slots = [slot for slot, owner in enumerate(begun.owner) if owner == number]
             try:
-                peer = self._peer(number)
-                send(number, peer)
+                if self._map != begun:  # while another server was waited for
+                    raise ConnectionResetError("the slots are elsewhere now")
+                peer = self._peer(number, idle)
+                send(number, peer, self._watch(peer, idle))
                 asked.append(peer)
             except OSError:
                 lost += slots
-                gone = self._peers.get(self._map.holders[number].life)
+                gone = self._peers.get(holder.life)
                 if gone is not None:
                     self._drop(gone)
         for peer in asked:
             try:
-                message, size = peer.connection.receive(_answers, idle=self._watch(peer, idle))
+                message, size = peer.connection.receive(ANSWERS, idle=self._watch(peer, idle))
                 if isinstance(message, m.Fatal):
                     raise ConnectionResetError(message.reason)
                 answer = receive(peer, message, size)
@@ -196,7 +187,7 @@ class Servers:
         if lost:
             raise ServerLost(lost)
 
-    def _watch(self, peer: _Peer, idle: Callable[[], None] | None) -> Callable[[], None] | None:
+    def _watch(self, peer: Peer, idle: Callable[[], None] | None) -> Callable[[], None] | None:
         """While a server is silent, look whether the master has given its slots to another."""
         if idle is None:
             return None
@@ -219,10 +210,11 @@ class Servers:
         """
         answers: list[Answer] = []
 
-        def send(_: int, peer: _Peer) -> None:
-            peer.connection.send(m.Pull(grants=self._grants(peer.slots), epoch=epoch, task=task, values=True))
+        def send(_: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+            message = m.Pull(grants=self._grants(peer.slots), epoch=epoch, task=task, values=True)
+            peer.connection.send(message, idle=idle)
 
-        def receive(peer: _Peer, message: m.At, size: int) -> list[Answer]:
+        def receive(peer: Peer, message: m.At, size: int) -> list[Answer]:
             self._take_values(peer, size, idle)
             return _answers_of(message.applied)
 
@@ -244,10 +236,11 @@ class Servers:
             raise ValueError("the job keeps no moving average of its parameters")
         found = [torch.empty(math.prod(p.shape), dtype=getattr(torch, p.dtype)) for p in self._shape.dense]
 
-        def send(_: int, peer: _Peer) -> None:
-            peer.connection.send(m.Pull(grants=self._grants(peer.slots), epoch=0, task=0, values=True, average=True))
+        def send(_: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+            message = m.Pull(grants=self._grants(peer.slots), epoch=0, task=0, values=True, average=True)
+            peer.connection.send(message, idle=idle)
 
-        def receive(peer: _Peer, message: m.At, size: int) -> None:
+        def receive(peer: Peer, message: m.At, size: int) -> None:
             if size != peer.area.size:
                 raise ConnectionResetError("averages of another size than ours")
             memory = bytearray(size)
@@ -273,7 +266,7 @@ class Servers:
         owners = torch.tensor(self._map.owner)
         tables = [(table, ids, values, owners[slot_of(ids, self._slots)]) for table, ids, values in gradients.tables]
 
-        def send(number: int, peer: _Peer) -> None:
+        def send(number: int, peer: Peer, idle: Callable[[], None] | None) -> None:
             payload: list[memoryview] = []
             if whole:
                 write_pieces(peer.gradients, gradients.dense)
@@ -286,9 +279,9 @@ class Servers:
                 parts.append(m.RowPart(table=table, count=len(chosen)))
                 payload += [bytes_of(chosen), bytes_of(values[mine])]
             message = msgspec.structs.replace(push, grants=self._grants(peer.slots), absent=absent, parts=parts)
-            peer.connection.send(message, payload)
+            peer.connection.send(message, payload, idle=idle)
 
-        def receive(peer: _Peer, message: m.Pushed, size: int) -> tuple[list[Answer], list[Answer]]:
+        def receive(peer: Peer, message: m.Pushed, size: int) -> tuple[list[Answer], list[Answer]]:
             self._take_values(peer, size, idle)
             return _answers_of(message.pushed), _answers_of(message.next)
 
@@ -296,7 +289,7 @@ class Servers:
             read_pieces(peer.values, self.parameters)
             yield answer
 
-    def _take_values(self, peer: _Peer, size: int, idle: Callable[[], None]) -> None:
+    def _take_values(self, peer: Peer, size: int, idle: Callable[[], None]) -> None:
         """Read the dense values that follow a message; with shared memory they are there already."""
         if size not in {0, len(peer.incoming)}:
             raise ConnectionResetError("dense values of another size than ours")
@@ -320,14 +313,14 @@ class Servers:
         ]
         numbers: dict[int, int] = {}
 
-        def send(number: int, peer: _Peer) -> None:
+        def send(number: int, peer: Peer, idle: Callable[[], None] | None) -> None:
             numbers[peer.holder.life] = number
             chosen = [ids[place == number] for (_, ids), place in zip(wanted, places, strict=True)]
             parts = [m.RowPart(table=table, count=len(ids)) for (table, _), ids in zip(wanted, chosen, strict=True)]
             message = m.Rows(grants=self._grants(peer.slots), parts=parts)
-            peer.connection.send(message, [bytes_of(ids) for ids in chosen])
+            peer.connection.send(message, [bytes_of(ids) for ids in chosen], idle=idle)
 
-        def receive(peer: _Peer, message: m.RowsAt, size: int) -> None:
+        def receive(peer: Peer, message: m.RowsAt, size: int) -> None:
             if message.stale:
                 raise ConnectionResetError("its slots are served under other grants now")
             number = numbers[peer.holder.life]
@@ -382,7 +375,7 @@ class Servers:
                         connection.send(
                             m.Init(slots=portion, grants=[grants[slot] for slot in portion], parts=parts), payload
                         )
-                        answer, _ = connection.receive(_answers)
+                        answer, _ = connection.receive(ANSWERS, idle=_until(time.monotonic() + ANSWER_SECONDS))
                         done = done and isinstance(answer, m.Initialised)
             except OSError:
                 done = False
@@ -435,11 +428,11 @@ class Servers:
         number = self._map.owner[0]
         if number < 0:
             raise ServerLost([0])
-        peer: _Peer | None = None
+        peer: Peer | None = None
         try:
-            peer = self._peer(number)
-            peer.connection.send(message, [] if message.fixed else [memory])
-            answer, size = peer.connection.receive(_answers, idle=self._watch(peer, idle))
+            peer = self._peer(number, idle)
+            peer.connection.send(message, [] if message.fixed else [memory], idle=self._watch(peer, idle))
+            answer, size = peer.connection.receive(ANSWERS, idle=self._watch(peer, idle))
             if not isinstance(answer, m.BuffersMerged) or answer.stale:
                 raise ConnectionResetError("slot 0 is served under another grant now")
             if size != len(memory):
@@ -460,9 +453,9 @@ class Servers:
         for slot, number in enumerate(self._map.owner):
             if number < 0:
                 raise ServerLost([slot])
-            peer: _Peer | None = None
+            peer: Peer | None = None
             try:
-                peer = self._peer(number)
+                peer = self._peer(number, idle)
                 self._export_slot(peer, slot, tables, idle)
             except OSError as error:
                 if peer is not None:
@@ -471,10 +464,11 @@ class Servers:
         return tables
 
     def _export_slot(
-        self, peer: _Peer, slot: int, tables: list[list[tuple[Tensor, Tensor]]], idle: Callable[[], None]
+        self, peer: Peer, slot: int, tables: list[list[tuple[Tensor, Tensor]]], idle: Callable[[], None]
     ) -> None:
-        peer.connection.send(m.Export(slot=slot, grant=self._map.grants[slot]))
-        answer, _ = peer.connection.receive(_answers, idle=self._watch(peer, idle))
+        message = m.Export(slot=slot, grant=self._map.grants[slot])
+        peer.connection.send(message, idle=self._watch(peer, idle))
+        answer, _ = peer.connection.receive(ANSWERS, idle=self._watch(peer, idle))
         if not isinstance(answer, m.Exported) or answer.stale:
             raise ConnectionResetError("the slot is served under another grant now")
         for part in answer.tables:
@@ -488,3 +482,11 @@ class Servers:
 
 def _answers_of(applied: Sequence[m.Applied | m.SlotBatch]) -> list[Answer]:
     return [(part.slots, part.grants, part.batches) for part in applied]
+
+
+def _until(end: float) -> Callable[[], None]:
+    def check() -> None:
+        if time.monotonic() > end:
+            raise TimeoutError("the server does not answer")
+
+    return check

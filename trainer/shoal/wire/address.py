@@ -13,9 +13,11 @@ import socket
 import tempfile
 from pathlib import Path
 
-__all__ = ["AddressError", "connect", "listen", "publish", "resolve"]
+__all__ = ["AddressError", "connect", "listen", "publish", "resolve", "watch_over"]
 
 BACKLOG = 1024
+VANISHED_SECONDS = 20
+"""After which a TCP connection ends whose other machine answers nothing."""
 
 
 class AddressError(ValueError):
@@ -73,8 +75,26 @@ def connect(address: str, *, timeout: float) -> socket.socket:
             raise
         return stream
     stream = socket.create_connection(_host_and_port(address), timeout=timeout)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    watch_over(stream)
     return stream
+
+
+def watch_over(stream: socket.socket) -> None:
+    """Let the kernel end a TCP connection whose other machine does not answer, and send small messages at once.
+
+    Nothing is set on a Unix socket: its peer's end is known at once.
+    """
+    if stream.family == socket.AF_UNIX:
+        return
+    for level, option, value in (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_SECONDS // 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_SECONDS // 4),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_SECONDS * 1000),
+    ):
+        stream.setsockopt(level, option, value)
 
 
 def listen(address: str) -> tuple[socket.socket, str]:

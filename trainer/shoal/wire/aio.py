@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +15,17 @@ import msgspec
 
 from shoal.wire import auth
 from shoal.wire.address import connect as open_socket
+from shoal.wire.address import watch_over
 from shoal.wire.frames import HEADER, FrameError, encode, parse_header
+from shoal.wire.unproved import Unproved
 
 __all__ = ["Caller", "Connection", "Listener", "connect"]
 
 HANDSHAKE_SECONDS = 10.0
+CLOSE_SECONDS = 10.0
+"""For the peer to read what is left when a connection is closed."""
+HIGH_WATER = 16 << 20
+"""Bytes that may wait for a peer before more is sent: one that reads has some kilobytes."""
 
 _handshake = msgspec.msgpack.Decoder(auth.Handshake)
 
@@ -65,8 +70,9 @@ class Connection(asyncio.Protocol):
         """Send what is left, then close."""
         self._flush()
         self.why_closed = self.why_closed or why
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
+            self._loop.call_later(CLOSE_SECONDS, self._transport.abort)
 
     def abort(self, why: str = "") -> None:
         """Close now, whatever is left to be sent."""
@@ -76,7 +82,11 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
-        if outgoing and self._transport is not None and not self.closed:
+        if not outgoing or self._transport is None or self.closed:
+            return
+        if self._transport.get_write_buffer_size() > HIGH_WATER:
+            self.abort("it does not read what it is sent")
+        else:
             self._transport.write(b"".join(outgoing))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,8 +95,8 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self.last_heard = self._loop.time()
         stream = transport.get_extra_info("socket")
-        if stream is not None and stream.family != socket.AF_UNIX:
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if stream is not None:
+            watch_over(stream)
         self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._too_slow)
 
     def _too_slow(self) -> None:
@@ -148,19 +158,35 @@ class Connection(asyncio.Protocol):
 
 
 class Listener(Connection):
-    """The listener's end."""
+    """The listener's end; ``unproved`` has all callers of the process that have not proved themselves."""
 
     def __init__(
-        self, decoder: msgspec.msgpack.Decoder[Any], *, identity: auth.Identity, token: auth.Token, job: str
+        self,
+        decoder: msgspec.msgpack.Decoder[Any],
+        *,
+        identity: auth.Identity,
+        token: auth.Token,
+        job: str,
+        unproved: Unproved[Listener],
     ) -> None:
         super().__init__(decoder)
         self._identity, self._token, self._job = identity, token, job
+        self._unproved = unproved
         self._sent = auth.challenge()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Challenge the caller."""
         super().connection_made(transport)
+        name = transport.get_extra_info("peername")
+        oldest = self._unproved.admit(self, str(name[0]) if isinstance(name, tuple) else "")
+        if oldest is not None:
+            oldest.abort("too many callers say nothing")
         self.send(self._sent)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Make room for other callers."""
+        self._unproved.remove(self)
+        super().connection_lost(error)
 
     def on_handshake(self, message: auth.Handshake) -> None:
         """Verify the caller and welcome it, or say why not."""
@@ -173,6 +199,7 @@ class Listener(Connection):
             raise
         self.send(auth.welcome(message, self._sent, token=self._token, identity=self._identity))
         self.peer = message.identity
+        self._unproved.remove(self)
 
 
 class Caller(Connection):

@@ -130,9 +130,9 @@ class Link:
                 self._last_heard = time.monotonic()
                 if not isinstance(message, Pong):
                     self._handle(message)
+        connection.close()  # first: it wakes a thread that sends to a master that takes nothing
         with self._sending:
             self._connection = None
-        connection.close()
         if not self._closing.is_set():
             self._lost()
 

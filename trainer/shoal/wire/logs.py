@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
-__all__ = ["set_up"]
+__all__ = ["Seldom", "set_up"]
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Formatter(logging.Formatter):
@@ -22,3 +25,20 @@ def set_up() -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+class Seldom:
+    """Lets the first line of a kind through, then one in 30 s: strangers must not fill a disk."""
+
+    def __init__(self) -> None:
+        self._times = 0
+        self._said = float("-inf")
+
+    def count(self) -> int:
+        """Count one more; how many there were since the last line if another one is due, else 0."""
+        self._times += 1
+        now = time.monotonic()
+        if now - self._said < SECONDS_BETWEEN_LINES:
+            return 0
+        times, self._times, self._said = self._times, 0, now
+        return times

@@ -1,15 +1,16 @@
 """Blocking connections: what trainers and parameter servers speak, tensor bytes included.
 
-A blocking socket is what lets ``recv_into`` fill tensor memory. Waiting is done in slices, so that a caller can look
-around (``idle``) and give a dead silence up; within a frame nothing is ever lost by that.
+A blocking socket is what lets ``recv_into`` fill tensor memory. It waits in slices, sending and receiving, so that a caller
+can look around (``idle``) and give a dead silence up; within a frame nothing is ever lost by that. A peer that takes or brings
+no byte in the middle of a message for `STALL_SECONDS` is given up; between messages it may be silent for as long as it likes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ import msgspec
 
 from shoal.wire import auth
 from shoal.wire.address import connect as open_socket
+from shoal.wire.address import watch_over
 from shoal.wire.frames import HEADER, FrameError, encode, parse_header
 
 __all__ = ["Connection", "accept", "connect"]
@@ -26,42 +28,65 @@ T = TypeVar("T")
 
 HANDSHAKE_SECONDS = 10.0
 IDLE_SECONDS = 0.25
+"""Between two looks around of a caller that waits."""
+PATIENT_SECONDS = 5.0
+"""The same for who was called: it has nothing to look for, and may have hundreds of callers."""
+STALL_SECONDS = 20.0
+"""Without a byte, in the middle of a message."""
 
 _handshake = msgspec.msgpack.Decoder(auth.Handshake)
 
 
 class Connection:
-    """One end of a connection whose peer has proved itself. Reading and writing may be done by two threads."""
+    """One end of a connection whose peer has proved itself. Reading and writing may be done by two threads.
 
-    def __init__(self, stream: socket.socket, peer: auth.Identity) -> None:
+    Args:
+        stream: The socket.
+        peer: Who is at the other end.
+        slice_seconds: How long one wait for the peer takes before the caller may look around.
+    """
+
+    def __init__(self, stream: socket.socket, peer: auth.Identity, *, slice_seconds: float = IDLE_SECONDS) -> None:
         self.peer = peer
         self._stream = stream
         self._header = bytearray(HEADER.size)
         stream.settimeout(None)
-        self._readable = select.poll()
-        self._readable.register(stream, select.POLLIN)
+        # The kernel ends a blocking call after this time; a time-out of Python's would cost a poll before every call.
+        slice_ = struct.pack("ll", int(slice_seconds), int(slice_seconds % 1 * 1_000_000))
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, slice_)
 
     @property
     def local(self) -> bool:
         """Whether the peer is on this host, so that memory can be shared with it."""
         return self._stream.family == socket.AF_UNIX
 
-    def send(self, message: Any, payload: Sequence[memoryview] = ()) -> None:
+    def send(self, message: Any, payload: Sequence[memoryview] = (), *, idle: Callable[[], None] | None = None) -> None:
         """Send a message and the bytes that belong to it.
 
+        Args:
+            message: The message.
+            payload: The bytes.
+            idle: Called every quarter of a second in which the peer takes nothing; it may raise to give up.
+
         Raises:
-            OSError: The connection is gone.
+            OSError: The connection is gone, or the peer has taken nothing for `STALL_SECONDS`.
         """
         size = sum(part.nbytes for part in payload)
         head = encode(message, payload=size)
-        if not size:
-            self._stream.sendall(head)
-            return
-        self._send_parts([memoryview(head), *(part.cast("B") for part in payload if part.nbytes)])
+        self._send_parts([memoryview(head), *(part.cast("B") for part in payload if part.nbytes)], idle)
 
-    def _send_parts(self, parts: list[memoryview]) -> None:
+    def _send_parts(self, parts: list[memoryview], idle: Callable[[], None] | None) -> None:
+        last = time.monotonic()
         while parts:
-            sent = self._stream.sendmsg(parts[:512])
+            try:
+                sent = self._stream.sendmsg(parts[:512])
+            except BlockingIOError:
+                _stalled(last, f"{self.peer} takes nothing of what is sent to it")
+                if idle is not None:
+                    idle()
+                continue
+            last = time.monotonic()
             while parts and sent >= parts[0].nbytes:
                 sent -= parts[0].nbytes
                 parts.pop(0)
@@ -78,7 +103,7 @@ class Connection:
         Raises:
             OSError: The connection is gone, or what came is no frame or message of ours.
         """
-        self.receive_into(memoryview(self._header), idle=idle)
+        self._fill(memoryview(self._header), idle, patient=True)
         length, payload = parse_header(self._header, proved=True)
         body = bytearray(length)
         self.receive_into(memoryview(body), idle=idle)
@@ -91,20 +116,24 @@ class Connection:
         """Fill the target with the next bytes of the payload.
 
         Raises:
-            OSError: The connection is gone.
+            OSError: The connection is gone, or the peer has brought nothing for `STALL_SECONDS`.
         """
-        filled = 0
+        self._fill(target, idle, patient=False)
+
+    def _fill(self, target: memoryview, idle: Callable[[], None] | None, *, patient: bool) -> None:
+        filled, last = 0, time.monotonic()
         while filled < target.nbytes:
-            if idle is not None:
-                self._wait(idle)
-            received = self._stream.recv_into(target[filled:])
+            try:
+                received = self._stream.recv_into(target[filled:])
+            except BlockingIOError:
+                if filled or not patient:
+                    _stalled(last, f"{self.peer} is silent in the middle of a message")
+                if idle is not None:
+                    idle()
+                continue
             if not received:
                 raise ConnectionResetError(f"{self.peer} closed the connection")
-            filled += received
-
-    def _wait(self, idle: Callable[[], None]) -> None:
-        while not self._readable.poll(IDLE_SECONDS * 1000):
-            idle()
+            filled, last = filled + received, time.monotonic()
 
     def send_descriptor(self, descriptor: int) -> None:
         """Pass an open file to the peer, right behind the message that announces it."""
@@ -130,6 +159,11 @@ class Connection:
         self._stream.close()
 
 
+def _stalled(last: float, text: str) -> None:
+    if time.monotonic() - last > STALL_SECONDS:
+        raise TimeoutError(f"{text}; given up after {STALL_SECONDS:g} s")
+
+
 class _Greeter:
     """Carries the handshake over a socket, within a limit of time for the whole of it."""
 
@@ -138,6 +172,7 @@ class _Greeter:
         self._end = time.monotonic() + seconds
 
     def send(self, message: auth.Handshake) -> None:
+        self.stream.settimeout(max(0.001, self._end - time.monotonic()))
         self.stream.sendall(encode(message))
 
     def receive(self, kind: type[T]) -> T:
@@ -193,6 +228,7 @@ def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token,
         OSError: The handshake broke off, or what came is no frame of ours.
     """
     try:
+        watch_over(stream)
         greeter = _Greeter(stream, HANDSHAKE_SECONDS)
         sent = auth.challenge()
         greeter.send(sent)
@@ -203,7 +239,7 @@ def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token,
             greeter.send(auth.Refusal(reason=str(error)))
             raise
         greeter.send(auth.welcome(greeting, sent, token=token, identity=identity))
-        return Connection(stream, greeting.identity)
+        return Connection(stream, greeting.identity, slice_seconds=PATIENT_SECONDS)
     except BaseException:
         stream.close()
         raise

@@ -1,0 +1,107 @@
+"""Whatever scripts say, each record fits into etcd, and a master's memory does not grow with it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from shoal.master.records import VALUE_BYTES, Records
+from shoal.master.training import VALUES
+from shoal.trainer.loop import NAME_CHARACTERS, NAMES, Values, scored
+from shoal.wire import messages as m
+from shoal.wire.texts import MOST_CHARACTERS, clipped
+from tests.master.desk import Desk
+
+LONG = "x" * 3_000_000
+END = "\nValueError: too large"
+
+
+@given(st.text(alphabet="ab", max_size=60), st.integers(4, 40))
+def test_a_text_is_whole_or_says_how_much_is_left_out(text, most):
+    shown = clipped(text, most)
+    if len(text) <= most:
+        assert shown == text
+        return
+    before, _, rest = shown.partition(" [... ")
+    number, _, after = rest.partition(" characters left out ...] ")
+    assert text.startswith(before)
+    assert text.endswith(after)
+    assert len(before) + len(after) == most
+    assert int(number) == len(text) - most
+
+
+def test_an_error_that_ends_a_job_is_clipped_and_keeps_its_end():
+    desk = Desk()
+    desk.joins(0)
+    while not desk.job.ended:
+        lease = desk.gets(0).lease
+        desk.says(0, m.ScriptFailed(error=LONG + END, leases=[lease]))
+        desk.dies(0)
+        desk.joins(0)
+    outcome = desk.job.records.outcome
+    assert outcome is not None
+    assert outcome.reason.endswith(END)
+    assert len(outcome.reason) < MOST_CHARACTERS + 100
+    assert all(len(text) < MOST_CHARACTERS + 100 for text in desk.events("error"))
+    assert "outcome" in desk.etcd
+
+
+@pytest.mark.parametrize(
+    "message",
+    [m.Event(level="warning", text=LONG), m.StopEarly(reason=LONG, epoch=0), m.Leave(leases=[], reason=LONG)],
+    ids=lambda message: type(message).__name__,
+)
+def test_other_texts_are_clipped_too(message):
+    desk = Desk()
+    desk.joins(0)
+    desk.says(0, message)
+    assert max(map(len, desk.etcd.values())) < VALUE_BYTES
+    assert all(
+        len(text) < MOST_CHARACTERS + 100 for level in ("info", "warning", "error") for text in desk.events(level)
+    )
+
+
+def test_a_record_that_etcd_would_not_take_is_left_out_and_noted():
+    records = Records()
+    records.wrote("model", 0, 0)
+    records.evaluated(0, 0, LONG)
+    assert [key for key, _ in records.flush()] == ["saved"]
+    assert list(records.oversized.values()) == [len(LONG) + 2]
+    assert not records.changed
+
+
+def test_paths_of_saved_files_are_bounded_by_their_characters():
+    records = Records()
+    for number in range(1000):
+        records.wrote(f"/{number:04}" + "x" * 4000, 0, number)
+    ((_, value),) = records.flush()
+    assert value is not None
+    assert len(value) < VALUE_BYTES
+    assert list(records.saved)[-1].startswith("/0999")
+
+
+def test_names_of_logged_values_are_bounded():
+    desk = Desk()
+    desk.joins(0)
+    for number in range(VALUES + 50):
+        desk.says(0, m.Log(values={f"loss_{number}": 1.0}, batches=1, skipped=0, replayed=0, not_finite=0))
+    assert len(desk.job.values) == VALUES
+    assert list(desk.job.values)[-1] == f"loss_{VALUES + 49}"
+
+
+def test_a_script_is_told_that_a_name_stands_for_a_series():
+    values = Values()
+    for _ in range(3):
+        for number in range(NAMES):
+            values.add({f"loss_{number}": 1.0})
+    with pytest.raises(ValueError, match=r"job.log got 'one more' as its name number 101"):
+        values.add({"one more": 1.0})
+    with pytest.raises(ValueError, match=r"job\.log got a name of 101 characters"):
+        Values().add({"x" * (NAME_CHARACTERS + 1): 1.0})
+
+
+def test_a_score_that_is_no_score_is_refused_by_its_size():
+    with pytest.raises(ValueError, match="gave 300,000 characters of JSON, and a score has 64,000 at most"):
+        scored(nn.Linear(1, 1), lambda _: [1] * 100_000)

@@ -1,0 +1,67 @@
+"""A trainer's attached connection to one parameter server, and the memory that dense gradients and values lie in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shoal.pserver.dense import DenseViews
+from shoal.wire import messages as m
+from shoal.wire import shared, sync
+from shoal.wire.layout import Area
+
+__all__ = ["ANSWERS", "Peer"]
+
+ANSWERS: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToTrainer)
+"""What a server may answer a trainer."""
+
+
+class Peer:
+    """One attached connection.
+
+    Args:
+        holder: The server.
+        slots: Those that the map puts there.
+        connection: To the server; the peer closes it.
+        area: Where the slots' dense bytes lie.
+        idle: Called while the server has not answered; it may raise to give up.
+
+    Raises:
+        OSError: The server did not answer as it should.
+    """
+
+    def __init__(
+        self,
+        holder: m.Holder,
+        slots: list[int],
+        connection: sync.Connection,
+        area: Area,
+        idle: Callable[[], None] | None,
+    ) -> None:
+        self.holder = holder
+        self.slots = slots
+        self.connection = connection
+        self.area = area
+        self.shared = connection.local and area.size > 0
+        if self.shared:
+            descriptor, mapping = shared.create(2 * area.size)
+            memory: Any = mapping
+        else:
+            descriptor, memory = -1, bytearray(2 * area.size)
+        whole = memoryview(memory)
+        self.outgoing = whole[: area.size]
+        self.incoming = whole[area.size :]
+        self.gradients = DenseViews(area, self.outgoing)
+        self.values = DenseViews(area, self.incoming)
+        connection.send(m.Attach(slots=slots, shared=2 * area.size if self.shared else 0))
+        if descriptor >= 0:
+            connection.send_descriptor(descriptor)
+            os.close(descriptor)
+        self.connection.receive(ANSWERS, idle=idle)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
