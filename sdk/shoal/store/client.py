@@ -22,7 +22,7 @@ from shoal.store.connection import Connection, Connector, Lapsed, Tls, Trouble, 
 from shoal.store.credentials import Credentials
 from shoal.store.errors import StoreClosedError, StoreRefusedError, StoreUnreachableError
 from shoal.store.history import Header, Seen, Verdict, Witness, judge
-from shoal.store.operations import Compare, Delete, Event, KeyValue, Listing, Put, Status, Transaction
+from shoal.store.operations import Compare, Delete, Event, KeyValue, Listing, Put, Status, Transaction, key_bytes
 from shoal.store.requests import (
     current_header,
     newest,
@@ -174,7 +174,7 @@ class Store:
             answer = connection.transact(request)
             if not answer.succeeded or last is None:
                 return answer, None
-            return answer, Witness(last.key.encode(), last.value, answer.header.revision)
+            return answer, Witness(key_bytes(last.key), last.value, answer.header.revision)
 
         answer, forgot = self._ask(call, patience_seconds=patience_seconds)
         header = answer.header
@@ -187,7 +187,7 @@ class Store:
             StoreError: As with `transact`.
         """
         self._check(key)
-        request = rpc.RangeRequest(key=key.encode())
+        request = rpc.RangeRequest(key=key_bytes(key))
         answer, _ = self._ask(lambda connection: (connection.range(request), None), patience_seconds=patience_seconds)
         return pair_of(answer.kvs[0]) if answer.kvs else None
 

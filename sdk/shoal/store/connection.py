@@ -21,7 +21,7 @@ from shoal.store._stubs import grpc, rpc
 from shoal.store.errors import StoreRefusedError
 from shoal.store.history import Header
 
-__all__ = ["Connection", "Connector", "Lapsed", "Tls", "Trouble", "header_of", "prefix_end"]
+__all__ = ["Connection", "Connector", "Lapsed", "Oversized", "Tls", "Trouble", "header_of", "prefix_end"]
 
 _TRY_SECONDS: Final = 5.0
 """The longest wait for one answer before it is asked for again on a new connection."""
@@ -36,7 +36,8 @@ _OPTIONS: Final = (
     # A machine that vanished without a word is noticed under a silent watch. Etcd forbids less than 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.max_receive_message_length", -1),
+    # Far above one key's value (1.5 MiB), far below what a thousand of them take of a process's memory.
+    ("grpc.max_receive_message_length", 32 << 20),
     ("grpc.max_send_message_length", -1),
     # An HTTP proxy of the environment is for the web, never for etcd.
     ("grpc.enable_http_proxy", 0),
@@ -51,6 +52,10 @@ class Trouble(Exception):  # noqa: N818  (a state of the connection, for the ret
 
 class Lapsed(Exception):  # noqa: N818  (an answer, not an error)
     """A revision was asked for that was compacted away or lies in the future."""
+
+
+class Oversized(Trouble):
+    """An answer would be larger than a connection takes: ask for less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,9 @@ def _sorted_out(error: Any, endpoint: str) -> Exception:
     if code == "RESOURCE_EXHAUSTED" and "space" in details:
         return Trouble(f"{text}: compact and defragment it, or start it with a larger --quota-backend-bytes")
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
-        return StoreRefusedError(f"{text}: the request is too large, cut it with shoal.store.in_batches")
+        # gRPC says of an answer that it was received, with a capital here.
+        fix = f"{text}: the request is too large, cut it with shoal.store.in_batches"
+        return Oversized(text) if "Received" in details else StoreRefusedError(fix)
     if code == "UNIMPLEMENTED":
         return StoreRefusedError(f"{text}: it does not speak etcd's v3 protocol")
     return StoreRefusedError(text) if code in _HOPELESS else Trouble(text)

@@ -18,6 +18,8 @@ __all__ = [
     "Transaction",
     "exists",
     "in_batches",
+    "key_bytes",
+    "key_text",
     "missing",
     "revision_is",
     "value_is",
@@ -28,6 +30,16 @@ MAXIMUM_OPERATIONS: Final = 128
 
 MAXIMUM_BYTES: Final = 1024 * 1024
 """Keys and values in one transaction; etcd's default limit for a whole request is 1.5 MiB."""
+
+
+def key_bytes(key: str) -> bytes:
+    """A key as etcd has it."""
+    return key.encode(errors="surrogateescape")
+
+
+def key_text(key: bytes) -> str:
+    """A key of etcd's as text; bytes that are no UTF-8, as anybody may write them, come back by `key_bytes`."""
+    return key.decode(errors="surrogateescape")
 
 
 class Put(NamedTuple):
@@ -154,7 +166,7 @@ def in_batches(operations: Iterable[Put | Delete], *, room: int = 0) -> Iterator
     batch: list[Put | Delete] = []
     size = 0
     for operation in operations:
-        weight = len(operation.key.encode()) + (len(operation.value) if isinstance(operation, Put) else 0)
+        weight = len(key_bytes(operation.key)) + (len(operation.value) if isinstance(operation, Put) else 0)
         if batch and (len(batch) == MAXIMUM_OPERATIONS - room or size + weight > MAXIMUM_BYTES):
             yield batch
             batch, size = [], 0

@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from shoal.store._stubs import rpc
-from shoal.store.connection import Connection, Lapsed, header_of, prefix_end
+from shoal.store.connection import Connection, Lapsed, Oversized, header_of, prefix_end
 from shoal.store.history import Header, Witness
-from shoal.store.operations import MAXIMUM_OPERATIONS, Compare, Delete, Event, KeyValue, Listing, Put
+from shoal.store.operations import (
+    MAXIMUM_OPERATIONS,
+    Compare,
+    Delete,
+    Event,
+    KeyValue,
+    Listing,
+    Put,
+    key_bytes,
+    key_text,
+)
 
 __all__ = ["events_of", "newest", "pair_of", "read_groups", "read_prefix", "still_remembers", "transaction_request"]
 
@@ -19,7 +29,7 @@ _NOT_EQUAL: Final = rpc.Compare.NOT_EQUAL
 
 def _compare(compare: Compare) -> Any:
     result = _NOT_EQUAL if compare.negated else _EQUAL
-    key = compare.key.encode()
+    key = key_bytes(compare.key)
     if compare.value is not None:
         return rpc.Compare(key=key, result=result, target=rpc.Compare.VALUE, value=compare.value)
     if compare.mod_revision is not None:
@@ -28,7 +38,7 @@ def _compare(compare: Compare) -> Any:
 
 
 def _operation(operation: Put | Delete) -> Any:
-    key = operation.key.encode()
+    key = key_bytes(operation.key)
     if isinstance(operation, Put):
         return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=operation.value))
     range_end = prefix_end(key) if operation.prefix else b""
@@ -51,7 +61,7 @@ def transaction_request(compares: Sequence[Compare], operations: Sequence[Put | 
 
 def pair_of(pair: Any) -> KeyValue:
     """Etcd's key and value in our form."""
-    return KeyValue(pair.key.decode(), pair.value, pair.mod_revision)
+    return KeyValue(key_text(pair.key), pair.value, pair.mod_revision)
 
 
 def read_prefix(connection: Connection, prefix: str) -> tuple[Header, Listing]:
@@ -61,20 +71,31 @@ def read_prefix(connection: Connection, prefix: str) -> tuple[Header, Listing]:
         Lapsed: That revision went away while the pages were read: read anew.
         Trouble: Etcd is away.
     """
-    key = prefix.encode()
+    key = key_bytes(prefix)
     request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=_PAGE_KEYS)
-    answer = connection.range(request)
+    answer = _page(connection, request)
     header = header_of(answer)
     request.revision = header.revision
     pairs = [pair_of(pair) for pair in answer.kvs]
     while answer.more:
         request.key = answer.kvs[-1].key + b"\0"
-        answer = connection.range(request)
+        answer = _page(connection, request)
         page = header_of(answer)
         if page.cluster_id != header.cluster_id or page.revision < header.revision:
             raise Lapsed("etcd was replaced between two pages")
         pairs.extend(pair_of(pair) for pair in answer.kvs)
     return header, Listing(pairs, header.revision, header.cluster_id)
+
+
+def _page(connection: Connection, request: Any) -> Any:
+    """As many keys as an answer may hold; where their values are large, fewer than were asked for."""
+    while True:
+        try:
+            return connection.range(request)
+        except Oversized:
+            if request.limit == 1:
+                raise
+            request.limit = max(1, request.limit // 8)
 
 
 def read_groups(connection: Connection, prefix: str, parts: int) -> tuple[Header, list[str]]:
@@ -83,7 +104,7 @@ def read_groups(connection: Connection, prefix: str, parts: int) -> tuple[Header
     Raises:
         Trouble: Etcd is away.
     """
-    key = prefix.encode()
+    key = key_bytes(prefix)
     request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=1, keys_only=True)
     groups: list[str] = []
     while True:
@@ -94,7 +115,7 @@ def read_groups(connection: Connection, prefix: str, parts: int) -> tuple[Header
         below = found[len(key) :].split(b"/", parts)
         if len(below) > parts:
             group = key + b"/".join(below[:parts]) + b"/"
-            groups.append(group.decode())
+            groups.append(key_text(group))
             request.key = prefix_end(group)
         else:
             request.key = found + b"\0"
@@ -105,13 +126,13 @@ def newest(pairs: Sequence[KeyValue]) -> Witness | None:
     if not pairs:
         return None
     pair = max(pairs, key=lambda pair: pair.mod_revision)
-    return Witness(pair.key.encode(), pair.value, pair.mod_revision)
+    return Witness(key_bytes(pair.key), pair.value, pair.mod_revision)
 
 
 def events_of(answer: Any) -> list[Event]:
     """A watch's message in our form."""
     return [
-        Event(event.kv.key.decode(), None if event.type == event.DELETE else event.kv.value, event.kv.mod_revision)
+        Event(key_text(event.kv.key), None if event.type == event.DELETE else event.kv.value, event.kv.mod_revision)
         for event in answer.events
     ]
 
@@ -139,6 +160,6 @@ def current_header(connection: Connection, prefix: str) -> Header:
     Raises:
         Trouble: Etcd is away.
     """
-    key = prefix.encode()
+    key = key_bytes(prefix)
     request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=1, keys_only=True)
     return header_of(connection.range(request))

@@ -19,7 +19,7 @@ from shoal.store._stubs import rpc
 from shoal.store.connection import Connection, Connector, Lapsed, Trouble, prefix_end
 from shoal.store.errors import StoreRefusedError
 from shoal.store.history import Header, Witness
-from shoal.store.operations import Event, Listing
+from shoal.store.operations import Event, Listing, key_bytes
 from shoal.store.requests import current_header, events_of, newest, read_prefix, still_remembers
 
 __all__ = ["Watch"]
@@ -141,7 +141,7 @@ class Watch:
         self._witness, self._next = newest(listing.pairs), header.revision + 1
 
     def _request(self, revision: int) -> Any:
-        key = self._prefix.encode()
+        key = key_bytes(self._prefix)
         # Progress notes move the revision on where nothing happens, else compaction would overtake a quiet watch.
         create = rpc.WatchCreateRequest(
             key=key or b"\0", range_end=prefix_end(key), start_revision=revision, progress_notify=True
@@ -188,6 +188,6 @@ class Watch:
             if events:
                 self._on_events(events)
                 last = events[-1]
-                self._witness = Witness(last.key.encode(), last.value, last.mod_revision)
+                self._witness = Witness(key_bytes(last.key), last.value, last.mod_revision)
             assert self._next is not None
             self._next = max(self._next, after + 1)
