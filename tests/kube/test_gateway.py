@@ -21,6 +21,7 @@ from shoal.kube import (
 )
 from tests.cluster.control_plane import ControlPlane
 from tests.kube.compact import compact
+from tests.operator.world import define, manifest
 
 pytestmark = pytest.mark.cluster
 
@@ -176,7 +177,7 @@ def test_who_may_not_write_any_more_reads_on(control_plane, namespace):
             kube.apply(config(namespace, a="2")),
             kube.replace(config(namespace, a="2")),
             kube.delete("ConfigMap", "c", namespace=namespace),
-            kube.set_status("Pod", "p", {}, namespace=namespace),
+            kube.set_status("Pod", "p", {}, uid="u", namespace=namespace),
         ):
             with pytest.raises(KubeFencedError):
                 await writing
@@ -185,16 +186,35 @@ def test_who_may_not_write_any_more_reads_on(control_plane, namespace):
     assert on(control_plane, work, may_write=lambda: left[0]) == {"a": "1"}
 
 
-def test_a_status_is_patched_field_by_field(control_plane, namespace):
+def test_a_status_is_replaced(control_plane, namespace):
     async def work(kube):
-        await kube.create(pod(namespace))
-        for status in ({"message": "m", "reason": "r"}, {"reason": None}):
-            assert await kube.set_status("Pod", "p", status, namespace=namespace)
-        assert not await kube.set_status("Pod", "nobody", {}, namespace=namespace)
+        uid = (await kube.create(pod(namespace)))["metadata"]["uid"]
+        for status in ({"message": "l", "reason": "r"}, {"message": "m"}):
+            assert await kube.set_status("Pod", "p", status, uid=uid, namespace=namespace)
+        assert not await kube.set_status("Pod", "nobody", {}, uid=uid, namespace=namespace)
         return (await kube.get("Pod", "p", namespace=namespace))["status"]
 
     found = on(control_plane, work)
     assert (found["message"], "reason" in found) == ("m", False)
+
+
+@pytest.mark.parametrize("kind", ["Pod", "TrainingJob"])
+def test_a_status_is_never_that_of_another_one_of_the_same_name(control_plane, namespace, kind):
+    define(control_plane)
+
+    async def work(kube):
+        made = pod(namespace) if kind == "Pod" else manifest("p", {"namespace": namespace})
+        first = (await kube.create(made))["metadata"]["uid"]
+        await kube.delete(kind, "p", namespace=namespace, uid=first)
+        second = (await kube.create(made))["metadata"]["uid"]
+        status = {"message": "m"} if kind == "Pod" else {"state": "Running"}
+        assert not await kube.set_status(kind, "p", status, uid=first, namespace=namespace)
+        assert status.items() & ((await kube.get(kind, "p", namespace=namespace)).get("status") or {}).items() == set()
+        assert await kube.set_status(kind, "p", status, uid=second, namespace=namespace)
+        with pytest.raises(KubeInvalidError):
+            await kube.set_status(kind, "p", {"conditions": [{"type": 5}]}, uid=second, namespace=namespace)
+
+    on(control_plane, work)
 
 
 def test_what_is_not_allowed(control_plane, namespace):

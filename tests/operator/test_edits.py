@@ -71,3 +71,30 @@ def test_a_bad_edit_leaves_everybody_at_work_until_it_is_mended(shared, job):
         lambda: {pod["spec"]["containers"][0]["image"] for pod in job.all_pods()} == {"example.org/train:2"}, "it"
     )
     job.at_work([0, 1])
+
+
+def test_a_label_or_an_annotation_of_the_job_restarts_nothing(shared, job):
+    """Its objects bear the label, so that it is known when the operator has seen it."""
+    job.apply()
+    job.at_work([0, 1])
+    before = job.pod_uids()
+    revisions = [
+        each["status"]["updateRevision"] for each in shared.list("StatefulSet", labels=f"shoal.dev/job={job.name}")
+    ]
+    shared.kubectl("annotate", f"tj/{job.name}", "note=changed")
+    shared.kubectl("label", f"tj/{job.name}", "team=search")
+    chosen = f"shoal.dev/job={job.name},team=search"
+    job.until(
+        lambda: shared.list("StatefulSet", labels=chosen) and shared.list("Deployment", labels=chosen), "its label"
+    )
+    (servers,) = shared.list("StatefulSet", labels=chosen)
+    job.until(
+        lambda: (
+            shared.list("StatefulSet", labels=chosen)[0]["status"]["observedGeneration"]
+            >= servers["metadata"]["generation"]
+        ),
+        "its controller",
+    )
+    assert [each["status"]["updateRevision"] for each in shared.list("StatefulSet", labels=chosen)] == revisions
+    job.at_work([0, 1])
+    assert job.pod_uids() == before

@@ -20,6 +20,7 @@ from shoal.operator.pods import (
     labels,
     master_pod,
     names,
+    own_labels,
     server_pod,
 )
 
@@ -158,7 +159,7 @@ def _service(job: TrainingJob, identity: Identity, role: str, port: int) -> dict
 
 
 def _selector(job: TrainingJob, identity: Identity, role: str) -> dict[str, Any]:
-    wanted = labels(job, identity, role)
+    wanted = own_labels(job, identity, role)
     return {"matchLabels": {key: wanted[key] for key in ("shoal.dev/uid", "shoal.dev/role")}}
 
 

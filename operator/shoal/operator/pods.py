@@ -23,6 +23,7 @@ __all__ = [
     "labels",
     "master_pod",
     "names",
+    "own_labels",
     "pod_hash",
     "secret_name",
     "server_pod",
@@ -84,9 +85,17 @@ def secret_name(job: TrainingJob, identity: Identity, what: str) -> str:
 
 
 def labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
-    """The labels by which everything of a job is found; a user's labels of the same name give way."""
+    """The labels of an object of a job: the job's own, and over them those by which everything of it is found.
+
+    Pods bear only ours, as a label in a pod's template that changes would restart the pod; a user's labels of pods stand
+    in ``template.metadata.labels``.
+    """
+    return {**job.metadata.labels, **own_labels(job, identity, role)}
+
+
+def own_labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
+    """The labels by which everything of a job is found."""
     return {
-        **job.metadata.labels,
         "app.kubernetes.io/part-of": "shoal",
         "app.kubernetes.io/component": role,
         f"{GROUP}/job": job.metadata.name,
@@ -250,7 +259,7 @@ def _pod(
     frame = _frame(job, role, container, resources)
     made = merged(frame, template or {})
     governed = {
-        "metadata": {"labels": labels(job, identity, role)},
+        "metadata": {"labels": own_labels(job, identity, role)},
         "spec": {
             "automountServiceAccountToken": False,
             "serviceAccountName": made["spec"].get("serviceAccountName", names(job)["account"]),

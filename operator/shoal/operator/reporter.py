@@ -13,9 +13,9 @@ from shoal.api.status import Status
 from shoal.kube import Kube, KubeError
 from shoal.operator.events import Note
 
-__all__ = ["Reporter", "difference", "pause_seconds"]
+__all__ = ["Reporter", "pause_seconds"]
 
-_PROGRESS_SECONDS: Final = 5.0
+_PROGRESS_SECONDS: Final = 15.0
 _COUNTS_SECONDS: Final = 2.0
 _ANY_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FOR_EVER: Final = 1e9
@@ -67,9 +67,9 @@ class Reporter:
         pause = pause_seconds(before, after)
         if since < pause:
             return max(0.1, pause - since)
-        patch = difference(before.to_mapping(), after.to_mapping())
-        await self._kube.set_status("TrainingJob", metadata["name"], patch, namespace=metadata["namespace"])
-        self._written[metadata["uid"]] = (after, now)
+        name, namespace, uid = metadata["name"], metadata["namespace"], metadata["uid"]
+        if await self._kube.set_status("TrainingJob", name, after.to_mapping(), uid=uid, namespace=namespace):
+            self._written[uid] = (after, now)
         return None
 
     async def tell(self, manifest: Mapping[str, Any], notes: Iterable[Note]) -> None:
@@ -132,20 +132,6 @@ class _Told:
 
 def _micro(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The merge patch (RFC 7386) that makes one mapping the other: null for what is gone."""
-    patch: dict[str, Any] = {key: None for key in before if key not in after}
-    for key, value in after.items():
-        old = before.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            below = difference(old, value)
-            if below:
-                patch[key] = below
-        elif key not in before or old != value:
-            patch[key] = value
-    return patch
 
 
 def pause_seconds(before: Status, after: Status) -> float:

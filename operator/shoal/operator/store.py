@@ -43,7 +43,7 @@ __all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "ClusterStore"]
 
 APPLIED: Final = f"{GROUP}/applied"
 """The annotation with the hash of the manifest that an object was last made from."""
-NEWS_SECONDS: Final = 5.0
+NEWS_SECONDS: Final = 15.0
 """Within so long progress is to be told that changes nothing else."""
 APPLIED_KINDS: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
 """What bears that annotation: made when a job is first at work, and gone with it."""

@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
 from urllib.request import getproxies_environment
@@ -27,6 +27,7 @@ from shoal.kube.errors import (
     KubeError,
     KubeFencedError,
     KubeGoneError,
+    KubeInvalidError,
     KubeUnreachableError,
     error_of,
 )
@@ -37,7 +38,7 @@ __all__ = ["Kube", "Listed"]
 Manifest = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
-_MERGE: Final = "application/merge-patch+json"
+_JSON_PATCH: Final = "application/json-patch+json"
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _TRY_SECONDS: Final = 10.0
@@ -304,13 +305,24 @@ class Kube:
             return False
         return True
 
-    async def set_status(self, kind: str, name: str, status: Mapping[str, Any], *, namespace: str = "") -> bool:
-        """Change these fields of an object's status (null removes one); False if the object is gone."""
+    async def set_status(
+        self, kind: str, name: str, status: Mapping[str, Any], *, uid: str, namespace: str = ""
+    ) -> bool:
+        """Give an object this status; False if the object is gone, also where another one has its name by now."""
         path = KINDS[kind].path(namespace, name, subresource="status")
+        # A status is a subresource, whose writer's metadata the API server ignores; a test within the patch it does not.
+        body: list[Mapping[str, Any]] = [
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "add", "path": "/status", "value": status},
+        ]
         try:
-            query = {"fieldManager": self._manager}
-            await self._ask("patch", kind, path, query=query, body={"status": status}, content=_MERGE)
+            await self._ask("patch", kind, path, query={"fieldManager": self._manager}, body=body, content=_JSON_PATCH)
         except KubeGoneError:
+            return False
+        except KubeInvalidError as error:
+            # A status that the schema refuses has causes, field by field; the test of the patch has none.
+            if error.causes:
+                raise
             return False
         return True
 
@@ -323,7 +335,7 @@ class Kube:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         content: str = "application/json",
     ) -> Manifest:
         end = time.monotonic() + self._patience
@@ -361,7 +373,12 @@ class Kube:
         return min(longest, left)
 
     async def _once(
-        self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None, content: str
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+        content: str,
     ) -> tuple[int, Manifest]:
         try:
             response = await self._send(method, path, query, body, content=content)
@@ -382,7 +399,7 @@ class Kube:
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: Mapping[str, Any] | None,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
         *,
         content: str = "application/json",
         limit: aiohttp.ClientTimeout | None = None,
