@@ -1,4 +1,4 @@
-"""The table in docs/architecture.md names places that are there, and each row of docs/scripts.md a test that shows it."""
+"""The table in docs/architecture.md names places that are there; rows of docs/scripts.md and docs/failure-modes.md name tests."""
 
 import ast
 import re
@@ -44,15 +44,17 @@ def test_the_table_names_what_a_reader_looks_for():
     assert wanted <= {what for what, _ in ROWS}
 
 
+HEADS = ("| in the script |", "| difference |", "| what fails |", "| what is too large |", "| what a tenant does |")
 STATEMENTS = [
     line
-    for line in (ROOT / "docs" / "scripts.md").read_text().splitlines()
-    if line.startswith("| ") and not line.startswith(("| in the script |", "| difference |"))
+    for page in ("scripts.md", "failure-modes.md")
+    for line in (ROOT / "docs" / page).read_text().splitlines()
+    if line.startswith("| ") and not line.startswith(HEADS)
 ]
 
 
 @pytest.mark.parametrize("line", STATEMENTS, ids=[line[2:50] for line in STATEMENTS])
-def test_what_the_page_on_scripts_says_is_shown_by_a_test(line):
+def test_what_the_pages_on_scripts_and_failures_say_is_shown_by_a_test(line):
     shown = re.search(r"<!-- (\S+)::(\S+) -->$", line)
     assert shown, "no test is named"
     path, name = ROOT / shown[1], shown[2]
