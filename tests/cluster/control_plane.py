@@ -218,8 +218,11 @@ class ControlPlane:
             f"the node {name} to be known as lost",
         )
 
-    def add_volumes(self, count: int, *, size: str = "1Gi") -> None:
-        """Volumes that claims without a storage class are bound to."""
+    def add_volumes(self, count: int, *, size: str = "1Gi", storage_class: str = "") -> None:
+        """Volumes that claims of this storage class are bound to, which need not be there.
+
+        Without one any claim may take them, also one of an earlier test whose namespace is still going.
+        """
         self.create(
             *(
                 {
@@ -227,6 +230,7 @@ class ControlPlane:
                     "kind": "PersistentVolume",
                     "metadata": {"name": (name := f"volume-{secrets.token_hex(4)}")},
                     "spec": {
+                        "storageClassName": storage_class,
                         "capacity": {"storage": size},
                         "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
                         "hostPath": {"path": str(self.folder / "volumes" / name), "type": "DirectoryOrCreate"},

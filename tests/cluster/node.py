@@ -37,14 +37,17 @@ class NodeCluster(ControlPlane):
         """The address at which pods reach what listens on this machine."""
         return self._layout.settled.outside
 
-    def add_volumes(self, count: int, *, size: str = "1Gi", claim: Mapping[str, str] | None = None) -> list[Path]:
-        """Volumes of the real node that claims without a storage class are bound to; their folders.
+    def add_volumes(
+        self, count: int, *, size: str = "1Gi", storage_class: str = "", claim: Mapping[str, str] | None = None
+    ) -> list[Path]:
+        """Volumes of the real node that claims of this storage class are bound to; their folders.
 
         Of the kind ``local``, as the kubelet gives these to a pod's fsGroup, which it does not for hostPath.
 
         Args:
             count: How many.
             size: Of each.
+            storage_class: Need not be there; none: claims without one are bound to them.
             claim: Namespace and name of the one that gets it; None: any.
         """
         # Not in the cluster's own folder: pytest clears that in its own way, and it is its owner's alone.
@@ -55,6 +58,7 @@ class NodeCluster(ControlPlane):
         place = {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}
         spec = {
             **({"claimRef": dict(claim)} if claim else {}),
+            "storageClassName": storage_class,
             "capacity": {"storage": size},
             "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
             "persistentVolumeReclaimPolicy": "Retain",

@@ -120,11 +120,15 @@ def test_a_deployment_brings_back_its_pod(control_plane, add_nodes, namespace):
 
 def test_a_claim_of_a_stateful_set_is_bound_to_a_volume(control_plane, add_nodes, namespace):
     add_nodes(1)
-    control_plane.add_volumes(2)
+    control_plane.add_volumes(2, storage_class=namespace)
     labels = {"app": "ps"}
     claim = {
         "metadata": {"name": "data"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+        "spec": {
+            "storageClassName": namespace,
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
     }
     spec = {
         "serviceName": "ps",

@@ -46,8 +46,12 @@ def uids(job, *indices: int) -> set[str]:
 
 def test_what_cannot_become_of_the_servers_is_not_accepted_and_what_runs_goes_on(shared, job):
     """A claim's size is fixed with the StatefulSet: no schema knows that."""
-    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
-    shared.cluster.add_volumes(2)
+    claim = {
+        "storageClassName": shared.namespace,
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Mi"}},
+    }
+    shared.cluster.add_volumes(2, storage_class=shared.namespace)
     job.apply(parameterServer={"replicas": 2, "volumeClaimSpec": claim})
     job.at_work([0, 1])
     before = job.pod_uids()

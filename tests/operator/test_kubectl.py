@@ -178,8 +178,12 @@ def test_what_cannot_change_is_refused_with_the_fix(job, change, words):
 
 
 def test_delete_leaves_nothing_anywhere(shared):
-    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
-    shared.cluster.add_volumes(2)
+    claim = {
+        "storageClassName": shared.namespace,
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Mi"}},
+    }
+    shared.cluster.add_volumes(2, storage_class=shared.namespace)
     job = shared.job("brief")
     shared.apply(manifest("brief", parameterServer={"replicas": 2, "volumeClaimSpec": claim}))
     job.at_work([0, 1])

@@ -105,9 +105,13 @@ HELD = "shoal.dev/held"
 
 @pytest.mark.parametrize("kind", ["Pod", "PersistentVolumeClaim"])
 def test_a_job_waits_for_what_is_left_of_one_of_the_same_name(shared, job, kind):
-    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
+    claim = {
+        "storageClassName": shared.namespace,
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Mi"}},
+    }
     servers = {"replicas": 2, "volumeClaimSpec": claim} if kind == "PersistentVolumeClaim" else {"replicas": 2}
-    shared.cluster.add_volumes(4)
+    shared.cluster.add_volumes(4, storage_class=shared.namespace)
     job.apply(parameterServer=servers)
     job.at_work([0, 1])
     chosen = [each["metadata"]["name"] for each in shared.list(kind) if job.name in each["metadata"]["name"]]

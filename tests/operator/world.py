@@ -202,6 +202,8 @@ class Job:
             print(json.dumps(self.status(), indent=1))
             for pod in self.all_pods():
                 print(pod["metadata"]["name"], pod["metadata"]["uid"], pod["spec"].get("nodeName"), pod["status"])
+            for claim in self.world.list("PersistentVolumeClaim"):
+                print(claim["metadata"]["name"], claim["spec"].get("volumeName"), claim["status"])
             raise
 
     def state(self, state: str) -> None:
