@@ -13,6 +13,9 @@ from tests.differential.mistakes import MISTAKES
 from tests.differential.spec import Block, Data, Optimizer, Scheduler, Spec
 
 RATES = {"SGD": (0.05, 0.1), "Adadelta": (1.0, 0.5)}
+ROUNDED_GRADIENTS = {"attention", "transformer", "batch norm"}
+"""With these some gradients are zero but for rounding (of a key's bias; of a bias before a batch norm), whose sign says nothing:
+Rprop steps by the sign alone."""
 OPTIONS: dict[str, list[tuple[tuple[str, Any], ...]]] = {
     "SGD": [
         (),
@@ -113,7 +116,9 @@ def valid(draw: st.DrawFn) -> Spec:
     tables = any(block.kind in TABLES for block in parts)
     scheduled = draw(st.booleans())
     count = draw(st.integers(1, 2)) if len(parts) > 1 else 1
-    made = tuple(draw(optimizers(DENSE, OPTIONS, epochs, scheduled=scheduled)) for _ in range(count))
+    noisy = any(block.kind in ROUNDED_GRADIENTS for block in parts)
+    kinds = tuple(kind for kind in DENSE if not (noisy and kind == "Rprop"))
+    made = tuple(draw(optimizers(kinds, OPTIONS, epochs, scheduled=scheduled)) for _ in range(count))
     sparse = draw(optimizers(SPARSE, SPARSE_OPTIONS, epochs, scheduled=scheduled)) if tables else Optimizer("SGD")
     inside = tables and _takes_sparse(made[0]) and draw(st.booleans())
     accumulate = draw(st.sampled_from([1, 1, 1, 2, 3]))
@@ -124,11 +129,11 @@ def valid(draw: st.DrawFn) -> Spec:
     alternate = several and not closure and accumulate == 1 and rarely(draw, 3)
     schedulers: tuple[Scheduler, ...] = ()
     if scheduled:
-        kinds = st.sampled_from(list(SCHEDULERS))
-        schedulers = (Scheduler(draw(kinds)),)
+        names = st.sampled_from(list(SCHEDULERS))
+        schedulers = (Scheduler(draw(names)),)
         if rarely(draw, 3):
             other = 1 if several and draw(st.booleans()) else 0
-            schedulers = (*schedulers, Scheduler(draw(kinds), other))
+            schedulers = (*schedulers, Scheduler(draw(names), other))
     measured = [one for one in schedulers if one.kind == "plateau"]
     if measured:
         schedulers = (measured[0],)
