@@ -318,6 +318,22 @@ def test_a_file_of_a_script_alone_lies_in_its_present_folder(run_alone):
     assert result.lines("saved in") == [str(result.work / "elsewhere/out.safetensors")]
 
 
+def test_a_job_that_stops_between_two_epochs_finishes_what_was_begun_of_the_next_one(run_in_job):
+    """Without evaluations a trainer gets a task of the next epoch while others still work on this one."""
+    result = run_in_job("""
+        job, model, optimizer, loader = begin(epochs=1000, loader=data(batch_size=2))
+        for epoch in job.epochs():
+            for i in loader:
+                train(model, optimizer, i)
+            if epoch == 3:
+                job.stop("it was enough")
+        job.save("out.safetensors")
+    """)
+    assert "it was enough" in result.outcome.reason
+    assert result.model()["w"].sum() == result.outcome.account.samples.counted
+    assert set(result.counts()) <= {4.0, 5.0, 6.0}
+
+
 # --- Again ---
 
 

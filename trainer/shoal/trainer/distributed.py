@@ -206,7 +206,8 @@ class DistributedJob(Session):
     def _epoch_over(self) -> bool:
         engine = self._engine
         self._stopping = self._stopping or engine.stopping
-        if self._epoch + 1 < self._epochs and not self._stopping:
+        # Of a job that stops, a task of the next epoch may be here already: it is begun, and nobody else does it.
+        if self._epoch + 1 < self._epochs and (not self._stopping or engine.work.waiting):
             self._epoch += 1
             return False
         return isinstance(engine.ask(m.Finish(), m.Complete, m.More), m.Complete)
