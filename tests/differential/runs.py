@@ -5,13 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import socket
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from shoal.trainer.foreign import guard
 from shoal.trainer.job import seed_everything
 from shoal.trainer.order import Order
 from shoal.trainer.refusal import Refused
-from shoal.wire.address import listen
 from tests.differential.building import Built, build
 from tests.differential.scripts import CLAMP, MAX_NORM, Found, Script
 from tests.differential.spec import Spec
@@ -229,17 +227,9 @@ def run_alone(spec: Spec) -> Result:
 @contextlib.contextmanager
 def _job(spec: Spec) -> Iterator[OneProcess]:
     """A job that starts and ends fast: few slots, a master that looks at the clock often, files in memory."""
-    streams: list[socket.socket] = []
-
-    def listening(address: str) -> tuple[socket.socket, str]:
-        stream, told = listen(address)
-        streams.append(stream)
-        return stream, told
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shoal.master.service, "TICK_SECONDS", 0.003)
         patch.setattr(shoal.master.serving, "PROVIDE_AGAIN_SECONDS", 0.02)
-        patch.setattr(shoal.pserver.service, "listen", listening)
         patch.setattr(shoal.master.job.Settings, "slots", property(lambda _: 4))
         patch.setattr(os, "fsync", lambda _: None)
         memory = Path("/dev/shm")
@@ -249,9 +239,6 @@ def _job(spec: Spec) -> Iterator[OneProcess]:
         try:
             yield made
         finally:
-            for stream in streams:
-                # Ends the threads that accept connections, which otherwise end with their server's process.
-                stream.shutdown(socket.SHUT_RDWR)
             made.close()
 
 
@@ -277,7 +264,12 @@ def run_together(spec: Spec) -> tuple[Result, Any]:
 
 
 def run_two(spec: Spec) -> tuple[list[Result], Any]:
-    """The script in a job with two trainers, with a model that counts."""
+    """The script in a job with two trainers, with a model that counts.
+
+    Without workers of a DataLoader: both trainers are threads of one process here, and a worker that is forked while the
+    other one computes may wait for ever for a lock of torch's that it has inherited.
+    """
+    spec = replace(spec, data=replace(spec.data, workers=0))
     results: list[Result | BaseException | None] = [None, None]
     with _quiet(), _job(spec) as job, tempfile.TemporaryDirectory() as folder:
         built = [build(spec, counting=True) for _ in results]
