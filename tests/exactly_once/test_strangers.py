@@ -1,4 +1,4 @@
-"""Connections of strangers take every descriptor of a server and of the master; the job's own processes still get through."""
+"""Strangers hold every descriptor of a process and the job's own still get through; what is gone leaves no thread behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import re
 import resource
+import signal
 import socket
 from pathlib import Path
 
@@ -64,3 +65,25 @@ def bound(pid: int, *, spare: int) -> int:
     """Of descriptors, so that a process can open so many more."""
     used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
     return next(most for most in itertools.count() if len(set(range(most)) - used) == spare)
+
+
+def test_a_trainer_that_stands_still_keeps_no_thread_of_a_server(zygote, tmp_path):
+    pause = {"COUNT_PAUSE": "0.01"}
+    with RealJob(zygote, tmp_path / "j", epochs=30, trainers=1, servers=1, tcp=True, variables=pause) as job:
+        operator = Operator(job)
+        operator.until(lambda told: told.trainers == [0] and told.samples > 0)
+        pid = job.children["pserver", 0].pid
+        before = threads(pid)
+        job.join(1)
+        operator.until(lambda told: told.trainers == [0, 1] and threads(pid) > before)
+        job.children["trainer", 1].send_signal(signal.SIGSTOP)
+        operator.until(lambda told: told.trainers == [0])
+        operator.until(lambda _: threads(pid) <= before)
+        job.children["trainer", 1].send_signal(signal.SIGCONT)
+        job.run_to_the_end(seconds=200)
+        operator.store.close()
+        check(job)
+
+
+def threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))

@@ -194,12 +194,15 @@ class Master:
             self.job.event(f"{identity} is gone without a word", "warning")
             if identity.role == "trainer" and self.job.queue is not None and not returns:
                 self.training.died(identity.life, self.job.queue.held_by(identity.life))
-        self._gone(identity)
+        self._gone(identity, returns=returns)
 
-    def _gone(self, identity: Identity, leases: list[m.Lease] | None = None) -> None:
+    def _gone(self, identity: Identity, leases: list[m.Lease] | None = None, *, returns: bool = False) -> None:
         if identity.role == "pserver":
             self.serving.lost(identity.life)
             return
+        if not returns:
+            for connection in self.job.servers.values():
+                self.job.send(connection, m.Departed(life=identity.life))
         self.training.gone(identity.life, leases)
         self.evaluating.gone(identity.life)
         self.serving.provider_gone(identity.life)

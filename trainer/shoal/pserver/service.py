@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ class Service:
         self._stopping = False
         self._exit = 0
         self._complaint = ""
+        self._callers: dict[int, set[sync.Connection]] = defaultdict(set)
+        """Trainers' connections by their lives."""
+        self._callers_lock = threading.Lock()
         self._link = Link(
             master,
             identity=identity,
@@ -110,6 +114,9 @@ class Service:
             return
         if isinstance(message, m.Refused | m.Stop):
             self._refused(message.reason)
+            return
+        if isinstance(message, m.Departed):
+            self._departed(message.life)
             return
         state = self.state
         if state is None:
@@ -265,9 +272,25 @@ class Service:
             self._wake.notify()
 
     def _serve(self, connection: sync.Connection) -> None:
-        reason = Session(connection, self).run()
+        life = connection.peer.life
+        with self._callers_lock:
+            self._callers[life].add(connection)
+        try:
+            reason = Session(connection, self).run()
+        finally:
+            with self._callers_lock:
+                self._callers[life].discard(connection)
+                if not self._callers[life]:
+                    del self._callers[life]
         if reason.startswith("refused"):
             log.warning("%s: %s", connection.peer, reason)
+
+    def _departed(self, life: int) -> None:
+        """A trainer is gone, also one whose machine vanished or that stands still: its threads and memory go, too."""
+        with self._callers_lock:
+            connections = list(self._callers.get(life, ()))
+        for connection in connections:
+            connection.close()
 
     def _deaf(self, reason: str) -> None:
         """Nobody could reach this server: another process must take its place."""

@@ -625,6 +625,12 @@ class Grant(_Message, frozen=True):
     file: str
 
 
+class Departed(_Message, frozen=True):
+    """To every server: the trainer with this life left, died or was silent for too long. Its connections are closed."""
+
+    life: int
+
+
 class Drop(_Message, frozen=True):
     """Let the slot go, if you hold it under this grant."""
 
@@ -955,6 +961,7 @@ FromMaster = (
     | Accepted
     | Ask
     | Grant
+    | Departed
     | Drop
     | Final
     | Free
