@@ -45,7 +45,15 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class EtcdError(Exception):
-    """No etcd can be found, or it does not run; the message names the fix."""
+    """No etcd can be found, or it does not run; the message names the fix.
+
+    Attributes:
+        signal: What ended it at its start; 0: no signal.
+    """
+
+    def __init__(self, message: str, *, signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +324,8 @@ class EtcdServer:
         for _ in range(slices):
             if not self.running:
                 status = self.wait(0)
-                raise EtcdError(f"etcd ended at its start (status {status}): {self._last_words()}")
+                killed = -status if status is not None and status < 0 else 0
+                raise EtcdError(f"etcd ended at its start (status {status}): {self._last_words()}", signal=killed)
             try:
                 Store.connect(self.endpoint, prefix="", timeout_seconds=0.5).close()
             except StoreUnreachableError:

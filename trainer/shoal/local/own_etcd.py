@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from shoal.local.etcd import EtcdError, EtcdServer
+from shoal.store import Store, StoreRefusedError, StoreUnreachableError
 from shoal.wire.environment import EXIT_REFUSED
 
 __all__ = ["OwnEtcd"]
@@ -56,9 +57,9 @@ class OwnEtcd:
             async with self._turn:
                 await asyncio.to_thread(self._server.start)
         except EtcdError as error:
-            # One that never ran cannot run here; one that ran may have met a passing trouble.
-            refused = not self._ran and not self._told_to_end
-            on_exit(EXIT_REFUSED if refused else 1, str(error))
+            # One that never ran and that nobody killed cannot run here; any other may have met a passing trouble.
+            refused = not self._ran and not self._told_to_end and not error.signal
+            on_exit(EXIT_REFUSED if refused else -error.signal or 1, str(error))
             return
         self._ran = True
         self._watch(on_exit)
@@ -85,6 +86,22 @@ class OwnEtcd:
         # The thread that waits for it needs a moment to take the code.
         code = self._server.wait(5.0)
         return code if code is not None else -signal.SIGKILL
+
+    def answers(self) -> bool:
+        """Whether it answers a question now; blocks for two seconds at most."""
+        try:
+            Store.connect(self.endpoint, prefix="", timeout_seconds=2.0).close()
+        except StoreUnreachableError:
+            return False
+        except StoreRefusedError:
+            pass  # it asks who is there
+        return True
+
+    def kill(self) -> None:
+        """End it without a warning; its end is told as any other."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     async def stop(self, *, kill: bool = False) -> None:
         """End it; does nothing if it does not run."""

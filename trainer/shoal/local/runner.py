@@ -19,6 +19,7 @@ import msgspec
 from shoal.api import TrainingJob
 from shoal.local.control import AskScale, Control, No
 from shoal.local.events import Events
+from shoal.local.hung import Watchdog
 from shoal.local.launch import Launcher
 from shoal.local.observer import observe
 from shoal.local.own_etcd import OwnEtcd
@@ -27,7 +28,7 @@ from shoal.local.state import End, StateFolder
 from shoal.local.status import Status, account_of, rows_of
 from shoal.local.supervisor import ETCD, Action, Finish, Settings, Signal, Start, Supervisor, Tell
 from shoal.local.view import View
-from shoal.local.words import counted
+from shoal.local.words import counted, process_name
 from shoal.wire.auth import Token
 from shoal.wire.environment import EXIT_REFUSED
 from shoal.wire.messages import Progress
@@ -37,6 +38,7 @@ __all__ = ["Runner", "run"]
 _TICK_SECONDS: Final = 0.1
 _SHOW_SECONDS: Final = 0.5
 _KEEP_SECONDS: Final = 5.0
+_ASK_SECONDS: Final = 2.0
 
 
 class Runner:
@@ -85,6 +87,7 @@ class Runner:
         self._started = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
         self._shown = self._kept = 0.0
+        self._watchdog = Watchdog(self._started)
 
     async def run(self) -> End:
         """Run it; how it ended is also written into the job's folder."""
@@ -99,13 +102,15 @@ class Runner:
                 on_progress=self._progressed,
             )
         )
+        asking = asyncio.create_task(self._ask_etcd())
         try:
             self._do(self._supervisor.begin(time.monotonic()))
             await self._until_finished()
         finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            for task in (watching, asking):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
             control.close()
             self._processes.kill_all()
             await asyncio.gather(*self._tasks)
@@ -121,12 +126,34 @@ class Runner:
                     await self._finished.wait()
             now = time.monotonic()
             self._do(self._supervisor.tick(now))
+            self._end_hung(now)
             for level, text in self._events.due(now):
                 self._view.tell(level, text)
             if now - self._shown >= _SHOW_SECONDS:
                 self._show()
             if now - self._kept >= _KEEP_SECONDS:
                 self._keep()
+
+    async def _ask_etcd(self) -> None:
+        while self._etcd is not None:
+            await asyncio.sleep(_ASK_SECONDS)
+            if self._etcd.pid is not None and await asyncio.to_thread(self._etcd.answers):
+                self._watchdog.etcd_answered(time.monotonic())
+
+    def _end_hung(self, now: float) -> None:
+        """Kill who lives and does nothing; the supervisor sees its end and starts it again."""
+        if self._supervisor.ending:
+            return
+        running = [place for place, draining in self._supervisor.alive.items() if not draining]
+        for place, seconds in self._watchdog.hung({place: now - self._age(*place) for place in running}, now).items():
+            self._view.tell("warning", f"{process_name(*place)} has not answered for {seconds:.0f} s; it is killed")
+            if place[0] == ETCD and self._etcd is not None:
+                self._etcd.kill()
+            else:
+                self._processes.signal(*place, signal.SIGKILL)
+
+    def _age(self, role: str, index: int) -> float:
+        return self._etcd.age if role == ETCD and self._etcd is not None else self._processes.age(role, index)
 
     def _write_end(self) -> End:
         assert self._finish is not None
@@ -152,6 +179,7 @@ class Runner:
 
     def _progressed(self, progress: Progress) -> None:
         self._progress = progress
+        self._watchdog.told(((each.role, each.index) for each in progress.members), time.monotonic())
         for level, text in self._events.new(progress, time.monotonic()):
             self._view.tell(level, text)
         self._do(
@@ -253,8 +281,7 @@ class Runner:
         for (role, index), draining in self._supervisor.alive.items():
             own = role == ETCD and self._etcd is not None
             pid = self._etcd.pid if own and self._etcd is not None else self._processes.pid(role, index)
-            age = self._etcd.age if own and self._etcd is not None else self._processes.age(role, index)
-            running.append((role, index, pid or 0, age, draining))
+            running.append((role, index, pid or 0, self._age(role, index), draining))
         waiting = [(role, index, max(0.0, due - now)) for (role, index), due in self._supervisor.pending.items()]
         members = self._progress.members if self._progress is not None else []
         return rows_of(running, waiting, members, over=self._supervisor.complete)

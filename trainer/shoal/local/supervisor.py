@@ -25,6 +25,7 @@ __all__ = [
     "TRAINER",
     "Action",
     "Finish",
+    "Place",
     "Settings",
     "Signal",
     "Start",

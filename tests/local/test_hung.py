@@ -1,0 +1,87 @@
+"""Who is killed for its silence, and who is not, as others that it needs are silent."""
+
+from __future__ import annotations
+
+from shoal.local.hung import SILENT_SECONDS, START_SECONDS, Watchdog
+from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER
+
+E, M, S, T = (ETCD, 0), (MASTER, 0), (SERVER, 0), (TRAINER, 0)
+ALL = {E, M, S, T}
+
+
+class Story:
+    """Each second who can speak does, and the watchdog looks."""
+
+    def __init__(self, alive=ALL):
+        self.now = 0.0
+        self.watchdog = Watchdog(0.0)
+        self.alive = dict.fromkeys(alive, 0.0)
+
+    def run(self, seconds, *, silent=()):
+        """Who was killed, and after how many seconds of that; it starts again a second later."""
+        killed = {}
+        begun = self.now
+        while self.now < begun + seconds:
+            self.now += 1.0
+            speaks = {place for place in self.alive if place not in silent}
+            if E in speaks:
+                self.watchdog.etcd_answered(self.now)
+            if M in speaks and (E in speaks or E not in self.alive):
+                self.watchdog.told([place for place in speaks if place in {S, T}], self.now)
+            for place in self.watchdog.hung(self.alive, self.now):
+                killed.setdefault(place, self.now - begun)
+                self.alive[place] = self.now + 1.0
+        return killed
+
+    def sleep(self, seconds):
+        """The machine does."""
+        self.now += seconds
+
+
+def begun(alive=ALL):
+    story = Story(alive)
+    assert story.run(100) == {}
+    return story
+
+
+def test_nobody_is_killed_while_all_speak():
+    assert begun().run(3000) == {}
+
+
+def test_who_falls_silent_is_killed_after_its_time():
+    for place in (E, M, S, T):
+        killed = begun().run(900, silent={place})
+        # Each start has its time to speak, and then again.
+        assert set(killed) == {place}
+        assert SILENT_SECONDS[place[0]] <= killed[place] <= SILENT_SECONDS[place[0]] + 2
+
+
+def test_who_has_never_spoken_has_time_to_start_and_a_trainer_any():
+    assert Story().run(START_SECONDS + SILENT_SECONDS[SERVER] + 2, silent={S}) == {
+        S: START_SECONDS + SILENT_SECONDS[SERVER] + 1
+    }
+    assert Story().run(5000, silent={T}) == {}
+
+
+def test_who_waits_for_another_one_is_not_blamed():
+    assert set(begun().run(25, silent={E})) == set()
+    assert set(begun().run(31, silent={E, M, S})) == {E}
+    story = begun()
+    assert set(story.run(19, silent={M, S})) == set()
+    assert set(story.run(10, silent={S})) == set(), "the master has just come back"
+    assert set(story.run(15, silent={S})) == {S}
+
+
+def test_a_master_that_waits_for_an_etcd_of_somebody_elses_is_not_blamed():
+    story = Story({M, S, T})
+    assert story.run(900, silent={M}) == {}
+    assert story.run(100) == {}
+    assert set(story.run(25, silent={M})) == {M}
+
+
+def test_a_machine_that_slept_kills_nobody():
+    story = begun()
+    story.sleep(100_000)
+    assert story.run(10) == {}
+    story.sleep(100_000)
+    assert set(story.run(25, silent={S})) == {S}

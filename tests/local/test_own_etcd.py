@@ -1,0 +1,48 @@
+"""The runner's own etcd at its start: killed, it is started again; unable to run, it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from shoal.local.etcd import EtcdServer, find_etcd
+from shoal.local.own_etcd import OwnEtcd
+from shoal.store import Store
+from shoal.wire.environment import EXIT_REFUSED
+
+
+class Killed(EtcdServer):
+    """Gets a signal right after its process has begun, so many times."""
+
+    times = 1
+
+    def _await(self, timeout_seconds):
+        if self.times:
+            self.times -= 1
+            self._signal(signal.SIGKILL)
+        super()._await(timeout_seconds)
+
+
+def test_an_etcd_that_is_killed_in_its_first_moment_is_no_etcd_that_cannot_run(tmp_path):
+    own = OwnEtcd(Killed(find_etcd(), tmp_path))
+    exits = []
+
+    async def lives():
+        await own.start(lambda code, words: exits.append((code, words)))
+        await own.start(lambda code, words: exits.append((code, words)))
+        await asyncio.to_thread(lambda: Store.connect(own.endpoint, prefix="/").close())
+        await own.stop()
+
+    asyncio.run(lives())
+    assert exits[0][0] == -signal.SIGKILL
+    assert "etcd ended at its start (status -9)" in exits[0][1]
+
+
+def test_an_etcd_that_cannot_run_ends_the_job(tmp_path):
+    database = tmp_path / "data" / "member" / "snap" / "db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"no database" * 10_000)
+    own = OwnEtcd(EtcdServer(find_etcd(), tmp_path))
+    exits = []
+    asyncio.run(own.start(lambda code, _: exits.append(code)))
+    assert exits == [EXIT_REFUSED]
