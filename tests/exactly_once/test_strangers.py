@@ -16,7 +16,7 @@ from tests.exactly_once.test_counting import check
 from tests.exactly_once.test_wanted import Operator
 from tests.realjob import RealJob
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def address_of(job: RealJob, role: str) -> tuple[int, str]:
@@ -43,7 +43,7 @@ def crowd(address, count: int) -> list[socket.socket]:
 @pytest.mark.parametrize("role", ["pserver", "master"])
 def test_a_trainer_joins_while_strangers_hold_all_descriptors(zygote, tmp_path, role):
     pause = {"COUNT_PAUSE": "0.01"}
-    with RealJob(zygote, tmp_path / "j", epochs=30, trainers=1, servers=1, tcp=True, variables=pause) as job:
+    with RealJob(zygote, tmp_path / "j", epochs=40, trainers=1, servers=1, tcp=True, variables=pause) as job:
         operator = Operator(job)
         operator.until(lambda told: told.trainers == [0] and told.samples > 0)
         pid = job.children[role, 0].pid
@@ -52,9 +52,9 @@ def test_a_trainer_joins_while_strangers_hold_all_descriptors(zygote, tmp_path, 
         with contextlib.ExitStack() as strangers:
             for stranger in crowd(address_of(job, role), 100):
                 strangers.enter_context(stranger)
-            operator.until(lambda _: "no caller could be accepted" in job.log(role, 0))
+            operator.until(lambda _: "no caller could be accepted" in job.log(role, 0), seconds=150)
             job.join(1)
-            operator.until(lambda told: told.trainers == [0, 1])
+            operator.until(lambda told: told.trainers == [0, 1], seconds=150)
         job.run_to_the_end(seconds=200)
         operator.store.close()
         assert job.children[role, 0].pid == pid
@@ -69,7 +69,7 @@ def bound(pid: int, *, spare: int) -> int:
 
 def test_a_trainer_that_stands_still_keeps_no_thread_of_a_server(zygote, tmp_path):
     pause = {"COUNT_PAUSE": "0.01"}
-    with RealJob(zygote, tmp_path / "j", epochs=30, trainers=1, servers=1, tcp=True, variables=pause) as job:
+    with RealJob(zygote, tmp_path / "j", epochs=40, trainers=1, servers=1, tcp=True, variables=pause) as job:
         operator = Operator(job)
         operator.until(lambda told: told.trainers == [0] and told.samples > 0)
         pid = job.children["pserver", 0].pid

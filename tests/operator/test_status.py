@@ -378,9 +378,9 @@ def test_no_end_is_estimated_from(more):
 # --- When it is written ---
 
 
-def test_progress_is_written_every_five_seconds_numbers_every_second_and_all_else_at_once():
+def test_progress_is_written_every_fifteen_seconds_numbers_every_other_and_all_else_at_once():
     before = told()
-    assert pause_seconds(before, told(replace(WELL, published=published(samples=1600)), before=before)) == 5.0
+    assert pause_seconds(before, told(replace(WELL, published=published(samples=1600)), before=before)) == 15.0
     less = replace(KNOWN, ready=NAMES - {"flights-pserver-1"})
     assert pause_seconds(before, told(before=before, facts=less)) <= 2.0
     assert pause_seconds(before, told(before=before, wanted=4)) == 0.0
