@@ -12,8 +12,12 @@ ALL = {E, M, S, T}
 class Story:
     """Each second who can speak does, and the watchdog looks."""
 
+    dies = True
+    """Whether a kill ends a process at once."""
+
     def __init__(self, alive=ALL):
         self.now = 0.0
+        self.found = []
         self.watchdog = Watchdog(0.0)
         self.alive = dict.fromkeys(alive, 0.0)
 
@@ -30,7 +34,10 @@ class Story:
                 self.watchdog.told([place for place in speaks if place in {S, T}], self.now)
             for place in self.watchdog.hung(self.alive, self.now):
                 killed.setdefault(place, self.now - begun)
-                self.alive[place] = self.now + 1.0
+                if self.dies:
+                    self.alive[place] = self.now + 1.0
+                else:
+                    self.found.append(place)
         return killed
 
     def sleep(self, seconds):
@@ -67,8 +74,8 @@ def test_who_waits_for_another_one_is_not_blamed():
     assert set(begun().run(25, silent={E})) == set()
     assert set(begun().run(31, silent={E, M, S})) == {E}
     story = begun()
-    assert set(story.run(19, silent={M, S})) == set()
-    assert set(story.run(10, silent={S})) == set(), "the master has just come back"
+    assert set(story.run(29, silent={M, S})) == set()
+    assert set(story.run(290, silent={S})) == set(), "the master has just come back"
     assert set(story.run(15, silent={S})) == {S}
 
 
@@ -76,7 +83,7 @@ def test_a_master_that_waits_for_an_etcd_of_somebody_elses_is_not_blamed():
     story = Story({M, S, T})
     assert story.run(900, silent={M}) == {}
     assert story.run(100) == {}
-    assert set(story.run(25, silent={M})) == {M}
+    assert set(story.run(35, silent={M})) == {M}
 
 
 def test_a_machine_that_slept_kills_nobody():
@@ -84,4 +91,25 @@ def test_a_machine_that_slept_kills_nobody():
     story.sleep(100_000)
     assert story.run(10) == {}
     story.sleep(100_000)
-    assert set(story.run(25, silent={S})) == {S}
+    assert set(story.run(299, silent={S})) == set()
+    assert set(story.run(5, silent={S})) == {S}
+
+
+def test_a_gap_gives_nobody_a_voice_that_it_never_had():
+    """A trainer started again prepares for as long as it likes, whatever was heard of the one before."""
+    story = begun()
+    story.alive[T] = story.now
+    assert story.run(10, silent={T}) == {}
+    story.sleep(20)
+    assert story.run(5000, silent={T}) == {}
+    fresh = Story()
+    assert fresh.run(60, silent={S}) == {}
+    fresh.sleep(20)
+    assert fresh.run(290, silent={S}) == {}
+
+
+def test_a_process_that_takes_long_to_die_is_found_once():
+    story = begun()
+    story.dies = False
+    story.run(100, silent={E})
+    assert story.found == [E]

@@ -38,6 +38,7 @@ __all__ = ["Kube", "Listed"]
 Manifest = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
+_UNPROCESSABLE: Final = 422
 _JSON_PATCH: Final = "application/json-patch+json"
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
@@ -321,7 +322,7 @@ class Kube:
             return False
         except KubeInvalidError as error:
             # A status that the schema refuses has causes, field by field; the test of the patch has none.
-            if error.causes:
+            if error.causes or error.status != _UNPROCESSABLE:
                 raise
             return False
         return True

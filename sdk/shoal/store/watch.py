@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from shoal.store._stubs import rpc
-from shoal.store.connection import Connection, Connector, Lapsed, Trouble, prefix_end
+from shoal.store.connection import Connection, Connector, Lapsed, Oversized, Trouble, prefix_end
 from shoal.store.errors import StoreRefusedError
 from shoal.store.history import Header, Witness
 from shoal.store.operations import Event, Listing, key_bytes
@@ -86,6 +86,8 @@ class Watch:
                 # close() may have looked for the connection just before there was one.
                 if not self._closed.is_set():
                     self._follow(connection)
+            except Oversized as answer:
+                self._forget(f"too much came at once ({answer})")
             except (Trouble, StoreRefusedError) as trouble:
                 self._on_gap()
                 now = time.monotonic()

@@ -14,12 +14,13 @@ from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER, Place
 
 __all__ = ["Watchdog"]
 
-SILENT_SECONDS: Final = {ETCD: 30.0, MASTER: 20.0, SERVER: 20.0, TRAINER: 600.0}
-"""By role. Of a trainer, long: a script may hold Python's lock in a call of its own, and loses no more than its task."""
+SILENT_SECONDS: Final = {ETCD: 30.0, MASTER: 30.0, SERVER: 300.0, TRAINER: 600.0}
+"""By role. A parameter server is silent while it reads a large snapshot, and a script may hold Python's lock for long."""
 START_SECONDS: Final = 60.0
 """A process that has not spoken yet may still import what it needs."""
 _GAP_SECONDS: Final = 5.0
-"""Without a look of ours: the machine slept or we were stopped, and the others with us."""
+"""Without a look of ours: the machine slept or we were stopped, and the others with us. What is told of a process so shortly
+after its start may still be of the one before it."""
 
 
 class Watchdog:
@@ -29,7 +30,9 @@ class Watchdog:
         self._heard: dict[Place, float] = {}
         self._since: dict[Place, float] = {}
         """Since when etcd, or the master, speaks without a gap."""
-        self._looked = now
+        self._killed: dict[Place, float] = {}
+        """Start of the process that was found last."""
+        self._looked = self._resumed = now
 
     def told(self, members: Iterable[Place], now: float) -> None:
         """The master told its progress, and who is there."""
@@ -50,30 +53,33 @@ class Watchdog:
         return now - self._heard.get(place, float("-inf")) > _GAP_SECONDS
 
     def hung(self, alive: Mapping[Place, float], now: float) -> dict[Place, float]:
-        """Who is to be killed, and for how many seconds it has been silent.
+        """Who is to be killed, and for how many seconds it has been silent; each process is found once.
 
         Args:
             alive: When each process started that runs and was not told to end.
             now: The time.
         """
         if now - self._looked > _GAP_SECONDS:
-            self._heard = dict.fromkeys(self._heard, now)
+            self._resumed = now
         self._looked = now
-        if (ETCD, 0) in alive:
-            silent = self._silent((ETCD, 0), alive, now)
-            if silent > SILENT_SECONDS[ETCD]:
-                return {(ETCD, 0): silent}
-            if self._is_quiet((ETCD, 0), now):
-                return {}
-        if (MASTER, 0) in alive and ((MASTER, 0) in self._since or (ETCD, 0) in alive):
-            silent = self._silent((MASTER, 0), alive, now, needs=(ETCD, 0))
-            if silent > SILENT_SECONDS[MASTER]:
-                return {(MASTER, 0): silent}
+        found = {
+            place: seconds
+            for place, seconds in self._silences(alive, now).items()
+            if seconds > SILENT_SECONDS[place[0]] and alive[place] - self._killed.get(place, float("-inf")) > 1.0
+        }
+        self._killed |= {place: alive[place] for place in found}
+        return found
+
+    def _silences(self, alive: Mapping[Place, float], now: float) -> dict[Place, float]:
+        """For how long those have said nothing who cannot blame another one for it."""
+        if (ETCD, 0) in alive and self._is_quiet((ETCD, 0), now):
+            return {(ETCD, 0): self._silent((ETCD, 0), alive, now)}
         if self._is_quiet((MASTER, 0), now):
-            return {}
+            # One that has never spoken may wait for an etcd that is none of ours.
+            blamed = (MASTER, 0) in alive and ((MASTER, 0) in self._since or (ETCD, 0) in alive)
+            return {(MASTER, 0): self._silent((MASTER, 0), alive, now, needs=(ETCD, 0))} if blamed else {}
         members = [place for place in alive if place[0] in {SERVER, TRAINER}]
-        silences = {place: self._silent(place, alive, now, needs=(MASTER, 0)) for place in members}
-        return {place: seconds for place, seconds in silences.items() if seconds > SILENT_SECONDS[place[0]]}
+        return {place: self._silent(place, alive, now, needs=(MASTER, 0)) for place in members}
 
     def _silent(self, place: Place, alive: Mapping[Place, float], now: float, *, needs: Place | None = None) -> float:
         """For how long a process has said nothing although the one that it needs spoke.
@@ -81,7 +87,8 @@ class Watchdog:
         One that has never spoken gets its time to start; a trainer, whose script may prepare for as long as it likes, any.
         """
         started, heard = alive[place], self._heard.get(place, float("-inf"))
-        if heard < started and place[0] == TRAINER:
+        spoken = heard >= started + (_GAP_SECONDS if place[0] in {SERVER, TRAINER} else 0.0)
+        if not spoken and place[0] == TRAINER:
             return 0.0
-        last = heard if heard >= started else started + START_SECONDS
-        return now - max(last, self._since.get(needs, last) if needs is not None else last)
+        last = heard if spoken else started + START_SECONDS
+        return now - max(last, self._resumed, self._since.get(needs, last) if needs is not None else last)

@@ -137,8 +137,9 @@ class Runner:
     async def _ask_etcd(self) -> None:
         while self._etcd is not None:
             await asyncio.sleep(_ASK_SECONDS)
-            if self._etcd.pid is not None and await asyncio.to_thread(self._etcd.answers):
-                self._watchdog.etcd_answered(time.monotonic())
+            with suppress(Exception):  # whatever it is, no answer came
+                if self._etcd.pid is not None and await asyncio.to_thread(self._etcd.answers):
+                    self._watchdog.etcd_answered(time.monotonic())
 
     def _end_hung(self, now: float) -> None:
         """Kill who lives and does nothing; the supervisor sees its end and starts it again."""

@@ -201,12 +201,15 @@ class Master:
             self.serving.lost(identity.life)
             return
         if not returns:
-            for connection in self.job.servers.values():
-                self.job.send(connection, m.Departed(life=identity.life))
+            self._departed(identity.life)
         self.training.gone(identity.life, leases)
         self.evaluating.gone(identity.life)
         self.serving.provider_gone(identity.life)
         self.saving.next_saver()
+
+    def _departed(self, life: int) -> None:
+        for connection in self.job.servers.values():
+            self.job.send(connection, m.Departed(life=life))
 
     def heard(self, connection: int, at: float) -> None:
         """Something came on the connection at this time."""
@@ -258,6 +261,7 @@ class Master:
         member = job.records.members.pop(life, None)
         if member is None:
             return
+        self._departed(life)
         job.records.touch_member(life)
         job.records.counters.deaths += 1
         job.records.touch("counters")

@@ -110,12 +110,17 @@ class Keeper:
         if self._write_all(changes):
             return
         # etcd forgot: what it holds is older than what we know. All is said anew, and nothing of what was to be written
-        # before that; records that are gone since then go again.
-        while not (
-            self._write([Delete(self._keys.at(each), prefix=True) for each in SEVERAL])
-            and self._write_all(everything())
-        ):
-            pass
+        # before that; then records that are gone since then go again.
+        while True:
+            known = list(everything())
+            if self._write_all(known) and self._write_all(self._others(known)):
+                return
+
+    def _others(self, known: list[tuple[str, bytes | None]]) -> list[tuple[str, None]]:
+        """Deletions of those records in etcd that are not known; of records of which there is one, all are."""
+        there = {key for key, value in known if value is not None}
+        found = [self._keys.relative(pair.key) for pair in self._store.get_prefix(self._keys.prefix).pairs]
+        return [(key, None) for key in found if key.startswith(SEVERAL) and key not in there]
 
     def _write_all(self, changes: Iterable[tuple[str, bytes | None]]) -> bool:
         """Write records, in several transactions if need be. False: etcd forgot, and the rest is not written."""

@@ -22,6 +22,8 @@ RANGE = 512
 """Tasks in one record."""
 EVALUATIONS_OF_AN_EPOCH: Final = 1000
 EVALUATIONS_TOLD: Final = 1000
+EVALUATIONS_CHARACTERS: Final = 2_000_000
+"""Of all scores that are told in one message."""
 METRICS: Final = 10_000
 PATHS: Final = 1000
 PATHS_CHARACTERS: Final = 200_000
@@ -258,14 +260,16 @@ class Records:
             setattr(self, name, msgspec.json.decode(value, type=type_))
 
     def evaluation_list(self) -> list[Evaluation]:
-        """The last scores, 1,000 at most, in the order of their epochs and numbers."""
+        """The last scores, 1,000 and 2,000,000 characters at most, in the order of their epochs and numbers."""
         found: list[Evaluation] = []
+        room = EVALUATIONS_CHARACTERS
         for epoch in sorted(self.evaluations, reverse=True):
-            scores = sorted(self.evaluations[epoch].items(), reverse=True)
-            found += [Evaluation(epoch=epoch, number=number, score=score) for number, score in scores]
-            if len(found) >= EVALUATIONS_TOLD:
-                break
-        return found[:EVALUATIONS_TOLD][::-1]
+            for number, score in sorted(self.evaluations[epoch].items(), reverse=True):
+                room -= len(score)
+                if len(found) == EVALUATIONS_TOLD or room < 0:
+                    return found[::-1]
+                found.append(Evaluation(epoch=epoch, number=number, score=score))
+        return found[::-1]
 
     def metric_list(self) -> list[Metric]:
         """All metrics, in the order of their epochs and numbers."""

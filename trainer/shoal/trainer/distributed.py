@@ -207,7 +207,7 @@ class DistributedJob(Session):
         engine = self._engine
         self._stopping = self._stopping or engine.stopping
         # Of a job that stops, a task of the next epoch may be here already: it is begun, and nobody else does it.
-        if self._epoch + 1 < self._epochs and (not self._stopping or engine.work.waiting):
+        if self._epoch + 1 < self._epochs and (not self._stopping or engine.holds_later(self._epoch)):
             self._epoch += 1
             return False
         return isinstance(engine.ask(m.Finish(), m.Complete, m.More), m.Complete)
@@ -425,7 +425,8 @@ class DistributedJob(Session):
         answer = self._engine.ask(m.Save(path=target, epoch=epoch, number=number), m.SaveTurn, m.Saved)
         turn = isinstance(answer, m.SaveTurn)
         # The complete model may have been written for an earlier life of this trainer, on a disk that went with it.
-        if not turn and (not self._finished or Path(target).exists()):
+        late = self._finished and not self._counts["batches"]
+        if not turn and (not late or Path(target).exists()):
             return
         self._bring_all()
         self._bring_tables()

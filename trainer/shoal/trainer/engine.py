@@ -313,6 +313,11 @@ class Engine:
         if self._ended_epoch >= epoch:
             self._ended_epoch = epoch - 1
 
+    def holds_later(self, epoch: int) -> bool:
+        """Whether the next task that is held belongs to a later epoch."""
+        work = self.work
+        return work.current is None and bool(work.waiting) and work.waiting[0].epoch > epoch
+
     def _report_done(self) -> None:
         done = self.work.finish()
         self._suspect.discard((done.lease.epoch, done.lease.task))

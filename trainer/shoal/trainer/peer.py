@@ -56,10 +56,13 @@ class Peer:
         self.incoming = whole[area.size :]
         self.gradients = DenseViews(area, self.outgoing)
         self.values = DenseViews(area, self.incoming)
-        connection.send(m.Attach(slots=slots, shared=2 * area.size if self.shared else 0))
-        if descriptor >= 0:
-            connection.send_descriptor(descriptor)
-            os.close(descriptor)
+        try:
+            connection.send(m.Attach(slots=slots, shared=2 * area.size if self.shared else 0))
+            if descriptor >= 0:
+                connection.send_descriptor(descriptor)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
         self.connection.receive(ANSWERS, idle=idle)
 
     def close(self) -> None:

@@ -450,8 +450,9 @@ class Servers:
             ServerLost: A server did not answer, or no longer serves its slots.
         """
         tables: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._shape.tables]
-        for slot, number in enumerate(self._map.owner):
-            if number < 0:
+        begun = self._map
+        for slot, number in enumerate(begun.owner):
+            if number < 0 or self._map != begun:  # it moved while another slot was waited for
                 raise ServerLost([slot])
             peer: Peer | None = None
             try:

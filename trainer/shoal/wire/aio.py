@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.why_closed = self.why_closed or why
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
-            self._loop.call_later(CLOSE_SECONDS, self._transport.abort)
+            self._loop.call_later(CLOSE_SECONDS, lambda: None if self.closed else self.abort())
 
     def abort(self, why: str = "") -> None:
         """Close now, whatever is left to be sent."""

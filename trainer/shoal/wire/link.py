@@ -87,6 +87,7 @@ class Link:
             try:
                 connection.send(message)
             except OSError:
+                connection.close()  # a part of the message may have gone: nothing can follow it
                 return False
             self._last_sent = time.monotonic()
             return True
@@ -94,8 +95,7 @@ class Link:
     def close(self) -> None:
         """End the link. What was sent before is delivered if the master lives."""
         self._closing.set()
-        with self._sending:
-            connection = self._connection
+        connection = self._connection  # whoever sends to a master that takes nothing has the lock
         if connection is not None:
             connection.close()
         if threading.current_thread() is not self._thread and self._thread.ident is not None:
@@ -144,4 +144,5 @@ class Link:
         quiet = now - min(self._last_heard, self._last_sent)
         if quiet > self.lease_seconds / 4 and now - self._last_ping > self.lease_seconds / 4:
             self._last_ping = now
-            self.send(Ping())
+            if not self._sending.locked():  # who sends to a master that takes nothing must not keep us from looking
+                self.send(Ping())
