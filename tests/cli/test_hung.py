@@ -24,7 +24,7 @@ for epoch in job.epochs():
         optimizer.zero_grad()
         model(x).sum().backward()
         optimizer.step()
-        time.sleep(0.01)
+        time.sleep(0.01)  # stands for the computation of a larger model
     if os.path.exists("finish"):
         job.stop("it was enough")
 """

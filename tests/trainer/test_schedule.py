@@ -230,7 +230,7 @@ def test_of_two_optimizers_each_has_the_rates_of_its_own_scheduler(any_job, orde
 
 SET_BY_SCRIPT = {
     "a rate that changes with each step": ("lr", 0.5, SCHEDULERS["LambdaLR"]),
-    "a rate that stays for long": ("lr", 0.5, SCHEDULERS["StepLR"]),
+    "a rate that changes every few steps": ("lr", 0.5, SCHEDULERS["StepLR"]),
     "what the scheduler has not changed yet": ("lr", 0.5, lambda o: s.StepLR(o, STEPS, gamma=0.9)),
     "momentum beside the rate": ("momentum", 0.5, lambda o: s.OneCycleLR(o, 0.5, total_steps=EPOCHS * STEPS)),
 }

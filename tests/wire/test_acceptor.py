@@ -1,4 +1,4 @@
-"""Callers are accepted whatever ``accept`` fails with, and those that say nothing keep nobody out."""
+"""The acceptor goes on after every error of ``accept``, and silent callers do not block the job's own processes."""
 
 from __future__ import annotations
 

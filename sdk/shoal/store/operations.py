@@ -38,7 +38,7 @@ def key_bytes(key: str) -> bytes:
 
 
 def key_text(key: bytes) -> str:
-    """A key of etcd's as text; bytes that are no UTF-8, as anybody may write them, come back by `key_bytes`."""
+    """A key of etcd as text. Bytes that are not UTF-8 become surrogate escapes, which `key_bytes` turns back."""
     return key.decode(errors="surrogateescape")
 
 

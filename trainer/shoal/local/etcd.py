@@ -202,6 +202,16 @@ class EtcdServer:
         (self.folder / "etcd.pid").write_text(f"{self.pid}\n")
         (self.folder / "etcd.endpoint").write_text(f"{self.endpoint}\n")
 
+    def answers(self, *, timeout_seconds: float) -> bool:
+        """Whether it answers a request; a refusal for a missing login is an answer, too."""
+        try:
+            Store.connect(self.endpoint, prefix="", timeout_seconds=timeout_seconds).close()
+        except StoreUnreachableError:
+            return False
+        except StoreRefusedError:
+            return True
+        return True
+
     def wait(self, timeout_seconds: float | None = None) -> int | None:
         """Wait for its end; gives the exit status (negative: the signal), None if it still runs."""
         return self._process.returncode if self._ended.wait(timeout_seconds) and self._process else None
@@ -326,14 +336,8 @@ class EtcdServer:
                 status = self.wait(0)
                 killed = -status if status is not None and status < 0 else 0
                 raise EtcdError(f"etcd ended at its start (status {status}): {self._last_words()}", signal=killed)
-            try:
-                Store.connect(self.endpoint, prefix="", timeout_seconds=0.5).close()
-            except StoreUnreachableError:
-                continue
-            except StoreRefusedError:
-                # It answers; that it asks who is there is its user's doing.
-                pass
-            return
+            if self.answers(timeout_seconds=0.5):
+                return
         raise EtcdError(f"etcd does not answer after {timeout_seconds:g} s: {self._last_words()}")
 
     def _last_words(self) -> str:

@@ -15,7 +15,8 @@ from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER, Place
 __all__ = ["Watchdog"]
 
 SILENT_SECONDS: Final = {ETCD: 30.0, MASTER: 30.0, SERVER: 300.0, TRAINER: 600.0}
-"""By role. A parameter server is silent while it reads a large snapshot, and a script may hold Python's lock for long."""
+"""Seconds of silence after which a process is killed, by role. A parameter server sends no heartbeat while it reads a large
+snapshot; a training script may hold Python's global interpreter lock for minutes."""
 START_SECONDS: Final = 60.0
 """A process that has not spoken yet may still import what it needs."""
 _GAP_SECONDS: Final = 5.0

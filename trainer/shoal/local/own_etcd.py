@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from shoal.local.etcd import EtcdError, EtcdServer
-from shoal.store import Store, StoreRefusedError, StoreUnreachableError
 from shoal.wire.environment import EXIT_REFUSED
 
 __all__ = ["OwnEtcd"]
@@ -57,7 +56,7 @@ class OwnEtcd:
             async with self._turn:
                 await asyncio.to_thread(self._server.start)
         except EtcdError as error:
-            # One that never ran and that nobody killed cannot run here; any other may have met a passing trouble.
+            # An etcd that never ran, and that no signal ended, cannot run here. Any other failure may be temporary.
             refused = not self._ran and not self._told_to_end and not error.signal
             on_exit(EXIT_REFUSED if refused else -error.signal or 1, str(error))
             return
@@ -88,14 +87,8 @@ class OwnEtcd:
         return code if code is not None else -signal.SIGKILL
 
     def answers(self) -> bool:
-        """Whether it answers a question now; blocks for two seconds at most."""
-        try:
-            Store.connect(self.endpoint, prefix="", timeout_seconds=2.0).close()
-        except StoreUnreachableError:
-            return False
-        except StoreRefusedError:
-            pass  # it asks who is there
-        return True
+        """Whether it answers a request now; blocks for two seconds at most."""
+        return self._server.answers(timeout_seconds=2.0)
 
     def kill(self) -> None:
         """End it without a warning; its end is told as any other."""

@@ -206,7 +206,7 @@ class DistributedJob(Session):
     def _epoch_over(self) -> bool:
         engine = self._engine
         self._stopping = self._stopping or engine.stopping
-        # Of a job that stops, a task of the next epoch may be here already: it is begun, and nobody else does it.
+        # When the script stops the job, this trainer may already hold a task of the next epoch, which it must finish.
         if self._epoch + 1 < self._epochs and (not self._stopping or engine.holds_later(self._epoch)):
             self._epoch += 1
             return False
