@@ -103,7 +103,7 @@ def test_servers_stand_together_where_that_leaves_room_for_a_trainer(world):
     two = {"requests": {"cpu": "2", "memory": "64Mi"}}
     world.j.apply(
         trainer={"minReplicas": 1, "maxReplicas": 9, "resources": two},
-        parameterServer={"replicas": 2, "resources": ONE_CPU},
+        parameterServer={"replicas": 2, "resources": ONE_CPU, "emptyDir": {}},
         master={"resources": SMALL},
     )
     trainers(world.j, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shoal.operator import objects
 from shoal.operator.hints import NODES, hinted, wish_of
 from shoal.operator.pods import pod_hash, server_pod, trainer_pod
@@ -9,7 +11,12 @@ from shoal.operator.reconcile import Apply, CreatePod, Observed, Places, reconci
 from shoal.operator.rendered import applied_hash
 from shoal.operator.trainers import TrainerPod
 from tests.operator.jobs import IDENTITY, job
+from tests.operator.looks import MASTERS, servers
 
+WHOLE = Observed(
+    servers=servers(), masters=MASTERS, trainers=tuple(TrainerPod(index=n, uid=str(n), node="c") for n in range(2))
+)
+"""A job that has the pods that it needs: more trainers may come."""
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
@@ -44,7 +51,7 @@ def test_what_a_template_asks_for_stays_and_its_own_wish_goes_first():
 def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template():
     of, plain = job(), trainer_pod(job(), IDENTITY, 0)
     places = Places(stays={}, comes={"a": 2, "b": 1})
-    actions = reconcile(of, IDENTITY, Observed(), trainers=4, places=places)
+    actions = reconcile(of, IDENTITY, WHOLE, trainers=6, places=places)
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["a"], ["b"], []]
     assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(plain)}
@@ -56,7 +63,7 @@ def test_who_is_nowhere_yet_will_be_where_he_was_wanted():
     assert (wish_of(first), wish_of(trainer_pod(of, IDENTITY, 0)), wish_of(hinted(first, []))) == ("a", "", "a")
     assert wish_of(hinted(trainer_pod(of, IDENTITY, 0), ["a", "b"])) == ""
     waiting = TrainerPod(index=0, uid="0", wish="a")
-    seen = Observed(trainers=(waiting, TrainerPod(index=1, uid="1", node="b")))
+    seen = replace(WHOLE, trainers=(waiting, TrainerPod(index=1, uid="1", node="b")))
     actions = reconcile(of, IDENTITY, seen, trainers=4, places=Places(stays={"b": 1}, comes={"a": 2, "b": 1}))
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["b"]]

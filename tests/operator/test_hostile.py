@@ -26,7 +26,7 @@ HOST = {"template": {"spec": {"hostNetwork": True, "hostPID": True, "hostIPC": T
 
 @pytest.mark.parametrize("role", ["trainer", "parameterServer", "master"])
 def test_the_host_s_namespaces_are_the_namespace_s_policy_s_business(shared, job, restricted, role):
-    sections = {"trainer": {"minReplicas": 2}, "parameterServer": {"replicas": 2}, "master": {}}
+    sections = {"trainer": {"minReplicas": 2}, "parameterServer": {"replicas": 2, "emptyDir": {}}, "master": {}}
     sections[role] |= HOST
     job.apply(**sections)
     job.says("Scheduled", "False", "PodsRefused", 'violates PodSecurity "restricted:latest": host namespaces')
@@ -53,7 +53,7 @@ COLLIDING = {
 
 def test_labels_that_collide_with_ours_give_way(shared, job):
     template = {"template": {"metadata": {"labels": COLLIDING}}}
-    sections = {"trainer": {"minReplicas": 2, **template}, "parameterServer": {"replicas": 2, **template}}
+    sections = {"trainer": {"minReplicas": 2, **template}, "parameterServer": {"replicas": 2, "emptyDir": {}, **template}}
     shared.apply(manifest(job.name, {"labels": COLLIDING}, **sections, master=template))
     job.at_work([0, 1])
     job.state("Running")

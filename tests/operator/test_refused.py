@@ -110,7 +110,7 @@ def test_a_job_waits_for_what_is_left_of_one_of_the_same_name(shared, job, kind)
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": "1Mi"}},
     }
-    servers = {"replicas": 2, "volumeClaimSpec": claim} if kind == "PersistentVolumeClaim" else {"replicas": 2}
+    servers = {"replicas": 2, "volumeClaimSpec": claim} if kind == "PersistentVolumeClaim" else {"replicas": 2, "emptyDir": {}}
     shared.cluster.add_volumes(4, storage_class=shared.namespace)
     job.apply(parameterServer=servers)
     job.at_work([0, 1])

@@ -27,7 +27,7 @@ PRIORITIES = ROOT / "deploy" / "base" / "priorities.yaml"
 CLASSES = ("--priority-classes", "shoal-servers", "shoal-minimum", "shoal-surplus")
 SPEC = {
     "image": "example.org/train:1", "command": ["python", "train.py"],
-    "trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2},
+    "trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2, "emptyDir": {}},
 }  # fmt: skip
 MADE = ("Pod", "Service", "ServiceAccount", "Secret", "ConfigMap", "Deployment", "StatefulSet", "PodDisruptionBudget",
         "PersistentVolumeClaim")  # fmt: skip

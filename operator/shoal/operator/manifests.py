@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from shoal.operator.ownership import fields_of
 from shoal.operator.pods import label
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "deleting",
     "is_pod_of",
     "newer",
+    "own_container",
     "phase_of",
     "place_of",
     "ready",
@@ -40,7 +42,7 @@ def slim(manifest: Manifest) -> Manifest:
     """An object without what nobody here asks for: thousands of them are kept."""
     metadata = {key: manifest["metadata"][key] for key in _METADATA if key in manifest["metadata"]}
     if manifest["kind"] != "Pod":
-        return {"metadata": metadata}
+        return {"metadata": metadata, "fields": fields_of(manifest)}
     status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
     return {
         "metadata": without(metadata, "annotations"),
@@ -122,9 +124,20 @@ def condition(manifest: Manifest, kind: str) -> Manifest:
     return next((each for each in conditions if each.get("type") == kind), {})
 
 
+def own_container(pod: Manifest) -> Manifest:
+    """The status of the container of a pod's role, which alone decides what becomes of the pod; empty: it has none yet."""
+    containers: list[Manifest] = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((each for each in containers if each.get("name") == label(pod, "role")), {})
+
+
 def ready(pod: Manifest) -> bool:
-    """Whether a pod says that it is ready."""
-    return condition(pod, "Ready").get("status") == "True"
+    """Whether the container of a pod's role is ready, whatever the others are.
+
+    The cluster takes the condition away from pods of a node that is silent, whose containers look as they did.
+    """
+    found = condition(pod, "Ready")
+    others = found.get("status") == "False" and found.get("reason") == "ContainersNotReady"
+    return bool(found.get("status") == "True" or (others and own_container(pod).get("ready")))
 
 
 def unreachable(node: Manifest) -> bool:

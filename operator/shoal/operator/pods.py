@@ -200,8 +200,13 @@ def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
     made = _pod(
         job, identity, "pserver", container, {"env": [index, address]}, template=part.template, resources=part.resources
     )
-    made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
-    _mount(made, "snapshots", {"emptyDir": {}} if part.volume_claim_spec is None else None, folder, written=True)
+    source: dict[str, Any] | None = None
+    if part.empty_dir is not None:
+        # Its node may come back, and the snapshots with it: the pod stays as long as the cluster's own rule has it.
+        source = {"emptyDir": part.empty_dir.model_dump(by_alias=True, exclude_unset=True, mode="json")}
+    else:
+        made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
+    _mount(made, "snapshots", source, folder, written=True)
     if identity.classes is not None:
         made["spec"]["priorityClassName"] = identity.classes[0]
     return made
@@ -225,7 +230,9 @@ def master_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
     part = job.spec.master
     ours = {"env": [_env("SHOAL_INDEX", "0")]}
     made = _pod(job, identity, "master", container, ours, template=part.template, resources=part.resources)
-    _mount(made, "job", {"configMap": {"name": names(job)["job"]}}, f"{_FOLDER}/job")
+    # What else lies there is the operator's.
+    items = [{"key": "job.json", "path": "job.json"}]
+    _mount(made, "job", {"configMap": {"name": names(job)["job"], "items": items}}, f"{_FOLDER}/job")
     if identity.guarded:
         _mount(made, "etcd", _secret(job, identity, "etcd"), login)
     made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]

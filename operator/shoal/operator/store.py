@@ -99,6 +99,8 @@ class ClusterStore:
         self._buried: dict[str, None] = {}
         """The uids of objects that went lately, oldest first."""
         self._lost_nodes: set[str] = set()
+        self._gone_nodes: set[str] = set()
+        """Of these, the ones that are no objects any more."""
         self._etcd = True
 
     # --- Events: each returns the jobs that it concerns ---
@@ -235,9 +237,10 @@ class ClusterStore:
         """A node is there, changed, or gone."""
         name = manifest["metadata"]["name"]
         lost = gone or unreachable(manifest)
-        if lost == (name in self._lost_nodes):
+        if (lost, gone) == (name in self._lost_nodes, name in self._gone_nodes):
             return set()
         (self._lost_nodes.add if lost else self._lost_nodes.discard)(name)
+        (self._gone_nodes.add if gone else self._gone_nodes.discard)(name)
         return {
             uid
             for uid, known in self._known.items()
@@ -298,7 +301,8 @@ class ClusterStore:
         finished = known.ended is not None and known.ended.state == "Complete"
         succeeded = any(pod.succeeded for pod in pods if pod.role == "trainer")
         return Observed(
-            applied=self._applied(uid),
+            applied={key: each[0] for key, each in self._applied(uid).items()},
+            fields={key: each[1] for key, each in self._applied(uid).items()},
             trainers=tuple(sorted(trainers, key=lambda pod: pod.index)),
             saved=finished and succeeded,
             servers=self._others(uid, "pserver"),
@@ -377,12 +381,12 @@ class ClusterStore:
 
     # --- Parts ---
 
-    def _applied(self, uid: Uid) -> dict[tuple[str, str], str]:
-        """Of each object of the job, the hash of what it was made from."""
+    def _applied(self, uid: Uid) -> dict[tuple[str, str], tuple[str, str]]:
+        """Of each object of the job, the hash of what it was made from, and the record of fields that are ours."""
         job = self.jobs.get(uid)
         namespace = place_of(job)[0] if job is not None else ""
         return {
-            (kind, name): str((each["metadata"].get("annotations") or {}).get(APPLIED, ""))
+            (kind, name): (str((each["metadata"].get("annotations") or {}).get(APPLIED, "")), str(each["fields"]))
             for (kind, where, name), each in self._known[uid].objects.items()
             if kind in APPLIED_KINDS and where == namespace and controlled(each, "TrainingJob", uid=uid)
         }
@@ -397,7 +401,13 @@ class ClusterStore:
 
     def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:
         found = [
-            ServerPod(name=pod.name, uid=pod.uid, lost=self._lost(pod), deleting=pod.deleting)
+            ServerPod(
+                name=pod.name,
+                uid=pod.uid,
+                lost=self._lost(pod),
+                deleting=pod.deleting,
+                gone=pod.node in self._gone_nodes,
+            )
             for pod in self.pods(uid)
             if pod.role == role
         ]

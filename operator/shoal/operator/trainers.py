@@ -25,6 +25,7 @@ class TrainerPod:
         index: Its index.
         uid: Of the pod.
         ended: Its process has ended for good: succeeded, failed or evicted.
+        lingers: It has, and another container of the pod runs on.
         deleting: It is being deleted.
         lost: Its node is gone or has not answered for too long.
         ready: Its process runs.
@@ -38,6 +39,7 @@ class TrainerPod:
     index: int
     uid: str
     ended: bool = False
+    lingers: bool = False
     deleting: bool = False
     lost: bool = False
     ready: bool = False
@@ -85,6 +87,7 @@ def decide(
     drain: Collection[int],
     *,
     overdue: Collection[int] = (),
+    resting: Collection[int] = (),
     stays: Mapping[str, int] | None = None,
 ) -> Decision:
     """Bring a job's trainers in line with how many are wanted.
@@ -94,6 +97,7 @@ def decide(
         pods: All trainers' pods that exist, in any state; at most one per index.
         drain: What stands in etcd now.
         overdue: Of those that are to leave: who was told too long ago and is sent away by its kubelet now.
+        resting: Indices whose next pod is not due yet, by the back-off. Until then the former pod stays, with its reason.
         stays: Node -> how many stay there, of a plan: who is more leaves first, and who died since then is replaced when
             a plan knows of it, as it may be that somebody else needs the room. None: it does not matter where.
     """
@@ -106,11 +110,11 @@ def decide(
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.lost:
             actions.append(Delete(pod.index, pod.uid, force=True))
-        elif pod.deleting:
+        elif pod.deleting or (pod.ended and pod.index in resting):
             continue
         elif pod.ended or (pod.index in leaving and (not pod.works or pod.index in overdue)):
             actions.append(Delete(pod.index, pod.uid))
-    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain))
+    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain) | set(resting))
     told = tuple(sorted(leaving))
     return Decision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
 

@@ -39,6 +39,10 @@ Manifest = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
 _UNPROCESSABLE: Final = 422
+_INTERNAL: Final = 500
+_INTERNAL_SECONDS: Final = 1.0
+"""For so long a request is sent again that the API server answers with an error of its own: one that lasts, such as a
+webhook that cannot be called, is the caller's to report."""
 _JSON_PATCH: Final = "application/json-patch+json"
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
@@ -170,19 +174,33 @@ class Kube:
         except KubeGoneError:
             return None
 
-    async def list(self, kind: str, *, namespace: str = "", selector: str = "") -> list[Manifest]:
+    async def list(
+        self, kind: str, *, namespace: str = "", selector: str = "", name: str = "", fields: str = ""
+    ) -> list[Manifest]:
         """The items of a `listing`."""
-        return (await self.listing(kind, namespace=namespace, selector=selector)).items
+        return (await self.listing(kind, namespace=namespace, selector=selector, name=name, fields=fields)).items
 
-    async def listing(self, kind: str, *, namespace: str = "", selector: str = "") -> Listed:
+    async def listing(
+        self, kind: str, *, namespace: str = "", selector: str = "", name: str = "", fields: str = ""
+    ) -> Listed:
         """All objects of a kind, in a namespace or everywhere, with these labels.
+
+        Args:
+            kind: Of the objects.
+            namespace: Where; empty: everywhere.
+            selector: Labels.
+            name: Only the object of this name, for which the right to list is enough.
+            fields: A field selector.
 
         Raises:
             KubeGoneError: The cluster does not know the kind.
             KubeForbiddenError: It is not allowed.
             KubeUnreachableError: Patience ended.
         """
-        first = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
+        fields = ",".join(filter(None, (f"metadata.name={name}" if name else "", fields)))
+        first = {"limit": str(_PAGE)}
+        first |= {"labelSelector": selector} if selector else {}
+        first |= {"fieldSelector": fields} if fields else {}
         found: list[Manifest] = []
         query = dict(first)
         end = time.monotonic() + self._patience
@@ -339,7 +357,8 @@ class Kube:
         body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         content: str = "application/json",
     ) -> Manifest:
-        end = time.monotonic() + self._patience
+        begun = time.monotonic()
+        end = begun + self._patience
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -351,6 +370,8 @@ class Kube:
                 self._on_answer(verb, kind, error.status)
                 if not isinstance(error, KubeUnreachableError):
                     raise
+                if error.status == _INTERNAL:
+                    end = min(end, begun + _INTERNAL_SECONDS)
                 if time.monotonic() + pause > end:
                     raise
                 await asyncio.sleep(max(pause, min(error.retry_after_seconds, end - time.monotonic())))
