@@ -103,6 +103,12 @@ class Api:
         except ApiError:
             return None
 
+    def evicts(self, namespace: str, pod: str, eviction: Mapping[str, Any]) -> bool:
+        """Whether the API server evicts a pod; not, where a budget forbids it."""
+        path = KINDS["Pod"].path(namespace, pod, subresource="eviction")
+        status, _ = self._once("POST", path, json.dumps(eviction), "application/json")
+        return status < 300
+
     def create(self, kind: str, namespace: str, manifest: Mapping[str, Any]) -> Any:
         """Make an object."""
         made = {"apiVersion": KINDS[kind].version, "kind": kind, **manifest}

@@ -157,8 +157,11 @@ def _only_further(before: Published, after: Published) -> bool:
 
 def _runs(pod: dict[str, Any], keys: JobKeys, role: str) -> bool:
     """Whether it is at work; who only bears the labels is not known to any master."""
-    conditions = pod.get("status", {}).get("conditions", [])
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    status = pod.get("status", {})
+    beside = any(each.get("reason") == "ContainersNotReady" for each in status.get("conditions", []))
+    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions", []))
+    # A process does not ask what the containers beside it do.
+    ready |= beside and any(each["name"] == role and each["ready"] for each in status.get("containerStatuses", []))
     metadata = pod["metadata"]
     ours = metadata["labels"].get("shoal.dev/role") == role and metadata["name"].startswith(f"{keys.name}-{role}-")
     return ours and ready and "deletionTimestamp" not in metadata

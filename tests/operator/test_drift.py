@@ -68,15 +68,6 @@ def test_an_object_that_is_deleted_or_disowned_comes_back(shared, job):
     job.until(ours, "its owner and its label")
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all values of a manifest that are neither mappings nor lists."""
-    if isinstance(value, dict):
-        return [found for key, below in value.items() for found in leaves(below, (*path, key))]
-    if isinstance(value, list):
-        return [found for number, below in enumerate(value) for found in leaves(below, (*path, number))]
-    return [path]
-
-
 def test_the_record_of_our_fields_lacks_each_field_that_was_changed(shared):
     """The kind: every field that Shoal sets, of every object of a job, changed one after the other by another client.
 
@@ -86,8 +77,8 @@ def test_the_record_of_our_fields_lacks_each_field_that_was_changed(shared):
     namespace = shared.namespace
     kept = {"replicas": 2, "emptyDir": {"sizeLimit": "1Gi"}}
     checked = 0
-    for name, of in (("a", everything(namespace)), ("b", a_job(namespace, parameterServer=kept))):
-        of = of.model_copy(update={"metadata": of.metadata.model_copy(update={"name": name})})
+    for name, made in (("a", everything(namespace)), ("b", a_job(namespace, parameterServer=kept))):
+        of = made.model_copy(update={"metadata": made.metadata.model_copy(update={"name": name})})
         rendered = Rendered(of, identity)
         for each in (*rendered.standing, rendered.servers(of.servers), rendered.master(0)):
             notes = each.content["metadata"].get("annotations", {}) | {APPLIED: each.hash}

@@ -56,7 +56,11 @@ def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
 
 @pytest.mark.parametrize("role", ["trainer", "parameterServer", "master"])
 def test_who_is_elsewhere_stays_as_it_is(shared, job, doomed, role):
-    sections = {"trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2, "emptyDir": {}}, "master": {}}
+    sections = {
+        "trainer": {"minReplicas": 2, "maxReplicas": 4},
+        "parameterServer": {"replicas": 2, "emptyDir": {}},
+        "master": {},
+    }
     sections[role] |= on(shared, doomed)
     # The others keep away from it.
     away = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [doomed]}
@@ -83,7 +87,7 @@ def test_a_job_is_suspended_though_its_node_was_lost(shared, job, doomed):
     shared.cluster.lose_node(doomed)
     job.patch({"suspend": True})
     job.state("Suspended")
-    assert job.all_pods() == []
+    assert job.all_pods("trainer") == []
     assert from_mapping(job.found).spec.suspend
     job.patch({"suspend": False})
     job.at_work([0, 1])

@@ -73,6 +73,12 @@ class World:
     def job(self, name: str) -> Job:
         return Job(self, name)
 
+    def claims(self, servers: int = 2) -> dict[str, Any]:
+        """Parameter servers with claims for their snapshots, and volumes for these."""
+        self.cluster.add_volumes(servers, storage_class=self.namespace)
+        size = {"requests": {"storage": "1Mi"}}
+        return {"replicas": servers, "volumeClaimSpec": {"storageClassName": self.namespace, "resources": size}}
+
     # --- The operator ---
 
     def start(self, program: str = "shoal.operator", **variables: str) -> Child:

@@ -41,9 +41,12 @@ _STATUS: Final = ("phase", "reason", "message", "conditions", "initContainerStat
 def slim(manifest: Manifest) -> Manifest:
     """An object without what nobody here asks for: thousands of them are kept."""
     metadata = {key: manifest["metadata"][key] for key in _METADATA if key in manifest["metadata"]}
+    status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
+    if manifest["kind"] == "PersistentVolumeClaim":
+        classless = spec.get("storageClassName") is None and status.get("phase") == "Pending"
+        return {"metadata": metadata, "classless": classless}
     if manifest["kind"] != "Pod":
         return {"metadata": metadata, "fields": fields_of(manifest)}
-    status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
     return {
         "metadata": without(metadata, "annotations"),
         "spec": {key: spec[key] for key in _SPEC if key in spec},

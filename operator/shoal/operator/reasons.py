@@ -8,7 +8,7 @@ from typing import Final
 
 from shoal.api.status import REASONS, ConditionType, Reason
 
-__all__ = ["Trouble", "clipped", "in_order", "listed", "reason_of", "words_of"]
+__all__ = ["NO_CLASS", "Trouble", "clipped", "in_order", "listed", "reason_of", "words_of"]
 
 _LONGEST: Final = 500
 """Characters of one pod's trouble."""
@@ -18,9 +18,13 @@ _MOST_KINDS: Final = 3
 """Problems of different kinds that one message tells."""
 _ROLES: Final = ("master", "pserver", "trainer")
 
+NO_CLASS: Final = "NoStorageClass"
+"""Of a claim that names no StorageClass where none is the default."""
+
 _TROUBLES: Final[Mapping[str, Reason]] = {
     "Unschedulable": Reason.UNSCHEDULABLE,
     "SchedulingGated": Reason.UNSCHEDULABLE,
+    NO_CLASS: Reason.UNSCHEDULABLE,
     "FailedCreate": Reason.PODS_REFUSED,
     "Forbidden": Reason.PODS_REFUSED,
     "Invalid": Reason.PODS_REFUSED,
@@ -90,7 +94,7 @@ class Trouble:
     @property
     def decisive(self) -> bool:
         """Whether waiting cannot help: it was refused, and would be again."""
-        return self.known is Reason.PODS_REFUSED
+        return self.known is Reason.PODS_REFUSED or self.reason == NO_CLASS
 
     @property
     def before_node(self) -> bool:

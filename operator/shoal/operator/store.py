@@ -35,6 +35,7 @@ from shoal.operator.manifests import (
 )
 from shoal.operator.pods import GROUP, label
 from shoal.operator.policy import End
+from shoal.operator.reasons import NO_CLASS
 from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.status import Facts, Trouble
 from shoal.store import JobKeys, Published, Wanted
@@ -47,6 +48,10 @@ NEWS_SECONDS: Final = 15.0
 """Within so long progress is to be told that changes nothing else."""
 APPLIED_KINDS: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
 """What bears that annotation: made when a job is first at work, and gone with it."""
+_NO_CLASS_WORDS: Final = (
+    "the cluster has no default StorageClass; name one in spec.parameterServer.volumeClaimSpec.storageClassName, or keep "
+    "the snapshots in the pods (spec.parameterServer.emptyDir: {}), where they are lost with them"
+)
 _MOST_BURIED: Final = 10_000
 """More than can go between a write and its answer."""
 
@@ -371,8 +376,14 @@ class ClusterStore:
         )
 
     def troubles(self, uid: Uid) -> list[Trouble]:
-        """What is wrong with a job's pods."""
-        return [each for pod in self.pods(uid) for each in pod.troubles]
+        """What is wrong with a job's pods and its claims."""
+        job = self.jobs.get(uid)
+        claims = [
+            Trouble("pserver", name, NO_CLASS, _NO_CLASS_WORDS)
+            for (kind, namespace, name), each in self._known[uid].objects.items()
+            if kind == "PersistentVolumeClaim" and each["classless"] and job and namespace == place_of(job)[0]
+        ]
+        return [*claims, *(each for pod in self.pods(uid) for each in pod.troubles)]
 
     def ends(self, uid: Uid) -> list[End]:
         """How lives of a job's containers ended."""
