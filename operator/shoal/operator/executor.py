@@ -16,7 +16,7 @@ from shoal.kube import Kube, KubeConflictError, KubeError, KubeFencedError, Kube
 from shoal.operator import objects
 from shoal.operator.aside import aside
 from shoal.operator.pods import Identity, label, labels, secret_name
-from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Remove, Tell
+from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Remove, StopPod, Tell
 from shoal.operator.rendered import applied_hash
 from shoal.operator.store import APPLIED
 from shoal.operator.turns import Turns
@@ -30,6 +30,9 @@ _AT_ONCE: Final = 32
 _APPLIES_AT_ONCE: Final = 8
 """The same for all else: an API server gives Services their addresses one after the other, and who waits there too long has
 to ask again."""
+
+
+_OF_PODS: Final = (CreatePod, DeletePod, StopPod)
 
 
 def _ignore(_manifest: Mapping[str, Any]) -> None:
@@ -62,7 +65,7 @@ class Failure:
                 return f"{manifest['kind']} {manifest['metadata']['name']}"
             case Remove(kind, name):
                 return f"{kind} {name}"
-            case DeletePod(name):
+            case DeletePod(name) | StopPod(name):
                 return f"Pod {name}"
             case MakeSecrets():
                 return "the job's Secrets"
@@ -110,7 +113,7 @@ class Executor:
 
         async def tried(action: Action) -> None:
             try:
-                if isinstance(action, CreatePod | DeletePod):
+                if isinstance(action, _OF_PODS):
                     await self._pod(job, identity.uid, action)
                 else:
                     await self._one(job, identity, action)
@@ -119,8 +122,8 @@ class Executor:
             except (KubeError, StoreError) as error:
                 failed.append(Failure(action, error))
 
-        pods = [action for action in actions if isinstance(action, CreatePod | DeletePod)]
-        rest = [action for action in actions if not isinstance(action, CreatePod | DeletePod)]
+        pods = [action for action in actions if isinstance(action, _OF_PODS)]
+        rest = [action for action in actions if not isinstance(action, _OF_PODS)]
         first = [action for action in rest if not _optional(action)]
         for action in first:
             await tried(action)
@@ -148,10 +151,13 @@ class Executor:
             case Tell(wanted):
                 await aside(lambda: self._tell(job, identity.uid, wanted))
 
-    async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod) -> None:
+    async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
         # Of jobs that grow together each gets its next trainer in turn: of trainers that are alike the kube-scheduler evicts
         # those that started last, and would take all of them from one job.
         async with self._room.of(uid):
+            if isinstance(action, StopPod):
+                await self._kube.stop_pod(action.name, namespace=job.metadata.namespace, uid=action.uid)
+                return
             if isinstance(action, DeletePod):
                 grace = 0 if action.force else None
                 namespace = job.metadata.namespace

@@ -97,6 +97,7 @@ class PodFacets:
             uid=self.uid,
             ended=self.ended,
             lingers=self.lingers,
+            failing=any(end.code and not end.asked for end in self.ends) and not self.ended,
             deleting=self.deleting,
             lost=lost,
             ready=self.ready,

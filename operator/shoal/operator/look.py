@@ -22,6 +22,7 @@ from shoal.operator.missing import Missing
 from shoal.operator.pods import Identity, label
 from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Observed, Places, reconcile
 from shoal.operator.reporter import Reporter
+from shoal.operator.starting import Starting
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.store import ClusterStore
 from shoal.operator.vault import Vault
@@ -94,6 +95,7 @@ class Looker:
         self._kube = kube
         self._checker = Checker(kube)
         self._missing = Missing(kube)
+        self._starting = Starting(kube)
         self._executor = executor
         self._reporter = reporter
         self._etcd = etcd
@@ -120,6 +122,7 @@ class Looker:
             self._reporter.forget(uid)
             self._checker.forget(uid)
             self._missing.forget(uid)
+            self._starting.forget(uid)
             self._wishes.forget(uid)
             return None
         memory = self._memory.setdefault(uid, Memory())
@@ -245,7 +248,8 @@ class Looker:
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
         troubles, asking = await self._missing.why(job, identity, seen, waits=not decision.trainers)
-        troubles = [*map(_trouble, failed), *troubles]
+        slow, starting = await self._starting.why(view.uid, job.metadata.namespace, self._store.pods(view.uid))
+        troubles = [*map(_trouble, failed), *troubles, *slow]
         full = next((each.message for each in troubles if each.known is Reason.QUOTA_EXCEEDED), "")
         facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
         later = await self._say(
@@ -256,7 +260,7 @@ class Looker:
         again = _HELD_SECONDS if held else None
         rest = min(resting.values(), default=None)
         due = self._due(view, job, facts)
-        return _soonest(view.now, patience, renewal, asking, later, again, rest, repair, due)
+        return _soonest(view.now, patience, renewal, asking, starting, later, again, rest, repair, due)
 
     def _decided(
         self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory

@@ -34,6 +34,7 @@ __all__ = [
     "Observed",
     "Remove",
     "ServerPod",
+    "StopPod",
     "Tell",
     "in_pods",
     "reconcile",
@@ -171,13 +172,21 @@ class DeletePod:
 
 
 @dataclass(frozen=True)
+class StopPod:
+    """Have the kubelet end a pod's containers; the pod stays, with its logs. That it is gone is no error."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class Tell:
     """Write the record for the master."""
 
     wanted: Wanted
 
 
-Action = MakeSecrets | Apply | Remove | CreatePod | DeletePod | Tell
+Action = MakeSecrets | Apply | Remove | CreatePod | DeletePod | StopPod | Tell
 
 
 _BUDGET: Final = "PodDisruptionBudget"
@@ -345,7 +354,13 @@ class _Round:
         if wanted != (self._seen.wanted or Wanted()):
             yield Tell(wanted)
         told_to_leave = self._seen.wanted is not None and self._seen.wanted.suspend
-        yield from (self._deletion(action) for action in decision.actions if isinstance(action, Delete))
+        failing = {pod.uid for pod in self._seen.trainers if pod.failing and not (pod.ended or pod.lost)}
+        over = self._seen.ended is not None
+        for action in decision.actions:
+            if isinstance(action, Delete):
+                stops = over and action.uid in failing
+                named = f"{self._names['trainer']}-{action.index}"
+                yield StopPod(named, action.uid) if stops else self._deletion(action)
         if told_to_leave:  # who comes before the master knows better would be sent away
             return
         indices = [action.index for action in decision.actions if isinstance(action, Create)]

@@ -26,6 +26,7 @@ class TrainerPod:
         uid: Of the pod.
         ended: Its process has ended for good: succeeded, failed or evicted.
         lingers: It has, and another container of the pod runs on.
+        failing: Its process has ended with an error, and is started again in place.
         deleting: It is being deleted.
         lost: Its node is gone or has not answered for too long.
         ready: Its process runs.
@@ -40,6 +41,7 @@ class TrainerPod:
     uid: str
     ended: bool = False
     lingers: bool = False
+    failing: bool = False
     deleting: bool = False
     lost: bool = False
     ready: bool = False

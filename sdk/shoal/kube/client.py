@@ -167,6 +167,18 @@ class Kube:
 
     # --- Reading ---
 
+    async def knows(self, kind: str) -> bool:
+        """Whether the cluster has this kind: every account may ask.
+
+        Raises:
+            KubeError: The API server was away for too long.
+        """
+        try:
+            found = await self._ask("get", kind, f"/apis/{KINDS[kind].version}")
+        except KubeGoneError:
+            return False
+        return any(each.get("name") == KINDS[kind].plural for each in found.get("resources") or [])
+
     async def get(self, kind: str, name: str, *, namespace: str = "") -> Manifest | None:
         """An object; None if it is not there."""
         try:
@@ -326,20 +338,41 @@ class Kube:
 
     async def set_status(
         self, kind: str, name: str, status: Mapping[str, Any], *, uid: str, namespace: str = ""
-    ) -> bool:
-        """Give an object this status; False if the object is gone, also where another one has its name by now."""
+    ) -> Manifest | None:
+        """Give an object this status, and return it; None if it is gone, also where another one has its name by now."""
         path = KINDS[kind].path(namespace, name, subresource="status")
         # A status is a subresource, whose writer's metadata the API server ignores; a test within the patch it does not.
         body: list[Mapping[str, Any]] = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
             {"op": "add", "path": "/status", "value": status},
         ]
+        query = {"fieldManager": self._manager}
         try:
-            await self._ask("patch", kind, path, query={"fieldManager": self._manager}, body=body, content=_JSON_PATCH)
+            return await self._ask("patch", kind, path, query=query, body=body, content=_JSON_PATCH)
+        except KubeGoneError:
+            return None
+        except KubeInvalidError as error:
+            # A status that the schema refuses has causes, field by field; the test of the patch has none.
+            if error.causes or error.status != _UNPROCESSABLE:
+                raise
+            return None
+
+    async def stop_pod(self, name: str, *, namespace: str, uid: str) -> bool:
+        """Have the kubelet end a pod's containers, by a deadline that has passed; False if this pod is gone.
+
+        The pod itself stays, and its logs with it.
+        """
+        body: list[Mapping[str, Any]] = [
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 1},
+        ]
+        query = {"fieldManager": self._manager}
+        try:
+            path = KINDS["Pod"].path(namespace, name)
+            await self._ask("patch", "Pod", path, query=query, body=body, content=_JSON_PATCH)
         except KubeGoneError:
             return False
         except KubeInvalidError as error:
-            # A status that the schema refuses has causes, field by field; the test of the patch has none.
             if error.causes or error.status != _UNPROCESSABLE:
                 raise
             return False
