@@ -94,6 +94,32 @@ def test_a_drain_leaves_servers_that_hold_the_model(shared, job):
     assert evicted(shared, f"{job.name}-pserver-0")
 
 
+def test_a_drained_node_s_trainers_are_replaced_elsewhere_first(shared, job):
+    """At the minimum a budget would hold the drain for ever."""
+    (node,) = shared.cluster.add_nodes(1, prefix="drained", cpu="64")
+    shared.nodes.append(node)
+    wanted = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+        {"weight": 100, "preference": {"matchExpressions": [wanted]}}]}}  # fmt: skip
+    here = {"template": {"spec": {"affinity": affinity}}}
+    job.apply(trainer={"minReplicas": 2, **here}, parameterServer=shared.claims() | here, master=here)
+    job.at_work([0, 1])
+    job.state("Running")
+    assert {pod["spec"]["nodeName"] for pod in job.all_pods()} == {node}
+    fewest: list[int] = []
+
+    def gone() -> bool:
+        fewest.append(len(job.pods("trainer")))
+        return node not in {pod["spec"].get("nodeName") for pod in job.all_pods("trainer")}
+
+    shared.kubectl("cordon", node)
+    job.until(gone, "trainers elsewhere")
+    assert min(fewest) >= 2, "the job kept its minimum"
+    shared.kubectl("drain", node, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s")
+    job.until(lambda: len(job.pods("trainer")) == len(job.pods("pserver")) == 2, "all of it elsewhere")
+    job.state("Running")
+
+
 def test_a_policy_that_denies_budgets_stops_nothing_else(shared, job):
     """What is optional comes last, and is said."""
     rule = {"expression": "false", "message": "no budgets here"}

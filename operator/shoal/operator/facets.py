@@ -84,13 +84,14 @@ class PodFacets:
             ends=tuple(ends_of(pod)),
         )
 
-    def trainer(self, *, lost: bool, current: bool, member: bool) -> TrainerPod:
+    def trainer(self, *, lost: bool, current: bool, member: bool, cordoned: bool = False) -> TrainerPod:
         """As a trainer.
 
         Args:
             lost: Whether its node is.
             current: Whether it is of the present template.
             member: Whether the master has it as one.
+            cordoned: Whether its node takes no new pods.
         """
         return TrainerPod(
             index=self.index,
@@ -103,6 +104,7 @@ class PodFacets:
             ready=self.ready,
             current=current,
             works=member and not self.ended,
+            cordoned=cordoned,
             priority=self.priority,
             node=self.node,
             wish=self.wish,

@@ -106,6 +106,7 @@ class ClusterStore:
         self._lost_nodes: set[str] = set()
         self._gone_nodes: set[str] = set()
         """Of these, the ones that are no objects any more."""
+        self._cordoned_nodes: set[str] = set()
         self._etcd = True
 
     # --- Events: each returns the jobs that it concerns ---
@@ -242,8 +243,11 @@ class ClusterStore:
         """A node is there, changed, or gone."""
         name = manifest["metadata"]["name"]
         lost = gone or unreachable(manifest)
-        if (lost, gone) == (name in self._lost_nodes, name in self._gone_nodes):
+        cordoned = not gone and bool((manifest.get("spec") or {}).get("unschedulable"))
+        before = (name in self._lost_nodes, name in self._gone_nodes, name in self._cordoned_nodes)
+        if (lost, gone, cordoned) == before:
             return set()
+        (self._cordoned_nodes.add if cordoned else self._cordoned_nodes.discard)(name)
         (self._lost_nodes.add if lost else self._lost_nodes.discard)(name)
         (self._gone_nodes.add if gone else self._gone_nodes.discard)(name)
         return {
@@ -299,7 +303,12 @@ class ClusterStore:
         here = set(known.published.trainers) if known.published is not None else set()
         pods = self.pods(uid)
         trainers = [
-            pod.trainer(lost=self._lost(pod), current=pod.template == template, member=pod.index in here)
+            pod.trainer(
+                lost=self._lost(pod),
+                current=pod.template == template,
+                member=pod.index in here,
+                cordoned=pod.node in self._cordoned_nodes,
+            )
             for pod in pods
             if pod.role == "trainer"
         ]

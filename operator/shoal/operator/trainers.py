@@ -32,6 +32,7 @@ class TrainerPod:
         ready: Its process runs.
         current: It was made from the present template.
         works: The master has it as a member.
+        cordoned: Its node takes no new pods, as one that is to be drained.
         priority: Its PriorityClass.
         node: Where it is; empty: nowhere yet.
         wish: Where the plan wanted it, as long as it is nowhere.
@@ -47,6 +48,7 @@ class TrainerPod:
     ready: bool = False
     current: bool = True
     works: bool = False
+    cordoned: bool = False
     priority: str = ""
     node: str = ""
     wish: str = ""
@@ -108,6 +110,8 @@ def decide(
     missing = wanted - len(alive)
     if stays is not None:
         missing = min(missing, wanted - sum(stays.values()) - sum(not pod.node for pod in alive))
+    if len(alive) == wanted and not leaving and any(pod.cordoned for pod in alive):
+        missing = 1  # it comes elsewhere before the one on the cordoned node leaves
     actions: list[Create | Delete] = []
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.lost:
@@ -164,6 +168,8 @@ def _leaving(
         # Somebody else has need of the room there, or will have.
         more = _beyond(rest, stays)
         rest.sort(key=lambda pod: pod.index in more)
+    if len(rest) == wanted + 1 and any(pod.cordoned for pod in rest):
+        return told | _moved(rest)
     leaving = told | {pod.index for pod in rest[wanted:]}
     return leaving | _rolled(wanted, rest[:wanted])
 
@@ -177,6 +183,13 @@ def _beyond(pods: Sequence[TrainerPod], stays: Mapping[str, int]) -> set[int]:
         if pod.node and there[pod.node] > stays.get(pod.node, 0):
             more.add(pod.index)
     return more
+
+
+def _moved(pods: Sequence[TrainerPod]) -> set[int]:
+    """The next one that leaves a cordoned node, when those elsewhere work; what comes beside it makes up for it."""
+    if not all(pod.works for pod in pods if not pod.cordoned):
+        return set()
+    return {max((pod for pod in pods if pod.cordoned), key=lambda pod: (not pod.works, pod.index)).index}
 
 
 def _rolled(wanted: int, staying: Sequence[TrainerPod]) -> set[int]:
