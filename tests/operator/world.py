@@ -228,8 +228,12 @@ class Job:
         self.until(lambda: len(self.pods("pserver")) == servers and len(self.pods("master")) == 1, "servers and master")
 
     def nobody(self) -> None:
-        self.until(lambda: not any(self.pods(role, ready=False) for role in ("pserver", "master")), "servers to go")
+        self.nobody_but_trainers()
         assert self.pods("trainer") == []
+
+    def nobody_but_trainers(self) -> None:
+        """Until master and servers are gone."""
+        self.until(lambda: not any(self.pods(role, ready=False) for role in ("pserver", "master")), "servers to go")
 
     def nothing(self) -> None:
         """Until all of it is gone."""

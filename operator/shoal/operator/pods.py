@@ -39,6 +39,7 @@ OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
 """Where the claim for the model is mounted; a relative `output.path` lies in it, and relative paths that a script saves to."""
 SNAPSHOTS: Final = "shoal-snapshots"
 """The claim template of the servers' snapshots."""
+_NEEDED: Final = ("containers", "volumes")
 _GONE_SECONDS: Final = 5
 """How long master and servers stay bound to a node that is not ready: it takes minutes by default."""
 _GRACE_SECONDS: Final = {"trainer": 60, "pserver": 120, "master": 10}
@@ -264,7 +265,7 @@ def _pod(
 ) -> dict[str, Any]:
     """The frame of every role's pod, the user's template upon it, and what we govern upon that."""
     frame = _frame(job, role, container, resources)
-    made = merged(frame, template or {})
+    made = merged(frame, _with_parts(template or {}))
     governed = {
         "metadata": {"labels": own_labels(job, identity, role)},
         "spec": {
@@ -278,6 +279,14 @@ def _pod(
     made["spec"]["containers"].sort(key=lambda each: each.get("name") != role)
     _mount(made, "token", _secret(job, identity, "token"), f"{_FOLDER}/token")
     return dict(made)
+
+
+def _with_parts(template: dict[str, Any]) -> dict[str, Any]:
+    """A template in which a null removes no part that a pod must have."""
+    found = {key: value for key, value in template.items() if value is not None}
+    spec = found.get("spec", {})
+    found["spec"] = {key: value for key, value in spec.items() if value is not None or key not in _NEEDED}
+    return found
 
 
 def _frame(job: TrainingJob, role: str, container: dict[str, Any], resources: Resources | None) -> dict[str, Any]:

@@ -463,10 +463,12 @@ def container_of(template: Template, name: str) -> tuple[int, dict[str, Any]] | 
     Raises:
         TypeError: The template does not have the form of a PodTemplateSpec.
     """
-    spec = template.get("spec", {})
+    spec = template.get("spec")
+    spec = {} if spec is None else spec
     if not isinstance(spec, dict):
         raise TypeError("its spec is not a mapping; write a PodTemplateSpec")
-    containers = spec.get("containers", [])
+    containers = spec.get("containers")
+    containers = [] if containers is None else containers
     if not isinstance(containers, list) or not all(isinstance(each, dict) for each in containers):
         raise TypeError("its spec.containers is not a list of mappings; write a PodTemplateSpec")
     return next(((number, each) for number, each in enumerate(containers) if each.get("name") == name), None)
