@@ -145,7 +145,16 @@ class Masters:
         self._store.transact([], [Put(key, msgspec.json.encode(value))])
 
     def _end(self, pod: dict[str, Any]) -> None:
-        """Its process has ended well."""
+        """Its process has ended well; a container beside it runs on."""
+        if len(pod["spec"]["containers"]) > 1:
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            over = {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}
+            role = pod["metadata"]["labels"]["shoal.dev/role"]
+            own = {"name": role, "image": "i", "imageID": "", "restartCount": 0, "ready": False}
+            condition = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+            status = {"conditions": [condition], "containerStatuses": [own | {"state": {"terminated": over}}]}
+            self.api.patch("Pod", pod["metadata"]["name"], self.namespace, {"status": status}, status=True)
+            return
         status = {"phase": "Succeeded", "conditions": [{"type": "Ready", "status": "False"}]}
         self.api.patch("Pod", pod["metadata"]["name"], self.namespace, {"status": status}, status=True)
 

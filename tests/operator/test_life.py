@@ -114,7 +114,7 @@ def test_what_others_delete_comes_back(world):
         world.kubectl("delete", kind, name, "--wait=false")
         world.until(lambda made=(kind, name), before=before: uid(world, *made) not in {"", before}, f"another {name}")
     world.j.at_work([0, 1])
-    world.until(lambda: len(world.list("Service")) == 2 and len(world.list("PodDisruptionBudget")) == 1, "all of it")
+    world.until(lambda: len(world.list("Service")) == 2 and len(world.list("PodDisruptionBudget")) == 2, "all of it")
 
 
 def test_a_new_template_rolls_the_trainers_one_by_one(world):

@@ -178,7 +178,7 @@ def test_a_job_that_has_ended_is_removed_in_time_with_all_that_it_was(shared, jo
 
 
 def test_each_event_of_a_life_is_told_once(shared, job):
-    started(job)
+    started(job, parameterServer=shared.claims())
     job.scale(4)
     job.at_work([0, 1, 2, 3])
     job.patch({"suspend": True})

@@ -252,14 +252,6 @@ def test_a_sidecar_decides_nothing(shared, job):
     job.says("Running", "True", "TrainersReady", "CrashLoopBackOff")
     assert job.status()["trainers"]["ready"] == 2
     job.end("Complete")
-    over = {
-        "exitCode": 0,
-        "reason": "Completed",
-        "startedAt": "2026-01-01T00:00:00Z",
-        "finishedAt": "2026-01-01T00:01:00Z",
-    }
-    for name in names:
-        said(name, {"state": {"terminated": over}}, ready=False)
     job.wait("Complete")
     job.until(lambda: not job.pods("trainer", ready=False), "pods whose sidecars would run for ever")
 
