@@ -17,13 +17,14 @@ from shoal.operator import events, policy
 from shoal.operator.accepted import ACCEPTED_KEY, text_of
 from shoal.operator.check import Checker
 from shoal.operator.executor import Executor, Failure
+from shoal.operator.facts import Facts
 from shoal.operator.memory import Memory
 from shoal.operator.missing import Missing
 from shoal.operator.pods import Identity, label
 from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Observed, Places, reconcile
 from shoal.operator.reporter import Reporter
 from shoal.operator.starting import Starting
-from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
+from shoal.operator.status import QUIET, STILL, Trouble, status_of
 from shoal.operator.store import ClusterStore
 from shoal.operator.vault import Vault
 from shoal.operator.wishes import Wishes, treatment

@@ -19,6 +19,7 @@ import msgspec
 
 from shoal.api.status import Account
 from shoal.operator.facets import PodFacets
+from shoal.operator.facts import Facts
 from shoal.operator.hints import NODES
 from shoal.operator.manifests import (
     Manifest,
@@ -37,7 +38,7 @@ from shoal.operator.pods import GROUP, label
 from shoal.operator.policy import End
 from shoal.operator.reasons import NO_CLASS
 from shoal.operator.reconcile import Ended, Observed, ServerPod
-from shoal.operator.status import Facts, Trouble
+from shoal.operator.status import Trouble
 from shoal.store import JobKeys, Published, Wanted
 
 __all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "ClusterStore"]
