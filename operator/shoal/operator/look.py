@@ -322,7 +322,7 @@ class Looker:
         memory.untold += map(events.failed, policy.newly_failed(before, ends, known=memory.lives))
         memory.tally = policy.tallied(before, ends, known=memory.lives, committed=committed)
         memory.lives = {end.life for end in ends}
-        refusals = [end for end in ends if end.code == policy.REFUSED]
+        refusals = [end for end in ends if end.code == policy.REFUSED and not end.container]
         return replace(seen, ended=policy.overrun(job, view.before, memory.tally, refusals, view.now))
 
     def _facts(self, view: _View, memory: Memory) -> Facts:

@@ -398,7 +398,7 @@ class ClusterStore:
     def ends(self, uid: Uid) -> list[End]:
         """How lives of a job's containers ended."""
         wanted = self._known[uid].wanted or Wanted()
-        return [replace(end, asked=_asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
+        return [replace(end, asked=end.asked or _asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
 
     # --- Parts ---
 
