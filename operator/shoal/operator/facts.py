@@ -22,6 +22,7 @@ class Facts:
         heard: When the master's record was last seen to change.
         account: The final one.
         failures: Errors of the script's own in a row.
+        restarts: How often the job began again.
         last_failure: When the last of them was.
         why: Why the autoscaler gives no more; empty: nothing was said.
         autoscaled: How the autoscaler treats the job, and more words; None: there is no autoscaler.
@@ -34,6 +35,7 @@ class Facts:
     heard: datetime | None = None
     account: Account | None = None
     failures: int | None = None
+    restarts: int | None = None
     last_failure: datetime | None = None
     why: str = ""
     autoscaled: tuple[Reason, str] | None = None

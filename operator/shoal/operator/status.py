@@ -103,6 +103,7 @@ def status_of(
         start_time=before.start_time,
         completion_time=before.completion_time,
         last_scale_time=before.last_scale_time,
+        restarts=facts.restarts if facts.restarts is not None else before.restarts,
         failures=facts.failures if facts.failures is not None else before.failures,
         last_failure_time=facts.last_failure or before.last_failure_time,
         active_seconds=before.active_seconds,

@@ -291,6 +291,11 @@ class ClusterStore:
         known.heard = datetime.now(UTC)
         return {keys.uid: NEWS_SECONDS if _only_further(before, read) else 0.0}
 
+    def forgotten(self, uid: Uid) -> None:
+        """A job's records were removed from etcd; the watch may tell it later."""
+        known = self._known[uid]
+        known.wanted, known.published, known.leader, known.ended = None, None, None, None
+
     # --- Questions ---
 
     def observed(self, uid: Uid, *, template: str) -> Observed:
