@@ -52,6 +52,8 @@ _ASK_AGAIN_SECONDS: Final = 20.0
 """What only the API server can see may be mended without any event for us."""
 
 
+_TERMINATING: Final = "because it is being terminated"
+"""How the API server refuses what is to be made in a namespace that is being deleted."""
 _HELD_SECONDS: Final = 20.0
 """So long until a job looks again that waits for a configuration: it is not known who wants trainers."""
 _PLAN_SECONDS: Final = 5.0
@@ -270,6 +272,8 @@ class Looker:
         later = await self._say(
             view, job, seen, facts=facts, refused=refused, troubles=troubles, wanted=decision.trainers
         )
+        if any(_TERMINATING in str(each.error) for each in failed):
+            return _ASK_AGAIN_SECONDS  # it goes with its namespace; that is said once, and is no error
         if failed:
             raise ExceptionGroup("not all was done", [each.error for each in failed])
         again = _HELD_SECONDS if held else None
@@ -329,7 +333,13 @@ class Looker:
             left = self._store.predecessors(view.uid)
             if left:
                 more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-                return f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to go"
+                here = f"shoal.dev/job={job.metadata.name},shoal.dev/uid!={view.uid}"
+                kinds = "deployment,statefulset,service,serviceaccount,configmap,secret,pdb,pod,pvc"
+                fix = f"kubectl delete {kinds} --namespace={job.metadata.namespace} --selector='{here}'"
+                return (
+                    f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to go; what was left by "
+                    f"--cascade=orphan goes with: {fix}"
+                )
         try:
             found = await self._checker.refused(job, identity, seen)
         except KubeFencedError:

@@ -391,7 +391,7 @@ class _Look:
         if not self._job.spec.suspend:
             ever = any(each.type == ConditionType.SUSPENDED for each in self._before.conditions)
             return _Said("False", Reason.RESUMED) if ever else None
-        trainers = sum(not pod.ended for pod in self._seen.trainers)
+        trainers = len(self._seen.trainers)
         others = (0, 0) if self._keeps else (len(self._seen.servers), len(self._seen.masters))
         left = listed(trainers=trainers, servers=others[0], masters=others[1])
         if left:
