@@ -259,6 +259,8 @@ class ServerProcess(Process):
         self.disk.noticed.clear()
         self.state: ServerState | None = None
         self.master: Wire | None = None
+        self.read: tuple[m.Grant, tuple[Any, bytes] | DiskError] | None = None
+        """What was read from the disk, and by which order."""
 
     def offer(self) -> m.Offer:
         if self.state is None:
@@ -279,12 +281,31 @@ class ServerProcess(Process):
         state = self.state
         if state is None:
             return
+        if world.random.random() < 0.5:
+            self.restore(state)
         due = state.first_wanted or state.final_wanted
         if due or (state.moved and world.random.random() < world.snapshot_rate):
             pin = state.final_wanted
             snapshot = state.begin_snapshot()
             name = self.disk.write(snapshot, pin=pin)
             self.master.to_host.extend(state.snapshot_written(name, snapshot, pinned=pin))
+
+    def restore(self, state: ServerState) -> None:
+        """Read a slot out of a snapshot, or take what was read: orders may come in between."""
+        assert self.master is not None
+        if self.read is None:
+            order = state.next_restore()
+            if order is not None:
+                try:
+                    self.read = order, self.disk.load(order.file, order.slot)
+                except DiskError as error:
+                    self.read = order, error
+            return
+        (order, found), self.read = self.read, None
+        failed = isinstance(found, DiskError)
+        self.master.to_host.extend(
+            state.not_restored(order, str(found)) if failed else state.restored(order, *found)  # type: ignore[misc]
+        )
 
     def from_host(self, wire: Wire, message: Any) -> None:
         if wire is not self.master:
