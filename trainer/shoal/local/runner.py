@@ -87,7 +87,7 @@ class Runner:
         self._started = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
         self._shown = self._kept = 0.0
-        self._watchdog = Watchdog(self._started)
+        self._watchdog = Watchdog(self._started, step_seconds=policy.step_timeout.seconds)
 
     async def run(self) -> End:
         """Run it; how it ended is also written into the job's folder."""

@@ -59,6 +59,7 @@ def settings_of(job: TrainingJob, *, lease_seconds: float) -> Settings:
         checkpoint_keep=spec.checkpoint.keep,
         output=spec.output.path if spec.output is not None else "",
         lease_seconds=lease_seconds,
+        step_seconds=spec.run_policy.step_timeout.seconds,
     )
 
 
