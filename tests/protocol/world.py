@@ -275,8 +275,6 @@ class ServerProcess(Process):
         world = self.world
         if self.master is None:
             self.master = world.call_master(self)
-            if self.master is not None:
-                self.master.to_host.append(self.offer())
             return
         state = self.state
         if state is None:
@@ -311,10 +309,9 @@ class ServerProcess(Process):
         if wire is not self.master:
             return
         if isinstance(message, m.Accepted):
-            if message.shape is not None:
-                if self.state is None:
-                    self.state = ServerState(self.tensors, self.disk, plan=self.world.plan, epochs=message.epochs)
-                wire.to_host.append(self.offer())
+            if message.shape is not None and self.state is None:
+                self.state = ServerState(self.tensors, self.disk, plan=self.world.plan, epochs=message.epochs)
+            wire.to_host.append(self.offer())
             return
         if self.state is None:
             return

@@ -8,6 +8,8 @@ import socket
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,7 +150,9 @@ class Running:
             folder=folder / "snapshots",
             **options,
         )
-        self.thread = threading.Thread(target=self.service.run, args=([self.address],))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.probe = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.service.run, args=([self.address],), kwargs={"probe": self.probe})
         self.thread.start()
         self.master.heard(m.Offer, lambda offer: offer.addresses != [])
         grants = [11, 12, 13, 14]
@@ -175,6 +179,15 @@ class Running:
 
     def held(self, grant: int) -> m.Held:
         return self.master.heard(m.Held, lambda held: any(grant in report.grants for report in held.reports))
+
+    def probed(self) -> tuple[int, str]:
+        """What a kubelet gets."""
+        try:
+            with urllib.request.urlopen(self.probe.replace("tcp", "http"), timeout=SECONDS) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
 
     def close(self) -> None:
         self.trainer.connection.close()
@@ -241,7 +254,7 @@ def test_a_slow_restore_keeps_no_other_slot_and_no_sign_of_life_waiting(running:
     # More of them than fit into the silence after which a master gives a member up.
     until(lambda: master.pings() > pings + 5)
     assert not master.lost
-    assert disk.reading.is_set()
+    assert running.probed() == (200, "ok\n")
     disk.may.set()
     assert running.held(21).reports[0].slots == [1]
 
@@ -273,7 +286,7 @@ def test_a_snapshot_that_cannot_be_read_is_told_and_the_next_is_read(running: Ru
     assert running.held(62).reports[0].slots == [2]
 
 
-def test_a_server_whose_work_stands_still_leaves_its_master_and_says_why(folder: Path) -> None:
+def test_a_server_whose_work_stands_still_leaves_its_master_and_tells_a_kubelet_why(folder: Path) -> None:
     running = Running(folder, held_seconds=0.5)
     try:
         master = running.master
@@ -281,8 +294,10 @@ def test_a_server_whose_work_stands_still_leaves_its_master_and_says_why(folder:
         with running.service.lock:
             until(lambda: master.lost == 1)
             assert "stood still" in running.service.why_hung()
+            code, reason = running.probed()
+            assert (code, reason.split(" for ")[0]) == (503, "its work has stood still")
         # It is back with all that it has as soon as its work goes on.
-        until(lambda: not running.service.why_hung())
+        until(lambda: running.probed() == (200, "ok\n"))
         until(lambda: len([each for each in master.said if isinstance(each, m.Offer)]) >= 2)
         assert sum(len(report.slots) for report in running.asked().held) == SLOTS
     finally:

@@ -17,6 +17,9 @@ _KEYS: Final = {
     "ports": "containerPort",
 }
 """Lists whose items are known by one of their fields, as in Kubernetes' own strategic merge."""
+_PROBES: Final = {"livenessProbe", "readinessProbe", "startupProbe"}
+_ASK: Final = {"httpGet", "tcpSocket", "exec", "grpc"}
+"""How a probe asks: it has one of these, so that one of ``over`` takes the place of another one of ``base``."""
 
 
 def merged(base: Any, over: Any, *, field: str = "") -> Any:
@@ -25,6 +28,8 @@ def merged(base: Any, over: Any, *, field: str = "") -> Any:
     An item that only one of them has is kept; those of ``base`` come first.
     """
     if isinstance(base, Mapping) and isinstance(over, Mapping):
+        if field in _PROBES and over.keys() & _ASK:
+            base = {key: value for key, value in base.items() if key not in _ASK}
         keys = [*base, *(key for key in over if key not in base)]
         return {
             key: merged(base[key], over[key], field=key)

@@ -36,6 +36,7 @@ from shoal.wire.address import listen
 from shoal.wire.environment import EXIT_REFUSED
 from shoal.wire.link import Link
 from shoal.wire.plan import Plan
+from shoal.wire.probe import ProbeThread
 
 __all__ = ["Service"]
 
@@ -300,8 +301,13 @@ class Service:
 
     # --- Life ---
 
-    def run(self, addresses: list[str], *, ready: Callable[[list[str]], None] = lambda _: None) -> int:
+    def run(self, addresses: list[str], *, probe: str = "", ready: Callable[[list[str]], None] = lambda _: None) -> int:
         """Listen and serve; the exit code.
+
+        Args:
+            addresses: For trainers; the nearest first.
+            probe: Where a kubelet may ask whether this server does its work; empty: nowhere.
+            ready: Told the addresses when callers are answered.
 
         Raises:
             AddressError: An address is taken, or cannot be.
@@ -319,6 +325,9 @@ class Service:
             failed=self._deaf,
         )
         acceptor.start()
+        probes = [ProbeThread(listen(probe)[0], lambda: self.why_hung() or acceptor.why_deaf())] if probe else []
+        for each in probes:
+            each.start()
         snapshots = threading.Thread(target=self._keep_snapshots, name="shoal-snapshots")
         snapshots.start()
         for work in (self._carry_out_orders, self._restore_all):
@@ -332,6 +341,8 @@ class Service:
         with contextlib.suppress(queue.Full):
             self._orders.put_nowait(None)
         acceptor.close()
+        for each in probes:
+            each.close()
         for _, told in listeners:
             if told.startswith("unix://"):
                 with contextlib.suppress(FileNotFoundError):
