@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from shoal.trainer.steps import LONG_FACTOR, StepClock, StepWatch
+from shoal.trainer.steps import StepClock, StepWatch
+from shoal.wire.environment import LONG_FACTOR
 
 
 def test_the_first_batch_and_what_is_no_batch_have_more_time():
@@ -47,3 +48,12 @@ def test_who_leaves_is_watched_no_more():
     made.start()
     made.stop()
     assert all(thread.name != "shoal-steps" for thread in threading.enumerate())
+
+
+def test_a_sampler_that_fails_keeps_nobody_from_finding_out():
+    def words():
+        raise KeyError("the script's sampler")
+
+    clock = StepClock(0.0)
+    clock.begin(words, 0.0, long=False)
+    assert clock.doing == 'in batch ? (KeyError("the script\'s sampler"))'

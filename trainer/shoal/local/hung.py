@@ -15,8 +15,8 @@ from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER, Place
 __all__ = ["Watchdog"]
 
 SILENT_SECONDS: Final = 30.0
-"""Of silence after which etcd, the master or a parameter server is killed. A trainer has the time of a step of its script,
-which may hold Python's global interpreter lock for as long."""
+"""Of silence after which etcd, the master or a parameter server is killed. A trainer has the longest time of a step of its
+script, which may hold Python's global interpreter lock for as long; where the step has less the kernel ends it sooner."""
 START_SECONDS: Final = 60.0
 """A process that has not spoken yet may still import what it needs."""
 _GAP_SECONDS: Final = 5.0

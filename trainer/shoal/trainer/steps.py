@@ -19,16 +19,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from shoal.trainer.alarm import Alarm
+from shoal.wire.environment import LONG_FACTOR
+from shoal.wire.texts import clipped
 
-__all__ = ["LONG_FACTOR", "StepClock", "StepWatch"]
+__all__ = ["StepClock", "StepWatch"]
 
-LONG_FACTOR: Final = 3
-"""So many times as long as a batch may take: a trainer's first batch (it compiles, fills caches, starts workers), an
-evaluation, the writing of a model, and what a script does between two passes over its loader."""
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 _GAP_SECONDS: Final = 5.0
 """Without a look of ours: the process was stopped, or the machine slept. That is nothing that the script did."""
@@ -57,7 +56,10 @@ class StepClock:
     def doing(self) -> str:
         """What the script is in."""
         words = self._step.words
-        return words if isinstance(words, str) else words()
+        try:
+            return words if isinstance(words, str) else words()
+        except Exception as error:  # noqa: BLE001 - of the script's sampler, which is asked for the samples
+            return f"in batch ? ({error!r})"
 
     def begin(self, doing: str | Words, now: float, *, long: bool) -> None:
         """Something begins that may take the time of a batch, or ``LONG_FACTOR`` times as long."""
@@ -182,15 +184,13 @@ class StepWatch:
         )
 
     def _end(self, clock: StepClock, seconds: float) -> None:
-        try:
-            doing = clock.doing
-        except Exception as error:  # noqa: BLE001 - of the script's sampler, which is asked for the samples
-            doing = f"in a batch ({error!r})"
+        doing = clock.doing
         said = (
             f"--- the script has come no further for {_spoken(seconds)} {doing} (spec.runPolicy.stepTimeout): this "
             "process ends; the stacks of all its threads:\n"
         )
-        os.write(2, said.encode(errors="replace"))
+        with suppress(OSError):  # where the script has closed it, only the master is told
+            os.write(2, said.encode(errors="replace"))
         faulthandler.dump_traceback(file=2, all_threads=True)
         self._hung(seconds, doing, self._stack())
         if not self._over.wait(_SENT_SECONDS):
@@ -200,7 +200,7 @@ class StepWatch:
         """Where the script's own thread is, as far as it is Python."""
         frame = sys._current_frames().get(self._script)  # noqa: SLF001 - there is no other way to another thread's stack
         lines = "".join(traceback.format_stack(frame)).splitlines() if frame is not None else []
-        return "\n".join(lines[-_STACK_LINES:])
+        return clipped("\n".join(lines[-_STACK_LINES:]))
 
 
 def _spoken(seconds: float) -> str:
