@@ -112,6 +112,7 @@ def test_defaults_are_those_of_the_types_and_reach_sections_that_are_left_out(sc
         ".spec.strategy", ".spec.suspend", ".spec.parameterServer.replicas", ".spec.trainer", ".spec.trainer.minReplicas",
         ".spec.checkpoint", ".spec.checkpoint.interval", ".spec.checkpoint.keep", ".spec.runPolicy", ".spec.runPolicy.backoffLimit",
         ".spec.runPolicy.disruptionBudget",
+        ".spec.runPolicy.stepTimeout",
     }  # fmt: skip
     for path, default in found.items():
         value = values
@@ -367,7 +368,8 @@ POOL = {
     "sharedMemory": ["1Gi", 1, "-1", "-0", "1e9", "1e20", "x", "", "12E", "0.5m", True],
     "output": [{"path": "a"}, {"path": ""}, {}, {"path": "a", "volumeClaimName": 1}],
     "strategy": ["ParameterServer", "AllReduce", "", None],
-    "runPolicy": [{}, {"backoffLimit": 0}, {"backoffLimit": -1}, {"ttlSecondsAfterFinished": 0}, {"ttl": 1}],
+    "runPolicy": [{}, {"backoffLimit": 0}, {"backoffLimit": -1}, {"ttlSecondsAfterFinished": 0}, {"ttl": 1}, {"stepTimeout": "3s"},
+                  {"stepTimeout": "3"}],
     "env": [[], [{"name": "A"}], [{"name": "A"}] * 2, [{"name": "="}], [{"name": "\x7f"}], [{"name": "A", "value": None}],
             [{"name": "A", "value": "", "valueFrom": {}}], [{"name": ""}], [{}], [None], {}],
     "master": [{}, {"resources": {"limits": {"cpu": "1"}}}, {"resources": {"limits": {"cpu": None}}}, {"replicas": 1}],

@@ -28,7 +28,7 @@ for epoch in job.epochs():
     if os.path.exists("finish"):
         job.stop("it was enough")
 """
-NAMES = {"etcd-0": "etcd", "master-0": "master"}
+NAMES = {"etcd-0": "etcd", "master-0": "master", "pserver-0": "pserver-0"}
 """As logs are named, and as people are told."""
 
 

@@ -16,7 +16,7 @@ from tests.cluster.control_plane import KubectlError
 from tests.cluster.image import IMAGE, mounts
 from tests.cluster.node import NodeCluster
 
-__all__ = ["PATH", "ROOT", "Jobs", "processes_with", "template"]
+__all__ = ["PATH", "PATIENCE", "ROOT", "Jobs", "processes_with", "template"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/busybox:/usr/bin:/bin"
@@ -36,7 +36,8 @@ def template(
         more: Further fields of the container.
     """
     volumes, inside = mounts(*([control] if control is not None else []))
-    variables = {"PATH": PATH, **(env or {})}
+    inherited = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    variables = {"PATH": PATH, **inherited, **(env or {})}
     container = {
         "name": role,
         "env": [{"name": name, "value": value} for name, value in variables.items()],

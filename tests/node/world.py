@@ -17,7 +17,7 @@ from shoal.api.crd import crd
 from shoal.local.etcd import EtcdServer, find_etcd
 from shoal.store import ALL_JOBS, JobKeys, Published, Store
 from tests.cluster.node import NodeCluster
-from tests.node.jobs import ROOT, Jobs
+from tests.node.jobs import PATIENCE, ROOT, Jobs
 
 __all__ = ["Etcd", "World", "define"]
 
@@ -99,7 +99,7 @@ class World(Jobs):
         found = self.record(job, "progress")
         return msgspec.convert(found, Published) if found is not None else None
 
-    def goes_on(self, job: str, *, trainers: list[int]) -> None:
+    def goes_on(self, job: str, *, trainers: list[int], seconds: float = PATIENCE) -> None:
         """Until these trainers, and nobody else, are at work, and samples are committed that were not before."""
         before = self.told(job)
         samples = before.samples if before is not None else 0
@@ -108,7 +108,7 @@ class World(Jobs):
             told = self.told(job)
             return told is not None and told.served and told.trainers == trainers and told.samples > samples
 
-        self.until(moved, f"{job} to go on with trainers {trainers}")
+        self.until(moved, f"{job} to go on with trainers {trainers}", seconds=seconds)
 
     def last_words(self) -> str:
         """The operator's, too."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api import load
+from shoal.master.__main__ import settings_of
 from shoal.operator import objects
 from shoal.operator.merge import merged
 from shoal.operator.pods import master_pod, pod_hash, server_pod, trainer_pod, trainer_pods
@@ -118,6 +119,43 @@ def test_the_master_reads_the_manifest_that_it_is_given(tmp_path):
     (tmp_path / "job.json").write_text(config["data"]["job.json"])
     read = load(tmp_path / "job.json")
     assert (read.metadata.name, read.spec.epochs, read.servers) == ("flights", 3, 3)
+
+
+def test_the_master_knows_the_time_of_a_step_and_starts_anew_for_nothing_else_of_the_run_policy(tmp_path):
+    made = objects.manifest_for_pods(job(runPolicy={"stepTimeout": "90s", "backoffLimit": 9}))
+    (tmp_path / "job.json").write_text(json.dumps(made))
+    settings = settings_of(load(tmp_path / "job.json"), lease_seconds=10.0)
+    assert settings.step_seconds == 90.0
+    assert made["spec"]["runPolicy"] == {"stepTimeout": "90s"}
+    assert objects.manifest_for_pods(job(runPolicy={"backoffLimit": 9})) == objects.manifest_for_pods(job())
+
+
+@pytest.mark.parametrize("role", ["pserver", "master"])
+def test_a_kubelet_asks_the_process_where_it_answers(role):
+    own = container(PODS[role](job()))
+    where = own["command"][own["command"].index("--probe") + 1]
+    asked = own["livenessProbe"]
+    assert where.endswith(f":{asked['httpGet']['port']}")
+    assert (asked["periodSeconds"], asked["timeoutSeconds"], asked["failureThreshold"]) == (10, 5, 3)
+    assert asked["terminationGracePeriodSeconds"] < PODS[role](job())["spec"]["terminationGracePeriodSeconds"]
+
+
+def test_who_starts_has_time_for_it_and_a_trainer_no_probe():
+    for role in ("pserver", "master"):
+        started = container(PODS[role](job()))["startupProbe"]
+        assert started["periodSeconds"] * started["failureThreshold"] >= 300
+    assert not {key for key in container(trainer_pod(job(), IDENTITY, 0)) if key.endswith("Probe")}
+
+
+def test_a_template_has_the_last_word_on_probes():
+    def templated(**probes):
+        template = {"spec": {"containers": [{"name": "pserver", **probes}]}}
+        return container(server_pod(job(parameterServer={"template": template}), IDENTITY))
+
+    ours = templated()["livenessProbe"]
+    assert templated(livenessProbe={"periodSeconds": 60})["livenessProbe"] == ours | {"periodSeconds": 60}
+    other = templated(livenessProbe={"exec": {"command": ["true"]}})["livenessProbe"]
+    assert [key for key in other if key in {"exec", "httpGet"}] == ["exec"], "a probe asks in one way"
 
 
 def test_everything_belongs_to_the_job():

@@ -259,6 +259,8 @@ class ServerProcess(Process):
         self.disk.noticed.clear()
         self.state: ServerState | None = None
         self.master: Wire | None = None
+        self.read: tuple[m.Grant, tuple[Any, bytes] | DiskError] | None = None
+        """What was read from the disk, and by which order."""
 
     def offer(self) -> m.Offer:
         if self.state is None:
@@ -273,12 +275,12 @@ class ServerProcess(Process):
         world = self.world
         if self.master is None:
             self.master = world.call_master(self)
-            if self.master is not None:
-                self.master.to_host.append(self.offer())
             return
         state = self.state
         if state is None:
             return
+        if world.random.random() < 0.5:
+            self.restore(state)
         due = state.first_wanted or state.final_wanted
         if due or (state.moved and world.random.random() < world.snapshot_rate):
             pin = state.final_wanted
@@ -286,14 +288,30 @@ class ServerProcess(Process):
             name = self.disk.write(snapshot, pin=pin)
             self.master.to_host.extend(state.snapshot_written(name, snapshot, pinned=pin))
 
+    def restore(self, state: ServerState) -> None:
+        """Read a slot out of a snapshot, or take what was read: orders may come in between."""
+        assert self.master is not None
+        if self.read is None:
+            order = state.next_restore()
+            if order is not None:
+                try:
+                    self.read = order, self.disk.load(order.file, order.slot)
+                except DiskError as error:
+                    self.read = order, error
+            return
+        (order, found), self.read = self.read, None
+        failed = isinstance(found, DiskError)
+        self.master.to_host.extend(
+            state.not_restored(order, str(found)) if failed else state.restored(order, *found)  # type: ignore[misc]
+        )
+
     def from_host(self, wire: Wire, message: Any) -> None:
         if wire is not self.master:
             return
         if isinstance(message, m.Accepted):
-            if message.shape is not None:
-                if self.state is None:
-                    self.state = ServerState(self.tensors, self.disk, plan=self.world.plan, epochs=message.epochs)
-                wire.to_host.append(self.offer())
+            if message.shape is not None and self.state is None:
+                self.state = ServerState(self.tensors, self.disk, plan=self.world.plan, epochs=message.epochs)
+            wire.to_host.append(self.offer())
             return
         if self.state is None:
             return

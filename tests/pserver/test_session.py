@@ -82,7 +82,10 @@ class Server:
 
     def order(self, message: Any) -> list[Any]:
         with self.lock:
-            return self.state.order(message)
+            replies = self.state.order(message)
+            if (wanted := self.state.next_restore()) is not None:
+                replies += self.state.restored(wanted, *self.disk.load(wanted.file, wanted.slot))
+            return replies
 
     def snapshot(self) -> str:
         with self.lock:

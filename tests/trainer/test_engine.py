@@ -12,7 +12,7 @@ from tests.pserver.shapes import make_shape
 SAVE = m.Save(path="/model", epoch=0, number=0)
 SAVED = m.Saved(path="/model", epoch=0, number=0)
 REGISTERED = m.Registered(
-    epochs=2, seed=1, epoch=0, slots=1, output="", lease_seconds=10.0, trainers=1, joins=1, groups=[], evaluations=[],
+    epochs=2, seed=1, epoch=0, slots=1, output="", lease_seconds=10.0, step_seconds=600.0, trainers=1, joins=1, groups=[], evaluations=[],
     metrics=[], stopping="",
 )  # fmt: skip
 STOPPING = m.Stopping(reason="enough")

@@ -17,6 +17,9 @@ _KEYS: Final = {
     "ports": "containerPort",
 }
 """Lists whose items are known by one of their fields, as in Kubernetes' own strategic merge."""
+_PROBES: Final = {"livenessProbe", "readinessProbe", "startupProbe"}
+_ASK: Final = {"httpGet", "tcpSocket", "exec", "grpc"}
+"""How a probe asks: it has one of these, so that one of ``over`` takes the place of another one of ``base``."""
 
 
 def merged(base: Any, over: Any, *, field: str = "") -> Any:
@@ -26,6 +29,8 @@ def merged(base: Any, over: Any, *, field: str = "") -> Any:
     in Kubernetes' own merge.
     """
     if isinstance(base, Mapping) and isinstance(over, Mapping):
+        if field in _PROBES and over.keys() & _ASK:
+            base = {key: value for key, value in base.items() if key not in _ASK}
         keys = [key for key in [*base, *(key for key in over if key not in base)] if over.get(key, key) is not None]
         return {
             key: merged(base[key], over[key], field=key)

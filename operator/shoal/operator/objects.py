@@ -73,6 +73,8 @@ def manifest_for_pods(job: TrainingJob) -> dict[str, Any]:
     mapping = job.to_mapping()
     spec = {key: value for key, value in mapping["spec"].items() if key in _MASTERS}
     spec["parameterServer"] = {"replicas": job.servers}
+    if "runPolicy" in mapping["spec"] and "stepTimeout" in mapping["spec"]["runPolicy"]:
+        spec["runPolicy"] = {"stepTimeout": mapping["spec"]["runPolicy"]["stepTimeout"]}
     output = job.spec.output
     if output is not None and output.volume_claim_name is not None:
         spec["output"]["path"] = posixpath.join(OUTPUT_FOLDER, output.path)

@@ -33,6 +33,7 @@ __all__ = [
 
 MASTER_PORT: Final = 7700
 SERVER_PORT: Final = 7701
+PROBE_PORT: Final = 7702
 GROUP: Final = "shoal.dev"
 _FOLDER: Final = "/shoal"
 OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
@@ -194,8 +195,12 @@ def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
                 listen,
                 "--snapshots",
                 folder,
+                "--probe",
+                f"tcp://$(SHOAL_POD_IP):{PROBE_PORT}",
             ],
             "ports": [{"containerPort": SERVER_PORT, "name": "tensors"}],
+            "livenessProbe": _alive(),
+            "startupProbe": _starts(),
         }
     )
     made = _pod(
@@ -222,10 +227,12 @@ def master_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
             "command": [
                 *("shoal", "exec", "--", "python", "-m", "shoal.master", "--manifest", manifest),
                 *("--etcd", identity.etcd, *(("--etcd-credentials", login) if identity.guarded else ())),
-                *("--listen", f"tcp://0.0.0.0:{MASTER_PORT}"),
+                *("--listen", f"tcp://0.0.0.0:{MASTER_PORT}", "--probe", f"tcp://0.0.0.0:{PROBE_PORT}"),
             ],
             "ports": [{"containerPort": MASTER_PORT, "name": "master"}],
-            "readinessProbe": {"tcpSocket": {"port": MASTER_PORT}, "periodSeconds": 2},
+            "readinessProbe": {"tcpSocket": {"port": MASTER_PORT}, "periodSeconds": 1},
+            "livenessProbe": _alive(),
+            "startupProbe": _starts(),
         }
     )
     part = job.spec.master
@@ -363,6 +370,21 @@ def _mount(pod: dict[str, Any], name: str, source: dict[str, Any] | None, path: 
         pod["spec"]["volumes"].append({"name": f"shoal-{name}", **source})
     mount = {"name": f"shoal-{name}", "mountPath": path} | ({} if written else {"readOnly": True})
     pod["spec"]["containers"][0].setdefault("volumeMounts", []).append(mount)
+
+
+def _probe(**numbers: int) -> dict[str, Any]:
+    """A question to the process itself whether it does its work (`shoal.wire.probe`)."""
+    return {"httpGet": {"path": "/", "port": PROBE_PORT}, "timeoutSeconds": 5, **numbers}
+
+
+def _alive() -> dict[str, Any]:
+    """A process that fails it is hung: it would not use the time in which others leave in good order."""
+    return _probe(periodSeconds=10, failureThreshold=3, terminationGracePeriodSeconds=5)
+
+
+def _starts() -> dict[str, Any]:
+    """Until it is answered once no other probe counts: importing torch takes seconds, or a minute on a slow disk."""
+    return _probe(periodSeconds=1, failureThreshold=300)
 
 
 def _env(name: str, value: str) -> dict[str, Any]:

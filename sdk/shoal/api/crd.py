@@ -67,6 +67,11 @@ _AMOUNT: Final = [
     ),
 ]
 
+_SOME_TIME: Final = [
+    _rule(_IS_DURATION, 'is not a duration such as "30s", "1m30s" or "500ms"'),
+    _rule(f"!{_IS_DURATION} || self.matches('[1-9]')", "must be longer than nothing"),
+    _rule(f"!{_IS_DURATION} || duration(self) <= duration('{100 * 365 * 24}h')", "is longer than 100 years"),
+]
 _RULES: Final[Mapping[str, list[Schema]]] = {
     "": [
         _rule(
@@ -140,11 +145,8 @@ _RULES: Final[Mapping[str, list[Schema]]] = {
             reason="FieldValueForbidden",
         ),
     ],
-    "spec.checkpoint.interval": [
-        _rule(_IS_DURATION, 'is not a duration such as "30s", "1m30s" or "500ms"'),
-        _rule(f"!{_IS_DURATION} || self.matches('[1-9]')", "must be longer than nothing"),
-        _rule(f"!{_IS_DURATION} || duration(self) <= duration('{100 * 365 * 24}h')", "is longer than 100 years"),
-    ],
+    "spec.checkpoint.interval": _SOME_TIME,
+    "spec.runPolicy.stepTimeout": _SOME_TIME,
     "spec.sharedMemory": _AMOUNT,
     "spec.parameterServer.emptyDir.sizeLimit": _AMOUNT,
     **{

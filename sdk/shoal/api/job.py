@@ -250,6 +250,17 @@ class ParameterServer(Model):
         return self
 
 
+def longer_than_nothing(value: Duration) -> Duration:
+    """The same duration.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if value.seconds <= 0:
+        raise ValueError(f"{str(value)!r} must be longer than nothing")
+    return value
+
+
 class Checkpoint(Model):
     """When the parameter servers write snapshots."""
 
@@ -266,9 +277,7 @@ class Checkpoint(Model):
     @field_validator("interval")
     @classmethod
     def _positive(cls, value: Duration) -> Duration:
-        if value.seconds <= 0:
-            raise ValueError(f"{str(value)!r} must be longer than nothing")
-        return value
+        return longer_than_nothing(value)
 
 
 class Output(Model):
@@ -309,6 +318,18 @@ class RunPolicy(Model):
         description="How often in a row the script may end by an error of its own before the job fails. Killed pods, lost "
         "nodes and memory kills do not count, and each committed step sets the count back to 0.",
     )
+    step_timeout: Duration = Field(
+        default=Duration("10m"),
+        description="How long a trainer's script may take for one batch, such as 10m. A trainer that comes no further for so "
+        "long writes the stacks of its threads into its log, is ended and started again; three times on the same samples fail "
+        "the job. The first batch of a trainer, job.evaluate, job.save and what a script does between two epochs may each take "
+        "three times as long; job.log in them starts the clock anew.",
+    )
+
+    @field_validator("step_timeout")
+    @classmethod
+    def _takes_time(cls, value: Duration) -> Duration:
+        return longer_than_nothing(value)
 
 
 class Spec(Model):

@@ -14,9 +14,9 @@ from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER, Place
 
 __all__ = ["Watchdog"]
 
-SILENT_SECONDS: Final = {ETCD: 30.0, MASTER: 30.0, SERVER: 300.0, TRAINER: 600.0}
-"""Seconds of silence after which a process is killed, by role. A parameter server sends no heartbeat while it reads a large
-snapshot; a training script may hold Python's global interpreter lock for minutes."""
+SILENT_SECONDS: Final = 30.0
+"""Of silence after which etcd, the master or a parameter server is killed. A trainer has the longest time of a step of its
+script, which may hold Python's global interpreter lock for as long; where the step has less the kernel ends it sooner."""
 START_SECONDS: Final = 60.0
 """A process that has not spoken yet may still import what it needs."""
 _GAP_SECONDS: Final = 5.0
@@ -25,9 +25,15 @@ after its start may still be of the one before it."""
 
 
 class Watchdog:
-    """Remembers who spoke when; times are seconds of one monotonic clock."""
+    """Remembers who spoke when; times are seconds of one monotonic clock.
 
-    def __init__(self, now: float) -> None:
+    Args:
+        now: The time.
+        step_seconds: For which a trainer may be silent.
+    """
+
+    def __init__(self, now: float, *, step_seconds: float) -> None:
+        self._step_seconds = max(SILENT_SECONDS, step_seconds)
         self._heard: dict[Place, float] = {}
         self._since: dict[Place, float] = {}
         """Since when etcd, or the master, speaks without a gap."""
@@ -66,7 +72,8 @@ class Watchdog:
         found = {
             place: seconds
             for place, seconds in self._silences(alive, now).items()
-            if seconds > SILENT_SECONDS[place[0]] and alive[place] - self._killed.get(place, float("-inf")) > 1.0
+            if seconds > (self._step_seconds if place[0] == TRAINER else SILENT_SECONDS)
+            and alive[place] - self._killed.get(place, float("-inf")) > 1.0
         }
         self._killed |= {place: alive[place] for place in found}
         return found

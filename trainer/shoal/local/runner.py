@@ -30,7 +30,7 @@ from shoal.local.supervisor import ETCD, Action, Finish, Settings, Signal, Start
 from shoal.local.view import View
 from shoal.local.words import counted, process_name
 from shoal.wire.auth import Token
-from shoal.wire.environment import EXIT_REFUSED
+from shoal.wire.environment import EXIT_REFUSED, LONG_FACTOR
 from shoal.wire.messages import Progress
 
 __all__ = ["Runner", "run"]
@@ -87,7 +87,7 @@ class Runner:
         self._started = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
         self._shown = self._kept = 0.0
-        self._watchdog = Watchdog(self._started)
+        self._watchdog = Watchdog(self._started, step_seconds=policy.step_timeout.seconds * LONG_FACTOR)
 
     async def run(self) -> End:
         """Run it; how it ended is also written into the job's folder."""

@@ -37,6 +37,7 @@ def _arguments() -> argparse.Namespace:
         help="files username, password and (for TLS) ca.crt, if etcd asks for them",
     )
     parser.add_argument("--listen", required=True, help="unix:///path or tcp://host:port")
+    parser.add_argument("--probe", help="tcp://host:port where a kubelet asks whether the master works; default: none")
     parser.add_argument("--address-file", type=Path, help="where to write the address that others can call")
     parser.add_argument(
         "--lease-seconds",
@@ -59,6 +60,7 @@ def settings_of(job: TrainingJob, *, lease_seconds: float) -> Settings:
         checkpoint_keep=spec.checkpoint.keep,
         output=spec.output.path if spec.output is not None else "",
         lease_seconds=lease_seconds,
+        step_seconds=spec.run_policy.step_timeout.seconds,
     )
 
 
@@ -77,6 +79,7 @@ def main() -> int:
         uid = environment.text(environment.UID)
         # Before it leads: a master that cannot be called must not depose one that can.
         stream, address = listen(arguments.listen)
+        probe = listen(arguments.probe)[0] if arguments.probe else None
     except (OSError, ValueError) as error:
         log.error("the master cannot start: %s", error)  # noqa: TRY400 - a message for people
         return environment.EXIT_REFUSED
@@ -121,7 +124,7 @@ def main() -> int:
     async def serve() -> int:
         master = Master(job, etcd=etcd)
         service.append(Service(master, keeper, identity=_identity(), token=token, uid=uid))
-        return await service[0].run(stream, ready=ready)
+        return await service[0].run(stream, ready=ready, probe=probe)
 
     return asyncio.run(serve())
 

@@ -70,6 +70,7 @@ class Master:
             m.Saved: lambda who, x: self.saving.saved(who.life, x),
             m.Initialised: lambda who, x: self.serving.provided(who.life, x),
             m.ScriptFailed: lambda who, x: self.training.script_failed(who.life, x),
+            m.Hung: lambda who, x: self.training.hung(who.life, x),
             m.Where: self._where,
         }
         self._to_server: dict[type, Callable[[Identity, Any], None]] = {

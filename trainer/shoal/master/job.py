@@ -40,6 +40,8 @@ class Settings:
     output: str
     lease_seconds: float
     """A member silent for so long is given up. A closed socket tells at once; this is for the rest."""
+    step_seconds: float = 600.0
+    """For which a trainer's script may come no further; the trainer keeps the clock."""
 
     @property
     def slots(self) -> int:

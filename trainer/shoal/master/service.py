@@ -26,6 +26,7 @@ from shoal.master.job import Close, Send
 from shoal.master.keeper import Deposed, Keeper
 from shoal.store import StoreClosedError, StoreError, Wanted
 from shoal.wire import aio, auth
+from shoal.wire import probe as probes
 from shoal.wire.descriptors import SHORT
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
 from shoal.wire.logs import Seldom
@@ -35,6 +36,8 @@ from shoal.wire.unproved import Unproved
 __all__ = ["Service"]
 
 TICK_SECONDS = 0.05
+LATE_SECONDS = 30.0
+"""Without a tick, after which a master is taken for hung."""
 
 ACKNOWLEDGEMENTS = frozenset({Over, EpochDone, Evaluated, Saved, Stopping, Complete})
 """Messages that wait for the records noted before them.
@@ -102,6 +105,7 @@ class Service:
         self._stop = asyncio.Event()
         self._events_logged = 0
         self._oversized: set[str] = set()
+        self._ticked = time.monotonic()
 
     # --- Connections ---
 
@@ -251,12 +255,13 @@ class Service:
 
     # --- Life ---
 
-    async def run(self, stream: socket.socket, *, ready: Callable[[], None]) -> int:
+    async def run(self, stream: socket.socket, *, ready: Callable[[], None], probe: socket.socket | None = None) -> int:
         """Serve; the exit code.
 
         Args:
             stream: Listens already.
             ready: Called when callers are answered.
+            probe: Listens, too: where a kubelet asks whether this master works.
         """
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -265,13 +270,29 @@ class Service:
         thread = threading.Thread(target=self._keep, name="shoal-keeper")
         thread.start()
         server = await self._create_server(stream)
+        servers = [server]
+        if probe is not None:
+            servers.append(await probes.serve(probe, lambda: self._why_not(server, thread)))
         ready()
         try:
             await self._tick_until_stopped()
         finally:
-            server.close()
+            for each in servers:
+                each.close()
             await self._shut_down(thread)
         return self._exit
+
+    def _why_not(self, server: asyncio.AbstractServer, keeper: threading.Thread) -> str:
+        """Why this master is to be restarted; empty: it works. That the loop turns is shown by the answer itself.
+
+        An etcd that is away is no reason: the keeper waits for it, and another master would, too.
+        """
+        late = time.monotonic() - self._ticked
+        if late > LATE_SECONDS:
+            return f"its clock has stood still for {late:.0f} s"
+        if not server.is_serving() or not all(_listens(each) for each in getattr(server, "sockets", ())):
+            return "it does not listen any more"
+        return "" if keeper.is_alive() else "the thread that writes records has ended"
 
     async def _create_server(self, stream: socket.socket) -> asyncio.AbstractServer:
         assert self._loop is not None
@@ -295,7 +316,7 @@ class Service:
 
     async def _tick_until_stopped(self) -> None:
         while not self._stop.is_set():
-            now = time.monotonic()
+            now = self._ticked = time.monotonic()
             for number, peer in self._peers.items():
                 self._master.heard(number, peer.last_heard)
             self._master.tick(now)
@@ -347,3 +368,10 @@ class Service:
             if number > self._events_logged:
                 self._events_logged = number
                 log.log(getattr(logging, level.upper(), logging.INFO), "%s", text)
+
+
+def _listens(stream: socket.socket) -> bool:
+    try:
+        return bool(stream.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False

@@ -13,6 +13,7 @@ from shoal.wire.messages import (
     Done,
     Drain,
     EpochDone,
+    Hung,
     Lease,
     Leased,
     Log,
@@ -27,9 +28,13 @@ from shoal.wire.messages import (
     Want,
 )
 from shoal.wire.shapes import differences
+from shoal.wire.texts import clipped
 
 __all__ = ["Training"]
 
+REASON_CHARACTERS = 2000
+NO_TASK = (-1, -1)
+"""Stands for what a script does outside of batches: evaluations, saving, the time before its first batch."""
 VALUES = 1000
 """Names of logged values that are kept, those logged last: of all trainers, whatever their scripts are."""
 
@@ -114,6 +119,7 @@ class Training:
             slots=job.settings.slots,
             output=job.settings.output,
             lease_seconds=job.settings.lease_seconds,
+            step_seconds=job.settings.step_seconds,
             trainers=len(job.trainers),
             joins=records.members[life].joined,
             groups=records.shape.groups,
@@ -262,6 +268,7 @@ class Training:
             if undone:
                 job.records.mark(*task, done=True)
                 job.failures.pop(task, None)
+                job.failures.pop(NO_TASK, None)
                 self._watch.forget(task)
                 job.moved()
             if before is not None and before[0] in job.trainers:
@@ -282,20 +289,33 @@ class Training:
 
     def script_failed(self, life: int, message: ScriptFailed) -> None:
         """The user's script raised. Tried too often on one task, the job fails."""
-        job = self._job
-        name = job.label(life)
-        job.event(f"{name}: the script failed:\n{message.error}", "error")
+        self._job.event(f"{self._job.label(life)}: the script failed:\n{message.error}", "error")
         for lease in message.leases[:1]:
-            task = (lease.epoch, lease.task)
-            job.failures[task] = job.failures.get(task, 0) + 1
-            if job.failures[task] >= FAILURES_ALLOWED:
-                assert job.plan is not None
-                first = lease.task * job.plan.task_batches * job.plan.batch_size
-                last = first + job.plan.samples_in_task(lease.task) - 1
-                self._fail(
-                    f"the script failed {FAILURES_ALLOWED} times on task {lease.task} of epoch {lease.epoch + 1} "
-                    f"(positions {first} to {last} of that epoch's order):\n{message.error}"
-                )
+            self._failed_on((lease.epoch, lease.task), message.error)
+
+    def hung(self, life: int, message: Hung) -> None:
+        """A script came no further, and its process ends itself. For the task it is a try like an error."""
+        where = f"come no further for {message.seconds:.0f} s {clipped(message.doing, REASON_CHARACTERS)}"
+        text = f"{where} (spec.runPolicy.stepTimeout); it stood here:\n{message.stack}"
+        self._job.event(f"{self._job.label(life)}: the script has {text}\nIt is ended and started again.", "error")
+        lease = message.lease
+        self._failed_on(NO_TASK if lease is None else (lease.epoch, lease.task), f"it has {text}")
+
+    def _failed_on(self, task: tuple[int, int], error: str) -> None:
+        job = self._job
+        job.failures[task] = job.failures.get(task, 0) + 1
+        if job.failures[task] < FAILURES_ALLOWED:
+            return
+        if task == NO_TASK:
+            self._fail(f"the script failed {FAILURES_ALLOWED} times before any task was done:\n{error}")
+            return
+        assert job.plan is not None
+        first = task[1] * job.plan.task_batches * job.plan.batch_size
+        last = first + job.plan.samples_in_task(task[1]) - 1
+        self._fail(
+            f"the script failed {FAILURES_ALLOWED} times on task {task[1]} of epoch {task[0] + 1} "
+            f"(positions {first} to {last} of that epoch's order):\n{error}"
+        )
 
     def log(self, message: Log) -> None:
         """What the script logged, and what it did."""

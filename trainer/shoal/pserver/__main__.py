@@ -32,6 +32,7 @@ def main() -> int:
         "--listen", action="append", required=True, help="unix:///path or tcp://host:port; the nearest first"
     )
     parser.add_argument("--snapshots", type=Path, required=True, help="the folder of this server's snapshots")
+    parser.add_argument("--probe", default="", help="tcp://host:port where a kubelet asks; default: none")
     arguments = parser.parse_args()
     logs.set_up()
     descriptors.allow_all()
@@ -50,7 +51,10 @@ def main() -> int:
             uid=environment.text(environment.UID),
             folder=arguments.snapshots,
         )
-        return service.run(arguments.listen, ready=lambda told: log.info("listening at %s", ", ".join(told)))
+        told = "listening at %s"
+        return service.run(
+            arguments.listen, probe=arguments.probe, ready=lambda addresses: log.info(told, ", ".join(addresses))
+        )
     except (OSError, ValueError) as error:
         log.error("the parameter server cannot start: %s", error)  # noqa: TRY400 - a message for people
         return environment.EXIT_REFUSED

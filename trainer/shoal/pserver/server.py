@@ -1,8 +1,10 @@
 """A parameter server without sockets, threads and clock: the master's orders, snapshots, and the trainers' requests.
 
 Tensors and disk come in as two small interfaces, so that the very same code runs in tests by the thousand, with counts
-for tensors and a dictionary for a disk. The shell (``service``) calls it under one lock, and writes snapshots outside
-of it: ``begin_snapshot`` copies what is to be written, ``snapshot_written`` says what became of it.
+for tensors and a dictionary for a disk. The shell (``service``) calls it under one lock, and writes and reads snapshots
+outside of it: ``begin_snapshot`` copies what is to be written, ``snapshot_written`` says what became of it;
+``next_restore`` names what is to be read, ``restored`` takes it. Until then a slot is what it was, as if the order had
+been longer on its way.
 """
 
 from __future__ import annotations
@@ -67,14 +69,6 @@ class Disk(Protocol):
         """All good snapshots."""
         ...
 
-    def load(self, name: str, slot: int) -> tuple[Any, bytes]:
-        """A slot's state and history out of a snapshot.
-
-        Raises:
-            DiskError: It is not there, damaged, foreign, or lacks the slot.
-        """
-        ...
-
     def release(self, slot: int, names: Iterable[str]) -> None:
         """For this slot these files need not be kept."""
         ...
@@ -98,6 +92,8 @@ class ServerState:
         self._disk = disk
         self._plan = plan
         self._awaiting_values: set[int] = set()
+        self._restoring: dict[int, m.Grant] = {}
+        """Slot -> the order by which it is to be read from a snapshot."""
         self._final: dict[int, int] = {}
         """Slot -> grant of those whose last snapshot the master waits for."""
         self._final_said = b""
@@ -124,6 +120,9 @@ class ServerState:
             case m.Grant():
                 return self._grant(message)
             case m.Drop():
+                restoring = self._restoring.get(message.slot)
+                if restoring is not None and restoring.grant == message.grant:
+                    del self._restoring[message.slot]
                 if self.granted.grants.get(message.slot) == message.grant:
                     self._drop(message.slot)
             case m.Final():
@@ -135,6 +134,7 @@ class ServerState:
     def _grant(self, message: m.Grant) -> list[Any]:
         slot, grant = message.slot, message.grant
         granted = self.granted
+        self._restoring.pop(slot, None)  # whatever it was: the last order counts
         if granted.grants.get(slot) == grant:
             return [m.Held(reports=granted.reports([slot]))]
         if granted.fresh.get(slot) == grant:
@@ -145,16 +145,47 @@ class ServerState:
         elif message.source == "fresh":
             return self._begin_fresh(slot, grant)
         else:
-            try:
-                state, encoded = self._disk.load(message.file, slot)
-                history = Watermarks.decode(encoded, self._plan)
-            except (DiskError, ValueError) as error:
-                return [m.Nothing(slot=slot, grant=grant, file=message.file, reason=str(error))]
-            self._drop(slot)
-            self._tensors.load(slot, state)
-            granted.load(slot, history)
+            self._restoring[slot] = message
+            return []
         granted.grant(slot, grant)
         return [m.Held(reports=granted.reports([slot]))]
+
+    def next_restore(self) -> m.Grant | None:
+        """What is to be read from a snapshot next, the order that came first; None: nothing."""
+        return next(iter(self._restoring.values()), None)
+
+    def restored(self, order: m.Grant, state: Any, encoded: bytes) -> list[Any]:
+        """A slot's state and history were read, as an order said; what the master must hear.
+
+        They count under the slot's last order, if that names the same snapshot; else they are let go.
+        """
+        latest = self._take(order)
+        if latest is None:
+            return []
+        slot = latest.slot
+        try:
+            history = Watermarks.decode(encoded, self._plan)
+            self._drop(slot)
+            self._tensors.load(slot, state)
+        except ValueError as error:
+            return [m.Nothing(slot=slot, grant=latest.grant, file=latest.file, reason=str(error))]
+        self.granted.load(slot, history)
+        self.granted.grant(slot, latest.grant)
+        return [m.Held(reports=self.granted.reports([slot]))]
+
+    def not_restored(self, order: m.Grant, reason: str) -> list[Any]:
+        """A snapshot cannot be read; what the master must hear."""
+        latest = self._take(order)
+        if latest is None:
+            return []
+        return [m.Nothing(slot=latest.slot, grant=latest.grant, file=latest.file, reason=reason)]
+
+    def _take(self, order: m.Grant) -> m.Grant | None:
+        """The slot's last order, which is carried out now; None: it names another snapshot, or none."""
+        latest = self._restoring.get(order.slot)
+        if latest is None or latest.file != order.file:
+            return None
+        return self._restoring.pop(order.slot)
 
     def _begin_fresh(self, slot: int, grant: int) -> list[Any]:
         self._drop(slot)

@@ -1,14 +1,20 @@
-"""A parameter server's shell: sockets, the link to the master, the snapshots' thread.
+"""A parameter server's shell: sockets, the link to the master, and the threads that carry orders out.
 
 One lock guards protocol state and tensors together, so that they change together (the watermark belongs to the slot).
-It is never held while bytes travel or a disk is written. The clock of snapshots is each server's own.
+It is never held while bytes travel or a disk is read or written. The clock of snapshots is each server's own.
+
+The link's thread waits for nothing but the master: it puts orders into a queue and keeps the heartbeat. One thread carries
+the orders out, one reads snapshots, one writes them. What the master hears of the state leaves in the order in which it came
+about: a report that overtakes an older one would be taken for a slot that is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import queue
 import signal
 import socket
 import threading
@@ -20,6 +26,7 @@ from typing import Any
 
 from shoal.pserver.disk import SnapshotFolder
 from shoal.pserver.parameters import Parameters
+from shoal.pserver.pulse import HELD_SECONDS, WorkLock
 from shoal.pserver.server import DiskError, ServerState, Snapshot
 from shoal.pserver.session import Session
 from shoal.wire import auth, sync
@@ -29,11 +36,14 @@ from shoal.wire.address import listen
 from shoal.wire.environment import EXIT_REFUSED
 from shoal.wire.link import Link
 from shoal.wire.plan import Plan
+from shoal.wire.probe import ProbeThread
 
 __all__ = ["Service"]
 
 RETRY_SECONDS = 2.0
 """After a snapshot that could not be written."""
+ORDERS_WAITING = 10_000
+"""Orders of the master's that may wait; a master sends a few for each slot."""
 
 log = logging.getLogger("shoal.pserver")
 
@@ -66,10 +76,20 @@ class Service:
         token: The job's.
         uid: The job's.
         folder: Where the snapshots are.
+        held_seconds: For which the work may stand still before the server is taken for hung.
     """
 
-    def __init__(self, master: str, *, identity: auth.Identity, token: auth.Token, uid: str, folder: Path) -> None:
-        self.lock = threading.Lock()
+    def __init__(
+        self,
+        master: str,
+        *,
+        identity: auth.Identity,
+        token: auth.Token,
+        uid: str,
+        folder: Path,
+        held_seconds: float = HELD_SECONDS,
+    ) -> None:
+        self.lock = WorkLock()
         self.state: ServerState | None = None
         self.parameters: Parameters | None = None
         self._identity, self._token, self._uid = identity, token, uid
@@ -85,35 +105,49 @@ class Service:
         self._callers: dict[int, set[sync.Connection]] = defaultdict(set)
         """Trainers' connections by their lives."""
         self._callers_lock = threading.Lock()
+        self._held_seconds = held_seconds
+        self._orders: queue.Queue[Any] = queue.Queue(ORDERS_WAITING)
+        self._restores: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """Something for each order that brings a restore; False: the end."""
+        self._telling = threading.Lock()
+        """Held, around the work's lock, from a change of the state until the master was told of it."""
         self._link = Link(
             master,
             identity=identity,
             token=token,
             job=uid,
-            greetings=self._offers,
-            handle=self._handle,
+            greetings=list,  # the master's first word is answered with an offer
+            handle=self._receive,
             refused=self._refused,
+            well=lambda: not self.why_hung(),
         )
+
+    def why_hung(self) -> str:
+        """Why the server is to be taken for hung; empty: its work advances. Never waits."""
+        held = self.lock.held_seconds()
+        return f"its work has stood still for {held:.0f} s" if held > self._held_seconds else ""
 
     # --- The master ---
 
-    def _offers(self) -> list[Any]:
-        with self.lock:
-            return [self._offer()]
-
-    def _offer(self) -> m.Offer:
-        pid, host = os.getpid(), socket.gethostname()
-        if self.state is None:
-            return m.Offer(held=[], waiting=[], files=[], question=0, addresses=self._addresses, pid=pid, host=host)
-        return self.state.offer(addresses=self._addresses, pid=pid, host=host)
-
-    def _handle(self, message: Any) -> None:
+    def _receive(self, message: Any) -> None:
         """A message of the master's, on the link's thread."""
-        if isinstance(message, m.Accepted):
-            self._accepted(message)
-            return
         if isinstance(message, m.Refused | m.Stop):
             self._refused(message.reason)
+            return
+        try:
+            self._orders.put_nowait(message)
+        except queue.Full:
+            # At the next connect the master hears what there is, and orders what is wanted then.
+            raise ConnectionAbortedError("orders come faster than they are carried out") from None
+
+    def _carry_out_orders(self) -> None:
+        """The orders' thread."""
+        while (message := self._orders.get()) is not None:
+            self._carry_out(message)
+
+    def _carry_out(self, message: Any) -> None:
+        if isinstance(message, m.Accepted):
+            self._accepted(message)
             return
         if isinstance(message, m.Departed):
             self._departed(message.life)
@@ -121,28 +155,42 @@ class Service:
         state = self.state
         if state is None:
             return
-        with self.lock:
-            replies = state.order(message)
-            if isinstance(message, m.Ask):
-                state.question = message.question
-                replies.append(self._offer())
-            due = state.final_wanted or state.first_wanted
-        for reply in replies:
-            self._link.send(reply)
+        with self._telling:
+            with self.lock:
+                replies = state.order(message)
+                if isinstance(message, m.Ask):
+                    state.question = message.question
+                    replies.append(self._offer())
+                due = state.final_wanted or state.first_wanted
+                restore = state.next_restore() is not None
+            self._tell(replies)
         if due:
             self._wake_snapshots()
+        if restore:
+            self._restores.put(True)
+
+    def _tell(self, replies: list[Any]) -> None:
+        for reply in replies:
+            self._link.send(reply)
+
+    def _offer(self) -> m.Offer:
+        pid, host = os.getpid(), socket.gethostname()
+        if self.state is None:
+            return m.Offer(held=[], waiting=[], files=[], question=0, addresses=self._addresses, pid=pid, host=host)
+        return self.state.offer(addresses=self._addresses, pid=pid, host=host)
 
     def _accepted(self, message: m.Accepted) -> None:
         self._link.lease_seconds = message.lease_seconds
         self._interval = message.interval
-        if message.shape is None:
-            return
-        if self.state is not None:
+        if self.state is None and message.shape is not None:
+            self._begin(message, message.shape)
+        with self._telling:
             with self.lock:
                 offer = self._offer()
             self._link.send(offer)
-            return
-        shape = message.shape
+
+    def _begin(self, message: m.Accepted, shape: m.Shape) -> None:
+        """What the job trains is known: make room for it, and look what the disk has."""
         plan = Plan(
             samples=shape.samples,
             batch_size=shape.batch_size,
@@ -154,10 +202,8 @@ class Service:
         state = ServerState(_Tensors(parameters), disk, plan=plan, epochs=message.epochs)
         with self.lock:
             self.parameters, self._disk, self.state = parameters, disk, state
-            offer = self._offer()
         for complaint in disk.refused:
             self._say("warning", f"{complaint}; an older one is taken")
-        self._link.send(offer)
 
     def _say(self, level: str, text: str) -> None:
         log.log(getattr(logging, level.upper()), "%s", text)
@@ -217,20 +263,51 @@ class Service:
                 self._say("error", f"{error}; training goes on, and it is tried again")
             return False
         self._complaint = ""
-        with self.lock:
-            replies = state.snapshot_written(name, snapshot, pinned=pin)
-            again = state.final_wanted or state.first_wanted
-        for reply in replies:
-            self._link.send(reply)
+        with self._telling:
+            with self.lock:
+                replies = state.snapshot_written(name, snapshot, pinned=pin)
+                again = state.final_wanted or state.first_wanted
+            self._tell(replies)
         disk.prune()
         if again:
             self._wake_snapshots()
         return True
 
+    def _restore_all(self) -> None:
+        """The restores' thread."""
+        while self._restores.get():
+            while self._restore():
+                pass
+
+    def _restore(self) -> bool:
+        """Read the next slot out of a snapshot; False: there is none to be read."""
+        state, disk = self.state, self._disk
+        assert state is not None
+        assert disk is not None
+        with self.lock:
+            order = state.next_restore()
+        if order is None:
+            return False
+        try:
+            found, history = disk.load(order.file, order.slot)
+            take = functools.partial(state.restored, order, found, history)
+        except DiskError as error:
+            take = functools.partial(state.not_restored, order, str(error))
+        with self._telling:
+            with self.lock:
+                replies = take()
+            self._tell(replies)
+        return True
+
     # --- Life ---
 
-    def run(self, addresses: list[str], *, ready: Callable[[list[str]], None] = lambda _: None) -> int:
+    def run(self, addresses: list[str], *, probe: str = "", ready: Callable[[list[str]], None] = lambda _: None) -> int:
         """Listen and serve; the exit code.
+
+        Args:
+            addresses: For trainers; the nearest first.
+            probe: Where a kubelet may ask whether this server does its work; empty: nowhere.
+            ready: Told the addresses when callers are answered.
 
         Raises:
             AddressError: An address is taken, or cannot be.
@@ -248,14 +325,24 @@ class Service:
             failed=self._deaf,
         )
         acceptor.start()
+        probes = [ProbeThread(listen(probe)[0], lambda: self.why_hung() or acceptor.why_deaf())] if probe else []
+        for each in probes:
+            each.start()
         snapshots = threading.Thread(target=self._keep_snapshots, name="shoal-snapshots")
         snapshots.start()
+        for work in (self._carry_out_orders, self._restore_all):
+            threading.Thread(target=self._guarded, args=(work,), name=f"shoal{work.__name__}", daemon=True).start()
         self._link.start()
         ready(self._addresses)
         snapshots.join()
         self._link.send(m.Leave(leases=[]))
         self._link.close()
+        self._restores.put(False)
+        with contextlib.suppress(queue.Full):
+            self._orders.put_nowait(None)
         acceptor.close()
+        for each in probes:
+            each.close()
         for _, told in listeners:
             if told.startswith("unix://"):
                 with contextlib.suppress(FileNotFoundError):
@@ -292,8 +379,15 @@ class Service:
         for connection in connections:
             connection.close()
 
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # without this thread the server would be there for nothing
+            log.exception("a fault of Shoal's")
+            self._deaf(f"the parameter server cannot go on: {error}")
+
     def _deaf(self, reason: str) -> None:
-        """Nobody could reach this server: another process must take its place."""
+        """Nobody could reach this server, or it does nothing any more: another process must take its place."""
         log.error("%s", reason)
         self._exit = 1
         self.stop()

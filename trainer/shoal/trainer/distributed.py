@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -20,15 +21,17 @@ from torch.optim import Optimizer
 from shoal.pserver.optimizers import UnsupportedOptimizer, group_options
 from shoal.trainer.batches import Batch, Place
 from shoal.trainer.describe import Description
-from shoal.trainer.engine import Engine
+from shoal.trainer.engine import IN_BATCH, Engine
 from shoal.trainer.exports import average_path, other_format, save_model, why_unwritable
 from shoal.trainer.job import seed_everything
 from shoal.trainer.loop import scored
 from shoal.trainer.optimizer import run_post_hooks, run_pre_hooks
+from shoal.trainer.options import options_changed, options_said
 from shoal.trainer.process import ProcessWatch, take_place
 from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.servers import Gradients, ServerLost
 from shoal.trainer.session import Session
+from shoal.trainer.steps import StepWatch
 from shoal.trainer.tables import Tables, rows_of
 from shoal.wire import auth, environment
 from shoal.wire import messages as m
@@ -68,6 +71,8 @@ class DistributedJob(Session):
         """Whether batches ran since the module's buffers were merged with the job's."""
         self._looping = False
         self._failed = False
+        self._steps = StepWatch(lambda: engine.info.step_seconds, warn=self._warn, hung=engine.hung)
+        engine.waits = self._steps.touch
 
     @classmethod
     def from_environment(cls, *, epochs: int, seed: int, folder: Path) -> DistributedJob:
@@ -109,20 +114,21 @@ class DistributedJob(Session):
 
     def _explain(self, error: BaseException) -> str:
         text = "".join(traceback.format_exception(error)).rstrip()
-        if self._fetching is None:
-            return text
-        epoch, task, batch = self._fetching
-        shown = self._samples(self._fetching)
+        return text if self._fetching is None else f"{text}\n({self._words(self._fetching)})"
+
+    def _words(self, place: Place) -> str:
+        """Which batch it is, for people; asked by other threads, too."""
+        epoch, task, batch = place
+        shown = self._samples(place)
         more = ", ..." if len(shown) == SAMPLES_SHOWN else ""
-        return (
-            f"{text}\n(in batch {batch} of task {task}, epoch {epoch + 1}: samples {', '.join(map(str, shown))}{more})"
-        )
+        return f"{IN_BATCH} {batch} of task {task}, epoch {epoch + 1}: samples {', '.join(map(str, shown))}{more}"
 
     def _samples(self, place: Place) -> list[int]:
         """Some of a batch's samples, by their index in the dataset, where the sampler gives numbers."""
         return [index for index in self._order.indices(*place)[:SAMPLES_SHOWN] if isinstance(index, int)]
 
     def _leave(self) -> None:
+        self._steps.stop()
         if self._prepared:
             self._feed.close()
             if self._stopping and not self._finished:
@@ -148,6 +154,7 @@ class DistributedJob(Session):
             message, dense, tables=given, buffers=buffers, fixed=fixed
         )
         engine.start(described.shape)
+        self._steps.start()
         # Every slot is served from a snapshot by now, so these values are not asked for again.
         engine.provide = lambda _: False
         engine.servers.parameters = [parameter.data for parameter in described.dense]
@@ -177,7 +184,9 @@ class DistributedJob(Session):
         if described.fixed:
             engine.retry(lambda: engine.servers.take_fixed([t for _, t in described.fixed], idle=engine.idle))
         self._take_buffers()
-        self._say_options()  # as the script set them: a scheduler moves them from here on
+        # As the script set them: a scheduler moves them from here on.
+        for text in options_said(described.groups, engine.info.groups):
+            engine.send(m.Event(level="info", text=text))
         for metric in engine.info.metrics:
             self._schedule.follow(metric.value)
         self._known_metrics = {(metric.epoch, metric.number) for metric in engine.info.metrics}
@@ -186,16 +195,6 @@ class DistributedJob(Session):
             # The first trainer draws what the script alone would draw; every later life something of its own.
             digest = hashlib.blake2b(f"{self._seed}/{joins}".encode(), digest_size=8).digest()
             seed_everything(int.from_bytes(digest, "little") >> 1)
-
-    def _say_options(self) -> None:
-        """Another learning rate than the job began with counts from here: say so."""
-        pairs = zip(self._description.groups, self._engine.info.groups, strict=True)
-        for number, (group, registered) in enumerate(pairs):
-            for name, value in group_options(group).items():
-                before = registered.options.get(name)
-                if before != value and name in registered.options and "initial_lr" not in group:
-                    text = f"parameter group {number}: {name} is {value} in this script, {before} when the job began; "
-                    self._engine.send(m.Event(level="info", text=text + f"{value} counts from here"))
 
     def _fetch(self, wanted: list[tuple[int, Tensor]]) -> list[Tensor]:
         engine = self._engine
@@ -216,6 +215,7 @@ class DistributedJob(Session):
         self._report(now=True)
         if self._engine.info.output:
             self._write(self._started_in / self._engine.info.output, self._epochs, 0)
+        self._steps.stop()
 
     def _pass_begins(self) -> None:
         self._looping = True
@@ -232,9 +232,14 @@ class DistributedJob(Session):
             self._looping = False
             self._stopping = self._stopping or self._engine.stopping
             self._report(now=True)
+            self._steps.between()
             return None
         lease, batch = found
         return lease.epoch, lease.task, batch
+
+    def _data(self, place: Place) -> Any:
+        self._steps.batch(functools.partial(self._words, place))
+        return super()._data(place)
 
     def _assign_from(self, place: Place) -> None:
         self._feed.assign(*place)
@@ -306,21 +311,12 @@ class DistributedJob(Session):
             samples=sum(plan.samples_in(batch.task, k) for k in range(batch.first, batch.batch + 1)),
             skipped=skipped,
             absent=[],
-            options={} if skipped else self._changed(),
+            options={} if skipped else options_changed(self._options, self._engine.info.groups),
             parts=[],
             next_epoch=batch.epoch,
             next_task=batch.task,
             values=True,
         )
-
-    def _changed(self) -> dict[int, dict[str, Any]]:
-        """Per parameter group the options of this step that differ from those with which the job began."""
-        changed = {}
-        for number, now in self._options.items():
-            registered = self._engine.info.groups[number].options
-            if now != registered:
-                changed[number] = {name: value for name, value in now.items() if registered.get(name) != value}
-        return changed
 
     def _gradients(self) -> Gradients:
         described, taken = self._description, self._taken
@@ -348,6 +344,7 @@ class DistributedJob(Session):
         if batch.batch + 1 == self._order.plan.batches_in(batch.task):
             with contextlib.suppress(ServerLost):
                 self._exchange_buffers(trainers=max(1, self._engine.trainers))
+        self._steps.batch_over()
         self._report()
 
     # --- Buffers ---
@@ -373,6 +370,7 @@ class DistributedJob(Session):
     def log(self, **values: Any) -> None:
         """See ``Job.log``."""
         self._values.add(values)
+        self._steps.touch()
 
     def _report(self, *, now: bool = False) -> None:
         clock = time.monotonic()
@@ -406,7 +404,8 @@ class DistributedJob(Session):
         answer = self._engine.ask(question, m.EvaluateTurn, m.Evaluated)
         if isinstance(answer, m.EvaluateTurn):
             self._bring_all()
-            text = scored(self._module, score)
+            with self._steps.doing("in job.evaluate"):
+                text = scored(self._module, score)
             self._tables.new_batch()
             answer = self._engine.ask(m.Evaluated(epoch=epoch, number=number, score=text), m.Evaluated)
         return json.loads(answer.score)
@@ -430,7 +429,8 @@ class DistributedJob(Session):
             return
         self._bring_all()
         self._bring_tables()
-        save_model(self._module, Path(target))
+        with self._steps.doing("in job.save"):
+            save_model(self._module, Path(target))
         if self._description.shape.ema:
             engine = self._engine
             values = engine.retry(lambda: engine.servers.pull_average(idle=engine.idle))

@@ -28,8 +28,10 @@ from shoal.wire import messages as m
 from shoal.wire.link import Link
 from shoal.wire.plan import Plan
 
-__all__ = ["Engine", "JobStopped", "Left"]
+__all__ = ["IN_BATCH", "Engine", "JobStopped", "Left"]
 
+IN_BATCH = "in batch"
+"""How the words begin for what a script does with a batch."""
 ASK_SECONDS = 0.2
 """Silence after which the master is asked where the slots are."""
 
@@ -76,6 +78,8 @@ class Engine:
         self.on_new_lease: Callable[[m.Lease], None] = lambda _: None
         self.samples_of: Callable[[tuple[int, int, int]], list[int]] = lambda _: []
         self.provide: Callable[[m.Provide], bool] = lambda _: False
+        self.waits: Callable[[], None] = lambda: None
+        """Called again and again while the script waits for others here."""
         self._identity, self._token, self._uid = identity, token, uid
         self._epochs, self._seed = epochs, seed
         self._shape: m.Shape | None = None
@@ -164,6 +168,7 @@ class Engine:
 
     def _wait_for_message(self, seconds: float = 0.1) -> None:
         """Handle what came, waiting for it a little."""
+        self.waits()
         with contextlib.suppress(queue.Empty):
             self._handle(self._inbox.get(timeout=seconds))
         self._handle_all()
@@ -373,6 +378,7 @@ class Engine:
 
     def idle(self) -> None:
         """A server is silent: has the master moved its slots?"""
+        self.waits()
         self._handle_all()
         self._ask_where()
 
@@ -423,3 +429,9 @@ class Engine:
         """The script raised: tell the master which task that was."""
         leases = self._work.leases() if self._work is not None else []
         self._link.send(m.ScriptFailed(error=error, leases=leases[:1]))
+
+    def hung(self, seconds: float, doing: str, stack: str) -> None:
+        """The script comes no further: tell the master in which task. Called from another thread than the script's."""
+        work = self._work
+        lease = work.current if work is not None and doing.startswith(IN_BATCH) else None
+        self._link.send(m.Hung(seconds=seconds, doing=doing, stack=stack, lease=lease))

@@ -67,6 +67,11 @@ class Acceptor:
         for thread in self._threads:
             thread.start()
 
+    def why_deaf(self) -> str:
+        """Why no caller can come any more; empty: one can. Never waits."""
+        dead = not self._closing.is_set() and not all(thread.is_alive() for thread in self._threads)
+        return "it accepts no callers any more" if dead else ""
+
     def close(self) -> None:
         """End; the listening sockets are closed, and no thread accepts any more."""
         self._closing.set()

@@ -1,4 +1,4 @@
-"""Names of the environment variables and exit codes that the processes of a job agree on."""
+"""Names of the environment variables, exit codes and times that the processes of a job agree on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ __all__ = [
     "EXIT_REFUSED",
     "FOLDER",
     "INDEX",
+    "LONG_FACTOR",
     "MASTER",
     "ROLE",
     "SEED",
@@ -48,6 +49,11 @@ EXIT_DEPOSED = 75
 
 EXIT_REFUSED = 78
 """Refused for good: bad input, said on stderr. Trying again cannot help."""
+
+
+LONG_FACTOR = 3
+"""So many times as long as a batch (``spec.runPolicy.stepTimeout``) may take: a trainer's first batch, which compiles, fills
+caches and starts workers; an evaluation; the writing of a model; what a script does between two passes over its loader."""
 
 
 def text(name: str) -> str:

@@ -37,6 +37,8 @@ class Link:
         handle: Takes every message of the master's, on the link's thread.
         refused: Called when the master will never take us, with the reason; the link has ended then.
         lost: Called when a connection was lost.
+        well: Whether this process does its work. While it does not, the master is left, so that it knows; asked every
+            quarter of a second, and must not wait.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Link:
         handle: Callable[[Any], None],
         refused: Callable[[str], None],
         lost: Callable[[], None] = lambda: None,
+        well: Callable[[], bool] = lambda: True,
     ) -> None:
         self.lease_seconds = 10.0
         self._address = address
@@ -60,6 +63,7 @@ class Link:
         self._handle = handle
         self._refused = refused
         self._lost = lost
+        self._well = well
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromMaster)
         self._connection: sync.Connection | None = None
         self._sending = threading.Lock()
@@ -104,6 +108,9 @@ class Link:
     def _run(self) -> None:
         wait = FIRST_WAIT
         while not self._closing.is_set():
+            if not self._well():
+                self._closing.wait(LONGEST_WAIT)
+                continue
             try:
                 connection = sync.connect(
                     self._address, identity=self._identity, token=self._token, job=self._job, timeout=2.0
@@ -140,6 +147,8 @@ class Link:
         now = time.monotonic()
         if self._closing.is_set() or now - self._last_heard > self.lease_seconds:
             raise ConnectionResetError("the master is silent")
+        if not self._well():
+            raise ConnectionResetError("this process does not do its work")
         # Also when we send enough by ourselves: only a ping is answered, and silence must mean something.
         quiet = now - min(self._last_heard, self._last_sent)
         if quiet > self.lease_seconds / 4 and now - self._last_ping > self.lease_seconds / 4:

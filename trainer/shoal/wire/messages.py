@@ -52,6 +52,7 @@ __all__ = [
     "HandBack",
     "Held",
     "Holder",
+    "Hung",
     "Init",
     "Initialised",
     "Lacks",
@@ -416,13 +417,26 @@ class ScriptFailed(_Message, frozen=True):
     leases: list[Lease]
 
 
+class Hung(_Message, frozen=True):
+    """The script has come no further for ``seconds``; this process ends itself now.
+
+    ``doing`` says in what (``in batch 2 of ...: samples 5, 7``), ``lease`` is the task, if it is in a batch, and ``stack`` the
+    lines of the script at which it stands.
+    """
+
+    seconds: float
+    doing: str
+    stack: str
+    lease: Lease | None
+
+
 # --- Master to trainer -------------------------------------------------------------------------------------------
 
 
 class Registered(_Message, frozen=True):
     """You are in. ``epoch`` is the open one; ``slots`` is the number of slots; ``output`` the manifest's path or ''.
 
-    ``evaluations`` (the last 1,000) and ``metrics`` (the last 10,000) are in the order of their epochs and numbers;
+    ``step_seconds`` is how long the script may come no further; ``evaluations`` (the last 1,000) and ``metrics`` (the last 10,000) are in the order of their epochs and numbers;
     ``groups`` are the registered ones; ``joins`` is a number that no other life of a trainer has; ``stopping`` is why
     the script stopped the job, or ''.
     """
@@ -433,6 +447,7 @@ class Registered(_Message, frozen=True):
     slots: int
     output: str
     lease_seconds: float
+    step_seconds: float
     trainers: int
     joins: int
     groups: list[Group]
@@ -930,6 +945,7 @@ ToMaster = (
     | Began
     | Initialised
     | ScriptFailed
+    | Hung
     | Offer
     | Held
     | Nothing

@@ -1,0 +1,59 @@
+"""When a script is taken for hung: which time counts, and how much of it there is."""
+
+from __future__ import annotations
+
+import threading
+
+from shoal.trainer.steps import StepClock, StepWatch
+from shoal.wire.environment import LONG_FACTOR
+
+
+def test_the_first_batch_and_what_is_no_batch_have_more_time():
+    clock = StepClock(0.0)
+    assert clock.limit(10.0) == 10.0 * LONG_FACTOR
+    clock.begin("in batch 0", 5.0, long=False)
+    assert (clock.limit(10.0), clock.seconds(7.0), clock.doing) == (10.0, 2.0, "in batch 0")
+
+
+def test_time_that_is_not_the_scripts_does_not_count():
+    clock = StepClock(0.0)
+    clock.begin(lambda: "in batch 1", 0.0, long=False)
+    clock.forgive(100.0)
+    assert clock.seconds(103.0) == 3.0
+    clock.touch(200.0)
+    assert (clock.seconds(201.0), clock.doing) == (1.0, "in batch 1")
+
+
+def watch(warned):
+    def hung(*_):
+        raise AssertionError("nothing hangs here")
+
+    return StepWatch(lambda: 1e6, warn=warned.append, hung=hung)
+
+
+def test_behind_an_evaluation_the_script_is_where_it_was_with_a_new_clock():
+    made = watch([])
+    made.batch(lambda: "in batch 3")
+    with made.doing("in job.evaluate"):
+        assert made._clock.doing == "in job.evaluate"
+        assert made._clock.limit(1.0) == LONG_FACTOR
+    assert made._clock.doing == "in batch 3"
+    made.batch_over()
+    made.batch(lambda: "in batch 4")
+    assert made._clock.limit(1.0) == 1.0
+
+
+def test_who_leaves_is_watched_no_more():
+    made = watch([])
+    made.start()
+    made.stop()
+    assert all(thread.name != "shoal-steps" for thread in threading.enumerate())
+
+
+def test_a_sampler_that_fails_keeps_nobody_from_finding_out():
+    def words():
+        raise KeyError("the script's sampler")
+
+    clock = StepClock(0.0)
+    clock.begin(words, 0.0, long=False)
+    assert clock.doing == 'in batch ? (KeyError("the script\'s sampler"))'
