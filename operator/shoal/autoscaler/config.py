@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from shoal.api import Duration, ManifestError, Problem
+from shoal.api.base import Model
 from shoal.api.errors import RulesBrokenError, shown
-from shoal.api.job import Model
 from shoal.autoscaler.model import Policy
 
 __all__ = [

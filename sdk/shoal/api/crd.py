@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import yaml
 
-from shoal.api.job import API_VERSION, KIND, LONGEST_NAME, TrainingJob
+from shoal.api.job import API_VERSION, KIND, TrainingJob
+from shoal.api.metadata import LONGEST_NAME
 from shoal.api.status import Status
 
 __all__ = ["HEADER", "crd", "render"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, field_validator, model_validator
 
+from shoal.api.base import Count, Model, Natural, Replicas, Template
 from shoal.api.containers import CONTAINERS, container_of
 from shoal.api.errors import Problem, RulesBrokenError
+from shoal.api.metadata import Metadata
 from shoal.api.types import Duration, Quantity
 
 __all__ = [
@@ -30,54 +31,8 @@ __all__ = [
 
 API_VERSION = "shoal.dev/v1alpha1"
 KIND = "TrainingJob"
-LONGEST_NAME: Final = 39
-"""The master's pod is NAME-master-<10 letters>-<5 letters>, and Kubernetes allows 63 characters."""
-
-Count = Annotated[int, Field(ge=1, strict=True)]
-Replicas = Annotated[int, Field(ge=1, le=10_000, strict=True)]
-Natural = Annotated[int, Field(ge=0, strict=True)]
-Template = dict[str, Any]
 _CLAIM: Final[Template] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}}
 """What a claim for snapshots asks for, where a job does not say it."""
-
-
-class Model(BaseModel):
-    """What all parts of a manifest have in common: camelCase outside, unknown fields refused, never changed."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="forbid", frozen=True
-    )
-
-
-_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz")
-_IN_NAMES: Final = _LETTERS | frozenset("0123456789-")
-
-
-class Metadata(Model):
-    """Name and labels, as every Kubernetes object has them."""
-
-    name: str = Field(description=f"Name of the job: lower-case letters, digits and '-'; at most {LONGEST_NAME}.")
-    namespace: str = Field(default="default", description="Namespace of the job.")
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels of the job.")
-    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations of the job.")
-    owner_references: list[dict[str, Any]] = Field(default_factory=list, description="What the job is deleted with.")
-    finalizers: list[str] = Field(default_factory=list, description="Who must agree before the job is deleted.")
-
-    @field_validator("name")
-    @classmethod
-    def _named_well(cls, value: str) -> str:
-        if set(value) - _IN_NAMES or value[:1] not in _LETTERS or value.endswith("-"):
-            raise ValueError(f"{value!r} must begin with a letter and have lower-case letters, digits and '-' only")
-        if len(value) > LONGEST_NAME:
-            raise ValueError(f"{value!r} has {len(value)} characters; at most {LONGEST_NAME} leave room for pod names")
-        return value
-
-    @field_validator("namespace")
-    @classmethod
-    def _is_label(cls, value: str) -> str:
-        if not value or len(value) > 63 or set(value) - _IN_NAMES or "-" in {value[0], value[-1]}:
-            raise ValueError(f"{value!r} must have lower-case letters, digits and '-' only, and at most 63")
-        return value
 
 
 class EnvVar(Model):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from shoal.api.errors import ManifestError, Problem
-from shoal.api.job import API_VERSION, KIND, LONGEST_NAME, TrainingJob
+from shoal.api.job import API_VERSION, KIND, TrainingJob
 from shoal.api.load import from_mapping
+from shoal.api.metadata import LONGEST_NAME
 
 __all__ = ["for_script", "parse_trainers", "with_options"]
 
