@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from shoal.operator.hints import hinted, wish_of
 from shoal.operator.pods import label
 
 __all__ = [
@@ -42,9 +43,11 @@ def slim(manifest: Manifest) -> Manifest:
     if manifest["kind"] != "Pod":
         return {"metadata": metadata}
     status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
+    # Once a pod is bound, where it was wanted is of no interest.
+    wish = {} if spec.get("nodeName") else hinted({"spec": {}}, filter(None, [wish_of(manifest)]))["spec"]
     return {
         "metadata": without(metadata, "annotations"),
-        "spec": {key: spec[key] for key in _SPEC if key in spec},
+        "spec": {key: spec[key] for key in _SPEC if key in spec} | wish,
         "status": {key: status[key] for key in _STATUS if key in status},
     }
 
