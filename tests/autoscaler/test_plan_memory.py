@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from shoal.autoscaler.model import Memory, Pending, Policy
 from shoal.autoscaler.plan import plan
+from shoal.autoscaler.view import ClusterView
+from tests.autoscaler.test_view import node, pod
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters
 from tests.soak import examples
 
@@ -68,3 +70,27 @@ def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, ra
         if random.random() < 0.7:
             snapshot = applied(snapshot, allocation)
         snapshot = replace(random.choice(EVENTS)(snapshot, random), now=snapshot.now + 30.0)
+
+
+def test_a_claim_stays_on_its_node_while_other_nodes_go_and_come():
+    """The last node takes the number of one that goes, and a new one takes the number of the last."""
+    view = ClusterView()
+    for name in ("a", "b", "c"):
+        view.node_changed(node(name))
+    for name in ("a", "b"):
+        view.pod_changed(pod(f"fills-{name}", at=name, cpu="10"), now=0.0)
+    view.pod_changed(pod("web", cpu="5"), now=0.0)
+
+    def claimed(memory, now):
+        snapshot = view.snapshot([], now=now)
+        allocation, memory = plan(snapshot, memory, FREE_HAND)
+        (claim,) = allocation.claims
+        return snapshot.nodes.names[claim.node], claim.since, memory
+
+    first, _, memory = claimed(Memory(), 1.0)
+    view.node_changed(node("a"), gone=True)
+    view.node_changed(node("d"))
+    second, since, memory = claimed(memory, 2.0)
+    assert (first, second, since) == ("c", "c", 1.0)
+    view.node_changed(node("c"), gone=True)
+    assert claimed(memory, 3.0)[:2] == ("d", 3.0)
