@@ -260,14 +260,14 @@ class Operator:
         """Nothing may be under way any more when another one is let in."""
         await self._worker.close()
         if self._etcd is not None:
-            await aside(self._etcd.close)
+            await aside(self._etcd.close, urgent=True)
         if self._election is not None:
             await self._election.give_up()
         self._metrics.leads(leading=False)
         feed = self._feed
         if feed is not None:
             feed.stop()
-            await aside(lambda: feed.join(5.0))
+            await aside(lambda: feed.join(5.0), urgent=True)
 
     async def _reach_etcd(self, credentials: Credentials | None) -> Store:
         endpoint = self._settings.etcd
@@ -393,7 +393,7 @@ class Operator:
         etcd = self._etcd
         assert etcd is not None
         try:
-            await aside(lambda: etcd.get(ALL_JOBS, patience_seconds=_PATIENCE_SECONDS))
+            await aside(lambda: etcd.get(ALL_JOBS, patience_seconds=_PATIENCE_SECONDS), urgent=True)
         except StoreUnreachableError:
             return False
         return True
