@@ -322,7 +322,7 @@ class Operator:
     def _records(self, events: list[Event]) -> None:
         def note() -> None:
             for event in events:
-                self._mark_within(self._store.record_changed(event.key, event.value))
+                self._mark_within(self._store.record_changed(event.key, event.value, created=event.created))
 
         self._post(note)
 

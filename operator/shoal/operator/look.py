@@ -54,6 +54,7 @@ class _Memory:
         tally: Of the script's errors; None: as the status has it.
         lives: Whose ends were looked at; None: nobody's yet.
         untold: Events that are to be told with the next status.
+        complaints: What was said of its keys in etcd.
         secrets: When its Secrets were made sure of.
         checked: Generation for which the API server had no words against the job.
     """
@@ -63,6 +64,7 @@ class _Memory:
     tally: policy.Tally | None = None
     lives: set[str] | None = None
     untold: list[events.Note] = field(default_factory=list)
+    complaints: Mapping[str, str] = field(default_factory=dict)
     secrets: float | None = None
     checked: int = 0
     manifest: Mapping[str, Any] | None = None
@@ -312,9 +314,9 @@ class Looker:
             return seen  # while etcd is away nobody knows whether those who ended had come to the job's end
         ends = self._store.ends(view.uid)
         before = memory.tally or policy.Tally(view.before.failures or 0, view.before.last_failure_time)
-        committed = datetime.fromtimestamp(seen.published.moved, UTC) if seen.published is not None else None
+        committed, now = self._store.committed(view.uid), time.monotonic()
         memory.untold += map(events.failed, policy.newly_failed(before, ends, known=memory.lives))
-        memory.tally = policy.tallied(before, ends, known=memory.lives, committed=committed)
+        memory.tally = policy.tallied(before, ends, known=memory.lives, committed=committed, now=now)
         memory.lives = {end.life for end in ends}
         refusals = [end for end in ends if end.code == policy.REFUSED]
         return replace(seen, ended=policy.overrun(job, view.before, memory.tally, refusals, view.now))
@@ -351,6 +353,9 @@ class Looker:
         )
         later = await self._reporter.say(view.manifest, after)
         memory = self._memory[view.uid]
+        complaints = self._store.complaints(view.uid)
+        memory.untold += events.complained(memory.complaints, complaints)
+        memory.complaints = complaints
         notes, memory.untold = [*memory.untold, *events.notes(view.before, after)], []
         await self._reporter.tell(view.manifest, notes)
         return later
