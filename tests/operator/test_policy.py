@@ -319,3 +319,21 @@ def test_a_job_is_removed_so_long_after_its_end():
     assert removal_due(job(), ended()) is None
     assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 60}), Status()) is None
     assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 2**31 - 1}), ended()) is not None
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+def test_a_status_may_have_any_time(moment):
+    """What is reckoned from it is a time, too."""
+    condition = {"type": "Complete", "status": "True", "reason": "AllSamplesCommitted", "lastTransitionTime": moment}
+    status = Status.from_mapping(
+        {
+            "conditions": [condition],
+            "activeSince": moment,
+            "progress": {"lastStepTime": moment},
+            "lastFailureTime": moment,
+        }
+    )
+    assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 2**31 - 1}), status) is not None
+    assert status.progress.last_step_time + timedelta(days=36_500)
+    assert active_seconds(status, T0) >= 0
+    assert clocked(status, T0, runs=False).active_seconds is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from shoal.operator.hints import hinted, wish_of
@@ -13,6 +14,7 @@ __all__ = [
     "controlled",
     "deleting",
     "is_pod_of",
+    "moment_of",
     "newer",
     "phase_of",
     "place_of",
@@ -107,6 +109,15 @@ def newer(one: Manifest, other: Manifest) -> bool:
     """Whether one is a later version of the same object."""
     same = one["metadata"].get("uid") == other["metadata"].get("uid")
     return same and revision_of(one) > revision_of(other)
+
+
+def moment_of(text: object) -> datetime | None:
+    """A time as the API server writes it, in UTC; None: it is none."""
+    try:
+        found = datetime.fromisoformat(str(text)) if text else None
+        return found.astimezone(UTC) if found is not None and found.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def phase_of(pod: Manifest) -> str:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from shoal.api import TrainingJob
 from shoal.api.status import Condition, ConditionType, Reason, Status
+from shoal.operator.manifests import moment_of
 from shoal.operator.pods import label
 from shoal.operator.reconcile import Ended
 
@@ -113,7 +114,7 @@ def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
             continue
         for state in ("lastState", "state"):
             ended = (container.get(state) or {}).get("terminated") or {}
-            at, started = _moment(ended.get("finishedAt")), _moment(ended.get("startedAt"))
+            at, started = moment_of(ended.get("finishedAt")), moment_of(ended.get("startedAt"))
             if at is None or ended.get("reason") == "OOMKilled":
                 continue
             yield End(
@@ -266,16 +267,4 @@ def removal_due(job: TrainingJob, status: Status) -> datetime | None:
     found, seconds = end_of(status), job.spec.run_policy.ttl_seconds_after_finished
     if found is None or seconds is None:
         return None
-    try:
-        return found.last_transition_time + timedelta(seconds=min(seconds, _LONGEST_SECONDS))
-    except OverflowError:
-        return None
-
-
-def _moment(text: object) -> datetime | None:
-    """A time as the API server writes it; None: it is none."""
-    try:
-        found = datetime.fromisoformat(str(text)) if text else None
-        return found.astimezone(UTC) if found is not None and found.tzinfo is not None else None
-    except (ValueError, OverflowError):
-        return None
+    return found.last_transition_time + timedelta(seconds=min(seconds, _LONGEST_SECONDS))
