@@ -126,3 +126,25 @@ def test_what_runs_and_what_waits_is_told(stuck):
         await asyncio.gather(*calls)
 
     asyncio.run(scenario())
+
+
+def test_where_the_machine_has_no_thread_more_those_that_there_are_serve(stuck, monkeypatch):
+    threads_of_few = module._Threads(4)
+    monkeypatch.setattr(module, "_ordinary", threads_of_few)
+
+    class NoThread(threading.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+    async def scenario():
+        with monkeypatch.context() as machine:
+            machine.setattr(threading, "Thread", NoThread)
+            with pytest.raises(RuntimeError):
+                await aside(lambda: 1)
+        assert await aside(lambda: 2) == 2
+        with monkeypatch.context() as machine:
+            machine.setattr(threading, "Thread", NoThread)
+            return await asyncio.gather(*(aside(lambda number=number: number) for number in range(10)))
+
+    assert asyncio.run(scenario()) == list(range(10))
+    asyncio.run(until(lambda: blocked() == (0, 0)))

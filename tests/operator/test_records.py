@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api.status import Status
-from shoal.master.records import Records
+from shoal.master.keeper import Leader
+from shoal.master.records import Outcome, Records
 from shoal.operator import records as module
 from shoal.operator.events import complained
 from shoal.operator.policy import Tally, overrun, tallied
 from shoal.operator.records import MOST_BYTES, MOST_FOREIGN_KEYS, READERS, Usage
 from shoal.operator.status import status_of
 from shoal.operator.store import ClusterStore
-from shoal.store import ALL_JOBS, Delete, JobKeys, Put, Store
+from shoal.store import ALL_JOBS, Delete, JobKeys, Put, Store, Wanted
+from shoal.wire.messages import Account, Samples
 from tests.etcds import eventually, run_etcd
 from tests.operator.jobs import job
 from tests.operator.strange import pods
@@ -30,8 +32,19 @@ from tests.soak import examples
 OTHER = JobKeys("default", "other", "v")
 JOB = job()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-ACCOUNT = {"state": "Complete", "epochs": 1, "joins": 1, "leaves": 0, "deaths": 0, "replayed": 0, "seconds": 1.5,
-           "samples": {"expected": 9, "counted": 9, "lost": 0, "twice": 0, "skipped": 0}}  # fmt: skip
+COUNTED = Account(
+    state="Complete", epochs=1, samples=Samples(expected=9, counted=9, lost=0, twice=0, skipped=0), joins=1, leaves=0,
+    deaths=0, replayed=0, seconds=1.5,
+)  # fmt: skip
+WRITTEN = {
+    "wanted": msgspec.json.encode(Wanted(drain=[1])),
+    "progress": published(),
+    "outcome": msgspec.json.encode(Outcome(state="Complete", reason="", files={0: "a"}, account=COUNTED)),
+    "master": msgspec.json.encode(Leader(generation=1, nonce="n", address="tcp://a:1", commits=3)),
+}
+"""Each record as it is written in reality."""
+RECORDS = {record: json.loads(value) for record, value in WRITTEN.items()}
+ACCOUNT = RECORDS["outcome"]["account"]
 
 
 def cluster():
@@ -81,12 +94,6 @@ def changed(valid, with_):
     return st.dictionaries(st.sampled_from(names), with_, max_size=3).map(lambda more: valid | more)
 
 
-RECORDS = {
-    "wanted": {"drain": [1], "suspend": False},
-    "progress": json.loads(published()),
-    "outcome": {"state": "Complete", "reason": "", "account": ACCOUNT},
-    "master": {"generation": 1},
-}
 typed = st.one_of(values, numbers, st.lists(numbers, max_size=3))
 
 
@@ -119,7 +126,7 @@ def test_no_record_of_any_kind_stops_a_look(data):
 )  # fmt: skip
 def test_a_record_that_is_none_is_said_on_its_job_and_changes_nothing(record, value):
     store = cluster()
-    store.record_changed(KEYS.at(record), json.dumps(RECORDS[record]).encode(), created=True)
+    store.record_changed(KEYS.at(record), WRITTEN[record], created=True)
     before = store.observed("u", template="t")
     try:
         msgspec.json.decode(value, type=READERS[record][1])
@@ -135,7 +142,7 @@ def test_a_record_that_is_none_is_said_on_its_job_and_changes_nothing(record, va
     assert (told.kind, told.reason) == ("Warning", "ForeignRecord")
     assert record in told.text
     assert not store.complaints("v")
-    store.record_changed(KEYS.at(record), json.dumps(RECORDS[record]).encode())
+    store.record_changed(KEYS.at(record), WRITTEN[record])
     assert not store.complaints("u")
 
 
@@ -149,7 +156,7 @@ def test_a_time_that_is_none_is_no_record(moved):
 
 def test_the_account_of_a_master_is_read():
     store = cluster()
-    store.record_changed(KEYS.outcome, json.dumps(RECORDS["outcome"]).encode())
+    store.record_changed(KEYS.outcome, WRITTEN["outcome"])
     found = store.facts("u").account
     assert (found.counted, found.expected, found.joins, found.seconds) == (9, 9, 1, 1.5)
 

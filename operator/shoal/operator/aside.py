@@ -117,9 +117,19 @@ class _Threads:
         with self._some:
             self._line[call] = None
             if self.running + len(self._line) > self._begun and self._begun < self._most:
-                self._begun += 1
-                threading.Thread(target=self._serve, name="aside", daemon=True).start()
+                self._begin(call)
             self._some.notify()
+
+    def _begin(self, call: _Call) -> None:
+        """One thread more; where the machine has none, those that there are serve the call."""
+        try:
+            threading.Thread(target=self._serve, name="aside", daemon=True).start()
+        except RuntimeError:
+            if not self._begun:
+                del self._line[call]
+                raise
+        else:
+            self._begun += 1
 
     def withdraw(self, call: _Call) -> bool:
         """Whether the call had not begun; it never will."""

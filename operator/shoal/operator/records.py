@@ -185,7 +185,7 @@ class Usage:
         """What is to be said on the job now: what it is -> in words, with the fix."""
         said = {
             f"ForeignRecord {record}": f"etcd's {record} of this job is no record of this version of Shoal ({why}); what "
-            "was known before stays. Whoever wrote it has the job's user in etcd: see who may read its Secrets"
+            "was known before stays. Its writer has the job's user in etcd: see who may read the job's Secrets"
             for record, why in self.unread.items()
         }
         if self.foreign:
