@@ -10,7 +10,7 @@ import pytest
 from shoal.operator import aside as module
 from shoal.operator.aside import aside, blocked
 from shoal.operator.serving import Metrics
-from shoal.store import Store, StoreUnreachableError
+from shoal.store import Store, StoreClosedError, StoreUnreachableError
 from tests.etcds import run_etcd
 
 MANY = 100
@@ -53,6 +53,24 @@ def test_an_etcd_that_hangs_takes_no_thread_for_each_call(tmp_path):
 
     with run_etcd(tmp_path) as etcd, Store.connect(etcd.endpoint, prefix="/shoal/") as store:
         asyncio.run(scenario(etcd, store))
+
+
+def test_the_end_of_the_process_gets_through_while_all_calls_hang(tmp_path):
+    """Closing the store ends them: neither those that hang nor those that wait are left behind."""
+
+    async def scenario(etcd, store):
+        etcd.pause()
+        calls = [asyncio.ensure_future(aside(lambda: store.get("/shoal/x"))) for _ in range(MANY)]
+        await until(lambda: blocked().waiting == MANY - module.MOST_THREADS)
+        await aside(store.close, urgent=True)
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        etcd.resume()
+        return found
+
+    with run_etcd(tmp_path) as etcd, Store.connect(etcd.endpoint, prefix="/shoal/") as store:
+        found = asyncio.run(scenario(etcd, store))
+    assert {type(each) for each in found} == {StoreClosedError}
+    asyncio.run(until(lambda: blocked() == (0, 0)))
 
 
 def test_a_call_that_is_cancelled_before_it_begins_is_never_run(stuck):
