@@ -111,7 +111,7 @@ class _Run:
             "command": ["python", "train.py"],
             "epochs": 1,
             "trainer": {**trainer, "resources": _requests(case.TRAINER, "8Gi")},
-            "parameterServer": {"replicas": case.servers, "resources": _requests(case.SERVER, "5Gi")},
+            "parameterServer": {"replicas": case.servers, "resources": _requests(case.SERVER, "5Gi"), "emptyDir": {}},
             "master": {"resources": _requests(case.MASTER, "1Gi")},
         }
         metadata = {"name": name, "namespace": self._namespace}

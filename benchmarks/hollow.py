@@ -420,7 +420,7 @@ def job_manifest(name: str, namespace: str, *, trainers: int, most: int, servers
                 "replicas": trainers,
                 "resources": {"requests": {"cpu": "1", "memory": "1Gi"}},
             },
-            "parameterServer": {"replicas": servers, "resources": small},
+            "parameterServer": {"replicas": servers, "resources": small, "emptyDir": {}},
             "master": {"resources": small},
         },
     }

@@ -111,7 +111,7 @@ def _spec() -> dict[str, Any]:
         "image": IMAGE,
         "command": ["python", "-m", "benchmarks.scripts.stamper"],
         "trainer": {"minReplicas": TRAINERS, "resources": asked, "template": template("trainer")},
-        "parameterServer": {"replicas": SERVERS, "resources": asked, "template": template("pserver")},
+        "parameterServer": {"replicas": SERVERS, "resources": asked, "emptyDir": {}, "template": template("pserver")},
         "master": {"resources": asked, "template": template("master")},
         "checkpoint": {"interval": "1s"},
     }

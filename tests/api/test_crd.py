@@ -111,6 +111,7 @@ def test_defaults_are_those_of_the_types_and_reach_sections_that_are_left_out(sc
     assert found.keys() == {
         ".spec.strategy", ".spec.suspend", ".spec.parameterServer.replicas", ".spec.trainer", ".spec.trainer.minReplicas",
         ".spec.checkpoint", ".spec.checkpoint.interval", ".spec.checkpoint.keep", ".spec.runPolicy", ".spec.runPolicy.backoffLimit",
+        ".spec.runPolicy.disruptionBudget",
     }  # fmt: skip
     for path, default in found.items():
         value = values
@@ -127,7 +128,7 @@ def test_durations_and_quantities_have_the_types_own_patterns(schema):
     for text in ("1Gi", "500m", "1e3", ".5", "1Kii", "1 G", "", "e3", "1e100"):
         assert bool(re.fullmatch(amount, text)) == is_taken(Quantity, text), text
     amounts = [node for path, node in nodes(schema) if node.get("x-kubernetes-int-or-string")]
-    assert len(amounts) == 7
+    assert len(amounts) == 8
     assert {node["pattern"] for node in amounts} == {amount}
 
 

@@ -183,7 +183,7 @@ def test_trainers_that_the_scheduler_refuses_for_a_rule_of_its_own_are_not_asked
     template = {"metadata": {"labels": {"app": "apart"}}, "spec": {"affinity": apart}}
     world.j.apply(
         trainer={"minReplicas": 1, "maxReplicas": 9, "resources": ONE_CPU, "template": template},
-        parameterServer={"replicas": 1, "resources": SMALL},
+        parameterServer={"replicas": 1, "resources": SMALL, "emptyDir": {}},
         master={"resources": SMALL},
     )
     world.j.until(

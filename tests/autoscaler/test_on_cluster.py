@@ -103,7 +103,7 @@ def test_servers_stand_together_where_that_leaves_room_for_a_trainer(world):
     two = {"requests": {"cpu": "2", "memory": "64Mi"}}
     world.j.apply(
         trainer={"minReplicas": 1, "maxReplicas": 9, "resources": two},
-        parameterServer={"replicas": 2, "resources": ONE_CPU},
+        parameterServer={"replicas": 2, "resources": ONE_CPU, "emptyDir": {}},
         master={"resources": SMALL},
     )
     trainers(world.j, 3)
@@ -125,6 +125,7 @@ def test_suspended_it_leaves_its_room_to_others(world):
     world.j.until(lambda: len(world.j.pods("trainer")) >= 3 and len(other.pods("trainer")) >= 3, "both at work")
     world.j.patch({"suspend": True})
     world.j.state("Suspended")
+    # Its servers and its master stay, as the model lies in the servers' pods.
     trainers(other, TWO_NODES)
     world.j.patch({"suspend": False})
     world.j.until(lambda: len(world.j.pods("trainer")) >= 3, "its share again")

@@ -57,7 +57,7 @@ def world(cluster, tmp_path):
 def apply(job, low, high, **more):
     job.apply(
         trainer={"minReplicas": low, "maxReplicas": high, "resources": ONE_CPU, **more.pop("trainer", {})},
-        parameterServer={"replicas": 1, "resources": SMALL},
+        parameterServer={"replicas": 1, "resources": SMALL, "emptyDir": {}},
         master={"resources": SMALL},
         **more,
     )

@@ -101,7 +101,7 @@ class Jobs:
         """The spec of a job that counts, at the pace of ``control / "pace"``."""
         variables = {"PACED_CONTROL": str(self.control), "COUNT_SAMPLES": "600", **more.pop("env", {})}
         trainer = {"template": template("trainer", control=self.control, env=variables), **more.pop("trainer", {})}
-        servers = {"template": template("pserver"), **more.pop("parameterServer", {})}
+        servers = {"template": template("pserver"), **more.pop("parameterServer", {"emptyDir": {}})}
         spec = {
             "image": IMAGE,
             "command": ["python", "-m", "tests.node.paced"],

@@ -25,9 +25,9 @@ def test_deleted_in_mid_flight_nothing_stays_but_the_users_claim(world):
     world.pace(0.2)
     world.claim("model")
     world.volume()
-    spec = world.counting(epochs=30, output={"path": "m.safetensors", "volumeClaimName": "model"})
+    output = {"path": "m.safetensors", "volumeClaimName": "model"}
+    spec = world.counting(epochs=30, output=output, parameterServer={"volumeClaimSpec": CLAIM})
     spec["trainer"] |= {"minReplicas": 1}
-    spec["parameterServer"] |= {"volumeClaimSpec": CLAIM}
     world.apply("gone", **spec)
     world.goes_on("gone", trainers=[0])
     assert len(world.get("pvc")["items"]) == 2

@@ -10,7 +10,7 @@ import json
 import ssl
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from shoal.kube.kinds import KINDS
 
 __all__ = ["Api", "ApiAwayError", "ApiError"]
 
+APPLY, JSON_PATCH = "application/apply-patch+yaml", "application/json-patch+json"
 MERGE, STRATEGIC = "application/merge-patch+json", "application/strategic-merge-patch+json"
 """The latter knows that conditions and containers are lists by name; custom resources have no such knowledge."""
 
@@ -87,13 +88,34 @@ class Api:
             if error.status != 404:
                 raise
 
+    def applied(self, manifest: Mapping[str, Any], manager: str) -> Any:
+        """What is there after a server-side apply."""
+        path = KINDS[manifest["kind"]].path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        return self._ask("PATCH", f"{path}?fieldManager={manager}&force=true", manifest, APPLY)
+
+    def as_if(self, manifest: Mapping[str, Any], path: Sequence[object], value: object, manager: str) -> Any:
+        """What would be there if another client changed one value of an object; None: the API server refuses that."""
+        at = "".join(f"/{str(each).replace('~', '~0').replace('/', '~1')}" for each in path)
+        change = [{"op": "replace", "path": at, "value": value}]
+        where = KINDS[manifest["kind"]].path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        try:
+            return self._ask("PATCH", f"{where}?fieldManager={manager}&dryRun=All", change, JSON_PATCH)
+        except ApiError:
+            return None
+
+    def evicts(self, namespace: str, pod: str, eviction: Mapping[str, Any]) -> bool:
+        """Whether the API server evicts a pod; not, where a budget forbids it."""
+        path = KINDS["Pod"].path(namespace, pod, subresource="eviction")
+        status, _ = self._once("POST", path, json.dumps(eviction), "application/json")
+        return status < 300
+
     def create(self, kind: str, namespace: str, manifest: Mapping[str, Any]) -> Any:
         """Make an object."""
         made = {"apiVersion": KINDS[kind].version, "kind": kind, **manifest}
         return self._ask("POST", KINDS[kind].path(namespace), made)
 
     def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, kind: str = "application/json"
+        self, method: str, path: str, body: Mapping[str, Any] | list[Any] | None = None, kind: str = "application/json"
     ) -> Any:
         text = json.dumps(body) if body is not None else None
         try:

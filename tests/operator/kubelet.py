@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.operator.world import World
 
-__all__ = ["STAYS_PENDING", "ended", "runs", "waits"]
+__all__ = ["STAYS_PENDING", "ended", "evicted", "init_ended", "runs", "waits"]
 
 STAYS_PENDING = {"annotations": {"hollow.shoal.dev/start-ms": "3600000"}}
 """Metadata of a template whose hollow pods get a node and do nothing more."""
@@ -54,6 +54,43 @@ def ended(
     state = now or {"running": {"startedAt": _time(at)}}
     status = {"state": state, "ready": now is None, "restartCount": 1, "lastState": {"terminated": last}}
     _write(world, pod, status, phase="Running", ready=now is None)
+
+
+def init_ended(world: World, pod: str, name: str, code: int, *, words: str = "") -> None:
+    """An init container ended, and waits to be started again."""
+    now = datetime.now(UTC)
+    last = {
+        "exitCode": code, "reason": "Error", "message": words, "containerID": f"containerd://{secrets.token_hex(8)}",
+        "startedAt": _time(now - timedelta(seconds=1)), "finishedAt": _time(now),
+    }  # fmt: skip
+    container = {
+        "name": name, "image": "i", "imageID": "", "ready": False, "restartCount": 1, "lastState": {"terminated": last},
+        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+    }  # fmt: skip
+    status = {"phase": "Pending", "initContainerStatuses": [container]}
+    world.api.patch("Pod", pod, world.namespace, {"status": status}, status=True)
+
+
+def evicted(world: World, pod: str, *, code: int) -> None:
+    """The kubelet sent a pod away, and its process ended with this code."""
+    now = _time(datetime.now(UTC))
+    role = world.api.get("Pod", pod, world.namespace)["metadata"]["labels"]["shoal.dev/role"]
+    last = {"exitCode": code, "reason": "Error", "containerID": f"containerd://{secrets.token_hex(8)}",
+            "startedAt": now, "finishedAt": now}  # fmt: skip
+    container = {
+        "name": role,
+        "image": "i",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "state": {"terminated": last},
+    }
+    status = {
+        "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
+        "conditions": [{"type": kind, "status": "False"} for kind in ("ContainersReady", "Ready")],
+        "containerStatuses": [container],
+    }  # fmt: skip
+    world.api.patch("Pod", pod, world.namespace, {"status": status}, status=True)
 
 
 def _write(world: World, pod: str, container: dict[str, Any], *, phase: str, ready: bool) -> None:

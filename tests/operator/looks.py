@@ -40,8 +40,9 @@ RAN = Status(start_time=NOW - 60 * SECOND, state=State.RUNNING)
 
 
 def told(seen=WELL, *, of=None, generation=1, wanted=3, troubles=(), refused="", now=NOW, before=None, facts=KNOWN):
+    """A spec that is refused has no job in force, unless one is given."""
     return status_of(
-        of if of is not None else job(), generation=generation, seen=seen, wanted=wanted, troubles=troubles,
+        of if of is not None or refused else job(), generation=generation, seen=seen, wanted=wanted, troubles=troubles,
         refused=refused, now=now, before=before if before is not None else Status(), facts=facts,
     )  # fmt: skip
 

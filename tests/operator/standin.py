@@ -145,7 +145,16 @@ class Masters:
         self._store.transact([], [Put(key, msgspec.json.encode(value))])
 
     def _end(self, pod: dict[str, Any]) -> None:
-        """Its process has ended well."""
+        """Its process has ended well; a container beside it runs on."""
+        if len(pod["spec"]["containers"]) > 1:
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            over = {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}
+            role = pod["metadata"]["labels"]["shoal.dev/role"]
+            own = {"name": role, "image": "i", "imageID": "", "restartCount": 0, "ready": False}
+            condition = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+            status = {"conditions": [condition], "containerStatuses": [own | {"state": {"terminated": over}}]}
+            self.api.patch("Pod", pod["metadata"]["name"], self.namespace, {"status": status}, status=True)
+            return
         status = {"phase": "Succeeded", "conditions": [{"type": "Ready", "status": "False"}]}
         self.api.patch("Pod", pod["metadata"]["name"], self.namespace, {"status": status}, status=True)
 
@@ -157,8 +166,11 @@ def _only_further(before: Published, after: Published) -> bool:
 
 def _runs(pod: dict[str, Any], keys: JobKeys, role: str) -> bool:
     """Whether it is at work; who only bears the labels is not known to any master."""
-    conditions = pod.get("status", {}).get("conditions", [])
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    status = pod.get("status", {})
+    beside = any(each.get("reason") == "ContainersNotReady" for each in status.get("conditions", []))
+    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions", []))
+    # A process does not ask what the containers beside it do.
+    ready |= beside and any(each["name"] == role and each["ready"] for each in status.get("containerStatuses", []))
     metadata = pod["metadata"]
     ours = metadata["labels"].get("shoal.dev/role") == role and metadata["name"].startswith(f"{keys.name}-{role}-")
     return ours and ready and "deletionTimestamp" not in metadata

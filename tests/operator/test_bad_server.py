@@ -281,3 +281,24 @@ def begin_without_masters(team) -> None:
     team.until(lambda: team.cluster.get("nodes")["items"], "nodes")
     team.j.apply()
     team.until(lambda: len(team.j.pods("trainer")) == 2, "trainers")
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["at once", "later"])
+def test_a_definition_that_was_deleted_and_is_applied_again_is_served(tmp_path, quick):
+    """All jobs went with it; the operator says that it serves nobody, and serves those that come then."""
+    with ControlPlane(tmp_path / "cluster") as cluster, run_etcd(tmp_path / "etcd") as etcd:
+        prepare(cluster)
+        team = Team(cluster, NAMESPACE, etcd, tmp_path)
+        try:
+            begin_without_masters(team)
+            cluster.kubectl("delete", "crd", "trainingjobs.shoal.dev", "--wait=true")
+            if not quick:
+                team.until(lambda: team.members["a"].ask("/readyz")[0] == 503, "the operator to be unready")
+                team.until(lambda: "install their definition" in team.members["a"].ask("/readyz")[1], "its words")
+            define(cluster)
+            team.until(lambda: not team.j.made(), "the old job's objects to go")
+            team.j.apply()
+            team.until(lambda: len(team.j.pods("trainer")) == 2, "trainers")
+            team.until(lambda: team.members["a"].ask("/readyz")[0] == 200, "the operator to be ready")
+        finally:
+            team.close()

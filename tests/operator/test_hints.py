@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shoal.operator import objects
 from shoal.operator.hints import NODES, hinted, wish_of
 from shoal.operator.pods import pod_hash, server_pod, trainer_pod
 from shoal.operator.reconcile import Apply, CreatePod, Observed, Places, reconcile
 from shoal.operator.rendered import applied_hash
 from shoal.operator.store import ClusterStore
+from shoal.operator.trainers import TrainerPod
 from tests.operator.jobs import IDENTITY, job
+from tests.operator.looks import MASTERS, servers
 
+WHOLE = Observed(
+    servers=servers(), masters=MASTERS, trainers=tuple(TrainerPod(index=n, uid=str(n), node="c") for n in range(2))
+)
+"""A job that has the pods that it needs: more trainers may come."""
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
@@ -44,7 +52,7 @@ def test_what_a_template_asks_for_stays_and_its_own_wish_goes_first():
 def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template():
     of, plain = job(), trainer_pod(job(), IDENTITY, 0)
     places = Places(stays={}, comes={"a": 2, "b": 1})
-    actions = reconcile(of, IDENTITY, Observed(), trainers=4, places=places)
+    actions = reconcile(of, IDENTITY, WHOLE, trainers=6, places=places)
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["a"], ["b"], []]
     assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(plain)}
@@ -71,12 +79,19 @@ def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
     of = job()
     first = [
         each.manifest
-        for each in reconcile(of, IDENTITY, Observed(), trainers=2, places=Places(stays={}, comes={"a": 1, "b": 1}))
+        for each in reconcile(
+            of,
+            IDENTITY,
+            Observed(servers=servers(), masters=MASTERS),
+            trainers=2,
+            places=Places(stays={}, comes={"a": 1, "b": 1}),
+        )
         if isinstance(each, CreatePod)
     ]
     assert [wishes(pod) for pod in first] == [["a"], ["b"]]
     seen = stored(of, first, at=("", "b"))
     assert [(pod.node, pod.wish) for pod in seen.trainers] == [("", "a"), ("b", "")]
+    seen = replace(WHOLE, trainers=seen.trainers)
     actions = reconcile(of, IDENTITY, seen, trainers=4, places=Places(stays={"b": 1}, comes={"a": 2, "b": 1}))
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["b"]]

@@ -27,7 +27,7 @@ HOST = {"template": {"spec": {"hostNetwork": True, "hostPID": True, "hostIPC": T
 
 @pytest.mark.parametrize("role", ["trainer", "parameterServer", "master"])
 def test_the_host_s_namespaces_are_the_namespace_s_policy_s_business(shared, job, restricted, role):
-    sections = {"trainer": {"minReplicas": 2}, "parameterServer": {"replicas": 2}, "master": {}}
+    sections = {"trainer": {"minReplicas": 2}, "parameterServer": {"replicas": 2, "emptyDir": {}}, "master": {}}
     sections[role] |= HOST
     job.apply(**sections)
     job.says("Scheduled", "False", "PodsRefused", 'violates PodSecurity "restricted:latest": host namespaces')
@@ -54,7 +54,10 @@ COLLIDING = {
 
 def test_labels_that_collide_with_ours_give_way(shared, job):
     template = {"template": {"metadata": {"labels": COLLIDING}}}
-    sections = {"trainer": {"minReplicas": 2, **template}, "parameterServer": {"replicas": 2, **template}}
+    sections = {
+        "trainer": {"minReplicas": 2, **template},
+        "parameterServer": {"replicas": 2, "emptyDir": {}, **template},
+    }
     shared.apply(manifest(job.name, {"labels": COLLIDING}, **sections, master=template))
     job.at_work([0, 1])
     job.state("Running")
@@ -83,7 +86,7 @@ def owner(shared, kind: str, name: str) -> dict:
 
 def test_pods_with_forged_labels_and_owners_are_nobody_s(shared, job):
     victim = shared.job(f"{job.name}-victim")
-    victim.apply(), job.apply()
+    victim.apply(parameterServer=shared.claims()), job.apply()
     victim.at_work([0, 1]), job.at_work([0, 1])
     strangers = owner(shared, "StatefulSet", f"{job.name}-pserver")
     index = {"shoal.dev/index": "0"}

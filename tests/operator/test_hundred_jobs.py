@@ -23,7 +23,7 @@ def crowd(control_plane, tmp_path):
 
 
 def test_a_hundred_jobs_of_ten_trainers(crowd):
-    spec = {"trainer": {"minReplicas": TRAINERS}, "parameterServer": {"replicas": 1}}
+    spec = {"trainer": {"minReplicas": TRAINERS}, "parameterServer": {"replicas": 1, "emptyDir": {}}}
     crowd.apply(*(manifest(f"job-{number}", **spec) for number in range(JOBS)), how="create")
 
     def states() -> list[tuple[str, str]]:

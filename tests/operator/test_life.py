@@ -47,13 +47,14 @@ def test_whose_end_is_told_late_keeps_its_trainers(world):
 
 
 def test_suspended_and_resumed_through_a_new_operator(world):
-    world.j.apply()
+    servers = world.claims()
+    world.j.apply(parameterServer=servers)
     world.j.at_work([0, 1])
-    world.j.apply(suspend=True)
+    world.j.apply(suspend=True, parameterServer=servers)
     world.j.nobody()
     world.j.state("Suspended")
     world.end(signal.SIGKILL)
-    world.j.apply(suspend=False)
+    world.j.apply(suspend=False, parameterServer=servers)
     world.start()
     world.j.at_work([0, 1])
 
@@ -62,7 +63,8 @@ def test_suspended_and_resumed_through_a_new_operator(world):
 def test_killed_at_every_request_of_a_life(world, before):
     """Each operator lives for one request more than the one before; together they bring the job there and back."""
     world.end(signal.SIGKILL)
-    world.j.apply()
+    servers = world.claims()
+    world.j.apply(parameterServer=servers)
     deaths = killed_until(
         world, lambda: len(world.j.pods("trainer")) == 2 and len(world.j.pods("pserver")) == 2, before
     )
@@ -70,7 +72,7 @@ def test_killed_at_every_request_of_a_life(world, before):
     world.start()
     world.j.at_work([0, 1])
     world.end(signal.SIGKILL)
-    world.j.apply(suspend=True)
+    world.j.apply(suspend=True, parameterServer=servers)
     killed_until(
         world, lambda: not world.j.pods("pserver", ready=False) and not world.j.pods("master", ready=False), before
     )
@@ -112,7 +114,7 @@ def test_what_others_delete_comes_back(world):
         world.kubectl("delete", kind, name, "--wait=false")
         world.until(lambda made=(kind, name), before=before: uid(world, *made) not in {"", before}, f"another {name}")
     world.j.at_work([0, 1])
-    world.until(lambda: len(world.list("Service")) == 2 and len(world.list("PodDisruptionBudget")) == 1, "all of it")
+    world.until(lambda: len(world.list("Service")) == 2 and len(world.list("PodDisruptionBudget")) == 2, "all of it")
 
 
 def test_a_new_template_rolls_the_trainers_one_by_one(world):

@@ -9,12 +9,16 @@ from shoal.api import from_mapping
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 
+SOON = [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}]
+"""Servers that hold their snapshots in their pods stay on a silent node for as long as their own tolerations say."""
+
+
 def on(shared, node: str) -> dict:
-    """A template for pods that would rather be on this node."""
+    """A template for pods that would rather be on this node, and leave it soon when it is silent."""
     wanted = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
     term = {"weight": 100, "preference": {"matchExpressions": [wanted]}}
     affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}
-    return {"template": {"spec": {"affinity": affinity}}}
+    return {"template": {"spec": {"affinity": affinity, "tolerations": SOON}}}
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def where(job, role: str = "") -> dict[str, str]:
 def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
     here = on(shared, doomed)
     bounds = {"minReplicas": 2, "maxReplicas": 4}
-    job.apply(trainer={**bounds, **here}, parameterServer={"replicas": 2, **here}, master=here)
+    job.apply(trainer={**bounds, **here}, parameterServer={"replicas": 2, "emptyDir": {}, **here}, master=here)
     job.at_work([0, 1])
     job.state("Running")
     before = where(job)
@@ -52,7 +56,11 @@ def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
 
 @pytest.mark.parametrize("role", ["trainer", "parameterServer", "master"])
 def test_who_is_elsewhere_stays_as_it_is(shared, job, doomed, role):
-    sections = {"trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2}, "master": {}}
+    sections = {
+        "trainer": {"minReplicas": 2, "maxReplicas": 4},
+        "parameterServer": {"replicas": 2, "emptyDir": {}},
+        "master": {},
+    }
     sections[role] |= on(shared, doomed)
     # The others keep away from it.
     away = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [doomed]}
@@ -74,12 +82,12 @@ def test_who_is_elsewhere_stays_as_it_is(shared, job, doomed, role):
 def test_a_job_is_suspended_though_its_node_was_lost(shared, job, doomed):
     """No kubelet is there to say that a pod has ended."""
     here = on(shared, doomed)
-    job.apply(trainer={"minReplicas": 2, **here}, parameterServer={"replicas": 2, **here}, master=here)
+    job.apply(trainer={"minReplicas": 2, **here}, parameterServer={"replicas": 2, "emptyDir": {}, **here}, master=here)
     job.at_work([0, 1])
     shared.cluster.lose_node(doomed)
     job.patch({"suspend": True})
     job.state("Suspended")
-    assert job.all_pods() == []
+    assert job.all_pods("trainer") == []
     assert from_mapping(job.found).spec.suspend
     job.patch({"suspend": False})
     job.at_work([0, 1])

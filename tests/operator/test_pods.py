@@ -186,3 +186,13 @@ def test_trainers_go_to_the_nodes_that_they_may_use_and_where_their_job_wants_to
     own = job(trainer={"minReplicas": 1, "template": TEMPLATE})
     assert trainer_pod(own, identity, 0)["spec"]["nodeSelector"] == {"pool": "spot", "zone": "a"}
     assert "nodeSelector" not in server_pod(job(), identity)["spec"]
+
+
+def test_a_null_in_a_template_removes_what_shoal_sets_of_itself():
+    """As on OpenShift, where each namespace has its own users, and a fixed one is refused."""
+    context = {"runAsUser": None, "fsGroup": None}
+    of = job(trainer={"minReplicas": 1, "template": {"spec": {"securityContext": context}}})
+    assert trainer_pod(of, IDENTITY, 0)["spec"]["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }

@@ -294,8 +294,10 @@ def test_a_clock_that_goes_back_takes_nothing_away():
     assert clocked(status, at(50), runs=False) == Status(active_seconds=7)
 
 
-def test_the_clock_does_not_begin_before_the_job_does():
-    assert clocked(Status(), T0, runs=True) == Status()
+def test_the_clock_begins_when_the_job_is_accepted_and_not_when_it_first_runs():
+    """As that of a batch Job, so that it ends one that never starts."""
+    assert clocked(Status(), T0, runs=True) == Status(active_since=T0)
+    assert clocked(Status(), T0, runs=False) == Status()
 
 
 # --- After the end ---

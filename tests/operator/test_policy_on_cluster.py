@@ -71,6 +71,57 @@ def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
     assert notes.count("BackoffLimitExceeded") == 1
 
 
+def test_the_pod_of_a_script_that_failed_stays_with_its_logs(shared, job):
+    """It waits to be started again: the kubelet is told to end it, and it is not deleted."""
+    started(job, runPolicy={"backoffLimit": 0})
+    pod = f"{job.name}-trainer-0"
+    kubelet.ended(
+        shared, pod, 3, at=datetime.now(UTC), words="KeyError: 'label'",
+        now={"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+    )  # fmt: skip
+    job.wait("Failed")
+    assert "KeyError: 'label'" in job.condition("Failed")["message"]
+
+    def stopped() -> bool:
+        found = shared.api.get("Pod", pod, shared.namespace)
+        return found["spec"].get("activeDeadlineSeconds") == 1 and "deletionTimestamp" not in found["metadata"]
+
+    job.until(stopped, "its end")
+    over = {"phase": "Failed", "reason": "DeadlineExceeded", "message": "Pod was active on the node longer than 1 s"}
+    shared.api.patch("Pod", pod, shared.namespace, {"status": over}, status=True)
+    job.nobody_but_trainers()
+    assert pod in {each["metadata"]["name"] for each in job.all_pods("trainer")}
+
+
+def test_an_init_container_that_fails_again_and_again_ends_the_job(shared, job):
+    """It is the user's own program, and no script starts without it."""
+    job.apply(
+        runPolicy={"backoffLimit": 0},
+        trainer={"minReplicas": 1, "template": {"metadata": kubelet.STAYS_PENDING, "spec": {
+            "initContainers": [{"name": "fetch", "image": "fetch:1", "command": ["fetch"]}]}}},
+    )  # fmt: skip
+    job.until(lambda: job.pods("trainer", ready=False), "its pod")
+    kubelet.init_ended(shared, f"{job.name}-trainer-0", "fetch", 4, words="no such bucket")
+    job.wait("Failed")
+    failed = job.condition("Failed")
+    assert failed["reason"] == "BackoffLimitExceeded"
+    words = f"the init container fetch of {job.name}-trainer-0 failed once in a row (runPolicy.backoffLimit: 0)"
+    assert failed["message"].startswith(words)
+    assert "no such bucket" in failed["message"]
+    job.tells("ScriptFailed", "the init container fetch failed (exit code 4: no such bucket)")
+
+
+def test_a_pod_that_its_kubelet_ends_is_no_failure_of_the_script(shared, job):
+    """Evicted, or over a deadline of its own template: the process ends as a consequence, with whatever code."""
+    started(job, runPolicy={"backoffLimit": 0})
+    pod = f"{job.name}-trainer-1"
+    before = shared.api.get("Pod", pod, shared.namespace)["metadata"]["uid"]
+    kubelet.evicted(shared, pod, code=1)
+    job.until(lambda: before not in job.pod_uids("trainer"), "another one")
+    job.at_work([0, 1])
+    assert (job.status().get("failures"), job.status()["state"]) == (None, "Running")
+
+
 def test_what_is_nobody_s_fault_does_not_count(shared, job):
     started(job, runPolicy={"backoffLimit": 0})
     innocent = [(137, "Error"), (143, "Error"), (139, "Error"), (134, "Error"), (137, "OOMKilled"), (1, "OOMKilled")]
@@ -127,7 +178,7 @@ def test_a_job_that_has_ended_is_removed_in_time_with_all_that_it_was(shared, jo
 
 
 def test_each_event_of_a_life_is_told_once(shared, job):
-    started(job)
+    started(job, parameterServer=shared.claims())
     job.scale(4)
     job.at_work([0, 1, 2, 3])
     job.patch({"suspend": True})

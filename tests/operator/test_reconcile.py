@@ -21,6 +21,7 @@ from shoal.operator.reconcile import (
     Places,
     ServerPod,
     Tell,
+    in_pods,
     reconcile,
 )
 from shoal.operator.rendered import Rendered, applied_hash
@@ -31,11 +32,11 @@ from tests.soak import examples
 IDENTITY = Identity(uid="0123", etcd="etcd:2379", classes=("servers", "minimum", "surplus"))
 
 
-def job(*, low=1, high=3, suspend=False, image="train:1", servers=2, claims=False):
+def job(*, low=1, high=3, suspend=False, image="train:1", servers=2, claims=True):
     spec = {
         "image": image, "command": ["python", "train.py"], "suspend": suspend,
         "trainer": {"minReplicas": low, "maxReplicas": high},
-        "parameterServer": {"replicas": servers} | ({"volumeClaimSpec": {"storageClassName": ""}} if claims else {}),
+        "parameterServer": {"replicas": servers} | ({} if claims else {"emptyDir": {}}),
     }  # fmt: skip
     return from_mapping(
         {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}, "spec": spec}
@@ -62,10 +63,10 @@ class State:
 class Job(RuleBasedStateMachine):
     """See the module."""
 
-    @initialize()
-    def begin(self):
+    @initialize(claims=st.booleans())
+    def begin(self, claims):
         self.uids = itertools.count()
-        self.job = job()
+        self.job = job(claims=claims)
         self.trainers = 1
         self.now = State()
         self.views = [copy.deepcopy(self.now)]
@@ -227,9 +228,9 @@ class Job(RuleBasedStateMachine):
         found = now.trainers.get(index)
         name = f"j-pserver-{index}"
         if what == "its server is lost" and name in now.servers:
-            now.servers[name] = replace(now.servers[name], lost=True)
+            now.servers[name] = replace(now.servers[name], lost=True, deleting=True)
         elif what == "the master is lost" and now.masters:
-            now.masters["j-master-0"] = replace(now.masters["j-master-0"], lost=True)
+            now.masters["j-master-0"] = replace(now.masters["j-master-0"], lost=True, deleting=True)
         elif found is not None and not found.ended:
             changed = {"ends": {"ended": True}, "is deleted": {"deleting": True}, "is lost": {"lost": True}}.get(
                 what, {}
@@ -268,8 +269,10 @@ class Job(RuleBasedStateMachine):
             raise AssertionError(f"it never comes to rest: {self.now}")
         now = self.now
         alive = [found for found in now.trainers.values() if not found.ended]
+        kept = in_pods(self.job) and now.ended is None and now.replicas.get("StatefulSet", 0) > 0
         if now.ended is not None or self.job.spec.suspend:
-            assert (alive, now.servers, now.masters) == ([], {}, {})
+            assert alive == []
+            assert (len(now.servers), len(now.masters)) == ((2, 1) if kept else (0, 0))
             written = now.saved or self.job.spec.suspend
             assert now.ended is None or now.ended.state == "Failed" or written, "the model was written"
         else:
@@ -289,10 +292,9 @@ TestJob.settings = examples(60, stateful_step_count=30)
 def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
     assert reconcile(job(), IDENTITY, Observed(), trainers=0, waits=True) == []
     there = Observed(secrets=True, trainers=(TrainerPod(index=0, uid="u", ready=True, works=True),))
-    claims = job(claims=True)
-    assert reconcile(claims, IDENTITY, there, trainers=0, waits=True) == [Tell(Wanted(drain=[0], suspend=True))]
+    assert reconcile(job(), IDENTITY, there, trainers=0, waits=True) == [Tell(Wanted(drain=[0], suspend=True))]
     # Without claims the snapshots would go with the servers' pods.
-    kept = reconcile(job(), IDENTITY, there, trainers=0, waits=True)
+    kept = reconcile(job(claims=False), IDENTITY, there, trainers=0, waits=True)
     assert [each for each in kept if not isinstance(each, Apply)] == [Tell(Wanted(drain=[0]))]
     assert {
         each.manifest["spec"]["replicas"]

@@ -46,6 +46,7 @@ def test_what_no_schema_sees_is_not_accepted_and_runs_when_it_is_mended(shared):
     assert [job.made() for job, _, _ in late] == [[]] * len(late)
     job, found, _ = late[0]
     mended = without(renamed(found, job.name), "spec", "trainer", "template")
+    mended["spec"]["parameterServer"] = shared.claims(1)
     shared.apply(mended)
     job.at_work([0], servers=1)
     job.says("Accepted", "True", "Valid")
@@ -110,7 +111,11 @@ def test_a_job_waits_for_what_is_left_of_one_of_the_same_name(shared, job, kind)
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": "1Mi"}},
     }
-    servers = {"replicas": 2, "volumeClaimSpec": claim} if kind == "PersistentVolumeClaim" else {"replicas": 2}
+    servers = (
+        {"replicas": 2, "volumeClaimSpec": claim}
+        if kind == "PersistentVolumeClaim"
+        else {"replicas": 2, "emptyDir": {}}
+    )
     shared.cluster.add_volumes(4, storage_class=shared.namespace)
     job.apply(parameterServer=servers)
     job.at_work([0, 1])

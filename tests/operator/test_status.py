@@ -217,7 +217,7 @@ def test_the_same_trouble_is_first_in_whatever_order_they_come():
     found = [Trouble("trainer", f"flights-trainer-{n}", "ErrImagePull", "x") for n in (10, 9, 11)]
     found.append(Trouble("master", "flights-master-abcdefgh", "CrashLoopBackOff", "y"))
     messages = {said(told(troubles=each))["Running"].message for each in itertools.permutations(found)}
-    assert messages == {"flights-master-abcdefgh: CrashLoopBackOff: y (and 3 more)"}
+    assert messages == {"flights-master-abcdefgh: CrashLoopBackOff: y; flights-trainer-9: ErrImagePull: x (and 2 more)"}
 
 
 # --- Counts, times, allocation ---

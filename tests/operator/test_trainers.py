@@ -37,6 +37,12 @@ CASES = {
     "the new one works": (2, [pod(0, current=False), pod(1)], [], Decision((0,), (), tell=True)),
     "the new one does not work": (2, [pod(0, current=False), pod(1, works=False)], [], Decision((), (), tell=False)),
     "an old one that does not work": (2, [pod(0), pod(1, current=False, works=False)], [], Decision((1,), (Delete(1, "u1"),), tell=True)),
+    "on a cordoned node, one more comes": (2, [pod(0), pod(1, cordoned=True)], [], Decision((), (Create(2),), tell=False)),
+    "the one more does not work yet": (2, [pod(0), pod(1, cordoned=True), pod(2, works=False)], [], Decision((), (), tell=False)),
+    "it works": (2, [pod(0), pod(1, cordoned=True), pod(2)], [], Decision((1,), (), tell=True)),
+    "all are on cordoned nodes": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [], Decision((1,), (), tell=True)),
+    "one leaves a cordoned node already": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [1], Decision((1,), (), tell=False)),
+    "the surplus on a cordoned node leaves first": (1, [pod(0, cordoned=True), pod(1)], [], Decision((0,), (), tell=True)),
 }  # fmt: skip
 
 

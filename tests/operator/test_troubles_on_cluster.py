@@ -124,3 +124,23 @@ def test_too_little_memory(shared, job):
     job.says("Running", "False", "OutOfMemory", f"{pod}: OOMKilled: container trainer used more memory than its limit")
     kubelet.runs(shared, pod)
     well(job)
+
+
+def test_what_a_kubelet_cannot_mount_is_said_with_its_name(shared, job):
+    """Only the log of events has it; the kubelet's event is made here, as nobody mounts anything for hollow pods."""
+    template = {"metadata": kubelet.STAYS_PENDING}
+    job.apply(trainer={"minReplicas": 1, "template": template})
+    job.until(lambda: any(pod["spec"].get("nodeName") for pod in job.all_pods("trainer")), "its node")
+    (pod,) = job.all_pods("trainer")
+    about = {
+        "kind": "Pod",
+        "namespace": shared.namespace,
+        "name": pod["metadata"]["name"],
+        "uid": pod["metadata"]["uid"],
+    }
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    words = 'MountVolume.SetUp failed for volume "data" : secret "bucket" not found'
+    event = {"metadata": {"name": f"{pod['metadata']['name']}.1"}, "involvedObject": about, "reason": "FailedMount", "type": "Warning",
+             "message": words, "firstTimestamp": now, "lastTimestamp": now, "count": 1, "source": {"component": "kubelet"}}  # fmt: skip
+    shared.api.create("CoreEvent", shared.namespace, event)
+    job.says("Running", "False", "ContainerCannotStart", f"{pod['metadata']['name']}: FailedMount: {words}")

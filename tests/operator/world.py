@@ -27,7 +27,7 @@ PRIORITIES = ROOT / "deploy" / "base" / "priorities.yaml"
 CLASSES = ("--priority-classes", "shoal-servers", "shoal-minimum", "shoal-surplus")
 SPEC = {
     "image": "example.org/train:1", "command": ["python", "train.py"],
-    "trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2},
+    "trainer": {"minReplicas": 2, "maxReplicas": 4}, "parameterServer": {"replicas": 2, "emptyDir": {}},
 }  # fmt: skip
 MADE = ("Pod", "Service", "ServiceAccount", "Secret", "ConfigMap", "Deployment", "StatefulSet", "PodDisruptionBudget",
         "PersistentVolumeClaim")  # fmt: skip
@@ -72,6 +72,12 @@ class World:
 
     def job(self, name: str) -> Job:
         return Job(self, name)
+
+    def claims(self, servers: int = 2) -> dict[str, Any]:
+        """Parameter servers with claims for their snapshots, and volumes for these."""
+        self.cluster.add_volumes(servers, storage_class=self.namespace)
+        size = {"requests": {"storage": "1Mi"}}
+        return {"replicas": servers, "volumeClaimSpec": {"storageClassName": self.namespace, "resources": size}}
 
     # --- The operator ---
 
@@ -222,8 +228,12 @@ class Job:
         self.until(lambda: len(self.pods("pserver")) == servers and len(self.pods("master")) == 1, "servers and master")
 
     def nobody(self) -> None:
-        self.until(lambda: not any(self.pods(role, ready=False) for role in ("pserver", "master")), "servers to go")
+        self.nobody_but_trainers()
         assert self.pods("trainer") == []
+
+    def nobody_but_trainers(self) -> None:
+        """Until master and servers are gone."""
+        self.until(lambda: not any(self.pods(role, ready=False) for role in ("pserver", "master")), "servers to go")
 
     def nothing(self) -> None:
         """Until all of it is gone."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,6 +33,7 @@ from shoal.operator.serving import Metrics, serve
 from shoal.operator.store import ClusterStore
 from shoal.operator.sweep import Sweeper
 from shoal.operator.vault import Users, Vault
+from shoal.operator.watch_health import WatchHealth
 from shoal.operator.worker import Worker
 from shoal.store import (
     ALL_JOBS,
@@ -114,6 +116,7 @@ class Operator:
         self._feed: Feed | None = None
         self._autoscaler: Autoscaler | None = None
         self._teller: PlanTeller
+        self._watches = WatchHealth()
         self._loop: asyncio.AbstractEventLoop
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -146,7 +149,7 @@ class Operator:
         """Why this one is of no use yet, or at the moment."""
         if self._etcd_away and not self._unready and not self._stands_by():
             return "etcd does not answer"
-        return self._unready
+        return self._unready or self._watches.problem(time.monotonic())
 
     # --- From the beginning to the end ---
 
@@ -190,7 +193,7 @@ class Operator:
         answered = self._store.answered
         executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit, answered=answered)
         etcd = self._settings.masters_etcd or self._settings.etcd
-        reporter = Reporter(self._kube)
+        reporter = Reporter(self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic()))
         self._looker = Looker(
             self._store,
             self._kube,
@@ -212,6 +215,7 @@ class Operator:
             mark=lambda uids: self._worker.mark(*uids),
             came=self._metrics.came,
             job_gone=self._sweeper.soon,
+            health=self._watches,
             everything=self._autoscaler,
         )
         await self._list_until_done(feed)

@@ -73,9 +73,10 @@ def _scaled(before: Status, after: Status) -> Iterable[Note]:
 
 def _state(before: Status, after: Status) -> Iterable[Note]:
     if after.state is State.SUSPENDED:
-        yield Note("Normal", "Suspended", "the snapshots are written and all pods are gone")
+        yield Note("Normal", "Suspended", _suspended(before, after))
     elif before.state in {State.SUSPENDING, State.SUSPENDED} and after.state not in {State.COMPLETE, State.FAILED}:
-        yield Note("Normal", "Resumed", "the job goes on from its snapshots")
+        begun = before.start_time is not None
+        yield Note("Normal", "Resumed", "the job goes on from its snapshots" if begun else "the job begins")
     elif after.state is State.COMPLETE:
         account = after.account
         text = "all samples are committed"
@@ -85,6 +86,15 @@ def _state(before: Status, after: Status) -> Iterable[Note]:
     elif after.state is State.FAILED:
         failed = next(each for each in after.conditions if each.type == ConditionType.FAILED)
         yield Note("Warning", failed.reason, clipped(failed.message or "the job has failed", _LONGEST))
+
+
+def _suspended(before: Status, after: Status) -> str:
+    if before.start_time is None:
+        return "the job has not begun; it has no pods"
+    words = next((each.message for each in after.conditions if each.type == ConditionType.SUSPENDED), "")
+    if words:
+        return clipped(f"all trainers are gone; {words}", _LONGEST)
+    return "the snapshots are written and all pods are gone"
 
 
 def _newly_bad(old: Condition | None, new: Condition) -> bool:
@@ -120,5 +130,6 @@ def failed(end: End) -> Note:
             "Warning", "ScriptEnded", f"{end.pod}: the script ended before the job was complete; it starts again"
         )
     last = end.words.rstrip().rpartition("\n")[2]
-    text = f"{end.pod}: the script failed (exit code {end.code}{': ' + last if last else ''})"
+    what = f"the init container {end.container}" if end.container else "the script"
+    text = f"{end.pod}: {what} failed (exit code {end.code}{': ' + last if last else ''})"
     return Note("Warning", "ScriptFailed", clipped(text, _LONGEST))

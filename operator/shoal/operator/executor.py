@@ -1,25 +1,29 @@
-"""Carries out what ``reconcile`` named: one job's actions in order, its pods side by side."""
+"""Carries out what ``reconcile`` named: one job's actions in order, its pods side by side.
+
+An action that fails stops none that does not need it: what failed is handed back, to be said of the job and tried again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from shoal.api import TrainingJob
 from shoal.api.status import Reason
-from shoal.kube import Kube, KubeConflictError, KubeForbiddenError
+from shoal.kube import Kube, KubeConflictError, KubeError, KubeFencedError, KubeForbiddenError
 from shoal.operator import objects
 from shoal.operator.aside import aside
 from shoal.operator.pods import Identity, label, labels, secret_name
-from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Tell
+from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Remove, StopPod, Tell
 from shoal.operator.rendered import applied_hash
 from shoal.operator.store import APPLIED
 from shoal.operator.turns import Turns
 from shoal.operator.vault import Vault
-from shoal.store import JobKeys, Wanted
+from shoal.store import JobKeys, StoreError, Wanted
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "Failure"]
 
 _AT_ONCE: Final = 32
 """Requests for pods under way at a time, over all jobs: the API server has others to serve."""
@@ -28,8 +32,45 @@ _APPLIES_AT_ONCE: Final = 8
 to ask again."""
 
 
+_OF_PODS: Final = (CreatePod, DeletePod, StopPod)
+
+
 def _ignore(_manifest: Mapping[str, Any]) -> None:
     pass
+
+
+def _optional(action: Action) -> bool:
+    """Whether a job runs without it."""
+    kind = action.manifest["kind"] if isinstance(action, Apply) else action.kind if isinstance(action, Remove) else ""
+    return kind == "PodDisruptionBudget"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An action that failed.
+
+    Attributes:
+        action: It.
+        error: Why.
+    """
+
+    action: Action
+    error: KubeError | StoreError
+
+    @property
+    def what(self) -> str:
+        """Kind and name of what it was about."""
+        match self.action:
+            case Apply(manifest) | CreatePod(manifest):
+                return f"{manifest['kind']} {manifest['metadata']['name']}"
+            case Remove(kind, name):
+                return f"{kind} {name}"
+            case DeletePod(name) | StopPod(name):
+                return f"Pod {name}"
+            case MakeSecrets():
+                return "the job's Secrets"
+            case Tell():
+                return "the record for the master"
 
 
 class Executor:
@@ -60,20 +101,40 @@ class Executor:
         self._room = Turns(_AT_ONCE)
         self._applies = asyncio.Semaphore(_APPLIES_AT_ONCE)
 
-    async def carry_out(self, job: TrainingJob, identity: Identity, actions: Sequence[Action]) -> None:
-        """Do it all, or up to the first that fails; what is left is named again by the next look.
+    async def carry_out(self, job: TrainingJob, identity: Identity, actions: Sequence[Action]) -> list[Failure]:
+        """Do all that can be done; gives what failed, which is named again by the next look.
+
+        Pods wait for the master's record: a trainer is drained before its pod is deleted.
 
         Raises:
-            KubeError: The API server refused something, or was away for too long.
-            StoreError: etcd did.
+            KubeFencedError: Nothing may be written any more; of pods, in a group.
         """
-        pods = [action for action in actions if isinstance(action, CreatePod | DeletePod)]
-        for action in actions:
-            if not isinstance(action, CreatePod | DeletePod):
-                await self._one(job, identity, action)
-        async with asyncio.TaskGroup() as group:
-            for each in pods:
-                group.create_task(self._pod(job, identity.uid, each))
+        failed: list[Failure] = []
+
+        async def tried(action: Action) -> None:
+            try:
+                if isinstance(action, _OF_PODS):
+                    await self._pod(job, identity.uid, action)
+                else:
+                    await self._one(job, identity, action)
+            except KubeFencedError:
+                raise
+            except (KubeError, StoreError) as error:
+                failed.append(Failure(action, error))
+
+        pods = [action for action in actions if isinstance(action, _OF_PODS)]
+        rest = [action for action in actions if not isinstance(action, _OF_PODS)]
+        first = [action for action in rest if not _optional(action)]
+        for action in first:
+            await tried(action)
+        if not any(isinstance(each.action, Tell) for each in failed):
+            async with asyncio.TaskGroup() as group:
+                for each in pods:
+                    group.create_task(tried(each))
+        for action in rest:
+            if _optional(action):
+                await tried(action)
+        return failed
 
     async def _one(self, job: TrainingJob, identity: Identity, action: Action) -> None:
         match action:
@@ -84,13 +145,19 @@ class Executor:
                 metadata = manifest["metadata"] | {"annotations": notes}
                 async with self._applies:
                     self._answered(await self._kube.apply(manifest | {"metadata": metadata}))
+            case Remove(kind, name):
+                async with self._applies:
+                    await self._kube.delete(kind, name, namespace=job.metadata.namespace)
             case Tell(wanted):
                 await aside(lambda: self._tell(job, identity.uid, wanted))
 
-    async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod) -> None:
+    async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
         # Of jobs that grow together each gets its next trainer in turn: of trainers that are alike the kube-scheduler evicts
         # those that started last, and would take all of them from one job.
         async with self._room.of(uid):
+            if isinstance(action, StopPod):
+                await self._kube.stop_pod(action.name, namespace=job.metadata.namespace, uid=action.uid)
+                return
             if isinstance(action, DeletePod):
                 grace = 0 if action.force else None
                 namespace = job.metadata.namespace
@@ -110,9 +177,11 @@ class Executor:
             KubeForbiddenError: The latter.
         """
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
-        found = await self._kube.get("Pod", name, namespace=namespace)
-        if found is not None and label(found, "uid") != label(pod, "uid"):
-            words = f"Pod {name} exists and is not of this job; remove it, or give the job another name"
+        found = await self._kube.list("Pod", namespace=namespace, name=name)
+        if found and label(found[0], "uid") != label(pod, "uid"):
+            owners = [f"{each['kind']} {each['name']}" for each in found[0]["metadata"].get("ownerReferences") or []]
+            whose = f"belongs to {', '.join(owners)}" if owners else "is not of this job"
+            words = f"Pod {name} exists and {whose}; remove it, or give the job another name"
             raise KubeForbiddenError(words, reason=Reason.NAME_TAKEN)
 
     async def _secrets(self, job: TrainingJob, identity: Identity) -> None:

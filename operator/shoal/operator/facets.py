@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from shoal.operator.hints import wish_of
-from shoal.operator.manifests import deleting, phase_of, ready
+from shoal.operator.manifests import deleting, own_container, phase_of, ready
 from shoal.operator.pods import label
 from shoal.operator.policy import End, ends_of
 from shoal.operator.reasons import Trouble
@@ -28,8 +28,9 @@ class PodFacets:
         template: Likewise.
         index: Likewise; -1: it has none.
         pending: It is placed or not, and does not run yet.
-        ended: Its processes have ended for good.
-        succeeded: Well.
+        ended: The process of its role has ended for good.
+        lingers: Another of its containers runs on.
+        succeeded: It ended well.
         deleting: It is being deleted.
         ready: As its kubelet says.
         priority: Its PriorityClass.
@@ -46,6 +47,7 @@ class PodFacets:
     index: int
     pending: bool
     ended: bool
+    lingers: bool
     succeeded: bool
     deleting: bool
     ready: bool
@@ -59,6 +61,10 @@ class PodFacets:
     def of(cls, pod: Mapping[str, Any]) -> Self:
         """From a manifest."""
         spec, phase, index = pod.get("spec") or {}, phase_of(pod), label(pod, "index")
+        over = phase in {"Succeeded", "Failed"}
+        last = (own_container(pod).get("state") or {}).get("terminated") or {}
+        # What ends with an error is started again in place; what ends well is not, and other containers may run on.
+        well = last.get("exitCode") == 0 if last else phase == "Succeeded"
         return cls(
             name=pod["metadata"]["name"],
             uid=pod["metadata"]["uid"],
@@ -66,8 +72,9 @@ class PodFacets:
             template=label(pod, "template"),
             index=int(index) if index.isdigit() else -1,
             pending=phase == "Pending",
-            ended=phase in {"Succeeded", "Failed"},
-            succeeded=phase == "Succeeded",
+            ended=over or well,
+            lingers=well and not over,
+            succeeded=well,
             deleting=deleting(pod),
             ready=ready(pod),
             priority=str(spec.get("priorityClassName", "")),
@@ -77,23 +84,27 @@ class PodFacets:
             ends=tuple(ends_of(pod)),
         )
 
-    def trainer(self, *, lost: bool, current: bool, member: bool) -> TrainerPod:
+    def trainer(self, *, lost: bool, current: bool, member: bool, cordoned: bool = False) -> TrainerPod:
         """As a trainer.
 
         Args:
             lost: Whether its node is.
             current: Whether it is of the present template.
             member: Whether the master has it as one.
+            cordoned: Whether its node takes no new pods.
         """
         return TrainerPod(
             index=self.index,
             uid=self.uid,
             ended=self.ended,
+            lingers=self.lingers,
+            failing=any(end.code and not end.asked for end in self.ends) and not self.ended,
             deleting=self.deleting,
             lost=lost,
             ready=self.ready,
             current=current,
             works=member and not self.ended,
+            cordoned=cordoned,
             priority=self.priority,
             node=self.node,
             wish=self.wish,

@@ -13,13 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, Listed, follow
+from shoal.operator.manifests import revision_of
 from shoal.operator.pods import GROUP
 from shoal.operator.store import APPLIED_KINDS, ClusterStore
+from shoal.operator.watch_health import WatchHealth
 from shoal.operator.watches import JobWatch
 
 __all__ = ["Feed"]
@@ -35,6 +38,8 @@ _COMPARE_SECONDS: Final = 300.0
 _GATHER_SECONDS: Final = 1.0
 """A listing's objects come one by one."""
 _AGAIN_SECONDS: Final = 3.0
+_CHECK_SECONDS: Final = 5.0
+"""Between two questions to the API server whether it knows TrainingJobs."""
 
 log = logging.getLogger("shoal.operator")
 
@@ -49,6 +54,7 @@ class Feed:
         mark: Gets the uids of jobs for which something changed.
         came: Told the kind of each object that comes.
         job_gone: Told when a job has gone.
+        health: Told what comes and what fails.
         everything: Wants to see all pods of the cluster, not those of jobs alone, and PriorityClasses; None: nobody does.
     """
 
@@ -61,6 +67,7 @@ class Feed:
         mark: Callable[[Iterable[str]], None],
         came: Callable[[str], None],
         job_gone: Callable[[], None],
+        health: WatchHealth,
         everything: Autoscaler | None = None,
     ) -> None:
         self._kube = kube
@@ -69,6 +76,7 @@ class Feed:
         self._mark = mark
         self._came = came
         self._job_gone = job_gone
+        self._health = health
         self._everything = everything
         self._revisions: dict[tuple[str, str], int] = {}
         self._relisting = asyncio.Event()
@@ -99,6 +107,7 @@ class Feed:
         """Follow, from the last listing on."""
         self._watch.start()
         group.create_task(self._compare_jobs())
+        group.create_task(self._check())
         for (kind, namespace), revision in self._revisions.items():
             if kind != "TrainingJob":
                 group.create_task(self._follow(kind, namespace, revision))
@@ -116,7 +125,14 @@ class Feed:
     async def _follow(self, kind: str, namespace: str, since: int) -> None:
         selector = self._selector(kind)
         async with contextlib.aclosing(
-            follow(self._kube, kind, namespace=namespace, selector=selector, since=since)
+            follow(
+                self._kube,
+                kind,
+                namespace=namespace,
+                selector=selector,
+                since=since,
+                on_trouble=lambda words: self._health.failing((kind, namespace), words, time.monotonic()),
+            )
         ) as news:
             async for each in news:
                 if isinstance(each, Listed):
@@ -165,9 +181,32 @@ class Feed:
         gone = self._store.forget_missing(kind, found.items, revision=found.revision, namespace=namespace)
         self._mark(gone)
         if gone and kind == "TrainingJob":
+            for uid in gone:
+                self._health.gone(uid)
             self._job_gone()
 
     # --- TrainingJobs ---
+
+    async def _check(self) -> None:
+        """Begin the watch of jobs anew when it is blind, and when their definition was away.
+
+        kopf looks for what it watches only when it begins; a definition that is applied again is another one for it.
+        """
+        known = True
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            try:
+                here = await self._kube.knows("TrainingJob")
+                words = "" if here else "the cluster does not know TrainingJobs: install their definition"
+            except KubeError as error:
+                here, words = known, f"the API server does not answer: {error}"
+            now = time.monotonic()
+            self._health.failing("definition", words, now)
+            if self._health.restart_due(now) or (here and not known):
+                log.warning("the watch of jobs begins anew")
+                self._watch.restart()
+                self._relisting.set()
+            known = here
 
     async def _compare_jobs(self) -> None:
         """Find those that were deleted unseen."""
@@ -190,8 +229,10 @@ class Feed:
 
         def note() -> None:
             self._came("TrainingJob")
+            self._health.came(manifest["metadata"]["uid"], revision_of(manifest))
             self._mark(self._store.job_changed(manifest, gone=gone))
             if gone:
+                self._health.gone(manifest["metadata"]["uid"])
                 self._job_gone()
 
         self._post(note)

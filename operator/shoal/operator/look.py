@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from shoal.api import ManifestError, TrainingJob, from_mapping
+from shoal.api import ManifestError, TrainingJob
 from shoal.api.status import ConditionType, Reason, Status
 from shoal.autoscaler.config import priority_of
 from shoal.autoscaler.loop import Autoscaler, Decision
-from shoal.kube import Kube, KubeError, KubeForbiddenError, KubeInvalidError
+from shoal.kube import Kube, KubeError, KubeFencedError
 from shoal.operator import events, policy
+from shoal.operator.accepted import ACCEPTED_KEY, text_of
 from shoal.operator.check import Checker
-from shoal.operator.executor import Executor
+from shoal.operator.executor import Executor, Failure
+from shoal.operator.memory import Memory
 from shoal.operator.missing import Missing
-from shoal.operator.pods import Identity
-from shoal.operator.reconcile import Action, DeletePod, MakeSecrets, Observed, Places, reconcile
-from shoal.operator.rendered import Rendered
+from shoal.operator.pods import Identity, label
+from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Observed, Places, reconcile
 from shoal.operator.reporter import Reporter
+from shoal.operator.starting import Starting
 from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
 from shoal.operator.store import ClusterStore
 from shoal.operator.vault import Vault
@@ -42,50 +44,6 @@ _HELD_SECONDS: Final = 20.0
 _PLAN_SECONDS: Final = 5.0
 """So long after the first look at a job its first plan is waited for without a word, however old the job is."""
 _UNDECIDED: Final = "waits for the autoscaler's next plan"
-
-
-@dataclass
-class _Memory:
-    """What is remembered of a job between looks; losing it costs a request or a minute, never more.
-
-    Attributes:
-        since: When it was looked at first.
-        told: Index -> since when it was told to leave.
-        tally: Of the script's errors; None: as the status has it.
-        lives: Whose ends were looked at; None: nobody's yet.
-        untold: Events that are to be told with the next status.
-        complaints: What was said of its keys in etcd.
-        secrets: When its Secrets were made sure of.
-        checked: Generation for which the API server had no words against the job.
-    """
-
-    since: float = field(default_factory=time.monotonic)
-    told: dict[int, float] = field(default_factory=dict)
-    tally: policy.Tally | None = None
-    lives: set[str] | None = None
-    untold: list[events.Note] = field(default_factory=list)
-    complaints: Mapping[str, str] = field(default_factory=dict)
-    secrets: float | None = None
-    checked: int = 0
-    manifest: Mapping[str, Any] | None = None
-    job: TrainingJob | None = None
-    rendered: Rendered | None = None
-
-    def read(self, manifest: Mapping[str, Any]) -> TrainingJob:
-        """The job of a manifest, which is the same one until the job changes.
-
-        Raises:
-            ManifestError: It is none.
-        """
-        if self.job is None or self.manifest is not manifest:
-            self.job, self.manifest = from_mapping(manifest), manifest
-        return self.job
-
-    def render(self, job: TrainingJob, identity: Identity) -> Rendered:
-        """Its manifests, likewise."""
-        if self.rendered is None or self.rendered.job is not job or self.rendered.identity != identity:
-            self.rendered = Rendered(job, identity)
-        return self.rendered
 
 
 @dataclass(frozen=True)
@@ -137,6 +95,7 @@ class Looker:
         self._kube = kube
         self._checker = Checker(kube)
         self._missing = Missing(kube)
+        self._starting = Starting(kube)
         self._executor = executor
         self._reporter = reporter
         self._etcd = etcd
@@ -145,7 +104,7 @@ class Looker:
         self._classes = classes
         self._autoscaler = autoscaler
         self._wishes = Wishes(autoscaler)
-        self._memory: dict[str, _Memory] = {}
+        self._memory: dict[str, Memory] = {}
 
     async def look(self, uid: str) -> float | None:
         """Bring one job a step further.
@@ -163,30 +122,58 @@ class Looker:
             self._reporter.forget(uid)
             self._checker.forget(uid)
             self._missing.forget(uid)
+            self._starting.forget(uid)
             self._wishes.forget(uid)
             return None
-        memory = self._memory.setdefault(uid, _Memory())
+        memory = self._memory.setdefault(uid, Memory())
         view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
+        job, refused = await self._chosen(view, memory)
         try:
-            job = memory.read(manifest)
+            identity = self._identity(uid, job) if job is not None else None
         except ManifestError as error:
-            return await self._say(view, None, Observed(), refused=str(error))
-        try:
-            identity = self._identity(uid, job)
-        except ManifestError as error:
-            return await self._say(view, job, Observed(), refused=f"{Reason.UNKNOWN_PRIORITY}: {error}")
-        seen = await self._seen(uid, job, memory.render(job, identity).template)
-        refused = await self._refused(view, job, identity, seen, memory)
-        if refused:
-            again = await self._say(view, job, seen, refused=refused)
+            job, identity, refused = None, None, refused or f"{Reason.UNKNOWN_PRIORITY}: {error}"
+        if job is None or identity is None:
+            again = await self._say(view, None, self._store.observed(uid, template=""), refused=refused)
             return min(again or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS)
         due = policy.removal_due(job, view.before)
         if due is not None and view.now >= due:
             name, namespace = job.metadata.name, job.metadata.namespace
             await self._kube.delete("TrainingJob", name, namespace=namespace, uid=uid)
             return None
+        seen = await self._seen(uid, job, memory.render(job, identity).template)
         seen = self._with_end(view, job, seen, memory)
-        return await self._act_and_say(view, job, identity, seen, memory)
+        later = await self._act_and_say(view, job, identity, seen, memory, refused=refused)
+        return min(later or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS) if refused else later
+
+    async def _chosen(self, view: _View, memory: Memory) -> tuple[TrainingJob | None, str]:
+        """The job that is in force, and why the newest spec is not; None: none was ever accepted."""
+        try:
+            job = memory.newest(view.manifest)
+        except ManifestError as error:
+            refused = str(error)
+        else:
+            try:
+                identity = self._identity(view.uid, job)
+            except ManifestError as error:
+                refused = f"{Reason.UNKNOWN_PRIORITY}: {error}"
+            else:
+                seen = self._store.observed(view.uid, template=memory.render(job, identity).template)
+                refused = await self._refused(view, job, identity, seen, memory)
+            if not refused:
+                memory.accepted = text_of(job)
+                return job, ""
+        if memory.accepted is None:
+            memory.accepted = await self._kept(view)
+        return memory.in_force(view.manifest), refused
+
+    async def _kept(self, view: _View) -> str | None:
+        """The spec that an earlier operator accepted."""
+        metadata = view.manifest["metadata"]
+        name, namespace = f"{metadata['name']}-job", metadata["namespace"]
+        found = await self._kube.get("ConfigMap", name, namespace=namespace)
+        if found is None or label(found, "uid") != view.uid:
+            return None
+        return (found.get("data") or {}).get(ACCEPTED_KEY)
 
     async def _seen(self, uid: str, job: TrainingJob, template: str) -> Observed:
         """What is seen of a job. A trainer that has ended unasked may have come to the job's end: then it stays."""
@@ -221,12 +208,13 @@ class Looker:
         )
 
     async def _act_and_say(
-        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: _Memory
+        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory, *, refused: str
     ) -> float | None:
         overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
-        decided = self._decided(view, job, identity, seen)
+        resting = memory.resting(seen, time.monotonic())
+        decided = self._decided(view, job, identity, seen, memory)
         held = self._autoscaler is not None and self._autoscaler.holds
         if decided is None and not held and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
             return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
@@ -240,6 +228,7 @@ class Looker:
                 seen,
                 trainers=decision.now,
                 overdue=overdue,
+                resting=resting,
                 places=Places(
                     stays=decision.stays,
                     comes=decision.comes,
@@ -252,32 +241,41 @@ class Looker:
                 rendered=memory.render(job, identity),
             )
         memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
-        try:
-            await self._executor.carry_out(job, identity, actions)
-        except* (KubeInvalidError, KubeForbiddenError) as group:
-            troubles = [Trouble("trainer", job.metadata.name, error.reason, str(error)) for error in _each(group)]
-            await self._say(view, job, seen, facts=facts, troubles=troubles, wanted=decision.trainers)
-            raise
+        actions, repair = _repairs_due(memory, actions)
+        failed = await self._executor.carry_out(job, identity, actions)
+        _note(memory, seen, actions, failed)
         if any(isinstance(action, MakeSecrets) for action in actions):
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
         troubles, asking = await self._missing.why(job, identity, seen, waits=not decision.trainers)
-        later = await self._say(view, job, seen, facts=facts, troubles=troubles, wanted=decision.trainers)
+        slow, starting = await self._starting.why(view.uid, job.metadata.namespace, self._store.pods(view.uid))
+        troubles = [*map(_trouble, failed), *troubles, *slow]
+        full = next((each.message for each in troubles if each.known is Reason.QUOTA_EXCEEDED), "")
+        facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
+        later = await self._say(
+            view, job, seen, facts=facts, refused=refused, troubles=troubles, wanted=decision.trainers
+        )
+        if failed:
+            raise ExceptionGroup("not all was done", [each.error for each in failed])
         again = _HELD_SECONDS if held else None
-        return _soonest(view.now, patience, renewal, asking, later, again, self._due(view, job, facts))
+        rest = min(resting.values(), default=None)
+        due = self._due(view, job, facts)
+        return _soonest(view.now, patience, renewal, asking, starting, later, again, rest, repair, due)
 
-    def _decided(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed) -> Decision | None:
+    def _decided(
+        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory
+    ) -> Decision | None:
         """How many trainers the job has, and where they stay; None: there was no plan with it yet."""
         if self._autoscaler is not None and self._autoscaler.holds:
             return None
         wants = not job.spec.suspend and seen.ended is None
-        self._wishes.tell(view.manifest, job, identity, wants=wants)
+        self._wishes.tell(view.manifest, job, identity, wants=wants, most=memory.most(time.monotonic()))
         if self._autoscaler is None or not self._autoscaler.acts or not wants:
             wanted = job.wanted_trainers()
             return Decision(trainers=wanted, now=wanted, stays=None, why="")
         return self._autoscaler.decision(view.uid)
 
-    def _renewal(self, view: _View, memory: _Memory) -> float | None:
+    def _renewal(self, view: _View, memory: Memory) -> float | None:
         """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""
         if memory.secrets is None:
             return 0.0
@@ -287,7 +285,7 @@ class Looker:
 
     # --- What is to be known before ---
 
-    async def _refused(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: _Memory) -> str:
+    async def _refused(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory) -> str:
         """Why the spec is not accepted; empty: it is."""
         accepted = next((each for each in view.before.conditions if each.type == ConditionType.ACCEPTED), None)
         known = (
@@ -300,12 +298,17 @@ class Looker:
             if left:
                 more = f" and {len(left) - 3} more" if len(left) > 3 else ""
                 return f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to go"
-        found = await self._checker.refused(job, identity, seen)
+        try:
+            found = await self._checker.refused(job, identity, seen)
+        except KubeFencedError:
+            raise
+        except KubeError as error:
+            return f"{Reason.NOT_CHECKED}: {error}"
         if not found:
             memory.checked = view.generation
         return found
 
-    def _with_end(self, view: _View, job: TrainingJob, seen: Observed, memory: _Memory) -> Observed:
+    def _with_end(self, view: _View, job: TrainingJob, seen: Observed, memory: Memory) -> Observed:
         """With the end that was said, or that the run policy decides now."""
         said = policy.said_end(view.before)
         if said is not None:
@@ -321,7 +324,7 @@ class Looker:
         refusals = [end for end in ends if end.code == policy.REFUSED]
         return replace(seen, ended=policy.overrun(job, view.before, memory.tally, refusals, view.now))
 
-    def _facts(self, view: _View, memory: _Memory) -> Facts:
+    def _facts(self, view: _View, memory: Memory) -> Facts:
         facts, tally = self._store.facts(view.uid), memory.tally
         if tally is None or (not tally.count and view.before.failures is None):
             return facts
@@ -387,7 +390,7 @@ def _as_before(view: _View, seen: Observed) -> Decision:
     return Decision(trainers=wanted, now=0, stays=None, why=_UNDECIDED)
 
 
-def _overdue(memory: _Memory, drain: Sequence[int]) -> tuple[set[int], float | None]:
+def _overdue(memory: Memory, drain: Sequence[int]) -> tuple[set[int], float | None]:
     """Who was told too long ago, and in how many seconds the next one will be."""
     now = time.monotonic()
     memory.told = {index: memory.told.get(index, now) for index in drain}
@@ -408,10 +411,35 @@ def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | 
     return max(0.1, min(waits)) if waits else None
 
 
-def _each(group: BaseExceptionGroup[KubeError]) -> Iterator[KubeError]:
-    """The errors of a group, however deep."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _each(error)
-        else:
-            yield error
+def _repairs_due(memory: Memory, actions: Sequence[Action]) -> tuple[list[Action], float | None]:
+    """The actions without repairs that another client has undone too often, and in how many seconds the next is due."""
+    now, kept, waits = time.monotonic(), [], []
+    for action in actions:
+        if isinstance(action, Apply) and action.repair:
+            key = action.manifest["kind"], action.manifest["metadata"]["name"]
+            left = memory.repairs.left(key, now)
+            if left:
+                waits.append(left)
+                continue
+            memory.repairs.tried(key, now)
+        kept.append(action)
+    return kept, min(waits, default=None)
+
+
+def _note(memory: Memory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
+    """Remember which trainers' pods were made, or tried to be."""
+    now = time.monotonic()
+    for action in actions:
+        if isinstance(action, CreatePod):
+            memory.pods.tried(int(label(action.manifest, "index")), now)
+    refused = [each for each in failed if isinstance(each.action, CreatePod)]
+    if any(_trouble(each).known is Reason.QUOTA_EXCEEDED for each in refused):
+        memory.full = now, sum(not (pod.ended or pod.lost) for pod in seen.trainers)
+
+
+def _trouble(failure: Failure) -> Trouble:
+    """What failed, as a problem of the job's."""
+    error = failure.error
+    reason = error.reason if isinstance(error, KubeError) else ""
+    role = "trainer" if isinstance(failure.action, CreatePod | DeletePod) else ""
+    return Trouble(role, failure.what, reason or "Unavailable", str(error))

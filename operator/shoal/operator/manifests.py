@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from shoal.operator.hints import hinted, wish_of
+from shoal.operator.ownership import fields_of
 from shoal.operator.pods import label
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "is_pod_of",
     "moment_of",
     "newer",
+    "own_container",
     "phase_of",
     "place_of",
     "ready",
@@ -42,9 +44,12 @@ _STATUS: Final = ("phase", "reason", "message", "conditions", "initContainerStat
 def slim(manifest: Manifest) -> Manifest:
     """An object without what nobody here asks for: thousands of them are kept."""
     metadata = {key: manifest["metadata"][key] for key in _METADATA if key in manifest["metadata"]}
-    if manifest["kind"] != "Pod":
-        return {"metadata": metadata}
     status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
+    if manifest["kind"] == "PersistentVolumeClaim":
+        classless = spec.get("storageClassName") is None and status.get("phase") == "Pending"
+        return {"metadata": metadata, "classless": classless}
+    if manifest["kind"] != "Pod":
+        return {"metadata": metadata, "fields": fields_of(manifest)}
     # Once a pod is bound, where it was wanted is of no interest.
     wish = {} if spec.get("nodeName") else hinted({"spec": {}}, filter(None, [wish_of(manifest)]))["spec"]
     return {
@@ -136,9 +141,20 @@ def condition(manifest: Manifest, kind: str) -> Manifest:
     return next((each for each in conditions if each.get("type") == kind), {})
 
 
+def own_container(pod: Manifest) -> Manifest:
+    """The status of the container of a pod's role, which alone decides what becomes of the pod; empty: it has none yet."""
+    containers: list[Manifest] = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((each for each in containers if each.get("name") == label(pod, "role")), {})
+
+
 def ready(pod: Manifest) -> bool:
-    """Whether a pod says that it is ready."""
-    return condition(pod, "Ready").get("status") == "True"
+    """Whether the container of a pod's role is ready, whatever the others are.
+
+    The cluster takes the condition away from pods of a node that is silent, whose containers look as they did.
+    """
+    found = condition(pod, "Ready")
+    others = found.get("status") == "False" and found.get("reason") == "ContainersNotReady"
+    return bool(found.get("status") == "True" or (others and own_container(pod).get("ready")))
 
 
 def unreachable(node: Manifest) -> bool:

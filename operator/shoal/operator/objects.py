@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from shoal.api import TrainingJob
+from shoal.operator.accepted import ACCEPTED_KEY, text_of
 from shoal.operator.hints import NODES, hinted
 from shoal.operator.pods import (
     GROUP,
@@ -24,7 +25,7 @@ from shoal.operator.pods import (
     server_pod,
 )
 
-__all__ = ["budget", "manifest_for_pods", "master", "owner", "servers", "standing"]
+__all__ = ["budgets", "manifest_for_pods", "master", "owner", "servers", "standing"]
 
 
 def owner(job: TrainingJob, identity: Identity) -> dict[str, Any]:
@@ -53,11 +54,11 @@ def standing(job: TrainingJob, identity: Identity) -> list[dict[str, Any]]:
             "ConfigMap",
             known["job"],
             "master",
-            {"data": {"job.json": _job_file(job)}},
+            {"data": {"job.json": _job_file(job), ACCEPTED_KEY: text_of(job)}},
         ),
         _service(job, identity, "master", MASTER_PORT),
         _service(job, identity, "pserver", SERVER_PORT),
-        budget(job, identity),
+        *budgets(job, identity),
     ]
 
 
@@ -119,14 +120,17 @@ def servers(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Seque
         "selector": _selector(job, identity, "pserver"),
         "template": hinted(server_pod(job, identity), nodes, together=True),
         "revisionHistoryLimit": 1,
-        # Claims go with the job; a job that is only paused keeps them.
-        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
+        # Claims belong to the job: they outlive this object, and go with the job alone.
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
     }
-    if part.volume_claim_spec is not None:
-        claim = {"accessModes": ["ReadWriteOnce"], **part.volume_claim_spec}
-        # A successor of the same name waits for those that bear it. Nothing else in it: it cannot be changed.
-        metadata = {"name": SNAPSHOTS, "labels": {f"{GROUP}/job": job.metadata.name}}
-        spec["volumeClaimTemplates"] = [{"metadata": metadata, "spec": claim}]
+    if part.claim is not None:
+        # A successor of the same name waits for those that bear the label. Nothing in it may ever change.
+        metadata = {
+            "name": SNAPSHOTS,
+            "labels": {f"{GROUP}/job": job.metadata.name},
+            "ownerReferences": [owner(job, identity) | {"blockOwnerDeletion": False}],
+        }
+        spec["volumeClaimTemplates"] = [{"metadata": metadata, "spec": part.claim}]
     made = _object(job, identity, "apps/v1", "StatefulSet", names(job)["pserver"], "pserver", {"spec": spec})
     return _remembered(made, nodes)
 
@@ -138,14 +142,31 @@ def _remembered(made: dict[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
     return made
 
 
-def budget(job: TrainingJob, identity: Identity) -> dict[str, Any]:
-    """Who drains nodes or preempts leaves the job its minimum."""
-    spec = {
-        "minAvailable": job.spec.trainer.min_replicas,
-        "selector": _selector(job, identity, "trainer"),
-        "unhealthyPodEvictionPolicy": "AlwaysAllow",
-    }
-    return _object(job, identity, "policy/v1", "PodDisruptionBudget", names(job)["trainer"], "trainer", {"spec": spec})
+def budgets(job: TrainingJob, identity: Identity) -> list[dict[str, Any]]:
+    """What a drain leaves to the job: its minimum of trainers, and servers that hold their snapshots in their pods."""
+    if job.spec.run_policy.disruption_budget == "None":
+        return []
+    limits: dict[str, dict[str, Any]] = {"trainer": {"minAvailable": job.spec.trainer.min_replicas}}
+    if job.spec.parameter_server is not None and job.spec.parameter_server.claim is None:
+        limits["pserver"] = {"maxUnavailable": 0}
+    return [
+        _object(
+            job,
+            identity,
+            "policy/v1",
+            "PodDisruptionBudget",
+            names(job)[role],
+            role,
+            {
+                "spec": {
+                    **limit,
+                    "selector": _selector(job, identity, role),
+                    "unhealthyPodEvictionPolicy": "AlwaysAllow" if role == "trainer" else "IfHealthyBudget",
+                }
+            },
+        )
+        for role, limit in limits.items()
+    ]
 
 
 def _service(job: TrainingJob, identity: Identity, role: str, port: int) -> dict[str, Any]:

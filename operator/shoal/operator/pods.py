@@ -39,6 +39,7 @@ OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
 """Where the claim for the model is mounted; a relative `output.path` lies in it, and relative paths that a script saves to."""
 SNAPSHOTS: Final = "shoal-snapshots"
 """The claim template of the servers' snapshots."""
+_NEEDED: Final = ("containers", "volumes")
 _GONE_SECONDS: Final = 5
 """How long master and servers stay bound to a node that is not ready: it takes minutes by default."""
 _GRACE_SECONDS: Final = {"trainer": 60, "pserver": 120, "master": 10}
@@ -200,8 +201,13 @@ def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
     made = _pod(
         job, identity, "pserver", container, {"env": [index, address]}, template=part.template, resources=part.resources
     )
-    made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
-    _mount(made, "snapshots", {"emptyDir": {}} if part.volume_claim_spec is None else None, folder, written=True)
+    source: dict[str, Any] | None = None
+    if part.empty_dir is not None:
+        # Its node may come back, and the snapshots with it: the pod stays as long as the cluster's own rule has it.
+        source = {"emptyDir": part.empty_dir.model_dump(by_alias=True, exclude_unset=True, mode="json")}
+    else:
+        made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
+    _mount(made, "snapshots", source, folder, written=True)
     if identity.classes is not None:
         made["spec"]["priorityClassName"] = identity.classes[0]
     return made
@@ -225,7 +231,9 @@ def master_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
     part = job.spec.master
     ours = {"env": [_env("SHOAL_INDEX", "0")]}
     made = _pod(job, identity, "master", container, ours, template=part.template, resources=part.resources)
-    _mount(made, "job", {"configMap": {"name": names(job)["job"]}}, f"{_FOLDER}/job")
+    # What else lies there is the operator's.
+    items = [{"key": "job.json", "path": "job.json"}]
+    _mount(made, "job", {"configMap": {"name": names(job)["job"], "items": items}}, f"{_FOLDER}/job")
     if identity.guarded:
         _mount(made, "etcd", _secret(job, identity, "etcd"), login)
     made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
@@ -257,7 +265,7 @@ def _pod(
 ) -> dict[str, Any]:
     """The frame of every role's pod, the user's template upon it, and what we govern upon that."""
     frame = _frame(job, role, container, resources)
-    made = merged(frame, template or {})
+    made = merged(frame, _with_parts(template or {}))
     governed = {
         "metadata": {"labels": own_labels(job, identity, role)},
         "spec": {
@@ -271,6 +279,14 @@ def _pod(
     made["spec"]["containers"].sort(key=lambda each: each.get("name") != role)
     _mount(made, "token", _secret(job, identity, "token"), f"{_FOLDER}/token")
     return dict(made)
+
+
+def _with_parts(template: dict[str, Any]) -> dict[str, Any]:
+    """A template in which a null removes no part that a pod must have."""
+    found = {key: value for key, value in template.items() if value is not None}
+    spec = found.get("spec", {})
+    found["spec"] = {key: value for key, value in spec.items() if value is not None or key not in _NEEDED}
+    return found
 
 
 def _frame(job: TrainingJob, role: str, container: dict[str, Any], resources: Resources | None) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class End:
         at: When it ended.
         code: Exit code.
         words: The last that it said.
-        asked: Whether it was asked to end.
+        asked: Whether it was asked to end, by the operator or by its kubelet.
+        container: The init container that it was; empty: the one of its role.
     """
 
     pod: str
@@ -80,6 +81,7 @@ class End:
     code: int
     words: str = ""
     asked: bool = False
+    container: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,20 +104,25 @@ class Tally:
 def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
     """The ends that a pod still knows of: of the present life of its role's container and of the one before.
 
-    Those by memory's end are left out: they are nobody's fault.
+    So of its init containers, where they fail: without them no script starts. Those by memory's end are left out: they are
+    nobody's fault.
 
     Args:
         pod: As the API server has it.
         asked: Whether it was asked to end.
     """
     role, index = label(pod, "role"), label(pod, "index")
-    for container in (pod.get("status") or {}).get("containerStatuses") or []:
-        if container.get("name") != role:
-            continue
+    status = pod.get("status") or {}
+    # The kubelet gives a reason to a pod that it ends itself: evicted, over its own deadline, with its node shut down.
+    asked = asked or bool(status.get("reason"))
+    own = [each for each in status.get("containerStatuses") or [] if each.get("name") == role]
+    before = status.get("initContainerStatuses") or []
+    for container in [*before, *own]:
         for state in ("lastState", "state"):
             ended = (container.get(state) or {}).get("terminated") or {}
             at, started = moment_of(ended.get("finishedAt")), moment_of(ended.get("startedAt"))
-            if at is None or ended.get("reason") == "OOMKilled":
+            code = int(ended.get("exitCode", 0))
+            if at is None or ended.get("reason") == "OOMKilled" or (container in before and code == 0):
                 continue
             yield End(
                 pod=pod["metadata"]["name"],
@@ -124,9 +131,10 @@ def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
                 life=str(ended.get("containerID", "")),
                 seconds=(at - started).total_seconds() if started is not None else 0.0,
                 at=at,
-                code=int(ended.get("exitCode", 0)),
+                code=code,
                 words=str(ended.get("message", "")).strip(),
                 asked=asked,
+                container="" if container in own else str(container.get("name", "")),
             )
 
 
@@ -170,8 +178,11 @@ def tallied(
 
 
 def is_error(end: End) -> bool:
-    """Whether a script ended by its own doing, though the job is not at its end: with an error, or too early."""
-    return end.role == "trainer" and not end.asked and end.code not in _SIGNALLED
+    """Whether a script ended by its own doing, though the job is not at its end: with an error, or too early.
+
+    An init container of any role is the user's own program, too.
+    """
+    return (end.role == "trainer" or bool(end.container)) and not end.asked and end.code not in _SIGNALLED
 
 
 def _renewed(tally: Tally, committed: float | None) -> Tally:
@@ -210,7 +221,8 @@ def _in_a_row(tally: Tally, end: End, limit: int) -> str:
     if end.code == 0:
         return f"the script ended {tally.count} times in a row although the job was not complete{_last(end)}"
     times = "once" if tally.count == 1 else f"{tally.count} times"
-    return f"the script failed {times} in a row (runPolicy.backoffLimit: {limit}){_last(end)}"
+    what = f"the init container {end.container} of {end.pod}" if end.container else "the script"
+    return f"{what} failed {times} in a row (runPolicy.backoffLimit: {limit}){_last(end)}"
 
 
 def _last(end: End) -> str:
@@ -233,17 +245,18 @@ def active_seconds(status: Status, now: datetime) -> float:
 
 
 def clocked(status: Status, now: datetime, *, runs: bool) -> Status:
-    """The same with the deadline's clock going on or stopped; it goes from the job's first start on.
+    """The same with the deadline's clock going on or stopped.
+
+    As that of a batch Job it counts from when the job was accepted, so that it ends one that never starts, too.
 
     Args:
         status: Of now.
         now: The time.
-        runs: Whether the job should run: it is neither suspended nor complete.
+        runs: Whether the job should run: it was accepted, and is neither suspended nor queued nor complete.
     """
     failed = any(each.type == ConditionType.FAILED for each in status.conditions)
     if runs and not failed:
-        started = status.active_since or (now if status.start_time is not None else None)
-        return Status(**dict(status) | {"active_since": started})
+        return Status(**dict(status) | {"active_since": status.active_since or now})
     if status.active_since is None:
         return status
     return Status(**dict(status) | {"active_seconds": int(active_seconds(status, now)), "active_since": None})

@@ -8,20 +8,28 @@ from typing import Final
 
 from shoal.api.status import REASONS, ConditionType, Reason
 
-__all__ = ["Trouble", "clipped", "in_order", "listed", "reason_of", "words_of"]
+__all__ = ["NO_CLASS", "Trouble", "clipped", "in_order", "listed", "reason_of", "words_of"]
 
 _LONGEST: Final = 500
 """Characters of one pod's trouble."""
 _LONGEST_WORDS: Final = 4000
 """Characters of a master's last word: it has the traceback of a script."""
+_MOST_KINDS: Final = 3
+"""Problems of different kinds that one message tells."""
 _ROLES: Final = ("master", "pserver", "trainer")
+
+NO_CLASS: Final = "NoStorageClass"
+"""Of a claim that names no StorageClass where none is the default."""
 
 _TROUBLES: Final[Mapping[str, Reason]] = {
     "Unschedulable": Reason.UNSCHEDULABLE,
     "SchedulingGated": Reason.UNSCHEDULABLE,
+    NO_CLASS: Reason.UNSCHEDULABLE,
     "FailedCreate": Reason.PODS_REFUSED,
     "Forbidden": Reason.PODS_REFUSED,
     "Invalid": Reason.PODS_REFUSED,
+    "InternalError": Reason.PODS_REFUSED,
+    "Unavailable": Reason.PODS_REFUSED,
     Reason.NAME_TAKEN: Reason.PODS_REFUSED,
     "ErrImagePull": Reason.IMAGE_PULL_FAILED,
     "ImagePullBackOff": Reason.IMAGE_PULL_FAILED,
@@ -35,12 +43,23 @@ _TROUBLES: Final[Mapping[str, Reason]] = {
     "ContainerCannotRun": Reason.CONTAINER_CANNOT_START,
     "StartError": Reason.CONTAINER_CANNOT_START,
     "FailedMount": Reason.CONTAINER_CANNOT_START,
+    "FailedAttachVolume": Reason.CONTAINER_CANNOT_START,
+    "FailedMapVolume": Reason.CONTAINER_CANNOT_START,
+    "FailedCreatePodSandBox": Reason.CONTAINER_CANNOT_START,
     "CrashLoopBackOff": Reason.CRASH_LOOP,
     "Error": Reason.CRASH_LOOP,
     "OOMKilled": Reason.OUT_OF_MEMORY,
     "NodeLost": Reason.NODE_LOST,
+    "Evicted": Reason.PODS_EVICTED,
+    "Preempting": Reason.PODS_EVICTED,
+    "NodeShutdown": Reason.PODS_EVICTED,
+    "Terminated": Reason.PODS_EVICTED,
+    "DeadlineExceeded": Reason.PODS_EVICTED,
+    "NodeAffinity": Reason.PODS_REFUSED,
+    "NodePorts": Reason.PODS_REFUSED,
+    "UnexpectedAdmissionError": Reason.PODS_REFUSED,
 }
-"""Pods' own reasons, and ours."""
+"""Pods' own reasons, and ours; a kubelet's refusal for lack of room is called after the resource, as in OutOfcpu."""
 
 
 _LAST_WORDS: Final[Mapping[str, Reason]] = {
@@ -71,7 +90,14 @@ class Trouble:
         """Which documented reason it is."""
         if "exceeded quota" in self.message:
             return Reason.QUOTA_EXCEEDED
+        if self.reason.startswith("OutOf") and self.reason not in _TROUBLES:
+            return Reason.PODS_REFUSED
         return _TROUBLES.get(self.reason)
+
+    @property
+    def decisive(self) -> bool:
+        """Whether waiting cannot help: it was refused, and would be again."""
+        return self.known is Reason.PODS_REFUSED or self.reason == NO_CLASS
 
     @property
     def before_node(self) -> bool:
@@ -80,22 +106,30 @@ class Trouble:
 
 
 def words_of(troubles: Sequence[Trouble]) -> str:
-    """The first one, and how many pods more have any."""
-    if not troubles:
-        return ""
-    first = troubles[0]
-    text = " ".join(f"{first.pod}: {first.reason}{': ' if first.message else ''}{first.message}".split())
-    text = clipped(text, _LONGEST)
-    more = len({each.pod for each in troubles} - {first.pod})
-    return f"{text} (and {more} more)" if more else text
+    """The first one of each kind, and how many pods more have any.
+
+    Pods of a role that have the same problem differ in little but their names.
+    """
+    first: dict[tuple[str, str], Trouble] = {}
+    for each in troubles:
+        first.setdefault((each.role, each.reason), each)
+    told = [
+        clipped(" ".join(f"{each.pod}: {each.reason}{': ' if each.message else ''}{each.message}".split()), _LONGEST)
+        for each in list(first.values())[:_MOST_KINDS]
+    ]
+    more = len({each.pod for each in troubles} - {each.pod for each in list(first.values())[:_MOST_KINDS]})
+    return "; ".join(told) + (f" (and {more} more)" if more else "")
 
 
 def in_order(troubles: Iterable[Trouble]) -> list[Trouble]:
-    """The same whatever order they were found in: pserver-2 before pserver-10, and the roles that all need first."""
+    """The same whatever order they were found in: what a person has to mend first, then by the roles that all need.
 
-    def key(each: Trouble) -> tuple[int, int, str, str, str]:
+    Of a role pserver-2 comes before pserver-10.
+    """
+
+    def key(each: Trouble) -> tuple[bool, int, int, str, str, str]:
         role = _ROLES.index(each.role) if each.role in _ROLES else len(_ROLES)
-        return role, len(each.pod), each.pod, each.reason, each.message
+        return not each.decisive, role, len(each.pod), each.pod, each.reason, each.message
 
     return sorted(set(troubles), key=key)
 

@@ -10,9 +10,9 @@ wrote the model, for which servers and master are still needed. Ended pods stay,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -32,8 +32,11 @@ __all__ = [
     "Ended",
     "MakeSecrets",
     "Observed",
+    "Remove",
     "ServerPod",
+    "StopPod",
     "Tell",
+    "in_pods",
     "reconcile",
 ]
 
@@ -48,12 +51,30 @@ class Ended(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerPod:
-    """A parameter server's or the master's pod as it was last seen."""
+    """A parameter server's or the master's pod as it was last seen.
+
+    Attributes:
+        name: Its name.
+        uid: Its uid.
+        lost: Its node is gone, or has not answered for too long.
+        deleting: It is being deleted.
+        gone: There is no such node any more.
+    """
 
     name: str
     uid: str
     lost: bool = False
     deleting: bool = False
+    gone: bool = False
+
+    @property
+    def ghost(self) -> bool:
+        """Whether no kubelet will end it, although it has to end.
+
+        A node that is silent may come back, and with it what a server keeps there. So the pod stays until the cluster
+        evicts it (after ``tolerationSeconds`` of its toleration of unreachable nodes), or its node is gone for good.
+        """
+        return self.lost and (self.deleting or self.gone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +104,7 @@ class Observed:
 
     Attributes:
         applied: (kind, name) of each object of the job, and the hash of the manifest it was last made from.
+        fields: (kind, name) of these, and the API server's record of the fields that are ours, as of `fields_of`.
         secrets: Its Secrets, and its user in etcd, were made sure of lately enough.
         trainers: Pods of trainers, in any state; at most one per index.
         saved: Some trainer's script has come to its good end.
@@ -95,6 +117,7 @@ class Observed:
     """
 
     applied: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    fields: Mapping[tuple[str, str], str] = field(default_factory=dict)
     secrets: bool = False
     trainers: tuple[TrainerPod, ...] = ()
     saved: bool = False
@@ -113,9 +136,23 @@ class MakeSecrets:
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply."""
+    """Server-side apply.
+
+    Attributes:
+        manifest: The object.
+        repair: It is as it was applied before; another client has changed a field of it.
+    """
 
     manifest: dict[str, Any]
+    repair: bool = False
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Delete an object of the job that is not wanted any more; that it is gone is no error."""
+
+    kind: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -135,13 +172,30 @@ class DeletePod:
 
 
 @dataclass(frozen=True)
+class StopPod:
+    """Have the kubelet end a pod's containers; the pod stays, with its logs. That it is gone is no error."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class Tell:
     """Write the record for the master."""
 
     wanted: Wanted
 
 
-Action = MakeSecrets | Apply | CreatePod | DeletePod | Tell
+Action = MakeSecrets | Apply | Remove | CreatePod | DeletePod | StopPod | Tell
+
+
+_BUDGET: Final = "PodDisruptionBudget"
+
+
+def in_pods(job: TrainingJob) -> bool:
+    """Whether the snapshots go with the servers' pods."""
+    server = job.spec.parameter_server
+    return server is not None and server.claim is None
 
 
 def reconcile(
@@ -151,6 +205,7 @@ def reconcile(
     *,
     trainers: int,
     overdue: Collection[int] = (),
+    resting: Collection[int] = (),
     places: Places | None = None,
     waits: bool = False,
     rendered: Rendered | None = None,
@@ -163,21 +218,30 @@ def reconcile(
         seen: As far as it is known.
         trainers: How many are wanted, within the job's bounds, or as many of these as can be there now.
         overdue: Indices of trainers that were told to leave too long ago.
+        resting: Indices of trainers whose next pod is not due yet.
         places: Where the plan has them; None: there is none.
         waits: The job waits in line. It has nothing meanwhile, but for servers whose snapshots would go with their pods,
             and the master.
         rendered: The job's manifests, where they were made before.
     """
-    return _Round(rendered or Rendered(job, identity), seen, places or Places()).actions(
-        0 if waits else trainers, overdue, waits=waits
-    )
+    round_ = _Round(rendered or Rendered(job, identity), seen, places or Places(), overdue, resting)
+    return round_.actions(0 if waits else trainers, waits=waits)
 
 
 class _Round:
     """One look at one job."""
 
-    def __init__(self, rendered: Rendered, seen: Observed, places: Places) -> None:
+    def __init__(
+        self,
+        rendered: Rendered,
+        seen: Observed,
+        places: Places,
+        overdue: Collection[int],
+        resting: Collection[int],
+    ) -> None:
         self._rendered = rendered
+        self._overdue = overdue
+        self._resting = resting
         job, identity = rendered.job, rendered.identity
         self._places = places
         self._job = job
@@ -185,33 +249,37 @@ class _Round:
         self._seen = seen
         self._names = names(job)
 
-    def actions(self, trainers: int, overdue: Collection[int], *, waits: bool) -> list[Action]:
+    def actions(self, trainers: int, *, waits: bool) -> list[Action]:
         seen = self._seen
         # A ghost does no harm: its grants, or its master's election, are of before.
-        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.lost]
+        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.ghost]
         failed = seen.ended is not None and seen.ended.state != "Complete"
-        if waits and not (seen.applied or seen.trainers or seen.servers or seen.masters):
+        pauses = seen.ended is None and (waits or self._job.spec.suspend)
+        if pauses and not (seen.applied or seen.trainers or seen.servers or seen.masters):
             return []
-        server = self._job.spec.parameter_server
-        keeps = server is None or server.volume_claim_spec is not None
-        if failed or self._job.spec.suspend or (waits and keeps and seen.ended is None):
-            return [*lost, *self._stopped(self._none(overdue), suspend=not failed)]
+        if failed or (pauses and not in_pods(self._job)):
+            return [*lost, *self._stopped(self._none(), suspend=not failed)]
+        if pauses:
+            trainers = 0
         if seen.ended is not None:
-            return [*lost, *self._complete(overdue)]
-        decision = decide(trainers, self._trainers(trainers), self._drain(), overdue=overdue, stays=self._places.stays)
-        return [*lost, *self._whole(decision)]
+            return [*lost, *self._complete()]
+        return [*lost, *self._whole(self._decided(trainers, self._trainers(trainers), stays=self._places.stays))]
 
     # --- Stages of a job ---
 
-    def _complete(self, overdue: Collection[int]) -> Iterable[Action]:
+    def _decided(
+        self, trainers: int, pods: Sequence[TrainerPod], *, stays: Mapping[str, int] | None = None
+    ) -> Decision:
+        return decide(trainers, pods, self._drain(), overdue=self._overdue, resting=self._resting, stays=stays)
+
+    def _complete(self) -> Iterable[Action]:
         """Everybody ends by himself; if nobody is left and no model was written, one more trainer does it."""
         alive = [pod for pod in self._seen.trainers if not (pod.ended or pod.lost)]
         if self._seen.saved and not alive:
-            return [*self._lost_trainers(), *self._shrunk(servers=0, masters=0)]
+            return [*self._lost_trainers(), *self._lingering(), *self._shrunk(servers=0, masters=0)]
         if alive:
             return [*self._running(), *self._lost_trainers()]
-        decision = decide(1, self._seen.trainers, self._drain(), overdue=overdue)
-        return self._whole(decision)
+        return self._whole(self._decided(1, self._seen.trainers))
 
     def _stopped(self, decision: Decision, *, suspend: bool) -> Iterable[Action]:
         """Trainers leave first, then the servers write their snapshots, then the master goes."""
@@ -220,12 +288,12 @@ class _Round:
             return
         yield from self._shrunk(servers=0, masters=0 if not self._seen.servers else 1)
 
-    def _none(self, overdue: Collection[int]) -> Decision:
+    def _none(self) -> Decision:
         """No trainer is wanted; pods that ended stay with their logs when the job has failed."""
-        decision = decide(0, self._seen.trainers, self._drain(), overdue=overdue)
+        decision = self._decided(0, self._seen.trainers)
         if self._seen.ended is None:
             return decision
-        ended = {pod.uid for pod in self._seen.trainers if pod.ended}
+        ended = {pod.uid for pod in self._seen.trainers if pod.ended and not pod.lingers}
         kept = tuple(each for each in decision.actions if isinstance(each, Create) or each.uid not in ended)
         return Decision(decision.drain, kept, decision.tell)
 
@@ -234,12 +302,17 @@ class _Round:
     def _whole(self, decision: Decision) -> list[Action]:
         """All of a job at work. Trainers come last: a quota that has no room for all of them stops nothing else."""
         made = [] if self._seen.secrets else [MakeSecrets()]
-        # Of a budget its controller counts each pod that comes, so there is one when there is somebody to protect.
-        standing = [
-            each for each in self._rendered.standing if each.key[0] != "PodDisruptionBudget" or self._seen.trainers
-        ]
+        standing = [each for each in self._rendered.standing if each.key[0] != _BUDGET]
         trainers = self._carried_out(decision, suspend=False)
-        return [*made, *self._changed(standing), *self._running(), *trainers]
+        return [*made, *self._changed(standing), *self._running(), *trainers, *self._budgets()]
+
+    def _budgets(self) -> Iterable[Action]:
+        """Last, as a job runs without them; and when there are pods, as a budget's controller counts each that comes."""
+        wanted = [each for each in self._rendered.standing if each.key[0] == _BUDGET]
+        if self._seen.trainers:
+            yield from self._changed(wanted)
+        keys = {each.key for each in wanted}
+        yield from (Remove(*key) for key in sorted(self._seen.applied) if key[0] == _BUDGET and key not in keys)
 
     def _running(self) -> Iterable[Action]:
         return self._scaled(servers=self._job.servers, masters=1)
@@ -266,6 +339,12 @@ class _Round:
         for manifest in manifests:
             if self._seen.applied.get(manifest.key) != manifest.hash:
                 yield Apply(manifest.content)
+            elif manifest.key in self._seen.fields and not manifest.held(self._seen.fields[manifest.key]):
+                yield Apply(manifest.content, repair=True)
+
+    def _lingering(self) -> Iterable[Action]:
+        """Pods whose other containers run on: they would hold their room for ever."""
+        return [self._deletion(Delete(pod.index, pod.uid)) for pod in self._seen.trainers if pod.lingers]
 
     def _lost_trainers(self) -> Iterable[Action]:
         return [self._deletion(Delete(pod.index, pod.uid, force=True)) for pod in self._seen.trainers if pod.lost]
@@ -275,10 +354,20 @@ class _Round:
         if wanted != (self._seen.wanted or Wanted()):
             yield Tell(wanted)
         told_to_leave = self._seen.wanted is not None and self._seen.wanted.suspend
-        yield from (self._deletion(action) for action in decision.actions if isinstance(action, Delete))
+        failing = {pod.uid for pod in self._seen.trainers if pod.failing and not (pod.ended or pod.lost)}
+        over = self._seen.ended is not None
+        for action in decision.actions:
+            if isinstance(action, Delete):
+                stops = over and action.uid in failing
+                named = f"{self._names['trainer']}-{action.index}"
+                yield StopPod(named, action.uid) if stops else self._deletion(action)
         if told_to_leave:  # who comes before the master knows better would be sent away
             return
         indices = [action.index for action in decision.actions if isinstance(action, Create)]
+        if not self._has_the_fewest():
+            # A quota has room for some pods only: those come first without which nobody works.
+            alive = sum(not (pod.ended or pod.deleting or pod.lost) for pod in self._seen.trainers)
+            indices = indices[: max(0, self._job.spec.trainer.min_replicas - alive)]
         owner = objects.owner(self._job, self._identity)
         # Who is nowhere yet will be where he was wanted.
         coming = Counter(pod.wish for pod in self._seen.trainers if not (pod.node or pod.ended or pod.deleting))
@@ -287,6 +376,14 @@ class _Round:
             made = pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}}
             node = next(nodes, None)
             yield CreatePod(hinted(made, [node]) if node is not None else made)
+
+    def _has_the_fewest(self) -> bool:
+        """Whether all pods exist that the job cannot work without."""
+        seen = self._seen
+        servers = sum(not (pod.deleting or pod.lost) for pod in seen.servers)
+        trainers = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
+        fewest = self._job.spec.trainer.min_replicas
+        return bool(seen.masters) and servers >= self._job.servers and trainers >= fewest
 
     def _deletion(self, action: Delete) -> DeletePod:
         return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from shoal.api import TrainingJob
 from shoal.operator import objects
+from shoal.operator.ownership import holds
 from shoal.operator.pods import Identity, pod_hash, trainer_pod
 
 __all__ = ["Manifest", "Rendered", "applied_hash"]
@@ -27,11 +28,19 @@ class Manifest:
 
     content: dict[str, Any]
     hash: str
+    _held: dict[str, bool] = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> tuple[str, str]:
         """Kind and name."""
         return self.content["kind"], self.content["metadata"]["name"]
+
+    def held(self, fields: str) -> bool:
+        """Whether the API server's record of our fields has all of it; asked anew only for another record."""
+        if fields not in self._held:
+            self._held.clear()
+            self._held[fields] = holds(self.content, fields)
+        return self._held[fields]
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Manifest:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from shoal.api.status import Status
 from shoal.kube import Kube, KubeError
 from shoal.operator.events import Note
+from shoal.operator.manifests import revision_of
 
 __all__ = ["Reporter", "pause_seconds"]
 
@@ -25,15 +26,21 @@ _MOST: Final = 64
 """Different events of a job that are remembered."""
 
 
+def _ignore(_uid: str, _revision: int) -> None:
+    pass
+
+
 class Reporter:
     """Remembers what it wrote: what the watch shows may be older.
 
     Args:
         kube: The gateway.
+        written: Told the uid of each job whose status was written, and its resource version since.
     """
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, *, written: Callable[[str, int], None] = _ignore) -> None:
         self._kube = kube
+        self._on_written = written
         self._written: dict[str, tuple[Status, float]] = {}
         self._told: dict[str, dict[str, _Told]] = {}
         # Part of the events' names: those of an earlier operator cannot be counted on.
@@ -68,8 +75,10 @@ class Reporter:
         if since < pause:
             return max(0.1, pause - since)
         name, namespace, uid = metadata["name"], metadata["namespace"], metadata["uid"]
-        if await self._kube.set_status("TrainingJob", name, after.to_mapping(), uid=uid, namespace=namespace):
+        there = await self._kube.set_status("TrainingJob", name, after.to_mapping(), uid=uid, namespace=namespace)
+        if there is not None:
             self._written[uid] = (after, now)
+            self._on_written(uid, revision_of(there))
         return None
 
     async def tell(self, manifest: Mapping[str, Any], notes: Iterable[Note]) -> None:

@@ -41,7 +41,7 @@ from shoal.api.status import (
 from shoal.operator.pods import GROUP, names
 from shoal.operator.policy import clocked, end_of
 from shoal.operator.reasons import Trouble, clipped, in_order, listed, reason_of, words_of
-from shoal.operator.reconcile import Observed, ServerPod
+from shoal.operator.reconcile import Observed, ServerPod, in_pods
 
 __all__ = ["QUIET", "STILL", "Facts", "Trouble", "status_of"]
 
@@ -111,13 +111,14 @@ def status_of(
     """What is to be said of a job.
 
     Args:
-        job: As it is now; None only for a spec that cannot be read, which is refused.
+        job: The one in force; None: none was ever accepted.
         generation: Of this spec.
         seen: Of the cluster and etcd. An end that the operator itself decided has one of the documented reasons before a
             colon, as in ``Ended("Failed", "DeadlineExceeded: 3600 s are over")``.
         wanted: How many trainers there should be; fewer than the minimum: the job waits in line.
         troubles: Of its pods, now.
-        refused: Why the spec is not accepted, with a documented reason before a colon or else InvalidSpec; empty: it is.
+        refused: Why the newest spec is not accepted, with a documented reason before a colon or else InvalidSpec; empty: it
+            is. The job is the one in force then: the last that was accepted.
         now: The time, with a zone.
         before: What was said last.
         facts: What else is known.
@@ -136,18 +137,27 @@ def status_of(
         active_seconds=before.active_seconds,
         active_since=before.active_since,
     )
-    if refused or job is None:
-        said = {ConditionType.ACCEPTED: _Said("False", *reason_of(ConditionType.ACCEPTED, refused))}
+    if job is None:
+        said = {ConditionType.ACCEPTED: _accepted(refused)}
         stands = Status(**dict(history) | {"progress": before.progress if final is not None else None})
         untouched = not (seen.trainers or seen.servers or seen.masters or seen.applied or before.start_time)
         state, decides = State.PENDING if untouched else None, ConditionType.ACCEPTED
     else:
         look = _Look(job, seen, wanted, troubles, facts, now, before, final)
-        said, stands = look.conditions(), look.filled(history)
+        said, stands = look.conditions() | {ConditionType.ACCEPTED: _accepted(refused)}, look.filled(history)
         state, decides = look.state(said)
     conditions = _stamped(said, before, final, generation, now)
     after = _concluded(stands, conditions, state, decides, now)
-    return clocked(after, now, runs=after.completion_time is None and not (job is not None and job.spec.suspend))
+    queued = after.state is State.QUEUED
+    runs = job is not None and not job.spec.suspend and not queued and after.completion_time is None
+    return clocked(after, now, runs=runs)
+
+
+def _accepted(refused: str) -> _Said:
+    if not refused:
+        return _Said("True", Reason.VALID)
+    reason, words = reason_of(ConditionType.ACCEPTED, refused)
+    return _Said("Unknown" if reason is Reason.NOT_CHECKED else "False", reason, words)
 
 
 def _stamped(
@@ -229,6 +239,8 @@ class _Look:
         self._ended = final is not None or failed or (self._saving and seen.saved)
         self._stopped = self._ended or job.spec.suspend
         self._wanted = 0 if self._stopped else wanted
+        self._keeps = not self._ended and in_pods(job)
+        """A job that is suspended keeps its servers and its master."""
         # Trainers end by themselves when all is done: the last one writes the model.
         self._need = 1 if self._saving else job.spec.trainer.min_replicas
         found = in_order(troubles)
@@ -285,7 +297,6 @@ class _Look:
     def conditions(self) -> dict[ConditionType, _Said]:
         """All but the times."""
         said = {
-            ConditionType.ACCEPTED: _Said("True", Reason.VALID),
             ConditionType.SCHEDULED: self._scheduled(),
             ConditionType.RUNNING: self._running(),
             ConditionType.PROGRESSING: self._progressing(),
@@ -409,10 +420,13 @@ class _Look:
             ever = any(each.type == ConditionType.SUSPENDED for each in self._before.conditions)
             return _Said("False", Reason.RESUMED) if ever else None
         trainers = sum(not pod.ended for pod in self._seen.trainers)
-        left = listed(trainers=trainers, servers=len(self._seen.servers), masters=len(self._seen.masters))
+        others = (0, 0) if self._keeps else (len(self._seen.servers), len(self._seen.masters))
+        left = listed(trainers=trainers, servers=others[0], masters=others[1])
         if left:
             return _Said("False", Reason.PODS_LEAVING, f"still there: {left}")
-        return _Said("True", Reason.SUSPEND_REQUESTED)
+        kept = listed(trainers=0, servers=len(self._seen.servers), masters=len(self._seen.masters))
+        words = f"kept, as the model lies in the servers' pods (spec.parameterServer.emptyDir): {kept}" if kept else ""
+        return _Said("True", Reason.SUSPEND_REQUESTED, words)
 
     def state(self, said: Mapping[ConditionType, _Said]) -> tuple[State, ConditionType]:
         """Where a job is that has not ended, and the condition that decides it."""
@@ -434,12 +448,13 @@ class _Look:
         bounds = {"min": job.spec.trainer.min_replicas, "max": job.spec.trainer.most}
         scaled = earlier is not None and earlier.wanted != self._wanted and not self._ended
         leaving = self._stopped and not _alive(self._seen.masters)
+        idle = self._stopped and not (self._keeps and self._seen.servers)
         return Status(
             **dict(history)
             | {
                 "trainers": TrainersStatus(wanted=self._wanted, ready=self._works, **bounds),
                 "servers": ServersStatus(
-                    wanted=0 if self._stopped else job.servers, ready=sum(serves is True for serves in self._serve)
+                    wanted=0 if idle else job.servers, ready=sum(serves is True for serves in self._serve)
                 ),
                 "master": None if self._master is None or leaving else MasterStatus(ready=self._master),
                 "progress": self._progress(),

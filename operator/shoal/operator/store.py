@@ -36,6 +36,7 @@ from shoal.operator.manifests import (
 )
 from shoal.operator.pods import GROUP, label
 from shoal.operator.policy import End
+from shoal.operator.reasons import NO_CLASS
 from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.records import READERS, Leader, RecordError, Usage, read
 from shoal.operator.status import Facts, Trouble
@@ -49,6 +50,10 @@ NEWS_SECONDS: Final = 15.0
 """Within so long progress is to be told that changes nothing else."""
 APPLIED_KINDS: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
 """What bears that annotation: made when a job is first at work, and gone with it."""
+_NO_CLASS_WORDS: Final = (
+    "the cluster has no default StorageClass; name one in spec.parameterServer.volumeClaimSpec.storageClassName, or keep "
+    "the snapshots in the pods (spec.parameterServer.emptyDir: {}), where they are lost with them"
+)
 _MOST_BURIED: Final = 10_000
 """More than can go between a write and its answer."""
 
@@ -100,6 +105,9 @@ class ClusterStore:
         self._buried: dict[str, None] = {}
         """The uids of objects that went lately, oldest first."""
         self._lost_nodes: set[str] = set()
+        self._gone_nodes: set[str] = set()
+        """Of these, the ones that are no objects any more."""
+        self._cordoned_nodes: set[str] = set()
         self._etcd = True
 
     # --- Events: each returns the jobs that it concerns ---
@@ -238,9 +246,13 @@ class ClusterStore:
         """A node is there, changed, or gone."""
         name = manifest["metadata"]["name"]
         lost = gone or unreachable(manifest)
-        if lost == (name in self._lost_nodes):
+        cordoned = not gone and bool((manifest.get("spec") or {}).get("unschedulable"))
+        before = (name in self._lost_nodes, name in self._gone_nodes, name in self._cordoned_nodes)
+        if (lost, gone, cordoned) == before:
             return set()
+        (self._cordoned_nodes.add if cordoned else self._cordoned_nodes.discard)(name)
         (self._lost_nodes.add if lost else self._lost_nodes.discard)(name)
+        (self._gone_nodes.add if gone else self._gone_nodes.discard)(name)
         return {
             uid
             for uid, known in self._known.items()
@@ -315,14 +327,20 @@ class ClusterStore:
         here = set(known.published.trainers) if known.published is not None else set()
         pods = self.pods(uid)
         trainers = [
-            pod.trainer(lost=self._lost(pod), current=pod.template == template, member=pod.index in here)
+            pod.trainer(
+                lost=self._lost(pod),
+                current=pod.template == template,
+                member=pod.index in here,
+                cordoned=pod.node in self._cordoned_nodes,
+            )
             for pod in pods
             if pod.role == "trainer"
         ]
         finished = known.ended is not None and known.ended.state == "Complete"
         succeeded = any(pod.succeeded for pod in pods if pod.role == "trainer")
         return Observed(
-            applied=self._applied(uid),
+            applied={key: each[0] for key, each in self._applied(uid).items()},
+            fields={key: each[1] for key, each in self._applied(uid).items()},
             trainers=tuple(sorted(trainers, key=lambda pod: pod.index)),
             saved=finished and succeeded,
             servers=self._others(uid, "pserver"),
@@ -399,8 +417,14 @@ class ClusterStore:
         return self._known[uid].usage.complaints()
 
     def troubles(self, uid: Uid) -> list[Trouble]:
-        """What is wrong with a job's pods."""
-        return [each for pod in self.pods(uid) for each in pod.troubles]
+        """What is wrong with a job's pods and its claims."""
+        job = self.jobs.get(uid)
+        claims = [
+            Trouble("pserver", name, NO_CLASS, _NO_CLASS_WORDS)
+            for (kind, namespace, name), each in self._known[uid].objects.items()
+            if kind == "PersistentVolumeClaim" and each["classless"] and job and namespace == place_of(job)[0]
+        ]
+        return [*claims, *(each for pod in self.pods(uid) for each in pod.troubles)]
 
     def ends(self, uid: Uid) -> list[End]:
         """How lives of a job's containers ended."""
@@ -409,12 +433,12 @@ class ClusterStore:
 
     # --- Parts ---
 
-    def _applied(self, uid: Uid) -> dict[tuple[str, str], str]:
-        """Of each object of the job, the hash of what it was made from."""
+    def _applied(self, uid: Uid) -> dict[tuple[str, str], tuple[str, str]]:
+        """Of each object of the job, the hash of what it was made from, and the record of fields that are ours."""
         job = self.jobs.get(uid)
         namespace = place_of(job)[0] if job is not None else ""
         return {
-            (kind, name): str((each["metadata"].get("annotations") or {}).get(APPLIED, ""))
+            (kind, name): (str((each["metadata"].get("annotations") or {}).get(APPLIED, "")), str(each["fields"]))
             for (kind, where, name), each in self._known[uid].objects.items()
             if kind in APPLIED_KINDS and where == namespace and controlled(each, "TrainingJob", uid=uid)
         }
@@ -429,7 +453,13 @@ class ClusterStore:
 
     def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:
         found = [
-            ServerPod(name=pod.name, uid=pod.uid, lost=self._lost(pod), deleting=pod.deleting)
+            ServerPod(
+                name=pod.name,
+                uid=pod.uid,
+                lost=self._lost(pod),
+                deleting=pod.deleting,
+                gone=pod.node in self._gone_nodes,
+            )
             for pod in self.pods(uid)
             if pod.role == role
         ]

@@ -25,11 +25,14 @@ class TrainerPod:
         index: Its index.
         uid: Of the pod.
         ended: Its process has ended for good: succeeded, failed or evicted.
+        lingers: It has, and another container of the pod runs on.
+        failing: Its process has ended with an error, and is started again in place.
         deleting: It is being deleted.
         lost: Its node is gone or has not answered for too long.
         ready: Its process runs.
         current: It was made from the present template.
         works: The master has it as a member.
+        cordoned: Its node takes no new pods, as one that is to be drained.
         priority: Its PriorityClass.
         node: Where it is; empty: nowhere yet.
         wish: Where the plan wanted it, as long as it is nowhere.
@@ -38,11 +41,14 @@ class TrainerPod:
     index: int
     uid: str
     ended: bool = False
+    lingers: bool = False
+    failing: bool = False
     deleting: bool = False
     lost: bool = False
     ready: bool = False
     current: bool = True
     works: bool = False
+    cordoned: bool = False
     priority: str = ""
     node: str = ""
     wish: str = ""
@@ -85,6 +91,7 @@ def decide(
     drain: Collection[int],
     *,
     overdue: Collection[int] = (),
+    resting: Collection[int] = (),
     stays: Mapping[str, int] | None = None,
 ) -> Decision:
     """Bring a job's trainers in line with how many are wanted.
@@ -94,6 +101,7 @@ def decide(
         pods: All trainers' pods that exist, in any state; at most one per index.
         drain: What stands in etcd now.
         overdue: Of those that are to leave: who was told too long ago and is sent away by its kubelet now.
+        resting: Indices whose next pod is not due yet, by the back-off. Until then the former pod stays, with its reason.
         stays: Node -> how many stay there, of a plan: who is more leaves first, and who died since then is replaced when
             a plan knows of it, as it may be that somebody else needs the room. None: it does not matter where.
     """
@@ -102,15 +110,17 @@ def decide(
     missing = wanted - len(alive)
     if stays is not None:
         missing = min(missing, wanted - sum(stays.values()) - sum(not pod.node for pod in alive))
+    if len(alive) == wanted and not leaving and any(pod.cordoned for pod in alive):
+        missing = 1  # it comes elsewhere before the one on the cordoned node leaves
     actions: list[Create | Delete] = []
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.lost:
             actions.append(Delete(pod.index, pod.uid, force=True))
-        elif pod.deleting:
+        elif pod.deleting or (pod.ended and pod.index in resting):
             continue
         elif pod.ended or (pod.index in leaving and (not pod.works or pod.index in overdue)):
             actions.append(Delete(pod.index, pod.uid))
-    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain))
+    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain) | set(resting))
     told = tuple(sorted(leaving))
     return Decision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
 
@@ -158,6 +168,8 @@ def _leaving(
         # Somebody else has need of the room there, or will have.
         more = _beyond(rest, stays)
         rest.sort(key=lambda pod: pod.index in more)
+    if len(rest) == wanted + 1 and any(pod.cordoned for pod in rest):
+        return told | _moved(rest)
     leaving = told | {pod.index for pod in rest[wanted:]}
     return leaving | _rolled(wanted, rest[:wanted])
 
@@ -171,6 +183,13 @@ def _beyond(pods: Sequence[TrainerPod], stays: Mapping[str, int]) -> set[int]:
         if pod.node and there[pod.node] > stays.get(pod.node, 0):
             more.add(pod.index)
     return more
+
+
+def _moved(pods: Sequence[TrainerPod]) -> set[int]:
+    """The next one that leaves a cordoned node, when those elsewhere work; what comes beside it makes up for it."""
+    if not all(pod.works for pod in pods if not pod.cordoned):
+        return set()
+    return {max((pod for pod in pods if pod.cordoned), key=lambda pod: (not pod.works, pod.index)).index}
 
 
 def _rolled(wanted: int, staying: Sequence[TrainerPod]) -> set[int]:

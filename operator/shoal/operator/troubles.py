@@ -22,6 +22,9 @@ def troubles_of(pod: Mapping[str, Any]) -> Iterable[Trouble]:
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             yield Trouble(role, name, condition.get("reason", "Unschedulable"), condition.get("message", ""))
+    if status.get("phase") == "Failed" and status.get("reason"):
+        # The kubelet did not take it, or has sent it away.
+        yield Trouble(role, name, str(status["reason"]), str(status.get("message", "")))
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         ended = (container.get("lastState") or {}).get("terminated") or {}

@@ -123,6 +123,7 @@ class JobWatch:
         self._on_event = on_event
         self._on_listed = on_listed
         self._enough = threading.Event()
+        self._again = threading.Event()
         self._beaten = time.monotonic()
         # A daemon: whatever kopf waits for does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -135,6 +136,10 @@ class JobWatch:
     def stop(self) -> None:
         """Tell the watch to end, from any thread; back at once."""
         self._enough.set()
+
+    def restart(self) -> None:
+        """Begin the watch anew, from any thread; back at once."""
+        self._again.set()
 
     def join(self, seconds: float) -> None:
         """Wait for their end for so long at most."""
@@ -156,11 +161,14 @@ class JobWatch:
                 words = str(error) or type(error).__name__
             if self._enough.is_set():
                 return
+            if self._again.is_set():
+                self._again.clear()
+                continue
             if time.monotonic() - began > _LONG_RUN_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             log.warning("the watch of jobs ended: %s; it begins anew in %.0f s", words, pause)
             end = time.monotonic() + pause
-            while time.monotonic() < end and not self._enough.wait(_BEAT_SECONDS):
+            while time.monotonic() < end and not self._again.is_set() and not self._enough.wait(_BEAT_SECONDS):
                 self._beaten = time.monotonic()
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -184,7 +192,7 @@ class JobWatch:
             beating.cancel()
 
     async def _beat(self, enough: asyncio.Event) -> None:
-        while not self._enough.is_set():
+        while not (self._enough.is_set() or self._again.is_set()):
             self._beaten = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
         enough.set()

@@ -27,7 +27,7 @@ class Wishes:
 
     def __init__(self, autoscaler: Autoscaler | None) -> None:
         self._autoscaler = autoscaler
-        self._told: dict[str, tuple[int, Identity, AutoscalerConfig]] = {}
+        self._told: dict[str, tuple[int, Identity, AutoscalerConfig, int | None]] = {}
         self._since: dict[str, float] = {}
 
     def forget(self, uid: str) -> None:
@@ -40,7 +40,9 @@ class Wishes:
         if self._autoscaler is not None:
             self._autoscaler.wants(uid, None)
 
-    def tell(self, manifest: Mapping[str, Any], job: TrainingJob, identity: Identity, *, wants: bool) -> None:
+    def tell(
+        self, manifest: Mapping[str, Any], job: TrainingJob, identity: Identity, *, wants: bool, most: int | None = None
+    ) -> None:
         """What a job wants now.
 
         Args:
@@ -48,6 +50,7 @@ class Wishes:
             job: The same, read.
             identity: Its own on this cluster.
             wants: Whether it wants trainers: it is neither suspended nor at its end.
+            most: How many it can have at present, as a quota leaves it no more; None: as many as it says.
         """
         if self._autoscaler is None:
             return
@@ -55,13 +58,14 @@ class Wishes:
             self._withdraw(identity.uid)
             return
         config = self._autoscaler.config
-        version = (int(manifest["metadata"].get("generation", 0)), identity, config)
+        version = (int(manifest["metadata"].get("generation", 0)), identity, config, most)
         if self._told.get(identity.uid) == version:
             return
         self._told[identity.uid] = version
         priority = priority_of(config, job.spec.priority)
         trainer = job.spec.trainer
         pinned = trainer.replicas is not None
+        low, high = trainer.replicas or trainer.min_replicas, trainer.replicas or trainer.most
         known = names(job)
         wish = JobWish(
             uid=identity.uid,
@@ -69,8 +73,8 @@ class Wishes:
             namespace=job.metadata.namespace,
             trainer=trainer_pod(job, identity, 0),
             priority=_UNKNOWN,
-            min=trainer.replicas or trainer.min_replicas,
-            max=trainer.replicas or trainer.most,
+            min=low,
+            max=high if most is None else max(low, min(high, most)),
             weight=weight_of(config, priority, labels=job.metadata.labels),
             since=self._since.setdefault(identity.uid, _created(manifest)),
             pinned=pinned,

@@ -129,9 +129,14 @@ _RULES: Final[Mapping[str, list[Schema]]] = {
     "spec.parameterServer": [
         _fixed(".replicas"),
         _rule(
-            "has(self.volumeClaimSpec) == has(oldSelf.volumeClaimSpec)",
+            "!has(self.emptyDir) || !has(self.volumeClaimSpec)",
+            "volumeClaimSpec is set too; keep one of them",
+            at=".emptyDir",
+        ),
+        _rule(
+            "has(self.emptyDir) == has(oldSelf.emptyDir)",
             "cannot be added or removed once the job exists; make a new job",
-            at=".volumeClaimSpec",
+            at=".emptyDir",
             reason="FieldValueForbidden",
         ),
     ],
@@ -141,6 +146,7 @@ _RULES: Final[Mapping[str, list[Schema]]] = {
         _rule(f"!{_IS_DURATION} || duration(self) <= duration('{100 * 365 * 24}h')", "is longer than 100 years"),
     ],
     "spec.sharedMemory": _AMOUNT,
+    "spec.parameterServer.emptyDir.sizeLimit": _AMOUNT,
     **{
         f"spec.{role}.resources.{kind}{{}}": _AMOUNT
         for role in ("trainer", "parameterServer", "master")

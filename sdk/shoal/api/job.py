@@ -14,6 +14,7 @@ __all__ = [
     "API_VERSION",
     "KIND",
     "Checkpoint",
+    "EmptyDir",
     "EnvVar",
     "Master",
     "Metadata",
@@ -35,6 +36,8 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Replicas = Annotated[int, Field(ge=1, le=10_000, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Template = dict[str, Any]
+_CLAIM: Final[Template] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}}
+"""What a claim for snapshots asks for, where a job does not say it."""
 
 
 class Model(BaseModel):
@@ -190,6 +193,15 @@ class Trainer(Model):
         return self
 
 
+class EmptyDir(Model):
+    """A volume that lives and dies with its pod, as in pods."""
+
+    medium: Literal["", "Memory"] | None = Field(
+        default=None, description="Memory keeps it in memory; unset, on the node's disk."
+    )
+    size_limit: Quantity | None = Field(default=None, description="Most bytes that it may hold, such as 10Gi.")
+
+
 class ParameterServer(Model):
     """The parameter servers."""
 
@@ -205,15 +217,36 @@ class ParameterServer(Model):
     )
     volume_claim_spec: Template | None = Field(
         default=None,
-        description="PersistentVolumeClaimSpec of the volume for snapshots, one per server: {accessModes: "
-        "[ReadWriteOnce], resources: {requests: {storage: 10Gi}}}. Unset, snapshots lie on the node and are "
-        "lost with the pod. Neither setting nor removing it is possible once the job exists.",
+        description="PersistentVolumeClaimSpec of the volume for snapshots, one per server: {storageClassName: fast, "
+        "resources: {requests: {storage: 50Gi}}}. Unset, or where it leaves something out: a claim of 10Gi of the "
+        "cluster's default StorageClass. The claims are deleted with the job, and with nothing else. It cannot change "
+        "once the job exists.",
+    )
+    empty_dir: EmptyDir | None = Field(
+        default=None,
+        description="Keeps the snapshots in the pods instead of on claims: {}. A server's pod that is deleted or whose node "
+        "is lost takes its part of the model with it, and the job begins again. It cannot be added or removed once "
+        "the job exists.",
     )
     template: Template | None = Field(
         default=None,
         description="PodTemplateSpec of the parameter servers' pods, for what the short form cannot say. Its container "
         "named pserver is merged with the short form; the same thing set in both is refused.",
     )
+
+    @property
+    def claim(self) -> dict[str, Any] | None:
+        """The PersistentVolumeClaimSpec of each server's snapshots; None: they lie in the pods."""
+        if self.empty_dir is not None:
+            return None
+        asked = self.volume_claim_spec or {}
+        return {**_CLAIM, **asked, "resources": {**_CLAIM["resources"], **(asked.get("resources") or {})}}
+
+    @model_validator(mode="after")
+    def _one_volume(self) -> ParameterServer:
+        if self.empty_dir is not None and self.volume_claim_spec is not None:
+            raise RulesBrokenError([Problem("emptyDir", "volumeClaimSpec is set too; keep one of them")])
+        return self
 
 
 class Checkpoint(Model):
@@ -256,13 +289,19 @@ class RunPolicy(Model):
 
     active_deadline_seconds: Count | None = Field(
         default=None,
-        description="Seconds of running after which the job fails with reason DeadlineExceeded; the clock stops while the "
-        "job is suspended. Unset: no limit.",
+        description="Seconds after which the job fails with reason DeadlineExceeded, counted from when it was accepted, so "
+        "that it ends a job that never starts, too; the clock stands while the job is suspended or queued. Unset: no "
+        "limit.",
     )
     ttl_seconds_after_finished: Natural | None = Field(
         default=None,
         description="Seconds after its end at which the job is removed with all that belongs to it; 0 removes it at once. "
         "Unset: never.",
+    )
+    disruption_budget: Literal["Minimum", "None"] = Field(
+        default="Minimum",
+        description="What a drain of a node leaves to the job. Minimum: minReplicas trainers, and parameter servers whose "
+        "snapshots lie in their pods (emptyDir). None: nothing; all of its pods may be evicted at any time.",
     )
     backoff_limit: Natural = Field(
         default=6,
@@ -424,10 +463,12 @@ def container_of(template: Template, name: str) -> tuple[int, dict[str, Any]] | 
     Raises:
         TypeError: The template does not have the form of a PodTemplateSpec.
     """
-    spec = template.get("spec", {})
+    spec = template.get("spec")
+    spec = {} if spec is None else spec
     if not isinstance(spec, dict):
         raise TypeError("its spec is not a mapping; write a PodTemplateSpec")
-    containers = spec.get("containers", [])
+    containers = spec.get("containers")
+    containers = [] if containers is None else containers
     if not isinstance(containers, list) or not all(isinstance(each, dict) for each in containers):
         raise TypeError("its spec.containers is not a list of mappings; write a PodTemplateSpec")
     return next(((number, each) for number, each in enumerate(containers) if each.get("name") == name), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from shoal.api.errors import ManifestError, Problem
 from shoal.api.explain import problems_of
-from shoal.api.job import API_VERSION, KIND, TrainingJob
+from shoal.api.job import API_VERSION, CONTAINERS, KIND, TrainingJob
 
 __all__ = ["from_mapping", "load", "loads"]
 
@@ -208,10 +209,19 @@ def from_mapping(mapping: Any, *, source: str = "", lines: Mapping[str, int] | N
 
 
 def _of_a_user(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls, and without what an API server adds."""
+    """Without nulls, and without what an API server adds.
+
+    In a pod template a null stays: there it removes what Shoal sets of itself.
+    """
     plain = {key: _set(value) for key, value in mapping.items() if value is not None and key != "status"}
     if isinstance(plain.get("metadata"), dict):
         plain["metadata"] = {k: v for k, v in plain["metadata"].items() if k not in _SERVER_SET}
+    given = mapping.get("spec")
+    for role in CONTAINERS:
+        part = given.get(role) if isinstance(given, Mapping) else None
+        template = part.get("template") if isinstance(part, Mapping) else None
+        if isinstance(template, Mapping):
+            plain["spec"][role]["template"] = copy.deepcopy(dict(template))
     return plain
 
 

@@ -68,6 +68,7 @@ class Reason(StrEnum):
     NAME_TAKEN = "NameTaken"
     PREDECESSOR_LEAVING = "PredecessorLeaving"
     UNKNOWN_PRIORITY = "UnknownPriority"
+    NOT_CHECKED = "NotChecked"
 
     PODS_PLACED = "PodsPlaced"
     PODS_PENDING = "PodsPending"
@@ -89,6 +90,7 @@ class Reason(StrEnum):
     CONTAINER_CANNOT_START = "ContainerCannotStart"
     CRASH_LOOP = "CrashLoop"
     OUT_OF_MEMORY = "OutOfMemory"
+    PODS_EVICTED = "PodsEvicted"
     NODE_LOST = "NodeLost"
     MASTER_AWAY = "MasterAway"
     SERVERS_AWAY = "ServersAway"
@@ -125,6 +127,7 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
         Reason.NAME_TAKEN: "An object with a name that the job needs exists, and belongs to somebody else.",
         Reason.PREDECESSOR_LEAVING: "Objects of a deleted job of the same name are not gone yet.",
         Reason.UNKNOWN_PRIORITY: "The AutoscalerConfig has no priority of this name.",
+        Reason.NOT_CHECKED: "The API server could not check the job's pods; the message has its words. It is asked again.",
     },
     ConditionType.SCHEDULED: {
         Reason.PODS_PLACED: "Master, servers and the fewest trainers have nodes.",
@@ -132,7 +135,8 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
         Reason.QUEUED: "The job waits for room for its fewest trainers.",
         Reason.UNSCHEDULABLE: "The scheduler finds no node for a pod; the message has its own words.",
         Reason.QUOTA_EXCEEDED: "A ResourceQuota of the namespace leaves no room for a pod.",
-        Reason.PODS_REFUSED: "The API server or an admission policy refuses a pod; the message has its own words.",
+        Reason.PODS_REFUSED: "The API server, an admission policy or a kubelet refuses a pod or another object of the job; "
+        "the message has its words.",
         Reason.NO_PODS_WANTED: "The job is suspended or has ended; its pods leave and none are made.",
     },
     ConditionType.AUTOSCALED: {
@@ -149,6 +153,7 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
         Reason.CONTAINER_CANNOT_START: "A container cannot be made, such as for a missing volume, Secret or command.",
         Reason.CRASH_LOOP: "A container ends again and again; the message has its exit code.",
         Reason.OUT_OF_MEMORY: "A container was killed at its memory limit.",
+        Reason.PODS_EVICTED: "A kubelet ended a pod: its node lacks room or shuts down, or the pod is over its own deadline.",
         Reason.NODE_LOST: "The node of a pod is gone, and the pod is being replaced.",
         Reason.MASTER_AWAY: "The master is not ready or cannot be asked; trainers go on with what they hold.",
         Reason.SERVERS_AWAY: "A parameter server is not ready.",
@@ -165,7 +170,8 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
         Reason.NOTHING_TO_DO: "The job is suspended or has ended.",
     },
     ConditionType.SUSPENDED: {
-        Reason.SUSPEND_REQUESTED: "spec.suspend is true, the snapshots are written and all pods are gone.",
+        Reason.SUSPEND_REQUESTED: "spec.suspend is true and all pods are gone; of a job with parameterServer.emptyDir all but "
+        "master and servers, which hold the model.",
         Reason.PODS_LEAVING: "spec.suspend is true; snapshots are being written and pods leave.",
         Reason.RESUMED: "spec.suspend is false.",
     },

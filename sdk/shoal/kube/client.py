@@ -39,6 +39,10 @@ Manifest = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
 _UNPROCESSABLE: Final = 422
+_INTERNAL: Final = 500
+_INTERNAL_SECONDS: Final = 1.0
+"""For so long a request is sent again that the API server answers with an error of its own: one that lasts, such as a
+webhook that cannot be called, is the caller's to report."""
 _JSON_PATCH: Final = "application/json-patch+json"
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
@@ -163,6 +167,18 @@ class Kube:
 
     # --- Reading ---
 
+    async def knows(self, kind: str) -> bool:
+        """Whether the cluster has this kind: every account may ask.
+
+        Raises:
+            KubeError: The API server was away for too long.
+        """
+        try:
+            found = await self._ask("get", kind, f"/apis/{KINDS[kind].version}")
+        except KubeGoneError:
+            return False
+        return any(each.get("name") == KINDS[kind].plural for each in found.get("resources") or [])
+
     async def get(self, kind: str, name: str, *, namespace: str = "") -> Manifest | None:
         """An object; None if it is not there."""
         try:
@@ -170,19 +186,33 @@ class Kube:
         except KubeGoneError:
             return None
 
-    async def list(self, kind: str, *, namespace: str = "", selector: str = "") -> list[Manifest]:
+    async def list(
+        self, kind: str, *, namespace: str = "", selector: str = "", name: str = "", fields: str = ""
+    ) -> list[Manifest]:
         """The items of a `listing`."""
-        return (await self.listing(kind, namespace=namespace, selector=selector)).items
+        return (await self.listing(kind, namespace=namespace, selector=selector, name=name, fields=fields)).items
 
-    async def listing(self, kind: str, *, namespace: str = "", selector: str = "") -> Listed:
+    async def listing(
+        self, kind: str, *, namespace: str = "", selector: str = "", name: str = "", fields: str = ""
+    ) -> Listed:
         """All objects of a kind, in a namespace or everywhere, with these labels.
+
+        Args:
+            kind: Of the objects.
+            namespace: Where; empty: everywhere.
+            selector: Labels.
+            name: Only the object of this name, for which the right to list is enough.
+            fields: A field selector.
 
         Raises:
             KubeGoneError: The cluster does not know the kind.
             KubeForbiddenError: It is not allowed.
             KubeUnreachableError: Patience ended.
         """
-        first = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
+        fields = ",".join(filter(None, (f"metadata.name={name}" if name else "", fields)))
+        first = {"limit": str(_PAGE)}
+        first |= {"labelSelector": selector} if selector else {}
+        first |= {"fieldSelector": fields} if fields else {}
         found: list[Manifest] = []
         query = dict(first)
         end = time.monotonic() + self._patience
@@ -308,20 +338,41 @@ class Kube:
 
     async def set_status(
         self, kind: str, name: str, status: Mapping[str, Any], *, uid: str, namespace: str = ""
-    ) -> bool:
-        """Give an object this status; False if the object is gone, also where another one has its name by now."""
+    ) -> Manifest | None:
+        """Give an object this status, and return it; None if it is gone, also where another one has its name by now."""
         path = KINDS[kind].path(namespace, name, subresource="status")
         # A status is a subresource, whose writer's metadata the API server ignores; a test within the patch it does not.
         body: list[Mapping[str, Any]] = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
             {"op": "add", "path": "/status", "value": status},
         ]
+        query = {"fieldManager": self._manager}
         try:
-            await self._ask("patch", kind, path, query={"fieldManager": self._manager}, body=body, content=_JSON_PATCH)
+            return await self._ask("patch", kind, path, query=query, body=body, content=_JSON_PATCH)
+        except KubeGoneError:
+            return None
+        except KubeInvalidError as error:
+            # A status that the schema refuses has causes, field by field; the test of the patch has none.
+            if error.causes or error.status != _UNPROCESSABLE:
+                raise
+            return None
+
+    async def stop_pod(self, name: str, *, namespace: str, uid: str) -> bool:
+        """Have the kubelet end a pod's containers, by a deadline that has passed; False if this pod is gone.
+
+        The pod itself stays, and its logs with it.
+        """
+        body: list[Mapping[str, Any]] = [
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 1},
+        ]
+        query = {"fieldManager": self._manager}
+        try:
+            path = KINDS["Pod"].path(namespace, name)
+            await self._ask("patch", "Pod", path, query=query, body=body, content=_JSON_PATCH)
         except KubeGoneError:
             return False
         except KubeInvalidError as error:
-            # A status that the schema refuses has causes, field by field; the test of the patch has none.
             if error.causes or error.status != _UNPROCESSABLE:
                 raise
             return False
@@ -339,7 +390,8 @@ class Kube:
         body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         content: str = "application/json",
     ) -> Manifest:
-        end = time.monotonic() + self._patience
+        begun = time.monotonic()
+        end = begun + self._patience
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -351,6 +403,8 @@ class Kube:
                 self._on_answer(verb, kind, error.status)
                 if not isinstance(error, KubeUnreachableError):
                     raise
+                if error.status == _INTERNAL:
+                    end = min(end, begun + _INTERNAL_SECONDS)
                 if time.monotonic() + pause > end:
                     raise
                 await asyncio.sleep(max(pause, min(error.retry_after_seconds, end - time.monotonic())))

@@ -43,6 +43,8 @@ KINDS: Final = {
     "Secret": Kind("v1", "secrets"),
     "ConfigMap": Kind("v1", "configmaps"),
     "Event": Kind("events.k8s.io/v1", "events"),
+    # The same objects, which can be chosen by what they are about only here.
+    "CoreEvent": Kind("v1", "events"),
     "Namespace": Kind("v1", "namespaces", namespaced=False),
     "Node": Kind("v1", "nodes", namespaced=False),
     "PersistentVolumeClaim": Kind("v1", "persistentvolumeclaims"),

@@ -1,0 +1,78 @@
+"""The spec that is in force while a newer one is refused: the last that was accepted, with what may always change.
+
+Pausing, scaling, the deadline and the back-off limit take effect whatever else a refused spec says. The accepted spec lies
+in the job's ConfigMap, so that it outlives the operator.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from shoal.api import ManifestError, TrainingJob, from_mapping
+
+__all__ = ["ACCEPTED_KEY", "in_force", "text_of"]
+
+ACCEPTED_KEY: Final = "accepted.json"
+"""Of the ConfigMap's data."""
+_ALWAYS: Final = (
+    ("suspend",),
+    ("trainer", "minReplicas"),
+    ("trainer", "maxReplicas"),
+    ("trainer", "replicas"),
+    ("runPolicy",),
+)
+"""The fields of a spec that take effect although it is refused."""
+_MISSING: Final = object()
+
+
+def text_of(job: TrainingJob) -> str:
+    """A job's spec, as it is kept."""
+    return json.dumps(job.to_mapping()["spec"], sort_keys=True)
+
+
+def in_force(accepted: str, manifest: Mapping[str, Any]) -> TrainingJob | None:
+    """The job that is in force while a manifest's spec is refused; None: what was kept cannot be read.
+
+    Args:
+        accepted: The spec that was accepted last, as of `text_of`.
+        manifest: The job as the API server has it.
+    """
+    try:
+        spec = json.loads(accepted)
+        job = from_mapping({**manifest, "spec": spec})
+    except (ValueError, ManifestError):
+        return None
+    wanted = manifest.get("spec")
+    # All together first: bounds and a pin that move at once are only valid as a whole.
+    for group in (_ALWAYS, *((each,) for each in _ALWAYS)):
+        changed = copy.deepcopy(spec)
+        for path in group:
+            _put(changed, path, _at(wanted, path))
+        try:
+            job = from_mapping({**manifest, "spec": changed})
+        except ManifestError:
+            continue
+        spec = changed
+        if group is _ALWAYS:
+            break
+    return job
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            return _MISSING
+        value = value[key]
+    return value
+
+
+def _put(spec: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        spec = spec.setdefault(key, {})
+    if value is _MISSING:
+        spec.pop(path[-1], None)
+    else:
+        spec[path[-1]] = value

@@ -1,0 +1,63 @@
+"""How long to wait before something is tried once more: pauses that grow with each try, and are forgotten in time. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+__all__ = ["BackOff"]
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass
+class BackOff(Generic[Key]):
+    """Pauses by key.
+
+    Attributes:
+        free: So many tries have no pause before them.
+        first_seconds: The pause after these; each further one is twice as long.
+        longest_seconds: The longest pause.
+        forget_seconds: So long after its last try (and the pause that follows) a key begins anew.
+    """
+
+    free: int
+    first_seconds: float
+    longest_seconds: float
+    forget_seconds: float
+    _tries: dict[Key, tuple[int, float]] = field(default_factory=dict)
+
+    def tried(self, key: Key, now: float) -> None:
+        """Note one try."""
+        count, _ = self._tries.get(key, (0, now))
+        self._tries[key] = (0 if self._forgotten(key, now) else count) + 1, now
+
+    def left(self, key: Key, now: float) -> float:
+        """In how many seconds the next try is due; 0: now."""
+        if key not in self._tries or self._forgotten(key, now):
+            return 0.0
+        return max(0.0, self._tries[key][1] + self._pause(key) - now)
+
+    def tries(self, key: Key) -> int:
+        """How many tries are remembered."""
+        return self._tries.get(key, (0, 0.0))[0]
+
+    def __iter__(self) -> Iterator[Key]:
+        """What tries are remembered of."""
+        return iter(list(self._tries))
+
+    def forget(self, key: Key) -> None:
+        """It has succeeded."""
+        self._tries.pop(key, None)
+
+    def _pause(self, key: Key) -> float:
+        paid = self.tries(key) - self.free
+        if paid <= 0:
+            return 0.0
+        # The exponent is bounded: a float has no 2**1100.
+        return float(min(self.first_seconds * 2 ** min(paid - 1, 64), self.longest_seconds))
+
+    def _forgotten(self, key: Key, now: float) -> bool:
+        found = self._tries.get(key)
+        return found is None or now - found[1] > self._pause(key) + self.forget_seconds

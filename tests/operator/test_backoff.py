@@ -1,0 +1,45 @@
+"""Pauses between tries grow, end, and never allow more tries than they say."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.operator.backoff import BackOff
+from shoal.operator.memory import Memory
+
+
+def test_some_are_free_and_then_each_pause_is_twice_as_long():
+    pauses = BackOff(free=2, first_seconds=5.0, longest_seconds=12.0, forget_seconds=100.0)
+    waits = []
+    for _ in range(6):
+        waits.append(pauses.left("a", 0.0))
+        pauses.tried("a", 0.0)
+    assert waits == [0.0, 0.0, 0.0, 5.0, 10.0, 12.0]
+    assert pauses.left("b", 0.0) == 0.0
+    assert pauses.left("a", 11.0) == 1.0
+    assert pauses.left("a", 12.0) == 0.0
+    pauses.tried("a", 500.0)
+    assert pauses.tries("a") == 1, "it was forgotten"
+    pauses.forget("a")
+    assert list(pauses) == []
+
+
+@given(st.lists(st.floats(0.01, 30.0), min_size=1, max_size=200))
+def test_no_minute_has_more_than_ten_pods_of_one_trainer(looks):
+    """Whenever it is looked at, and whatever fails each time."""
+    pauses = Memory().pods
+    now, made = 0.0, []
+    for pause in looks:
+        now += pause
+        if not pauses.left(0, now):
+            pauses.tried(0, now)
+            made.append(now)
+    assert all(sum(start <= each < start + 60 for each in made) <= 10 for start in made)
+
+
+def test_a_very_long_row_of_failures_has_the_longest_pause():
+    pauses = BackOff(free=0, first_seconds=1.0, longest_seconds=60.0, forget_seconds=1.0)
+    for _ in range(5000):
+        pauses.tried("a", 0.0)
+    assert pauses.left("a", 0.0) == 60.0

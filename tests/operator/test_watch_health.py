@@ -1,0 +1,52 @@
+"""When a watch is blind, by what was written and never came."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.operator.watch_health import ECHO_SECONDS, FAILING_SECONDS, WatchHealth
+
+
+def test_a_write_that_does_not_come_back_tells_that_the_watch_is_blind():
+    health = WatchHealth()
+    health.written("a", 7, 100.0)
+    assert health.problem(100.0 + ECHO_SECONDS - 1) == ""
+    health.written("a", 9, 110.0)
+    health.came("a", 8)
+    assert health.problem(100.0 + ECHO_SECONDS) == "the watch of TrainingJobs brings no events", "of the first one"
+    assert health.restart_due(100.0 + ECHO_SECONDS)
+    assert not health.restart_due(101.0 + ECHO_SECONDS), "not again at once: each lists all jobs"
+    health.came("a", 9)
+    assert health.problem(1000.0) == ""
+    assert not health.restart_due(1000.0)
+
+
+def test_a_job_that_is_gone_is_not_waited_for():
+    health = WatchHealth()
+    health.written("a", 7, 0.0)
+    health.gone("a")
+    assert health.problem(1e6) == ""
+
+
+def test_a_stream_that_fails_for_long_is_said_until_it_goes_on():
+    health = WatchHealth()
+    for second in range(100):
+        health.failing("Pod", f"refused {second}", float(second))
+        assert health.problem(float(second)) == (f"refused {second}" if second >= FAILING_SECONDS else "")
+    health.failing("Pod", "", 100.0)
+    assert health.problem(100.0) == ""
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.integers(0, 20)), max_size=30))
+def test_what_came_back_in_time_is_never_missed(steps):
+    """Each write is answered by an event of it or of a later one; only what lacks one is a problem in the end."""
+    health, last, lacking = WatchHealth(), {"a": 0, "b": 0}, set()
+    for uid, comes, more in steps:
+        last[uid] += 1 + more
+        health.written(uid, last[uid], 0.0)
+        lacking.add(uid)
+        if comes:
+            health.came(uid, last[uid])
+            lacking.discard(uid)
+    assert bool(health.problem(ECHO_SECONDS)) == bool(lacking)
