@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from shoal.api.status import Account, State, Status
+from shoal.operator.facts import Facts
 from shoal.operator.reconcile import Observed, ServerPod
-from shoal.operator.status import Facts, status_of
+from shoal.operator.status import status_of
 from shoal.operator.trainers import TrainerPod
 from shoal.store import Published
 from tests.operator.jobs import job

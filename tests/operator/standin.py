@@ -42,6 +42,8 @@ class Masters:
     samples: dict[str, int] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     """Uid -> Complete or Failed: what a test wants to happen."""
+    lost: set[str] = field(default_factory=set)
+    """Uids of jobs whose masters find no snapshot: each says it once."""
     quiet: set[str] = field(default_factory=set)
     """Uids of jobs whose masters commit nothing from now on."""
     slow: set[str] = field(default_factory=set)
@@ -101,6 +103,13 @@ class Masters:
             return
         found = records.get(keys.wanted)
         wanted = msgspec.json.decode(found, type=Wanted) if found is not None else Wanted()
+        if keys.uid in self.lost and keys.outcome not in records:
+            self.lost.discard(keys.uid)
+            self._put(keys.outcome, {"state": "Failed", "reason": "no server has a good snapshot of slot 0 left", "files": {},
+                                     "account": None})  # fmt: skip
+            return
+        if keys.outcome in records and not self.ended.get(keys.uid):
+            return  # a master that has failed does nothing more
         end = self.ended.get(keys.uid, "")
         if end and keys.outcome not in records:
             samples = {"expected": 9, "counted": 9, "lost": 0, "twice": 0, "skipped": 0}

@@ -62,6 +62,23 @@ def test_servers_that_hold_the_model_stay_while_the_job_is_suspended(shared, job
     assert job.pod_uids("pserver") == before
 
 
+def test_a_job_whose_model_went_with_its_servers_begins_again_and_says_so(shared, job):
+    """As often as runPolicy.backoffLimit says; the master's word is the stand-in's."""
+    job.apply(runPolicy={"backoffLimit": 1})
+    job.at_work([0, 1])
+    job.state("Running")
+    before = job.pod_uids()
+    shared.masters.lost.add(job.uid)
+    job.until(lambda: not before & job.pod_uids(), "other pods, all of them")
+    job.tells("BegunAgain", "no server has a good snapshot left", "the job begins again (1 of 1 times")
+    job.at_work([0, 1])
+    job.state("Running")
+    assert job.status()["restarts"] == 1
+    shared.masters.lost.add(job.uid)
+    job.wait("Failed")
+    assert job.condition("Failed")["reason"] == "SnapshotsLost"
+
+
 def test_a_job_that_is_created_suspended_has_written_no_snapshot(shared, job):
     job.apply(suspend=True)
     job.state("Suspended")

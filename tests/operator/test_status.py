@@ -10,10 +10,11 @@ from datetime import timedelta
 import pytest
 
 from shoal.api.status import Condition, Reason, State, Status
+from shoal.operator.facts import Facts
 from shoal.operator.pods import master_pod, trainer_pod
 from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.reporter import pause_seconds
-from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
+from shoal.operator.status import QUIET, STILL, Trouble, status_of
 from shoal.operator.trainers import TrainerPod
 from tests.operator.jobs import IDENTITY, job
 from tests.operator.looks import (

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from shoal.api.crd import crd
 from shoal.api.status import REASONS, ConditionType, Progress, Reason, Status
+from shoal.operator.facts import Facts
 from shoal.operator.reconcile import Ended, Observed
-from shoal.operator.status import Facts, Trouble
+from shoal.operator.status import Trouble
 from shoal.operator.trainers import TrainerPod
 from tests.operator.jobs import job
 from tests.operator.looks import (

@@ -42,6 +42,7 @@ CASES = {
     "it works": (2, [pod(0), pod(1, cordoned=True), pod(2)], [], Decision((1,), (), tell=True)),
     "all are on cordoned nodes": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [], Decision((1,), (), tell=True)),
     "one leaves a cordoned node already": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [1], Decision((1,), (), tell=False)),
+    "nobody is rolled meanwhile": (2, [pod(0, cordoned=True), pod(1, current=False)], [], Decision((), (Create(2),), tell=False)),
     "the surplus on a cordoned node leaves first": (1, [pod(0, cordoned=True), pod(1)], [], Decision((0,), (), tell=True)),
 }  # fmt: skip
 

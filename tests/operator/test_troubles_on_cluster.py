@@ -140,7 +140,7 @@ def test_what_a_kubelet_cannot_mount_is_said_with_its_name(shared, job):
     }
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     words = 'MountVolume.SetUp failed for volume "data" : secret "bucket" not found'
-    event = {"metadata": {"name": f"{pod['metadata']['name']}.1"}, "involvedObject": about, "reason": "FailedMount", "type": "Warning",
+    event = {"kind": "Event", "metadata": {"name": f"{pod['metadata']['name']}.1"}, "involvedObject": about, "reason": "FailedMount", "type": "Warning",
              "message": words, "firstTimestamp": now, "lastTimestamp": now, "count": 1, "source": {"component": "kubelet"}}  # fmt: skip
     shared.api.create("CoreEvent", shared.namespace, event)
     job.says("Running", "False", "ContainerCannotStart", f"{pod['metadata']['name']}: FailedMount: {words}")

@@ -39,6 +39,7 @@ from shoal.store import (
     ALL_JOBS,
     EVERYTHING,
     Credentials,
+    Delete,
     Event,
     JobKeys,
     Listing,
@@ -191,7 +192,9 @@ class Operator:
                 failed=self._metrics.not_planned,
             )
         answered = self._store.answered
-        executor = Executor(self._kube, vault=vault, tell=self._tell, admit=admit, answered=answered)
+        executor = Executor(
+            self._kube, vault=vault, tell=self._tell, forget=self._forget, admit=admit, answered=answered
+        )
         etcd = self._settings.masters_etcd or self._settings.etcd
         reporter = Reporter(self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic()))
         self._looker = Looker(
@@ -320,6 +323,14 @@ class Operator:
         assert self._etcd is not None
         patience = min(_PATIENCE_SECONDS, left)
         self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(wanted))], patience_seconds=patience)
+
+    def _forget(self, keys: JobKeys) -> None:
+        left = self._left()
+        if left <= 0:
+            raise KubeFencedError("nothing may be written any more: another process may be at it")
+        assert self._etcd is not None
+        patience = min(_PATIENCE_SECONDS, left)
+        self._etcd.transact([], [Delete(keys.prefix, prefix=True)], patience_seconds=patience)
 
     # --- etcd's watch: in a thread of its own ---
 

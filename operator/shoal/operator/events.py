@@ -13,7 +13,7 @@ from shoal.api.status import Condition, ConditionType, Reason, State, Status
 from shoal.operator.policy import End
 from shoal.operator.reasons import clipped
 
-__all__ = ["Note", "complained", "failed", "lost", "notes"]
+__all__ = ["Note", "begun_again", "complained", "failed", "lost", "notes"]
 
 _LONGEST: Final = 1000
 """Characters; the API server takes 1024."""
@@ -116,6 +116,16 @@ def complained(before: Collection[str], now: Mapping[str, str]) -> Iterable[Note
     for what, text in now.items():
         if what not in before:
             yield Note("Warning", what.partition(" ")[0], clipped(text, _LONGEST))
+
+
+def begun_again(count: int, limit: int) -> Note:
+    """A job's model was lost with its servers' pods."""
+    return Note(
+        "Warning",
+        "BegunAgain",
+        f"no server has a good snapshot left, as they lay in the pods (spec.parameterServer.emptyDir): the job begins again "
+        f"({count} of {limit} times, runPolicy.backoffLimit)",
+    )
 
 
 def lost(pod: str) -> Note:

@@ -16,7 +16,7 @@ from shoal.kube import Kube, KubeConflictError, KubeError, KubeFencedError, Kube
 from shoal.operator import objects
 from shoal.operator.aside import aside
 from shoal.operator.pods import Identity, label, labels, secret_name
-from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Remove, StopPod, Tell
+from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, Forget, MakeSecrets, Remove, StopPod, Tell
 from shoal.operator.rendered import applied_hash
 from shoal.operator.store import APPLIED
 from shoal.operator.turns import Turns
@@ -35,7 +35,7 @@ to ask again."""
 _OF_PODS: Final = (CreatePod, DeletePod, StopPod)
 
 
-def _ignore(_manifest: Mapping[str, Any]) -> None:
+def _ignore(_: object) -> None:
     pass
 
 
@@ -69,7 +69,7 @@ class Failure:
                 return f"Pod {name}"
             case MakeSecrets():
                 return "the job's Secrets"
-            case Tell():
+            case Forget() | Tell():
                 return "the record for the master"
 
 
@@ -80,6 +80,7 @@ class Executor:
         kube: The gateway.
         vault: What jobs' Secrets hold.
         tell: Writes what is wanted of a job into etcd; blocks, and is called in a thread.
+        forget: Removes all records of a job from etcd; likewise.
         admit: Sees that a job's user with this password is in etcd; likewise. None: etcd lets everybody in.
         answered: Gets each object as the API server has it after a write: a watch may bring it much later.
     """
@@ -90,12 +91,14 @@ class Executor:
         *,
         vault: Vault,
         tell: Callable[[TrainingJob, str, Wanted], None],
+        forget: Callable[[JobKeys], None] = _ignore,
         admit: Callable[[JobKeys, str], None] | None = None,
         answered: Callable[[Mapping[str, Any]], object] = _ignore,
     ) -> None:
         self._kube = kube
         self._vault = vault
         self._tell = tell
+        self._forget = forget
         self._admit = admit
         self._answered = answered
         self._room = Turns(_AT_ONCE)
@@ -150,6 +153,9 @@ class Executor:
                     await self._kube.delete(kind, name, namespace=job.metadata.namespace)
             case Tell(wanted):
                 await aside(lambda: self._tell(job, identity.uid, wanted))
+            case Forget():
+                keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
+                await aside(lambda: self._forget(keys))
 
     async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
         # Of jobs that grow together each gets its next trainer in turn: of trainers that are alike the kube-scheduler evicts

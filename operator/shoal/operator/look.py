@@ -17,13 +17,26 @@ from shoal.operator import events, policy
 from shoal.operator.accepted import ACCEPTED_KEY, text_of
 from shoal.operator.check import Checker
 from shoal.operator.executor import Executor, Failure
+from shoal.operator.facts import Facts
 from shoal.operator.memory import Memory
 from shoal.operator.missing import Missing
 from shoal.operator.pods import Identity, label
-from shoal.operator.reconcile import Action, Apply, CreatePod, DeletePod, MakeSecrets, Observed, Places, reconcile
+from shoal.operator.reasons import reason_of
+from shoal.operator.reconcile import (
+    Action,
+    Apply,
+    CreatePod,
+    DeletePod,
+    Forget,
+    MakeSecrets,
+    Observed,
+    Places,
+    in_pods,
+    reconcile,
+)
 from shoal.operator.reporter import Reporter
 from shoal.operator.starting import Starting
-from shoal.operator.status import QUIET, STILL, Facts, Trouble, status_of
+from shoal.operator.status import QUIET, STILL, Trouble, status_of
 from shoal.operator.store import ClusterStore
 from shoal.operator.vault import Vault
 from shoal.operator.wishes import Wishes, treatment
@@ -142,6 +155,8 @@ class Looker:
             return None
         seen = await self._seen(uid, job, memory.render(job, identity).template)
         seen = self._with_end(view, job, seen, memory)
+        if seen.lost:
+            return await self._begin_again(view, job, identity, seen, memory)
         later = await self._act_and_say(view, job, identity, seen, memory, refused=refused)
         return min(later or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS) if refused else later
 
@@ -262,6 +277,23 @@ class Looker:
         due = self._due(view, job, facts)
         return _soonest(view.now, patience, renewal, asking, starting, later, again, rest, repair, due)
 
+    async def _begin_again(
+        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory
+    ) -> float | None:
+        """Remove all pods, and then all records: a master that finds neither begins the job anew."""
+        pods = [DeletePod(pod.name, pod.uid) for pod in self._store.pods(view.uid) if not pod.deleting]
+        failed = await self._executor.carry_out(job, identity, pods)
+        failed = failed or await self._executor.carry_out(job, identity, [Forget()])
+        if failed:
+            raise ExceptionGroup("the job cannot begin again", [each.error for each in failed])
+        self._store.forgotten(view.uid)
+        memory.tally = None
+        count = (view.before.restarts or 0) + 1
+        memory.untold.append(events.begun_again(count, job.spec.run_policy.backoff_limit))
+        facts = replace(self._facts(view, memory), restarts=count)
+        later = await self._say(view, job, seen, facts=facts)
+        return min(later or _ASK_AGAIN_SECONDS, 1.0)
+
     def _decided(
         self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory
     ) -> Decision | None:
@@ -313,6 +345,10 @@ class Looker:
         said = policy.said_end(view.before)
         if said is not None:
             return replace(seen, ended=said, saved=seen.saved or said.state == "Complete")
+        if seen.ended is not None and in_pods(job) and (view.before.restarts or 0) < job.spec.run_policy.backoff_limit:
+            reason, _ = reason_of(ConditionType.FAILED, seen.ended.reason)
+            if seen.ended.state == "Failed" and reason is Reason.SNAPSHOTS_LOST:
+                return replace(seen, ended=None, lost=True)
         if seen.ended is not None or not self._store.facts(view.uid).etcd:
             return seen  # while etcd is away nobody knows whether those who ended had come to the job's end
         ends = self._store.ends(view.uid)
@@ -321,7 +357,7 @@ class Looker:
         memory.untold += map(events.failed, policy.newly_failed(before, ends, known=memory.lives))
         memory.tally = policy.tallied(before, ends, known=memory.lives, committed=committed, now=now)
         memory.lives = {end.life for end in ends}
-        refusals = [end for end in ends if end.code == policy.REFUSED]
+        refusals = [end for end in ends if end.code == policy.REFUSED and not end.container]
         return replace(seen, ended=policy.overrun(job, view.before, memory.tally, refusals, view.now))
 
     def _facts(self, view: _View, memory: Memory) -> Facts:

@@ -30,6 +30,7 @@ __all__ = [
     "CreatePod",
     "DeletePod",
     "Ended",
+    "Forget",
     "MakeSecrets",
     "Observed",
     "Remove",
@@ -114,6 +115,7 @@ class Observed:
         wanted: What stands in etcd; None: nothing.
         published: The master's last word on the progress.
         ended: The job's end, if there is one.
+        lost: The model went with its servers' pods, and the job is to begin again.
     """
 
     applied: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -127,6 +129,7 @@ class Observed:
     wanted: Wanted | None = None
     published: Published | None = None
     ended: Ended | None = None
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,11 @@ class DeletePod:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """Remove all records of the job from etcd: a master that comes then begins the job anew."""
+
+
+@dataclass(frozen=True)
 class StopPod:
     """Have the kubelet end a pod's containers; the pod stays, with its logs. That it is gone is no error."""
 
@@ -186,7 +194,7 @@ class Tell:
     wanted: Wanted
 
 
-Action = MakeSecrets | Apply | Remove | CreatePod | DeletePod | StopPod | Tell
+Action = Forget | MakeSecrets | Apply | Remove | CreatePod | DeletePod | StopPod | Tell
 
 
 _BUDGET: Final = "PodDisruptionBudget"

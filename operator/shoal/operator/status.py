@@ -26,7 +26,6 @@ from typing import Final, Literal
 
 from shoal.api import TrainingJob
 from shoal.api.status import (
-    Account,
     Allocation,
     Condition,
     ConditionType,
@@ -38,12 +37,13 @@ from shoal.api.status import (
     Status,
     TrainersStatus,
 )
+from shoal.operator.facts import Facts
 from shoal.operator.pods import GROUP, names
 from shoal.operator.policy import clocked, end_of
 from shoal.operator.reasons import Trouble, clipped, in_order, listed, reason_of, words_of
 from shoal.operator.reconcile import Observed, ServerPod, in_pods
 
-__all__ = ["QUIET", "STILL", "Facts", "Trouble", "status_of"]
+__all__ = ["QUIET", "STILL", "Trouble", "status_of"]
 
 QUIET: Final = timedelta(seconds=15)
 """A master with nothing to report says why after two seconds, and writes once a second."""
@@ -53,35 +53,6 @@ _FARTHEST: Final = timedelta(days=3650)
 _LONGEST: Final = 1000
 """Characters of what others say."""
 _MOST: Final = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a status says beside what actions follow from. None: not known.
-
-    Attributes:
-        etcd: Whether etcd can be reached; if not, all that is from there is old.
-        placed: Names of the job's pods that have a node.
-        ready: Names of the job's pods that are ready.
-        generation: Of the present master, from its election record.
-        heard: When the master's record was last seen to change.
-        account: The final one.
-        failures: Errors of the script's own in a row.
-        last_failure: When the last of them was.
-        why: Why the autoscaler gives no more; empty: nothing was said.
-        autoscaled: How the autoscaler treats the job, and more words; None: there is no autoscaler.
-    """
-
-    etcd: bool = True
-    placed: frozenset[str] | None = None
-    ready: frozenset[str] | None = None
-    generation: int | None = None
-    heard: datetime | None = None
-    account: Account | None = None
-    failures: int | None = None
-    last_failure: datetime | None = None
-    why: str = ""
-    autoscaled: tuple[Reason, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +103,7 @@ def status_of(
         start_time=before.start_time,
         completion_time=before.completion_time,
         last_scale_time=before.last_scale_time,
+        restarts=facts.restarts if facts.restarts is not None else before.restarts,
         failures=facts.failures if facts.failures is not None else before.failures,
         last_failure_time=facts.last_failure or before.last_failure_time,
         active_seconds=before.active_seconds,

@@ -20,6 +20,7 @@ import msgspec
 
 from shoal.api.status import Account
 from shoal.operator.facets import PodFacets
+from shoal.operator.facts import Facts
 from shoal.operator.hints import NODES
 from shoal.operator.manifests import (
     Manifest,
@@ -39,7 +40,7 @@ from shoal.operator.policy import End
 from shoal.operator.reasons import NO_CLASS
 from shoal.operator.reconcile import Ended, Observed, ServerPod
 from shoal.operator.records import READERS, Leader, RecordError, Usage, read
-from shoal.operator.status import Facts, Trouble
+from shoal.operator.status import Trouble
 from shoal.store import JobKeys, Published, Wanted
 
 __all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "ClusterStore"]
@@ -314,6 +315,11 @@ class ClusterStore:
             known.committed = self._clock()
         return {uid: NEWS_SECONDS if _only_further(before, known.published) else 0.0}
 
+    def forgotten(self, uid: Uid) -> None:
+        """A job's records were removed from etcd; the watch may tell it later."""
+        known = self._known[uid]
+        known.wanted, known.published, known.leader, known.ended = None, None, None, None
+
     # --- Questions ---
 
     def observed(self, uid: Uid, *, template: str) -> Observed:
@@ -429,7 +435,7 @@ class ClusterStore:
     def ends(self, uid: Uid) -> list[End]:
         """How lives of a job's containers ended."""
         wanted = self._known[uid].wanted or Wanted()
-        return [replace(end, asked=_asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
+        return [replace(end, asked=end.asked or _asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
 
     # --- Parts ---
 

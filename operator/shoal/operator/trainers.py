@@ -168,8 +168,8 @@ def _leaving(
         # Somebody else has need of the room there, or will have.
         more = _beyond(rest, stays)
         rest.sort(key=lambda pod: pod.index in more)
-    if len(rest) == wanted + 1 and any(pod.cordoned for pod in rest):
-        return told | _moved(rest)
+    if len(rest) in {wanted, wanted + 1} and any(pod.cordoned for pod in rest):
+        return told | (_moved(rest) if len(rest) > wanted else set())
     leaving = told | {pod.index for pod in rest[wanted:]}
     return leaving | _rolled(wanted, rest[:wanted])
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
+from shoal.api.containers import CONTAINERS, container_of
 from shoal.api.errors import Problem, RulesBrokenError
 from shoal.api.types import Duration, Quantity
 
@@ -451,27 +452,6 @@ class Spec(Model):
             for key, (value, where) in short.items()
             if value is not None and key in container
         ]
-
-
-CONTAINERS: Final = {"trainer": "trainer", "parameterServer": "pserver", "master": "master"}
-"""The name of each role's container in its pod template."""
-
-
-def container_of(template: Template, name: str) -> tuple[int, dict[str, Any]] | None:
-    """The container of that name in a pod template, and its number; None if there is none.
-
-    Raises:
-        TypeError: The template does not have the form of a PodTemplateSpec.
-    """
-    spec = template.get("spec")
-    spec = {} if spec is None else spec
-    if not isinstance(spec, dict):
-        raise TypeError("its spec is not a mapping; write a PodTemplateSpec")
-    containers = spec.get("containers")
-    containers = [] if containers is None else containers
-    if not isinstance(containers, list) or not all(isinstance(each, dict) for each in containers):
-        raise TypeError("its spec.containers is not a list of mappings; write a PodTemplateSpec")
-    return next(((number, each) for number, each in enumerate(containers) if each.get("name") == name), None)
 
 
 class TrainingJob(Model):

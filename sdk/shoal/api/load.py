@@ -12,9 +12,10 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
+from shoal.api.containers import CONTAINERS
 from shoal.api.errors import ManifestError, Problem
 from shoal.api.explain import problems_of
-from shoal.api.job import API_VERSION, CONTAINERS, KIND, TrainingJob
+from shoal.api.job import API_VERSION, KIND, TrainingJob
 
 __all__ = ["from_mapping", "load", "loads"]
 

@@ -353,6 +353,11 @@ class Status(_Part):
     failures: int | None = Field(
         default=None, description="Errors of the script's own in a row, for runPolicy.backoffLimit."
     )
+    restarts: int | None = Field(
+        default=None,
+        description="How often the job began again, as its model was lost with its servers' pods (parameterServer.emptyDir); at "
+        "runPolicy.backoffLimit it fails.",
+    )
     last_failure_time: Time | None = Field(
         default=None, description="When the script last ended by an error of its own."
     )
