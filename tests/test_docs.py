@@ -16,12 +16,12 @@ ROWS = [
 
 
 def names(path: Path) -> set[str]:
-    found = set()
+    found, functions = set(), ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
             found.add(node.name)
-            found |= {f"{node.name}.{below.name}" for below in node.body if isinstance(below, ast.FunctionDef)}
-        elif isinstance(node, ast.FunctionDef):
+            found |= {f"{node.name}.{below.name}" for below in node.body if isinstance(below, functions)}
+        elif isinstance(node, functions):
             found.add(node.name)
     return found
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections import Counter
 
 import pytest
 
+from shoal.autoscaler import loop as module
 from tests.autoscaler.loops import Loop, node, pod, trainer, wish
 
 
@@ -234,3 +237,108 @@ def test_a_listing_tells_what_went_unseen(loop):
     loop.made.listed("Node", [node("n")], revision=9)
     loop.plan()
     assert loop.trainers("a") == 4
+
+
+# --- A plan that takes long ---
+
+TICKS = 100
+
+
+class Slow:
+    """A plan that computes in pure Python until the loop has gone on for so many turns, and then is the real one."""
+
+    def __init__(self, monkeypatch, *, until=TICKS, meanwhile=lambda: None):
+        self.turns = self.plans = 0
+        self._until, self._meanwhile, self._real = until, meanwhile, module.plan
+        monkeypatch.setattr(module, "plan", self)
+
+    def __call__(self, *args):
+        self.plans += 1
+        deadline = time.monotonic() + 60
+        while self.turns < self._until:
+            assert time.monotonic() < deadline, "the loop stands still while a plan is made"
+            sum(range(1000))
+        return self._real(*args)
+
+    async def live(self, loop):
+        """Turn by turn, until something is planned; ``meanwhile`` happens once, after half of the turns."""
+        loop.made_one, loop.looked = asyncio.Event(), asyncio.Event()
+        running = asyncio.create_task(loop.made.run())
+        while not loop.made_one.is_set():
+            await asyncio.sleep(0.001)
+            self.turns += 1
+            if self.turns == self._until // 2:
+                self._meanwhile()
+        loop.made_one.clear()
+        return running
+
+
+async def ended(running):
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def test_the_loop_goes_on_while_a_plan_is_made(loop, monkeypatch):
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9))
+    slow = Slow(monkeypatch)
+
+    async def live():
+        await ended(await slow.live(loop))
+
+    asyncio.run(asyncio.wait_for(live(), 120))
+    assert (slow.turns >= TICKS, loop.failures, loop.trainers("a"), loop.told) == (True, 0, 4, ["a"])
+
+
+def test_what_happens_while_a_plan_is_made_is_for_the_next_one(loop, monkeypatch):
+    loop.made.saw("Node", node("n"))
+    for uid in ("a", "b", "c"):
+        loop.made.wants(uid, wish(uid, 1, 9))
+
+    def meanwhile():
+        loop.made.wants("a", None)
+        loop.made.wants("b", wish("b", 1, 2))
+        loop.made.saw("Node", node("m"))
+
+    slow = Slow(monkeypatch, meanwhile=meanwhile)
+
+    async def live():
+        running = await slow.live(loop)
+        first = {uid: loop.trainers(uid) for uid in "abc"}
+        told = [each.name for each in loop.plan_told.jobs]
+        await loop.made_one.wait()
+        await ended(running)
+        return first, told
+
+    first, told = asyncio.run(asyncio.wait_for(live(), 120))
+    assert first["a"] is None, "the job is gone"
+    assert first["b"] is None, "the plan was made for another wish"
+    assert first["c"] >= 1
+    assert told == ["b", "c"]
+    assert (slow.plans, loop.trainers("a"), loop.trainers("b"), loop.trainers("c")) == (2, None, 2, 6)
+
+
+def test_a_plan_that_was_begun_is_dropped_when_the_loop_ends(loop, monkeypatch):
+    loop.made.saw("Node", node("n"))
+    loop.made.wants("a", wish("a", 1, 9))
+    begun, enough = threading.Event(), threading.Event()
+    real = module.plan
+
+    def stuck(*args):
+        begun.set()
+        enough.wait(60)
+        return real(*args)
+
+    monkeypatch.setattr(module, "plan", stuck)
+
+    async def live():
+        loop.made_one, loop.looked = asyncio.Event(), asyncio.Event()
+        running = asyncio.create_task(loop.made.run())
+        while not begun.is_set():  # noqa: ASYNC110 - a thread sets it
+            await asyncio.sleep(0.001)
+        await ended(running)
+
+    asyncio.run(asyncio.wait_for(live(), 60))
+    assert all(each.daemon for each in threading.enumerate() if each.name == "plan"), "no end waits for it"
+    enough.set()
+    assert (loop.trainers("a"), loop.told) == (None, [])

@@ -63,6 +63,13 @@ def test_a_job_that_is_from_the_future_is_of_now_and_stays_so(loop, ahead):
     assert since(loop, wishes, datetime.now(UTC) + ahead) >= first
 
 
+@pytest.mark.parametrize("text", ["9999999-01-01", "2026-01-01", "now", 1e300, "0001-01-01T00:00:00+23:59", []])
+def test_a_job_of_a_time_that_is_none_is_as_old_as_can_be(loop, text):
+    wishes = Wishes(loop.made)
+    wishes.tell({"metadata": {"name": "flights", "creationTimestamp": text}}, job(), IDENTITY, wants=True)
+    assert loop.wishes[IDENTITY.uid].since == 0.0
+
+
 def test_a_job_whose_class_nobody_knows_ranks_below_all_others(loop):
     Wishes(loop.made).tell(manifest(None), job(), IDENTITY, wants=True)
     assert loop.wishes[IDENTITY.uid].priority == -11

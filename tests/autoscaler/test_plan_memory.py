@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from shoal.autoscaler.model import Memory, Pending, Policy
 from shoal.autoscaler.plan import plan
+from shoal.autoscaler.view import ClusterView
+from tests.autoscaler.test_view import node, pod
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters
 from tests.soak import examples
 
@@ -53,7 +55,28 @@ def job_goes(snapshot, random):
     return replace(snapshot, jobs=tuple(random.sample(snapshot.jobs, max(0, len(snapshot.jobs) - 1))))
 
 
-EVENTS = [pod_comes, pods_go, node_stops, node_fills, trainer_dies, job_goes]
+def node_goes(snapshot, random):
+    """As the view does it: the last node takes its number, and a job that has pods at neither stays the very same."""
+    nodes, last = snapshot.nodes, len(snapshot.nodes.names) - 1
+    gone = random.randrange(last + 1)
+    order = [last if number == gone else number for number in range(last)]
+    if not order:
+        return snapshot
+    number = {old: new for new, old in enumerate(order)}
+
+    def moved(job):
+        if not {gone, last} & job.held.keys():
+            return job
+        held, firm = ({number[at]: count for at, count in of.items() if at in number} for of in (job.held, job.firm))
+        return replace(job, held=held, firm=firm)
+
+    pending = tuple(replace(each, node=number.get(each.node, -1)) for each in snapshot.pending)
+    arrays = {name: getattr(nodes, name)[order] for name in ("room", "leaving", "usable", "group")}
+    nodes = replace(nodes, names=tuple(nodes.names[at] for at in order), **arrays)
+    return replace(snapshot, nodes=nodes, jobs=tuple(moved(job) for job in snapshot.jobs), pending=pending)
+
+
+EVENTS = [pod_comes, pods_go, node_stops, node_fills, trainer_dies, job_goes, node_goes]
 
 
 @examples(60)
@@ -62,9 +85,36 @@ def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, ra
     memory = Memory()
     for _ in range(steps):
         allocation, after = plan(snapshot, memory, policy)
+        for claim in allocation.claims:
+            if claim.since < snapshot.now:
+                assert memory.claims[claim.pod] == (snapshot.nodes.names[claim.node], claim.since)
         slow, slow_after = plan(snapshot, replace(memory, rows={}), policy)
         assert (allocation, after) == (slow, slow_after)
         memory = after
         if random.random() < 0.7:
             snapshot = applied(snapshot, allocation)
         snapshot = replace(random.choice(EVENTS)(snapshot, random), now=snapshot.now + 30.0)
+
+
+def test_a_claim_stays_on_its_node_while_other_nodes_go_and_come():
+    """The last node takes the number of one that goes, and a new one takes the number of the last."""
+    view = ClusterView()
+    for name in ("a", "b", "c"):
+        view.node_changed(node(name))
+    for name in ("a", "b"):
+        view.pod_changed(pod(f"fills-{name}", at=name, cpu="10"), now=0.0)
+    view.pod_changed(pod("web", cpu="5"), now=0.0)
+
+    def claimed(memory, now):
+        snapshot = view.snapshot([], now=now)
+        allocation, memory = plan(snapshot, memory, FREE_HAND)
+        (claim,) = allocation.claims
+        return snapshot.nodes.names[claim.node], claim.since, memory
+
+    first, _, memory = claimed(Memory(), 1.0)
+    view.node_changed(node("a"), gone=True)
+    view.node_changed(node("d"))
+    second, since, memory = claimed(memory, 2.0)
+    assert (first, second, since) == ("c", "c", 1.0)
+    view.node_changed(node("c"), gone=True)
+    assert claimed(memory, 3.0)[:2] == ("d", 3.0)

@@ -9,6 +9,7 @@ from shoal.operator.hints import NODES, hinted, wish_of
 from shoal.operator.pods import pod_hash, server_pod, trainer_pod
 from shoal.operator.reconcile import Apply, CreatePod, Observed, Places, reconcile
 from shoal.operator.rendered import applied_hash
+from shoal.operator.store import ClusterStore
 from shoal.operator.trainers import TrainerPod
 from tests.operator.jobs import IDENTITY, job
 from tests.operator.looks import MASTERS, servers
@@ -57,16 +58,50 @@ def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template
     assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(plain)}
 
 
-def test_who_is_nowhere_yet_will_be_where_he_was_wanted():
+def stored(of, pods, *, at=()):
+    """What the operator knows of trainers that it has created, as the API server answers."""
+    store = ClusterStore()
+    metadata = {"name": of.metadata.name, "namespace": of.metadata.namespace, "uid": IDENTITY.uid}
+    store.job_changed({"metadata": metadata})
+    for number, pod in enumerate(pods):
+        there = {"nodeName": at[number]} if number < len(at) and at[number] else {}
+        answer = {
+            **pod,
+            "metadata": {**pod["metadata"], "uid": f"pod-{number}", "resourceVersion": "7"},
+            "spec": {**pod["spec"], **there},
+            "status": {"phase": "Running" if there else "Pending"},
+        }
+        store.object_changed(answer)
+    return store.observed(IDENTITY.uid, template=pods[0]["metadata"]["labels"]["shoal.dev/template"])
+
+
+def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
     of = job()
-    first = hinted(trainer_pod(of, IDENTITY, 0), ["a"])
-    assert (wish_of(first), wish_of(trainer_pod(of, IDENTITY, 0)), wish_of(hinted(first, []))) == ("a", "", "a")
-    assert wish_of(hinted(trainer_pod(of, IDENTITY, 0), ["a", "b"])) == ""
-    waiting = TrainerPod(index=0, uid="0", wish="a")
-    seen = replace(WHOLE, trainers=(waiting, TrainerPod(index=1, uid="1", node="b")))
+    first = [
+        each.manifest
+        for each in reconcile(
+            of,
+            IDENTITY,
+            Observed(servers=servers(), masters=MASTERS),
+            trainers=2,
+            places=Places(stays={}, comes={"a": 1, "b": 1}),
+        )
+        if isinstance(each, CreatePod)
+    ]
+    assert [wishes(pod) for pod in first] == [["a"], ["b"]]
+    seen = stored(of, first, at=("", "b"))
+    assert [(pod.node, pod.wish) for pod in seen.trainers] == [("", "a"), ("b", "")]
+    seen = replace(WHOLE, trainers=seen.trainers)
     actions = reconcile(of, IDENTITY, seen, trainers=4, places=Places(stays={"b": 1}, comes={"a": 2, "b": 1}))
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["b"]]
+
+
+def test_a_wish_of_a_trainer_is_the_one_node_that_it_names():
+    plain = trainer_pod(job(), IDENTITY, 0)
+    first = hinted(plain, ["a"])
+    assert (wish_of(first), wish_of(plain), wish_of(hinted(first, []))) == ("a", "", "a")
+    assert wish_of(hinted(plain, ["a", "b"])) == ""
 
 
 def test_servers_and_master_keep_the_wish_that_they_were_made_with():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from shoal.store import JobKeys, Put, Store
 from tests.cluster.control_plane import KubectlError
 from tests.operator.world import manifest
 
@@ -127,3 +128,24 @@ def test_a_megabyte_of_environment(shared, job):
     shared.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(large(job.name, 1_500_000)))
     job.at_work([0, 1])
     job.state("Running")
+
+
+def test_what_a_tenant_writes_into_etcd_is_said_on_its_own_job(shared, job):
+    other = shared.job("bystander")
+    job.apply()
+    other.apply()
+    job.at_work([0, 1])
+    other.state("Running")
+    keys = JobKeys(shared.namespace, job.name, job.uid)
+    with Store.connect(shared.etcd.endpoint, prefix=keys.prefix) as tenant:
+        tenant.transact(
+            [], [Put(keys.at("mine"), b"x" * 100_000), Put(keys.outcome, b'{"state": "Complete", "account": 7}')]
+        )
+        tenant.transact([], [Put(keys.at(f"more/{number}"), b"") for number in range(100)])
+    job.tells("ForeignKey", "is none of Shoal's", "nothing reads it")
+    job.tells("ForeignRecord", "etcd's outcome of this job is no record")
+    job.scale(3)
+    job.at_work([0, 1, 2])
+    assert job.status()["state"] == "Running"
+    assert not {"ForeignKey", "ForeignRecord"} & {reason for reason, _ in other.events()}
+    other.delete()

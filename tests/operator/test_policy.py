@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,10 @@ from shoal.operator.policy import (
     said_end,
     tallied,
 )
+from shoal.operator.store import ClusterStore
+from shoal.store import JobKeys, Published
 from tests.operator.jobs import job
+from tests.operator.test_store import pod as trainer_pod
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -38,8 +42,10 @@ def end(seconds: float, life: str = "", *, code: int = 1, lived: float = 5.0, **
     return replace(made, **more)
 
 
-def count(ends, *, committed=None, before=Tally(), known=()) -> int:  # noqa: B008 - it is frozen
-    return tallied(before, ends, known=known, committed=committed).count
+def count(ends, *, committed=None, before=Tally(), known=(), now=10.0) -> int:  # noqa: B008 - it is frozen
+    """Where all of these are seen at one moment, and what was committed at another."""
+    first = tallied(before, ends, known=known, committed=None, now=now)
+    return tallied(first, ends, known={each.life for each in ends}, committed=committed, now=100.0).count
 
 
 # --- What a pod tells ---
@@ -92,26 +98,105 @@ def test_who_was_asked_to_end_and_who_runs_no_script_does_not_count():
 
 
 def test_each_life_counts_once():
-    first = tallied(Tally(), [end(1)], known=(), committed=None)
+    first = tallied(Tally(), [end(1)], known=(), committed=None, now=0.0)
     assert first.count == 1
-    assert tallied(first, [end(1)], known={"l1"}, committed=None).count == 1
-    assert tallied(first, [end(1), end(2)], known={"l1"}, committed=None).count == 2
+    assert tallied(first, [end(1)], known={"l1"}, committed=None, now=0.0).count == 1
+    assert tallied(first, [end(1), end(2)], known={"l1"}, committed=None, now=0.0).count == 2
 
 
 def test_an_operator_that_comes_after_another_counts_on_and_has_the_words():
     counted = Tally(2, at(10))
-    found = tallied(counted, [end(10), end(9)], known=None, committed=None)
+    found = tallied(counted, [end(10), end(9)], known=None, committed=None, now=0.0)
     assert (found.count, found.end) == (2, end(10))
-    assert tallied(counted, [end(10), end(11)], known=None, committed=None).count == 3
+    assert tallied(counted, [end(10), end(11)], known=None, committed=None, now=0.0).count == 3
 
 
 @pytest.mark.parametrize(("lived", "committed", "left"), [(5, 11, 1), (5, 39, 1), (5, 41, 0), (31, 11, 0), (31, 9, 1)])
 def test_a_committed_task_begins_the_count_anew_but_not_soon_after_an_early_error(lived, committed, left):
-    assert count([end(10, lived=lived)], committed=at(committed)) == left
+    assert count([end(10, lived=lived)], committed=committed) == left
 
 
 def test_what_was_committed_before_changes_nothing():
-    assert count([end(10), end(20)], committed=at(5)) == 2
+    assert count([end(10), end(20)], committed=5) == 2
+
+
+class Seen:
+    """Ends and commits as the store hears of them: of pods from a kubelet and of records from a master, each with a clock."""
+
+    def __init__(self, *, kubelet=0.0, master=0.0):
+        self.now, self._kubelet, self._master = 0.0, kubelet, master
+        self.store = ClusterStore(clock=lambda: self.now)
+        self.store.job_changed({"metadata": {"uid": "u", "name": "j", "namespace": "default"}})
+        self.tally, self.known = Tally(), None
+
+    def failed(self, started, finished):
+        state = terminated(self._kubelet + started, self._kubelet + finished, 1)
+        there = {"containerStatuses": [{"name": "trainer", "state": state}]}
+        self.store.object_changed(trainer_pod() | {"status": {"phase": "Running", **there}})
+
+    def progress(self, samples, moved):
+        made = Published(generation=1, state="Running", epoch=0, epochs=3, samples=samples, expected=90, rate=0.0,
+                         moved=at(self._master + moved).timestamp(), trainers=[0], servers=[0], served=True, why="")  # fmt: skip
+        self.store.record_changed(JobKeys("default", "j", "u").progress, msgspec.json.encode(made))
+
+    def looked(self, now):
+        self.now = now
+        ends = self.store.ends("u")
+        self.tally = tallied(self.tally, ends, known=self.known, committed=self.store.committed("u"), now=now)
+        self.known = {each.life for each in ends}
+        return self.tally.count
+
+
+@pytest.mark.parametrize("skew", [-86_400, 0, 86_400])
+def test_clocks_of_master_and_kubelet_may_be_a_day_apart(skew):
+    seen = Seen(kubelet=skew, master=-skew)
+    seen.progress(5, 1)
+    seen.failed(-50, 10)
+    assert seen.looked(11) == 1
+    seen.progress(5, 12)
+    assert seen.looked(12) == 1, "nothing was committed since then"
+    seen.now = 13
+    seen.progress(6, 13)
+    assert seen.looked(14) == 0
+
+
+@pytest.mark.parametrize("skew", [-86_400, 0, 86_400])
+def test_soon_after_an_early_error_is_by_our_own_clock(skew):
+    seen = Seen(kubelet=skew, master=-skew)
+    seen.progress(5, 1)
+    seen.failed(5, 10)
+    assert seen.looked(11) == 1
+    for seen.now in (13, 40):
+        seen.progress(int(seen.now), seen.now)
+    assert seen.looked(40) == 1
+    seen.now = 42
+    seen.progress(42, 42)
+    assert seen.looked(42) == 0
+
+
+def test_an_operator_that_begins_takes_one_commit_more():
+    """What stands in etcd when it begins may have been committed before the error."""
+    seen = Seen()
+    seen.failed(-50, 10)
+    seen.progress(5, 20)
+    seen.tally = Tally(2, at(10))
+    assert seen.looked(100) == 2
+    seen.now = 101
+    seen.progress(6, 101)
+    assert seen.looked(102) == 0
+
+
+def test_samples_that_come_back_are_no_commit_and_their_next_commit_is():
+    seen = Seen()
+    seen.progress(50, 1)
+    seen.failed(-50, 10)
+    assert seen.looked(11) == 1
+    seen.now = 12
+    seen.progress(30, 1)
+    assert seen.looked(12) == 1
+    seen.now = 13
+    seen.progress(31, 13)
+    assert seen.looked(13) == 0
 
 
 @given(
@@ -124,7 +209,7 @@ def test_looks_in_between_change_nothing(spans, cuts):
     tally, known = Tally(), None
     for cut in [*sorted(cuts), len(ends)]:
         there = ends[:cut]
-        tally = tallied(tally, there, known=known, committed=None)
+        tally = tallied(tally, there, known=known, committed=None, now=0.0)
         known = {each.life for each in there}
     assert tally.count == count(ends)
 
@@ -236,3 +321,21 @@ def test_a_job_is_removed_so_long_after_its_end():
     assert removal_due(job(), ended()) is None
     assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 60}), Status()) is None
     assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 2**31 - 1}), ended()) is not None
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+def test_a_status_may_have_any_time(moment):
+    """What is reckoned from it is a time, too."""
+    condition = {"type": "Complete", "status": "True", "reason": "AllSamplesCommitted", "lastTransitionTime": moment}
+    status = Status.from_mapping(
+        {
+            "conditions": [condition],
+            "activeSince": moment,
+            "progress": {"lastStepTime": moment},
+            "lastFailureTime": moment,
+        }
+    )
+    assert removal_due(job(runPolicy={"ttlSecondsAfterFinished": 2**31 - 1}), status) is not None
+    assert status.progress.last_step_time + timedelta(days=36_500)
+    assert active_seconds(status, T0) >= 0
+    assert clocked(status, T0, runs=False).active_seconds is not None

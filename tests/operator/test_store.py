@@ -137,7 +137,8 @@ def test_a_node_that_went_unseen_is_lost_but_none_that_is_newer_than_the_listing
 def test_records_in_etcd(store):
     assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
     assert seen(store).wanted == Wanted(drain=[3])
-    assert store.record_changed(KEYS.wanted, b"{") == {}
+    assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is said"
+    assert store.record_changed(KEYS.wanted, b"[") == {}, "once"
     assert seen(store).wanted == Wanted(drain=[3]), "what cannot be read changes nothing"
     assert store.record_changed(KEYS.wanted, None) == {"u": 0}
     assert seen(store).wanted is None

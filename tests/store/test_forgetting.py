@@ -136,7 +136,7 @@ def test_a_watch_begins_where_it_is_told(store):
     follower = Follower(store, from_revision=listing.revision + 1)
     made = put(store, "after", b"x")
     eventually(lambda: follower.events, what="the event")
-    assert follower.events == [("/shoal/after", b"x", made.revision)]
+    assert follower.events == [("/shoal/after", b"x", made.revision, True)]
     assert not follower.resets
     follower.watch.close()
     put(store, "later")

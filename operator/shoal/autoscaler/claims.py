@@ -46,6 +46,9 @@ class Claims:
     ) -> None:
         self._board, self._rooms, self._jobs = board, rooms, jobs
         self._snapshot, self._memory, self._policy = snapshot, memory, policy
+        names = {name: number for number, name in enumerate(snapshot.nodes.names)} if memory.claims else {}
+        self._before = {uid: (names[node], since) for uid, (node, since) in memory.claims.items() if node in names}
+        """Uid of a pod -> the node that it claimed before and that is there still, and since when."""
         self._surplus = [max(job.lowest for job in of_class) for of_class in _classes(jobs)]
         """Of each class, from the lowest on, the highest priority that surplus trainers have."""
         self.made: dict[str, Claim] = {}
@@ -67,8 +70,8 @@ class Claims:
                 self._board.leave(each.job, each.node)
             left += [(each, pod.uid) for each in leavers]
             self._board.put(pod.shape, node)
-            before = self._memory.claims.get(pod.uid)
-            since = before.since if before is not None and before.node == node else self._snapshot.now
+            claimed, since = self._before.get(pod.uid, (-1, 0.0))
+            since = since if claimed == node else self._snapshot.now
             self.made[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
         self._give_back(left)
 
@@ -78,14 +81,20 @@ class Claims:
         waiting = (pod for pod in self._snapshot.pending if pod.node >= 0 and pod.uid not in self.unmet)
         return any(self._scheduler_makes_room(pod) for pod in waiting)
 
+    @property
+    def ledger(self) -> dict[str, tuple[str, float]]:
+        """What the next plan is to know of the claims: see `Memory.claims`."""
+        names = self._snapshot.nodes.names
+        return {uid: (names[claim.node], claim.since) for uid, claim in self.made.items()}
+
     # --- Parts ---
 
     def _given_up(self) -> dict[str, float]:
         now = self._snapshot.now
         waiting = {pod.uid for pod in self._snapshot.pending}
         unmet = {uid: until for uid, until in self._memory.unmet.items() if until > now and uid in waiting}
-        late = (claim for claim in self._memory.claims.values() if now - claim.since >= _CLAIM_SECONDS)
-        return unmet | {claim.pod: now + _UNMET_SECONDS for claim in late if claim.pod in waiting}
+        late = (uid for uid, (_, since) in self._before.items() if now - since >= _CLAIM_SECONDS)
+        return unmet | {uid: now + _UNMET_SECONDS for uid in late if uid in waiting}
 
     def _below(self, priority: int) -> list[int]:
         """The tiers of those whose pods have a lower priority."""
@@ -123,14 +132,14 @@ class Claims:
                 # Of its own victims the scheduler has said nothing yet: they are being deleted a moment later.
                 return pod.node, [] if self._scheduler_makes_room(pod) else leavers
         fits = board.fits(pod.shape)
-        before = self._memory.claims.get(pod.uid)
-        return (before.node, []) if before is not None and before.node < len(fits) and fits[before.node] else None
+        node, _ = self._before.get(pod.uid, (-1, 0.0))
+        return (node, []) if node >= 0 and fits[node] else None
 
     def _spots(self, pending: Sequence[Pending]) -> dict[tuple[int, int], list[int]]:
         """Nodes for pods that come together: by shape and priority, those where they cost the fewest trainers."""
         groups: dict[tuple[int, int], int] = defaultdict(int)
         for pod in pending:
-            new = pod.uid not in self.unmet and pod.uid not in self._memory.claims and pod.node < 0
+            new = pod.uid not in self.unmet and pod.uid not in self._before and pod.node < 0
             if new and not self._scheduler_makes_room(pod):
                 groups[pod.shape, pod.priority] += 1
         return {group: self._cheapest(*group, count) for group, count in groups.items() if count > 1}

@@ -8,6 +8,10 @@ for a while, and is let in again only after a pause: where pods really go is the
 and go because it was another one than the plan's.
 
 Until a configuration was taken nothing is planned: the defaults might be what its owner told it not to do.
+
+The snapshot is taken on the event loop and nothing in it changes afterwards; the plan is computed in a thread, one at a time,
+while the loop goes on; what came of it is taken over on the loop. A job that went meanwhile, or wants something else now, has
+no part in it: the news of that are for the next plan, which follows at once.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from shoal.api.plan import Plan, PlannedClaim, PlannedJob
@@ -27,6 +32,7 @@ from shoal.autoscaler.demand import Demand
 from shoal.autoscaler.model import Allocation, Given, Job, Memory, Snapshot, Why
 from shoal.autoscaler.plan import plan
 from shoal.autoscaler.requests import part
+from shoal.autoscaler.thread import computed
 from shoal.autoscaler.view import ClusterView
 from shoal.autoscaler.wish import JobWish
 
@@ -234,9 +240,10 @@ class Autoscaler:
             if self._polled():
                 self._changed(list(self._wishes))
             self._configured(not self._file.problem, self.acts and not self.holds)
-            if self.config.enabled and not self.holds:
-                self._try()
+            # What comes while a plan is made is for the next one.
             self._news.clear()
+            if self.config.enabled and not self.holds:
+                await self._try()
             try:
                 async with asyncio.timeout(self.config.cycle.seconds):
                     await self._news.wait()
@@ -256,9 +263,9 @@ class Autoscaler:
             log.info("configuration taken")
         return True
 
-    def _try(self) -> None:
+    async def _try(self) -> None:
         try:
-            self._plan()
+            await self._plan()
         except Exception:
             # Jobs go on with what they have; without a plan they are no worse off than without an autoscaler.
             log.exception("no plan could be made")
@@ -274,20 +281,24 @@ class Autoscaler:
         if free and self.acts:
             self._changed(list(free))
 
-    def _plan(self) -> None:
-        began = self._clock()
-        wishes = [self._ranked(*each) for each in self._wishes.values()]
+    async def _plan(self) -> None:
+        began, of = self._clock(), dict(self._wishes)
+        wishes = [self._ranked(*each) for each in of.values()]
         spare = self._demand.spare(self.config.head_room, now=began)
         snapshot = self._view.snapshot(wishes, now=began, spare=spare)
         self._say_unread()
-        allocation, self._memory = plan(snapshot, self._memory, policy(self.config))
-        self._take(allocation, snapshot)
+        work = partial(plan, snapshot, self._memory, policy(self.config))
+        allocation, self._memory = await computed(work, name="plan")
+        # A wish is told anew only when it is another one.
+        jobs = [job for job in snapshot.jobs if self._wishes.get(job.uid) == of[job.uid]]
+        self._take(jobs, allocation, snapshot.nodes.names)
         self._planned(self._told(snapshot, allocation, self._clock() - began))
 
     def _told(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
         titles = {job.uid: job.name for job in snapshot.jobs}
         jobs = []
-        for job in sorted(snapshot.jobs, key=lambda job: (-job.priority, job.since, job.name)):
+        there = (job for job in snapshot.jobs if job.uid in self._wishes)
+        for job in sorted(there, key=lambda job: (-job.priority, job.since, job.name)):
             given, decision = allocation.jobs[job.uid], self._decisions.get(job.uid)
             namespace, _, name = job.name.partition("/")
             now = decision.now if decision is not None else 0
@@ -340,13 +351,13 @@ class Autoscaler:
         same = (priority, beyond) == (wish.priority, wish.surplus)
         return wish if same else replace(wish, priority=priority, surplus=beyond)
 
-    def _take(self, allocation: Allocation, snapshot: Snapshot) -> None:
+    def _take(self, jobs: Iterable[Job], allocation: Allocation, names: tuple[str, ...]) -> None:
         news = []
-        for job in snapshot.jobs:
+        for job in jobs:
             uid, given = job.uid, allocation.jobs[job.uid]
             before = self._decisions.get(uid)
             has_pods = bool(job.held) or (before is not None and before.trainers > 0)
-            decision = self._decided(job, given, snapshot.nodes.names, has_pods=has_pods)
+            decision = self._decided(job, given, names, has_pods=has_pods)
             if decision is None or decision == before:
                 continue
             self._decisions[uid] = decision

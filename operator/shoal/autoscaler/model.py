@@ -186,7 +186,7 @@ class Claim:
     Attributes:
         pod: Uid of the pod.
         name: NAMESPACE/NAME.
-        node: Where.
+        node: Where, by its number in the plan's snapshot.
         victims: Job's uid -> trainers that give way.
         since: When it was made.
     """
@@ -203,16 +203,17 @@ class Memory:
     """What one plan leaves for the next.
 
     Attributes:
-        claims: The ledger: by the pod's uid.
+        claims: Uid of a pod -> (name of the node that it claims, since when). Numbers of nodes mean something in one snapshot
+            only: where a node goes another one takes its number.
         moved: Job's uid -> (when it last gave or got a trainer for fairness alone, whether it got one).
         capped: Job's uid -> (most trainers, until when): the scheduler knows something against more.
         backoff: Job's uid -> (seconds of its last cap, at how many trainers that was), until it has come further.
         unmet: Uids of pods that did not come to their claimed node -> until when they claim nothing.
-        rows: Job's uid -> what it held, and the same as arrays of nodes, ascending, and counts: what has not changed is not
-            read again.
+        rows: Job's uid -> what it held, and the same as arrays of nodes, ascending, and counts. They serve a job whose
+            ``held`` is the very same object in the next snapshot, so its numbers of nodes are the next snapshot's too.
     """
 
-    claims: Mapping[str, Claim] = field(default_factory=dict)
+    claims: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     moved: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     capped: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     backoff: Mapping[str, tuple[float, int]] = field(default_factory=dict)

@@ -110,7 +110,7 @@ class _Plan:
         now = self._snapshot.now
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
         memory = Memory(
-            claims=dict(self._claims.made),
+            claims=self._claims.ledger,
             moved=kept | growth.exchange.moved,
             capped=self._caps,
             backoff=self._backoff,

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from shoal.api import TrainingJob
-from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan
+from shoal.api.plan import Plan
 from shoal.autoscaler.config_file import ConfigFile
 from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, KubeFencedError, KubeGoneError
@@ -27,6 +27,7 @@ from shoal.operator.election import Election, Times
 from shoal.operator.executor import Executor
 from shoal.operator.feed import Feed
 from shoal.operator.look import Looker
+from shoal.operator.plans import PlanTeller
 from shoal.operator.reporter import Reporter
 from shoal.operator.serving import Metrics, serve
 from shoal.operator.store import ClusterStore
@@ -52,9 +53,6 @@ from shoal.store.accounts import NOT_ON
 
 __all__ = ["Operator", "Settings"]
 
-_PLAN_PAUSE_SECONDS: Final = 5.0
-_MOST_TOLD: Final = 2000
-"""Jobs, and claims, that a plan is told with: a ConfigMap holds a megabyte."""
 _AGAIN_SECONDS: Final = 3.0
 _SILENT_SECONDS: Final = 60.0
 """The watch's thread gives a sign of life several times a second."""
@@ -118,8 +116,7 @@ class Operator:
         self._etcd: Store | None = None
         self._feed: Feed | None = None
         self._autoscaler: Autoscaler | None = None
-        self._plan: Plan | None = None
-        self._planned = asyncio.Event()
+        self._teller: PlanTeller
         self._watches = WatchHealth()
         self._loop: asyncio.AbstractEventLoop
 
@@ -186,6 +183,7 @@ class Operator:
         namespaces = self._settings.namespaces
         self._sweeper = Sweeper(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
         if self._settings.autoscaler:
+            self._teller = PlanTeller(self._kube.apply, namespace=self._settings.lease.partition("/")[0])
             self._autoscaler = Autoscaler(
                 ConfigFile(self._settings.autoscaler),
                 changed=lambda uids: self._worker.mark(*uids),
@@ -236,45 +234,26 @@ class Operator:
         group.create_task(self._sweeper.run())
         if self._autoscaler is not None:
             group.create_task(self._autoscaler.run())
-            group.create_task(self._tell_plans())
+            group.create_task(self._teller.run())
         self._worker.begin()
         self._worker.mark(*self._store.jobs)
 
     def _has_planned(self, plan: Plan) -> None:
         self._metrics.planned(plan)
-        self._plan = plan
-        self._planned.set()
-
-    async def _tell_plans(self) -> None:
-        """Into a ConfigMap beside the Lease, the last one now and then: it is for people."""
-        namespace = self._settings.lease.partition("/")[0]
-        while namespace:
-            await self._planned.wait()
-            self._planned.clear()
-            plan = self._plan
-            assert plan is not None
-            told = msgspec.structs.replace(plan, jobs=plan.jobs[:_MOST_TOLD], claims=plan.claims[:_MOST_TOLD])
-            text = msgspec.json.encode(told).decode()
-            metadata = {"name": PLAN_NAME, "namespace": namespace}
-            manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {PLAN_KEY: text}}
-            try:
-                await self._kube.apply(manifest)
-            except KubeError as error:
-                log.warning("the plan cannot be told: %s", error)
-            await asyncio.sleep(_PLAN_PAUSE_SECONDS)
+        self._teller.planned(plan)
 
     async def _end(self) -> None:
         """Nothing may be under way any more when another one is let in."""
         await self._worker.close()
         if self._etcd is not None:
-            await aside(self._etcd.close)
+            await aside(self._etcd.close, urgent=True)
         if self._election is not None:
             await self._election.give_up()
         self._metrics.leads(leading=False)
         feed = self._feed
         if feed is not None:
             feed.stop()
-            await aside(lambda: feed.join(5.0))
+            await aside(lambda: feed.join(5.0), urgent=True)
 
     async def _reach_etcd(self, credentials: Credentials | None) -> Store:
         endpoint = self._settings.etcd
@@ -358,7 +337,7 @@ class Operator:
     def _records(self, events: list[Event]) -> None:
         def note() -> None:
             for event in events:
-                self._mark_within(self._store.record_changed(event.key, event.value))
+                self._mark_within(self._store.record_changed(event.key, event.value, created=event.created))
 
         self._post(note)
 
@@ -408,7 +387,7 @@ class Operator:
         etcd = self._etcd
         assert etcd is not None
         try:
-            await aside(lambda: etcd.get(ALL_JOBS, patience_seconds=_PATIENCE_SECONDS))
+            await aside(lambda: etcd.get(ALL_JOBS, patience_seconds=_PATIENCE_SECONDS), urgent=True)
         except StoreUnreachableError:
             return False
         return True

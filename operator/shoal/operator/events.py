@@ -5,7 +5,7 @@ An event is told at a change, never for a state that lasts. What changes to and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,7 +13,7 @@ from shoal.api.status import Condition, ConditionType, Reason, State, Status
 from shoal.operator.policy import End
 from shoal.operator.reasons import clipped
 
-__all__ = ["Note", "begun_again", "failed", "lost", "notes"]
+__all__ = ["Note", "begun_again", "complained", "failed", "lost", "notes"]
 
 _LONGEST: Final = 1000
 """Characters; the API server takes 1024."""
@@ -109,6 +109,13 @@ def _newly_bad(old: Condition | None, new: Condition) -> bool:
         return False
     bad = _BAD[of]
     return bad is None or new.reason in bad
+
+
+def complained(before: Collection[str], now: Mapping[str, str]) -> Iterable[Note]:
+    """What is newly wrong with a job's keys in etcd: see `Usage.complaints`."""
+    for what, text in now.items():
+        if what not in before:
+            yield Note("Warning", what.partition(" ")[0], clipped(text, _LONGEST))
 
 
 def begun_again(count: int, limit: int) -> Note:

@@ -363,9 +363,9 @@ class Looker:
             return seen  # while etcd is away nobody knows whether those who ended had come to the job's end
         ends = self._store.ends(view.uid)
         before = memory.tally or policy.Tally(view.before.failures or 0, view.before.last_failure_time)
-        committed = datetime.fromtimestamp(seen.published.moved, UTC) if seen.published is not None else None
+        committed, now = self._store.committed(view.uid), time.monotonic()
         memory.untold += map(events.failed, policy.newly_failed(before, ends, known=memory.lives))
-        memory.tally = policy.tallied(before, ends, known=memory.lives, committed=committed)
+        memory.tally = policy.tallied(before, ends, known=memory.lives, committed=committed, now=now)
         memory.lives = {end.life for end in ends}
         refusals = [end for end in ends if end.code == policy.REFUSED and not end.container]
         return replace(seen, ended=policy.overrun(job, view.before, memory.tally, refusals, view.now))
@@ -402,6 +402,9 @@ class Looker:
         )
         later = await self._reporter.say(view.manifest, after)
         memory = self._memory[view.uid]
+        complaints = self._store.complaints(view.uid)
+        memory.untold += events.complained(memory.complaints, complaints)
+        memory.complaints = complaints
         notes, memory.untold = [*memory.untold, *events.notes(view.before, after)], []
         await self._reporter.tell(view.manifest, notes)
         return later

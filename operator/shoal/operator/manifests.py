@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from shoal.operator.hints import hinted, wish_of
 from shoal.operator.ownership import fields_of
 from shoal.operator.pods import label
 
@@ -13,6 +15,7 @@ __all__ = [
     "controlled",
     "deleting",
     "is_pod_of",
+    "moment_of",
     "newer",
     "own_container",
     "phase_of",
@@ -47,9 +50,11 @@ def slim(manifest: Manifest) -> Manifest:
         return {"metadata": metadata, "classless": classless}
     if manifest["kind"] != "Pod":
         return {"metadata": metadata, "fields": fields_of(manifest)}
+    # Once a pod is bound, where it was wanted is of no interest.
+    wish = {} if spec.get("nodeName") else hinted({"spec": {}}, filter(None, [wish_of(manifest)]))["spec"]
     return {
         "metadata": without(metadata, "annotations"),
-        "spec": {key: spec[key] for key in _SPEC if key in spec},
+        "spec": {key: spec[key] for key in _SPEC if key in spec} | wish,
         "status": {key: status[key] for key in _STATUS if key in status},
     }
 
@@ -109,6 +114,15 @@ def newer(one: Manifest, other: Manifest) -> bool:
     """Whether one is a later version of the same object."""
     same = one["metadata"].get("uid") == other["metadata"].get("uid")
     return same and revision_of(one) > revision_of(other)
+
+
+def moment_of(text: object) -> datetime | None:
+    """A time as the API server writes it, in UTC; None: it is none."""
+    try:
+        found = datetime.fromisoformat(str(text)) if text else None
+        return found.astimezone(UTC) if found is not None and found.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def phase_of(pod: Manifest) -> str:

@@ -31,6 +31,7 @@ class Memory:
         tally: Of the script's errors; None: as the status has it.
         lives: Whose ends were looked at; None: nobody's yet.
         untold: Events that are to be told with the next status.
+        complaints: What was said of its keys in etcd.
         secrets: When its Secrets were made sure of.
         checked: Generation for which the API server had no words against the job.
         accepted: The spec that was accepted last, as it is kept; None: not known.
@@ -44,6 +45,7 @@ class Memory:
     tally: policy.Tally | None = None
     lives: set[str] | None = None
     untold: list[events.Note] = field(default_factory=list)
+    complaints: Mapping[str, str] = field(default_factory=dict)
     secrets: float | None = None
     checked: int = 0
     accepted: str | None = None

@@ -3,18 +3,24 @@
 What counts as an error of the script's own, and when the count begins anew, is as on one machine: signals, memory kills
 and lost nodes are nobody's fault; a task that is committed shows that the script works, unless the last error came soon
 after a start, as a script that always fails early commits some. The count stands in the job's status, so it survives.
+
+**Clocks of two machines are not compared.** Whether a task was committed after an error is a matter of when this process saw
+the end of the one and the count of the other, by its own clock; an operator that begins sees each of them anew, so it takes
+one more commit. Between two nodes only the order of ends matters, and only to an operator that begins: an error that it takes
+for one of before is not counted.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from shoal.api import TrainingJob
 from shoal.api.status import Condition, ConditionType, Reason, Status
+from shoal.operator.manifests import moment_of
 from shoal.operator.pods import label
 from shoal.operator.reconcile import Ended
 
@@ -41,7 +47,7 @@ _NEVER_JOINED: Final = (
     "the script ended without joining the job: it never called trainer.join(), or ended before job.prepare(); a script "
     "that Shoal trains calls both"
 )
-_STEADY: Final = timedelta(seconds=30)
+_STEADY_SECONDS: Final = 30.0
 """A script that failed sooner after its start has not shown that it works."""
 _SIGNALLED: Final = frozenset(
     128 + number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
@@ -84,13 +90,15 @@ class Tally:
 
     Attributes:
         count: How many.
-        last: When the last one was.
+        last: When the last one was, by its node's clock.
         end: The last one, where it is still known.
+        seen: When this process saw the last one first, in seconds that only go forward; None: not yet.
     """
 
     count: int = 0
     last: datetime | None = None
     end: End | None = None
+    seen: float | None = None
 
 
 def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
@@ -112,7 +120,7 @@ def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
     for container in [*before, *own]:
         for state in ("lastState", "state"):
             ended = (container.get(state) or {}).get("terminated") or {}
-            at, started = _moment(ended.get("finishedAt")), _moment(ended.get("startedAt"))
+            at, started = moment_of(ended.get("finishedAt")), moment_of(ended.get("startedAt"))
             code = int(ended.get("exitCode", 0))
             if at is None or ended.get("reason") == "OOMKilled" or (container in before and code == 0):
                 continue
@@ -146,7 +154,7 @@ def newly_failed(before: Tally, ends: Iterable[End], *, known: Collection[str] |
 
 
 def tallied(
-    before: Tally, ends: Collection[End], *, known: Collection[str] | None, committed: datetime | None
+    before: Tally, ends: Collection[End], *, known: Collection[str] | None, committed: float | None, now: float
 ) -> Tally:
     """Count on.
 
@@ -154,17 +162,19 @@ def tallied(
         before: As it was counted up to now.
         ends: As of `newly_failed`.
         known: Likewise.
-        committed: When a task was last committed.
+        committed: When this process last saw that samples had been committed; None: it has not.
+        now: The same clock's time: seconds that only go forward.
     """
     tally = before
-    if tally.end is None and tally.count:
+    if tally.count and tally.end is None:
         # Counted by an earlier operator; the pod may still know its words.
-        last = max(filter(is_error, ends), key=lambda end: end.at, default=None)
-        tally = Tally(tally.count, tally.last, last)
+        tally = replace(tally, end=max(filter(is_error, ends), key=lambda end: end.at, default=None))
+    if tally.count and tally.seen is None:
+        tally = replace(tally, seen=now)
     tally = _renewed(tally, committed)
     for end in newly_failed(before, ends, known=known):
-        tally = Tally(tally.count + 1, max(end.at, tally.last or end.at), end)
-    return _renewed(tally, committed)
+        tally = Tally(tally.count + 1, max(end.at, tally.last or end.at), end, now)
+    return tally
 
 
 def is_error(end: End) -> bool:
@@ -175,12 +185,12 @@ def is_error(end: End) -> bool:
     return (end.role == "trainer" or bool(end.container)) and not end.asked and end.code not in _SIGNALLED
 
 
-def _renewed(tally: Tally, committed: datetime | None) -> Tally:
-    if tally.last is None or committed is None:
+def _renewed(tally: Tally, committed: float | None) -> Tally:
+    if not tally.count or tally.seen is None or committed is None:
         return tally
-    late = tally.end is not None and tally.end.seconds >= _STEADY.total_seconds()
-    shown = tally.last if late else tally.last + _STEADY
-    return Tally(0, tally.last, tally.end) if committed > shown else tally
+    late = tally.end is not None and tally.end.seconds >= _STEADY_SECONDS
+    shown = tally.seen if late else tally.seen + _STEADY_SECONDS
+    return replace(tally, count=0) if committed > shown else tally
 
 
 def overrun(job: TrainingJob, status: Status, tally: Tally, refusals: Iterable[End], now: datetime) -> Ended | None:
@@ -271,10 +281,3 @@ def removal_due(job: TrainingJob, status: Status) -> datetime | None:
     if found is None or seconds is None:
         return None
     return found.last_transition_time + timedelta(seconds=min(seconds, _LONGEST_SECONDS))
-
-
-def _moment(text: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(text)) if text else None
-    except ValueError:
-        return None

@@ -10,6 +10,8 @@ secret in it; nothing can be changed here.
 | shoal_operator_watch_events_total | counter | kind | objects that came by watches |
 | shoal_operator_leading | gauge | | 1: this one acts; 0: it stands by |
 | shoal_operator_etcd_up | gauge | | 1: Shoal's etcd answers |
+| shoal_operator_blocking_calls_running | gauge | | calls to etcd that are under way, each in a thread (18 at most) |
+| shoal_operator_blocking_calls_waiting | gauge | | calls to etcd that wait for a thread; above 0 for long: etcd hangs |
 | shoal_jobs | gauge | state | TrainingJobs by state, as this operator knows them |
 
 Of one that acts, with an autoscaler (all but the first three are of the last plan):
@@ -50,6 +52,7 @@ from prometheus_client.registry import Collector
 
 from shoal.api.plan import Plan
 from shoal.autoscaler.model import Why
+from shoal.operator.aside import blocked
 
 __all__ = ["Health", "Metrics", "serve"]
 
@@ -96,6 +99,9 @@ class Metrics:
         )
         self._leading = Gauge("shoal_operator_leading", "1: this one acts; 0: it stands by.", registry=self.registry)
         self._etcd = Gauge("shoal_operator_etcd_up", "1: Shoal's etcd answers.", registry=self.registry)
+        for name, of in (("running", lambda: blocked().running), ("waiting", lambda: blocked().waiting)):
+            told = f"Blocking calls to etcd that are {name}."
+            Gauge(f"shoal_operator_blocking_calls_{name}", told, registry=self.registry).set_function(of)
         self._autoscaler: _Autoscaler | None = None
         self.registry.register(_Jobs(states))
         ProcessCollector(registry=self.registry)

@@ -9,11 +9,12 @@ collector would say so too: by its owner, the job itself or a controller that be
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -38,6 +39,7 @@ from shoal.operator.pods import GROUP, label
 from shoal.operator.policy import End
 from shoal.operator.reasons import NO_CLASS
 from shoal.operator.reconcile import Ended, Observed, ServerPod
+from shoal.operator.records import READERS, Leader, RecordError, Usage, read
 from shoal.operator.status import Trouble
 from shoal.store import JobKeys, Published, Wanted
 
@@ -59,12 +61,6 @@ _MOST_BURIED: Final = 10_000
 Uid = str
 
 
-class _Leader(msgspec.Struct, frozen=True):
-    """The part of a master's election record that is of interest here."""
-
-    generation: int
-
-
 @dataclass
 class _Known:
     """All that is known of one job but its manifest."""
@@ -80,22 +76,27 @@ class _Known:
     wanted: Wanted | None = None
     published: Published | None = None
     heard: datetime | None = None
-    leader: _Leader | None = None
+    committed: float | None = None
+    """When the number of committed samples was last seen to grow, by our own clock."""
+    usage: Usage = field(default_factory=Usage)
+    leader: Leader | None = None
     ended: Ended | None = None
 
-
-_READERS: Final[Mapping[str, tuple[str, Any]]] = {
-    "wanted": ("wanted", Wanted),
-    "progress": ("published", Published),
-    "outcome": ("ended", Ended),
-    "master": ("leader", _Leader),
-}
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is on the cluster or in etcd."""
+        return not (self.objects or self.usage.keys or any(getattr(self, each) for each, _ in READERS.values()))
 
 
 class ClusterStore:
-    """What is known, by the job's uid."""
+    """What is known, by the job's uid.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.jobs: dict[Uid, Manifest] = {}
         """TrainingJobs as the API server has them."""
         self._known: dict[Uid, _Known] = defaultdict(_Known)
@@ -187,14 +188,16 @@ class ClusterStore:
         """All that etcd has now, after a gap or after it forgot something: what is not there is gone."""
         there = {(found[0].uid, found[1]) for found in map(JobKeys.parse, records) if found is not None}
         touched: dict[Uid, float] = {}
+        wrong = {uid: known.usage.wrong for uid, known in self._known.items()}
         for uid, known in self._known.items():
-            for record, (attribute, _) in _READERS.items():
+            known.usage = Usage()
+            for record, (attribute, _) in READERS.items():
                 if (uid, record) not in there and getattr(known, attribute) is not None:
                     setattr(known, attribute, None)
                     touched[uid] = 0.0
         for key, value in records.items():
-            touched |= self.record_changed(key, value)
-        return touched
+            touched |= self.record_changed(key, value, created=True)
+        return touched | {uid: 0.0 for uid, before in wrong.items() if self._known[uid].usage.wrong != before}
 
     def forget_missing(self, kind: str, listed: Iterable[Manifest], *, revision: int, namespace: str = "") -> set[Uid]:
         """What is not in a whole listing of a kind is gone, unless it changed after that listing.
@@ -264,32 +267,53 @@ class ClusterStore:
         self._etcd = not away
         return set(self.jobs)
 
-    def record_changed(self, key: str, value: bytes | None) -> dict[Uid, float]:
+    def record_changed(self, key: str, value: bytes | None, *, created: bool = False) -> dict[Uid, float]:
         """A key of some job in etcd was written, or removed (None).
+
+        Args:
+            key: Any one.
+            value: What it has now. None: it is gone.
+            created: Whether it was not there before.
 
         Returns:
             Who is to be looked at, and within how many seconds.
         """
         found = JobKeys.parse(key)
-        if found is None or found[1] not in _READERS:
+        if found is None or (value is None and found[0].uid not in self._known):
             return {}
-        keys, record = found
-        attribute, kind = _READERS[record]
+        uid, record = found[0].uid, found[1]
+        known = self._known[uid]
+        before = known.usage.wrong
+        if value is None:
+            known.usage.removed(record)
+        else:
+            known.usage.written(record, len(value), created=created)
+        due = self._record_read(uid, known, record, value) if record in READERS else {}
+        if before != known.usage.wrong:
+            due = {uid: 0.0}
+        if value is None and uid not in self.jobs and known.empty:
+            del self._known[uid]
+        return due
+
+    def _record_read(self, uid: Uid, known: _Known, record: str, value: bytes | None) -> dict[Uid, float]:
+        """What cannot be read changes nothing of what is known."""
+        attribute, _ = READERS[record]
         try:
-            read = msgspec.json.decode(value, type=kind) if value is not None else None
-        except msgspec.MsgspecError:
-            return {}  # of another version of Shoal: what is known stays
-        if value is None and keys.uid not in self._known:
+            now = read(record, value) if value is not None else None
+        except RecordError as error:
+            known.usage.unread[record] = str(error)
             return {}
-        known = self._known[keys.uid]
+        known.usage.unread.pop(record, None)
         before = getattr(known, attribute)
-        if read == before:
+        if now == before:
             return {}  # the election record is written with every commit
-        setattr(known, attribute, read)
+        setattr(known, attribute, now)
         if attribute != "published":
-            return {keys.uid: 0.0}
+            return {uid: 0.0}
         known.heard = datetime.now(UTC)
-        return {keys.uid: NEWS_SECONDS if _only_further(before, read) else 0.0}
+        if isinstance(before, Published) and isinstance(now, Published) and now.samples > before.samples:
+            known.committed = self._clock()
+        return {uid: NEWS_SECONDS if _only_further(before, known.published) else 0.0}
 
     def forgotten(self, uid: Uid) -> None:
         """A job's records were removed from etcd; the watch may tell it later."""
@@ -379,16 +403,24 @@ class ClusterStore:
         """What a status says beside."""
         known = self._known[uid]
         pods = self.pods(uid)
-        samples = known.ended.account if known.ended is not None else None
+        account = known.ended.account if known.ended is not None else None
         return Facts(
             etcd=self._etcd,
             placed=frozenset(pod.name for pod in pods if pod.node),
             ready=frozenset(pod.name for pod in pods if pod.ready),
             generation=known.leader.generation if known.leader is not None else None,
             heard=known.heard,
-            account=Account.model_validate({**samples, **samples["samples"]}) if samples is not None else None,
+            account=Account.model_validate(account) if account is not None else None,
             why=why,
         )
+
+    def committed(self, uid: Uid) -> float | None:
+        """When samples of a job were last seen to be committed, by our own clock; None: not since this process began."""
+        return self._known[uid].committed
+
+    def complaints(self, uid: Uid) -> Mapping[str, str]:
+        """What is wrong with a job's keys in etcd: what it is -> in words, with the fix."""
+        return self._known[uid].usage.complaints()
 
     def troubles(self, uid: Uid) -> list[Trouble]:
         """What is wrong with a job's pods and its claims."""

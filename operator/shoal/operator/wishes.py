@@ -12,6 +12,7 @@ from shoal.autoscaler.config import AutoscalerConfig, priority_of, weight_of
 from shoal.autoscaler.loop import Autoscaler
 from shoal.autoscaler.wish import JobWish
 from shoal.operator.check import as_pod
+from shoal.operator.manifests import moment_of
 from shoal.operator.pods import Identity, master_pod, names, server_pod, trainer_pod
 
 __all__ = ["Wishes", "treatment"]
@@ -104,5 +105,5 @@ _UNKNOWN = -11
 
 def _created(manifest: Mapping[str, Any]) -> float:
     """When it was created, but not later than now: by a clock that went wrong it would be the youngest for ever."""
-    text = manifest["metadata"].get("creationTimestamp")
-    return min(datetime.fromisoformat(text).timestamp(), datetime.now(UTC).timestamp()) if text else 0.0
+    created = moment_of(manifest["metadata"].get("creationTimestamp"))
+    return min(created.timestamp(), datetime.now(UTC).timestamp()) if created is not None else 0.0

@@ -56,10 +56,10 @@ class PlannedClaim(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The last plan.
+    """The last plan, as it is told: it is written anew when something else than its times has changed.
 
     Attributes:
-        time: When, as RFC 3339 has it.
+        time: When it was made, as RFC 3339 has it: plans since then said the same.
         seconds: How long planning took.
         acts: Whether jobs follow it; false in a dry run.
         problem: What is wrong with the configuration; empty: nothing.
@@ -68,6 +68,8 @@ class Plan(msgspec.Struct, frozen=True):
         jobs: From the highest priority to the lowest.
         claims: For pods that wait.
         unread: Nodes, pods and templates with amounts that cannot be read.
+        jobs_left_out: Jobs, of the lowest priorities, that had no room here.
+        claims_left_out: The same of claims.
     """
 
     time: str
@@ -79,3 +81,5 @@ class Plan(msgspec.Struct, frozen=True):
     jobs: list[PlannedJob]
     claims: list[PlannedClaim]
     unread: int = 0
+    jobs_left_out: int = 0
+    claims_left_out: int = 0

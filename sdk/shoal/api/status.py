@@ -189,12 +189,20 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
 """All reasons by the condition that has them, and what each means."""
 
 
+_LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
+"""Of times in a status, so that what is reckoned from them is a time, too."""
+
+
 def _in_seconds(value: datetime) -> datetime:
-    return value.astimezone(UTC).replace(microsecond=0)
+    try:
+        found = value.astimezone(UTC)
+    except OverflowError:  # at either end of the calendar, with an offset
+        found = value.replace(tzinfo=UTC)
+    return min(found, _LATEST).replace(microsecond=0)
 
 
 Time = Annotated[AwareDatetime, AfterValidator(_in_seconds)]
-"""A moment as Kubernetes writes it: whole seconds, UTC."""
+"""A moment as Kubernetes writes it: whole seconds, UTC, the year 9000 at the latest."""
 
 
 class _Part(BaseModel):

@@ -58,7 +58,7 @@ def _show(plan: Plan, console: Console) -> None:
     age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(plan.time)).total_seconds())
     state = "" if plan.acts else "; only told, not carried out (dryRun)"
     console.print(
-        f"planned {age:.0f} s ago in {1000 * plan.seconds:.0f} ms; {plan.usable} of {plan.nodes} nodes take pods{state}"
+        f"unchanged for {age:.0f} s, planned in {1000 * plan.seconds:.0f} ms; {plan.usable} of {plan.nodes} nodes take pods{state}"
     )
     if plan.problem:
         console.print(f"the configuration in force is an older one: {plan.problem}", style="yellow", markup=False)
@@ -76,6 +76,10 @@ def _show(plan: Plan, console: Console) -> None:
             each.words,
         )
     console.print(jobs if plan.jobs else "no job wants trainers")
+    if plan.jobs_left_out:
+        console.print(f"and {plan.jobs_left_out} jobs more of lower priority")
     for claim in plan.claims:
         gives = ", ".join(f"{count} of {job}" for job, count in claim.victims.items())
         console.print(f"room for {claim.pod} on {claim.node}{': gives way: ' + gives if gives else ''}", markup=False)
+    if plan.claims_left_out:
+        console.print(f"and {plan.claims_left_out} pods more for which there is room, or will be")

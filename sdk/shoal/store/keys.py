@@ -28,6 +28,13 @@ It sorts before all jobs' keys: in many an etcd who may watch a key can watch al
 _USERS: Final = "shoal/"
 """Names of jobs' users in etcd begin with this: an etcd may have others."""
 
+_RECORDS: Final = re.compile(
+    r"master|shape|schedule|begun|epoch|reached|stopped|saved|counters|progress|outcome|wanted"
+    r"|members/[0-9a-f]{16}|tasks/\d{8,}/\d{8,}|metrics/\d{8,}/\d{8,}|evaluations/\d{8,}/\d{4,}",
+    re.ASCII,
+)
+"""Names of all records of a job."""
+
 _PART: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -74,6 +81,11 @@ class JobKeys:
         if not user.startswith(_USERS) or len(parts) != 3 or not all(_PART.fullmatch(part) for part in parts):
             return None
         return cls(*parts)
+
+    @staticmethod
+    def knows(record: str) -> bool:
+        """Whether a key that is named relative to its job is one of Shoal's."""
+        return _RECORDS.fullmatch(record) is not None
 
     @property
     def user(self) -> str:

@@ -123,11 +123,12 @@ class Listing(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A key was written, or removed (``value`` is None), at ``mod_revision``."""
+    """A key was written, or removed (``value`` is None), at ``mod_revision``; ``created``: it was not there before."""
 
     key: str
     value: bytes | None
     mod_revision: int
+    created: bool = False
 
 
 class Status(NamedTuple):

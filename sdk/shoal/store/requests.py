@@ -132,7 +132,9 @@ def newest(pairs: Sequence[KeyValue]) -> Witness | None:
 def events_of(answer: Any) -> list[Event]:
     """A watch's message in our form."""
     return [
-        Event(key_text(event.kv.key), None if event.type == event.DELETE else event.kv.value, event.kv.mod_revision)
+        Event(key_text(event.kv.key), None, event.kv.mod_revision)
+        if event.type == event.DELETE
+        else Event(key_text(event.kv.key), event.kv.value, event.kv.mod_revision, event.kv.version == 1)
         for event in answer.events
     ]
 

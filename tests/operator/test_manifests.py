@@ -1,0 +1,20 @@
+"""What is kept of an object is all that anybody here reads of it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+
+from shoal.operator.facets import PodFacets
+from shoal.operator.manifests import is_pod_of, slim
+from tests.operator.strange import UID, pods
+from tests.soak import examples
+
+
+@examples(300)
+@given(pods())
+def test_of_a_pod_all_is_kept_that_a_look_reads(pod):
+    """Functions that read a pod are tested with whole ones; in reality they get what is kept."""
+    kept = slim(pod)
+    assert PodFacets.of(kept) == PodFacets.of(pod)
+    assert is_pod_of(kept, "j", UID) == is_pod_of(pod, "j", UID)
+    assert slim({**kept, "kind": "Pod"}) == kept
