@@ -229,14 +229,26 @@ class Service:
 
     # --- Life ---
 
-    def run(self, addresses: list[str], *, ready: Callable[[list[str]], None] = lambda _: None) -> int:
+    def run(
+        self,
+        addresses: list[str],
+        *,
+        advertise: list[str] | None = None,
+        ready: Callable[[list[str]], None] = lambda _: None,
+    ) -> int:
         """Listen and serve; the exit code.
+
+        Args:
+            addresses: Where to listen.
+            advertise: Where trainers shall call, behind a proxy or NAT; None: where it listens.
+            ready: Called with the addresses that it listens at.
 
         Raises:
             AddressError: An address is taken, or cannot be.
         """
         listeners = [listen(address) for address in addresses]
-        self._addresses = [told for _, told in listeners]
+        listening = [told for _, told in listeners]
+        self._addresses = advertise or listening
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
         acceptor = Acceptor(
@@ -251,7 +263,7 @@ class Service:
         snapshots = threading.Thread(target=self._keep_snapshots, name="shoal-snapshots")
         snapshots.start()
         self._link.start()
-        ready(self._addresses)
+        ready(listening)
         snapshots.join()
         self._link.send(m.Leave(leases=[]))
         self._link.close()
