@@ -297,6 +297,13 @@ class Service:
         if reason.startswith("refused"):
             log.warning("%s: %s", connection.peer, reason)
 
+    def attached(self, connection: sync.Connection) -> None:
+        """A trainer asks on one connection at a time: an earlier one is half-open, and keeps a thread and memory here."""
+        with self._callers_lock:
+            earlier = self._callers.get(connection.peer.life, set()) - {connection}
+        for each in earlier:
+            each.close()
+
     def _departed(self, life: int) -> None:
         """A trainer is gone, also one whose machine vanished or that stands still: its threads and memory go, too."""
         with self._callers_lock:

@@ -49,6 +49,10 @@ class Desk(Protocol):
         """Slots got their initial values: they need their first snapshot."""
         ...
 
+    def attached(self, connection: sync.Connection) -> None:
+        """A trainer asks on this connection from now on."""
+        ...
+
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault of ours
     """A request that makes no sense; the connection ends, and the peer is told why."""
@@ -141,6 +145,7 @@ class Session:
     def _attach(self, message: m.Attach, _: int) -> None:
         state, parameters = self._parts
         self._attached = _Attachment(message, parameters, self._connection)
+        self._desk.attached(self._connection)
         with self._desk.lock:
             grants = state.grants_of(message.slots)
         self._connection.send(m.Attached(grants=grants))

@@ -8,6 +8,7 @@ no byte in the middle of a message for `STALL_SECONDS` is given up; between mess
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import struct
@@ -82,7 +83,7 @@ class Connection:
             try:
                 sent = self._stream.sendmsg(parts[:512])
             except BlockingIOError:
-                _stalled(last, f"{self.peer} takes nothing of what is sent to it")
+                _stalled(last, f"{self.peer} takes nothing of what is sent to it", STALL_SECONDS)
                 if idle is not None:
                     idle()
                 continue
@@ -93,17 +94,25 @@ class Connection:
             if parts and sent:
                 parts[0] = parts[0][sent:]
 
-    def receive(self, decoder: msgspec.msgpack.Decoder[T], *, idle: Callable[[], None] | None = None) -> tuple[T, int]:
+    def receive(
+        self,
+        decoder: msgspec.msgpack.Decoder[T],
+        *,
+        idle: Callable[[], None] | None = None,
+        seconds: float = math.inf,
+    ) -> tuple[T, int]:
         """The next message and how many bytes of payload follow it; they must be read by ``receive_into``.
 
         Args:
             decoder: For the messages allowed here.
             idle: Called every quarter of a second of silence; it may raise to give up.
+            seconds: How long the peer may take to begin.
 
         Raises:
+            TimeoutError: The peer has not begun within that time, or stopped in the middle.
             OSError: The connection is gone, or what came is no frame or message of ours.
         """
-        self._fill(memoryview(self._header), idle, patient=True)
+        self._fill(memoryview(self._header), idle, seconds=seconds)
         length, payload = parse_header(self._header, proved=True)
         body = bytearray(length)
         self.receive_into(memoryview(body), idle=idle)
@@ -118,16 +127,18 @@ class Connection:
         Raises:
             OSError: The connection is gone, or the peer has brought nothing for `STALL_SECONDS`.
         """
-        self._fill(target, idle, patient=False)
+        self._fill(target, idle, seconds=STALL_SECONDS)
 
-    def _fill(self, target: memoryview, idle: Callable[[], None] | None, *, patient: bool) -> None:
+    def _fill(self, target: memoryview, idle: Callable[[], None] | None, *, seconds: float) -> None:
         filled, last = 0, time.monotonic()
         while filled < target.nbytes:
             try:
                 received = self._stream.recv_into(target[filled:])
             except BlockingIOError:
-                if filled or not patient:
-                    _stalled(last, f"{self.peer} is silent in the middle of a message")
+                if filled:
+                    _stalled(last, f"{self.peer} is silent in the middle of a message", STALL_SECONDS)
+                else:
+                    _stalled(last, f"{self.peer} is silent", seconds)
                 if idle is not None:
                     idle()
                 continue
@@ -159,9 +170,9 @@ class Connection:
         self._stream.close()
 
 
-def _stalled(last: float, text: str) -> None:
-    if time.monotonic() - last > STALL_SECONDS:
-        raise TimeoutError(f"{text}; given up after {STALL_SECONDS:g} s")
+def _stalled(last: float, text: str, seconds: float) -> None:
+    if time.monotonic() - last > seconds:
+        raise TimeoutError(f"{text}; given up after {seconds:g} s")
 
 
 class _Greeter:
