@@ -26,10 +26,12 @@ from shoal.wire.messages import (
     Stop,
     Want,
 )
-from shoal.wire.shapes import differences
+from shoal.wire.shapes import differences, impossible
 
 __all__ = ["Training"]
 
+WANTS = 10_000
+"""Tasks that one trainer may have asked for and not got: what its loader's workers keep busy is far below."""
 VALUES = 1000
 """Names of logged values that are kept, those logged last: of all trainers, whatever their scripts are."""
 
@@ -95,8 +97,9 @@ class Training:
 
     def _refusal(self, message: Register) -> str:
         job = self._job
-        if message.shape.samples < 1:
-            return "the dataset has no samples: training needs at least one"
+        strange = impossible(message.shape)
+        if strange:
+            return strange
         if job.records.shape is not None:
             found = differences(message.shape, job.records.shape)
             if found:
@@ -198,7 +201,8 @@ class Training:
         """A trainer asks for a task."""
         job = self._job
         view = job.trainers[life]
-        view.wants.append(message.epoch)
+        if len(view.wants) < WANTS:
+            view.wants.append(message.epoch)
         if job.evaluates is None and message.epoch >= 1:
             job.evaluates = bool(job.records.evaluations)
         self.serve()

@@ -159,7 +159,7 @@ class Service:
             self._say("warning", f"{complaint}; an older one is taken")
         self._link.send(offer)
 
-    def _say(self, level: str, text: str) -> None:
+    def _say(self, level: m.Level, text: str) -> None:
         log.log(getattr(logging, level.upper()), "%s", text)
         self._link.send(m.Event(level=level, text=text))
 
