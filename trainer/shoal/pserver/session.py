@@ -6,6 +6,7 @@ order. Nothing here waits while the server's lock is held.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from shoal.wire.layout import Area, TensorArea
 from shoal.wire.tensors import bytes_of
 
 __all__ = ["Desk", "Session"]
+
+log = logging.getLogger("shoal.pserver")
 
 _requests: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToServer)
 
@@ -66,9 +69,9 @@ class _Attachment:
         self.area = Area(parameters.shape, parameters.slots_total, message.slots)
         self.shared = message.shared > 0
         if self.shared:
+            if message.shared != 2 * self.area.size or not connection.local:
+                raise Refusal("shared memory of another size than these slots need, or between hosts")
             memory: Any = shared.open_shared(connection.receive_descriptor(), message.shared)
-            if message.shared != 2 * self.area.size:
-                raise Refusal("shared memory of another size than these slots need")
         else:
             memory = bytearray(2 * self.area.size)
         whole = memoryview(memory)
@@ -116,6 +119,11 @@ class Session:
             return f"refused: {error}"
         except OSError as error:
             return str(error)
+        except Exception as error:
+            # Whatever it was about, it was this peer's request: the others' are served.
+            log.exception("a request of %s could not be carried out", self._connection.peer)
+            self._try_to_say(f"{type(error).__name__}: {error}")
+            return f"failed: {error}"
         finally:
             self._connection.close()
 
@@ -197,6 +205,8 @@ class Session:
     def _row_bytes(self, part: m.RowPart, parameters: Parameters, *, values: bool) -> int:
         if not 0 <= part.table < len(parameters.shape.tables) or part.count < 0:
             raise Refusal(f"there is no table {part.table}")
+        if values and part.count > parameters.shape.tables[part.table].rows:
+            raise Refusal(f"{part.count} rows of table {part.table}, which has fewer")
         table = parameters.shape.tables[part.table]
         width = getattr(torch, table.dtype).itemsize * table.dim
         return int(part.count * (8 + (width if values else 0)))
