@@ -19,7 +19,7 @@ from tests.proxy import WAYS, Proxy, Route
 from tests.realjob import RealJob
 from tests.zygote import Child, Zygote
 
-__all__ = ["BadNetwork", "bad_network", "left_behind"]
+__all__ = ["LEASE_SECONDS", "BadNetwork", "bad_network", "left_behind"]
 
 LEASE_SECONDS = 2.0
 KINDS = {"delay": 4, "throttle": 2, "cut": 4, "half-close": 3, "half-open": 4, "one way": 3, "outage": 2, "pause": 3}
