@@ -21,6 +21,8 @@ PAUSE = float(os.environ.get("COUNT_PAUSE", "0"))
 EVALUATE = os.environ.get("COUNT_EVALUATE", "0") == "1"
 STAMPS = os.environ.get("COUNT_STAMPS", "")
 """A folder: each process writes there when it was given a batch, by which the one before is part of the model."""
+STOP = os.environ.get("COUNT_STOP", "")
+"""A file: when it is there, the job stops."""
 
 
 class Numbers(Dataset):
@@ -66,6 +68,8 @@ def main():
             job.log(loss=loss)
             if PAUSE:
                 time.sleep(PAUSE)
+            if STOP and Path(STOP).exists():
+                job.stop("enough")
         if EVALUATE:
             job.evaluate(lambda model: float(model.dense.sum()))
     job.save("counted.safetensors")
