@@ -49,6 +49,8 @@ class Connection:
 
     def __init__(self, stream: socket.socket, peer: auth.Identity, *, slice_seconds: float = IDLE_SECONDS) -> None:
         self.peer = peer
+        self.heard = time.monotonic()
+        """When the last byte came."""
         self._stream = stream
         self._header = bytearray(HEADER.size)
         stream.settimeout(None)
@@ -105,7 +107,7 @@ class Connection:
 
         Args:
             decoder: For the messages allowed here.
-            idle: Called every quarter of a second of silence; it may raise to give up.
+            idle: Called every quarter of a second until the message is there; it may raise to give up.
             seconds: How long the peer may take to begin.
 
         Raises:
@@ -131,6 +133,7 @@ class Connection:
 
     def _fill(self, target: memoryview, idle: Callable[[], None] | None, *, seconds: float) -> None:
         filled, last = 0, time.monotonic()
+        looked = last
         while filled < target.nbytes:
             try:
                 received = self._stream.recv_into(target[filled:])
@@ -139,12 +142,17 @@ class Connection:
                     _stalled(last, f"{self.peer} is silent in the middle of a message", STALL_SECONDS)
                 else:
                     _stalled(last, f"{self.peer} is silent", seconds)
-                if idle is not None:
-                    idle()
-                continue
-            if not received:
-                raise ConnectionResetError(f"{self.peer} closed the connection")
-            filled, last = filled + received, time.monotonic()
+            else:
+                if not received:
+                    raise ConnectionResetError(f"{self.peer} closed the connection")
+                filled += received
+                last = self.heard = time.monotonic()
+                if filled == target.nbytes or last - looked < IDLE_SECONDS:
+                    continue
+            # Also between the bytes of a slow network.
+            looked = time.monotonic()
+            if idle is not None:
+                idle()
 
     def send_descriptor(self, descriptor: int) -> None:
         """Pass an open file to the peer, right behind the message that announces it."""
