@@ -25,7 +25,7 @@ from benchmarks.jobs import RunJob, until
 __all__ = ["Churn", "churn"]
 
 FEW, MANY = 1, 3
-SHARED = Path("/dev/shm")  # noqa: S108 - nothing is written there
+SHARED = Path("/dev/shm")
 WARM_CHANGES = 8
 SLACK = {"threads": 3, "descriptors": 3, "children": 0, "mappings": 0, "shared": 0, "files": 6}
 """How much more of each there may be: what is under way just now. Files are those of snapshots and of etcd's log."""
@@ -80,7 +80,7 @@ class Churn:
             "threads": 0,
             "descriptors": 0,
             "mappings": 0,
-            "shared": len(list(SHARED.iterdir())),
+            "shared": self._left_shared(trainers),
             "files": sum(len(files) for _, _, files in os.walk(self.job.folder / "state")),
         }
         for process in (runner, *children):
@@ -90,6 +90,21 @@ class Churn:
                     found["descriptors"] += process.num_fds()
                     found["mappings"] += Path(f"/proc/{process.pid}/maps").read_text().count("/memfd:shoal")
         return found
+
+    def _left_shared(self, living: set[int]) -> int:
+        """Shared memory of torch's that bears the number of a trainer that is gone."""
+        gone = {pid for _, pid in self.job.lives()} - living
+        names = [path.name.split("_") for path in SHARED.iterdir()]
+        return sum(len(parts) > 1 and parts[0] == "torch" and parts[1] in map(str, gone) for parts in names)
+
+    def at_rest(self) -> dict[str, int]:
+        """The counts when they have been the same for a second."""
+        found = self.counts()
+        while True:
+            time.sleep(1.0)
+            found, before = self.counts(), found
+            if found == before:
+                return found
 
     def settled(self, before: dict[str, int], *, seconds: float) -> dict[str, int]:
         """How much more there is than before, as soon as it is within bounds, or after so long."""
@@ -109,7 +124,7 @@ def churn(*, changes: int, seed: int, warm: int = WARM_CHANGES) -> tuple[list[Ro
         made = Churn(job, seed=seed)
         while made.changes < warm:
             made.round()
-        before = made.counts()
+        before = made.at_rest()
         while made.changes < changes:
             made.round()
             print(f"{made.changes} changes: {made.counts()}", flush=True)

@@ -131,6 +131,11 @@ class RunJob:
         """The times of the steps of every trainer."""
         return {key: stamps[len(sleeper.STAMPS) :] for key, stamps in self.stamps().items()}
 
+    def lives(self) -> set[tuple[int, int]]:
+        """All trainers that ever ran, by (index, pid)."""
+        names = [path.name.split("-") for path in self._steps.iterdir()]
+        return {(int(index), int(pid)) for _, index, pid in names}
+
     def stepped(self, index: int, pid: int) -> bool:
         """Whether a trainer has made a step; unlike `steps` it reads no file."""
         path = self._steps / f"steps-{index}-{pid}"
