@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -88,3 +91,25 @@ def test_a_trainer_that_attaches_anew_leaves_nothing_of_its_earlier_connection(t
     acceptor.close()
     eventually(lambda: not service._callers, what="the end of all threads")
     world.close()
+
+
+def test_the_memory_of_a_trainer_that_is_gone_goes_with_it_and_waits_for_no_collector(tmp_path):
+    """At both ends: it may be gigabytes, and Python's collector looks for cycles when it likes."""
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count("/memfd:shoal")
+
+    world = World("unix", tmp_path)
+    trainer = world.begun()
+    gc.collect()
+    gc.disable()
+    try:
+        before = mappings()
+        for _ in range(3):
+            trainer.pull(0, 0, idle=idle)
+            assert mappings() > before
+            trainer.close()
+        eventually(lambda: mappings() == before, what="the end of the mappings")
+    finally:
+        gc.enable()
+        world.close()

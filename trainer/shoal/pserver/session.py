@@ -98,22 +98,13 @@ class Session:
         self._connection = connection
         self._desk = desk
         self._attached: _Attachment | None = None
-        self._carry_out: dict[type, Callable[[Any, int], None]] = {
-            m.Attach: self._attach,
-            m.Pull: self._pull,
-            m.Push: self._push,
-            m.Rows: self._rows,
-            m.Init: self._init,
-            m.Buffers: self._buffers,
-            m.Export: self._export,
-        }
 
     def run(self) -> str:
         """Serve; the reason why it ended."""
         try:
             while True:
                 request, size = self._connection.receive(_requests)
-                self._carry_out[type(request)](request, size)
+                _CARRY_OUT[type(request)](self, request, size)
         except (Refusal, ValueError) as error:
             self._try_to_say(str(error))
             return f"refused: {error}"
@@ -126,6 +117,7 @@ class Session:
             return f"failed: {error}"
         finally:
             self._connection.close()
+            self._attached = None
 
     def _try_to_say(self, reason: str) -> None:
         try:
@@ -295,3 +287,15 @@ class Session:
         parts = [m.TableValues(table=index, count=len(ids)) for index, (ids, _) in enumerate(tables)]
         payload = [part for ids, values in tables for part in (bytes_of(ids), bytes_of(values))]
         self._connection.send(m.Exported(stale=stale, tables=parts), payload)
+
+
+_CARRY_OUT: dict[type, Callable[[Session, Any, int], None]] = {
+    m.Attach: Session._attach,
+    m.Pull: Session._pull,
+    m.Push: Session._push,
+    m.Rows: Session._rows,
+    m.Init: Session._init,
+    m.Buffers: Session._buffers,
+    m.Export: Session._export,
+}
+"""Of the class: a table of a session's own methods would be a cycle, and keep a trainer's memory until it is collected."""
