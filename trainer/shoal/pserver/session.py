@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import torch
@@ -104,7 +104,7 @@ class Session:
         try:
             while True:
                 request, size = self._connection.receive(_requests)
-                _CARRY_OUT[type(request)](self, request, size)
+                self._CARRY_OUT[type(request)](self, request, size)
         except (Refusal, ValueError) as error:
             self._try_to_say(str(error))
             return f"refused: {error}"
@@ -288,14 +288,13 @@ class Session:
         payload = [part for ids, values in tables for part in (bytes_of(ids), bytes_of(values))]
         self._connection.send(m.Exported(stale=stale, tables=parts), payload)
 
-
-_CARRY_OUT: dict[type, Callable[[Session, Any, int], None]] = {
-    m.Attach: Session._attach,
-    m.Pull: Session._pull,
-    m.Push: Session._push,
-    m.Rows: Session._rows,
-    m.Init: Session._init,
-    m.Buffers: Session._buffers,
-    m.Export: Session._export,
-}
-"""Of the class: a table of a session's own methods would be a cycle, and keep a trainer's memory until it is collected."""
+    # Of the class: a table of a session's own methods would be a cycle, and keep a trainer's memory until it is collected.
+    _CARRY_OUT: ClassVar[dict[type, Callable[[Session, Any, int], None]]] = {
+        m.Attach: _attach,
+        m.Pull: _pull,
+        m.Push: _push,
+        m.Rows: _rows,
+        m.Init: _init,
+        m.Buffers: _buffers,
+        m.Export: _export,
+    }
