@@ -1,26 +1,37 @@
-"""``python -m benchmarks.chaos --kills 200``: the counting model under hundreds of SIGKILLs, and an account of them.
+"""``python -m benchmarks.chaos [--profile kills|network] [--faults 200]``: the counting model under hundreds of faults.
 
-One job after another of real processes (etcd, master, parameter servers, trainers), each killed at random some dozen
-times, among pauses longer than the lease, joiners and leavers. In the end every entry of each job's model must equal its
-number of epochs: samples lost and samples counted twice are read off the model itself.
+One job after another of real processes (etcd, master, two parameter servers, three trainers). In the end every entry of each
+job's model must equal its number of epochs: samples lost and samples counted twice are read off the model itself.
+
+- kills: SIGKILLs of each role, some dozen a job, among pauses longer than the lease, joiners and leavers.
+- network: a proxy stands between all of them (trainers and master, trainers and servers, servers and master, master and
+  etcd) and delays, throttles, resets, half-closes and swallows: one way or both, of the connections that there are (they stay
+  half-open for ever) or of new ones too. Processes stand still for shorter and longer than the lease, which is 2 s.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Row, main
+from benchmarks.common import Row, tell
+from tests.badnetwork import LEASE_SECONDS, BadNetwork, bad_network, left_behind
 from tests.realjob import Chaos, RealJob
 from tests.zygote import JOB, Zygote
 
 KILLS_PER_JOB = 20
 EPOCHS = 16
+FAULTS_PER_JOB = 50
+NETWORK_EPOCHS = 14
+LONGEST_PAUSE = 30.0
+"""Seconds: some faults at once, each of which may cost a lease and more, and no hang."""
 
 
 def one_job(zygote: Zygote, folder: Path, *, seed: int, kills: int) -> tuple[Counter[str], Counter[str], int, int]:
@@ -61,6 +72,50 @@ def measure(*, kills: int, seed: int) -> tuple[list[Row], Any]:
     return [*rows, _count("jobs", len(jobs)), _count("seconds", round(time.monotonic() - begun))], jobs
 
 
+def measure_network(*, faults: int, seed: int) -> tuple[list[Row], Any]:
+    """Jobs until the faults are reached."""
+    kinds: Counter[str] = Counter()
+    jobs: list[dict[str, Any]] = []
+    begun = time.monotonic()
+    zygote = Zygote(JOB)
+    try:
+        while kinds.total() < faults:
+            left = min(FAULTS_PER_JOB, faults - kinds.total())
+            folder = tempfile.TemporaryDirectory(prefix="shoal-chaos-")
+            with folder as name, _network(zygote, Path(name), seed=seed + len(jobs), faults=left) as network:
+                network.run(seconds=600)
+                lost, twice = network.miscounted()
+                found = {"faults": dict(network.faults), "lost": lost, "twice": twice, "pause": network.longest_pause()}
+            kinds += network.faults
+            jobs.append(found | {"left": len(left_behind(zygote))})
+            print(f"job {len(jobs)}: {kinds.total()} faults so far, {jobs[-1]}", flush=True)
+    finally:
+        zygote.close()
+    pause = max(job["pause"] for job in jobs)
+    rows = [_none(name, sum(job[name] for job in jobs)) for name in ("lost", "twice")]
+    left = sum(job["left"] for job in jobs)
+    rows.append(Row(metric="processes left behind", value=left, unit="", goal="0", met=left == 0))
+    rows.append(
+        Row(
+            metric="longest time without a committed batch, against the lease",
+            value=pause,
+            unit="s",
+            reference=LEASE_SECONDS,
+            ratio=pause / LEASE_SECONDS,
+            goal=f"<= {LONGEST_PAUSE:g}",
+            met=pause <= LONGEST_PAUSE,
+            count=len(jobs),
+        )
+    )
+    rows += [_count(f"faults: {kind}", count) for kind, count in sorted(kinds.items())]
+    rows.append(_count("faults", kinds.total()))
+    return [*rows, _count("jobs", len(jobs)), _count("seconds", round(time.monotonic() - begun))], jobs
+
+
+def _network(zygote: Zygote, folder: Path, *, seed: int, faults: int) -> AbstractContextManager[BadNetwork]:
+    return bad_network(zygote, folder, seed=seed, faults=faults, epochs=NETWORK_EPOCHS)
+
+
 def _none(name: str, found: int) -> Row:
     return Row(metric=f"samples {name}", value=found, unit="samples", goal="0", met=found == 0)
 
@@ -69,9 +124,21 @@ def _count(metric: str, found: int) -> Row:
     return Row(metric=metric, value=found, unit="")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--kills", type=int, default=200)
+def main() -> None:
+    """Measure a profile."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos")
+    parser.add_argument("--profile", choices=["kills", "network"], default="kills")
+    parser.add_argument("--faults", "--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    own, sys.argv[1:] = parser.parse_known_args()
-    main("chaos", lambda: measure(kills=own.kills, seed=own.seed))
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    own = parser.parse_args()
+    # Whoever ends a benchmark ends its processes too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if own.profile == "kills":
+        tell("chaos", *measure(kills=own.faults, seed=own.seed), file=own.json)
+    else:
+        tell("chaos_network", *measure_network(faults=own.faults, seed=own.seed), file=own.json)
+
+
+if __name__ == "__main__":
+    main()

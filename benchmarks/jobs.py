@@ -92,6 +92,11 @@ class RunJob:
         self._log.close()
         self._folder.cleanup()
 
+    @property
+    def pid(self) -> int:
+        """Of `shoal run`."""
+        return self._runner.pid
+
     def log(self) -> str:
         """What `shoal run` said."""
         return (self.folder / "log").read_text()
@@ -125,6 +130,16 @@ class RunJob:
     def steps(self) -> dict[tuple[int, int], list[float]]:
         """The times of the steps of every trainer."""
         return {key: stamps[len(sleeper.STAMPS) :] for key, stamps in self.stamps().items()}
+
+    def lives(self) -> set[tuple[int, int]]:
+        """All trainers that ever ran, by (index, pid)."""
+        names = [path.name.split("-") for path in self._steps.iterdir()]
+        return {(int(index), int(pid)) for _, index, pid in names}
+
+    def stepped(self, index: int, pid: int) -> bool:
+        """Whether a trainer has made a step; unlike `steps` it reads no file."""
+        path = self._steps / f"steps-{index}-{pid}"
+        return path.exists() and path.stat().st_size > 8 * len(sleeper.STAMPS)
 
     def stepping(self, trainers: int, *, steps: int = 100) -> None:
         """Wait until so many living trainers have made so many steps."""

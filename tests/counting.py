@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,6 +19,10 @@ from shoal import trainer
 SAMPLES = int(os.environ.get("COUNT_SAMPLES", "600"))
 PAUSE = float(os.environ.get("COUNT_PAUSE", "0"))
 EVALUATE = os.environ.get("COUNT_EVALUATE", "0") == "1"
+STAMPS = os.environ.get("COUNT_STAMPS", "")
+"""A folder: each process writes there when it was given a batch, by which the one before is part of the model."""
+STOP = os.environ.get("COUNT_STOP", "")
+"""A file: when it is there, the job stops."""
 
 
 class Numbers(Dataset):
@@ -38,6 +44,12 @@ class Counter(nn.Module):
         return self.dense[samples].sum() + self.table(samples).sum()
 
 
+def stamp():
+    if STAMPS:
+        with Path(STAMPS, str(os.getpid())).open("ab") as file:
+            array("d", [time.monotonic()]).tofile(file)
+
+
 def main():
     job = trainer.join(epochs=2, seed=3)
     model = Counter()
@@ -46,6 +58,7 @@ def main():
     model, optimizers, loader = job.prepare(model, optimizers, loader)
     for _ in job.epochs():
         for samples in loader:
+            stamp()
             loss = -model(samples)
             for optimizer in optimizers:
                 optimizer.zero_grad()
@@ -55,6 +68,8 @@ def main():
             job.log(loss=loss)
             if PAUSE:
                 time.sleep(PAUSE)
+            if STOP and Path(STOP).exists():
+                job.stop("enough")
         if EVALUATE:
             job.evaluate(lambda model: float(model.dense.sum()))
     job.save("counted.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import time
 import uuid
 from collections import Counter
@@ -19,6 +20,7 @@ from shoal.store import JobKeys, Store
 from shoal.wire import auth
 from shoal.wire import environment as names
 from tests.etcds import Etcd
+from tests.proxy import Proxy, Route
 from tests.zygote import Child, Zygote
 
 __all__ = ["Chaos", "RealJob"]
@@ -53,6 +55,7 @@ class RealJob:
         server_program: What runs a parameter server.
         etcd: One that runs already, for several jobs; None: one of its own.
         final: Exit codes of a trainer that no new life follows, beside 0.
+        proxy: What stands between all its processes, which use TCP then; None: nothing does.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class RealJob:
         server_program: tuple[str, ...] = ("-m", "shoal.pserver"),
         etcd: Etcd | None = None,
         final: frozenset[int] = frozenset(),
+        proxy: Proxy | None = None,
     ) -> None:
         self.folder = folder
         self.servers, self.epochs = servers, epochs
@@ -92,6 +96,8 @@ class RealJob:
         folder.mkdir(parents=True, exist_ok=True)
         self._own_etcd = etcd is None
         self.etcd = Etcd(folder / "etcd") if etcd is None else etcd
+        self._ports = [free_port() for _ in range(servers)]
+        self._routes = self._through(proxy) if proxy is not None else {}
         # Trainers of two jobs may run at once on this machine, and are told apart by it.
         self.keys = JobKeys("default", "real", f"uid-{uuid.uuid4()}")
         manifest = MANIFEST.format(name="real", servers=servers, interval=interval)
@@ -113,6 +119,15 @@ class RealJob:
         if self._own_etcd:
             self.etcd.close()
 
+    def _through(self, proxy: Proxy) -> dict[str, Route]:
+        """A route for each kind of connection; one for each parameter server."""
+        master = f"file://{self.folder}/master.address"
+        routes = {role: proxy.route(lambda: master) for role in ("trainer", "pserver")}
+        routes["etcd"] = proxy.route(lambda: self.etcd.endpoint)
+        for index, port in enumerate(self._ports):
+            routes[f"pserver-{index}"] = proxy.route(lambda port=port: f"tcp://127.0.0.1:{port}")
+        return routes
+
     # --- Processes ---
 
     def _arguments(self, role: str, index: int) -> list[str]:
@@ -120,23 +135,32 @@ class RealJob:
             return ["script", str(self._script)]
         if role == "master":
             self._masters += 1
+            etcd = self._routes["etcd"].address.removeprefix("tcp://") if self._routes else self.etcd.endpoint
+            # Another address for every master: it is found by the file.
+            listen = "tcp://127.0.0.1:0" if self._routes else f"unix://{self.folder}/m{self._masters}"
             return [
                 *("-m", "shoal.master"),
                 *("--manifest", str(self.folder / "job.yaml")),
-                *("--etcd", self.etcd.endpoint),
-                # Another address for every master: it is found by the file.
-                *("--listen", f"unix://{self.folder}/m{self._masters}"),
+                *("--etcd", etcd),
+                *("--listen", listen),
                 *("--address-file", str(self.folder / "master.address")),
                 *("--lease-seconds", str(self._lease)),
             ]
         listen = "tcp://127.0.0.1:0" if self._tcp else f"unix://{self.folder}/p{index}"
-        return [*self._server_program, "--listen", listen, "--snapshots", str(self.folder / f"snapshots-{index}")]
+        told: list[str] = []
+        if self._routes:
+            listen = f"tcp://127.0.0.1:{self._ports[index]}"
+            told = ["--advertise", self._routes[f"pserver-{index}"].address]
+        snapshots = ["--snapshots", str(self.folder / f"snapshots-{index}")]
+        return [*self._server_program, "--listen", listen, *told, *snapshots]
 
     def _start(self, role: str, index: int) -> None:
         environment = {
             "PATH": os.environ["PATH"],
             "OMP_NUM_THREADS": "1",
-            names.MASTER: f"file://{self.folder}/master.address",
+            names.MASTER: self._routes[role].address
+            if role in self._routes
+            else f"file://{self.folder}/master.address",
             names.TOKEN_FILE: str(self.folder / "token"),
             names.UID: self.keys.uid,
             names.ROLE: role,
@@ -166,7 +190,7 @@ class RealJob:
                 continue
             if (
                 child is not None
-                and child.returncode not in {0, 75}
+                and child.returncode not in {0, names.EXIT_NO_ETCD, names.EXIT_DEPOSED}
                 and child.returncode is not None
                 and child.returncode > 0
             ):
@@ -250,6 +274,12 @@ class RealJob:
 
     def model_path(self, name: str) -> Path:
         return self.work / name
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as stream:
+        return int(stream.getsockname()[1])
 
 
 class Chaos:

@@ -74,6 +74,11 @@ class Zygote:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that the children are forked from."""
+        return self._process.pid
+
     def spawn(self, arguments: list[str], *, environment: Mapping[str, str], log: Path) -> Child:
         """Start ``python ARGUMENTS``; returns when it has its pid."""
         # Whoever reads it need not wait until the child has come to open it.

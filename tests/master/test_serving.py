@@ -63,3 +63,14 @@ def test_what_a_server_still_says_behind_its_farewell_is_ignored():
         desk.from_server(late)
     assert SERVER.life not in desk.job.servers
     assert desk.events("warning") == []
+
+
+def test_snapshots_of_weeks_take_no_memory_of_the_master():
+    desk = Desk()
+    slots = list(desk.served)
+    for number in range(3000):
+        desk.from_server(m.Snapped(file=f"snapshot-{number}", slots=slots, grants=list(desk.served.values()),
+                                   counts=[number] * len(slots)))  # fmt: skip
+    (view,) = desk.job.slots.views.values()
+    assert len(view.files) == 1000
+    assert list(view.files)[-1] == "snapshot-2999"

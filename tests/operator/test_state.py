@@ -53,6 +53,7 @@ def test_servers_that_hold_the_model_stay_while_the_job_is_suspended(shared, job
     before = job.pod_uids("pserver")
     job.patch({"suspend": True})
     job.state("Suspended")
+    assert "it is lost with a pod or its node" in job.condition("Accepted")["message"]
     kept = "kept, as the model lies in the servers' pods (spec.parameterServer.emptyDir): 2 parameter servers, 1 master"
     job.says("Suspended", "True", "SuspendRequested", kept)
     job.tells("Suspended", "all trainers are gone", "the model lies in the servers' pods")

@@ -68,6 +68,9 @@ class Server:
     def initialised(self) -> None:
         self.inits += 1
 
+    def attached(self, connection: sync.Connection) -> None:
+        """The service's part."""
+
     def _accept(self) -> None:
         while True:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 
@@ -10,6 +11,7 @@ import msgspec
 from shoal.wire import auth, sync
 from shoal.wire import messages as m
 from shoal.wire.address import listen, publish
+from shoal.wire.frames import encode
 from shoal.wire.link import Link
 
 TOKEN = auth.Token(b"0123456789abcdef")
@@ -126,5 +128,31 @@ def test_a_refusal_is_final(tmp_path):
     link.start()
     until(lambda: told)
     assert told == ["the job's token is wrong or missing"]
+    link.close()
+    master.close()
+
+
+def test_a_large_message_on_a_slow_network_is_not_taken_for_silence(tmp_path):
+    """Its bytes come all the time, and the master hears that the trainer lives meanwhile."""
+
+    class Slow(Master):
+        def serve(self, connection):
+            self.heard.append(connection.receive(decoder)[0])  # the greeting
+            sent = encode(m.Stop(reason="x" * 4000))
+            place, end = 0, time.monotonic() + 10
+            while time.monotonic() < end and not select.select([connection._stream], [], [], 0.02)[0]:
+                connection._stream.send(sent[place : place + 1])
+                place += 1
+            connection._stream.send(sent[place:])
+            super().serve(connection)
+
+    handled, lost = [], []
+    master = Slow(tmp_path, 1)
+    link = make(tmp_path, handle=handled.append, lost=lambda: lost.append(1))
+    link.lease_seconds = 1.2
+    link.start()
+    until(lambda: handled)
+    assert m.Ping() in master.heard
+    assert not lost
     link.close()
     master.close()

@@ -113,3 +113,12 @@ def test_groups_are_a_dictionary(steps):
         assert {task for task in range(5) if (0, task) in grouped[key]} == value
     values = list(grouped.values())
     assert len(values) == len({tuple(value.encode()) for value in values})
+
+
+def test_what_is_missing_of_an_epoch_of_a_million_tasks_is_found_at_once():
+    tasks = TaskSet(1_000_000)
+    tasks.add(0, 7)
+    missing = list(tasks.missing(0))
+    assert len(missing) == 999_999
+    assert missing[6:8] == [6, 8]
+    assert missing[-1] == 999_999

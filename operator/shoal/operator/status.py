@@ -53,6 +53,9 @@ _FARTHEST: Final = timedelta(days=3650)
 _LONGEST: Final = 1000
 """Characters of what others say."""
 _MOST: Final = 2**63 - 1
+_IN_PODS: Final = (
+    "the model lies in the servers' pods (spec.parameterServer.emptyDir): it is lost with a pod or its node"
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def status_of(
         state, decides = State.PENDING if untouched else None, ConditionType.ACCEPTED
     else:
         look = _Look(job, seen, wanted, troubles, facts, now, before, final)
-        said, stands = look.conditions() | {ConditionType.ACCEPTED: _accepted(refused)}, look.filled(history)
+        said, stands = look.conditions() | {ConditionType.ACCEPTED: _accepted(refused, job)}, look.filled(history)
         state, decides = look.state(said)
     conditions = _stamped(said, before, final, generation, now)
     after = _concluded(stands, conditions, state, decides, now)
@@ -125,9 +128,9 @@ def status_of(
     return clocked(after, now, runs=runs)
 
 
-def _accepted(refused: str) -> _Said:
+def _accepted(refused: str, job: TrainingJob | None = None) -> _Said:
     if not refused:
-        return _Said("True", Reason.VALID)
+        return _Said("True", Reason.VALID, _IN_PODS if job is not None and in_pods(job) else "")
     reason, words = reason_of(ConditionType.ACCEPTED, refused)
     return _Said("Unknown" if reason is Reason.NOT_CHECKED else "False", reason, words)
 

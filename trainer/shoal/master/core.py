@@ -17,6 +17,7 @@ from shoal.master.records import MemberRecord
 from shoal.master.saving import Saving
 from shoal.master.serving import Serving
 from shoal.master.training import Training
+from shoal.master.unfit import unfit, unfit_member
 from shoal.master.watch import FAILURES_ALLOWED
 from shoal.store import Wanted
 from shoal.wire import messages as m
@@ -96,6 +97,10 @@ class Master:
 
     def connected(self, connection: int, identity: Identity, now: float) -> None:
         """Somebody proved to be of this job."""
+        strange = unfit_member(identity, servers=self.job.settings.servers)
+        if strange:
+            self.job.outbox.append(Close(connection, strange))
+            return
         for other, (who, _) in list(self._connections.items()):
             same_place = (who.role, who.index) == (identity.role, identity.index) and identity.role != "observer"
             if other != connection and same_place:
@@ -116,11 +121,20 @@ class Master:
         self.job.event(f"{identity} is here")
 
     def message(self, connection: int, message: Any, now: float) -> None:
-        """A message came. What does not fit its sender is ignored: it is a word from before a change."""
+        """A message came. What does not fit its sender is ignored: it is a word from before a change.
+
+        What nobody can mean closes its connection.
+        """
         known = self._connections.get(connection)
         if known is None:
             return
         identity = known[0]
+        strange = unfit(message, self.job.queue, slots=self.job.settings.slots)
+        if strange:
+            self.job.event(f"{identity} is cut off: {strange}", "warning")
+            self.job.outbox.append(Close(connection, strange))
+            self.closed(connection, now)
+            return
         kind = type(message)
         if kind is m.Ping:
             self.job.send(connection, m.Pong())

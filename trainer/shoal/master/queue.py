@@ -30,6 +30,8 @@ __all__ = ["TaskQueue"]
 Task = tuple[int, int]
 NOTHING: Final = (-1, -1)
 """Comes before every task."""
+MOST_ATTEMPTS: Final = 2**62
+"""That a trainer may speak of: what is counted on from there must still be a number on the wire."""
 
 
 class TaskQueue:
@@ -200,7 +202,7 @@ class TaskQueue:
         other = self.leases.get(task)
         if other is not None and other[0] != holder:
             return False
-        self.attempts = max(self.attempts, lease.attempt)
+        self.attempts = max(self.attempts, min(lease.attempt, MOST_ATTEMPTS))
         self._hold(holder, task, lease)
         return True
 

@@ -118,7 +118,11 @@ class Service:
 
     def received(self, peer: _Peer, message: Any) -> None:
         """A message came."""
-        self._master.message(peer.number, message, time.monotonic())
+        try:
+            self._master.message(peer.number, message, time.monotonic())
+        except Exception:
+            log.exception("%s is cut off: the master cannot take what it sent", peer.peer)
+            peer.abort("the master cannot take what it sent")
         self._after()
 
     def closed(self, peer: _Peer) -> None:

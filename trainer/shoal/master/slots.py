@@ -18,6 +18,11 @@ from shoal.wire.messages import NO_GRANT, Ask, Drop, Final, Free, Grant, Holder,
 __all__ = ["Order", "Pending", "ServerView", "SlotMap", "SlotsGone"]
 
 
+FILES = 1000
+"""Snapshots of one server that are kept in mind. Those that stand are few, but the master does not hear which went; a slot
+that nobody serves is given away only when all servers were asked anew what they have."""
+
+
 class SlotsGone(Exception):  # noqa: N818 - it names a state of affairs
     """A slot of a job that had begun is in no server's memory and in no snapshot: it cannot go on."""
 
@@ -79,7 +84,8 @@ class SlotMap:
         self.begun = False
         """Whether every slot was served once: from then on initial values would throw work away."""
         self._new_grant = new_grant
-        self._newer: dict[int, list[str]] = {}
+        self._newer: dict[int, int] = {}
+        """Slot -> snapshots that its holder has written since it serves it."""
         self._final_asked: set[tuple[int, int]] = set()
 
     # --- Questions ---
@@ -174,7 +180,7 @@ class SlotMap:
         del self.pending[slot]
         self.live[slot] = (life, grant)
         self.begun = self.begun or self.complete
-        self._newer[slot] = []
+        self._newer[slot] = 0
         self.safe.pop(slot, None)
         if life in self.views:
             self.views[life].memory[slot] = (grant, 0)
@@ -200,13 +206,14 @@ class SlotMap:
         view = self.views.get(life)
         if view is not None:
             view.files[message.file] = dict(zip(message.slots, message.counts, strict=True))
+            while len(view.files) > FILES:
+                del view.files[next(iter(view.files))]
         orders: list[Order] = []
         for slot, grant in zip(message.slots, message.grants, strict=True):
             if self.live.get(slot) != (life, grant):
                 continue
-            newer = self._newer.setdefault(slot, [])
-            newer.append(message.file)
-            if len(newer) == 2:
+            self._newer[slot] = self._newer.get(slot, 0) + 1
+            if self._newer[slot] == 2:
                 orders.extend(self._free_elsewhere(slot, life))
         return orders
 

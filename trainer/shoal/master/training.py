@@ -27,7 +27,7 @@ from shoal.wire.messages import (
     Stop,
     Want,
 )
-from shoal.wire.shapes import differences
+from shoal.wire.shapes import differences, impossible
 from shoal.wire.texts import clipped
 
 __all__ = ["Training"]
@@ -35,6 +35,8 @@ __all__ = ["Training"]
 REASON_CHARACTERS = 2000
 NO_TASK = (-1, -1)
 """Stands for what a script does outside of batches: evaluations, saving, the time before its first batch."""
+WANTS = 10_000
+"""Tasks that one trainer may have asked for and not got: what its loader's workers keep busy is far below."""
 VALUES = 1000
 """Names of logged values that are kept, those logged last: of all trainers, whatever their scripts are."""
 
@@ -100,8 +102,9 @@ class Training:
 
     def _refusal(self, message: Register) -> str:
         job = self._job
-        if message.shape.samples < 1:
-            return "the dataset has no samples: training needs at least one"
+        strange = impossible(message.shape)
+        if strange:
+            return strange
         if job.records.shape is not None:
             found = differences(message.shape, job.records.shape)
             if found:
@@ -204,7 +207,8 @@ class Training:
         """A trainer asks for a task."""
         job = self._job
         view = job.trainers[life]
-        view.wants.append(message.epoch)
+        if len(view.wants) < WANTS:
+            view.wants.append(message.epoch)
         if job.evaluates is None and message.epoch >= 1:
             job.evaluates = bool(job.records.evaluations)
         self.serve()

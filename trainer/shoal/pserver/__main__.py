@@ -15,6 +15,7 @@ from shoal.pserver.eager import without_compiler
 from shoal.pserver.optimizers import import_all
 from shoal.pserver.service import Service
 from shoal.wire import auth, descriptors, environment, logs
+from shoal.wire.address import resolve
 
 log = logging.getLogger("shoal.pserver")
 
@@ -30,6 +31,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m shoal.pserver", description="One parameter server of a job.")
     parser.add_argument(
         "--listen", action="append", required=True, help="unix:///path or tcp://host:port; the nearest first"
+    )
+    parser.add_argument(
+        "--advertise",
+        action="append",
+        help="where trainers call this server, behind a proxy or NAT (default: where it listens)",
     )
     parser.add_argument("--snapshots", type=Path, required=True, help="the folder of this server's snapshots")
     parser.add_argument("--probe", default="", help="tcp://host:port where a kubelet asks; default: none")
@@ -51,9 +57,13 @@ def main() -> int:
             uid=environment.text(environment.UID),
             folder=arguments.snapshots,
         )
-        told = "listening at %s"
+        for address in arguments.advertise or ():
+            resolve(address)
         return service.run(
-            arguments.listen, probe=arguments.probe, ready=lambda addresses: log.info(told, ", ".join(addresses))
+            arguments.listen,
+            advertise=arguments.advertise,
+            probe=arguments.probe,
+            ready=lambda told: log.info("listening at %s", ", ".join(told)),
         )
     except (OSError, ValueError) as error:
         log.error("the parameter server cannot start: %s", error)  # noqa: TRY400 - a message for people

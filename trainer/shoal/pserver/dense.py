@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shoal.pserver.optimizers import build, from_json, keeps_gradients
+from shoal.pserver.optimizers import build, check_changed, from_json, keeps_gradients
 from shoal.wire.layout import Area, Entry, Piece, pieces
 from shoal.wire.messages import DenseParameter, Group, Shape
 
@@ -135,15 +135,14 @@ class Dense:
         """Make sure that a push's options exist.
 
         Raises:
-            ValueError: A group does not exist, or its optimizer has no such option.
+            ValueError: A group does not exist, or its optimizer has no such option, or takes no such value.
         """
         for index, changed in options.items():
             if not 0 <= index < len(self._shape.groups):
                 raise ValueError(f"no parameter group {index}: the job has {len(self._shape.groups)}")
             known = self._options.get(index)
-            strange = sorted(changed.keys() - known.keys()) if known is not None else []
-            if strange:
-                raise ValueError(f"{self._shape.groups[index].optimizer} has no option {', '.join(strange)}")
+            if known is not None:
+                check_changed(self._shape.groups[index].optimizer, known, changed)
 
     def apply(
         self,

@@ -24,6 +24,7 @@ __all__ = [
     "SPARSE",
     "UnsupportedOptimizer",
     "build",
+    "check_changed",
     "check_dense",
     "check_sparse",
     "from_json",
@@ -152,6 +153,32 @@ def group_options(group: Mapping[str, Any]) -> dict[str, Any]:
 def from_json(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as torch takes them: pairs are tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def check_changed(name: str, known: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Make sure that options of a push are options of the optimizer, with values of the kind that they had.
+
+    torch would find a text in the place of a number only while it steps, with some parameters stepped already.
+
+    Raises:
+        ValueError: They are not.
+    """
+    strange = sorted(changed.keys() - known.keys())
+    if strange:
+        raise ValueError(f"{name} has no option {', '.join(strange)}")
+    for option, value in changed.items():
+        if known[option] is not None and _kind(value) != _kind(known[option]):
+            raise ValueError(f"{name} cannot take {value!r} as {option}: it was {known[option]!r}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_kind, value))}]"
+    return type(value).__name__
 
 
 def build(name: str, parameters: Iterable[Tensor], options: Mapping[str, Any]) -> Optimizer:

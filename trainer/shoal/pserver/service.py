@@ -205,7 +205,7 @@ class Service:
         for complaint in disk.refused:
             self._say("warning", f"{complaint}; an older one is taken")
 
-    def _say(self, level: str, text: str) -> None:
+    def _say(self, level: m.Level, text: str) -> None:
         log.log(getattr(logging, level.upper()), "%s", text)
         self._link.send(m.Event(level=level, text=text))
 
@@ -301,19 +301,28 @@ class Service:
 
     # --- Life ---
 
-    def run(self, addresses: list[str], *, probe: str = "", ready: Callable[[list[str]], None] = lambda _: None) -> int:
+    def run(
+        self,
+        addresses: list[str],
+        *,
+        advertise: list[str] | None = None,
+        probe: str = "",
+        ready: Callable[[list[str]], None] = lambda _: None,
+    ) -> int:
         """Listen and serve; the exit code.
 
         Args:
-            addresses: For trainers; the nearest first.
+            addresses: Where to listen.
+            advertise: Where trainers shall call, behind a proxy or NAT; None: where it listens.
             probe: Where a kubelet may ask whether this server does its work; empty: nowhere.
-            ready: Told the addresses when callers are answered.
+            ready: Called with the addresses that it listens at.
 
         Raises:
             AddressError: An address is taken, or cannot be.
         """
         listeners = [listen(address) for address in addresses]
-        self._addresses = [told for _, told in listeners]
+        listening = [told for _, told in listeners]
+        self._addresses = advertise or listening
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
         acceptor = Acceptor(
@@ -333,7 +342,7 @@ class Service:
         for work in (self._carry_out_orders, self._restore_all):
             threading.Thread(target=self._guarded, args=(work,), name=f"shoal{work.__name__}", daemon=True).start()
         self._link.start()
-        ready(self._addresses)
+        ready(listening)
         snapshots.join()
         self._link.send(m.Leave(leases=[]))
         self._link.close()
@@ -371,6 +380,13 @@ class Service:
                     del self._callers[life]
         if reason.startswith("refused"):
             log.warning("%s: %s", connection.peer, reason)
+
+    def attached(self, connection: sync.Connection) -> None:
+        """A trainer asks on one connection at a time: an earlier one is half-open, and keeps a thread and memory here."""
+        with self._callers_lock:
+            earlier = self._callers.get(connection.peer.life, set()) - {connection}
+        for each in earlier:
+            each.close()
 
     def _departed(self, life: int) -> None:
         """A trainer is gone, also one whose machine vanished or that stands still: its threads and memory go, too."""

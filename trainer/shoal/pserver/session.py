@@ -6,8 +6,9 @@ order. Nothing here waits while the server's lock is held.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import torch
@@ -23,6 +24,8 @@ from shoal.wire.layout import Area, TensorArea
 from shoal.wire.tensors import bytes_of
 
 __all__ = ["Desk", "Session"]
+
+log = logging.getLogger("shoal.pserver")
 
 _requests: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToServer)
 
@@ -49,6 +52,10 @@ class Desk(Protocol):
         """Slots got their initial values: they need their first snapshot."""
         ...
 
+    def attached(self, connection: sync.Connection) -> None:
+        """A trainer asks on this connection from now on."""
+        ...
+
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault of ours
     """A request that makes no sense; the connection ends, and the peer is told why."""
@@ -62,9 +69,9 @@ class _Attachment:
         self.area = Area(parameters.shape, parameters.slots_total, message.slots)
         self.shared = message.shared > 0
         if self.shared:
+            if message.shared != 2 * self.area.size or not connection.local:
+                raise Refusal("shared memory of another size than these slots need, or between hosts")
             memory: Any = shared.open_shared(connection.receive_descriptor(), message.shared)
-            if message.shared != 2 * self.area.size:
-                raise Refusal("shared memory of another size than these slots need")
         else:
             memory = bytearray(2 * self.area.size)
         whole = memoryview(memory)
@@ -91,29 +98,26 @@ class Session:
         self._connection = connection
         self._desk = desk
         self._attached: _Attachment | None = None
-        self._carry_out: dict[type, Callable[[Any, int], None]] = {
-            m.Attach: self._attach,
-            m.Pull: self._pull,
-            m.Push: self._push,
-            m.Rows: self._rows,
-            m.Init: self._init,
-            m.Buffers: self._buffers,
-            m.Export: self._export,
-        }
 
     def run(self) -> str:
         """Serve; the reason why it ended."""
         try:
             while True:
                 request, size = self._connection.receive(_requests)
-                self._carry_out[type(request)](request, size)
+                self._CARRY_OUT[type(request)](self, request, size)
         except (Refusal, ValueError) as error:
             self._try_to_say(str(error))
             return f"refused: {error}"
         except OSError as error:
             return str(error)
+        except Exception as error:
+            # Whatever it was about, it was this peer's request: the others' are served.
+            log.exception("a request of %s could not be carried out", self._connection.peer)
+            self._try_to_say(f"{type(error).__name__}: {error}")
+            return f"failed: {error}"
         finally:
             self._connection.close()
+            self._attached = None
 
     def _try_to_say(self, reason: str) -> None:
         try:
@@ -141,6 +145,7 @@ class Session:
     def _attach(self, message: m.Attach, _: int) -> None:
         state, parameters = self._parts
         self._attached = _Attachment(message, parameters, self._connection)
+        self._desk.attached(self._connection)
         with self._desk.lock:
             grants = state.grants_of(message.slots)
         self._connection.send(m.Attached(grants=grants))
@@ -192,6 +197,8 @@ class Session:
     def _row_bytes(self, part: m.RowPart, parameters: Parameters, *, values: bool) -> int:
         if not 0 <= part.table < len(parameters.shape.tables) or part.count < 0:
             raise Refusal(f"there is no table {part.table}")
+        if values and part.count > parameters.shape.tables[part.table].rows:
+            raise Refusal(f"{part.count} rows of table {part.table}, which has fewer")
         table = parameters.shape.tables[part.table]
         width = getattr(torch, table.dtype).itemsize * table.dim
         return int(part.count * (8 + (width if values else 0)))
@@ -280,3 +287,14 @@ class Session:
         parts = [m.TableValues(table=index, count=len(ids)) for index, (ids, _) in enumerate(tables)]
         payload = [part for ids, values in tables for part in (bytes_of(ids), bytes_of(values))]
         self._connection.send(m.Exported(stale=stale, tables=parts), payload)
+
+    # Of the class: a table of a session's own methods would be a cycle, and keep a trainer's memory until it is collected.
+    _CARRY_OUT: ClassVar[dict[type, Callable[[Session, Any, int], None]]] = {
+        m.Attach: _attach,
+        m.Pull: _pull,
+        m.Push: _push,
+        m.Rows: _rows,
+        m.Init: _init,
+        m.Buffers: _buffers,
+        m.Export: _export,
+    }

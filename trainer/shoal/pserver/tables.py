@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.pserver.optimizers import build, from_json, row_state
+from shoal.pserver.optimizers import build, check_changed, from_json, row_state
 from shoal.wire.messages import Group, SparseTable
 from shoal.wire.rows import GIVEN, first_values, slot_of, slots_of_table
 
@@ -146,11 +146,9 @@ class Table:
         """Make sure that a push's options for the table's group exist.
 
         Raises:
-            ValueError: The optimizer has no such option.
+            ValueError: The optimizer has no such option, or takes no such value.
         """
-        strange = sorted(changed.keys() - self._options.keys())
-        if strange:
-            raise ValueError(f"{self._name} has no option {', '.join(strange)}")
+        check_changed(self._name, self._options, changed)
 
     def apply(self, slots: Collection[int], ids: Tensor, gradient: Tensor, *, changed: Mapping[str, Any]) -> None:
         """Take one step at these slots.

@@ -223,7 +223,9 @@ class Engine:
             self._link.send(m.StopEarly(reason=self.stopping, epoch=self._loop_epoch))
         self.stopping = message.stopping or self.stopping
         self._link.lease_seconds = message.lease_seconds
-        for done in self.work.unanswered.values():
+        unanswered = self.work.unanswered.values()
+        self.servers.patience.lease_seconds = message.lease_seconds
+        for done in unanswered:
             self._link.send(done)
         wants, self._wants = self._wants, 0
         for _ in range(wants):

@@ -1,9 +1,8 @@
-"""A trainer's attached connection to one parameter server, and the memory that dense gradients and values lie in."""
+"""A trainer's connection to one parameter server, and the memory that dense gradients and values lie in."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,17 +19,16 @@ ANSWERS: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToTrainer)
 
 
 class Peer:
-    """One attached connection.
+    """One connection that asks to be attached.
 
     Args:
         holder: The server.
         slots: Those that the map puts there.
         connection: To the server; the peer closes it.
         area: Where the slots' dense bytes lie.
-        idle: Called while the server has not answered; it may raise to give up.
 
     Raises:
-        OSError: The server did not answer as it should.
+        OSError: The server cannot be asked to attach; whether it did is its answer.
     """
 
     def __init__(
@@ -39,7 +37,6 @@ class Peer:
         slots: list[int],
         connection: sync.Connection,
         area: Area,
-        idle: Callable[[], None] | None,
     ) -> None:
         self.holder = holder
         self.slots = slots
@@ -63,7 +60,6 @@ class Peer:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
-        self.connection.receive(ANSWERS, idle=idle)
 
     def close(self) -> None:
         """Close the connection."""

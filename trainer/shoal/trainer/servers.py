@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from shoal.pserver.dense import DenseViews
 from shoal.trainer.areas import packed, read_pieces, unpack, write_pieces
 from shoal.trainer.initial import Initial
+from shoal.trainer.patience import Patience
 from shoal.trainer.peer import ANSWERS, Peer
 from shoal.wire import auth, sync
 from shoal.wire import messages as m
@@ -32,8 +32,6 @@ from shoal.wire.tensors import bytes_of
 __all__ = ["Answer", "Gradients", "ServerLost", "Servers"]
 
 CONNECT_SECONDS = 2.0
-ANSWER_SECONDS = 60.0
-"""For a server to take initial values, on which no trainer looks around."""
 
 Answer = tuple[list[int], list[int], int]
 """Slots, the grants they are served under, and how many batches of the task in question they have."""
@@ -73,6 +71,7 @@ class Servers:
         """The dense parameters, in the shape's order: pulled values are written into them."""
         self._shape, self._slots = shape, slots
         self._identity, self._token, self._uid = identity, token, uid
+        self.patience = Patience()
         self._peers: dict[int, Peer] = {}
         self._map = m.Map(holders=[], owner=[-1] * slots, grants=[m.NO_GRANT] * slots)
         self._buffers = TensorArea(shape.buffers)
@@ -90,6 +89,7 @@ class Servers:
         """Take the master's map; connections to servers that hold other slots now are closed."""
         self._map = new
         wanted = {holder.life: self._slots_of(number) for number, holder in enumerate(new.holders)}
+        self.patience.only(set(wanted))
         for life in [life for life, peer in self._peers.items() if wanted.get(life) != peer.slots]:
             self._peers.pop(life).close()
 
@@ -129,7 +129,8 @@ class Servers:
 
             connection = self._call(holder)
             try:
-                peer = Peer(holder, slots, connection, Area(self._shape, self._slots, slots), check)
+                peer = Peer(holder, slots, connection, Area(self._shape, self._slots, slots))
+                self._answer(connection, holder.life, check)
             except BaseException:
                 connection.close()
                 raise
@@ -174,7 +175,7 @@ class Servers:
                     self._drop(gone)
         for peer in asked:
             try:
-                message, size = peer.connection.receive(ANSWERS, idle=self._watch(peer, idle))
+                message, size = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))
                 if isinstance(message, m.Fatal):
                     raise ConnectionResetError(message.reason)
                 answer = receive(peer, message, size)
@@ -186,6 +187,16 @@ class Servers:
         lost += [slot for slot, owner in enumerate(self._map.owner) if owner < 0]
         if lost:
             raise ServerLost(lost)
+
+    def _answer(self, connection: sync.Connection, life: int, idle: Callable[[], None] | None) -> tuple[Any, int]:
+        """A server's answer, and how many bytes follow it; a connection that brings none in time is taken for dead."""
+        try:
+            answer = connection.receive(ANSWERS, idle=idle, seconds=self.patience.seconds(life))
+        except TimeoutError:
+            self.patience.gave_up(life)
+            raise
+        self.patience.answered(life)
+        return answer
 
     def _watch(self, peer: Peer, idle: Callable[[], None] | None) -> Callable[[], None] | None:
         """While a server is silent, look whether the master has given its slots to another."""
@@ -375,7 +386,7 @@ class Servers:
                         connection.send(
                             m.Init(slots=portion, grants=[grants[slot] for slot in portion], parts=parts), payload
                         )
-                        answer, _ = connection.receive(ANSWERS, idle=_until(time.monotonic() + ANSWER_SECONDS))
+                        answer, _ = self._answer(connection, holder.life, None)
                         done = done and isinstance(answer, m.Initialised)
             except OSError:
                 done = False
@@ -432,7 +443,7 @@ class Servers:
         try:
             peer = self._peer(number, idle)
             peer.connection.send(message, [] if message.fixed else [memory], idle=self._watch(peer, idle))
-            answer, size = peer.connection.receive(ANSWERS, idle=self._watch(peer, idle))
+            answer, size = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))
             if not isinstance(answer, m.BuffersMerged) or answer.stale:
                 raise ConnectionResetError("slot 0 is served under another grant now")
             if size != len(memory):
@@ -469,7 +480,7 @@ class Servers:
     ) -> None:
         message = m.Export(slot=slot, grant=self._map.grants[slot])
         peer.connection.send(message, idle=self._watch(peer, idle))
-        answer, _ = peer.connection.receive(ANSWERS, idle=self._watch(peer, idle))
+        answer, _ = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))
         if not isinstance(answer, m.Exported) or answer.stale:
             raise ConnectionResetError("the slot is served under another grant now")
         for part in answer.tables:
@@ -483,11 +494,3 @@ class Servers:
 
 def _answers_of(applied: Sequence[m.Applied | m.SlotBatch]) -> list[Answer]:
     return [(part.slots, part.grants, part.batches) for part in applied]
-
-
-def _until(end: float) -> Callable[[], None]:
-    def check() -> None:
-        if time.monotonic() > end:
-            raise TimeoutError("the server does not answer")
-
-    return check

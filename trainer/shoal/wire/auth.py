@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import secrets
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -44,9 +45,9 @@ class AuthenticationError(ConnectionError):
 class Identity(msgspec.Struct, frozen=True):
     """One run of one process: ``life`` is random, so that a successor of the same role and index is told apart."""
 
-    role: str
-    index: int
-    life: int
+    role: Annotated[str, msgspec.Meta(max_length=20)]
+    index: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+    life: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
     def __str__(self) -> str:
         """Role and number, as people say it."""

@@ -145,6 +145,9 @@ class Link:
 
     def _idle(self) -> None:
         now = time.monotonic()
+        connection = self._connection
+        if connection is not None:  # a large message may take longer than the lease
+            self._last_heard = max(self._last_heard, connection.heard)
         if self._closing.is_set() or now - self._last_heard > self.lease_seconds:
             raise ConnectionResetError("the master is silent")
         if not self._well():

@@ -11,7 +11,8 @@ means "none"; *life* is a random number that tells one run of a process from the
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -107,6 +108,25 @@ __all__ = [
 ]
 
 NO_GRANT = 0
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+"""A number of things, or a thing's number: far above what a job has, far below what cannot be added up and told again."""
+Place = Annotated[int, msgspec.Meta(ge=-1, le=1 << 40)]
+"""The same, or -1 for none."""
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+"""At least one."""
+Attempt = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Name = Annotated[str, msgspec.Meta(max_length=4096)]
+"""Of a file, a host, an address, a tensor, a logged value."""
+Score = Annotated[str, msgspec.Meta(max_length=64_000)]
+Level = Literal["info", "warning", "error"]
+
+
+def _parallel(*columns: Sequence[Any]) -> None:
+    """Refuse columns of a table that have not the same length."""
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f"columns of {', '.join(str(len(column)) for column in columns)} rows")
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,9 +236,9 @@ class Shape(_Part, frozen=True, kw_only=True):
 class Lease(_Part, frozen=True):
     """A trainer's hold on a task. ``attempt`` counts the leases of the whole job."""
 
-    epoch: int
-    task: int
-    attempt: int
+    epoch: Count
+    task: Count
+    attempt: Attempt
 
 
 class Holder(_Part, frozen=True):
@@ -226,7 +246,7 @@ class Holder(_Part, frozen=True):
 
     index: int
     life: int
-    addresses: list[str]
+    addresses: list[Name]
 
 
 class Map(_Message, frozen=True):
@@ -235,6 +255,10 @@ class Map(_Message, frozen=True):
     holders: list[Holder]
     owner: list[int]
     grants: list[int]
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.owner, self.grants)
 
 
 class Report(_Part, frozen=True):
@@ -245,17 +269,25 @@ class Report(_Part, frozen=True):
 
     slots: list[int]
     grants: list[int]
-    counts: list[int]
+    counts: list[Count]
     tasks: bytes
-    reached: tuple[int, int]
+    reached: tuple[Place, Place]
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.slots, self.grants, self.counts)
 
 
 class File(_Part, frozen=True):
     """A snapshot file on offer: its name and, per slot in it, how many batches that slot had applied."""
 
-    name: str
+    name: Name
     slots: list[int]
-    counts: list[int]
+    counts: list[Count]
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.slots, self.counts)
 
 
 # --- Anybody to the master ---------------------------------------------------------------------------------------
@@ -272,7 +304,7 @@ class Pong(_Message, frozen=True):
 class Event(_Message, frozen=True):
     """Something a person wants to know; ``level`` is ``info``, ``warning`` or ``error``."""
 
-    level: str
+    level: Level
     text: str
 
 
@@ -296,17 +328,17 @@ class Register(_Message, frozen=True):
     """
 
     shape: Shape
-    epochs: int
-    seed: int
+    epochs: Positive
+    seed: Seed
     leases: list[Lease]
-    pid: int
-    host: str
+    pid: Count
+    host: Name
 
 
 class Want(_Message, frozen=True):
     """One more task, please; my loop is in ``epoch``."""
 
-    epoch: int
+    epoch: Count
 
 
 class Done(_Message, frozen=True):
@@ -329,26 +361,26 @@ class Where(_Message, frozen=True):
 class Log(_Message, frozen=True):
     """What the script logged last, by name, and how many batches it ran since the last such message."""
 
-    values: dict[str, float]
-    batches: int
-    skipped: int
-    replayed: int
-    not_finite: int
+    values: dict[Name, float]
+    batches: Count
+    skipped: Count
+    replayed: Count
+    not_finite: Count
 
 
 class Evaluate(_Message, frozen=True):
     """My script is at an evaluation: the ``number``-th of its calls within ``epoch``, from 0."""
 
-    epoch: int
-    number: int
+    epoch: Count
+    number: Count
 
 
 class Evaluated(_Message, frozen=True):
     """The score of that evaluation (JSON text). From the one trainer that had the turn; then to all who wait for it."""
 
-    epoch: int
-    number: int
-    score: str
+    epoch: Count
+    number: Count
+    score: Score
 
 
 class Metric(_Message, frozen=True):
@@ -357,8 +389,8 @@ class Metric(_Message, frozen=True):
     The first trainer's counts for all; there is no answer.
     """
 
-    epoch: int
-    number: int
+    epoch: Count
+    number: Count
     value: float
 
 
@@ -372,17 +404,17 @@ class Save(_Message, frozen=True):
     After the last epoch, ``epoch`` is the number of epochs.
     """
 
-    path: str
-    epoch: int
-    number: int
+    path: Name
+    epoch: Count
+    number: Count
 
 
 class Saved(_Message, frozen=True):
     """That model, or a later one, is there. From the one trainer that had the turn; then to all who wait for it."""
 
-    path: str
-    epoch: int
-    number: int
+    path: Name
+    epoch: Count
+    number: Count
 
 
 class StopEarly(_Message, frozen=True):
@@ -392,14 +424,14 @@ class StopEarly(_Message, frozen=True):
     """
 
     reason: str
-    epoch: int
+    epoch: Count
 
 
 class Began(_Message, frozen=True):
     """The script gets a batch of a watched task now: its samples' indices (20 at most)."""
 
     lease: Lease
-    batch: int
+    batch: Count
     samples: list[int]
 
 
@@ -521,6 +553,10 @@ class Provide(_Message, frozen=True):
     holders: list[Holder]
     owner: list[int]
 
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.slots, self.grants, self.owner)
+
 
 class More(_Message, frozen=True):
     """Tasks came back: loop again."""
@@ -552,10 +588,10 @@ class Offer(_Message, frozen=True):
     held: list[Report]
     waiting: list[int]
     files: list[File]
-    question: int
-    addresses: list[str]
-    pid: int
-    host: str
+    question: Count
+    addresses: list[Name]
+    pid: Count
+    host: Name
 
 
 class Held(_Message, frozen=True):
@@ -570,23 +606,31 @@ class Waiting(_Message, frozen=True):
     slots: list[int]
     grants: list[int]
 
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.slots, self.grants)
+
 
 class Nothing(_Message, frozen=True):
     """The order could not be carried out: there is no such snapshot (or it is damaged, or foreign)."""
 
     slot: int
     grant: int
-    file: str
+    file: Name
     reason: str
 
 
 class Snapped(_Message, frozen=True):
     """A snapshot stands: written, synced, renamed."""
 
-    file: str
+    file: Name
     slots: list[int]
     grants: list[int]
-    counts: list[int]
+    counts: list[Count]
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.slots, self.grants, self.counts)
 
 
 class Lacks(_Message, frozen=True):
@@ -602,12 +646,16 @@ class Safe(_Message, frozen=True):
     sample by sample, beside its watermarks.
     """
 
-    file: str
+    file: Name
     tasks: bytes
     slots: list[int]
     grants: list[int]
-    samples: list[int]
-    skipped: list[int]
+    samples: list[Count]
+    skipped: list[Count]
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.slots, self.grants, self.samples, self.skipped)
 
 
 # --- Master to parameter server ----------------------------------------------------------------------------------
@@ -662,6 +710,10 @@ class Final(_Message, frozen=True):
     slots: list[int]
     grants: list[int]
     tasks: bytes
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.slots, self.grants)
 
 
 class Free(_Message, frozen=True):
@@ -777,8 +829,8 @@ class Pull(_Message, frozen=True):
     """
 
     grants: list[int]
-    epoch: int
-    task: int
+    epoch: Count
+    task: Count
     values: bool
     average: bool = False
 
@@ -787,7 +839,7 @@ class RowPart(_Part, frozen=True):
     """Rows of one table in a payload: ``count`` int64 row numbers, then (where values travel) count x dim values."""
 
     table: int
-    count: int
+    count: Count
 
 
 class Push(_Message, frozen=True):
@@ -799,17 +851,17 @@ class Push(_Message, frozen=True):
     """
 
     grants: list[int]
-    epoch: int
-    task: int
-    first: int
-    batches: int
-    samples: int
+    epoch: Count
+    task: Count
+    first: Count
+    batches: Positive
+    samples: Count
     skipped: bool
     absent: list[int]
     options: dict[int, dict[str, Any]]
     parts: list[RowPart]
-    next_epoch: int
-    next_task: int
+    next_epoch: Count
+    next_task: Count
     values: bool
 
 
@@ -832,6 +884,10 @@ class Init(_Message, frozen=True):
     grants: list[int]
     parts: list[RowPart]
 
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        _parallel(self.slots, self.grants)
+
 
 class Buffers(_Message, frozen=True):
     """A trainer's buffers (the payload, in the shape's order); the reply brings the job's.
@@ -842,7 +898,7 @@ class Buffers(_Message, frozen=True):
     """
 
     grant: int
-    trainers: int
+    trainers: Count
     fixed: bool
 
 

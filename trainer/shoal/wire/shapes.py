@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from shoal.wire.messages import Shape
 
-__all__ = ["differences", "digest"]
+__all__ = ["differences", "digest", "impossible"]
+
+MOST_TASKS = 1_000_000
+"""Of an epoch: each slot has a bit for each of them."""
+MOST_ELEMENTS = 1 << 48
+"""Of one tensor."""
 
 _FIELDS = {
     "samples": "the dataset's length",
@@ -27,6 +34,40 @@ _FIELDS = {
 def digest(shape: Shape) -> str:
     """A short name of everything in a shape: snapshots carry it."""
     return hashlib.blake2b(msgspec.json.encode(shape, order="deterministic"), digest_size=16).hexdigest()
+
+
+def impossible(shape: Shape) -> str:
+    """Why a job cannot train this at all, for people; empty: it can be tried."""
+    return next(itertools.chain(_impossible_data(shape), _impossible_model(shape)), "")
+
+
+def _impossible_data(shape: Shape) -> Iterator[str]:
+    if shape.samples < 1:
+        yield "the dataset has no samples: training needs at least one"
+    for name in ("batch_size", "task_batches", "accumulate"):
+        if getattr(shape, name) < 1:
+            yield f"{_FIELDS[name]} is {getattr(shape, name)}; it must be at least 1"
+    tasks = shape.samples // (shape.batch_size * shape.task_batches)
+    if tasks > MOST_TASKS:
+        yield f"an epoch has {tasks:,} tasks, at most {MOST_TASKS:,} can be: give prepare a larger task_batches"
+
+
+def _impossible_model(shape: Shape) -> Iterator[str]:
+    sizes: list[tuple[str, list[int]]] = [(table.name, [table.rows, table.dim]) for table in shape.tables]
+    for tensors in (shape.dense, shape.buffers, shape.fixed):
+        sizes += [(tensor.name, tensor.shape) for tensor in tensors]
+    for label, size in sizes:
+        if min(size, default=0) < 0 or math.prod(size) > MOST_ELEMENTS:
+            yield f"{label} has the shape {size}"
+    groups = [(dense.name, dense.group) for dense in shape.dense] + [
+        (table.name, table.group) for table in shape.tables
+    ]
+    for label, group in groups:
+        if not 0 <= group < len(shape.groups):
+            yield f"{label} is in parameter group {group}; there are {len(shape.groups)}"
+    numbers = [shape.ema, *(p.max_norm for p in shape.dense), *(x for t in shape.tables for x in (t.first, t.second))]
+    if not all(map(math.isfinite, numbers)):
+        yield "a number of the model's description is not finite"
 
 
 def differences(here: Shape, job: Shape) -> list[str]:

@@ -8,6 +8,7 @@ no byte in the middle of a message for `STALL_SECONDS` is given up; between mess
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import struct
@@ -48,6 +49,8 @@ class Connection:
 
     def __init__(self, stream: socket.socket, peer: auth.Identity, *, slice_seconds: float = IDLE_SECONDS) -> None:
         self.peer = peer
+        self.heard = time.monotonic()
+        """When the last byte came."""
         self._stream = stream
         self._header = bytearray(HEADER.size)
         stream.settimeout(None)
@@ -82,7 +85,7 @@ class Connection:
             try:
                 sent = self._stream.sendmsg(parts[:512])
             except BlockingIOError:
-                _stalled(last, f"{self.peer} takes nothing of what is sent to it")
+                _stalled(last, f"{self.peer} takes nothing of what is sent to it", STALL_SECONDS)
                 if idle is not None:
                     idle()
                 continue
@@ -93,17 +96,25 @@ class Connection:
             if parts and sent:
                 parts[0] = parts[0][sent:]
 
-    def receive(self, decoder: msgspec.msgpack.Decoder[T], *, idle: Callable[[], None] | None = None) -> tuple[T, int]:
+    def receive(
+        self,
+        decoder: msgspec.msgpack.Decoder[T],
+        *,
+        idle: Callable[[], None] | None = None,
+        seconds: float = math.inf,
+    ) -> tuple[T, int]:
         """The next message and how many bytes of payload follow it; they must be read by ``receive_into``.
 
         Args:
             decoder: For the messages allowed here.
-            idle: Called every quarter of a second of silence; it may raise to give up.
+            idle: Called every quarter of a second until the message is there; it may raise to give up.
+            seconds: How long the peer may take to begin.
 
         Raises:
+            TimeoutError: The peer has not begun within that time, or stopped in the middle.
             OSError: The connection is gone, or what came is no frame or message of ours.
         """
-        self._fill(memoryview(self._header), idle, patient=True)
+        self._fill(memoryview(self._header), idle, seconds=seconds)
         length, payload = parse_header(self._header, proved=True)
         body = bytearray(length)
         self.receive_into(memoryview(body), idle=idle)
@@ -118,22 +129,30 @@ class Connection:
         Raises:
             OSError: The connection is gone, or the peer has brought nothing for `STALL_SECONDS`.
         """
-        self._fill(target, idle, patient=False)
+        self._fill(target, idle, seconds=STALL_SECONDS)
 
-    def _fill(self, target: memoryview, idle: Callable[[], None] | None, *, patient: bool) -> None:
+    def _fill(self, target: memoryview, idle: Callable[[], None] | None, *, seconds: float) -> None:
         filled, last = 0, time.monotonic()
+        looked = last
         while filled < target.nbytes:
             try:
                 received = self._stream.recv_into(target[filled:])
             except BlockingIOError:
-                if filled or not patient:
-                    _stalled(last, f"{self.peer} is silent in the middle of a message")
-                if idle is not None:
-                    idle()
-                continue
-            if not received:
-                raise ConnectionResetError(f"{self.peer} closed the connection")
-            filled, last = filled + received, time.monotonic()
+                if filled:
+                    _stalled(last, f"{self.peer} is silent in the middle of a message", STALL_SECONDS)
+                else:
+                    _stalled(last, f"{self.peer} is silent", seconds)
+            else:
+                if not received:
+                    raise ConnectionResetError(f"{self.peer} closed the connection")
+                filled += received
+                last = self.heard = time.monotonic()
+                if filled == target.nbytes or last - looked < IDLE_SECONDS:
+                    continue
+            # Also between the bytes of a slow network.
+            looked = time.monotonic()
+            if idle is not None:
+                idle()
 
     def send_descriptor(self, descriptor: int) -> None:
         """Pass an open file to the peer, right behind the message that announces it."""
@@ -159,9 +178,9 @@ class Connection:
         self._stream.close()
 
 
-def _stalled(last: float, text: str) -> None:
-    if time.monotonic() - last > STALL_SECONDS:
-        raise TimeoutError(f"{text}; given up after {STALL_SECONDS:g} s")
+def _stalled(last: float, text: str, seconds: float) -> None:
+    if time.monotonic() - last > seconds:
+        raise TimeoutError(f"{text}; given up after {seconds:g} s")
 
 
 class _Greeter:
