@@ -43,6 +43,8 @@ def unfit(message: Any, queue: TaskQueue | None, *, slots: int) -> str:
     match message:
         case m.Register() | m.HandBack() | m.Leave() | m.ScriptFailed():
             strange = _strange_lease(message.leases, queue)
+        case m.Hung() if message.lease is not None:
+            strange = _strange_lease([message.lease], queue)
         case m.Done() | m.Began():
             strange = _strange_lease([message.lease], queue)
         case m.Offer():
