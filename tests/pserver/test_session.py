@@ -143,6 +143,8 @@ class World:
         identity = auth.Identity("trainer", len(self.trainers), 200 + len(self.trainers))
         made = Servers(SHAPE, slots=SLOTS, identity=identity, token=TOKEN, uid="job")
         made.parameters = [torch.zeros(2, 3)]
+        # An optimizer's first step imports what it needs: many seconds on a machine with much to do.
+        made.patience.lease_seconds = 120.0
         made.follow(self.map)
         self.trainers.append(made)
         return made
