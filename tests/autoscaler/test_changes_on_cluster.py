@@ -99,7 +99,12 @@ def _unschedulable(world, name):
 
 
 def test_a_node_is_drained_and_comes_back(world):
-    apply(world.j, 2, 20)
+    claims = world.claims(1) | {"resources": SMALL}
+    world.j.apply(
+        trainer={"minReplicas": 2, "maxReplicas": 20, "resources": ONE_CPU},
+        parameterServer=claims,
+        master={"resources": SMALL},
+    )
     trainers(world.j, TWO_NODES)
     stays = next(node for node in world.nodes if not _has_servers(world, node))
     goes = next(node for node in world.nodes if node != stays)

@@ -38,7 +38,7 @@ def failures(job, count: int) -> None:
 def told(job) -> Counter:
     """How often each event was told."""
     found = [each for each in job.world.list("Event") if each["regarding"].get("name") == job.name]
-    mine = [each for each in found if each["reportingController"] == "shoal.dev/operator"]
+    mine = [each for each in found if each.get("reportingController") == "shoal.dev/operator"]
     return Counter({(each["reason"], each["note"]): (each.get("series") or {"count": 1})["count"] for each in mine})
 
 
@@ -119,7 +119,8 @@ def test_a_pod_that_its_kubelet_ends_is_no_failure_of_the_script(shared, job):
     kubelet.evicted(shared, pod, code=1)
     job.until(lambda: before not in job.pod_uids("trainer"), "another one")
     job.at_work([0, 1])
-    assert (job.status().get("failures"), job.status()["state"]) == (None, "Running")
+    job.state("Running")
+    assert job.status().get("failures") is None
 
 
 def test_what_is_nobody_s_fault_does_not_count(shared, job):
@@ -195,7 +196,8 @@ def test_each_event_of_a_life_is_told_once(shared, job):
         ("Resumed", "the job goes on from its snapshots"),
         ("Complete", "9 of 9 samples counted; lost 0, twice 0"),
     }
-    life = told(job)
+    # A server's claim is new, so the scheduler may not place its pod in the first moment.
+    life = Counter({key: count for key, count in told(job).items() if key[0] != "Unschedulable"})
     assert wanted <= life.keys()
     assert sum(reason == "Started" for reason, _ in life) == 1
     assert set(life.values()) == {1}, life

@@ -186,7 +186,7 @@ class Job:
 
     def events(self) -> list[tuple[str, str]]:
         """Reason and note of each event that is told of it, in order."""
-        told = [each for each in self.world.list("Event") if each["reportingController"] == "shoal.dev/operator"]
+        told = [each for each in self.world.list("Event") if each.get("reportingController") == "shoal.dev/operator"]
         mine = [each for each in told if each["regarding"]["name"] == self.name]
         return [(each["reason"], each["note"]) for each in sorted(mine, key=lambda each: each["eventTime"])]
 
