@@ -305,6 +305,17 @@ def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
     assert [each for each in resumed if isinstance(each, Tell | CreatePod)] == [Tell(Wanted())]
 
 
+def test_a_suspended_job_keeps_no_pod_that_waits_for_its_successor():
+    ended = TrainerPod(index=0, uid="u", ended=True)
+    there = Observed(
+        secrets=True, trainers=(ended,), wanted=Wanted(suspend=True), applied={("Service", "j-master"): ""}
+    )
+    of = job(suspend=True)
+    assert DeletePod("j-trainer-0", "u") in reconcile(of, IDENTITY, there, trainers=1, resting={0})
+    running = reconcile(job(), IDENTITY, replace(there, wanted=None), trainers=1, resting={0})
+    assert not any(isinstance(each, DeletePod | CreatePod) for each in running)
+
+
 def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
     """One after the other would be sent away, as long as nobody can come."""
     there = [TrainerPod(index=at, uid=f"u{at}", ready=True, works=True, priority="surplus", node="a") for at in (1, 2)]

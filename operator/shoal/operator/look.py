@@ -177,7 +177,8 @@ class Looker:
                 seen = self._store.observed(view.uid, template=memory.render(job, identity).template)
                 refused = await self._refused(view, job, identity, seen, memory)
             if not refused:
-                memory.accepted = text_of(job)
+                if memory.agreed is not job:
+                    memory.agreed, memory.accepted = job, text_of(job)
                 return job, ""
         if memory.accepted is None:
             memory.accepted = await self._kept(view)
@@ -473,12 +474,16 @@ def _repairs_due(memory: Memory, actions: Sequence[Action]) -> tuple[list[Action
 
 
 def _note(memory: Memory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
-    """Remember which trainers' pods were made, or tried to be."""
+    """Remember which trainers' pods were made, and whether a quota refused some.
+
+    A pod that the API server refuses is tried again with the pauses of looks that fail.
+    """
     now = time.monotonic()
-    for action in actions:
-        if isinstance(action, CreatePod):
-            memory.pods.tried(int(label(action.manifest, "index")), now)
     refused = [each for each in failed if isinstance(each.action, CreatePod)]
+    kept = {id(each.action) for each in refused}
+    for action in actions:
+        if isinstance(action, CreatePod) and id(action) not in kept:
+            memory.pods.tried(int(label(action.manifest, "index")), now)
     if any(_trouble(each).known is Reason.QUOTA_EXCEEDED for each in refused):
         memory.full = now, sum(not (pod.ended or pod.lost) for pod in seen.trainers)
 

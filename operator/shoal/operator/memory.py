@@ -35,6 +35,7 @@ class Memory:
         secrets: When its Secrets were made sure of.
         checked: Generation for which the API server had no words against the job.
         accepted: The spec that was accepted last, as it is kept; None: not known.
+        agreed: The job of that spec, where this process accepted it.
         pods: Back-off of each trainer's pods, by its index.
         repairs: Back-off of what another client changes again and again, by kind and name.
         full: Since when a quota refuses pods, and how many trainers there were then; None: none does.
@@ -49,6 +50,7 @@ class Memory:
     secrets: float | None = None
     checked: int = 0
     accepted: str | None = None
+    agreed: TrainingJob | None = None
     pods: BackOff[int] = field(
         default_factory=lambda: BackOff(free=3, first_seconds=5.0, longest_seconds=300.0, forget_seconds=600.0)
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shoal.api import TrainingJob
-from shoal.kube import Kube, KubeConflictError, KubeForbiddenError, KubeInvalidError
+from shoal.kube import Kube, KubeConflictError, KubeError, KubeFencedError
 from shoal.operator.check import as_pod
 from shoal.operator.pods import Identity, master_pod, names, server_pod
 from shoal.operator.reasons import Trouble
@@ -61,11 +61,7 @@ class Missing:
     async def why(
         self, job: TrainingJob, identity: Identity, seen: Observed, *, waits: bool = False
     ) -> tuple[list[Trouble], float | None]:
-        """What the API server has against the pods that are missing, and in how many seconds to ask again.
-
-        Raises:
-            KubeError: The API server was away for too long.
-        """
+        """What the API server has against the pods that are missing, and in how many seconds to ask again."""
         pods = list(_missing(job, identity, seen)) if not waits else []
         if not pods:
             self.forget(identity.uid)
@@ -83,8 +79,10 @@ class Missing:
             await self._kube.create(pod, dry_run=True)
         except KubeConflictError:
             return None  # it has come meanwhile
-        except (KubeForbiddenError, KubeInvalidError) as error:
-            return Trouble(role, pod["metadata"]["name"], error.reason, str(error))
+        except KubeFencedError:
+            raise
+        except KubeError as error:
+            return Trouble(role, pod["metadata"]["name"], error.reason or "Unavailable", str(error))
         return None
 
 

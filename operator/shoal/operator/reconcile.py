@@ -278,7 +278,9 @@ class _Round:
     def _decided(
         self, trainers: int, pods: Sequence[TrainerPod], *, stays: Mapping[str, int] | None = None
     ) -> Decision:
-        return decide(trainers, pods, self._drain(), overdue=self._overdue, resting=self._resting, stays=stays)
+        # A pod that waits for its successor is of no use where none is wanted.
+        resting = self._resting if trainers else ()
+        return decide(trainers, pods, self._drain(), overdue=self._overdue, resting=resting, stays=stays)
 
     def _complete(self) -> Iterable[Action]:
         """Everybody ends by himself; if nobody is left and no model was written, one more trainer does it."""

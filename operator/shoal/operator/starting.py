@@ -5,12 +5,13 @@ So the events of such a pod are listed, when it has not started for some seconds
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shoal.kube import Kube
+from shoal.kube import Kube, KubeError
 from shoal.operator.facets import PodFacets
 from shoal.operator.reasons import Trouble
 
@@ -22,6 +23,8 @@ _AGAIN_SECONDS: Final = 10.0
 _LONGEST_SECONDS: Final = 120.0
 _MOST: Final = 3
 """Pods of one job whose events are listed at a time: those of a role fail alike."""
+
+log = logging.getLogger("shoal.operator")
 
 
 @dataclass
@@ -63,9 +66,6 @@ class Starting:
             uid: The job's.
             namespace: Its namespace.
             pods: Its pods.
-
-        Raises:
-            KubeError: The API server was away for too long.
         """
         slow = [pod for pod in pods if pod.node and pod.pending and not (pod.deleting or pod.troubles)]
         before = self._waits.pop(uid, {})
@@ -85,7 +85,11 @@ class Starting:
 
     async def _said(self, pod: PodFacets, namespace: str) -> Trouble | None:
         fields = f"involvedObject.uid={pod.uid},type=Warning"
-        found = await self._kube.list("CoreEvent", namespace=namespace, fields=fields)
+        try:
+            found = await self._kube.list("CoreEvent", namespace=namespace, fields=fields)
+        except KubeError as error:
+            log.warning("the events of Pod %s cannot be listed: %s", pod.name, error)
+            return None
         last = max(found, key=_when, default=None)
         if last is None:
             return None

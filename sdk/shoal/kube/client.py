@@ -73,6 +73,10 @@ def _ignore(_verb: str, _kind: str, _code: int) -> None:
     pass
 
 
+def _nothing() -> None:
+    pass
+
+
 def _for_ever() -> float:
     return math.inf
 
@@ -233,7 +237,14 @@ class Kube:
             query["continue"] = following
 
     async def watch(
-        self, kind: str, *, namespace: str = "", selector: str = "", revision: int, seconds: int
+        self,
+        kind: str,
+        *,
+        namespace: str = "",
+        selector: str = "",
+        revision: int,
+        seconds: int,
+        opened: Callable[[], object] = _nothing,
     ) -> AsyncGenerator[tuple[str, Manifest]]:
         """Each change since a revision: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object.
 
@@ -243,6 +254,7 @@ class Kube:
             selector: Labels.
             revision: Resource version of a listing or of an earlier change.
             seconds: After how long the API server shall end the stream, in good order.
+            opened: Called when the API server has accepted the request; the first change may be minutes away.
 
         Raises:
             KubeGoneError: The changes since then are forgotten (status 410), or the cluster does not know the kind.
@@ -257,6 +269,7 @@ class Kube:
             try:
                 if answer.status >= 300:
                     raise error_of(answer.status, _read(await answer.read()))
+                opened()
                 told = 0
                 async for line in answer.content:
                     event = msgspec.json.decode(line)

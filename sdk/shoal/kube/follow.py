@@ -69,7 +69,9 @@ async def follow(
                 yield listed
             began = time.monotonic()
             seconds = random.randint(*_STREAM_SECONDS)  # noqa: S311 - only to spread them
-            stream = kube.watch(kind, namespace=namespace, selector=selector, revision=revision, seconds=seconds)
+            stream = kube.watch(
+                kind, namespace=namespace, selector=selector, revision=revision, seconds=seconds, opened=pauses.opened
+            )
             async for event, manifest in stream:
                 pauses.over()
                 revision = int(manifest["metadata"]["resourceVersion"])
@@ -91,6 +93,10 @@ class _Pauses:
         self._on_trouble = on_trouble
         self._pause = 0.0
         self._told = -_REMIND_SECONDS
+
+    def opened(self) -> None:
+        """The API server accepts the request: nothing is wrong now, and whether it lasts is not known yet."""
+        self._on_trouble("")
 
     def over(self) -> None:
         if self._pause:
