@@ -107,6 +107,10 @@ def test_through_restarts_and_a_history_that_is_forgotten(tmp_path):
                 await asyncio.sleep(0.2)
                 troubles.clear()
                 await asyncio.to_thread(cluster.restart, "kube-apiserver")
+                # A stream that is open again is well, though nothing has come by it yet.
+                async with asyncio.timeout(60.0):
+                    while not troubles or troubles[-1]:
+                        await asyncio.sleep(0.02)
                 await kube.create(thing("default", "c"))
                 return [*found, short(await waiting)]
 
