@@ -89,6 +89,12 @@ def test_through_restarts_and_a_history_that_is_forgotten(tmp_path):
     with ControlPlane(tmp_path / "own") as cluster:
 
         async def work(kube):
+            well = asyncio.Event()
+
+            def told(words):
+                troubles.append(words)
+                (well.clear if words else well.set)()
+
             since = (await kube.listing("ConfigMap", namespace="default", selector="of=this")).revision
             await kube.create(thing("default", "a"))
             await kube.create(thing("default", "b"))
@@ -97,20 +103,17 @@ def test_through_restarts_and_a_history_that_is_forgotten(tmp_path):
             # It has old changes in its memory, too.
             await asyncio.to_thread(cluster.restart, "kube-apiserver")
             async with contextlib.aclosing(
-                follow(
-                    kube, "ConfigMap", namespace="default", selector="of=this", since=since, on_trouble=troubles.append
-                )
+                follow(kube, "ConfigMap", namespace="default", selector="of=this", since=since, on_trouble=told)
             ) as news:
                 found = [short(await anext(news))]
                 assert troubles, "that it was forgotten"
                 waiting = asyncio.ensure_future(anext(news))
                 await asyncio.sleep(0.2)
-                troubles.clear()
+                troubles.clear(), well.clear()
                 await asyncio.to_thread(cluster.restart, "kube-apiserver")
                 # A stream that is open again is well, though nothing has come by it yet.
                 async with asyncio.timeout(60.0):
-                    while not troubles or troubles[-1]:
-                        await asyncio.sleep(0.02)
+                    await well.wait()
                 await kube.create(thing("default", "c"))
                 return [*found, short(await waiting)]
 
