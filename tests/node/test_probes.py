@@ -25,7 +25,7 @@ def test_processes_that_stand_still_are_started_again_by_their_kubelet(world):
         "held",
         **world.counting(
             trainer={"minReplicas": 2},
-            parameterServer={"replicas": 2, "template": template("pserver", livenessProbe=SOONER)},
+            parameterServer={"replicas": 2, "emptyDir": {}, "template": template("pserver", livenessProbe=SOONER)},
             master={"template": template("master", livenessProbe=SOONER)},
             output=output,
         ),

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(180)]
 def test_an_image_that_is_not_there_is_said(world):
     never = {role: {"template": template(name, imagePullPolicy="Never")} for role, name in
              (("trainer", "trainer"), ("parameterServer", "pserver"), ("master", "master"))}  # fmt: skip
+    never["parameterServer"]["emptyDir"] = {}
     world.apply("nowhere", **world.counting() | never | {"image": "shoal.test/nowhere:1"})
     world.until(lambda: world.condition("nowhere", "Running").get("reason") == "ImagePullFailed", "the word of it")
     assert "ErrImageNeverPull" in world.condition("nowhere", "Running")["message"]

@@ -73,7 +73,7 @@ class PodFacets:
             index=int(index) if index.isdigit() else -1,
             pending=phase == "Pending",
             ended=over or well,
-            lingers=well and not over,
+            lingers=well and not over and _others_run(pod),
             succeeded=well,
             deleting=deleting(pod),
             ready=ready(pod),
@@ -109,3 +109,13 @@ class PodFacets:
             node=self.node,
             wish=self.wish,
         )
+
+
+def _others_run(pod: Mapping[str, Any]) -> bool:
+    """Whether a container beside that of the role runs, or is started again and again.
+
+    Of a pod whose containers have all ended the kubelet says so before it says that the pod has.
+    """
+    containers = (pod.get("status") or {}).get("containerStatuses") or []
+    beside = [each for each in containers if each.get("name") != label(pod, "role")]
+    return any(not (each.get("state") or {}).get("terminated") for each in beside)
