@@ -223,7 +223,7 @@ STRICTER: list[tuple[str, Manifest, tuple[str, ...]]] = [
 
 _STAYS = "cannot change once the job exists; make a new job"
 _ELASTIC = {"minReplicas": 2, "maxReplicas": 8}
-_CLAIM = {"volumeClaimSpec": {"resources": {"requests": {"storage": "1Gi"}}}}
+_IN_PODS = {"emptyDir": {}}
 
 CHANGES: list[tuple[str, Manifest, Manifest, tuple[str, ...]]] = [
     ("nothing", FULL, FULL, ()),
@@ -249,10 +249,10 @@ CHANGES: list[tuple[str, Manifest, Manifest, tuple[str, ...]]] = [
     ("the path", job(output={"path": "a"}), job(output={"path": "b"}), ("spec.output.path", _STAYS)),
     ("the output set", job(), job(output={"path": "b"}), ("spec.output.path", _STAYS)),
     ("the output removed", job(output={"path": "a"}), job(), ("spec.output.path", _STAYS)),
-    ("a claim for snapshots", job(), job(parameterServer=_CLAIM),
-     ("spec.parameterServer.volumeClaimSpec", "cannot be added or removed once the job exists")),
-    ("no claim any more", job(parameterServer=_CLAIM), job(),
-     ("spec.parameterServer.volumeClaimSpec", "cannot be added or removed once the job exists")),
+    ("snapshots in the pods", job(), job(parameterServer=_IN_PODS),
+     ("spec.parameterServer.emptyDir", "cannot be added or removed once the job exists")),
+    ("a claim after all", job(parameterServer=_IN_PODS), job(),
+     ("spec.parameterServer.emptyDir", "cannot be added or removed once the job exists")),
     ("a pin out of bounds", job(trainer=_ELASTIC), job(trainer={**_ELASTIC, "replicas": 9}),
      ("spec.trainer.replicas", "is not between minReplicas")),
     ("scaled to nothing", job(trainer=_ELASTIC), job(trainer={**_ELASTIC, "replicas": 0}),

@@ -20,6 +20,7 @@ from tests.cluster.processes import free_ports
 from tests.deploy.audited import Audited
 from tests.deploy.rendered import SYSTEM, arguments, etcd_command, find, opened, overlay, rights
 from tests.deploy.test_rights import only
+from tests.operator import kubelet
 from tests.operator.standin import Masters
 from tests.operator.world import ROOT, World, spawn
 from tests.zygote import Child
@@ -265,22 +266,48 @@ def test_a_job_lives_with_the_rights_granted_and_every_right_is_used(fresh, tmp_
 
 def live(world: World) -> None:
     pinned = {"minReplicas": 2, "maxReplicas": 4, "replicas": 2}
-    world.j.apply(trainer=pinned)
+    servers = world.claims()
+    world.j.apply(trainer=pinned, parameterServer=servers)
     world.j.at_work([0, 1])
+    world.j.patch({"runPolicy": {"disruptionBudget": "None"}})
+    world.until(lambda: not world.list("PodDisruptionBudget"), "no budget")
+    in_trouble(world)
     assert world.probe("/readyz")
     world.cluster.kubectl("scale", "tj/j", "--replicas=3", "-n", world.namespace)
     world.j.at_work([0, 1, 2])
     world.cluster.kubectl("scale", "tj/j", "--replicas=2", "-n", world.namespace)
     world.j.at_work([0, 1])
-    world.j.apply(trainer=pinned, suspend=True)
+    world.j.apply(trainer=pinned, parameterServer=servers, suspend=True)
     world.j.nobody()
     # The next leader takes the Lease over.
     world.end(signal.SIGTERM)
     world.start()
-    world.j.apply(trainer=pinned, suspend=False)
+    world.j.apply(trainer=pinned, parameterServer=servers, suspend=False)
     world.j.at_work([0, 1])
     world.j.end("Complete")
     world.j.wait("Complete")
     world.j.nobody()
-    world.j.apply(trainer=pinned, runPolicy={"ttlSecondsAfterFinished": 1})
+    world.j.apply(trainer=pinned, parameterServer=servers, runPolicy={"ttlSecondsAfterFinished": 1})
     world.until(lambda: not world.cluster.get("tj,pods", "-n", world.namespace)["items"], "all to go")
+
+
+def in_trouble(world: World) -> None:
+    """A pod that does not start, and a script that fails: why is asked, and the pod of the latter is stopped."""
+    slow, fails = world.job("slow"), world.job("fails")
+    slow.apply(trainer={"minReplicas": 1, "template": {"metadata": kubelet.STAYS_PENDING}})
+    fails.apply(runPolicy={"backoffLimit": 0})
+    fails.at_work([0, 1])
+    fails.state("Running")
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
+    kubelet.ended(world, "fails-trainer-0", 3, at=datetime.now(UTC), now=waiting)
+    fails.wait("Failed")
+
+    def used(resource: str, verb: str) -> bool:
+        asked = world.cluster.asked("shoal-operator")
+        return any((each.group, each.resource, each.verb) == ("", resource, verb) for each in asked)
+
+    world.until(lambda: used("events", "list"), "the events of a pod")
+    world.until(lambda: used("pods", "patch"), "the stop of a pod")
+    for job in (slow, fails):
+        job.delete()
+        job.nothing()

@@ -15,16 +15,19 @@ ANYWHERE = {
     "list watch": f"trainingjobs.shoal.dev nodes pods persistentvolumeclaims {MADE}",
     "get": MADE,
     "create": f"pods secrets events.events.k8s.io {MADE}",
-    "patch": f"trainingjobs.shoal.dev/status events.events.k8s.io {MADE}",
-    "delete": "pods trainingjobs.shoal.dev",
+    "list": "events",
+    "patch": f"trainingjobs.shoal.dev/status events.events.k8s.io pods {MADE}",
+    "delete": "pods trainingjobs.shoal.dev poddisruptionbudgets.policy",
     "update": "trainingjobs.shoal.dev/finalizers",
 }
 NEVER = {
     "get list watch update patch delete": "secrets roles.rbac.authorization.k8s.io clusterroles.rbac.authorization.k8s.io",
     "create": "trainingjobs.shoal.dev namespaces roles.rbac.authorization.k8s.io pods/exec serviceaccounts/token "
     "clusterrolebindings.rbac.authorization.k8s.io pods/eviction nodes",
-    "update patch": "trainingjobs.shoal.dev nodes namespaces pods",
+    "update patch": "trainingjobs.shoal.dev nodes namespaces",
+    "update": "pods",
     "get list watch delete": "events.events.k8s.io",
+    "get watch create patch delete": "events",
     "get": "pods/log",
     "delete deletecollection": "services deployments.apps statefulsets.apps configmaps persistentvolumeclaims nodes",
     "impersonate": "users",
