@@ -38,7 +38,7 @@ def one_port(zygote: Zygote, role: str, *, seconds: float, seed: int) -> dict[st
         lives = {key: child.pid for key, child in job.children.items()}
         watched = {f"{key[0]}-{key[1]}": pid for key, pid in lives.items() if key[0] != "trainer"}
         before = {name: Footprint.of(pid) for name, pid in watched.items()}
-        fuzzer = Fuzzer(job, role, seed=seed)
+        fuzzer = Fuzzer(job, role, seed=seed, impersonates=True)
         fuzzer.run(seconds, meanwhile=job.supervise)
         ended = [key for key, child in job.children.items() if child.pid != lives[key]]
         end = time.monotonic() + SETTLE_SECONDS

@@ -67,12 +67,14 @@ class Fuzzer:
         job: A counting job that trains.
         role: Whose port: ``master`` or ``pserver``.
         seed: Decides what is said.
+        impersonates: Whether a caller says that it is parameter server 0. By right it takes its place then, and the job's own
+            server has to come back, again and again.
     """
 
-    def __init__(self, job: RealJob, role: str, *, seed: int) -> None:
+    def __init__(self, job: RealJob, role: str, *, seed: int, impersonates: bool = False) -> None:
         self.calls: Counter[str] = Counter()
         self.sent = 0
-        self._job, self._role, self._seed = job, role, seed
+        self._job, self._role, self._seed, self._impersonates = job, role, seed, impersonates
         self._token = auth.Token.read(job.folder / "token")
         self._messages = kinds(m.ToMaster if role == "master" else m.ToServer)
         with Store.connect(job.etcd.endpoint, prefix=job.keys.prefix) as store:
@@ -135,7 +137,8 @@ class Fuzzer:
         return stream
 
     def _member(self, caller: str, chance: random.Random) -> socket.socket | None:
-        index = 0 if caller == "pserver" and chance.random() < 0.3 else chance.randrange(50, 1000)
+        stands_in = self._impersonates and caller == "pserver" and chance.random() < 0.3
+        index = 0 if stands_in else chance.randrange(50, 1000)
         identity = auth.Identity(caller, index, auth.new_life())
         connection = sync.connect(self.address, identity=identity, token=self._token, job=self._job.keys.uid)
         stream = connection._stream
