@@ -161,7 +161,8 @@ class Masters:
             role = pod["metadata"]["labels"]["shoal.dev/role"]
             own = {"name": role, "image": "i", "imageID": "", "restartCount": 0, "ready": False}
             condition = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
-            status = {"conditions": [condition], "containerStatuses": [own | {"state": {"terminated": over}}]}
+            beside = [each for each in pod["status"].get("containerStatuses", []) if each["name"] != role]
+            status = {"conditions": [condition], "containerStatuses": [own | {"state": {"terminated": over}}, *beside]}
             self.api.patch("Pod", pod["metadata"]["name"], self.namespace, {"status": status}, status=True)
             return
         status = {"phase": "Succeeded", "conditions": [{"type": "Ready", "status": "False"}]}

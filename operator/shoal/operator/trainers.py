@@ -171,7 +171,8 @@ def _leaving(
     if len(rest) in {wanted, wanted + 1} and any(pod.cordoned for pod in rest):
         return told | (_moved(rest) if len(rest) > wanted else set())
     leaving = told | {pod.index for pod in rest[wanted:]}
-    return leaving | _rolled(wanted, rest[:wanted])
+    # One at a time: who is leaving already may still be among those who work.
+    return leaving | (set() if told else _rolled(wanted, rest[:wanted]))
 
 
 def _beyond(pods: Sequence[TrainerPod], stays: Mapping[str, int]) -> set[int]:
