@@ -101,7 +101,7 @@ class Churn:
         """The counts when they have been the same for a second."""
         found = self.counts()
         while True:
-            time.sleep(1.0)
+            time.sleep(1.0)  # counts are of one moment: the same twice, a second apart, they are at rest
             found, before = self.counts(), found
             if found == before:
                 return found
@@ -113,7 +113,7 @@ class Churn:
             more = {kind: count - before[kind] for kind, count in self.counts().items()}
             if all(more[kind] <= SLACK[kind] for kind in more) or time.monotonic() > end:
                 return more
-            time.sleep(0.2)
+            time.sleep(0.2)  # the pace of looking; the loop waits for a condition
 
 
 def churn(*, changes: int, seed: int, warm: int = WARM_CHANGES) -> tuple[list[Row], Any]:

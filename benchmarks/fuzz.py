@@ -46,7 +46,7 @@ def one_port(zygote: Zygote, role: str, *, seconds: float, seed: int) -> dict[st
             Footprint.of(pid).within(before[name], megabytes=1e9) for name, pid in watched.items()
         ):
             job.supervise()
-            time.sleep(0.1)
+            time.sleep(0.1)  # the pace of looking; the loop waits for a condition
         grown = {
             name: [
                 after.descriptors - before[name].descriptors,

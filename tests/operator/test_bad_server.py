@@ -285,7 +285,7 @@ def begin_without_masters(team) -> None:
 
 @pytest.mark.parametrize("quick", [True, False], ids=["at once", "later"])
 def test_a_definition_that_was_deleted_and_is_applied_again_is_served(tmp_path, quick):
-    """All jobs went with it; the operator says that it serves nobody, and serves those that come then."""
+    """All jobs were deleted with it. The operator is unready meanwhile, and reconciles the jobs that are created afterwards."""
     with ControlPlane(tmp_path / "cluster") as cluster, run_etcd(tmp_path / "etcd") as etcd:
         prepare(cluster)
         team = Team(cluster, NAMESPACE, etcd, tmp_path)

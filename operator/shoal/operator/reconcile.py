@@ -375,7 +375,7 @@ class _Round:
             return
         indices = [action.index for action in decision.actions if isinstance(action, Create)]
         if not self._has_the_fewest():
-            # A quota has room for some pods only: those come first without which nobody works.
+            # A quota may have room for some pods only: those come first without which the job cannot work.
             alive = sum(not (pod.ended or pod.deleting or pod.lost) for pod in self._seen.trainers)
             indices = indices[: max(0, self._job.spec.trainer.min_replicas - alive)]
         owner = objects.owner(self._job, self._identity)

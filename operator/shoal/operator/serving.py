@@ -11,7 +11,7 @@ secret in it; nothing can be changed here.
 | shoal_operator_leading | gauge | | 1: this one acts; 0: it stands by |
 | shoal_operator_etcd_up | gauge | | 1: Shoal's etcd answers |
 | shoal_operator_blocking_calls_running | gauge | | calls to etcd that are under way, each in a thread (18 at most) |
-| shoal_operator_blocking_calls_waiting | gauge | | calls to etcd that wait for a thread; above 0 for long: etcd hangs |
+| shoal_operator_blocking_calls_waiting | gauge | | calls to etcd that wait for a thread; above 0 for more than 30 s: etcd hangs |
 | shoal_jobs | gauge | state | TrainingJobs by state, as this operator knows them |
 
 Of one that acts, with an autoscaler (all but the first three are of the last plan):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from shoal.kube import Kube, KubeError
+from shoal.operator.backoff import BackOff
 from shoal.operator.facets import PodFacets
 from shoal.operator.reasons import Trouble
 
@@ -19,27 +19,12 @@ __all__ = ["Starting"]
 
 _PATIENCE_SECONDS: Final = 5.0
 """A pod starts within so long, as a rule."""
-_AGAIN_SECONDS: Final = 10.0
 _LONGEST_SECONDS: Final = 120.0
+_FORGET_SECONDS: Final = 3600.0
 _MOST: Final = 3
 """Pods of one job whose events are listed at a time: those of a role fail alike."""
 
 log = logging.getLogger("shoal.operator")
-
-
-@dataclass
-class _Wait:
-    """One pod that does not start.
-
-    Attributes:
-        ask: When its events are listed next.
-        pause: For how long to wait after that.
-        found: What they said last; None: nothing.
-    """
-
-    ask: float
-    pause: float = _AGAIN_SECONDS
-    found: Trouble | None = None
 
 
 class Starting:
@@ -53,11 +38,15 @@ class Starting:
     def __init__(self, kube: Kube, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
         self._clock = clock
-        self._waits: dict[str, dict[str, _Wait]] = {}
+        self._asked: dict[str, BackOff[str]] = {}
+        """Of each job, when the events of its pods are listed next."""
+        self._found: dict[str, dict[str, Trouble]] = {}
+        """Of each job, what the events of its pods said last."""
 
     def forget(self, uid: str) -> None:
         """The job is gone."""
-        self._waits.pop(uid, None)
+        self._asked.pop(uid, None)
+        self._found.pop(uid, None)
 
     async def why(self, uid: str, namespace: str, pods: Iterable[PodFacets]) -> tuple[list[Trouble], float | None]:
         """What kubelets say about a job's pods that do not start, and in how many seconds to ask again.
@@ -67,21 +56,25 @@ class Starting:
             namespace: Its namespace.
             pods: Its pods.
         """
-        slow = [pod for pod in pods if pod.node and pod.pending and not (pod.deleting or pod.troubles)]
-        before = self._waits.pop(uid, {})
+        slow = {pod.uid: pod for pod in pods if pod.node and pod.pending and not (pod.deleting or pod.troubles)}
         if not slow:
+            self.forget(uid)
             return [], None
+        asked = self._asked.setdefault(uid, BackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
+        found = self._found.setdefault(uid, {})
+        for gone in [each for each in asked if each not in slow]:
+            asked.forget(gone)
+            found.pop(gone, None)
         now = self._clock()
-        waits = {pod.uid: before.get(pod.uid) or _Wait(now + _PATIENCE_SECONDS) for pod in slow}
-        self._waits[uid] = waits
-        due = [pod for pod in slow if waits[pod.uid].ask <= now][:_MOST]
-        for pod in due:
-            wait = waits[pod.uid]
-            wait.found = await self._said(pod, namespace)
-            wait.ask = self._clock() + wait.pause
-            wait.pause = min(2 * wait.pause, _LONGEST_SECONDS)
-        soonest = min(wait.ask for wait in waits.values())
-        return [wait.found for wait in waits.values() if wait.found is not None], max(0.1, soonest - self._clock())
+        due = [each for each in slow if asked.tries(each) and not asked.left(each, now)][:_MOST]
+        for each in due:
+            said = await self._said(slow[each], namespace)
+            if said is not None:
+                found[each] = said
+        for each in slow:
+            if each in due or not asked.tries(each):
+                asked.tried(each, self._clock())
+        return list(found.values()), max(0.1, min(asked.left(each, self._clock()) for each in slow))
 
     async def _said(self, pod: PodFacets, namespace: str) -> Trouble | None:
         fields = f"involvedObject.uid={pod.uid},type=Warning"

@@ -354,10 +354,22 @@ class Kube:
     ) -> Manifest | None:
         """Give an object this status, and return it; None if it is gone, also where another one has its name by now."""
         path = KINDS[kind].path(namespace, name, subresource="status")
-        # A status is a subresource, whose writer's metadata the API server ignores; a test within the patch it does not.
+        return await self._put(kind, path, "/status", status, uid=uid)
+
+    async def stop_pod(self, name: str, *, namespace: str, uid: str) -> bool:
+        """Have the kubelet end a pod's containers, by a deadline that has passed; False if this pod is gone.
+
+        The pod itself stays, and its logs with it.
+        """
+        path = KINDS["Pod"].path(namespace, name)
+        return await self._put("Pod", path, "/spec/activeDeadlineSeconds", 1, uid=uid) is not None
+
+    async def _put(self, kind: str, path: str, field: str, value: object, *, uid: str) -> Manifest | None:
+        """Set one field of the object that has this uid; None if it is gone."""
+        # The API server ignores metadata that is sent to a subresource, but not a test within the patch.
         body: list[Mapping[str, Any]] = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
-            {"op": "add", "path": "/status", "value": status},
+            {"op": "add", "path": field, "value": value},
         ]
         query = {"fieldManager": self._manager}
         try:
@@ -365,31 +377,10 @@ class Kube:
         except KubeGoneError:
             return None
         except KubeInvalidError as error:
-            # A status that the schema refuses has causes, field by field; the test of the patch has none.
+            # A value that the schema refuses has causes, field by field; the test of the patch has none.
             if error.causes or error.status != _UNPROCESSABLE:
                 raise
             return None
-
-    async def stop_pod(self, name: str, *, namespace: str, uid: str) -> bool:
-        """Have the kubelet end a pod's containers, by a deadline that has passed; False if this pod is gone.
-
-        The pod itself stays, and its logs with it.
-        """
-        body: list[Mapping[str, Any]] = [
-            {"op": "test", "path": "/metadata/uid", "value": uid},
-            {"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 1},
-        ]
-        query = {"fieldManager": self._manager}
-        try:
-            path = KINDS["Pod"].path(namespace, name)
-            await self._ask("patch", "Pod", path, query=query, body=body, content=_JSON_PATCH)
-        except KubeGoneError:
-            return False
-        except KubeInvalidError as error:
-            if error.causes or error.status != _UNPROCESSABLE:
-                raise
-            return False
-        return True
 
     # --- The wire ---
 
