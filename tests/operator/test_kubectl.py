@@ -219,11 +219,17 @@ def hpa(low: int, high: int) -> str:
     })  # fmt: skip
 
 
-def test_a_horizontal_pod_autoscaler_moves_a_pinned_job(shared, resized):
+def test_a_horizontal_pod_autoscaler_names_the_field_that_is_missing_and_moves_a_pinned_job(shared, resized):
     """By its bounds, for which it needs no metrics."""
     job = resized
-    job.scale(2)
     shared.kubectl("apply", "-f", "-", input=hpa(4, 4))
+
+    def said():
+        told = shared.cluster.get("hpa", "flights", "-n", shared.namespace)["status"].get("conditions", ())
+        return [each["message"] for each in told if each["type"] == "AbleToScale"]
+
+    job.until(lambda: 'the spec replicas field ".spec.trainer.replicas" does not exist' in "".join(said()), "the field")
+    job.scale(2)
     job.at_work([0, 1, 2, 3])
     shared.kubectl("apply", "-f", "-", input=hpa(2, 3))
     job.at_work([0, 1, 2])

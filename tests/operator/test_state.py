@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from tests.cluster.control_plane import KubectlError
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
@@ -138,6 +140,18 @@ def test_a_drained_node_s_trainers_are_replaced_elsewhere_first(shared, job):
     job.state("Running")
 
 
+def _denied(world):
+    """The API server enforces a policy only after it has seen and compiled it."""
+    budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "any"}, "spec": {}}
+    try:
+        world.cluster.kubectl(
+            "create", "-n", world.namespace, "--dry-run=server", "-f", "-", input=json.dumps(budget)
+        )
+    except KubectlError as error:
+        return "no budgets here" in str(error)
+    return False
+
+
 def test_a_policy_that_denies_budgets_stops_nothing_else(shared, job):
     """What is optional comes last, and is said."""
     rule = {"expression": "false", "message": "no budgets here"}
@@ -152,6 +166,7 @@ def test_a_policy_that_denies_budgets_stops_nothing_else(shared, job):
                "spec": {"policyName": name, "validationActions": ["Deny"]}}  # fmt: skip
     shared.cluster.create(policy, binding)
     try:
+        shared.until(lambda: _denied(shared), "the policy to be enforced")
         job.apply()
         job.at_work([0, 1])
         job.until(lambda: "no budgets here" in job.condition("Scheduled").get("message", ""), "the policy's words")

@@ -110,7 +110,8 @@ class Trainer(Model):
     replicas: Annotated[int, Field(ge=0, le=10_000, strict=True)] | None = Field(
         default=None,
         description="Pins the number of trainers, between minReplicas and maxReplicas; `kubectl scale tj/NAME "
-        "--replicas=5` and a HorizontalPodAutoscaler set it. Unset, the number moves between the bounds. To un-pin: "
+        "--replicas=5` and a HorizontalPodAutoscaler set it; the latter needs a number to begin with. Unset, the number moves "
+        "between the bounds. To un-pin: "
         """`kubectl patch tj/NAME --type=merge -p '{"spec":{"trainer":{"replicas":null}}}'`. 0 is refused; to pause """
         "a job set spec.suspend.",
     )
