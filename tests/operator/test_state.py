@@ -144,9 +144,7 @@ def _denied(world):
     """The API server enforces a policy only after it has seen and compiled it."""
     budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "any"}, "spec": {}}
     try:
-        world.cluster.kubectl(
-            "create", "-n", world.namespace, "--dry-run=server", "-f", "-", input=json.dumps(budget)
-        )
+        world.cluster.kubectl("create", "-n", world.namespace, "--dry-run=server", "-f", "-", input=json.dumps(budget))
     except KubectlError as error:
         return "no budgets here" in str(error)
     return False

@@ -157,13 +157,15 @@ def test_a_caller_does_not_trust_a_listener_without_the_token(tmp_path):
     stream.close()
 
 
+UNREADABLE = [b"\xc1\xc1\xc1", b"\x81\xa4type\xa4\xe4abc", b"\x82\xa4type\xa4Want\xa5epoch" + b"\x91" * 4000 + b"\xc0"]
+"""Messages: no msgpack at all, a text that is not UTF-8, and lists in lists, deeper than Python's stack."""
 GARBAGE = [
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"\xff" * 5000,
     HEADER.pack(b"SL", 0, MAX_GREETING + 1, 0),
     HEADER.pack(b"SL", 0, 5, 1 << 39),
-    HEADER.pack(b"SL", 0, 3, 0) + b"\xc1\xc1\xc1",
+    *(HEADER.pack(b"SL", 0, len(body), 0) + body for body in UNREADABLE),
     encode(m.Want(epoch=1)),
 ]
 
@@ -236,10 +238,11 @@ def test_who_hangs_up_without_a_word_was_not_turned_away():
     assert closed == ["closed by the peer"]
 
 
-def test_a_peer_that_proved_itself_may_not_send_garbage_either(host):
+@pytest.mark.parametrize("body", UNREADABLE, ids=range(len(UNREADABLE)))
+def test_a_peer_that_proved_itself_may_not_send_garbage_either(host, body):
     connection = call(host)
     wait_for(lambda: host.accepted)
-    connection._stream.sendall(HEADER.pack(b"SL", 0, 3, 0) + b"\xc1\xc1\xc1")
+    connection._stream.sendall(HEADER.pack(b"SL", 0, len(body), 0) + body)
     with pytest.raises(FrameError, match="not a message that belongs here"):
         host.accepted[0].receive(decoder)
     connection.close()

@@ -46,7 +46,7 @@ def status_of(state: StateFolder) -> Status:
         return answer
     try:
         last = read_status(state.last.read_bytes())
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         last = _nothing_known(state)
     end = state.end()
     runner = state.runner()

@@ -34,7 +34,7 @@ def show_plan(*, namespace: str, context: str | None, output: str) -> None:
     text = asyncio.run(_read(namespace, context))
     try:
         plan = msgspec.json.decode(text, type=Plan)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CommandError(f"the plan in {namespace} is of another version of Shoal: {error}", code=FAILED) from None
     if output == "json":
         sys.stdout.write(text.strip() + "\n")

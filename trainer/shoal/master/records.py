@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from shoal.store import Published
+from shoal.wire.frames import UNDECODABLE
 from shoal.wire.messages import Account, Evaluation, Lease, Metric, Shape
 
 __all__ = ["RANGE", "SEVERAL", "Counters", "MemberRecord", "Outcome", "Records", "Schedule", "StopRecord"]
@@ -241,7 +242,7 @@ class Records:
         for key, value in pairs:
             try:
                 self._load(key, value)
-            except (msgspec.DecodeError, ValueError) as error:
+            except (*UNDECODABLE, ValueError) as error:
                 raise ValueError(f"etcd record {key!r} cannot be read: {error}") from error
 
     def _load(self, key: str, value: bytes) -> None:

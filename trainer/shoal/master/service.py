@@ -29,6 +29,7 @@ from shoal.wire import aio, auth
 from shoal.wire import probe as probes
 from shoal.wire.descriptors import SHORT
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
+from shoal.wire.frames import UNDECODABLE
 from shoal.wire.logs import Seldom
 from shoal.wire.messages import Complete, EpochDone, Evaluated, Over, Saved, Stopping, ToMaster
 from shoal.wire.unproved import Unproved
@@ -244,7 +245,7 @@ class Service:
         def note() -> None:
             try:
                 wanted = msgspec.json.decode(value, type=Wanted) if value is not None else Wanted()
-            except msgspec.MsgspecError as error:
+            except UNDECODABLE as error:
                 self._master.job.event(f"what the operator wants cannot be read, and is ignored: {error}", "error")
             else:
                 self._master.wants(wanted)

@@ -32,6 +32,8 @@ import msgspec
 import torch
 from torch import Tensor
 
+from shoal.wire.frames import UNDECODABLE
+
 __all__ = [
     "FORMAT",
     "Description",
@@ -348,7 +350,7 @@ def _read_head(file: BufferedReader, path: Path, *, uid: str, digest: str) -> _H
         parts = _heads.decode(file.read(length))
         metadata = _strings.decode(parts.pop("__metadata__", b"{}"))
         places = _places.decode(msgspec.json.encode(parts))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise SnapshotError(f"snapshot {path}: its head is damaged ({error})") from error
     description, checksums = _check_metadata(metadata, places, path)
     if description.uid != uid:
@@ -376,7 +378,7 @@ def _check_metadata(
         if version != FORMAT:
             raise SnapshotError(f"snapshot {path} has the format {version}; this version of Shoal reads {FORMAT}")
         return _descriptions.decode(text), _strings.decode(checksums)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise SnapshotError(f"snapshot {path}: its head is damaged ({error})") from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from shoal.wire.frames import UNDECODABLE
 from shoal.wire.plan import Plan
 from shoal.wire.tasks import TaskSet
 
@@ -134,7 +135,7 @@ class Watermarks:
         """
         try:
             encoded = _decoder.decode(data)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise ValueError(f"not watermarks: {error}") from error
         decoded = cls(plan)
         decoded.finished = TaskSet.decode(encoded.finished)

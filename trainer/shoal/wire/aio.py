@@ -16,7 +16,7 @@ import msgspec
 from shoal.wire import auth
 from shoal.wire.address import connect as open_socket
 from shoal.wire.address import watch_over
-from shoal.wire.frames import HEADER, FrameError, encode, parse_header
+from shoal.wire.frames import HEADER, UNDECODABLE, FrameError, encode, parse_header
 from shoal.wire.unproved import Unproved
 
 __all__ = ["Caller", "Connection", "Listener", "connect"]
@@ -142,13 +142,13 @@ class Connection(asyncio.Protocol):
         if self.peer is not None:
             try:
                 message = self._decoder.decode(body)
-            except msgspec.DecodeError as error:
+            except UNDECODABLE as error:
                 raise FrameError(f"not a message that belongs here: {error}") from error
             self.on_message(message)
             return
         try:
             handshake = _handshake.decode(body)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise FrameError("not a handshake of Shoal's") from error
         self.on_handshake(handshake)
         if self._proved():

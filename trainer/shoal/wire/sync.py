@@ -21,7 +21,7 @@ import msgspec
 from shoal.wire import auth
 from shoal.wire.address import connect as open_socket
 from shoal.wire.address import watch_over
-from shoal.wire.frames import HEADER, FrameError, encode, parse_header
+from shoal.wire.frames import HEADER, UNDECODABLE, FrameError, encode, parse_header
 
 __all__ = ["Connection", "accept", "connect"]
 
@@ -120,7 +120,7 @@ class Connection:
         self.receive_into(memoryview(body), idle=idle)
         try:
             return decoder.decode(body), payload
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise FrameError(f"not a message that belongs here: {error}") from error
 
     def receive_into(self, target: memoryview, *, idle: Callable[[], None] | None = None) -> None:
@@ -198,7 +198,7 @@ class _Greeter:
         length, _ = parse_header(self._exactly(HEADER.size), proved=False)
         try:
             message = _handshake.decode(self._exactly(length))
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise FrameError("not a handshake of Shoal's") from error
         if isinstance(message, auth.Refusal):
             raise auth.AuthenticationError(message.reason)

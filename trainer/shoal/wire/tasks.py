@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from shoal.wire.frames import UNDECODABLE
+
 __all__ = ["TaskSet"]
 
 
@@ -122,7 +124,7 @@ class TaskSet:
         """
         try:
             encoded = _decoder.decode(data)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise ValueError(f"not a set of tasks: {error}") from error
         decoded = cls(encoded.tasks)
         decoded._whole = encoded.whole
