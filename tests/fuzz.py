@@ -33,9 +33,10 @@ from tests.zygote import Zygote
 __all__ = ["CALLERS", "Footprint", "Fuzzer", "fuzzed_job"]
 
 CALLERS = ("stranger", "trainer", "pserver", "observer")
-BY_RIGHT = {m.StopEarly, m.ScriptFailed, m.Hung, m.Save, m.Saved, m.Evaluated, m.Leave, m.Began, m.Offer}
+BY_RIGHT = {m.StopEarly, m.ScriptFailed, m.Hung, m.Save, m.Saved, m.Evaluated, m.Leave, m.Began, m.Offer, m.Register}
 """Messages of a member of the job that change it, as they should: in their place there are random bytes, as one that has the
-right types by chance is the word of a member. What a master makes of such words has tests of its own."""
+right types by chance is the word of a member. What a master makes of such words has tests of its own. A trainer that registers names the tasks that it holds, and a task of epoch 600 begins 600 epochs:
+a job that is stopped finishes them."""
 SILENT = 20
 """Connections of one caller that are left open without a word."""
 

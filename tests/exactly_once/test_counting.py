@@ -74,3 +74,17 @@ def test_kills_right_at_the_start(zygote, tmp_path):
                 job.kill(role, index)
         job.run_to_the_end(seconds=100)
         check(job)
+
+
+def test_the_snapshots_know_what_was_done_when_everything_else_is_lost(zygote, tmp_path):
+    """All processes killed, and etcd empty: as where the namespace of etcd and operator was deleted."""
+    with RealJob(zygote, tmp_path / "j", epochs=6, trainers=2, variables={"COUNT_PAUSE": "0.01"}) as job:
+        while "epoch 3 of" not in job.log("master", 0):
+            job.supervise()
+            time.sleep(0.02)  # the pace of the supervisor
+        for role, index in list(job.children):
+            job.kill(role, index)
+        job.etcd.wipe()
+        job.run_to_the_end(seconds=120)
+        check(job)
+        assert job.log("master", 0).count("epoch 2 of") == 1, "the job began from nothing"

@@ -40,6 +40,18 @@ def lies(desk, liar, identity, *, count):
     desk.settle()
 
 
+def test_a_task_of_an_epoch_that_nobody_has_begun_cannot_be_done():
+    """It would begin that epoch, and a job that its script stops finishes what is begun."""
+    desk = Desk()
+    desk.joins(0)
+    desk.works(0, 2)
+    desk.joins(1)
+    desk.says(1, m.Done(lease=m.Lease(epoch=2, task=3, attempt=7), grants=[1] * len(desk.served)))
+    assert 1 not in desk.master._connections
+    assert (desk.job.queue.open, desk.job.queue.reached) == (0, (0, 1))
+    assert 0 in desk.master._connections
+
+
 @pytest.mark.parametrize("role", ["trainer", "pserver", "observer"])
 @pytest.mark.parametrize("seed", range(4 * FACTOR))
 @pytest.mark.parametrize("begun", [False, True], ids=["new", "begun"])

@@ -109,7 +109,7 @@ def test_servers_and_master_keep_the_wish_that_they_were_made_with():
     first = reconcile(of, IDENTITY, Observed(), trainers=2, places=Places(servers=("a", "b"), master=("c",)))
     (servers,), (master,) = made(first, "StatefulSet"), made(first, "Deployment")
     assert servers["metadata"]["annotations"] == {NODES: "a,b"}
-    assert master["metadata"]["annotations"] == {NODES: "c"}
+    assert master["metadata"]["annotations"][NODES] == "c"
     template = servers["spec"]["template"]
     assert (wishes(template), wishes(master["spec"]["template"])) == (["a", "b"], ["c"])
     assert template["spec"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
@@ -136,7 +136,7 @@ def test_without_a_plan_nothing_is_wished_for():
     plain = objects.servers(of, IDENTITY, replicas=2)
     assert plain["spec"]["template"] == server_pod(of, IDENTITY)
     for each in (plain, objects.master(of, IDENTITY, replicas=1)):
-        assert "annotations" not in each["metadata"]
+        assert NODES not in each["metadata"].get("annotations", {})
         assert "affinity" not in each["spec"]["template"]["spec"]
 
 

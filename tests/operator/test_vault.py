@@ -40,7 +40,7 @@ def test_nothing_that_is_derived_is_anything_else_that_is_derived():
     guarded = Vault(key=b"k" * 32, guarded=True, authority="pem")
     found = [
         guarded.secrets(KEYS)["token"]["token"], guarded.secrets(OTHER)["token"]["token"],
-        guarded.password(KEYS.uid), guarded.password(OTHER.uid), guarded.version,
+        guarded.password(KEYS.uid), guarded.password(OTHER.uid), *guarded.versions.values(),
     ]  # fmt: skip
     assert all(one not in other for one, other in itertools.permutations(found, 2))
     assert guarded.secrets(KEYS)["etcd"] == {
@@ -54,12 +54,13 @@ def test_without_users_in_etcd_there_is_no_secret_for_it():
 
 def test_the_version_changes_with_what_the_secrets_are_made_of():
     versions = [
-        Vault(key=key, guarded=guarded, authority=authority).version
+        Vault(key=key, guarded=guarded, authority=authority).versions
         for key in (b"a" * 32, b"b" * 32)
         for guarded in (True, False)
         for authority in ("", "pem")
     ]
-    assert len(set(versions)) == len(versions)
+    assert len({each["etcd"] for each in versions}) == len(versions)
+    assert len({each["token"] for each in versions}) == 2, "etcd's certificate replaces no trainer"
 
 
 def test_no_repr_has_the_key():

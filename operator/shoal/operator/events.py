@@ -128,6 +128,22 @@ def begun_again(count: int, limit: int) -> Note:
     )
 
 
+def etcd_lost(*, keeps: bool) -> Note:
+    """Etcd is another one than that in which a job began, as where its claim or the operator's namespace was deleted.
+
+    Args:
+        keeps: Whether the job's servers have claims.
+    """
+    goes_on = (
+        "its servers find their snapshots on their claims, and with them what was done: the job goes on from there"
+        if keeps
+        else "its snapshots lay in the servers' pods (spec.parameterServer.emptyDir): the job begins again"
+    )
+    return Note(
+        "Warning", "EtcdLost", f"etcd has lost its records and the job's token: all processes are replaced; {goes_on}"
+    )
+
+
 def lost(pod: str) -> Note:
     """A pod's node is gone."""
     return Note("Warning", "Lost", f"{pod} lost: its node is gone; it is replaced")

@@ -220,7 +220,8 @@ class Looker:
             uid=uid,
             etcd=self._etcd,
             guarded=vault.guarded,
-            secrets=vault.version,
+            token=vault.versions["token"],
+            login=vault.versions["etcd"],
             classes=classes,
             selector=selector,
         )
@@ -231,6 +232,7 @@ class Looker:
         overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
+        memory.note_token(seen.token, identity.token, keeps=not in_pods(job))
         resting = memory.resting(seen, time.monotonic())
         decided = self._decided(view, job, identity, seen, memory)
         held = self._autoscaler is not None and self._autoscaler.holds

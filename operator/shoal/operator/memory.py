@@ -38,6 +38,7 @@ class Memory:
         agreed: The job of that spec, where this process accepted it.
         pods: Back-off of each trainer's pods, by its index.
         repairs: Back-off of what another client changes again and again, by kind and name.
+        token: Version of the job's token of which it was said that it took the place of another.
         full: Since when a quota refuses pods, and how many trainers there were then; None: none does.
     """
 
@@ -57,6 +58,7 @@ class Memory:
     repairs: BackOff[tuple[str, str]] = field(
         default_factory=lambda: BackOff(free=1, first_seconds=1.0, longest_seconds=60.0, forget_seconds=60.0)
     )
+    token: str = ""
     full: tuple[float, int] | None = None
     read: tuple[Mapping[str, Any], TrainingJob] | None = None
     standing: tuple[Mapping[str, Any], TrainingJob | None] | None = None
@@ -79,6 +81,12 @@ class Memory:
         if self.standing is None or self.standing[0] is not manifest:
             self.standing = manifest, in_force(self.accepted, manifest)
         return self.standing[1]
+
+    def note_token(self, seen: str, current: str, *, keeps: bool) -> None:
+        """Say, once, that the job's token is another than that of its processes: etcd is another one."""
+        if seen and current not in {seen, self.token}:
+            self.token = current
+            self.untold.append(events.etcd_lost(keeps=keeps))
 
     def most(self, now: float) -> int | None:
         """How many trainers a full quota leaves to the job; None: no quota is known to be full."""

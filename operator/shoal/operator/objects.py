@@ -17,6 +17,7 @@ from shoal.operator.pods import (
     OUTPUT_FOLDER,
     SERVER_PORT,
     SNAPSHOTS,
+    TOKEN_VERSION,
     Identity,
     labels,
     master_pod,
@@ -100,6 +101,7 @@ def master(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Sequen
         "revisionHistoryLimit": 1,
     }
     made = _object(job, identity, "apps/v1", "Deployment", names(job)["master"], "master", {"spec": spec})
+    made["metadata"]["annotations"] = {TOKEN_VERSION: identity.token}
     return _remembered(made, nodes)
 
 
@@ -140,7 +142,7 @@ def servers(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Seque
 def _remembered(made: dict[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
     """An object whose pods were to prefer these nodes."""
     if nodes:
-        made["metadata"]["annotations"] = {NODES: ",".join(nodes)}
+        made["metadata"].setdefault("annotations", {})[NODES] = ",".join(nodes)
     return made
 
 

@@ -38,6 +38,8 @@ GROUP: Final = "shoal.dev"
 _FOLDER: Final = "/shoal"
 OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
 """Where the claim for the model is mounted; a relative `output.path` lies in it, and relative paths that a script saves to."""
+TOKEN_VERSION: Final = f"{GROUP}/token-version"
+"""Annotation of a job's Deployment: `Identity.token`, as its processes were last made with it."""
 SNAPSHOTS: Final = "shoal-snapshots"
 """The claim template of the servers' snapshots."""
 _NEEDED: Final = ("containers", "volumes")
@@ -55,7 +57,8 @@ class Identity:
         uid: The job's.
         etcd: Endpoint, for the master.
         guarded: Whether etcd asks who is there.
-        secrets: Tells one version of what jobs' Secrets are made of from the next.
+        token: Tells one version of what jobs' tokens are made of, which lies in etcd, from the next.
+        login: The same of what masters log in to etcd with.
         classes: The PriorityClasses of servers (and master), minimum and surplus trainers; empty: none.
         selector: Labels that the nodes of trainers must have, beside what the job itself asks for.
     """
@@ -63,7 +66,8 @@ class Identity:
     uid: str
     etcd: str
     guarded: bool = False
-    secrets: str = ""
+    token: str = ""
+    login: str = ""
     classes: tuple[str, str, str] | None = None
     selector: tuple[tuple[str, str], ...] = ()
 
@@ -82,7 +86,8 @@ def names(job: TrainingJob) -> dict[str, str]:
 
 def secret_name(job: TrainingJob, identity: Identity, what: str) -> str:
     """The name of a job's Secret: one that neither a predecessor's nor a stranger's has, as they are never read."""
-    tail = hashlib.sha256(f"{identity.uid} {identity.secrets}".encode()).hexdigest()[:8]
+    version = {"token": identity.token, "etcd": identity.login}[what]
+    tail = hashlib.sha256(f"{identity.uid} {version}".encode()).hexdigest()[:8]
     return f"{job.metadata.name}-{what}-{tail}"
 
 

@@ -112,6 +112,7 @@ class Observed:
         servers: Pods of parameter servers.
         masters: Pods of the master.
         preferred: Kind of a controller -> names of the nodes that its pods were to prefer when it was first made.
+        token: Version of the token that its processes were made with; empty: none was made.
         wanted: What stands in etcd; None: nothing.
         published: The master's last word on the progress.
         ended: The job's end, if there is one.
@@ -126,6 +127,7 @@ class Observed:
     servers: tuple[ServerPod, ...] = ()
     masters: tuple[ServerPod, ...] = ()
     preferred: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    token: str = ""
     wanted: Wanted | None = None
     published: Published | None = None
     ended: Ended | None = None
@@ -283,12 +285,18 @@ class _Round:
         return decide(trainers, pods, self._drain(), overdue=self._overdue, resting=resting, stays=stays)
 
     def _complete(self) -> Iterable[Action]:
-        """Everybody ends by himself; if nobody is left and no model was written, one more trainer does it."""
+        """Everybody ends by himself; if nobody is left and no model was written, one more trainer does it.
+
+        It comes when the job is no longer suspended; until then the snapshots stay, wherever they lie.
+        """
         alive = [pod for pod in self._seen.trainers if not (pod.ended or pod.lost)]
         if self._seen.saved and not alive:
             return [*self._lost_trainers(), *self._lingering(), *self._shrunk(servers=0, masters=0)]
         if alive:
             return [*self._running(), *self._lost_trainers()]
+        if self._job.spec.suspend:
+            none = self._decided(0, self._seen.trainers)
+            return self._whole(none) if in_pods(self._job) else self._stopped(none, suspend=True)
         return self._whole(self._decided(1, self._seen.trainers))
 
     def _stopped(self, decision: Decision, *, suspend: bool) -> Iterable[Action]:

@@ -35,7 +35,7 @@ from shoal.operator.manifests import (
     unreachable,
     without,
 )
-from shoal.operator.pods import GROUP, label
+from shoal.operator.pods import GROUP, TOKEN_VERSION, label
 from shoal.operator.policy import End
 from shoal.operator.reasons import NO_CLASS
 from shoal.operator.reconcile import Ended, Observed, ServerPod
@@ -351,6 +351,7 @@ class ClusterStore:
             saved=finished and succeeded,
             servers=self._others(uid, "pserver"),
             preferred=self._preferred(uid),
+            token=self._token(uid),
             masters=self._others(uid, "master"),
             wanted=known.wanted,
             published=known.published,
@@ -456,6 +457,13 @@ class ClusterStore:
             if kind in APPLIED_KINDS and named and controlled(each, "TrainingJob", uid=uid):
                 found[kind] = tuple(str(named).split(","))
         return found
+
+    def _token(self, uid: Uid) -> str:
+        """What a job's Deployment says of the token that its processes were made with."""
+        for (kind, _, _), each in self._known[uid].objects.items():
+            if kind == "Deployment" and controlled(each, "TrainingJob", uid=uid):
+                return str((each["metadata"].get("annotations") or {}).get(TOKEN_VERSION, ""))
+        return ""
 
     def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:
         found = [

@@ -52,9 +52,12 @@ class Vault:
         return cls(key=found.value, guarded=credentials is not None, authority=_authority(credentials))
 
     @property
-    def version(self) -> str:
-        """Changes with anything that jobs' secrets are made of; says nothing about it."""
-        return self._derived(f"version {self.guarded} {self.authority}")[:16]
+    def versions(self) -> dict[str, str]:
+        """By what a Secret is for: changes with anything that it is made of, and says nothing about it."""
+        return {
+            "token": self._derived("version")[:16],
+            "etcd": self._derived(f"version {self.guarded} {self.authority}")[:16],
+        }
 
     def password(self, uid: str) -> str:
         """Of a job's user in etcd."""

@@ -45,8 +45,11 @@ def unfit(message: Any, queue: TaskQueue | None, *, slots: int) -> str:
             strange = _strange_lease(message.leases, queue)
         case m.Hung() if message.lease is not None:
             strange = _strange_lease([message.lease], queue)
-        case m.Done() | m.Began():
+        case m.Began():
             strange = _strange_lease([message.lease], queue)
+        case m.Done():
+            # A trainer that had a task of an earlier master has said so when it registered.
+            strange = _strange_lease([message.lease], queue) or _unopened(message.lease, queue)
         case m.Offer():
             named = [slot for file in message.files for slot in file.slots]
             strange = _strange_slot([*named, *message.waiting], slots) or _strange_report(message.held, queue, slots)
@@ -62,6 +65,10 @@ def _strange_lease(leases: Iterable[m.Lease], queue: TaskQueue) -> str:
         if not _exists((lease.epoch, lease.task), queue):
             return f"there is no task {lease.task} of epoch {lease.epoch}"
     return ""
+
+
+def _unopened(lease: m.Lease, queue: TaskQueue) -> str:
+    return f"no task of epoch {lease.epoch} was begun" if lease.epoch > queue.open else ""
 
 
 def _strange_slot(named: Iterable[int], slots: int) -> str:

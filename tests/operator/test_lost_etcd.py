@@ -1,0 +1,32 @@
+"""Etcd is lost for good, as where the operator's namespace is deleted and installed again: jobs go on, and say what it cost."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+
+def test_an_etcd_that_is_another_one_is_said_once_and_all_processes_have_its_token(world):
+    kept, loose = world.job("kept"), world.job("loose")
+    kept.apply(parameterServer=world.claims())
+    loose.apply()
+    before = {}
+    for job in (kept, loose):
+        job.at_work([0, 1])
+        before[job.name] = job.pod_uids()
+    world.end()
+    world.etcd.wipe()
+    world.start()
+    kept.tells("EtcdLost", "the job goes on from there")
+    loose.tells("EtcdLost", "spec.parameterServer.emptyDir", "the job begins again")
+    for job in (kept, loose):
+        job.until(lambda job=job: not job.pod_uids() & before[job.name], "a new pod of each process")
+        job.at_work([0, 1])
+        assert [reason for reason, _ in job.events()].count("EtcdLost") == 1
+        after = job.pod_uids()
+        world.end()
+        world.start()
+        job.at_work([0, 1])
+        assert [reason for reason, _ in job.events()].count("EtcdLost") == 1
+        assert job.pod_uids() == after, "the next operator replaces nothing"
