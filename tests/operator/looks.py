@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from shoal.api.status import Account, State, Status
@@ -41,7 +42,9 @@ RAN = Status(start_time=NOW - 60 * SECOND, state=State.RUNNING)
 
 
 def told(seen=WELL, *, of=None, generation=1, wanted=3, troubles=(), refused="", now=NOW, before=None, facts=KNOWN):
-    """A spec that is refused has no job in force, unless one is given."""
+    """A spec that is refused has no job in force, unless one is given; what the master did was seen as it was done."""
+    if facts.moved is None and seen.published is not None and seen.published.moved:
+        facts = replace(facts, moved=datetime.fromtimestamp(seen.published.moved, UTC))
     return status_of(
         of if of is not None or refused else job(), generation=generation, seen=seen, wanted=wanted, troubles=troubles,
         refused=refused, now=now, before=before if before is not None else Status(), facts=facts,

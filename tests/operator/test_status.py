@@ -360,6 +360,22 @@ def test_an_etcd_that_is_away_makes_unsaid_nothing_but_the_present():
     assert told(seen, before=told()).progress is None, "it was asked, and has nothing"
 
 
+def test_a_master_s_clock_is_compared_with_nobody_s():
+    """It may be hours before or behind; an operator that has just begun believes the one before."""
+    for skew in (-3 * 3600, 3 * 3600):
+        seen = replace(WELL, published=published(moved=NOW.timestamp() + skew))
+        status = told(seen, facts=replace(KNOWN, moved=NOW - SECOND))
+        assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
+        assert (status.progress.last_step_time, status.progress.rate) == (NOW - SECOND, 10.0)
+        assert status.progress.estimated_end == NOW + 149 * SECOND
+    before = told(facts=replace(KNOWN, moved=NOW - STILL - SECOND))
+    assert in_short(before)["Progressing"] == ("False", "Stalled")
+    begun = replace(KNOWN, moved=NOW)
+    assert in_short(told(before=before, facts=begun))["Progressing"] == ("False", "Stalled")
+    more = replace(WELL, published=published(samples=1501))
+    assert in_short(told(more, before=before, facts=begun))["Progressing"] == ("True", "SamplesCommitted")
+
+
 def test_a_master_that_says_why_is_no_silent_one():
     still = replace(WELL, published=published(moved=(NOW - 20 * SECOND).timestamp(), why="a long task"))
     status = told(still, facts=replace(KNOWN, heard=NOW - timedelta(hours=1)))
@@ -369,7 +385,7 @@ def test_a_master_that_says_why_is_no_silent_one():
 
 @pytest.mark.parametrize(
     "more",
-    [{"rate": 0.0}, {"rate": math.nan}, {"rate": math.inf}, {"rate": 5e-324}, {"moved": 1e300}, {"moved": math.nan},
+    [{"rate": 0.0}, {"rate": math.nan}, {"rate": math.inf}, {"rate": 5e-324},
      {"samples": 3000, "moved": NOW.timestamp() + 5}, {"samples": 4000}, {"rate": 1.7e308}],
 )  # fmt: skip
 def test_no_end_is_estimated_from(more):

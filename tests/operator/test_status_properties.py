@@ -49,7 +49,7 @@ NUMBERS = st.one_of(st.sampled_from([0, 1, 9999, -1, 2**70]), st.integers(0, 300
 PUBLISHED = st.builds(
     published, generation=st.integers(1, 2), state=st.sampled_from(["Starting", "Running", "Saving", "Complete", "?"]),
     epoch=NUMBERS, epochs=NUMBERS, samples=NUMBERS, expected=NUMBERS, rate=st.floats(), why=st.sampled_from(["", "waits"]),
-    moved=st.one_of(TIMES.map(datetime.timestamp), st.floats()), servers=often([0, 1], st.sampled_from([[], [0]])),
+    moved=st.one_of(TIMES.map(datetime.timestamp), st.just(0.0)), servers=often([0, 1], st.sampled_from([[], [0]])),
 )  # fmt: skip
 SEEN = st.builds(
     Observed,
@@ -63,7 +63,7 @@ SEEN = st.builds(
 SOME_NAMES = often(NAMES, st.none(), st.sets(st.sampled_from(sorted(NAMES))).map(frozenset))
 FACTS = st.builds(
     Facts, etcd=often(True, st.just(False)), placed=SOME_NAMES, ready=SOME_NAMES, generation=st.none() | st.integers(1, 2),
-    heard=often(NOW, st.none(), TIMES), account=st.sampled_from([None, ACCOUNT]), failures=st.none() | FEW, why=st.just("w"),
+    heard=often(NOW, st.none(), TIMES), moved=often(NOW - SECOND, st.none(), TIMES), account=st.sampled_from([None, ACCOUNT]), failures=st.none() | FEW, why=st.just("w"),
     autoscaled=st.sampled_from([None, (Reason.FOLLOWING, ""), (Reason.CONFIG_REFUSED, "line 1"), (Reason.CONFIG_REFUSED, "line 2")]),
 )  # fmt: skip
 TROUBLE = st.builds(

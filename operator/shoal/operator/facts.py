@@ -20,6 +20,7 @@ class Facts:
         ready: Names of the job's pods that are ready.
         generation: Of the present master, from its election record.
         heard: When the master's record was last seen to change.
+        moved: When samples were last seen to be committed, or the job to come a stage further; by the same clock.
         account: The final one.
         failures: Errors of the script's own in a row.
         restarts: How often the job began again.
@@ -33,6 +34,7 @@ class Facts:
     ready: frozenset[str] | None = None
     generation: int | None = None
     heard: datetime | None = None
+    moved: datetime | None = None
     account: Account | None = None
     failures: int | None = None
     restarts: int | None = None

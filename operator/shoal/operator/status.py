@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from shoal.api import TrainingJob
@@ -179,14 +179,17 @@ def _concluded(
     )
 
 
-def _moment(seconds: float) -> datetime | None:
-    """From seconds since 1970; 0 and what is no time are None."""
-    if seconds <= 0:
+def _last_step(seen: Observed, facts: Facts, before: Status) -> datetime | None:
+    """When samples were last seen to be committed, by an operator's clock: the master's may be another.
+
+    An operator that has just begun takes the word of the one before, as long as no sample has come since.
+    """
+    if seen.published is None or facts.moved is None:
         return None
-    try:
-        return datetime.fromtimestamp(seconds, tz=UTC)
-    except (OverflowError, ValueError, OSError):
-        return None
+    earlier = before.progress
+    if earlier is None or earlier.last_step_time is None or earlier.samples != seen.published.samples:
+        return facts.moved
+    return min(facts.moved, earlier.last_step_time)
 
 
 def _alive(pods: Sequence[ServerPod]) -> list[ServerPod]:
@@ -230,7 +233,7 @@ class _Look:
         self._servers = [pod for pod in _alive(seen.servers) if pod.name in due]
         self._serve = [self._serves(pod) for pod in self._servers]
         self._master = self._answers()
-        self._moved = _moment(seen.published.moved) if seen.published is not None else None
+        self._moved = _last_step(seen, facts, before)
         self._why = clipped(seen.published.why, _LONGEST) if seen.published is not None else ""
         self._deaf = self._why_deaf()
 
@@ -262,8 +265,8 @@ class _Look:
             return _Said("Unknown", Reason.NO_NEWS, "a new master has begun, and has not said anything yet")
         if self._master is False:
             return _Said("Unknown", Reason.NO_NEWS, "the master is not ready")
-        spoke = max((each for each in (facts.heard, self._moved) if each is not None), default=None)
-        if not (published.why or self._saving) and spoke is not None and self._now - spoke > QUIET:
+        heard = facts.heard
+        if not (published.why or self._saving) and heard is not None and self._now - heard > QUIET:
             return _Said("Unknown", Reason.NO_NEWS, "the master neither reports progress nor says why there is none")
         return None
 

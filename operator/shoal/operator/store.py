@@ -76,6 +76,7 @@ class _Known:
     wanted: Wanted | None = None
     published: Published | None = None
     heard: datetime | None = None
+    moved: datetime | None = None
     committed: float | None = None
     """When the number of committed samples was last seen to grow, by our own clock."""
     usage: Usage = field(default_factory=Usage)
@@ -311,6 +312,8 @@ class ClusterStore:
         if attribute != "published":
             return {uid: 0.0}
         known.heard = datetime.now(UTC)
+        if isinstance(now, Published) and (not isinstance(before, Published) or now.moved != before.moved):
+            known.moved = known.heard if now.moved else None
         if isinstance(before, Published) and isinstance(now, Published) and now.samples > before.samples:
             known.committed = self._clock()
         return {uid: NEWS_SECONDS if _only_further(before, known.published) else 0.0}
@@ -411,6 +414,7 @@ class ClusterStore:
             ready=frozenset(pod.name for pod in pods if pod.ready),
             generation=known.leader.generation if known.leader is not None else None,
             heard=known.heard,
+            moved=known.moved,
             account=Account.model_validate(account) if account is not None else None,
             why=why,
         )
