@@ -27,7 +27,7 @@ PATIENCE = 120.0
 def template(
     role: str, *, control: Path | None = None, env: dict[str, str] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """A pod template with this machine's Python in the role's container.
+    """A pod template with this machine's Python in the role's container, which writes to volumes alone.
 
     Args:
         role: The container's name.
@@ -43,6 +43,7 @@ def template(
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "volumeMounts": inside,
         "workingDir": str(ROOT),
+        "securityContext": {"readOnlyRootFilesystem": True},
         **more,
     }
     return {"spec": {"containers": [container], "volumes": volumes}}

@@ -226,6 +226,26 @@ def test_trainers_go_to_the_nodes_that_they_may_use_and_where_their_job_wants_to
     assert "nodeSelector" not in server_pod(job(), identity)["spec"]
 
 
+@pytest.mark.parametrize("role", PODS)
+def test_a_read_only_root_has_a_writable_tmp_beside_it(role):
+    own = {"name": role, "securityContext": {"readOnlyRootFilesystem": True}}
+    part = {"trainer": "trainer", "pserver": "parameterServer", "master": "master"}[role]
+
+    def mounts(**more):
+        pod = PODS[role](job(**{part: {"template": {"spec": {"containers": [own | more]}}}}))
+        known = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        found = [each for each in container(pod)["volumeMounts"] if each["mountPath"].rstrip("/") == "/tmp"]
+        return found, known
+
+    found, known = mounts()
+    assert found == [{"name": "shoal-tmp", "mountPath": "/tmp"}]
+    assert known["shoal-tmp"] == {"name": "shoal-tmp", "emptyDir": {}}
+    own_scratch = {"volumeMounts": [{"name": "shoal-shm", "mountPath": "/tmp/"}]}
+    found, known = mounts(**own_scratch)
+    assert ([each["name"] for each in found], "shoal-tmp" in known) == (["shoal-shm"], False)
+    assert not [each for each in container(PODS[role](job()))["volumeMounts"] if each["mountPath"] == "/tmp"]
+
+
 def test_a_null_in_a_template_removes_what_shoal_sets_of_itself():
     """As on OpenShift, where each namespace has its own users, and a fixed one is refused."""
     context = {"runAsUser": None, "fsGroup": None}

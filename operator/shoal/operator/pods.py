@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -38,6 +39,7 @@ GROUP: Final = "shoal.dev"
 _FOLDER: Final = "/shoal"
 OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
 """Where the claim for the model is mounted; a relative `output.path` lies in it, and relative paths that a script saves to."""
+_SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own
 TOKEN_VERSION: Final = f"{GROUP}/token-version"
 """Annotation of a job's Deployment: `Identity.token`, as its processes were last made with it."""
 SNAPSHOTS: Final = "shoal-snapshots"
@@ -290,7 +292,16 @@ def _pod(
     # The role's own container is the first: `kubectl logs` and `exec` take it without being told.
     made["spec"]["containers"].sort(key=lambda each: each.get("name") != role)
     _mount(made, "token", _secret(job, identity, "token"), f"{_FOLDER}/token")
+    _give_scratch(made)
     return dict(made)
+
+
+def _give_scratch(pod: dict[str, Any]) -> None:
+    """A writable /tmp for a root that is read-only, unless the template has one: PyTorch and most libraries need it."""
+    own = pod["spec"]["containers"][0]
+    mounted = {posixpath.normpath(str(each.get("mountPath"))) for each in own.get("volumeMounts") or []}
+    if (own.get("securityContext") or {}).get("readOnlyRootFilesystem") and _SCRATCH not in mounted:
+        _mount(pod, "tmp", {"emptyDir": {}}, _SCRATCH, written=True)
 
 
 def _with_parts(template: dict[str, Any]) -> dict[str, Any]:
