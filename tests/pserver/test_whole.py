@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shoal.pserver.parameters import Parameters
-from shoal.pserver.whole import TensorViews
 from shoal.wire.layout import TensorArea
 from shoal.wire.messages import Buffer, Shape
 from shoal.wire.messages import Tensor as TensorShape
+from shoal.wire.tensors import TensorViews
 from tests.pserver.shapes import make_shape, make_views, restarted, started
 from tests.soak import examples
 

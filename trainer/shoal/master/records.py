@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from shoal.store import Published
-from shoal.wire.frames import UNDECODABLE
+from shoal.wire.decoding import UNDECODABLE
 from shoal.wire.messages import Account, Evaluation, Lease, Metric, Shape
 
 __all__ = ["RANGE", "SEVERAL", "Counters", "MemberRecord", "Outcome", "Records", "Schedule", "StopRecord"]

@@ -27,9 +27,9 @@ from shoal.master.keeper import Deposed, Keeper
 from shoal.store import StoreClosedError, StoreError, Wanted
 from shoal.wire import aio, auth
 from shoal.wire import probe as probes
+from shoal.wire.decoding import UNDECODABLE
 from shoal.wire.descriptors import SHORT
 from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
-from shoal.wire.frames import UNDECODABLE
 from shoal.wire.logs import Seldom
 from shoal.wire.messages import Complete, EpochDone, Evaluated, Over, Saved, Stopping, ToMaster
 from shoal.wire.unproved import Unproved

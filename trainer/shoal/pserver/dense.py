@@ -18,60 +18,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shoal.pserver.constraints import constrain, is_constrained
 from shoal.pserver.optimizers import build, check_changed, from_json, keeps_gradients
-from shoal.wire.layout import Area, Entry, Piece, pieces
-from shoal.wire.messages import DenseParameter, Group, Shape
+from shoal.wire.layout import Piece, pieces
+from shoal.wire.messages import Group, Shape
+from shoal.wire.tensors import DenseViews
 
-__all__ = ["Dense", "DenseViews", "Memory", "view"]
-
-Memory = bytearray | memoryview | Tensor
-"""Writable memory, or a tensor of bytes."""
-
-
-def view(buffer: Memory, *, dtype: str, offset: int, count: int) -> Tensor:
-    """A tensor [count] that shares the buffer's memory from ``offset`` bytes on.
-
-    Raises:
-        ValueError: The buffer ends before that, or is read-only.
-    """
-    kind: torch.dtype = getattr(torch, dtype)
-    nbytes = count * kind.itemsize
-    if isinstance(buffer, Tensor):
-        if offset + nbytes > buffer.numel():
-            raise ValueError(f"{buffer.numel()} bytes, where {offset + nbytes} are needed")
-        return buffer[offset : offset + nbytes].view(kind)
-    whole = memoryview(buffer)
-    if whole.nbytes < offset + nbytes:
-        raise ValueError(f"{whole.nbytes} bytes, where {offset + nbytes} are needed")
-    if whole.readonly:
-        raise ValueError("the memory is read-only: torch needs it writable to view it as a tensor")
-    if count == 0:
-        return torch.empty(0, dtype=kind)
-    return torch.frombuffer(buffer, dtype=kind, offset=offset, count=count)
-
-
-class DenseViews:
-    """The pieces of an area as tensors over the memory that holds them; made once per connection or payload.
-
-    Args:
-        area: What lies where.
-        buffer: Writable memory of at least ``area.size`` bytes.
-
-    Attributes:
-        by_slot: Per attached slot one tensor per piece, in the order of the parameters.
-
-    Raises:
-        ValueError: The buffer is too small or read-only.
-    """
-
-    __slots__ = ("area", "by_slot")
-
-    def __init__(self, area: Area, buffer: Memory) -> None:
-        def seen(entry: Entry) -> Tensor:
-            return view(buffer, dtype=entry.dtype, offset=entry.offset, count=entry.count)
-
-        self.area = area
-        self.by_slot = {slot: [seen(entry) for entry in entries] for slot, entries in area.by_slot().items()}
+__all__ = ["Dense"]
 
 
 class Dense:
@@ -283,25 +236,6 @@ class Dense:
 
     def _label(self, piece: Piece) -> str:
         return f"{self._shape.dense[piece.parameter].name}@{piece.start}"
-
-
-def is_constrained(parameter: DenseParameter) -> bool:
-    """Whether a step is followed by `constrain`."""
-    return bool(parameter.clamp or parameter.max_norm)
-
-
-def constrain(values: Tensor, parameter: DenseParameter) -> None:
-    """Bring values of a parameter into its bounds, and then its rows to their largest norm, in place.
-
-    Args:
-        values: Any of them; with a largest norm, whole rows: [rows, *row].
-        parameter: What it has to keep.
-    """
-    if any(bound is not None for bound in parameter.clamp):
-        low, high = parameter.clamp
-        values.clamp_(low, high)
-    if parameter.max_norm:
-        values.renorm_(2, 0, parameter.max_norm)
 
 
 def _empty(group: Group) -> Optimizer:

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.pserver.dense import Dense, DenseViews
+from shoal.pserver.dense import Dense
 from shoal.pserver.tables import Table
-from shoal.pserver.whole import WHOLE_SLOT, TensorViews, Whole
+from shoal.pserver.whole import Whole
+from shoal.wire.layout import WHOLE_SLOT
 from shoal.wire.messages import Shape
 from shoal.wire.rows import given_tables, slot_of
+from shoal.wire.tensors import DenseViews, TensorViews
 
 __all__ = ["DenseViews", "Export", "Parameters", "TableRows"]
 

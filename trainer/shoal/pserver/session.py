@@ -14,14 +14,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from shoal.pserver.dense import DenseViews
 from shoal.pserver.parameters import Parameters, TableRows
 from shoal.pserver.server import ServerState
-from shoal.pserver.whole import WHOLE_SLOT, TensorViews
 from shoal.wire import messages as m
 from shoal.wire import shared, sync
-from shoal.wire.layout import Area, TensorArea
-from shoal.wire.tensors import bytes_of
+from shoal.wire.layout import WHOLE_SLOT, Area, TensorArea
+from shoal.wire.tensors import DenseViews, TensorViews, bytes_of
 
 __all__ = ["Desk", "Session"]
 

@@ -32,7 +32,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from shoal.wire.frames import UNDECODABLE
+from shoal.wire.decoding import UNDECODABLE
 
 __all__ = [
     "FORMAT",

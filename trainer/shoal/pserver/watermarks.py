@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from shoal.wire.frames import UNDECODABLE
+from shoal.wire.decoding import UNDECODABLE
 from shoal.wire.plan import Plan
 from shoal.wire.tasks import TaskSet
 

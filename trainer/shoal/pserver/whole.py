@@ -11,36 +11,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from shoal.pserver.dense import Memory, view
-from shoal.wire.layout import TensorArea
+from shoal.wire.layout import WHOLE_SLOT, TensorArea
 from shoal.wire.messages import Shape
+from shoal.wire.tensors import TensorViews
 
-__all__ = ["WHOLE_SLOT", "TensorViews", "Whole"]
-
-WHOLE_SLOT = 0
-"""The slot that buffers and fixed tensors belong to."""
+__all__ = ["Whole"]
 
 _MERGES = {"mean", "sum", "last"}
-
-
-class TensorViews:
-    """Whole tensors over the memory that holds them.
-
-    Args:
-        area: What lies where.
-        buffer: Writable memory of at least ``area.size`` bytes.
-
-    Attributes:
-        tensors: One flat tensor per entry of the area, in its order.
-
-    Raises:
-        ValueError: The memory is too small or read-only.
-    """
-
-    __slots__ = ("tensors",)
-
-    def __init__(self, area: TensorArea, buffer: Memory) -> None:
-        self.tensors = [view(buffer, dtype=e.dtype, offset=e.offset, count=e.count) for e in area.entries]
 
 
 class Whole:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shoal.pserver.dense import constrain, is_constrained
+from shoal.pserver.constraints import constrain, is_constrained
 from shoal.trainer.batches import Batch, Place
 from shoal.trainer.describe import Description
 from shoal.trainer.exports import average_path, other_format, save_model

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from shoal.pserver.dense import DenseViews, view
 from shoal.wire.layout import TensorArea
+from shoal.wire.tensors import DenseViews, view
 
 __all__ = ["packed", "read_pieces", "unpack", "write_pieces"]
 

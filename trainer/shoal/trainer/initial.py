@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from shoal.pserver.dense import DenseViews
-from shoal.pserver.whole import WHOLE_SLOT
 from shoal.trainer.areas import packed, write_pieces
-from shoal.wire.layout import Area, TensorArea
+from shoal.wire.layout import WHOLE_SLOT, Area, TensorArea
 from shoal.wire.messages import RowPart, Shape
 from shoal.wire.rows import given_tables, slots_of_table
-from shoal.wire.tensors import bytes_of
+from shoal.wire.tensors import DenseViews, bytes_of
 
 __all__ = ["PROVIDED_BYTES", "Initial"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from shoal.pserver.dense import DenseViews
 from shoal.wire import messages as m
 from shoal.wire import shared, sync
 from shoal.wire.layout import Area
+from shoal.wire.tensors import DenseViews
 
 __all__ = ["ANSWERS", "Peer"]
 

@@ -18,7 +18,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from shoal.pserver.dense import DenseViews
 from shoal.trainer.areas import packed, read_pieces, unpack, write_pieces
 from shoal.trainer.initial import Initial
 from shoal.trainer.patience import Patience
@@ -27,7 +26,7 @@ from shoal.wire import auth, sync
 from shoal.wire import messages as m
 from shoal.wire.layout import Area, TensorArea
 from shoal.wire.rows import slot_of
-from shoal.wire.tensors import bytes_of
+from shoal.wire.tensors import DenseViews, bytes_of
 
 __all__ = ["Answer", "Gradients", "ServerLost", "Servers"]
 

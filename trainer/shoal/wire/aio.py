@@ -16,7 +16,8 @@ import msgspec
 from shoal.wire import auth
 from shoal.wire.address import connect as open_socket
 from shoal.wire.address import watch_over
-from shoal.wire.frames import HEADER, UNDECODABLE, FrameError, encode, parse_header
+from shoal.wire.decoding import UNDECODABLE
+from shoal.wire.frames import HEADER, FrameError, encode, parse_header
 from shoal.wire.unproved import Unproved
 
 __all__ = ["Caller", "Connection", "Listener", "connect"]

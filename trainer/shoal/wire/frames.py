@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["HEADER", "MAX_GREETING", "MAX_MESSAGE", "UNDECODABLE", "FrameError", "encode", "parse_header"]
+__all__ = ["HEADER", "MAX_GREETING", "MAX_MESSAGE", "FrameError", "encode", "parse_header"]
 
 HEADER: Final = struct.Struct("!2sHIQ")
 MAGIC: Final = b"SL"
@@ -22,9 +22,6 @@ MAX_MESSAGE: Final = 64 << 20
 MAX_GREETING: Final = 4096
 """Bytes in a message of a peer that has not proved itself."""
 MAX_PAYLOAD: Final = 1 << 40
-
-UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes from a stranger: a text that is not UTF-8 and lists in lists are no ``DecodeError`` of its own."""
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -18,7 +18,21 @@ from itertools import groupby
 
 from shoal.wire.messages import Buffer, DenseParameter, Shape, Tensor
 
-__all__ = ["ALIGNMENT", "ITEM_SIZES", "Area", "Entry", "Piece", "TensorArea", "TensorEntry", "item_size", "pieces"]
+__all__ = [
+    "ALIGNMENT",
+    "ITEM_SIZES",
+    "WHOLE_SLOT",
+    "Area",
+    "Entry",
+    "Piece",
+    "TensorArea",
+    "TensorEntry",
+    "item_size",
+    "pieces",
+]
+
+WHOLE_SLOT = 0
+"""The slot that buffers and fixed tensors belong to."""
 
 ALIGNMENT = 64
 """Bytes; a cache line, and more than any dtype or vector instruction asks for."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from shoal.wire.frames import UNDECODABLE
+from shoal.wire.decoding import UNDECODABLE
 
 __all__ = ["TaskSet"]
 
