@@ -22,7 +22,7 @@ from collections import Counter
 from typing import Any
 
 from benchmarks.common import Row, main
-from shoal.autoscaler.model import Snapshot
+from shoal.autoscaler.planner.model import Snapshot
 from tests.autoscaler.test_plan import APART, BELOW, BEST, MISSED, WITHIN, beside_the_best
 from tests.autoscaler.worlds import cluster, job
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shoal.local.etcd import find_etcd
+from shoal.local.etcd_server import find_etcd
 
 __all__ = [
     "Row",

@@ -33,7 +33,7 @@ from benchmarks.common import RESULTS, Row, at_most, no_less, plain, tell
 from benchmarks.edl_figures import most_trainers
 from benchmarks.edl_run import CASES, Case, Outcome, played, simulated
 from benchmarks.hollow import NODES
-from shoal.autoscaler.simulate.plot import Bands, PlotError, save
+from shoal.simulator.plot import Bands, PlotError, save
 
 POLICIES: Final = ("shoal", "fixed", "ancestor")
 PUBLISHED: Final = {"case1": "ancestor: 47.2 s, 76.3 %, Jain 0.44", "case2": "ancestor: 83.4 %, at 100 pods 79.4 %"}

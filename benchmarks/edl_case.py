@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 
 from benchmarks.edl_figures import Sample, jain, mean_over_time, needless
 from benchmarks.hollow import NODES
-from shoal.autoscaler.simulate.plot import Bands
+from shoal.simulator.plot import Bands
 
 __all__ = ["CASES", "WEB", "Case", "Life", "Outcome", "Step"]
 

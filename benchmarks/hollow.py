@@ -28,7 +28,7 @@ import yaml
 
 from benchmarks.operators import OperatorProcess, cpu_seconds, say
 from shoal.api.crd import crd
-from shoal.local.etcd import EtcdServer, find_etcd
+from shoal.local.etcd_server import EtcdServer, find_etcd
 from shoal.store import ALL_JOBS, JobKeys, Published, Put, Store
 from tests.cluster.certificates import make_client
 from tests.cluster.control_plane import ControlPlane

@@ -20,8 +20,8 @@ import msgspec
 import psutil
 
 from benchmarks.scripts import sleeper
-from shoal.local.state import StateFolder
-from shoal.master.keeper import Leader
+from shoal.local.state_folder import StateFolder
+from shoal.master.record_log import Leader
 from shoal.store import Event, JobKeys, Listing, Store
 
 __all__ = ["CLI", "Commits", "RunJob", "longest_gap", "until"]

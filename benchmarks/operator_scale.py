@@ -31,9 +31,9 @@ from benchmarks.common import Row, against, at_least, at_most, main, plain
 from benchmarks.hollow import BENCHMARK, JOBS, OPERATOR, Asked, HollowCluster, job_manifest
 from benchmarks.operators import say
 from shoal.api import from_mapping
-from shoal.operator import objects
-from shoal.operator.check import as_pod
-from shoal.operator.pods import Identity, master_pod, names, server_pod, trainer_pod
+from shoal.operator.controller.preflight import as_pod
+from shoal.operator.resources import workloads
+from shoal.operator.resources.pods import Identity, master_pod, names, server_pod, trainer_pod
 
 SIZE = int(os.environ.get("BENCH_JOBS", "20"))
 TRAINERS, SERVERS = 60, 10
@@ -118,7 +118,7 @@ def _pods(manifest: Mapping[str, Any], *, whole: bool) -> list[dict[str, Any]]:
     others = [as_pod(job, master_pod(job, identity), known["master"]), *servers]
     pods = [*(others if whole else ()), *(trainer_pod(job, identity, index) for index in range(TRAINERS))]
     for pod in pods:
-        pod["metadata"]["ownerReferences"] = [objects.owner(job, identity)]
+        pod["metadata"]["ownerReferences"] = [workloads.owner(job, identity)]
     return pods
 
 

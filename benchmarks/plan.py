@@ -45,10 +45,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, Row, at_most, interval, main, percentile, plain
-from shoal.autoscaler.model import Allocation, Counts, Given, Job, Memory, Nodes, Pending, Policy, Shapes, Snapshot
-from shoal.autoscaler.plan import plan
-from shoal.autoscaler.view import ClusterView
-from shoal.autoscaler.wish import JobWish
+from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.planner.model import (
+    Allocation,
+    Counts,
+    Given,
+    Job,
+    Memory,
+    Nodes,
+    Pending,
+    Policy,
+    Shapes,
+    Snapshot,
+)
+from shoal.autoscaler.planner.plan import plan
+from shoal.autoscaler.snapshot.cluster_state import ClusterView
 from shoal.operator.__main__ import tune
 
 SIZES = ((20, 133), (160, 64), (1000, 1000), (1000, 10_000))

@@ -28,12 +28,12 @@ import msgspec
 from benchmarks.common import Row, at_least, main, plain
 from benchmarks.jobs import until
 from benchmarks.scripts import sleeper
-from shoal.local.etcd import EtcdServer, find_etcd
+from shoal.local.etcd_server import EtcdServer, find_etcd
+from shoal.protocol import environment as names
+from shoal.protocol import messages as m
 from shoal.store import JobKeys, Store
 from shoal.store._stubs import grpc, rpc
-from shoal.wire import aio, auth
-from shoal.wire import environment as names
-from shoal.wire import messages as m
+from shoal.transport import aio, auth
 
 CLIENTS = 8
 IN_FLIGHT = 4

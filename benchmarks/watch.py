@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.common import Row, at_most, main, plain
-from shoal.trainer.carry import Carry
-from shoal.trainer.data import describe_data
-from shoal.trainer.describe import describe
-from shoal.trainer.schedule import Schedule
-from shoal.trainer.watch import Watch
+from shoal.trainer.data.dataset import describe_data
+from shoal.trainer.optim.accumulation import Carry
+from shoal.trainer.optim.schedule import Schedule
+from shoal.trainer.script.description import describe
+from shoal.trainer.script.mutations import Watch
 
 PARAMETERS, SIZE = 500, 1000
 STEP_MS = 5.0

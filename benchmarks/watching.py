@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import yaml
 
-from shoal.master.records import RANGE, MemberRecord
+from shoal.master.state.records import RANGE, MemberRecord
 from shoal.store import ALL_JOBS, Event, JobKeys, Listing, Store
 from tests.node.world import World
 

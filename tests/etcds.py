@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shoal.local.etcd import EtcdServer, find_etcd
+from shoal.local.etcd_server import EtcdServer, find_etcd
 
 __all__ = ["Etcd", "eventually", "run_etcd"]
 

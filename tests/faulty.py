@@ -60,7 +60,7 @@ class Faulty:
 
 def inject(seed: str, one_in: int) -> None:
     """From now on, in this process."""
-    from shoal.wire import aio, sync
+    from shoal.transport import aio, sync
 
     chance = random.Random(seed)
     made = sync.Connection.__init__

@@ -22,10 +22,10 @@ from typing import Any
 import msgspec
 import psutil
 
+from shoal.protocol import messages as m
+from shoal.protocol.slot_layout import Area
 from shoal.store import Store
-from shoal.wire import address, auth, sync
-from shoal.wire import messages as m
-from shoal.wire.layout import Area
+from shoal.transport import address, auth, sync
 from tests.hostile import Liar, kinds
 from tests.realjob import RealJob
 from tests.zygote import Zygote

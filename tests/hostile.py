@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from shoal.wire.frames import HEADER, encode
-from shoal.wire.tasks import TaskSet
+from shoal.protocol.task_set import TaskSet
+from shoal.transport.frames import HEADER, encode
 
 __all__ = ["Liar", "kinds"]
 

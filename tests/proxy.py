@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from shoal.wire.address import resolve
+from shoal.transport.address import resolve
 
 __all__ = ["WAYS", "Proxy", "Route"]
 

@@ -15,10 +15,10 @@ from typing import Any, Self
 import msgspec
 from safetensors.torch import load_file
 
-from shoal.master.records import Outcome
+from shoal.master.state.records import Outcome
+from shoal.protocol import environment as names
 from shoal.store import JobKeys, Store
-from shoal.wire import auth
-from shoal.wire import environment as names
+from shoal.transport import auth
 from tests.etcds import Etcd
 from tests.proxy import Proxy, Route
 from tests.zygote import Child, Zygote

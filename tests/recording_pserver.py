@@ -13,8 +13,8 @@ import torch
 
 import shoal.pserver.service
 from shoal.pserver.__main__ import main
-from shoal.pserver.core import Granted
-from shoal.pserver.parameters import Parameters
+from shoal.pserver.state.parameters import Parameters
+from shoal.pserver.state.slot_states import Granted
 
 ORDER = "order"
 applied: dict[int, list[tuple[int, int, int]]] = {}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 JOB = ("torch", "shoal.pserver.service", "shoal.trainer.distributed")
-OPERATOR = ("shoal.operator.app",)
+OPERATOR = ("shoal.operator.manager",)
 """What the children of one begin with."""
 
 

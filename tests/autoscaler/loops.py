@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from shoal.autoscaler.config_file import ConfigFile
+from shoal.autoscaler.config.hot_reload import ConfigFile
+from shoal.autoscaler.job_demand import JobWish
 from shoal.autoscaler.loop import Autoscaler
-from shoal.autoscaler.wish import JobWish
 
 
 class Clock:

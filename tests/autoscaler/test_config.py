@@ -17,11 +17,18 @@ from hypothesis import strategies as st
 
 from shoal.api import Duration, ManifestError
 from shoal.api.errors import shown
-from shoal.autoscaler import config, config_file, config_text
-from shoal.autoscaler.config import AutoscalerConfig, LabelWeight, Priority, policy, priority_of, weight_of
-from shoal.autoscaler.config_file import Change, ConfigFile
-from shoal.autoscaler.config_text import ConfigError, load
-from shoal.autoscaler.model import Policy
+from shoal.autoscaler.config import hot_reload, reader, types
+from shoal.autoscaler.config.hot_reload import Change, ConfigFile
+from shoal.autoscaler.config.reader import ConfigError, load
+from shoal.autoscaler.config.types import (
+    AutoscalerConfig,
+    LabelWeight,
+    Priority,
+    policy,
+    priority_of,
+    weight_of,
+)
+from shoal.autoscaler.planner.model import Policy
 from tests.soak import examples
 
 CLASSES = "servers: top, minimum: middle, surplus: low"
@@ -468,7 +475,7 @@ def test_the_first_label_that_a_job_has_gives_its_weight_and_without_one_its_pri
 def reads(monkeypatch):
     """How often a text was read."""
     texts = []
-    monkeypatch.setattr(config_file, "load", lambda text: texts.append(text) or load(text))
+    monkeypatch.setattr(hot_reload, "load", lambda text: texts.append(text) or load(text))
     return texts
 
 
@@ -675,5 +682,5 @@ def test_what_is_no_file_or_cannot_be_read_keeps_nobody_waiting(tmp_path, monkey
 
 
 def test_all_that_is_public_exists():
-    for module in (config, config_text, config_file):
+    for module in (types, reader, hot_reload):
         assert all(hasattr(module, name) for name in module.__all__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.autoscaler.demand import Demand
-from shoal.autoscaler.requests import request_of
+from shoal.autoscaler.snapshot.recent_demand import Demand
+from shoal.autoscaler.snapshot.resources import request_of
 
 
 def pod(uid, cpu="1", **spec):

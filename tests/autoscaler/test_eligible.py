@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.eligible import Groups, ShapeBook, constraints_of, eligible, few, traits_of, usable
-from shoal.autoscaler.requests import Catalogue
+from shoal.autoscaler.snapshot.constraints import Groups, ShapeBook, constraints_of, eligible, few, traits_of, usable
+from shoal.autoscaler.snapshot.resources import Catalogue
 from tests.soak import examples
 
 

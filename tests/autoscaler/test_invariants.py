@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.model import Memory, Why
-from shoal.autoscaler.plan import plan
+from shoal.autoscaler.planner.model import Memory, Why
+from shoal.autoscaler.planner.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters, placed, requests_of
 from tests.soak import examples
 

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.api.plan import Plan, PlannedClaim, PlannedJob
 from shoal.api.status import Reason
-from shoal.operator import serving
-from shoal.operator.serving import Metrics
-from shoal.operator.wishes import Wishes, treatment
+from shoal.operator import endpoints
+from shoal.operator.controller.demands import Wishes, treatment
+from shoal.operator.endpoints import Metrics
 from tests.autoscaler.loops import Loop
 from tests.operator.jobs import IDENTITY, job
 
@@ -149,4 +149,4 @@ def test_every_metric_is_documented():
     metrics.configured(True, True)
     told = [line.split()[2] for line in metrics.text().decode().splitlines() if line.startswith("# HELP shoal_")]
     assert told
-    assert not [name for name in told if f"| {name} |" not in serving.__doc__ and not name.endswith("_created")]
+    assert not [name for name in told if f"| {name} |" not in endpoints.__doc__ and not name.endswith("_created")]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import event, given
 
-from shoal.autoscaler.model import Memory, Pending, Policy, Why
-from shoal.autoscaler.plan import plan
+from shoal.autoscaler.planner.model import Memory, Pending, Policy, Why
+from shoal.autoscaler.planner.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, cluster, clusters, job, placed
 from tests.soak import examples
 

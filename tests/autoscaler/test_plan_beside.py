@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.beside import beside
+from shoal.autoscaler.planner.colocation import beside
 from tests.soak import examples
 
 AMOUNT = st.integers(1, 6)

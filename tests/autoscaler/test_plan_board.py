@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.board import Board
-from shoal.autoscaler.rooms import Rooms
+from shoal.autoscaler.planner.placement import Board
+from shoal.autoscaler.planner.preemption import Rooms
 from tests.autoscaler.worlds import clusters
 from tests.soak import examples
 

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.model import Memory, Pending, Policy
-from shoal.autoscaler.plan import plan
-from shoal.autoscaler.view import ClusterView
+from shoal.autoscaler.planner.model import Memory, Pending, Policy
+from shoal.autoscaler.planner.plan import plan
+from shoal.autoscaler.snapshot.cluster_state import ClusterView
 from tests.autoscaler.test_view import node, pod
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters
 from tests.soak import examples

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.requests import MOST, OTHER, Catalogue, Sums, allocatable_of, amount, request_of
+from shoal.autoscaler.snapshot.resources import MOST, OTHER, Catalogue, Sums, allocatable_of, amount, request_of
 
 
 def container(cpu=None, memory=None, *, always=False, limits=None, **others):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from shoal.autoscaler.simulate import POLICIES, loads, simulate
-from shoal.autoscaler.simulate import command as commands
-from shoal.autoscaler.simulate import plot as plots
-from shoal.autoscaler.simulate.command import Progress, main
-from shoal.autoscaler.simulate.measures import History
-from shoal.autoscaler.simulate.plot import Bands, PlotError, bands_of, draw
-from shoal.autoscaler.simulate.report import rows
+from shoal.simulator import POLICIES, loads, simulate
+from shoal.simulator import command as commands
+from shoal.simulator import plot as plots
+from shoal.simulator.command import Progress, main
+from shoal.simulator.measures import History
+from shoal.simulator.plot import Bands, PlotError, bands_of, draw
+from shoal.simulator.report import rows
 
 TRACES = Path(__file__).parents[2] / "examples" / "traces"
 SMALL = """

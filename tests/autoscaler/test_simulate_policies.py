@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from shoal.autoscaler.model import Job, Nodes, Pending, Shapes, Snapshot
-from shoal.autoscaler.simulate import POLICIES, Seen, Trigger, View
-from shoal.autoscaler.simulate.ancestor import Ancestor
-from shoal.autoscaler.simulate.fixed import Fixed
-from shoal.autoscaler.simulate.gang import Gang
+from shoal.autoscaler.planner.model import Job, Nodes, Pending, Shapes, Snapshot
+from shoal.simulator import POLICIES, Seen, Trigger, View
+from shoal.simulator.ancestor import Ancestor
+from shoal.simulator.fixed import Fixed
+from shoal.simulator.gang import Gang
 
 RESOURCES = ("cpu", "memory", "example.com/gpu", "pods")
 

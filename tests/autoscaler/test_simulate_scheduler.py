@@ -2,10 +2,10 @@
 
 import pytest
 
-from shoal.autoscaler.simulate import loads
-from shoal.autoscaler.simulate.cluster import Cluster, Kind, Phase, Pod, rank_of
-from shoal.autoscaler.simulate.layout import Layout
-from shoal.autoscaler.simulate.scheduler import Scheduler
+from shoal.simulator import loads
+from shoal.simulator.cluster import Cluster, Kind, Phase, Pod, rank_of
+from shoal.simulator.layout import Layout
+from shoal.simulator.scheduler import Scheduler
 
 
 class Bench:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from shoal.autoscaler.simulate import TraceError, load, loads
-from shoal.autoscaler.simulate.layout import Layout
-from shoal.autoscaler.simulate.trace import Speed
+from shoal.simulator import TraceError, load, loads
+from shoal.simulator.layout import Layout
+from shoal.simulator.trace import Speed
 
 NODES = "nodes: [{count: 2, resources: {cpu: 4, memory: 8Gi}}]\n"
 JOB = "{name: a, work: 10, min: 1, max: 2, request: {cpu: 1}}"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.simulate import POLICIES, Rule, Simulation, Trace, Wish, load, loads, simulate
-from shoal.autoscaler.simulate.cluster import Kind, Phase
-from shoal.autoscaler.simulate.measures import Foreign, jain
+from shoal.simulator import POLICIES, Rule, Simulation, Trace, Wish, load, loads, simulate
+from shoal.simulator.cluster import Kind, Phase
+from shoal.simulator.measures import Foreign, jain
 from tests.soak import examples
 
 SLOW = [HealthCheck.too_slow]

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler import view as module
-from shoal.autoscaler.eligible import constraints_of, eligible, traits_of, usable
-from shoal.autoscaler.requests import allocatable_of, request_of
-from shoal.autoscaler.view import ClusterView
-from shoal.autoscaler.wish import JobWish
+from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.snapshot import cluster_state as module
+from shoal.autoscaler.snapshot.cluster_state import ClusterView
+from shoal.autoscaler.snapshot.constraints import constraints_of, eligible, traits_of, usable
+from shoal.autoscaler.snapshot.resources import allocatable_of, request_of
 from tests.soak import examples
 
 REFUSED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from shoal.autoscaler.model import Job, Nodes, Pending, Policy, Shapes, Snapshot
+from shoal.autoscaler.planner.model import Job, Nodes, Pending, Policy, Shapes, Snapshot
 
 __all__ = ["FREE_HAND", "applied", "cluster", "clusters", "job", "requests_of"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shoal.local.status import Status
+from shoal.local.view.status import Status
 
 pytestmark = pytest.mark.slow
 

@@ -7,11 +7,11 @@ import pytest
 
 from shoal.cli.jobs import show_all, status_lines
 from shoal.cli.run import Options, _view
-from shoal.local.live import LiveView
-from shoal.local.state import End, Origin, StateFolder
-from shoal.local.status import account_of
-from shoal.local.view import PlainView
-from shoal.wire.messages import Evaluation
+from shoal.local.state_folder import End, Origin, StateFolder
+from shoal.local.view.live import LiveView
+from shoal.local.view.plain import PlainView
+from shoal.local.view.status import account_of
+from shoal.protocol.messages import Evaluation
 from tests.local.test_words import STATUS, changed
 
 OPTIONS = Options(

@@ -12,8 +12,8 @@ import msgspec
 import psutil
 import pytest
 
-from shoal.local.etcd import EtcdServer, find_etcd
-from shoal.local.status import Status
+from shoal.local.etcd_server import EtcdServer, find_etcd
+from shoal.local.view.status import Status
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from shoal.wire import auth
+from shoal.transport import auth
 
 pytestmark = pytest.mark.slow  # each starts a process that imports torch
 

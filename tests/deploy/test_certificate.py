@@ -8,16 +8,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from shoal.operator import setup_certificate
+from shoal.operator.etcd import certificate
 from tests.deploy.rendered import DEPLOY
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-NAMES = setup_certificate.names("shoal-etcd", "shoal-system", members=3)
+NAMES = certificate.names("shoal-etcd", "shoal-system", members=3)
 
 
 @pytest.fixture(scope="module")
 def made():
-    return setup_certificate.make(NAMES, now=NOW)
+    return certificate.make(NAMES, now=NOW)
 
 
 def test_it_has_every_name_by_which_the_manifests_call_etcd(made):
@@ -34,7 +34,7 @@ def test_it_and_its_authority_last_for_ten_years_by_clocks_that_differ(made):
     for pem in (made.certificate, made.authority):
         loaded = x509.load_pem_x509_certificate(pem)
         assert loaded.not_valid_before_utc < NOW - timedelta(minutes=30)
-        assert setup_certificate.ends(pem) == NOW + timedelta(days=3650)
+        assert certificate.ends(pem) == NOW + timedelta(days=3650)
 
 
 def test_nobody_can_make_another_one(made):
@@ -53,5 +53,5 @@ def test_its_key_is_not_shown(made):
 
 
 def test_each_is_another(made):
-    again = setup_certificate.make(NAMES, now=NOW)
+    again = certificate.make(NAMES, now=NOW)
     assert not {made.key, made.certificate, made.authority} & {again.key, again.certificate, again.authority}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.operator import setup_certificate
+from shoal.operator.etcd import certificate
 from shoal.store import ALL_JOBS, Credentials, Put, Store
 from tests.cluster.processes import free_ports
 from tests.deploy.audited import Audited
@@ -180,8 +180,8 @@ def test_secrets_that_do_not_fit_are_told_of_with_the_fix(fresh, tmp_path):
     assert "Secret shoal-etcd-server has no tls.crt and no tls.key; delete it and run this again" in said(1)
     put("shoal-etcd-server", ca_crt=b"x", tls_key=b"x", tls_crt=b"x")
     assert "tls.crt in Secret shoal-etcd-server is no certificate" in said(1)
-    past = datetime.now(UTC) - setup_certificate.LIFE + timedelta(days=100)
-    old = setup_certificate.make(["x"], now=past)
+    past = datetime.now(UTC) - certificate.LIFE + timedelta(days=100)
+    old = certificate.make(["x"], now=past)
     put("shoal-etcd-server", ca_crt=old.authority, tls_key=old.key, tls_crt=old.certificate)
     assert "etcd's certificate ends on " in (words := said(1))
     assert "no etcd answers at " in words

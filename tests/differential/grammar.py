@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from shoal.pserver.optimizers import DENSE, SPARSE
+from shoal.tensors.optimizers import DENSE, SPARSE
 from tests.differential.building import BLOCKS, SCHEDULERS, TABLES
 from tests.differential.mistakes import MISTAKES
 from tests.differential.spec import Block, Data, Optimizer, Scheduler, Spec

@@ -19,17 +19,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import shoal.master.job
+import shoal.master.handlers.servers
 import shoal.master.service
-import shoal.master.serving
+import shoal.master.state.job
 import shoal.pserver.service
 from shoal.trainer.alone import AloneJob
-from shoal.trainer.data import describe_data
-from shoal.trainer.describe import describe
-from shoal.trainer.foreign import guard
+from shoal.trainer.data.dataset import describe_data
+from shoal.trainer.data.sample_order import Order
 from shoal.trainer.job import seed_everything
-from shoal.trainer.order import Order
 from shoal.trainer.refusal import Refused
+from shoal.trainer.script.description import describe
+from shoal.trainer.script.foreign_optimizers import guard
 from tests.differential.building import Built, build
 from tests.differential.scripts import CLAMP, MAX_NORM, Found, Script
 from tests.differential.spec import Spec
@@ -229,8 +229,8 @@ def _job(spec: Spec) -> Iterator[OneProcess]:
     """A job that starts and ends fast: few slots, a master that looks at the clock often, files in memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shoal.master.service, "TICK_SECONDS", 0.003)
-        patch.setattr(shoal.master.serving, "PROVIDE_AGAIN_SECONDS", 0.02)
-        patch.setattr(shoal.master.job.Settings, "slots", property(lambda _: 4))
+        patch.setattr(shoal.master.handlers.servers, "PROVIDE_AGAIN_SECONDS", 0.02)
+        patch.setattr(shoal.master.state.job.Settings, "slots", property(lambda _: 4))
         patch.setattr(os, "fsync", lambda _: None)
         memory = Path("/dev/shm")
         if os.access(memory, os.W_OK):

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from shoal.wire.texts import MOST_CHARACTERS
+from shoal.protocol.text_limits import MOST_CHARACTERS
 from tests.realjob import RealJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

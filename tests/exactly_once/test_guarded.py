@@ -7,7 +7,7 @@ import time
 import msgspec
 import pytest
 
-from shoal.master.records import Outcome
+from shoal.master.state.records import Outcome
 from shoal.store import Credentials, Store
 from tests.exactly_once.test_counting import check
 from tests.realjob import RealJob

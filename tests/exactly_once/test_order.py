@@ -12,12 +12,12 @@ import msgspec
 import pytest
 import torch
 
-from shoal.pserver import snapshots
+from shoal.protocol.messages import Shape
+from shoal.protocol.model_spec import digest
+from shoal.protocol.slot_layout import pieces
+from shoal.pserver.snapshots import files
 from shoal.store import Store
-from shoal.trainer.order import Order
-from shoal.wire.layout import pieces
-from shoal.wire.messages import Shape
-from shoal.wire.shapes import digest
+from shoal.trainer.data.sample_order import Order
 from tests.momentum import pushes
 from tests.realjob import TESTS, Chaos, RealJob
 
@@ -58,7 +58,7 @@ def test_the_servers_order_replayed_gives_the_same_parameters(zygote, tmp_path, 
         compared = 0
         for slot, name in outcome.files.items():
             path = next(Path(job.folder).glob(f"snapshots-*/{name}"))
-            _, states = snapshots.read(path, uid=job.keys.uid, digest=digest(shape), slots=[slot])
+            _, states = files.read(path, uid=job.keys.uid, digest=digest(shape), slots=[slot])
             order = [tuple(row) for row in states[slot]["order"].tolist()]
             batches = {
                 (e, t, k) for e in range(5) for t in range(plan.plan.tasks) for k in range(plan.plan.batches_in(t))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shoal.protocol.messages import Shape
 from shoal.store import Store
+from shoal.trainer.data.sample_order import Order
 from shoal.trainer.job import seed_everything
-from shoal.trainer.order import Order
-from shoal.wire.messages import Shape
 from tests import parity
 from tests.realjob import TESTS, RealJob
 

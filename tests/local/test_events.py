@@ -2,8 +2,8 @@
 
 import msgspec
 
-from shoal.local.events import Events
-from shoal.wire.messages import Evaluation
+from shoal.local.view.events import Events
+from shoal.protocol.messages import Evaluation
 from tests.local.test_words import PROGRESS
 
 

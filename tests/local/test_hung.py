@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.local.hung import SILENT_SECONDS, START_SECONDS, Watchdog
+from shoal.local.hang_detector import SILENT_SECONDS, START_SECONDS, Watchdog
 from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER
 
 STEP_SECONDS = 600.0

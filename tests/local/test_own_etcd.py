@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from shoal.local.etcd import EtcdServer, find_etcd
-from shoal.local.own_etcd import OwnEtcd
+from shoal.local.etcd_server import EtcdServer, find_etcd
+from shoal.local.job_etcd import OwnEtcd
+from shoal.protocol.environment import EXIT_REFUSED
 from shoal.store import Store
-from shoal.wire.environment import EXIT_REFUSED
 
 
 class Killed(EtcdServer):

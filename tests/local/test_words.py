@@ -7,11 +7,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from shoal.local.live import picture
-from shoal.local.status import Status, account_of, is_good, read_status, rows_of
-from shoal.local.view import PlainView, QuietView
-from shoal.local.words import account_lines, duration, plain, progress_line, score, why
-from shoal.wire.messages import Account, Member, Progress, Samples
+from shoal.local.view.formatting import account_lines, duration, plain, progress_line, score, why
+from shoal.local.view.live import picture
+from shoal.local.view.plain import PlainView, QuietView
+from shoal.local.view.status import Status, account_of, is_good, read_status, rows_of
+from shoal.protocol.messages import Account, Member, Progress, Samples
 
 PROGRESS = Progress(
     state="Running",

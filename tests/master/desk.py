@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 from shoal.master.core import Master
-from shoal.master.job import Job, Send, Settings
-from shoal.master.records import Records
-from shoal.wire import messages as m
-from shoal.wire.auth import Identity
-from shoal.wire.tasks import TaskSet
+from shoal.master.state.job import Job, Send, Settings
+from shoal.master.state.records import Records
+from shoal.protocol import messages as m
+from shoal.protocol.task_set import TaskSet
+from shoal.transport.auth import Identity
 
 TASKS = 6
 SAMPLES = 4

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from shoal.master.records import VALUE_BYTES, Records
-from shoal.master.training import VALUES
-from shoal.trainer.loop import NAME_CHARACTERS, NAMES, Values, scored
-from shoal.wire import messages as m
-from shoal.wire.texts import MOST_CHARACTERS, clipped
+from shoal.master.handlers.trainers import VALUES
+from shoal.master.state.records import VALUE_BYTES, Records
+from shoal.protocol import messages as m
+from shoal.protocol.text_limits import MOST_CHARACTERS, clipped
+from shoal.trainer.logged_values import NAME_CHARACTERS, NAMES, Values, scored
 from tests.master.desk import Desk
 
 LONG = "x" * 3_000_000

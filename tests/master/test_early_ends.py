@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.wire import messages as m
-from shoal.wire.tasks import TaskSet
+from shoal.protocol import messages as m
+from shoal.protocol.task_set import TaskSet
 from tests.master.desk import EPOCHS, SAMPLES, TASKS, Desk
 
 STOP = m.StopEarly(reason="it is good enough", epoch=1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from shoal.master.records import Records
-from shoal.wire import messages as m
+from shoal.master.state.records import Records
+from shoal.protocol import messages as m
 from tests.master.desk import SHAPE, Desk
 
 

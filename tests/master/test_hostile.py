@@ -7,9 +7,9 @@ import random
 import msgspec
 import pytest
 
-from shoal.wire import messages as m
-from shoal.wire.auth import Identity
-from shoal.wire.frames import encode
+from shoal.protocol import messages as m
+from shoal.transport.auth import Identity
+from shoal.transport.frames import encode
 from tests.hostile import Liar, kinds
 from tests.master.desk import SERVER, Desk
 from tests.soak import FACTOR

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.wire import messages as m
+from shoal.protocol import messages as m
 from tests.master.desk import Desk
 
 

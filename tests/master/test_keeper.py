@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.master.keeper import Keeper
+from shoal.master.record_log import Keeper
 from shoal.store import JobKeys, Put, Store
 from tests.etcds import run_etcd
 

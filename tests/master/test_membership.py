@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shoal.master.core import Master
-from shoal.master.job import Close, Job, Settings
-from shoal.master.records import Records
+from shoal.master.state.job import Close, Job, Settings
+from shoal.master.state.records import Records
+from shoal.protocol import messages as m
+from shoal.protocol.task_set import TaskSet
 from shoal.store import Wanted
-from shoal.wire import messages as m
-from shoal.wire.auth import Identity
-from shoal.wire.tasks import TaskSet
+from shoal.transport.auth import Identity
 from tests.soak import examples
 
 LEASE_SECONDS = 10.0

@@ -13,11 +13,11 @@ import pytest
 
 from shoal.master import service as module
 from shoal.master.core import Master
-from shoal.master.job import Job, Settings
-from shoal.master.records import Records
 from shoal.master.service import Service
-from shoal.wire import auth
-from shoal.wire.address import listen
+from shoal.master.state.job import Job, Settings
+from shoal.master.state.records import Records
+from shoal.transport import auth
+from shoal.transport.address import listen
 from tests.trainer.one_process import Loop, NoEtcd
 
 SECONDS = 30.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from shoal.master.progress import Reporter
+from shoal.master.state.progress import Reporter
 
 
 def reporter(said: int | None = None) -> tuple[SimpleNamespace, Reporter]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from shoal.master.queue import TaskQueue
-from shoal.wire.messages import Lease
-from shoal.wire.plan import Plan
-from shoal.wire.tasks import TaskSet
+from shoal.master.state.task_queue import TaskQueue
+from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.messages import Lease
+from shoal.protocol.task_set import TaskSet
 from tests.soak import examples
 
 SLOTS = 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from shoal.master.job import Send
-from shoal.wire import messages as m
+from shoal.master.state.job import Send
+from shoal.protocol import messages as m
 from tests.master.desk import SERVER, SERVER_CONNECTION, Desk
 
 EMPTY = m.Offer(held=[], waiting=[], files=[], question=0, addresses=["unix:///s"], pid=1, host="")

@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from shoal.api.crd import crd
-from shoal.local.etcd import EtcdServer, find_etcd
+from shoal.local.etcd_server import EtcdServer, find_etcd
 from shoal.store import ALL_JOBS, JobKeys, Published, Store
 from tests.cluster.node import NodeCluster
 from tests.node.jobs import PATIENCE, ROOT, Jobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.api import TrainingJob, from_mapping
-from shoal.operator.pods import Identity
+from shoal.operator.resources.pods import Identity
 
 IDENTITY = Identity(
     uid="0b1e6c4a-0000-4000-8000-000000000001",

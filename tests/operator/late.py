@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from shoal.operator.__main__ import main
-from shoal.operator.app import Operator
+from shoal.operator.manager import Operator
 
 SECONDS = 2.0
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from shoal.api.status import Account, State, Status
-from shoal.operator.facts import Facts
-from shoal.operator.reconcile import Observed, ServerPod
-from shoal.operator.status import status_of
-from shoal.operator.trainers import TrainerPod
+from shoal.operator.core.reconcile import Observed, ServerPod
+from shoal.operator.core.scaling import TrainerPod
+from shoal.operator.status.conditions import status_of
+from shoal.operator.status.facts import Facts
 from shoal.store import Published
 from tests.operator.jobs import job
 

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from shoal.operator import aside as module
-from shoal.operator.aside import aside, blocked
-from shoal.operator.serving import Metrics
+from shoal.operator import thread_pool as module
+from shoal.operator.endpoints import Metrics
+from shoal.operator.thread_pool import aside, blocked
 from shoal.store import Store, StoreClosedError, StoreUnreachableError
 from tests.etcds import run_etcd
 

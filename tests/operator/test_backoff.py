@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.operator.backoff import BackOff
-from shoal.operator.memory import Memory
+from shoal.operator.controller.job_memory import Memory
+from shoal.operator.core.backoff import BackOff
 
 
 def test_some_are_free_and_then_each_pause_is_twice_as_long():

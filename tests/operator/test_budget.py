@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shoal.operator.reconcile import Apply, CreatePod, Observed, reconcile
-from shoal.operator.trainers import TrainerPod
+from shoal.operator.core.reconcile import Apply, CreatePod, Observed, reconcile
+from shoal.operator.core.scaling import TrainerPod
 from tests.operator.jobs import IDENTITY, job
 
 

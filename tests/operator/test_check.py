@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from shoal.kube import KubeForbiddenError, KubeInvalidError
-from shoal.operator.check import Checker
-from shoal.operator.reconcile import Observed
+from shoal.operator.controller.preflight import Checker
+from shoal.operator.core.reconcile import Observed
 from tests.operator.jobs import IDENTITY, job
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from shoal.operator.ownership import fields_of, holds
-from shoal.operator.pods import Identity
-from shoal.operator.rendered import Rendered
-from shoal.operator.store import APPLIED
+from shoal.operator.cache.cache import APPLIED
+from shoal.operator.core.field_ownership import fields_of, holds
+from shoal.operator.resources.manifests import Rendered
+from shoal.operator.resources.pods import Identity
 from tests.operator.jobs import everything
 from tests.operator.jobs import job as a_job
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shoal.operator.election import Candidate, Times, new_identity
+from shoal.operator.leader_election import Candidate, Times, new_identity
 from tests.soak import examples
 
 STAMP = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)

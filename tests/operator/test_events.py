@@ -16,8 +16,8 @@ from shoal.api.status import (
     Status,
     TrainersStatus,
 )
-from shoal.operator.events import Note, failed, lost, notes
-from shoal.operator.policy import End
+from shoal.operator.core.run_policy import End
+from shoal.operator.status.events import Note, failed, lost, notes
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from shoal.operator.executor import Executor
-from shoal.operator.reconcile import Apply, CreatePod
+from shoal.operator.controller.executor import Executor
+from shoal.operator.core.reconcile import Apply, CreatePod
 from tests.operator.jobs import IDENTITY, job
 
 

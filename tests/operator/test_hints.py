@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shoal.operator import objects
-from shoal.operator.hints import NODES, hinted, wish_of
-from shoal.operator.pods import pod_hash, server_pod, trainer_pod
-from shoal.operator.reconcile import Apply, CreatePod, Observed, Places, reconcile
-from shoal.operator.rendered import applied_hash
-from shoal.operator.store import ClusterStore
-from shoal.operator.trainers import TrainerPod
+from shoal.operator.cache.cache import ClusterStore
+from shoal.operator.core.reconcile import Apply, CreatePod, Observed, Places, reconcile
+from shoal.operator.core.scaling import TrainerPod
+from shoal.operator.resources import workloads
+from shoal.operator.resources.manifests import applied_hash
+from shoal.operator.resources.node_affinity import NODES, hinted, wish_of
+from shoal.operator.resources.pods import pod_hash, server_pod, trainer_pod
 from tests.operator.jobs import IDENTITY, job
 from tests.operator.looks import MASTERS, servers
 
@@ -133,9 +133,9 @@ def test_servers_are_made_when_their_room_is_free_and_stay_when_it_is_not():
 
 def test_without_a_plan_nothing_is_wished_for():
     of = job()
-    plain = objects.servers(of, IDENTITY, replicas=2)
+    plain = workloads.servers(of, IDENTITY, replicas=2)
     assert plain["spec"]["template"] == server_pod(of, IDENTITY)
-    for each in (plain, objects.master(of, IDENTITY, replicas=1)):
+    for each in (plain, workloads.master(of, IDENTITY, replicas=1)):
         assert NODES not in each["metadata"].get("annotations", {})
         assert "affinity" not in each["spec"]["template"]["spec"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from shoal.operator.facets import PodFacets
-from shoal.operator.manifests import is_pod_of, slim
+from shoal.operator.cache.pod_summary import PodFacets
+from shoal.operator.resources.object_fields import is_pod_of, slim
 from tests.operator.strange import UID, pods
 from tests.soak import examples
 

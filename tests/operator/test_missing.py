@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from shoal.kube import KubeConflictError, KubeForbiddenError
-from shoal.operator.missing import Missing
-from shoal.operator.reconcile import Ended, Observed, ServerPod
+from shoal.operator.controller.pending_diagnostics import Missing
+from shoal.operator.core.reconcile import Ended, Observed, ServerPod
 from tests.operator.jobs import IDENTITY, job
 
 APPLIED = {("StatefulSet", "flights-pserver"): "x", ("Deployment", "flights-master"): "x"}

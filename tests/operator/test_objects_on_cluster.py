@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from shoal.operator import objects
-from shoal.operator.pods import trainer_pod
+from shoal.operator.resources import workloads
+from shoal.operator.resources.pods import trainer_pod
 from tests.operator.jobs import IDENTITY, everything, job
 from tests.operator.world import PRIORITIES
 
@@ -21,9 +21,9 @@ def ownerless(manifest):
 
 
 def manifests(of):
-    yield from objects.standing(of, IDENTITY)
-    yield objects.master(of, IDENTITY, replicas=1)
-    yield objects.servers(of, IDENTITY, replicas=2)
+    yield from workloads.standing(of, IDENTITY)
+    yield workloads.master(of, IDENTITY, replicas=1)
+    yield workloads.servers(of, IDENTITY, replicas=2)
     yield trainer_pod(of, IDENTITY, 0)
 
 
@@ -50,7 +50,7 @@ def test_every_object_is_taken_as_it_is(control_plane, restricted, make):
 def test_applied_twice_nothing_changes(control_plane, restricted):
     of = job(restricted)
     listed = json.dumps(
-        {"apiVersion": "v1", "kind": "List", "items": [ownerless(each) for each in objects.standing(of, IDENTITY)]}
+        {"apiVersion": "v1", "kind": "List", "items": [ownerless(each) for each in workloads.standing(of, IDENTITY)]}
     )
 
     def versions():

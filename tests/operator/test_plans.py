@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.api.plan import PLAN_KEY, Plan, PlannedClaim, PlannedJob
 from shoal.kube import KubeError
-from shoal.operator.plans import MOST_BYTES, PlanTeller, shortened
+from shoal.operator.status.plan_writer import MOST_BYTES, PlanTeller, shortened
 from tests.soak import examples
 
 

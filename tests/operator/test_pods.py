@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from shoal.api import load
 from shoal.master.__main__ import settings_of
-from shoal.operator import objects
-from shoal.operator.merge import merged
-from shoal.operator.pods import master_pod, pod_hash, server_pod, trainer_pod, trainer_pods
+from shoal.operator.resources import workloads
+from shoal.operator.resources.pods import master_pod, pod_hash, server_pod, trainer_pod, trainer_pods
+from shoal.operator.resources.template_merge import merged
 from tests.operator.jobs import IDENTITY, TEMPLATE, everything, job
 
 
@@ -96,7 +96,7 @@ def test_what_the_short_form_says():
     shared = next(volume for volume in pod["spec"]["volumes"] if volume["name"] == "shoal-shm")
     assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Mi"}
     assert "/shoal/output" in {mount["mountPath"] for mount in own["volumeMounts"]}
-    assert objects.manifest_for_pods(everything())["spec"]["output"]["path"] == "/shoal/output/model.safetensors"
+    assert workloads.manifest_for_pods(everything())["spec"]["output"]["path"] == "/shoal/output/model.safetensors"
 
 
 def test_the_first_indices_have_the_class_of_the_minimum():
@@ -115,19 +115,19 @@ def test_one_version_of_a_pod_is_told_from_the_next_whatever_its_index():
 
 
 def test_the_master_reads_the_manifest_that_it_is_given(tmp_path):
-    config = next(each for each in objects.standing(everything(), IDENTITY) if each["kind"] == "ConfigMap")
+    config = next(each for each in workloads.standing(everything(), IDENTITY) if each["kind"] == "ConfigMap")
     (tmp_path / "job.json").write_text(config["data"]["job.json"])
     read = load(tmp_path / "job.json")
     assert (read.metadata.name, read.spec.epochs, read.servers) == ("flights", 3, 3)
 
 
 def test_the_master_knows_the_time_of_a_step_and_starts_anew_for_nothing_else_of_the_run_policy(tmp_path):
-    made = objects.manifest_for_pods(job(runPolicy={"stepTimeout": "90s", "backoffLimit": 9}))
+    made = workloads.manifest_for_pods(job(runPolicy={"stepTimeout": "90s", "backoffLimit": 9}))
     (tmp_path / "job.json").write_text(json.dumps(made))
     settings = settings_of(load(tmp_path / "job.json"), lease_seconds=10.0)
     assert settings.step_seconds == 90.0
     assert made["spec"]["runPolicy"] == {"stepTimeout": "90s"}
-    assert objects.manifest_for_pods(job(runPolicy={"backoffLimit": 9})) == objects.manifest_for_pods(job())
+    assert workloads.manifest_for_pods(job(runPolicy={"backoffLimit": 9})) == workloads.manifest_for_pods(job())
 
 
 @pytest.mark.parametrize("role", ["pserver", "master"])
@@ -161,9 +161,9 @@ def test_a_template_has_the_last_word_on_probes():
 def test_everything_belongs_to_the_job():
     of = everything()
     made = [
-        *objects.standing(of, IDENTITY),
-        objects.master(of, IDENTITY, replicas=1),
-        objects.servers(of, IDENTITY, replicas=3),
+        *workloads.standing(of, IDENTITY),
+        workloads.master(of, IDENTITY, replicas=1),
+        workloads.servers(of, IDENTITY, replicas=3),
     ]
     assert {each["kind"] for each in made} == {
         "ServiceAccount", "ConfigMap", "Service", "PodDisruptionBudget", "Deployment", "StatefulSet",

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api.status import Condition, Progress, Status
-from shoal.operator.policy import (
+from shoal.operator.cache.cache import ClusterStore
+from shoal.operator.core.run_policy import (
     REFUSED,
     End,
     Tally,
@@ -24,7 +25,6 @@ from shoal.operator.policy import (
     said_end,
     tallied,
 )
-from shoal.operator.store import ClusterStore
 from shoal.store import JobKeys, Published
 from tests.operator.jobs import job
 from tests.operator.test_store import pod as trainer_pod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shoal.api.status import ConditionType
-from shoal.operator.reasons import Trouble, in_order, reason_of, words_of
+from shoal.operator.status.reasons import Trouble, in_order, reason_of, words_of
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.api import from_mapping
-from shoal.operator.pods import Identity
-from shoal.operator.reconcile import (
+from shoal.operator.core.reconcile import (
     Apply,
     CreatePod,
     DeletePod,
@@ -24,8 +23,9 @@ from shoal.operator.reconcile import (
     in_pods,
     reconcile,
 )
-from shoal.operator.rendered import Rendered, applied_hash
-from shoal.operator.trainers import TrainerPod
+from shoal.operator.core.scaling import TrainerPod
+from shoal.operator.resources.manifests import Rendered, applied_hash
+from shoal.operator.resources.pods import Identity
 from shoal.store import Wanted
 from tests.soak import examples
 

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api.status import Status
-from shoal.master.keeper import Leader
-from shoal.master.records import Outcome, Records
-from shoal.operator import records as module
-from shoal.operator.events import complained
-from shoal.operator.policy import Tally, overrun, tallied
-from shoal.operator.records import MOST_BYTES, MOST_FOREIGN_KEYS, READERS, Usage
-from shoal.operator.status import status_of
-from shoal.operator.store import ClusterStore
+from shoal.master.record_log import Leader
+from shoal.master.state.records import Outcome, Records
+from shoal.operator.cache.cache import ClusterStore
+from shoal.operator.core.run_policy import Tally, overrun, tallied
+from shoal.operator.etcd import records as module
+from shoal.operator.etcd.records import MOST_BYTES, MOST_FOREIGN_KEYS, READERS, Usage
+from shoal.operator.status.conditions import status_of
+from shoal.operator.status.events import complained
+from shoal.protocol.messages import Account, Samples
 from shoal.store import ALL_JOBS, Delete, JobKeys, Put, Store, Wanted
-from shoal.wire.messages import Account, Samples
 from tests.etcds import eventually, run_etcd
 from tests.operator.jobs import job
 from tests.operator.strange import pods

@@ -1,6 +1,6 @@
 """What is wrong with a pod, as it is reported."""
 
-from shoal.operator.troubles import troubles_of
+from shoal.operator.status.pod_problems import troubles_of
 
 
 def test_what_is_wrong_with_a_pod_is_told_in_its_own_words():

@@ -10,12 +10,12 @@ from datetime import timedelta
 import pytest
 
 from shoal.api.status import Condition, Reason, State, Status
-from shoal.operator.facts import Facts
-from shoal.operator.pods import master_pod, trainer_pod
-from shoal.operator.reconcile import Ended, Observed, ServerPod
-from shoal.operator.reporter import pause_seconds
-from shoal.operator.status import QUIET, STILL, Trouble, status_of
-from shoal.operator.trainers import TrainerPod
+from shoal.operator.core.reconcile import Ended, Observed, ServerPod
+from shoal.operator.core.scaling import TrainerPod
+from shoal.operator.resources.pods import master_pod, trainer_pod
+from shoal.operator.status.conditions import QUIET, STILL, Trouble, status_of
+from shoal.operator.status.facts import Facts
+from shoal.operator.status.writer import pause_seconds
 from tests.operator.jobs import IDENTITY, job
 from tests.operator.looks import (
     ACCOUNT,

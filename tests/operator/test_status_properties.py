@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from shoal.api.crd import crd
 from shoal.api.status import REASONS, ConditionType, Progress, Reason, Status
-from shoal.operator.facts import Facts
-from shoal.operator.reconcile import Ended, Observed
-from shoal.operator.status import Trouble
-from shoal.operator.trainers import TrainerPod
+from shoal.operator.core.reconcile import Ended, Observed
+from shoal.operator.core.scaling import TrainerPod
+from shoal.operator.status.conditions import Trouble
+from shoal.operator.status.facts import Facts
 from tests.operator.jobs import job
 from tests.operator.looks import (
     ACCOUNT,

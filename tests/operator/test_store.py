@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.operator.reconcile import Ended
-from shoal.operator.store import APPLIED, NEWS_SECONDS, ClusterStore
+from shoal.operator.cache.cache import APPLIED, NEWS_SECONDS, ClusterStore
+from shoal.operator.core.reconcile import Ended
 from shoal.store import JobKeys, Published, Wanted
 
 KEYS = JobKeys("default", "j", "u")

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from shoal.kube import Kube, KubeError
-from shoal.operator.sweep import Sweeper
+from shoal.operator.etcd.garbage_collection import Sweeper
 from shoal.store import EVERYTHING, OPERATOR_KEY, Credentials, JobKeys, Put, Store
 from tests.etcds import run_etcd
 from tests.operator.world import define

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shoal.operator.trainers import Create, Decision, Delete, TrainerPod, decide, too_low
+from shoal.operator.core.scaling import Create, Decision, Delete, TrainerPod, decide, too_low
 from tests.soak import examples
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.operator.troubles import troubles_of
+from shoal.operator.status.pod_problems import troubles_of
 
 BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
 

@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 
-from shoal.operator import app
-from shoal.operator.vault import Users, Vault
+from shoal.operator import manager
+from shoal.operator.etcd.secrets import Users, Vault
 from shoal.store import EVERYTHING, OPERATOR_KEY, Credentials, JobKeys, Put, Store, StoreRefusedError, Tls
 from tests.etcds import run_etcd
 
@@ -96,7 +96,7 @@ def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
         assert sorted(root.accounts.users()) == ["root", KEYS.user]
 
 
-async def reached(operator: app.Operator, protect) -> Store:
+async def reached(operator: manager.Operator, protect) -> Store:
     """The operator's etcd, which gets its users once the operator has seen that it has none."""
     reaching = asyncio.create_task(operator._reach_etcd(ROOT))
     while "not through" not in operator.why_unready():  # noqa: ASYNC110 - it gives no other sign
@@ -106,8 +106,8 @@ async def reached(operator: app.Operator, protect) -> Store:
 
 
 def test_an_operator_waits_for_a_set_up_that_is_on_its_way(etcd, monkeypatch):
-    monkeypatch.setattr(app, "_AGAIN_SECONDS", 0.05)
-    operator = app.Operator(app.Settings(etcd=etcd.endpoint), on_lost=pytest.fail)
+    monkeypatch.setattr(manager, "_AGAIN_SECONDS", 0.05)
+    operator = manager.Operator(manager.Settings(etcd=etcd.endpoint), on_lost=pytest.fail)
     store = asyncio.run(reached(operator, lambda: Store.protect(etcd.endpoint, password=ROOT.password)))
     with store:
         assert store.accounts.users() == ["root"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.operator.watch_health import ECHO_SECONDS, FAILING_SECONDS, WatchHealth
+from shoal.operator.cache.watch_health import ECHO_SECONDS, FAILING_SECONDS, WatchHealth
 
 
 def test_a_write_that_does_not_come_back_tells_that_the_watch_is_blind():

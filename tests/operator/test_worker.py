@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from shoal.operator.worker import Worker
+from shoal.operator.controller.work_queue import Worker
 
 
 def run(work):

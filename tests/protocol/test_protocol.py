@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.master.ending import Ending
-from shoal.master.queue import TaskQueue
-from shoal.master.slots import SlotMap
-from shoal.pserver.server import ServerState
-from shoal.pserver.watermarks import Watermarks
-from shoal.trainer.work import Work
-from shoal.wire.messages import Done
-from shoal.wire.tasks import TaskSet
+from shoal.master.handlers.completion import Ending
+from shoal.master.state.slot_map import SlotMap
+from shoal.master.state.task_queue import TaskQueue
+from shoal.protocol.messages import Done
+from shoal.protocol.task_set import TaskSet
+from shoal.pserver.state.server_state import ServerState
+from shoal.pserver.state.watermarks import Watermarks
+from shoal.trainer.engine.task_state import Work
 from tests.protocol.world import FAULTS, MasterProcess, ServerProcess, TrainerProcess, Violation, Wire, World
 from tests.soak import examples
 

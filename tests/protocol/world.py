@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.master.core import Master
-from shoal.master.job import Close, Job, Send, Settings
-from shoal.master.records import Outcome, Records
 from shoal.master.service import ACKNOWLEDGEMENTS
-from shoal.pserver.server import DiskError, ServerState
-from shoal.trainer.work import Work
-from shoal.wire import messages as m
-from shoal.wire.auth import Identity
-from shoal.wire.plan import Plan
-from shoal.wire.tasks import TaskSet
+from shoal.master.state.job import Close, Job, Send, Settings
+from shoal.master.state.records import Outcome, Records
+from shoal.protocol import messages as m
+from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.task_set import TaskSet
+from shoal.pserver.state.server_state import DiskError, ServerState
+from shoal.trainer.engine.task_state import Work
+from shoal.transport.auth import Identity
 
 FAULTS = ("kill server", "kill trainer", "kill master", "cut", "pause", "ghost master", "etcd forgets", "etcd wiped")
 

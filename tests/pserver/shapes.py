@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.pserver.optimizers import group_options
-from shoal.pserver.parameters import Parameters, TableRows
-from shoal.wire.layout import Area, pieces
-from shoal.wire.messages import Buffer, DenseParameter, Group, Shape, SparseTable
-from shoal.wire.messages import Tensor as TensorShape
-from shoal.wire.rows import slots_of_table
-from shoal.wire.tensors import DenseViews
+from shoal.protocol.messages import Buffer, DenseParameter, Group, Shape, SparseTable
+from shoal.protocol.messages import Tensor as TensorShape
+from shoal.protocol.slot_layout import Area, pieces
+from shoal.pserver.state.parameters import Parameters, TableRows
+from shoal.tensors.optimizers import group_options
+from shoal.tensors.table_rows import slots_of_table
+from shoal.tensors.views import DenseViews
 
 SIZES: dict[str, list[int]] = {"weight": [7, 5], "scale": [], "bias": [3], "deep.weight": [4, 4]}
 

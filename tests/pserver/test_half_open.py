@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from shoal.protocol import messages as m
 from shoal.pserver.service import Service
-from shoal.trainer.patience import Patience
-from shoal.trainer.peer import ANSWERS
-from shoal.trainer.servers import ServerLost
-from shoal.wire import auth, sync
-from shoal.wire import messages as m
-from shoal.wire.acceptor import Acceptor
-from shoal.wire.address import listen
+from shoal.trainer.engine.answer_timeout import Patience
+from shoal.trainer.engine.server_connection import ANSWERS
+from shoal.trainer.engine.servers import ServerLost
+from shoal.transport import auth, sync
+from shoal.transport.acceptor import Acceptor
+from shoal.transport.address import listen
 from tests.etcds import eventually
 from tests.proxy import Proxy
 from tests.pserver.test_session import TOKEN, WEIGHT, World, idle

@@ -9,9 +9,9 @@ import socket
 import pytest
 import torch
 
-from shoal.trainer.servers import Gradients
-from shoal.wire import auth, sync
-from shoal.wire import messages as m
+from shoal.protocol import messages as m
+from shoal.trainer.engine.servers import Gradients
+from shoal.transport import auth, sync
 from tests.etcds import eventually
 from tests.hostile import Liar, kinds
 from tests.pserver.test_session import SLOTS, TOKEN, WEIGHT, World, idle

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.pserver.optimizers import (
+from shoal.tensors.optimizers import (
     DENSE,
     SPARSE,
     UnsupportedOptimizer,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from shoal.pserver.optimizers import group_options
-from shoal.pserver.parameters import Parameters
-from shoal.wire.messages import Shape
-from shoal.wire.messages import Tensor as TensorShape
-from shoal.wire.shapes import differences, digest
+from shoal.protocol.messages import Shape
+from shoal.protocol.messages import Tensor as TensorShape
+from shoal.protocol.model_spec import differences, digest
+from shoal.pserver.state.parameters import Parameters
+from shoal.tensors.optimizers import group_options
 from tests.pserver.shapes import SIZES, fill, make_shape, make_views, restarted, started, whole
 
 CASES: list[tuple[str, dict[str, Any]]] = [

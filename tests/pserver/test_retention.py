@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.pserver.retention import StoredFile, deletable
+from shoal.pserver.snapshots.retention import StoredFile, deletable
 
 slots = st.frozensets(st.integers(0, 3), max_size=4)
 histories = st.lists(slots, max_size=9).map(

@@ -20,12 +20,12 @@ import pytest
 import torch
 
 import shoal.pserver.service
-from shoal.pserver import snapshots
+from shoal.protocol import messages as m
+from shoal.protocol.slot_layout import Area
 from shoal.pserver.service import Service
-from shoal.wire import auth, sync
-from shoal.wire import messages as m
-from shoal.wire.address import listen
-from shoal.wire.layout import Area
+from shoal.pserver.snapshots import files
+from shoal.transport import auth, sync
+from shoal.transport.address import listen
 from tests.pserver.shapes import make_shape
 
 T = TypeVar("T")
@@ -203,14 +203,14 @@ class SlowDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reading, self.may = threading.Event(), threading.Event()
         self.may.set()
-        read = snapshots._read_tensor
+        read = files._read_tensor
 
         def slowly(*arguments: Any) -> Any:
             self.reading.set()
             assert self.may.wait(SECONDS * 3)
             return read(*arguments)
 
-        monkeypatch.setattr(snapshots, "_read_tensor", slowly)
+        monkeypatch.setattr(files, "_read_tensor", slowly)
 
     def stop(self) -> None:
         self.may.clear()

@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.pserver.disk import SnapshotFolder
-from shoal.pserver.parameters import Parameters
-from shoal.pserver.server import ServerState
+from shoal.protocol import messages as m
+from shoal.protocol.epoch_plan import Plan
 from shoal.pserver.service import _Tensors
 from shoal.pserver.session import Session
-from shoal.trainer import initial
-from shoal.trainer.servers import Gradients, ServerLost, Servers
-from shoal.wire import auth, sync
-from shoal.wire import messages as m
-from shoal.wire.address import listen
-from shoal.wire.plan import Plan
-from shoal.wire.rows import GIVEN
+from shoal.pserver.snapshots.folder import SnapshotFolder
+from shoal.pserver.state.parameters import Parameters
+from shoal.pserver.state.server_state import ServerState
+from shoal.tensors.table_rows import GIVEN
+from shoal.trainer.engine import initial_values
+from shoal.trainer.engine.servers import Gradients, ServerLost, Servers
+from shoal.transport import auth, sync
+from shoal.transport.address import listen
 from tests.pserver.shapes import make_shape, registered
 
 TOKEN = auth.Token(b"0123456789abcdef")
@@ -242,7 +242,7 @@ def test_all_of_it_is_in_snapshot_0_and_restored_from_there(world: World) -> Non
 
 
 def test_values_go_in_portions_of_a_bounded_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initial, "PROVIDED_BYTES", 1)
+    monkeypatch.setattr(initial_values, "PROVIDED_BYTES", 1)
     world.begun()
     assert [server.inits for server in world.servers] == [2, 2]
     trainer = world.trainer()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shoal.pserver.snapshots import (
+from shoal.pserver.snapshots.files import (
     SlotRecord,
     SnapshotError,
     delete,
@@ -132,7 +132,7 @@ def test_strangers_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_later_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.pserver.snapshots.FORMAT", 2)
+    monkeypatch.setattr("shoal.pserver.snapshots.files.FORMAT", 2)
     path = tmp_path / write_one(tmp_path, 1)
     monkeypatch.undo()
     with pytest.raises(SnapshotError, match="has the format 2; this version of Shoal reads 1"):
@@ -197,7 +197,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import torch
-from shoal.pserver.snapshots import SlotRecord, write
+from shoal.pserver.snapshots.files import SlotRecord, write
 real = os.fsync
 def fsync(descriptor):
     real(descriptor)

@@ -10,10 +10,10 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shoal.pserver.optimizers import UnsupportedOptimizer
-from shoal.pserver.parameters import Parameters
-from shoal.wire.messages import Group, SparseTable
-from shoal.wire.rows import GIVEN, first_values, slot_of, slots_of_table
+from shoal.protocol.messages import Group, SparseTable
+from shoal.pserver.state.parameters import Parameters
+from shoal.tensors.optimizers import UnsupportedOptimizer
+from shoal.tensors.table_rows import GIVEN, first_values, slot_of, slots_of_table
 from tests.pserver.shapes import fill, make_shape, make_views, registered, restarted, rows_of_slot, started
 from tests.soak import examples
 

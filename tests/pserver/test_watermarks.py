@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.pserver.core import Granted
-from shoal.pserver.watermarks import Watermarks
-from shoal.wire import messages as m
-from shoal.wire.plan import Plan
+from shoal.protocol import messages as m
+from shoal.protocol.epoch_plan import Plan
+from shoal.pserver.state.slot_states import Granted
+from shoal.pserver.state.watermarks import Watermarks
 
 pushes = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 2), st.integers(1, 3), st.booleans()), max_size=60

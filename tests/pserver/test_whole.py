@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shoal.pserver.parameters import Parameters
-from shoal.wire.layout import TensorArea
-from shoal.wire.messages import Buffer, Shape
-from shoal.wire.messages import Tensor as TensorShape
-from shoal.wire.tensors import TensorViews
+from shoal.protocol.messages import Buffer, Shape
+from shoal.protocol.messages import Tensor as TensorShape
+from shoal.protocol.slot_layout import TensorArea
+from shoal.pserver.state.parameters import Parameters
+from shoal.tensors.views import TensorViews
 from tests.pserver.shapes import make_shape, make_views, restarted, started
 from tests.soak import examples
 

@@ -14,7 +14,9 @@ from tests.zygote import JOB, Zygote
 @pytest.fixture(scope="session")
 def zygote():
     # An optimizer's first own step imports torch._dynamo, which takes seconds.
-    started = Zygote((*JOB, "torch._dynamo", "shoal.master.service", "shoal.master.keeper", "shoal.store", "shoal.api"))
+    started = Zygote(
+        (*JOB, "torch._dynamo", "shoal.master.service", "shoal.master.record_log", "shoal.store", "shoal.api")
+    )
     yield started
     started.close()
 

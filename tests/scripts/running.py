@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from shoal.master.records import Outcome
-from shoal.wire.environment import EXIT_REFUSED
+from shoal.master.state.records import Outcome
+from shoal.protocol.environment import EXIT_REFUSED
 from tests.etcds import Etcd
 from tests.realjob import RealJob
 from tests.zygote import Zygote

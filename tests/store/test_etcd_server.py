@@ -1,4 +1,4 @@
-"""Finding, running and ending an etcd (shoal.local.etcd)."""
+"""Finding, running and ending an etcd (shoal.local.etcd_server)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shoal.local import etcd as local_etcd
-from shoal.local.etcd import EtcdBinary, EtcdError, EtcdServer, find_etcd, is_endpoint
+from shoal.local import etcd_server as local_etcd
+from shoal.local.etcd_server import EtcdBinary, EtcdError, EtcdServer, find_etcd, is_endpoint
 from shoal.store import Put, Store
 from tests.etcds import eventually
 
@@ -116,7 +116,7 @@ def test_an_etcd_that_cannot_start_says_why(tmp_path, binary):
 STARTER = """
 import sys, threading
 from pathlib import Path
-from shoal.local.etcd import EtcdServer, find_etcd
+from shoal.local.etcd_server import EtcdServer, find_etcd
 
 server = EtcdServer(find_etcd(sys.argv[2] or None), Path(sys.argv[1]))
 thread = threading.Thread(target=server.start)
@@ -141,7 +141,7 @@ def test_it_dies_with_the_process_that_started_it_not_with_the_thread(tmp_path):
 NOISE = """
 import subprocess, sys
 from pathlib import Path
-from shoal.local.etcd import EtcdServer, find_etcd
+from shoal.local.etcd_server import EtcdServer, find_etcd
 from shoal.store import Put, Store
 
 server = EtcdServer(find_etcd(sys.argv[2] or None), Path(sys.argv[1]))

@@ -7,7 +7,7 @@ import atexit
 import pytest
 
 from shoal.trainer.alone import AloneJob
-from shoal.trainer.foreign import guard
+from shoal.trainer.script.foreign_optimizers import guard
 from tests.trainer.one_process import OneProcess
 from tests.trainer.toy import EPOCHS, SEED, AnyJob
 

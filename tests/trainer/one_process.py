@@ -16,14 +16,14 @@ import pytest
 
 import shoal.pserver.service
 from shoal.master.core import Master
-from shoal.master.job import Job, Settings
-from shoal.master.records import Records
 from shoal.master.service import Service as MasterService
+from shoal.master.state.job import Job, Settings
+from shoal.master.state.records import Records
 from shoal.pserver.service import Service as ServerService
 from shoal.trainer.distributed import DistributedJob
-from shoal.trainer.engine import Engine
-from shoal.wire import auth
-from shoal.wire.address import listen
+from shoal.trainer.engine.engine import Engine
+from shoal.transport import auth
+from shoal.transport.address import listen
 
 UID = "one-process"
 

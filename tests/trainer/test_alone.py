@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from shoal import trainer
+from shoal.protocol import environment
 from shoal.trainer import joining
-from shoal.wire import environment
 from tests.trainer.toy import EPOCHS, SEED, compare, equal, order_of, plain_epochs
 
 

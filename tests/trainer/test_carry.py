@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shoal.trainer.carry import Carry
+from shoal.trainer.optim.accumulation import Carry
 from shoal.trainer.refusal import Refused
 from tests.trainer.toy import SIZE, compare, loader_of, loss_of, model, sgd
 

@@ -25,7 +25,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from shoal.trainer.data import as_loader, describe_data
+from shoal.trainer.data.dataset import as_loader, describe_data
 from shoal.trainer.refusal import Refusal
 
 

@@ -22,10 +22,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from shoal.trainer.data import as_loader, describe_data
-from shoal.trainer.describe import AfterStep, describe
+from shoal.protocol.model_spec import differences, digest
+from shoal.trainer.data.dataset import as_loader, describe_data
 from shoal.trainer.refusal import Refusal
-from shoal.wire.shapes import differences, digest
+from shoal.trainer.script.description import AfterStep, describe
 
 
 def numbers(count=20):
@@ -248,7 +248,7 @@ def test_buffers_that_are_not_saved_are_given_and_not_merged():
 
 
 def test_large_frozen_values_are_compared_and_small_ones_sent(monkeypatch):
-    monkeypatch.setattr("shoal.trainer.describe.FIXED_BYTES", 100)
+    monkeypatch.setattr("shoal.trainer.script.description.FIXED_BYTES", 100)
     model = nn.Sequential(nn.Linear(10, 10), nn.Linear(1, 1))
     described = words(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)])
     assert (described.shape.fixed, described.fixed) == ([], [])
@@ -306,7 +306,7 @@ def test_tied_weights_are_one_and_frozen_ones_are_none():
     ],
 )
 def test_a_large_tables_first_values_come_from_what_it_was_initialised_with(monkeypatch, fill, family):
-    monkeypatch.setattr("shoal.trainer.describe.GIVEN_TABLE_BYTES", 0)
+    monkeypatch.setattr("shoal.trainer.script.description.GIVEN_TABLE_BYTES", 0)
     torch.manual_seed(0)
     model = nn.Embedding(2000, 4, sparse=True, padding_idx=3)
     fill(model.weight)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.trainer.engine import Engine
-from shoal.wire import auth
-from shoal.wire import messages as m
+from shoal.protocol import messages as m
+from shoal.trainer.engine.engine import Engine
+from shoal.transport import auth
 from tests.pserver.shapes import make_shape
 
 SAVE = m.Save(path="/model", epoch=0, number=0)

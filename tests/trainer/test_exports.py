@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from shoal.trainer.exports import save_model, why_unwritable
+from shoal.trainer.engine.exports import save_model, why_unwritable
 from shoal.trainer.refusal import Refused
 
 

@@ -18,10 +18,10 @@ import torch
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from shoal.trainer.feed import Feed
-from shoal.trainer.order import Order, SamplerOrder
+from shoal.protocol.messages import Shape
+from shoal.trainer.data.feed import Feed
+from shoal.trainer.data.sample_order import Order, SamplerOrder
 from shoal.trainer.refusal import Refusal
-from shoal.wire.messages import Shape
 from tests.soak import examples
 
 SAMPLES, SIZE, TASK_BATCHES = 40, 3, 4

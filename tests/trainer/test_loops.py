@@ -18,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from shoal.pserver.optimizers import DENSE
+from shoal.tensors.optimizers import DENSE
 from shoal.trainer.refusal import Refused
 from tests.trainer.toy import (
     EPOCHS,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from shoal.trainer.optimizer import plain_step, share
+from shoal.trainer.optim.optimizer import plain_step, share
 from shoal.trainer.refusal import Refused
 from tests.trainer.toy import EPOCHS, STEPS, compare, data, halves, loader_of, loss_of, model, plainly, sgd
 

@@ -17,9 +17,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from shoal.trainer.order import Order, SamplerOrder
+from shoal.protocol.messages import Shape
+from shoal.trainer.data.sample_order import Order, SamplerOrder
 from shoal.trainer.refusal import Refusal
-from shoal.wire.messages import Shape
 
 WEIGHTS = [1.0, 0.0, 3.0, 4.0, 0.0, 2.0]
 

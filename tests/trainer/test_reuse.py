@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shoal.trainer.refusal import Refused
-from shoal.trainer.reuse import Reuse
+from shoal.trainer.script.parameter_reuse import Reuse
 from tests.trainer.toy import compare
 
 

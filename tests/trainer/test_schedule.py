@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as s
 
+from shoal.trainer.optim.schedule import Schedule
 from shoal.trainer.refusal import Refusal, Refused
-from shoal.trainer.schedule import Schedule
 from tests.trainer.toy import EPOCHS, STEPS, compare, halves, loader_of, loss_of, model, sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from shoal.trainer.steps import StepClock, StepWatch
-from shoal.wire.environment import LONG_FACTOR
+from shoal.protocol.environment import LONG_FACTOR
+from shoal.trainer.step_watchdog import StepClock, StepWatch
 
 
 def test_the_first_batch_and_what_is_no_batch_have_more_time():

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from shoal.trainer.data import describe_data
-from shoal.trainer.describe import TableModule, describe
+from shoal.tensors.table_rows import first_values
+from shoal.trainer.data.dataset import describe_data
+from shoal.trainer.engine.sparse_tables import Tables, data_of, rows_of
 from shoal.trainer.refusal import Refused
-from shoal.trainer.tables import Tables, data_of, rows_of
-from shoal.wire.rows import first_values
+from shoal.trainer.script.description import TableModule, describe
 from tests.trainer.one_process import OneProcess
 from tests.trainer.toy import order_of, places
 

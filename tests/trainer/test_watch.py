@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from shoal.trainer.refusal import Refused
-from shoal.trainer.watch import Watch
+from shoal.trainer.script.mutations import Watch
 from tests.trainer.toy import compare, halves, loader_of, loss_of, model, sgd
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shoal.trainer.work import Work
-from shoal.wire.messages import NO_GRANT, Done, HandBack, Lease, Leased, Map, Over, Redo
-from shoal.wire.plan import Plan
+from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.messages import NO_GRANT, Done, HandBack, Lease, Leased, Map, Over, Redo
+from shoal.trainer.engine.task_state import Work
 from tests.soak import examples
 
 SLOTS = 2

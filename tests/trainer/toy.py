@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from shoal.trainer.data import describe_data
-from shoal.trainer.describe import describe
-from shoal.trainer.order import Order
+from shoal.trainer.data.dataset import describe_data
+from shoal.trainer.data.sample_order import Order
+from shoal.trainer.script.description import describe
 from shoal.trainer.session import Session
 
 EPOCHS, SEED = 2, 11

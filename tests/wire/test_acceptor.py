@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.wire import auth, sync
-from shoal.wire.acceptor import DEAD, Acceptor
-from shoal.wire.address import listen
-from shoal.wire.unproved import MOST_OF_ONE, Unproved
+from shoal.transport import auth, sync
+from shoal.transport.acceptor import DEAD, Acceptor
+from shoal.transport.address import listen
+from shoal.transport.unauthenticated import MOST_OF_ONE, Unproved
 
 TOKEN = auth.Token(b"0123456789abcdef")
 SERVER = auth.Identity("pserver", 0, 7)

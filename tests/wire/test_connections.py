@@ -12,11 +12,11 @@ import threading
 import msgspec
 import pytest
 
-from shoal.wire import aio, auth, shared, sync
-from shoal.wire import messages as m
-from shoal.wire.address import AddressError, listen, publish, resolve
-from shoal.wire.frames import HEADER, MAX_GREETING, FrameError, encode, parse_header
-from shoal.wire.unproved import Unproved
+from shoal.protocol import messages as m
+from shoal.transport import aio, auth, shared_memory, sync
+from shoal.transport.address import AddressError, listen, publish, resolve
+from shoal.transport.frames import HEADER, MAX_GREETING, FrameError, encode, parse_header
+from shoal.transport.unauthenticated import Unproved
 
 TOKEN = auth.Token(b"0123456789abcdef")
 SERVER = auth.Identity("pserver", 0, 7)
@@ -249,11 +249,11 @@ def test_a_peer_that_proved_itself_may_not_send_garbage_either(host, body):
 
 
 def test_shared_memory_is_shared_and_cannot_shrink():
-    descriptor, mine = shared.create(4096)
+    descriptor, mine = shared_memory.create(4096)
     passed = os.dup(descriptor)
     with pytest.raises(OSError):
         os.ftruncate(descriptor, 10)
-    theirs = shared.open_shared(passed, 4096)
+    theirs = shared_memory.open_shared(passed, 4096)
     mine[:5] = b"hello"
     assert theirs[:5] == b"hello"
     os.close(descriptor)
@@ -265,7 +265,7 @@ def test_memory_that_could_shrink_is_refused(tmp_path):
     plain = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
     os.ftruncate(plain, 4096)
     with pytest.raises(OSError):
-        shared.open_shared(plain, 4096)
+        shared_memory.open_shared(plain, 4096)
 
 
 def test_addresses(tmp_path):

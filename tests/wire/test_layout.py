@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.wire.layout import ALIGNMENT, ITEM_SIZES, Area, Piece, TensorArea, pieces
-from shoal.wire.messages import Buffer, DenseParameter, Shape
+from shoal.protocol.messages import Buffer, DenseParameter, Shape
+from shoal.protocol.slot_layout import ALIGNMENT, ITEM_SIZES, Area, Piece, TensorArea, pieces
 
 sizes = st.lists(st.lists(st.integers(0, 7), max_size=3), max_size=8)
 dtypes = st.sampled_from(sorted(ITEM_SIZES))
@@ -108,5 +108,5 @@ def test_what_is_refused() -> None:
 
 
 def test_the_layout_needs_neither_torch_nor_numpy() -> None:
-    code = "import sys, shoal.wire.layout; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, shoal.protocol.slot_layout; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

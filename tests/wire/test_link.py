@@ -8,11 +8,11 @@ import time
 
 import msgspec
 
-from shoal.wire import auth, sync
-from shoal.wire import messages as m
-from shoal.wire.address import listen, publish
-from shoal.wire.frames import encode
-from shoal.wire.link import Link
+from shoal.protocol import messages as m
+from shoal.transport import auth, sync
+from shoal.transport.address import listen, publish
+from shoal.transport.frames import encode
+from shoal.transport.master_link import Link
 
 TOKEN = auth.Token(b"0123456789abcdef")
 MASTER = auth.Identity("master", 0, 1)

@@ -9,9 +9,9 @@ import urllib.request
 
 import pytest
 
-from shoal.wire import probe
-from shoal.wire.address import listen
-from shoal.wire.probe import MOST_OF_ONE, REQUEST_BYTES, ProbeThread
+from shoal.transport import liveness_probe
+from shoal.transport.address import listen
+from shoal.transport.liveness_probe import MOST_OF_ONE, REQUEST_BYTES, ProbeThread
 
 SECONDS = 30.0
 
@@ -74,7 +74,7 @@ def test_strangers_that_say_nothing_or_little_make_room(answering):
 
 
 def test_a_slow_caller_has_its_time_and_no_more(answering, monkeypatch):
-    monkeypatch.setattr(probe, "CALL_SECONDS", 0.1)
+    monkeypatch.setattr(liveness_probe, "CALL_SECONDS", 0.1)
     with answering.call() as slow:
         slow.send(b"GET /")
         assert ended(slow)

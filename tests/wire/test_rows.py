@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.wire import rows as rows_module
-from shoal.wire.messages import SparseTable
-from shoal.wire.rows import GIVEN, first_values, given_tables, slot_of, slots_of_table
+from shoal.protocol.messages import SparseTable
+from shoal.tensors import table_rows as rows_module
+from shoal.tensors.table_rows import GIVEN, first_values, given_tables, slot_of, slots_of_table
 from tests.pserver.shapes import make_shape
 from tests.soak import examples
 

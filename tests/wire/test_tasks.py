@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.wire.grouped import Grouped
-from shoal.wire.plan import Plan, default_task_batches
-from shoal.wire.tasks import TaskSet
+from shoal.protocol.epoch_plan import Plan, default_task_batches
+from shoal.protocol.grouped import Grouped
+from shoal.protocol.task_set import TaskSet
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=60)
 

@@ -26,15 +26,15 @@ from functools import partial
 from typing import Any, Final
 
 from shoal.api.plan import Plan, PlannedClaim, PlannedJob
-from shoal.autoscaler.config import AutoscalerConfig, policy
-from shoal.autoscaler.config_file import ConfigFile
-from shoal.autoscaler.demand import Demand
-from shoal.autoscaler.model import Allocation, Given, Job, Memory, Snapshot, Why
-from shoal.autoscaler.plan import plan
-from shoal.autoscaler.requests import part
-from shoal.autoscaler.thread import computed
-from shoal.autoscaler.view import ClusterView
-from shoal.autoscaler.wish import JobWish
+from shoal.autoscaler.config.hot_reload import ConfigFile
+from shoal.autoscaler.config.types import AutoscalerConfig, policy
+from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.plan_thread import computed
+from shoal.autoscaler.planner.model import Allocation, Given, Job, Memory, Snapshot, Why
+from shoal.autoscaler.planner.plan import plan
+from shoal.autoscaler.snapshot.cluster_state import ClusterView
+from shoal.autoscaler.snapshot.recent_demand import Demand
+from shoal.autoscaler.snapshot.resources import part
 
 __all__ = ["Autoscaler", "Decision"]
 

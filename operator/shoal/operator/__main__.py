@@ -12,7 +12,7 @@ import sys
 from typing import Final, NoReturn
 
 from shoal.kube import KubeError
-from shoal.operator.app import Operator, Settings
+from shoal.operator.manager import Operator, Settings
 from shoal.store import StoreError
 
 EXIT_LOST: Final = 3

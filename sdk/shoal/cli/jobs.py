@@ -9,10 +9,10 @@ from typing import Final
 import msgspec
 
 from shoal.cli.errors import FAILED, CommandError
-from shoal.local.control import AskScale, AskStatus, No, ask
-from shoal.local.state import StateFolder, base_folder, job_names
-from shoal.local.status import Status, read_status
-from shoal.local.words import account_lines, duration, evaluated, progress_line
+from shoal.local.control_socket import AskScale, AskStatus, No, ask
+from shoal.local.state_folder import StateFolder, base_folder, job_names
+from shoal.local.view.formatting import account_lines, duration, evaluated, progress_line
+from shoal.local.view.status import Status, read_status
 
 __all__ = ["find_job", "scale_job", "show_all", "show_status"]
 

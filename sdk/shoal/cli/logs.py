@@ -9,7 +9,7 @@ from typing import Final
 
 from shoal.cli.errors import CommandError
 from shoal.cli.jobs import find_job
-from shoal.local.state import StateFolder
+from shoal.local.state_folder import StateFolder
 
 __all__ = ["show_logs"]
 

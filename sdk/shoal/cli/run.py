@@ -12,15 +12,15 @@ import msgspec
 
 from shoal.api import ManifestError, TrainingJob, for_script, load, with_options
 from shoal.cli.errors import FAILED, INTERRUPTED, CommandError, unread_is_fine
-from shoal.local import changes
+from shoal.local import manifest_changes
 from shoal.local.launch import Launcher, variables
-from shoal.local.state import BusyError, End, Origin, StateFolder, base_folder
-from shoal.local.status import is_good
-from shoal.local.view import PlainView, QuietView, View
-from shoal.local.words import account_lines, counted
+from shoal.local.state_folder import BusyError, End, Origin, StateFolder, base_folder
+from shoal.local.view.formatting import account_lines, counted
+from shoal.local.view.plain import PlainView, QuietView, View
+from shoal.local.view.status import is_good
 
 if TYPE_CHECKING:
-    from shoal.local.etcd import EtcdServer
+    from shoal.local.etcd_server import EtcdServer
 
 __all__ = ["Options", "job_of", "run_job"]
 
@@ -172,12 +172,12 @@ def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFol
         return _report(options, state, end)
     if end is not None and end.final:
         raise CommandError(f"job {name} has failed for good: {end.reason}\nstart over with --fresh", code=FAILED)
-    refusals = changes.refusals(old, job)
+    refusals = manifest_changes.refusals(old, job)
     if refusals:
         raise CommandError(
             "\n".join([f"job {name} began with another manifest and cannot go on with this one:", *refusals])
         )
-    said += changes.notes(old, job)
+    said += manifest_changes.notes(old, job)
     return None
 
 
@@ -186,7 +186,7 @@ def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFol
 
 def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdServer, view: View) -> End:
     # Only now: a typing error must not wait for these imports.
-    from shoal.local.own_etcd import OwnEtcd  # noqa: PLC0415
+    from shoal.local.job_etcd import OwnEtcd  # noqa: PLC0415
     from shoal.local.runner import Runner, run  # noqa: PLC0415
 
     cores = _cores()
@@ -221,7 +221,7 @@ def _etcd(options: Options, state: StateFolder, said: list[str]) -> str | EtcdSe
     Raises:
         CommandError: It does not answer, or there is none.
     """
-    from shoal.local.etcd import EtcdError, EtcdServer, find_etcd, is_endpoint  # noqa: PLC0415
+    from shoal.local.etcd_server import EtcdError, EtcdServer, find_etcd, is_endpoint  # noqa: PLC0415
     from shoal.store import Store, StoreError  # noqa: PLC0415
 
     if options.etcd is not None and is_endpoint(options.etcd):
@@ -248,7 +248,7 @@ def _view(options: Options) -> View:
         return PlainView(stream)
     from rich.console import Console  # noqa: PLC0415
 
-    from shoal.local.live import LiveView  # noqa: PLC0415
+    from shoal.local.view.live import LiveView  # noqa: PLC0415
 
     return LiveView(Console(file=stream))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from shoal.api import ManifestError, Problem, Resources, TrainingJob
 from shoal.local.processes import Launch
 from shoal.local.supervisor import MASTER, SERVER, TRAINER
-from shoal.wire import environment as names
+from shoal.protocol import environment as names
 
 __all__ = ["Launcher", "variables"]
 

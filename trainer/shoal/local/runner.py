@@ -17,21 +17,21 @@ from typing import Any, Final
 import msgspec
 
 from shoal.api import TrainingJob
-from shoal.local.control import AskScale, Control, No
-from shoal.local.events import Events
-from shoal.local.hung import Watchdog
+from shoal.local.control_socket import AskScale, Control, No
+from shoal.local.hang_detector import Watchdog
+from shoal.local.job_etcd import OwnEtcd
 from shoal.local.launch import Launcher
-from shoal.local.observer import observe
-from shoal.local.own_etcd import OwnEtcd
 from shoal.local.processes import LaunchError, Processes
-from shoal.local.state import End, StateFolder
-from shoal.local.status import Status, account_of, rows_of
+from shoal.local.progress_observer import observe
+from shoal.local.state_folder import End, StateFolder
 from shoal.local.supervisor import ETCD, Action, Finish, Settings, Signal, Start, Supervisor, Tell
-from shoal.local.view import View
-from shoal.local.words import counted, process_name
-from shoal.wire.auth import Token
-from shoal.wire.environment import EXIT_REFUSED, LONG_FACTOR
-from shoal.wire.messages import Progress
+from shoal.local.view.events import Events
+from shoal.local.view.formatting import counted, process_name
+from shoal.local.view.plain import View
+from shoal.local.view.status import Status, account_of, rows_of
+from shoal.protocol.environment import EXIT_REFUSED, LONG_FACTOR
+from shoal.protocol.messages import Progress
+from shoal.transport.auth import Token
 
 __all__ = ["Runner", "run"]
 

@@ -15,8 +15,8 @@ import signal
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.local.words import NEVER_JOINED, behind, process_name, signal_name
-from shoal.wire.environment import EXIT_REFUSED
+from shoal.local.view.formatting import NEVER_JOINED, behind, process_name, signal_name
+from shoal.protocol.environment import EXIT_REFUSED
 
 __all__ = [
     "ETCD",

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from shoal.api import TrainingJob, load
 from shoal.master.core import Master
-from shoal.master.job import Job, Settings
-from shoal.master.keeper import Keeper
-from shoal.master.records import Records
+from shoal.master.record_log import Keeper
 from shoal.master.service import Service
+from shoal.master.state.job import Job, Settings
+from shoal.master.state.records import Records
+from shoal.protocol import environment
 from shoal.store import Credentials, Event, JobKeys, Listing, Store, StoreError, StoreRefusedError
-from shoal.wire import auth, descriptors, environment, logs
-from shoal.wire.address import listen, publish
+from shoal.transport import auth, file_limits, logs
+from shoal.transport.address import listen, publish
 
 log = logging.getLogger("shoal.master")
 
@@ -72,7 +73,7 @@ def main() -> int:
     """Take over the job and serve it; the exit code."""
     arguments = _arguments()
     logs.set_up()
-    descriptors.allow_all()
+    file_limits.allow_all()
     try:
         manifest = load(arguments.manifest)
         token = auth.Token.read(environment.text(environment.TOKEN_FILE))

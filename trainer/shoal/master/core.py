@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shoal.master.ending import Ending
-from shoal.master.evaluating import Evaluating
-from shoal.master.job import Close, Job, Send
-from shoal.master.progress import Reporter
-from shoal.master.records import MemberRecord
-from shoal.master.saving import Saving
-from shoal.master.serving import Serving
-from shoal.master.training import Training
-from shoal.master.unfit import unfit, unfit_member
-from shoal.master.watch import FAILURES_ALLOWED
+from shoal.master.handlers.completion import Ending
+from shoal.master.handlers.deadly_batches import FAILURES_ALLOWED
+from shoal.master.handlers.evaluations import Evaluating
+from shoal.master.handlers.message_checks import unfit, unfit_member
+from shoal.master.handlers.model_files import Saving
+from shoal.master.handlers.servers import Serving
+from shoal.master.handlers.trainers import Training
+from shoal.master.state.job import Close, Job, Send
+from shoal.master.state.progress import Reporter
+from shoal.master.state.records import MemberRecord
+from shoal.protocol import messages as m
+from shoal.protocol.text_limits import clipped
 from shoal.store import Wanted
-from shoal.wire import messages as m
-from shoal.wire.auth import Identity
-from shoal.wire.texts import clipped
+from shoal.transport.auth import Identity
 
 __all__ = ["Master"]
 

@@ -22,17 +22,17 @@ from typing import Any
 import msgspec
 
 from shoal.master.core import Master
-from shoal.master.job import Close, Send
-from shoal.master.keeper import Deposed, Keeper
+from shoal.master.record_log import Deposed, Keeper
+from shoal.master.state.job import Close, Send
+from shoal.protocol.decoding import UNDECODABLE
+from shoal.protocol.environment import EXIT_DEPOSED, EXIT_NO_ETCD
+from shoal.protocol.messages import Complete, EpochDone, Evaluated, Over, Saved, Stopping, ToMaster
 from shoal.store import StoreClosedError, StoreError, Wanted
-from shoal.wire import aio, auth
-from shoal.wire import probe as probes
-from shoal.wire.decoding import UNDECODABLE
-from shoal.wire.descriptors import SHORT
-from shoal.wire.environment import EXIT_DEPOSED, EXIT_NO_ETCD
-from shoal.wire.logs import Seldom
-from shoal.wire.messages import Complete, EpochDone, Evaluated, Over, Saved, Stopping, ToMaster
-from shoal.wire.unproved import Unproved
+from shoal.transport import aio, auth
+from shoal.transport import liveness_probe as probes
+from shoal.transport.file_limits import SHORT
+from shoal.transport.logs import Seldom
+from shoal.transport.unauthenticated import Unproved
 
 __all__ = ["Service"]
 

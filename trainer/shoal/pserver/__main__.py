@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from shoal.pserver.eager import without_compiler
-from shoal.pserver.optimizers import import_all
+from shoal.protocol import environment
 from shoal.pserver.service import Service
-from shoal.wire import auth, descriptors, environment, logs
-from shoal.wire.address import resolve
+from shoal.tensors.no_compiler import without_compiler
+from shoal.tensors.optimizers import import_all
+from shoal.transport import auth, file_limits, logs
+from shoal.transport.address import resolve
 
 log = logging.getLogger("shoal.pserver")
 
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--probe", default="", help="tcp://host:port where a kubelet asks; default: none")
     arguments = parser.parse_args()
     logs.set_up()
-    descriptors.allow_all()
+    file_limits.allow_all()
     without_compiler()
     import_all()
     log.info("starting; what it imports took %.2f s", process_age())

@@ -24,19 +24,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shoal.pserver.disk import SnapshotFolder
-from shoal.pserver.parameters import Parameters
-from shoal.pserver.pulse import HELD_SECONDS, WorkLock
-from shoal.pserver.server import DiskError, ServerState, Snapshot
+from shoal.protocol import messages as m
+from shoal.protocol.environment import EXIT_REFUSED
+from shoal.protocol.epoch_plan import Plan
 from shoal.pserver.session import Session
-from shoal.wire import auth, sync
-from shoal.wire import messages as m
-from shoal.wire.acceptor import Acceptor
-from shoal.wire.address import listen
-from shoal.wire.environment import EXIT_REFUSED
-from shoal.wire.link import Link
-from shoal.wire.plan import Plan
-from shoal.wire.probe import ProbeThread
+from shoal.pserver.snapshots.folder import SnapshotFolder
+from shoal.pserver.state.parameters import Parameters
+from shoal.pserver.state.server_state import DiskError, ServerState, Snapshot
+from shoal.pserver.watchdog import HELD_SECONDS, WorkLock
+from shoal.transport import auth, sync
+from shoal.transport.acceptor import Acceptor
+from shoal.transport.address import listen
+from shoal.transport.liveness_probe import ProbeThread
+from shoal.transport.master_link import Link
 
 __all__ = ["Service"]
 

@@ -14,12 +14,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from shoal.pserver.parameters import Parameters, TableRows
-from shoal.pserver.server import ServerState
-from shoal.wire import messages as m
-from shoal.wire import shared, sync
-from shoal.wire.layout import WHOLE_SLOT, Area, TensorArea
-from shoal.wire.tensors import DenseViews, TensorViews, bytes_of
+from shoal.protocol import messages as m
+from shoal.protocol.slot_layout import WHOLE_SLOT, Area, TensorArea
+from shoal.pserver.state.parameters import Parameters, TableRows
+from shoal.pserver.state.server_state import ServerState
+from shoal.tensors.views import DenseViews, TensorViews, bytes_of
+from shoal.transport import shared_memory, sync
 
 __all__ = ["Desk", "Session"]
 
@@ -69,7 +69,7 @@ class _Attachment:
         if self.shared:
             if message.shared != 2 * self.area.size or not connection.local:
                 raise Refusal("shared memory of another size than these slots need, or between hosts")
-            memory: Any = shared.open_shared(connection.receive_descriptor(), message.shared)
+            memory: Any = shared_memory.open_shared(connection.receive_descriptor(), message.shared)
         else:
             memory = bytearray(2 * self.area.size)
         whole = memoryview(memory)

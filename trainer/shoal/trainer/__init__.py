@@ -1,6 +1,6 @@
 """What a training script imports: ``from shoal import trainer``, then ``trainer.join()``."""
 
-from shoal.pserver.eager import compiler_later
+from shoal.tensors.no_compiler import compiler_later
 from shoal.trainer.job import Job
 from shoal.trainer.joining import join
 from shoal.trainer.refusal import Refused

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shoal.pserver.constraints import constrain, is_constrained
-from shoal.trainer.batches import Batch, Place
-from shoal.trainer.describe import Description
-from shoal.trainer.exports import average_path, other_format, save_model
-from shoal.trainer.loop import scored
-from shoal.trainer.optimizer import plain_step, run_post_hooks, run_pre_hooks
+from shoal.tensors.constraints import constrain, is_constrained
+from shoal.trainer.data.current_batch import Batch, Place
+from shoal.trainer.engine.exports import average_path, other_format, save_model
+from shoal.trainer.engine.sparse_tables import Tables
+from shoal.trainer.logged_values import scored
+from shoal.trainer.optim.optimizer import plain_step, run_post_hooks, run_pre_hooks
 from shoal.trainer.refusal import Refused
+from shoal.trainer.script.description import Description
 from shoal.trainer.session import Session
-from shoal.trainer.tables import Tables
 
 __all__ = ["AloneJob"]
 

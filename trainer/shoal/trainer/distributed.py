@@ -18,24 +18,25 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shoal.pserver.optimizers import UnsupportedOptimizer, group_options
-from shoal.trainer.batches import Batch, Place
-from shoal.trainer.describe import Description
-from shoal.trainer.engine import IN_BATCH, Engine
-from shoal.trainer.exports import average_path, other_format, save_model, why_unwritable
+from shoal.protocol import environment
+from shoal.protocol import messages as m
+from shoal.tensors.optimizers import UnsupportedOptimizer, group_options
+from shoal.tensors.table_rows import GIVEN
+from shoal.trainer.data.current_batch import Batch, Place
+from shoal.trainer.engine.engine import IN_BATCH, Engine
+from shoal.trainer.engine.exports import average_path, other_format, save_model, why_unwritable
+from shoal.trainer.engine.servers import Gradients, ServerLost
+from shoal.trainer.engine.sparse_tables import Tables, rows_of
 from shoal.trainer.job import seed_everything
-from shoal.trainer.loop import scored
-from shoal.trainer.optimizer import run_post_hooks, run_pre_hooks
-from shoal.trainer.options import options_changed, options_said
+from shoal.trainer.logged_values import scored
+from shoal.trainer.optim.optimizer import run_post_hooks, run_pre_hooks
+from shoal.trainer.optim.options import options_changed, options_said
 from shoal.trainer.process import ProcessWatch, take_place
 from shoal.trainer.refusal import Refusal, Refused
-from shoal.trainer.servers import Gradients, ServerLost
+from shoal.trainer.script.description import Description
 from shoal.trainer.session import Session
-from shoal.trainer.steps import StepWatch
-from shoal.trainer.tables import Tables, rows_of
-from shoal.wire import auth, environment
-from shoal.wire import messages as m
-from shoal.wire.rows import GIVEN
+from shoal.trainer.step_watchdog import StepWatch
+from shoal.transport import auth
 
 __all__ = ["DistributedJob"]
 

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from shoal.protocol import environment
 from shoal.trainer.job import Job, seed_everything
 from shoal.trainer.process import check_main_thread
 from shoal.trainer.refusal import Refused
-from shoal.wire import environment
 
 __all__ = ["join"]
 

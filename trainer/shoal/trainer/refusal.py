@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from shoal.wire.environment import EXIT_REFUSED
+from shoal.protocol.environment import EXIT_REFUSED
 
 __all__ = ["Refusal", "Refused"]
 

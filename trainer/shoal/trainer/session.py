@@ -17,25 +17,25 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from shoal.trainer import sentences
-from shoal.trainer.batches import Batch, Pass, Place
-from shoal.trainer.carry import Carry
-from shoal.trainer.checks import check_optimizers
-from shoal.trainer.data import describe_data
-from shoal.trainer.describe import AfterStep, Description, describe
-from shoal.trainer.feed import Feed
-from shoal.trainer.foreign import guard
+from shoal.trainer.data.current_batch import Batch, Pass, Place
+from shoal.trainer.data.dataset import describe_data
+from shoal.trainer.data.feed import Feed
+from shoal.trainer.data.loader import BatchLoader
+from shoal.trainer.data.sample_order import Order
 from shoal.trainer.job import Job
-from shoal.trainer.loader import BatchLoader
-from shoal.trainer.loop import Values, numbers
-from shoal.trainer.meta import materialise
-from shoal.trainer.names import plain_module
-from shoal.trainer.optimizer import closed_over, share, zero_together
-from shoal.trainer.order import Order
+from shoal.trainer.logged_values import Values, numbers
+from shoal.trainer.optim.accumulation import Carry
+from shoal.trainer.optim.optimizer import closed_over, share, zero_together
+from shoal.trainer.optim.schedule import Schedule
 from shoal.trainer.refusal import Refusal, Refused
-from shoal.trainer.reuse import Reuse
-from shoal.trainer.schedule import Schedule
-from shoal.trainer.watch import Watch, refuse_averages
+from shoal.trainer.script import sentences
+from shoal.trainer.script.description import AfterStep, Description, describe
+from shoal.trainer.script.foreign_optimizers import guard
+from shoal.trainer.script.meta_tables import materialise
+from shoal.trainer.script.mutations import Watch, refuse_averages
+from shoal.trainer.script.parameter_reuse import Reuse
+from shoal.trainer.script.prepare_checks import check_optimizers
+from shoal.trainer.script.tensor_names import plain_module
 
 __all__ = ["Session"]
 

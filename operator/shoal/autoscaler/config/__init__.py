@@ -1,0 +1,1 @@
+"""The AutoscalerConfig: its types, its reader, its reload."""

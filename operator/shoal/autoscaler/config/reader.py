@@ -1,0 +1,202 @@
+"""From a text, YAML or JSON, to an AutoscalerConfig, or to every problem with it by its path and line.
+
+In practice the text is a mounted ConfigMap. It is held to plain values of a modest size, without aliases: a few lines of
+those can stand for more than memory holds. A key that stands twice is refused, where YAML would keep the last silently.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import yaml
+from pydantic import ValidationError
+
+from shoal.api import Problem
+from shoal.api.errors import shown
+from shoal.api.explain import problems_of
+from shoal.autoscaler.config.types import AutoscalerConfig
+
+__all__ = ["LARGEST", "ConfigError", "load"]
+
+LARGEST: Final = 1 << 18
+"""Characters of a text."""
+_MOST_VALUES: Final = 10_000
+_LONGEST_KEY: Final = 253 + 1 + 63
+"""A label's key, with its prefix."""
+_LONGEST_NUMBER: Final = 20
+_TAG: Final = "tag:yaml.org,2002:"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be taken; ``problems`` has everything that is wrong with it, one a line in its text."""
+
+    def __init__(self, problems: Sequence[Problem], *, source: str = "") -> None:
+        self.problems = list(problems)
+        self.source = source
+        head = f"{source}: " if source else ""
+        super().__init__("\n".join(f"{head}{problem}" for problem in self.problems))
+
+
+def load(text: str) -> AutoscalerConfig:
+    """Read a configuration's text, YAML or JSON. Keys that are null count as not set; an empty text sets nothing.
+
+    Raises:
+        ConfigError: Something is wrong with it; what was in force should stay so.
+    """
+    if len(text) > LARGEST:
+        raise ConfigError([Problem("", "is larger than 256 KiB")])
+    reader = _Reader()
+    try:
+        mapping = reader.read(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        raise ConfigError([Problem("", f"not YAML: {what}", mark.line + 1 if mark is not None else 0)]) from None
+    except RecursionError:
+        raise ConfigError([Problem("", "is nested too deeply")]) from None
+    try:
+        config = AutoscalerConfig.model_validate(mapping, by_alias=True, by_name=False)
+    except ValidationError as error:
+        # What was left out for a reason must not be called missing as well.
+        found = [*reader.problems, *problems_of(error, reader.lines, root=AutoscalerConfig)]
+        raise ConfigError(sorted(found, key=lambda problem: problem.line)) from None
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: dates, and numbers as no other format writes them (1:30 for 90), stay text."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            line = event.start_mark.line + 1
+            raise ConfigError([Problem("", f"*{event.anchor} repeats what stands above; write it out", line)])
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, form) for tag, form in resolvers if tag not in {f"{_TAG}{kind}" for kind in ("timestamp", "int", "float")}
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# No more than PyYAML takes for numbers: it leaves without quotes, when it writes, whatever it would read as text.
+for _kind, _form in (
+    ("int", r"[-+]?(?:0[0-7]*|[1-9][0-9]*)$"),
+    ("float", r"(?:[-+]?[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?$"),
+):
+    _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(_form), list("-+.0123456789"))
+
+
+class _Odd:
+    """A value that is not plain: it fits no field, and is shown as it was written."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+class _Reader:
+    """Makes plain values of a text, and notes each field's line and what YAML allows and a configuration does not.
+
+    Keys that are wrong are left out and told in ``problems``, so that the rest is still checked.
+    """
+
+    def __init__(self) -> None:
+        self.lines: dict[str, int] = {}
+        self.problems: list[Problem] = []
+        self._values = 0
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The mapping that the text holds.
+
+        Raises:
+            yaml.YAMLError: It is not YAML.
+            RecursionError: It is nested too deeply.
+            ConfigError: It is something else than one mapping, or far too much.
+        """
+        self._loader = _Loader(_untabbed(text))
+        try:
+            nodes = []
+            while self._loader.check_node():
+                node = self._loader.get_node()
+                if node is not None and node.tag != f"{_TAG}null":
+                    nodes.append(node)
+            if len(nodes) > 1:
+                line = nodes[1].start_mark.line + 1
+                raise ConfigError([Problem("", "a second document; one AutoscalerConfig is wanted", line)])
+            value = self._value(nodes[0], "") if nodes else {}
+        finally:
+            self._loader.dispose()
+        if not isinstance(value, dict):
+            raise ConfigError([Problem("", "not a mapping; write keys and values such as `cycle: 5s`")])
+        return value
+
+    def _value(self, node: yaml.Node, path: str) -> Any:
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise ConfigError([Problem("", f"has more than {_MOST_VALUES} values")])
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        if node.tag == f"{_TAG}map" and isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if node.tag == f"{_TAG}seq" and isinstance(node, yaml.SequenceNode):
+            return [self._value(each, f"{path}[{number}]") for number, each in enumerate(node.value)]
+        return self._scalar(node) if isinstance(node, yaml.ScalarNode) else _Odd(_shorthand(node.tag))
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.tag == f"{_TAG}int" and len(node.value) > _LONGEST_NUMBER:
+            return _Odd(f"{node.value[:_LONGEST_NUMBER]}...")
+        try:
+            value = self._loader.construct_object(node)
+        except (yaml.YAMLError, ValueError, OverflowError):
+            value = node
+        if isinstance(value, str):
+            return _whole(value)
+        return (
+            value if value is None or isinstance(value, int | float) else _Odd(f"{_shorthand(node.tag)} {node.value!r}")
+        )
+
+    def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            name = _whole(key.value) if isinstance(key, yaml.ScalarNode) else ""
+            if key.tag != f"{_TAG}str" or not 0 < len(name) <= _LONGEST_KEY or not name.isprintable():
+                text = f"{shown(name)} is" if isinstance(key, yaml.ScalarNode) else "a key is"
+                self.problems.append(Problem(path, f"{text} no field's name; put it in quotes, or remove it", line))
+                continue
+            below = f"{path}.{name}" if path else name
+            if name in made:
+                self.problems.append(Problem(below, "is written twice; keep one", line))
+                continue
+            self.lines[below] = line
+            made[name] = self._value(value, below)
+        return made
+
+
+def _shorthand(tag: str) -> str:
+    return tag.replace(_TAG, "!!", 1)
+
+
+def _whole(text: str) -> str:
+    """A text whose characters are whole ones: JSON may escape one as two halves."""
+    with suppress(UnicodeDecodeError):
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    return text
+
+
+def _untabbed(text: str) -> str:
+    """JSON without its tabs, which YAML takes in few places and JSON between values only."""
+    if "\t" in text and text.lstrip()[:1] == "{":
+        with suppress(ValueError, RecursionError):
+            json.loads(text)
+            return text.replace("\t", "  ")
+    return text

@@ -1,0 +1,1 @@
+"""Plans who gets how many trainers, and where. Pure."""

@@ -1,0 +1,174 @@
+"""What a plan says in the end: of each job how many, where, how many of them now, and why not more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from shoal.autoscaler.planner.model import Allocation, Claim, Counts, Flags, Given, Job, Snapshot, Why
+from shoal.autoscaler.planner.placement import Board, fitting
+
+__all__ = ["outcome"]
+
+
+def outcome(
+    snapshot: Snapshot,
+    board: Board,
+    *,
+    top: Counts,
+    queued: Collection[int],
+    claims: tuple[Claim, ...],
+    caps: Mapping[str, tuple[int, float]],
+    moved: Collection[int],
+    others: Mapping[int, Sequence[tuple[int, int]]],
+) -> Allocation:
+    """From where things stand at the end of a plan."""
+    words = _Words(snapshot, board, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
+    at = board.places.rows(board.changed)
+    places = {number: _places(board.jobs[number].held, there) for number, there in at.items()}
+    now = _Now(snapshot, board, places) if places or others else None
+    late = {number for number, of in others.items() if now is not None and not now.have_room(node for _, node in of)}
+    given = {}
+    for number, (job, count) in enumerate(zip(board.jobs, board.count.tolist(), strict=True)):
+        stays, comes = places.get(number, (job.held, {}))
+        why, said = words.why(number)
+        soon = now.start(number, comes) if now is not None and comes else {}
+        given[job.uid] = Given(
+            trainers=count,
+            stays=stays,
+            comes=comes,
+            now=soon,
+            why=why,
+            words=said,
+            others=tuple(others.get(number, ())),
+            others_now=number not in late,
+        )
+    return Allocation(jobs=given, claims=claims)
+
+
+def _places(held: Mapping[int, int], at: Mapping[int, int]) -> tuple[Mapping[int, int], Mapping[int, int]]:
+    """Who stays where, and who comes where."""
+    if not held:
+        return {}, at
+    stays = {node: min(count, held[node]) for node, count in at.items() if node in held}
+    return stays, {node: count - stays.get(node, 0) for node, count in at.items() if count > stays.get(node, 0)}
+
+
+class _Now:
+    """Who of those that come has room already: what leaves is still there."""
+
+    def __init__(
+        self, snapshot: Snapshot, board: Board, places: Mapping[int, tuple[Mapping[int, int], Mapping[int, int]]]
+    ) -> None:
+        self._board = board
+        # What is kept for others is no trainer's; where that is more than there is, it is not free yet.
+        self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - board.kept - board.taken
+        late = board.free - snapshot.nodes.leaving
+        for number, (stays, _) in places.items():
+            for node, count in board.jobs[number].held.items():
+                if count > stays.get(node, 0):
+                    late[node] -= board.request[board.jobs[number].shape] * (count - stays.get(node, 0))
+        # Where even then all have room nobody needs to be counted.
+        self._wide: Flags = fitting(late, [0] * late.shape[1])
+
+    def have_room(self, nodes: Iterable[int]) -> bool:
+        """Whether what is kept for others on these nodes is free; asked before any trainer starts."""
+        return all(bool((self._room[node] >= 0).all()) for node in nodes)
+
+    def start(self, number: int, comes: Mapping[int, int]) -> dict[int, int]:
+        """Where how many of a job's."""
+        request = self._board.request[self._board.jobs[number].shape]
+        asked, soon = request > 0, {}
+        for node, count in comes.items():
+            if self._wide[node]:
+                soon[node] = count
+                continue
+            for _ in range(count):
+                if not (self._room[node] >= request)[asked].all():
+                    break
+                self._room[node] -= request
+                soon[node] = soon.get(node, 0) + 1
+        return soon
+
+
+class _Words:
+    """Why a job has no more."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        board: Board,
+        *,
+        top: Counts,
+        queued: Collection[int],
+        claims: tuple[Claim, ...],
+        caps: Mapping[str, tuple[int, float]],
+        moved: Collection[int],
+    ) -> None:
+        self._snapshot, self._board = snapshot, board
+        self._count, self._top = board.count.tolist(), top.tolist()
+        self._queued, self._claims, self._caps, self._moved = queued, claims, caps, moved
+        self._victims = {uid: claim.name for claim in reversed(claims) for uid in claim.victims}
+        self._full: dict[int, tuple[Why, str]] = {}
+
+    def why(self, number: int) -> tuple[Why, str]:  # noqa: PLR0911 - one line for each reason
+        """Of a job, by its number."""
+        job, count = self._board.jobs[number], self._count[number]
+        if number in self._queued:
+            return Why.QUEUED, self._queues(number, job)
+        if job.pinned and count == job.max:
+            return Why.PINNED, f"pinned at {count}"
+        if count >= job.max:
+            return Why.MAX, f"at max {job.max}"
+        if job.uid in self._caps and count >= self._top[number]:
+            return Why.REFUSED, f"the scheduler finds no node for more than {count}, though there seems to be room"
+        if job.uid in self._victims:
+            return Why.CLAIM, f"makes room for {self._victims[job.uid]}"
+        if number in self._moved:
+            return Why.SHARE, "others of its priority hold more; it gets its share step by step"
+        if job.shape not in self._full:
+            self._full[job.shape] = self._no_room(job.shape)
+        return self._full[job.shape]
+
+    def _queues(self, number: int, job: Job) -> str:
+        board = self._board
+        best = int(np.minimum(board.capacity(job.shape, self._snapshot.nodes.room), job.max).sum())
+        others = f" beside {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
+        if best >= job.min:
+            place = sorted(self._queued).index(number) + 1
+            return f"needs {job.min} x {self._pod(job.shape)}{others}, and others hold the room; it is number {place} in line"
+        return f"needs {job.min} x {self._pod(job.shape)}{others}, the cluster has room for {best} at best{self._short(job)}"
+
+    def _short(self, job: Job) -> str:
+        """The resources of which there is too little for the minimum, each by itself; empty: only all together are."""
+        request = self._snapshot.shapes.request[job.shape]
+        room = np.maximum(self._snapshot.nodes.room[self._board.eligible[job.shape]], 0)
+        asked = np.flatnonzero(request)
+        most = (room[:, asked] // request[asked]).sum(axis=0)
+        short = [self._snapshot.resources[at] for at in asked[most < job.min].tolist()]
+        return f": too little {' and '.join(short)}" if short else ""
+
+    def _no_room(self, shape: int) -> tuple[Why, str]:
+        waiting = [claim.name for claim in self._claims if self._board.eligible[shape, claim.node]]
+        if not waiting:
+            return Why.FULL, f"no node has room for {self._pod(shape)}"
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        return Why.CLAIM, f"no node has room for {self._pod(shape)}, as room is made for {waiting[0]}{more}"
+
+    def _pod(self, shape: int) -> str:
+        """What a pod needs."""
+        request = self._snapshot.shapes.request[shape].tolist()
+        named = zip(self._snapshot.resources, request, strict=True)
+        said = [f"{name} {_amount(name, amount)}" for name, amount in named if amount and name != "pods"]
+        return ", ".join(said) or "a pod"
+
+
+def _amount(name: str, amount: int) -> str:
+    if name == "cpu":
+        return f"{amount / 1000:g}"
+    if name in {"memory", "ephemeral-storage"} or name.startswith("hugepages-"):
+        for unit, size in (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+            if amount >= size:
+                return f"{amount / size:.4g}{unit}"
+    return str(amount)

@@ -1,0 +1,204 @@
+"""How the jobs of one class grow: the one with the smallest share is always the next.
+
+Many are placed at a time as long as there is room for all of them: the level is raised, by halves, as far as every job
+finds room. From there on it goes in turn, one by one, and a shape that finds no room any more is closed. When that goes on
+for long the level is raised again for those that are left.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.autoscaler.planner.model import Counts, Flags, Memory, Snapshot
+from shoal.autoscaler.planner.placement import Board
+from shoal.autoscaler.planner.preemption import Rooms
+from shoal.autoscaler.planner.rebalance import Exchange
+
+__all__ = ["Growth"]
+
+_CLOSE: Final = 1e-9
+_FEW: Final = 16
+"""So many are placed one by one rather than by one more search for the level."""
+_TURNS: Final = 24
+"""For each shape that finds room so many turns cost about what it costs to raise the level once more."""
+Floats = npt.NDArray[np.float64]
+Placement = tuple[int, Counts, Counts]
+"""Shape, and for each trainer its job and its node."""
+
+
+class Growth:
+    """Growth of all classes, one after the other.
+
+    Args:
+        board: Where things stand; minimums are settled.
+        rooms: Where room can be made.
+        step: [J] by how much one trainer more raises a job's share.
+        top: [J] most trainers.
+        snapshot: The cluster.
+        memory: Of the last plan.
+    """
+
+    def __init__(
+        self, board: Board, rooms: Rooms, *, step: Floats, top: Counts, snapshot: Snapshot, memory: Memory
+    ) -> None:
+        self._board, self._rooms = board, rooms
+        self._step = step
+        self._top = top
+        self._tie = np.empty(len(step), dtype=np.int64)
+        # Of jobs at one level the one that held most at first is the next; then, as they are numbered, the oldest.
+        self._tie[np.argsort(-board.held, kind="stable")] = np.arange(len(step))
+        self._last: dict[int, tuple[Flags, int, Counts]] = {}
+        """By class, when it has grown: what is shut, the clock when that was seen, and [J] how many trainers each job had."""
+        self.exchange = Exchange(board, step=step, top=top, tie=self._tie, now=snapshot.now, before=memory.moved)
+
+    def grow(self, jobs: Counts, rank: int, *, moves: int, cool_down: float) -> int:
+        """All jobs of a class; how many moves for fairness are left."""
+        self._board.settle_class(rank)
+        if not len(self._hungry(jobs)):
+            return moves
+        tiers = self._board.tiers(surplus_below=rank, minimums_below=0)
+        shut = self._shut_now(jobs, rank, tiers)
+        seen = self._board.clock
+        self._fill(jobs, tiers, shut)
+        while True:
+            traded = 0
+            for given in self.exchange.trades(jobs, moves=moves, cool_down=cool_down):
+                traded, moves = traded + given, moves - given
+                # Who gave may want to grow elsewhere, and what one trainer leaves may be too much for another.
+                self._open(shut, self._board.touched > seen, tiers)
+                seen = self._board.clock
+                self._fill(jobs, tiers, shut)
+            if not traded:
+                self._last[rank] = (shut, seen, self._board.count.copy())
+                return moves
+
+    def _hungry(self, jobs: Counts) -> Counts:
+        hungry: Counts = jobs[self._board.count[jobs] < self._top[jobs]]
+        return hungry
+
+    # --- Into room that is free, and that lower classes give ---
+
+    def _fill(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
+        """Until every shape of a job that is below its top is shut."""
+        board = self._board
+        while True:
+            hungry = self._hungry(jobs)
+            hungry = hungry[~shut[board.shape[hungry]]]
+            if not len(hungry):
+                return
+            self._raise_together(hungry)
+            self._in_turn(hungry, tiers, shut)
+
+    def _shut_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
+        """[S] the same as below; what was shut in an earlier pass is looked at only where things are better since."""
+        board = self._board
+        if rank not in self._last:
+            return self._shut(jobs, tiers)
+        shut, seen, count = self._last[rank]
+        of, node, _ = board.places.all()
+        near = board.touched > seen
+        # Who has more trainers of a lower class has more surplus, wherever they are.
+        near[node[((board.count > count) & (board.rank < rank))[of]]] = True
+        self._open(shut, near, tiers)
+        return shut
+
+    def _shut(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
+        """[S] which shapes that are wanted find no room, even if all of these tiers gave way."""
+        board = self._board
+        shut = np.zeros(len(board.request), dtype=np.bool_)
+        room = board.room_with(tiers) if tiers else board.free
+        for shape in np.unique(board.shape[self._hungry(jobs)]).tolist():
+            shut[shape] = not board.anywhere(shape, room).any()
+        return shut
+
+    def _open(self, shut: Flags, near: Flags, tiers: Sequence[int]) -> None:
+        """Shapes that find room at some nodes; elsewhere there is none, as lower classes only have less meanwhile."""
+        board = self._board
+        nodes = np.flatnonzero(near)
+        room = board.free[nodes] + sum(board.weak(tier)[nodes] for tier in tiers)
+        large = (room >= board.request[:, None]).all(axis=2) & board.eligible[:, nodes]
+        shut &= ~large.any(axis=1)
+
+    def _in_turn(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
+        """One by one, until nobody finds room or it has taken long."""
+        board, top = self._board, self._top
+        jobs = self._hungry(jobs)
+        levels = (board.count[jobs] + 1) * self._step[jobs]
+        line = list(zip(levels.tolist(), self._tie[jobs].tolist(), jobs.tolist(), strict=True))
+        heapq.heapify(line)
+        left = _TURNS * len(np.unique(board.shape[jobs]))
+        while line and left:
+            _, tie, job = heapq.heappop(line)
+            shape = int(board.shape[job])
+            if shut[shape]:
+                continue
+            left -= 1
+            node = board.free_node(shape)
+            if node < 0:
+                found = self._rooms.make(shape, tiers) if tiers else None
+                if found is None:
+                    shut[shape] = True
+                    continue
+                node = found[0]
+                for each in found[1]:
+                    board.leave(each.job, each.node)
+            board.add(job, node)
+            if board.count[job] < top[job]:
+                heapq.heappush(line, (float((board.count[job] + 1) * self._step[job]), tie, job))
+
+    def _raise_together(self, jobs: Counts) -> None:
+        """To the highest level at which all of them find room, by halves."""
+        board, step, top = self._board, self._step[jobs], self._top[jobs]
+        room = [board.total(shape) for shape in set(board.shape[jobs].tolist())]
+        if not all(room) or sum(room) <= _FEW:
+            return
+
+        def lacks(level: float) -> Counts:
+            wanted = np.minimum(np.floor(level / step + _CLOSE), top).astype(np.int64)
+            more: Counts = np.maximum(wanted - board.count[jobs], 0)
+            return more
+
+        low, high = 0.0, float((top * step).max())
+        level = high
+        # Closer than a few trainers there is nothing between two levels but who goes first.
+        while high - low > high * _CLOSE and int(lacks(high).sum()) > _FEW:
+            placed = self._placed(jobs, lacks(level))
+            if placed is None:
+                high = level
+            else:
+                low = level
+                for shape, takers, nodes in placed:
+                    board.add_many(takers, shape, nodes)
+            level = (low + high) / 2
+
+    def _placed(self, jobs: Counts, more: Counts) -> list[Placement] | None:
+        """Where so many more of each job find room; None: they do not."""
+        board = self._board
+        shapes = board.shape[jobs]
+        needs = np.bincount(shapes, more)
+        wanted = np.flatnonzero(needs).tolist()
+        if any(needs[shape] > board.total(shape) for shape in wanted):
+            return None
+        free, filled = board.free, np.zeros(len(board.free), dtype=np.bool_)
+        placed: list[Placement] = []
+        for shape in sorted(wanted, key=lambda shape: (-int(board.request[shape].max()), shape)):
+            most = board.fits(shape)
+            if placed:
+                most, late = most.copy(), np.flatnonzero(filled)
+                most[late] = board.capacity(shape, free[late], late)
+            found = board.fit(int(needs[shape]), most)
+            if found is None:
+                return None
+            nodes, each = found
+            if len(wanted) > 1:
+                free = free if placed else free.copy(order="F")
+                free[nodes] -= each[:, None] * board.request[shape]
+                filled[nodes] = True
+            mine = shapes == shape
+            placed.append((shape, np.repeat(jobs[mine], more[mine]), np.repeat(nodes, each)))
+        return placed

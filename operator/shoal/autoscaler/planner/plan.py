@@ -1,0 +1,408 @@
+"""The planner: who gets how many trainers, and where. Pure: what is seen and remembered comes in, an allocation goes out.
+
+In order: jobs above their maximum shrink; **claims** of foreign pods get a node each; **minimums** of all classes, from the
+highest class and the oldest job, all or nothing; then class by class each job **grows**, the one with the smallest share
+first, into free room and into the surplus of lower classes; last, a job that finds none takes from one of its class that
+would still have no less than it (**exchange**). The share of a job is that of its dominant resource in the cluster, by
+weight (Ghodsi et al., Dominant Resource Fairness, NSDI 2011), so the result is max-min fair within a class as far as pods
+can be packed.
+
+What runs stays unless somebody has need of its room: a plan that is carried out is its own next plan.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+
+from shoal.autoscaler.planner.claims import Claims
+from shoal.autoscaler.planner.colocation import beside
+from shoal.autoscaler.planner.decisions import outcome
+from shoal.autoscaler.planner.growth import Growth
+from shoal.autoscaler.planner.model import Allocation, Counts, Job, Memory, Policy, Snapshot
+from shoal.autoscaler.planner.placement import Board, Leaver, fitting
+from shoal.autoscaler.planner.preemption import Rooms
+
+__all__ = ["plan"]
+
+_PASSES: Final = 16
+"""Two or three are usual; where pods of many shapes compete the last one stands though there might be a better one."""
+_FIRST_CAP_SECONDS: Final = 30.0
+_LONGEST_CAP_SECONDS: Final = 600.0
+
+
+def plan(snapshot: Snapshot, memory: Memory, policy: Policy | None = None) -> tuple[Allocation, Memory]:
+    """The best allocation that can be reached from what runs, and what to remember for the next time.
+
+    Args:
+        snapshot: The cluster now.
+        memory: What the last plan left; empty at first.
+        policy: The operator's choices.
+    """
+    return _Plan(snapshot, memory, policy or Policy()).made()
+
+
+class _Plan:
+    """One plan."""
+
+    def __init__(self, snapshot: Snapshot, memory: Memory, policy: Policy) -> None:
+        self._snapshot = snapshot
+        self._memory = memory
+        self._policy = policy
+        jobs = sorted(snapshot.jobs, key=lambda job: (-job.priority, not job.held, job.since, job.uid))
+        self._jobs = jobs
+        self._board = Board(snapshot, jobs, memory.rows)
+        self._caps, self._backoff = self._capped(jobs)
+        self._top = np.array([job.max for job in jobs], dtype=np.int64)
+        if self._caps:
+            self._top = np.array([self._caps.get(job.uid, (job.max, 0.0))[0] for job in jobs], dtype=np.int64)
+        self._needs_servers = np.array([bool(job.fixed) for job in jobs], dtype=np.bool_)
+        self._step = _steps(snapshot, jobs)
+        self._rooms = Rooms(self._board, self._step)
+        self._queued: set[int] = set()
+        self._others: dict[int, list[tuple[int, int]]] = {}
+        """Of each job, shape and node of its pods beside trainers that need one."""
+        self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
+        self._claims = Claims(self._board, self._rooms, jobs, snapshot=snapshot, memory=memory, policy=policy)
+
+    def made(self) -> tuple[Allocation, Memory]:
+        board = self._board
+        self._shrink()
+        self._relieve()
+        highest = max((job.priority for job in self._jobs), default=0)
+        pending = self._snapshot.pending
+        self._claims.serve(pod for pod in pending if pod.priority > highest)
+        self._minimums()
+        # Who ranks no higher than some minimum comes after these, and before all growth.
+        self._claims.serve(pod for pod in pending if pod.priority <= highest)
+        self._keep_spare()
+        growth = Growth(
+            board, self._rooms, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
+        )
+        # While the scheduler still evicts for others nobody knows who will hold more in the end.
+        moves, before = 0 if self._claims.evicting else self._policy.moves, -1
+        # What a lower class was given last may be better for a higher one: until nothing changes any more.
+        for _ in range(_PASSES):
+            if before == board.changes:
+                break
+            before = board.changes
+            board.settle_many(self._admitted())
+            self._retry()
+            admitted = self._admitted()
+            board.settle_many(admitted)
+            for rank in reversed(range(board.classes)):
+                of_class = admitted[board.rank[admitted] == rank]
+                moves = growth.grow(of_class, rank, moves=moves, cool_down=self._policy.cool_down_seconds)
+        claims = tuple(self._claims.made.values())
+        allocation = outcome(
+            self._snapshot,
+            board,
+            top=self._top,
+            queued=self._queued,
+            claims=claims,
+            caps=self._caps,
+            moved=growth.exchange.blocked,
+            others=self._others,
+        )
+        now = self._snapshot.now
+        kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
+        memory = Memory(
+            claims=self._claims.ledger,
+            moved=kept | growth.exchange.moved,
+            capped=self._caps,
+            backoff=self._backoff,
+            unmet=self._claims.unmet,
+            rows=board.rows,
+        )
+        return allocation, memory
+
+    def _admitted(self) -> Counts:
+        admitted = np.ones(len(self._jobs), dtype=np.bool_)
+        admitted[list(self._queued)] = False
+        return np.flatnonzero(admitted)
+
+    # --- What the scheduler knows better ---
+
+    def _capped(self, jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, float]], dict[str, tuple[float, int]]]:
+        """Caps that are in force, and how long and at what the last one of each job was."""
+        now = self._snapshot.now
+        caps: dict[str, tuple[int, float]] = {}
+        backoff: dict[str, tuple[float, int]] = {}
+        remembered = self._memory.capped or self._memory.backoff
+        for job in jobs if remembered else [job for job in jobs if job.unschedulable >= self._policy.stuck_seconds]:
+            last = self._memory.backoff.get(job.uid)
+            if last is not None and job.trainers <= last[1]:
+                backoff[job.uid] = last  # it has not come further since
+            cap = self._memory.capped.get(job.uid)
+            if cap is not None and cap[1] > now:
+                caps[job.uid] = (min(cap[0], job.max), cap[1])
+            elif job.unschedulable >= self._policy.stuck_seconds:
+                pause = min(_LONGEST_CAP_SECONDS, 2 * last[0]) if job.uid in backoff and last else _FIRST_CAP_SECONDS
+                at = max(job.min, min(job.max, job.trainers))
+                caps[job.uid], backoff[job.uid] = (at, now + pause), (pause, at)
+        return caps, backoff
+
+    # --- Who has more than may be ---
+
+    def _shrink(self) -> None:
+        """Jobs above their maximum, which was lowered: surplus first, from the nodes that most others could use."""
+        board = self._board
+        for job in np.flatnonzero(board.count > self._top).tolist():
+            while board.count[job] > self._top[job]:
+                there = board.at(job)
+                node = max(
+                    there,
+                    key=lambda node: (
+                        not board.firm(job, node, there[node]),
+                        int(board.wanted_by[node]),
+                        -int(board.free[node].min()),
+                        node,
+                    ),
+                )
+                board.leave(job, node)
+
+    def _relieve(self) -> None:
+        """Nodes that have become smaller, or fuller by others' doing."""
+        board = self._board
+        everybody = board.tiers(surplus_below=board.classes, minimums_below=board.classes)
+        nothing = [0] * board.free.shape[1]
+        for node in np.flatnonzero(~fitting(board.free, nothing)).tolist():
+            leavers = self._rooms.leavers(node, nothing, everybody)
+            if leavers is None:
+                lacks = board.free[node] < 0
+                leavers = [
+                    Leaver(job, node)
+                    for job, count in board.places.at(node).items()
+                    if (board.request[board.shape[job]][lacks] > 0).any()
+                    for _ in range(count)
+                ]
+            self._leave(leavers)
+
+    def _leave(self, leavers: Iterable[Leaver]) -> None:
+        for each in leavers:
+            self._board.leave(each.job, each.node)
+
+    # --- Minimums ---
+
+    def _minimums(self) -> None:
+        """In order; jobs that lack something and follow each other are looked at together."""
+        board, job = self._board, 0
+        while job < len(self._jobs):
+            lacks = self._needs_servers[job:] | (board.count[job:] < board.min[job:])
+            other = np.flatnonzero(lacks != lacks[0])
+            end = job + int(other[0]) if len(other) else len(self._jobs)
+            if lacks[0]:
+                self._admit(list(range(job, end)))
+            else:
+                board.settle_many(np.arange(job, end))
+            job = end  # which may have lost something by that
+
+    def _admit(self, jobs: list[int]) -> None:
+        """All of them at once into what is free; else the first half before the second."""
+        if self._admitted_together(jobs):
+            return
+        if len(jobs) > 1:
+            self._admit(jobs[: len(jobs) // 2])
+            self._admit(jobs[len(jobs) // 2 :])
+        elif not self._admitted_hard(jobs[0]):
+            self._turn_away(jobs[0])
+
+    def _admitted_together(self, jobs: list[int]) -> bool:
+        board = self._board
+        takers: dict[int, list[int]] = defaultdict(list)
+        # Of pods beside trainers: by their shape, and that of the trainers.
+        users: dict[tuple[int, int], list[int]] = defaultdict(list)
+        left = board.free.copy(order="F")
+        trainers: list[tuple[int, list[int], np.ndarray]] = []
+        others: list[tuple[int, list[int], np.ndarray]] = []
+        for job in jobs:
+            own = int(board.shape[job])
+            takers[own] += [job] * max(0, int(board.min[job] - board.count[job]))
+            for shape, count in self._jobs[job].fixed:
+                users[shape, own] += [job] * count
+        wanted = [*((shape, -1) for shape, of in takers.items() if of), *users]
+        # Servers first: they stay where they are, and trainers make the best of what is left.
+        for shape, beside_shape in sorted(wanted, key=lambda want: (want[1] < 0, -self._dominant(want[0]), want)):
+            of = takers[shape] if beside_shape < 0 else users[shape, beside_shape]
+            nodes = self._found(len(of), shape, beside_shape, left)
+            if nodes is None:
+                return False
+            np.subtract.at(left, nodes, board.request[shape])
+            (trainers if beside_shape < 0 else others).append((shape, of, nodes))
+        self._take(jobs, trainers, others)
+        return True
+
+    def _take(
+        self,
+        jobs: Sequence[int],
+        trainers: Sequence[tuple[int, list[int], np.ndarray]],
+        others: Sequence[tuple[int, list[int], np.ndarray]],
+    ) -> None:
+        """What was found for some jobs: shape, jobs and nodes."""
+        board = self._board
+        for job in jobs:
+            board.settle(job)
+        for shape, of, nodes in trainers:
+            board.add_many(np.array(of, dtype=np.int64), shape, nodes)
+        for shape, of, nodes in others:
+            for job, node in zip(of, nodes.tolist(), strict=True):
+                board.put(shape, node)
+                self._others.setdefault(job, []).append((shape, node))
+        for job in jobs:
+            board.settle(job, int(board.min[job]))
+
+    def _found(self, count: int, shape: int, beside_shape: int, left: np.ndarray) -> np.ndarray | None:
+        """[count] nodes for so many pods: trainers (-1), or others that stand beside trainers of a shape. None: too few."""
+        board = self._board
+        if beside_shape < 0:
+            found = board.fit(count, board.capacity(shape, left))
+            return np.repeat(*found) if found is not None else None
+        room = np.where(board.eligible[shape][:, None], left, 0)
+        counts = beside(
+            count, request=board.request[shape], trainer=board.request[beside_shape], room=room, order=board.wanted_by
+        )
+        return np.repeat(np.arange(len(left)), counts) if counts is not None else None
+
+    def _dominant(self, shape: int) -> float:
+        total = np.maximum(self._snapshot.nodes.total, 1)
+        return float((self._board.request[shape] / total).max())
+
+    def _admitted_hard(self, job: int) -> bool:
+        """Others give way: surplus of any class, and whole jobs of lower ones."""
+        board, own = self._board, int(self._board.shape[job])
+        tiers = board.tiers(surplus_below=board.classes, minimums_below=int(board.rank[job]))
+        lacks = max(0, int(board.min[job] - board.count[job]))
+        # One that lost trainers after it was admitted has the room for its servers still.
+        fixed = () if job in self._others else self._jobs[job].fixed
+        units = [(shape, False) for shape, count in fixed for _ in range(count)]
+        units += [(own, True)] * lacks
+        if self._hopeless(Counter(shape for shape, _ in units), tiers):
+            return False
+        units.sort(key=lambda unit: (unit[1], -self._dominant(unit[0]), unit))
+        changes = board.changes
+        # While it is being admitted its own trainers are nobody's to take.
+        board.settle(job)
+        done: list[tuple[int, bool, int, list[Leaver]]] = []
+        spots: dict[int, list[int]] = {}
+        for shape, mine in units:
+            if not mine and shape not in spots:
+                spots[shape] = self._spots(units.count((shape, False)), shape, own, tiers)
+            found = self._spot(shape, [] if mine else spots[shape], tiers)
+            if found is None:
+                self._undo(job, done, changes)
+                return False
+            node, leavers = found
+            self._leave(leavers)
+            board.add(job, node) if mine else board.put(shape, node)
+            done.append((shape, mine, node, leavers))
+        board.settle(job, int(board.min[job]))
+        self._others.setdefault(job, []).extend((shape, node) for shape, mine, node, _ in done if not mine)
+        return True
+
+    def _spots(self, count: int, shape: int, trainer: int, tiers: Sequence[int]) -> list[int]:
+        """Nodes where so many pods would cost the fewest trainers, if all of these tiers may give way."""
+        board, may = self._board, self._board.eligible[shape][:, None]
+        counts = beside(
+            count,
+            request=board.request[shape],
+            trainer=board.request[trainer],
+            room=np.where(may, board.room_with(tiers), 0),
+            order=board.wanted_by,
+            free=np.where(may, board.free, 0),
+        )
+        return np.repeat(np.arange(len(board.free)), counts).tolist() if counts is not None else []
+
+    def _spot(self, shape: int, spots: list[int], tiers: Sequence[int]) -> tuple[int, list[Leaver]] | None:
+        """A node for one pod, the first of these spots if that will do, and who gives way there."""
+        board = self._board
+        if spots:
+            node = spots.pop(0)
+            leavers = [] if board.fits(shape)[node] else self._rooms.leavers(node, board.asks[shape], tiers)
+            if leavers is not None:
+                return node, leavers
+        node = board.free_node(shape)
+        return (node, []) if node >= 0 else self._rooms.make(shape, tiers)
+
+    def _retry(self) -> None:
+        """Where others came or left, a minimum may find room now; lower jobs may give way for it whole, as before."""
+        board = self._board
+        for rank in reversed(range(board.classes)):
+            waiting = [job for job in sorted(self._queued) if board.rank[job] == rank]
+            if not waiting:
+                continue
+            admitted = self._admitted()
+            board.yield_all(admitted[board.rank[admitted] < rank])
+            for job in waiting:
+                if self._admitted_hard(job):
+                    self._queued.discard(job)
+                    self._mend()
+
+    def _mend(self) -> None:
+        """Whose minimum was broken finds room elsewhere, or is turned away."""
+        board = self._board
+        for other in self._admitted().tolist():
+            if board.count[other] < board.min[other] and not self._admitted_hard(other):
+                self._turn_away(other)
+
+    def _hopeless(self, units: Counter[int], tiers: Sequence[int]) -> bool:
+        """Whether one of the shapes would not find room even if all of these tiers were gone."""
+        board = self._board
+        if self._possible is None or self._possible[0] != board.changes:
+            self._possible = (board.changes, {})
+        known = self._possible[1]
+        for shape, count in units.items():
+            key = (shape, tuple(tiers))
+            if key not in known:
+                known[key] = int(board.capacity(shape, board.room_with(tiers)).sum())
+            if known[key] < count:
+                return True
+        return False
+
+    def _undo(self, job: int, done: list[tuple[int, bool, int, list[Leaver]]], changes: int) -> None:
+        for shape, mine, node, leavers in reversed(done):
+            if mine:
+                self._board.leave(job, node)
+            else:
+                self._board.put(shape, node, -1)
+            for each in reversed(leavers):
+                self._board.back(each.job, each.node)
+        self._board.changes = changes
+
+    def _turn_away(self, job: int) -> None:
+        """Without its minimum a job has nothing, and no room is kept for its servers."""
+        self._queued.add(job)
+        for shape, node in self._others.pop(job, ()):
+            self._board.put(shape, node, -1)
+        for node, count in self._board.at(job).items():
+            for _ in range(count):
+                self._board.leave(job, node)
+
+    # --- Room that is kept ---
+
+    def _keep_spare(self) -> None:
+        """For pods that may come: surplus gives way, minimums do not."""
+        board = self._board
+        tiers = board.tiers(surplus_below=board.classes, minimums_below=0)
+        for shape, count in self._snapshot.spare:
+            for _ in range(count):
+                node = board.free_node(shape)
+                if node < 0:
+                    found = self._rooms.make(shape, tiers)
+                    if found is None:
+                        break
+                    node, leavers = found
+                    self._leave(leavers)
+                board.put(shape, node)
+
+
+def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
+    """[J] by how much one trainer more raises a job's share."""
+    total = np.maximum(snapshot.nodes.total, 1)
+    dominant = (snapshot.shapes.request / total).max(axis=1) if len(snapshot.shapes.request) else np.zeros(0)
+    shape = np.array([job.shape for job in jobs], dtype=np.int64)
+    weight = np.array([job.weight for job in jobs], dtype=np.float64)
+    steps: np.ndarray = np.maximum(dominant[shape], 1e-12) / weight
+    return steps

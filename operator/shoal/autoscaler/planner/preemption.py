@@ -1,0 +1,179 @@
+"""Where room can be made: who would have to give way for one more pod, at which node.
+
+Nodes that would do are put in order by a guess first, and a few at a time are looked at closely. What was found is kept for the
+next pod of the shape: then the best one is looked at again, and one more that was not seen yet.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.autoscaler.planner.placement import Board, Leaver
+
+__all__ = ["Rooms"]
+
+_TRIES: Final = 4
+"""Nodes that are looked at closely, of those that would do."""
+_BYTE: Final = 255
+Found = tuple[int, list[Leaver]]
+"""A node, and who gives way there."""
+_Worth = tuple[int, int, float, int]
+"""Less is better; the last is the node."""
+
+
+class Rooms:
+    """Room that is held by trainers that may give way.
+
+    Args:
+        board: Where things stand.
+        step: [J] by how much one trainer more raises a job's share; who has the larger share gives way first.
+    """
+
+    def __init__(self, board: Board, step: npt.NDArray[np.float64]) -> None:
+        self._board, self._step = board, step
+        self._offers: dict[tuple[int, tuple[int, ...]], _Offers] = {}
+        self._largest = np.zeros((max(1, board.classes), board.request.shape[1]), dtype=np.int64)
+        np.maximum.at(self._largest, board.rank, board.of_one)
+
+    def share(self, job: int) -> float:
+        """Of a job, as it stands."""
+        return float(self._board.count[job] * self._step[job])
+
+    def make(self, shape: int, tiers: Sequence[int]) -> Found | None:
+        """A node, and who gives way there for one pod; as few tiers as do, then as few trainers.
+
+        Args:
+            shape: Of the pod.
+            tiers: Who may give way, in this order.
+        """
+        key = (shape, tuple(tiers))
+        offers = self._offers.get(key)
+        if offers is not None and offers.yields == self._board.yields:
+            found = offers.best()
+            if found is not None:
+                return found
+        self._offers[key] = offers = _Offers(self, self._board, shape, tiers)
+        return offers.best()
+
+    def nodes(self, shape: int, tiers: Sequence[int]) -> list[int]:
+        """Where there would be room without these tiers, first where fewest would have to give way, about."""
+        board, ask = self._board, self._board.asks[shape]
+        found = np.flatnonzero(board.anywhere(shape, board.room_with(tiers)))
+        ranks = sorted({tier % max(1, board.classes) for tier in tiers})
+        largest = np.maximum(self._largest[ranks].max(axis=0), 1)
+        about = np.zeros(len(found), dtype=np.int64)
+        for resource, amount in enumerate(ask):
+            np.maximum(about, -((board.free[found, resource] - amount) // int(largest[resource])), out=about)
+        ordered: list[int] = found[np.minimum(about, _BYTE).astype(np.uint8).argsort(kind="stable")].tolist()
+        return ordered
+
+    def firm(self, node: int, leavers: Sequence[Leaver]) -> int:
+        """How many of them are of the minimum by their priority: one of the surplus would be made anew for each."""
+        jobs = Counter(each.job for each in leavers if self._board.jobs[each.job].firm)
+        here = self._board.places.at(node) if jobs else {}
+        return sum(
+            self._board.firm(job, node, here[job] - left) for job, count in jobs.items() for left in range(count)
+        )
+
+    def leavers(self, node: int, request: Sequence[int], tiers: Sequence[int]) -> list[Leaver] | None:
+        """Who gives way at a node so that a request fits; None: not even all of these tiers would do.
+
+        Args:
+            node: Where.
+            request: What is to fit.
+            tiers: Who may give way, in this order.
+        """
+        board = self._board
+        here = board.places.at(node)
+        lacks = [need - have for need, have in zip(request, board.free[node].tolist(), strict=True)]
+        chosen: list[Leaver] = []
+        given: dict[int, int] = {}
+        for tier in tiers:
+            if max(lacks) <= 0:
+                break
+            for job, ask in self._of_tier(node, here, tier, lacks, given):
+                if max(lacks) <= 0:
+                    break
+                chosen.append(Leaver(job, node))
+                given[job] = given.get(job, 0) + 1
+                lacks = [lack - amount for lack, amount in zip(lacks, ask, strict=True)]
+        if max(lacks) > 0:
+            return None
+        # Who was chosen before another one who covers it all stays.
+        for leaver in list(chosen):
+            ask = board.asks[board.shape[leaver.job]]
+            without = [lack + amount for lack, amount in zip(lacks, ask, strict=True)]
+            if max(without) <= 0:
+                chosen.remove(leaver)
+                lacks = without
+        return chosen
+
+    def _of_tier(
+        self, node: int, here: Mapping[int, int], tier: int, lacks: Sequence[int], given: Mapping[int, int]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
+        board = self._board
+        rank, line = tier % board.classes, []
+        for job, count in here.items():
+            if board.rank[job] != rank:
+                continue
+            most = min(count, board.surplus(job) if tier < board.classes else board.weak_of(job))
+            if most <= 0:
+                continue
+            ask = board.asks[board.shape[job]]
+            gain = sum(min(have / lack, 1.0) for have, lack in zip(ask, lacks, strict=True) if lack > 0)
+            if gain:
+                line.append((-gain, -self.share(job), board.firm(job, node, count), job, most, ask))
+        for *_, job, most, ask in sorted(line):
+            for _ in range(most - given.get(job, 0)):
+                yield job, ask
+
+
+class _Offers:
+    """Nodes for one shape: those that were looked at, the best first, and those that were not yet."""
+
+    def __init__(self, rooms: Rooms, board: Board, shape: int, tiers: Sequence[int]) -> None:
+        self.yields = board.yields
+        self._rooms, self._shape, self._request = rooms, shape, board.asks[shape]
+        self._tiers = (tiers[: number + 1] for number in range(len(tiers)))
+        self._now: Sequence[int] = ()
+        self._unseen: Iterator[int] = iter(())
+        self._seen: list[_Worth] = []
+
+    def best(self) -> Found | None:
+        """Of those that were looked at, and of a few more; None: there are none."""
+        while True:
+            self._look()
+            if self._seen:
+                offer = heapq.heappop(self._seen)
+                leavers = self._rooms.leavers(offer[-1], self._request, self._now)
+                if leavers is None:
+                    continue
+                now = self._worth(offer[-1], leavers)
+                heapq.heappush(self._seen, now)
+                if self._seen[0] == now or now <= offer:
+                    return offer[-1], leavers
+            else:
+                more = next(self._tiers, None)
+                if more is None:
+                    return None
+                self._now, self._unseen = more, iter(self._rooms.nodes(self._shape, more))
+
+    def _look(self) -> None:
+        while len(self._seen) < _TRIES:
+            node = next(self._unseen, None)
+            if node is None:
+                return
+            leavers = self._rooms.leavers(node, self._request, self._now)
+            if leavers is not None:
+                heapq.heappush(self._seen, self._worth(node, leavers))
+
+    def _worth(self, node: int, leavers: Sequence[Leaver]) -> _Worth:
+        share = sum(self._rooms.share(each.job) for each in leavers)
+        return len(leavers), self._rooms.firm(node, leavers), -share, node

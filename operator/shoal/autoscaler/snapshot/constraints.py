@@ -1,0 +1,474 @@
+"""Whether a pod may go onto a node: taints, node selector and required node affinity, as kube-scheduler's filters have it. Pure.
+
+`eligible` is the rule for one pod and one node. `Groups` answers it for all shapes of pods and all nodes of a large cluster
+at once, without asking about each pair: nodes that no known shape tells apart form one group. Telling nodes apart by what
+shapes ask, and not by the values of their labels, keeps the groups few even where a pod names one node out of thousands.
+
+Of constraints only what the two filters read is kept, in one canonical order, so that pods that ask the same are equal.
+Spread, affinity between pods, volumes and ports are the scheduler's own business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.autoscaler.planner.model import Counts, Flags
+from shoal.autoscaler.snapshot.resources import Manifest, Request, part, parts
+
+__all__ = [
+    "Constraints",
+    "Groups",
+    "Requirement",
+    "Selector",
+    "Shape",
+    "ShapeBook",
+    "Taint",
+    "Toleration",
+    "Traits",
+    "constraints_of",
+    "eligible",
+    "few",
+    "selects",
+    "tolerates",
+    "traits_of",
+    "usable",
+]
+
+_NAME: Final = "metadata.name"
+_EFFECTS: Final = ("NoSchedule", "NoExecute")
+"""That keep new pods away; another one only advises."""
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,63}", re.ASCII)
+_WORD: Final = r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)"
+_VALUE: Final = re.compile(f"{_WORD}?", re.ASCII)
+_DOMAIN: Final = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+_KEY: Final = re.compile(rf"(?=[^/]{{1,253}}(?:/|$))(?:{_DOMAIN}(?:\.{_DOMAIN})*/)?{_WORD}", re.ASCII)
+_LONGEST_KEY: Final = 253 + 1 + 63
+
+
+class Taint(NamedTuple):
+    """Of a node; only those that keep new pods away."""
+
+    key: str
+    value: str
+    effect: str
+
+
+class Toleration(NamedTuple):
+    """Of a pod; an empty effect means every one, an empty key with ``Exists`` every taint."""
+
+    key: str
+    operator: str
+    value: str
+    effect: str
+
+
+class Requirement(NamedTuple):
+    """One thing that a node's label, or its name, must satisfy.
+
+    Attributes:
+        field: Whether it is about the node's name and not a label.
+        key: Of the label.
+        operator: In, NotIn, Exists, DoesNotExist, Gt or Lt.
+        values: In ascending order.
+    """
+
+    field: bool
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+
+Term = tuple[Requirement, ...]
+
+
+class Selector(NamedTuple):
+    """What a pod requires of a node's labels and name.
+
+    Attributes:
+        every: All of them must hold: the node selector.
+        terms: One of them must hold, with all of its requirements; None: no affinity is required.
+    """
+
+    every: Term
+    terms: tuple[Term, ...] | None
+
+
+class Constraints(NamedTuple):
+    """All that decides on which nodes a pod may be."""
+
+    tolerations: tuple[Toleration, ...]
+    selector: Selector
+
+
+class Traits(NamedTuple):
+    """All of a node that constraints ask about."""
+
+    name: str
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...]
+
+
+def traits_of(node: Manifest) -> Traits:
+    """Of a node's manifest."""
+    metadata = part(node.get("metadata"))
+    labels = {str(key): _text(value) for key, value in part(metadata.get("labels")).items()}
+    taints = {
+        Taint(_text(each.get("key")), _text(each.get("value")), _text(each.get("effect")))
+        for each in parts(part(node.get("spec")).get("taints"))
+        if each.get("effect") in _EFFECTS
+    }
+    return Traits(_text(metadata.get("name")), labels, tuple(sorted(taints)))
+
+
+def usable(node: Manifest) -> bool:
+    """Whether a node takes new pods at all: it is ready, not cordoned, and not being deleted."""
+    conditions = parts(part(node.get("status")).get("conditions"))
+    ready = any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
+    deleting = part(node.get("metadata")).get("deletionTimestamp") is not None
+    return ready and not deleting and not part(node.get("spec")).get("unschedulable")
+
+
+def constraints_of(pod: Manifest) -> Constraints:
+    """Of the manifest of a pod or a pod template."""
+    spec = part(pod.get("spec"))
+    tolerations = {
+        Toleration(
+            *(_text(each.get("key")), _text(each.get("operator")) or "Equal"),
+            *(_text(each.get("value")), _text(each.get("effect"))),
+        )
+        for each in parts(spec.get("tolerations"))
+        if each.get("effect") in {None, "", *_EFFECTS}
+    }
+    wanted = part(spec.get("nodeSelector")).items()
+    every = tuple(sorted(Requirement(False, str(key), "In", (_text(value),)) for key, value in wanted))
+    affinity = part(part(spec.get("affinity")).get("nodeAffinity"))
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
+    terms = None
+    if isinstance(required, Mapping):
+        read = [_term(each) for each in parts(required.get("nodeSelectorTerms"))]
+        terms = tuple(sorted({term for term in read if term is not None}))
+    return Constraints(tuple(sorted(tolerations)), Selector(every, terms))
+
+
+def eligible(constraints: Constraints, traits: Traits) -> bool:
+    """Whether a pod may go onto a node; its room and its health are another matter."""
+    return tolerates(constraints.tolerations, traits.taints) and selects(constraints.selector, traits)
+
+
+def tolerates(tolerations: Sequence[Toleration], taints: Sequence[Taint]) -> bool:
+    """Whether there is a toleration for each of the taints."""
+    return all(any(_tolerates(each, taint) for each in tolerations) for taint in taints)
+
+
+def selects(selector: Selector, traits: Traits) -> bool:
+    """Whether a node has the labels and the name that are required."""
+
+    def holds(term: Term) -> bool:
+        return all(_holds(each, _asked(each, traits)) for each in term)
+
+    return holds(selector.every) and (selector.terms is None or any(holds(term) for term in selector.terms))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _tolerates(toleration: Toleration, taint: Taint) -> bool:
+    if toleration.effect not in {"", taint.effect} or toleration.key not in {"", taint.key}:
+        return False
+    return toleration.operator == "Exists" or (toleration.operator == "Equal" and toleration.value == taint.value)
+
+
+def _term(manifest: Manifest) -> Term | None:
+    """A term of an affinity; None: no node has what it says, as with the scheduler one that is empty or wrong."""
+    labels, fields = parts(manifest.get("matchExpressions")), parts(manifest.get("matchFields"))
+    if not labels and not fields:
+        return None
+    made = set()
+    for each in labels:
+        requirement = _requirement(each, field=False)
+        if not _legal(requirement):
+            return None
+        made.add(requirement)
+    for each in fields:
+        requirement = _requirement(each, field=True)
+        if requirement.operator not in {"In", "NotIn"} or len(requirement.values) != 1:
+            return None
+        if requirement.key == _NAME:
+            made.add(requirement)
+        elif (requirement.values == ("",)) != (requirement.operator == "In"):
+            return None  # to the scheduler, any other field of a node is an empty text
+    return tuple(sorted(made))
+
+
+def _requirement(manifest: Manifest, *, field: bool) -> Requirement:
+    found = manifest.get("values")
+    values = [_text(each) for each in found] if isinstance(found, list | tuple) else []
+    operator = _text(manifest.get("operator"))
+    # Twice the same value is one to a set, but two where exactly one is allowed.
+    ordered = tuple(sorted(set(values) if operator in {"In", "NotIn"} and not field else values))
+    return Requirement(field, _text(manifest.get("key")), operator, ordered)
+
+
+def _legal(requirement: Requirement) -> bool:
+    _, key, operator, values = requirement
+    if len(key) > _LONGEST_KEY or not _KEY.fullmatch(key) or not all(_VALUE.fullmatch(each) for each in values):
+        return False
+    if operator in {"In", "NotIn"}:
+        return bool(values)
+    if operator in {"Exists", "DoesNotExist"}:
+        return not values
+    return operator in {"Gt", "Lt"} and len(values) == 1 and _number(values[0]) is not None
+
+
+def _number(text: str) -> int | None:
+    """A whole number of 64 bits as Go reads it."""
+    found = int(text) if _NUMBER.fullmatch(text) else None
+    return found if found is not None and -(2**63) <= found < 2**63 else None
+
+
+def _asked(requirement: Requirement, traits: Traits) -> str | None:
+    return traits.name if requirement.field else traits.labels.get(requirement.key)
+
+
+def _holds(requirement: Requirement, value: str | None) -> bool:
+    """Whether a label's value (None: there is no such label) is as required."""
+    operator, values = requirement.operator, requirement.values
+    if operator == "In":
+        return value is not None and value in values
+    if operator == "NotIn":
+        return value is None or value not in values
+    if operator in {"Exists", "DoesNotExist"}:
+        return (value is not None) == (operator == "Exists")
+    here, there = _number(value) if value is not None else None, _number(values[0])
+    return here is not None and there is not None and (here > there if operator == "Gt" else here < there)
+
+
+class _Column:
+    """One trait of all nodes as small numbers, so that a question is answered for all of them in one go."""
+
+    def __init__(self, of: Callable[[Traits], Hashable], nodes: Sequence[Traits]) -> None:
+        self._of = of
+        self.known: dict[Any, int] = {None: 0}
+        """The number of each value; 0: it is missing."""
+        self.numbers: npt.NDArray[np.int32] = np.zeros(max(64, len(nodes)), np.int32)
+        for index, traits in enumerate(nodes):
+            self.set(index, traits)
+
+    def set(self, index: int, traits: Traits) -> bool:
+        """Note a node's; says whether it is another one than before."""
+        if index >= len(self.numbers):
+            self.numbers = np.concatenate([self.numbers, np.zeros_like(self.numbers)])
+        number = self.known.setdefault(self._of(traits), len(self.known))
+        changed = bool(self.numbers[index] != number)
+        self.numbers[index] = number
+        return changed
+
+    def holds(self, requirement: Requirement, count: int) -> Flags:
+        """Whether each of the first nodes has what is required."""
+        table = np.zeros(len(self.known), np.bool_)
+        if requirement.operator in {"In", "NotIn"}:
+            # Of thousands of names one is meant: no look at the others.
+            table[[self.known[value] for value in requirement.values if value in self.known]] = True
+            table ^= requirement.operator == "NotIn"
+        else:
+            table[:] = [_holds(requirement, value) for value in self.known]
+        return table[self.numbers[:count]]
+
+
+class Groups:
+    """Nodes that no shape tells apart, and which shapes may go onto them.
+
+    A node costs a look at the labels that shapes ask for; the rest waits until `arrange`, and is kept until a node or the
+    shapes change.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[Traits] = []
+        self._taints = _Column(_taints, ())
+        self._columns: dict[tuple[bool, str], _Column] = {}
+        self._truths: dict[Selector, Flags] = {}
+        """By selector of the last shapes, for all nodes."""
+        self._group: Counts = np.zeros(0, np.int64)
+        self._first: Counts = np.zeros(0, np.int64)
+        """A node of each group."""
+        self._fits: Flags = np.zeros((0, 0), np.bool_)
+        self._shapes: list[Constraints] = []
+        self._stale = True
+
+    def set(self, index: int, traits: Traits) -> None:
+        """A node is there, or changed; the next new one has the index that follows the last."""
+        if index == len(self._nodes):
+            self._nodes.append(traits)
+            self._stale = True
+        self._nodes[index] = traits
+        for column in (self._taints, *self._columns.values()):
+            self._stale |= column.set(index, traits)
+
+    def remove(self, index: int) -> None:
+        """A node is gone; the last one takes its index."""
+        last = self._nodes.pop()
+        if index < len(self._nodes):
+            self.set(index, last)
+        self._stale = True
+
+    def arrange(self, shapes: Sequence[Constraints]) -> tuple[Counts, Flags]:
+        """The group of each node, and whether each shape may go onto nodes of each group.
+
+        The arrays are read-only, and are the same ones where nothing changed.
+        """
+        if not self._stale and shapes == self._shapes:
+            return self._group, self._fits
+        self._tidy()
+        selectors = list(dict.fromkeys(each.selector for each in shapes))
+        before = list(self._truths)
+        self._truths = {
+            each: self._truths[each] if each in self._truths else self._selected(each) for each in selectors
+        }
+        asked = {(each.field, each.key) for selector in selectors for each in _requirements(selector)}
+        self._columns = {key: each for key, each in self._columns.items() if key in asked}
+        truths = np.array(list(self._truths.values()), np.bool_).reshape(len(selectors), len(self._nodes))
+        if self._stale or selectors != before:
+            self._regroup(truths)
+        self._fits = self._fitting(shapes, truths)
+        self._group.flags.writeable = self._fits.flags.writeable = False
+        self._shapes, self._stale = list(shapes), False
+        return self._group, self._fits
+
+    def _tidy(self) -> None:
+        """What nodes had once is forgotten, so that names that come and go do not add up."""
+        if not self._stale:
+            return
+        self._truths = {}
+        most = 2 * len(self._nodes) + 64
+        self._columns = {key: each for key, each in self._columns.items() if len(each.known) <= most}
+        if len(self._taints.known) > most:
+            self._taints = _Column(_taints, self._nodes)
+
+    def _selected(self, selector: Selector) -> Flags:
+        found = self._all_hold(selector.every)
+        if selector.terms is None:
+            return found
+        any_holds = np.zeros(len(self._nodes), np.bool_)
+        for term in selector.terms:
+            any_holds |= self._all_hold(term)
+        return found & any_holds
+
+    def _all_hold(self, term: Term) -> Flags:
+        found = np.ones(len(self._nodes), np.bool_)
+        for each in term:
+            key = (each.field, each.key)
+            if key not in self._columns:
+                self._columns[key] = _Column(partial(_asked, each), self._nodes)
+            found &= self._columns[key].holds(each, len(self._nodes))
+        return found
+
+    def _regroup(self, truths: Flags) -> None:
+        """Nodes with equal taints and the same answers are one group, exactly: words of bits are compared, no hashes."""
+        count = len(self._nodes)
+        group: Counts = self._taints.numbers[:count].astype(np.int64)
+        for at in range(0, max(1, len(truths)), 32):
+            signs = np.zeros((count, 4), np.uint8)
+            packed = np.packbits(truths[at : at + 32], axis=0).T
+            signs[:, : packed.shape[1]] = packed
+            both = (group << 32) | signs.view(np.uint32)[:, 0]
+            _, first, numbers = np.unique(both, return_index=True, return_inverse=True)
+            group, self._first = numbers.astype(np.int64), first.astype(np.int64)
+        self._group = group
+
+    def _fitting(self, shapes: Sequence[Constraints], truths: Flags) -> Flags:
+        taints = list(self._taints.known)
+        tolerations = {each: at for at, each in enumerate(dict.fromkeys(each.tolerations for each in shapes))}
+        selectors = {each: at for at, each in enumerate(self._truths)}
+        let = [[each is not None and tolerates(own, each) for each in taints] for own in tolerations]
+        tolerated = np.array(let, np.bool_).reshape(len(tolerations), len(taints))[:, self._taints.numbers[self._first]]
+        selected = truths[:, self._first]
+        ours = [tolerations[each.tolerations] for each in shapes]
+        fits: Flags = tolerated[ours] & selected[[selectors[each.selector] for each in shapes]]
+        return fits
+
+
+class Shape:
+    """What pods without a node have in common.
+
+    Attributes:
+        request: Theirs.
+        constraints: Theirs.
+        index: The number by which snapshots speak of it; -1: none does.
+    """
+
+    __slots__ = ("__weakref__", "constraints", "index", "request")
+
+    def __init__(self, request: Request, constraints: Constraints) -> None:
+        self.request = request
+        self.constraints = constraints
+        self.index = -1
+
+
+class ShapeBook:
+    """The shapes of pods, of which those have a number that a snapshot speaks of."""
+
+    def __init__(self) -> None:
+        self._shapes: WeakValueDictionary[tuple[Request, Constraints], Shape] = WeakValueDictionary()
+        self.edition = 0
+        """Another one once shapes have other numbers than before."""
+        self._numbered: list[Shape] = []
+        self._matrix: Counts = np.zeros((0, 0), np.int64)
+        self.constraints: list[Constraints] = []
+        """By number."""
+
+    def shape(self, request: Request, pod: Manifest) -> Shape:
+        """The shape of a pod; all that have it share it."""
+        constraints = constraints_of(pod)
+        found = self._shapes.get((request, constraints))
+        if found is None:
+            found = self._shapes[request, constraints] = Shape(request, constraints)
+        return found
+
+    def number(self, used: Collection[Shape], *, columns: int) -> Counts:
+        """Give a number to each shape that is used, and forget the others once they are the most.
+
+        Returns:
+            Their requests, by number; read-only.
+        """
+        if len(self._numbered) > 2 * len(used):
+            for shape in self._numbered:
+                shape.index = -1
+            self._numbered, self.constraints, self.edition = [], [], self.edition + 1
+        before = len(self._numbered) if self._numbered else -1
+        for shape in used:
+            if shape.index < 0:
+                shape.index = len(self._numbered)
+                self._numbered.append(shape)
+                self.constraints.append(shape.constraints)
+        if len(self._numbered) != before or self._matrix.shape[1] != columns:
+            rows = [each.request.row for each in self._numbered]
+            self._matrix = np.array(rows, np.int64).reshape(len(rows), columns)
+            self._matrix.flags.writeable = False
+        return self._matrix
+
+
+def few(shapes: Iterable[tuple[Shape, int]], most: int) -> Collection[Shape]:
+    """At most so many of the shapes of pods, with a priority each: the highest, and of equal ones those that came first."""
+    best: dict[Shape, int] = {}
+    for shape, priority in shapes:
+        best[shape] = max(priority, best.get(shape, priority))
+    if len(best) <= most:
+        return best
+    return dict.fromkeys(sorted(best, key=lambda shape: -best[shape])[:most])
+
+
+def _taints(traits: Traits) -> Hashable:
+    return traits.taints
+
+
+def _requirements(selector: Selector) -> Iterator[Requirement]:
+    return chain(selector.every, *(selector.terms or ()))

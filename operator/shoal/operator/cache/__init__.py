@@ -1,0 +1,1 @@
+"""The operator's cache: what the watches bring, by job."""

@@ -1,0 +1,109 @@
+"""What jobs want of the autoscaler: told when it changes, made once for each version of a job; and how it treats them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from shoal.api import TrainingJob
+from shoal.api.status import Reason
+from shoal.autoscaler.config.types import AutoscalerConfig, priority_of, weight_of
+from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.loop import Autoscaler
+from shoal.operator.controller.preflight import as_pod
+from shoal.operator.resources.object_fields import moment_of
+from shoal.operator.resources.pods import Identity, master_pod, names, server_pod, trainer_pod
+
+__all__ = ["Wishes", "treatment"]
+
+
+class Wishes:
+    """Tells the autoscaler.
+
+    Args:
+        autoscaler: Whom; None: nobody.
+    """
+
+    def __init__(self, autoscaler: Autoscaler | None) -> None:
+        self._autoscaler = autoscaler
+        self._told: dict[str, tuple[int, Identity, AutoscalerConfig, int | None]] = {}
+        self._since: dict[str, float] = {}
+
+    def forget(self, uid: str) -> None:
+        """The job is gone."""
+        self._since.pop(uid, None)
+        self._withdraw(uid)
+
+    def _withdraw(self, uid: str) -> None:
+        self._told.pop(uid, None)
+        if self._autoscaler is not None:
+            self._autoscaler.wants(uid, None)
+
+    def tell(
+        self, manifest: Mapping[str, Any], job: TrainingJob, identity: Identity, *, wants: bool, most: int | None = None
+    ) -> None:
+        """What a job wants now.
+
+        Args:
+            manifest: Of the job.
+            job: The same, read.
+            identity: Its own on this cluster.
+            wants: Whether it wants trainers: it is neither suspended nor at its end.
+            most: How many it can have at present, as a quota leaves it no more; None: as many as it says.
+        """
+        if self._autoscaler is None:
+            return
+        if not wants:
+            self._withdraw(identity.uid)
+            return
+        config = self._autoscaler.config
+        version = (int(manifest["metadata"].get("generation", 0)), identity, config, most)
+        if self._told.get(identity.uid) == version:
+            return
+        self._told[identity.uid] = version
+        priority = priority_of(config, job.spec.priority)
+        trainer = job.spec.trainer
+        pinned = trainer.replicas is not None
+        low, high = trainer.replicas or trainer.min_replicas, trainer.replicas or trainer.most
+        known = names(job)
+        wish = JobWish(
+            uid=identity.uid,
+            name=job.metadata.name,
+            namespace=job.metadata.namespace,
+            trainer=trainer_pod(job, identity, 0),
+            priority=_UNKNOWN,
+            min=low,
+            max=high if most is None else max(low, min(high, most)),
+            weight=weight_of(config, priority, labels=job.metadata.labels),
+            since=self._since.setdefault(identity.uid, _created(manifest)),
+            pinned=pinned,
+            fixed=(
+                (as_pod(job, server_pod(job, identity), known["pserver"]), job.servers, "pserver"),
+                (as_pod(job, master_pod(job, identity), known["master"]), 1, "master"),
+            ),
+        )
+        self._autoscaler.wants(identity.uid, wish, minimum=priority.minimum, surplus=priority.surplus)
+
+
+def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, str] | None:
+    """How the autoscaler treats a job, and more words: what changes with each plan is not among them. None: there is none."""
+    if autoscaler is None:
+        return None
+    if autoscaler.problem:
+        return Reason.CONFIG_REFUSED, autoscaler.problem
+    if not autoscaler.config.enabled:
+        return Reason.DISABLED, ""
+    if autoscaler.config.dry_run:
+        return Reason.DRY_RUN, ""
+    return (Reason.PINNED if job.spec.trainer.replicas is not None else Reason.FOLLOWING), ""
+
+
+_UNKNOWN = -11
+"""The priority of a job whose class nobody ever knew: below all others, as the API server refuses its pods."""
+
+
+def _created(manifest: Mapping[str, Any]) -> float:
+    """When it was created, but not later than now: by a clock that went wrong it would be the youngest for ever."""
+    created = moment_of(manifest["metadata"].get("creationTimestamp"))
+    return min(created.timestamp(), datetime.now(UTC).timestamp()) if created is not None else 0.0

@@ -1,0 +1,499 @@
+"""One look at one job: from what is known to what is done and said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from shoal.api import ManifestError, TrainingJob
+from shoal.api.status import ConditionType, Reason, Status
+from shoal.autoscaler.config.types import priority_of
+from shoal.autoscaler.loop import Autoscaler, Decision
+from shoal.kube import Kube, KubeError, KubeFencedError
+from shoal.operator.cache.cache import ClusterStore
+from shoal.operator.controller.demands import Wishes, treatment
+from shoal.operator.controller.executor import Executor, Failure
+from shoal.operator.controller.job_memory import Memory
+from shoal.operator.controller.pending_diagnostics import Missing
+from shoal.operator.controller.preflight import Checker
+from shoal.operator.controller.start_diagnostics import Starting
+from shoal.operator.core import run_policy
+from shoal.operator.core.accepted_spec import ACCEPTED_KEY, text_of
+from shoal.operator.core.reconcile import (
+    Action,
+    Apply,
+    CreatePod,
+    DeletePod,
+    Forget,
+    MakeSecrets,
+    Observed,
+    Places,
+    in_pods,
+    reconcile,
+)
+from shoal.operator.etcd.secrets import Vault
+from shoal.operator.resources.pods import Identity, label
+from shoal.operator.status import events
+from shoal.operator.status.conditions import QUIET, STILL, Trouble, status_of
+from shoal.operator.status.facts import Facts
+from shoal.operator.status.reasons import reason_of
+from shoal.operator.status.writer import Reporter
+from shoal.store import JobKeys
+
+__all__ = ["Looker"]
+
+_PATIENCE_SECONDS: Final = 60.0
+"""Who was told to leave for so long is sent away by its kubelet."""
+_SECRETS_SECONDS: Final = 60.0
+"""While a pod does not start, its Secret may have been deleted: nobody here can see that."""
+_ASK_AGAIN_SECONDS: Final = 20.0
+"""What only the API server can see may be mended without any event for us."""
+
+
+_TERMINATING: Final = "because it is being terminated"
+"""How the API server refuses what is to be made in a namespace that is being deleted."""
+_HELD_SECONDS: Final = 20.0
+"""So long until a job looks again that waits for a configuration: it is not known who wants trainers."""
+_PLAN_SECONDS: Final = 5.0
+"""So long after the first look at a job its first plan is waited for without a word, however old the job is."""
+_UNDECIDED: Final = "waits for the autoscaler's next plan"
+
+
+@dataclass(frozen=True)
+class _View:
+    """A job at one moment."""
+
+    manifest: Mapping[str, Any]
+    before: Status
+    now: datetime
+
+    @property
+    def uid(self) -> str:
+        return str(self.manifest["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.manifest["metadata"].get("generation", 0))
+
+
+class Looker:
+    """Looks at jobs.
+
+    Args:
+        store: What is known.
+        kube: The gateway.
+        executor: Acts.
+        reporter: Writes statuses and events.
+        etcd: Endpoint of etcd, for the masters.
+        vault: What jobs' Secrets are made of.
+        read_end: Sees that the store knows a job's end, if etcd does: its watch may be behind.
+        classes: The PriorityClasses of servers, minimum and surplus trainers; None: none.
+        autoscaler: Decides how many trainers each job has; None: its pin, or its minimum.
+    """
+
+    def __init__(
+        self,
+        store: ClusterStore,
+        kube: Kube,
+        executor: Executor,
+        reporter: Reporter,
+        *,
+        etcd: str,
+        vault: Vault,
+        read_end: Callable[[JobKeys], Awaitable[None]],
+        classes: tuple[str, str, str] | None = None,
+        autoscaler: Autoscaler | None = None,
+    ) -> None:
+        self._store = store
+        self._kube = kube
+        self._checker = Checker(kube)
+        self._missing = Missing(kube)
+        self._starting = Starting(kube)
+        self._executor = executor
+        self._reporter = reporter
+        self._etcd = etcd
+        self._vault = vault
+        self._read_end = read_end
+        self._classes = classes
+        self._autoscaler = autoscaler
+        self._wishes = Wishes(autoscaler)
+        self._memory: dict[str, Memory] = {}
+
+    async def look(self, uid: str) -> float | None:
+        """Bring one job a step further.
+
+        Returns:
+            After how many seconds to look again though nothing changes; None: never.
+
+        Raises:
+            KubeError: The API server refused something, or was away for too long.
+            StoreError: etcd did.
+        """
+        manifest = self._store.jobs.get(uid)
+        if manifest is None or manifest["metadata"].get("deletionTimestamp") is not None:
+            self._memory.pop(uid, None)
+            self._reporter.forget(uid)
+            self._checker.forget(uid)
+            self._missing.forget(uid)
+            self._starting.forget(uid)
+            self._wishes.forget(uid)
+            return None
+        memory = self._memory.setdefault(uid, Memory())
+        view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
+        job, refused = await self._chosen(view, memory)
+        try:
+            identity = self._identity(uid, job) if job is not None else None
+        except ManifestError as error:
+            job, identity, refused = None, None, refused or f"{Reason.UNKNOWN_PRIORITY}: {error}"
+        if job is None or identity is None:
+            again = await self._say(view, None, self._store.observed(uid, template=""), refused=refused)
+            return min(again or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS)
+        due = run_policy.removal_due(job, view.before)
+        if due is not None and view.now >= due:
+            name, namespace = job.metadata.name, job.metadata.namespace
+            await self._kube.delete("TrainingJob", name, namespace=namespace, uid=uid)
+            return None
+        seen = await self._seen(uid, job, memory.render(job, identity).template)
+        seen = self._with_end(view, job, seen, memory)
+        if seen.lost:
+            return await self._begin_again(view, job, identity, seen, memory)
+        later = await self._act_and_say(view, job, identity, seen, memory, refused=refused)
+        return min(later or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS) if refused else later
+
+    async def _chosen(self, view: _View, memory: Memory) -> tuple[TrainingJob | None, str]:
+        """The job that is in force, and why the newest spec is not; None: none was ever accepted."""
+        try:
+            job = memory.newest(view.manifest)
+        except ManifestError as error:
+            refused = str(error)
+        else:
+            try:
+                identity = self._identity(view.uid, job)
+            except ManifestError as error:
+                refused = f"{Reason.UNKNOWN_PRIORITY}: {error}"
+            else:
+                seen = self._store.observed(view.uid, template=memory.render(job, identity).template)
+                refused = await self._refused(view, job, identity, seen, memory)
+            if not refused:
+                if memory.agreed is not job:
+                    memory.agreed, memory.accepted = job, text_of(job)
+                return job, ""
+        if memory.accepted is None:
+            memory.accepted = await self._kept(view)
+        return memory.in_force(view.manifest), refused
+
+    async def _kept(self, view: _View) -> str | None:
+        """The spec that an earlier operator accepted."""
+        metadata = view.manifest["metadata"]
+        name, namespace = f"{metadata['name']}-job", metadata["namespace"]
+        found = await self._kube.get("ConfigMap", name, namespace=namespace)
+        if found is None or label(found, "uid") != view.uid:
+            return None
+        return (found.get("data") or {}).get(ACCEPTED_KEY)
+
+    async def _seen(self, uid: str, job: TrainingJob, template: str) -> Observed:
+        """What is seen of a job. A trainer that has ended unasked may have come to the job's end: then it stays."""
+        seen = self._store.observed(uid, template=template)
+        asked = seen.wanted.drain if seen.wanted is not None else ()
+        unasked = any(pod.ended and pod.index not in asked for pod in seen.trainers)
+        if not unasked or seen.ended is not None or not self._store.facts(uid).etcd:
+            return seen
+        await self._read_end(JobKeys(job.metadata.namespace, job.metadata.name, uid))
+        return self._store.observed(uid, template=template)
+
+    def _identity(self, uid: str, job: TrainingJob) -> Identity:
+        """The job's, on this cluster.
+
+        Raises:
+            ManifestError: The AutoscalerConfig does not know its priority.
+        """
+        vault, classes = self._vault, self._classes
+        selector: tuple[tuple[str, str], ...] = ()
+        if self._autoscaler is not None and not self._autoscaler.holds:
+            config = self._autoscaler.config
+            of = priority_of(config, job.spec.priority)
+            classes = (of.servers, of.minimum, of.surplus)
+            selector = tuple(sorted(config.node_selector.items()))
+        return Identity(
+            uid=uid,
+            etcd=self._etcd,
+            guarded=vault.guarded,
+            token=vault.versions["token"],
+            login=vault.versions["etcd"],
+            classes=classes,
+            selector=selector,
+        )
+
+    async def _act_and_say(
+        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory, *, refused: str
+    ) -> float | None:
+        overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
+        renewal = self._renewal(view, memory)
+        seen = replace(seen, secrets=renewal is None or renewal > 0)
+        memory.note_token(seen.token, identity.token, keeps=not in_pods(job))
+        resting = memory.resting(seen, time.monotonic())
+        decided = self._decided(view, job, identity, seen, memory)
+        held = self._autoscaler is not None and self._autoscaler.holds
+        if decided is None and not held and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
+            return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
+        decision = decided or _as_before(view, seen)
+        facts = replace(self._facts(view, memory), why=decision.why, autoscaled=treatment(self._autoscaler, job))
+        actions: list[Action] = []
+        if facts.etcd and decided is not None:  # else nobody can be told before he goes
+            actions = reconcile(
+                job,
+                identity,
+                seen,
+                trainers=decision.now,
+                overdue=overdue,
+                resting=resting,
+                places=Places(
+                    stays=decision.stays,
+                    comes=decision.comes,
+                    servers=decision.servers,
+                    master=decision.master,
+                    servers_wait=decision.servers_wait,
+                    later=decision.trainers - decision.now,
+                ),
+                waits=not decision.trainers,
+                rendered=memory.render(job, identity),
+            )
+        memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
+        actions, repair = _repairs_due(memory, actions)
+        failed = await self._executor.carry_out(job, identity, actions)
+        _note(memory, seen, actions, failed)
+        if any(isinstance(action, MakeSecrets) for action in actions):
+            memory.secrets = time.monotonic()
+            renewal = self._renewal(view, memory)
+        troubles, asking = await self._missing.why(job, identity, seen, waits=not decision.trainers)
+        slow, starting = await self._starting.why(view.uid, job.metadata.namespace, self._store.pods(view.uid))
+        troubles = [*map(_trouble, failed), *troubles, *slow]
+        full = next((each.message for each in troubles if each.known is Reason.QUOTA_EXCEEDED), "")
+        facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
+        later = await self._say(
+            view, job, seen, facts=facts, refused=refused, troubles=troubles, wanted=decision.trainers
+        )
+        if any(_TERMINATING in str(each.error) for each in failed):
+            return _ASK_AGAIN_SECONDS  # it goes with its namespace; that is said once, and is no error
+        if failed:
+            raise ExceptionGroup("not all was done", [each.error for each in failed])
+        again = _HELD_SECONDS if held else None
+        rest = min(resting.values(), default=None)
+        due = self._due(view, job, facts)
+        return _soonest(view.now, patience, renewal, asking, starting, later, again, rest, repair, due)
+
+    async def _begin_again(
+        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory
+    ) -> float | None:
+        """Remove all pods, and then all records: a master that finds neither begins the job anew."""
+        pods = [DeletePod(pod.name, pod.uid) for pod in self._store.pods(view.uid) if not pod.deleting]
+        failed = await self._executor.carry_out(job, identity, pods)
+        failed = failed or await self._executor.carry_out(job, identity, [Forget()])
+        if failed:
+            raise ExceptionGroup("the job cannot begin again", [each.error for each in failed])
+        self._store.forgotten(view.uid)
+        memory.tally = None
+        count = (view.before.restarts or 0) + 1
+        memory.untold.append(events.begun_again(count, job.spec.run_policy.backoff_limit))
+        facts = replace(self._facts(view, memory), restarts=count)
+        later = await self._say(view, job, seen, facts=facts)
+        return min(later or _ASK_AGAIN_SECONDS, 1.0)
+
+    def _decided(
+        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory
+    ) -> Decision | None:
+        """How many trainers the job has, and where they stay; None: there was no plan with it yet."""
+        if self._autoscaler is not None and self._autoscaler.holds:
+            return None
+        wants = not job.spec.suspend and seen.ended is None
+        self._wishes.tell(view.manifest, job, identity, wants=wants, most=memory.most(time.monotonic()))
+        if self._autoscaler is None or not self._autoscaler.acts or not wants:
+            wanted = job.wanted_trainers()
+            return Decision(trainers=wanted, now=wanted, stays=None, why="")
+        return self._autoscaler.decision(view.uid)
+
+    def _renewal(self, view: _View, memory: Memory) -> float | None:
+        """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""
+        if memory.secrets is None:
+            return 0.0
+        if not self._store.starting(view.uid):
+            return None
+        return max(0.0, memory.secrets + _SECRETS_SECONDS - time.monotonic())
+
+    # --- What is to be known before ---
+
+    async def _refused(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory) -> str:
+        """Why the spec is not accepted; empty: it is."""
+        accepted = next((each for each in view.before.conditions if each.type == ConditionType.ACCEPTED), None)
+        known = (
+            view.before.observed_generation == view.generation and accepted is not None and accepted.status == "True"
+        )
+        if known or memory.checked == view.generation:
+            return ""
+        if view.before.start_time is None:
+            left = self._store.predecessors(view.uid)
+            if left:
+                more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+                here = f"shoal.dev/job={job.metadata.name},shoal.dev/uid!={view.uid}"
+                kinds = "deployment,statefulset,service,serviceaccount,configmap,secret,pdb,pod,pvc"
+                fix = f"kubectl delete {kinds} --namespace={job.metadata.namespace} --selector='{here}'"
+                return (
+                    f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to go; what was left by "
+                    f"--cascade=orphan goes with: {fix}"
+                )
+        try:
+            found = await self._checker.refused(job, identity, seen)
+        except KubeFencedError:
+            raise
+        except KubeError as error:
+            return f"{Reason.NOT_CHECKED}: {error}"
+        if not found:
+            memory.checked = view.generation
+        return found
+
+    def _with_end(self, view: _View, job: TrainingJob, seen: Observed, memory: Memory) -> Observed:
+        """With the end that was said, or that the run policy decides now."""
+        said = run_policy.said_end(view.before)
+        if said is not None:
+            return replace(seen, ended=said, saved=seen.saved or said.state == "Complete")
+        if seen.ended is not None and in_pods(job) and (view.before.restarts or 0) < job.spec.run_policy.backoff_limit:
+            reason, _ = reason_of(ConditionType.FAILED, seen.ended.reason)
+            if seen.ended.state == "Failed" and reason is Reason.SNAPSHOTS_LOST:
+                return replace(seen, ended=None, lost=True)
+        if seen.ended is not None or not self._store.facts(view.uid).etcd:
+            return seen  # while etcd is away nobody knows whether those who ended had come to the job's end
+        ends = self._store.ends(view.uid)
+        before = memory.tally or run_policy.Tally(view.before.failures or 0, view.before.last_failure_time)
+        committed, now = self._store.committed(view.uid), time.monotonic()
+        memory.untold += map(events.failed, run_policy.newly_failed(before, ends, known=memory.lives))
+        memory.tally = run_policy.tallied(before, ends, known=memory.lives, committed=committed, now=now)
+        memory.lives = {end.life for end in ends}
+        refusals = [end for end in ends if end.code == run_policy.REFUSED and not end.container]
+        return replace(seen, ended=run_policy.overrun(job, view.before, memory.tally, refusals, view.now))
+
+    def _facts(self, view: _View, memory: Memory) -> Facts:
+        facts, tally = self._store.facts(view.uid), memory.tally
+        if tally is None or (not tally.count and view.before.failures is None):
+            return facts
+        return replace(facts, failures=tally.count, last_failure=tally.last)
+
+    # --- What is said ---
+
+    async def _say(
+        self,
+        view: _View,
+        job: TrainingJob | None,
+        seen: Observed,
+        *,
+        facts: Facts | None = None,
+        refused: str = "",
+        troubles: Sequence[Trouble] = (),
+        wanted: int | None = None,
+    ) -> float | None:
+        after = status_of(
+            job,
+            generation=view.generation,
+            seen=seen,
+            wanted=wanted if wanted is not None else job.wanted_trainers() if job is not None else 0,
+            troubles=[*self._store.troubles(view.uid), *troubles],
+            refused=refused,
+            now=view.now,
+            before=view.before,
+            facts=facts if facts is not None else self._store.facts(view.uid),
+        )
+        later = await self._reporter.say(view.manifest, after)
+        memory = self._memory[view.uid]
+        complaints = self._store.complaints(view.uid)
+        memory.untold += events.complained(memory.complaints, complaints)
+        memory.complaints = complaints
+        notes, memory.untold = [*memory.untold, *events.notes(view.before, after)], []
+        await self._reporter.tell(view.manifest, notes)
+        return later
+
+    def _due(self, view: _View, job: TrainingJob, facts: Facts) -> list[datetime]:
+        """When what is said is to be looked at again though nothing is heard."""
+        status = self._reporter.before(view.manifest)
+        removal = run_policy.removal_due(job, status)
+        if removal is not None:
+            return [removal]
+        limit, due = job.spec.run_policy.active_deadline_seconds, []
+        if status.active_since is not None and limit is not None:
+            left = limit - run_policy.active_seconds(status, view.now)
+            due.append(view.now + timedelta(seconds=max(0.0, left)))
+        if facts.heard is not None:
+            due.append(facts.heard + QUIET)
+        if status.progress is not None:
+            moved, end = status.progress.last_step_time, status.progress.estimated_end
+            due += [moved + STILL] if moved is not None else []
+            due += [end] if end is not None else []
+        return due
+
+
+def _as_before(view: _View, seen: Observed) -> Decision:
+    """What an earlier operator said stands until there is a plan, or what it made before it could say so."""
+    before = view.before.trainers
+    there = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
+    wanted = max(before.wanted if before is not None else 0, there)
+    return Decision(trainers=wanted, now=0, stays=None, why=_UNDECIDED)
+
+
+def _overdue(memory: Memory, drain: Sequence[int]) -> tuple[set[int], float | None]:
+    """Who was told too long ago, and in how many seconds the next one will be."""
+    now = time.monotonic()
+    memory.told = {index: memory.told.get(index, now) for index in drain}
+    overdue = {index for index, since in memory.told.items() if now - since >= _PATIENCE_SECONDS}
+    waiting = [since + _PATIENCE_SECONDS - now for index, since in memory.told.items() if index not in overdue]
+    return overdue, max(0.1, min(waiting)) if waiting else None
+
+
+def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | None:
+    """The shortest of some waits; times that have passed are no reason to look again."""
+    waits: list[float] = []
+    for each in seconds:
+        if isinstance(each, list):
+            # Times are in whole seconds: a little later they have passed for sure.
+            waits += [(due - now).total_seconds() + 1.0 for due in each if due > now - timedelta(seconds=1)]
+        elif each is not None:
+            waits.append(each)
+    return max(0.1, min(waits)) if waits else None
+
+
+def _repairs_due(memory: Memory, actions: Sequence[Action]) -> tuple[list[Action], float | None]:
+    """The actions without repairs that another client has undone too often, and in how many seconds the next is due."""
+    now, kept, waits = time.monotonic(), [], []
+    for action in actions:
+        if isinstance(action, Apply) and action.repair:
+            key = action.manifest["kind"], action.manifest["metadata"]["name"]
+            left = memory.repairs.left(key, now)
+            if left:
+                waits.append(left)
+                continue
+            memory.repairs.tried(key, now)
+        kept.append(action)
+    return kept, min(waits, default=None)
+
+
+def _note(memory: Memory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
+    """Remember which trainers' pods were made, and whether a quota refused some.
+
+    A pod that the API server refuses is tried again with the pauses of looks that fail.
+    """
+    now = time.monotonic()
+    refused = [each for each in failed if isinstance(each.action, CreatePod)]
+    kept = {id(each.action) for each in refused}
+    for action in actions:
+        if isinstance(action, CreatePod) and id(action) not in kept:
+            memory.pods.tried(int(label(action.manifest, "index")), now)
+    if any(_trouble(each).known is Reason.QUOTA_EXCEEDED for each in refused):
+        memory.full = now, sum(not (pod.ended or pod.lost) for pod in seen.trainers)
+
+
+def _trouble(failure: Failure) -> Trouble:
+    """What failed, as a problem of the job's."""
+    error = failure.error
+    reason = error.reason if isinstance(error, KubeError) else ""
+    role = "trainer" if isinstance(failure.action, CreatePod | DeletePod) else ""
+    return Trouble(role, failure.what, reason or "Unavailable", str(error))

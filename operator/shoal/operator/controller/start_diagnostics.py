@@ -1,0 +1,96 @@
+"""Why pods that have a node do not start: a kubelet tells what it cannot mount, and the like, only by the log of events.
+
+So the events of such a pod are listed, when it has not started for some seconds, and again while it does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from shoal.kube import Kube, KubeError
+from shoal.operator.cache.pod_summary import PodFacets
+from shoal.operator.core.backoff import BackOff
+from shoal.operator.status.reasons import Trouble
+
+__all__ = ["Starting"]
+
+_PATIENCE_SECONDS: Final = 5.0
+"""A pod starts within so long, as a rule."""
+_LONGEST_SECONDS: Final = 120.0
+_FORGET_SECONDS: Final = 3600.0
+_MOST: Final = 3
+"""Pods of one job whose events are listed at a time: those of a role fail alike."""
+
+log = logging.getLogger("shoal.operator")
+
+
+class Starting:
+    """Lists events of pods that do not start, seldom enough.
+
+    Args:
+        kube: The gateway.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(self, kube: Kube, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._kube = kube
+        self._clock = clock
+        self._asked: dict[str, BackOff[str]] = {}
+        """Of each job, when the events of its pods are listed next."""
+        self._found: dict[str, dict[str, Trouble]] = {}
+        """Of each job, what the events of its pods said last."""
+
+    def forget(self, uid: str) -> None:
+        """The job is gone."""
+        self._asked.pop(uid, None)
+        self._found.pop(uid, None)
+
+    async def why(self, uid: str, namespace: str, pods: Iterable[PodFacets]) -> tuple[list[Trouble], float | None]:
+        """What kubelets say about a job's pods that do not start, and in how many seconds to ask again.
+
+        Args:
+            uid: The job's.
+            namespace: Its namespace.
+            pods: Its pods.
+        """
+        slow = {pod.uid: pod for pod in pods if pod.node and pod.pending and not (pod.deleting or pod.troubles)}
+        if not slow:
+            self.forget(uid)
+            return [], None
+        asked = self._asked.setdefault(uid, BackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
+        found = self._found.setdefault(uid, {})
+        for gone in [each for each in asked if each not in slow]:
+            asked.forget(gone)
+            found.pop(gone, None)
+        now = self._clock()
+        due = [each for each in slow if asked.tries(each) and not asked.left(each, now)][:_MOST]
+        for each in due:
+            said = await self._said(slow[each], namespace)
+            if said is not None:
+                found[each] = said
+        for each in slow:
+            if each in due or not asked.tries(each):
+                asked.tried(each, self._clock())
+        return list(found.values()), max(0.1, min(asked.left(each, self._clock()) for each in slow))
+
+    async def _said(self, pod: PodFacets, namespace: str) -> Trouble | None:
+        fields = f"involvedObject.uid={pod.uid},type=Warning"
+        try:
+            found = await self._kube.list("CoreEvent", namespace=namespace, fields=fields)
+        except KubeError as error:
+            log.warning("the events of Pod %s cannot be listed: %s", pod.name, error)
+            return None
+        last = max(found, key=_when, default=None)
+        if last is None:
+            return None
+        return Trouble(pod.role, pod.name, str(last.get("reason", "")), str(last.get("message", "")))
+
+
+def _when(event: Mapping[str, Any]) -> str:
+    """When it happened last; times of the same form are in the order of their texts."""
+    series = event.get("series") or {}
+    found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
+    return str(found or event["metadata"].get("creationTimestamp", ""))

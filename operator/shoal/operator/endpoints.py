@@ -1,0 +1,247 @@
+"""Probes and metrics over HTTP: ``/healthz``, ``/readyz`` and ``/metrics``.
+
+They are answered by the operator's own event loop, so one that hangs answers nothing. Nothing that is served has a
+secret in it; nothing can be changed here.
+
+| metric | type | labels | what |
+|---|---|---|---|
+| shoal_operator_look_seconds | histogram | outcome (done, failed) | one look at one job, with all its writes |
+| shoal_operator_api_requests_total | counter | verb, kind, code | tries of requests to the API server (code 0: no answer) |
+| shoal_operator_watch_events_total | counter | kind | objects that came by watches |
+| shoal_operator_leading | gauge | | 1: this one acts; 0: it stands by |
+| shoal_operator_etcd_up | gauge | | 1: Shoal's etcd answers |
+| shoal_operator_blocking_calls_running | gauge | | calls to etcd that are under way, each in a thread (18 at most) |
+| shoal_operator_blocking_calls_waiting | gauge | | calls to etcd that wait for a thread; above 0 for more than 30 s: etcd hangs |
+| shoal_jobs | gauge | state | TrainingJobs by state, as this operator knows them |
+
+Of one that acts, with an autoscaler (all but the first three are of the last plan):
+
+| metric | type | what |
+|---|---|---|
+| shoal_autoscaler_config_valid | gauge | 1: the AutoscalerConfig's file is in force; 0: it is refused, and the one before stays |
+| shoal_autoscaler_acts | gauge | 1: jobs follow the plans; 0: disabled, a dry run, or no configuration yet |
+| shoal_autoscaler_plans_failed_total | counter | plans that could not be made, by an error of the planner |
+| shoal_autoscaler_plan_seconds | histogram | one plan for all jobs; its count is the number of plans |
+| shoal_autoscaler_plan_timestamp_seconds | gauge | when that was, in seconds since 1970 |
+| shoal_autoscaler_last_plan_seconds | gauge | how long it took |
+| shoal_autoscaler_jobs | gauge | jobs that want trainers |
+| shoal_autoscaler_jobs_queued | gauge | jobs of these that wait for their minimum |
+| shoal_autoscaler_trainers | gauge | trainers of these that have a node |
+| shoal_autoscaler_trainers_given | gauge | trainers that they are given |
+| shoal_autoscaler_claims | gauge | pending pods of others for which room is kept or made |
+| shoal_autoscaler_victims | gauge | trainers that leave for these |
+| shoal_autoscaler_nodes | gauge | nodes |
+| shoal_autoscaler_nodes_usable | gauge | nodes of these that take pods |
+| shoal_autoscaler_unread | gauge | nodes, pods and templates with amounts that cannot be read; the log names them |
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter as Count
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Final, Protocol
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from shoal.api.plan import Plan
+from shoal.autoscaler.planner.model import Why
+from shoal.operator.thread_pool import blocked
+
+__all__ = ["Health", "Metrics", "serve"]
+
+_PLAN_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_LOOK_BUCKETS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
+
+log = logging.getLogger("shoal.operator")
+
+
+class Health(Protocol):
+    """Whom probes ask; each says what is wrong, or nothing."""
+
+    def why_dead(self) -> str:
+        """Why the process should be started anew."""
+
+    def why_unready(self) -> str:
+        """Why it is of no use yet, or at the moment."""
+
+
+class Metrics:
+    """What is counted, in a registry of its own.
+
+    Args:
+        states: The state of each job that is known; asked at each scrape.
+    """
+
+    def __init__(self, states: Callable[[], Iterable[str]]) -> None:
+        self.registry = CollectorRegistry()
+        self._looks = Histogram(
+            "shoal_operator_look_seconds",
+            "One look at one job, with all its writes.",
+            ["outcome"],
+            buckets=_LOOK_BUCKETS,
+            registry=self.registry,
+        )
+        self._requests = Counter(
+            "shoal_operator_api_requests",
+            "Tries of requests to the API server (code 0: no answer); watches are not among them.",
+            ["verb", "kind", "code"],
+            registry=self.registry,
+        )
+        self._events = Counter(
+            "shoal_operator_watch_events", "Objects that came by watches.", ["kind"], registry=self.registry
+        )
+        self._leading = Gauge("shoal_operator_leading", "1: this one acts; 0: it stands by.", registry=self.registry)
+        self._etcd = Gauge("shoal_operator_etcd_up", "1: Shoal's etcd answers.", registry=self.registry)
+        for name, of in (("running", lambda: blocked().running), ("waiting", lambda: blocked().waiting)):
+            told = f"Blocking calls to etcd that are {name}."
+            Gauge(f"shoal_operator_blocking_calls_{name}", told, registry=self.registry).set_function(of)
+        self._autoscaler: _Autoscaler | None = None
+        self.registry.register(_Jobs(states))
+        ProcessCollector(registry=self.registry)
+
+    def looked(self, seconds: float, failed: bool) -> None:  # noqa: FBT001 - the worker's hook
+        """A look has ended."""
+        self._looks.labels("failed" if failed else "done").observe(seconds)
+
+    def asked(self, verb: str, kind: str, code: int) -> None:
+        """The API server was asked; any thread may say so."""
+        self._requests.labels(verb, kind, str(code)).inc()
+
+    def came(self, kind: str) -> None:
+        """An object came by a watch; any thread may say so."""
+        self._events.labels(kind).inc()
+
+    def configured(self, valid: bool, acts: bool) -> None:  # noqa: FBT001 - the autoscaler's hook
+        """Whether the autoscaler's configuration is as it should be, and whether jobs follow its plans."""
+        told = self._of_autoscaler()
+        told.valid.set(valid)
+        told.acts.set(acts)
+
+    def planned(self, plan: Plan) -> None:
+        """The autoscaler has made a plan."""
+        self._of_autoscaler().planned(plan)
+
+    def not_planned(self) -> None:
+        """The autoscaler could make no plan."""
+        self._of_autoscaler().failed.inc()
+
+    def _of_autoscaler(self) -> _Autoscaler:
+        """There from when it begins: where there is none, a 0 would be an alarm."""
+        if self._autoscaler is None:
+            self._autoscaler = _Autoscaler(self.registry)
+        return self._autoscaler
+
+    def leads(self, *, leading: bool) -> None:
+        """Whether this one acts."""
+        self._leading.set(leading)
+
+    def etcd(self, *, up: bool) -> None:
+        """Whether etcd answers."""
+        self._etcd.set(up)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text form."""
+        return generate_latest(self.registry)
+
+
+class _Autoscaler:
+    """What is told of the autoscaler."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"shoal_autoscaler_{name}", text, registry=registry)
+
+        self.valid = gauge("config_valid", "1: the AutoscalerConfig's file is in force; 0: it is refused.")
+        self.acts = gauge("acts", "1: jobs follow the plans.")
+        self.failed = Counter("shoal_autoscaler_plans_failed", "Plans that could not be made.", registry=registry)
+        self._seconds = Histogram(
+            "shoal_autoscaler_plan_seconds", "One plan for all jobs.", buckets=_PLAN_BUCKETS, registry=registry
+        )
+        self._of_last: list[tuple[Gauge, Callable[[Plan], float]]] = [
+            (gauge(name, f"Of the last plan: {text}."), of) for name, text, of in _OF_LAST_PLAN
+        ]
+
+    def planned(self, plan: Plan) -> None:
+        self._seconds.observe(plan.seconds)
+        for told, of in self._of_last:
+            told.set(of(plan))
+
+
+_OF_LAST_PLAN: Final[Sequence[tuple[str, str, Callable[[Plan], float]]]] = (
+    ("plan_timestamp_seconds", "when it was made", lambda plan: datetime.fromisoformat(plan.time).timestamp()),
+    ("last_plan_seconds", "how long it took", lambda plan: plan.seconds),
+    ("jobs", "jobs that want trainers", lambda plan: len(plan.jobs)),
+    ("jobs_queued", "jobs that wait for their minimum", lambda plan: sum(job.why == Why.QUEUED for job in plan.jobs)),
+    ("trainers", "trainers that have a node", lambda plan: sum(job.trainers for job in plan.jobs)),
+    ("trainers_given", "trainers that jobs are given", lambda plan: sum(job.given for job in plan.jobs)),
+    ("claims", "pending pods of others for which room is kept or made", lambda plan: len(plan.claims)),
+    ("victims", "trainers that leave for these", lambda plan: sum(sum(each.victims.values()) for each in plan.claims)),
+    ("nodes", "nodes", lambda plan: plan.nodes),
+    ("nodes_usable", "nodes that take pods", lambda plan: plan.usable),
+    ("unread", "objects with amounts that cannot be read", lambda plan: plan.unread),
+)
+
+
+class _Jobs(Collector):
+    def __init__(self, states: Callable[[], Iterable[str]]) -> None:
+        self._states = states
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """So that registering asks for nothing."""
+        return [self._family()]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The numbers of now: a state that nobody is in any more is not told."""
+        family = self._family()
+        for state, count in sorted(Count(self._states()).items()):
+            family.add_metric([state], count)
+        yield family
+
+    @staticmethod
+    def _family() -> GaugeMetricFamily:
+        return GaugeMetricFamily("shoal_jobs", "TrainingJobs by state.", labels=["state"])
+
+
+@asynccontextmanager
+async def serve(address: str, *, health: Health, metrics: Metrics) -> AsyncIterator[None]:
+    """Answer at HOST:PORT for as long as the context lasts; without an address, do nothing.
+
+    Raises:
+        OSError: The address cannot be had.
+    """
+    if not address:
+        yield
+        return
+
+    def answer(why: str) -> web.Response:
+        return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
+
+    async def healthz(_: web.Request) -> web.Response:
+        return answer(health.why_dead())
+
+    async def readyz(_: web.Request) -> web.Response:
+        return answer(health.why_unready())
+
+    async def scrape(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    application = web.Application()
+    application.add_routes(
+        [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", scrape)],
+    )
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        host, _, port = address.rpartition(":")
+        await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
+        log.info("probes and metrics are served at %s", address)
+        yield
+    finally:
+        await runner.cleanup()

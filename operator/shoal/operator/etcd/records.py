@@ -1,0 +1,209 @@
+"""What stands in etcd under a job's prefix, read with bounds: a tenant with the job's user may have written any of it.
+
+A record that cannot be read changes nothing of what is known; it is said on its own job, as are keys that are none of Shoal's
+and a prefix that holds more than a job writes. No value of a key that the operator does not read is kept, and keys are only
+counted; so what a tenant writes costs the operator no memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from pydantic import ValidationError
+
+from shoal.api.status import Account
+from shoal.operator.core.reconcile import Ended
+from shoal.operator.status.reasons import clipped
+from shoal.store import JobKeys, Published, Wanted
+
+__all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "Leader", "RecordError", "Usage", "read"]
+
+MOST_FOREIGN_KEYS: Final = 1000
+MOST_KEYS: Final = 100_000
+"""A record is for 512 tasks: so many keys are a hundred epochs of 500,000 tasks each."""
+MOST_BYTES: Final = 16 * 2**20
+_LARGE_BYTES: Final = 256
+"""Records of tasks are smaller, and there may be many."""
+_MOST_LARGE: Final = MOST_BYTES // _LARGE_BYTES
+_LONGEST: Final = 20_000
+"""Characters of one text; the master clips its own at 16,000."""
+_MOST_MEMBERS: Final = 100_000
+_MOST: Final = 2**63 - 1
+_LATEST: Final = 32_503_680_000.0
+"""The year 3000, in seconds since 1970."""
+_KEY_CHARACTERS: Final = 200
+
+
+class RecordError(Exception):
+    """A value is no record of this version of Shoal; the text says why."""
+
+
+class Leader(msgspec.Struct, frozen=True):
+    """The part of a master's election record that is of interest here."""
+
+    generation: int
+
+
+def read(record: str, value: bytes) -> Wanted | Published | Ended | Leader:
+    """A record that the operator reads, by its name.
+
+    Raises:
+        RecordError: The value is none, or out of all bounds.
+    """
+    _, kind = READERS[record]
+    try:
+        found: Any = msgspec.json.decode(value, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise RecordError(clipped(str(error), _KEY_CHARACTERS)) from None
+    bounded: Any = _BOUNDED[kind](found)
+    return bounded  # type: ignore[no-any-return]
+
+
+READERS: Final[Mapping[str, tuple[str, type]]] = {
+    "wanted": ("wanted", Wanted),
+    "progress": ("published", Published),
+    "outcome": ("ended", Ended),
+    "master": ("leader", Leader),
+}
+"""Name of a record -> what it is called here, and its type."""
+
+
+def _whole(*numbers: int) -> None:
+    if not all(-_MOST <= each <= _MOST for each in numbers):
+        raise RecordError("a number has more than 64 bits")
+
+
+def _members(*lists: list[int]) -> None:
+    for each in lists:
+        if len(each) > _MOST_MEMBERS:
+            raise RecordError(f"{len(each):,} members are more than a job has")
+        _whole(*each)
+
+
+def _leader(found: Leader) -> Leader:
+    _whole(found.generation)
+    return found
+
+
+def _wanted(found: Wanted) -> Wanted:
+    _members(found.drain)
+    return found
+
+
+def _published(found: Published) -> Published:
+    _whole(found.generation, found.epoch, found.epochs, found.samples, found.expected)
+    _members(found.trainers, found.servers)
+    if not 0.0 <= found.moved <= _LATEST:
+        raise RecordError(f"moved is no time: {found.moved:g}")
+    if not math.isfinite(found.rate):
+        raise RecordError("the rate is not finite")
+    return msgspec.structs.replace(found, state=clipped(found.state, _KEY_CHARACTERS), why=clipped(found.why, _LONGEST))
+
+
+def _ended(found: Ended) -> Ended:
+    if found.state not in {"Complete", "Failed"}:
+        raise RecordError(f"{clipped(found.state, _KEY_CHARACTERS)!r} is no end of a job")
+    return Ended(found.state, clipped(found.reason, _LONGEST), _account(found.account))
+
+
+def _account(told: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The master's account as `Account` has it: numbers of samples beside the others."""
+    if told is None:
+        return None
+    samples = told.get("samples")
+    if not isinstance(samples, Mapping):
+        raise RecordError("the account has no samples")
+    try:
+        found = Account.model_validate({**told, **samples})
+    except (ValidationError, ValueError, OverflowError) as error:
+        raise RecordError(f"the account cannot be read: {clipped(str(error), _KEY_CHARACTERS)}") from None
+    numbers = found.model_dump()
+    if not math.isfinite(found.seconds):
+        raise RecordError("the account's seconds are not finite")
+    _whole(*(each for each in numbers.values() if isinstance(each, int)))
+    return numbers
+
+
+_BOUNDED: Final[Mapping[type, Callable[[Any], Any]]] = {
+    Wanted: _wanted,
+    Published: _published,
+    Ended: _ended,
+    Leader: _leader,
+}
+
+
+@dataclass
+class Usage:
+    """What is under one job's prefix.
+
+    Attributes:
+        keys: How many.
+        foreign: How many of these are none of Shoal's.
+        bytes: How many all values together have, but for small ones.
+        example: One of the foreign keys, clipped.
+        unread: Name of a record -> why it cannot be read.
+    """
+
+    keys: int = 0
+    foreign: int = 0
+    bytes: int = 0
+    example: str = ""
+    unread: dict[str, str] = field(default_factory=dict)
+    _large: dict[int, int] = field(default_factory=dict)
+    """Hash of a key -> bytes, of large values; so few that they are over the bound together when no more are noted."""
+
+    def written(self, record: str, size: int, *, created: bool) -> None:
+        """A key, named relative to the job, has a value of so many bytes now."""
+        foreign = not JobKeys.knows(record)
+        self.keys += created
+        self.foreign += created and foreign
+        if foreign:
+            self.example = clipped(ascii(record), _KEY_CHARACTERS)
+        mark = hash(record)
+        self.bytes -= self._large.pop(mark, 0)
+        if size > _LARGE_BYTES and len(self._large) < _MOST_LARGE:
+            self._large[mark] = size
+            self.bytes += size
+
+    def removed(self, record: str) -> None:
+        """A key is gone."""
+        self.keys = max(0, self.keys - 1)
+        self.foreign = max(0, self.foreign - (not JobKeys.knows(record)))
+        self.bytes -= self._large.pop(hash(record), 0)
+        self.unread.pop(record, None)
+
+    @property
+    def wrong(self) -> tuple[object, ...]:
+        """Changes when the complaints are about something else than before."""
+        return tuple(self.unread), self.foreign > 0, tuple(over for over, _ in self._bounds())
+
+    def complaints(self) -> dict[str, str]:
+        """What is to be said on the job now: what it is -> in words, with the fix."""
+        said = {
+            f"ForeignRecord {record}": f"etcd's {record} of this job is no record of this version of Shoal ({why}); what "
+            "was known before stays. Its writer has the job's user in etcd: see who may read the job's Secrets"
+            for record, why in self.unread.items()
+        }
+        if self.foreign:
+            said["ForeignKey"] = (
+                f"etcd has a key of this job that is none of Shoal's: {self.example}; nothing reads it. Remove it, and see "
+                "who may read the job's Secrets"
+            )
+        over = " and ".join(f"{number} (bound: {bound})" for beyond, (number, bound) in self._bounds() if beyond)
+        if over:
+            said["TooMuchInEtcd"] = (
+                f"{over} under this job's prefix: etcd is shared by all jobs, and takes no writes when it is full. "
+                "Remove what is none of Shoal's, or delete the job"
+            )
+        return said
+
+    def _bounds(self) -> Iterator[tuple[bool, tuple[str, str]]]:
+        """Whether each is passed, what there is, and the bound."""
+        keys = f"{self.foreign:,} keys that are none of Shoal's"
+        yield self.foreign > MOST_FOREIGN_KEYS, (keys, f"{MOST_FOREIGN_KEYS:,}")
+        yield self.keys > MOST_KEYS, (f"{self.keys:,} keys", f"{MOST_KEYS:,}")
+        yield self.bytes > MOST_BYTES, (f"{self.bytes / 2**20:.1f} MiB", f"{MOST_BYTES // 2**20} MiB")

@@ -1,0 +1,164 @@
+"""``python -m shoal.operator.etcd.setup``: what etcd needs before anybody may use it, made in the cluster itself.
+
+Two Secrets: ``shoal-etcd-server`` (etcd's certificate and its key) and ``shoal-etcd-operator`` (the operator's password, and
+the authority by which it knows etcd). Then etcd's authentication is turned on. What is there already is kept, so it may run
+at any time, twice at once, or be killed anywhere; the next run does what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import binascii
+import functools
+import logging
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from shoal.kube import Kube, KubeConflictError, KubeError
+from shoal.operator.etcd import certificate as setup_certificate
+from shoal.store import Store, StoreError, StoreRefusedError, Tls
+
+__all__ = ["OPERATOR", "SERVER", "SetupError", "main", "secrets_of"]
+
+SERVER: Final = "shoal-etcd-server"
+OPERATOR: Final = "shoal-etcd-operator"
+_USER: Final = "root"
+"""Who makes the jobs' users has to be etcd's root."""
+_KEYS: Final = {SERVER: ("ca.crt", "tls.crt", "tls.key"), OPERATOR: ("username", "password", "ca.crt")}
+_SERVICE: Final = "shoal-etcd"
+_MEMBERS: Final = 3
+"""As many as an overlay has; a name too many does no harm."""
+_PASSWORD_BYTES: Final = 32
+_SOON: Final = timedelta(days=180)
+
+log = logging.getLogger("shoal.setup")
+
+
+class SetupError(Exception):
+    """What is there does not fit; the message names the fix."""
+
+
+def main() -> int:
+    """Set up; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m shoal.operator.etcd.setup", description="Prepares etcd, once.")
+    parser.add_argument("--namespace", default="shoal-system", help="where etcd is (shoal-system)")
+    parser.add_argument("--etcd", required=True, metavar="ENDPOINT", help="etcd, as this process knows it")
+    parser.add_argument(
+        "--patience", type=float, default=300.0, metavar="SECONDS", help="how long etcd may be away (300)"
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        asyncio.run(_run(arguments.namespace, arguments.etcd, patience_seconds=arguments.patience))
+    except (KubeError, StoreError, SetupError) as error:
+        log.error("%s", error)  # noqa: TRY400 - a message for people
+        return 1
+    return 0
+
+
+async def _run(namespace: str, etcd: str, *, patience_seconds: float) -> None:
+    async with await Kube.connect() as kube:
+        operator = await secrets_of(kube, namespace, now=datetime.now(UTC))
+    await asyncio.to_thread(_protect, etcd, operator, patience_seconds)
+    log.info("etcd at %s lets nobody in without a password", etcd)
+
+
+async def secrets_of(kube: Kube, namespace: str, *, now: datetime) -> dict[str, bytes]:
+    """See that both Secrets are there.
+
+    Returns:
+        What is in the operator's.
+
+    Raises:
+        KubeError: The API server refused something, or was away for too long.
+        SetupError: A Secret that is there does not fit.
+    """
+
+    def certificate() -> dict[str, bytes]:
+        made = setup_certificate.make(setup_certificate.names(_SERVICE, namespace, members=_MEMBERS), now=now)
+        return {"ca.crt": made.authority, "tls.crt": made.certificate, "tls.key": made.key}
+
+    server = await _ensure(kube, namespace, SERVER, certificate)
+    _look_at_end(server["tls.crt"], now)
+
+    def login() -> dict[str, bytes]:
+        password = secrets.token_hex(_PASSWORD_BYTES).encode()
+        return {"username": _USER.encode(), "password": password, "ca.crt": server["ca.crt"]}
+
+    operator = await _ensure(kube, namespace, OPERATOR, login)
+    if operator["ca.crt"] != server["ca.crt"]:
+        raise SetupError(
+            f"Secret {OPERATOR} has another ca.crt than {SERVER}; copy it from there (docs/operations.md says how)"
+        )
+    return operator
+
+
+async def _ensure(
+    kube: Kube, namespace: str, name: str, contents: Callable[[], Mapping[str, bytes]]
+) -> dict[str, bytes]:
+    """What is in a Secret, which is made if it is not there."""
+    found = await kube.get("Secret", name, namespace=namespace)
+    if found is not None:
+        log.info("Secret %s is there", name)
+        return _opened(name, found)
+    made = contents()
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "shoal-system"}},
+        "data": {key: base64.b64encode(value).decode() for key, value in made.items()},
+    }
+    try:
+        await kube.create(manifest)
+    except KubeConflictError:
+        # Another run was faster, or an answer to our own was lost: what stands there counts.
+        found = await kube.get("Secret", name, namespace=namespace)
+        if found is None:
+            raise
+        return _opened(name, found)
+    log.info("Secret %s is made", name)
+    return dict(made)
+
+
+def _opened(name: str, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    try:
+        opened = {key: base64.b64decode(value, validate=True) for key, value in (manifest.get("data") or {}).items()}
+    except binascii.Error as error:
+        raise SetupError(f"Secret {name} cannot be read: {error}") from error
+    missing = [key for key in _KEYS[name] if not opened.get(key)]
+    if missing:
+        raise SetupError(f"Secret {name} has no {' and no '.join(missing)}; delete it and run this again")
+    return opened
+
+
+def _look_at_end(certificate: bytes, now: datetime) -> None:
+    try:
+        end = setup_certificate.ends(certificate)
+    except ValueError as error:
+        raise SetupError(f"tls.crt in Secret {SERVER} is no certificate: {error}") from error
+    if end - now < _SOON:
+        log.warning("etcd's certificate ends on %s; docs/operations.md says how it is renewed", end.date())
+
+
+def _protect(etcd: str, operator: Mapping[str, bytes], patience_seconds: float) -> None:
+    with tempfile.NamedTemporaryFile(prefix="shoal-", suffix=".crt") as authority:
+        authority.write(operator["ca.crt"])
+        authority.flush()
+        tls = Tls(certificate_authority=Path(authority.name))
+        protect = functools.partial(Store.protect, etcd, tls=tls, timeout_seconds=patience_seconds)
+        try:
+            protect(password=operator["password"].decode())
+        except StoreRefusedError:
+            # Another run may have turned it on between two of our calls: then all is well the second time.
+            protect(password=operator["password"].decode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,411 @@
+"""The pod of each role of a job: ours, with the user's template laid upon it. Pure.
+
+A pod passes PodSecurity `restricted` unless a user's template says otherwise; no pod has a token for the API server.
+What a job governs (names, the command's frame, tokens, addresses) cannot be changed by a template: it is laid on last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shoal.api import Resources, TrainingJob
+from shoal.operator.resources.template_merge import merged
+
+__all__ = [
+    "MASTER_PORT",
+    "SERVER_PORT",
+    "Identity",
+    "label",
+    "labels",
+    "master_pod",
+    "names",
+    "own_labels",
+    "pod_hash",
+    "secret_name",
+    "server_pod",
+    "trainer_pod",
+    "trainer_pods",
+]
+
+MASTER_PORT: Final = 7700
+SERVER_PORT: Final = 7701
+PROBE_PORT: Final = 7702
+GROUP: Final = "shoal.dev"
+_FOLDER: Final = "/shoal"
+OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
+"""Where the claim for the model is mounted; a relative `output.path` lies in it, and relative paths that a script saves to."""
+_SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own
+TOKEN_VERSION: Final = f"{GROUP}/token-version"
+"""Annotation of a job's Deployment: `Identity.token`, as its processes were last made with it."""
+SNAPSHOTS: Final = "shoal-snapshots"
+"""The claim template of the servers' snapshots."""
+_NEEDED: Final = ("containers", "volumes")
+_GONE_SECONDS: Final = 5
+"""How long master and servers stay bound to a node that is not ready: it takes minutes by default."""
+_GRACE_SECONDS: Final = {"trainer": 60, "pserver": 120, "master": 10}
+"""A trainer finishes its batch, a server writes its snapshot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a job's pods must know beside its manifest.
+
+    Attributes:
+        uid: The job's.
+        etcd: Endpoint, for the master.
+        guarded: Whether etcd asks who is there.
+        token: Tells one version of what jobs' tokens are made of, which lies in etcd, from the next.
+        login: The same of what masters log in to etcd with.
+        classes: The PriorityClasses of servers (and master), minimum and surplus trainers; empty: none.
+        selector: Labels that the nodes of trainers must have, beside what the job itself asks for.
+    """
+
+    uid: str
+    etcd: str
+    guarded: bool = False
+    token: str = ""
+    login: str = ""
+    classes: tuple[str, str, str] | None = None
+    selector: tuple[tuple[str, str], ...] = ()
+
+
+def names(job: TrainingJob) -> dict[str, str]:
+    """The names of a job's objects."""
+    name = job.metadata.name
+    return {
+        "master": f"{name}-master",
+        "pserver": f"{name}-pserver",
+        "trainer": f"{name}-trainer",
+        "job": f"{name}-job",
+        "account": f"{name}-shoal",
+    }
+
+
+def secret_name(job: TrainingJob, identity: Identity, what: str) -> str:
+    """The name of a job's Secret: one that neither a predecessor's nor a stranger's has, as they are never read."""
+    version = {"token": identity.token, "etcd": identity.login}[what]
+    tail = hashlib.sha256(f"{identity.uid} {version}".encode()).hexdigest()[:8]
+    return f"{job.metadata.name}-{what}-{tail}"
+
+
+def labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
+    """The labels of an object of a job: the job's own, and over them those by which everything of it is found.
+
+    Pods bear only ours, as a label in a pod's template that changes would restart the pod; a user's labels of pods stand
+    in ``template.metadata.labels``.
+    """
+    return {**job.metadata.labels, **own_labels(job, identity, role)}
+
+
+def own_labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
+    """The labels by which everything of a job is found."""
+    return {
+        "app.kubernetes.io/part-of": "shoal",
+        "app.kubernetes.io/component": role,
+        f"{GROUP}/job": job.metadata.name,
+        f"{GROUP}/uid": identity.uid,
+        f"{GROUP}/role": role,
+    }
+
+
+def label(manifest: Mapping[str, Any], name: str) -> str:
+    """One of our labels of any object; empty: it has none."""
+    return str((manifest["metadata"].get("labels") or {}).get(f"{GROUP}/{name}", ""))
+
+
+def trainer_pod(job: TrainingJob, identity: Identity, index: int) -> dict[str, Any]:
+    """A trainer's Pod, by its index."""
+    spec = job.spec
+    command = [*spec.command, *spec.args]
+    seed = [_env("SHOAL_SEED", str(spec.seed))] if spec.seed is not None else []
+    container = _without_none(
+        {
+            "image": spec.image,
+            "command": ["shoal", "exec", "--", *command],
+            "env": [each.model_dump(by_alias=True, exclude_none=True) for each in spec.env],
+            "envFrom": list(spec.env_from) or None,
+        }
+    )
+    on_claim = spec.output is not None and spec.output.volume_claim_name is not None
+    folder = [_env("SHOAL_FOLDER", OUTPUT_FOLDER)] if on_claim else []
+    ours = {"env": [*seed, *folder, _env("SHOAL_INDEX", str(index))]}
+    made = _pod(
+        job, identity, "trainer", container, ours, template=spec.trainer.template, resources=spec.trainer.resources
+    )
+    if spec.output is not None and on_claim:
+        claim = {"persistentVolumeClaim": {"claimName": spec.output.volume_claim_name}}
+        _mount(made, "output", claim, OUTPUT_FOLDER, written=True)
+    made["spec"]["restartPolicy"] = "OnFailure"
+    if identity.selector:
+        made["spec"]["nodeSelector"] = dict(identity.selector) | made["spec"].get("nodeSelector", {})
+    if identity.classes is not None:
+        made["spec"]["priorityClassName"] = _class(job, identity.classes, index)
+    made["metadata"] |= {"name": f"{names(job)['trainer']}-{index}", "namespace": job.metadata.namespace}
+    made["metadata"]["labels"][f"{GROUP}/index"] = str(index)
+    made["metadata"]["labels"][f"{GROUP}/template"] = pod_hash(made)
+    return {"apiVersion": "v1", "kind": "Pod", **made}
+
+
+def trainer_pods(job: TrainingJob, identity: Identity, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Trainers' Pods, by their indices: the same as one by one, from one that is made only once."""
+    first: dict[str, Any] | None = None
+    for index in indices:
+        if first is None:
+            first = trainer_pod(job, identity, index)
+        yield _with_index(first, job, identity, index)
+
+
+def _with_index(pod: dict[str, Any], job: TrainingJob, identity: Identity, index: int) -> dict[str, Any]:
+    """The same trainer's pod with another index; what is not of the index is shared."""
+    own, *others = pod["spec"]["containers"]
+    env = [_env("SHOAL_INDEX", str(index)) if each.get("name") == "SHOAL_INDEX" else each for each in own["env"]]
+    spec = {**pod["spec"], "containers": [{**own, "env": env}, *others]}
+    if identity.classes is not None:
+        spec["priorityClassName"] = _class(job, identity.classes, index)
+    known = {**pod["metadata"]["labels"], f"{GROUP}/index": str(index)}
+    metadata = {**pod["metadata"], "name": f"{names(job)['trainer']}-{index}", "labels": known}
+    return {**pod, "metadata": metadata, "spec": spec}
+
+
+def _class(job: TrainingJob, classes: tuple[str, str, str], index: int) -> str:
+    return classes[1 if index < job.spec.trainer.min_replicas else 2]
+
+
+def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+    """The pod template of the parameter servers' StatefulSet."""
+    part = job.spec.parameter_server
+    assert part is not None
+    # The index comes from the label that a StatefulSet gives its pods (Kubernetes 1.28).
+    index = {
+        "name": "SHOAL_INDEX",
+        "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['apps.kubernetes.io/pod-index']"}},
+    }
+    address = {"name": "SHOAL_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    listen = f"tcp://$(SHOAL_POD_IP):{SERVER_PORT}"
+    folder = f"{_FOLDER}/snapshots"
+    container = _without_none(
+        {
+            "image": job.spec.image,
+            "command": [
+                "shoal",
+                "exec",
+                "--",
+                "python",
+                "-m",
+                "shoal.pserver",
+                "--listen",
+                listen,
+                "--snapshots",
+                folder,
+                "--probe",
+                f"tcp://$(SHOAL_POD_IP):{PROBE_PORT}",
+            ],
+            "ports": [{"containerPort": SERVER_PORT, "name": "tensors"}],
+            "livenessProbe": _alive(),
+            "startupProbe": _starts(),
+        }
+    )
+    made = _pod(
+        job, identity, "pserver", container, {"env": [index, address]}, template=part.template, resources=part.resources
+    )
+    source: dict[str, Any] | None = None
+    if part.empty_dir is not None:
+        # Its node may come back, and the snapshots with it: the pod stays as long as the cluster's own rule has it.
+        source = {"emptyDir": part.empty_dir.model_dump(by_alias=True, exclude_unset=True, mode="json")}
+    else:
+        made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
+    _mount(made, "snapshots", source, folder, written=True)
+    if identity.classes is not None:
+        made["spec"]["priorityClassName"] = identity.classes[0]
+    return made
+
+
+def master_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+    """The pod template of the master's Deployment."""
+    manifest, login = f"{_FOLDER}/job/job.json", f"{_FOLDER}/etcd"
+    container = _without_none(
+        {
+            "image": job.spec.image,
+            "command": [
+                *("shoal", "exec", "--", "python", "-m", "shoal.master", "--manifest", manifest),
+                *("--etcd", identity.etcd, *(("--etcd-credentials", login) if identity.guarded else ())),
+                *("--listen", f"tcp://0.0.0.0:{MASTER_PORT}", "--probe", f"tcp://0.0.0.0:{PROBE_PORT}"),
+            ],
+            "ports": [{"containerPort": MASTER_PORT, "name": "master"}],
+            "readinessProbe": {"tcpSocket": {"port": MASTER_PORT}, "periodSeconds": 1},
+            "livenessProbe": _alive(),
+            "startupProbe": _starts(),
+        }
+    )
+    part = job.spec.master
+    ours = {"env": [_env("SHOAL_INDEX", "0")]}
+    made = _pod(job, identity, "master", container, ours, template=part.template, resources=part.resources)
+    # What else lies there is the operator's.
+    items = [{"key": "job.json", "path": "job.json"}]
+    _mount(made, "job", {"configMap": {"name": names(job)["job"], "items": items}}, f"{_FOLDER}/job")
+    if identity.guarded:
+        _mount(made, "etcd", _secret(job, identity, "etcd"), login)
+    made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
+    if identity.classes is not None:
+        made["spec"]["priorityClassName"] = identity.classes[0]
+    return made
+
+
+def pod_hash(pod: dict[str, Any]) -> str:
+    """Tells one version of a trainer's pod from the next; its index, name and priority are left out."""
+    spec = {key: value for key, value in pod["spec"].items() if key != "priorityClassName"}
+    containers = [
+        {**each, "env": [variable for variable in each.get("env", []) if variable.get("name") != "SHOAL_INDEX"]}
+        for each in spec["containers"]
+    ]
+    text = json.dumps({**spec, "containers": containers}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _pod(
+    job: TrainingJob,
+    identity: Identity,
+    role: str,
+    container: dict[str, Any],
+    ours: dict[str, Any],
+    *,
+    template: dict[str, Any] | None,
+    resources: Resources | None,
+) -> dict[str, Any]:
+    """The frame of every role's pod, the user's template upon it, and what we govern upon that."""
+    frame = _frame(job, role, container, resources)
+    made = merged(frame, _with_parts(template or {}))
+    governed = {
+        "metadata": {"labels": own_labels(job, identity, role)},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "serviceAccountName": made["spec"].get("serviceAccountName", names(job)["account"]),
+            "containers": [{"name": role, "env": [*_environment(job, identity, role), *ours["env"]]}],
+        },
+    }
+    made = merged(made, governed)
+    # The role's own container is the first: `kubectl logs` and `exec` take it without being told.
+    made["spec"]["containers"].sort(key=lambda each: each.get("name") != role)
+    _mount(made, "token", _secret(job, identity, "token"), f"{_FOLDER}/token")
+    _give_scratch(made)
+    return dict(made)
+
+
+def _give_scratch(pod: dict[str, Any]) -> None:
+    """A writable /tmp for a root that is read-only, unless the template has one: PyTorch and most libraries need it."""
+    own = pod["spec"]["containers"][0]
+    mounted = {posixpath.normpath(str(each.get("mountPath"))) for each in own.get("volumeMounts") or []}
+    if (own.get("securityContext") or {}).get("readOnlyRootFilesystem") and _SCRATCH not in mounted:
+        _mount(pod, "tmp", {"emptyDir": {}}, _SCRATCH, written=True)
+
+
+def _with_parts(template: dict[str, Any]) -> dict[str, Any]:
+    """A template in which a null removes no part that a pod must have."""
+    found = {key: value for key, value in template.items() if value is not None}
+    spec = found.get("spec", {})
+    found["spec"] = {key: value for key, value in spec.items() if value is not None or key not in _NEEDED}
+    return found
+
+
+def _frame(job: TrainingJob, role: str, container: dict[str, Any], resources: Resources | None) -> dict[str, Any]:
+    shared: dict[str, Any] = {"medium": "Memory"}
+    if job.spec.shared_memory is not None:
+        shared["sizeLimit"] = str(job.spec.shared_memory)
+    asked = resources.model_dump(by_alias=True, exclude_unset=True, mode="json") if resources is not None else None
+    return {
+        "metadata": {},
+        "spec": {
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": _GRACE_SECONDS[role],
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "volumes": [{"name": "shoal-shm", "emptyDir": shared}],
+            "containers": [
+                _without_none(
+                    {
+                        "name": role,
+                        **container,
+                        "resources": asked,
+                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                        # What it said last stands in the pod's status, for the job's conditions.
+                        "terminationMessagePolicy": "FallbackToLogsOnError",
+                        "volumeMounts": [{"name": "shoal-shm", "mountPath": "/dev/shm"}],  # noqa: S108 - the pod's own
+                    }
+                )
+            ],
+        },
+    }  # fmt: skip
+
+
+def _environment(job: TrainingJob, identity: Identity, role: str) -> list[dict[str, Any]]:
+    part = {"trainer": job.spec.trainer, "pserver": job.spec.parameter_server, "master": job.spec.master}[role]
+    threads = []
+    if part is not None and part.resources is not None and "cpu" in part.resources.requests:
+        threads = [_env("OMP_NUM_THREADS", str(max(1, int(part.resources.requests["cpu"].amount))))]
+    return [
+        *threads,
+        _env("PYTHONUNBUFFERED", "1"),
+        _env("SHOAL_MASTER", f"tcp://{names(job)['master']}:{MASTER_PORT}"),
+        _env("SHOAL_TOKEN_FILE", f"{_FOLDER}/token/token"),
+        _env("SHOAL_UID", identity.uid),
+        _env("SHOAL_ROLE", role),
+    ]
+
+
+def _secret(job: TrainingJob, identity: Identity, what: str) -> dict[str, Any]:
+    return {"secret": {"secretName": secret_name(job, identity, what), "defaultMode": 0o440}}
+
+
+def _leaves_lost_nodes() -> list[dict[str, Any]]:
+    return [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": _GONE_SECONDS,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+
+
+def _mount(pod: dict[str, Any], name: str, source: dict[str, Any] | None, path: str, *, written: bool = False) -> None:
+    """Give the role's container a volume; the names of ours begin with `shoal-`, so that a user's never clash.
+
+    Args:
+        pod: Is changed.
+        name: Of the volume.
+        source: Where it comes from; None: a claim template of the same name.
+        path: In the container.
+        written: Whether the container may write to it.
+    """
+    if source is not None:
+        pod["spec"]["volumes"].append({"name": f"shoal-{name}", **source})
+    mount = {"name": f"shoal-{name}", "mountPath": path} | ({} if written else {"readOnly": True})
+    pod["spec"]["containers"][0].setdefault("volumeMounts", []).append(mount)
+
+
+def _probe(**numbers: int) -> dict[str, Any]:
+    """A question to the process itself whether it does its work (`shoal.transport.liveness_probe`)."""
+    return {"httpGet": {"path": "/", "port": PROBE_PORT}, "timeoutSeconds": 5, **numbers}
+
+
+def _alive() -> dict[str, Any]:
+    """A process that fails it is hung: it would not use the time in which others leave in good order."""
+    return _probe(periodSeconds=10, failureThreshold=3, terminationGracePeriodSeconds=5)
+
+
+def _starts() -> dict[str, Any]:
+    """Until it is answered once no other probe counts: importing torch takes seconds, or a minute on a slow disk."""
+    return _probe(periodSeconds=1, failureThreshold=300)
+
+
+def _env(name: str, value: str) -> dict[str, Any]:
+    return {"name": name, "value": value}
+
+
+def _without_none(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if value is not None}

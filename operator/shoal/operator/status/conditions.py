@@ -1,0 +1,487 @@
+"""What a TrainingJob's status says, from what is observed. Pure; its only memory is the status that was written before.
+
+The status never lies. What that means here:
+
+- What is not known is absent or Unknown. Counts are of what is known to be: a trainer is ready when its kubelet says that
+  its process runs and the master says that it is a member.
+- A job that is not accepted is said to be just that; what was history before (times, failures, account, end) stays.
+- An older generation of the spec than was spoken of before is an old view, and says nothing.
+- A master with nothing to report says why within seconds. So a record without a word why, and not written again for
+  ``QUIET``, is of a master that nobody hears; so is one of an earlier master, of one whose pod is not ready, and any
+  while etcd is away. Then Progressing is Unknown, the counts stay as they were last said, and what is said of the
+  present (rate, estimated end) is absent.
+- The estimated end counts from the last commit. One that has passed was wrong, and is absent.
+- A task may take longer than a master's patience: Progressing is False when nothing was committed for ``STILL``.
+- Complete needs the master's word and a script that came to its good end. Complete and Failed are never taken back.
+- A state is what the conditions say together; a reason is from the documented list, a pod's own is in the message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from shoal.api import TrainingJob
+from shoal.api.status import (
+    Allocation,
+    Condition,
+    ConditionType,
+    MasterStatus,
+    Progress,
+    Reason,
+    ServersStatus,
+    State,
+    Status,
+    TrainersStatus,
+)
+from shoal.operator.core.reconcile import Observed, ServerPod, in_pods
+from shoal.operator.core.run_policy import clocked, end_of
+from shoal.operator.resources.pods import GROUP, names
+from shoal.operator.status.facts import Facts
+from shoal.operator.status.reasons import Trouble, clipped, in_order, listed, reason_of, words_of
+
+__all__ = ["QUIET", "STILL", "Trouble", "status_of"]
+
+QUIET: Final = timedelta(seconds=15)
+"""A master with nothing to report says why after two seconds, and writes once a second."""
+STILL: Final = timedelta(seconds=30)
+_FARTHEST: Final = timedelta(days=3650)
+"""An estimate beyond it says nothing."""
+_LONGEST: Final = 1000
+"""Characters of what others say."""
+_MOST: Final = 2**63 - 1
+_IN_PODS: Final = (
+    "the model lies in the servers' pods (spec.parameterServer.emptyDir): it is lost with a pod or its node"
+)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A condition without its times."""
+
+    status: Literal["True", "False", "Unknown"]
+    reason: Reason
+    message: str = ""
+
+
+_NOTHING: Final = Facts()
+
+
+def status_of(
+    job: TrainingJob | None,
+    *,
+    generation: int,
+    seen: Observed,
+    wanted: int,
+    troubles: Sequence[Trouble],
+    refused: str,
+    now: datetime,
+    before: Status,
+    facts: Facts = _NOTHING,
+) -> Status:
+    """What is to be said of a job.
+
+    Args:
+        job: The one in force; None: none was ever accepted.
+        generation: Of this spec.
+        seen: Of the cluster and etcd. An end that the operator itself decided has one of the documented reasons before a
+            colon, as in ``Ended("Failed", "DeadlineExceeded: 3600 s are over")``.
+        wanted: How many trainers there should be; fewer than the minimum: the job waits in line.
+        troubles: Of its pods, now.
+        refused: Why the newest spec is not accepted, with a documented reason before a colon or else InvalidSpec; empty: it
+            is. The job is the one in force then: the last that was accepted.
+        now: The time, with a zone.
+        before: What was said last.
+        facts: What else is known.
+    """
+    if before.observed_generation is not None and generation < before.observed_generation:
+        return before
+    final = end_of(before)
+    history = Status(
+        observed_generation=generation,
+        account=before.account,
+        start_time=before.start_time,
+        completion_time=before.completion_time,
+        last_scale_time=before.last_scale_time,
+        restarts=facts.restarts if facts.restarts is not None else before.restarts,
+        failures=facts.failures if facts.failures is not None else before.failures,
+        last_failure_time=facts.last_failure or before.last_failure_time,
+        active_seconds=before.active_seconds,
+        active_since=before.active_since,
+    )
+    if job is None:
+        said = {ConditionType.ACCEPTED: _accepted(refused)}
+        stands = Status(**dict(history) | {"progress": before.progress if final is not None else None})
+        untouched = not (seen.trainers or seen.servers or seen.masters or seen.applied or before.start_time)
+        state, decides = State.PENDING if untouched else None, ConditionType.ACCEPTED
+    else:
+        look = _Look(job, seen, wanted, troubles, facts, now, before, final)
+        said, stands = look.conditions() | {ConditionType.ACCEPTED: _accepted(refused, job)}, look.filled(history)
+        state, decides = look.state(said)
+    conditions = _stamped(said, before, final, generation, now)
+    after = _concluded(stands, conditions, state, decides, now)
+    queued = after.state is State.QUEUED
+    runs = job is not None and not job.spec.suspend and not queued and after.completion_time is None
+    return clocked(after, now, runs=runs)
+
+
+def _accepted(refused: str, job: TrainingJob | None = None) -> _Said:
+    if not refused:
+        return _Said("True", Reason.VALID, _IN_PODS if job is not None and in_pods(job) else "")
+    reason, words = reason_of(ConditionType.ACCEPTED, refused)
+    return _Said("Unknown" if reason is Reason.NOT_CHECKED else "False", reason, words)
+
+
+def _stamped(
+    said: Mapping[ConditionType, _Said], before: Status, final: Condition | None, generation: int, now: datetime
+) -> list[Condition]:
+    """One entry per type. A clock that went back moves no transition back; an end stays as it was said."""
+    old = {each.type: each for each in before.conditions}
+    conditions = []
+    for of in ConditionType:
+        if final is not None and of == final.type:
+            conditions.append(final)
+        elif of in said:
+            here, earlier = said[of], old.get(of)
+            since = now
+            if earlier is not None:
+                same = earlier.status == here.status
+                since = earlier.last_transition_time if same else max(now, earlier.last_transition_time)
+            made = Condition(type=of, last_transition_time=since, observed_generation=generation, **vars(here))
+            conditions.append(made)
+    return conditions
+
+
+def _concluded(
+    stands: Status, conditions: list[Condition], state: State | None, decides: ConditionType, now: datetime
+) -> Status:
+    """With what follows from the conditions."""
+    by_type = {each.type: each for each in conditions}
+    running = by_type.get(ConditionType.RUNNING)
+    complete = by_type.get(ConditionType.COMPLETE)
+    for of, end in ((ConditionType.COMPLETE, State.COMPLETE), (ConditionType.FAILED, State.FAILED)):
+        if of in by_type:
+            state, decides = end, of
+    started = now if running is not None and running.status == "True" else None
+    completed = complete.last_transition_time if complete is not None else None
+    return Status(
+        **dict(stands)
+        | {
+            "state": state,
+            "reason": by_type[decides].reason,
+            "conditions": conditions,
+            "start_time": stands.start_time or started,
+            "completion_time": stands.completion_time or completed,
+        }
+    )
+
+
+def _last_step(seen: Observed, facts: Facts, before: Status) -> datetime | None:
+    """When samples were last seen to be committed, by an operator's clock: the master's may be another.
+
+    An operator that has just begun takes the word of the one before, as long as no sample has come since.
+    """
+    if seen.published is None or facts.moved is None:
+        return None
+    earlier = before.progress
+    if earlier is None or earlier.last_step_time is None or earlier.samples != seen.published.samples:
+        return facts.moved
+    return min(facts.moved, earlier.last_step_time)
+
+
+def _alive(pods: Sequence[ServerPod]) -> list[ServerPod]:
+    return [pod for pod in pods if not (pod.lost or pod.deleting)]
+
+
+class _Look:
+    """One look at a job that was accepted."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        seen: Observed,
+        wanted: int,
+        troubles: Sequence[Trouble],
+        facts: Facts,
+        now: datetime,
+        before: Status,
+        final: Condition | None,
+    ) -> None:
+        self._job, self._seen, self._facts, self._now, self._before = job, seen, facts, now, before
+        self._final = final
+        failed = seen.ended is not None and seen.ended.state != "Complete"
+        self._saving = seen.ended is not None and not failed
+        self._ended = final is not None or failed or (self._saving and seen.saved)
+        self._stopped = self._ended or job.spec.suspend
+        self._wanted = 0 if self._stopped else wanted
+        self._keeps = not self._ended and in_pods(job)
+        """A job that is suspended keeps its servers and its master."""
+        # Trainers end by themselves when all is done: the last one writes the model.
+        self._need = 1 if self._saving else job.spec.trainer.min_replicas
+        found = in_order(troubles)
+        self._unplaced = [each for each in found if each.before_node]
+        self._unwell = [each for each in found if not each.before_node]
+        self._trainers = [pod for pod in seen.trainers if not (pod.ended or pod.deleting or pod.lost)]
+        self._runs = sum(pod.ready for pod in self._trainers)
+        # Who writes the model is no member any more.
+        self._works = sum(pod.ready and (pod.works or self._saving) for pod in self._trainers)
+        # A StatefulSet adopts whatever is called like one of its own, and then ends it as one too many.
+        due = {f"{job.metadata.name}-pserver-{index}" for index in range(job.servers)}
+        self._servers = [pod for pod in _alive(seen.servers) if pod.name in due]
+        self._serve = [self._serves(pod) for pod in self._servers]
+        self._master = self._answers()
+        self._moved = _last_step(seen, facts, before)
+        self._why = clipped(seen.published.why, _LONGEST) if seen.published is not None else ""
+        self._deaf = self._why_deaf()
+
+    # --- Who is there ---
+
+    def _serves(self, pod: ServerPod) -> bool | None:
+        """By the kubelet's word and the master's, as far as they have spoken."""
+        known = []
+        if self._facts.ready is not None:
+            known.append(pod.name in self._facts.ready)
+        if self._seen.published is not None and not self._saving:
+            known.append(pod.name.rpartition("-")[2] in map(str, self._seen.published.servers))
+        return all(known) if known else None
+
+    def _answers(self) -> bool | None:
+        alive = _alive(self._seen.masters)
+        if self._facts.ready is None:
+            return None if alive else False
+        return any(pod.name in self._facts.ready for pod in alive)
+
+    def _why_deaf(self) -> _Said | None:
+        """Why the master's record does not speak of the present; None: it does."""
+        published, facts = self._seen.published, self._facts
+        if not facts.etcd:
+            return _Said("Unknown", Reason.ETCD_UNREACHABLE, "what is said of progress and members is of before")
+        if published is None:
+            return _Said("Unknown", Reason.NO_NEWS, "no master has said anything yet")
+        if facts.generation is not None and published.generation < facts.generation:
+            return _Said("Unknown", Reason.NO_NEWS, "a new master has begun, and has not said anything yet")
+        if self._master is False:
+            return _Said("Unknown", Reason.NO_NEWS, "the master is not ready")
+        heard = facts.heard
+        if not (published.why or self._saving) and heard is not None and self._now - heard > QUIET:
+            return _Said("Unknown", Reason.NO_NEWS, "the master neither reports progress nor says why there is none")
+        return None
+
+    # --- Conditions ---
+
+    def conditions(self) -> dict[ConditionType, _Said]:
+        """All but the times."""
+        said = {
+            ConditionType.SCHEDULED: self._scheduled(),
+            ConditionType.RUNNING: self._running(),
+            ConditionType.PROGRESSING: self._progressing(),
+        }
+        if self._facts.autoscaled is not None and not self._stopped:
+            reason, words = self._facts.autoscaled
+            follows = reason is Reason.FOLLOWING
+            said[ConditionType.AUTOSCALED] = _Said("True" if follows else "False", reason, clipped(words, _LONGEST))
+        suspended = self._suspended()
+        if suspended is not None:
+            said[ConditionType.SUSPENDED] = suspended
+        ended = self._seen.ended
+        if ended is not None and self._ended and self._final is None:
+            if ended.state == "Complete":
+                said[ConditionType.COMPLETE] = _Said(
+                    "True", Reason.ALL_SAMPLES_COMMITTED, clipped(ended.reason, _LONGEST)
+                )
+            else:
+                said[ConditionType.FAILED] = _Said("True", *reason_of(ConditionType.FAILED, ended.reason))
+        return said
+
+    def _scheduled(self) -> _Said:
+        if self._stopped:
+            return _Said("False", Reason.NO_PODS_WANTED)
+        if self._wanted < self._need and not self._saving:
+            return _Said("False", Reason.QUEUED, self._facts.why)
+        words = words_of(self._unplaced)
+        if self._all_placed():
+            return _Said("True", Reason.PODS_PLACED, words)
+        known = next((each.known for each in self._unplaced if each.known is not None), None)
+        if known is not None:
+            return _Said("False", known, words)
+        lacking = self._lacking()
+        if lacking:
+            return _Said("False", Reason.PODS_PENDING, f"not made yet: {lacking}")
+        return _Said("Unknown", Reason.PODS_PENDING, "the scheduler has not placed all pods yet")
+
+    def _all_placed(self) -> bool:
+        """A pod that lives, or that a kubelet says is unwell, has a node."""
+        placed = {each.pod for each in self._unwell if each.known is not None} | (self._facts.placed or frozenset())
+        name = names(self._job)["trainer"]
+        trainers = sum(pod.ready or pod.works or f"{name}-{pod.index}" in placed for pod in self._trainers)
+        servers = sum(
+            bool(serves) or pod.name in placed for pod, serves in zip(self._servers, self._serve, strict=True)
+        )
+        speaks = self._master if self._master is not None else self._seen.published is not None
+        master = speaks or any(pod.name in placed for pod in _alive(self._seen.masters))
+        return master and servers >= self._job.servers and trainers >= self._need
+
+    def _lacking(self) -> str:
+        """Pods that the job needs and that do not exist."""
+        trainers, servers = self._need - len(self._trainers), self._job.servers - len(self._servers)
+        return listed(trainers=trainers, servers=servers, masters=1 - len(_alive(self._seen.masters)))
+
+    def _running(self) -> _Said:
+        if self._stopped:
+            return _Said("False", Reason.NO_TRAINERS_WANTED)
+        words = words_of(self._unwell)
+        serving = sum(serves is True for serves in self._serve) >= self._job.servers
+        if self._works >= self._need and serving and self._master is not False:
+            return _Said("True", Reason.TRAINERS_READY, words)
+        away = sum(serves is not False for serves in self._serve) < self._job.servers
+        status: Literal["False", "Unknown"] = "Unknown" if self._blind() and not away else "False"
+        known = next((each.known for each in self._unwell if each.known is not None), None)
+        if known is not None:
+            return _Said(status, known, words)
+        reason, message = self._why_not_running(away=away, blind=status == "Unknown")
+        return _Said(status, reason, "; ".join(filter(None, (message, words))))
+
+    def _blind(self) -> bool:
+        """A job that ran has the processes it needs, but nobody to ask whether they work."""
+        asked = self._master is not False and self._facts.etcd and self._seen.published is not None
+        return self._before.start_time is not None and self._runs >= self._need and not asked
+
+    def _why_not_running(self, *, away: bool, blind: bool) -> tuple[Reason, str]:
+        name = names(self._job)["trainer"]
+        lost = [pod.name for pod in (*self._seen.masters, *self._seen.servers) if pod.lost]
+        lost += [f"{name}-{pod.index}" for pod in self._seen.trainers if pod.lost]
+        if lost:
+            return Reason.NODE_LOST, f"the node is gone of {', '.join(sorted(lost)[:3])}" + (" ..." * (len(lost) > 3))
+        if blind:
+            return Reason.MASTER_AWAY, "" if self._facts.etcd else "etcd cannot be reached"
+        if self._before.start_time is not None and away:
+            return Reason.SERVERS_AWAY, self._unready()
+        if self._before.start_time is not None and self._works >= self._need:
+            return Reason.MASTER_AWAY, ""
+        return Reason.PODS_STARTING if self._all_placed() else Reason.NO_TRAINERS, self._unready()
+
+    def _unready(self) -> str:
+        """What the job needs and is not known to be ready."""
+        servers = self._job.servers - sum(serves is True for serves in self._serve)
+        trainers = self._need - self._works
+        return f"not ready: {listed(trainers=trainers, servers=servers, masters=int(self._master is False))}"
+
+    def _progressing(self) -> _Said:
+        if self._stopped:
+            return _Said("False", Reason.NOTHING_TO_DO)
+        if self._saving:
+            alone = "" if self._runs else "no trainer is there to write the model"
+            return _Said("True" if self._runs else "False", Reason.SAVING, alone)
+        if self._deaf is not None:
+            return self._deaf
+        return self._by_record()
+
+    def _by_record(self) -> _Said:
+        published = self._seen.published
+        assert published is not None
+        if published.state in {"Saving", "Complete"}:
+            return _Said("True", Reason.SAVING)
+        if self._moved is None:
+            return _Said("False", Reason.NOT_BEGUN, self._why)
+        if self._now - self._moved > STILL:
+            return _Said("False", Reason.STALLED, self._why)
+        return _Said("True", Reason.SAMPLES_COMMITTED)
+
+    def _suspended(self) -> _Said | None:
+        """Nothing is said of a job that never was suspended, or that has ended."""
+        if self._ended:
+            return None
+        if not self._job.spec.suspend:
+            ever = any(each.type == ConditionType.SUSPENDED for each in self._before.conditions)
+            return _Said("False", Reason.RESUMED) if ever else None
+        trainers = len(self._seen.trainers)
+        others = (0, 0) if self._keeps else (len(self._seen.servers), len(self._seen.masters))
+        left = listed(trainers=trainers, servers=others[0], masters=others[1])
+        if left:
+            return _Said("False", Reason.PODS_LEAVING, f"still there: {left}")
+        kept = listed(trainers=0, servers=len(self._seen.servers), masters=len(self._seen.masters))
+        words = f"kept, as the model lies in the servers' pods (spec.parameterServer.emptyDir): {kept}" if kept else ""
+        return _Said("True", Reason.SUSPEND_REQUESTED, words)
+
+    def state(self, said: Mapping[ConditionType, _Said]) -> tuple[State, ConditionType]:
+        """Where a job is that has not ended, and the condition that decides it."""
+        running, scheduled = said[ConditionType.RUNNING], said[ConditionType.SCHEDULED]
+        if self._job.spec.suspend and not self._ended:
+            gone = said[ConditionType.SUSPENDED].status == "True"
+            return State.SUSPENDED if gone else State.SUSPENDING, ConditionType.SUSPENDED
+        if running.status == "True" or (running.status == "Unknown" and self._before.state is State.RUNNING):
+            return State.RUNNING, ConditionType.RUNNING
+        if scheduled.status == "True":
+            return State.STARTING, ConditionType.RUNNING
+        return State.QUEUED if scheduled.reason is Reason.QUEUED else State.PENDING, ConditionType.SCHEDULED
+
+    # --- The rest ---
+
+    def filled(self, history: Status) -> Status:
+        """With all that does not follow from the conditions."""
+        job, earlier = self._job, self._before.trainers
+        bounds = {"min": job.spec.trainer.min_replicas, "max": job.spec.trainer.most}
+        scaled = earlier is not None and earlier.wanted != self._wanted and not self._ended
+        leaving = self._stopped and not _alive(self._seen.masters)
+        idle = self._stopped and not (self._keeps and self._seen.servers)
+        return Status(
+            **dict(history)
+            | {
+                "trainers": TrainersStatus(wanted=self._wanted, ready=self._works, **bounds),
+                "servers": ServersStatus(
+                    wanted=0 if idle else job.servers, ready=sum(serves is True for serves in self._serve)
+                ),
+                "master": None if self._master is None or leaving else MasterStatus(ready=self._master),
+                "progress": self._progress(),
+                "allocation": self._allocation(),
+                "account": history.account or (self._facts.account if self._ended else None),
+                "last_scale_time": self._now if scaled else history.last_scale_time,
+                "selector": f"{GROUP}/job={job.metadata.name},{GROUP}/role=trainer",
+            }
+        )
+
+    def _allocation(self) -> Allocation | None:
+        if self._stopped:
+            return None
+        trainer, why = self._job.spec.trainer, self._facts.why
+        if not why and trainer.replicas is not None:
+            why = "pinned by spec.trainer.replicas"
+        elif not why and self._wanted >= trainer.most:
+            why = "at spec.trainer.maxReplicas"
+        return Allocation(wanted=self._wanted, ready=min(self._works, self._wanted), why=why or None)
+
+    def _progress(self) -> Progress | None:
+        published = self._seen.published
+        if published is None:
+            # Neither an end nor an etcd that is away makes unsaid what was said.
+            earlier = self._before.progress if self._ended or not self._facts.etcd else None
+            now_only = {"rate": None, "estimated_end": None, "message": None}
+            return earlier.model_copy(update=now_only) if earlier is not None else None
+        live = self._deaf is None and not self._stopped
+        known = 0 < published.epochs <= _MOST
+        return Progress(
+            epoch=min(max(published.epoch, 0) + 1, published.epochs) if known else None,
+            epochs=published.epochs if known else None,
+            samples=min(max(published.samples, 0), _MOST),
+            expected=min(published.expected, _MOST) if published.expected > 0 else None,
+            rate=published.rate if live and published.rate > 0 else None,
+            estimated_end=self._estimated_end() if live else None,
+            last_step_time=self._moved,
+            message=self._why or None if live else None,
+        )
+
+    def _estimated_end(self) -> datetime | None:
+        """Counted from the last commit, so that it moves only with news."""
+        published = self._seen.published
+        assert published is not None
+        left = published.expected - published.samples
+        if self._moved is None or left <= 0 or not (0 < published.rate < math.inf):
+            return None
+        seconds = left / published.rate
+        if seconds > _FARTHEST.total_seconds():
+            return None
+        end = self._moved + timedelta(seconds=seconds)
+        return end if end > self._now else None

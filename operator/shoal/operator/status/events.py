@@ -1,0 +1,161 @@
+"""What a person wants to know of a job, as events: from what was said before and what is said now. Pure.
+
+An event is told at a change, never for a state that lasts. What changes to and fro is one event with a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from shoal.api.status import Condition, ConditionType, Reason, State, Status
+from shoal.operator.core.run_policy import End
+from shoal.operator.status.reasons import clipped
+
+__all__ = ["Note", "begun_again", "complained", "failed", "lost", "notes"]
+
+_LONGEST: Final = 1000
+"""Characters; the API server takes 1024."""
+_BAD: Final = {
+    ConditionType.ACCEPTED: None,
+    ConditionType.SCHEDULED: {
+        Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.PODS_REFUSED, Reason.QUEUED,
+    },
+    ConditionType.RUNNING: {
+        Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CANNOT_START, Reason.CRASH_LOOP, Reason.OUT_OF_MEMORY,
+        Reason.SERVERS_AWAY, Reason.MASTER_AWAY,
+    },
+    ConditionType.PROGRESSING: {Reason.STALLED, Reason.NO_NEWS, Reason.ETCD_UNREACHABLE},
+}  # fmt: skip
+"""Reasons of a condition that is not true of which a person wants to know; None: all."""
+_LOST: Final = {Reason.SERVERS_AWAY, Reason.MASTER_AWAY, Reason.NO_NEWS}
+"""Those that are news only of what was well before: each job begins and goes on with nobody there."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """One thing to tell.
+
+    Attributes:
+        kind: Normal or Warning.
+        reason: In one word.
+        text: For people.
+    """
+
+    kind: Literal["Normal", "Warning"]
+    reason: str
+    text: str
+
+
+def notes(before: Status, after: Status) -> Iterable[Note]:
+    """What changed between two statuses of a job."""
+    if before.start_time is None and after.start_time is not None:
+        assert after.trainers is not None
+        yield Note("Normal", "Started", f"the training begins with {after.trainers.ready} trainers")
+    yield from _scaled(before, after)
+    if after.state != before.state:
+        yield from _state(before, after)
+    old = {each.type: each for each in before.conditions}
+    for condition in after.conditions:
+        if _newly_bad(old.get(condition.type), condition):
+            text = condition.message or f"{condition.type} is {condition.status}"
+            yield Note("Warning", condition.reason, clipped(text, _LONGEST))
+
+
+def _scaled(before: Status, after: Status) -> Iterable[Note]:
+    old, new = before.trainers, after.trainers
+    if old is None or new is None or not old.wanted or not new.wanted or old.wanted == new.wanted:
+        return
+    why = after.allocation.why if after.allocation is not None else None
+    yield Note("Normal", "Scaled", f"scaled {old.wanted} -> {new.wanted}{': ' + why if why else ''}")
+
+
+def _state(before: Status, after: Status) -> Iterable[Note]:
+    if after.state is State.SUSPENDED:
+        yield Note("Normal", "Suspended", _suspended(before, after))
+    elif before.state in {State.SUSPENDING, State.SUSPENDED} and after.state not in {State.COMPLETE, State.FAILED}:
+        begun = before.start_time is not None
+        yield Note("Normal", "Resumed", "the job goes on from its snapshots" if begun else "the job begins")
+    elif after.state is State.COMPLETE:
+        account = after.account
+        text = "all samples are committed"
+        if account is not None:
+            text = f"{account.counted:,} of {account.expected:,} samples counted; lost {account.lost}, twice {account.twice}"
+        yield Note("Normal", "Complete", text)
+    elif after.state is State.FAILED:
+        failed = next(each for each in after.conditions if each.type == ConditionType.FAILED)
+        yield Note("Warning", failed.reason, clipped(failed.message or "the job has failed", _LONGEST))
+
+
+def _suspended(before: Status, after: Status) -> str:
+    if before.start_time is None:
+        return "the job has not begun; it has no pods"
+    words = next((each.message for each in after.conditions if each.type == ConditionType.SUSPENDED), "")
+    if words:
+        return clipped(f"all trainers are gone; {words}", _LONGEST)
+    return "the snapshots are written and all pods are gone"
+
+
+def _newly_bad(old: Condition | None, new: Condition) -> bool:
+    of = next((each for each in ConditionType if each == new.type), None)
+    if (
+        new.status == "True"
+        or of not in _BAD
+        or (old is not None and (old.status, old.reason) == (new.status, new.reason))
+    ):
+        return False
+    if new.reason in _LOST and (old is None or old.status != "True"):
+        return False
+    bad = _BAD[of]
+    return bad is None or new.reason in bad
+
+
+def complained(before: Collection[str], now: Mapping[str, str]) -> Iterable[Note]:
+    """What is newly wrong with a job's keys in etcd: see `Usage.complaints`."""
+    for what, text in now.items():
+        if what not in before:
+            yield Note("Warning", what.partition(" ")[0], clipped(text, _LONGEST))
+
+
+def begun_again(count: int, limit: int) -> Note:
+    """A job's model was lost with its servers' pods."""
+    return Note(
+        "Warning",
+        "BegunAgain",
+        f"no server has a good snapshot left, as they lay in the pods (spec.parameterServer.emptyDir): the job begins again "
+        f"({count} of {limit} times, runPolicy.backoffLimit)",
+    )
+
+
+def etcd_lost(*, keeps: bool) -> Note:
+    """Etcd is another one than that in which a job began, as where its claim or the operator's namespace was deleted.
+
+    Args:
+        keeps: Whether the job's servers have claims.
+    """
+    goes_on = (
+        "its servers find their snapshots on their claims, and with them what was done: the job goes on from there"
+        if keeps
+        else "its snapshots lay in the servers' pods (spec.parameterServer.emptyDir): the job begins again"
+    )
+    return Note(
+        "Warning", "EtcdLost", f"etcd has lost its records and the job's token: all processes are replaced; {goes_on}"
+    )
+
+
+def lost(pod: str) -> Note:
+    """A pod's node is gone."""
+    return Note("Warning", "Lost", f"{pod} lost: its node is gone; it is replaced")
+
+
+def failed(end: End) -> Note:
+    """A script ended by an error of its own."""
+    if end.code == 0:
+        return Note(
+            "Warning", "ScriptEnded", f"{end.pod}: the script ended before the job was complete; it starts again"
+        )
+    last = end.words.rstrip().rpartition("\n")[2]
+    what = f"the init container {end.container}" if end.container else "the script"
+    text = f"{end.pod}: {what} failed (exit code {end.code}{': ' + last if last else ''})"
+    return Note("Warning", "ScriptFailed", clipped(text, _LONGEST))

@@ -1,0 +1,168 @@
+"""Writes what a job's status says when it has changed, and tells events of it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from shoal.api.status import Status
+from shoal.kube import Kube, KubeError
+from shoal.operator.resources.object_fields import revision_of
+from shoal.operator.status.events import Note
+
+__all__ = ["Reporter", "pause_seconds"]
+
+_PROGRESS_SECONDS: Final = 15.0
+_COUNTS_SECONDS: Final = 2.0
+_ANY_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FOR_EVER: Final = 1e9
+_AGAIN_SECONDS: Final = 60.0
+"""An event that comes again sooner is not told again."""
+_MOST: Final = 64
+"""Different events of a job that are remembered."""
+
+
+def _ignore(_uid: str, _revision: int) -> None:
+    pass
+
+
+class Reporter:
+    """Remembers what it wrote: what the watch shows may be older.
+
+    Args:
+        kube: The gateway.
+        written: Told the uid of each job whose status was written, and its resource version since.
+    """
+
+    def __init__(self, kube: Kube, *, written: Callable[[str, int], None] = _ignore) -> None:
+        self._kube = kube
+        self._on_written = written
+        self._written: dict[str, tuple[Status, float]] = {}
+        self._told: dict[str, dict[str, _Told]] = {}
+        # Part of the events' names: those of an earlier operator cannot be counted on.
+        self._life = secrets.token_hex(4)
+
+    def before(self, manifest: Mapping[str, Any]) -> Status:
+        """What was said of a job last."""
+        written = self._written.get(manifest["metadata"]["uid"])
+        return written[0] if written is not None else Status.from_mapping(manifest.get("status"))
+
+    def forget(self, uid: str) -> None:
+        """The job is gone."""
+        self._written.pop(uid, None)
+        self._told.pop(uid, None)
+
+    async def say(self, manifest: Mapping[str, Any], after: Status) -> float | None:
+        """Write a status if it is to be written now.
+
+        Returns:
+            After how many seconds to say it again, if it was not; None: it stands.
+
+        Raises:
+            KubeError: The API server refused it, or was away for too long.
+        """
+        metadata = manifest["metadata"]
+        before = self.before(manifest)
+        if before == after:
+            return None
+        now = time.monotonic()
+        since = now - self._written[metadata["uid"]][1] if metadata["uid"] in self._written else _FOR_EVER
+        pause = pause_seconds(before, after)
+        if since < pause:
+            return max(0.1, pause - since)
+        name, namespace, uid = metadata["name"], metadata["namespace"], metadata["uid"]
+        there = await self._kube.set_status("TrainingJob", name, after.to_mapping(), uid=uid, namespace=namespace)
+        if there is not None:
+            self._written[uid] = (after, now)
+            self._on_written(uid, revision_of(there))
+        return None
+
+    async def tell(self, manifest: Mapping[str, Any], notes: Iterable[Note]) -> None:
+        """Tell events of a job; one that cannot be told is lost, as it is only for people."""
+        told = self._told.setdefault(manifest["metadata"]["uid"], {})
+        for note in notes:
+            key = f"{note.reason}\n{note.text}"
+            now = time.monotonic()
+            here = told.pop(key, None) or _Told(datetime.now(UTC))
+            told[key] = here
+            while len(told) > _MOST:
+                del told[next(iter(told))]
+            here.count += 1
+            if here.count > 1 and now - here.at < _AGAIN_SECONDS:
+                continue
+            here.at = now
+            try:
+                await self._kube.apply(self._event(manifest, note, here))
+            except KubeError:
+                continue
+
+    def _event(self, manifest: Mapping[str, Any], note: Note, told: _Told) -> dict[str, Any]:
+        metadata = manifest["metadata"]
+        words = f"{self._life} {metadata['uid']} {note.reason} {note.text}"
+        event = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{metadata['name']}.{hashlib.sha256(words.encode()).hexdigest()[:16]}",
+                "namespace": metadata["namespace"],
+            },
+            "regarding": {
+                "apiVersion": manifest["apiVersion"],
+                "kind": manifest["kind"],
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "type": note.kind,
+            "reason": note.reason,
+            "note": note.text,
+            "action": "Reconcile",
+            "eventTime": _micro(told.first),
+            "reportingController": "shoal.dev/operator",
+            "reportingInstance": self._life,
+        }
+        if told.count > 1:
+            event["series"] = {"count": told.count, "lastObservedTime": _micro(datetime.now(UTC))}
+        return event
+
+
+class _Told:
+    """How often an event was told."""
+
+    def __init__(self, first: datetime) -> None:
+        self.first = first
+        self.at = 0.0
+        self.count = 0
+
+
+def _micro(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def pause_seconds(before: Status, after: Status) -> float:
+    """How long after the last time a status is to be written: what decides something at once, all else seldom.
+
+    A pod that has become ready changes a number; of a job with many trainers that would be a status for each.
+    """
+    if before.model_copy(update={"progress": after.progress}) == after:
+        return _PROGRESS_SECONDS
+    return _COUNTS_SECONDS if _decisive(before) == _decisive(after) else 0.0
+
+
+def _decisive(status: Status) -> Status:
+    """Without how many are ready, words and progress."""
+    trainers, servers = status.trainers, status.servers
+    said = [each.model_copy(update={"message": "", "last_transition_time": _ANY_TIME}) for each in status.conditions]
+    return status.model_copy(
+        update={
+            "conditions": said,
+            "trainers": trainers.model_copy(update={"ready": 0}) if trainers is not None else None,
+            "servers": servers.model_copy(update={"ready": 0}) if servers is not None else None,
+            "progress": None,
+            "allocation": None,
+        }
+    )

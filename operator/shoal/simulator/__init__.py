@@ -1,0 +1,27 @@
+"""Plays traces of jobs and pods on a simulated cluster, and compares what policies make of them.
+
+``python -m shoal.simulator --trace FILE`` is for people; `simulate` is the same for programs.
+"""
+
+from shoal.simulator.engine import Result, Simulation, simulate
+from shoal.simulator.measures import Report
+from shoal.simulator.policies import POLICIES
+from shoal.simulator.rules import Rule, Seen, Trigger, View, Wish
+from shoal.simulator.trace import Trace, TraceError, load, loads
+
+__all__ = [
+    "POLICIES",
+    "Report",
+    "Result",
+    "Rule",
+    "Seen",
+    "Simulation",
+    "Trace",
+    "TraceError",
+    "Trigger",
+    "View",
+    "Wish",
+    "load",
+    "loads",
+    "simulate",
+]

@@ -1,0 +1,106 @@
+"""The rule of PaddlePaddle's EDL controller (2017), re-made as what Shoal has to beat.
+
+It adds up what all unfinished pods of the cluster request, and gives and takes trainers in a dry run until nothing
+changes: up from the job that has least of what it could have, down from the one that has most, within 97 % of all CPU. It
+looks at no priority, at no pod that waits, and at nodes only to see that *some* one has room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+
+from shoal.autoscaler.planner.model import Counts, Job
+from shoal.simulator.rules import Rule, View, Wish
+
+__all__ = ["Ancestor"]
+
+_LIMIT: Final = 0.97
+"""Of all CPU: the controller's ``max_load_desired``."""
+
+
+@dataclass(eq=False)
+class _Draft:
+    """One job in the dry run."""
+
+    job: Job
+    now: int
+    request: Counts
+    gpu: int
+
+    def order(self) -> tuple[float, int, int, int]:
+        """Least fulfilled first; of equals, the one whose trainers are smaller."""
+        fulfilment = (self.now - self.job.min) / (self.job.max - self.job.min)
+        return fulfilment, self.gpu, int(self.request[0]), int(self.request[1])
+
+
+class Ancestor(Rule):
+    """EDL's autoscaler: a new job begins with its minimum, and is scaled once all its trainers run."""
+
+    name: ClassVar[str] = "ancestor"
+
+    def wish(self, view: View) -> Mapping[str, Wish]:
+        """Each job's new count, for those that are looked at; the minimum for new ones."""
+        snapshot = view.snapshot
+        new = [job for job in snapshot.jobs if not view.seen[job.uid].wanted]
+        drafts = [self._draft(job, view) for job in self._candidates(view)]
+        requested = int(view.requested[0]) + sum(self._of_new(job, view) for job in new)
+        limit = int(view.allocatable[:, 0].sum() * _LIMIT)
+        # The ancestor knows of CPU and memory only.
+        idle = view.free[:, :2].copy()
+        _dry_run(drafts, idle, requested=requested, limit=limit)
+        wishes = {job.uid: Wish(trainers=job.min) for job in new}
+        wishes.update({draft.job.uid: Wish(trainers=draft.now) for draft in drafts})
+        return wishes
+
+    @staticmethod
+    def _candidates(view: View) -> Sequence[Job]:
+        """Elastic jobs whose trainers all run; all elastic ones, if the trainers of some job all pend."""
+        seen = view.seen
+        known = [job for job in view.snapshot.jobs if seen[job.uid].wanted]
+        stuck = any(seen[job.uid].pending and not seen[job.uid].running and not seen[job.uid].leaving for job in known)
+        elastic = [job for job in known if job.min < job.max]
+        return [job for job in elastic if stuck or not (seen[job.uid].pending or seen[job.uid].leaving)]
+
+    @staticmethod
+    def _draft(job: Job, view: View) -> _Draft:
+        resources = view.snapshot.resources
+        request = view.snapshot.shapes.request[job.shape]
+        gpu = sum(int(request[index]) for index, name in enumerate(resources) if name.endswith("/gpu"))
+        return _Draft(job, view.seen[job.uid].wanted, request, gpu)
+
+    @staticmethod
+    def _of_new(job: Job, view: View) -> int:
+        """CPU of the pods that are about to be created for a new job."""
+        cpu = view.snapshot.shapes.request[:, 0]
+        return int(cpu[job.shape]) * job.min + sum(int(cpu[shape]) * count for shape, count in job.fixed)
+
+
+def _dry_run(drafts: list[_Draft], idle: Counts, *, requested: int, limit: int) -> None:
+    """Give and take until nothing changes.
+
+    It comes to an end: what is given stays within the limit, and is taken only above it.
+    """
+    changed = True
+    while changed:
+        changed = False
+        drafts.sort(key=_Draft.order)
+        for draft in drafts:
+            cpu = int(draft.request[0])
+            if draft.now >= draft.job.max or requested + cpu > limit:
+                continue
+            nodes = np.flatnonzero((idle >= draft.request[:2]).all(axis=1))
+            if len(nodes):
+                idle[nodes[0]] -= draft.request[:2]
+                requested += cpu
+                draft.now += 1
+                changed = True
+        for draft in reversed(drafts):
+            above = draft.now > draft.job.max
+            if above or (requested > limit and draft.now > draft.job.min):
+                requested -= int(draft.request[0])
+                draft.now -= 1
+                changed = True

@@ -1,0 +1,103 @@
+"""Foreign pods of a simulation: those that come once, and Deployments that grow and shrink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from shoal.simulator.cluster import Cluster, Kind, Phase, Pod, rank_of
+from shoal.simulator.layout import Layout
+from shoal.simulator.trace import DeploymentSpec, PodSpec, Trace
+
+__all__ = ["Arrivals", "World"]
+
+
+class World(Protocol):
+    """What foreign pods come to."""
+
+    now: float
+    cluster: Cluster
+    layout: Layout
+
+    def at(
+        self,
+        time: float,
+        action: Callable[[], None],
+        *,
+        to_come: bool = False,
+        holds: Callable[[], bool] | None = None,
+    ) -> None:
+        """Foretell something."""
+
+    def create(self, pod: Pod) -> None:
+        """A pod comes."""
+
+    def kill(self, pod: Pod) -> None:
+        """A pod is told to stop."""
+
+
+@dataclass
+class _Deployment:
+    spec: DeploymentSpec
+    shape: int
+    pods: dict[int, Pod] = field(default_factory=dict)
+
+
+class Arrivals:
+    """Brings the foreign pods of a trace into a world."""
+
+    def __init__(self, world: World, trace: Trace) -> None:
+        self._world = world
+        self._owner = len(trace.jobs)
+        self._of: dict[int, _Deployment] = {}
+        for spec in trace.pods:
+            world.at(spec.arrival, partial(self._come, spec), to_come=True)
+        for each in trace.deployments:
+            deployment = _Deployment(each, world.layout.shape(each.request, each.pool))
+            for time, replicas in each.steps:
+                world.at(time, partial(self._scale, deployment, replicas), to_come=True)
+
+    def replace(self, pod: Pod) -> None:
+        """A pod was evicted: a Deployment makes another, a pod that came alone is lost."""
+        deployment = self._of.pop(pod.number, None)
+        if deployment is not None:
+            del deployment.pods[pod.number]
+            self._one_more(deployment)
+
+    def _come(self, spec: PodSpec) -> None:
+        shape = self._world.layout.shape(spec.request, spec.pool)
+        for index in range(spec.count):
+            name = spec.name if spec.count == 1 else f"{spec.name}-{index}"
+            self._world.create(self._pod(spec, name, shape, lifetime=spec.lifetime))
+
+    def _scale(self, deployment: _Deployment, replicas: int) -> None:
+        """As a ReplicaSet does it: who has no node goes first, then the newest."""
+        pods = sorted(deployment.pods.values(), key=lambda pod: (pod.phase is Phase.PENDING, pod.number))
+        for pod in reversed(pods[replicas:]):
+            del deployment.pods[pod.number], self._of[pod.number]
+            self._world.kill(pod)
+        for _ in range(replicas - len(pods)):
+            self._one_more(deployment)
+
+    def _one_more(self, deployment: _Deployment) -> None:
+        pod = self._pod(deployment.spec, "", deployment.shape)
+        deployment.pods[pod.number] = pod
+        self._of[pod.number] = deployment
+        self._world.create(pod)
+
+    def _pod(self, spec: PodSpec | DeploymentSpec, name: str, shape: int, *, lifetime: float | None = None) -> Pod:
+        number = self._world.cluster.number()
+        return Pod(
+            number=number,
+            name=name or f"{spec.name}-{number}",
+            kind=Kind.FOREIGN,
+            owner=self._owner,
+            shape=shape,
+            rank=rank_of(spec.priority, Kind.FOREIGN),
+            priority=spec.priority,
+            created=self._world.now,
+            preempts=spec.preempts,
+            lifetime=lifetime,
+        )

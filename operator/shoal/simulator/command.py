@@ -1,0 +1,146 @@
+"""The command line: reads a trace, plays it under each policy, tells how they did."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, TextIO
+
+from rich.console import Console
+
+from shoal.simulator.engine import LONGEST_SECONDS, Result, Simulation, simulate
+from shoal.simulator.layout import Layout
+from shoal.simulator.plot import Bands, PlotError, bands_of, require, save
+from shoal.simulator.policies import POLICIES
+from shoal.simulator.report import as_json, show
+from shoal.simulator.trace import Trace, TraceError, load
+
+__all__ = ["Progress", "main"]
+
+EXIT_FAILED: Final = 1
+EXIT_WRONG_INPUT: Final = 2
+EXIT_INTERRUPTED: Final = 130
+_QUIET_SECONDS: Final = 2.0
+_BETWEEN_SECONDS: Final = 0.2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201 - a command's own voice
+        return EXIT_INTERRUPTED
+    except (TraceError, PlotError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return EXIT_WRONG_INPUT if isinstance(error, TraceError) else EXIT_FAILED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.plot:
+        # Better now than after the work.
+        require()
+        if not Path(arguments.plot).absolute().parent.is_dir():
+            raise PlotError(f"{arguments.plot}: cannot be written: there is no such folder")
+    trace = load(arguments.trace)
+    results: dict[str, Result] = {}
+    for name in dict.fromkeys(arguments.policy or POLICIES):
+        progress = Progress(name, jobs=len(trace.jobs), stream=sys.stderr)
+        with progress:
+            results[name] = simulate(
+                trace, POLICIES[name](), until=arguments.until, history=bool(arguments.plot), watch=progress.tell
+            )
+    reports = [result.report for result in results.values()]
+    if arguments.output == "json":
+        print(as_json(arguments.trace, reports))  # noqa: T201
+    else:
+        show(reports, Console())
+    if arguments.plot:
+        save(arguments.plot, _panels(trace, results))
+    return 0
+
+
+def _panels(trace: Trace, results: Mapping[str, Result]) -> dict[str, Bands]:
+    jobs = [job.name for job in trace.jobs]
+    capacity = float(Layout(trace).allocatable[:, 0].sum()) / 1000
+    return {
+        name: bands_of(result.history, jobs=jobs, end=result.report.simulated, capacity=capacity)
+        for name, result in results.items()
+        if result.history is not None
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m shoal.simulator",
+        description="Plays a trace of jobs and pods on a simulated cluster and compares policies that scale its jobs.",
+    )
+    parser.add_argument("--trace", required=True, metavar="FILE", help="YAML or JSON; see examples/traces/README.md")
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        action="extend",
+        choices=tuple(POLICIES),
+        metavar="POLICY",
+        help=f"one or several of {', '.join(POLICIES)}; default: all",
+    )
+    parser.add_argument("--output", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw who held what when (needs matplotlib)")
+    parser.add_argument(
+        "--until",
+        type=_until,
+        default=LONGEST_SECONDS,
+        metavar="SECONDS",
+        help="stop then, whatever is left; default: 30 days",
+    )
+    return parser
+
+
+def _until(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write seconds above 0")
+    return seconds
+
+
+class Progress:
+    """One line on a terminal that tells how far a simulation is, once it takes long.
+
+    Args:
+        policy: Which one is at work.
+        jobs: In the trace.
+        stream: Where to write; nothing is written where it is no terminal.
+        quiet_seconds: For so long it says nothing.
+    """
+
+    def __init__(self, policy: str, *, jobs: int, stream: TextIO, quiet_seconds: float = _QUIET_SECONDS) -> None:
+        self._policy = policy
+        self._jobs = jobs
+        self._stream = stream if stream.isatty() else None
+        self._next = time.monotonic() + quiet_seconds
+        self._written = 0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None and self._written:
+            self._stream.write("\r" + " " * self._written + "\r")
+            self._stream.flush()
+
+    def tell(self, simulation: Simulation) -> None:
+        """Write it, if it is time."""
+        if self._stream is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _BETWEEN_SECONDS
+        text = f"{self._policy}: {simulation.now:,.0f} s, {simulation.ended} of {self._jobs} jobs ended"
+        self._stream.write("\r" + text.ljust(self._written))
+        self._stream.flush()
+        self._written = max(self._written, len(text))

@@ -1,0 +1,470 @@
+"""The simulation itself: a heap of what is to happen, and the world that it happens to.
+
+At each moment all that is due is done first; then the scheduler looks once at what changed, then the policy if it is its
+time, then the scheduler again. So nothing depends on the order in which simultaneous events were foretold, and the same
+trace gives the same report. It reads no clock and draws no numbers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from shoal.autoscaler.planner.model import Counts
+from shoal.simulator.arrivals import Arrivals
+from shoal.simulator.cluster import NOWHERE, Cluster, Kind, Phase, Pod, rank_of
+from shoal.simulator.layout import Layout
+from shoal.simulator.measures import Foreign, History, Recorder, Report, Tally, report_of
+from shoal.simulator.rules import Rule, Trigger, Wish
+from shoal.simulator.scheduler import Scheduler
+from shoal.simulator.trace import JobSpec, Trace
+from shoal.simulator.training import Training
+from shoal.simulator.views import view_of
+
+__all__ = ["LONGEST_SECONDS", "PATIENCE_SECONDS", "Result", "Simulation", "simulate"]
+
+LONGEST_SECONDS: Final = 30 * 86400.0
+"""No simulation goes on for longer unless it is told to."""
+PATIENCE_SECONDS: Final = 3600.0
+"""With nothing more to come and no job at work for so long, what waits waits for ever. Longer than any cool-down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of one simulation.
+
+    Attributes:
+        report: The measures.
+        history: Who held what when, if that was wanted.
+        trainings: The jobs as they ended.
+    """
+
+    report: Report
+    history: History | None
+    trainings: tuple[Training, ...]
+
+
+def simulate(
+    trace: Trace,
+    rule: Rule,
+    *,
+    until: float = LONGEST_SECONDS,
+    history: bool = False,
+    watch: Callable[[Simulation], None] | None = None,
+) -> Result:
+    """Play a trace under a policy.
+
+    Args:
+        trace: What arrives.
+        rule: The policy; a new one for each simulation, for it may remember.
+        until: Seconds after which it stops, whatever is left.
+        history: Whether to keep who held what when.
+        watch: Called after each moment: for progress, and for tests.
+    """
+    return Simulation(trace, rule, history=history).run(until=until, watch=watch)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Event:
+    """Something that is foretold.
+
+    Attributes:
+        action: What is done then.
+        to_come: Whether the world brings it, whatever the policy does.
+        holds: Whether it will happen at all; one that does not is dropped, and no time passes for it.
+    """
+
+    action: Callable[[], None]
+    to_come: bool
+    holds: Callable[[], bool] | None
+
+    def is_void(self) -> bool:
+        return self.holds is not None and not self.holds()
+
+
+class Simulation:
+    """One trace under one policy.
+
+    Attributes:
+        now: Seconds.
+        cluster: The pods.
+        trainings: Jobs that have arrived, by number.
+    """
+
+    def __init__(self, trace: Trace, rule: Rule, *, history: bool = False) -> None:
+        self._trace = trace
+        self._rule = rule
+        self.now = 0.0
+        self.layout = Layout(trace)
+        self.cluster = Cluster(self.layout, owners=len(trace.jobs) + 1)
+        self.trainings: dict[int, Training] = {}
+        self._active: dict[int, Training] = {}
+        self._heap: list[tuple[float, int, _Event]] = []
+        self._patience = PATIENCE_SECONDS + 10 * (trace.start_seconds + trace.stop_seconds + trace.cycle_seconds)
+        self._foretold = 0
+        self._to_come = 0
+        self._look = False
+        self._told = math.inf
+        self._ticking = False
+        self._busy = 0.0
+        self._arrived = np.zeros(len(trace.jobs), dtype=np.bool_)
+        self._ended = np.zeros(len(trace.jobs), dtype=np.bool_)
+        self._tally = Tally()
+        self.foreign = Foreign()
+        self._history = History() if history else None
+        self._recorder = self._make_recorder()
+        self._scheduler = Scheduler(
+            self.cluster,
+            evict=self._evict if rule.scheduler_evicts else None,
+            budgets=lambda: {number: job.spare for number, job in self._active.items()},
+        )
+        # The surplus of all jobs is below the minimum of any.
+        self._lowest = rank_of(min((job.priority for job in trace.jobs), default=0), Kind.TRAINER) - 1
+        self._arrivals = Arrivals(self, trace)
+        for number, job in enumerate(trace.jobs):
+            self.at(job.arrival, partial(self._arrive, number, job), to_come=True)
+
+    @property
+    def ended(self) -> int:
+        """Jobs that have."""
+        return int(self._ended.sum())
+
+    def run(self, *, until: float = LONGEST_SECONDS, watch: Callable[[Simulation], None] | None = None) -> Result:
+        """Go on until nothing is left to happen, or nothing can."""
+        while (time := self._next()) is not None:
+            if time > until:
+                self._pass_to(until)
+                break
+            if time - self._busy > self._patience and not (self._to_come or self._working()):
+                break
+            self._pass_to(time)
+            while self._next() == time:
+                self._pop().action()
+            self._settle()
+            if self._look:
+                self._look = False
+                self._plan()
+                self._settle()
+            self._note()
+            if watch is not None:
+                watch(self)
+        return self._result()
+
+    def at(
+        self,
+        time: float,
+        action: Callable[[], None],
+        *,
+        to_come: bool = False,
+        holds: Callable[[], bool] | None = None,
+    ) -> None:
+        """Foretell something.
+
+        Args:
+            time: When.
+            action: What.
+            to_come: Whether the world brings it, whatever the policy does.
+            holds: Whether it still will happen, as of the moment when it is asked; None: in any case.
+        """
+        self._foretold += 1
+        self._to_come += to_come
+        heapq.heappush(self._heap, (time, self._foretold, _Event(action=action, to_come=to_come, holds=holds)))
+
+    def _next(self) -> float | None:
+        """When something will happen."""
+        while self._heap and self._heap[0][2].is_void():
+            self._pop()
+        return self._heap[0][0] if self._heap else None
+
+    def _pop(self) -> _Event:
+        *_, event = heapq.heappop(self._heap)
+        self._to_come -= event.to_come
+        return event
+
+    def create(self, pod: Pod) -> None:
+        """A pod comes."""
+        self.cluster.add(pod)
+        if pod.kind is Kind.FOREIGN:
+            self.foreign.came += 1
+
+    def kill(self, pod: Pod) -> None:
+        """A pod is told to stop: it is gone at once where it has no node, else when it has stopped."""
+        job = self.trainings.get(pod.owner)
+        if job is not None:
+            job.trainers.pop(pod.number, None)
+            job.rest.pop(pod.number, None)
+        if pod.phase is Phase.PENDING:
+            if pod.kind is Kind.FOREIGN:
+                self.foreign.gone.append(self.now - pod.created)
+            self.cluster.remove(pod)
+            return
+        if job is not None and pod.kind is Kind.TRAINER:
+            job.leaving += 1
+            self._tally.stopped += job.ended is None
+        self.cluster.leave(pod)
+        self.at(self.now + self._trace.stop_seconds, partial(self._gone, pod))
+        if job is not None:
+            self._pace(job)
+
+    def trigger(self, trigger: Trigger) -> None:
+        """Something that a policy may want to look at soon."""
+        due = self.now + self._trace.debounce_seconds
+        if trigger in self._rule.triggers and self._told > due:
+            self._told = due
+            self.at(due, self._told_to_look)
+
+    def _make_recorder(self) -> Recorder:
+        jobs = self._trace.jobs
+        totals = np.maximum(self.layout.allocatable.sum(axis=0), 1)
+        shapes = [self.layout.shape(job.request, job.pool) for job in jobs]
+        weights = np.array([job.weight for job in jobs])
+        shares = (self.layout.shapes.request[shapes] / totals).max(axis=1) / weights if jobs else np.zeros(0)
+        return Recorder(
+            self.cluster,
+            shares=shares,
+            most=np.array([job.max for job in jobs], dtype=np.int64),
+            priorities=np.array([job.priority for job in jobs], dtype=np.int64),
+            history=self._history,
+        )
+
+    # What happens.
+
+    def _arrive(self, number: int, spec: JobSpec) -> None:
+        layout = self.layout
+        shape = layout.shape(spec.request, spec.pool)
+        job = Training(number=number, spec=spec, shape=shape, others=layout.others(spec), counted=self.now)
+        self.trainings[number] = self._active[number] = job
+        self._arrived[number] = True
+        self.trigger(Trigger.JOB)
+        if not self._ticking:
+            self._ticking = True
+            self._next_cycle()
+
+    def _next_cycle(self) -> None:
+        cycle = self._trace.cycle_seconds
+        self.at((math.floor(self.now / cycle + 1e-9) + 1) * cycle, self._cycle)
+
+    def _cycle(self) -> None:
+        # Without jobs there is nothing to plan; the next arrival starts it again.
+        self._ticking = bool(self._active)
+        if self._ticking:
+            self._look = True
+            self._next_cycle()
+
+    def _told_to_look(self) -> None:
+        self._told = math.inf
+        self._look = True
+
+    def _runs(self, pod: Pod) -> None:
+        pod.phase = Phase.RUNNING
+        job = self.trainings.get(pod.owner)
+        if job is not None:
+            if pod.kind is Kind.TRAINER and job.first is None:
+                job.first = self.now
+            self._pace(job)
+        elif pod.lifetime is not None:
+            ends = self.now + pod.lifetime
+            self.at(ends, partial(self.cluster.remove, pod), to_come=True, holds=lambda: pod.phase is Phase.RUNNING)
+
+    def _gone(self, pod: Pod) -> None:
+        self.cluster.remove(pod)
+        job = self.trainings.get(pod.owner)
+        if job is not None and pod.kind is Kind.TRAINER:
+            job.leaving -= 1
+            self.trigger(Trigger.TRAINER)
+
+    def _evict(self, pod: Pod) -> None:
+        """The scheduler preempts it; who owns it makes a new one."""
+        job = self.trainings.get(pod.owner)
+        self.kill(pod)
+        if job is None:
+            self._arrivals.replace(pod)
+        elif pod.kind is Kind.TRAINER:
+            self._tally.evicted += 1
+            self.trigger(Trigger.TRAINER)
+        else:
+            self._create_other(job, pod.shape)
+
+    def _pace(self, job: Training) -> None:
+        """A job's pods changed: foretell its end anew."""
+        if job.ended is None and job.advance(self.now) and (job.rate or job.complete):
+            version = job.version
+            self.at(self.now + job.remaining(), partial(self._done, job), holds=lambda: job.version == version)
+
+    def _done(self, job: Training) -> None:
+        job.end(self.now)
+        self._ended[job.number] = True
+        del self._active[job.number]
+        for pod in (*job.trainers.values(), *job.rest.values()):
+            self.kill(pod)
+        self.trigger(Trigger.JOB)
+
+    # What is decided.
+
+    def _settle(self) -> None:
+        """The scheduler looks until nothing new comes of it."""
+        while self.cluster.changed:
+            for pod in self._scheduler.run(self.now):
+                self._tally.started += pod.kind is Kind.TRAINER
+                if pod.kind is Kind.FOREIGN:
+                    self.foreign.waits.append(self.now - pod.created)
+                self.at(self.now + self._trace.start_seconds, partial(self._runs, pod), holds=partial(_starts, pod))
+        fresh = (pod for pod in self.cluster.pending.values() if pod.kind is Kind.FOREIGN)
+        if any(pod.refused == self.now for pod in fresh):
+            self.trigger(Trigger.FOREIGN)
+
+    def _plan(self) -> None:
+        if not self._active:
+            return
+        by_uid = {job.uid: job for job in self._active.values()}
+        wishes = self._rule.wish(view_of(self.now, self.cluster, tuple(self._active.values())))
+        # What goes makes room before what comes looks for it.
+        for uid, wish in wishes.items():
+            self._shrink(by_uid[uid], wish)
+        for uid, wish in wishes.items():
+            self._grow(by_uid[uid], wish)
+
+    def _shrink(self, job: Training, wish: Wish) -> None:
+        job.wanted = wish.trainers
+        bound = sorted(job.bound, key=lambda pod: (not pod.surplus, pod.phase is Phase.RUNNING, -pod.number))
+        if wish.stays is None:
+            for pod in bound[: max(len(bound) - wish.trainers, 0)]:
+                self.kill(pod)
+        else:
+            here: dict[int, int] = {}
+            for pod in bound:
+                here[pod.node] = here.get(pod.node, 0) + 1
+            for pod in bound:
+                if here[pod.node] > wish.stays.get(pod.node, 0):
+                    here[pod.node] -= 1
+                    self.kill(pod)
+        waiting = job.waiting
+        for pod in waiting[max(self._may_wait(job, wish), 0) :]:
+            self.kill(pod)
+
+    @staticmethod
+    def _may_wait(job: Training, wish: Wish) -> int:
+        """Trainers without a node that are wished for."""
+        missing = wish.trainers - len(job.bound)
+        return missing if wish.comes is None else min(sum(wish.comes.values()), missing)
+
+    def _grow(self, job: Training, wish: Wish) -> None:
+        if wish.trainers and not job.begun:
+            job.begun = True
+            for shape, count in job.others:
+                nodes = iter([node for of, node in wish.others if of == shape])
+                for _ in range(count):
+                    self._create_other(job, shape, hint=next(nodes, NOWHERE))
+        waiting = job.waiting
+        hints = _hints(wish.comes or {}, waiting)
+        for index in range(self._may_wait(job, wish) - len(waiting)):
+            minimums = sum(not pod.surplus for pod in job.trainers.values())
+            surplus = self._rule.surplus and minimums >= job.spec.min
+            pod = self._pod(job, Kind.TRAINER, job.shape)
+            pod.surplus = surplus
+            pod.rank = self._lowest if surplus else pod.rank
+            pod.hint = hints[index] if index < len(hints) else NOWHERE
+            job.trainers[pod.number] = pod
+            self.create(pod)
+
+    def _create_other(self, job: Training, shape: int, *, hint: int = NOWHERE) -> None:
+        pod = self._pod(job, Kind.OTHER, shape)
+        pod.hint = hint
+        job.rest[pod.number] = pod
+        self.create(pod)
+        self._pace(job)
+
+    def _pod(self, job: Training, kind: Kind, shape: int) -> Pod:
+        number = self.cluster.number()
+        return Pod(
+            number=number,
+            name=f"{job.uid}-{kind.value}-{number}",
+            kind=kind,
+            owner=job.number,
+            shape=shape,
+            rank=rank_of(job.spec.priority, kind),
+            priority=job.spec.priority,
+            created=self.now,
+        )
+
+    # What is noted.
+
+    def _pass_to(self, time: float) -> None:
+        self._recorder.pass_to(time)
+        self.now = time
+        if self._working():
+            self._busy = time
+            self._recorder.mark()
+
+    def _working(self) -> bool:
+        return any(job.rate for job in self._active.values())
+
+    def _note(self) -> None:
+        if self._to_come:
+            self._busy = self.now
+            self._recorder.mark()
+        held: Counts = np.zeros(len(self._arrived), dtype=np.int64)
+        for number, job in self._active.items():
+            held[number] = len(job.bound)
+        self._recorder.note(held=held, active=self._arrived & ~self._ended, counts=self._counts())
+
+    def _counts(self) -> bool:
+        """Whether the present is among the times that means are taken over: from the first job to the end of the last."""
+        return not len(self._ended) or bool(self._arrived.any() and not self._ended.all())
+
+    def _result(self) -> Result:
+        if self._active and not self._to_come and not self._working():
+            self._recorder.rewind()
+        self.foreign.left += [
+            self.now - pod.created for pod in self.cluster.pending.values() if pod.kind is Kind.FOREIGN
+        ]
+        trainings = [
+            self.trainings.get(number) or _absent(number, spec) for number, spec in enumerate(self._trace.jobs)
+        ]
+        for job in trainings:
+            job.advance(max(self.now, job.counted))
+        report = report_of(
+            policy=self._rule.name,
+            now=self.now,
+            trainings=trainings,
+            fits_no_node=self._too_large(),
+            recorder=self._recorder,
+            tally=self._tally,
+            foreign=self.foreign,
+        )
+        return Result(report=report, history=self._history, trainings=tuple(trainings))
+
+    def _too_large(self) -> list[str]:
+        layout = self.layout
+        return [
+            job.name
+            for job in self._trace.jobs
+            if any(
+                layout.fits_nowhere(shape)
+                for shape in (layout.shape(job.request, job.pool), *(shape for shape, _ in layout.others(job)))
+            )
+        ]
+
+
+def _starts(pod: Pod) -> bool:
+    return pod.phase is Phase.STARTING
+
+
+def _absent(number: int, spec: JobSpec) -> Training:
+    """A job that had not come when the simulation ended."""
+    return Training(number=number, spec=spec, shape=0, counted=spec.arrival)
+
+
+def _hints(comes: Mapping[int, int], waiting: list[Pod]) -> list[int]:
+    """Nodes for new trainers, without those that waiting ones have been sent to."""
+    left = dict(comes)
+    for pod in waiting:
+        if left.get(pod.hint, 0):
+            left[pod.hint] -= 1
+    return [node for node, count in left.items() for _ in range(count)]

@@ -1,0 +1,87 @@
+"""The world of a simulation as policies see it: what the operator would read from its watches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from shoal.autoscaler.planner.model import Job, Nodes, Pending, Snapshot
+from shoal.simulator.cluster import Cluster, Kind, Phase
+from shoal.simulator.rules import Seen, View
+from shoal.simulator.training import Training
+
+__all__ = ["view_of"]
+
+
+def view_of(now: float, cluster: Cluster, jobs: Sequence[Training]) -> View:
+    """What stands where, what waits, and what each of these jobs has."""
+    layout = cluster.layout
+    staying = cluster.taken - cluster.leaving - cluster.trainers
+    nodes = Nodes(
+        names=layout.names,
+        room=layout.allocatable - staying,
+        leaving=cluster.leaving.copy(),
+        usable=np.ones(len(layout.names), dtype=np.bool_),
+        group=layout.group,
+        total=layout.allocatable.sum(axis=0),
+    )
+    # Jobs of one moment keep the trace's order.
+    ordered = sorted(jobs, key=lambda job: (job.arrival, job.number))
+    snapshot = Snapshot(
+        now=now,
+        resources=layout.resources,
+        nodes=nodes,
+        shapes=layout.shapes,
+        jobs=tuple(_job(now, job) for job in ordered),
+        pending=tuple(
+            Pending(
+                uid=pod.name,
+                name=pod.name,
+                shape=pod.shape,
+                priority=pod.priority,
+                node=pod.nominated,
+                preempts=pod.preempts,
+            )
+            for pod in cluster.pending.values()
+            if pod.kind is Kind.FOREIGN
+        ),
+    )
+    return View(
+        snapshot=snapshot,
+        seen={job.uid: _seen(job) for job in ordered},
+        allocatable=layout.allocatable,
+        free=layout.allocatable - cluster.taken,
+        requested=cluster.taken.sum(axis=0) + cluster.waiting,
+    )
+
+
+def _job(now: float, job: Training) -> Job:
+    refused = min((pod.refused for pod in job.waiting if pod.refused is not None), default=now)
+    return Job(
+        uid=job.uid,
+        name=job.uid,
+        priority=job.spec.priority,
+        min=job.spec.min,
+        max=job.spec.max,
+        shape=job.shape,
+        fixed=_without_node(job),
+        held=dict(sorted(Counter(pod.node for pod in job.bound).items())),
+        weight=job.spec.weight,
+        since=job.arrival,
+        unschedulable=now - refused,
+    )
+
+
+def _without_node(job: Training) -> tuple[tuple[int, int], ...]:
+    """Masters and servers that need a node: all of them before the job begins."""
+    if not job.begun:
+        return job.others
+    pending = Counter(pod.shape for pod in job.rest.values() if pod.phase is Phase.PENDING)
+    return tuple(sorted(pending.items()))
+
+
+def _seen(job: Training) -> Seen:
+    running = job.running
+    return Seen(wanted=job.wanted, running=running, pending=len(job.trainers) - running, leaving=job.leaving)

@@ -1,0 +1,119 @@
+"""How `shoal scale` and `shoal status` talk to a running `shoal run`: its control socket, with the job's handshake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shoal.local.state_folder import StateFolder
+from shoal.local.view.status import Status
+from shoal.transport import aio, auth
+from shoal.transport.address import listen, publish
+from shoal.transport.unauthenticated import Unproved
+
+__all__ = ["AskScale", "AskStatus", "Control", "No", "ask"]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """A message on the control socket."""
+
+
+class AskStatus(_Message, frozen=True):
+    """How is the job?"""
+
+
+class AskScale(_Message, frozen=True):
+    """So many trainers, please; None: as many as the manifest says."""
+
+    trainers: int | None
+
+
+class Told(_Message, frozen=True):
+    """The answer to both."""
+
+    status: Status
+
+
+class No(_Message, frozen=True):
+    """It was refused, for this reason."""
+
+    reason: str
+
+
+Question = AskStatus | AskScale
+Answer = Told | No
+
+
+class _Peer(aio.Listener):
+    """A caller."""
+
+    answer: Callable[[Any], Status | No]
+
+    def on_message(self, message: Any) -> None:
+        """Answer."""
+        answer = self.answer(message)
+        self.send(answer if isinstance(answer, No) else Told(status=answer))
+
+
+class Control:
+    """The runner's end.
+
+    Args:
+        state: The job's folder.
+        answer: Makes the answer to a question.
+    """
+
+    def __init__(self, state: StateFolder, answer: Callable[[Any], Status | No]) -> None:
+        self._state = state
+        self._answer = answer
+        self._server: asyncio.AbstractServer | None = None
+
+    async def open(self, address: str) -> None:
+        """Listen, and leave the address in the job's folder."""
+        decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Question)
+        identity = auth.Identity(role="runner", index=0, life=auth.new_life())
+        token, job = auth.Token.read(self._state.token), self._state.uid
+        unproved: Unproved[aio.Listener] = Unproved()
+
+        def make() -> _Peer:
+            peer = _Peer(decoder, identity=identity, token=token, job=job, unproved=unproved)
+            peer.answer = self._answer
+            return peer
+
+        stream, told = listen(address)
+        self._server = await asyncio.get_running_loop().create_unix_server(make, sock=stream)
+        publish(self._state.control, told)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._server is not None:
+            self._server.close()
+        self._state.control.unlink(missing_ok=True)
+
+
+def ask(state: StateFolder, question: Question) -> Status | No | None:
+    """Ask a running job; None if it does not run (or is just starting or ending)."""
+    try:
+        return asyncio.run(_ask(state, question))
+    except (OSError, ValueError):
+        return None
+
+
+async def _ask(state: StateFolder, question: Question) -> Status | No:
+    caller = await aio.connect(
+        f"file://{state.control}",
+        identity=auth.Identity(role="observer", index=0, life=auth.new_life()),
+        token=auth.Token.read(state.token),
+        job=state.uid,
+        decoder=msgspec.msgpack.Decoder(Answer),
+    )
+    try:
+        caller.send(question)
+        async with asyncio.timeout(10.0):
+            answer = await caller.receive()
+        return answer if isinstance(answer, No) else answer.status
+    finally:
+        caller.close()

@@ -1,0 +1,105 @@
+"""The job's own etcd, on the event loop: start it, and be told when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from shoal.local.etcd_server import EtcdError, EtcdServer
+from shoal.protocol.environment import EXIT_REFUSED
+
+__all__ = ["OwnEtcd"]
+
+
+class OwnEtcd:
+    """Runs an etcd beside a job.
+
+    Args:
+        server: The etcd.
+    """
+
+    def __init__(self, server: EtcdServer) -> None:
+        self._server = server
+        self._ran = False
+        self._started = 0.0
+        self._told_to_end = False
+        # An etcd is started or stopped by one thread at a time.
+        self._turn = asyncio.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """Its address; the same in all its lives."""
+        return self._server.endpoint
+
+    @property
+    def pid(self) -> int | None:
+        """The running process."""
+        return self._server.pid
+
+    @property
+    def age(self) -> float:
+        """For how many seconds it has run."""
+        return time.monotonic() - self._started
+
+    async def start(self, on_exit: Callable[[int, str], None]) -> None:
+        """Start it; returns when it answers.
+
+        Args:
+            on_exit: Told exit code (negative: the signal) and last words, once per start.
+        """
+        self._started = time.monotonic()
+        try:
+            async with self._turn:
+                await asyncio.to_thread(self._server.start)
+        except EtcdError as error:
+            # An etcd that never ran, and that no signal ended, cannot run here. Any other failure may be temporary.
+            refused = not self._ran and not self._told_to_end and not error.signal
+            on_exit(EXIT_REFUSED if refused else -error.signal or 1, str(error))
+            return
+        self._ran = True
+        self._watch(on_exit)
+
+    def _watch(self, on_exit: Callable[[int, str], None]) -> None:
+        loop = asyncio.get_running_loop()
+        pid = self._server.pid
+        descriptor = -1
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(pid)
+        if descriptor < 0:
+            loop.call_soon(on_exit, self._code(), "")
+            return
+
+        def ended() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            on_exit(self._code(), "")
+
+        loop.add_reader(descriptor, ended)
+
+    def _code(self) -> int:
+        # The thread that waits for it needs a moment to take the code.
+        code = self._server.wait(5.0)
+        return code if code is not None else -signal.SIGKILL
+
+    def answers(self) -> bool:
+        """Whether it answers a request now; blocks for two seconds at most."""
+        return self._server.answers(timeout_seconds=2.0)
+
+    def kill(self) -> None:
+        """End it without a warning; its end is told as any other."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def stop(self, *, kill: bool = False) -> None:
+        """End it; does nothing if it does not run."""
+        self._told_to_end = True
+        if kill:
+            await asyncio.to_thread(self._server.kill)
+        async with self._turn:
+            await asyncio.to_thread(self._server.stop)

@@ -1,0 +1,45 @@
+"""Listens to the master's progress, whichever master there is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shoal.protocol.messages import FromMaster, Observe, Progress
+from shoal.transport import aio, auth
+
+__all__ = ["observe"]
+
+_PAUSE_SECONDS = 0.05
+
+
+async def observe(address: str, *, token: auth.Token, job: str, on_progress: Callable[[Progress], None]) -> None:
+    """Call the master, and call it again when it is gone, until cancelled.
+
+    Args:
+        address: Of the master; ``file://`` finds its successor.
+        token: The job's.
+        job: The job's uid.
+        on_progress: Told each progress.
+    """
+    decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromMaster)
+    identity = auth.Identity(role="observer", index=0, life=auth.new_life())
+    while True:
+        try:
+            caller = await aio.connect(address, identity=identity, token=token, job=job, decoder=decoder)
+        except (OSError, ValueError):
+            await asyncio.sleep(_PAUSE_SECONDS)
+            continue
+        try:
+            caller.send(Observe())
+            while True:
+                message = await caller.receive()
+                if isinstance(message, Progress):
+                    on_progress(message)
+        except ConnectionError:
+            await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            caller.close()

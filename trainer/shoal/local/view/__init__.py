@@ -1,0 +1,1 @@
+"""What `shoal run` and `shoal status` print."""

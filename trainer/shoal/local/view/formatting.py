@@ -1,0 +1,193 @@
+"""A job's status in words and lines. Pure; shared by the views of `shoal run` and by `shoal status`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Final
+
+from shoal.local.view.status import Status, is_good
+from shoal.protocol.messages import Account, Evaluation, Progress
+
+__all__ = [
+    "NEVER_JOINED",
+    "account_lines",
+    "behind",
+    "counted",
+    "duration",
+    "evaluated",
+    "number",
+    "plain",
+    "process_name",
+    "progress_line",
+    "score",
+    "signal_name",
+    "values",
+    "why",
+]
+
+
+NEVER_JOINED: Final = (
+    "the script ended without joining the job: it never called trainer.join(), or ended before job.prepare(); a script "
+    "that Shoal trains calls both"
+)
+_MANY_SKIPPED: Final = 0.1
+"""With more than this share of its samples skipped, a job is hardly what its author meant."""
+
+
+def number(value: float) -> str:
+    """A logged value, short."""
+    return f"{value:.4g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 trainer``, ``2 trainers``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """``12s``, ``3m05s``, ``2h10m``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def values(progress: Progress) -> str:
+    """What the script logged last: ``loss 0.41  accuracy 0.9``."""
+    return "  ".join(f"{name} {number(value)}" for name, value in progress.values.items())
+
+
+def score(text: str) -> str:
+    """A score (JSON text) for people."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(found, dict):
+        return "  ".join(f"{name} {_one(value)}" for name, value in found.items())
+    return _one(found)
+
+
+def evaluated(evaluation: Evaluation, epochs: int) -> str:
+    """``epoch 2 evaluated: auc 0.9``; which time, where it is not the first.
+
+    Args:
+        evaluation: Of the job.
+        epochs: Of the job; behind the loop over them a script evaluates after the last epoch.
+    """
+    time = f" ({evaluation.number + 1})" if evaluation.number else ""
+    when = f"epoch {evaluation.epoch + 1}" if evaluation.epoch < epochs else "after the last epoch"
+    return f"{when} evaluated{time}: {score(evaluation.score)}"
+
+
+def _one(value: object) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{name} {_one(each)}" for name, each in value.items()) + ")"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def plain(text: str) -> str:
+    """A word of the master without what only its log needs."""
+    if text.startswith("etcd at ") and "UNAVAILABLE" in text:
+        return "etcd does not answer; finished tasks wait to be recorded"
+    return text
+
+
+def why(status: Status) -> str:
+    """Why nothing moves, or, while a job starts, how far it is."""
+    progress = status.progress
+    if status.state == "Starting":
+        return _starting(status)
+    return plain(progress.why) if progress is not None and status.state in {"Running", "Saving"} else ""
+
+
+def _starting(status: Status) -> str:
+    progress = status.progress
+    if progress is None:
+        return "the master is starting"
+    servers = [row for row in status.members if row.role == "pserver"]
+    here = sum(bool(row.address) for row in servers)
+    if here < len(servers):
+        return f"{here} of {counted(len(servers), 'parameter server')} up, PyTorch is being imported"
+    if progress.why.startswith("etcd "):
+        return plain(progress.why)
+    if not any(member.role == "trainer" for member in progress.members):
+        return "waiting for a trainer: the script is on its way to job.prepare()"
+    return "the first parameters go to the servers"
+
+
+def progress_line(status: Status) -> str:
+    """``epoch 1/3  41%  12,345 samples/s  loss 0.41  trainers 3/4  left 12s``; or why nothing moves."""
+    progress = status.progress
+    active = sum(row.role == "trainer" and row.state not in {"starting", "waits"} for row in status.members)
+    trainers = f"trainers {active}/{status.trainers}"
+    if status.state == "Stopping":
+        return f"stopping  processes {len(status.members)}"
+    if progress is None or status.state == "Starting":
+        return f"starting  {trainers}" + (f"  ({why(status)})" if why(status) else "")
+    parts = [f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"]
+    if progress.state == "Running":
+        share = progress.samples_done / progress.samples_epoch if progress.samples_epoch else 0.0
+        parts += [f"{share:4.0%}", f"{progress.rate:,.0f} samples/s"]
+    else:
+        parts.append(progress.state.lower())
+    parts += [part for part in (values(progress), trainers) if part]
+    if progress.left_seconds >= 0 and progress.state == "Running":
+        parts.append(f"left {duration(progress.left_seconds)}")
+    if why(status):
+        parts.append(f"({why(status)})")
+    return "  ".join(parts)
+
+
+def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]:
+    """The final account, for people."""
+    samples = account.samples
+    done = f"{counted(account.epochs, 'epoch')}, " if account.state == "Complete" else ""
+    head = f"{name}: {account.state}, {done}{duration(account.seconds)}"
+    counts = "samples: none, the training had not begun"
+    if samples.expected:
+        counts = f"samples: {samples.counted:,} of {samples.expected:,} counted, {samples.lost:,} lost, {samples.twice:,} twice"
+    if samples.skipped:
+        counts += f", {samples.skipped:,} skipped by the script"
+    skips = samples.skipped > _MANY_SKIPPED * samples.counted
+    members = (
+        f"trainers: {account.joins} joined, {account.leaves} left; trainers or servers that died: {account.deaths}"
+    )
+    lines = [head, f"  {counts}"]
+    if skips:
+        lines += [
+            f"  {samples.skipped / samples.counted:.0%} of the samples made no optimizer step: a check for NaN that",
+            "  always fires, overflows of a GradScaler, or no step() after backward();",
+            "  see docs/scripts.md",
+        ]
+    if account.joins or account.deaths:
+        lines.append(f"  {members}")
+    if account.replayed:
+        lines.append(f"  batches computed again: {account.replayed:,}")
+    if account.state == "Complete" and not is_good(account):
+        lines.append("  this must not happen: please report it with the folder of the job's state")
+    if reason:
+        lines.append(f"  reason: {reason}")
+    return lines
+
+
+def behind(last_words: str) -> str:
+    """What is put behind the reason of a failure: what the script said last, if it said anything."""
+    return f"; its last words:\n{last_words}" if last_words else ""
+
+
+def process_name(role: str, index: int) -> str:
+    """``trainer-0``; of whom there is but one, the role alone."""
+    return role if role in {"master", "etcd"} else f"{role}-{index}"
+
+
+def signal_name(code: int) -> str:
+    """The signal that ended a process, from its negative exit code."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,1 @@
+"""The master's handlers: one for each kind of message."""

@@ -1,0 +1,74 @@
+"""The desk for scores: each evaluation is made by one trainer, and every other one is told its score.
+
+An evaluation is known by its epoch and by the number of the script's call within that epoch, so that each call is one of
+its own wherever in its loop a trainer makes it. So are the values that a learning rate scheduler goes by.
+"""
+
+from __future__ import annotations
+
+from shoal.master.state.job import Job
+from shoal.protocol.messages import Evaluate, Evaluated, EvaluateTurn, Metric
+
+__all__ = ["Evaluating"]
+
+
+class Evaluating:
+    """Hands out evaluations, and keeps scores.
+
+    Args:
+        job: The job's state.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def evaluate(self, life: int, message: Evaluate) -> None:
+        """A trainer's script is at an evaluation: one evaluates, the others wait for the score."""
+        job = self._job
+        view = job.trainers[life]
+        job.evaluates = True
+        place = (message.epoch, message.number)
+        score = job.records.score(*place)
+        view.evaluating = place if score is None else None
+        self._give_up(life, but=place)
+        if score is not None:
+            job.send(view.connection, Evaluated(epoch=message.epoch, number=message.number, score=score))
+        elif job.evaluators.setdefault(place, life) == life:
+            job.send(view.connection, EvaluateTurn(epoch=message.epoch, number=message.number))
+
+    def evaluated(self, life: int, message: Evaluated) -> None:
+        """A score is there: keep the first one, and tell all who wait."""
+        job = self._job
+        place = (message.epoch, message.number)
+        job.evaluators.pop(place, None)
+        score = job.records.score(*place)
+        if score is None:
+            score = message.score
+            job.records.evaluated(*place, score)
+            again = f"evaluation {message.number + 1} of" if message.number else "evaluation after"
+            # Behind the loop over the epochs a script evaluates the model that the last one left.
+            epoch = min(message.epoch + 1, job.epochs)
+            job.event(f"{again} epoch {epoch}: {score}")
+            job.moved()
+        for view in job.trainers.values():
+            # Who brings the score waits, too: it may have got its turn from an earlier master.
+            if view.evaluating == place or view.identity.life == life:
+                view.evaluating = None
+                job.send(view.connection, Evaluated(epoch=message.epoch, number=message.number, score=score))
+
+    def gone(self, life: int) -> None:
+        """A trainer is gone: what it was to evaluate, another one does who waits for it."""
+        self._give_up(life)
+
+    def measured(self, message: Metric) -> None:
+        """What the script gave to a scheduler."""
+        self._job.records.measured(message.epoch, message.number, message.value)
+
+    def _give_up(self, life: int, but: tuple[int, int] | None = None) -> None:
+        job = self._job
+        for place in [place for place, by in job.evaluators.items() if by == life and place != but]:
+            del job.evaluators[place]
+            waiting = next((view for view in job.trainers.values() if view.evaluating == place), None)
+            if waiting is not None:
+                job.evaluators[place] = waiting.identity.life
+                job.send(waiting.connection, EvaluateTurn(epoch=place[0], number=place[1]))

@@ -1,0 +1,260 @@
+"""The desk for parameter servers: offers, grants, reports, snapshots.
+
+Rule 3 makes this simple: a server's offer is its whole state, so there is one way to learn it, whoever restarted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from shoal.master.state.job import Job
+from shoal.master.state.slot_map import Order, SlotsGone
+from shoal.protocol.messages import (
+    Accepted,
+    Complete,
+    Held,
+    Holder,
+    Initialised,
+    Lacks,
+    Nothing,
+    Offer,
+    Provide,
+    Report,
+    Snapped,
+    Waiting,
+)
+from shoal.protocol.task_set import TaskSet
+from shoal.transport.auth import Identity
+
+__all__ = ["Serving"]
+
+PROVIDE_AGAIN_SECONDS = 1.0
+"""How long initial values that a trainer gave may take to be reported by their server."""
+
+
+class Serving:
+    """Keeps every slot served.
+
+    Args:
+        job: The job's state.
+        moved: Called when trainers may have something new to do: the map, or tasks that came back.
+        fail: Ends the job with a reason.
+    """
+
+    def __init__(self, job: Job, *, moved: Callable[[int], None], fail: Callable[[str], None]) -> None:
+        self._job = job
+        self._moved = moved
+        self._fail = fail
+        self._provider: int | None = None
+        self._provide_after = 0.0
+        self._confirmed = 0
+        self.confirm_wanted = False
+        """Whether the service should confirm the lead in etcd and then call ``confirmed``."""
+        self._was_complete = False
+
+    def greeted(self, connection: int, identity: Identity, now: float) -> None:
+        """A server connected: tell it what it must know; its offer follows."""
+        job = self._job
+        job.servers[identity.life] = connection
+        job.server_details[identity.life] = (identity, 0, "", "", now)
+        self._accept(connection)
+
+    def _accept(self, connection: int) -> None:
+        job, settings = self._job, self._job.settings
+        accepted = Accepted(
+            shape=job.records.shape,
+            slots=settings.slots,
+            seed=job.seed,
+            epochs=job.epochs,
+            interval=settings.checkpoint_seconds,
+            keep=settings.checkpoint_keep,
+            lease_seconds=settings.lease_seconds,
+        )
+        job.send(connection, accepted)
+
+    def shape_known(self) -> None:
+        """The first trainer said what is trained: servers can make slots now."""
+        for connection in self._job.servers.values():
+            self._accept(connection)
+        self.assign()
+
+    def offered(self, identity: Identity, offer: Offer) -> None:
+        """A server's whole state."""
+        job = self._job
+        _, _, _, _, since = job.server_details[identity.life]
+        address = offer.addresses[0] if offer.addresses else ""
+        job.server_details[identity.life] = (identity, offer.pid, offer.host, address, since)
+        orders = job.slots.offered(identity.life, identity.index, offer)
+        # Before the shape is known a server has nothing that could be granted.
+        if job.queue is None:
+            return
+        for report in offer.held:
+            self._take(identity.life, report, only_live=True)
+        self._carry_out(orders)
+        self.assign()
+
+    def lost(self, life: int) -> None:
+        """A server is gone."""
+        self._job.servers.pop(life, None)
+        self._job.server_details.pop(life, None)
+        self._job.slots.lost(life)
+        self._was_complete = self._job.slots.complete
+        self.assign()
+
+    def held(self, identity: Identity, message: Held) -> None:
+        """Grants stand, and this is what their slots have."""
+        if self._job.queue is None:
+            return  # said to a master before us; the offer to us comes
+        for report in message.reports:
+            self._take(identity.life, report, only_live=False)
+        self.assign()
+
+    def _take(self, life: int, report: Report, *, only_live: bool) -> None:
+        """Replace what is believed of the slots whose grant is the current one (rule 2)."""
+        job = self._job
+        assert job.queue is not None
+        slots = job.slots
+        current = [
+            slot
+            for slot, grant in zip(report.slots, report.grants, strict=True)
+            if (slots.live.get(slot) == (life, grant) if only_live else slots.held(life, slot, grant))
+        ]
+        if current:
+            self.believe(current, report)
+
+    def believe(self, slots: list[int], report: Report) -> None:
+        """These slots have exactly what is reported."""
+        job = self._job
+        assert job.queue is not None
+        back = job.queue.replace(slots, TaskSet.decode(report.tasks), reached=report.reached)
+        if job.note_reached():
+            job.event("more was begun than was known when the script stopped the job: it is finished, too")
+        elif back:
+            job.records.counters.replayed += back
+            job.records.touch("counters")
+            job.slots.not_final()
+            job.event(f"{back} batches come back: slots {_ranges(slots)} were restored without them", "warning")
+            if job.evaluations_stale():
+                job.event("the last evaluation is made again: the model changed after it")
+        self._moved(back)
+
+    def waiting(self, identity: Identity, message: Waiting) -> None:
+        """Fresh slots wait for their initial values."""
+        pending = self._job.slots.pending
+        pairs = zip(message.slots, message.grants, strict=True)
+        wanted = [slot for slot, grant in pairs if slot in pending and pending[slot].grant == grant]
+        self._job.slots.waits(identity.life, wanted)
+        self.provide()
+
+    def nothing(self, identity: Identity, message: Nothing) -> None:
+        """An order could not be carried out."""
+        if message.reason:
+            self._job.event(f"{identity}: {message.reason}", "warning")
+        self._job.slots.nothing(identity.life, message.slot, message.grant, message.file)
+        self.assign()
+
+    def snapped(self, identity: Identity, message: Snapped) -> None:
+        """A snapshot stands."""
+        self._carry_out(self._job.slots.snapped(identity.life, message))
+
+    def lacks(self, identity: Identity, message: Lacks) -> None:
+        """Slots that were to be final lack tasks."""
+        if self._job.queue is None:
+            return
+        for report in message.reports:
+            self._take(identity.life, report, only_live=True)
+
+    def confirmed(self, question: int) -> None:
+        """This master led when the question's answers were in (rule 11)."""
+        self.confirm_wanted = False
+        self._confirmed = question
+        self.assign()
+
+    def assign(self) -> None:
+        """Give away what nobody serves; tell trainers when all is served."""
+        job = self._job
+        if job.queue is None:
+            return
+        try:
+            orders, confirm = job.slots.assign(leads=self._confirmed == job.slots.question)
+        except SlotsGone as error:
+            self._fail(str(error))
+            return
+        self.confirm_wanted = self.confirm_wanted or confirm
+        self._carry_out(orders)
+        self.provide()
+        if job.slots.complete and not self._was_complete:
+            self._became_complete()
+        self._was_complete = job.slots.complete
+
+    def _became_complete(self) -> None:
+        job = self._job
+        if not job.records.begun:
+            job.records.begun = True
+            job.records.touch("begun")
+        slot_map = job.slots.message()
+        for trainer in job.trainers.values():
+            job.send(trainer.connection, slot_map)
+        self._moved(0)
+
+    def provide(self) -> None:
+        """Ask one trainer to give fresh slots their initial values, all at once; another if that one is gone."""
+        job = self._job
+        wanted = job.slots.to_initialise()
+        fresh = sum(pending.source == "fresh" for pending in job.slots.pending.values())
+        if not wanted or len(wanted) < fresh or (self._provider is not None and self._provider in job.trainers):
+            return
+        if job.clock() < self._provide_after:
+            return
+        self._provider = next(iter(job.trainers), None)
+        if self._provider is None:
+            return
+        lives = sorted({job.slots.pending[slot].server for slot in wanted})
+        views = [job.slots.views[life] for life in lives]
+        message = Provide(
+            slots=list(wanted),
+            grants=list(wanted.values()),
+            holders=[Holder(index=view.index, life=view.life, addresses=view.addresses) for view in views],
+            owner=[lives.index(job.slots.pending[slot].server) for slot in wanted],
+        )
+        job.send(job.trainers[self._provider].connection, message)
+
+    def provider_gone(self, life: int) -> None:
+        """A trainer is gone: if it was to give initial values, another one is."""
+        if self._provider == life:
+            self._provider = None
+        self.provide()
+
+    def provided(self, life: int, message: Initialised) -> None:
+        """A trainer gave the initial values, or could not."""
+        del message
+        if life == self._provider:
+            # Only the servers' word ends the waiting; theirs may take a moment (a snapshot comes before it).
+            self._provider = None
+            self._provide_after = self._job.clock() + PROVIDE_AGAIN_SECONDS
+
+    def _carry_out(self, orders: Iterable[Order]) -> None:
+        job = self._job
+        for order in orders:
+            if order.server in job.servers:
+                job.send(job.servers[order.server], order.message)
+
+    def finals(self) -> None:
+        """Ask for the last snapshots."""
+        self._carry_out(self._job.slots.all_done(self._job.final_tasks))
+
+    def let_go(self) -> None:
+        """The job is complete."""
+        for connection in self._job.servers.values():
+            self._job.send(connection, Complete())
+
+
+def _ranges(slots: list[int]) -> str:
+    """``0-3, 7``: how people read a list of slots."""
+    parts: list[list[int]] = []
+    for slot in sorted(slots):
+        if parts and parts[-1][1] == slot - 1:
+            parts[-1][1] = slot
+        else:
+            parts.append([slot, slot])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

@@ -1,0 +1,360 @@
+"""The desk for trainers: registration, tasks, the ends of epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shoal.master.handlers.deadly_batches import FAILURES_ALLOWED, Watch
+from shoal.master.state.job import Job, TrainerView
+from shoal.master.state.records import MemberRecord, Schedule
+from shoal.protocol.messages import (
+    Began,
+    Done,
+    Drain,
+    EpochDone,
+    Hung,
+    Lease,
+    Leased,
+    Log,
+    More,
+    Over,
+    Redo,
+    Refused,
+    Register,
+    Registered,
+    ScriptFailed,
+    Stop,
+    Want,
+)
+from shoal.protocol.model_spec import differences, impossible
+from shoal.protocol.text_limits import clipped
+from shoal.transport.auth import Identity
+
+__all__ = ["Training"]
+
+REASON_CHARACTERS = 2000
+NO_TASK = (-1, -1)
+"""Stands for what a script does outside of batches: evaluations, saving, the time before its first batch."""
+WANTS = 10_000
+"""Tasks that one trainer may have asked for and not got: what its loader's workers keep busy is far below."""
+VALUES = 1000
+"""Names of logged values that are kept, those logged last: of all trainers, whatever their scripts are."""
+
+
+class Training:
+    """Hands tasks out.
+
+    Args:
+        job: The job's state.
+        shape_known: Called when the first trainer said what is trained.
+        all_done: Called when every task of every epoch is done.
+        fail: Ends the job with a reason.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        shape_known: Callable[[], None],
+        all_done: Callable[[], None],
+        fail: Callable[[str], None],
+    ) -> None:
+        self._job = job
+        self._shape_known = shape_known
+        self._all_done = all_done
+        self._fail = fail
+        self._watch = Watch()
+
+    # --- Coming and going ---
+
+    def register(self, connection: int, identity: Identity, message: Register, now: float) -> None:
+        """A trainer says what it trains; the first one says it for the job."""
+        job = self._job
+        refusal = self._refusal(message)
+        if refusal:
+            job.event(f"{identity} was refused: {refusal}", "error")
+            job.send(connection, Refused(reason=refusal))
+            return
+        if job.records.shape is None:
+            job.records.shape = message.shape
+            job.records.schedule = Schedule(epochs=message.epochs, seed=message.seed)
+            job.records.touch("shape", "schedule", "epoch")
+            job.adopt_shape(message.shape)
+            job.records.open_epoch = 0
+        view = TrainerView(
+            identity=identity, connection=connection, pid=message.pid, host=message.host, since=now, working_since=now
+        )
+        returned = job.expected_back.pop(identity.life, None) is not None or identity.life in job.records.members
+        job.trainers[identity.life] = view
+        self._watch.lives(identity.life)
+        if not returned:
+            job.records.counters.joins += 1
+            job.records.touch("counters")
+            job.event(f"{identity} joined")
+        self._take_leases(identity, message.leases)
+        job.send(connection, self._registered(identity.life))
+        if job.records.outcome is not None and job.records.outcome.state == "Failed":
+            job.send(connection, Stop(reason=job.records.outcome.reason))
+        if job.slots.complete:
+            job.send(connection, job.slots.message())
+        self.drain()
+        self._shape_known()
+
+    def _refusal(self, message: Register) -> str:
+        job = self._job
+        strange = impossible(message.shape)
+        if strange:
+            return strange
+        if job.records.shape is not None:
+            found = differences(message.shape, job.records.shape)
+            if found:
+                return "this script does not train what the job trains: " + "; ".join(found)
+        return ""
+
+    def _registered(self, life: int) -> Registered:
+        job, records = self._job, self._job.records
+        assert job.queue is not None
+        assert records.shape is not None
+        return Registered(
+            epochs=job.epochs,
+            seed=job.seed,
+            epoch=max(job.queue.open, 0),
+            slots=job.settings.slots,
+            output=job.settings.output,
+            lease_seconds=job.settings.lease_seconds,
+            step_seconds=job.settings.step_seconds,
+            trainers=len(job.trainers),
+            joins=records.members[life].joined,
+            groups=records.shape.groups,
+            evaluations=records.evaluation_list(),
+            metrics=records.metric_list(),
+            stopping=records.stopped.reason if records.stopped is not None else "",
+        )
+
+    def _take_leases(self, identity: Identity, claimed: list[Lease]) -> None:
+        """Let a trainer keep what it works on; what it does not claim was never received by it."""
+        queue = self._job.queue
+        assert queue is not None
+        for lease in claimed:
+            queue.adopt(identity.life, lease)
+        self._note_reached()
+        keep = {(lease.epoch, lease.task) for lease in claimed}
+        for lease in queue.held_by(identity.life):
+            if (lease.epoch, lease.task) not in keep:
+                queue.release((lease.epoch, lease.task), identity.life)
+        self._note(identity.life, identity)
+
+    def _note(self, life: int, identity: Identity) -> None:
+        job = self._job
+        assert job.queue is not None
+        before = job.records.members.get(life)
+        job.records.members[life] = MemberRecord(
+            role=identity.role,
+            index=identity.index,
+            leases=job.queue.held_by(life),
+            joined=before.joined if before is not None else job.records.counters.joins,
+        )
+        job.records.touch_member(life)
+
+    def died(self, life: int, leases: list[Lease]) -> None:
+        """A trainer ended without a word while it held these: if a batch of theirs is to blame, it must not go on."""
+        job = self._job
+        fatal = self._watch.died(life, [(lease.epoch, lease.task) for lease in leases])
+        if fatal is not None:
+            self._fail(_deadly(fatal))
+        for lease in leases:
+            if job.queue is not None and job.queue.done((lease.epoch, lease.task)):
+                self._watch.forget((lease.epoch, lease.task))
+
+    def began(self, life: int, message: Began) -> None:
+        """A script gets a batch of a watched task."""
+        queue = self._job.queue
+        if queue is not None and message.lease in queue.held_by(life):
+            self._watch.began(life, message)
+
+    def gone(self, life: int, leases: list[Lease] | None = None) -> None:
+        """A trainer left or died: what it held waits again."""
+        job = self._job
+        view = job.trainers.pop(life, None)
+        if job.queue is not None:
+            for lease in [*job.queue.held_by(life), *(leases or [])]:
+                job.queue.release((lease.epoch, lease.task), life)
+        self._watch.gone(life)
+        if view is not None or leases is not None:
+            self.serve()
+
+    def drain(self) -> None:
+        """Send away whom the operator wants to leave. It is said again when such a one comes."""
+        for view in self._job.trainers.values():
+            if not view.draining and self._job.wanted.leaves(view.identity.index):
+                view.draining = True
+                self._job.send(view.connection, Drain())
+
+    def hand_back(self, life: int, leases: list[Lease]) -> None:
+        """A trainer will not finish these."""
+        job = self._job
+        if job.queue is None or life not in job.trainers:
+            return
+        for lease in leases:
+            if lease in job.queue.held_by(life):  # not a newer lease of the same task
+                job.queue.release((lease.epoch, lease.task), life)
+        self._note(life, job.trainers[life].identity)
+        self.serve()
+
+    # --- Tasks ---
+
+    def want(self, life: int, message: Want) -> None:
+        """A trainer asks for a task."""
+        job = self._job
+        view = job.trainers[life]
+        if len(view.wants) < WANTS:
+            view.wants.append(message.epoch)
+        if job.evaluates is None and message.epoch >= 1:
+            job.evaluates = bool(job.records.evaluations)
+        self.serve()
+
+    def serve(self) -> None:
+        """Give waiting trainers their tasks, or the end of their epoch; first come, first served."""
+        job = self._job
+        if job.queue is None or not job.slots.complete or job.ended:
+            self._serve_ended()
+            return
+        for life, view in job.trainers.items():
+            while view.wants and not view.draining and self._serve_one(life, view):
+                view.wants.popleft()
+
+    def _serve_ended(self) -> None:
+        job = self._job
+        if job.records.outcome is None or job.records.outcome.state != "Complete":
+            return
+        for view in job.trainers.values():
+            while view.wants:
+                view.wants.popleft()
+                job.send(view.connection, EpochDone(epoch=job.epochs - 1))
+
+    def _serve_one(self, life: int, view: TrainerView) -> bool:
+        job, queue = self._job, self._job.queue
+        assert queue is not None
+        opened = queue.open
+        lease = queue.lease(life, early=job.evaluates is False)
+        if lease is None and queue.epoch_done(queue.open):
+            ended = queue.epochs - 1 if queue.stopped else queue.open
+            if view.wants[0] <= ended:
+                job.send(view.connection, EpochDone(epoch=ended))
+                return True
+            if queue.open_next():
+                lease = queue.lease(life, early=False)
+        if queue.open != opened:
+            job.records.open_epoch = queue.open
+            job.records.touch("epoch")
+            job.event(f"epoch {queue.open + 1} of {queue.epochs} begins")
+        if lease is None:
+            return False
+        job.note_reached()
+        left = queue.batches_left(lease.epoch)
+        watched = self._watch.watches((lease.epoch, lease.task))
+        job.send(view.connection, Leased(lease=lease, left=left, trainers=len(job.trainers), watched=watched))
+        self._note(life, view.identity)
+        return True
+
+    def done(self, life: int, message: Done) -> None:
+        """A trainer says that a task's last batch was acknowledged; the grants say by whom (rule 1)."""
+        job, queue = self._job, self._job.queue
+        view = job.trainers[life]
+        lease = message.lease
+        if queue is None or len(message.grants) != job.settings.slots:
+            return
+        task = (lease.epoch, lease.task)
+        before = queue.leases.get(task)
+        undone = queue.open >= lease.epoch >= 0 and not queue.done(task)
+        acknowledged = [slot for slot, grant in enumerate(message.grants) if job.slots.current(slot, grant)]
+        if queue.acknowledge(lease, acknowledged):
+            if undone:
+                job.records.mark(*task, done=True)
+                job.failures.pop(task, None)
+                job.failures.pop(NO_TASK, None)
+                self._watch.forget(task)
+                job.moved()
+            if before is not None and before[0] in job.trainers:
+                self._note(before[0], job.trainers[before[0]].identity)
+            job.send(view.connection, Over(lease=lease))
+        elif before is not None and before[0] != life:
+            job.send(view.connection, Over(lease=lease))  # it is somebody else's by now
+        else:
+            queue.adopt(life, lease)
+            job.records.counters.retries += 1
+            if job.slots.complete:
+                job.send(view.connection, job.slots.message())
+            job.send(view.connection, Redo(lease=lease))
+        self._note_reached()
+        self.serve()
+        if queue.all_done:
+            self._all_done()
+
+    def script_failed(self, life: int, message: ScriptFailed) -> None:
+        """The user's script raised. Tried too often on one task, the job fails."""
+        self._job.event(f"{self._job.label(life)}: the script failed:\n{message.error}", "error")
+        for lease in message.leases[:1]:
+            self._failed_on((lease.epoch, lease.task), message.error)
+
+    def hung(self, life: int, message: Hung) -> None:
+        """A script came no further, and its process ends itself. For the task it is a try like an error."""
+        where = f"come no further for {message.seconds:.0f} s {clipped(message.doing, REASON_CHARACTERS)}"
+        text = f"{where} (spec.runPolicy.stepTimeout); it stood here:\n{message.stack}"
+        self._job.event(f"{self._job.label(life)}: the script has {text}\nIt is ended and started again.", "error")
+        lease = message.lease
+        self._failed_on(NO_TASK if lease is None else (lease.epoch, lease.task), f"it has {text}")
+
+    def _failed_on(self, task: tuple[int, int], error: str) -> None:
+        job = self._job
+        job.failures[task] = job.failures.get(task, 0) + 1
+        if job.failures[task] < FAILURES_ALLOWED:
+            return
+        if task == NO_TASK:
+            self._fail(f"the script failed {FAILURES_ALLOWED} times before any task was done:\n{error}")
+            return
+        assert job.plan is not None
+        first = task[1] * job.plan.task_batches * job.plan.batch_size
+        last = first + job.plan.samples_in_task(task[1]) - 1
+        self._fail(
+            f"the script failed {FAILURES_ALLOWED} times on task {task[1]} of epoch {task[0] + 1} "
+            f"(positions {first} to {last} of that epoch's order):\n{error}"
+        )
+
+    def log(self, message: Log) -> None:
+        """What the script logged, and what it did."""
+        job, counters = self._job, self._job.records.counters
+        job.values.update(message.values)
+        while len(job.values) > VALUES:
+            del job.values[next(iter(job.values))]
+        counters.replayed += message.replayed
+        if message.not_finite and not counters.not_finite:
+            job.event("a logged value is not a number or infinite; training goes on, as plain PyTorch would", "warning")
+        counters.not_finite += message.not_finite
+        if message.skipped and not counters.skipped:
+            job.event("a batch made no step (skipped); it counts as skipped", "warning")
+        counters.skipped += message.skipped
+
+    def _note_reached(self) -> None:
+        if self._job.note_reached():
+            self.tasks_came_back()
+
+    def tasks_came_back(self) -> None:
+        """Trainers that had finished are needed again."""
+        if self._job.ended:
+            return
+        for view in self._job.trainers.values():
+            if view.finished:
+                view.finished = False
+                self._job.send(view.connection, More())
+
+
+def _deadly(began: Began) -> str:
+    """What people are told of a batch that trainers do not survive."""
+    samples = ", ".join(map(str, began.samples))
+    return (
+        f"a trainer was killed {FAILURES_ALLOWED} times (SIGKILL, out of memory or a crash) while it worked on the same "
+        f"batch: batch {began.batch} of task {began.lease.task} in epoch {began.lease.epoch + 1}, samples {samples}; "
+        "look at these samples: if one needs more memory than the others, give the trainers more "
+        "(spec.trainer.resources) or cut it; if one crashes a library, repair it or leave it out"
+    )

@@ -1,0 +1,292 @@
+"""What the master keeps in etcd, and nothing else: small records, one key per record or per range of tasks.
+
+Nothing here is a ground to skip work: etcd may forget its last seconds, or all. The records say what cannot be had from
+the living (the job's shape, its evaluations, its outcome), and spare a new master some guesses (who held which lease).
+Changes are noted as keys; their values are made when a transaction is put together, so that a hundred tasks finished
+within one range cost one small put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from shoal.protocol.decoding import UNDECODABLE
+from shoal.protocol.messages import Account, Evaluation, Lease, Metric, Shape
+from shoal.store import Published
+
+__all__ = ["RANGE", "SEVERAL", "Counters", "MemberRecord", "Outcome", "Records", "Schedule", "StopRecord"]
+
+RANGE = 512
+"""Tasks in one record."""
+EVALUATIONS_OF_AN_EPOCH: Final = 1000
+EVALUATIONS_TOLD: Final = 1000
+EVALUATIONS_CHARACTERS: Final = 2_000_000
+"""Of all scores that are told in one message."""
+METRICS: Final = 10_000
+PATHS: Final = 1000
+PATHS_CHARACTERS: Final = 200_000
+VALUE_BYTES: Final = 1_000_000
+"""Of one record: etcd takes 1.5 MiB in one request."""
+
+
+class MemberRecord(msgspec.Struct):
+    """A process that joined and neither left nor died, and the leases it holds.
+
+    ``joined``: how many trainers had joined when it did, itself included; 0 for a parameter server.
+    """
+
+    role: str
+    index: int
+    leases: list[Lease]
+    joined: int
+
+
+class Counters(msgspec.Struct):
+    """What is counted over the whole job, for people and for the final account."""
+
+    joins: int = 0
+    leaves: int = 0
+    deaths: int = 0
+    retries: int = 0
+    replayed: int = 0
+    skipped: int = 0
+    not_finite: int = 0
+    seconds: float = 0.0
+
+
+class Schedule(msgspec.Struct):
+    """What the first trainer's script said about epochs and seed."""
+
+    epochs: int = 1
+    seed: int = 0
+
+
+class Outcome(msgspec.Struct):
+    """How the job ended: ``files`` are the pinned snapshots that hold the final model, by slot."""
+
+    state: str
+    reason: str
+    files: dict[int, str]
+    account: Account | None
+
+
+class StopRecord(msgspec.Struct):
+    """That the script stopped the job early, why, and in which epoch its loop was."""
+
+    reason: str
+    epoch: int
+
+
+_SINGLE: Final[dict[str, tuple[str, Any]]] = {
+    "shape": ("shape", Shape),
+    "schedule": ("schedule", Schedule),
+    "begun": ("begun", bool),
+    "epoch": ("open_epoch", int),
+    "reached": ("reached", tuple[int, int]),
+    "stopped": ("stopped", StopRecord),
+    "saved": ("saved", dict[str, tuple[int, int]]),
+    "outcome": ("outcome", Outcome),
+    "counters": ("counters", Counters),
+    "progress": ("progress", Published),
+}
+"""Records of which there is one: their attribute and type."""
+
+
+SEVERAL: Final = ("members/", "evaluations/", "metrics/", "tasks/")
+"""Beginnings of the keys of which there is any number."""
+
+
+class Records:
+    """All records of a job, by key relative to the job's prefix, and which of them changed."""
+
+    def __init__(self) -> None:
+        self.shape: Shape | None = None
+        self.schedule = Schedule()
+        self.begun = False
+        self.open_epoch = -1
+        self.members: dict[int, MemberRecord] = {}
+        self.reached = (-1, -1)
+        """Epoch and number of the last task that was begun."""
+        self.stopped: StopRecord | None = None
+        self.evaluations: dict[int, dict[int, str]] = {}
+        """Epoch -> number of the call within it -> score."""
+        self.metrics: dict[tuple[int, int], float] = {}
+        """Epoch and number of the call within it -> value."""
+        self.saved: dict[str, tuple[int, int]] = {}
+        """Path -> epoch and number of the call that it was written for; what was written last comes last."""
+        self.outcome: Outcome | None = None
+        self.counters = Counters()
+        self.progress: Published | None = None
+        self.oversized: dict[str, int] = {}
+        """Records that were not written, and their bytes."""
+        self._done: dict[tuple[int, int], int] = {}
+        self._dirty: set[str] = set()
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self._dirty)
+
+    def touch(self, *keys: str) -> None:
+        """These records, of which there is one each, changed."""
+        self._dirty.update(keys)
+
+    def touch_member(self, life: int) -> None:
+        """A member's record changed, or is gone."""
+        self._dirty.add(f"members/{life:016x}")
+
+    def score(self, epoch: int, number: int) -> str | None:
+        """The score of an evaluation, if it is known."""
+        return self.evaluations.get(epoch, {}).get(number)
+
+    def evaluated(self, epoch: int, number: int, score: str) -> None:
+        """A score is known. Of an epoch with more than 1,000, the last ones are kept."""
+        scores = self.evaluations.setdefault(epoch, {})
+        scores[number] = score
+        self._dirty.add(_evaluation(epoch, number))
+        if len(scores) > EVALUATIONS_OF_AN_EPOCH:
+            oldest = min(scores)
+            del scores[oldest]
+            self._dirty.add(_evaluation(epoch, oldest))
+
+    def scores_stale(self, epoch: int) -> bool:
+        """An epoch's scores hold no longer; whether there were any."""
+        stale = self.evaluations.pop(epoch, {})
+        self._dirty.update(_evaluation(epoch, number) for number in stale)
+        return bool(stale)
+
+    def measured(self, epoch: int, number: int, value: float) -> None:
+        """A metric is known: the first word counts, and the last 10,000 are kept."""
+        place = (epoch, number)
+        if place in self.metrics or (len(self.metrics) >= METRICS and place < min(self.metrics)):
+            return
+        self.metrics[place] = value
+        self._dirty.add(_metric(place))
+        if len(self.metrics) > METRICS:
+            oldest = min(self.metrics)
+            del self.metrics[oldest]
+            self._dirty.add(_metric(oldest))
+
+    def wrote(self, path: str, epoch: int, number: int) -> None:
+        """The model stands at a path. More than 1,000 paths, or 200,000 characters of them, are not kept in mind."""
+        before = self.saved.pop(path, (epoch, number))
+        self.saved[path] = max(before, (epoch, number))
+        while len(self.saved) > PATHS or (len(self.saved) > 1 and sum(map(len, self.saved)) > PATHS_CHARACTERS):
+            del self.saved[next(iter(self.saved))]
+        self.touch("saved")
+
+    def mark(self, epoch: int, task: int, *, done: bool) -> None:
+        """A task was done, or came back."""
+        place = (epoch, task // RANGE)
+        bit = 1 << task % RANGE
+        self._done[place] = self._done.get(place, 0) | bit if done else self._done.get(place, 0) & ~bit
+        self._dirty.add(f"tasks/{epoch:08d}/{task // RANGE:08d}")
+
+    def touch_all(self) -> None:
+        """Write everything again: etcd has forgotten something."""
+        self._dirty.update(key for key, _ in self._all())
+
+    def _all(self) -> Iterable[tuple[str, bytes | None]]:
+        for key in _SINGLE:
+            yield key, self._value(key)
+        for life in self.members:
+            yield f"members/{life:016x}", None
+        for epoch, scores in self.evaluations.items():
+            for number in scores:
+                yield _evaluation(epoch, number), None
+        for place in self.metrics:
+            yield _metric(place), None
+        for epoch, number in self._done:
+            yield f"tasks/{epoch:08d}/{number:08d}", None
+
+    def flush(self) -> list[tuple[str, bytes | None]]:
+        """The changed records with their values now (None: delete), and forget that they changed.
+
+        One that etcd would not take is left out and noted in ``oversized``.
+        """
+        dirty, self._dirty = self._dirty, set()
+        changes = []
+        for key in sorted(dirty):
+            value = self._value(key)
+            if value is not None and len(value) > VALUE_BYTES:
+                self.oversized[key] = len(value)
+            else:
+                changes.append((key, value))
+        return changes
+
+    def _value(self, key: str) -> bytes | None:
+        kind, _, rest = key.partition("/")
+        value: Any
+        if kind == "tasks":
+            return self._done[_place(rest)].to_bytes(RANGE // 8, "little")
+        if kind == "members":
+            value = self.members.get(int(rest, 16))
+        elif kind == "evaluations":
+            value = self.score(*_place(rest))
+        elif kind == "metrics":
+            found = self.metrics.get(_place(rest))
+            value = None if found is None else repr(found)  # JSON has no infinity
+        else:
+            value = {"epoch": self.open_epoch, "begun": self.begun or None}.get(kind, getattr(self, kind, None))
+        return None if value is None else msgspec.json.encode(value)
+
+    def load(self, pairs: Iterable[tuple[str, bytes]]) -> None:
+        """Take over what an earlier master wrote.
+
+        Raises:
+            ValueError: A record cannot be read: another version of Shoal wrote it.
+        """
+        for key, value in pairs:
+            try:
+                self._load(key, value)
+            except (*UNDECODABLE, ValueError) as error:
+                raise ValueError(f"etcd record {key!r} cannot be read: {error}") from error
+
+    def _load(self, key: str, value: bytes) -> None:
+        kind, _, rest = key.partition("/")
+        if kind == "tasks":
+            self._done[_place(rest)] = int.from_bytes(value, "little")
+        elif kind == "members":
+            self.members[int(rest, 16)] = msgspec.json.decode(value, type=MemberRecord)
+        elif kind == "evaluations":
+            epoch, number = _place(rest)
+            self.evaluations.setdefault(epoch, {})[number] = msgspec.json.decode(value, type=str)
+        elif kind == "metrics":
+            self.metrics[_place(rest)] = float(msgspec.json.decode(value, type=str))
+        elif kind in _SINGLE:
+            name, type_ = _SINGLE[kind]
+            setattr(self, name, msgspec.json.decode(value, type=type_))
+
+    def evaluation_list(self) -> list[Evaluation]:
+        """The last scores, 1,000 and 2,000,000 characters at most, in the order of their epochs and numbers."""
+        found: list[Evaluation] = []
+        room = EVALUATIONS_CHARACTERS
+        for epoch in sorted(self.evaluations, reverse=True):
+            for number, score in sorted(self.evaluations[epoch].items(), reverse=True):
+                room -= len(score)
+                if len(found) == EVALUATIONS_TOLD or room < 0:
+                    return found[::-1]
+                found.append(Evaluation(epoch=epoch, number=number, score=score))
+        return found[::-1]
+
+    def metric_list(self) -> list[Metric]:
+        """All metrics, in the order of their epochs and numbers."""
+        places = sorted(self.metrics.items())
+        return [Metric(epoch=epoch, number=number, value=value) for (epoch, number), value in places]
+
+
+def _evaluation(epoch: int, number: int) -> str:
+    return f"evaluations/{epoch:08d}/{number:04d}"
+
+
+def _metric(place: tuple[int, int]) -> str:
+    return f"metrics/{place[0]:08d}/{place[1]:08d}"
+
+
+def _place(rest: str) -> tuple[int, int]:
+    """What the last two parts of a key say."""
+    epoch, number = rest.split("/")
+    return int(epoch), int(number)

@@ -1,0 +1,326 @@
+"""The slot map: which parameter server serves which slot, under which grant.
+
+A pure state machine for rules 1 to 5 and 9 to 11 of ``docs/exactly-once.md``. A new master believes no map: it learns
+from the servers' offers what they serve (``keep``) and what their snapshots hold (``file``), and makes a new random
+grant for each slot that nobody serves. A slot gets initial values (``fresh``) only if every server, asked *after* the
+slot lost its holder, answered that it has nothing of it, and this master still leads.
+
+Slots do not move between servers yet: each has a home, and is preferably served there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from shoal.protocol.messages import NO_GRANT, Ask, Drop, Final, Free, Grant, Holder, Map, Offer, Snapped
+
+__all__ = ["Order", "Pending", "ServerView", "SlotMap", "SlotsGone"]
+
+
+FILES = 1000
+"""Snapshots of one server that are kept in mind. Those that stand are few, but the master does not hear which went; a slot
+that nobody serves is given away only when all servers were asked anew what they have."""
+
+
+class SlotsGone(Exception):  # noqa: N818 - it names a state of affairs
+    """A slot of a job that had begun is in no server's memory and in no snapshot: it cannot go on."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A message to a server, named by its life."""
+
+    server: int
+    message: Ask | Grant | Drop | Final | Free
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A grant whose holder has not reported yet. ``source`` is ``keep``, ``file`` or ``fresh``."""
+
+    server: int
+    grant: int
+    source: str
+    file: str = ""
+
+
+@dataclass
+class ServerView:
+    """What a connected server said last."""
+
+    index: int
+    life: int
+    addresses: list[str]
+    memory: dict[int, tuple[int, int]]
+    """Slot -> (grant, batches applied)."""
+    files: dict[str, dict[int, int]]
+    """Snapshot -> slot -> batches applied."""
+    waiting: set[int] = field(default_factory=set)
+    """Fresh slots that still lack their initial values."""
+    question: int = 0
+    asked: int = 0
+    """The last question that was put to it."""
+
+
+class SlotMap:
+    """The map of one job.
+
+    Args:
+        slots: How many slots there are.
+        servers: How many parameter servers the job has.
+        new_grant: Makes random grants.
+    """
+
+    def __init__(self, *, slots: int, servers: int, new_grant: Callable[[], int]) -> None:
+        self.slots = slots
+        self.servers = servers
+        self.views: dict[int, ServerView] = {}
+        self.live: dict[int, tuple[int, int]] = {}
+        """Slot -> (server's life, grant)."""
+        self.pending: dict[int, Pending] = {}
+        self.safe: dict[int, str] = {}
+        self.question = 1
+        self.begun = False
+        """Whether every slot was served once: from then on initial values would throw work away."""
+        self._new_grant = new_grant
+        self._newer: dict[int, int] = {}
+        """Slot -> snapshots that its holder has written since it serves it."""
+        self._final_asked: set[tuple[int, int]] = set()
+
+    # --- Questions ---
+
+    def home(self, slot: int) -> int:
+        """The index of the server that a slot belongs to."""
+        return slot * self.servers // self.slots
+
+    @property
+    def complete(self) -> bool:
+        """Whether every slot is served."""
+        return len(self.live) == self.slots
+
+    def current(self, slot: int, grant: int) -> bool:
+        """Whether the slot is served under this grant."""
+        return slot in self.live and self.live[slot][1] == grant
+
+    def message(self) -> Map:
+        """The map as trainers need it."""
+        lives = sorted({life for life, _ in self.live.values()})
+        holders = [Holder(index=v.index, life=v.life, addresses=v.addresses) for v in (self.views[x] for x in lives)]
+        place = {life: number for number, life in enumerate(lives)}
+        owner = [place[self.live[slot][0]] if slot in self.live else -1 for slot in range(self.slots)]
+        grants = [self.live[slot][1] if slot in self.live else NO_GRANT for slot in range(self.slots)]
+        return Map(holders=holders, owner=owner, grants=grants)
+
+    def to_initialise(self) -> dict[int, int]:
+        """Slot -> grant of the fresh ones that wait for their initial values."""
+        return {
+            slot: pending.grant
+            for slot, pending in self.pending.items()
+            if pending.source == "fresh" and slot in self.views[pending.server].waiting
+        }
+
+    def absent(self) -> list[int]:
+        """Indices of servers that are not connected."""
+        return sorted(set(range(self.servers)) - {view.index for view in self.views.values()})
+
+    # --- Events ---
+
+    def offered(self, life: int, index: int, offer: Offer) -> list[Order]:
+        """A server said what it serves and has; its reports of live slots are the caller's to take as evidence."""
+        memory = {
+            slot: (grant, count)
+            for report in offer.held
+            for slot, grant, count in zip(report.slots, report.grants, report.counts, strict=True)
+        }
+        files = {file.name: dict(zip(file.slots, file.counts, strict=True)) for file in offer.files}
+        self.views[life] = ServerView(
+            index=index,
+            life=life,
+            addresses=offer.addresses,
+            memory=memory,
+            files=files,
+            waiting=set(offer.waiting),
+            question=offer.question,
+        )
+        orders: list[Order] = []
+        for slot in range(self.slots):
+            holder, grant = self.live.get(slot, (0, NO_GRANT))
+            own = memory.get(slot)
+            if holder == life and (own is None or own[0] != grant):
+                self._unlive(slot)
+            elif holder and holder != life and own is not None and slot not in self.pending:
+                orders.append(Order(life, Drop(slot=slot, grant=own[0])))
+            pending = self.pending.get(slot)
+            if pending is not None and pending.server == life:
+                orders.append(self._grant_order(slot, pending))
+        self._final_asked = {asked for asked in self._final_asked if asked[1] != life}
+        return orders
+
+    def lost(self, life: int) -> None:
+        """A server is gone, or silent for too long: its slots are nobody's."""
+        for slot in range(self.slots):
+            if self.live.get(slot, (0, 0))[0] == life:
+                self._unlive(slot)
+            if slot in self.pending and self.pending[slot].server == life:
+                del self.pending[slot]
+                self.question += 1
+        self.views.pop(life, None)
+
+    def waits(self, life: int, slots: Iterable[int]) -> None:
+        """Fresh slots at a server wait for their initial values."""
+        if life in self.views:
+            self.views[life].waiting.update(slots)
+
+    def held(self, life: int, slot: int, grant: int) -> bool:
+        """A server serves a slot under a grant. False: it is not the one that was asked to; its word counts nothing."""
+        pending = self.pending.get(slot)
+        if pending is None or (pending.server, pending.grant) != (life, grant):
+            return self.live.get(slot) == (life, grant)
+        del self.pending[slot]
+        self.live[slot] = (life, grant)
+        self.begun = self.begun or self.complete
+        self._newer[slot] = 0
+        self.safe.pop(slot, None)
+        if life in self.views:
+            self.views[life].memory[slot] = (grant, 0)
+        return True
+
+    def nothing(self, life: int, slot: int, grant: int, file: str) -> None:
+        """A server could not carry out an order: it has no such state, or the file is damaged."""
+        pending = self.pending.get(slot)
+        if pending is None or (pending.server, pending.grant) != (life, grant):
+            return
+        del self.pending[slot]
+        self.question += 1
+        view = self.views.get(life)
+        if view is None:
+            return
+        if file:
+            view.files.pop(file, None)
+        else:
+            view.memory.pop(slot, None)
+
+    def snapped(self, life: int, message: Snapped) -> list[Order]:
+        """A snapshot stands. When the holder has two newer ones, other servers may let their old ones go (rule 10)."""
+        view = self.views.get(life)
+        if view is not None:
+            view.files[message.file] = dict(zip(message.slots, message.counts, strict=True))
+            while len(view.files) > FILES:
+                del view.files[next(iter(view.files))]
+        orders: list[Order] = []
+        for slot, grant in zip(message.slots, message.grants, strict=True):
+            if self.live.get(slot) != (life, grant):
+                continue
+            self._newer[slot] = self._newer.get(slot, 0) + 1
+            if self._newer[slot] == 2:
+                orders.extend(self._free_elsewhere(slot, life))
+        return orders
+
+    def _free_elsewhere(self, slot: int, holder: int) -> Iterable[Order]:
+        for life, view in self.views.items():
+            files = [name for name, slots in view.files.items() if slot in slots]
+            if life != holder and files:
+                yield Order(life, Free(slot=slot, files=files))
+
+    def all_done(self, tasks: bytes) -> list[Order]:
+        """Every task is done: ask each holder, once, for the last snapshot (rule 9).
+
+        Args:
+            tasks: What the slots must have, as ``Final`` says it.
+        """
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for slot, (life, grant) in self.live.items():
+            if slot not in self.safe and (slot, life) not in self._final_asked:
+                self._final_asked.add((slot, life))
+                wanted.setdefault(life, []).append((slot, grant))
+        return [
+            Order(life, Final(slots=[slot for slot, _ in pairs], grants=[grant for _, grant in pairs], tasks=tasks))
+            for life, pairs in wanted.items()
+        ]
+
+    def is_safe(self, life: int, slot: int, grant: int, file: str) -> None:
+        """A last snapshot stands, read back and pinned."""
+        if self.live.get(slot) == (life, grant):
+            self.safe[slot] = file
+
+    def not_final(self) -> None:
+        """Some slot lacks tasks after all, or other tasks are wanted: no last snapshot counts any more."""
+        self.safe.clear()
+        self._final_asked.clear()
+
+    def assign(self, *, leads: bool) -> tuple[list[Order], bool]:
+        """Give every slot that nobody serves to a server that has it.
+
+        Args:
+            leads: Whether this master's lead was confirmed after the last answer to the current question.
+
+        Returns:
+            Orders, and whether the lead must be confirmed before more can be given.
+
+        Raises:
+            SlotsGone: A slot of a job that had begun is nowhere.
+        """
+        orders: list[Order] = []
+        everyone = {view.index for view in self.views.values() if view.question == self.question}
+        all_answered = len(everyone) == self.servers
+        confirm = False
+        for slot in range(self.slots):
+            if slot in self.live or slot in self.pending:
+                continue
+            found = self._best(slot, everywhere=all_answered)
+            if found is None and all_answered:
+                if self.begun:
+                    raise SlotsGone(self._gone(slot))
+                if not leads:
+                    confirm = True
+                    continue
+                found = self._fresh(slot)
+            if found is not None:
+                self.pending[slot] = found
+                orders.append(self._grant_order(slot, found))
+        if not self.complete and not all_answered:
+            orders.extend(self._ask())
+        return orders, confirm
+
+    def _gone(self, slot: int) -> str:
+        return (
+            f"no server has a good snapshot of slot {slot} left (it belongs to pserver-{self.home(slot)}): bring its "
+            "snapshot folder back, or start the job over"
+        )
+
+    def _ask(self) -> Iterable[Order]:
+        for life, view in self.views.items():
+            if self.question not in {view.question, view.asked}:
+                view.asked = self.question
+                yield Order(life, Ask(question=self.question))
+
+    def _best(self, slot: int, *, everywhere: bool) -> Pending | None:
+        """Memory before files, most applied first. Until all servers answered, only the slot's home is looked at."""
+        memory: list[tuple[int, int]] = []
+        files: list[tuple[int, str, int]] = []
+        for life, view in self.views.items():
+            if not everywhere and view.index != self.home(slot):
+                continue
+            if slot in view.memory:
+                memory.append((view.memory[slot][1], life))
+            files.extend((counts[slot], name, life) for name, counts in view.files.items() if slot in counts)
+        if memory:
+            return Pending(server=max(memory)[1], grant=self._new_grant(), source="keep")
+        if files:
+            _, name, life = max(files)
+            return Pending(server=life, grant=self._new_grant(), source="file", file=name)
+        return None
+
+    def _fresh(self, slot: int) -> Pending:
+        home = next(life for life, view in self.views.items() if view.index == self.home(slot))
+        return Pending(server=home, grant=self._new_grant(), source="fresh")
+
+    def _grant_order(self, slot: int, pending: Pending) -> Order:
+        message = Grant(slot=slot, grant=pending.grant, source=pending.source, file=pending.file)
+        return Order(pending.server, message)
+
+    def _unlive(self, slot: int) -> None:
+        del self.live[slot]
+        self.safe.pop(slot, None)
+        self.question += 1  # what servers said before is too old to start anew by

@@ -1,0 +1,445 @@
+"""Snapshots on disk: one file holds some slots whole, and never a half of one.
+
+A file appears under its name only when every byte of it is on the disk: written beside, synced, renamed, and the
+folder synced. It is a safetensors file, which anybody can read without running code, and carries what is needed to
+doubt it: the job's uid and the digest of its shape, so that nobody restores a stranger's parameters, and a checksum of
+every tensor and of the description, so that a disk's bit that turned over is found before it is trained on.
+
+Checking comes in two strengths. ``describe`` reads the head of a file and compares its size: enough to offer it, and
+cheap enough for every file at a start. ``read`` checks every byte that it returns. A written file is let go from the
+system's cache, so that reading it back asks the disk.
+
+Names begin with the time in nanoseconds and never run backwards within a folder, whatever the clock does, so that
+their order is the order of writing; a random part keeps two processes apart. A pinned file has an empty marker beside
+it, and is never deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from shoal.protocol.decoding import UNDECODABLE
+
+__all__ = [
+    "FORMAT",
+    "Description",
+    "Offers",
+    "SlotRecord",
+    "SnapshotError",
+    "delete",
+    "describe",
+    "offers",
+    "pin",
+    "pinned",
+    "read",
+    "sweep",
+    "write",
+]
+
+FORMAT = 1
+"""Version of the description; a file with another one is refused."""
+
+_SUFFIX = ".safetensors"
+_PIN = ".pin"
+_TEMPORARY = ".tmp"
+_DESCRIPTION, _CHECKSUMS, _SEAL = "shoal", "checksums", "seal"
+_LONGEST_HEAD = 100_000_000
+_HASHED_AT_ONCE = 16 << 20
+
+_CODES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+
+
+class SnapshotError(Exception):
+    """A snapshot could not be written, or must not be read; the message names the file and what is wrong."""
+
+
+class SlotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a snapshot says of one slot, beside its tensors.
+
+    ``batches``, ``samples`` and ``skipped`` are what the slot counted; ``history`` its encoded watermarks.
+    """
+
+    slot: int
+    batches: int
+    samples: int
+    skipped: int
+    history: bytes
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a snapshot says of itself: the job, the digest of its shape, and the slots in it, ascending."""
+
+    format: int
+    uid: str
+    digest: str
+    slots: list[SlotRecord]
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """A tensor in the head of a safetensors file."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Offers:
+    """The snapshots in a folder: the good ones, newest first, and for the others, why not (name, reason)."""
+
+    good: list[tuple[str, Description]]
+    refused: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Head:
+    description: Description
+    places: dict[str, _Place]
+    checksums: dict[str, str]
+    start: int
+
+
+_places = msgspec.json.Decoder(dict[str, _Place])
+_heads = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_strings = msgspec.json.Decoder(dict[str, str])
+_descriptions = msgspec.json.Decoder(Description)
+
+
+def write(
+    directory: Path,
+    *,
+    uid: str,
+    digest: str,
+    records: Sequence[SlotRecord],
+    tensors: Mapping[int, Mapping[str, Tensor]],
+) -> str:
+    """Write a snapshot; when this returns it is on the disk.
+
+    Args:
+        directory: An existing folder on the disk that is to hold it.
+        uid: The job's.
+        digest: Of the job's shape.
+        records: The slots in it.
+        tensors: For each of these slots everything that is to be restored, by name.
+
+    Returns:
+        The file's name in the folder.
+
+    Raises:
+        SnapshotError: It could not be written; nothing of it is left, and older ones are untouched.
+    """
+    ordered = sorted(records, key=lambda record: record.slot)
+    flat = {
+        f"{_prefix(record.slot)}{name}": tensor.detach().contiguous()
+        for record in ordered
+        for name, tensor in sorted(tensors[record.slot].items())
+    }
+    head = _make_head(Description(FORMAT, uid, digest, ordered), flat)
+    size = len(head) + sum(tensor.nbytes for tensor in flat.values())
+    name = _new_name(directory)
+    temporary = directory / f".{name}{_TEMPORARY}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(head)
+            for tensor in flat.values():
+                file.write(_bytes(tensor))
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        temporary.rename(directory / name)
+        _sync(directory)
+    except BaseException as error:
+        for path in (temporary, directory / name):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise SnapshotError(_write_failure(directory, size, error)) from error
+        raise
+    return name
+
+
+def describe(path: Path, *, uid: str, digest: str) -> Description:
+    """What a snapshot says of itself, after a look at its head and size.
+
+    Raises:
+        SnapshotError: It is not there, cut off, damaged in its head, or of another job or shape.
+    """
+    with _opened(path) as file:
+        return _read_head(file, path, uid=uid, digest=digest).description
+
+
+def read(
+    path: Path, *, uid: str, digest: str, slots: Collection[int] | None = None, verify: bool = True
+) -> tuple[Description, dict[int, dict[str, Tensor]]]:
+    """Read slots out of a snapshot.
+
+    Args:
+        path: The file.
+        uid: The job's.
+        digest: Of the job's shape.
+        slots: Which; None means all that are in it.
+        verify: Compare the checksum of every tensor that is returned.
+
+    Returns:
+        Its description, and for each slot the tensors by name, in memory of their own.
+
+    Raises:
+        SnapshotError: It is not there, cut off, damaged, of another job or shape, or lacks a slot.
+    """
+    with _opened(path) as file:
+        head = _read_head(file, path, uid=uid, digest=digest)
+        held = [record.slot for record in head.description.slots]
+        wanted = held if slots is None else sorted(slots)
+        missing = sorted(set(wanted) - set(held))
+        if missing:
+            raise SnapshotError(f"snapshot {path}: the slots {missing} are not in it; it has {held}")
+        found: dict[int, dict[str, Tensor]] = {slot: {} for slot in wanted}
+        for name, place in head.places.items():
+            slot, short = _split(name, path)
+            if slot not in found:
+                continue
+            tensor = _read_tensor(file, head.start, name, place, path)
+            if verify and _checksum(name, tensor) != head.checksums.get(name):
+                raise SnapshotError(f"snapshot {path}: {name} is damaged (its checksum is another)")
+            found[slot][short] = tensor
+    return head.description, found
+
+
+def offers(directory: Path, *, uid: str, digest: str) -> Offers:
+    """The snapshots in a folder; one that is not there has none.
+
+    Raises:
+        SnapshotError: The folder cannot be read.
+    """
+    good: list[tuple[str, Description]] = []
+    refused: list[tuple[str, str]] = []
+    for name in reversed(_names(directory)):
+        try:
+            good.append((name, describe(directory / name, uid=uid, digest=digest)))
+        except SnapshotError as error:
+            refused.append((name, str(error)))
+    return Offers(good, refused)
+
+
+def pin(directory: Path, name: str) -> None:
+    """Keep this snapshot for ever; when this returns, the pin is on the disk.
+
+    Raises:
+        SnapshotError: There is no such snapshot, or the pin could not be written.
+    """
+    if not (directory / name).is_file():
+        raise SnapshotError(f"snapshot {directory / name} cannot be pinned: it is not there")
+    try:
+        with (directory / f"{name}{_PIN}").open("wb") as file:
+            os.fsync(file.fileno())
+        _sync(directory)
+    except OSError as error:
+        raise SnapshotError(f"snapshot {directory / name} cannot be pinned: {error.strerror}") from error
+
+
+def pinned(directory: Path) -> set[str]:
+    """The names of the pinned snapshots in a folder."""
+    return {path.name.removesuffix(_PIN) for path in directory.glob(f"*{_SUFFIX}{_PIN}")}
+
+
+def delete(directory: Path, name: str) -> None:
+    """Delete a snapshot; nothing happens if it is gone.
+
+    Raises:
+        SnapshotError: It is pinned, or the disk refuses.
+    """
+    if (directory / f"{name}{_PIN}").exists():
+        raise SnapshotError(f"snapshot {directory / name} is pinned and stays")
+    try:
+        (directory / name).unlink(missing_ok=True)
+        _sync(directory)
+    except OSError as error:
+        raise SnapshotError(f"snapshot {directory / name} cannot be deleted: {error.strerror}") from error
+
+
+def sweep(directory: Path) -> list[str]:
+    """Remove what a killed process left half-written; the names. For the one process that writes here, as it starts."""
+    left = [path for path in directory.glob(f".*{_SUFFIX}{_TEMPORARY}") if path.is_file()]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return [path.name for path in left]
+
+
+def _prefix(slot: int) -> str:
+    return f"slot-{slot:04d}/"
+
+
+def _split(name: str, path: Path) -> tuple[int, str]:
+    label, separator, short = name.partition("/")
+    number = label.removeprefix("slot-")
+    if not separator or number == label or not number.isascii() or not number.isdigit():
+        raise SnapshotError(f"snapshot {path}: {name} belongs to no slot")
+    return int(number), short
+
+
+def _new_name(directory: Path) -> str:
+    newest = 0
+    for name in _names(directory):
+        stamp = name.partition("-")[0]
+        if stamp.isascii() and stamp.isdigit():
+            newest = max(newest, int(stamp))
+    return f"{max(time.time_ns(), newest + 1):020d}-{secrets.token_hex(4)}{_SUFFIX}"
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SnapshotError(f"the snapshot folder {directory} cannot be read: {error.strerror}") from error
+    return sorted(name for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
+
+
+def _make_head(description: Description, flat: Mapping[str, Tensor]) -> bytes:
+    """The length and the JSON that a safetensors file begins with, padded so that the data is aligned."""
+    places: dict[str, _Place] = {}
+    offset = 0
+    for name, tensor in flat.items():
+        if tensor.dtype not in _CODES:
+            raise SnapshotError(f"{name} has the dtype {tensor.dtype}, which a snapshot cannot hold")
+        places[name] = _Place(_CODES[tensor.dtype], list(tensor.shape), (offset, offset + tensor.nbytes))
+        offset += tensor.nbytes
+    text = msgspec.json.encode(description).decode()
+    checksums = msgspec.json.encode({name: _checksum(name, tensor) for name, tensor in flat.items()}).decode()
+    metadata = {_DESCRIPTION: text, _CHECKSUMS: checksums, _SEAL: _seal(text, checksums, places)}
+    head = msgspec.json.encode({"__metadata__": metadata, **places})
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
+
+
+def _read_head(file: BufferedReader, path: Path, *, uid: str, digest: str) -> _Head:
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, _LONGEST_HEAD):
+        raise SnapshotError(f"snapshot {path} is cut off or no snapshot: {size} bytes, and its head is not whole")
+    try:
+        parts = _heads.decode(file.read(length))
+        metadata = _strings.decode(parts.pop("__metadata__", b"{}"))
+        places = _places.decode(msgspec.json.encode(parts))
+    except UNDECODABLE as error:
+        raise SnapshotError(f"snapshot {path}: its head is damaged ({error})") from error
+    description, checksums = _check_metadata(metadata, places, path)
+    if description.uid != uid:
+        raise SnapshotError(f"snapshot {path} is of another job ({description.uid}; this one is {uid})")
+    if description.digest != digest:
+        raise SnapshotError(
+            f"snapshot {path} is of another model, optimizer or dataset: the script has changed since it was written"
+        )
+    end = max((place.data_offsets[1] for place in places.values()), default=0)
+    if size != 8 + length + end:
+        raise SnapshotError(f"snapshot {path} is cut off or too long: {size} bytes instead of {8 + length + end}")
+    return _Head(description, places, checksums, 8 + length)
+
+
+def _check_metadata(
+    metadata: Mapping[str, str], places: Mapping[str, _Place], path: Path
+) -> tuple[Description, dict[str, str]]:
+    if _DESCRIPTION not in metadata:
+        raise SnapshotError(f"{path} is not a snapshot of Shoal")
+    text, checksums = metadata[_DESCRIPTION], metadata.get(_CHECKSUMS, "")
+    if metadata.get(_SEAL) != _seal(text, checksums, places):
+        raise SnapshotError(f"snapshot {path}: its head is damaged (its checksum is another)")
+    try:
+        version = msgspec.json.decode(text, type=dict[str, Any]).get("format")
+        if version != FORMAT:
+            raise SnapshotError(f"snapshot {path} has the format {version}; this version of Shoal reads {FORMAT}")
+        return _descriptions.decode(text), _strings.decode(checksums)
+    except UNDECODABLE as error:
+        raise SnapshotError(f"snapshot {path}: its head is damaged ({error})") from error
+
+
+def _read_tensor(file: BufferedReader, start: int, name: str, place: _Place, path: Path) -> Tensor:
+    dtype = _DTYPES.get(place.dtype)
+    begin, end = place.data_offsets
+    count = 1
+    for extent in place.shape:
+        count *= extent
+    if dtype is None or min(place.shape, default=0) < 0 or begin < 0 or end - begin != count * dtype.itemsize:
+        raise SnapshotError(f"snapshot {path}: {name} is damaged (its place in the head makes no sense)")
+    tensor = torch.empty(place.shape, dtype=dtype)
+    file.seek(start + begin)
+    if file.readinto(_bytes(tensor)) != tensor.nbytes:
+        raise SnapshotError(f"snapshot {path} is cut off in {name}")
+    return tensor
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def _checksum(name: str, tensor: Tensor) -> str:
+    """Over everything that a tensor is; hashing lets other threads run."""
+    found = hashlib.blake2b(digest_size=16)
+    found.update(msgspec.json.encode([name, _CODES[tensor.dtype], list(tensor.shape)]))
+    content = _bytes(tensor)
+    for at in range(0, len(content), _HASHED_AT_ONCE):
+        found.update(content[at : at + _HASHED_AT_ONCE])
+    return found.hexdigest()
+
+
+def _seal(text: str, checksums: str, places: Mapping[str, _Place]) -> str:
+    return hashlib.blake2b(msgspec.json.encode([text, checksums, places]), digest_size=16).hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise SnapshotError(f"snapshot {path} is not there") from error
+    except OSError as error:
+        raise SnapshotError(f"snapshot {path} cannot be read: {error.strerror}") from error
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_failure(directory: Path, size: int, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no room for a snapshot of {size / 1e6:.1f} MB in {directory}: the disk is full; older snapshots are "
+            "untouched; make room there, or give the parameter servers a larger volume"
+        )
+    return f"a snapshot of {size / 1e6:.1f} MB could not be written to {directory}: {error.strerror}"

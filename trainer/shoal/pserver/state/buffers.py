@@ -1,0 +1,132 @@
+"""The tensors that are not cut into slots: the module's buffers and its fixed tensors, all in slot 0.
+
+Both are the first trainer's from the beginning and are in every snapshot of slot 0. Buffers are merged with those of
+the trainers; fixed tensors (frozen parameters, non-persistent buffers) never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from shoal.protocol.messages import Shape
+from shoal.protocol.slot_layout import WHOLE_SLOT, TensorArea
+from shoal.tensors.views import TensorViews
+
+__all__ = ["Whole"]
+
+_MERGES = {"mean", "sum", "last"}
+
+
+class Whole:
+    """The buffers and fixed tensors of a job.
+
+    Args:
+        shape: What the job trains.
+
+    Attributes:
+        buffer_area: Where each buffer lies in a payload.
+        fixed_area: Where each fixed tensor lies in a payload.
+
+    Raises:
+        ValueError: A dtype that cannot be moved, or a merge that does not exist or does not suit the dtype.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.buffer_area = TensorArea(shape.buffers)
+        self.fixed_area = TensorArea(shape.fixed)
+        self._merges = [buffer.merge for buffer in shape.buffers]
+        for buffer in shape.buffers:
+            kind: torch.dtype = getattr(torch, buffer.dtype)
+            if buffer.merge not in _MERGES or (buffer.merge == "mean" and not kind.is_floating_point):
+                raise ValueError(f"buffer {buffer.name} of {buffer.dtype} cannot be merged by {buffer.merge!r}")
+        self._buffers: list[Tensor] | None = None
+        self._fixed: list[Tensor] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.buffer_area.entries or self.fixed_area.entries)
+
+    def clear(self) -> None:
+        """Hold nothing: the values have not come yet, or slot 0 is elsewhere."""
+        self._buffers = self._fixed = None
+
+    def check(self, buffers: Sequence[Tensor], fixed: Sequence[Tensor]) -> None:
+        """Make sure that these are one flat tensor for each buffer and each fixed tensor.
+
+        Raises:
+            ValueError: They are not.
+        """
+        for kind, area, tensors in (("buffers", self.buffer_area, buffers), ("fixed", self.fixed_area, fixed)):
+            if len(tensors) != len(area.entries):
+                raise ValueError(f"slot {WHOLE_SLOT} needs {len(area.entries)} {kind}, got {len(tensors)}")
+
+    def initialise(self, buffers: Sequence[Tensor], fixed: Sequence[Tensor]) -> None:
+        """Take copies of the first trainer's values (flat, in the shape's order)."""
+        self._buffers = [tensor.clone() for tensor in buffers]
+        self._fixed = [tensor.clone() for tensor in fixed]
+
+    def merge(self, views: TensorViews, trainers: int) -> None:
+        """Merge a trainer's buffers into the job's (see ``Parameters.merge_buffers``).
+
+        Raises:
+            ValueError: Slot 0 still waits for its initial values.
+        """
+        held = _present(self._buffers)
+        if trainers > 0:
+            for mine, seen, merge in zip(held, views.tensors, self._merges, strict=True):
+                if merge == "sum":
+                    mine.add_(seen)
+                elif merge == "mean" and trainers > 1:
+                    mine.add_((seen - mine) / trainers)
+                else:
+                    mine.copy_(seen)
+        for seen, mine in zip(views.tensors, held, strict=True):
+            seen.copy_(mine)
+
+    def read_fixed(self, views: TensorViews) -> None:
+        """Copy the fixed tensors into the views.
+
+        Raises:
+            ValueError: Slot 0 still waits for its initial values.
+        """
+        for seen, mine in zip(views.tensors, _present(self._fixed), strict=True):
+            seen.copy_(mine)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of everything: ``buffers/NAME`` and ``fixed/NAME``."""
+        tensors: dict[str, Tensor] = {}
+        for kind, area, held in (
+            ("buffers", self.buffer_area, self._buffers),
+            ("fixed", self.fixed_area, self._fixed),
+        ):
+            for entry, tensor in zip(area.entries, held or (), strict=held is not None):
+                tensors[f"{kind}/{entry.name}"] = tensor.clone().reshape(entry.shape)
+        return tensors
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state``.
+
+        Raises:
+            ValueError: A tensor is missing, or has another size or dtype.
+        """
+        buffers = _loaded("buffers", self.buffer_area, tensors)
+        self._fixed = _loaded("fixed", self.fixed_area, tensors)
+        self._buffers = buffers
+
+
+def _present(held: list[Tensor] | None) -> list[Tensor]:
+    if held is None:
+        raise ValueError(f"slot {WHOLE_SLOT} still waits for its initial values")
+    return held
+
+
+def _loaded(kind: str, area: TensorArea, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    loaded: list[Tensor] = []
+    for entry in area.entries:
+        stored = tensors.get(f"{kind}/{entry.name}")
+        if stored is None or stored.numel() != entry.count or stored.dtype != getattr(torch, entry.dtype):
+            raise ValueError(f"slot {WHOLE_SLOT} has no {kind}/{entry.name} {entry.shape} of {entry.dtype}")
+        loaded.append(stored.reshape(-1).clone())
+    return loaded

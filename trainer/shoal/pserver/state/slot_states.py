@@ -1,0 +1,143 @@
+"""What a parameter server knows of its slots, without their tensors: grants, histories, and what to answer.
+
+A server process starts without grants: what its snapshots hold are offers (rule 4). A slot that is granted is served
+under that grant and no other; each grant begins with a report of what the slot has (rule 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.grouped import Grouped
+from shoal.protocol.messages import NO_GRANT, Applied, Push, Report, SlotBatch
+from shoal.protocol.task_set import TaskSet
+from shoal.pserver.state.watermarks import Watermarks
+
+__all__ = ["Granted"]
+
+
+class Granted:
+    """The slots of one server.
+
+    Args:
+        plan: How epochs are cut.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.grants: dict[int, int] = {}
+        """Slot -> the grant it is served under."""
+        self.fresh: dict[int, int] = {}
+        """Slot -> the grant of a slot that waits for its initial values, or for the first snapshot of them."""
+        self._histories: Grouped[Watermarks] = Grouped()
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._histories
+
+    @property
+    def slots(self) -> list[int]:
+        """Every slot whose state is here and complete."""
+        return sorted(slot for keys, _ in self._histories.groups() for slot in keys)
+
+    def history(self, slot: int) -> Watermarks:
+        """A slot's history; not to be changed."""
+        return self._histories[slot]
+
+    def load(self, slot: int, history: Watermarks) -> None:
+        """A slot's state came from a snapshot, or from its initial values."""
+        self._histories.replace([slot], history)
+
+    def drop(self, slot: int) -> None:
+        """A slot's state is gone from here."""
+        self._histories.remove([slot])
+        self.grants.pop(slot, None)
+        self.fresh.pop(slot, None)
+
+    def grant(self, slot: int, grant: int) -> None:
+        """Serve a slot under a grant from now on."""
+        self.grants[slot] = grant
+        self.fresh.pop(slot, None)
+
+    def reports(self, slots: Iterable[int]) -> list[Report]:
+        """What these slots have, one report for each distinct history."""
+        wanted = set(slots)
+        reports = []
+        for keys, history in self._histories.groups():
+            chosen = sorted(keys & wanted & self.grants.keys())
+            if chosen:
+                reports.append(
+                    Report(
+                        slots=chosen,
+                        grants=[self.grants[slot] for slot in chosen],
+                        counts=[history.batches] * len(chosen),
+                        tasks=history.finished.encode(),
+                        reached=history.reached,
+                    )
+                )
+        return reports
+
+    def served(self, slots: Sequence[int], grants: Sequence[int]) -> list[int]:
+        """Those of the slots that are served under just these grants."""
+        return [
+            slot
+            for slot, grant in zip(slots, grants, strict=True)
+            if grant != NO_GRANT and self.grants.get(slot) == grant
+        ]
+
+    def stale(self, slots: Sequence[int], grants: Sequence[int]) -> bool:
+        """Whether some of the slots is not served under its grant."""
+        return len(self.served(slots, grants)) != len(slots)
+
+    def applied(self, slots: Sequence[int], grants: Sequence[int], *, epoch: int, task: int) -> list[Applied]:
+        """How far each slot is in a task; grant 0 where the asker's is stale."""
+        current = set(self.served(slots, grants))
+        answers = []
+        for keys, history in self._histories.groups():
+            chosen = [slot for slot in slots if slot in current and slot in keys]
+            if chosen:
+                answers.append(
+                    Applied(
+                        slots=chosen,
+                        grants=[self.grants[slot] for slot in chosen],
+                        batches=history.applied(epoch, task),
+                    )
+                )
+        stale = [slot for slot in slots if slot not in current]
+        if stale:
+            answers.append(Applied(slots=stale, grants=[NO_GRANT] * len(stale), batches=0))
+        return answers
+
+    def judge(self, slots: Sequence[int], push: Push) -> list[int]:
+        """Those slots at which a push is new.
+
+        Raises:
+            ValueError: The push names batches that do not exist.
+        """
+        current = set(self.served(slots, push.grants))
+        new: list[int] = []
+        for keys, history in self._histories.groups():
+            verdict = history.judge(push.epoch, push.task, first=push.first, batches=push.batches)
+            if verdict.new:
+                new.extend(keys & current)
+        return sorted(new)
+
+    def advance(self, slots: Sequence[int], push: Push) -> None:
+        """A push has become part of these slots."""
+        self._histories.update(
+            slots,
+            lambda history: history.advance(
+                push.epoch, push.task, first=push.first, batches=push.batches, skipped=push.skipped
+            ),
+        )
+
+    def answer(self, slots: Sequence[int], push: Push) -> list[SlotBatch]:
+        """How far the slots are in the pushed task now."""
+        return [
+            SlotBatch(slots=a.slots, grants=a.grants, batches=a.batches)
+            for a in self.applied(slots, push.grants, epoch=push.epoch, task=push.task)
+        ]
+
+    def unfit(self, slots: Sequence[int], tasks: TaskSet) -> list[int]:
+        """Those slots that have not every one of these tasks, or more (rule 9)."""
+        return [slot for slot in slots if not self._histories[slot].holds(tasks)]

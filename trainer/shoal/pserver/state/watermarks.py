@@ -1,0 +1,146 @@
+"""How far a slot is: for every task of every epoch, how many of its batches are part of the slot's parameters.
+
+This is the truth of the exactly-once protocol; everything that the master, the trainers or etcd know about it is a
+cache. A watermark moves by the slot's own doing only, is keyed by (epoch, task), and is never forgotten: a finished
+task shrinks to a bit, a finished epoch to a number (rule 6). Beside it stand counters that every applied batch adds
+to, so that the final account does not rest on the watermarks alone.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal.protocol.decoding import UNDECODABLE
+from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.task_set import TaskSet
+
+__all__ = ["Verdict", "Watermarks"]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What is to be done with a push: apply it (``new``), or not; ``batches`` is the watermark before it."""
+
+    new: bool
+    batches: int
+
+
+class _Encoded(msgspec.Struct, frozen=True, array_like=True):
+    finished: bytes
+    partial: list[tuple[int, int, int]]
+    batches: int
+    samples: int
+    skipped: int
+
+
+_decoder = msgspec.msgpack.Decoder(_Encoded)
+
+
+class Watermarks:
+    """The history of one slot, or of several with the same one.
+
+    Args:
+        plan: How the samples of an epoch are cut into tasks and batches.
+    """
+
+    __slots__ = ("_partial", "_plan", "batches", "finished", "samples", "skipped")
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.finished = TaskSet(plan.tasks)
+        self._partial: dict[tuple[int, int], int] = {}
+        self.batches = 0
+        self.samples = 0
+        self.skipped = 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Watermarks):
+            return NotImplemented
+        return (self.batches, self.samples, self.skipped, self._partial, self.finished) == (
+            other.batches,
+            other.samples,
+            other.skipped,
+            other._partial,
+            other.finished,
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def copy(self) -> Watermarks:
+        """A copy that shares nothing."""
+        copied = Watermarks(self._plan)
+        copied.finished = self.finished.copy()
+        copied._partial = dict(self._partial)
+        copied.batches, copied.samples, copied.skipped = self.batches, self.samples, self.skipped
+        return copied
+
+    def applied(self, epoch: int, task: int) -> int:
+        """How many batches of the task are in."""
+        if (epoch, task) in self.finished:
+            return self._plan.batches_in(task)
+        return self._partial.get((epoch, task), 0)
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """The last task of which any batch is in; (-1, -1): of none."""
+        return max(self.finished.highest, max(self._partial, default=(-1, -1)))
+
+    def holds(self, tasks: TaskSet) -> bool:
+        """Whether all of these tasks are in, and no batch of a task behind the last of them."""
+        return self.finished.includes(tasks) and self.reached <= tasks.highest
+
+    def judge(self, epoch: int, task: int, *, first: int, batches: int) -> Verdict:
+        """Whether a push of ``batches`` batches from ``first`` on is new here.
+
+        Raises:
+            ValueError: There are no such batches.
+        """
+        if epoch < 0 or not 0 <= task < self._plan.tasks:
+            raise ValueError(f"no task {task} in epoch {epoch}: an epoch has {self._plan.tasks}")
+        if batches < 1 or first < 0 or first + batches > self._plan.batches_in(task):
+            raise ValueError(f"no batches {first}..{first + batches - 1} in task {task} of epoch {epoch}")
+        applied = self.applied(epoch, task)
+        return Verdict(new=applied == first, batches=applied)
+
+    def advance(self, epoch: int, task: int, *, first: int, batches: int, skipped: bool = False) -> None:
+        """Note that a push judged new has become part of the parameters."""
+        samples = sum(self._plan.samples_in(task, k) for k in range(first, first + batches))
+        self.batches += batches
+        self.samples += samples
+        self.skipped += samples if skipped else 0
+        if first + batches < self._plan.batches_in(task):
+            self._partial[epoch, task] = first + batches
+            return
+        self._partial.pop((epoch, task), None)
+        self.finished.add(epoch, task)
+
+    def encode(self) -> bytes:
+        """As bytes, for a snapshot."""
+        partial = [(epoch, task, count) for (epoch, task), count in sorted(self._partial.items())]
+        return msgspec.msgpack.encode(
+            _Encoded(
+                finished=self.finished.encode(),
+                partial=partial,
+                batches=self.batches,
+                samples=self.samples,
+                skipped=self.skipped,
+            )
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, plan: Plan) -> Watermarks:
+        """The inverse of ``encode``.
+
+        Raises:
+            ValueError: These are not the bytes of watermarks, or they belong to another plan.
+        """
+        try:
+            encoded = _decoder.decode(data)
+        except UNDECODABLE as error:
+            raise ValueError(f"not watermarks: {error}") from error
+        decoded = cls(plan)
+        decoded.finished = TaskSet.decode(encoded.finished)
+        if decoded.finished.tasks != plan.tasks:
+            raise ValueError(f"watermarks of {decoded.finished.tasks} tasks an epoch; this job has {plan.tasks}")
+        decoded._partial = {(epoch, task): count for epoch, task, count in encoded.partial}
+        decoded.batches, decoded.samples, decoded.skipped = encoded.batches, encoded.samples, encoded.skipped
+        return decoded

@@ -1,0 +1,1 @@
+"""The script's dataset, loader and order of samples."""

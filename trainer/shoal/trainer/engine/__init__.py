@@ -1,0 +1,1 @@
+"""Runs tasks against the master and the parameter servers."""

@@ -1,0 +1,439 @@
+"""A trainer's engine: takes tasks, keeps in step with the parameter servers, closes batches.
+
+It runs on the script's own thread, inside the loader's ``next``; only the link to the master has a thread of its own,
+which puts the master's messages into an inbox. There is one way to recover from anything that happens to a server: ask
+each slot how far it is in the task (``_synchronise``), and go on from the least advanced (rule 12). No gradient is kept
+for that: the batch is computed again, and slots that have it already say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from shoal.protocol import messages as m
+from shoal.protocol.epoch_plan import Plan
+from shoal.trainer.engine.servers import Gradients, ServerLost, Servers
+from shoal.trainer.engine.task_state import Work
+from shoal.trainer.refusal import Refused
+from shoal.transport import auth
+from shoal.transport.master_link import Link
+
+__all__ = ["IN_BATCH", "Engine", "JobStopped", "Left"]
+
+IN_BATCH = "in batch"
+"""How the words begin for what a script does with a batch."""
+ASK_SECONDS = 0.2
+"""Silence after which the master is asked where the slots are."""
+
+
+class JobStopped(SystemExit):
+    """The job has failed or was stopped."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0)
+        print(f"the job was stopped: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
+
+
+class Left(SystemExit):
+    """This trainer was asked to leave, and has handed everything back."""
+
+
+Answer = TypeVar("Answer")
+
+
+class Engine:
+    """One trainer's part in the job.
+
+    Args:
+        address: Of the master.
+        identity: Of this trainer.
+        token: The job's.
+        uid: The job's.
+        epochs: The script's own word, for a manifest that leaves it open.
+        seed: Likewise.
+    """
+
+    def __init__(
+        self, address: str, *, identity: auth.Identity, token: auth.Token, uid: str, epochs: int, seed: int
+    ) -> None:
+        self.registered: m.Registered | None = None
+        self.trainers = 1
+        self.ahead = 0
+        """Batches that should be known beyond the task at hand, for the loader's workers."""
+        self.stopping = ""
+        """Why the job ends early; empty: it does not."""
+        self.over = False
+        """Whether the job failed, or refused this trainer: what the script leaves undone is not its doing."""
+        self.draining = threading.Event()
+        self.on_new_lease: Callable[[m.Lease], None] = lambda _: None
+        self.samples_of: Callable[[tuple[int, int, int]], list[int]] = lambda _: []
+        self.provide: Callable[[m.Provide], bool] = lambda _: False
+        self.waits: Callable[[], None] = lambda: None
+        """Called again and again while the script waits for others here."""
+        self._identity, self._token, self._uid = identity, token, uid
+        self._epochs, self._seed = epochs, seed
+        self._shape: m.Shape | None = None
+        self._work: Work | None = None
+        self._servers: Servers | None = None
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._wants = 0
+        self._question: Any = None
+        self._ended_epoch = -1
+        self._suspect: set[tuple[int, int]] = set()
+        """Tasks held here that killed a trainer before: the master hears of each of their batches."""
+        self._last_asked = 0.0
+        self._link = Link(
+            address,
+            identity=identity,
+            token=token,
+            job=uid,
+            greetings=self._greetings,
+            handle=self._inbox.put,
+            refused=lambda reason: self._inbox.put(m.Refused(reason=reason)),
+        )
+
+    # --- The link to the master ---
+
+    def start(self, shape: m.Shape) -> None:
+        """Register; returns when every slot is served, so that training can begin.
+
+        Raises:
+            Refused: The job trains something else.
+        """
+        self._shape = shape
+        self._link.start()
+        while self.registered is None or not self.work.served:
+            self._wait_for_message()
+
+    def _greetings(self) -> list[Any]:
+        """Said at each connect, on the link's thread: what we train and hold, and what we wait for (rule 3)."""
+        assert self._shape is not None
+        leases = self._work.leases() if self._work is not None else []
+        return [
+            m.Register(
+                shape=self._shape,
+                epochs=self._epochs,
+                seed=self._seed,
+                leases=leases,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+            )
+        ]
+
+    @property
+    def work(self) -> Work:
+        """Leases and watermarks; before the first registration there are none."""
+        if self._work is None:
+            assert self._shape is not None
+            shape = self._shape
+            plan = Plan(
+                samples=shape.samples,
+                batch_size=shape.batch_size,
+                drop_last=shape.drop_last,
+                task_batches=shape.task_batches,
+            )
+            slots = self.registered.slots if self.registered is not None else 0
+            work = Work(plan, slots=slots)
+            if self.registered is None:
+                return work
+            self._work = work
+            self._servers = Servers(shape, slots=slots, identity=self._identity, token=self._token, uid=self._uid)
+        return self._work
+
+    @property
+    def servers(self) -> Servers:
+        """Connections to the parameter servers."""
+        assert self._servers is not None
+        return self._servers
+
+    @property
+    def info(self) -> m.Registered:
+        """What the master said when it took us."""
+        assert self.registered is not None
+        return self.registered
+
+    def send(self, message: Any) -> bool:
+        """Tell the master something that is not worth repeating."""
+        return self._link.send(message)
+
+    def _wait_for_message(self, seconds: float = 0.1) -> None:
+        """Handle what came, waiting for it a little."""
+        self.waits()
+        with contextlib.suppress(queue.Empty):
+            self._handle(self._inbox.get(timeout=seconds))
+        self._handle_all()
+
+    def _handle_all(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._handle(self._inbox.get_nowait())
+
+    def _handle(self, message: Any) -> None:  # noqa: C901, PLR0912 - a plain list of messages
+        match message:
+            case m.Registered():
+                self._on_registered(message)
+            case m.Map():
+                self.work.mapped(message)
+                self.servers.follow(message)
+            case m.Leased():
+                self._wants = max(0, self._wants - 1)
+                self.trainers = message.trainers
+                if message.watched:
+                    self._suspect.add((message.lease.epoch, message.lease.task))
+                self.work.leased(message.lease)
+                self.on_new_lease(message.lease)
+            case m.Over():
+                self.work.over(message.lease)
+            case m.Redo():
+                self.work.redo(message.lease)
+            case m.EpochDone():
+                self._wants = 0
+                self._ended_epoch = max(self._ended_epoch, message.epoch)
+            case m.Provide():
+                self._provide(message)
+            case m.Drain():
+                self.draining.set()
+            case m.Refused():
+                self.over = True
+                raise Refused(message.reason)
+            case m.Stop():
+                self.over = True
+                raise JobStopped(message.reason)
+            case m.Stopping():
+                self.stopping = message.reason
+                self._answer(message)
+            case _:
+                self._answer(message)
+
+    def _on_registered(self, message: m.Registered) -> None:
+        """A master took us, perhaps a new one: say again what we wait for."""
+        self.registered = message
+        if self.stopping and not message.stopping:
+            # A master that etcd did not tell of it.
+            self._link.send(m.StopEarly(reason=self.stopping, epoch=self._loop_epoch))
+        self.stopping = message.stopping or self.stopping
+        self._link.lease_seconds = message.lease_seconds
+        unanswered = self.work.unanswered.values()
+        self.servers.patience.lease_seconds = message.lease_seconds
+        for done in unanswered:
+            self._link.send(done)
+        wants, self._wants = self._wants, 0
+        for _ in range(wants):
+            self._want(self._loop_epoch)
+        if self._question is not None and self._reply is None:
+            self._link.send(self._question)
+
+    def _provide(self, message: m.Provide) -> None:
+        done = self.provide(message)
+        slots, grants = (message.slots, message.grants) if done else ([], [])
+        self._link.send(m.Initialised(slots=slots, grants=grants))
+
+    _loop_epoch = 0
+    _reply: Any = None
+    _answers: tuple[type, ...] = ()
+
+    def _answer(self, message: Any) -> None:
+        """The first answer to the question counts; what comes behind it, before anyone looks, takes nothing away."""
+        if self._question is not None and self._reply is None and isinstance(message, self._answers):
+            self._reply = message
+
+    def ask(self, question: Any, *answers: type) -> Any:
+        """Ask the master and wait for the answer, through every restart of it."""
+        self._question, self._answers, self._reply = question, answers, None
+        self._link.send(question)
+        try:
+            while self._reply is None:
+                self._wait_for_message()
+                self.leave_if_draining()
+            return self._reply
+        finally:
+            self._question = self._reply = None
+
+    # --- Batches ---
+
+    def next_batch(self, epoch: int) -> tuple[m.Lease, int] | None:
+        """The next batch of the job's for a loop in this epoch; None: the loop is over.
+
+        The parameters of all slots have been pulled when it returns a batch.
+
+        Raises:
+            Left: This trainer was asked to leave.
+        """
+        self._loop_epoch = epoch
+        work = self.work
+        while True:
+            self._handle_all()
+            self.leave_if_draining()
+            lease = work.current
+            if lease is None:
+                lease = self._next_lease(epoch)
+                if lease is None:
+                    return None
+            self._want_ahead(epoch)
+            batch = self._synchronise(lease)
+            if batch < work.plan.batches_in(lease.task):
+                if (lease.epoch, lease.task) in self._suspect:
+                    samples = self.samples_of((lease.epoch, lease.task, batch))
+                    self._link.send(m.Began(lease=lease, batch=batch, samples=samples))
+                return lease, batch
+            self._report_done()
+
+    def _next_lease(self, epoch: int) -> m.Lease | None:
+        """Take up the next lease, waiting for one; None: the loop's epoch is over."""
+        work = self.work
+        while not work.waiting:
+            if self._ended_epoch >= epoch and not work.unanswered:
+                return None
+            if self._ended_epoch < epoch and not self._wants:
+                self._want(epoch)
+            self._wait_for_message()
+            self.leave_if_draining()
+        if work.waiting[0].epoch > epoch:
+            return None
+        return work.begin()
+
+    def _want_ahead(self, epoch: int) -> None:
+        """Ask for the next tasks while this one is being worked on: one, or as many as the loader's workers keep busy."""
+        if self._ended_epoch >= epoch:
+            return
+        tasks = max(1, -(-self.ahead // self.work.plan.task_batches))
+        for _ in range(tasks - len(self.work.waiting) - self._wants):
+            self._want(epoch)
+
+    def _want(self, epoch: int) -> None:
+        if self._link.send(m.Want(epoch=epoch)):
+            self._wants += 1
+
+    def loop_begins(self, epoch: int) -> None:
+        """The script's loop enters an epoch: tasks may be asked for again."""
+        self._loop_epoch = epoch
+        if self._ended_epoch >= epoch:
+            self._ended_epoch = epoch - 1
+
+    def holds_later(self, epoch: int) -> bool:
+        """Whether the next task that is held belongs to a later epoch."""
+        work = self.work
+        return work.current is None and bool(work.waiting) and work.waiting[0].epoch > epoch
+
+    def _report_done(self) -> None:
+        done = self.work.finish()
+        self._suspect.discard((done.lease.epoch, done.lease.task))
+        self._link.send(done)
+        self.work.trim()
+
+    def _synchronise(self, lease: m.Lease) -> int:
+        """Know of every slot how far it is in the task, and have its parameters; asks those that it is not known of."""
+        work = self.work
+        while True:
+            batch = work.next_batch()
+            if batch is not None:
+                return batch
+            if work.served:
+                try:
+                    answers = self.servers.pull(lease.epoch, lease.task, idle=self.idle)
+                    # Every answer is taken, also behind one that is stale.
+                    if all([work.applied(lease.epoch, lease.task, *answer) for answer in answers]):  # noqa: C419
+                        continue
+                except ServerLost as error:
+                    work.forget(error.slots)
+            self._ask_where()
+            self._wait_for_message()
+            self.leave_if_draining()
+
+    def close_batch(self, push: m.Push, gradients: Gradients) -> bool:
+        """Push a batch's gradients and pull the parameters.
+
+        Returns:
+            Whether every slot has the batch. If not, it will be asked for again.
+        """
+        work, lease = self.work, self.work.current
+        assert lease is not None
+        following = self._following(lease, push)
+        push = msgspec.structs.replace(push, next_epoch=following.epoch, next_task=following.task)
+        try:
+            for pushed, ahead in self.servers.push(push, gradients, idle=self.idle):
+                for slots, grants, batches in pushed:
+                    work.applied(lease.epoch, lease.task, slots, grants, batches)
+                if (following.epoch, following.task) != (lease.epoch, lease.task):
+                    for slots, grants, batches in ahead:
+                        work.applied(following.epoch, following.task, slots, grants, batches)
+        except ServerLost as error:
+            work.forget(error.slots)
+            self._ask_where()
+        reached = work.next_batch()
+        return reached is not None and reached >= push.first + push.batches
+
+    def _following(self, lease: m.Lease, push: m.Push) -> m.Lease:
+        """The lease whose watermarks are wanted with the answer: the next one, behind a task's last batch."""
+        last = push.first + push.batches == self.work.plan.batches_in(lease.task)
+        return self.work.waiting[0] if last and self.work.waiting else lease
+
+    def idle(self) -> None:
+        """A server is silent: has the master moved its slots?"""
+        self.waits()
+        self._handle_all()
+        self._ask_where()
+
+    def _ask_where(self) -> None:
+        now = time.monotonic()
+        if now - self._last_asked >= ASK_SECONDS:
+            self._last_asked = now
+            self._link.send(m.Where())
+
+    def retry(self, action: Callable[[], Answer]) -> Answer:
+        """Carry out something that needs servers, again and again until all of them answered."""
+        while True:
+            self._handle_all()
+            if self.work.served:
+                try:
+                    return action()
+                except ServerLost as error:
+                    self.work.forget(error.slots)
+            self._ask_where()
+            self._wait_for_message()
+            self.leave_if_draining()
+
+    # --- The end ---
+
+    def leave_if_draining(self) -> None:
+        """Hand everything back and leave, if that was asked for.
+
+        Raises:
+            Left: It was.
+        """
+        if self.draining.is_set():
+            self.leave()
+            raise Left(0)
+
+    def leave(self, reason: str = "") -> None:
+        """Hand everything back and say farewell. May be called again.
+
+        Args:
+            reason: Why the script ends although the job is not complete; empty: it was asked to, or the job is.
+        """
+        leases = self._work.give_all_back() if self._work is not None else []
+        self._link.send(m.Leave(leases=leases, reason=reason))
+        self._link.close()
+        if self._servers is not None:
+            self._servers.close()
+
+    def failed(self, error: str) -> None:
+        """The script raised: tell the master which task that was."""
+        leases = self._work.leases() if self._work is not None else []
+        self._link.send(m.ScriptFailed(error=error, leases=leases[:1]))
+
+    def hung(self, seconds: float, doing: str, stack: str) -> None:
+        """The script comes no further: tell the master in which task. Called from another thread than the script's."""
+        work = self._work
+        lease = work.current if work is not None and doing.startswith(IN_BATCH) else None
+        self._link.send(m.Hung(seconds=seconds, doing=doing, stack=stack, lease=lease))

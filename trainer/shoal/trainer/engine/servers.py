@@ -1,0 +1,495 @@
+"""A trainer's connections to the parameter servers, and the tensors that go over them.
+
+Each server has one connection, attached to the slots that the map puts there. On one host the dense gradients and
+values lie in memory that both ends map; between hosts they follow the messages as raw bytes. Requests go out to all
+servers before the first answer is awaited, so the servers work at the same time; and answers are taken from all, even
+when one of them failed, so that a connection is never left in the middle of an exchange.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from shoal.protocol import messages as m
+from shoal.protocol.slot_layout import Area, TensorArea
+from shoal.tensors.table_rows import slot_of
+from shoal.tensors.views import DenseViews, bytes_of
+from shoal.trainer.engine.answer_timeout import Patience
+from shoal.trainer.engine.areas import packed, read_pieces, unpack, write_pieces
+from shoal.trainer.engine.initial_values import Initial
+from shoal.trainer.engine.server_connection import ANSWERS, Peer
+from shoal.transport import auth, sync
+
+__all__ = ["Answer", "Gradients", "ServerLost", "Servers"]
+
+CONNECT_SECONDS = 2.0
+
+Answer = tuple[list[int], list[int], int]
+"""Slots, the grants they are served under, and how many batches of the task in question they have."""
+
+
+class ServerLost(Exception):  # noqa: N818 - the usual case of a server that died
+    """Some servers did not answer, or no longer serve what was asked for: ``slots`` are theirs."""
+
+    def __init__(self, slots: Sequence[int]) -> None:
+        super().__init__(f"slots {list(slots)} are not served where they were")
+        self.slots = list(slots)
+
+
+@dataclass
+class Gradients:
+    """What a batch gives: one gradient (or None) per dense parameter, and per table its rows' (or None)."""
+
+    dense: list[Tensor | None] = field(default_factory=list)
+    """Flat, in the shape's order."""
+    tables: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    """Table, row numbers (int64 [n], unique), gradients [n, dim]."""
+
+
+class Servers:
+    """All parameter servers of the job, as one trainer sees them.
+
+    Args:
+        shape: What the job trains.
+        slots: How many slots there are.
+        identity: Of this trainer.
+        token: The job's.
+        uid: The job's.
+    """
+
+    def __init__(self, shape: m.Shape, *, slots: int, identity: auth.Identity, token: auth.Token, uid: str) -> None:
+        self.parameters: list[Tensor] = []
+        """The dense parameters, in the shape's order: pulled values are written into them."""
+        self._shape, self._slots = shape, slots
+        self._identity, self._token, self._uid = identity, token, uid
+        self.patience = Patience()
+        self._peers: dict[int, Peer] = {}
+        self._map = m.Map(holders=[], owner=[-1] * slots, grants=[m.NO_GRANT] * slots)
+        self._buffers = TensorArea(shape.buffers)
+        self._fixed = TensorArea(shape.fixed)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()
+
+    # --- The map ---
+
+    def follow(self, new: m.Map) -> None:
+        """Take the master's map; connections to servers that hold other slots now are closed."""
+        self._map = new
+        wanted = {holder.life: self._slots_of(number) for number, holder in enumerate(new.holders)}
+        self.patience.only(set(wanted))
+        for life in [life for life, peer in self._peers.items() if wanted.get(life) != peer.slots]:
+            self._peers.pop(life).close()
+
+    def _slots_of(self, number: int) -> list[int]:
+        return [slot for slot, owner in enumerate(self._map.owner) if owner == number]
+
+    def _grants(self, slots: Sequence[int]) -> list[int]:
+        return [self._map.grants[slot] for slot in slots]
+
+    def _call(self, holder: m.Holder) -> sync.Connection:
+        error: OSError = ConnectionRefusedError("no address")
+        for address in holder.addresses:
+            try:
+                return sync.connect(
+                    address, identity=self._identity, token=self._token, job=self._uid, timeout=CONNECT_SECONDS
+                )
+            except OSError as failed:
+                error = failed
+        raise error
+
+    def _peer(self, number: int, idle: Callable[[], None] | None) -> Peer:
+        """The connection to a holder; made if need be.
+
+        Raises:
+            OSError: It cannot be reached, or its slots went elsewhere meanwhile.
+        """
+        holder = self._map.holders[number]
+        peer = self._peers.get(holder.life)
+        if peer is None:
+            slots = self._slots_of(number)
+
+            def check() -> None:
+                if idle is not None:
+                    idle()
+                    if not self._holds(holder.life, slots):
+                        raise ConnectionResetError("its slots are elsewhere now")
+
+            connection = self._call(holder)
+            try:
+                peer = Peer(holder, slots, connection, Area(self._shape, self._slots, slots))
+                self._answer(connection, holder.life, check)
+            except BaseException:
+                connection.close()
+                raise
+            self._peers[holder.life] = peer
+        return peer
+
+    def _holds(self, life: int, slots: list[int]) -> bool:
+        holders = enumerate(self._map.holders)
+        return any(holder.life == life and self._slots_of(number) == slots for number, holder in holders)
+
+    def _drop(self, peer: Peer) -> None:
+        peer.close()
+        self._peers.pop(peer.holder.life, None)
+
+    def _exchange(
+        self,
+        send: Callable[[int, Peer, Callable[[], None] | None], None],
+        receive: Callable[[Peer, Any, int], Any],
+        *,
+        idle: Callable[[], None] | None,
+    ) -> Iterator[tuple[Peer, Any]]:
+        """Send something to each holder, then take each one's answer.
+
+        Raises:
+            ServerLost: At the end, if some of them failed.
+        """
+        asked: list[Peer] = []
+        lost: list[int] = []
+        begun = self._map
+        for number, holder in enumerate(begun.holders):
+            slots = [slot for slot, owner in enumerate(begun.owner) if owner == number]
+            try:
+                if self._map != begun:  # while another server was waited for
+                    raise ConnectionResetError("the slots are elsewhere now")
+                peer = self._peer(number, idle)
+                send(number, peer, self._watch(peer, idle))
+                asked.append(peer)
+            except OSError:
+                lost += slots
+                gone = self._peers.get(holder.life)
+                if gone is not None:
+                    self._drop(gone)
+        for peer in asked:
+            try:
+                message, size = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))
+                if isinstance(message, m.Fatal):
+                    raise ConnectionResetError(message.reason)
+                answer = receive(peer, message, size)
+            except OSError:
+                lost += peer.slots
+                self._drop(peer)
+            else:
+                yield peer, answer
+        lost += [slot for slot, owner in enumerate(self._map.owner) if owner < 0]
+        if lost:
+            raise ServerLost(lost)
+
+    def _answer(self, connection: sync.Connection, life: int, idle: Callable[[], None] | None) -> tuple[Any, int]:
+        """A server's answer, and how many bytes follow it; a connection that brings none in time is taken for dead."""
+        try:
+            answer = connection.receive(ANSWERS, idle=idle, seconds=self.patience.seconds(life))
+        except TimeoutError:
+            self.patience.gave_up(life)
+            raise
+        self.patience.answered(life)
+        return answer
+
+    def _watch(self, peer: Peer, idle: Callable[[], None] | None) -> Callable[[], None] | None:
+        """While a server is silent, look whether the master has given its slots to another."""
+        if idle is None:
+            return None
+        look = idle
+
+        def check() -> None:
+            look()
+            if self._peers.get(peer.holder.life) is not peer:
+                raise ConnectionResetError("its slots are elsewhere now")
+
+        return check
+
+    # --- Dense values ---
+
+    def pull(self, epoch: int, task: int, *, idle: Callable[[], None]) -> list[Answer]:
+        """How far every slot is in a task; their dense values are in the parameters then.
+
+        Raises:
+            ServerLost: Some servers did not answer.
+        """
+        answers: list[Answer] = []
+
+        def send(_: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+            message = m.Pull(grants=self._grants(peer.slots), epoch=epoch, task=task, values=True)
+            peer.connection.send(message, idle=idle)
+
+        def receive(peer: Peer, message: m.At, size: int) -> list[Answer]:
+            self._take_values(peer, size, idle)
+            return _answers_of(message.applied)
+
+        for peer, found in self._exchange(send, receive, idle=idle):
+            answers += found
+            read_pieces(peer.values, self.parameters)
+        return answers
+
+    def pull_average(self, *, idle: Callable[[], None]) -> list[Tensor]:
+        """The moving averages of the dense parameters, flat, on the CPU, in the shape's order.
+
+        The parameters themselves are not touched.
+
+        Raises:
+            ValueError: The job keeps no moving averages.
+            ServerLost: Some servers did not answer, or no longer serve their slots.
+        """
+        if not self._shape.ema > 0:
+            raise ValueError("the job keeps no moving average of its parameters")
+        found = [torch.empty(math.prod(p.shape), dtype=getattr(torch, p.dtype)) for p in self._shape.dense]
+
+        def send(_: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+            message = m.Pull(grants=self._grants(peer.slots), epoch=0, task=0, values=True, average=True)
+            peer.connection.send(message, idle=idle)
+
+        def receive(peer: Peer, message: m.At, size: int) -> None:
+            if size != peer.area.size:
+                raise ConnectionResetError("averages of another size than ours")
+            memory = bytearray(size)
+            peer.connection.receive_into(memoryview(memory), idle=self._watch(peer, idle))
+            if any(m.NO_GRANT in part.grants for part in message.applied):
+                raise ConnectionResetError("its slots are served under other grants now")
+            read_pieces(DenseViews(peer.area, memory), found)
+
+        for _ in self._exchange(send, receive, idle=idle):
+            pass
+        return found
+
+    def push(
+        self, push: m.Push, gradients: Gradients, *, idle: Callable[[], None]
+    ) -> Iterator[tuple[list[Answer], list[Answer]]]:
+        """Push a batch to every server, and pull; per server: how far the pushed task is, and the next one.
+
+        Raises:
+            ServerLost: At the end, if some servers did not answer.
+        """
+        absent = [index for index, gradient in enumerate(gradients.dense) if gradient is None]
+        whole = not push.skipped and len(absent) < len(gradients.dense)
+        owners = torch.tensor(self._map.owner)
+        tables = [(table, ids, values, owners[slot_of(ids, self._slots)]) for table, ids, values in gradients.tables]
+
+        def send(number: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+            payload: list[memoryview] = []
+            if whole:
+                write_pieces(peer.gradients, gradients.dense)
+                if not peer.shared:
+                    payload.append(peer.outgoing)
+            parts = []
+            for table, ids, values, owner in () if push.skipped else tables:
+                mine = owner == number
+                chosen = ids[mine]
+                parts.append(m.RowPart(table=table, count=len(chosen)))
+                payload += [bytes_of(chosen), bytes_of(values[mine])]
+            message = msgspec.structs.replace(push, grants=self._grants(peer.slots), absent=absent, parts=parts)
+            peer.connection.send(message, payload, idle=idle)
+
+        def receive(peer: Peer, message: m.Pushed, size: int) -> tuple[list[Answer], list[Answer]]:
+            self._take_values(peer, size, idle)
+            return _answers_of(message.pushed), _answers_of(message.next)
+
+        for peer, answer in self._exchange(send, receive, idle=idle):
+            read_pieces(peer.values, self.parameters)
+            yield answer
+
+    def _take_values(self, peer: Peer, size: int, idle: Callable[[], None]) -> None:
+        """Read the dense values that follow a message; with shared memory they are there already."""
+        if size not in {0, len(peer.incoming)}:
+            raise ConnectionResetError("dense values of another size than ours")
+        if size:
+            peer.connection.receive_into(peer.incoming, idle=self._watch(peer, idle))
+
+    # --- Rows of tables ---
+
+    def rows(self, wanted: Sequence[tuple[int, Tensor]], *, idle: Callable[[], None]) -> list[Tensor]:
+        """The values of rows: per (table, row numbers int64 [n]) a tensor [n, dim].
+
+        Raises:
+            ServerLost: Some servers did not answer, or no longer serve those rows.
+        """
+        owners = torch.tensor(self._map.owner)
+        places = [owners[slot_of(ids, self._slots)] for _, ids in wanted]
+        tables = [self._shape.tables[table] for table, _ in wanted]
+        found = [
+            torch.empty(len(ids), table.dim, dtype=getattr(torch, table.dtype))
+            for (_, ids), table in zip(wanted, tables, strict=True)
+        ]
+        numbers: dict[int, int] = {}
+
+        def send(number: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+            numbers[peer.holder.life] = number
+            chosen = [ids[place == number] for (_, ids), place in zip(wanted, places, strict=True)]
+            parts = [m.RowPart(table=table, count=len(ids)) for (table, _), ids in zip(wanted, chosen, strict=True)]
+            message = m.Rows(grants=self._grants(peer.slots), parts=parts)
+            peer.connection.send(message, [bytes_of(ids) for ids in chosen], idle=idle)
+
+        def receive(peer: Peer, message: m.RowsAt, size: int) -> None:
+            if message.stale:
+                raise ConnectionResetError("its slots are served under other grants now")
+            number = numbers[peer.holder.life]
+            del size
+            for target, place in zip(found, places, strict=True):
+                mine = (place == number).nonzero(as_tuple=True)[0]
+                part = torch.empty(len(mine), target.shape[1], dtype=target.dtype)
+                peer.connection.receive_into(bytes_of(part), idle=self._watch(peer, idle))
+                target[mine] = part
+
+        for _ in self._exchange(send, receive, idle=idle):
+            pass
+        return found
+
+    # --- Beginning and end ---
+
+    def provide(
+        self,
+        message: m.Provide,
+        values: Sequence[Tensor],
+        *,
+        tables: Sequence[Tensor] = (),
+        buffers: Sequence[Tensor] = (),
+        fixed: Sequence[Tensor] = (),
+    ) -> bool:
+        """Give slots their initial values.
+
+        Args:
+            message: Which slots, and where they are.
+            values: Per dense parameter, flat, on the CPU.
+            tables: Per table its weight [rows, dim]; only those of given tables are read.
+            buffers: Per buffer of the shape.
+            fixed: Per fixed tensor of the shape.
+
+        Returns:
+            Whether all slots have them.
+
+        Raises:
+            ValueError: There are more or fewer buffers or fixed tensors than the shape has.
+        """
+        initial = Initial(self._shape, self._slots, values, tables, buffers, fixed)
+        grants = dict(zip(message.slots, message.grants, strict=True))
+        done = True
+        for number, holder in enumerate(message.holders):
+            slots = [slot for slot, owner in zip(message.slots, message.owner, strict=True) if owner == number]
+            if not slots:
+                continue
+            try:
+                with contextlib.closing(self._call(holder)) as connection:
+                    for portion in initial.portions(slots):
+                        parts, payload = initial.payload(portion)
+                        connection.send(
+                            m.Init(slots=portion, grants=[grants[slot] for slot in portion], parts=parts), payload
+                        )
+                        answer, _ = self._answer(connection, holder.life, None)
+                        done = done and isinstance(answer, m.Initialised)
+            except OSError:
+                done = False
+        return done
+
+    def merge_buffers(
+        self,
+        buffers: Sequence[Tensor],
+        bases: Sequence[Tensor] = (),
+        *,
+        trainers: int,
+        idle: Callable[[], None],
+    ) -> None:
+        """Merge the module's buffers with the job's, and write what comes of it into them; ``trainers`` 0: only take.
+
+        Args:
+            buffers: The module's tensors as they are now, in the shape's order.
+            bases: Per buffer a copy of what this wrote last; only those of buffers with merge ``sum`` are read, and
+                none when nothing is merged.
+            trainers: How many there are; 0: nothing is merged.
+            idle: Called while the server is silent.
+
+        Raises:
+            ServerLost: Slot 0's server did not answer.
+        """
+        if not buffers:
+            return
+        given = list(buffers)
+        if trainers:
+            merged = zip(buffers, bases, self._shape.buffers, strict=True)
+            given = [now - base if spec.merge == "sum" else now for now, base, spec in merged]
+        memory = packed(self._buffers, given)
+        self._exchange_whole(m.Buffers(grant=self._map.grants[0], trainers=trainers, fixed=False), memory, idle)
+        unpack(self._buffers, memory, buffers)
+
+    def take_fixed(self, tensors: Sequence[Tensor], *, idle: Callable[[], None]) -> None:
+        """Write the first trainer's fixed tensors into these, which come in the shape's order.
+
+        Raises:
+            ServerLost: Slot 0's server did not answer.
+        """
+        if not tensors:
+            return
+        memory = memoryview(bytearray(self._fixed.size))
+        self._exchange_whole(m.Buffers(grant=self._map.grants[0], trainers=0, fixed=True), memory, idle)
+        unpack(self._fixed, memory, tensors)
+
+    def _exchange_whole(self, message: m.Buffers, memory: memoryview, idle: Callable[[], None]) -> None:
+        """Send slot 0's server the memory (not where fixed tensors are asked for), and take its answer into it."""
+        number = self._map.owner[0]
+        if number < 0:
+            raise ServerLost([0])
+        peer: Peer | None = None
+        try:
+            peer = self._peer(number, idle)
+            peer.connection.send(message, [] if message.fixed else [memory], idle=self._watch(peer, idle))
+            answer, size = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))
+            if not isinstance(answer, m.BuffersMerged) or answer.stale:
+                raise ConnectionResetError("slot 0 is served under another grant now")
+            if size != len(memory):
+                raise ConnectionResetError("tensors of another size than ours")
+            peer.connection.receive_into(memory, idle=self._watch(peer, idle))
+        except OSError as error:
+            if peer is not None:
+                self._drop(peer)
+            raise ServerLost([0]) from error
+
+    def export_rows(self, *, idle: Callable[[], None]) -> list[list[tuple[Tensor, Tensor]]]:
+        """All rows of every table that the servers hold: per table a list of (row numbers, values).
+
+        Raises:
+            ServerLost: A server did not answer, or no longer serves its slots.
+        """
+        tables: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._shape.tables]
+        begun = self._map
+        for slot, number in enumerate(begun.owner):
+            if number < 0 or self._map != begun:  # it moved while another slot was waited for
+                raise ServerLost([slot])
+            peer: Peer | None = None
+            try:
+                peer = self._peer(number, idle)
+                self._export_slot(peer, slot, tables, idle)
+            except OSError as error:
+                if peer is not None:
+                    self._drop(peer)
+                raise ServerLost([slot]) from error
+        return tables
+
+    def _export_slot(
+        self, peer: Peer, slot: int, tables: list[list[tuple[Tensor, Tensor]]], idle: Callable[[], None]
+    ) -> None:
+        message = m.Export(slot=slot, grant=self._map.grants[slot])
+        peer.connection.send(message, idle=self._watch(peer, idle))
+        answer, _ = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))
+        if not isinstance(answer, m.Exported) or answer.stale:
+            raise ConnectionResetError("the slot is served under another grant now")
+        for part in answer.tables:
+            table = self._shape.tables[part.table]
+            ids = torch.empty(part.count, dtype=torch.int64)
+            values = torch.empty(part.count, table.dim, dtype=getattr(torch, table.dtype))
+            peer.connection.receive_into(bytes_of(ids), idle=self._watch(peer, idle))
+            peer.connection.receive_into(bytes_of(values), idle=self._watch(peer, idle))
+            tables[part.table].append((ids, values))
+
+
+def _answers_of(applied: Sequence[m.Applied | m.SlotBatch]) -> list[Answer]:
+    return [(part.slots, part.grants, part.batches) for part in applied]

@@ -1,0 +1,1 @@
+"""How the processes of a job reach each other: frames, handshake, connections, shared memory."""

@@ -1,0 +1,290 @@
+"""Connections on an asyncio loop: what the master and its observers speak; messages only, no payloads.
+
+A ``Protocol`` parses all complete frames of a read at once and sends all messages of one turn of the loop in one
+write: with many small messages that is several times faster than streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shoal.protocol.decoding import UNDECODABLE
+from shoal.transport import auth
+from shoal.transport.address import connect as open_socket
+from shoal.transport.address import watch_over
+from shoal.transport.frames import HEADER, FrameError, encode, parse_header
+from shoal.transport.unauthenticated import Unproved
+
+__all__ = ["Caller", "Connection", "Listener", "connect"]
+
+HANDSHAKE_SECONDS = 10.0
+CLOSE_SECONDS = 10.0
+"""For the peer to read what is left when a connection is closed."""
+HIGH_WATER = 16 << 20
+"""Bytes that may wait for a peer before more is sent: one that reads has some kilobytes."""
+
+_handshake = msgspec.msgpack.Decoder(auth.Handshake)
+
+
+class Connection(asyncio.Protocol):
+    """One end of a connection. Subclasses carry the handshake; until it is done, ``peer`` is None."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Any]) -> None:
+        self.peer: auth.Identity | None = None
+        self.last_heard = 0.0
+        self.closed = False
+        self.why_closed = ""
+        self._decoder = decoder
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._outgoing: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def on_ready(self) -> None:
+        """The peer has proved itself."""
+
+    def on_message(self, message: Any) -> None:
+        """A message came."""
+
+    def on_closed(self) -> None:
+        """The connection is gone; called once, also when the handshake failed."""
+
+    def on_handshake(self, message: auth.Handshake) -> None:
+        """A message of the handshake came; sets ``peer`` in the end."""
+        raise NotImplementedError
+
+    def send(self, message: Any) -> None:
+        """Send a message with the others of this turn of the loop. Nothing happens on a closed connection."""
+        if self.closed:
+            return
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(encode(message))
+
+    def close(self, why: str = "") -> None:
+        """Send what is left, then close."""
+        self._flush()
+        self.why_closed = self.why_closed or why
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.close()
+            self._loop.call_later(CLOSE_SECONDS, lambda: None if self.closed else self.abort())
+
+    def abort(self, why: str = "") -> None:
+        """Close now, whatever is left to be sent."""
+        self.why_closed = self.why_closed or why
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if not outgoing or self._transport is None or self.closed:
+            return
+        if self._transport.get_write_buffer_size() > HIGH_WATER:
+            self.abort("it does not read what it is sent")
+        else:
+            self._transport.write(b"".join(outgoing))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the handshake's clock."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.last_heard = self._loop.time()
+        stream = transport.get_extra_info("socket")
+        if stream is not None:
+            watch_over(stream)
+        self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self.abort("no handshake")
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Tell it once."""
+        self.closed = True
+        # A reset too: a probe of a kubelet hangs up without a word, every other second.
+        self.why_closed = self.why_closed or "closed by the peer"
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self.on_closed()
+
+    def data_received(self, data: bytes) -> None:
+        """Handle every complete frame."""
+        self.last_heard = self._loop.time()
+        self._buffer += data
+        try:
+            self._parse()
+        except (FrameError, auth.AuthenticationError) as error:
+            self.close(str(error))
+
+    def _parse(self) -> None:
+        buffer, start = self._buffer, 0
+        while len(buffer) - start >= HEADER.size and not self.why_closed:
+            length, payload = parse_header(
+                memoryview(buffer)[start : start + HEADER.size], proved=self.peer is not None
+            )
+            if payload:
+                raise FrameError("a payload where none belongs")
+            end = start + HEADER.size + length
+            if len(buffer) < end:
+                break
+            self._handle(bytes(memoryview(buffer)[start + HEADER.size : end]))
+            start = end
+        del buffer[:start]
+
+    def _proved(self) -> bool:
+        return self.peer is not None
+
+    def _handle(self, body: bytes) -> None:
+        if self.peer is not None:
+            try:
+                message = self._decoder.decode(body)
+            except UNDECODABLE as error:
+                raise FrameError(f"not a message that belongs here: {error}") from error
+            self.on_message(message)
+            return
+        try:
+            handshake = _handshake.decode(body)
+        except UNDECODABLE as error:
+            raise FrameError("not a handshake of Shoal's") from error
+        self.on_handshake(handshake)
+        if self._proved():
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self.on_ready()
+
+
+class Listener(Connection):
+    """The listener's end; ``unproved`` has all callers of the process that have not proved themselves."""
+
+    def __init__(
+        self,
+        decoder: msgspec.msgpack.Decoder[Any],
+        *,
+        identity: auth.Identity,
+        token: auth.Token,
+        job: str,
+        unproved: Unproved[Listener],
+    ) -> None:
+        super().__init__(decoder)
+        self._identity, self._token, self._job = identity, token, job
+        self._unproved = unproved
+        self._sent = auth.challenge()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Challenge the caller."""
+        super().connection_made(transport)
+        name = transport.get_extra_info("peername")
+        oldest = self._unproved.admit(self, str(name[0]) if isinstance(name, tuple) else "")
+        if oldest is not None:
+            oldest.abort("too many callers say nothing")
+        self.send(self._sent)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Make room for other callers."""
+        self._unproved.remove(self)
+        super().connection_lost(error)
+
+    def on_handshake(self, message: auth.Handshake) -> None:
+        """Verify the caller and welcome it, or say why not."""
+        if not isinstance(message, auth.Greeting):
+            raise FrameError("a handshake out of order")
+        try:
+            auth.verify(message, self._sent, token=self._token, job=self._job)
+        except auth.AuthenticationError as error:
+            self.send(auth.Refusal(reason=str(error)))
+            raise
+        self.send(auth.welcome(message, self._sent, token=self._token, identity=self._identity))
+        self.peer = message.identity
+        self._unproved.remove(self)
+
+
+class Caller(Connection):
+    """The caller's end: incoming messages wait in a queue, for ``receive``."""
+
+    def __init__(
+        self, decoder: msgspec.msgpack.Decoder[Any], *, identity: auth.Identity, token: auth.Token, job: str
+    ) -> None:
+        super().__init__(decoder)
+        self._identity, self._token, self._job = identity, token, job
+        self._sent: auth.Challenge | None = None
+        self._greeting: auth.Greeting | None = None
+        self._incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+
+    def on_handshake(self, message: auth.Handshake) -> None:
+        """Answer the challenge; check the welcome."""
+        if isinstance(message, auth.Refusal):
+            raise auth.AuthenticationError(message.reason)
+        if isinstance(message, auth.Challenge) and self._greeting is None:
+            self._sent = message
+            self._greeting = auth.greet(message, token=self._token, job=self._job, identity=self._identity)
+            self.send(self._greeting)
+        elif isinstance(message, auth.Welcome) and self._greeting is not None and self._sent is not None:
+            auth.verify_welcome(message, self._greeting, self._sent, token=self._token)
+            self.peer = message.identity
+        else:
+            raise FrameError("a handshake out of order")
+
+    def on_ready(self) -> None:
+        """Let ``connect`` return."""
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def on_message(self, message: Any) -> None:
+        """Keep the message for ``receive``."""
+        self._incoming.put_nowait(message)
+
+    def on_closed(self) -> None:
+        """Wake whoever waits."""
+        self._incoming.put_nowait(None)
+        if not self.ready.done():
+            self.ready.set_exception(auth.AuthenticationError(self.why_closed))
+
+    async def receive(self) -> Any:
+        """The next message.
+
+        Raises:
+            ConnectionResetError: The connection is gone; the text says why.
+        """
+        message = await self._incoming.get()
+        if message is None:
+            self._incoming.put_nowait(None)
+            raise ConnectionResetError(self.why_closed)
+        return message
+
+
+async def connect(
+    address: str,
+    *,
+    identity: auth.Identity,
+    token: auth.Token,
+    job: str,
+    decoder: msgspec.msgpack.Decoder[Any],
+    timeout: float = 5.0,  # noqa: ASYNC109 - of the connect, which runs in a thread
+    make: Callable[..., Caller] = Caller,
+) -> Caller:
+    """Call a process of the job; messages come by ``receive``.
+
+    Raises:
+        AuthenticationError: The other end refused, or does not know the token.
+        OSError: Nobody listens there.
+    """
+    stream = await asyncio.to_thread(open_socket, address, timeout=timeout)
+    stream.setblocking(False)
+    loop = asyncio.get_running_loop()
+    _, caller = await loop.create_connection(
+        lambda: make(decoder, identity=identity, token=token, job=job), sock=stream
+    )
+    try:
+        await caller.ready
+    except BaseException:
+        caller.abort()
+        with contextlib.suppress(BaseException):
+            caller.ready.exception()
+        raise
+    return caller

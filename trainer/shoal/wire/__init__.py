@@ -1,1 +1,0 @@
-"""What every process of a job speaks: frames, handshake, messages, shared memory."""
