@@ -29,7 +29,7 @@ import yaml
 from benchmarks.operators import OperatorProcess, cpu_seconds, say
 from shoal.api.crd import crd
 from shoal.local.etcd_server import EtcdServer, find_etcd
-from shoal.store import ALL_JOBS, JobKeys, Published, Put, Store
+from shoal.store import ALL_JOBS, JobKeys, Put, ReportedState, Store
 from tests.cluster.certificates import make_client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.parts import CONTROL, Layout, Part
@@ -385,9 +385,9 @@ class HollowCluster:
         await asyncio.to_thread(put)
 
 
-def published(*, trainers: int, servers: int) -> Published:
+def published(*, trainers: int, servers: int) -> ReportedState:
     """The record of a master whose trainers wait for their first task."""
-    return Published(
+    return ReportedState(
         generation=1,
         state="Running",
         epoch=0,

@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks.scripts import sleeper
 from shoal.local.state_folder import StateFolder
-from shoal.master.record_log import Leader
+from shoal.master.record_log import MasterRecord
 from shoal.store import Event, JobKeys, Listing, Store
 
 __all__ = ["CLI", "Commits", "RunJob", "longest_gap", "until"]
@@ -184,14 +184,14 @@ class Commits:
     def _reset(self, listing: Listing, _: str) -> None:
         for pair in listing.pairs:
             if pair.key == self._keys.master:
-                self.generation = msgspec.json.decode(pair.value, type=Leader).generation
+                self.generation = msgspec.json.decode(pair.value, type=MasterRecord).generation
 
     def _events(self, events: list[Event]) -> None:
         now = time.monotonic()
         # Within a revision keys are in order: the leader's key comes before those of tasks.
         for event in events:
             if event.key == self._keys.master and event.value is not None:
-                self.generation = msgspec.json.decode(event.value, type=Leader).generation
+                self.generation = msgspec.json.decode(event.value, type=MasterRecord).generation
             elif self._keys.relative(event.key).startswith("tasks/"):
                 with self._lock:
                     self._found.append((now, self.generation))

@@ -61,19 +61,19 @@ class Client(aio.Caller):
 
     def on_message(self, message: Any) -> None:
         """Go on at once."""
-        if isinstance(message, m.Leased):
-            self.send(m.Done(lease=message.lease, grants=list(self.grants)))
-        elif isinstance(message, m.Over):
+        if isinstance(message, m.TaskLeased):
+            self.send(m.TaskDone(lease=message.lease, grants=list(self.grants)))
+        elif isinstance(message, m.TaskCommitted):
             self.over += 1
             if self.working:
-                self.send(m.Want(epoch=1 << 30))
-        elif isinstance(message, m.Map):
+                self.send(m.RequestTask(epoch=1 << 30))
+        elif isinstance(message, m.SlotMap):
             self.grants = tuple(message.grants)
-        elif isinstance(message, m.Redo):
-            self.send(m.Done(lease=message.lease, grants=list(self.grants)))
+        elif isinstance(message, m.TaskReopened):
+            self.send(m.TaskDone(lease=message.lease, grants=list(self.grants)))
 
 
-async def _trainer(pipe: Pipe, folder: Path, shape: m.Shape, index: int) -> None:
+async def _trainer(pipe: Pipe, folder: Path, shape: m.ModelSpec, index: int) -> None:
     client = await aio.connect(
         f"file://{folder}/master.address",
         identity=auth.Identity(role="trainer", index=index, life=auth.new_life()),
@@ -97,7 +97,7 @@ async def _trainer(pipe: Pipe, folder: Path, shape: m.Shape, index: int) -> None
 
 async def _order(pipe: Pipe, client: Client) -> str:
     while not pipe.poll():
-        client.send(m.Ping())
+        client.send(m.KeepAlive())
         await asyncio.sleep(0.05)
     return str(pipe.recv())
 
@@ -106,7 +106,7 @@ async def _tasks(pipe: Pipe, client: Client) -> None:
     before, client.working = client.over, True
     asked = time.monotonic()
     for _ in range(IN_FLIGHT):
-        client.send(m.Want(epoch=1 << 30))
+        client.send(m.RequestTask(epoch=1 << 30))
     await asyncio.sleep(SECONDS)
     # What is in flight still counts for nothing; it is awaited, so that the puts have etcd for themselves.
     done, passed = client.over - before, time.monotonic() - asked
@@ -129,7 +129,7 @@ def _puts(pipe: Pipe, folder: Path, index: int) -> None:
 
 
 def _client(pipe: Pipe, folder: Path, shape: bytes, index: int) -> None:
-    asyncio.run(_trainer(pipe, folder, msgspec.json.decode(shape, type=m.Shape), index))
+    asyncio.run(_trainer(pipe, folder, msgspec.json.decode(shape, type=m.ModelSpec), index))
 
 
 class QueueJob:

@@ -17,10 +17,10 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.common import Row, at_most, main, plain
 from shoal.trainer.data.dataset import describe_data
-from shoal.trainer.optim.accumulation import Carry
-from shoal.trainer.optim.schedule import Schedule
+from shoal.trainer.optim.accumulation import Accumulation
+from shoal.trainer.optim.schedule import LearningRateSchedule
 from shoal.trainer.script.description import describe
-from shoal.trainer.script.mutations import Watch
+from shoal.trainer.script.mutations import MutationDetector
 
 PARAMETERS, SIZE = 500, 1000
 STEP_MS = 5.0
@@ -31,15 +31,15 @@ def _model() -> nn.Module:
     return nn.ParameterList([nn.Parameter(torch.randn(SIZE)) for _ in range(PARAMETERS)])
 
 
-def _parts() -> tuple[Watch, Carry, Schedule]:
+def _parts() -> tuple[MutationDetector, Accumulation, LearningRateSchedule]:
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = describe_data(TensorDataset(torch.zeros(8, 1)), batch_size=4)
     described = describe(model, [optimizer], data, accumulate=1, task_batches=None)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    watch = Watch(model, described.watched, groups=described.groups, stays=True)
-    schedule = Schedule(
+    watch = MutationDetector(model, described.watched, groups=described.groups, stays=True)
+    schedule = LearningRateSchedule(
         [],
         described.groups,
         interval="step",
@@ -48,7 +48,7 @@ def _parts() -> tuple[Watch, Carry, Schedule]:
         place=lambda _: ("between", None),
         measured=lambda _: True,
     )
-    return watch, Carry(described.dense), schedule
+    return watch, Accumulation(described.dense), schedule
 
 
 def measure() -> tuple[list[Row], Any]:

@@ -63,20 +63,20 @@ def inject(seed: str, one_in: int) -> None:
     from shoal.transport import aio, sync
 
     chance = random.Random(seed)
-    made = sync.Connection.__init__
+    made = sync.BlockingConnection.__init__
 
-    def connection(self: sync.Connection, stream: socket.socket, *arguments: Any, **named: Any) -> None:
+    def connection(self: sync.BlockingConnection, stream: socket.socket, *arguments: Any, **named: Any) -> None:
         made(self, stream, *arguments, **named)
         self._stream = Faulty(stream, chance, one_in)  # type: ignore[assignment]
 
-    begun = aio.Connection.connection_made
+    begun = aio.AsyncConnection.connection_made
 
-    def connection_made(self: aio.Connection, transport: Any) -> None:
+    def connection_made(self: aio.AsyncConnection, transport: Any) -> None:
         begun(self, transport)
         transport._sock = Faulty(transport._sock, chance, one_in)
 
-    sync.Connection.__init__ = connection  # type: ignore[method-assign]
-    aio.Connection.connection_made = connection_made  # type: ignore[method-assign]
+    sync.BlockingConnection.__init__ = connection  # type: ignore[method-assign]
+    aio.AsyncConnection.connection_made = connection_made  # type: ignore[method-assign]
 
 
 def main() -> None:

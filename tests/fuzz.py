@@ -33,7 +33,18 @@ from tests.zygote import Zygote
 __all__ = ["CALLERS", "Footprint", "Fuzzer", "fuzzed_job"]
 
 CALLERS = ("stranger", "trainer", "pserver", "observer")
-BY_RIGHT = {m.StopEarly, m.ScriptFailed, m.Hung, m.Save, m.Saved, m.Evaluated, m.Leave, m.Began, m.Offer, m.Register}
+BY_RIGHT = {
+    m.StopEarly,
+    m.ScriptFailed,
+    m.ScriptHung,
+    m.Save,
+    m.Saved,
+    m.Evaluated,
+    m.Leave,
+    m.BatchBegan,
+    m.ReportState,
+    m.Register,
+}
 """Messages of a member of the job that change it, as they should: in their place there are random bytes, as one that has the
 right types by chance is the word of a member. What a master makes of such words has tests of its own. A trainer that registers names the tasks that it holds, and a task of epoch 600 begins 600 epochs:
 a job that is stopped finishes them."""
@@ -81,7 +92,7 @@ class Fuzzer:
         with Store.connect(job.etcd.endpoint, prefix=job.keys.prefix) as store:
             found = store.get(job.keys.prefix + "shape")
         assert found is not None
-        self._shape = msgspec.json.decode(found.value, type=m.Shape)
+        self._shape = msgspec.json.decode(found.value, type=m.ModelSpec)
         self._end = 0.0
 
     @property
@@ -159,7 +170,7 @@ class Fuzzer:
         """Where a message could be valid work by chance, it is noise."""
         return liar.noise() if kind in BY_RIGHT else liar.frame(kind)
 
-    def _introduce(self, connection: sync.Connection, caller: str, chance: random.Random) -> None:
+    def _introduce(self, connection: sync.BlockingConnection, caller: str, chance: random.Random) -> None:
         """As a true member would: what follows gets further."""
         if chance.random() < 0.3:
             return

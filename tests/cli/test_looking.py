@@ -7,7 +7,7 @@ import pytest
 
 from shoal.cli.jobs import show_all, status_lines
 from shoal.cli.run import Options, _view
-from shoal.local.state_folder import End, Origin, StateFolder
+from shoal.local.state_folder import Origin, RunEnd, StateFolder
 from shoal.local.view.live import LiveView
 from shoal.local.view.plain import PlainView
 from shoal.local.view.status import account_of
@@ -41,7 +41,7 @@ def test_the_list_of_jobs_gives_the_last_line_of_a_failure(tmp_path, capsys, job
     state.lock()
     state.prepare(job, Origin(folder=str(tmp_path), source=""))
     reason = "the script failed 7 times in a row; its last words:\nTraceback\nKeyError: 'x'"
-    state.write_end(End("Failed", reason, final=False, account=account_of("Failed", None, seconds=1.0)))
+    state.write_end(RunEnd("Failed", reason, final=False, account=account_of("Failed", None, seconds=1.0)))
     state.unlock()
     show_all(tmp_path, output="text")
     assert capsys.readouterr().out == "digits  Failed    KeyError: 'x'\n"

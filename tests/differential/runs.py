@@ -25,7 +25,7 @@ import shoal.master.state.job
 import shoal.pserver.service
 from shoal.trainer.alone import AloneJob
 from shoal.trainer.data.dataset import describe_data
-from shoal.trainer.data.sample_order import Order
+from shoal.trainer.data.sample_order import SampleOrder
 from shoal.trainer.job import seed_everything
 from shoal.trainer.refusal import Refused
 from shoal.trainer.script.description import describe
@@ -86,7 +86,7 @@ class Plain:
         described = describe(model, optimizers, data, accumulate=accumulate, task_batches=task_batches)
         self._model, self._loader, self._accumulate = model, loader, accumulate
         self._trained = [(d.name, p) for d, p in zip(described.shape.dense, described.dense, strict=True)]
-        self._order = Order(described.shape, self._spec.seed, data.order)
+        self._order = SampleOrder(described.shape, self._spec.seed, data.order)
         for one in optimizers:
             one.register_step_post_hook(self._stepped)
         return model, optimizer, _Batches(self)

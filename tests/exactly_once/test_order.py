@@ -12,19 +12,19 @@ import msgspec
 import pytest
 import torch
 
-from shoal.protocol.messages import Shape
+from shoal.protocol.messages import ModelSpec
 from shoal.protocol.model_spec import digest
 from shoal.protocol.slot_layout import pieces
 from shoal.pserver.snapshots import files
 from shoal.store import Store
-from shoal.trainer.data.sample_order import Order
+from shoal.trainer.data.sample_order import SampleOrder
 from tests.momentum import pushes
 from tests.realjob import TESTS, Chaos, RealJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-def replayed(order: list[tuple[int, int, int]], plan: Order, start: int, stop: int) -> torch.Tensor:
+def replayed(order: list[tuple[int, int, int]], plan: SampleOrder, start: int, stop: int) -> torch.Tensor:
     """A plain loop over the same batches in the same order, for a slice of the parameters."""
     each = pushes()[:, start:stop]
     values = torch.nn.Parameter(torch.zeros(stop - start, dtype=torch.float64))
@@ -52,8 +52,8 @@ def test_the_servers_order_replayed_gives_the_same_parameters(zygote, tmp_path, 
         with Store.connect(job.etcd.endpoint, prefix=job.keys.prefix) as store:
             found = store.get(job.keys.shape)
         assert found is not None
-        shape = msgspec.json.decode(found.value, type=Shape)
-        plan = Order(shape, 3)
+        shape = msgspec.json.decode(found.value, type=ModelSpec)
+        plan = SampleOrder(shape, 3)
         cut = pieces(shape, len(outcome.files))
         compared = 0
         for slot, name in outcome.files.items():

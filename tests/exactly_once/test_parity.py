@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shoal.protocol.messages import Shape
+from shoal.protocol.messages import ModelSpec
 from shoal.store import Store
-from shoal.trainer.data.sample_order import Order
+from shoal.trainer.data.sample_order import SampleOrder
 from shoal.trainer.job import seed_everything
 from tests import parity
 from tests.realjob import TESTS, RealJob
@@ -19,12 +19,12 @@ from tests.realjob import TESTS, RealJob
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
-def plain_loop(shape: Shape) -> parity.Model:
+def plain_loop(shape: ModelSpec) -> parity.Model:
     seed_everything(3)
     model = parity.Model()
     made = parity.optimizers(model)
     schedule = parity.scheduler(made[0])
-    order, data = Order(shape, 3), parity.data()
+    order, data = SampleOrder(shape, 3), parity.data()
     for epoch in range(2):
         for task in range(order.plan.tasks):
             for batch in range(order.plan.batches_in(task)):
@@ -57,7 +57,7 @@ def test_the_model_is_that_of_a_plain_loop(zygote, tmp_path, monkeypatch, name, 
         with Store.connect(job.etcd.endpoint, prefix=job.keys.prefix) as store:
             found = store.get(job.keys.shape)
         assert found is not None
-        shape = msgspec.json.decode(found.value, type=Shape)
+        shape = msgspec.json.decode(found.value, type=ModelSpec)
         trained = load_file(job.model_path("parity.safetensors"))
     with warnings.catch_warnings():
         # torch's own word on sparse gradients of Adagrad

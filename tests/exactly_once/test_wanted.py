@@ -7,7 +7,7 @@ import time
 import msgspec
 import pytest
 
-from shoal.store import Published, Put, Store, Wanted
+from shoal.store import DesiredState, Put, ReportedState, Store
 from tests.exactly_once.test_counting import check
 from tests.realjob import RealJob
 
@@ -22,16 +22,16 @@ class Operator:
         self.store = Store.connect(job.etcd.endpoint, prefix=job.keys.prefix)
 
     def wants(self, **wanted) -> None:
-        self.raw(msgspec.json.encode(Wanted(**wanted)))
+        self.raw(msgspec.json.encode(DesiredState(**wanted)))
 
     def raw(self, value: bytes) -> None:
         assert self.store.transact([], [Put(self.job.keys.wanted, value)]).succeeded
 
-    def told(self) -> Published | None:
+    def told(self) -> ReportedState | None:
         found = self.store.get(self.job.keys.progress)
-        return msgspec.json.decode(found.value, type=Published) if found is not None else None
+        return msgspec.json.decode(found.value, type=ReportedState) if found is not None else None
 
-    def until(self, found, *, seconds: float = 60.0) -> Published:
+    def until(self, found, *, seconds: float = 60.0) -> ReportedState:
         """Supervise until the master publishes that."""
         end = time.monotonic() + seconds
         while True:

@@ -8,7 +8,7 @@ import pytest
 
 from shoal.api import for_script
 from shoal.local.manifest_changes import notes, refusals
-from shoal.local.state_folder import BusyError, End, Origin, StateFolder, base_folder, job_names
+from shoal.local.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder, job_names
 from shoal.local.view.status import account_of
 
 JOB = for_script("train.py", ["--x"], trainers="1:2", epochs=3, seed=7)
@@ -54,7 +54,7 @@ def test_how_it_ended_is_kept_until_it_runs_again(tmp_path):
     state = StateFolder(tmp_path, "train")
     state.lock()
     state.prepare(JOB, ORIGIN)
-    end = End(state="Failed", reason="so", final=False, account=account_of("Failed", None, seconds=1.5))
+    end = RunEnd(state="Failed", reason="so", final=False, account=account_of("Failed", None, seconds=1.5))
     state.write_end(end)
     assert state.end() == end
     state.prepare(JOB, ORIGIN)

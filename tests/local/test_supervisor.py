@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER, Finish, Settings, Signal, Start, Supervisor, Tell
+from shoal.local.supervisor import (
+    ETCD,
+    MASTER,
+    SERVER,
+    TRAINER,
+    Finish,
+    PrintLine,
+    RunSettings,
+    Signal,
+    Start,
+    Supervisor,
+)
 from tests.soak import examples
 
 
@@ -15,7 +26,7 @@ def do(actions, *kinds):
 
 
 def running(trainers=2, servers=1, **more):
-    supervisor = Supervisor(Settings(trainers=trainers, servers=servers, **more))
+    supervisor = Supervisor(RunSettings(trainers=trainers, servers=servers, **more))
     supervisor.begin(0.0)
     return supervisor
 
@@ -31,7 +42,7 @@ def end_all(supervisor, now=100.0):
 
 
 def test_everything_starts_at_once():
-    started = do(Supervisor(Settings(trainers=2, servers=2)).begin(0.0))
+    started = do(Supervisor(RunSettings(trainers=2, servers=2)).begin(0.0))
     assert started == [
         Start(TRAINER, 0),
         Start(TRAINER, 1),
@@ -230,7 +241,7 @@ def test_a_script_that_fails_behind_the_end_and_waits_for_its_next_start_is_name
     supervisor = running(trainers=1)
     supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 1, 6.0, words="FileNotFoundError")
-    told = [each.text for each in supervisor.tick(15.0) if isinstance(each, Tell)]
+    told = [each.text for each in supervisor.tick(15.0) if isinstance(each, PrintLine)]
     assert told[0] == "the training is complete; waiting for the scripts of trainer-0 to end"
 
 
@@ -308,7 +319,7 @@ def test_the_deadline():
 def test_the_same_failure_is_told_at_length_once():
     supervisor, now, told = running(trainers=1), 0.0, []
     for words in ("KeyError: 'x'", "KeyError: 'x'", "ValueError: y"):
-        told += do(supervisor.exited(TRAINER, 0, 1, now, words=words), Tell)
+        told += do(supervisor.exited(TRAINER, 0, 1, now, words=words), PrintLine)
         now += 5.0
         supervisor.tick(now)
     assert [tell.text.partition(";")[0] for tell in told] == [
@@ -319,9 +330,9 @@ def test_the_same_failure_is_told_at_length_once():
 
 
 def test_users_are_told():
-    told = do(running().exited(TRAINER, 1, 1, 5.0, words="Traceback\nKeyError: 'x'"), Tell)
+    told = do(running().exited(TRAINER, 1, 1, 5.0, words="Traceback\nKeyError: 'x'"), PrintLine)
     assert told == [
-        Tell(
+        PrintLine(
             "warning",
             "trainer-1: the script failed (exit code 1: KeyError: 'x'); "
             "again in 1 s (failures in a row: 1; the job fails at 7)",
@@ -384,7 +395,7 @@ EVENTS = st.one_of(
     limit=st.integers(0, 5),
 )
 def test_never_two_of_one_place_and_nothing_left_in_the_end(events, trainers, servers, own_etcd, limit):
-    world = World(Settings(trainers=trainers, servers=servers, own_etcd=own_etcd, backoff_limit=limit))
+    world = World(RunSettings(trainers=trainers, servers=servers, own_etcd=own_etcd, backoff_limit=limit))
     now, samples = 0.0, 0
     world.carry_out(world.supervisor.begin(now))
     for kind, number, code in events:

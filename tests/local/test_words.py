@@ -10,10 +10,10 @@ from rich.console import Console
 from shoal.local.view.formatting import account_lines, duration, plain, progress_line, score, why
 from shoal.local.view.live import picture
 from shoal.local.view.plain import PlainView, QuietView
-from shoal.local.view.status import Status, account_of, is_good, read_status, rows_of
-from shoal.protocol.messages import Account, Member, Progress, Samples
+from shoal.local.view.status import JobStatus, account_of, is_good, read_status, rows_of
+from shoal.protocol.messages import JobAccount, JobProgress, Member, Samples
 
-PROGRESS = Progress(
+PROGRESS = JobProgress(
     state="Running",
     reason="",
     generation=1,
@@ -58,7 +58,7 @@ ROWS = rows_of(
     [("trainer", 2, 3.0)],
     PROGRESS.members,
 )
-STATUS = Status(
+STATUS = JobStatus(
     name="digits",
     state="Running",
     reason="",
@@ -184,7 +184,7 @@ def test_durations_and_scores():
 
 def account(*, lost=0, twice=0, state="Complete"):
     samples = Samples(expected=10, counted=10 - lost, lost=lost, twice=twice, skipped=0)
-    return Account(state=state, epochs=1, samples=samples, joins=1, leaves=0, deaths=0, replayed=0, seconds=1.0)
+    return JobAccount(state=state, epochs=1, samples=samples, joins=1, leaves=0, deaths=0, replayed=0, seconds=1.0)
 
 
 def test_only_a_full_account_is_good():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from shoal.master.core import Master
-from shoal.master.state.job import Job, Send, Settings
+from shoal.master.core import MasterCore
+from shoal.master.state.job import JobState, MasterSettings, Send
 from shoal.master.state.records import Records
 from shoal.protocol import messages as m
 from shoal.protocol.task_set import TaskSet
@@ -17,7 +17,7 @@ SAMPLES = 4
 EPOCHS = 3
 SERVER = Identity(role="pserver", index=0, life=10**6)
 SERVER_CONNECTION = 999
-SHAPE = m.Shape(
+SHAPE = m.ModelSpec(
     samples=TASKS * SAMPLES, fingerprint="f", batch_size=2, drop_last=False, shuffle=True, task_batches=2, accumulate=1,
     dense=[], tables=[], groups=[m.Group(optimizer="SGD", options={"lr": 0.5})], buffers=[],
 )  # fmt: skip
@@ -32,7 +32,7 @@ class Desk:
         self.served: dict[int, int] = {}
         self.has = TaskSet(TASKS)
         self.reached = (-1, -1)
-        self.finals: list[m.Final] = []
+        self.finals: list[m.TakeFinalSnapshot] = []
         self.generation = 0
         self.server = server
         self.replace_master()
@@ -42,24 +42,24 @@ class Desk:
         self.generation += 1
         records = Records()
         records.load(self.etcd.items())
-        chosen = Settings(name="j", epochs=EPOCHS, seed=1, servers=1, checkpoint_seconds=1e9, checkpoint_keep=2,
+        chosen = MasterSettings(name="j", epochs=EPOCHS, seed=1, servers=1, checkpoint_seconds=1e9, checkpoint_keep=2,
                           output="", lease_seconds=10.0)  # fmt: skip
-        self.job = Job(settings=chosen, records=records, generation=self.generation,
+        self.job = JobState(settings=chosen, records=records, generation=self.generation,
                        new_grant=lambda: next(self.grants), now=0.0, clock=lambda: 0.0)  # fmt: skip
-        self.master = Master(self.job)
+        self.master = MasterCore(self.job)
         if self.server:
             self.master.connected(SERVER_CONNECTION, SERVER, 0.0)
             self.offer(0)
             self.settle()
 
     def report(self, slots):
-        return [m.Report(slots=slots, grants=[self.served[slot] for slot in slots], counts=[1] * len(slots),
+        return [m.SlotReport(slots=slots, grants=[self.served[slot] for slot in slots], counts=[1] * len(slots),
                          tasks=self.has.encode(), reached=max(self.reached, self.has.highest))]  # fmt: skip
 
     def offer(self, question):
         held = self.report(list(self.served)) if self.served else []
         self.from_server(
-            m.Offer(held=held, waiting=[], files=[], question=question, addresses=["unix:///s"], pid=1, host="")
+            m.ReportState(held=held, waiting=[], files=[], question=question, addresses=["unix:///s"], pid=1, host="")
         )
 
     def from_server(self, message):
@@ -88,14 +88,14 @@ class Desk:
 
     def to_server(self, message):
         match message:
-            case m.Ask():
+            case m.RequestState():
                 self.offer(message.question)
-            case m.Accepted() if message.shape is not None:
+            case m.JobSettings() if message.shape is not None:
                 self.offer(0)
             case m.Grant():
                 self.served[message.slot] = message.grant
-                self.from_server(m.Held(reports=self.report([message.slot])))
-            case m.Final():
+                self.from_server(m.GrantReport(reports=self.report([message.slot])))
+            case m.TakeFinalSnapshot():
                 self.finals.append(message)
 
     def joins(self, index, *, life=0, leases=()):
@@ -117,14 +117,16 @@ class Desk:
     def gets(self, index):
         """A trainer asks for a task, of any epoch, and gets it."""
         (leased,) = [
-            x for to, x in self.says(index, m.Want(epoch=EPOCHS - 1)) if to == index and isinstance(x, m.Leased)
+            x
+            for to, x in self.says(index, m.RequestTask(epoch=EPOCHS - 1))
+            if to == index and isinstance(x, m.TaskLeased)
         ]
         return leased
 
     def does(self, index, lease):
         """A trainer has done a task."""
         self.has.add(lease.epoch, lease.task)
-        return self.says(index, m.Done(lease=lease, grants=[self.served[slot] for slot in sorted(self.served)]))
+        return self.says(index, m.TaskDone(lease=lease, grants=[self.served[slot] for slot in sorted(self.served)]))
 
     def works(self, index, tasks):
         """A trainer gets and does some tasks."""
@@ -136,7 +138,7 @@ class Desk:
         final = self.finals[-1]
         samples = sum(SAMPLES for epoch in range(EPOCHS) for task in range(TASKS) if (epoch, task) in self.has)
         count = len(final.slots)
-        self.from_server(m.Safe(file="f", tasks=final.tasks, slots=final.slots, grants=final.grants,
+        self.from_server(m.FinalSnapshotPinned(file="f", tasks=final.tasks, slots=final.slots, grants=final.grants,
                                 samples=[samples] * count, skipped=[skipped] * count))  # fmt: skip
         return self.settle()
 

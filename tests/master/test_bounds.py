@@ -50,7 +50,7 @@ def test_an_error_that_ends_a_job_is_clipped_and_keeps_its_end():
 
 @pytest.mark.parametrize(
     "message",
-    [m.Event(level="warning", text=LONG), m.StopEarly(reason=LONG, epoch=0), m.Leave(leases=[], reason=LONG)],
+    [m.JobEvent(level="warning", text=LONG), m.StopEarly(reason=LONG, epoch=0), m.Leave(leases=[], reason=LONG)],
     ids=lambda message: type(message).__name__,
 )
 def test_other_texts_are_clipped_too(message):
@@ -86,7 +86,7 @@ def test_names_of_logged_values_are_bounded():
     desk = Desk()
     desk.joins(0)
     for number in range(VALUES + 50):
-        desk.says(0, m.Log(values={f"loss_{number}": 1.0}, batches=1, skipped=0, replayed=0, not_finite=0))
+        desk.says(0, m.LogValues(values={f"loss_{number}": 1.0}, batches=1, skipped=0, replayed=0, not_finite=0))
     assert len(desk.job.values) == VALUES
     assert list(desk.job.values)[-1] == f"loss_{VALUES + 49}"
 

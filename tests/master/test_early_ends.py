@@ -26,11 +26,11 @@ def test_a_stopped_job_does_what_is_begun_and_is_complete():
     assert told(said, m.Stopping) == [(0, m.Stopping(reason=STOP.reason)), (1, m.Stopping(reason=STOP.reason))]
     assert desk.says(1, m.StopEarly(reason="me too", epoch=1)) == [(1, m.Stopping(reason=STOP.reason))]
     desk.does(0, mine)
-    assert desk.says(0, m.Want(epoch=1)) == [], "another one still works on what is left"
-    assert desk.says(0, m.Finish()) == [(0, m.More())]
+    assert desk.says(0, m.RequestTask(epoch=1)) == [], "another one still works on what is left"
+    assert desk.says(0, m.LoopFinished()) == [(0, m.NotComplete())]
     assert (0, m.EpochDone(epoch=EPOCHS - 1)) in desk.does(1, other)
-    assert desk.says(1, m.Want(epoch=2)) == [(1, m.EpochDone(epoch=EPOCHS - 1))]
-    desk.says(0, m.Finish())
+    assert desk.says(1, m.RequestTask(epoch=2)) == [(1, m.EpochDone(epoch=EPOCHS - 1))]
+    desk.says(0, m.LoopFinished())
     assert TaskSet.decode(desk.finals[-1].tasks) == TaskSet.through(TASKS, (1, 3))
     assert told(desk.is_safe(), m.Complete) == [(0, m.Complete())]
     outcome = desk.job.records.outcome
@@ -47,8 +47,8 @@ def test_what_a_dead_trainer_had_begun_is_handed_out_again():
     lost = desk.gets(1).lease
     desk.gets(0)
     desk.says(0, STOP)
-    assert desk.says(0, m.Want(epoch=0)) == []
-    ((to, again),) = told(desk.dies(1), m.Leased)
+    assert desk.says(0, m.RequestTask(epoch=0)) == []
+    ((to, again),) = told(desk.dies(1), m.TaskLeased)
     assert (to, again.lease.task) == (0, lost.task)
 
 
@@ -56,7 +56,7 @@ def test_a_job_stopped_before_it_began_is_complete_at_once():
     desk = Desk()
     desk.joins(0)
     desk.says(0, STOP)
-    assert desk.says(0, m.Want(epoch=0)) == [(0, m.EpochDone(epoch=EPOCHS - 1))]
+    assert desk.says(0, m.RequestTask(epoch=0)) == [(0, m.EpochDone(epoch=EPOCHS - 1))]
     assert desk.finals[-1].tasks, "not every task of every epoch"
     desk.is_safe()
     assert desk.job.records.outcome.reason.startswith("stopped by the script after epoch 0: ")
@@ -78,7 +78,7 @@ def test_a_stop_while_the_last_snapshots_are_written_asks_for_them_anew():
     desk.says(0, STOP)
     assert desk.finals[-1] is not before
     desk.from_server(
-        m.Safe(
+        m.FinalSnapshotPinned(
             file="f",
             tasks=before.tasks,
             slots=before.slots,
@@ -106,7 +106,7 @@ def test_a_new_master_goes_on_with_the_stop():
     again = desk.gets(1).lease
     assert (again.epoch, again.task) == (begun.epoch, begun.task)
     desk.does(1, again)
-    assert desk.says(1, m.Want(epoch=1)) == [(1, m.EpochDone(epoch=EPOCHS - 1))]
+    assert desk.says(1, m.RequestTask(epoch=1)) == [(1, m.EpochDone(epoch=EPOCHS - 1))]
 
 
 @pytest.mark.parametrize("partly", [False, True])
@@ -131,11 +131,11 @@ def test_a_server_that_has_more_than_is_wanted_makes_the_set_grow():
     desk.joins(0)
     desk.works(0, 2)
     desk.says(0, STOP)
-    desk.says(0, m.Finish())
+    desk.says(0, m.LoopFinished())
     first = desk.finals[-1]
     desk.reached = (0, 3)
-    desk.from_server(m.Lacks(reports=desk.report(list(desk.served))))
-    assert (0, m.More()) in desk.settle()
+    desk.from_server(m.MissingTasks(reports=desk.report(list(desk.served))))
+    assert (0, m.NotComplete()) in desk.settle()
     desk.works(0, 2)
     assert TaskSet.decode(desk.finals[-1].tasks) == TaskSet.through(TASKS, (0, 3))
     desk.finals.append(first)
@@ -161,7 +161,7 @@ def test_scores_of_a_stopped_job_s_last_epoch_are_made_again_when_tasks_come_bac
     for number in range(2):
         desk.says(0, m.Evaluated(epoch=0, number=number, score="1"))
     desk.has = TaskSet.through(TASKS, (0, 3))
-    desk.from_server(m.Held(reports=desk.report(list(desk.served))))
+    desk.from_server(m.GrantReport(reports=desk.report(list(desk.served))))
     desk.settle()
     assert desk.job.records.evaluation_list() == []
     assert not any(key.startswith("evaluations/") for key in desk.etcd)
@@ -175,7 +175,7 @@ def killed(desk, index, life, batch=1, *, samples=(3, 7)):
     desk.joins(index, life=life)
     leased = desk.gets(index)
     if leased.watched:
-        desk.says(index, m.Began(lease=leased.lease, batch=batch, samples=list(samples)))
+        desk.says(index, m.BatchBegan(lease=leased.lease, batch=batch, samples=list(samples)))
     desk.dies(index)
     return leased.watched
 
@@ -214,7 +214,7 @@ def test_a_task_that_is_done_is_watched_no_longer():
     desk.joins(1)
     desk.works(1, 1)
     desk.has = TaskSet(TASKS)
-    desk.from_server(m.Held(reports=desk.report(list(desk.served))))
+    desk.from_server(m.GrantReport(reports=desk.report(list(desk.served))))
     desk.settle()
     assert not desk.gets(1).watched
 

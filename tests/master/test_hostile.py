@@ -46,7 +46,7 @@ def test_a_task_of_an_epoch_that_nobody_has_begun_cannot_be_done():
     desk.joins(0)
     desk.works(0, 2)
     desk.joins(1)
-    desk.says(1, m.Done(lease=m.Lease(epoch=2, task=3, attempt=7), grants=[1] * len(desk.served)))
+    desk.says(1, m.TaskDone(lease=m.Lease(epoch=2, task=3, attempt=7), grants=[1] * len(desk.served)))
     assert 1 not in desk.master._connections
     assert (desk.job.queue.open, desk.job.queue.reached) == (0, (0, 1))
     assert 0 in desk.master._connections

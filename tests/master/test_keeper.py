@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.master.record_log import Keeper
+from shoal.master.record_log import RecordLog
 from shoal.store import JobKeys, Put, Store
 from tests.etcds import run_etcd
 
@@ -43,7 +43,7 @@ def records(word):
 
 @pytest.mark.parametrize("before", range(1, 5))
 def test_older_changes_do_not_replace_what_was_written_anew(store, before):
-    first = Keeper(store, KEYS, address="")
+    first = RecordLog(store, KEYS, address="")
     first.lead()
     first.commit([*records("first"), ("members/0000000000000001", b"gone since")], everything=list)
     older = {pair.key: pair.value for pair in store.get_prefix(KEYS.prefix).pairs}
@@ -61,7 +61,7 @@ def test_older_changes_do_not_replace_what_was_written_anew(store, before):
 
 
 def test_what_the_operator_wrote_is_not_the_masters_to_remove(store):
-    keeper = Keeper(store, KEYS, address="")
+    keeper = RecordLog(store, KEYS, address="")
     keeper.lead()
     older = {pair.key: pair.value for pair in store.get_prefix(KEYS.prefix).pairs}
     assert store.transact([], [Put(KEYS.wanted, b"{}")]).succeeded

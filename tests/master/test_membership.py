@@ -12,12 +12,12 @@ import itertools
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shoal.master.core import Master
-from shoal.master.state.job import Close, Job, Settings
+from shoal.master.core import MasterCore
+from shoal.master.state.job import Close, JobState, MasterSettings
 from shoal.master.state.records import Records
 from shoal.protocol import messages as m
 from shoal.protocol.task_set import TaskSet
-from shoal.store import Wanted
+from shoal.store import DesiredState
 from shoal.transport.auth import Identity
 from tests.soak import examples
 
@@ -26,7 +26,7 @@ SLOTS = 16
 TASKS = 6
 SERVER = Identity(role="pserver", index=0, life=10**6)
 
-SHAPE = m.Shape(
+SHAPE = m.ModelSpec(
     samples=TASKS * 4, fingerprint="f", batch_size=2, drop_last=False, shuffle=True, task_batches=2, accumulate=1,
     dense=[], tables=[], groups=[], buffers=[],
 )  # fmt: skip
@@ -55,17 +55,17 @@ class Membership(RuleBasedStateMachine):
         self.silent: set[int] = set()
         self.drained: set[int] = set()
         """Whom this master told to leave since they connected."""
-        self.wanted = Wanted()
+        self.wanted = DesiredState()
         self.begin_master(generation=1)
 
     def begin_master(self, *, generation):
         records = Records()
         records.load(self.etcd.items())
-        chosen = Settings(name="j", epochs=3, seed=1, servers=1, checkpoint_seconds=1e9, checkpoint_keep=2, output="",
+        chosen = MasterSettings(name="j", epochs=3, seed=1, servers=1, checkpoint_seconds=1e9, checkpoint_keep=2, output="",
                           lease_seconds=LEASE_SECONDS)  # fmt: skip
-        self.job = Job(settings=chosen, records=records, generation=generation, new_grant=lambda: next(self.grants),
+        self.job = JobState(settings=chosen, records=records, generation=generation, new_grant=lambda: next(self.grants),
                        now=self.now, clock=lambda: self.now)  # fmt: skip
-        self.master = Master(self.job)
+        self.master = MasterCore(self.job)
         self.master.wants(self.wanted)
         self.drained = set()
         self.generation = generation
@@ -91,12 +91,12 @@ class Membership(RuleBasedStateMachine):
 
     def offer(self, question):
         held = self.report(list(self.server_slots)) if self.server_slots else []
-        self.master.message(self.server, m.Offer(held=held, waiting=[], files=[], question=question,
+        self.master.message(self.server, m.ReportState(held=held, waiting=[], files=[], question=question,
                                                  addresses=["unix:///s"], pid=1, host=""), self.now)  # fmt: skip
 
     def report(self, slots):
         grants = [self.server_slots[slot] for slot in slots]
-        return [m.Report(slots=slots, grants=grants, counts=[1] * len(slots), tasks=self.server_tasks.encode(),
+        return [m.SlotReport(slots=slots, grants=grants, counts=[1] * len(slots), tasks=self.server_tasks.encode(),
                          reached=self.server_tasks.highest)]  # fmt: skip
 
     def settle(self):
@@ -121,18 +121,18 @@ class Membership(RuleBasedStateMachine):
                 self.etcd[key] = value
 
     def to_server(self, message):
-        if isinstance(message, m.Ask):
+        if isinstance(message, m.RequestState):
             self.offer(message.question)
-        elif isinstance(message, m.Accepted) and message.shape is not None:
+        elif isinstance(message, m.JobSettings) and message.shape is not None:
             self.offer(0)
         elif isinstance(message, m.Grant):
             self.server_slots[message.slot] = message.grant
-            self.master.message(self.server, m.Held(reports=self.report([message.slot])), self.now)
+            self.master.message(self.server, m.GrantReport(reports=self.report([message.slot])), self.now)
 
     def to_trainer(self, life, message):
         if isinstance(message, m.Drain):
             self.drained.add(life)
-        if isinstance(message, m.Leased):
+        if isinstance(message, m.TaskLeased):
             task = (message.lease.epoch, message.lease.task)
             assert life not in self.drained, "leased to one that was told to leave"
             assert not any(task in held for held in self.holds.values()), "leased while somebody holds it"
@@ -247,7 +247,7 @@ class Membership(RuleBasedStateMachine):
     @rule(data=st.data(), times=st.integers(1, 3))
     def want(self, data, times):
         number = self.one(data)
-        self.say(number, m.Want(epoch=0), times)
+        self.say(number, m.RequestTask(epoch=0), times)
 
     @precondition(lambda self: any(self.given.values()) and self.connections)
     @rule(data=st.data(), times=st.integers(1, 2))
@@ -264,7 +264,7 @@ class Membership(RuleBasedStateMachine):
         self.server_tasks.add(*task)
         for held in self.holds.values():
             held.discard(task)
-        self.say(number, m.Done(lease=lease, grants=[self.server_slots[slot] for slot in range(SLOTS)]), times)
+        self.say(number, m.TaskDone(lease=lease, grants=[self.server_slots[slot] for slot in range(SLOTS)]), times)
 
     @precondition(some_registered)
     @rule(data=st.data(), times=st.integers(1, 2))
@@ -273,7 +273,7 @@ class Membership(RuleBasedStateMachine):
         life = self.connections[number].life
         leases = list(self.given.pop(life, {}).values())
         self.holds[life] = set()
-        self.say(number, m.HandBack(leases=leases), times)
+        self.say(number, m.ReturnTasks(leases=leases), times)
 
     @precondition(lambda self: self.connections)
     @rule(data=st.data())
@@ -292,7 +292,7 @@ class Membership(RuleBasedStateMachine):
 
     @rule(drain=st.sets(st.integers(0, 3), max_size=2), suspend=st.booleans())
     def the_operator_wants(self, drain, suspend):
-        self.wanted = Wanted(drain=sorted(drain), suspend=suspend)
+        self.wanted = DesiredState(drain=sorted(drain), suspend=suspend)
         self.master.wants(self.wanted)
         self.settle()
 

@@ -12,9 +12,9 @@ import urllib.request
 import pytest
 
 from shoal.master import service as module
-from shoal.master.core import Master
-from shoal.master.service import Service
-from shoal.master.state.job import Job, Settings
+from shoal.master.core import MasterCore
+from shoal.master.service import MasterService
+from shoal.master.state.job import JobState, MasterSettings
 from shoal.master.state.records import Records
 from shoal.transport import auth
 from shoal.transport.address import listen
@@ -25,9 +25,9 @@ SECONDS = 30.0
 
 class Running:
     def __init__(self):
-        settings = Settings(name="j", epochs=1, seed=1, servers=1, checkpoint_seconds=60, checkpoint_keep=2, output="",
+        settings = MasterSettings(name="j", epochs=1, seed=1, servers=1, checkpoint_seconds=60, checkpoint_keep=2, output="",
                             lease_seconds=10.0)  # fmt: skip
-        job = Job(settings=settings, records=Records(), generation=1, new_grant=lambda: secrets.randbits(62) + 1,
+        job = JobState(settings=settings, records=Records(), generation=1, new_grant=lambda: secrets.randbits(62) + 1,
                   now=time.monotonic(), clock=time.monotonic)  # fmt: skip
         self.loop, self.listening = Loop(), threading.Event()
         self.stream = listen("tcp://127.0.0.1:0")[0]
@@ -36,7 +36,7 @@ class Running:
 
         async def serve():
             identity, token = auth.Identity("master", 0, 1), auth.Token(b"x" * 32)
-            self.service = Service(Master(job), NoEtcd(), identity=identity, token=token, uid="u")
+            self.service = MasterService(MasterCore(job), NoEtcd(), identity=identity, token=token, uid="u")
             await self.service.run(self.stream, ready=self.listening.set, probe=probe)
 
         self.thread = threading.Thread(target=lambda: self.loop.run_until_complete(serve()))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from shoal.master.state.progress import Reporter
+from shoal.master.state.progress import ProgressReporter
 
 
-def reporter(said: int | None = None) -> tuple[SimpleNamespace, Reporter]:
+def reporter(said: int | None = None) -> tuple[SimpleNamespace, ProgressReporter]:
     records = SimpleNamespace(progress=None if said is None else SimpleNamespace(samples=said))
     job = SimpleNamespace(slots=SimpleNamespace(complete=False), records=records)
-    return job, Reporter(job, etcd="etcd")
+    return job, ProgressReporter(job, etcd="etcd")
 
 
 def test_what_is_learned_from_the_servers_is_no_rate():

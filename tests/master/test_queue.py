@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.master.state.task_queue import TaskQueue
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.messages import Lease
 from shoal.protocol.task_set import TaskSet
 from tests.soak import examples
@@ -26,7 +26,7 @@ class Queue(RuleBasedStateMachine):
 
     @initialize(samples=st.integers(1, 12), size=st.integers(1, 3), epochs=st.integers(1, 3))
     def begin(self, samples, size, epochs):
-        self.plan = Plan(samples=samples, batch_size=2, drop_last=False, task_batches=size)
+        self.plan = EpochPlan(samples=samples, batch_size=2, drop_last=False, task_batches=size)
         self.queue = TaskQueue(self.plan, epochs=epochs, slots=SLOTS)
         self.queue.open_next()
         self.epochs = epochs

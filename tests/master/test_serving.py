@@ -8,7 +8,7 @@ from shoal.master.state.job import Send
 from shoal.protocol import messages as m
 from tests.master.desk import SERVER, SERVER_CONNECTION, Desk
 
-EMPTY = m.Offer(held=[], waiting=[], files=[], question=0, addresses=["unix:///s"], pid=1, host="")
+EMPTY = m.ReportState(held=[], waiting=[], files=[], question=0, addresses=["unix:///s"], pid=1, host="")
 
 
 def told(desk):
@@ -28,7 +28,7 @@ def greeted():
         for _, message in told(desk):
             if isinstance(message, m.Grant):
                 grants.append(message)
-            elif isinstance(message, m.Ask):
+            elif isinstance(message, m.RequestState):
                 desk.from_server(msgspec.structs.replace(EMPTY, question=message.question))
         if desk.master.serving.confirm_wanted:
             desk.master.serving.confirmed(desk.job.slots.question)
@@ -40,9 +40,9 @@ def test_a_trainer_is_asked_for_the_values_of_all_fresh_slots_at_once():
     assert len(grants) == desk.job.settings.slots
 
     def waits(some):
-        desk.from_server(m.Waiting(slots=[g.slot for g in some], grants=[g.grant for g in some]))
+        desk.from_server(m.AwaitingInitialValues(slots=[g.slot for g in some], grants=[g.grant for g in some]))
         desk.master.tick(5.0)
-        return [message for to, message in told(desk) if to == 0 and isinstance(message, m.Provide)]
+        return [message for to, message in told(desk) if to == 0 and isinstance(message, m.ProvideInitialValues)]
 
     assert waits(grants[:5]) == []
     assert waits(grants[5:-1]) == []
@@ -55,10 +55,10 @@ def test_what_a_server_still_says_behind_its_farewell_is_ignored():
     desk.from_server(m.Leave(leases=[]))
     for late in (
         EMPTY,
-        m.Waiting(slots=[grants[0].slot], grants=[grants[0].grant]),
-        m.Held(reports=[]),
-        m.Nothing(slot=0, grant=1, file="", reason="late"),
-        m.Lacks(reports=[]),
+        m.AwaitingInitialValues(slots=[grants[0].slot], grants=[grants[0].grant]),
+        m.GrantReport(reports=[]),
+        m.GrantFailed(slot=0, grant=1, file="", reason="late"),
+        m.MissingTasks(reports=[]),
     ):
         desk.from_server(late)
     assert SERVER.life not in desk.job.servers
@@ -69,7 +69,7 @@ def test_snapshots_of_weeks_take_no_memory_of_the_master():
     desk = Desk()
     slots = list(desk.served)
     for number in range(3000):
-        desk.from_server(m.Snapped(file=f"snapshot-{number}", slots=slots, grants=list(desk.served.values()),
+        desk.from_server(m.SnapshotWritten(file=f"snapshot-{number}", slots=slots, grants=list(desk.served.values()),
                                    counts=[number] * len(slots)))  # fmt: skip
     (view,) = desk.job.slots.views.values()
     assert len(view.files) == 1000

@@ -15,7 +15,7 @@ import msgspec
 
 from shoal.api.crd import crd
 from shoal.local.etcd_server import EtcdServer, find_etcd
-from shoal.store import ALL_JOBS, JobKeys, Published, Store
+from shoal.store import ALL_JOBS, JobKeys, ReportedState, Store
 from tests.cluster.node import NodeCluster
 from tests.node.jobs import PATIENCE, ROOT, Jobs
 
@@ -95,9 +95,9 @@ class World(Jobs):
         found = self._store.get(JobKeys(self.namespace, job, uid).at(name))
         return msgspec.json.decode(found.value) if found is not None else None
 
-    def told(self, job: str) -> Published | None:
+    def told(self, job: str) -> ReportedState | None:
         found = self.record(job, "progress")
-        return msgspec.convert(found, Published) if found is not None else None
+        return msgspec.convert(found, ReportedState) if found is not None else None
 
     def goes_on(self, job: str, *, trainers: list[int], seconds: float = PATIENCE) -> None:
         """Until these trainers, and nobody else, are at work, and samples are committed that were not before."""

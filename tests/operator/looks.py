@@ -10,7 +10,7 @@ from shoal.operator.core.reconcile import Observed, ServerPod
 from shoal.operator.core.scaling import TrainerPod
 from shoal.operator.status.conditions import status_of
 from shoal.operator.status.facts import Facts
-from shoal.store import Published
+from shoal.store import ReportedState
 from tests.operator.jobs import job
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -24,7 +24,7 @@ def published(**more):
         "generation": 1, "state": "Running", "epoch": 1, "epochs": 3, "samples": 1500, "expected": 3000, "rate": 10.0,
         "moved": NOW.timestamp() - 1, "trainers": [0, 1, 2], "servers": [0, 1], "served": True, "why": "",
     }  # fmt: skip
-    return Published(**said | more)
+    return ReportedState(**said | more)
 
 
 def trainers(count, **more):

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
-from shoal.store import ALL_JOBS, JobKeys, Published, Put, Store, Wanted
+from shoal.store import ALL_JOBS, DesiredState, JobKeys, Put, ReportedState, Store
 from tests.operator.api import Api, ApiAwayError
 
 PAUSE_SECONDS = 0.1
@@ -53,7 +53,7 @@ class Masters:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._failed: BaseException | None = None
-        self._written: dict[str, tuple[Published, float]] = {}
+        self._written: dict[str, tuple[ReportedState, float]] = {}
         self._jobs: list[JobKeys] = []
         self._pods: dict[str, list[Any]] = {}
 
@@ -102,7 +102,7 @@ class Masters:
         if not running["master"]:
             return
         found = records.get(keys.wanted)
-        wanted = msgspec.json.decode(found, type=Wanted) if found is not None else Wanted()
+        wanted = msgspec.json.decode(found, type=DesiredState) if found is not None else DesiredState()
         if keys.uid in self.lost and keys.outcome not in records:
             self.lost.discard(keys.uid)
             self._put(keys.outcome, {"state": "Failed", "reason": "no server has a good snapshot of slot 0 left", "files": {},
@@ -132,14 +132,14 @@ class Masters:
         """Whom the operator wants to leave."""
         (keys,) = [each for each in self._jobs if each.uid == uid] or [None]
         found = self._store.get(keys.wanted) if keys is not None else None
-        return msgspec.json.decode(found.value, type=Wanted).drain if found is not None else []
+        return msgspec.json.decode(found.value, type=DesiredState).drain if found is not None else []
 
     def _publish(self, keys: JobKeys, running: dict[str, list[Any]], end: str, *, kept: bool) -> None:
         trainers = sorted(map(_index, running["trainer"])) if running["pserver"] else []
         before, since = self._written.get(keys.uid, (None, 0.0))
         moves = keys.uid not in self.quiet
         self.samples[keys.uid] = self.samples.get(keys.uid, 0) + 10 * len(trainers) * moves
-        published = Published(
+        published = ReportedState(
             generation=1, state=end or "Running", epoch=0, epochs=3, samples=self.samples[keys.uid], expected=10**6,
             rate=100.0, moved=time.time() if moves or before is None else before.moved, trainers=trainers,
             servers=sorted(map(_index, running["pserver"])), served=bool(running["pserver"]), why="",
@@ -169,7 +169,7 @@ class Masters:
         self.api.patch("Pod", pod["metadata"]["name"], self.namespace, {"status": status}, status=True)
 
 
-def _only_further(before: Published, after: Published) -> bool:
+def _only_further(before: ReportedState, after: ReportedState) -> bool:
     same = {"samples": 0, "moved": 0.0}
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 

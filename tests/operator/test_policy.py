@@ -25,7 +25,7 @@ from shoal.operator.core.run_policy import (
     said_end,
     tallied,
 )
-from shoal.store import JobKeys, Published
+from shoal.store import JobKeys, ReportedState
 from tests.operator.jobs import job
 from tests.operator.test_store import pod as trainer_pod
 
@@ -135,7 +135,7 @@ class Seen:
         self.store.object_changed(trainer_pod() | {"status": {"phase": "Running", **there}})
 
     def progress(self, samples, moved):
-        made = Published(generation=1, state="Running", epoch=0, epochs=3, samples=samples, expected=90, rate=0.0,
+        made = ReportedState(generation=1, state="Running", epoch=0, epochs=3, samples=samples, expected=90, rate=0.0,
                          moved=at(self._master + moved).timestamp(), trainers=[0], servers=[0], served=True, why="")  # fmt: skip
         self.store.record_changed(JobKeys("default", "j", "u").progress, msgspec.json.encode(made))
 

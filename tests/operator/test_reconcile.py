@@ -26,7 +26,7 @@ from shoal.operator.core.reconcile import (
 from shoal.operator.core.scaling import TrainerPod
 from shoal.operator.resources.manifests import Rendered, applied_hash
 from shoal.operator.resources.pods import Identity
-from shoal.store import Wanted
+from shoal.store import DesiredState
 from tests.soak import examples
 
 IDENTITY = Identity(uid="0123", etcd="etcd:2379", classes=("servers", "minimum", "surplus"))
@@ -55,7 +55,7 @@ class State:
     classes: dict[str, str] = field(default_factory=dict)
     servers: dict[str, ServerPod] = field(default_factory=dict)
     masters: dict[str, ServerPod] = field(default_factory=dict)
-    wanted: Wanted | None = None
+    wanted: DesiredState | None = None
     ended: Ended | None = None
     saved: bool = False
 
@@ -194,7 +194,7 @@ class Job(RuleBasedStateMachine):
         now = self.now
         if not now.masters:
             return
-        wanted = now.wanted or Wanted()
+        wanted = now.wanted or DesiredState()
         for index, found in list(now.trainers.items()):
             if found.ended or found.lost or not found.ready:
                 continue
@@ -294,23 +294,23 @@ TestJob.settings = examples(60, stateful_step_count=30)
 def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
     assert reconcile(job(), IDENTITY, Observed(), trainers=0, waits=True) == []
     there = Observed(secrets=True, trainers=(TrainerPod(index=0, uid="u", ready=True, works=True),))
-    assert reconcile(job(), IDENTITY, there, trainers=0, waits=True) == [Tell(Wanted(drain=[0], suspend=True))]
+    assert reconcile(job(), IDENTITY, there, trainers=0, waits=True) == [Tell(DesiredState(drain=[0], suspend=True))]
     # Without claims the snapshots would go with the servers' pods.
     kept = reconcile(job(claims=False), IDENTITY, there, trainers=0, waits=True)
-    assert [each for each in kept if not isinstance(each, Apply)] == [Tell(Wanted(drain=[0]))]
+    assert [each for each in kept if not isinstance(each, Apply)] == [Tell(DesiredState(drain=[0]))]
     assert {
         each.manifest["spec"]["replicas"]
         for each in kept
         if isinstance(each, Apply) and "replicas" in each.manifest.get("spec", {})
     } == {1, 2}
-    resumed = reconcile(job(), IDENTITY, Observed(wanted=Wanted(suspend=True)), trainers=1)
-    assert [each for each in resumed if isinstance(each, Tell | CreatePod)] == [Tell(Wanted())]
+    resumed = reconcile(job(), IDENTITY, Observed(wanted=DesiredState(suspend=True)), trainers=1)
+    assert [each for each in resumed if isinstance(each, Tell | CreatePod)] == [Tell(DesiredState())]
 
 
 def test_a_suspended_job_keeps_no_pod_that_waits_for_its_successor():
     ended = TrainerPod(index=0, uid="u", ended=True)
     there = Observed(
-        secrets=True, trainers=(ended,), wanted=Wanted(suspend=True), applied={("Service", "j-master"): ""}
+        secrets=True, trainers=(ended,), wanted=DesiredState(suspend=True), applied={("Service", "j-master"): ""}
     )
     of = job(suspend=True)
     assert DeletePod("j-trainer-0", "u") in reconcile(of, IDENTITY, there, trainers=1, resting={0})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api.status import Status
-from shoal.master.record_log import Leader
+from shoal.master.record_log import MasterRecord
 from shoal.master.state.records import Outcome, Records
 from shoal.operator.cache.cache import ClusterStore
 from shoal.operator.core.run_policy import Tally, overrun, tallied
@@ -21,8 +21,8 @@ from shoal.operator.etcd import records as module
 from shoal.operator.etcd.records import MOST_BYTES, MOST_FOREIGN_KEYS, READERS, Usage
 from shoal.operator.status.conditions import status_of
 from shoal.operator.status.events import complained
-from shoal.protocol.messages import Account, Samples
-from shoal.store import ALL_JOBS, Delete, JobKeys, Put, Store, Wanted
+from shoal.protocol.messages import JobAccount, Samples
+from shoal.store import ALL_JOBS, Delete, DesiredState, JobKeys, Put, Store
 from tests.etcds import eventually, run_etcd
 from tests.operator.jobs import job
 from tests.operator.strange import pods
@@ -32,15 +32,15 @@ from tests.soak import examples
 OTHER = JobKeys("default", "other", "v")
 JOB = job()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-COUNTED = Account(
+COUNTED = JobAccount(
     state="Complete", epochs=1, samples=Samples(expected=9, counted=9, lost=0, twice=0, skipped=0), joins=1, leaves=0,
     deaths=0, replayed=0, seconds=1.5,
 )  # fmt: skip
 WRITTEN = {
-    "wanted": msgspec.json.encode(Wanted(drain=[1])),
+    "wanted": msgspec.json.encode(DesiredState(drain=[1])),
     "progress": published(),
     "outcome": msgspec.json.encode(Outcome(state="Complete", reason="", files={0: "a"}, account=COUNTED)),
-    "master": msgspec.json.encode(Leader(generation=1, nonce="n", address="tcp://a:1", commits=3)),
+    "master": msgspec.json.encode(MasterRecord(generation=1, nonce="n", address="tcp://a:1", commits=3)),
 }
 """Each record as it is written in reality."""
 RECORDS = {record: json.loads(value) for record, value in WRITTEN.items()}

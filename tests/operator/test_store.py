@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shoal.operator.cache.cache import APPLIED, NEWS_SECONDS, ClusterStore
 from shoal.operator.core.reconcile import Ended
-from shoal.store import JobKeys, Published, Wanted
+from shoal.store import DesiredState, JobKeys, ReportedState
 
 KEYS = JobKeys("default", "j", "u")
 
@@ -62,7 +62,7 @@ def job(uid="u", name="j", revision="1"):
 
 
 def published(**changed):
-    made = Published(generation=1, state="Running", epoch=0, epochs=3, samples=0, expected=9, rate=0.0, moved=0.0,
+    made = ReportedState(generation=1, state="Running", epoch=0, epochs=3, samples=0, expected=9, rate=0.0, moved=0.0,
                      trainers=[0], servers=[0], served=True, why="")  # fmt: skip
     return msgspec.json.encode(msgspec.structs.replace(made, **changed))
 
@@ -136,10 +136,10 @@ def test_a_node_that_went_unseen_is_lost_but_none_that_is_newer_than_the_listing
 
 def test_records_in_etcd(store):
     assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
-    assert seen(store).wanted == Wanted(drain=[3])
+    assert seen(store).wanted == DesiredState(drain=[3])
     assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is said"
     assert store.record_changed(KEYS.wanted, b"[") == {}, "once"
-    assert seen(store).wanted == Wanted(drain=[3]), "what cannot be read changes nothing"
+    assert seen(store).wanted == DesiredState(drain=[3]), "what cannot be read changes nothing"
     assert store.record_changed(KEYS.wanted, None) == {"u": 0}
     assert seen(store).wanted is None
     assert store.record_changed(KEYS.tasks_of(0, 0), b"x") == {}

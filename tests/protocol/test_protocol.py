@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.master.handlers.completion import Ending
-from shoal.master.state.slot_map import SlotMap
+from shoal.master.handlers.completion import CompletionHandler
+from shoal.master.state.slot_map import SlotAssignments
 from shoal.master.state.task_queue import TaskQueue
-from shoal.protocol.messages import Done
+from shoal.protocol.messages import TaskDone
 from shoal.protocol.task_set import TaskSet
 from shoal.pserver.state.server_state import ServerState
 from shoal.pserver.state.watermarks import Watermarks
@@ -60,7 +60,7 @@ def last_look_is_left_out(patch: pytest.MonkeyPatch) -> None:
 def old_acknowledgements_count(patch: pytest.MonkeyPatch) -> None:
     """Hole 1: acknowledgements of a life that is over are believed (rule 1)."""
     last_look_is_left_out(patch)
-    patch.setattr(SlotMap, "current", lambda self, slot, grant: slot in self.live)
+    patch.setattr(SlotAssignments, "current", lambda self, slot, grant: slot in self.live)
 
 
 def reports_do_not_replace(patch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def the_master_sets_finished_bits(patch: pytest.MonkeyPatch) -> None:
 def complete_without_last_snapshots(patch: pytest.MonkeyPatch) -> None:
     """Hole 5: all tasks done is taken for complete, whatever the snapshots hold (rule 9)."""
 
-    def check(self: Ending, serving: Any) -> None:
+    def check(self: CompletionHandler, serving: Any) -> None:
         job = self._job
         if job.ended or job.queue is None or not job.queue.all_done or not job.slots.complete:
             return
@@ -118,7 +118,7 @@ def complete_without_last_snapshots(patch: pytest.MonkeyPatch) -> None:
             job.slots.safe = newest
             self._complete(serving)
 
-    patch.setattr(Ending, "check", check)
+    patch.setattr(CompletionHandler, "check", check)
 
 
 def last_snapshot_is_not_pinned(patch: pytest.MonkeyPatch) -> None:
@@ -143,16 +143,16 @@ def unpinned_write() -> Callable[..., str]:
 
 def initial_values_without_asking(patch: pytest.MonkeyPatch) -> None:
     """Hole 7: a slot without a holder is taken for a new one (rule 11)."""
-    patch.setattr(SlotMap, "_best", lambda self, slot, *, everywhere: None)
-    original = SlotMap.assign
+    patch.setattr(SlotAssignments, "_best", lambda self, slot, *, everywhere: None)
+    original = SlotAssignments.assign
 
-    def assign(self: SlotMap, *, leads: bool) -> Any:
+    def assign(self: SlotAssignments, *, leads: bool) -> Any:
         self.begun = False
         for view in self.views.values():
             view.question = self.question
         return original(self, leads=True)
 
-    patch.setattr(SlotMap, "assign", assign)
+    patch.setattr(SlotAssignments, "assign", assign)
 
 
 def trainers_never_ask_for_the_map(patch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def run_with_an_old_acknowledgement(seed: int) -> None:
     world.fault_rate = world.snapshot_rate = world.stop_rate = 0.0
 
     def on_its_way(wire: Wire) -> bool:
-        return bool(wire.to_host) and isinstance(wire.to_host[0], Done)
+        return bool(wire.to_host) and isinstance(wire.to_host[0], TaskDone)
 
     deliver = world.deliver
     world.deliver = lambda wire: None if on_its_way(wire) else deliver(wire)  # type: ignore[method-assign]

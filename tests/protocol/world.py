@@ -1,6 +1,6 @@
 """A whole job in one thread: the real cores of master, parameter servers and trainers under a random schedule.
 
-Nothing here decides anything about the protocol. The world carries messages between ``Master``, ``ServerState`` and
+Nothing here decides anything about the protocol. The world carries messages between ``MasterCore``, ``ServerState`` and
 ``Work``, and does to them what a bad day does: processes are killed, paused and come back, connections are cut with
 their last messages lost, snapshots are damaged, etcd forgets its last writes, a paused master wakes beside its
 successor. Instead of tensors a slot has a counter per sample, which every applied batch raises by one.
@@ -15,12 +15,12 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.master.core import Master
+from shoal.master.core import MasterCore
 from shoal.master.service import ACKNOWLEDGEMENTS
-from shoal.master.state.job import Close, Job, Send, Settings
+from shoal.master.state.job import Close, JobState, MasterSettings, Send
 from shoal.master.state.records import Outcome, Records
 from shoal.protocol import messages as m
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.task_set import TaskSet
 from shoal.pserver.state.server_state import DiskError, ServerState
 from shoal.trainer.engine.task_state import Work
@@ -160,7 +160,7 @@ class MasterProcess(Process):
         records = Records()
         records.load((key, value) for key, value in world.etcd_all().items() if key != "master")
         world.etcd.append(("master", (self.generation, self.nonce, 0)))
-        job = Job(
+        job = JobState(
             settings=world.settings,
             records=records,
             generation=self.generation,
@@ -168,7 +168,7 @@ class MasterProcess(Process):
             now=world.now,
             clock=lambda: world.now,
         )
-        self.core = Master(job)
+        self.core = MasterCore(job)
         self.held: list[Send | Close] = []
         """What must not be heard before the next commit, as in the service."""
 
@@ -262,9 +262,9 @@ class ServerProcess(Process):
         self.read: tuple[m.Grant, tuple[Any, bytes] | DiskError] | None = None
         """What was read from the disk, and by which order."""
 
-    def offer(self) -> m.Offer:
+    def offer(self) -> m.ReportState:
         if self.state is None:
-            return m.Offer(held=[], waiting=[], files=[], question=0, addresses=[], pid=0, host="")
+            return m.ReportState(held=[], waiting=[], files=[], question=0, addresses=[], pid=0, host="")
         return self.state.offer(addresses=[], pid=0, host="")
 
     def closed(self, wire: Wire) -> None:
@@ -308,7 +308,7 @@ class ServerProcess(Process):
     def from_host(self, wire: Wire, message: Any) -> None:
         if wire is not self.master:
             return
-        if isinstance(message, m.Accepted):
+        if isinstance(message, m.JobSettings):
             if message.shape is not None and self.state is None:
                 self.state = ServerState(self.tensors, self.disk, plan=self.world.plan, epochs=message.epochs)
             wire.to_host.append(self.offer())
@@ -316,7 +316,7 @@ class ServerProcess(Process):
         if self.state is None:
             return
         replies = self.state.order(message)
-        if isinstance(message, m.Ask):
+        if isinstance(message, m.RequestState):
             self.state.question = message.question
             replies.append(self.offer())
         wire.to_host.extend(replies)
@@ -328,13 +328,13 @@ class ServerProcess(Process):
             self.world.cut(wire)
             return
         slots = wire.slots  # type: ignore[attr-defined]
-        if isinstance(message, m.Init):
+        if isinstance(message, m.InitialValues):
             chosen = [s for s, g in zip(message.slots, message.grants, strict=True) if state.awaits_values(s, g)]
             state.initialised(chosen)
-            wire.to_client.append(m.Initialised(slots=message.slots, grants=message.grants))
+            wire.to_client.append(m.InitialValuesGiven(slots=message.slots, grants=message.grants))
         elif isinstance(message, m.Pull):
             applied = state.granted.applied(slots, message.grants, epoch=message.epoch, task=message.task)
-            wire.to_client.append(m.At(applied=applied, values=False))
+            wire.to_client.append(m.PullReply(applied=applied, values=False))
         elif isinstance(message, m.Push):
             new = state.granted.judge(slots, message)
             for slot in new:
@@ -342,7 +342,7 @@ class ServerProcess(Process):
             state.granted.advance(new, message)
             pushed = state.granted.answer(slots, message)
             ahead = state.granted.applied(slots, message.grants, epoch=message.next_epoch, task=message.next_task)
-            wire.to_client.append(m.Pushed(pushed=pushed, next=ahead, values=False))
+            wire.to_client.append(m.PushReply(pushed=pushed, next=ahead, values=False))
 
     def apply(self, slot: int, push: m.Push) -> None:
         world = self.world
@@ -393,12 +393,12 @@ class TrainerProcess(Process):
         if not self.registered or self.work is None:
             return
         if world.random.random() < 0.05:
-            self.master.to_host.append(m.Where())
+            self.master.to_host.append(m.GetSlotMap())
         if not self.stopping and world.random.random() < world.stop_rate:
             self.stopping = True
             self.master.to_host.append(m.StopEarly(reason="enough", epoch=self.epoch))
         if world.random.random() < 0.02 and self.work.current is not None:
-            self.master.to_host.append(m.HandBack(leases=self.work.give_all_back()))
+            self.master.to_host.append(m.ReturnTasks(leases=self.work.give_all_back()))
         self.train(self.work)
 
     def train(self, work: Work) -> None:
@@ -406,7 +406,7 @@ class TrainerProcess(Process):
         if work.current is None and not self.begin(work):
             return
         if not work.served or work.map is None:
-            self.master.to_host.append(m.Where())
+            self.master.to_host.append(m.GetSlotMap())
             return
         batch = work.next_batch()
         if batch is not None and batch == work.plan.batches_in(work.current.task):  # type: ignore[union-attr]
@@ -425,10 +425,10 @@ class TrainerProcess(Process):
                 self.epoch += 1
             elif not self.finished:
                 self.finished = True
-                self.master.to_host.append(m.Finish())
+                self.master.to_host.append(m.LoopFinished())
         if not self.wants and not work.waiting and not self.finished:
             self.wants = 1
-            self.master.to_host.append(m.Want(epoch=self.epoch))
+            self.master.to_host.append(m.RequestTask(epoch=self.epoch))
         return work.current is not None
 
     def request(self, work: Work, number: int, holder: m.Holder, batch: int | None) -> None:
@@ -478,10 +478,10 @@ class TrainerProcess(Process):
         if life is None or self.work is None:
             return
         request = self.asked.pop(life, None)
-        if isinstance(message, m.At) and request is not None:
+        if isinstance(message, m.PullReply) and request is not None:
             for part in message.applied:
                 self.work.applied(request.epoch, request.task, part.slots, part.grants, part.batches)
-        elif isinstance(message, m.Pushed) and request is not None:
+        elif isinstance(message, m.PushReply) and request is not None:
             for part in message.pushed:
                 self.work.applied(request.epoch, request.task, part.slots, part.grants, part.batches)
             if (request.next_epoch, request.next_task) != (request.epoch, request.task):
@@ -499,42 +499,42 @@ class TrainerProcess(Process):
                 wire.to_host.append(m.StopEarly(reason="enough", epoch=self.epoch))
             self.stopping = self.stopping or bool(message.stopping)
             if self.finished:
-                wire.to_host.append(m.Finish())
+                wire.to_host.append(m.LoopFinished())
             return
         if self.work is None:
             return
         match message:
-            case m.Map():
+            case m.SlotMap():
                 self.work.mapped(message)
-            case m.Leased():
+            case m.TaskLeased():
                 self.wants = 0
                 self.work.leased(message.lease)
-            case m.Over():
+            case m.TaskCommitted():
                 self.work.over(message.lease)
-            case m.Redo():
+            case m.TaskReopened():
                 self.work.redo(message.lease)
             case m.EpochDone():
                 self.wants = 0
                 self.ended = max(self.ended, message.epoch)
-            case m.More():
+            case m.NotComplete():
                 self.finished, self.ended = False, self.epoch - 1
             case m.Stopping():
                 self.stopping = True
-            case m.Provide():
+            case m.ProvideInitialValues():
                 self.provide(wire, message)
 
-    def provide(self, wire: Wire, message: m.Provide) -> None:
+    def provide(self, wire: Wire, message: m.ProvideInitialValues) -> None:
         for number, holder in enumerate(message.holders):
             pairs = [
                 (s, g) for s, g, o in zip(message.slots, message.grants, message.owner, strict=True) if o == number
             ]
             server = self.world.call(self, holder.life)
             if server is None:
-                wire.to_host.append(m.Initialised(slots=[], grants=[]))
+                wire.to_host.append(m.InitialValuesGiven(slots=[], grants=[]))
                 return
             server.slots = []  # type: ignore[attr-defined]
-            server.to_host.append(m.Init(slots=[s for s, _ in pairs], grants=[g for _, g in pairs], parts=[]))
-        wire.to_host.append(m.Initialised(slots=message.slots, grants=message.grants))
+            server.to_host.append(m.InitialValues(slots=[s for s, _ in pairs], grants=[g for _, g in pairs], parts=[]))
+        wire.to_host.append(m.InitialValuesGiven(slots=message.slots, grants=message.grants))
 
 
 class World:
@@ -548,7 +548,7 @@ class World:
     def __init__(self, seed: int, *, faults: tuple[str, ...] | None = None) -> None:
         chance = self.random = random.Random(seed)
         self.epochs = chance.randint(1, 3)
-        self.plan = Plan(
+        self.plan = EpochPlan(
             samples=chance.randint(2, 14),
             batch_size=chance.randint(1, 3),
             drop_last=False,
@@ -556,7 +556,7 @@ class World:
         )
         self.samples = self.plan.samples_per_epoch
         self.orders = [chance.sample(range(self.samples), self.samples) for _ in range(self.epochs)]
-        self.shape = m.Shape(
+        self.shape = m.ModelSpec(
             samples=self.samples,
             fingerprint="f",
             batch_size=self.plan.batch_size,
@@ -569,7 +569,7 @@ class World:
             groups=[],
             buffers=[],
         )
-        self.settings = Settings(
+        self.settings = MasterSettings(
             name="world",
             epochs=self.epochs,
             seed=0,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.protocol.messages import Buffer, DenseParameter, Group, Shape, SparseTable
+from shoal.protocol.messages import Buffer, DenseParameter, Group, ModelSpec, SparseTable
 from shoal.protocol.messages import Tensor as TensorShape
 from shoal.protocol.slot_layout import Area, pieces
 from shoal.pserver.state.parameters import Parameters, TableRows
@@ -32,9 +32,9 @@ def make_shape(
     clamps: dict[str, list[float | None]] | None = None,
     norms: dict[str, float] | None = None,
     ema: float = 0.0,
-) -> Shape:
+) -> ModelSpec:
     given = SIZES if sizes is None else sizes
-    return Shape(
+    return ModelSpec(
         samples=100,
         fingerprint="f",
         batch_size=10,
@@ -60,12 +60,12 @@ def registered(optimizer: str, options: dict[str, Any]) -> dict[str, Any]:
     return group_options(made.param_groups[0])
 
 
-def make_views(shape: Shape, slots_total: int, slots: list[int]) -> DenseViews:
+def make_views(shape: ModelSpec, slots_total: int, slots: list[int]) -> DenseViews:
     area = Area(shape, slots_total, slots)
     return DenseViews(area, bytearray(max(area.size, 1)))
 
 
-def fill(views: DenseViews, shape: Shape, values: list[Tensor | None]) -> DenseViews:
+def fill(views: DenseViews, shape: ModelSpec, values: list[Tensor | None]) -> DenseViews:
     """Write whole parameters (or gradients) into the views."""
     cut = pieces(shape, views.area.slots_total)
     for slot, tensors in views.by_slot.items():
@@ -76,7 +76,7 @@ def fill(views: DenseViews, shape: Shape, values: list[Tensor | None]) -> DenseV
     return views
 
 
-def whole(parameters: Parameters, shape: Shape, slots_total: int, *, average: bool = False) -> list[Tensor]:
+def whole(parameters: Parameters, shape: ModelSpec, slots_total: int, *, average: bool = False) -> list[Tensor]:
     """The dense parameters, or their moving averages, put together from all slots."""
     views = make_views(shape, slots_total, parameters.slots)
     parameters.read(views, average=average)
@@ -98,7 +98,7 @@ def rows_of_slot(slot: int, slots_total: int, weights: dict[int, Tensor]) -> lis
 
 
 def started(
-    shape: Shape,
+    shape: ModelSpec,
     slots_total: int,
     values: list[Tensor],
     *,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from shoal.protocol import messages as m
-from shoal.pserver.service import Service
-from shoal.trainer.engine.answer_timeout import Patience
+from shoal.pserver.service import ServerService
+from shoal.trainer.engine.answer_timeout import AnswerTimeout
 from shoal.trainer.engine.server_connection import ANSWERS
 from shoal.trainer.engine.servers import ServerLost
 from shoal.transport import auth, sync
@@ -57,7 +57,7 @@ def test_a_trainer_that_gets_no_answer_asks_again_on_a_new_connection(world, pro
 
 
 def test_a_server_that_is_silent_at_every_call_is_asked_ever_more_seldom():
-    patience = Patience()
+    patience = AnswerTimeout()
     waits = []
     for _ in range(8):
         waits.append(patience.seconds(7))
@@ -71,7 +71,7 @@ def test_a_server_that_is_silent_at_every_call_is_asked_ever_more_seldom():
 def test_a_trainer_that_attaches_anew_leaves_nothing_of_its_earlier_connection(tmp_path):
     world = World("tcp", tmp_path)
     world.begun()
-    service = Service("unix:///nowhere", identity=SERVER, token=TOKEN, uid="job", folder=tmp_path)
+    service = ServerService("unix:///nowhere", identity=SERVER, token=TOKEN, uid="job", folder=tmp_path)
     service.state, service.parameters = world.servers[0].state, world.servers[0].parameters
     stream, address = listen("tcp://127.0.0.1:0")
     acceptor = Acceptor([stream], identity=SERVER, token=TOKEN, job="job", serve=service._serve, failed=lambda _: None)
@@ -85,7 +85,7 @@ def test_a_trainer_that_attaches_anew_leaves_nothing_of_its_earlier_connection(t
     eventually(lambda: sum(map(len, service._callers.values())) == 2, what="the end of the earlier connection's thread")
     for call in (calls[0], calls[2]):
         call.send(m.Pull(grants=[0, 0], epoch=0, task=0, values=False))
-        assert isinstance(call.receive(ANSWERS)[0], m.At)
+        assert isinstance(call.receive(ANSWERS)[0], m.PullReply)
     for call in calls:
         call.close()
     acceptor.close()

@@ -25,7 +25,7 @@ def world(request, tmp_path):
     made.close()
 
 
-def call(world, life) -> sync.Connection:
+def call(world, life) -> sync.BlockingConnection:
     (address,) = world.servers[0].holder.addresses
     return sync.connect(address, identity=auth.Identity("trainer", 9, life), token=TOKEN, job="job")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from shoal.protocol.messages import Shape
+from shoal.protocol.messages import ModelSpec
 from shoal.protocol.messages import Tensor as TensorShape
 from shoal.protocol.model_spec import differences, digest
 from shoal.pserver.state.parameters import Parameters
@@ -278,11 +278,11 @@ def test_half_an_average_is_refused_and_a_job_without_one_says_so() -> None:
 
 def test_clamps_and_options_outlast_the_json_of_a_record() -> None:
     shape = make_shape(clamps={"weight": [None, 1.0], "bias": [-1.0, 2.0]}, ema=0.25)
-    again = msgspec.json.decode(msgspec.json.encode(shape), type=Shape)
+    again = msgspec.json.decode(msgspec.json.encode(shape), type=ModelSpec)
     assert again == shape
     assert digest(again) == digest(shape)
     infinite = make_shape(clamps={"weight": [-math.inf, 1.0]})
-    again = msgspec.json.decode(msgspec.json.encode(infinite), type=Shape)
+    again = msgspec.json.decode(msgspec.json.encode(infinite), type=ModelSpec)
     assert differences(infinite, again) == []
     assert digest(infinite) == digest(again)
     for kind in (infinite, again):

@@ -22,7 +22,7 @@ import torch
 import shoal.pserver.service
 from shoal.protocol import messages as m
 from shoal.protocol.slot_layout import Area
-from shoal.pserver.service import Service
+from shoal.pserver.service import ServerService
 from shoal.pserver.snapshots import files
 from shoal.transport import auth, sync
 from shoal.transport.address import listen
@@ -51,7 +51,7 @@ class PlayedMaster:
     def __init__(self, folder: Path) -> None:
         self.stream, self.address = listen(f"unix://{folder}/master")
         self.said: list[Any] = []
-        self.connection: sync.Connection | None = None
+        self.connection: sync.BlockingConnection | None = None
         self.lost = 0
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -69,12 +69,12 @@ class PlayedMaster:
                 connection.close()
                 self.lost += 1
 
-    def _listen(self, connection: sync.Connection) -> None:
+    def _listen(self, connection: sync.BlockingConnection) -> None:
         while True:
             message, _ = connection.receive(heard)
             self.said.append(message)
-            if isinstance(message, m.Ping):
-                connection.send(m.Pong())
+            if isinstance(message, m.KeepAlive):
+                connection.send(m.KeepAliveReply())
 
     def order(self, message: Any) -> None:
         until(lambda: self.connection is not None)
@@ -86,7 +86,7 @@ class PlayedMaster:
         return until(lambda: next((each for each in self.said if isinstance(each, kind) and test(each)), None))  # type: ignore[arg-type, return-value]
 
     def pings(self) -> int:
-        return sum(isinstance(each, m.Ping) for each in list(self.said))
+        return sum(isinstance(each, m.KeepAlive) for each in list(self.said))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -97,8 +97,8 @@ class PlayedMaster:
         self._thread.join(SECONDS)
 
 
-def accepted() -> m.Accepted:
-    return m.Accepted(shape=SHAPE, slots=SLOTS, seed=1, epochs=1, interval=60.0, keep=2, lease_seconds=2.0)
+def accepted() -> m.JobSettings:
+    return m.JobSettings(shape=SHAPE, slots=SLOTS, seed=1, epochs=1, interval=60.0, keep=2, lease_seconds=2.0)
 
 
 class PlayedTrainer:
@@ -123,7 +123,7 @@ class PlayedTrainer:
     def initialise(self, grants: list[int]) -> None:
         slots = list(range(SLOTS))
         ones = torch.ones(Area(SHAPE, SLOTS, slots).size // 4).numpy().tobytes()
-        self.ask(m.Init(slots=slots, grants=grants, parts=[]), ones)
+        self.ask(m.InitialValues(slots=slots, grants=grants, parts=[]), ones)
 
     def push(self, batch: int, grant: int) -> list[float]:
         gradient = torch.ones(Area(SHAPE, SLOTS, [0]).size // 4).numpy().tobytes()
@@ -142,7 +142,7 @@ class Running:
     def __init__(self, folder: Path, **options: Any) -> None:
         self.master = PlayedMaster(folder)
         self.address = f"unix://{folder}/server"
-        self.service = Service(
+        self.service = ServerService(
             self.master.address,
             identity=auth.Identity("pserver", 0, 5),
             token=TOKEN,
@@ -154,16 +154,16 @@ class Running:
             self.probe = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         self.thread = threading.Thread(target=self.service.run, args=([self.address],), kwargs={"probe": self.probe})
         self.thread.start()
-        self.master.heard(m.Offer, lambda offer: offer.addresses != [])
+        self.master.heard(m.ReportState, lambda offer: offer.addresses != [])
         grants = [11, 12, 13, 14]
         for slot, grant in enumerate(grants):
             self.master.order(m.Grant(slot=slot, grant=grant, source="fresh", file=""))
         for grant in grants:
-            self.master.heard(m.Waiting, lambda waiting, grant=grant: grant in waiting.grants)
+            self.master.heard(m.AwaitingInitialValues, lambda waiting, grant=grant: grant in waiting.grants)
         self.trainer = PlayedTrainer(self.address)
         self.trainer.initialise(grants)
-        self.file = self.master.heard(m.Snapped).file
-        self.master.heard(m.Held, lambda held: sum(len(report.slots) for report in held.reports) == SLOTS)
+        self.file = self.master.heard(m.SnapshotWritten).file
+        self.master.heard(m.GrantReport, lambda held: sum(len(report.slots) for report in held.reports) == SLOTS)
         self.trainer.ask(m.Attach(slots=[0], shared=0))
         self.grants = grants
         self.questions = 0
@@ -171,14 +171,14 @@ class Running:
     def restore(self, slot: int, grant: int, file: str = "") -> None:
         self.master.order(m.Grant(slot=slot, grant=grant, source="file", file=file or self.file))
 
-    def asked(self) -> m.Offer:
+    def asked(self) -> m.ReportState:
         """What it has when it has carried out all orders until now."""
         self.questions += 1
-        self.master.order(m.Ask(question=self.questions))
-        return self.master.heard(m.Offer, lambda offer: offer.question == self.questions)
+        self.master.order(m.RequestState(question=self.questions))
+        return self.master.heard(m.ReportState, lambda offer: offer.question == self.questions)
 
-    def held(self, grant: int) -> m.Held:
-        return self.master.heard(m.Held, lambda held: any(grant in report.grants for report in held.reports))
+    def held(self, grant: int) -> m.GrantReport:
+        return self.master.heard(m.GrantReport, lambda held: any(grant in report.grants for report in held.reports))
 
     def probed(self) -> tuple[int, str]:
         """What a kubelet gets."""
@@ -243,7 +243,7 @@ def running(folder: Path, disk: SlowDisk) -> Iterator[Running]:
 def test_a_slow_restore_keeps_no_other_slot_and_no_sign_of_life_waiting(running: Running, disk: SlowDisk) -> None:
     master, trainer = running.master, running.trainer
     disk.stop()
-    master.order(m.Drop(slot=1, grant=running.grants[1]))
+    master.order(m.ReleaseSlot(slot=1, grant=running.grants[1]))
     running.restore(1, 21)
     assert disk.reading.wait(SECONDS)
     values = [trainer.push(batch, running.grants[0]) for batch in range(6)]
@@ -261,19 +261,25 @@ def test_a_slow_restore_keeps_no_other_slot_and_no_sign_of_life_waiting(running:
 
 def test_the_last_order_for_a_slot_counts_whatever_is_being_read(running: Running, disk: SlowDisk) -> None:
     master = running.master
-    master.order(m.Drop(slot=1, grant=running.grants[1]))
+    master.order(m.ReleaseSlot(slot=1, grant=running.grants[1]))
     disk.stop()
     running.restore(1, 31)
     assert disk.reading.wait(SECONDS)
     running.restore(1, 32)
     running.restore(2, 33)
     running.restore(3, 34)
-    master.order(m.Drop(slot=2, grant=33))
+    master.order(m.ReleaseSlot(slot=2, grant=33))
     running.asked()
     disk.may.set()
     running.held(32)
     running.held(34)
-    said = {grant for held in master.said if isinstance(held, m.Held) for each in held.reports for grant in each.grants}
+    said = {
+        grant
+        for held in master.said
+        if isinstance(held, m.GrantReport)
+        for each in held.reports
+        for grant in each.grants
+    }
     assert said == {*running.grants, 32, 34}
     held = {slot: grant for each in running.asked().held for slot, grant in zip(each.slots, each.grants, strict=True)}
     assert held == {0: running.grants[0], 1: 32, 2: running.grants[2], 3: 34}
@@ -282,7 +288,7 @@ def test_the_last_order_for_a_slot_counts_whatever_is_being_read(running: Runnin
 def test_a_snapshot_that_cannot_be_read_is_told_and_the_next_is_read(running: Running) -> None:
     running.restore(1, 61, "nothing.safetensors")
     running.restore(2, 62)
-    assert running.master.heard(m.Nothing).grant == 61
+    assert running.master.heard(m.GrantFailed).grant == 61
     assert running.held(62).reports[0].slots == [2]
 
 
@@ -298,7 +304,7 @@ def test_a_server_whose_work_stands_still_leaves_its_master_and_tells_a_kubelet_
             assert (code, reason.split(" for ")[0]) == (503, "its work has stood still")
         # It is back with all that it has as soon as its work goes on.
         until(lambda: running.probed() == (200, "ok\n"))
-        until(lambda: len([each for each in master.said if isinstance(each, m.Offer)]) >= 2)
+        until(lambda: len([each for each in master.said if isinstance(each, m.ReportState)]) >= 2)
         assert sum(len(report.slots) for report in running.asked().held) == SLOTS
     finally:
         running.close()

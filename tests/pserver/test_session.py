@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from shoal.protocol import messages as m
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.pserver.service import _Tensors
-from shoal.pserver.session import Session
+from shoal.pserver.session import TrainerSession
 from shoal.pserver.snapshots.folder import SnapshotFolder
 from shoal.pserver.state.parameters import Parameters
 from shoal.pserver.state.server_state import ServerState
@@ -29,7 +29,7 @@ from tests.pserver.shapes import make_shape, registered
 
 TOKEN = auth.Token(b"0123456789abcdef")
 SLOTS = 4
-PLAN = Plan(samples=100, batch_size=10, drop_last=False, task_batches=2)
+PLAN = EpochPlan(samples=100, batch_size=10, drop_last=False, task_batches=2)
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 USERS = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
 MEAN, COUNT, MASK = torch.tensor([1.0, 2.0]), torch.tensor(7), torch.tensor([[True], [False]])
@@ -51,7 +51,7 @@ SHAPE = make_shape(
 class Server:
     """One server with its real state, parameters, snapshots and sessions; the master's part is played by the test."""
 
-    def __init__(self, address: str, folder: Path, *, index: int, shape: m.Shape = SHAPE) -> None:
+    def __init__(self, address: str, folder: Path, *, index: int, shape: m.ModelSpec = SHAPE) -> None:
         self.lock = threading.Lock()
         self.parameters = Parameters(shape, SLOTS, seed=5)
         self.disk = SnapshotFolder(folder, uid="job", shape=shape, keep=2)
@@ -61,14 +61,14 @@ class Server:
         self._stream, told = listen(address)
         self.holder = m.Holder(index=index, life=100 + index, addresses=[told])
         self.ends: list[str] = []
-        self._accepted: list[sync.Connection] = []
+        self._accepted: list[sync.BlockingConnection] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
     def initialised(self) -> None:
         self.inits += 1
 
-    def attached(self, connection: sync.Connection) -> None:
+    def attached(self, connection: sync.BlockingConnection) -> None:
         """The service's part."""
 
     def _accept(self) -> None:
@@ -79,7 +79,7 @@ class Server:
                 return
             connection = sync.accept(caller, identity=self.identity, token=TOKEN, job="job")
             self._accepted.append(connection)
-            thread = threading.Thread(target=lambda c=connection: self.ends.append(Session(c, self).run()))
+            thread = threading.Thread(target=lambda c=connection: self.ends.append(TrainerSession(c, self).run()))
             self._threads.append(thread)
             thread.start()
 
@@ -119,7 +119,7 @@ class World:
         self.grants = [next(self.numbers) for _ in range(SLOTS)]
         self.trainers: list[Servers] = []
 
-    def server(self, index: int, *, life: str = "a", shape: m.Shape = SHAPE) -> Server:
+    def server(self, index: int, *, life: str = "a", shape: m.ModelSpec = SHAPE) -> Server:
         address = f"unix://{self.folder}/{life}{index}" if self.scheme == "unix" else "tcp://127.0.0.1:0"
         return Server(address, self.folder / f"snapshots{index}", index=index, shape=shape)
 
@@ -131,13 +131,13 @@ class World:
         ]
 
     @property
-    def provide(self) -> m.Provide:
+    def provide(self) -> m.ProvideInitialValues:
         holders = [server.holder for server in self.servers]
-        return m.Provide(slots=list(range(SLOTS)), grants=self.grants, holders=holders, owner=self.owner)
+        return m.ProvideInitialValues(slots=list(range(SLOTS)), grants=self.grants, holders=holders, owner=self.owner)
 
     @property
-    def map(self) -> m.Map:
-        return m.Map(holders=[server.holder for server in self.servers], owner=self.owner, grants=self.grants)
+    def map(self) -> m.SlotMap:
+        return m.SlotMap(holders=[server.holder for server in self.servers], owner=self.owner, grants=self.grants)
 
     def trainer(self) -> Servers:
         identity = auth.Identity("trainer", len(self.trainers), 200 + len(self.trainers))
@@ -172,7 +172,7 @@ def world(request, tmp_path):
     made.close()
 
 
-def given(trainer: Servers, message: m.Provide) -> bool:
+def given(trainer: Servers, message: m.ProvideInitialValues) -> bool:
     tables = [torch.zeros(50, 3), USERS]
     return trainer.provide(message, [WEIGHT.flatten()], tables=tables, buffers=[MEAN, COUNT], fixed=[MASK])
 
@@ -191,7 +191,7 @@ def push(trainer: Servers, batch: int, gradient: Tensor, *, skipped: bool = Fals
 
 
 def test_nothing_is_served_before_the_first_trainer_gave_everything(world: World) -> None:
-    assert [type(reply) for reply in world.begin()] == [m.Waiting] * SLOTS
+    assert [type(reply) for reply in world.begin()] == [m.AwaitingInitialValues] * SLOTS
     trainer = world.trainer()
     with pytest.raises(ServerLost):
         trainer.take_fixed([torch.zeros(2, 1, dtype=torch.bool)], idle=idle)
@@ -231,7 +231,7 @@ def test_all_of_it_is_in_snapshot_0_and_restored_from_there(world: World) -> Non
     world.grants = [next(world.numbers) for _ in range(SLOTS)]
     for slot, owner in enumerate(world.owner):
         order = m.Grant(slot=slot, grant=world.grants[slot], source="file", file=files[owner])
-        assert [type(reply) for reply in world.servers[owner].order(order)] == [m.Held]
+        assert [type(reply) for reply in world.servers[owner].order(order)] == [m.GrantReport]
     trainer = world.trainer()
     trainer.pull(0, 0, idle=idle)
     assert torch.equal(trainer.parameters[0], WEIGHT)
@@ -270,7 +270,7 @@ def test_initial_values_of_another_size_are_refused(world: World) -> None:
     server = world.servers[0]
     count = server.parameters.rows_in(1, 0)
     right = m.RowPart(table=1, count=count)
-    init = m.Init(slots=[0], grants=[world.grants[0]], parts=[right])
+    init = m.InitialValues(slots=[0], grants=[world.grants[0]], parts=[right])
     whole = 64 + count * (8 + 12) + 128 + 64
     for message, size, reason in [
         (init, whole - 1, "initial values of another size"),
@@ -330,7 +330,7 @@ def test_a_slot_lost_after_an_average_was_read_leaves_the_values_in_the_paramete
     push(trainer, 0, torch.ones(2, 3))
     push(trainer, 1, torch.ones(2, 3))
     trainer.pull_average(idle=idle)
-    world.servers[0].order(m.Drop(slot=2, grant=world.grants[2]))
+    world.servers[0].order(m.ReleaseSlot(slot=2, grant=world.grants[2]))
     trainer.pull(0, 0, idle=idle)
     assert torch.equal(trainer.parameters[0], WEIGHT - 2)
     with pytest.raises(ServerLost) as lost:
@@ -343,16 +343,18 @@ def test_slots_that_move_while_a_server_is_slow_to_take_a_request_are_asked_for_
 ) -> None:
     trainer = world.begun()
     trainer.pull(0, 0, idle=idle)
-    swapped = m.Map(holders=world.map.holders[::-1], owner=[1 - owner for owner in world.owner], grants=world.grants)
-    plain, looked = sync.Connection.send, []
+    swapped = m.SlotMap(
+        holders=world.map.holders[::-1], owner=[1 - owner for owner in world.owner], grants=world.grants
+    )
+    plain, looked = sync.BlockingConnection.send, []
 
-    def slow(connection: sync.Connection, message: Any, payload: Any = (), *, idle: Any = None) -> None:
+    def slow(connection: sync.BlockingConnection, message: Any, payload: Any = (), *, idle: Any = None) -> None:
         if idle is not None and not looked:
             looked.append(message)
             idle()
         plain(connection, message, payload, idle=idle)
 
-    monkeypatch.setattr(sync.Connection, "send", slow)
+    monkeypatch.setattr(sync.BlockingConnection, "send", slow)
     with pytest.raises(ServerLost) as lost:
         trainer.pull(0, 0, idle=lambda: trainer.follow(swapped))
     assert sorted(lost.value.slots) == [1, 3]
@@ -365,7 +367,7 @@ def test_a_server_that_does_not_answer_an_attach_is_left_when_its_slots_are_else
     trainer = world.begun()
     trainer.pull(0, 0, idle=idle)
     newcomer = world.trainer()
-    elsewhere = m.Map(holders=[], owner=[-1] * SLOTS, grants=[m.NO_GRANT] * SLOTS)
+    elsewhere = m.SlotMap(holders=[], owner=[-1] * SLOTS, grants=[m.NO_GRANT] * SLOTS)
     with world.servers[0].lock, pytest.raises(ServerLost) as lost:  # as a server that is stopped
         newcomer.pull(0, 0, idle=lambda: newcomer.follow(elsewhere))
     assert sorted(set(lost.value.slots)) == [0, 1, 2, 3]

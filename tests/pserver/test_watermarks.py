@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.protocol import messages as m
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.pserver.state.slot_states import Granted
 from shoal.pserver.state.watermarks import Watermarks
 
@@ -18,7 +18,7 @@ pushes = st.lists(
 
 @given(pushes, st.integers(0, 59))
 def test_each_batch_is_new_exactly_once_and_in_order(sent, cut):
-    plan = Plan(samples=21, batch_size=2, drop_last=False, task_batches=3)
+    plan = EpochPlan(samples=21, batch_size=2, drop_last=False, task_batches=3)
     marks = Watermarks(plan)
     naive: dict[tuple[int, int], int] = {}
     samples = skipped = batches = 0
@@ -48,10 +48,10 @@ def test_each_batch_is_new_exactly_once_and_in_order(sent, cut):
 
 
 def test_bytes_of_another_plan_or_none_are_refused():
-    plan = Plan(samples=10, batch_size=2, drop_last=False, task_batches=1)
+    plan = EpochPlan(samples=10, batch_size=2, drop_last=False, task_batches=1)
     with pytest.raises(ValueError, match="not watermarks"):
         Watermarks.decode(b"garbage", plan)
-    other = Watermarks(Plan(samples=20, batch_size=2, drop_last=False, task_batches=1))
+    other = Watermarks(EpochPlan(samples=20, batch_size=2, drop_last=False, task_batches=1))
     with pytest.raises(ValueError, match="watermarks of 10 tasks an epoch; this job has 5"):
         Watermarks.decode(other.encode(), plan)
 
@@ -75,7 +75,7 @@ def push(grants, first):
 
 
 def test_slots_that_fell_behind_take_what_the_others_know_already():
-    granted = Granted(Plan(samples=12, batch_size=2, drop_last=False, task_batches=6))
+    granted = Granted(EpochPlan(samples=12, batch_size=2, drop_last=False, task_batches=6))
     for slot in range(3):
         granted.load(slot, Watermarks(granted.plan))
         granted.grant(slot, 100 + slot)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shoal.protocol.messages import Buffer, Shape
+from shoal.protocol.messages import Buffer, ModelSpec
 from shoal.protocol.messages import Tensor as TensorShape
 from shoal.protocol.slot_layout import TensorArea
 from shoal.pserver.state.parameters import Parameters
@@ -32,11 +32,11 @@ def first_fixed() -> list[Tensor]:
     return [torch.arange(4.0), torch.tensor([True, False, True])]
 
 
-def whole_shape(**others) -> Shape:
+def whole_shape(**others) -> ModelSpec:
     return make_shape(sizes={"w": [4]}, buffers=BUFFERS, fixed=FIXED, **others)
 
 
-def begun(shape: Shape) -> Parameters:
+def begun(shape: ModelSpec) -> Parameters:
     return started(shape, 2, [torch.zeros(4)], buffers=first_buffers(), fixed=first_fixed())
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.store.history import Header, Seen, Verdict, Witness, judge
+from shoal.store.history import Header, HistoryVerdict, Seen, Witness, judge
 
 headers = st.builds(Header, st.integers(1, 2), st.integers(0, 50), st.integers(1, 3))
 
@@ -13,11 +13,11 @@ def test_a_header_convicts_doubts_or_agrees(first, second):
     seen = Seen().with_answer(first, None)
     verdict = judge(seen, second)
     if second.cluster_id != first.cluster_id or second.revision < first.revision:
-        assert verdict is Verdict.FORGOT
+        assert verdict is HistoryVerdict.FORGOT
     elif second.term != first.term:
-        assert verdict is Verdict.DOUBT
+        assert verdict is HistoryVerdict.DOUBT
     else:
-        assert verdict is Verdict.SAME
+        assert verdict is HistoryVerdict.SAME
 
 
 @given(st.lists(st.integers(1, 50), min_size=1))
@@ -30,7 +30,7 @@ def test_answers_that_overtake_each_other_never_lower_what_was_seen(revisions):
 
 @given(headers)
 def test_the_first_answer_is_believed(header):
-    assert judge(Seen(), header) is Verdict.SAME
+    assert judge(Seen(), header) is HistoryVerdict.SAME
 
 
 def test_a_new_life_knows_nothing_of_the_old_one():

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 import shoal.pserver.service
-from shoal.master.core import Master
-from shoal.master.service import Service as MasterService
-from shoal.master.state.job import Job, Settings
+from shoal.master.core import MasterCore
+from shoal.master.service import MasterService
+from shoal.master.state.job import JobState, MasterSettings
 from shoal.master.state.records import Records
-from shoal.pserver.service import Service as ServerService
+from shoal.pserver.service import ServerService
 from shoal.trainer.distributed import DistributedJob
 from shoal.trainer.engine.engine import Engine
 from shoal.transport import auth
@@ -60,7 +60,7 @@ class OneProcess:
         self.address = f"unix://{folder}/master"
         self.token = auth.Token(secrets.token_bytes(32))
         self.epochs, self.seed = epochs, seed
-        settings = Settings(
+        settings = MasterSettings(
             name="one",
             epochs=epochs,
             seed=seed,
@@ -71,7 +71,7 @@ class OneProcess:
             lease_seconds=30,
         )
         self.records = Records()
-        self.state = Job(
+        self.state = JobState(
             settings=settings,
             records=self.records,
             generation=1,
@@ -103,7 +103,7 @@ class OneProcess:
     def _master(self) -> None:
         async def serve() -> None:
             self.master = MasterService(
-                Master(self.state), NoEtcd(), identity=self._identity("master", 0), token=self.token, uid=UID
+                MasterCore(self.state), NoEtcd(), identity=self._identity("master", 0), token=self.token, uid=UID
             )
             await self.master.run(listen(self.address)[0], ready=self.listening.set)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shoal.trainer.optim.accumulation import Carry
+from shoal.trainer.optim.accumulation import Accumulation
 from shoal.trainer.refusal import Refused
 from tests.trainer.toy import SIZE, compare, loader_of, loss_of, model, sgd
 
@@ -21,7 +21,7 @@ def two():
 
 
 def test_gradients_that_are_added_to_those_of_a_batch_without_step_are_refused(two):
-    carry = Carry(two)
+    carry = Accumulation(two)
     backward(*two)
     assert carry.look(stepped=False, accumulating=False)
     backward(*two)
@@ -31,7 +31,7 @@ def test_gradients_that_are_added_to_those_of_a_batch_without_step_are_refused(t
 
 
 def test_backward_passes_of_one_batch_add_up_as_the_script_wants(two):
-    carry = Carry(two)
+    carry = Accumulation(two)
     for _ in range(3):
         backward(*two)
         backward(*two)
@@ -49,7 +49,7 @@ CLEARED = {
 
 @pytest.mark.parametrize("way", CLEARED)
 def test_gradients_that_are_cleared_before_the_next_backward_pass_are_skipped(two, way):
-    carry = Carry(two)
+    carry = Accumulation(two)
     for _ in range(3):
         backward(*two)
         assert carry.look(stepped=False, accumulating=False)
@@ -60,7 +60,7 @@ def test_gradients_that_are_cleared_before_the_next_backward_pass_are_skipped(tw
 
 
 def test_an_optimizer_that_clears_ends_the_watch_and_one_that_clears_too_late_does_not(two):
-    carry = Carry(two)
+    carry = Accumulation(two)
     backward(*two)
     carry.look(stepped=False, accumulating=False)
     carry.cleared()
@@ -74,7 +74,7 @@ def test_an_optimizer_that_clears_ends_the_watch_and_one_that_clears_too_late_do
 
 
 def test_an_accumulation_that_prepare_knows_is_none_by_hand(two):
-    carry = Carry(two)
+    carry = Accumulation(two)
     for _ in range(3):
         backward(*two)
         assert carry.look(stepped=False, accumulating=True)
@@ -82,7 +82,7 @@ def test_an_accumulation_that_prepare_knows_is_none_by_hand(two):
 
 
 def test_whether_there_was_a_gradient_is_told(two):
-    carry = Carry(two)
+    carry = Accumulation(two)
     assert not carry.look(stepped=False, accumulating=False)
     backward(two[1])
     assert carry.look(stepped=False, accumulating=False)
@@ -90,7 +90,7 @@ def test_whether_there_was_a_gradient_is_told(two):
 
 def test_it_is_found_in_a_part_that_not_every_batch_trains(two):
     """The first batch trains both, the second one only the part that comes later in the model."""
-    carry = Carry(two)
+    carry = Accumulation(two)
     backward(*two)
     carry.look(stepped=False, accumulating=False)
     backward(two[1])

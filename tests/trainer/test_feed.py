@@ -18,9 +18,9 @@ import torch
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from shoal.protocol.messages import Shape
-from shoal.trainer.data.feed import Feed
-from shoal.trainer.data.sample_order import Order, SamplerOrder
+from shoal.protocol.messages import ModelSpec
+from shoal.trainer.data.feed import BatchFeed
+from shoal.trainer.data.sample_order import SampleOrder, SamplerOrder
 from shoal.trainer.refusal import Refusal
 from tests.soak import examples
 
@@ -28,7 +28,7 @@ SAMPLES, SIZE, TASK_BATCHES = 40, 3, 4
 
 
 def shape(*, shuffle=True, sampler="", samples=SAMPLES):
-    return Shape(
+    return ModelSpec(
         samples=samples,
         fingerprint="f",
         batch_size=SIZE,
@@ -72,8 +72,8 @@ def made():
     feeds = []
 
     def make(data=None, *, shuffle=True, **options):
-        order = Order(shape(shuffle=shuffle), 1)
-        feeds.append(Feed(DataLoader(data if data is not None else Numbers(), batch_size=SIZE, **options), order))
+        order = SampleOrder(shape(shuffle=shuffle), 1)
+        feeds.append(BatchFeed(DataLoader(data if data is not None else Numbers(), batch_size=SIZE, **options), order))
         return feeds[-1], order
 
     yield make
@@ -140,10 +140,10 @@ class FeedMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.order = Order(shape(), 1)
+        self.order = SampleOrder(shape(), 1)
         self.data = Numbers()
         self.data.bad = 7
-        self.feed = Feed(DataLoader(self.data, batch_size=SIZE, **self.options), self.order)
+        self.feed = BatchFeed(DataLoader(self.data, batch_size=SIZE, **self.options), self.order)
         self.model = deque()
 
     @rule(epoch=st.integers(0, 2), task=st.integers(0, 3), first=st.integers(0, 4))
@@ -252,8 +252,8 @@ def test_an_order_that_fails_leaves_the_feed_whole():
             self.length = SAMPLES - (epoch == 1)
 
     for workers in (0, 1):
-        order = Order(shape(sampler="Shorter"), 1, SamplerOrder(Shorter(), batches=False))
-        feed = Feed(DataLoader(Numbers(), batch_size=SIZE, num_workers=workers), order)
+        order = SampleOrder(shape(sampler="Shorter"), 1, SamplerOrder(Shorter(), batches=False))
+        feed = BatchFeed(DataLoader(Numbers(), batch_size=SIZE, num_workers=workers), order)
         feed.assign(0, 3, 0)
         feed.assign(1, 0, 0)
         with pytest.raises(Refusal, match="Shorter gives 39 samples in epoch 2 and 40 in the first"):
@@ -412,8 +412,8 @@ def test_the_random_numbers_are_those_of_a_plain_loop(made, options, seeded):
         return found, torch.get_rng_state().tolist()
 
     def ours(loader):
-        order = Order(shape(shuffle=False), 1)
-        feed = Feed(loader, order)
+        order = SampleOrder(shape(shuffle=False), 1)
+        feed = BatchFeed(loader, order)
         found = [torch.cat(whole_pass(feed, order, epoch)).tolist() for epoch in range(2)]
         feed.close()
         return found

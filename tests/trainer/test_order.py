@@ -17,8 +17,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from shoal.protocol.messages import Shape
-from shoal.trainer.data.sample_order import Order, SamplerOrder
+from shoal.protocol.messages import ModelSpec
+from shoal.trainer.data.sample_order import SampleOrder, SamplerOrder
 from shoal.trainer.refusal import Refusal
 
 WEIGHTS = [1.0, 0.0, 3.0, 4.0, 0.0, 2.0]
@@ -26,7 +26,7 @@ WEIGHTS = [1.0, 0.0, 3.0, 4.0, 0.0, 2.0]
 
 def order(sampler=None, *, seed=1, samples=40, size=3, batches=False, shuffle=True):
     drawn = None if sampler is None else SamplerOrder(sampler, batches=batches)
-    shape = Shape(
+    shape = ModelSpec(
         samples=samples,
         fingerprint="f",
         batch_size=size,
@@ -40,7 +40,7 @@ def order(sampler=None, *, seed=1, samples=40, size=3, batches=False, shuffle=Tr
         groups=[],
         buffers=[],
     )
-    return Order(shape, seed, drawn)
+    return SampleOrder(shape, seed, drawn)
 
 
 def epoch_of(order, epoch=0):

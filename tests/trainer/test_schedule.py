@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as s
 
-from shoal.trainer.optim.schedule import Schedule
+from shoal.trainer.optim.schedule import LearningRateSchedule
 from shoal.trainer.refusal import Refusal, Refused
 from tests.trainer.toy import EPOCHS, STEPS, compare, halves, loader_of, loss_of, model, sgd
 
@@ -44,7 +44,7 @@ def optimizer():
 
 
 def scheduled(schedulers, live, *, interval="step", steps=TOTAL, epochs=1, place=lambda _: ("stepped", 0)):
-    return Schedule(
+    return LearningRateSchedule(
         schedulers,
         live.param_groups,
         interval=interval,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from shoal.protocol.environment import LONG_FACTOR
-from shoal.trainer.step_watchdog import StepClock, StepWatch
+from shoal.trainer.step_watchdog import StepClock, StepWatchdog
 
 
 def test_the_first_batch_and_what_is_no_batch_have_more_time():
@@ -28,7 +28,7 @@ def watch(warned):
     def hung(*_):
         raise AssertionError("nothing hangs here")
 
-    return StepWatch(lambda: 1e6, warn=warned.append, hung=hung)
+    return StepWatchdog(lambda: 1e6, warn=warned.append, hung=hung)
 
 
 def test_behind_an_evaluation_the_script_is_where_it_was_with_a_new_clock():

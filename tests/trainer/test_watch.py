@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from shoal.trainer.refusal import Refused
-from shoal.trainer.script.mutations import Watch
+from shoal.trainer.script.mutations import MutationDetector
 from tests.trainer.toy import compare, halves, loader_of, loss_of, model, sgd
 
 
@@ -294,7 +294,7 @@ def test_every_parameter_is_looked_at_within_as_many_batches_as_there_are(stays)
     many = nn.ModuleList(nn.Linear(2, 2) for _ in range(40))
     parameters = list(many.named_parameters())
     for name, written in parameters[::7]:
-        watch = Watch(many, parameters, groups=[{"params": list(many.parameters())}], stays=stays)
+        watch = MutationDetector(many, parameters, groups=[{"params": list(many.parameters())}], stays=stays)
 
         def batches(watch=watch, written=written):
             for _ in parameters:
@@ -313,7 +313,7 @@ def test_every_parameter_is_looked_at_within_as_many_batches_as_there_are(stays)
 def test_the_jobs_own_writes_are_not_the_scripts():
     many = nn.ModuleList(nn.Linear(2, 2) for _ in range(40))
     parameters = list(many.named_parameters())
-    watch = Watch(many, parameters, groups=[], stays=False)
+    watch = MutationDetector(many, parameters, groups=[], stays=False)
     for batch in range(300):
         watch.batch_begins()
         watch.check()
@@ -333,7 +333,7 @@ def test_values_that_are_no_numbers_are_equal_to_themselves():
     m = nn.Linear(2, 2)
     with torch.no_grad():
         m.weight.fill_(float("nan"))
-    watch = Watch(m, list(m.named_parameters()), groups=[], stays=True)
+    watch = MutationDetector(m, list(m.named_parameters()), groups=[], stays=True)
     for _ in range(4):
         watch.batch_begins()
         watch.check()
@@ -346,7 +346,7 @@ def test_values_that_change_places_or_signs_are_seen(way):
     m = nn.Linear(4, 4, bias=False)
     with torch.no_grad():
         m.weight.copy_(torch.arange(1.0, 17.0).reshape(4, 4) * torch.tensor([1.0, -1.0, 1.0, -1.0]))
-    watch = Watch(m, [("weight", m.weight)], groups=[], stays=True)
+    watch = MutationDetector(m, [("weight", m.weight)], groups=[], stays=True)
     watch._sample = None  # the checksum alone
     if way == "swapped":
         m.weight.data.copy_(m.weight.detach().flip(0).clone())

@@ -1,7 +1,7 @@
 """A trainer's leases and watermarks against a naive master and naive slots, on a bad day.
 
 Answers come late, twice, in any order or never; slots are restored from old snapshots, moved and lost; the connection to
-the master breaks; another trainer takes tasks over; and the master's ``Over`` waits for etcd while its other messages
+the master breaks; another trainer takes tasks over; and the master's ``TaskCommitted`` waits for etcd while its other messages
 do not. The naive side knows the truth, and what a trainer says is held against it.
 """
 
@@ -10,13 +10,22 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shoal.protocol.epoch_plan import Plan
-from shoal.protocol.messages import NO_GRANT, Done, HandBack, Lease, Leased, Map, Over, Redo
+from shoal.protocol.epoch_plan import EpochPlan
+from shoal.protocol.messages import (
+    NO_GRANT,
+    Lease,
+    ReturnTasks,
+    SlotMap,
+    TaskCommitted,
+    TaskDone,
+    TaskLeased,
+    TaskReopened,
+)
 from shoal.trainer.engine.task_state import Work
 from tests.soak import examples
 
 SLOTS = 2
-PLAN = Plan(samples=3, batch_size=1, drop_last=False, task_batches=2)
+PLAN = EpochPlan(samples=3, batch_size=1, drop_last=False, task_batches=2)
 TASKS = [(0, 0), (0, 1)]  # of two batches and of one
 ME, OTHER = "me", "another trainer"
 
@@ -58,8 +67,8 @@ class BadDay(RuleBasedStateMachine):
         self.leases: dict[tuple[int, int], str] = {}
         self.attempts = 0
         self.to_trainer: list[object] = []
-        self.held_back: list[Over] = []
-        self.to_master: list[Done | HandBack] = []
+        self.held_back: list[TaskCommitted] = []
+        self.to_master: list[TaskDone | ReturnTasks] = []
         self.answers: list[tuple[tuple[int, int], int, int, int]] = []
         self.work.mapped(self.map())
         self.hands_out(TASKS)
@@ -69,8 +78,8 @@ class BadDay(RuleBasedStateMachine):
         self.grants += 1
         return self.grants
 
-    def map(self) -> Map:
-        return Map(holders=[], owner=[0] * SLOTS, grants=[slot.grant for slot in self.slots])
+    def map(self) -> SlotMap:
+        return SlotMap(holders=[], owner=[0] * SLOTS, grants=[slot.grant for slot in self.slots])
 
     # --- The master ---
 
@@ -84,7 +93,7 @@ class BadDay(RuleBasedStateMachine):
             if self.undone(task) and task not in self.leases:
                 self.attempts += 1
                 self.leases[task] = ME
-                self.to_trainer.append(Leased(lease=Lease(*task, self.attempts), left=0, trainers=1, watched=False))
+                self.to_trainer.append(TaskLeased(lease=Lease(*task, self.attempts), left=0, trainers=1, watched=False))
 
     @precondition(lambda self: ME in self.leases.values())
     @rule()
@@ -109,7 +118,7 @@ class BadDay(RuleBasedStateMachine):
     @rule()
     def master_reads(self):
         message = self.to_master.pop(0)
-        if isinstance(message, HandBack):
+        if isinstance(message, ReturnTasks):
             for lease in message.leases:
                 if self.leases.get(named(lease)) == ME:
                     del self.leases[named(lease)]
@@ -121,10 +130,10 @@ class BadDay(RuleBasedStateMachine):
         if not self.undone(task):
             self.leases.pop(task, None)
         if not self.undone(task) or self.leases.get(task) == OTHER:
-            self.held_back.append(Over(lease=message.lease))
+            self.held_back.append(TaskCommitted(lease=message.lease))
             return
         self.leases[task] = ME
-        self.to_trainer += [self.map(), Redo(lease=message.lease)]
+        self.to_trainer += [self.map(), TaskReopened(lease=message.lease)]
 
     @precondition(lambda self: self.held_back)
     @rule()
@@ -167,13 +176,13 @@ class BadDay(RuleBasedStateMachine):
     def trainer_reads(self, messages):
         for message in self.to_trainer[:messages]:
             match message:
-                case Leased(lease=lease):
+                case TaskLeased(lease=lease):
                     self.work.leased(lease)
-                case Over(lease=lease):
+                case TaskCommitted(lease=lease):
                     self.work.over(lease)
-                case Redo(lease=lease):
+                case TaskReopened(lease=lease):
                     self.work.redo(lease)
-                case Map() as new:
+                case SlotMap() as new:
                     self.work.mapped(new)
         del self.to_trainer[:messages]
 
@@ -284,7 +293,7 @@ class BadDay(RuleBasedStateMachine):
         given = self.work.give_all_back()
         assert given == expected
         assert self.work.leases() == [done.lease for done in unanswered.values()]
-        self.to_master.append(HandBack(leases=given))
+        self.to_master.append(ReturnTasks(leases=given))
 
     # --- What holds at every moment ---
 
@@ -343,15 +352,15 @@ TestBadDay.settings = examples(80, stateful_step_count=40)
 
 
 def test_a_task_that_came_back_before_its_over_did_is_done_again():
-    """The master holds ``Over`` back until etcd has it; a slot falls back meanwhile, and the task is leased anew."""
+    """The master holds ``TaskCommitted`` back until etcd has it; a slot falls back meanwhile, and the task is leased anew."""
     work = Work(PLAN, slots=1)
-    work.mapped(Map(holders=[], owner=[0], grants=[1]))
+    work.mapped(SlotMap(holders=[], owner=[0], grants=[1]))
     first, again = Lease(0, 1, 1), Lease(0, 1, 2)
     work.leased(first)
     work.begin()
     assert work.applied(0, 1, [0], [1], 1)
     work.finish()
-    work.mapped(Map(holders=[], owner=[0], grants=[2]))
+    work.mapped(SlotMap(holders=[], owner=[0], grants=[2]))
     work.leased(again)
     assert (work.leases(), work.unanswered) == ([again], {})
     work.begin()
@@ -386,12 +395,12 @@ def test_a_task_that_must_be_redone_is_held_under_the_lease_that_the_master_says
 def test_a_word_under_another_grant_than_the_maps_is_not_believed():
     work = Work(PLAN, slots=2)
     assert not work.applied(0, 0, [0], [1], 1), "there is no map yet"
-    work.mapped(Map(holders=[], owner=[0, 0], grants=[1, 3]))
+    work.mapped(SlotMap(holders=[], owner=[0, 0], grants=[1, 3]))
     work.leased(Lease(0, 0, 1))
     work.begin()
     assert work.applied(0, 0, [0, 1], [1, 3], 2)
     assert work.next_batch() == 2
-    work.mapped(Map(holders=[], owner=[0, 0], grants=[2, 3]))
+    work.mapped(SlotMap(holders=[], owner=[0, 0], grants=[2, 3]))
     assert work.next_batch() is None
     assert not work.applied(0, 0, [0, 1], [1, 3], 2), "late, from the life before"
     assert work.next_batch() is None

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from shoal.trainer.data.dataset import describe_data
-from shoal.trainer.data.sample_order import Order
+from shoal.trainer.data.sample_order import SampleOrder
 from shoal.trainer.script.description import describe
-from shoal.trainer.session import Session
+from shoal.trainer.session import TrainingSession
 
 EPOCHS, SEED = 2, 11
 SAMPLES, SIZE = 40, 4
@@ -27,7 +27,7 @@ POISONED = 13
 class AnyJob:
     """A job under test, alone or with servers."""
 
-    job: Session
+    job: TrainingSession
     together: bool
     skipped: Callable[[], int]
     """Samples that the job counts as skipped."""
@@ -70,22 +70,24 @@ def order_of(
     accumulate: int = 1,
     task_batches: int | None = None,
     seed: int = SEED,
-) -> Order:
+) -> SampleOrder:
     """The job's order of batches."""
     many = optimizers if isinstance(optimizers, list) else [optimizers]
     described = describe_data(loader, batch_size=None)
     shape = describe(m, many, described, accumulate=accumulate, task_batches=task_batches).shape
-    return Order(shape, seed, described.order)
+    return SampleOrder(shape, seed, described.order)
 
 
-def places(order: Order) -> Iterator[tuple[int, int]]:
+def places(order: SampleOrder) -> Iterator[tuple[int, int]]:
     """Task and number of each batch of an epoch."""
     for task in range(order.plan.tasks):
         for batch in range(order.plan.batches_in(task)):
             yield task, batch
 
 
-def plain_epochs(order: Order, loader: DataLoader[Any], *, epochs: int = EPOCHS) -> Iterator[tuple[int, Iterable[Any]]]:
+def plain_epochs(
+    order: SampleOrder, loader: DataLoader[Any], *, epochs: int = EPOCHS
+) -> Iterator[tuple[int, Iterable[Any]]]:
     """The epochs of a loop without Shoal, each with its batches."""
     collate: Any = loader.collate_fn
     for epoch in range(epochs):
@@ -95,7 +97,7 @@ def plain_epochs(order: Order, loader: DataLoader[Any], *, epochs: int = EPOCHS)
         )
 
 
-def job_epochs(job: Session, batches: Iterable[Any]) -> Iterator[tuple[int, Iterable[Any]]]:
+def job_epochs(job: TrainingSession, batches: Iterable[Any]) -> Iterator[tuple[int, Iterable[Any]]]:
     for epoch in job.epochs():
         yield epoch, batches
 
@@ -109,7 +111,7 @@ class Side:
     """One or a list."""
     scheduler: Any
     epochs: Iterator[tuple[int, Iterable[Any]]]
-    job: Session | None
+    job: TrainingSession | None
     """None: this is the loop without Shoal."""
 
     @property

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shoal.transport import auth, sync
 from shoal.transport.acceptor import DEAD, Acceptor
 from shoal.transport.address import listen
-from shoal.transport.unauthenticated import MOST_OF_ONE, Unproved
+from shoal.transport.unauthenticated import MOST_OF_ONE, Unauthenticated
 
 TOKEN = auth.Token(b"0123456789abcdef")
 SERVER = auth.Identity("pserver", 0, 7)
@@ -46,7 +46,7 @@ class Host:
         stream, self.address = listen(address)
         listener = Failing(fileno=stream.detach())
         listener.errors = list(errors)
-        self.served: list[sync.Connection] = []
+        self.served: list[sync.BlockingConnection] = []
         self.failed: list[str] = []
         self.wake = threading.Event()
         self.acceptor = Acceptor(
@@ -157,7 +157,7 @@ CALLS = st.lists(
 @given(CALLS)
 def test_bounds_hold_and_the_oldest_makes_room(calls):
     """Against a list in order of arrival."""
-    unproved: Unproved[int] = Unproved(most=6, most_of_one=3)
+    unproved: Unauthenticated[int] = Unauthenticated(most=6, most_of_one=3)
     naive: list[tuple[int, str]] = []
     numbers = itertools.count()
     for call, argument in calls:

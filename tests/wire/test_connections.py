@@ -16,7 +16,7 @@ from shoal.protocol import messages as m
 from shoal.transport import aio, auth, shared_memory, sync
 from shoal.transport.address import AddressError, listen, publish, resolve
 from shoal.transport.frames import HEADER, MAX_GREETING, FrameError, encode, parse_header
-from shoal.transport.unauthenticated import Unproved
+from shoal.transport.unauthenticated import Unauthenticated
 
 TOKEN = auth.Token(b"0123456789abcdef")
 SERVER = auth.Identity("pserver", 0, 7)
@@ -88,14 +88,14 @@ def test_messages_and_payloads_arrive_whole(host):
     other = host.accepted[0]
     data = os.urandom(3_000_000)
     sender = threading.Thread(
-        target=lambda: connection.send(m.Want(epoch=4), [memoryview(data)[:1000], memoryview(data)[1000:]])
+        target=lambda: connection.send(m.RequestTask(epoch=4), [memoryview(data)[:1000], memoryview(data)[1000:]])
     )
     sender.start()
     message, size = other.receive(decoder)
     received = bytearray(size)
     other.receive_into(memoryview(received))
     sender.join()
-    assert message == m.Want(epoch=4)
+    assert message == m.RequestTask(epoch=4)
     assert bytes(received) == data
     connection.close()
     with pytest.raises(OSError):
@@ -166,7 +166,7 @@ GARBAGE = [
     HEADER.pack(b"SL", 0, MAX_GREETING + 1, 0),
     HEADER.pack(b"SL", 0, 5, 1 << 39),
     *(HEADER.pack(b"SL", 0, len(body), 0) + body for body in UNREADABLE),
-    encode(m.Want(epoch=1)),
+    encode(m.RequestTask(epoch=1)),
 ]
 
 
@@ -197,7 +197,8 @@ def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
     async def run():
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unproved()), path=f"{tmp_path}/s"
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()),
+            path=f"{tmp_path}/s",
         )
         reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
         writer.write(garbage)
@@ -225,7 +226,7 @@ def test_who_hangs_up_without_a_word_was_not_turned_away():
 
     async def run():
         server = await asyncio.get_running_loop().create_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unproved()), "127.0.0.1", 0
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()), "127.0.0.1", 0
         )
         probe = socket.create_connection(server.sockets[0].getsockname())
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -301,7 +302,7 @@ def test_who_takes_nothing_is_given_up(host, monkeypatch):
     connection = call(host)
     small_buffers(connection)
     with pytest.raises(TimeoutError, match="pserver-0 takes nothing of what is sent to it"):
-        connection.send(m.Ping(), [memoryview(bytearray(60 << 20))])
+        connection.send(m.KeepAlive(), [memoryview(bytearray(60 << 20))])
     connection.close()
 
 
@@ -316,7 +317,7 @@ def test_who_sends_can_look_around_and_give_up(host):
             raise ConnectionResetError("its slots are elsewhere now")
 
     with pytest.raises(ConnectionResetError, match="elsewhere"):
-        connection.send(m.Ping(), [memoryview(bytearray(60 << 20))], idle=idle)
+        connection.send(m.KeepAlive(), [memoryview(bytearray(60 << 20))], idle=idle)
     connection.close()
 
 
@@ -338,7 +339,7 @@ def test_silence_in_the_middle_of_a_message_is_given_up_and_between_messages_not
     thread.start()
     thread.join(1.0)  # silence between messages, longer than the bound
     assert thread.is_alive()
-    connection.send(m.Ping())
+    connection.send(m.KeepAlive())
     connection._stream.sendall(HEADER.pack(b"SL", 0, 100, 0) + b"\x81")
     thread.join(30)
     assert [str(error) for error in errors] == ["trainer-3 is silent in the middle of a message; given up after 0.3 s"]
@@ -351,13 +352,13 @@ def test_a_large_payload_passes_a_slow_reader(host):
     small_buffers(connection)
     wait_for(lambda: host.accepted)
     payload = os.urandom(1 << 20) * 8
-    sender = threading.Thread(target=lambda: connection.send(m.Ping(), [memoryview(payload)]))
+    sender = threading.Thread(target=lambda: connection.send(m.KeepAlive(), [memoryview(payload)]))
     sender.start()
     message, size = host.accepted[0].receive(decoder)
     target = bytearray(size)
     host.accepted[0].receive_into(memoryview(target))
     sender.join(30)
-    assert (message, bytes(target)) == (m.Ping(), payload)
+    assert (message, bytes(target)) == (m.KeepAlive(), payload)
     connection.close()
 
 
@@ -387,13 +388,14 @@ def test_a_peer_of_the_loop_that_does_not_read_is_cut_off_at_a_bound(tmp_path, m
 
     async def run():
         server = await asyncio.get_running_loop().create_unix_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unproved()), path=f"{tmp_path}/s"
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()),
+            path=f"{tmp_path}/s",
         )
         address = f"unix://{tmp_path}/s"
         reader = await asyncio.to_thread(sync.connect, address, identity=CLIENT, token=TOKEN, job="job-1")
         sent = 0
         while not closed and sent < 100 << 20:
-            peers[0].send(m.Event(level="info", text="x" * 100_000))
+            peers[0].send(m.JobEvent(level="info", text="x" * 100_000))
             sent += 100_000
             await asyncio.sleep(0)
         reader.close()
@@ -406,7 +408,7 @@ def test_a_peer_of_the_loop_that_does_not_read_is_cut_off_at_a_bound(tmp_path, m
 
 
 def test_callers_of_the_loop_that_say_nothing_make_room(tmp_path):
-    unproved = Unproved(most=3)
+    unproved = Unauthenticated(most=3)
 
     async def run():
         server = await asyncio.get_running_loop().create_unix_server(

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.protocol.messages import Buffer, DenseParameter, Shape
+from shoal.protocol.messages import Buffer, DenseParameter, ModelSpec
 from shoal.protocol.slot_layout import ALIGNMENT, ITEM_SIZES, Area, Piece, TensorArea, pieces
 
 sizes = st.lists(st.lists(st.integers(0, 7), max_size=3), max_size=8)
 dtypes = st.sampled_from(sorted(ITEM_SIZES))
 
 
-def make_shape(shapes: list[list[int]], dtype: str = "float32", *, max_norm: float = 0.0) -> Shape:
-    return Shape(
+def make_shape(shapes: list[list[int]], dtype: str = "float32", *, max_norm: float = 0.0) -> ModelSpec:
+    return ModelSpec(
         samples=1,
         fingerprint="",
         batch_size=1,

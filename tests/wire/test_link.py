@@ -12,7 +12,7 @@ from shoal.protocol import messages as m
 from shoal.transport import auth, sync
 from shoal.transport.address import listen, publish
 from shoal.transport.frames import encode
-from shoal.transport.master_link import Link
+from shoal.transport.master_link import MasterLink
 
 TOKEN = auth.Token(b"0123456789abcdef")
 MASTER = auth.Identity("master", 0, 1)
@@ -45,8 +45,8 @@ class Master:
             while True:
                 message, _ = connection.receive(decoder)
                 self.heard.append(message)
-                if isinstance(message, m.Ping):
-                    connection.send(m.Pong())
+                if isinstance(message, m.KeepAlive):
+                    connection.send(m.KeepAliveReply())
         except OSError:
             return
 
@@ -70,8 +70,8 @@ def until(condition):
 
 
 def make(folder, **options):
-    given = {"greetings": lambda: [m.Where()], "handle": lambda _: None, "refused": lambda _: None} | options
-    return Link(
+    given = {"greetings": lambda: [m.GetSlotMap()], "handle": lambda _: None, "refused": lambda _: None} | options
+    return MasterLink(
         f"file://{folder}/address",
         identity=auth.Identity("trainer", 0, 2),
         token=TOKEN,
@@ -84,13 +84,13 @@ def test_a_master_elsewhere_is_found_and_greeted_anew(tmp_path):
     first = Master(tmp_path, 1)
     link = make(tmp_path)
     link.start()
-    until(lambda: m.Where() in first.heard)
+    until(lambda: m.GetSlotMap() in first.heard)
     first.close()
     second = Master(tmp_path, 2)
-    until(lambda: m.Where() in second.heard)
+    until(lambda: m.GetSlotMap() in second.heard)
     # It is a connection only when all greetings are sent; the first is heard before.
-    until(lambda: link.send(m.Finish()))
-    until(lambda: m.Finish() in second.heard)
+    until(lambda: link.send(m.LoopFinished()))
+    until(lambda: m.LoopFinished() in second.heard)
     link.close()
     second.close()
 
@@ -105,7 +105,7 @@ def test_who_talks_a_lot_and_is_never_answered_still_keeps_its_connection(tmp_pa
     until(lambda: link.connected)
     end = time.monotonic() + 2.0
     while time.monotonic() < end:
-        link.send(m.Event(level="info", text="busy"))
+        link.send(m.JobEvent(level="info", text="busy"))
         time.sleep(0.05)
     assert not lost
     assert len(master.connections) == 1
@@ -116,7 +116,7 @@ def test_who_talks_a_lot_and_is_never_answered_still_keeps_its_connection(tmp_pa
 def test_a_refusal_is_final(tmp_path):
     master = Master(tmp_path, 1)
     told = []
-    link = Link(
+    link = MasterLink(
         f"file://{tmp_path}/address",
         identity=auth.Identity("trainer", 0, 2),
         token=auth.Token(b"another-token-16"),
@@ -152,7 +152,7 @@ def test_a_large_message_on_a_slow_network_is_not_taken_for_silence(tmp_path):
     link.lease_seconds = 1.2
     link.start()
     until(lambda: handled)
-    assert m.Ping() in master.heard
+    assert m.KeepAlive() in master.heard
     assert not lost
     link.close()
     master.close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.protocol.epoch_plan import Plan, default_task_batches
+from shoal.protocol.epoch_plan import EpochPlan, default_task_batches
 from shoal.protocol.grouped import Grouped
 from shoal.protocol.task_set import TaskSet
 
@@ -65,7 +65,7 @@ def test_bytes_that_are_no_task_set_are_refused(data):
     task_batches=st.integers(1, 9),
 )
 def test_tasks_and_batches_tile_an_epoch(samples, batch_size, drop_last, task_batches):
-    plan = Plan(samples=samples, batch_size=batch_size, drop_last=drop_last, task_batches=task_batches)
+    plan = EpochPlan(samples=samples, batch_size=batch_size, drop_last=drop_last, task_batches=task_batches)
     positions = [
         position
         for task in range(plan.tasks)

@@ -40,6 +40,7 @@ from shoal.store import (
     EVERYTHING,
     Credentials,
     Delete,
+    DesiredState,
     Event,
     JobKeys,
     Listing,
@@ -47,7 +48,6 @@ from shoal.store import (
     Store,
     StoreRefusedError,
     StoreUnreachableError,
-    Wanted,
 )
 from shoal.store.accounts import NOT_ON
 
@@ -315,7 +315,7 @@ class Operator:
         if found is not None:
             self._store.record_changed(keys.outcome, found.value)
 
-    def _tell(self, job: TrainingJob, uid: str, wanted: Wanted) -> None:
+    def _tell(self, job: TrainingJob, uid: str, wanted: DesiredState) -> None:
         keys = JobKeys(job.metadata.namespace, job.metadata.name, uid)
         left = self._left()
         if left <= 0:

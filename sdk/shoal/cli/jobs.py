@@ -9,10 +9,10 @@ from typing import Final
 import msgspec
 
 from shoal.cli.errors import FAILED, CommandError
-from shoal.local.control_socket import AskScale, AskStatus, No, ask
+from shoal.local.control_socket import AskScale, AskStatus, ControlRefused, ask
 from shoal.local.state_folder import StateFolder, base_folder, job_names
 from shoal.local.view.formatting import account_lines, duration, evaluated, progress_line
-from shoal.local.view.status import Status, read_status
+from shoal.local.view.status import JobStatus, read_status
 
 __all__ = ["find_job", "scale_job", "show_all", "show_status"]
 
@@ -35,14 +35,14 @@ def find_job(name: str, named_state: Path | None) -> StateFolder:
     raise CommandError(f"no job {name!r} in {base}; {known}")
 
 
-def status_of(state: StateFolder) -> Status:
+def status_of(state: StateFolder) -> JobStatus:
     """A job's status: from its runner, else what the last run left.
 
     Raises:
         CommandError: Nothing is known of it.
     """
     answer = ask(state, AskStatus())
-    if isinstance(answer, Status):
+    if isinstance(answer, JobStatus):
         return answer
     try:
         last = read_status(state.last.read_bytes())
@@ -56,9 +56,9 @@ def status_of(state: StateFolder) -> Status:
     return msgspec.structs.replace(last, runner=0, members=[], state=end.state, reason=end.reason, account=end.account)
 
 
-def _nothing_known(state: StateFolder) -> Status:
+def _nothing_known(state: StateFolder) -> JobStatus:
     trainer = state.job().spec.trainer
-    return Status(
+    return JobStatus(
         name=state.name,
         state="Starting",
         reason="",
@@ -81,7 +81,7 @@ def show_status(name: str, named_state: Path | None, *, output: str) -> None:
     sys.stdout.write("\n".join(status_lines(status)) + "\n")
 
 
-def status_lines(status: Status) -> list[str]:
+def status_lines(status: JobStatus) -> list[str]:
     """A status for people."""
     if status.runner == 0:
         lines = _ended_lines(status)
@@ -100,7 +100,7 @@ def status_lines(status: Status) -> list[str]:
     return lines
 
 
-def _ended_lines(status: Status) -> list[str]:
+def _ended_lines(status: JobStatus) -> list[str]:
     if status.account is not None:
         lines = account_lines(status.name, status.account, reason=status.reason)
     else:
@@ -110,7 +110,7 @@ def _ended_lines(status: Status) -> list[str]:
     return lines
 
 
-def _table(status: Status) -> list[str]:
+def _table(status: JobStatus) -> list[str]:
     rows = [("PROCESS", "PID", "STATE", "DOING", "FOR")]
     for row in status.members:
         when = f"in {duration(row.seconds)}" if row.pid == 0 else duration(row.seconds)
@@ -147,6 +147,6 @@ def scale_job(name: str, named_state: Path | None, *, trainers: int | None, auto
     answer = ask(state, AskScale(trainers=trainers))
     if answer is None:
         raise CommandError(f"job {name} does not run; start it with `shoal run`", code=FAILED)
-    if isinstance(answer, No):
+    if isinstance(answer, ControlRefused):
         raise CommandError(f"job {name}: {answer.reason}")
     sys.stdout.write(f"{name}: trainers wanted now: {answer.trainers}\n")

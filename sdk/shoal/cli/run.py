@@ -14,9 +14,9 @@ from shoal.api import ManifestError, TrainingJob, for_script, load, with_options
 from shoal.cli.errors import FAILED, INTERRUPTED, CommandError, unread_is_fine
 from shoal.local import manifest_changes
 from shoal.local.launch import Launcher, variables
-from shoal.local.state_folder import BusyError, End, Origin, StateFolder, base_folder
+from shoal.local.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder
 from shoal.local.view.formatting import account_lines, counted
-from shoal.local.view.plain import PlainView, QuietView, View
+from shoal.local.view.plain import PlainView, ProgressView, QuietView
 from shoal.local.view.status import is_good
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFol
 # --- Running ---
 
 
-def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdServer, view: View) -> End:
+def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdServer, view: ProgressView) -> RunEnd:
     # Only now: a typing error must not wait for these imports.
     from shoal.local.job_etcd import OwnEtcd  # noqa: PLC0415
     from shoal.local.runner import Runner, run  # noqa: PLC0415
@@ -239,7 +239,7 @@ def _etcd(options: Options, state: StateFolder, said: list[str]) -> str | EtcdSe
     return EtcdServer(binary, state.etcd)
 
 
-def _view(options: Options) -> View:
+def _view(options: Options) -> ProgressView:
     if options.quiet:
         return QuietView(sys.stderr)
     stream = sys.stderr if options.output == "json" else sys.stdout
@@ -253,7 +253,7 @@ def _view(options: Options) -> View:
     return LiveView(Console(file=stream))
 
 
-def _report(options: Options, state: StateFolder, end: End) -> int:
+def _report(options: Options, state: StateFolder, end: RunEnd) -> int:
     """Print the account; the exit code."""
     name = state.name
     if end.state == "Failed":

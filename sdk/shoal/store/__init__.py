@@ -9,18 +9,18 @@ from shoal.store.client import Store
 from shoal.store.connection import Tls
 from shoal.store.credentials import Credentials
 from shoal.store.errors import StoreClosedError, StoreError, StoreRefusedError, StoreUnreachableError
-from shoal.store.exchange import Published, Wanted
+from shoal.store.exchange import DesiredState, ReportedState
 from shoal.store.keys import ALL_JOBS, EVERYTHING, OPERATOR_KEY, JobKeys
 from shoal.store.operations import (
     MAXIMUM_BYTES,
     MAXIMUM_OPERATIONS,
     Compare,
     Delete,
+    EtcdStatus,
     Event,
     KeyValue,
     Listing,
     Put,
-    Status,
     Transaction,
     exists,
     in_batches,
@@ -40,13 +40,14 @@ __all__ = [
     "Compare",
     "Credentials",
     "Delete",
+    "DesiredState",
+    "EtcdStatus",
     "Event",
     "JobKeys",
     "KeyValue",
     "Listing",
-    "Published",
     "Put",
-    "Status",
+    "ReportedState",
     "Store",
     "StoreClosedError",
     "StoreError",
@@ -54,7 +55,6 @@ __all__ = [
     "StoreUnreachableError",
     "Tls",
     "Transaction",
-    "Wanted",
     "Watch",
     "exists",
     "in_batches",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 from shoal.store._stubs import rpc
-from shoal.store.connection import Connection, prefix_end
+from shoal.store.connection import EtcdConnection, prefix_end
 from shoal.store.errors import StoreRefusedError
 
 __all__ = ["NOT_ON", "ROOT", "Accounts"]
@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 
 
 class _Ask(Protocol):
-    def __call__(self, call: Callable[[Connection], Answer], patience_seconds: float | None) -> Answer:
+    def __call__(self, call: Callable[[EtcdConnection], Answer], patience_seconds: float | None) -> Answer:
         """Call with a connection until etcd answers."""
         ...
 

@@ -18,11 +18,11 @@ from typing import Any, Final, Self, TypeVar
 
 from shoal.store._stubs import rpc
 from shoal.store.accounts import NOT_ON, ROOT, Accounts
-from shoal.store.connection import Connection, Connector, Lapsed, Tls, Trouble, header_of
+from shoal.store.connection import Connector, EtcdConnection, Lapsed, RetryReason, Tls, header_of
 from shoal.store.credentials import Credentials
 from shoal.store.errors import StoreClosedError, StoreRefusedError, StoreUnreachableError
-from shoal.store.history import Header, Seen, Verdict, Witness, judge
-from shoal.store.operations import Compare, Delete, Event, KeyValue, Listing, Put, Status, Transaction, key_bytes
+from shoal.store.history import Header, HistoryVerdict, Seen, Witness, judge
+from shoal.store.operations import Compare, Delete, EtcdStatus, Event, KeyValue, Listing, Put, Transaction, key_bytes
 from shoal.store.requests import (
     current_header,
     newest,
@@ -65,7 +65,7 @@ class Store:
         self._lock = threading.Lock()
         self._history_lock = threading.Lock()
         self._closed = threading.Event()
-        self._connection: Connection | None = None
+        self._connection: EtcdConnection | None = None
         self._seen = Seen()
         self._doubt = False
         self._watches: set[Watch] = set()
@@ -168,7 +168,7 @@ class Store:
         last = next((part for part in reversed(operations) if isinstance(part, Put)), None)
         tries = 0
 
-        def call(connection: Connection) -> tuple[Any, Witness | None]:
+        def call(connection: EtcdConnection) -> tuple[Any, Witness | None]:
             nonlocal tries
             tries += 1
             answer = connection.transact(request)
@@ -199,11 +199,11 @@ class Store:
         """
         self._check(prefix)
 
-        def call(connection: Connection) -> tuple[tuple[Header, Listing], Witness | None]:
+        def call(connection: EtcdConnection) -> tuple[tuple[Header, Listing], Witness | None]:
             try:
                 header, listing = read_prefix(connection, prefix)
             except Lapsed as error:
-                raise Trouble(f"etcd changed while {prefix!r} was read: {error}") from error
+                raise RetryReason(f"etcd changed while {prefix!r} was read: {error}") from error
             return (header, listing), newest(listing.pairs)
 
         answer, _ = self._ask(call, patience_seconds=patience_seconds)
@@ -221,7 +221,7 @@ class Store:
         """
         self._check(prefix)
 
-        def call(connection: Connection) -> tuple[tuple[Header, list[str]], Witness | None]:
+        def call(connection: EtcdConnection) -> tuple[tuple[Header, list[str]], Witness | None]:
             return read_groups(connection, prefix, parts), None
 
         answer, _ = self._ask(call, patience_seconds=patience_seconds)
@@ -273,7 +273,7 @@ class Store:
             watch.start()
         return watch
 
-    def status(self, *, patience_seconds: float | None = None) -> Status:
+    def status(self, *, patience_seconds: float | None = None) -> EtcdStatus:
         """Ask which etcd this is (one member, who may lag behind the cluster).
 
         Raises:
@@ -282,7 +282,7 @@ class Store:
         """
         # No judgement by this answer: a lagging member's lower revision is no loss.
         answer = self._persist(lambda connection: connection.status(), patience_seconds)
-        return Status(answer.version, answer.header.cluster_id, answer.header.revision, answer.dbSize)
+        return EtcdStatus(answer.version, answer.header.cluster_id, answer.header.revision, answer.dbSize)
 
     def close(self) -> None:
         """End all calls and watches, from any thread; they raise `StoreClosedError`. May be called again."""
@@ -313,14 +313,14 @@ class Store:
 
     def _ask(
         self,
-        call: Callable[[Connection], tuple[Any, Witness | None]],
+        call: Callable[[EtcdConnection], tuple[Any, Witness | None]],
         *,
         patience_seconds: float | None,
     ) -> tuple[Any, bool]:
         """Call until answered; gives the answer, and whether etcd was found to have forgotten."""
         before = self._seen
 
-        def ask(connection: Connection) -> tuple[Any, Header, Witness | None, Connection]:
+        def ask(connection: EtcdConnection) -> tuple[Any, Header, Witness | None, EtcdConnection]:
             answer, witness = call(connection)
             first = answer[0] if isinstance(answer, tuple) else answer
             header = first if isinstance(first, Header) else header_of(first)
@@ -329,14 +329,14 @@ class Store:
         answer, header, witness, connection = self._persist(ask, patience_seconds)
         return answer, self._settle(before, header, witness, connection)
 
-    def _persist(self, call: Callable[[Connection], Answer], patience_seconds: float | None) -> Answer:
+    def _persist(self, call: Callable[[EtcdConnection], Answer], patience_seconds: float | None) -> Answer:
         started = time.monotonic()
         pause, reminder = _FIRST_PAUSE_SECONDS, 0.0
         while True:
             connection = self._current()
             try:
                 return call(connection)
-            except Trouble as trouble:
+            except RetryReason as trouble:
                 text = str(trouble)
             self._abandon(connection)
             waited = time.monotonic() - started
@@ -350,7 +350,7 @@ class Store:
             self._closed.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _current(self) -> Connection:
+    def _current(self) -> EtcdConnection:
         with self._lock:
             if self._closed.is_set():
                 raise StoreClosedError("the store is closed")
@@ -358,29 +358,29 @@ class Store:
                 self._connection = self._connector.make()
             return self._connection
 
-    def _abandon(self, connection: Connection) -> None:
+    def _abandon(self, connection: EtcdConnection) -> None:
         with self._lock:
             self._doubt = True
             if self._connection is connection:
                 self._connection = None
         connection.close()
 
-    def _settle(self, before: Seen, header: Header, witness: Witness | None, connection: Connection) -> bool:
+    def _settle(self, before: Seen, header: Header, witness: Witness | None, connection: EtcdConnection) -> bool:
         with self._history_lock:
             if before.life != self._seen.life:
                 # Another thread noticed while this one waited, and has told everybody.
                 return True
             verdict = judge(before, header)
-            if verdict is Verdict.SAME and not self._doubt:
+            if verdict is HistoryVerdict.SAME and not self._doubt:
                 self._seen = self._seen.with_answer(header, witness)
                 return False
-            if verdict is not Verdict.FORGOT:
+            if verdict is not HistoryVerdict.FORGOT:
                 verdict = self._examine(connection)
-            if verdict is Verdict.DOUBT:
+            if verdict is HistoryVerdict.DOUBT:
                 self._doubt = True
                 return False
             self._doubt = False
-            if verdict is Verdict.SAME:
+            if verdict is HistoryVerdict.SAME:
                 self._seen = self._seen.with_answer(header, witness)
                 return False
             known, self._seen = self._seen.header, self._seen.forgotten(header, witness)
@@ -390,12 +390,12 @@ class Store:
         )
         return True
 
-    def _examine(self, connection: Connection) -> Verdict:
+    def _examine(self, connection: EtcdConnection) -> HistoryVerdict:
         """Ask the witness. Etcd may go away over it: then the doubt stays, and the old witness is kept."""
         if self._seen.witness is None:
-            return Verdict.SAME
+            return HistoryVerdict.SAME
         try:
             _, remembered = still_remembers(connection, self._seen.witness, self._prefix)
-        except Trouble:
-            return Verdict.DOUBT
-        return Verdict.SAME if remembered else Verdict.FORGOT
+        except RetryReason:
+            return HistoryVerdict.DOUBT
+        return HistoryVerdict.SAME if remembered else HistoryVerdict.FORGOT

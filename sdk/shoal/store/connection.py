@@ -2,7 +2,7 @@
 
 gRPC's channels reconnect by themselves, but wait longer and longer between tries (up to two minutes), keep a login that
 a restarted etcd has forgotten, and hide that there was a gap at all. So a channel here is used until its first failure,
-then thrown away; the next is made at the next address. Errors come out as three kinds: ``Trouble`` (try again, on a new
+then thrown away; the next is made at the next address. Errors come out as three kinds: ``RetryReason`` (try again, on a new
 connection), ``Lapsed`` (that revision is not, or no longer, to be had) and ``StoreRefusedError`` (trying is useless).
 """
 
@@ -21,7 +21,7 @@ from shoal.store._stubs import grpc, rpc
 from shoal.store.errors import StoreRefusedError
 from shoal.store.history import Header
 
-__all__ = ["Connection", "Connector", "Lapsed", "Oversized", "Tls", "Trouble", "header_of", "prefix_end"]
+__all__ = ["Connector", "EtcdConnection", "Lapsed", "Oversized", "RetryReason", "Tls", "header_of", "prefix_end"]
 
 _TRY_SECONDS: Final = 5.0
 """The longest wait for one answer before it is asked for again on a new connection."""
@@ -46,7 +46,7 @@ _OPTIONS: Final = (
 _HOPELESS: Final = frozenset({"INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "NOT_FOUND"})
 
 
-class Trouble(Exception):  # noqa: N818  (a state of the connection, for the retry loop; no user meets it)
+class RetryReason(Exception):  # noqa: N818  (a state of the connection, for the retry loop; no user meets it)
     """Etcd is away or busy: try again."""
 
 
@@ -54,7 +54,7 @@ class Lapsed(Exception):  # noqa: N818  (an answer, not an error)
     """A revision was asked for that was compacted away or lies in the future."""
 
 
-class Oversized(Trouble):
+class Oversized(RetryReason):
     """An answer would be larger than a connection takes: ask for less."""
 
 
@@ -119,7 +119,7 @@ def _sorted_errors(endpoint: str) -> Iterator[None]:
         raise _sorted_out(error, endpoint) from None
     except ValueError as error:
         # gRPC's way to say that the channel was closed by another thread.
-        raise Trouble(f"connection to etcd at {endpoint} was closed") from error
+        raise RetryReason(f"connection to etcd at {endpoint} was closed") from error
 
 
 def _sorted_out(error: Any, endpoint: str) -> Exception:
@@ -128,19 +128,19 @@ def _sorted_out(error: Any, endpoint: str) -> Exception:
     if code == "OUT_OF_RANGE":
         return Lapsed(details)
     if "invalid auth token" in details or "revision of auth store is old" in details:
-        return Trouble(text)
+        return RetryReason(text)
     if code == "RESOURCE_EXHAUSTED" and "space" in details:
-        return Trouble(f"{text}: compact and defragment it, or start it with a larger --quota-backend-bytes")
+        return RetryReason(f"{text}: compact and defragment it, or start it with a larger --quota-backend-bytes")
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         # gRPC says of an answer that it was received, with a capital here.
         fix = f"{text}: the request is too large, cut it with shoal.store.in_batches"
         return Oversized(text) if "Received" in details else StoreRefusedError(fix)
     if code == "UNIMPLEMENTED":
         return StoreRefusedError(f"{text}: it does not speak etcd's v3 protocol")
-    return StoreRefusedError(text) if code in _HOPELESS else Trouble(text)
+    return StoreRefusedError(text) if code in _HOPELESS else RetryReason(text)
 
 
-class Connection:
+class EtcdConnection:
     """A channel with the calls that this package makes. All block; all may be cut off by `close`."""
 
     def __init__(self, endpoint: str, *, tls: Tls | None, username: str | None, password: str | None) -> None:
@@ -187,7 +187,7 @@ class Connection:
             try:
                 return next(call)
             except StopIteration:
-                raise Trouble(f"etcd at {self.endpoint} ended a watch") from None
+                raise RetryReason(f"etcd at {self.endpoint} ended a watch") from None
 
     def _call(self, method: Any, request: Any) -> Any:
         with _sorted_errors(self.endpoint):
@@ -234,7 +234,7 @@ class Connector:
         for endpoint in self.endpoints:
             _target(endpoint)
 
-    def make(self) -> Connection:
+    def make(self) -> EtcdConnection:
         """A new channel; nothing is sent yet."""
         endpoint = self.endpoints[next(self._turn) % len(self.endpoints)]
-        return Connection(endpoint, tls=self.tls, username=self.username, password=self.password)
+        return EtcdConnection(endpoint, tls=self.tls, username=self.username, password=self.password)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Published", "Wanted"]
+__all__ = ["DesiredState", "ReportedState"]
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class DesiredState(msgspec.Struct, frozen=True):
     """What the operator wants of a job; the master obeys as long as it stands.
 
     Attributes:
@@ -27,7 +27,7 @@ class Wanted(msgspec.Struct, frozen=True):
         return self.suspend or index in self.drain
 
 
-class Published(msgspec.Struct, frozen=True):
+class ReportedState(msgspec.Struct, frozen=True):
     """How far a job is, as its master sees it; written when it changed, once in a second at most.
 
     Attributes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-__all__ = ["Header", "Seen", "Verdict", "Witness", "judge"]
+__all__ = ["Header", "HistoryVerdict", "Seen", "Witness", "judge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Witness:
     revision: int
 
 
-class Verdict(Enum):
+class HistoryVerdict(Enum):
     """What a header tells."""
 
     SAME = auto()
@@ -63,14 +63,14 @@ class Seen:
         return Seen(self.life + 1, header, witness)
 
 
-def judge(before: Seen, header: Header) -> Verdict:
+def judge(before: Seen, header: Header) -> HistoryVerdict:
     """Compare an answer with what had been seen when its question was asked.
 
     (With what is seen *now* would be wrong: answers of two threads overtake each other.)
     """
     known = before.header
     if known is None:
-        return Verdict.SAME
+        return HistoryVerdict.SAME
     if header.cluster_id != known.cluster_id or header.revision < known.revision:
-        return Verdict.FORGOT
-    return Verdict.SAME if header.term == known.term else Verdict.DOUBT
+        return HistoryVerdict.FORGOT
+    return HistoryVerdict.SAME if header.term == known.term else HistoryVerdict.DOUBT

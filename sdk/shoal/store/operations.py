@@ -10,11 +10,11 @@ __all__ = [
     "MAXIMUM_OPERATIONS",
     "Compare",
     "Delete",
+    "EtcdStatus",
     "Event",
     "KeyValue",
     "Listing",
     "Put",
-    "Status",
     "Transaction",
     "exists",
     "in_batches",
@@ -131,7 +131,7 @@ class Event(NamedTuple):
     created: bool = False
 
 
-class Status(NamedTuple):
+class EtcdStatus(NamedTuple):
     """Which etcd answers.
 
     Attributes:

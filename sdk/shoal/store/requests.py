@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from shoal.store._stubs import rpc
-from shoal.store.connection import Connection, Lapsed, Oversized, header_of, prefix_end
+from shoal.store.connection import EtcdConnection, Lapsed, Oversized, header_of, prefix_end
 from shoal.store.history import Header, Witness
 from shoal.store.operations import (
     MAXIMUM_OPERATIONS,
@@ -64,7 +64,7 @@ def pair_of(pair: Any) -> KeyValue:
     return KeyValue(key_text(pair.key), pair.value, pair.mod_revision)
 
 
-def read_prefix(connection: Connection, prefix: str) -> tuple[Header, Listing]:
+def read_prefix(connection: EtcdConnection, prefix: str) -> tuple[Header, Listing]:
     """All keys under a prefix, page by page at the first page's revision.
 
     Raises:
@@ -87,7 +87,7 @@ def read_prefix(connection: Connection, prefix: str) -> tuple[Header, Listing]:
     return header, Listing(pairs, header.revision, header.cluster_id)
 
 
-def _page(connection: Connection, request: Any) -> Any:
+def _page(connection: EtcdConnection, request: Any) -> Any:
     """As many keys as an answer may hold; where their values are large, fewer than were asked for."""
     while True:
         try:
@@ -98,7 +98,7 @@ def _page(connection: Connection, request: Any) -> Any:
             request.limit = max(1, request.limit // 8)
 
 
-def read_groups(connection: Connection, prefix: str, parts: int) -> tuple[Header, list[str]]:
+def read_groups(connection: EtcdConnection, prefix: str, parts: int) -> tuple[Header, list[str]]:
     """The distinct beginnings of keys, with so many parts after the prefix: from each a leap over all that begin so.
 
     Raises:
@@ -139,7 +139,7 @@ def events_of(answer: Any) -> list[Event]:
     ]
 
 
-def still_remembers(connection: Connection, witness: Witness, prefix: str) -> tuple[Header, bool]:
+def still_remembers(connection: EtcdConnection, witness: Witness, prefix: str) -> tuple[Header, bool]:
     """Ask for a write at its revision; False also where that was compacted away and nobody can tell.
 
     Raises:
@@ -156,7 +156,7 @@ def still_remembers(connection: Connection, witness: Witness, prefix: str) -> tu
     return header_of(answer), same
 
 
-def current_header(connection: Connection, prefix: str) -> Header:
+def current_header(connection: EtcdConnection, prefix: str) -> Header:
     """Ask the cluster (not just one member, who may lag) how far it is.
 
     Raises:

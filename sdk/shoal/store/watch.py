@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from shoal.store._stubs import rpc
-from shoal.store.connection import Connection, Connector, Lapsed, Oversized, Trouble, prefix_end
+from shoal.store.connection import Connector, EtcdConnection, Lapsed, Oversized, RetryReason, prefix_end
 from shoal.store.errors import StoreRefusedError
 from shoal.store.history import Header, Witness
 from shoal.store.operations import Event, Listing, key_bytes
@@ -60,7 +60,7 @@ class Watch:
         self._term: int | None = None
         self._witness = witness
         self._closed = threading.Event()
-        self._connection: Connection | None = None
+        self._connection: EtcdConnection | None = None
         self._pause = _FIRST_PAUSE_SECONDS
         self._thread = threading.Thread(target=self._run, name=f"watch {prefix}", daemon=True)
 
@@ -88,7 +88,7 @@ class Watch:
                     self._follow(connection)
             except Oversized as answer:
                 self._forget(f"too much came at once ({answer})")
-            except (Trouble, StoreRefusedError) as trouble:
+            except (RetryReason, StoreRefusedError) as trouble:
                 self._on_gap()
                 now = time.monotonic()
                 if not self._closed.is_set() and now >= reminder:
@@ -106,7 +106,7 @@ class Watch:
         self._reason, self._next = reason, None
         self._cluster_id = self._term = self._witness = None
 
-    def _follow(self, connection: Connection) -> None:
+    def _follow(self, connection: EtcdConnection) -> None:
         """One stream, from its opening to its end.
 
         Raises:
@@ -134,10 +134,10 @@ class Watch:
             finished.set()
             call.cancel()
 
-    def _read_anew(self, connection: Connection) -> None:
+    def _read_anew(self, connection: EtcdConnection) -> None:
         header, listing = read_prefix(connection, self._prefix)
         if self._closed.is_set():
-            raise Trouble("closed")
+            raise RetryReason("closed")
         self._on_reset(listing, self._reason)
         self._cluster_id, self._term = header.cluster_id, header.term
         self._witness, self._next = newest(listing.pairs), header.revision + 1
@@ -154,9 +154,9 @@ class Watch:
         if answer.compact_revision:
             raise Lapsed(f"{answer.compact_revision} is the first it has")
         if answer.canceled:
-            raise Trouble(answer.cancel_reason or "etcd cancelled the watch")
+            raise RetryReason(answer.cancel_reason or "etcd cancelled the watch")
 
-    def _verify(self, connection: Connection, revision: int) -> None:
+    def _verify(self, connection: EtcdConnection, revision: int) -> None:
         if self._witness is not None:
             header, remembered = still_remembers(connection, self._witness, self._prefix)
         else:
@@ -169,7 +169,7 @@ class Watch:
             return
         reason = self._explain(header, revision, same=same)
         self._forget(reason)
-        raise Trouble(reason)
+        raise RetryReason(reason)
 
     def _explain(self, header: Header, revision: int, *, same: bool) -> str:
         if not same:
@@ -178,12 +178,12 @@ class Watch:
             return "etcd was restarted, and nothing is known to recognise it by"
         return f"etcd lost writes: it is at revision {header.revision}, {revision - 1} was seen before"
 
-    def _deliver(self, connection: Connection, call: Any) -> None:
+    def _deliver(self, connection: EtcdConnection, call: Any) -> None:
         while True:
             answer = connection.next_of(call)
             self._expect(answer)
             if self._closed.is_set():
-                raise Trouble("closed")
+                raise RetryReason("closed")
             events = events_of(answer)
             # An answer with events may bear a revision whose events are still to come in the next one.
             after = events[-1].mod_revision if events else answer.header.revision

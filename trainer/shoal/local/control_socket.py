@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from shoal.local.state_folder import StateFolder
-from shoal.local.view.status import Status
+from shoal.local.view.status import JobStatus
 from shoal.transport import aio, auth
 from shoal.transport.address import listen, publish
-from shoal.transport.unauthenticated import Unproved
+from shoal.transport.unauthenticated import Unauthenticated
 
-__all__ = ["AskScale", "AskStatus", "Control", "No", "ask"]
+__all__ = ["AskScale", "AskStatus", "Control", "ControlRefused", "ask"]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -31,31 +31,31 @@ class AskScale(_Message, frozen=True):
     trainers: int | None
 
 
-class Told(_Message, frozen=True):
+class ControlReply(_Message, frozen=True):
     """The answer to both."""
 
-    status: Status
+    status: JobStatus
 
 
-class No(_Message, frozen=True):
+class ControlRefused(_Message, frozen=True):
     """It was refused, for this reason."""
 
     reason: str
 
 
 Question = AskStatus | AskScale
-Answer = Told | No
+Answer = ControlReply | ControlRefused
 
 
 class _Peer(aio.Listener):
     """A caller."""
 
-    answer: Callable[[Any], Status | No]
+    answer: Callable[[Any], JobStatus | ControlRefused]
 
     def on_message(self, message: Any) -> None:
         """Answer."""
         answer = self.answer(message)
-        self.send(answer if isinstance(answer, No) else Told(status=answer))
+        self.send(answer if isinstance(answer, ControlRefused) else ControlReply(status=answer))
 
 
 class Control:
@@ -66,7 +66,7 @@ class Control:
         answer: Makes the answer to a question.
     """
 
-    def __init__(self, state: StateFolder, answer: Callable[[Any], Status | No]) -> None:
+    def __init__(self, state: StateFolder, answer: Callable[[Any], JobStatus | ControlRefused]) -> None:
         self._state = state
         self._answer = answer
         self._server: asyncio.AbstractServer | None = None
@@ -76,7 +76,7 @@ class Control:
         decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Question)
         identity = auth.Identity(role="runner", index=0, life=auth.new_life())
         token, job = auth.Token.read(self._state.token), self._state.uid
-        unproved: Unproved[aio.Listener] = Unproved()
+        unproved: Unauthenticated[aio.Listener] = Unauthenticated()
 
         def make() -> _Peer:
             peer = _Peer(decoder, identity=identity, token=token, job=job, unproved=unproved)
@@ -94,7 +94,7 @@ class Control:
         self._state.control.unlink(missing_ok=True)
 
 
-def ask(state: StateFolder, question: Question) -> Status | No | None:
+def ask(state: StateFolder, question: Question) -> JobStatus | ControlRefused | None:
     """Ask a running job; None if it does not run (or is just starting or ending)."""
     try:
         return asyncio.run(_ask(state, question))
@@ -102,7 +102,7 @@ def ask(state: StateFolder, question: Question) -> Status | No | None:
         return None
 
 
-async def _ask(state: StateFolder, question: Question) -> Status | No:
+async def _ask(state: StateFolder, question: Question) -> JobStatus | ControlRefused:
     caller = await aio.connect(
         f"file://{state.control}",
         identity=auth.Identity(role="observer", index=0, life=auth.new_life()),
@@ -114,6 +114,6 @@ async def _ask(state: StateFolder, question: Question) -> Status | No:
         caller.send(question)
         async with asyncio.timeout(10.0):
             answer = await caller.receive()
-        return answer if isinstance(answer, No) else answer.status
+        return answer if isinstance(answer, ControlRefused) else answer.status
     finally:
         caller.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.protocol.messages import FromMaster, Observe, Progress
+from shoal.protocol.messages import FromMaster, JobProgress, Observe
 from shoal.transport import aio, auth
 
 __all__ = ["observe"]
@@ -16,7 +16,7 @@ __all__ = ["observe"]
 _PAUSE_SECONDS = 0.05
 
 
-async def observe(address: str, *, token: auth.Token, job: str, on_progress: Callable[[Progress], None]) -> None:
+async def observe(address: str, *, token: auth.Token, job: str, on_progress: Callable[[JobProgress], None]) -> None:
     """Call the master, and call it again when it is gone, until cancelled.
 
     Args:
@@ -37,7 +37,7 @@ async def observe(address: str, *, token: auth.Token, job: str, on_progress: Cal
             caller.send(Observe())
             while True:
                 message = await caller.receive()
-                if isinstance(message, Progress):
+                if isinstance(message, JobProgress):
                     on_progress(message)
         except ConnectionError:
             await asyncio.sleep(_PAUSE_SECONDS)

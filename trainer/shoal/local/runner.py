@@ -17,20 +17,20 @@ from typing import Any, Final
 import msgspec
 
 from shoal.api import TrainingJob
-from shoal.local.control_socket import AskScale, Control, No
+from shoal.local.control_socket import AskScale, Control, ControlRefused
 from shoal.local.hang_detector import Watchdog
 from shoal.local.job_etcd import OwnEtcd
 from shoal.local.launch import Launcher
 from shoal.local.processes import LaunchError, Processes
 from shoal.local.progress_observer import observe
-from shoal.local.state_folder import End, StateFolder
-from shoal.local.supervisor import ETCD, Action, Finish, Settings, Signal, Start, Supervisor, Tell
+from shoal.local.state_folder import RunEnd, StateFolder
+from shoal.local.supervisor import ETCD, Action, Finish, PrintLine, RunSettings, Signal, Start, Supervisor
 from shoal.local.view.events import Events
 from shoal.local.view.formatting import counted, process_name
-from shoal.local.view.plain import View
-from shoal.local.view.status import Status, account_of, rows_of
+from shoal.local.view.plain import ProgressView
+from shoal.local.view.status import JobStatus, account_of, rows_of
 from shoal.protocol.environment import EXIT_REFUSED, LONG_FACTOR
-from shoal.protocol.messages import Progress
+from shoal.protocol.messages import JobProgress
 from shoal.transport.auth import Token
 
 __all__ = ["Runner", "run"]
@@ -61,7 +61,7 @@ class Runner:
         launcher: Launcher,
         etcd: OwnEtcd | None,
         trainers: int,
-        view: View,
+        view: ProgressView,
     ) -> None:
         policy = job.spec.run_policy
         self._job = job
@@ -70,7 +70,7 @@ class Runner:
         self._etcd = etcd
         self._view = view
         self._supervisor = Supervisor(
-            Settings(
+            RunSettings(
                 trainers=trainers,
                 servers=job.servers,
                 own_etcd=etcd is not None,
@@ -80,7 +80,7 @@ class Runner:
         )
         self._first_trainers = trainers
         self._processes = Processes(state.logs, self._exited)
-        self._progress: Progress | None = None
+        self._progress: JobProgress | None = None
         self._events = Events()
         self._finish: Finish | None = None
         self._finished = asyncio.Event()
@@ -89,7 +89,7 @@ class Runner:
         self._shown = self._kept = 0.0
         self._watchdog = Watchdog(self._started, step_seconds=policy.step_timeout.seconds * LONG_FACTOR)
 
-    async def run(self) -> End:
+    async def run(self) -> RunEnd:
         """Run it; how it ended is also written into the job's folder."""
         control = Control(self._state, self._answer)
         await control.open(f"unix://{self._launcher.sockets / 'run'}")
@@ -156,12 +156,12 @@ class Runner:
     def _age(self, role: str, index: int) -> float:
         return self._etcd.age if role == ETCD and self._etcd is not None else self._processes.age(role, index)
 
-    def _write_end(self) -> End:
+    def _write_end(self) -> RunEnd:
         assert self._finish is not None
         told = self._progress.account if self._progress is not None else None
         if told is None or told.state != self._finish.state:
             told = account_of(self._finish.state, self._progress, seconds=time.monotonic() - self._started)
-        end = End(state=self._finish.state, reason=self._finish.reason, final=self._finish.final, account=told)
+        end = RunEnd(state=self._finish.state, reason=self._finish.reason, final=self._finish.final, account=told)
         self._state.write_end(end)
         self._keep()
         return end
@@ -178,7 +178,7 @@ class Runner:
     def _exited(self, role: str, index: int, code: int, words: str) -> None:
         self._do(self._supervisor.exited(role, index, code, time.monotonic(), words=words))
 
-    def _progressed(self, progress: Progress) -> None:
+    def _progressed(self, progress: JobProgress) -> None:
         self._progress = progress
         self._watchdog.told(((each.role, each.index) for each in progress.members), time.monotonic())
         for level, text in self._events.new(progress, time.monotonic()):
@@ -195,15 +195,15 @@ class Runner:
         )
         self._show()
 
-    def _answer(self, question: Any) -> Status | No:
+    def _answer(self, question: Any) -> JobStatus | ControlRefused:
         if not isinstance(question, AskScale):
             return self.status()
         trainer = self._job.spec.trainer
         wanted = question.trainers if question.trainers is not None else self._first_trainers
         if self._supervisor.ending:
-            return No(reason="the job is ending")
+            return ControlRefused(reason="the job is ending")
         if not trainer.min_replicas <= wanted <= trainer.most:
-            return No(
+            return ControlRefused(
                 reason=f"{counted(wanted, 'trainer')}: it can use {trainer.min_replicas} to {trainer.most} "
                 "(--trainers of `shoal run`, or spec.trainer in the manifest)"
             )
@@ -221,7 +221,7 @@ class Runner:
                     self._start(action.role, action.index)
                 case Signal():
                     self._signal(action)
-                case Tell():
+                case PrintLine():
                     self._view.tell(action.level, action.text)
                 case Finish():
                     self._finish = action
@@ -253,10 +253,10 @@ class Runner:
 
     # --- Status ---
 
-    def status(self) -> Status:
+    def status(self) -> JobStatus:
         """The job as it is now."""
         trainer = self._job.spec.trainer
-        return Status(
+        return JobStatus(
             name=self._job.metadata.name,
             state=self._state_now(),
             reason=self._finish.reason if self._finish is not None else "",
@@ -296,10 +296,10 @@ class Runner:
         self._state.write_last(msgspec.json.encode(self.status()))
 
 
-def run(make: Callable[[], Runner]) -> End:
+def run(make: Callable[[], Runner]) -> RunEnd:
     """Run a job on a new event loop."""
 
-    async def main() -> End:
+    async def main() -> RunEnd:
         return await make().run()
 
     return asyncio.run(main())

@@ -24,10 +24,10 @@ from typing import Final
 import msgspec
 
 from shoal.api import TrainingJob, load
-from shoal.protocol.messages import Account
+from shoal.protocol.messages import JobAccount
 from shoal.transport.auth import Token
 
-__all__ = ["BusyError", "End", "Origin", "StateFolder", "base_folder", "job_names"]
+__all__ = ["BusyError", "Origin", "RunEnd", "StateFolder", "base_folder", "job_names"]
 
 _LONGEST_SOCKET_FOLDER: Final = 90
 _KEPT_WHEN_FRESH: Final = {"lock"}
@@ -44,7 +44,7 @@ class Origin(msgspec.Struct, frozen=True):
     source: str
 
 
-class End(msgspec.Struct, frozen=True):
+class RunEnd(msgspec.Struct, frozen=True):
     """How a run ended.
 
     Attributes:
@@ -57,7 +57,7 @@ class End(msgspec.Struct, frozen=True):
     state: str
     reason: str
     final: bool
-    account: Account
+    account: JobAccount
 
 
 def base_folder(named: str | Path | None = None) -> Path:
@@ -192,12 +192,12 @@ class StateFolder:
         text = self._read("origin.json")
         return msgspec.json.decode(text, type=Origin) if text else None
 
-    def end(self) -> End | None:
+    def end(self) -> RunEnd | None:
         """How the last run ended; None if it was killed, or runs."""
         text = self._read("end.json")
-        return msgspec.json.decode(text, type=End) if text else None
+        return msgspec.json.decode(text, type=RunEnd) if text else None
 
-    def write_end(self, end: End) -> None:
+    def write_end(self, end: RunEnd) -> None:
         """Keep how it ended; the account also by itself, for other programs."""
         self._write("account.json", msgspec.json.encode(end.account) + b"\n")
         self._write("end.json", msgspec.json.encode(end))

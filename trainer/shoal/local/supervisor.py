@@ -26,11 +26,11 @@ __all__ = [
     "Action",
     "Finish",
     "Place",
-    "Settings",
+    "PrintLine",
+    "RunSettings",
     "Signal",
     "Start",
     "Supervisor",
-    "Tell",
 ]
 
 TRAINER: Final = "trainer"
@@ -76,7 +76,7 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class PrintLine:
     """Tell the user; ``level`` is ``info``, ``warning`` or ``error``."""
 
     level: str
@@ -98,11 +98,11 @@ class Finish:
     final: bool
 
 
-Action = Start | Signal | Tell | Finish
+Action = Start | Signal | PrintLine | Finish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class RunSettings:
     """What the supervisor must know of a job.
 
     Attributes:
@@ -135,7 +135,7 @@ Place = tuple[str, int]
 class Supervisor:
     """Decides what runs. Every call returns what is to be done now; times are seconds of one monotonic clock."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self.wanted = settings.trainers
         self._settings = settings
         self._alive: dict[Place, _Process] = {}
@@ -488,7 +488,7 @@ class Supervisor:
     # --- Words ---
 
     def _tell(self, level: str, text: str) -> None:
-        self._out.append(Tell(level, text))
+        self._out.append(PrintLine(level, text))
 
     def _flush(self) -> list[Action]:
         actions, self._out = self._out, []

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shoal.api import TrainingJob, load
-from shoal.master.core import Master
-from shoal.master.record_log import Keeper
-from shoal.master.service import Service
-from shoal.master.state.job import Job, Settings
+from shoal.master.core import MasterCore
+from shoal.master.record_log import RecordLog
+from shoal.master.service import MasterService
+from shoal.master.state.job import JobState, MasterSettings
 from shoal.master.state.records import Records
 from shoal.protocol import environment
 from shoal.store import Credentials, Event, JobKeys, Listing, Store, StoreError, StoreRefusedError
@@ -49,10 +49,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def settings_of(job: TrainingJob, *, lease_seconds: float) -> Settings:
+def settings_of(job: TrainingJob, *, lease_seconds: float) -> MasterSettings:
     """What the master needs of a manifest."""
     spec = job.spec
-    return Settings(
+    return MasterSettings(
         name=job.metadata.name,
         epochs=spec.epochs,
         seed=spec.seed,
@@ -86,7 +86,7 @@ def main() -> int:
         return environment.EXIT_REFUSED
     keys = JobKeys(namespace=manifest.metadata.namespace, name=manifest.metadata.name, uid=uid)
     records = Records()
-    service: list[Service] = []
+    service: list[MasterService] = []
 
     def trouble(text: str) -> None:
         for running in service:
@@ -94,7 +94,7 @@ def main() -> int:
 
     try:
         store = _connect(arguments, keys, trouble)
-        keeper = Keeper(store, keys, address=address)
+        keeper = RecordLog(store, keys, address=address)
         etcd = _etcd(store)
         records.load(keeper.lead())
     except StoreError as error:
@@ -103,7 +103,7 @@ def main() -> int:
     except ValueError as error:
         log.error("%s", error)  # noqa: TRY400 - a message for people
         return environment.EXIT_REFUSED
-    job = Job(
+    job = JobState(
         settings=settings_of(manifest, lease_seconds=arguments.lease_seconds),
         records=records,
         generation=keeper.generation,
@@ -123,8 +123,8 @@ def main() -> int:
         follow(store, keys.wanted, service[0].wanted)
 
     async def serve() -> int:
-        master = Master(job, etcd=etcd)
-        service.append(Service(master, keeper, identity=_identity(), token=token, uid=uid))
+        master = MasterCore(job, etcd=etcd)
+        service.append(MasterService(master, keeper, identity=_identity(), token=token, uid=uid))
         return await service[0].run(stream, ready=ready, probe=probe)
 
     return asyncio.run(serve())

@@ -9,29 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shoal.master.handlers.completion import Ending
+from shoal.master.handlers.completion import CompletionHandler
 from shoal.master.handlers.deadly_batches import FAILURES_ALLOWED
-from shoal.master.handlers.evaluations import Evaluating
+from shoal.master.handlers.evaluations import EvaluationHandler
 from shoal.master.handlers.message_checks import unfit, unfit_member
-from shoal.master.handlers.model_files import Saving
-from shoal.master.handlers.servers import Serving
-from shoal.master.handlers.trainers import Training
-from shoal.master.state.job import Close, Job, Send
-from shoal.master.state.progress import Reporter
+from shoal.master.handlers.model_files import ModelFileHandler
+from shoal.master.handlers.servers import ServerHandler
+from shoal.master.handlers.trainers import TrainerHandler
+from shoal.master.state.job import Close, JobState, Send
+from shoal.master.state.progress import ProgressReporter
 from shoal.master.state.records import MemberRecord
 from shoal.protocol import messages as m
 from shoal.protocol.text_limits import clipped
-from shoal.store import Wanted
+from shoal.store import DesiredState
 from shoal.transport.auth import Identity
 
-__all__ = ["Master"]
+__all__ = ["MasterCore"]
 
 PROGRESS_SECONDS = 0.2
 PUBLISH_SECONDS = 1.0
 REASON_CHARACTERS = 2000
 
 
-class Master:
+class MasterCore:
     """The master of one job.
 
     Args:
@@ -39,14 +39,16 @@ class Master:
         etcd: Which etcd this is, for people.
     """
 
-    def __init__(self, job: Job, *, etcd: str = "") -> None:
+    def __init__(self, job: JobState, *, etcd: str = "") -> None:
         self.job = job
-        self.ending = Ending(job)
-        self.serving = Serving(job, moved=self._moved, fail=self.ending.fail)
-        self.training = Training(job, shape_known=self._shape_known, all_done=self._all_done, fail=self.ending.fail)
-        self.evaluating = Evaluating(job)
-        self.saving = Saving(job)
-        self.reporter = Reporter(job, etcd=etcd)
+        self.ending = CompletionHandler(job)
+        self.serving = ServerHandler(job, moved=self._moved, fail=self.ending.fail)
+        self.training = TrainerHandler(
+            job, shape_known=self._shape_known, all_done=self._all_done, fail=self.ending.fail
+        )
+        self.evaluating = EvaluationHandler(job)
+        self.saving = ModelFileHandler(job)
+        self.reporter = ProgressReporter(job, etcd=etcd)
         self._connections: dict[int, tuple[Identity, float]] = {}
         self._observers: set[int] = set()
         self._next_report = 0.0
@@ -57,31 +59,31 @@ class Master:
             job.expected_back[life] = job.now + job.settings.lease_seconds
         self._restore_leases()
         self._to_trainer: dict[type, Callable[[Identity, Any], None]] = {
-            m.Want: lambda who, x: self.training.want(who.life, x),
-            m.Done: lambda who, x: self.training.done(who.life, x),
-            m.HandBack: lambda who, x: self.training.hand_back(who.life, x.leases),
-            m.Log: lambda _, x: self.training.log(x),
-            m.Began: lambda who, x: self.training.began(who.life, x),
+            m.RequestTask: lambda who, x: self.training.want(who.life, x),
+            m.TaskDone: lambda who, x: self.training.done(who.life, x),
+            m.ReturnTasks: lambda who, x: self.training.hand_back(who.life, x.leases),
+            m.LogValues: lambda _, x: self.training.log(x),
+            m.BatchBegan: lambda who, x: self.training.began(who.life, x),
             m.Evaluate: lambda who, x: self.evaluating.evaluate(who.life, x),
             m.Evaluated: lambda who, x: self.evaluating.evaluated(who.life, x),
             m.Metric: lambda _, x: self.evaluating.measured(x),
-            m.Finish: lambda who, _: self.ending.finish(who.life),
+            m.LoopFinished: lambda who, _: self.ending.finish(who.life),
             m.StopEarly: self._stop_early,
             m.Save: lambda who, x: self.saving.save(who.life, x),
             m.Saved: lambda who, x: self.saving.saved(who.life, x),
-            m.Initialised: lambda who, x: self.serving.provided(who.life, x),
+            m.InitialValuesGiven: lambda who, x: self.serving.provided(who.life, x),
             m.ScriptFailed: lambda who, x: self.training.script_failed(who.life, x),
-            m.Hung: lambda who, x: self.training.hung(who.life, x),
-            m.Where: self._where,
+            m.ScriptHung: lambda who, x: self.training.hung(who.life, x),
+            m.GetSlotMap: self._where,
         }
         self._to_server: dict[type, Callable[[Identity, Any], None]] = {
-            m.Offer: self.serving.offered,
-            m.Held: self.serving.held,
-            m.Nothing: self.serving.nothing,
-            m.Waiting: self.serving.waiting,
-            m.Snapped: self.serving.snapped,
-            m.Lacks: self.serving.lacks,
-            m.Safe: lambda who, x: self.ending.safe(who, x, self.serving),
+            m.ReportState: self.serving.offered,
+            m.GrantReport: self.serving.held,
+            m.GrantFailed: self.serving.nothing,
+            m.AwaitingInitialValues: self.serving.waiting,
+            m.SnapshotWritten: self.serving.snapped,
+            m.MissingTasks: self.serving.lacks,
+            m.FinalSnapshotPinned: lambda who, x: self.ending.safe(who, x, self.serving),
         }
 
     def _restore_leases(self) -> None:
@@ -136,9 +138,9 @@ class Master:
             self.closed(connection, now)
             return
         kind = type(message)
-        if kind is m.Ping:
-            self.job.send(connection, m.Pong())
-        elif kind is m.Event:
+        if kind is m.KeepAlive:
+            self.job.send(connection, m.KeepAliveReply())
+        elif kind is m.JobEvent:
             self.job.event(f"{identity}: {message.text}", message.level)
         elif kind is m.Observe:
             self._observers.add(connection)
@@ -159,7 +161,7 @@ class Master:
         elif type(message) in self._to_trainer and identity.life in self.job.trainers:
             self._to_trainer[type(message)](identity, message)
 
-    def _where(self, identity: Identity, _: m.Where) -> None:
+    def _where(self, identity: Identity, _: m.GetSlotMap) -> None:
         self.job.send(self.job.trainers[identity.life].connection, self.job.slots.message())
 
     def _stop_early(self, identity: Identity, message: m.StopEarly) -> None:
@@ -224,7 +226,7 @@ class Master:
 
     def _departed(self, life: int) -> None:
         for connection in self.job.servers.values():
-            self.job.send(connection, m.Departed(life=life))
+            self.job.send(connection, m.TrainersDeparted(life=life))
 
     def heard(self, connection: int, at: float) -> None:
         """Something came on the connection at this time."""
@@ -232,7 +234,7 @@ class Master:
         if known is not None:
             self._connections[connection] = (known[0], at)
 
-    def wants(self, wanted: Wanted) -> None:
+    def wants(self, wanted: DesiredState) -> None:
         """The operator wants something else."""
         if wanted.suspend != self.job.wanted.suspend:
             self.job.event("the job is suspended: trainers leave" if wanted.suspend else "the job goes on")

@@ -22,7 +22,7 @@ import msgspec
 from shoal.master.state.records import SEVERAL
 from shoal.store import Compare, Delete, JobKeys, Put, Store, in_batches, missing, value_is
 
-__all__ = ["Deposed", "Keeper", "Leader"]
+__all__ = ["Deposed", "MasterRecord", "RecordLog"]
 
 _ROOM: Final = 1
 """Operations of each transaction that the leader's own key takes."""
@@ -32,7 +32,7 @@ class Deposed(Exception):  # noqa: N818 - not an error: somebody else does the w
     """A newer master leads."""
 
 
-class Leader(msgspec.Struct, frozen=True):
+class MasterRecord(msgspec.Struct, frozen=True):
     """The value of the key ``master``."""
 
     generation: int
@@ -41,7 +41,7 @@ class Leader(msgspec.Struct, frozen=True):
     commits: int
 
 
-class Keeper:
+class RecordLog:
     """The master's hold on etcd.
 
     Args:
@@ -65,7 +65,9 @@ class Keeper:
 
     def _next(self) -> bytes:
         return msgspec.json.encode(
-            Leader(generation=self.generation, nonce=self._nonce, address=self._address, commits=self._commits + 1)
+            MasterRecord(
+                generation=self.generation, nonce=self._nonce, address=self._address, commits=self._commits + 1
+            )
         )
 
     def _expected(self) -> Compare:
@@ -80,7 +82,7 @@ class Keeper:
         while True:
             found = self._store.get(self._keys.master)
             self._value = found.value if found is not None else None
-            before = msgspec.json.decode(self._value, type=Leader).generation if self._value is not None else 0
+            before = msgspec.json.decode(self._value, type=MasterRecord).generation if self._value is not None else 0
             self.generation = before + 1
             value = self._next()
             if self._store.transact([self._expected()], [Put(self._keys.master, value)]).succeeded:
@@ -151,6 +153,6 @@ class Keeper:
     def _check(self, found: bytes | None) -> None:
         if found is None:
             return
-        leader = msgspec.json.decode(found, type=Leader)
+        leader = msgspec.json.decode(found, type=MasterRecord)
         if leader.nonce != self._nonce and leader.generation >= self.generation:
             raise Deposed(f"a newer master leads (generation {leader.generation}) at {leader.address}")

@@ -21,26 +21,26 @@ from typing import Any
 
 import msgspec
 
-from shoal.master.core import Master
-from shoal.master.record_log import Deposed, Keeper
+from shoal.master.core import MasterCore
+from shoal.master.record_log import Deposed, RecordLog
 from shoal.master.state.job import Close, Send
 from shoal.protocol.decoding import UNDECODABLE
 from shoal.protocol.environment import EXIT_DEPOSED, EXIT_NO_ETCD
-from shoal.protocol.messages import Complete, EpochDone, Evaluated, Over, Saved, Stopping, ToMaster
-from shoal.store import StoreClosedError, StoreError, Wanted
+from shoal.protocol.messages import Complete, EpochDone, Evaluated, Saved, Stopping, TaskCommitted, ToMaster
+from shoal.store import DesiredState, StoreClosedError, StoreError
 from shoal.transport import aio, auth
 from shoal.transport import liveness_probe as probes
 from shoal.transport.file_limits import SHORT
 from shoal.transport.logs import Seldom
-from shoal.transport.unauthenticated import Unproved
+from shoal.transport.unauthenticated import Unauthenticated
 
-__all__ = ["Service"]
+__all__ = ["MasterService"]
 
 TICK_SECONDS = 0.05
 LATE_SECONDS = 30.0
 """Without a tick, after which a master is taken for hung."""
 
-ACKNOWLEDGEMENTS = frozenset({Over, EpochDone, Evaluated, Saved, Stopping, Complete})
+ACKNOWLEDGEMENTS = frozenset({TaskCommitted, EpochDone, Evaluated, Saved, Stopping, Complete})
 """Messages that wait for the records noted before them.
 
 ``EpochDone`` is among them, as it must not overtake ``Stopping``: it would send a script into the epochs left out.
@@ -52,7 +52,7 @@ log = logging.getLogger("shoal.master")
 class _Peer(aio.Listener):
     """A connection that tells the service what happens."""
 
-    def __init__(self, service: Service, number: int) -> None:
+    def __init__(self, service: MasterService, number: int) -> None:
         super().__init__(
             service.decoder,
             identity=service.identity,
@@ -73,7 +73,7 @@ class _Peer(aio.Listener):
         self._service.closed(self)
 
 
-class Service:
+class MasterService:
     """Runs a master until it is told to stop.
 
     Args:
@@ -84,10 +84,12 @@ class Service:
         uid: The job's.
     """
 
-    def __init__(self, master: Master, keeper: Keeper, *, identity: auth.Identity, token: auth.Token, uid: str) -> None:
+    def __init__(
+        self, master: MasterCore, keeper: RecordLog, *, identity: auth.Identity, token: auth.Token, uid: str
+    ) -> None:
         self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToMaster)
         self.identity, self.token, self.uid = identity, token, uid
-        self.unproved: Unproved[aio.Listener] = Unproved()
+        self.unproved: Unauthenticated[aio.Listener] = Unauthenticated()
         self._turned_away, self._accepting = Seldom(), Seldom()
         self._master = master
         self._keeper = keeper
@@ -244,7 +246,7 @@ class Service:
 
         def note() -> None:
             try:
-                wanted = msgspec.json.decode(value, type=Wanted) if value is not None else Wanted()
+                wanted = msgspec.json.decode(value, type=DesiredState) if value is not None else DesiredState()
             except UNDECODABLE as error:
                 self._master.job.event(f"what the operator wants cannot be read, and is ignored: {error}", "error")
             else:

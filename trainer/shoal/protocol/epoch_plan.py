@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["Plan", "default_task_batches"]
+__all__ = ["EpochPlan", "default_task_batches"]
 
 TASKS_PER_EPOCH = 64
 LONGEST_TASK = 64
 
 
-class Plan:
+class EpochPlan:
     """Cuts positions 0..samples-1 of an epoch's order into batches, and these into tasks.
 
     Args:

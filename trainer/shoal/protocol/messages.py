@@ -18,93 +18,93 @@ import msgspec
 
 __all__ = [
     "NO_GRANT",
-    "Accepted",
-    "Account",
     "Applied",
-    "Ask",
-    "At",
     "Attach",
     "Attached",
-    "Began",
+    "AwaitingInitialValues",
+    "BatchBegan",
     "Buffer",
-    "Buffers",
     "BuffersMerged",
     "Complete",
     "DenseParameter",
-    "Done",
     "Drain",
-    "Drop",
     "EpochDone",
     "Evaluate",
     "EvaluateTurn",
     "Evaluated",
     "Evaluation",
-    "Event",
-    "Export",
-    "Exported",
+    "ExportReply",
+    "ExportTables",
     "Fatal",
     "File",
-    "Final",
-    "Finish",
-    "Free",
+    "FinalSnapshotPinned",
     "FromMaster",
+    "GetSlotMap",
     "Grant",
+    "GrantFailed",
+    "GrantReport",
     "Group",
-    "HandBack",
-    "Held",
     "Holder",
-    "Hung",
-    "Init",
-    "Initialised",
-    "Lacks",
+    "InitialValues",
+    "InitialValuesGiven",
+    "JobAccount",
+    "JobEvent",
+    "JobProgress",
+    "JobSettings",
+    "KeepAlive",
+    "KeepAliveReply",
     "Lease",
-    "Leased",
     "Leave",
-    "Log",
-    "Map",
+    "LogValues",
+    "LoopFinished",
     "Member",
+    "MergeBuffers",
     "Metric",
-    "More",
-    "Nothing",
+    "MissingTasks",
+    "ModelSpec",
+    "NotComplete",
     "Observe",
-    "Offer",
-    "Over",
-    "Ping",
-    "Pong",
-    "Progress",
-    "Provide",
+    "ProvideInitialValues",
     "Pull",
+    "PullReply",
+    "PullRows",
     "Push",
-    "Pushed",
-    "Redo",
-    "Refused",
+    "PushReply",
     "Register",
     "Registered",
-    "Report",
+    "RegistrationRefused",
+    "ReleaseSlot",
+    "ReleaseSnapshots",
+    "ReportState",
+    "RequestState",
+    "RequestTask",
+    "ReturnTasks",
     "RowPart",
-    "Rows",
-    "RowsAt",
-    "Safe",
+    "RowsReply",
     "Samples",
     "Save",
     "SaveTurn",
     "Saved",
     "ScriptFailed",
-    "Shape",
+    "ScriptHung",
     "SlotBatch",
-    "Snapped",
+    "SlotMap",
+    "SlotReport",
+    "SnapshotWritten",
     "SparseTable",
     "Stop",
     "StopEarly",
     "Stopping",
     "TableValues",
+    "TakeFinalSnapshot",
+    "TaskCommitted",
+    "TaskDone",
+    "TaskLeased",
+    "TaskReopened",
     "Tensor",
     "ToMaster",
     "ToServer",
     "ToTrainer",
-    "Waiting",
-    "Want",
-    "Where",
 ]
 
 NO_GRANT = 0
@@ -204,7 +204,7 @@ class Group(_Part, frozen=True):
     options: dict[str, Any]
 
 
-class Shape(_Part, frozen=True, kw_only=True):
+class ModelSpec(_Part, frozen=True, kw_only=True):
     """Everything about script and dataset that must be equal in all trainers for (epoch, task, k) to name samples.
 
     ``fixed``: frozen parameters and non-persistent buffers: the first trainer's are every trainer's, and are never
@@ -249,7 +249,7 @@ class Holder(_Part, frozen=True):
     addresses: list[Name]
 
 
-class Map(_Message, frozen=True):
+class SlotMap(_Message, frozen=True):
     """The slot map: ``holders[owner[s]]`` serves slot s under ``grants[s]``; owner -1 and grant 0 where nobody does."""
 
     holders: list[Holder]
@@ -261,7 +261,7 @@ class Map(_Message, frozen=True):
         _parallel(self.owner, self.grants)
 
 
-class Report(_Part, frozen=True):
+class SlotReport(_Part, frozen=True):
     """What slots with the same history have: the finished tasks as ``TaskSet.encode`` writes them.
 
     ``reached``: epoch and number of the last task that they have any batch of; (-1, -1): of none.
@@ -293,15 +293,15 @@ class File(_Part, frozen=True):
 # --- Anybody to the master ---------------------------------------------------------------------------------------
 
 
-class Ping(_Message, frozen=True):
+class KeepAlive(_Message, frozen=True):
     """I live. Sent by both ends when nothing else was for a third of the lease."""
 
 
-class Pong(_Message, frozen=True):
+class KeepAliveReply(_Message, frozen=True):
     """So do I."""
 
 
-class Event(_Message, frozen=True):
+class JobEvent(_Message, frozen=True):
     """Something a person wants to know; ``level`` is ``info``, ``warning`` or ``error``."""
 
     level: Level
@@ -327,7 +327,7 @@ class Register(_Message, frozen=True):
     ``epochs`` and ``seed`` are the script's own, for a manifest that leaves them open.
     """
 
-    shape: Shape
+    shape: ModelSpec
     epochs: Positive
     seed: Seed
     leases: list[Lease]
@@ -335,30 +335,30 @@ class Register(_Message, frozen=True):
     host: Name
 
 
-class Want(_Message, frozen=True):
+class RequestTask(_Message, frozen=True):
     """One more task, please; my loop is in ``epoch``."""
 
     epoch: Count
 
 
-class Done(_Message, frozen=True):
+class TaskDone(_Message, frozen=True):
     """A task's last batch was acknowledged by every slot s under ``grants[s]``."""
 
     lease: Lease
     grants: list[int]
 
 
-class HandBack(_Message, frozen=True):
+class ReturnTasks(_Message, frozen=True):
     """These I will not finish."""
 
     leases: list[Lease]
 
 
-class Where(_Message, frozen=True):
+class GetSlotMap(_Message, frozen=True):
     """Where are the slots now?"""
 
 
-class Log(_Message, frozen=True):
+class LogValues(_Message, frozen=True):
     """What the script logged last, by name, and how many batches it ran since the last such message."""
 
     values: dict[Name, float]
@@ -394,7 +394,7 @@ class Metric(_Message, frozen=True):
     value: float
 
 
-class Finish(_Message, frozen=True):
+class LoopFinished(_Message, frozen=True):
     """My loop went through all epochs: complete, or more to do?"""
 
 
@@ -427,7 +427,7 @@ class StopEarly(_Message, frozen=True):
     epoch: Count
 
 
-class Began(_Message, frozen=True):
+class BatchBegan(_Message, frozen=True):
     """The script gets a batch of a watched task now: its samples' indices (20 at most)."""
 
     lease: Lease
@@ -435,7 +435,7 @@ class Began(_Message, frozen=True):
     samples: list[int]
 
 
-class Initialised(_Message, frozen=True):
+class InitialValuesGiven(_Message, frozen=True):
     """These slots have their initial values, under these grants. Empty: it could not be done."""
 
     slots: list[int]
@@ -449,7 +449,7 @@ class ScriptFailed(_Message, frozen=True):
     leases: list[Lease]
 
 
-class Hung(_Message, frozen=True):
+class ScriptHung(_Message, frozen=True):
     """The script has come no further for ``seconds``; this process ends itself now.
 
     ``doing`` says in what (``in batch 2 of ...: samples 5, 7``), ``lease`` is the task, if it is in a batch, and ``stack`` the
@@ -488,16 +488,16 @@ class Registered(_Message, frozen=True):
     stopping: str
 
 
-class Refused(_Message, frozen=True):
+class RegistrationRefused(_Message, frozen=True):
     """You are not: the reason, with the field and the fix. Final for this process."""
 
     reason: str
 
 
-class Leased(_Message, frozen=True):
+class TaskLeased(_Message, frozen=True):
     """A task is yours. ``left``: batches left to the job in its epoch; ``trainers``: how many there are now.
 
-    ``watched``: a trainer died while it held the task, so each batch is to be announced (``Began``).
+    ``watched``: a trainer died while it held the task, so each batch is to be announced (``BatchBegan``).
     """
 
     lease: Lease
@@ -512,13 +512,13 @@ class EpochDone(_Message, frozen=True):
     epoch: int
 
 
-class Over(_Message, frozen=True):
+class TaskCommitted(_Message, frozen=True):
     """The task is done; its lease has ended."""
 
     lease: Lease
 
 
-class Redo(_Message, frozen=True):
+class TaskReopened(_Message, frozen=True):
     """Not done: some slot lost it, or is served under a new grant. Look at the map and go on from what it has."""
 
     lease: Lease
@@ -545,7 +545,7 @@ class Stopping(_Message, frozen=True):
     reason: str
 
 
-class Provide(_Message, frozen=True):
+class ProvideInitialValues(_Message, frozen=True):
     """Give these slots their initial values, under these grants; slot ``slots[i]`` is at ``holders[owner[i]]``."""
 
     slots: list[int]
@@ -558,7 +558,7 @@ class Provide(_Message, frozen=True):
         _parallel(self.slots, self.grants, self.owner)
 
 
-class More(_Message, frozen=True):
+class NotComplete(_Message, frozen=True):
     """Tasks came back: loop again."""
 
 
@@ -579,13 +579,13 @@ class Stop(_Message, frozen=True):
 # --- Parameter server to master ----------------------------------------------------------------------------------
 
 
-class Offer(_Message, frozen=True):
+class ReportState(_Message, frozen=True):
     """A server's whole state, repeated until accepted (rule 3): what it serves and what its snapshots hold.
 
-    ``question`` is the number of the master's last ``Ask`` that this answers (rule 11).
+    ``question`` is the number of the master's last ``RequestState`` that this answers (rule 11).
     """
 
-    held: list[Report]
+    held: list[SlotReport]
     waiting: list[int]
     files: list[File]
     question: Count
@@ -594,13 +594,13 @@ class Offer(_Message, frozen=True):
     host: Name
 
 
-class Held(_Message, frozen=True):
+class GrantReport(_Message, frozen=True):
     """These grants stand; the report replaces whatever was believed of the slots (rule 2)."""
 
-    reports: list[Report]
+    reports: list[SlotReport]
 
 
-class Waiting(_Message, frozen=True):
+class AwaitingInitialValues(_Message, frozen=True):
     """Fresh slots that wait for their initial values, under these grants."""
 
     slots: list[int]
@@ -611,7 +611,7 @@ class Waiting(_Message, frozen=True):
         _parallel(self.slots, self.grants)
 
 
-class Nothing(_Message, frozen=True):
+class GrantFailed(_Message, frozen=True):
     """The order could not be carried out: there is no such snapshot (or it is damaged, or foreign)."""
 
     slot: int
@@ -620,7 +620,7 @@ class Nothing(_Message, frozen=True):
     reason: str
 
 
-class Snapped(_Message, frozen=True):
+class SnapshotWritten(_Message, frozen=True):
     """A snapshot stands: written, synced, renamed."""
 
     file: Name
@@ -633,16 +633,16 @@ class Snapped(_Message, frozen=True):
         _parallel(self.slots, self.grants, self.counts)
 
 
-class Lacks(_Message, frozen=True):
+class MissingTasks(_Message, frozen=True):
     """The last snapshot was not taken, as these slots lack tasks or have batches of others (rule 9)."""
 
-    reports: list[Report]
+    reports: list[SlotReport]
 
 
-class Safe(_Message, frozen=True):
+class FinalSnapshotPinned(_Message, frozen=True):
     """The last snapshot of these slots is written, read back whole, and pinned.
 
-    ``tasks``: as the ``Final`` that it answers had them. ``samples`` and ``skipped``: what each slot counted itself,
+    ``tasks``: as the ``TakeFinalSnapshot`` that it answers had them. ``samples`` and ``skipped``: what each slot counted itself,
     sample by sample, beside its watermarks.
     """
 
@@ -661,10 +661,10 @@ class Safe(_Message, frozen=True):
 # --- Master to parameter server ----------------------------------------------------------------------------------
 
 
-class Accepted(_Message, frozen=True):
+class JobSettings(_Message, frozen=True):
     """I took your offer. The rest is what a server must know to serve."""
 
-    shape: Shape | None
+    shape: ModelSpec | None
     slots: int
     seed: int
     epochs: int
@@ -673,7 +673,7 @@ class Accepted(_Message, frozen=True):
     lease_seconds: float
 
 
-class Ask(_Message, frozen=True):
+class RequestState(_Message, frozen=True):
     """Offer again, and say that you answer this question."""
 
     question: int
@@ -688,20 +688,20 @@ class Grant(_Message, frozen=True):
     file: str
 
 
-class Departed(_Message, frozen=True):
+class TrainersDeparted(_Message, frozen=True):
     """To every server: the trainer with this life left, died or was silent for too long. Its connections are closed."""
 
     life: int
 
 
-class Drop(_Message, frozen=True):
+class ReleaseSlot(_Message, frozen=True):
     """Let the slot go, if you hold it under this grant."""
 
     slot: int
     grant: int
 
 
-class Final(_Message, frozen=True):
+class TakeFinalSnapshot(_Message, frozen=True):
     """All is done: write, read back and pin the last snapshot of these slots, or say what they lack.
 
     ``tasks``: what they must have, and nothing beyond (``TaskSet.encode``); empty: every task of every epoch.
@@ -716,7 +716,7 @@ class Final(_Message, frozen=True):
         _parallel(self.slots, self.grants)
 
 
-class Free(_Message, frozen=True):
+class ReleaseSnapshots(_Message, frozen=True):
     """For this slot these files need not be kept (rule 10)."""
 
     slot: int
@@ -762,7 +762,7 @@ class Samples(_Part, frozen=True):
     skipped: int
 
 
-class Account(_Part, frozen=True):
+class JobAccount(_Part, frozen=True):
     """The job's final account."""
 
     state: str
@@ -775,7 +775,7 @@ class Account(_Part, frozen=True):
     seconds: float
 
 
-class Progress(_Message, frozen=True):
+class JobProgress(_Message, frozen=True):
     """What there is to know now.
 
     ``state``: Starting, Running, Saving, Complete or Failed. ``samples_done`` and ``samples_epoch`` are of the open
@@ -808,7 +808,7 @@ class Progress(_Message, frozen=True):
     saved: list[str]
     why: str
     events: list[tuple[int, float, str, str]]
-    account: Account | None
+    account: JobAccount | None
 
 
 # --- Trainer to parameter server ---------------------------------------------------------------------------------
@@ -865,14 +865,14 @@ class Push(_Message, frozen=True):
     values: bool
 
 
-class Rows(_Message, frozen=True):
+class PullRows(_Message, frozen=True):
     """The values of these rows; a row that nobody pushed yet has its first values."""
 
     grants: list[int]
     parts: list[RowPart]
 
 
-class Init(_Message, frozen=True):
+class InitialValues(_Message, frozen=True):
     """Initial values of these slots, each under its grant.
 
     The payload: the dense area of the slots; then the rows of the given tables, one part for each slot and table, by
@@ -889,7 +889,7 @@ class Init(_Message, frozen=True):
         _parallel(self.slots, self.grants)
 
 
-class Buffers(_Message, frozen=True):
+class MergeBuffers(_Message, frozen=True):
     """A trainer's buffers (the payload, in the shape's order); the reply brings the job's.
 
     ``trainers``: how many there are: the buffers with merge ``mean`` move by 1/trainers of the difference, to those
@@ -902,7 +902,7 @@ class Buffers(_Message, frozen=True):
     fixed: bool
 
 
-class Export(_Message, frozen=True):
+class ExportTables(_Message, frozen=True):
     """A slot's rows of every table, as far as the server holds them (its dense values come with a ``Pull``)."""
 
     slot: int
@@ -926,7 +926,7 @@ class Applied(_Part, frozen=True):
     batches: int
 
 
-class At(_Message, frozen=True):
+class PullReply(_Message, frozen=True):
     """The answer to ``Pull``."""
 
     applied: list[Applied]
@@ -941,7 +941,7 @@ class SlotBatch(_Part, frozen=True):
     batches: int
 
 
-class Pushed(_Message, frozen=True):
+class PushReply(_Message, frozen=True):
     """The answer to ``Push``: the watermarks of the pushed task, and of the next one."""
 
     pushed: list[SlotBatch]
@@ -949,14 +949,14 @@ class Pushed(_Message, frozen=True):
     values: bool
 
 
-class RowsAt(_Message, frozen=True):
-    """The answer to ``Rows``; ``stale``: some grant is not the current one, and no values follow."""
+class RowsReply(_Message, frozen=True):
+    """The answer to ``PullRows``; ``stale``: some grant is not the current one, and no values follow."""
 
     stale: bool
 
 
 class BuffersMerged(_Message, frozen=True):
-    """The answer to ``Buffers``."""
+    """The answer to ``MergeBuffers``."""
 
     stale: bool
 
@@ -968,8 +968,8 @@ class TableValues(_Part, frozen=True):
     count: int
 
 
-class Exported(_Message, frozen=True):
-    """The answer to ``Export``: the payload has, per table, row numbers (int64) and values."""
+class ExportReply(_Message, frozen=True):
+    """The answer to ``ExportTables``: the payload has, per table, row numbers (int64) and values."""
 
     stale: bool
     tables: list[TableValues]
@@ -982,62 +982,62 @@ class Fatal(_Message, frozen=True):
 
 
 ToMaster = (
-    Ping
-    | Event
+    KeepAlive
+    | JobEvent
     | Leave
     | Register
-    | Want
-    | Done
-    | HandBack
-    | Where
-    | Log
+    | RequestTask
+    | TaskDone
+    | ReturnTasks
+    | GetSlotMap
+    | LogValues
     | Evaluate
     | Evaluated
     | Metric
-    | Finish
+    | LoopFinished
     | Save
     | Saved
     | StopEarly
-    | Began
-    | Initialised
+    | BatchBegan
+    | InitialValuesGiven
     | ScriptFailed
-    | Hung
-    | Offer
-    | Held
-    | Nothing
-    | Waiting
-    | Snapped
-    | Lacks
-    | Safe
+    | ScriptHung
+    | ReportState
+    | GrantReport
+    | GrantFailed
+    | AwaitingInitialValues
+    | SnapshotWritten
+    | MissingTasks
+    | FinalSnapshotPinned
     | Observe
 )
 FromMaster = (
-    Pong
+    KeepAliveReply
     | Registered
-    | Refused
-    | Leased
+    | RegistrationRefused
+    | TaskLeased
     | EpochDone
-    | Over
-    | Redo
-    | Map
+    | TaskCommitted
+    | TaskReopened
+    | SlotMap
     | EvaluateTurn
     | Evaluated
     | SaveTurn
     | Saved
     | Stopping
-    | Provide
-    | More
+    | ProvideInitialValues
+    | NotComplete
     | Complete
     | Drain
     | Stop
-    | Accepted
-    | Ask
+    | JobSettings
+    | RequestState
     | Grant
-    | Departed
-    | Drop
-    | Final
-    | Free
-    | Progress
+    | TrainersDeparted
+    | ReleaseSlot
+    | TakeFinalSnapshot
+    | ReleaseSnapshots
+    | JobProgress
 )
-ToServer = Attach | Pull | Push | Rows | Init | Buffers | Export
-ToTrainer = Attached | At | Pushed | RowsAt | BuffersMerged | Exported | Initialised | Fatal
+ToServer = Attach | Pull | Push | PullRows | InitialValues | MergeBuffers | ExportTables
+ToTrainer = Attached | PullReply | PushReply | RowsReply | BuffersMerged | ExportReply | InitialValuesGiven | Fatal

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.protocol.messages import Shape
+from shoal.protocol.messages import ModelSpec
 
 __all__ = ["differences", "digest", "impossible"]
 
@@ -31,17 +31,17 @@ _FIELDS = {
 }
 
 
-def digest(shape: Shape) -> str:
+def digest(shape: ModelSpec) -> str:
     """A short name of everything in a shape: snapshots carry it."""
     return hashlib.blake2b(msgspec.json.encode(shape, order="deterministic"), digest_size=16).hexdigest()
 
 
-def impossible(shape: Shape) -> str:
+def impossible(shape: ModelSpec) -> str:
     """Why a job cannot train this at all, for people; empty: it can be tried."""
     return next(itertools.chain(_impossible_data(shape), _impossible_model(shape)), "")
 
 
-def _impossible_data(shape: Shape) -> Iterator[str]:
+def _impossible_data(shape: ModelSpec) -> Iterator[str]:
     if shape.samples < 1:
         yield "the dataset has no samples: training needs at least one"
     for name in ("batch_size", "task_batches", "accumulate"):
@@ -52,7 +52,7 @@ def _impossible_data(shape: Shape) -> Iterator[str]:
         yield f"an epoch has {tasks:,} tasks, at most {MOST_TASKS:,} can be: give prepare a larger task_batches"
 
 
-def _impossible_model(shape: Shape) -> Iterator[str]:
+def _impossible_model(shape: ModelSpec) -> Iterator[str]:
     sizes: list[tuple[str, list[int]]] = [(table.name, [table.rows, table.dim]) for table in shape.tables]
     for tensors in (shape.dense, shape.buffers, shape.fixed):
         sizes += [(tensor.name, tensor.shape) for tensor in tensors]
@@ -70,7 +70,7 @@ def _impossible_model(shape: Shape) -> Iterator[str]:
         yield "a number of the model's description is not finite"
 
 
-def differences(here: Shape, job: Shape) -> list[str]:
+def differences(here: ModelSpec, job: ModelSpec) -> list[str]:
     """What differs between a trainer's shape and the job's, for people; empty if nothing does."""
     found = [
         f"{label} is {getattr(here, name)} here, {getattr(job, name)} in the job"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from shoal.protocol.messages import Buffer, DenseParameter, Shape, Tensor
+from shoal.protocol.messages import Buffer, DenseParameter, ModelSpec, Tensor
 
 __all__ = [
     "ALIGNMENT",
@@ -76,7 +76,7 @@ class Piece:
         return self.stop - self.start
 
 
-def pieces(shape: Shape, slots_total: int) -> list[list[Piece]]:
+def pieces(shape: ModelSpec, slots_total: int) -> list[list[Piece]]:
     """The pieces of every slot, in the order of the parameters; a slot of a tiny model may have none.
 
     Raises:
@@ -142,7 +142,7 @@ class Area:
 
     __slots__ = ("entries", "size", "slots", "slots_total")
 
-    def __init__(self, shape: Shape, slots_total: int, attached: Sequence[int]) -> None:
+    def __init__(self, shape: ModelSpec, slots_total: int, attached: Sequence[int]) -> None:
         cut = pieces(shape, slots_total)
         _check(attached, slots_total)
         found: list[Entry] = []

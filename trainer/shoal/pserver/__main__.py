@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from shoal.protocol import environment
-from shoal.pserver.service import Service
+from shoal.pserver.service import ServerService
 from shoal.tensors.no_compiler import without_compiler
 from shoal.tensors.optimizers import import_all
 from shoal.transport import auth, file_limits, logs
@@ -51,7 +51,7 @@ def main() -> int:
     try:
         token = auth.Token.read(environment.text(environment.TOKEN_FILE))
         index = environment.number(environment.INDEX)
-        service = Service(
+        service = ServerService(
             environment.text(environment.MASTER),
             identity=auth.Identity(role="pserver", index=index, life=auth.new_life()),
             token=token,

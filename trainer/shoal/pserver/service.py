@@ -26,8 +26,8 @@ from typing import Any
 
 from shoal.protocol import messages as m
 from shoal.protocol.environment import EXIT_REFUSED
-from shoal.protocol.epoch_plan import Plan
-from shoal.pserver.session import Session
+from shoal.protocol.epoch_plan import EpochPlan
+from shoal.pserver.session import TrainerSession
 from shoal.pserver.snapshots.folder import SnapshotFolder
 from shoal.pserver.state.parameters import Parameters
 from shoal.pserver.state.server_state import DiskError, ServerState, Snapshot
@@ -36,9 +36,9 @@ from shoal.transport import auth, sync
 from shoal.transport.acceptor import Acceptor
 from shoal.transport.address import listen
 from shoal.transport.liveness_probe import ProbeThread
-from shoal.transport.master_link import Link
+from shoal.transport.master_link import MasterLink
 
-__all__ = ["Service"]
+__all__ = ["ServerService"]
 
 RETRY_SECONDS = 2.0
 """After a snapshot that could not be written."""
@@ -67,7 +67,7 @@ class _Tensors:
         self._parameters.drop(slot)
 
 
-class Service:
+class ServerService:
     """Runs one parameter server until it is told to stop.
 
     Args:
@@ -102,7 +102,7 @@ class Service:
         self._stopping = False
         self._exit = 0
         self._complaint = ""
-        self._callers: dict[int, set[sync.Connection]] = defaultdict(set)
+        self._callers: dict[int, set[sync.BlockingConnection]] = defaultdict(set)
         """Trainers' connections by their lives."""
         self._callers_lock = threading.Lock()
         self._held_seconds = held_seconds
@@ -111,7 +111,7 @@ class Service:
         """Something for each order that brings a restore; False: the end."""
         self._telling = threading.Lock()
         """Held, around the work's lock, from a change of the state until the master was told of it."""
-        self._link = Link(
+        self._link = MasterLink(
             master,
             identity=identity,
             token=token,
@@ -131,7 +131,7 @@ class Service:
 
     def _receive(self, message: Any) -> None:
         """A message of the master's, on the link's thread."""
-        if isinstance(message, m.Refused | m.Stop):
+        if isinstance(message, m.RegistrationRefused | m.Stop):
             self._refused(message.reason)
             return
         try:
@@ -146,10 +146,10 @@ class Service:
             self._carry_out(message)
 
     def _carry_out(self, message: Any) -> None:
-        if isinstance(message, m.Accepted):
+        if isinstance(message, m.JobSettings):
             self._accepted(message)
             return
-        if isinstance(message, m.Departed):
+        if isinstance(message, m.TrainersDeparted):
             self._departed(message.life)
             return
         state = self.state
@@ -158,7 +158,7 @@ class Service:
         with self._telling:
             with self.lock:
                 replies = state.order(message)
-                if isinstance(message, m.Ask):
+                if isinstance(message, m.RequestState):
                     state.question = message.question
                     replies.append(self._offer())
                 due = state.final_wanted or state.first_wanted
@@ -173,13 +173,15 @@ class Service:
         for reply in replies:
             self._link.send(reply)
 
-    def _offer(self) -> m.Offer:
+    def _offer(self) -> m.ReportState:
         pid, host = os.getpid(), socket.gethostname()
         if self.state is None:
-            return m.Offer(held=[], waiting=[], files=[], question=0, addresses=self._addresses, pid=pid, host=host)
+            return m.ReportState(
+                held=[], waiting=[], files=[], question=0, addresses=self._addresses, pid=pid, host=host
+            )
         return self.state.offer(addresses=self._addresses, pid=pid, host=host)
 
-    def _accepted(self, message: m.Accepted) -> None:
+    def _accepted(self, message: m.JobSettings) -> None:
         self._link.lease_seconds = message.lease_seconds
         self._interval = message.interval
         if self.state is None and message.shape is not None:
@@ -189,9 +191,9 @@ class Service:
                 offer = self._offer()
             self._link.send(offer)
 
-    def _begin(self, message: m.Accepted, shape: m.Shape) -> None:
+    def _begin(self, message: m.JobSettings, shape: m.ModelSpec) -> None:
         """What the job trains is known: make room for it, and look what the disk has."""
-        plan = Plan(
+        plan = EpochPlan(
             samples=shape.samples,
             batch_size=shape.batch_size,
             drop_last=shape.drop_last,
@@ -207,7 +209,7 @@ class Service:
 
     def _say(self, level: m.Level, text: str) -> None:
         log.log(getattr(logging, level.upper()), "%s", text)
-        self._link.send(m.Event(level=level, text=text))
+        self._link.send(m.JobEvent(level=level, text=text))
 
     def _refused(self, reason: str) -> None:
         log.error("%s", reason)
@@ -367,12 +369,12 @@ class Service:
             self._stopping = True
             self._wake.notify()
 
-    def _serve(self, connection: sync.Connection) -> None:
+    def _serve(self, connection: sync.BlockingConnection) -> None:
         life = connection.peer.life
         with self._callers_lock:
             self._callers[life].add(connection)
         try:
-            reason = Session(connection, self).run()
+            reason = TrainerSession(connection, self).run()
         finally:
             with self._callers_lock:
                 self._callers[life].discard(connection)
@@ -381,7 +383,7 @@ class Service:
         if reason.startswith("refused"):
             log.warning("%s: %s", connection.peer, reason)
 
-    def attached(self, connection: sync.Connection) -> None:
+    def attached(self, connection: sync.BlockingConnection) -> None:
         """A trainer asks on one connection at a time: an earlier one is half-open, and keeps a thread and memory here."""
         with self._callers_lock:
             earlier = self._callers.get(connection.peer.life, set()) - {connection}

@@ -21,7 +21,7 @@ from shoal.pserver.state.server_state import ServerState
 from shoal.tensors.views import DenseViews, TensorViews, bytes_of
 from shoal.transport import shared_memory, sync
 
-__all__ = ["Desk", "Session"]
+__all__ = ["Desk", "TrainerSession"]
 
 log = logging.getLogger("shoal.pserver")
 
@@ -50,25 +50,25 @@ class Desk(Protocol):
         """Slots got their initial values: they need their first snapshot."""
         ...
 
-    def attached(self, connection: sync.Connection) -> None:
+    def attached(self, connection: sync.BlockingConnection) -> None:
         """A trainer asks on this connection from now on."""
         ...
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault of ours
+class RequestRefused(Exception):  # noqa: N818 - an answer, not a fault of ours
     """A request that makes no sense; the connection ends, and the peer is told why."""
 
 
 class _Attachment:
     """The slots that a trainer asks for, and the memory that their dense gradients and values lie in."""
 
-    def __init__(self, message: m.Attach, parameters: Parameters, connection: sync.Connection) -> None:
+    def __init__(self, message: m.Attach, parameters: Parameters, connection: sync.BlockingConnection) -> None:
         self.slots = message.slots
         self.area = Area(parameters.shape, parameters.slots_total, message.slots)
         self.shared = message.shared > 0
         if self.shared:
             if message.shared != 2 * self.area.size or not connection.local:
-                raise Refusal("shared memory of another size than these slots need, or between hosts")
+                raise RequestRefused("shared memory of another size than these slots need, or between hosts")
             memory: Any = shared_memory.open_shared(connection.receive_descriptor(), message.shared)
         else:
             memory = bytearray(2 * self.area.size)
@@ -84,7 +84,7 @@ class _Attachment:
         return [] if self.shared else [self.outgoing]
 
 
-class Session:
+class TrainerSession:
     """Serves one trainer until it goes.
 
     Args:
@@ -92,7 +92,7 @@ class Session:
         desk: The server.
     """
 
-    def __init__(self, connection: sync.Connection, desk: Desk) -> None:
+    def __init__(self, connection: sync.BlockingConnection, desk: Desk) -> None:
         self._connection = connection
         self._desk = desk
         self._attached: _Attachment | None = None
@@ -103,7 +103,7 @@ class Session:
             while True:
                 request, size = self._connection.receive(_requests)
                 self._CARRY_OUT[type(request)](self, request, size)
-        except (Refusal, ValueError) as error:
+        except (RequestRefused, ValueError) as error:
             self._try_to_say(str(error))
             return f"refused: {error}"
         except OSError as error:
@@ -127,12 +127,12 @@ class Session:
     def _parts(self) -> tuple[ServerState, Parameters]:
         state, parameters = self._desk.state, self._desk.parameters
         if state is None or parameters is None:
-            raise Refusal("this server does not know yet what the job trains")
+            raise RequestRefused("this server does not know yet what the job trains")
         return state, parameters
 
     def _need(self) -> _Attachment:
         if self._attached is None:
-            raise Refusal("no slots are attached yet")
+            raise RequestRefused("no slots are attached yet")
         return self._attached
 
     def _bytes(self, size: int) -> bytearray:
@@ -160,7 +160,7 @@ class Session:
             applied = state.granted.applied(attached.slots, message.grants, epoch=message.epoch, task=message.task)
             if message.values:
                 parameters.read(values, average=message.average)
-        self._connection.send(m.At(applied=applied, values=message.values), payload if message.values else [])
+        self._connection.send(m.PullReply(applied=applied, values=message.values), payload if message.values else [])
 
     def _push(self, message: m.Push, size: int) -> None:
         state, parameters = self._parts
@@ -178,7 +178,7 @@ class Session:
             if message.values:
                 parameters.read(attached.values)
         self._connection.send(
-            m.Pushed(pushed=pushed, next=ahead, values=message.values), attached.payload if message.values else []
+            m.PushReply(pushed=pushed, next=ahead, values=message.values), attached.payload if message.values else []
         )
 
     def _receive_push(
@@ -189,14 +189,16 @@ class Session:
         if size == sparse + attached.area.size and not attached.shared:
             self._connection.receive_into(attached.incoming)
         elif size != sparse:
-            raise Refusal(f"a push with {size} bytes behind it, where {sparse} or the dense gradients too belong")
+            raise RequestRefused(
+                f"a push with {size} bytes behind it, where {sparse} or the dense gradients too belong"
+            )
         return [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
 
     def _row_bytes(self, part: m.RowPart, parameters: Parameters, *, values: bool) -> int:
         if not 0 <= part.table < len(parameters.shape.tables) or part.count < 0:
-            raise Refusal(f"there is no table {part.table}")
+            raise RequestRefused(f"there is no table {part.table}")
         if values and part.count > parameters.shape.tables[part.table].rows:
-            raise Refusal(f"{part.count} rows of table {part.table}, which has fewer")
+            raise RequestRefused(f"{part.count} rows of table {part.table}, which has fewer")
         table = parameters.shape.tables[part.table]
         width = getattr(torch, table.dtype).itemsize * table.dim
         return int(part.count * (8 + (width if values else 0)))
@@ -209,11 +211,11 @@ class Session:
         self._connection.receive_into(bytes_of(values))
         return ids, values
 
-    def _rows(self, message: m.Rows, size: int) -> None:
+    def _rows(self, message: m.PullRows, size: int) -> None:
         state, parameters = self._parts
         attached = self._need()
         if size != sum(self._row_bytes(part, parameters, values=False) for part in message.parts):
-            raise Refusal("row numbers of another length than announced")
+            raise RequestRefused("row numbers of another length than announced")
         wanted = []
         for part in message.parts:
             ids = torch.empty(part.count, dtype=torch.int64)
@@ -226,9 +228,9 @@ class Session:
                 if stale
                 else [parameters.rows(part.table, ids) for part, ids in zip(message.parts, wanted, strict=True)]
             )
-        self._connection.send(m.RowsAt(stale=stale), [bytes_of(part) for part in values])
+        self._connection.send(m.RowsReply(stale=stale), [bytes_of(part) for part in values])
 
-    def _init(self, message: m.Init, size: int) -> None:
+    def _init(self, message: m.InitialValues, size: int) -> None:
         state, parameters = self._parts
         area = Area(parameters.shape, parameters.slots_total, message.slots)
         whole = [TensorArea(parameters.shape.buffers), TensorArea(parameters.shape.fixed)]
@@ -237,7 +239,7 @@ class Session:
         self._check_given(message, parameters)
         rows = sum(self._row_bytes(part, parameters, values=True) for part in message.parts)
         if size != area.size + rows + sum(part.size for part in whole):
-            raise Refusal("initial values of another size than these slots have")
+            raise RequestRefused("initial values of another size than these slots have")
         views = DenseViews(area, self._bytes(area.size))
         given = [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
         buffers, fixed = [TensorViews(part, self._bytes(part.size)).tensors for part in whole] or [[], []]
@@ -250,9 +252,9 @@ class Session:
                 parameters.initialise(message.slots[place], views, rows=mine, buffers=buffers, fixed=fixed)
             state.initialised(message.slots[place] for place in awaiting)
         self._desk.initialised()
-        self._connection.send(m.Initialised(slots=message.slots, grants=message.grants))
+        self._connection.send(m.InitialValuesGiven(slots=message.slots, grants=message.grants))
 
-    def _check_given(self, message: m.Init, parameters: Parameters) -> None:
+    def _check_given(self, message: m.InitialValues, parameters: Parameters) -> None:
         """The rows that come must be exactly those of the slots, before any memory is taken for them."""
         wanted = [
             m.RowPart(table=table, count=parameters.rows_in(table, slot))
@@ -260,13 +262,13 @@ class Session:
             for table in parameters.given
         ]
         if message.parts != wanted:
-            raise Refusal("other rows than those of the given tables in these slots")
+            raise RequestRefused("other rows than those of the given tables in these slots")
 
-    def _buffers(self, message: m.Buffers, size: int) -> None:
+    def _buffers(self, message: m.MergeBuffers, size: int) -> None:
         state, parameters = self._parts
         area = TensorArea(parameters.shape.fixed if message.fixed else parameters.shape.buffers)
         if size != (0 if message.fixed else area.size):
-            raise Refusal("buffers of another size than the job's")
+            raise RequestRefused("buffers of another size than the job's")
         memory = bytearray(area.size) if message.fixed else self._bytes(size)
         views = TensorViews(area, memory)
         with self._desk.lock:
@@ -277,22 +279,22 @@ class Session:
                 parameters.merge_buffers(views, message.trainers)
         self._connection.send(m.BuffersMerged(stale=stale), [] if stale else [memoryview(memory)])
 
-    def _export(self, message: m.Export, _: int) -> None:
+    def _export(self, message: m.ExportTables, _: int) -> None:
         state, parameters = self._parts
         with self._desk.lock:
             stale = state.granted.stale([message.slot], [message.grant])
             tables = [] if stale else parameters.export(message.slot).tables
         parts = [m.TableValues(table=index, count=len(ids)) for index, (ids, _) in enumerate(tables)]
         payload = [part for ids, values in tables for part in (bytes_of(ids), bytes_of(values))]
-        self._connection.send(m.Exported(stale=stale, tables=parts), payload)
+        self._connection.send(m.ExportReply(stale=stale, tables=parts), payload)
 
     # Of the class: a table of a session's own methods would be a cycle, and keep a trainer's memory until it is collected.
-    _CARRY_OUT: ClassVar[dict[type, Callable[[Session, Any, int], None]]] = {
+    _CARRY_OUT: ClassVar[dict[type, Callable[[TrainerSession, Any, int], None]]] = {
         m.Attach: _attach,
         m.Pull: _pull,
         m.Push: _push,
-        m.Rows: _rows,
-        m.Init: _init,
-        m.Buffers: _buffers,
-        m.Export: _export,
+        m.PullRows: _rows,
+        m.InitialValues: _init,
+        m.MergeBuffers: _buffers,
+        m.ExportTables: _export,
     }

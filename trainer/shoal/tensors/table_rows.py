@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from shoal.protocol.messages import Shape, SparseTable
+from shoal.protocol.messages import ModelSpec, SparseTable
 
 __all__ = ["GIVEN", "GIVEN_TABLE_BYTES", "first_values", "given_tables", "slot_of", "slots_of_table"]
 
@@ -66,7 +66,7 @@ def slots_of_table(rows: int, slots: int) -> Tensor:
     return found
 
 
-def given_tables(shape: Shape) -> list[int]:
+def given_tables(shape: ModelSpec) -> list[int]:
     """The indices of the tables whose rows the first trainer gives."""
     return [index for index, table in enumerate(shape.tables) if table.family == GIVEN]
 

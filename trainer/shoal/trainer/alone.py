@@ -22,8 +22,8 @@ from shoal.trainer.engine.sparse_tables import Tables
 from shoal.trainer.logged_values import scored
 from shoal.trainer.optim.optimizer import plain_step, run_post_hooks, run_pre_hooks
 from shoal.trainer.refusal import Refused
-from shoal.trainer.script.description import Description
-from shoal.trainer.session import Session
+from shoal.trainer.script.description import ScriptDescription
+from shoal.trainer.session import TrainingSession
 
 __all__ = ["AloneJob"]
 
@@ -32,7 +32,7 @@ SKIPS_WORTH_A_WARNING = 0.1
 """Share of the samples."""
 
 
-class AloneJob(Session):
+class AloneJob(TrainingSession):
     """One process that does everything; the samples come in the same order as in a job of many.
 
     Args:
@@ -49,7 +49,7 @@ class AloneJob(Session):
         self._process = os.getpid()
         atexit.register(self._farewell)
 
-    def _register(self, described: Description) -> None:
+    def _register(self, described: ScriptDescription) -> None:
         tables = Tables(described.tables, None)
         for table, spec in zip(described.tables, described.shape.tables, strict=True):
             if spec.family in {"normal", "uniform"}:

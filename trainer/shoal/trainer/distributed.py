@@ -33,9 +33,9 @@ from shoal.trainer.optim.optimizer import run_post_hooks, run_pre_hooks
 from shoal.trainer.optim.options import options_changed, options_said
 from shoal.trainer.process import ProcessWatch, take_place
 from shoal.trainer.refusal import Refusal, Refused
-from shoal.trainer.script.description import Description
-from shoal.trainer.session import Session
-from shoal.trainer.step_watchdog import StepWatch
+from shoal.trainer.script.description import ScriptDescription
+from shoal.trainer.session import TrainingSession
+from shoal.trainer.step_watchdog import StepWatchdog
 from shoal.transport import auth
 
 __all__ = ["DistributedJob"]
@@ -44,7 +44,7 @@ REPORT_SECONDS = 0.2
 SAMPLES_SHOWN = 20
 
 
-class DistributedJob(Session):
+class DistributedJob(TrainingSession):
     """One trainer's view of the job.
 
     Args:
@@ -72,7 +72,7 @@ class DistributedJob(Session):
         """Whether batches ran since the module's buffers were merged with the job's."""
         self._looping = False
         self._failed = False
-        self._steps = StepWatch(lambda: engine.info.step_seconds, warn=self._warn, hung=engine.hung)
+        self._steps = StepWatchdog(lambda: engine.info.step_seconds, warn=self._warn, hung=engine.hung)
         engine.waits = self._steps.touch
 
     @classmethod
@@ -144,7 +144,7 @@ class DistributedJob(Session):
 
     # --- Preparing ---
 
-    def _register(self, described: Description) -> None:
+    def _register(self, described: ScriptDescription) -> None:
         """Register; if this is the first trainer, its values are the job's initial ones."""
         engine = self._engine
         dense = _flat(described.dense)
@@ -187,7 +187,7 @@ class DistributedJob(Session):
         self._take_buffers()
         # As the script set them: a scheduler moves them from here on.
         for text in options_said(described.groups, engine.info.groups):
-            engine.send(m.Event(level="info", text=text))
+            engine.send(m.JobEvent(level="info", text=text))
         for metric in engine.info.metrics:
             self._schedule.follow(metric.value)
         self._known_metrics = {(metric.epoch, metric.number) for metric in engine.info.metrics}
@@ -210,7 +210,7 @@ class DistributedJob(Session):
         if self._epoch + 1 < self._epochs and (not self._stopping or engine.holds_later(self._epoch)):
             self._epoch += 1
             return False
-        return isinstance(engine.ask(m.Finish(), m.Complete, m.More), m.Complete)
+        return isinstance(engine.ask(m.LoopFinished(), m.Complete, m.NotComplete), m.Complete)
 
     def _end(self) -> None:
         self._report(now=True)
@@ -381,7 +381,7 @@ class DistributedJob(Session):
         not_finite = self._values.not_finite - self._reported_not_finite
         if not self._counts["batches"] and not self._values.latest:
             return
-        message = m.Log(values=self._values.latest, not_finite=not_finite, **self._counts)
+        message = m.LogValues(values=self._values.latest, not_finite=not_finite, **self._counts)
         if self._engine.send(message):
             self._reported = clock
             self._reported_not_finite += not_finite
@@ -449,7 +449,7 @@ class DistributedJob(Session):
             self._warn(text)
 
     def _warn(self, text: str) -> None:
-        self._engine.send(m.Event(level="warning", text=text))
+        self._engine.send(m.JobEvent(level="warning", text=text))
 
     def _call(self, kind: str) -> tuple[int, int]:
         # The model of a complete job is written to a path once.
@@ -486,7 +486,7 @@ class DistributedJob(Session):
                 lease, batch = found
                 left = self._order.plan.batches_in(lease.task) - batch
                 self._commit(Batch(lease.epoch, lease.task, batch + left - 1, batch), skipped=True)
-            if isinstance(engine.ask(m.Finish(), m.Complete, m.More), m.Complete):
+            if isinstance(engine.ask(m.LoopFinished(), m.Complete, m.NotComplete), m.Complete):
                 break
             engine.loop_begins(self._epochs - 1)
         self._finished = True

@@ -12,7 +12,7 @@ import faulthandler
 import signal
 from typing import Any, Final, Self
 
-__all__ = ["Alarm"]
+__all__ = ["KernelTimer"]
 
 _CLOCK_MONOTONIC: Final = 1
 _SIGEV_SIGNAL: Final = 0
@@ -50,7 +50,7 @@ def _library() -> Any:
     return whole if hasattr(whole, "timer_create") else ctypes.CDLL("librt.so.1", use_errno=True)
 
 
-class Alarm:
+class KernelTimer:
     """Ends the process when it is not set anew in time. Without the kernel's timers it does nothing."""
 
     def __init__(self) -> None:

@@ -19,30 +19,30 @@ from torch.optim import Optimizer
 
 from shoal.trainer.data.current_batch import Batch, Pass, Place
 from shoal.trainer.data.dataset import describe_data
-from shoal.trainer.data.feed import Feed
+from shoal.trainer.data.feed import BatchFeed
 from shoal.trainer.data.loader import BatchLoader
-from shoal.trainer.data.sample_order import Order
+from shoal.trainer.data.sample_order import SampleOrder
 from shoal.trainer.job import Job
 from shoal.trainer.logged_values import Values, numbers
-from shoal.trainer.optim.accumulation import Carry
+from shoal.trainer.optim.accumulation import Accumulation
 from shoal.trainer.optim.optimizer import closed_over, share, zero_together
-from shoal.trainer.optim.schedule import Schedule
+from shoal.trainer.optim.schedule import LearningRateSchedule
 from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.script import sentences
-from shoal.trainer.script.description import AfterStep, Description, describe
+from shoal.trainer.script.description import AfterStep, ScriptDescription, describe
 from shoal.trainer.script.foreign_optimizers import guard
 from shoal.trainer.script.meta_tables import materialise
-from shoal.trainer.script.mutations import Watch, refuse_averages
+from shoal.trainer.script.mutations import MutationDetector, refuse_averages
 from shoal.trainer.script.parameter_reuse import Reuse
 from shoal.trainer.script.prepare_checks import check_optimizers
 from shoal.trainer.script.tensor_names import plain_module
 
-__all__ = ["Session"]
+__all__ = ["TrainingSession"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Session(Job):
+class TrainingSession(Job):
     """One script's job.
 
     Args:
@@ -97,12 +97,12 @@ class Session(Job):
             )
             self._module, self._description, self._optimizers = module, described, optimizers
             self._register(described)
-            self._order = Order(described.shape, self._seed, data.order)
+            self._order = SampleOrder(described.shape, self._seed, data.order)
             self._schedule = self._schedule_of(scheduler, scheduler_interval)
         except Refusal as error:
             raise Refused(str(error)) from None
-        self._feed = Feed(data.loader, self._order)
-        self._carry = Carry(described.dense)
+        self._feed = BatchFeed(data.loader, self._order)
+        self._carry = Accumulation(described.dense)
         self._reuse = Reuse(module, optimizers, used=self._used)
         self._held = {id(one): [id(group) for group in one.param_groups] for one in optimizers}
         for one in optimizers:
@@ -110,16 +110,18 @@ class Session(Job):
         if accumulate > 1:
             zero_together(module, optimizers)
         self._begin()
-        self._watch = Watch(module, described.watched, groups=described.groups, stays=self._writes_past_counters)
+        self._watch = MutationDetector(
+            module, described.watched, groups=described.groups, stays=self._writes_past_counters
+        )
         refuse_averages(module)
         guard(self)
         self._prepared = True
         batches = BatchLoader(data.loader, self, batches=self._order.plan.batches)
         return model, (optimizers if many else optimizer), batches
 
-    def _schedule_of(self, scheduler: Any, interval: str) -> Schedule:
+    def _schedule_of(self, scheduler: Any, interval: str) -> LearningRateSchedule:
         several = isinstance(scheduler, list | tuple)
-        return Schedule(
+        return LearningRateSchedule(
             list(scheduler) if several else [scheduler] if scheduler is not None else [],
             self._description.groups,
             interval=interval,
@@ -133,7 +135,7 @@ class Session(Job):
     """Whether the job's own writes into parameters leave autograd's version counters alone."""
 
     @abstractmethod
-    def _register(self, described: Description) -> None:
+    def _register(self, described: ScriptDescription) -> None:
         """Tell what is trained; epochs, seed and the epoch to begin with are those of the job afterwards."""
 
     @abstractmethod

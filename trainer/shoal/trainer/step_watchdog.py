@@ -24,9 +24,9 @@ from typing import Final, NamedTuple
 
 from shoal.protocol.environment import LONG_FACTOR
 from shoal.protocol.text_limits import clipped
-from shoal.trainer.kernel_timer import Alarm
+from shoal.trainer.kernel_timer import KernelTimer
 
-__all__ = ["StepClock", "StepWatch"]
+__all__ = ["StepClock", "StepWatchdog"]
 
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 _GAP_SECONDS: Final = 5.0
@@ -82,7 +82,7 @@ class StepClock:
         return now - self._step.since
 
 
-class StepWatch:
+class StepWatchdog:
     """Watches the script of this process, from a thread of its own.
 
     Args:
@@ -151,7 +151,7 @@ class StepWatch:
 
     def _run(self) -> None:
         looked = time.monotonic()
-        with Alarm() as alarm:
+        with KernelTimer() as alarm:
             while True:
                 clock, step_seconds = self._clock, self._step_seconds()
                 limit = clock.limit(step_seconds)

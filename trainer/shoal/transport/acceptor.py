@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from shoal.transport import auth, sync
 from shoal.transport.file_limits import SHORT
 from shoal.transport.logs import Seldom
-from shoal.transport.unauthenticated import Unproved
+from shoal.transport.unauthenticated import Unauthenticated
 
 __all__ = ["Acceptor"]
 
@@ -48,14 +48,14 @@ class Acceptor:
         identity: auth.Identity,
         token: auth.Token,
         job: str,
-        serve: Callable[[sync.Connection], None],
+        serve: Callable[[sync.BlockingConnection], None],
         failed: Callable[[str], None],
     ) -> None:
         self._listeners = list(listeners)
         self._identity, self._token, self._job = identity, token, job
         self._serve, self._failed = serve, failed
         self._lock = threading.Lock()
-        self._unproved: Unproved[socket.socket] = Unproved()
+        self._unproved: Unauthenticated[socket.socket] = Unauthenticated()
         self._closing = threading.Event()
         self._failing, self._turned_away = Seldom(), Seldom()
         self._threads = [

@@ -18,9 +18,9 @@ from shoal.transport import auth
 from shoal.transport.address import connect as open_socket
 from shoal.transport.address import watch_over
 from shoal.transport.frames import HEADER, FrameError, encode, parse_header
-from shoal.transport.unauthenticated import Unproved
+from shoal.transport.unauthenticated import Unauthenticated
 
-__all__ = ["Caller", "Connection", "Listener", "connect"]
+__all__ = ["AsyncConnection", "Caller", "Listener", "connect"]
 
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 10.0
@@ -31,7 +31,7 @@ HIGH_WATER = 16 << 20
 _handshake = msgspec.msgpack.Decoder(auth.Handshake)
 
 
-class Connection(asyncio.Protocol):
+class AsyncConnection(asyncio.Protocol):
     """One end of a connection. Subclasses carry the handshake; until it is done, ``peer`` is None."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[Any]) -> None:
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
             self.on_ready()
 
 
-class Listener(Connection):
+class Listener(AsyncConnection):
     """The listener's end; ``unproved`` has all callers of the process that have not proved themselves."""
 
     def __init__(
@@ -168,7 +168,7 @@ class Listener(Connection):
         identity: auth.Identity,
         token: auth.Token,
         job: str,
-        unproved: Unproved[Listener],
+        unproved: Unauthenticated[Listener],
     ) -> None:
         super().__init__(decoder)
         self._identity, self._token, self._job = identity, token, job
@@ -196,14 +196,14 @@ class Listener(Connection):
         try:
             auth.verify(message, self._sent, token=self._token, job=self._job)
         except auth.AuthenticationError as error:
-            self.send(auth.Refusal(reason=str(error)))
+            self.send(auth.HandshakeRefused(reason=str(error)))
             raise
         self.send(auth.welcome(message, self._sent, token=self._token, identity=self._identity))
         self.peer = message.identity
         self._unproved.remove(self)
 
 
-class Caller(Connection):
+class Caller(AsyncConnection):
     """The caller's end: incoming messages wait in a queue, for ``receive``."""
 
     def __init__(
@@ -218,7 +218,7 @@ class Caller(Connection):
 
     def on_handshake(self, message: auth.Handshake) -> None:
         """Answer the challenge; check the welcome."""
-        if isinstance(message, auth.Refusal):
+        if isinstance(message, auth.HandshakeRefused):
             raise auth.AuthenticationError(message.reason)
         if isinstance(message, auth.Challenge) and self._greeting is None:
             self._sent = message

@@ -22,8 +22,8 @@ __all__ = [
     "Challenge",
     "Greeting",
     "Handshake",
+    "HandshakeRefused",
     "Identity",
-    "Refusal",
     "Token",
     "Welcome",
     "challenge",
@@ -120,13 +120,13 @@ class Welcome(_Message, frozen=True):
     proof: bytes
 
 
-class Refusal(_Message, frozen=True):
+class HandshakeRefused(_Message, frozen=True):
     """The listener's no, with the reason."""
 
     reason: str
 
 
-Handshake = Challenge | Greeting | Welcome | Refusal
+Handshake = Challenge | Greeting | Welcome | HandshakeRefused
 
 
 def new_life() -> int:

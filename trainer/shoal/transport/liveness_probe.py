@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from shoal.transport.unauthenticated import Unproved
+from shoal.transport.unauthenticated import Unauthenticated
 
 __all__ = ["ProbeThread", "serve"]
 
@@ -30,7 +30,7 @@ WhyNot = Callable[[], str]
 
 async def serve(stream: socket.socket, why_not: WhyNot) -> asyncio.AbstractServer:
     """Answer on a socket that listens, until the server that is returned is closed."""
-    callers: Unproved[asyncio.Transport] = Unproved(MOST, MOST_OF_ONE)
+    callers: Unauthenticated[asyncio.Transport] = Unauthenticated(MOST, MOST_OF_ONE)
     loop = asyncio.get_running_loop()
     if stream.family == socket.AF_UNIX:
         return await loop.create_unix_server(lambda: _Call(callers, why_not), sock=stream, backlog=MOST)
@@ -40,7 +40,7 @@ async def serve(stream: socket.socket, why_not: WhyNot) -> asyncio.AbstractServe
 class _Call(asyncio.Protocol):
     """One caller; one request, one answer."""
 
-    def __init__(self, callers: Unproved[asyncio.Transport], why_not: WhyNot) -> None:
+    def __init__(self, callers: Unauthenticated[asyncio.Transport], why_not: WhyNot) -> None:
         self._callers, self._why_not = callers, why_not
         self._request = bytearray()
         self._transport: asyncio.Transport | None = None

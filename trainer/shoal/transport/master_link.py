@@ -15,17 +15,17 @@ from typing import Any
 
 import msgspec
 
-from shoal.protocol.messages import FromMaster, Ping, Pong
+from shoal.protocol.messages import FromMaster, KeepAlive, KeepAliveReply
 from shoal.transport import auth, sync
 from shoal.transport.address import AddressError
 
-__all__ = ["Link"]
+__all__ = ["MasterLink"]
 
 FIRST_WAIT = 0.02
 LONGEST_WAIT = 0.5
 
 
-class Link:
+class MasterLink:
     """A link to the master.
 
     Args:
@@ -65,7 +65,7 @@ class Link:
         self._lost = lost
         self._well = well
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromMaster)
-        self._connection: sync.Connection | None = None
+        self._connection: sync.BlockingConnection | None = None
         self._sending = threading.Lock()
         self._closing = threading.Event()
         self._last_heard = 0.0
@@ -125,7 +125,7 @@ class Link:
             wait = FIRST_WAIT
             self._serve(connection)
 
-    def _serve(self, connection: sync.Connection) -> None:
+    def _serve(self, connection: sync.BlockingConnection) -> None:
         self._last_heard = self._last_sent = time.monotonic()
         with contextlib.suppress(OSError):
             for message in self._greetings():
@@ -135,7 +135,7 @@ class Link:
             while not self._closing.is_set():
                 message, _ = connection.receive(self._decoder, idle=self._idle)
                 self._last_heard = time.monotonic()
-                if not isinstance(message, Pong):
+                if not isinstance(message, KeepAliveReply):
                     self._handle(message)
         connection.close()  # first: it wakes a thread that sends to a master that takes nothing
         with self._sending:
@@ -157,4 +157,4 @@ class Link:
         if quiet > self.lease_seconds / 4 and now - self._last_ping > self.lease_seconds / 4:
             self._last_ping = now
             if not self._sending.locked():  # who sends to a master that takes nothing must not keep us from looking
-                self.send(Ping())
+                self.send(KeepAlive())

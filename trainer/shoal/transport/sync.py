@@ -24,7 +24,7 @@ from shoal.transport.address import connect as open_socket
 from shoal.transport.address import watch_over
 from shoal.transport.frames import HEADER, FrameError, encode, parse_header
 
-__all__ = ["Connection", "accept", "connect"]
+__all__ = ["BlockingConnection", "accept", "connect"]
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ STALL_SECONDS = 20.0
 _handshake = msgspec.msgpack.Decoder(auth.Handshake)
 
 
-class Connection:
+class BlockingConnection:
     """One end of a connection whose peer has proved itself. Reading and writing may be done by two threads.
 
     Args:
@@ -201,7 +201,7 @@ class _Greeter:
             message = _handshake.decode(self._exactly(length))
         except UNDECODABLE as error:
             raise FrameError("not a handshake of Shoal's") from error
-        if isinstance(message, auth.Refusal):
+        if isinstance(message, auth.HandshakeRefused):
             raise auth.AuthenticationError(message.reason)
         if not isinstance(message, kind):
             raise FrameError("a handshake out of order")
@@ -218,7 +218,9 @@ class _Greeter:
         return data
 
 
-def connect(address: str, *, identity: auth.Identity, token: auth.Token, job: str, timeout: float = 5.0) -> Connection:
+def connect(
+    address: str, *, identity: auth.Identity, token: auth.Token, job: str, timeout: float = 5.0
+) -> BlockingConnection:
     """Call a process of the job; ``timeout`` (seconds) is for the connect, and again for the handshake.
 
     Raises:
@@ -234,13 +236,13 @@ def connect(address: str, *, identity: auth.Identity, token: auth.Token, job: st
         greeter.send(greeting)
         received = greeter.receive(auth.Welcome)
         auth.verify_welcome(received, greeting, sent, token=token)
-        return Connection(stream, received.identity)
+        return BlockingConnection(stream, received.identity)
     except BaseException:
         stream.close()
         raise
 
 
-def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token, job: str) -> Connection:
+def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token, job: str) -> BlockingConnection:
     """Answer a caller on an accepted socket; closes it when the caller is refused.
 
     Raises:
@@ -256,10 +258,10 @@ def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token,
         try:
             auth.verify(greeting, sent, token=token, job=job)
         except auth.AuthenticationError as error:
-            greeter.send(auth.Refusal(reason=str(error)))
+            greeter.send(auth.HandshakeRefused(reason=str(error)))
             raise
         greeter.send(auth.welcome(greeting, sent, token=token, identity=identity))
-        return Connection(stream, greeting.identity, slice_seconds=PATIENT_SECONDS)
+        return BlockingConnection(stream, greeting.identity, slice_seconds=PATIENT_SECONDS)
     except BaseException:
         stream.close()
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-__all__ = ["MOST", "MOST_OF_ONE", "Unproved"]
+__all__ = ["MOST", "MOST_OF_ONE", "Unauthenticated"]
 
 MOST = 256
 """Callers in all: a handshake takes milliseconds, so even hundreds of trainers that join at once stay below."""
@@ -14,7 +14,7 @@ MOST_OF_ONE = 64
 K = TypeVar("K")
 
 
-class Unproved(Generic[K]):
+class Unauthenticated(Generic[K]):
     """The callers within their handshake. Where there are too many, the oldest makes room for the newest.
 
     Turning the newest away would let a stranger that opens connections and says nothing keep the job's own processes

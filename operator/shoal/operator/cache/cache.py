@@ -41,7 +41,7 @@ from shoal.operator.resources.pods import GROUP, TOKEN_VERSION, label
 from shoal.operator.status.conditions import Trouble
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.reasons import NO_CLASS
-from shoal.store import JobKeys, Published, Wanted
+from shoal.store import DesiredState, JobKeys, ReportedState
 
 __all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "ClusterStore"]
 
@@ -73,8 +73,8 @@ class _Known:
     """Pods among them, read; None: it is none of the job's, whatever its labels say."""
     pods: tuple[PodFacets, ...] | None = None
     """Those of the job; None: to be found anew. A look asks for them again and again."""
-    wanted: Wanted | None = None
-    published: Published | None = None
+    wanted: DesiredState | None = None
+    published: ReportedState | None = None
     heard: datetime | None = None
     moved: datetime | None = None
     committed: float | None = None
@@ -312,9 +312,9 @@ class ClusterStore:
         if attribute != "published":
             return {uid: 0.0}
         known.heard = datetime.now(UTC)
-        if isinstance(now, Published) and (not isinstance(before, Published) or now.moved != before.moved):
+        if isinstance(now, ReportedState) and (not isinstance(before, ReportedState) or now.moved != before.moved):
             known.moved = known.heard if now.moved else None
-        if isinstance(before, Published) and isinstance(now, Published) and now.samples > before.samples:
+        if isinstance(before, ReportedState) and isinstance(now, ReportedState) and now.samples > before.samples:
             known.committed = self._clock()
         return {uid: NEWS_SECONDS if _only_further(before, known.published) else 0.0}
 
@@ -439,7 +439,7 @@ class ClusterStore:
 
     def ends(self, uid: Uid) -> list[End]:
         """How lives of a job's containers ended."""
-        wanted = self._known[uid].wanted or Wanted()
+        wanted = self._known[uid].wanted or DesiredState()
         return [replace(end, asked=end.asked or _asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
 
     # --- Parts ---
@@ -487,7 +487,7 @@ class ClusterStore:
         return pod.node in self._lost_nodes and not pod.ended
 
 
-def _only_further(before: Published | None, after: Published | None) -> bool:
+def _only_further(before: ReportedState | None, after: ReportedState | None) -> bool:
     """Whether a master only counts on: all that a person or the reconciler waits for is as before."""
     if before is None or after is None or bool(before.moved) != bool(after.moved):
         return False
@@ -495,6 +495,6 @@ def _only_further(before: Published | None, after: Published | None) -> bool:
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-def _asked(pod: PodFacets, wanted: Wanted) -> bool:
+def _asked(pod: PodFacets, wanted: DesiredState) -> bool:
     """Whether a pod's process was asked to end."""
     return pod.deleting or (pod.role == "trainer" and wanted.leaves(pod.index))

@@ -31,7 +31,7 @@ from shoal.operator.resources import workloads
 from shoal.operator.resources.manifests import applied_hash
 from shoal.operator.resources.pods import Identity, label, labels, secret_name
 from shoal.operator.thread_pool import aside
-from shoal.store import JobKeys, StoreError, Wanted
+from shoal.store import DesiredState, JobKeys, StoreError
 
 __all__ = ["Executor", "Failure"]
 
@@ -100,7 +100,7 @@ class Executor:
         kube: Kube,
         *,
         vault: Vault,
-        tell: Callable[[TrainingJob, str, Wanted], None],
+        tell: Callable[[TrainingJob, str, DesiredState], None],
         forget: Callable[[JobKeys], None] = _ignore,
         admit: Callable[[JobKeys, str], None] | None = None,
         answered: Callable[[Mapping[str, Any]], object] = _ignore,

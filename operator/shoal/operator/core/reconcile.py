@@ -22,7 +22,7 @@ from shoal.operator.resources import workloads
 from shoal.operator.resources.manifests import Manifest, Rendered
 from shoal.operator.resources.node_affinity import hinted
 from shoal.operator.resources.pods import Identity, names, trainer_pods
-from shoal.store import Published, Wanted
+from shoal.store import DesiredState, ReportedState
 
 __all__ = [
     "Action",
@@ -128,8 +128,8 @@ class Observed:
     masters: tuple[ServerPod, ...] = ()
     preferred: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     token: str = ""
-    wanted: Wanted | None = None
-    published: Published | None = None
+    wanted: DesiredState | None = None
+    published: ReportedState | None = None
     ended: Ended | None = None
     lost: bool = False
 
@@ -193,7 +193,7 @@ class StopPod:
 class Tell:
     """Write the record for the master."""
 
-    wanted: Wanted
+    wanted: DesiredState
 
 
 Action = Forget | MakeSecrets | Apply | Remove | CreatePod | DeletePod | StopPod | Tell
@@ -368,8 +368,8 @@ class _Round:
         return [self._deletion(Delete(pod.index, pod.uid, force=True)) for pod in self._seen.trainers if pod.lost]
 
     def _carried_out(self, decision: Decision, *, suspend: bool) -> Iterable[Action]:
-        wanted = Wanted(drain=list(decision.drain), suspend=suspend)
-        if wanted != (self._seen.wanted or Wanted()):
+        wanted = DesiredState(drain=list(decision.drain), suspend=suspend)
+        if wanted != (self._seen.wanted or DesiredState()):
             yield Tell(wanted)
         told_to_leave = self._seen.wanted is not None and self._seen.wanted.suspend
         failing = {pod.uid for pod in self._seen.trainers if pod.failing and not (pod.ended or pod.lost)}

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from shoal.api.status import Account
 from shoal.operator.core.reconcile import Ended
 from shoal.operator.status.reasons import clipped
-from shoal.store import JobKeys, Published, Wanted
+from shoal.store import DesiredState, JobKeys, ReportedState
 
 __all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "Leader", "RecordError", "Usage", "read"]
 
@@ -48,7 +48,7 @@ class Leader(msgspec.Struct, frozen=True):
     generation: int
 
 
-def read(record: str, value: bytes) -> Wanted | Published | Ended | Leader:
+def read(record: str, value: bytes) -> DesiredState | ReportedState | Ended | Leader:
     """A record that the operator reads, by its name.
 
     Raises:
@@ -64,8 +64,8 @@ def read(record: str, value: bytes) -> Wanted | Published | Ended | Leader:
 
 
 READERS: Final[Mapping[str, tuple[str, type]]] = {
-    "wanted": ("wanted", Wanted),
-    "progress": ("published", Published),
+    "wanted": ("wanted", DesiredState),
+    "progress": ("published", ReportedState),
     "outcome": ("ended", Ended),
     "master": ("leader", Leader),
 }
@@ -89,12 +89,12 @@ def _leader(found: Leader) -> Leader:
     return found
 
 
-def _wanted(found: Wanted) -> Wanted:
+def _wanted(found: DesiredState) -> DesiredState:
     _members(found.drain)
     return found
 
 
-def _published(found: Published) -> Published:
+def _published(found: ReportedState) -> ReportedState:
     _whole(found.generation, found.epoch, found.epochs, found.samples, found.expected)
     _members(found.trainers, found.servers)
     if not 0.0 <= found.moved <= _LATEST:
@@ -129,8 +129,8 @@ def _account(told: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 _BOUNDED: Final[Mapping[type, Callable[[Any], Any]]] = {
-    Wanted: _wanted,
-    Published: _published,
+    DesiredState: _wanted,
+    ReportedState: _published,
     Ended: _ended,
     Leader: _leader,
 }

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from shoal.local.view.formatting import evaluated, plain
-from shoal.protocol.messages import Progress
+from shoal.protocol.messages import JobProgress
 
 __all__ = ["Events"]
 
@@ -34,7 +34,7 @@ class Events:
         self._back = 0
         self._back_due = 0.0
 
-    def new(self, progress: Progress, now: float) -> list[Line]:
+    def new(self, progress: JobProgress, now: float) -> list[Line]:
         """What to tell after another progress, in the order in which it happened."""
         if progress.generation != self._generation:
             self._generation, self._number = progress.generation, 0
@@ -57,7 +57,7 @@ class Events:
         batches = "1 batch is" if back == 1 else f"{back:,} batches are"
         return [("warning", f"{batches} computed again: the restored server lacked them")]
 
-    def _line(self, level: str, text: str, progress: Progress, now: float) -> list[Line]:
+    def _line(self, level: str, text: str, progress: JobProgress, now: float) -> list[Line]:
         if _SCORED.match(text):
             return self._new_scores(progress)
         if _TOLD_BY_THE_RUNNER.fullmatch(text):
@@ -70,7 +70,7 @@ class Events:
         self._back += int(found[1])
         return []
 
-    def _new_scores(self, progress: Progress) -> list[Line]:
+    def _new_scores(self, progress: JobProgress) -> list[Line]:
         """Those that were not told yet; one that was made again is new."""
         assert self._scores is not None
         lines = []

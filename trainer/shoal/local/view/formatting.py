@@ -6,8 +6,8 @@ import json
 import signal
 from typing import Final
 
-from shoal.local.view.status import Status, is_good
-from shoal.protocol.messages import Account, Evaluation, Progress
+from shoal.local.view.status import JobStatus, is_good
+from shoal.protocol.messages import Evaluation, JobAccount, JobProgress
 
 __all__ = [
     "NEVER_JOINED",
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def values(progress: Progress) -> str:
+def values(progress: JobProgress) -> str:
     """What the script logged last: ``loss 0.41  accuracy 0.9``."""
     return "  ".join(f"{name} {number(value)}" for name, value in progress.values.items())
 
@@ -97,7 +97,7 @@ def plain(text: str) -> str:
     return text
 
 
-def why(status: Status) -> str:
+def why(status: JobStatus) -> str:
     """Why nothing moves, or, while a job starts, how far it is."""
     progress = status.progress
     if status.state == "Starting":
@@ -105,7 +105,7 @@ def why(status: Status) -> str:
     return plain(progress.why) if progress is not None and status.state in {"Running", "Saving"} else ""
 
 
-def _starting(status: Status) -> str:
+def _starting(status: JobStatus) -> str:
     progress = status.progress
     if progress is None:
         return "the master is starting"
@@ -120,7 +120,7 @@ def _starting(status: Status) -> str:
     return "the first parameters go to the servers"
 
 
-def progress_line(status: Status) -> str:
+def progress_line(status: JobStatus) -> str:
     """``epoch 1/3  41%  12,345 samples/s  loss 0.41  trainers 3/4  left 12s``; or why nothing moves."""
     progress = status.progress
     active = sum(row.role == "trainer" and row.state not in {"starting", "waits"} for row in status.members)
@@ -143,7 +143,7 @@ def progress_line(status: Status) -> str:
     return "  ".join(parts)
 
 
-def account_lines(name: str, account: Account, *, reason: str = "") -> list[str]:
+def account_lines(name: str, account: JobAccount, *, reason: str = "") -> list[str]:
     """The final account, for people."""
     samples = account.samples
     done = f"{counted(account.epochs, 'epoch')}, " if account.state == "Complete" else ""

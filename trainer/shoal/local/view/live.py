@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.local.view.formatting import counted, duration, values, why
-from shoal.local.view.plain import View
-from shoal.local.view.status import Row, Status
-from shoal.protocol.messages import Progress
+from shoal.local.view.plain import ProgressView
+from shoal.local.view.status import JobStatus, Row
+from shoal.protocol.messages import JobProgress
 
 __all__ = ["LiveView", "picture"]
 
@@ -36,7 +36,7 @@ _STATES: Final = {
 }
 
 
-class LiveView(View):
+class LiveView(ProgressView):
     """Shows a job on a terminal.
 
     Args:
@@ -48,7 +48,7 @@ class LiveView(View):
         self._live = Live(console=console, transient=True, refresh_per_second=8, auto_refresh=False)
         self._live.start()
 
-    def show(self, status: Status) -> None:
+    def show(self, status: JobStatus) -> None:
         """Draw it anew."""
         with suppress(OSError):
             self._live.update(picture(status, height=self._console.height), refresh=True)
@@ -66,7 +66,7 @@ class LiveView(View):
             self._live.stop()
 
 
-def picture(status: Status, *, height: int) -> RenderableType:
+def picture(status: JobStatus, *, height: int) -> RenderableType:
     """Progress and members, in at most ``height`` lines."""
     parts: list[RenderableType] = [Text(), _head(status)]
     progress = status.progress
@@ -78,7 +78,7 @@ def picture(status: Status, *, height: int) -> RenderableType:
     return Group(*parts)
 
 
-def _head(status: Status) -> Text:
+def _head(status: JobStatus) -> Text:
     head = _line(f"{status.name} ", style="bold")
     head.append(status.state, style={"Failed": "bold red", "Complete": "bold green"}.get(status.state, "cyan"))
     trainers = counted(status.trainers, "trainer")
@@ -88,7 +88,7 @@ def _head(status: Status) -> Text:
     return head
 
 
-def _bar(progress: Progress) -> Table:
+def _bar(progress: JobProgress) -> Table:
     grid = Table.grid(padding=(0, 2))
     done = progress.samples_done / progress.samples_epoch
     grid.add_row(
@@ -99,7 +99,7 @@ def _bar(progress: Progress) -> Table:
     return grid
 
 
-def _numbers(status: Status, progress: Progress) -> Text:
+def _numbers(status: JobStatus, progress: JobProgress) -> Text:
     parts = [f"{progress.samples_done:,}/{progress.samples_epoch:,} samples"]
     # What was trained and how fast says nothing once it is over.
     if status.state == "Running":

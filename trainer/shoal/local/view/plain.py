@@ -10,17 +10,17 @@ from collections.abc import Callable
 from typing import Final, TextIO
 
 from shoal.local.view.formatting import progress_line
-from shoal.local.view.status import Status
+from shoal.local.view.status import JobStatus
 
-__all__ = ["PlainView", "QuietView", "View", "event_line"]
+__all__ = ["PlainView", "ProgressView", "QuietView", "event_line"]
 
 LINE_SECONDS: Final = 2.0
 
 
-class View:
+class ProgressView:
     """Something that shows a job."""
 
-    def show(self, status: Status) -> None:
+    def show(self, status: JobStatus) -> None:
         """How it is now; called often."""
 
     def tell(self, level: str, text: str) -> None:
@@ -30,7 +30,7 @@ class View:
         """The job is over."""
 
 
-class QuietView(View):
+class QuietView(ProgressView):
     """Shows nothing but errors.
 
     Args:
@@ -46,7 +46,7 @@ class QuietView(View):
             _write(self._stream, event_line(level, text))
 
 
-class PlainView(View):
+class PlainView(ProgressView):
     """One line per event, and a progress line every two seconds at most.
 
     Args:
@@ -60,7 +60,7 @@ class PlainView(View):
         self._next = 0.0
         self._last = ""
 
-    def show(self, status: Status) -> None:
+    def show(self, status: JobStatus) -> None:
         """A progress line, when it is time for one and it says something new."""
         now = self._clock()
         if now < self._next:

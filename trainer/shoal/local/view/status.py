@@ -6,9 +6,9 @@ import math
 
 import msgspec
 
-from shoal.protocol.messages import Account, Member, Progress, Samples
+from shoal.protocol.messages import JobAccount, JobProgress, Member, Samples
 
-__all__ = ["Row", "Status", "account_of", "is_good", "read_status", "rows_of"]
+__all__ = ["JobStatus", "Row", "account_of", "is_good", "read_status", "rows_of"]
 
 _NO_SAMPLES = Samples(expected=0, counted=0, lost=0, twice=0, skipped=0)
 _ROLES = ("master", "pserver", "trainer", "etcd")
@@ -31,7 +31,7 @@ class Row(msgspec.Struct, frozen=True):
         return f"{self.role}-{self.index}"
 
 
-class Status(msgspec.Struct, frozen=True):
+class JobStatus(msgspec.Struct, frozen=True):
     """A job, as ``shoal status`` shows it.
 
     Attributes:
@@ -55,11 +55,11 @@ class Status(msgspec.Struct, frozen=True):
     least: int
     most: int
     members: list[Row]
-    progress: Progress | None
-    account: Account | None
+    progress: JobProgress | None
+    account: JobAccount | None
 
 
-def read_status(content: bytes) -> Status:
+def read_status(content: bytes) -> JobStatus:
     """A status from its JSON, in which a logged value that is not a number is ``null``.
 
     Raises:
@@ -70,7 +70,7 @@ def read_status(content: bytes) -> Status:
     if isinstance(progress, dict) and isinstance(progress.get("values"), dict):
         values = progress["values"].items()
         progress["values"] = {name: math.nan if value is None else value for name, value in values}
-    return msgspec.convert(found, Status)
+    return msgspec.convert(found, JobStatus)
 
 
 def rows_of(
@@ -112,10 +112,10 @@ def rows_of(
     return sorted(rows, key=lambda row: (_ROLES.index(row.role), row.index))
 
 
-def account_of(state: str, progress: Progress | None, *, seconds: float) -> Account:
+def account_of(state: str, progress: JobProgress | None, *, seconds: float) -> JobAccount:
     """The account of an end that the master did not record: what was committed until then."""
     if progress is None:
-        return Account(
+        return JobAccount(
             state=state,
             epochs=0,
             samples=_NO_SAMPLES,
@@ -132,7 +132,7 @@ def account_of(state: str, progress: Progress | None, *, seconds: float) -> Acco
         twice=0,
         skipped=progress.skipped,
     )
-    return Account(
+    return JobAccount(
         state=state,
         epochs=progress.epochs,
         samples=samples,
@@ -144,6 +144,6 @@ def account_of(state: str, progress: Progress | None, *, seconds: float) -> Acco
     )
 
 
-def is_good(account: Account) -> bool:
+def is_good(account: JobAccount) -> bool:
     """Whether the job is complete and every sample counted exactly once per epoch."""
     return account.state == "Complete" and account.samples.lost == 0 and account.samples.twice == 0

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from shoal.master.handlers.servers import Serving
-from shoal.master.state.job import Job
+from shoal.master.handlers.servers import ServerHandler
+from shoal.master.state.job import JobState
 from shoal.master.state.records import Outcome, StopRecord
-from shoal.protocol.messages import Account, Complete, More, Safe, Samples, Stop, StopEarly, Stopping
+from shoal.protocol.messages import (
+    Complete,
+    FinalSnapshotPinned,
+    JobAccount,
+    NotComplete,
+    Samples,
+    Stop,
+    StopEarly,
+    Stopping,
+)
 from shoal.protocol.text_limits import clipped
 from shoal.transport.auth import Identity
 
-__all__ = ["Ending"]
+__all__ = ["CompletionHandler"]
 
 REASON_CHARACTERS = 1000
 SKIPPED_SHARE = 0.1
 """With more than this share of its samples skipped, a job says so in the end: it is hardly what its author meant."""
 
 
-class Ending:
+class CompletionHandler:
     """Brings a job to its end (rule 9): complete when every slot's last snapshot is read back and pinned."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: JobState) -> None:
         self._job = job
         self._counted: dict[int, tuple[int, int]] = {}
 
-    def check(self, serving: Serving) -> None:
+    def check(self, serving: ServerHandler) -> None:
         """Every task may be done: ask for the last snapshots; complete when all of them stand."""
         job = self._job
         if job.ended or job.queue is None or not job.queue.all_done or not job.slots.complete:
@@ -32,7 +41,7 @@ class Ending:
         if len(job.slots.safe) == job.settings.slots:
             self._complete(serving)
 
-    def safe(self, identity: Identity, message: Safe, serving: Serving) -> None:
+    def safe(self, identity: Identity, message: FinalSnapshotPinned, serving: ServerHandler) -> None:
         """Slots are safe; when all are, the job is complete."""
         job = self._job
         if message.tasks != job.final_tasks:
@@ -43,7 +52,7 @@ class Ending:
             self._counted[slot] = (samples, skipped)
         self.check(serving)
 
-    def _complete(self, serving: Serving) -> None:
+    def _complete(self, serving: ServerHandler) -> None:
         job = self._job
         account = self.account("Complete")
         reason = self._early()
@@ -108,11 +117,11 @@ class Ending:
         if job.records.outcome is not None and job.records.outcome.state == "Complete":
             job.send(view.connection, Complete())
         elif job.queue is not None and not job.queue.all_done:
-            job.send(view.connection, More())
+            job.send(view.connection, NotComplete())
         else:
             view.finished = True
 
-    def account(self, state: str) -> Account:
+    def account(self, state: str) -> JobAccount:
         """The account of every sample, from what the slots counted themselves.
 
         A slot's count is kept by adding up the samples of each batch that it applied, beside its watermarks.
@@ -134,7 +143,7 @@ class Ending:
             twice=twice,
             skipped=max((skipped for _, skipped in self._counted.values()), default=0),
         )
-        return Account(
+        return JobAccount(
             state=state,
             epochs=queue.whole_epochs if queue is not None else job.epochs,
             samples=samples,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from shoal.protocol.messages import Began
+from shoal.protocol.messages import BatchBegan
 
-__all__ = ["FAILURES_ALLOWED", "Watch"]
+__all__ = ["FAILURES_ALLOWED", "DeadlyBatches"]
 
 FAILURES_ALLOWED: Final = 3
 """How often the script may fail on one task, or its process die at one batch, before the job fails."""
@@ -21,24 +21,24 @@ TASKS_WATCHED: Final = 10_000
 Task = tuple[int, int]
 
 
-class Watch:
+class DeadlyBatches:
     """Who died while working on what."""
 
     def __init__(self) -> None:
         self._deaths: dict[Task, dict[int, set[int]]] = {}
         """By watched task and batch: the lives that ended there."""
-        self._began: dict[int, Began] = {}
+        self._began: dict[int, BatchBegan] = {}
         """By life: the batch announced last."""
 
     def watches(self, task: Task) -> bool:
         """Whether the batches of a task are to be announced."""
         return task in self._deaths
 
-    def began(self, life: int, message: Began) -> None:
+    def began(self, life: int, message: BatchBegan) -> None:
         """A trainer works on a batch."""
-        self._began[life] = Began(message.lease, message.batch, message.samples[:SAMPLES_NAMED])
+        self._began[life] = BatchBegan(message.lease, message.batch, message.samples[:SAMPLES_NAMED])
 
-    def died(self, life: int, tasks: list[Task]) -> Began | None:
+    def died(self, life: int, tasks: list[Task]) -> BatchBegan | None:
         """A trainer that held these tasks died.
 
         Returns:

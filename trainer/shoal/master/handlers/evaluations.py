@@ -6,20 +6,20 @@ its own wherever in its loop a trainer makes it. So are the values that a learni
 
 from __future__ import annotations
 
-from shoal.master.state.job import Job
+from shoal.master.state.job import JobState
 from shoal.protocol.messages import Evaluate, Evaluated, EvaluateTurn, Metric
 
-__all__ = ["Evaluating"]
+__all__ = ["EvaluationHandler"]
 
 
-class Evaluating:
+class EvaluationHandler:
     """Hands out evaluations, and keeps scores.
 
     Args:
         job: The job's state.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: JobState) -> None:
         self._job = job
 
     def evaluate(self, life: int, message: Evaluate) -> None:

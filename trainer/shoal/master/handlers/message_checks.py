@@ -41,21 +41,21 @@ def unfit(message: Any, queue: TaskQueue | None, *, slots: int) -> str:
         return ""
     strange = ""
     match message:
-        case m.Register() | m.HandBack() | m.Leave() | m.ScriptFailed():
+        case m.Register() | m.ReturnTasks() | m.Leave() | m.ScriptFailed():
             strange = _strange_lease(message.leases, queue)
-        case m.Hung() if message.lease is not None:
+        case m.ScriptHung() if message.lease is not None:
             strange = _strange_lease([message.lease], queue)
-        case m.Began():
+        case m.BatchBegan():
             strange = _strange_lease([message.lease], queue)
-        case m.Done():
+        case m.TaskDone():
             # A trainer that had a task of an earlier master has said so when it registered.
             strange = _strange_lease([message.lease], queue) or _unopened(message.lease, queue)
-        case m.Offer():
+        case m.ReportState():
             named = [slot for file in message.files for slot in file.slots]
             strange = _strange_slot([*named, *message.waiting], slots) or _strange_report(message.held, queue, slots)
-        case m.Held() | m.Lacks():
+        case m.GrantReport() | m.MissingTasks():
             strange = _strange_report(message.reports, queue, slots)
-        case m.Waiting() | m.Snapped() | m.Safe() | m.Initialised():
+        case m.AwaitingInitialValues() | m.SnapshotWritten() | m.FinalSnapshotPinned() | m.InitialValuesGiven():
             strange = _strange_slot(message.slots, slots)
     return strange
 
@@ -78,7 +78,7 @@ def _strange_slot(named: Iterable[int], slots: int) -> str:
     return ""
 
 
-def _strange_report(reports: Iterable[m.Report], queue: TaskQueue, slots: int) -> str:
+def _strange_report(reports: Iterable[m.SlotReport], queue: TaskQueue, slots: int) -> str:
     for report in reports:
         strange = _strange_slot(report.slots, slots)
         if strange:

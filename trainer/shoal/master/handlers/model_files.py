@@ -6,20 +6,20 @@ for a later call serves an earlier one too: that trainer is behind, and its mome
 
 from __future__ import annotations
 
-from shoal.master.state.job import Job, TrainerView
+from shoal.master.state.job import JobState, TrainerView
 from shoal.protocol.messages import Save, Saved, SaveTurn
 
-__all__ = ["Saving"]
+__all__ = ["ModelFileHandler"]
 
 
-class Saving:
+class ModelFileHandler:
     """Has models written, one at a time.
 
     Args:
         job: The job's state.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: JobState) -> None:
         self._job = job
 
     def save(self, life: int, message: Save) -> None:

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from shoal.master.state.job import Job
-from shoal.master.state.slot_map import Order, SlotsGone
+from shoal.master.state.job import JobState
+from shoal.master.state.slot_map import ServerOrder, SlotsGone
 from shoal.protocol.messages import (
-    Accepted,
+    AwaitingInitialValues,
     Complete,
-    Held,
+    GrantFailed,
+    GrantReport,
     Holder,
-    Initialised,
-    Lacks,
-    Nothing,
-    Offer,
-    Provide,
-    Report,
-    Snapped,
-    Waiting,
+    InitialValuesGiven,
+    JobSettings,
+    MissingTasks,
+    ProvideInitialValues,
+    ReportState,
+    SlotReport,
+    SnapshotWritten,
 )
 from shoal.protocol.task_set import TaskSet
 from shoal.transport.auth import Identity
 
-__all__ = ["Serving"]
+__all__ = ["ServerHandler"]
 
 PROVIDE_AGAIN_SECONDS = 1.0
 """How long initial values that a trainer gave may take to be reported by their server."""
 
 
-class Serving:
+class ServerHandler:
     """Keeps every slot served.
 
     Args:
@@ -41,7 +41,7 @@ class Serving:
         fail: Ends the job with a reason.
     """
 
-    def __init__(self, job: Job, *, moved: Callable[[int], None], fail: Callable[[str], None]) -> None:
+    def __init__(self, job: JobState, *, moved: Callable[[int], None], fail: Callable[[str], None]) -> None:
         self._job = job
         self._moved = moved
         self._fail = fail
@@ -61,7 +61,7 @@ class Serving:
 
     def _accept(self, connection: int) -> None:
         job, settings = self._job, self._job.settings
-        accepted = Accepted(
+        accepted = JobSettings(
             shape=job.records.shape,
             slots=settings.slots,
             seed=job.seed,
@@ -78,7 +78,7 @@ class Serving:
             self._accept(connection)
         self.assign()
 
-    def offered(self, identity: Identity, offer: Offer) -> None:
+    def offered(self, identity: Identity, offer: ReportState) -> None:
         """A server's whole state."""
         job = self._job
         _, _, _, _, since = job.server_details[identity.life]
@@ -101,7 +101,7 @@ class Serving:
         self._was_complete = self._job.slots.complete
         self.assign()
 
-    def held(self, identity: Identity, message: Held) -> None:
+    def held(self, identity: Identity, message: GrantReport) -> None:
         """Grants stand, and this is what their slots have."""
         if self._job.queue is None:
             return  # said to a master before us; the offer to us comes
@@ -109,7 +109,7 @@ class Serving:
             self._take(identity.life, report, only_live=False)
         self.assign()
 
-    def _take(self, life: int, report: Report, *, only_live: bool) -> None:
+    def _take(self, life: int, report: SlotReport, *, only_live: bool) -> None:
         """Replace what is believed of the slots whose grant is the current one (rule 2)."""
         job = self._job
         assert job.queue is not None
@@ -122,7 +122,7 @@ class Serving:
         if current:
             self.believe(current, report)
 
-    def believe(self, slots: list[int], report: Report) -> None:
+    def believe(self, slots: list[int], report: SlotReport) -> None:
         """These slots have exactly what is reported."""
         job = self._job
         assert job.queue is not None
@@ -138,7 +138,7 @@ class Serving:
                 job.event("the last evaluation is made again: the model changed after it")
         self._moved(back)
 
-    def waiting(self, identity: Identity, message: Waiting) -> None:
+    def waiting(self, identity: Identity, message: AwaitingInitialValues) -> None:
         """Fresh slots wait for their initial values."""
         pending = self._job.slots.pending
         pairs = zip(message.slots, message.grants, strict=True)
@@ -146,18 +146,18 @@ class Serving:
         self._job.slots.waits(identity.life, wanted)
         self.provide()
 
-    def nothing(self, identity: Identity, message: Nothing) -> None:
+    def nothing(self, identity: Identity, message: GrantFailed) -> None:
         """An order could not be carried out."""
         if message.reason:
             self._job.event(f"{identity}: {message.reason}", "warning")
         self._job.slots.nothing(identity.life, message.slot, message.grant, message.file)
         self.assign()
 
-    def snapped(self, identity: Identity, message: Snapped) -> None:
+    def snapped(self, identity: Identity, message: SnapshotWritten) -> None:
         """A snapshot stands."""
         self._carry_out(self._job.slots.snapped(identity.life, message))
 
-    def lacks(self, identity: Identity, message: Lacks) -> None:
+    def lacks(self, identity: Identity, message: MissingTasks) -> None:
         """Slots that were to be final lack tasks."""
         if self._job.queue is None:
             return
@@ -211,7 +211,7 @@ class Serving:
             return
         lives = sorted({job.slots.pending[slot].server for slot in wanted})
         views = [job.slots.views[life] for life in lives]
-        message = Provide(
+        message = ProvideInitialValues(
             slots=list(wanted),
             grants=list(wanted.values()),
             holders=[Holder(index=view.index, life=view.life, addresses=view.addresses) for view in views],
@@ -225,7 +225,7 @@ class Serving:
             self._provider = None
         self.provide()
 
-    def provided(self, life: int, message: Initialised) -> None:
+    def provided(self, life: int, message: InitialValuesGiven) -> None:
         """A trainer gave the initial values, or could not."""
         del message
         if life == self._provider:
@@ -233,7 +233,7 @@ class Serving:
             self._provider = None
             self._provide_after = self._job.clock() + PROVIDE_AGAIN_SECONDS
 
-    def _carry_out(self, orders: Iterable[Order]) -> None:
+    def _carry_out(self, orders: Iterable[ServerOrder]) -> None:
         job = self._job
         for order in orders:
             if order.server in job.servers:

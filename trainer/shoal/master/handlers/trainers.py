@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shoal.master.handlers.deadly_batches import FAILURES_ALLOWED, Watch
-from shoal.master.state.job import Job, TrainerView
-from shoal.master.state.records import MemberRecord, Schedule
+from shoal.master.handlers.deadly_batches import FAILURES_ALLOWED, DeadlyBatches
+from shoal.master.state.job import JobState, TrainerView
+from shoal.master.state.records import JobSchedule, MemberRecord
 from shoal.protocol.messages import (
-    Began,
-    Done,
+    BatchBegan,
     Drain,
     EpochDone,
-    Hung,
     Lease,
-    Leased,
-    Log,
-    More,
-    Over,
-    Redo,
-    Refused,
+    LogValues,
+    NotComplete,
     Register,
     Registered,
+    RegistrationRefused,
+    RequestTask,
     ScriptFailed,
+    ScriptHung,
     Stop,
-    Want,
+    TaskCommitted,
+    TaskDone,
+    TaskLeased,
+    TaskReopened,
 )
 from shoal.protocol.model_spec import differences, impossible
 from shoal.protocol.text_limits import clipped
 from shoal.transport.auth import Identity
 
-__all__ = ["Training"]
+__all__ = ["TrainerHandler"]
 
 REASON_CHARACTERS = 2000
 NO_TASK = (-1, -1)
@@ -41,7 +41,7 @@ VALUES = 1000
 """Names of logged values that are kept, those logged last: of all trainers, whatever their scripts are."""
 
 
-class Training:
+class TrainerHandler:
     """Hands tasks out.
 
     Args:
@@ -53,7 +53,7 @@ class Training:
 
     def __init__(
         self,
-        job: Job,
+        job: JobState,
         *,
         shape_known: Callable[[], None],
         all_done: Callable[[], None],
@@ -63,7 +63,7 @@ class Training:
         self._shape_known = shape_known
         self._all_done = all_done
         self._fail = fail
-        self._watch = Watch()
+        self._watch = DeadlyBatches()
 
     # --- Coming and going ---
 
@@ -73,11 +73,11 @@ class Training:
         refusal = self._refusal(message)
         if refusal:
             job.event(f"{identity} was refused: {refusal}", "error")
-            job.send(connection, Refused(reason=refusal))
+            job.send(connection, RegistrationRefused(reason=refusal))
             return
         if job.records.shape is None:
             job.records.shape = message.shape
-            job.records.schedule = Schedule(epochs=message.epochs, seed=message.seed)
+            job.records.schedule = JobSchedule(epochs=message.epochs, seed=message.seed)
             job.records.touch("shape", "schedule", "epoch")
             job.adopt_shape(message.shape)
             job.records.open_epoch = 0
@@ -166,7 +166,7 @@ class Training:
             if job.queue is not None and job.queue.done((lease.epoch, lease.task)):
                 self._watch.forget((lease.epoch, lease.task))
 
-    def began(self, life: int, message: Began) -> None:
+    def began(self, life: int, message: BatchBegan) -> None:
         """A script gets a batch of a watched task."""
         queue = self._job.queue
         if queue is not None and message.lease in queue.held_by(life):
@@ -203,7 +203,7 @@ class Training:
 
     # --- Tasks ---
 
-    def want(self, life: int, message: Want) -> None:
+    def want(self, life: int, message: RequestTask) -> None:
         """A trainer asks for a task."""
         job = self._job
         view = job.trainers[life]
@@ -253,11 +253,11 @@ class Training:
         job.note_reached()
         left = queue.batches_left(lease.epoch)
         watched = self._watch.watches((lease.epoch, lease.task))
-        job.send(view.connection, Leased(lease=lease, left=left, trainers=len(job.trainers), watched=watched))
+        job.send(view.connection, TaskLeased(lease=lease, left=left, trainers=len(job.trainers), watched=watched))
         self._note(life, view.identity)
         return True
 
-    def done(self, life: int, message: Done) -> None:
+    def done(self, life: int, message: TaskDone) -> None:
         """A trainer says that a task's last batch was acknowledged; the grants say by whom (rule 1)."""
         job, queue = self._job, self._job.queue
         view = job.trainers[life]
@@ -277,15 +277,15 @@ class Training:
                 job.moved()
             if before is not None and before[0] in job.trainers:
                 self._note(before[0], job.trainers[before[0]].identity)
-            job.send(view.connection, Over(lease=lease))
+            job.send(view.connection, TaskCommitted(lease=lease))
         elif before is not None and before[0] != life:
-            job.send(view.connection, Over(lease=lease))  # it is somebody else's by now
+            job.send(view.connection, TaskCommitted(lease=lease))  # it is somebody else's by now
         else:
             queue.adopt(life, lease)
             job.records.counters.retries += 1
             if job.slots.complete:
                 job.send(view.connection, job.slots.message())
-            job.send(view.connection, Redo(lease=lease))
+            job.send(view.connection, TaskReopened(lease=lease))
         self._note_reached()
         self.serve()
         if queue.all_done:
@@ -297,7 +297,7 @@ class Training:
         for lease in message.leases[:1]:
             self._failed_on((lease.epoch, lease.task), message.error)
 
-    def hung(self, life: int, message: Hung) -> None:
+    def hung(self, life: int, message: ScriptHung) -> None:
         """A script came no further, and its process ends itself. For the task it is a try like an error."""
         where = f"come no further for {message.seconds:.0f} s {clipped(message.doing, REASON_CHARACTERS)}"
         text = f"{where} (spec.runPolicy.stepTimeout); it stood here:\n{message.stack}"
@@ -321,7 +321,7 @@ class Training:
             f"(positions {first} to {last} of that epoch's order):\n{error}"
         )
 
-    def log(self, message: Log) -> None:
+    def log(self, message: LogValues) -> None:
         """What the script logged, and what it did."""
         job, counters = self._job, self._job.records.counters
         job.values.update(message.values)
@@ -346,10 +346,10 @@ class Training:
         for view in self._job.trainers.values():
             if view.finished:
                 view.finished = False
-                self._job.send(view.connection, More())
+                self._job.send(view.connection, NotComplete())
 
 
-def _deadly(began: Began) -> str:
+def _deadly(began: BatchBegan) -> str:
     """What people are told of a batch that trainers do not survive."""
     samples = ", ".join(map(str, began.samples))
     return (

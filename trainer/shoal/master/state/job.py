@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.master.state.records import Records
-from shoal.master.state.slot_map import SlotMap
+from shoal.master.state.slot_map import SlotAssignments
 from shoal.master.state.task_queue import TaskQueue
-from shoal.protocol.epoch_plan import Plan
-from shoal.protocol.messages import Save, Shape
+from shoal.protocol.epoch_plan import EpochPlan
+from shoal.protocol.messages import ModelSpec, Save
 from shoal.protocol.text_limits import clipped
-from shoal.store import Wanted
+from shoal.store import DesiredState
 from shoal.transport.auth import Identity
 
-__all__ = ["Close", "Job", "Send", "Settings", "TrainerView"]
+__all__ = ["Close", "JobState", "MasterSettings", "Send", "TrainerView"]
 
 EVENTS_KEPT = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class MasterSettings:
     """What the manifest says, as far as the master must know it."""
 
     name: str
@@ -86,7 +86,7 @@ class TrainerView:
 
 
 @dataclass
-class Job:
+class JobState:
     """Everything that the master knows.
 
     Args:
@@ -97,7 +97,7 @@ class Job:
         now: The time at the start (seconds, monotonic).
     """
 
-    settings: Settings
+    settings: MasterSettings
     records: Records
     generation: int
     new_grant: Callable[[], int]
@@ -116,7 +116,7 @@ class Job:
     failures: dict[tuple[int, int], int] = field(default_factory=dict)
     early_ends: int = 0
     """How often a script ended by itself before the job was complete."""
-    plan: Plan | None = None
+    plan: EpochPlan | None = None
     queue: TaskQueue | None = None
     evaluates: bool | None = None
     """Whether the script uses ``evaluate``; None until the first epoch's end shows it."""
@@ -125,7 +125,7 @@ class Job:
     saver: int | None = None
     last_reason: str = ""
     """Why the last script that ended by itself before the job's end did so."""
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: DesiredState = field(default_factory=DesiredState)
     """By the operator."""
     trouble: str = ""
     """What keeps etcd from being written."""
@@ -134,19 +134,19 @@ class Job:
     """The same, in seconds since 1970."""
     clock: Callable[[], float] = lambda: 0.0
     wall: Callable[[], float] = lambda: 0.0
-    slots: SlotMap = field(init=False)
+    slots: SlotAssignments = field(init=False)
     _event_number: int = 0
 
     def __post_init__(self) -> None:
-        self.slots = SlotMap(slots=self.settings.slots, servers=self.settings.servers, new_grant=self.new_grant)
+        self.slots = SlotAssignments(slots=self.settings.slots, servers=self.settings.servers, new_grant=self.new_grant)
         self.slots.begun = self.records.begun
         self.last_progress = self.now
         if self.records.shape is not None:
             self.adopt_shape(self.records.shape)
 
-    def adopt_shape(self, shape: Shape) -> None:
+    def adopt_shape(self, shape: ModelSpec) -> None:
         """The job has its shape: cut the epochs into tasks."""
-        self.plan = Plan(
+        self.plan = EpochPlan(
             samples=shape.samples,
             batch_size=shape.batch_size,
             drop_last=shape.drop_last,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
-from shoal.master.state.job import Job, TrainerView
-from shoal.protocol.messages import Member, Progress
-from shoal.store import Published
+from shoal.master.state.job import JobState, TrainerView
+from shoal.protocol.messages import JobProgress, Member
+from shoal.store import ReportedState
 
-__all__ = ["Reporter"]
+__all__ = ["ProgressReporter"]
 
 STILL_SECONDS = 2.0
 """Without a committed task for so long, the progress says why."""
@@ -16,7 +16,7 @@ RATE_SECONDS = 10.0
 NEWLINE = "\n"
 
 
-class Reporter:
+class ProgressReporter:
     """Puts the progress together.
 
     Args:
@@ -24,13 +24,13 @@ class Reporter:
         etcd: Which etcd this is, for people.
     """
 
-    def __init__(self, job: Job, *, etcd: str) -> None:
+    def __init__(self, job: JobState, *, etcd: str) -> None:
         self._job = job
         self._etcd = etcd
         self._window: deque[tuple[float, int]] = deque()
         self._learned = False
 
-    def progress(self, now: float) -> Progress:
+    def progress(self, now: float) -> JobProgress:
         """The progress at a time (seconds, monotonic)."""
         job, counters, queue = self._job, self._job.records.counters, self._job.queue
         per_epoch = job.plan.samples_per_epoch if job.plan is not None else 0
@@ -38,7 +38,7 @@ class Reporter:
         epoch = max(queue.open, 0) if queue is not None else 0
         rate = self._rate(now, total)
         expected = queue.expected if queue is not None else 0
-        return Progress(
+        return JobProgress(
             state=self._state(),
             reason=job.records.outcome.reason if job.records.outcome is not None else "",
             generation=job.generation,
@@ -67,10 +67,10 @@ class Reporter:
             account=job.records.outcome.account if job.records.outcome is not None else None,
         )
 
-    def published(self, now: float) -> Published:
+    def published(self, now: float) -> ReportedState:
         """The part of it that the operator is told."""
         job, found = self._job, self.progress(now)
-        return Published(
+        return ReportedState(
             generation=job.generation,
             state=found.state,
             epoch=found.epoch,

@@ -14,10 +14,10 @@ from typing import Any, Final
 import msgspec
 
 from shoal.protocol.decoding import UNDECODABLE
-from shoal.protocol.messages import Account, Evaluation, Lease, Metric, Shape
-from shoal.store import Published
+from shoal.protocol.messages import Evaluation, JobAccount, Lease, Metric, ModelSpec
+from shoal.store import ReportedState
 
-__all__ = ["RANGE", "SEVERAL", "Counters", "MemberRecord", "Outcome", "Records", "Schedule", "StopRecord"]
+__all__ = ["RANGE", "SEVERAL", "Counters", "JobSchedule", "MemberRecord", "Outcome", "Records", "StopRecord"]
 
 RANGE = 512
 """Tasks in one record."""
@@ -57,7 +57,7 @@ class Counters(msgspec.Struct):
     seconds: float = 0.0
 
 
-class Schedule(msgspec.Struct):
+class JobSchedule(msgspec.Struct):
     """What the first trainer's script said about epochs and seed."""
 
     epochs: int = 1
@@ -70,7 +70,7 @@ class Outcome(msgspec.Struct):
     state: str
     reason: str
     files: dict[int, str]
-    account: Account | None
+    account: JobAccount | None
 
 
 class StopRecord(msgspec.Struct):
@@ -81,8 +81,8 @@ class StopRecord(msgspec.Struct):
 
 
 _SINGLE: Final[dict[str, tuple[str, Any]]] = {
-    "shape": ("shape", Shape),
-    "schedule": ("schedule", Schedule),
+    "shape": ("shape", ModelSpec),
+    "schedule": ("schedule", JobSchedule),
     "begun": ("begun", bool),
     "epoch": ("open_epoch", int),
     "reached": ("reached", tuple[int, int]),
@@ -90,7 +90,7 @@ _SINGLE: Final[dict[str, tuple[str, Any]]] = {
     "saved": ("saved", dict[str, tuple[int, int]]),
     "outcome": ("outcome", Outcome),
     "counters": ("counters", Counters),
-    "progress": ("progress", Published),
+    "progress": ("progress", ReportedState),
 }
 """Records of which there is one: their attribute and type."""
 
@@ -103,8 +103,8 @@ class Records:
     """All records of a job, by key relative to the job's prefix, and which of them changed."""
 
     def __init__(self) -> None:
-        self.shape: Shape | None = None
-        self.schedule = Schedule()
+        self.shape: ModelSpec | None = None
+        self.schedule = JobSchedule()
         self.begun = False
         self.open_epoch = -1
         self.members: dict[int, MemberRecord] = {}
@@ -119,7 +119,7 @@ class Records:
         """Path -> epoch and number of the call that it was written for; what was written last comes last."""
         self.outcome: Outcome | None = None
         self.counters = Counters()
-        self.progress: Published | None = None
+        self.progress: ReportedState | None = None
         self.oversized: dict[str, int] = {}
         """Records that were not written, and their bytes."""
         self._done: dict[tuple[int, int], int] = {}

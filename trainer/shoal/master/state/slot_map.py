@@ -13,9 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from shoal.protocol.messages import NO_GRANT, Ask, Drop, Final, Free, Grant, Holder, Map, Offer, Snapped
+from shoal.protocol.messages import (
+    NO_GRANT,
+    Grant,
+    Holder,
+    ReleaseSlot,
+    ReleaseSnapshots,
+    ReportState,
+    RequestState,
+    SlotMap,
+    SnapshotWritten,
+    TakeFinalSnapshot,
+)
 
-__all__ = ["Order", "Pending", "ServerView", "SlotMap", "SlotsGone"]
+__all__ = ["PendingGrant", "ServerOrder", "ServerView", "SlotAssignments", "SlotsGone"]
 
 
 FILES = 1000
@@ -28,15 +39,15 @@ class SlotsGone(Exception):  # noqa: N818 - it names a state of affairs
 
 
 @dataclass(frozen=True)
-class Order:
+class ServerOrder:
     """A message to a server, named by its life."""
 
     server: int
-    message: Ask | Grant | Drop | Final | Free
+    message: RequestState | Grant | ReleaseSlot | TakeFinalSnapshot | ReleaseSnapshots
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingGrant:
     """A grant whose holder has not reported yet. ``source`` is ``keep``, ``file`` or ``fresh``."""
 
     server: int
@@ -63,7 +74,7 @@ class ServerView:
     """The last question that was put to it."""
 
 
-class SlotMap:
+class SlotAssignments:
     """The map of one job.
 
     Args:
@@ -78,7 +89,7 @@ class SlotMap:
         self.views: dict[int, ServerView] = {}
         self.live: dict[int, tuple[int, int]] = {}
         """Slot -> (server's life, grant)."""
-        self.pending: dict[int, Pending] = {}
+        self.pending: dict[int, PendingGrant] = {}
         self.safe: dict[int, str] = {}
         self.question = 1
         self.begun = False
@@ -103,14 +114,14 @@ class SlotMap:
         """Whether the slot is served under this grant."""
         return slot in self.live and self.live[slot][1] == grant
 
-    def message(self) -> Map:
+    def message(self) -> SlotMap:
         """The map as trainers need it."""
         lives = sorted({life for life, _ in self.live.values()})
         holders = [Holder(index=v.index, life=v.life, addresses=v.addresses) for v in (self.views[x] for x in lives)]
         place = {life: number for number, life in enumerate(lives)}
         owner = [place[self.live[slot][0]] if slot in self.live else -1 for slot in range(self.slots)]
         grants = [self.live[slot][1] if slot in self.live else NO_GRANT for slot in range(self.slots)]
-        return Map(holders=holders, owner=owner, grants=grants)
+        return SlotMap(holders=holders, owner=owner, grants=grants)
 
     def to_initialise(self) -> dict[int, int]:
         """Slot -> grant of the fresh ones that wait for their initial values."""
@@ -126,7 +137,7 @@ class SlotMap:
 
     # --- Events ---
 
-    def offered(self, life: int, index: int, offer: Offer) -> list[Order]:
+    def offered(self, life: int, index: int, offer: ReportState) -> list[ServerOrder]:
         """A server said what it serves and has; its reports of live slots are the caller's to take as evidence."""
         memory = {
             slot: (grant, count)
@@ -143,14 +154,14 @@ class SlotMap:
             waiting=set(offer.waiting),
             question=offer.question,
         )
-        orders: list[Order] = []
+        orders: list[ServerOrder] = []
         for slot in range(self.slots):
             holder, grant = self.live.get(slot, (0, NO_GRANT))
             own = memory.get(slot)
             if holder == life and (own is None or own[0] != grant):
                 self._unlive(slot)
             elif holder and holder != life and own is not None and slot not in self.pending:
-                orders.append(Order(life, Drop(slot=slot, grant=own[0])))
+                orders.append(ServerOrder(life, ReleaseSlot(slot=slot, grant=own[0])))
             pending = self.pending.get(slot)
             if pending is not None and pending.server == life:
                 orders.append(self._grant_order(slot, pending))
@@ -201,14 +212,14 @@ class SlotMap:
         else:
             view.memory.pop(slot, None)
 
-    def snapped(self, life: int, message: Snapped) -> list[Order]:
+    def snapped(self, life: int, message: SnapshotWritten) -> list[ServerOrder]:
         """A snapshot stands. When the holder has two newer ones, other servers may let their old ones go (rule 10)."""
         view = self.views.get(life)
         if view is not None:
             view.files[message.file] = dict(zip(message.slots, message.counts, strict=True))
             while len(view.files) > FILES:
                 del view.files[next(iter(view.files))]
-        orders: list[Order] = []
+        orders: list[ServerOrder] = []
         for slot, grant in zip(message.slots, message.grants, strict=True):
             if self.live.get(slot) != (life, grant):
                 continue
@@ -217,17 +228,17 @@ class SlotMap:
                 orders.extend(self._free_elsewhere(slot, life))
         return orders
 
-    def _free_elsewhere(self, slot: int, holder: int) -> Iterable[Order]:
+    def _free_elsewhere(self, slot: int, holder: int) -> Iterable[ServerOrder]:
         for life, view in self.views.items():
             files = [name for name, slots in view.files.items() if slot in slots]
             if life != holder and files:
-                yield Order(life, Free(slot=slot, files=files))
+                yield ServerOrder(life, ReleaseSnapshots(slot=slot, files=files))
 
-    def all_done(self, tasks: bytes) -> list[Order]:
+    def all_done(self, tasks: bytes) -> list[ServerOrder]:
         """Every task is done: ask each holder, once, for the last snapshot (rule 9).
 
         Args:
-            tasks: What the slots must have, as ``Final`` says it.
+            tasks: What the slots must have, as ``TakeFinalSnapshot`` says it.
         """
         wanted: dict[int, list[tuple[int, int]]] = {}
         for slot, (life, grant) in self.live.items():
@@ -235,7 +246,10 @@ class SlotMap:
                 self._final_asked.add((slot, life))
                 wanted.setdefault(life, []).append((slot, grant))
         return [
-            Order(life, Final(slots=[slot for slot, _ in pairs], grants=[grant for _, grant in pairs], tasks=tasks))
+            ServerOrder(
+                life,
+                TakeFinalSnapshot(slots=[slot for slot, _ in pairs], grants=[grant for _, grant in pairs], tasks=tasks),
+            )
             for life, pairs in wanted.items()
         ]
 
@@ -249,7 +263,7 @@ class SlotMap:
         self.safe.clear()
         self._final_asked.clear()
 
-    def assign(self, *, leads: bool) -> tuple[list[Order], bool]:
+    def assign(self, *, leads: bool) -> tuple[list[ServerOrder], bool]:
         """Give every slot that nobody serves to a server that has it.
 
         Args:
@@ -261,7 +275,7 @@ class SlotMap:
         Raises:
             SlotsGone: A slot of a job that had begun is nowhere.
         """
-        orders: list[Order] = []
+        orders: list[ServerOrder] = []
         everyone = {view.index for view in self.views.values() if view.question == self.question}
         all_answered = len(everyone) == self.servers
         confirm = False
@@ -289,13 +303,13 @@ class SlotMap:
             "snapshot folder back, or start the job over"
         )
 
-    def _ask(self) -> Iterable[Order]:
+    def _ask(self) -> Iterable[ServerOrder]:
         for life, view in self.views.items():
             if self.question not in {view.question, view.asked}:
                 view.asked = self.question
-                yield Order(life, Ask(question=self.question))
+                yield ServerOrder(life, RequestState(question=self.question))
 
-    def _best(self, slot: int, *, everywhere: bool) -> Pending | None:
+    def _best(self, slot: int, *, everywhere: bool) -> PendingGrant | None:
         """Memory before files, most applied first. Until all servers answered, only the slot's home is looked at."""
         memory: list[tuple[int, int]] = []
         files: list[tuple[int, str, int]] = []
@@ -306,19 +320,19 @@ class SlotMap:
                 memory.append((view.memory[slot][1], life))
             files.extend((counts[slot], name, life) for name, counts in view.files.items() if slot in counts)
         if memory:
-            return Pending(server=max(memory)[1], grant=self._new_grant(), source="keep")
+            return PendingGrant(server=max(memory)[1], grant=self._new_grant(), source="keep")
         if files:
             _, name, life = max(files)
-            return Pending(server=life, grant=self._new_grant(), source="file", file=name)
+            return PendingGrant(server=life, grant=self._new_grant(), source="file", file=name)
         return None
 
-    def _fresh(self, slot: int) -> Pending:
+    def _fresh(self, slot: int) -> PendingGrant:
         home = next(life for life, view in self.views.items() if view.index == self.home(slot))
-        return Pending(server=home, grant=self._new_grant(), source="fresh")
+        return PendingGrant(server=home, grant=self._new_grant(), source="fresh")
 
-    def _grant_order(self, slot: int, pending: Pending) -> Order:
+    def _grant_order(self, slot: int, pending: PendingGrant) -> ServerOrder:
         message = Grant(slot=slot, grant=pending.grant, source=pending.source, file=pending.file)
-        return Order(pending.server, message)
+        return ServerOrder(pending.server, message)
 
     def _unlive(self, slot: int) -> None:
         del self.live[slot]

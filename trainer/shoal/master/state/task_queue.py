@@ -20,7 +20,7 @@ import heapq
 from collections.abc import Collection
 from typing import Final
 
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.grouped import Grouped
 from shoal.protocol.messages import Lease
 from shoal.protocol.task_set import TaskSet
@@ -44,7 +44,7 @@ class TaskQueue:
         reached: The last task that was begun under earlier masters.
     """
 
-    def __init__(self, plan: Plan, *, epochs: int, slots: int, reached: Task = NOTHING) -> None:
+    def __init__(self, plan: EpochPlan, *, epochs: int, slots: int, reached: Task = NOTHING) -> None:
         self.plan = plan
         self.epochs = epochs
         self.reached = reached

@@ -36,9 +36,9 @@ from shoal.protocol.decoding import UNDECODABLE
 
 __all__ = [
     "FORMAT",
-    "Description",
     "Offers",
     "SlotRecord",
+    "SnapshotDescription",
     "SnapshotError",
     "delete",
     "describe",
@@ -93,7 +93,7 @@ class SlotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history: bytes
 
 
-class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SnapshotDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a snapshot says of itself: the job, the digest of its shape, and the slots in it, ascending."""
 
     format: int
@@ -114,13 +114,13 @@ class _Place(msgspec.Struct, frozen=True):
 class Offers:
     """The snapshots in a folder: the good ones, newest first, and for the others, why not (name, reason)."""
 
-    good: list[tuple[str, Description]]
+    good: list[tuple[str, SnapshotDescription]]
     refused: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class _Head:
-    description: Description
+    description: SnapshotDescription
     places: dict[str, _Place]
     checksums: dict[str, str]
     start: int
@@ -129,7 +129,7 @@ class _Head:
 _places = msgspec.json.Decoder(dict[str, _Place])
 _heads = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _strings = msgspec.json.Decoder(dict[str, str])
-_descriptions = msgspec.json.Decoder(Description)
+_descriptions = msgspec.json.Decoder(SnapshotDescription)
 
 
 def write(
@@ -161,7 +161,7 @@ def write(
         for record in ordered
         for name, tensor in sorted(tensors[record.slot].items())
     }
-    head = _make_head(Description(FORMAT, uid, digest, ordered), flat)
+    head = _make_head(SnapshotDescription(FORMAT, uid, digest, ordered), flat)
     size = len(head) + sum(tensor.nbytes for tensor in flat.values())
     name = _new_name(directory)
     temporary = directory / f".{name}{_TEMPORARY}"
@@ -185,7 +185,7 @@ def write(
     return name
 
 
-def describe(path: Path, *, uid: str, digest: str) -> Description:
+def describe(path: Path, *, uid: str, digest: str) -> SnapshotDescription:
     """What a snapshot says of itself, after a look at its head and size.
 
     Raises:
@@ -197,7 +197,7 @@ def describe(path: Path, *, uid: str, digest: str) -> Description:
 
 def read(
     path: Path, *, uid: str, digest: str, slots: Collection[int] | None = None, verify: bool = True
-) -> tuple[Description, dict[int, dict[str, Tensor]]]:
+) -> tuple[SnapshotDescription, dict[int, dict[str, Tensor]]]:
     """Read slots out of a snapshot.
 
     Args:
@@ -238,7 +238,7 @@ def offers(directory: Path, *, uid: str, digest: str) -> Offers:
     Raises:
         SnapshotError: The folder cannot be read.
     """
-    good: list[tuple[str, Description]] = []
+    good: list[tuple[str, SnapshotDescription]] = []
     refused: list[tuple[str, str]] = []
     for name in reversed(_names(directory)):
         try:
@@ -323,7 +323,7 @@ def _names(directory: Path) -> list[str]:
     return sorted(name for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
 
 
-def _make_head(description: Description, flat: Mapping[str, Tensor]) -> bytes:
+def _make_head(description: SnapshotDescription, flat: Mapping[str, Tensor]) -> bytes:
     """The length and the JSON that a safetensors file begins with, padded so that the data is aligned."""
     places: dict[str, _Place] = {}
     offset = 0
@@ -367,7 +367,7 @@ def _read_head(file: BufferedReader, path: Path, *, uid: str, digest: str) -> _H
 
 def _check_metadata(
     metadata: Mapping[str, str], places: Mapping[str, _Place], path: Path
-) -> tuple[Description, dict[str, str]]:
+) -> tuple[SnapshotDescription, dict[str, str]]:
     if _DESCRIPTION not in metadata:
         raise SnapshotError(f"{path} is not a snapshot of Shoal")
     text, checksums = metadata[_DESCRIPTION], metadata.get(_CHECKSUMS, "")

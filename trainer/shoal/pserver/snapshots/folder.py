@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from shoal.protocol.messages import File, Shape
+from shoal.protocol.messages import File, ModelSpec
 from shoal.protocol.model_spec import digest
 from shoal.pserver.snapshots import files, retention
 from shoal.pserver.state.server_state import DiskError, Snapshot
@@ -33,7 +33,7 @@ class SnapshotFolder:
         OSError: The folder cannot be made.
     """
 
-    def __init__(self, folder: Path, *, uid: str, shape: Shape, keep: int) -> None:
+    def __init__(self, folder: Path, *, uid: str, shape: ModelSpec, keep: int) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
         self._uid = uid

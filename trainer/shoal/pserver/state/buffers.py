@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from shoal.protocol.messages import Shape
+from shoal.protocol.messages import ModelSpec
 from shoal.protocol.slot_layout import WHOLE_SLOT, TensorArea
 from shoal.tensors.views import TensorViews
 
-__all__ = ["Whole"]
+__all__ = ["WholeTensors"]
 
 _MERGES = {"mean", "sum", "last"}
 
 
-class Whole:
+class WholeTensors:
     """The buffers and fixed tensors of a job.
 
     Args:
@@ -34,7 +34,7 @@ class Whole:
         ValueError: A dtype that cannot be moved, or a merge that does not exist or does not suit the dtype.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ModelSpec) -> None:
         self.buffer_area = TensorArea(shape.buffers)
         self.fixed_area = TensorArea(shape.fixed)
         self._merges = [buffer.merge for buffer in shape.buffers]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shoal.protocol.messages import Group, Shape
+from shoal.protocol.messages import Group, ModelSpec
 from shoal.protocol.slot_layout import Piece, pieces
 from shoal.tensors.constraints import constrain, is_constrained
 from shoal.tensors.optimizers import build, check_changed, from_json, keeps_gradients
@@ -38,7 +38,7 @@ class Dense:
         UnsupportedOptimizer: A group's optimizer cannot run here.
     """
 
-    def __init__(self, shape: Shape, slots_total: int) -> None:
+    def __init__(self, shape: ModelSpec, slots_total: int) -> None:
         self._shape = shape
         self._cut = pieces(shape, slots_total)
         self._values: dict[int, list[Tensor]] = {}

@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.protocol.messages import Shape
+from shoal.protocol.messages import ModelSpec
 from shoal.protocol.slot_layout import WHOLE_SLOT
-from shoal.pserver.state.buffers import Whole
+from shoal.pserver.state.buffers import WholeTensors
 from shoal.pserver.state.dense import Dense
 from shoal.pserver.state.sparse_rows import Table
 from shoal.tensors.table_rows import given_tables, slot_of
 from shoal.tensors.views import DenseViews, TensorViews
 
-__all__ = ["DenseViews", "Export", "Parameters", "TableRows"]
+__all__ = ["DenseViews", "Parameters", "TableExport", "TableRows"]
 
 TableRows = tuple[int, Tensor, Tensor]
 """Table index, row numbers int64 [n] (each once), gradients or values [n, dim]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class TableExport:
     """A slot's values without optimizer state, copied: the dense pieces, and per table (row numbers, values)."""
 
     dense: list[Tensor]
@@ -54,7 +54,7 @@ class Parameters:
         given: The indices of the tables whose rows the first trainer gives.
     """
 
-    def __init__(self, shape: Shape, slots_total: int, seed: int) -> None:
+    def __init__(self, shape: ModelSpec, slots_total: int, seed: int) -> None:
         self.shape = shape
         self.slots_total = slots_total
         self._dense = Dense(shape, slots_total)
@@ -63,7 +63,7 @@ class Parameters:
             for index, table in enumerate(shape.tables)
         ]
         self.given = given_tables(shape)
-        self._whole = Whole(shape)
+        self._whole = WholeTensors(shape)
         self._slots: set[int] = set()
 
     @property
@@ -233,14 +233,14 @@ class Parameters:
             self.drop(slot)
             raise
 
-    def export(self, slot: int) -> Export:
+    def export(self, slot: int) -> TableExport:
         """Copies of a slot's values, without optimizer state.
 
         Raises:
             ValueError: The slot is not held.
         """
         self._check_held([slot])
-        return Export(self._dense.export(slot), [table.export(slot) for table in self._tables])
+        return TableExport(self._dense.export(slot), [table.export(slot) for table in self._tables])
 
     def merge_buffers(self, views: TensorViews, trainers: int) -> None:
         """Merge a trainer's buffers into the job's, and write what they are now into the views.

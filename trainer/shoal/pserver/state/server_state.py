@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shoal.protocol import messages as m
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.task_set import TaskSet
 from shoal.pserver.state.slot_states import Granted
 from shoal.pserver.state.watermarks import Watermarks
@@ -84,7 +84,7 @@ class ServerState:
         epochs: How many there are.
     """
 
-    def __init__(self, tensors: Tensors, disk: Disk, *, plan: Plan, epochs: int) -> None:
+    def __init__(self, tensors: Tensors, disk: Disk, *, plan: EpochPlan, epochs: int) -> None:
         self.granted = Granted(plan)
         self.epochs = epochs
         self.question = 0
@@ -102,9 +102,9 @@ class ServerState:
 
     # --- The master's orders ---
 
-    def offer(self, *, addresses: list[str], pid: int, host: str) -> m.Offer:
+    def offer(self, *, addresses: list[str], pid: int, host: str) -> m.ReportState:
         """Everything, as a new master must know it (rule 3)."""
-        return m.Offer(
+        return m.ReportState(
             held=self.granted.reports(self.granted.grants),
             waiting=sorted(self._awaiting_values),
             files=self._disk.files(),
@@ -119,15 +119,15 @@ class ServerState:
         match message:
             case m.Grant():
                 return self._grant(message)
-            case m.Drop():
+            case m.ReleaseSlot():
                 restoring = self._restoring.get(message.slot)
                 if restoring is not None and restoring.grant == message.grant:
                     del self._restoring[message.slot]
                 if self.granted.grants.get(message.slot) == message.grant:
                     self._drop(message.slot)
-            case m.Final():
+            case m.TakeFinalSnapshot():
                 return self._last(message)
-            case m.Free():
+            case m.ReleaseSnapshots():
                 self._disk.release(message.slot, message.files)
         return []
 
@@ -136,19 +136,19 @@ class ServerState:
         granted = self.granted
         self._restoring.pop(slot, None)  # whatever it was: the last order counts
         if granted.grants.get(slot) == grant:
-            return [m.Held(reports=granted.reports([slot]))]
+            return [m.GrantReport(reports=granted.reports([slot]))]
         if granted.fresh.get(slot) == grant:
             return []
         if message.source == "keep":
             if slot not in granted or slot in granted.fresh:
-                return [m.Nothing(slot=slot, grant=grant, file="", reason="")]
+                return [m.GrantFailed(slot=slot, grant=grant, file="", reason="")]
         elif message.source == "fresh":
             return self._begin_fresh(slot, grant)
         else:
             self._restoring[slot] = message
             return []
         granted.grant(slot, grant)
-        return [m.Held(reports=granted.reports([slot]))]
+        return [m.GrantReport(reports=granted.reports([slot]))]
 
     def next_restore(self) -> m.Grant | None:
         """What is to be read from a snapshot next, the order that came first; None: nothing."""
@@ -168,17 +168,17 @@ class ServerState:
             self._drop(slot)
             self._tensors.load(slot, state)
         except ValueError as error:
-            return [m.Nothing(slot=slot, grant=latest.grant, file=latest.file, reason=str(error))]
+            return [m.GrantFailed(slot=slot, grant=latest.grant, file=latest.file, reason=str(error))]
         self.granted.load(slot, history)
         self.granted.grant(slot, latest.grant)
-        return [m.Held(reports=self.granted.reports([slot]))]
+        return [m.GrantReport(reports=self.granted.reports([slot]))]
 
     def not_restored(self, order: m.Grant, reason: str) -> list[Any]:
         """A snapshot cannot be read; what the master must hear."""
         latest = self._take(order)
         if latest is None:
             return []
-        return [m.Nothing(slot=latest.slot, grant=latest.grant, file=latest.file, reason=reason)]
+        return [m.GrantFailed(slot=latest.slot, grant=latest.grant, file=latest.file, reason=reason)]
 
     def _take(self, order: m.Grant) -> m.Grant | None:
         """The slot's last order, which is carried out now; None: it names another snapshot, or none."""
@@ -192,7 +192,7 @@ class ServerState:
         self.granted.fresh[slot] = grant
         if self._tensors.create(slot):
             self._awaiting_values.add(slot)
-            return [m.Waiting(slots=[slot], grants=[grant])]
+            return [m.AwaitingInitialValues(slots=[slot], grants=[grant])]
         self.granted.load(slot, Watermarks(self._plan))
         return []
 
@@ -203,14 +203,14 @@ class ServerState:
         self._awaiting_values.discard(slot)
         self._final.pop(slot, None)
 
-    def _last(self, message: m.Final) -> list[Any]:
+    def _last(self, message: m.TakeFinalSnapshot) -> list[Any]:
         self._final_said = message.tasks
         slots = self.granted.served(message.slots, message.grants)
         unfit = self.granted.unfit(slots, self._final_tasks())
         for slot in slots:
             if slot not in unfit:
                 self._final[slot] = self.granted.grants[slot]
-        return [m.Lacks(reports=self.granted.reports(unfit))] if unfit else []
+        return [m.MissingTasks(reports=self.granted.reports(unfit))] if unfit else []
 
     def _final_tasks(self) -> TaskSet:
         if self._final_said:
@@ -278,14 +278,14 @@ class ServerState:
         for slot in now_served:
             self.granted.grant(slot, self.granted.fresh[slot])
         if now_served:
-            replies.append(m.Held(reports=self.granted.reports(now_served)))
+            replies.append(m.GrantReport(reports=self.granted.reports(now_served)))
         if pinned:
             replies.extend(self._safe(name, snapshot))
         return replies
 
-    def _snapped(self, name: str, snapshot: Snapshot) -> m.Snapped:
+    def _snapped(self, name: str, snapshot: Snapshot) -> m.SnapshotWritten:
         slots = sorted(snapshot)
-        return m.Snapped(
+        return m.SnapshotWritten(
             file=name,
             slots=slots,
             grants=[snapshot[slot].grant for slot in slots],
@@ -305,12 +305,12 @@ class ServerState:
                 del self._final[slot]
                 fit = Watermarks.decode(snapshot[slot].history, self._plan).holds(tasks)
                 (slots if fit else unfit).append(slot)
-        replies: list[Any] = [m.Lacks(reports=self.granted.reports(unfit))] if unfit else []
+        replies: list[Any] = [m.MissingTasks(reports=self.granted.reports(unfit))] if unfit else []
         if not slots:
             return replies
         return [
             *replies,
-            m.Safe(
+            m.FinalSnapshotPinned(
                 file=name,
                 tasks=self._final_said,
                 slots=slots,

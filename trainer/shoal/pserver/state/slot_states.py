@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.grouped import Grouped
-from shoal.protocol.messages import NO_GRANT, Applied, Push, Report, SlotBatch
+from shoal.protocol.messages import NO_GRANT, Applied, Push, SlotBatch, SlotReport
 from shoal.protocol.task_set import TaskSet
 from shoal.pserver.state.watermarks import Watermarks
 
@@ -24,7 +24,7 @@ class Granted:
         plan: How epochs are cut.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: EpochPlan) -> None:
         self.plan = plan
         self.grants: dict[int, int] = {}
         """Slot -> the grant it is served under."""
@@ -59,7 +59,7 @@ class Granted:
         self.grants[slot] = grant
         self.fresh.pop(slot, None)
 
-    def reports(self, slots: Iterable[int]) -> list[Report]:
+    def reports(self, slots: Iterable[int]) -> list[SlotReport]:
         """What these slots have, one report for each distinct history."""
         wanted = set(slots)
         reports = []
@@ -67,7 +67,7 @@ class Granted:
             chosen = sorted(keys & wanted & self.grants.keys())
             if chosen:
                 reports.append(
-                    Report(
+                    SlotReport(
                         slots=chosen,
                         grants=[self.grants[slot] for slot in chosen],
                         counts=[history.batches] * len(chosen),

@@ -11,13 +11,13 @@ from __future__ import annotations
 import msgspec
 
 from shoal.protocol.decoding import UNDECODABLE
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.task_set import TaskSet
 
-__all__ = ["Verdict", "Watermarks"]
+__all__ = ["BatchVerdict", "Watermarks"]
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class BatchVerdict(msgspec.Struct, frozen=True):
     """What is to be done with a push: apply it (``new``), or not; ``batches`` is the watermark before it."""
 
     new: bool
@@ -44,7 +44,7 @@ class Watermarks:
 
     __slots__ = ("_partial", "_plan", "batches", "finished", "samples", "skipped")
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: EpochPlan) -> None:
         self._plan = plan
         self.finished = TaskSet(plan.tasks)
         self._partial: dict[tuple[int, int], int] = {}
@@ -88,7 +88,7 @@ class Watermarks:
         """Whether all of these tasks are in, and no batch of a task behind the last of them."""
         return self.finished.includes(tasks) and self.reached <= tasks.highest
 
-    def judge(self, epoch: int, task: int, *, first: int, batches: int) -> Verdict:
+    def judge(self, epoch: int, task: int, *, first: int, batches: int) -> BatchVerdict:
         """Whether a push of ``batches`` batches from ``first`` on is new here.
 
         Raises:
@@ -99,7 +99,7 @@ class Watermarks:
         if batches < 1 or first < 0 or first + batches > self._plan.batches_in(task):
             raise ValueError(f"no batches {first}..{first + batches - 1} in task {task} of epoch {epoch}")
         applied = self.applied(epoch, task)
-        return Verdict(new=applied == first, batches=applied)
+        return BatchVerdict(new=applied == first, batches=applied)
 
     def advance(self, epoch: int, task: int, *, first: int, batches: int, skipped: bool = False) -> None:
         """Note that a push judged new has become part of the parameters."""
@@ -127,7 +127,7 @@ class Watermarks:
         )
 
     @classmethod
-    def decode(cls, data: bytes, plan: Plan) -> Watermarks:
+    def decode(cls, data: bytes, plan: EpochPlan) -> Watermarks:
         """The inverse of ``encode``.
 
         Raises:

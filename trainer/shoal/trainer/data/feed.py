@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from shoal.trainer.data.sample_order import Order
+from shoal.trainer.data.sample_order import SampleOrder
 
-__all__ = ["FedBatch", "Feed"]
+__all__ = ["BatchFeed", "FedBatch"]
 
 Place: TypeAlias = tuple[int, int, int]
 """Epoch, task, and batch in the task."""
@@ -34,7 +34,7 @@ class FedBatch:
     data: Any
 
 
-class Feed:
+class BatchFeed:
     """Gives the batches of assigned tasks, in the order of their assignment.
 
     Nothing runs before the first ``get`` of a pass. With ``num_workers=0`` the dataset runs inside ``get``.
@@ -45,7 +45,7 @@ class Feed:
         order: Which samples each batch has.
     """
 
-    def __init__(self, loader: DataLoader[Any], order: Order) -> None:
+    def __init__(self, loader: DataLoader[Any], order: SampleOrder) -> None:
         self._loader = loader
         self._batches = _Batches(order)
         self._ours: DataLoader[Any] | None = None
@@ -163,7 +163,7 @@ class _Batches:
         order: Which samples each batch has.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: SampleOrder) -> None:
         self._order = order
         self._assigned: deque[tuple[int, int, range]] = deque()
         self.in_flight: deque[_Sent] = deque()

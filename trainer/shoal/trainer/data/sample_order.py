@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from shoal.protocol.epoch_plan import Plan
-from shoal.protocol.messages import Shape
+from shoal.protocol.epoch_plan import EpochPlan
+from shoal.protocol.messages import ModelSpec
 from shoal.trainer.refusal import Refusal
 
-__all__ = ["Order", "SamplerOrder", "plan_of"]
+__all__ = ["SampleOrder", "SamplerOrder", "plan_of"]
 
 EPOCHS_KEPT = 2
 INT64 = torch.iinfo(torch.int64)
 
 
-def plan_of(shape: Shape) -> Plan:
+def plan_of(shape: ModelSpec) -> EpochPlan:
     """How a job of this shape cuts its epochs."""
-    return Plan(
+    return EpochPlan(
         samples=shape.samples,
         batch_size=shape.batch_size,
         drop_last=shape.drop_last,
@@ -100,7 +100,7 @@ class SamplerOrder:
         return drawn
 
 
-class Order:
+class SampleOrder:
     """Which samples each batch has.
 
     Args:
@@ -109,7 +109,7 @@ class Order:
         sampler: The order of the script's own sampler, where ``shape.sampler`` names one.
     """
 
-    def __init__(self, shape: Shape, seed: int, sampler: SamplerOrder | None = None) -> None:
+    def __init__(self, shape: ModelSpec, seed: int, sampler: SamplerOrder | None = None) -> None:
         assert bool(shape.sampler) == (sampler is not None)
         self.plan = plan_of(shape)
         self._shape = shape

@@ -9,13 +9,13 @@ each time in a row the wait is twice as long.
 
 from __future__ import annotations
 
-__all__ = ["Patience"]
+__all__ = ["AnswerTimeout"]
 
 DOUBLINGS = 5
 """The longest wait is so many times doubled: 320 s with the usual lease of 10 s."""
 
 
-class Patience:
+class AnswerTimeout:
     """The waits for the answers of a job's parameter servers, told apart by their lives."""
 
     def __init__(self) -> None:

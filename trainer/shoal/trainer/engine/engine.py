@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from shoal.protocol import messages as m
-from shoal.protocol.epoch_plan import Plan
+from shoal.protocol.epoch_plan import EpochPlan
 from shoal.trainer.engine.servers import Gradients, ServerLost, Servers
 from shoal.trainer.engine.task_state import Work
 from shoal.trainer.refusal import Refused
 from shoal.transport import auth
-from shoal.transport.master_link import Link
+from shoal.transport.master_link import MasterLink
 
 __all__ = ["IN_BATCH", "Engine", "JobStopped", "Left"]
 
@@ -77,12 +77,12 @@ class Engine:
         self.draining = threading.Event()
         self.on_new_lease: Callable[[m.Lease], None] = lambda _: None
         self.samples_of: Callable[[tuple[int, int, int]], list[int]] = lambda _: []
-        self.provide: Callable[[m.Provide], bool] = lambda _: False
+        self.provide: Callable[[m.ProvideInitialValues], bool] = lambda _: False
         self.waits: Callable[[], None] = lambda: None
         """Called again and again while the script waits for others here."""
         self._identity, self._token, self._uid = identity, token, uid
         self._epochs, self._seed = epochs, seed
-        self._shape: m.Shape | None = None
+        self._shape: m.ModelSpec | None = None
         self._work: Work | None = None
         self._servers: Servers | None = None
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -92,19 +92,19 @@ class Engine:
         self._suspect: set[tuple[int, int]] = set()
         """Tasks held here that killed a trainer before: the master hears of each of their batches."""
         self._last_asked = 0.0
-        self._link = Link(
+        self._link = MasterLink(
             address,
             identity=identity,
             token=token,
             job=uid,
             greetings=self._greetings,
             handle=self._inbox.put,
-            refused=lambda reason: self._inbox.put(m.Refused(reason=reason)),
+            refused=lambda reason: self._inbox.put(m.RegistrationRefused(reason=reason)),
         )
 
     # --- The link to the master ---
 
-    def start(self, shape: m.Shape) -> None:
+    def start(self, shape: m.ModelSpec) -> None:
         """Register; returns when every slot is served, so that training can begin.
 
         Raises:
@@ -136,7 +136,7 @@ class Engine:
         if self._work is None:
             assert self._shape is not None
             shape = self._shape
-            plan = Plan(
+            plan = EpochPlan(
                 samples=shape.samples,
                 batch_size=shape.batch_size,
                 drop_last=shape.drop_last,
@@ -182,28 +182,28 @@ class Engine:
         match message:
             case m.Registered():
                 self._on_registered(message)
-            case m.Map():
+            case m.SlotMap():
                 self.work.mapped(message)
                 self.servers.follow(message)
-            case m.Leased():
+            case m.TaskLeased():
                 self._wants = max(0, self._wants - 1)
                 self.trainers = message.trainers
                 if message.watched:
                     self._suspect.add((message.lease.epoch, message.lease.task))
                 self.work.leased(message.lease)
                 self.on_new_lease(message.lease)
-            case m.Over():
+            case m.TaskCommitted():
                 self.work.over(message.lease)
-            case m.Redo():
+            case m.TaskReopened():
                 self.work.redo(message.lease)
             case m.EpochDone():
                 self._wants = 0
                 self._ended_epoch = max(self._ended_epoch, message.epoch)
-            case m.Provide():
+            case m.ProvideInitialValues():
                 self._provide(message)
             case m.Drain():
                 self.draining.set()
-            case m.Refused():
+            case m.RegistrationRefused():
                 self.over = True
                 raise Refused(message.reason)
             case m.Stop():
@@ -233,10 +233,10 @@ class Engine:
         if self._question is not None and self._reply is None:
             self._link.send(self._question)
 
-    def _provide(self, message: m.Provide) -> None:
+    def _provide(self, message: m.ProvideInitialValues) -> None:
         done = self.provide(message)
         slots, grants = (message.slots, message.grants) if done else ([], [])
-        self._link.send(m.Initialised(slots=slots, grants=grants))
+        self._link.send(m.InitialValuesGiven(slots=slots, grants=grants))
 
     _loop_epoch = 0
     _reply: Any = None
@@ -284,7 +284,7 @@ class Engine:
             if batch < work.plan.batches_in(lease.task):
                 if (lease.epoch, lease.task) in self._suspect:
                     samples = self.samples_of((lease.epoch, lease.task, batch))
-                    self._link.send(m.Began(lease=lease, batch=batch, samples=samples))
+                    self._link.send(m.BatchBegan(lease=lease, batch=batch, samples=samples))
                 return lease, batch
             self._report_done()
 
@@ -311,7 +311,7 @@ class Engine:
             self._want(epoch)
 
     def _want(self, epoch: int) -> None:
-        if self._link.send(m.Want(epoch=epoch)):
+        if self._link.send(m.RequestTask(epoch=epoch)):
             self._wants += 1
 
     def loop_begins(self, epoch: int) -> None:
@@ -388,7 +388,7 @@ class Engine:
         now = time.monotonic()
         if now - self._last_asked >= ASK_SECONDS:
             self._last_asked = now
-            self._link.send(m.Where())
+            self._link.send(m.GetSlotMap())
 
     def retry(self, action: Callable[[], Answer]) -> Answer:
         """Carry out something that needs servers, again and again until all of them answered."""
@@ -436,4 +436,4 @@ class Engine:
         """The script comes no further: tell the master in which task. Called from another thread than the script's."""
         work = self._work
         lease = work.current if work is not None and doing.startswith(IN_BATCH) else None
-        self._link.send(m.Hung(seconds=seconds, doing=doing, stack=stack, lease=lease))
+        self._link.send(m.ScriptHung(seconds=seconds, doing=doing, stack=stack, lease=lease))

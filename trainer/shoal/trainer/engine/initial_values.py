@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from shoal.protocol.messages import RowPart, Shape
+from shoal.protocol.messages import ModelSpec, RowPart
 from shoal.protocol.slot_layout import WHOLE_SLOT, Area, TensorArea
 from shoal.tensors.table_rows import given_tables, slots_of_table
 from shoal.tensors.views import DenseViews, bytes_of
@@ -36,7 +36,7 @@ class Initial:
         fixed: The fixed tensors, on any device.
     """
 
-    shape: Shape
+    shape: ModelSpec
     slots: int
     dense: Sequence[Tensor]
     tables: Sequence[Tensor]

@@ -35,7 +35,7 @@ class Peer:
         self,
         holder: m.Holder,
         slots: list[int],
-        connection: sync.Connection,
+        connection: sync.BlockingConnection,
         area: Area,
     ) -> None:
         self.holder = holder

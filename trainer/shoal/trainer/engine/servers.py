@@ -22,7 +22,7 @@ from shoal.protocol import messages as m
 from shoal.protocol.slot_layout import Area, TensorArea
 from shoal.tensors.table_rows import slot_of
 from shoal.tensors.views import DenseViews, bytes_of
-from shoal.trainer.engine.answer_timeout import Patience
+from shoal.trainer.engine.answer_timeout import AnswerTimeout
 from shoal.trainer.engine.areas import packed, read_pieces, unpack, write_pieces
 from shoal.trainer.engine.initial_values import Initial
 from shoal.trainer.engine.server_connection import ANSWERS, Peer
@@ -65,14 +65,14 @@ class Servers:
         uid: The job's.
     """
 
-    def __init__(self, shape: m.Shape, *, slots: int, identity: auth.Identity, token: auth.Token, uid: str) -> None:
+    def __init__(self, shape: m.ModelSpec, *, slots: int, identity: auth.Identity, token: auth.Token, uid: str) -> None:
         self.parameters: list[Tensor] = []
         """The dense parameters, in the shape's order: pulled values are written into them."""
         self._shape, self._slots = shape, slots
         self._identity, self._token, self._uid = identity, token, uid
-        self.patience = Patience()
+        self.patience = AnswerTimeout()
         self._peers: dict[int, Peer] = {}
-        self._map = m.Map(holders=[], owner=[-1] * slots, grants=[m.NO_GRANT] * slots)
+        self._map = m.SlotMap(holders=[], owner=[-1] * slots, grants=[m.NO_GRANT] * slots)
         self._buffers = TensorArea(shape.buffers)
         self._fixed = TensorArea(shape.fixed)
 
@@ -84,7 +84,7 @@ class Servers:
 
     # --- The map ---
 
-    def follow(self, new: m.Map) -> None:
+    def follow(self, new: m.SlotMap) -> None:
         """Take the master's map; connections to servers that hold other slots now are closed."""
         self._map = new
         wanted = {holder.life: self._slots_of(number) for number, holder in enumerate(new.holders)}
@@ -98,7 +98,7 @@ class Servers:
     def _grants(self, slots: Sequence[int]) -> list[int]:
         return [self._map.grants[slot] for slot in slots]
 
-    def _call(self, holder: m.Holder) -> sync.Connection:
+    def _call(self, holder: m.Holder) -> sync.BlockingConnection:
         error: OSError = ConnectionRefusedError("no address")
         for address in holder.addresses:
             try:
@@ -187,7 +187,9 @@ class Servers:
         if lost:
             raise ServerLost(lost)
 
-    def _answer(self, connection: sync.Connection, life: int, idle: Callable[[], None] | None) -> tuple[Any, int]:
+    def _answer(
+        self, connection: sync.BlockingConnection, life: int, idle: Callable[[], None] | None
+    ) -> tuple[Any, int]:
         """A server's answer, and how many bytes follow it; a connection that brings none in time is taken for dead."""
         try:
             answer = connection.receive(ANSWERS, idle=idle, seconds=self.patience.seconds(life))
@@ -224,7 +226,7 @@ class Servers:
             message = m.Pull(grants=self._grants(peer.slots), epoch=epoch, task=task, values=True)
             peer.connection.send(message, idle=idle)
 
-        def receive(peer: Peer, message: m.At, size: int) -> list[Answer]:
+        def receive(peer: Peer, message: m.PullReply, size: int) -> list[Answer]:
             self._take_values(peer, size, idle)
             return _answers_of(message.applied)
 
@@ -250,7 +252,7 @@ class Servers:
             message = m.Pull(grants=self._grants(peer.slots), epoch=0, task=0, values=True, average=True)
             peer.connection.send(message, idle=idle)
 
-        def receive(peer: Peer, message: m.At, size: int) -> None:
+        def receive(peer: Peer, message: m.PullReply, size: int) -> None:
             if size != peer.area.size:
                 raise ConnectionResetError("averages of another size than ours")
             memory = bytearray(size)
@@ -291,7 +293,7 @@ class Servers:
             message = msgspec.structs.replace(push, grants=self._grants(peer.slots), absent=absent, parts=parts)
             peer.connection.send(message, payload, idle=idle)
 
-        def receive(peer: Peer, message: m.Pushed, size: int) -> tuple[list[Answer], list[Answer]]:
+        def receive(peer: Peer, message: m.PushReply, size: int) -> tuple[list[Answer], list[Answer]]:
             self._take_values(peer, size, idle)
             return _answers_of(message.pushed), _answers_of(message.next)
 
@@ -327,10 +329,10 @@ class Servers:
             numbers[peer.holder.life] = number
             chosen = [ids[place == number] for (_, ids), place in zip(wanted, places, strict=True)]
             parts = [m.RowPart(table=table, count=len(ids)) for (table, _), ids in zip(wanted, chosen, strict=True)]
-            message = m.Rows(grants=self._grants(peer.slots), parts=parts)
+            message = m.PullRows(grants=self._grants(peer.slots), parts=parts)
             peer.connection.send(message, [bytes_of(ids) for ids in chosen], idle=idle)
 
-        def receive(peer: Peer, message: m.RowsAt, size: int) -> None:
+        def receive(peer: Peer, message: m.RowsReply, size: int) -> None:
             if message.stale:
                 raise ConnectionResetError("its slots are served under other grants now")
             number = numbers[peer.holder.life]
@@ -349,7 +351,7 @@ class Servers:
 
     def provide(
         self,
-        message: m.Provide,
+        message: m.ProvideInitialValues,
         values: Sequence[Tensor],
         *,
         tables: Sequence[Tensor] = (),
@@ -383,10 +385,11 @@ class Servers:
                     for portion in initial.portions(slots):
                         parts, payload = initial.payload(portion)
                         connection.send(
-                            m.Init(slots=portion, grants=[grants[slot] for slot in portion], parts=parts), payload
+                            m.InitialValues(slots=portion, grants=[grants[slot] for slot in portion], parts=parts),
+                            payload,
                         )
                         answer, _ = self._answer(connection, holder.life, None)
-                        done = done and isinstance(answer, m.Initialised)
+                        done = done and isinstance(answer, m.InitialValuesGiven)
             except OSError:
                 done = False
         return done
@@ -418,7 +421,7 @@ class Servers:
             merged = zip(buffers, bases, self._shape.buffers, strict=True)
             given = [now - base if spec.merge == "sum" else now for now, base, spec in merged]
         memory = packed(self._buffers, given)
-        self._exchange_whole(m.Buffers(grant=self._map.grants[0], trainers=trainers, fixed=False), memory, idle)
+        self._exchange_whole(m.MergeBuffers(grant=self._map.grants[0], trainers=trainers, fixed=False), memory, idle)
         unpack(self._buffers, memory, buffers)
 
     def take_fixed(self, tensors: Sequence[Tensor], *, idle: Callable[[], None]) -> None:
@@ -430,10 +433,10 @@ class Servers:
         if not tensors:
             return
         memory = memoryview(bytearray(self._fixed.size))
-        self._exchange_whole(m.Buffers(grant=self._map.grants[0], trainers=0, fixed=True), memory, idle)
+        self._exchange_whole(m.MergeBuffers(grant=self._map.grants[0], trainers=0, fixed=True), memory, idle)
         unpack(self._fixed, memory, tensors)
 
-    def _exchange_whole(self, message: m.Buffers, memory: memoryview, idle: Callable[[], None]) -> None:
+    def _exchange_whole(self, message: m.MergeBuffers, memory: memoryview, idle: Callable[[], None]) -> None:
         """Send slot 0's server the memory (not where fixed tensors are asked for), and take its answer into it."""
         number = self._map.owner[0]
         if number < 0:
@@ -477,10 +480,10 @@ class Servers:
     def _export_slot(
         self, peer: Peer, slot: int, tables: list[list[tuple[Tensor, Tensor]]], idle: Callable[[], None]
     ) -> None:
-        message = m.Export(slot=slot, grant=self._map.grants[slot])
+        message = m.ExportTables(slot=slot, grant=self._map.grants[slot])
         peer.connection.send(message, idle=self._watch(peer, idle))
         answer, _ = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))
-        if not isinstance(answer, m.Exported) or answer.stale:
+        if not isinstance(answer, m.ExportReply) or answer.stale:
             raise ConnectionResetError("the slot is served under another grant now")
         for part in answer.tables:
             table = self._shape.tables[part.table]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from shoal.protocol.epoch_plan import Plan
-from shoal.protocol.messages import NO_GRANT, Done, Lease, Map
+from shoal.protocol.epoch_plan import EpochPlan
+from shoal.protocol.messages import NO_GRANT, Lease, SlotMap, TaskDone
 
 __all__ = ["Work"]
 
@@ -24,14 +24,14 @@ class Work:
         slots: How many slots there are.
     """
 
-    def __init__(self, plan: Plan, *, slots: int) -> None:
+    def __init__(self, plan: EpochPlan, *, slots: int) -> None:
         self.plan = plan
         self.slots = slots
-        self.map: Map | None = None
+        self.map: SlotMap | None = None
         self.current: Lease | None = None
         self.waiting: deque[Lease] = deque()
         """Leases to work on later, first come, first served; but what must be redone comes first."""
-        self.unanswered: dict[tuple[int, int], Done] = {}
+        self.unanswered: dict[tuple[int, int], TaskDone] = {}
         """Tasks reported as done that the master has not confirmed: told again to every master."""
         self._at: dict[tuple[int, int], dict[int, tuple[int, int]]] = {}
 
@@ -90,19 +90,19 @@ class Work:
         self._at.clear()
         return given
 
-    def finish(self) -> Done:
+    def finish(self) -> TaskDone:
         """The current task's last batch was acknowledged everywhere: what to report."""
         lease = self.current
         assert lease is not None
         known = self._at.pop((lease.epoch, lease.task))
-        done = Done(lease=lease, grants=[known[slot][0] for slot in range(self.slots)])
+        done = TaskDone(lease=lease, grants=[known[slot][0] for slot in range(self.slots)])
         self.unanswered[lease.epoch, lease.task] = done
         self.current = None
         return done
 
     # --- Slots ---
 
-    def mapped(self, new: Map) -> None:
+    def mapped(self, new: SlotMap) -> None:
         """The master's map: what is known of a slot under another grant is known no longer."""
         self.map = new
         for known in self._at.values():

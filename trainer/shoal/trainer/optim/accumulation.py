@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from shoal.trainer.refusal import Refused
 
-__all__ = ["Carry"]
+__all__ = ["Accumulation"]
 
 LOOKED_AT = 16
 """Parameters, at least, whose gradients tell whether there was another backward pass; fewer if there are fewer."""
 
 
-class Carry:
+class Accumulation:
     """Watches the gradients that a batch without a step leaves.
 
     Args:

@@ -23,7 +23,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from shoal.trainer.refusal import Refusal, Refused
 
-__all__ = ["Schedule"]
+__all__ = ["LearningRateSchedule"]
 
 CHECKPOINT_STEPS = 1000
 
@@ -33,7 +33,7 @@ _ANYWHERE = (lr_scheduler.LambdaLR, lr_scheduler.OneCycleLR, lr_scheduler.Cyclic
 _TIMES = ("params", "initial_lr")
 
 
-class Schedule:
+class LearningRateSchedule:
     """What schedulers make of the parameter groups at each optimizer step.
 
     Args:

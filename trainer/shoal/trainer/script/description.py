@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shoal.protocol.epoch_plan import Plan, default_task_batches
-from shoal.protocol.messages import Buffer, DenseParameter, Group, Shape, SparseTable
+from shoal.protocol.epoch_plan import EpochPlan, default_task_batches
+from shoal.protocol.messages import Buffer, DenseParameter, Group, ModelSpec, SparseTable
 from shoal.protocol.messages import Tensor as TensorShape
 from shoal.protocol.slot_layout import ITEM_SIZES
 from shoal.tensors.optimizers import UnsupportedOptimizer, check_dense, check_sparse, group_options, optimizer_name
@@ -25,7 +25,7 @@ from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.script.prepare_checks import check_model, check_numbers, check_state
 from shoal.trainer.script.tensor_names import clean_name
 
-__all__ = ["FIXED_BYTES", "AfterStep", "BufferPlace", "Description", "TableModule", "describe"]
+__all__ = ["FIXED_BYTES", "AfterStep", "BufferPlace", "ScriptDescription", "TableModule", "describe"]
 
 Named = tuple[str, nn.Parameter]
 Match = Callable[[str, str], list[Named]]
@@ -69,10 +69,10 @@ class BufferPlace:
 
 
 @dataclass(frozen=True)
-class Description:
+class ScriptDescription:
     """The shape, and the live objects in its order."""
 
-    shape: Shape
+    shape: ModelSpec
     dense: list[nn.Parameter]
     tables: list[TableModule]
     groups: list[dict[str, Any]]
@@ -133,7 +133,7 @@ def describe(
     task_batches: int | None,
     after: AfterStep = _NOTHING,
     drawn: frozenset[int] = frozenset(),
-) -> Description:
+) -> ScriptDescription:
     """Describe a script's model, optimizers and data.
 
     Args:
@@ -165,7 +165,7 @@ def describe(
     frozen: list[tuple[str, Any]] = [(name, p) for name, p in parameters if id(p) not in placed]
     fixed = [*frozen, *passing]
     large = sum(tensor.nbytes for _, tensor in fixed) > FIXED_BYTES
-    shape = Shape(
+    shape = ModelSpec(
         **_data_of_shape(data, accumulate, task_batches),
         dense=[described for described, _ in dense],
         tables=sparse,
@@ -175,7 +175,7 @@ def describe(
         frozen=_digest(fixed) if large else "",
         ema=after.ema,
     )
-    return Description(
+    return ScriptDescription(
         shape=shape,
         dense=[parameter for _, parameter in dense],
         tables=tables,
@@ -200,7 +200,9 @@ def _check_average(ema: float, tables: Sequence[TableModule]) -> None:
 
 
 def _task_batches(data: DataDescription, accumulate: int, wanted: int | None) -> int:
-    batches = Plan(samples=data.samples, batch_size=data.batch_size, drop_last=data.drop_last, task_batches=1).batches
+    batches = EpochPlan(
+        samples=data.samples, batch_size=data.batch_size, drop_last=data.drop_last, task_batches=1
+    ).batches
     if not batches:
         raise Refusal(
             f"drop_last leaves no batch: {data.samples} samples are fewer than one batch of {data.batch_size}"

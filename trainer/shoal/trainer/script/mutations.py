@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from shoal.trainer.refusal import Refused
 
-__all__ = ["Watch", "refuse_averages"]
+__all__ = ["MutationDetector", "refuse_averages"]
 
 WINDOW = 32
 """Parameters that are looked at in one batch."""
@@ -82,7 +82,7 @@ def _refuse_replaced(watched: Sequence[_Watched]) -> None:
             raise Refused(_replaced(each.name))
 
 
-class Watch:
+class MutationDetector:
     """Watches a model's parameters.
 
     Args:
