@@ -15,7 +15,7 @@ from benchmarks.edl_figures import FixedNode, Sample, fits, least_stopped
 from benchmarks.edl_watch import HollowMasters, PodLog, SeenPod
 from benchmarks.hollow import JOBS, HollowCluster
 from benchmarks.operators import say
-from shoal.simulator.cluster import Kind, Phase
+from shoal.simulator.cluster import Phase, PodKind
 from shoal.simulator.engine import Simulation, simulate
 from shoal.simulator.policies import POLICIES
 from shoal.simulator.trace import Trace
@@ -282,9 +282,9 @@ def _sample_of(simulation: Simulation, case: Case) -> Sample:
         for pod in pods.values():
             size = int(simulation.cluster.request(pod)[0]) // 1000
             if pod.phase in {Phase.RUNNING, Phase.LEAVING}:
-                cores[WEB if pod.kind is Kind.FOREIGN else f"job{pod.owner}"] += size
-            web += pod.kind is Kind.FOREIGN and pod.phase is Phase.RUNNING
-            if pod.kind is Kind.TRAINER:
+                cores[WEB if pod.kind is PodKind.FOREIGN else f"job{pod.owner}"] += size
+            web += pod.kind is PodKind.FOREIGN and pod.phase is Phase.RUNNING
+            if pod.kind is PodKind.TRAINER:
                 trainers += pod.phase is not Phase.LEAVING
             else:
                 others += size

@@ -33,7 +33,7 @@ from benchmarks.operators import say
 from shoal.api import from_mapping
 from shoal.operator.controller.preflight import as_pod
 from shoal.operator.resources import workloads
-from shoal.operator.resources.pods import Identity, master_pod, names, server_pod, trainer_pod
+from shoal.operator.resources.pods import JobIdentity, master_pod, names, server_pod, trainer_pod
 
 SIZE = int(os.environ.get("BENCH_JOBS", "20"))
 TRAINERS, SERVERS = 60, 10
@@ -111,7 +111,7 @@ def _manifest(name: str, namespace: str) -> dict[str, Any]:
 def _pods(manifest: Mapping[str, Any], *, whole: bool) -> list[dict[str, Any]]:
     """The pods of a job, or its trainers' alone, as they are made of it."""
     job = from_mapping(manifest)
-    identity = Identity(uid=manifest["metadata"]["uid"], etcd="http://127.0.0.1:2379", classes=CLASSES)
+    identity = JobIdentity(uid=manifest["metadata"]["uid"], etcd="http://127.0.0.1:2379", classes=CLASSES)
     known = names(job)
     assert known["account"] == f"{job.metadata.name}-shoal"
     servers = [as_pod(job, server_pod(job, identity), f"{known['pserver']}-{index}") for index in range(SERVERS)]

@@ -19,7 +19,7 @@ hardly ever looks for cycles in all objects, where by default one of some 70 pla
 How the cost grows is the slope of a straight line through (log size, log median), once for jobs and once for nodes. It says
 how things are between these sizes, no more: part of a plan costs the same in any cluster.
 
-Beside it what the planner's snapshots come from: the memory of a `ClusterView`, as the growth of a new process's resident set
+Beside it what the planner's snapshots come from: the memory of a `ClusterState`, as the growth of a new process's resident set
 while it hears of all nodes and pods, and the time of a snapshot after one pod has changed.
 
 Where matplotlib can be imported the growth is drawn to benchmarks/results/plan.png.
@@ -45,21 +45,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, Row, at_most, interval, main, percentile, plain
-from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.planner.model import (
     Allocation,
     Counts,
-    Given,
-    Job,
-    Memory,
+    JobAllocation,
     Nodes,
-    Pending,
+    PendingPod,
+    PlannerJob,
+    PlannerMemory,
     Policy,
     Shapes,
     Snapshot,
 )
 from shoal.autoscaler.planner.plan import plan
-from shoal.autoscaler.snapshot.cluster_state import ClusterView
+from shoal.autoscaler.snapshot.cluster_state import ClusterState
 from shoal.operator.__main__ import tune
 
 SIZES = ((20, 133), (160, 64), (1000, 1000), (1000, 10_000))
@@ -128,10 +128,10 @@ def _request(chance: np.random.Generator, shapes: int) -> Counts:
     return np.stack([cpu, memory, np.ones(shapes, dtype=np.int64)], axis=1).astype(np.int64)
 
 
-def _job(number: int, chance: np.random.Generator, request: Counts, cpu: float) -> Job:
+def _job(number: int, chance: np.random.Generator, request: Counts, cpu: float) -> PlannerJob:
     shape = int(chance.integers(len(request)))
     high = max(1, round(cpu * chance.uniform(0.5, 1.5) / int(request[shape, 0])))
-    return Job(
+    return PlannerJob(
         uid=f"job-{number}",
         name=f"default/job-{number}",
         priority=int(chance.choice(PRIORITIES)),
@@ -149,7 +149,7 @@ def carried_out(snapshot: Snapshot, allocation: Allocation) -> Snapshot:
     return replace(snapshot, jobs=tuple(jobs))
 
 
-def _held(given: Given, job: Job) -> Mapping[int, int]:
+def _held(given: JobAllocation, job: PlannerJob) -> Mapping[int, int]:
     if given.stays == job.held and not given.comes:
         return job.held
     return {node: given.stays.get(node, 0) + given.comes.get(node, 0) for node in {*given.stays, *given.comes}}
@@ -166,13 +166,13 @@ class Resting:
     """
 
     snapshot: Snapshot
-    memory: Memory
+    memory: PlannerMemory
     foreign: tuple[int, ...]
 
 
 def at_rest(snapshot: Snapshot) -> Resting:
     """What becomes of a cluster, as far as a few plans bring it there."""
-    memory = Memory()
+    memory = PlannerMemory()
     for _ in range(PLANS_TO_REST):
         allocation, memory = plan(snapshot, memory, POLICY)
         after = carried_out(snapshot, allocation)
@@ -187,7 +187,7 @@ def at_rest(snapshot: Snapshot) -> Resting:
     return Resting(snapshot=snapshot, memory=memory, foreign=foreign)
 
 
-def _needs_room(snapshot: Snapshot, memory: Memory, shape: int) -> bool:
+def _needs_room(snapshot: Snapshot, memory: PlannerMemory, shape: int) -> bool:
     claims = plan(_with_pod(snapshot, shape, 0), memory, POLICY)[0].claims
     return any(claim.victims for claim in claims)
 
@@ -196,7 +196,7 @@ def _needs_room(snapshot: Snapshot, memory: Memory, shape: int) -> bool:
 
 
 def _with_pod(snapshot: Snapshot, shape: int, number: int) -> Snapshot:
-    pod = Pending(uid=f"pod-{number}", name=f"default/pod-{number}", shape=shape, priority=0)
+    pod = PendingPod(uid=f"pod-{number}", name=f"default/pod-{number}", shape=shape, priority=0)
     return replace(snapshot, pending=(pod,))
 
 
@@ -215,7 +215,7 @@ def _node_goes(resting: Resting, chance: random.Random) -> Snapshot:
     return replace(after, jobs=tuple(jobs))
 
 
-def _without_node(job: Job, lost: int) -> Job:
+def _without_node(job: PlannerJob, lost: int) -> PlannerJob:
     return replace(job, held={node: count for node, count in job.held.items() if node != lost})
 
 
@@ -244,7 +244,7 @@ EVENTS: dict[str, Callable[[Resting, random.Random], Snapshot]] = {
 # --- Times ---
 
 
-def _timed(snapshot: Snapshot, memory: Memory) -> float:
+def _timed(snapshot: Snapshot, memory: PlannerMemory) -> float:
     """Milliseconds of one plan."""
     began = time.perf_counter()
     plan(snapshot, memory, POLICY)
@@ -253,7 +253,7 @@ def _timed(snapshot: Snapshot, memory: Memory) -> float:
 
 def from_scratch(instances: Sequence[Snapshot], repeats: int = REPEATS) -> list[float]:
     """Milliseconds of each repeat, the instances in turn."""
-    return _repeated(((snapshot, Memory()) for snapshot in cycle(instances)), repeats)
+    return _repeated(((snapshot, PlannerMemory()) for snapshot in cycle(instances)), repeats)
 
 
 def after_event(resting: Sequence[Resting], event: str, repeats: int = REPEATS) -> list[float]:
@@ -262,7 +262,7 @@ def after_event(resting: Sequence[Resting], event: str, repeats: int = REPEATS) 
     return _repeated(((EVENTS[event](each, chance), each.memory) for each in cycle(resting)), repeats)
 
 
-def _repeated(worlds: Iterator[tuple[Snapshot, Memory]], repeats: int) -> list[float]:
+def _repeated(worlds: Iterator[tuple[Snapshot, PlannerMemory]], repeats: int) -> list[float]:
     times: list[float] = []
     while len(times) < repeats and (len(times) < LEAST_REPEATS or sum(times) < SECONDS * 1000):
         times.append(_timed(*next(worlds)))
@@ -417,7 +417,7 @@ def _resident_megabytes() -> float:
 
 def _view(pipe: Pipe) -> None:
     """In a process of its own: what a view costs, and how long its snapshots take."""
-    view = ClusterView()
+    view = ClusterState()
     before = _resident_megabytes()
     for number in range(VIEW_NODES):
         view.node_changed(_node(number))
@@ -427,7 +427,7 @@ def _view(pipe: Pipe) -> None:
         view.pod_changed(_pod(number, cpu=500 + (number if job is None else job) % SHAPES * 100, job=job), now=0.0)
     megabytes = _resident_megabytes() - before
     wishes = [
-        JobWish(
+        JobDemand(
             uid=f"uid-{job}", name=f"job-{job}", namespace="default", priority=PRIORITIES[job % 3], min=1, max=20,
             trainer=_pod(0, cpu=500 + job % SHAPES * 100, job=job),
         )
@@ -464,7 +464,7 @@ def measure() -> tuple[list[Row], Any]:
     """All sizes, how it grows, and the view."""
     rows, raw = list[Row](), dict[str, Any]()
     tune()
-    _timed(cluster(jobs=20, nodes=20), Memory())  # what the first plan of a process pays for is nobody's figure
+    _timed(cluster(jobs=20, nodes=20), PlannerMemory())  # what the first plan of a process pays for is nobody's figure
     for title, (of_size, times) in _sizes():
         rows += of_size
         raw[title] = times

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from shoal.autoscaler.config.hot_reload import ConfigFile
-from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.loop import Autoscaler
 
 
@@ -96,4 +96,4 @@ def pod(cpu="1"):
 
 def wish(uid, low, high, **more):
     made = {"uid": uid, "name": uid, "namespace": "d", "trainer": pod(), "priority": 0, "min": low, "max": high}
-    return JobWish(**made | more)
+    return JobDemand(**made | more)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.autoscaler.snapshot.recent_demand import Demand
+from shoal.autoscaler.snapshot.recent_demand import RecentDemand
 from shoal.autoscaler.snapshot.resources import request_of
 
 
@@ -21,14 +21,14 @@ def spare(demand, multiple, now):
     ("came", "most"), [([0, 1, 2], 3), ([0, 70, 140], 1), ([0, 50, 100, 110], 3), ([0, 60], 2), ([0, 61], 1)]
 )
 def test_the_most_that_came_within_a_minute(came, most):
-    demand = Demand()
+    demand = RecentDemand()
     for number, moment in enumerate(came):
         demand.came(pod(f"p{number}"), now=float(moment))
     assert spare(demand, 1.0, 150.0) == [(1000, most)]
 
 
 def test_each_pod_counts_once_and_kinds_count_apart():
-    demand = Demand()
+    demand = RecentDemand()
     for _ in range(3):
         demand.came(pod("a"), now=1.0)
     demand.came(pod("b", cpu="2"), now=1.0)
@@ -37,7 +37,7 @@ def test_each_pod_counts_once_and_kinds_count_apart():
 
 
 def test_a_multiple_is_rounded_up_and_none_is_none():
-    demand = Demand()
+    demand = RecentDemand()
     for number in range(3):
         demand.came(pod(f"p{number}"), now=1.0)
     assert spare(demand, 0.5, 2.0) == [(1000, 2)]
@@ -45,7 +45,7 @@ def test_a_multiple_is_rounded_up_and_none_is_none():
 
 
 def test_what_is_long_ago_is_forgotten():
-    demand = Demand()
+    demand = RecentDemand()
     demand.came(pod("a"), now=0.0)
     assert spare(demand, 1.0, 599.0) == [(1000, 1)]
     assert spare(demand, 1.0, 601.0) == []

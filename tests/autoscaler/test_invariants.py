@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.planner.model import Memory, Why
+from shoal.autoscaler.planner.model import PlannerMemory, Why
 from shoal.autoscaler.planner.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters, placed, requests_of
 from tests.soak import examples
@@ -18,7 +18,7 @@ CASES = 300
 
 
 def planned(snapshot, memory=None):
-    return plan(snapshot, memory or Memory(), FREE_HAND)[0]
+    return plan(snapshot, memory or PlannerMemory(), FREE_HAND)[0]
 
 
 class After:
@@ -72,7 +72,7 @@ def where_all_is_told(check):
 @given(clusters(fixed=True))
 def test_a_plan(snapshot):
     """All of them at once: a random cluster is costlier than its plan."""
-    allocation, memory = plan(snapshot, Memory(), FREE_HAND)
+    allocation, memory = plan(snapshot, PlannerMemory(), FREE_HAND)
     seen = After(snapshot, allocation, memory)
     for check in INVARIANTS:
         check(seen)

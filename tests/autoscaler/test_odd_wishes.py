@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shoal.api.plan import Plan, PlannedClaim, PlannedJob
 from shoal.api.status import Reason
 from shoal.operator import endpoints
-from shoal.operator.controller.demands import Wishes, treatment
+from shoal.operator.controller.demands import Demands, treatment
 from shoal.operator.endpoints import Metrics
 from tests.autoscaler.loops import Loop
 from tests.operator.jobs import IDENTITY, job
@@ -46,14 +46,14 @@ def since(loop, wishes, created, generation=1):
 
 def test_a_job_ranks_by_when_it_was_created(loop):
     created = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    assert since(loop, Wishes(loop.made), created) == created.timestamp()
-    assert since(loop, Wishes(loop.made), None) == 0.0
+    assert since(loop, Demands(loop.made), created) == created.timestamp()
+    assert since(loop, Demands(loop.made), None) == 0.0
 
 
 @pytest.mark.parametrize("ahead", [timedelta(seconds=30), timedelta(hours=3), timedelta(days=9000)])
 def test_a_job_that_is_from_the_future_is_of_now_and_stays_so(loop, ahead):
     """Else each job that is made until then would go before it."""
-    before, wishes = time.time(), Wishes(loop.made)
+    before, wishes = time.time(), Demands(loop.made)
     first = since(loop, wishes, datetime.now(UTC) + ahead)
     assert before <= first <= time.time()
     assert since(loop, wishes, datetime.now(UTC) + ahead, generation=2) == first, "an edit makes it no younger"
@@ -65,13 +65,13 @@ def test_a_job_that_is_from_the_future_is_of_now_and_stays_so(loop, ahead):
 
 @pytest.mark.parametrize("text", ["9999999-01-01", "2026-01-01", "now", 1e300, "0001-01-01T00:00:00+23:59", []])
 def test_a_job_of_a_time_that_is_none_is_as_old_as_can_be(loop, text):
-    wishes = Wishes(loop.made)
+    wishes = Demands(loop.made)
     wishes.tell({"metadata": {"name": "flights", "creationTimestamp": text}}, job(), IDENTITY, wants=True)
     assert loop.wishes[IDENTITY.uid].since == 0.0
 
 
 def test_a_job_whose_class_nobody_knows_ranks_below_all_others(loop):
-    Wishes(loop.made).tell(manifest(None), job(), IDENTITY, wants=True)
+    Demands(loop.made).tell(manifest(None), job(), IDENTITY, wants=True)
     assert loop.wishes[IDENTITY.uid].priority == -11
 
 

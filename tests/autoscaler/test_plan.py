@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import event, given
 
-from shoal.autoscaler.planner.model import Memory, Pending, Policy, Why
+from shoal.autoscaler.planner.model import PendingPod, PlannerMemory, Policy, Why
 from shoal.autoscaler.planner.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, cluster, clusters, job, placed
 from tests.soak import examples
 
 
 def counts(snapshot, memory=None, policy=FREE_HAND):
-    return {uid: each.trainers for uid, each in plan(snapshot, memory or Memory(), policy)[0].jobs.items()}
+    return {uid: each.trainers for uid, each in plan(snapshot, memory or PlannerMemory(), policy)[0].jobs.items()}
 
 
 def web(name="web", *, shape=1, priority=0, node=-1, preempts=False):
-    return Pending(uid=name, name=f"default/{name}", shape=shape, priority=priority, node=node, preempts=preempts)
+    return PendingPod(uid=name, name=f"default/{name}", shape=shape, priority=priority, node=node, preempts=preempts)
 
 
 # --- Growth ---
@@ -47,7 +47,7 @@ def test_a_share_is_that_of_the_dominant_resource():
 
 def test_a_higher_class_grows_first_but_no_minimum_goes_for_it():
     jobs = [job("low", 2, 9, held={0: 4, 1: 2}), job("high", 1, 9, priority=-5)]
-    made = plan(cluster([[20], [20]], [[5]], jobs), Memory(), FREE_HAND)[0].jobs
+    made = plan(cluster([[20], [20]], [[5]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert (made["low"].trainers, made["high"].trainers) == (2, 6)
 
 
@@ -58,14 +58,14 @@ def test_a_minimum_goes_before_growth_of_a_higher_class():
 
 def test_a_higher_minimum_evicts_a_lower_job_whole():
     jobs = [job("low", 2, 4, held={0: 4}), job("high", 3, 3, priority=-5)]
-    made = plan(cluster([[20]], [[5]], jobs), Memory(), FREE_HAND)[0].jobs
+    made = plan(cluster([[20]], [[5]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert (made["low"].trainers, made["low"].why) == (0, Why.QUEUED)
     assert made["high"].trainers == 3
 
 
 def test_all_or_nothing():
     jobs = [job("first", 5, 9, since=1.0), job("second", 2, 2, since=2.0)]
-    made = plan(cluster([[20]], [[5000 // 1000]], jobs), Memory(), FREE_HAND)[0].jobs
+    made = plan(cluster([[20]], [[5000 // 1000]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert (made["first"].trainers, made["second"].trainers) == (0, 2)
 
 
@@ -81,20 +81,20 @@ def test_servers_have_their_room_before_trainers_which_make_the_best_of_the_rest
 
 
 def test_a_job_that_is_larger_than_the_cluster_is_told_so():
-    made = plan(cluster([[18000]] * 4, [[5000]], [job("a", 40, 60)]), Memory(), FREE_HAND)[0].jobs["a"]
+    made = plan(cluster([[18000]] * 4, [[5000]], [job("a", 40, 60)]), PlannerMemory(), FREE_HAND)[0].jobs["a"]
     assert (made.trainers, made.words) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best: too little cpu")
 
 
 def test_a_job_in_line_is_told_its_place():
     jobs = [job("runs", 2, 2, held={0: 2}), job("first", 2, 4, since=1.0), job("second", 2, 2, since=2.0)]
-    made = plan(cluster([[10000]], [[5000]], jobs), Memory(), FREE_HAND)[0].jobs
+    made = plan(cluster([[10000]], [[5000]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert made["first"].words == "needs 2 x cpu 5, and others hold the room; it is number 1 in line"
     assert made["second"].words.endswith("number 2 in line")
 
 
 def test_why_not_more():
     jobs = [job("full", 1, 9), job("max", 1, 1), job("pinned", 1, 1, pinned=True)]
-    made = plan(cluster([[18000]], [[5000]], jobs), Memory(), FREE_HAND)[0].jobs
+    made = plan(cluster([[18000]], [[5000]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert {uid: each.words for uid, each in made.items()} == {
         "full": "no node has room for cpu 5", "max": "at max 1", "pinned": "pinned at 1",
     }  # fmt: skip
@@ -105,7 +105,7 @@ def test_why_not_more():
 
 def test_a_claim_takes_surplus_where_the_pod_fits_and_as_little_as_it_needs():
     jobs = [job("a", 1, 9, held={0: 3}), job("b", 1, 9, held={1: 3})]
-    allocation, memory = plan(cluster([[18], [18]], [[5], [6]], jobs, pending=[web()]), Memory(), FREE_HAND)
+    allocation, memory = plan(cluster([[18], [18]], [[5], [6]], jobs, pending=[web()]), PlannerMemory(), FREE_HAND)
     claim = allocation.claims[0]
     assert sum(claim.victims.values()) == 1
     assert sum(each.trainers for each in allocation.jobs.values()) == 5
@@ -116,32 +116,34 @@ def test_room_that_is_being_freed_is_not_made_again():
     """A trainer that leaves for a claim is no victim of another one, and its room is nobody else's."""
     jobs = [job("a", 1, 9, held={0: 2})]
     snapshot = cluster([[15]], [[5], [5]], jobs, pending=[web()], leaving=[[5]])
-    made, _ = plan(snapshot, Memory(), FREE_HAND)
+    made, _ = plan(snapshot, PlannerMemory(), FREE_HAND)
     assert made.jobs["a"].trainers == 2
     assert (made.claims[0].node, made.claims[0].victims) == (0, {})
 
 
 def test_what_is_freed_for_growth_is_used_when_it_is_there():
-    made, _ = plan(cluster([[10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5]]), Memory(), FREE_HAND)
+    made, _ = plan(cluster([[10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5]]), PlannerMemory(), FREE_HAND)
     assert (made.jobs["a"].trainers, made.jobs["a"].now) == (2, {})
 
 
 def test_it_is_said_where_there_is_room_now():
     """Who were wanted where somebody still leaves would take room that is meant for others."""
     snapshot = cluster([[10], [10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5], [0]])
-    given = plan(snapshot, Memory(), FREE_HAND)[0].jobs["a"]
+    given = plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"]
     assert (given.comes, given.now) == ({0: 1, 1: 2}, {1: 2})
 
 
 def test_a_claim_stays_on_its_node():
     jobs = [job("a", 1, 2, held={0: 2})]
-    memory = Memory(claims={"web": ("n2", 90.0)})
+    memory = PlannerMemory(claims={"web": ("n2", 90.0)})
     allocation, memory = plan(cluster([[10], [10], [10]], [[5], [5]], jobs, pending=[web()]), memory, FREE_HAND)
     assert (allocation.claims[0].node, allocation.claims[0].since) == (2, 90.0)
 
 
 def test_a_nominated_node_is_respected():
-    allocation, _ = plan(cluster([[10], [10]], [[5], [5]], pending=[web(node=1, preempts=True)]), Memory(), Policy())
+    allocation, _ = plan(
+        cluster([[10], [10]], [[5], [5]], pending=[web(node=1, preempts=True)]), PlannerMemory(), Policy()
+    )
     assert allocation.claims[0].node == 1
 
 
@@ -156,7 +158,7 @@ def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
     """Its victims are deleted a moment after the word that it chose them."""
     jobs = [job("a", 1, 9, held={0: 2, 1: 2})]
     snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=[web(node=0, preempts=True)])
-    allocation, memory = plan(snapshot, Memory(), Policy())
+    allocation, memory = plan(snapshot, PlannerMemory(), Policy())
     assert allocation.jobs["a"].stays == {0: 2, 1: 2}
     gone = [job("a", 1, 9, held={0: 1, 1: 2})]
     leaving = cluster([[10], [10]], [[5], [5]], gone, pending=[web(node=0, preempts=True)], leaving=[[5], [0]])
@@ -169,22 +171,22 @@ def test_of_pods_that_come_together_as_few_trainers_leave_as_anybody_could_do_wi
     jobs = [job("a", 1, 9, held={0: 2, 1: 2, 2: 2})]
     pods = [web(f"web{number}", shape=1) for number in range(4)]
     snapshot = cluster([[10], [11], [11]], [[5], [3]], jobs, pending=pods)
-    allocation, _ = plan(snapshot, Memory(), FREE_HAND)
+    allocation, _ = plan(snapshot, PlannerMemory(), FREE_HAND)
     assert allocation.jobs["a"].stays == {0: 2, 1: 1, 2: 1}
     assert sorted(claim.node for claim in allocation.claims) == [1, 1, 2, 2]
 
 
 def test_a_pod_that_fits_nowhere_claims_nothing():
     jobs = [job("a", 1, 9, held={0: 2})]
-    allocation, _ = plan(cluster([[10]], [[5], [11]], jobs, pending=[web()]), Memory(), FREE_HAND)
+    allocation, _ = plan(cluster([[10]], [[5], [11]], jobs, pending=[web()]), PlannerMemory(), FREE_HAND)
     assert (allocation.claims, allocation.jobs["a"].trainers) == ((), 2)
 
 
 def test_pods_that_are_no_more_than_trainers_claim_nothing():
     jobs = [job("a", 1, 9, held={0: 2})]
-    allocation, _ = plan(cluster([[10]], [[5], [5]], jobs, pending=[web(priority=-10)]), Memory(), FREE_HAND)
+    allocation, _ = plan(cluster([[10]], [[5], [5]], jobs, pending=[web(priority=-10)]), PlannerMemory(), FREE_HAND)
     assert (allocation.claims, allocation.jobs["a"].trainers) == ((), 2)
-    roomy, _ = plan(cluster([[15]], [[5], [5]], jobs, pending=[web(priority=-10)]), Memory(), FREE_HAND)
+    roomy, _ = plan(cluster([[15]], [[5], [5]], jobs, pending=[web(priority=-10)]), PlannerMemory(), FREE_HAND)
     assert (roomy.claims, roomy.jobs["a"].trainers) == ((), 3)
 
 
@@ -205,7 +207,7 @@ def test_a_maximum_that_was_lowered_below_what_runs():
 def test_a_lowered_maximum_leaves_those_of_the_minimum_where_they_are(node):
     """One that left would be made anew in the place of one of the surplus."""
     snapshot = cluster([[20], [20]], [[5]], [job("a", 2, 3, held={0: 4, 1: 4}, firm={node: 2})])
-    assert plan(snapshot, Memory(), FREE_HAND)[0].jobs["a"].stays == {node: 2, 1 - node: 1}
+    assert plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"].stays == {node: 2, 1 - node: 1}
 
 
 @pytest.mark.parametrize("node", [0, 1])
@@ -213,30 +215,30 @@ def test_for_another_one_of_the_surplus_leaves(node):
     """Whoever is made room for: where one of the minimum left, one more would have to be made anew."""
     rich = job("rich", 2, 4, held={0: 2, 1: 2}, firm={node: 2})
     for needy in (job("poor", 1, 4), job("higher", 1, 1, priority=-5)):
-        made = plan(cluster([[10], [10]], [[5]], [rich, needy]), Memory(), FREE_HAND)[0].jobs
+        made = plan(cluster([[10], [10]], [[5]], [rich, needy]), PlannerMemory(), FREE_HAND)[0].jobs
         assert made["rich"].stays[node] == 2
-    pod = plan(cluster([[10], [10]], [[5], [5]], [rich], pending=[web()]), Memory(), FREE_HAND)[0].jobs
+    pod = plan(cluster([[10], [10]], [[5], [5]], [rich], pending=[web()]), PlannerMemory(), FREE_HAND)[0].jobs
     assert pod["rich"].stays == {node: 2, 1 - node: 1}
     jobs = [rich, job("poor", 0, 4, held={2: 1})]
-    exchanged = plan(cluster([[10], [10], [5]], [[5]], jobs), Memory(), FREE_HAND)[0].jobs
+    exchanged = plan(cluster([[10], [10], [5]], [[5]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert exchanged["rich"].stays == {node: 2, 1 - node: 1}
 
 
 def test_a_node_that_has_become_too_small():
-    made = plan(cluster([[8], [20]], [[5]], [job("a", 1, 3, held={0: 3})]), Memory(), FREE_HAND)[0].jobs["a"]
+    made = plan(cluster([[8], [20]], [[5]], [job("a", 1, 3, held={0: 3})]), PlannerMemory(), FREE_HAND)[0].jobs["a"]
     assert placed(made) == {0: 1, 1: 2}
 
 
 def test_nobody_is_chased_from_a_cordoned_node_and_nobody_comes():
     snapshot = cluster([[20], [20]], [[5]], [job("a", 1, 5, held={0: 2})], usable=[False, True])
-    assert placed(plan(snapshot, Memory(), FREE_HAND)[0].jobs["a"]) == {0: 2, 1: 3}
+    assert placed(plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"]) == {0: 2, 1: 3}
 
 
 def test_a_pod_that_flaps_moves_nobody_twice():
     """It comes, its room is made; it goes, the room is used; nobody else is touched."""
     jobs = [job("a", 1, 9, held={0: 3}), job("b", 1, 9, held={1: 3})]
     start = cluster([[15], [15]], [[5], [5]], jobs)
-    memory = Memory()
+    memory = PlannerMemory()
     for _ in range(5):
         allocation, memory = plan(replace(start, pending=(web(),)), memory, FREE_HAND)
         assert sum(sum(claim.victims.values()) for claim in allocation.claims) == 1
@@ -248,7 +250,7 @@ def test_a_pod_that_flaps_moves_nobody_twice():
 
 def test_equal_shares_do_not_play_ping_pong():
     jobs = [job("a", 1, 9, held={0: 3}), job("b", 1, 9, held={1: 2})]
-    snapshot, memory = cluster([[15], [10]], [[5]], jobs), Memory()
+    snapshot, memory = cluster([[15], [10]], [[5]], jobs), PlannerMemory()
     for _ in range(5):
         allocation, memory = plan(snapshot, memory, FREE_HAND)
         assert not any(each.comes for each in allocation.jobs.values())
@@ -258,7 +260,7 @@ def test_moves_for_fairness_are_few_at_a_time_and_rest():
     jobs = [job("rich", 1, 20, held={0: 4, 1: 4, 2: 4}), job("poor", 1, 20, held={3: 1})]
     snapshot = cluster([[20], [20], [20], [5]], [[5]], jobs)
     policy = Policy(moves=2, cool_down_seconds=60.0, scheduler_evicts=False)
-    first, memory = plan(snapshot, Memory(), policy)
+    first, memory = plan(snapshot, PlannerMemory(), policy)
     assert (first.jobs["rich"].trainers, first.jobs["poor"].trainers) == (10, 3)
     assert first.jobs["poor"].why == Why.SHARE
     # In the same direction it goes on; the other way it would wait.
@@ -273,7 +275,7 @@ def test_nobody_moves_for_fairness_while_the_scheduler_evicts_for_others():
 
     def made(*pending, unmet=()):
         snapshot = cluster([[20], [20]], [[5], [5]], jobs, pending=list(pending))
-        memory = Memory(unmet=dict.fromkeys(unmet, 1000.0))
+        memory = PlannerMemory(unmet=dict.fromkeys(unmet, 1000.0))
         return {uid: each.trainers for uid, each in plan(snapshot, memory, Policy())[0].jobs.items()}
 
     assert made() == {"a": 4, "b": 4}
@@ -285,7 +287,7 @@ def test_nobody_moves_for_fairness_while_the_scheduler_evicts_for_others():
 def test_a_job_that_the_scheduler_refuses_is_held_at_what_runs_and_tries_again_later():
     jobs = [job("a", 1, 9, held={0: 2}, unschedulable=11.0)]
     snapshot = cluster([[20]], [[5]], jobs)
-    allocation, memory = plan(snapshot, Memory(), FREE_HAND)
+    allocation, memory = plan(snapshot, PlannerMemory(), FREE_HAND)
     assert (allocation.jobs["a"].trainers, allocation.jobs["a"].why) == (2, Why.REFUSED)
     calm = replace(snapshot, jobs=(replace(jobs[0], unschedulable=0.0),))
     assert counts(replace(calm, now=129.0), memory) == {"a": 2}
@@ -303,7 +305,7 @@ def test_a_pod_that_does_not_come_where_room_was_made_gives_the_room_back():
     """It cannot, for a reason that only the scheduler sees."""
     jobs = [job("a", 1, 9, held={0: 2})]
     snapshot = cluster([[10]], [[5], [5]], jobs, pending=[web()])
-    allocation, memory = plan(snapshot, Memory(), FREE_HAND)
+    allocation, memory = plan(snapshot, PlannerMemory(), FREE_HAND)
     assert allocation.jobs["a"].trainers == 1
     snapshot = replace(applied(replace(snapshot, pending=()), replace(allocation, claims=())), pending=(web(),))
     assert counts(replace(snapshot, now=129.0), memory) == {"a": 1}
@@ -326,7 +328,7 @@ def test_a_pod_goes_where_it_takes_the_least_room_from_others():
 
 
 def test_nothing_at_all():
-    assert plan(cluster([[0]], [[1]]), Memory(), FREE_HAND)[0].jobs == {}
+    assert plan(cluster([[0]], [[1]]), PlannerMemory(), FREE_HAND)[0].jobs == {}
     empty = cluster([[1]], [[1]], [job("a", 1, 2)])
     none = replace(
         empty,

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.planner.colocation import beside
+from shoal.autoscaler.planner.colocation import colocated
 from tests.soak import examples
 
 AMOUNT = st.integers(1, 6)
@@ -37,7 +37,7 @@ def best(count, request, trainer, rooms):
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4),
 )  # fmt: skip
 def test_all_are_placed_where_they_fit_and_few_trainers_are_lost(count, request, trainer, rooms):
-    found = beside(
+    found = colocated(
         count, request=np.array(request), trainer=np.array(trainer), room=np.array(rooms), order=np.zeros(len(rooms))
     )
     possible = best(count, request, trainer, rooms)
@@ -55,7 +55,7 @@ def test_all_are_placed_where_they_fit_and_few_trainers_are_lost(count, request,
 def placed(count, rooms):
     request, trainer = np.array([4, 5]), np.array([5, 8])
     room = np.array([[cores, 103] for cores in rooms])
-    return beside(count, request=request, trainer=trainer, room=room, order=np.arange(len(rooms))).tolist()
+    return colocated(count, request=request, trainer=trainer, room=room, order=np.arange(len(rooms))).tolist()
 
 
 def test_two_servers_beside_two_trainers_rather_than_one_beside_two():

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.planner.placement import Board
-from shoal.autoscaler.planner.preemption import Rooms
+from shoal.autoscaler.planner.placement import Placement
+from shoal.autoscaler.planner.preemption import PreemptionCandidates
 from tests.autoscaler.worlds import clusters
 from tests.soak import examples
 
@@ -58,14 +58,14 @@ def test_what_is_kept_is_what_a_fresh_board_finds(snapshot, steps, random):
     jobs = in_order(snapshot)
     if not jobs:
         return
-    board = Board(snapshot, jobs, {})
+    board = Placement(snapshot, jobs, {})
     tiers = range(2 * board.classes)
     for _ in range(steps):
         moved(board, random)
         if random.random() < 0.2:
             looked(board, tiers)
     here = [board.places.at(node) for node in range(len(board.free))]
-    fresh = Board(snapshot, [replace(job, held=held) for job, held in zip(jobs, held_by(board), strict=True)], {})
+    fresh = Placement(snapshot, [replace(job, held=held) for job, held in zip(jobs, held_by(board), strict=True)], {})
     fresh.sure[:] = board.sure
     assert (board.count == fresh.count).all()
     assert (board.free == fresh.free - board.kept).all()
@@ -94,9 +94,9 @@ def test_room_is_made_as_long_as_anybody_could_give_it(snapshot, random):
     jobs = in_order(snapshot)
     if not jobs:
         return
-    board = Board(snapshot, jobs, {})
+    board = Placement(snapshot, jobs, {})
     board.settle_many(np.arange(len(jobs)))
-    rooms = Rooms(board, np.ones(len(jobs)))
+    rooms = PreemptionCandidates(board, np.ones(len(jobs)))
     tiers = board.tiers(surplus_below=board.classes, minimums_below=random.randrange(board.classes + 1))
     for _ in range(12):
         shape = random.randrange(len(board.request))

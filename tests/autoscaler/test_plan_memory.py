@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.planner.model import Memory, Pending, Policy
+from shoal.autoscaler.planner.model import PendingPod, PlannerMemory, Policy
 from shoal.autoscaler.planner.plan import plan
-from shoal.autoscaler.snapshot.cluster_state import ClusterView
+from shoal.autoscaler.snapshot.cluster_state import ClusterState
 from tests.autoscaler.test_view import node, pod
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters
 from tests.soak import examples
@@ -20,7 +20,7 @@ POLICIES = [FREE_HAND, Policy(), Policy(moves=1, scheduler_evicts=False)]
 
 def pod_comes(snapshot, random):
     shape = random.randrange(len(snapshot.shapes.request))
-    pod = Pending(uid=f"late-{snapshot.now}", name="default/late", shape=shape, priority=0, preempts=False)
+    pod = PendingPod(uid=f"late-{snapshot.now}", name="default/late", shape=shape, priority=0, preempts=False)
     return replace(snapshot, pending=(*snapshot.pending, pod))
 
 
@@ -82,7 +82,7 @@ EVENTS = [pod_comes, pods_go, node_stops, node_fills, trainer_dies, job_goes, no
 @examples(60)
 @given(clusters(fixed=True), st.integers(2, 6), st.sampled_from(POLICIES), st.randoms(use_true_random=False))
 def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, random):
-    memory = Memory()
+    memory = PlannerMemory()
     for _ in range(steps):
         allocation, after = plan(snapshot, memory, policy)
         for claim in allocation.claims:
@@ -98,7 +98,7 @@ def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, ra
 
 def test_a_claim_stays_on_its_node_while_other_nodes_go_and_come():
     """The last node takes the number of one that goes, and a new one takes the number of the last."""
-    view = ClusterView()
+    view = ClusterState()
     for name in ("a", "b", "c"):
         view.node_changed(node(name))
     for name in ("a", "b"):
@@ -111,7 +111,7 @@ def test_a_claim_stays_on_its_node_while_other_nodes_go_and_come():
         (claim,) = allocation.claims
         return snapshot.nodes.names[claim.node], claim.since, memory
 
-    first, _, memory = claimed(Memory(), 1.0)
+    first, _, memory = claimed(PlannerMemory(), 1.0)
     view.node_changed(node("a"), gone=True)
     view.node_changed(node("d"))
     second, since, memory = claimed(memory, 2.0)

@@ -9,7 +9,7 @@ import pytest
 from shoal.simulator import POLICIES, loads, simulate
 from shoal.simulator import command as commands
 from shoal.simulator import plot as plots
-from shoal.simulator.command import Progress, main
+from shoal.simulator.command import ProgressLine, main
 from shoal.simulator.measures import History
 from shoal.simulator.plot import Bands, PlotError, bands_of, draw
 from shoal.simulator.report import rows
@@ -135,7 +135,7 @@ class Terminal(io.StringIO):
 
 
 def watched(stream) -> str:
-    progress = Progress("fixed", jobs=2, stream=stream, quiet_seconds=0)
+    progress = ProgressLine("fixed", jobs=2, stream=stream, quiet_seconds=0)
     with progress:
         simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.tell)
     return stream.getvalue()
@@ -150,7 +150,7 @@ def test_progress_is_told_on_a_terminal_alone_and_wiped_at_the_end():
 
 def test_nothing_is_told_of_what_is_quick():
     stream = Terminal()
-    with (progress := Progress("fixed", jobs=2, stream=stream)):
+    with (progress := ProgressLine("fixed", jobs=2, stream=stream)):
         simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.tell)
     assert stream.getvalue() == ""
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shoal.autoscaler.planner.model import Job, Nodes, Pending, Shapes, Snapshot
-from shoal.simulator import POLICIES, Seen, Trigger, View
+from shoal.autoscaler.planner.model import Nodes, PendingPod, PlannerJob, Shapes, Snapshot
+from shoal.simulator import POLICIES, ObservedWorld, PolicyView, Trigger
 from shoal.simulator.ancestor import Ancestor
 from shoal.simulator.fixed import Fixed
 from shoal.simulator.gang import Gang
@@ -12,17 +12,17 @@ from shoal.simulator.gang import Gang
 RESOURCES = ("cpu", "memory", "example.com/gpu", "pods")
 
 
-def job(uid: str, low: int, high: int, *, held=None, shape: int = 0, **more) -> Job:
-    return Job(uid=uid, name=uid, priority=-5, min=low, max=high, shape=shape, held=held or {}, **more)
+def job(uid: str, low: int, high: int, *, held=None, shape: int = 0, **more) -> PlannerJob:
+    return PlannerJob(uid=uid, name=uid, priority=-5, min=low, max=high, shape=shape, held=held or {}, **more)
 
 
-def seen(wanted: int, *, pending: int = 0, leaving: int = 0) -> Seen:
-    return Seen(wanted=wanted, running=wanted - pending, pending=pending, leaving=leaving)
+def seen(wanted: int, *, pending: int = 0, leaving: int = 0) -> ObservedWorld:
+    return ObservedWorld(wanted=wanted, running=wanted - pending, pending=pending, leaving=leaving)
 
 
 def view(
-    *jobs: Job, free, known=None, nodes=(100,), requested: int | None = None, shapes=((1, 1, 0),), pending=()
-) -> View:
+    *jobs: PlannerJob, free, known=None, nodes=(100,), requested: int | None = None, shapes=((1, 1, 0),), pending=()
+) -> PolicyView:
     """Cores of nodes and what is free on each; every shape is (cores, memory, GPUs)."""
     rows = np.array([[1000 * cores, 1000, 8, 110] for cores in nodes], dtype=np.int64)
     open_rows = np.array([[1000 * cores, 1000, 8, 110] for cores in free], dtype=np.int64)
@@ -46,7 +46,7 @@ def view(
     taken = (rows - open_rows).sum(axis=0)
     if requested is not None:
         taken[0] = 1000 * requested
-    return View(
+    return PolicyView(
         snapshot=snapshot,
         seen={each.uid: (known or {}).get(each.uid, seen(0)) for each in jobs},
         allocatable=rows,
@@ -55,7 +55,7 @@ def view(
     )
 
 
-def counts(rule, seen_view: View) -> dict[str, int]:
+def counts(rule, seen_view: PolicyView) -> dict[str, int]:
     return {uid: wish.trainers for uid, wish in rule.wish(seen_view).items()}
 
 
@@ -148,7 +148,7 @@ class TestGang:
         assert counts(Gang(), view(many, free=[5, 5], nodes=[9, 9], shapes=shapes)) == {}
 
     def test_room_that_waiting_foreign_pods_will_take_is_none(self):
-        waiting = (Pending(uid="w", name="w", shape=0, priority=0),)
+        waiting = (PendingPod(uid="w", name="w", shape=0, priority=0),)
         assert counts(Gang(), view(job("a", 1, 2), free=[2], pending=waiting)) == {}
 
 

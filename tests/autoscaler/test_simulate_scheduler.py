@@ -3,7 +3,7 @@
 import pytest
 
 from shoal.simulator import loads
-from shoal.simulator.cluster import Cluster, Kind, Phase, Pod, rank_of
+from shoal.simulator.cluster import Cluster, Phase, Pod, PodKind, rank_of
 from shoal.simulator.layout import Layout
 from shoal.simulator.scheduler import Scheduler
 
@@ -25,7 +25,7 @@ class Bench:
         self.victims.append(pod)
         self.cluster.leave(pod)
 
-    def pod(self, cores: int, *, priority: int = 0, kind: Kind = Kind.FOREIGN, owner: int = 2, **more) -> Pod:
+    def pod(self, cores: int, *, priority: int = 0, kind: PodKind = PodKind.FOREIGN, owner: int = 2, **more) -> Pod:
         number = self.cluster.number()
         pod = Pod(
             number=number,
@@ -36,14 +36,14 @@ class Bench:
             rank=rank_of(priority, kind),
             priority=priority,
             created=0.0,
-            preempts=more.pop("preempts", kind is Kind.FOREIGN),
+            preempts=more.pop("preempts", kind is PodKind.FOREIGN),
             **more,
         )
         self.cluster.add(pod)
         return pod
 
     def trainer(self, cores: int, *, node: int, priority: int = -5, owner: int = 0, at: float = 0.0) -> Pod:
-        pod = self.pod(cores, priority=priority, kind=Kind.TRAINER, owner=owner)
+        pod = self.pod(cores, priority=priority, kind=PodKind.TRAINER, owner=owner)
         self.cluster.bind(pod, node, at)
         pod.phase = Phase.RUNNING
         return pod
@@ -98,7 +98,7 @@ def test_room_that_is_being_made_is_not_given_to_others():
     bench.run()
     bench.cluster.remove(victim)
     late = bench.pod(1, priority=5)
-    trainer = bench.pod(1, priority=-5, kind=Kind.TRAINER, owner=0)
+    trainer = bench.pod(1, priority=-5, kind=PodKind.TRAINER, owner=0)
     assert bench.run() == [urgent]
     assert (late.phase, trainer.phase) == (Phase.PENDING, Phase.PENDING)
 

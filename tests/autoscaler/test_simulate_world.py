@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from shoal.simulator import POLICIES, Rule, Simulation, Trace, Wish, load, loads, simulate
-from shoal.simulator.cluster import Kind, Phase
+from shoal.simulator.cluster import Phase, PodKind
 from shoal.simulator.measures import Foreign, jain
 from tests.soak import examples
 
@@ -119,7 +119,7 @@ class Watcher:
         bound = [pod for pods in cluster.on for pod in pods.values()]
         leaving = sum((cluster.request(pod) for pod in bound if pod.phase is Phase.LEAVING), np.zeros(taken.shape[1]))
         assert (cluster.leaving.sum(axis=0) == leaving).all()
-        trainers = {pod.number for pod in bound if pod.kind is Kind.TRAINER and pod.phase is not Phase.LEAVING}
+        trainers = {pod.number for pod in bound if pod.kind is PodKind.TRAINER and pod.phase is not Phase.LEAVING}
         assert trainers == {pod.number for job in world.trainings.values() for pod in job.bound}
         for job in world.trainings.values():
             assert len(job.trainers) <= job.spec.max

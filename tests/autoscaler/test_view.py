@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.snapshot import cluster_state as module
-from shoal.autoscaler.snapshot.cluster_state import ClusterView
+from shoal.autoscaler.snapshot.cluster_state import ClusterState
 from shoal.autoscaler.snapshot.constraints import constraints_of, eligible, traits_of, usable
 from shoal.autoscaler.snapshot.resources import allocatable_of, request_of
 from tests.soak import examples
@@ -53,11 +53,11 @@ def trainer(index=0, *, job="j", of="u", **rest):
 
 def wish(uid="u", name="j", *, cpu="2", fixed=(), **rest):
     made = {"uid": uid, "name": name, "namespace": "default", "priority": -5, "min": 1, "max": 4}
-    return JobWish(**made | {"trainer": trainer(cpu=cpu, job=name, of=uid), "fixed": fixed} | rest)
+    return JobDemand(**made | {"trainer": trainer(cpu=cpu, job=name, of=uid), "fixed": fixed} | rest)
 
 
 def seen(*events, nodes=("n",)):
-    view = ClusterView()
+    view = ClusterState()
     for each in nodes:
         view.node_changed(node(each) if isinstance(each, str) else each)
     for each in events:
@@ -75,11 +75,11 @@ def pending_of(view, *jobs):
 
 
 def test_an_empty_cluster():
-    shot = ClusterView().snapshot([wish(fixed=[(pod(), 2, "master")])], now=3.0)
+    shot = ClusterState().snapshot([wish(fixed=[(pod(), 2, "master")])], now=3.0)
     assert (shot.now, shot.nodes.names, shot.nodes.room.shape, shot.nodes.group.shape) == (3.0, (), (0, 3), (0,))
     assert (shot.shapes.request.shape, shot.shapes.fits.shape) == ((2, 3), (2, 0))
     assert (shot.jobs[0].held, shot.jobs[0].fixed, shot.pending) == ({}, ((1, 2),), ())
-    assert ClusterView().snapshot([], now=0.0).shapes.request.shape == (0, 3)
+    assert ClusterState().snapshot([], now=0.0).shapes.request.shape == (0, 3)
 
 
 @pytest.mark.parametrize("lacking", [{}, {"status": None}, {"status": {"allocatable": None, "conditions": None}}])
@@ -190,7 +190,7 @@ def test_other_pods_of_a_job_that_have_no_node_yet():
 
 
 def test_how_long_the_scheduler_refuses_a_trainer():
-    view = ClusterView()
+    view = ClusterState()
     view.pod_changed(trainer(0), now=1.0)
     assert view.snapshot([wish()], now=9.0).jobs[0].unschedulable == 0
     view.pod_changed(trainer(0, refused=True), now=10.0)
@@ -221,7 +221,7 @@ def test_events_that_come_twice_or_late():
 
 
 def test_what_kubelets_write_all_the_time_is_no_news():
-    view = ClusterView()
+    view = ClusterState()
     heartbeat = node(revision=2)
     heartbeat["status"]["conditions"].append({"type": "MemoryPressure", "status": "False", "lastHeartbeatTime": "t"})
     assert [view.node_changed(each) for each in (node(revision=1), heartbeat)] == [True, False]
@@ -492,7 +492,7 @@ class Both:
     """The view, and the model beside it."""
 
     def __init__(self):
-        self.view, self.model, self.told, self.wishes = ClusterView(), Model(), [], "uv"
+        self.view, self.model, self.told, self.wishes = ClusterState(), Model(), [], "uv"
 
     def step(self, now, kind, *what):
         if kind == "jobs":

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from shoal.autoscaler.planner.model import Job, Nodes, Pending, Policy, Shapes, Snapshot
+from shoal.autoscaler.planner.model import Nodes, PendingPod, PlannerJob, Policy, Shapes, Snapshot
 
 __all__ = ["FREE_HAND", "applied", "cluster", "clusters", "job", "requests_of"]
 
@@ -50,7 +50,7 @@ def cluster(
 def job(name, low, high, *, shape=0, priority=-10, held=None, **more):
     """A job called by one word."""
     more = {"uid": name, "name": f"default/{name}", "min": low, "max": high} | more
-    return Job(shape=shape, priority=priority, held=held or {}, **more)
+    return PlannerJob(shape=shape, priority=priority, held=held or {}, **more)
 
 
 def requests_of(snapshot, allocation):
@@ -120,7 +120,7 @@ def clusters(draw, *, nodes=12, jobs=6, pending=True, held=True, fixed=False, cl
             )
         )  # fmt: skip
     waiting = [
-        Pending(
+        PendingPod(
             uid=f"p{index}", name=f"default/p{index}", shape=draw(st.integers(0, number - 1)),
             priority=draw(st.integers(0, 2)), node=draw(st.sampled_from([-1, -1, 0])), preempts=draw(st.booleans()),
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.api import TrainingJob, from_mapping
-from shoal.operator.resources.pods import Identity
+from shoal.operator.resources.pods import JobIdentity
 
-IDENTITY = Identity(
+IDENTITY = JobIdentity(
     uid="0b1e6c4a-0000-4000-8000-000000000001",
     etcd="https://etcd.shoal-system:2379",
     classes=("shoal-servers", "shoal-minimum", "shoal-surplus"),

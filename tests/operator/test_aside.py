@@ -9,7 +9,7 @@ import pytest
 
 from shoal.operator import thread_pool as module
 from shoal.operator.endpoints import Metrics
-from shoal.operator.thread_pool import aside, blocked
+from shoal.operator.thread_pool import blocked, run_in_thread
 from shoal.store import Store, StoreClosedError, StoreUnreachableError
 from tests.etcds import run_etcd
 
@@ -40,16 +40,19 @@ def test_an_etcd_that_hangs_takes_no_thread_for_each_call(tmp_path):
 
     async def scenario(etcd, store):
         etcd.pause()
-        calls = [asyncio.ensure_future(aside(lambda: store.get("/shoal/x", patience_seconds=60))) for _ in range(MANY)]
+        calls = [
+            asyncio.ensure_future(run_in_thread(lambda: store.get("/shoal/x", patience_seconds=60)))
+            for _ in range(MANY)
+        ]
         await until(lambda: blocked().waiting == MANY - module.MOST_THREADS)
         assert threads() <= module.MOST_THREADS + module.URGENT_THREADS
         with pytest.raises(StoreUnreachableError):
-            await aside(lambda: store.get("/shoal/x", patience_seconds=0.5), urgent=True)
+            await run_in_thread(lambda: store.get("/shoal/x", patience_seconds=0.5), urgent=True)
         assert not any(each.done() for each in calls)
         etcd.resume()
         assert await asyncio.gather(*calls) == [None] * MANY
         assert threads() <= module.MOST_THREADS + module.URGENT_THREADS
-        await aside(store.close, urgent=True)
+        await run_in_thread(store.close, urgent=True)
 
     with run_etcd(tmp_path) as etcd, Store.connect(etcd.endpoint, prefix="/shoal/") as store:
         asyncio.run(scenario(etcd, store))
@@ -60,9 +63,9 @@ def test_the_end_of_the_process_gets_through_while_all_calls_hang(tmp_path):
 
     async def scenario(etcd, store):
         etcd.pause()
-        calls = [asyncio.ensure_future(aside(lambda: store.get("/shoal/x"))) for _ in range(MANY)]
+        calls = [asyncio.ensure_future(run_in_thread(lambda: store.get("/shoal/x"))) for _ in range(MANY)]
         await until(lambda: blocked().waiting == MANY - module.MOST_THREADS)
-        await aside(store.close, urgent=True)
+        await run_in_thread(store.close, urgent=True)
         found = await asyncio.gather(*calls, return_exceptions=True)
         etcd.resume()
         return found
@@ -77,10 +80,10 @@ def test_a_call_that_is_cancelled_before_it_begins_is_never_run(stuck):
     ran = []
 
     async def scenario():
-        busy = [asyncio.ensure_future(aside(stuck.wait)) for _ in range(module.MOST_THREADS)]
+        busy = [asyncio.ensure_future(run_in_thread(stuck.wait)) for _ in range(module.MOST_THREADS)]
         await until(lambda: blocked().running == module.MOST_THREADS)
-        waiting = asyncio.ensure_future(aside(lambda: ran.append("cancelled")))
-        last = asyncio.ensure_future(aside(lambda: ran.append("last")))
+        waiting = asyncio.ensure_future(run_in_thread(lambda: ran.append("cancelled")))
+        last = asyncio.ensure_future(run_in_thread(lambda: ran.append("last")))
         await until(lambda: blocked().waiting == 2)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -99,13 +102,13 @@ def test_a_call_that_waits_for_a_thread_too_long_fails_as_one_that_etcd_does_not
     ran = []
 
     async def scenario():
-        busy = [asyncio.ensure_future(aside(stuck.wait)) for _ in range(module.MOST_THREADS)]
+        busy = [asyncio.ensure_future(run_in_thread(stuck.wait)) for _ in range(module.MOST_THREADS)]
         await until(lambda: blocked().running == module.MOST_THREADS)
         with pytest.raises(StoreUnreachableError, match="all 16 threads"):
-            await aside(lambda: ran.append("late"))
+            await run_in_thread(lambda: ran.append("late"))
         stuck.set()
         await asyncio.gather(*busy)
-        return await aside(lambda: "it goes on")
+        return await run_in_thread(lambda: "it goes on")
 
     assert asyncio.run(scenario()) == "it goes on"
     assert not ran
@@ -115,7 +118,7 @@ def test_a_call_whose_waiter_is_gone_ends_in_its_thread_and_disturbs_nobody(stuc
     """A process that is to end waits for no thread."""
 
     async def scenario():
-        call = asyncio.ensure_future(aside(stuck.wait))
+        call = asyncio.ensure_future(run_in_thread(stuck.wait))
         await until(lambda: blocked().running == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -127,15 +130,15 @@ def test_a_call_whose_waiter_is_gone_ends_in_its_thread_and_disturbs_nobody(stuc
 
 def test_an_error_of_the_call_is_raised_where_it_is_waited_for():
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(aside(lambda: 1 // 0))
-    assert asyncio.run(aside(lambda: 1)) == 1
+        asyncio.run(run_in_thread(lambda: 1 // 0))
+    assert asyncio.run(run_in_thread(lambda: 1)) == 1
 
 
 def test_what_runs_and_what_waits_is_told(stuck):
     metrics = Metrics(list)
 
     async def scenario():
-        calls = [asyncio.ensure_future(aside(stuck.wait)) for _ in range(module.MOST_THREADS + 3)]
+        calls = [asyncio.ensure_future(run_in_thread(stuck.wait)) for _ in range(module.MOST_THREADS + 3)]
         await until(lambda: blocked() == (3, module.MOST_THREADS))
         text = metrics.text().decode()
         assert "shoal_operator_blocking_calls_waiting 3.0" in text
@@ -158,11 +161,11 @@ def test_where_the_machine_has_no_thread_more_those_that_there_are_serve(stuck, 
         with monkeypatch.context() as machine:
             machine.setattr(threading, "Thread", NoThread)
             with pytest.raises(RuntimeError):
-                await aside(lambda: 1)
-        assert await aside(lambda: 2) == 2
+                await run_in_thread(lambda: 1)
+        assert await run_in_thread(lambda: 2) == 2
         with monkeypatch.context() as machine:
             machine.setattr(threading, "Thread", NoThread)
-            return await asyncio.gather(*(aside(lambda number=number: number) for number in range(10)))
+            return await asyncio.gather(*(run_in_thread(lambda number=number: number) for number in range(10)))
 
     assert asyncio.run(scenario()) == list(range(10))
     asyncio.run(until(lambda: blocked() == (0, 0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.operator.controller.job_memory import Memory
+from shoal.operator.controller.job_memory import JobMemory
 from shoal.operator.core.backoff import BackOff
 
 
@@ -28,7 +28,7 @@ def test_some_are_free_and_then_each_pause_is_twice_as_long():
 @given(st.lists(st.floats(0.01, 30.0), min_size=1, max_size=200))
 def test_no_minute_has_more_than_ten_pods_of_one_trainer(looks):
     """Whenever it is looked at, and whatever fails each time."""
-    pauses = Memory().pods
+    pauses = JobMemory().pods
     now, made = 0.0, []
     for pause in looks:
         now += pause

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from shoal.kube import KubeForbiddenError, KubeInvalidError
-from shoal.operator.controller.preflight import Checker
+from shoal.operator.controller.preflight import Preflight
 from shoal.operator.core.reconcile import Observed
 from tests.operator.jobs import IDENTITY, job
 
@@ -47,7 +47,7 @@ def refused(checker, of, seen=None):
 
 
 def test_the_same_pods_are_asked_about_once(kube):
-    checker = Checker(kube)
+    checker = Preflight(kube)
     assert refused(checker, job()) == ""
     assert kube.dry == ["trainer", "pserver", "master"]
     assert refused(checker, job(trainer={"minReplicas": 2, "maxReplicas": 9, "replicas": 5})) == ""
@@ -61,7 +61,7 @@ def test_the_same_pods_are_asked_about_once(kube):
 
 @pytest.mark.parametrize("kind", [KubeInvalidError, KubeForbiddenError])
 def test_pods_that_were_refused_are_asked_about_again(kube, kind):
-    checker = Checker(kube)
+    checker = Preflight(kube)
     kube.error = kind("not like this")
     assert ("not like this" in refused(checker, job())) is (kind is KubeInvalidError)
     kube.error, asked = None, len(kube.dry)
@@ -70,7 +70,7 @@ def test_pods_that_were_refused_are_asked_about_again(kube, kind):
 
 
 def test_names_are_looked_for_side_by_side_and_only_those_that_are_not_known(kube):
-    checker = Checker(kube)
+    checker = Preflight(kube)
     refused(checker, job())
     assert kube.most == len(kube.got) > 3
     kube.got.clear()
@@ -80,4 +80,4 @@ def test_names_are_looked_for_side_by_side_and_only_those_that_are_not_known(kub
 
 def test_a_name_that_is_taken(kube):
     kube.there["Service", "flights-master"] = {"metadata": {"name": "flights-master"}}
-    assert refused(Checker(kube), job()).startswith("NameTaken: Service flights-master exists")
+    assert refused(Preflight(kube), job()).startswith("NameTaken: Service flights-master exists")

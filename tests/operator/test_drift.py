@@ -10,8 +10,8 @@ import pytest
 
 from shoal.operator.cache.cache import APPLIED
 from shoal.operator.core.field_ownership import fields_of, holds
-from shoal.operator.resources.manifests import Rendered
-from shoal.operator.resources.pods import Identity
+from shoal.operator.resources.manifests import JobManifests
+from shoal.operator.resources.pods import JobIdentity
 from tests.operator.jobs import everything
 from tests.operator.jobs import job as a_job
 
@@ -78,8 +78,8 @@ def test_the_record_of_our_fields_lacks_each_field_that_was_changed(shared, name
     for name, made in (("a", everything(namespace)), ("b", a_job(namespace, parameterServer=kept))):
         of = made.model_copy(update={"metadata": made.metadata.model_copy(update={"name": name})})
         owner = shared.api.create("TrainingJob", namespace, {key: of.to_mapping()[key] for key in ("metadata", "spec")})
-        identity = Identity(uid=owner["metadata"]["uid"], etcd="https://etcd.shoal-system:2379", guarded=True)
-        rendered = Rendered(of, identity)
+        identity = JobIdentity(uid=owner["metadata"]["uid"], etcd="https://etcd.shoal-system:2379", guarded=True)
+        rendered = JobManifests(of, identity)
         for each in (*rendered.standing, rendered.servers(of.servers), rendered.master(0)):
             notes = each.content["metadata"].get("annotations", {}) | {APPLIED: each.hash}
             content = {**each.content, "metadata": {**each.content["metadata"], "annotations": notes}}

@@ -16,8 +16,8 @@ from shoal.api.status import (
     Status,
     TrainersStatus,
 )
-from shoal.operator.core.run_policy import End
-from shoal.operator.status.events import Note, failed, lost, notes
+from shoal.operator.core.run_policy import ContainerEnd
+from shoal.operator.status.events import EventNote, failed, lost, notes
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -112,11 +112,11 @@ def test_what_is_well_again_is_not_told():
 
 
 def test_a_lost_pod():
-    assert lost("a-trainer-3") == Note("Warning", "Lost", "a-trainer-3 lost: its node is gone; it is replaced")
+    assert lost("a-trainer-3") == EventNote("Warning", "Lost", "a-trainer-3 lost: its node is gone; it is replaced")
 
 
-def ended(code: int, words: str = "") -> End:
-    return End(pod="a-trainer-3", role="trainer", index=3, life="c", seconds=1, at=NOW, code=code, words=words)
+def ended(code: int, words: str = "") -> ContainerEnd:
+    return ContainerEnd(pod="a-trainer-3", role="trainer", index=3, life="c", seconds=1, at=NOW, code=code, words=words)
 
 
 def test_a_failed_script_has_its_last_line():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shoal.operator.cache.cache import ClusterStore
-from shoal.operator.core.reconcile import Apply, CreatePod, Observed, Places, reconcile
+from shoal.operator.cache.cache import Cache
+from shoal.operator.core.reconcile import Apply, CreatePod, Observed, PlannedNodes, reconcile
 from shoal.operator.core.scaling import TrainerPod
 from shoal.operator.resources import workloads
 from shoal.operator.resources.manifests import applied_hash
-from shoal.operator.resources.node_affinity import NODES, hinted, wish_of
+from shoal.operator.resources.node_affinity import NODES, preferred_node_of, with_preferred_nodes
 from shoal.operator.resources.pods import pod_hash, server_pod, trainer_pod
 from tests.operator.jobs import IDENTITY, job
 from tests.operator.looks import MASTERS, servers
@@ -32,26 +32,26 @@ def made(actions, kind):
 
 
 def test_a_wish_is_one_term_for_each_node():
-    pod = hinted(trainer_pod(job(), IDENTITY, 0), ["b", "a", "b"])
+    pod = with_preferred_nodes(trainer_pod(job(), IDENTITY, 0), ["b", "a", "b"])
     assert wishes(pod) == ["b", "a"]
-    assert hinted(pod, []) == pod
+    assert with_preferred_nodes(pod, []) == pod
 
 
 def test_what_a_template_asks_for_stays_and_its_own_wish_goes_first():
     required = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": []}}, "podAffinity": {"x": 1}}
     pod = {"spec": {"affinity": required}}
-    found = hinted(pod, ["a"])
+    found = with_preferred_nodes(pod, ["a"])
     assert found["spec"]["affinity"]["podAffinity"] == {"x": 1}
     assert REQUIRED in found["spec"]["affinity"]["nodeAffinity"]
     assert wishes(found) == ["a"]
     assert pod == {"spec": {"affinity": required}}, "it is not changed"
     own = {"spec": {"affinity": {"nodeAffinity": {PREFERRED: [{"weight": 1, "preference": {"matchFields": []}}]}}}}
-    assert hinted(own, ["a"]) == own
+    assert with_preferred_nodes(own, ["a"]) == own
 
 
 def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template():
     of, plain = job(), trainer_pod(job(), IDENTITY, 0)
-    places = Places(stays={}, comes={"a": 2, "b": 1})
+    places = PlannedNodes(stays={}, comes={"a": 2, "b": 1})
     actions = reconcile(of, IDENTITY, WHOLE, trainers=6, places=places)
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["a"], ["b"], []]
@@ -60,7 +60,7 @@ def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template
 
 def stored(of, pods, *, at=()):
     """What the operator knows of trainers that it has created, as the API server answers."""
-    store = ClusterStore()
+    store = Cache()
     metadata = {"name": of.metadata.name, "namespace": of.metadata.namespace, "uid": IDENTITY.uid}
     store.job_changed({"metadata": metadata})
     for number, pod in enumerate(pods):
@@ -84,7 +84,7 @@ def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
             IDENTITY,
             Observed(servers=servers(), masters=MASTERS),
             trainers=2,
-            places=Places(stays={}, comes={"a": 1, "b": 1}),
+            places=PlannedNodes(stays={}, comes={"a": 1, "b": 1}),
         )
         if isinstance(each, CreatePod)
     ]
@@ -92,21 +92,25 @@ def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
     seen = stored(of, first, at=("", "b"))
     assert [(pod.node, pod.wish) for pod in seen.trainers] == [("", "a"), ("b", "")]
     seen = replace(WHOLE, trainers=seen.trainers)
-    actions = reconcile(of, IDENTITY, seen, trainers=4, places=Places(stays={"b": 1}, comes={"a": 2, "b": 1}))
+    actions = reconcile(of, IDENTITY, seen, trainers=4, places=PlannedNodes(stays={"b": 1}, comes={"a": 2, "b": 1}))
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["b"]]
 
 
 def test_a_wish_of_a_trainer_is_the_one_node_that_it_names():
     plain = trainer_pod(job(), IDENTITY, 0)
-    first = hinted(plain, ["a"])
-    assert (wish_of(first), wish_of(plain), wish_of(hinted(first, []))) == ("a", "", "a")
-    assert wish_of(hinted(plain, ["a", "b"])) == ""
+    first = with_preferred_nodes(plain, ["a"])
+    assert (preferred_node_of(first), preferred_node_of(plain), preferred_node_of(with_preferred_nodes(first, []))) == (
+        "a",
+        "",
+        "a",
+    )
+    assert preferred_node_of(with_preferred_nodes(plain, ["a", "b"])) == ""
 
 
 def test_servers_and_master_keep_the_wish_that_they_were_made_with():
     of = job()
-    first = reconcile(of, IDENTITY, Observed(), trainers=2, places=Places(servers=("a", "b"), master=("c",)))
+    first = reconcile(of, IDENTITY, Observed(), trainers=2, places=PlannedNodes(servers=("a", "b"), master=("c",)))
     (servers,), (master,) = made(first, "StatefulSet"), made(first, "Deployment")
     assert servers["metadata"]["annotations"] == {NODES: "a,b"}
     assert master["metadata"]["annotations"][NODES] == "c"
@@ -115,16 +119,18 @@ def test_servers_and_master_keep_the_wish_that_they_were_made_with():
     assert template["spec"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
     applied = {(each["kind"], each["metadata"]["name"]): applied_hash(each) for each in (servers, master)}
     seen = Observed(applied=applied, preferred={"StatefulSet": ("a", "b"), "Deployment": ("c",)})
-    for places in (Places(servers=("d",), master=("e",)), Places(), None):
+    for places in (PlannedNodes(servers=("d",), master=("e",)), PlannedNodes(), None):
         actions = reconcile(of, IDENTITY, seen, trainers=2, places=places)
         assert not made(actions, "StatefulSet") + made(actions, "Deployment")
 
 
 def test_servers_are_made_when_their_room_is_free_and_stay_when_it_is_not():
-    of, waiting = job(), Places(servers=("a",), servers_wait=True)
+    of, waiting = job(), PlannedNodes(servers=("a",), servers_wait=True)
     first = reconcile(of, IDENTITY, Observed(), trainers=2, places=waiting)
     assert (len(made(first, "Deployment")), made(first, "StatefulSet")) == (1, [])
-    (servers,) = made(reconcile(of, IDENTITY, Observed(), trainers=2, places=Places(servers=("a",))), "StatefulSet")
+    (servers,) = made(
+        reconcile(of, IDENTITY, Observed(), trainers=2, places=PlannedNodes(servers=("a",))), "StatefulSet"
+    )
     seen = Observed(
         applied={("StatefulSet", servers["metadata"]["name"]): "another hash"}, preferred={"StatefulSet": ("a",)}
     )
@@ -142,7 +148,7 @@ def test_without_a_plan_nothing_is_wished_for():
 
 def test_trainers_come_last_with_a_plan_and_without():
     """A quota may have no room for all of them, and then what follows is not done."""
-    for places in (None, Places(stays={})):
+    for places in (None, PlannedNodes(stays={})):
         actions = reconcile(job(), IDENTITY, Observed(), trainers=2, places=places)
         made = [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)]
         assert made[-4:] == ["StatefulSet", "Deployment", "Pod", "Pod"]

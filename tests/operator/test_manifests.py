@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from shoal.operator.cache.pod_summary import PodFacets
+from shoal.operator.cache.pod_summary import PodSummary
 from shoal.operator.resources.object_fields import is_pod_of, slim
 from tests.operator.strange import UID, pods
 from tests.soak import examples
@@ -15,6 +15,6 @@ from tests.soak import examples
 def test_of_a_pod_all_is_kept_that_a_look_reads(pod):
     """Functions that read a pod are tested with whole ones; in reality they get what is kept."""
     kept = slim(pod)
-    assert PodFacets.of(kept) == PodFacets.of(pod)
+    assert PodSummary.of(kept) == PodSummary.of(pod)
     assert is_pod_of(kept, "j", UID) == is_pod_of(pod, "j", UID)
     assert slim({**kept, "kind": "Pod"}) == kept

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.api.plan import PLAN_KEY, Plan, PlannedClaim, PlannedJob
 from shoal.kube import KubeError
-from shoal.operator.status.plan_writer import MOST_BYTES, PlanTeller, shortened
+from shoal.operator.status.plan_writer import MOST_BYTES, PlanWriter, shortened
 from tests.soak import examples
 
 
@@ -39,7 +39,7 @@ def written(plans, *, failures=0):
                 raise KubeError("away")
             found.append(msgspec.json.decode(manifest["data"][PLAN_KEY], type=Plan))
 
-        teller = PlanTeller(apply, namespace="shoal-system", pause_seconds=0.0)
+        teller = PlanWriter(apply, namespace="shoal-system", pause_seconds=0.0)
         running = asyncio.create_task(teller.run())
         for each in plans:
             teller.planned(each)
@@ -66,7 +66,7 @@ def test_without_a_namespace_nothing_is_written():
     async def fails(_manifest):
         raise AssertionError
 
-    asyncio.run(asyncio.wait_for(PlanTeller(fails, namespace="").run(), 10))
+    asyncio.run(asyncio.wait_for(PlanWriter(fails, namespace="").run(), 10))
 
 
 @pytest.mark.parametrize(("jobs", "claims"), [(0, 0), (10, 10), (20_000, 0), (0, 20_000), (20_000, 20_000)])

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api.status import Condition, Progress, Status
-from shoal.operator.cache.cache import ClusterStore
+from shoal.operator.cache.cache import Cache
 from shoal.operator.core.run_policy import (
     REFUSED,
-    End,
-    Tally,
+    ContainerEnd,
+    FailureTally,
     active_seconds,
     clocked,
     ends_of,
@@ -36,13 +36,13 @@ def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def end(seconds: float, life: str = "", *, code: int = 1, lived: float = 5.0, **more) -> End:
-    made = End(pod="flights-trainer-0", role="trainer", index=0, life=life or f"l{seconds}", seconds=lived,
+def end(seconds: float, life: str = "", *, code: int = 1, lived: float = 5.0, **more) -> ContainerEnd:
+    made = ContainerEnd(pod="flights-trainer-0", role="trainer", index=0, life=life or f"l{seconds}", seconds=lived,
                at=at(seconds), code=code, words="Traceback\nValueError: no")  # fmt: skip
     return replace(made, **more)
 
 
-def count(ends, *, committed=None, before=Tally(), known=(), now=10.0) -> int:  # noqa: B008 - it is frozen
+def count(ends, *, committed=None, before=FailureTally(), known=(), now=10.0) -> int:  # noqa: B008 - it is frozen
     """Where all of these are seen at one moment, and what was committed at another."""
     first = tallied(before, ends, known=known, committed=None, now=now)
     return tallied(first, ends, known={each.life for each in ends}, committed=committed, now=100.0).count
@@ -98,14 +98,14 @@ def test_who_was_asked_to_end_and_who_runs_no_script_does_not_count():
 
 
 def test_each_life_counts_once():
-    first = tallied(Tally(), [end(1)], known=(), committed=None, now=0.0)
+    first = tallied(FailureTally(), [end(1)], known=(), committed=None, now=0.0)
     assert first.count == 1
     assert tallied(first, [end(1)], known={"l1"}, committed=None, now=0.0).count == 1
     assert tallied(first, [end(1), end(2)], known={"l1"}, committed=None, now=0.0).count == 2
 
 
 def test_an_operator_that_comes_after_another_counts_on_and_has_the_words():
-    counted = Tally(2, at(10))
+    counted = FailureTally(2, at(10))
     found = tallied(counted, [end(10), end(9)], known=None, committed=None, now=0.0)
     assert (found.count, found.end) == (2, end(10))
     assert tallied(counted, [end(10), end(11)], known=None, committed=None, now=0.0).count == 3
@@ -125,9 +125,9 @@ class Seen:
 
     def __init__(self, *, kubelet=0.0, master=0.0):
         self.now, self._kubelet, self._master = 0.0, kubelet, master
-        self.store = ClusterStore(clock=lambda: self.now)
+        self.store = Cache(clock=lambda: self.now)
         self.store.job_changed({"metadata": {"uid": "u", "name": "j", "namespace": "default"}})
-        self.tally, self.known = Tally(), None
+        self.tally, self.known = FailureTally(), None
 
     def failed(self, started, finished):
         state = terminated(self._kubelet + started, self._kubelet + finished, 1)
@@ -179,7 +179,7 @@ def test_an_operator_that_begins_takes_one_commit_more():
     seen = Seen()
     seen.failed(-50, 10)
     seen.progress(5, 20)
-    seen.tally = Tally(2, at(10))
+    seen.tally = FailureTally(2, at(10))
     assert seen.looked(100) == 2
     seen.now = 101
     seen.progress(6, 101)
@@ -206,7 +206,7 @@ def test_samples_that_come_back_are_no_commit_and_their_next_commit_is():
 def test_looks_in_between_change_nothing(spans, cuts):
     """Seen one by one, some again and again, the ends count as they do all at once."""
     ends = sorted((end(seconds, code=code, asked=asked) for seconds, code, asked in spans), key=lambda each: each.at)
-    tally, known = Tally(), None
+    tally, known = FailureTally(), None
     for cut in [*sorted(cuts), len(ends)]:
         there = ends[:cut]
         tally = tallied(tally, there, known=known, committed=None, now=0.0)
@@ -217,23 +217,23 @@ def test_looks_in_between_change_nothing(spans, cuts):
 @given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 137])), max_size=8, unique_by=lambda x: x[0]))
 def test_each_error_is_told_once(spans):
     ends = [end(seconds, code=code) for seconds, code in spans]
-    told = newly_failed(Tally(), ends, known=None)
+    told = newly_failed(FailureTally(), ends, known=None)
     assert sorted(each.life for each in told) == sorted(each.life for each in ends if each.code != 137)
-    assert newly_failed(Tally(), ends, known={each.life for each in ends}) == []
+    assert newly_failed(FailureTally(), ends, known={each.life for each in ends}) == []
 
 
 # --- What the run policy decides ---
 
 
-def decided(*, tally=Tally(), status=Status(), refusals=(), now=0.0, **policy):  # noqa: B008 - they are frozen
+def decided(*, tally=FailureTally(), status=Status(), refusals=(), now=0.0, **policy):  # noqa: B008 - they are frozen
     made = job(runPolicy=policy) if policy else job()
     found = overrun(made, status, tally, refusals, at(now))
     return found.reason if found is not None else ""
 
 
 def test_the_count_may_reach_the_limit_and_not_pass_it():
-    assert decided(tally=Tally(2, at(1), end(1)), backoffLimit=2) == ""
-    said = decided(tally=Tally(3, at(1), end(1)), backoffLimit=2)
+    assert decided(tally=FailureTally(2, at(1), end(1)), backoffLimit=2) == ""
+    said = decided(tally=FailureTally(3, at(1), end(1)), backoffLimit=2)
     assert said.startswith("BackoffLimitExceeded: the script failed 3 times in a row (runPolicy.backoffLimit: 2)")
     assert "flights-trainer-0 (exit code 1)" in said
     assert "ValueError: no" in said
@@ -241,18 +241,18 @@ def test_the_count_may_reach_the_limit_and_not_pass_it():
 
 def test_one_early_end_of_each_trainer_is_not_too_many():
     early = end(1, code=0)
-    assert decided(tally=Tally(4, at(1), early), backoffLimit=0) == ""
-    said = decided(tally=Tally(5, at(1), early), backoffLimit=0)
+    assert decided(tally=FailureTally(4, at(1), early), backoffLimit=0) == ""
+    said = decided(tally=FailureTally(5, at(1), early), backoffLimit=0)
     assert said.startswith("BackoffLimitExceeded: the script ended 5 times in a row although the job was not complete;")
     assert said.endswith("ValueError: no")
 
 
 def test_a_script_that_never_joins_is_known_at_its_second_end():
     early, starting = end(1, code=0), Status(progress=Progress())
-    assert decided(tally=Tally(1, at(1), early), status=starting) == ""
-    assert decided(tally=Tally(2, at(1), early), status=Status()) == ""
-    assert decided(tally=Tally(2, at(1), early), status=Status(progress=Progress(epochs=3))) == ""
-    said = decided(tally=Tally(2, at(1), early), status=starting)
+    assert decided(tally=FailureTally(1, at(1), early), status=starting) == ""
+    assert decided(tally=FailureTally(2, at(1), early), status=Status()) == ""
+    assert decided(tally=FailureTally(2, at(1), early), status=Status(progress=Progress(epochs=3))) == ""
+    said = decided(tally=FailureTally(2, at(1), early), status=starting)
     assert said.startswith("ScriptFailed: the script ended without joining the job")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shoal.api.status import ConditionType
-from shoal.operator.status.reasons import Trouble, in_order, reason_of, words_of
+from shoal.operator.status.reasons import PodProblem, in_order, reason_of, words_of
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_words_become_documented_reasons(of, words, reason, message):
     ],
 )
 def test_a_pods_own_reason_is_known_by_a_table(own, words, reason, before_node):
-    trouble = Trouble("trainer", "a", own, words)
+    trouble = PodProblem("trainer", "a", own, words)
     assert (trouble.known, trouble.before_node) == (reason, before_node)
 
 
 def test_words_are_one_line_and_not_too_long():
-    assert words_of([Trouble("trainer", "a", "Error", "one\n\ttwo")]) == "a: Error: one two"
-    assert len(words_of([Trouble("trainer", "a", "Error", "x" * 10_000)])) == 500
+    assert words_of([PodProblem("trainer", "a", "Error", "one\n\ttwo")]) == "a: Error: one two"
+    assert len(words_of([PodProblem("trainer", "a", "Error", "x" * 10_000)])) == 500
     assert len(reason_of(ConditionType.FAILED, "x" * 10_000)[1]) == 4000
 
 
@@ -52,5 +52,5 @@ def test_pods_come_in_the_order_of_roles_and_numbers():
         ("master", "master"),
         ("trainer", "t-9"),
     ]
-    found = in_order(Trouble(role, pod, "Error") for role, pod in pods)
+    found = in_order(PodProblem(role, pod, "Error") for role, pod in pods)
     assert [each.pod for each in found] == ["master", "p-2", "t-9", "t-10", "a"]

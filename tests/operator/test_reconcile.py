@@ -17,19 +17,19 @@ from shoal.operator.core.reconcile import (
     Ended,
     MakeSecrets,
     Observed,
-    Places,
+    PlannedNodes,
+    PublishDesired,
     ServerPod,
-    Tell,
     in_pods,
     reconcile,
 )
 from shoal.operator.core.scaling import TrainerPod
-from shoal.operator.resources.manifests import Rendered, applied_hash
-from shoal.operator.resources.pods import Identity
+from shoal.operator.resources.manifests import JobManifests, applied_hash
+from shoal.operator.resources.pods import JobIdentity
 from shoal.store import DesiredState
 from tests.soak import examples
 
-IDENTITY = Identity(uid="0123", etcd="etcd:2379", classes=("servers", "minimum", "surplus"))
+IDENTITY = JobIdentity(uid="0123", etcd="etcd:2379", classes=("servers", "minimum", "surplus"))
 
 
 def job(*, low=1, high=3, suspend=False, image="train:1", servers=2, claims=True):
@@ -76,7 +76,7 @@ class Job(RuleBasedStateMachine):
         self.views.append(copy.deepcopy(self.now))
 
     def observed(self, state: State) -> Observed:
-        current = Rendered(self.job, IDENTITY).template
+        current = JobManifests(self.job, IDENTITY).template
         return Observed(
             applied=state.applied,
             secrets=state.secrets,
@@ -128,7 +128,7 @@ class Job(RuleBasedStateMachine):
                     now.classes[uid] = manifest["spec"]["priorityClassName"]
             case DeletePod(name, uid, force):
                 self.delete(name, uid, force=force)
-            case Tell(wanted):
+            case PublishDesired(wanted):
                 now.wanted = wanted
 
     def delete(self, name, uid, *, force):
@@ -279,7 +279,7 @@ class Job(RuleBasedStateMachine):
         else:
             assert len(alive) == len(now.trainers) == self.trainers
             assert all(found.works for found in alive)
-            assert {now.templates[found.uid] for found in alive} == {Rendered(self.job, IDENTITY).template}
+            assert {now.templates[found.uid] for found in alive} == {JobManifests(self.job, IDENTITY).template}
             # The only trainer of a job keeps a priority that is too low: nobody would work until its successor does.
             fewest = self.job.spec.trainer.min_replicas if len(alive) > 1 else 0
             assert [now.classes[found.uid] for found in alive].count("minimum") >= fewest, (
@@ -294,17 +294,21 @@ TestJob.settings = examples(60, stateful_step_count=30)
 def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
     assert reconcile(job(), IDENTITY, Observed(), trainers=0, waits=True) == []
     there = Observed(secrets=True, trainers=(TrainerPod(index=0, uid="u", ready=True, works=True),))
-    assert reconcile(job(), IDENTITY, there, trainers=0, waits=True) == [Tell(DesiredState(drain=[0], suspend=True))]
+    assert reconcile(job(), IDENTITY, there, trainers=0, waits=True) == [
+        PublishDesired(DesiredState(drain=[0], suspend=True))
+    ]
     # Without claims the snapshots would go with the servers' pods.
     kept = reconcile(job(claims=False), IDENTITY, there, trainers=0, waits=True)
-    assert [each for each in kept if not isinstance(each, Apply)] == [Tell(DesiredState(drain=[0]))]
+    assert [each for each in kept if not isinstance(each, Apply)] == [PublishDesired(DesiredState(drain=[0]))]
     assert {
         each.manifest["spec"]["replicas"]
         for each in kept
         if isinstance(each, Apply) and "replicas" in each.manifest.get("spec", {})
     } == {1, 2}
     resumed = reconcile(job(), IDENTITY, Observed(wanted=DesiredState(suspend=True)), trainers=1)
-    assert [each for each in resumed if isinstance(each, Tell | CreatePod)] == [Tell(DesiredState())]
+    assert [each for each in resumed if isinstance(each, PublishDesired | CreatePod)] == [
+        PublishDesired(DesiredState())
+    ]
 
 
 def test_a_suspended_job_keeps_no_pod_that_waits_for_its_successor():
@@ -324,9 +328,9 @@ def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
     seen = Observed(secrets=True, trainers=tuple(there))
 
     def told(later):
-        places = Places(stays={"a": 2}, later=later)
+        places = PlannedNodes(stays={"a": 2}, later=later)
         actions = reconcile(job(low=1), IDENTITY, seen, trainers=2, places=places)
-        return [each.wanted.drain for each in actions if isinstance(each, Tell)]
+        return [each.wanted.drain for each in actions if isinstance(each, PublishDesired)]
 
     assert told(later=1) == []
     assert told(later=0) == [[1]], "nobody will come: one of the two gives way for one that ranks higher"

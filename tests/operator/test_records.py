@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from shoal.api.status import Status
 from shoal.master.record_log import MasterRecord
 from shoal.master.state.records import Outcome, Records
-from shoal.operator.cache.cache import ClusterStore
-from shoal.operator.core.run_policy import Tally, overrun, tallied
+from shoal.operator.cache.cache import Cache
+from shoal.operator.core.run_policy import FailureTally, overrun, tallied
 from shoal.operator.etcd import records as module
 from shoal.operator.etcd.records import MOST_BYTES, MOST_FOREIGN_KEYS, READERS, Usage
 from shoal.operator.status.conditions import status_of
@@ -48,7 +48,7 @@ ACCOUNT = RECORDS["outcome"]["account"]
 
 
 def cluster():
-    store = ClusterStore()
+    store = Cache()
     for keys in (KEYS, OTHER):
         metadata = {"uid": keys.uid, "name": keys.name, "namespace": keys.namespace, "resourceVersion": "1"}
         store.job_changed({"metadata": metadata})
@@ -62,7 +62,7 @@ def asked(store):
     assert [each.text for each in complained((), store.complaints("u"))]
     for each in complained((), store.complaints("u")):
         each.text.encode()
-    tally = tallied(Tally(), store.ends("u"), known=None, committed=store.committed("u"), now=1.0)
+    tally = tallied(FailureTally(), store.ends("u"), known=None, committed=store.committed("u"), now=1.0)
     overrun(JOB, Status(), tally, [], NOW)
     told = status_of(
         JOB, generation=1, seen=seen, wanted=2, troubles=store.troubles("u"), refused="", now=NOW,
@@ -268,7 +268,7 @@ def test_a_listing_counts_anew():
 
 
 def test_of_a_job_that_is_gone_nothing_stays():
-    store = ClusterStore()
+    store = Cache()
     for record in ("x", "progress", "tasks/00000000/00000000"):
         store.record_changed(KEYS.at(record), published(), created=True)
     for record in ("x", "progress", "tasks/00000000/00000000"):

@@ -1,6 +1,6 @@
 """What is wrong with a pod, as it is reported."""
 
-from shoal.operator.status.pod_problems import troubles_of
+from shoal.operator.status.pod_problems import problems_of_pod
 
 
 def test_what_is_wrong_with_a_pod_is_told_in_its_own_words():
@@ -15,8 +15,8 @@ def test_what_is_wrong_with_a_pod_is_told_in_its_own_words():
             ],
         },
     }  # fmt: skip
-    assert [(each.reason, each.message) for each in troubles_of(pod)] == [
+    assert [(each.reason, each.message) for each in problems_of_pod(pod)] == [
         ("Unschedulable", "0/3 nodes"),
         ("OOMKilled", "container trainer used more memory than its limit"),
     ]
-    assert list(troubles_of({"metadata": {"name": "x"}})) == []
+    assert list(problems_of_pod({"metadata": {"name": "x"}})) == []

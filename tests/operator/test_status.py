@@ -13,7 +13,7 @@ from shoal.api.status import Condition, Reason, State, Status
 from shoal.operator.core.reconcile import Ended, Observed, ServerPod
 from shoal.operator.core.scaling import TrainerPod
 from shoal.operator.resources.pods import master_pod, trainer_pod
-from shoal.operator.status.conditions import QUIET, STILL, Trouble, status_of
+from shoal.operator.status.conditions import QUIET, STILL, PodProblem, status_of
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.writer import pause_seconds
 from tests.operator.jobs import IDENTITY, job
@@ -58,13 +58,13 @@ CASES = {
                                  facts=Facts(placed=frozenset(), ready=frozenset())), "Pending", "PodsPending",
                             these(Scheduled=DARK, Running=NO)),
     "no room": (these(seen=replace(WELL, trainers=trainers(2, ready=False, works=False)), facts=Facts(ready=NAMES - {"flights-trainer-1"}),
-                     troubles=[Trouble("trainer", "flights-trainer-1", "Unschedulable", "0/3 nodes")]),
+                     troubles=[PodProblem("trainer", "flights-trainer-1", "Unschedulable", "0/3 nodes")]),
                 "Pending", "Unschedulable", these(Scheduled=NO, Running=NO)),
     "images come": (these(seen=replace(WELL, trainers=trainers(2, ready=False, works=False), published=None),
                          facts=Facts(placed=NAMES, ready=frozenset())), "Starting", "PodsStarting",
                     these(Scheduled=YES, Running=NO)),
     "no image comes": (these(seen=replace(WELL, trainers=trainers(2, ready=False, works=False)), facts=KNOWN,
-                            troubles=[Trouble("trainer", "flights-trainer-0", "ErrImagePull", "no such host")]),
+                            troubles=[PodProblem("trainer", "flights-trainer-0", "ErrImagePull", "no such host")]),
                        "Starting", "ImagePullFailed", these(Scheduled=YES, Running=NO)),
     "it trains": (these(), "Running", "TrainersReady", these(Accepted=YES, Scheduled=YES, Running=YES, Progressing=YES)),
     "it trains, and little is known": (these(facts=Facts()), "Running", "TrainersReady", these(Scheduled=YES, Progressing=YES)),
@@ -132,7 +132,7 @@ def test_the_state_and_what_decides_it_when(name):
 def test_a_job_is_placed_when_every_pod_that_it_needs_is():
     young = replace(WELL, trainers=trainers(2, ready=False, works=False), published=None)
     needed = NAMES - {"flights-trainer-2", "flights-trainer-3"}
-    odd = [Trouble("trainer", "flights-trainer-0", "Odd")]
+    odd = [PodProblem("trainer", "flights-trainer-0", "Odd")]
     assert in_short(told(young, facts=Facts(placed=needed, ready=frozenset())))["Scheduled"][0] == "True"
     for name in needed:
         facts = Facts(placed=needed - {name}, ready=frozenset())
@@ -191,7 +191,7 @@ def test_a_job_that_runs_and_is_refused_is_not_called_pending_and_keeps_its_hist
     ],
 )
 def test_a_trouble_shows_with_the_pods_own_reason(own, words, of, reason):
-    found = Trouble("trainer", "flights-trainer-1", own, words)
+    found = PodProblem("trainer", "flights-trainer-1", own, words)
     placed = NAMES - {"flights-trainer-1"} if of == "Scheduled" else NAMES
     short = replace(WELL, trainers=trainers(1))
     if of == "Running":
@@ -207,7 +207,7 @@ def test_a_trouble_shows_with_the_pods_own_reason(own, words, of, reason):
 
 def test_an_unknown_trouble_decides_nothing_and_is_shown():
     status = told(
-        replace(WELL, trainers=trainers(2, works=False)), troubles=[Trouble("trainer", "a", "Odd", "x" * 10_000)]
+        replace(WELL, trainers=trainers(2, works=False)), troubles=[PodProblem("trainer", "a", "Odd", "x" * 10_000)]
     )
     assert said(status)["Running"].reason == "PodsStarting"
     assert "a: Odd: xxx" in said(status)["Running"].message
@@ -215,8 +215,8 @@ def test_an_unknown_trouble_decides_nothing_and_is_shown():
 
 
 def test_the_same_trouble_is_first_in_whatever_order_they_come():
-    found = [Trouble("trainer", f"flights-trainer-{n}", "ErrImagePull", "x") for n in (10, 9, 11)]
-    found.append(Trouble("master", "flights-master-abcdefgh", "CrashLoopBackOff", "y"))
+    found = [PodProblem("trainer", f"flights-trainer-{n}", "ErrImagePull", "x") for n in (10, 9, 11)]
+    found.append(PodProblem("master", "flights-master-abcdefgh", "CrashLoopBackOff", "y"))
     messages = {said(told(troubles=each))["Running"].message for each in itertools.permutations(found)}
     assert messages == {"flights-master-abcdefgh: CrashLoopBackOff: y; flights-trainer-9: ErrImagePull: x (and 2 more)"}
 

@@ -12,7 +12,7 @@ from shoal.api.crd import crd
 from shoal.api.status import REASONS, ConditionType, Progress, Reason, Status
 from shoal.operator.core.reconcile import Ended, Observed
 from shoal.operator.core.scaling import TrainerPod
-from shoal.operator.status.conditions import Trouble
+from shoal.operator.status.conditions import PodProblem
 from shoal.operator.status.facts import Facts
 from tests.operator.jobs import job
 from tests.operator.looks import (
@@ -67,7 +67,7 @@ FACTS = st.builds(
     autoscaled=st.sampled_from([None, (Reason.FOLLOWING, ""), (Reason.CONFIG_REFUSED, "line 1"), (Reason.CONFIG_REFUSED, "line 2")]),
 )  # fmt: skip
 TROUBLE = st.builds(
-    Trouble, st.sampled_from(["master", "trainer", "?"]), st.sampled_from(sorted(NAMES)),
+    PodProblem, st.sampled_from(["master", "trainer", "?"]), st.sampled_from(sorted(NAMES)),
     st.sampled_from(["Unschedulable", "ErrImagePull", "OOMKilled", "Odd"]), st.sampled_from(["", "exceeded quota: x"]),
 )  # fmt: skip
 LOOKS = st.fixed_dictionaries(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.operator.cache.cache import APPLIED, NEWS_SECONDS, ClusterStore
+from shoal.operator.cache.cache import APPLIED, NEWS_SECONDS, Cache
 from shoal.operator.core.reconcile import Ended
 from shoal.store import DesiredState, JobKeys, ReportedState
 
@@ -73,7 +73,7 @@ def seen(store, template="t"):
 
 @pytest.fixture
 def store():
-    made = ClusterStore()
+    made = Cache()
     made.job_changed(job())
     return made
 
@@ -242,7 +242,7 @@ objects = st.one_of(
 def test_after_deletions_that_were_missed_a_whole_listing_is_the_truth(events, random):
     """Events of which some come twice and some deletions not at all, then a listing of every kind."""
     truth: dict[tuple[str, str, str], dict] = {}
-    store, fresh = ClusterStore(), ClusterStore()
+    store, fresh = Cache(), Cache()
     for uid in "uv":
         store.job_changed(job(uid))
         fresh.job_changed(job(uid))

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from shoal.kube import Kube, KubeError
-from shoal.operator.etcd.garbage_collection import Sweeper
+from shoal.operator.etcd.garbage_collection import GarbageCollector
 from shoal.store import EVERYTHING, OPERATOR_KEY, Credentials, JobKeys, Put, Store
 from tests.etcds import run_etcd
 from tests.operator.world import define
@@ -42,7 +42,7 @@ def jobs(control_plane, namespace):
 def sweep(cluster, store, *, namespaces=(), guarded=False, patience=30.0) -> list[JobKeys]:
     async def once() -> list[JobKeys]:
         async with await Kube.connect(kubeconfig=str(cluster.kubeconfig), patience_seconds=patience) as kube:
-            return await Sweeper(store, kube, namespaces=namespaces, guarded=guarded).sweep()
+            return await GarbageCollector(store, kube, namespaces=namespaces, guarded=guarded).sweep()
 
     return asyncio.run(once())
 
@@ -101,7 +101,7 @@ def test_a_word_that_comes_after_the_sweep_is_swept_too(control_plane, etcd, job
 
     async def swept_twice(store) -> None:
         async with await Kube.connect(kubeconfig=str(control_plane.kubeconfig)) as kube:
-            sweeper = Sweeper(store, kube, guarded=False, delay_seconds=0.5)
+            sweeper = GarbageCollector(store, kube, guarded=False, delay_seconds=0.5)
             running = asyncio.create_task(sweeper.run())
             for _ in range(2):
                 store.transact([], [Put(gone.progress, b"1")])

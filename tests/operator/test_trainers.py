@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shoal.operator.core.scaling import Create, Decision, Delete, TrainerPod, decide, too_low
+from shoal.operator.core.scaling import CreateTrainer, DeleteTrainer, ScalingDecision, TrainerPod, decide, too_low
 from tests.soak import examples
 
 
@@ -18,32 +18,32 @@ def pod(index: int, **state) -> TrainerPod:
 
 
 CASES = {
-    "none yet": (2, [], [], Decision((), (Create(0), Create(1)), tell=False)),
-    "as wanted": (2, [pod(0), pod(1)], [], Decision((), (), tell=False)),
-    "the highest leaves, told first": (1, [pod(0), pod(1)], [], Decision((1,), (), tell=True)),
-    "told already": (1, [pod(0), pod(1)], [1], Decision((1,), (), tell=False)),
-    "it has left": (1, [pod(0), pod(1, works=False)], [1], Decision((1,), (Delete(1, "u1"),), tell=False)),
-    "it has ended": (1, [pod(0), pod(1, ended=True)], [1], Decision((), (Delete(1, "u1"),), tell=True)),
-    "one that does not work yet goes first": (1, [pod(0, works=False), pod(1)], [], Decision((0,), (Delete(0, "u0"),), tell=True)),
-    "wanted again, but told": (2, [pod(0), pod(1)], [1], Decision((1,), (), tell=False)),
-    "its index is told still": (2, [pod(0)], [1], Decision((), (), tell=True)),
-    "its index is free": (2, [pod(0)], [], Decision((), (Create(1),), tell=False)),
-    "a hole is filled": (3, [pod(0), pod(2)], [], Decision((), (Create(1),), tell=False)),
-    "not above what is wanted": (2, [pod(1), pod(2)], [], Decision((), (), tell=False)),
-    "a former pod is waited for": (2, [pod(0), pod(1, deleting=True)], [], Decision((), (), tell=False)),
-    "of a lost node": (2, [pod(0), pod(1, lost=True)], [], Decision((), (Delete(1, "u1", force=True),), tell=False)),
-    "deleting on a lost node": (1, [pod(0, lost=True, deleting=True)], [], Decision((), (Delete(0, "u0", force=True),), tell=False)),
-    "an old template": (2, [pod(0, current=False), pod(1, current=False)], [], Decision((1,), (), tell=True)),
-    "the new one works": (2, [pod(0, current=False), pod(1)], [], Decision((0,), (), tell=True)),
-    "the new one does not work": (2, [pod(0, current=False), pod(1, works=False)], [], Decision((), (), tell=False)),
-    "an old one that does not work": (2, [pod(0), pod(1, current=False, works=False)], [], Decision((1,), (Delete(1, "u1"),), tell=True)),
-    "on a cordoned node, one more comes": (2, [pod(0), pod(1, cordoned=True)], [], Decision((), (Create(2),), tell=False)),
-    "the one more does not work yet": (2, [pod(0), pod(1, cordoned=True), pod(2, works=False)], [], Decision((), (), tell=False)),
-    "it works": (2, [pod(0), pod(1, cordoned=True), pod(2)], [], Decision((1,), (), tell=True)),
-    "all are on cordoned nodes": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [], Decision((1,), (), tell=True)),
-    "one leaves a cordoned node already": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [1], Decision((1,), (), tell=False)),
-    "nobody is rolled meanwhile": (2, [pod(0, cordoned=True), pod(1, current=False)], [], Decision((), (Create(2),), tell=False)),
-    "the surplus on a cordoned node leaves first": (1, [pod(0, cordoned=True), pod(1)], [], Decision((0,), (), tell=True)),
+    "none yet": (2, [], [], ScalingDecision((), (CreateTrainer(0), CreateTrainer(1)), tell=False)),
+    "as wanted": (2, [pod(0), pod(1)], [], ScalingDecision((), (), tell=False)),
+    "the highest leaves, told first": (1, [pod(0), pod(1)], [], ScalingDecision((1,), (), tell=True)),
+    "told already": (1, [pod(0), pod(1)], [1], ScalingDecision((1,), (), tell=False)),
+    "it has left": (1, [pod(0), pod(1, works=False)], [1], ScalingDecision((1,), (DeleteTrainer(1, "u1"),), tell=False)),
+    "it has ended": (1, [pod(0), pod(1, ended=True)], [1], ScalingDecision((), (DeleteTrainer(1, "u1"),), tell=True)),
+    "one that does not work yet goes first": (1, [pod(0, works=False), pod(1)], [], ScalingDecision((0,), (DeleteTrainer(0, "u0"),), tell=True)),
+    "wanted again, but told": (2, [pod(0), pod(1)], [1], ScalingDecision((1,), (), tell=False)),
+    "its index is told still": (2, [pod(0)], [1], ScalingDecision((), (), tell=True)),
+    "its index is free": (2, [pod(0)], [], ScalingDecision((), (CreateTrainer(1),), tell=False)),
+    "a hole is filled": (3, [pod(0), pod(2)], [], ScalingDecision((), (CreateTrainer(1),), tell=False)),
+    "not above what is wanted": (2, [pod(1), pod(2)], [], ScalingDecision((), (), tell=False)),
+    "a former pod is waited for": (2, [pod(0), pod(1, deleting=True)], [], ScalingDecision((), (), tell=False)),
+    "of a lost node": (2, [pod(0), pod(1, lost=True)], [], ScalingDecision((), (DeleteTrainer(1, "u1", force=True),), tell=False)),
+    "deleting on a lost node": (1, [pod(0, lost=True, deleting=True)], [], ScalingDecision((), (DeleteTrainer(0, "u0", force=True),), tell=False)),
+    "an old template": (2, [pod(0, current=False), pod(1, current=False)], [], ScalingDecision((1,), (), tell=True)),
+    "the new one works": (2, [pod(0, current=False), pod(1)], [], ScalingDecision((0,), (), tell=True)),
+    "the new one does not work": (2, [pod(0, current=False), pod(1, works=False)], [], ScalingDecision((), (), tell=False)),
+    "an old one that does not work": (2, [pod(0), pod(1, current=False, works=False)], [], ScalingDecision((1,), (DeleteTrainer(1, "u1"),), tell=True)),
+    "on a cordoned node, one more comes": (2, [pod(0), pod(1, cordoned=True)], [], ScalingDecision((), (CreateTrainer(2),), tell=False)),
+    "the one more does not work yet": (2, [pod(0), pod(1, cordoned=True), pod(2, works=False)], [], ScalingDecision((), (), tell=False)),
+    "it works": (2, [pod(0), pod(1, cordoned=True), pod(2)], [], ScalingDecision((1,), (), tell=True)),
+    "all are on cordoned nodes": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [], ScalingDecision((1,), (), tell=True)),
+    "one leaves a cordoned node already": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [1], ScalingDecision((1,), (), tell=False)),
+    "nobody is rolled meanwhile": (2, [pod(0, cordoned=True), pod(1, current=False)], [], ScalingDecision((), (CreateTrainer(2),), tell=False)),
+    "the surplus on a cordoned node leaves first": (1, [pod(0, cordoned=True), pod(1)], [], ScalingDecision((0,), (), tell=True)),
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_one_look(case):
 
 
 def test_who_does_not_leave_when_told_is_sent_away():
-    assert decide(1, [pod(0), pod(1)], [1], overdue={1}).actions == (Delete(1, "u1"),)
+    assert decide(1, [pod(0), pod(1)], [1], overdue={1}).actions == (DeleteTrainer(1, "u1"),)
     assert decide(2, [pod(0), pod(1)], [], overdue={1}).actions == ()
 
 
@@ -76,14 +76,14 @@ def test_who_died_since_the_plan_is_replaced_when_a_plan_knows_of_it():
     pods = [pod(0, node="a"), pod(1, node="a", ended=True), pod(2, node="b", works=False)]
     old, new = {"a": 2, "b": 1}, {"a": 1, "b": 1}
     assert decide(3, pods[::2], [], stays=old).actions == ()
-    assert decide(3, pods, [], stays=old).actions == (Delete(1, "u1"),)
-    assert decide(3, pods[::2], [], stays=new).actions == (Create(1),)
-    assert decide(3, pods[::2], []).actions == (Create(1),), "without a plan at once"
+    assert decide(3, pods, [], stays=old).actions == (DeleteTrainer(1, "u1"),)
+    assert decide(3, pods[::2], [], stays=new).actions == (CreateTrainer(1),)
+    assert decide(3, pods[::2], []).actions == (CreateTrainer(1),), "without a plan at once"
 
 
 def test_who_has_no_node_yet_is_one_of_those_that_may_be_new():
     pods = [pod(0, node="a"), pod(1, ready=False, works=False)]
-    assert decide(4, pods, [], stays={"a": 2}).actions == (Create(2),)
+    assert decide(4, pods, [], stays={"a": 2}).actions == (CreateTrainer(2),)
 
 
 RANKS = {
@@ -154,7 +154,7 @@ class Cluster(RuleBasedStateMachine):
             self.now.drain = decision.drain
             acted = True
         for action in decision.actions[: max(0, until - 1)]:
-            if isinstance(action, Create):
+            if isinstance(action, CreateTrainer):
                 if action.index not in self.now.pods:  # else the API server says that it exists
                     uid = f"u{next(self.uids)}"
                     self.templates[uid] = self.template
@@ -164,14 +164,14 @@ class Cluster(RuleBasedStateMachine):
                 acted = self.delete(action) or acted
         return acted
 
-    def check(self, view: State, decision: Decision) -> None:
+    def check(self, view: State, decision: ScalingDecision) -> None:
         """What a decision must never do, judged by what it could see."""
         alive = [found for found in view.pods.values() if not (found.ended or found.deleting or found.lost)]
         told = {found.index for found in alive if found.index in view.drain}
         assert told <= set(decision.drain), "who was told may be on the way out: another one must not go instead"
         new = {found.index for found in alive if found.works and found.index in set(decision.drain) - set(view.drain)}
         for action in decision.actions:
-            if isinstance(action, Create):
+            if isinstance(action, CreateTrainer):
                 assert action.index not in view.drain, "it would be sent away as soon as it comes"
             elif not action.force:
                 assert not view.pods[action.index].works, "who works is told first"
@@ -185,7 +185,7 @@ class Cluster(RuleBasedStateMachine):
             idle = [found for found in alive if not found.works and found.index not in decision.drain]
             assert not new or not idle, "who does not work yet goes before who does"
 
-    def delete(self, action: Delete) -> bool:
+    def delete(self, action: DeleteTrainer) -> bool:
         there = self.now.pods.get(action.index)
         if there is None or there.uid != action.uid:  # a precondition
             return False

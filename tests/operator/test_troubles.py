@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.operator.status.pod_problems import troubles_of
+from shoal.operator.status.pod_problems import problems_of_pod
 
 BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
 
@@ -13,7 +13,7 @@ def told(**container):
     """Reason and message of each trouble of a trainer with this container."""
     metadata = {"name": "j-trainer-0", "labels": {"shoal.dev/role": "trainer"}}
     pod = {"metadata": metadata, "status": {"containerStatuses": [{"name": "trainer", **container}]}}
-    return [(each.reason, each.message) for each in troubles_of(pod)]
+    return [(each.reason, each.message) for each in problems_of_pod(pod)]
 
 
 def last(code=1, reason="Error", message=""):

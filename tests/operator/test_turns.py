@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.operator.controller.fair_semaphore import Turns
+from shoal.operator.controller.fair_semaphore import FairSemaphore
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), max_size=20))
@@ -15,7 +15,7 @@ def test_everybody_is_served_and_no_more_than_may_be(most, wishes):
     """Some are cancelled, while they wait or later; what they held or would have got is another's."""
 
     async def play():
-        turns, held, peak, served = Turns(most), 0, 0, []
+        turns, held, peak, served = FairSemaphore(most), 0, 0, []
 
         async def one(number, key, rounds):
             nonlocal held, peak
@@ -47,7 +47,7 @@ def test_everybody_is_served_and_no_more_than_may_be(most, wishes):
 
 def test_keys_are_served_in_turn():
     async def play():
-        turns, order = Turns(1), []
+        turns, order = FairSemaphore(1), []
 
         async def one(key):
             async with turns.of(key):

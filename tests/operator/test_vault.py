@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from shoal.operator import manager
-from shoal.operator.etcd.secrets import Users, Vault
+from shoal.operator.etcd.secrets import DerivedSecrets, Users
 from shoal.store import EVERYTHING, OPERATOR_KEY, Credentials, JobKeys, Put, Store, StoreRefusedError, Tls
 from tests.etcds import run_etcd
 
@@ -30,14 +30,14 @@ def store(etcd):
 
 
 def test_the_next_operator_derives_the_same_and_another_etcd_s_something_else(store):
-    first, second = Vault.open(store, None), Vault.open(store, None)
+    first, second = DerivedSecrets.open(store, None), DerivedSecrets.open(store, None)
     assert first.secrets(KEYS) == second.secrets(KEYS)
     store.transact([], [Put(OPERATOR_KEY, bytes(32))])
-    assert Vault.open(store, None).secrets(KEYS) != first.secrets(KEYS)
+    assert DerivedSecrets.open(store, None).secrets(KEYS) != first.secrets(KEYS)
 
 
 def test_nothing_that_is_derived_is_anything_else_that_is_derived():
-    guarded = Vault(key=b"k" * 32, guarded=True, authority="pem")
+    guarded = DerivedSecrets(key=b"k" * 32, guarded=True, authority="pem")
     found = [
         guarded.secrets(KEYS)["token"]["token"], guarded.secrets(OTHER)["token"]["token"],
         guarded.password(KEYS.uid), guarded.password(OTHER.uid), *guarded.versions.values(),
@@ -49,12 +49,12 @@ def test_nothing_that_is_derived_is_anything_else_that_is_derived():
 
 
 def test_without_users_in_etcd_there_is_no_secret_for_it():
-    assert set(Vault(key=b"k" * 32).secrets(KEYS)) == {"token"}
+    assert set(DerivedSecrets(key=b"k" * 32).secrets(KEYS)) == {"token"}
 
 
 def test_the_version_changes_with_what_the_secrets_are_made_of():
     versions = [
-        Vault(key=key, guarded=guarded, authority=authority).versions
+        DerivedSecrets(key=key, guarded=guarded, authority=authority).versions
         for key in (b"a" * 32, b"b" * 32)
         for guarded in (True, False)
         for authority in ("", "pem")
@@ -64,20 +64,20 @@ def test_the_version_changes_with_what_the_secrets_are_made_of():
 
 
 def test_no_repr_has_the_key():
-    assert "aaaa" not in repr(Vault(key=b"a" * 32, authority="aaaa"))
+    assert "aaaa" not in repr(DerivedSecrets(key=b"a" * 32, authority="aaaa"))
 
 
 def test_a_key_that_is_none_is_told_of_and_not_replaced(store):
     store.transact([], [Put(OPERATOR_KEY, b"short")])
     with pytest.raises(StoreRefusedError, match="should hold 32 bytes"):
-        Vault.open(store, None)
+        DerivedSecrets.open(store, None)
     assert store.get(OPERATOR_KEY).value == b"short"
 
 
 def test_an_authority_that_cannot_be_read_is_told_of(store, tmp_path):
     tls = Tls(certificate_authority=tmp_path / "none.crt")
     with pytest.raises(StoreRefusedError, match=r"none\.crt"):
-        Vault.open(store, Credentials("root", "x", tls=tls))
+        DerivedSecrets.open(store, Credentials("root", "x", tls=tls))
 
 
 def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
@@ -107,7 +107,7 @@ async def reached(operator: manager.Operator, protect) -> Store:
 
 def test_an_operator_waits_for_a_set_up_that_is_on_its_way(etcd, monkeypatch):
     monkeypatch.setattr(manager, "_AGAIN_SECONDS", 0.05)
-    operator = manager.Operator(manager.Settings(etcd=etcd.endpoint), on_lost=pytest.fail)
+    operator = manager.Operator(manager.OperatorSettings(etcd=etcd.endpoint), on_lost=pytest.fail)
     store = asyncio.run(reached(operator, lambda: Store.protect(etcd.endpoint, password=ROOT.password)))
     with store:
         assert store.accounts.users() == ["root"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from shoal.operator.controller.work_queue import Worker
+from shoal.operator.controller.work_queue import WorkQueue
 
 
 def run(work):
@@ -19,7 +19,7 @@ def test_the_first_look_is_at_once():
         async def look(_key):
             looked.append(time.monotonic())
 
-        worker = Worker(look)
+        worker = WorkQueue(look)
         began = time.monotonic()
         worker.mark("a")
         await asyncio.sleep(0.01)
@@ -38,7 +38,7 @@ def test_one_look_is_for_all_that_happens_while_a_key_rests():
             nonlocal looks
             looks += 1
 
-        worker = Worker(look)
+        worker = WorkQueue(look)
         end = time.monotonic() + 1.0
         marks = 0
         while time.monotonic() < end:
@@ -64,7 +64,7 @@ def test_a_key_that_rests_delays_nobody():
         async def look(key):
             looked.append(key)
 
-        worker = Worker(look)
+        worker = WorkQueue(look)
         for _ in range(50):
             worker.mark("a")
             await asyncio.sleep(0.001)
@@ -81,7 +81,7 @@ def test_closing_does_not_wait_for_who_rests():
         async def look(_key):
             pass
 
-        worker = Worker(look)
+        worker = WorkQueue(look)
         for _ in range(200):
             worker.mark("a")
             await asyncio.sleep(0.001)

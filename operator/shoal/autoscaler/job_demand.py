@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from shoal.autoscaler.snapshot.resources import Manifest
 
-__all__ = ["JobWish"]
+__all__ = ["JobDemand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobWish:
+class JobDemand:
     """What a job wants, as far as it does not show in the cluster.
 
     The manifests of its pods are read again only when they change: whoever hands in the same objects each time saves that.

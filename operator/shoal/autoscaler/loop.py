@@ -28,15 +28,15 @@ from typing import Any, Final
 from shoal.api.plan import Plan, PlannedClaim, PlannedJob
 from shoal.autoscaler.config.hot_reload import ConfigFile
 from shoal.autoscaler.config.types import AutoscalerConfig, policy
-from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.plan_thread import computed
-from shoal.autoscaler.planner.model import Allocation, Given, Job, Memory, Snapshot, Why
+from shoal.autoscaler.planner.model import Allocation, JobAllocation, PlannerJob, PlannerMemory, Snapshot, Why
 from shoal.autoscaler.planner.plan import plan
-from shoal.autoscaler.snapshot.cluster_state import ClusterView
-from shoal.autoscaler.snapshot.recent_demand import Demand
+from shoal.autoscaler.snapshot.cluster_state import ClusterState
+from shoal.autoscaler.snapshot.recent_demand import RecentDemand
 from shoal.autoscaler.snapshot.resources import part
 
-__all__ = ["Autoscaler", "Decision"]
+__all__ = ["Autoscaler", "JobDecision"]
 
 _TURNED_AWAY_SECONDS: Final = 10.0
 """For so long a minimum has no room before a job that has pods gives all of them up."""
@@ -60,7 +60,7 @@ def _waits(manifest: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class JobDecision:
     """What a job is given.
 
     Attributes:
@@ -139,14 +139,14 @@ class Autoscaler:
         self._configured = configured
         self._failed = failed
         self._clock = clock
-        self._view = ClusterView()
-        self._demand = Demand()
+        self._view = ClusterState()
+        self._demand = RecentDemand()
         self._classes: dict[str, int] = {}
         """PriorityClass -> its value, also of one that is gone: its pods have it still."""
         self._unread: dict[str, tuple[str, ...]] = {}
-        self._wishes: dict[str, tuple[JobWish, str, str]] = {}
-        self._memory = Memory()
-        self._decisions: dict[str, Decision] = {}
+        self._wishes: dict[str, tuple[JobDemand, str, str]] = {}
+        self._memory = PlannerMemory()
+        self._decisions: dict[str, JobDecision] = {}
         self._turned: dict[str, _Turned] = {}
         self._servers_wait: dict[str, float] = {}
         """Uid -> since when."""
@@ -203,7 +203,7 @@ class Autoscaler:
         if name and isinstance(value, int):
             self._classes.setdefault(str(name), value)
 
-    def wants(self, uid: str, wish: JobWish | None, *, minimum: str = "", surplus: str = "") -> None:
+    def wants(self, uid: str, wish: JobDemand | None, *, minimum: str = "", surplus: str = "") -> None:
         """What a job wants now; None: nothing.
 
         Args:
@@ -225,7 +225,7 @@ class Autoscaler:
 
     # --- What comes out ---
 
-    def decision(self, uid: str) -> Decision | None:
+    def decision(self, uid: str) -> JobDecision | None:
         """What a job is given; None: there was no plan with it yet, or nothing is to be changed by plans."""
         return self._decisions.get(uid)
 
@@ -346,12 +346,12 @@ class Autoscaler:
             log.warning("%s: %s; what cannot be read counts as nothing", title, told)
         self._unread = dict(found)
 
-    def _ranked(self, wish: JobWish, minimum: str, surplus: str) -> JobWish:
+    def _ranked(self, wish: JobDemand, minimum: str, surplus: str) -> JobDemand:
         priority, beyond = self._classes.get(minimum, wish.priority), self._classes.get(surplus, wish.surplus)
         same = (priority, beyond) == (wish.priority, wish.surplus)
         return wish if same else replace(wish, priority=priority, surplus=beyond)
 
-    def _take(self, jobs: Iterable[Job], allocation: Allocation, names: tuple[str, ...]) -> None:
+    def _take(self, jobs: Iterable[PlannerJob], allocation: Allocation, names: tuple[str, ...]) -> None:
         news = []
         for job in jobs:
             uid, given = job.uid, allocation.jobs[job.uid]
@@ -368,7 +368,9 @@ class Autoscaler:
         if news and self.acts:
             self._changed(news)
 
-    def _decided(self, job: Job, given: Given, names: tuple[str, ...], *, has_pods: bool) -> Decision | None:
+    def _decided(
+        self, job: PlannerJob, given: JobAllocation, names: tuple[str, ...], *, has_pods: bool
+    ) -> JobDecision | None:
         """None: it stays with what was decided before."""
         now, turned = self._clock(), self._turned.setdefault(job.uid, _Turned())
         if given.why is Why.QUEUED:
@@ -379,7 +381,7 @@ class Autoscaler:
                 return _unbound(before) if before is not None else None
             if has_pods and now >= turned.until:
                 turned.until, turned.pause = now + turned.pause, min(2 * turned.pause, _LONGEST_PAUSE_SECONDS)
-            return Decision(trainers=0, now=0, stays={}, why=given.words)
+            return JobDecision(trainers=0, now=0, stays={}, why=given.words)
         turned.since = None
         if has_pods:
             turned.runs(now)
@@ -387,10 +389,10 @@ class Autoscaler:
             turned.well = None
         if now < turned.until and not has_pods:
             # No countdown: words that change with each plan would be a status with each.
-            return Decision(trainers=0, now=0, stays={}, why="was turned away, and rests before it tries again")
+            return JobDecision(trainers=0, now=0, stays={}, why="was turned away, and rests before it tries again")
         stays = {names[node]: count for node, count in given.stays.items()}
         servers, master = _others(job, given, names)
-        return Decision(
+        return JobDecision(
             trainers=given.trainers,
             now=sum(stays.values()) + sum(given.now.values()),
             stays=stays,
@@ -401,7 +403,7 @@ class Autoscaler:
             servers_wait=self._servers_may_wait(job.uid, given),
         )
 
-    def _servers_may_wait(self, uid: str, given: Given) -> bool:
+    def _servers_may_wait(self, uid: str, given: JobAllocation) -> bool:
         """For a while: whoever holds their room may never leave, and the scheduler may know other room."""
         if given.others_now:
             self._servers_wait.pop(uid, None)
@@ -414,7 +416,7 @@ class Autoscaler:
         return f"{wish.namespace}/{wish.name}"
 
 
-def _others(job: Job, given: Given, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _others(job: PlannerJob, given: JobAllocation, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Where servers would be, and the master.
 
     A job names its servers first. Where only one of the two lacks nodes the answer is the same for both: the other one is
@@ -431,6 +433,6 @@ def _others(job: Job, given: Given, names: Sequence[str]) -> tuple[tuple[str, ..
     return (found[0], found[-1]) if found else ((), ())
 
 
-def _unbound(decision: Decision) -> Decision:
+def _unbound(decision: JobDecision) -> JobDecision:
     """The same, wherever the scheduler puts them."""
     return replace(decision, stays=None)

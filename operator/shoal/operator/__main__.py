@@ -12,7 +12,7 @@ import sys
 from typing import Final, NoReturn
 
 from shoal.kube import KubeError
-from shoal.operator.manager import Operator, Settings
+from shoal.operator.manager import Operator, OperatorSettings
 from shoal.store import StoreError
 
 EXIT_LOST: Final = 3
@@ -50,7 +50,7 @@ def main() -> int:
     # It warns that it leaves the process's signals alone, which is why it runs in a thread.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     tune()
-    settings = Settings(
+    settings = OperatorSettings(
         etcd=arguments.etcd,
         etcd_credentials=arguments.etcd_credentials,
         masters_etcd=arguments.masters_etcd,
@@ -68,7 +68,7 @@ def main() -> int:
     return 0
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: OperatorSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -22,19 +22,19 @@ from shoal.api.plan import Plan
 from shoal.autoscaler.config.hot_reload import ConfigFile
 from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, KubeFencedError, KubeGoneError
-from shoal.operator.cache.cache import ClusterStore
-from shoal.operator.cache.informers import Feed
+from shoal.operator.cache.cache import Cache
+from shoal.operator.cache.informers import Informers
 from shoal.operator.cache.watch_health import WatchHealth
 from shoal.operator.controller.executor import Executor
-from shoal.operator.controller.job_controller import Looker
-from shoal.operator.controller.work_queue import Worker
+from shoal.operator.controller.job_controller import JobController
+from shoal.operator.controller.work_queue import WorkQueue
 from shoal.operator.endpoints import Metrics, serve
-from shoal.operator.etcd.garbage_collection import Sweeper
-from shoal.operator.etcd.secrets import Users, Vault
+from shoal.operator.etcd.garbage_collection import GarbageCollector
+from shoal.operator.etcd.secrets import DerivedSecrets, Users
 from shoal.operator.leader_election import Election, Times
-from shoal.operator.status.plan_writer import PlanTeller
-from shoal.operator.status.writer import Reporter
-from shoal.operator.thread_pool import aside
+from shoal.operator.status.plan_writer import PlanWriter
+from shoal.operator.status.writer import StatusWriter
+from shoal.operator.thread_pool import run_in_thread
 from shoal.store import (
     ALL_JOBS,
     EVERYTHING,
@@ -51,7 +51,7 @@ from shoal.store import (
 )
 from shoal.store.accounts import NOT_ON
 
-__all__ = ["Operator", "Settings"]
+__all__ = ["Operator", "OperatorSettings"]
 
 _AGAIN_SECONDS: Final = 3.0
 _SILENT_SECONDS: Final = 60.0
@@ -64,7 +64,7 @@ log = logging.getLogger("shoal.operator")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class OperatorSettings:
     """How the operator runs.
 
     Attributes:
@@ -99,24 +99,24 @@ class Operator:
         on_lost: Called when another one may act from now on; must end the process at once.
     """
 
-    def __init__(self, settings: Settings, *, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, settings: OperatorSettings, *, on_lost: Callable[[str], None]) -> None:
         self._settings = settings
         self._on_lost = on_lost
-        self._store = ClusterStore()
+        self._store = Cache()
         self._metrics = Metrics(self._states)
-        self._worker = Worker(self._look, held=True, on_look=self._metrics.looked)
+        self._worker = WorkQueue(self._look, held=True, on_look=self._metrics.looked)
         self._etcd_known = asyncio.Event()
         self._etcd_trouble = asyncio.Event()
         self._etcd_away = False
         self._unready = "etcd has not been reached yet"
         self._election: Election | None = None
-        self._looker: Looker
-        self._sweeper: Sweeper
+        self._looker: JobController
+        self._sweeper: GarbageCollector
         self._kube: Kube
         self._etcd: Store | None = None
-        self._feed: Feed | None = None
+        self._feed: Informers | None = None
         self._autoscaler: Autoscaler | None = None
-        self._teller: PlanTeller
+        self._teller: PlanWriter
         self._watches = WatchHealth()
         self._loop: asyncio.AbstractEventLoop
 
@@ -169,7 +169,7 @@ class Operator:
                 finally:
                     await self._end()
 
-    async def _begin(self, lease: Kube) -> Feed:
+    async def _begin(self, lease: Kube) -> Informers:
         """Before the first look all is known: else what stands in etcd or on the cluster would be said again."""
         if self._settings.lease:
             namespace, _, name = self._settings.lease.partition("/")
@@ -178,12 +178,12 @@ class Operator:
         folder = self._settings.etcd_credentials
         credentials = Credentials.read(folder) if folder else None
         store = self._etcd = await self._reach_etcd(credentials)
-        vault = await aside(lambda: Vault.open(store, credentials))
-        admit = (await aside(lambda: Users(store.accounts))).admit if vault.guarded else None
+        vault = await run_in_thread(lambda: DerivedSecrets.open(store, credentials))
+        admit = (await run_in_thread(lambda: Users(store.accounts))).admit if vault.guarded else None
         namespaces = self._settings.namespaces
-        self._sweeper = Sweeper(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
+        self._sweeper = GarbageCollector(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
         if self._settings.autoscaler:
-            self._teller = PlanTeller(self._kube.apply, namespace=self._settings.lease.partition("/")[0])
+            self._teller = PlanWriter(self._kube.apply, namespace=self._settings.lease.partition("/")[0])
             self._autoscaler = Autoscaler(
                 ConfigFile(self._settings.autoscaler),
                 changed=lambda uids: self._worker.mark(*uids),
@@ -196,8 +196,8 @@ class Operator:
             self._kube, vault=vault, tell=self._tell, forget=self._forget, admit=admit, answered=answered
         )
         etcd = self._settings.masters_etcd or self._settings.etcd
-        reporter = Reporter(self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic()))
-        self._looker = Looker(
+        reporter = StatusWriter(self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic()))
+        self._looker = JobController(
             self._store,
             self._kube,
             executor,
@@ -211,7 +211,7 @@ class Operator:
         self._etcd.watch(ALL_JOBS, from_revision=None, on_events=self._records, on_reset=self._all_records)
         await self._etcd_known.wait()
         self._metrics.etcd(up=True)
-        feed = Feed(
+        feed = Informers(
             self._kube,
             self._store,
             namespaces=namespaces,
@@ -224,7 +224,7 @@ class Operator:
         await self._list_until_done(feed)
         return feed
 
-    async def _lead(self, group: asyncio.TaskGroup, feed: Feed) -> None:
+    async def _lead(self, group: asyncio.TaskGroup, feed: Informers) -> None:
         if self._election is not None:
             await self._election.win()
             group.create_task(self._election.hold())
@@ -246,20 +246,20 @@ class Operator:
         """Nothing may be under way any more when another one is let in."""
         await self._worker.close()
         if self._etcd is not None:
-            await aside(self._etcd.close, urgent=True)
+            await run_in_thread(self._etcd.close, urgent=True)
         if self._election is not None:
             await self._election.give_up()
         self._metrics.leads(leading=False)
         feed = self._feed
         if feed is not None:
             feed.stop()
-            await aside(lambda: feed.join(5.0), urgent=True)
+            await run_in_thread(lambda: feed.join(5.0), urgent=True)
 
     async def _reach_etcd(self, credentials: Credentials | None) -> Store:
         endpoint = self._settings.etcd
         while True:
             try:
-                return await aside(
+                return await run_in_thread(
                     lambda: Store.connect(
                         endpoint,
                         prefix=EVERYTHING,
@@ -277,7 +277,7 @@ class Operator:
                 log.info("%s", self._unready)
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    async def _list_until_done(self, feed: Feed) -> None:
+    async def _list_until_done(self, feed: Informers) -> None:
         while True:
             try:
                 await feed.list_all()
@@ -311,7 +311,7 @@ class Operator:
     async def _read_end(self, keys: JobKeys) -> None:
         etcd = self._etcd
         assert etcd is not None
-        found = await aside(lambda: etcd.get(keys.outcome, patience_seconds=_PATIENCE_SECONDS))
+        found = await run_in_thread(lambda: etcd.get(keys.outcome, patience_seconds=_PATIENCE_SECONDS))
         if found is not None:
             self._store.record_changed(keys.outcome, found.value)
 
@@ -387,7 +387,7 @@ class Operator:
         etcd = self._etcd
         assert etcd is not None
         try:
-            await aside(lambda: etcd.get(ALL_JOBS, patience_seconds=_PATIENCE_SECONDS), urgent=True)
+            await run_in_thread(lambda: etcd.get(ALL_JOBS, patience_seconds=_PATIENCE_SECONDS), urgent=True)
         except StoreUnreachableError:
             return False
         return True

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from shoal.store import StoreUnreachableError
 
-__all__ = ["MOST_THREADS", "PATIENCE_SECONDS", "URGENT_THREADS", "Blocked", "aside", "blocked"]
+__all__ = ["MOST_THREADS", "PATIENCE_SECONDS", "URGENT_THREADS", "Blocked", "blocked", "run_in_thread"]
 
 MOST_THREADS: Final = 16
 URGENT_THREADS: Final = 2
@@ -45,7 +45,7 @@ class Blocked(NamedTuple):
     running: int
 
 
-async def aside(work: Callable[[], Answer], *, urgent: bool = False) -> Answer:
+async def run_in_thread(work: Callable[[], Answer], *, urgent: bool = False) -> Answer:
     """What the call returns or raises. Cancelled, it is not run; one that runs already goes on, and its answer is dropped.
 
     Args:

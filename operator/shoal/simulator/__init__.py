@@ -4,22 +4,22 @@
 """
 
 from shoal.simulator.engine import Result, Simulation, simulate
-from shoal.simulator.measures import Report
+from shoal.simulator.measures import SimulationReport
 from shoal.simulator.policies import POLICIES
-from shoal.simulator.rules import Rule, Seen, Trigger, View, Wish
+from shoal.simulator.rules import ObservedWorld, PolicyView, Rule, Trigger, Wish
 from shoal.simulator.trace import Trace, TraceError, load, loads
 
 __all__ = [
     "POLICIES",
-    "Report",
+    "ObservedWorld",
+    "PolicyView",
     "Result",
     "Rule",
-    "Seen",
     "Simulation",
+    "SimulationReport",
     "Trace",
     "TraceError",
     "Trigger",
-    "View",
     "Wish",
     "load",
     "loads",

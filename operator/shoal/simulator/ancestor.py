@@ -13,8 +13,8 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from shoal.autoscaler.planner.model import Counts, Job
-from shoal.simulator.rules import Rule, View, Wish
+from shoal.autoscaler.planner.model import Counts, PlannerJob
+from shoal.simulator.rules import PolicyView, Rule, Wish
 
 __all__ = ["Ancestor"]
 
@@ -26,7 +26,7 @@ _LIMIT: Final = 0.97
 class _Draft:
     """One job in the dry run."""
 
-    job: Job
+    job: PlannerJob
     now: int
     request: Counts
     gpu: int
@@ -42,7 +42,7 @@ class Ancestor(Rule):
 
     name: ClassVar[str] = "ancestor"
 
-    def wish(self, view: View) -> Mapping[str, Wish]:
+    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
         """Each job's new count, for those that are looked at; the minimum for new ones."""
         snapshot = view.snapshot
         new = [job for job in snapshot.jobs if not view.seen[job.uid].wanted]
@@ -57,7 +57,7 @@ class Ancestor(Rule):
         return wishes
 
     @staticmethod
-    def _candidates(view: View) -> Sequence[Job]:
+    def _candidates(view: PolicyView) -> Sequence[PlannerJob]:
         """Elastic jobs whose trainers all run; all elastic ones, if the trainers of some job all pend."""
         seen = view.seen
         known = [job for job in view.snapshot.jobs if seen[job.uid].wanted]
@@ -66,14 +66,14 @@ class Ancestor(Rule):
         return [job for job in elastic if stuck or not (seen[job.uid].pending or seen[job.uid].leaving)]
 
     @staticmethod
-    def _draft(job: Job, view: View) -> _Draft:
+    def _draft(job: PlannerJob, view: PolicyView) -> _Draft:
         resources = view.snapshot.resources
         request = view.snapshot.shapes.request[job.shape]
         gpu = sum(int(request[index]) for index, name in enumerate(resources) if name.endswith("/gpu"))
         return _Draft(job, view.seen[job.uid].wanted, request, gpu)
 
     @staticmethod
-    def _of_new(job: Job, view: View) -> int:
+    def _of_new(job: PlannerJob, view: PolicyView) -> int:
         """CPU of the pods that are about to be created for a new job."""
         cpu = view.snapshot.shapes.request[:, 0]
         return int(cpu[job.shape]) * job.min + sum(int(cpu[shape]) * count for shape, count in job.fixed)

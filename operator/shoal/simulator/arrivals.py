@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from shoal.simulator.cluster import Cluster, Kind, Phase, Pod, rank_of
+from shoal.simulator.cluster import Cluster, Phase, Pod, PodKind, rank_of
 from shoal.simulator.layout import Layout
 from shoal.simulator.trace import DeploymentSpec, PodSpec, Trace
 
@@ -92,10 +92,10 @@ class Arrivals:
         return Pod(
             number=number,
             name=name or f"{spec.name}-{number}",
-            kind=Kind.FOREIGN,
+            kind=PodKind.FOREIGN,
             owner=self._owner,
             shape=shape,
-            rank=rank_of(spec.priority, Kind.FOREIGN),
+            rank=rank_of(spec.priority, PodKind.FOREIGN),
             priority=spec.priority,
             created=self._world.now,
             preempts=spec.preempts,

@@ -14,12 +14,12 @@ import numpy as np
 from shoal.autoscaler.planner.model import Counts
 from shoal.simulator.layout import Layout
 
-__all__ = ["NOWHERE", "Cluster", "Kind", "Phase", "Pod", "rank_of"]
+__all__ = ["NOWHERE", "Cluster", "Phase", "Pod", "PodKind", "rank_of"]
 
 NOWHERE: Final = -1
 
 
-class Kind(Enum):
+class PodKind(Enum):
     """Whose pod it is."""
 
     TRAINER = "trainer"
@@ -40,12 +40,12 @@ class Phase(Enum):
     GONE = "gone"
 
 
-def rank_of(priority: int, kind: Kind) -> int:
+def rank_of(priority: int, kind: PodKind) -> int:
     """A priority as a cluster would have it where each role is a class of its own.
 
     A trace names one priority for all pods of a job; masters and servers stand a little above its trainers.
     """
-    return 4 * priority + (1 if kind is Kind.OTHER else 0)
+    return 4 * priority + (1 if kind is PodKind.OTHER else 0)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Pod:
 
     number: int
     name: str
-    kind: Kind
+    kind: PodKind
     owner: int
     shape: int
     rank: int
@@ -138,14 +138,14 @@ class Cluster:
         pod.node, pod.bound, pod.phase, pod.nominated = node, now, Phase.STARTING, NOWHERE
         self.on[node][pod.number] = pod
         self._count(pod, 1)
-        if pod.kind is Kind.TRAINER:
+        if pod.kind is PodKind.TRAINER:
             self.trainers[node] += self.request(pod)
 
     def leave(self, pod: Pod) -> None:
         """A bound pod is told to stop."""
         pod.phase = Phase.LEAVING
         self.leaving[pod.node] += self.request(pod)
-        if pod.kind is Kind.TRAINER:
+        if pod.kind is PodKind.TRAINER:
             self.trainers[pod.node] -= self.request(pod)
 
     def remove(self, pod: Pod) -> None:
@@ -156,7 +156,7 @@ class Cluster:
         else:
             if pod.phase is Phase.LEAVING:
                 self.leaving[pod.node] -= self.request(pod)
-            elif pod.kind is Kind.TRAINER:
+            elif pod.kind is PodKind.TRAINER:
                 self.trainers[pod.node] -= self.request(pod)
             del self.on[pod.node][pod.number]
             self._count(pod, -1)

@@ -18,7 +18,7 @@ from shoal.simulator.policies import POLICIES
 from shoal.simulator.report import as_json, show
 from shoal.simulator.trace import Trace, TraceError, load
 
-__all__ = ["Progress", "main"]
+__all__ = ["ProgressLine", "main"]
 
 EXIT_FAILED: Final = 1
 EXIT_WRONG_INPUT: Final = 2
@@ -49,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     trace = load(arguments.trace)
     results: dict[str, Result] = {}
     for name in dict.fromkeys(arguments.policy or POLICIES):
-        progress = Progress(name, jobs=len(trace.jobs), stream=sys.stderr)
+        progress = ProgressLine(name, jobs=len(trace.jobs), stream=sys.stderr)
         with progress:
             results[name] = simulate(
                 trace, POLICIES[name](), until=arguments.until, history=bool(arguments.plot), watch=progress.tell
@@ -110,7 +110,7 @@ def _until(text: str) -> float:
     return seconds
 
 
-class Progress:
+class ProgressLine:
     """One line on a terminal that tells how far a simulation is, once it takes long.
 
     Args:

@@ -18,13 +18,13 @@ import numpy as np
 
 from shoal.autoscaler.planner.model import Counts
 from shoal.simulator.arrivals import Arrivals
-from shoal.simulator.cluster import NOWHERE, Cluster, Kind, Phase, Pod, rank_of
+from shoal.simulator.cluster import NOWHERE, Cluster, Phase, Pod, PodKind, rank_of
 from shoal.simulator.layout import Layout
-from shoal.simulator.measures import Foreign, History, Recorder, Report, Tally, report_of
+from shoal.simulator.measures import Foreign, History, Recorder, SimulationReport, UsageTally, report_of
 from shoal.simulator.rules import Rule, Trigger, Wish
 from shoal.simulator.scheduler import Scheduler
 from shoal.simulator.trace import JobSpec, Trace
-from shoal.simulator.training import Training
+from shoal.simulator.training import SimulatedJob
 from shoal.simulator.views import view_of
 
 __all__ = ["LONGEST_SECONDS", "PATIENCE_SECONDS", "Result", "Simulation", "simulate"]
@@ -45,9 +45,9 @@ class Result:
         trainings: The jobs as they ended.
     """
 
-    report: Report
+    report: SimulationReport
     history: History | None
-    trainings: tuple[Training, ...]
+    trainings: tuple[SimulatedJob, ...]
 
 
 def simulate(
@@ -103,8 +103,8 @@ class Simulation:
         self.now = 0.0
         self.layout = Layout(trace)
         self.cluster = Cluster(self.layout, owners=len(trace.jobs) + 1)
-        self.trainings: dict[int, Training] = {}
-        self._active: dict[int, Training] = {}
+        self.trainings: dict[int, SimulatedJob] = {}
+        self._active: dict[int, SimulatedJob] = {}
         self._heap: list[tuple[float, int, _Event]] = []
         self._patience = PATIENCE_SECONDS + 10 * (trace.start_seconds + trace.stop_seconds + trace.cycle_seconds)
         self._foretold = 0
@@ -115,7 +115,7 @@ class Simulation:
         self._busy = 0.0
         self._arrived = np.zeros(len(trace.jobs), dtype=np.bool_)
         self._ended = np.zeros(len(trace.jobs), dtype=np.bool_)
-        self._tally = Tally()
+        self._tally = UsageTally()
         self.foreign = Foreign()
         self._history = History() if history else None
         self._recorder = self._make_recorder()
@@ -125,7 +125,7 @@ class Simulation:
             budgets=lambda: {number: job.spare for number, job in self._active.items()},
         )
         # The surplus of all jobs is below the minimum of any.
-        self._lowest = rank_of(min((job.priority for job in trace.jobs), default=0), Kind.TRAINER) - 1
+        self._lowest = rank_of(min((job.priority for job in trace.jobs), default=0), PodKind.TRAINER) - 1
         self._arrivals = Arrivals(self, trace)
         for number, job in enumerate(trace.jobs):
             self.at(job.arrival, partial(self._arrive, number, job), to_come=True)
@@ -190,7 +190,7 @@ class Simulation:
     def create(self, pod: Pod) -> None:
         """A pod comes."""
         self.cluster.add(pod)
-        if pod.kind is Kind.FOREIGN:
+        if pod.kind is PodKind.FOREIGN:
             self.foreign.came += 1
 
     def kill(self, pod: Pod) -> None:
@@ -200,11 +200,11 @@ class Simulation:
             job.trainers.pop(pod.number, None)
             job.rest.pop(pod.number, None)
         if pod.phase is Phase.PENDING:
-            if pod.kind is Kind.FOREIGN:
+            if pod.kind is PodKind.FOREIGN:
                 self.foreign.gone.append(self.now - pod.created)
             self.cluster.remove(pod)
             return
-        if job is not None and pod.kind is Kind.TRAINER:
+        if job is not None and pod.kind is PodKind.TRAINER:
             job.leaving += 1
             self._tally.stopped += job.ended is None
         self.cluster.leave(pod)
@@ -238,7 +238,7 @@ class Simulation:
     def _arrive(self, number: int, spec: JobSpec) -> None:
         layout = self.layout
         shape = layout.shape(spec.request, spec.pool)
-        job = Training(number=number, spec=spec, shape=shape, others=layout.others(spec), counted=self.now)
+        job = SimulatedJob(number=number, spec=spec, shape=shape, others=layout.others(spec), counted=self.now)
         self.trainings[number] = self._active[number] = job
         self._arrived[number] = True
         self.trigger(Trigger.JOB)
@@ -265,7 +265,7 @@ class Simulation:
         pod.phase = Phase.RUNNING
         job = self.trainings.get(pod.owner)
         if job is not None:
-            if pod.kind is Kind.TRAINER and job.first is None:
+            if pod.kind is PodKind.TRAINER and job.first is None:
                 job.first = self.now
             self._pace(job)
         elif pod.lifetime is not None:
@@ -275,7 +275,7 @@ class Simulation:
     def _gone(self, pod: Pod) -> None:
         self.cluster.remove(pod)
         job = self.trainings.get(pod.owner)
-        if job is not None and pod.kind is Kind.TRAINER:
+        if job is not None and pod.kind is PodKind.TRAINER:
             job.leaving -= 1
             self.trigger(Trigger.TRAINER)
 
@@ -285,19 +285,19 @@ class Simulation:
         self.kill(pod)
         if job is None:
             self._arrivals.replace(pod)
-        elif pod.kind is Kind.TRAINER:
+        elif pod.kind is PodKind.TRAINER:
             self._tally.evicted += 1
             self.trigger(Trigger.TRAINER)
         else:
             self._create_other(job, pod.shape)
 
-    def _pace(self, job: Training) -> None:
+    def _pace(self, job: SimulatedJob) -> None:
         """A job's pods changed: foretell its end anew."""
         if job.ended is None and job.advance(self.now) and (job.rate or job.complete):
             version = job.version
             self.at(self.now + job.remaining(), partial(self._done, job), holds=lambda: job.version == version)
 
-    def _done(self, job: Training) -> None:
+    def _done(self, job: SimulatedJob) -> None:
         job.end(self.now)
         self._ended[job.number] = True
         del self._active[job.number]
@@ -311,11 +311,11 @@ class Simulation:
         """The scheduler looks until nothing new comes of it."""
         while self.cluster.changed:
             for pod in self._scheduler.run(self.now):
-                self._tally.started += pod.kind is Kind.TRAINER
-                if pod.kind is Kind.FOREIGN:
+                self._tally.started += pod.kind is PodKind.TRAINER
+                if pod.kind is PodKind.FOREIGN:
                     self.foreign.waits.append(self.now - pod.created)
                 self.at(self.now + self._trace.start_seconds, partial(self._runs, pod), holds=partial(_starts, pod))
-        fresh = (pod for pod in self.cluster.pending.values() if pod.kind is Kind.FOREIGN)
+        fresh = (pod for pod in self.cluster.pending.values() if pod.kind is PodKind.FOREIGN)
         if any(pod.refused == self.now for pod in fresh):
             self.trigger(Trigger.FOREIGN)
 
@@ -330,7 +330,7 @@ class Simulation:
         for uid, wish in wishes.items():
             self._grow(by_uid[uid], wish)
 
-    def _shrink(self, job: Training, wish: Wish) -> None:
+    def _shrink(self, job: SimulatedJob, wish: Wish) -> None:
         job.wanted = wish.trainers
         bound = sorted(job.bound, key=lambda pod: (not pod.surplus, pod.phase is Phase.RUNNING, -pod.number))
         if wish.stays is None:
@@ -349,12 +349,12 @@ class Simulation:
             self.kill(pod)
 
     @staticmethod
-    def _may_wait(job: Training, wish: Wish) -> int:
+    def _may_wait(job: SimulatedJob, wish: Wish) -> int:
         """Trainers without a node that are wished for."""
         missing = wish.trainers - len(job.bound)
         return missing if wish.comes is None else min(sum(wish.comes.values()), missing)
 
-    def _grow(self, job: Training, wish: Wish) -> None:
+    def _grow(self, job: SimulatedJob, wish: Wish) -> None:
         if wish.trainers and not job.begun:
             job.begun = True
             for shape, count in job.others:
@@ -366,21 +366,21 @@ class Simulation:
         for index in range(self._may_wait(job, wish) - len(waiting)):
             minimums = sum(not pod.surplus for pod in job.trainers.values())
             surplus = self._rule.surplus and minimums >= job.spec.min
-            pod = self._pod(job, Kind.TRAINER, job.shape)
+            pod = self._pod(job, PodKind.TRAINER, job.shape)
             pod.surplus = surplus
             pod.rank = self._lowest if surplus else pod.rank
             pod.hint = hints[index] if index < len(hints) else NOWHERE
             job.trainers[pod.number] = pod
             self.create(pod)
 
-    def _create_other(self, job: Training, shape: int, *, hint: int = NOWHERE) -> None:
-        pod = self._pod(job, Kind.OTHER, shape)
+    def _create_other(self, job: SimulatedJob, shape: int, *, hint: int = NOWHERE) -> None:
+        pod = self._pod(job, PodKind.OTHER, shape)
         pod.hint = hint
         job.rest[pod.number] = pod
         self.create(pod)
         self._pace(job)
 
-    def _pod(self, job: Training, kind: Kind, shape: int) -> Pod:
+    def _pod(self, job: SimulatedJob, kind: PodKind, shape: int) -> Pod:
         number = self.cluster.number()
         return Pod(
             number=number,
@@ -422,7 +422,7 @@ class Simulation:
         if self._active and not self._to_come and not self._working():
             self._recorder.rewind()
         self.foreign.left += [
-            self.now - pod.created for pod in self.cluster.pending.values() if pod.kind is Kind.FOREIGN
+            self.now - pod.created for pod in self.cluster.pending.values() if pod.kind is PodKind.FOREIGN
         ]
         trainings = [
             self.trainings.get(number) or _absent(number, spec) for number, spec in enumerate(self._trace.jobs)
@@ -456,9 +456,9 @@ def _starts(pod: Pod) -> bool:
     return pod.phase is Phase.STARTING
 
 
-def _absent(number: int, spec: JobSpec) -> Training:
+def _absent(number: int, spec: JobSpec) -> SimulatedJob:
     """A job that had not come when the simulation ended."""
-    return Training(number=number, spec=spec, shape=0, counted=spec.arrival)
+    return SimulatedJob(number=number, spec=spec, shape=0, counted=spec.arrival)
 
 
 def _hints(comes: Mapping[int, int], waiting: list[Pod]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from shoal.simulator.rules import Rule, View, Wish
+from shoal.simulator.rules import PolicyView, Rule, Wish
 
 __all__ = ["Fixed"]
 
@@ -22,6 +22,6 @@ class Fixed(Rule):
     def __init__(self, *, scheduler_evicts: bool = False) -> None:
         self.scheduler_evicts = scheduler_evicts
 
-    def wish(self, view: View) -> Mapping[str, Wish]:
+    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
         """The maximum of each."""
         return {job.uid: Wish(trainers=job.max) for job in view.snapshot.jobs}

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from shoal.autoscaler.planner.model import Counts, Job, Shapes
-from shoal.simulator.rules import Rule, Trigger, View, Wish
+from shoal.autoscaler.planner.model import Counts, PlannerJob, Shapes
+from shoal.simulator.rules import PolicyView, Rule, Trigger, Wish
 
 __all__ = ["Gang"]
 
@@ -26,7 +26,7 @@ class Gang(Rule):
     name: ClassVar[str] = "gang-fifo"
     triggers: ClassVar[frozenset[Trigger]] = frozenset({Trigger.JOB, Trigger.TRAINER})
 
-    def wish(self, view: View) -> Mapping[str, Wish]:
+    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
         """The maximum for those that were started, and for as many of the next as fit now."""
         snapshot = view.snapshot
         nodes, shapes = snapshot.nodes, snapshot.shapes
@@ -48,7 +48,7 @@ class Gang(Rule):
         return wishes
 
 
-def _gang(free: Counts, job: Job, *, group: Counts, shapes: Shapes) -> Mapping[int, int] | None:
+def _gang(free: Counts, job: PlannerJob, *, group: Counts, shapes: Shapes) -> Mapping[int, int] | None:
     """Take room for a whole job; where its trainers go, or None if it does not fit."""
     for shape, count in job.fixed:
         if _pack(free, shape, count, group=group, shapes=shapes) is None:

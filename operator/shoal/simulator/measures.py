@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from shoal.autoscaler.planner.model import Counts, Flags
 from shoal.simulator.cluster import Cluster
-from shoal.simulator.training import Training
+from shoal.simulator.training import SimulatedJob
 
-__all__ = ["BOUND_WITHIN", "Foreign", "History", "Recorder", "Report", "Tally", "jain", "report_of"]
+__all__ = ["BOUND_WITHIN", "Foreign", "History", "Recorder", "SimulationReport", "UsageTally", "jain", "report_of"]
 
 BOUND_WITHIN: Final = (5.0, 30.0)
 """Seconds within which a foreign pod should have its node."""
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class SimulationReport:
     """How a policy did. Times are in seconds; None: there is nothing to take it of.
 
     Attributes:
@@ -79,7 +79,7 @@ class Report:
 
 
 @dataclass
-class Tally:
+class UsageTally:
     """Counts of what happened to trainers."""
 
     started: int = 0
@@ -210,19 +210,19 @@ def report_of(
     *,
     policy: str,
     now: float,
-    trainings: Sequence[Training],
+    trainings: Sequence[SimulatedJob],
     fits_no_node: Iterable[str],
     recorder: Recorder,
-    tally: Tally,
+    tally: UsageTally,
     foreign: Foreign,
-) -> Report:
+) -> SimulationReport:
     """What is to be told of a simulation that has ended."""
     ended = [job.ended - job.arrival for job in trainings if job.ended is not None]
     waits = [job.first - job.arrival for job in trainings if job.first is not None]
     ends = [job.ended for job in trainings if job.ended is not None]
     all_ended = bool(trainings) and len(ends) == len(trainings)
     indices = recorder.jain_indices()
-    return Report(
+    return SimulationReport(
         policy=policy,
         simulated=now,
         jobs=len(trainings),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from shoal.autoscaler.planner.model import Memory, Policy
+from shoal.autoscaler.planner.model import PlannerMemory, Policy
 from shoal.autoscaler.planner.plan import plan
-from shoal.simulator.rules import Rule, Trigger, View, Wish
+from shoal.simulator.rules import PolicyView, Rule, Trigger, Wish
 
 __all__ = ["Planner"]
 
@@ -25,10 +25,10 @@ class Planner(Rule):
 
     def __init__(self, policy: Policy | None = None) -> None:
         self._policy = policy or Policy()
-        self._memory = Memory()
+        self._memory = PlannerMemory()
         self.scheduler_evicts = self._policy.scheduler_evicts
 
-    def wish(self, view: View) -> Mapping[str, Wish]:
+    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
         """The allocation, job by job."""
         allocation, self._memory = plan(view.snapshot, self._memory, self._policy)
         return {

@@ -9,7 +9,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from shoal.simulator.measures import Report
+from shoal.simulator.measures import SimulationReport
 
 __all__ = ["as_json", "rows", "show"]
 
@@ -28,7 +28,7 @@ def _index(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-_ROWS: Final[tuple[tuple[str, Callable[[Report], str]], ...]] = (
+_ROWS: Final[tuple[tuple[str, Callable[[SimulationReport], str]], ...]] = (
     ("jobs ended", lambda of: f"{of.ended} of {of.jobs}"),
     ("makespan", lambda of: _seconds(of.makespan)),
     ("pending time, mean", lambda of: _seconds(of.pending_mean)),
@@ -48,7 +48,7 @@ _ROWS: Final[tuple[tuple[str, Callable[[Report], str]], ...]] = (
 )
 
 
-def rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
+def rows(reports: Sequence[SimulationReport]) -> list[tuple[str, ...]]:
     """Each measure's name, then what it is under each policy."""
     found = [(name, *(text(report) for report in reports)) for name, text in _ROWS]
     resources = dict.fromkeys(name for report in reports for name in report.requested)
@@ -62,7 +62,7 @@ def rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
     return [*found[:place], *shares, found[place], *indices, *found[place + 1 :]]
 
 
-def show(reports: Sequence[Report], console: Console) -> None:
+def show(reports: Sequence[SimulationReport], console: Console) -> None:
     """Print a table, and below it which jobs did not end."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
@@ -83,7 +83,7 @@ def show(reports: Sequence[Report], console: Console) -> None:
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def as_json(trace: str, reports: Sequence[Report]) -> str:
+def as_json(trace: str, reports: Sequence[SimulationReport]) -> str:
     """All reports as one JSON object, times in seconds."""
     value: dict[str, Any] = {"trace": trace, "policies": [report.as_json() for report in reports]}
     return json.dumps(value, indent=2)

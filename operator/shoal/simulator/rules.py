@@ -1,7 +1,7 @@
 """What every policy is told and what it answers, and the policies that can be named.
 
 A policy sees the planner's own `Snapshot`. The older ones need more than that (pods that pend, what they once wished for),
-which stands beside it in `View`. None of them sees the future or the work that a job has left.
+which stands beside it in `PolicyView`. None of them sees the future or the work that a job has left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from shoal.autoscaler.planner.model import Counts, Snapshot
 
-__all__ = ["Rule", "Seen", "Trigger", "View", "Wish"]
+__all__ = ["ObservedWorld", "PolicyView", "Rule", "Trigger", "Wish"]
 
 
 class Trigger(Enum):
@@ -26,7 +26,7 @@ class Trigger(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ObservedWorld:
     """What is known of a job beside the snapshot.
 
     Attributes:
@@ -43,7 +43,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class View:
+class PolicyView:
     """The world at one moment, as policies see it.
 
     Attributes:
@@ -55,7 +55,7 @@ class View:
     """
 
     snapshot: Snapshot
-    seen: Mapping[str, Seen]
+    seen: Mapping[str, ObservedWorld]
     allocatable: Counts
     free: Counts
     requested: Counts
@@ -94,5 +94,5 @@ class Rule(ABC):
     triggers: ClassVar[frozenset[Trigger]] = frozenset({Trigger.JOB})
 
     @abstractmethod
-    def wish(self, view: View) -> Mapping[str, Wish]:
+    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
         """What each job shall have, by its uid; a job that is not named stays as it is."""

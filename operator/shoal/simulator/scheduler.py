@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts
-from shoal.simulator.cluster import NOWHERE, Cluster, Kind, Phase, Pod
+from shoal.simulator.cluster import NOWHERE, Cluster, Phase, Pod, PodKind
 
 __all__ = ["Scheduler"]
 
@@ -166,7 +166,7 @@ def _protected(pods: list[Pod], budgets: Budgets) -> set[int]:
     left: dict[int, int] = {}
     protected = set()
     for pod in pods:
-        if pod.kind is not Kind.TRAINER or pod.phase is Phase.LEAVING:
+        if pod.kind is not PodKind.TRAINER or pod.phase is Phase.LEAVING:
             continue
         left[pod.owner] = left.get(pod.owner, budgets.get(pod.owner, 0)) - 1
         if left[pod.owner] < 0:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from shoal.simulator.cluster import Phase, Pod
 from shoal.simulator.trace import JobSpec
 
-__all__ = ["Training"]
+__all__ = ["SimulatedJob"]
 
 
 @dataclass(eq=False, kw_only=True)
-class Training:
+class SimulatedJob:
     """One job from its arrival on.
 
     It advances at the speed of its *running* trainers, however few (trainers and servers work without waiting for each

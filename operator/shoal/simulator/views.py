@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shoal.autoscaler.planner.model import Job, Nodes, Pending, Snapshot
-from shoal.simulator.cluster import Cluster, Kind, Phase
-from shoal.simulator.rules import Seen, View
-from shoal.simulator.training import Training
+from shoal.autoscaler.planner.model import Nodes, PendingPod, PlannerJob, Snapshot
+from shoal.simulator.cluster import Cluster, Phase, PodKind
+from shoal.simulator.rules import ObservedWorld, PolicyView
+from shoal.simulator.training import SimulatedJob
 
 __all__ = ["view_of"]
 
 
-def view_of(now: float, cluster: Cluster, jobs: Sequence[Training]) -> View:
+def view_of(now: float, cluster: Cluster, jobs: Sequence[SimulatedJob]) -> PolicyView:
     """What stands where, what waits, and what each of these jobs has."""
     layout = cluster.layout
     staying = cluster.taken - cluster.leaving - cluster.trainers
@@ -36,7 +36,7 @@ def view_of(now: float, cluster: Cluster, jobs: Sequence[Training]) -> View:
         shapes=layout.shapes,
         jobs=tuple(_job(now, job) for job in ordered),
         pending=tuple(
-            Pending(
+            PendingPod(
                 uid=pod.name,
                 name=pod.name,
                 shape=pod.shape,
@@ -45,10 +45,10 @@ def view_of(now: float, cluster: Cluster, jobs: Sequence[Training]) -> View:
                 preempts=pod.preempts,
             )
             for pod in cluster.pending.values()
-            if pod.kind is Kind.FOREIGN
+            if pod.kind is PodKind.FOREIGN
         ),
     )
-    return View(
+    return PolicyView(
         snapshot=snapshot,
         seen={job.uid: _seen(job) for job in ordered},
         allocatable=layout.allocatable,
@@ -57,9 +57,9 @@ def view_of(now: float, cluster: Cluster, jobs: Sequence[Training]) -> View:
     )
 
 
-def _job(now: float, job: Training) -> Job:
+def _job(now: float, job: SimulatedJob) -> PlannerJob:
     refused = min((pod.refused for pod in job.waiting if pod.refused is not None), default=now)
-    return Job(
+    return PlannerJob(
         uid=job.uid,
         name=job.uid,
         priority=job.spec.priority,
@@ -74,7 +74,7 @@ def _job(now: float, job: Training) -> Job:
     )
 
 
-def _without_node(job: Training) -> tuple[tuple[int, int], ...]:
+def _without_node(job: SimulatedJob) -> tuple[tuple[int, int], ...]:
     """Masters and servers that need a node: all of them before the job begins."""
     if not job.begun:
         return job.others
@@ -82,6 +82,6 @@ def _without_node(job: Training) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(pending.items()))
 
 
-def _seen(job: Training) -> Seen:
+def _seen(job: SimulatedJob) -> ObservedWorld:
     running = job.running
-    return Seen(wanted=job.wanted, running=running, pending=len(job.trainers) - running, leaving=job.leaving)
+    return ObservedWorld(wanted=job.wanted, running=running, pending=len(job.trainers) - running, leaving=job.leaving)

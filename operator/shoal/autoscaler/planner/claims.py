@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from shoal.autoscaler.planner.colocation import beside
-from shoal.autoscaler.planner.model import Claim, Job, Memory, Pending, Policy, Snapshot
-from shoal.autoscaler.planner.placement import Board, Leaver
-from shoal.autoscaler.planner.preemption import Rooms
+from shoal.autoscaler.planner.colocation import colocated
+from shoal.autoscaler.planner.model import Claim, PendingPod, PlannerJob, PlannerMemory, Policy, Snapshot
+from shoal.autoscaler.planner.placement import Placement, Victim
+from shoal.autoscaler.planner.preemption import PreemptionCandidates
 
 __all__ = ["Claims"]
 
@@ -25,7 +25,7 @@ _CLAIM_SECONDS: Final = 30.0
 """A pod that has not come to its claimed node by then cannot, for a reason that is not seen here."""
 _UNMET_SECONDS: Final = 300.0
 """For so long such a pod claims nothing."""
-Place = tuple[int, list[Leaver]]
+Place = tuple[int, list[Victim]]
 """A node, and who gives way there."""
 
 
@@ -33,18 +33,25 @@ class Claims:
     """Those of one plan.
 
     Args:
-        board: Where things stand.
-        rooms: What trainers that may give way hold.
-        jobs: As the board has them.
+        placement: Where things stand.
+        candidates: What trainers that may give way hold.
+        jobs: As the placement has them.
         snapshot: The cluster.
         memory: What the last plan left.
         policy: The operator's choices.
     """
 
     def __init__(
-        self, board: Board, rooms: Rooms, jobs: Sequence[Job], *, snapshot: Snapshot, memory: Memory, policy: Policy
+        self,
+        placement: Placement,
+        candidates: PreemptionCandidates,
+        jobs: Sequence[PlannerJob],
+        *,
+        snapshot: Snapshot,
+        memory: PlannerMemory,
+        policy: Policy,
     ) -> None:
-        self._board, self._rooms, self._jobs = board, rooms, jobs
+        self._placement, self._candidates, self._jobs = placement, candidates, jobs
         self._snapshot, self._memory, self._policy = snapshot, memory, policy
         names = {name: number for number, name in enumerate(snapshot.nodes.names)} if memory.claims else {}
         self._before = {uid: (names[node], since) for uid, (node, since) in memory.claims.items() if node in names}
@@ -56,20 +63,20 @@ class Claims:
         self.unmet = self._given_up()
         """Pods that came not where room was made -> until when they claim nothing."""
 
-    def serve(self, pods: Iterable[Pending]) -> None:
+    def serve(self, pods: Iterable[PendingPod]) -> None:
         """Make room for some pods, in order of priority."""
         pending = sorted(pods, key=lambda pod: (-pod.priority, pod.node < 0, pod.uid))
         spots = self._spots(pending)
-        left: list[tuple[Leaver, str]] = []
+        left: list[tuple[Victim, str]] = []
         for pod in pending:
             found = self._place(pod, spots.get((pod.shape, pod.priority), []))
             if found is None:
                 continue
-            node, leavers = found
-            for each in leavers:
-                self._board.leave(each.job, each.node)
-            left += [(each, pod.uid) for each in leavers]
-            self._board.put(pod.shape, node)
+            node, victims = found
+            for each in victims:
+                self._placement.leave(each.job, each.node)
+            left += [(each, pod.uid) for each in victims]
+            self._placement.put(pod.shape, node)
             claimed, since = self._before.get(pod.uid, (-1, 0.0))
             since = since if claimed == node else self._snapshot.now
             self.made[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
@@ -83,7 +90,7 @@ class Claims:
 
     @property
     def ledger(self) -> dict[str, tuple[str, float]]:
-        """What the next plan is to know of the claims: see `Memory.claims`."""
+        """What the next plan is to know of the claims: see `PlannerMemory.claims`."""
         names = self._snapshot.nodes.names
         return {uid: (names[claim.node], claim.since) for uid, claim in self.made.items()}
 
@@ -98,16 +105,19 @@ class Claims:
 
     def _below(self, priority: int) -> list[int]:
         """The tiers of those whose pods have a lower priority."""
-        board = self._board
+        placement = self._placement
         surplus = [rank for rank, highest in enumerate(self._surplus) if highest < priority]
-        return [*surplus, *range(board.classes, board.classes + bisect.bisect_left(board.priorities, priority))]
+        return [
+            *surplus,
+            *range(placement.classes, placement.classes + bisect.bisect_left(placement.priorities, priority)),
+        ]
 
-    def _scheduler_makes_room(self, pod: Pending) -> bool:
+    def _scheduler_makes_room(self, pod: PendingPod) -> bool:
         return pod.preempts and self._policy.scheduler_evicts
 
-    def _place(self, pod: Pending, spots: list[int]) -> Place | None:
+    def _place(self, pod: PendingPod, spots: list[int]) -> Place | None:
         """Where a pod's room is made; None: nowhere, or that is not to be known here."""
-        board, tiers = self._board, self._below(pod.priority)
+        placement, tiers = self._placement, self._below(pod.priority)
         if pod.uid in self.unmet or (self._jobs and not tiers):
             return None  # it would not come, or ranks no higher than anybody's trainers and takes its chance as they do
         found = self._known(pod, tiers)
@@ -115,27 +125,31 @@ class Claims:
             return found
         while spots:
             node = spots.pop(0)
-            leavers = [] if board.fits(pod.shape)[node] else self._rooms.leavers(node, board.asks[pod.shape], tiers)
-            if leavers is not None:
-                return node, leavers
-        node = board.free_node(pod.shape)
+            victims = (
+                []
+                if placement.fits(pod.shape)[node]
+                else self._candidates.victims(node, placement.asks[pod.shape], tiers)
+            )
+            if victims is not None:
+                return node, victims
+        node = placement.free_node(pod.shape)
         if node >= 0:
             return node, []
-        return None if self._scheduler_makes_room(pod) else self._rooms.make(pod.shape, tiers)
+        return None if self._scheduler_makes_room(pod) else self._candidates.make(pod.shape, tiers)
 
-    def _known(self, pod: Pending, tiers: Sequence[int]) -> Place | None:
+    def _known(self, pod: PendingPod, tiers: Sequence[int]) -> Place | None:
         """The node that is nominated for it, or that it claimed before."""
-        board = self._board
-        if pod.node >= 0 and board.eligible[pod.shape, pod.node]:
-            leavers = self._rooms.leavers(pod.node, board.asks[pod.shape], tiers)
-            if leavers is not None:
+        placement = self._placement
+        if pod.node >= 0 and placement.eligible[pod.shape, pod.node]:
+            victims = self._candidates.victims(pod.node, placement.asks[pod.shape], tiers)
+            if victims is not None:
                 # Of its own victims the scheduler has said nothing yet: they are being deleted a moment later.
-                return pod.node, [] if self._scheduler_makes_room(pod) else leavers
-        fits = board.fits(pod.shape)
+                return pod.node, [] if self._scheduler_makes_room(pod) else victims
+        fits = placement.fits(pod.shape)
         node, _ = self._before.get(pod.uid, (-1, 0.0))
         return (node, []) if node >= 0 and fits[node] else None
 
-    def _spots(self, pending: Sequence[Pending]) -> dict[tuple[int, int], list[int]]:
+    def _spots(self, pending: Sequence[PendingPod]) -> dict[tuple[int, int], list[int]]:
         """Nodes for pods that come together: by shape and priority, those where they cost the fewest trainers."""
         groups: dict[tuple[int, int], int] = defaultdict(int)
         for pod in pending:
@@ -146,42 +160,44 @@ class Claims:
 
     def _cheapest(self, shape: int, priority: int, count: int) -> list[int]:
         """Of the fewest tiers that do; none do: nothing."""
-        board, tiers = self._board, self._below(priority)
-        if not board.count.any():
+        placement, tiers = self._placement, self._below(priority)
+        if not placement.count.any():
             return []
-        held = np.bincount(board.shape, board.count)
-        may = board.eligible[shape][:, None]
+        held = np.bincount(placement.shape, placement.count)
+        may = placement.eligible[shape][:, None]
         for some in range(1, len(tiers) + 1):
-            counts = beside(
+            counts = colocated(
                 count,
-                request=board.request[shape],
-                trainer=board.request[int(np.argmax(held))],
-                room=np.where(may, board.room_with(tiers[:some]), 0),
-                order=board.wanted_by,
-                free=np.where(may, board.free, 0),
+                request=placement.request[shape],
+                trainer=placement.request[int(np.argmax(held))],
+                room=np.where(may, placement.room_with(tiers[:some]), 0),
+                order=placement.wanted_by,
+                free=np.where(may, placement.free, 0),
             )
             if counts is not None:
-                nodes: list[int] = np.repeat(np.arange(len(board.free)), counts).tolist()
+                nodes: list[int] = np.repeat(np.arange(len(placement.free)), counts).tolist()
                 return nodes
         return []
 
-    def _give_back(self, left: list[tuple[Leaver, str]]) -> None:
+    def _give_back(self, left: list[tuple[Victim, str]]) -> None:
         """Who left for one claim may find that others who left for the next one made room for him, too."""
-        board = self._board
+        placement = self._placement
         victims: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         # The one with the smallest share has the best right to stay.
-        for leaver, pod in sorted(left, key=lambda each: (self._rooms.share(each[0].job), each[0].job, each[0].node)):
-            if board.fits(int(board.shape[leaver.job]))[leaver.node]:
-                board.back(leaver.job, leaver.node)
+        for victim, pod in sorted(
+            left, key=lambda each: (self._candidates.share(each[0].job), each[0].job, each[0].node)
+        ):
+            if placement.fits(int(placement.shape[victim.job]))[victim.node]:
+                placement.back(victim.job, victim.node)
             else:
-                victims[pod][self._jobs[leaver.job].uid] += 1
+                victims[pod][self._jobs[victim.job].uid] += 1
         for pod, of in victims.items():
             self.made[pod] = replace(self.made[pod], victims=dict(of))
 
 
-def _classes(jobs: Iterable[Job]) -> list[list[Job]]:
+def _classes(jobs: Iterable[PlannerJob]) -> list[list[PlannerJob]]:
     """Jobs of each priority, from the lowest on."""
-    found: dict[int, list[Job]] = defaultdict(list)
+    found: dict[int, list[PlannerJob]] = defaultdict(list)
     for job in jobs:
         found[job.priority].append(job)
     return [found[priority] for priority in sorted(found)]

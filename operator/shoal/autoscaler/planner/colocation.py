@@ -12,7 +12,7 @@ import numpy as np
 
 from shoal.autoscaler.planner.model import Counts
 
-__all__ = ["beside"]
+__all__ = ["colocated"]
 
 _MOST_TOGETHER: Final = 8
 """On one node, as far as this looks ahead: more are placed by looking again."""
@@ -21,7 +21,7 @@ _FINE: Final = 1000
 """Trainers per pod are compared in thousandths."""
 
 
-def beside(
+def colocated(
     count: int, *, request: Counts, trainer: Counts, room: Counts, order: Counts, free: Counts | None = None
 ) -> Counts | None:
     """How many of some pods go to each node, so that they cost about as few trainers as possible.

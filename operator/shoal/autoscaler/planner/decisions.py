@@ -6,15 +6,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from shoal.autoscaler.planner.model import Allocation, Claim, Counts, Flags, Given, Job, Snapshot, Why
-from shoal.autoscaler.planner.placement import Board, fitting
+from shoal.autoscaler.planner.model import Allocation, Claim, Counts, Flags, JobAllocation, PlannerJob, Snapshot, Why
+from shoal.autoscaler.planner.placement import Placement, fitting
 
-__all__ = ["outcome"]
+__all__ = ["allocation_of"]
 
 
-def outcome(
+def allocation_of(
     snapshot: Snapshot,
-    board: Board,
+    placement: Placement,
     *,
     top: Counts,
     queued: Collection[int],
@@ -24,17 +24,17 @@ def outcome(
     others: Mapping[int, Sequence[tuple[int, int]]],
 ) -> Allocation:
     """From where things stand at the end of a plan."""
-    words = _Words(snapshot, board, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
-    at = board.places.rows(board.changed)
-    places = {number: _places(board.jobs[number].held, there) for number, there in at.items()}
-    now = _Now(snapshot, board, places) if places or others else None
+    words = _Words(snapshot, placement, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
+    at = placement.places.rows(placement.changed)
+    places = {number: _places(placement.jobs[number].held, there) for number, there in at.items()}
+    now = _Now(snapshot, placement, places) if places or others else None
     late = {number for number, of in others.items() if now is not None and not now.have_room(node for _, node in of)}
     given = {}
-    for number, (job, count) in enumerate(zip(board.jobs, board.count.tolist(), strict=True)):
+    for number, (job, count) in enumerate(zip(placement.jobs, placement.count.tolist(), strict=True)):
         stays, comes = places.get(number, (job.held, {}))
         why, said = words.why(number)
         soon = now.start(number, comes) if now is not None and comes else {}
-        given[job.uid] = Given(
+        given[job.uid] = JobAllocation(
             trainers=count,
             stays=stays,
             comes=comes,
@@ -59,16 +59,19 @@ class _Now:
     """Who of those that come has room already: what leaves is still there."""
 
     def __init__(
-        self, snapshot: Snapshot, board: Board, places: Mapping[int, tuple[Mapping[int, int], Mapping[int, int]]]
+        self,
+        snapshot: Snapshot,
+        placement: Placement,
+        places: Mapping[int, tuple[Mapping[int, int], Mapping[int, int]]],
     ) -> None:
-        self._board = board
+        self._placement = placement
         # What is kept for others is no trainer's; where that is more than there is, it is not free yet.
-        self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - board.kept - board.taken
-        late = board.free - snapshot.nodes.leaving
+        self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - placement.kept - placement.taken
+        late = placement.free - snapshot.nodes.leaving
         for number, (stays, _) in places.items():
-            for node, count in board.jobs[number].held.items():
+            for node, count in placement.jobs[number].held.items():
                 if count > stays.get(node, 0):
-                    late[node] -= board.request[board.jobs[number].shape] * (count - stays.get(node, 0))
+                    late[node] -= placement.request[placement.jobs[number].shape] * (count - stays.get(node, 0))
         # Where even then all have room nobody needs to be counted.
         self._wide: Flags = fitting(late, [0] * late.shape[1])
 
@@ -78,7 +81,7 @@ class _Now:
 
     def start(self, number: int, comes: Mapping[int, int]) -> dict[int, int]:
         """Where how many of a job's."""
-        request = self._board.request[self._board.jobs[number].shape]
+        request = self._placement.request[self._placement.jobs[number].shape]
         asked, soon = request > 0, {}
         for node, count in comes.items():
             if self._wide[node]:
@@ -98,7 +101,7 @@ class _Words:
     def __init__(
         self,
         snapshot: Snapshot,
-        board: Board,
+        placement: Placement,
         *,
         top: Counts,
         queued: Collection[int],
@@ -106,15 +109,15 @@ class _Words:
         caps: Mapping[str, tuple[int, float]],
         moved: Collection[int],
     ) -> None:
-        self._snapshot, self._board = snapshot, board
-        self._count, self._top = board.count.tolist(), top.tolist()
+        self._snapshot, self._placement = snapshot, placement
+        self._count, self._top = placement.count.tolist(), top.tolist()
         self._queued, self._claims, self._caps, self._moved = queued, claims, caps, moved
         self._victims = {uid: claim.name for claim in reversed(claims) for uid in claim.victims}
         self._full: dict[int, tuple[Why, str]] = {}
 
     def why(self, number: int) -> tuple[Why, str]:  # noqa: PLR0911 - one line for each reason
         """Of a job, by its number."""
-        job, count = self._board.jobs[number], self._count[number]
+        job, count = self._placement.jobs[number], self._count[number]
         if number in self._queued:
             return Why.QUEUED, self._queues(number, job)
         if job.pinned and count == job.max:
@@ -131,26 +134,26 @@ class _Words:
             self._full[job.shape] = self._no_room(job.shape)
         return self._full[job.shape]
 
-    def _queues(self, number: int, job: Job) -> str:
-        board = self._board
-        best = int(np.minimum(board.capacity(job.shape, self._snapshot.nodes.room), job.max).sum())
+    def _queues(self, number: int, job: PlannerJob) -> str:
+        placement = self._placement
+        best = int(np.minimum(placement.capacity(job.shape, self._snapshot.nodes.room), job.max).sum())
         others = f" beside {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
         if best >= job.min:
             place = sorted(self._queued).index(number) + 1
             return f"needs {job.min} x {self._pod(job.shape)}{others}, and others hold the room; it is number {place} in line"
         return f"needs {job.min} x {self._pod(job.shape)}{others}, the cluster has room for {best} at best{self._short(job)}"
 
-    def _short(self, job: Job) -> str:
+    def _short(self, job: PlannerJob) -> str:
         """The resources of which there is too little for the minimum, each by itself; empty: only all together are."""
         request = self._snapshot.shapes.request[job.shape]
-        room = np.maximum(self._snapshot.nodes.room[self._board.eligible[job.shape]], 0)
+        room = np.maximum(self._snapshot.nodes.room[self._placement.eligible[job.shape]], 0)
         asked = np.flatnonzero(request)
         most = (room[:, asked] // request[asked]).sum(axis=0)
         short = [self._snapshot.resources[at] for at in asked[most < job.min].tolist()]
         return f": too little {' and '.join(short)}" if short else ""
 
     def _no_room(self, shape: int) -> tuple[Why, str]:
-        waiting = [claim.name for claim in self._claims if self._board.eligible[shape, claim.node]]
+        waiting = [claim.name for claim in self._claims if self._placement.eligible[shape, claim.node]]
         if not waiting:
             return Why.FULL, f"no node has room for {self._pod(shape)}"
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""

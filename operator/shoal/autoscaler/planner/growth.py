@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from shoal.autoscaler.planner.model import Counts, Flags, Memory, Snapshot
-from shoal.autoscaler.planner.placement import Board
-from shoal.autoscaler.planner.preemption import Rooms
-from shoal.autoscaler.planner.rebalance import Exchange
+from shoal.autoscaler.planner.model import Counts, Flags, PlannerMemory, Snapshot
+from shoal.autoscaler.planner.placement import Placement
+from shoal.autoscaler.planner.preemption import PreemptionCandidates
+from shoal.autoscaler.planner.rebalance import Rebalance
 
 __all__ = ["Growth"]
 
@@ -27,7 +27,7 @@ _FEW: Final = 16
 _TURNS: Final = 24
 """For each shape that finds room so many turns cost about what it costs to raise the level once more."""
 Floats = npt.NDArray[np.float64]
-Placement = tuple[int, Counts, Counts]
+Placed = tuple[int, Counts, Counts]
 """Shape, and for each trainer its job and its node."""
 
 
@@ -35,8 +35,8 @@ class Growth:
     """Growth of all classes, one after the other.
 
     Args:
-        board: Where things stand; minimums are settled.
-        rooms: Where room can be made.
+        placement: Where things stand; minimums are settled.
+        candidates: Where room can be made.
         step: [J] by how much one trainer more raises a job's share.
         top: [J] most trainers.
         snapshot: The cluster.
@@ -44,51 +44,58 @@ class Growth:
     """
 
     def __init__(
-        self, board: Board, rooms: Rooms, *, step: Floats, top: Counts, snapshot: Snapshot, memory: Memory
+        self,
+        placement: Placement,
+        candidates: PreemptionCandidates,
+        *,
+        step: Floats,
+        top: Counts,
+        snapshot: Snapshot,
+        memory: PlannerMemory,
     ) -> None:
-        self._board, self._rooms = board, rooms
+        self._placement, self._candidates = placement, candidates
         self._step = step
         self._top = top
         self._tie = np.empty(len(step), dtype=np.int64)
         # Of jobs at one level the one that held most at first is the next; then, as they are numbered, the oldest.
-        self._tie[np.argsort(-board.held, kind="stable")] = np.arange(len(step))
+        self._tie[np.argsort(-placement.held, kind="stable")] = np.arange(len(step))
         self._last: dict[int, tuple[Flags, int, Counts]] = {}
         """By class, when it has grown: what is shut, the clock when that was seen, and [J] how many trainers each job had."""
-        self.exchange = Exchange(board, step=step, top=top, tie=self._tie, now=snapshot.now, before=memory.moved)
+        self.exchange = Rebalance(placement, step=step, top=top, tie=self._tie, now=snapshot.now, before=memory.moved)
 
     def grow(self, jobs: Counts, rank: int, *, moves: int, cool_down: float) -> int:
         """All jobs of a class; how many moves for fairness are left."""
-        self._board.settle_class(rank)
+        self._placement.settle_class(rank)
         if not len(self._hungry(jobs)):
             return moves
-        tiers = self._board.tiers(surplus_below=rank, minimums_below=0)
+        tiers = self._placement.tiers(surplus_below=rank, minimums_below=0)
         shut = self._shut_now(jobs, rank, tiers)
-        seen = self._board.clock
+        seen = self._placement.clock
         self._fill(jobs, tiers, shut)
         while True:
             traded = 0
             for given in self.exchange.trades(jobs, moves=moves, cool_down=cool_down):
                 traded, moves = traded + given, moves - given
                 # Who gave may want to grow elsewhere, and what one trainer leaves may be too much for another.
-                self._open(shut, self._board.touched > seen, tiers)
-                seen = self._board.clock
+                self._open(shut, self._placement.touched > seen, tiers)
+                seen = self._placement.clock
                 self._fill(jobs, tiers, shut)
             if not traded:
-                self._last[rank] = (shut, seen, self._board.count.copy())
+                self._last[rank] = (shut, seen, self._placement.count.copy())
                 return moves
 
     def _hungry(self, jobs: Counts) -> Counts:
-        hungry: Counts = jobs[self._board.count[jobs] < self._top[jobs]]
+        hungry: Counts = jobs[self._placement.count[jobs] < self._top[jobs]]
         return hungry
 
     # --- Into room that is free, and that lower classes give ---
 
     def _fill(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
         """Until every shape of a job that is below its top is shut."""
-        board = self._board
+        placement = self._placement
         while True:
             hungry = self._hungry(jobs)
-            hungry = hungry[~shut[board.shape[hungry]]]
+            hungry = hungry[~shut[placement.shape[hungry]]]
             if not len(hungry):
                 return
             self._raise_together(hungry)
@@ -96,71 +103,71 @@ class Growth:
 
     def _shut_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
         """[S] the same as below; what was shut in an earlier pass is looked at only where things are better since."""
-        board = self._board
+        placement = self._placement
         if rank not in self._last:
             return self._shut(jobs, tiers)
         shut, seen, count = self._last[rank]
-        of, node, _ = board.places.all()
-        near = board.touched > seen
+        of, node, _ = placement.places.all()
+        near = placement.touched > seen
         # Who has more trainers of a lower class has more surplus, wherever they are.
-        near[node[((board.count > count) & (board.rank < rank))[of]]] = True
+        near[node[((placement.count > count) & (placement.rank < rank))[of]]] = True
         self._open(shut, near, tiers)
         return shut
 
     def _shut(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
         """[S] which shapes that are wanted find no room, even if all of these tiers gave way."""
-        board = self._board
-        shut = np.zeros(len(board.request), dtype=np.bool_)
-        room = board.room_with(tiers) if tiers else board.free
-        for shape in np.unique(board.shape[self._hungry(jobs)]).tolist():
-            shut[shape] = not board.anywhere(shape, room).any()
+        placement = self._placement
+        shut = np.zeros(len(placement.request), dtype=np.bool_)
+        room = placement.room_with(tiers) if tiers else placement.free
+        for shape in np.unique(placement.shape[self._hungry(jobs)]).tolist():
+            shut[shape] = not placement.anywhere(shape, room).any()
         return shut
 
     def _open(self, shut: Flags, near: Flags, tiers: Sequence[int]) -> None:
         """Shapes that find room at some nodes; elsewhere there is none, as lower classes only have less meanwhile."""
-        board = self._board
+        placement = self._placement
         nodes = np.flatnonzero(near)
-        room = board.free[nodes] + sum(board.weak(tier)[nodes] for tier in tiers)
-        large = (room >= board.request[:, None]).all(axis=2) & board.eligible[:, nodes]
+        room = placement.free[nodes] + sum(placement.weak(tier)[nodes] for tier in tiers)
+        large = (room >= placement.request[:, None]).all(axis=2) & placement.eligible[:, nodes]
         shut &= ~large.any(axis=1)
 
     def _in_turn(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
         """One by one, until nobody finds room or it has taken long."""
-        board, top = self._board, self._top
+        placement, top = self._placement, self._top
         jobs = self._hungry(jobs)
-        levels = (board.count[jobs] + 1) * self._step[jobs]
+        levels = (placement.count[jobs] + 1) * self._step[jobs]
         line = list(zip(levels.tolist(), self._tie[jobs].tolist(), jobs.tolist(), strict=True))
         heapq.heapify(line)
-        left = _TURNS * len(np.unique(board.shape[jobs]))
+        left = _TURNS * len(np.unique(placement.shape[jobs]))
         while line and left:
             _, tie, job = heapq.heappop(line)
-            shape = int(board.shape[job])
+            shape = int(placement.shape[job])
             if shut[shape]:
                 continue
             left -= 1
-            node = board.free_node(shape)
+            node = placement.free_node(shape)
             if node < 0:
-                found = self._rooms.make(shape, tiers) if tiers else None
+                found = self._candidates.make(shape, tiers) if tiers else None
                 if found is None:
                     shut[shape] = True
                     continue
                 node = found[0]
                 for each in found[1]:
-                    board.leave(each.job, each.node)
-            board.add(job, node)
-            if board.count[job] < top[job]:
-                heapq.heappush(line, (float((board.count[job] + 1) * self._step[job]), tie, job))
+                    placement.leave(each.job, each.node)
+            placement.add(job, node)
+            if placement.count[job] < top[job]:
+                heapq.heappush(line, (float((placement.count[job] + 1) * self._step[job]), tie, job))
 
     def _raise_together(self, jobs: Counts) -> None:
         """To the highest level at which all of them find room, by halves."""
-        board, step, top = self._board, self._step[jobs], self._top[jobs]
-        room = [board.total(shape) for shape in set(board.shape[jobs].tolist())]
+        placement, step, top = self._placement, self._step[jobs], self._top[jobs]
+        room = [placement.total(shape) for shape in set(placement.shape[jobs].tolist())]
         if not all(room) or sum(room) <= _FEW:
             return
 
         def lacks(level: float) -> Counts:
             wanted = np.minimum(np.floor(level / step + _CLOSE), top).astype(np.int64)
-            more: Counts = np.maximum(wanted - board.count[jobs], 0)
+            more: Counts = np.maximum(wanted - placement.count[jobs], 0)
             return more
 
         low, high = 0.0, float((top * step).max())
@@ -173,31 +180,31 @@ class Growth:
             else:
                 low = level
                 for shape, takers, nodes in placed:
-                    board.add_many(takers, shape, nodes)
+                    placement.add_many(takers, shape, nodes)
             level = (low + high) / 2
 
-    def _placed(self, jobs: Counts, more: Counts) -> list[Placement] | None:
+    def _placed(self, jobs: Counts, more: Counts) -> list[Placed] | None:
         """Where so many more of each job find room; None: they do not."""
-        board = self._board
-        shapes = board.shape[jobs]
+        placement = self._placement
+        shapes = placement.shape[jobs]
         needs = np.bincount(shapes, more)
         wanted = np.flatnonzero(needs).tolist()
-        if any(needs[shape] > board.total(shape) for shape in wanted):
+        if any(needs[shape] > placement.total(shape) for shape in wanted):
             return None
-        free, filled = board.free, np.zeros(len(board.free), dtype=np.bool_)
-        placed: list[Placement] = []
-        for shape in sorted(wanted, key=lambda shape: (-int(board.request[shape].max()), shape)):
-            most = board.fits(shape)
+        free, filled = placement.free, np.zeros(len(placement.free), dtype=np.bool_)
+        placed: list[Placed] = []
+        for shape in sorted(wanted, key=lambda shape: (-int(placement.request[shape].max()), shape)):
+            most = placement.fits(shape)
             if placed:
                 most, late = most.copy(), np.flatnonzero(filled)
-                most[late] = board.capacity(shape, free[late], late)
-            found = board.fit(int(needs[shape]), most)
+                most[late] = placement.capacity(shape, free[late], late)
+            found = placement.fit(int(needs[shape]), most)
             if found is None:
                 return None
             nodes, each = found
             if len(wanted) > 1:
                 free = free if placed else free.copy(order="F")
-                free[nodes] -= each[:, None] * board.request[shape]
+                free[nodes] -= each[:, None] * placement.request[shape]
                 filled[nodes] = True
             mine = shapes == shape
             placed.append((shape, np.repeat(jobs[mine], more[mine]), np.repeat(nodes, each)))

@@ -20,11 +20,11 @@ __all__ = [
     "Claim",
     "Counts",
     "Flags",
-    "Given",
-    "Job",
-    "Memory",
+    "JobAllocation",
     "Nodes",
-    "Pending",
+    "PendingPod",
+    "PlannerJob",
+    "PlannerMemory",
     "Policy",
     "Shapes",
     "Snapshot",
@@ -72,7 +72,7 @@ class Shapes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PlannerJob:
     """A job that wants trainers.
 
     Attributes:
@@ -119,7 +119,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pending:
+class PendingPod:
     """A foreign pod that has no node yet.
 
     Attributes:
@@ -157,8 +157,8 @@ class Snapshot:
     resources: tuple[str, ...]
     nodes: Nodes
     shapes: Shapes
-    jobs: tuple[Job, ...]
-    pending: tuple[Pending, ...] = ()
+    jobs: tuple[PlannerJob, ...]
+    pending: tuple[PendingPod, ...] = ()
     spare: tuple[tuple[int, int], ...] = ()
 
 
@@ -199,7 +199,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class PlannerMemory:
     """What one plan leaves for the next.
 
     Attributes:
@@ -235,7 +235,7 @@ class Why(StrEnum):
     QUEUED = "Queued"
 
 
-class Given(NamedTuple):
+class JobAllocation(NamedTuple):
     """What a job is given. A named tuple, as each plan makes one for each job.
 
     Attributes:
@@ -263,5 +263,5 @@ class Given(NamedTuple):
 class Allocation:
     """Of each job's uid what it is given, and the claims that are under way."""
 
-    jobs: Mapping[str, Given]
+    jobs: Mapping[str, JobAllocation]
     claims: tuple[Claim, ...] = ()

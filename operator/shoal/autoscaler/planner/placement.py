@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shoal.autoscaler.planner.model import Counts, Flags, Job, Snapshot
-from shoal.autoscaler.planner.trainer_locations import Places, Row, row
+from shoal.autoscaler.planner.model import Counts, Flags, PlannerJob, Snapshot
+from shoal.autoscaler.planner.trainer_locations import Row, TrainerLocations, row
 
-__all__ = ["Board", "Leaver", "fitting"]
+__all__ = ["Placement", "Victim", "fitting"]
 
 _MANY = 2**31
 _FEW = 16
@@ -32,7 +32,7 @@ _BYTE = 255
 
 
 @dataclass(frozen=True)
-class Leaver:
+class Victim:
     """A trainer that gives way.
 
     Attributes:
@@ -45,7 +45,7 @@ class Leaver:
 
 
 def fitting(room: Counts, request: Sequence[int]) -> Flags:
-    """[N] which rooms are large enough; resource by resource, as arrays are kept like that."""
+    """[N] which candidates are large enough; resource by resource, as arrays are kept like that."""
     large = np.ones(len(room), dtype=np.bool_)
     for resource, amount in enumerate(request):
         large &= room[:, resource] >= amount
@@ -66,7 +66,7 @@ class _Line:
         self.nodes, self.opened, self.many, self.next = nodes, opened, many, 0
 
 
-class Board:
+class Placement:
     """The working state of one plan.
 
     Args:
@@ -75,7 +75,7 @@ class Board:
         rows: Of the last plan: what was read from jobs that hold the same still.
     """
 
-    def __init__(self, snapshot: Snapshot, jobs: Sequence[Job], rows: Mapping[str, Row]) -> None:
+    def __init__(self, snapshot: Snapshot, jobs: Sequence[PlannerJob], rows: Mapping[str, Row]) -> None:
         self.jobs = jobs
         self.request = snapshot.shapes.request
         self.asks: list[list[int]] = self.request.tolist()
@@ -98,7 +98,7 @@ class Board:
         self.kept = np.zeros_like(snapshot.nodes.room)
         """[N, R] what is kept for pods that are no trainers."""
         self.rows = {job.uid: row(job, rows.get(job.uid)) for job in jobs}
-        self.places = Places(list(self.rows.values()), len(self.kept))
+        self.places = TrainerLocations(list(self.rows.values()), len(self.kept))
         of, node, count = self.places.all()
         self.count = np.bincount(of, count, minlength=len(jobs)).astype(np.int64)
         """[J] how many trainers a job has."""

@@ -19,12 +19,12 @@ from typing import Final
 import numpy as np
 
 from shoal.autoscaler.planner.claims import Claims
-from shoal.autoscaler.planner.colocation import beside
-from shoal.autoscaler.planner.decisions import outcome
+from shoal.autoscaler.planner.colocation import colocated
+from shoal.autoscaler.planner.decisions import allocation_of
 from shoal.autoscaler.planner.growth import Growth
-from shoal.autoscaler.planner.model import Allocation, Counts, Job, Memory, Policy, Snapshot
-from shoal.autoscaler.planner.placement import Board, Leaver, fitting
-from shoal.autoscaler.planner.preemption import Rooms
+from shoal.autoscaler.planner.model import Allocation, Counts, PlannerJob, PlannerMemory, Policy, Snapshot
+from shoal.autoscaler.planner.placement import Placement, Victim, fitting
+from shoal.autoscaler.planner.preemption import PreemptionCandidates
 
 __all__ = ["plan"]
 
@@ -34,7 +34,7 @@ _FIRST_CAP_SECONDS: Final = 30.0
 _LONGEST_CAP_SECONDS: Final = 600.0
 
 
-def plan(snapshot: Snapshot, memory: Memory, policy: Policy | None = None) -> tuple[Allocation, Memory]:
+def plan(snapshot: Snapshot, memory: PlannerMemory, policy: Policy | None = None) -> tuple[Allocation, PlannerMemory]:
     """The best allocation that can be reached from what runs, and what to remember for the next time.
 
     Args:
@@ -48,28 +48,28 @@ def plan(snapshot: Snapshot, memory: Memory, policy: Policy | None = None) -> tu
 class _Plan:
     """One plan."""
 
-    def __init__(self, snapshot: Snapshot, memory: Memory, policy: Policy) -> None:
+    def __init__(self, snapshot: Snapshot, memory: PlannerMemory, policy: Policy) -> None:
         self._snapshot = snapshot
         self._memory = memory
         self._policy = policy
         jobs = sorted(snapshot.jobs, key=lambda job: (-job.priority, not job.held, job.since, job.uid))
         self._jobs = jobs
-        self._board = Board(snapshot, jobs, memory.rows)
+        self._placement = Placement(snapshot, jobs, memory.rows)
         self._caps, self._backoff = self._capped(jobs)
         self._top = np.array([job.max for job in jobs], dtype=np.int64)
         if self._caps:
             self._top = np.array([self._caps.get(job.uid, (job.max, 0.0))[0] for job in jobs], dtype=np.int64)
         self._needs_servers = np.array([bool(job.fixed) for job in jobs], dtype=np.bool_)
         self._step = _steps(snapshot, jobs)
-        self._rooms = Rooms(self._board, self._step)
+        self._candidates = PreemptionCandidates(self._placement, self._step)
         self._queued: set[int] = set()
         self._others: dict[int, list[tuple[int, int]]] = {}
         """Of each job, shape and node of its pods beside trainers that need one."""
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
-        self._claims = Claims(self._board, self._rooms, jobs, snapshot=snapshot, memory=memory, policy=policy)
+        self._claims = Claims(self._placement, self._candidates, jobs, snapshot=snapshot, memory=memory, policy=policy)
 
-    def made(self) -> tuple[Allocation, Memory]:
-        board = self._board
+    def made(self) -> tuple[Allocation, PlannerMemory]:
+        placement = self._placement
         self._shrink()
         self._relieve()
         highest = max((job.priority for job in self._jobs), default=0)
@@ -80,26 +80,26 @@ class _Plan:
         self._claims.serve(pod for pod in pending if pod.priority <= highest)
         self._keep_spare()
         growth = Growth(
-            board, self._rooms, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
+            placement, self._candidates, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
         )
         # While the scheduler still evicts for others nobody knows who will hold more in the end.
         moves, before = 0 if self._claims.evicting else self._policy.moves, -1
         # What a lower class was given last may be better for a higher one: until nothing changes any more.
         for _ in range(_PASSES):
-            if before == board.changes:
+            if before == placement.changes:
                 break
-            before = board.changes
-            board.settle_many(self._admitted())
+            before = placement.changes
+            placement.settle_many(self._admitted())
             self._retry()
             admitted = self._admitted()
-            board.settle_many(admitted)
-            for rank in reversed(range(board.classes)):
-                of_class = admitted[board.rank[admitted] == rank]
+            placement.settle_many(admitted)
+            for rank in reversed(range(placement.classes)):
+                of_class = admitted[placement.rank[admitted] == rank]
                 moves = growth.grow(of_class, rank, moves=moves, cool_down=self._policy.cool_down_seconds)
         claims = tuple(self._claims.made.values())
-        allocation = outcome(
+        allocation = allocation_of(
             self._snapshot,
-            board,
+            placement,
             top=self._top,
             queued=self._queued,
             claims=claims,
@@ -109,13 +109,13 @@ class _Plan:
         )
         now = self._snapshot.now
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
-        memory = Memory(
+        memory = PlannerMemory(
             claims=self._claims.ledger,
             moved=kept | growth.exchange.moved,
             capped=self._caps,
             backoff=self._backoff,
             unmet=self._claims.unmet,
-            rows=board.rows,
+            rows=placement.rows,
         )
         return allocation, memory
 
@@ -126,7 +126,7 @@ class _Plan:
 
     # --- What the scheduler knows better ---
 
-    def _capped(self, jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, float]], dict[str, tuple[float, int]]]:
+    def _capped(self, jobs: Sequence[PlannerJob]) -> tuple[dict[str, tuple[int, float]], dict[str, tuple[float, int]]]:
         """Caps that are in force, and how long and at what the last one of each job was."""
         now = self._snapshot.now
         caps: dict[str, tuple[int, float]] = {}
@@ -149,55 +149,55 @@ class _Plan:
 
     def _shrink(self) -> None:
         """Jobs above their maximum, which was lowered: surplus first, from the nodes that most others could use."""
-        board = self._board
-        for job in np.flatnonzero(board.count > self._top).tolist():
-            while board.count[job] > self._top[job]:
-                there = board.at(job)
+        placement = self._placement
+        for job in np.flatnonzero(placement.count > self._top).tolist():
+            while placement.count[job] > self._top[job]:
+                there = placement.at(job)
                 node = max(
                     there,
                     key=lambda node: (
-                        not board.firm(job, node, there[node]),
-                        int(board.wanted_by[node]),
-                        -int(board.free[node].min()),
+                        not placement.firm(job, node, there[node]),
+                        int(placement.wanted_by[node]),
+                        -int(placement.free[node].min()),
                         node,
                     ),
                 )
-                board.leave(job, node)
+                placement.leave(job, node)
 
     def _relieve(self) -> None:
         """Nodes that have become smaller, or fuller by others' doing."""
-        board = self._board
-        everybody = board.tiers(surplus_below=board.classes, minimums_below=board.classes)
-        nothing = [0] * board.free.shape[1]
-        for node in np.flatnonzero(~fitting(board.free, nothing)).tolist():
-            leavers = self._rooms.leavers(node, nothing, everybody)
-            if leavers is None:
-                lacks = board.free[node] < 0
-                leavers = [
-                    Leaver(job, node)
-                    for job, count in board.places.at(node).items()
-                    if (board.request[board.shape[job]][lacks] > 0).any()
+        placement = self._placement
+        everybody = placement.tiers(surplus_below=placement.classes, minimums_below=placement.classes)
+        nothing = [0] * placement.free.shape[1]
+        for node in np.flatnonzero(~fitting(placement.free, nothing)).tolist():
+            victims = self._candidates.victims(node, nothing, everybody)
+            if victims is None:
+                lacks = placement.free[node] < 0
+                victims = [
+                    Victim(job, node)
+                    for job, count in placement.places.at(node).items()
+                    if (placement.request[placement.shape[job]][lacks] > 0).any()
                     for _ in range(count)
                 ]
-            self._leave(leavers)
+            self._leave(victims)
 
-    def _leave(self, leavers: Iterable[Leaver]) -> None:
-        for each in leavers:
-            self._board.leave(each.job, each.node)
+    def _leave(self, victims: Iterable[Victim]) -> None:
+        for each in victims:
+            self._placement.leave(each.job, each.node)
 
     # --- Minimums ---
 
     def _minimums(self) -> None:
         """In order; jobs that lack something and follow each other are looked at together."""
-        board, job = self._board, 0
+        placement, job = self._placement, 0
         while job < len(self._jobs):
-            lacks = self._needs_servers[job:] | (board.count[job:] < board.min[job:])
+            lacks = self._needs_servers[job:] | (placement.count[job:] < placement.min[job:])
             other = np.flatnonzero(lacks != lacks[0])
             end = job + int(other[0]) if len(other) else len(self._jobs)
             if lacks[0]:
                 self._admit(list(range(job, end)))
             else:
-                board.settle_many(np.arange(job, end))
+                placement.settle_many(np.arange(job, end))
             job = end  # which may have lost something by that
 
     def _admit(self, jobs: list[int]) -> None:
@@ -211,16 +211,16 @@ class _Plan:
             self._turn_away(jobs[0])
 
     def _admitted_together(self, jobs: list[int]) -> bool:
-        board = self._board
+        placement = self._placement
         takers: dict[int, list[int]] = defaultdict(list)
         # Of pods beside trainers: by their shape, and that of the trainers.
         users: dict[tuple[int, int], list[int]] = defaultdict(list)
-        left = board.free.copy(order="F")
+        left = placement.free.copy(order="F")
         trainers: list[tuple[int, list[int], np.ndarray]] = []
         others: list[tuple[int, list[int], np.ndarray]] = []
         for job in jobs:
-            own = int(board.shape[job])
-            takers[own] += [job] * max(0, int(board.min[job] - board.count[job]))
+            own = int(placement.shape[job])
+            takers[own] += [job] * max(0, int(placement.min[job] - placement.count[job]))
             for shape, count in self._jobs[job].fixed:
                 users[shape, own] += [job] * count
         wanted = [*((shape, -1) for shape, of in takers.items() if of), *users]
@@ -230,7 +230,7 @@ class _Plan:
             nodes = self._found(len(of), shape, beside_shape, left)
             if nodes is None:
                 return False
-            np.subtract.at(left, nodes, board.request[shape])
+            np.subtract.at(left, nodes, placement.request[shape])
             (trainers if beside_shape < 0 else others).append((shape, of, nodes))
         self._take(jobs, trainers, others)
         return True
@@ -242,39 +242,43 @@ class _Plan:
         others: Sequence[tuple[int, list[int], np.ndarray]],
     ) -> None:
         """What was found for some jobs: shape, jobs and nodes."""
-        board = self._board
+        placement = self._placement
         for job in jobs:
-            board.settle(job)
+            placement.settle(job)
         for shape, of, nodes in trainers:
-            board.add_many(np.array(of, dtype=np.int64), shape, nodes)
+            placement.add_many(np.array(of, dtype=np.int64), shape, nodes)
         for shape, of, nodes in others:
             for job, node in zip(of, nodes.tolist(), strict=True):
-                board.put(shape, node)
+                placement.put(shape, node)
                 self._others.setdefault(job, []).append((shape, node))
         for job in jobs:
-            board.settle(job, int(board.min[job]))
+            placement.settle(job, int(placement.min[job]))
 
     def _found(self, count: int, shape: int, beside_shape: int, left: np.ndarray) -> np.ndarray | None:
         """[count] nodes for so many pods: trainers (-1), or others that stand beside trainers of a shape. None: too few."""
-        board = self._board
+        placement = self._placement
         if beside_shape < 0:
-            found = board.fit(count, board.capacity(shape, left))
+            found = placement.fit(count, placement.capacity(shape, left))
             return np.repeat(*found) if found is not None else None
-        room = np.where(board.eligible[shape][:, None], left, 0)
-        counts = beside(
-            count, request=board.request[shape], trainer=board.request[beside_shape], room=room, order=board.wanted_by
+        room = np.where(placement.eligible[shape][:, None], left, 0)
+        counts = colocated(
+            count,
+            request=placement.request[shape],
+            trainer=placement.request[beside_shape],
+            room=room,
+            order=placement.wanted_by,
         )
         return np.repeat(np.arange(len(left)), counts) if counts is not None else None
 
     def _dominant(self, shape: int) -> float:
         total = np.maximum(self._snapshot.nodes.total, 1)
-        return float((self._board.request[shape] / total).max())
+        return float((self._placement.request[shape] / total).max())
 
     def _admitted_hard(self, job: int) -> bool:
         """Others give way: surplus of any class, and whole jobs of lower ones."""
-        board, own = self._board, int(self._board.shape[job])
-        tiers = board.tiers(surplus_below=board.classes, minimums_below=int(board.rank[job]))
-        lacks = max(0, int(board.min[job] - board.count[job]))
+        placement, own = self._placement, int(self._placement.shape[job])
+        tiers = placement.tiers(surplus_below=placement.classes, minimums_below=int(placement.rank[job]))
+        lacks = max(0, int(placement.min[job] - placement.count[job]))
         # One that lost trainers after it was admitted has the room for its servers still.
         fixed = () if job in self._others else self._jobs[job].fixed
         units = [(shape, False) for shape, count in fixed for _ in range(count)]
@@ -282,10 +286,10 @@ class _Plan:
         if self._hopeless(Counter(shape for shape, _ in units), tiers):
             return False
         units.sort(key=lambda unit: (unit[1], -self._dominant(unit[0]), unit))
-        changes = board.changes
+        changes = placement.changes
         # While it is being admitted its own trainers are nobody's to take.
-        board.settle(job)
-        done: list[tuple[int, bool, int, list[Leaver]]] = []
+        placement.settle(job)
+        done: list[tuple[int, bool, int, list[Victim]]] = []
         spots: dict[int, list[int]] = {}
         for shape, mine in units:
             if not mine and shape not in spots:
@@ -294,47 +298,49 @@ class _Plan:
             if found is None:
                 self._undo(job, done, changes)
                 return False
-            node, leavers = found
-            self._leave(leavers)
-            board.add(job, node) if mine else board.put(shape, node)
-            done.append((shape, mine, node, leavers))
-        board.settle(job, int(board.min[job]))
+            node, victims = found
+            self._leave(victims)
+            placement.add(job, node) if mine else placement.put(shape, node)
+            done.append((shape, mine, node, victims))
+        placement.settle(job, int(placement.min[job]))
         self._others.setdefault(job, []).extend((shape, node) for shape, mine, node, _ in done if not mine)
         return True
 
     def _spots(self, count: int, shape: int, trainer: int, tiers: Sequence[int]) -> list[int]:
         """Nodes where so many pods would cost the fewest trainers, if all of these tiers may give way."""
-        board, may = self._board, self._board.eligible[shape][:, None]
-        counts = beside(
+        placement, may = self._placement, self._placement.eligible[shape][:, None]
+        counts = colocated(
             count,
-            request=board.request[shape],
-            trainer=board.request[trainer],
-            room=np.where(may, board.room_with(tiers), 0),
-            order=board.wanted_by,
-            free=np.where(may, board.free, 0),
+            request=placement.request[shape],
+            trainer=placement.request[trainer],
+            room=np.where(may, placement.room_with(tiers), 0),
+            order=placement.wanted_by,
+            free=np.where(may, placement.free, 0),
         )
-        return np.repeat(np.arange(len(board.free)), counts).tolist() if counts is not None else []
+        return np.repeat(np.arange(len(placement.free)), counts).tolist() if counts is not None else []
 
-    def _spot(self, shape: int, spots: list[int], tiers: Sequence[int]) -> tuple[int, list[Leaver]] | None:
+    def _spot(self, shape: int, spots: list[int], tiers: Sequence[int]) -> tuple[int, list[Victim]] | None:
         """A node for one pod, the first of these spots if that will do, and who gives way there."""
-        board = self._board
+        placement = self._placement
         if spots:
             node = spots.pop(0)
-            leavers = [] if board.fits(shape)[node] else self._rooms.leavers(node, board.asks[shape], tiers)
-            if leavers is not None:
-                return node, leavers
-        node = board.free_node(shape)
-        return (node, []) if node >= 0 else self._rooms.make(shape, tiers)
+            victims = (
+                [] if placement.fits(shape)[node] else self._candidates.victims(node, placement.asks[shape], tiers)
+            )
+            if victims is not None:
+                return node, victims
+        node = placement.free_node(shape)
+        return (node, []) if node >= 0 else self._candidates.make(shape, tiers)
 
     def _retry(self) -> None:
         """Where others came or left, a minimum may find room now; lower jobs may give way for it whole, as before."""
-        board = self._board
-        for rank in reversed(range(board.classes)):
-            waiting = [job for job in sorted(self._queued) if board.rank[job] == rank]
+        placement = self._placement
+        for rank in reversed(range(placement.classes)):
+            waiting = [job for job in sorted(self._queued) if placement.rank[job] == rank]
             if not waiting:
                 continue
             admitted = self._admitted()
-            board.yield_all(admitted[board.rank[admitted] < rank])
+            placement.yield_all(admitted[placement.rank[admitted] < rank])
             for job in waiting:
                 if self._admitted_hard(job):
                     self._queued.discard(job)
@@ -342,63 +348,63 @@ class _Plan:
 
     def _mend(self) -> None:
         """Whose minimum was broken finds room elsewhere, or is turned away."""
-        board = self._board
+        placement = self._placement
         for other in self._admitted().tolist():
-            if board.count[other] < board.min[other] and not self._admitted_hard(other):
+            if placement.count[other] < placement.min[other] and not self._admitted_hard(other):
                 self._turn_away(other)
 
     def _hopeless(self, units: Counter[int], tiers: Sequence[int]) -> bool:
         """Whether one of the shapes would not find room even if all of these tiers were gone."""
-        board = self._board
-        if self._possible is None or self._possible[0] != board.changes:
-            self._possible = (board.changes, {})
+        placement = self._placement
+        if self._possible is None or self._possible[0] != placement.changes:
+            self._possible = (placement.changes, {})
         known = self._possible[1]
         for shape, count in units.items():
             key = (shape, tuple(tiers))
             if key not in known:
-                known[key] = int(board.capacity(shape, board.room_with(tiers)).sum())
+                known[key] = int(placement.capacity(shape, placement.room_with(tiers)).sum())
             if known[key] < count:
                 return True
         return False
 
-    def _undo(self, job: int, done: list[tuple[int, bool, int, list[Leaver]]], changes: int) -> None:
-        for shape, mine, node, leavers in reversed(done):
+    def _undo(self, job: int, done: list[tuple[int, bool, int, list[Victim]]], changes: int) -> None:
+        for shape, mine, node, victims in reversed(done):
             if mine:
-                self._board.leave(job, node)
+                self._placement.leave(job, node)
             else:
-                self._board.put(shape, node, -1)
-            for each in reversed(leavers):
-                self._board.back(each.job, each.node)
-        self._board.changes = changes
+                self._placement.put(shape, node, -1)
+            for each in reversed(victims):
+                self._placement.back(each.job, each.node)
+        self._placement.changes = changes
 
     def _turn_away(self, job: int) -> None:
         """Without its minimum a job has nothing, and no room is kept for its servers."""
         self._queued.add(job)
         for shape, node in self._others.pop(job, ()):
-            self._board.put(shape, node, -1)
-        for node, count in self._board.at(job).items():
+            self._placement.put(shape, node, -1)
+        for node, count in self._placement.at(job).items():
             for _ in range(count):
-                self._board.leave(job, node)
+                self._placement.leave(job, node)
 
     # --- Room that is kept ---
 
     def _keep_spare(self) -> None:
         """For pods that may come: surplus gives way, minimums do not."""
-        board = self._board
-        tiers = board.tiers(surplus_below=board.classes, minimums_below=0)
+        placement = self._placement
+        tiers = placement.tiers(surplus_below=placement.classes, minimums_below=0)
         for shape, count in self._snapshot.spare:
             for _ in range(count):
-                node = board.free_node(shape)
+                node = placement.free_node(shape)
                 if node < 0:
-                    found = self._rooms.make(shape, tiers)
+                    found = self._candidates.make(shape, tiers)
                     if found is None:
                         break
-                    node, leavers = found
-                    self._leave(leavers)
-                board.put(shape, node)
+                    node, victims = found
+                    self._leave(victims)
+                placement.put(shape, node)
 
 
-def _steps(snapshot: Snapshot, jobs: Sequence[Job]) -> np.ndarray:
+def _steps(snapshot: Snapshot, jobs: Sequence[PlannerJob]) -> np.ndarray:
     """[J] by how much one trainer more raises a job's share."""
     total = np.maximum(snapshot.nodes.total, 1)
     dominant = (snapshot.shapes.request / total).max(axis=1) if len(snapshot.shapes.request) else np.zeros(0)

@@ -14,36 +14,36 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from shoal.autoscaler.planner.placement import Board, Leaver
+from shoal.autoscaler.planner.placement import Placement, Victim
 
-__all__ = ["Rooms"]
+__all__ = ["PreemptionCandidates"]
 
 _TRIES: Final = 4
 """Nodes that are looked at closely, of those that would do."""
 _BYTE: Final = 255
-Found = tuple[int, list[Leaver]]
+Found = tuple[int, list[Victim]]
 """A node, and who gives way there."""
 _Worth = tuple[int, int, float, int]
 """Less is better; the last is the node."""
 
 
-class Rooms:
+class PreemptionCandidates:
     """Room that is held by trainers that may give way.
 
     Args:
-        board: Where things stand.
+        placement: Where things stand.
         step: [J] by how much one trainer more raises a job's share; who has the larger share gives way first.
     """
 
-    def __init__(self, board: Board, step: npt.NDArray[np.float64]) -> None:
-        self._board, self._step = board, step
+    def __init__(self, placement: Placement, step: npt.NDArray[np.float64]) -> None:
+        self._placement, self._step = placement, step
         self._offers: dict[tuple[int, tuple[int, ...]], _Offers] = {}
-        self._largest = np.zeros((max(1, board.classes), board.request.shape[1]), dtype=np.int64)
-        np.maximum.at(self._largest, board.rank, board.of_one)
+        self._largest = np.zeros((max(1, placement.classes), placement.request.shape[1]), dtype=np.int64)
+        np.maximum.at(self._largest, placement.rank, placement.of_one)
 
     def share(self, job: int) -> float:
         """Of a job, as it stands."""
-        return float(self._board.count[job] * self._step[job])
+        return float(self._placement.count[job] * self._step[job])
 
     def make(self, shape: int, tiers: Sequence[int]) -> Found | None:
         """A node, and who gives way there for one pod; as few tiers as do, then as few trainers.
@@ -54,34 +54,34 @@ class Rooms:
         """
         key = (shape, tuple(tiers))
         offers = self._offers.get(key)
-        if offers is not None and offers.yields == self._board.yields:
+        if offers is not None and offers.yields == self._placement.yields:
             found = offers.best()
             if found is not None:
                 return found
-        self._offers[key] = offers = _Offers(self, self._board, shape, tiers)
+        self._offers[key] = offers = _Offers(self, self._placement, shape, tiers)
         return offers.best()
 
     def nodes(self, shape: int, tiers: Sequence[int]) -> list[int]:
         """Where there would be room without these tiers, first where fewest would have to give way, about."""
-        board, ask = self._board, self._board.asks[shape]
-        found = np.flatnonzero(board.anywhere(shape, board.room_with(tiers)))
-        ranks = sorted({tier % max(1, board.classes) for tier in tiers})
+        placement, ask = self._placement, self._placement.asks[shape]
+        found = np.flatnonzero(placement.anywhere(shape, placement.room_with(tiers)))
+        ranks = sorted({tier % max(1, placement.classes) for tier in tiers})
         largest = np.maximum(self._largest[ranks].max(axis=0), 1)
         about = np.zeros(len(found), dtype=np.int64)
         for resource, amount in enumerate(ask):
-            np.maximum(about, -((board.free[found, resource] - amount) // int(largest[resource])), out=about)
+            np.maximum(about, -((placement.free[found, resource] - amount) // int(largest[resource])), out=about)
         ordered: list[int] = found[np.minimum(about, _BYTE).astype(np.uint8).argsort(kind="stable")].tolist()
         return ordered
 
-    def firm(self, node: int, leavers: Sequence[Leaver]) -> int:
+    def firm(self, node: int, victims: Sequence[Victim]) -> int:
         """How many of them are of the minimum by their priority: one of the surplus would be made anew for each."""
-        jobs = Counter(each.job for each in leavers if self._board.jobs[each.job].firm)
-        here = self._board.places.at(node) if jobs else {}
+        jobs = Counter(each.job for each in victims if self._placement.jobs[each.job].firm)
+        here = self._placement.places.at(node) if jobs else {}
         return sum(
-            self._board.firm(job, node, here[job] - left) for job, count in jobs.items() for left in range(count)
+            self._placement.firm(job, node, here[job] - left) for job, count in jobs.items() for left in range(count)
         )
 
-    def leavers(self, node: int, request: Sequence[int], tiers: Sequence[int]) -> list[Leaver] | None:
+    def victims(self, node: int, request: Sequence[int], tiers: Sequence[int]) -> list[Victim] | None:
         """Who gives way at a node so that a request fits; None: not even all of these tiers would do.
 
         Args:
@@ -89,10 +89,10 @@ class Rooms:
             request: What is to fit.
             tiers: Who may give way, in this order.
         """
-        board = self._board
-        here = board.places.at(node)
-        lacks = [need - have for need, have in zip(request, board.free[node].tolist(), strict=True)]
-        chosen: list[Leaver] = []
+        placement = self._placement
+        here = placement.places.at(node)
+        lacks = [need - have for need, have in zip(request, placement.free[node].tolist(), strict=True)]
+        chosen: list[Victim] = []
         given: dict[int, int] = {}
         for tier in tiers:
             if max(lacks) <= 0:
@@ -100,17 +100,17 @@ class Rooms:
             for job, ask in self._of_tier(node, here, tier, lacks, given):
                 if max(lacks) <= 0:
                     break
-                chosen.append(Leaver(job, node))
+                chosen.append(Victim(job, node))
                 given[job] = given.get(job, 0) + 1
                 lacks = [lack - amount for lack, amount in zip(lacks, ask, strict=True)]
         if max(lacks) > 0:
             return None
         # Who was chosen before another one who covers it all stays.
-        for leaver in list(chosen):
-            ask = board.asks[board.shape[leaver.job]]
+        for victim in list(chosen):
+            ask = placement.asks[placement.shape[victim.job]]
             without = [lack + amount for lack, amount in zip(lacks, ask, strict=True)]
             if max(without) <= 0:
-                chosen.remove(leaver)
+                chosen.remove(victim)
                 lacks = without
         return chosen
 
@@ -118,18 +118,18 @@ class Rooms:
         self, node: int, here: Mapping[int, int], tier: int, lacks: Sequence[int], given: Mapping[int, int]
     ) -> Iterator[tuple[int, list[int]]]:
         """Of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
-        board = self._board
-        rank, line = tier % board.classes, []
+        placement = self._placement
+        rank, line = tier % placement.classes, []
         for job, count in here.items():
-            if board.rank[job] != rank:
+            if placement.rank[job] != rank:
                 continue
-            most = min(count, board.surplus(job) if tier < board.classes else board.weak_of(job))
+            most = min(count, placement.surplus(job) if tier < placement.classes else placement.weak_of(job))
             if most <= 0:
                 continue
-            ask = board.asks[board.shape[job]]
+            ask = placement.asks[placement.shape[job]]
             gain = sum(min(have / lack, 1.0) for have, lack in zip(ask, lacks, strict=True) if lack > 0)
             if gain:
-                line.append((-gain, -self.share(job), board.firm(job, node, count), job, most, ask))
+                line.append((-gain, -self.share(job), placement.firm(job, node, count), job, most, ask))
         for *_, job, most, ask in sorted(line):
             for _ in range(most - given.get(job, 0)):
                 yield job, ask
@@ -138,9 +138,11 @@ class Rooms:
 class _Offers:
     """Nodes for one shape: those that were looked at, the best first, and those that were not yet."""
 
-    def __init__(self, rooms: Rooms, board: Board, shape: int, tiers: Sequence[int]) -> None:
-        self.yields = board.yields
-        self._rooms, self._shape, self._request = rooms, shape, board.asks[shape]
+    def __init__(
+        self, candidates: PreemptionCandidates, placement: Placement, shape: int, tiers: Sequence[int]
+    ) -> None:
+        self.yields = placement.yields
+        self._candidates, self._shape, self._request = candidates, shape, placement.asks[shape]
         self._tiers = (tiers[: number + 1] for number in range(len(tiers)))
         self._now: Sequence[int] = ()
         self._unseen: Iterator[int] = iter(())
@@ -152,28 +154,28 @@ class _Offers:
             self._look()
             if self._seen:
                 offer = heapq.heappop(self._seen)
-                leavers = self._rooms.leavers(offer[-1], self._request, self._now)
-                if leavers is None:
+                victims = self._candidates.victims(offer[-1], self._request, self._now)
+                if victims is None:
                     continue
-                now = self._worth(offer[-1], leavers)
+                now = self._worth(offer[-1], victims)
                 heapq.heappush(self._seen, now)
                 if self._seen[0] == now or now <= offer:
-                    return offer[-1], leavers
+                    return offer[-1], victims
             else:
                 more = next(self._tiers, None)
                 if more is None:
                     return None
-                self._now, self._unseen = more, iter(self._rooms.nodes(self._shape, more))
+                self._now, self._unseen = more, iter(self._candidates.nodes(self._shape, more))
 
     def _look(self) -> None:
         while len(self._seen) < _TRIES:
             node = next(self._unseen, None)
             if node is None:
                 return
-            leavers = self._rooms.leavers(node, self._request, self._now)
-            if leavers is not None:
-                heapq.heappush(self._seen, self._worth(node, leavers))
+            victims = self._candidates.victims(node, self._request, self._now)
+            if victims is not None:
+                heapq.heappush(self._seen, self._worth(node, victims))
 
-    def _worth(self, node: int, leavers: Sequence[Leaver]) -> _Worth:
-        share = sum(self._rooms.share(each.job) for each in leavers)
-        return len(leavers), self._rooms.firm(node, leavers), -share, node
+    def _worth(self, node: int, victims: Sequence[Victim]) -> _Worth:
+        share = sum(self._candidates.share(each.job) for each in victims)
+        return len(victims), self._candidates.firm(node, victims), -share, node

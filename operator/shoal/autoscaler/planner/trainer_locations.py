@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from shoal.autoscaler.planner.model import Counts, Flags, Job
+from shoal.autoscaler.planner.model import Counts, Flags, PlannerJob
 
-__all__ = ["Places", "Row", "row"]
+__all__ = ["Row", "TrainerLocations", "row"]
 
 _FEW = 16
 """So many nodes are searched for; for more all are sorted by node."""
@@ -21,7 +21,7 @@ Row = tuple[Mapping[int, int], Counts, Counts]
 """What a job holds, and the same as arrays: its nodes, ascending, and how many are at each."""
 
 
-def row(job: Job, known: Row | None) -> Row:
+def row(job: PlannerJob, known: Row | None) -> Row:
     """Of a job: as the last plan read it, if it is the very same."""
     if known is not None and known[0] is job.held:
         return known
@@ -32,7 +32,7 @@ def row(job: Job, known: Row | None) -> Row:
     return job.held, nodes[order], counts[order]
 
 
-class Places:
+class TrainerLocations:
     """All trainers.
 
     Args:

@@ -17,13 +17,13 @@ from typing import Final
 
 import numpy as np
 
-from shoal.autoscaler.job_demand import JobWish
-from shoal.autoscaler.planner.model import Counts, Flags, Job, Nodes, Pending, Shapes, Snapshot
-from shoal.autoscaler.snapshot.constraints import Groups, Shape, ShapeBook, Traits, few, traits_of, usable
+from shoal.autoscaler.job_demand import JobDemand
+from shoal.autoscaler.planner.model import Counts, Flags, Nodes, PendingPod, PlannerJob, Shapes, Snapshot
+from shoal.autoscaler.snapshot.constraints import Groups, PodShape, ShapeBook, Traits, few, traits_of, usable
 from shoal.autoscaler.snapshot.object_metadata import CrewKey, crew_of, is_refused, named_for, revision_of
 from shoal.autoscaler.snapshot.resources import Manifest, Request, Sums, allocatable_of, part
 
-__all__ = ["ClusterView"]
+__all__ = ["ClusterState"]
 
 _MOST_PENDING_SHAPES: Final = 1000
 """Of pending pods in one snapshot: a new DaemonSet on a full cluster brings one for each node. The others wait."""
@@ -53,12 +53,12 @@ class _Pod:
     deleting: bool
     ended: bool
     request: Request | None = None
-    shape: Shape | None = None
+    shape: PodShape | None = None
     priority: int = 0
     preempts: bool = True
     nominated: str = ""
     refused: float | None = None
-    given: Pending | None = field(default=None, compare=False)
+    given: PendingPod | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -95,15 +95,15 @@ class _Crew:
 class _Wanted:
     """What was made of a wish: its shapes, and what the last snapshot said of it on which basis."""
 
-    wish: JobWish
-    trainer: Shape
-    fixed: list[tuple[Shape, int, str]]
+    wish: JobDemand
+    trainer: PodShape
+    fixed: list[tuple[PodShape, int, str]]
     title: str
-    job: Job | None = None
+    job: PlannerJob | None = None
     basis: tuple[_Crew | None, int, int] | None = None
 
 
-class ClusterView:
+class ClusterState:
     """What is known of nodes and pods."""
 
     def __init__(self) -> None:
@@ -225,7 +225,9 @@ class ClusterView:
 
     # --- The question ---
 
-    def snapshot(self, jobs: Iterable[JobWish], *, now: float, spare: Iterable[tuple[Manifest, int]] = ()) -> Snapshot:
+    def snapshot(
+        self, jobs: Iterable[JobDemand], *, now: float, spare: Iterable[tuple[Manifest, int]] = ()
+    ) -> Snapshot:
         """The cluster as it is known now; nothing in it changes afterwards.
 
         Args:
@@ -305,20 +307,20 @@ class ClusterView:
                 rows = (each.trainer.request.row for each in there if each is not None)
                 room[self._nodes[name].index, at] = sum(int(row[at]) for row in rows)
 
-    def _job(self, key: CrewKey, wanted: _Wanted, now: float) -> Job:
+    def _job(self, key: CrewKey, wanted: _Wanted, now: float) -> PlannerJob:
         crew = self._crews.get(key)
         basis = (crew, crew.changes if crew is not None else 0, self._book.edition)
         if wanted.job is None or wanted.basis != basis or (crew is not None and crew.refused):
             wanted.job, wanted.basis = self._made(wanted, crew or _Crew(), now), basis
         return wanted.job
 
-    def _made(self, wanted: _Wanted, crew: _Crew, now: float) -> Job:
+    def _made(self, wanted: _Wanted, crew: _Crew, now: float) -> PlannerJob:
         wish, nodes = wanted.wish, self._nodes
         lowest = wish.priority if wish.surplus is None else wish.surplus
         firm = Counter(
             nodes[pod.node].index for pod in crew.trainers.values() if pod.priority > lowest and pod.node in nodes
         )
-        return Job(
+        return PlannerJob(
             uid=wish.uid, name=f"{wish.namespace}/{wish.name}", priority=wish.priority, min=wish.min, max=wish.max,
             weight=wish.weight, since=wish.since, surplus=wish.surplus, pinned=wish.pinned, shape=wanted.trainer.index,
             held={nodes[name].index: count for name, count in crew.on.items() if name in nodes}, firm=firm,
@@ -337,19 +339,19 @@ class ClusterView:
             if count > there:
                 yield shape.index, count - there
 
-    def _pending(self, pod: _Pod, shape: Shape) -> Pending:
+    def _pending(self, pod: _Pod, shape: PodShape) -> PendingPod:
         nominated = self._nodes.get(pod.nominated)
         node = nominated.index if nominated is not None else -1
         if pod.given is None or (pod.given.shape, pod.given.node) != (shape.index, node):
             name, preempts = "/".join(pod.place), pod.preempts
-            pod.given = Pending(
+            pod.given = PendingPod(
                 uid=pod.uid, name=name, shape=shape.index, priority=pod.priority, node=node, preempts=preempts
             )
         return pod.given
 
     # --- What manifests mean ---
 
-    def _understood(self, wish: JobWish) -> _Wanted:
+    def _understood(self, wish: JobDemand) -> _Wanted:
         known = self._wanted.get((wish.uid, wish.namespace))
         if known is not None and known.wish == wish:
             known.wish = wish
@@ -379,7 +381,7 @@ class ClusterView:
         self._note(f"Pod {'/'.join(place)}", told)
         return pod
 
-    def _shape_of(self, pod: Manifest, told: list[str]) -> Shape:
+    def _shape_of(self, pod: Manifest, told: list[str]) -> PodShape:
         return self._book.shape(self._request_of(pod, told), pod)
 
     def _request_of(self, pod: Manifest, told: list[str]) -> Request:
@@ -493,7 +495,7 @@ def _keep(pods: dict[str, _Pod], pod: _Pod, sign: int) -> None:
         del pods[pod.uid]
 
 
-def _shapes_of(wanted: Iterable[_Wanted], more: Iterable[Shape]) -> dict[Shape, None]:
+def _shapes_of(wanted: Iterable[_Wanted], more: Iterable[PodShape]) -> dict[PodShape, None]:
     """All that a snapshot speaks of, each once, and always in the same order."""
     ours = (shape for each in wanted for shape in (each.trainer, *(fixed for fixed, _, _ in each.fixed)))
     return dict.fromkeys((*ours, *more))

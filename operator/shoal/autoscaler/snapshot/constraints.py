@@ -26,9 +26,9 @@ from shoal.autoscaler.snapshot.resources import Manifest, Request, part, parts
 __all__ = [
     "Constraints",
     "Groups",
+    "PodShape",
     "Requirement",
     "Selector",
-    "Shape",
     "ShapeBook",
     "Taint",
     "Toleration",
@@ -396,7 +396,7 @@ class Groups:
         return fits
 
 
-class Shape:
+class PodShape:
     """What pods without a node have in common.
 
     Attributes:
@@ -417,23 +417,23 @@ class ShapeBook:
     """The shapes of pods, of which those have a number that a snapshot speaks of."""
 
     def __init__(self) -> None:
-        self._shapes: WeakValueDictionary[tuple[Request, Constraints], Shape] = WeakValueDictionary()
+        self._shapes: WeakValueDictionary[tuple[Request, Constraints], PodShape] = WeakValueDictionary()
         self.edition = 0
         """Another one once shapes have other numbers than before."""
-        self._numbered: list[Shape] = []
+        self._numbered: list[PodShape] = []
         self._matrix: Counts = np.zeros((0, 0), np.int64)
         self.constraints: list[Constraints] = []
         """By number."""
 
-    def shape(self, request: Request, pod: Manifest) -> Shape:
+    def shape(self, request: Request, pod: Manifest) -> PodShape:
         """The shape of a pod; all that have it share it."""
         constraints = constraints_of(pod)
         found = self._shapes.get((request, constraints))
         if found is None:
-            found = self._shapes[request, constraints] = Shape(request, constraints)
+            found = self._shapes[request, constraints] = PodShape(request, constraints)
         return found
 
-    def number(self, used: Collection[Shape], *, columns: int) -> Counts:
+    def number(self, used: Collection[PodShape], *, columns: int) -> Counts:
         """Give a number to each shape that is used, and forget the others once they are the most.
 
         Returns:
@@ -456,9 +456,9 @@ class ShapeBook:
         return self._matrix
 
 
-def few(shapes: Iterable[tuple[Shape, int]], most: int) -> Collection[Shape]:
+def few(shapes: Iterable[tuple[PodShape, int]], most: int) -> Collection[PodShape]:
     """At most so many of the shapes of pods, with a priority each: the highest, and of equal ones those that came first."""
-    best: dict[Shape, int] = {}
+    best: dict[PodShape, int] = {}
     for shape, priority in shapes:
         best[shape] = max(priority, best.get(shape, priority))
     if len(best) <= most:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from shoal.autoscaler.snapshot.resources import Manifest, part, request_of
 
-__all__ = ["Demand"]
+__all__ = ["RecentDemand"]
 
 _WINDOW_SECONDS: Final = 60.0
 """The grace that a trainer has."""
@@ -38,7 +38,7 @@ class _Kind:
     came: list[float] = field(default_factory=list)
 
 
-class Demand:
+class RecentDemand:
     """Remembers which foreign pods came."""
 
     def __init__(self) -> None:

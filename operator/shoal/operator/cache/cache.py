@@ -19,10 +19,10 @@ from typing import Final
 import msgspec
 
 from shoal.api.status import Account
-from shoal.operator.cache.pod_summary import PodFacets
+from shoal.operator.cache.pod_summary import PodSummary
 from shoal.operator.core.reconcile import Ended, Observed, ServerPod
-from shoal.operator.core.run_policy import End
-from shoal.operator.etcd.records import READERS, Leader, RecordError, Usage, read
+from shoal.operator.core.run_policy import ContainerEnd
+from shoal.operator.etcd.records import READERS, MasterRecord, RecordError, Usage, read
 from shoal.operator.resources.node_affinity import NODES
 from shoal.operator.resources.object_fields import (
     Manifest,
@@ -38,12 +38,12 @@ from shoal.operator.resources.object_fields import (
     without,
 )
 from shoal.operator.resources.pods import GROUP, TOKEN_VERSION, label
-from shoal.operator.status.conditions import Trouble
+from shoal.operator.status.conditions import PodProblem
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.reasons import NO_CLASS
 from shoal.store import DesiredState, JobKeys, ReportedState
 
-__all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "ClusterStore"]
+__all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "Cache"]
 
 APPLIED: Final = f"{GROUP}/applied"
 """The annotation with the hash of the manifest that an object was last made from."""
@@ -69,9 +69,9 @@ class _Known:
     """By kind, namespace and name; slim."""
     ahead: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
     """Those that an answer told, until a watch does: what it brings before that is older."""
-    read: dict[tuple[str, str, str], PodFacets | None] = field(default_factory=dict)
+    read: dict[tuple[str, str, str], PodSummary | None] = field(default_factory=dict)
     """Pods among them, read; None: it is none of the job's, whatever its labels say."""
-    pods: tuple[PodFacets, ...] | None = None
+    pods: tuple[PodSummary, ...] | None = None
     """Those of the job; None: to be found anew. A look asks for them again and again."""
     wanted: DesiredState | None = None
     published: ReportedState | None = None
@@ -80,7 +80,7 @@ class _Known:
     committed: float | None = None
     """When the number of committed samples was last seen to grow, by our own clock."""
     usage: Usage = field(default_factory=Usage)
-    leader: Leader | None = None
+    leader: MasterRecord | None = None
     ended: Ended | None = None
 
     @property
@@ -89,7 +89,7 @@ class _Known:
         return not (self.objects or self.usage.keys or any(getattr(self, each) for each, _ in READERS.values()))
 
 
-class ClusterStore:
+class Cache:
     """What is known, by the job's uid.
 
     Args:
@@ -361,7 +361,7 @@ class ClusterStore:
             ended=known.ended,
         )
 
-    def pods(self, uid: Uid) -> tuple[PodFacets, ...]:
+    def pods(self, uid: Uid) -> tuple[PodSummary, ...]:
         """A job's pods, as far as they are of use here."""
         job = self.jobs.get(uid)
         if job is None:
@@ -372,14 +372,14 @@ class ClusterStore:
         return known.pods
 
     @staticmethod
-    def _found_pods(known: _Known, job: Manifest) -> Iterator[PodFacets]:
+    def _found_pods(known: _Known, job: Manifest) -> Iterator[PodSummary]:
         namespace, name = place_of(job)
         for key, pod in known.objects.items():
             if key[0] != "Pod":
                 continue
             if key not in known.read:
                 ours = key[1] == namespace and is_pod_of(pod, name, job["metadata"]["uid"])
-                known.read[key] = PodFacets.of(pod) if ours else None
+                known.read[key] = PodSummary.of(pod) if ours else None
             found = known.read[key]
             if found is not None:
                 yield found
@@ -427,17 +427,17 @@ class ClusterStore:
         """What is wrong with a job's keys in etcd: what it is -> in words, with the fix."""
         return self._known[uid].usage.complaints()
 
-    def troubles(self, uid: Uid) -> list[Trouble]:
+    def troubles(self, uid: Uid) -> list[PodProblem]:
         """What is wrong with a job's pods and its claims."""
         job = self.jobs.get(uid)
         claims = [
-            Trouble("pserver", name, NO_CLASS, _NO_CLASS_WORDS)
+            PodProblem("pserver", name, NO_CLASS, _NO_CLASS_WORDS)
             for (kind, namespace, name), each in self._known[uid].objects.items()
             if kind == "PersistentVolumeClaim" and each["classless"] and job and namespace == place_of(job)[0]
         ]
         return [*claims, *(each for pod in self.pods(uid) for each in pod.troubles)]
 
-    def ends(self, uid: Uid) -> list[End]:
+    def ends(self, uid: Uid) -> list[ContainerEnd]:
         """How lives of a job's containers ended."""
         wanted = self._known[uid].wanted or DesiredState()
         return [replace(end, asked=end.asked or _asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
@@ -483,7 +483,7 @@ class ClusterStore:
         ]
         return tuple(sorted(found, key=lambda each: each.name))
 
-    def _lost(self, pod: PodFacets) -> bool:
+    def _lost(self, pod: PodSummary) -> bool:
         return pod.node in self._lost_nodes and not pod.ended
 
 
@@ -495,6 +495,6 @@ def _only_further(before: ReportedState | None, after: ReportedState | None) -> 
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-def _asked(pod: PodFacets, wanted: DesiredState) -> bool:
+def _asked(pod: PodSummary, wanted: DesiredState) -> bool:
     """Whether a pod's process was asked to end."""
     return pod.deleting or (pod.role == "trainer" and wanted.leaves(pod.index))

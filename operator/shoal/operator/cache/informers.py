@@ -19,13 +19,13 @@ from typing import Any, Final
 
 from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, Listed, follow
-from shoal.operator.cache.cache import APPLIED_KINDS, ClusterStore
-from shoal.operator.cache.job_watch import JobWatch
+from shoal.operator.cache.cache import APPLIED_KINDS, Cache
+from shoal.operator.cache.job_watch import JobInformer
 from shoal.operator.cache.watch_health import WatchHealth
 from shoal.operator.resources.object_fields import revision_of
 from shoal.operator.resources.pods import GROUP
 
-__all__ = ["Feed"]
+__all__ = ["Informers"]
 
 _OURS: Final = (
     "Pod", "Service", "ServiceAccount", "ConfigMap", "Deployment", "StatefulSet", "PodDisruptionBudget",
@@ -44,7 +44,7 @@ _CHECK_SECONDS: Final = 5.0
 log = logging.getLogger("shoal.operator")
 
 
-class Feed:
+class Informers:
     """Fills the store from `list_all` on, and tells whom something concerns.
 
     Args:
@@ -61,7 +61,7 @@ class Feed:
     def __init__(
         self,
         kube: Kube,
-        store: ClusterStore,
+        store: Cache,
         *,
         namespaces: tuple[str, ...],
         mark: Callable[[Iterable[str]], None],
@@ -80,7 +80,7 @@ class Feed:
         self._everything = everything
         self._revisions: dict[tuple[str, str], int] = {}
         self._relisting = asyncio.Event()
-        self._watch = JobWatch(namespaces=namespaces, on_event=self._job_came, on_listed=self._jobs_listed)
+        self._watch = JobInformer(namespaces=namespaces, on_event=self._job_came, on_listed=self._jobs_listed)
         self._loop = asyncio.get_running_loop()
 
     def silent_seconds(self) -> float:

@@ -32,7 +32,7 @@ import kopf
 
 from shoal.operator.resources.pods import GROUP
 
-__all__ = ["JobWatch"]
+__all__ = ["JobInformer"]
 
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
@@ -103,7 +103,7 @@ for _name in ("kopf._cogs.clients.watching", "kopf._core.reactor.observation"):
     logging.getLogger(_name).addFilter(_seldom)
 
 
-class JobWatch:
+class JobInformer:
     """Runs from `start` to `stop`.
 
     Args:

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from shoal.operator.core.run_policy import End, ends_of
+from shoal.operator.core.run_policy import ContainerEnd, ends_of
 from shoal.operator.core.scaling import TrainerPod
-from shoal.operator.resources.node_affinity import wish_of
+from shoal.operator.resources.node_affinity import preferred_node_of
 from shoal.operator.resources.object_fields import deleting, own_container, phase_of, ready
 from shoal.operator.resources.pods import label
-from shoal.operator.status.pod_problems import troubles_of
-from shoal.operator.status.reasons import Trouble
+from shoal.operator.status.pod_problems import problems_of_pod
+from shoal.operator.status.reasons import PodProblem
 
-__all__ = ["PodFacets"]
+__all__ = ["PodSummary"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PodFacets:
+class PodSummary:
     """One pod.
 
     Attributes:
@@ -54,8 +54,8 @@ class PodFacets:
     priority: str
     node: str
     wish: str
-    troubles: tuple[Trouble, ...]
-    ends: tuple[End, ...]
+    troubles: tuple[PodProblem, ...]
+    ends: tuple[ContainerEnd, ...]
 
     @classmethod
     def of(cls, pod: Mapping[str, Any]) -> Self:
@@ -79,8 +79,8 @@ class PodFacets:
             ready=ready(pod),
             priority=str(spec.get("priorityClassName", "")),
             node=str(spec.get("nodeName") or ""),
-            wish="" if spec.get("nodeName") else wish_of(pod),
-            troubles=tuple(troubles_of(pod)),
+            wish="" if spec.get("nodeName") else preferred_node_of(pod),
+            troubles=tuple(problems_of_pod(pod)),
             ends=tuple(ends_of(pod)),
         )
 

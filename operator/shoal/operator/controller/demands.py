@@ -9,16 +9,16 @@ from typing import Any
 from shoal.api import TrainingJob
 from shoal.api.status import Reason
 from shoal.autoscaler.config.types import AutoscalerConfig, priority_of, weight_of
-from shoal.autoscaler.job_demand import JobWish
+from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.loop import Autoscaler
 from shoal.operator.controller.preflight import as_pod
 from shoal.operator.resources.object_fields import moment_of
-from shoal.operator.resources.pods import Identity, master_pod, names, server_pod, trainer_pod
+from shoal.operator.resources.pods import JobIdentity, master_pod, names, server_pod, trainer_pod
 
-__all__ = ["Wishes", "treatment"]
+__all__ = ["Demands", "treatment"]
 
 
-class Wishes:
+class Demands:
     """Tells the autoscaler.
 
     Args:
@@ -27,7 +27,7 @@ class Wishes:
 
     def __init__(self, autoscaler: Autoscaler | None) -> None:
         self._autoscaler = autoscaler
-        self._told: dict[str, tuple[int, Identity, AutoscalerConfig, int | None]] = {}
+        self._told: dict[str, tuple[int, JobIdentity, AutoscalerConfig, int | None]] = {}
         self._since: dict[str, float] = {}
 
     def forget(self, uid: str) -> None:
@@ -41,7 +41,13 @@ class Wishes:
             self._autoscaler.wants(uid, None)
 
     def tell(
-        self, manifest: Mapping[str, Any], job: TrainingJob, identity: Identity, *, wants: bool, most: int | None = None
+        self,
+        manifest: Mapping[str, Any],
+        job: TrainingJob,
+        identity: JobIdentity,
+        *,
+        wants: bool,
+        most: int | None = None,
     ) -> None:
         """What a job wants now.
 
@@ -67,7 +73,7 @@ class Wishes:
         pinned = trainer.replicas is not None
         low, high = trainer.replicas or trainer.min_replicas, trainer.replicas or trainer.most
         known = names(job)
-        wish = JobWish(
+        wish = JobDemand(
             uid=identity.uid,
             name=job.metadata.name,
             namespace=job.metadata.namespace,

@@ -14,23 +14,23 @@ from shoal.api import TrainingJob
 from shoal.api.status import Reason
 from shoal.kube import Kube, KubeConflictError, KubeError, KubeFencedError, KubeForbiddenError
 from shoal.operator.cache.cache import APPLIED
-from shoal.operator.controller.fair_semaphore import Turns
+from shoal.operator.controller.fair_semaphore import FairSemaphore
 from shoal.operator.core.reconcile import (
     Action,
     Apply,
     CreatePod,
     DeletePod,
-    Forget,
+    ForgetRecords,
     MakeSecrets,
+    PublishDesired,
     Remove,
     StopPod,
-    Tell,
 )
-from shoal.operator.etcd.secrets import Vault
+from shoal.operator.etcd.secrets import DerivedSecrets
 from shoal.operator.resources import workloads
 from shoal.operator.resources.manifests import applied_hash
-from shoal.operator.resources.pods import Identity, label, labels, secret_name
-from shoal.operator.thread_pool import aside
+from shoal.operator.resources.pods import JobIdentity, label, labels, secret_name
+from shoal.operator.thread_pool import run_in_thread
 from shoal.store import DesiredState, JobKeys, StoreError
 
 __all__ = ["Executor", "Failure"]
@@ -79,7 +79,7 @@ class Failure:
                 return f"Pod {name}"
             case MakeSecrets():
                 return "the job's Secrets"
-            case Forget() | Tell():
+            case ForgetRecords() | PublishDesired():
                 return "the record for the master"
 
 
@@ -99,7 +99,7 @@ class Executor:
         self,
         kube: Kube,
         *,
-        vault: Vault,
+        vault: DerivedSecrets,
         tell: Callable[[TrainingJob, str, DesiredState], None],
         forget: Callable[[JobKeys], None] = _ignore,
         admit: Callable[[JobKeys, str], None] | None = None,
@@ -111,10 +111,10 @@ class Executor:
         self._forget = forget
         self._admit = admit
         self._answered = answered
-        self._room = Turns(_AT_ONCE)
+        self._room = FairSemaphore(_AT_ONCE)
         self._applies = asyncio.Semaphore(_APPLIES_AT_ONCE)
 
-    async def carry_out(self, job: TrainingJob, identity: Identity, actions: Sequence[Action]) -> list[Failure]:
+    async def carry_out(self, job: TrainingJob, identity: JobIdentity, actions: Sequence[Action]) -> list[Failure]:
         """Do all that can be done; gives what failed, which is named again by the next look.
 
         Pods wait for the master's record: a trainer is drained before its pod is deleted.
@@ -140,7 +140,7 @@ class Executor:
         first = [action for action in rest if not _optional(action)]
         for action in first:
             await tried(action)
-        if not any(isinstance(each.action, Tell) for each in failed):
+        if not any(isinstance(each.action, PublishDesired) for each in failed):
             async with asyncio.TaskGroup() as group:
                 for each in pods:
                     group.create_task(tried(each))
@@ -149,7 +149,7 @@ class Executor:
                 await tried(action)
         return failed
 
-    async def _one(self, job: TrainingJob, identity: Identity, action: Action) -> None:
+    async def _one(self, job: TrainingJob, identity: JobIdentity, action: Action) -> None:
         match action:
             case MakeSecrets():
                 await self._secrets(job, identity)
@@ -161,11 +161,11 @@ class Executor:
             case Remove(kind, name):
                 async with self._applies:
                     await self._kube.delete(kind, name, namespace=job.metadata.namespace)
-            case Tell(wanted):
-                await aside(lambda: self._tell(job, identity.uid, wanted))
-            case Forget():
+            case PublishDesired(wanted):
+                await run_in_thread(lambda: self._tell(job, identity.uid, wanted))
+            case ForgetRecords():
                 keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
-                await aside(lambda: self._forget(keys))
+                await run_in_thread(lambda: self._forget(keys))
 
     async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
         # Of jobs that grow together each gets its next trainer in turn: of trainers that are alike the kube-scheduler evicts
@@ -200,16 +200,16 @@ class Executor:
             words = f"Pod {name} exists and {whose}; remove it, or give the job another name"
             raise KubeForbiddenError(words, reason=Reason.NAME_TAKEN)
 
-    async def _secrets(self, job: TrainingJob, identity: Identity) -> None:
+    async def _secrets(self, job: TrainingJob, identity: JobIdentity) -> None:
         """The user before the Secret that lets the master in."""
         keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
         admit = self._admit
         if admit is not None:
-            await aside(lambda: admit(keys, self._vault.password(identity.uid)))
+            await run_in_thread(lambda: admit(keys, self._vault.password(identity.uid)))
         for what, content in self._vault.secrets(keys).items():
             await self._secret(job, identity, secret_name(job, identity, what), content)
 
-    async def _secret(self, job: TrainingJob, identity: Identity, name: str, content: Mapping[str, str]) -> None:
+    async def _secret(self, job: TrainingJob, identity: JobIdentity, name: str, content: Mapping[str, str]) -> None:
         """One of this name has this content."""
         metadata = {
             "name": name,

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
-__all__ = ["Turns"]
+__all__ = ["FairSemaphore"]
 
 
-class Turns:
+class FairSemaphore:
     """A semaphore that is fair among keys.
 
     Args:

@@ -11,15 +11,15 @@ from typing import Any, Final
 from shoal.api import ManifestError, TrainingJob
 from shoal.api.status import ConditionType, Reason, Status
 from shoal.autoscaler.config.types import priority_of
-from shoal.autoscaler.loop import Autoscaler, Decision
+from shoal.autoscaler.loop import Autoscaler, JobDecision
 from shoal.kube import Kube, KubeError, KubeFencedError
-from shoal.operator.cache.cache import ClusterStore
-from shoal.operator.controller.demands import Wishes, treatment
+from shoal.operator.cache.cache import Cache
+from shoal.operator.controller.demands import Demands, treatment
 from shoal.operator.controller.executor import Executor, Failure
-from shoal.operator.controller.job_memory import Memory
-from shoal.operator.controller.pending_diagnostics import Missing
-from shoal.operator.controller.preflight import Checker
-from shoal.operator.controller.start_diagnostics import Starting
+from shoal.operator.controller.job_memory import JobMemory
+from shoal.operator.controller.pending_diagnostics import PendingDiagnostics
+from shoal.operator.controller.preflight import Preflight
+from shoal.operator.controller.start_diagnostics import StartDiagnostics
 from shoal.operator.core import run_policy
 from shoal.operator.core.accepted_spec import ACCEPTED_KEY, text_of
 from shoal.operator.core.reconcile import (
@@ -27,23 +27,23 @@ from shoal.operator.core.reconcile import (
     Apply,
     CreatePod,
     DeletePod,
-    Forget,
+    ForgetRecords,
     MakeSecrets,
     Observed,
-    Places,
+    PlannedNodes,
     in_pods,
     reconcile,
 )
-from shoal.operator.etcd.secrets import Vault
-from shoal.operator.resources.pods import Identity, label
+from shoal.operator.etcd.secrets import DerivedSecrets
+from shoal.operator.resources.pods import JobIdentity, label
 from shoal.operator.status import events
-from shoal.operator.status.conditions import QUIET, STILL, Trouble, status_of
+from shoal.operator.status.conditions import QUIET, STILL, PodProblem, status_of
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.reasons import reason_of
-from shoal.operator.status.writer import Reporter
+from shoal.operator.status.writer import StatusWriter
 from shoal.store import JobKeys
 
-__all__ = ["Looker"]
+__all__ = ["JobController"]
 
 _PATIENCE_SECONDS: Final = 60.0
 """Who was told to leave for so long is sent away by its kubelet."""
@@ -79,7 +79,7 @@ class _View:
         return int(self.manifest["metadata"].get("generation", 0))
 
 
-class Looker:
+class JobController:
     """Looks at jobs.
 
     Args:
@@ -96,22 +96,22 @@ class Looker:
 
     def __init__(
         self,
-        store: ClusterStore,
+        store: Cache,
         kube: Kube,
         executor: Executor,
-        reporter: Reporter,
+        reporter: StatusWriter,
         *,
         etcd: str,
-        vault: Vault,
+        vault: DerivedSecrets,
         read_end: Callable[[JobKeys], Awaitable[None]],
         classes: tuple[str, str, str] | None = None,
         autoscaler: Autoscaler | None = None,
     ) -> None:
         self._store = store
         self._kube = kube
-        self._checker = Checker(kube)
-        self._missing = Missing(kube)
-        self._starting = Starting(kube)
+        self._checker = Preflight(kube)
+        self._missing = PendingDiagnostics(kube)
+        self._starting = StartDiagnostics(kube)
         self._executor = executor
         self._reporter = reporter
         self._etcd = etcd
@@ -119,8 +119,8 @@ class Looker:
         self._read_end = read_end
         self._classes = classes
         self._autoscaler = autoscaler
-        self._wishes = Wishes(autoscaler)
-        self._memory: dict[str, Memory] = {}
+        self._wishes = Demands(autoscaler)
+        self._memory: dict[str, JobMemory] = {}
 
     async def look(self, uid: str) -> float | None:
         """Bring one job a step further.
@@ -141,7 +141,7 @@ class Looker:
             self._starting.forget(uid)
             self._wishes.forget(uid)
             return None
-        memory = self._memory.setdefault(uid, Memory())
+        memory = self._memory.setdefault(uid, JobMemory())
         view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
         job, refused = await self._chosen(view, memory)
         try:
@@ -163,7 +163,7 @@ class Looker:
         later = await self._act_and_say(view, job, identity, seen, memory, refused=refused)
         return min(later or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS) if refused else later
 
-    async def _chosen(self, view: _View, memory: Memory) -> tuple[TrainingJob | None, str]:
+    async def _chosen(self, view: _View, memory: JobMemory) -> tuple[TrainingJob | None, str]:
         """The job that is in force, and why the newest spec is not; None: none was ever accepted."""
         try:
             job = memory.newest(view.manifest)
@@ -204,7 +204,7 @@ class Looker:
         await self._read_end(JobKeys(job.metadata.namespace, job.metadata.name, uid))
         return self._store.observed(uid, template=template)
 
-    def _identity(self, uid: str, job: TrainingJob) -> Identity:
+    def _identity(self, uid: str, job: TrainingJob) -> JobIdentity:
         """The job's, on this cluster.
 
         Raises:
@@ -217,7 +217,7 @@ class Looker:
             of = priority_of(config, job.spec.priority)
             classes = (of.servers, of.minimum, of.surplus)
             selector = tuple(sorted(config.node_selector.items()))
-        return Identity(
+        return JobIdentity(
             uid=uid,
             etcd=self._etcd,
             guarded=vault.guarded,
@@ -228,7 +228,7 @@ class Looker:
         )
 
     async def _act_and_say(
-        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory, *, refused: str
+        self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, *, refused: str
     ) -> float | None:
         overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
         renewal = self._renewal(view, memory)
@@ -250,7 +250,7 @@ class Looker:
                 trainers=decision.now,
                 overdue=overdue,
                 resting=resting,
-                places=Places(
+                places=PlannedNodes(
                     stays=decision.stays,
                     comes=decision.comes,
                     servers=decision.servers,
@@ -286,12 +286,12 @@ class Looker:
         return _soonest(view.now, patience, renewal, asking, starting, later, again, rest, repair, due)
 
     async def _begin_again(
-        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory
+        self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> float | None:
         """Remove all pods, and then all records: a master that finds neither begins the job anew."""
         pods = [DeletePod(pod.name, pod.uid) for pod in self._store.pods(view.uid) if not pod.deleting]
         failed = await self._executor.carry_out(job, identity, pods)
-        failed = failed or await self._executor.carry_out(job, identity, [Forget()])
+        failed = failed or await self._executor.carry_out(job, identity, [ForgetRecords()])
         if failed:
             raise ExceptionGroup("the job cannot begin again", [each.error for each in failed])
         self._store.forgotten(view.uid)
@@ -303,8 +303,8 @@ class Looker:
         return min(later or _ASK_AGAIN_SECONDS, 1.0)
 
     def _decided(
-        self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory
-    ) -> Decision | None:
+        self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
+    ) -> JobDecision | None:
         """How many trainers the job has, and where they stay; None: there was no plan with it yet."""
         if self._autoscaler is not None and self._autoscaler.holds:
             return None
@@ -312,10 +312,10 @@ class Looker:
         self._wishes.tell(view.manifest, job, identity, wants=wants, most=memory.most(time.monotonic()))
         if self._autoscaler is None or not self._autoscaler.acts or not wants:
             wanted = job.wanted_trainers()
-            return Decision(trainers=wanted, now=wanted, stays=None, why="")
+            return JobDecision(trainers=wanted, now=wanted, stays=None, why="")
         return self._autoscaler.decision(view.uid)
 
-    def _renewal(self, view: _View, memory: Memory) -> float | None:
+    def _renewal(self, view: _View, memory: JobMemory) -> float | None:
         """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""
         if memory.secrets is None:
             return 0.0
@@ -325,7 +325,9 @@ class Looker:
 
     # --- What is to be known before ---
 
-    async def _refused(self, view: _View, job: TrainingJob, identity: Identity, seen: Observed, memory: Memory) -> str:
+    async def _refused(
+        self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
+    ) -> str:
         """Why the spec is not accepted; empty: it is."""
         accepted = next((each for each in view.before.conditions if each.type == ConditionType.ACCEPTED), None)
         known = (
@@ -354,7 +356,7 @@ class Looker:
             memory.checked = view.generation
         return found
 
-    def _with_end(self, view: _View, job: TrainingJob, seen: Observed, memory: Memory) -> Observed:
+    def _with_end(self, view: _View, job: TrainingJob, seen: Observed, memory: JobMemory) -> Observed:
         """With the end that was said, or that the run policy decides now."""
         said = run_policy.said_end(view.before)
         if said is not None:
@@ -366,7 +368,7 @@ class Looker:
         if seen.ended is not None or not self._store.facts(view.uid).etcd:
             return seen  # while etcd is away nobody knows whether those who ended had come to the job's end
         ends = self._store.ends(view.uid)
-        before = memory.tally or run_policy.Tally(view.before.failures or 0, view.before.last_failure_time)
+        before = memory.tally or run_policy.FailureTally(view.before.failures or 0, view.before.last_failure_time)
         committed, now = self._store.committed(view.uid), time.monotonic()
         memory.untold += map(events.failed, run_policy.newly_failed(before, ends, known=memory.lives))
         memory.tally = run_policy.tallied(before, ends, known=memory.lives, committed=committed, now=now)
@@ -374,7 +376,7 @@ class Looker:
         refusals = [end for end in ends if end.code == run_policy.REFUSED and not end.container]
         return replace(seen, ended=run_policy.overrun(job, view.before, memory.tally, refusals, view.now))
 
-    def _facts(self, view: _View, memory: Memory) -> Facts:
+    def _facts(self, view: _View, memory: JobMemory) -> Facts:
         facts, tally = self._store.facts(view.uid), memory.tally
         if tally is None or (not tally.count and view.before.failures is None):
             return facts
@@ -390,7 +392,7 @@ class Looker:
         *,
         facts: Facts | None = None,
         refused: str = "",
-        troubles: Sequence[Trouble] = (),
+        troubles: Sequence[PodProblem] = (),
         wanted: int | None = None,
     ) -> float | None:
         after = status_of(
@@ -432,15 +434,15 @@ class Looker:
         return due
 
 
-def _as_before(view: _View, seen: Observed) -> Decision:
+def _as_before(view: _View, seen: Observed) -> JobDecision:
     """What an earlier operator said stands until there is a plan, or what it made before it could say so."""
     before = view.before.trainers
     there = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
     wanted = max(before.wanted if before is not None else 0, there)
-    return Decision(trainers=wanted, now=0, stays=None, why=_UNDECIDED)
+    return JobDecision(trainers=wanted, now=0, stays=None, why=_UNDECIDED)
 
 
-def _overdue(memory: Memory, drain: Sequence[int]) -> tuple[set[int], float | None]:
+def _overdue(memory: JobMemory, drain: Sequence[int]) -> tuple[set[int], float | None]:
     """Who was told too long ago, and in how many seconds the next one will be."""
     now = time.monotonic()
     memory.told = {index: memory.told.get(index, now) for index in drain}
@@ -461,7 +463,7 @@ def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | 
     return max(0.1, min(waits)) if waits else None
 
 
-def _repairs_due(memory: Memory, actions: Sequence[Action]) -> tuple[list[Action], float | None]:
+def _repairs_due(memory: JobMemory, actions: Sequence[Action]) -> tuple[list[Action], float | None]:
     """The actions without repairs that another client has undone too often, and in how many seconds the next is due."""
     now, kept, waits = time.monotonic(), [], []
     for action in actions:
@@ -476,7 +478,7 @@ def _repairs_due(memory: Memory, actions: Sequence[Action]) -> tuple[list[Action
     return kept, min(waits, default=None)
 
 
-def _note(memory: Memory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
+def _note(memory: JobMemory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
     """Remember which trainers' pods were made, and whether a quota refused some.
 
     A pod that the API server refuses is tried again with the pauses of looks that fail.
@@ -491,9 +493,9 @@ def _note(memory: Memory, seen: Observed, actions: Sequence[Action], failed: Seq
         memory.full = now, sum(not (pod.ended or pod.lost) for pod in seen.trainers)
 
 
-def _trouble(failure: Failure) -> Trouble:
+def _trouble(failure: Failure) -> PodProblem:
     """What failed, as a problem of the job's."""
     error = failure.error
     reason = error.reason if isinstance(error, KubeError) else ""
     role = "trainer" if isinstance(failure.action, CreatePod | DeletePod) else ""
-    return Trouble(role, failure.what, reason or "Unavailable", str(error))
+    return PodProblem(role, failure.what, reason or "Unavailable", str(error))

@@ -12,18 +12,18 @@ from shoal.operator.core import run_policy
 from shoal.operator.core.accepted_spec import in_force
 from shoal.operator.core.backoff import BackOff
 from shoal.operator.core.reconcile import Observed
-from shoal.operator.resources.manifests import Rendered
-from shoal.operator.resources.pods import Identity
+from shoal.operator.resources.manifests import JobManifests
+from shoal.operator.resources.pods import JobIdentity
 from shoal.operator.status import events
 
-__all__ = ["Memory"]
+__all__ = ["JobMemory"]
 
 _FULL_SECONDS = 60.0
 """So long after a quota refused a pod no more trainers are asked of the autoscaler."""
 
 
 @dataclass
-class Memory:
+class JobMemory:
     """What is remembered of a job between looks; losing it costs a request or a minute, never more.
 
     Attributes:
@@ -45,9 +45,9 @@ class Memory:
 
     since: float = field(default_factory=time.monotonic)
     told: dict[int, float] = field(default_factory=dict)
-    tally: run_policy.Tally | None = None
+    tally: run_policy.FailureTally | None = None
     lives: set[str] | None = None
-    untold: list[events.Note] = field(default_factory=list)
+    untold: list[events.EventNote] = field(default_factory=list)
     complaints: Mapping[str, str] = field(default_factory=dict)
     secrets: float | None = None
     checked: int = 0
@@ -63,7 +63,7 @@ class Memory:
     full: tuple[float, int] | None = None
     read: tuple[Mapping[str, Any], TrainingJob] | None = None
     standing: tuple[Mapping[str, Any], TrainingJob | None] | None = None
-    rendered: Rendered | None = None
+    rendered: JobManifests | None = None
 
     def newest(self, manifest: Mapping[str, Any]) -> TrainingJob:
         """The job of a manifest, which is the same one until the job changes.
@@ -103,8 +103,8 @@ class Memory:
         left = {index: self.pods.left(index, now) for index in self.pods}
         return {index: seconds for index, seconds in left.items() if seconds > 0}
 
-    def render(self, job: TrainingJob, identity: Identity) -> Rendered:
+    def render(self, job: TrainingJob, identity: JobIdentity) -> JobManifests:
         """Its manifests, likewise."""
         if self.rendered is None or self.rendered.job is not job or self.rendered.identity != identity:
-            self.rendered = Rendered(job, identity)
+            self.rendered = JobManifests(job, identity)
         return self.rendered

@@ -14,10 +14,10 @@ from shoal.api import TrainingJob
 from shoal.kube import Kube, KubeConflictError, KubeError, KubeFencedError
 from shoal.operator.controller.preflight import as_pod
 from shoal.operator.core.reconcile import Observed
-from shoal.operator.resources.pods import Identity, master_pod, names, server_pod
-from shoal.operator.status.reasons import Trouble
+from shoal.operator.resources.pods import JobIdentity, master_pod, names, server_pod
+from shoal.operator.status.reasons import PodProblem
 
-__all__ = ["Missing"]
+__all__ = ["PendingDiagnostics"]
 
 _PATIENCE_SECONDS: Final = 1.0
 """Controllers make pods within so long, as a rule."""
@@ -38,10 +38,10 @@ class _Wait:
 
     ask: float
     pause: float = _AGAIN_SECONDS
-    found: list[Trouble] = field(default_factory=list)
+    found: list[PodProblem] = field(default_factory=list)
 
 
-class Missing:
+class PendingDiagnostics:
     """Asks why pods are missing, seldom enough.
 
     Args:
@@ -59,8 +59,8 @@ class Missing:
         self._waits.pop(uid, None)
 
     async def why(
-        self, job: TrainingJob, identity: Identity, seen: Observed, *, waits: bool = False
-    ) -> tuple[list[Trouble], float | None]:
+        self, job: TrainingJob, identity: JobIdentity, seen: Observed, *, waits: bool = False
+    ) -> tuple[list[PodProblem], float | None]:
         """What the API server has against the pods that are missing, and in how many seconds to ask again."""
         pods = list(_missing(job, identity, seen)) if not waits else []
         if not pods:
@@ -74,7 +74,7 @@ class Missing:
             wait.pause = min(2 * wait.pause, _LONGEST_SECONDS)
         return wait.found, max(0.1, wait.ask - self._clock())
 
-    async def _asked(self, role: str, pod: dict[str, Any]) -> Trouble | None:
+    async def _asked(self, role: str, pod: dict[str, Any]) -> PodProblem | None:
         try:
             await self._kube.create(pod, dry_run=True)
         except KubeConflictError:
@@ -82,11 +82,11 @@ class Missing:
         except KubeFencedError:
             raise
         except KubeError as error:
-            return Trouble(role, pod["metadata"]["name"], error.reason or "Unavailable", str(error))
+            return PodProblem(role, pod["metadata"]["name"], error.reason or "Unavailable", str(error))
         return None
 
 
-def _missing(job: TrainingJob, identity: Identity, seen: Observed) -> Iterator[tuple[str, dict[str, Any]]]:
+def _missing(job: TrainingJob, identity: JobIdentity, seen: Observed) -> Iterator[tuple[str, dict[str, Any]]]:
     """One pod of each role that should have more."""
     if job.spec.suspend or seen.ended is not None:
         return

@@ -13,12 +13,12 @@ from shoal.kube import Kube, KubeForbiddenError, KubeInvalidError
 from shoal.operator.core.reconcile import Observed
 from shoal.operator.resources import workloads
 from shoal.operator.resources.manifests import applied_hash
-from shoal.operator.resources.pods import SNAPSHOTS, Identity, label, master_pod, names, server_pod, trainer_pod
+from shoal.operator.resources.pods import SNAPSHOTS, JobIdentity, label, master_pod, names, server_pod, trainer_pod
 
-__all__ = ["Checker", "as_pod"]
+__all__ = ["Preflight", "as_pod"]
 
 
-class Checker:
+class Preflight:
     """Asks without changing anything, and the same only once: a job is scaled more often than its pods change.
 
     Args:
@@ -34,7 +34,7 @@ class Checker:
         """The job is gone."""
         self._fine.pop(uid, None)
 
-    async def refused(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
+    async def refused(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
         """Why a job cannot be taken as it is now, with a documented reason before a colon; empty: it can.
 
         Raises:
@@ -45,7 +45,7 @@ class Checker:
         )
         return next(filter(None, found), "")
 
-    async def _taken(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
+    async def _taken(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
         """Whether an object of somebody else's has a name that the job needs."""
         wanted = [
             *workloads.standing(job, identity),
@@ -65,7 +65,7 @@ class Checker:
                 )
         return ""
 
-    async def _pods(self, job: TrainingJob, identity: Identity) -> str:
+    async def _pods(self, job: TrainingJob, identity: JobIdentity) -> str:
         """What the API server says about the pods of the templates."""
         made = {
             "trainer": trainer_pod(job, identity, 0),
@@ -98,7 +98,7 @@ class Checker:
             return None
         return ""
 
-    async def _servers(self, job: TrainingJob, identity: Identity, seen: Observed) -> str:
+    async def _servers(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
         """Whether the parameter servers that exist can become what is wanted."""
         manifest = workloads.servers(job, identity, replicas=job.servers, nodes=seen.preferred.get("StatefulSet", ()))
         applied = seen.applied.get(("StatefulSet", names(job)["pserver"]))

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from shoal.kube import Kube, KubeError
-from shoal.operator.cache.pod_summary import PodFacets
+from shoal.operator.cache.pod_summary import PodSummary
 from shoal.operator.core.backoff import BackOff
-from shoal.operator.status.reasons import Trouble
+from shoal.operator.status.reasons import PodProblem
 
-__all__ = ["Starting"]
+__all__ = ["StartDiagnostics"]
 
 _PATIENCE_SECONDS: Final = 5.0
 """A pod starts within so long, as a rule."""
@@ -27,7 +27,7 @@ _MOST: Final = 3
 log = logging.getLogger("shoal.operator")
 
 
-class Starting:
+class StartDiagnostics:
     """Lists events of pods that do not start, seldom enough.
 
     Args:
@@ -40,7 +40,7 @@ class Starting:
         self._clock = clock
         self._asked: dict[str, BackOff[str]] = {}
         """Of each job, when the events of its pods are listed next."""
-        self._found: dict[str, dict[str, Trouble]] = {}
+        self._found: dict[str, dict[str, PodProblem]] = {}
         """Of each job, what the events of its pods said last."""
 
     def forget(self, uid: str) -> None:
@@ -48,7 +48,7 @@ class Starting:
         self._asked.pop(uid, None)
         self._found.pop(uid, None)
 
-    async def why(self, uid: str, namespace: str, pods: Iterable[PodFacets]) -> tuple[list[Trouble], float | None]:
+    async def why(self, uid: str, namespace: str, pods: Iterable[PodSummary]) -> tuple[list[PodProblem], float | None]:
         """What kubelets say about a job's pods that do not start, and in how many seconds to ask again.
 
         Args:
@@ -76,7 +76,7 @@ class Starting:
                 asked.tried(each, self._clock())
         return list(found.values()), max(0.1, min(asked.left(each, self._clock()) for each in slow))
 
-    async def _said(self, pod: PodFacets, namespace: str) -> Trouble | None:
+    async def _said(self, pod: PodSummary, namespace: str) -> PodProblem | None:
         fields = f"involvedObject.uid={pod.uid},type=Warning"
         try:
             found = await self._kube.list("CoreEvent", namespace=namespace, fields=fields)
@@ -86,7 +86,7 @@ class Starting:
         last = max(found, key=_when, default=None)
         if last is None:
             return None
-        return Trouble(pod.role, pod.name, str(last.get("reason", "")), str(last.get("message", "")))
+        return PodProblem(pod.role, pod.name, str(last.get("reason", "")), str(last.get("message", "")))
 
 
 def _when(event: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-__all__ = ["Worker"]
+__all__ = ["WorkQueue"]
 
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
@@ -23,7 +23,7 @@ def _ignore(_seconds: float, _failed: bool) -> None:  # noqa: FBT001 - as the ho
     pass
 
 
-class Worker:
+class WorkQueue:
     """Runs a coroutine for each key that was marked, never twice at once for the same key.
 
     Args:

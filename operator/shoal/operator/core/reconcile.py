@@ -17,11 +17,11 @@ from typing import Any, Final
 import msgspec
 
 from shoal.api import TrainingJob
-from shoal.operator.core.scaling import Create, Decision, Delete, TrainerPod, decide, too_low
+from shoal.operator.core.scaling import CreateTrainer, DeleteTrainer, ScalingDecision, TrainerPod, decide, too_low
 from shoal.operator.resources import workloads
-from shoal.operator.resources.manifests import Manifest, Rendered
-from shoal.operator.resources.node_affinity import hinted
-from shoal.operator.resources.pods import Identity, names, trainer_pods
+from shoal.operator.resources.manifests import HashedManifest, JobManifests
+from shoal.operator.resources.node_affinity import with_preferred_nodes
+from shoal.operator.resources.pods import JobIdentity, names, trainer_pods
 from shoal.store import DesiredState, ReportedState
 
 __all__ = [
@@ -30,13 +30,13 @@ __all__ = [
     "CreatePod",
     "DeletePod",
     "Ended",
-    "Forget",
+    "ForgetRecords",
     "MakeSecrets",
     "Observed",
+    "PublishDesired",
     "Remove",
     "ServerPod",
     "StopPod",
-    "Tell",
     "in_pods",
     "reconcile",
 ]
@@ -79,7 +79,7 @@ class ServerPod:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class PlannedNodes:
     """Where a plan has a job's pods.
 
     Attributes:
@@ -177,7 +177,7 @@ class DeletePod:
 
 
 @dataclass(frozen=True)
-class Forget:
+class ForgetRecords:
     """Remove all records of the job from etcd: a master that comes then begins the job anew."""
 
 
@@ -190,13 +190,13 @@ class StopPod:
 
 
 @dataclass(frozen=True)
-class Tell:
+class PublishDesired:
     """Write the record for the master."""
 
     wanted: DesiredState
 
 
-Action = Forget | MakeSecrets | Apply | Remove | CreatePod | DeletePod | StopPod | Tell
+Action = ForgetRecords | MakeSecrets | Apply | Remove | CreatePod | DeletePod | StopPod | PublishDesired
 
 
 _BUDGET: Final = "PodDisruptionBudget"
@@ -210,15 +210,15 @@ def in_pods(job: TrainingJob) -> bool:
 
 def reconcile(
     job: TrainingJob,
-    identity: Identity,
+    identity: JobIdentity,
     seen: Observed,
     *,
     trainers: int,
     overdue: Collection[int] = (),
     resting: Collection[int] = (),
-    places: Places | None = None,
+    places: PlannedNodes | None = None,
     waits: bool = False,
-    rendered: Rendered | None = None,
+    rendered: JobManifests | None = None,
 ) -> list[Action]:
     """The next actions for a job that was accepted and is not being deleted.
 
@@ -234,7 +234,7 @@ def reconcile(
             and the master.
         rendered: The job's manifests, where they were made before.
     """
-    round_ = _Round(rendered or Rendered(job, identity), seen, places or Places(), overdue, resting)
+    round_ = _Round(rendered or JobManifests(job, identity), seen, places or PlannedNodes(), overdue, resting)
     return round_.actions(0 if waits else trainers, waits=waits)
 
 
@@ -243,9 +243,9 @@ class _Round:
 
     def __init__(
         self,
-        rendered: Rendered,
+        rendered: JobManifests,
         seen: Observed,
-        places: Places,
+        places: PlannedNodes,
         overdue: Collection[int],
         resting: Collection[int],
     ) -> None:
@@ -279,7 +279,7 @@ class _Round:
 
     def _decided(
         self, trainers: int, pods: Sequence[TrainerPod], *, stays: Mapping[str, int] | None = None
-    ) -> Decision:
+    ) -> ScalingDecision:
         # A pod that waits for its successor is of no use where none is wanted.
         resting = self._resting if trainers else ()
         return decide(trainers, pods, self._drain(), overdue=self._overdue, resting=resting, stays=stays)
@@ -299,25 +299,25 @@ class _Round:
             return self._whole(none) if in_pods(self._job) else self._stopped(none, suspend=True)
         return self._whole(self._decided(1, self._seen.trainers))
 
-    def _stopped(self, decision: Decision, *, suspend: bool) -> Iterable[Action]:
+    def _stopped(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
         """Trainers leave first, then the servers write their snapshots, then the master goes."""
         yield from self._carried_out(decision, suspend=suspend)
         if any(not pod.ended for pod in self._seen.trainers):
             return
         yield from self._shrunk(servers=0, masters=0 if not self._seen.servers else 1)
 
-    def _none(self) -> Decision:
+    def _none(self) -> ScalingDecision:
         """No trainer is wanted; pods that ended stay with their logs when the job has failed."""
         decision = self._decided(0, self._seen.trainers)
         if self._seen.ended is None:
             return decision
         ended = {pod.uid for pod in self._seen.trainers if pod.ended and not pod.lingers}
-        kept = tuple(each for each in decision.actions if isinstance(each, Create) or each.uid not in ended)
-        return Decision(decision.drain, kept, decision.tell)
+        kept = tuple(each for each in decision.actions if isinstance(each, CreateTrainer) or each.uid not in ended)
+        return ScalingDecision(decision.drain, kept, decision.tell)
 
     # --- Parts ---
 
-    def _whole(self, decision: Decision) -> list[Action]:
+    def _whole(self, decision: ScalingDecision) -> list[Action]:
         """All of a job at work. Trainers come last: a quota that has no room for all of them stops nothing else."""
         made = [] if self._seen.secrets else [MakeSecrets()]
         standing = [each for each in self._rendered.standing if each.key[0] != _BUDGET]
@@ -353,7 +353,7 @@ class _Round:
             if (action.manifest["kind"], action.manifest["metadata"]["name"]) in self._seen.applied:
                 yield action
 
-    def _changed(self, manifests: Iterable[Manifest]) -> Iterable[Apply]:
+    def _changed(self, manifests: Iterable[HashedManifest]) -> Iterable[Apply]:
         for manifest in manifests:
             if self._seen.applied.get(manifest.key) != manifest.hash:
                 yield Apply(manifest.content)
@@ -362,26 +362,28 @@ class _Round:
 
     def _lingering(self) -> Iterable[Action]:
         """Pods whose other containers run on: they would hold their room for ever."""
-        return [self._deletion(Delete(pod.index, pod.uid)) for pod in self._seen.trainers if pod.lingers]
+        return [self._deletion(DeleteTrainer(pod.index, pod.uid)) for pod in self._seen.trainers if pod.lingers]
 
     def _lost_trainers(self) -> Iterable[Action]:
-        return [self._deletion(Delete(pod.index, pod.uid, force=True)) for pod in self._seen.trainers if pod.lost]
+        return [
+            self._deletion(DeleteTrainer(pod.index, pod.uid, force=True)) for pod in self._seen.trainers if pod.lost
+        ]
 
-    def _carried_out(self, decision: Decision, *, suspend: bool) -> Iterable[Action]:
+    def _carried_out(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
         wanted = DesiredState(drain=list(decision.drain), suspend=suspend)
         if wanted != (self._seen.wanted or DesiredState()):
-            yield Tell(wanted)
+            yield PublishDesired(wanted)
         told_to_leave = self._seen.wanted is not None and self._seen.wanted.suspend
         failing = {pod.uid for pod in self._seen.trainers if pod.failing and not (pod.ended or pod.lost)}
         over = self._seen.ended is not None
         for action in decision.actions:
-            if isinstance(action, Delete):
+            if isinstance(action, DeleteTrainer):
                 stops = over and action.uid in failing
                 named = f"{self._names['trainer']}-{action.index}"
                 yield StopPod(named, action.uid) if stops else self._deletion(action)
         if told_to_leave:  # who comes before the master knows better would be sent away
             return
-        indices = [action.index for action in decision.actions if isinstance(action, Create)]
+        indices = [action.index for action in decision.actions if isinstance(action, CreateTrainer)]
         if not self._has_the_fewest():
             # A quota may have room for some pods only: those come first without which the job cannot work.
             alive = sum(not (pod.ended or pod.deleting or pod.lost) for pod in self._seen.trainers)
@@ -393,7 +395,7 @@ class _Round:
         for pod in trainer_pods(self._job, self._identity, indices):
             made = pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}}
             node = next(nodes, None)
-            yield CreatePod(hinted(made, [node]) if node is not None else made)
+            yield CreatePod(with_preferred_nodes(made, [node]) if node is not None else made)
 
     def _has_the_fewest(self) -> bool:
         """Whether all pods exist that the job cannot work without."""
@@ -403,7 +405,7 @@ class _Round:
         fewest = self._job.spec.trainer.min_replicas
         return bool(seen.masters) and servers >= self._job.servers and trainers >= fewest
 
-    def _deletion(self, action: Delete) -> DeletePod:
+    def _deletion(self, action: DeleteTrainer) -> DeletePod:
         return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)
 
     def _trainers(self, wanted: int) -> list[TrainerPod]:

@@ -26,8 +26,8 @@ from shoal.operator.resources.pods import label
 
 __all__ = [
     "REFUSED",
-    "End",
-    "Tally",
+    "ContainerEnd",
+    "FailureTally",
     "active_seconds",
     "clocked",
     "end_of",
@@ -56,7 +56,7 @@ _ENDS: Final = (ConditionType.COMPLETE, ConditionType.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class End:
+class ContainerEnd:
     """How one life of a job's container ended.
 
     Attributes:
@@ -85,7 +85,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Tally:
+class FailureTally:
     """Errors of the script's own in a row.
 
     Attributes:
@@ -97,11 +97,11 @@ class Tally:
 
     count: int = 0
     last: datetime | None = None
-    end: End | None = None
+    end: ContainerEnd | None = None
     seen: float | None = None
 
 
-def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
+def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[ContainerEnd]:
     """The ends that a pod still knows of: of the present life of its role's container and of the one before.
 
     So of its init containers, where they fail: without them no script starts. Those by memory's end are left out: they are
@@ -124,7 +124,7 @@ def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
             code = int(ended.get("exitCode", 0))
             if at is None or ended.get("reason") == "OOMKilled" or (container in before and code == 0):
                 continue
-            yield End(
+            yield ContainerEnd(
                 pod=pod["metadata"]["name"],
                 role=role,
                 index=int(index) if index.isdigit() else -1,
@@ -138,7 +138,9 @@ def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[End]:
             )
 
 
-def newly_failed(before: Tally, ends: Iterable[End], *, known: Collection[str] | None) -> list[End]:
+def newly_failed(
+    before: FailureTally, ends: Iterable[ContainerEnd], *, known: Collection[str] | None
+) -> list[ContainerEnd]:
     """The errors of scripts among some ends that were not counted yet, oldest first.
 
     Args:
@@ -154,8 +156,13 @@ def newly_failed(before: Tally, ends: Iterable[End], *, known: Collection[str] |
 
 
 def tallied(
-    before: Tally, ends: Collection[End], *, known: Collection[str] | None, committed: float | None, now: float
-) -> Tally:
+    before: FailureTally,
+    ends: Collection[ContainerEnd],
+    *,
+    known: Collection[str] | None,
+    committed: float | None,
+    now: float,
+) -> FailureTally:
     """Count on.
 
     Args:
@@ -173,11 +180,11 @@ def tallied(
         tally = replace(tally, seen=now)
     tally = _renewed(tally, committed)
     for end in newly_failed(before, ends, known=known):
-        tally = Tally(tally.count + 1, max(end.at, tally.last or end.at), end, now)
+        tally = FailureTally(tally.count + 1, max(end.at, tally.last or end.at), end, now)
     return tally
 
 
-def is_error(end: End) -> bool:
+def is_error(end: ContainerEnd) -> bool:
     """Whether a script ended by its own doing, though the job is not at its end: with an error, or too early.
 
     An init container of any role is the user's own program, too.
@@ -185,7 +192,7 @@ def is_error(end: End) -> bool:
     return (end.role == "trainer" or bool(end.container)) and not end.asked and end.code not in _SIGNALLED
 
 
-def _renewed(tally: Tally, committed: float | None) -> Tally:
+def _renewed(tally: FailureTally, committed: float | None) -> FailureTally:
     if not tally.count or tally.seen is None or committed is None:
         return tally
     late = tally.end is not None and tally.end.seconds >= _STEADY_SECONDS
@@ -193,7 +200,9 @@ def _renewed(tally: Tally, committed: float | None) -> Tally:
     return replace(tally, count=0) if committed > shown else tally
 
 
-def overrun(job: TrainingJob, status: Status, tally: Tally, refusals: Iterable[End], now: datetime) -> Ended | None:
+def overrun(
+    job: TrainingJob, status: Status, tally: FailureTally, refusals: Iterable[ContainerEnd], now: datetime
+) -> Ended | None:
     """The end that the run policy decides; None: the job may go on.
 
     Args:
@@ -217,7 +226,7 @@ def overrun(job: TrainingJob, status: Status, tally: Tally, refusals: Iterable[E
     return None
 
 
-def _in_a_row(tally: Tally, end: End, limit: int) -> str:
+def _in_a_row(tally: FailureTally, end: ContainerEnd, limit: int) -> str:
     if end.code == 0:
         return f"the script ended {tally.count} times in a row although the job was not complete{_last(end)}"
     times = "once" if tally.count == 1 else f"{tally.count} times"
@@ -225,7 +234,7 @@ def _in_a_row(tally: Tally, end: End, limit: int) -> str:
     return f"{what} failed {times} in a row (runPolicy.backoffLimit: {limit}){_last(end)}"
 
 
-def _last(end: End) -> str:
+def _last(end: ContainerEnd) -> str:
     return f"; the last words of {end.pod} (exit code {end.code}):\n{end.words}" if end.words else ""
 
 

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Create", "Decision", "Delete", "TrainerPod", "decide", "too_low"]
+__all__ = ["CreateTrainer", "DeleteTrainer", "ScalingDecision", "TrainerPod", "decide", "too_low"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,14 @@ class TrainerPod:
 
 
 @dataclass(frozen=True)
-class Create:
+class CreateTrainer:
     """Make the pod of this index."""
 
     index: int
 
 
 @dataclass(frozen=True)
-class Delete:
+class DeleteTrainer:
     """Delete this very pod; ``force`` without waiting for a kubelet that may be gone."""
 
     index: int
@@ -71,7 +71,7 @@ class Delete:
 
 
 @dataclass(frozen=True)
-class Decision:
+class ScalingDecision:
     """What is to be done now.
 
     Attributes:
@@ -81,7 +81,7 @@ class Decision:
     """
 
     drain: tuple[int, ...]
-    actions: tuple[Create | Delete, ...]
+    actions: tuple[CreateTrainer | DeleteTrainer, ...]
     tell: bool
 
 
@@ -93,7 +93,7 @@ def decide(
     overdue: Collection[int] = (),
     resting: Collection[int] = (),
     stays: Mapping[str, int] | None = None,
-) -> Decision:
+) -> ScalingDecision:
     """Bring a job's trainers in line with how many are wanted.
 
     Args:
@@ -112,17 +112,17 @@ def decide(
         missing = min(missing, wanted - sum(stays.values()) - sum(not pod.node for pod in alive))
     if len(alive) == wanted and not leaving and any(pod.cordoned for pod in alive):
         missing = 1  # it comes elsewhere before the one on the cordoned node leaves
-    actions: list[Create | Delete] = []
+    actions: list[CreateTrainer | DeleteTrainer] = []
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.lost:
-            actions.append(Delete(pod.index, pod.uid, force=True))
+            actions.append(DeleteTrainer(pod.index, pod.uid, force=True))
         elif pod.deleting or (pod.ended and pod.index in resting):
             continue
         elif pod.ended or (pod.index in leaving and (not pod.works or pod.index in overdue)):
-            actions.append(Delete(pod.index, pod.uid))
+            actions.append(DeleteTrainer(pod.index, pod.uid))
     actions += _created(missing, alive, {pod.index for pod in pods} | set(drain) | set(resting))
     told = tuple(sorted(leaving))
-    return Decision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
+    return ScalingDecision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
 
 
 def too_low(pods: Sequence[TrainerPod], *, fewest: int, wanted: int, drain: Collection[int], surplus: str) -> set[str]:
@@ -145,14 +145,14 @@ def too_low(pods: Sequence[TrainerPod], *, fewest: int, wanted: int, drain: Coll
     return {pod.uid for pod in lower[: max(0, lacking)]}
 
 
-def _created(missing: int, alive: Sequence[TrainerPod], blocked: Collection[int]) -> list[Create]:
+def _created(missing: int, alive: Sequence[TrainerPod], blocked: Collection[int]) -> list[CreateTrainer]:
     """New pods for the lowest indices that nobody alive has; one whose former pod is not gone yet is waited for.
 
     So indices stay together: the first ones have the higher priority.
     """
     held = {pod.index for pod in alive}
     lowest = (index for index in itertools.count() if index not in held)
-    return [Create(index) for index in itertools.islice(lowest, max(0, missing)) if index not in blocked]
+    return [CreateTrainer(index) for index in itertools.islice(lowest, max(0, missing)) if index not in blocked]
 
 
 def _leaving(

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Final
 
 from shoal.kube import Kube, KubeError
-from shoal.operator.thread_pool import aside
+from shoal.operator.thread_pool import run_in_thread
 from shoal.store import ALL_JOBS, Delete, JobKeys, Store, StoreError
 
-__all__ = ["Sweeper"]
+__all__ = ["GarbageCollector"]
 
 _EVERY_SECONDS: Final = 300.0
 _DELAY_SECONDS: Final = 5.0
@@ -28,7 +28,7 @@ _PATIENCE_SECONDS: Final = 10.0
 log = logging.getLogger("shoal.operator")
 
 
-class Sweeper:
+class GarbageCollector:
     """Sweeps now and then, and soon after a job went, until a sweep finds nothing.
 
     Where jobs have no users in etcd a master that lives on for a moment writes its progress again, once a second.
@@ -91,7 +91,7 @@ class Sweeper:
             KubeError: The jobs cannot be listed; nothing was removed.
             StoreError: Etcd is away or refuses.
         """
-        found = await aside(self._found)
+        found = await run_in_thread(self._found)
         there = {
             JobKeys(job["metadata"]["namespace"], job["metadata"]["name"], job["metadata"]["uid"])
             for namespace in self._namespaces or ("",)
@@ -99,7 +99,7 @@ class Sweeper:
         }
         gone = [keys for keys in found if keys not in there and self._serves(keys)]
         for keys in gone:
-            await aside(partial(self._remove, keys))
+            await run_in_thread(partial(self._remove, keys))
         return gone
 
     def _serves(self, keys: JobKeys) -> bool:

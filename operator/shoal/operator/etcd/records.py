@@ -20,7 +20,7 @@ from shoal.operator.core.reconcile import Ended
 from shoal.operator.status.reasons import clipped
 from shoal.store import DesiredState, JobKeys, ReportedState
 
-__all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "Leader", "RecordError", "Usage", "read"]
+__all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "MasterRecord", "RecordError", "Usage", "read"]
 
 MOST_FOREIGN_KEYS: Final = 1000
 MOST_KEYS: Final = 100_000
@@ -42,13 +42,13 @@ class RecordError(Exception):
     """A value is no record of this version of Shoal; the text says why."""
 
 
-class Leader(msgspec.Struct, frozen=True):
+class MasterRecord(msgspec.Struct, frozen=True):
     """The part of a master's election record that is of interest here."""
 
     generation: int
 
 
-def read(record: str, value: bytes) -> DesiredState | ReportedState | Ended | Leader:
+def read(record: str, value: bytes) -> DesiredState | ReportedState | Ended | MasterRecord:
     """A record that the operator reads, by its name.
 
     Raises:
@@ -67,7 +67,7 @@ READERS: Final[Mapping[str, tuple[str, type]]] = {
     "wanted": ("wanted", DesiredState),
     "progress": ("published", ReportedState),
     "outcome": ("ended", Ended),
-    "master": ("leader", Leader),
+    "master": ("leader", MasterRecord),
 }
 """Name of a record -> what it is called here, and its type."""
 
@@ -84,7 +84,7 @@ def _members(*lists: list[int]) -> None:
         _whole(*each)
 
 
-def _leader(found: Leader) -> Leader:
+def _leader(found: MasterRecord) -> MasterRecord:
     _whole(found.generation)
     return found
 
@@ -132,7 +132,7 @@ _BOUNDED: Final[Mapping[type, Callable[[Any], Any]]] = {
     DesiredState: _wanted,
     ReportedState: _published,
     Ended: _ended,
-    Leader: _leader,
+    MasterRecord: _leader,
 }
 
 

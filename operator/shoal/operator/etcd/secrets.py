@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from shoal.store import OPERATOR_KEY, Accounts, Credentials, JobKeys, Put, Store, StoreRefusedError, missing
 
-__all__ = ["Users", "Vault"]
+__all__ = ["DerivedSecrets", "Users"]
 
 _KEY_BYTES: Final = 32
 _PATIENCE_SECONDS: Final = 5.0
@@ -23,7 +23,7 @@ _PATIENCE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vault:
+class DerivedSecrets:
     """Derives jobs' secrets.
 
     Attributes:

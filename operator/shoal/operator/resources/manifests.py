@@ -12,9 +12,9 @@ from typing import Any
 from shoal.api import TrainingJob
 from shoal.operator.core.field_ownership import holds
 from shoal.operator.resources import workloads
-from shoal.operator.resources.pods import Identity, pod_hash, trainer_pod
+from shoal.operator.resources.pods import JobIdentity, pod_hash, trainer_pod
 
-__all__ = ["Manifest", "Rendered", "applied_hash"]
+__all__ = ["HashedManifest", "JobManifests", "applied_hash"]
 
 
 def applied_hash(manifest: dict[str, Any]) -> str:
@@ -23,7 +23,7 @@ def applied_hash(manifest: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class HashedManifest:
     """An object as it should be."""
 
     content: dict[str, Any]
@@ -43,12 +43,12 @@ class Manifest:
         return self._held[fields]
 
     @classmethod
-    def of(cls, content: dict[str, Any]) -> Manifest:
+    def of(cls, content: dict[str, Any]) -> HashedManifest:
         """With its hash."""
         return cls(content, applied_hash(content))
 
 
-class Rendered:
+class JobManifests:
     """Of one version of a job. What it gives is to be read only.
 
     Args:
@@ -56,10 +56,10 @@ class Rendered:
         identity: Its own on this cluster.
     """
 
-    def __init__(self, job: TrainingJob, identity: Identity) -> None:
+    def __init__(self, job: TrainingJob, identity: JobIdentity) -> None:
         self.job = job
         self.identity = identity
-        self._made: dict[object, Manifest] = {}
+        self._made: dict[object, HashedManifest] = {}
 
     @cached_property
     def template(self) -> str:
@@ -67,20 +67,24 @@ class Rendered:
         return pod_hash(trainer_pod(self.job, self.identity, 0))
 
     @cached_property
-    def standing(self) -> tuple[Manifest, ...]:
+    def standing(self) -> tuple[HashedManifest, ...]:
         """What stands for as long as the job."""
-        return tuple(Manifest.of(each) for each in workloads.standing(self.job, self.identity))
+        return tuple(HashedManifest.of(each) for each in workloads.standing(self.job, self.identity))
 
-    def servers(self, replicas: int, nodes: Sequence[str] = ()) -> Manifest:
+    def servers(self, replicas: int, nodes: Sequence[str] = ()) -> HashedManifest:
         """The parameter servers' StatefulSet."""
         key = ("servers", replicas, tuple(nodes))
         if key not in self._made:
-            self._made[key] = Manifest.of(workloads.servers(self.job, self.identity, replicas=replicas, nodes=nodes))
+            self._made[key] = HashedManifest.of(
+                workloads.servers(self.job, self.identity, replicas=replicas, nodes=nodes)
+            )
         return self._made[key]
 
-    def master(self, replicas: int, nodes: Sequence[str] = ()) -> Manifest:
+    def master(self, replicas: int, nodes: Sequence[str] = ()) -> HashedManifest:
         """The master's Deployment."""
         key = ("master", replicas, tuple(nodes))
         if key not in self._made:
-            self._made[key] = Manifest.of(workloads.master(self.job, self.identity, replicas=replicas, nodes=nodes))
+            self._made[key] = HashedManifest.of(
+                workloads.master(self.job, self.identity, replicas=replicas, nodes=nodes)
+            )
         return self._made[key]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-__all__ = ["NODES", "hinted", "wish_of"]
+__all__ = ["NODES", "preferred_node_of", "with_preferred_nodes"]
 
 NODES: Final = "shoal.dev/nodes"
 """The annotation of a controller whose pods have such a wish: the nodes."""
@@ -23,7 +23,7 @@ _NO_SPREAD: Final = {
 }
 
 
-def hinted(pod: Mapping[str, Any], nodes: Iterable[str], *, together: bool = False) -> dict[str, Any]:
+def with_preferred_nodes(pod: Mapping[str, Any], nodes: Iterable[str], *, together: bool = False) -> dict[str, Any]:
     """A pod (or a template of one) that would like to be on one of these nodes.
 
     Args:
@@ -49,7 +49,7 @@ def hinted(pod: Mapping[str, Any], nodes: Iterable[str], *, together: bool = Fal
     return {**pod, "spec": {**spec, "affinity": {**affinity, **wish}, **spread}}
 
 
-def wish_of(pod: Mapping[str, Any]) -> str:
+def preferred_node_of(pod: Mapping[str, Any]) -> str:
     """The one node that a pod would like to be on by our wish; empty: it has none, or more."""
     affinity = (pod.get("spec") or {}).get("affinity") or {}
     wishes = (affinity.get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution") or []

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from shoal.operator.core.field_ownership import fields_of
-from shoal.operator.resources.node_affinity import hinted, wish_of
+from shoal.operator.resources.node_affinity import preferred_node_of, with_preferred_nodes
 from shoal.operator.resources.pods import label
 
 __all__ = [
@@ -51,7 +51,11 @@ def slim(manifest: Manifest) -> Manifest:
     if manifest["kind"] != "Pod":
         return {"metadata": metadata, "fields": fields_of(manifest)}
     # Once a pod is bound, where it was wanted is of no interest.
-    wish = {} if spec.get("nodeName") else hinted({"spec": {}}, filter(None, [wish_of(manifest)]))["spec"]
+    wish = (
+        {}
+        if spec.get("nodeName")
+        else with_preferred_nodes({"spec": {}}, filter(None, [preferred_node_of(manifest)]))["spec"]
+    )
     return {
         "metadata": without(metadata, "annotations"),
         "spec": {key: spec[key] for key in _SPEC if key in spec} | wish,

@@ -19,7 +19,7 @@ from shoal.operator.resources.template_merge import merged
 __all__ = [
     "MASTER_PORT",
     "SERVER_PORT",
-    "Identity",
+    "JobIdentity",
     "label",
     "labels",
     "master_pod",
@@ -41,7 +41,7 @@ OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
 """Where the claim for the model is mounted; a relative `output.path` lies in it, and relative paths that a script saves to."""
 _SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own
 TOKEN_VERSION: Final = f"{GROUP}/token-version"
-"""Annotation of a job's Deployment: `Identity.token`, as its processes were last made with it."""
+"""Annotation of a job's Deployment: `JobIdentity.token`, as its processes were last made with it."""
 SNAPSHOTS: Final = "shoal-snapshots"
 """The claim template of the servers' snapshots."""
 _NEEDED: Final = ("containers", "volumes")
@@ -52,7 +52,7 @@ _GRACE_SECONDS: Final = {"trainer": 60, "pserver": 120, "master": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
+class JobIdentity:
     """What a job's pods must know beside its manifest.
 
     Attributes:
@@ -86,14 +86,14 @@ def names(job: TrainingJob) -> dict[str, str]:
     }
 
 
-def secret_name(job: TrainingJob, identity: Identity, what: str) -> str:
+def secret_name(job: TrainingJob, identity: JobIdentity, what: str) -> str:
     """The name of a job's Secret: one that neither a predecessor's nor a stranger's has, as they are never read."""
     version = {"token": identity.token, "etcd": identity.login}[what]
     tail = hashlib.sha256(f"{identity.uid} {version}".encode()).hexdigest()[:8]
     return f"{job.metadata.name}-{what}-{tail}"
 
 
-def labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
+def labels(job: TrainingJob, identity: JobIdentity, role: str) -> dict[str, str]:
     """The labels of an object of a job: the job's own, and over them those by which everything of it is found.
 
     Pods bear only ours, as a label in a pod's template that changes would restart the pod; a user's labels of pods stand
@@ -102,7 +102,7 @@ def labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
     return {**job.metadata.labels, **own_labels(job, identity, role)}
 
 
-def own_labels(job: TrainingJob, identity: Identity, role: str) -> dict[str, str]:
+def own_labels(job: TrainingJob, identity: JobIdentity, role: str) -> dict[str, str]:
     """The labels by which everything of a job is found."""
     return {
         "app.kubernetes.io/part-of": "shoal",
@@ -118,7 +118,7 @@ def label(manifest: Mapping[str, Any], name: str) -> str:
     return str((manifest["metadata"].get("labels") or {}).get(f"{GROUP}/{name}", ""))
 
 
-def trainer_pod(job: TrainingJob, identity: Identity, index: int) -> dict[str, Any]:
+def trainer_pod(job: TrainingJob, identity: JobIdentity, index: int) -> dict[str, Any]:
     """A trainer's Pod, by its index."""
     spec = job.spec
     command = [*spec.command, *spec.args]
@@ -151,7 +151,7 @@ def trainer_pod(job: TrainingJob, identity: Identity, index: int) -> dict[str, A
     return {"apiVersion": "v1", "kind": "Pod", **made}
 
 
-def trainer_pods(job: TrainingJob, identity: Identity, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+def trainer_pods(job: TrainingJob, identity: JobIdentity, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Trainers' Pods, by their indices: the same as one by one, from one that is made only once."""
     first: dict[str, Any] | None = None
     for index in indices:
@@ -160,7 +160,7 @@ def trainer_pods(job: TrainingJob, identity: Identity, indices: Iterable[int]) -
         yield _with_index(first, job, identity, index)
 
 
-def _with_index(pod: dict[str, Any], job: TrainingJob, identity: Identity, index: int) -> dict[str, Any]:
+def _with_index(pod: dict[str, Any], job: TrainingJob, identity: JobIdentity, index: int) -> dict[str, Any]:
     """The same trainer's pod with another index; what is not of the index is shared."""
     own, *others = pod["spec"]["containers"]
     env = [_env("SHOAL_INDEX", str(index)) if each.get("name") == "SHOAL_INDEX" else each for each in own["env"]]
@@ -176,7 +176,7 @@ def _class(job: TrainingJob, classes: tuple[str, str, str], index: int) -> str:
     return classes[1 if index < job.spec.trainer.min_replicas else 2]
 
 
-def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+def server_pod(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
     """The pod template of the parameter servers' StatefulSet."""
     part = job.spec.parameter_server
     assert part is not None
@@ -225,7 +225,7 @@ def server_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
     return made
 
 
-def master_pod(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+def master_pod(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
     """The pod template of the master's Deployment."""
     manifest, login = f"{_FOLDER}/job/job.json", f"{_FOLDER}/etcd"
     container = _without_none(
@@ -269,7 +269,7 @@ def pod_hash(pod: dict[str, Any]) -> str:
 
 def _pod(
     job: TrainingJob,
-    identity: Identity,
+    identity: JobIdentity,
     role: str,
     container: dict[str, Any],
     ours: dict[str, Any],
@@ -341,7 +341,7 @@ def _frame(job: TrainingJob, role: str, container: dict[str, Any], resources: Re
     }  # fmt: skip
 
 
-def _environment(job: TrainingJob, identity: Identity, role: str) -> list[dict[str, Any]]:
+def _environment(job: TrainingJob, identity: JobIdentity, role: str) -> list[dict[str, Any]]:
     part = {"trainer": job.spec.trainer, "pserver": job.spec.parameter_server, "master": job.spec.master}[role]
     threads = []
     if part is not None and part.resources is not None and "cpu" in part.resources.requests:
@@ -356,7 +356,7 @@ def _environment(job: TrainingJob, identity: Identity, role: str) -> list[dict[s
     ]
 
 
-def _secret(job: TrainingJob, identity: Identity, what: str) -> dict[str, Any]:
+def _secret(job: TrainingJob, identity: JobIdentity, what: str) -> dict[str, Any]:
     return {"secret": {"secretName": secret_name(job, identity, what), "defaultMode": 0o440}}
 
 

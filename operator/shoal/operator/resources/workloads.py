@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from shoal.api import TrainingJob
 from shoal.operator.core.accepted_spec import ACCEPTED_KEY, text_of
-from shoal.operator.resources.node_affinity import NODES, hinted
+from shoal.operator.resources.node_affinity import NODES, with_preferred_nodes
 from shoal.operator.resources.pods import (
     GROUP,
     MASTER_PORT,
@@ -18,7 +18,7 @@ from shoal.operator.resources.pods import (
     SERVER_PORT,
     SNAPSHOTS,
     TOKEN_VERSION,
-    Identity,
+    JobIdentity,
     labels,
     master_pod,
     names,
@@ -29,7 +29,7 @@ from shoal.operator.resources.pods import (
 __all__ = ["budgets", "manifest_for_pods", "master", "owner", "servers", "standing"]
 
 
-def owner(job: TrainingJob, identity: Identity) -> dict[str, Any]:
+def owner(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
     """The reference by which everything goes with the job."""
     return {
         "apiVersion": job.api_version,
@@ -41,7 +41,7 @@ def owner(job: TrainingJob, identity: Identity) -> dict[str, Any]:
     }
 
 
-def standing(job: TrainingJob, identity: Identity) -> list[dict[str, Any]]:
+def standing(job: TrainingJob, identity: JobIdentity) -> list[dict[str, Any]]:
     """What stands for as long as the job: account, manifest for the master, Services."""
     known = names(job)
     return [
@@ -87,7 +87,7 @@ def _job_file(job: TrainingJob) -> str:
     return json.dumps(manifest_for_pods(job), sort_keys=True)
 
 
-def master(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
+def master(job: TrainingJob, identity: JobIdentity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
     """The master's Deployment: never two at once, though two would do no harm; `nodes` as with `servers`."""
     pod = master_pod(job, identity)
     # A master reads its manifest once.
@@ -97,7 +97,7 @@ def master(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Sequen
         "replicas": replicas,
         "strategy": {"type": "Recreate"},
         "selector": _selector(job, identity, "master"),
-        "template": hinted(pod, nodes),
+        "template": with_preferred_nodes(pod, nodes),
         "revisionHistoryLimit": 1,
     }
     made = _object(job, identity, "apps/v1", "Deployment", names(job)["master"], "master", {"spec": spec})
@@ -105,7 +105,7 @@ def master(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Sequen
     return _remembered(made, nodes)
 
 
-def servers(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
+def servers(job: TrainingJob, identity: JobIdentity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
     """The parameter servers' StatefulSet, with a claim for the snapshots of each.
 
     Args:
@@ -122,7 +122,7 @@ def servers(job: TrainingJob, identity: Identity, *, replicas: int, nodes: Seque
         "serviceName": names(job)["pserver"],
         "podManagementPolicy": "Parallel",
         "selector": _selector(job, identity, "pserver"),
-        "template": hinted(server_pod(job, identity), nodes, together=True),
+        "template": with_preferred_nodes(server_pod(job, identity), nodes, together=True),
         "revisionHistoryLimit": 1,
         # Claims belong to the job: they outlive this object, and go with the job alone.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
@@ -146,7 +146,7 @@ def _remembered(made: dict[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
     return made
 
 
-def budgets(job: TrainingJob, identity: Identity) -> list[dict[str, Any]]:
+def budgets(job: TrainingJob, identity: JobIdentity) -> list[dict[str, Any]]:
     """What a drain leaves to the job: its minimum of trainers, and servers that hold their snapshots in their pods."""
     if job.spec.run_policy.disruption_budget == "None":
         return []
@@ -173,7 +173,7 @@ def budgets(job: TrainingJob, identity: Identity) -> list[dict[str, Any]]:
     ]
 
 
-def _service(job: TrainingJob, identity: Identity, role: str, port: int) -> dict[str, Any]:
+def _service(job: TrainingJob, identity: JobIdentity, role: str, port: int) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "selector": _selector(job, identity, role)["matchLabels"],
         "ports": [{"port": port, "name": "shoal"}],
@@ -183,13 +183,13 @@ def _service(job: TrainingJob, identity: Identity, role: str, port: int) -> dict
     return _object(job, identity, "v1", "Service", names(job)[role], role, {"spec": spec})
 
 
-def _selector(job: TrainingJob, identity: Identity, role: str) -> dict[str, Any]:
+def _selector(job: TrainingJob, identity: JobIdentity, role: str) -> dict[str, Any]:
     wanted = own_labels(job, identity, role)
     return {"matchLabels": {key: wanted[key] for key in ("shoal.dev/uid", "shoal.dev/role")}}
 
 
 def _object(
-    job: TrainingJob, identity: Identity, version: str, kind: str, name: str, role: str, rest: dict[str, Any]
+    job: TrainingJob, identity: JobIdentity, version: str, kind: str, name: str, role: str, rest: dict[str, Any]
 ) -> dict[str, Any]:
     metadata = {
         "name": name,

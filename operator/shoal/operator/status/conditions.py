@@ -41,9 +41,9 @@ from shoal.operator.core.reconcile import Observed, ServerPod, in_pods
 from shoal.operator.core.run_policy import clocked, end_of
 from shoal.operator.resources.pods import GROUP, names
 from shoal.operator.status.facts import Facts
-from shoal.operator.status.reasons import Trouble, clipped, in_order, listed, reason_of, words_of
+from shoal.operator.status.reasons import PodProblem, clipped, in_order, listed, reason_of, words_of
 
-__all__ = ["QUIET", "STILL", "Trouble", "status_of"]
+__all__ = ["QUIET", "STILL", "PodProblem", "status_of"]
 
 QUIET: Final = timedelta(seconds=15)
 """A master with nothing to report says why after two seconds, and writes once a second."""
@@ -76,7 +76,7 @@ def status_of(
     generation: int,
     seen: Observed,
     wanted: int,
-    troubles: Sequence[Trouble],
+    troubles: Sequence[PodProblem],
     refused: str,
     now: datetime,
     before: Status,
@@ -204,7 +204,7 @@ class _Look:
         job: TrainingJob,
         seen: Observed,
         wanted: int,
-        troubles: Sequence[Trouble],
+        troubles: Sequence[PodProblem],
         facts: Facts,
         now: datetime,
         before: Status,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from shoal.api.status import Condition, ConditionType, Reason, State, Status
-from shoal.operator.core.run_policy import End
+from shoal.operator.core.run_policy import ContainerEnd
 from shoal.operator.status.reasons import clipped
 
-__all__ = ["Note", "begun_again", "complained", "failed", "lost", "notes"]
+__all__ = ["EventNote", "begun_again", "complained", "failed", "lost", "notes"]
 
 _LONGEST: Final = 1000
 """Characters; the API server takes 1024."""
@@ -34,7 +34,7 @@ _LOST: Final = {Reason.SERVERS_AWAY, Reason.MASTER_AWAY, Reason.NO_NEWS}
 
 
 @dataclass(frozen=True)
-class Note:
+class EventNote:
     """One thing to tell.
 
     Attributes:
@@ -48,11 +48,11 @@ class Note:
     text: str
 
 
-def notes(before: Status, after: Status) -> Iterable[Note]:
+def notes(before: Status, after: Status) -> Iterable[EventNote]:
     """What changed between two statuses of a job."""
     if before.start_time is None and after.start_time is not None:
         assert after.trainers is not None
-        yield Note("Normal", "Started", f"the training begins with {after.trainers.ready} trainers")
+        yield EventNote("Normal", "Started", f"the training begins with {after.trainers.ready} trainers")
     yield from _scaled(before, after)
     if after.state != before.state:
         yield from _state(before, after)
@@ -60,32 +60,32 @@ def notes(before: Status, after: Status) -> Iterable[Note]:
     for condition in after.conditions:
         if _newly_bad(old.get(condition.type), condition):
             text = condition.message or f"{condition.type} is {condition.status}"
-            yield Note("Warning", condition.reason, clipped(text, _LONGEST))
+            yield EventNote("Warning", condition.reason, clipped(text, _LONGEST))
 
 
-def _scaled(before: Status, after: Status) -> Iterable[Note]:
+def _scaled(before: Status, after: Status) -> Iterable[EventNote]:
     old, new = before.trainers, after.trainers
     if old is None or new is None or not old.wanted or not new.wanted or old.wanted == new.wanted:
         return
     why = after.allocation.why if after.allocation is not None else None
-    yield Note("Normal", "Scaled", f"scaled {old.wanted} -> {new.wanted}{': ' + why if why else ''}")
+    yield EventNote("Normal", "Scaled", f"scaled {old.wanted} -> {new.wanted}{': ' + why if why else ''}")
 
 
-def _state(before: Status, after: Status) -> Iterable[Note]:
+def _state(before: Status, after: Status) -> Iterable[EventNote]:
     if after.state is State.SUSPENDED:
-        yield Note("Normal", "Suspended", _suspended(before, after))
+        yield EventNote("Normal", "Suspended", _suspended(before, after))
     elif before.state in {State.SUSPENDING, State.SUSPENDED} and after.state not in {State.COMPLETE, State.FAILED}:
         begun = before.start_time is not None
-        yield Note("Normal", "Resumed", "the job goes on from its snapshots" if begun else "the job begins")
+        yield EventNote("Normal", "Resumed", "the job goes on from its snapshots" if begun else "the job begins")
     elif after.state is State.COMPLETE:
         account = after.account
         text = "all samples are committed"
         if account is not None:
             text = f"{account.counted:,} of {account.expected:,} samples counted; lost {account.lost}, twice {account.twice}"
-        yield Note("Normal", "Complete", text)
+        yield EventNote("Normal", "Complete", text)
     elif after.state is State.FAILED:
         failed = next(each for each in after.conditions if each.type == ConditionType.FAILED)
-        yield Note("Warning", failed.reason, clipped(failed.message or "the job has failed", _LONGEST))
+        yield EventNote("Warning", failed.reason, clipped(failed.message or "the job has failed", _LONGEST))
 
 
 def _suspended(before: Status, after: Status) -> str:
@@ -111,16 +111,16 @@ def _newly_bad(old: Condition | None, new: Condition) -> bool:
     return bad is None or new.reason in bad
 
 
-def complained(before: Collection[str], now: Mapping[str, str]) -> Iterable[Note]:
+def complained(before: Collection[str], now: Mapping[str, str]) -> Iterable[EventNote]:
     """What is newly wrong with a job's keys in etcd: see `Usage.complaints`."""
     for what, text in now.items():
         if what not in before:
-            yield Note("Warning", what.partition(" ")[0], clipped(text, _LONGEST))
+            yield EventNote("Warning", what.partition(" ")[0], clipped(text, _LONGEST))
 
 
-def begun_again(count: int, limit: int) -> Note:
+def begun_again(count: int, limit: int) -> EventNote:
     """A job's model was lost with its servers' pods."""
-    return Note(
+    return EventNote(
         "Warning",
         "BegunAgain",
         f"no server has a good snapshot left, as they lay in the pods (spec.parameterServer.emptyDir): the job begins again "
@@ -128,7 +128,7 @@ def begun_again(count: int, limit: int) -> Note:
     )
 
 
-def etcd_lost(*, keeps: bool) -> Note:
+def etcd_lost(*, keeps: bool) -> EventNote:
     """Etcd is another one than that in which a job began, as where its claim or the operator's namespace was deleted.
 
     Args:
@@ -139,23 +139,23 @@ def etcd_lost(*, keeps: bool) -> Note:
         if keeps
         else "its snapshots lay in the servers' pods (spec.parameterServer.emptyDir): the job begins again"
     )
-    return Note(
+    return EventNote(
         "Warning", "EtcdLost", f"etcd has lost its records and the job's token: all processes are replaced; {goes_on}"
     )
 
 
-def lost(pod: str) -> Note:
+def lost(pod: str) -> EventNote:
     """A pod's node is gone."""
-    return Note("Warning", "Lost", f"{pod} lost: its node is gone; it is replaced")
+    return EventNote("Warning", "Lost", f"{pod} lost: its node is gone; it is replaced")
 
 
-def failed(end: End) -> Note:
+def failed(end: ContainerEnd) -> EventNote:
     """A script ended by an error of its own."""
     if end.code == 0:
-        return Note(
+        return EventNote(
             "Warning", "ScriptEnded", f"{end.pod}: the script ended before the job was complete; it starts again"
         )
     last = end.words.rstrip().rpartition("\n")[2]
     what = f"the init container {end.container}" if end.container else "the script"
     text = f"{end.pod}: {what} failed (exit code {end.code}{': ' + last if last else ''})"
-    return Note("Warning", "ScriptFailed", clipped(text, _LONGEST))
+    return EventNote("Warning", "ScriptFailed", clipped(text, _LONGEST))

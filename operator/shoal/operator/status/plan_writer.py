@@ -13,7 +13,7 @@ from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan, PlannedClaim, PlannedJob
 from shoal.kube import KubeError
 from shoal.operator.status.reasons import clipped
 
-__all__ = ["MOST_BYTES", "PlanTeller", "shortened"]
+__all__ = ["MOST_BYTES", "PlanWriter", "shortened"]
 
 MOST_BYTES: Final = 256 * 1024
 _MOST_FOR_CLAIMS: Final = 64 * 1024
@@ -26,7 +26,7 @@ log = logging.getLogger("shoal.operator")
 Each = TypeVar("Each", PlannedJob, PlannedClaim)
 
 
-class PlanTeller:
+class PlanWriter:
     """Writes the last plan when it says something else than the one that was written last, and not too often.
 
     Args:

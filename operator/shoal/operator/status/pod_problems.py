@@ -6,36 +6,38 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shoal.operator.resources.pods import GROUP
-from shoal.operator.status.reasons import Trouble
+from shoal.operator.status.reasons import PodProblem
 
-__all__ = ["troubles_of"]
+__all__ = ["problems_of_pod"]
 
 _AGAIN_AND_AGAIN = "CrashLoopBackOff"
 _FINE = {"", "ContainerCreating", "PodInitializing"}
 
 
-def troubles_of(pod: Mapping[str, Any]) -> Iterable[Trouble]:
+def problems_of_pod(pod: Mapping[str, Any]) -> Iterable[PodProblem]:
     """Why a pod is not placed, and why its containers do not run."""
     name = pod["metadata"]["name"]
     role = str((pod["metadata"].get("labels") or {}).get(f"{GROUP}/role", ""))
     status = pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            yield Trouble(role, name, condition.get("reason", "Unschedulable"), condition.get("message", ""))
+            yield PodProblem(role, name, condition.get("reason", "Unschedulable"), condition.get("message", ""))
     if status.get("phase") == "Failed" and status.get("reason"):
         # The kubelet did not take it, or has sent it away.
-        yield Trouble(role, name, str(status["reason"]), str(status.get("message", "")))
+        yield PodProblem(role, name, str(status["reason"]), str(status.get("message", "")))
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         ended = (container.get("lastState") or {}).get("terminated") or {}
         reason = waiting.get("reason", "")
         if ended.get("reason") == "OOMKilled" and not container.get("ready"):
-            yield Trouble(role, name, "OOMKilled", f"container {container.get('name')} used more memory than its limit")
+            yield PodProblem(
+                role, name, "OOMKilled", f"container {container.get('name')} used more memory than its limit"
+            )
             # That it waits for its next life is a consequence.
             if reason == _AGAIN_AND_AGAIN:
                 continue
         if reason not in _FINE:
-            yield Trouble(role, name, reason, _words(reason, waiting, ended))
+            yield PodProblem(role, name, reason, _words(reason, waiting, ended))
 
 
 def _words(reason: str, waiting: Mapping[str, Any], ended: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from shoal.api.status import REASONS, ConditionType, Reason
 
-__all__ = ["NO_CLASS", "Trouble", "clipped", "in_order", "listed", "reason_of", "words_of"]
+__all__ = ["NO_CLASS", "PodProblem", "clipped", "in_order", "listed", "reason_of", "words_of"]
 
 _LONGEST: Final = 500
 """Characters of one pod's trouble."""
@@ -70,7 +70,7 @@ _LAST_WORDS: Final[Mapping[str, Reason]] = {
 
 
 @dataclass(frozen=True)
-class Trouble:
+class PodProblem:
     """What is wrong with one pod.
 
     Attributes:
@@ -105,12 +105,12 @@ class Trouble:
         return self.known in REASONS[ConditionType.SCHEDULED]
 
 
-def words_of(troubles: Sequence[Trouble]) -> str:
+def words_of(troubles: Sequence[PodProblem]) -> str:
     """The first one of each kind, and how many pods more have any.
 
     Pods of a role that have the same problem differ in little but their names.
     """
-    first: dict[tuple[str, str], Trouble] = {}
+    first: dict[tuple[str, str], PodProblem] = {}
     for each in troubles:
         first.setdefault((each.role, each.reason), each)
     told = [
@@ -121,13 +121,13 @@ def words_of(troubles: Sequence[Trouble]) -> str:
     return "; ".join(told) + (f" (and {more} more)" if more else "")
 
 
-def in_order(troubles: Iterable[Trouble]) -> list[Trouble]:
+def in_order(troubles: Iterable[PodProblem]) -> list[PodProblem]:
     """The same whatever order they were found in: what a person has to mend first, then by the roles that all need.
 
     Of a role pserver-2 comes before pserver-10.
     """
 
-    def key(each: Trouble) -> tuple[bool, int, int, str, str, str]:
+    def key(each: PodProblem) -> tuple[bool, int, int, str, str, str]:
         role = _ROLES.index(each.role) if each.role in _ROLES else len(_ROLES)
         return not each.decisive, role, len(each.pod), each.pod, each.reason, each.message
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 from shoal.api.status import Status
 from shoal.kube import Kube, KubeError
 from shoal.operator.resources.object_fields import revision_of
-from shoal.operator.status.events import Note
+from shoal.operator.status.events import EventNote
 
-__all__ = ["Reporter", "pause_seconds"]
+__all__ = ["StatusWriter", "pause_seconds"]
 
 _PROGRESS_SECONDS: Final = 15.0
 _COUNTS_SECONDS: Final = 2.0
@@ -30,7 +30,7 @@ def _ignore(_uid: str, _revision: int) -> None:
     pass
 
 
-class Reporter:
+class StatusWriter:
     """Remembers what it wrote: what the watch shows may be older.
 
     Args:
@@ -81,7 +81,7 @@ class Reporter:
             self._on_written(uid, revision_of(there))
         return None
 
-    async def tell(self, manifest: Mapping[str, Any], notes: Iterable[Note]) -> None:
+    async def tell(self, manifest: Mapping[str, Any], notes: Iterable[EventNote]) -> None:
         """Tell events of a job; one that cannot be told is lost, as it is only for people."""
         told = self._told.setdefault(manifest["metadata"]["uid"], {})
         for note in notes:
@@ -100,7 +100,7 @@ class Reporter:
             except KubeError:
                 continue
 
-    def _event(self, manifest: Mapping[str, Any], note: Note, told: _Told) -> dict[str, Any]:
+    def _event(self, manifest: Mapping[str, Any], note: EventNote, told: _Told) -> dict[str, Any]:
         metadata = manifest["metadata"]
         words = f"{self._life} {metadata['uid']} {note.reason} {note.text}"
         event = {
