@@ -21,7 +21,7 @@ def test_the_first_look_is_at_once():
 
         worker = WorkQueue(look)
         began = time.monotonic()
-        worker.mark("a")
+        worker.add("a")
         await asyncio.sleep(0.01)
         assert len(looked) == 1
         assert looked[0] - began < 0.01
@@ -42,13 +42,13 @@ def test_one_look_is_for_all_that_happens_while_a_key_rests():
         end = time.monotonic() + 1.0
         marks = 0
         while time.monotonic() < end:
-            worker.mark("a")
+            worker.add("a")
             marks += 1
             await asyncio.sleep(0.001)
         # After 5, 10, 20, 40, 80, 160 and 320 ms, and then every 400 ms.
         assert looks <= 9 < marks
         seen = looks
-        worker.mark("a")
+        worker.add("a")
         await asyncio.sleep(1.0)
         assert seen < looks <= seen + 2, "the last mark is not forgotten"
         assert worker.idle
@@ -66,9 +66,9 @@ def test_a_key_that_rests_delays_nobody():
 
         worker = WorkQueue(look)
         for _ in range(50):
-            worker.mark("a")
+            worker.add("a")
             await asyncio.sleep(0.001)
-        worker.mark("b")
+        worker.add("b")
         await asyncio.sleep(0.005)
         assert "b" in looked
         await worker.close()
@@ -83,7 +83,7 @@ def test_closing_does_not_wait_for_who_rests():
 
         worker = WorkQueue(look)
         for _ in range(200):
-            worker.mark("a")
+            worker.add("a")
             await asyncio.sleep(0.001)
         began = time.monotonic()
         await worker.close()

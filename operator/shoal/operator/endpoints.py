@@ -106,7 +106,7 @@ class Metrics:
         self.registry.register(_Jobs(states))
         ProcessCollector(registry=self.registry)
 
-    def looked(self, seconds: float, failed: bool) -> None:  # noqa: FBT001 - the worker's hook
+    def synced(self, seconds: float, failed: bool) -> None:  # noqa: FBT001 - the worker's hook
         """A look has ended."""
         self._looks.labels("failed" if failed else "done").observe(seconds)
 
@@ -114,7 +114,7 @@ class Metrics:
         """The API server was asked; any thread may say so."""
         self._requests.labels(verb, kind, str(code)).inc()
 
-    def came(self, kind: str) -> None:
+    def watched(self, kind: str) -> None:
         """An object came by a watch; any thread may say so."""
         self._events.labels(kind).inc()
 

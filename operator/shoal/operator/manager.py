@@ -102,15 +102,15 @@ class Operator:
     def __init__(self, settings: OperatorSettings, *, on_lost: Callable[[str], None]) -> None:
         self._settings = settings
         self._on_lost = on_lost
-        self._store = Cache()
+        self._cache = Cache()
         self._metrics = Metrics(self._states)
-        self._worker = WorkQueue(self._look, held=True, on_look=self._metrics.looked)
+        self._queue = WorkQueue(self._sync, held=True, on_sync=self._metrics.synced)
         self._etcd_known = asyncio.Event()
         self._etcd_trouble = asyncio.Event()
         self._etcd_away = False
         self._unready = "etcd has not been reached yet"
         self._election: Election | None = None
-        self._looker: JobController
+        self._controller: JobController
         self._sweeper: GarbageCollector
         self._kube: Kube
         self._etcd: Store | None = None
@@ -186,19 +186,19 @@ class Operator:
             self._teller = PlanWriter(self._kube.apply, namespace=self._settings.lease.partition("/")[0])
             self._autoscaler = Autoscaler(
                 ConfigFile(self._settings.autoscaler),
-                changed=lambda uids: self._worker.mark(*uids),
+                changed=lambda uids: self._queue.add(*uids),
                 planned=self._has_planned,
                 configured=self._metrics.configured,
                 failed=self._metrics.not_planned,
             )
-        answered = self._store.answered
+        answered = self._cache.answered
         executor = Executor(
             self._kube, vault=vault, tell=self._tell, forget=self._forget, admit=admit, answered=answered
         )
         etcd = self._settings.masters_etcd or self._settings.etcd
         reporter = StatusWriter(self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic()))
-        self._looker = JobController(
-            self._store,
+        self._controller = JobController(
+            self._cache,
             self._kube,
             executor,
             reporter,
@@ -213,10 +213,10 @@ class Operator:
         self._metrics.etcd(up=True)
         feed = Informers(
             self._kube,
-            self._store,
+            self._cache,
             namespaces=namespaces,
-            mark=lambda uids: self._worker.mark(*uids),
-            came=self._metrics.came,
+            enqueue=lambda uids: self._queue.add(*uids),
+            on_event=self._metrics.watched,
             job_gone=self._sweeper.soon,
             health=self._watches,
             everything=self._autoscaler,
@@ -235,8 +235,8 @@ class Operator:
         if self._autoscaler is not None:
             group.create_task(self._autoscaler.run())
             group.create_task(self._teller.run())
-        self._worker.begin()
-        self._worker.mark(*self._store.jobs)
+        self._queue.begin()
+        self._queue.add(*self._cache.jobs)
 
     def _has_planned(self, plan: Plan) -> None:
         self._metrics.planned(plan)
@@ -244,7 +244,7 @@ class Operator:
 
     async def _end(self) -> None:
         """Nothing may be under way any more when another one is let in."""
-        await self._worker.close()
+        await self._queue.close()
         if self._etcd is not None:
             await run_in_thread(self._etcd.close, urgent=True)
         if self._election is not None:
@@ -299,21 +299,21 @@ class Operator:
         return self._election is not None and not self._election.leads
 
     def _states(self) -> Iterable[str]:
-        return [(job.get("status") or {}).get("state") or "Unknown" for job in self._store.jobs.values()]
+        return [(job.get("status") or {}).get("state") or "Unknown" for job in self._cache.jobs.values()]
 
     # --- Looking ---
 
-    async def _look(self, uid: str) -> None:
-        again = await self._looker.look(uid)
+    async def _sync(self, uid: str) -> None:
+        again = await self._controller.sync(uid)
         if again is not None:
-            self._worker.mark_within(uid, again)
+            self._queue.add_after(uid, again)
 
     async def _read_end(self, keys: JobKeys) -> None:
         etcd = self._etcd
         assert etcd is not None
         found = await run_in_thread(lambda: etcd.get(keys.outcome, patience_seconds=_PATIENCE_SECONDS))
         if found is not None:
-            self._store.record_changed(keys.outcome, found.value)
+            self._cache.record_changed(keys.outcome, found.value)
 
     def _tell(self, job: TrainingJob, uid: str, wanted: DesiredState) -> None:
         keys = JobKeys(job.metadata.namespace, job.metadata.name, uid)
@@ -337,23 +337,23 @@ class Operator:
     def _records(self, events: list[Event]) -> None:
         def note() -> None:
             for event in events:
-                self._mark_within(self._store.record_changed(event.key, event.value, created=event.created))
+                self._add_after(self._cache.record_changed(event.key, event.value, created=event.created))
 
         self._post(note)
 
     def _all_records(self, listing: Listing, _: str) -> None:
         def note() -> None:
-            self._mark_within(self._store.records_replaced({pair.key: pair.value for pair in listing.pairs}))
+            self._add_after(self._cache.records_replaced({pair.key: pair.value for pair in listing.pairs}))
             self._etcd_known.set()
 
         self._post(note)
 
-    def _mark_within(self, due: Mapping[str, float]) -> None:
+    def _add_after(self, due: Mapping[str, float]) -> None:
         for uid, seconds in due.items():
             if seconds:
-                self._worker.mark_within(uid, seconds)
+                self._queue.add_after(uid, seconds)
             else:
-                self._worker.mark(uid)
+                self._queue.add(uid)
 
     # --- Whether etcd answers ---
 
@@ -381,7 +381,7 @@ class Operator:
             self._etcd_away = away
             self._metrics.etcd(up=not away)
             log.warning("etcd does not answer; nothing is changed meanwhile" if away else "etcd answers again")
-            self._worker.mark(*self._store.etcd_changed(away=away))
+            self._queue.add(*self._cache.etcd_changed(away=away))
 
     async def _etcd_answers(self) -> bool:
         etcd = self._etcd

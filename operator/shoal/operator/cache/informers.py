@@ -51,8 +51,8 @@ class Informers:
         kube: The gateway.
         store: To be filled.
         namespaces: Which to serve; none: all.
-        mark: Gets the uids of jobs for which something changed.
-        came: Told the kind of each object that comes.
+        enqueue: Gets the uids of jobs for which something changed.
+        on_event: Told the kind of each object that comes.
         job_gone: Told when a job has gone.
         health: Told what comes and what fails.
         everything: Wants to see all pods of the cluster, not those of jobs alone, and PriorityClasses; None: nobody does.
@@ -64,17 +64,17 @@ class Informers:
         store: Cache,
         *,
         namespaces: tuple[str, ...],
-        mark: Callable[[Iterable[str]], None],
-        came: Callable[[str], None],
+        enqueue: Callable[[Iterable[str]], None],
+        on_event: Callable[[str], None],
         job_gone: Callable[[], None],
         health: WatchHealth,
         everything: Autoscaler | None = None,
     ) -> None:
         self._kube = kube
-        self._store = store
+        self._cache = store
         self._namespaces = namespaces or ("",)
-        self._mark = mark
-        self._came = came
+        self._enqueue = enqueue
+        self._on_event = on_event
         self._job_gone = job_gone
         self._health = health
         self._everything = everything
@@ -138,12 +138,12 @@ class Informers:
                 if isinstance(each, Listed):
                     self._listed(kind, namespace, each)
                 else:
-                    self._came(kind)
+                    self._on_event(kind)
                     marked = self._changed(kind, each.manifest, gone=each.gone)
-                    self._mark(marked)
+                    self._enqueue(marked)
                     # These go with their job, of whose end the watch of jobs may not have heard: a listing without any
                     # job is no event.
-                    if each.gone and kind in APPLIED_KINDS and not marked.isdisjoint(self._store.jobs):
+                    if each.gone and kind in APPLIED_KINDS and not marked.isdisjoint(self._cache.jobs):
                         self._relisting.set()
 
     def _served(self, manifest: dict[str, Any]) -> bool:
@@ -155,15 +155,15 @@ class Informers:
 
     def _changed(self, kind: str, manifest: dict[str, Any], *, gone: bool = False) -> set[str]:
         if kind == "TrainingJob":
-            return self._store.job_changed(manifest, gone=gone)
+            return self._cache.job_changed(manifest, gone=gone)
         if self._everything is not None:
             self._everything.saw(kind, manifest, gone=gone)
         if kind == "PriorityClass" or (kind == "Pod" and not self._served(manifest)):
             return set()
         if kind == "Node":
-            return self._store.node_changed(manifest, gone=gone)
+            return self._cache.node_changed(manifest, gone=gone)
         manifest["kind"] = kind
-        return self._store.object_changed(manifest, gone=gone)
+        return self._cache.object_changed(manifest, gone=gone)
 
     async def _take(self, kind: str, namespace: str) -> None:
         selector = self._selector(kind)
@@ -173,13 +173,13 @@ class Informers:
 
     def _listed(self, kind: str, namespace: str, found: Listed) -> None:
         for manifest in found.items:
-            self._mark(self._changed(kind, manifest))
+            self._enqueue(self._changed(kind, manifest))
         if self._everything is not None:
             self._everything.listed(kind, found.items, revision=found.revision)
         if kind == "PriorityClass":
             return
-        gone = self._store.forget_missing(kind, found.items, revision=found.revision, namespace=namespace)
-        self._mark(gone)
+        gone = self._cache.forget_missing(kind, found.items, revision=found.revision, namespace=namespace)
+        self._enqueue(gone)
         if gone and kind == "TrainingJob":
             for uid in gone:
                 self._health.gone(uid)
@@ -228,9 +228,9 @@ class Informers:
         """In the watch's thread, as the next one."""
 
         def note() -> None:
-            self._came("TrainingJob")
+            self._on_event("TrainingJob")
             self._health.came(manifest["metadata"]["uid"], revision_of(manifest))
-            self._mark(self._store.job_changed(manifest, gone=gone))
+            self._enqueue(self._cache.job_changed(manifest, gone=gone))
             if gone:
                 self._health.gone(manifest["metadata"]["uid"])
                 self._job_gone()

@@ -107,7 +107,7 @@ class JobController:
         classes: tuple[str, str, str] | None = None,
         autoscaler: Autoscaler | None = None,
     ) -> None:
-        self._store = store
+        self._cache = store
         self._kube = kube
         self._checker = Preflight(kube)
         self._missing = PendingDiagnostics(kube)
@@ -122,7 +122,7 @@ class JobController:
         self._wishes = Demands(autoscaler)
         self._memory: dict[str, JobMemory] = {}
 
-    async def look(self, uid: str) -> float | None:
+    async def sync(self, uid: str) -> float | None:
         """Bring one job a step further.
 
         Returns:
@@ -132,7 +132,7 @@ class JobController:
             KubeError: The API server refused something, or was away for too long.
             StoreError: etcd did.
         """
-        manifest = self._store.jobs.get(uid)
+        manifest = self._cache.jobs.get(uid)
         if manifest is None or manifest["metadata"].get("deletionTimestamp") is not None:
             self._memory.pop(uid, None)
             self._reporter.forget(uid)
@@ -149,7 +149,7 @@ class JobController:
         except ManifestError as error:
             job, identity, refused = None, None, refused or f"{Reason.UNKNOWN_PRIORITY}: {error}"
         if job is None or identity is None:
-            again = await self._say(view, None, self._store.observed(uid, template=""), refused=refused)
+            again = await self._say(view, None, self._cache.observed(uid, template=""), refused=refused)
             return min(again or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS)
         due = run_policy.removal_due(job, view.before)
         if due is not None and view.now >= due:
@@ -175,7 +175,7 @@ class JobController:
             except ManifestError as error:
                 refused = f"{Reason.UNKNOWN_PRIORITY}: {error}"
             else:
-                seen = self._store.observed(view.uid, template=memory.render(job, identity).template)
+                seen = self._cache.observed(view.uid, template=memory.render(job, identity).template)
                 refused = await self._refused(view, job, identity, seen, memory)
             if not refused:
                 if memory.agreed is not job:
@@ -196,13 +196,13 @@ class JobController:
 
     async def _seen(self, uid: str, job: TrainingJob, template: str) -> Observed:
         """What is seen of a job. A trainer that has ended unasked may have come to the job's end: then it stays."""
-        seen = self._store.observed(uid, template=template)
+        seen = self._cache.observed(uid, template=template)
         asked = seen.wanted.drain if seen.wanted is not None else ()
         unasked = any(pod.ended and pod.index not in asked for pod in seen.trainers)
-        if not unasked or seen.ended is not None or not self._store.facts(uid).etcd:
+        if not unasked or seen.ended is not None or not self._cache.facts(uid).etcd:
             return seen
         await self._read_end(JobKeys(job.metadata.namespace, job.metadata.name, uid))
-        return self._store.observed(uid, template=template)
+        return self._cache.observed(uid, template=template)
 
     def _identity(self, uid: str, job: TrainingJob) -> JobIdentity:
         """The job's, on this cluster.
@@ -269,7 +269,7 @@ class JobController:
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
         troubles, asking = await self._missing.why(job, identity, seen, waits=not decision.trainers)
-        slow, starting = await self._starting.why(view.uid, job.metadata.namespace, self._store.pods(view.uid))
+        slow, starting = await self._starting.why(view.uid, job.metadata.namespace, self._cache.pods(view.uid))
         troubles = [*map(_trouble, failed), *troubles, *slow]
         full = next((each.message for each in troubles if each.known is Reason.QUOTA_EXCEEDED), "")
         facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
@@ -289,12 +289,12 @@ class JobController:
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> float | None:
         """Remove all pods, and then all records: a master that finds neither begins the job anew."""
-        pods = [DeletePod(pod.name, pod.uid) for pod in self._store.pods(view.uid) if not pod.deleting]
+        pods = [DeletePod(pod.name, pod.uid) for pod in self._cache.pods(view.uid) if not pod.deleting]
         failed = await self._executor.carry_out(job, identity, pods)
         failed = failed or await self._executor.carry_out(job, identity, [ForgetRecords()])
         if failed:
             raise ExceptionGroup("the job cannot begin again", [each.error for each in failed])
-        self._store.forgotten(view.uid)
+        self._cache.forgotten(view.uid)
         memory.tally = None
         count = (view.before.restarts or 0) + 1
         memory.untold.append(events.begun_again(count, job.spec.run_policy.backoff_limit))
@@ -319,7 +319,7 @@ class JobController:
         """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""
         if memory.secrets is None:
             return 0.0
-        if not self._store.starting(view.uid):
+        if not self._cache.starting(view.uid):
             return None
         return max(0.0, memory.secrets + _SECRETS_SECONDS - time.monotonic())
 
@@ -336,7 +336,7 @@ class JobController:
         if known or memory.checked == view.generation:
             return ""
         if view.before.start_time is None:
-            left = self._store.predecessors(view.uid)
+            left = self._cache.predecessors(view.uid)
             if left:
                 more = f" and {len(left) - 3} more" if len(left) > 3 else ""
                 here = f"shoal.dev/job={job.metadata.name},shoal.dev/uid!={view.uid}"
@@ -365,11 +365,11 @@ class JobController:
             reason, _ = reason_of(ConditionType.FAILED, seen.ended.reason)
             if seen.ended.state == "Failed" and reason is Reason.SNAPSHOTS_LOST:
                 return replace(seen, ended=None, lost=True)
-        if seen.ended is not None or not self._store.facts(view.uid).etcd:
+        if seen.ended is not None or not self._cache.facts(view.uid).etcd:
             return seen  # while etcd is away nobody knows whether those who ended had come to the job's end
-        ends = self._store.ends(view.uid)
+        ends = self._cache.ends(view.uid)
         before = memory.tally or run_policy.FailureTally(view.before.failures or 0, view.before.last_failure_time)
-        committed, now = self._store.committed(view.uid), time.monotonic()
+        committed, now = self._cache.committed(view.uid), time.monotonic()
         memory.untold += map(events.failed, run_policy.newly_failed(before, ends, known=memory.lives))
         memory.tally = run_policy.tallied(before, ends, known=memory.lives, committed=committed, now=now)
         memory.lives = {end.life for end in ends}
@@ -377,7 +377,7 @@ class JobController:
         return replace(seen, ended=run_policy.overrun(job, view.before, memory.tally, refusals, view.now))
 
     def _facts(self, view: _View, memory: JobMemory) -> Facts:
-        facts, tally = self._store.facts(view.uid), memory.tally
+        facts, tally = self._cache.facts(view.uid), memory.tally
         if tally is None or (not tally.count and view.before.failures is None):
             return facts
         return replace(facts, failures=tally.count, last_failure=tally.last)
@@ -400,15 +400,15 @@ class JobController:
             generation=view.generation,
             seen=seen,
             wanted=wanted if wanted is not None else job.wanted_trainers() if job is not None else 0,
-            troubles=[*self._store.troubles(view.uid), *troubles],
+            troubles=[*self._cache.troubles(view.uid), *troubles],
             refused=refused,
             now=view.now,
             before=view.before,
-            facts=facts if facts is not None else self._store.facts(view.uid),
+            facts=facts if facts is not None else self._cache.facts(view.uid),
         )
         later = await self._reporter.say(view.manifest, after)
         memory = self._memory[view.uid]
-        complaints = self._store.complaints(view.uid)
+        complaints = self._cache.complaints(view.uid)
         memory.untold += events.complained(memory.complaints, complaints)
         memory.complaints = complaints
         notes, memory.untold = [*memory.untold, *events.notes(view.before, after)], []

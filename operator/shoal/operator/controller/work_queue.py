@@ -30,33 +30,33 @@ class WorkQueue:
         look: Looks at one key and acts. What it raises is logged, and the key is looked at again after a growing pause:
             one job's trouble never delays another's.
         held: Only remember what is marked, until `begin`.
-        on_look: Told of each look how many seconds it took, and whether it failed.
+        on_sync: Told of each look how many seconds it took, and whether it failed.
     """
 
     def __init__(
         self,
-        look: Callable[[str], Awaitable[None]],
+        sync: Callable[[str], Awaitable[None]],
         *,
         held: bool = False,
-        on_look: Callable[[float, bool], None] = _ignore,
+        on_sync: Callable[[float, bool], None] = _ignore,
     ) -> None:
-        self._look = look
+        self._sync = sync
         self._held = held
-        self._on_look = on_look
+        self._on_sync = on_sync
         self._dirty: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._pauses: dict[str, float] = {}
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
 
-    def mark(self, *keys: str) -> None:
+    def add(self, *keys: str) -> None:
         """Something changed for these keys."""
         for key in keys:
             self._dirty.add(key)
             if key not in self._running and not self._closed and not self._held:
                 self._running[key] = asyncio.get_running_loop().create_task(self._run(key))
 
-    def mark_within(self, key: str, seconds: float) -> None:
+    def add_after(self, key: str, seconds: float) -> None:
         """Look at a key after so long at the latest."""
         loop = asyncio.get_running_loop()
         timer = self._later.get(key)
@@ -64,12 +64,12 @@ class WorkQueue:
             return
         if timer is not None:
             timer.cancel()
-        self._later[key] = loop.call_later(seconds, self.mark, key)
+        self._later[key] = loop.call_later(seconds, self.add, key)
 
     def begin(self) -> None:
         """Look at whoever was marked while it was held, and at all that is marked from now on."""
         self._held = False
-        self.mark(*self._dirty)
+        self.add(*self._dirty)
 
     async def close(self) -> None:
         """End every look that is under way."""
@@ -104,15 +104,15 @@ class WorkQueue:
     async def _once(self, key: str) -> None:
         begun = time.monotonic()
         try:
-            await self._look(key)
+            await self._sync(key)
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this key alone
-            self._on_look(time.monotonic() - begun, True)
+            self._on_sync(time.monotonic() - begun, True)
             pause = self._pauses.get(key, _FIRST_PAUSE_SECONDS)
             self._pauses[key] = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             log.warning("%s: %s; again in %.1f s", key, _words(error), pause)
-            self.mark_within(key, pause)
+            self.add_after(key, pause)
         else:
-            self._on_look(time.monotonic() - begun, False)
+            self._on_sync(time.monotonic() - begun, False)
             self._pauses.pop(key, None)
             log.debug("%s: looked at in %.1f ms", key, 1000 * (time.monotonic() - begun))
 
