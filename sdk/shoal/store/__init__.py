@@ -1,7 +1,8 @@
-"""Everything that Shoal keeps in etcd, and the only package that imports an etcd client.
+"""Client of etcd and schema of all keys; the only package that imports an etcd client library.
 
-No client for etcd survives its restart by itself, and none notices an etcd that came back older than it was. This one
-does both; its callers see answers that are late, never a broken connection. Who forgot what is told by callback.
+Existing client libraries do not survive a restart of etcd and do not detect an etcd that was restored from an older
+copy. `Store` handles both: its callers see late answers, never a broken connection. Lost writes are reported by a
+callback (``on_forgot``).
 """
 
 from shoal.store.accounts import Accounts

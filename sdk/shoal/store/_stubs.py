@@ -1,8 +1,8 @@
 """The only place where gRPC and the etcd client are imported.
 
-gRPC's C core writes warnings to stderr (lost connections, forks beside running threads) that mean nothing to a user
-whose job bears both. It reads its settings once, while it is imported, so they are set around the import and taken
-back: a training script started by this process must not inherit them.
+gRPC's C core writes warnings to stderr (lost connections, forks while threads run). They are of no use to the user,
+because a job tolerates both. The core reads its environment variables once, during the import; they are set for the
+import and removed again, so that a training script started by this process does not inherit them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def _import_quietly() -> tuple[Any, Any]:
             del os.environ[name]
 
 
-# The client's high-level API is passed by: it hides the headers (cluster id, revision) that this package lives by.
+# The client's high-level API is not used: it hides the response headers (cluster id, revision) that this package needs.
 grpc, rpc = _import_quietly()
 
-# What gRPC logs of broken streams is handled here and reported once, in our words; without a handler Python prints it.
+# Broken streams are handled and reported once by this package; without a handler Python prints gRPC's log records too.
 logging.getLogger("grpc").addHandler(logging.NullHandler())

@@ -1,9 +1,10 @@
-"""The users of an etcd that asks who is there: one for each job, with rights on the job's keys alone.
+"""Users of an etcd with authentication: one user per job, with permission for the job's keys only.
 
-Every call may be repeated, also one that was cut short: it looks at what is there and adds what is missing. A user has a
-role of its own name; it is made before its role and goes after it, so who lists the users knows of every role too.
+Every call is idempotent and may be repeated after an interruption: it reads the present state and adds what is missing.
+Each user has a role of the same name. The user is created before the role and deleted after it, so a list of the users
+covers all roles.
 
-Only etcd's ``root``, or a user with the role ``root``, may call these.
+The calls require etcd's user ``root`` or a user with the role ``root``.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from shoal.store.errors import StoreRefusedError
 __all__ = ["NOT_ON", "ROOT", "Accounts"]
 
 ROOT: Final = "root"
-"""Etcd's own name of the user, and of the role, that may do everything."""
+"""Etcd's name of the user, and of the role, with all permissions."""
 NOT_ON: Final = "authentication is not enabled"
-"""Etcd's words to who logs in although nobody needs to."""
+"""Etcd's error text for a login while authentication is off."""
 _READ_AND_WRITE: Final = 2
 Answer = TypeVar("Answer")
 
 
 class _Ask(Protocol):
     def __call__(self, call: Callable[[EtcdConnection], Answer], patience_seconds: float | None) -> Answer:
-        """Call with a connection until etcd answers."""
+        """Repeat a call, on new connections, until etcd answers."""
         ...
 
 
 @contextmanager
 def _unless(words: str) -> Iterator[None]:
-    """That it is so already is no error."""
+    """Ignore a StoreRefusedError whose message contains this text (the state is already as requested)."""
     try:
         yield
     except StoreRefusedError as error:
@@ -43,14 +44,14 @@ def _unless(words: str) -> Iterator[None]:
 
 
 class Accounts:
-    """Etcd's users; to be had from a store: `Store.accounts`.
+    """Administration of etcd's users; see `Store.accounts`.
 
-    Every method blocks, waits for an etcd that is away for as long as it was told to (None: for ever), and raises
-    StoreRefusedError if this store's own user has not the right to do that.
+    Every method blocks. While etcd is unreachable it retries for ``patience_seconds``. It raises StoreRefusedError if
+    the user of this store lacks the permission.
 
     Args:
-        ask: Calls etcd until it answers.
-        patience_seconds: How long etcd may be away.
+        ask: Function that repeats a call until etcd answers.
+        patience_seconds: Timeout for an unreachable etcd. Seconds. Default: None, no limit.
     """
 
     def __init__(self, ask: _Ask, *, patience_seconds: float | None = None) -> None:
@@ -58,11 +59,11 @@ class Accounts:
         self._patience = patience_seconds
 
     def within(self, seconds: float) -> Accounts:
-        """The same, that waits no longer than this for an etcd that is away."""
+        """Return a copy of this object with a timeout, in seconds, for an unreachable etcd."""
         return Accounts(self._ask, patience_seconds=seconds)
 
     def turn_on(self, password: str) -> None:
-        """Let nobody in without a password from now on; `root` may do everything.
+        """Enable authentication; the user ``root`` with this password has all permissions.
 
         On a store without a user this is the last call that succeeds; see `Store.protect`.
         """
@@ -72,12 +73,15 @@ class Accounts:
         self._call("AuthEnable", rpc.AuthEnableRequest())
 
     def ensure(self, user: str, password: str, *, prefix: str) -> None:
-        """A user with this password and the right to read and write all keys under the prefix, and no other right.
+        """Create or update a user that may read and write the keys under a prefix, and nothing else.
 
         Args:
-            user: Its name, and that of its role.
-            password: At most 72 bytes. Another one than before is set anew, which ends the user's logins.
-            prefix: Such as `JobKeys.prefix`.
+            user: Name of the user and of its role.
+            password: At most 72 bytes. A changed password is set again, which invalidates the user's tokens.
+            prefix: Prefix of the permitted keys, such as `JobKeys.prefix`. Not empty.
+
+        Raises:
+            ValueError: The prefix is empty.
         """
         if not prefix:
             raise ValueError("an empty prefix would be a right to every key")
@@ -87,11 +91,11 @@ class Accounts:
         self._grant(user)
 
     def users(self) -> list[str]:
-        """The names of all users."""
+        """Return the names of all users."""
         return list(self._call("UserList", rpc.AuthUserListRequest()).users)
 
     def remove(self, user: str) -> None:
-        """Remove a user and the role of its name; its logins end at once. That they are gone already is fine."""
+        """Delete a user and its role; its tokens become invalid at once. A missing user or role is no error."""
         with _unless("role name not found"):
             self._call("RoleDelete", rpc.AuthRoleDeleteRequest(role=user))
         with _unless("user name not found"):
@@ -105,7 +109,7 @@ class Accounts:
         except StoreRefusedError as error:
             if "already exists" not in str(error):
                 raise
-            # Setting a password ends the user's logins, so it is tried first.
+            # Setting a password invalidates the user's tokens, so the present password is tried first.
             if not self._opens(name, password):
                 self._call("UserChangePassword", rpc.AuthUserChangePasswordRequest(name=name, password=password))
 
@@ -137,7 +141,7 @@ class Accounts:
             self._call("RoleGrantPermission", rpc.AuthRoleGrantPermissionRequest(name=role, perm=permission))
 
     def _grant(self, name: str) -> None:
-        """The user has the role of its name, and no other."""
+        """Give the user the role of its name and revoke all other roles."""
         roles = set(self._call("UserGet", rpc.AuthUserGetRequest(name=name)).roles)
         for each in roles - {name}:
             self._call("UserRevokeRole", rpc.AuthUserRevokeRoleRequest(name=name, role=each))

@@ -1,12 +1,12 @@
-"""A durable map with transactions that outlives any restart of etcd.
+"""A durable map with transactions that stays usable across restarts of etcd.
 
-Calls block and are meant for worker threads; every method may be used from any thread. A call that etcd does not answer
-is asked again on a new connection, until it is answered, its patience ends, or `Store.close` is called elsewhere.
+Calls block and are meant for worker threads; every method is thread-safe. A call that etcd does not answer is repeated
+on a new connection until etcd answers, the timeout expires, or another thread calls `Store.close`.
 
-**A transaction that is asked again may be applied twice**, as nobody can tell a lost question from a lost answer. That
-is harmless for the writes Shoal makes: puts of whole values, guarded by a compare on a key that the transaction does not
-write (the master's election record). The second time writes the same again, or is refused since another master has
-taken over. Whoever guards a write by the key it writes looks at `Transaction.retried`.
+**A repeated transaction may be applied twice**, because a lost request and a lost response look alike. This is harmless
+for Shoal's writes: puts of whole values, guarded by a compare on a key that the transaction does not write (the master's
+election record). The second application writes the same values again, or its compare fails because another master has
+taken over. A caller that guards a write by the key that it writes must check `Transaction.retried`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _ignore(_: str) -> None:
 
 
 class Store:
-    """A connection to etcd; make one with `connect`."""
+    """A connection to etcd, created by `connect`."""
 
     def __init__(
         self,
@@ -82,22 +82,24 @@ class Store:
         on_trouble: Callable[[str], None] = _ignore,
         on_forgot: Callable[[str], None] = _ignore,
     ) -> Self:
-        """Reach etcd.
+        """Connect to etcd.
 
         Args:
-            endpoints: ``HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``; several (also separated by commas) are
-                members of one cluster.
-            prefix: Every key used here begins with it; another one is a ValueError.
-            credentials: An etcd user whose rights cover the prefix; None: etcd lets everybody in.
-            tls: Certificates, if the credentials have none; without, ``https://`` trusts whom this machine trusts.
-            timeout_seconds: How long etcd may be away now. Later calls have their own patience.
-            on_trouble: Told in one line that etcd is away, why, and every 10 s again; by the thread that waits.
-            on_forgot: Told in one line that etcd lost writes it had acknowledged; by the thread that noticed, before
-                its call returns. It must not wait for other calls of this store.
+            endpoints: ``HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``; several (a sequence, or separated by
+                commas) are members of one cluster.
+            prefix: Prefix of every key used with this store; other keys raise ValueError.
+            credentials: An etcd user with permission for the prefix. Default: None, etcd has no authentication.
+            tls: Certificates, used if the credentials have none. Default: None, ``https://`` uses the system's
+                certificate authorities.
+            timeout_seconds: Timeout of this first connection. Seconds. Default: 10. Later calls have their own.
+            on_trouble: Called with one line of text when etcd is unreachable, and again every 10 s, by the waiting
+                thread.
+            on_forgot: Called with one line of text when etcd has lost acknowledged writes, by the thread that detected
+                it, before its call returns. It must not wait for other calls of this store.
 
         Raises:
-            StoreUnreachableError: Nothing answers there; the message names the address and the fix.
-            StoreRefusedError: An endpoint is not understood, or etcd refuses the user.
+            StoreUnreachableError: No etcd answers; the message names the address and the fix.
+            StoreRefusedError: An endpoint has a wrong form, or etcd rejects the user.
         """
         if isinstance(endpoints, str):
             endpoints = [endpoint.strip() for endpoint in endpoints.split(",") if endpoint.strip()]
@@ -122,11 +124,11 @@ class Store:
     def protect(
         cls, endpoints: str | Sequence[str], *, password: str, tls: Tls | None = None, timeout_seconds: float = 10.0
     ) -> None:
-        """Turn on the authentication of an etcd: user and role ``root``, with this password. That it is on is fine.
+        """Enable etcd's authentication with user and role ``root``; no error if it is enabled with this password.
 
         Raises:
-            StoreUnreachableError: Nothing answers there.
-            StoreRefusedError: It is on already, with another password.
+            StoreUnreachableError: No etcd answers.
+            StoreRefusedError: Authentication is already enabled, with another password.
         """
         root = Credentials(ROOT, password, tls)
         try:
@@ -139,7 +141,7 @@ class Store:
 
     @property
     def accounts(self) -> Accounts:
-        """Etcd's users, for who may administer them."""
+        """Administration of etcd's users; requires the role ``root``."""
         return Accounts(self._persist)
 
     def transact(
@@ -149,18 +151,18 @@ class Store:
         *,
         patience_seconds: float | None = None,
     ) -> Transaction:
-        """Carry out all operations if all compares hold, else none; durable on return.
+        """Apply all operations if all compares hold, otherwise none; durable on return.
 
         Args:
-            compares: At most 128.
-            operations: At most 128, each key once; see `in_batches`.
-            patience_seconds: How long etcd may be away; None: for ever.
+            compares: Conditions. At most 128.
+            operations: Puts and deletes. At most 128, each key once; see `in_batches`.
+            patience_seconds: Timeout for an unreachable etcd. Seconds. Default: None, no limit.
 
         Raises:
-            ValueError: Too many parts, or a key outside the prefix.
-            StoreUnreachableError: Patience ended. The transaction may or may not have been applied.
-            StoreClosedError: The store was closed meanwhile. Likewise.
-            StoreRefusedError: Etcd will never take this (too large, no rights, a key twice).
+            ValueError: Too many compares or operations, or a key outside the prefix.
+            StoreUnreachableError: The timeout expired. The transaction may or may not have been applied.
+            StoreClosedError: The store was closed meanwhile. The transaction may or may not have been applied.
+            StoreRefusedError: Etcd rejects the request permanently (too large, no permission, a key twice).
         """
         for part in (*compares, *operations):
             self._check(part.key)
@@ -184,7 +186,7 @@ class Store:
         """Read a key; None if it does not exist.
 
         Raises:
-            StoreError: As with `transact`.
+            StoreError: Etcd is unreachable, the store is closed, or etcd rejects the request.
         """
         self._check(key)
         request = rpc.RangeRequest(key=key_bytes(key))
@@ -192,10 +194,10 @@ class Store:
         return pair_of(answer.kvs[0]) if answer.kvs else None
 
     def get_prefix(self, prefix: str, *, patience_seconds: float | None = None) -> Listing:
-        """Read all keys under a prefix, as they were at one revision.
+        """Read all keys under a prefix at one revision.
 
         Raises:
-            StoreError: As with `transact`.
+            StoreError: Etcd is unreachable, the store is closed, or etcd rejects the request.
         """
         self._check(prefix)
 
@@ -211,13 +213,13 @@ class Store:
         return listing
 
     def get_groups(self, prefix: str, *, parts: int, patience_seconds: float | None = None) -> list[str]:
-        """The distinct beginnings of keys under a prefix, each with so many parts after it and a slash at its end.
+        """Return the distinct key prefixes with ``parts`` path elements below a prefix, each with a slash at its end.
 
-        Costs a read for each, however many keys there are below. They are read one after the other: what is written or
-        removed meanwhile may be among them or not.
+        Costs one read per prefix found, regardless of the number of keys below it. The reads are not one snapshot: a
+        prefix that is written or deleted meanwhile may or may not be in the result.
 
         Raises:
-            StoreError: As with `transact`.
+            StoreError: Etcd is unreachable, the store is closed, or etcd rejects the request.
         """
         self._check(prefix)
 
@@ -236,21 +238,21 @@ class Store:
         on_events: Callable[[list[Event]], None],
         on_reset: Callable[[Listing, str], None],
     ) -> Watch:
-        """Follow all changes under a prefix, in a thread of its own.
+        """Watch all changes under a prefix, in a dedicated thread.
 
         Args:
-            prefix: What to follow.
-            from_revision: The first revision of interest (a listing's ``revision + 1``); None: begin with ``on_reset``.
-            on_events: Gets each change once, in order, whole revisions at a time.
-            on_reset: Gets everything anew, and why, where events cannot be had: etcd forgot, or compacted them away.
-                What is not in the listing exists no longer.
+            prefix: Prefix of the watched keys.
+            from_revision: First revision to deliver (a listing's ``revision + 1``); None: start with ``on_reset``.
+            on_events: Called with the changes, each once, in order, whole revisions at a time.
+            on_reset: Called with a complete listing and the reason when the events are not available: etcd has lost
+                writes, or has compacted the revisions. Keys that are not in the listing do not exist any more.
 
         Returns:
-            The running watch; it ends with its own ``close`` or the store's. The callbacks run in its thread; one that
-            raises ends it.
+            The running watch; it ends with its own ``close`` or that of the store. The callbacks run in its thread; an
+            exception from a callback ends the watch.
 
         Raises:
-            ValueError: The prefix lies outside the store's.
+            ValueError: The prefix is outside the prefix of the store.
             StoreClosedError: The store is closed.
         """
         self._check(prefix)
@@ -274,18 +276,19 @@ class Store:
         return watch
 
     def status(self, *, patience_seconds: float | None = None) -> EtcdStatus:
-        """Ask which etcd this is (one member, who may lag behind the cluster).
+        """Return version and revision of one member, which may lag behind the cluster.
 
         Raises:
-            StoreRefusedError: An etcd with users (3.6, and later 3.5) tells this to its root only: go on without.
-            StoreError: As with `transact`.
+            StoreRefusedError: Etcd with authentication (3.6, and later 3.5) reports this to ``root`` only; the caller
+                continues without it.
+            StoreError: Etcd is unreachable, or the store is closed.
         """
-        # No judgement by this answer: a lagging member's lower revision is no loss.
+        # This answer is not used to detect lost writes: the lower revision of a lagging member is no loss.
         answer = self._persist(lambda connection: connection.status(), patience_seconds)
         return EtcdStatus(answer.version, answer.header.cluster_id, answer.header.revision, answer.dbSize)
 
     def close(self) -> None:
-        """End all calls and watches, from any thread; they raise `StoreClosedError`. May be called again."""
+        """End all calls (they raise `StoreClosedError`) and watches. Thread-safe and idempotent."""
         with self._lock:
             self._closed.set()
             connection, watches = self._connection, list(self._watches)
@@ -304,7 +307,7 @@ class Store:
         return f"Store({', '.join(self._connector.endpoints)}, prefix={self._prefix!r})"
 
     def _begin_to_doubt(self) -> None:
-        """A watch lost its stream, so etcd may be another one, although gRPC hides that from a channel at rest."""
+        """Require a check of the history: a watch lost its stream, and gRPC hides a restart from an idle channel."""
         self._doubt = True
 
     def _check(self, key: str) -> None:
@@ -317,7 +320,7 @@ class Store:
         *,
         patience_seconds: float | None,
     ) -> tuple[Any, bool]:
-        """Call until answered; gives the answer, and whether etcd was found to have forgotten."""
+        """Repeat a call until etcd answers; return the answer and whether etcd has lost acknowledged writes."""
         before = self._seen
 
         def ask(connection: EtcdConnection) -> tuple[Any, Header, Witness | None, EtcdConnection]:
@@ -341,7 +344,7 @@ class Store:
             self._abandon(connection)
             waited = time.monotonic() - started
             if self._closed.is_set():
-                raise StoreClosedError("the store was closed while etcd was being asked")
+                raise StoreClosedError("the store was closed during a call to etcd")
             if patience_seconds is not None and waited + pause > patience_seconds:
                 raise StoreUnreachableError(f"{text}; waited {waited:.1f} s")
             if waited >= reminder:
@@ -368,7 +371,7 @@ class Store:
     def _settle(self, before: Seen, header: Header, witness: Witness | None, connection: EtcdConnection) -> bool:
         with self._history_lock:
             if before.life != self._seen.life:
-                # Another thread noticed while this one waited, and has told everybody.
+                # Another thread detected the loss while this one waited, and has called on_forgot.
                 return True
             verdict = judge(before, header)
             if verdict is HistoryVerdict.SAME and not self._doubt:
@@ -391,7 +394,7 @@ class Store:
         return True
 
     def _examine(self, connection: EtcdConnection) -> HistoryVerdict:
-        """Ask the witness. Etcd may go away over it: then the doubt stays, and the old witness is kept."""
+        """Check the witness. If etcd becomes unreachable meanwhile, the doubt and the old witness remain."""
         if self._seen.witness is None:
             return HistoryVerdict.SAME
         try:

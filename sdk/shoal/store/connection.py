@@ -1,9 +1,9 @@
-"""One channel to one member of etcd, and how a new one is made.
+"""One gRPC channel to one member of etcd, and the factory of channels.
 
-gRPC's channels reconnect by themselves, but wait longer and longer between tries (up to two minutes), keep a login that
-a restarted etcd has forgotten, and hide that there was a gap at all. So a channel here is used until its first failure,
-then thrown away; the next is made at the next address. Errors come out as three kinds: ``RetryReason`` (try again, on a new
-connection), ``Lapsed`` (that revision is not, or no longer, to be had) and ``StoreRefusedError`` (trying is useless).
+gRPC's channels reconnect by themselves, but with a growing back-off (up to two minutes), they keep a token that a
+restarted etcd does not know, and they hide the interruption. A channel is therefore closed at its first failure, and
+the next one connects to the next endpoint. Errors are of three kinds: ``RetryReason`` (retry on a new connection),
+``Lapsed`` (the revision is not available, or not any more) and ``StoreRefusedError`` (a retry is useless).
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from shoal.store.history import Header
 __all__ = ["Connector", "EtcdConnection", "Lapsed", "Oversized", "RetryReason", "Tls", "header_of", "prefix_end"]
 
 _TRY_SECONDS: Final = 5.0
-"""The longest wait for one answer before it is asked for again on a new connection."""
+"""Timeout of one request, in seconds, before it is repeated on a new connection."""
 
 _OPTIONS: Final = (
-    # Each channel its own socket and its own waiting time between tries: gRPC would share both.
+    # Each channel has its own socket and back-off; by default gRPC shares both between channels.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # A machine that vanished without a word is noticed under a silent watch. Etcd forbids less than 5 s.
+    # Detects a machine that disappeared while a watch is idle. Etcd rejects intervals below 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # Far above one key's value (1.5 MiB), far below what a thousand of them take of a process's memory.
+    # Far above the value of one key (1.5 MiB), far below the memory that a page of 1000 such values takes.
     ("grpc.max_receive_message_length", 32 << 20),
     ("grpc.max_send_message_length", -1),
-    # An HTTP proxy of the environment is for the web, never for etcd.
+    # HTTP proxies set in the environment are not used for etcd.
     ("grpc.enable_http_proxy", 0),
 )
 
 _HOPELESS: Final = frozenset({"INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "NOT_FOUND"})
 
 
-class RetryReason(Exception):  # noqa: N818  (a state of the connection, for the retry loop; no user meets it)
-    """Etcd is away or busy: try again."""
+class RetryReason(Exception):  # noqa: N818  (a state of the connection, for the retry loop; not visible to users)
+    """Etcd is unreachable or busy; the call must be retried."""
 
 
 class Lapsed(Exception):  # noqa: N818  (an answer, not an error)
-    """A revision was asked for that was compacted away or lies in the future."""
+    """The requested revision is compacted or in the future."""
 
 
 class Oversized(RetryReason):
-    """An answer would be larger than a connection takes: ask for less."""
+    """The response exceeds the message limit of the connection; the caller must request less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Certificates for an etcd that speaks TLS, as files in PEM form.
+    """Certificates for an etcd with TLS, as PEM files.
 
     Args:
-        certificate_authority: Who vouches for etcd's certificate; None: whom this machine trusts.
-        certificate: This client's own certificate; with it goes ``key``.
-        key: The client's private key.
+        certificate_authority: Authority that signed etcd's certificate. Default: None, the system's authorities.
+        certificate: The client's certificate; requires ``key``. Default: None.
+        key: The client's private key. Default: None.
     """
 
     certificate_authority: Path | None = None
@@ -73,7 +73,7 @@ class Tls:
     key: Path | None = None
 
     def credentials(self) -> Any:
-        """What gRPC makes a channel with.
+        """Return gRPC's channel credentials.
 
         Raises:
             StoreRefusedError: A file cannot be read.
@@ -88,19 +88,19 @@ class Tls:
 
 
 def header_of(answer: Any) -> Header:
-    """The part of an answer that tells which etcd this is."""
+    """Return the header of a response, which identifies cluster and revision."""
     header = answer.header
     return Header(header.cluster_id, header.revision, header.raft_term)
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    r"""The first key after all that begin with a prefix (``\0``: there is none after them)."""
+    r"""Return the first key after all keys with a prefix (``\0``: no key follows them)."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
 
 
 def _target(endpoint: str) -> tuple[str, bool]:
-    """Gives gRPC's name of an address, and whether it speaks TLS."""
+    """Return gRPC's target for an endpoint, and whether the endpoint uses TLS."""
     if endpoint.startswith("unix://"):
         return "unix:" + endpoint.removeprefix("unix://"), False
     address = endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
@@ -118,7 +118,7 @@ def _sorted_errors(endpoint: str) -> Iterator[None]:
     except grpc.RpcError as error:
         raise _sorted_out(error, endpoint) from None
     except ValueError as error:
-        # gRPC's way to say that the channel was closed by another thread.
+        # gRPC raises ValueError if another thread has closed the channel.
         raise RetryReason(f"connection to etcd at {endpoint} was closed") from error
 
 
@@ -132,7 +132,7 @@ def _sorted_out(error: Any, endpoint: str) -> Exception:
     if code == "RESOURCE_EXHAUSTED" and "space" in details:
         return RetryReason(f"{text}: compact and defragment it, or start it with a larger --quota-backend-bytes")
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
-        # gRPC says of an answer that it was received, with a capital here.
+        # gRPC's text for a response begins with "Received"; the text for a request does not contain it.
         fix = f"{text}: the request is too large, cut it with shoal.store.in_batches"
         return Oversized(text) if "Received" in details else StoreRefusedError(fix)
     if code == "UNIMPLEMENTED":
@@ -141,7 +141,7 @@ def _sorted_out(error: Any, endpoint: str) -> Exception:
 
 
 class EtcdConnection:
-    """A channel with the calls that this package makes. All block; all may be cut off by `close`."""
+    """A channel with the calls that this package needs. All calls block; `close` cancels them."""
 
     def __init__(self, endpoint: str, *, tls: Tls | None, username: str | None, password: str | None) -> None:
         target, secure = _target(endpoint)
@@ -156,33 +156,33 @@ class EtcdConnection:
         self._kv = rpc.KVStub(self._channel)
 
     def transact(self, request: Any) -> Any:
-        """Carry out a ``TxnRequest``."""
+        """Send a ``TxnRequest``."""
         return self._call(self._kv.Txn, request)
 
     def range(self, request: Any) -> Any:
-        """Carry out a ``RangeRequest``."""
+        """Send a ``RangeRequest``."""
         return self._call(self._kv.Range, request)
 
     def status(self) -> Any:
-        """Ask the member about itself."""
+        """Send a ``StatusRequest`` to this member."""
         return self._call(rpc.MaintenanceStub(self._channel).Status, rpc.StatusRequest())
 
     def administer(self, method: str, request: Any) -> Any:
-        """Carry out a request about users and roles."""
+        """Send a request of etcd's Auth service (users and roles)."""
         return self._call(getattr(rpc.AuthStub(self._channel), method), request)
 
     def log_in(self, request: Any) -> Any:
-        """Whether an ``AuthenticateRequest`` would be answered; nothing else becomes of it."""
+        """Send an ``AuthenticateRequest``; this connection does not use the token."""
         with _sorted_errors(self.endpoint):
             return rpc.AuthStub(self._channel).Authenticate(request, timeout=_TRY_SECONDS)
 
     def watch(self, requests: Iterator[Any]) -> Any:
-        """Open a stream of events; the call that is returned can be cancelled."""
+        """Open a watch stream; the returned call can be cancelled."""
         with _sorted_errors(self.endpoint):
             return rpc.WatchStub(self._channel).Watch(requests, metadata=self._token())
 
     def next_of(self, call: Any) -> Any:
-        """The next message of a stream, however long it takes."""
+        """Return the next message of a stream; blocks without a timeout."""
         with _sorted_errors(self.endpoint):
             try:
                 return next(call)
@@ -194,7 +194,7 @@ class EtcdConnection:
             return method(request, timeout=_TRY_SECONDS, metadata=self._token())
 
     def _token(self) -> tuple[tuple[str, str], ...]:
-        """Log in before the first call: a token lives no longer than the etcd that gave it, nor does this channel."""
+        """Log in before the first call. A token is valid for this channel: neither outlives a restart of etcd."""
         if self._metadata is None:
             with self._login_lock:
                 if self._metadata is None:
@@ -205,19 +205,19 @@ class EtcdConnection:
         return self._metadata
 
     def close(self) -> None:
-        """Cut off whatever runs, from any thread."""
+        """Close the channel and cancel all calls. Thread-safe."""
         self._channel.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Connector:
-    """Makes connections: round the addresses, so that a member that is down costs one try.
+    """Factory of connections, round-robin over the endpoints, so that an unavailable member costs one attempt.
 
     Args:
         endpoints: ``HOST:PORT``, ``https://HOST:PORT`` or ``unix:///PATH``, of the members of one cluster.
-        username: An etcd user; with it goes ``password``.
-        password: Kept out of every repr.
-        tls: Certificates; also makes a plain ``HOST:PORT`` speak TLS.
+        username: An etcd user; requires ``password``. Default: None.
+        password: The user's password; not part of the repr. Default: None.
+        tls: Certificates; enables TLS also for a plain ``HOST:PORT``. Default: None.
     """
 
     endpoints: tuple[str, ...]
@@ -235,6 +235,6 @@ class Connector:
             _target(endpoint)
 
     def make(self) -> EtcdConnection:
-        """A new channel; nothing is sent yet."""
+        """Return a new channel; nothing is sent yet."""
         endpoint = self.endpoints[next(self._turn) % len(self.endpoints)]
         return EtcdConnection(endpoint, tls=self.tls, username=self.username, password=self.password)

@@ -1,4 +1,4 @@
-"""Who a process is to etcd: files in a folder, as Kubernetes mounts a Secret."""
+"""Credentials of a process for etcd: files in a folder, as Kubernetes mounts a Secret."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Credentials:
     """An etcd user.
 
     Args:
-        username: The user.
-        password: Kept out of every repr.
-        tls: How etcd is recognised; None: it speaks no TLS, or this machine's own authorities vouch for it.
+        username: Name of the user.
+        password: The user's password; not part of the repr.
+        tls: Certificates to verify etcd with. Default: None, no TLS, or the system's authorities.
     """
 
     username: str
@@ -30,9 +30,9 @@ class Credentials:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read the files ``username`` and ``password``, and ``ca.crt`` if there is one (then etcd must speak TLS).
+        """Read the files ``username`` and ``password``, and ``ca.crt`` if it exists (etcd must then use TLS).
 
-        The authority's file is read again for each new connection, so that it may be renewed; the others are read once.
+        ``ca.crt`` is read again for each new connection, so that it may be renewed; the other files are read once.
 
         Raises:
             StoreRefusedError: A file is missing, empty or cannot be read; the message names it.

@@ -1,4 +1,4 @@
-"""What can go wrong with etcd, for the one who has to react to it."""
+"""Errors of the store, by what the caller can do."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ __all__ = ["StoreClosedError", "StoreError", "StoreRefusedError", "StoreUnreacha
 
 
 class StoreError(Exception):
-    """Something is wrong with etcd or with what was asked of it."""
+    """Base class: etcd failed, or the request was wrong."""
 
 
 class StoreUnreachableError(StoreError):
-    """Etcd did not answer in the time given. A write may or may not have been applied."""
+    """Etcd did not answer before the timeout. A write may or may not have been applied."""
 
 
 class StoreRefusedError(StoreError):
-    """Etcd answered and will not do this, however often it is asked."""
+    """Etcd rejected the request; a retry is useless."""
 
 
 class StoreClosedError(StoreError):
-    """The store was closed, before the call or while it waited. A write may or may not have been applied."""
+    """The store was closed before or during the call. A write may or may not have been applied."""

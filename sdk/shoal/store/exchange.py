@@ -1,7 +1,7 @@
-"""What the operator and a job's master tell each other through etcd: two records, each written by one side only.
+"""The two records that the operator and a job's master exchange through etcd, each written by one side only.
 
-Both are levels, not orders: whoever reads one late, twice or after a restart does the same. A field that a reader does
-not know is left alone, so that operator and masters may be of different versions for a while.
+Both are level-triggered: reading one late, twice or after a restart has the same effect. A reader ignores unknown
+fields, so that operator and masters may have different versions during an upgrade.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ __all__ = ["DesiredState", "ReportedState"]
 
 
 class DesiredState(msgspec.Struct, frozen=True):
-    """What the operator wants of a job; the master obeys as long as it stands.
+    """Desired state of a job, written by the operator and enforced by the master.
 
     Attributes:
-        drain: Trainers with these indices hand back what they hold and leave, and get nothing more.
-        suspend: All of them do.
+        drain: Indices of trainers to drain: they return their leases and exit, and get no new tasks. Default: none.
+        suspend: Whether all trainers are drained. Default: false.
     """
 
     drain: list[int] = []
     suspend: bool = False
 
     def leaves(self, index: int) -> bool:
-        """Whether the trainer with this index has to leave."""
+        """Return whether the trainer with this index is drained."""
         return self.suspend or index in self.drain
 
 
 class ReportedState(msgspec.Struct, frozen=True):
-    """How far a job is, as its master sees it; written when it changed, once in a second at most.
+    """Progress of a job, written by its master after a change, at most once per second.
 
     Attributes:
-        generation: Which master of this job says so, from 1.
+        generation: Generation of the master that wrote the record, from 1.
         state: Starting, Running, Saving, Complete or Failed.
-        epoch: The open epoch, from 0.
-        epochs: How many there are; 0 while no script has said so.
-        samples: Committed over all epochs.
-        expected: How many that will be; 0 while unknown.
+        epoch: Number of the open epoch, from 0.
+        epochs: Number of epochs; 0 while unknown.
+        samples: Samples committed over all epochs.
+        expected: Samples of all epochs together; 0 while unknown.
         rate: Samples per second; 0 while unknown.
-        moved: When a task was last committed (seconds since 1970); 0 before the first.
-        trainers: Indices of the trainers that are here.
-        servers: Indices of the parameter servers that are here.
-        served: Whether every slot is served, so that trainers can work.
-        why: Why nothing moves, when nothing moves.
+        moved: Time of the last committed task, in seconds since 1970; 0 before the first.
+        trainers: Indices of the joined trainers.
+        servers: Indices of the joined parameter servers.
+        served: Whether every slot is served, which trainers need to make steps.
+        why: Why no samples are committed; empty while they are.
     """
 
     generation: int

@@ -1,10 +1,10 @@
-"""Whether etcd still remembers what it once acknowledged: pure, told of every answer's header.
+"""Detection of lost writes from the headers of etcd's responses; pure functions.
 
-An etcd can come back older than it was: its folder was restored from a copy, it lost the tail of its log, or somebody
-wiped it. It says so in no error. Three things give it away, each alone too weak: another cluster id (but a wiped etcd
-at the same address has the same again), a lower revision (but others' writes may have made up for it), and the
-*witness*: a write we know of, which must be found at its revision. The witness costs a read, so it is asked only when
-there is a doubt: after a lost connection, or after an election (every restart of etcd is one).
+Etcd can return with older data: its folder was restored from a copy, it lost the tail of its log, or it was wiped. It
+reports no error in these cases. Three signs show the loss, none of which is sufficient alone: a different cluster id
+(a wiped etcd at the same address has the same id again), a lower revision (other clients' writes may have raised it
+again), and the *witness*: an acknowledged write that must be found at its revision. The witness costs a read, so it is
+checked only when in doubt: after a lost connection, or after an election (every restart of etcd causes one).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Header", "HistoryVerdict", "Seen", "Witness", "judge"]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What etcd says of itself in every answer."""
+    """Header of every response of etcd: cluster id, revision, and raft term."""
 
     cluster_id: int
     revision: int
@@ -26,7 +26,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """A write that etcd acknowledged: at ``revision``, ``key`` got ``value`` (None: was removed)."""
+    """A write that etcd acknowledged: ``key`` was set to ``value`` (None: deleted) at ``revision``."""
 
     key: bytes
     value: bytes | None
@@ -34,7 +34,7 @@ class Witness:
 
 
 class HistoryVerdict(Enum):
-    """What a header tells."""
+    """Result of the comparison of two headers."""
 
     SAME = auto()
     DOUBT = auto()
@@ -43,14 +43,14 @@ class HistoryVerdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known of etcd's history. ``life`` counts how often it forgot; everything else is of this life."""
+    """Known history of etcd. ``life`` counts the losses so far; the other fields belong to the present life."""
 
     life: int = 0
     header: Header | None = None
     witness: Witness | None = None
 
     def with_answer(self, header: Header, witness: Witness | None) -> Seen:
-        """The same history, with one more answer."""
+        """Return this history, updated by a response."""
         known, newest = self.header, self.witness
         if known is not None and known.revision > header.revision:
             header = replace(header, revision=known.revision)
@@ -59,14 +59,14 @@ class Seen:
         return Seen(self.life, header, newest)
 
     def forgotten(self, header: Header, witness: Witness | None) -> Seen:
-        """The first answer of another history."""
+        """Return a new history that begins with this response."""
         return Seen(self.life + 1, header, witness)
 
 
 def judge(before: Seen, header: Header) -> HistoryVerdict:
-    """Compare an answer with what had been seen when its question was asked.
+    """Compare a response with the history that was known when its request was sent.
 
-    (With what is seen *now* would be wrong: answers of two threads overtake each other.)
+    The present history must not be used: responses to two threads may arrive in another order than they were made.
     """
     known = before.header
     if known is None:

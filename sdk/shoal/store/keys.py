@@ -1,8 +1,8 @@
-"""Where everything of a job lies in etcd: the one schema that operator and master share.
+"""Schema of all keys of Shoal in etcd, shared by operator and master.
 
-Pure functions of names, so that both sides (and the tests, and a person with ``etcdctl``) spell a key the same way.
-Numbers are padded, hence the order of keys is the order of numbers. The uid is part of the prefix, so a job that was
-deleted and made again under its old name never sees the keys of its former life.
+The keys are pure functions of names. Numbers are padded with zeros, so that the order of keys is the order of numbers.
+The uid is part of the prefix, so that a job that is deleted and created again with the same name never reads the keys
+of its predecessor.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Final
 __all__ = ["ALL_JOBS", "EVERYTHING", "OPERATOR_KEY", "JobKeys"]
 
 EVERYTHING: Final = "/shoal/v1/"
-"""Every key of Shoal begins with this."""
+"""Prefix of every key of Shoal."""
 
 ALL_JOBS: Final = f"{EVERYTHING}jobs/"
-"""Every key of every job begins with this: one watch here serves all jobs."""
+"""Prefix of the keys of all jobs; one watch on it covers all jobs."""
 
 OPERATOR_KEY: Final = f"{EVERYTHING}authority/key"
-"""What the operator derives jobs' secrets from; no job's user may read it.
+"""Root key from which the operator derives the jobs' secrets; no job's user may read it.
 
-It sorts before all jobs' keys: in many an etcd who may watch a key can watch all that come after it (see the README).
+It sorts before the keys of all jobs: in some versions of etcd a user that may watch a key can watch all keys that sort
+after it (see the README).
 """
 
 _USERS: Final = "shoal/"
-"""Names of jobs' users in etcd begin with this: an etcd may have others."""
+"""Prefix of the names of jobs' users in etcd, which may have other users."""
 
 _RECORDS: Final = re.compile(
     r"master|shape|schedule|begun|epoch|reached|stopped|saved|counters|progress|outcome|wanted"
@@ -45,10 +46,10 @@ class JobKeys:
     Args:
         namespace: The job's namespace (``default`` on one machine).
         name: The job's name.
-        uid: What tells this job from another one of the same name.
+        uid: Unique id that distinguishes the job from others of the same name.
 
     Raises:
-        ValueError: A part is empty or holds what no Kubernetes name may hold (a slash would change the meaning).
+        ValueError: A part is empty or has characters that no Kubernetes name has (a slash would change the key's path).
     """
 
     namespace: str
@@ -66,7 +67,7 @@ class JobKeys:
 
     @classmethod
     def parse(cls, key: str) -> tuple[JobKeys, str] | None:
-        """The job that a key belongs to, and the rest of the key; None for a key of nobody's."""
+        """Return the job that a key belongs to and the rest of the key; None if it is not the key of a job."""
         if not key.startswith(ALL_JOBS):
             return None
         parts = key.removeprefix(ALL_JOBS).split("/", 3)
@@ -76,7 +77,7 @@ class JobKeys:
 
     @classmethod
     def of_user(cls, user: str) -> JobKeys | None:
-        """The job that a user of etcd belongs to; None for somebody else's."""
+        """Return the job that a user of etcd belongs to; None if it is not the user of a job."""
         parts = user.removeprefix(_USERS).split("/")
         if not user.startswith(_USERS) or len(parts) != 3 or not all(_PART.fullmatch(part) for part in parts):
             return None
@@ -84,51 +85,51 @@ class JobKeys:
 
     @staticmethod
     def knows(record: str) -> bool:
-        """Whether a key that is named relative to its job is one of Shoal's."""
+        """Return whether a name relative to the job's prefix is the name of a record."""
         return _RECORDS.fullmatch(record) is not None
 
     @property
     def user(self) -> str:
-        """The name of the job's user in etcd, and of its role."""
+        """Name of the job's user and role in etcd."""
         return f"{_USERS}{self.namespace}/{self.name}/{self.uid}"
 
     @property
     def prefix(self) -> str:
-        """Begins all keys of this job; ends with a slash."""
+        """Prefix of all keys of this job; ends with a slash."""
         return f"{ALL_JOBS}{self.namespace}/{self.name}/{self.uid}/"
 
     def at(self, record: str) -> str:
-        """The key of a record that is named relative to the job."""
+        """Return the key of a record from its name relative to the job's prefix."""
         return self.prefix + record
 
     def relative(self, key: str) -> str:
-        """The other way round.
+        """Return the name of a record, relative to the job's prefix, from its key.
 
         Raises:
             ValueError: The key belongs to another job.
         """
         if not key.startswith(self.prefix):
-            raise ValueError(f"key {key!r} is none of the job {self.prefix!r}")
+            raise ValueError(f"key {key!r} does not belong to the job {self.prefix!r}")
         return key.removeprefix(self.prefix)
 
     @property
     def master(self) -> str:
-        """The election record: generation, nonce and address of the one master."""
+        """Election record: generation, nonce and address of the active master."""
         return self.at("master")
 
     @property
     def shape(self) -> str:
-        """The job as the first trainer registered it: dataset, batch size, tables, slots."""
+        """Model and data as registered by the first trainer: dataset, batch size, tables, slots."""
         return self.at("shape")
 
     @property
     def begun(self) -> str:
-        """Whether the initial parameters were saved, so that tasks may be handed out."""
+        """Marker that the initial parameters are saved; the master leases tasks only after that."""
         return self.at("begun")
 
     @property
     def epoch(self) -> str:
-        """The latest epoch that was opened."""
+        """Number of the open epoch."""
         return self.at("epoch")
 
     @property
@@ -137,7 +138,7 @@ class JobKeys:
         return self.at("tasks/")
 
     def tasks_of(self, epoch: int, number: int) -> str:
-        """One range of an epoch's tasks: a bit each, set when done."""
+        """Return the key of one range of an epoch's tasks: one bit per task, set when committed."""
         return self.at(f"tasks/{epoch:08d}/{number:08d}")
 
     @property
@@ -146,58 +147,58 @@ class JobKeys:
         return self.at("members/")
 
     def member(self, life: int) -> str:
-        """A trainer or parameter server that joined, and the leases it holds."""
+        """Return the key of a joined trainer or parameter server, with the leases that it holds."""
         return self.at(f"members/{life:016x}")
 
     @property
     def evaluations(self) -> str:
-        """Prefix of all scores."""
+        """Prefix of the scores of all evaluations."""
         return self.at("evaluations/")
 
     def evaluation(self, epoch: int, number: int) -> str:
-        """The score of one evaluation: the number of the script's call within its epoch, from 0."""
+        """Return the key of an evaluation's score; ``number`` counts the script's calls in the epoch, from 0."""
         return self.at(f"evaluations/{epoch:08d}/{number:04d}")
 
     @property
     def metrics(self) -> str:
-        """Prefix of all values that schedulers went by."""
+        """Prefix of all metric values that learning-rate schedulers have used."""
         return self.at("metrics/")
 
     def metric(self, epoch: int, number: int) -> str:
-        """One of these values: the number of the script's call within its epoch, from 0."""
+        """Return the key of a metric value; ``number`` counts the script's calls in the epoch, from 0."""
         return self.at(f"metrics/{epoch:08d}/{number:08d}")
 
     @property
     def reached(self) -> str:
-        """The last task that was begun."""
+        """The highest task that was leased."""
         return self.at("reached")
 
     @property
     def stopped(self) -> str:
-        """That the script stopped the job early, and why."""
+        """Early stop of the job by its script, with the reason."""
         return self.at("stopped")
 
     @property
     def saved(self) -> str:
-        """Files that the job has written for its users."""
+        """Paths of the files that the job has saved for its users."""
         return self.at("saved")
 
     @property
     def counters(self) -> str:
-        """What is counted over the whole job."""
+        """Counters over the whole job."""
         return self.at("counters")
 
     @property
     def progress(self) -> str:
-        """How far the job is: what the operator writes into the status."""
+        """Reported state (`ReportedState`), which the operator writes into the status."""
         return self.at("progress")
 
     @property
     def outcome(self) -> str:
-        """How the job ended, with its final account."""
+        """Outcome of the job, with its final account."""
         return self.at("outcome")
 
     @property
     def wanted(self) -> str:
-        """The operator's wishes: how many trainers, which of them drain, whether to suspend."""
+        """Desired state (`DesiredState`), written by the operator: trainers to drain, and suspension."""
         return self.at("wanted")

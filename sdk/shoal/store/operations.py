@@ -1,4 +1,4 @@
-"""What a transaction is made of."""
+"""Types of transactions, listings and events."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = [
 ]
 
 MAXIMUM_OPERATIONS: Final = 128
-"""Compares, and likewise puts and deletes, that an etcd with its default settings takes in one transaction."""
+"""Most compares, and most puts and deletes, of one transaction with etcd's default settings."""
 
 MAXIMUM_BYTES: Final = 1024 * 1024
-"""Keys and values in one transaction; etcd's default limit for a whole request is 1.5 MiB."""
+"""Most bytes of keys and values in one transaction; etcd's default limit for a request is 1.5 MiB."""
 
 
 def key_bytes(key: str) -> bytes:
-    """A key as etcd has it."""
+    """Return a key as bytes, as etcd stores it."""
     return key.encode(errors="surrogateescape")
 
 
 def key_text(key: bytes) -> str:
-    """A key of etcd as text. Bytes that are not UTF-8 become surrogate escapes, which `key_bytes` turns back."""
+    """Return a key of etcd as text; bytes that are not UTF-8 become surrogate escapes, which `key_bytes` reverses."""
     return key.decode(errors="surrogateescape")
 
 
@@ -50,14 +50,14 @@ class Put(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """Remove a key, or with ``prefix`` every key that begins with it."""
+    """Delete a key; with ``prefix``, delete every key that begins with it."""
 
     key: str
     prefix: bool = False
 
 
 class Compare(NamedTuple):
-    """A condition of a transaction: make it with one of the four functions below."""
+    """A condition of a transaction, created by one of the four functions below."""
 
     key: str
     value: bytes | None = None
@@ -67,36 +67,36 @@ class Compare(NamedTuple):
 
 
 def value_is(key: str, value: bytes) -> Compare:
-    """The key exists and has this value."""
+    """Require that the key exists and has this value."""
     return Compare(key, value=value)
 
 
 def missing(key: str) -> Compare:
-    """The key does not exist."""
+    """Require that the key does not exist."""
     return Compare(key, create_revision=0)
 
 
 def exists(key: str) -> Compare:
-    """The key exists."""
+    """Require that the key exists."""
     return Compare(key, create_revision=0, negated=True)
 
 
 def revision_is(key: str, mod_revision: int) -> Compare:
-    """The key was last written at this revision of etcd (0: it does not exist)."""
+    """Require that the key was last written at this revision of etcd (0: it does not exist)."""
     return Compare(key, mod_revision=mod_revision)
 
 
 class Transaction(NamedTuple):
-    """What became of a transaction.
+    """Result of a transaction.
 
     Attributes:
-        succeeded: Whether the compares held and the operations were carried out.
-        revision: Etcd's revision with the operations (or at the refusal).
-        cluster_id: The cluster that answered.
-        retried: An earlier try broke off and may have been applied as well. Then ``succeeded`` being false may mean
-            that this very transaction made the compare fail: read the key to know.
-        forgot: Etcd was found to have lost writes since it was last asked. The operations of this transaction are in
-            the new history; what was written before it is perhaps not.
+        succeeded: Whether the compares held and the operations were applied.
+        revision: Etcd's revision after the operations (or when a compare failed).
+        cluster_id: Id of the cluster that answered.
+        retried: Whether an earlier attempt was interrupted and may have been applied as well. Then ``succeeded`` may be
+            false because the first attempt of this transaction made the compare fail: read the key to find out.
+        forgot: Whether etcd has lost acknowledged writes since the last call. The operations of this transaction are in
+            the new history; earlier writes may not be.
     """
 
     succeeded: bool
@@ -107,7 +107,7 @@ class Transaction(NamedTuple):
 
 
 class KeyValue(NamedTuple):
-    """A key as etcd has it; ``mod_revision`` is the revision of its last write."""
+    """A key with its value; ``mod_revision`` is the revision of its last write."""
 
     key: str
     value: bytes
@@ -115,7 +115,7 @@ class KeyValue(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """All keys under a prefix at one revision, by key. Watching goes on from ``revision + 1``."""
+    """All keys under a prefix at one revision, sorted by key. A watch continues from ``revision + 1``."""
 
     pairs: list[KeyValue]
     revision: int
@@ -123,7 +123,7 @@ class Listing(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A key was written, or removed (``value`` is None), at ``mod_revision``; ``created``: it was not there before."""
+    """A write or deletion (``value`` is None) of a key at ``mod_revision``; ``created``: the key did not exist before."""
 
     key: str
     value: bytes | None
@@ -132,13 +132,13 @@ class Event(NamedTuple):
 
 
 class EtcdStatus(NamedTuple):
-    """Which etcd answers.
+    """Status of a member of etcd.
 
     Attributes:
-        version: Such as ``3.5.1``.
-        cluster_id: Follows from the address etcd was first started with: a wiped one may have the same again.
-        revision: Grows by one with every change.
-        database_bytes: Size of the file on etcd's disk.
+        version: Version, such as ``3.5.1``.
+        cluster_id: Id that is derived from etcd's first address; a wiped etcd may have the same id again.
+        revision: Revision, which grows by one with every change.
+        database_bytes: Size of the database file on disk. Bytes.
     """
 
     version: str
@@ -148,7 +148,7 @@ class EtcdStatus(NamedTuple):
 
     @property
     def warning(self) -> str | None:
-        """What its user should know about this version."""
+        """Warning about a known defect of this version; None if there is none."""
         if self.version in {"3.5.0", "3.5.1", "3.5.2"}:
             return (
                 f"etcd {self.version} can lose acknowledged writes when it is killed under load "
@@ -158,11 +158,11 @@ class EtcdStatus(NamedTuple):
 
 
 def in_batches(operations: Iterable[Put | Delete], *, room: int = 0) -> Iterator[list[Put | Delete]]:
-    """Cut many operations into transactions that etcd takes, in order; each is atomic, all together are not.
+    """Split operations into batches within etcd's limits, in order; each batch is atomic, all together are not.
 
     Args:
-        operations: What to do.
-        room: Operations that the caller will add to each transaction.
+        operations: Puts and deletes.
+        room: Number of operations that the caller adds to each batch. Default: 0.
     """
     batch: list[Put | Delete] = []
     size = 0

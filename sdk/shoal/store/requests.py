@@ -1,4 +1,4 @@
-"""Our words into etcd's messages and back."""
+"""Conversion between the types of this package and etcd's messages."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def _operation(operation: Put | Delete) -> Any:
 
 
 def transaction_request(compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> Any:
-    """Etcd's message for a transaction.
+    """Return the ``TxnRequest`` of a transaction.
 
     Raises:
-        ValueError: It has more parts than etcd takes.
+        ValueError: It has more compares or operations than etcd accepts.
     """
     if max(len(compares), len(operations)) > MAXIMUM_OPERATIONS:
         raise ValueError(
@@ -60,16 +60,16 @@ def transaction_request(compares: Sequence[Compare], operations: Sequence[Put | 
 
 
 def pair_of(pair: Any) -> KeyValue:
-    """Etcd's key and value in our form."""
+    """Convert etcd's key-value message."""
     return KeyValue(key_text(pair.key), pair.value, pair.mod_revision)
 
 
 def read_prefix(connection: EtcdConnection, prefix: str) -> tuple[Header, Listing]:
-    """All keys under a prefix, page by page at the first page's revision.
+    """Read all keys under a prefix, in pages of 1000 keys at the revision of the first page.
 
     Raises:
-        Lapsed: That revision went away while the pages were read: read anew.
-        Trouble: Etcd is away.
+        Lapsed: The revision was compacted between two pages; the caller must start again.
+        RetryReason: Etcd is unreachable.
     """
     key = key_bytes(prefix)
     request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=_PAGE_KEYS)
@@ -88,7 +88,7 @@ def read_prefix(connection: EtcdConnection, prefix: str) -> tuple[Header, Listin
 
 
 def _page(connection: EtcdConnection, request: Any) -> Any:
-    """As many keys as an answer may hold; where their values are large, fewer than were asked for."""
+    """Read one page; the limit is reduced where the values are too large for one response."""
     while True:
         try:
             return connection.range(request)
@@ -99,10 +99,12 @@ def _page(connection: EtcdConnection, request: Any) -> Any:
 
 
 def read_groups(connection: EtcdConnection, prefix: str, parts: int) -> tuple[Header, list[str]]:
-    """The distinct beginnings of keys, with so many parts after the prefix: from each a leap over all that begin so.
+    """Return the distinct prefixes of keys with ``parts`` path elements after a prefix; one read for each.
+
+    Each read starts after the last key of the group that was found before.
 
     Raises:
-        Trouble: Etcd is away.
+        RetryReason: Etcd is unreachable.
     """
     key = key_bytes(prefix)
     request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=1, keys_only=True)
@@ -122,7 +124,7 @@ def read_groups(connection: EtcdConnection, prefix: str, parts: int) -> tuple[He
 
 
 def newest(pairs: Sequence[KeyValue]) -> Witness | None:
-    """The latest write of a listing, to recognise its history by."""
+    """Return the latest write of a listing as the witness of its history; None if it is empty."""
     if not pairs:
         return None
     pair = max(pairs, key=lambda pair: pair.mod_revision)
@@ -130,7 +132,7 @@ def newest(pairs: Sequence[KeyValue]) -> Witness | None:
 
 
 def events_of(answer: Any) -> list[Event]:
-    """A watch's message in our form."""
+    """Convert a message of a watch into events."""
     return [
         Event(key_text(event.kv.key), None, event.kv.mod_revision)
         if event.type == event.DELETE
@@ -140,10 +142,10 @@ def events_of(answer: Any) -> list[Event]:
 
 
 def still_remembers(connection: EtcdConnection, witness: Witness, prefix: str) -> tuple[Header, bool]:
-    """Ask for a write at its revision; False also where that was compacted away and nobody can tell.
+    """Return whether etcd still has a write at its revision; False also if the revision is compacted.
 
     Raises:
-        Trouble: Etcd is away.
+        RetryReason: Etcd is unreachable.
     """
     try:
         answer = connection.range(rpc.RangeRequest(key=witness.key, revision=witness.revision))
@@ -157,10 +159,10 @@ def still_remembers(connection: EtcdConnection, witness: Witness, prefix: str) -
 
 
 def current_header(connection: EtcdConnection, prefix: str) -> Header:
-    """Ask the cluster (not just one member, who may lag) how far it is.
+    """Read the present header from the cluster (a linearizable read: one member alone may lag).
 
     Raises:
-        Trouble: Etcd is away.
+        RetryReason: Etcd is unreachable.
     """
     key = key_bytes(prefix)
     request = rpc.RangeRequest(key=key or b"\0", range_end=prefix_end(key), limit=1, keys_only=True)

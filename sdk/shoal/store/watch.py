@@ -1,10 +1,9 @@
-"""Following a prefix through every restart of etcd.
+"""A watch of a prefix that continues across restarts of etcd.
 
-Each watch has a thread and a connection of its own: a stream lives exactly as long as the etcd that serves it, so
-whatever replaces etcd ends the stream. The order of things at each start is what makes it sound: first the stream is
-opened and confirmed, then etcd is asked whether it still remembers (a watch on a revision that lies in the future stays
-silent, without any error), and only then are events believed. If etcd is replaced in between, the stream ends, and all
-begins again.
+Each watch has its own thread and connection: a stream ends with the etcd process that serves it, so a replacement of
+etcd always ends the stream. The order at each start ensures that no lost write is missed: the stream is opened and
+confirmed first, then the witness is checked (a watch on a revision in the future stays silent, without an error), and
+only then are events delivered. If etcd is replaced in between, the stream ends and the watch starts again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watch:
-    """A running watch; made by `Store.watch`, ended by `close`."""
+    """A running watch, created by `Store.watch` and ended by `close`."""
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class Watch:
         self._on_trouble = on_trouble
         self._on_gap = on_gap
         self._on_end = on_end
-        self._reason = "the watch begins"
+        self._reason = "the watch starts"
         self._cluster_id: int | None = None
         self._term: int | None = None
         self._witness = witness
@@ -65,11 +64,11 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name=f"watch {prefix}", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the watch, from any thread, and wait for its last callback (unless called by that callback)."""
+        """End the watch and wait for its last callback (unless called by that callback). Thread-safe."""
         self._closed.set()
         connection = self._connection
         if connection is not None:
@@ -83,11 +82,11 @@ class Watch:
         while not self._closed.is_set():
             connection = self._connection = self._connector.make()
             try:
-                # close() may have looked for the connection just before there was one.
+                # close() may have read self._connection just before it was set.
                 if not self._closed.is_set():
                     self._follow(connection)
             except Oversized as answer:
-                self._forget(f"too much came at once ({answer})")
+                self._forget(f"the events exceed the message limit ({answer})")
             except (RetryReason, StoreRefusedError) as trouble:
                 self._on_gap()
                 now = time.monotonic()
@@ -95,23 +94,23 @@ class Watch:
                     self._on_trouble(f"watch of {self._prefix!r}: {trouble}")
                     reminder = now + _REMIND_SECONDS
             except Lapsed as lapse:
-                self._forget(f"etcd compacted the revisions to come away ({lapse})")
+                self._forget(f"etcd compacted revisions that were not delivered yet ({lapse})")
             finally:
                 connection.close()
             self._closed.wait(self._pause)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
 
     def _forget(self, reason: str) -> None:
-        _log.info("watch of %r begins anew: %s", self._prefix, reason)
+        _log.info("watch of %r starts again with a listing: %s", self._prefix, reason)
         self._reason, self._next = reason, None
         self._cluster_id = self._term = self._witness = None
 
     def _follow(self, connection: EtcdConnection) -> None:
-        """One stream, from its opening to its end.
+        """Run one stream from its opening to its end.
 
         Raises:
-            Trouble: It broke, or was no good; begin again.
-            Lapsed: What comes next was compacted away.
+            RetryReason: The stream ended or the check of the history failed; start again.
+            Lapsed: The next revision is compacted.
         """
         if self._next is None:
             self._read_anew(connection)
@@ -121,7 +120,7 @@ class Watch:
 
         def requests() -> Iterator[Any]:
             yield request
-            # The stream ends when its requests do; gRPC waits here in a thread of its own.
+            # The stream ends with its iterator of requests; gRPC waits here in a thread of its own.
             finished.wait()
 
         call = connection.watch(requests())
@@ -144,7 +143,7 @@ class Watch:
 
     def _request(self, revision: int) -> Any:
         key = key_bytes(self._prefix)
-        # Progress notes move the revision on where nothing happens, else compaction would overtake a quiet watch.
+        # Progress notifications advance the revision of an idle watch; otherwise compaction would overtake it.
         create = rpc.WatchCreateRequest(
             key=key or b"\0", range_end=prefix_end(key), start_revision=revision, progress_notify=True
         )
@@ -152,7 +151,7 @@ class Watch:
 
     def _expect(self, answer: Any) -> None:
         if answer.compact_revision:
-            raise Lapsed(f"{answer.compact_revision} is the first it has")
+            raise Lapsed(f"its first revision is {answer.compact_revision}")
         if answer.canceled:
             raise RetryReason(answer.cancel_reason or "etcd cancelled the watch")
 
@@ -161,7 +160,7 @@ class Watch:
             header, remembered = still_remembers(connection, self._witness, self._prefix)
         else:
             header = current_header(connection, self._prefix)
-            # Nothing is known by which to tell a restart from an older copy; as little is there to be read anew.
+            # Without a witness a restart cannot be told from an older copy; reading again costs little, nothing is there.
             remembered = self._term in (None, header.term)
         same = self._cluster_id in (None, header.cluster_id)
         if remembered and same and header.revision >= revision - 1:
@@ -175,7 +174,7 @@ class Watch:
         if not same:
             return "another cluster answers at etcd's address"
         if self._witness is None and header.revision >= revision - 1:
-            return "etcd was restarted, and nothing is known to recognise it by"
+            return "etcd was restarted, and there is no known write to check its history with"
         return f"etcd lost writes: it is at revision {header.revision}, {revision - 1} was seen before"
 
     def _deliver(self, connection: EtcdConnection, call: Any) -> None:
@@ -185,7 +184,7 @@ class Watch:
             if self._closed.is_set():
                 raise RetryReason("closed")
             events = events_of(answer)
-            # An answer with events may bear a revision whose events are still to come in the next one.
+            # The header's revision may be that of events that only the next response carries.
             after = events[-1].mod_revision if events else answer.header.revision
             if events:
                 self._on_events(events)
