@@ -79,7 +79,7 @@ FIELDS = [
         spec(checkpoint="{interval: true}"),
         'line 7: spec.checkpoint.interval: true is not a duration such as "30s", "1m30s" or "500ms"',
     ),
-    (spec(checkpoint="{interval: 0s}"), "line 7: spec.checkpoint.interval: '0s' must be longer than nothing"),
+    (spec(checkpoint="{interval: 0s}"), "line 7: spec.checkpoint.interval: '0s' must be longer than zero"),
     (
         spec(sharedMemory="1 GB"),
         'line 7: spec.sharedMemory: \'1 GB\' is not a quantity such as "1", "500m" or "1Gi"',

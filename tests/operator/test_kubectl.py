@@ -60,7 +60,7 @@ def test_explain_is_worth_reading(shared):
     trainer = explained(shared, "tj.spec.trainer")
     assert "FIELD: trainer <Object>" in trainer
     for words in (
-        "trainers join and leave while it runs, and those that stay are never restarted",
+        "trainers join and leave while it runs, without a restart of the others",
         "minReplicas <integer> Fewest trainers the job can use",
         "kubectl scale tj/NAME --replicas=5",
         "0 is refused; to pause a job set spec.suspend",

@@ -65,5 +65,5 @@ def test_keys_of_nobody(key):
 
 
 def test_another_jobs_key_is_refused():
-    with pytest.raises(ValueError, match="none of the job"):
+    with pytest.raises(ValueError, match="does not belong to the job"):
         JobKeys("default", "flights", "u1").relative("/shoal/v1/jobs/default/flights/u2/master")

@@ -1,4 +1,4 @@
-"""The TrainingJob as typed models: fields, defaults, validation. It imports nothing else of Shoal's."""
+"""The TrainingJob as typed models: fields, defaults, validation. It imports no other package of Shoal."""
 
 from shoal.api.errors import ManifestError, Problem
 from shoal.api.job import (

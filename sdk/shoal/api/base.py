@@ -1,4 +1,4 @@
-"""What all parts of a manifest have in common."""
+"""Base class and common types of all parts of a manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Template = dict[str, Any]
 
 
 class Model(BaseModel):
-    """What all parts of a manifest have in common: camelCase outside, unknown fields refused, never changed."""
+    """Base class of all parts of a manifest: camelCase aliases, unknown fields are refused, instances are frozen."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="forbid", frozen=True

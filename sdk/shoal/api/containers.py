@@ -1,4 +1,4 @@
-"""The container of each role in its pod template."""
+"""The names of the roles' containers in pod templates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONTAINERS: Final = {"trainer": "trainer", "parameterServer": "pserver", "master
 
 
 def container_of(template: dict[str, Any], name: str) -> tuple[int, dict[str, Any]] | None:
-    """The container of that name in a pod template, and its number; None if there is none.
+    """Return the container of a name in a pod template with its index; None if there is none.
 
     Raises:
         TypeError: The template does not have the form of a PodTemplateSpec.

@@ -1,14 +1,14 @@
-"""The CustomResourceDefinition of TrainingJob, made from the types.
+"""The CustomResourceDefinition of TrainingJob, generated from the types.
 
     python -m shoal.api.crd > crds/trainingjobs.yaml
 
-An API server wants a structural schema, which is less than JSON schema and more: no references, no choices, no closed
-objects, but lists that are maps, and rules in CEL. So pydantic's schema is rewritten here, and what its validators
-check beyond it stands below as rules, by the field that they stand on; `tests/api/manifests.py` has the manifests by
-which both are shown to agree. Bounds without a counterpart in the types are there for the API server, which refuses
-rules that could cost too much; nobody meets them who does not mean to.
+An API server requires a structural schema, which differs from JSON schema: no references, choices or closed objects,
+but lists of type map, and CEL rules. This module rewrites pydantic's schema and adds the checks of pydantic's
+validators as CEL rules, by field; the manifests in `tests/api/manifests.py` show that both agree. Bounds without a
+counterpart in the types exist for the API server, which refuses rules whose estimated cost is too high; they are far
+above practical values.
 
-The rules need Kubernetes 1.29 or newer (optional values and quantities in CEL).
+The rules require Kubernetes 1.29 or later (optional values and quantities in CEL).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ HEADER: Final = """\
 """
 Schema = dict[str, Any]
 
-# --- What the types cannot say -----------------------------------------------------------------------------------
+# --- Rules in addition to the types ------------------------------------------------------------------------------
 
 
 def _rule(rule: str, message: str, *, at: str = "", reason: str = "FieldValueInvalid") -> Schema:
-    """A rule in CEL.
+    """Return a CEL rule.
 
     Args:
-        rule: What must hold.
-        message: What is wrong, and the fix. Without values: an API server takes the cost of a number written out for
-            boundless, and refuses the definition.
-        at: The field below this one that is to blame.
-        reason: Of the error, in the API server's words.
+        rule: CEL expression that must be true.
+        message: What is wrong, and the fix. It has no values: the API server estimates the cost of formatting a number
+            as unbounded and refuses the definition.
+        at: Path of the invalid field below this one. Default: empty, this field.
+        reason: The API server's reason for the error. Default: ``FieldValueInvalid``.
     """
     return {"rule": rule, "message": message, "reason": reason} | ({"fieldPath": at} if at else {})
 
@@ -51,7 +51,7 @@ _FIXED: Final = "cannot change once the job exists; make a new job"
 
 
 def _fixed(field: str) -> Schema:
-    """A rule for a field that must stay as it was, be it set or not."""
+    """Return a rule for an immutable field, which may be set or unset."""
     optional = field.replace(".", ".?", 1)
     return _rule(f"self{optional} == oldSelf{optional}", _FIXED, at=field, reason="FieldValueForbidden")
 
@@ -70,7 +70,7 @@ _AMOUNT: Final = [
 
 _SOME_TIME: Final = [
     _rule(_IS_DURATION, 'is not a duration such as "30s", "1m30s" or "500ms"'),
-    _rule(f"!{_IS_DURATION} || self.matches('[1-9]')", "must be longer than nothing"),
+    _rule(f"!{_IS_DURATION} || self.matches('[1-9]')", "must be longer than zero"),
     _rule(f"!{_IS_DURATION} || duration(self) <= duration('{100 * 365 * 24}h')", "is longer than 100 years"),
 ]
 _RULES: Final[Mapping[str, list[Schema]]] = {
@@ -171,7 +171,7 @@ _BOUNDS: Final[Mapping[str, Schema]] = {
     "status.conditions": {**_MAP, "x-kubernetes-list-map-keys": ["type"]},
 }
 
-# --- What `kubectl get` shows ------------------------------------------------------------------------------------
+# --- Columns of `kubectl get` ------------------------------------------------------------------------------------
 
 
 def _column(name: str, path: str, description: str, *, kind: str = "string", wide: bool = False) -> Schema:
@@ -180,16 +180,18 @@ def _column(name: str, path: str, description: str, *, kind: str = "string", wid
 
 
 _COLUMNS: Final = [
-    _column("State", ".status.state", "Where the job is in its life."),
-    _column("Trainers", ".status.trainers.text", "Trainers ready and wanted."),
+    _column("State", ".status.state", "Phase of the job."),
+    _column("Trainers", ".status.trainers.text", "Ready and desired trainers."),
     _column("Range", ".status.trainers.range", "Fewest and most trainers."),
-    _column("Progress", ".status.progress.percent", "Share of all samples that are part of the model."),
+    _column("Progress", ".status.progress.percent", "Share of all samples that are committed."),
     _column("Rate", ".status.progress.rate", "Samples per second.", kind="number"),
-    _column("Age", ".metadata.creationTimestamp", "Since when the job exists.", kind="date"),
+    _column("Age", ".metadata.creationTimestamp", "Time since the creation of the job.", kind="date"),
     _column("Priority", ".spec.priority", "Name of the priority.", wide=True),
     _column("Epoch", ".status.progress.epoch", "Number of the open epoch.", kind="integer", wide=True),
-    _column("Servers", ".status.servers.text", "Parameter servers ready and wanted.", wide=True),
-    _column("Last-Step", ".status.progress.lastStepTime", "Since the last committed step.", kind="date", wide=True),
+    _column("Servers", ".status.servers.text", "Ready and desired parameter servers.", wide=True),
+    _column(
+        "Last-Step", ".status.progress.lastStepTime", "Time since the last committed step.", kind="date", wide=True
+    ),
     _column("Reason", ".status.reason", "Why the job is in this state.", wide=True),
 ]
 
@@ -206,16 +208,16 @@ _REWRITTEN: Final = frozenset(
 
 
 class _Structural:
-    """Rewrites the schema of one model; its parts are found in ``definitions``."""
+    """Rewrites the schema of one model into a structural schema; ``definitions`` has the schemas of its parts."""
 
     def __init__(self, definitions: Mapping[str, Schema]) -> None:
         self._definitions = definitions
 
     def rewrite(self, node: Schema) -> Schema:
-        """The structural form of a node and all below it.
+        """Return the structural form of a node and all nodes below it.
 
         Raises:
-            ValueError: It has something that this does not know, so that nothing is lost in silence.
+            ValueError: The node has a keyword without a known structural form; it is not dropped silently.
         """
         node = self._resolve(node)
         unknown = node.keys() - set(_COPIED) - _DROPPED - _REWRITTEN
@@ -233,7 +235,7 @@ class _Structural:
         return made | self._below(node)
 
     def _resolve(self, node: Schema) -> Schema:
-        """Without references, and without the choice of null, which an API server takes for not set."""
+        """Resolve references, and remove the choice of null, which the API server treats as unset."""
         while "$ref" in node or "anyOf" in node:
             node = dict(node)
             if "anyOf" in node:
@@ -261,7 +263,7 @@ class _Structural:
         return made
 
     def _property(self, name: str, below: Schema, parent: Schema) -> Schema:
-        """One field. A section that may be left out has its fields' defaults: alone they wait for the section."""
+        """Rewrite one field. An optional section gets its fields' defaults; they would not apply without the section."""
         made = self.rewrite(below)
         fields = made.get("properties", {})
         defaults = {key: each["default"] for key, each in fields.items() if "default" in each}
@@ -270,7 +272,7 @@ class _Structural:
 
 
 def _integer(made: Schema) -> Schema:
-    """The width of a whole number, and no bound beyond what the API server's floats can hold."""
+    """Return the format of an integer; bounds above 2^53, which the API server's floats cannot hold, are removed."""
     most = made.get("maximum")
     if most is not None and most > 2**53:
         del made["maximum"]
@@ -279,7 +281,7 @@ def _integer(made: Schema) -> Schema:
 
 
 def _nodes(node: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
-    """Every node with its path: ``spec.env[].name``, ``spec.trainer.resources.requests{}``."""
+    """Yield every node with its path: ``spec.env[].name``, ``spec.trainer.resources.requests{}``."""
     yield path, node
     for name, below in node.get("properties", {}).items():
         yield from _nodes(below, f"{path}.{name}" if path else name)
@@ -289,7 +291,7 @@ def _nodes(node: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
         yield from _nodes(node["additionalProperties"], f"{path}{{}}")
 
 
-# --- All of it ---------------------------------------------------------------------------------------------------
+# --- The definition ----------------------------------------------------------------------------------------------
 
 
 def _schema() -> Schema:
@@ -315,7 +317,7 @@ def _schema() -> Schema:
 
 
 def _written_by_us(status: Schema) -> Schema:
-    """A status without defaults, and nothing in it required but what a condition is known by."""
+    """Remove defaults and required fields from the status schema, except the required fields of a condition."""
     for path, node in _nodes(status):
         node.pop("default", None)
         if path != "conditions[]":
@@ -324,7 +326,7 @@ def _written_by_us(status: Schema) -> Schema:
 
 
 def crd() -> dict[str, Any]:
-    """The definition as a mapping, as it is applied to a cluster."""
+    """Return the definition as a mapping, as it is applied to a cluster."""
     group, _, version = API_VERSION.partition("/")
     names = {
         "plural": "trainingjobs",
@@ -356,16 +358,16 @@ def crd() -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML without anchors: the same rules stand on several fields."""
+    """YAML dumper without anchors, because several fields share the same rules."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write everything out."""
+        """Return True: write shared objects out in full."""
         del data
         return True
 
 
 def render() -> str:
-    """The definition as the text of its file."""
+    """Return the definition as the text of its file."""
     return HEADER + yaml.dump(crd(), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 

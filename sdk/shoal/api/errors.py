@@ -1,4 +1,4 @@
-"""What is wrong with a manifest, for people: every problem with its field's path, and the fix."""
+"""Errors in a manifest: every problem with its field's path and the fix."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ _LONGEST: Final = 80
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem of a manifest.
 
-    ``path`` is the field (``spec.trainer.minReplicas``), empty for the whole file; ``line`` counts from 1, 0 if unknown.
+    Attributes:
+        path: Path of the field, such as ``spec.trainer.minReplicas``; empty for the whole file.
+        text: What is wrong, and the fix.
+        line: Line in the file, from 1. Default: 0, unknown.
     """
 
     path: str
@@ -29,7 +32,7 @@ class Problem:
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be taken; ``problems`` has everything that is wrong with it."""
+    """A manifest is invalid; ``problems`` lists everything that is wrong with it."""
 
     def __init__(self, problems: Sequence[Problem], *, source: str = "") -> None:
         self.problems = list(problems)
@@ -39,7 +42,7 @@ class ManifestError(ValueError):
 
 
 class RulesBrokenError(ValueError):
-    """What does not hold between the fields of one part; the problems' paths begin at that part."""
+    """Fields of one part contradict each other; the problems' paths are relative to that part."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
@@ -47,6 +50,6 @@ class RulesBrokenError(ValueError):
 
 
 def shown(value: Any) -> str:
-    """A value in a message: as YAML writes it where that differs, and cut where it is long."""
+    """Format a value for a message: null and booleans as in YAML, cut at 80 characters."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -1,6 +1,6 @@
-"""The findings of pydantic in words for people: the field's path as Kubernetes writes it, what is wrong, the fix.
+"""Converts pydantic's errors into messages: the field's path as Kubernetes writes it, what is wrong, and the fix.
 
-It serves whatever is read from a text: a manifest, or any other model, which is named as the root.
+The model may be a manifest or any other model that is read from a text, passed as ``root``.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ _FIXED: Final = {
 def problems_of(
     error: ValidationError, lines: Mapping[str, int], *, root: type[BaseModel] = TrainingJob
 ) -> list[Problem]:
-    """Everything that pydantic found, in the text's order.
+    """Return all problems that pydantic found, in the order of the text.
 
     Args:
-        error: Its.
-        lines: The line of each field, by its path; those that are not there count for those around them.
-        root: The model that the whole text is of.
+        error: Pydantic's error.
+        lines: Line of each field, by path; a field without a line gets that of the nearest part around it.
+        root: Model of the whole text. Default: `TrainingJob`.
     """
     problems = []
     found = error.errors(include_url=False)
     for details in found:
         if details["type"] == "too_short" and _has_below(details["loc"], found):
-            continue  # of a list whose entries are all wrong, pydantic says that it is too short as well
+            continue  # if all entries of a list are invalid, pydantic also reports that the list is too short
         path = path_of(details["loc"])
         broken = details.get("ctx", {}).get("error")
         if isinstance(broken, RulesBrokenError):
@@ -71,7 +71,7 @@ def problems_of(
 
 
 def _has_below(location: Sequence[int | str], found: Sequence[Any]) -> bool:
-    """Whether something is wrong with what stands below."""
+    """Return whether another error is located below this one."""
 
     def alike(other: Sequence[int | str]) -> int:
         return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(location, other, strict=False))))
@@ -80,12 +80,12 @@ def _has_below(location: Sequence[int | str], found: Sequence[Any]) -> bool:
 
 
 def _joined(path: str, below: str) -> str:
-    """A path and what is below it: a field, or `[0]` of a list."""
+    """Join a path and a relative path: a field, or an index such as `[0]`."""
     return f"{path}.{below}" if path and below and not below.startswith("[") else f"{path}{below}"
 
 
 def path_of(location: Sequence[int | str]) -> str:
-    """``spec.env[0].value`` for ``("spec", "env", 0, "value")``."""
+    """Format a location as a path: ``spec.env[0].value`` for ``("spec", "env", 0, "value")``."""
     path = ""
     for part in location:
         if isinstance(part, int):
@@ -113,7 +113,7 @@ def _text(details: Any, root: type[BaseModel]) -> str:
 
 
 def _hint(kind: str, value: Any) -> str:
-    """The fix, where a value looks right and has the wrong type."""
+    """Return the fix for a value that only has the wrong type."""
     if kind == "string_type" and isinstance(value, bool | int | float):
         text = str(value).lower() if isinstance(value, bool) else str(value)
         return f'; write "{text}" in quotes'
@@ -125,14 +125,14 @@ def _hint(kind: str, value: Any) -> str:
 
 
 def _line(path: str, lines: Mapping[str, int]) -> int:
-    """The line of a field, or of the nearest part around it that is there."""
+    """Return the line of a field, or of the nearest part around it that has a line."""
     while path and path not in lines:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
     return lines.get(path, 0) if path else 0
 
 
 def _unknown(location: Sequence[int | str], root: type[BaseModel]) -> str:
-    """The nearest known name here, or where a field of this name belongs."""
+    """Return the message for an unknown field: a similar known name, or the place where the field belongs."""
     name = str(location[-1])
     model: type[BaseModel] | None = root
     for part in location[:-1]:
@@ -149,7 +149,7 @@ def _unknown(location: Sequence[int | str], root: type[BaseModel]) -> str:
 
 
 def _like(name: str, known: Sequence[str]) -> str:
-    """A name written as the known ones are: with capitals, unless some of them have underscores."""
+    """Write a name in the style of the known names: camelCase, or with underscores if some of them have underscores."""
     first, *rest = re.split("[_-]", name)
     if any("_" in each for each in known):
         return "_".join([first, *rest])
@@ -157,7 +157,7 @@ def _like(name: str, known: Sequence[str]) -> str:
 
 
 def _fields(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel] | None, bool]]:
-    """Each field by its name in a text, with the model below it, and whether there may be several of that."""
+    """Yield each field's name in a text, the model below it, and whether it is a list of that model."""
     for name, field in model.model_fields.items():
         choices = [field.annotation, *get_args(field.annotation)]
         below = (each for each in choices if isinstance(each, type) and issubclass(each, BaseModel))
@@ -167,7 +167,7 @@ def _fields(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel] | Non
 
 @cache
 def _places(root: type[BaseModel]) -> dict[str, list[str]]:
-    """Where each field's name is known, by the paths of the parts that have it."""
+    """Return, for each field's name, the paths of the parts that have the field."""
     found: dict[str, list[str]] = {}
     waiting: list[tuple[str, bool, type[BaseModel]]] = [("", False, root)]
     while waiting:

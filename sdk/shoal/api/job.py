@@ -1,4 +1,4 @@
-"""The TrainingJob: its fields, their defaults (here and nowhere else), and what must hold between them."""
+"""The TrainingJob: its fields, their defaults (defined only here), and the rules between them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 API_VERSION = "shoal.dev/v1alpha1"
 KIND = "TrainingJob"
 _CLAIM: Final[Template] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}}
-"""What a claim for snapshots asks for, where a job does not say it."""
+"""Defaults of the PersistentVolumeClaimSpec for snapshots."""
 
 
 class EnvVar(Model):
@@ -45,8 +45,8 @@ class EnvVar(Model):
     )
     value_from: dict[str, Any] | None = Field(
         default=None,
-        description="An EnvVarSource, as in pods: {secretKeyRef: {name: bucket, key: password}}. On one machine it is the "
-        "variable of that name of who runs the job. Not together with value.",
+        description="An EnvVarSource, as in pods: {secretKeyRef: {name: bucket, key: password}}. On one machine the value is "
+        "that of the same variable in the environment of `shoal run`. Not together with value.",
     )
 
     @field_validator("name")
@@ -64,17 +64,17 @@ class EnvVar(Model):
 
 
 class Resources(Model):
-    """What one process asks for and may use."""
+    """Resource requests and limits of one process."""
 
     requests: dict[str, Quantity] = Field(
         default_factory=dict,
-        description='What is set aside for each process, and what the scheduler and the autoscaler count with: {cpu: "2", '
-        "memory: 4Gi}. Quantities are text or whole numbers.",
+        description="Resources that are reserved for each process, and that the scheduler and the autoscaler calculate with: "
+        '{cpu: "2", memory: 4Gi}. Quantities are text or whole numbers.',
     )
     limits: dict[str, Quantity] = Field(
         default_factory=dict,
-        description="What a process must not exceed: {memory: 4Gi}. One that takes more memory is killed and replaced; "
-        "extended resources such as nvidia.com/gpu are set here.",
+        description="Resources that a process must not exceed: {memory: 4Gi}. A process that uses more memory is killed and "
+        "replaced; extended resources such as nvidia.com/gpu are set here.",
     )
 
 
@@ -88,48 +88,48 @@ class Master(Model):
     )
     template: Template | None = Field(
         default=None,
-        description="PodTemplateSpec of the master's pod, for what the short form cannot say: node selectors, "
-        "tolerations, pull secrets, volumes. Its container named master is merged with the short form; the "
-        "same thing set in both is refused.",
+        description="PodTemplateSpec of the master's pod, for settings without a field of their own: node selectors, "
+        "tolerations, pull secrets, volumes. Its container named master is merged with the other fields; a "
+        "setting in both is refused.",
     )
 
 
 class Trainer(Model):
-    """The trainers: how many, and how large."""
+    """Number and resources of the trainers."""
 
     min_replicas: Replicas = Field(
         default=1,
-        description="Fewest trainers the job can use; it starts when there is room for these, and their pods are the last "
-        "to give way. May change at any time.",
+        description="Fewest trainers the job can use; it starts when there is room for these, and their pods are preempted "
+        "last. May change at any time.",
     )
     max_replicas: Replicas | None = Field(
         default=None,
-        description="Most trainers the job can use, where idle capacity allows; minReplicas if unset, which makes the "
-        "job's size fixed. May change at any time.",
+        description="Most trainers the job can use, if there is idle capacity. Unset: minReplicas, which makes the job's "
+        "size fixed. May change at any time.",
     )
     replicas: Annotated[int, Field(ge=0, le=10_000, strict=True)] | None = Field(
         default=None,
-        description="Pins the number of trainers, between minReplicas and maxReplicas; `kubectl scale tj/NAME "
-        "--replicas=5` and a HorizontalPodAutoscaler set it; the latter needs a number to begin with. Unset, the number moves "
+        description="Pins the number of trainers, between minReplicas and maxReplicas. `kubectl scale tj/NAME "
+        "--replicas=5` and a HorizontalPodAutoscaler set it; the latter needs an initial number. Unset: the number varies "
         "between the bounds. To un-pin: "
         """`kubectl patch tj/NAME --type=merge -p '{"spec":{"trainer":{"replicas":null}}}'`. 0 is refused; to pause """
         "a job set spec.suspend.",
     )
     resources: Resources | None = Field(
         default=None,
-        description='Resources of one trainer: {requests: {cpu: "1", memory: 1Gi}, limits: {nvidia.com/gpu: 1}}. Threads '
-        "of PyTorch follow the cpu request. A change replaces trainers one by one.",
+        description='Resources of one trainer: {requests: {cpu: "1", memory: 1Gi}, limits: {nvidia.com/gpu: 1}}. The number '
+        "of PyTorch's threads follows the cpu request. A change replaces trainers one by one.",
     )
     template: Template | None = Field(
         default=None,
-        description="PodTemplateSpec of the trainers' pods, for what the short form cannot say: volumes, node selectors, "
-        "tolerations, pull secrets, sidecars. Its container named trainer is merged with the short form; the "
-        "same thing set in both is refused. A change replaces trainers one by one, and no sample is lost.",
+        description="PodTemplateSpec of the trainers' pods, for settings without a field of their own: volumes, node "
+        "selectors, tolerations, pull secrets, sidecars. Its container named trainer is merged with the other fields; a "
+        "setting in both is refused. A change replaces trainers one by one, and no sample is lost.",
     )
 
     @property
     def most(self) -> int:
-        """The upper bound."""
+        """Upper bound of the number of trainers."""
         return self.max_replicas if self.max_replicas is not None else self.min_replicas
 
     @model_validator(mode="after")
@@ -151,12 +151,12 @@ class Trainer(Model):
 
 
 class EmptyDir(Model):
-    """A volume that lives and dies with its pod, as in pods."""
+    """An emptyDir volume, as in pods: it is deleted with its pod."""
 
     medium: Literal["", "Memory"] | None = Field(
-        default=None, description="Memory keeps it in memory; unset, on the node's disk."
+        default=None, description="Memory keeps the volume in memory. Unset: on the node's disk."
     )
-    size_limit: Quantity | None = Field(default=None, description="Most bytes that it may hold, such as 10Gi.")
+    size_limit: Quantity | None = Field(default=None, description="Largest size of the volume, such as 10Gi.")
 
 
 class ParameterServer(Model):
@@ -164,8 +164,8 @@ class ParameterServer(Model):
 
     replicas: Replicas = Field(
         default=1,
-        description="How many parameter servers share the parameters. Take so many that the model with its optimizer's "
-        "state fits into their memory. It cannot change once the job exists.",
+        description="Number of parameter servers that share the parameters. The model with its optimizer's state must fit "
+        "into their memory. It cannot change once the job exists.",
     )
     resources: Resources | None = Field(
         default=None,
@@ -175,25 +175,24 @@ class ParameterServer(Model):
     volume_claim_spec: Template | None = Field(
         default=None,
         description="PersistentVolumeClaimSpec of the volume for snapshots, one per server: {storageClassName: fast, "
-        "resources: {requests: {storage: 50Gi}}}. Unset, or where it leaves something out: a claim of 10Gi of the "
-        "cluster's default StorageClass. The claims are deleted with the job, and with nothing else. It cannot change "
-        "once the job exists.",
+        "resources: {requests: {storage: 50Gi}}}. Defaults, also for single fields: a claim of 10Gi of the "
+        "cluster's default StorageClass. The claims are deleted only with the job. It cannot change once the job exists.",
     )
     empty_dir: EmptyDir | None = Field(
         default=None,
-        description="Keeps the snapshots in the pods instead of on claims: {}. A server's pod that is deleted or whose node "
-        "is lost takes its part of the model with it, and the job begins again. It cannot be added or removed once "
-        "the job exists.",
+        description="Keeps the snapshots in the pods instead of on claims: {}. If a server's pod is deleted or its node is "
+        "lost, that part of the model is lost and the job starts again from the beginning. It cannot be added or removed "
+        "once the job exists.",
     )
     template: Template | None = Field(
         default=None,
-        description="PodTemplateSpec of the parameter servers' pods, for what the short form cannot say. Its container "
-        "named pserver is merged with the short form; the same thing set in both is refused.",
+        description="PodTemplateSpec of the parameter servers' pods, for settings without a field of their own. Its "
+        "container named pserver is merged with the other fields; a setting in both is refused.",
     )
 
     @property
     def claim(self) -> dict[str, Any] | None:
-        """The PersistentVolumeClaimSpec of each server's snapshots; None: they lie in the pods."""
+        """PersistentVolumeClaimSpec of each server's snapshots; None: the snapshots are in an emptyDir volume."""
         if self.empty_dir is not None:
             return None
         asked = self.volume_claim_spec or {}
@@ -207,13 +206,13 @@ class ParameterServer(Model):
 
 
 def longer_than_nothing(value: Duration) -> Duration:
-    """The same duration.
+    """Check that a duration is longer than zero, and return it.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The duration is zero.
     """
     if value.seconds <= 0:
-        raise ValueError(f"{str(value)!r} must be longer than nothing")
+        raise ValueError(f"{str(value)!r} must be longer than zero")
     return value
 
 
@@ -222,12 +221,12 @@ class Checkpoint(Model):
 
     interval: Duration = Field(
         default=Duration("30s"),
-        description="Time between two snapshots of a server, such as 30s, 1m30s or 500ms. What was trained after the last "
-        "snapshot of a server that is lost is trained again; no sample counts twice.",
+        description="Time between two snapshots of a server, such as 30s, 1m30s or 500ms. If a server is lost, its steps "
+        "since the last snapshot are computed again; no sample counts twice.",
     )
     keep: Count = Field(
         default=2,
-        description="How many snapshots of each part of the parameters are kept; two let a job survive a damaged one.",
+        description="Number of snapshots that are kept of each part of the parameters; with 2 a job survives a damaged one.",
     )
 
     @field_validator("interval")
@@ -237,49 +236,48 @@ class Checkpoint(Model):
 
 
 class Output(Model):
-    """Where the trained model goes."""
+    """Destination of the trained model."""
 
     path: str = Field(
         min_length=1,
-        description="File that job.save writes, such as model.safetensors; relative to the working directory, or to the "
-        "volume of volumeClaimName. It cannot change once the job exists.",
+        description="Path of the file that job.save writes, such as model.safetensors; relative to the working directory, "
+        "or to the volume of volumeClaimName. It cannot change once the job exists.",
     )
     volume_claim_name: str | None = Field(
         default=None,
-        description="PersistentVolumeClaim in the job's namespace that the model is written to. Ignored on one machine.",
+        description="PersistentVolumeClaim in the job's namespace for the model's file. Ignored on one machine.",
     )
 
 
 class RunPolicy(Model):
-    """When a job gives up, and what stays of it."""
+    """When a job fails, and when it is deleted."""
 
     active_deadline_seconds: Count | None = Field(
         default=None,
-        description="Seconds after which the job fails with reason DeadlineExceeded, counted from when it was accepted, so "
-        "that it ends a job that never starts, too; the clock stands while the job is suspended or queued. Unset: no "
-        "limit.",
+        description="Seconds after which the job fails with reason DeadlineExceeded. They are counted from the acceptance of "
+        "the job, which includes a job that never starts, but not while the job is suspended or queued. Unset: no limit.",
     )
     ttl_seconds_after_finished: Natural | None = Field(
         default=None,
-        description="Seconds after its end at which the job is removed with all that belongs to it; 0 removes it at once. "
-        "Unset: never.",
+        description="Seconds after its end at which the job is deleted with all its objects; 0 deletes it at once. Unset: "
+        "never.",
     )
     disruption_budget: Literal["Minimum", "None"] = Field(
         default="Minimum",
-        description="What a drain of a node leaves to the job. Minimum: minReplicas trainers, and parameter servers whose "
-        "snapshots lie in their pods (emptyDir). None: nothing; all of its pods may be evicted at any time.",
+        description="Pods that the drain of a node does not evict. Minimum: minReplicas trainers, and parameter servers with "
+        "snapshots in their pods (emptyDir). None: no pods; all of them may be evicted at any time.",
     )
     backoff_limit: Natural = Field(
         default=6,
-        description="How often in a row the script may end by an error of its own before the job fails. Killed pods, lost "
-        "nodes and memory kills do not count, and each committed step sets the count back to 0.",
+        description="Number of consecutive failures of the script before the job fails. Killed pods, lost nodes and "
+        "out-of-memory kills do not count, and each committed step resets the count to 0.",
     )
     step_timeout: Duration = Field(
         default=Duration("10m"),
-        description="How long a trainer's script may take for one batch, such as 10m. A trainer that comes no further for so "
-        "long writes the stacks of its threads into its log, is ended and started again; three times on the same samples fail "
-        "the job. The first batch of a trainer, job.evaluate, job.save and what a script does between two epochs may each take "
-        "three times as long; job.log in them starts the clock anew.",
+        description="Longest time of a trainer's script for one batch, such as 10m. A trainer that exceeds it writes the "
+        "stacks of its threads into its log, is terminated and started again; the job fails after three times on the same "
+        "samples. The limit is three times as long for the first batch of a trainer, for job.evaluate, for job.save and "
+        "between two epochs; a call of job.log in them restarts the time.",
     )
 
     @field_validator("step_timeout")
@@ -289,20 +287,20 @@ class RunPolicy(Model):
 
 
 class Spec(Model):
-    """What is trained, by how many, and for how long."""
+    """Desired state of a job: command, processes, and duration."""
 
     image: str | None = Field(
         default=None,
-        description="Image of every role, such as example.org/flights:1; it holds the script, its libraries and Shoal. "
+        description="Image of every role, such as example.org/flights:1; it contains the script, its libraries and Shoal. "
         "Ignored on one machine, where the command runs as a process. A change replaces pods one by one.",
     )
     command: list[str] = Field(
         min_length=1,
-        description="The training command as a list of words: [python, train.py]. No shell reads it; for one write [sh, "
-        '-c, "..."].',
+        description="The training command as a list of strings: [python, train.py]. It does not run in a shell; for a shell "
+        'write [sh, -c, "..."].',
     )
     args: list[str] = Field(
-        default_factory=list, description='Arguments behind the command: [--batch-size, "64"]. Numbers need quotes.'
+        default_factory=list, description='Arguments of the command: [--batch-size, "64"]. Numbers need quotes.'
     )
     env: list[EnvVar] = Field(
         default_factory=list, description="Environment of the trainers: [{name: DATA, value: /data}]. Each name once."
@@ -313,60 +311,60 @@ class Spec(Model):
     )
     strategy: Literal["ParameterServer"] = Field(
         default="ParameterServer",
-        description="How gradients become one model. ParameterServer: servers hold the parameters and apply each "
-        "trainer's gradients as they come; needs the section parameterServer. It cannot change once the job "
+        description="How gradients are combined. ParameterServer: servers hold the parameters and apply each "
+        "trainer's gradients when they arrive; requires the section parameterServer. It cannot change once the job "
         "exists.",
     )
     epochs: Count | None = Field(
         default=None,
-        description="How often every sample counts, each exactly once per epoch; wins over what the script says. Unset: "
-        "as the script says. It cannot change once the job exists.",
+        description="Number of epochs; every sample counts exactly once per epoch. Overrides the script's value. Unset: the "
+        "script's value. It cannot change once the job exists.",
     )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] | None = Field(
         default=None,
-        description="Seed of the samples' order and of the initial model; wins over what the script says. Unset: as the "
-        "script says. It cannot change once the job exists.",
+        description="Seed of the samples' order and of the initial model. Overrides the script's value. Unset: the script's "
+        "value. It cannot change once the job exists.",
     )
     trainer: Trainer = Field(
         default_factory=Trainer,
-        description="The processes that run the training script: how many, between which bounds, and how large. "
-        "{minReplicas: 2, maxReplicas: 8} makes the job elastic: trainers join and leave while it runs, and "
-        "those that stay are never restarted.",
+        description="The processes that run the training script: their number, its bounds, and their resources. "
+        "{minReplicas: 2, maxReplicas: 8} makes the job elastic: trainers join and leave while it runs, without a "
+        "restart of the others.",
     )
     parameter_server: ParameterServer | None = Field(
         default=None,
-        description="The processes that hold the parameters and apply the optimizer, as strategy ParameterServer needs "
-        "them. {} is one server; {replicas: 2} shares the parameters over two.",
+        description="The processes that hold the parameters and apply the optimizer; required by strategy ParameterServer. "
+        "{} is one server; {replicas: 2} distributes the parameters over two.",
     )
     master: Master = Field(
         default_factory=Master,
-        description="The one process that hands out the samples, knows who belongs to the job, and keeps the account. It "
-        "may die at any time; the others go on meanwhile.",
+        description="The process that distributes the samples, keeps the list of members and accounts for every sample. The "
+        "other processes continue while it restarts.",
     )
     checkpoint: Checkpoint = Field(
         default_factory=Checkpoint,
-        description="When the parameter servers write snapshots, from which a lost server or a suspended job goes on. "
+        description="When the parameter servers write snapshots, from which a lost server or a suspended job resumes. "
         "{interval: 1m, keep: 2}",
     )
     output: Output | None = Field(
         default=None,
-        description="Where the trained model goes, when the script saves one with job.save: {path: model.safetensors, "
-        "volumeClaimName: models}. The job is complete only after it has been written.",
+        description="Destination of the trained model, if the script saves one with job.save: {path: model.safetensors, "
+        "volumeClaimName: models}. The job is complete only after the model is written.",
     )
     priority: str | None = Field(
         default=None,
-        description="Name of a priority of the AutoscalerConfig, such as batch: who gets room first when jobs compete, "
-        "and who gives way.",
+        description="Name of a priority of the AutoscalerConfig, such as batch. When jobs compete, those of a higher priority "
+        "get room first, and those of a lower priority are preempted.",
     )
     suspend: Annotated[bool, Field(strict=True)] = Field(
         default=False,
-        description="true pauses the job: a snapshot is written, and every pod leaves. false goes on from there, with no "
-        "sample lost or counted twice.",
+        description="true pauses the job: a snapshot is written, and all pods are deleted. false resumes the job from there; "
+        "no sample is lost or counted twice.",
     )
     shared_memory: Quantity | None = Field(
         default=None,
-        description="Size of /dev/shm in every pod, such as 2Gi: a memory volume, which counts as the pod's memory. Raise "
-        "it when DataLoader workers end with a bus error.",
+        description="Size of /dev/shm in every pod, such as 2Gi: a memory volume, which counts as memory of the pod. Raise it "
+        "if DataLoader workers end with a bus error.",
     )
     run_policy: RunPolicy = Field(
         default_factory=RunPolicy,
@@ -404,7 +402,7 @@ class Spec(Model):
         return self
 
     def _said_twice(self, role: str, part: Trainer | Master | ParameterServer, template: Template) -> list[Problem]:
-        """What both the short form and the role's container in its template set."""
+        """Return the settings that both a field and the role's container in its template have."""
         short: dict[str, tuple[object, str]] = {
             "image": (self.image, "spec.image"),
             "resources": (part.resources, f"spec.{role}.resources"),
@@ -432,23 +430,23 @@ class Spec(Model):
 
 
 class TrainingJob(Model):
-    """One training job: elastic between its bounds, every sample counted once per epoch."""
+    """An elastic training job: its number of trainers varies, and every sample counts exactly once per epoch."""
 
     api_version: Literal["shoal.dev/v1alpha1"] = Field(default="shoal.dev/v1alpha1", description="Version of the API.")
     kind: Literal["TrainingJob"] = Field(default="TrainingJob", description="Always TrainingJob.")
     metadata: Metadata = Field(description="Name and labels.")
-    spec: Spec = Field(description="What is trained, by how many, and for how long: what the user wants.")
+    spec: Spec = Field(description="Desired state of the job: command, processes, and duration.")
 
     @property
     def servers(self) -> int:
-        """How many parameter servers there are."""
+        """Number of parameter servers."""
         return self.spec.parameter_server.replicas if self.spec.parameter_server is not None else 0
 
     def wanted_trainers(self, cores: int | None = None) -> int:
-        """How many trainers there should be without an autoscaler.
+        """Return the number of trainers without an autoscaler.
 
         Args:
-            cores: Of the one machine that the job runs on; None on a cluster.
+            cores: Number of cores of the machine that the job runs on. Default: None, the job runs on a cluster.
         """
         trainer = self.spec.trainer
         if trainer.replicas is not None:
@@ -458,7 +456,7 @@ class TrainingJob(Model):
         return max(trainer.min_replicas, min(trainer.most, cores))
 
     def to_mapping(self) -> dict[str, Any]:
-        """As a manifest: camelCase, only what was set."""
+        """Return the manifest: camelCase, only the fields that were set."""
         return self.model_dump(by_alias=True, exclude_unset=True, mode="json") | {
             "apiVersion": self.api_version,
             "kind": self.kind,

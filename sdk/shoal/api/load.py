@@ -1,4 +1,4 @@
-"""Manifests in: from a file, from text or from a mapping; every problem named with its field, line and fix."""
+"""Reads manifests from a file, a text or a mapping; every problem is reported with its field, line and fix."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from shoal.api.job import API_VERSION, KIND, TrainingJob
 __all__ = ["from_mapping", "load", "loads"]
 
 _LARGEST: Final = 1 << 20
-"""Bytes; etcd takes no larger object."""
+"""Largest manifest, in bytes; etcd accepts no larger object."""
 _DEEPEST: Final = 50
 _MOST_NODES: Final = 50_000
 _SERVER_SET: Final = frozenset(
     ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "managedFields", "selfLink")
 ) | {"deletionGracePeriodSeconds"}
-"""What the API server adds to an object, so that what `kubectl get -o yaml` prints can be run."""
+"""Metadata that the API server adds; ignored, so that the output of `kubectl get -o yaml` is a valid manifest."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values: as in JSON there are no dates, they stay text."""
+    """YAML loader for plain values: dates remain text, as in JSON."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -43,7 +43,7 @@ def load(path: str | Path) -> TrainingJob:
     """Read a manifest file, YAML or JSON.
 
     Raises:
-        ManifestError: It cannot be read, or something is wrong with it.
+        ManifestError: The file cannot be read, or the manifest is invalid.
     """
     try:
         with Path(path).open("rb") as file:
@@ -59,10 +59,14 @@ def load(path: str | Path) -> TrainingJob:
 
 
 def loads(text: str, *, source: str = "manifest") -> TrainingJob:
-    """Read a manifest's text.
+    """Read the text of a manifest, YAML or JSON.
+
+    Args:
+        text: The text.
+        source: Name of the source in messages. Default: ``manifest``.
 
     Raises:
-        ManifestError: Something is wrong with it.
+        ManifestError: The manifest is invalid.
     """
     lines: dict[str, int] = {}
     problems: list[Problem] = []
@@ -88,7 +92,7 @@ def loads(text: str, *, source: str = "manifest") -> TrainingJob:
 
 
 def _document(text: str, source: str) -> yaml.Node:
-    """The one document that is not empty."""
+    """Return the only document that is not empty."""
     readable = text.replace("\t", "  ") if "\t" in text and _as_json(text) is not None else text
     nodes = [
         node
@@ -104,10 +108,10 @@ def _document(text: str, source: str) -> yaml.Node:
 
 
 def _construct(text: str) -> Any:
-    """The value of the one document that is not empty.
+    """Return the value of the only document that is not empty.
 
     Raises:
-        ValueError: It has what cannot be sent to an API server: no number, half a character, bytes.
+        ValueError: A value cannot be sent to an API server: NaN or infinity, an unpaired surrogate, bytes.
     """
     found = _as_json(text)
     if found is None:
@@ -120,7 +124,7 @@ def _construct(text: str) -> Any:
 
 
 def _as_json(text: str) -> Any:
-    """Its value if it is JSON, which YAML reads otherwise in two points: tabs, and escaped pairs of surrogates."""
+    """Return the value if the text is JSON; YAML differs from JSON in tabs and in escaped surrogate pairs."""
     if text.lstrip()[:1] == "{":
         with suppress(ValueError, RecursionError):
             return json.loads(text)
@@ -134,11 +138,11 @@ def _not_yaml(error: yaml.YAMLError) -> Problem:
 
 
 class _TooMuchError(Exception):
-    """The document is deeper or has more nodes than any manifest."""
+    """The document exceeds the limits for depth or number of nodes."""
 
 
 class _Walk:
-    """Notes each field's line, and refuses what YAML allows and a manifest does not."""
+    """Records each field's line, and reports constructs that YAML allows and a manifest does not."""
 
     def __init__(self, lines: dict[str, int], problems: list[Problem]) -> None:
         self._lines = lines
@@ -146,7 +150,7 @@ class _Walk:
         self._visited = 0
 
     def visit(self, node: yaml.Node, path: str, depth: int) -> None:
-        """Go through a node and all below it; an alias is gone through wherever it stands."""
+        """Visit a node and all nodes below it; an alias is visited at each of its places."""
         self._visited += 1
         if depth > _DEEPEST or self._visited > _MOST_NODES:
             raise _TooMuchError
@@ -178,15 +182,15 @@ class _Walk:
 
 
 def from_mapping(mapping: Any, *, source: str = "", lines: Mapping[str, int] | None = None) -> TrainingJob:
-    """Check a manifest that was parsed already. Fields that are null count as not set.
+    """Validate a parsed manifest. Null counts as unset.
 
     Args:
-        mapping: The manifest. What only an API server sets (``status``, ``metadata.uid`` and the like) is left out.
-        source: Named in messages.
-        lines: Of fields, by their paths; named in messages.
+        mapping: The manifest. Fields that only an API server sets (``status``, ``metadata.uid`` etc.) are ignored.
+        source: Name of the source in messages. Default: empty.
+        lines: Line of each field in the source, by path, for messages. Default: None, unknown.
 
     Raises:
-        ManifestError: Something is wrong with it.
+        ManifestError: The manifest is invalid.
     """
     lines = lines or {}
     if not isinstance(mapping, Mapping):
@@ -210,9 +214,9 @@ def from_mapping(mapping: Any, *, source: str = "", lines: Mapping[str, int] | N
 
 
 def _of_a_user(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls, and without what an API server adds.
+    """Return the manifest without nulls and without the fields that an API server adds.
 
-    In a pod template a null stays: there it removes what Shoal sets of itself.
+    Nulls in a pod template remain: there they remove a value that Shoal sets.
     """
     plain = {key: _set(value) for key, value in mapping.items() if value is not None and key != "status"}
     if isinstance(plain.get("metadata"), dict):

@@ -11,7 +11,7 @@ from shoal.api.base import Model
 __all__ = ["LONGEST_NAME", "Metadata"]
 
 LONGEST_NAME: Final = 39
-"""The master's pod is NAME-master-<10 letters>-<5 letters>, and Kubernetes allows 63 characters."""
+"""Longest name of a job: the master's pod is NAME-master-<10 letters>-<5 letters>, and Kubernetes allows 63 characters."""
 _LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz")
 _IN_NAMES: Final = _LETTERS | frozenset("0123456789-")
 
@@ -23,8 +23,8 @@ class Metadata(Model):
     namespace: str = Field(default="default", description="Namespace of the job.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels of the job.")
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations of the job.")
-    owner_references: list[dict[str, Any]] = Field(default_factory=list, description="What the job is deleted with.")
-    finalizers: list[str] = Field(default_factory=list, description="Who must agree before the job is deleted.")
+    owner_references: list[dict[str, Any]] = Field(default_factory=list, description="Owners of the job.")
+    finalizers: list[str] = Field(default_factory=list, description="Finalizers of the job.")
 
     @field_validator("name")
     @classmethod

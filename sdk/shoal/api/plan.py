@@ -1,4 +1,4 @@
-"""What the autoscaler tells of its last plan: written by the operator into a ConfigMap, read by ``shoal plan``."""
+"""Record of the autoscaler's last plan: written by the operator into a ConfigMap, read by ``shoal plan``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 __all__ = ["PLAN_KEY", "PLAN_NAME", "Plan", "PlannedClaim", "PlannedJob"]
 
 PLAN_NAME: Final = "shoal-plan"
-"""Of the ConfigMap, in the operator's namespace."""
+"""Name of the ConfigMap, in the operator's namespace."""
 PLAN_KEY: Final = "plan.json"
 
 
@@ -17,16 +17,16 @@ class PlannedJob(msgspec.Struct, frozen=True):
     """A job in a plan.
 
     Attributes:
-        namespace: Of the TrainingJob.
-        name: Of the TrainingJob.
-        priority: Of its minimum trainers.
-        trainers: How many have a node.
-        given: How many it shall have.
-        now: How many of these can be there now: the rest waits until others have left.
-        min: Fewest.
-        max: Most.
-        why: In one word why it is given no more.
-        words: The same for people.
+        namespace: Namespace of the TrainingJob.
+        name: Name of the TrainingJob.
+        priority: Priority of its minimum trainers.
+        trainers: Number of trainers with a node.
+        given: Number of trainers that the plan gives to the job.
+        now: Number of these that fit now; the rest waits for the exit of preempted trainers.
+        min: Fewest trainers.
+        max: Most trainers.
+        why: Reason why the job gets no more trainers, in one word.
+        words: Reason why the job gets no more trainers, as text.
     """
 
     namespace: str
@@ -42,12 +42,12 @@ class PlannedJob(msgspec.Struct, frozen=True):
 
 
 class PlannedClaim(msgspec.Struct, frozen=True):
-    """Room that is kept or made for a pod.
+    """A claim: room on a node that is reserved for a pending pod.
 
     Attributes:
-        pod: NAMESPACE/NAME.
-        node: Where.
-        victims: NAMESPACE/NAME of a job -> how many of its trainers give way.
+        pod: NAMESPACE/NAME of the pod.
+        node: Name of the node.
+        victims: Number of preempted trainers, by NAMESPACE/NAME of their job.
     """
 
     pod: str
@@ -56,20 +56,20 @@ class PlannedClaim(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The last plan, as it is told: it is written anew when something else than its times has changed.
+    """The last plan; written again only when more than its times has changed.
 
     Attributes:
-        time: When it was made, as RFC 3339 has it: plans since then said the same.
-        seconds: How long planning took.
-        acts: Whether jobs follow it; false in a dry run.
-        problem: What is wrong with the configuration; empty: nothing.
-        nodes: How many there are.
-        usable: How many of these take pods.
-        jobs: From the highest priority to the lowest.
-        claims: For pods that wait.
-        unread: Nodes, pods and templates with amounts that cannot be read.
-        jobs_left_out: Jobs, of the lowest priorities, that had no room here.
-        claims_left_out: The same of claims.
+        time: Time of the plan (RFC 3339); later plans were equal to it.
+        seconds: Duration of planning. Seconds.
+        acts: Whether the plan is executed; false in a dry run.
+        problem: What is wrong with the configuration; empty if it is valid.
+        nodes: Number of nodes.
+        usable: Number of nodes that accept pods.
+        jobs: Jobs, from the highest priority to the lowest.
+        claims: Claims for pending pods.
+        unread: Number of nodes, pods and templates with quantities that cannot be parsed.
+        jobs_left_out: Number of jobs, of the lowest priorities, that are left out to limit the record's size.
+        claims_left_out: Number of claims that are left out to limit the record's size.
     """
 
     time: str

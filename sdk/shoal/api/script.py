@@ -1,4 +1,4 @@
-"""Jobs without a manifest, and manifests with what a command line says; problems are named by the option."""
+"""Jobs without a manifest, and manifests with command-line options; problems are reported by option."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _OPTIONS: Final = {
 
 
 def parse_trainers(text: str) -> tuple[int, int]:
-    """``N`` or ``MIN:MAX`` as bounds.
+    """Parse ``N`` or ``MIN:MAX`` as bounds.
 
     Raises:
-        ManifestError: It is neither, or MIN is above MAX.
+        ManifestError: The text has another form, or MIN is above MAX.
     """
     found = re.fullmatch(r"([0-9]{1,9})(?::([0-9]{1,9}))?", text.strip())
     if found is None:
@@ -51,10 +51,10 @@ def for_script(
     name: str | None = None,
     python: str = "python",
 ) -> TrainingJob:
-    """A job for a script, without any manifest; its name comes from the file's unless there is one.
+    """Return a job for a script without a manifest; the default of its name is derived from the file's name.
 
     Raises:
-        ManifestError: Some value is out of bounds.
+        ManifestError: A value is out of bounds.
     """
     mapping = {
         "apiVersion": API_VERSION,
@@ -74,10 +74,10 @@ def with_options(
     seed: int | None = None,
     name: str | None = None,
 ) -> TrainingJob:
-    """The job, changed by the options that are given.
+    """Return the job, changed by the options that are set.
 
     Raises:
-        ManifestError: Some value is out of bounds.
+        ManifestError: A value is out of bounds.
     """
     return _with(job.to_mapping(), trainers=trainers, servers=servers, epochs=epochs, seed=seed, name=name)
 
@@ -108,7 +108,7 @@ def _with(
 
 
 def _name(script: str) -> str:
-    """A job's name from a script's: always a valid one."""
+    """Derive a valid job name from the file name of a script."""
     stem = re.sub(r"[^a-z0-9]+", "-", Path(script).stem.lower()).strip("-")
     if not stem[:1].isalpha():
         stem = f"job-{stem}"

@@ -1,8 +1,8 @@
-"""The status of a TrainingJob as typed models: what was observed, and for which generation of the spec.
+"""The status of a TrainingJob as typed models: the observed state, and the generation of the spec it belongs to.
 
-The operator writes it, clients read it; a reader takes fields that it does not know, so that it may be older than the
-operator. Nothing here is an age: a time stays true for as long as it is not written again, and `kubectl get` shows it
-as an age. Texts that only repeat numbers are computed, so that both can never differ.
+The operator writes it and clients read it. A reader ignores unknown fields, so that it may be older than the operator.
+The status has times and no ages: a time need not be updated, and `kubectl get` shows it as an age. Texts that repeat
+numbers are computed from them, so that both are always consistent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class State(StrEnum):
-    """Where a job is in its life, in one word."""
+    """Phase of a job, in one word."""
 
     PENDING = "Pending"
     QUEUED = "Queued"
@@ -46,7 +46,7 @@ class State(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """What can be said about a job."""
+    """Types of a job's conditions."""
 
     ACCEPTED = "Accepted"
     SCHEDULED = "Scheduled"
@@ -59,7 +59,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a condition is as it is; `REASONS` says what each means."""
+    """Reasons of the conditions; their meanings are in `REASONS`."""
 
     VALID = "Valid"
     INVALID_SPEC = "InvalidSpec"
@@ -120,77 +120,77 @@ class Reason(StrEnum):
 
 REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
     ConditionType.ACCEPTED: {
-        Reason.VALID: "The operator takes the spec as it is.",
-        Reason.INVALID_SPEC: "Fields contradict each other in a way that the schema cannot see; the message names them.",
-        Reason.INVALID_TEMPLATE: "The API server refuses a pod made from a template; the message has its own words.",
-        Reason.CANNOT_CHANGE: "A field was changed that cannot change once the job exists; what was there stays in force.",
-        Reason.NAME_TAKEN: "An object with a name that the job needs exists, and belongs to somebody else.",
-        Reason.PREDECESSOR_LEAVING: "Objects of a deleted job of the same name are not gone yet.",
+        Reason.VALID: "The operator accepts the spec.",
+        Reason.INVALID_SPEC: "Fields contradict each other in a way that the schema cannot check; the message names them.",
+        Reason.INVALID_TEMPLATE: "The API server rejects a pod made from a template; the message has the server's error.",
+        Reason.CANNOT_CHANGE: "A field was changed that cannot change once the job exists; the old value stays in force.",
+        Reason.NAME_TAKEN: "An object with a name that the job needs exists and does not belong to the job.",
+        Reason.PREDECESSOR_LEAVING: "Objects of a deleted job of the same name still exist.",
         Reason.UNKNOWN_PRIORITY: "The AutoscalerConfig has no priority of this name.",
-        Reason.NOT_CHECKED: "The API server could not check the job's pods; the message has its words. It is asked again.",
+        Reason.NOT_CHECKED: "The API server could not check the job's pods; the message has its error. It is retried.",
     },
     ConditionType.SCHEDULED: {
-        Reason.PODS_PLACED: "Master, servers and the fewest trainers have nodes.",
-        Reason.PODS_PENDING: "Pods are not made yet, or the scheduler has not spoken yet.",
-        Reason.QUEUED: "The job waits for room for its fewest trainers.",
-        Reason.UNSCHEDULABLE: "The scheduler finds no node for a pod; the message has its own words.",
+        Reason.PODS_PLACED: "Master, servers and minReplicas trainers have nodes.",
+        Reason.PODS_PENDING: "Pods are not created yet, or the scheduler has not processed them yet.",
+        Reason.QUEUED: "The job waits for room for minReplicas trainers.",
+        Reason.UNSCHEDULABLE: "The scheduler finds no node for a pod; the message has the scheduler's message.",
         Reason.QUOTA_EXCEEDED: "A ResourceQuota of the namespace leaves no room for a pod.",
         Reason.PODS_REFUSED: "The API server, an admission policy or a kubelet refuses a pod or another object of the job; "
-        "the message has its words.",
-        Reason.NO_PODS_WANTED: "The job is suspended or has ended; its pods leave and none are made.",
+        "the message has its error.",
+        Reason.NO_PODS_WANTED: "The job is suspended or has ended; its pods are deleted and none are created.",
     },
     ConditionType.AUTOSCALED: {
-        Reason.FOLLOWING: "The job follows the autoscaler's plans; status.allocation has what it is given.",
-        Reason.PINNED: "spec.trainer.replicas is set: the autoscaler finds room for so many, and changes nothing.",
-        Reason.DISABLED: "The AutoscalerConfig says enabled: false; the job has its pinned number or its minimum.",
-        Reason.DRY_RUN: "The AutoscalerConfig says dryRun: true; plans are made, and nobody follows them.",
-        Reason.CONFIG_REFUSED: "The AutoscalerConfig cannot be taken; the message says why, and what is in force instead.",
+        Reason.FOLLOWING: "The job follows the autoscaler's plans; its allocation is in status.allocation.",
+        Reason.PINNED: "spec.trainer.replicas is set: the autoscaler finds room for that number and does not change it.",
+        Reason.DISABLED: "The AutoscalerConfig has enabled: false; the job has its pinned number or its minimum.",
+        Reason.DRY_RUN: "The AutoscalerConfig has dryRun: true; plans are computed, and jobs do not follow them.",
+        Reason.CONFIG_REFUSED: "The AutoscalerConfig is invalid; the message has the reason and the configuration in force.",
     },
     ConditionType.RUNNING: {
-        Reason.TRAINERS_READY: "At least the fewest trainers are ready.",
+        Reason.TRAINERS_READY: "At least minReplicas trainers are ready.",
         Reason.PODS_STARTING: "Pods have nodes and are starting.",
         Reason.IMAGE_PULL_FAILED: "A node cannot pull an image.",
-        Reason.CONTAINER_CANNOT_START: "A container cannot be made, such as for a missing volume, Secret or command.",
-        Reason.CRASH_LOOP: "A container ends again and again; the message has its exit code.",
+        Reason.CONTAINER_CANNOT_START: "A container cannot be created, such as for a missing volume, Secret or command.",
+        Reason.CRASH_LOOP: "A container exits repeatedly; the message has its exit code.",
         Reason.OUT_OF_MEMORY: "A container was killed at its memory limit.",
-        Reason.PODS_EVICTED: "A kubelet ended a pod: its node lacks room or shuts down, or the pod is over its own deadline.",
-        Reason.NODE_LOST: "The node of a pod is gone, and the pod is being replaced.",
-        Reason.MASTER_AWAY: "The master is not ready or cannot be asked; trainers go on with what they hold.",
+        Reason.PODS_EVICTED: "A kubelet terminated a pod: its node lacks resources or shuts down, or the pod's deadline passed.",
+        Reason.NODE_LOST: "The node of a pod is lost, and the pod is being replaced.",
+        Reason.MASTER_AWAY: "The master is not ready or not reachable; trainers continue with the tasks that they have leased.",
         Reason.SERVERS_AWAY: "A parameter server is not ready.",
         Reason.NO_TRAINERS: "Fewer trainers are ready than the job needs.",
-        Reason.NO_TRAINERS_WANTED: "The job is suspended or has ended; its trainers leave and none are made.",
+        Reason.NO_TRAINERS_WANTED: "The job is suspended or has ended; its trainers are deleted and none are created.",
     },
     ConditionType.PROGRESSING: {
-        Reason.SAMPLES_COMMITTED: "Samples become part of the model.",
-        Reason.NOT_BEGUN: "No sample is part of the model yet; the message says what is waited for.",
+        Reason.SAMPLES_COMMITTED: "Samples are being committed.",
+        Reason.NOT_BEGUN: "No sample is committed yet; the message has what the job waits for.",
         Reason.SAVING: "All samples are committed; the model is being written.",
-        Reason.STALLED: "Nothing moves; the message says why, in the master's words.",
-        Reason.NO_NEWS: "The master has said nothing for a while.",
-        Reason.ETCD_UNREACHABLE: "The operator cannot reach etcd, so it does not know; running jobs go on.",
+        Reason.STALLED: "No samples are committed; the message has the master's reason.",
+        Reason.NO_NEWS: "The master has reported nothing for longer than expected.",
+        Reason.ETCD_UNREACHABLE: "The operator cannot reach etcd, so the progress is unknown; running jobs continue.",
         Reason.NOTHING_TO_DO: "The job is suspended or has ended.",
     },
     ConditionType.SUSPENDED: {
-        Reason.SUSPEND_REQUESTED: "spec.suspend is true and all pods are gone; of a job with parameterServer.emptyDir all but "
+        Reason.SUSPEND_REQUESTED: "spec.suspend is true and all pods are deleted; with parameterServer.emptyDir all except "
         "master and servers, which hold the model.",
-        Reason.PODS_LEAVING: "spec.suspend is true; snapshots are being written and pods leave.",
+        Reason.PODS_LEAVING: "spec.suspend is true; snapshots are being written and pods are being deleted.",
         Reason.RESUMED: "spec.suspend is false.",
     },
     ConditionType.COMPLETE: {
         Reason.ALL_SAMPLES_COMMITTED: "The last sample is committed, and the model is written to spec.output.",
     },
     ConditionType.FAILED: {
-        Reason.BACKOFF_LIMIT_EXCEEDED: "The script ended by an error of its own more often than runPolicy.backoffLimit.",
+        Reason.BACKOFF_LIMIT_EXCEEDED: "The script failed more often than runPolicy.backoffLimit allows.",
         Reason.DEADLINE_EXCEEDED: "The job ran for longer than runPolicy.activeDeadlineSeconds.",
         Reason.TASK_FAILED: "The script failed three times on the same samples; the message names them.",
         Reason.SNAPSHOTS_LOST: "No snapshot is left from which the parameters can be restored.",
-        Reason.SCRIPT_FAILED: "The job cannot go on as its script is; the message has the master's words.",
+        Reason.SCRIPT_FAILED: "The job cannot continue with its script; the message has the master's reason.",
     },
 }
-"""All reasons by the condition that has them, and what each means."""
+"""The reasons of each condition, with their meanings."""
 
 
 _LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
-"""Of times in a status, so that what is reckoned from them is a time, too."""
+"""Latest time in a status, so that sums with it are valid times, too."""
 
 
 def _in_seconds(value: datetime) -> datetime:
@@ -202,11 +202,11 @@ def _in_seconds(value: datetime) -> datetime:
 
 
 Time = Annotated[AwareDatetime, AfterValidator(_in_seconds)]
-"""A moment as Kubernetes writes it: whole seconds, UTC, the year 9000 at the latest."""
+"""A time as Kubernetes writes it: whole seconds, UTC, not later than the year 9000."""
 
 
 class _Part(BaseModel):
-    """What all parts of a status have in common: camelCase outside, unknown fields left out, never changed."""
+    """Base class of all parts of a status: camelCase aliases, unknown fields are ignored, instances are frozen."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="ignore", frozen=True
@@ -214,160 +214,164 @@ class _Part(BaseModel):
 
 
 class Condition(_Part):
-    """One thing that is true or not."""
+    """A condition of a job, as in other Kubernetes objects."""
 
-    type: str = Field(description=f"What is said: {', '.join(ConditionType)}.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
-    reason: str = Field(description="Why, in one word from a fixed list, such as QuotaExceeded.")
-    message: str = Field(default="", description="Why, for people: which pod, which field, and what to do.")
-    last_transition_time: Time = Field(description="When the status of this condition changed last.")
+    type: str = Field(description=f"Type of the condition: {', '.join(ConditionType)}.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Status of the condition.")
+    reason: str = Field(description="Reason in one word from a fixed list, such as QuotaExceeded.")
+    message: str = Field(default="", description="Details of the reason: the pod or field, and the fix.")
+    last_transition_time: Time = Field(description="Time of the last change of the condition's status.")
     observed_generation: int | None = Field(
-        default=None, description="Generation of the spec that this was observed for."
+        default=None, description="Generation of the spec that the condition was observed for."
     )
 
 
 class TrainersStatus(_Part):
-    """The trainers as they are."""
+    """Observed state of the trainers."""
 
-    wanted: int = Field(default=0, description="How many there should be now, by pin, autoscaler or minimum.")
-    ready: int = Field(default=0, description="How many are at work.")
+    wanted: int = Field(default=0, description="Desired number of trainers, from pin, autoscaler or minimum.")
+    ready: int = Field(default=0, description="Number of trainers that are ready.")
     min: int = Field(default=0, description="spec.trainer.minReplicas, as observed.")
-    max: int = Field(default=0, description="spec.trainer.maxReplicas, as observed; the minimum where it is unset.")
+    max: int = Field(default=0, description="spec.trainer.maxReplicas, as observed; the minimum if it is unset.")
 
-    @computed_field(description="Ready and wanted, such as 3/4.")  # type: ignore[prop-decorator]
+    @computed_field(description="Ready and desired trainers, such as 3/4.")  # type: ignore[prop-decorator]
     @property
     def text(self) -> str:
-        """Ready and wanted."""
+        """Ready and desired trainers."""
         return f"{self.ready}/{self.wanted}"
 
-    @computed_field(description="The bounds, such as 2-8.")  # type: ignore[prop-decorator]
+    @computed_field(description="Bounds of the number of trainers, such as 2-8.")  # type: ignore[prop-decorator]
     @property
     def range(self) -> str:
-        """The bounds."""
+        """Bounds of the number of trainers."""
         return f"{self.min}-{self.max}" if self.min != self.max else str(self.min)
 
 
 class ServersStatus(_Part):
-    """The parameter servers as they are."""
+    """Observed state of the parameter servers."""
 
-    wanted: int = Field(default=0, description="How many there should be.")
-    ready: int = Field(default=0, description="How many are ready.")
+    wanted: int = Field(default=0, description="Desired number of parameter servers.")
+    ready: int = Field(default=0, description="Number of parameter servers that are ready.")
 
-    @computed_field(description="Ready and wanted, such as 2/2.")  # type: ignore[prop-decorator]
+    @computed_field(description="Ready and desired parameter servers, such as 2/2.")  # type: ignore[prop-decorator]
     @property
     def text(self) -> str:
-        """Ready and wanted."""
+        """Ready and desired parameter servers."""
         return f"{self.ready}/{self.wanted}"
 
 
 class MasterStatus(_Part):
-    """The master as it is."""
+    """Observed state of the master."""
 
-    ready: bool = Field(default=False, description="Whether it answers.")
+    ready: bool = Field(default=False, description="Whether the master is ready.")
 
 
 class Progress(_Part):
-    """How far the training is, as the master says."""
+    """Progress of the training, as reported by the master."""
 
     epoch: int | None = Field(default=None, description="Number of the open epoch, from 1.")
-    epochs: int | None = Field(default=None, description="How many epochs there are in all.")
-    samples: int = Field(default=0, description="Samples that are part of the model, over all epochs.")
+    epochs: int | None = Field(default=None, description="Number of epochs.")
+    samples: int = Field(default=0, description="Samples committed over all epochs.")
     expected: int | None = Field(default=None, description="Samples of all epochs together.")
-    rate: float | None = Field(default=None, description="Samples per second, in three digits; recent.")
+    rate: float | None = Field(default=None, description="Present rate in samples per second, rounded to three digits.")
     estimated_end: Time | None = Field(default=None, description="When the last sample will be committed at this rate.")
     last_step_time: Time | None = Field(default=None, description="When samples were committed last.")
-    message: str | None = Field(default=None, description="Why nothing moves, when nothing moves.")
+    message: str | None = Field(default=None, description="Why no samples are committed; absent while they are.")
 
     @field_validator("rate")
     @classmethod
     def _in_three_digits(cls, value: float | None) -> float | None:
-        """So that noise is no news."""
+        """Round the rate to three digits, so that noise does not change the status."""
         rounded = float(f"{value:.3g}") if value is not None else math.nan
         return rounded if math.isfinite(rounded) else None
 
-    @computed_field(description="Share of the samples that are done, such as 41%.")  # type: ignore[prop-decorator]
+    @computed_field(description="Share of the samples that are committed, such as 41%.")  # type: ignore[prop-decorator]
     @property
     def percent(self) -> str | None:
-        """100% only when all are done."""
+        """Share of the samples that are committed; rounded down, so 100% means all."""
         if not self.expected or self.expected < 0:
             return None
         return f"{min(max(100 * self.samples // self.expected, 0), 100)}%"
 
-    @computed_field(description="Open epoch and how many there are, such as 2/3.")  # type: ignore[prop-decorator]
+    @computed_field(description="Open epoch and number of epochs, such as 2/3.")  # type: ignore[prop-decorator]
     @property
     def text(self) -> str | None:
-        """Open epoch and how many there are."""
+        """Open epoch and number of epochs."""
         return f"{self.epoch}/{self.epochs}" if self.epoch is not None and self.epochs is not None else None
 
 
 class Allocation(_Part):
-    """What the job was given, and why not more."""
+    """The job's allocation by the autoscaler, with the reason why it is not larger."""
 
-    wanted: int = Field(default=0, description="Trainers that the autoscaler gives the job.")
-    ready: int = Field(default=0, description="Trainers of these that are ready.")
-    why: str | None = Field(default=None, description="Why it is not more: at max, pinned, no room for cpu 4.")
+    wanted: int = Field(default=0, description="Number of trainers that the autoscaler gives the job.")
+    ready: int = Field(default=0, description="Number of these trainers that are ready.")
+    why: str | None = Field(
+        default=None, description="Why the job gets no more trainers: at max, pinned, no room for cpu 4."
+    )
 
 
 class Account(_Part):
     """The final account of every sample, over all epochs."""
 
     epochs: int = Field(default=0, description="Epochs that were trained.")
-    expected: int = Field(default=0, description="Samples that were to count.")
+    expected: int = Field(default=0, description="Samples that should count.")
     counted: int = Field(default=0, description="Samples that counted.")
-    lost: int = Field(default=0, description="Samples that did not; 0 for a job that is complete.")
+    lost: int = Field(default=0, description="Samples that did not count; 0 for a complete job.")
     twice: int = Field(default=0, description="Samples that counted more than once; always 0.")
     skipped: int = Field(default=0, description="Samples of batches for which the script made no step.")
     replayed: int = Field(default=0, description="Batches that were computed again after a loss.")
     joins: int = Field(default=0, description="Trainers that joined.")
-    leaves: int = Field(default=0, description="Trainers that left in order.")
-    deaths: int = Field(default=0, description="Trainers that died.")
+    leaves: int = Field(default=0, description="Trainers that left after a drain or at the end.")
+    deaths: int = Field(default=0, description="Trainers that failed or were killed.")
     seconds: float = Field(default=0.0, description="Seconds from the first task to the end.")
 
 
 class Status(_Part):
-    """What was observed of a job."""
+    """Observed state of a job."""
 
-    observed_generation: int | None = Field(default=None, description="Generation of the spec that this is about.")
-    state: State | None = Field(default=None, description="Where the job is in its life, in one word.")
-    reason: str | None = Field(default=None, description="Reason of the condition that decides the state.")
+    observed_generation: int | None = Field(default=None, description="Generation of the spec that this status is for.")
+    state: State | None = Field(default=None, description="Phase of the job, in one word.")
+    reason: str | None = Field(default=None, description="Reason of the condition that determines the state.")
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="What is true of the job and what is not, each with its reason; for `kubectl wait "
-        "--for=condition=Complete`. Reasons come from a fixed list.",
+        description="Conditions of the job, each with its reason; for `kubectl wait "
+        "--for=condition=Complete`. The reasons are from a fixed list.",
     )
-    trainers: TrainersStatus | None = Field(default=None, description="Trainers: wanted, ready and bounds.")
-    servers: ServersStatus | None = Field(default=None, description="Parameter servers: wanted and ready.")
+    trainers: TrainersStatus | None = Field(default=None, description="Trainers: desired, ready and bounds.")
+    servers: ServersStatus | None = Field(default=None, description="Parameter servers: desired and ready.")
     master: MasterStatus | None = Field(default=None, description="The master.")
-    progress: Progress | None = Field(default=None, description="How far the training is, and how fast.")
-    allocation: Allocation | None = Field(default=None, description="What the autoscaler gives, and why not more.")
+    progress: Progress | None = Field(default=None, description="Progress and rate of the training.")
+    allocation: Allocation | None = Field(
+        default=None, description="Allocation by the autoscaler, and why it is not larger."
+    )
     account: Account | None = Field(default=None, description="The account of every sample, at the job's end.")
-    start_time: Time | None = Field(default=None, description="When the fewest trainers were ready for the first time.")
+    start_time: Time | None = Field(
+        default=None, description="When minReplicas trainers were ready for the first time."
+    )
     completion_time: Time | None = Field(default=None, description="When the job was complete.")
-    last_scale_time: Time | None = Field(default=None, description="When the number of wanted trainers changed last.")
+    last_scale_time: Time | None = Field(default=None, description="When the desired number of trainers changed last.")
     active_seconds: int | None = Field(
         default=None, description="Seconds that the job ran before activeSince, for runPolicy.activeDeadlineSeconds."
     )
     active_since: Time | None = Field(
-        default=None, description="Since when the job runs; absent while it is suspended, and after its end."
+        default=None, description="When the job started or resumed; absent while it is suspended, and after its end."
     )
     failures: int | None = Field(
-        default=None, description="Errors of the script's own in a row, for runPolicy.backoffLimit."
+        default=None, description="Consecutive failures of the script, for runPolicy.backoffLimit."
     )
     restarts: int | None = Field(
         default=None,
-        description="How often the job began again, as its model was lost with its servers' pods (parameterServer.emptyDir); at "
-        "runPolicy.backoffLimit it fails.",
+        description="Number of restarts of the job because its model was lost with its servers' pods "
+        "(parameterServer.emptyDir); at runPolicy.backoffLimit the job fails.",
     )
-    last_failure_time: Time | None = Field(
-        default=None, description="When the script last ended by an error of its own."
-    )
+    last_failure_time: Time | None = Field(default=None, description="When the script failed last.")
     selector: str | None = Field(default=None, description="Label selector of the trainers' pods, for autoscalers.")
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None) -> Status:
-        """From what stands in an object; nothing is an empty status."""
+        """Parse the status of an object; None is an empty status."""
         return cls.model_validate(mapping or {}, by_alias=True, by_name=False)
 
     def to_mapping(self) -> dict[str, Any]:
-        """As it stands in an object: camelCase, without what is not known."""
+        """Return the status for an object: camelCase, without unknown values."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,4 +1,4 @@
-"""Durations and quantities as Kubernetes writes them: values with a unit that keep the form they were written in."""
+"""Durations and quantities as Kubernetes writes them: values with a unit that keep their written form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SCALES: Final = {
 
 @total_ordering
 class _Written:
-    """An exact number that remembers how it was written; compares by the number."""
+    """An exact number that keeps its written form; compares by the number."""
 
     __slots__ = ("_number", "_text")
     _schema: ClassVar[JsonSchemaValue]
@@ -51,7 +51,7 @@ class _Written:
 
     @classmethod
     def _accept(cls, value: Any) -> Self:
-        """From what stands in a manifest, or from a value that is one already."""
+        """Convert a manifest's value, or return an instance unchanged."""
         return value if isinstance(value, cls) else cls(value)
 
     @classmethod
@@ -85,7 +85,7 @@ class _Written:
 
 
 class Duration(_Written):
-    """A length of time such as ``30s``, ``1m30s``, ``500ms`` or ``2h``; from nothing to 100 years.
+    """A duration such as ``30s``, ``1m30s``, ``500ms`` or ``2h``; from 0 to 100 years.
 
     Raises:
         ValueError: It is not a duration.
@@ -107,17 +107,17 @@ class Duration(_Written):
 
     @property
     def seconds(self) -> float:
-        """The length in seconds."""
+        """Duration in seconds."""
         return float(self._number)
 
 
 class Quantity(_Written):
-    """An amount of a resource such as ``100m`` (of a core), ``1Gi`` or ``0.5``; plain numbers are taken too.
+    """A quantity of a resource such as ``100m`` (of a core), ``1Gi`` or ``0.5``; plain numbers are accepted, too.
 
-    The grammar is that of Kubernetes' ``resource.Quantity``; amounts beyond its largest, 2^63 - 1, are refused.
+    The grammar is that of Kubernetes' ``resource.Quantity``; amounts above its maximum, 2^63 - 1, are refused.
 
     Raises:
-        ValueError: It is not a quantity, or negative, or too large.
+        ValueError: The value is not a quantity, or it is negative or too large.
     """
 
     __slots__ = ()
@@ -146,5 +146,5 @@ class Quantity(_Written):
 
     @property
     def amount(self) -> Decimal:
-        """The exact amount, in units (cores, bytes, pieces)."""
+        """Exact amount, in units (cores, bytes, pieces)."""
         return self._number

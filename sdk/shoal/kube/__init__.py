@@ -1,4 +1,4 @@
-"""The one gateway to the Kubernetes API, and the only package that imports its client."""
+"""Client of the Kubernetes API; the only package that imports the Kubernetes client library."""
 
 from shoal.kube.client import Kube, Listed
 from shoal.kube.errors import (

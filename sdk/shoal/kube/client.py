@@ -1,7 +1,7 @@
-"""Reads and writes objects as plain mappings: by server-side apply, by exact patches, never by read-modify-write.
+"""Client that reads and writes objects as plain mappings: server-side apply and exact patches, no read-modify-write.
 
-An API server that is restarted, busy or behind a connection that broke is asked again until the caller's patience ends,
-where asking twice is the same as once: everything here but ``create``, and that one says what it found.
+Requests are retried until the timeout while the API server restarts, is busy, or the connection breaks. All requests
+are idempotent except ``create`` and ``replace``, whose retries report a conflict.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _APPLY: Final = "application/apply-patch+yaml"
 _UNPROCESSABLE: Final = 422
 _INTERNAL: Final = 500
 _INTERNAL_SECONDS: Final = 1.0
-"""For so long a request is sent again that the API server answers with an error of its own: one that lasts, such as a
-webhook that cannot be called, is the caller's to report."""
+"""Seconds during which a request that fails with status 500 is retried; the caller reports a permanent error, such as a
+webhook that cannot be called."""
 _JSON_PATCH: Final = "application/json-patch+json"
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _TRY_SECONDS: Final = 10.0
-"""The longest wait for one answer: a connection that has died without a word takes no caller's whole patience."""
+"""Timeout of one attempt, in seconds, so that one broken connection does not use up the caller's whole timeout."""
 _AT_ONCE: Final = 64
-"""Requests under way at a time. More would wait in the library for a connection, within the time that a try may take."""
+"""Most concurrent requests. More would wait in the library for a connection, which counts to the attempt's timeout."""
 _PAGE: Final = 500
 _EXPIRED: Final = 410
 _SILENCE_SECONDS: Final = 75.0
-"""A stream on which nothing is heard for so long is dead: the API server sends a bookmark every 60 s."""
+"""Read timeout of a watch stream, in seconds: the API server sends a bookmark every 60 s."""
 _BREATH: Final = 32
-"""Changes that are told in one go, before others have their turn."""
+"""Number of changes after which a watch yields to the other tasks of the event loop."""
 _PROXIES: Final = frozenset({"http", "https", "all"})
 _METHODS: Final = {
     "get": "GET",
@@ -66,7 +66,7 @@ _METHODS: Final = {
     "update": "PUT",
     "delete": "DELETE",
 }
-"""What is asked for, by the API's own verbs (``apply`` is a patch, too)."""
+"""HTTP method of each verb (``apply`` is a server-side apply patch)."""
 
 
 def _ignore(_verb: str, _kind: str, _code: int) -> None:
@@ -82,7 +82,7 @@ def _for_ever() -> float:
 
 
 class Listed(NamedTuple):
-    """All objects of a kind, and the resource version up to which that is true."""
+    """All objects of a kind, and the resource version of the listing."""
 
     items: list[Manifest]
     revision: int
@@ -92,12 +92,12 @@ class Kube:
     """A connection to one cluster.
 
     Args:
-        client: The library's, with address and credentials.
-        manager: Who owns the fields that are applied.
-        patience_seconds: How long a call waits for an API server that does not answer.
-        on_answer: Told of every try: verb, kind, HTTP status (0: there was no answer).
-        may_write: Asked right before every try of a write for how many seconds more it may be under way; 0 and less: it
-            is not sent.
+        client: The client library's object, with address and credentials.
+        manager: Field manager for server-side apply. Default: ``shoal``.
+        patience_seconds: Timeout of a call, including its retries. Seconds. Default: 30.
+        on_answer: Called after every attempt with verb, kind and HTTP status (0: no response).
+        may_write: Called before every attempt of a write; returns for how many seconds it may run. At 0 or less the
+            write is not sent. Default: no limit.
     """
 
     def __init__(
@@ -126,34 +126,34 @@ class Kube:
         on_answer: Callable[[str, str, int], None] = _ignore,
         may_write: Callable[[], float] = _for_ever,
     ) -> Self:
-        """Connect as the kubeconfig says, or (without one) as the pod that this process runs in.
+        """Connect with the kubeconfig, or without one with the service account of the pod of this process.
 
         Args:
-            kubeconfig: Its path; None: as kubectl finds it.
-            context: Of the kubeconfig; None: its current one.
-            patience_seconds: As with the class.
-            on_answer: Likewise.
-            may_write: Likewise.
+            kubeconfig: Path of the kubeconfig. Default: None, the path that kubectl uses.
+            context: Context of the kubeconfig. Default: None, the current context.
+            patience_seconds: Timeout of a call, including its retries. Seconds. Default: 30.
+            on_answer: Called after every attempt with verb, kind and HTTP status (0: no response).
+            may_write: Called before every attempt of a write; returns for how many seconds it may run.
 
         Raises:
-            KubeError: There is neither.
+            KubeError: There is neither a kubeconfig nor a service account.
         """
         configuration = Configuration()
-        # The library asks the environment when it is imported, which may be long before.
+        # The library reads the environment when it is imported; it may have changed since.
         named = {"config_file": kubeconfig or os.environ.get("KUBECONFIG") or None, "context": context}
         try:
             with warnings.catch_warnings():
-                # In a pod it warns that there is no kubeconfig, which is as it should be.
+                # In a pod the library warns that there is no kubeconfig, which is expected there.
                 warnings.filterwarnings("ignore", "kube_config_path not provided", UserWarning)
                 await load_config(
                     client_configuration=configuration, **{k: v for k, v in named.items() if v is not None}
                 )
         except Exception as error:
-            # The library raises errors of many kinds here, and what it names is what a person can mend.
+            # The library raises errors of many types here; their texts name what the user can fix.
             raise KubeError(f"no cluster can be reached: {error}; name a kubeconfig, or set KUBECONFIG") from error
         configuration.retries = None
-        # The library looks for a proxy (and into ~/.netrc) at each request, in a thread of the loop's pool: that takes
-        # longer than all the rest, and waits where the pool is busy.
+        # The library looks up a proxy (and reads ~/.netrc) for each request, in a thread of the event loop's pool. That
+        # takes longer than the rest of the request, and waits while the pool is busy.
         configuration.client_session_kwargs = {"trust_env": not _PROXIES.isdisjoint(getproxies_environment())}
         return cls(
             ApiClient(configuration), patience_seconds=patience_seconds, on_answer=on_answer, may_write=may_write
@@ -172,10 +172,10 @@ class Kube:
     # --- Reading ---
 
     async def knows(self, kind: str) -> bool:
-        """Whether the cluster has this kind: every account may ask.
+        """Return whether the cluster has this kind; every account has the permission for this request.
 
         Raises:
-            KubeError: The API server was away for too long.
+            KubeError: The API server did not answer before the timeout.
         """
         try:
             found = await self._ask("get", kind, f"/apis/{KINDS[kind].version}")
@@ -184,7 +184,7 @@ class Kube:
         return any(each.get("name") == KINDS[kind].plural for each in found.get("resources") or [])
 
     async def get(self, kind: str, name: str, *, namespace: str = "") -> Manifest | None:
-        """An object; None if it is not there."""
+        """Return an object; None if it does not exist."""
         try:
             return await self._ask("get", kind, KINDS[kind].path(namespace, name))
         except KubeGoneError:
@@ -193,25 +193,25 @@ class Kube:
     async def list(
         self, kind: str, *, namespace: str = "", selector: str = "", name: str = "", fields: str = ""
     ) -> list[Manifest]:
-        """The items of a `listing`."""
+        """Return the items of a `listing`."""
         return (await self.listing(kind, namespace=namespace, selector=selector, name=name, fields=fields)).items
 
     async def listing(
         self, kind: str, *, namespace: str = "", selector: str = "", name: str = "", fields: str = ""
     ) -> Listed:
-        """All objects of a kind, in a namespace or everywhere, with these labels.
+        """Return all objects of a kind, in pages of 500.
 
         Args:
-            kind: Of the objects.
-            namespace: Where; empty: everywhere.
-            selector: Labels.
-            name: Only the object of this name, for which the right to list is enough.
-            fields: A field selector.
+            kind: Kind of the objects.
+            namespace: Namespace of the objects. Default: empty, all namespaces.
+            selector: Label selector. Default: empty, all objects.
+            name: Name of the only object to return (requires the permission to list, not to get). Default: empty.
+            fields: Field selector. Default: empty.
 
         Raises:
-            KubeGoneError: The cluster does not know the kind.
-            KubeForbiddenError: It is not allowed.
-            KubeUnreachableError: Patience ended.
+            KubeGoneError: The cluster does not have the kind.
+            KubeForbiddenError: The permission is missing.
+            KubeUnreachableError: The API server did not answer before the timeout.
         """
         fields = ",".join(filter(None, (f"metadata.name={name}" if name else "", fields)))
         first = {"limit": str(_PAGE)}
@@ -224,7 +224,7 @@ class Kube:
             try:
                 page = await self._ask("list", kind, KINDS[kind].path(namespace), query=query)
             except KubeGoneError as error:
-                # A page that was asked for too late, when its revision was compacted away: begin anew.
+                # The revision was compacted between two pages: start again.
                 if "continue" not in query or error.status != _EXPIRED or time.monotonic() > end:
                     raise
                 found, query = [], dict(first)
@@ -246,20 +246,20 @@ class Kube:
         seconds: int,
         opened: Callable[[], object] = _nothing,
     ) -> AsyncGenerator[tuple[str, Manifest]]:
-        """Each change since a revision: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object.
+        """Yield each change since a revision: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object.
 
         Args:
-            kind: Of the objects.
-            namespace: Where; empty: everywhere.
-            selector: Labels.
+            kind: Kind of the objects.
+            namespace: Namespace of the objects. Default: empty, all namespaces.
+            selector: Label selector. Default: empty, all objects.
             revision: Resource version of a listing or of an earlier change.
-            seconds: After how long the API server shall end the stream, in good order.
-            opened: Called when the API server has accepted the request; the first change may be minutes away.
+            seconds: Time after which the API server ends the stream regularly. Seconds.
+            opened: Called when the API server has accepted the request; the first change may follow minutes later.
 
         Raises:
-            KubeGoneError: The changes since then are forgotten (status 410), or the cluster does not know the kind.
-            KubeForbiddenError: It is not allowed.
-            KubeUnreachableError: There is no answer, or the stream was cut off.
+            KubeGoneError: The revision is no longer available (status 410), or the cluster does not have the kind.
+            KubeForbiddenError: The permission is missing.
+            KubeUnreachableError: The API server does not answer, or the stream was interrupted.
         """
         query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": str(revision)}
         query |= {"timeoutSeconds": str(seconds)} | ({"labelSelector": selector} if selector else {})
@@ -282,17 +282,17 @@ class Kube:
             finally:
                 answer.close()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise KubeUnreachableError(f"the stream was cut off: {error or type(error).__name__}") from error
+            raise KubeUnreachableError(f"the watch stream was interrupted: {error or type(error).__name__}") from error
 
     # --- Writing ---
 
     async def apply(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> Manifest:
-        """Server-side apply: the fields of the manifest become as it says, and ours.
+        """Apply a manifest by server-side apply, with force: this client becomes the owner of its fields.
 
         Raises:
-            KubeInvalidError: The API server has words about the manifest.
-            KubeForbiddenError: It is not allowed.
-            KubeUnreachableError: Patience ended.
+            KubeInvalidError: The API server rejects the manifest.
+            KubeForbiddenError: The permission is missing.
+            KubeUnreachableError: The API server did not answer before the timeout.
         """
         kind, namespace, name = _of(manifest)
         query = {"fieldManager": self._manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
@@ -303,24 +303,24 @@ class Kube:
         """Create an object.
 
         Raises:
-            KubeConflictError: One of its name exists; perhaps by an earlier try of ours whose answer was lost.
-            KubeInvalidError: The API server has words about the manifest.
-            KubeForbiddenError: It is not allowed, or a quota is full.
-            KubeUnreachableError: Patience ended.
+            KubeConflictError: An object of this name exists, possibly from an earlier attempt whose response was lost.
+            KubeInvalidError: The API server rejects the manifest.
+            KubeForbiddenError: The permission is missing, or a quota is exceeded.
+            KubeUnreachableError: The API server did not answer before the timeout.
         """
         kind, namespace, _ = _of(manifest)
         query = {"fieldManager": self._manager} | ({"dryRun": "All"} if dry_run else {})
         return await self._ask("create", kind, KINDS[kind].path(namespace), query=query, body=manifest)
 
     async def replace(self, manifest: Mapping[str, Any]) -> Manifest:
-        """Put this in an object's place, if it is still the one that was read (``metadata.resourceVersion``).
+        """Replace an object if its resource version is still that of the manifest.
 
         Raises:
-            KubeConflictError: It has changed since; perhaps by an earlier try of ours whose answer was lost.
-            KubeGoneError: There is none.
-            KubeInvalidError: The API server has words about the manifest.
-            KubeForbiddenError: It is not allowed.
-            KubeUnreachableError: Patience ended.
+            KubeConflictError: The object has changed, possibly by an earlier attempt whose response was lost.
+            KubeGoneError: The object does not exist.
+            KubeInvalidError: The API server rejects the manifest.
+            KubeForbiddenError: The permission is missing.
+            KubeUnreachableError: The API server did not answer before the timeout.
         """
         kind, namespace, name = _of(manifest)
         query = {"fieldManager": self._manager}
@@ -329,14 +329,14 @@ class Kube:
     async def delete(
         self, kind: str, name: str, *, namespace: str = "", uid: str = "", grace_seconds: int | None = None
     ) -> bool:
-        """Delete an object; False if it (or the one of this uid) is gone already.
+        """Delete an object; False if it does not exist or has another uid.
 
         Args:
-            kind: Its kind.
-            name: Its name.
-            namespace: Its namespace.
-            uid: Only this very one; empty: whichever has the name.
-            grace_seconds: 0 is for pods of nodes that are gone. None: as the pod says.
+            kind: Kind of the object.
+            name: Name of the object.
+            namespace: Namespace of the object. Default: empty, for kinds without namespaces.
+            uid: Required uid of the object. Default: empty, any.
+            grace_seconds: Grace period; 0 is for pods on lost nodes. Seconds. Default: None, that of the pod.
         """
         body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid:
@@ -352,21 +352,21 @@ class Kube:
     async def set_status(
         self, kind: str, name: str, status: Mapping[str, Any], *, uid: str, namespace: str = ""
     ) -> Manifest | None:
-        """Give an object this status, and return it; None if it is gone, also where another one has its name by now."""
+        """Write an object's status and return the object; None if it does not exist or has another uid."""
         path = KINDS[kind].path(namespace, name, subresource="status")
         return await self._put(kind, path, "/status", status, uid=uid)
 
     async def stop_pod(self, name: str, *, namespace: str, uid: str) -> bool:
-        """Have the kubelet end a pod's containers, by a deadline that has passed; False if this pod is gone.
+        """Have the kubelet terminate a pod's containers; False if the pod does not exist or has another uid.
 
-        The pod itself stays, and its logs with it.
+        The pod gets an ``activeDeadlineSeconds`` that has expired. The pod itself and its logs remain.
         """
         path = KINDS["Pod"].path(namespace, name)
         return await self._put("Pod", path, "/spec/activeDeadlineSeconds", 1, uid=uid) is not None
 
     async def _put(self, kind: str, path: str, field: str, value: object, *, uid: str) -> Manifest | None:
-        """Set one field of the object that has this uid; None if it is gone."""
-        # The API server ignores metadata that is sent to a subresource, but not a test within the patch.
+        """Set one field of the object with this uid; None if it does not exist."""
+        # The API server ignores metadata that is sent to a subresource, but it executes a test operation in the patch.
         body: list[Mapping[str, Any]] = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
             {"op": "add", "path": field, "value": value},
@@ -377,7 +377,7 @@ class Kube:
         except KubeGoneError:
             return None
         except KubeInvalidError as error:
-            # A value that the schema refuses has causes, field by field; the test of the patch has none.
+            # An error of the schema has causes, field by field; a failed test of the patch has none.
             if error.causes or error.status != _UNPROCESSABLE:
                 raise
             return None
@@ -418,17 +418,17 @@ class Kube:
                 return answer
 
     def _seconds_for(self, method: str) -> float:
-        """How long one try may take.
+        """Return the timeout of one attempt, in seconds.
 
         Raises:
-            KubeFencedError: It must not be made.
+            KubeFencedError: This process may not write any more.
         """
         longest = min(_TRY_SECONDS, self._patience)
         if method == "GET":
             return longest
         left = self._may_write()
         if left <= 0:
-            raise KubeFencedError("nothing may be written any more: another process may be at it")
+            raise KubeFencedError("this process may not write any more: another one may be active")
         return min(longest, left)
 
     async def _once(
@@ -450,7 +450,7 @@ class Kube:
             found.retry_after_seconds = _seconds(response.headers.get("Retry-After"))
             raise found
         if not isinstance(answer, dict):
-            raise KubeUnreachableError("the API server's answer is no object", status=response.status)
+            raise KubeUnreachableError("the API server's response is not a JSON object", status=response.status)
         return response.status, answer
 
     async def _send(
@@ -463,8 +463,8 @@ class Kube:
         content: str = "application/json",
         limit: aiohttp.ClientTimeout | None = None,
     ) -> RESTResponse:
-        """The answer's beginning; what it says is not read yet."""
-        # The library's own `param_serialize` walks through every value of a body for what is not plain.
+        """Send a request; return the response before its body is read."""
+        # The library's own `param_serialize` is not used: it walks through every value of a body.
         headers = {"Accept": "application/json", "Content-Type": content, **self._client.default_headers}
         url = f"{self._client.configuration.host}{path}{'?' if query else ''}{urlencode(query)}"
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
@@ -474,7 +474,7 @@ class Kube:
 
 
 def _read(text: bytes) -> Any:
-    """An answer; None: it is none."""
+    """Decode a JSON body; None if it is not JSON."""
     try:
         return msgspec.json.decode(text) if text else {}
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""What the API server refuses, in its own words, sorted by what a caller can do about it."""
+"""Errors of the Kubernetes API with the API server's messages, by what a caller can do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = [
 
 
 class KubeError(Exception):
-    """The API server did not do what it was asked.
+    """Base class: the API server did not execute a request.
 
     Args:
-        message: In its own words.
-        status: HTTP status; 0: there was no answer.
-        reason: Its word for the kind of refusal, such as ``AlreadyExists``.
-        causes: (field, message) of each thing that is wrong, where it says so.
+        message: The API server's message.
+        status: HTTP status. Default: 0, no response.
+        reason: The API server's reason, such as ``AlreadyExists``. Default: empty.
+        causes: (field, message) of each invalid field. Default: empty.
     """
 
     def __init__(
@@ -34,31 +34,31 @@ class KubeError(Exception):
         self.reason = reason
         self.causes = causes
         self.retry_after_seconds = 0.0
-        """How long the API server wants to be left alone; 0: it did not say."""
+        """Value of the ``Retry-After`` header, in seconds; 0 if it is not set."""
 
 
 class KubeGoneError(KubeError):
-    """The object is not there (any more)."""
+    """The object does not exist (status 404), or a revision is no longer available (410)."""
 
 
 class KubeConflictError(KubeError):
-    """It exists already, changed meanwhile, is another one than was meant, or somebody else owns the field."""
+    """The object exists already, has changed, has another uid, or another manager owns the field."""
 
 
 class KubeForbiddenError(KubeError):
-    """It is not allowed: a right is lacking, a quota is full, or a policy refuses."""
+    """The request is forbidden: a permission is missing, a quota is exceeded, or a policy rejects it."""
 
 
 class KubeInvalidError(KubeError):
-    """The manifest is wrong; trying again cannot help."""
+    """The manifest is invalid; a retry is useless."""
 
 
 class KubeUnreachableError(KubeError):
-    """No answer came in time, or none that makes sense; whether it was done is not known."""
+    """No valid response before the timeout; the request may or may not have been executed."""
 
 
 class KubeFencedError(KubeError):
-    """It was not sent: this process may not write (any more)."""
+    """The request was not sent, because this process may not write (any more)."""
 
 
 _TOO_LARGE = "etcdserver: request is too large"
@@ -75,11 +75,11 @@ _BY_STATUS: dict[int, type[KubeError]] = {
 
 
 def error_of(status: int, body: Any) -> KubeError:
-    """The error of an answer that is none of success.
+    """Return the error for a response whose status is 300 or higher.
 
     Args:
         status: HTTP status.
-        body: The answer, a ``Status`` object as a rule.
+        body: Decoded body, in general a ``Status`` object.
     """
     if not isinstance(body, dict):
         return _BY_STATUS.get(status, KubeUnreachableError)(f"the API server answers {status}", status=status)
@@ -88,7 +88,7 @@ def error_of(status: int, body: Any) -> KubeError:
         (str(cause.get("field", "")), str(cause.get("message", ""))) for cause in details.get("causes") or ()
     )
     message = str(body.get("message") or f"the API server answers {status}")
-    # Its etcd will never take it, but it says that this is an error of its own.
+    # The object is too large for the API server's etcd, which is permanent; the API server reports an internal error.
     kind = KubeInvalidError if _TOO_LARGE in message else _BY_STATUS.get(status, KubeUnreachableError)
     return kind(
         message,

@@ -1,7 +1,7 @@
-"""Follows all objects of a kind: a listing, then every change, for ever; after a gap a listing again.
+"""List and watch of all objects of a kind, without end; a new listing follows after a gap.
 
-So whoever follows knows at any time what there is, and learns of each deletion: one that no stream told shows by what a
-listing lacks. Failures are waited out here. It is lean: a change costs the reading of its text and one call.
+The caller has the complete set of objects at any time: a deletion that no watch delivered shows in the next listing.
+Failures are retried here with a back-off. A change costs the decoding of its JSON text and one call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Changed", "follow"]
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _STREAM_SECONDS: Final = (300, 600)
-"""An API server is asked to end a stream after so long, so that streams spread over several of them again."""
+"""Range of a stream's timeout, in seconds, after which the streams are distributed over the API servers again."""
 _SHORT_SECONDS: Final = 1.0
 _REMIND_SECONDS: Final = 10.0
 _EXPIRED: Final = 410
@@ -30,7 +30,7 @@ log = logging.getLogger("shoal.kube")
 
 
 class Changed(NamedTuple):
-    """An object as it is now, or as it was when it went."""
+    """An object after a change; ``gone``: it was deleted, and the manifest is its last one."""
 
     manifest: dict[str, Any]
     gone: bool
@@ -49,15 +49,15 @@ async def follow(
     since: int | None = None,
     on_trouble: Callable[[str], None] = _ignore,
 ) -> AsyncGenerator[Listed | Changed]:
-    """All that there is of a kind, and all that becomes of it.
+    """List and watch all objects of a kind.
 
     Args:
-        kube: The gateway.
-        kind: Of the objects.
-        namespace: Where; empty: everywhere.
-        selector: Labels.
-        since: Resource version of a listing that the caller has; None: begin with one.
-        on_trouble: Told why nothing comes, each time that it was tried in vain; empty: it goes on.
+        kube: The client.
+        kind: Kind of the objects.
+        namespace: Namespace of the objects. Default: empty, all namespaces.
+        selector: Label selector. Default: empty, all objects.
+        since: Resource version of a listing that the caller has. Default: None, start with a listing.
+        on_trouble: Called after each failed attempt with the error; with an empty text when the watch continues.
     """
     revision = since
     pauses = _Pauses(kind, on_trouble)
@@ -77,7 +77,7 @@ async def follow(
                 revision = int(manifest["metadata"]["resourceVersion"])
                 if event != "BOOKMARK":
                     yield Changed(manifest, event == "DELETED")
-            # One that ends again and again is no reason to ask without a pause.
+            # A pause limits the rate of requests if streams end repeatedly in less than _SHORT_SECONDS.
             await asyncio.sleep(_FIRST_PAUSE_SECONDS if time.monotonic() - began < _SHORT_SECONDS else 0)
         except KubeError as error:
             if isinstance(error, KubeGoneError) and error.status == _EXPIRED:
@@ -86,7 +86,7 @@ async def follow(
 
 
 class _Pauses:
-    """Between tries in vain: growing, and told of now and then."""
+    """Exponential back-off between failed attempts, with a log record every 10 s at most."""
 
     def __init__(self, kind: str, on_trouble: Callable[[str], None]) -> None:
         self._kind = kind
@@ -95,7 +95,7 @@ class _Pauses:
         self._told = -_REMIND_SECONDS
 
     def opened(self) -> None:
-        """The API server accepts the request: nothing is wrong now, and whether it lasts is not known yet."""
+        """Report that the API server has accepted the request; the back-off remains until the first change."""
         self._on_trouble("")
 
     def over(self) -> None:

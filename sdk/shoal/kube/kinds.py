@@ -1,4 +1,4 @@
-"""The kinds of objects that Shoal handles, and where the API server keeps them."""
+"""The kinds of objects that Shoal uses, with their paths in the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Kind:
 
     Attributes:
         version: ``apiVersion`` of its manifests.
-        plural: Its name in paths.
-        namespaced: Whether it lives in a namespace.
+        plural: Plural name, as used in paths.
+        namespaced: Whether the objects are namespaced. Default: true.
     """
 
     version: str
@@ -23,7 +23,7 @@ class Kind:
     namespaced: bool = True
 
     def path(self, namespace: str = "", name: str = "", *, subresource: str = "") -> str:
-        """Where an object is, or (without a name) all of a namespace, or (without both) all of a cluster."""
+        """Return the path of an object, of all in a namespace (no name), or of all in the cluster (neither)."""
         parts = ["api" if "/" not in self.version else "apis", self.version]
         if self.namespaced and namespace:
             parts += ["namespaces", namespace]
@@ -43,7 +43,7 @@ KINDS: Final = {
     "Secret": Kind("v1", "secrets"),
     "ConfigMap": Kind("v1", "configmaps"),
     "Event": Kind("events.k8s.io/v1", "events"),
-    # The same objects, which can be chosen by what they are about only here.
+    # The same objects in the core API, which supports field selectors for the involved object.
     "CoreEvent": Kind("v1", "events"),
     "Namespace": Kind("v1", "namespaces", namespaced=False),
     "Node": Kind("v1", "nodes", namespaced=False),
