@@ -58,7 +58,7 @@ def test_the_plan_is_told(world):
     world.until(lambda: job().get("trainers") == TWO_NODES, "the plan")
     assert (job()["given"], job()["max"], job()["why"]) == (TWO_NODES, 20, "NoRoom")
     lines = shoal_plan(world, world.namespace).stdout.splitlines()
-    assert lines[0].endswith("2 of 2 nodes take pods")
+    assert lines[0].endswith("2 of 2 nodes accept pods")
     assert lines[1].split() == ["JOB", "PRIORITY", "TRAINERS", "GIVEN", "RANGE", "WHY", "NOT", "MORE"]
     assert lines[2].split(maxsplit=5)[1:5] == ["-6", "8", "8", "2-20"]
     assert lines[2].endswith("no node has room for cpu 1, memory 64Mi")

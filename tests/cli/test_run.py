@@ -125,7 +125,7 @@ def test_steering_and_stopping(place):
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "goes on from here" in err
+    assert "to resume it" in err
     assert "Stopped" in out
     assert all(gone(pid) for pid in pids.values())
     assert place.status().state == "Stopped"
@@ -157,7 +157,7 @@ def test_nothing_outlives_a_killed_runner_and_the_job_goes_on(place):
     assert with_master(place).progress.generation == 2
     again.send_signal(signal.SIGTERM)
     out, _ = again.communicate(timeout=60)
-    assert "goes on from where it was" in out
+    assert "resumes from its state" in out
     assert again.returncode == 130
 
 

@@ -1,4 +1,4 @@
-"""How a command ends that cannot do what it was asked: one clear message, and an exit code."""
+"""Errors of commands: one message on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ INTERRUPTED: Final = 130
 
 
 class CommandError(Exception):
-    """What is wrong and how to mend it.
+    """A command failed; the message has the cause and the fix.
 
     Args:
-        message: For people.
-        code: The exit code.
+        message: Text for the user.
+        code: Exit code. Default: 2 (usage).
     """
 
     def __init__(self, message: str, *, code: int = USAGE) -> None:
@@ -32,7 +32,7 @@ class CommandError(Exception):
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn the errors of users into a message on stderr and an exit code, without a traceback."""
+    """Convert user errors into a message on stderr and an exit code, without a traceback."""
     try:
         with unread_is_fine():
             yield
@@ -42,7 +42,7 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
-        # Imported late: a command that needs no manifest does not wait for pydantic.
+        # Imported late, because the import of pydantic would delay commands that need no manifest.
         from shoal.api import ManifestError  # noqa: PLC0415
 
         if not isinstance(error, ManifestError):
@@ -53,11 +53,11 @@ def clear_errors() -> Iterator[None]:
 
 @contextmanager
 def unread_is_fine() -> Iterator[None]:
-    """Who reads our output may have seen enough (``| head``)."""
+    """Ignore a closed standard output: the reading process may exit early (``| head``)."""
     try:
         yield
     except BrokenPipeError:
-        # What is still buffered can be written nowhere, and must not be tried again at exit.
+        # The remaining buffer cannot be written; /dev/null prevents another error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

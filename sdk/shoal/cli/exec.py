@@ -1,9 +1,9 @@
 """`shoal exec`: the first process of a container.
 
-Python as process 1 ignores SIGTERM until a handler stands, which takes seconds where torch is imported; and orphans of
-process 1 are nobody's. This one blocks signals before anything else, starts the command in a process group of its own,
-passes signals on to the whole group (a shell in between passes none on), and reaps whoever ends. Told to end, it waits for
-all of the group, also where the shell in front of a script is gone first.
+Python as process 1 ignores SIGTERM until a handler is installed, which takes seconds while torch is imported, and it
+does not reap orphans. This process blocks signals first, starts the command in its own process group, forwards signals
+to the whole group (a shell in between forwards none), and reaps all terminated processes. After a terminating signal it
+waits for the whole group, also if the shell in front of a script exits first.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run a command as its parent and init; its exit code, 128 + N where signal N ended it.
+    """Run a command as its parent and init; return its exit code, 128 + N after signal N.
 
     Raises:
-        CommandError: There is no such program, or it cannot be run.
+        CommandError: The program does not exist (code 127) or cannot be run (code 126).
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
     path = shutil.which(command[0])
     if path is None:
         raise CommandError(f"{command[0]}: no such program on the PATH", code=NOT_FOUND)
-    # Orphans of the command come to us also where we are not process 1.
+    # This process adopts orphans of the command also if it is not process 1.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         child = os.posix_spawn(path, list(command), os.environ, setpgroup=0, setsigmask=[])
@@ -56,7 +56,7 @@ def run_command(command: Sequence[str]) -> int:
 
 
 def _wait(child: int) -> int:
-    """Pass signals on and reap, until the command has ended (once told to end: until all of its group have)."""
+    """Forward signals and reap until the command has ended; after a terminating signal until its group has ended."""
     code: int | None = None
     ending = False
     while True:
@@ -72,7 +72,7 @@ def _wait(child: int) -> int:
 
 
 def _reap(child: int) -> tuple[int | None, bool]:
-    """Collect whoever has ended: the command's exit code if it is among them, and whether any process is left."""
+    """Reap terminated processes; return the command's exit code (None: it runs) and whether any process is left."""
     code = None
     while True:
         try:

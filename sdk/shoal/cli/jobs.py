@@ -1,4 +1,4 @@
-"""`shoal status` and `shoal scale`: a job on this machine, whether it runs or has ended."""
+"""`shoal status` and `shoal scale`, for running and ended jobs on this machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from shoal.local.view.status import JobStatus, read_status
 __all__ = ["find_job", "scale_job", "show_all", "show_status"]
 
 _SCORES_SHOWN: Final = 3
-"""The latest: there may be hundreds."""
+"""Number of evaluations in a status, the latest ones; a job may have hundreds."""
 
 
 def find_job(name: str, named_state: Path | None) -> StateFolder:
-    """The folder of a job.
+    """Return the state folder of a job.
 
     Raises:
-        CommandError: There is no such job here; the message says which ones there are.
+        CommandError: The job does not exist; the message lists the existing jobs.
     """
     base = base_folder(named_state)
     state = StateFolder(base, name)
@@ -36,11 +36,7 @@ def find_job(name: str, named_state: Path | None) -> StateFolder:
 
 
 def status_of(state: StateFolder) -> JobStatus:
-    """A job's status: from its runner, else what the last run left.
-
-    Raises:
-        CommandError: Nothing is known of it.
-    """
+    """Return a job's status from its runner, or from the state folder if it does not run."""
     answer = ask(state, AskStatus())
     if isinstance(answer, JobStatus):
         return answer
@@ -82,7 +78,7 @@ def show_status(name: str, named_state: Path | None, *, output: str) -> None:
 
 
 def status_lines(status: JobStatus) -> list[str]:
-    """A status for people."""
+    """Format a status as lines of text."""
     if status.runner == 0:
         lines = _ended_lines(status)
     else:
@@ -106,7 +102,7 @@ def _ended_lines(status: JobStatus) -> list[str]:
     else:
         lines = [f"{status.name}: {status.state}" + (f" ({status.reason})" if status.reason else "")]
     if status.state == "Stopped":
-        lines.append("  `shoal run` with the same arguments lets it go on")
+        lines.append("  `shoal run` with the same arguments resumes it")
     return lines
 
 
@@ -130,19 +126,19 @@ def show_all(named_state: Path | None, *, output: str) -> None:
         sys.stdout.write(f"no jobs in {base}\n")
     width = max((len(status.name) for status in statuses), default=0)
     for status in statuses:
-        # A reason ends with the script's last words: what went wrong stands in its last line.
+        # A reason ends with the script's last output, whose last line has the error.
         what = progress_line(status) if status.runner else status.reason.rpartition("\n")[2]
         sys.stdout.write(f"{status.name:{width}}  {status.state:8}  {what}".rstrip() + "\n")
 
 
 def scale_job(name: str, named_state: Path | None, *, trainers: int | None, auto: bool) -> None:
-    """Ask a running job for another number of trainers.
+    """Change the number of trainers of a running job.
 
     Raises:
-        CommandError: Nothing or both were said, the job does not run, or it refuses.
+        CommandError: None or both of the options are set, the job does not run, or it refuses.
     """
     if auto == (trainers is not None):
-        raise CommandError("say either --trainers N or --auto")
+        raise CommandError("use either --trainers N or --auto")
     state = find_job(name, named_state)
     answer = ask(state, AskScale(trainers=trainers))
     if answer is None:

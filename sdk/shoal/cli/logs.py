@@ -17,10 +17,17 @@ _PAUSE_SECONDS: Final = 0.2
 
 
 def show_logs(name: str, named_state: Path | None, *, process: str | None, follow: bool, tail: int | None) -> None:
-    """Print the logs of a job; with a name before each line where there are several.
+    """Print the logs of a job; without ``process`` the process's name precedes each line.
+
+    Args:
+        name: Name of the job.
+        named_state: Folder of all jobs; None: the default.
+        process: Name of one process, such as ``trainer-0``; None: all processes.
+        follow: Whether to continue until the job ends.
+        tail: Number of last lines of each log to start with; None: all.
 
     Raises:
-        CommandError: There is no such job or process.
+        CommandError: The job does not exist, or has no log of the process.
     """
     state = find_job(name, named_state)
     files = _files(state)
@@ -53,7 +60,7 @@ def _files(state: StateFolder) -> dict[str, Path]:
 
 
 class _Reader:
-    """Writes what is new in a file, whole lines only."""
+    """Writes the new lines of a file; an incomplete line waits for its end."""
 
     def __init__(self, path: Path, *, prefix: str, tail: int | None) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""The `shoal` command. Each command imports what it needs when it runs, so that `shoal --help` is there at once."""
+"""The `shoal` command. Each command imports its modules when it runs, so that `shoal --help` starts fast."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ABOUT = """Elastic training of PyTorch models: every sample counts exactly once
 
 - `shoal run train.py --trainers 1:4` trains with one to four trainers on this machine
 
-- `shoal run job.yaml` does what the manifest says; run it again after Ctrl-C and it goes on
+- `shoal run job.yaml` runs the job of a manifest; after Ctrl-C the same command resumes it
 
 - `shoal scale digits --trainers 3` changes the number of trainers while it runs
 
-- `shoal status digits` and `shoal logs digits -f` show how it goes
+- `shoal status digits` and `shoal logs digits -f` show its progress and logs
 """
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ State = Annotated[
         show_default=False,
     ),
 ]
-Output = Annotated[str, typer.Option("--output", "-o", metavar="text|json", help="For people, or for programs.")]
+Output = Annotated[str, typer.Option("--output", "-o", metavar="text|json", help="Format: text, or JSON for programs.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a job on this machine.", show_default=False)]
 
 
@@ -55,7 +55,7 @@ _Trainers = Annotated[
     typer.Option(
         "--trainers",
         metavar="N|MIN:MAX",
-        help="How many trainers (default: the manifest's; of a script 1 to the cores, at most 4).",
+        help="Number of trainers (default: the manifest's; for a script 1 to the number of cores, at most 4).",
         show_default=False,
     ),
 ]
@@ -64,7 +64,7 @@ _Servers = Annotated[
     typer.Option(
         "--servers",
         metavar="N",
-        help="How many parameter servers (default: the manifest's; of a script 1).",
+        help="Number of parameter servers (default: the manifest's; for a script 1).",
         show_default=False,
     ),
 ]
@@ -73,13 +73,13 @@ _Epochs = Annotated[
     typer.Option(
         "--epochs",
         metavar="N",
-        help="How often every sample counts (default: what the manifest, else the script says).",
+        help="Number of epochs (default: the manifest's, else the script's).",
         show_default=False,
     ),
 ]
 _Seed = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", help="Of the samples' order and of new parameters.", show_default=False),
+    typer.Option("--seed", metavar="N", help="Seed of the samples' order and of new parameters.", show_default=False),
 ]
 _Name = Annotated[
     str | None,
@@ -105,7 +105,11 @@ def run(
     ],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ARGUMENTS", help="Of the script; behind -- where names clash.", show_default=False),
+        typer.Argument(
+            metavar="ARGUMENTS",
+            help="Arguments of the script; after -- if they conflict with options.",
+            show_default=False,
+        ),
     ] = None,
     *,
     trainers: _Trainers = None,
@@ -116,16 +120,16 @@ def run(
     state: State = None,
     etcd: _Etcd = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: remove what an earlier run of this job left.")
+        bool, typer.Option("--fresh", help="Start over: remove the state of earlier runs of this job.")
     ] = False,
     output: Output = "text",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and the final account only.")] = False,
 ) -> None:
     """Run a job on this machine, to its end.
 
-    Ctrl-C stops it in good order, and the same command lets it go on from there. A process that dies is replaced.
+    Ctrl-C stops the job gracefully, and the same command resumes it. A process that exits early is replaced.
     The exit code is 0 only if every sample of every epoch counted exactly once; 1 if the job failed; 2 if
-    it cannot be run as it was typed; 130 after Ctrl-C.
+    the command line or the manifest is invalid; 130 after Ctrl-C.
     """
     with clear_errors():
         from shoal.cli.run import Options, run_job  # noqa: PLC0415
@@ -147,24 +151,27 @@ def run(
         raise typer.Exit(run_job(options))
 
 
-@app.command(rich_help_panel=_LOOK, short_help="What the autoscaler of a cluster decided last, and why.")
+@app.command(rich_help_panel=_LOOK, short_help="Show the autoscaler's last plan for a cluster, with its reasons.")
 def plan(
     *,
     namespace: Annotated[
-        str, typer.Option("--namespace", "-n", metavar="NAME", help="Where Shoal's operator runs.")
+        str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of Shoal's operator.")
     ] = "shoal-system",
     context: Annotated[
         str | None,
         typer.Option(
-            "--context", metavar="NAME", help="Of the kubeconfig (default: its current one).", show_default=False
+            "--context",
+            metavar="NAME",
+            help="Context of the kubeconfig (default: the current one).",
+            show_default=False,
         ),
     ] = None,
     output: Output = "text",
 ) -> None:
-    """What the autoscaler of a cluster saw and decided last.
+    """Show the autoscaler's last plan for a cluster.
 
-    Each job's trainers and why it has no more, and the pods for which room is made. It needs the extra `operator` (for the
-    cluster's client) and a kubeconfig.
+    It lists each job's trainers and why it gets no more, and the claims for pending pods. It needs the extra `operator`
+    (for the Kubernetes client) and a kubeconfig.
     """
     with clear_errors():
         try:
@@ -197,10 +204,12 @@ def scale(
     name: Name,
     trainers: Annotated[
         int | None,
-        typer.Option("--trainers", metavar="N", help="How many, within the bounds of the job.", show_default=False),
+        typer.Option(
+            "--trainers", metavar="N", help="Number of trainers, within the job's bounds.", show_default=False
+        ),
     ] = None,
     *,
-    auto: Annotated[bool, typer.Option("--auto", help="As many as the job began with.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Return to the number of trainers at the job's start.")] = False,
     state: State = None,
 ) -> None:
     """Change the number of trainers of a running job."""
@@ -215,16 +224,17 @@ def logs(
     name: Name,
     process: Annotated[
         str | None,
-        typer.Argument(metavar="ROLE-N", help="Such as trainer-0; without one: all.", show_default=False),
+        typer.Argument(metavar="ROLE-N", help="Process, such as trainer-0; without one: all.", show_default=False),
     ] = None,
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job ends.")] = False,
     tail: Annotated[
-        int | None, typer.Option("--tail", metavar="N", min=0, help="The last N lines of each.", show_default=False)
+        int | None,
+        typer.Option("--tail", metavar="N", min=0, help="Start with the last N lines of each log.", show_default=False),
     ] = None,
     state: State = None,
 ) -> None:
-    """Show what a job's processes have written."""
+    """Show the logs of a job's processes."""
     with clear_errors():
         from shoal.cli.logs import show_logs  # noqa: PLC0415
 
@@ -236,7 +246,7 @@ def validate(
     manifest: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="The manifest.", show_default=False)],
     output: Output = "text",
 ) -> None:
-    """Check a manifest, and list everything that is wrong with it."""
+    """Validate a manifest and list all problems."""
     with clear_errors():
         from shoal.cli.validate import validate_manifest  # noqa: PLC0415
 
@@ -245,9 +255,9 @@ def validate(
 
 @app.command("exec", rich_help_panel=_OTHER, context_settings={"ignore_unknown_options": True})
 def execute(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run.", show_default=False)],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="Command to run.", show_default=False)],
 ) -> None:
-    """Run a command as a container's first process: signals reach it, and what it leaves is reaped."""
+    """Run a command as a container's first process: forward signals to it and reap its orphans."""
     with clear_errors():
         from shoal.cli.exec import run_command  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""`shoal plan`: what the autoscaler of a cluster saw and decided last, and why."""
+"""`shoal plan`: the autoscaler's last plan for a cluster, with its reasons."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PATIENCE_SECONDS: Final = 10.0
 
 
 def show_plan(*, namespace: str, context: str | None, output: str) -> None:
-    """Print it.
+    """Print the last plan.
 
     Args:
-        namespace: The operator's.
-        context: Of the kubeconfig; None: the current one.
+        namespace: Namespace of the operator.
+        context: Context of the kubeconfig; None: the current one.
         output: ``text`` or ``json``.
 
     Raises:
-        CommandError: There is none, or no cluster.
+        CommandError: There is no plan, or the cluster is not reachable.
     """
     text = asyncio.run(_read(namespace, context))
     try:
@@ -56,9 +56,9 @@ async def _read(namespace: str, context: str | None) -> str:
 
 def _show(plan: Plan, console: Console) -> None:
     age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(plan.time)).total_seconds())
-    state = "" if plan.acts else "; only told, not carried out (dryRun)"
+    state = "" if plan.acts else "; not executed (dryRun)"
     console.print(
-        f"unchanged for {age:.0f} s, planned in {1000 * plan.seconds:.0f} ms; {plan.usable} of {plan.nodes} nodes take pods{state}"
+        f"unchanged for {age:.0f} s, planned in {1000 * plan.seconds:.0f} ms; {plan.usable} of {plan.nodes} nodes accept pods{state}"
     )
     if plan.problem:
         console.print(f"the configuration in force is an older one: {plan.problem}", style="yellow", markup=False)
@@ -75,11 +75,11 @@ def _show(plan: Plan, console: Console) -> None:
             f"{each.min}-{each.max}",
             each.words,
         )
-    console.print(jobs if plan.jobs else "no job wants trainers")
+    console.print(jobs if plan.jobs else "no job demands trainers")
     if plan.jobs_left_out:
-        console.print(f"and {plan.jobs_left_out} jobs more of lower priority")
+        console.print(f"and {plan.jobs_left_out} more jobs of lower priority")
     for claim in plan.claims:
         gives = ", ".join(f"{count} of {job}" for job, count in claim.victims.items())
-        console.print(f"room for {claim.pod} on {claim.node}{': gives way: ' + gives if gives else ''}", markup=False)
+        console.print(f"room for {claim.pod} on {claim.node}{', preempts ' + gives if gives else ''}", markup=False)
     if plan.claims_left_out:
-        console.print(f"and {plan.claims_left_out} pods more for which there is room, or will be")
+        console.print(f"and claims for {plan.claims_left_out} more pods")

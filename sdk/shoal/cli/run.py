@@ -1,4 +1,4 @@
-"""`shoal run`: from what was typed to a job that runs."""
+"""`shoal run`: from the command line to a running job."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["Options", "job_of", "run_job"]
 
 _MANIFESTS = {".yaml", ".yml", ".json"}
 _MOST_BY_ITSELF = 4
-"""A script without --trainers gets no more: each of them is a process with a torch of its own."""
+"""Most trainers of a script without --trainers: each is a process with its own copy of torch."""
 
 _ETCD_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was typed."""
+    """Arguments and options of the command line."""
 
     target: str
     arguments: list[str]
@@ -50,7 +50,7 @@ class Options:
 
 
 def run_job(options: Options) -> int:
-    """Run the job; the exit code."""
+    """Run the job and return the exit code."""
     job, origin = job_of(options)
     if job.spec.suspend:
         raise CommandError(f"{options.target}: spec.suspend is true, so the job is paused; set it to false to run it")
@@ -74,13 +74,13 @@ def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: State
         ended = _compare(options, job, origin, state, said)
         if ended is not None:
             return ended
-    # Before anything is removed or written: without an etcd this run leaves no trace.
+    # Before anything is removed or written, so that a run without an etcd changes nothing.
     etcd = _etcd(options, state, said)
     if options.fresh and state.exists:
         state.clear()
-        said.append(f"--fresh: removed what an earlier run left in {state.path}")
+        said.append(f"--fresh: removed the state of an earlier run in {state.path}")
     if state.exists:
-        said.append(f"job {job.metadata.name} goes on from where it was ({state.path})")
+        said.append(f"job {job.metadata.name} resumes from its state in {state.path}")
     state.prepare(job, origin)
     view = _view(options)
     for line in said:
@@ -92,15 +92,15 @@ def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: State
     return _report(options, state, end)
 
 
-# --- What is to be run ---
+# --- The job ---
 
 
 def job_of(options: Options) -> tuple[TrainingJob, Origin]:
-    """The job that was meant, and where it comes from.
+    """Return the job to run and its origin.
 
     Raises:
-        CommandError: There is no such file, or its kind is not known.
-        ManifestError: Something is wrong with the job.
+        CommandError: The file does not exist, or has an unknown suffix.
+        ManifestError: The manifest or an option is invalid.
     """
     path = Path(options.target)
     if not path.is_file():
@@ -140,14 +140,14 @@ def _script(options: Options, path: Path) -> tuple[TrainingJob, Origin]:
     return job, Origin(folder=str(Path.cwd()), source=str(path.resolve()))
 
 
-# --- What an earlier run left ---
+# --- State of an earlier run ---
 
 
 def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFolder, said: list[str]) -> int | None:
-    """Whether the job can go on; the exit code if there is nothing left to do.
+    """Check that the job can resume; return the exit code if it is already complete, else None.
 
     Raises:
-        CommandError: It cannot.
+        CommandError: The job cannot resume.
     """
     name = job.metadata.name
     before = state.origin()
@@ -164,18 +164,18 @@ def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFol
     if end is not None and end.final and end.state == "Complete":
         if (job.spec.epochs or 0) > end.account.epochs and not end.reason:
             raise CommandError(
-                f"job {name} is complete with {end.account.epochs} epochs and cannot grow to {job.spec.epochs} any more; "
+                f"job {name} is complete with {end.account.epochs} epochs and cannot be extended to {job.spec.epochs}; "
                 "start over with --fresh, or give it another --name"
             )
         if not options.quiet:
             sys.stderr.write(f"job {name} is complete already; --fresh starts it over\n")
         return _report(options, state, end)
     if end is not None and end.final:
-        raise CommandError(f"job {name} has failed for good: {end.reason}\nstart over with --fresh", code=FAILED)
+        raise CommandError(f"job {name} has failed: {end.reason}\nstart over with --fresh", code=FAILED)
     refusals = manifest_changes.refusals(old, job)
     if refusals:
         raise CommandError(
-            "\n".join([f"job {name} began with another manifest and cannot go on with this one:", *refusals])
+            "\n".join([f"job {name} was started with another manifest and cannot resume with this one:", *refusals])
         )
     said += manifest_changes.notes(old, job)
     return None
@@ -185,7 +185,7 @@ def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFol
 
 
 def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdServer, view: ProgressView) -> RunEnd:
-    # Only now: a typing error must not wait for these imports.
+    # Imported late, so that a mistyped command line is reported without the delay of these imports.
     from shoal.local.job_etcd import OwnEtcd  # noqa: PLC0415
     from shoal.local.runner import Runner, run  # noqa: PLC0415
 
@@ -210,16 +210,16 @@ def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdS
         f"(output: shoal logs {state.name} -f)",
     )
     if job.spec.env_from:
-        view.tell("warning", "spec.envFrom is left out: it needs a cluster")
+        view.tell("warning", "spec.envFrom is ignored: it needs a cluster")
     own = None if isinstance(etcd, str) else OwnEtcd(etcd)
     return run(lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, view=view))
 
 
 def _etcd(options: Options, state: StateFolder, said: list[str]) -> str | EtcdServer:
-    """The running etcd that was named, else one to run.
+    """Return the endpoint of ``--etcd``, or an etcd server to start.
 
     Raises:
-        CommandError: It does not answer, or there is none.
+        CommandError: The endpoint does not answer, or no etcd binary is found.
     """
     from shoal.local.etcd_server import EtcdError, EtcdServer, find_etcd, is_endpoint  # noqa: PLC0415
     from shoal.store import Store, StoreError  # noqa: PLC0415
@@ -243,7 +243,7 @@ def _view(options: Options) -> ProgressView:
     if options.quiet:
         return QuietView(sys.stderr)
     stream = sys.stderr if options.output == "json" else sys.stdout
-    # A picture is drawn over and over: not for files, nor for terminals that cannot move the cursor.
+    # The live view redraws the screen, which needs a terminal that can move the cursor.
     if not stream.isatty() or os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
         return PlainView(stream)
     from rich.console import Console  # noqa: PLC0415
@@ -254,16 +254,16 @@ def _view(options: Options) -> ProgressView:
 
 
 def _report(options: Options, state: StateFolder, end: RunEnd) -> int:
-    """Print the account; the exit code."""
+    """Print the account and return the exit code."""
     name = state.name
     if end.state == "Failed":
         sys.stderr.write(f"error: job {name} failed: {end.reason}\n(logs: shoal logs {name}, in {state.logs})\n")
     if end.state == "Stopped":
-        sys.stderr.write(f"job {name} is stopped; run the same command again and it goes on from here\n")
+        sys.stderr.write(f"job {name} is stopped; run the same command again to resume it\n")
     account = "\n".join(account_lines(name, end.account, reason=end.reason if end.state == "Complete" else ""))
     if options.output == "json":
         account = msgspec.json.encode(end.account).decode()
-    # The code tells how the job ended also where nobody reads any more.
+    # The exit code shows the job's end also if standard output is closed.
     with unread_is_fine():
         sys.stdout.write(account + "\n")
         sys.stdout.flush()

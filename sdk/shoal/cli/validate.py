@@ -15,7 +15,7 @@ __all__ = ["validate_manifest"]
 
 
 def validate_manifest(path: Path, *, output: str) -> int:
-    """Check a manifest; the exit code."""
+    """Validate a manifest and return the exit code."""
     try:
         job = load(path)
     except ManifestError as error:
