@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their set-up themselves: Linux and Python 3.11 or newer are all that is needed.
+# `make demo` and `make test` install everything they need; they require Linux and Python 3.11 or later only.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help demo test kubernetes node soak lint fast slow cluster cluster-down clean
 
-help: ## What there is
+help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 $(VENV)/.ready: pyproject.toml
@@ -18,38 +18,38 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,local,operator,examples,dev]'
 	@touch $@
 
-demo: $(VENV)/.ready ## A real elastic training on this machine, with kills, and an account of every sample
+demo: $(VENV)/.ready ## Train an elastic job on this machine, kill processes, print the account of every sample
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.ready ## Every tier of tests that this machine allows (SHOAL_TIERS=all: a missing one fails)
+test: $(VENV)/.ready ## Run every tier of tests that can run on this machine (SHOAL_TIERS=all: a missing one fails)
 	$(BIN)/python -m tests.tiers
 
-fast: $(VENV)/.ready ## The fast tests alone
+fast: $(VENV)/.ready ## Run the fast tests
 	$(BIN)/python -m tests.tiers fast
 
-slow: $(VENV)/.ready ## The tests with real jobs and kills alone
+slow: $(VENV)/.ready ## Run the tests with real jobs and kills
 	$(BIN)/python -m tests.tiers slow
 
-kubernetes: $(VENV)/.ready ## The tests on a real Kubernetes with hollow nodes alone; it is built from its Go modules once
+kubernetes: $(VENV)/.ready ## Run the tests on a real Kubernetes with hollow nodes; it is built once from its Go modules
 	$(BIN)/python -m tests.tiers cluster
 
-node: $(VENV)/.ready ## The tests with jobs in the pods of a real node alone (needs root)
+node: $(VENV)/.ready ## Run the tests with jobs in the pods of a real node (needs root)
 	$(BIN)/python -m tests.tiers node
 
-soak: $(VENV)/.ready ## The tests of properties with many more random cases, for an hour or two (SHOAL_SOAK=17: so many times more)
+soak: $(VENV)/.ready ## Run the property tests with SHOAL_SOAK times as many random cases (default 17; one to two hours)
 	SHOAL_SOAK=$${SHOAL_SOAK:-17} $(BIN)/python -m pytest -m 'hypothesis and not cluster' -n 2 --dist worksteal -o timeout=7200
 
-lint: $(VENV)/.ready ## Format, style, types and walls
+lint: $(VENV)/.ready ## Check format, style, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-cluster: $(VENV)/.ready ## A real Kubernetes with Shoal in it, on this machine (needs Go and openssl; root for pods that train)
+cluster: $(VENV)/.ready ## Start a real Kubernetes with Shoal on this machine (needs Go and openssl; root for pods that train)
 	@$(BIN)/python -m tests.cluster up
 
-cluster-down: $(VENV)/.ready ## End it; nothing is left
+cluster-down: $(VENV)/.ready ## Stop that Kubernetes and remove it
 	@$(BIN)/python -m tests.cluster down
 
-clean: ## Remove the environment and what tools left
+clean: ## Remove the virtual environment and the caches of tools
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

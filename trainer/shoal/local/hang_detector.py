@@ -1,8 +1,8 @@
-"""Finds processes of a job that live and do nothing: stopped, in a deadlock, or waiting for a disk for ever. Pure.
+"""Finds hung processes of a job: stopped, in a deadlock, or in an endless wait for a disk. Pure.
 
-A process whose end is seen is started again by the supervisor; one that stands still has no end to be seen. What shows it
-is silence where others speak: of a parameter server or trainer that the master knows no longer, of a master that tells no
-progress, of an etcd that answers no question. Who needs another one that is silent is not blamed for its own silence.
+The supervisor restarts a process after its exit, but a hung process does not exit. Its sign is silence: a parameter
+server or trainer that is not in the master's list of members any more, a master that reports no progress, an etcd that
+answers no request. A process is not considered hung while another process that it depends on is silent.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER, Place
 __all__ = ["Watchdog"]
 
 SILENT_SECONDS: Final = 30.0
-"""Of silence after which etcd, the master or a parameter server is killed. A trainer has the longest time of a step of its
-script, which may hold Python's global interpreter lock for as long; where the step has less the kernel ends it sooner."""
+"""Seconds of silence after which etcd, the master or a parameter server is killed. For a trainer it is the step timeout
+if that is longer: its script may hold Python's global interpreter lock for as long."""
 START_SECONDS: Final = 60.0
-"""A process that has not spoken yet may still import what it needs."""
+"""Additional seconds for the start of a process that has not reported yet, for its imports."""
 _GAP_SECONDS: Final = 5.0
-"""Without a look of ours: the machine slept or we were stopped, and the others with us. What is told of a process so shortly
-after its start may still be of the one before it."""
+"""Seconds between two checks above which the machine was suspended or this process was stopped: silence before that does
+not count. A report within this time after the start of a process may be about its predecessor."""
 
 
 class Watchdog:
-    """Remembers who spoke when; times are seconds of one monotonic clock.
+    """Records when each process was heard last; times are seconds of one monotonic clock.
 
     Args:
-        now: The time.
-        step_seconds: For which a trainer may be silent.
+        now: Present time.
+        step_seconds: Longest silence of a trainer. Seconds.
     """
 
     def __init__(self, now: float, *, step_seconds: float) -> None:
         self._step_seconds = max(SILENT_SECONDS, step_seconds)
         self._heard: dict[Place, float] = {}
         self._since: dict[Place, float] = {}
-        """Since when etcd, or the master, speaks without a gap."""
+        """Time since which etcd, or the master, has been heard without a gap."""
         self._killed: dict[Place, float] = {}
-        """Start of the process that was found last."""
+        """Start of the last process that was found hung, by place."""
         self._looked = self._resumed = now
 
     def told(self, members: Iterable[Place], now: float) -> None:
-        """The master told its progress, and who is there."""
+        """Record a progress report of the master with its list of members."""
         self._spoke((MASTER, 0), now)
         for place in members:
             self._heard[place] = now
 
     def etcd_answered(self, now: float) -> None:
-        """The job's own etcd answered a question."""
+        """Record an answer of the job's own etcd."""
         self._spoke((ETCD, 0), now)
 
     def _spoke(self, place: Place, now: float) -> None:
@@ -60,11 +60,11 @@ class Watchdog:
         return now - self._heard.get(place, float("-inf")) > _GAP_SECONDS
 
     def hung(self, alive: Mapping[Place, float], now: float) -> dict[Place, float]:
-        """Who is to be killed, and for how many seconds it has been silent; each process is found once.
+        """Return the hung processes to kill with the seconds of their silence; each process is returned once.
 
         Args:
-            alive: When each process started that runs and was not told to end.
-            now: The time.
+            alive: Start time of each running process that is not being terminated.
+            now: Present time.
         """
         if now - self._looked > _GAP_SECONDS:
             self._resumed = now
@@ -79,20 +79,21 @@ class Watchdog:
         return found
 
     def _silences(self, alive: Mapping[Place, float], now: float) -> dict[Place, float]:
-        """For how long those have said nothing who cannot blame another one for it."""
+        """Return the seconds of silence of the processes whose dependencies are heard."""
         if (ETCD, 0) in alive and self._is_quiet((ETCD, 0), now):
             return {(ETCD, 0): self._silent((ETCD, 0), alive, now)}
         if self._is_quiet((MASTER, 0), now):
-            # One that has never spoken may wait for an etcd that is none of ours.
+            # A master that has never reported may wait for an etcd that is not run by this process.
             blamed = (MASTER, 0) in alive and ((MASTER, 0) in self._since or (ETCD, 0) in alive)
             return {(MASTER, 0): self._silent((MASTER, 0), alive, now, needs=(ETCD, 0))} if blamed else {}
         members = [place for place in alive if place[0] in {SERVER, TRAINER}]
         return {place: self._silent(place, alive, now, needs=(MASTER, 0)) for place in members}
 
     def _silent(self, place: Place, alive: Mapping[Place, float], now: float, *, needs: Place | None = None) -> float:
-        """For how long a process has said nothing although the one that it needs spoke.
+        """Return for how many seconds a process has been silent while its dependency was heard.
 
-        One that has never spoken gets its time to start; a trainer, whose script may prepare for as long as it likes, any.
+        A process that has never been heard gets START_SECONDS; a trainer has no limit then, because its script may need
+        any time for its preparations.
         """
         started, heard = alive[place], self._heard.get(place, float("-inf"))
         spoken = heard >= started + (_GAP_SECONDS if place[0] in {SERVER, TRAINER} else 0.0)

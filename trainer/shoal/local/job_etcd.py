@@ -1,4 +1,4 @@
-"""The job's own etcd, on the event loop: start it, and be told when it ends."""
+"""The job's own etcd on the event loop: start, stop, and a callback at its exit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["OwnEtcd"]
 
 
 class OwnEtcd:
-    """Runs an etcd beside a job.
+    """Runs an etcd for one job.
 
     Args:
-        server: The etcd.
+        server: The etcd server.
     """
 
     def __init__(self, server: EtcdServer) -> None:
@@ -27,36 +27,36 @@ class OwnEtcd:
         self._ran = False
         self._started = 0.0
         self._told_to_end = False
-        # An etcd is started or stopped by one thread at a time.
+        # Serializes start and stop, which run in threads.
         self._turn = asyncio.Lock()
 
     @property
     def endpoint(self) -> str:
-        """Its address; the same in all its lives."""
+        """Endpoint of etcd; it does not change between restarts."""
         return self._server.endpoint
 
     @property
     def pid(self) -> int | None:
-        """The running process."""
+        """Process id; None if etcd does not run."""
         return self._server.pid
 
     @property
     def age(self) -> float:
-        """For how many seconds it has run."""
+        """Seconds since its last start."""
         return time.monotonic() - self._started
 
     async def start(self, on_exit: Callable[[int, str], None]) -> None:
-        """Start it; returns when it answers.
+        """Start etcd; returns when it answers.
 
         Args:
-            on_exit: Told exit code (negative: the signal) and last words, once per start.
+            on_exit: Called once per start with the exit code (negative: the signal) and the last output.
         """
         self._started = time.monotonic()
         try:
             async with self._turn:
                 await asyncio.to_thread(self._server.start)
         except EtcdError as error:
-            # An etcd that never ran, and that no signal ended, cannot run here. Any other failure may be temporary.
+            # If etcd never ran and no signal terminated it, it cannot run here. Any other failure may be temporary.
             refused = not self._ran and not self._told_to_end and not error.signal
             on_exit(EXIT_REFUSED if refused else -error.signal or 1, str(error))
             return
@@ -82,22 +82,22 @@ class OwnEtcd:
         loop.add_reader(descriptor, ended)
 
     def _code(self) -> int:
-        # The thread that waits for it needs a moment to take the code.
+        # The thread that waits for the process may not have stored the exit code yet.
         code = self._server.wait(5.0)
         return code if code is not None else -signal.SIGKILL
 
     def answers(self) -> bool:
-        """Whether it answers a request now; blocks for two seconds at most."""
+        """Return whether etcd answers a request now; blocks for two seconds at most."""
         return self._server.answers(timeout_seconds=2.0)
 
     def kill(self) -> None:
-        """End it without a warning; its end is told as any other."""
+        """Kill etcd (SIGKILL); ``on_exit`` is called."""
         if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
     async def stop(self, *, kill: bool = False) -> None:
-        """End it; does nothing if it does not run."""
+        """Stop etcd; does nothing if it does not run."""
         self._told_to_end = True
         if kill:
             await asyncio.to_thread(self._server.kill)

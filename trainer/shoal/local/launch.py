@@ -1,4 +1,4 @@
-"""How each process of a job is started on one machine: its command, environment and share of the cores. Pure."""
+"""Command, environment and number of threads of each process of a job on one machine. Pure."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _PYTHONS = {"python", "python3"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launcher:
-    """Makes the launch of any process of one job.
+    """Creates the `Launch` of each process of one job.
 
     Attributes:
         job: The job.
-        manifest: File with the job, for the master.
-        folder: Where the training command runs.
+        manifest: File with the manifest, for the master.
+        folder: Working directory of the training command.
         token: File with the job's token.
-        uid: The job's.
-        sockets: Folder with the sockets; its path is short.
+        uid: The job's uid.
+        sockets: Folder of the sockets; its path is within the kernel's limit.
         master: File with the master's address.
-        snapshots: Folder with a folder of snapshots per parameter server.
+        snapshots: Folder with one folder of snapshots per parameter server.
         etcd: Endpoint of etcd.
-        cores: How many cores this job may use.
-        inherited: The environment of this process.
+        cores: Number of cores that the job may use.
+        inherited: Environment of this process.
     """
 
     job: TrainingJob
@@ -49,7 +49,7 @@ class Launcher:
     inherited: Mapping[str, str]
 
     def launch(self, role: str, index: int, *, trainers: int) -> Launch:
-        """What to start for a role and index, while ``trainers`` are wanted."""
+        """Return the launch for a role and index while ``trainers`` trainers are desired."""
         if role == TRAINER:
             return self._trainer(index, trainers)
         command = self._master_command() if role == MASTER else self._server_command(index)
@@ -59,8 +59,8 @@ class Launcher:
     def _trainer(self, index: int, trainers: int) -> Launch:
         spec = self.job.spec
         command = [*spec.command, *spec.args]
-        # The Python that runs the job's other processes: one Shoal on both sides, also where no environment is active,
-        # and also for the programs that a shell in the command starts.
+        # Use the Python of the job's other processes, so that all have the same Shoal, also without an activated
+        # environment and for programs that are started by a shell in the command.
         if command[0] in _PYTHONS:
             command[0] = sys.executable
         path = f"{Path(sys.executable).parent}{os.pathsep}{self.inherited.get('PATH', os.defpath)}"
@@ -89,7 +89,7 @@ class Launcher:
     ) -> dict[str, str]:
         environment = {**self.inherited, **(given or {})}
         environment.setdefault("OMP_NUM_THREADS", str(self._threads(role, trainers)))
-        # What a script prints is in its log at once.
+        # The output of a script appears in its log without buffering.
         environment.setdefault("PYTHONUNBUFFERED", "1")
         environment |= {
             names.MASTER: f"file://{self.master}",
@@ -116,12 +116,12 @@ def _resources(job: TrainingJob, role: str) -> Resources | None:
 
 
 def variables(job: TrainingJob, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The manifest's environment of the trainers.
+    """Return the trainers' environment variables from the manifest.
 
-    A variable that a cluster would take from elsewhere (``valueFrom``) is taken from the environment of ``shoal run``.
+    A variable with ``valueFrom`` is taken from the environment of ``shoal run``.
 
     Raises:
-        ManifestError: A variable comes from elsewhere and is not set here.
+        ManifestError: A variable with ``valueFrom`` is not set in that environment.
     """
     found: dict[str, str] = {}
     problems = []

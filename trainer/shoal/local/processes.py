@@ -1,9 +1,9 @@
-"""Starts, watches and ends the processes of a job on this machine.
+"""Starts, monitors and terminates the processes of a job on this machine.
 
-Each has a session of its own, so that Ctrl-C at the terminal reaches the runner alone, and dies with the runner even
-where that is killed outright (PR_SET_PDEATHSIG), so nothing is left behind. An exit is noticed by the event loop
-through a pidfd, at once and without polling. The rest of its group (a data loader's workers) is killed before the dead
-leader is reaped: until then its number cannot belong to somebody else.
+Each process has its own session, so that Ctrl-C in the terminal reaches the runner only. The kernel kills it when the
+runner ends for any reason (PR_SET_PDEATHSIG), so that no process is left. The event loop detects an exit through a
+pidfd, immediately and without polling. The rest of the process group (such as workers of a data loader) is killed
+before its leader is reaped, because until then the id cannot be reused.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _TAIL_BYTES: Final = 16384
 _LAST_LINES: Final = 4
-"""So many has a syntax error: the file, the line, the place in it, the message."""
+"""Number of lines of a syntax error: the file, the line, the place in it, the message."""
 _LEVEL: Final = re.compile(r"\d\d:\d\d:\d\d error |error: ")
-"""Before what a process of Shoal reports, and before a refusal in the training script."""
+"""Prefix of an error that a process of Shoal reports, and of a refusal in the training script."""
 _HEAD: Final = re.compile(rf"{_LEVEL.pattern}|Traceback \(most recent call last\)")
 
 
 class LaunchError(Exception):
-    """A process cannot be started; the message says which and why."""
+    """A process cannot be started; the message has its name and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What to start.
+    """Parameters of a process start.
 
     Attributes:
         command: The program and its arguments.
-        environment: All of it, not only what differs.
+        environment: The complete environment.
         folder: The working directory.
     """
 
@@ -67,11 +67,11 @@ Place = tuple[str, int]
 
 
 class Processes:
-    """The running processes, by role and index. To be used on the thread of the event loop.
+    """The running processes, by role and index. Not thread-safe: use it on the thread of the event loop.
 
     Args:
         logs: Folder of the logs, ``ROLE-N.log``.
-        on_exit: Told role, index, code (negative: the signal), and the process's last words.
+        on_exit: Called at each exit with role, index, exit code (negative: the signal), and the last output.
     """
 
     def __init__(self, logs: Path, on_exit: Callable[[str, int, int, str], None]) -> None:
@@ -80,20 +80,20 @@ class Processes:
         self._children: dict[Place, _Child] = {}
 
     def pid(self, role: str, index: int) -> int | None:
-        """The process's number, if it runs."""
+        """Return the process id; None if it does not run."""
         child = self._children.get((role, index))
         return child.process.pid if child is not None else None
 
     def age(self, role: str, index: int) -> float:
-        """For how many seconds it has run; 0 if it does not."""
+        """Return for how many seconds the process has run; 0 if it does not run."""
         child = self._children.get((role, index))
         return time.monotonic() - child.started if child is not None else 0.0
 
     def start(self, role: str, index: int, launch: Launch) -> int:
-        """Start a process; its output goes to its log, behind a line that says so.
+        """Start a process; its output is appended to its log, after a line with time and command.
 
         Raises:
-            LaunchError: It cannot be started.
+            LaunchError: The process cannot be started.
         """
         assert (role, index) not in self._children
         log = self._logs / f"{role}-{index}.log"
@@ -121,7 +121,7 @@ class Processes:
         return process.pid
 
     def signal(self, role: str, index: int, number: int) -> None:
-        """Send a signal: SIGKILL to the whole group, others to the process alone, which knows its children."""
+        """Send a signal: SIGKILL to the whole process group, others to the process alone, which handles its children."""
         child = self._children.get((role, index))
         if child is None:
             return
@@ -132,7 +132,7 @@ class Processes:
                 signal.pidfd_send_signal(child.descriptor, number)
 
     def kill_all(self) -> None:
-        """End everything now, and wait for it; for an end without order."""
+        """Kill all processes and wait for their exits."""
         for (role, index), child in list(self._children.items()):
             self.signal(role, index, signal.SIGKILL)
             self._forget((role, index))
@@ -153,11 +153,11 @@ class Processes:
 
 
 def last_words(log: Path, *, since: int = 0) -> str:
-    """What a process said last: its last error line or traceback with all that follows, else its last lines.
+    """Return the last output of a process: from its last error line or traceback on, else its last four lines.
 
     Args:
-        log: Its log.
-        since: Where in the log its life began, in bytes.
+        log: The log of the process.
+        since: Offset in the log at the start of the process. Bytes. Default: 0.
     """
     try:
         with log.open("rb") as stream:
@@ -184,7 +184,7 @@ def _reason(error: OSError, launch: Launch) -> str:
 def _die_with(parent: int) -> Callable[[], None]:
     def set_signal() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The parent may have died before the call: then no signal will come.
+        # If the parent ended before the call, the kernel sends no signal.
         if os.getppid() != parent:
             os._exit(1)
 

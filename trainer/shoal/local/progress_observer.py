@@ -1,4 +1,4 @@
-"""Listens to the master's progress, whichever master there is."""
+"""Receives progress reports from the job's active master."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PAUSE_SECONDS = 0.05
 
 
 async def observe(address: str, *, token: auth.Token, job: str, on_progress: Callable[[JobProgress], None]) -> None:
-    """Call the master, and call it again when it is gone, until cancelled.
+    """Connect to the master, and connect again after a disconnect, until cancelled.
 
     Args:
-        address: Of the master; ``file://`` finds its successor.
-        token: The job's.
+        address: Address of the master; ``file://`` also finds its successor.
+        token: The job's token.
         job: The job's uid.
-        on_progress: Told each progress.
+        on_progress: Called with each progress report.
     """
     decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromMaster)
     identity = auth.Identity(role="observer", index=0, life=auth.new_life())

@@ -1,7 +1,7 @@
-"""`shoal run`: the shell around the supervisor.
+"""`shoal run`: executes the supervisor's actions on real processes.
 
-It starts what the supervisor says, and feeds it with exits, the master's progress, the user's wishes and the time. All
-processes start at once, since most of them spend their first seconds importing torch; who needs another one waits.
+It reports exits, the master's progress, the user's requests and the time to the supervisor. All processes start at the
+same time, because most of them import torch for some seconds; a process waits for the others that it needs.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Runner:
 
     Args:
         job: The job.
-        state: Its folder, locked and prepared.
-        launcher: How its processes are started.
-        etcd: The etcd to run beside it; None where one runs already.
-        trainers: How many trainers there are at first.
-        view: Where to show what happens.
+        state: The job's state folder, locked and prepared.
+        launcher: Creates the launch of each process.
+        etcd: The etcd to run for the job; None: an etcd runs already.
+        trainers: Initial number of trainers.
+        view: Output of progress and messages.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Runner:
         self._watchdog = Watchdog(self._started, step_seconds=policy.step_timeout.seconds * LONG_FACTOR)
 
     async def run(self) -> RunEnd:
-        """Run it; how it ended is also written into the job's folder."""
+        """Run the job and return its end, which is also written into the state folder."""
         control = Control(self._state, self._answer)
         await control.open(f"unix://{self._launcher.sockets / 'run'}")
         self._watch_signals()
@@ -137,12 +137,12 @@ class Runner:
     async def _ask_etcd(self) -> None:
         while self._etcd is not None:
             await asyncio.sleep(_ASK_SECONDS)
-            with suppress(Exception):  # whatever it is, no answer came
+            with suppress(Exception):  # any error means that etcd did not answer
                 if self._etcd.pid is not None and await asyncio.to_thread(self._etcd.answers):
                     self._watchdog.etcd_answered(time.monotonic())
 
     def _end_hung(self, now: float) -> None:
-        """Kill who lives and does nothing; the supervisor sees its end and starts it again."""
+        """Kill hung processes; the supervisor restarts them after their exit."""
         if self._supervisor.ending:
             return
         running = [place for place, draining in self._supervisor.alive.items() if not draining]
@@ -236,7 +236,7 @@ class Runner:
         try:
             self._processes.start(role, index, launch)
         except LaunchError as error:
-            # Not at once: the supervisor is still at work on the call that asked for the start.
+            # Deferred, because the supervisor's call that requested the start has not returned yet.
             loop = asyncio.get_running_loop()
             loop.call_soon(self._exited, role, index, EXIT_REFUSED, str(error))
 
@@ -254,7 +254,7 @@ class Runner:
     # --- Status ---
 
     def status(self) -> JobStatus:
-        """The job as it is now."""
+        """Return the job's present status."""
         trainer = self._job.spec.trainer
         return JobStatus(
             name=self._job.metadata.name,

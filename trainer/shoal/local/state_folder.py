@@ -1,13 +1,13 @@
-"""The folder of a job on this machine: everything that must outlive `shoal run`, and where its processes meet.
+"""State folder of a job on this machine: all data that must survive `shoal run`, and the addresses of its processes.
 
-    NAME/job.json        the manifest as it runs      NAME/etcd/       etcd's data
+    NAME/job.json        the manifest that runs       NAME/etcd/       etcd's data
     NAME/origin.json     where the command runs       NAME/snapshots/  one folder per parameter server
-    NAME/uid, token      the job's (token: 0600)      NAME/logs/       one file per process
-    NAME/lock            held while it runs           NAME/end.json    how it ended, and the account
-    NAME/control         where `shoal scale` asks     NAME/last.json   the last status, for `shoal status`
+    NAME/uid, token      of the job (token: 0600)     NAME/logs/       one file per process
+    NAME/lock            locked while it runs         NAME/end.json    end of the last run, and the account
+    NAME/control         address for `shoal scale`    NAME/last.json   the last status, for `shoal status`
 
-Sockets lie in ``NAME/sockets``, or, where that path is too long for the kernel (107 bytes), in a private temporary
-folder whose name is kept in ``NAME/sockets.path``.
+Sockets are in ``NAME/sockets``, or, if that path is too long for the kernel (107 bytes), in a private temporary folder
+whose name is in ``NAME/sockets.path``.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _KEPT_WHEN_FRESH: Final = {"lock"}
 
 
 class BusyError(Exception):
-    """Another `shoal run` has this folder."""
+    """Another `shoal run` has locked this folder."""
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where a job comes from: two jobs of the same name are told apart by it."""
+    """Origin of a job, which distinguishes it from another job of the same name."""
 
     folder: str
     source: str
 
 
 class RunEnd(msgspec.Struct, frozen=True):
-    """How a run ended.
+    """End of a run.
 
     Attributes:
         state: ``Complete``, ``Failed`` or ``Stopped``.
-        reason: Why it failed, or why it was complete early.
-        final: Whether the master recorded this end: the job cannot go on.
-        account: Of every sample.
+        reason: Reason of the failure or of an early completion; empty otherwise.
+        final: Whether the master recorded this end, so that the job cannot resume.
+        account: Account of every sample.
     """
 
     state: str
@@ -61,7 +61,7 @@ class RunEnd(msgspec.Struct, frozen=True):
 
 
 def base_folder(named: str | Path | None = None) -> Path:
-    """Where jobs are kept: ``--state``, else ``$SHOAL_STATE``, ``$XDG_STATE_HOME/shoal``, ``~/.local/state/shoal``."""
+    """Return the folder of all jobs: ``--state``, ``$SHOAL_STATE``, ``$XDG_STATE_HOME/shoal`` or ``~/.local/state/shoal``."""
     if named is not None:
         return Path(named).expanduser().resolve()
     if os.environ.get("SHOAL_STATE"):
@@ -71,14 +71,14 @@ def base_folder(named: str | Path | None = None) -> Path:
 
 
 def job_names(base: Path) -> list[str]:
-    """The jobs kept there."""
+    """Return the names of the jobs in a folder."""
     if not base.is_dir():
         return []
     return sorted(entry.name for entry in base.iterdir() if (entry / "job.json").is_file())
 
 
 class StateFolder:
-    """One job's folder.
+    """State folder of one job.
 
     Args:
         base: Folder of all jobs.
@@ -99,13 +99,13 @@ class StateFolder:
     control = property(lambda self: self.path / "control")
     last = property(lambda self: self.path / "last.json")
 
-    # --- Who has it ---
+    # --- Lock ---
 
     def lock(self) -> None:
-        """Take the folder for this process; it is given back when the process ends, however it ends.
+        """Lock the folder for this process; the kernel releases the lock when the process ends.
 
         Raises:
-            BusyError: Another process has it.
+            BusyError: Another process has locked it.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -114,7 +114,7 @@ class StateFolder:
         except BlockingIOError:
             os.close(descriptor)
             raise BusyError(
-                f"job {self.name} is running already (pid {self.runner() or 'unknown'}); look at it with "
+                f"job {self.name} is running already (pid {self.runner() or 'unknown'}); see "
                 f"`shoal status {self.name}`, or run this one under another --name"
             ) from None
         os.ftruncate(descriptor, 0)
@@ -122,7 +122,7 @@ class StateFolder:
         self._lock = descriptor
 
     def runner(self) -> int | None:
-        """The process that has the folder, if one has."""
+        """Return the id of the process that has locked the folder; None if it is not locked."""
         try:
             descriptor = os.open(self.path / "lock", os.O_RDONLY)
         except OSError:
@@ -137,20 +137,20 @@ class StateFolder:
         return None
 
     def unlock(self) -> None:
-        """Give the folder back."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    # --- What is in it ---
+    # --- Contents ---
 
     @property
     def exists(self) -> bool:
-        """Whether a job is kept here."""
+        """Whether the folder has the state of a job."""
         return bool(self.manifest.is_file())
 
     def clear(self) -> list[str]:
-        """Remove everything but the lock; the names of what was removed."""
+        """Remove all entries except the lock, and return their names."""
         self.drop_sockets()
         removed = []
         for entry in sorted(self.path.iterdir()):
@@ -164,7 +164,7 @@ class StateFolder:
         return removed
 
     def prepare(self, job: TrainingJob, origin: Origin) -> None:
-        """Write what the job's processes need; what is there of an earlier run stays."""
+        """Create folders and files for the job's processes; the state of an earlier run remains."""
         for folder in (self.etcd, self.snapshots, self.logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for index in range(job.servers):
@@ -180,36 +180,36 @@ class StateFolder:
 
     @property
     def uid(self) -> str:
-        """The job's uid."""
+        """Uid of the job."""
         return self._read("uid").decode().strip()
 
     def job(self) -> TrainingJob:
-        """The job as it was last run."""
+        """Return the job of the last run."""
         return load(self.manifest)
 
     def origin(self) -> Origin | None:
-        """Where it came from."""
+        """Return the job's origin; None if there is none."""
         text = self._read("origin.json")
         return msgspec.json.decode(text, type=Origin) if text else None
 
     def end(self) -> RunEnd | None:
-        """How the last run ended; None if it was killed, or runs."""
+        """Return the end of the last run; None if it was killed, or still runs."""
         text = self._read("end.json")
         return msgspec.json.decode(text, type=RunEnd) if text else None
 
     def write_end(self, end: RunEnd) -> None:
-        """Keep how it ended; the account also by itself, for other programs."""
+        """Write the end of the run; the account is also written to ``account.json``, for other programs."""
         self._write("account.json", msgspec.json.encode(end.account) + b"\n")
         self._write("end.json", msgspec.json.encode(end))
 
     def write_last(self, status: bytes) -> None:
-        """Keep the last status."""
+        """Write the last status."""
         self._write("last.json", status)
 
     # --- Sockets ---
 
     def make_sockets(self) -> Path:
-        """A folder for sockets, empty and private, with a path short enough for the kernel."""
+        """Create an empty, private folder for sockets, whose path is within the kernel's limit."""
         self.drop_sockets()
         folder = self.path / "sockets"
         if len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER:
@@ -220,7 +220,7 @@ class StateFolder:
         return folder
 
     def drop_sockets(self) -> None:
-        """Remove the folder for sockets."""
+        """Remove the folder of the sockets."""
         shutil.rmtree(self.path / "sockets", ignore_errors=True)
         elsewhere = self._read("sockets.path")
         if elsewhere:
@@ -237,7 +237,7 @@ class StateFolder:
         return b""
 
     def _write(self, name: str, content: bytes) -> None:
-        """Replace a file so that a reader sees the old or the new one, never a part."""
+        """Replace a file atomically."""
         descriptor, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
         try:
             with os.fdopen(descriptor, "wb") as stream:

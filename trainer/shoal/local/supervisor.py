@@ -1,12 +1,12 @@
-"""Which processes of a job run on this machine, and when the job is over.
+"""Decides which processes of a job run on this machine, and when the job has ended.
 
-Pure: events and the time come in as calls, what is to be done goes out as a list of actions; ``runner`` carries them
-out. So the promises (never two processes of one role and index, nothing left behind, the counts) are tested with random
-histories and without a single process.
+Pure: each event is a method call that returns a list of actions, which ``runner`` executes. So the invariants (never two
+processes of one role and index, no process left at the end, the counts) are tested with random histories.
 
-Who ends how decides what follows. A signal is nobody's fault: the process starts again at once. A positive code of a
-trainer is an error of the user's script: it counts to ``backoffLimit`` until samples are committed again (and, after one
-that ended the script soon, until the scripts ran well for half a minute). Code 78 is a final word: the job fails with the message. The master and the parameter servers always come back.
+The exit code decides what follows. After a signal the process is restarted at once. A positive code of a trainer is a
+failure of the user's script: it counts to ``backoffLimit`` until samples are committed again (after a failure within 30 s
+of the start, also not before 30 s have passed). Code 78 is final: the job fails with the message. The master and the
+parameter servers are always restarted.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ MASTER: Final = "master"
 ETCD: Final = "etcd"
 
 _ORDER: Final = (TRAINER, SERVER, MASTER, ETCD)
-"""Who ends first: each of them needs those behind it to leave in good order."""
+"""Order of termination: each role needs the later ones for a graceful exit."""
 _QUICK_SECONDS: Final = 1.0
-"""A process that lives for less has not even started well."""
+"""A process that exits within this time has failed to start."""
 _STEADY_SECONDS: Final = 30.0
-"""A process that lives for longer had a good start: its next end has nothing to do with the last one."""
+"""A process that runs for longer has started well: its next exit is not related to the last one."""
 _LONGEST_DELAY_SECONDS: Final = 10.0
 _LONGEST_FIRST_DELAY_SECONDS: Final = 2.0
-"""Before anything was ever committed an error is most likely a mistake in the script, and its author waits for the news."""
+"""Longest delay before the first committed sample: an error is probably a mistake in the script, to be reported soon."""
 _GRACE_SECONDS: Final = 2.0
-"""Between a script's good end and its restart: the word that the job is complete may be on its way."""
+"""Delay between an exit with code 0 and the restart: the report that the job is complete may arrive in this time."""
 _SHORT_PATIENCE_SECONDS: Final = 10.0
 _REMIND_SECONDS: Final = 10.0
-"""What a script does after its training is its own business, but a user who waits should know for what."""
-# A shell around the training command reports the signal that ended it in this way.
+"""Delay, after the job is complete, of the message that names the scripts that still run."""
+# A shell around the training command reports a signal in this way.
 _SIGNALS_BY_SHELL: Final = {
     128 + number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
 }
@@ -68,7 +68,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Send a signal; SIGKILL goes to the process with all its children."""
+    """Send a signal; SIGKILL is sent to the whole process group."""
 
     role: str
     index: int
@@ -77,7 +77,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class PrintLine:
-    """Tell the user; ``level`` is ``info``, ``warning`` or ``error``."""
+    """Print a message; ``level`` is ``info``, ``warning`` or ``error``."""
 
     level: str
     text: str
@@ -85,12 +85,12 @@ class PrintLine:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Nothing runs any more.
+    """End of the run: no process runs any more.
 
     Attributes:
         state: ``Complete``, ``Failed`` or ``Stopped``.
-        reason: Why it failed, or why it was complete early; empty otherwise.
-        final: Whether the master recorded this end, so that the job cannot go on from here.
+        reason: Reason of the failure or of an early completion; empty otherwise.
+        final: Whether the master recorded this end, so that the job cannot resume.
     """
 
     state: str
@@ -103,15 +103,15 @@ Action = Start | Signal | PrintLine | Finish
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """What the supervisor must know of a job.
+    """Settings of the supervisor for one job.
 
     Attributes:
-        trainers: How many trainers are wanted at first.
-        servers: How many parameter servers there are.
-        own_etcd: Whether etcd is one of the processes.
-        backoff_limit: How many errors of the script in a row are borne.
-        deadline_seconds: After which the job fails; None: never.
-        drain_seconds: A trainer or server told to end is killed after so long.
+        trainers: Initial number of trainers.
+        servers: Number of parameter servers.
+        own_etcd: Whether etcd is one of the processes. Default: true.
+        backoff_limit: Number of consecutive failures of the script that do not fail the job. Default: 6.
+        deadline_seconds: Time after which the job fails. Seconds. Default: None, no limit.
+        drain_seconds: Time between SIGTERM and SIGKILL for trainers and servers. Seconds. Default: 60.
     """
 
     trainers: int
@@ -133,7 +133,7 @@ Place = tuple[str, int]
 
 
 class Supervisor:
-    """Decides what runs. Every call returns what is to be done now; times are seconds of one monotonic clock."""
+    """Decides what runs. Every event returns the actions to execute; times are seconds of one monotonic clock."""
 
     def __init__(self, settings: RunSettings) -> None:
         self.wanted = settings.trainers
@@ -141,23 +141,23 @@ class Supervisor:
         self._alive: dict[Place, _Process] = {}
         self._pending: dict[Place, float] = {}
         self._left: dict[Place, str] = {}
-        """Among the pending: whose script came to a good end, and its last words."""
+        """Pending trainers whose script exited with code 0, with its last output."""
         self._quick: dict[Place, int] = {}
         self._errors: dict[int, int] = {}
         self._failures = 0
         self._last_failure = ""
         self._doubtful_until = 0.0
-        """Until then committed samples do not show that the script works: one that always fails early commits some."""
+        """Before this time committed samples do not reset the failures: a script that always fails early commits some."""
         self._departures = 0
         self._samples: int | None = None
         self._joins: int | None = None
-        """How many trainers had joined before this run, as far as its first progress tells."""
+        """Number of joins before this run, from its first progress report."""
         self._joined = False
         """Whether any trainer of this run joined."""
         self._complete = False
         self._complete_reason = ""
         self._saved = False
-        """Some script came to its end after the job was complete: the model is written."""
+        """Whether a script has exited with code 0 after the job was complete: the model is written."""
         self._outcome: Finish | None = None
         self._stage = -1
         self._finished = False
@@ -166,45 +166,45 @@ class Supervisor:
         self._remind_at: float | None = None
         self._out: list[Action] = []
 
-    # --- What can be asked ---
+    # --- State ---
 
     @property
     def alive(self) -> dict[Place, bool]:
-        """Role and index of every running process, and whether it was told to end."""
+        """Role and index of every running process, and whether it is being terminated."""
         return {place: process.draining for place, process in self._alive.items()}
 
     @property
     def pending(self) -> dict[Place, float]:
-        """Who waits to be started again, and until when."""
+        """Processes that wait for their restart, with its time."""
         return dict(self._pending)
 
     @property
     def ending(self) -> bool:
-        """Whether the end has begun."""
+        """Whether the job is complete or its processes are being terminated."""
         return self._outcome is not None or self._complete
 
     @property
     def leaving(self) -> bool:
-        """Whether the processes are being ended."""
+        """Whether the processes are being terminated."""
         return self._outcome is not None
 
     @property
     def complete(self) -> bool:
-        """Whether the training is complete; the processes may still have to end."""
+        """Whether the training is complete; the processes may still run."""
         return self._complete and (self._outcome is None or self._outcome.state == "Complete")
 
     @property
     def failures(self) -> int:
-        """Errors of the script since samples were last committed."""
+        """Failures of the script since samples were last committed."""
         return self._failures
 
     # --- Events ---
 
     def begin(self, now: float) -> list[Action]:
-        """Start everything at once; who needs another one waits for it by itself."""
+        """Start all processes at the same time; each waits by itself for the others that it needs."""
         if self._settings.deadline_seconds is not None:
             self._deadline = now + self._settings.deadline_seconds
-        # Those that take longest to start go first.
+        # The processes with the longest start are started first.
         self._balance(now)
         for index in range(self._settings.servers):
             self._start((SERVER, index), now)
@@ -214,14 +214,14 @@ class Supervisor:
         return self._flush()
 
     def exited(self, role: str, index: int, code: int, now: float, *, words: str = "") -> list[Action]:
-        """A process ended.
+        """Handle the exit of a process.
 
         Args:
-            role: Its role.
-            index: Its index.
-            code: Exit code; negative: the signal that ended it.
-            now: The time.
-            words: The last thing it said, for people.
+            role: Role of the process.
+            index: Index of the process.
+            code: Exit code; negative: the signal that terminated it.
+            now: Present time.
+            words: Last output of the process. Default: empty.
         """
         place = (role, index)
         process = self._alive.pop(place)
@@ -240,19 +240,19 @@ class Supervisor:
     def progressed(
         self, state: str, reason: str, samples: int, now: float, *, joins: int, trainers: int
     ) -> list[Action]:
-        """The master told how the job is.
+        """Handle a progress report of the master.
 
         Args:
-            state: Its state.
-            reason: Why it ended.
-            samples: Committed over all epochs.
-            now: The time.
-            joins: How many trainers have joined in the job's whole life.
-            trainers: How many of them are here now.
+            state: State of the job.
+            reason: Reason of its end.
+            samples: Samples committed over all epochs.
+            now: Present time.
+            joins: Number of joins of trainers since the job's first run.
+            trainers: Number of joined trainers now.
         """
         self._joins = joins if self._joins is None else min(joins, self._joins)
         self._joined = self._joined or bool(trainers) or joins > self._joins
-        # A restored slot may have lost some: what counts is growth since the last word.
+        # A restored slot may have lost some samples, so the growth since the last report counts.
         before, self._samples = self._samples, samples
         if before is not None and samples > before:
             self._departures = 0
@@ -269,13 +269,13 @@ class Supervisor:
         return self._flush()
 
     def scale(self, trainers: int, now: float) -> list[Action]:
-        """Another number of trainers is wanted."""
+        """Set the desired number of trainers."""
         self.wanted = trainers
         self._settle(now)
         return self._flush()
 
     def interrupt(self, now: float) -> list[Action]:
-        """The user wants it to stop: first in good order, the second time at once."""
+        """Handle the user's interrupt: the first one stops the job gracefully, the second one kills all processes."""
         self._interrupts += 1
         if self._interrupts > 1:
             self._end("Stopped", "", now)
@@ -289,7 +289,7 @@ class Supervisor:
         return self._flush()
 
     def tick(self, now: float) -> list[Action]:
-        """Time passed."""
+        """Handle deadlines, reminders and due restarts."""
         if self._deadline is not None and now >= self._deadline and not self.ending:
             seconds = self._settings.deadline_seconds
             self._end("Failed", f"runPolicy.activeDeadlineSeconds: {seconds:g} s have passed", now)
@@ -302,7 +302,7 @@ class Supervisor:
         for (role, index), process in self._alive.items():
             if process.kill_at is not None and now >= process.kill_at:
                 process.kill_at = None
-                self._tell("warning", f"{process_name(role, index)} did not end when told to; it is killed")
+                self._tell("warning", f"{process_name(role, index)} did not exit after SIGTERM; it is killed")
                 self._out.append(Signal(role, index, signal.SIGKILL))
         for place in [place for place, due in self._pending.items() if now >= due]:
             if place in self._left and self._joins is not None and not self._joined:
@@ -316,13 +316,13 @@ class Supervisor:
         self._settle(now)
         return self._flush()
 
-    # --- How processes end ---
+    # --- Exits of processes ---
 
     def _comes_back(self, role: str) -> bool:
-        """Whether the end of a process of this role matters now."""
+        """Return whether a process of this role is restarted after its exit."""
         if self._outcome is None:
             return True
-        # While trainers drain they need the rest; a job that failed needs nothing more.
+        # Trainers need the other processes while they drain; a failed job needs none.
         return self._outcome.state != "Failed" and _ORDER.index(role) > self._stage and self._interrupts < 2
 
     def _trainer_exited(self, place: Place, process: _Process, code: int, now: float, words: str) -> None:
@@ -362,9 +362,9 @@ class Supervisor:
         self._pending[place] = now + delay
 
     def _departed(self, place: Place, now: float, words: str) -> None:
-        """A script ended well before the job did: by a signal of somebody else's, or it never trains to the end.
+        """Handle a script that exits with code 0 before the job is complete: it was drained, or it stops too early.
 
-        Whether it is one that never joined is known a moment later, when the master's word on all joins is here.
+        Whether it has ever joined is known after the next progress report, within the delay of _GRACE_SECONDS.
         """
         self._departures += 1
         if self._joins is not None and self._departures > self._settings.backoff_limit + self.wanted:
@@ -384,7 +384,7 @@ class Supervisor:
         self._again(place, process, now, slowly=code >= 0)
 
     def _again(self, place: Place, process: _Process, now: float, *, slowly: bool = False) -> None:
-        """Start it again: at once, unless that keeps going wrong."""
+        """Restart a process: at once, or with a back-off after repeated quick exits."""
         count = 0
         if now - process.started > _STEADY_SECONDS:
             self._quick.pop(place, None)
@@ -394,7 +394,7 @@ class Supervisor:
         if self._pending[place] <= now:
             self._start(place, now)
 
-    # --- How a job ends ---
+    # --- End of a job ---
 
     def _became_complete(self, reason: str, now: float) -> None:
         self._complete, self._complete_reason = True, reason
@@ -423,13 +423,13 @@ class Supervisor:
         self._out.append(Signal(*place, signal.SIGTERM))
 
     def _patience(self, role: str) -> float:
-        """Seconds until a process that was told to end is killed: long only where it has something to bring home."""
+        """Return the seconds between SIGTERM and SIGKILL: more for a process that has work to hand back or to save."""
         failed = self._outcome is not None and self._outcome.state == "Failed"
         busy = role == SERVER or (role == TRAINER and not failed)
         return self._settings.drain_seconds if busy else min(_SHORT_PATIENCE_SECONDS, self._settings.drain_seconds)
 
     def _settle(self, now: float) -> None:
-        """Bring what runs in line with what should."""
+        """Start and terminate processes to reach the desired state."""
         if self._outcome is None:
             self._balance(now)
             if self._complete and not self._any(TRAINER):
@@ -450,7 +450,7 @@ class Supervisor:
         self._pending = {place: due for place, due in self._pending.items() if self._comes_back(place[0])}
         self._terminate(_ORDER[self._stage], now)
 
-    # --- How many trainers ---
+    # --- Number of trainers ---
 
     def _balance(self, now: float) -> None:
         if self._complete:
@@ -485,7 +485,7 @@ class Supervisor:
         self._alive[place] = _Process(started=now)
         self._out.append(Start(*place))
 
-    # --- Words ---
+    # --- Messages ---
 
     def _tell(self, level: str, text: str) -> None:
         self._out.append(PrintLine(level, text))
@@ -496,5 +496,5 @@ class Supervisor:
 
 
 def _delay(count: int) -> float:
-    """Seconds before the ``count``-th try in a row: 1, 2, 4... at most 10; none for a count of 0."""
+    """Return the back-off before the ``count``-th consecutive attempt: 1, 2, 4, ... at most 10 s; 0 for a count of 0."""
     return min(_LONGEST_DELAY_SECONDS, 2.0 ** min(count - 1, 10)) if count > 0 else 0.0

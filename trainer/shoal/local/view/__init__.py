@@ -1,1 +1,1 @@
-"""What `shoal run` and `shoal status` print."""
+"""Output of `shoal run` and `shoal status`."""

@@ -1,7 +1,7 @@
-"""The master's events as `shoal run` tells them. Pure.
+"""Selects the master's events that `shoal run` prints. Pure.
 
-The master writes each event for its log, as it happens to it. Here the runner stands beside: it has seen every process
-end already, so it does not say that twice; and what a lost server costs is told once, not once per slot.
+The master writes all events into its log. The runner prints every exit of a process itself, so those events are left
+out here; and the cost of a lost server is printed once, not once per slot.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _SCORED: Final = re.compile(r"evaluation (after|\d+ of) epoch ")
 _TOLD_BY_THE_RUNNER: Final = re.compile(r"(trainer|pserver)-\d+ (left|is gone without a word)")
 _BACK: Final = re.compile(r"(\d+) batches come back: slots .* were restored without them")
 _GATHER_SECONDS: Final = 1.0
-"""A lost server's slots are restored one after the other, in less."""
+"""Seconds during which events about a lost server are summed up: its slots are restored one by one, in less time."""
 
 
 class Events:
-    """Finds what is new in each progress."""
+    """Finds the new events and scores in each progress report."""
 
     def __init__(self) -> None:
         self._generation = 0
@@ -35,11 +35,11 @@ class Events:
         self._back_due = 0.0
 
     def new(self, progress: JobProgress, now: float) -> list[Line]:
-        """What to tell after another progress, in the order in which it happened."""
+        """Return the lines to print after a progress report, in the order of the events."""
         if progress.generation != self._generation:
             self._generation, self._number = progress.generation, 0
         if self._scores is None:
-            # A job that goes on: `shoal status` has what was scored before.
+            # A resumed job: earlier scores are not printed again; `shoal status` shows them.
             fresh = any(_SCORED.match(text) for _, _, _, text in progress.events)
             self._scores = {} if fresh else {(e.epoch, e.number): e.score for e in progress.evaluations}
         lines: list[Line] = []
@@ -50,7 +50,7 @@ class Events:
         return [*lines, *self._new_scores(progress), *self.due(now)]
 
     def due(self, now: float) -> list[Line]:
-        """What was gathered, when nothing more is to be expected of it."""
+        """Return the summed-up line about a lost server when its time has passed."""
         if not self._back or now < self._back_due:
             return []
         back, self._back = self._back, 0
@@ -71,7 +71,7 @@ class Events:
         return []
 
     def _new_scores(self, progress: JobProgress) -> list[Line]:
-        """Those that were not told yet; one that was made again is new."""
+        """Return the scores that were not printed yet; a changed score is printed again."""
         assert self._scores is not None
         lines = []
         for evaluation in progress.evaluations:

@@ -1,4 +1,4 @@
-"""A job's status in words and lines. Pure; shared by the views of `shoal run` and by `shoal status`."""
+"""Formatting of a job's status as text. Pure; used by the views of `shoal run` and by `shoal status`."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ NEVER_JOINED: Final = (
     "that Shoal trains calls both"
 )
 _MANY_SKIPPED: Final = 0.1
-"""With more than this share of its samples skipped, a job is hardly what its author meant."""
+"""Share of skipped samples above which the account has a warning."""
 
 
 def number(value: float) -> str:
-    """A logged value, short."""
+    """Format a logged value with four significant digits."""
     return f"{value:.4g}"
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 trainer``, ``2 trainers``."""
+    """Format a count with its noun: ``1 trainer``, ``2 trainers``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """``12s``, ``3m05s``, ``2h10m``."""
+    """Format a duration in seconds: ``12s``, ``3m05s``, ``2h10m``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -57,12 +57,12 @@ def duration(seconds: float) -> str:
 
 
 def values(progress: JobProgress) -> str:
-    """What the script logged last: ``loss 0.41  accuracy 0.9``."""
+    """Format the values that the script logged last: ``loss 0.41  accuracy 0.9``."""
     return "  ".join(f"{name} {number(value)}" for name, value in progress.values.items())
 
 
 def score(text: str) -> str:
-    """A score (JSON text) for people."""
+    """Format a score, which is JSON text."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -73,11 +73,11 @@ def score(text: str) -> str:
 
 
 def evaluated(evaluation: Evaluation, epochs: int) -> str:
-    """``epoch 2 evaluated: auc 0.9``; which time, where it is not the first.
+    """Format an evaluation: ``epoch 2 evaluated: auc 0.9``; the second one of an epoch has the number 2, and so on.
 
     Args:
-        evaluation: Of the job.
-        epochs: Of the job; behind the loop over them a script evaluates after the last epoch.
+        evaluation: The evaluation.
+        epochs: Number of epochs of the job; a later evaluation is named "after the last epoch".
     """
     time = f" ({evaluation.number + 1})" if evaluation.number else ""
     when = f"epoch {evaluation.epoch + 1}" if evaluation.epoch < epochs else "after the last epoch"
@@ -91,14 +91,14 @@ def _one(value: object) -> str:
 
 
 def plain(text: str) -> str:
-    """A word of the master without what only its log needs."""
+    """Shorten a message of the master, without the details that only its log needs."""
     if text.startswith("etcd at ") and "UNAVAILABLE" in text:
         return "etcd does not answer; finished tasks wait to be recorded"
     return text
 
 
 def why(status: JobStatus) -> str:
-    """Why nothing moves, or, while a job starts, how far it is."""
+    """Return why no samples are committed, or, while a job starts, the progress of its start; empty if it trains."""
     progress = status.progress
     if status.state == "Starting":
         return _starting(status)
@@ -121,7 +121,7 @@ def _starting(status: JobStatus) -> str:
 
 
 def progress_line(status: JobStatus) -> str:
-    """``epoch 1/3  41%  12,345 samples/s  loss 0.41  trainers 3/4  left 12s``; or why nothing moves."""
+    """Format the progress: ``epoch 1/3  41%  12,345 samples/s  loss 0.41  trainers 3/4  left 12s``, or why it stalls."""
     progress = status.progress
     active = sum(row.role == "trainer" and row.state not in {"starting", "waits"} for row in status.members)
     trainers = f"trainers {active}/{status.trainers}"
@@ -144,7 +144,7 @@ def progress_line(status: JobStatus) -> str:
 
 
 def account_lines(name: str, account: JobAccount, *, reason: str = "") -> list[str]:
-    """The final account, for people."""
+    """Format the final account as lines of text."""
     samples = account.samples
     done = f"{counted(account.epochs, 'epoch')}, " if account.state == "Complete" else ""
     head = f"{name}: {account.state}, {done}{duration(account.seconds)}"
@@ -176,17 +176,17 @@ def account_lines(name: str, account: JobAccount, *, reason: str = "") -> list[s
 
 
 def behind(last_words: str) -> str:
-    """What is put behind the reason of a failure: what the script said last, if it said anything."""
+    """Return the suffix of a failure's reason with the script's last output; empty if there is none."""
     return f"; its last words:\n{last_words}" if last_words else ""
 
 
 def process_name(role: str, index: int) -> str:
-    """``trainer-0``; of whom there is but one, the role alone."""
+    """Format the name of a process: ``trainer-0``; the role alone for master and etcd."""
     return role if role in {"master", "etcd"} else f"{role}-{index}"
 
 
 def signal_name(code: int) -> str:
-    """The signal that ended a process, from its negative exit code."""
+    """Return the name of the signal that terminated a process, from its negative exit code."""
     try:
         return signal.Signals(-code).name
     except ValueError:

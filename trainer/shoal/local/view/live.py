@@ -1,4 +1,4 @@
-"""The live view of `shoal run` on a terminal: events scroll by, below them progress and members stay."""
+"""Live view of `shoal run` on a terminal: events scroll, and progress and members stay below them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class LiveView(ProgressView):
         self._live.start()
 
     def show(self, status: JobStatus) -> None:
-        """Draw it anew."""
+        """Redraw the picture."""
         with suppress(OSError):
             self._live.update(picture(status, height=self._console.height), refresh=True)
 
     def tell(self, level: str, text: str) -> None:
-        """A line above the picture."""
+        """Print a line above the picture."""
         line = Text(time.strftime("%H:%M:%S "), style="dim")
         line.append(f"{level}: {text}" if level != "info" else text, style=_COLOURS.get(level, ""))
         with suppress(OSError):
@@ -67,7 +67,7 @@ class LiveView(ProgressView):
 
 
 def picture(status: JobStatus, *, height: int) -> RenderableType:
-    """Progress and members, in at most ``height`` lines."""
+    """Render progress and members in at most ``height`` lines."""
     parts: list[RenderableType] = [Text(), _head(status)]
     progress = status.progress
     if progress is not None and progress.samples_epoch and status.state != "Starting":
@@ -101,7 +101,7 @@ def _bar(progress: JobProgress) -> Table:
 
 def _numbers(status: JobStatus, progress: JobProgress) -> Text:
     parts = [f"{progress.samples_done:,}/{progress.samples_epoch:,} samples"]
-    # What was trained and how fast says nothing once it is over.
+    # Rate and remaining time are of no use after the end.
     if status.state == "Running":
         parts.append(f"{progress.rate:,.0f}/s")
         if progress.left_seconds >= 0:
@@ -110,7 +110,7 @@ def _numbers(status: JobStatus, progress: JobProgress) -> Text:
 
 
 def _line(text: str, *, style: str = "") -> Text:
-    """One line, however narrow the terminal: a picture that wraps would be too high for it."""
+    """Return a line that is cut at the terminal's width: wrapped lines would exceed the picture's height."""
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 

@@ -1,6 +1,6 @@
-"""What `shoal run` shows while it runs: plain lines here, a live table in ``live``.
+"""Output of `shoal run` as plain lines; the live table is in ``live``.
 
-A view never ends a job: when the terminal or the pipe is gone, it falls silent.
+A view never ends a job: after an error of the terminal or pipe it prints nothing.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ LINE_SECONDS: Final = 2.0
 
 
 class ProgressView:
-    """Something that shows a job."""
+    """Base class of the views of a job."""
 
     def show(self, status: JobStatus) -> None:
-        """How it is now; called often."""
+        """Show the present status; called about every 0.5 s and after each progress report."""
 
     def tell(self, level: str, text: str) -> None:
-        """Something happened; ``level`` is ``info``, ``warning`` or ``error``."""
+        """Show a message; ``level`` is ``info``, ``warning`` or ``error``."""
 
     def close(self) -> None:
-        """The job is over."""
+        """Close the view; the job has ended."""
 
 
 class QuietView(ProgressView):
-    """Shows nothing but errors.
+    """Shows errors only.
 
     Args:
-        stream: Where to.
+        stream: Stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -47,11 +47,11 @@ class QuietView(ProgressView):
 
 
 class PlainView(ProgressView):
-    """One line per event, and a progress line every two seconds at most.
+    """Prints one line per event, and a progress line every two seconds at most.
 
     Args:
-        stream: Where to.
-        clock: The time in seconds, monotonic.
+        stream: Stream to write to.
+        clock: Monotonic clock. Seconds. Default: `time.monotonic`.
     """
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,7 +61,7 @@ class PlainView(ProgressView):
         self._last = ""
 
     def show(self, status: JobStatus) -> None:
-        """A progress line, when it is time for one and it says something new."""
+        """Print a progress line if it has changed and the last one is at least two seconds old."""
         now = self._clock()
         if now < self._next:
             return
@@ -72,12 +72,12 @@ class PlainView(ProgressView):
             _write(self._stream, line)
 
     def tell(self, level: str, text: str) -> None:
-        """A line."""
+        """Print a message as one line."""
         _write(self._stream, event_line(level, text))
 
 
 def event_line(level: str, text: str) -> str:
-    """``12:34:56 warning: text``; the level only where it matters."""
+    """Format a message: ``12:34:56 warning: text``; the level ``info`` is left out."""
     head = f"{level}: " if level != "info" else ""
     return f"{time.strftime('%H:%M:%S')} {head}{text}"
 

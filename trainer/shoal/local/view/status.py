@@ -1,4 +1,4 @@
-"""What is known of a job on this machine: the master's progress and the runner's processes, put together. Pure."""
+"""Status of a job on this machine, from the master's progress report and the runner's processes. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROLES = ("master", "pserver", "trainer", "etcd")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One process; ``seconds`` is how long it has run, or, with pid 0, until it starts again."""
+    """One process; ``seconds`` is the time since its start, or, with pid 0, the time until its restart."""
 
     role: str
     index: int
@@ -27,24 +27,24 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Role and index, as logs are named."""
+        """Name of the process and of its log: role and index."""
         return f"{self.role}-{self.index}"
 
 
 class JobStatus(msgspec.Struct, frozen=True):
-    """A job, as ``shoal status`` shows it.
+    """Status of a job, as printed by ``shoal status``.
 
     Attributes:
-        name: The job's.
-        state: Starting, Running, Saving, Stopping (the processes are being ended), Complete, Failed or Stopped.
-        reason: Why it failed.
-        runner: Process number of `shoal run`; 0 when it does not run.
-        trainers: How many are wanted.
-        least: The fewest that the manifest allows.
-        most: The most.
+        name: Name of the job.
+        state: Starting, Running, Saving, Stopping (processes are being terminated), Complete, Failed or Stopped.
+        reason: Reason of the failure.
+        runner: Process id of `shoal run`; 0 if it does not run.
+        trainers: Desired number of trainers.
+        least: Fewest trainers that the manifest allows.
+        most: Most trainers that the manifest allows.
         members: The processes.
-        progress: The master's last word; None before its first.
-        account: At the end.
+        progress: The master's last progress report; None before the first.
+        account: Final account; None before the end.
     """
 
     name: str
@@ -60,10 +60,10 @@ class JobStatus(msgspec.Struct, frozen=True):
 
 
 def read_status(content: bytes) -> JobStatus:
-    """A status from its JSON, in which a logged value that is not a number is ``null``.
+    """Decode a status from JSON, in which a logged NaN is ``null``.
 
     Raises:
-        msgspec.DecodeError: It is none.
+        msgspec.DecodeError: The content is not a status.
     """
     found = msgspec.json.decode(content)
     progress = found.get("progress") if isinstance(found, dict) else None
@@ -80,13 +80,13 @@ def rows_of(
     *,
     over: bool = False,
 ) -> list[Row]:
-    """Every process with what the master knows of it.
+    """Return a row for every process, with its state in the master's list of members.
 
     Args:
-        running: Role, index, process number, seconds since its start, whether it was told to end.
-        waiting: Role, index, seconds until it starts again.
-        members: From the master.
-        over: Whether the training is complete: who is no member any more has not long to go.
+        running: Role, index, process id, seconds since its start, whether it is being terminated.
+        waiting: Role, index, seconds until its restart.
+        members: Members in the master's progress report.
+        over: Whether the training is complete: a process that is not a member is then ending, not starting.
     """
     known = {(member.role, member.index, member.pid): member for member in members}
     rows = []
@@ -113,7 +113,7 @@ def rows_of(
 
 
 def account_of(state: str, progress: JobProgress | None, *, seconds: float) -> JobAccount:
-    """The account of an end that the master did not record: what was committed until then."""
+    """Return the account of an end that the master did not record, from the last progress report."""
     if progress is None:
         return JobAccount(
             state=state,
@@ -145,5 +145,5 @@ def account_of(state: str, progress: JobProgress | None, *, seconds: float) -> J
 
 
 def is_good(account: JobAccount) -> bool:
-    """Whether the job is complete and every sample counted exactly once per epoch."""
+    """Return whether the job is complete and every sample counted exactly once per epoch."""
     return account.state == "Complete" and account.samples.lost == 0 and account.samples.twice == 0
