@@ -1,17 +1,18 @@
-"""How near do plans come to the best that there is?
+"""Compares plans with the optimal allocation.
 
-Random clusters of one to three nodes, one to three jobs and one or two shapes of trainers, in which nothing runs yet. Each plan
-is compared with the leximin optimum over all allocations, found by trying all of them (the same search as in the planner's
-tests): the smallest share as large as can be, then the second smallest, and so on.
+Random clusters of one to three nodes, one to three jobs and one or two shapes of trainers, in which nothing runs yet. Each
+plan is compared with the leximin optimum over all allocations, which an exhaustive search finds (the same search as in the
+planner's tests): the smallest share is as large as possible, then the second smallest, and so on.
 
-| word | a plan in which |
+| result | meaning |
 |---|---|
 | the best | all shares, in order of size, are those of the optimum |
-| within a trainer | the first share that differs is less by one trainer's step at most |
-| further below | it is less by more: pods are packed greedily, and some clusters need another order |
-| a minimum not packed | some job has nothing, and there is an allocation in which all have their minimum |
+| within a trainer | the first share that differs is lower by one trainer's step at most |
+| further below | that share is lower by more: pods are packed greedily, and some clusters need another order |
+| a minimum not packed | a job has no trainers although there is an allocation in which all have their minimum |
 
-Clusters in which no allocation gives all their minimum are counted apart: the oldest come first there, and nothing is compared.
+Clusters in which no allocation gives all jobs their minimum are counted separately and not compared: there the oldest jobs
+come first.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CLUSTERS = int(os.environ.get("BENCH_CLUSTERS", "40000"))
 
 
 def one(chance: random.Random) -> Snapshot:
-    """A small cluster, and jobs that want more or less than there is."""
+    """Return a small random cluster, with jobs that demand more or less than its capacity."""
     resources, shapes = chance.randint(1, 4), chance.randint(1, 2)
     rooms = [[chance.randint(1, 20) for _ in range(resources)] for _ in range(chance.randint(1, 3))]
     asked: list[list[int]] = []
@@ -51,7 +52,7 @@ def one(chance: random.Random) -> Snapshot:
 
 
 def measure() -> tuple[list[Row], Any]:
-    """All clusters; of those that can be compared the share of each outcome."""
+    """Plan all clusters; return the share of each result among the comparable ones."""
     found: Counter[str] = Counter()
     below: dict[str, list[int]] = {BELOW: [], MISSED: []}
     for number in range(CLUSTERS):

@@ -1,12 +1,12 @@
 """``python -m benchmarks.chaos [--profile kills|network] [--faults 200]``: the counting model under hundreds of faults.
 
-One job after another of real processes (etcd, master, two parameter servers, three trainers). In the end every entry of each
-job's model must equal its number of epochs: samples lost and samples counted twice are read off the model itself.
+One job after another runs with real processes (etcd, master, two parameter servers, three trainers). At the end every entry
+of each job's model must equal the number of epochs: the model itself shows samples that are lost or counted twice.
 
-- kills: SIGKILLs of each role, some dozen a job, among pauses longer than the lease, joiners and leavers.
-- network: a proxy stands between all of them (trainers and master, trainers and servers, servers and master, master and
-  etcd) and delays, throttles, resets, half-closes and swallows: one way or both, of the connections that there are (they stay
-  half-open for ever) or of new ones too. Processes stand still for shorter and longer than the lease, which is 2 s.
+- kills: SIGKILLs of each role, 20 per job, with pauses longer than the lease, and joins and exits of trainers.
+- network: a proxy between all processes (trainers and master, trainers and servers, servers and master, master and etcd)
+  delays, throttles, resets, half-closes and drops data: in one or both directions, of existing connections (which stay
+  half-open) or also of new ones. Processes are stopped for shorter and longer than the lease, which is 2 s.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ EPOCHS = 16
 FAULTS_PER_JOB = 50
 NETWORK_EPOCHS = 14
 LONGEST_PAUSE = 30.0
-"""Seconds: some faults at once, each of which may cost a lease and more, and no hang."""
+"""Longest allowed time without a committed batch, in seconds: several simultaneous faults, each of which costs a lease or
+more, but no hang."""
 
 
 def one_job(zygote: Zygote, folder: Path, *, seed: int, kills: int) -> tuple[Counter[str], Counter[str], int, int]:
-    """Run a job through its kills: kills by role, other faults, samples lost, samples twice."""
+    """Run a job with kills; return the kills by role, other faults, samples lost, and samples counted twice."""
     variables = {"COUNT_PAUSE": "0.01", "COUNT_EVALUATE": str(seed % 2)}
     with RealJob(zygote, folder, epochs=EPOCHS, trainers=3, variables=variables, tcp=seed % 3 == 2) as job:
         chaos = Chaos(job, seed=seed, kills=kills)
@@ -48,7 +49,7 @@ def one_job(zygote: Zygote, folder: Path, *, seed: int, kills: int) -> tuple[Cou
 
 
 def measure(*, kills: int, seed: int) -> tuple[list[Row], Any]:
-    """Jobs until the kills are reached."""
+    """Run jobs until the number of kills is reached."""
     killed: Counter[str] = Counter()
     others: Counter[str] = Counter()
     jobs: list[dict[str, Any]] = []
@@ -73,7 +74,7 @@ def measure(*, kills: int, seed: int) -> tuple[list[Row], Any]:
 
 
 def measure_network(*, faults: int, seed: int) -> tuple[list[Row], Any]:
-    """Jobs until the faults are reached."""
+    """Run jobs until the number of faults is reached."""
     kinds: Counter[str] = Counter()
     jobs: list[dict[str, Any]] = []
     begun = time.monotonic()
@@ -125,14 +126,14 @@ def _count(metric: str, found: int) -> Row:
 
 
 def main() -> None:
-    """Measure a profile."""
+    """Run a profile."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos")
     parser.add_argument("--profile", choices=["kills", "network"], default="kills")
     parser.add_argument("--faults", "--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows there")
     own = parser.parse_args()
-    # Whoever ends a benchmark ends its processes too.
+    # SIGTERM raises SystemExit, so that the benchmark stops its processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if own.profile == "kills":
         tell("chaos", *measure(kills=own.faults, seed=own.seed), file=own.json)

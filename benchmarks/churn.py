@@ -1,8 +1,8 @@
-"""``python -m benchmarks.churn [--changes 200]``: trainers join and leave a `shoal run` for hours on end, and nothing piles up.
+"""``python -m benchmarks.churn [--changes 200]``: trainers join and leave a `shoal run`, and no resources leak.
 
-A job of one to three trainers and two parameter servers. Trainers join and leave by `shoal scale`, and are killed. What
-everything that Shoal starts holds (children, threads, descriptors, shared memory, files of the state folder) must be the
-same in the end as after the first rounds, at the same number of trainers.
+A job of one to three trainers and two parameter servers. Trainers join and leave by `shoal scale`, and are killed. The
+resources of all processes that Shoal starts (children, threads, descriptors, shared memory, files of the state folder) must
+be the same at the end as after the first rounds, at the same number of trainers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ FEW, MANY = 1, 3
 SHARED = Path("/dev/shm")
 WARM_CHANGES = 8
 SLACK = {"threads": 3, "descriptors": 3, "children": 0, "mappings": 0, "shared": 0, "files": 6}
-"""How much more of each there may be: what is under way just now. Files are those of snapshots and of etcd's log."""
+"""Allowed increase of each resource, for operations in progress. Files are those of snapshots and of etcd's log."""
 
 
 class Churn:
-    """Changes the number of trainers of a job, and counts what it holds.
+    """Changes the number of trainers of a job, and counts its resources.
 
     Args:
         job: The job.
-        seed: Decides which trainer is killed.
+        seed: Seed for the choice of the killed trainer. Default: 0.
     """
 
     def __init__(self, job: RunJob, *, seed: int = 0) -> None:
@@ -45,7 +45,7 @@ class Churn:
         self._chance = random.Random(seed)
 
     def round(self) -> None:
-        """Two join, one is killed and comes back, two leave."""
+        """Let two trainers join, kill one and wait for its restart, and let two leave."""
         self._scale(MANY)
         pids = self.job.pids("trainer")
         index = self._chance.choice(sorted(pids))
@@ -71,7 +71,7 @@ class Churn:
         until(found, f"{trainers} trainers at work\n{self.job.log()[-2000:]}", seconds=240)
 
     def counts(self) -> dict[str, int]:
-        """What the job holds now, over the runner, the master, the parameter servers and etcd."""
+        """Return the present resources of the runner, the master, the parameter servers and etcd."""
         runner = psutil.Process(self.job.pid)
         trainers = set(self.job.pids("trainer").values())
         children = runner.children()
@@ -92,32 +92,32 @@ class Churn:
         return found
 
     def _left_shared(self, living: set[int]) -> int:
-        """Shared memory of torch's that bears the number of a trainer that is gone."""
+        """Count torch's shared memory files that belong to trainers which have exited."""
         gone = {pid for _, pid in self.job.lives()} - living
         names = [path.name.split("_") for path in SHARED.iterdir()]
         return sum(len(parts) > 1 and parts[0] == "torch" and parts[1] in map(str, gone) for parts in names)
 
     def at_rest(self) -> dict[str, int]:
-        """The counts when they have been the same for a second."""
+        """Return the counts after they have been constant for one second."""
         found = self.counts()
         while True:
-            time.sleep(1.0)  # counts are of one moment: the same twice, a second apart, they are at rest
+            time.sleep(1.0)  # equal counts one second apart are taken as constant
             found, before = self.counts(), found
             if found == before:
                 return found
 
     def settled(self, before: dict[str, int], *, seconds: float) -> dict[str, int]:
-        """How much more there is than before, as soon as it is within bounds, or after so long."""
+        """Return the increase since ``before``, as soon as it is within SLACK, or after ``seconds``."""
         end = time.monotonic() + seconds
         while True:
             more = {kind: count - before[kind] for kind, count in self.counts().items()}
             if all(more[kind] <= SLACK[kind] for kind in more) or time.monotonic() > end:
                 return more
-            time.sleep(0.2)  # the pace of looking; the loop waits for a condition
+            time.sleep(0.2)  # interval of the checks
 
 
 def churn(*, changes: int, seed: int, warm: int = WARM_CHANGES) -> tuple[list[Row], Any]:
-    """Joins and leaves, and what they left."""
+    """Run the joins and exits; return the increase of each resource."""
     begun = time.monotonic()
     with RunJob(trainers=FEW, most=MANY, servers=2, pause=0.005) as job:
         job.stepping(FEW, steps=5)
@@ -150,13 +150,13 @@ def _seconds(seconds: int) -> Row:
 
 
 def main() -> None:
-    """Churn."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.churn")
     parser.add_argument("--changes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows there")
     own = parser.parse_args()
-    # Whoever ends a benchmark ends its processes too.
+    # SIGTERM raises SystemExit, so that the benchmark stops its processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     tell("churn", *churn(changes=own.changes, seed=own.seed), file=own.json)
 

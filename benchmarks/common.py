@@ -1,4 +1,4 @@
-"""What all benchmarks share: rows of figures, their intervals, the machine they were taken on, and where they go."""
+"""Common parts of all benchmarks: rows of figures, confidence intervals, a description of the machine, and the output."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Row:
     """One figure.
 
     Attributes:
-        metric: Its name.
-        value: Median, or what the name says.
-        unit: Of value and reference.
-        reference: What it is compared with, if with anything.
-        ratio: Of value to reference: the median over pairs.
-        interval: Of the ratio where there is one, else of the value: 95 %, by bootstrap.
-        goal: In words.
-        met: Whether it is reached.
-        count: Measurements (pairs where there is a ratio).
+        metric: Name of the figure.
+        value: Median, unless the name states something else.
+        unit: Unit of value and reference.
+        reference: Value of the reference. Default: None.
+        ratio: Ratio of value to reference, the median over pairs. Default: None.
+        interval: 95 % interval, by bootstrap, of the ratio if there is one, else of the value. Default: None.
+        goal: Goal as text. Default: empty, no goal.
+        met: Whether the goal is met. Default: None, no goal.
+        count: Number of measurements (of pairs if there is a ratio). Default: 1.
     """
 
     metric: str
@@ -63,7 +63,7 @@ class Row:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which this share of all lies; the nearest one, never between two."""
+    """Return the percentile of a share, from 0 to 1: one of the values, without interpolation."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -71,19 +71,19 @@ def percentile(values: Sequence[float], share: float) -> float:
 def interval(
     values: Sequence[float], *, figure: Callable[[Sequence[float]], float] = statistics.median
 ) -> tuple[float, float]:
-    """The 95 % interval of a figure of the values, by bootstrap; the same for the same values."""
+    """Return the 95 % interval of a figure of the values, by bootstrap with a fixed seed."""
     chance = random.Random(0)
     drawn = [figure(chance.choices(values, k=len(values))) for _ in range(2000)]
     return percentile(drawn, 0.025), percentile(drawn, 0.975)
 
 
 def plain(metric: str, values: Sequence[float], unit: str) -> Row:
-    """The median of some measurements, without a goal."""
+    """Return a row with the median of the values, without a goal."""
     return Row(metric=metric, value=statistics.median(values), unit=unit, interval=interval(values), count=len(values))
 
 
 def at_most(metric: str, values: Sequence[float], unit: str, *, goal: float) -> Row:
-    """The median, which should not be above the goal."""
+    """Return a row with the median of the values, which must not be above the goal."""
     value = statistics.median(values)
     met = value <= goal
     bounds = interval(values)
@@ -91,18 +91,18 @@ def at_most(metric: str, values: Sequence[float], unit: str, *, goal: float) -> 
 
 
 def no_less(metric: str, values: Sequence[float], unit: str, *, goal: float) -> Row:
-    """The median, which should not be below the goal."""
+    """Return a row with the median of the values, which must not be below the goal."""
     row = at_most(metric, values, unit, goal=goal)
     return replace(row, goal=f">= {goal:g}", met=row.value >= goal)
 
 
 def against(metric: str, pairs: Sequence[tuple[float, float]], unit: str) -> Row:
-    """The median ratio of interleaved pairs (value, reference), without a goal."""
+    """Return a row with the median ratio of interleaved pairs (value, reference), without a goal."""
     return replace(at_least(metric, pairs, unit, goal=0.0), goal="", met=None)
 
 
 def at_least(metric: str, pairs: Sequence[tuple[float, float]], unit: str, *, goal: float) -> Row:
-    """The median ratio of interleaved pairs (value, reference), which should not be below the goal."""
+    """Return a row with the median ratio of interleaved pairs (value, reference), which must not be below the goal."""
     ratios = [value / reference for value, reference in pairs]
     ratio = statistics.median(ratios)
     return Row(
@@ -119,7 +119,7 @@ def at_least(metric: str, pairs: Sequence[tuple[float, float]], unit: str, *, go
 
 
 def machine() -> str:
-    """What the figures were taken on, in one line."""
+    """Describe the machine and the versions in one line."""
     cores = len(os.sched_getaffinity(0))
     return (
         f"{cores} cores, Linux {platform.release()}, Python {platform.python_version()}, torch {version('torch')}, "
@@ -128,28 +128,28 @@ def machine() -> str:
 
 
 def main(name: str, measure: Callable[[], tuple[list[Row], Any]]) -> None:
-    """Measure, print a table, and keep the figures and what they were made of.
+    """Run a benchmark, print a table, and save the figures and the raw measurements.
 
     Args:
-        name: Of the benchmark.
-        measure: Gives the rows and the raw measurements.
+        name: Name of the benchmark.
+        measure: Function that returns the rows and the raw measurements.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
-    # Whoever ends a benchmark ends its processes too.
+    # SIGTERM raises SystemExit, so that the benchmark stops its processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     tell(name, *measure(), file=arguments.json)
 
 
 def tell(name: str, rows: Sequence[Row], raw: Any, *, file: Path | None = None) -> None:
-    """Print a table of figures, and keep them and what they were made of.
+    """Print a table of figures, and save them with the raw measurements in benchmarks/results.
 
     Args:
-        name: Of the benchmark.
+        name: Name of the benchmark.
         rows: The figures.
-        raw: What they were made of.
-        file: Gets the rows alone.
+        raw: The raw measurements.
+        file: File for the rows only. Default: None.
     """
     print(machine())
     for row in rows:

@@ -1,21 +1,23 @@
-"""The published experiments of PaddlePaddle's EDL, replayed on a real control plane: does the autoscaler do better?
+"""Replays the published experiments of PaddlePaddle's EDL on a real control plane, to compare the autoscalers.
 
     python -m benchmarks.edl case1|case2 [--policy shoal fixed ancestor] [--repeats N] [--step SECONDS] [--scale SHARE]
 
 133 hollow nodes (87 of 18 CPUs, 46 of 17, 103 GiB each; 2,348 CPUs). A job has trainers of 5 CPUs and 8 GiB, 10 parameter
-servers of 4 CPUs and 5 GiB, and a master of 1 CPU. Pods start within 1 s and take 2 s to end; whoever is told to leave by
-the operator takes 2 s, too.
+servers of 4 CPUs and 5 GiB, and a master of 1 CPU. Pods start within 1 s and need 2 s to terminate; a trainer that the
+operator drains needs 2 s, too.
 
-- case 1: 20 jobs of 2 to 60 trainers, one each 10 s, watched until 300 s after the last one. The plateau is the last 120 s.
-- case 2: 6 jobs of 2 to 60 trainers beside a Deployment of 3 CPUs and 3 GiB at default priority, which goes
+- case 1: 20 jobs of 2 to 60 trainers, one every 10 s, observed until 300 s after the last one. The plateau is the last 120 s.
+- case 2: 6 jobs of 2 to 60 trainers and a Deployment of pods with 3 CPUs and 3 GiB at default priority, whose replicas are
   400, 300, 200, 100, 200, 300, 400 in steps of 90 s.
 
-Policies: `shoal` is the operator with its autoscaler; `fixed` the same operator without one, jobs pinned at 60 trainers (15
-in case 2); both on the real control plane. `ancestor` is its rule as it was re-made, played by the simulator. API server,
-scheduler, controllers and etcd are the real ones; kwok plays the kubelets, a stand-in the masters of pods that run nothing.
+Policies: `shoal` is the operator with its autoscaler; `fixed` is the operator without an autoscaler, with jobs pinned at 60
+trainers (15 in case 2); both run on the real control plane. `ancestor` is a reimplementation of EDL's rule, executed by the
+simulator. API server, scheduler, controllers and etcd are real; kwok simulates the kubelets, and a stand-in the masters of
+the hollow pods.
 
-`--step` shortens (or lengthens) all times of a case: seconds of one step of case 2, of the 10 s of case 1. `--scale` takes a
-share of nodes, pods of the Deployment and, in case 1, jobs. What the figures are is defined in `benchmarks.edl_figures`.
+`--step` scales all times of a case: seconds of one step in case 2 (default 90), and of the gap between jobs in case 1
+(default 10). `--scale` is the share of nodes, pods of the Deployment and, in case 1, jobs. The figures are defined in
+`benchmarks.edl_figures`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ PUBLISHED: Final = {"case1": "ancestor: 47.2 s, 76.3 %, Jain 0.44", "case2": "an
 
 
 def _rows(case: Case, policy: str, outcomes: Sequence[Outcome]) -> list[Row]:
-    """The figures of one policy; goals are for ours, in full size."""
+    """Return the figures of one policy; goals apply to `shoal` at full size."""
     ours = policy == "shoal"
     name = f"{case.name} {policy}: "
 
@@ -88,7 +90,7 @@ def _rows(case: Case, policy: str, outcomes: Sequence[Outcome]) -> list[Row]:
 
 
 def _reference(case: Case) -> float:
-    """Cores that can be requested at all, in case 1."""
+    """Return the most cores that can be requested in case 1."""
     nodes = {int(cores): case.scaled(count) for count, cores in NODES}
     fixed = {case.SERVER: 10 * case.jobs, case.MASTER: case.jobs}
     trainers = most_trainers(nodes, trainer=case.TRAINER, fixed=fixed, most=case.jobs * case.most)
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Play a case under each policy, print a table, keep results and picture."""
+    """Run a case with each policy, print a table, and save results and picture."""
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     case = CASES[arguments.case].with_times(arguments.step).with_size(arguments.scale)

@@ -1,4 +1,4 @@
-"""The two cases, and what came of playing one."""
+"""The two cases of the EDL benchmark, and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shoal.simulator.plot import Bands
 __all__ = ["CASES", "WEB", "Case", "Life", "Outcome", "Step"]
 
 WEB: Final = "web"
-"""The Deployment, and the owner of its pods."""
+"""Name of the Deployment, and owner of its pods in samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,14 @@ class Case:
 
     Attributes:
         name: case1 or case2.
-        jobs: How many.
-        gap: Seconds from one job's submission to the next one's.
-        watched: Seconds from the last one's submission to the end.
-        plateau: Seconds at the end (of each step) in which nothing should move.
-        web: Replicas of the Deployment, step by step.
-        step: Seconds of each.
+        jobs: Number of jobs.
+        gap: Seconds between the submissions of two jobs.
+        watched: Seconds from the last submission to the end.
+        plateau: Seconds at the end (of each step) in which no trainers should start or stop.
+        web: Replicas of the Deployment in each step. Default: none.
+        step: Seconds of each step. Default: 0.
         pinned: Trainers of a job without an autoscaler.
-        scale: Of the nodes.
+        scale: Share of the nodes. Default: 1.
     """
 
     TRAINER: ClassVar[int] = 5
@@ -52,7 +52,7 @@ class Case:
     scale: float = 1.0
 
     def with_times(self, step: float | None) -> Case:
-        """The same with all times as many times as long as these seconds are of the step's (the gap's)."""
+        """Return the case with all times scaled so that a step (or the gap, without steps) has this length in seconds."""
         if step is None:
             return self
         share = step / (self.step or self.gap)
@@ -60,37 +60,37 @@ class Case:
         return replace(self, **times)
 
     def with_size(self, scale: float) -> Case:
-        """The same on a share of the nodes, with a share of what makes them full."""
+        """Return the case with a share of the nodes, the jobs and the Deployment's pods."""
         jobs = max(2, round(self.jobs * scale))
         return replace(self, scale=scale, jobs=jobs, web=tuple(round(count * scale) for count in self.web))
 
     def scaled(self, count: int) -> int:
-        """So many nodes of a group of so many."""
+        """Return the scaled number of nodes of a group."""
         return max(1, round(count * self.scale))
 
     @property
     def nodes(self) -> list[tuple[int, str]]:
-        """How many nodes of how many CPUs."""
+        """Groups of nodes: their number, and the CPUs of each."""
         return [(self.scaled(count), cores) for count, cores in NODES]
 
     @property
     def cores(self) -> int:
-        """Of all nodes."""
+        """Cores of all nodes."""
         return sum(count * int(cores) for count, cores in self.nodes)
 
     @property
     def seconds(self) -> float:
-        """From the first job's submission to the end."""
+        """Seconds from the first job's submission to the end."""
         return self.gap * (self.jobs - 1) + self.watched
 
     @property
     def plateaus(self) -> list[tuple[float, float]]:
-        """From when to when nothing should move."""
+        """Start and end of each period in which no trainers should start or stop."""
         ends = [self.step * (number + 1) for number in range(len(self.web))] or [self.seconds]
         return [(end - self.plateau, end) for end in ends]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the case as plain values."""
         return asdict(self) | {"cores": self.cores, "seconds": self.seconds}
 
 
@@ -109,14 +109,14 @@ class Step:
     """One step of the Deployment.
 
     Attributes:
-        web: Replicas that were asked for.
-        packed: Requested CPU of what fits, mean, in %.
-        requested: Requested CPU of all, mean, in %.
-        bound: Seconds until all new pods were bound; None: it was no step up, or they never were.
-        slowest_pod: Seconds from a new pod's creation to its binding, of the slowest.
-        stopped: Trainers that were stopped.
-        preempted: Those of them that the scheduler stopped, for a pod of the Deployment.
-        least: The fewest that had to be; None: it was no step up.
+        web: Desired replicas.
+        packed: Requested CPU as a share of what fits, mean. Percent.
+        requested: Requested CPU as a share of all cores, mean. Percent.
+        bound: Seconds until all new pods were bound; None: not a step up, or not all were bound.
+        slowest_pod: Longest time from a new pod's creation to its binding. Seconds.
+        stopped: Number of stopped trainers.
+        preempted: Number of these that the scheduler preempted for a pod of the Deployment.
+        least: Fewest trainers that had to be stopped; None: not a step up.
     """
 
     web: int
@@ -131,13 +131,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """When a trainer came, ran and went; seconds since the start of the case, endless where it did not.
+    """Times of a trainer, in seconds since the start of the case; infinite if the event did not happen.
 
     Attributes:
-        job: Its.
-        came: Seen first.
-        ran: Running first.
-        left: On its way out.
+        job: Job of the trainer.
+        came: When the pod was first seen.
+        ran: When it was first Running.
+        left: When it began to terminate.
     """
 
     job: str
@@ -148,15 +148,15 @@ class Life:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of playing a case once; shares are in %.
+    """Outcome of one run of a case; shares are in percent.
 
     Attributes:
-        case: Which.
-        samples: In order.
-        lives: Of all trainers.
-        steps: Of the Deployment.
-        packable: Cores that can be requested at all; None: it is not known, each sample has its own.
-        places: At the end: cores of a node and the pods there, in words -> how many nodes are so.
+        case: The case.
+        samples: Samples, in order of time.
+        lives: Times of all trainers.
+        steps: Steps of the Deployment. Default: none.
+        packable: Most cores that can be requested. Default: None, each sample has its own value.
+        places: Number of nodes at the end, by a text with the node's cores and pods. Default: none.
     """
 
     case: Case
@@ -171,22 +171,22 @@ class Outcome:
         return mean_over_time(self.samples, by_time, since=since, until=until)
 
     def requested_between(self, since: float, until: float) -> float:
-        """Requested CPU of running pods, mean."""
+        """Return the mean of the running pods' requested CPU, in percent of all cores."""
         return 100 / self.case.cores * self._mean([sample.running for sample in self.samples], since, until)
 
     def packed_between(self, since: float, until: float) -> float:
-        """The same, of what can be packed."""
+        """Return the mean of the running pods' requested CPU, in percent of what can be packed."""
         shares = [sample.running / (self.packable or sample.fits) for sample in self.samples]
         return 100 * self._mean(shares, since, until)
 
     @property
     def requested(self) -> float:
-        """Over the whole case."""
+        """Requested CPU over the whole case. Percent."""
         return self.requested_between(0.0, self.case.seconds)
 
     @property
     def packed(self) -> float:
-        """Case 1: at the plateau; case 2: over the whole case."""
+        """Requested CPU of what can be packed: in case 1 at the plateau, in case 2 over the whole case. Percent."""
         return (
             self.packed_between(*self.case.plateaus[-1])
             if not self.case.web
@@ -195,13 +195,13 @@ class Outcome:
 
     @property
     def at_least_web(self) -> float:
-        """Requested while the Deployment is at its least."""
+        """Requested CPU while the Deployment has its fewest replicas. Percent."""
         number = min(range(len(self.case.web)), key=lambda number: self.case.web[number])
         return self.requested_between(self.case.step * number, self.case.step * (number + 1))
 
     @property
     def pending(self) -> float:
-        """From a job's first trainer seen to the first one running; mean over jobs. Who never ran counts to the end."""
+        """Seconds from a job's first trainer to its first running one, mean over jobs; without one, to the case's end."""
         waits = []
         for job in {life.job for life in self.lives}:
             of_job = [life for life in self.lives if life.job == job]
@@ -211,13 +211,13 @@ class Outcome:
 
     @property
     def never_ran(self) -> int:
-        """Jobs none of whose trainers ever did."""
+        """Number of jobs without any running trainer during the case."""
         ran = {life.job for life in self.lives if life.ran <= self.case.seconds}
         return self.case.jobs - len(ran)
 
     @property
     def jain(self) -> float:
-        """Of running trainers over jobs, at the last plateau, mean."""
+        """Jain's index of the running trainers of all jobs, mean at the last plateau."""
         since, until = self.case.plateaus[-1]
         jobs = sorted({life.job for life in self.lives})
         values = [jain([sample.at_work.get(job, 0) for job in jobs]) for sample in self.samples]
@@ -225,7 +225,7 @@ class Outcome:
 
     @property
     def needless(self) -> float:
-        """Trainers that came or went at plateaus without a need, per job and minute."""
+        """Trainers that started or stopped needlessly at the plateaus, per job and minute."""
         moved = minutes = 0.0
         for since, until in self.case.plateaus:
             samples = [sample for sample in self.samples if since <= sample.at < until]
@@ -244,14 +244,14 @@ class Outcome:
 
     @property
     def slowest(self) -> float:
-        """Seconds of the slowest step up until all new pods were bound; the step's length where they never were."""
+        """Longest time of a step up until all new pods were bound, in seconds; the step's length if they were not."""
         waits = [
             step.bound if step.bound is not None else self.case.step for step in self.steps if step.least is not None
         ]
         return max(waits, default=0.0)
 
     def bands(self) -> Bands:
-        """For the picture."""
+        """Return the data of the picture."""
         owners = sorted({owner for sample in self.samples for owner in sample.cores} - {WEB}, key=_number)
         named = {**{owner: owner for owner in owners}, WEB: "foreign pods"} if self.case.web else {o: o for o in owners}
         times = tuple(sample.at for sample in self.samples)
@@ -261,7 +261,7 @@ class Outcome:
         return Bands(times=times, cores=cores, capacity=float(self.case.cores))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, as small as they come."""
+        """Return the outcome as plain values, in a compact form."""
         jobs = sorted({life.job for life in self.lives}, key=_number)
         return {
             "steps": [asdict(step) for step in self.steps],

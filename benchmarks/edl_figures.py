@@ -1,7 +1,7 @@
-"""What the ancestor's experiments are judged by: pure functions of samples, with exact packers as the reference.
+"""Figures of the EDL benchmark: pure functions of samples, with exact packing as the reference.
 
-Amounts of CPU are whole cores. Memory is never short in these experiments (8 GiB of a trainer for its 5 CPUs, of 103 GiB on
-a node), so packing is by CPU alone.
+Amounts of CPU are whole cores. Memory is never the limit in these experiments (a trainer has 8 GiB and 5 CPUs, a node has
+103 GiB), so packing considers CPU only.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["FixedNode", "Sample", "fits", "jain", "least_stopped", "mean_over_ti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What ran at one moment.
+    """State of the cluster at one time.
 
     Attributes:
         at: Seconds since the start of the case.
-        cores: By owner, a job or the Deployment: requested CPU of its running pods.
-        trainers: By job: trainers that are there and not on their way out.
-        at_work: By job: those of them that run.
-        pending: Pods without a node.
-        web: Running pods of the Deployment.
-        fits: Requested CPU if trainers filled all that foreign pods, servers and masters leave where they stand.
+        cores: Requested CPU of running pods, by owner (a job or the Deployment). Cores.
+        trainers: Number of trainers that are not terminating, by job.
+        at_work: Number of these that are Running, by job.
+        pending: Number of pods without a node.
+        web: Number of running pods of the Deployment.
+        fits: Requested CPU if trainers filled all room beside the present foreign pods, servers and masters. Cores.
     """
 
     at: float
@@ -45,12 +45,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class FixedNode:
-    """A node at one moment.
+    """A node at one time.
 
     Attributes:
-        cores: All of it.
-        others: Cores of pods that are no trainers and stay.
-        trainers: How many trainers it has.
+        cores: Cores of the node.
+        others: Cores of pods that are not trainers and do not move.
+        trainers: Number of trainers on the node.
     """
 
     cores: int
@@ -59,27 +59,27 @@ class FixedNode:
 
 
 def fits(nodes: Sequence[FixedNode], *, trainer: int, most: int) -> int:
-    """Cores that can be requested where all that is no trainer stays where it is.
+    """Return the most cores that can be requested if only trainers are added or moved.
 
-    Exact: trainers are alike, so each node takes as many as fit, whatever the others do.
+    Exact: trainers are equal, so each node takes as many as fit, independent of the others.
     """
     room = sum(max(0, node.cores - node.others) // trainer for node in nodes)
     return sum(node.others for node in nodes) + trainer * min(most, room)
 
 
 def most_trainers(nodes: Mapping[int, int], *, trainer: int, fixed: Mapping[int, int], most: int) -> int:
-    """The most trainers that can be packed beside other pods which may stand anywhere.
+    """Return the most trainers that can be packed together with other pods, which may be placed anywhere.
 
     Args:
-        nodes: Cores of a node -> how many such nodes.
-        trainer: Cores of one.
-        fixed: Cores of a pod of two kinds -> how many of them; all must find room.
-        most: Trainers that there are at all.
+        nodes: Number of nodes, by cores of a node.
+        trainer: Cores of a trainer.
+        fixed: Number of other pods, by cores of a pod, of exactly two kinds; all must be placed.
+        most: Upper bound of the number of trainers.
 
     Returns:
-        The number; -1: not even the others fit.
+        The number of trainers; -1 if the other pods alone do not fit.
 
-    Exact, by dynamic programming over nodes: the state is how many pods of each kind are placed yet, the value the most
+    Exact, by dynamic programming over nodes: the state is the number of placed pods of each kind, the value is the most
     trainers beside them.
     """
     (first, many), (second, more) = fixed.items()
@@ -99,12 +99,12 @@ def most_trainers(nodes: Mapping[int, int], *, trainer: int, fixed: Mapping[int,
 
 
 def least_stopped(nodes: Sequence[FixedNode], *, trainer: int, pod: int, pods: int) -> int:
-    """The fewest trainers that anybody with perfect knowledge would have to stop so that so many more pods find room.
+    """Return the fewest trainers that must be stopped to make room for a number of additional pods.
 
     Returns:
-        The number; -1: not even without any trainer they fit.
+        The number of trainers; -1 if the pods do not fit even without any trainer.
 
-    Exact, by dynamic programming over nodes: the state is how many pods have room yet, the value the fewest trainers gone.
+    Exact, by dynamic programming over nodes: the state is the number of placed pods, the value is the fewest stopped trainers.
     """
     endless = np.iinfo(np.int64).max // 2
     least = np.full(pods + 1, endless)
@@ -116,32 +116,32 @@ def least_stopped(nodes: Sequence[FixedNode], *, trainer: int, pod: int, pods: i
             gain = (free + gone * trainer) // pod
             moved = least + gone
             reached = np.full_like(least, endless)
-            # More than are wanted count as all of them.
+            # Room for more pods than required counts as room for all of them.
             reached[min(gain, pods) :] = moved[: pods + 1 - min(gain, pods)]
             reached[pods] = min(reached[pods], moved[max(0, pods - gain) :].min())
             np.minimum(after, reached, out=after)
             if gone and gain >= pods:
                 break
-        # Less room than there is may be used, too.
+        # A part of the room may remain unused.
         least = np.minimum.accumulate(after[::-1])[::-1]
     return int(least[pods]) if least[pods] < endless else -1
 
 
 def jain(values: Sequence[float]) -> float:
-    """Jain's index of fairness (Jain, Chiu and Hawe, 1984): 1 where all are equal, 1/n where one has all."""
+    """Return Jain's index of fairness (Jain, Chiu and Hawe, 1984): 1 if all are equal, 1/n if one has all."""
     if not any(values):
         return 1.0
     return float(sum(values) ** 2 / (len(values) * sum(value**2 for value in values)))
 
 
 def mean_over_time(samples: Sequence[Sample], value: Mapping[float, float], *, since: float, until: float) -> float:
-    """The mean of a value by time, each sample standing until the next one.
+    """Return the mean of a value over time; each sample is valid until the next one.
 
     Args:
-        samples: In order.
-        value: Time of a sample -> its value.
-        since: From when on, in seconds.
-        until: Up to when.
+        samples: Samples, in order of time.
+        value: Value of each sample, by its time.
+        since: Start of the period. Seconds.
+        until: End of the period. Seconds.
     """
     total = seconds = 0.0
     for one, after in pairwise([*(sample.at for sample in samples), until]):
@@ -153,12 +153,12 @@ def mean_over_time(samples: Sequence[Sample], value: Mapping[float, float], *, s
 
 
 def needless(samples: Sequence[Sample], started: Mapping[str, int], stopped: Mapping[str, int]) -> int:
-    """Trainers that came or went though the job had as many before as after: what moved without a need.
+    """Return the number of needless starts and stops: those beyond the change of a job's number of trainers.
 
     Args:
-        samples: Of a time in which nothing else changed.
-        started: By job, how many trainers came meanwhile.
-        stopped: By job, how many went.
+        samples: Samples of a period without other changes.
+        started: Number of trainers that started in the period, by job.
+        stopped: Number of trainers that stopped in the period, by job.
     """
     found = 0
     for job in {*started, *stopped}:

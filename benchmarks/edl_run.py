@@ -1,4 +1,4 @@
-"""Plays a case: on the real control plane, or by the simulator for the rule of the ancestor."""
+"""Runs a case of the EDL benchmark on the real control plane, or in the simulator for EDL's rule."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GI: Final = 2**30
 
 
 async def played(case: Case, policy: str, repeats: int, *, packable: float | None) -> list[Outcome]:
-    """On one control plane, one after the other."""
+    """Run a case repeatedly on one control plane."""
     outcomes = []
     async with HollowCluster(case.nodes, stages=STAGES) as cluster:
         cluster.rank_pods(autoscaler=policy == "shoal")
@@ -52,7 +52,7 @@ class _Run:
         self._began = 0.0
         self._samples: list[Sample] = []
         self._moments: list[tuple[float, int, int | None]] = []
-        """Of each step: when, how many pods more, the fewest trainers that have to stop for them."""
+        """For each step: its time, the number of additional pods, and the fewest trainers that must stop for them."""
 
     async def play(self) -> Outcome:
         cluster, case = self._cluster, self._case
@@ -80,7 +80,7 @@ class _Run:
             cluster.operator.stop()
             await cluster.clear(self._namespace)
 
-    # --- What is done ---
+    # --- Actions ---
 
     async def _deploy(self, replicas: int) -> None:
         requests = {"cpu": str(self._case.POD), "memory": "3Gi"}
@@ -132,7 +132,7 @@ class _Run:
     async def _until(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, self._began + seconds - time.monotonic()))
 
-    # --- What is seen ---
+    # --- Samples ---
 
     async def _sample(self) -> None:
         number = 0
@@ -173,7 +173,7 @@ class _Run:
         assert not unknown, unknown
         return [FixedNode(cores, others[name], trainers[name]) for name, cores in zip(names, groups, strict=True)]
 
-    # --- What comes of it ---
+    # --- Outcome ---
 
     def _outcome(self) -> Outcome:
         case, trainers = self._case, [pod for pod in self._log.all() if pod.role == "trainer"]
@@ -187,7 +187,7 @@ class _Run:
         return replace(outcome, steps=steps, places=self._places())
 
     def _places(self) -> dict[str, int]:
-        """How many nodes have which pods."""
+        """Return the number of nodes for each combination of cores and pods."""
         there: dict[str, Counter[str]] = {}
         for pod in self._log.there.values():
             if pod.holds:
@@ -231,11 +231,11 @@ def _requests(cores: int, memory: str) -> dict[str, Any]:
     return {"requests": {"cpu": str(cores), "memory": memory}}
 
 
-# --- By the simulator ---
+# --- Simulator ---
 
 
 def simulated(case: Case, policy: str, *, packable: float | None) -> Outcome:
-    """The same case by a policy of the simulator."""
+    """Run a case with a policy of the simulator."""
     trace = _trace(case)
     samples: list[Sample] = []
     lives: dict[int, list[Any]] = {}

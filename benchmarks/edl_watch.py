@@ -1,7 +1,7 @@
-"""All pods of a namespace as their watch tells them, with the moments at which things happened to them.
+"""All pods of a namespace from one watch, with the times of their changes.
 
-Two readers share it: who samples the experiment once a second, and the stand-in for the masters of hollow jobs, which would
-list all pods several times a second otherwise, on the processors that are measured.
+Two readers share it: the sampler of the experiment, once per second, and the stand-in for the masters of hollow jobs. The
+stand-in would otherwise list all pods several times per second, on the cores that are measured.
 """
 
 from __future__ import annotations
@@ -72,24 +72,24 @@ class _Event(msgspec.Struct):
 
 @dataclass(slots=True)
 class SeenPod:
-    """One pod. Moments are in seconds of the monotonic clock; 0: not yet.
+    """One pod. Times are seconds of the monotonic clock; 0 if the event has not happened.
 
     Attributes:
-        name: Its.
-        uid: Its.
-        role: trainer, pserver, master; web for one of the Deployment.
-        job: Whose it is; empty for web.
-        job_uid: Likewise.
-        cores: That it requests.
-        node: Where it is bound.
-        phase: As its kubelet says.
-        ready: Likewise.
-        created: When it was seen first.
-        bound: When it had a node.
-        ran: When it was Running.
-        leaving: When it was being deleted, had ended, or was gone.
-        deleting: Whether it is being deleted.
-        preempted: Whether the scheduler did that, for another pod.
+        name: Name of the pod.
+        uid: Uid of the pod.
+        role: trainer, pserver or master; web for a pod of the Deployment.
+        job: Name of the job; empty for web.
+        job_uid: Uid of the job; empty for web.
+        cores: Requested CPU. Cores.
+        created: Time when it was first seen.
+        node: Node that it is bound to.
+        phase: Phase in its status.
+        ready: Whether its condition Ready is true.
+        bound: Time when it was first seen with a node.
+        ran: Time when it was first seen Running.
+        leaving: Time when it was first seen with a deletion timestamp, ended, or deleted.
+        deleting: Whether it has a deletion timestamp.
+        preempted: Whether the scheduler preempted it.
     """
 
     name: str
@@ -110,25 +110,25 @@ class SeenPod:
 
     @property
     def holds(self) -> bool:
-        """Whether its room is taken."""
+        """Whether the pod occupies room on a node."""
         return bool(self.node) and self.phase not in {"Succeeded", "Failed"}
 
 
 class PodLog:
-    """Follows all pods of a namespace; to be used as a context.
+    """Watches all pods of a namespace; an asynchronous context manager.
 
     Args:
-        api: The API server.
-        namespace: Whose pods.
+        api: Client of the API server.
+        namespace: Namespace of the pods.
     """
 
     def __init__(self, api: Api, namespace: str) -> None:
         self._api = api
         self._path = f"/api/v1/namespaces/{namespace}/pods"
         self.there: dict[str, SeenPod] = {}
-        """Those that are, by uid."""
+        """Existing pods, by uid."""
         self.past: list[SeenPod] = []
-        """Those that are gone."""
+        """Deleted pods."""
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -143,7 +143,7 @@ class PodLog:
             await self._task
 
     def all(self) -> list[SeenPod]:
-        """Those that are, and those that were."""
+        """Return all pods, existing and deleted."""
         return [*self.past, *self.there.values()]
 
     async def _list(self) -> str:
@@ -198,11 +198,14 @@ class PodLog:
 
 
 class HollowMasters(Masters):
-    """The stand-in of the tests, which reads the log instead of asking; who is told to leave takes his time to end.
+    """The tests' stand-in for masters, which reads the pods from a log; drained trainers exit after a delay.
 
     Args:
-        log: Of the pods.
-        grace_seconds: From being told to the end.
+        api: Client of the API server.
+        etcd: Endpoint of etcd.
+        namespace: Namespace of the jobs.
+        log: Log of the pods.
+        grace_seconds: Time from the drain to the exit of a trainer. Seconds.
     """
 
     def __init__(self, api: Any, etcd: str, namespace: str, *, log: PodLog, grace_seconds: float) -> None:
@@ -229,7 +232,7 @@ class HollowMasters(Masters):
 
 
 def _as_manifest(seen: SeenPod) -> dict[str, Any]:
-    """As far as masters look at one."""
+    """Return the fields of a pod's manifest that the stand-in reads."""
     metadata = {"name": seen.name, "uid": seen.uid, "labels": {"shoal.dev/role": seen.role}}
     if seen.deleting:
         metadata["deletionTimestamp"] = "now"

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.fuzz [--port master pserver] [--seconds 600]``: hostile callers of a job's ports while it trains.
+"""``python -m benchmarks.fuzz [--port master pserver] [--seconds 600]``: hostile clients of a job's ports while it trains.
 
-A counting job of two trainers and two parameter servers. Four callers at once do their worst at one port, one port after
-the other: a stranger (noise, halves of handshakes, silence), a trainer, a parameter server and an observer that know the
-job's token and lie. What became of the processes' memory, descriptors and threads is told, and every sample counted.
+A counting job of two trainers and two parameter servers. Four concurrent clients attack one port after the other: one
+without the token (noise, incomplete handshakes, silence), and a false trainer, parameter server and observer that have the
+job's token. The growth of the processes' memory, descriptors and threads is reported, and every sample is counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.zygote import JOB, Zygote
 
 PORTS = ("master", "pserver")
 SETTLE_SECONDS = 45.0
-"""After which what the last callers left must be gone."""
+"""Seconds after the last call within which the processes must release the clients' resources."""
 
 
 def _trains(job: RealJob) -> bool:
@@ -32,7 +32,7 @@ def _trains(job: RealJob) -> bool:
 
 
 def one_port(zygote: Zygote, role: str, *, seconds: float, seed: int) -> dict[str, Any]:
-    """What came of it."""
+    """Attack one port, and return the calls, the growth of the processes, and the job's account."""
     with tempfile.TemporaryDirectory(prefix="shoal-fuzz-") as folder, fuzzed_job(zygote, Path(folder)) as (job, finish):
         until(lambda: _trains(job), "the third epoch", seconds=300)
         lives = {key: child.pid for key, child in job.children.items()}
@@ -46,7 +46,7 @@ def one_port(zygote: Zygote, role: str, *, seconds: float, seed: int) -> dict[st
             Footprint.of(pid).within(before[name], megabytes=1e9) for name, pid in watched.items()
         ):
             job.supervise()
-            time.sleep(0.1)  # the pace of looking; the loop waits for a condition
+            time.sleep(0.1)  # interval of the checks
         grown = {
             name: [
                 after.descriptors - before[name].descriptors,
@@ -79,14 +79,14 @@ def _at_most(metric: str, value: float, unit: str, *, goal: float) -> Row:
 
 
 def main() -> None:
-    """Fuzz the ports."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz")
     parser.add_argument("--port", nargs="+", choices=PORTS, default=list(PORTS))
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows there")
     own = parser.parse_args()
-    # Whoever ends a benchmark ends its processes too.
+    # SIGTERM raises SystemExit, so that the benchmark stops its processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     zygote = Zygote(JOB)
     try:
