@@ -1,10 +1,10 @@
-"""A cluster to measure the operator on: a real control plane, hollow nodes, Shoal's etcd, and operators started at will.
+"""A cluster to measure the operator on: a real control plane, hollow nodes, Shoal's etcd, and an operator process.
 
-Times are those of the API server: it keeps an audit log of what the operator and the benchmark ask it to change, with the
-moment at which each request came in and the one at which its answer was complete. Neither of the two is measured by its own
-clock, and both are measured in the same way. The operator has a user of its own, by which its requests are known.
+Times are taken from the API server's audit log, which has the changes that the operator and the benchmark request, with the
+arrival of each request and the end of its response. So both are measured in the same way, and neither by its own clock. The
+operator has its own user, which identifies its requests.
 
-The masters' side of etcd is played by `publish`, as hollow pods run no process: one record per job, once.
+Hollow pods run no process, so `publish` writes the masters' records into etcd: one per job, once.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ POLICY = {
 }
 AT_ONCE = 32
 NODES = ((87, "18"), (46, "17"))
-"""How many nodes of how many CPUs."""
+"""Groups of nodes: their number, and the CPUs of each."""
 JOBS = "/apis/shoal.dev/v1alpha1"
 REST_CORES = 0.25
-"""A cluster of which all processes together use less is at rest: its controllers and kubelets never use nothing."""
+"""CPU usage of all processes of a cluster, in cores, below which it is at rest; its controllers are never fully idle."""
 
 
 def _command(layout: Layout) -> list[str]:
@@ -63,7 +63,7 @@ def _command(layout: Layout) -> list[str]:
         *API_SERVER.command(layout),
         f"--audit-policy-file={policy}",
         f"--audit-log-path={layout.folder / 'audit.log'}",
-        # The last one counts: each job's master has an address, and that of the tests has 254 of them.
+        # The last value of a repeated option counts. Each job's master needs an address, and the tests' range has 254.
         "--service-cluster-ip-range=10.96.0.0/16",
     ]
 
@@ -74,18 +74,18 @@ class _Audited(ControlPlane):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A change that the API server was asked for; seconds since 1970.
+    """A request for a change in the API server's audit log; times are seconds since 1970.
 
     Attributes:
-        user: Who asked.
-        verb: As in RBAC.
-        resource: Plural, with the subresource after a slash.
-        namespace: Of the object.
-        name: Of the object.
-        code: HTTP status of the answer.
-        dry: Whether nothing was to be changed.
-        came: When the request came in.
-        answered: When its answer was complete.
+        user: User of the client.
+        verb: Verb, as in RBAC.
+        resource: Plural name, with the subresource after a slash.
+        namespace: Namespace of the object.
+        name: Name of the object.
+        code: HTTP status of the response.
+        dry: Whether it was a dry run.
+        came: Time when the request was received.
+        answered: Time when the response was complete.
     """
 
     user: str
@@ -100,12 +100,12 @@ class Asked:
 
     @property
     def made_trainer(self) -> bool:
-        """Whether a trainer's pod was made."""
+        """Whether the request created a trainer's pod."""
         return self.verb == "create" and self.resource == "pods" and self.code == 201 and "-trainer-" in self.name
 
     @classmethod
     def read(cls, line: str) -> Self:
-        """From a line of the audit log."""
+        """Parse a line of the audit log."""
         event = json.loads(line)
         what = event.get("objectRef") or {}
         return cls(
@@ -122,14 +122,14 @@ class Asked:
 
 
 class AuditLog:
-    """The audit log, read on as it grows."""
+    """Incremental reader of the audit log."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._at = 0
 
     def more(self) -> list[Asked]:
-        """What was written since the last call."""
+        """Return the requests that were written since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._at)
             text = file.read()
@@ -138,10 +138,10 @@ class AuditLog:
         return [Asked.read(line) for line in whole.decode().splitlines()]
 
     async def until(self, enough: Callable[[list[Asked]], bool], what: str, *, seconds: float = 120.0) -> list[Asked]:
-        """All that is written from now on until it is enough.
+        """Read new requests until a condition is true, and return them.
 
         Raises:
-            TimeoutError: It was not.
+            TimeoutError: The condition was not true before the timeout.
         """
         found: list[Asked] = []
         end = time.monotonic() + seconds
@@ -155,10 +155,10 @@ class AuditLog:
 
 
 class Api:
-    """A bare client of the API server: one session, raw JSON, `AT_ONCE` requests under way at most.
+    """A minimal client of the API server: one session, raw JSON, at most `AT_ONCE` concurrent requests.
 
     Args:
-        kubeconfig: With certificates in files.
+        kubeconfig: Path of a kubeconfig with certificates in files.
     """
 
     def __init__(self, kubeconfig: Path) -> None:
@@ -178,10 +178,10 @@ class Api:
     async def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, content: str = "application/json"
     ) -> dict[str, Any]:
-        """The answer.
+        """Send a request and return the decoded response.
 
         Raises:
-            RuntimeError: It was refused.
+            RuntimeError: The API server rejected the request.
         """
         data = json.dumps(body) if body is not None else None
         async with self.session.request(method, path, data=data, headers={"Content-Type": content}) as response:
@@ -192,25 +192,25 @@ class Api:
         return answer
 
     async def create(self, path: str, *bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Create objects at one path side by side; the answers."""
+        """Create objects at one path concurrently, and return the responses."""
         return await in_flight([partial(self.ask, "POST", path, body) for body in bodies])
 
     async def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A merge patch."""
+        """Apply a merge patch."""
         return await self.ask("PATCH", path, body, content="application/merge-patch+json")
 
     async def list(self, path: str) -> list[dict[str, Any]]:
-        """All items at a path."""
+        """Return all items of a list."""
         return list((await self.ask("GET", path))["items"] or [])
 
     async def count(self, path: str) -> int:
-        """How many items there are at a path."""
+        """Return the number of items of a list."""
         found = await self.ask("GET", f"{path}{'&' if '?' in path else '?'}limit=1")
         return len(found["items"] or []) + int(found["metadata"].get("remainingItemCount") or 0)
 
 
 async def in_flight(requests: Iterable[Callable[[], Awaitable[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """All answers, in the order of the requests, of which `AT_ONCE` are under way at a time."""
+    """Run requests, at most `AT_ONCE` at a time, and return the responses in the order of the requests."""
     waiting = enumerate(requests)
     answers: dict[int, dict[str, Any]] = {}
 
@@ -225,11 +225,11 @@ async def in_flight(requests: Iterable[Callable[[], Awaitable[dict[str, Any]]]])
 
 
 class HollowCluster:
-    """Everything that an operator needs, on this machine's loopback; nodes of 103 GiB.
+    """A cluster on this machine's loopback interface, with Shoal's etcd and an operator; nodes have 103 GiB.
 
     Args:
-        nodes: How many of how many CPUs.
-        stages: How long hollow pods take to start and to end.
+        nodes: Groups of nodes: their number, and the CPUs of each. Default: `NODES`.
+        stages: Durations of the start and termination of hollow pods. Default: None, those of the tests.
     """
 
     def __init__(self, nodes: Sequence[tuple[int, str]] = NODES, *, stages: Stages | None = None) -> None:
@@ -269,14 +269,14 @@ class HollowCluster:
         self._stack.callback(self.operator.stop)
 
     def rank_pods(self, *, autoscaler: bool) -> None:
-        """Operators that start from now on know the pods' priorities, and move jobs by plans if they are to."""
+        """Create the priority classes, and configure operators that are started later, with or without an autoscaler."""
         self.plane.kubectl("apply", "-f", str(PRIORITIES))
         config = self.folder / "autoscaler.yaml"
         config.write_text("{}\n")
         self.operator.options = (*CLASSES, *(("--autoscaler", str(config)) if autoscaler else ()))
 
     def _knows_jobs(self) -> bool:
-        # `kubectl wait` fails while there are no conditions at all.
+        # `kubectl wait` fails while the object has no conditions.
         found = self.plane.get("crd", "trainingjobs.shoal.dev").get("status", {}).get("conditions") or []
         return any(each["type"] == "Established" and each["status"] == "True" for each in found)
 
@@ -293,22 +293,22 @@ class HollowCluster:
         return file
 
     async def bare_client(self) -> Api:
-        """Another session, without open connections; to be used as a context."""
+        """Return another session without open connections, an asynchronous context manager."""
         return Api(self.folder / f"{BENCHMARK}.kubeconfig")
 
     async def make_namespace(self, name: str) -> None:
-        """A namespace in which pods can be made."""
+        """Create a namespace, and wait until pods can be created in it."""
         await self.api.create(
             "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         )
         self.plane.kubectl("wait", "-n", name, "--for=create", "serviceaccount/default", "--timeout=60s")
 
     async def clear(self, namespace: str) -> None:
-        """Remove a namespace with all its jobs and pods; back when it is gone."""
+        """Delete a namespace with all its jobs and pods, and wait until it does not exist any more."""
         with say(f"clearing {namespace}"):
             pods = f"/api/v1/namespaces/{namespace}/pods"
             await self.api.ask("DELETE", f"/api/v1/namespaces/{namespace}")
-            # A namespace that is being deleted takes nothing new, so nobody brings them back.
+            # A terminating namespace accepts no new objects, so no controller creates the pods again.
             await self.api.ask("DELETE", pods, {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0})
             everything = "/api/v1/namespaces?fieldSelector=metadata.name%3D" + namespace
             await self.until(lambda: self._none(everything), f"{namespace} to go")
@@ -317,10 +317,10 @@ class HollowCluster:
         return not await self.api.count(path)
 
     async def until(self, found: Callable[[], Awaitable[bool]], what: str, *, seconds: float = 180.0) -> None:
-        """Ask again and again.
+        """Wait for a condition, which is checked every 0.25 to 3 s.
 
         Raises:
-            TimeoutError: In vain.
+            TimeoutError: The condition was not true before the timeout.
         """
         end = time.monotonic() + seconds
         while True:
@@ -328,12 +328,12 @@ class HollowCluster:
             if await found():
                 return
             if time.monotonic() > end:
-                raise TimeoutError(f"waited {seconds:g} s in vain for {what}")
-            # A question that is costly is asked seldom: the processors are for those who are measured.
+                raise TimeoutError(f"waited {seconds:g} s for {what}")
+            # An expensive check is made less often, so that it does not take CPU time from the measured processes.
             await asyncio.sleep(min(3.0, max(0.25, 10 * (time.monotonic() - asked))))
 
     async def all_run(self, count: int, *, namespace: str = "", seconds: float = 180.0) -> None:
-        """Until so many pods run."""
+        """Wait until a number of pods are running."""
         where = f"/namespaces/{namespace}" if namespace else ""
         path = f"/api/v1{where}/pods?fieldSelector=status.phase%3DRunning"
 
@@ -343,13 +343,13 @@ class HollowCluster:
         await self.until(run, f"{count} pods to run", seconds=seconds)
 
     async def _running(self, path: str) -> int:
-        # With a selector the API server does not say how many remain: the names alone are asked for.
+        # With a selector the API server does not report the remaining item count, so the objects' metadata is listed.
         headers = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
         async with self.api.session.get(path, headers=headers) as response:
             return len(json.loads(await response.read())["items"] or [])
 
     async def rest(self, *, longest: float = 60.0) -> None:
-        """Until the processes of this cluster do nothing worth mentioning, for two seconds in a row."""
+        """Wait until the cluster's processes use less than REST_CORES for two seconds, or for ``longest`` seconds."""
         with say("waiting for rest"):
             end = time.monotonic() + longest
             calm = 0
@@ -360,7 +360,7 @@ class HollowCluster:
                 calm = calm + 1 if cores < REST_CORES else 0
 
     def cpu(self) -> dict[str, float]:
-        """Seconds of CPU that each process used up to now."""
+        """Return the CPU time of each process up to now, in seconds."""
         pids = {**self.plane.pids, "operator": self.operator.pid, "shoal-etcd": self.etcd.pid}
         return {name: cpu_seconds(pid) for name, pid in pids.items() if pid}
 
@@ -368,9 +368,9 @@ class HollowCluster:
         return sum(self.cpu().values())
 
     async def publish(self, namespace: str = "", *, trainers: int, servers: int) -> None:
-        """Be the master of each job, once: all its members are here, and it says why nothing moves.
+        """Write a master's record for each job, once: all members have joined, and there is a reason for the standstill.
 
-        A master that says why is believed for as long as it says nothing else.
+        With a reason the operator accepts the record without a time limit.
         """
         where = f"{JOBS}/namespaces/{namespace}" if namespace else JOBS
         jobs = await self.api.list(f"{where}/trainingjobs")
@@ -386,7 +386,7 @@ class HollowCluster:
 
 
 def published(*, trainers: int, servers: int) -> ReportedState:
-    """The record of a master whose trainers wait for their first task."""
+    """Return the record of a master whose trainers wait for their first task."""
     return ReportedState(
         generation=1,
         state="Running",
@@ -404,7 +404,7 @@ def published(*, trainers: int, servers: int) -> ReportedState:
 
 
 def job_manifest(name: str, namespace: str, *, trainers: int, most: int, servers: int) -> dict[str, Any]:
-    """A job whose size is pinned."""
+    """Return the manifest of a job with a pinned number of trainers."""
     small = {"requests": {"cpu": "100m", "memory": "64Mi"}}
     return {
         "apiVersion": "shoal.dev/v1alpha1",

@@ -1,4 +1,4 @@
-"""Jobs of real processes to measure: a `shoal run` whose processes can be found, killed and watched."""
+"""Jobs with real processes for benchmarks: a `shoal run` whose processes can be listed, killed and observed."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ NAME = "bench"
 
 
 def until(found: Callable[[], bool], what: str, *, seconds: float = 60.0) -> None:
-    """Wait for something.
+    """Wait for a condition, which is checked every 10 ms.
 
     Raises:
-        TimeoutError: It did not come.
+        TimeoutError: The condition was not true before the timeout.
     """
     end = time.monotonic() + seconds
     while not found():
@@ -47,11 +47,11 @@ class RunJob:
     """A `shoal run` of the script ``sleeper``.
 
     Args:
-        trainers: How many.
-        most: How many there may be.
-        servers: Parameter servers.
-        pause: Seconds of sleep per batch.
-        task_batches: Batches in a task.
+        trainers: Initial and fewest number of trainers.
+        most: Most trainers. Default: 8.
+        servers: Number of parameter servers. Default: 1.
+        pause: Sleep per batch. Seconds. Default: 0.02.
+        task_batches: Batches of a task. Default: 32.
     """
 
     def __init__(
@@ -94,22 +94,22 @@ class RunJob:
 
     @property
     def pid(self) -> int:
-        """Of `shoal run`."""
+        """Process id of `shoal run`."""
         return self._runner.pid
 
     def log(self) -> str:
-        """What `shoal run` said."""
+        """Return the output of `shoal run`."""
         return (self.folder / "log").read_text()
 
     def scale(self, trainers: int) -> None:
-        """`shoal scale`."""
+        """Run `shoal scale`."""
         places = ("--state", str(self.folder / "state"))
         subprocess.run(
             [*CLI, "scale", NAME, "--trainers", str(trainers), *places], check=True, stdout=subprocess.DEVNULL
         )
 
     def pids(self, role: str) -> dict[int, int]:
-        """The processes of a role: index -> pid."""
+        """Return the process ids of a role, by index."""
         found = {}
         for child in psutil.Process(self._runner.pid).children():
             with suppress(psutil.Error):
@@ -119,7 +119,7 @@ class RunJob:
         return found
 
     def stamps(self) -> dict[tuple[int, int], list[float]]:
-        """All stamps of all trainers, by (index, pid)."""
+        """Return all time stamps of all trainers, by (index, pid)."""
         found = {}
         for path in self._steps.iterdir():
             _, index, pid = path.name.split("-")
@@ -128,21 +128,21 @@ class RunJob:
         return found
 
     def steps(self) -> dict[tuple[int, int], list[float]]:
-        """The times of the steps of every trainer."""
+        """Return the times of the steps of all trainers, by (index, pid)."""
         return {key: stamps[len(sleeper.STAMPS) :] for key, stamps in self.stamps().items()}
 
     def lives(self) -> set[tuple[int, int]]:
-        """All trainers that ever ran, by (index, pid)."""
+        """Return (index, pid) of all trainers that have run."""
         names = [path.name.split("-") for path in self._steps.iterdir()]
         return {(int(index), int(pid)) for _, index, pid in names}
 
     def stepped(self, index: int, pid: int) -> bool:
-        """Whether a trainer has made a step; unlike `steps` it reads no file."""
+        """Return whether a trainer has made a step; unlike `steps` it reads no file."""
         path = self._steps / f"steps-{index}-{pid}"
         return path.exists() and path.stat().st_size > 8 * len(sleeper.STAMPS)
 
     def stepping(self, trainers: int, *, steps: int = 100) -> None:
-        """Wait until so many living trainers have made so many steps."""
+        """Wait until a number of running trainers have each made a number of steps."""
 
         def found() -> bool:
             if self._runner.poll() is not None:
@@ -154,17 +154,17 @@ class RunJob:
         until(found, f"{trainers} trainers at work\n{self.log()}", seconds=120)
 
     def commits(self) -> Commits:
-        """Watch the tasks that the master commits."""
+        """Return a watch of the tasks that the master commits."""
         endpoint = (self.state.etcd / "etcd.endpoint").read_text().strip()
         return Commits(endpoint, JobKeys("default", NAME, self.state.uid))
 
 
 class Commits:
-    """When which master's commits of finished tasks arrived in etcd.
+    """Times at which commits of tasks arrived in etcd, with the generation of the master.
 
     Args:
-        endpoint: Of etcd.
-        keys: The job's.
+        endpoint: Endpoint of etcd.
+        keys: Keys of the job.
     """
 
     def __init__(self, endpoint: str, keys: JobKeys) -> None:
@@ -188,7 +188,7 @@ class Commits:
 
     def _events(self, events: list[Event]) -> None:
         now = time.monotonic()
-        # Within a revision keys are in order: the leader's key comes before those of tasks.
+        # The keys of one revision are sorted: the election record precedes the keys of tasks.
         for event in events:
             if event.key == self._keys.master and event.value is not None:
                 self.generation = msgspec.json.decode(event.value, type=MasterRecord).generation
@@ -197,13 +197,13 @@ class Commits:
                     self._found.append((now, self.generation))
 
     def first_of(self, generation: int) -> float | None:
-        """When the first commit of a task by this master, or a later one, arrived."""
+        """Return the time of the first commit by the master of this or a later generation; None if there is none."""
         with self._lock:
             return next((when for when, by in self._found if by >= generation), None)
 
 
 def longest_gap(steps: dict[tuple[int, int], list[float]], start: float, end: float) -> float:
-    """The longest time between two steps of any trainer, where some of it lies from ``start`` to ``end``."""
+    """Return the longest time between two steps of a trainer that overlaps the period from ``start`` to ``end``."""
     longest = 0.0
     for times in steps.values():
         for earlier, later in itertools.pairwise(times):

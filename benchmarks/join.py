@@ -1,9 +1,9 @@
-"""A trainer joins: how long from ``trainer.join()`` to its first committed batch?
+"""Measures the time from ``trainer.join()`` to the first committed batch of a new trainer.
 
-`shoal scale` makes one trainer two, and one again. Making the dataset is taken out. The first batch is committed when
-the loop gets the second one: every server has acknowledged it then. From `shoal scale` on is reported too; most of that
-is importing torch. Making the first torch optimizer of a process imports another large part of torch (as in any script
-without Shoal); the figure includes it, and is shown without it too.
+`shoal scale` changes the number of trainers from one to two and back. The creation of the dataset is subtracted. The first
+batch is committed when the loop gets the second one, because every server has acknowledged it then. The time from the call
+of `shoal scale` is reported, too; most of it is the import of torch. The first torch optimizer of a process imports another
+large part of torch (as in any script without Shoal); the figure is reported with and without that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ JOINS = 9
 
 
 def _join(job: RunJob) -> tuple[list[float], float, float]:
-    """The stamps of the one that joins, when `shoal scale` was called, and when it returned."""
+    """Let a trainer join; return its time stamps, the time of the call of `shoal scale`, and that of its return."""
     known = set(job.stamps())
     called = time.monotonic()
     job.scale(2)
@@ -35,10 +35,10 @@ def _join(job: RunJob) -> tuple[list[float], float, float]:
 
 
 def measure() -> tuple[list[Row], Any]:
-    """The joins."""
+    """Measure all joins."""
     with RunJob(trainers=1, most=4) as job:
         job.stepping(1)
-        job.scale(1)  # it may begin with more
+        job.scale(1)  # the job may start with more
         until(lambda: len(job.pids("trainer")) == 1, "a trainer alone", seconds=30)
         found = [_join(job) for _ in range(JOINS)]
     first = [stamps[6] - stamps[0] - (stamps[2] - stamps[1]) for stamps, _, _ in found]

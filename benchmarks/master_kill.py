@@ -1,7 +1,7 @@
-"""The master is killed: how long until the next task is committed, and do the trainers stand still?
+"""Measures the time from a kill of the master to the next committed task, and the gaps in the trainers' steps.
 
-The runner starts the master again. A commit counts from the moment it is seen in etcd under the new master's
-generation. Four trainers, 20 ms per batch, 32 batches in a task.
+The runner restarts the master. A commit counts when it is seen in etcd under the new master's generation. Four trainers,
+20 ms per batch, 32 batches in a task.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KILLS = 9
 
 
 def measure() -> tuple[list[Row], Any]:
-    """The kills."""
+    """Measure all kills."""
     seconds, gaps, quiet = [], [], []
     with RunJob(trainers=4, most=4) as job:
         job.stepping(4)

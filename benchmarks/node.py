@@ -1,12 +1,13 @@
-"""On a real Kubernetes node: a trainer is killed, and a job is applied. How long until a task is committed?
+"""Measures, on a real Kubernetes node, the time from `kubectl apply`, and from a kill of a trainer, to a committed task.
 
-Five times a job of two trainers and two parameter servers is applied, and then each of its trainers gets a SIGKILL, once: a
-kubelet starts a container again at once the first time, and waits 10 s, 20 s, 40 s and so on after that. That delay is
-Kubernetes' setting and no part of these figures. Beside each kill a plain process imports torch and makes an optimizer, with
-the same job running: what a new Python process cannot do without on this machine. (The first optimizer of a process imports
+A job of two trainers and two parameter servers is applied five times, and then each of its trainers is killed (SIGKILL)
+once: the kubelet restarts a container at once the first time, and after 10 s, 20 s, 40 s and so on later. That delay is a
+setting of Kubernetes and not part of these figures. Before each kill a plain process imports torch and creates an optimizer
+while the job runs, as the reference for a new Python process on this machine. (The first optimizer of a process imports
 another large part of torch; Shoal imports that part itself.)
 
-Needs root and what `make cluster` needs. Control plane, kubelet and containerd run on the same cores as the pods.
+Requires root and the programs that `make cluster` requires. Control plane, kubelet and containerd share the cores with the
+pods.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tests.node.world import World
 
 ROUNDS, TRAINERS, SERVERS = 5, 2, 2
 ENOUGH_SECONDS = 240.0
-"""No round begins after that; at least one does."""
+"""Seconds after which no further round starts; at least one round runs."""
 KILL_PARTS = {
     "the container has ended": "exit",
     "the kubelet has noticed, and asks for a new one": "create",
@@ -68,7 +69,7 @@ APPLY_PARTS = {
 
 @dataclass(frozen=True)
 class Bench:
-    """What all measurements use."""
+    """The cluster, and the observers that all measurements use."""
 
     world: World
     pods: Pods
@@ -78,11 +79,11 @@ class Bench:
 
 @contextmanager
 def _bench() -> Iterator[Bench]:
-    """A cluster with a real node and an operator."""
+    """Start a cluster with a real node and an operator."""
     binaries.node()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-node-")))
-        # Pods run as somebody else.
+        # Pods run as another user.
         folder.chmod(0o755)
         cluster = stack.enter_context(NodeCluster(folder / "cluster"))
         cluster.kubectl("apply", "-f", "-", input=json.dumps(crd()))
@@ -96,7 +97,7 @@ def _bench() -> Iterator[Bench]:
 
 
 def _plain_process() -> dict[str, float]:
-    """A process without Shoal: seconds from its start until torch is imported, and until its first optimizer is made."""
+    """Run a process without Shoal; return the seconds until torch is imported and until an optimizer is created."""
     called = time.time()
     words = "import time, torch; a = time.time(); torch.optim.SGD([torch.zeros(1)], lr=1.0); print(a, time.time())"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -118,13 +119,13 @@ def _spec() -> dict[str, Any]:
 
 
 def _stamps(bench: Bench, job: str, index: int) -> dict[str, float]:
-    """What the trainer in the running container said of itself."""
+    """Return the time stamps that the trainer in the running container has logged."""
     stamps: dict[str, float] = json.loads(bench.world.kubectl("logs", f"{job}-trainer-{index}").splitlines()[0])
     return stamps
 
 
 def _apply(bench: Bench) -> tuple[str, dict[str, float]]:
-    """A job's name, and when what of it was there, in seconds since ``kubectl apply`` was called."""
+    """Apply a job; return its name, and the time of each stage in seconds since the call of ``kubectl apply``."""
     job = f"job-{secrets.token_hex(3)}"
     called = time.time()
     bench.world.apply(job, **_spec())
@@ -152,7 +153,7 @@ def _apply(bench: Bench) -> tuple[str, dict[str, float]]:
 
 
 def _processes(uid: str) -> Iterator[list[int]]:
-    """The processes of each of a job's containers."""
+    """Yield the process ids of each of a job's containers."""
     for role, count in (("master", 1), ("pserver", SERVERS), ("trainer", TRAINERS)):
         for index in range(count):
             named = {} if role == "master" else {"SHOAL_INDEX": str(index)}
@@ -160,7 +161,7 @@ def _processes(uid: str) -> Iterator[list[int]]:
 
 
 def _kill(bench: Bench, job: str, index: int) -> dict[str, float]:
-    """SIGKILL a trainer; when it was how far again, in seconds since then; and a plain process's times, for comparison."""
+    """Kill a trainer; return the time of each stage in seconds since the kill, and the times of a plain process."""
     world = bench.world
     reference = _plain_process()
     pod = world.get("pod", f"{job}-trainer-{index}")
@@ -188,7 +189,7 @@ def _kill(bench: Bench, job: str, index: int) -> dict[str, float]:
 
 
 def _round(bench: Bench) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """A job from its beginning to its end."""
+    """Apply a job, kill each of its trainers, and delete it."""
     job, applied = _apply(bench)
     kills = [_kill(bench, job, index) for index in range(TRAINERS)]
     bench.world.kubectl("delete", "tj", job)
@@ -197,7 +198,7 @@ def _round(bench: Bench) -> tuple[dict[str, float], list[dict[str, float]]]:
 
 
 def measure() -> tuple[list[Row], Any]:
-    """The rounds."""
+    """Run all rounds."""
     begun, applies, kills = time.monotonic(), [], []
     with _bench() as bench:
         for number in range(ROUNDS):

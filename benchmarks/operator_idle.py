@@ -1,21 +1,21 @@
-"""What does the operator cost when a thousand jobs run and nothing happens?
+"""Measures the CPU usage of an idle operator with a thousand running jobs.
 
 A thousand jobs of one trainer, one parameter server and a master run on a real control plane with 133 hollow nodes: 3,000
-hollow pods. The masters are a stand-in: each has written one record that says that all are here and why nothing moves, and
-never writes again. When the cluster is at rest the operator's CPU time is taken over 60 s, as a share of one core.
+hollow pods. A stand-in has written one record for each master, with all members joined and a reason for the standstill, and
+writes no more. When the cluster is at rest the operator's CPU time is measured over 60 s, as a share of one core.
 
-What an operator does without any news:
+An idle operator executes:
 
-| what | how often | why |
+| activity | frequency | purpose |
 |---|---|---|
-| the watches' thread gives a sign of life | 5 a second | one that hangs is seen by /healthz |
-| etcd is asked whether it answers | each 10 s | else nothing would be said of an etcd that is away |
-| the API server's bookmarks | 10 kinds, each minute | so that a watch goes on where it was |
-| everything is listed and compared with what is known | each 300 s | deletions that no watch has told |
-| etcd is swept | each 300 s | keys of jobs that went while no operator ran |
+| heartbeat of the watches' thread | 5 per second | /healthz detects a hung thread |
+| probe of etcd | every 10 s | an unreachable etcd is reported |
+| the API server's bookmarks | 10 kinds, every minute | a watch can resume |
+| listing of all objects, compared with the cache | every 300 s | deletions that no watch has delivered |
+| garbage collection in etcd | every 300 s | keys of jobs that were deleted while no operator ran |
 
-The last two may or may not fall into these 60 s: what was listed meanwhile is told, and what else was counted. One that acts
-under a Lease renews it beside, each few seconds; this one has none.
+The last two may or may not fall into the 60 s: the changed counters are printed. An operator with leader election also
+renews its Lease every few seconds; this one has none.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ async def _started(cluster: HollowCluster) -> None:
         await cluster.api.create(f"{JOBS}/namespaces/{NAMESPACE}/trainingjobs", *jobs)
         await cluster.publish(NAMESPACE, trainers=1, servers=1)
         await cluster.until(lambda: _run(cluster), "all jobs to run", seconds=SECONDS_TO_START)
-    # By its kubelets' word, too.
+    # Also wait until the kubelets report all pods as running.
     await cluster.all_run(3 * SIZE, namespace=NAMESPACE)
     await cluster.rest()
 
 
 async def _run(cluster: HollowCluster) -> bool:
-    """Whether the operator says that all jobs run; asking for all pods again and again would delay them."""
+    """Return whether the operator reports all jobs as running; repeated lists of all pods would delay them."""
     await asyncio.sleep(2.0)
     running = cluster.operator.metrics().get("shoal_jobs/Running", 0.0)
     print(f" {running:.0f}", end="", flush=True)
@@ -75,7 +75,7 @@ async def _measured(cluster: HollowCluster) -> tuple[list[Row], Any]:
         at_most(f"operator's CPU with {SIZE} jobs and no news", [share], "% of a core", goal=2),
         plain(f"operator's peak memory with {SIZE} jobs", [memory], "MB"),
     ]
-    # An interval of one measurement says nothing.
+    # There is no interval for a single measurement.
     return [replace(row, interval=None) for row in rows], {"share": share, "megabytes": memory, "counted": counted}
 
 

@@ -1,8 +1,8 @@
-"""How much memory does the operator need for ten thousand pods?
+"""Measures the operator's memory with ten thousand pods.
 
-On a real control plane with 133 hollow nodes, 100 jobs of 40 trainers, 4 parameter servers and a master run (4,500 pods)
-beside 5,500 pods that are nobody's job's, such as web servers. The operator runs with the autoscaler, which follows all of
-them. When everything runs and the cluster is at rest, its peak (VmHWM) and its present resident memory (VmRSS) are read.
+On a real control plane with 133 hollow nodes run 100 jobs of 40 trainers, 4 parameter servers and a master (4,500 pods), and
+5,500 foreign pods, such as web servers. The operator runs with the autoscaler, which watches all pods. When all pods run and
+the cluster is at rest, the operator's peak (VmHWM) and present resident memory (VmRSS) are read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ async def _measured() -> tuple[list[Row], Any]:
         plain(f"operator's peak memory with {pods} pods, {SIZE} jobs, the autoscaler on", [peak], "MB"),
         plain("the same when all is at rest", [now], "MB"),
     ]
-    # An interval of one measurement says nothing.
+    # There is no interval for a single measurement.
     return [replace(row, interval=None) for row in rows], {"peak": peak, "at_rest": now, "autoscaler": plans}
 
 

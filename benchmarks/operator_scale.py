@@ -1,22 +1,22 @@
-"""How fast, and how cheap, is the operator when many pods are to be made at once?
+"""Measures the speed and the cost of the operator when many pods are created at the same time.
 
-On a real control plane with 133 hollow nodes (87 of 18 CPUs, 46 of 17, 103 GiB each), on this machine, twenty jobs of 60
-trainers, 10 parameter servers and a master are created at once. Measured is the time from the first job's request to the
-end of the answer that made the 1,200th trainer's pod, both as the API server's audit log has them.
+On a real control plane with 133 hollow nodes (87 of 18 CPUs, 46 of 17, 103 GiB each), on one machine, twenty jobs of 60
+trainers, 10 parameter servers and a master are created at the same time. The time is measured from the first job's request
+to the end of the response that created the 1,200th trainer's pod, both from the API server's audit log.
 
-The reference is a bare client that makes the same 1,420 pods (the same manifests, made by the same functions, owned by the
-same kind of job, whose account exists already; of each job master and servers before its trainers) and nothing else: raw JSON
-over one aiohttp session, 32 requests under way, as many as the operator's own limit. No operator runs then. Another bare client
-makes the 1,200 trainers' pods alone. Repeats alternate, each in a namespace of its own, with an operator of its own that is
-ready before; between them everything is removed and the cluster comes to rest. The operator runs with the autoscaler, as
-`deploy/overlays/autoscaler` has it; with `BENCH_AUTOSCALER=0` without it.
+The reference is a minimal client that creates the same 1,420 pods (the same manifests from the same functions, owned by the
+same kind of job, whose service account exists already; master and servers of each job before its trainers) and nothing
+else: raw JSON over one aiohttp session, 32 concurrent requests, which is the operator's own limit. No operator runs then.
+Another minimal client creates only the 1,200 trainers' pods. Repeats alternate, each in its own namespace, with its own
+operator that is ready before; between them all objects are deleted and the cluster comes to rest. The operator runs with the
+autoscaler, as in `deploy/overlays/autoscaler`; with `BENCH_AUTOSCALER=0` without it.
 
-What the operator's figures include beside: checking the jobs, their other objects (8 each), their statuses, and what
-controllers do for these on the same processors. Which process used how much of them until the last trainer's pod was made is
-kept with the results.
+The operator's figures also include the preflight of the jobs, their other objects (8 each), their statuses, and the work of
+the controllers for these on the same cores. The CPU time of each process until the last trainer's pod was created is saved
+with the results.
 
-Of the same runs, until all pods run and the cluster is at rest: the operator's peak memory (VmHWM), and its CPU time per
-event of a pod that came by its watch.
+From the same runs, until all pods run and the cluster is at rest: the operator's peak memory (VmHWM), and its CPU time per
+event of its watch of pods.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ POD_EVENTS = "shoal_operator_watch_events_total/Pod"
 
 
 async def _by_operator(cluster: HollowCluster, namespace: str) -> dict[str, float]:
-    """One repeat: seconds until all trainers' pods were there, and what it cost."""
+    """Run one repeat with the operator; return the seconds until all trainers' pods were created, and the cost."""
     await cluster.make_namespace(namespace)
     cluster.operator.start()
     await cluster.rest()
@@ -77,7 +77,7 @@ async def _by_operator(cluster: HollowCluster, namespace: str) -> dict[str, floa
 
 
 async def _by_bare_client(cluster: HollowCluster, namespace: str, *, whole: bool) -> dict[str, float]:
-    """The same pods, or (not whole) the trainers' alone, by a client that does nothing else."""
+    """Run one repeat with the minimal client: all pods, or without ``whole`` only the trainers' pods."""
     await cluster.make_namespace(namespace)
     made = [_manifest(f"j{number}", namespace) for number in range(SIZE)]
     jobs = await cluster.api.create(f"{JOBS}/namespaces/{namespace}/trainingjobs", *made)
@@ -109,7 +109,7 @@ def _manifest(name: str, namespace: str) -> dict[str, Any]:
 
 
 def _pods(manifest: Mapping[str, Any], *, whole: bool) -> list[dict[str, Any]]:
-    """The pods of a job, or its trainers' alone, as they are made of it."""
+    """Return the pods of a job, or without ``whole`` only its trainers' pods, as the operator creates them."""
     job = from_mapping(manifest)
     identity = JobIdentity(uid=manifest["metadata"]["uid"], etcd="http://127.0.0.1:2379", classes=CLASSES)
     known = names(job)
@@ -123,7 +123,7 @@ def _pods(manifest: Mapping[str, Any], *, whole: bool) -> list[dict[str, Any]]:
 
 
 def _used(began: Mapping[str, float], ended: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of CPU of each process, until the last of the trainers' pods was made."""
+    """Return the CPU time of each process until the last trainer's pod was created, in seconds."""
     return {f"cpu_until_made/{name}": ended[name] - before for name, before in began.items()}
 
 
@@ -144,7 +144,7 @@ async def _many_pods(cluster: HollowCluster) -> tuple[list[Row], Any]:
     operator, bare, trainers = [], [], []
     for number in range(REPEATS):
         print(f"repeat {number + 1} of {REPEATS}")
-        # Neither is always the first: a cluster grows older.
+        # The order alternates, because the state of the cluster grows.
         for by_operator in (True, False) if number % 2 == 0 else (False, True):
             if by_operator:
                 operator.append(await _by_operator(cluster, f"operator-{number}"))

@@ -1,4 +1,4 @@
-"""An operator as a process of its own: started, asked for its metrics, measured from outside, and ended."""
+"""An operator as a child process: start, metrics, measurements of its resources, and stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @contextmanager
 def say(what: str) -> Iterator[None]:
-    """Print what is being done, and how long it took."""
+    """Print an activity and its duration."""
     print(f"{what} ...", end="", flush=True)
     since = time.monotonic()
     try:
@@ -35,7 +35,7 @@ def say(what: str) -> Iterator[None]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process used up to now, in user and system mode; 0: it is gone."""
+    """Return the CPU time of a process in user and system mode, in seconds; 0 if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -44,13 +44,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 class OperatorProcess:
-    """At most one at a time.
+    """Runs an operator process, at most one at a time.
 
     Args:
-        kubeconfig: Whose cluster it serves, in every namespace.
-        etcd: Endpoint.
-        log: Its output.
-        options: Further ones of its command line.
+        kubeconfig: Kubeconfig of the cluster; the operator serves all namespaces.
+        etcd: Endpoint of etcd.
+        log: File for the operator's output.
+        options: Further command-line options.
     """
 
     def __init__(self, kubeconfig: Path, etcd: str, log: Path, *options: str) -> None:
@@ -63,14 +63,14 @@ class OperatorProcess:
 
     @property
     def pid(self) -> int | None:
-        """Its id, if one runs."""
+        """Process id; None if no operator runs."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start one, and wait until it is ready.
+        """Start an operator, and wait until it is ready.
 
         Raises:
-            RuntimeError: It ended, or is not ready in time.
+            RuntimeError: The operator exited, or was not ready before the timeout.
         """
         self._address = f"127.0.0.1:{free_ports(1)[0]}"
         profile = os.environ.get("BENCH_PROFILE")
@@ -78,7 +78,7 @@ class OperatorProcess:
         command = [sys.executable, *measured, "-m", "shoal.operator", "--etcd", self._etcd, "--serve", self._address]
         command += self.options
         with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C is for whoever ends it, in order.
+            # Its own session, so that Ctrl-C reaches only the benchmark, which stops the operator.
             self._process = subprocess.Popen(
                 command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
@@ -89,7 +89,7 @@ class OperatorProcess:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End it in order; harmless when none runs."""
+        """Stop the operator (SIGTERM, SIGKILL after 20 s); does nothing if none runs."""
         if self._process is None:
             return
         with suppress(ProcessLookupError):
@@ -102,15 +102,15 @@ class OperatorProcess:
         self._process = None
 
     def cpu(self) -> float:
-        """Seconds of CPU that it used up to now."""
+        """Return the operator's CPU time, in seconds."""
         return cpu_seconds(self.pid or 0)
 
     def peak_megabytes(self) -> float:
-        """The most memory that was resident, in MB of 1,000,000 bytes."""
+        """Return the peak resident memory, in MB of 1,000,000 bytes."""
         return self._memory("VmHWM:")
 
     def megabytes(self) -> float:
-        """The memory that is resident now, likewise."""
+        """Return the present resident memory, in MB of 1,000,000 bytes."""
         return self._memory("VmRSS:")
 
     def _memory(self, what: str) -> float:
@@ -119,7 +119,7 @@ class OperatorProcess:
         return kibibytes * 1024 / 1e6
 
     def metrics(self) -> dict[str, float]:
-        """All samples of /metrics: name, and the labels' values after slashes."""
+        """Return all samples of /metrics, by the metric's name and its labels' values, separated by slashes."""
         text = self._get("/metrics")
         return {
             "/".join([sample.name, *sample.labels.values()]): sample.value

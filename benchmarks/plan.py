@@ -1,28 +1,28 @@
-"""How long does a plan take, from scratch and after one event, and how does that grow with the cluster?
+"""Measures the time of a plan, from scratch and after one event, and its growth with the size of the cluster.
 
-The clusters are made up: nodes of 16 or 32 CPUs, 3 resources (cpu, memory, pods), 5 groups of taints and labels, jobs of
-three priorities whose trainers have one of at most 20 shapes. Pods of others take up to half of a node, and all jobs at their
-maximum would take 1.3 times what is left: there is always somebody who wants more. Each cluster comes in a few instances.
+The clusters are synthetic: nodes of 16 or 32 CPUs, 3 resources (cpu, memory, pods), 5 groups of taints and labels, jobs of
+three priorities whose trainers have one of at most 20 shapes. Foreign pods take up to half of a node, and all jobs at their
+maximum would need 1.3 times the rest, so there is always unmet demand. Each cluster exists in three instances.
 
-From scratch: nothing runs, and nothing is remembered. After one event: a few plans in a row were carried out (most clusters are
-at rest then, some still level jobs a few moves at a time), and then one thing happens; each repeat is another pod, node or job
-on the same cluster. A figure is over all instances in turn, and these differ. Python's collector is set as in the operator: it
-hardly ever looks for cycles in all objects, where by default one of some 70 plans takes 20 ms longer.
+From scratch: nothing runs, and the planner has no memory. After one event: up to four plans were executed (most clusters are
+at rest then, in some the planner still levels jobs in small steps), and then one event happens; each repeat is another pod,
+node or job on the same cluster. A figure covers all instances in turn, which differ. Python's garbage collector is configured
+as in the operator: full collections are rare; by default about one of 70 plans takes 20 ms longer.
 
-| event | what happens |
+| event | description |
 |---|---|
-| foreign pod | one that fits only if somebody gives way, and the planner is who makes room (`scheduler_evicts=False`) |
-| node unusable | it is cordoned, or not ready: its trainers stay, its room no longer counts |
-| node lost | the same, and its trainers are gone |
-| job added | one more, of any priority |
+| foreign pod | a pod that fits only after a preemption, which the planner has to decide (`scheduler_evicts=False`) |
+| node unusable | a node is cordoned or not ready: its trainers stay, its room does not count any more |
+| node lost | a node is not usable any more, and its trainers are lost |
+| job added | a new job of any priority |
 
-How the cost grows is the slope of a straight line through (log size, log median), once for jobs and once for nodes. It says
-how things are between these sizes, no more: part of a plan costs the same in any cluster.
+The growth is the slope of a straight line through (log size, log median), once for jobs and once for nodes. It is valid
+between the measured sizes only, because a part of a plan's time does not depend on the cluster.
 
-Beside it what the planner's snapshots come from: the memory of a `ClusterState`, as the growth of a new process's resident set
-while it hears of all nodes and pods, and the time of a snapshot after one pod has changed.
+Also measured is the source of the planner's snapshots: the memory of a `ClusterState`, as the growth of a new process's
+resident set while it receives all nodes and pods, and the time of a snapshot after a change of one pod.
 
-Where matplotlib can be imported the growth is drawn to benchmarks/results/plan.png.
+If matplotlib can be imported, the growth is drawn to benchmarks/results/plan.png.
 """
 
 from __future__ import annotations
@@ -65,17 +65,18 @@ from shoal.operator.__main__ import tune
 SIZES = ((20, 133), (160, 64), (1000, 1000), (1000, 10_000))
 LARGEST = SIZES[-1]
 GOAL_SCRATCH, GOAL_EVENT = 200.0, 20.0
-"""Milliseconds, for the largest."""
+"""Goals for the largest cluster, in milliseconds."""
 GROUPS, SHAPES, MANY_SHAPES, FOREIGN_SHAPES = 5, 20, 1000, 4
 PRIORITIES = (-8, -6, -4)
 INSTANCES = 3
 REPEATS, SECONDS = int(os.environ.get("BENCH_REPEATS", "200")), 12.0
 LEAST_REPEATS = min(REPEATS, 12)
-"""Of each figure: so many repeats, or fewer once they have taken so long. Up to 100 the p99 is the worst."""
+"""A figure has REPEATS repeats, or fewer (at least LEAST_REPEATS) if they take more than SECONDS. With up to 100 repeats the
+p99 is the maximum."""
 POLICY = Policy(scheduler_evicts=False)
 PLANS_TO_REST = 4
 MANY_REPEATS = 2
-"""With so many shapes a plan may take long; it has no goal."""
+"""Repeats with MANY_SHAPES shapes; such a plan is slow, and it has no goal."""
 GIB = 2**30
 
 GROWTH = {
@@ -93,7 +94,7 @@ VIEW_SNAPSHOTS = 100
 
 
 def cluster(*, jobs: int, nodes: int, shapes: int = SHAPES, seed: int = 0) -> Snapshot:
-    """One in which nothing of ours runs."""
+    """Return a cluster in which no trainers run."""
     chance = np.random.default_rng(seed)
     cores = chance.choice([16, 32], nodes)
     room = np.stack([cores * 1000, cores * 4 * GIB, np.full(nodes, 110)], axis=1)
@@ -121,7 +122,7 @@ def cluster(*, jobs: int, nodes: int, shapes: int = SHAPES, seed: int = 0) -> Sn
 
 
 def _request(chance: np.random.Generator, shapes: int) -> Counts:
-    """[S, R]: few shapes are round, of many each is another."""
+    """Return the requests [S, R]: round numbers for few shapes, distinct numbers for many."""
     step = 500 if shapes <= SHAPES else 1
     cpu = chance.integers(500 // step, 4000 // step, shapes, endpoint=True) * step
     memory = (cpu * chance.choice([1, 2, 4, 6], shapes) * GIB) // 1000
@@ -144,7 +145,7 @@ def _job(number: int, chance: np.random.Generator, request: Counts, cpu: float) 
 
 
 def carried_out(snapshot: Snapshot, allocation: Allocation) -> Snapshot:
-    """The cluster when all new trainers run."""
+    """Return the cluster after the plan was executed: all new trainers run."""
     jobs = [replace(job, held=_held(allocation.jobs[job.uid], job)) for job in snapshot.jobs]
     return replace(snapshot, jobs=tuple(jobs))
 
@@ -157,12 +158,12 @@ def _held(given: JobAllocation, job: PlannerJob) -> Mapping[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Resting:
-    """A cluster that is at rest, or nearly so.
+    """A cluster at rest, or nearly at rest.
 
     Attributes:
-        snapshot: Of it.
-        memory: Of the last plan.
-        foreign: Shapes of pods that fit only if somebody gives way.
+        snapshot: Snapshot of the cluster.
+        memory: The planner's memory after the last plan.
+        foreign: Shapes of pods that fit only after a preemption.
     """
 
     snapshot: Snapshot
@@ -171,19 +172,19 @@ class Resting:
 
 
 def at_rest(snapshot: Snapshot) -> Resting:
-    """What becomes of a cluster, as far as a few plans bring it there."""
+    """Execute up to PLANS_TO_REST plans, and return the resulting cluster."""
     memory = PlannerMemory()
     for _ in range(PLANS_TO_REST):
         allocation, memory = plan(snapshot, memory, POLICY)
         after = carried_out(snapshot, allocation)
         if all(new.held == old.held for new, old in zip(after.jobs, snapshot.jobs, strict=True)):
             break
-        # What moved for fairness to get there is long ago.
+        # One hour passes, so that cool-downs of earlier moves do not apply.
         snapshot = replace(after, now=after.now + 3600)
     some = random.Random(3).sample(range(len(snapshot.shapes.request)), SHAPES)
     foreign = tuple(islice((shape for shape in some if _needs_room(snapshot, memory, shape)), FOREIGN_SHAPES))
     if not foreign:
-        raise RuntimeError("everything fits everywhere; nobody would have to give way")
+        raise RuntimeError("every shape fits without a preemption")
     return Resting(snapshot=snapshot, memory=memory, foreign=foreign)
 
 
@@ -245,19 +246,19 @@ EVENTS: dict[str, Callable[[Resting, random.Random], Snapshot]] = {
 
 
 def _timed(snapshot: Snapshot, memory: PlannerMemory) -> float:
-    """Milliseconds of one plan."""
+    """Return the time of one plan, in milliseconds."""
     began = time.perf_counter()
     plan(snapshot, memory, POLICY)
     return (time.perf_counter() - began) * 1000
 
 
 def from_scratch(instances: Sequence[Snapshot], repeats: int = REPEATS) -> list[float]:
-    """Milliseconds of each repeat, the instances in turn."""
+    """Return the milliseconds of each repeat from scratch, with the instances in turn."""
     return _repeated(((snapshot, PlannerMemory()) for snapshot in cycle(instances)), repeats)
 
 
 def after_event(resting: Sequence[Resting], event: str, repeats: int = REPEATS) -> list[float]:
-    """Milliseconds of each repeat, each of another event, the instances in turn."""
+    """Return the milliseconds of each repeat after a different event, with the instances in turn."""
     chance = random.Random(7)
     return _repeated(((EVENTS[event](each, chance), each.memory) for each in cycle(resting)), repeats)
 
@@ -271,7 +272,7 @@ def _repeated(worlds: Iterator[tuple[Snapshot, PlannerMemory]], repeats: int) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """What neither the median nor the p99 should be above; None: nothing is asked."""
+    """Upper limits of median and p99, in milliseconds; None: no goal."""
 
     scratch: float | None = None
     event: float | None = None
@@ -317,14 +318,14 @@ def _sizes() -> Iterator[tuple[str, Figures]]:
     yield title, ([plain(f"{title}: from scratch, p50", times, "ms")], {"from scratch": times})
 
 
-# --- How it grows ---
+# --- Growth ---
 
 
 def _growth() -> dict[str, dict[str, dict[int, list[float]]]]:
-    """By what grows, and by what is timed: size -> milliseconds."""
+    """Return the milliseconds by axis (jobs or nodes), by what is timed, and by size."""
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for axis, sizes in GROWTH.items():
-        print(f"how it grows with {axis} ...", flush=True)
+        print(f"growth with {axis} ...", flush=True)
         found[axis] = {"from scratch": {}, "foreign pod": {}}
         for jobs, nodes in sizes:
             size = jobs if axis == "jobs" else nodes
@@ -335,7 +336,7 @@ def _growth() -> dict[str, dict[str, dict[int, list[float]]]]:
 
 
 def _line(by_size: Mapping[int, Sequence[float]]) -> tuple[float, float]:
-    """Slope, and the logarithm of the milliseconds at size 1."""
+    """Return the slope, and the logarithm of the milliseconds at size 1."""
     medians = [statistics.median(times) for times in by_size.values()]
     slope, start = np.polyfit(np.log(list(by_size)), np.log(medians), 1)
     return float(slope), float(start)
@@ -397,7 +398,7 @@ def _node(number: int) -> dict[str, Any]:
 
 
 def _pod(number: int, *, cpu: int, job: int | None = None, revision: int = 0) -> dict[str, Any]:
-    """A pod that is bound; of a job's trainers if one is named."""
+    """Return a bound pod: a trainer of ``job``, or a foreign pod if it is None."""
     name = f"web-{number}" if job is None else f"job-{job}-trainer-{number}"
     metadata: dict[str, Any] = {"name": name, "namespace": "default", "uid": f"uid-{name}"}
     metadata["resourceVersion"] = str(revision or number + 1)
@@ -416,13 +417,13 @@ def _resident_megabytes() -> float:
 
 
 def _view(pipe: Pipe) -> None:
-    """In a process of its own: what a view costs, and how long its snapshots take."""
+    """Measure, in a new process, the memory of a cluster state and the time of its snapshots."""
     view = ClusterState()
     before = _resident_megabytes()
     for number in range(VIEW_NODES):
         view.node_changed(_node(number))
     for number in range(VIEW_PODS):
-        # Every other pod is a trainer's.
+        # Every second pod is a trainer.
         job = number // 2 % VIEW_JOBS if number % 2 else None
         view.pod_changed(_pod(number, cpu=500 + (number if job is None else job) % SHAPES * 100, job=job), now=0.0)
     megabytes = _resident_megabytes() - before
@@ -449,7 +450,7 @@ def _of_view() -> Figures:
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_view, args=(theirs,), daemon=True)
     process.start()
-    theirs.close()  # so that its end is seen, if it fails
+    theirs.close()  # so that recv() fails if the process exits early
     megabytes, times = ours.recv()
     process.join()
     title = f"view of {VIEW_NODES:,} nodes and {VIEW_PODS:,} pods"
@@ -461,10 +462,12 @@ def _of_view() -> Figures:
 
 
 def measure() -> tuple[list[Row], Any]:
-    """All sizes, how it grows, and the view."""
+    """Measure all sizes, the growth, and the cluster state."""
     rows, raw = list[Row](), dict[str, Any]()
     tune()
-    _timed(cluster(jobs=20, nodes=20), PlannerMemory())  # what the first plan of a process pays for is nobody's figure
+    _timed(
+        cluster(jobs=20, nodes=20), PlannerMemory()
+    )  # the first plan of a process has one-time costs, which are not measured
     for title, (of_size, times) in _sizes():
         rows += of_size
         raw[title] = times

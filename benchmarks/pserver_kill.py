@@ -1,8 +1,8 @@
-"""A parameter server is killed: how long until the next step that uses it, and how much is computed again?
+"""Measures the time from a kill of a parameter server to the next step that uses it, and the batches computed again.
 
-Two servers, each of which every step uses; two trainers, 20 ms per batch. The runner starts the server again, and it
-takes its slots up from its last snapshot. The new process itself says how long its imports (torch, nearly all of it)
-took; that is subtracted, and reported apart.
+Two servers, each of which is used by every step; two trainers, 20 ms per batch. The runner restarts the server, which
+restores its slots from its last snapshot. The new process logs the duration of its imports (nearly all of it torch); it is
+subtracted, and reported separately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KILLS = 9
 
 
 def measure() -> tuple[list[Row], Any]:
-    """The kills."""
+    """Measure all kills."""
     seconds, imports = [], []
     with RunJob(trainers=2, most=2, servers=2) as job:
         for number in range(KILLS):
@@ -53,13 +53,13 @@ def measure() -> tuple[list[Row], Any]:
 
 
 def _imports(job: RunJob, index: int) -> float:
-    """What the newest process of this server says of its imports."""
+    """Return the duration of the imports that the latest process of this server has logged, in seconds."""
     text = (job.state.logs / f"pserver-{index}.log").read_text()
     return float(re.findall(r"what it imports took ([0-9.]+) s", text)[-1])
 
 
 def _next_step(job: RunJob, when: float) -> float | None:
-    """The first step after the standstill that begins with the kill: one batch may still be on its way."""
+    """Return the time of the first step after the gap that follows the kill; one batch may still complete before."""
     later = []
     for times in job.steps().values():
         later += [b for a, b in itertools.pairwise(times) if b > when and b - a > 0.25]

@@ -1,9 +1,9 @@
-"""How many tasks per second does a real master hand out and see done, all durable in a real etcd?
+"""Measures the tasks per second that a master leases and commits, all durable in a real etcd.
 
-Eight client processes speak the trainer's side of the protocol, with up to four tasks in flight each: they ask, say done
-for whatever they are given, and ask again. A task counts when the master says that it is over, which it does only when
-etcd has it on disk. One real parameter server serves the slots; a real trainer gave them their initial values and is gone.
-Beside each measurement the same clients make plain puts into the same etcd, one at a time each.
+Eight client processes use the trainer's side of the protocol, with up to four tasks in flight each: they request a task,
+report it as done, and request the next one. A task counts when the master reports it as committed, which it does only after
+etcd has it on disk. One real parameter server serves the slots; a real trainer has set their initial values and exited.
+After each measurement the same clients make plain puts into the same etcd, one at a time each.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ spec:
 
 
 class Client(aio.Caller):
-    """A trainer that computes nothing: every task is done as soon as it is there."""
+    """A trainer that computes nothing: it reports every task as done at once."""
 
     grants: tuple[int, ...] = ()
     working = False
     over = 0
 
     def on_message(self, message: Any) -> None:
-        """Go on at once."""
+        """Reply at once."""
         if isinstance(message, m.TaskLeased):
             self.send(m.TaskDone(lease=message.lease, grants=list(self.grants)))
         elif isinstance(message, m.TaskCommitted):
@@ -84,7 +84,7 @@ async def _trainer(pipe: Pipe, folder: Path, shape: m.ModelSpec, index: int) -> 
     )
     assert isinstance(client, Client)
     client.send(m.Register(shape=shape, epochs=1, seed=0, leases=[], pid=os.getpid(), host=""))
-    while not client.grants:  # noqa: ASYNC110 - once, and short
+    while not client.grants:  # noqa: ASYNC110 - waits once, for a short time
         await asyncio.sleep(0.01)
     await asyncio.to_thread(pipe.send, "ready")
     while (order := await _order(pipe, client)) != "end":
@@ -108,7 +108,7 @@ async def _tasks(pipe: Pipe, client: Client) -> None:
     for _ in range(IN_FLIGHT):
         client.send(m.RequestTask(epoch=1 << 30))
     await asyncio.sleep(SECONDS)
-    # What is in flight still counts for nothing; it is awaited, so that the puts have etcd for themselves.
+    # Tasks in flight do not count; the pause lets them finish, so that they do not disturb the puts.
     done, passed = client.over - before, time.monotonic() - asked
     client.working = False
     await asyncio.sleep(0.3)
@@ -133,11 +133,11 @@ def _client(pipe: Pipe, folder: Path, shape: bytes, index: int) -> None:
 
 
 class QueueJob:
-    """Etcd, a master, a parameter server with a tiny model, and for a moment a trainer.
+    """Etcd, a master, a parameter server with a tiny model, and a trainer during the set-up.
 
     Args:
-        folder: For everything.
-        stack: Ends it all.
+        folder: Folder of all files.
+        stack: Stack whose end stops all processes.
     """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -179,10 +179,10 @@ class QueueJob:
         return process
 
     def _give_shape(self) -> bytes:
-        """Let a trainer say what is trained, and give the slots their initial values."""
+        """Run a trainer that registers the model and sets the slots' initial values; return the model's record."""
         trainer = self._start("trainer", sleeper.__file__)
         steps = self.folder / f"steps-99-{trainer.pid}"
-        # One stamp after those of joining: it has a batch, so every slot is served.
+        # One stamp more than those of joining: the trainer has a batch, so every slot is served.
         until(lambda: steps.exists() and steps.stat().st_size >= 8 * 6, "the first trainer's first batch")
         _end(trainer)
         with Store.connect(self.etcd.endpoint, prefix=KEYS.prefix) as store:
@@ -206,7 +206,7 @@ def _all(pipes: list[Pipe], order: str) -> float:
 
 
 def measure() -> tuple[list[Row], Any]:
-    """Pairs of both, one after the other."""
+    """Measure pairs of tasks and puts, one after the other."""
     spawn = multiprocessing.get_context("spawn")
     pairs = []
     with ExitStack() as stack:

@@ -1,29 +1,29 @@
-"""How soon does the operator act when a spec is edited, and when a pod dies?
+"""Measures the operator's reaction time to an edited spec and to a lost pod.
 
 Twenty jobs of 47 trainers, two parameter servers and a master run on a real control plane with 133 hollow nodes: the
-operator watches 1,000 pods. The masters are a stand-in: each has written one record, once. Then, one after the other and in
-random order,
+operator watches 1,000 pods. A stand-in has written one record for each master. Then, one after the other and in random
+order,
 
-- 200 specs are edited: `trainer.replicas` up by one, or down again (a merge patch of the TrainingJob);
-- 200 trainers' pods die: half are deleted without grace, as by a controller that gives a node up; of the other half the
-  status says Failed, as a kubelet writes it.
+- 200 specs are edited: `trainer.replicas` is raised by one, or lowered again (a merge patch of the TrainingJob);
+- 200 trainers' pods are lost: half are deleted without a grace period, as by a controller after the loss of a node; the
+  other half get the status Failed, as from a kubelet.
 
-Each is given to the next job in turn, after the one before has been answered and after a random pause, so that nothing of
-an earlier one is under way at this job.
+Each sample uses the next job in turn, after the previous sample is complete and after a random pause, so that no earlier
+sample is in progress at this job.
 
-A reaction is measured at the API server, by its audit log: from the moment at which the edit (the deletion, the status) came
-in to the moment at which the operator's first change of anything of this job came in. What that is:
+A reaction is measured by the API server's audit log: from the arrival of the edit (the deletion, the status) to the arrival
+of the operator's first change of an object of this job, which is:
 
-| what happened | the operator's first call |
+| event | the operator's first request |
 |---|---|
 | one trainer more | `create` of its pod |
-| one trainer less | `delete` of the pod of the highest index (which the stand-in's master does not know) |
-| a pod deleted | the job's status, as its deletion is seen to begin, or `create` of its successor |
-| a pod Failed | its `delete`; its index is free when it has gone |
+| one trainer less | `delete` of the pod of the highest index (which the stand-in's master does not have) |
+| a pod deleted | the job's status, when the deletion begins, or `create` of its successor |
+| a pod Failed | its `delete`; its index is free when it does not exist any more |
 
-A dry run is no change. The operator may make one before, and that is within the time, as is what it writes into Shoal's etcd
-before a trainer is taken away. How often which call was the first one is kept with the results. Beside it is told when the
-call came that mends the death: the successor's `create`, or the `delete` of the pod that has Failed.
+A dry run is not a change. A preceding dry run of the operator is part of the time, as are its writes into Shoal's etcd
+before it deletes a trainer. The number of each first request is saved with the results. The time to the repairing request is
+reported, too: the successor's `create`, or the `delete` of the Failed pod.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TRAINERS, SERVERS = 47, 2
 NAMESPACE = "reaction"
 PAUSE_SECONDS = (0.05, 0.15)
 SETTLE_SECONDS = 0.15
-"""After the first call: for what follows from it, so that the next sample has the operator for itself."""
+"""Pause after the first request, for those that follow, so that samples do not overlap."""
 P50_GOAL, P99_GOAL = 50.0, 250.0
 MADE = f"{JOBS}/namespaces/{NAMESPACE}/trainingjobs"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
@@ -55,14 +55,14 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 @dataclass
 class Reactions:
-    """All samples of one kind: milliseconds, and what the operator's first call was."""
+    """All samples of one kind: milliseconds, and the number of each of the operator's first requests."""
 
     milliseconds: list[float] = field(default_factory=list)
     until_mended: list[float] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
 
     def add(self, edit: Asked, calls: Sequence[Asked]) -> None:
-        """One more, and the operator's calls that followed, in their order."""
+        """Add a sample: the edit, and the operator's subsequent requests, in their order."""
         first = calls[0]
         mending = next(call for call in calls if call.resource == "pods")
         self.milliseconds.append(1000 * (first.came - edit.came))
@@ -74,7 +74,7 @@ class Samples:
     """Takes samples, one at a time.
 
     Args:
-        cluster: On which the jobs run.
+        cluster: Cluster in which the jobs run.
     """
 
     def __init__(self, cluster: HollowCluster) -> None:
@@ -84,7 +84,7 @@ class Samples:
         self._turn = 0
 
     async def edit(self, into: Reactions) -> None:
-        """A spec, of the next job in turn."""
+        """Edit the spec of the next job in turn."""
         number = self._next()
         more = self._more[number] = not self._more.get(number, False)
         spec = {"spec": {"trainer": {"replicas": TRAINERS + more}}}
@@ -92,7 +92,7 @@ class Samples:
         await self._answered(number, "trainingjobs", into)
 
     async def death(self, into: Reactions, *, deleted: bool) -> None:
-        """Of some pod of the next job in turn."""
+        """Delete or fail a random trainer's pod of the next job in turn."""
         number = self._next()
         pod = f"{PODS}/{_name(number)}-trainer-{self._chance.randrange(TRAINERS)}"
         if deleted:
@@ -115,7 +115,7 @@ class Samples:
             calls.sort(key=lambda asked: asked.came)
             return (edits[0], calls) if any(call.resource == "pods" for call in calls) else None
 
-        # A request is in the log when it is answered: an earlier one may be written later.
+        # A request is logged when it is answered, so an earlier one may appear later.
         log = self._cluster.audit
         found = await log.until(lambda found: followed(found) is not None, f"a reaction at {_name(number)}")
         await asyncio.sleep(SETTLE_SECONDS)
@@ -131,7 +131,7 @@ def _name(number: int) -> str:
 
 
 def _changes(asked: Asked, number: int) -> bool:
-    """Whether the operator changed something of this job."""
+    """Return whether a request of the operator changes an object of this job."""
     return asked.user == OPERATOR and not asked.dry and asked.name[: len(_name(number))] == _name(number)
 
 

@@ -1,8 +1,8 @@
-"""A trainer is killed: what do the others notice of it?
+"""Measures the effect of a trainer's kill on the other trainers.
 
-Four trainers whose compute is a sleep of 20 ms per batch; one of them gets a SIGKILL, twenty times. The steps of each
-survivor in the second after are compared with those in the second before. The runner starts the killed one again, which
-imports torch on the same cores meanwhile; that belongs to the figure.
+Four trainers whose compute is a sleep of 20 ms per batch; one of them is killed (SIGKILL), twenty times. The steps of each
+survivor in the second after the kill are compared with those in the second before. The runner restarts the killed trainer,
+which imports torch on the same cores in that time; this is part of the figure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KILLS = 20
 
 
 def _kill(job: RunJob, index: int) -> tuple[float, set[tuple[int, int]]]:
-    """Kill that trainer; when it was, and who survived."""
+    """Kill a trainer; return the time, and (index, pid) of the survivors."""
     job.stepping(4)
     time.sleep(1.1)
     pids = job.pids("trainer")
@@ -32,7 +32,7 @@ def _kill(job: RunJob, index: int) -> tuple[float, set[tuple[int, int]]]:
 
 
 def measure() -> tuple[list[Row], Any]:
-    """The kills, and a second without one beside each."""
+    """Measure all kills, each with the second before it as the reference."""
     pairs, gaps, quiet = [], [], []
     with RunJob(trainers=4, most=4) as job:
         for number in range(KILLS):

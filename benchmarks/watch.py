@@ -1,8 +1,8 @@
-"""What does it cost to watch what a script does to its model?
+"""Measures the overhead of the checks for changes that a script makes to its model.
 
-A model of 500 small parameters, in one process. What the job adds to a step on the trainer's side (the look at the
-parameters before the step, at gradients left over when the batch closes, at the scheduler, the note of what the values
-are afterwards) is timed by itself, many times, and held against a step of 5 ms. Beside it the same model's plain step.
+A model of 500 small parameters, in one process. The checks that the job adds to a step of a trainer (of the parameters
+before the step, of remaining gradients at the end of the batch, of the scheduler, and the record of the new values) are
+timed alone, many times, and compared with a step of 5 ms. The plain step of the same model is reported, too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _parts() -> tuple[MutationDetector, Accumulation, LearningRateSchedule]:
 
 
 def measure() -> tuple[list[Row], Any]:
-    """Rounds of watched steps, and plain steps between them."""
+    """Measure rounds of checks, with plain steps in between."""
     watch, carry, schedule = _parts()
     other = _model()
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)

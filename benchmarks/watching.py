@@ -1,4 +1,4 @@
-"""What happens in a cluster with a real node, by the second's fraction: its pods, its containers, and what masters record."""
+"""Observers of a cluster with a real node, with exact times: its pods, its containers, and the masters' records."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Commit", "ContainerEvent", "Containers", "PodSeen", "Pods", "Records
 
 
 class PodSeen(NamedTuple):
-    """A pod as the API server's watch told it, and when that came."""
+    """A pod from the API server's watch, and the time of the event."""
 
     when: float
     pod: dict[str, Any]
 
 
 class Pods:
-    """Every version of every pod of the world's namespace."""
+    """Watch of all pods in the world's namespace; keeps every version."""
 
     def __init__(self, world: World) -> None:
         config = yaml.safe_load(world.cluster.kubeconfig.read_text())
@@ -46,13 +46,13 @@ class Pods:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        # The end of the cluster is the end of the watch.
+        # The watch ends with the cluster.
         with suppress(OSError, ValueError, AttributeError):
             for line in self._answer:
                 self.seen.append(PodSeen(time.time(), json.loads(line)["object"]))
 
     def first(self, uid: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
-        """When which pod of a job was first like this, by the pod's name."""
+        """Return, by pod name, the time when each pod of a job first met a condition."""
         found: dict[str, float] = {}
         for when, pod in list(self.seen):
             if pod["metadata"]["labels"].get("shoal.dev/uid") == uid and true(pod):
@@ -61,7 +61,7 @@ class Pods:
 
 
 class ContainerEvent(NamedTuple):
-    """What containerd says of a container."""
+    """An event of containerd about a container."""
 
     when: float
     topic: str
@@ -69,7 +69,7 @@ class ContainerEvent(NamedTuple):
 
 
 class Containers:
-    """All that containerd does."""
+    """All events of containerd."""
 
     def __init__(self, world: World) -> None:
         socket = world.cluster._layout.settled.run / "containerd.sock"
@@ -96,7 +96,7 @@ class Containers:
             self.seen.append(ContainerEvent(when, topic, said.get("container_id") or said.get("id", "")))
 
     def after(self, when: float, topic: str, container: str = "") -> ContainerEvent:
-        """The first of this kind since then."""
+        """Return the first event of a topic (and of a container) since a time."""
         return next(
             each
             for each in list(self.seen)
@@ -105,7 +105,7 @@ class Containers:
 
 
 class Commit(NamedTuple):
-    """A task of a trainer was recorded as done."""
+    """A task of a trainer was recorded as committed."""
 
     when: float
     uid: str
@@ -114,16 +114,16 @@ class Commit(NamedTuple):
 
 
 class Records:
-    """What the masters of all jobs write into etcd.
+    """Watch of the records of all jobs' masters in etcd.
 
-    A task's record does not say whose it was: the member's record said before who had the lease.
+    A task's record does not name the trainer; it is known from the lease in the member's earlier record.
     """
 
     def __init__(self, world: World) -> None:
         self._store = Store.connect(world.etcd.endpoint, prefix=ALL_JOBS)
         self.commits: list[Commit] = []
         self.first: dict[tuple[str, str], float] = {}
-        """When which record of a job (uid, relative key) was first written."""
+        """Time of the first write of each record, by the job's uid and the relative key."""
         self._holders: dict[tuple[str, int, int], tuple[int, str]] = {}
         self._done: dict[tuple[str, str], int] = {}
         self._store.watch(ALL_JOBS, from_revision=None, on_events=self._events, on_reset=self._reset)
@@ -135,7 +135,7 @@ class Records:
         self._store.close()
 
     def _reset(self, listing: Listing, _: str) -> None:
-        """Nothing of what was there before is measured."""
+        """Ignore the listing: earlier records are not measured."""
 
     def _events(self, events: list[Event]) -> None:
         now = time.time()
@@ -166,5 +166,5 @@ class Records:
             yield int(epoch), int(number) * RANGE + lowest
 
     def of(self, uid: str, trainer: int) -> list[Commit]:
-        """A trainer's, in order."""
+        """Return the commits of a trainer, in order."""
         return [each for each in list(self.commits) if (each.uid, each.trainer) == (uid, trainer)]

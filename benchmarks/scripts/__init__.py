@@ -1,1 +1,1 @@
-"""Training scripts that benchmarks run; in a folder of their own, which is all that they can import from."""
+"""Training scripts of the benchmarks, in a separate folder, so that they cannot import other benchmark modules."""

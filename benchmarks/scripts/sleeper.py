@@ -1,9 +1,9 @@
-"""A training script whose compute is a sleep; it leaves the time of each of its steps in a file of its own.
+"""A training script whose compute is a sleep; it writes the time of each step into its own file.
 
-The sleep lies before the step, as a forward and a backward pass do: behind it, it would hide the exchange with the servers.
+The sleep precedes the step, as forward and backward passes do; after the step it would hide the exchange with the servers.
 
-A stamp is taken when the loop gets a batch: the batch before is acknowledged by every server by then. The clock is the
-machine's monotonic one, which all processes share. The first five stamps are those of joining, see ``STAMPS``.
+A time stamp is taken when the loop gets a batch: every server has acknowledged the previous batch then. The clock is the
+machine's monotonic clock, which all processes share. The first five stamps are those of joining, see ``STAMPS``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH = 10
 
 
 def main() -> None:
-    """Train for as long as it is let."""
+    """Train until terminated."""
     name = f"steps-{os.environ.get('SHOAL_INDEX', '0')}-{os.getpid()}"
     descriptor = os.open(Path(os.environ["BENCH_STEPS"]) / name, os.O_WRONLY | os.O_CREAT, 0o600)
 

@@ -1,4 +1,4 @@
-"""A training script in a pod that says when it came how far: one line of JSON, seconds since 1970, by the names in ``STAMPS``.
+"""A training script in a pod that logs the time of each stage: one line of JSON, seconds since 1970, by names in ``STAMPS``.
 
 Its compute is a sleep; a task is five batches, 0.1 s.
 """
@@ -11,24 +11,24 @@ import time
 from pathlib import Path
 
 STAMPS = ("container", "process", "script", "torch", "shoal", "made", "prepared", "batch")
-"""When `shoal exec` (process 1 of the container) and this process began, when its first line ran, when torch and then Shoal
-were imported, when model and optimizer were made (the first optimizer of a process imports another large part of torch),
-when ``prepare`` returned, and when the first batch was there."""
+"""Stages: start of `shoal exec` (process 1 of the container) and of this process, its first line, the imports of torch and of
+Shoal, the creation of model and optimizer (the first optimizer of a process imports another large part of torch), the return
+of ``prepare``, and the first batch."""
 PAUSE = 0.02
 SAMPLES, BATCH, TASK_BATCHES = 64_000, 10, 5
 
 
 def began(pid: int) -> float:
-    """When a process of this machine began, to 10 ms."""
+    """Return the start time of a process on this machine, in seconds since 1970, with a resolution of 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     since_start = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_start
 
 
 def main() -> None:
-    """Train until told to end."""
+    """Train until terminated."""
     stamps = {"script": time.time(), "container": began(os.getppid()), "process": began(os.getpid())}
-    import torch  # noqa: PLC0415 - that is what is measured
+    import torch  # noqa: PLC0415 - the import is measured
 
     stamps["torch"] = time.time()
     from shoal import trainer  # noqa: PLC0415
