@@ -26,7 +26,7 @@ class Sample:
         at_work: Number of these that are Running, by job.
         pending: Number of pods without a node.
         web: Number of running pods of the Deployment.
-        fits: Requested CPU if trainers filled all room beside the present foreign pods, servers and masters. Cores.
+        fits: Requested CPU if trainers used all room that the present foreign pods, servers and masters leave. Cores.
     """
 
     at: float
@@ -80,7 +80,7 @@ def most_trainers(nodes: Mapping[int, int], *, trainer: int, fixed: Mapping[int,
         The number of trainers; -1 if the other pods alone do not fit.
 
     Exact, by dynamic programming over nodes: the state is the number of placed pods of each kind, the value is the most
-    trainers beside them.
+    trainers in addition to them.
     """
     (first, many), (second, more) = fixed.items()
     best = np.full((many + 1, more + 1), -1, dtype=np.int64)

@@ -150,7 +150,7 @@ class AuditLog:
             if enough(found):
                 return found
             if time.monotonic() > end:
-                raise TimeoutError(f"{what} did not come within {seconds:g} s")
+                raise TimeoutError(f"{what} did not happen within {seconds:g} s")
             await asyncio.sleep(0.02)
 
 

@@ -39,7 +39,7 @@ def until(found: Callable[[], bool], what: str, *, seconds: float = 60.0) -> Non
     end = time.monotonic() + seconds
     while not found():
         if time.monotonic() > end:
-            raise TimeoutError(f"{what} did not come within {seconds:g} s")
+            raise TimeoutError(f"{what} did not happen within {seconds:g} s")
         time.sleep(0.01)
 
 

@@ -40,7 +40,7 @@ def test_the_list_of_jobs_gives_the_last_line_of_a_failure(tmp_path, capsys, job
     state = StateFolder(tmp_path, job.metadata.name)
     state.lock()
     state.prepare(job, Origin(folder=str(tmp_path), source=""))
-    reason = "the script failed 7 times in a row; its last words:\nTraceback\nKeyError: 'x'"
+    reason = "the script failed 7 times in a row; its last output:\nTraceback\nKeyError: 'x'"
     state.write_end(RunEnd("Failed", reason, final=False, account=account_of("Failed", None, seconds=1.0)))
     state.unlock()
     show_all(tmp_path, output="text")

@@ -255,7 +255,7 @@ def test_a_script_that_never_trains_fails_the_job():
     finish = end_all(supervisor)[-1]
     assert finish.state == "Failed"
     assert finish.reason == (
-        "the script ended 4 times in a row although the job was not complete; its last words:\nRuntimeError ignored"
+        "the script ended 4 times in a row although the job was not complete; its last output:\nRuntimeError ignored"
     )
 
 
@@ -267,7 +267,7 @@ def test_a_script_that_never_joins_fails_the_job_with_the_cause():
     finish = end_all(supervisor)[-1]
     assert finish.state == "Failed"
     assert finish.reason.startswith("the script ended without joining the job: it never called trainer.join()")
-    assert finish.reason.endswith("its last words:\ndone")
+    assert finish.reason.endswith("its last output:\ndone")
 
 
 def test_the_word_that_a_script_joined_may_come_after_it_ended():

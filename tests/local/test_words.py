@@ -122,8 +122,8 @@ def test_a_fresh_start_says_what_it_waits_for_and_is_no_recovery():
     assert "job.prepare()" in why(starting(servers=2, progress="waiting for a trainer to say"))
     trainer = PROGRESS.members[0]
     late = starting(servers=2, members=[trainer], progress="16 slots are being restored")
-    assert why(late) == "the first parameters go to the servers"
-    assert progress_line(late) == "starting  trainers 0/3  (the first parameters go to the servers)"
+    assert why(late) == "the servers receive the initial parameters"
+    assert progress_line(late) == "starting  trainers 0/3  (the servers receive the initial parameters)"
     assert why(starting(servers=2, progress="16 slots are being restored", state="Running")).startswith("16 slots")
 
 

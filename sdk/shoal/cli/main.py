@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 _RUN = "Train"
-_LOOK = "Look and steer"
+_LOOK = "Inspect and scale"
 _OTHER = "Other"
 
 State = Annotated[

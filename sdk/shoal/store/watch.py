@@ -160,7 +160,7 @@ class Watch:
             header, remembered = still_remembers(connection, self._witness, self._prefix)
         else:
             header = current_header(connection, self._prefix)
-            # Without a witness a restart cannot be told from an older copy; reading again costs little, nothing is there.
+            # Without a witness a restart cannot be distinguished from an older copy; a new listing is cheap (no keys).
             remembered = self._term in (None, header.term)
         same = self._cluster_id in (None, header.cluster_id)
         if remembered and same and header.revision >= revision - 1:

@@ -25,7 +25,7 @@ not count. A report within this time after the start of a process may be about i
 
 
 class Watchdog:
-    """Records when each process was heard last; times are seconds of one monotonic clock.
+    """Records the last report about each process; times are seconds of one monotonic clock.
 
     Args:
         now: Present time.
@@ -36,7 +36,7 @@ class Watchdog:
         self._step_seconds = max(SILENT_SECONDS, step_seconds)
         self._heard: dict[Place, float] = {}
         self._since: dict[Place, float] = {}
-        """Time since which etcd, or the master, has been heard without a gap."""
+        """Time since which etcd, or the master, has reported without a gap."""
         self._killed: dict[Place, float] = {}
         """Start of the last process that was found hung, by place."""
         self._looked = self._resumed = now
@@ -79,7 +79,7 @@ class Watchdog:
         return found
 
     def _silences(self, alive: Mapping[Place, float], now: float) -> dict[Place, float]:
-        """Return the seconds of silence of the processes whose dependencies are heard."""
+        """Return the seconds of silence of each process whose dependencies are not silent."""
         if (ETCD, 0) in alive and self._is_quiet((ETCD, 0), now):
             return {(ETCD, 0): self._silent((ETCD, 0), alive, now)}
         if self._is_quiet((MASTER, 0), now):
@@ -90,9 +90,9 @@ class Watchdog:
         return {place: self._silent(place, alive, now, needs=(MASTER, 0)) for place in members}
 
     def _silent(self, place: Place, alive: Mapping[Place, float], now: float, *, needs: Place | None = None) -> float:
-        """Return for how many seconds a process has been silent while its dependency was heard.
+        """Return for how many seconds a process has been silent while its dependency was not.
 
-        A process that has never been heard gets START_SECONDS; a trainer has no limit then, because its script may need
+        A process that has never reported gets START_SECONDS; a trainer has no limit then, because its script may need
         any time for its preparations.
         """
         started, heard = alive[place], self._heard.get(place, float("-inf"))

@@ -229,7 +229,7 @@ class Supervisor:
             code = 128 - code
         if self._comes_back(role):
             if code == EXIT_REFUSED and not process.draining:
-                self._end("Failed", words or f"{role}-{index} refused the job; its log says why", now)
+                self._end("Failed", words or f"{role}-{index} refused the job; see its log", now)
             elif role == TRAINER:
                 self._trainer_exited(place, process, code, now, words)
             else:

@@ -116,8 +116,8 @@ def _starting(status: JobStatus) -> str:
     if progress.why.startswith("etcd "):
         return plain(progress.why)
     if not any(member.role == "trainer" for member in progress.members):
-        return "waiting for a trainer: the script is on its way to job.prepare()"
-    return "the first parameters go to the servers"
+        return "waiting for a trainer: no script has called job.prepare() yet"
+    return "the servers receive the initial parameters"
 
 
 def progress_line(status: JobStatus) -> str:
@@ -155,7 +155,7 @@ def account_lines(name: str, account: JobAccount, *, reason: str = "") -> list[s
         counts += f", {samples.skipped:,} skipped by the script"
     skips = samples.skipped > _MANY_SKIPPED * samples.counted
     members = (
-        f"trainers: {account.joins} joined, {account.leaves} left; trainers or servers that died: {account.deaths}"
+        f"trainers: {account.joins} joined, {account.leaves} left; trainers or servers that failed: {account.deaths}"
     )
     lines = [head, f"  {counts}"]
     if skips:
@@ -177,7 +177,7 @@ def account_lines(name: str, account: JobAccount, *, reason: str = "") -> list[s
 
 def behind(last_words: str) -> str:
     """Return the suffix of a failure's reason with the script's last output; empty if there is none."""
-    return f"; its last words:\n{last_words}" if last_words else ""
+    return f"; its last output:\n{last_words}" if last_words else ""
 
 
 def process_name(role: str, index: int) -> str:
