@@ -192,11 +192,11 @@ class _Run:
         for pod in self._log.there.values():
             if pod.holds:
                 there.setdefault(pod.node, Counter())[pod.role] += 1
-        words = (
+        texts = (
             " ".join([node.split("-")[1], *(f"{count} {role}" for role, count in sorted(pods.items()))])
             for node, pods in there.items()
         )
-        return dict(Counter(words).most_common())
+        return dict(Counter(texts).most_common())
 
     def _step(self, number: int, outcome: Outcome) -> Step:
         case = self._case

@@ -212,7 +212,7 @@ class HollowMasters(Masters):
         super().__init__(api, etcd, namespace)
         self._log = log
         self._grace = grace_seconds
-        self._told: dict[str, float] = {}
+        self._drained: dict[str, float] = {}
 
     def _look(self) -> None:
         jobs: dict[str, JobKeys] = {}
@@ -226,8 +226,8 @@ class HollowMasters(Masters):
         self._jobs, self._pods = list(jobs.values()), pods
 
     def _end(self, pod: dict[str, Any]) -> None:
-        told = self._told.setdefault(pod["metadata"]["uid"], time.monotonic())
-        if time.monotonic() - told >= self._grace:
+        drained = self._drained.setdefault(pod["metadata"]["uid"], time.monotonic())
+        if time.monotonic() - drained >= self._grace:
             super()._end(pod)
 
 

@@ -99,9 +99,9 @@ def _bench() -> Iterator[Bench]:
 def _plain_process() -> dict[str, float]:
     """Run a process without Shoal; return the seconds until torch is imported and until an optimizer is created."""
     called = time.time()
-    words = "import time, torch; a = time.time(); torch.optim.SGD([torch.zeros(1)], lr=1.0); print(a, time.time())"
+    script = "import time, torch; a = time.time(); torch.optim.SGD([torch.zeros(1)], lr=1.0); print(a, time.time())"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment)
     imported, made = map(float, done.stdout.split())
     return {"plain import": imported - called, "plain optimizer": made - called}
 

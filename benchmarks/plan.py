@@ -427,19 +427,19 @@ def _view(pipe: Pipe) -> None:
         job = number // 2 % VIEW_JOBS if number % 2 else None
         view.pod_changed(_pod(number, cpu=500 + (number if job is None else job) % SHAPES * 100, job=job), now=0.0)
     megabytes = _resident_megabytes() - before
-    wishes = [
+    demands = [
         JobDemand(
             uid=f"uid-{job}", name=f"job-{job}", namespace="default", priority=PRIORITIES[job % 3], min=1, max=20,
             trainer=_pod(0, cpu=500 + job % SHAPES * 100, job=job),
         )
         for job in range(VIEW_JOBS)
     ]  # fmt: skip
-    view.snapshot(wishes, now=0.0)
+    view.snapshot(demands, now=0.0)
     times = []
     for number in range(VIEW_SNAPSHOTS):
         view.pod_changed(_pod(2 * number, cpu=700, revision=VIEW_PODS + number + 1), now=1.0)
         began = time.perf_counter()
-        view.snapshot(wishes, now=1.0)
+        view.snapshot(demands, now=1.0)
         times.append((time.perf_counter() - began) * 1000)
     pipe.send((megabytes, times))
 

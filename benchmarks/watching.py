@@ -92,8 +92,8 @@ class Containers:
             # 2026-01-31 12:00:00.123456789 +0000 UTC k8s.io /tasks/exit {"container_id":"..."}
             day, clock, _, _, _, topic, *rest = line.split(maxsplit=6)
             when = datetime.fromisoformat(f"{day}T{clock[:15].ljust(15, '0')}+00:00").timestamp()
-            said = json.loads(rest[0]) if rest else {}
-            self.seen.append(ContainerEvent(when, topic, said.get("container_id") or said.get("id", "")))
+            details = json.loads(rest[0]) if rest else {}
+            self.seen.append(ContainerEvent(when, topic, details.get("container_id") or details.get("id", "")))
 
     def after(self, when: float, topic: str, container: str = "") -> ContainerEvent:
         """Return the first event of a topic (and of a container) since a time."""

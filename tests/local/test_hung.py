@@ -32,7 +32,7 @@ class Story:
             if E in speaks:
                 self.watchdog.etcd_answered(self.now)
             if M in speaks and (E in speaks or E not in self.alive):
-                self.watchdog.told([place for place in speaks if place in {S, T}], self.now)
+                self.watchdog.progress_reported([place for place in speaks if place in {S, T}], self.now)
             for place in self.watchdog.hung(self.alive, self.now):
                 killed.setdefault(place, self.now - begun)
                 if self.dies:

@@ -63,10 +63,10 @@ def problems_of(
         path = path_of(details["loc"])
         broken = details.get("ctx", {}).get("error")
         if isinstance(broken, RulesBrokenError):
-            told = [(_joined(path, each.path), each.text) for each in broken.problems]
+            texts = [(_joined(path, each.path), each.text) for each in broken.problems]
         else:
-            told = [(path, _text(details, root))]
-        problems += [Problem(where, text, _line(where, lines)) for where, text in told]
+            texts = [(path, _text(details, root))]
+        problems += [Problem(where, text, _line(where, lines)) for where, text in texts]
     return sorted(problems, key=lambda problem: problem.line)
 
 
@@ -104,9 +104,9 @@ def _text(details: Any, root: type[BaseModel]) -> str:
     if kind == "literal_error":
         return f"{shown(value)} is not known; write {context['expected']}"
     if kind in _BOUNDS:
-        said, name = _BOUNDS[kind]
+        phrase, name = _BOUNDS[kind]
         bound = context[name]
-        return f"{shown(value)} is too {said} {f'{bound:g}' if isinstance(bound, float) else bound}"
+        return f"{shown(value)} is too {phrase} {f'{bound:g}' if isinstance(bound, float) else bound}"
     if kind in _KINDS:
         return f"{shown(value)} is not {_KINDS[kind]}{_hint(kind, value)}"
     return _FIXED[kind].format_map(context) if kind in _FIXED else str(details["msg"])

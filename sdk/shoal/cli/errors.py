@@ -37,7 +37,7 @@ def clear_errors() -> Iterator[None]:
         with unread_is_fine():
             yield
     except CommandError as error:
-        _say(str(error))
+        _print_error(str(error))
         raise typer.Exit(error.code) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
@@ -47,7 +47,7 @@ def clear_errors() -> Iterator[None]:
 
         if not isinstance(error, ManifestError):
             raise
-        _say(str(error))
+        _print_error(str(error))
         raise typer.Exit(USAGE) from None
 
 
@@ -61,6 +61,6 @@ def unread_is_fine() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     first, *rest = message.splitlines() or [""]
     sys.stderr.write(f"error: {first}\n" + "".join(f"       {line}\n" for line in rest))

@@ -69,21 +69,21 @@ def run_job(options: Options) -> int:
 
 
 def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: StateFolder) -> int:
-    said: list[str] = []
+    messages: list[str] = []
     if state.exists and not options.fresh:
-        ended = _compare(options, job, origin, state, said)
+        ended = _compare(options, job, origin, state, messages)
         if ended is not None:
             return ended
     # Before anything is removed or written, so that a run without an etcd changes nothing.
-    etcd = _etcd(options, state, said)
+    etcd = _etcd(options, state, messages)
     if options.fresh and state.exists:
         state.clear()
-        said.append(f"--fresh: removed the state of an earlier run in {state.path}")
+        messages.append(f"--fresh: removed the state of an earlier run in {state.path}")
     if state.exists:
-        said.append(f"job {job.metadata.name} resumes from its state in {state.path}")
+        messages.append(f"job {job.metadata.name} resumes from its state in {state.path}")
     state.prepare(job, origin)
     view = _view(options)
-    for line in said:
+    for line in messages:
         view.tell("info", line)
     try:
         end = _run(job, origin, state, etcd, view)
@@ -143,7 +143,7 @@ def _script(options: Options, path: Path) -> tuple[TrainingJob, Origin]:
 # --- State of an earlier run ---
 
 
-def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFolder, said: list[str]) -> int | None:
+def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFolder, messages: list[str]) -> int | None:
     """Check that the job can resume; return the exit code if it is already complete, else None.
 
     Raises:
@@ -177,7 +177,7 @@ def _compare(options: Options, job: TrainingJob, origin: Origin, state: StateFol
         raise CommandError(
             "\n".join([f"job {name} was started with another manifest and cannot resume with this one:", *refusals])
         )
-    said += manifest_changes.notes(old, job)
+    messages += manifest_changes.notes(old, job)
     return None
 
 
@@ -215,7 +215,7 @@ def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdS
     return run(lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, view=view))
 
 
-def _etcd(options: Options, state: StateFolder, said: list[str]) -> str | EtcdServer:
+def _etcd(options: Options, state: StateFolder, messages: list[str]) -> str | EtcdServer:
     """Return the endpoint of ``--etcd``, or an etcd server to start.
 
     Raises:
@@ -235,7 +235,7 @@ def _etcd(options: Options, state: StateFolder, said: list[str]) -> str | EtcdSe
     except EtcdError as error:
         raise CommandError(str(error)) from None
     if binary.note is not None:
-        said.append(binary.note)
+        messages.append(binary.note)
     return EtcdServer(binary, state.etcd)
 
 

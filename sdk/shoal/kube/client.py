@@ -52,9 +52,9 @@ _AT_ONCE: Final = 64
 """Most concurrent requests. More would wait in the library for a connection, which counts to the attempt's timeout."""
 _PAGE: Final = 500
 _EXPIRED: Final = 410
-_SILENCE_SECONDS: Final = 75.0
+_READ_TIMEOUT_SECONDS: Final = 75.0
 """Read timeout of a watch stream, in seconds: the API server sends a bookmark every 60 s."""
-_BREATH: Final = 32
+_YIELD_EVERY: Final = 32
 """Number of changes after which a watch yields to the other tasks of the event loop."""
 _PROXIES: Final = frozenset({"http", "https", "all"})
 _METHODS: Final = {
@@ -77,7 +77,7 @@ def _nothing() -> None:
     pass
 
 
-def _for_ever() -> float:
+def _no_limit() -> float:
     return math.inf
 
 
@@ -107,14 +107,14 @@ class Kube:
         manager: str = "shoal",
         patience_seconds: float = 30.0,
         on_answer: Callable[[str, str, int], None] = _ignore,
-        may_write: Callable[[], float] = _for_ever,
+        may_write: Callable[[], float] = _no_limit,
     ) -> None:
         self._client = client
         self._manager = manager
-        self._patience = patience_seconds
+        self._timeout = patience_seconds
         self._on_answer = on_answer
         self._may_write = may_write
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._concurrency = asyncio.Semaphore(_AT_ONCE)
 
     @classmethod
     async def connect(
@@ -124,7 +124,7 @@ class Kube:
         context: str | None = None,
         patience_seconds: float = 30.0,
         on_answer: Callable[[str, str, int], None] = _ignore,
-        may_write: Callable[[], float] = _for_ever,
+        may_write: Callable[[], float] = _no_limit,
     ) -> Self:
         """Connect with the kubeconfig, or without one with the service account of the pod of this process.
 
@@ -219,7 +219,7 @@ class Kube:
         first |= {"fieldSelector": fields} if fields else {}
         found: list[Manifest] = []
         query = dict(first)
-        end = time.monotonic() + self._patience
+        end = time.monotonic() + self._timeout
         while True:
             try:
                 page = await self._ask("list", kind, KINDS[kind].path(namespace), query=query)
@@ -263,21 +263,21 @@ class Kube:
         """
         query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": str(revision)}
         query |= {"timeoutSeconds": str(seconds)} | ({"labelSelector": selector} if selector else {})
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=_TRY_SECONDS, sock_read=_SILENCE_SECONDS)
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=_TRY_SECONDS, sock_read=_READ_TIMEOUT_SECONDS)
         try:
             answer = (await self._send("GET", KINDS[kind].path(namespace), query, None, limit=limit)).response
             try:
                 if answer.status >= 300:
                     raise error_of(answer.status, _read(await answer.read()))
                 opened()
-                told = 0
+                count = 0
                 async for line in answer.content:
                     event = msgspec.json.decode(line)
                     if event["type"] == "ERROR":
                         raise error_of(event["object"].get("code", 0), event["object"])
                     yield event["type"], event["object"]
-                    told += 1
-                    if told % _BREATH == 0:
+                    count += 1
+                    if count % _YIELD_EVERY == 0:
                         await asyncio.sleep(0)
             finally:
                 answer.close()
@@ -395,11 +395,11 @@ class Kube:
         content: str = "application/json",
     ) -> Manifest:
         begun = time.monotonic()
-        end = begun + self._patience
+        end = begun + self._timeout
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                async with self._room:
+                async with self._concurrency:
                     code, answer = await self._once(_METHODS[verb], path, query or {}, body, content)
             except KubeFencedError:
                 raise
@@ -423,7 +423,7 @@ class Kube:
         Raises:
             KubeFencedError: This process may not write any more.
         """
-        longest = min(_TRY_SECONDS, self._patience)
+        longest = min(_TRY_SECONDS, self._timeout)
         if method == "GET":
             return longest
         left = self._may_write()

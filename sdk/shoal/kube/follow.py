@@ -92,7 +92,7 @@ class _Pauses:
         self._kind = kind
         self._on_trouble = on_trouble
         self._pause = 0.0
-        self._told = -_REMIND_SECONDS
+        self._logged = -_REMIND_SECONDS
 
     def opened(self) -> None:
         """Report that the API server has accepted the request; the back-off remains until the first change."""
@@ -104,8 +104,8 @@ class _Pauses:
             self._on_trouble("")
 
     async def take(self, error: KubeError) -> None:
-        if time.monotonic() - self._told >= _REMIND_SECONDS and error.status != _EXPIRED:
-            self._told = time.monotonic()
+        if time.monotonic() - self._logged >= _REMIND_SECONDS and error.status != _EXPIRED:
+            self._logged = time.monotonic()
             log.warning("%s objects cannot be followed: %s", self._kind, error)
         self._on_trouble(f"{self._kind}: {error}")
         self._pause = min(_LONGEST_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, 2 * self._pause))

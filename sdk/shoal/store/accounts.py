@@ -34,12 +34,12 @@ class _Ask(Protocol):
 
 
 @contextmanager
-def _unless(words: str) -> Iterator[None]:
+def _ignoring(expected: str) -> Iterator[None]:
     """Ignore a StoreRefusedError whose message contains this text (the state is already as requested)."""
     try:
         yield
     except StoreRefusedError as error:
-        if words not in str(error):
+        if expected not in str(error):
             raise
 
 
@@ -56,7 +56,7 @@ class Accounts:
 
     def __init__(self, ask: _Ask, *, patience_seconds: float | None = None) -> None:
         self._ask = ask
-        self._patience = patience_seconds
+        self._timeout = patience_seconds
 
     def within(self, seconds: float) -> Accounts:
         """Return a copy of this object with a timeout, in seconds, for an unreachable etcd."""
@@ -96,9 +96,9 @@ class Accounts:
 
     def remove(self, user: str) -> None:
         """Delete a user and its role; its tokens become invalid at once. A missing user or role is no error."""
-        with _unless("role name not found"):
+        with _ignoring("role name not found"):
             self._call("RoleDelete", rpc.AuthRoleDeleteRequest(role=user))
-        with _unless("user name not found"):
+        with _ignoring("user name not found"):
             self._call("UserDelete", rpc.AuthUserDeleteRequest(name=user))
 
     # --- Parts ---
@@ -116,7 +116,7 @@ class Accounts:
     def _opens(self, name: str, password: str) -> bool:
         request = rpc.AuthenticateRequest(name=name, password=password)
         try:
-            self._ask(lambda connection: connection.log_in(request), self._patience)
+            self._ask(lambda connection: connection.log_in(request), self._timeout)
         except StoreRefusedError as error:
             if "authentication failed" in str(error) or NOT_ON in str(error):
                 return False
@@ -124,7 +124,7 @@ class Accounts:
         return True
 
     def _role(self, name: str) -> None:
-        with _unless("already exists"):
+        with _ignoring("already exists"):
             self._call("RoleAdd", rpc.AuthRoleAddRequest(name=name))
 
     def _permit(self, role: str, prefix: str) -> None:
@@ -149,4 +149,4 @@ class Accounts:
             self._call("UserGrantRole", rpc.AuthUserGrantRoleRequest(user=name, role=name))
 
     def _call(self, method: str, request: Any) -> Any:
-        return self._ask(lambda connection: connection.administer(method, request), self._patience)
+        return self._ask(lambda connection: connection.administer(method, request), self._timeout)

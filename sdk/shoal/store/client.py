@@ -339,8 +339,8 @@ class Store:
             connection = self._current()
             try:
                 return call(connection)
-            except RetryReason as trouble:
-                text = str(trouble)
+            except RetryReason as reason:
+                text = str(reason)
             self._abandon(connection)
             waited = time.monotonic() - started
             if self._closed.is_set():

@@ -87,11 +87,11 @@ class Watch:
                     self._follow(connection)
             except Oversized as answer:
                 self._forget(f"the events exceed the message limit ({answer})")
-            except (RetryReason, StoreRefusedError) as trouble:
+            except (RetryReason, StoreRefusedError) as cause:
                 self._on_gap()
                 now = time.monotonic()
                 if not self._closed.is_set() and now >= reminder:
-                    self._on_trouble(f"watch of {self._prefix!r}: {trouble}")
+                    self._on_trouble(f"watch of {self._prefix!r}: {cause}")
                     reminder = now + _REMIND_SECONDS
             except Lapsed as lapse:
                 self._forget(f"etcd compacted revisions that were not delivered yet ({lapse})")

@@ -83,9 +83,9 @@ class Control:
             peer.answer = self._answer
             return peer
 
-        stream, told = listen(address)
+        stream, bound = listen(address)
         self._server = await asyncio.get_running_loop().create_unix_server(make, sock=stream)
-        publish(self._state.control, told)
+        publish(self._state.control, bound)
 
     def close(self) -> None:
         """Stop listening and remove the address."""

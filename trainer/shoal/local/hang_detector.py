@@ -34,30 +34,30 @@ class Watchdog:
 
     def __init__(self, now: float, *, step_seconds: float) -> None:
         self._step_seconds = max(SILENT_SECONDS, step_seconds)
-        self._heard: dict[Place, float] = {}
+        self._reported: dict[Place, float] = {}
         self._since: dict[Place, float] = {}
         """Time since which etcd, or the master, has reported without a gap."""
         self._killed: dict[Place, float] = {}
         """Start of the last process that was found hung, by place."""
-        self._looked = self._resumed = now
+        self._checked = self._resumed = now
 
-    def told(self, members: Iterable[Place], now: float) -> None:
+    def progress_reported(self, members: Iterable[Place], now: float) -> None:
         """Record a progress report of the master with its list of members."""
-        self._spoke((MASTER, 0), now)
+        self._record((MASTER, 0), now)
         for place in members:
-            self._heard[place] = now
+            self._reported[place] = now
 
     def etcd_answered(self, now: float) -> None:
         """Record an answer of the job's own etcd."""
-        self._spoke((ETCD, 0), now)
+        self._record((ETCD, 0), now)
 
-    def _spoke(self, place: Place, now: float) -> None:
-        if self._is_quiet(place, now):
+    def _record(self, place: Place, now: float) -> None:
+        if self._is_silent(place, now):
             self._since[place] = now
-        self._heard[place] = now
+        self._reported[place] = now
 
-    def _is_quiet(self, place: Place, now: float) -> bool:
-        return now - self._heard.get(place, float("-inf")) > _GAP_SECONDS
+    def _is_silent(self, place: Place, now: float) -> bool:
+        return now - self._reported.get(place, float("-inf")) > _GAP_SECONDS
 
     def hung(self, alive: Mapping[Place, float], now: float) -> dict[Place, float]:
         """Return the hung processes to kill with the seconds of their silence; each process is returned once.
@@ -66,9 +66,9 @@ class Watchdog:
             alive: Start time of each running process that is not being terminated.
             now: Present time.
         """
-        if now - self._looked > _GAP_SECONDS:
+        if now - self._checked > _GAP_SECONDS:
             self._resumed = now
-        self._looked = now
+        self._checked = now
         found = {
             place: seconds
             for place, seconds in self._silences(alive, now).items()
@@ -80,22 +80,22 @@ class Watchdog:
 
     def _silences(self, alive: Mapping[Place, float], now: float) -> dict[Place, float]:
         """Return the seconds of silence of each process whose dependencies are not silent."""
-        if (ETCD, 0) in alive and self._is_quiet((ETCD, 0), now):
-            return {(ETCD, 0): self._silent((ETCD, 0), alive, now)}
-        if self._is_quiet((MASTER, 0), now):
+        if (ETCD, 0) in alive and self._is_silent((ETCD, 0), now):
+            return {(ETCD, 0): self._silence((ETCD, 0), alive, now)}
+        if self._is_silent((MASTER, 0), now):
             # A master that has never reported may wait for an etcd that is not run by this process.
             blamed = (MASTER, 0) in alive and ((MASTER, 0) in self._since or (ETCD, 0) in alive)
-            return {(MASTER, 0): self._silent((MASTER, 0), alive, now, needs=(ETCD, 0))} if blamed else {}
+            return {(MASTER, 0): self._silence((MASTER, 0), alive, now, needs=(ETCD, 0))} if blamed else {}
         members = [place for place in alive if place[0] in {SERVER, TRAINER}]
-        return {place: self._silent(place, alive, now, needs=(MASTER, 0)) for place in members}
+        return {place: self._silence(place, alive, now, needs=(MASTER, 0)) for place in members}
 
-    def _silent(self, place: Place, alive: Mapping[Place, float], now: float, *, needs: Place | None = None) -> float:
+    def _silence(self, place: Place, alive: Mapping[Place, float], now: float, *, needs: Place | None = None) -> float:
         """Return for how many seconds a process has been silent while its dependency was not.
 
         A process that has never reported gets START_SECONDS; a trainer has no limit then, because its script may need
         any time for its preparations.
         """
-        started, heard = alive[place], self._heard.get(place, float("-inf"))
+        started, heard = alive[place], self._reported.get(place, float("-inf"))
         spoken = heard >= started + (_GAP_SECONDS if place[0] in {SERVER, TRAINER} else 0.0)
         if not spoken and place[0] == TRAINER:
             return 0.0

@@ -26,9 +26,9 @@ class OwnEtcd:
         self._server = server
         self._ran = False
         self._started = 0.0
-        self._told_to_end = False
+        self._stopping = False
         # Serializes start and stop, which run in threads.
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     @property
     def endpoint(self) -> str:
@@ -53,11 +53,11 @@ class OwnEtcd:
         """
         self._started = time.monotonic()
         try:
-            async with self._turn:
+            async with self._lock:
                 await asyncio.to_thread(self._server.start)
         except EtcdError as error:
             # If etcd never ran and no signal terminated it, it cannot run here. Any other failure may be temporary.
-            refused = not self._ran and not self._told_to_end and not error.signal
+            refused = not self._ran and not self._stopping and not error.signal
             on_exit(EXIT_REFUSED if refused else -error.signal or 1, str(error))
             return
         self._ran = True
@@ -98,8 +98,8 @@ class OwnEtcd:
 
     async def stop(self, *, kill: bool = False) -> None:
         """Stop etcd; does nothing if it does not run."""
-        self._told_to_end = True
+        self._stopping = True
         if kill:
             await asyncio.to_thread(self._server.kill)
-        async with self._turn:
+        async with self._lock:
             await asyncio.to_thread(self._server.stop)

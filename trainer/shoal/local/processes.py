@@ -59,7 +59,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     descriptor: int
     log: Path
-    said_before: int
+    log_offset: int
     started: float
 
 
@@ -102,7 +102,7 @@ class Processes:
             with log.open("ab") as stream:
                 stream.write(head.encode(errors="replace"))
                 stream.flush()
-                said_before = stream.tell()
+                log_offset = stream.tell()
                 process = subprocess.Popen(
                     launch.command,
                     stdin=subprocess.DEVNULL,
@@ -115,7 +115,7 @@ class Processes:
                 )
         except OSError as error:
             raise LaunchError(f"{role}-{index} cannot be started: {_reason(error, launch)}") from error
-        child = _Child(process, os.pidfd_open(process.pid), log, said_before, time.monotonic())
+        child = _Child(process, os.pidfd_open(process.pid), log, log_offset, time.monotonic())
         self._children[role, index] = child
         asyncio.get_running_loop().add_reader(child.descriptor, self._ended, (role, index))
         return process.pid
@@ -149,7 +149,7 @@ class Processes:
             os.killpg(child.process.pid, signal.SIGKILL)
         self._forget(place)
         code = child.process.wait()
-        self._on_exit(*place, code, last_words(child.log, since=child.said_before) if code >= 0 else "")
+        self._on_exit(*place, code, last_words(child.log, since=child.log_offset) if code >= 0 else "")
 
 
 def last_words(log: Path, *, since: int = 0) -> str:

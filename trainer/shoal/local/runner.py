@@ -158,10 +158,12 @@ class Runner:
 
     def _write_end(self) -> RunEnd:
         assert self._finish is not None
-        told = self._progress.account if self._progress is not None else None
-        if told is None or told.state != self._finish.state:
-            told = account_of(self._finish.state, self._progress, seconds=time.monotonic() - self._started)
-        end = RunEnd(state=self._finish.state, reason=self._finish.reason, final=self._finish.final, account=told)
+        last_account = self._progress.account if self._progress is not None else None
+        if last_account is None or last_account.state != self._finish.state:
+            last_account = account_of(self._finish.state, self._progress, seconds=time.monotonic() - self._started)
+        end = RunEnd(
+            state=self._finish.state, reason=self._finish.reason, final=self._finish.final, account=last_account
+        )
         self._state.write_end(end)
         self._keep()
         return end
@@ -180,7 +182,7 @@ class Runner:
 
     def _progressed(self, progress: JobProgress) -> None:
         self._progress = progress
-        self._watchdog.told(((each.role, each.index) for each in progress.members), time.monotonic())
+        self._watchdog.progress_reported(((each.role, each.index) for each in progress.members), time.monotonic())
         for level, text in self._events.new(progress, time.monotonic()):
             self._view.tell(level, text)
         self._do(

@@ -49,7 +49,7 @@ _LONGEST_FIRST_DELAY_SECONDS: Final = 2.0
 """Longest delay before the first committed sample: an error is probably a mistake in the script, to be reported soon."""
 _GRACE_SECONDS: Final = 2.0
 """Delay between an exit with code 0 and the restart: the report that the job is complete may arrive in this time."""
-_SHORT_PATIENCE_SECONDS: Final = 10.0
+_SHORT_GRACE_SECONDS: Final = 10.0
 _REMIND_SECONDS: Final = 10.0
 """Delay, after the job is complete, of the message that names the scripts that still run."""
 # A shell around the training command reports a signal in this way.
@@ -227,7 +227,7 @@ class Supervisor:
         process = self._alive.pop(place)
         if code in _SIGNALS_BY_SHELL and role == TRAINER:
             code = 128 - code
-        if self._comes_back(role):
+        if self._restarts(role):
             if code == EXIT_REFUSED and not process.draining:
                 self._end("Failed", words or f"{role}-{index} refused the job; see its log", now)
             elif role == TRAINER:
@@ -283,7 +283,7 @@ class Supervisor:
             for role, index in self._alive:
                 self._out.append(Signal(role, index, signal.SIGKILL))
         elif self._outcome is None:
-            self._tell("info", "stopping: the servers write a snapshot (Ctrl-C again: kill at once)")
+            self._print("info", "stopping: the servers write a snapshot (Ctrl-C again: kill at once)")
             self._end("Stopped", "", now)
         self._settle(now)
         return self._flush()
@@ -298,18 +298,18 @@ class Supervisor:
             trainers = {place for place in [*self._alive, *self._pending] if place[0] == TRAINER}
             names = ", ".join(process_name(*place) for place in sorted(trainers))
             if names:
-                self._tell("info", f"the training is complete; waiting for the scripts of {names} to end")
+                self._print("info", f"the training is complete; waiting for the scripts of {names} to end")
         for (role, index), process in self._alive.items():
             if process.kill_at is not None and now >= process.kill_at:
                 process.kill_at = None
-                self._tell("warning", f"{process_name(role, index)} did not exit after SIGTERM; it is killed")
+                self._print("warning", f"{process_name(role, index)} did not exit after SIGTERM; it is killed")
                 self._out.append(Signal(role, index, signal.SIGKILL))
         for place in [place for place, due in self._pending.items() if now >= due]:
             if place in self._left and self._joins is not None and not self._joined:
                 self._end("Failed", f"{NEVER_JOINED}{behind(self._left[place])}", now)
                 break
             if place in self._left:
-                self._tell(
+                self._print(
                     "warning", f"{process_name(*place)}: the script ended before the job was complete; it starts again"
                 )
             self._start(place, now)
@@ -318,7 +318,7 @@ class Supervisor:
 
     # --- Exits of processes ---
 
-    def _comes_back(self, role: str) -> bool:
+    def _restarts(self, role: str) -> bool:
         """Return whether a process of this role is restarted after its exit."""
         if self._outcome is None:
             return True
@@ -328,9 +328,9 @@ class Supervisor:
     def _trainer_exited(self, place: Place, process: _Process, code: int, now: float, words: str) -> None:
         name = process_name(*place)
         if process.draining:
-            self._tell("info", f"{name} left")
+            self._print("info", f"{name} left")
         elif code < 0:
-            self._tell("warning", f"{name} was ended by {signal_name(code)}; it starts again")
+            self._print("warning", f"{name} was ended by {signal_name(code)}; it starts again")
             self._again(place, process, now)
         elif code > 0:
             if now - process.started < _STEADY_SECONDS:
@@ -354,7 +354,7 @@ class Supervisor:
         last_line = words.rstrip().rpartition("\n")[2]
         what = f"failed (exit code {code}{': ' + last_line if last_line else ''})"
         same, self._last_failure = what == self._last_failure and self._failures > 1, what
-        self._tell(
+        self._print(
             "warning",
             f"{process_name(*place)}: the script {'failed in the same way' if same else what}; "
             f"again in {delay:g} s (failures in a row: {self._failures}; the job fails at {limit + 1})",
@@ -380,7 +380,7 @@ class Supervisor:
     def _service_exited(self, place: Place, process: _Process, code: int, now: float, words: str) -> None:
         how = f"was ended by {signal_name(code)}" if code < 0 else f"ended with code {code}"
         last_line = words.rstrip().rpartition("\n")[2] if code > 0 else ""
-        self._tell("warning", f"{process_name(*place)} {how}{': ' + last_line if last_line else ''}; it starts again")
+        self._print("warning", f"{process_name(*place)} {how}{': ' + last_line if last_line else ''}; it starts again")
         self._again(place, process, now, slowly=code >= 0)
 
     def _again(self, place: Place, process: _Process, now: float, *, slowly: bool = False) -> None:
@@ -407,7 +407,7 @@ class Supervisor:
             return
         self._outcome = Finish(state, reason, final)
         self._stage = 0
-        self._pending = {place: due for place, due in self._pending.items() if self._comes_back(place[0])}
+        self._pending = {place: due for place, due in self._pending.items() if self._restarts(place[0])}
         self._terminate(TRAINER, now)
 
     def _terminate(self, role: str, now: float) -> None:
@@ -419,14 +419,14 @@ class Supervisor:
         if process.draining:
             return
         process.draining = True
-        process.kill_at = now + self._patience(place[0])
+        process.kill_at = now + self._grace(place[0])
         self._out.append(Signal(*place, signal.SIGTERM))
 
-    def _patience(self, role: str) -> float:
+    def _grace(self, role: str) -> float:
         """Return the seconds between SIGTERM and SIGKILL: more for a process that has work to hand back or to save."""
         failed = self._outcome is not None and self._outcome.state == "Failed"
         busy = role == SERVER or (role == TRAINER and not failed)
-        return self._settings.drain_seconds if busy else min(_SHORT_PATIENCE_SECONDS, self._settings.drain_seconds)
+        return self._settings.drain_seconds if busy else min(_SHORT_GRACE_SECONDS, self._settings.drain_seconds)
 
     def _settle(self, now: float) -> None:
         """Start and terminate processes to reach the desired state."""
@@ -447,7 +447,7 @@ class Supervisor:
             self._finished = True
             self._out.append(self._outcome)
             return
-        self._pending = {place: due for place, due in self._pending.items() if self._comes_back(place[0])}
+        self._pending = {place: due for place, due in self._pending.items() if self._restarts(place[0])}
         self._terminate(_ORDER[self._stage], now)
 
     # --- Number of trainers ---
@@ -464,11 +464,11 @@ class Supervisor:
             + [index for role, index in self._pending if role == TRAINER]
         )
         for index in reversed(active[self.wanted :]):
-            self._let_go((TRAINER, index), now)
+            self._release((TRAINER, index), now)
         for _ in range(self.wanted - len(active)):
             self._start((TRAINER, self._lowest_free()), now)
 
-    def _let_go(self, place: Place, now: float) -> None:
+    def _release(self, place: Place, now: float) -> None:
         if self._pending.pop(place, None) is None:
             self._drain(place, now)
         self._left.pop(place, None)
@@ -487,7 +487,7 @@ class Supervisor:
 
     # --- Messages ---
 
-    def _tell(self, level: str, text: str) -> None:
+    def _print(self, level: str, text: str) -> None:
         self._out.append(PrintLine(level, text))
 
     def _flush(self) -> list[Action]:

@@ -18,7 +18,7 @@ Line = tuple[str, str]
 """Level and text."""
 
 _SCORED: Final = re.compile(r"evaluation (after|\d+ of) epoch ")
-_TOLD_BY_THE_RUNNER: Final = re.compile(r"(trainer|pserver)-\d+ (left|is gone without a word)")
+_PRINTED_BY_THE_RUNNER: Final = re.compile(r"(trainer|pserver)-\d+ (left|is gone without a word)")
 _BACK: Final = re.compile(r"(\d+) batches come back: slots .* were restored without them")
 _GATHER_SECONDS: Final = 1.0
 """Seconds during which events about a lost server are summed up: its slots are restored one by one, in less time."""
@@ -60,7 +60,7 @@ class Events:
     def _line(self, level: str, text: str, progress: JobProgress, now: float) -> list[Line]:
         if _SCORED.match(text):
             return self._new_scores(progress)
-        if _TOLD_BY_THE_RUNNER.fullmatch(text):
+        if _PRINTED_BY_THE_RUNNER.fullmatch(text):
             return []
         found = _BACK.fullmatch(text)
         if found is None:
