@@ -63,7 +63,7 @@ def _links(markdown: str, source: str) -> str:
         up = "../" * here.count("/")
         return f"[{match.group(1)}]({up}{wanted}{anchor})"
 
-    return re.sub(r"(?<!!)\[([^\]\n]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)", fixed, markdown)
+    return re.sub(r"\[([^\]\n]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)", fixed, markdown)
 
 
 def _normal(path: Path) -> str:
