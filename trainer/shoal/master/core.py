@@ -1,7 +1,7 @@
-"""The master without its shell: connections and messages in, messages and records out.
+"""The master without I/O: connections and messages in, messages and records out.
 
-It greets, dispatches each message to its desk, and looks at the clock. Whatever it decides lies in the job's outbox and
-records when a call returns; ``service`` carries it out.
+The core registers connections, dispatches each message to its handler, and enforces leases. When a call returns, its
+decisions are in the job's outbox and records; ``service`` carries them out.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class MasterCore:
     """The master of one job.
 
     Args:
-        job: The job's state, as read from etcd.
-        etcd: Which etcd this is, for people.
+        job: The job's state, with the records from etcd.
+        etcd: Name and version of the etcd, for people.
     """
 
     def __init__(self, job: JobState, *, etcd: str = "") -> None:
@@ -87,7 +87,7 @@ class MasterCore:
         }
 
     def _restore_leases(self) -> None:
-        """What an earlier master leased is not handed out again while its holder may come back."""
+        """Adopt the leases of an earlier master, so that no task is leased twice while its holder may reconnect."""
         if self.job.queue is None:
             return
         for life, member in self.job.records.members.items():
@@ -98,7 +98,7 @@ class MasterCore:
     # --- Events ---
 
     def connected(self, connection: int, identity: Identity, now: float) -> None:
-        """Somebody proved to be of this job."""
+        """Register a connection whose peer has authenticated; it replaces an earlier one of the same role and index."""
         strange = unfit_member(identity, servers=self.job.settings.servers)
         if strange:
             self.job.outbox.append(Close(connection, strange))
@@ -106,7 +106,7 @@ class MasterCore:
         for other, (who, _) in list(self._connections.items()):
             same_place = (who.role, who.index) == (identity.role, identity.index) and identity.role != "observer"
             if other != connection and same_place:
-                self.job.outbox.append(Close(other, f"{identity} is here anew"))
+                self.job.outbox.append(Close(other, f"{identity} has a new connection"))
                 self.closed(other, now, returns=who.life == identity.life)
         self._connections[connection] = (identity, now)
         if identity.role == "pserver":
@@ -123,9 +123,10 @@ class MasterCore:
         self.job.event(f"{identity} is here")
 
     def message(self, connection: int, message: Any, now: float) -> None:
-        """A message came. What does not fit its sender is ignored: it is a word from before a change.
+        """Handle a message.
 
-        What nobody can mean closes its connection.
+        A message that does not fit its sender's state is outdated and is ignored. An invalid message closes its
+        connection.
         """
         known = self._connections.get(connection)
         if known is None:
@@ -186,16 +187,16 @@ class MasterCore:
             self.job.event(f"{identity} left")
         self._gone(identity, message.leases)
         if self.job.early_ends >= FAILURES_ALLOWED:
-            # Started again it would do some batches and end again, for ever.
+            # A restarted script would train some batches and end again, without limit.
             self.ending.fail(f"the script ended {self.job.early_ends} times before the job was complete: {reason}")
 
     def closed(self, connection: int, now: float, *, returns: bool = False) -> None:
-        """A connection is gone. Without a word of farewell its process is taken for dead.
+        """Handle a closed connection. A process that has not sent ``Leave`` counts as dead; its leases end.
 
         Args:
-            connection: Which.
-            now: The time.
-            returns: Whether the same process is here again, on another one.
+            connection: The number of the connection.
+            now: The time, in seconds, monotonic.
+            returns: Whether the same process has a new connection.
         """
         del now
         self._observers.discard(connection)
@@ -229,25 +230,25 @@ class MasterCore:
             self.job.send(connection, m.TrainersDeparted(life=life))
 
     def heard(self, connection: int, at: float) -> None:
-        """Something came on the connection at this time."""
+        """Record the time at which data was last received on a connection."""
         known = self._connections.get(connection)
         if known is not None:
             self._connections[connection] = (known[0], at)
 
     def wants(self, wanted: DesiredState) -> None:
-        """The operator wants something else."""
+        """Apply a new desired state of the operator."""
         if wanted.suspend != self.job.wanted.suspend:
-            self.job.event("the job is suspended: trainers leave" if wanted.suspend else "the job goes on")
+            self.job.event("the job is suspended: its trainers leave" if wanted.suspend else "the job is resumed")
         self.job.wanted = wanted
         self.training.drain()
 
     def tick(self, now: float) -> None:
-        """Time passed: give up who is silent, and tell those who look on."""
+        """Close connections whose lease has expired, and send the progress to observers and the operator."""
         job = self.job
         job.records.counters.seconds += max(0.0, now - self._last_tick) if not job.ended else 0.0
         self._last_tick = now
         if now >= self._next_sign:
-            # An idle master writes as well: that is how it learns that a newer one leads.
+            # An idle master writes too: a failed write is how it detects that a newer master leads.
             self._next_sign = now + job.settings.lease_seconds / 4
             job.records.touch("counters")
         for connection, (identity, heard) in list(self._connections.items()):
@@ -272,7 +273,7 @@ class MasterCore:
                 job.records.touch("progress")
 
     def _not_back(self, life: int) -> None:
-        """A member of an earlier master's time did not come to this one."""
+        """Remove a member of an earlier master that has not connected to this one within its lease."""
         job = self.job
         del job.expected_back[life]
         member = job.records.members.pop(life, None)
@@ -284,12 +285,12 @@ class MasterCore:
         job.records.touch("counters")
         place = (member.role, member.index)
         if all((other.role, other.index) != place for other in job.records.members.values()):
-            job.event(f"{member.role}-{member.index} did not come back", "warning")
+            job.event(f"{member.role}-{member.index} did not reconnect", "warning")
         if member.role == "trainer":
             self.training.died(life, member.leases)
             self.training.gone(life, member.leases)
 
-    # --- Between the desks ---
+    # --- Between the handlers ---
 
     def _moved(self, back: int) -> None:
         self.job.moved()
