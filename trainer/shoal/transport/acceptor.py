@@ -1,9 +1,9 @@
 """Accepts callers on listening sockets and serves each on a thread, whatever ``accept`` fails with.
 
-``accept`` fails for reasons that have nothing to do with the listening socket: the caller has gone, the process or the
-machine has no descriptor or memory left (accept(2), "Error handling"). It is tried again after a pause that grows; where
-descriptors are short, a caller that has not proved itself makes room. Only a socket that does not listen any more ends
-the acceptor, and ``failed`` is told.
+``accept`` also fails for reasons that do not concern the listening socket: the caller has closed the connection, or the
+process or the machine has no descriptor or memory left (accept(2), "Error handling"). The acceptor retries after a growing
+pause; if descriptors are short, it closes the oldest unauthenticated caller. Only a socket that does not listen any more
+ends the acceptor, which then calls ``failed``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from shoal.transport.unauthenticated import Unauthenticated
 __all__ = ["Acceptor"]
 
 DEAD = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-"""The socket does not listen; each other error is one caller's, or passes."""
+"""Errors of a socket that does not listen; every other error concerns one caller, or is temporary."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 1.0
+"""The pause after the first error in a row and the limit to which it doubles, in seconds."""
 
 log = logging.getLogger("shoal.wire")
 
@@ -33,11 +34,11 @@ class Acceptor:
     """Accepts callers until it is closed.
 
     Args:
-        listeners: Sockets that listen; they are the acceptor's from now on.
-        identity: Of this process.
-        token: The job's.
+        listeners: Listening sockets; the acceptor closes them.
+        identity: The identity of this process.
+        token: The job's token.
         job: The job's uid.
-        serve: Serves a caller that has proved itself, on a thread of its own, until it goes.
+        serve: Called with each authenticated caller's connection, on a thread per caller; returns when it is closed.
         failed: Called with the reason when a socket does not listen any more.
     """
 
@@ -63,17 +64,17 @@ class Acceptor:
         ]
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start to accept callers."""
         for thread in self._threads:
             thread.start()
 
     def why_deaf(self) -> str:
-        """Why no caller can come any more; empty: one can. Never waits."""
+        """Return why no caller can be accepted any more; empty if callers are accepted. Does not block."""
         dead = not self._closing.is_set() and not all(thread.is_alive() for thread in self._threads)
         return "it accepts no callers any more" if dead else ""
 
     def close(self) -> None:
-        """End; the listening sockets are closed, and no thread accepts any more."""
+        """Close the listening sockets, and wait up to 2 s for each accepting thread to end."""
         self._closing.set()
         for listener in self._listeners:
             with contextlib.suppress(OSError):
@@ -111,7 +112,7 @@ class Acceptor:
                 _hang_up(oldest)
         try:
             threading.Thread(target=self._greet, args=(caller,), name="shoal-greet", daemon=True).start()
-        except BaseException:  # no thread: as with a descriptor, one is free again later
+        except BaseException:  # no thread is free: temporary, like a lack of descriptors
             with self._lock:
                 self._unproved.remove(caller)
             caller.close()
@@ -133,7 +134,7 @@ class Acceptor:
                 ours = self._unproved.remove(caller)
                 times = self._turned_away.count()
             if times:
-                why = error if ours else "too many callers that say nothing"
+                why = error if ours else "too many callers that have not authenticated"
                 log.warning("a caller was turned away (%d times): %s", times, why)
             return
         with self._lock:
@@ -145,6 +146,6 @@ class Acceptor:
 
 
 def _hang_up(caller: socket.socket) -> None:
-    """Wake the thread that waits for the caller; it closes the socket."""
+    """Shut a caller's socket down; the thread that waits for the caller wakes and closes it."""
     with contextlib.suppress(OSError):
         caller.shutdown(socket.SHUT_RDWR)
