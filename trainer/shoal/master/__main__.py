@@ -94,9 +94,9 @@ def main() -> int:
 
     try:
         store = _connect(arguments, keys, trouble)
-        keeper = RecordLog(store, keys, address=address)
+        record_log = RecordLog(store, keys, address=address)
         etcd = _etcd(store)
-        records.load(keeper.lead())
+        records.load(record_log.lead())
     except StoreError as error:
         log.error("%s", error)  # noqa: TRY400 - a message for people
         return environment.EXIT_NO_ETCD
@@ -106,13 +106,13 @@ def main() -> int:
     job = JobState(
         settings=settings_of(manifest, lease_seconds=arguments.lease_seconds),
         records=records,
-        generation=keeper.generation,
+        generation=record_log.generation,
         new_grant=_new_grant,
         now=time.monotonic(),
         clock=time.monotonic,
         wall=time.time,
     )
-    job.event(f"the master is up (generation {keeper.generation}, {etcd})")
+    job.event(f"the master is up (generation {record_log.generation}, {etcd})")
     gc.freeze()
 
     def ready() -> None:
@@ -124,22 +124,22 @@ def main() -> int:
 
     async def serve() -> int:
         master = MasterCore(job, etcd=etcd)
-        service.append(MasterService(master, keeper, identity=_identity(), token=token, uid=uid))
+        service.append(MasterService(master, record_log, identity=_identity(), token=token, uid=uid))
         return await service[0].run(stream, ready=ready, probe=probe)
 
     return asyncio.run(serve())
 
 
-def follow(store: Store, key: str, tell: Callable[[bytes | None], None]) -> None:
-    """Call ``tell`` with a key's value, at once and at each change, on a thread of the store."""
+def follow(store: Store, key: str, on_value: Callable[[bytes | None], None]) -> None:
+    """Call ``on_value`` with a key's value, at once and at each change, on a thread of the store."""
 
     def reset(listing: Listing, _: str) -> None:
-        tell(next((pair.value for pair in listing.pairs if pair.key == key), None))
+        on_value(next((pair.value for pair in listing.pairs if pair.key == key), None))
 
     def changed(events: list[Event]) -> None:
         for event in events:
             if event.key == key:
-                tell(event.value)
+                on_value(event.value)
 
     store.watch(key, from_revision=None, on_events=changed, on_reset=reset)
 

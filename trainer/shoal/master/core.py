@@ -54,27 +54,27 @@ class MasterCore:
         self._next_report = 0.0
         self._next_publication = 0.0
         self._last_tick = job.now
-        self._next_sign = job.now
+        self._next_commit = job.now
         for life in job.records.members:
             job.expected_back[life] = job.now + job.settings.lease_seconds
         self._restore_leases()
         self._to_trainer: dict[type, Callable[[Identity, Any], None]] = {
-            m.RequestTask: lambda who, x: self.training.want(who.life, x),
-            m.TaskDone: lambda who, x: self.training.done(who.life, x),
-            m.ReturnTasks: lambda who, x: self.training.hand_back(who.life, x.leases),
+            m.RequestTask: lambda peer, x: self.training.want(peer.life, x),
+            m.TaskDone: lambda peer, x: self.training.done(peer.life, x),
+            m.ReturnTasks: lambda peer, x: self.training.hand_back(peer.life, x.leases),
             m.LogValues: lambda _, x: self.training.log(x),
-            m.BatchBegan: lambda who, x: self.training.began(who.life, x),
-            m.Evaluate: lambda who, x: self.evaluating.evaluate(who.life, x),
-            m.Evaluated: lambda who, x: self.evaluating.evaluated(who.life, x),
+            m.BatchBegan: lambda peer, x: self.training.began(peer.life, x),
+            m.Evaluate: lambda peer, x: self.evaluating.evaluate(peer.life, x),
+            m.Evaluated: lambda peer, x: self.evaluating.evaluated(peer.life, x),
             m.Metric: lambda _, x: self.evaluating.measured(x),
-            m.LoopFinished: lambda who, _: self.ending.finish(who.life),
+            m.LoopFinished: lambda peer, _: self.ending.finish(peer.life),
             m.StopEarly: self._stop_early,
-            m.Save: lambda who, x: self.saving.save(who.life, x),
-            m.Saved: lambda who, x: self.saving.saved(who.life, x),
-            m.InitialValuesGiven: lambda who, x: self.serving.provided(who.life, x),
-            m.ScriptFailed: lambda who, x: self.training.script_failed(who.life, x),
-            m.ScriptHung: lambda who, x: self.training.hung(who.life, x),
-            m.GetSlotMap: self._where,
+            m.Save: lambda peer, x: self.saving.save(peer.life, x),
+            m.Saved: lambda peer, x: self.saving.saved(peer.life, x),
+            m.InitialValuesGiven: lambda peer, x: self.serving.provided(peer.life, x),
+            m.ScriptFailed: lambda peer, x: self.training.script_failed(peer.life, x),
+            m.ScriptHung: lambda peer, x: self.training.hung(peer.life, x),
+            m.GetSlotMap: self._send_slot_map,
         }
         self._to_server: dict[type, Callable[[Identity, Any], None]] = {
             m.ReportState: self.serving.offered,
@@ -83,7 +83,7 @@ class MasterCore:
             m.AwaitingInitialValues: self.serving.waiting,
             m.SnapshotWritten: self.serving.snapped,
             m.MissingTasks: self.serving.lacks,
-            m.FinalSnapshotPinned: lambda who, x: self.ending.safe(who, x, self.serving),
+            m.FinalSnapshotPinned: lambda peer, x: self.ending.safe(peer, x, self.serving),
         }
 
     def _restore_leases(self) -> None:
@@ -99,15 +99,15 @@ class MasterCore:
 
     def connected(self, connection: int, identity: Identity, now: float) -> None:
         """Register a connection whose peer has authenticated; it replaces an earlier one of the same role and index."""
-        strange = unfit_member(identity, servers=self.job.settings.servers)
-        if strange:
-            self.job.outbox.append(Close(connection, strange))
+        problem = unfit_member(identity, servers=self.job.settings.servers)
+        if problem:
+            self.job.outbox.append(Close(connection, problem))
             return
-        for other, (who, _) in list(self._connections.items()):
-            same_place = (who.role, who.index) == (identity.role, identity.index) and identity.role != "observer"
+        for other, (peer, _) in list(self._connections.items()):
+            same_place = (peer.role, peer.index) == (identity.role, identity.index) and identity.role != "observer"
             if other != connection and same_place:
                 self.job.outbox.append(Close(other, f"{identity} has a new connection"))
-                self.closed(other, now, returns=who.life == identity.life)
+                self.closed(other, now, returns=peer.life == identity.life)
         self._connections[connection] = (identity, now)
         if identity.role == "pserver":
             known = identity.life in self.job.records.members
@@ -132,10 +132,10 @@ class MasterCore:
         if known is None:
             return
         identity = known[0]
-        strange = unfit(message, self.job.queue, slots=self.job.settings.slots)
-        if strange:
-            self.job.event(f"{identity} is cut off: {strange}", "warning")
-            self.job.outbox.append(Close(connection, strange))
+        problem = unfit(message, self.job.queue, slots=self.job.settings.slots)
+        if problem:
+            self.job.event(f"{identity} is cut off: {problem}", "warning")
+            self.job.outbox.append(Close(connection, problem))
             self.closed(connection, now)
             return
         kind = type(message)
@@ -162,7 +162,7 @@ class MasterCore:
         elif type(message) in self._to_trainer and identity.life in self.job.trainers:
             self._to_trainer[type(message)](identity, message)
 
-    def _where(self, identity: Identity, _: m.GetSlotMap) -> None:
+    def _send_slot_map(self, identity: Identity, _: m.GetSlotMap) -> None:
         self.job.send(self.job.trainers[identity.life].connection, self.job.slots.message())
 
     def _stop_early(self, identity: Identity, message: m.StopEarly) -> None:
@@ -247,9 +247,9 @@ class MasterCore:
         job = self.job
         job.records.counters.seconds += max(0.0, now - self._last_tick) if not job.ended else 0.0
         self._last_tick = now
-        if now >= self._next_sign:
+        if now >= self._next_commit:
             # An idle master writes too: a failed write is how it detects that a newer master leads.
-            self._next_sign = now + job.settings.lease_seconds / 4
+            self._next_commit = now + job.settings.lease_seconds / 4
             job.records.touch("counters")
         for connection, (identity, heard) in list(self._connections.items()):
             if identity.role != "observer" and now - heard > job.settings.lease_seconds:
@@ -258,7 +258,7 @@ class MasterCore:
                 self.closed(connection, now)
         for life, deadline in list(job.expected_back.items()):
             if now > deadline:
-                self._not_back(life)
+                self._expire(life)
         self.serving.provide()
         self.ending.check(self.serving)
         if self._observers and now >= self._next_report:
@@ -272,7 +272,7 @@ class MasterCore:
                 job.records.progress = published
                 job.records.touch("progress")
 
-    def _not_back(self, life: int) -> None:
+    def _expire(self, life: int) -> None:
         """Remove a member of an earlier master that has not connected to this one within its lease."""
         job = self.job
         del job.expected_back[life]

@@ -26,7 +26,7 @@ from shoal.store import Compare, Delete, JobKeys, Put, Store, in_batches, missin
 
 __all__ = ["Deposed", "MasterRecord", "RecordLog"]
 
-_ROOM: Final = 1
+_RESERVED: Final = 1
 """The number of operations in each transaction that are reserved for the key ``master``."""
 
 
@@ -114,20 +114,20 @@ class RecordLog:
         # etcd has lost writes, so its records are older than ours. All records are written again, in place of the changes;
         # then the records that were deleted in the meantime are deleted again.
         while True:
-            known = list(everything())
-            if self._write_all(known) and self._write_all(self._others(known)):
+            records = list(everything())
+            if self._write_all(records) and self._write_all(self._others(records)):
                 return
 
-    def _others(self, known: list[tuple[str, bytes | None]]) -> list[tuple[str, None]]:
-        """Return deletions of the records in etcd that are not in ``known``; records with one key each always are."""
-        there = {key for key, value in known if value is not None}
+    def _others(self, records: list[tuple[str, bytes | None]]) -> list[tuple[str, None]]:
+        """Return deletions of the records in etcd that are not in ``records``; records with one key each always are."""
+        there = {key for key, value in records if value is not None}
         found = [self._keys.relative(pair.key) for pair in self._store.get_prefix(self._keys.prefix).pairs]
         return [(key, None) for key in found if key.startswith(SEVERAL) and key not in there]
 
     def _write_all(self, changes: Iterable[tuple[str, bytes | None]]) -> bool:
         """Write records, in several transactions if required. False: etcd has lost writes; the rest is not written."""
         operations = [self._operation(key, value) for key, value in changes]
-        batches = in_batches(operations, room=_ROOM) if operations else [[]]
+        batches = in_batches(operations, room=_RESERVED) if operations else [[]]
         return all(self._write(list(batch)) for batch in batches)
 
     def _operation(self, key: str, value: bytes | None) -> Put | Delete:

@@ -79,30 +79,30 @@ class MasterService:
 
     Args:
         master: The core.
-        keeper: The record log; it leads already.
+        record_log: The record log; it leads already.
         identity: The identity of this process.
         token: The job's token.
         uid: The job's uid.
     """
 
     def __init__(
-        self, master: MasterCore, keeper: RecordLog, *, identity: auth.Identity, token: auth.Token, uid: str
+        self, master: MasterCore, record_log: RecordLog, *, identity: auth.Identity, token: auth.Token, uid: str
     ) -> None:
         self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToMaster)
         self.identity, self.token, self.uid = identity, token, uid
         self.unproved: Unauthenticated[aio.Listener] = Unauthenticated()
-        self._turned_away, self._accepting = Seldom(), Seldom()
+        self._refused_callers, self._accepting = Seldom(), Seldom()
         self._master = master
-        self._keeper = keeper
+        self._record_log = record_log
         self._peers: dict[int, _Peer] = {}
         self._numbers = 0
-        self._held: deque[tuple[int, Send | Close]] = deque()
+        self._delayed: deque[tuple[int, Send | Close]] = deque()
         self._noted = 0
         self._committed = 0
         self._work = threading.Condition()
         self._batch: list[tuple[str, bytes | None]] | None = None
         self._batch_number = 0
-        self._busy = False
+        self._committing = False
         self._stopping = False
         self._exit = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,7 +132,7 @@ class MasterService:
     def closed(self, peer: _Peer) -> None:
         """Handle a closed connection; one that never authenticated is logged."""
         if self._peers.pop(peer.number, None) is None:
-            if peer.why_closed not in {"closed by the peer", ""} and (times := self._turned_away.count()):
+            if peer.why_closed not in {"closed by the peer", ""} and (times := self._refused_callers.count()):
                 log.warning("a caller was turned away (%d times): %s", times, peer.why_closed)
             return
         self._master.closed(peer.number, time.monotonic())
@@ -149,7 +149,7 @@ class MasterService:
         outbox, job.outbox = job.outbox, []
         for action in outbox:
             if isinstance(action, Send) and type(action.message) in ACKNOWLEDGEMENTS and self._noted > self._committed:
-                self._held.append((self._noted, action))
+                self._delayed.append((self._noted, action))
             else:
                 self._carry_out(action)
         self._log_events()
@@ -165,16 +165,16 @@ class MasterService:
             peer.close(action.why)
 
     def _start_commit(self) -> None:
-        if self._busy:
+        if self._committing:
             return
-        self._busy = True
+        self._committing = True
         with self._work:
             self._batch = self._master.job.records.flush()
             self._batch_number = self._noted
             self._work.notify()
-        self._say_oversized()
+        self._report_oversized()
 
-    def _say_oversized(self) -> None:
+    def _report_oversized(self) -> None:
         job = self._master.job
         for key, size in job.records.oversized.items():
             if key not in self._oversized:
@@ -185,14 +185,14 @@ class MasterService:
 
     def _commit_done(self, number: int) -> None:
         self._committed = number
-        self._busy = False
+        self._committing = False
         self._master.job.trouble = ""
-        while self._held and self._held[0][0] <= number:
-            self._carry_out(self._held.popleft()[1])
+        while self._delayed and self._delayed[0][0] <= number:
+            self._carry_out(self._delayed.popleft()[1])
         if self._master.job.records.changed:
             self._start_commit()
 
-    def _keep(self) -> None:
+    def _commit_batches(self) -> None:
         """Commit batches of records: the record log's thread."""
         assert self._loop is not None
         while True:
@@ -204,14 +204,14 @@ class MasterService:
                 batch, self._batch = self._batch, None
                 number = self._batch_number
             try:
-                self._keeper.commit(batch, everything=self._everything)
+                self._record_log.commit(batch, everything=self._everything)
             except Deposed as error:
-                self._from_thread(self._give_up, str(error), EXIT_DEPOSED)
+                self._from_thread(self._fail, str(error), EXIT_DEPOSED)
                 return
             except StoreClosedError:
                 return
             except StoreError as error:
-                self._from_thread(self._give_up, str(error), EXIT_NO_ETCD)
+                self._from_thread(self._fail, str(error), EXIT_NO_ETCD)
                 return
             self._from_thread(self._commit_done, number)
 
@@ -256,7 +256,7 @@ class MasterService:
 
         self._from_thread(note)
 
-    def _give_up(self, reason: str, code: int) -> None:
+    def _fail(self, reason: str, code: int) -> None:
         log.error("%s", reason)
         self._exit = code
         self._stop.set()
@@ -275,7 +275,7 @@ class MasterService:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.set_exception_handler(self._loop_failed)
-        thread = threading.Thread(target=self._keep, name="shoal-keeper")
+        thread = threading.Thread(target=self._commit_batches, name="shoal-records")
         thread.start()
         server = await self._create_server(stream)
         servers = [server]
@@ -290,7 +290,7 @@ class MasterService:
             await self._shut_down(thread)
         return self._exit
 
-    def _why_not(self, server: asyncio.AbstractServer, keeper: threading.Thread) -> str:
+    def _why_not(self, server: asyncio.AbstractServer, committer: threading.Thread) -> str:
         """Return why this master must be restarted; empty if it works. A reply itself shows that the loop runs.
 
         An unreachable etcd is no reason: the record log waits for it, and so would another master.
@@ -300,7 +300,7 @@ class MasterService:
             return f"its clock has stood still for {late:.0f} s"
         if not server.is_serving() or not all(_listens(each) for each in getattr(server, "sockets", ())):
             return "it does not listen any more"
-        return "" if keeper.is_alive() else "the thread that writes records has ended"
+        return "" if committer.is_alive() else "the thread that writes records has ended"
 
     async def _create_server(self, stream: socket.socket) -> asyncio.AbstractServer:
         assert self._loop is not None
@@ -362,7 +362,7 @@ class MasterService:
         for peer in list(self._peers.values()):
             peer.close("the master stops")
         await asyncio.sleep(0)
-        self._keeper.close()
+        self._record_log.close()
         with self._work:
             self._stopping = True
             self._work.notify()

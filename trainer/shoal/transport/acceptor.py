@@ -56,9 +56,9 @@ class Acceptor:
         self._identity, self._token, self._job = identity, token, job
         self._serve, self._failed = serve, failed
         self._lock = threading.Lock()
-        self._unproved: Unauthenticated[socket.socket] = Unauthenticated()
+        self._unauthenticated: Unauthenticated[socket.socket] = Unauthenticated()
         self._closing = threading.Event()
-        self._failing, self._turned_away = Seldom(), Seldom()
+        self._failing, self._refused_callers = Seldom(), Seldom()
         self._threads = [
             threading.Thread(target=self._accept, args=(each,), name="shoal-accept", daemon=True) for each in listeners
         ]
@@ -84,7 +84,7 @@ class Acceptor:
             if thread.ident is not None:
                 thread.join(timeout=2.0)
         with self._lock:
-            while (caller := self._unproved.oldest()) is not None:
+            while (caller := self._unauthenticated.oldest()) is not None:
                 _hang_up(caller)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -100,45 +100,45 @@ class Acceptor:
                 if number in DEAD:
                     self._failed(f"the process does not listen any more: {error}")
                     return
-                self._make_room(error, short=number in SHORT or not isinstance(error, OSError))
+                self._close_oldest(error, short=number in SHORT or not isinstance(error, OSError))
                 self._closing.wait(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(in_a_row, 20)))
                 in_a_row += 1
 
     def _take(self, caller: socket.socket, address: object) -> None:
-        whence = str(address[0]) if isinstance(address, tuple) else ""
+        host = str(address[0]) if isinstance(address, tuple) else ""
         with self._lock:
-            oldest = self._unproved.admit(caller, whence)
+            oldest = self._unauthenticated.admit(caller, host)
             if oldest is not None:
                 _hang_up(oldest)
         try:
-            threading.Thread(target=self._greet, args=(caller,), name="shoal-greet", daemon=True).start()
+            threading.Thread(target=self._authenticate, args=(caller,), name="shoal-greet", daemon=True).start()
         except BaseException:  # no thread is free: temporary, like a lack of descriptors
             with self._lock:
-                self._unproved.remove(caller)
+                self._unauthenticated.remove(caller)
             caller.close()
             raise
 
-    def _make_room(self, error: BaseException, *, short: bool) -> None:
+    def _close_oldest(self, error: BaseException, *, short: bool) -> None:
         with self._lock:
-            if short and (caller := self._unproved.oldest()) is not None:
+            if short and (caller := self._unauthenticated.oldest()) is not None:
                 _hang_up(caller)
             times = self._failing.count()
         if times:
             log.warning("no caller could be accepted (%d times): %s; it is tried again", times, error)
 
-    def _greet(self, caller: socket.socket) -> None:
+    def _authenticate(self, caller: socket.socket) -> None:
         try:
             connection = sync.accept(caller, identity=self._identity, token=self._token, job=self._job)
         except OSError as error:
             with self._lock:
-                ours = self._unproved.remove(caller)
-                times = self._turned_away.count()
+                ours = self._unauthenticated.remove(caller)
+                times = self._refused_callers.count()
             if times:
                 why = error if ours else "too many callers that have not authenticated"
                 log.warning("a caller was turned away (%d times): %s", times, why)
             return
         with self._lock:
-            ours = self._unproved.remove(caller)
+            ours = self._unauthenticated.remove(caller)
         if ours:
             self._serve(connection)
         else:

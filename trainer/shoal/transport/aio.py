@@ -98,9 +98,9 @@ class AsyncConnection(asyncio.Protocol):
         stream = transport.get_extra_info("socket")
         if stream is not None:
             watch_over(stream)
-        self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._too_slow)
+        self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_timed_out)
 
-    def _too_slow(self) -> None:
+    def _handshake_timed_out(self) -> None:
         self.abort("no handshake")
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -136,7 +136,7 @@ class AsyncConnection(asyncio.Protocol):
             start = end
         del buffer[:start]
 
-    def _proved(self) -> bool:
+    def _authenticated(self) -> bool:
         return self.peer is not None
 
     def _handle(self, body: bytes) -> None:
@@ -152,7 +152,7 @@ class AsyncConnection(asyncio.Protocol):
         except UNDECODABLE as error:
             raise FrameError("not a handshake of Shoal's") from error
         self.on_handshake(handshake)
-        if self._proved():
+        if self._authenticated():
             if self._deadline is not None:
                 self._deadline.cancel()
             self.on_ready()

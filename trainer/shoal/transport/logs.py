@@ -32,13 +32,13 @@ class Seldom:
 
     def __init__(self) -> None:
         self._times = 0
-        self._said = float("-inf")
+        self._last_line = float("-inf")
 
     def count(self) -> int:
         """Count one occurrence; return the number since the last line if a line is due, else 0."""
         self._times += 1
         now = time.monotonic()
-        if now - self._said < SECONDS_BETWEEN_LINES:
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
             return 0
-        times, self._times, self._said = self._times, 0, now
+        times, self._times, self._last_line = self._times, 0, now
         return times

@@ -69,7 +69,7 @@ class MasterLink:
         self._closing = threading.Event()
         self._last_heard = 0.0
         self._last_sent = 0.0
-        self._last_ping = 0.0
+        self._last_keep_alive = 0.0
         self._thread = threading.Thread(target=self._run, name="shoal-link", daemon=True)
 
     def start(self) -> None:
@@ -153,8 +153,8 @@ class MasterLink:
             raise ConnectionResetError("this process does not do its work")
         # Also when this process sends other messages: only a keep-alive has a reply, which shows that the master is alive.
         quiet = now - min(self._last_heard, self._last_sent)
-        if quiet > self.lease_seconds / 4 and now - self._last_ping > self.lease_seconds / 4:
-            self._last_ping = now
+        if quiet > self.lease_seconds / 4 and now - self._last_keep_alive > self.lease_seconds / 4:
+            self._last_keep_alive = now
             if (
                 not self._sending.locked()
             ):  # a thread that sends to a master that does not read must not block this check

@@ -134,7 +134,7 @@ class BlockingConnection:
 
     def _fill(self, target: memoryview, idle: Callable[[], None] | None, *, seconds: float) -> None:
         filled, last = 0, time.monotonic()
-        looked = last
+        checked = last
         while filled < target.nbytes:
             try:
                 received = self._stream.recv_into(target[filled:])
@@ -148,10 +148,10 @@ class BlockingConnection:
                     raise ConnectionResetError(f"{self.peer} closed the connection")
                 filled += received
                 last = self.heard = time.monotonic()
-                if filled == target.nbytes or last - looked < IDLE_SECONDS:
+                if filled == target.nbytes or last - checked < IDLE_SECONDS:
                     continue
             # Also while bytes arrive slowly.
-            looked = time.monotonic()
+            checked = time.monotonic()
             if idle is not None:
                 idle()
 
@@ -184,7 +184,7 @@ def _stalled(last: float, text: str, seconds: float) -> None:
         raise TimeoutError(f"{text}; given up after {seconds:g} s")
 
 
-class _Greeter:
+class _Handshaker:
     """Transmits the handshake over a socket, with one timeout for the whole handshake."""
 
     def __init__(self, stream: socket.socket, seconds: float) -> None:
@@ -230,11 +230,11 @@ def connect(
     """
     stream = open_socket(address, timeout=timeout)
     try:
-        greeter = _Greeter(stream, timeout)
-        sent = greeter.receive(auth.Challenge)
+        handshaker = _Handshaker(stream, timeout)
+        sent = handshaker.receive(auth.Challenge)
         greeting = auth.greet(sent, token=token, job=job, identity=identity)
-        greeter.send(greeting)
-        received = greeter.receive(auth.Welcome)
+        handshaker.send(greeting)
+        received = handshaker.receive(auth.Welcome)
         auth.verify_welcome(received, greeting, sent, token=token)
         return BlockingConnection(stream, received.identity)
     except BaseException:
@@ -251,16 +251,16 @@ def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token,
     """
     try:
         watch_over(stream)
-        greeter = _Greeter(stream, HANDSHAKE_SECONDS)
+        handshaker = _Handshaker(stream, HANDSHAKE_SECONDS)
         sent = auth.challenge()
-        greeter.send(sent)
-        greeting = greeter.receive(auth.Greeting)
+        handshaker.send(sent)
+        greeting = handshaker.receive(auth.Greeting)
         try:
             auth.verify(greeting, sent, token=token, job=job)
         except auth.AuthenticationError as error:
-            greeter.send(auth.HandshakeRefused(reason=str(error)))
+            handshaker.send(auth.HandshakeRefused(reason=str(error)))
             raise
-        greeter.send(auth.welcome(greeting, sent, token=token, identity=identity))
+        handshaker.send(auth.welcome(greeting, sent, token=token, identity=identity))
         return BlockingConnection(stream, greeting.identity, slice_seconds=PATIENT_SECONDS)
     except BaseException:
         stream.close()

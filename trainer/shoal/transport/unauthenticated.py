@@ -40,7 +40,7 @@ class Unauthenticated(Generic[K]):
             address: The caller's host; "" if there is none (a Unix socket), in which case only the total limit applies.
         """
         oldest: K | None = None
-        same = [each for each, whence in self._callers.items() if whence == address] if address else []
+        same = [each for each, host in self._callers.items() if host == address] if address else []
         if len(same) >= self._most_of_one:
             oldest = same[0]
         elif len(self._callers) >= self._most:

@@ -31,7 +31,7 @@ class EvaluationHandler:
         place = (message.epoch, message.number)
         score = job.records.score(*place)
         view.evaluating = place if score is None else None
-        self._give_up(life, but=place)
+        self._reassign(life, but=place)
         if score is not None:
             job.send(view.connection, Evaluated(epoch=message.epoch, number=message.number, score=score))
         elif job.evaluators.setdefault(place, life) == life:
@@ -59,13 +59,13 @@ class EvaluationHandler:
 
     def gone(self, life: int) -> None:
         """Assign the evaluations of a trainer that has left or died to another trainer that waits for the score."""
-        self._give_up(life)
+        self._reassign(life)
 
     def measured(self, message: Metric) -> None:
         """Handle ``Metric``: record a value that the script passed to a scheduler."""
         self._job.records.measured(message.epoch, message.number, message.value)
 
-    def _give_up(self, life: int, but: tuple[int, int] | None = None) -> None:
+    def _reassign(self, life: int, but: tuple[int, int] | None = None) -> None:
         job = self._job
         for place in [place for place, by in job.evaluators.items() if by == life and place != but]:
             del job.evaluators[place]

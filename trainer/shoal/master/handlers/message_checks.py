@@ -40,28 +40,28 @@ def unfit(message: Any, queue: TaskQueue | None, *, slots: int) -> str:
     """
     if queue is None:
         return ""
-    strange = ""
+    problem = ""
     match message:
         case m.Register() | m.ReturnTasks() | m.Leave() | m.ScriptFailed():
-            strange = _strange_lease(message.leases, queue)
+            problem = _invalid_lease(message.leases, queue)
         case m.ScriptHung() if message.lease is not None:
-            strange = _strange_lease([message.lease], queue)
+            problem = _invalid_lease([message.lease], queue)
         case m.BatchBegan():
-            strange = _strange_lease([message.lease], queue)
+            problem = _invalid_lease([message.lease], queue)
         case m.TaskDone():
             # A trainer with a lease of an earlier master reported it when it registered.
-            strange = _strange_lease([message.lease], queue) or _unopened(message.lease, queue)
+            problem = _invalid_lease([message.lease], queue) or _unopened(message.lease, queue)
         case m.ReportState():
             named = [slot for file in message.files for slot in file.slots]
-            strange = _strange_slot([*named, *message.waiting], slots) or _strange_report(message.held, queue, slots)
+            problem = _invalid_slot([*named, *message.waiting], slots) or _invalid_report(message.held, queue, slots)
         case m.GrantReport() | m.MissingTasks():
-            strange = _strange_report(message.reports, queue, slots)
+            problem = _invalid_report(message.reports, queue, slots)
         case m.AwaitingInitialValues() | m.SnapshotWritten() | m.FinalSnapshotPinned() | m.InitialValuesGiven():
-            strange = _strange_slot(message.slots, slots)
-    return strange
+            problem = _invalid_slot(message.slots, slots)
+    return problem
 
 
-def _strange_lease(leases: Iterable[m.Lease], queue: TaskQueue) -> str:
+def _invalid_lease(leases: Iterable[m.Lease], queue: TaskQueue) -> str:
     for lease in leases:
         if not _exists((lease.epoch, lease.task), queue):
             return f"there is no task {lease.task} of epoch {lease.epoch}"
@@ -72,18 +72,18 @@ def _unopened(lease: m.Lease, queue: TaskQueue) -> str:
     return f"no task of epoch {lease.epoch} was begun" if lease.epoch > queue.open else ""
 
 
-def _strange_slot(named: Iterable[int], slots: int) -> str:
+def _invalid_slot(named: Iterable[int], slots: int) -> str:
     for slot in named:
         if not 0 <= slot < slots:
             return f"there is no slot {slot}: the job has {slots}"
     return ""
 
 
-def _strange_report(reports: Iterable[m.SlotReport], queue: TaskQueue, slots: int) -> str:
+def _invalid_report(reports: Iterable[m.SlotReport], queue: TaskQueue, slots: int) -> str:
     for report in reports:
-        strange = _strange_slot(report.slots, slots)
-        if strange:
-            return strange
+        problem = _invalid_slot(report.slots, slots)
+        if problem:
+            return problem
         try:
             tasks = TaskSet.decode(report.tasks)
         except ValueError as error:

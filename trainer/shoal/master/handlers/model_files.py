@@ -28,7 +28,7 @@ class ModelFileHandler:
         job.trainers[life].saving = message
         if job.saver == life:
             job.saver = None
-        self._tell(message.path)
+        self._reply_all(message.path)
         self.next_saver()
 
     def saved(self, life: int, message: Saved) -> None:
@@ -42,7 +42,7 @@ class ModelFileHandler:
         if view.saving is None or view.saving.path != message.path:
             # The writer waits too: an earlier master may have assigned the file to it.
             job.send(view.connection, message)
-        self._tell(message.path)
+        self._reply_all(message.path)
         self.next_saver()
 
     def next_saver(self) -> None:
@@ -58,16 +58,16 @@ class ModelFileHandler:
                 job.send(view.connection, SaveTurn(path=wanted.path, epoch=wanted.epoch, number=wanted.number))
                 return
 
-    def _tell(self, path: str) -> None:
+    def _reply_all(self, path: str) -> None:
         """Reply to all trainers that wait for a file that is written at this path."""
         for view in self._job.trainers.values():
-            if view.saving is not None and view.saving.path == path and self._stands(view.saving):
-                self._answer(view, view.saving)
+            if view.saving is not None and view.saving.path == path and self._is_written(view.saving):
+                self._reply(view, view.saving)
 
-    def _stands(self, wanted: Save) -> bool:
+    def _is_written(self, wanted: Save) -> bool:
         last = self._job.records.saved.get(wanted.path)
         return last is not None and last >= (wanted.epoch, wanted.number)
 
-    def _answer(self, view: TrainerView, wanted: Save) -> None:
+    def _reply(self, view: TrainerView, wanted: Save) -> None:
         view.saving = None
         self._job.send(view.connection, Saved(path=wanted.path, epoch=wanted.epoch, number=wanted.number))

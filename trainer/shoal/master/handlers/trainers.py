@@ -35,7 +35,7 @@ __all__ = ["TrainerHandler"]
 REASON_CHARACTERS = 2000
 NO_TASK = (-1, -1)
 """Stands for the script's activities outside of batches: evaluations, saving, the time before its first batch."""
-WANTS = 10_000
+MOST_REQUESTS = 10_000
 """The limit of unanswered task requests of one trainer; the workers of a DataLoader need far fewer."""
 VALUES = 1000
 """The limit of names of logged values, over all trainers; the names that were logged last are kept."""
@@ -102,9 +102,9 @@ class TrainerHandler:
 
     def _refusal(self, message: Register) -> str:
         job = self._job
-        strange = impossible(message.shape)
-        if strange:
-            return strange
+        problem = impossible(message.shape)
+        if problem:
+            return problem
         if job.records.shape is not None:
             found = differences(message.shape, job.records.shape)
             if found:
@@ -161,7 +161,7 @@ class TrainerHandler:
         job = self._job
         fatal = self._watch.died(life, [(lease.epoch, lease.task) for lease in leases])
         if fatal is not None:
-            self._fail(_deadly(fatal))
+            self._fail(_deadly_batch_reason(fatal))
         for lease in leases:
             if job.queue is not None and job.queue.done((lease.epoch, lease.task)):
                 self._watch.forget((lease.epoch, lease.task))
@@ -207,7 +207,7 @@ class TrainerHandler:
         """Handle ``RequestTask``."""
         job = self._job
         view = job.trainers[life]
-        if len(view.wants) < WANTS:
+        if len(view.wants) < MOST_REQUESTS:
             view.wants.append(message.epoch)
         if job.evaluates is None and message.epoch >= 1:
             job.evaluates = bool(job.records.evaluations)
@@ -349,7 +349,7 @@ class TrainerHandler:
                 self._job.send(view.connection, NotComplete())
 
 
-def _deadly(began: BatchBegan) -> str:
+def _deadly_batch_reason(began: BatchBegan) -> str:
     """Return the reason of a job that failed as one batch killed too many trainers."""
     samples = ", ".join(map(str, began.samples))
     return (

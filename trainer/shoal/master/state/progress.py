@@ -89,8 +89,8 @@ class ProgressReporter:
     def _samples(self, total: int) -> int:
         """Return the samples done: the previous master's number until all slots are served once."""
         self._learned = self._learned or self._job.slots.complete
-        said = self._job.records.progress
-        return total if self._learned or said is None else max(total, said.samples)
+        before = self._job.records.progress
+        return total if self._learned or before is None else max(total, before.samples)
 
     def _rate(self, now: float, total: int) -> float:
         window = self._window

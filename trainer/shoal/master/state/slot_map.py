@@ -137,29 +137,29 @@ class SlotAssignments:
 
     # --- Events ---
 
-    def offered(self, life: int, index: int, offer: ReportState) -> list[ServerOrder]:
+    def offered(self, life: int, index: int, report: ReportState) -> list[ServerOrder]:
         """Record a server's state; the caller takes the reports of live slots as evidence. Return orders."""
         memory = {
             slot: (grant, count)
-            for report in offer.held
-            for slot, grant, count in zip(report.slots, report.grants, report.counts, strict=True)
+            for held in report.held
+            for slot, grant, count in zip(held.slots, held.grants, held.counts, strict=True)
         }
-        files = {file.name: dict(zip(file.slots, file.counts, strict=True)) for file in offer.files}
+        files = {file.name: dict(zip(file.slots, file.counts, strict=True)) for file in report.files}
         self.views[life] = ServerView(
             index=index,
             life=life,
-            addresses=offer.addresses,
+            addresses=report.addresses,
             memory=memory,
             files=files,
-            waiting=set(offer.waiting),
-            question=offer.question,
+            waiting=set(report.waiting),
+            question=report.question,
         )
         orders: list[ServerOrder] = []
         for slot in range(self.slots):
             holder, grant = self.live.get(slot, (0, NO_GRANT))
             own = memory.get(slot)
             if holder == life and (own is None or own[0] != grant):
-                self._unlive(slot)
+                self._revoke(slot)
             elif holder and holder != life and own is not None and slot not in self.pending:
                 orders.append(ServerOrder(life, ReleaseSlot(slot=slot, grant=own[0])))
             pending = self.pending.get(slot)
@@ -172,7 +172,7 @@ class SlotAssignments:
         """Remove a server whose connection has closed or timed out; no server serves its slots."""
         for slot in range(self.slots):
             if self.live.get(slot, (0, 0))[0] == life:
-                self._unlive(slot)
+                self._revoke(slot)
             if slot in self.pending and self.pending[slot].server == life:
                 del self.pending[slot]
                 self.question += 1
@@ -225,10 +225,10 @@ class SlotAssignments:
                 continue
             self._newer[slot] = self._newer.get(slot, 0) + 1
             if self._newer[slot] == 2:
-                orders.extend(self._free_elsewhere(slot, life))
+                orders.extend(self._release_snapshots(slot, life))
         return orders
 
-    def _free_elsewhere(self, slot: int, holder: int) -> Iterable[ServerOrder]:
+    def _release_snapshots(self, slot: int, holder: int) -> Iterable[ServerOrder]:
         for life, view in self.views.items():
             files = [name for name, slots in view.files.items() if slot in slots]
             if life != holder and files:
@@ -285,7 +285,7 @@ class SlotAssignments:
             found = self._best(slot, everywhere=all_answered)
             if found is None and all_answered:
                 if self.begun:
-                    raise SlotsGone(self._gone(slot))
+                    raise SlotsGone(self._lost_slot_reason(slot))
                 if not leads:
                     confirm = True
                     continue
@@ -294,16 +294,16 @@ class SlotAssignments:
                 self.pending[slot] = found
                 orders.append(self._grant_order(slot, found))
         if not self.complete and not all_answered:
-            orders.extend(self._ask())
+            orders.extend(self._request_states())
         return orders, confirm
 
-    def _gone(self, slot: int) -> str:
+    def _lost_slot_reason(self, slot: int) -> str:
         return (
             f"no server has a good snapshot of slot {slot} left (it belongs to pserver-{self.home(slot)}): bring its "
             "snapshot folder back, or start the job over"
         )
 
-    def _ask(self) -> Iterable[ServerOrder]:
+    def _request_states(self) -> Iterable[ServerOrder]:
         for life, view in self.views.items():
             if self.question not in {view.question, view.asked}:
                 view.asked = self.question
@@ -337,7 +337,7 @@ class SlotAssignments:
         message = Grant(slot=slot, grant=pending.grant, source=pending.source, file=pending.file)
         return ServerOrder(pending.server, message)
 
-    def _unlive(self, slot: int) -> None:
+    def _revoke(self, slot: int) -> None:
         del self.live[slot]
         self.safe.pop(slot, None)
         self.question += 1  # earlier replies are no basis for initial values any more (rule 11)

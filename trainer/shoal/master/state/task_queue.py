@@ -133,31 +133,31 @@ class TaskQueue:
         if self.open >= self.last:
             return False
         self.open += 1
-        for task in self._look(self.open):
+        for task in self._recompute(self.open):
             heapq.heappush(self._waiting, (self.open, task))
         return True
 
     def stop(self) -> None:
         """Reduce the tasks to be done to those that were begun."""
         self.stopped = True
-        self._bound()
+        self._rebuild()
 
     def _reach(self, task: Task) -> None:
         """Record that a task was begun."""
         if task > self.reached:
             self.reached = task
             if self.stopped:
-                self._bound()
+                self._rebuild()
 
-    def _bound(self) -> None:
+    def _rebuild(self) -> None:
         """Rebuild the waiting tasks of a stopped job."""
         while self.open_next():
             pass
-        free = ((epoch, task) for epoch in range(self.open + 1) for task in self._look(epoch))
+        free = ((epoch, task) for epoch in range(self.open + 1) for task in self._recompute(epoch))
         self._waiting = [task for task in free if task not in self.leases]
         heapq.heapify(self._waiting)
 
-    def _look(self, epoch: int) -> set[int]:
+    def _recompute(self, epoch: int) -> set[int]:
         """Recompute the open tasks of an epoch from the evidence."""
         missing: set[int] = set()
         for tasks in self._evidence.values():
@@ -272,7 +272,7 @@ class TaskQueue:
         self._reach(max(reached, tasks.highest))
         back = 0
         for epoch in range(self.open + 1):
-            for task in self._look(epoch) - before.get(epoch, set()):
+            for task in self._recompute(epoch) - before.get(epoch, set()):
                 back += self.plan.batches_in(task)
                 if (epoch, task) not in self.leases:
                     heapq.heappush(self._waiting, (epoch, task))
