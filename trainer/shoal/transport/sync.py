@@ -35,6 +35,8 @@ PATIENT_SECONDS = 5.0
 """The interval of ``idle`` calls at the listening end, which has nothing to check and may have hundreds of callers."""
 STALL_SECONDS = 20.0
 """The time without a byte within a message after which a connection is given up."""
+_PART_BYTES = 1 << 20
+"""The size of the parts in which a large message is received."""
 
 _handshake = msgspec.msgpack.Decoder(auth.Handshake)
 
@@ -117,12 +119,20 @@ class BlockingConnection:
         """
         self._fill(memoryview(self._header), idle, seconds=seconds)
         length, payload = parse_header(self._header, proved=True)
-        body = bytearray(length)
-        self.receive_into(memoryview(body), idle=idle)
+        body = self._message(length, idle)
         try:
             return decoder.decode(body), payload
         except UNDECODABLE as error:
             raise FrameError(f"not a message that belongs here: {error}") from error
+
+    def _message(self, length: int, idle: Callable[[], None] | None) -> bytes | bytearray:
+        """Receive a message. Memory is allocated as its bytes arrive: a peer that only announces a large one occupies none."""
+        parts = []
+        for start in range(0, length, _PART_BYTES):
+            part = bytearray(min(_PART_BYTES, length - start))
+            self.receive_into(memoryview(part), idle=idle)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def receive_into(self, target: memoryview, *, idle: Callable[[], None] | None = None) -> None:
         """Fill the target with the next bytes of the payload.
