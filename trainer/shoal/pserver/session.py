@@ -1,7 +1,7 @@
-"""One trainer's connection to a parameter server: a thread that reads requests, has them carried out, and answers.
+"""One trainer's connection to a parameter server: a thread that reads requests, executes them and sends the replies.
 
-Bytes that a request announces are read whole before anything is judged, so that a refused push leaves the connection in
-order. Nothing here waits while the server's lock is held.
+All bytes that a request announces are read before the request is checked, so that the connection stays usable after a
+refused push. No I/O happens while the server's lock is held.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ _requests: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToServer)
 
 
 class Desk(Protocol):
-    """What a session needs of its server."""
+    """The part of the server that a session uses."""
 
     @property
     def lock(self) -> Any:
-        """Guards state and parameters."""
+        """The lock that guards ``state`` and ``parameters``."""
         ...
 
     @property
     def state(self) -> ServerState | None:
-        """The protocol's state; None before the job's shape is known."""
+        """The protocol state; None until the model spec is known."""
         ...
 
     @property
     def parameters(self) -> Parameters | None:
-        """The tensors; None before the job's shape is known."""
+        """The tensors; None until the model spec is known."""
         ...
 
     def initialised(self) -> None:
-        """Slots got their initial values: they need their first snapshot."""
+        """Start the first snapshot of slots that received their initial values."""
         ...
 
     def attached(self, connection: sync.BlockingConnection) -> None:
-        """A trainer asks on this connection from now on."""
+        """Note that the trainer uses this connection from now on."""
         ...
 
 
-class RequestRefused(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """A request that makes no sense; the connection ends, and the peer is told why."""
+class RequestRefused(Exception):  # noqa: N818 - a reply to the peer, not an error of the server
+    """An invalid request; the server sends the reason to the peer and closes the connection."""
 
 
 class _Attachment:
-    """The slots that a trainer asks for, and the memory that their dense gradients and values lie in."""
+    """The slots that a trainer attached to, and the memory for their dense gradients and values."""
 
     def __init__(self, message: m.Attach, parameters: Parameters, connection: sync.BlockingConnection) -> None:
         self.slots = message.slots
@@ -80,15 +80,15 @@ class _Attachment:
 
     @property
     def payload(self) -> list[memoryview]:
-        """What follows an answer with values: nothing where the memory is shared."""
+        """The bytes that follow a reply with values; none where the memory is shared."""
         return [] if self.shared else [self.outgoing]
 
 
 class TrainerSession:
-    """Serves one trainer until it goes.
+    """Serves one trainer until its connection closes.
 
     Args:
-        connection: Whose peer has proved itself.
+        connection: The connection, whose peer is authenticated.
         desk: The server.
     """
 
@@ -98,7 +98,7 @@ class TrainerSession:
         self._attached: _Attachment | None = None
 
     def run(self) -> str:
-        """Serve; the reason why it ended."""
+        """Serve requests until the connection closes; return the reason for the end."""
         try:
             while True:
                 request, size = self._connection.receive(_requests)
@@ -109,7 +109,7 @@ class TrainerSession:
         except OSError as error:
             return str(error)
         except Exception as error:
-            # Whatever it was about, it was this peer's request: the others' are served.
+            # A failed request ends this peer's session only; other peers are still served.
             log.exception("a request of %s could not be carried out", self._connection.peer)
             self._try_to_say(f"{type(error).__name__}: {error}")
             return f"failed: {error}"
@@ -127,7 +127,7 @@ class TrainerSession:
     def _parts(self) -> tuple[ServerState, Parameters]:
         state, parameters = self._desk.state, self._desk.parameters
         if state is None or parameters is None:
-            raise RequestRefused("this server does not know yet what the job trains")
+            raise RequestRefused("the model spec of the job has not reached this server yet")
         return state, parameters
 
     def _need(self) -> _Attachment:
@@ -153,7 +153,7 @@ class TrainerSession:
         attached = self._need()
         values, payload = attached.values, attached.payload
         if message.average:
-            # In memory of their own: what is kept for the values is sent again as it is for a slot that went away.
+            # Averages need separate memory: the values area is sent again unchanged for a slot that is no longer held.
             memory = bytearray(attached.area.size)
             values, payload = DenseViews(attached.area, memory), [memoryview(memory)]
         with self._desk.lock:
@@ -184,13 +184,13 @@ class TrainerSession:
     def _receive_push(
         self, message: m.Push, size: int, parameters: Parameters, attached: _Attachment
     ) -> list[TableRows]:
-        """Read everything that belongs to a push: dense gradients into their place, rows into tensors."""
+        """Read the payload of a push: dense gradients into the attached memory, rows into new tensors."""
         sparse = sum(self._row_bytes(part, parameters, values=True) for part in message.parts)
         if size == sparse + attached.area.size and not attached.shared:
             self._connection.receive_into(attached.incoming)
         elif size != sparse:
             raise RequestRefused(
-                f"a push with {size} bytes behind it, where {sparse} or the dense gradients too belong"
+                f"a push with a payload of {size} bytes, where {sparse} are expected, or these and the dense gradients"
             )
         return [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
 
@@ -198,7 +198,7 @@ class TrainerSession:
         if not 0 <= part.table < len(parameters.shape.tables) or part.count < 0:
             raise RequestRefused(f"there is no table {part.table}")
         if values and part.count > parameters.shape.tables[part.table].rows:
-            raise RequestRefused(f"{part.count} rows of table {part.table}, which has fewer")
+            raise RequestRefused(f"{part.count} rows of table {part.table}, which has fewer rows")
         table = parameters.shape.tables[part.table]
         width = getattr(torch, table.dtype).itemsize * table.dim
         return int(part.count * (8 + (width if values else 0)))
@@ -215,7 +215,7 @@ class TrainerSession:
         state, parameters = self._parts
         attached = self._need()
         if size != sum(self._row_bytes(part, parameters, values=False) for part in message.parts):
-            raise RequestRefused("row numbers of another length than announced")
+            raise RequestRefused("row numbers of a length other than announced")
         wanted = []
         for part in message.parts:
             ids = torch.empty(part.count, dtype=torch.int64)
@@ -239,7 +239,7 @@ class TrainerSession:
         self._check_given(message, parameters)
         rows = sum(self._row_bytes(part, parameters, values=True) for part in message.parts)
         if size != area.size + rows + sum(part.size for part in whole):
-            raise RequestRefused("initial values of another size than these slots have")
+            raise RequestRefused("the size of the initial values is not the size of these slots")
         views = DenseViews(area, self._bytes(area.size))
         given = [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
         buffers, fixed = [TensorViews(part, self._bytes(part.size)).tensors for part in whole] or [[], []]
@@ -255,7 +255,11 @@ class TrainerSession:
         self._connection.send(m.InitialValuesGiven(slots=message.slots, grants=message.grants))
 
     def _check_given(self, message: m.InitialValues, parameters: Parameters) -> None:
-        """The rows that come must be exactly those of the slots, before any memory is taken for them."""
+        """Check that the announced rows are exactly those of the slots, before memory is allocated for them.
+
+        Raises:
+            RequestRefused: They are not.
+        """
         wanted = [
             m.RowPart(table=table, count=parameters.rows_in(table, slot))
             for slot in message.slots
@@ -268,7 +272,7 @@ class TrainerSession:
         state, parameters = self._parts
         area = TensorArea(parameters.shape.fixed if message.fixed else parameters.shape.buffers)
         if size != (0 if message.fixed else area.size):
-            raise RequestRefused("buffers of another size than the job's")
+            raise RequestRefused("the size of the buffers is not the size of the job's buffers")
         memory = bytearray(area.size) if message.fixed else self._bytes(size)
         views = TensorViews(area, memory)
         with self._desk.lock:
@@ -288,7 +292,8 @@ class TrainerSession:
         payload = [part for ids, values in tables for part in (bytes_of(ids), bytes_of(values))]
         self._connection.send(m.ExportReply(stale=stale, tables=parts), payload)
 
-    # Of the class: a table of a session's own methods would be a cycle, and keep a trainer's memory until it is collected.
+    # A class attribute: a table of bound methods would be a reference cycle, and would keep a trainer's memory until the
+    # garbage collector runs.
     _CARRY_OUT: ClassVar[dict[type, Callable[[TrainerSession, Any, int], None]]] = {
         m.Attach: _attach,
         m.Pull: _pull,
