@@ -239,7 +239,7 @@ class TrainerSession:
         self._check_given(message, parameters)
         rows = sum(self._row_bytes(part, parameters, values=True) for part in message.parts)
         if size != area.size + rows + sum(part.size for part in whole):
-            raise RequestRefused("the size of the initial values is not the size of these slots")
+            raise RequestRefused("initial values of another size than these slots have")
         views = DenseViews(area, self._bytes(area.size))
         given = [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
         buffers, fixed = [TensorViews(part, self._bytes(part.size)).tensors for part in whole] or [[], []]
@@ -272,7 +272,7 @@ class TrainerSession:
         state, parameters = self._parts
         area = TensorArea(parameters.shape.fixed if message.fixed else parameters.shape.buffers)
         if size != (0 if message.fixed else area.size):
-            raise RequestRefused("the size of the buffers is not the size of the job's buffers")
+            raise RequestRefused("buffers of another size than the job's")
         memory = bytearray(area.size) if message.fixed else self._bytes(size)
         views = TensorViews(area, memory)
         with self._desk.lock:
