@@ -40,7 +40,7 @@ class ServerLost(Exception):  # noqa: N818 - an expected event: a server was los
     """Servers did not reply, or no longer serve what was requested; ``slots`` are their slots."""
 
     def __init__(self, slots: Sequence[int]) -> None:
-        super().__init__(f"slots {list(slots)} are not served where they were")
+        super().__init__(f"slots {list(slots)} are not served by the servers of the slot map")
         self.slots = list(slots)
 
 
@@ -254,7 +254,7 @@ class Servers:
 
         def receive(peer: Peer, message: m.PullReply, size: int) -> None:
             if size != peer.area.size:
-                raise ConnectionResetError("averages of another size than ours")
+                raise ConnectionResetError("averages of an unexpected size")
             memory = bytearray(size)
             peer.connection.receive_into(memoryview(memory), idle=self._watch(peer, idle))
             if any(m.NO_GRANT in part.grants for part in message.applied):
@@ -304,7 +304,7 @@ class Servers:
     def _take_values(self, peer: Peer, size: int, idle: Callable[[], None]) -> None:
         """Read the dense values that follow a message; with shared memory there is nothing to read."""
         if size not in {0, len(peer.incoming)}:
-            raise ConnectionResetError("dense values of another size than ours")
+            raise ConnectionResetError("dense values of an unexpected size")
         if size:
             peer.connection.receive_into(peer.incoming, idle=self._watch(peer, idle))
 
@@ -448,7 +448,7 @@ class Servers:
             if not isinstance(answer, m.BuffersMerged) or answer.stale:
                 raise ConnectionResetError("slot 0 is served under another grant now")
             if size != len(memory):
-                raise ConnectionResetError("tensors of another size than ours")
+                raise ConnectionResetError("tensors of an unexpected size")
             peer.connection.receive_into(memory, idle=self._watch(peer, idle))
         except OSError as error:
             if peer is not None:
