@@ -180,7 +180,7 @@ class DistributedJob(TrainingSession):
         engine.on_new_lease = self._leased
         engine.samples_of = self._samples
         self._tables = Tables(described.tables, self._fetch)
-        # The script may look at its model before the first batch comes.
+        # The script may use its model before the first batch.
         engine.retry(lambda: engine.servers.pull(self._epoch, 0, idle=engine.idle))
         if described.fixed:
             engine.retry(lambda: engine.servers.take_fixed([t for _, t in described.fixed], idle=engine.idle))

@@ -85,7 +85,7 @@ class Table:
         """Check that these are the values of every row of a slot of a given table.
 
         Raises:
-            ValueError: A row is missing, comes twice or belongs to another slot, or a size or dtype differs.
+            ValueError: A row is missing, appears twice or belongs to another slot, or a size or dtype differs.
         """
         self._check_slot(slot, ids, [values])
         self._check_share(slot, ids)
