@@ -67,7 +67,7 @@ def main() -> int:
             arguments.listen,
             advertise=arguments.advertise,
             probe=arguments.probe,
-            ready=lambda told: log.info("listening at %s", ", ".join(told)),
+            ready=lambda addresses: log.info("listening at %s", ", ".join(addresses)),
         )
     except (OSError, ValueError) as error:
         log.error("the parameter server cannot start: %s", error)  # noqa: TRY400 - a message for users

@@ -102,7 +102,7 @@ class ServerService:
         self._snapshot_now = False
         self._stopping = False
         self._exit = 0
-        self._complaint = ""
+        self._last_error = ""
         self._callers: dict[int, set[sync.BlockingConnection]] = defaultdict(set)
         """Connections of the trainers, by the ``life`` of the trainer's process."""
         self._callers_lock = threading.Lock()
@@ -110,7 +110,7 @@ class ServerService:
         self._orders: queue.Queue[Any] = queue.Queue(ORDERS_WAITING)
         self._restores: queue.SimpleQueue[bool] = queue.SimpleQueue()
         """One True for each order that requires a restore; False ends the thread."""
-        self._telling = threading.Lock()
+        self._report_lock = threading.Lock()
         """Held, outside of the work lock, from a change of the state until its report was passed to the master link."""
         self._link = MasterLink(
             master,
@@ -141,22 +141,22 @@ class ServerService:
             # After the reconnect the server reports its state, and the master sends the orders that are needed then.
             raise ConnectionAbortedError("orders arrive faster than the server executes them") from None
 
-    def _carry_out_orders(self) -> None:
+    def _execute_orders(self) -> None:
         """Execute queued orders; the body of the orders' thread."""
         while (message := self._orders.get()) is not None:
-            self._carry_out(message)
+            self._execute(message)
 
-    def _carry_out(self, message: Any) -> None:
+    def _execute(self, message: Any) -> None:
         if isinstance(message, m.JobSettings):
-            self._accepted(message)
+            self._apply_settings(message)
             return
         if isinstance(message, m.TrainersDeparted):
-            self._departed(message.life)
+            self._close_trainer(message.life)
             return
         state = self.state
         if state is None:
             return
-        with self._telling:
+        with self._report_lock:
             with self.lock:
                 replies = state.order(message)
                 if isinstance(message, m.RequestState):
@@ -164,13 +164,13 @@ class ServerService:
                     replies.append(self._offer())
                 due = state.final_wanted or state.first_wanted
                 restore = state.next_restore() is not None
-            self._tell(replies)
+            self._send_all(replies)
         if due:
             self._wake_snapshots()
         if restore:
             self._restores.put(True)
 
-    def _tell(self, replies: list[Any]) -> None:
+    def _send_all(self, replies: list[Any]) -> None:
         for reply in replies:
             self._link.send(reply)
 
@@ -182,12 +182,12 @@ class ServerService:
             )
         return self.state.offer(addresses=self._addresses, pid=pid, host=host)
 
-    def _accepted(self, message: m.JobSettings) -> None:
+    def _apply_settings(self, message: m.JobSettings) -> None:
         self._link.lease_seconds = message.lease_seconds
         self._interval = message.interval
         if self.state is None and message.shape is not None:
             self._begin(message, message.shape)
-        with self._telling:
+        with self._report_lock:
             with self.lock:
                 offer = self._offer()
             self._link.send(offer)
@@ -205,10 +205,10 @@ class ServerService:
         state = ServerState(_Tensors(parameters), disk, plan=plan, epochs=message.epochs)
         with self.lock:
             self.parameters, self._disk, self.state = parameters, disk, state
-        for complaint in disk.refused:
-            self._say("warning", f"{complaint}; an older one is used")
+        for reason in disk.refused:
+            self._report_event("warning", f"{reason}; an older one is used")
 
-    def _say(self, level: m.Level, text: str) -> None:
+    def _report_event(self, level: m.Level, text: str) -> None:
         log.log(getattr(logging, level.upper()), "%s", text)
         self._link.send(m.JobEvent(level=level, text=text))
 
@@ -261,16 +261,16 @@ class ServerService:
         except DiskError as error:
             with self.lock:
                 state.snapshot_failed()
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                self._say("error", f"{error}; training continues, and the server retries the snapshot")
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                self._report_event("error", f"{error}; training continues, and the server retries the snapshot")
             return False
-        self._complaint = ""
-        with self._telling:
+        self._last_error = ""
+        with self._report_lock:
             with self.lock:
                 replies = state.snapshot_written(name, snapshot, pinned=pin)
                 again = state.final_wanted or state.first_wanted
-            self._tell(replies)
+            self._send_all(replies)
         disk.prune()
         if again:
             self._wake_snapshots()
@@ -296,10 +296,10 @@ class ServerService:
             take = functools.partial(state.restored, order, found, history)
         except DiskError as error:
             take = functools.partial(state.not_restored, order, str(error))
-        with self._telling:
+        with self._report_lock:
             with self.lock:
                 replies = take()
-            self._tell(replies)
+            self._send_all(replies)
         return True
 
     # --- Start and stop ---
@@ -324,7 +324,7 @@ class ServerService:
             AddressError: An address is in use or invalid.
         """
         listeners = [listen(address) for address in addresses]
-        listening = [told for _, told in listeners]
+        listening = [address for _, address in listeners]
         self._addresses = advertise or listening
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
@@ -334,7 +334,7 @@ class ServerService:
             token=self._token,
             job=self._uid,
             serve=self._serve,
-            failed=self._deaf,
+            failed=self._fail,
         )
         acceptor.start()
         probes = [ProbeThread(listen(probe)[0], lambda: self.why_hung() or acceptor.why_deaf())] if probe else []
@@ -342,7 +342,7 @@ class ServerService:
             each.start()
         snapshots = threading.Thread(target=self._keep_snapshots, name="shoal-snapshots")
         snapshots.start()
-        for work in (self._carry_out_orders, self._restore_all):
+        for work in (self._execute_orders, self._restore_all):
             threading.Thread(target=self._guarded, args=(work,), name=f"shoal{work.__name__}", daemon=True).start()
         self._link.start()
         ready(listening)
@@ -355,10 +355,10 @@ class ServerService:
         acceptor.close()
         for each in probes:
             each.close()
-        for _, told in listeners:
-            if told.startswith("unix://"):
+        for _, address in listeners:
+            if address.startswith("unix://"):
                 with contextlib.suppress(FileNotFoundError):
-                    Path(told.removeprefix("unix://")).unlink()
+                    Path(address.removeprefix("unix://")).unlink()
         return self._exit
 
     def stop(self) -> None:
@@ -394,7 +394,7 @@ class ServerService:
         for each in earlier:
             each.close()
 
-    def _departed(self, life: int) -> None:
+    def _close_trainer(self, life: int) -> None:
         """Close the connections of a trainer that left the job, which frees their threads and memory.
 
         The node of that trainer may have failed, or its process may be paused, so it need not close them itself.
@@ -409,9 +409,9 @@ class ServerService:
             work()
         except Exception as error:  # without this thread the server is of no use
             log.exception("internal error")
-            self._deaf(f"the parameter server cannot continue: {error}")
+            self._fail(f"the parameter server cannot continue: {error}")
 
-    def _deaf(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
         """Exit with code 1, so that the process is restarted: it is not reachable, or it has stopped working."""
         log.error("%s", reason)
         self._exit = 1

@@ -21,14 +21,14 @@ from shoal.pserver.state.server_state import ServerState
 from shoal.tensors.views import DenseViews, TensorViews, bytes_of
 from shoal.transport import shared_memory, sync
 
-__all__ = ["Desk", "TrainerSession"]
+__all__ = ["Server", "TrainerSession"]
 
 log = logging.getLogger("shoal.pserver")
 
 _requests: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToServer)
 
 
-class Desk(Protocol):
+class Server(Protocol):
     """The part of the server that a session uses."""
 
     @property
@@ -89,12 +89,12 @@ class TrainerSession:
 
     Args:
         connection: The connection, whose peer is authenticated.
-        desk: The server.
+        server: The server.
     """
 
-    def __init__(self, connection: sync.BlockingConnection, desk: Desk) -> None:
+    def __init__(self, connection: sync.BlockingConnection, server: Server) -> None:
         self._connection = connection
-        self._desk = desk
+        self._server = server
         self._attached: _Attachment | None = None
 
     def run(self) -> str:
@@ -102,22 +102,22 @@ class TrainerSession:
         try:
             while True:
                 request, size = self._connection.receive(_requests)
-                self._CARRY_OUT[type(request)](self, request, size)
+                self._HANDLERS[type(request)](self, request, size)
         except (RequestRefused, ValueError) as error:
-            self._try_to_say(str(error))
+            self._send_fatal(str(error))
             return f"refused: {error}"
         except OSError as error:
             return str(error)
         except Exception as error:
             # A failed request ends this peer's session only; other peers are still served.
             log.exception("a request of %s could not be carried out", self._connection.peer)
-            self._try_to_say(f"{type(error).__name__}: {error}")
+            self._send_fatal(f"{type(error).__name__}: {error}")
             return f"failed: {error}"
         finally:
             self._connection.close()
             self._attached = None
 
-    def _try_to_say(self, reason: str) -> None:
+    def _send_fatal(self, reason: str) -> None:
         try:
             self._connection.send(m.Fatal(reason=reason))
         except OSError:
@@ -125,7 +125,7 @@ class TrainerSession:
 
     @property
     def _parts(self) -> tuple[ServerState, Parameters]:
-        state, parameters = self._desk.state, self._desk.parameters
+        state, parameters = self._server.state, self._server.parameters
         if state is None or parameters is None:
             raise RequestRefused("the model spec of the job has not reached this server yet")
         return state, parameters
@@ -143,8 +143,8 @@ class TrainerSession:
     def _attach(self, message: m.Attach, _: int) -> None:
         state, parameters = self._parts
         self._attached = _Attachment(message, parameters, self._connection)
-        self._desk.attached(self._connection)
-        with self._desk.lock:
+        self._server.attached(self._connection)
+        with self._server.lock:
             grants = state.grants_of(message.slots)
         self._connection.send(m.Attached(grants=grants))
 
@@ -156,7 +156,7 @@ class TrainerSession:
             # Averages need separate memory: the values area is sent again unchanged for a slot that is no longer held.
             memory = bytearray(attached.area.size)
             values, payload = DenseViews(attached.area, memory), [memoryview(memory)]
-        with self._desk.lock:
+        with self._server.lock:
             applied = state.granted.applied(attached.slots, message.grants, epoch=message.epoch, task=message.task)
             if message.values:
                 parameters.read(values, average=message.average)
@@ -167,7 +167,7 @@ class TrainerSession:
         attached = self._need()
         rows = self._receive_push(message, size, parameters, attached)
         granted, slots = state.granted, attached.slots
-        with self._desk.lock:
+        with self._server.lock:
             new = granted.judge(slots, message)
             if new:
                 if not message.skipped:
@@ -221,7 +221,7 @@ class TrainerSession:
             ids = torch.empty(part.count, dtype=torch.int64)
             self._connection.receive_into(bytes_of(ids))
             wanted.append(ids)
-        with self._desk.lock:
+        with self._server.lock:
             stale = state.granted.stale(attached.slots, message.grants)
             values = (
                 []
@@ -244,14 +244,14 @@ class TrainerSession:
         given = [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
         buffers, fixed = [TensorViews(part, self._bytes(part.size)).tensors for part in whole] or [[], []]
         width = len(parameters.given)
-        with self._desk.lock:
+        with self._server.lock:
             pairs = zip(message.slots, message.grants, strict=True)
             awaiting = [place for place, pair in enumerate(pairs) if state.awaits_values(*pair)]
             for place in awaiting:
                 mine = given[place * width : (place + 1) * width]
                 parameters.initialise(message.slots[place], views, rows=mine, buffers=buffers, fixed=fixed)
             state.initialised(message.slots[place] for place in awaiting)
-        self._desk.initialised()
+        self._server.initialised()
         self._connection.send(m.InitialValuesGiven(slots=message.slots, grants=message.grants))
 
     def _check_given(self, message: m.InitialValues, parameters: Parameters) -> None:
@@ -275,7 +275,7 @@ class TrainerSession:
             raise RequestRefused("buffers of another size than the job's")
         memory = bytearray(area.size) if message.fixed else self._bytes(size)
         views = TensorViews(area, memory)
-        with self._desk.lock:
+        with self._server.lock:
             stale = state.granted.stale([WHOLE_SLOT], [message.grant])
             if message.fixed and not stale:
                 parameters.read_fixed(views)
@@ -285,7 +285,7 @@ class TrainerSession:
 
     def _export(self, message: m.ExportTables, _: int) -> None:
         state, parameters = self._parts
-        with self._desk.lock:
+        with self._server.lock:
             stale = state.granted.stale([message.slot], [message.grant])
             tables = [] if stale else parameters.export(message.slot).tables
         parts = [m.TableValues(table=index, count=len(ids)) for index, (ids, _) in enumerate(tables)]
@@ -294,7 +294,7 @@ class TrainerSession:
 
     # A class attribute: a table of bound methods would be a reference cycle, and would keep a trainer's memory until the
     # garbage collector runs.
-    _CARRY_OUT: ClassVar[dict[type, Callable[[TrainerSession, Any, int], None]]] = {
+    _HANDLERS: ClassVar[dict[type, Callable[[TrainerSession, Any, int], None]]] = {
         m.Attach: _attach,
         m.Pull: _pull,
         m.Push: _push,

@@ -46,7 +46,7 @@ class AloneJob(TrainingSession):
         self._place: tuple[int, int] = (0, 0)
         self._samples = self._skipped = 0
         self._average: list[Tensor] = []
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._process = os.getpid()
         atexit.register(self._farewell)
 
@@ -110,7 +110,7 @@ class AloneJob(TrainingSession):
 
     def _batch_begins(self, batch: Batch) -> None:
         del batch
-        self._say()
+        self._print_progress()
 
     def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
         del batch
@@ -165,11 +165,11 @@ class AloneJob(TrainingSession):
         done = batch.batch + 1 == plan.batches_in(batch.task)
         self._place = (batch.task + 1, 0) if done else (batch.task, batch.batch + 1)
 
-    def _say(self) -> None:
+    def _print_progress(self) -> None:
         now = time.monotonic()
-        if now - self._said < PROGRESS_SECONDS:
+        if now - self._printed < PROGRESS_SECONDS:
             return
-        self._said = now
+        self._printed = now
         task, batch = self._place
         plan = self._order.plan
         done = (task * plan.task_batches + batch) / plan.batches

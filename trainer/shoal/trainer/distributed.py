@@ -115,9 +115,9 @@ class DistributedJob(TrainingSession):
 
     def _explain(self, error: BaseException) -> str:
         text = "".join(traceback.format_exception(error)).rstrip()
-        return text if self._fetching is None else f"{text}\n({self._words(self._fetching)})"
+        return text if self._fetching is None else f"{text}\n({self._describe_batch(self._fetching)})"
 
-    def _words(self, place: Place) -> str:
+    def _describe_batch(self, place: Place) -> str:
         """Return a description of a batch for users; also called by other threads."""
         epoch, task, batch = place
         shown = self._samples(place)
@@ -239,7 +239,7 @@ class DistributedJob(TrainingSession):
         return lease.epoch, lease.task, batch
 
     def _data(self, place: Place) -> Any:
-        self._steps.batch(functools.partial(self._words, place))
+        self._steps.batch(functools.partial(self._describe_batch, place))
         return super()._data(place)
 
     def _assign_from(self, place: Place) -> None:
@@ -389,7 +389,7 @@ class DistributedJob(TrainingSession):
 
     # --- Scores and models ---
 
-    def _bring_all(self) -> None:
+    def _load_all(self) -> None:
         """Pull the newest parameters and buffers; within a task, first merge the module's own buffers."""
         engine = self._engine
         engine.retry(lambda: engine.servers.pull(self._epoch, 0, idle=engine.idle))
@@ -404,7 +404,7 @@ class DistributedJob(TrainingSession):
         question = m.Evaluate(epoch=epoch, number=number)
         answer = self._engine.ask(question, m.EvaluateTurn, m.Evaluated)
         if isinstance(answer, m.EvaluateTurn):
-            self._bring_all()
+            self._load_all()
             with self._steps.doing("in job.evaluate"):
                 text = scored(self._module, score)
             self._tables.new_batch()
@@ -428,8 +428,8 @@ class DistributedJob(TrainingSession):
         late = self._finished and not self._counts["batches"]
         if not turn and (not late or Path(target).exists()):
             return
-        self._bring_all()
-        self._bring_tables()
+        self._load_all()
+        self._load_tables()
         with self._steps.doing("in job.save"):
             save_model(self._module, Path(target))
         if self._description.shape.ema:
@@ -455,7 +455,7 @@ class DistributedJob(TrainingSession):
         # The model of a complete job is written to a path once.
         return (self._epochs, 0) if self._finished and kind.startswith("save") else super()._call(kind)
 
-    def _bring_tables(self) -> None:
+    def _load_tables(self) -> None:
         """Load all rows of the tables: initial values first, then the rows that were trained."""
         described, engine = self._description, self._engine
         if not described.tables:

@@ -36,13 +36,13 @@ _SENT_SECONDS: Final = 0.5
 _STACK_LINES: Final = 30
 
 
-Words = Callable[[], str]
+Description = Callable[[], str]
 """A description that is formatted only when it is needed."""
 
 
 class _Step(NamedTuple):
     since: float
-    words: str | Words
+    doing: str | Description
     long: bool
 
 
@@ -55,13 +55,13 @@ class StepClock:
     @property
     def doing(self) -> str:
         """Description of the script's current activity."""
-        words = self._step.words
+        doing = self._step.doing
         try:
-            return words if isinstance(words, str) else words()
+            return doing if isinstance(doing, str) else doing()
         except Exception as error:  # noqa: BLE001 - an error of the script's sampler, which is called for the samples
             return f"in batch ? ({error!r})"
 
-    def begin(self, doing: str | Words, now: float, *, long: bool) -> None:
+    def begin(self, doing: str | Description, now: float, *, long: bool) -> None:
         """Begin an activity.
 
         Args:
@@ -129,7 +129,7 @@ class StepWatchdog:
         """Record progress of the script, or that Shoal waits."""
         self._clock.touch(time.monotonic())
 
-    def batch(self, doing: Words) -> None:
+    def batch(self, doing: Description) -> None:
         """Begin a batch, with the loading of its data."""
         self._clock.begin(doing, time.monotonic(), long=self._first)
 
@@ -156,19 +156,19 @@ class StepWatchdog:
     # --- The watchdog's thread ---
 
     def _run(self) -> None:
-        looked = time.monotonic()
-        with KernelTimer() as alarm:
+        checked = time.monotonic()
+        with KernelTimer() as timer:
             while True:
                 clock, step_seconds = self._clock, self._step_seconds()
                 limit = clock.limit(step_seconds)
                 # One second later, so that this thread acts first if it can run.
-                alarm.set(limit + _LONGEST_PAUSE_SECONDS)
+                timer.set(limit + _LONGEST_PAUSE_SECONDS)
                 if self._over.wait(min(_LONGEST_PAUSE_SECONDS, step_seconds / 10)):
                     return
                 now = time.monotonic()
-                if now - looked > _GAP_SECONDS:
-                    clock.forgive(now - looked)
-                looked = now
+                if now - checked > _GAP_SECONDS:
+                    clock.forgive(now - checked)
+                checked = now
                 seconds = clock.seconds(now)
                 if seconds > limit:
                     self._end(clock, seconds)
@@ -184,19 +184,19 @@ class StepWatchdog:
             return  # a single slow batch needs no warning
         self._warned = doing
         self._warn(
-            f"the script has been {doing} for {_spoken(seconds)}; at {_spoken(limit)} it is ended and restarted "
-            f"(spec.runPolicy.stepTimeout is {_spoken(limit / LONG_FACTOR)}, and this may take {LONG_FACTOR} times as long): "
+            f"the script has been {doing} for {_duration(seconds)}; at {_duration(limit)} it is ended and restarted "
+            f"(spec.runPolicy.stepTimeout is {_duration(limit / LONG_FACTOR)}, and this may take {LONG_FACTOR} times as long): "
             "increase stepTimeout, or call job.log inside it"
         )
 
     def _end(self, clock: StepClock, seconds: float) -> None:
         doing = clock.doing
-        said = (
-            f"--- the script has come no further for {_spoken(seconds)} {doing} (spec.runPolicy.stepTimeout): this "
+        text = (
+            f"--- the script has come no further for {_duration(seconds)} {doing} (spec.runPolicy.stepTimeout): this "
             "process ends; the stacks of all its threads:\n"
         )
         with suppress(OSError):  # if the script has closed stderr, only the master receives the report
-            os.write(2, said.encode(errors="replace"))
+            os.write(2, text.encode(errors="replace"))
         faulthandler.dump_traceback(file=2, all_threads=True)
         self._hung(seconds, doing, self._stack())
         if not self._over.wait(_SENT_SECONDS):
@@ -209,6 +209,6 @@ class StepWatchdog:
         return clipped("\n".join(lines[-_STACK_LINES:]))
 
 
-def _spoken(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Return a duration as text: ``3 s``, ``15 min``."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

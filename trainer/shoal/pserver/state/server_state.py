@@ -95,7 +95,7 @@ class ServerState:
         """Slot -> the order to restore it from a snapshot."""
         self._final: dict[int, int] = {}
         """Slot -> grant, of the slots whose final snapshot the master waits for."""
-        self._final_said = b""
+        self._final_encoded = b""
         """The encoded tasks that these slots must have, as received from the master; empty: every task of every epoch."""
         self._saved_batches = -1
 
@@ -203,7 +203,7 @@ class ServerState:
         self._final.pop(slot, None)
 
     def _last(self, message: m.TakeFinalSnapshot) -> list[Any]:
-        self._final_said = message.tasks
+        self._final_encoded = message.tasks
         slots = self.granted.served(message.slots, message.grants)
         unfit = self.granted.unfit(slots, self._final_tasks())
         for slot in slots:
@@ -212,8 +212,8 @@ class ServerState:
         return [m.MissingTasks(reports=self.granted.reports(unfit))] if unfit else []
 
     def _final_tasks(self) -> TaskSet:
-        if self._final_said:
-            return TaskSet.decode(self._final_said)
+        if self._final_encoded:
+            return TaskSet.decode(self._final_encoded)
         return TaskSet.through(self._plan.tasks, (self.epochs - 1, self._plan.tasks - 1))
 
     def awaits_values(self, slot: int, grant: int) -> bool:
@@ -274,7 +274,7 @@ class ServerState:
             snapshot: Its content.
             pinned: Whether it was read back completely and pinned, so that it is never deleted.
         """
-        replies: list[Any] = [self._snapped(name, snapshot)]
+        replies: list[Any] = [self._written_report(name, snapshot)]
         now_served = [
             slot
             for slot, part in snapshot.items()
@@ -285,10 +285,10 @@ class ServerState:
         if now_served:
             replies.append(m.GrantReport(reports=self.granted.reports(now_served)))
         if pinned:
-            replies.extend(self._safe(name, snapshot))
+            replies.extend(self._pinned_reports(name, snapshot))
         return replies
 
-    def _snapped(self, name: str, snapshot: Snapshot) -> m.SnapshotWritten:
+    def _written_report(self, name: str, snapshot: Snapshot) -> m.SnapshotWritten:
         slots = sorted(snapshot)
         return m.SnapshotWritten(
             file=name,
@@ -297,7 +297,7 @@ class ServerState:
             counts=[snapshot[slot].batches for slot in slots],
         )
 
-    def _safe(self, name: str, snapshot: Snapshot) -> list[Any]:
+    def _pinned_reports(self, name: str, snapshot: Snapshot) -> list[Any]:
         """Return the reports on the slots that this pinned snapshot finalises.
 
         These are the ordered slots that were copied under their current grant and have exactly the ordered tasks. A slot that
@@ -318,7 +318,7 @@ class ServerState:
             *replies,
             m.FinalSnapshotPinned(
                 file=name,
-                tasks=self._final_said,
+                tasks=self._final_encoded,
                 slots=slots,
                 grants=[snapshot[slot].grant for slot in slots],
                 samples=[snapshot[slot].samples for slot in slots],

@@ -86,7 +86,7 @@ class Engine:
         self._work: Work | None = None
         self._servers: Servers | None = None
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._wants = 0
+        self._requested = 0
         self._question: Any = None
         self._ended_epoch = -1
         self._suspect: set[tuple[int, int]] = set()
@@ -186,7 +186,7 @@ class Engine:
                 self.work.mapped(message)
                 self.servers.follow(message)
             case m.TaskLeased():
-                self._wants = max(0, self._wants - 1)
+                self._requested = max(0, self._requested - 1)
                 self.trainers = message.trainers
                 if message.watched:
                     self._suspect.add((message.lease.epoch, message.lease.task))
@@ -197,7 +197,7 @@ class Engine:
             case m.TaskReopened():
                 self.work.redo(message.lease)
             case m.EpochDone():
-                self._wants = 0
+                self._requested = 0
                 self._ended_epoch = max(self._ended_epoch, message.epoch)
             case m.ProvideInitialValues():
                 self._provide(message)
@@ -227,9 +227,9 @@ class Engine:
         self.servers.patience.lease_seconds = message.lease_seconds
         for done in unanswered:
             self._link.send(done)
-        wants, self._wants = self._wants, 0
-        for _ in range(wants):
-            self._want(self._loop_epoch)
+        requested, self._requested = self._requested, 0
+        for _ in range(requested):
+            self._request_task(self._loop_epoch)
         if self._question is not None and self._reply is None:
             self._link.send(self._question)
 
@@ -293,7 +293,7 @@ class Engine:
                 lease = self._next_lease(epoch)
                 if lease is None:
                     return None
-            self._want_ahead(epoch)
+            self._request_ahead(epoch)
             batch = self._synchronise(lease)
             if batch < work.plan.batches_in(lease.task):
                 if (lease.epoch, lease.task) in self._suspect:
@@ -308,25 +308,25 @@ class Engine:
         while not work.waiting:
             if self._ended_epoch >= epoch and not work.unanswered:
                 return None
-            if self._ended_epoch < epoch and not self._wants:
-                self._want(epoch)
+            if self._ended_epoch < epoch and not self._requested:
+                self._request_task(epoch)
             self._wait_for_message()
             self.leave_if_draining()
         if work.waiting[0].epoch > epoch:
             return None
         return work.begin()
 
-    def _want_ahead(self, epoch: int) -> None:
+    def _request_ahead(self, epoch: int) -> None:
         """Request the next tasks while this one is processed: one, or as many as the loader's workers need."""
         if self._ended_epoch >= epoch:
             return
         tasks = max(1, -(-self.ahead // self.work.plan.task_batches))
-        for _ in range(tasks - len(self.work.waiting) - self._wants):
-            self._want(epoch)
+        for _ in range(tasks - len(self.work.waiting) - self._requested):
+            self._request_task(epoch)
 
-    def _want(self, epoch: int) -> None:
+    def _request_task(self, epoch: int) -> None:
         if self._link.send(m.RequestTask(epoch=epoch)):
-            self._wants += 1
+            self._requested += 1
 
     def loop_begins(self, epoch: int) -> None:
         """Note that the script's loop enters an epoch, so that tasks are requested again."""
@@ -360,7 +360,7 @@ class Engine:
                         continue
                 except ServerLost as error:
                     work.forget(error.slots)
-            self._ask_where()
+            self._request_slot_map()
             self._wait_for_message()
             self.leave_if_draining()
 
@@ -387,7 +387,7 @@ class Engine:
                         work.applied(following.epoch, following.task, slots, grants, batches)
         except ServerLost as error:
             work.forget(error.slots)
-            self._ask_where()
+            self._request_slot_map()
         reached = work.next_batch()
         return reached is not None and reached >= push.first + push.batches
 
@@ -400,9 +400,9 @@ class Engine:
         """Request the slot map while a server does not reply, as the master may have moved its slots (rule 12)."""
         self.waits()
         self._handle_all()
-        self._ask_where()
+        self._request_slot_map()
 
-    def _ask_where(self) -> None:
+    def _request_slot_map(self) -> None:
         now = time.monotonic()
         if now - self._last_asked >= ASK_SECONDS:
             self._last_asked = now
@@ -421,7 +421,7 @@ class Engine:
                     return action()
                 except ServerLost as error:
                     self.work.forget(error.slots)
-            self._ask_where()
+            self._request_slot_map()
             self._wait_for_message()
             self.leave_if_draining()
 

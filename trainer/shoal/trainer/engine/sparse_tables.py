@@ -120,7 +120,7 @@ class Tables:
         table = self._tables[place]
         ids = _ids(func, args, kwargs)
         if ids is not None:
-            self._bring(table, torch.unique(ids.detach()).cpu().to(torch.int64))
+            self._load(table, torch.unique(ids.detach()).cpu().to(torch.int64))
         elif not self.whole:
             raise Refused(
                 f"the sparse table {table.name} is used as a whole by {getattr(func, '__name__', func)}: with sparse=True "
@@ -128,7 +128,7 @@ class Tables:
                 "embedding with sparse=False"
             )
 
-    def _bring(self, table: TableModule, ids: Tensor) -> None:
+    def _load(self, table: TableModule, ids: Tensor) -> None:
         if self._fetch is None or self.whole:
             return
         weight = table.module.weight

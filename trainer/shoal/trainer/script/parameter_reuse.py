@@ -24,14 +24,14 @@ _between = False
 A global, because the hooks of a compiled module are compiled, too, and torch's guards re-check only globals before the
 compiled code runs again.
 """
-_waiting: WeakSet[Reuse] = WeakSet()
+_pending: WeakSet[Reuse] = WeakSet()
 """The jobs of this process with a step that is not committed yet."""
 
 
-def _now(reuse: Reuse, *, waits: bool) -> None:
+def _set_pending(reuse: Reuse, *, pending: bool) -> None:
     global _between  # noqa: PLW0603 - see its docstring
-    (_waiting.add if waits else _waiting.discard)(reuse)
-    _between = len(_waiting) > 0
+    (_pending.add if pending else _pending.discard)(reuse)
+    _between = len(_pending) > 0
 
 
 class Reuse:
@@ -47,10 +47,10 @@ class Reuse:
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], *, used: Callable[[str], None]) -> None:
         self._used = used
         self._stepped: set[int] = set()
-        self._looks = len(optimizers) > 1
-        _waiting.clear()
-        _now(self, waits=False)
-        if not self._looks:
+        self._enabled = len(optimizers) > 1
+        _pending.clear()
+        _set_pending(self, pending=False)
+        if not self._enabled:
             return
         if "torch._dynamo" in sys.modules:
             # Code compiled before has no hooks in it, and torch does not check for hooks added later.
@@ -64,21 +64,21 @@ class Reuse:
     def stepped(self, optimizer: Optimizer) -> None:
         """Note that an optimizer has stepped; the step is not committed yet."""
         self._stepped.add(id(optimizer))
-        if self._looks:
-            _now(self, waits=True)
+        if self._enabled:
+            _set_pending(self, pending=True)
 
     def committed(self) -> None:
         """Note that all steps are committed and the parameters are the newest."""
         self._stepped.clear()
-        _now(self, waits=False)
+        _set_pending(self, pending=False)
 
     def _hook(self, name: str, own: set[int]) -> Callable[[nn.Module, Any], None]:
-        def look() -> None:
+        def check() -> None:
             if own & self._stepped:
                 self._used(f"a forward pass of module {name}" if name else "a forward pass of the model")
 
         disabled: Any = torch.compiler.disable
-        uncompiled = disabled(look)
+        uncompiled = disabled(check)
 
         def before(_: nn.Module, __: Any) -> None:
             if _between:
