@@ -1,4 +1,4 @@
-"""The batches of assigned tasks, loaded by torch's own DataLoader in the same processes and order as in a plain script.
+"""The batches of assigned tasks, loaded by torch's own DataLoader in the same processes and at the same times as without a job.
 
 The feed iterates a DataLoader on the caller's thread: one torch iterator per pass over the loader, with the script's own
 workers. Only the batch sampler is replaced: it yields the next assigned batch. The number of batches in flight is fixed by

@@ -3,7 +3,7 @@
 It runs on the script's thread, inside the loader's ``next``; only the link to the master has its own thread, which puts the
 master's messages into an inbox. There is one recovery procedure for every failure of a server: ask each slot how many batches
 of the task it has applied (``_synchronise``), and continue from the least advanced slot (rule 12). No gradients are kept for
-that: the batch is computed again, and slots that already have it reject the duplicate.
+that: the batch is computed again, and slots that already have it ignore the push.
 """
 
 from __future__ import annotations
