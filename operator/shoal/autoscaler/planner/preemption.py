@@ -1,7 +1,7 @@
-"""Where room can be made: who would have to give way for one more pod, at which node.
+"""The search for preemption candidates: the node, and the victims on it, that make room for one more pod.
 
-Nodes that would do are put in order by a guess first, and a few at a time are looked at closely. What was found is kept for the
-next pod of the shape: then the best one is looked at again, and one more that was not seen yet.
+Nodes with enough preemptible room are ordered by an estimate, and `_TRIES` of them at a time are evaluated exactly. Evaluated
+nodes are kept for the next pod of the same shape: then the best one is evaluated again, and further nodes fill up the list.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from shoal.autoscaler.planner.placement import Placement, Victim
 __all__ = ["PreemptionCandidates"]
 
 _TRIES: Final = 4
-"""Nodes that are looked at closely, of those that would do."""
+"""Number of nodes that are evaluated exactly."""
 _BYTE: Final = 255
 Found = tuple[int, list[Victim]]
-"""A node, and who gives way there."""
+"""A node, and the victims there."""
 _Worth = tuple[int, int, float, int]
-"""Less is better; the last is the node."""
+"""(victims, victims with the minimum's priority, negated sum of shares, node). The least is the best."""
 
 
 class PreemptionCandidates:
-    """Room that is held by trainers that may give way.
+    """The search for nodes where the preemption of trainers makes room.
 
     Args:
-        placement: Where things stand.
-        step: [J] by how much one trainer more raises a job's share; who has the larger share gives way first.
+        placement: The working state of the plan.
+        step: [J] share that one trainer adds to its job; trainers of the job with the larger share are preempted first.
     """
 
     def __init__(self, placement: Placement, step: npt.NDArray[np.float64]) -> None:
@@ -42,15 +42,15 @@ class PreemptionCandidates:
         np.maximum.at(self._largest, placement.rank, placement.of_one)
 
     def share(self, job: int) -> float:
-        """Of a job, as it stands."""
+        """Return the present share of a job."""
         return float(self._placement.count[job] * self._step[job])
 
     def make(self, shape: int, tiers: Sequence[int]) -> Found | None:
-        """A node, and who gives way there for one pod; as few tiers as do, then as few trainers.
+        """Return a node and the victims there for one pod: as few tiers as possible, then as few victims; None: no node.
 
         Args:
-            shape: Of the pod.
-            tiers: Who may give way, in this order.
+            shape: Shape of the pod.
+            tiers: Tiers that may be preempted, in this order.
         """
         key = (shape, tuple(tiers))
         offers = self._offers.get(key)
@@ -62,7 +62,7 @@ class PreemptionCandidates:
         return offers.best()
 
     def nodes(self, shape: int, tiers: Sequence[int]) -> list[int]:
-        """Where there would be room without these tiers, first where fewest would have to give way, about."""
+        """Return the nodes with room for the shape if these tiers are preempted, in order of the estimated number of victims."""
         placement, ask = self._placement, self._placement.asks[shape]
         found = np.flatnonzero(placement.anywhere(shape, placement.room_with(tiers)))
         ranks = sorted({tier % max(1, placement.classes) for tier in tiers})
@@ -74,7 +74,10 @@ class PreemptionCandidates:
         return ordered
 
     def firm(self, node: int, victims: Sequence[Victim]) -> int:
-        """How many of them are of the minimum by their priority: one of the surplus would be made anew for each."""
+        """Return how many victims have the minimum's priority.
+
+        For each of these a surplus trainer of its job has to be recreated with that priority.
+        """
         jobs = Counter(each.job for each in victims if self._placement.jobs[each.job].firm)
         here = self._placement.places.at(node) if jobs else {}
         return sum(
@@ -82,12 +85,12 @@ class PreemptionCandidates:
         )
 
     def victims(self, node: int, request: Sequence[int], tiers: Sequence[int]) -> list[Victim] | None:
-        """Who gives way at a node so that a request fits; None: not even all of these tiers would do.
+        """Return the victims on a node that make room for a request; None: all of these tiers are not enough.
 
         Args:
-            node: Where.
-            request: What is to fit.
-            tiers: Who may give way, in this order.
+            node: Number of the node.
+            request: [R] requests of the pod.
+            tiers: Tiers that may be preempted, in this order.
         """
         placement = self._placement
         here = placement.places.at(node)
@@ -105,7 +108,7 @@ class PreemptionCandidates:
                 lacks = [lack - amount for lack, amount in zip(lacks, ask, strict=True)]
         if max(lacks) > 0:
             return None
-        # Who was chosen before another one who covers it all stays.
+        # A victim that a later, larger victim has made unnecessary stays.
         for victim in list(chosen):
             ask = placement.asks[placement.shape[victim.job]]
             without = [lack + amount for lack, amount in zip(lacks, ask, strict=True)]
@@ -117,7 +120,11 @@ class PreemptionCandidates:
     def _of_tier(
         self, node: int, here: Mapping[int, int], tier: int, lacks: Sequence[int], given: Mapping[int, int]
     ) -> Iterator[tuple[int, list[int]]]:
-        """Of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
+        """Yield the victims of a tier on a node as (job, request of one trainer).
+
+        First the trainers that cover most of the missing room, then those of the job with the largest share, then those
+        without the minimum's priority.
+        """
         placement = self._placement
         rank, line = tier % placement.classes, []
         for job, count in here.items():
@@ -136,7 +143,7 @@ class PreemptionCandidates:
 
 
 class _Offers:
-    """Nodes for one shape: those that were looked at, the best first, and those that were not yet."""
+    """The candidate nodes of one shape: a heap of evaluated nodes, and the nodes not yet evaluated."""
 
     def __init__(
         self, candidates: PreemptionCandidates, placement: Placement, shape: int, tiers: Sequence[int]
@@ -149,7 +156,7 @@ class _Offers:
         self._seen: list[_Worth] = []
 
     def best(self) -> Found | None:
-        """Of those that were looked at, and of a few more; None: there are none."""
+        """Return the best of the evaluated nodes and a few further ones, with its victims; None: there is none."""
         while True:
             self._look()
             if self._seen:
