@@ -1,4 +1,4 @@
-"""The AutoscalerConfig in a file that may change at any time: what was in force stays until there is a better one."""
+"""The hot reload of the AutoscalerConfig's file: the configuration in force stays until the file has another valid one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from shoal.autoscaler.config.types import AutoscalerConfig
 __all__ = ["Change", "ConfigFile"]
 
 _PATIENCE: Final = 3
-"""Looks in a row after which a file that was there is believed to be gone, or empty."""
+"""Consecutive polls after which a file that is missing or empty is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What one look at a file found to be new: one of the two.
+    """A change that a poll found: a new configuration or a new problem.
 
     Attributes:
-        config: The configuration that is in force from now on; None: the one before stays.
-        problem: Why the file cannot be taken, for people; empty: it can.
+        config: The configuration that is in force from now on; None: the previous one stays in force.
+        problem: Why the file is refused, as a message; empty: it is valid.
     """
 
     config: AutoscalerConfig | None = None
@@ -32,7 +32,7 @@ class Change:
 
 
 class _Mark(NamedTuple):
-    """By which a file is known to be the one that was read."""
+    """The attributes of a file by which a poll detects a change."""
 
     device: int
     inode: int
@@ -45,13 +45,16 @@ class _Mark(NamedTuple):
 
 
 class ConfigFile:
-    """A configuration in a file that may change at any time; `config` has the defaults until one was taken.
+    """A configuration in a file that can change at any time; `config` has the defaults until the file was first valid.
 
-    It is polled, not watched: the kubelet changes a mounted ConfigMap by swapping a link two folders up, which no watch of
-    the file itself tells. A poll is one look at the file's attributes as long as these stay the same.
+    The file is polled, not watched: the kubelet updates a mounted ConfigMap by swapping a symbolic link two folders up, which
+    a watch of the file itself does not report. While the file's attributes do not change, a poll is one `stat`.
 
-    A file that was read and then is gone or empty is what a writer in between leaves. Nothing is said of it for two polls.
-    One that stays empty is refused as well: to take the defaults would let an autoscaler act that was told not to.
+    A file that was valid and is now missing or empty may be in the middle of a write: it is reported only after `_PATIENCE`
+    polls. A file that stays empty is refused as well: the defaults would enable an autoscaler that was disabled.
+
+    Args:
+        path: Path of the file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,21 +67,21 @@ class ConfigFile:
 
     @property
     def config(self) -> AutoscalerConfig:
-        """What is in force."""
+        """The configuration in force."""
         return self._config
 
     @property
     def taken(self) -> bool:
-        """Whether `config` is from the file."""
+        """Whether `config` was read from the file."""
         return self._taken
 
     @property
     def problem(self) -> str:
-        """What is wrong with the file now; empty: nothing."""
+        """The present problem of the file; empty: none."""
         return self._problem
 
     def poll(self) -> Change | None:
-        """Look at the file once; what is new, or None. The first poll always tells something."""
+        """Check the file once; return what has changed, or None. The first poll always returns a change."""
         try:
             text = self._news()
             config = load(text) if text is not None else None
@@ -87,7 +90,7 @@ class ConfigFile:
         return self._take(config) if config is not None else None
 
     def _news(self) -> str | None:
-        """What the file holds, if that may be new.
+        """Return the file's text; None: it has not changed, or may be in the middle of a write.
 
         Raises:
             ConfigError: It cannot be read.
@@ -97,7 +100,7 @@ class ConfigFile:
             if _Mark.of(found) == self._mark:
                 self._absent = 0
                 return None
-            # Anything else might keep its reader waiting for ever.
+            # Reading from anything else, such as a FIFO, could block.
             if not stat.S_ISREG(found.st_mode):
                 raise self._unreadable("is not a file; name the file itself, not the folder that it is in")
             with self._path.open("rb") as file:
@@ -120,12 +123,15 @@ class ConfigFile:
             raise ConfigError([Problem("", "is not text in UTF-8")]) from None
 
     def _in_between(self) -> bool:
-        """Whether the file may be on its way; at the start there is nothing to protect, and somebody who waits."""
+        """Return whether the file may be in the middle of a write.
+
+        At the start this is False: there is no configuration to protect, and the operator waits for one.
+        """
         self._absent += 1
         return self._taken and self._absent < _PATIENCE
 
     def _unreadable(self, text: str) -> ConfigError:
-        """An error after which the file is read again whatever its attributes are."""
+        """Return an error, and have the next poll read the file whatever its attributes are."""
         self._mark = None
         return ConfigError([Problem("", text)])
 
