@@ -1,4 +1,4 @@
-"""A computation in a thread beside the event loop: a plan of thousands of jobs takes longer than the renewal of a Lease can wait."""
+"""A computation in a thread beside the event loop: a plan of thousands of jobs takes longer than a Lease's renewal can wait."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Plays traces of jobs and pods on a simulated cluster, and compares what policies make of them.
+"""The simulator: runs traces of jobs and pods on a simulated cluster, and compares scaling policies.
 
-``python -m shoal.simulator --trace FILE`` is for people; `simulate` is the same for programs.
+``python -m shoal.simulator --trace FILE`` is the command line; `simulate` is the function.
 """
 
 from shoal.simulator.engine import Result, Simulation, simulate

@@ -1,8 +1,8 @@
-"""The simulation itself: a heap of what is to happen, and the world that it happens to.
+"""The discrete-event simulation: a heap of scheduled events, and the simulated cluster.
 
-At each moment all that is due is done first; then the scheduler looks once at what changed, then the policy if it is its
-time, then the scheduler again. So nothing depends on the order in which simultaneous events were foretold, and the same
-trace gives the same report. It reads no clock and draws no numbers.
+At each point in time all due events are handled first; then the scheduler runs, then the policy if it is due, then the
+scheduler again. So the result does not depend on the order in which simultaneous events were scheduled, and the same trace
+gives the same report. The simulation reads no clock and uses no random numbers.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ from shoal.simulator.views import view_of
 __all__ = ["LONGEST_SECONDS", "PATIENCE_SECONDS", "Result", "Simulation", "simulate"]
 
 LONGEST_SECONDS: Final = 30 * 86400.0
-"""No simulation goes on for longer unless it is told to."""
+"""Default of the longest simulated time: 30 days."""
 PATIENCE_SECONDS: Final = 3600.0
-"""With nothing more to come and no job at work for so long, what waits waits for ever. Longer than any cool-down."""
+"""After this time without an arrival and without progress of any job the simulation ends: pending pods stay pending.
+
+Longer than any cool-down.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of one simulation.
+    """The result of a simulation.
 
     Attributes:
         report: The measures.
-        history: Who held what when, if that was wanted.
-        trainings: The jobs as they ended.
+        history: The requested CPU of each job over time; None: not recorded.
+        trainings: The final state of the jobs.
     """
 
     report: SimulationReport
@@ -58,26 +61,27 @@ def simulate(
     history: bool = False,
     watch: Callable[[Simulation], None] | None = None,
 ) -> Result:
-    """Play a trace under a policy.
+    """Simulate a trace under a policy.
 
     Args:
-        trace: What arrives.
-        rule: The policy; a new one for each simulation, for it may remember.
-        until: Seconds after which it stops, whatever is left.
-        history: Whether to keep who held what when.
-        watch: Called after each moment: for progress, and for tests.
+        trace: The cluster and the arrivals.
+        rule: The policy; policies have state, so each simulation needs a new one.
+        until: Simulated time at which the simulation stops even if jobs are left. Seconds. Default: `LONGEST_SECONDS`.
+        history: Whether to record the requested CPU of each job over time. Default: False.
+        watch: Called after each point in time: for progress, and for tests. Default: none.
     """
     return Simulation(trace, rule, history=history).run(until=until, watch=watch)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Event:
-    """Something that is foretold.
+    """A scheduled event.
 
     Attributes:
-        action: What is done then.
-        to_come: Whether the world brings it, whatever the policy does.
-        holds: Whether it will happen at all; one that does not is dropped, and no time passes for it.
+        action: Handles the event.
+        to_come: Whether the event is of the trace, so that it does not depend on the policy.
+        holds: Returns whether the event is still valid; an event that is not is dropped, and no time passes for it. None: it
+            is always valid.
     """
 
     action: Callable[[], None]
@@ -89,12 +93,19 @@ class _Event:
 
 
 class Simulation:
-    """One trace under one policy.
+    """The simulation of a trace under a policy.
 
     Attributes:
-        now: Seconds.
+        now: Simulated time, in seconds.
+        layout: The nodes and shapes of the trace.
         cluster: The pods.
         trainings: Jobs that have arrived, by number.
+        foreign: Counts and waiting times of foreign pods.
+
+    Args:
+        trace: The cluster and the arrivals.
+        rule: The policy.
+        history: Whether to record the requested CPU of each job over time. Default: False.
     """
 
     def __init__(self, trace: Trace, rule: Rule, *, history: bool = False) -> None:
@@ -124,7 +135,7 @@ class Simulation:
             evict=self._evict if rule.scheduler_evicts else None,
             budgets=lambda: {number: job.spare for number, job in self._active.items()},
         )
-        # The surplus of all jobs is below the minimum of any.
+        # The rank of all surplus trainers is below that of any minimum.
         self._lowest = rank_of(min((job.priority for job in trace.jobs), default=0), PodKind.TRAINER) - 1
         self._arrivals = Arrivals(self, trace)
         for number, job in enumerate(trace.jobs):
@@ -132,11 +143,11 @@ class Simulation:
 
     @property
     def ended(self) -> int:
-        """Jobs that have."""
+        """The number of jobs that have ended."""
         return int(self._ended.sum())
 
     def run(self, *, until: float = LONGEST_SECONDS, watch: Callable[[Simulation], None] | None = None) -> Result:
-        """Go on until nothing is left to happen, or nothing can."""
+        """Run until there are no more events, or no progress is possible, or `until` is reached."""
         while (time := self._next()) is not None:
             if time > until:
                 self._pass_to(until)
@@ -164,20 +175,20 @@ class Simulation:
         to_come: bool = False,
         holds: Callable[[], bool] | None = None,
     ) -> None:
-        """Foretell something.
+        """Schedule an event.
 
         Args:
-            time: When.
-            action: What.
-            to_come: Whether the world brings it, whatever the policy does.
-            holds: Whether it still will happen, as of the moment when it is asked; None: in any case.
+            time: Simulated time of the event, in seconds.
+            action: Handles the event.
+            to_come: Whether the event is of the trace, so that it does not depend on the policy.
+            holds: Returns whether the event is still valid; None: it is always valid.
         """
         self._foretold += 1
         self._to_come += to_come
         heapq.heappush(self._heap, (time, self._foretold, _Event(action=action, to_come=to_come, holds=holds)))
 
     def _next(self) -> float | None:
-        """When something will happen."""
+        """Return the time of the next event; None: there is none."""
         while self._heap and self._heap[0][2].is_void():
             self._pop()
         return self._heap[0][0] if self._heap else None
@@ -188,13 +199,13 @@ class Simulation:
         return event
 
     def create(self, pod: Pod) -> None:
-        """A pod comes."""
+        """Create a pod."""
         self.cluster.add(pod)
         if pod.kind is PodKind.FOREIGN:
             self.foreign.came += 1
 
     def kill(self, pod: Pod) -> None:
-        """A pod is told to stop: it is gone at once where it has no node, else when it has stopped."""
+        """Delete a pod: at once if it has no node, else after the trace's `stop_seconds`."""
         job = self.trainings.get(pod.owner)
         if job is not None:
             job.trainers.pop(pod.number, None)
@@ -213,7 +224,7 @@ class Simulation:
             self._pace(job)
 
     def trigger(self, trigger: Trigger) -> None:
-        """Something that a policy may want to look at soon."""
+        """Schedule a run of the policy after `debounce_seconds`, if the policy has this trigger."""
         due = self.now + self._trace.debounce_seconds
         if trigger in self._rule.triggers and self._told > due:
             self._told = due
@@ -233,7 +244,7 @@ class Simulation:
             history=self._history,
         )
 
-    # What happens.
+    # Events.
 
     def _arrive(self, number: int, spec: JobSpec) -> None:
         layout = self.layout
@@ -251,7 +262,7 @@ class Simulation:
         self.at((math.floor(self.now / cycle + 1e-9) + 1) * cycle, self._cycle)
 
     def _cycle(self) -> None:
-        # Without jobs there is nothing to plan; the next arrival starts it again.
+        # Without jobs there is nothing to plan; the next arrival starts the cycle again.
         self._ticking = bool(self._active)
         if self._ticking:
             self._look = True
@@ -280,7 +291,7 @@ class Simulation:
             self.trigger(Trigger.TRAINER)
 
     def _evict(self, pod: Pod) -> None:
-        """The scheduler preempts it; who owns it makes a new one."""
+        """Preempt a pod for the scheduler; its Deployment or job recreates it."""
         job = self.trainings.get(pod.owner)
         self.kill(pod)
         if job is None:
@@ -292,7 +303,7 @@ class Simulation:
             self._create_other(job, pod.shape)
 
     def _pace(self, job: SimulatedJob) -> None:
-        """A job's pods changed: foretell its end anew."""
+        """Update the job's rate after a change of its pods, and schedule its end again."""
         if job.ended is None and job.advance(self.now) and (job.rate or job.complete):
             version = job.version
             self.at(self.now + job.remaining(), partial(self._done, job), holds=lambda: job.version == version)
@@ -305,10 +316,10 @@ class Simulation:
             self.kill(pod)
         self.trigger(Trigger.JOB)
 
-    # What is decided.
+    # Decisions.
 
     def _settle(self) -> None:
-        """The scheduler looks until nothing new comes of it."""
+        """Run the scheduler until nothing changes."""
         while self.cluster.changed:
             for pod in self._scheduler.run(self.now):
                 self._tally.started += pod.kind is PodKind.TRAINER
@@ -324,7 +335,7 @@ class Simulation:
             return
         by_uid = {job.uid: job for job in self._active.values()}
         wishes = self._rule.wish(view_of(self.now, self.cluster, tuple(self._active.values())))
-        # What goes makes room before what comes looks for it.
+        # All jobs shrink before any job grows into the room.
         for uid, wish in wishes.items():
             self._shrink(by_uid[uid], wish)
         for uid, wish in wishes.items():
@@ -350,7 +361,7 @@ class Simulation:
 
     @staticmethod
     def _may_wait(job: SimulatedJob, wish: Wish) -> int:
-        """Trainers without a node that are wished for."""
+        """Return how many pending trainers the policy wants."""
         missing = wish.trainers - len(job.bound)
         return missing if wish.comes is None else min(sum(wish.comes.values()), missing)
 
@@ -393,7 +404,7 @@ class Simulation:
             created=self.now,
         )
 
-    # What is noted.
+    # Measurements.
 
     def _pass_to(self, time: float) -> None:
         self._recorder.pass_to(time)
@@ -415,7 +426,7 @@ class Simulation:
         self._recorder.note(held=held, active=self._arrived & ~self._ended, counts=self._counts())
 
     def _counts(self) -> bool:
-        """Whether the present is among the times that means are taken over: from the first job to the end of the last."""
+        """Return whether means include the present: they are taken from the first arrival to the end of the last job."""
         return not len(self._ended) or bool(self._arrived.any() and not self._ended.all())
 
     def _result(self) -> Result:
@@ -457,12 +468,12 @@ def _starts(pod: Pod) -> bool:
 
 
 def _absent(number: int, spec: JobSpec) -> SimulatedJob:
-    """A job that had not come when the simulation ended."""
+    """Return a job that had not arrived when the simulation ended."""
     return SimulatedJob(number=number, spec=spec, shape=0, counted=spec.arrival)
 
 
 def _hints(comes: Mapping[int, int], waiting: list[Pod]) -> list[int]:
-    """Nodes for new trainers, without those that waiting ones have been sent to."""
+    """Return the preferred nodes of new trainers, without those that pending trainers already have as hints."""
     left = dict(comes)
     for pod in waiting:
         if left.get(pod.hint, 0):

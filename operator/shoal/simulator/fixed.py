@@ -1,4 +1,4 @@
-"""Jobs of a fixed size: all trainers are asked for at once and wait for room, as those of a plain batch Job do."""
+"""The policy `fixed`: all trainers of a job are created at once and stay pending until there is room, as in a batch Job."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Fixed"]
 
 
 class Fixed(Rule):
-    """Each job gets its maximum at its arrival.
+    """The policy that gives each job its maximum at its arrival.
 
     Args:
-        scheduler_evicts: Let foreign pods of higher priority preempt trainers.
+        scheduler_evicts: Whether foreign pods of higher priority may preempt trainers. Default: False.
     """
 
     name: ClassVar[str] = "fixed"
@@ -23,5 +23,5 @@ class Fixed(Rule):
         self.scheduler_evicts = scheduler_evicts
 
     def wish(self, view: PolicyView) -> Mapping[str, Wish]:
-        """The maximum of each."""
+        """Return the maximum of each job."""
         return {job.uid: Wish(trainers=job.max) for job in view.snapshot.jobs}

@@ -1,4 +1,4 @@
-"""Shoal's own planner as a policy of the simulator: the very function that the operator calls."""
+"""The policy `shoal`: Shoal's planner, the same function that the operator calls."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Planner"]
 
 
 class Planner(Rule):
-    """What `plan` says.
+    """The policy that applies `plan`.
 
     Args:
-        policy: Its choices; with ``scheduler_evicts=False`` nobody but the planner makes room.
+        policy: The planner's options; with ``scheduler_evicts=False`` only the planner makes room. Default: `Policy()`.
     """
 
     name: ClassVar[str] = "shoal"
@@ -29,7 +29,7 @@ class Planner(Rule):
         self.scheduler_evicts = self._policy.scheduler_evicts
 
     def wish(self, view: PolicyView) -> Mapping[str, Wish]:
-        """The allocation, job by job."""
+        """Return the allocation of each job."""
         allocation, self._memory = plan(view.snapshot, self._memory, self._policy)
         return {
             uid: Wish(

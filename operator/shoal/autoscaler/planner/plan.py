@@ -36,7 +36,7 @@ from shoal.autoscaler.planner.preemption import PreemptionCandidates
 __all__ = ["plan"]
 
 _PASSES: Final = 16
-"""Most passes of one plan. Two or three are usual; with many competing shapes the last pass is used though it may not be optimal."""
+"""Most passes of a plan. Two or three are usual; with many competing shapes the last one is used, though it may not be the best."""
 _FIRST_CAP_SECONDS: Final = 30.0
 _LONGEST_CAP_SECONDS: Final = 600.0
 

@@ -1,11 +1,11 @@
-"""The cluster as events tell it, kept so that the planner's snapshot costs no look at every pod. No I/O.
+"""The state of the cluster, kept from events so that a snapshot does not iterate over all pods. No I/O.
 
-Sums change with each event and are only copied for a snapshot: what is taken on a node, what is leaving it, which trainers a
-job holds where. So a snapshot is as dear as the jobs and the pending pods in it; nodes and bound pods cost an array's copy.
+Sums are updated with each event and only copied for a snapshot: taken room per node, terminating room per node, trainers per
+job and node. So the cost of a snapshot grows with its jobs and pending pods; nodes and bound pods cost the copy of an array.
 
-Events may come late or twice. A pod may be bound to a node that is not known yet, or no more: it weighs nothing until there
-is a node of that name, and then with all that it has. Labels are anybody's to write: a trainer is a job's only if the job is
-its controller, any other pod of a job only by its name and namespace; what fails that is foreign.
+Events may be late or duplicate. A pod may be bound to a node that is not known yet, or was deleted: it counts once a node of
+that name exists. Anyone can write labels, so a trainer belongs to a job only if the job is its controller, and any other pod
+of a job only by its name and namespace; all other pods are foreign.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from shoal.autoscaler.snapshot.resources import Manifest, Request, Sums, allocat
 __all__ = ["ClusterState"]
 
 _MOST_PENDING_SHAPES: Final = 1000
-"""Of pending pods in one snapshot: a new DaemonSet on a full cluster brings one for each node. The others wait."""
+"""Most shapes of pending pods in a snapshot: a new DaemonSet in a full cluster adds one per node. Other pods are left out."""
 _MOST_BURIED: Final = 10_000
 _MOST_PROBLEMS_OF_ONE: Final = 10
 
 
 @dataclass(slots=True, kw_only=True)
 class _Pod:
-    """What is kept of a pod.
+    """The state of a pod.
 
     Attributes:
-        crew: Whose it says it is.
-        ended: It takes no room any more.
-        request: Of one that takes room of a node; None: of any other.
-        shape: Of one that the scheduler may place now; None: of any other.
-        refused: Since when the scheduler has found no node for it; None: it has not said so.
-        given: What the last snapshot said of it.
+        place: Namespace and name.
+        crew: The job that the pod's labels name; None: foreign.
+        ended: Whether the pod has ended, so that it takes no room.
+        request: Request of a bound pod; None: the pod takes no room on a node.
+        shape: Shape of a pod that the scheduler may place now; None: it may not.
+        refused: Since when the scheduler finds no node for the pod; None: it has not reported that.
+        given: The pod in the last snapshot; None: it was in none.
     """
 
     uid: str
@@ -63,24 +64,25 @@ class _Pod:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Node:
-    """What is kept of a node beside the arrays; its labels and taints are with the groups."""
+    """The state of a node that is not in the arrays; `Groups` has its labels and taints."""
 
     name: str
     index: int
     uid: str = ""
     revision: int = 0
     seen: tuple[Mapping[str, int], set[str], bool, Traits] | None = None
-    """What it has, and of what nobody knows that; whether it takes pods, and which: all that plans know of it."""
+    """Allocatable, unreadable resources, whether the node is usable, traits: all that plans depend on."""
 
 
 @dataclass(slots=True, eq=False)
 class _Crew:
-    """The pods of one job that neither ended nor are on their way out.
+    """The pods of one job that have not ended and are not being deleted.
 
     Attributes:
-        on: Name of a node -> trainers that are bound there, whether or not it exists.
-        asks: What these ask for -> how many of them: after an edit not all ask the same.
-        changes: How many there were, of its pods or their nodes' numbers.
+        on: Name of a node -> trainers bound there, whether or not the node exists.
+        asks: Request -> bound trainers with this request: after an edit of the job these differ.
+        refused: Trainers that the scheduler refuses, by uid.
+        changes: Number of changes of its pods or of their nodes' numbers.
     """
 
     trainers: dict[str, _Pod] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class _Crew:
 
 @dataclass(slots=True, eq=False)
 class _Wanted:
-    """What was made of a wish: its shapes, and what the last snapshot said of it on which basis."""
+    """A job's demand with its shapes, and the job of the last snapshot with the state that it was made from."""
 
     wish: JobDemand
     trainer: PodShape
@@ -104,25 +106,25 @@ class _Wanted:
 
 
 class ClusterState:
-    """What is known of nodes and pods."""
+    """The state of nodes and pods."""
 
     def __init__(self) -> None:
         self.problems: dict[str, tuple[str, ...]] = {}
-        """What could not be read, by kind and name of the object."""
+        """Kind and name of an object -> its unreadable values."""
         self._pods: dict[str, _Pod] = {}
         self._placed: dict[tuple[str, str], str] = {}
-        """Namespace and name -> uid of the pod that has them."""
+        """Namespace and name -> uid of the pod."""
         self._bound: dict[str, dict[str, _Pod]] = {}
         """Name of a node -> unfinished pods there, by uid."""
         self._strangers: dict[str, _Pod] = {}
-        """Pods that wait for a node, and of which no job is said to be the owner."""
+        """Pending pods whose labels name no job, by uid."""
         self._crews: dict[CrewKey, _Crew] = {}
         self._wanted: dict[CrewKey, _Wanted] = {}
         self._buried: dict[str, None] = {}
-        """Uids of what went lately, oldest first: late news do not bring it back."""
+        """Uids of the last deleted objects, oldest first: a late event must not add them again."""
         self._nodes: dict[str, _Node] = {}
         self._unread: dict[str, set[str]] = {}
-        """Name of a node -> resources of which nobody knows how much it has."""
+        """Name of a node -> resources whose allocatable is unreadable."""
         self._order: list[_Node] = []
         self._groups = Groups()
         self._sums, self._book = Sums(), ShapeBook()
@@ -132,11 +134,7 @@ class ClusterState:
     # --- Events ---
 
     def node_changed(self, manifest: Manifest, *, gone: bool = False) -> bool:
-        """A node is there, changed, or gone.
-
-        Returns:
-            Whether that is anything to a plan: kubelets write into their nodes all the time.
-        """
+        """Handle the event of a node; return whether a plan depends on it, as kubelets update their nodes every few seconds."""
         metadata = part(manifest.get("metadata"))
         name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), revision_of(metadata)
         known = self._nodes.get(name)
@@ -167,15 +165,15 @@ class ClusterState:
         return True
 
     def pod_changed(self, manifest: Manifest, *, now: float, gone: bool = False) -> bool:
-        """A pod is there, changed, or gone.
+        """Handle the event of a pod.
 
         Args:
-            manifest: Its.
-            now: Seconds that only go forward, of the clock of the snapshots.
-            gone: Whether it was deleted.
+            manifest: Manifest of the pod.
+            now: Time by the monotonic clock of the snapshots, in seconds.
+            gone: Whether the pod was deleted.
 
         Returns:
-            Whether that is anything to a plan: that a pod runs which had its node before is nothing.
+            Whether a plan depends on the change; it does not on the start of a bound pod.
         """
         metadata = part(manifest.get("metadata"))
         place = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
@@ -206,12 +204,12 @@ class ClusterState:
         return True
 
     def forget_missing(self, kind: str, present: Collection[str], *, revision: int = 0) -> None:
-        """What is not in a whole listing is gone.
+        """Remove objects that are not in a complete list.
 
         Args:
-            kind: ``Node`` or ``Pod``, of which all were listed.
-            present: Names of the nodes, or uids of the pods, that there are.
-            revision: Resource version of the listing: what changed after it may have come after it. 0: nothing has.
+            kind: ``Node`` or ``Pod``.
+            present: Names of the nodes, or uids of the pods, in the list.
+            revision: Resource version of the list: objects that changed later are kept. 0: unknown, none is kept.
         """
         there = set(present)
         if kind == "Node":
@@ -223,17 +221,17 @@ class ClusterState:
             if not 0 < revision < pod.revision:
                 self._drop_pod(pod)
 
-    # --- The question ---
+    # --- Snapshot ---
 
     def snapshot(
         self, jobs: Iterable[JobDemand], *, now: float, spare: Iterable[tuple[Manifest, int]] = ()
     ) -> Snapshot:
-        """The cluster as it is known now; nothing in it changes afterwards.
+        """Return an immutable snapshot of the present state.
 
         Args:
-            jobs: Those that want trainers. Trainers of others are as foreign as any pod.
-            now: Seconds that only go forward.
-            spare: (pod, how many) for which room is to be left.
+            jobs: Demands of the jobs that need trainers. Trainers of other jobs count as foreign pods.
+            now: Time by the monotonic clock, in seconds.
+            spare: Head-room: (pod, count) for which room is left.
         """
         wishes = {(wish.uid, wish.namespace): wish for wish in jobs}
         for crew in self._wanted.keys() - wishes.keys():
@@ -269,7 +267,7 @@ class ClusterState:
         )
 
     def _foreign(self, key: CrewKey, crew: _Crew) -> Iterator[_Pod]:
-        """Those pods of a crew that are no pods of a job that was asked about."""
+        """Yield the pods of a job that are foreign: its demand is not in the snapshot, or their names are not the job's."""
         found = self._wanted.get(key)
         if found is None:
             yield from crew.trainers.values()
@@ -278,17 +276,17 @@ class ClusterState:
             yield from (pod for pod in crew.others.values() if not named_for(pod.place[1], pod.role, found.wish.name))
 
     def _more(self, foreign: Iterable[_Pod]) -> Iterator[tuple[int, Request]]:
-        """What foreign trainers take, where: it is in no sum, as who is foreign is known only now."""
+        """Yield (node, request) of foreign trainers: they are in no sum, as the demands decide which are foreign."""
         for pod in foreign:
             node = self._nodes.get(pod.node)
             if node is not None and pod.request is not None and pod.role == "trainer":
                 yield node.index, pod.request
 
     def _correct(self, room: Counts) -> None:
-        """For what is not as the planner reckons: it takes each trainer for one that would be made now.
+        """Correct the room for the planner's assumption that each trainer has the request of the present template.
 
-        Those that were made before an edit take what they asked for then. Of a resource that cannot be read a node has
-        just what its trainers take: nobody new finds room, and nobody leaves for a typing error.
+        Trainers created before an edit of the job have another request. Of a resource that cannot be read, a node gets just
+        the room of its trainers: no new pod fits, and no trainer is preempted because of a typing error.
         """
         for key, wanted in self._wanted.items():
             crew, asked = self._crews.get(key), wanted.trainer.request
@@ -349,7 +347,7 @@ class ClusterState:
             )
         return pod.given
 
-    # --- What manifests mean ---
+    # --- Reading of manifests ---
 
     def _understood(self, wish: JobDemand) -> _Wanted:
         known = self._wanted.get((wish.uid, wish.namespace))
@@ -414,7 +412,7 @@ class ClusterState:
         return node
 
     def _touch(self, *names: str) -> None:
-        """Nodes come, go, or have another index: that concerns the jobs that have pods there."""
+        """Mark the jobs with pods on nodes that were added or deleted, or have another index."""
         self._names = None
         for pod in [pod for name in names for pod in self._bound.get(name, {}).values()]:
             if pod.crew in self._crews:
@@ -423,7 +421,7 @@ class ClusterState:
     def _drop_node(self, node: _Node) -> None:
         last = self._order.pop()
         if last is not node:
-            self._order[node.index] = last  # which takes its rows
+            self._order[node.index] = last  # it takes the deleted node's rows
         self._usable[node.index] = self._usable[last.index]
         self._sums.remove(node.index)
         self._groups.remove(node.index)
@@ -449,7 +447,7 @@ class ClusterState:
             del self._buried[next(iter(self._buried))]
 
     def _count(self, pod: _Pod, sign: int) -> None:
-        """Add a pod to all sums that it is part of, or take it off them."""
+        """Add a pod to all sums (sign 1), or remove it from them (-1)."""
         if pod.ended:
             return
         if pod.node:
@@ -478,7 +476,7 @@ class ClusterState:
             crew.on[pod.node] = crew.on.get(pod.node, 0) + sign
             if not crew.on[pod.node]:
                 del crew.on[pod.node]
-            assert pod.request is not None, "it is bound"
+            assert pod.request is not None, "a bound pod has a request"
             crew.asks[pod.request] = crew.asks.get(pod.request, 0) + sign
             if not crew.asks[pod.request]:
                 del crew.asks[pod.request]
@@ -496,6 +494,6 @@ def _keep(pods: dict[str, _Pod], pod: _Pod, sign: int) -> None:
 
 
 def _shapes_of(wanted: Iterable[_Wanted], more: Iterable[PodShape]) -> dict[PodShape, None]:
-    """All that a snapshot speaks of, each once, and always in the same order."""
+    """Return all shapes of a snapshot, each once, in a stable order."""
     ours = (shape for each in wanted for shape in (each.trainer, *(fixed for fixed, _, _ in each.fixed)))
     return dict.fromkeys((*ours, *more))
