@@ -25,7 +25,7 @@ _CLAIM_SECONDS: Final = 30.0
 """A pod that is not bound to its claimed node after this time cannot run there, for a reason that the planner does not know."""
 _UNMET_SECONDS: Final = 300.0
 """Time for which such a pod claims nothing."""
-Place = tuple[int, list[Victim]]
+NodeChoice = tuple[int, list[Victim]]
 """A node, and the victims there."""
 
 
@@ -54,13 +54,13 @@ class Claims:
         self._placement, self._candidates, self._jobs = placement, candidates, jobs
         self._snapshot, self._memory, self._policy = snapshot, memory, policy
         names = {name: number for number, name in enumerate(snapshot.nodes.names)} if memory.claims else {}
-        self._before = {uid: (names[node], since) for uid, (node, since) in memory.claims.items() if node in names}
+        self._claimed = {uid: (names[node], since) for uid, (node, since) in memory.claims.items() if node in names}
         """Uid of a pod -> (node of its last claim, since when), for nodes that still exist."""
         self._surplus = [max(job.lowest for job in of_class) for of_class in _classes(jobs)]
         """The highest priority of surplus trainers of each class, from the lowest class on."""
         self.made: dict[str, Claim] = {}
         """Uid of a pod -> its claim."""
-        self.unmet = self._given_up()
+        self.unmet = self._unmet_claims()
         """Uid of a pod that was not bound to its claimed node -> until when it claims nothing."""
 
     def serve(self, pods: Iterable[PendingPod]) -> None:
@@ -77,10 +77,10 @@ class Claims:
                 self._placement.leave(each.job, each.node)
             left += [(each, pod.uid) for each in victims]
             self._placement.put(pod.shape, node)
-            claimed, since = self._before.get(pod.uid, (-1, 0.0))
+            claimed, since = self._claimed.get(pod.uid, (-1, 0.0))
             since = since if claimed == node else self._snapshot.now
             self.made[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
-        self._give_back(left)
+        self._restore(left)
 
     @property
     def evicting(self) -> bool:
@@ -96,11 +96,11 @@ class Claims:
 
     # --- Parts ---
 
-    def _given_up(self) -> dict[str, float]:
+    def _unmet_claims(self) -> dict[str, float]:
         now = self._snapshot.now
         waiting = {pod.uid for pod in self._snapshot.pending}
         unmet = {uid: until for uid, until in self._memory.unmet.items() if until > now and uid in waiting}
-        late = (uid for uid, (_, since) in self._before.items() if now - since >= _CLAIM_SECONDS)
+        late = (uid for uid, (_, since) in self._claimed.items() if now - since >= _CLAIM_SECONDS)
         return unmet | {uid: now + _UNMET_SECONDS for uid in late if uid in waiting}
 
     def _below(self, priority: int) -> list[int]:
@@ -115,7 +115,7 @@ class Claims:
     def _scheduler_makes_room(self, pod: PendingPod) -> bool:
         return pod.preempts and self._policy.scheduler_evicts
 
-    def _place(self, pod: PendingPod, spots: list[int]) -> Place | None:
+    def _place(self, pod: PendingPod, spots: list[int]) -> NodeChoice | None:
         """Return the node and the victims for a pod; None: no node fits, or the choice is the scheduler's.
 
         Args:
@@ -125,7 +125,7 @@ class Claims:
         placement, tiers = self._placement, self._below(pod.priority)
         if pod.uid in self.unmet or (self._jobs and not tiers):
             return None  # the pod was not bound to its last claim, or its priority is not above that of any trainer
-        found = self._known(pod, tiers)
+        found = self._nominated_or_claimed(pod, tiers)
         if found is not None:
             return found
         while spots:
@@ -142,7 +142,7 @@ class Claims:
             return node, []
         return None if self._scheduler_makes_room(pod) else self._candidates.make(pod.shape, tiers)
 
-    def _known(self, pod: PendingPod, tiers: Sequence[int]) -> Place | None:
+    def _nominated_or_claimed(self, pod: PendingPod, tiers: Sequence[int]) -> NodeChoice | None:
         """Return the pod's nominated node, or the node of its last claim, with the victims; None: neither fits."""
         placement = self._placement
         if pod.node >= 0 and placement.eligible[pod.shape, pod.node]:
@@ -151,14 +151,14 @@ class Claims:
                 # The scheduler deletes its own victims; the snapshot does not show that yet.
                 return pod.node, [] if self._scheduler_makes_room(pod) else victims
         fits = placement.fits(pod.shape)
-        node, _ = self._before.get(pod.uid, (-1, 0.0))
+        node, _ = self._claimed.get(pod.uid, (-1, 0.0))
         return (node, []) if node >= 0 and fits[node] else None
 
     def _spots(self, pending: Sequence[PendingPod]) -> dict[tuple[int, int], list[int]]:
         """Return (shape, priority) -> the nodes where new pods of that group cost the fewest trainers."""
         groups: dict[tuple[int, int], int] = defaultdict(int)
         for pod in pending:
-            new = pod.uid not in self.unmet and pod.uid not in self._before and pod.node < 0
+            new = pod.uid not in self.unmet and pod.uid not in self._claimed and pod.node < 0
             if new and not self._scheduler_makes_room(pod):
                 groups[pod.shape, pod.priority] += 1
         return {group: self._cheapest(*group, count) for group, count in groups.items() if count > 1}
@@ -184,7 +184,7 @@ class Claims:
                 return nodes
         return []
 
-    def _give_back(self, left: list[tuple[Victim, str]]) -> None:
+    def _restore(self, left: list[tuple[Victim, str]]) -> None:
         """Restore victims that still fit after all claims are made, and record the other victims in their claims.
 
         Args:

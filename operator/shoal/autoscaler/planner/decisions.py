@@ -35,23 +35,23 @@ def allocation_of(
         moved: Numbers of jobs that did not get a trainer because of the limit on moves.
         others: Job's number -> (shape, node) of its masters and parameter servers without a node.
     """
-    words = _Words(snapshot, placement, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
-    at = placement.places.rows(placement.changed)
+    reasons = _Reasons(snapshot, placement, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
+    at = placement.locations.rows(placement.changed)
     places = {number: _places(placement.jobs[number].held, there) for number, there in at.items()}
-    now = _Now(snapshot, placement, places) if places or others else None
+    now = _FreeRoom(snapshot, placement, places) if places or others else None
     late = {number for number, of in others.items() if now is not None and not now.have_room(node for _, node in of)}
     given = {}
     for number, (job, count) in enumerate(zip(placement.jobs, placement.count.tolist(), strict=True)):
         stays, comes = places.get(number, (job.held, {}))
-        why, said = words.why(number)
-        soon = now.start(number, comes) if now is not None and comes else {}
+        why, message = reasons.why(number)
+        startable = now.start(number, comes) if now is not None and comes else {}
         given[job.uid] = JobAllocation(
             trainers=count,
             stays=stays,
             comes=comes,
-            now=soon,
+            now=startable,
             why=why,
-            words=said,
+            words=message,
             others=tuple(others.get(number, ())),
             others_now=number not in late,
         )
@@ -71,7 +71,7 @@ def _places(held: Mapping[int, int], at: Mapping[int, int]) -> tuple[Mapping[int
     return stays, {node: count - stays.get(node, 0) for node, count in at.items() if count > stays.get(node, 0)}
 
 
-class _Now:
+class _FreeRoom:
     """The room that is free already: terminating pods and trainers that are to leave still occupy theirs.
 
     Args:
@@ -88,7 +88,7 @@ class _Now:
     ) -> None:
         self._placement = placement
         # Reserved room is not for trainers; where a node's room is negative now, the reserved room is not free yet.
-        self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - placement.kept - placement.taken
+        self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - placement.reserved - placement.taken
         late = placement.free - snapshot.nodes.leaving
         for number, (stays, _) in places.items():
             for node, count in placement.jobs[number].held.items():
@@ -109,20 +109,20 @@ class _Now:
             comes: Node -> new trainers of the job.
         """
         request = self._placement.request[self._placement.jobs[number].shape]
-        asked, soon = request > 0, {}
+        asked, startable = request > 0, {}
         for node, count in comes.items():
             if self._wide[node]:
-                soon[node] = count
+                startable[node] = count
                 continue
             for _ in range(count):
                 if not (self._room[node] >= request)[asked].all():
                     break
                 self._room[node] -= request
-                soon[node] = soon.get(node, 0) + 1
-        return soon
+                startable[node] = startable.get(node, 0) + 1
+        return startable
 
 
-class _Words:
+class _Reasons:
     """The reasons why jobs have no more trainers, as codes and messages; arguments as in `allocation_of`."""
 
     def __init__(
@@ -190,8 +190,8 @@ class _Words:
         """Return the requests of one pod of a shape, for messages."""
         request = self._snapshot.shapes.request[shape].tolist()
         named = zip(self._snapshot.resources, request, strict=True)
-        said = [f"{name} {_amount(name, amount)}" for name, amount in named if amount and name != "pods"]
-        return ", ".join(said) or "a pod"
+        message = [f"{name} {_amount(name, amount)}" for name, amount in named if amount and name != "pods"]
+        return ", ".join(message) or "a pod"
 
 
 def _amount(name: str, amount: int) -> str:

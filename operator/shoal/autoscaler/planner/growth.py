@@ -61,7 +61,7 @@ class Growth:
         self._tie[np.argsort(-placement.held, kind="stable")] = np.arange(len(step))
         self._last: dict[int, tuple[Flags, int, Counts]] = {}
         """Class -> (closed shapes, clock at that time, [J] trainers of each job at that time), of its last growth."""
-        self.exchange = Rebalance(placement, step=step, top=top, tie=self._tie, now=snapshot.now, before=memory.moved)
+        self.rebalance = Rebalance(placement, step=step, top=top, tie=self._tie, now=snapshot.now, before=memory.moved)
 
     def grow(self, jobs: Counts, rank: int, *, moves: int, cool_down: float) -> int:
         """Grow all jobs of a class.
@@ -76,81 +76,81 @@ class Growth:
             Moves that are left.
         """
         self._placement.settle_class(rank)
-        if not len(self._hungry(jobs)):
+        if not len(self._below_top(jobs)):
             return moves
         tiers = self._placement.tiers(surplus_below=rank, minimums_below=0)
-        shut = self._shut_now(jobs, rank, tiers)
+        closed = self._closed_now(jobs, rank, tiers)
         seen = self._placement.clock
-        self._fill(jobs, tiers, shut)
+        self._fill(jobs, tiers, closed)
         while True:
             traded = 0
-            for given in self.exchange.trades(jobs, moves=moves, cool_down=cool_down):
+            for given in self.rebalance.trades(jobs, moves=moves, cool_down=cool_down):
                 traded, moves = traded + given, moves - given
                 # A giver may grow on another node, and a trainer may leave more room than the receiver needs.
-                self._open(shut, self._placement.touched > seen, tiers)
+                self._open(closed, self._placement.changed_at > seen, tiers)
                 seen = self._placement.clock
-                self._fill(jobs, tiers, shut)
+                self._fill(jobs, tiers, closed)
             if not traded:
-                self._last[rank] = (shut, seen, self._placement.count.copy())
+                self._last[rank] = (closed, seen, self._placement.count.copy())
                 return moves
 
-    def _hungry(self, jobs: Counts) -> Counts:
-        hungry: Counts = jobs[self._placement.count[jobs] < self._top[jobs]]
-        return hungry
+    def _below_top(self, jobs: Counts) -> Counts:
+        growing: Counts = jobs[self._placement.count[jobs] < self._top[jobs]]
+        return growing
 
     # --- Growth into free room, and into the surplus of lower classes ---
 
-    def _fill(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
+    def _fill(self, jobs: Counts, tiers: Sequence[int], closed: Flags) -> None:
         """Grow the jobs until each job is at its top or its shape is closed."""
         placement = self._placement
         while True:
-            hungry = self._hungry(jobs)
-            hungry = hungry[~shut[placement.shape[hungry]]]
-            if not len(hungry):
+            growing = self._below_top(jobs)
+            growing = growing[~closed[placement.shape[growing]]]
+            if not len(growing):
                 return
-            self._raise_together(hungry)
-            self._in_turn(hungry, tiers, shut)
+            self._raise_together(growing)
+            self._in_turn(growing, tiers, closed)
 
-    def _shut_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
+    def _closed_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
         """Return [S] the closed shapes; shapes closed in an earlier pass are only checked on nodes that have improved since."""
         placement = self._placement
         if rank not in self._last:
-            return self._shut(jobs, tiers)
-        shut, seen, count = self._last[rank]
-        of, node, _ = placement.places.all()
-        near = placement.touched > seen
+            return self._closed(jobs, tiers)
+        closed, seen, count = self._last[rank]
+        of, node, _ = placement.locations.all()
+        near = placement.changed_at > seen
         # A job of a lower class that has grown has more surplus on each of its nodes.
         near[node[((placement.count > count) & (placement.rank < rank))[of]]] = True
-        self._open(shut, near, tiers)
-        return shut
+        self._open(closed, near, tiers)
+        return closed
 
-    def _shut(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
+    def _closed(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
         """Return [S] whether a shape of a job below its top finds no room even if all of these tiers are preempted."""
         placement = self._placement
-        shut = np.zeros(len(placement.request), dtype=np.bool_)
+        closed = np.zeros(len(placement.request), dtype=np.bool_)
         room = placement.room_with(tiers) if tiers else placement.free
-        for shape in np.unique(placement.shape[self._hungry(jobs)]).tolist():
-            shut[shape] = not placement.anywhere(shape, room).any()
-        return shut
+        for shape in np.unique(placement.shape[self._below_top(jobs)]).tolist():
+            closed[shape] = not placement.anywhere(shape, room).any()
+        return closed
 
-    def _open(self, shut: Flags, near: Flags, tiers: Sequence[int]) -> None:
+    def _open(self, closed: Flags, near: Flags, tiers: Sequence[int]) -> None:
         """Reopen closed shapes that find room on some nodes.
 
         Args:
-            shut: [S] closed shapes; changed in place.
+            closed: [S] closed shapes; changed in place.
             near: [N] nodes to check. On other nodes there is no room, as the surplus of lower classes has only shrunk.
             tiers: Tiers that may be preempted.
         """
         placement = self._placement
         nodes = np.flatnonzero(near)
-        room = placement.free[nodes] + sum(placement.weak(tier)[nodes] for tier in tiers)
+        room = placement.free[nodes] + sum(placement.preemptible(tier)[nodes] for tier in tiers)
         large = (room >= placement.request[:, None]).all(axis=2) & placement.eligible[:, nodes]
-        shut &= ~large.any(axis=1)
+        closed &= ~large.any(axis=1)
 
-    def _in_turn(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
+    def _in_turn(self, jobs: Counts, tiers: Sequence[int], closed: Flags) -> None:
         """Place trainers one by one in the order of shares, until no job finds room or `_TURNS` per shape were placed."""
         placement, top = self._placement, self._top
-        jobs = self._hungry(jobs)
+        jobs = self._below_top(jobs)
         levels = (placement.count[jobs] + 1) * self._step[jobs]
         line = list(zip(levels.tolist(), self._tie[jobs].tolist(), jobs.tolist(), strict=True))
         heapq.heapify(line)
@@ -158,14 +158,14 @@ class Growth:
         while line and left:
             _, tie, job = heapq.heappop(line)
             shape = int(placement.shape[job])
-            if shut[shape]:
+            if closed[shape]:
                 continue
             left -= 1
             node = placement.free_node(shape)
             if node < 0:
                 found = self._candidates.make(shape, tiers) if tiers else None
                 if found is None:
-                    shut[shape] = True
+                    closed[shape] = True
                     continue
                 node = found[0]
                 for each in found[1]:

@@ -59,17 +59,17 @@ def _high_byte(amounts: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return high
 
 
-class _Line:
+class _NodeOrder:
     """The nodes with room for a shape, in the order of use; nodes where a trainer left later are used before these.
 
     Args:
         nodes: Nodes with room when the order was computed.
-        opened: Length of `Placement.opened` at that time.
+        freed: Length of `Placement.freed` at that time.
         many: Number of batch placements at that time.
     """
 
-    def __init__(self, nodes: list[int], opened: int, many: int) -> None:
-        self.nodes, self.opened, self.many, self.next = nodes, opened, many, 0
+    def __init__(self, nodes: list[int], freed: int, many: int) -> None:
+        self.nodes, self.freed, self.many, self.next = nodes, freed, many, 0
 
 
 class Placement:
@@ -95,17 +95,17 @@ class Placement:
         self.priorities: list[int] = priorities.tolist()
         self.classes = len(priorities)
         self.min = np.array([job.min for job in jobs], dtype=np.int64)
-        self.sure = np.zeros(len(jobs), dtype=np.int64)
+        self.settled = np.zeros(len(jobs), dtype=np.int64)
         """[J] settled trainers of each job."""
         self.changes = 0
         """Number of additions and removals of trainers."""
         self.changed = np.zeros(len(jobs), dtype=np.bool_)
         """[J] whether trainers of the job were added or removed."""
-        self.kept = np.zeros_like(snapshot.nodes.room)
+        self.reserved = np.zeros_like(snapshot.nodes.room)
         """[N, R] room that is reserved for pods that are not trainers."""
         self.rows = {job.uid: row(job, rows.get(job.uid)) for job in jobs}
-        self.places = TrainerLocations(list(self.rows.values()), len(self.kept))
-        of, node, count = self.places.all()
+        self.locations = TrainerLocations(list(self.rows.values()), len(self.reserved))
+        of, node, count = self.locations.all()
         self.count = np.bincount(of, count, minlength=len(jobs)).astype(np.int64)
         """[J] planned trainers of each job."""
         self.held = self.count.copy()
@@ -115,19 +115,19 @@ class Placement:
         self.free: Counts = np.asfortranarray(snapshot.nodes.room - self.taken)
         """[N, R] free room."""
         self.clock = 0
-        self.opened: list[int] = []
+        self.freed: list[int] = []
         """Nodes where room was freed, in order of time."""
-        self.touched = np.zeros(len(self.free), dtype=np.int64)
+        self.changed_at = np.zeros(len(self.free), dtype=np.int64)
         """[N] clock of the node's last change."""
         self._known: dict[int, tuple[int, Counts]] = {}
         self._totals: dict[int, tuple[int, int]] = {}
-        self._lines: dict[int, _Line] = {}
+        self._orders: dict[int, _NodeOrder] = {}
         self._many = 0
         """Number of batch placements; after each one the order of nodes is computed again."""
-        self._weak: dict[int, Counts] = {}
+        self._preemptible: dict[int, Counts] = {}
         self._most = np.zeros(len(jobs), dtype=np.int64)
         """[J] upper bound of the job's trainers on one node."""
-        self.yields = 0
+        self.resets = 0
         """How often the trainers of many jobs were made preemptible."""
         self.wanted_by: Counts = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
         """[N] number of trainers' shapes for which the node is eligible."""
@@ -157,29 +157,29 @@ class Placement:
             job: Job of each entry.
             count: Trainers of each entry.
         """
-        sums = np.zeros(self.kept.shape, dtype=np.int64, order="F")
-        for resource in range(self.kept.shape[1]):
+        sums = np.zeros(self.reserved.shape, dtype=np.int64, order="F")
+        for resource in range(self.reserved.shape[1]):
             sums[:, resource] = np.bincount(node, self.of_one[job, resource] * count, minlength=len(sums))
         return sums
 
     def at(self, job: int) -> dict[int, int]:
         """Return node -> planned trainers of a job there."""
-        nodes, counts = self.places.of(job)
+        nodes, counts = self.locations.of(job)
         return {node: count for node, count in zip(nodes.tolist(), counts.tolist(), strict=True) if count}
 
     # --- Tiers ---
 
-    def weak(self, tier: int) -> Counts:
+    def preemptible(self, tier: int) -> Counts:
         """Return [N, R] the room that a tier's preemptible trainers would free on each node if no other node had victims."""
-        if tier not in self._weak:
+        if tier not in self._preemptible:
             mine = np.flatnonzero(self.rank == tier % self.classes)
-            job, node, count = self.places.of_jobs(int(mine[0]), int(mine[-1]) + 1)
+            job, node, count = self.locations.of_jobs(int(mine[0]), int(mine[-1]) + 1)
             self._most[mine] = 0
             np.maximum.at(self._most, job, count)
             part = self._gives(job, count)[tier // self.classes]
             some = np.flatnonzero(part > 0)
-            self._weak[tier] = self.sum_of(node[some], job[some], part[some])
-        return self._weak[tier]
+            self._preemptible[tier] = self.sum_of(node[some], job[some], part[some])
+        return self._preemptible[tier]
 
     def _gives(self, job: Counts, count: Counts) -> tuple[Counts, Counts]:
         """Return how many of the given trainers are preemptible as surplus, and how many as minimum.
@@ -188,40 +188,40 @@ class Placement:
             job: Job of each entry.
             count: Trainers of each entry.
         """
-        weak = np.minimum(count, (self.count - self.sure)[job])
-        surplus = np.minimum(weak, np.maximum(self.count - self.min, 0)[job])
-        return surplus, weak - surplus
+        preemptible = np.minimum(count, (self.count - self.settled)[job])
+        surplus = np.minimum(preemptible, np.maximum(self.count - self.min, 0)[job])
+        return surplus, preemptible - surplus
 
-    def _weigh(self, job: int, sign: int) -> None:
+    def _add_preemptible(self, job: int, sign: int) -> None:
         """Add the room that a job's preemptible trainers would free to the cached tiers (sign 1), or subtract it (-1)."""
         rank = int(self.rank[job])
-        tiers = [tier for tier in (rank, rank + self.classes) if tier in self._weak]
-        if not tiers or self.sure[job] >= self.count[job]:
+        tiers = [tier for tier in (rank, rank + self.classes) if tier in self._preemptible]
+        if not tiers or self.settled[job] >= self.count[job]:
             return
-        nodes, counts = self.places.of(job)
+        nodes, counts = self.locations.of(job)
         gives = self._gives(np.full(len(nodes), job), counts)
         for tier in tiers:
             part = gives[tier // self.classes]
             if part.any():
-                self._weak[tier][nodes] += sign * part[:, None] * self.of_one[job]
+                self._preemptible[tier][nodes] += sign * part[:, None] * self.of_one[job]
 
-    def _lessen(self, job: int, node: int) -> None:
+    def _subtract_one(self, job: int, node: int) -> None:
         """Update the cached tier for one surplus trainer less on a node.
 
         The job frees one trainer less on that node, and on each node where all of its surplus could have been preempted.
         """
-        weak, surplus = self._weak.get(int(self.rank[job])), self.surplus(job)
-        if weak is None:
+        preemptible, surplus = self._preemptible.get(int(self.rank[job])), self.surplus(job)
+        if preemptible is None:
             return
         near: Counts | int = node
         if surplus <= self._most[job]:
-            nodes, counts = self.places.of(job)
+            nodes, counts = self.locations.of(job)
             near = nodes[(counts >= surplus) | (nodes == node)]
-        weak[near] -= self.of_one[job]
+        preemptible[near] -= self.of_one[job]
 
-    def weak_of(self, job: int) -> int:
+    def preemptible_of(self, job: int) -> int:
         """Return the number of a job's preemptible trainers."""
-        return int(self.count[job]) - int(self.sure[job])
+        return int(self.count[job]) - int(self.settled[job])
 
     def firm(self, job: int, node: int, there: int) -> bool:
         """Return whether all of `there` trainers of a job on a node have the minimum's priority."""
@@ -229,7 +229,7 @@ class Placement:
 
     def surplus(self, job: int) -> int:
         """Return the number of a job's preemptible trainers beyond its minimum."""
-        return int(self.count[job]) - max(int(self.sure[job]), int(self.min[job]))
+        return int(self.count[job]) - max(int(self.settled[job]), int(self.min[job]))
 
     def tiers(self, *, surplus_below: int, minimums_below: int) -> list[int]:
         """Return the tiers: the surplus of classes below one rank, then the minimums of classes below another."""
@@ -239,7 +239,7 @@ class Placement:
         """Return [N, R] the room of each node if all of these tiers were preempted there."""
         room = self.free.copy(order="F")
         for tier in tiers:
-            room += self.weak(tier)
+            room += self.preemptible(tier)
         return room
 
     # --- Changes ---
@@ -247,15 +247,15 @@ class Placement:
     def put(self, shape: int, node: int, count: int = 1) -> None:
         """Reserve room on a node for pods that are not trainers; a negative count releases it."""
         amount = self.request[shape] * count
-        self.kept[node] += amount
-        self._take(node, amount, opens=count < 0)
+        self.reserved[node] += amount
+        self._take(node, amount, frees=count < 0)
 
-    def _take(self, node: int, amount: Counts, *, opens: bool) -> None:
+    def _take(self, node: int, amount: Counts, *, frees: bool) -> None:
         self.free[node] -= amount
         self.clock += 1
-        self.touched[node] = self.clock
-        if opens:
-            self.opened.append(node)
+        self.changed_at[node] = self.clock
+        if frees:
+            self.freed.append(node)
 
     def add_many(self, jobs: Counts, shape: int, nodes: Counts) -> None:
         """Add a settled trainer on each of the nodes, in one batch.
@@ -265,7 +265,7 @@ class Placement:
             shape: Shape of all of these trainers.
             nodes: Node of each trainer.
         """
-        assert (self.sure[jobs] == self.count[jobs]).all(), (
+        assert (self.settled[jobs] == self.count[jobs]).all(), (
             "a batch is only added to jobs whose trainers are all settled"
         )
         self.changes += 1
@@ -274,67 +274,67 @@ class Placement:
         where = np.flatnonzero(each)
         self.free[where] -= each[where, None] * self.request[shape]
         self.clock += 1
-        self.touched[where] = self.clock
-        self._most[jobs] += self.places.add(jobs, nodes)
+        self.changed_at[where] = self.clock
+        self._most[jobs] += self.locations.add(jobs, nodes)
         more = np.bincount(jobs, minlength=len(self.jobs))
         self.count += more
-        self.sure += more
+        self.settled += more
         self.changed[jobs] = True
 
     def add(self, job: int, node: int) -> None:
         """Add a settled trainer of a job on a node."""
-        self._change(job, node, 1, sure=1)
+        self._change(job, node, 1, settled=1)
 
     def back(self, job: int, node: int) -> None:
         """Restore a victim; it is preemptible again."""
-        self._change(job, node, 1, sure=0)
+        self._change(job, node, 1, settled=0)
 
     def leave(self, job: int, node: int) -> None:
         """Remove a trainer of a job from a node: it is preempted."""
-        self._change(job, node, -1, sure=0)
+        self._change(job, node, -1, settled=0)
 
-    def _change(self, job: int, node: int, more: int, *, sure: int) -> None:
+    def _change(self, job: int, node: int, more: int, *, settled: int) -> None:
         self.changes += 1
         request = self.of_one[job] * more
-        one_less = more < 0 and self.surplus(job) > 0 and int(self.rank[job]) + self.classes not in self._weak
+        one_less = more < 0 and self.surplus(job) > 0 and int(self.rank[job]) + self.classes not in self._preemptible
         if one_less:
-            self._lessen(job, node)
+            self._subtract_one(job, node)
         else:
-            self._weigh(job, -1)
-        self._take(node, request, opens=more < 0)
-        self._most[job] = max(int(self._most[job]), self.places.change(job, node, more))
+            self._add_preemptible(job, -1)
+        self._take(node, request, frees=more < 0)
+        self._most[job] = max(int(self._most[job]), self.locations.change(job, node, more))
         self.count[job] += more
-        self.sure[job] = min(int(self.sure[job]) + sure, int(self.count[job]))
+        self.settled[job] = min(int(self.settled[job]) + settled, int(self.count[job]))
         self.changed[job] = True
         if not one_less:
-            self._weigh(job, 1)
+            self._add_preemptible(job, 1)
 
     def settle(self, job: int, count: int | None = None) -> None:
         """Settle trainers of a job: exactly `count` of them, or all (None)."""
-        self._weigh(job, -1)
-        self.sure[job] = self.count[job] if count is None else min(count, self.count[job])
-        self._weigh(job, 1)
+        self._add_preemptible(job, -1)
+        self.settled[job] = self.count[job] if count is None else min(count, self.count[job])
+        self._add_preemptible(job, 1)
 
     def settle_many(self, jobs: Counts) -> None:
         """Settle the minimum of each job; its surplus is preemptible."""
-        self.sure[jobs] = np.minimum(self.min[jobs], self.count[jobs])
-        self._yield()
+        self.settled[jobs] = np.minimum(self.min[jobs], self.count[jobs])
+        self._reset()
 
     def settle_class(self, rank: int) -> None:
         """Settle all trainers of a class."""
         jobs = self.rank == rank
-        self.sure[jobs] = self.count[jobs]
+        self.settled[jobs] = self.count[jobs]
         for tier in (rank, rank + self.classes):
-            self._weak.pop(tier, None)
+            self._preemptible.pop(tier, None)
 
-    def yield_all(self, jobs: Counts) -> None:
+    def make_preemptible(self, jobs: Counts) -> None:
         """Make all trainers of these jobs preemptible."""
-        self.sure[jobs] = 0
-        self._yield()
+        self.settled[jobs] = 0
+        self._reset()
 
-    def _yield(self) -> None:
-        self._weak = {}
-        self.yields += 1
+    def _reset(self) -> None:
+        self._preemptible = {}
+        self.resets += 1
 
     # --- Search for room ---
 
@@ -369,7 +369,7 @@ class Placement:
         if most is None:
             most = self.capacity(shape, self.free)
         elif seen < self.clock:
-            nodes = np.flatnonzero(self.touched > seen)
+            nodes = np.flatnonzero(self.changed_at > seen)
             most[nodes] = self.capacity(shape, self.free[nodes], nodes)
         self._known[shape] = (self.clock, most)
         return most
@@ -413,20 +413,20 @@ class Placement:
 
     def free_node(self, shape: int) -> int:
         """Return a node with free room for one pod of a shape; -1: none."""
-        line = self._lines.get(shape)
-        if line is None or line.many < self._many:
+        order = self._orders.get(shape)
+        if order is None or order.many < self._many:
             nodes = self._in_order(self.fits(shape)).tolist()
-            line = self._lines[shape] = _Line(nodes, len(self.opened), self._many)
-        if len(self.opened) - line.opened > _FEW:
-            late = np.array(self.opened[line.opened :])
+            order = self._orders[shape] = _NodeOrder(nodes, len(self.freed), self._many)
+        if len(self.freed) - order.freed > _FEW:
+            late = np.array(self.freed[order.freed :])
             large = np.flatnonzero(fitting(self.free[late], self.asks[shape]) & self.eligible[shape, late])
-            line.opened = line.opened + int(large[0]) if len(large) else len(self.opened)
-        while line.opened < len(self.opened):
-            if self.has_room(shape, self.opened[line.opened]):
-                return self.opened[line.opened]
-            line.opened += 1
-        while line.next < len(line.nodes):
-            if self.has_room(shape, line.nodes[line.next]):
-                return line.nodes[line.next]
-            line.next += 1
+            order.freed = order.freed + int(large[0]) if len(large) else len(self.freed)
+        while order.freed < len(self.freed):
+            if self.has_room(shape, self.freed[order.freed]):
+                return self.freed[order.freed]
+            order.freed += 1
+        while order.next < len(order.nodes):
+            if self.has_room(shape, order.nodes[order.next]):
+                return order.nodes[order.next]
+            order.next += 1
         return -1

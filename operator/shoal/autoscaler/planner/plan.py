@@ -49,7 +49,7 @@ def plan(snapshot: Snapshot, memory: PlannerMemory, policy: Policy | None = None
         memory: The memory that the last plan returned; empty for the first plan.
         policy: The cluster operator's options. Default: `Policy()`.
     """
-    return _Plan(snapshot, memory, policy or Policy()).made()
+    return _Plan(snapshot, memory, policy or Policy()).result()
 
 
 class _Plan:
@@ -75,7 +75,7 @@ class _Plan:
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
         self._claims = Claims(self._placement, self._candidates, jobs, snapshot=snapshot, memory=memory, policy=policy)
 
-    def made(self) -> tuple[Allocation, PlannerMemory]:
+    def result(self) -> tuple[Allocation, PlannerMemory]:
         placement = self._placement
         self._shrink()
         self._relieve()
@@ -111,14 +111,14 @@ class _Plan:
             queued=self._queued,
             claims=claims,
             caps=self._caps,
-            moved=growth.exchange.blocked,
+            moved=growth.rebalance.blocked,
             others=self._others,
         )
         now = self._snapshot.now
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
         memory = PlannerMemory(
             claims=self._claims.ledger,
-            moved=kept | growth.exchange.moved,
+            moved=kept | growth.rebalance.moved,
             capped=self._caps,
             backoff=self._backoff,
             unmet=self._claims.unmet,
@@ -178,15 +178,15 @@ class _Plan:
     def _relieve(self) -> None:
         """Preempt trainers on nodes whose room is negative: the node shrank, or foreign pods were bound to it."""
         placement = self._placement
-        everybody = placement.tiers(surplus_below=placement.classes, minimums_below=placement.classes)
+        all_tiers = placement.tiers(surplus_below=placement.classes, minimums_below=placement.classes)
         nothing = [0] * placement.free.shape[1]
         for node in np.flatnonzero(~fitting(placement.free, nothing)).tolist():
-            victims = self._candidates.victims(node, nothing, everybody)
+            victims = self._candidates.victims(node, nothing, all_tiers)
             if victims is None:
                 lacks = placement.free[node] < 0
                 victims = [
                     Victim(job, node)
-                    for job, count in placement.places.at(node).items()
+                    for job, count in placement.locations.at(node).items()
                     if (placement.request[placement.shape[job]][lacks] > 0).any()
                     for _ in range(count)
                 ]
@@ -219,7 +219,7 @@ class _Plan:
             self._admit(jobs[: len(jobs) // 2])
             self._admit(jobs[len(jobs) // 2 :])
         elif not self._admitted_hard(jobs[0]):
-            self._turn_away(jobs[0])
+            self._queue_job(jobs[0])
 
     def _admitted_together(self, jobs: list[int]) -> bool:
         placement = self._placement
@@ -236,13 +236,13 @@ class _Plan:
                 users[shape, own] += [job] * count
         wanted = [*((shape, -1) for shape, of in takers.items() if of), *users]
         # Servers first: they do not move later, whereas trainers adapt to the room that is left.
-        for shape, beside_shape in sorted(wanted, key=lambda want: (want[1] < 0, -self._dominant(want[0]), want)):
-            of = takers[shape] if beside_shape < 0 else users[shape, beside_shape]
-            nodes = self._found(len(of), shape, beside_shape, left)
+        for shape, trainer_shape in sorted(wanted, key=lambda want: (want[1] < 0, -self._dominant(want[0]), want)):
+            of = takers[shape] if trainer_shape < 0 else users[shape, trainer_shape]
+            nodes = self._found(len(of), shape, trainer_shape, left)
             if nodes is None:
                 return False
             np.subtract.at(left, nodes, placement.request[shape])
-            (trainers if beside_shape < 0 else others).append((shape, of, nodes))
+            (trainers if trainer_shape < 0 else others).append((shape, of, nodes))
         self._take(jobs, trainers, others)
         return True
 
@@ -271,24 +271,24 @@ class _Plan:
         for job in jobs:
             placement.settle(job, int(placement.min[job]))
 
-    def _found(self, count: int, shape: int, beside_shape: int, left: np.ndarray) -> np.ndarray | None:
+    def _found(self, count: int, shape: int, trainer_shape: int, left: np.ndarray) -> np.ndarray | None:
         """Return [count] nodes in free room for pods of a shape; None: not all of them fit.
 
         Args:
             count: Pods.
             shape: The pods' shape.
-            beside_shape: Shape of the trainers that the pods are colocated with; -1: the pods are trainers themselves.
+            trainer_shape: Shape of the trainers that the pods are colocated with; -1: the pods are trainers themselves.
             left: [N, R] free room.
         """
         placement = self._placement
-        if beside_shape < 0:
+        if trainer_shape < 0:
             found = placement.fit(count, placement.capacity(shape, left))
             return np.repeat(*found) if found is not None else None
         room = np.where(placement.eligible[shape][:, None], left, 0)
         counts = colocated(
             count,
             request=placement.request[shape],
-            trainer=placement.request[beside_shape],
+            trainer=placement.request[trainer_shape],
             room=room,
             order=placement.wanted_by,
         )
@@ -374,18 +374,18 @@ class _Plan:
             if not waiting:
                 continue
             admitted = self._admitted()
-            placement.yield_all(admitted[placement.rank[admitted] < rank])
+            placement.make_preemptible(admitted[placement.rank[admitted] < rank])
             for job in waiting:
                 if self._admitted_hard(job):
                     self._queued.discard(job)
-                    self._mend()
+                    self._readmit()
 
-    def _mend(self) -> None:
+    def _readmit(self) -> None:
         """Admit jobs again that were preempted below their minimum; queue those that find no room."""
         placement = self._placement
         for other in self._admitted().tolist():
             if placement.count[other] < placement.min[other] and not self._admitted_hard(other):
-                self._turn_away(other)
+                self._queue_job(other)
 
     def _hopeless(self, units: Counter[int], tiers: Sequence[int]) -> bool:
         """Return whether the pods of one shape do not fit even if all of these tiers are preempted.
@@ -416,7 +416,7 @@ class _Plan:
                 self._placement.back(each.job, each.node)
         self._placement.changes = changes
 
-    def _turn_away(self, job: int) -> None:
+    def _queue_job(self, job: int) -> None:
         """Queue a job: it keeps no trainers, and the room reserved for its servers is released."""
         self._queued.add(job)
         for shape, node in self._others.pop(job, ()):

@@ -23,7 +23,7 @@ _TRIES: Final = 4
 _BYTE: Final = 255
 Found = tuple[int, list[Victim]]
 """A node, and the victims there."""
-_Worth = tuple[int, int, float, int]
+_Cost = tuple[int, int, float, int]
 """(victims, victims with the minimum's priority, negated sum of shares, node). The least is the best."""
 
 
@@ -37,7 +37,7 @@ class PreemptionCandidates:
 
     def __init__(self, placement: Placement, step: npt.NDArray[np.float64]) -> None:
         self._placement, self._step = placement, step
-        self._offers: dict[tuple[int, tuple[int, ...]], _Offers] = {}
+        self._cached: dict[tuple[int, tuple[int, ...]], _CandidateNodes] = {}
         self._largest = np.zeros((max(1, placement.classes), placement.request.shape[1]), dtype=np.int64)
         np.maximum.at(self._largest, placement.rank, placement.of_one)
 
@@ -53,13 +53,13 @@ class PreemptionCandidates:
             tiers: Tiers that may be preempted, in this order.
         """
         key = (shape, tuple(tiers))
-        offers = self._offers.get(key)
-        if offers is not None and offers.yields == self._placement.yields:
-            found = offers.best()
+        nodes_of_shape = self._cached.get(key)
+        if nodes_of_shape is not None and nodes_of_shape.resets == self._placement.resets:
+            found = nodes_of_shape.best()
             if found is not None:
                 return found
-        self._offers[key] = offers = _Offers(self, self._placement, shape, tiers)
-        return offers.best()
+        self._cached[key] = nodes_of_shape = _CandidateNodes(self, self._placement, shape, tiers)
+        return nodes_of_shape.best()
 
     def nodes(self, shape: int, tiers: Sequence[int]) -> list[int]:
         """Return the nodes with room for the shape if these tiers are preempted, in order of the estimated number of victims."""
@@ -79,7 +79,7 @@ class PreemptionCandidates:
         For each of these a surplus trainer of its job has to be recreated with that priority.
         """
         jobs = Counter(each.job for each in victims if self._placement.jobs[each.job].firm)
-        here = self._placement.places.at(node) if jobs else {}
+        here = self._placement.locations.at(node) if jobs else {}
         return sum(
             self._placement.firm(job, node, here[job] - left) for job, count in jobs.items() for left in range(count)
         )
@@ -93,7 +93,7 @@ class PreemptionCandidates:
             tiers: Tiers that may be preempted, in this order.
         """
         placement = self._placement
-        here = placement.places.at(node)
+        here = placement.locations.at(node)
         lacks = [need - have for need, have in zip(request, placement.free[node].tolist(), strict=True)]
         chosen: list[Victim] = []
         given: dict[int, int] = {}
@@ -130,7 +130,7 @@ class PreemptionCandidates:
         for job, count in here.items():
             if placement.rank[job] != rank:
                 continue
-            most = min(count, placement.surplus(job) if tier < placement.classes else placement.weak_of(job))
+            most = min(count, placement.surplus(job) if tier < placement.classes else placement.preemptible_of(job))
             if most <= 0:
                 continue
             ask = placement.asks[placement.shape[job]]
@@ -142,47 +142,47 @@ class PreemptionCandidates:
                 yield job, ask
 
 
-class _Offers:
+class _CandidateNodes:
     """The candidate nodes of one shape: a heap of evaluated nodes, and the nodes not yet evaluated."""
 
     def __init__(
         self, candidates: PreemptionCandidates, placement: Placement, shape: int, tiers: Sequence[int]
     ) -> None:
-        self.yields = placement.yields
+        self.resets = placement.resets
         self._candidates, self._shape, self._request = candidates, shape, placement.asks[shape]
         self._tiers = (tiers[: number + 1] for number in range(len(tiers)))
         self._now: Sequence[int] = ()
-        self._unseen: Iterator[int] = iter(())
-        self._seen: list[_Worth] = []
+        self._untried: Iterator[int] = iter(())
+        self._evaluated: list[_Cost] = []
 
     def best(self) -> Found | None:
         """Return the best of the evaluated nodes and a few further ones, with its victims; None: there is none."""
         while True:
-            self._look()
-            if self._seen:
-                offer = heapq.heappop(self._seen)
-                victims = self._candidates.victims(offer[-1], self._request, self._now)
+            self._evaluate_some()
+            if self._evaluated:
+                candidate = heapq.heappop(self._evaluated)
+                victims = self._candidates.victims(candidate[-1], self._request, self._now)
                 if victims is None:
                     continue
-                now = self._worth(offer[-1], victims)
-                heapq.heappush(self._seen, now)
-                if self._seen[0] == now or now <= offer:
-                    return offer[-1], victims
+                now = self._cost(candidate[-1], victims)
+                heapq.heappush(self._evaluated, now)
+                if self._evaluated[0] == now or now <= candidate:
+                    return candidate[-1], victims
             else:
                 more = next(self._tiers, None)
                 if more is None:
                     return None
-                self._now, self._unseen = more, iter(self._candidates.nodes(self._shape, more))
+                self._now, self._untried = more, iter(self._candidates.nodes(self._shape, more))
 
-    def _look(self) -> None:
-        while len(self._seen) < _TRIES:
-            node = next(self._unseen, None)
+    def _evaluate_some(self) -> None:
+        while len(self._evaluated) < _TRIES:
+            node = next(self._untried, None)
             if node is None:
                 return
             victims = self._candidates.victims(node, self._request, self._now)
             if victims is not None:
-                heapq.heappush(self._seen, self._worth(node, victims))
+                heapq.heappush(self._evaluated, self._cost(node, victims))
 
-    def _worth(self, node: int, victims: Sequence[Victim]) -> _Worth:
+    def _cost(self, node: int, victims: Sequence[Victim]) -> _Cost:
         share = sum(self._candidates.share(each.job) for each in victims)
         return len(victims), self._candidates.firm(node, victims), -share, node

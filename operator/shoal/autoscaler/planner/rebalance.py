@@ -21,7 +21,7 @@ _CLOSE: Final = 1e-9
 _NODES: Final = 8
 """Number of nodes that are evaluated exactly when several trainers must leave for one."""
 Floats = npt.NDArray[np.float64]
-Stand = tuple[Counts, Counts, Counts]
+Entries = tuple[Counts, Counts, Counts]
 """Entries of trainers' locations: job, node and count of each."""
 
 
@@ -58,12 +58,12 @@ class Rebalance:
         """Job's uid -> (time of the move, whether it got a trainer (True) or gave one (False)), of this plan."""
         self.blocked: set[int] = set()
         """Jobs that did not get a trainer because of the limit on moves."""
-        self._vain: dict[tuple[int, int], tuple[float, int]] = {}
+        self._failed: dict[tuple[int, int], tuple[float, int]] = {}
         """(shape, class) -> (level, clock) of the last search that found no givers."""
         self._counts: dict[int, Counts] = {}
         """Clock of such a search -> [J] trainers of each job at that time."""
-        self._near: dict[tuple[int, int], Stand] = {}
-        self._near_clock = -1
+        self._changed: dict[tuple[int, int], Entries] = {}
+        self._changed_clock = -1
 
     def trades(self, jobs: Counts, *, moves: int, cool_down: float) -> Iterator[int]:
         """Make one sweep over all shapes of a class; yield the number of given trainers after each trade.
@@ -106,7 +106,7 @@ class Rebalance:
             poorest.setdefault(shape, job)
         return poorest
 
-    def _nodes(self, job: int, jobs: Counts, rested: Flags) -> tuple[Flags, Stand] | None:
+    def _nodes(self, job: int, jobs: Counts, rested: Flags) -> tuple[Flags, Entries] | None:
         """Return [N] whether richer jobs could make room for one trainer, and the trainers that they can give; None: nowhere.
 
         Args:
@@ -120,16 +120,16 @@ class Rebalance:
         if not gives.any():
             return None
         key = (shape, int(placement.rank[job]))
-        before = self._vain.get(key)
+        before = self._failed.get(key)
         since = before[1] if before is not None and before[0] <= level else -1
-        of, node, count = self._stand(jobs, since)
+        of, node, count = self._entries_since(jobs, since)
         some = (gives > 0)[of].nonzero()[0]
         some = some[placement.eligible[shape, node[some]]]
         of, node, count = of[some], node[some], count[some]
         count = np.minimum(count, gives[of])
         large = self._large(shape, of, node, count)
         if not large.any():
-            self._vain[key] = (level, placement.clock)
+            self._failed[key] = (level, placement.clock)
             return None
         return large, (of, node, count)
 
@@ -151,23 +151,23 @@ class Rebalance:
             large = large & (placement.free[:, resource] + given >= amount)
         return large
 
-    def _fewest(self, shape: int, large: Flags, stand: Stand) -> tuple[int, list[Victim]]:
+    def _fewest(self, shape: int, large: Flags, entries: Entries) -> tuple[int, list[Victim]]:
         """Return one of the nodes and the trainers that leave it: as few as possible, of the jobs with the largest shares.
 
         Args:
             shape: Shape of the pod that needs room.
             large: [N] nodes where enough room can be made.
-            stand: Trainers that can be given.
+            entries: Trainers that can be given.
         """
         placement, request = self._placement, self._placement.asks[shape]
-        of, node, count = stand
+        of, node, count = entries
         some = np.flatnonzero(large[node] & (count > 0))
         of, node, count = of[some], node[some], count[some]
         alone = np.flatnonzero(fitting(placement.free[node] + placement.of_one[of], request))
         if len(alone):
             share = (placement.count * self._step)[of[alone]]
             giver = int(of[alone[share.argmax()]])
-            where = self._rather(giver, node[alone[of[alone] == giver]])
+            where = self._preferred(giver, node[alone[of[alone] == giver]])
             return where, [Victim(giver, where)]
         here: dict[int, dict[int, int]] = {each: {} for each in np.flatnonzero(large)[:_NODES].tolist()}
         some = np.flatnonzero(node <= max(here))
@@ -176,7 +176,7 @@ class Rebalance:
         found = [(each, self._together(each, givers, request)) for each, givers in here.items()]
         return min(found, key=lambda each: (len(each[1]), each[0]))
 
-    def _rather(self, job: int, nodes: Counts) -> int:
+    def _preferred(self, job: int, nodes: Counts) -> int:
         """Return the first node where not all of the job's trainers have the minimum's priority; if none, the first node."""
         first = int(nodes[0])
         if not self._placement.jobs[job].firm:
@@ -184,7 +184,7 @@ class Rebalance:
         there = self._placement.at(job)
         return next((node for node in nodes.tolist() if not self._placement.firm(job, node, there[node])), first)
 
-    def _stand(self, jobs: Counts, since: int) -> Stand:
+    def _entries_since(self, jobs: Counts, since: int) -> Entries:
         """Return the trainers of a class on nodes that have changed.
 
         Args:
@@ -192,19 +192,19 @@ class Rebalance:
             since: Clock since when a node's trainers have changed, or the job of one of them has grown; -1: all nodes.
         """
         placement, key = self._placement, (int(jobs[0]), since)
-        if self._near_clock != placement.clock:
-            self._near, self._near_clock = {}, placement.clock
+        if self._changed_clock != placement.clock:
+            self._changed, self._changed_clock = {}, placement.clock
             self._counts.setdefault(placement.clock, placement.count.copy())
-        if key not in self._near:
-            stand = placement.places.of_jobs(int(jobs[0]), int(jobs[-1]) + 1)
+        if key not in self._changed:
+            entries = placement.locations.of_jobs(int(jobs[0]), int(jobs[-1]) + 1)
             if since >= 0:
-                of, node, _ = stand
-                near = placement.touched > since
-                near[node[(placement.count > self._counts[since])[of]]] = True
-                some = near[node].nonzero()[0]
-                stand = (of[some], node[some], stand[2][some])
-            self._near[key] = stand
-        return self._near[key]
+                of, node, _ = entries
+                changed = placement.changed_at > since
+                changed[node[(placement.count > self._counts[since])[of]]] = True
+                some = changed[node].nonzero()[0]
+                entries = (of[some], node[some], entries[2][some])
+            self._changed[key] = entries
+        return self._changed[key]
 
     def _may_give(self, level: float, jobs: Counts, rested: Flags) -> Counts:
         """Return [J] how many trainers each job can give without falling below a share or below its minimum.
