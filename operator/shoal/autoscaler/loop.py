@@ -3,7 +3,7 @@
 The loop makes no requests. The operator passes in its informers' events and the jobs' demands, and reads the decision of a
 job when it reconciles that job. Nothing in this module acts on the cluster.
 
-A plan queues a job whose minimum finds no room. A job that has pods is queued only after `_TURNED_AWAY_SECONDS` without
+A plan queues a job whose minimum finds no room. A job that has pods is queued only after `_QUEUED_AFTER_SECONDS` without
 room, and is admitted again only after a back-off: the scheduler chooses the nodes of pods, and a job must not start and stop
 because that choice differs from the plan.
 
@@ -38,15 +38,15 @@ from shoal.autoscaler.snapshot.resources import part
 
 __all__ = ["Autoscaler", "JobDecision"]
 
-_TURNED_AWAY_SECONDS: Final = 10.0
+_QUEUED_AFTER_SECONDS: Final = 10.0
 """Time for which a minimum has no room before a job that has pods is queued and loses them."""
 _SERVERS_WAIT_SECONDS: Final = 15.0
 """Longest time for which the creation of servers is delayed while other pods occupy their room."""
 _FIRST_PAUSE_SECONDS: Final = 30.0
 _LONGEST_PAUSE_SECONDS: Final = 600.0
-_WELL_SECONDS: Final = 600.0
+_STABLE_SECONDS: Final = 600.0
 """A job that has had room for this time starts again with the first back-off."""
-_MOST_WORDS: Final = 3
+_MOST_PROBLEMS: Final = 3
 """Most problems of one object that are logged."""
 
 log = logging.getLogger("shoal.autoscaler")
@@ -86,25 +86,25 @@ class JobDecision:
 
 
 @dataclass
-class _Turned:
+class _Backoff:
     """The back-off of a job whose minimum has no room. Times in seconds of the loop's clock.
 
     Attributes:
         since: When the minimum was first found without room; None: it has room.
         until: When the job may be admitted again.
         pause: Length of the next back-off.
-        well: Since when the job has both room and pods; None: it lacks one of them.
+        stable: Since when the job has both room and pods; None: it lacks one of them.
     """
 
     since: float | None = None
     until: float = 0.0
     pause: float = _FIRST_PAUSE_SECONDS
-    well: float | None = None
+    stable: float | None = None
 
     def runs(self, now: float) -> None:
-        """Record that the job has room and pods; after `_WELL_SECONDS` of that the back-off is reset."""
-        self.well = self.well if self.well is not None else now
-        if now - self.well >= _WELL_SECONDS:
+        """Record that the job has room and pods; after `_STABLE_SECONDS` of that the back-off is reset."""
+        self.stable = self.stable if self.stable is not None else now
+        if now - self.stable >= _STABLE_SECONDS:
             self.pause = _FIRST_PAUSE_SECONDS
 
 
@@ -141,17 +141,17 @@ class Autoscaler:
         self._failed = failed
         self._clock = clock
         self._view = ClusterState()
-        self._demand = RecentDemand()
+        self._recent = RecentDemand()
         self._classes: dict[str, int] = {}
         """PriorityClass -> its value; deleted classes are kept, as pods still have their value."""
         self._unread: dict[str, tuple[str, ...]] = {}
-        self._wishes: dict[str, tuple[JobDemand, str, str]] = {}
+        self._demands: dict[str, tuple[JobDemand, str, str]] = {}
         self._memory = PlannerMemory()
         self._decisions: dict[str, JobDecision] = {}
-        self._turned: dict[str, _Turned] = {}
+        self._backoffs: dict[str, _Backoff] = {}
         self._servers_wait: dict[str, float] = {}
         """Uid of a job -> since when its servers wait for room."""
-        self._news = asyncio.Event()
+        self._changes = asyncio.Event()
         self._polled()
 
     @property
@@ -191,7 +191,7 @@ class Autoscaler:
             changed = self._view.pod_changed(manifest, now=self._clock(), gone=gone)
             self._learn(part(manifest.get("spec")))
             if not gone and _waits(manifest):
-                self._demand.came(manifest, now=self._clock())
+                self._recent.came(manifest, now=self._clock())
         elif kind == "Node":
             changed = self._view.node_changed(manifest, gone=gone)
         elif kind == "PriorityClass" and not gone:
@@ -199,7 +199,7 @@ class Autoscaler:
             changed = self._classes.get(name) != value
             self._classes[name] = value
         if changed:
-            self._news.set()
+            self._changes.set()
 
     def listed(self, kind: str, items: Iterable[Mapping[str, Any]], *, revision: int) -> None:
         """Handle a complete list of a kind: objects that are not in it were deleted.
@@ -212,7 +212,7 @@ class Autoscaler:
         names = {each["metadata"]["uid" if kind == "Pod" else "name"] for each in items}
         if kind in {"Pod", "Node"}:
             self._view.forget_missing(kind, names, revision=revision)
-        self._news.set()
+        self._changes.set()
 
     def _learn(self, spec: Mapping[str, Any]) -> None:
         """Learn the value of a PriorityClass from a pod: the class may have been deleted before this process started."""
@@ -220,26 +220,26 @@ class Autoscaler:
         if name and isinstance(value, int):
             self._classes.setdefault(str(name), value)
 
-    def wants(self, uid: str, wish: JobDemand | None, *, minimum: str = "", surplus: str = "") -> None:
+    def wants(self, uid: str, demand: JobDemand | None, *, minimum: str = "", surplus: str = "") -> None:
         """Set the demand of a job.
 
         Args:
             uid: Uid of the job.
-            wish: The demand; its priorities are replaced by the values of the two classes, where these exist. None: the job
+            demand: The demand; its priorities are replaced by the values of the two classes, where these exist. None: the job
                 needs no trainers.
             minimum: PriorityClass of the minimum trainers.
             surplus: PriorityClass of the trainers beyond the minimum.
         """
-        before = self._wishes.get(uid)
-        if wish is None:
-            self._wishes.pop(uid, None)
+        before = self._demands.get(uid)
+        if demand is None:
+            self._demands.pop(uid, None)
             self._decisions.pop(uid, None)
-            self._turned.pop(uid, None)
+            self._backoffs.pop(uid, None)
             self._servers_wait.pop(uid, None)
         else:
-            self._wishes[uid] = wish, minimum, surplus
-        if before != self._wishes.get(uid):
-            self._news.set()
+            self._demands[uid] = demand, minimum, surplus
+        if before != self._demands.get(uid):
+            self._changes.set()
 
     # --- Output ---
 
@@ -256,15 +256,15 @@ class Autoscaler:
         """Plan after each change, and at least once per `cycle`, until cancelled."""
         while True:
             if self._polled():
-                self._changed(list(self._wishes))
+                self._changed(list(self._demands))
             self._configured(not self._file.problem, self.acts and not self.holds)
             # Changes that arrive while a plan is computed are for the next plan.
-            self._news.clear()
+            self._changes.clear()
             if self.config.enabled and not self.holds:
                 await self._try()
             try:
                 async with asyncio.timeout(self.config.cycle.seconds):
-                    await self._news.wait()
+                    await self._changes.wait()
                 # Changes within `debounce` are answered by one plan.
                 await asyncio.sleep(self.config.debounce.seconds)
             except TimeoutError:
@@ -300,22 +300,22 @@ class Autoscaler:
             self._changed(list(free))
 
     async def _plan(self) -> None:
-        began, of = self._clock(), dict(self._wishes)
-        wishes = [self._ranked(*each) for each in of.values()]
-        spare = self._demand.spare(self.config.head_room, now=began)
-        snapshot = self._view.snapshot(wishes, now=began, spare=spare)
-        self._say_unread()
+        began, of = self._clock(), dict(self._demands)
+        demands = [self._ranked(*each) for each in of.values()]
+        spare = self._recent.spare(self.config.head_room, now=began)
+        snapshot = self._view.snapshot(demands, now=began, spare=spare)
+        self._log_unread()
         work = partial(plan, snapshot, self._memory, policy(self.config))
         allocation, self._memory = await computed(work, name="plan")
         # Jobs whose demand has changed meanwhile are left to the next plan.
-        jobs = [job for job in snapshot.jobs if self._wishes.get(job.uid) == of[job.uid]]
+        jobs = [job for job in snapshot.jobs if self._demands.get(job.uid) == of[job.uid]]
         self._take(jobs, allocation, snapshot.nodes.names)
-        self._planned(self._told(snapshot, allocation, self._clock() - began))
+        self._planned(self._reported(snapshot, allocation, self._clock() - began))
 
-    def _told(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
+    def _reported(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
         titles = {job.uid: job.name for job in snapshot.jobs}
         jobs = []
-        there = (job for job in snapshot.jobs if job.uid in self._wishes)
+        there = (job for job in snapshot.jobs if job.uid in self._demands)
         for job in sorted(there, key=lambda job: (-job.priority, job.since, job.name)):
             given, decision = allocation.jobs[job.uid], self._decisions.get(job.uid)
             namespace, _, name = job.name.partition("/")
@@ -356,21 +356,21 @@ class Autoscaler:
             len(self._view.problems),
         )
 
-    def _say_unread(self) -> None:
+    def _log_unread(self) -> None:
         """Log the unreadable values of nodes, pods and templates: each object once, and again when its problems change."""
         found = self._view.problems
         for title in [title for title, lines in found.items() if self._unread.get(title) != lines]:
-            told = "; ".join(found[title][:_MOST_WORDS])
-            log.warning("%s: %s; what cannot be read counts as nothing", title, told)
+            lines = "; ".join(found[title][:_MOST_PROBLEMS])
+            log.warning("%s: %s; what cannot be read counts as nothing", title, lines)
         self._unread = dict(found)
 
-    def _ranked(self, wish: JobDemand, minimum: str, surplus: str) -> JobDemand:
-        priority, beyond = self._classes.get(minimum, wish.priority), self._classes.get(surplus, wish.surplus)
-        same = (priority, beyond) == (wish.priority, wish.surplus)
-        return wish if same else replace(wish, priority=priority, surplus=beyond)
+    def _ranked(self, demand: JobDemand, minimum: str, surplus: str) -> JobDemand:
+        priority, beyond = self._classes.get(minimum, demand.priority), self._classes.get(surplus, demand.surplus)
+        same = (priority, beyond) == (demand.priority, demand.surplus)
+        return demand if same else replace(demand, priority=priority, surplus=beyond)
 
     def _take(self, jobs: Iterable[PlannerJob], allocation: Allocation, names: tuple[str, ...]) -> None:
-        news = []
+        updated = []
         for job in jobs:
             uid, given = job.uid, allocation.jobs[job.uid]
             before = self._decisions.get(uid)
@@ -379,33 +379,33 @@ class Autoscaler:
             if decision is None or decision == before:
                 continue
             self._decisions[uid] = decision
-            news.append(uid)
+            updated.append(uid)
             if before is not None and before.trainers != decision.trainers:
-                told = "would be" if self.config.dry_run else "is"
-                log.info("%s %s given %d trainers: %s", self._title(uid), told, decision.trainers, decision.why)
-        if news and self.acts:
-            self._changed(news)
+                verb = "would be" if self.config.dry_run else "is"
+                log.info("%s %s given %d trainers: %s", self._title(uid), verb, decision.trainers, decision.why)
+        if updated and self.acts:
+            self._changed(updated)
 
     def _decided(
         self, job: PlannerJob, given: JobAllocation, names: tuple[str, ...], *, has_pods: bool
     ) -> JobDecision | None:
         """Return the new decision for a job; None: the previous decision stays."""
-        now, turned = self._clock(), self._turned.setdefault(job.uid, _Turned())
+        now, backoff = self._clock(), self._backoffs.setdefault(job.uid, _Backoff())
         if given.why is Why.QUEUED:
             self._servers_wait.pop(job.uid, None)
-            turned.since, turned.well = turned.since if turned.since is not None else now, None
-            if has_pods and now - turned.since < _TURNED_AWAY_SECONDS:
+            backoff.since, backoff.stable = backoff.since if backoff.since is not None else now, None
+            if has_pods and now - backoff.since < _QUEUED_AFTER_SECONDS:
                 before = self._decisions.get(job.uid)
                 return _unbound(before) if before is not None else None
-            if has_pods and now >= turned.until:
-                turned.until, turned.pause = now + turned.pause, min(2 * turned.pause, _LONGEST_PAUSE_SECONDS)
+            if has_pods and now >= backoff.until:
+                backoff.until, backoff.pause = now + backoff.pause, min(2 * backoff.pause, _LONGEST_PAUSE_SECONDS)
             return JobDecision(trainers=0, now=0, stays={}, why=given.words)
-        turned.since = None
+        backoff.since = None
         if has_pods:
-            turned.runs(now)
+            backoff.runs(now)
         else:
-            turned.well = None
-        if now < turned.until and not has_pods:
+            backoff.stable = None
+        if now < backoff.until and not has_pods:
             # No countdown in the message: each change of the message would be a write of the job's status.
             return JobDecision(
                 trainers=0, now=0, stays={}, why="its minimum found no room; in back-off before it is admitted again"
@@ -435,8 +435,8 @@ class Autoscaler:
         return now - self._servers_wait.setdefault(uid, now) < _SERVERS_WAIT_SECONDS
 
     def _title(self, uid: str) -> str:
-        wish = self._wishes[uid][0]
-        return f"{wish.namespace}/{wish.name}"
+        demand = self._demands[uid][0]
+        return f"{demand.namespace}/{demand.name}"
 
 
 def _others(job: PlannerJob, given: JobAllocation, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -26,7 +26,7 @@ async def computed(work: Callable[[], Answer], *, name: str) -> Answer:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Answer] = loop.create_future()
 
-    def tell(answer: Answer | None, error: BaseException | None) -> None:
+    def finish(answer: Answer | None, error: BaseException | None) -> None:
         if done.cancelled():
             return
         if error is not None:
@@ -42,7 +42,7 @@ async def computed(work: Callable[[], Answer], *, name: str) -> Answer:
             failed = error
         # The event loop may be closed by now.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, answer, failed)
+            loop.call_soon_threadsafe(finish, answer, failed)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await done

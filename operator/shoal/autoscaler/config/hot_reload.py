@@ -14,7 +14,7 @@ from shoal.autoscaler.config.types import AutoscalerConfig
 
 __all__ = ["Change", "ConfigFile"]
 
-_PATIENCE: Final = 3
+_ABSENT_POLLS: Final = 3
 """Consecutive polls after which a file that is missing or empty is reported."""
 
 
@@ -31,7 +31,7 @@ class Change:
     problem: str = ""
 
 
-class _Mark(NamedTuple):
+class _FileAttributes(NamedTuple):
     """The attributes of a file by which a poll detects a change."""
 
     device: int
@@ -40,7 +40,7 @@ class _Mark(NamedTuple):
     modified: int
 
     @classmethod
-    def of(cls, found: os.stat_result) -> _Mark:
+    def of(cls, found: os.stat_result) -> _FileAttributes:
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
@@ -50,7 +50,7 @@ class ConfigFile:
     The file is polled, not watched: the kubelet updates a mounted ConfigMap by swapping a symbolic link two folders up, which
     a watch of the file itself does not report. While the file's attributes do not change, a poll is one `stat`.
 
-    A file that was valid and is now missing or empty may be in the middle of a write: it is reported only after `_PATIENCE`
+    A file that was valid and is now missing or empty may be in the middle of a write: it is reported only after `_ABSENT_POLLS`
     polls. A file that stays empty is refused as well: the defaults would enable an autoscaler that was disabled.
 
     Args:
@@ -61,7 +61,7 @@ class ConfigFile:
         self._path = Path(path)
         self._config = AutoscalerConfig()
         self._problem = ""
-        self._mark: _Mark | None = None
+        self._attributes: _FileAttributes | None = None
         self._taken = False
         self._absent = 0
 
@@ -83,13 +83,13 @@ class ConfigFile:
     def poll(self) -> Change | None:
         """Check the file once; return what has changed, or None. The first poll always returns a change."""
         try:
-            text = self._news()
+            text = self._changed_text()
             config = load(text) if text is not None else None
         except ConfigError as error:
             return self._refuse(str(ConfigError(error.problems, source=str(self._path))))
         return self._take(config) if config is not None else None
 
-    def _news(self) -> str | None:
+    def _changed_text(self) -> str | None:
         """Return the file's text; None: it has not changed, or may be in the middle of a write.
 
         Raises:
@@ -97,14 +97,14 @@ class ConfigFile:
         """
         try:
             found = self._path.stat()
-            if _Mark.of(found) == self._mark:
+            if _FileAttributes.of(found) == self._attributes:
                 self._absent = 0
                 return None
             # Reading from anything else, such as a FIFO, could block.
             if not stat.S_ISREG(found.st_mode):
                 raise self._unreadable("is not a file; name the file itself, not the folder that it is in")
             with self._path.open("rb") as file:
-                mark = _Mark.of(os.fstat(file.fileno()))
+                attributes = _FileAttributes.of(os.fstat(file.fileno()))
                 content = file.read(LARGEST + 1)
         except FileNotFoundError:
             if self._in_between():
@@ -116,7 +116,7 @@ class ConfigFile:
             if self._in_between():
                 return None
             raise self._unreadable("is empty; write {} for the defaults")
-        self._mark, self._absent = mark, 0
+        self._attributes, self._absent = attributes, 0
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -128,11 +128,11 @@ class ConfigFile:
         At the start this is False: there is no configuration to protect, and the operator waits for one.
         """
         self._absent += 1
-        return self._taken and self._absent < _PATIENCE
+        return self._taken and self._absent < _ABSENT_POLLS
 
     def _unreadable(self, text: str) -> ConfigError:
         """Return an error, and have the next poll read the file whatever its attributes are."""
-        self._mark = None
+        self._attributes = None
         return ConfigError([Problem("", text)])
 
     def _refuse(self, problem: str) -> Change | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from shoal.autoscaler.snapshot.resources import Manifest, part, parts
 
-__all__ = ["CrewKey", "crew_of", "is_refused", "named_for", "revision_of"]
+__all__ = ["JobKey", "is_refused", "job_of", "named_for", "revision_of"]
 
-CrewKey = tuple[str, str]
+JobKey = tuple[str, str]
 """A job's uid and its namespace: pods in other namespaces are never the job's."""
 
 
-def crew_of(manifest: Manifest, namespace: str) -> tuple[CrewKey | None, str]:
+def job_of(manifest: Manifest, namespace: str) -> tuple[JobKey | None, str]:
     """Return the job and the role of a pod; (None, ""): it is foreign.
 
     Labels decide for masters and parameter servers. A trainer must also have the job as its controller, which is what the

@@ -18,7 +18,7 @@ __all__ = ["RecentDemand"]
 
 _WINDOW_SECONDS: Final = 60.0
 """Grace period of a trainer."""
-_LATELY_SECONDS: Final = 600.0
+_MEMORY_SECONDS: Final = 600.0
 _MOST: Final = 10_000
 """Most pods that are remembered by uid."""
 _MOST_SPARE: Final = 1_000
@@ -39,7 +39,7 @@ class _Kind:
 
 
 class RecentDemand:
-    """The arrivals of foreign pods in the last `_LATELY_SECONDS`."""
+    """The arrivals of foreign pods in the last `_MEMORY_SECONDS`."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, _Kind] = {}
@@ -66,11 +66,11 @@ class RecentDemand:
             multiple: Multiple of the most pods that arrived within one grace period; 0: no head-room.
             now: Time in seconds, by the clock of `came`.
         """
-        self._kinds = {key: kind for key, kind in self._kinds.items() if now - kind.came[-1] < _LATELY_SECONDS}
+        self._kinds = {key: kind for key, kind in self._kinds.items() if now - kind.came[-1] < _MEMORY_SECONDS}
         if not multiple:
             return []
         wanted = [
-            (kind.pod, math.ceil(multiple * _most(kind.came, since=now - _LATELY_SECONDS)))
+            (kind.pod, math.ceil(multiple * _most(kind.came, since=now - _MEMORY_SECONDS)))
             for kind in self._kinds.values()
         ]
         return [(pod, min(count, _MOST_SPARE)) for pod, count in wanted if count]
@@ -83,10 +83,10 @@ def _most(came: list[float], *, since: float) -> int:
         came: Arrival times in seconds, oldest first.
         since: Arrivals before this time are ignored.
     """
-    lately = [moment for moment in came if moment >= since]
+    recent = [moment for moment in came if moment >= since]
     most, first = 0, 0
-    for last, moment in enumerate(lately):
-        while moment - lately[first] > _WINDOW_SECONDS:
+    for last, moment in enumerate(recent):
+        while moment - recent[first] > _WINDOW_SECONDS:
             first += 1
         most = max(most, last - first + 1)
     return most

@@ -90,9 +90,9 @@ class Catalogue:
         self._extend([name for name in amounts if name not in self.columns])
         return self._row(amounts.items())
 
-    def request(self, pod: Manifest, told: list[str]) -> Request:
-        """Return the request of a pod; a line for each amount that cannot be read is added to `told`."""
-        amounts = tuple(sorted(request_of(pod, told).items()))
+    def request(self, pod: Manifest, problems: list[str]) -> Request:
+        """Return the request of a pod; a line for each amount that cannot be read is added to `problems`."""
+        amounts = tuple(sorted(request_of(pod, problems).items()))
         found = self._requests.get(amounts)
         if found is None:
             self._extend([name for name, _ in amounts if name not in self.columns])
@@ -243,16 +243,16 @@ def request_of(pod: Manifest, problems: list[str] | None = None) -> dict[str, in
     Returns:
         Resource -> amount, without amounts of 0; always 1 of ``pods``.
     """
-    told = [] if problems is None else problems
+    problems = [] if problems is None else problems
     spec = part(pod.get("spec"))
-    total = _of_containers(spec, told)
+    total = _of_containers(spec, problems)
     whole = part(spec.get("resources"))
-    asked = _read(whole.get("requests"), "spec.resources.requests", told)
-    limits = _read(whole.get("limits"), "spec.resources.limits", told)
+    asked = _read(whole.get("requests"), "spec.resources.requests", problems)
+    limits = _read(whole.get("limits"), "spec.resources.limits", problems)
     # A limit of the whole pod becomes its request only if no container has a request of that resource.
     asked = {name: value for name, value in limits.items() if name not in total} | asked
     total |= {name: value for name, value in asked.items() if _of_whole_pods(name)}
-    _add(total, _read(spec.get("overhead"), "spec.overhead", told))
+    _add(total, _read(spec.get("overhead"), "spec.overhead", problems))
     needed = {name: _whole(value, name, up=True) for name, value in total.items() if value}
     return needed | {"pods": 1}
 
@@ -265,20 +265,20 @@ def allocatable_of(node: Manifest, problems: list[str] | None = None, unread: se
         problems: List to which a line is added for each amount that cannot be read; such an amount counts as 0.
         unread: Set to which the names of these resources are added.
     """
-    told = [] if problems is None else problems
+    problems = [] if problems is None else problems
     allocatable = part(part(node.get("status")).get("allocatable"))
-    found = _read(allocatable, "status.allocatable", told, up=False, unread=unread)
+    found = _read(allocatable, "status.allocatable", problems, up=False, unread=unread)
     return {name: _whole(value, name, up=False) for name, value in found.items()}
 
 
-def _of_containers(spec: Manifest, told: list[str]) -> dict[str, int]:
+def _of_containers(spec: Manifest, problems: list[str]) -> dict[str, int]:
     total: dict[str, int] = {}
     for position, container in enumerate(parts(spec.get("containers"))):
-        _add(total, _of_container(container, f"spec.containers[{position}]", told))
+        _add(total, _of_container(container, f"spec.containers[{position}]", problems))
     sidecars: dict[str, int] = {}
     peak: dict[str, int] = {}
     for position, container in enumerate(parts(spec.get("initContainers"))):
-        need = _of_container(container, f"spec.initContainers[{position}]", told)
+        need = _of_container(container, f"spec.initContainers[{position}]", problems)
         if container.get("restartPolicy") == "Always":
             _add(total, need)
             _add(sidecars, need)
@@ -290,11 +290,11 @@ def _of_containers(spec: Manifest, told: list[str]) -> dict[str, int]:
     return total
 
 
-def _of_container(container: Manifest, path: str, told: list[str]) -> dict[str, int]:
+def _of_container(container: Manifest, path: str, problems: list[str]) -> dict[str, int]:
     """Return the requests of one container; a limit without a request counts as request, as in the API server."""
     resources = part(container.get("resources"))
-    limits = _read(resources.get("limits"), f"{path}.resources.limits", told)
-    return limits | _read(resources.get("requests"), f"{path}.resources.requests", told)
+    limits = _read(resources.get("limits"), f"{path}.resources.limits", problems)
+    return limits | _read(resources.get("requests"), f"{path}.resources.requests", problems)
 
 
 def _of_whole_pods(resource: str) -> bool:
@@ -313,7 +313,7 @@ def _raise(peak: dict[str, int], need: Mapping[str, int]) -> None:
 
 
 def _read(
-    amounts: Any, path: str, told: list[str], *, up: bool = True, unread: set[str] | None = None
+    amounts: Any, path: str, problems: list[str], *, up: bool = True, unread: set[str] | None = None
 ) -> dict[str, int]:
     """Return thousandths by resource; arguments as in `allocatable_of` and `amount`."""
     read = {}
@@ -321,7 +321,7 @@ def _read(
         try:
             read[str(name)] = _thousandths(value, up=up)
         except ValueError as error:
-            told.append(f"{path}.{name}: {error}")
+            problems.append(f"{path}.{name}: {error}")
             read[str(name)] = 0
             if unread is not None:
                 unread.add(str(name))
