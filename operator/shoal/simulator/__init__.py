@@ -6,12 +6,13 @@
 from shoal.simulator.engine import Result, Simulation, simulate
 from shoal.simulator.measures import SimulationReport
 from shoal.simulator.policies import POLICIES
-from shoal.simulator.rules import ObservedWorld, PolicyView, Rule, Trigger, Wish
+from shoal.simulator.rules import ObservedWorld, PolicyDecision, PolicyView, Rule, Trigger
 from shoal.simulator.trace import Trace, TraceError, load, loads
 
 __all__ = [
     "POLICIES",
     "ObservedWorld",
+    "PolicyDecision",
     "PolicyView",
     "Result",
     "Rule",
@@ -20,7 +21,6 @@ __all__ = [
     "Trace",
     "TraceError",
     "Trigger",
-    "Wish",
     "load",
     "loads",
     "simulate",

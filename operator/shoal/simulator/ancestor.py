@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts, PlannerJob
-from shoal.simulator.rules import PolicyView, Rule, Wish
+from shoal.simulator.rules import PolicyDecision, PolicyView, Rule
 
 __all__ = ["Ancestor"]
 
@@ -49,7 +49,7 @@ class Ancestor(Rule):
 
     name: ClassVar[str] = "ancestor"
 
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
         """Return the new number of trainers of each candidate, and the minimum of each new job."""
         snapshot = view.snapshot
         new = [job for job in snapshot.jobs if not view.seen[job.uid].wanted]
@@ -59,9 +59,9 @@ class Ancestor(Rule):
         # The rule considers CPU and memory only.
         idle = view.free[:, :2].copy()
         _dry_run(drafts, idle, requested=requested, limit=limit)
-        wishes = {job.uid: Wish(trainers=job.min) for job in new}
-        wishes.update({draft.job.uid: Wish(trainers=draft.now) for draft in drafts})
-        return wishes
+        decisions = {job.uid: PolicyDecision(trainers=job.min) for job in new}
+        decisions.update({draft.job.uid: PolicyDecision(trainers=draft.now) for draft in drafts})
+        return decisions
 
     @staticmethod
     def _candidates(view: PolicyView) -> Sequence[PlannerJob]:

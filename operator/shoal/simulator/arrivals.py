@@ -26,7 +26,7 @@ class World(Protocol):
         time: float,
         action: Callable[[], None],
         *,
-        to_come: bool = False,
+        of_trace: bool = False,
         holds: Callable[[], bool] | None = None,
     ) -> None:
         """Schedule an event, see `Simulation.at`."""
@@ -58,11 +58,11 @@ class Arrivals:
         self._owner = len(trace.jobs)
         self._of: dict[int, _Deployment] = {}
         for spec in trace.pods:
-            world.at(spec.arrival, partial(self._come, spec), to_come=True)
+            world.at(spec.arrival, partial(self._come, spec), of_trace=True)
         for each in trace.deployments:
             deployment = _Deployment(each, world.layout.shape(each.request, each.pool))
             for time, replicas in each.steps:
-                world.at(time, partial(self._scale, deployment, replicas), to_come=True)
+                world.at(time, partial(self._scale, deployment, replicas), of_trace=True)
 
     def replace(self, pod: Pod) -> None:
         """Replace an evicted pod of a Deployment; a single pod is not replaced."""

@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
         progress = ProgressLine(name, jobs=len(trace.jobs), stream=sys.stderr)
         with progress:
             results[name] = simulate(
-                trace, POLICIES[name](), until=arguments.until, history=bool(arguments.plot), watch=progress.tell
+                trace, POLICIES[name](), until=arguments.until, history=bool(arguments.plot), watch=progress.update
             )
     reports = [result.report for result in results.values()]
     if arguments.output == "json":
@@ -135,7 +135,7 @@ class ProgressLine:
             self._stream.write("\r" + " " * self._written + "\r")
             self._stream.flush()
 
-    def tell(self, simulation: Simulation) -> None:
+    def update(self, simulation: Simulation) -> None:
         """Write the line, at most every `_BETWEEN_SECONDS`."""
         if self._stream is None or time.monotonic() < self._next:
             return

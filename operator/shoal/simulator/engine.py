@@ -21,17 +21,17 @@ from shoal.simulator.arrivals import Arrivals
 from shoal.simulator.cluster import NOWHERE, Cluster, Phase, Pod, PodKind, rank_of
 from shoal.simulator.layout import Layout
 from shoal.simulator.measures import Foreign, History, Recorder, SimulationReport, UsageTally, report_of
-from shoal.simulator.rules import Rule, Trigger, Wish
+from shoal.simulator.rules import PolicyDecision, Rule, Trigger
 from shoal.simulator.scheduler import Scheduler
 from shoal.simulator.trace import JobSpec, Trace
 from shoal.simulator.training import SimulatedJob
 from shoal.simulator.views import view_of
 
-__all__ = ["LONGEST_SECONDS", "PATIENCE_SECONDS", "Result", "Simulation", "simulate"]
+__all__ = ["IDLE_SECONDS", "LONGEST_SECONDS", "Result", "Simulation", "simulate"]
 
 LONGEST_SECONDS: Final = 30 * 86400.0
 """Default of the longest simulated time: 30 days."""
-PATIENCE_SECONDS: Final = 3600.0
+IDLE_SECONDS: Final = 3600.0
 """After this time without an arrival and without progress of any job the simulation ends: pending pods stay pending.
 
 Longer than any cool-down.
@@ -79,13 +79,13 @@ class _Event:
 
     Attributes:
         action: Handles the event.
-        to_come: Whether the event is of the trace, so that it does not depend on the policy.
+        of_trace: Whether the event is of the trace, so that it does not depend on the policy.
         holds: Returns whether the event is still valid; an event that is not is dropped, and no time passes for it. None: it
             is always valid.
     """
 
     action: Callable[[], None]
-    to_come: bool
+    of_trace: bool
     holds: Callable[[], bool] | None
 
     def is_void(self) -> bool:
@@ -117,13 +117,13 @@ class Simulation:
         self.trainings: dict[int, SimulatedJob] = {}
         self._active: dict[int, SimulatedJob] = {}
         self._heap: list[tuple[float, int, _Event]] = []
-        self._patience = PATIENCE_SECONDS + 10 * (trace.start_seconds + trace.stop_seconds + trace.cycle_seconds)
-        self._foretold = 0
-        self._to_come = 0
-        self._look = False
-        self._told = math.inf
+        self._longest_idle = IDLE_SECONDS + 10 * (trace.start_seconds + trace.stop_seconds + trace.cycle_seconds)
+        self._scheduled = 0
+        self._of_trace = 0
+        self._plan_now = False
+        self._plan_due = math.inf
         self._ticking = False
-        self._busy = 0.0
+        self._last_progress = 0.0
         self._arrived = np.zeros(len(trace.jobs), dtype=np.bool_)
         self._ended = np.zeros(len(trace.jobs), dtype=np.bool_)
         self._tally = UsageTally()
@@ -139,7 +139,7 @@ class Simulation:
         self._lowest = rank_of(min((job.priority for job in trace.jobs), default=0), PodKind.TRAINER) - 1
         self._arrivals = Arrivals(self, trace)
         for number, job in enumerate(trace.jobs):
-            self.at(job.arrival, partial(self._arrive, number, job), to_come=True)
+            self.at(job.arrival, partial(self._arrive, number, job), of_trace=True)
 
     @property
     def ended(self) -> int:
@@ -150,16 +150,16 @@ class Simulation:
         """Run until there are no more events, or no progress is possible, or `until` is reached."""
         while (time := self._next()) is not None:
             if time > until:
-                self._pass_to(until)
+                self._advance_to(until)
                 break
-            if time - self._busy > self._patience and not (self._to_come or self._working()):
+            if time - self._last_progress > self._longest_idle and not (self._of_trace or self._working()):
                 break
-            self._pass_to(time)
+            self._advance_to(time)
             while self._next() == time:
                 self._pop().action()
             self._settle()
-            if self._look:
-                self._look = False
+            if self._plan_now:
+                self._plan_now = False
                 self._plan()
                 self._settle()
             self._note()
@@ -172,7 +172,7 @@ class Simulation:
         time: float,
         action: Callable[[], None],
         *,
-        to_come: bool = False,
+        of_trace: bool = False,
         holds: Callable[[], bool] | None = None,
     ) -> None:
         """Schedule an event.
@@ -180,12 +180,12 @@ class Simulation:
         Args:
             time: Simulated time of the event, in seconds.
             action: Handles the event.
-            to_come: Whether the event is of the trace, so that it does not depend on the policy.
+            of_trace: Whether the event is of the trace, so that it does not depend on the policy.
             holds: Returns whether the event is still valid; None: it is always valid.
         """
-        self._foretold += 1
-        self._to_come += to_come
-        heapq.heappush(self._heap, (time, self._foretold, _Event(action=action, to_come=to_come, holds=holds)))
+        self._scheduled += 1
+        self._of_trace += of_trace
+        heapq.heappush(self._heap, (time, self._scheduled, _Event(action=action, of_trace=of_trace, holds=holds)))
 
     def _next(self) -> float | None:
         """Return the time of the next event; None: there is none."""
@@ -195,7 +195,7 @@ class Simulation:
 
     def _pop(self) -> _Event:
         *_, event = heapq.heappop(self._heap)
-        self._to_come -= event.to_come
+        self._of_trace -= event.of_trace
         return event
 
     def create(self, pod: Pod) -> None:
@@ -226,9 +226,9 @@ class Simulation:
     def trigger(self, trigger: Trigger) -> None:
         """Schedule a run of the policy after `debounce_seconds`, if the policy has this trigger."""
         due = self.now + self._trace.debounce_seconds
-        if trigger in self._rule.triggers and self._told > due:
-            self._told = due
-            self.at(due, self._told_to_look)
+        if trigger in self._rule.triggers and self._plan_due > due:
+            self._plan_due = due
+            self.at(due, self._start_plan)
 
     def _make_recorder(self) -> Recorder:
         jobs = self._trace.jobs
@@ -265,12 +265,12 @@ class Simulation:
         # Without jobs there is nothing to plan; the next arrival starts the cycle again.
         self._ticking = bool(self._active)
         if self._ticking:
-            self._look = True
+            self._plan_now = True
             self._next_cycle()
 
-    def _told_to_look(self) -> None:
-        self._told = math.inf
-        self._look = True
+    def _start_plan(self) -> None:
+        self._plan_due = math.inf
+        self._plan_now = True
 
     def _runs(self, pod: Pod) -> None:
         pod.phase = Phase.RUNNING
@@ -281,7 +281,7 @@ class Simulation:
             self._pace(job)
         elif pod.lifetime is not None:
             ends = self.now + pod.lifetime
-            self.at(ends, partial(self.cluster.remove, pod), to_come=True, holds=lambda: pod.phase is Phase.RUNNING)
+            self.at(ends, partial(self.cluster.remove, pod), of_trace=True, holds=lambda: pod.phase is Phase.RUNNING)
 
     def _gone(self, pod: Pod) -> None:
         self.cluster.remove(pod)
@@ -334,47 +334,47 @@ class Simulation:
         if not self._active:
             return
         by_uid = {job.uid: job for job in self._active.values()}
-        wishes = self._rule.wish(view_of(self.now, self.cluster, tuple(self._active.values())))
+        decisions = self._rule.decide(view_of(self.now, self.cluster, tuple(self._active.values())))
         # All jobs shrink before any job grows into the room.
-        for uid, wish in wishes.items():
-            self._shrink(by_uid[uid], wish)
-        for uid, wish in wishes.items():
-            self._grow(by_uid[uid], wish)
+        for uid, decision in decisions.items():
+            self._shrink(by_uid[uid], decision)
+        for uid, decision in decisions.items():
+            self._grow(by_uid[uid], decision)
 
-    def _shrink(self, job: SimulatedJob, wish: Wish) -> None:
-        job.wanted = wish.trainers
+    def _shrink(self, job: SimulatedJob, decision: PolicyDecision) -> None:
+        job.wanted = decision.trainers
         bound = sorted(job.bound, key=lambda pod: (not pod.surplus, pod.phase is Phase.RUNNING, -pod.number))
-        if wish.stays is None:
-            for pod in bound[: max(len(bound) - wish.trainers, 0)]:
+        if decision.stays is None:
+            for pod in bound[: max(len(bound) - decision.trainers, 0)]:
                 self.kill(pod)
         else:
             here: dict[int, int] = {}
             for pod in bound:
                 here[pod.node] = here.get(pod.node, 0) + 1
             for pod in bound:
-                if here[pod.node] > wish.stays.get(pod.node, 0):
+                if here[pod.node] > decision.stays.get(pod.node, 0):
                     here[pod.node] -= 1
                     self.kill(pod)
         waiting = job.waiting
-        for pod in waiting[max(self._may_wait(job, wish), 0) :]:
+        for pod in waiting[max(self._may_wait(job, decision), 0) :]:
             self.kill(pod)
 
     @staticmethod
-    def _may_wait(job: SimulatedJob, wish: Wish) -> int:
+    def _may_wait(job: SimulatedJob, decision: PolicyDecision) -> int:
         """Return how many pending trainers the policy wants."""
-        missing = wish.trainers - len(job.bound)
-        return missing if wish.comes is None else min(sum(wish.comes.values()), missing)
+        missing = decision.trainers - len(job.bound)
+        return missing if decision.comes is None else min(sum(decision.comes.values()), missing)
 
-    def _grow(self, job: SimulatedJob, wish: Wish) -> None:
-        if wish.trainers and not job.begun:
+    def _grow(self, job: SimulatedJob, decision: PolicyDecision) -> None:
+        if decision.trainers and not job.begun:
             job.begun = True
             for shape, count in job.others:
-                nodes = iter([node for of, node in wish.others if of == shape])
+                nodes = iter([node for of, node in decision.others if of == shape])
                 for _ in range(count):
                     self._create_other(job, shape, hint=next(nodes, NOWHERE))
         waiting = job.waiting
-        hints = _hints(wish.comes or {}, waiting)
-        for index in range(self._may_wait(job, wish) - len(waiting)):
+        hints = _hints(decision.comes or {}, waiting)
+        for index in range(self._may_wait(job, decision) - len(waiting)):
             minimums = sum(not pod.surplus for pod in job.trainers.values())
             surplus = self._rule.surplus and minimums >= job.spec.min
             pod = self._pod(job, PodKind.TRAINER, job.shape)
@@ -406,19 +406,19 @@ class Simulation:
 
     # Measurements.
 
-    def _pass_to(self, time: float) -> None:
+    def _advance_to(self, time: float) -> None:
         self._recorder.pass_to(time)
         self.now = time
         if self._working():
-            self._busy = time
+            self._last_progress = time
             self._recorder.mark()
 
     def _working(self) -> bool:
         return any(job.rate for job in self._active.values())
 
     def _note(self) -> None:
-        if self._to_come:
-            self._busy = self.now
+        if self._of_trace:
+            self._last_progress = self.now
             self._recorder.mark()
         held: Counts = np.zeros(len(self._arrived), dtype=np.int64)
         for number, job in self._active.items():
@@ -430,7 +430,7 @@ class Simulation:
         return not len(self._ended) or bool(self._arrived.any() and not self._ended.all())
 
     def _result(self) -> Result:
-        if self._active and not self._to_come and not self._working():
+        if self._active and not self._of_trace and not self._working():
             self._recorder.rewind()
         self.foreign.left += [
             self.now - pod.created for pod in self.cluster.pending.values() if pod.kind is PodKind.FOREIGN

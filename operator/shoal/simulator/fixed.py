@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from shoal.simulator.rules import PolicyView, Rule, Wish
+from shoal.simulator.rules import PolicyDecision, PolicyView, Rule
 
 __all__ = ["Fixed"]
 
@@ -22,6 +22,6 @@ class Fixed(Rule):
     def __init__(self, *, scheduler_evicts: bool = False) -> None:
         self.scheduler_evicts = scheduler_evicts
 
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
         """Return the maximum of each job."""
-        return {job.uid: Wish(trainers=job.max) for job in view.snapshot.jobs}
+        return {job.uid: PolicyDecision(trainers=job.max) for job in view.snapshot.jobs}

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts, PlannerJob, Shapes
-from shoal.simulator.rules import PolicyView, Rule, Trigger, Wish
+from shoal.simulator.rules import PolicyDecision, PolicyView, Rule, Trigger
 
 __all__ = ["Gang"]
 
@@ -26,26 +26,26 @@ class Gang(Rule):
     name: ClassVar[str] = "gang-fifo"
     triggers: ClassVar[frozenset[Trigger]] = frozenset({Trigger.JOB, Trigger.TRAINER})
 
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
         """Return the maximum of the started jobs, and of as many of the next jobs as fit now."""
         snapshot = view.snapshot
         nodes, shapes = snapshot.nodes, snapshot.shapes
-        wishes = {job.uid: Wish(trainers=job.max) for job in snapshot.jobs if view.seen[job.uid].wanted}
+        decisions = {job.uid: PolicyDecision(trainers=job.max) for job in snapshot.jobs if view.seen[job.uid].wanted}
         free = np.where(nodes.usable[:, None], view.free, 0)
         for pod in sorted(snapshot.pending, key=lambda pod: -pod.priority):
             # The scheduler places these pods first: their room is not available.
             _pack(free, pod.shape, 1, group=nodes.group, shapes=shapes)
         for job in snapshot.jobs:
-            if job.uid in wishes:
+            if job.uid in decisions:
                 continue
             left = free.copy()
             comes = _gang(left, job, group=nodes.group, shapes=shapes)
             if comes is not None:
                 free = left
-                wishes[job.uid] = Wish(trainers=job.max, comes=comes)
+                decisions[job.uid] = PolicyDecision(trainers=job.max, comes=comes)
             elif _gang(view.allocatable.copy(), job, group=nodes.group, shapes=shapes) is not None:
                 break
-        return wishes
+        return decisions
 
 
 def _gang(free: Counts, job: PlannerJob, *, group: Counts, shapes: Shapes) -> Mapping[int, int] | None:

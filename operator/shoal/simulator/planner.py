@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from shoal.autoscaler.planner.model import PlannerMemory, Policy
 from shoal.autoscaler.planner.plan import plan
-from shoal.simulator.rules import PolicyView, Rule, Trigger, Wish
+from shoal.simulator.rules import PolicyDecision, PolicyView, Rule, Trigger
 
 __all__ = ["Planner"]
 
@@ -28,11 +28,11 @@ class Planner(Rule):
         self._memory = PlannerMemory()
         self.scheduler_evicts = self._policy.scheduler_evicts
 
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
         """Return the allocation of each job."""
         allocation, self._memory = plan(view.snapshot, self._memory, self._policy)
         return {
-            uid: Wish(
+            uid: PolicyDecision(
                 trainers=given.trainers,
                 stays=given.stays,
                 comes=given.now,

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from shoal.autoscaler.planner.model import Counts, Snapshot
 
-__all__ = ["ObservedWorld", "PolicyView", "Rule", "Trigger", "Wish"]
+__all__ = ["ObservedWorld", "PolicyDecision", "PolicyView", "Rule", "Trigger"]
 
 
 class Trigger(Enum):
@@ -62,7 +62,7 @@ class PolicyView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class PolicyDecision:
     """The decision of a policy for one job.
 
     Attributes:
@@ -96,5 +96,5 @@ class Rule(ABC):
     triggers: ClassVar[frozenset[Trigger]] = frozenset({Trigger.JOB})
 
     @abstractmethod
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
         """Return job's uid -> decision; a job that is left out stays as it is."""

@@ -105,9 +105,9 @@ class Scheduler:
     def _node(self, pod: Pod, nominated: Mapping[int, Pod]) -> int:
         free = self._allocatable - self._cluster.taken - self._reserved(pod, nominated)
         able = (free >= self._cluster.request(pod)).all(axis=1) & self._allowed[pod.shape]
-        for wish in (pod.nominated, pod.hint):
-            if wish != NOWHERE and able[wish]:
-                return wish
+        for preferred in (pod.nominated, pod.hint):
+            if preferred != NOWHERE and able[preferred]:
+                return preferred
         if not able.any():
             return NOWHERE
         share = (self._cluster.taken[:, :-1] * self._scale).sum(axis=1)
