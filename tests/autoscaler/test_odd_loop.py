@@ -63,7 +63,7 @@ def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_
     told = warnings(caplog)
     assert len(told) == 1, "once"
     assert told[0].startswith("Node bad: status.allocatable.cpu: ")
-    assert told[0].endswith("; what cannot be read counts as nothing")
+    assert told[0].endswith("; values that cannot be read count as 0")
     assert loop.plan_told.unread == 1
     loop.made.saw("Node", node("bad", revision=2))
     loop.plan()

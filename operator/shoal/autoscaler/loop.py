@@ -278,7 +278,7 @@ class Autoscaler:
         if change.problem:
             log.warning("%s", self.problem)
         else:
-            log.info("configuration taken")
+            log.info("configuration loaded")
         return True
 
     async def _try(self) -> None:
@@ -361,7 +361,7 @@ class Autoscaler:
         found = self._view.problems
         for title in [title for title, lines in found.items() if self._unread.get(title) != lines]:
             lines = "; ".join(found[title][:_MOST_PROBLEMS])
-            log.warning("%s: %s; what cannot be read counts as nothing", title, lines)
+            log.warning("%s: %s; values that cannot be read count as 0", title, lines)
         self._unread = dict(found)
 
     def _ranked(self, demand: JobDemand, minimum: str, surplus: str) -> JobDemand:
@@ -381,8 +381,8 @@ class Autoscaler:
             self._decisions[uid] = decision
             updated.append(uid)
             if before is not None and before.trainers != decision.trainers:
-                verb = "would be" if self.config.dry_run else "is"
-                log.info("%s %s given %d trainers: %s", self._title(uid), verb, decision.trainers, decision.why)
+                verb = "would get" if self.config.dry_run else "gets"
+                log.info("%s %s %d trainers: %s", self._title(uid), verb, decision.trainers, decision.why)
         if updated and self.acts:
             self._changed(updated)
 

@@ -156,7 +156,7 @@ class _Reasons:
         if job.uid in self._victims:
             return Why.CLAIM, f"makes room for {self._victims[job.uid]}"
         if number in self._moved:
-            return Why.SHARE, "others of its priority hold more; it gets its share step by step"
+            return Why.SHARE, "jobs of its priority hold larger shares; rebalancing gives it trainers step by step"
         if job.shape not in self._full:
             self._full[job.shape] = self._no_room(job.shape)
         return self._full[job.shape]
@@ -164,14 +164,14 @@ class _Reasons:
     def _queues(self, number: int, job: PlannerJob) -> str:
         placement = self._placement
         best = int(np.minimum(placement.capacity(job.shape, self._snapshot.nodes.room), job.max).sum())
-        others = f" beside {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
+        others = f" plus {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
         if best >= job.min:
             place = sorted(self._queued).index(number) + 1
             return f"needs {job.min} x {self._pod(job.shape)}{others}, but other pods hold the room; queue position {place}"
         return f"needs {job.min} x {self._pod(job.shape)}{others}, the cluster has room for {best} at best{self._short(job)}"
 
     def _short(self, job: PlannerJob) -> str:
-        """Return the resources that are too little for the minimum, each on its own; empty: only their combination is."""
+        """Return the resources that are insufficient for the minimum on their own; empty: only their combination is."""
         request = self._snapshot.shapes.request[job.shape]
         room = np.maximum(self._snapshot.nodes.room[self._placement.eligible[job.shape]], 0)
         asked = np.flatnonzero(request)
@@ -190,8 +190,8 @@ class _Reasons:
         """Return the requests of one pod of a shape, for messages."""
         request = self._snapshot.shapes.request[shape].tolist()
         named = zip(self._snapshot.resources, request, strict=True)
-        message = [f"{name} {_amount(name, amount)}" for name, amount in named if amount and name != "pods"]
-        return ", ".join(message) or "a pod"
+        amounts = [f"{name} {_amount(name, amount)}" for name, amount in named if amount and name != "pods"]
+        return ", ".join(amounts) or "a pod"
 
 
 def _amount(name: str, amount: int) -> str:
