@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kubernetes node soak lint fast slow cluster cluster-down clean
+.PHONY: help demo test kubernetes node soak lint docs fast slow cluster cluster-down clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -39,11 +39,15 @@ node: $(VENV)/.ready ## The tests with jobs in the pods of a real node alone (ne
 soak: $(VENV)/.ready ## The tests of properties with many more random cases, for an hour or two (SHOAL_SOAK=17: so many times more)
 	SHOAL_SOAK=$${SHOAL_SOAK:-17} $(BIN)/python -m pytest -m 'hypothesis and not cluster' -n 2 --dist worksteal -o timeout=7200
 
-lint: $(VENV)/.ready ## Format, style, types and walls
+lint: $(VENV)/.ready ## Format, style, types, walls and links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build
+
+docs: $(VENV)/.ready ## The documentation as a site, in build/site; a broken link or anchor fails
+	$(BIN)/mkdocs build
 
 cluster: $(VENV)/.ready ## A real Kubernetes with Shoal in it, on this machine (needs Go and openssl; root for pods that train)
 	@$(BIN)/python -m tests.cluster up
