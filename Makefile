@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kubernetes node soak lint fast slow cluster cluster-down clean
+.PHONY: help demo test kubernetes node soak lint docs fast slow cluster cluster-down clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -39,11 +39,15 @@ node: $(VENV)/.ready ## Run the tests with jobs in the pods of a real node (need
 soak: $(VENV)/.ready ## Run the property tests with SHOAL_SOAK times as many random cases (default 17; one to two hours)
 	SHOAL_SOAK=$${SHOAL_SOAK:-17} $(BIN)/python -m pytest -m 'hypothesis and not cluster' -n 2 --dist worksteal -o timeout=7200
 
-lint: $(VENV)/.ready ## Check format, style, types and import contracts
+lint: $(VENV)/.ready ## Check format, style, types, import contracts and the links of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build
+
+docs: $(VENV)/.ready ## Build the documentation as a site in build/site; a broken link or anchor fails
+	$(BIN)/mkdocs build
 
 cluster: $(VENV)/.ready ## Start a real Kubernetes with Shoal on this machine (needs Go and openssl; root for pods that train)
 	@$(BIN)/python -m tests.cluster up

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -420,8 +419,9 @@ def test_no_text_does_more_than_be_refused(text):
     assert config
 
 
-def test_long_numbers_take_no_time():
-    began = time.process_time()
+@pytest.mark.timeout(60)
+def test_long_numbers_end():
+    """Parsed in quadratic time each of them would take minutes."""
     for digits in (
         "9" * 200_000,
         "1" + ":59" * 80_000,
@@ -430,7 +430,6 @@ def test_long_numbers_take_no_time():
         "1" * 200_000 + ".5",
     ):
         said(f"movesPerCycle: {digits}")
-    assert time.process_time() - began < 1
 
 
 # Priorities and weights

@@ -166,7 +166,10 @@ def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_come
         loop.made.saw("Pod", trainer("a", index, "n", revision=2), gone=True)
     loop.made.saw("Node", node("m", revision=3))
     loop.plan()
-    assert (loop.trainers("a"), loop.made.decision("a").why) == (0, "was turned away, and rests before it tries again")
+    assert (loop.trainers("a"), loop.made.decision("a").why) == (
+        0,
+        "its minimum found no room; in back-off before it is admitted again",
+    )
     loop.clock.now += 31
     loop.plan()
     assert loop.trainers("a") == 8

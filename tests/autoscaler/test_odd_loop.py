@@ -63,7 +63,7 @@ def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_
     told = warnings(caplog)
     assert len(told) == 1, "once"
     assert told[0].startswith("Node bad: status.allocatable.cpu: ")
-    assert told[0].endswith("; what cannot be read counts as nothing")
+    assert told[0].endswith("; values that cannot be read count as 0")
     assert loop.plan_told.unread == 1
     loop.made.saw("Node", node("bad", revision=2))
     loop.plan()
@@ -194,7 +194,7 @@ def test_a_configuration_that_cannot_be_taken_leaves_the_one_before_in_force_and
     assert (loop.valid, loop.acts) == (False, True)
     assert loop.told == ["a"], "it says so in its status, once"
     assert loop.made.problem.startswith(str(loop.file))
-    assert loop.made.problem.endswith("; what was in force before stays")
+    assert loop.made.problem.endswith("; the previous configuration stays in force")
     assert loop.made.problem.startswith(loop.plan_told.problem)
     assert loop.plan_told.problem
     assert warnings(caplog) == [loop.made.problem], "once"
@@ -215,7 +215,7 @@ def test_until_a_configuration_was_taken_nothing_is_planned(tmp_path, name, capl
     loop.made.wants("a", wish("a", 1, 9))
     loop.look()
     assert (loop.made.holds, loop.trainers("a"), loop.valid, loop.acts) == (True, None, False, False)
-    assert loop.made.problem.endswith("; nothing is changed until it is mended")
+    assert loop.made.problem.endswith("; nothing is changed until it is corrected")
     assert warnings(caplog)[-1] == loop.made.problem
     put(loop.file, "debounce: 10ms\n")
     loop.plan()
@@ -362,7 +362,10 @@ def rise(loop, revision, rests):
     loop.plan()
     loop.clock.now += rests - 2
     loop.plan()
-    assert (loop.trainers("a"), loop.made.decision("a").why) == (0, "was turned away, and rests before it tries again")
+    assert (loop.trainers("a"), loop.made.decision("a").why) == (
+        0,
+        "its minimum found no room; in back-off before it is admitted again",
+    )
     loop.clock.now += 3
     loop.plan()
     assert loop.trainers("a") == 8

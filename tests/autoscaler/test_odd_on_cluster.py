@@ -67,7 +67,7 @@ def test_a_configuration_that_cannot_be_taken_is_said_in_log_metric_and_conditio
     words = "line 1: coolDown: '-5s' is not a duration"
     world.j.says("Autoscaled", "False", "ConfigRefused", words)
     since = world.j.condition("Autoscaled")["lastTransitionTime"]
-    assert world.j.condition("Autoscaled")["message"].endswith("; what was in force before stays")
+    assert world.j.condition("Autoscaled")["message"].endswith("; the previous configuration stays in force")
     assert world.j.status()["state"] == "Running"
     tells(world, config_valid=0, acts=1)
     web(world, 4)
@@ -93,7 +93,7 @@ def test_an_operator_that_begins_with_a_configuration_that_it_cannot_take_change
     world.config.write_text("coolDowns: 0s\n")
     world.start()
     world.j.says("Autoscaled", "False", "ConfigRefused", "unknown field; did you mean coolDown?")
-    assert world.j.condition("Autoscaled")["message"].endswith("; nothing is changed until it is mended")
+    assert world.j.condition("Autoscaled")["message"].endswith("; nothing is changed until it is corrected")
     apply(other, 1, 20)
     other.says("Autoscaled", "False", "ConfigRefused")
     tells(world, config_valid=0, acts=0)

@@ -90,7 +90,7 @@ def test_a_job_that_does_not_fit_waits_with_nothing_until_it_does(world):
     world.j.state("Queued")
     condition = world.j.condition("Scheduled")
     assert (condition["reason"], condition["message"]) == (
-        "Queued", "needs 9 x cpu 1, memory 64Mi beside 2 other pods, the cluster has room for 8 at best: too little cpu",
+        "Queued", "needs 9 x cpu 1, memory 64Mi plus 2 other pods, the cluster has room for 8 at best: too little cpu",
     )  # fmt: skip
     assert world.j.all_pods() == []
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")

@@ -88,8 +88,8 @@ def test_a_job_that_is_larger_than_the_cluster_is_told_so():
 def test_a_job_in_line_is_told_its_place():
     jobs = [job("runs", 2, 2, held={0: 2}), job("first", 2, 4, since=1.0), job("second", 2, 2, since=2.0)]
     made = plan(cluster([[10000]], [[5000]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
-    assert made["first"].words == "needs 2 x cpu 5, and others hold the room; it is number 1 in line"
-    assert made["second"].words.endswith("number 2 in line")
+    assert made["first"].words == "needs 2 x cpu 5, but other pods hold the room; queue position 1"
+    assert made["second"].words.endswith("queue position 2")
 
 
 def test_why_not_more():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shoal.autoscaler.planner.model import PendingPod, PlannerMemory, Policy
 from shoal.autoscaler.planner.plan import plan
 from shoal.autoscaler.snapshot.cluster_state import ClusterState
-from tests.autoscaler.test_view import node, pod
+from tests.autoscaler.test_cluster_state import node, pod
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters
 from tests.soak import examples
 

@@ -76,7 +76,7 @@ def trainers(job, count):
 
 def configure(world, text):
     """Another configuration, once the first one was read."""
-    taken = "configuration taken"
+    taken = "configuration loaded"
     world.until(lambda: taken in world.log(), "the first configuration")
     before = world.log().count(taken)
     world.config.write_text(text)

@@ -12,7 +12,7 @@ from shoal.local.view.live import LiveView
 from shoal.local.view.plain import PlainView
 from shoal.local.view.status import account_of
 from shoal.protocol.messages import Evaluation
-from tests.local.test_words import STATUS, changed
+from tests.local.test_formatting import STATUS, changed
 
 OPTIONS = Options(
     target="job.yaml", arguments=[], trainers=None, servers=None, epochs=None, seed=None, name=None, state=None,

@@ -76,12 +76,22 @@ def test_kills_right_at_the_start(zygote, tmp_path):
         check(job)
 
 
+def snapshots(job: RealJob, index: int) -> set[str]:
+    """The names of a parameter server's snapshots."""
+    return {path.name for path in (job.folder / f"snapshots-{index}").glob("*.safetensors")}
+
+
 def test_the_snapshots_know_what_was_done_when_everything_else_is_lost(zygote, tmp_path):
     """All processes killed, and etcd empty: as where the namespace of etcd and operator was deleted."""
-    with RealJob(zygote, tmp_path / "j", epochs=6, trainers=2, variables={"COUNT_PAUSE": "0.01"}) as job:
+    with RealJob(zygote, tmp_path / "j", epochs=10, trainers=2, variables={"COUNT_PAUSE": "0.01"}) as job:
         while "epoch 3 of" not in job.log("master", 0):
             job.supervise()
             time.sleep(0.02)  # the pace of the supervisor
+        before = {index: snapshots(job, index) for index in range(job.servers)}
+        # Two of each server: the first may have been begun before that epoch.
+        while any(len(snapshots(job, index) - names) < 2 for index, names in before.items()):
+            job.supervise()
+            time.sleep(0.02)
         for role, index in list(job.children):
             job.kill(role, index)
         job.etcd.wipe()

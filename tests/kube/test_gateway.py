@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import signal
-import time
 
 import pytest
 
@@ -259,13 +258,11 @@ users: [{{name: u, user: {{token: secret-token}}}}]
 
     async def work():
         async with await Kube.connect(kubeconfig=str(tmp_path / "kubeconfig"), patience_seconds=0.3) as kube:
-            begun = time.monotonic()
             with pytest.raises(KubeUnreachableError, match="does not answer") as error:
                 await kube.get("Pod", "p", namespace="n")
-            return time.monotonic() - begun, str(error.value)
+            return str(error.value)
 
-    seconds, said = asyncio.run(work())
-    assert seconds < 5
+    said = asyncio.run(work())
     assert "secret-token" not in said
 
 

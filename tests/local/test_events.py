@@ -4,7 +4,7 @@ import msgspec
 
 from shoal.local.view.events import Events
 from shoal.protocol.messages import Evaluation
-from tests.local.test_words import PROGRESS
+from tests.local.test_formatting import PROGRESS
 
 
 def after(*texts, generation=1, scores=()):

@@ -26,7 +26,7 @@ from shoal.store import ALL_JOBS, Delete, DesiredState, JobKeys, Put, Store
 from tests.etcds import eventually, run_etcd
 from tests.operator.jobs import job
 from tests.operator.strange import pods
-from tests.operator.test_store import KEYS, pod, published
+from tests.operator.test_cache import KEYS, pod, published
 from tests.soak import examples
 
 OTHER = JobKeys("default", "other", "v")

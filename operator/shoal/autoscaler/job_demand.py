@@ -1,4 +1,4 @@
-"""What a job wants, as far as it does not show in the cluster."""
+"""The demand of a job: the part of the planner's input that is not in the cluster's state."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ __all__ = ["JobDemand"]
 
 @dataclass(frozen=True, kw_only=True)
 class JobDemand:
-    """What a job wants, as far as it does not show in the cluster.
+    """The demand of a job: the part of the planner's input that is not in the cluster's state.
 
-    The manifests of its pods are read again only when they change: whoever hands in the same objects each time saves that.
+    The manifests are read again only when they change; passing the identical objects each time makes that check fast.
 
     Attributes:
-        uid: Of the TrainingJob.
-        name: Its name, without the namespace.
-        namespace: Where its pods are.
-        trainer: A pod of its, as it would be created now.
-        priority: Of its minimum trainers.
-        surplus: Of its trainers beyond; None: the same.
+        uid: Uid of the TrainingJob.
+        name: Name of the TrainingJob, without the namespace.
+        namespace: Namespace of the TrainingJob and its pods.
+        trainer: Manifest of a trainer as it would be created now.
+        priority: Priority of the minimum trainers.
+        surplus: Priority of the trainers beyond the minimum; None: `priority`.
         min: Fewest trainers.
         max: Most trainers.
-        weight: Its claim to room among jobs of its class.
-        since: When it was created, in seconds.
-        pinned: Whether its number is the user's choice.
-        fixed: (pod, how many there should be, role) of its other pods.
+        weight: Divisor of the job's share among jobs of its class. Default: 1.
+        since: Creation time of the job, in seconds.
+        pinned: Whether the user has set the number of trainers.
+        fixed: (manifest, desired number, role) of the job's other pods.
     """
 
     uid: str

@@ -1,17 +1,17 @@
-"""The loop around the planner: news come in, a moment later there is a plan, and whoever it concerns is told.
+"""The loop around the planner: it plans after each change, and reports the jobs whose decision has changed.
 
-It asks nobody: the operator hands in what its watches bring and what its jobs want, and takes a decision for each job when
-it looks at that job. Nothing here acts on the cluster.
+The loop makes no requests. The operator passes in its informers' events and the jobs' demands, and reads the decision of a
+job when it reconciles that job. Nothing in this module acts on the cluster.
 
-A plan turns a job away when its minimum finds no room. One that has pods already is turned away only when that has been so
-for a while, and is let in again only after a pause: where pods really go is the scheduler's choice, and a job must not come
-and go because it was another one than the plan's.
+A plan queues a job whose minimum finds no room. A job that has pods is queued only after `_QUEUED_AFTER_SECONDS` without
+room, and is admitted again only after a back-off: the scheduler chooses the nodes of pods, and a job must not start and stop
+because that choice differs from the plan.
 
-Until a configuration was taken nothing is planned: the defaults might be what its owner told it not to do.
+Without a valid configuration nothing is planned: the defaults could do what the configuration forbids.
 
-The snapshot is taken on the event loop and nothing in it changes afterwards; the plan is computed in a thread, one at a time,
-while the loop goes on; what came of it is taken over on the loop. A job that went meanwhile, or wants something else now, has
-no part in it: the news of that are for the next plan, which follows at once.
+The snapshot is taken on the event loop and is immutable. The plan is computed in a thread, one plan at a time, while the
+event loop goes on; its decisions are applied on the event loop. A job that was deleted, or whose demand changed, while the
+plan was computed is left out: that change has triggered the next plan, which follows at once.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from shoal.autoscaler.snapshot.resources import part
 
 __all__ = ["Autoscaler", "JobDecision"]
 
-_TURNED_AWAY_SECONDS: Final = 10.0
-"""For so long a minimum has no room before a job that has pods gives all of them up."""
+_QUEUED_AFTER_SECONDS: Final = 10.0
+"""Time for which a minimum has no room before a job that has pods is queued and loses them."""
 _SERVERS_WAIT_SECONDS: Final = 15.0
-"""For so long servers are not made yet where their room is still somebody's."""
+"""Longest time for which the creation of servers is delayed while other pods occupy their room."""
 _FIRST_PAUSE_SECONDS: Final = 30.0
 _LONGEST_PAUSE_SECONDS: Final = 600.0
-_WELL_SECONDS: Final = 600.0
-"""A job that had its room for so long is no more suspected to come and go."""
-_MOST_WORDS: Final = 3
-"""Problems of one object that are logged."""
+_STABLE_SECONDS: Final = 600.0
+"""A job that has had room for this time starts again with the first back-off."""
+_MOST_PROBLEMS: Final = 3
+"""Most problems of one object that are logged."""
 
 log = logging.getLogger("shoal.autoscaler")
 
 
 def _waits(manifest: Mapping[str, Any]) -> bool:
-    """Whether it is a foreign pod without a node that ranks above trainers: room is kept for its like, if wanted."""
+    """Return whether a pod is foreign, has no node and no scheduling gates, and ranks above trainers: head-room counts it."""
     spec = manifest.get("spec") or {}
     foreign = "shoal.dev/uid" not in (manifest["metadata"].get("labels") or {})
     return foreign and not spec.get("nodeName") and not spec.get("schedulingGates") and (spec.get("priority") or 0) >= 0
@@ -61,17 +61,18 @@ def _waits(manifest: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class JobDecision:
-    """What a job is given.
+    """The decision for one job.
 
     Attributes:
-        trainers: How many it shall have; 0: it waits in line.
-        now: How many of these can be there now: the rest comes when others have left.
-        stays: Name of a node -> how many of its trainers stay there; others there leave first. None: it does not matter.
-        why: Why not more, for people.
-        comes: Name of a node -> how many new trainers have room there now and would do best there.
-        servers: Names of the nodes where parameter servers without one would.
-        master: The same for its master, where that has none.
-        servers_wait: Their room is still somebody's. Who came now would take other room as soon as any is free.
+        trainers: Number of trainers; 0: the job is queued.
+        now: How many of `trainers` can exist now; the others are created when the victims have ended.
+        stays: Name of a node -> trainers that stay there; trainers in excess of that are removed first. None: any node.
+        why: Reason why the job has no more trainers, as a message.
+        comes: Name of a node -> new trainers that have room there now, and for which it is the preferred node.
+        servers: Names of the preferred nodes of parameter servers that have no node.
+        master: Names of the preferred nodes of a master that has no node.
+        servers_wait: Whether other pods still occupy the room of the servers. Servers created now would take any other room
+            that becomes free first. Default: False.
     """
 
     trainers: int
@@ -85,25 +86,25 @@ class JobDecision:
 
 
 @dataclass
-class _Turned:
-    """A job whose minimum has no room.
+class _Backoff:
+    """The back-off of a job whose minimum has no room. Times in seconds of the loop's clock.
 
     Attributes:
-        since: When that was seen first; None: it has room.
-        until: When it may be let in again.
-        pause: After the next time.
-        well: Since when it has its room, and pods; None: it lacks one.
+        since: When the minimum was first found without room; None: it has room.
+        until: When the job may be admitted again.
+        pause: Length of the next back-off.
+        stable: Since when the job has both room and pods; None: it lacks one of them.
     """
 
     since: float | None = None
     until: float = 0.0
     pause: float = _FIRST_PAUSE_SECONDS
-    well: float | None = None
+    stable: float | None = None
 
     def runs(self, now: float) -> None:
-        """It has its room, and pods."""
-        self.well = self.well if self.well is not None else now
-        if now - self.well >= _WELL_SECONDS:
+        """Record that the job has room and pods; after `_STABLE_SECONDS` of that the back-off is reset."""
+        self.stable = self.stable if self.stable is not None else now
+        if now - self.stable >= _STABLE_SECONDS:
             self.pause = _FIRST_PAUSE_SECONDS
 
 
@@ -112,15 +113,15 @@ def _ignore(*_: object) -> None:
 
 
 class Autoscaler:
-    """One for a cluster.
+    """The autoscaler of a cluster.
 
     Args:
-        config: What an operator of the cluster chose.
-        changed: Told the uids of jobs whose decision is another one now.
-        planned: Gets each plan, as it is to be told.
-        configured: Told at each look whether the configuration's file is as it should be, and whether jobs follow plans.
-        failed: Told that no plan could be made.
-        clock: Seconds that only go forward.
+        config: The file of the AutoscalerConfig.
+        changed: Called with the uids of jobs whose decision has changed.
+        planned: Called with each plan, in the form for metrics and `shoalctl`.
+        configured: Called in each cycle with (the file is valid, jobs follow the plans).
+        failed: Called when a plan failed with an exception.
+        clock: Monotonic clock, in seconds. Default: `time.monotonic`.
     """
 
     def __init__(
@@ -140,47 +141,57 @@ class Autoscaler:
         self._failed = failed
         self._clock = clock
         self._view = ClusterState()
-        self._demand = RecentDemand()
+        self._recent = RecentDemand()
         self._classes: dict[str, int] = {}
-        """PriorityClass -> its value, also of one that is gone: its pods have it still."""
+        """PriorityClass -> its value; deleted classes are kept, as pods still have their value."""
         self._unread: dict[str, tuple[str, ...]] = {}
-        self._wishes: dict[str, tuple[JobDemand, str, str]] = {}
+        self._demands: dict[str, tuple[JobDemand, str, str]] = {}
         self._memory = PlannerMemory()
         self._decisions: dict[str, JobDecision] = {}
-        self._turned: dict[str, _Turned] = {}
+        self._backoffs: dict[str, _Backoff] = {}
         self._servers_wait: dict[str, float] = {}
-        """Uid -> since when."""
-        self._news = asyncio.Event()
+        """Uid of a job -> since when its servers wait for room."""
+        self._changes = asyncio.Event()
         self._polled()
 
     @property
     def config(self) -> AutoscalerConfig:
-        """What is in force."""
+        """The configuration in force."""
         return self._file.config
 
     @property
     def problem(self) -> str:
-        """What is wrong with the configuration's file, and what that means; empty: nothing."""
+        """The problem of the configuration's file, and its consequence; empty: none."""
         if not self._file.problem:
             return ""
-        stays = "what was in force before stays" if self._file.taken else "nothing is changed until it is mended"
+        stays = (
+            "the previous configuration stays in force"
+            if self._file.taken
+            else "nothing is changed until it is corrected"
+        )
         return f"{self._file.problem}; {stays}"
 
     @property
     def holds(self) -> bool:
-        """Whether no configuration was taken yet, so that jobs keep what they have."""
+        """Whether there has been no valid configuration yet, so that jobs keep their trainers."""
         return not self._file.taken
 
-    # --- What comes in ---
+    # --- Input ---
 
     def saw(self, kind: str, manifest: Mapping[str, Any], *, gone: bool = False) -> None:
-        """A node, a pod or a PriorityClass is there, changed, or gone."""
+        """Handle the event of a Node, a Pod or a PriorityClass; other kinds are ignored.
+
+        Args:
+            kind: Kind of the object.
+            manifest: The object.
+            gone: Whether the object was deleted. Default: False.
+        """
         changed = False
         if kind == "Pod":
             changed = self._view.pod_changed(manifest, now=self._clock(), gone=gone)
             self._learn(part(manifest.get("spec")))
             if not gone and _waits(manifest):
-                self._demand.came(manifest, now=self._clock())
+                self._recent.came(manifest, now=self._clock())
         elif kind == "Node":
             changed = self._view.node_changed(manifest, gone=gone)
         elif kind == "PriorityClass" and not gone:
@@ -188,92 +199,99 @@ class Autoscaler:
             changed = self._classes.get(name) != value
             self._classes[name] = value
         if changed:
-            self._news.set()
+            self._changes.set()
 
     def listed(self, kind: str, items: Iterable[Mapping[str, Any]], *, revision: int) -> None:
-        """All that there is of a kind: what is not among it has gone."""
+        """Handle a complete list of a kind: objects that are not in it were deleted.
+
+        Args:
+            kind: Kind of the objects.
+            items: All objects of that kind.
+            revision: Resource version of the list.
+        """
         names = {each["metadata"]["uid" if kind == "Pod" else "name"] for each in items}
         if kind in {"Pod", "Node"}:
             self._view.forget_missing(kind, names, revision=revision)
-        self._news.set()
+        self._changes.set()
 
     def _learn(self, spec: Mapping[str, Any]) -> None:
-        """The value of a class that went before this process began is known from the pods that have it."""
+        """Learn the value of a PriorityClass from a pod: the class may have been deleted before this process started."""
         name, value = spec.get("priorityClassName"), spec.get("priority")
         if name and isinstance(value, int):
             self._classes.setdefault(str(name), value)
 
-    def wants(self, uid: str, wish: JobDemand | None, *, minimum: str = "", surplus: str = "") -> None:
-        """What a job wants now; None: nothing.
+    def wants(self, uid: str, demand: JobDemand | None, *, minimum: str = "", surplus: str = "") -> None:
+        """Set the demand of a job.
 
         Args:
-            uid: The job's.
-            wish: Its priority is that of `minimum`, where there is such a class.
-            minimum: The PriorityClass of its minimum trainers.
-            surplus: Of those beyond.
+            uid: Uid of the job.
+            demand: The demand; its priorities are replaced by the values of the two classes, where these exist. None: the job
+                needs no trainers.
+            minimum: PriorityClass of the minimum trainers.
+            surplus: PriorityClass of the trainers beyond the minimum.
         """
-        before = self._wishes.get(uid)
-        if wish is None:
-            self._wishes.pop(uid, None)
+        before = self._demands.get(uid)
+        if demand is None:
+            self._demands.pop(uid, None)
             self._decisions.pop(uid, None)
-            self._turned.pop(uid, None)
+            self._backoffs.pop(uid, None)
             self._servers_wait.pop(uid, None)
         else:
-            self._wishes[uid] = wish, minimum, surplus
-        if before != self._wishes.get(uid):
-            self._news.set()
+            self._demands[uid] = demand, minimum, surplus
+        if before != self._demands.get(uid):
+            self._changes.set()
 
-    # --- What comes out ---
+    # --- Output ---
 
     def decision(self, uid: str) -> JobDecision | None:
-        """What a job is given; None: there was no plan with it yet, or nothing is to be changed by plans."""
+        """Return the decision for a job; None: no plan has included it yet, or no plans are made."""
         return self._decisions.get(uid)
 
     @property
     def acts(self) -> bool:
-        """Whether jobs are to follow the plans."""
+        """Whether jobs follow the plans: the autoscaler is enabled and not in dry-run mode."""
         return self.config.enabled and not self.config.dry_run
 
     async def run(self) -> None:
-        """Plan when there are news, and now and then, for ever."""
+        """Plan after each change, and at least once per `cycle`, until cancelled."""
         while True:
             if self._polled():
-                self._changed(list(self._wishes))
+                self._changed(list(self._demands))
             self._configured(not self._file.problem, self.acts and not self.holds)
-            # What comes while a plan is made is for the next one.
-            self._news.clear()
+            # Changes that arrive while a plan is computed are for the next plan.
+            self._changes.clear()
             if self.config.enabled and not self.holds:
                 await self._try()
             try:
                 async with asyncio.timeout(self.config.cycle.seconds):
-                    await self._news.wait()
-                # What comes in one go is planned for in one go.
+                    await self._changes.wait()
+                # Changes within `debounce` are answered by one plan.
                 await asyncio.sleep(self.config.debounce.seconds)
             except TimeoutError:
                 continue
 
     def _polled(self) -> bool:
-        """Whether jobs are to hear of the configuration: another one is in force than before, or it cannot be taken."""
+        """Poll the configuration's file; return whether its configuration or its problem has changed."""
         change = self._file.poll()
         if change is None:
             return False
         if change.problem:
             log.warning("%s", self.problem)
         else:
-            log.info("configuration taken")
+            log.info("configuration loaded")
         return True
 
     async def _try(self) -> None:
         try:
             await self._plan()
         except Exception:
-            # Jobs go on with what they have; without a plan they are no worse off than without an autoscaler.
+            # Jobs keep their trainers; without a plan they are no worse off than without an autoscaler.
             log.exception("no plan could be made")
             self._failed()
             self._unbind()
 
     def _unbind(self) -> None:
-        """Who dies is replaced wherever there is room: no plan comes that would say where."""
+        """Remove the nodes from all decisions, so that lost trainers are replaced on any node without a new plan."""
         free = {
             uid: _unbound(each) for uid, each in self._decisions.items() if each.stays is not None and each.trainers
         }
@@ -282,22 +300,22 @@ class Autoscaler:
             self._changed(list(free))
 
     async def _plan(self) -> None:
-        began, of = self._clock(), dict(self._wishes)
-        wishes = [self._ranked(*each) for each in of.values()]
-        spare = self._demand.spare(self.config.head_room, now=began)
-        snapshot = self._view.snapshot(wishes, now=began, spare=spare)
-        self._say_unread()
+        began, of = self._clock(), dict(self._demands)
+        demands = [self._ranked(*each) for each in of.values()]
+        spare = self._recent.spare(self.config.head_room, now=began)
+        snapshot = self._view.snapshot(demands, now=began, spare=spare)
+        self._log_unread()
         work = partial(plan, snapshot, self._memory, policy(self.config))
         allocation, self._memory = await computed(work, name="plan")
-        # A wish is told anew only when it is another one.
-        jobs = [job for job in snapshot.jobs if self._wishes.get(job.uid) == of[job.uid]]
+        # Jobs whose demand has changed meanwhile are left to the next plan.
+        jobs = [job for job in snapshot.jobs if self._demands.get(job.uid) == of[job.uid]]
         self._take(jobs, allocation, snapshot.nodes.names)
-        self._planned(self._told(snapshot, allocation, self._clock() - began))
+        self._planned(self._reported(snapshot, allocation, self._clock() - began))
 
-    def _told(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
+    def _reported(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
         titles = {job.uid: job.name for job in snapshot.jobs}
         jobs = []
-        there = (job for job in snapshot.jobs if job.uid in self._wishes)
+        there = (job for job in snapshot.jobs if job.uid in self._demands)
         for job in sorted(there, key=lambda job: (-job.priority, job.since, job.name)):
             given, decision = allocation.jobs[job.uid], self._decisions.get(job.uid)
             namespace, _, name = job.name.partition("/")
@@ -338,21 +356,21 @@ class Autoscaler:
             len(self._view.problems),
         )
 
-    def _say_unread(self) -> None:
-        """What nobody can read on nodes, pods and templates: once, and again when it is something else."""
+    def _log_unread(self) -> None:
+        """Log the unreadable values of nodes, pods and templates: each object once, and again when its problems change."""
         found = self._view.problems
         for title in [title for title, lines in found.items() if self._unread.get(title) != lines]:
-            told = "; ".join(found[title][:_MOST_WORDS])
-            log.warning("%s: %s; what cannot be read counts as nothing", title, told)
+            lines = "; ".join(found[title][:_MOST_PROBLEMS])
+            log.warning("%s: %s; values that cannot be read count as 0", title, lines)
         self._unread = dict(found)
 
-    def _ranked(self, wish: JobDemand, minimum: str, surplus: str) -> JobDemand:
-        priority, beyond = self._classes.get(minimum, wish.priority), self._classes.get(surplus, wish.surplus)
-        same = (priority, beyond) == (wish.priority, wish.surplus)
-        return wish if same else replace(wish, priority=priority, surplus=beyond)
+    def _ranked(self, demand: JobDemand, minimum: str, surplus: str) -> JobDemand:
+        priority, beyond = self._classes.get(minimum, demand.priority), self._classes.get(surplus, demand.surplus)
+        same = (priority, beyond) == (demand.priority, demand.surplus)
+        return demand if same else replace(demand, priority=priority, surplus=beyond)
 
     def _take(self, jobs: Iterable[PlannerJob], allocation: Allocation, names: tuple[str, ...]) -> None:
-        news = []
+        updated = []
         for job in jobs:
             uid, given = job.uid, allocation.jobs[job.uid]
             before = self._decisions.get(uid)
@@ -361,35 +379,37 @@ class Autoscaler:
             if decision is None or decision == before:
                 continue
             self._decisions[uid] = decision
-            news.append(uid)
+            updated.append(uid)
             if before is not None and before.trainers != decision.trainers:
-                told = "would be" if self.config.dry_run else "is"
-                log.info("%s %s given %d trainers: %s", self._title(uid), told, decision.trainers, decision.why)
-        if news and self.acts:
-            self._changed(news)
+                verb = "would get" if self.config.dry_run else "gets"
+                log.info("%s %s %d trainers: %s", self._title(uid), verb, decision.trainers, decision.why)
+        if updated and self.acts:
+            self._changed(updated)
 
     def _decided(
         self, job: PlannerJob, given: JobAllocation, names: tuple[str, ...], *, has_pods: bool
     ) -> JobDecision | None:
-        """None: it stays with what was decided before."""
-        now, turned = self._clock(), self._turned.setdefault(job.uid, _Turned())
+        """Return the new decision for a job; None: the previous decision stays."""
+        now, backoff = self._clock(), self._backoffs.setdefault(job.uid, _Backoff())
         if given.why is Why.QUEUED:
             self._servers_wait.pop(job.uid, None)
-            turned.since, turned.well = turned.since if turned.since is not None else now, None
-            if has_pods and now - turned.since < _TURNED_AWAY_SECONDS:
+            backoff.since, backoff.stable = backoff.since if backoff.since is not None else now, None
+            if has_pods and now - backoff.since < _QUEUED_AFTER_SECONDS:
                 before = self._decisions.get(job.uid)
                 return _unbound(before) if before is not None else None
-            if has_pods and now >= turned.until:
-                turned.until, turned.pause = now + turned.pause, min(2 * turned.pause, _LONGEST_PAUSE_SECONDS)
+            if has_pods and now >= backoff.until:
+                backoff.until, backoff.pause = now + backoff.pause, min(2 * backoff.pause, _LONGEST_PAUSE_SECONDS)
             return JobDecision(trainers=0, now=0, stays={}, why=given.words)
-        turned.since = None
+        backoff.since = None
         if has_pods:
-            turned.runs(now)
+            backoff.runs(now)
         else:
-            turned.well = None
-        if now < turned.until and not has_pods:
-            # No countdown: words that change with each plan would be a status with each.
-            return JobDecision(trainers=0, now=0, stays={}, why="was turned away, and rests before it tries again")
+            backoff.stable = None
+        if now < backoff.until and not has_pods:
+            # No countdown in the message: each change of the message would be a write of the job's status.
+            return JobDecision(
+                trainers=0, now=0, stays={}, why="its minimum found no room; in back-off before it is admitted again"
+            )
         stays = {names[node]: count for node, count in given.stays.items()}
         servers, master = _others(job, given, names)
         return JobDecision(
@@ -404,7 +424,10 @@ class Autoscaler:
         )
 
     def _servers_may_wait(self, uid: str, given: JobAllocation) -> bool:
-        """For a while: whoever holds their room may never leave, and the scheduler may know other room."""
+        """Return whether servers are to be delayed, as other pods occupy their room; at most `_SERVERS_WAIT_SECONDS`.
+
+        The time is bounded because those pods may never end, and because the scheduler may find other room.
+        """
         if given.others_now:
             self._servers_wait.pop(uid, None)
             return False
@@ -412,15 +435,15 @@ class Autoscaler:
         return now - self._servers_wait.setdefault(uid, now) < _SERVERS_WAIT_SECONDS
 
     def _title(self, uid: str) -> str:
-        wish = self._wishes[uid][0]
-        return f"{wish.namespace}/{wish.name}"
+        demand = self._demands[uid][0]
+        return f"{demand.namespace}/{demand.name}"
 
 
 def _others(job: PlannerJob, given: JobAllocation, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Where servers would be, and the master.
+    """Return the preferred nodes of the servers, and of the master.
 
-    A job names its servers first. Where only one of the two lacks nodes the answer is the same for both: the other one is
-    there, and nobody asks.
+    `PlannerJob.fixed` has the servers first. If only one of the two lacks nodes, both results are its nodes: the other one
+    is bound, and its result is not used.
     """
     nodes: dict[int, list[str]] = {}
     for shape, node in given.others:
@@ -434,5 +457,5 @@ def _others(job: PlannerJob, given: JobAllocation, names: Sequence[str]) -> tupl
 
 
 def _unbound(decision: JobDecision) -> JobDecision:
-    """The same, wherever the scheduler puts them."""
+    """Return the decision without nodes: the scheduler chooses them."""
     return replace(decision, stays=None)

@@ -1,4 +1,4 @@
-"""A computation beside the event loop: plans of thousands of jobs take longer than a Lease may wait."""
+"""A computation in a thread beside the event loop: a plan of thousands of jobs takes longer than a Lease's renewal can wait."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ Answer = TypeVar("Answer")
 
 
 async def computed(work: Callable[[], Answer], *, name: str) -> Answer:
-    """What the call returns or raises, from a daemon thread of its own. Cancelled, it goes on, and its answer is dropped.
+    """Run a call in a daemon thread of its own; return its result or raise its exception.
 
-    The interpreter lets the event loop go on within 5 ms each time that it has something to do.
+    If the awaiting task is cancelled, the thread goes on and its result is dropped. The interpreter switches to the event
+    loop within 5 ms whenever the event loop has something to do.
 
     Args:
-        work: Computes. What it reads must not be changed meanwhile.
-        name: Of the thread.
+        work: The call. The objects that it reads must not be changed while it runs.
+        name: Name of the thread.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Answer] = loop.create_future()
 
-    def tell(answer: Answer | None, error: BaseException | None) -> None:
+    def finish(answer: Answer | None, error: BaseException | None) -> None:
         if done.cancelled():
             return
         if error is not None:
@@ -37,11 +38,11 @@ async def computed(work: Callable[[], Answer], *, name: str) -> Answer:
         answer, failed = None, None
         try:
             answer = work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - it is raised in the awaiting task
             failed = error
-        # The loop may be gone when this ends.
+        # The event loop may be closed by now.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, answer, failed)
+            loop.call_soon_threadsafe(finish, answer, failed)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await done

@@ -45,10 +45,6 @@ def main() -> int:
     parser.add_argument("--serve", type=_address, metavar="HOST:PORT", help="probes and metrics; default: none")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    # It tells each event that it hands on.
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-    # It warns that it leaves the process's signals alone, which is why it runs in a thread.
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     tune()
     settings = OperatorSettings(
         etcd=arguments.etcd,

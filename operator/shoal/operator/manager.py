@@ -1,7 +1,7 @@
-"""The operator's shell: the cluster's news and etcd's fill the store and mark jobs, a worker looks at each that is marked.
+"""Builds the parts of the operator and runs them.
 
-One that stands by for its turn (see ``election``) does all of this but looking: it knows what the leader knows, and begins
-to act within the time of one listing.
+Informers and the watch of etcd fill the cache and add jobs to the work queue; the queue calls the job controller. A replica that is
+not the leader (`leader_election.py`) does all of this but reconciling, so it starts to reconcile within the time of one listing.
 """
 
 from __future__ import annotations
@@ -55,28 +55,29 @@ __all__ = ["Operator", "OperatorSettings"]
 
 _AGAIN_SECONDS: Final = 3.0
 _SILENT_SECONDS: Final = 60.0
-"""The watch's thread gives a sign of life several times a second."""
-_PULSE_SECONDS: Final = 10.0
-_PATIENCE_SECONDS: Final = 5.0
-"""How long a look waits for etcd; the next one says that it is away."""
+"""Seconds without a sign of life of the informer's thread, which gives several a second, after which the process is unhealthy."""
+_PROBE_SECONDS: Final = 10.0
+"""Seconds between two probes of etcd."""
+_TIMEOUT_SECONDS: Final = 5.0
+"""Timeout of a request to etcd during a sync."""
 
 log = logging.getLogger("shoal.operator")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorSettings:
-    """How the operator runs.
+    """The operator's options.
 
     Attributes:
-        etcd: Endpoint.
-        etcd_credentials: Folder with username, password and ca.crt of a user with the role root; empty: etcd lets
-            everybody in.
-        masters_etcd: The endpoint as masters in pods know it; empty: the same.
-        namespaces: Which to serve; none: all.
-        classes: The PriorityClasses of servers, minimum and surplus trainers; None: none.
-        lease: NAMESPACE/NAME of the Lease that decides who acts; empty: this one does.
-        times: Of the Lease.
-        serve: HOST:PORT of probes and metrics; empty: none.
+        etcd: Endpoint of etcd.
+        etcd_credentials: Folder with username, password and ca.crt of a user with the role root; empty: etcd has no
+            authentication.
+        masters_etcd: Endpoint of etcd for masters in pods; empty: the same.
+        namespaces: Namespaces to serve; empty: all.
+        classes: PriorityClasses of parameter servers, minimum and surplus trainers; None: pods have none.
+        lease: NAMESPACE/NAME of the Lease for leader election; empty: no election, this process is the leader.
+        times: Durations of the Lease.
+        serve: HOST:PORT for probes and metrics; empty: they are not served.
         autoscaler: File with the AutoscalerConfig; empty: no autoscaler, each job has its pin or its minimum.
     """
 
@@ -92,11 +93,11 @@ class OperatorSettings:
 
 
 class Operator:
-    """Runs until it is told to stop.
+    """The operator process.
 
     Args:
-        settings: How.
-        on_lost: Called when another one may act from now on; must end the process at once.
+        settings: Its options.
+        on_lost: Called when the Lease is lost and another replica may be the leader; must end the process at once.
     """
 
     def __init__(self, settings: OperatorSettings, *, on_lost: Callable[[str], None]) -> None:
@@ -106,71 +107,71 @@ class Operator:
         self._metrics = Metrics(self._states)
         self._queue = WorkQueue(self._sync, held=True, on_sync=self._metrics.synced)
         self._etcd_known = asyncio.Event()
-        self._etcd_trouble = asyncio.Event()
+        self._etcd_suspect = asyncio.Event()
         self._etcd_away = False
         self._unready = "etcd has not been reached yet"
         self._election: Election | None = None
         self._controller: JobController
-        self._sweeper: GarbageCollector
+        self._garbage_collector: GarbageCollector
         self._kube: Kube
         self._etcd: Store | None = None
-        self._feed: Informers | None = None
+        self._informers: Informers | None = None
         self._autoscaler: Autoscaler | None = None
-        self._teller: PlanWriter
+        self._plan_writer: PlanWriter
         self._watches = WatchHealth()
         self._loop: asyncio.AbstractEventLoop
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve.
+        """Run until `stop` is set.
 
         Raises:
-            KubeError: There is no cluster to serve.
-            StoreError: etcd will never take us.
-            OSError: Probes and metrics cannot be served.
+            KubeError: The API server cannot be used.
+            StoreError: etcd refuses the operator's requests.
+            OSError: The address of probes and metrics cannot be bound.
         """
         self._loop = asyncio.get_running_loop()
         async with serve(self._settings.serve, health=self, metrics=self._metrics):
             working = asyncio.create_task(self._work())
-            told = asyncio.create_task(stop.wait())
+            stopping = asyncio.create_task(stop.wait())
             try:
-                await asyncio.wait({working, told}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if working.done():
                     await working
             finally:
-                told.cancel()
+                stopping.cancel()
                 working.cancel()
                 await asyncio.gather(working, return_exceptions=True)
 
     def why_dead(self) -> str:
-        """Why the process should be started anew."""
-        silent = self._feed.silent_seconds() if self._feed is not None else 0.0
+        """Return why the process should be restarted; empty: it should not."""
+        silent = self._informers.silent_seconds() if self._informers is not None else 0.0
         return f"the watch of jobs is silent for {silent:.0f} s" if silent > _SILENT_SECONDS else ""
 
     def why_unready(self) -> str:
-        """Why this one is of no use yet, or at the moment."""
-        if self._etcd_away and not self._unready and not self._stands_by():
+        """Return why this replica cannot serve; empty: it can."""
+        if self._etcd_away and not self._unready and not self._follows():
             return "etcd does not answer"
         return self._unready or self._watches.problem(time.monotonic())
 
-    # --- From the beginning to the end ---
+    # --- Start and end ---
 
     async def _work(self) -> None:
         async with await Kube.connect(on_answer=self._metrics.asked, may_write=self._left) as self._kube:
-            # A gateway of its own: neither the number of our requests nor their fence is the Lease's business.
+            # The Lease has a client of its own: requests for it share neither the limit of concurrency nor the fence of the others.
             patience = self._settings.times.try_seconds
             async with await Kube.connect(on_answer=self._metrics.asked, patience_seconds=patience) as lease:
                 try:
-                    feed = await self._begin(lease)
+                    informers = await self._begin(lease)
                     async with asyncio.TaskGroup() as group:
-                        feed.begin(group)
-                        self._feed = feed
-                        group.create_task(self._pulse())
-                        await self._lead(group, feed)
+                        informers.begin(group)
+                        self._informers = informers
+                        group.create_task(self._probe_etcd())
+                        await self._lead(group, informers)
                 finally:
                     await self._end()
 
     async def _begin(self, lease: Kube) -> Informers:
-        """Before the first look all is known: else what stands in etcd or on the cluster would be said again."""
+        """Fill the cache before the first sync: otherwise a sync would write again what etcd and the cluster have already."""
         if self._settings.lease:
             namespace, _, name = self._settings.lease.partition("/")
             times = self._settings.times
@@ -181,19 +182,19 @@ class Operator:
         vault = await run_in_thread(lambda: DerivedSecrets.open(store, credentials))
         admit = (await run_in_thread(lambda: Users(store.accounts))).admit if vault.guarded else None
         namespaces = self._settings.namespaces
-        self._sweeper = GarbageCollector(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
+        self._garbage_collector = GarbageCollector(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
         if self._settings.autoscaler:
-            self._teller = PlanWriter(self._kube.apply, namespace=self._settings.lease.partition("/")[0])
+            self._plan_writer = PlanWriter(self._kube.apply, namespace=self._settings.lease.partition("/")[0])
             self._autoscaler = Autoscaler(
                 ConfigFile(self._settings.autoscaler),
                 changed=lambda uids: self._queue.add(*uids),
-                planned=self._has_planned,
+                planned=self._planned,
                 configured=self._metrics.configured,
                 failed=self._metrics.not_planned,
             )
         answered = self._cache.answered
         executor = Executor(
-            self._kube, vault=vault, tell=self._tell, forget=self._forget, admit=admit, answered=answered
+            self._kube, vault=vault, tell=self._publish_desired, forget=self._forget, admit=admit, answered=answered
         )
         etcd = self._settings.masters_etcd or self._settings.etcd
         reporter = StatusWriter(self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic()))
@@ -211,49 +212,49 @@ class Operator:
         self._etcd.watch(ALL_JOBS, from_revision=None, on_events=self._records, on_reset=self._all_records)
         await self._etcd_known.wait()
         self._metrics.etcd(up=True)
-        feed = Informers(
+        informers = Informers(
             self._kube,
             self._cache,
             namespaces=namespaces,
             enqueue=lambda uids: self._queue.add(*uids),
             on_event=self._metrics.watched,
-            job_gone=self._sweeper.soon,
+            job_gone=self._garbage_collector.soon,
             health=self._watches,
             everything=self._autoscaler,
         )
-        await self._list_until_done(feed)
-        return feed
+        await self._list_until_done(informers)
+        return informers
 
-    async def _lead(self, group: asyncio.TaskGroup, feed: Informers) -> None:
+    async def _lead(self, group: asyncio.TaskGroup, informers: Informers) -> None:
         if self._election is not None:
             await self._election.win()
             group.create_task(self._election.hold())
-            # What the one before did last may not have come yet.
-            await self._list_until_done(feed)
+            # The last writes of the previous leader may not be in the cache yet.
+            await self._list_until_done(informers)
         self._metrics.leads(leading=True)
-        group.create_task(self._sweeper.run())
+        group.create_task(self._garbage_collector.run())
         if self._autoscaler is not None:
             group.create_task(self._autoscaler.run())
-            group.create_task(self._teller.run())
+            group.create_task(self._plan_writer.run())
         self._queue.begin()
         self._queue.add(*self._cache.jobs)
 
-    def _has_planned(self, plan: Plan) -> None:
+    def _planned(self, plan: Plan) -> None:
         self._metrics.planned(plan)
-        self._teller.planned(plan)
+        self._plan_writer.planned(plan)
 
     async def _end(self) -> None:
-        """Nothing may be under way any more when another one is let in."""
+        """Cancel all work before the Lease is released."""
         await self._queue.close()
         if self._etcd is not None:
             await run_in_thread(self._etcd.close, urgent=True)
         if self._election is not None:
             await self._election.give_up()
         self._metrics.leads(leading=False)
-        feed = self._feed
-        if feed is not None:
-            feed.stop()
-            await run_in_thread(lambda: feed.join(5.0), urgent=True)
+        informers = self._informers
+        if informers is not None:
+            informers.stop()
+            await run_in_thread(lambda: informers.join(5.0), urgent=True)
 
     async def _reach_etcd(self, credentials: Credentials | None) -> Store:
         endpoint = self._settings.etcd
@@ -264,8 +265,8 @@ class Operator:
                         endpoint,
                         prefix=EVERYTHING,
                         credentials=credentials,
-                        timeout_seconds=_PATIENCE_SECONDS,
-                        on_trouble=self._trouble,
+                        timeout_seconds=_TIMEOUT_SECONDS,
+                        on_trouble=self._report_etcd,
                     )
                 )
             except StoreUnreachableError as error:
@@ -273,14 +274,14 @@ class Operator:
             except StoreRefusedError as error:
                 if NOT_ON not in str(error):
                     raise
-                self._unready = "etcd asks nobody for a password yet: the set-up is not through"
+                self._unready = "etcd has no authentication yet: shoal-setup has not completed"
                 log.info("%s", self._unready)
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    async def _list_until_done(self, feed: Informers) -> None:
+    async def _list_until_done(self, informers: Informers) -> None:
         while True:
             try:
-                await feed.list_all()
+                await informers.list_all()
             except KubeGoneError:
                 self._unready = "the cluster does not know TrainingJobs: install their definition"
             except KubeError as error:
@@ -288,20 +289,20 @@ class Operator:
             else:
                 self._unready = ""
                 return
-            log.warning("%s; again in %.0f s", self._unready, _AGAIN_SECONDS)
+            log.warning("%s; it is tried again in %.0f s", self._unready, _AGAIN_SECONDS)
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def _left(self) -> float:
-        """For how many seconds more this one may act."""
+        """Return the seconds for which this replica may still write."""
         return self._election.left() if self._election is not None else math.inf
 
-    def _stands_by(self) -> bool:
+    def _follows(self) -> bool:
         return self._election is not None and not self._election.leads
 
     def _states(self) -> Iterable[str]:
         return [(job.get("status") or {}).get("state") or "Unknown" for job in self._cache.jobs.values()]
 
-    # --- Looking ---
+    # --- Reconciling ---
 
     async def _sync(self, uid: str) -> None:
         again = await self._controller.sync(uid)
@@ -311,42 +312,42 @@ class Operator:
     async def _read_end(self, keys: JobKeys) -> None:
         etcd = self._etcd
         assert etcd is not None
-        found = await run_in_thread(lambda: etcd.get(keys.outcome, patience_seconds=_PATIENCE_SECONDS))
+        found = await run_in_thread(lambda: etcd.get(keys.outcome, patience_seconds=_TIMEOUT_SECONDS))
         if found is not None:
             self._cache.record_changed(keys.outcome, found.value)
 
-    def _tell(self, job: TrainingJob, uid: str, wanted: DesiredState) -> None:
+    def _publish_desired(self, job: TrainingJob, uid: str, desired: DesiredState) -> None:
         keys = JobKeys(job.metadata.namespace, job.metadata.name, uid)
         left = self._left()
         if left <= 0:
-            raise KubeFencedError("nothing may be written any more: another process may be at it")
+            raise KubeFencedError("the Lease has expired: another replica may be the leader")
         assert self._etcd is not None
-        patience = min(_PATIENCE_SECONDS, left)
-        self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(wanted))], patience_seconds=patience)
+        patience = min(_TIMEOUT_SECONDS, left)
+        self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(desired))], patience_seconds=patience)
 
     def _forget(self, keys: JobKeys) -> None:
         left = self._left()
         if left <= 0:
-            raise KubeFencedError("nothing may be written any more: another process may be at it")
+            raise KubeFencedError("the Lease has expired: another replica may be the leader")
         assert self._etcd is not None
-        patience = min(_PATIENCE_SECONDS, left)
+        patience = min(_TIMEOUT_SECONDS, left)
         self._etcd.transact([], [Delete(keys.prefix, prefix=True)], patience_seconds=patience)
 
-    # --- etcd's watch: in a thread of its own ---
+    # --- The watch of etcd, in a thread of its own ---
 
     def _records(self, events: list[Event]) -> None:
-        def note() -> None:
+        def apply() -> None:
             for event in events:
                 self._add_after(self._cache.record_changed(event.key, event.value, created=event.created))
 
-        self._post(note)
+        self._post(apply)
 
     def _all_records(self, listing: Listing, _: str) -> None:
-        def note() -> None:
+        def apply() -> None:
             self._add_after(self._cache.records_replaced({pair.key: pair.value for pair in listing.pairs}))
             self._etcd_known.set()
 
-        self._post(note)
+        self._post(apply)
 
     def _add_after(self, due: Mapping[str, float]) -> None:
         for uid, seconds in due.items():
@@ -355,26 +356,26 @@ class Operator:
             else:
                 self._queue.add(uid)
 
-    # --- Whether etcd answers ---
+    # --- Whether etcd responds ---
 
-    def _trouble(self, words: str) -> None:
-        """Told by threads that wait for etcd."""
+    def _report_etcd(self, text: str) -> None:
+        """Report that etcd does not respond; called by threads that wait for it."""
 
-        def note() -> None:
-            # While it is away each question that asks whether it is back would be told.
+        def apply() -> None:
+            # While etcd is unreachable each probe of it reports this again.
             if not self._etcd_away:
-                log.warning("%s", words)
-            self._etcd_trouble.set()
+                log.warning("%s", text)
+            self._etcd_suspect.set()
 
-        self._post(note)
+        self._post(apply)
 
-    async def _pulse(self) -> None:
+    async def _probe_etcd(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                # One that is away is asked again at once: asking takes its time then.
-                async with asyncio.timeout(1.0 if self._etcd_away else _PULSE_SECONDS):
-                    await self._etcd_trouble.wait()
-            self._etcd_trouble.clear()
+                # An etcd that is unreachable is probed again after 1 s: a probe takes seconds then.
+                async with asyncio.timeout(1.0 if self._etcd_away else _PROBE_SECONDS):
+                    await self._etcd_suspect.wait()
+            self._etcd_suspect.clear()
             away = not await self._etcd_answers()
             if away == self._etcd_away:
                 continue
@@ -387,12 +388,12 @@ class Operator:
         etcd = self._etcd
         assert etcd is not None
         try:
-            await run_in_thread(lambda: etcd.get(ALL_JOBS, patience_seconds=_PATIENCE_SECONDS), urgent=True)
+            await run_in_thread(lambda: etcd.get(ALL_JOBS, patience_seconds=_TIMEOUT_SECONDS), urgent=True)
         except StoreUnreachableError:
             return False
         return True
 
-    def _post(self, note: Callable[[], object]) -> None:
-        """To our loop, if it is there yet."""
+    def _post(self, call: Callable[[], object]) -> None:
+        """Call on the event loop, if it runs."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(note)
+            self._loop.call_soon_threadsafe(call)

@@ -1,17 +1,18 @@
-"""Plays traces of jobs and pods on a simulated cluster, and compares what policies make of them.
+"""The simulator: runs traces of jobs and pods on a simulated cluster, and compares scaling policies.
 
-``python -m shoal.simulator --trace FILE`` is for people; `simulate` is the same for programs.
+``python -m shoal.simulator --trace FILE`` is the command line; `simulate` is the function.
 """
 
 from shoal.simulator.engine import Result, Simulation, simulate
 from shoal.simulator.measures import SimulationReport
 from shoal.simulator.policies import POLICIES
-from shoal.simulator.rules import ObservedWorld, PolicyView, Rule, Trigger, Wish
+from shoal.simulator.rules import ObservedWorld, PolicyDecision, PolicyView, Rule, Trigger
 from shoal.simulator.trace import Trace, TraceError, load, loads
 
 __all__ = [
     "POLICIES",
     "ObservedWorld",
+    "PolicyDecision",
     "PolicyView",
     "Result",
     "Rule",
@@ -20,7 +21,6 @@ __all__ = [
     "Trace",
     "TraceError",
     "Trigger",
-    "Wish",
     "load",
     "loads",
     "simulate",

@@ -1,8 +1,8 @@
-"""The rule of PaddlePaddle's EDL controller (2017), re-made as what Shoal has to beat.
+"""The policy `ancestor`: the rule of PaddlePaddle's EDL controller (2017), reimplemented as the baseline for Shoal.
 
-It adds up what all unfinished pods of the cluster request, and gives and takes trainers in a dry run until nothing
-changes: up from the job that has least of what it could have, down from the one that has most, within 97 % of all CPU. It
-looks at no priority, at no pod that waits, and at nodes only to see that *some* one has room.
+The rule sums the requests of all unfinished pods of the cluster, and adds and removes trainers in a dry run until nothing
+changes: up from the least fulfilled job, down from the most fulfilled one, within 97 % of all CPU. It ignores priorities and
+pending pods, and of nodes it only checks that *some* node has room.
 """
 
 from __future__ import annotations
@@ -14,17 +14,24 @@ from typing import ClassVar, Final
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts, PlannerJob
-from shoal.simulator.rules import PolicyView, Rule, Wish
+from shoal.simulator.rules import PolicyDecision, PolicyView, Rule
 
 __all__ = ["Ancestor"]
 
 _LIMIT: Final = 0.97
-"""Of all CPU: the controller's ``max_load_desired``."""
+"""Share of all CPU that may be requested: the controller's ``max_load_desired``."""
 
 
 @dataclass(eq=False)
 class _Draft:
-    """One job in the dry run."""
+    """The state of a job in the dry run.
+
+    Attributes:
+        job: The job.
+        now: Trainers so far.
+        request: [R] request of one trainer.
+        gpu: GPUs of one trainer.
+    """
 
     job: PlannerJob
     now: int
@@ -32,33 +39,33 @@ class _Draft:
     gpu: int
 
     def order(self) -> tuple[float, int, int, int]:
-        """Least fulfilled first; of equals, the one whose trainers are smaller."""
+        """Return the sort key: the least fulfilled job first; of equals, the job with smaller trainers."""
         fulfilment = (self.now - self.job.min) / (self.job.max - self.job.min)
         return fulfilment, self.gpu, int(self.request[0]), int(self.request[1])
 
 
 class Ancestor(Rule):
-    """EDL's autoscaler: a new job begins with its minimum, and is scaled once all its trainers run."""
+    """EDL's autoscaler: a new job starts with its minimum, and is scaled once all of its trainers run."""
 
     name: ClassVar[str] = "ancestor"
 
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
-        """Each job's new count, for those that are looked at; the minimum for new ones."""
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
+        """Return the new number of trainers of each candidate, and the minimum of each new job."""
         snapshot = view.snapshot
         new = [job for job in snapshot.jobs if not view.seen[job.uid].wanted]
         drafts = [self._draft(job, view) for job in self._candidates(view)]
         requested = int(view.requested[0]) + sum(self._of_new(job, view) for job in new)
         limit = int(view.allocatable[:, 0].sum() * _LIMIT)
-        # The ancestor knows of CPU and memory only.
+        # The rule considers CPU and memory only.
         idle = view.free[:, :2].copy()
         _dry_run(drafts, idle, requested=requested, limit=limit)
-        wishes = {job.uid: Wish(trainers=job.min) for job in new}
-        wishes.update({draft.job.uid: Wish(trainers=draft.now) for draft in drafts})
-        return wishes
+        decisions = {job.uid: PolicyDecision(trainers=job.min) for job in new}
+        decisions.update({draft.job.uid: PolicyDecision(trainers=draft.now) for draft in drafts})
+        return decisions
 
     @staticmethod
     def _candidates(view: PolicyView) -> Sequence[PlannerJob]:
-        """Elastic jobs whose trainers all run; all elastic ones, if the trainers of some job all pend."""
+        """Return elastic jobs whose trainers all run; all elastic jobs, if all trainers of some job are pending."""
         seen = view.seen
         known = [job for job in view.snapshot.jobs if seen[job.uid].wanted]
         stuck = any(seen[job.uid].pending and not seen[job.uid].running and not seen[job.uid].leaving for job in known)
@@ -74,15 +81,21 @@ class Ancestor(Rule):
 
     @staticmethod
     def _of_new(job: PlannerJob, view: PolicyView) -> int:
-        """CPU of the pods that are about to be created for a new job."""
+        """Return the CPU of the pods that will be created for a new job."""
         cpu = view.snapshot.shapes.request[:, 0]
         return int(cpu[job.shape]) * job.min + sum(int(cpu[shape]) * count for shape, count in job.fixed)
 
 
 def _dry_run(drafts: list[_Draft], idle: Counts, *, requested: int, limit: int) -> None:
-    """Give and take until nothing changes.
+    """Add and remove trainers until nothing changes.
 
-    It comes to an end: what is given stays within the limit, and is taken only above it.
+    The loop terminates: trainers are added only within the limit, and removed only above it.
+
+    Args:
+        drafts: The candidates; changed in place.
+        idle: [N, 2] free CPU and memory; changed in place.
+        requested: CPU requested by all pods.
+        limit: Most CPU that may be requested.
     """
     changed = True
     while changed:

@@ -1,4 +1,4 @@
-"""Foreign pods of a simulation: those that come once, and Deployments that grow and shrink."""
+"""The foreign pods of a simulation: single pods, and Deployments that are scaled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Arrivals", "World"]
 
 
 class World(Protocol):
-    """What foreign pods come to."""
+    """The part of the simulation that arrivals use."""
 
     now: float
     cluster: Cluster
@@ -26,16 +26,16 @@ class World(Protocol):
         time: float,
         action: Callable[[], None],
         *,
-        to_come: bool = False,
+        of_trace: bool = False,
         holds: Callable[[], bool] | None = None,
     ) -> None:
-        """Foretell something."""
+        """Schedule an event, see `Simulation.at`."""
 
     def create(self, pod: Pod) -> None:
-        """A pod comes."""
+        """Create a pod."""
 
     def kill(self, pod: Pod) -> None:
-        """A pod is told to stop."""
+        """Delete a pod."""
 
 
 @dataclass
@@ -46,21 +46,26 @@ class _Deployment:
 
 
 class Arrivals:
-    """Brings the foreign pods of a trace into a world."""
+    """The source of foreign pods: schedules the arrivals of a trace.
+
+    Args:
+        world: The simulation.
+        trace: The trace.
+    """
 
     def __init__(self, world: World, trace: Trace) -> None:
         self._world = world
         self._owner = len(trace.jobs)
         self._of: dict[int, _Deployment] = {}
         for spec in trace.pods:
-            world.at(spec.arrival, partial(self._come, spec), to_come=True)
+            world.at(spec.arrival, partial(self._come, spec), of_trace=True)
         for each in trace.deployments:
             deployment = _Deployment(each, world.layout.shape(each.request, each.pool))
             for time, replicas in each.steps:
-                world.at(time, partial(self._scale, deployment, replicas), to_come=True)
+                world.at(time, partial(self._scale, deployment, replicas), of_trace=True)
 
     def replace(self, pod: Pod) -> None:
-        """A pod was evicted: a Deployment makes another, a pod that came alone is lost."""
+        """Replace an evicted pod of a Deployment; a single pod is not replaced."""
         deployment = self._of.pop(pod.number, None)
         if deployment is not None:
             del deployment.pods[pod.number]
@@ -73,7 +78,7 @@ class Arrivals:
             self._world.create(self._pod(spec, name, shape, lifetime=spec.lifetime))
 
     def _scale(self, deployment: _Deployment, replicas: int) -> None:
-        """As a ReplicaSet does it: who has no node goes first, then the newest."""
+        """Scale a Deployment by the rules of a ReplicaSet: pending pods are deleted first, then the newest."""
         pods = sorted(deployment.pods.values(), key=lambda pod: (pod.phase is Phase.PENDING, pod.number))
         for pod in reversed(pods[replicas:]):
             del deployment.pods[pod.number], self._of[pod.number]

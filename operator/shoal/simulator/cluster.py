@@ -1,6 +1,6 @@
-"""The cluster of a simulation: its pods, and what they take on which node.
+"""The cluster of a simulation: its pods, and their requests on each node.
 
-Sums by node are kept beside the pods, so that a pass of the scheduler costs arrays and not loops over pods.
+Sums by node are kept in addition to the pods, so that a pass of the scheduler works on arrays instead of looping over pods.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOWHERE: Final = -1
 
 
 class PodKind(Enum):
-    """Whose pod it is."""
+    """The kind of a pod's owner and its role."""
 
     TRAINER = "trainer"
     OTHER = "other"
@@ -29,39 +29,40 @@ class PodKind(Enum):
 
 
 class Phase(Enum):
-    """Where a pod is on its way."""
+    """The phase of a pod."""
 
     PENDING = "pending"
     """Without a node."""
     STARTING = "starting"
     RUNNING = "running"
     LEAVING = "leaving"
-    """Told to stop; it takes its room until it has."""
+    """Being deleted; it takes its room until it has stopped."""
     GONE = "gone"
 
 
 def rank_of(priority: int, kind: PodKind) -> int:
-    """A priority as a cluster would have it where each role is a class of its own.
+    """Return the rank that the scheduler compares, as if each role had a PriorityClass of its own.
 
-    A trace names one priority for all pods of a job; masters and servers stand a little above its trainers.
+    A trace has one priority for all pods of a job; masters and parameter servers rank 1 above its trainers.
     """
     return 4 * priority + (1 if kind is PodKind.OTHER else 0)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Pod:
-    """One pod.
+    """A pod. Times are in seconds of simulated time; nodes are numbers, `NOWHERE` if there is none.
 
     Attributes:
-        number: Unique, ascending by creation.
-        owner: Number of its job, or the number of jobs for a foreign pod.
-        rank: What the scheduler compares.
-        surplus: Whether it is a trainer above its job's minimum.
-        preempts: Whether the scheduler may evict others for it.
-        node: Where it is bound, or was.
-        nominated: Where room is being made for it.
-        hint: The node that its creator prefers.
-        refused: When the scheduler first found no room for it.
+        number: Unique number, ascending by creation.
+        owner: Number of the pod's job; for a foreign pod the number of jobs in the trace.
+        rank: Rank that the scheduler compares.
+        surplus: Whether the pod is a trainer beyond its job's minimum.
+        preempts: Whether the scheduler may evict other pods for it.
+        lifetime: Seconds after its start at which the pod ends; None: it runs until it is deleted.
+        hint: Node that the pod's creator prefers.
+        node: Node to which the pod is or was bound.
+        nominated: Node where room is being made for the pod.
+        refused: When the scheduler first found no room for the pod.
     """
 
     number: int
@@ -85,18 +86,21 @@ class Pod:
 
 @dataclass(eq=False)
 class Cluster:
-    """All pods that are not gone, and sums over them.
+    """All pods that exist, and sums over them.
 
     Attributes:
-        pending: Without a node, by number, oldest first.
-        on: By node, its pods by number.
-        taken: [N, R] by all pods that are bound and not gone.
-        leaving: [N, R] of it by pods that are leaving.
-        trainers: [N, R] of it by trainers that stay.
-        by_rank: Rank -> [N, R] of it by pods of that rank.
+        layout: The nodes and shapes.
+        owners: Number of owners: the jobs, and one for all foreign pods.
+        pending: Pods without a node by number, oldest first.
+        on: Pods of each node by number.
+        taken: [N, R] requests of all bound pods, leaving pods included.
+        leaving: [N, R] part of `taken` by leaving pods.
+        trainers: [N, R] part of `taken` by trainers that are not leaving.
+        by_rank: Rank -> [N, R] part of `taken` by pods of that rank.
         by_owner: [owners, R] requests of bound pods.
-        waiting: [R] requests of pods that are pending.
-        changed: Whether the scheduler has something new to look at.
+        waiting: [R] requests of pending pods.
+        changed: Whether there are changes that the scheduler has not handled.
+        created: Number of pods created so far.
     """
 
     layout: Layout
@@ -116,23 +120,23 @@ class Cluster:
         self.waiting: Counts = np.zeros(rows.shape[1], dtype=np.int64)
 
     def request(self, pod: Pod) -> Counts:
-        """What a pod needs, [R]."""
+        """Return [R] the request of a pod."""
         row: Counts = self.layout.shapes.request[pod.shape]
         return row
 
     def number(self) -> int:
-        """Of the next pod."""
+        """Return the number of the next pod."""
         self.created += 1
         return self.created
 
     def add(self, pod: Pod) -> None:
-        """A new pod waits for a node."""
+        """Add a new pending pod."""
         self.pending[pod.number] = pod
         self.waiting += self.request(pod)
         self.changed = True
 
     def bind(self, pod: Pod, node: int, now: float) -> None:
-        """A pending pod gets its node."""
+        """Bind a pending pod to a node."""
         del self.pending[pod.number]
         self.waiting -= self.request(pod)
         pod.node, pod.bound, pod.phase, pod.nominated = node, now, Phase.STARTING, NOWHERE
@@ -142,14 +146,14 @@ class Cluster:
             self.trainers[node] += self.request(pod)
 
     def leave(self, pod: Pod) -> None:
-        """A bound pod is told to stop."""
+        """Mark a bound pod as leaving."""
         pod.phase = Phase.LEAVING
         self.leaving[pod.node] += self.request(pod)
         if pod.kind is PodKind.TRAINER:
             self.trainers[pod.node] -= self.request(pod)
 
     def remove(self, pod: Pod) -> None:
-        """A pod is gone, from wherever it was."""
+        """Remove a pod in any phase."""
         if pod.phase is Phase.PENDING:
             del self.pending[pod.number]
             self.waiting -= self.request(pod)

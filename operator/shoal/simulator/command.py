@@ -1,4 +1,4 @@
-"""The command line: reads a trace, plays it under each policy, tells how they did."""
+"""The command line: reads a trace, simulates it under each policy, and prints the reports."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _BETWEEN_SECONDS: Final = 0.2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return its exit code."""
     arguments = _parser().parse_args(argv)
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201 - a command's own voice
+        print("interrupted", file=sys.stderr)  # noqa: T201 - the command's output
         return EXIT_INTERRUPTED
     except (TraceError, PlotError) as error:
         print(error, file=sys.stderr)  # noqa: T201
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
-        # Better now than after the work.
+        # Fail before the simulation, not after it.
         require()
         if not Path(arguments.plot).absolute().parent.is_dir():
             raise PlotError(f"{arguments.plot}: cannot be written: there is no such folder")
@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
         progress = ProgressLine(name, jobs=len(trace.jobs), stream=sys.stderr)
         with progress:
             results[name] = simulate(
-                trace, POLICIES[name](), until=arguments.until, history=bool(arguments.plot), watch=progress.tell
+                trace, POLICIES[name](), until=arguments.until, history=bool(arguments.plot), watch=progress.update
             )
     reports = [result.report for result in results.values()]
     if arguments.output == "json":
@@ -77,7 +77,7 @@ def _panels(trace: Trace, results: Mapping[str, Result]) -> dict[str, Bands]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m shoal.simulator",
-        description="Plays a trace of jobs and pods on a simulated cluster and compares policies that scale its jobs.",
+        description="Simulates a trace of jobs and pods on a cluster and compares policies that scale its jobs.",
     )
     parser.add_argument("--trace", required=True, metavar="FILE", help="YAML or JSON; see examples/traces/README.md")
     parser.add_argument(
@@ -89,13 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"one or several of {', '.join(POLICIES)}; default: all",
     )
     parser.add_argument("--output", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw who held what when (needs matplotlib)")
+    parser.add_argument("--plot", metavar="FILE.png", help="plot the requested CPU of each job (needs matplotlib)")
     parser.add_argument(
         "--until",
         type=_until,
         default=LONGEST_SECONDS,
         metavar="SECONDS",
-        help="stop then, whatever is left; default: 30 days",
+        help="simulated time at which to stop even if jobs are left; default: 30 days",
     )
     return parser
 
@@ -111,13 +111,13 @@ def _until(text: str) -> float:
 
 
 class ProgressLine:
-    """One line on a terminal that tells how far a simulation is, once it takes long.
+    """A line on a terminal with the progress of a simulation.
 
     Args:
-        policy: Which one is at work.
-        jobs: In the trace.
-        stream: Where to write; nothing is written where it is no terminal.
-        quiet_seconds: For so long it says nothing.
+        policy: Name of the policy.
+        jobs: Number of jobs in the trace.
+        stream: Output; nothing is written if it is not a terminal.
+        quiet_seconds: Time before the line is first written. Seconds. Default: 2.
     """
 
     def __init__(self, policy: str, *, jobs: int, stream: TextIO, quiet_seconds: float = _QUIET_SECONDS) -> None:
@@ -135,8 +135,8 @@ class ProgressLine:
             self._stream.write("\r" + " " * self._written + "\r")
             self._stream.flush()
 
-    def tell(self, simulation: Simulation) -> None:
-        """Write it, if it is time."""
+    def update(self, simulation: Simulation) -> None:
+        """Write the line, at most every `_BETWEEN_SECONDS`."""
         if self._stream is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _BETWEEN_SECONDS

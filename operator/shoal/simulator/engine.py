@@ -1,8 +1,8 @@
-"""The simulation itself: a heap of what is to happen, and the world that it happens to.
+"""The discrete-event simulation: a heap of scheduled events, and the simulated cluster.
 
-At each moment all that is due is done first; then the scheduler looks once at what changed, then the policy if it is its
-time, then the scheduler again. So nothing depends on the order in which simultaneous events were foretold, and the same
-trace gives the same report. It reads no clock and draws no numbers.
+At each point in time all due events are handled first; then the scheduler runs, then the policy if it is due, then the
+scheduler again. So the result does not depend on the order in which simultaneous events were scheduled, and the same trace
+gives the same report. The simulation reads no clock and uses no random numbers.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from shoal.simulator.arrivals import Arrivals
 from shoal.simulator.cluster import NOWHERE, Cluster, Phase, Pod, PodKind, rank_of
 from shoal.simulator.layout import Layout
 from shoal.simulator.measures import Foreign, History, Recorder, SimulationReport, UsageTally, report_of
-from shoal.simulator.rules import Rule, Trigger, Wish
+from shoal.simulator.rules import PolicyDecision, Rule, Trigger
 from shoal.simulator.scheduler import Scheduler
 from shoal.simulator.trace import JobSpec, Trace
 from shoal.simulator.training import SimulatedJob
 from shoal.simulator.views import view_of
 
-__all__ = ["LONGEST_SECONDS", "PATIENCE_SECONDS", "Result", "Simulation", "simulate"]
+__all__ = ["IDLE_SECONDS", "LONGEST_SECONDS", "Result", "Simulation", "simulate"]
 
 LONGEST_SECONDS: Final = 30 * 86400.0
-"""No simulation goes on for longer unless it is told to."""
-PATIENCE_SECONDS: Final = 3600.0
-"""With nothing more to come and no job at work for so long, what waits waits for ever. Longer than any cool-down."""
+"""Default of the longest simulated time: 30 days."""
+IDLE_SECONDS: Final = 3600.0
+"""After this time without an arrival and without progress of any job the simulation ends: pending pods stay pending.
+
+Longer than any cool-down.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of one simulation.
+    """The result of a simulation.
 
     Attributes:
         report: The measures.
-        history: Who held what when, if that was wanted.
-        trainings: The jobs as they ended.
+        history: The requested CPU of each job over time; None: not recorded.
+        trainings: The final state of the jobs.
     """
 
     report: SimulationReport
@@ -58,30 +61,31 @@ def simulate(
     history: bool = False,
     watch: Callable[[Simulation], None] | None = None,
 ) -> Result:
-    """Play a trace under a policy.
+    """Simulate a trace under a policy.
 
     Args:
-        trace: What arrives.
-        rule: The policy; a new one for each simulation, for it may remember.
-        until: Seconds after which it stops, whatever is left.
-        history: Whether to keep who held what when.
-        watch: Called after each moment: for progress, and for tests.
+        trace: The cluster and the arrivals.
+        rule: The policy; policies have state, so each simulation needs a new one.
+        until: Simulated time at which the simulation stops even if jobs are left. Seconds. Default: `LONGEST_SECONDS`.
+        history: Whether to record the requested CPU of each job over time. Default: False.
+        watch: Called after each point in time: for progress, and for tests. Default: none.
     """
     return Simulation(trace, rule, history=history).run(until=until, watch=watch)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Event:
-    """Something that is foretold.
+    """A scheduled event.
 
     Attributes:
-        action: What is done then.
-        to_come: Whether the world brings it, whatever the policy does.
-        holds: Whether it will happen at all; one that does not is dropped, and no time passes for it.
+        action: Handles the event.
+        of_trace: Whether the event is of the trace, so that it does not depend on the policy.
+        holds: Returns whether the event is still valid; an event that is not is dropped, and no time passes for it. None: it
+            is always valid.
     """
 
     action: Callable[[], None]
-    to_come: bool
+    of_trace: bool
     holds: Callable[[], bool] | None
 
     def is_void(self) -> bool:
@@ -89,12 +93,19 @@ class _Event:
 
 
 class Simulation:
-    """One trace under one policy.
+    """The simulation of a trace under a policy.
 
     Attributes:
-        now: Seconds.
+        now: Simulated time, in seconds.
+        layout: The nodes and shapes of the trace.
         cluster: The pods.
         trainings: Jobs that have arrived, by number.
+        foreign: Counts and waiting times of foreign pods.
+
+    Args:
+        trace: The cluster and the arrivals.
+        rule: The policy.
+        history: Whether to record the requested CPU of each job over time. Default: False.
     """
 
     def __init__(self, trace: Trace, rule: Rule, *, history: bool = False) -> None:
@@ -106,13 +117,13 @@ class Simulation:
         self.trainings: dict[int, SimulatedJob] = {}
         self._active: dict[int, SimulatedJob] = {}
         self._heap: list[tuple[float, int, _Event]] = []
-        self._patience = PATIENCE_SECONDS + 10 * (trace.start_seconds + trace.stop_seconds + trace.cycle_seconds)
-        self._foretold = 0
-        self._to_come = 0
-        self._look = False
-        self._told = math.inf
+        self._longest_idle = IDLE_SECONDS + 10 * (trace.start_seconds + trace.stop_seconds + trace.cycle_seconds)
+        self._scheduled = 0
+        self._of_trace = 0
+        self._plan_now = False
+        self._plan_due = math.inf
         self._ticking = False
-        self._busy = 0.0
+        self._last_progress = 0.0
         self._arrived = np.zeros(len(trace.jobs), dtype=np.bool_)
         self._ended = np.zeros(len(trace.jobs), dtype=np.bool_)
         self._tally = UsageTally()
@@ -124,31 +135,31 @@ class Simulation:
             evict=self._evict if rule.scheduler_evicts else None,
             budgets=lambda: {number: job.spare for number, job in self._active.items()},
         )
-        # The surplus of all jobs is below the minimum of any.
+        # The rank of all surplus trainers is below that of any minimum.
         self._lowest = rank_of(min((job.priority for job in trace.jobs), default=0), PodKind.TRAINER) - 1
         self._arrivals = Arrivals(self, trace)
         for number, job in enumerate(trace.jobs):
-            self.at(job.arrival, partial(self._arrive, number, job), to_come=True)
+            self.at(job.arrival, partial(self._arrive, number, job), of_trace=True)
 
     @property
     def ended(self) -> int:
-        """Jobs that have."""
+        """The number of jobs that have ended."""
         return int(self._ended.sum())
 
     def run(self, *, until: float = LONGEST_SECONDS, watch: Callable[[Simulation], None] | None = None) -> Result:
-        """Go on until nothing is left to happen, or nothing can."""
+        """Run until there are no more events, or no progress is possible, or `until` is reached."""
         while (time := self._next()) is not None:
             if time > until:
-                self._pass_to(until)
+                self._advance_to(until)
                 break
-            if time - self._busy > self._patience and not (self._to_come or self._working()):
+            if time - self._last_progress > self._longest_idle and not (self._of_trace or self._working()):
                 break
-            self._pass_to(time)
+            self._advance_to(time)
             while self._next() == time:
                 self._pop().action()
             self._settle()
-            if self._look:
-                self._look = False
+            if self._plan_now:
+                self._plan_now = False
                 self._plan()
                 self._settle()
             self._note()
@@ -161,40 +172,40 @@ class Simulation:
         time: float,
         action: Callable[[], None],
         *,
-        to_come: bool = False,
+        of_trace: bool = False,
         holds: Callable[[], bool] | None = None,
     ) -> None:
-        """Foretell something.
+        """Schedule an event.
 
         Args:
-            time: When.
-            action: What.
-            to_come: Whether the world brings it, whatever the policy does.
-            holds: Whether it still will happen, as of the moment when it is asked; None: in any case.
+            time: Simulated time of the event, in seconds.
+            action: Handles the event.
+            of_trace: Whether the event is of the trace, so that it does not depend on the policy.
+            holds: Returns whether the event is still valid; None: it is always valid.
         """
-        self._foretold += 1
-        self._to_come += to_come
-        heapq.heappush(self._heap, (time, self._foretold, _Event(action=action, to_come=to_come, holds=holds)))
+        self._scheduled += 1
+        self._of_trace += of_trace
+        heapq.heappush(self._heap, (time, self._scheduled, _Event(action=action, of_trace=of_trace, holds=holds)))
 
     def _next(self) -> float | None:
-        """When something will happen."""
+        """Return the time of the next event; None: there is none."""
         while self._heap and self._heap[0][2].is_void():
             self._pop()
         return self._heap[0][0] if self._heap else None
 
     def _pop(self) -> _Event:
         *_, event = heapq.heappop(self._heap)
-        self._to_come -= event.to_come
+        self._of_trace -= event.of_trace
         return event
 
     def create(self, pod: Pod) -> None:
-        """A pod comes."""
+        """Create a pod."""
         self.cluster.add(pod)
         if pod.kind is PodKind.FOREIGN:
             self.foreign.came += 1
 
     def kill(self, pod: Pod) -> None:
-        """A pod is told to stop: it is gone at once where it has no node, else when it has stopped."""
+        """Delete a pod: at once if it has no node, else after the trace's `stop_seconds`."""
         job = self.trainings.get(pod.owner)
         if job is not None:
             job.trainers.pop(pod.number, None)
@@ -213,11 +224,11 @@ class Simulation:
             self._pace(job)
 
     def trigger(self, trigger: Trigger) -> None:
-        """Something that a policy may want to look at soon."""
+        """Schedule a run of the policy after `debounce_seconds`, if the policy has this trigger."""
         due = self.now + self._trace.debounce_seconds
-        if trigger in self._rule.triggers and self._told > due:
-            self._told = due
-            self.at(due, self._told_to_look)
+        if trigger in self._rule.triggers and self._plan_due > due:
+            self._plan_due = due
+            self.at(due, self._start_plan)
 
     def _make_recorder(self) -> Recorder:
         jobs = self._trace.jobs
@@ -233,7 +244,7 @@ class Simulation:
             history=self._history,
         )
 
-    # What happens.
+    # Events.
 
     def _arrive(self, number: int, spec: JobSpec) -> None:
         layout = self.layout
@@ -251,15 +262,15 @@ class Simulation:
         self.at((math.floor(self.now / cycle + 1e-9) + 1) * cycle, self._cycle)
 
     def _cycle(self) -> None:
-        # Without jobs there is nothing to plan; the next arrival starts it again.
+        # Without jobs there is nothing to plan; the next arrival starts the cycle again.
         self._ticking = bool(self._active)
         if self._ticking:
-            self._look = True
+            self._plan_now = True
             self._next_cycle()
 
-    def _told_to_look(self) -> None:
-        self._told = math.inf
-        self._look = True
+    def _start_plan(self) -> None:
+        self._plan_due = math.inf
+        self._plan_now = True
 
     def _runs(self, pod: Pod) -> None:
         pod.phase = Phase.RUNNING
@@ -270,7 +281,7 @@ class Simulation:
             self._pace(job)
         elif pod.lifetime is not None:
             ends = self.now + pod.lifetime
-            self.at(ends, partial(self.cluster.remove, pod), to_come=True, holds=lambda: pod.phase is Phase.RUNNING)
+            self.at(ends, partial(self.cluster.remove, pod), of_trace=True, holds=lambda: pod.phase is Phase.RUNNING)
 
     def _gone(self, pod: Pod) -> None:
         self.cluster.remove(pod)
@@ -280,7 +291,7 @@ class Simulation:
             self.trigger(Trigger.TRAINER)
 
     def _evict(self, pod: Pod) -> None:
-        """The scheduler preempts it; who owns it makes a new one."""
+        """Preempt a pod for the scheduler; its Deployment or job recreates it."""
         job = self.trainings.get(pod.owner)
         self.kill(pod)
         if job is None:
@@ -292,7 +303,7 @@ class Simulation:
             self._create_other(job, pod.shape)
 
     def _pace(self, job: SimulatedJob) -> None:
-        """A job's pods changed: foretell its end anew."""
+        """Update the job's rate after a change of its pods, and schedule its end again."""
         if job.ended is None and job.advance(self.now) and (job.rate or job.complete):
             version = job.version
             self.at(self.now + job.remaining(), partial(self._done, job), holds=lambda: job.version == version)
@@ -305,10 +316,10 @@ class Simulation:
             self.kill(pod)
         self.trigger(Trigger.JOB)
 
-    # What is decided.
+    # Decisions.
 
     def _settle(self) -> None:
-        """The scheduler looks until nothing new comes of it."""
+        """Run the scheduler until nothing changes."""
         while self.cluster.changed:
             for pod in self._scheduler.run(self.now):
                 self._tally.started += pod.kind is PodKind.TRAINER
@@ -323,47 +334,47 @@ class Simulation:
         if not self._active:
             return
         by_uid = {job.uid: job for job in self._active.values()}
-        wishes = self._rule.wish(view_of(self.now, self.cluster, tuple(self._active.values())))
-        # What goes makes room before what comes looks for it.
-        for uid, wish in wishes.items():
-            self._shrink(by_uid[uid], wish)
-        for uid, wish in wishes.items():
-            self._grow(by_uid[uid], wish)
+        decisions = self._rule.decide(view_of(self.now, self.cluster, tuple(self._active.values())))
+        # All jobs shrink before any job grows into the room.
+        for uid, decision in decisions.items():
+            self._shrink(by_uid[uid], decision)
+        for uid, decision in decisions.items():
+            self._grow(by_uid[uid], decision)
 
-    def _shrink(self, job: SimulatedJob, wish: Wish) -> None:
-        job.wanted = wish.trainers
+    def _shrink(self, job: SimulatedJob, decision: PolicyDecision) -> None:
+        job.wanted = decision.trainers
         bound = sorted(job.bound, key=lambda pod: (not pod.surplus, pod.phase is Phase.RUNNING, -pod.number))
-        if wish.stays is None:
-            for pod in bound[: max(len(bound) - wish.trainers, 0)]:
+        if decision.stays is None:
+            for pod in bound[: max(len(bound) - decision.trainers, 0)]:
                 self.kill(pod)
         else:
             here: dict[int, int] = {}
             for pod in bound:
                 here[pod.node] = here.get(pod.node, 0) + 1
             for pod in bound:
-                if here[pod.node] > wish.stays.get(pod.node, 0):
+                if here[pod.node] > decision.stays.get(pod.node, 0):
                     here[pod.node] -= 1
                     self.kill(pod)
         waiting = job.waiting
-        for pod in waiting[max(self._may_wait(job, wish), 0) :]:
+        for pod in waiting[max(self._may_wait(job, decision), 0) :]:
             self.kill(pod)
 
     @staticmethod
-    def _may_wait(job: SimulatedJob, wish: Wish) -> int:
-        """Trainers without a node that are wished for."""
-        missing = wish.trainers - len(job.bound)
-        return missing if wish.comes is None else min(sum(wish.comes.values()), missing)
+    def _may_wait(job: SimulatedJob, decision: PolicyDecision) -> int:
+        """Return how many pending trainers the policy wants."""
+        missing = decision.trainers - len(job.bound)
+        return missing if decision.comes is None else min(sum(decision.comes.values()), missing)
 
-    def _grow(self, job: SimulatedJob, wish: Wish) -> None:
-        if wish.trainers and not job.begun:
+    def _grow(self, job: SimulatedJob, decision: PolicyDecision) -> None:
+        if decision.trainers and not job.begun:
             job.begun = True
             for shape, count in job.others:
-                nodes = iter([node for of, node in wish.others if of == shape])
+                nodes = iter([node for of, node in decision.others if of == shape])
                 for _ in range(count):
                     self._create_other(job, shape, hint=next(nodes, NOWHERE))
         waiting = job.waiting
-        hints = _hints(wish.comes or {}, waiting)
-        for index in range(self._may_wait(job, wish) - len(waiting)):
+        hints = _hints(decision.comes or {}, waiting)
+        for index in range(self._may_wait(job, decision) - len(waiting)):
             minimums = sum(not pod.surplus for pod in job.trainers.values())
             surplus = self._rule.surplus and minimums >= job.spec.min
             pod = self._pod(job, PodKind.TRAINER, job.shape)
@@ -393,21 +404,21 @@ class Simulation:
             created=self.now,
         )
 
-    # What is noted.
+    # Measurements.
 
-    def _pass_to(self, time: float) -> None:
+    def _advance_to(self, time: float) -> None:
         self._recorder.pass_to(time)
         self.now = time
         if self._working():
-            self._busy = time
+            self._last_progress = time
             self._recorder.mark()
 
     def _working(self) -> bool:
         return any(job.rate for job in self._active.values())
 
     def _note(self) -> None:
-        if self._to_come:
-            self._busy = self.now
+        if self._of_trace:
+            self._last_progress = self.now
             self._recorder.mark()
         held: Counts = np.zeros(len(self._arrived), dtype=np.int64)
         for number, job in self._active.items():
@@ -415,11 +426,11 @@ class Simulation:
         self._recorder.note(held=held, active=self._arrived & ~self._ended, counts=self._counts())
 
     def _counts(self) -> bool:
-        """Whether the present is among the times that means are taken over: from the first job to the end of the last."""
+        """Return whether means include the present: they are taken from the first arrival to the end of the last job."""
         return not len(self._ended) or bool(self._arrived.any() and not self._ended.all())
 
     def _result(self) -> Result:
-        if self._active and not self._to_come and not self._working():
+        if self._active and not self._of_trace and not self._working():
             self._recorder.rewind()
         self.foreign.left += [
             self.now - pod.created for pod in self.cluster.pending.values() if pod.kind is PodKind.FOREIGN
@@ -457,12 +468,12 @@ def _starts(pod: Pod) -> bool:
 
 
 def _absent(number: int, spec: JobSpec) -> SimulatedJob:
-    """A job that had not come when the simulation ended."""
+    """Return a job that had not arrived when the simulation ended."""
     return SimulatedJob(number=number, spec=spec, shape=0, counted=spec.arrival)
 
 
 def _hints(comes: Mapping[int, int], waiting: list[Pod]) -> list[int]:
-    """Nodes for new trainers, without those that waiting ones have been sent to."""
+    """Return the preferred nodes of new trainers, without those that pending trainers already have as hints."""
     left = dict(comes)
     for pod in waiting:
         if left.get(pod.hint, 0):

@@ -1,20 +1,20 @@
-"""Jobs of a fixed size: all trainers are asked for at once and wait for room, as those of a plain batch Job do."""
+"""The policy `fixed`: all trainers of a job are created at once and stay pending until there is room, as in a batch Job."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from shoal.simulator.rules import PolicyView, Rule, Wish
+from shoal.simulator.rules import PolicyDecision, PolicyView, Rule
 
 __all__ = ["Fixed"]
 
 
 class Fixed(Rule):
-    """Each job gets its maximum at its arrival.
+    """The policy that gives each job its maximum at its arrival.
 
     Args:
-        scheduler_evicts: Let foreign pods of higher priority preempt trainers.
+        scheduler_evicts: Whether foreign pods of higher priority may preempt trainers. Default: False.
     """
 
     name: ClassVar[str] = "fixed"
@@ -22,6 +22,6 @@ class Fixed(Rule):
     def __init__(self, *, scheduler_evicts: bool = False) -> None:
         self.scheduler_evicts = scheduler_evicts
 
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
-        """The maximum of each."""
-        return {job.uid: Wish(trainers=job.max) for job in view.snapshot.jobs}
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
+        """Return the maximum of each job."""
+        return {job.uid: PolicyDecision(trainers=job.max) for job in view.snapshot.jobs}

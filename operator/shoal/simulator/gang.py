@@ -1,6 +1,6 @@
-"""Gangs in a queue: a job starts when all of it fits at once, and nobody overtakes.
+"""The policy `gang-fifo`: jobs start in the order of arrival, each when all of its pods fit at once.
 
-The usual answer of batch schedulers to half-started jobs. What it costs is the room that stands empty before a big job.
+Batch schedulers use gang scheduling to avoid partially started jobs. Its cost is the room that stays idle before a large job.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from typing import ClassVar
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts, PlannerJob, Shapes
-from shoal.simulator.rules import PolicyView, Rule, Trigger, Wish
+from shoal.simulator.rules import PolicyDecision, PolicyView, Rule, Trigger
 
 __all__ = ["Gang"]
 
 
 class Gang(Rule):
-    """First in, first out, the maximum or nothing.
+    """The policy that gives jobs, first in, first out, their maximum or nothing.
 
-    A job that would not fit into the empty cluster is passed over: it would hold up the queue for ever.
+    A job that does not fit into the empty cluster is skipped: it would block the queue for ever.
     """
 
     name: ClassVar[str] = "gang-fifo"
     triggers: ClassVar[frozenset[Trigger]] = frozenset({Trigger.JOB, Trigger.TRAINER})
 
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
-        """The maximum for those that were started, and for as many of the next as fit now."""
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
+        """Return the maximum of the started jobs, and of as many of the next jobs as fit now."""
         snapshot = view.snapshot
         nodes, shapes = snapshot.nodes, snapshot.shapes
-        wishes = {job.uid: Wish(trainers=job.max) for job in snapshot.jobs if view.seen[job.uid].wanted}
+        decisions = {job.uid: PolicyDecision(trainers=job.max) for job in snapshot.jobs if view.seen[job.uid].wanted}
         free = np.where(nodes.usable[:, None], view.free, 0)
         for pod in sorted(snapshot.pending, key=lambda pod: -pod.priority):
-            # They go first in the scheduler's line; room that they will take is none.
+            # The scheduler places these pods first: their room is not available.
             _pack(free, pod.shape, 1, group=nodes.group, shapes=shapes)
         for job in snapshot.jobs:
-            if job.uid in wishes:
+            if job.uid in decisions:
                 continue
             left = free.copy()
             comes = _gang(left, job, group=nodes.group, shapes=shapes)
             if comes is not None:
                 free = left
-                wishes[job.uid] = Wish(trainers=job.max, comes=comes)
+                decisions[job.uid] = PolicyDecision(trainers=job.max, comes=comes)
             elif _gang(view.allocatable.copy(), job, group=nodes.group, shapes=shapes) is not None:
                 break
-        return wishes
+        return decisions
 
 
 def _gang(free: Counts, job: PlannerJob, *, group: Counts, shapes: Shapes) -> Mapping[int, int] | None:
-    """Take room for a whole job; where its trainers go, or None if it does not fit."""
+    """Take room for all pods of a job; return node -> trainers, or None if they do not fit."""
     for shape, count in job.fixed:
         if _pack(free, shape, count, group=group, shapes=shapes) is None:
             return None
@@ -57,7 +57,7 @@ def _gang(free: Counts, job: PlannerJob, *, group: Counts, shapes: Shapes) -> Ma
 
 
 def _pack(free: Counts, shape: int, count: int, *, group: Counts, shapes: Shapes) -> Mapping[int, int] | None:
-    """Take room for all of them, or None if some find none; fullest nodes first."""
+    """Take room for pods of a shape, on the fullest nodes first; return node -> pods, or None if they do not fit."""
     request = shapes.request[shape]
     needed = request > 0
     each = (free[:, needed] // request[needed]).min(axis=1)

@@ -1,7 +1,7 @@
-"""A trace's amounts as whole numbers and arrays: what never changes while it is simulated.
+"""The layout of a trace: its amounts as whole numbers and arrays, which do not change during the simulation.
 
-Everything that needs room is one of a few *shapes* (a request and a pool), so that the scheduler and the planner reason
-about a handful of rows, however many pods there are.
+Every pod has one of a few *shapes* (a request and a pool), so that the scheduler and the planner work on few rows, however
+many pods there are.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from shoal.simulator.trace import JobSpec, Trace
 __all__ = ["MOST_PODS", "Layout"]
 
 MOST_PODS: Final = 110
-"""Pods that a node takes unless its resources say otherwise; the kubelet's default."""
+"""Default of a node's resource `pods`; the kubelet's default."""
 _MOST_AMOUNT: Final = 2**62
 
 
 class Layout:
-    """Nodes and shapes of one trace.
+    """The nodes and shapes of a trace.
 
     Attributes:
-        resources: Names; cpu and memory first, pods last.
-        names: Of the nodes.
-        allocatable: [N, R].
-        group: [N] which pool.
-        shapes: Of all pods that may come.
-        allowed: [S, N] whether a shape may stand on a node, room aside.
+        resources: Names of the resources; cpu and memory first, pods last.
+        names: Names of the nodes.
+        allocatable: [N, R] allocatable of each node.
+        group: [N] number of each node's pool.
+        shapes: Shapes of all pods of the trace.
+        allowed: [S, N] whether a node is eligible for a shape, regardless of room.
+
+    Args:
+        trace: The trace.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -57,16 +60,16 @@ class Layout:
         self.allowed: Flags = self.shapes.fits[:, self.group]
 
     def shape(self, request: Mapping[str, Quantity], pool: str) -> int:
-        """Which shape pods of this request and pool have."""
+        """Return the shape of pods with this request and pool."""
         return self._numbers[self._amounts({**request, "pods": Quantity(1)}), pool]
 
     def others(self, job: JobSpec) -> tuple[tuple[int, int], ...]:
-        """(shape, how many) of a job's pods beside its trainers, the master first."""
+        """Return (shape, count) of a job's pods that are not trainers, the master first."""
         parts = [part for part in (job.master, job.servers) if part is not None]
         return tuple((self.shape(part.request, job.pool), part.count) for part in parts)
 
     def fits_nowhere(self, shape: int) -> bool:
-        """Whether no node, were it empty, would take such a pod."""
+        """Return whether a pod of a shape fits on no node, even on an empty one."""
         room = (self.allocatable >= self.shapes.request[shape]).all(axis=1)
         return not bool((room & self.allowed[shape]).any())
 
@@ -81,7 +84,7 @@ class Layout:
 
 
 def _whole(name: str, quantity: Quantity) -> int:
-    """Thousandths of cpu, units of all else; rounded up, as Kubernetes does."""
+    """Return a quantity in thousandths for cpu, in units for other resources; rounded up, as in Kubernetes."""
     return min(math.ceil(quantity.amount * (1000 if name == "cpu" else 1)), _MOST_AMOUNT)
 
 

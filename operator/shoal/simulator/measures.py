@@ -1,4 +1,4 @@
-"""What is measured while a simulation runs, and the report that comes of it."""
+"""The measures of a simulation, and its report."""
 
 from __future__ import annotations
 
@@ -16,36 +16,40 @@ from shoal.simulator.training import SimulatedJob
 __all__ = ["BOUND_WITHIN", "Foreign", "History", "Recorder", "SimulationReport", "UsageTally", "jain", "report_of"]
 
 BOUND_WITHIN: Final = (5.0, 30.0)
-"""Seconds within which a foreign pod should have its node."""
+"""Times in seconds within which a foreign pod should be bound."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationReport:
-    """How a policy did. Times are in seconds; None: there is nothing to take it of.
+    """The measures of one policy. Times are in seconds; None: there are no values to compute the measure from.
 
     Attributes:
-        simulated: When the simulation ended.
-        jobs: In the trace.
-        ended: Jobs whose work is done.
-        unfinished: Names of those whose is not; ``never_started`` and ``fits_no_node`` are among them.
-        never_started: No trainer of theirs ever ran.
-        fits_no_node: A pod of theirs is larger than any node that it may stand on.
-        makespan: From the first job's arrival to the last one's end; None if some did not end.
-        pending_mean: From a job's arrival to its first running trainer, of those that started; p50 and p99 interpolate.
-        completion_mean: From arrival to end, of those that ended.
-        requested: Share of each resource that bound pods requested, from the first job's arrival to the last one's end,
-            or for as long as any was at work or anything was to come.
-        jain_index: Of the shares of jobs below their maximum, over the times when there were two or more.
-        jain_index_by_priority: The same, only among jobs of one priority.
-        trainers_started: Trainers that got a node.
-        trainers_stopped: Trainers that lost theirs before their job's end, ``trainers_evicted`` included.
-        trainers_evicted: By the scheduler, for a pod of higher priority.
-        foreign: Foreign pods that came.
-        foreign_bound_5s: Share of them that was bound in time; those that were taken back before that are not counted.
-        foreign_wait_p99: From their coming to their node, of those that got one.
-        foreign_unbound: Left without a node at the end.
+        policy: Name of the policy.
+        simulated: Simulated time at the end.
+        jobs: Number of jobs in the trace.
+        ended: Number of jobs whose work is done.
+        unfinished: Names of jobs whose work is not done; includes ``never_started`` and ``fits_no_node``.
+        never_started: Names of jobs of which no trainer ever ran.
+        fits_no_node: Names of jobs with a pod that is larger than every eligible node.
+        makespan: Time from the first job's arrival to the last job's end; None if some job did not end.
+        pending_mean: Mean time from a job's arrival to its first running trainer, of jobs that started; ``pending_p50`` and
+            ``pending_p99`` are percentiles, interpolated.
+        completion_mean: Mean time from arrival to end, of jobs that ended.
+        requested: Resource -> share that bound pods requested, from the first job's arrival to the last job's end, or as
+            long as some job progressed or some arrival was left.
+        jain_index: Jain's index of the shares of jobs below their maximum, over the times with two or more such jobs.
+        jain_index_by_priority: Priority -> Jain's index among jobs of that priority only.
+        trainers_started: Trainers that were bound.
+        trainers_stopped: Bound trainers that were deleted before their job's end, ``trainers_evicted`` included.
+        trainers_evicted: Trainers that the scheduler evicted for a pod of higher priority.
+        foreign: Foreign pods that arrived.
+        foreign_bound_5s: Share of foreign pods that were bound within 5 s; pods deleted before that are not counted.
+        foreign_bound_30s: Share of foreign pods that were bound within 30 s; pods deleted before that are not counted.
+        foreign_wait_p50: Median time from arrival to binding, of foreign pods that were bound.
+        foreign_wait_p99: 99th percentile of that time.
+        foreign_unbound: Foreign pods without a node at the end.
     """
 
     policy: str
@@ -74,13 +78,13 @@ class SimulationReport:
     foreign_unbound: int
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values under the fields' names, which stay as they are from version to version."""
+        """Return plain values by the names of the fields; these names are stable across versions."""
         return asdict(self)
 
 
 @dataclass
 class UsageTally:
-    """Counts of what happened to trainers."""
+    """Counts of trainers that were started, stopped before their job's end, and evicted."""
 
     started: int = 0
     stopped: int = 0
@@ -89,17 +93,22 @@ class UsageTally:
 
 @dataclass
 class Foreign:
-    """How long foreign pods wait."""
+    """The waiting times of foreign pods, in seconds.
+
+    Attributes:
+        came: Pods that arrived.
+        waits: Waiting times of bound pods.
+        gone: Waiting times of pods that were deleted before they had a node.
+        left: Waiting times of pods that had no node at the end.
+    """
 
     came: int = 0
     waits: list[float] = field(default_factory=list)
     gone: list[float] = field(default_factory=list)
-    """How long those waited that were taken back before they had a node."""
     left: list[float] = field(default_factory=list)
-    """How long those had waited that had none at the end."""
 
     def within(self, seconds: float) -> float | None:
-        """The share that was bound in time, of those that had the time."""
+        """Return the share of pods bound within `seconds`, without unbound pods that waited no longer; None: no pods count."""
         good = sum(wait <= seconds for wait in self.waits)
         late = sum(wait > seconds for wait in self.waits)
         late += sum(wait > seconds for wait in (*self.gone, *self.left))
@@ -108,21 +117,27 @@ class Foreign:
 
 @dataclass
 class History:
-    """CPU requested by each owner (jobs in the trace's order, then foreign pods) from each time to the next."""
+    """The CPU that each owner requested over time.
+
+    Attributes:
+        times: Times of changes, in seconds.
+        cpu: For each time the requested CPU in thousandths until the next time: of each job in the trace's order, then of all
+            foreign pods.
+    """
 
     times: list[float] = field(default_factory=list)
     cpu: list[tuple[int, ...]] = field(default_factory=list)
 
 
 class Recorder:
-    """Integrates over time what the report has means of.
+    """The integrals over time from which the report's means are computed.
 
     Args:
-        cluster: Whose pods are counted.
-        shares: [J] share of the whole cluster that one trainer of each job is, by its dominant resource and weight.
-        most: [J] trainers that each job may have.
-        priorities: [J] of the jobs.
-        history: Where to note who held what; None: nowhere.
+        cluster: The cluster.
+        shares: [J] share of one trainer of each job in the whole cluster, by its dominant resource and weight.
+        most: [J] most trainers of each job.
+        priorities: [J] priority of each job.
+        history: History to which changes are added; None: no history.
     """
 
     def __init__(
@@ -144,7 +159,7 @@ class Recorder:
         self._counts = False
 
     def pass_to(self, time: float) -> None:
-        """What was noted last held until this time."""
+        """Integrate the last noted state until this time."""
         span = time - self._until
         self._until = time
         if self._counts:
@@ -156,21 +171,21 @@ class Recorder:
                 self._jain[name][1] += span
 
     def mark(self) -> None:
-        """Remember the sums as they are."""
+        """Save the present sums for `rewind`."""
         self._marked = (self._area.copy(), self._window, {name: list(sums) for name, sums in self._jain.items()})
 
     def rewind(self) -> None:
-        """Forget what came after the mark: time in which jobs only waited for what never came."""
+        """Restore the sums of the last `mark`: after it jobs were only pending, without effect."""
         if self._marked is not None:
             self._area, self._window, self._jain = self._marked
 
     def note(self, *, held: Counts, active: Flags, counts: bool) -> None:
-        """What holds from now on.
+        """Note the state that holds from now on.
 
         Args:
-            held: [J] trainers that are bound and stay.
-            active: [J] jobs that have arrived and not ended.
-            counts: Whether the present is among the times that means are taken over.
+            held: [J] bound trainers that are not leaving.
+            active: [J] whether the job has arrived and not ended.
+            counts: Whether means include the present.
         """
         self._taken = self._cluster.by_owner.sum(axis=0)
         self._counts = counts
@@ -184,7 +199,7 @@ class Recorder:
                 self._history.cpu.append(cpu)
 
     def requested(self) -> dict[str, float]:
-        """The mean share of each resource, ``pods`` left out: it is no capacity that anyone buys."""
+        """Return the mean requested share of each resource, without ``pods``, which is not a purchased capacity."""
         layout = self._cluster.layout
         totals = layout.allocatable.sum(axis=0)
         return {
@@ -194,12 +209,12 @@ class Recorder:
         }
 
     def jain_indices(self) -> dict[str, float | None]:
-        """The mean index by priority; all jobs together under an empty name."""
+        """Return priority -> mean of Jain's index; the empty name is for all jobs together."""
         return {name: area / span if span else None for name, (area, span) in self._jain.items()}
 
 
 def jain(shares: Floats) -> float | None:
-    """Jain's index: 1 where all have the same, 1/n where one has all; None for fewer than two, or if none has any."""
+    """Return Jain's index: 1 if all shares are equal, 1/n if one job has all; None for fewer than two shares or only zeros."""
     squares = float((shares * shares).sum())
     if len(shares) < 2 or not squares:
         return None
@@ -216,7 +231,17 @@ def report_of(
     tally: UsageTally,
     foreign: Foreign,
 ) -> SimulationReport:
-    """What is to be told of a simulation that has ended."""
+    """Return the report of a simulation that has ended.
+
+    Args:
+        policy: Name of the policy.
+        now: Simulated time at the end, in seconds.
+        trainings: All jobs of the trace.
+        fits_no_node: Names of jobs with a pod that is larger than every eligible node.
+        recorder: The integrals over time.
+        tally: Counts of trainers.
+        foreign: Waiting times of foreign pods.
+    """
     ended = [job.ended - job.arrival for job in trainings if job.ended is not None]
     waits = [job.first - job.arrival for job in trainings if job.first is not None]
     ends = [job.ended for job in trainings if job.ended is not None]

@@ -1,4 +1,4 @@
-"""Shoal's own planner as a policy of the simulator: the very function that the operator calls."""
+"""The policy `shoal`: Shoal's planner, the same function that the operator calls."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import ClassVar
 
 from shoal.autoscaler.planner.model import PlannerMemory, Policy
 from shoal.autoscaler.planner.plan import plan
-from shoal.simulator.rules import PolicyView, Rule, Trigger, Wish
+from shoal.simulator.rules import PolicyDecision, PolicyView, Rule, Trigger
 
 __all__ = ["Planner"]
 
 
 class Planner(Rule):
-    """What `plan` says.
+    """The policy that applies `plan`.
 
     Args:
-        policy: Its choices; with ``scheduler_evicts=False`` nobody but the planner makes room.
+        policy: The planner's options; with ``scheduler_evicts=False`` only the planner makes room. Default: `Policy()`.
     """
 
     name: ClassVar[str] = "shoal"
@@ -28,11 +28,11 @@ class Planner(Rule):
         self._memory = PlannerMemory()
         self.scheduler_evicts = self._policy.scheduler_evicts
 
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
-        """The allocation, job by job."""
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
+        """Return the allocation of each job."""
         allocation, self._memory = plan(view.snapshot, self._memory, self._policy)
         return {
-            uid: Wish(
+            uid: PolicyDecision(
                 trainers=given.trainers,
                 stays=given.stays,
                 comes=given.now,

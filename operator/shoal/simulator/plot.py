@@ -1,6 +1,6 @@
-"""Pictures of who held what when. matplotlib is imported only where one is drawn to a file.
+"""Plots of the CPU that each job requested over time.
 
-It is found by its name at that moment: half a second of imports that only a picture is worth.
+matplotlib is imported only when a plot is written, as its import takes half a second.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ _COLOURS: Final = (
     *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#bbcc33", "#77aadd"),
     *("#ffaabb", "#994455", "#117733", "#332288"),
 )
-"""Those that eyes tell apart, bright ones first; jobs beyond them share a band."""
+"""Distinguishable colours, bright ones first; further jobs share a band."""
 _OTHER_JOBS: Final = "other jobs"
 _FOREIGN: Final = "foreign pods"
 
 
 class PlotError(RuntimeError):
-    """Nothing can be drawn; the message says what to do."""
+    """An error that prevents a plot; the message contains the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bands:
-    """Stacked areas.
+    """The stacked areas of a plot.
 
     Attributes:
-        times: Seconds, not falling; where a value jumps, its time stands twice.
-        cores: By label, from below: requested CPU in cores at each of the times.
+        times: Times in seconds, not falling; the time of a jump is listed twice.
+        cores: Label -> requested CPU in cores at each of the times; the first label is the lowest area.
         capacity: Cores of the whole cluster.
     """
 
@@ -45,12 +45,12 @@ class Bands:
 
 
 def bands_of(history: History, *, jobs: Sequence[str], end: float, capacity: float) -> Bands:
-    """What is drawn of a history.
+    """Return the bands of a history.
 
     Args:
-        history: Who held what from when on.
-        jobs: Their names, in the trace's order. The last ones share a band where there are many.
-        end: Seconds to which the last values hold.
+        history: The requested CPU of each job over time.
+        jobs: Names of the jobs, in the trace's order. Jobs beyond the number of colours share a band.
+        end: Time until which the last values hold, in seconds.
         capacity: Cores of the whole cluster.
     """
     alone = jobs[: len(_COLOURS)]
@@ -70,9 +70,9 @@ def draw(axes: Any, bands: Bands, *, title: str) -> None:
     """Draw one panel.
 
     Args:
-        axes: matplotlib's ``Axes``, or anything with the few methods that are called here.
-        bands: What to draw; where there are more bands than colours, colours come again.
-        title: Above it.
+        axes: matplotlib's ``Axes``, or an object with the methods that are called here.
+        bands: The bands to draw; if there are more bands than colours, colours repeat.
+        title: Title of the panel.
     """
     plain = {_OTHER_JOBS: "dimgrey", _FOREIGN: "lightgrey"}
     colours = [plain.get(name) or _COLOURS[index % len(_COLOURS)] for index, name in enumerate(bands.cores)]
@@ -86,7 +86,7 @@ def draw(axes: Any, bands: Bands, *, title: str) -> None:
 
 
 def require() -> None:
-    """Find out early whether anything can be drawn.
+    """Check that plots can be drawn.
 
     Raises:
         PlotError: matplotlib is missing.
@@ -98,13 +98,17 @@ def require() -> None:
 
 
 def save(path: str | Path, panels: Mapping[str, Bands]) -> None:
-    """Write a PNG, one panel by title below the other.
+    """Write a PNG with one panel below the other.
+
+    Args:
+        path: Path of the file.
+        panels: Title -> bands of each panel.
 
     Raises:
         PlotError: matplotlib is missing, or the file cannot be written.
     """
     require()
-    # No display is needed, and no state of pyplot's is left behind.
+    # Without pyplot, no display is needed and no global state is left.
     figure = import_module("matplotlib.figure").Figure(figsize=(10, 2.6 * len(panels) + 0.6), layout="constrained")
     import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

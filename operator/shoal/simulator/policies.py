@@ -1,4 +1,4 @@
-"""The policies by their names on the command line."""
+"""The policies, by their names on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports side by side: a table for people, JSON for programs."""
+"""The output of reports side by side: as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _ROWS: Final[tuple[tuple[str, Callable[[SimulationReport], str]], ...]] = (
 
 
 def rows(reports: Sequence[SimulationReport]) -> list[tuple[str, ...]]:
-    """Each measure's name, then what it is under each policy."""
+    """Return one row per measure: its name, then its value under each policy."""
     found = [(name, *(text(report) for report in reports)) for name, text in _ROWS]
     resources = dict.fromkeys(name for report in reports for name in report.requested)
     shares = [(f"requested {name}", *(_share(report.requested.get(name)) for report in reports)) for name in resources]
@@ -63,7 +63,7 @@ def rows(reports: Sequence[SimulationReport]) -> list[tuple[str, ...]]:
 
 
 def show(reports: Sequence[SimulationReport], console: Console) -> None:
-    """Print a table, and below it which jobs did not end."""
+    """Print a table of the reports, and below it the jobs that did not end."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for report in reports:
@@ -84,6 +84,6 @@ def show(reports: Sequence[SimulationReport], console: Console) -> None:
 
 
 def as_json(trace: str, reports: Sequence[SimulationReport]) -> str:
-    """All reports as one JSON object, times in seconds."""
+    """Return all reports as one JSON object; times are in seconds."""
     value: dict[str, Any] = {"trace": trace, "policies": [report.as_json() for report in reports]}
     return json.dumps(value, indent=2)

@@ -1,7 +1,7 @@
-"""What every policy is told and what it answers, and the policies that can be named.
+"""The interface of policies: their input, their output and their base class.
 
-A policy sees the planner's own `Snapshot`. The older ones need more than that (pods that pend, what they once wished for),
-which stands beside it in `PolicyView`. None of them sees the future or the work that a job has left.
+The input of a policy is the planner's `Snapshot`. Policies other than the planner need more (pending trainers, their own last
+decision), which `PolicyView` adds. No policy has access to the future or to the work that a job has left.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import ClassVar
 
 from shoal.autoscaler.planner.model import Counts, Snapshot
 
-__all__ = ["ObservedWorld", "PolicyView", "Rule", "Trigger", "Wish"]
+__all__ = ["ObservedWorld", "PolicyDecision", "PolicyView", "Rule", "Trigger"]
 
 
 class Trigger(Enum):
-    """What makes a policy look before its next cycle."""
+    """An event that runs a policy before its next cycle."""
 
     JOB = "a job arrives or ends"
     TRAINER = "a trainer is gone, or was evicted"
@@ -27,13 +27,13 @@ class Trigger(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ObservedWorld:
-    """What is known of a job beside the snapshot.
+    """The observed state of a job that is not in the snapshot.
 
     Attributes:
-        wanted: Trainers that the policy wished for last; 0 for a new job.
-        running: Trainers that work.
-        pending: Trainers that do not yet: without a node, or starting.
-        leaving: Trainers on their way out.
+        wanted: Trainers by the policy's last decision; 0 for a new job.
+        running: Running trainers.
+        pending: Trainers without a node, or starting.
+        leaving: Trainers that are being deleted.
     """
 
     wanted: int
@@ -44,14 +44,14 @@ class ObservedWorld:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PolicyView:
-    """The world at one moment, as policies see it.
+    """The state of the cluster at one point in time, as the input of policies.
 
     Attributes:
-        snapshot: As the planner gets it; jobs in order of arrival.
-        seen: More of each job, by its uid.
-        allocatable: [N, R].
-        free: [N, R] allocatable less all that is bound, leaving pods included.
-        requested: [R] by all pods that are not gone, those without a node included.
+        snapshot: The planner's input; jobs in the order of arrival.
+        seen: Job's uid -> further observed state of the job.
+        allocatable: [N, R] allocatable of each node.
+        free: [N, R] allocatable less the requests of all bound pods, leaving pods included.
+        requested: [R] requests of all pods that exist, pending pods included.
     """
 
     snapshot: Snapshot
@@ -62,14 +62,16 @@ class PolicyView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What a job shall have.
+class PolicyDecision:
+    """The decision of a policy for one job.
 
     Attributes:
-        trainers: How many.
-        stays: Node -> how many stay there; None: any may go, those that do not run yet first, then the newest.
-        comes: Node -> how many without a node there may be now that prefer it; None: as many as are missing, anywhere.
-        others: (shape, node) that its other pods prefer.
+        trainers: Number of trainers.
+        stays: Node -> trainers that stay there. None: no choice of nodes; trainers that do not run yet are deleted first,
+            then the newest.
+        comes: Node -> pending trainers that may exist now and prefer that node. None: all missing trainers, without a
+            preference.
+        others: (shape, preferred node) of the job's master and parameter servers. Default: none.
     """
 
     trainers: int
@@ -79,13 +81,13 @@ class Wish:
 
 
 class Rule(ABC):
-    """A policy: one method that says how many trainers each job shall have.
+    """The base class of policies: one method decides how many trainers each job has.
 
     Attributes:
-        name: On the command line.
-        scheduler_evicts: Whether its cluster has priority classes by which the scheduler preempts.
-        surplus: Whether trainers above the minimum have a class below all others.
-        triggers: When it looks before its next cycle.
+        name: Name on the command line.
+        scheduler_evicts: Whether the scheduler preempts by PriorityClasses under this policy.
+        surplus: Whether trainers beyond the minimum have a PriorityClass below all others.
+        triggers: Events that run the policy before its next cycle.
     """
 
     name: ClassVar[str]
@@ -94,5 +96,5 @@ class Rule(ABC):
     triggers: ClassVar[frozenset[Trigger]] = frozenset({Trigger.JOB})
 
     @abstractmethod
-    def wish(self, view: PolicyView) -> Mapping[str, Wish]:
-        """What each job shall have, by its uid; a job that is not named stays as it is."""
+    def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
+        """Return job's uid -> decision; a job that is left out stays as it is."""

@@ -1,14 +1,14 @@
-"""A stand-in for the kube-scheduler: it binds pending pods, and evicts for those that may preempt.
+"""A model of the kube-scheduler: it binds pending pods, and evicts pods for those that may preempt.
 
-It is no kube-scheduler: there are no scores but one, no affinities but a pool, no back-off, and a pass takes no time. What
-it shares with the real one is what a policy has to live with:
+The model has one score, no affinities except a pool, no back-off, and a pass takes no time. It has the properties of the
+kube-scheduler that matter to a policy:
 
-- pods are tried by priority, then by age, each onto the nodes that have the room now;
-- of these, the one that its creator prefers, else the one that is allocated most (mean over all resources but ``pods``),
-  so that big pods find big gaps;
-- a pod that fits nowhere evicts pods of lower priority on one node: those whose budgets allow it before others, the lowest
-  priorities, the fewest; it is nominated there, and evicts nobody else while these are on their way out;
-- room on a node that is nominated for a pod is not given to others of lower or the same priority.
+- pods are tried by priority, then by age, each on the nodes that have room now;
+- of these nodes the pod's preferred node is chosen, else the most allocated one (mean over all resources except ``pods``),
+  so that large gaps remain for large pods;
+- a pod that fits on no node evicts pods of lower priority on one node: first those whose budgets allow it, then the lowest
+  priorities, then the fewest; it is nominated there, and evicts no further pods while these terminate;
+- room on a node that is nominated for a pod is not given to pods of lower or equal priority.
 """
 
 from __future__ import annotations
@@ -24,12 +24,18 @@ from shoal.simulator.cluster import NOWHERE, Cluster, Phase, Pod, PodKind
 __all__ = ["Scheduler"]
 
 Budgets = Mapping[int, int]
-"""A job's number -> how many of its trainers may be evicted before it is below its minimum."""
+"""Number of a job -> trainers that can be evicted before the job is below its minimum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """What an eviction on one node would cost; the least is best."""
+    """A candidate node for preemption.
+
+    Attributes:
+        cost: (victims that break a budget, highest rank, sum of ranks, number) of the victims; the least is the best.
+        node: Number of the node.
+        victims: Pods to evict.
+    """
 
     cost: tuple[int, int, int, int]
     node: int
@@ -37,12 +43,12 @@ class _Choice:
 
 
 class Scheduler:
-    """Binds pods of one cluster.
+    """The scheduler of a cluster.
 
     Args:
-        cluster: Whose pods it binds.
-        evict: Told of each victim, which it marks as leaving; None: nobody is ever evicted.
-        budgets: What each job can spare, asked anew for each eviction.
+        cluster: The cluster.
+        evict: Called with each victim, which it marks as leaving; None: there is no preemption.
+        budgets: Returns the trainers that each job can spare; called for each preemption.
     """
 
     def __init__(
@@ -55,15 +61,15 @@ class Scheduler:
         self._allocatable = layout.allocatable
         self._allowed = layout.allowed
         self._requests = [tuple(row) for row in layout.shapes.request.tolist()]
-        # Nodes that have none of a resource are not "full" of it.
+        # A resource that a node does not have counts as not allocated.
         self._scale = np.where(layout.allocatable > 0, 1.0 / np.maximum(layout.allocatable, 1), 0.0)[:, :-1]
 
     def run(self, now: float) -> list[Pod]:
-        """One pass over all pending pods; returns those that got a node."""
+        """Make one pass over all pending pods; return those that were bound."""
         cluster = self._cluster
         cluster.changed = False
         bound: list[Pod] = []
-        # In one pass room only shrinks, and who comes later has no more rights.
+        # In one pass room only shrinks, and later pods do not have a higher rank.
         closed: set[int] = set()
         hopeless: set[int] = set()
         nominated = {pod.number: pod for pod in cluster.pending.values() if pod.nominated != NOWHERE}
@@ -87,7 +93,7 @@ class Scheduler:
         return bound
 
     def _reserved(self, pod: Pod, nominated: Mapping[int, Pod]) -> Counts | int:
-        """[N, R] that others have been promised."""
+        """Return [N, R] the room that is reserved for other nominated pods of equal or higher rank; 0: none."""
         others = [each for each in nominated.values() if each.rank >= pod.rank and each is not pod]
         if not others:
             return 0
@@ -99,16 +105,16 @@ class Scheduler:
     def _node(self, pod: Pod, nominated: Mapping[int, Pod]) -> int:
         free = self._allocatable - self._cluster.taken - self._reserved(pod, nominated)
         able = (free >= self._cluster.request(pod)).all(axis=1) & self._allowed[pod.shape]
-        for wish in (pod.nominated, pod.hint):
-            if wish != NOWHERE and able[wish]:
-                return wish
+        for preferred in (pod.nominated, pod.hint):
+            if preferred != NOWHERE and able[preferred]:
+                return preferred
         if not able.any():
             return NOWHERE
         share = (self._cluster.taken[:, :-1] * self._scale).sum(axis=1)
         return int(np.argmax(np.where(able, share, -1.0)))
 
     def _preempt(self, pod: Pod, nominated: dict[int, Pod]) -> bool:
-        """Make room on one node; whether room is being made."""
+        """Evict pods on one node for a pod; return whether room is being made."""
         cluster = self._cluster
         if pod.nominated != NOWHERE and self._under_way(pod):
             return True
@@ -138,7 +144,7 @@ class Scheduler:
         return any(each.phase is Phase.LEAVING and each.rank < pod.rank for each in on)
 
     def _choice(self, pod: Pod, node: int, free: list[int], budgets: Budgets) -> _Choice:
-        """The victims on a node: all of lower priority, but for those that can be spared again."""
+        """Return the victims on a node: all pods of lower rank, except those that fit again after the pod was added."""
         lower = [each for each in self._cluster.on[node].values() if each.rank < pod.rank]
         lower.sort(key=lambda each: (-each.rank, each.bound or 0.0, each.number))
         protected = _protected(lower, budgets)
@@ -155,14 +161,14 @@ class Scheduler:
                 victims.append(each)
         broken = sum(each.number in protected for each in victims)
         ranks = [each.rank for each in victims]
-        # The offset makes each victim cost something, however low it stands; the kube-scheduler's own trick.
+        # The offset makes the cost of each victim positive, however low its rank; the kube-scheduler does the same.
         total = sum(rank + 2**34 for rank in ranks)
         cost = (broken, max(ranks, default=-(2**34)), total, len(victims))
         return _Choice(cost=cost, node=node, victims=tuple(victims))
 
 
 def _protected(pods: list[Pod], budgets: Budgets) -> set[int]:
-    """Those whose eviction would bring a job below its minimum."""
+    """Return the numbers of pods whose eviction would bring a job below its minimum."""
     left: dict[int, int] = {}
     protected = set()
     for pod in pods:

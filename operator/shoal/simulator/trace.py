@@ -1,8 +1,8 @@
-"""Traces: what arrives at a cluster and when, as typed models read from YAML or JSON.
+"""Traces: a cluster and the arrivals of jobs and pods, as typed models read from YAML or JSON.
 
-A trace is written by hand or made from a log, so every mistake in it is told with the field's path and the fix, and all at
-once; an unknown key is a mistake too, for a misspelt option would otherwise be a silent default. The format is described
-for people in ``examples/traces/README.md``.
+A trace is written by hand or converted from a log, so all problems are reported at once, each with the field's path and the
+fix. An unknown key is a problem too, as a misspelt option would otherwise silently have its default. The format is described
+in ``examples/traces/README.md``.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ __all__ = [
 ]
 
 _LARGEST: Final = 64 << 20
-"""Bytes of a file: a hundred thousand jobs."""
+"""Most bytes of a file, enough for 100,000 jobs."""
 _MOST: Final = 100_000
-"""Nodes, pods or trainers that one entry may ask for."""
+"""Most nodes, pods or trainers of one entry."""
 _MOST_AMOUNT: Final = 2**62
-"""Of one resource over all nodes, in whole units: sums stay within 64 bits."""
+"""Largest amount of one resource over all nodes, in whole units, so that sums stay within 64 bits."""
 _PRIORITIES: Final = 2_000_000_000
-"""Kubernetes takes no larger ones for pods of users."""
+"""Largest priority; Kubernetes reserves larger ones for itself."""
 
 
 class TraceError(ManifestError):
-    """A trace that cannot be taken; ``problems`` has everything that is wrong with it."""
+    """A trace that is not valid; ``problems`` has all of its problems."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples per second by the number of running trainers.
+    """The samples per second of a job by the number of running trainers.
 
     Attributes:
-        points: (size, rate), ascending; between two it is interpolated, outside it is flat.
-        linear: Rate per trainer, where there are no points.
+        points: (trainers, rate), ascending; the rate is interpolated between two points and constant outside.
+        linear: Rate per trainer, if there are no points. Default: 1.
     """
 
     points: tuple[tuple[int, float], ...] = ()
     linear: float = 1.0
 
     def __call__(self, trainers: int) -> float:
-        """The rate of so many trainers; nothing comes of none."""
+        """Return the rate of a number of trainers; 0 without trainers."""
         if trainers <= 0:
             return 0.0
         if not self.points:
@@ -76,7 +76,7 @@ class Speed:
 
 def _number(value: Any) -> float:
     if isinstance(value, str):
-        # YAML 1.1 takes 1e6 for text.
+        # YAML 1.1 reads 1e6 as text.
         try:
             value = float(value)
         except ValueError:
@@ -104,7 +104,7 @@ def _speed(value: Any) -> Speed:
         return Speed(linear=_positive(value["linear"], "linear"))
     points: dict[int, float] = {}
     for key, rate in value.items():
-        # Keys of JSON are text.
+        # JSON has only text as keys.
         size = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{shown(key)} is no size; write numbers of trainers from 1 on, or linear")
@@ -134,7 +134,7 @@ class _Part(BaseModel):
 
 
 class NodeGroup(_Part):
-    """Nodes of one kind. ``pool`` is a label that pods may require; ``resources`` is what is allocatable on each."""
+    """Equal nodes. ``pool`` is a label that pods may require; ``resources`` is the allocatable of each node."""
 
     count: Some = 1
     resources: Amounts
@@ -142,14 +142,14 @@ class NodeGroup(_Part):
 
 
 class Others(_Part):
-    """A job's parameter servers, or its master: pods that are there from its start to its end."""
+    """A job's parameter servers or its master: pods that exist from the job's start to its end."""
 
     count: Some = 1
     request: Amounts
 
 
 class JobSpec(_Part):
-    """A training job: ``work`` in samples, or in trainer-seconds where no ``speed`` is given."""
+    """A training job; ``work`` is in samples, or in trainer-seconds if no ``speed`` is given."""
 
     name: Name
     arrival: Number = 0.0
@@ -174,7 +174,7 @@ class JobSpec(_Part):
 
 
 class PodSpec(_Part):
-    """Foreign pods that arrive together; with a ``lifetime`` each ends so long after it began to run."""
+    """Foreign pods that arrive together; ``lifetime`` is the time in seconds after which a running pod ends."""
 
     name: Name
     arrival: Number = 0.0
@@ -187,7 +187,7 @@ class PodSpec(_Part):
 
 
 class DeploymentSpec(_Part):
-    """Foreign pods whose number changes: ``steps`` are [seconds, replicas]."""
+    """A Deployment of foreign pods; ``steps`` are [seconds, replicas]."""
 
     name: Name
     request: Amounts
@@ -206,7 +206,7 @@ class DeploymentSpec(_Part):
 
 
 class Trace(_Part):
-    """A cluster and what arrives there."""
+    """A cluster and the arrivals of jobs and pods."""
 
     nodes: tuple[NodeGroup, ...] = Field(min_length=1)
     jobs: tuple[JobSpec, ...] = ()
@@ -215,7 +215,7 @@ class Trace(_Part):
     start_seconds: Number = 1.0
     stop_seconds: Number = 2.0
     cycle_seconds: Annotated[float, BeforeValidator(_number), Field(ge=0.1)] = 5.0
-    # With none at all, a policy that answers its own changes would stop the time.
+    # With 0, a policy that is triggered by its own changes would run for ever at one point in time.
     debounce_seconds: Annotated[float, BeforeValidator(_number), Field(ge=0.01)] = 0.1
 
     @model_validator(mode="after")
@@ -231,7 +231,7 @@ class Trace(_Part):
         return {"jobs": self.jobs, "pods": self.pods, "deployments": self.deployments}
 
     def _doubles(self) -> Iterable[Problem]:
-        # Pods and Deployments share their names: both make pods called after them.
+        # Pods and Deployments share one set of names, as both create pods with these names.
         for kinds in (("jobs",), ("pods", "deployments")):
             seen: dict[str, str] = {}
             for kind in kinds:
@@ -264,7 +264,7 @@ def load(path: str | Path) -> Trace:
     """Read a trace file.
 
     Raises:
-        TraceError: It cannot be read, or something is wrong with it.
+        TraceError: The file cannot be read, or the trace is not valid.
     """
     source = str(path)
     try:
@@ -283,10 +283,14 @@ def load(path: str | Path) -> Trace:
 
 
 def loads(text: str, *, source: str = "trace") -> Trace:
-    """Read a trace's text.
+    """Read a trace from a text.
+
+    Args:
+        text: YAML or JSON.
+        source: Name of the source, for messages. Default: trace.
 
     Raises:
-        TraceError: Something is wrong with it.
+        TraceError: The trace is not valid.
     """
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 - a safe loader that refuses more
@@ -308,10 +312,10 @@ def loads(text: str, *, source: str = "trace") -> Trace:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain values; a key that is written twice is refused, where YAML would keep the last silently."""
+    """A YAML loader that refuses duplicate keys, where YAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - yaml's
-        """As yaml does it, after a look at the keys."""
+        """Check the keys, then construct the mapping as the base class does."""
         seen: set[Any] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":

@@ -1,4 +1,4 @@
-"""A job of a simulation: its pods, and how far it has come."""
+"""A job of a simulation: its pods and its progress."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ __all__ = ["SimulatedJob"]
 
 @dataclass(eq=False, kw_only=True)
 class SimulatedJob:
-    """One job from its arrival on.
+    """A job from its arrival on.
 
-    It advances at the speed of its *running* trainers, however few (trainers and servers work without waiting for each
-    other, so one is enough), while its master and all its servers run.
+    The job progresses at the speed of its *running* trainers while its master and all of its servers run. One running trainer
+    is enough, as trainers and servers work asynchronously.
 
     Attributes:
-        number: Its place in the trace.
-        shape: Of a trainer.
-        others: (shape, how many) of its master and servers.
-        uid: What policies know it by.
-        trainers: That are not leaving, by number.
-        rest: Its master and servers that are not leaving, by number.
-        leaving: Trainers on their way out.
-        wanted: Trainers that the policy wishes for.
-        begun: Whether its master and servers were created.
-        done: Samples, as of ``counted``.
-        rate: Samples per second since then.
-        version: Goes up whenever the rate changes, so that ends that were foretold before can be told apart.
+        number: Index of the job in the trace.
+        spec: The job in the trace.
+        shape: Shape of a trainer.
+        others: (shape, count) of the master and the servers.
+        uid: Identifies the job in the input and output of policies.
+        trainers: Trainers that are not leaving, by number.
+        rest: Master and servers that are not leaving, by number.
+        leaving: Number of trainers that are being deleted.
+        wanted: Number of trainers by the policy's last decision.
+        begun: Whether the master and the servers were created.
+        first: When the first trainer started to run, in seconds; None: none has.
+        ended: When the job ended, in seconds; None: it has not.
+        done: Samples done until ``counted``.
+        rate: Samples per second since ``counted``.
+        counted: Time of the last update of ``done``, in seconds.
+        version: Increases whenever the rate changes, so that an end that was scheduled before is recognised as outdated.
     """
 
     number: int
@@ -50,22 +54,22 @@ class SimulatedJob:
 
     @property
     def uid(self) -> str:
-        """Its name: unique in a trace."""
+        """The name of the job, which is unique in a trace."""
         return self.spec.name
 
     @property
     def arrival(self) -> float:
-        """Seconds."""
+        """The arrival time, in seconds."""
         return self.spec.arrival
 
     @property
     def running(self) -> int:
-        """Trainers that work."""
+        """The number of running trainers."""
         return sum(pod.phase is Phase.RUNNING for pod in self.trainers.values())
 
     @property
     def bound(self) -> list[Pod]:
-        """Trainers that have a node and stay."""
+        """Trainers that have a node and are not leaving."""
         return [pod for pod in self.trainers.values() if pod.phase is not Phase.PENDING]
 
     @property
@@ -75,11 +79,11 @@ class SimulatedJob:
 
     @property
     def spare(self) -> int:
-        """Running trainers above the minimum."""
+        """The number of running trainers beyond the minimum."""
         return max(self.running - self.spec.min, 0)
 
     def advance(self, now: float) -> bool:
-        """Count what was done until now and take the present speed; whether that changed."""
+        """Add the samples done until now and update the rate; return whether the rate has changed."""
         self.done = min(self.done + self.rate * (now - self.counted), self.spec.work)
         self.counted = now
         ready = all(pod.phase is Phase.RUNNING for pod in self.rest.values()) and self.begun
@@ -92,14 +96,14 @@ class SimulatedJob:
 
     @property
     def complete(self) -> bool:
-        """Whether its work is done, though its last trainer may stop at this very moment."""
+        """Whether the work is done, even if the last trainer stops at the same time."""
         return self.done >= self.spec.work
 
     def remaining(self) -> float:
-        """Seconds to its end at the present speed, which is not 0 unless it is complete."""
+        """Return the seconds to the job's end at the present rate, which must not be 0 unless the job is complete."""
         return 0.0 if self.complete else (self.spec.work - self.done) / self.rate
 
     def end(self, now: float) -> None:
-        """All is done."""
+        """Mark the job as ended."""
         self.done, self.rate, self.ended, self.counted = self.spec.work, 0.0, now, now
         self.version += 1

@@ -1,4 +1,4 @@
-"""The world of a simulation as policies see it: what the operator would read from its watches."""
+"""The input of policies, made of the simulation's state: what the operator would have in its informers' cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ __all__ = ["view_of"]
 
 
 def view_of(now: float, cluster: Cluster, jobs: Sequence[SimulatedJob]) -> PolicyView:
-    """What stands where, what waits, and what each of these jobs has."""
+    """Return the input of a policy.
+
+    Args:
+        now: Simulated time, in seconds.
+        cluster: The cluster.
+        jobs: Jobs that have arrived and not ended.
+    """
     layout = cluster.layout
     staying = cluster.taken - cluster.leaving - cluster.trainers
     nodes = Nodes(
@@ -27,7 +33,7 @@ def view_of(now: float, cluster: Cluster, jobs: Sequence[SimulatedJob]) -> Polic
         group=layout.group,
         total=layout.allocatable.sum(axis=0),
     )
-    # Jobs of one moment keep the trace's order.
+    # Jobs with equal arrival times keep the trace's order.
     ordered = sorted(jobs, key=lambda job: (job.arrival, job.number))
     snapshot = Snapshot(
         now=now,
@@ -75,7 +81,7 @@ def _job(now: float, job: SimulatedJob) -> PlannerJob:
 
 
 def _without_node(job: SimulatedJob) -> tuple[tuple[int, int], ...]:
-    """Masters and servers that need a node: all of them before the job begins."""
+    """Return (shape, count) of masters and servers without a node: all of them before the job has begun."""
     if not job.begun:
         return job.others
     pending = Counter(pod.shape for pod in job.rest.values() if pod.phase is Phase.PENDING)

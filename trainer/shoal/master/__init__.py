@@ -1,1 +1,1 @@
-"""The one master of a job: task queue, membership, checkpoints; its state in etcd."""
+"""The master of a job: task queue, membership, checkpoints; its records are in etcd."""

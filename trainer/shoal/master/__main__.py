@@ -35,22 +35,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--etcd-credentials",
         metavar="FOLDER",
-        help="files username, password and (for TLS) ca.crt, if etcd asks for them",
+        help="folder with the files username, password and (for TLS) ca.crt, if etcd requires them",
     )
     parser.add_argument("--listen", required=True, help="unix:///path or tcp://host:port")
-    parser.add_argument("--probe", help="tcp://host:port where a kubelet asks whether the master works; default: none")
-    parser.add_argument("--address-file", type=Path, help="where to write the address that others can call")
+    parser.add_argument("--probe", help="tcp://host:port of the liveness probe; default: none")
+    parser.add_argument("--address-file", type=Path, help="file to which the master's address is written")
     parser.add_argument(
         "--lease-seconds",
         type=float,
         default=LEASE_SECONDS,
-        help="a member silent for so long is given up (default 10)",
+        help="a member that was silent for longer is disconnected (default 10)",
     )
     return parser.parse_args()
 
 
 def settings_of(job: TrainingJob, *, lease_seconds: float) -> MasterSettings:
-    """What the master needs of a manifest."""
+    """Return the master's settings from a manifest."""
     spec = job.spec
     return MasterSettings(
         name=job.metadata.name,
@@ -70,7 +70,7 @@ def _new_grant() -> int:
 
 
 def main() -> int:
-    """Take over the job and serve it; the exit code."""
+    """Become the job's master and serve it; return the exit code."""
     arguments = _arguments()
     logs.set_up()
     file_limits.allow_all()
@@ -78,7 +78,7 @@ def main() -> int:
         manifest = load(arguments.manifest)
         token = auth.Token.read(environment.text(environment.TOKEN_FILE))
         uid = environment.text(environment.UID)
-        # Before it leads: a master that cannot be called must not depose one that can.
+        # Before it leads: a master that cannot listen must not depose one that can.
         stream, address = listen(arguments.listen)
         probe = listen(arguments.probe)[0] if arguments.probe else None
     except (OSError, ValueError) as error:
@@ -94,9 +94,9 @@ def main() -> int:
 
     try:
         store = _connect(arguments, keys, trouble)
-        keeper = RecordLog(store, keys, address=address)
+        record_log = RecordLog(store, keys, address=address)
         etcd = _etcd(store)
-        records.load(keeper.lead())
+        records.load(record_log.lead())
     except StoreError as error:
         log.error("%s", error)  # noqa: TRY400 - a message for people
         return environment.EXIT_NO_ETCD
@@ -106,13 +106,13 @@ def main() -> int:
     job = JobState(
         settings=settings_of(manifest, lease_seconds=arguments.lease_seconds),
         records=records,
-        generation=keeper.generation,
+        generation=record_log.generation,
         new_grant=_new_grant,
         now=time.monotonic(),
         clock=time.monotonic,
         wall=time.time,
     )
-    job.event(f"the master is up (generation {keeper.generation}, {etcd})")
+    job.event(f"the master is up (generation {record_log.generation}, {etcd})")
     gc.freeze()
 
     def ready() -> None:
@@ -124,22 +124,22 @@ def main() -> int:
 
     async def serve() -> int:
         master = MasterCore(job, etcd=etcd)
-        service.append(MasterService(master, keeper, identity=_identity(), token=token, uid=uid))
+        service.append(MasterService(master, record_log, identity=_identity(), token=token, uid=uid))
         return await service[0].run(stream, ready=ready, probe=probe)
 
     return asyncio.run(serve())
 
 
-def follow(store: Store, key: str, tell: Callable[[bytes | None], None]) -> None:
-    """Tell a key's value now and at each change, from a thread of the store's."""
+def follow(store: Store, key: str, on_value: Callable[[bytes | None], None]) -> None:
+    """Call ``on_value`` with a key's value, at once and at each change, on a thread of the store."""
 
     def reset(listing: Listing, _: str) -> None:
-        tell(next((pair.value for pair in listing.pairs if pair.key == key), None))
+        on_value(next((pair.value for pair in listing.pairs if pair.key == key), None))
 
     def changed(events: list[Event]) -> None:
         for event in events:
             if event.key == key:
-                tell(event.value)
+                on_value(event.value)
 
     store.watch(key, from_revision=None, on_events=changed, on_reset=reset)
 
@@ -153,7 +153,7 @@ def _connect(arguments: argparse.Namespace, keys: JobKeys, on_trouble: Callable[
 
 
 def _etcd(store: Store) -> str:
-    """Which etcd this is, as far as it says so: later ones tell it to root only."""
+    """Return name and version of the etcd; later versions of etcd report their version to root only."""
     try:
         status = store.status()
     except StoreRefusedError:

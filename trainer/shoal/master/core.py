@@ -1,7 +1,7 @@
-"""The master without its shell: connections and messages in, messages and records out.
+"""The master without I/O: connections and messages in, messages and records out.
 
-It greets, dispatches each message to its desk, and looks at the clock. Whatever it decides lies in the job's outbox and
-records when a call returns; ``service`` carries it out.
+The core registers connections, dispatches each message to its handler, and enforces leases. When a call returns, its
+decisions are in the job's outbox and records; ``service`` carries them out.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class MasterCore:
     """The master of one job.
 
     Args:
-        job: The job's state, as read from etcd.
-        etcd: Which etcd this is, for people.
+        job: The job's state, with the records from etcd.
+        etcd: Name and version of the etcd, for people.
     """
 
     def __init__(self, job: JobState, *, etcd: str = "") -> None:
@@ -54,27 +54,27 @@ class MasterCore:
         self._next_report = 0.0
         self._next_publication = 0.0
         self._last_tick = job.now
-        self._next_sign = job.now
+        self._next_commit = job.now
         for life in job.records.members:
             job.expected_back[life] = job.now + job.settings.lease_seconds
         self._restore_leases()
         self._to_trainer: dict[type, Callable[[Identity, Any], None]] = {
-            m.RequestTask: lambda who, x: self.training.want(who.life, x),
-            m.TaskDone: lambda who, x: self.training.done(who.life, x),
-            m.ReturnTasks: lambda who, x: self.training.hand_back(who.life, x.leases),
+            m.RequestTask: lambda peer, x: self.training.want(peer.life, x),
+            m.TaskDone: lambda peer, x: self.training.done(peer.life, x),
+            m.ReturnTasks: lambda peer, x: self.training.hand_back(peer.life, x.leases),
             m.LogValues: lambda _, x: self.training.log(x),
-            m.BatchBegan: lambda who, x: self.training.began(who.life, x),
-            m.Evaluate: lambda who, x: self.evaluating.evaluate(who.life, x),
-            m.Evaluated: lambda who, x: self.evaluating.evaluated(who.life, x),
+            m.BatchBegan: lambda peer, x: self.training.began(peer.life, x),
+            m.Evaluate: lambda peer, x: self.evaluating.evaluate(peer.life, x),
+            m.Evaluated: lambda peer, x: self.evaluating.evaluated(peer.life, x),
             m.Metric: lambda _, x: self.evaluating.measured(x),
-            m.LoopFinished: lambda who, _: self.ending.finish(who.life),
+            m.LoopFinished: lambda peer, _: self.ending.finish(peer.life),
             m.StopEarly: self._stop_early,
-            m.Save: lambda who, x: self.saving.save(who.life, x),
-            m.Saved: lambda who, x: self.saving.saved(who.life, x),
-            m.InitialValuesGiven: lambda who, x: self.serving.provided(who.life, x),
-            m.ScriptFailed: lambda who, x: self.training.script_failed(who.life, x),
-            m.ScriptHung: lambda who, x: self.training.hung(who.life, x),
-            m.GetSlotMap: self._where,
+            m.Save: lambda peer, x: self.saving.save(peer.life, x),
+            m.Saved: lambda peer, x: self.saving.saved(peer.life, x),
+            m.InitialValuesGiven: lambda peer, x: self.serving.provided(peer.life, x),
+            m.ScriptFailed: lambda peer, x: self.training.script_failed(peer.life, x),
+            m.ScriptHung: lambda peer, x: self.training.hung(peer.life, x),
+            m.GetSlotMap: self._send_slot_map,
         }
         self._to_server: dict[type, Callable[[Identity, Any], None]] = {
             m.ReportState: self.serving.offered,
@@ -83,11 +83,11 @@ class MasterCore:
             m.AwaitingInitialValues: self.serving.waiting,
             m.SnapshotWritten: self.serving.snapped,
             m.MissingTasks: self.serving.lacks,
-            m.FinalSnapshotPinned: lambda who, x: self.ending.safe(who, x, self.serving),
+            m.FinalSnapshotPinned: lambda peer, x: self.ending.safe(peer, x, self.serving),
         }
 
     def _restore_leases(self) -> None:
-        """What an earlier master leased is not handed out again while its holder may come back."""
+        """Adopt the leases of an earlier master, so that no task is leased twice while its holder may reconnect."""
         if self.job.queue is None:
             return
         for life, member in self.job.records.members.items():
@@ -98,16 +98,16 @@ class MasterCore:
     # --- Events ---
 
     def connected(self, connection: int, identity: Identity, now: float) -> None:
-        """Somebody proved to be of this job."""
-        strange = unfit_member(identity, servers=self.job.settings.servers)
-        if strange:
-            self.job.outbox.append(Close(connection, strange))
+        """Register a connection whose peer has authenticated; it replaces an earlier one of the same role and index."""
+        problem = unfit_member(identity, servers=self.job.settings.servers)
+        if problem:
+            self.job.outbox.append(Close(connection, problem))
             return
-        for other, (who, _) in list(self._connections.items()):
-            same_place = (who.role, who.index) == (identity.role, identity.index) and identity.role != "observer"
+        for other, (peer, _) in list(self._connections.items()):
+            same_place = (peer.role, peer.index) == (identity.role, identity.index) and identity.role != "observer"
             if other != connection and same_place:
-                self.job.outbox.append(Close(other, f"{identity} is here anew"))
-                self.closed(other, now, returns=who.life == identity.life)
+                self.job.outbox.append(Close(other, f"{identity} has a new connection"))
+                self.closed(other, now, returns=peer.life == identity.life)
         self._connections[connection] = (identity, now)
         if identity.role == "pserver":
             known = identity.life in self.job.records.members
@@ -123,18 +123,19 @@ class MasterCore:
         self.job.event(f"{identity} is here")
 
     def message(self, connection: int, message: Any, now: float) -> None:
-        """A message came. What does not fit its sender is ignored: it is a word from before a change.
+        """Handle a message.
 
-        What nobody can mean closes its connection.
+        A message that does not fit its sender's state is outdated and is ignored. An invalid message closes its
+        connection.
         """
         known = self._connections.get(connection)
         if known is None:
             return
         identity = known[0]
-        strange = unfit(message, self.job.queue, slots=self.job.settings.slots)
-        if strange:
-            self.job.event(f"{identity} is cut off: {strange}", "warning")
-            self.job.outbox.append(Close(connection, strange))
+        problem = unfit(message, self.job.queue, slots=self.job.settings.slots)
+        if problem:
+            self.job.event(f"{identity} is cut off: {problem}", "warning")
+            self.job.outbox.append(Close(connection, problem))
             self.closed(connection, now)
             return
         kind = type(message)
@@ -161,7 +162,7 @@ class MasterCore:
         elif type(message) in self._to_trainer and identity.life in self.job.trainers:
             self._to_trainer[type(message)](identity, message)
 
-    def _where(self, identity: Identity, _: m.GetSlotMap) -> None:
+    def _send_slot_map(self, identity: Identity, _: m.GetSlotMap) -> None:
         self.job.send(self.job.trainers[identity.life].connection, self.job.slots.message())
 
     def _stop_early(self, identity: Identity, message: m.StopEarly) -> None:
@@ -186,16 +187,16 @@ class MasterCore:
             self.job.event(f"{identity} left")
         self._gone(identity, message.leases)
         if self.job.early_ends >= FAILURES_ALLOWED:
-            # Started again it would do some batches and end again, for ever.
+            # A restarted script would train some batches and end again, without limit.
             self.ending.fail(f"the script ended {self.job.early_ends} times before the job was complete: {reason}")
 
     def closed(self, connection: int, now: float, *, returns: bool = False) -> None:
-        """A connection is gone. Without a word of farewell its process is taken for dead.
+        """Handle a closed connection. A process that has not sent ``Leave`` counts as dead; its leases end.
 
         Args:
-            connection: Which.
-            now: The time.
-            returns: Whether the same process is here again, on another one.
+            connection: The number of the connection.
+            now: The time, in seconds, monotonic.
+            returns: Whether the same process has a new connection.
         """
         del now
         self._observers.discard(connection)
@@ -229,26 +230,26 @@ class MasterCore:
             self.job.send(connection, m.TrainersDeparted(life=life))
 
     def heard(self, connection: int, at: float) -> None:
-        """Something came on the connection at this time."""
+        """Record the time at which data was last received on a connection."""
         known = self._connections.get(connection)
         if known is not None:
             self._connections[connection] = (known[0], at)
 
     def wants(self, wanted: DesiredState) -> None:
-        """The operator wants something else."""
+        """Apply a new desired state of the operator."""
         if wanted.suspend != self.job.wanted.suspend:
-            self.job.event("the job is suspended: trainers leave" if wanted.suspend else "the job goes on")
+            self.job.event("the job is suspended: its trainers leave" if wanted.suspend else "the job is resumed")
         self.job.wanted = wanted
         self.training.drain()
 
     def tick(self, now: float) -> None:
-        """Time passed: give up who is silent, and tell those who look on."""
+        """Close connections whose lease has expired, and send the progress to observers and the operator."""
         job = self.job
         job.records.counters.seconds += max(0.0, now - self._last_tick) if not job.ended else 0.0
         self._last_tick = now
-        if now >= self._next_sign:
-            # An idle master writes as well: that is how it learns that a newer one leads.
-            self._next_sign = now + job.settings.lease_seconds / 4
+        if now >= self._next_commit:
+            # An idle master writes too: a failed write is how it detects that a newer master leads.
+            self._next_commit = now + job.settings.lease_seconds / 4
             job.records.touch("counters")
         for connection, (identity, heard) in list(self._connections.items()):
             if identity.role != "observer" and now - heard > job.settings.lease_seconds:
@@ -257,7 +258,7 @@ class MasterCore:
                 self.closed(connection, now)
         for life, deadline in list(job.expected_back.items()):
             if now > deadline:
-                self._not_back(life)
+                self._expire(life)
         self.serving.provide()
         self.ending.check(self.serving)
         if self._observers and now >= self._next_report:
@@ -271,8 +272,8 @@ class MasterCore:
                 job.records.progress = published
                 job.records.touch("progress")
 
-    def _not_back(self, life: int) -> None:
-        """A member of an earlier master's time did not come to this one."""
+    def _expire(self, life: int) -> None:
+        """Remove a member of an earlier master that has not connected to this one within its lease."""
         job = self.job
         del job.expected_back[life]
         member = job.records.members.pop(life, None)
@@ -284,12 +285,12 @@ class MasterCore:
         job.records.touch("counters")
         place = (member.role, member.index)
         if all((other.role, other.index) != place for other in job.records.members.values()):
-            job.event(f"{member.role}-{member.index} did not come back", "warning")
+            job.event(f"{member.role}-{member.index} did not reconnect", "warning")
         if member.role == "trainer":
             self.training.died(life, member.leases)
             self.training.gone(life, member.leases)
 
-    # --- Between the desks ---
+    # --- Between the handlers ---
 
     def _moved(self, back: int) -> None:
         self.job.moved()

@@ -1,14 +1,16 @@
-"""Keeps the master's records in etcd: group commits, fencing, and an etcd that forgets.
+"""The record log: keeps the master's records in etcd, with group commits, fencing, and recovery from lost writes.
 
-One key, ``master``, holds the leader's generation, its nonce, and the number of its last commit. Every commit expects
-the value that the last one wrote, and writes the next. So one comparison tells four things apart:
+One key, ``master``, holds the leader's generation, its nonce, and the number of its last commit. Every commit compares
+it with the value that the last commit wrote, and writes the next value. The value that is found decides:
 
-- the expected value: commit;
-- the value we were about to write: an earlier try went through after all;
-- our nonce with an older number, an older master's, or none: etcd lost its last writes, or all; write everything again;
-- a newer master's: we are deposed.
+- the expected value: the commit succeeds;
+- the value of this commit: an earlier attempt of it has succeeded;
+- this master's nonce with an older number, an older master's value, or none: etcd has lost its last writes, or all; all
+  records are written again;
+- a newer master's value: this master is deposed.
 
-While one transaction is under way the next one gathers, so many acknowledgements share one (and its sync to disk).
+While one transaction is in flight, changes are collected for the next one, so that many acknowledgements share one
+transaction and its sync to disk.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from shoal.store import Compare, Delete, JobKeys, Put, Store, in_batches, missin
 
 __all__ = ["Deposed", "MasterRecord", "RecordLog"]
 
-_ROOM: Final = 1
-"""Operations of each transaction that the leader's own key takes."""
+_RESERVED: Final = 1
+"""The number of operations in each transaction that are reserved for the key ``master``."""
 
 
-class Deposed(Exception):  # noqa: N818 - not an error: somebody else does the work
+class Deposed(Exception):  # noqa: N818 - not an error: a newer master does the work
     """A newer master leads."""
 
 
@@ -42,12 +44,12 @@ class MasterRecord(msgspec.Struct, frozen=True):
 
 
 class RecordLog:
-    """The master's hold on etcd.
+    """The master's records in etcd, and its lead.
 
     Args:
-        store: The client. Its calls wait for an etcd that is away, until it is closed.
-        keys: The job's.
-        address: Where the master listens, for those who look it up.
+        store: The etcd client. While etcd is unreachable its calls wait, until the client is closed.
+        keys: The job's keys.
+        address: The address at which the master listens; it is published in the key ``master``.
     """
 
     def __init__(self, store: Store, keys: JobKeys, *, address: str) -> None:
@@ -60,7 +62,7 @@ class RecordLog:
         self.generation = 0
 
     def close(self) -> None:
-        """Make a call that waits for etcd give up."""
+        """Close the client; a call that waits for etcd raises StoreClosedError."""
         self._store.close()
 
     def _next(self) -> bytes:
@@ -74,10 +76,10 @@ class RecordLog:
         return missing(self._keys.master) if self._value is None else value_is(self._keys.master, self._value)
 
     def lead(self) -> list[tuple[str, bytes]]:
-        """Take over; the records that the earlier master left, by key relative to the job.
+        """Become the leader; return the records of the earlier master, by key relative to the job.
 
         Raises:
-            StoreError: etcd does not answer, or refused.
+            StoreError: etcd does not respond, or refused.
         """
         while True:
             found = self._store.get(self._keys.master)
@@ -97,37 +99,35 @@ class RecordLog:
         *,
         everything: Callable[[], Iterable[tuple[str, bytes | None]]],
     ) -> None:
-        """Write records; returns when they are durable.
-
-        Where etcd forgot something meanwhile, everything is written instead.
+        """Write records; return when they are durable. If etcd has lost writes, write all records instead.
 
         Args:
-            changes: Key (relative to the job) and value, None to delete.
-            everything: Gives all records, for an etcd that forgot.
+            changes: Keys (relative to the job) and values; None deletes the key.
+            everything: Returns all records, for an etcd that has lost writes.
 
         Raises:
             Deposed: A newer master leads.
-            StoreError: Closed while etcd was away, or etcd refused.
+            StoreError: The client was closed while etcd was unreachable, or etcd refused.
         """
         if self._write_all(changes):
             return
-        # etcd forgot: what it holds is older than what we know. All is said anew, and nothing of what was to be written
-        # before that; then records that are gone since then go again.
+        # etcd has lost writes, so its records are older than ours. All records are written again, in place of the changes;
+        # then the records that were deleted in the meantime are deleted again.
         while True:
-            known = list(everything())
-            if self._write_all(known) and self._write_all(self._others(known)):
+            records = list(everything())
+            if self._write_all(records) and self._write_all(self._others(records)):
                 return
 
-    def _others(self, known: list[tuple[str, bytes | None]]) -> list[tuple[str, None]]:
-        """Deletions of those records in etcd that are not known; of records of which there is one, all are."""
-        there = {key for key, value in known if value is not None}
+    def _others(self, records: list[tuple[str, bytes | None]]) -> list[tuple[str, None]]:
+        """Return deletions of the records in etcd that are not in ``records``; records with one key each always are."""
+        there = {key for key, value in records if value is not None}
         found = [self._keys.relative(pair.key) for pair in self._store.get_prefix(self._keys.prefix).pairs]
         return [(key, None) for key in found if key.startswith(SEVERAL) and key not in there]
 
     def _write_all(self, changes: Iterable[tuple[str, bytes | None]]) -> bool:
-        """Write records, in several transactions if need be. False: etcd forgot, and the rest is not written."""
+        """Write records, in several transactions if required. False: etcd has lost writes; the rest is not written."""
         operations = [self._operation(key, value) for key, value in changes]
-        batches = in_batches(operations, room=_ROOM) if operations else [[]]
+        batches = in_batches(operations, room=_RESERVED) if operations else [[]]
         return all(self._write(list(batch)) for batch in batches)
 
     def _operation(self, key: str, value: bytes | None) -> Put | Delete:
@@ -135,7 +135,7 @@ class RecordLog:
         return Delete(full) if value is None else Put(full, value)
 
     def _write(self, operations: list[Put | Delete]) -> bool:
-        """One transaction. False: it is written, but etcd had forgotten something before it."""
+        """Commit one transaction. False: it is written, but etcd had lost writes before it."""
         value = self._next()
         operations.append(Put(self._keys.master, value))
         remembered = True

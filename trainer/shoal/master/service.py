@@ -1,9 +1,10 @@
-"""The master's shell: sockets, etcd, the clock.
+"""The master's service: sockets, etcd, the clock.
 
-Two threads. The asyncio loop feeds the core and sends what it decides; the keeper's thread writes records, a group at a
-time. A message that acknowledges something (a task is over, a score or a model is kept, the job is stopped or complete) waits
-for the records that were noted before it, so nobody hears of what a new master would not know. All others go at once: a lease
-that etcd does not know costs at most some work, and heartbeats and hand-outs go on while etcd is away.
+It has two threads. The asyncio loop passes messages to the core and sends its replies; the record log's thread commits
+records in groups. An acknowledgement (a task is committed, a score or a model is kept, the job is stopped or complete) is
+sent only after the records that were noted before it are durable, so that a new master has everything that was
+acknowledged. All other messages are sent at once: a lease that is not in etcd costs at most some work, and keep-alives and
+leases continue while etcd is unreachable.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ __all__ = ["MasterService"]
 
 TICK_SECONDS = 0.05
 LATE_SECONDS = 30.0
-"""Without a tick, after which a master is taken for hung."""
+"""The time without a tick after which the liveness probe fails."""
 
 ACKNOWLEDGEMENTS = frozenset({TaskCommitted, EpochDone, Evaluated, Saved, Stopping, Complete})
-"""Messages that wait for the records noted before them.
+"""Messages that are sent after the records noted before them are durable.
 
-``EpochDone`` is among them, as it must not overtake ``Stopping``: it would send a script into the epochs left out.
+``EpochDone`` is one of them, as it must not overtake ``Stopping``: the script would start an epoch that is left out.
 """
 
 log = logging.getLogger("shoal.master")
 
 
 class _Peer(aio.Listener):
-    """A connection that tells the service what happens."""
+    """A connection that passes its events to the service."""
 
     def __init__(self, service: MasterService, number: int) -> None:
         super().__init__(
@@ -74,34 +75,34 @@ class _Peer(aio.Listener):
 
 
 class MasterService:
-    """Runs a master until it is told to stop.
+    """Runs a master until SIGTERM or SIGINT, or until the record log fails.
 
     Args:
         master: The core.
-        keeper: Its hold on etcd, which leads already.
-        identity: Of this process.
-        token: The job's.
-        uid: The job's.
+        record_log: The record log; it leads already.
+        identity: The identity of this process.
+        token: The job's token.
+        uid: The job's uid.
     """
 
     def __init__(
-        self, master: MasterCore, keeper: RecordLog, *, identity: auth.Identity, token: auth.Token, uid: str
+        self, master: MasterCore, record_log: RecordLog, *, identity: auth.Identity, token: auth.Token, uid: str
     ) -> None:
         self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToMaster)
         self.identity, self.token, self.uid = identity, token, uid
         self.unproved: Unauthenticated[aio.Listener] = Unauthenticated()
-        self._turned_away, self._accepting = Seldom(), Seldom()
+        self._refused_callers, self._accepting = Seldom(), Seldom()
         self._master = master
-        self._keeper = keeper
+        self._record_log = record_log
         self._peers: dict[int, _Peer] = {}
         self._numbers = 0
-        self._held: deque[tuple[int, Send | Close]] = deque()
+        self._delayed: deque[tuple[int, Send | Close]] = deque()
         self._noted = 0
         self._committed = 0
         self._work = threading.Condition()
         self._batch: list[tuple[str, bytes | None]] | None = None
         self._batch_number = 0
-        self._busy = False
+        self._committing = False
         self._stopping = False
         self._exit = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,25 +114,25 @@ class MasterService:
     # --- Connections ---
 
     def connected(self, peer: _Peer) -> None:
-        """A peer proved itself."""
+        """Handle a peer that has authenticated."""
         assert peer.peer is not None
         self._peers[peer.number] = peer
         self._master.connected(peer.number, peer.peer, time.monotonic())
         self._after()
 
     def received(self, peer: _Peer, message: Any) -> None:
-        """A message came."""
+        """Pass a message to the core; a message that raises an exception closes its connection."""
         try:
             self._master.message(peer.number, message, time.monotonic())
         except Exception:
-            log.exception("%s is cut off: the master cannot take what it sent", peer.peer)
-            peer.abort("the master cannot take what it sent")
+            log.exception("%s is disconnected: the master cannot handle its message", peer.peer)
+            peer.abort("the master cannot handle its message")
         self._after()
 
     def closed(self, peer: _Peer) -> None:
-        """A connection is gone."""
+        """Handle a closed connection; one that never authenticated is logged."""
         if self._peers.pop(peer.number, None) is None:
-            if peer.why_closed not in {"closed by the peer", ""} and (times := self._turned_away.count()):
+            if peer.why_closed not in {"closed by the peer", ""} and (times := self._refused_callers.count()):
                 log.warning("a caller was turned away (%d times): %s", times, peer.why_closed)
             return
         self._master.closed(peer.number, time.monotonic())
@@ -140,7 +141,7 @@ class MasterService:
     # --- Carrying out ---
 
     def _after(self) -> None:
-        """Carry out what the core decided: at once, or after the records noted with it are written."""
+        """Carry out the core's outbox: acknowledgements after the records noted so far are written, the rest at once."""
         job = self._master.job
         if job.records.changed:
             self._noted += 1
@@ -148,7 +149,7 @@ class MasterService:
         outbox, job.outbox = job.outbox, []
         for action in outbox:
             if isinstance(action, Send) and type(action.message) in ACKNOWLEDGEMENTS and self._noted > self._committed:
-                self._held.append((self._noted, action))
+                self._delayed.append((self._noted, action))
             else:
                 self._carry_out(action)
         self._log_events()
@@ -164,35 +165,35 @@ class MasterService:
             peer.close(action.why)
 
     def _start_commit(self) -> None:
-        if self._busy:
+        if self._committing:
             return
-        self._busy = True
+        self._committing = True
         with self._work:
             self._batch = self._master.job.records.flush()
             self._batch_number = self._noted
             self._work.notify()
-        self._say_oversized()
+        self._report_oversized()
 
-    def _say_oversized(self) -> None:
+    def _report_oversized(self) -> None:
         job = self._master.job
         for key, size in job.records.oversized.items():
             if key not in self._oversized:
                 self._oversized.add(key)
                 text = f"the record {key!r} has {size:,} bytes, more than etcd takes, and is not written"
-                job.event(f"{text}: a new master would not know it", "error")
+                job.event(f"{text}: a new master will not have it", "error")
         job.records.oversized.clear()
 
     def _commit_done(self, number: int) -> None:
         self._committed = number
-        self._busy = False
+        self._committing = False
         self._master.job.trouble = ""
-        while self._held and self._held[0][0] <= number:
-            self._carry_out(self._held.popleft()[1])
+        while self._delayed and self._delayed[0][0] <= number:
+            self._carry_out(self._delayed.popleft()[1])
         if self._master.job.records.changed:
             self._start_commit()
 
-    def _keep(self) -> None:
-        """The keeper's thread."""
+    def _commit_batches(self) -> None:
+        """Commit batches of records: the record log's thread."""
         assert self._loop is not None
         while True:
             with self._work:
@@ -203,14 +204,14 @@ class MasterService:
                 batch, self._batch = self._batch, None
                 number = self._batch_number
             try:
-                self._keeper.commit(batch, everything=self._everything)
+                self._record_log.commit(batch, everything=self._everything)
             except Deposed as error:
-                self._from_thread(self._give_up, str(error), EXIT_DEPOSED)
+                self._from_thread(self._fail, str(error), EXIT_DEPOSED)
                 return
             except StoreClosedError:
                 return
             except StoreError as error:
-                self._from_thread(self._give_up, str(error), EXIT_NO_ETCD)
+                self._from_thread(self._fail, str(error), EXIT_NO_ETCD)
                 return
             self._from_thread(self._commit_done, number)
 
@@ -220,11 +221,11 @@ class MasterService:
             self._loop.call_soon_threadsafe(call, *arguments)
 
     def _everything(self) -> Iterable[tuple[str, bytes | None]]:
-        """All records, made on the loop's thread."""
+        """Return all records, encoded on the loop's thread."""
         assert self._loop is not None
 
         async def collect() -> list[tuple[str, bytes | None]]:
-            log.warning("etcd forgot what was written; all records are written again")
+            log.warning("etcd lost writes; all records are written again")
             self._master.job.event("etcd lost its last writes; they are written again", "warning")
             self._master.job.records.touch_all()
             return self._master.job.records.flush()
@@ -232,7 +233,7 @@ class MasterService:
         return asyncio.run_coroutine_threadsafe(collect(), self._loop).result()
 
     def trouble(self, text: str) -> None:
-        """What keeps etcd from being written; called by the thread that waits for it."""
+        """Record why etcd cannot be written; called on the thread that waits for etcd."""
 
         def note() -> None:
             if not self._master.job.trouble:
@@ -242,7 +243,7 @@ class MasterService:
         self._from_thread(note)
 
     def wanted(self, value: bytes | None) -> None:
-        """The operator's record, as etcd has it now; called by the thread that watches it."""
+        """Apply the desired state that is in etcd (None: no key); called on the thread that watches it."""
 
         def note() -> None:
             try:
@@ -255,26 +256,26 @@ class MasterService:
 
         self._from_thread(note)
 
-    def _give_up(self, reason: str, code: int) -> None:
+    def _fail(self, reason: str, code: int) -> None:
         log.error("%s", reason)
         self._exit = code
         self._stop.set()
 
-    # --- Life ---
+    # --- Running ---
 
     async def run(self, stream: socket.socket, *, ready: Callable[[], None], probe: socket.socket | None = None) -> int:
-        """Serve; the exit code.
+        """Serve until stopped; return the exit code.
 
         Args:
-            stream: Listens already.
-            ready: Called when callers are answered.
-            probe: Listens, too: where a kubelet asks whether this master works.
+            stream: The listening socket.
+            ready: Called when the master accepts connections.
+            probe: The listening socket of the liveness probe. Default: none.
         """
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.set_exception_handler(self._loop_failed)
-        thread = threading.Thread(target=self._keep, name="shoal-keeper")
+        thread = threading.Thread(target=self._commit_batches, name="shoal-records")
         thread.start()
         server = await self._create_server(stream)
         servers = [server]
@@ -289,17 +290,17 @@ class MasterService:
             await self._shut_down(thread)
         return self._exit
 
-    def _why_not(self, server: asyncio.AbstractServer, keeper: threading.Thread) -> str:
-        """Why this master is to be restarted; empty: it works. That the loop turns is shown by the answer itself.
+    def _why_not(self, server: asyncio.AbstractServer, committer: threading.Thread) -> str:
+        """Return why this master must be restarted; empty if it works. A reply itself shows that the loop runs.
 
-        An etcd that is away is no reason: the keeper waits for it, and another master would, too.
+        An unreachable etcd is no reason: the record log waits for it, and so would another master.
         """
         late = time.monotonic() - self._ticked
         if late > LATE_SECONDS:
             return f"its clock has stood still for {late:.0f} s"
         if not server.is_serving() or not all(_listens(each) for each in getattr(server, "sockets", ())):
             return "it does not listen any more"
-        return "" if keeper.is_alive() else "the thread that writes records has ended"
+        return "" if committer.is_alive() else "the thread that writes records has ended"
 
     async def _create_server(self, stream: socket.socket) -> asyncio.AbstractServer:
         assert self._loop is not None
@@ -308,7 +309,7 @@ class MasterService:
         return await self._loop.create_server(self._new_peer, sock=stream, backlog=1024)
 
     def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """No caller can be accepted: all that have not proved themselves make room. asyncio tries again in a second."""
+        """Close all unauthenticated connections when ``accept`` lacks descriptors; asyncio retries after 1 s."""
         if getattr(context.get("exception"), "errno", None) not in SHORT:
             loop.default_exception_handler(context)
             return
@@ -334,7 +335,7 @@ class MasterService:
                     await self._stop.wait()
 
     def _confirm_lead(self) -> None:
-        """Rule 11: a commit that succeeds after the question was answered shows that this master led then."""
+        """Confirm the lead (rule 11): a commit that succeeds after all servers replied shows that this master led."""
         serving = self._master.serving
         if not serving.confirm_wanted:
             return
@@ -361,7 +362,7 @@ class MasterService:
         for peer in list(self._peers.values()):
             peer.close("the master stops")
         await asyncio.sleep(0)
-        self._keeper.close()
+        self._record_log.close()
         with self._work:
             self._stopping = True
             self._work.notify()

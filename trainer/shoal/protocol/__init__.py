@@ -1,1 +1,1 @@
-"""What the processes of a job exchange, and what follows from it alone: messages, tasks, slots. No I/O, no torch."""
+"""The protocol between the processes of a job: messages, task sets, the epoch plan, slot layout. No I/O, no torch."""

@@ -1,4 +1,4 @@
-"""Errors that decoding bytes from outside may raise."""
+"""Errors that msgspec raises when it decodes bytes from other processes."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ import msgspec
 __all__ = ["UNDECODABLE"]
 
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""msgspec raises the latter two for a text that is not UTF-8 and for lists that are nested deeper than Python's stack."""
+"""UnicodeDecodeError: a text is not UTF-8. RecursionError: lists are nested deeper than Python's stack."""

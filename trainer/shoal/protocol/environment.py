@@ -1,4 +1,4 @@
-"""Names of the environment variables, exit codes and times that the processes of a job agree on."""
+"""Environment variables, exit codes and times that the processes of a job share."""
 
 from __future__ import annotations
 
@@ -21,58 +21,58 @@ __all__ = [
 ]
 
 MASTER = "SHOAL_MASTER"
-"""Where the master is: ``unix://``, ``tcp://`` or ``file://`` (a file that holds one of these, read at each connect)."""
+"""The master's address: ``unix://``, ``tcp://`` or ``file://`` (a file that holds one of these, read at each connect)."""
 
 TOKEN_FILE = "SHOAL_TOKEN_FILE"  # noqa: S105 - the name of a variable, not a token
-"""The file with the job's token. The token itself is in no environment, argument or log."""
+"""The path of the file with the job's token. The token itself is in no environment, argument or log."""
 
 UID = "SHOAL_UID"
-"""What tells this job from another one of the same name."""
+"""The job's uid, which distinguishes it from another job of the same name."""
 
 ROLE = "SHOAL_ROLE"
 """``master``, ``pserver`` or ``trainer``."""
 
 INDEX = "SHOAL_INDEX"
-"""The number of this trainer or parameter server, from 0."""
+"""The index of this trainer or parameter server, from 0."""
 
 FOLDER = "SHOAL_FOLDER"
-"""What a script's relative paths are relative to, wherever it changes its directory to; without it where it started."""
+"""The folder of a script's relative paths, even if the script changes its directory. Default: its directory at start."""
 
 SEED = "SHOAL_SEED"
-"""The manifest's seed, if it has one: a script's model is made before its trainer can ask the master."""
+"""The manifest's seed, if it has one: a script creates its model before its trainer connects to the master."""
 
 EXIT_NO_ETCD = 74
-"""The master could not reach etcd."""
+"""Exit code of a master that cannot reach etcd."""
 
 EXIT_DEPOSED = 75
-"""The master found that a newer one took over."""
+"""Exit code of a master that was deposed by a newer one."""
 
 EXIT_REFUSED = 78
-"""Refused for good: bad input, said on stderr. Trying again cannot help."""
+"""Exit code of a process that is refused for good: invalid input, described on stderr. A retry has the same result."""
 
 
 LONG_FACTOR = 3
-"""So many times as long as a batch (``spec.runPolicy.stepTimeout``) may take: a trainer's first batch, which compiles, fills
-caches and starts workers; an evaluation; the writing of a model; what a script does between two passes over its loader."""
+"""The factor on the step timeout (``spec.runPolicy.stepTimeout``) for: a trainer's first batch, which compiles, fills
+caches and starts workers; an evaluation; the writing of a model; the script between two passes over its loader."""
 
 
 def text(name: str) -> str:
-    """The value of a variable that whoever starts the processes of a job sets.
+    """Return the value of a variable that the runner or the operator sets for every process of a job.
 
     Raises:
-        ValueError: It is not set.
+        ValueError: The variable is not set.
     """
     found = os.environ.get(name, "")
     if not found:
-        raise ValueError(f"{name} is not set; it is set for every process of a job by whoever starts it")
+        raise ValueError(f"{name} is not set; the runner or the operator sets it for every process of a job")
     return found
 
 
 def number(name: str) -> int:
-    """The same, as a whole number from 0.
+    """Return the value of such a variable as an integer from 0.
 
     Raises:
-        ValueError: It is not set, or not a number.
+        ValueError: The variable is not set, or is not a whole number from 0.
     """
     found = text(name)
     if not (found.isascii() and found.isdigit()):

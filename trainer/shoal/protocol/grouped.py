@@ -1,8 +1,8 @@
-"""Values that many keys have in common, kept once.
+"""A mapping that stores a value once for all keys that have it.
 
-Slots of one server nearly always have the same history; the master's evidence about them nearly always is the same
-too. Both are kept here as groups of keys that share one value: what happens to a part of a group splits it, and groups
-whose values became equal again are merged, so the usual cost is that of a single slot.
+Slots of one server nearly always have the same history, and the master nearly always has the same evidence about them.
+Both are stored as groups of keys that share one value: a change to a part of a group splits it, and groups whose values
+are equal again are merged, so that the usual cost is that of a single slot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Copyable(Protocol):
     """A value that can be copied, and compared by content."""
 
     def copy(self) -> Copyable:
-        """A copy that shares nothing."""
+        """Return a copy that shares no state."""
         ...
 
 
@@ -25,13 +25,13 @@ T = TypeVar("T", bound=Copyable)
 
 
 class Grouped(Generic[T]):
-    """A mapping from small integers to values, shared between keys of equal value."""
+    """A mapping from small integers to values; keys with equal values share one object."""
 
     def __init__(self) -> None:
         self._groups: list[tuple[set[int], T]] = []
 
     def __len__(self) -> int:
-        """How many keys there are."""
+        """Return the number of keys."""
         return sum(len(keys) for keys, _ in self._groups)
 
     def __contains__(self, key: int) -> bool:
@@ -44,24 +44,24 @@ class Grouped(Generic[T]):
         raise KeyError(key)
 
     def groups(self) -> Iterator[tuple[frozenset[int], T]]:
-        """Every group: its keys and their value, which must not be changed from outside."""
+        """Yield every group: its keys and their value, which the caller must not change."""
         for keys, value in self._groups:
             yield frozenset(keys), value
 
     def values(self) -> Iterator[T]:
-        """Every distinct value."""
+        """Yield every distinct value."""
         for _, value in self._groups:
             yield value
 
     def remove(self, keys: Collection[int]) -> None:
-        """Forget these keys."""
+        """Remove keys; missing keys are ignored."""
         gone = set(keys)
         for own, _ in self._groups:
             own.difference_update(gone)
         self._groups = [group for group in self._groups if group[0]]
 
     def replace(self, keys: Collection[int], value: T) -> None:
-        """Give these keys a value of their own (or join those that have an equal one)."""
+        """Set the value of keys; they join the group that has an equal value."""
         self.remove(keys)
         if not keys:
             return
@@ -72,7 +72,7 @@ class Grouped(Generic[T]):
         self._groups.append((set(keys), value))
 
     def update(self, keys: Collection[int], change: Callable[[T], None]) -> None:
-        """Apply a change to these keys' values, in place where a whole group is meant."""
+        """Apply a change to the values of keys; the value of a whole group is changed in place."""
         wanted = set(keys)
         split = False
         for own, value in list(self._groups):

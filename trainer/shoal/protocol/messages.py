@@ -1,12 +1,12 @@
 """Every message that the processes of one job exchange, as msgspec structs.
 
-One module holds them all, because the protocol is read best as a whole: who sends what to whom stands in the section
-headings, and the rules behind the fields in ``docs/exactly-once.md``. Each direction is one tagged union, so that a
-decoder refuses whatever does not belong there. Tensors never travel inside a message: they follow it as the frame's
-raw payload, or lie in memory that both ends map.
+One module holds them all, so that the protocol can be read as a whole: the section headings name the sender and the
+receiver, ``docs/exactly-once.md`` states the rules behind the fields. Each direction is one tagged union, so that a
+decoder refuses a message of another direction. Tensors are never part of a message: they follow it as the frame's raw
+payload, or are in memory that both ends map.
 
-Words: a *slot* is numbered from 0; a *grant* is a random non-negative 63-bit number, compared for equality only, and 0
-means "none"; *life* is a random number that tells one run of a process from the next.
+Terms: a *slot* is numbered from 0; a *grant* is a random non-negative 63-bit number, compared for equality only, and 0
+means "none"; a *life* is a random number that distinguishes one run of a process from the next.
 """
 
 from __future__ import annotations
@@ -110,21 +110,21 @@ __all__ = [
 NO_GRANT = 0
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
-"""A number of things, or a thing's number: far above what a job has, far below what cannot be added up and told again."""
+"""A count or an index from 0. The bound is far above a job's numbers; sums still fit into a 64-bit integer."""
 Place = Annotated[int, msgspec.Meta(ge=-1, le=1 << 40)]
-"""The same, or -1 for none."""
+"""An epoch or a task number from 0; -1 means none."""
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
-"""At least one."""
+"""A count of at least 1."""
 Attempt = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, msgspec.Meta(max_length=4096)]
-"""Of a file, a host, an address, a tensor, a logged value."""
+"""The name of a file, a host, an address, a tensor or a logged value."""
 Score = Annotated[str, msgspec.Meta(max_length=64_000)]
 Level = Literal["info", "warning", "error"]
 
 
 def _parallel(*columns: Sequence[Any]) -> None:
-    """Refuse columns of a table that have not the same length."""
+    """Raise ValueError if the columns of a table differ in length."""
     if len({len(column) for column in columns}) > 1:
         raise ValueError(f"columns of {', '.join(str(len(column)) for column in columns)} rows")
 
@@ -134,10 +134,10 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """A message: its class name is its tag."""
+    """A message; its class name is its tag."""
 
 
-# --- What a job trains: told once by the first trainer, the same for every other one -------------------------------
+# --- What a job trains: registered by the first trainer, equal in every other trainer -------------------------------
 
 
 class Tensor(_Part, frozen=True):
@@ -149,10 +149,10 @@ class Tensor(_Part, frozen=True):
 
 
 class Buffer(_Part, frozen=True):
-    """A buffer of the module and how the trainers' copies of it become the job's.
+    """A buffer of the module and how the trainers' copies of it are merged into the job's.
 
-    ``merge``: ``mean`` (each trainer has its share), ``sum`` (each trainer's increase is added) or ``last`` (the last
-    writer's stands).
+    ``merge``: ``mean`` (each trainer has an equal weight), ``sum`` (each trainer's increase is added) or ``last`` (the
+    copy that was merged last is kept).
     """
 
     name: str
@@ -162,11 +162,12 @@ class Buffer(_Part, frozen=True):
 
 
 class DenseParameter(_Part, frozen=True):
-    """A parameter that is pushed and pulled whole; ``group`` counts over the groups of all optimizers.
+    """A parameter that is pushed and pulled whole; ``group`` is an index into the groups of all optimizers.
 
-    ``clamp``: [low, high]: after each step the server clamps the values; None means no bound on that side, as JSON has
-    no infinity. Empty: the values are not clamped. ``max_norm``: after that the server scales down each row (all values
-    with one first index) whose Euclidean norm is larger; 0: it does not. The rows of such a parameter are never cut.
+    ``clamp``: [low, high], to which the server clamps the values after each step; None means no bound on that side, as
+    JSON has no infinity. An empty list means that the values are not clamped. ``max_norm``: after the clamp, the server
+    scales down each row (all values with one first index) whose Euclidean norm is larger; 0 means no limit. The rows of
+    a parameter with ``max_norm`` are never split between slots.
     """
 
     name: str
@@ -180,10 +181,10 @@ class DenseParameter(_Part, frozen=True):
 class SparseTable(_Part, frozen=True):
     """An embedding table, pushed and pulled by rows.
 
-    ``family`` tells a row's first values. ``given``: the first trainer gives all rows, and the servers hold them from
-    the beginning. Otherwise a row is made on its first push, drawn by (seed, table, row) alone: ``normal``: mean
-    ``first``, deviation ``second``; ``uniform``: from ``first`` to ``second``; ``constant``: ``first``; of such a table
-    ``zero_rows`` start as zeros.
+    ``family`` defines a row's initial values. ``given``: the first trainer sends all rows, and the servers hold them
+    from the start. Otherwise a row is created on its first push, as a function of (seed, table, row) alone: ``normal``
+    has the mean ``first`` and the standard deviation ``second``; ``uniform`` is from ``first`` to ``second``;
+    ``constant`` is ``first``. The ``zero_rows`` of a table that is not given start as zeros.
     """
 
     name: str
@@ -198,18 +199,18 @@ class SparseTable(_Part, frozen=True):
 
 
 class Group(_Part, frozen=True):
-    """One parameter group: the class in ``torch.optim`` and its options, as they were when the job began."""
+    """One parameter group: the class in ``torch.optim`` and its options, as they were when the job started."""
 
     optimizer: str
     options: dict[str, Any]
 
 
 class ModelSpec(_Part, frozen=True, kw_only=True):
-    """Everything about script and dataset that must be equal in all trainers for (epoch, task, k) to name samples.
+    """Everything about script and dataset that must be equal in all trainers, so that (epoch, task, k) names samples.
 
-    ``fixed``: frozen parameters and non-persistent buffers: the first trainer's are every trainer's, and are never
-    merged. ``frozen``: digest of the values that are too large for that; '' if there are none. ``ema``: decay of the
-    moving average that the servers keep of every dense parameter; 0 means none.
+    ``fixed``: frozen parameters and non-persistent buffers; every trainer uses the first trainer's values, which are
+    never merged. ``frozen``: digest of the frozen values that are too large to send; '' if there are none. ``ema``:
+    decay of the moving average that the servers keep of every dense parameter; 0 means none.
     """
 
     samples: int
@@ -218,7 +219,7 @@ class ModelSpec(_Part, frozen=True, kw_only=True):
     drop_last: bool
     shuffle: bool
     sampler: str = ""
-    """The class of the script's own sampler, which gives the order; empty: shuffled, or in sequence."""
+    """The class of the script's own sampler, which defines the order; empty: shuffled, or in sequence."""
     task_batches: int
     accumulate: int
     dense: list[DenseParameter]
@@ -242,7 +243,7 @@ class Lease(_Part, frozen=True):
 
 
 class Holder(_Part, frozen=True):
-    """A parameter server that holds slots: where it listens (``unix://``, ``tcp://``; the nearest first)."""
+    """A parameter server that holds slots, with the addresses at which it listens (``unix://`` before ``tcp://``)."""
 
     index: int
     life: int
@@ -250,7 +251,10 @@ class Holder(_Part, frozen=True):
 
 
 class SlotMap(_Message, frozen=True):
-    """The slot map: ``holders[owner[s]]`` serves slot s under ``grants[s]``; owner -1 and grant 0 where nobody does."""
+    """The slot map, sent by the master to trainers: when all slots are served, and in reply to ``GetSlotMap``.
+
+    ``holders[owner[s]]`` serves slot s under ``grants[s]``; owner -1 and grant 0 mean that no server does.
+    """
 
     holders: list[Holder]
     owner: list[int]
@@ -262,9 +266,10 @@ class SlotMap(_Message, frozen=True):
 
 
 class SlotReport(_Part, frozen=True):
-    """What slots with the same history have: the finished tasks as ``TaskSet.encode`` writes them.
+    """The state of slots with the same history; ``tasks`` are the finished tasks, written by ``TaskSet.encode``.
 
-    ``reached``: epoch and number of the last task that they have any batch of; (-1, -1): of none.
+    ``counts``: batches applied, per slot. ``reached``: epoch and number of the last task of which the slots have any
+    batch; (-1, -1) if they have none.
     """
 
     slots: list[int]
@@ -279,7 +284,7 @@ class SlotReport(_Part, frozen=True):
 
 
 class File(_Part, frozen=True):
-    """A snapshot file on offer: its name and, per slot in it, how many batches that slot had applied."""
+    """A snapshot file of a server: its name and, per slot in it, the number of batches that the slot had applied."""
 
     name: Name
     slots: list[int]
@@ -290,28 +295,28 @@ class File(_Part, frozen=True):
         _parallel(self.slots, self.counts)
 
 
-# --- Anybody to the master ---------------------------------------------------------------------------------------
+# --- Every role to the master ------------------------------------------------------------------------------------
 
 
 class KeepAlive(_Message, frozen=True):
-    """I live. Sent by both ends when nothing else was for a third of the lease."""
+    """Keep-alive; sent to the master when nothing was sent or nothing was received for a quarter of the lease."""
 
 
 class KeepAliveReply(_Message, frozen=True):
-    """So do I."""
+    """The master's reply to ``KeepAlive``."""
 
 
 class JobEvent(_Message, frozen=True):
-    """Something a person wants to know; ``level`` is ``info``, ``warning`` or ``error``."""
+    """An event of a trainer or server for the job's log; ``level`` is ``info``, ``warning`` or ``error``."""
 
     level: Level
     text: str
 
 
 class Leave(_Message, frozen=True):
-    """I leave by my own will (SIGTERM, drained); what I hold comes back with it.
+    """Sent by a trainer or server that leaves in an orderly way (SIGTERM, drained, finished); it returns its leases.
 
-    ``reason``: why the script ended by itself although the job was not complete; empty where it did not.
+    ``reason``: why the script ended by itself before the job was complete; empty if it did not.
     """
 
     leases: list[Lease]
@@ -322,9 +327,10 @@ class Leave(_Message, frozen=True):
 
 
 class Register(_Message, frozen=True):
-    """What this trainer trains, and the leases it still holds from an earlier connection.
+    """Register this trainer: what it trains, and the leases that it still holds; the first message of a connection.
 
-    ``epochs`` and ``seed`` are the script's own, for a manifest that leaves them open.
+    ``epochs`` and ``seed`` are the script's, used where the manifest does not set them. The master replies with
+    ``Registered`` or ``RegistrationRefused``.
     """
 
     shape: ModelSpec
@@ -336,30 +342,36 @@ class Register(_Message, frozen=True):
 
 
 class RequestTask(_Message, frozen=True):
-    """One more task, please; my loop is in ``epoch``."""
+    """Request one more task; the trainer's loop is in ``epoch``. The reply is ``TaskLeased`` or ``EpochDone``."""
 
     epoch: Count
 
 
 class TaskDone(_Message, frozen=True):
-    """A task's last batch was acknowledged by every slot s under ``grants[s]``."""
+    """Report that every slot s acknowledged a task's last batch under ``grants[s]`` (rule 1).
+
+    The master replies with ``TaskCommitted`` or ``TaskReopened``.
+    """
 
     lease: Lease
     grants: list[int]
 
 
 class ReturnTasks(_Message, frozen=True):
-    """These I will not finish."""
+    """Return leases whose tasks this trainer will not finish; the master leases the tasks anew. There is no reply."""
 
     leases: list[Lease]
 
 
 class GetSlotMap(_Message, frozen=True):
-    """Where are the slots now?"""
+    """Request the slot map; sent while a server does not answer, refuses a grant or is unreachable (rule 12)."""
 
 
 class LogValues(_Message, frozen=True):
-    """What the script logged last, by name, and how many batches it ran since the last such message."""
+    """The values that the script logged last, by name, and counts of batches since the last such message.
+
+    Sent every 0.2 s at most. ``not_finite`` counts logged values that are not finite.
+    """
 
     values: dict[Name, float]
     batches: Count
@@ -369,14 +381,20 @@ class LogValues(_Message, frozen=True):
 
 
 class Evaluate(_Message, frozen=True):
-    """My script is at an evaluation: the ``number``-th of its calls within ``epoch``, from 0."""
+    """Request the score of an evaluation: the script's ``number``-th call of ``evaluate`` in ``epoch``, from 0.
+
+    The master replies to one trainer with ``EvaluateTurn``, and to all with ``Evaluated`` once the score is known.
+    """
 
     epoch: Count
     number: Count
 
 
 class Evaluated(_Message, frozen=True):
-    """The score of that evaluation (JSON text). From the one trainer that had the turn; then to all who wait for it."""
+    """The score of an evaluation, as JSON text.
+
+    Sent to the master by the trainer that had the turn, then by the master to all trainers that wait for the score.
+    """
 
     epoch: Count
     number: Count
@@ -384,9 +402,9 @@ class Evaluated(_Message, frozen=True):
 
 
 class Metric(_Message, frozen=True):
-    """What the script gave to a scheduler that goes by it: the ``number``-th value within ``epoch``, from 0.
+    """A value that the script passed to a learning rate scheduler: the ``number``-th within ``epoch``, from 0.
 
-    The first trainer's counts for all; there is no answer.
+    The master keeps the first value that it receives for (epoch, number); there is no reply.
     """
 
     epoch: Count
@@ -395,13 +413,14 @@ class Metric(_Message, frozen=True):
 
 
 class LoopFinished(_Message, frozen=True):
-    """My loop went through all epochs: complete, or more to do?"""
+    """Report that the trainer's loop has ended all epochs; the reply is ``Complete`` or ``NotComplete``."""
 
 
 class Save(_Message, frozen=True):
-    """The script wants the model of now at ``path``: its ``number``-th call for that path within ``epoch``, from 0.
+    """Request that the current model is written to ``path``: the ``number``-th call for it in ``epoch``, from 0.
 
-    After the last epoch, ``epoch`` is the number of epochs.
+    After the last epoch, ``epoch`` is the number of epochs. The master replies to one trainer at a time with
+    ``SaveTurn``, and to all with ``Saved`` once the file is written.
     """
 
     path: Name
@@ -410,7 +429,10 @@ class Save(_Message, frozen=True):
 
 
 class Saved(_Message, frozen=True):
-    """That model, or a later one, is there. From the one trainer that had the turn; then to all who wait for it."""
+    """The model of a call of ``save``, or of a later call for the same path, is written.
+
+    Sent to the master by the trainer that had the turn, then by the master to all trainers that wait for the file.
+    """
 
     path: Name
     epoch: Count
@@ -418,9 +440,9 @@ class Saved(_Message, frozen=True):
 
 
 class StopEarly(_Message, frozen=True):
-    """The script, in ``epoch``, wants the job to end with what is begun. Answered with ``Stopping``.
+    """Request, from the script in ``epoch``, that the job ends once all tasks that were begun are done.
 
-    It is said again when a master greets without knowing of it.
+    The master replies with ``Stopping``. The trainer repeats the request to a new master that has no record of it.
     """
 
     reason: str
@@ -428,7 +450,7 @@ class StopEarly(_Message, frozen=True):
 
 
 class BatchBegan(_Message, frozen=True):
-    """The script gets a batch of a watched task now: its samples' indices (20 at most)."""
+    """Announce that the script starts a batch of a watched task; ``samples`` are its indices, 20 at most."""
 
     lease: Lease
     batch: Count
@@ -436,24 +458,27 @@ class BatchBegan(_Message, frozen=True):
 
 
 class InitialValuesGiven(_Message, frozen=True):
-    """These slots have their initial values, under these grants. Empty: it could not be done."""
+    """Report that slots have received their initial values under these grants; empty if that failed.
+
+    Sent by the server to the trainer in reply to ``InitialValues``, and by the trainer to the master.
+    """
 
     slots: list[int]
     grants: list[int]
 
 
 class ScriptFailed(_Message, frozen=True):
-    """The user's script ended by an error of its own while it worked on these leases."""
+    """Report that the user's script raised an exception while the trainer held these leases."""
 
     error: str
     leases: list[Lease]
 
 
 class ScriptHung(_Message, frozen=True):
-    """The script has come no further for ``seconds``; this process ends itself now.
+    """Report that the script has made no progress for ``seconds``; the trainer process exits after it.
 
-    ``doing`` says in what (``in batch 2 of ...: samples 5, 7``), ``lease`` is the task, if it is in a batch, and ``stack`` the
-    lines of the script at which it stands.
+    ``doing`` describes the activity (``in batch 2 of ...: samples 5, 7``), ``lease`` is the task if the script is in a
+    batch, and ``stack`` has the script's current lines.
     """
 
     seconds: float
@@ -466,11 +491,12 @@ class ScriptHung(_Message, frozen=True):
 
 
 class Registered(_Message, frozen=True):
-    """You are in. ``epoch`` is the open one; ``slots`` is the number of slots; ``output`` the manifest's path or ''.
+    """The trainer is registered; the reply to ``Register``.
 
-    ``step_seconds`` is how long the script may come no further; ``evaluations`` (the last 1,000) and ``metrics`` (the last 10,000) are in the order of their epochs and numbers;
-    ``groups`` are the registered ones; ``joins`` is a number that no other life of a trainer has; ``stopping`` is why
-    the script stopped the job, or ''.
+    ``epoch`` is the open epoch; ``slots`` is the number of slots; ``output`` is the manifest's output path or ''.
+    ``step_seconds`` is the step timeout of the script, in seconds. ``evaluations`` (the last 1,000) and ``metrics``
+    (the last 10,000) are ordered by epoch and number. ``groups`` are the job's registered parameter groups. ``joins``
+    is a number that no other life of a trainer has. ``stopping`` is why the script stopped the job, or ''.
     """
 
     epochs: int
@@ -489,15 +515,16 @@ class Registered(_Message, frozen=True):
 
 
 class RegistrationRefused(_Message, frozen=True):
-    """You are not: the reason, with the field and the fix. Final for this process."""
+    """The trainer is refused; ``reason`` names the field and the fix. Final for this process."""
 
     reason: str
 
 
 class TaskLeased(_Message, frozen=True):
-    """A task is yours. ``left``: batches left to the job in its epoch; ``trainers``: how many there are now.
+    """A task is leased to the trainer; the reply to ``RequestTask``.
 
-    ``watched``: a trainer died while it held the task, so each batch is to be announced (``BatchBegan``).
+    ``left``: batches of the task's epoch that are not done. ``trainers``: the number of registered trainers.
+    ``watched``: a trainer died while it held the task, so the trainer must announce each batch (``BatchBegan``).
     """
 
     lease: Lease
@@ -507,32 +534,38 @@ class TaskLeased(_Message, frozen=True):
 
 
 class EpochDone(_Message, frozen=True):
-    """Every task up to ``epoch`` is done, or (the script stopped the job) none of it is left: end the loop."""
+    """Every task up to ``epoch`` is done, or left out as the script stopped the job; the trainer's loop must end.
+
+    The reply to ``RequestTask`` when no task of the loop's epoch is left.
+    """
 
     epoch: int
 
 
 class TaskCommitted(_Message, frozen=True):
-    """The task is done; its lease has ended."""
+    """The task is done and its lease has ended; the reply to ``TaskDone``."""
 
     lease: Lease
 
 
 class TaskReopened(_Message, frozen=True):
-    """Not done: some slot lost it, or is served under a new grant. Look at the map and go on from what it has."""
+    """The task is not done: a slot lost it, or is served under a new grant; the reply to ``TaskDone``.
+
+    The trainer keeps the lease, reads the slot map and continues from the slots' watermarks.
+    """
 
     lease: Lease
 
 
 class EvaluateTurn(_Message, frozen=True):
-    """You are the one that evaluates."""
+    """Assign the evaluation to this trainer; the reply is ``Evaluated``."""
 
     epoch: int
     number: int
 
 
 class SaveTurn(_Message, frozen=True):
-    """You are the one that writes the model."""
+    """Assign the writing of the model to this trainer; the reply is ``Saved``."""
 
     path: str
     epoch: int
@@ -540,13 +573,16 @@ class SaveTurn(_Message, frozen=True):
 
 
 class Stopping(_Message, frozen=True):
-    """The script stopped the job: it ends with what is begun. The reason, as the script gave it."""
+    """The script stopped the job, for the script's ``reason``: only tasks that were begun are done. To all trainers."""
 
     reason: str
 
 
 class ProvideInitialValues(_Message, frozen=True):
-    """Give these slots their initial values, under these grants; slot ``slots[i]`` is at ``holders[owner[i]]``."""
+    """Request that one trainer sends these slots their initial values, under these grants (rule 11).
+
+    ``holders[owner[i]]`` serves the slot ``slots[i]``. The trainer replies with ``InitialValuesGiven``.
+    """
 
     slots: list[int]
     grants: list[int]
@@ -559,19 +595,19 @@ class ProvideInitialValues(_Message, frozen=True):
 
 
 class NotComplete(_Message, frozen=True):
-    """Tasks came back: loop again."""
+    """Tasks are open again or still open: the trainer must loop again. Sent to trainers that finished their loop."""
 
 
 class Complete(_Message, frozen=True):
-    """The job is complete: every slot's last snapshot is pinned."""
+    """The job is complete: every slot's last snapshot is pinned. Sent to finished trainers and to all servers."""
 
 
 class Drain(_Message, frozen=True):
-    """Finish the batch, hand back, leave."""
+    """The trainer is drained: it must finish its batch, return its leases and leave."""
 
 
 class Stop(_Message, frozen=True):
-    """The job has failed or was stopped: the reason."""
+    """The job has failed, for this ``reason``; sent to all trainers."""
 
     reason: str
 
@@ -580,9 +616,10 @@ class Stop(_Message, frozen=True):
 
 
 class ReportState(_Message, frozen=True):
-    """A server's whole state, repeated until accepted (rule 3): what it serves and what its snapshots hold.
+    """A server's whole state (rule 3): the slots that it serves and those in its snapshots.
 
-    ``question`` is the number of the master's last ``RequestState`` that this answers (rule 11).
+    Sent on each connection to a master and in reply to ``RequestState``. ``waiting``: slots that wait for their initial
+    values. ``question``: number of the master's last ``RequestState`` that this answers (rule 11).
     """
 
     held: list[SlotReport]
@@ -595,13 +632,16 @@ class ReportState(_Message, frozen=True):
 
 
 class GrantReport(_Message, frozen=True):
-    """These grants stand; the report replaces whatever was believed of the slots (rule 2)."""
+    """Report that slots are served under a grant; the reports replace the master's evidence (rule 2).
+
+    The reply to ``Grant``.
+    """
 
     reports: list[SlotReport]
 
 
 class AwaitingInitialValues(_Message, frozen=True):
-    """Fresh slots that wait for their initial values, under these grants."""
+    """Report fresh slots that wait for their initial values under these grants; the reply to a fresh ``Grant``."""
 
     slots: list[int]
     grants: list[int]
@@ -612,7 +652,7 @@ class AwaitingInitialValues(_Message, frozen=True):
 
 
 class GrantFailed(_Message, frozen=True):
-    """The order could not be carried out: there is no such snapshot (or it is damaged, or foreign)."""
+    """Report that a ``Grant`` failed: the snapshot is missing, damaged or foreign, or the slot is not in memory."""
 
     slot: int
     grant: int
@@ -621,7 +661,7 @@ class GrantFailed(_Message, frozen=True):
 
 
 class SnapshotWritten(_Message, frozen=True):
-    """A snapshot stands: written, synced, renamed."""
+    """Report that a snapshot file is durable: written, synced and renamed."""
 
     file: Name
     slots: list[int]
@@ -634,16 +674,19 @@ class SnapshotWritten(_Message, frozen=True):
 
 
 class MissingTasks(_Message, frozen=True):
-    """The last snapshot was not taken, as these slots lack tasks or have batches of others (rule 9)."""
+    """Report slots whose last snapshot was not taken, as they lack tasks or have batches of other tasks (rule 9).
+
+    The reply to ``TakeFinalSnapshot``.
+    """
 
     reports: list[SlotReport]
 
 
 class FinalSnapshotPinned(_Message, frozen=True):
-    """The last snapshot of these slots is written, read back whole, and pinned.
+    """Report that the last snapshot of these slots is written, read back whole, and pinned (rule 9).
 
-    ``tasks``: as the ``TakeFinalSnapshot`` that it answers had them. ``samples`` and ``skipped``: what each slot counted itself,
-    sample by sample, beside its watermarks.
+    ``tasks``: repeated from the ``TakeFinalSnapshot`` that it answers. ``samples`` and ``skipped``: the counts of
+    samples that each slot keeps with its watermarks.
     """
 
     file: Name
@@ -662,7 +705,10 @@ class FinalSnapshotPinned(_Message, frozen=True):
 
 
 class JobSettings(_Message, frozen=True):
-    """I took your offer. The rest is what a server must know to serve."""
+    """The job's settings for a server; sent when it connects, and when the first trainer has registered the model.
+
+    ``shape`` is None until then. ``interval``: seconds between snapshots. ``keep``: snapshots to keep.
+    """
 
     shape: ModelSpec | None
     slots: int
@@ -674,13 +720,16 @@ class JobSettings(_Message, frozen=True):
 
 
 class RequestState(_Message, frozen=True):
-    """Offer again, and say that you answer this question."""
+    """Request a new ``ReportState`` that repeats the number ``question`` (rule 11)."""
 
     question: int
 
 
 class Grant(_Message, frozen=True):
-    """Serve the slot under this grant, from ``source``: ``keep`` (your memory), ``file`` or ``fresh``."""
+    """Order a server to serve the slot under this grant.
+
+    ``source``: ``keep`` (the server's memory), ``file`` (the snapshot ``file``) or ``fresh`` (initial values).
+    """
 
     slot: int
     grant: int
@@ -689,22 +738,26 @@ class Grant(_Message, frozen=True):
 
 
 class TrainersDeparted(_Message, frozen=True):
-    """To every server: the trainer with this life left, died or was silent for too long. Its connections are closed."""
+    """Report to every server that the trainer with this life left, died or timed out.
+
+    The servers close its connections.
+    """
 
     life: int
 
 
 class ReleaseSlot(_Message, frozen=True):
-    """Let the slot go, if you hold it under this grant."""
+    """Order a server to release the slot if it holds it under this grant: another server serves the slot."""
 
     slot: int
     grant: int
 
 
 class TakeFinalSnapshot(_Message, frozen=True):
-    """All is done: write, read back and pin the last snapshot of these slots, or say what they lack.
+    """Order a server to write, read back and pin the last snapshot of these slots; sent when all tasks are done.
 
-    ``tasks``: what they must have, and nothing beyond (``TaskSet.encode``); empty: every task of every epoch.
+    ``tasks``: exactly the tasks that the slots must have (``TaskSet.encode``); empty means every task of every epoch.
+    The server replies with ``FinalSnapshotPinned`` or ``MissingTasks``.
     """
 
     slots: list[int]
@@ -717,7 +770,7 @@ class TakeFinalSnapshot(_Message, frozen=True):
 
 
 class ReleaseSnapshots(_Message, frozen=True):
-    """For this slot these files need not be kept (rule 10)."""
+    """Release snapshot files of a server for this slot: other snapshots of the slot are newer (rule 10)."""
 
     slot: int
     files: list[str]
@@ -727,11 +780,11 @@ class ReleaseSnapshots(_Message, frozen=True):
 
 
 class Observe(_Message, frozen=True):
-    """Send me the progress, now and at each change (several times a second at most)."""
+    """Request the job's progress: at once, and then every 0.2 s; sent by an observer to the master."""
 
 
 class Member(_Part, frozen=True):
-    """One process of the job, as the master sees it."""
+    """One process of the job; ``since`` is the number of seconds since it connected."""
 
     role: str
     index: int
@@ -753,7 +806,7 @@ class Evaluation(_Part, frozen=True):
 
 
 class Samples(_Part, frozen=True):
-    """The account of samples, over all epochs. ``skipped`` are among the counted."""
+    """The account of samples, over all epochs. ``counted`` includes ``skipped``."""
 
     expected: int
     counted: int
@@ -776,11 +829,11 @@ class JobAccount(_Part, frozen=True):
 
 
 class JobProgress(_Message, frozen=True):
-    """What there is to know now.
+    """The job's progress; the master's reply to ``Observe``.
 
     ``state``: Starting, Running, Saving, Complete or Failed. ``samples_done`` and ``samples_epoch`` are of the open
-    epoch, ``samples_total`` over all; ``rate`` in samples per second; ``left_seconds`` < 0 when unknown; ``why`` says
-    why nothing moves, when nothing moves; ``events`` are (number, time, level, text), newest last.
+    epoch, ``samples_total`` over all epochs; ``rate`` is in samples per second; ``left_seconds`` < 0 when unknown;
+    ``why``: the reason when no task is being finished; ``events`` are (number, time, level, text), newest last.
     """
 
     state: str
@@ -815,17 +868,20 @@ class JobProgress(_Message, frozen=True):
 
 
 class Attach(_Message, frozen=True):
-    """I will ask for these slots, in this order. With ``shared`` > 0 a sealed memfd of that many bytes follows."""
+    """Attach slots to this connection, in this order; the first request of a connection.
+
+    With ``shared`` > 0 a sealed memfd of that many bytes follows. The reply is ``Attached``.
+    """
 
     slots: list[int]
     shared: int
 
 
 class Pull(_Message, frozen=True):
-    """Request how far the attached slots are in a task, and their dense parameters (when ``values``).
+    """Request the watermarks of the attached slots in a task and, with ``values``, their dense parameters.
 
-    ``average``: the moving averages instead of the values (the values where no step was applied yet); they follow the
-    reply as its payload, also where memory is shared.
+    ``average``: the moving averages instead of the values (the values if no step was applied yet); they follow the
+    reply as its payload, even if memory is shared.
     """
 
     grants: list[int]
@@ -836,18 +892,18 @@ class Pull(_Message, frozen=True):
 
 
 class RowPart(_Part, frozen=True):
-    """Rows of one table in a payload: ``count`` int64 row numbers, then (where values travel) count x dim values."""
+    """Rows of one table in a payload: ``count`` int64 row numbers, then (where values are sent) count x dim values."""
 
     table: int
     count: Count
 
 
 class Push(_Message, frozen=True):
-    """Batches ``first`` .. ``first + batches - 1`` of a task, as one gradient, for the attached slots.
+    """Push batches ``first`` .. ``first + batches - 1`` of a task, as one gradient, to the attached slots.
 
-    ``skipped``: the script made no step; the watermarks move, nothing else does. ``absent``: dense parameters without
-    a gradient. ``options``: per group what differs from the registered options. The reply says how far the slots
-    are in (``next_epoch``, ``next_task``), and brings the dense parameters when ``values``.
+    ``skipped``: the script made no step, so that only the watermarks change. ``absent``: dense parameters without a
+    gradient. ``options``: per group, the options that differ from the registered ones. ``PushReply`` has the watermarks
+    of the task and of (``next_epoch``, ``next_task``) and, with ``values``, the dense parameters.
     """
 
     grants: list[int]
@@ -866,18 +922,18 @@ class Push(_Message, frozen=True):
 
 
 class PullRows(_Message, frozen=True):
-    """The values of these rows; a row that nobody pushed yet has its first values."""
+    """Request the values of rows; a row that was never pushed has its initial values."""
 
     grants: list[int]
     parts: list[RowPart]
 
 
 class InitialValues(_Message, frozen=True):
-    """Initial values of these slots, each under its grant.
+    """Send slots their initial values, each under its grant; the reply is ``InitialValuesGiven``.
 
-    The payload: the dense area of the slots; then the rows of the given tables, one part for each slot and table, by
-    slot and then by table (row numbers and values of every row of the slot); then, if slot 0 is among the slots, the
-    buffers and the fixed tensors.
+    The payload is the dense area of the slots; then the rows of the given tables, one part for each slot and table,
+    ordered by slot and then by table (row numbers and values of every row of the slot); then, if slot 0 is among the
+    slots, the buffers and the fixed tensors.
     """
 
     slots: list[int]
@@ -890,11 +946,11 @@ class InitialValues(_Message, frozen=True):
 
 
 class MergeBuffers(_Message, frozen=True):
-    """A trainer's buffers (the payload, in the shape's order); the reply brings the job's.
+    """Merge a trainer's buffers (the payload, in the order of ``ModelSpec``); the reply has the job's buffers.
 
-    ``trainers``: how many there are: the buffers with merge ``mean`` move by 1/trainers of the difference, to those
-    with ``sum`` the payload's increase is added; 0 means that nothing is merged. With ``fixed`` the fixed tensors are
-    requested: no payload, nothing is merged.
+    ``trainers``: the number of trainers. Buffers with merge ``mean`` change by 1/trainers of the difference; the
+    payload's increase is added to those with ``sum``; 0 means that nothing is merged. ``fixed``: request the fixed
+    tensors; there is no payload, and nothing is merged.
     """
 
     grant: int
@@ -903,7 +959,7 @@ class MergeBuffers(_Message, frozen=True):
 
 
 class ExportTables(_Message, frozen=True):
-    """A slot's rows of every table, as far as the server holds them (its dense values come with a ``Pull``)."""
+    """Request the rows of every table that the server holds of a slot (``Pull`` requests the dense values)."""
 
     slot: int
     grant: int
@@ -913,13 +969,13 @@ class ExportTables(_Message, frozen=True):
 
 
 class Attached(_Message, frozen=True):
-    """Yes. ``grants``: what these slots are served under now (0: not here)."""
+    """The reply to ``Attach``. ``grants``: the current grants of the slots at this server; 0: not served here."""
 
     grants: list[int]
 
 
 class Applied(_Part, frozen=True):
-    """How far a run of attached slots is; ``grant`` 0 means stale: ask the master."""
+    """The watermark of attached slots in a task; a grant of 0 means stale: request the slot map from the master."""
 
     slots: list[int]
     grants: list[int]
@@ -927,14 +983,14 @@ class Applied(_Part, frozen=True):
 
 
 class PullReply(_Message, frozen=True):
-    """The answer to ``Pull``."""
+    """The reply to ``Pull``."""
 
     applied: list[Applied]
     values: bool
 
 
 class SlotBatch(_Part, frozen=True):
-    """What became of a push at some slots: ``batches`` = watermark of the pushed task now."""
+    """The result of a push at some slots; ``batches`` is the current watermark of the pushed task."""
 
     slots: list[int]
     grants: list[int]
@@ -942,7 +998,7 @@ class SlotBatch(_Part, frozen=True):
 
 
 class PushReply(_Message, frozen=True):
-    """The answer to ``Push``: the watermarks of the pushed task, and of the next one."""
+    """The reply to ``Push``: the watermarks of the pushed task, and of the next one."""
 
     pushed: list[SlotBatch]
     next: list[Applied]
@@ -950,13 +1006,13 @@ class PushReply(_Message, frozen=True):
 
 
 class RowsReply(_Message, frozen=True):
-    """The answer to ``PullRows``; ``stale``: some grant is not the current one, and no values follow."""
+    """The reply to ``PullRows``; ``stale``: a grant is not the current one, and no values follow."""
 
     stale: bool
 
 
 class BuffersMerged(_Message, frozen=True):
-    """The answer to ``MergeBuffers``."""
+    """The reply to ``MergeBuffers``; ``stale``: the grant is not the current one, and no buffers follow."""
 
     stale: bool
 
@@ -969,14 +1025,14 @@ class TableValues(_Part, frozen=True):
 
 
 class ExportReply(_Message, frozen=True):
-    """The answer to ``ExportTables``: the payload has, per table, row numbers (int64) and values."""
+    """The reply to ``ExportTables``: the payload has, per table, row numbers (int64) and values."""
 
     stale: bool
     tables: list[TableValues]
 
 
 class Fatal(_Message, frozen=True):
-    """The other end cannot go on with this connection: the reason."""
+    """The server cannot continue with this connection, for this ``reason``, and closes it."""
 
     reason: str
 

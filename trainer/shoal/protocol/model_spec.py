@@ -1,4 +1,4 @@
-"""Comparing what two trainers train: pure, so that the master can refuse a stranger by name."""
+"""Validation and comparison of model specs: pure, so that the master can refuse a trainer and name the difference."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from shoal.protocol.messages import ModelSpec
 __all__ = ["differences", "digest", "impossible"]
 
 MOST_TASKS = 1_000_000
-"""Of an epoch: each slot has a bit for each of them."""
+"""The limit of tasks in an epoch: each slot has a bit for each task."""
 MOST_ELEMENTS = 1 << 48
-"""Of one tensor."""
+"""The limit of elements of one tensor."""
 
 _FIELDS = {
     "samples": "the dataset's length",
@@ -32,12 +32,12 @@ _FIELDS = {
 
 
 def digest(shape: ModelSpec) -> str:
-    """A short name of everything in a shape: snapshots carry it."""
+    """Return a digest of a model spec; snapshots contain it."""
     return hashlib.blake2b(msgspec.json.encode(shape, order="deterministic"), digest_size=16).hexdigest()
 
 
 def impossible(shape: ModelSpec) -> str:
-    """Why a job cannot train this at all, for people; empty: it can be tried."""
+    """Return why no job can train this model spec; empty if none of the checks fails."""
     return next(itertools.chain(_impossible_data(shape), _impossible_model(shape)), "")
 
 
@@ -49,7 +49,7 @@ def _impossible_data(shape: ModelSpec) -> Iterator[str]:
             yield f"{_FIELDS[name]} is {getattr(shape, name)}; it must be at least 1"
     tasks = shape.samples // (shape.batch_size * shape.task_batches)
     if tasks > MOST_TASKS:
-        yield f"an epoch has {tasks:,} tasks, at most {MOST_TASKS:,} can be: give prepare a larger task_batches"
+        yield f"an epoch has {tasks:,} tasks, the limit is {MOST_TASKS:,}: give prepare a larger task_batches"
 
 
 def _impossible_model(shape: ModelSpec) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _impossible_model(shape: ModelSpec) -> Iterator[str]:
 
 
 def differences(here: ModelSpec, job: ModelSpec) -> list[str]:
-    """What differs between a trainer's shape and the job's, for people; empty if nothing does."""
+    """Return the differences between a trainer's model spec and the job's, one text each; empty if they are equal."""
     found = [
         f"{label} is {getattr(here, name)} here, {getattr(job, name)} in the job"
         for name, label in _FIELDS.items()
@@ -110,7 +110,7 @@ def _named(label: str, here: list[Any], job: list[Any]) -> list[str]:
         if left != right:
             found.append(f"{label} {name} is {left} here, {right} in the job")
     if not found and [x.name for x in here] != [x.name for x in job]:
-        found.append(f"the {label}s come in another order")
+        found.append(f"the {label}s have another order")
     return found
 
 
@@ -123,5 +123,5 @@ def _layout(part: Any) -> str:
 
 
 def _bounds(clamp: list[float | None]) -> list[float | None]:
-    """A record's bounds and a trainer's own in one form: JSON turns an infinity into None."""
+    """Return bounds in the form of the record: None for an infinity, as JSON has none."""
     return [None if bound is None or math.isinf(bound) else float(bound) for bound in clamp]

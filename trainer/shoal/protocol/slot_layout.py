@@ -1,12 +1,12 @@
-"""Where each slot's part of the dense parameters lies: in the parameters, and in the bytes that processes exchange.
+"""The layout of each slot's part of the dense parameters: in the parameters, and in the bytes that processes exchange.
 
-Trainer and server work out the same layout, each for itself, and then share bare memory: so this is a pure function of
-the job's shape, the number of slots, and the slots that a trainer asked for, in their order. No offset ever travels.
+Trainer and server compute the same layout independently and then share plain memory. So the layout is a pure function of
+the job's model spec, the number of slots, and the slots that a trainer attached, in their order. No offset is sent.
 
-Laid end to end, in the shape's order, the dense parameters have T elements. Slot s of S has the elements from
-s*T//S up to (s+1)*T//S, cut at the borders between parameters into *pieces*. Slots are thus equal in elements, however
-unequal the parameters are; and as element-wise optimizers treat every element alike, where the cuts fall changes
-nothing in the result. Only in a parameter with a ``max_norm`` a border moves on to the next whole row.
+Concatenated in the order of the model spec, the dense parameters have T elements. Slot s of S has the elements from
+s*T//S up to (s+1)*T//S, split at the borders between parameters into *pieces*. Slots thus have equally many elements,
+whatever the sizes of the parameters. As element-wise optimizers treat every element alike, the borders have no influence
+on the result. Within a parameter with a ``max_norm`` a border moves to the start of the next row.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHOLE_SLOT = 0
 """The slot that buffers and fixed tensors belong to."""
 
 ALIGNMENT = 64
-"""Bytes; a cache line, and more than any dtype or vector instruction asks for."""
+"""The alignment in bytes: a cache line, which is more than any dtype or vector instruction requires."""
 
 ITEM_SIZES = {
     "bool": 1,
@@ -50,14 +50,14 @@ ITEM_SIZES = {
     "float64": 8,
     "complex64": 8,
 }
-"""Bytes of one element, by the dtype's name in torch."""
+"""The size of one element in bytes, by the dtype's name in torch."""
 
 
 def item_size(dtype: str, *, name: str) -> int:
-    """Bytes of one element of the tensor ``name``.
+    """Return the size in bytes of one element of the tensor ``name``.
 
     Raises:
-        ValueError: There is no such dtype, or none that Shoal can move.
+        ValueError: The dtype is unknown, or Shoal does not support it.
     """
     if dtype not in ITEM_SIZES:
         raise ValueError(f"{name} has the dtype {dtype}; Shoal moves {', '.join(ITEM_SIZES)}")
@@ -77,10 +77,10 @@ class Piece:
 
 
 def pieces(shape: ModelSpec, slots_total: int) -> list[list[Piece]]:
-    """The pieces of every slot, in the order of the parameters; a slot of a tiny model may have none.
+    """Return the pieces of every slot, in the order of the parameters; a slot of a small model may have none.
 
     Raises:
-        ValueError: There is no slot at all.
+        ValueError: ``slots_total`` is below 1.
     """
     if slots_total < 1:
         raise ValueError(f"{slots_total} slots: there must be at least one")
@@ -103,13 +103,13 @@ def pieces(shape: ModelSpec, slots_total: int) -> list[list[Piece]]:
 
 
 def _row(parameter: DenseParameter) -> int:
-    """Elements that must stay together."""
+    """Return the number of consecutive elements that must be in one slot."""
     return math.prod(parameter.shape[1:]) if parameter.max_norm else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One piece of one slot in an area: ``count`` elements of ``dtype``, ``nbytes`` bytes from ``offset`` on."""
+    """One piece of one slot in an area: ``count`` elements of ``dtype``, in ``nbytes`` bytes from ``offset`` on."""
 
     slot: int
     piece: Piece
@@ -119,25 +119,25 @@ class Entry:
 
     @property
     def count(self) -> int:
-        """Elements."""
+        """The number of elements."""
         return len(self.piece)
 
 
 class Area:
-    """The dense values, or gradients, of some slots as one stretch of bytes.
+    """The layout of the dense values, or gradients, of slots in one range of bytes.
 
     Args:
-        shape: What the job trains.
-        slots_total: Slots of the job.
-        attached: The slots in question, in the order in which they lie.
+        shape: The job's model spec.
+        slots_total: The number of slots of the job.
+        attached: The slots, in the order of their bytes.
 
     Attributes:
         slots: The attached slots, in their order.
-        entries: Every piece, in the order in which they lie.
-        size: Bytes in all, a multiple of ``ALIGNMENT``; 0 if there is nothing.
+        entries: Every piece, in the order of their bytes.
+        size: The size in bytes, a multiple of ``ALIGNMENT``; 0 if there are no pieces.
 
     Raises:
-        ValueError: A slot that the job does not have, or the same one twice; a dtype that cannot be moved.
+        ValueError: The job does not have a slot, a slot is named twice, or a dtype is not supported.
     """
 
     __slots__ = ("entries", "size", "slots", "slots_total")
@@ -159,14 +159,14 @@ class Area:
         self.size = offset
 
     def by_slot(self) -> dict[int, tuple[Entry, ...]]:
-        """The entries of each attached slot: ``pieces(...)[slot]`` in the same order."""
+        """Return the entries of each attached slot, in the order of ``pieces(...)[slot]``."""
         grouped = {slot: tuple(entries) for slot, entries in groupby(self.entries, key=lambda entry: entry.slot)}
         return {slot: grouped.get(slot, ()) for slot in self.slots}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One whole tensor in an area: ``nbytes`` bytes from ``offset`` on."""
+    """One whole tensor in an area, in ``nbytes`` bytes from ``offset`` on."""
 
     name: str
     shape: tuple[int, ...]
@@ -176,22 +176,22 @@ class TensorEntry:
 
     @property
     def count(self) -> int:
-        """Elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 class TensorArea:
-    """Whole tensors (a module's buffers, or its fixed tensors) as one stretch of bytes.
+    """The layout of whole tensors (a module's buffers, or its fixed tensors) in one range of bytes.
 
     Args:
-        tensors: What lies there, in this order.
+        tensors: The tensors, in the order of their bytes.
 
     Attributes:
         entries: Every tensor.
-        size: Bytes in all, a multiple of ``ALIGNMENT``; 0 if there are none.
+        size: The size in bytes, a multiple of ``ALIGNMENT``; 0 if there are no tensors.
 
     Raises:
-        ValueError: A dtype that cannot be moved.
+        ValueError: A dtype is not supported.
     """
 
     __slots__ = ("entries", "size")

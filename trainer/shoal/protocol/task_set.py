@@ -1,7 +1,7 @@
-"""Which tasks are finished, over all epochs of a job, in as little room as that takes.
+"""A compact set of finished tasks, over all epochs of a job.
 
-A finished epoch is a number, a finished task of an unfinished one is a bit. Parameter servers keep one for what their
-slots applied; the master keeps what it was told of them.
+The finished epochs are one number, a finished task of an unfinished epoch is one bit. Parameter servers keep such a set
+of the tasks that their slots have applied; the master keeps the sets that they report.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class TaskSet:
         return epoch < self._whole or bool(self._bits.get(epoch, 0) >> number & 1)
 
     def copy(self) -> TaskSet:
-        """A copy that shares nothing."""
+        """Return a copy that shares no state."""
         copied = TaskSet(self.tasks)
         copied._whole, copied._bits = self._whole, dict(self._bits)
         return copied
 
     def add(self, epoch: int, task: int) -> None:
-        """Note a task as finished; a repetition changes nothing.
+        """Add a finished task; adding it again has no effect.
 
         Raises:
             ValueError: There is no such task.
@@ -71,11 +71,11 @@ class TaskSet:
             self._whole += 1
 
     def count(self, epoch: int) -> int:
-        """How many tasks of the epoch are in."""
+        """Return the number of the epoch's tasks in the set."""
         return self.tasks if epoch < self._whole else self._bits.get(epoch, 0).bit_count()
 
     def includes(self, other: TaskSet) -> bool:
-        """Whether every task of another set of such epochs is in."""
+        """Return whether this set has every task of another set with equally many tasks per epoch."""
         whole = all(self.count(epoch) == self.tasks for epoch in range(self._whole, other._whole))
         return whole and all(
             epoch < self._whole or not bits & ~self._bits.get(epoch, 0) for epoch, bits in other._bits.items()
@@ -83,7 +83,7 @@ class TaskSet:
 
     @property
     def highest(self) -> tuple[int, int]:
-        """The last task that is in, by epoch and number; (-1, -1) of an empty set."""
+        """The last task in the set, by epoch and number; (-1, -1) if the set is empty."""
         epoch = max(self._bits, default=-1)
         if epoch >= 0:
             return epoch, self._bits[epoch].bit_length() - 1
@@ -91,7 +91,7 @@ class TaskSet:
 
     @classmethod
     def through(cls, tasks: int, last: tuple[int, int]) -> TaskSet:
-        """Every task up to and with the last one, for epochs of ``tasks`` tasks each; of (-1, -1) none."""
+        """Return the set of all tasks up to and including ``last``, for epochs of ``tasks`` tasks; empty for (-1, -1)."""
         made = cls(tasks)
         epoch, number = last
         made._whole = epoch + 1 if number + 1 == tasks else max(epoch, 0)
@@ -100,27 +100,27 @@ class TaskSet:
         return made
 
     def missing(self, epoch: int) -> Iterator[int]:
-        """The epoch's tasks that are not in, in their order."""
+        """Yield the epoch's tasks that are not in the set, in order."""
         if epoch < self._whole:
             return
         lacking = ((1 << self.tasks) - 1) & ~self._bits.get(epoch, 0)
-        # By bytes: to take bits off one large number, each time the whole of it, would take minutes for a million tasks.
+        # By bytes: removing bits from one large integer copies it each time, which takes minutes for a million tasks.
         for place, byte in enumerate(lacking.to_bytes((self.tasks + 7) // 8, "little")):
             if byte:
                 yield from (8 * place + bit for bit in range(8) if byte >> bit & 1)
 
     def encode(self) -> bytes:
-        """As bytes, for reports and snapshots."""
+        """Return the set as bytes, for reports and snapshots."""
         size = (self.tasks + 7) // 8
         bits = {epoch: value.to_bytes(size, "little") for epoch, value in sorted(self._bits.items())}
         return msgspec.msgpack.encode(_Encoded(tasks=self.tasks, whole=self._whole, bits=bits))
 
     @classmethod
     def decode(cls, data: bytes) -> TaskSet:
-        """The inverse of ``encode``.
+        """Return the set that ``encode`` has encoded.
 
         Raises:
-            ValueError: These are not the bytes of a set of tasks.
+            ValueError: The bytes are not a valid set of tasks.
         """
         try:
             encoded = _decoder.decode(data)

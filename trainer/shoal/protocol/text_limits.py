@@ -1,4 +1,4 @@
-"""Texts of scripts and strangers, cut to a size that every record, message and log can take."""
+"""The limit of texts from scripts and other processes, so that they fit into records, messages and logs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Final
 __all__ = ["MOST_CHARACTERS", "clipped"]
 
 MOST_CHARACTERS: Final = 16_000
-"""Of one text. etcd takes 1.5 MiB in one request, and a line of a log is read by people."""
+"""The limit of one text, in characters. etcd accepts 1.5 MiB in one request, and people read the lines of a log."""
 
 
 def clipped(text: str, most: int = MOST_CHARACTERS) -> str:
-    """A text as it is, or its beginning and its end: a traceback says at its end what went wrong.
+    """Return a text, or its beginning and its end if it is too long; a traceback has its error at the end.
 
     Args:
-        text: Any.
-        most: Characters that stay; what is said of the rest comes on top.
+        text: The text.
+        most: The number of characters to keep; the note about the rest is added to them. Default: 16,000.
     """
     if len(text) <= most:
         return text

@@ -22,24 +22,27 @@ log = logging.getLogger("shoal.pserver")
 
 
 def process_age() -> float:
-    """Seconds since this process was started."""
+    """Return the seconds since this process started."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
-    """Serve until told to stop; the exit code."""
+    """Serve until SIGTERM or SIGINT; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m shoal.pserver", description="One parameter server of a job.")
     parser.add_argument(
-        "--listen", action="append", required=True, help="unix:///path or tcp://host:port; the nearest first"
+        "--listen",
+        action="append",
+        required=True,
+        help="unix:///path or tcp://host:port; repeatable, nearest first",
     )
     parser.add_argument(
         "--advertise",
         action="append",
-        help="where trainers call this server, behind a proxy or NAT (default: where it listens)",
+        help="address at which trainers connect, behind a proxy or NAT (default: the addresses of --listen)",
     )
-    parser.add_argument("--snapshots", type=Path, required=True, help="the folder of this server's snapshots")
-    parser.add_argument("--probe", default="", help="tcp://host:port where a kubelet asks; default: none")
+    parser.add_argument("--snapshots", type=Path, required=True, help="directory of this server's snapshots")
+    parser.add_argument("--probe", default="", help="tcp://host:port of the liveness probe (default: none)")
     arguments = parser.parse_args()
     logs.set_up()
     file_limits.allow_all()
@@ -64,10 +67,10 @@ def main() -> int:
             arguments.listen,
             advertise=arguments.advertise,
             probe=arguments.probe,
-            ready=lambda told: log.info("listening at %s", ", ".join(told)),
+            ready=lambda addresses: log.info("listening at %s", ", ".join(addresses)),
         )
     except (OSError, ValueError) as error:
-        log.error("the parameter server cannot start: %s", error)  # noqa: TRY400 - a message for people
+        log.error("the parameter server cannot start: %s", error)  # noqa: TRY400 - a message for users
         return environment.EXIT_REFUSED
 
 

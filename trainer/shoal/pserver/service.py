@@ -1,11 +1,11 @@
-"""A parameter server's shell: sockets, the link to the master, and the threads that carry orders out.
+"""The parameter server's I/O layer: sockets, the link to the master, and the threads that execute orders.
 
-One lock guards protocol state and tensors together, so that they change together (the watermark belongs to the slot).
-It is never held while bytes travel or a disk is read or written. The clock of snapshots is each server's own.
+One lock guards protocol state and tensors together, so that both change atomically (the watermark belongs to the slot).
+The lock is never held during network or disk I/O. Each server schedules its snapshots independently.
 
-The link's thread waits for nothing but the master: it puts orders into a queue and keeps the heartbeat. One thread carries
-the orders out, one reads snapshots, one writes them. What the master hears of the state leaves in the order in which it came
-about: a report that overtakes an older one would be taken for a slot that is gone.
+The link's thread never blocks on other threads: it puts orders into a queue and sends keep-alives. One thread executes the
+orders, one reads snapshots, one writes them. Reports to the master are sent in the order of the state changes: with a report
+that overtakes an older one, the master would conclude that the slot is lost.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from shoal.transport.master_link import MasterLink
 __all__ = ["ServerService"]
 
 RETRY_SECONDS = 2.0
-"""After a snapshot that could not be written."""
+"""Delay before a failed snapshot is retried. Seconds."""
 ORDERS_WAITING = 10_000
-"""Orders of the master's that may wait; a master sends a few for each slot."""
+"""Maximum length of the queue of orders from the master; a master sends a few for each slot."""
 
 log = logging.getLogger("shoal.pserver")
 
 
 class _Tensors:
-    """The parameters as the protocol sees them."""
+    """Adapts ``Parameters`` to the ``Tensors`` interface of the protocol state."""
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
@@ -68,15 +68,16 @@ class _Tensors:
 
 
 class ServerService:
-    """Runs one parameter server until it is told to stop.
+    """Runs one parameter server until ``stop`` is called.
 
     Args:
-        master: The master's address.
-        identity: Of this process.
-        token: The job's.
-        uid: The job's.
-        folder: Where the snapshots are.
-        held_seconds: For which the work may stand still before the server is taken for hung.
+        master: Address of the master.
+        identity: Identity of this process.
+        token: Token of the job.
+        uid: UID of the job.
+        folder: Directory of the snapshots.
+        held_seconds: How long the work lock may be held before the server is considered hung. Seconds.
+            Default: ``HELD_SECONDS``.
     """
 
     def __init__(
@@ -101,61 +102,61 @@ class ServerService:
         self._snapshot_now = False
         self._stopping = False
         self._exit = 0
-        self._complaint = ""
+        self._last_error = ""
         self._callers: dict[int, set[sync.BlockingConnection]] = defaultdict(set)
-        """Trainers' connections by their lives."""
+        """Connections of the trainers, by the ``life`` of the trainer's process."""
         self._callers_lock = threading.Lock()
         self._held_seconds = held_seconds
         self._orders: queue.Queue[Any] = queue.Queue(ORDERS_WAITING)
         self._restores: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        """Something for each order that brings a restore; False: the end."""
-        self._telling = threading.Lock()
-        """Held, around the work's lock, from a change of the state until the master was told of it."""
+        """One True for each order that requires a restore; False ends the thread."""
+        self._report_lock = threading.Lock()
+        """Held, outside of the work lock, from a change of the state until its report was passed to the master link."""
         self._link = MasterLink(
             master,
             identity=identity,
             token=token,
             job=uid,
-            greetings=list,  # the master's first word is answered with an offer
+            greetings=list,  # the server reports its state in reply to the master's first message
             handle=self._receive,
             refused=self._refused,
             well=lambda: not self.why_hung(),
         )
 
     def why_hung(self) -> str:
-        """Why the server is to be taken for hung; empty: its work advances. Never waits."""
+        """Return why the server is considered hung, or an empty string while its work advances. Does not block."""
         held = self.lock.held_seconds()
         return f"its work has stood still for {held:.0f} s" if held > self._held_seconds else ""
 
     # --- The master ---
 
     def _receive(self, message: Any) -> None:
-        """A message of the master's, on the link's thread."""
+        """Queue a message from the master; runs on the link's thread."""
         if isinstance(message, m.RegistrationRefused | m.Stop):
             self._refused(message.reason)
             return
         try:
             self._orders.put_nowait(message)
         except queue.Full:
-            # At the next connect the master hears what there is, and orders what is wanted then.
-            raise ConnectionAbortedError("orders come faster than they are carried out") from None
+            # After the reconnect the server reports its state, and the master sends the orders that are needed then.
+            raise ConnectionAbortedError("orders arrive faster than the server executes them") from None
 
-    def _carry_out_orders(self) -> None:
-        """The orders' thread."""
+    def _execute_orders(self) -> None:
+        """Execute queued orders; the body of the orders' thread."""
         while (message := self._orders.get()) is not None:
-            self._carry_out(message)
+            self._execute(message)
 
-    def _carry_out(self, message: Any) -> None:
+    def _execute(self, message: Any) -> None:
         if isinstance(message, m.JobSettings):
-            self._accepted(message)
+            self._apply_settings(message)
             return
         if isinstance(message, m.TrainersDeparted):
-            self._departed(message.life)
+            self._close_trainer(message.life)
             return
         state = self.state
         if state is None:
             return
-        with self._telling:
+        with self._report_lock:
             with self.lock:
                 replies = state.order(message)
                 if isinstance(message, m.RequestState):
@@ -163,13 +164,13 @@ class ServerService:
                     replies.append(self._offer())
                 due = state.final_wanted or state.first_wanted
                 restore = state.next_restore() is not None
-            self._tell(replies)
+            self._send_all(replies)
         if due:
             self._wake_snapshots()
         if restore:
             self._restores.put(True)
 
-    def _tell(self, replies: list[Any]) -> None:
+    def _send_all(self, replies: list[Any]) -> None:
         for reply in replies:
             self._link.send(reply)
 
@@ -181,18 +182,18 @@ class ServerService:
             )
         return self.state.offer(addresses=self._addresses, pid=pid, host=host)
 
-    def _accepted(self, message: m.JobSettings) -> None:
+    def _apply_settings(self, message: m.JobSettings) -> None:
         self._link.lease_seconds = message.lease_seconds
         self._interval = message.interval
         if self.state is None and message.shape is not None:
             self._begin(message, message.shape)
-        with self._telling:
+        with self._report_lock:
             with self.lock:
                 offer = self._offer()
             self._link.send(offer)
 
     def _begin(self, message: m.JobSettings, shape: m.ModelSpec) -> None:
-        """What the job trains is known: make room for it, and look what the disk has."""
+        """Allocate the state of the model that the job trains, and read the list of snapshots on the disk."""
         plan = EpochPlan(
             samples=shape.samples,
             batch_size=shape.batch_size,
@@ -204,10 +205,10 @@ class ServerService:
         state = ServerState(_Tensors(parameters), disk, plan=plan, epochs=message.epochs)
         with self.lock:
             self.parameters, self._disk, self.state = parameters, disk, state
-        for complaint in disk.refused:
-            self._say("warning", f"{complaint}; an older one is taken")
+        for reason in disk.refused:
+            self._report_event("warning", f"{reason}; an older one is used")
 
-    def _say(self, level: m.Level, text: str) -> None:
+    def _report_event(self, level: m.Level, text: str) -> None:
         log.log(getattr(logging, level.upper()), "%s", text)
         self._link.send(m.JobEvent(level=level, text=text))
 
@@ -219,7 +220,7 @@ class ServerService:
     # --- Snapshots ---
 
     def initialised(self) -> None:
-        """Slots got their initial values: they need their first snapshot."""
+        """Start the first snapshot of slots that received their initial values."""
         self._wake_snapshots()
 
     def _wake_snapshots(self) -> None:
@@ -228,7 +229,7 @@ class ServerService:
             self._wake.notify()
 
     def _keep_snapshots(self) -> None:
-        """The snapshots' thread."""
+        """Write snapshots at the job's interval and on demand; the body of the snapshots' thread."""
         due = time.monotonic() + self._interval
         while True:
             with self._wake:
@@ -241,7 +242,7 @@ class ServerService:
             due = time.monotonic() + (self._interval if written else min(RETRY_SECONDS, self._interval))
 
     def _snapshot(self, *, always: bool) -> bool:
-        """Write one if there is reason to; False: it could not be written."""
+        """Write a snapshot if one is due; return False if it could not be written."""
         state, disk = self.state, self._disk
         if state is None or disk is None:
             return True
@@ -260,29 +261,29 @@ class ServerService:
         except DiskError as error:
             with self.lock:
                 state.snapshot_failed()
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                self._say("error", f"{error}; training goes on, and it is tried again")
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                self._report_event("error", f"{error}; training continues, and the server retries the snapshot")
             return False
-        self._complaint = ""
-        with self._telling:
+        self._last_error = ""
+        with self._report_lock:
             with self.lock:
                 replies = state.snapshot_written(name, snapshot, pinned=pin)
                 again = state.final_wanted or state.first_wanted
-            self._tell(replies)
+            self._send_all(replies)
         disk.prune()
         if again:
             self._wake_snapshots()
         return True
 
     def _restore_all(self) -> None:
-        """The restores' thread."""
+        """Restore slots from snapshots as ordered; the body of the restores' thread."""
         while self._restores.get():
             while self._restore():
                 pass
 
     def _restore(self) -> bool:
-        """Read the next slot out of a snapshot; False: there is none to be read."""
+        """Read the next slot from a snapshot; return False if no restore is pending."""
         state, disk = self.state, self._disk
         assert state is not None
         assert disk is not None
@@ -295,13 +296,13 @@ class ServerService:
             take = functools.partial(state.restored, order, found, history)
         except DiskError as error:
             take = functools.partial(state.not_restored, order, str(error))
-        with self._telling:
+        with self._report_lock:
             with self.lock:
                 replies = take()
-            self._tell(replies)
+            self._send_all(replies)
         return True
 
-    # --- Life ---
+    # --- Start and stop ---
 
     def run(
         self,
@@ -311,19 +312,19 @@ class ServerService:
         probe: str = "",
         ready: Callable[[list[str]], None] = lambda _: None,
     ) -> int:
-        """Listen and serve; the exit code.
+        """Listen and serve until ``stop`` is called; return the exit code.
 
         Args:
-            addresses: Where to listen.
-            advertise: Where trainers shall call, behind a proxy or NAT; None: where it listens.
-            probe: Where a kubelet may ask whether this server does its work; empty: nowhere.
+            addresses: Addresses to listen at.
+            advertise: Addresses at which trainers connect, behind a proxy or NAT. Default: the addresses it listens at.
+            probe: Address of the liveness probe for the kubelet. Default: empty, no probe.
             ready: Called with the addresses that it listens at.
 
         Raises:
-            AddressError: An address is taken, or cannot be.
+            AddressError: An address is in use or invalid.
         """
         listeners = [listen(address) for address in addresses]
-        listening = [told for _, told in listeners]
+        listening = [address for _, address in listeners]
         self._addresses = advertise or listening
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
@@ -333,7 +334,7 @@ class ServerService:
             token=self._token,
             job=self._uid,
             serve=self._serve,
-            failed=self._deaf,
+            failed=self._fail,
         )
         acceptor.start()
         probes = [ProbeThread(listen(probe)[0], lambda: self.why_hung() or acceptor.why_deaf())] if probe else []
@@ -341,7 +342,7 @@ class ServerService:
             each.start()
         snapshots = threading.Thread(target=self._keep_snapshots, name="shoal-snapshots")
         snapshots.start()
-        for work in (self._carry_out_orders, self._restore_all):
+        for work in (self._execute_orders, self._restore_all):
             threading.Thread(target=self._guarded, args=(work,), name=f"shoal{work.__name__}", daemon=True).start()
         self._link.start()
         ready(listening)
@@ -354,14 +355,14 @@ class ServerService:
         acceptor.close()
         for each in probes:
             each.close()
-        for _, told in listeners:
-            if told.startswith("unix://"):
+        for _, address in listeners:
+            if address.startswith("unix://"):
                 with contextlib.suppress(FileNotFoundError):
-                    Path(told.removeprefix("unix://")).unlink()
+                    Path(address.removeprefix("unix://")).unlink()
         return self._exit
 
     def stop(self) -> None:
-        """Write what is not saved, then end. May be called from a signal handler."""
+        """Write a last snapshot of unsaved changes, then exit. May be called from a signal handler."""
         threading.Thread(target=self._stop, daemon=True).start()
 
     def _stop(self) -> None:
@@ -384,14 +385,20 @@ class ServerService:
             log.warning("%s: %s", connection.peer, reason)
 
     def attached(self, connection: sync.BlockingConnection) -> None:
-        """A trainer asks on one connection at a time: an earlier one is half-open, and keeps a thread and memory here."""
+        """Close earlier connections of the same trainer process.
+
+        A trainer uses one connection at a time: an earlier one is half-open, and still holds a thread and memory here.
+        """
         with self._callers_lock:
             earlier = self._callers.get(connection.peer.life, set()) - {connection}
         for each in earlier:
             each.close()
 
-    def _departed(self, life: int) -> None:
-        """A trainer is gone, also one whose machine vanished or that stands still: its threads and memory go, too."""
+    def _close_trainer(self, life: int) -> None:
+        """Close the connections of a trainer that left the job, which frees their threads and memory.
+
+        The node of that trainer may have failed, or its process may be paused, so it need not close them itself.
+        """
         with self._callers_lock:
             connections = list(self._callers.get(life, ()))
         for connection in connections:
@@ -400,12 +407,12 @@ class ServerService:
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # without this thread the server would be there for nothing
-            log.exception("a fault of Shoal's")
-            self._deaf(f"the parameter server cannot go on: {error}")
+        except Exception as error:  # without this thread the server is of no use
+            log.exception("internal error")
+            self._fail(f"the parameter server cannot continue: {error}")
 
-    def _deaf(self, reason: str) -> None:
-        """Nobody could reach this server, or it does nothing any more: another process must take its place."""
+    def _fail(self, reason: str) -> None:
+        """Exit with code 1, so that the process is restarted: it is not reachable, or it has stopped working."""
         log.error("%s", reason)
         self._exit = 1
         self.stop()

@@ -1,7 +1,7 @@
-"""One trainer's connection to a parameter server: a thread that reads requests, has them carried out, and answers.
+"""One trainer's connection to a parameter server: a thread that reads requests, executes them and sends the replies.
 
-Bytes that a request announces are read whole before anything is judged, so that a refused push leaves the connection in
-order. Nothing here waits while the server's lock is held.
+All bytes that a request announces are read before the request is checked, so that the connection stays usable after a
+refused push. No I/O happens while the server's lock is held.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from shoal.pserver.state.server_state import ServerState
 from shoal.tensors.views import DenseViews, TensorViews, bytes_of
 from shoal.transport import shared_memory, sync
 
-__all__ = ["Desk", "TrainerSession"]
+__all__ = ["Server", "TrainerSession"]
 
 log = logging.getLogger("shoal.pserver")
 
 _requests: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToServer)
 
 
-class Desk(Protocol):
-    """What a session needs of its server."""
+class Server(Protocol):
+    """The part of the server that a session uses."""
 
     @property
     def lock(self) -> Any:
-        """Guards state and parameters."""
+        """The lock that guards ``state`` and ``parameters``."""
         ...
 
     @property
     def state(self) -> ServerState | None:
-        """The protocol's state; None before the job's shape is known."""
+        """The protocol state; None until the model spec is known."""
         ...
 
     @property
     def parameters(self) -> Parameters | None:
-        """The tensors; None before the job's shape is known."""
+        """The tensors; None until the model spec is known."""
         ...
 
     def initialised(self) -> None:
-        """Slots got their initial values: they need their first snapshot."""
+        """Start the first snapshot of slots that received their initial values."""
         ...
 
     def attached(self, connection: sync.BlockingConnection) -> None:
-        """A trainer asks on this connection from now on."""
+        """Note that the trainer uses this connection from now on."""
         ...
 
 
-class RequestRefused(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """A request that makes no sense; the connection ends, and the peer is told why."""
+class RequestRefused(Exception):  # noqa: N818 - a reply to the peer, not an error of the server
+    """An invalid request; the server sends the reason to the peer and closes the connection."""
 
 
 class _Attachment:
-    """The slots that a trainer asks for, and the memory that their dense gradients and values lie in."""
+    """The slots that a trainer attached to, and the memory for their dense gradients and values."""
 
     def __init__(self, message: m.Attach, parameters: Parameters, connection: sync.BlockingConnection) -> None:
         self.slots = message.slots
@@ -80,44 +80,44 @@ class _Attachment:
 
     @property
     def payload(self) -> list[memoryview]:
-        """What follows an answer with values: nothing where the memory is shared."""
+        """The bytes that follow a reply with values; none where the memory is shared."""
         return [] if self.shared else [self.outgoing]
 
 
 class TrainerSession:
-    """Serves one trainer until it goes.
+    """Serves one trainer until its connection closes.
 
     Args:
-        connection: Whose peer has proved itself.
-        desk: The server.
+        connection: The connection, whose peer is authenticated.
+        server: The server.
     """
 
-    def __init__(self, connection: sync.BlockingConnection, desk: Desk) -> None:
+    def __init__(self, connection: sync.BlockingConnection, server: Server) -> None:
         self._connection = connection
-        self._desk = desk
+        self._server = server
         self._attached: _Attachment | None = None
 
     def run(self) -> str:
-        """Serve; the reason why it ended."""
+        """Serve requests until the connection closes; return the reason for the end."""
         try:
             while True:
                 request, size = self._connection.receive(_requests)
-                self._CARRY_OUT[type(request)](self, request, size)
+                self._HANDLERS[type(request)](self, request, size)
         except (RequestRefused, ValueError) as error:
-            self._try_to_say(str(error))
+            self._send_fatal(str(error))
             return f"refused: {error}"
         except OSError as error:
             return str(error)
         except Exception as error:
-            # Whatever it was about, it was this peer's request: the others' are served.
+            # A failed request ends this peer's session only; other peers are still served.
             log.exception("a request of %s could not be carried out", self._connection.peer)
-            self._try_to_say(f"{type(error).__name__}: {error}")
+            self._send_fatal(f"{type(error).__name__}: {error}")
             return f"failed: {error}"
         finally:
             self._connection.close()
             self._attached = None
 
-    def _try_to_say(self, reason: str) -> None:
+    def _send_fatal(self, reason: str) -> None:
         try:
             self._connection.send(m.Fatal(reason=reason))
         except OSError:
@@ -125,9 +125,9 @@ class TrainerSession:
 
     @property
     def _parts(self) -> tuple[ServerState, Parameters]:
-        state, parameters = self._desk.state, self._desk.parameters
+        state, parameters = self._server.state, self._server.parameters
         if state is None or parameters is None:
-            raise RequestRefused("this server does not know yet what the job trains")
+            raise RequestRefused("the model spec of the job has not reached this server yet")
         return state, parameters
 
     def _need(self) -> _Attachment:
@@ -143,8 +143,8 @@ class TrainerSession:
     def _attach(self, message: m.Attach, _: int) -> None:
         state, parameters = self._parts
         self._attached = _Attachment(message, parameters, self._connection)
-        self._desk.attached(self._connection)
-        with self._desk.lock:
+        self._server.attached(self._connection)
+        with self._server.lock:
             grants = state.grants_of(message.slots)
         self._connection.send(m.Attached(grants=grants))
 
@@ -153,10 +153,10 @@ class TrainerSession:
         attached = self._need()
         values, payload = attached.values, attached.payload
         if message.average:
-            # In memory of their own: what is kept for the values is sent again as it is for a slot that went away.
+            # Averages need separate memory: the values area is sent again unchanged for a slot that is no longer held.
             memory = bytearray(attached.area.size)
             values, payload = DenseViews(attached.area, memory), [memoryview(memory)]
-        with self._desk.lock:
+        with self._server.lock:
             applied = state.granted.applied(attached.slots, message.grants, epoch=message.epoch, task=message.task)
             if message.values:
                 parameters.read(values, average=message.average)
@@ -167,7 +167,7 @@ class TrainerSession:
         attached = self._need()
         rows = self._receive_push(message, size, parameters, attached)
         granted, slots = state.granted, attached.slots
-        with self._desk.lock:
+        with self._server.lock:
             new = granted.judge(slots, message)
             if new:
                 if not message.skipped:
@@ -184,13 +184,13 @@ class TrainerSession:
     def _receive_push(
         self, message: m.Push, size: int, parameters: Parameters, attached: _Attachment
     ) -> list[TableRows]:
-        """Read everything that belongs to a push: dense gradients into their place, rows into tensors."""
+        """Read the payload of a push: dense gradients into the attached memory, rows into new tensors."""
         sparse = sum(self._row_bytes(part, parameters, values=True) for part in message.parts)
         if size == sparse + attached.area.size and not attached.shared:
             self._connection.receive_into(attached.incoming)
         elif size != sparse:
             raise RequestRefused(
-                f"a push with {size} bytes behind it, where {sparse} or the dense gradients too belong"
+                f"a push with a payload of {size} bytes, where {sparse} are expected, or these and the dense gradients"
             )
         return [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
 
@@ -198,7 +198,7 @@ class TrainerSession:
         if not 0 <= part.table < len(parameters.shape.tables) or part.count < 0:
             raise RequestRefused(f"there is no table {part.table}")
         if values and part.count > parameters.shape.tables[part.table].rows:
-            raise RequestRefused(f"{part.count} rows of table {part.table}, which has fewer")
+            raise RequestRefused(f"{part.count} rows of table {part.table}, which has fewer rows")
         table = parameters.shape.tables[part.table]
         width = getattr(torch, table.dtype).itemsize * table.dim
         return int(part.count * (8 + (width if values else 0)))
@@ -215,13 +215,13 @@ class TrainerSession:
         state, parameters = self._parts
         attached = self._need()
         if size != sum(self._row_bytes(part, parameters, values=False) for part in message.parts):
-            raise RequestRefused("row numbers of another length than announced")
+            raise RequestRefused("row numbers of a length other than announced")
         wanted = []
         for part in message.parts:
             ids = torch.empty(part.count, dtype=torch.int64)
             self._connection.receive_into(bytes_of(ids))
             wanted.append(ids)
-        with self._desk.lock:
+        with self._server.lock:
             stale = state.granted.stale(attached.slots, message.grants)
             values = (
                 []
@@ -244,18 +244,22 @@ class TrainerSession:
         given = [(part.table, *self._receive_rows(part, parameters)) for part in message.parts]
         buffers, fixed = [TensorViews(part, self._bytes(part.size)).tensors for part in whole] or [[], []]
         width = len(parameters.given)
-        with self._desk.lock:
+        with self._server.lock:
             pairs = zip(message.slots, message.grants, strict=True)
             awaiting = [place for place, pair in enumerate(pairs) if state.awaits_values(*pair)]
             for place in awaiting:
                 mine = given[place * width : (place + 1) * width]
                 parameters.initialise(message.slots[place], views, rows=mine, buffers=buffers, fixed=fixed)
             state.initialised(message.slots[place] for place in awaiting)
-        self._desk.initialised()
+        self._server.initialised()
         self._connection.send(m.InitialValuesGiven(slots=message.slots, grants=message.grants))
 
     def _check_given(self, message: m.InitialValues, parameters: Parameters) -> None:
-        """The rows that come must be exactly those of the slots, before any memory is taken for them."""
+        """Check that the announced rows are exactly those of the slots, before memory is allocated for them.
+
+        Raises:
+            RequestRefused: They are not.
+        """
         wanted = [
             m.RowPart(table=table, count=parameters.rows_in(table, slot))
             for slot in message.slots
@@ -271,7 +275,7 @@ class TrainerSession:
             raise RequestRefused("buffers of another size than the job's")
         memory = bytearray(area.size) if message.fixed else self._bytes(size)
         views = TensorViews(area, memory)
-        with self._desk.lock:
+        with self._server.lock:
             stale = state.granted.stale([WHOLE_SLOT], [message.grant])
             if message.fixed and not stale:
                 parameters.read_fixed(views)
@@ -281,15 +285,16 @@ class TrainerSession:
 
     def _export(self, message: m.ExportTables, _: int) -> None:
         state, parameters = self._parts
-        with self._desk.lock:
+        with self._server.lock:
             stale = state.granted.stale([message.slot], [message.grant])
             tables = [] if stale else parameters.export(message.slot).tables
         parts = [m.TableValues(table=index, count=len(ids)) for index, (ids, _) in enumerate(tables)]
         payload = [part for ids, values in tables for part in (bytes_of(ids), bytes_of(values))]
         self._connection.send(m.ExportReply(stale=stale, tables=parts), payload)
 
-    # Of the class: a table of a session's own methods would be a cycle, and keep a trainer's memory until it is collected.
-    _CARRY_OUT: ClassVar[dict[type, Callable[[TrainerSession, Any, int], None]]] = {
+    # A class attribute: a table of bound methods would be a reference cycle, and would keep a trainer's memory until the
+    # garbage collector runs.
+    _HANDLERS: ClassVar[dict[type, Callable[[TrainerSession, Any, int], None]]] = {
         m.Attach: _attach,
         m.Pull: _pull,
         m.Push: _push,

@@ -1,8 +1,8 @@
-"""Whether the work of a parameter server advances.
+"""The watchdog of a parameter server: detects that its work has stopped.
 
-Everything that counts in a server happens under one lock. A thread that holds it and does not come back (a deadlock, a call
-that never returns) stops all pushes and pulls, while the threads that answer the master and the kubelet live on: so these
-ask here before they say that the server lives.
+All work of a server happens under one lock. A thread that never releases it (a deadlock, a call that does not return)
+blocks all pushes and pulls, while the threads that answer the master and the kubelet still run. Those threads therefore
+check the age of the lock before they report the server as live.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import time
 __all__ = ["HELD_SECONDS", "WorkLock"]
 
 HELD_SECONDS = 60.0
-"""For which the lock may be held. The longest work under it is one optimizer step on all slots of the server, or the copying
-of them for a snapshot: about a second for each gigabyte."""
+"""How long the lock may be held. Seconds. The longest work under it is one optimizer step on all slots of the server, or
+copying them for a snapshot: about 1 s per gigabyte."""
 
 
 class WorkLock:
-    """A lock that knows since when it has been held; not to be taken twice by one thread."""
+    """A lock that records since when it has been held. Not reentrant."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -33,6 +33,6 @@ class WorkLock:
         self._lock.release()
 
     def held_seconds(self) -> float:
-        """For how long it has been held by now; 0: it is free. Never waits."""
+        """Return how long the lock has been held, in seconds; 0 if it is free. Does not block."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since

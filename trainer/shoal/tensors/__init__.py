@@ -1,1 +1,1 @@
-"""Tensors as trainers and parameter servers both need them: views over memory, rows of tables, optimizers."""
+"""Tensors for trainers and parameter servers: views over memory, rows of tables, optimizers, constraints."""

@@ -1,4 +1,4 @@
-"""What a parameter has to keep after each step: bounds of its values, and a largest norm of its rows."""
+"""Constraints of a parameter after each step: bounds of its values, and the largest norm of its rows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["constrain", "is_constrained"]
 
 
 def is_constrained(parameter: DenseParameter) -> bool:
-    """Whether a step is followed by `constrain`."""
+    """Return whether a parameter has constraints, so that `constrain` must follow each step."""
     return bool(parameter.clamp or parameter.max_norm)
 
 
 def constrain(values: Tensor, parameter: DenseParameter) -> None:
-    """Bring values of a parameter into its bounds, and then its rows to their largest norm, in place.
+    """Clamp values of a parameter to its bounds, then scale its rows down to their largest norm, in place.
 
     Args:
-        values: Any of them; with a largest norm, whole rows: [rows, *row].
-        parameter: What it has to keep.
+        values: Values of the parameter, of any shape; with a largest norm whole rows, [rows, *row].
+        parameter: The parameter with its constraints.
     """
     if any(bound is not None for bound in parameter.clamp):
         low, high = parameter.clamp

@@ -1,11 +1,11 @@
-"""PyTorch without its compiler, as long as nobody compiles.
+"""PyTorch without its compiler until the compiler is used.
 
-The first optimizer of a process imports ``torch._dynamo``, which takes nearly as long as torch itself, to mark some functions as
-not to be compiled. As long as a process that begins is not there others wait for it or do its work.
+The first optimizer of a process imports ``torch._dynamo``, which takes nearly as long as torch itself, only to mark some
+functions as not to be compiled. Other processes of the job wait for a starting process, or do its work.
 
-A parameter server runs a fixed list of optimizers and nobody's code: it goes `without_compiler`. A version of PyTorch that
-asks for more gets the compiler. A trainer runs its user's code, which may compile: there it is the `compiler_later`, and from
-the moment when anybody imports it all is as PyTorch would have it.
+A parameter server runs a fixed list of optimizers and no user code; it uses `without_compiler`. If a version of PyTorch
+needs another function of the compiler, the compiler is imported. A trainer runs the user's code, which may compile; it uses
+`compiler_later`, and from the first import of the compiler on PyTorch is unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["compiler_later", "without_compiler"]
 
 _NAME: Final = "torch._dynamo"
 _MARK: Final = "__dynamo_disable"
-"""Where PyTorch keeps what the compiler made of a function that it is not to compile."""
+"""The attribute in which PyTorch caches the compiler's wrapper of a function that must not be compiled."""
 
 
 def _as_it_is(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
@@ -37,17 +37,17 @@ def _nothing(*_: object, **__: object) -> None:
 
 
 def _the_compiler(name: str) -> Any:
-    """What else is asked for."""
+    """Import the compiler and return its attribute ``name``."""
     if name.startswith("__"):
         raise AttributeError(name)
-    # While it is being imported it finds itself by both ways.
+    # The module must be found in both places while it is being imported.
     sys.modules.pop(_NAME, None)
     vars(torch).pop("_dynamo", None)
     return getattr(importlib.import_module(_NAME), name)
 
 
 def without_compiler() -> None:
-    """From now on this process has no compiler: call it before the first optimizer; later it changes nothing."""
+    """Replace the compiler in this process by a stub. Has an effect only before the first optimizer is created."""
     if _NAME in sys.modules:
         return
     absent = types.ModuleType(_NAME)
@@ -57,7 +57,7 @@ def without_compiler() -> None:
 
 
 class _WhenImported(MetaPathFinder):
-    """Finds nothing; takes the marks away when the compiler is imported, which makes its own."""
+    """A finder that finds no module; it removes the marks when the compiler, which sets its own, is imported."""
 
     def __init__(self, marked: list[types.FunctionType]) -> None:
         self._marked = marked
@@ -71,7 +71,7 @@ class _WhenImported(MetaPathFinder):
 
 
 def compiler_later() -> None:
-    """Optimizers can be made, read and loaded without the compiler; whoever steps or compiles gets it."""
+    """Let optimizers be created, read and loaded without the compiler; it is imported by a step or a compilation."""
     if _NAME in sys.modules or any(isinstance(each, _WhenImported) for each in sys.meta_path):
         return
     marked = list(_not_compiled(Optimizer))
@@ -81,7 +81,7 @@ def compiler_later() -> None:
 
 
 def _not_compiled(owner: type) -> Iterator[types.FunctionType]:
-    """The functions of a class that the compiler would be imported for when they are called first."""
+    """Yield the functions of a class whose first call would import the compiler."""
     wrapping = vars(importlib.import_module("torch._compile"))
     for found in vars(owner).values():
         if isinstance(found, types.FunctionType) and found.__globals__ is wrapping:

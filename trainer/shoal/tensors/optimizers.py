@@ -1,12 +1,12 @@
-"""Which optimizers a parameter server can run, and how their options travel.
+"""The optimizers that a parameter server can run, and the encoding of their options.
 
-A server sees a slice of the parameters and one gradient at a time. What it computes is what a plain loop computes
-exactly for those optimizers of ``torch.optim`` that treat every element by itself; they are listed here one by one, by
-their exact class, as neither a subclass nor a class of the same shape promises that. For a sparse table PyTorch itself
-must touch nothing but the pushed rows, which leaves three optimizers, and not all of their options.
+A server has a slice of the parameters and one gradient at a time. Its results equal those of a plain loop only for the
+optimizers of ``torch.optim`` that treat every element separately. They are listed here by their exact class, as neither a
+subclass nor a class with the same options guarantees that. For a sparse table PyTorch must change only the pushed rows,
+which is so for three optimizers and not all of their options.
 
-The trainer asks ``check_dense`` and ``check_sparse`` when it registers, so that a user hears of it in the script, at
-``prepare``, with the way out. Options travel as JSON values, with each push where they changed: no optimizer ever does.
+The trainer calls ``check_dense`` and ``check_sparse`` when it registers, so that the script's ``prepare`` raises the error,
+with the fix. Options are sent as JSON values, with each push if they changed; optimizers are never sent.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _FORBIDDEN = {
     "differentiable": "nothing can be differentiated through the parameter server",
 }
 
-# How to run, not what to compute: the server's own business.
+# Options of execution, without influence on the result: the server chooses them.
 _EXECUTION = {"foreach", "fused", *_FORBIDDEN}
 
 _KNOWN = {
@@ -80,14 +80,14 @@ _KNOWN = {
 
 
 class UnsupportedOptimizer(ValueError):  # noqa: N818 - it names what was given, not what went wrong
-    """This optimizer, or this option of it, cannot run on parameter servers; the message says why and the way out."""
+    """An optimizer, or one of its options, that cannot run on parameter servers; the message has the reason and the fix."""
 
 
 def optimizer_name(optimizer: Optimizer) -> str:
-    """The name under which an optimizer of the script is registered.
+    """Return the name under which an optimizer of the script is registered.
 
     Raises:
-        UnsupportedOptimizer: It is not one of ``torch.optim`` itself.
+        UnsupportedOptimizer: Its class is not one of ``torch.optim``.
     """
     name = type(optimizer).__name__
     if type(optimizer) is getattr(torch.optim, name, None):
@@ -99,14 +99,14 @@ def optimizer_name(optimizer: Optimizer) -> str:
 
 
 def check_dense(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse what cannot update dense parameters slice by slice.
+    """Refuse an optimizer that cannot update dense parameters slice by slice.
 
     Args:
         name: The class in ``torch.optim``.
-        options: A parameter group's, as ``group_options`` gives them.
+        options: The options of a parameter group, as ``group_options`` returns them.
 
     Raises:
-        UnsupportedOptimizer: The optimizer or an option; the message says why and the way out.
+        UnsupportedOptimizer: The optimizer or an option is not supported; the message has the reason and the fix.
     """
     if name not in DENSE:
         reason = _REASONS.get(name, "it is not known to treat every element by itself")
@@ -115,14 +115,14 @@ def check_dense(name: str, options: Mapping[str, Any]) -> None:
 
 
 def check_sparse(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse what would touch other rows of a sparse table than the pushed ones.
+    """Refuse an optimizer that would change other rows of a sparse table than the pushed ones.
 
     Args:
         name: The class in ``torch.optim``.
-        options: A parameter group's, as ``group_options`` gives them.
+        options: The options of a parameter group, as ``group_options`` returns them.
 
     Raises:
-        UnsupportedOptimizer: The optimizer or an option; the message says why and the way out.
+        UnsupportedOptimizer: The optimizer or an option is not supported; the message has the reason and the fix.
     """
     if name not in SPARSE:
         raise UnsupportedOptimizer(
@@ -139,29 +139,30 @@ def check_sparse(name: str, options: Mapping[str, Any]) -> None:
 
 
 def group_options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an optimizer's parameter group is computed with, as JSON values.
+    """Return the options of a parameter group that influence the result, as JSON values.
 
-    Leaves out the parameters, how to run (``foreach``, ``fused``), and what schedulers store there (``initial_lr``).
+    The parameters, the options of execution (``foreach``, ``fused``) and the values that schedulers store in the group
+    (``initial_lr``) are left out.
 
     Raises:
-        UnsupportedOptimizer: ``capturable`` or ``differentiable`` is set, or a value is no number.
+        UnsupportedOptimizer: ``capturable`` or ``differentiable`` is set, or a value is not a number.
     """
     _refuse_forbidden(group)
     return {name: _to_json(name, value) for name, value in group.items() if name in _KNOWN}
 
 
 def from_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as torch takes them: pairs are tuples."""
+    """Return options as torch accepts them: lists become tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 def check_changed(name: str, known: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
-    """Make sure that options of a push are options of the optimizer, with values of the kind that they had.
+    """Check that the options of a push are options of the optimizer, with values of the same type as before.
 
-    torch would find a text in the place of a number only while it steps, with some parameters stepped already.
+    torch would detect a text in place of a number only during the step, after it has changed some parameters.
 
     Raises:
-        ValueError: They are not.
+        ValueError: An option is unknown, or the type of its value has changed.
     """
     strange = sorted(changed.keys() - known.keys())
     if strange:
@@ -182,10 +183,10 @@ def _kind(value: Any) -> str:
 
 
 def build(name: str, parameters: Iterable[Tensor], options: Mapping[str, Any]) -> Optimizer:
-    """The optimizer, by its name and options.
+    """Create an optimizer by its name and options.
 
-    It updates lists of tensors at once where it can (``foreach``), which gives the values of a plain loop; ``fused``
-    ones round otherwise.
+    It updates lists of tensors at once if it can (``foreach``), with the same values as a plain loop; ``fused``
+    optimizers round differently.
 
     Raises:
         UnsupportedOptimizer: An option does not exist, or has a value that torch refuses.
@@ -197,9 +198,9 @@ def build(name: str, parameters: Iterable[Tensor], options: Mapping[str, Any]) -
     accepted = inspect.signature(kind).parameters
     chosen = {option: value for option, value in from_json(options).items() if option not in _EXECUTION}
     if name == "AdamW" and chosen.get("decoupled_weight_decay", True):
-        # Newer versions of torch note in the group what AdamW is by definition, and take no such argument.
+        # Newer versions of torch record this property of AdamW in the group, but do not accept it as an argument.
         chosen.pop("decoupled_weight_decay", None)
-    # A version of torch without the option does what its default says.
+    # A version of torch without the option behaves as with its default.
     chosen = {option: value for option, value in chosen.items() if option in accepted or value is not False}
     strange = sorted(chosen.keys() - accepted.keys())
     if strange:
@@ -213,15 +214,15 @@ def build(name: str, parameters: Iterable[Tensor], options: Mapping[str, Any]) -
 
 
 def keeps_gradients(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a step leaves the gradients as they were: they may lie in memory that a trainer will push again."""
+    """Return whether a step leaves the gradients unchanged: they may be in memory that a trainer pushes again."""
     return name != "Rprop" and not options.get("nesterov")
 
 
 def row_state(name: str, options: Mapping[str, Any]) -> dict[str, float]:
-    """The state that a sparse optimizer keeps per element, and what it starts with.
+    """Return the state that a sparse optimizer keeps per element, by name, with its initial values.
 
     Raises:
-        UnsupportedOptimizer: It is none for sparse tables.
+        UnsupportedOptimizer: The optimizer does not support sparse tables.
     """
     if name == "SGD":
         return {}
@@ -257,5 +258,5 @@ def _to_json(name: str, value: Any) -> Any:
 
 
 def import_all() -> None:
-    """What torch imports when the first optimizer is made: rather now than when a slot is restored or a trainer joins."""
+    """Import what torch imports with its first optimizer, before a slot is restored or a trainer joins."""
     torch.optim.SGD([torch.zeros(1)], lr=0.1)

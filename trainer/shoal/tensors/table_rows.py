@@ -1,13 +1,13 @@
-"""Which slot a row of a sparse table is in, and what a row that is not given holds before it is trained.
+"""The slot of each row of a sparse table, and the initial values of rows that are not given.
 
-Both are pure functions of numbers that every process knows: a trainer sorts the rows of a gradient by slot itself, and
-a row that was never pushed exists nowhere and still has the same first values in every process, also after a restore.
-PyTorch's random generator is not touched: it is the script's.
+Both are pure functions of numbers that every process has: a trainer groups the rows of a gradient by slot, and a row that
+was never pushed is stored nowhere but has the same initial values in every process, also after a restore. PyTorch's random
+generator is not used, as it belongs to the script.
 
-The hash is splitmix64, in wrapping int64 arithmetic. The normal distribution is Box and Muller's, with logarithm, sine
-and cosine built here from additions, multiplications, divisions and square roots, which IEEE 754 rounds the same way
-everywhere; the library's own differ in the last bit between processors, and even between the middle and the end of one
-tensor, and a row's first values would then depend on the batch that it was asked for in.
+The hash is splitmix64, in wrapping int64 arithmetic. The normal distribution uses the Box-Muller transform, with logarithm,
+sine and cosine computed here from additions, multiplications, divisions and square roots, which IEEE 754 rounds identically
+everywhere. The functions of the library differ in the last bit between processors, and even between the middle and the end
+of one tensor; a row's initial values would then depend on the batch in which it is requested.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from shoal.protocol.messages import ModelSpec, SparseTable
 __all__ = ["GIVEN", "GIVEN_TABLE_BYTES", "first_values", "given_tables", "slot_of", "slots_of_table"]
 
 GIVEN = "given"
-"""The family of tables whose rows the first trainer gives."""
+"""The family of tables whose rows the first trainer sends."""
 
 GIVEN_TABLE_BYTES = 2**30
-"""The largest table (bytes of its values) whose rows are given; the rows of a larger one are drawn on first touch."""
+"""The largest table, in bytes of its values, whose rows are given; a row of a larger table is drawn at its first use."""
 
 _ROWS_AT_ONCE = 1 << 18
 
@@ -37,28 +37,28 @@ _SECOND_FACTOR = 0x94D049BB133111EB
 _UNIT = 2.0**-53
 _SQRT_HALF = math.sqrt(0.5)
 # Taylor coefficients, highest power first; the argument's square is below 0.03 for the logarithm, 0.62 for the others,
-# so that what is left out is below the rounding of float64.
+# so that the omitted terms are below the rounding of float64.
 _LOG = [1 / (2 * k + 1) for k in range(10, -1, -1)]
 _SINE = [(-1) ** k / math.factorial(2 * k + 1) for k in range(9, -1, -1)]
 _COSINE = [(-1) ** k / math.factorial(2 * k) for k in range(9, -1, -1)]
 
 
 def slot_of(rows: Tensor, slots: int) -> Tensor:
-    """The slot of each row: its hash falls in one of ``slots`` equal ranges.
+    """Return the slot of each row: the one of ``slots`` equal ranges that contains the row's hash.
 
     Args:
-        rows: Row numbers, int64, any shape.
-        slots: Slots of the job, below 2**31.
+        rows: The row numbers, int64, of any shape.
+        slots: The number of slots of the job, below 2**31.
 
     Returns:
-        Slots, int64, of the same shape.
+        The slots, int64, of the same shape.
     """
     upper = _shift_right(_mix(rows + _signed(_STRIDE)), 32)
     return upper.mul_(slots).bitwise_right_shift_(32)
 
 
 def slots_of_table(rows: int, slots: int) -> Tensor:
-    """The slot of each row of a table: int32 [rows], worked out a part at a time to bound the memory in between."""
+    """Return the slot of each row of a table, int32 [rows], computed in parts to bound the temporary memory."""
     found = torch.empty(rows, dtype=torch.int32)
     for start in range(0, rows, _ROWS_AT_ONCE):
         part = found[start : start + _ROWS_AT_ONCE]
@@ -67,24 +67,24 @@ def slots_of_table(rows: int, slots: int) -> Tensor:
 
 
 def given_tables(shape: ModelSpec) -> list[int]:
-    """The indices of the tables whose rows the first trainer gives."""
+    """Return the indices of the tables whose rows the first trainer sends."""
     return [index for index, table in enumerate(shape.tables) if table.family == GIVEN]
 
 
 def first_values(table: SparseTable, table_index: int, seed: int, rows: Tensor) -> Tensor:
-    """The values of rows that were not trained yet, of a table whose rows are not given.
+    """Return the initial values of rows of a table whose rows are not given.
 
     Args:
-        table: Tells the distribution.
-        table_index: The table's place in the shape: two tables with one distribution differ in their values.
-        seed: The job's.
-        rows: Row numbers, int64 [n].
+        table: The table, with its distribution.
+        table_index: The table's index in the model spec; tables with the same distribution have different values.
+        seed: The job's seed.
+        rows: The row numbers, int64 [n].
 
     Returns:
-        [n, table.dim] of the table's dtype.
+        The values, [n, table.dim], of the table's dtype.
 
     Raises:
-        ValueError: The table's rows are given, or there is no such family of distributions.
+        ValueError: The table's rows are given, or its family of distributions is unknown.
     """
     dtype: torch.dtype = getattr(torch, table.dtype)
     if table.family == "constant":
@@ -107,22 +107,22 @@ def first_values(table: SparseTable, table_index: int, seed: int, rows: Tensor) 
 
 
 def _words(table_index: int, seed: int, rows: Tensor, width: int) -> Tensor:
-    """64 random bits for each (row, column): element row*width + column of the table's own sequence."""
+    """Return 64 random bits for each (row, column): element row*width + column of the table's sequence."""
     key = _mix_word((_mix_word(seed & _WORD) + (table_index + 1) * _STRIDE) & _WORD)
     counter = rows.reshape(-1, 1) * width + torch.arange(1, width + 1, dtype=torch.int64)
     return _mix(counter.mul_(_signed(_STRIDE)).add_(_signed(key)))
 
 
 def _uniform(words: Tensor) -> Tensor:
-    """In [0, 1), float64, by the 53 upper bits."""
+    """Return numbers in [0, 1), float64, from the 53 upper bits of the words."""
     return _shift_right(words, 11).to(torch.float64).mul_(_UNIT)
 
 
 def _normal(first: Tensor, second: Tensor) -> Tensor:
-    """Two standard normal deviates out of each pair of words, [n, half] and [n, half] -> [n, 2 * half]."""
-    # Half a step up: never 0, whose logarithm is infinite.
+    """Return two standard normal deviates for each pair of words: [n, half] and [n, half] -> [n, 2 * half]."""
+    # Half a step is added, as the logarithm of 0 is infinite.
     radius = _log(_uniform(first).add_(_UNIT / 2)).mul_(-2).clamp_(min=0).sqrt_()
-    # The angle as an eighth-turn around 0, and how many quarter turns come on top: each step is exact.
+    # The angle is split into up to an eighth of a turn around 0 and a number of quarter turns; each step is exact.
     turn = _uniform(second).mul_(4)
     quarter = turn.add(0.5).floor_()
     angle = turn.sub_(quarter).mul_(math.pi / 2)
@@ -139,7 +139,7 @@ def _normal(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _log(numbers: Tensor) -> Tensor:
-    """The natural logarithm of numbers in (0, 1]."""
+    """Return the natural logarithm of numbers in (0, 1]."""
     fraction, exponent = torch.frexp(numbers)
     small = fraction < _SQRT_HALF
     fraction = torch.where(small, fraction * 2, fraction)
@@ -169,7 +169,7 @@ def _mix_word(word: int) -> int:
 
 
 def _shift_right(words: Tensor, bits: int) -> Tensor:
-    """The logical shift: torch's copies the sign."""
+    """Shift to the right logically; the shift of torch copies the sign."""
     return (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 

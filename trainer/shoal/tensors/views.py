@@ -1,4 +1,4 @@
-"""Tensors as views over memory that holds them, and the memory of tensors: nothing is copied."""
+"""Tensors as views over memory, and the memory of tensors, without copies."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Memory = bytearray | memoryview | Tensor
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a CPU tensor (of a copy, where it is not contiguous), writable."""
+    """Return the writable memory of a CPU tensor, or of a contiguous copy if the tensor is not contiguous."""
     whole: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(whole)
 
 
 def view(buffer: Memory, *, dtype: str, offset: int, count: int) -> Tensor:
-    """A tensor [count] that shares the buffer's memory from ``offset`` bytes on.
+    """Return a tensor [count] that shares the buffer's memory from ``offset`` bytes on.
 
     Raises:
-        ValueError: The buffer ends before that, or is read-only.
+        ValueError: The buffer is too small or read-only.
     """
     kind: torch.dtype = getattr(torch, dtype)
     nbytes = count * kind.itemsize
@@ -44,14 +44,14 @@ def view(buffer: Memory, *, dtype: str, offset: int, count: int) -> Tensor:
 
 
 class DenseViews:
-    """The pieces of an area as tensors over the memory that holds them; made once per connection or payload.
+    """The pieces of an area as tensors over memory; created once per connection or payload.
 
     Args:
-        area: What lies where.
+        area: The layout of the memory.
         buffer: Writable memory of at least ``area.size`` bytes.
 
     Attributes:
-        by_slot: Per attached slot one tensor per piece, in the order of the parameters.
+        by_slot: Attached slot -> one tensor per piece, in the order of the parameters.
 
     Raises:
         ValueError: The buffer is too small or read-only.
@@ -68,17 +68,17 @@ class DenseViews:
 
 
 class TensorViews:
-    """Whole tensors over the memory that holds them.
+    """Whole tensors over memory.
 
     Args:
-        area: What lies where.
+        area: The layout of the memory.
         buffer: Writable memory of at least ``area.size`` bytes.
 
     Attributes:
         tensors: One flat tensor per entry of the area, in its order.
 
     Raises:
-        ValueError: The memory is too small or read-only.
+        ValueError: The buffer is too small or read-only.
     """
 
     __slots__ = ("tensors",)

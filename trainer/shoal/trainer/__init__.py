@@ -1,4 +1,4 @@
-"""What a training script imports: ``from shoal import trainer``, then ``trainer.join()``."""
+"""The public API for training scripts: ``from shoal import trainer``, then ``trainer.join()``."""
 
 from shoal.tensors.no_compiler import compiler_later
 from shoal.trainer.job import Job

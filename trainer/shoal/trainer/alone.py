@@ -1,4 +1,4 @@
-"""The job in one process: the same script under plain ``python``, with real optimizers and without any server."""
+"""The training session of a script under plain ``python``: one process, torch's optimizers, no servers."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from shoal.trainer.session import TrainingSession
 __all__ = ["AloneJob"]
 
 PROGRESS_SECONDS = 2.0
+"""Interval of the progress line. Seconds."""
 SKIPS_WORTH_A_WARNING = 0.1
-"""Share of the samples."""
+"""Share of skipped samples above which a warning is printed."""
 
 
 class AloneJob(TrainingSession):
-    """One process that does everything; the samples come in the same order as in a job of many.
+    """The training session without a job; the order of samples is the same as in a job with many trainers.
 
     Args:
-        epochs: How often every sample counts.
-        seed: Of the samples' order.
+        epochs: Number of epochs; every sample counts once in each.
+        seed: Seed of the order of samples.
     """
 
     def __init__(self, *, epochs: int, seed: int) -> None:
@@ -45,7 +46,7 @@ class AloneJob(TrainingSession):
         self._place: tuple[int, int] = (0, 0)
         self._samples = self._skipped = 0
         self._average: list[Tensor] = []
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._process = os.getpid()
         atexit.register(self._farewell)
 
@@ -58,13 +59,13 @@ class AloneJob(TrainingSession):
         self._constrained = [(p, dense) for dense, p in pairs if is_constrained(dense)]
 
     def _begin(self) -> None:
-        """Everything is here already."""
+        """Do nothing: the model already has its values."""
 
     def _farewell(self) -> None:
         if os.getpid() != self._process:
-            return  # a child that the script forked
+            return  # a child process that the script forked
         why = self._unfinished()
-        # An error that ended the script says more.
+        # If an error ended the script, its traceback is more useful.
         if why and not Refused.raised and getattr(sys, "last_value", None) is None:
             self._print(why)
 
@@ -93,11 +94,11 @@ class AloneJob(TrainingSession):
             )
 
     def _pass_begins(self) -> None:
-        """The batches that come are those of the place."""
+        """Do nothing: ``_place`` has the next batch."""
 
     def _next_place(self) -> Place | None:
         task, batch = self._place
-        if task >= self._order.plan.tasks or (self._stopping and batch == 0):  # a task that is begun is finished
+        if task >= self._order.plan.tasks or (self._stopping and batch == 0):  # a task that was begun is completed
             return None
         return self._epoch, task, batch
 
@@ -109,7 +110,7 @@ class AloneJob(TrainingSession):
 
     def _batch_begins(self, batch: Batch) -> None:
         del batch
-        self._say()
+        self._print_progress()
 
     def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
         del batch
@@ -121,7 +122,7 @@ class AloneJob(TrainingSession):
         return result
 
     def _constrain(self, optimizers: Sequence[Optimizer]) -> None:
-        """Bring the parameters of these optimizers into their bounds."""
+        """Apply the bounds and norms to the parameters of these optimizers."""
         if self._constrained:
             own = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
             with torch.no_grad():
@@ -164,11 +165,11 @@ class AloneJob(TrainingSession):
         done = batch.batch + 1 == plan.batches_in(batch.task)
         self._place = (batch.task + 1, 0) if done else (batch.task, batch.batch + 1)
 
-    def _say(self) -> None:
+    def _print_progress(self) -> None:
         now = time.monotonic()
-        if now - self._said < PROGRESS_SECONDS:
+        if now - self._printed < PROGRESS_SECONDS:
             return
-        self._said = now
+        self._printed = now
         task, batch = self._place
         plan = self._order.plan
         done = (task * plan.task_batches + batch) / plan.batches

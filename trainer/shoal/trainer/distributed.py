@@ -1,4 +1,4 @@
-"""The job of many processes, in one trainer's process."""
+"""The training session of a trainer in a job with a master and parameter servers."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ SAMPLES_SHOWN = 20
 
 
 class DistributedJob(TrainingSession):
-    """One trainer's view of the job.
+    """The training session of one trainer of a job.
 
     Args:
-        engine: Its part in the job, not started yet.
-        epochs: The script's own word; the job's counts after ``prepare``.
-        seed: Likewise.
-        folder: What relative paths are relative to.
+        engine: The protocol client of this trainer, not started yet.
+        epochs: Number of epochs from the script; replaced by the job's in ``prepare``.
+        seed: Seed from the script; replaced by the job's in ``prepare``.
+        folder: The directory to which relative paths refer.
     """
 
     _writes_past_counters = True
@@ -69,7 +69,7 @@ class DistributedJob(TrainingSession):
         self._options: dict[int, dict[str, Any]] = {}
         self._bases: list[Tensor] = []
         self._unmerged = False
-        """Whether batches ran since the module's buffers were merged with the job's."""
+        """Whether a batch ran since the module's buffers were last merged with the job's."""
         self._looping = False
         self._failed = False
         self._steps = StepWatchdog(lambda: engine.info.step_seconds, warn=self._warn, hung=engine.hung)
@@ -77,10 +77,10 @@ class DistributedJob(TrainingSession):
 
     @classmethod
     def from_environment(cls, *, epochs: int, seed: int, folder: Path) -> DistributedJob:
-        """Join the job that this process was started for.
+        """Create the session of the job that the environment variables of this process name.
 
         Raises:
-            Refused: Another process is this trainer.
+            Refused: Another process on this host already runs this trainer.
         """
         seed = environment.number(environment.SEED) if os.environ.get(environment.SEED) else seed
         index, uid = environment.number(environment.INDEX), environment.text(environment.UID)
@@ -104,7 +104,7 @@ class DistributedJob(TrainingSession):
     # --- The end of the process ---
 
     def _drain(self) -> None:
-        """SIGTERM: finish the batch, hand back, leave."""
+        """Handle SIGTERM: leave the job after the current batch; exit at once if not registered yet."""
         if self._engine.registered is None:
             sys.exit(0)
         self._engine.draining.set()
@@ -115,17 +115,17 @@ class DistributedJob(TrainingSession):
 
     def _explain(self, error: BaseException) -> str:
         text = "".join(traceback.format_exception(error)).rstrip()
-        return text if self._fetching is None else f"{text}\n({self._words(self._fetching)})"
+        return text if self._fetching is None else f"{text}\n({self._describe_batch(self._fetching)})"
 
-    def _words(self, place: Place) -> str:
-        """Which batch it is, for people; asked by other threads, too."""
+    def _describe_batch(self, place: Place) -> str:
+        """Return a description of a batch for users; also called by other threads."""
         epoch, task, batch = place
         shown = self._samples(place)
         more = ", ..." if len(shown) == SAMPLES_SHOWN else ""
         return f"{IN_BATCH} {batch} of task {task}, epoch {epoch + 1}: samples {', '.join(map(str, shown))}{more}"
 
     def _samples(self, place: Place) -> list[int]:
-        """Some of a batch's samples, by their index in the dataset, where the sampler gives numbers."""
+        """Return up to ``SAMPLES_SHOWN`` of a batch's dataset indices; only those that are integers."""
         return [index for index in self._order.indices(*place)[:SAMPLES_SHOWN] if isinstance(index, int)]
 
     def _leave(self) -> None:
@@ -145,7 +145,7 @@ class DistributedJob(TrainingSession):
     # --- Preparing ---
 
     def _register(self, described: ScriptDescription) -> None:
-        """Register; if this is the first trainer, its values are the job's initial ones."""
+        """Register at the master; the first trainer's values become the job's initial ones."""
         engine = self._engine
         dense = _flat(described.dense)
         buffers = _flat([place.tensor for place in described.buffers])
@@ -156,17 +156,17 @@ class DistributedJob(TrainingSession):
         )
         engine.start(described.shape)
         self._steps.start()
-        # Every slot is served from a snapshot by now, so these values are not asked for again.
+        # Every slot is in a snapshot now, so these values are not requested again.
         engine.provide = lambda _: False
         engine.servers.parameters = [parameter.data for parameter in described.dense]
         self._epoch, self._epochs, self._seed = engine.info.epoch, engine.info.epochs, engine.info.seed
         self._check_output()
 
     def _check_output(self) -> None:
-        """Now, not when all is trained.
+        """Check before training that the model can be written.
 
         Raises:
-            Refusal: The model could not be written in the end.
+            Refusal: It cannot be written to ``spec.output.path``.
         """
         output = self._engine.info.output
         why = why_unwritable(self._started_in / output) if output else ""
@@ -180,12 +180,12 @@ class DistributedJob(TrainingSession):
         engine.on_new_lease = self._leased
         engine.samples_of = self._samples
         self._tables = Tables(described.tables, self._fetch)
-        # The script may look at its model before the first batch comes.
+        # The script may use its model before the first batch.
         engine.retry(lambda: engine.servers.pull(self._epoch, 0, idle=engine.idle))
         if described.fixed:
             engine.retry(lambda: engine.servers.take_fixed([t for _, t in described.fixed], idle=engine.idle))
         self._take_buffers()
-        # As the script set them: a scheduler moves them from here on.
+        # Compare the options as the script set them, before a scheduler changes them.
         for text in options_said(described.groups, engine.info.groups):
             engine.send(m.JobEvent(level="info", text=text))
         for metric in engine.info.metrics:
@@ -193,7 +193,7 @@ class DistributedJob(TrainingSession):
         self._known_metrics = {(metric.epoch, metric.number) for metric in engine.info.metrics}
         joins = engine.info.joins
         if joins > 1:
-            # The first trainer draws what the script alone would draw; every later life something of its own.
+            # The first process draws the same random numbers as the script alone; every later process has its own seed.
             digest = hashlib.blake2b(f"{self._seed}/{joins}".encode(), digest_size=8).digest()
             seed_everything(int.from_bytes(digest, "little") >> 1)
 
@@ -239,7 +239,7 @@ class DistributedJob(TrainingSession):
         return lease.epoch, lease.task, batch
 
     def _data(self, place: Place) -> Any:
-        self._steps.batch(functools.partial(self._words, place))
+        self._steps.batch(functools.partial(self._describe_batch, place))
         return super()._data(place)
 
     def _assign_from(self, place: Place) -> None:
@@ -271,7 +271,7 @@ class DistributedJob(TrainingSession):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        # Until the steps of the others the script may change these gradients: clear them, or add to them.
+        # Before the steps of the other optimizers the script may clear these gradients or add to them, so copy them.
         waits = len(batch.stepped) + 1 < len(self._optimizers)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -338,9 +338,9 @@ class DistributedJob(TrainingSession):
         return Gradients(dense=dense, tables=tables)
 
     def _closed(self, batch: Batch) -> None:
-        """With a task's last batch, merge the module's buffers with the job's (BatchNorm's running statistics).
+        """After a task's last batch, merge the module's buffers (BatchNorm's running statistics) with the job's.
 
-        They are statistics, not counts: if their server is away just now, the next task's will do.
+        If their server is not reachable, the merge is skipped until the next task: they are statistics, not counts.
         """
         if batch.batch + 1 == self._order.plan.batches_in(batch.task):
             with contextlib.suppress(ServerLost):
@@ -351,12 +351,12 @@ class DistributedJob(TrainingSession):
     # --- Buffers ---
 
     def _take_buffers(self) -> None:
-        """Have the buffers as the job has them."""
+        """Copy the job's buffers into the module."""
         if self._description.buffers:
             self._engine.retry(lambda: self._exchange_buffers(trainers=0))
 
     def _exchange_buffers(self, *, trainers: int) -> None:
-        """Merge the buffers that the modules have by now with the job's; ``trainers`` 0: only take these."""
+        """Merge the module's buffers with the job's; with ``trainers`` 0 only copy the job's."""
         described, engine = self._description, self._engine
         if not described.buffers:
             return
@@ -389,8 +389,8 @@ class DistributedJob(TrainingSession):
 
     # --- Scores and models ---
 
-    def _bring_all(self) -> None:
-        """Have the newest parameters and buffers of all slots; in the middle of a task its own buffers are merged before."""
+    def _load_all(self) -> None:
+        """Pull the newest parameters and buffers; within a task, first merge the module's own buffers."""
         engine = self._engine
         engine.retry(lambda: engine.servers.pull(self._epoch, 0, idle=engine.idle))
         if self._unmerged:
@@ -404,7 +404,7 @@ class DistributedJob(TrainingSession):
         question = m.Evaluate(epoch=epoch, number=number)
         answer = self._engine.ask(question, m.EvaluateTurn, m.Evaluated)
         if isinstance(answer, m.EvaluateTurn):
-            self._bring_all()
+            self._load_all()
             with self._steps.doing("in job.evaluate"):
                 text = scored(self._module, score)
             self._tables.new_batch()
@@ -424,12 +424,12 @@ class DistributedJob(TrainingSession):
         target = os.path.abspath(path)  # noqa: PTH100 - a name, not a file yet
         answer = self._engine.ask(m.Save(path=target, epoch=epoch, number=number), m.SaveTurn, m.Saved)
         turn = isinstance(answer, m.SaveTurn)
-        # The complete model may have been written for an earlier life of this trainer, on a disk that went with it.
+        # The complete model may have been written by an earlier process of this trainer, to a disk that was deleted with it.
         late = self._finished and not self._counts["batches"]
         if not turn and (not late or Path(target).exists()):
             return
-        self._bring_all()
-        self._bring_tables()
+        self._load_all()
+        self._load_tables()
         with self._steps.doing("in job.save"):
             save_model(self._module, Path(target))
         if self._description.shape.ema:
@@ -445,7 +445,7 @@ class DistributedJob(TrainingSession):
             self._warn(text)
         output = self._engine.info.output
         if output and not self._finished and target == os.path.abspath(self._started_in / output):  # noqa: PTH100 - see above
-            text = f"{target} is spec.output.path, which has the job's last model in the end; save the best under another name"
+            text = f"{target} is spec.output.path, which has the job's last model at the end; save the best under another name"
             self._warn(text)
 
     def _warn(self, text: str) -> None:
@@ -455,8 +455,8 @@ class DistributedJob(TrainingSession):
         # The model of a complete job is written to a path once.
         return (self._epochs, 0) if self._finished and kind.startswith("save") else super()._call(kind)
 
-    def _bring_tables(self) -> None:
-        """Make the tables whole: first values everywhere, and over them the rows that were touched."""
+    def _load_tables(self) -> None:
+        """Load all rows of the tables: initial values first, then the rows that were trained."""
         described, engine = self._description, self._engine
         if not described.tables:
             return
@@ -473,10 +473,10 @@ class DistributedJob(TrainingSession):
         self._engine.ask(m.StopEarly(reason=reason, epoch=self._epoch), m.Stopping)
 
     def _complete_stopped(self) -> None:
-        """The script said stop and left its loop: count what is left of the tasks begun as skipped, and wait for the end.
+        """Complete a stopped job: count the remaining batches of begun tasks as skipped, and wait for the end.
 
         Raises:
-            SystemExit: The job failed, or this trainer leaves.
+            SystemExit: The job failed, or this trainer was drained.
         """
         self._close()
         engine = self._engine
@@ -494,5 +494,5 @@ class DistributedJob(TrainingSession):
 
 
 def _flat(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Copies of tensors as flat ones, on the CPU."""
+    """Return flat copies of tensors on the CPU."""
     return [tensor.detach().reshape(-1).cpu().clone() for tensor in tensors]

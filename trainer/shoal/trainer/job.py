@@ -1,4 +1,4 @@
-"""The job as a training script sees it: one contract, kept alone in one process or together with many."""
+"""The interface of a training job for scripts; the same alone in one process and in a job of many trainers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Model = TypeVar("Model", bound=nn.Module)
 class Job(ABC):
     """One training job.
 
-    The loop is a plain one: ``for epoch in job.epochs()``, and in it ``for batch in loader``. ``optimizer.step()`` takes
-    effect at once, on all trainers' model; a batch without one counts as skipped when the next is asked for; what a
-    script may do beside that, and what is refused, is in ``docs/scripts.md``.
+    The training loop is ``for epoch in job.epochs():`` and inside it ``for batch in loader:``. ``optimizer.step()`` updates
+    the model of all trainers immediately; a batch without a step counts as skipped when the loop requests the next batch.
+    ``docs/scripts.md`` describes what a script may do and what is refused.
     """
 
     @property
     def device(self) -> torch.device:
-        """Where this trainer computes: a GPU if there is one."""
+        """The device of this trainer: a CUDA device (index ``LOCAL_RANK``) if one is available, otherwise the CPU."""
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         return torch.device("cpu")
@@ -49,79 +49,121 @@ class Job(ABC):
         clamp: Mapping[str, tuple[float, float]] | None = None,
         max_norm: Mapping[str, float] | None = None,
     ) -> tuple[Model, Any, Any]:
-        """Make the job's of what the script has; returns the three for the loop. See ``docs/scripts.md``.
+        """Register model, optimizer and data with the job; return the three objects to use in the training loop.
+
+        Blocks until the job is ready to train. May be called once. See ``docs/scripts.md``.
 
         Args:
-            model: The module, on the device where it computes; several in an ``nn.ModuleDict``. The same module comes
-                back. Initial values of parameters, frozen parameters and buffers are those of the job's first trainer.
-            optimizer: One of ``torch.optim``, or a list of them (SparseAdam beside Adam). The same objects come back;
-                parameter servers carry out their steps from here on.
-            loader: A DataLoader, with any sampler or batch sampler that gives the same finite order for the same seed; or
-                a map-style Dataset (shuffled; with ``batch_size``). What comes back has the attributes of the DataLoader.
-            scheduler: Of ``torch.optim.lr_scheduler``, or a list of them. The job steps them, by its own count of
-                optimizer steps; the script's ``scheduler.step()`` may stay where it is.
-            scheduler_interval: ``step`` or ``epoch``: what the schedulers count.
-            accumulate: Batches whose gradients are added up for one step. ``step`` and ``zero_grad`` do nothing in
-                between; divide the loss by it, as ever. Clipping and a GradScaler's calls belong behind
-                ``if optimizer.closes:``.
-            batch_size: With a Dataset.
-            task_batches: Batches that are handed out together; by default some 64 tasks an epoch.
-            ema: Decay of a moving average of the weights (0.999), kept by the parameter servers and saved beside the
-                model as ``NAME-ema.safetensors``; 0: none.
-            clamp: Bounds (low, high) by parameter name (``*`` and ``?`` match), kept after every step.
-            max_norm: By parameter name, the largest Euclidean norm of a row (all values with one first index): after
-                every step, and after ``clamp``, larger rows are scaled down to it, as ``renorm_(2, 0, max_norm)`` does.
+            model: The module, on the device where it computes; put several into an ``nn.ModuleDict``. The same module is
+                returned. It has the parameters, frozen parameters and buffers of the job; their initial values are those of
+                the job's first trainer.
+            optimizer: A ``torch.optim`` optimizer, or a list of them (for example SparseAdam and Adam). The same objects are
+                returned; the parameter servers execute their steps.
+            loader: A DataLoader, with any sampler or batch sampler that yields the same finite order for the same seed; or
+                a map-style Dataset, which is shuffled and needs ``batch_size``. The returned loader has the attributes of
+                the DataLoader.
+            scheduler: A ``torch.optim.lr_scheduler`` scheduler, or a list of them. The job steps them by its own count of
+                optimizer steps; calls of ``scheduler.step()`` in the script may stay in their place. Default: None.
+            scheduler_interval: Unit of the schedulers: ``step`` (optimizer steps) or ``epoch``. Default: ``step``.
+            accumulate: Number of batches whose gradients are added up for one step. ``step`` and ``zero_grad`` have no effect
+                in between; divide the loss by this number, as in a plain loop. Put clipping and the calls of a GradScaler
+                under ``if optimizer.closes:``. Default: 1.
+            batch_size: Batch size in samples; only with a Dataset.
+            task_batches: Number of batches in a task, which is leased as a whole. Default: about 64 tasks per epoch.
+            ema: Decay of a moving average of the weights, for example 0.999. The parameter servers compute it, and it is
+                saved next to the model as ``NAME-ema.safetensors``. Default: 0, no average.
+            clamp: Bounds (low, high) by parameter name, applied after every step; ``*`` and ``?`` in names match.
+            max_norm: Maximum Euclidean norm of a row (all values with the same first index) by parameter name, applied
+                after every step and after ``clamp``: larger rows are scaled down, as by ``renorm_(2, 0, max_norm)``.
+
+        Returns:
+            The model, the optimizer or list of optimizers, and the loader.
 
         Raises:
-            Refused: Something cannot be trained so; the message says what to do instead.
+            Refused: The model, the optimizer or the data are not supported; the message contains the fix.
         """
 
     @abstractmethod
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left, from the job's current one; the last may come again if work came back."""
+        """Yield the remaining epochs, from 0, beginning with the job's current one.
+
+        The last epoch is yielded again if some of its tasks must be repeated, for example after the loss of a server.
+
+        Raises:
+            Refused: ``prepare`` was not called, the method is called a second time, or the loop over the loader was left
+                before its end.
+        """
 
     @abstractmethod
     def log(self, **values: Any) -> None:
-        """Report values such as ``loss=loss``: numbers or tensors of one element. Never waits for the device."""
+        """Report values, for example ``loss=loss``. Does not synchronise with the device.
+
+        Args:
+            values: Numbers or tensors of one element, by name; at most 100 names of at most 100 characters.
+
+        Raises:
+            TypeError: A value is neither a number nor a tensor of one element.
+            ValueError: There are too many names, or a name is too long.
+        """
 
     @abstractmethod
     def evaluate(self, score: Callable[[Any], Any]) -> Any:
-        """Score the model: one trainer runs ``score(model)`` (in eval mode, without gradients), all get what it gave.
+        """Evaluate the model on one trainer and return the result in all trainers.
 
-        Each call is an evaluation of its own: the n-th call of an epoch in one trainer is the n-th in all.
+        One trainer calls ``score(model)`` in eval mode and without gradients. The n-th call in an epoch is the same
+        evaluation in all trainers.
 
         Args:
-            score: Gives a number, or a dict of numbers, or anything else that JSON can hold.
+            score: Function of the model; returns a number, a dict of numbers, or any other value that JSON can represent, up
+                to 64,000 characters of JSON.
+
+        Returns:
+            The result of ``score``, decoded from JSON.
+
+        Raises:
+            Refused: ``prepare`` was not called, or the script has written to the model.
+            TypeError: JSON cannot represent the result.
+            ValueError: The result is too large.
         """
 
     @abstractmethod
     def save(self, path: str | os.PathLike[str]) -> str:
-        """Write the model of this moment as safetensors, with the names of its ``state_dict``; where it is.
+        """Write the current model as a safetensors file with the names of its ``state_dict``.
 
-        One trainer writes it, and nobody finds half a file; a moving average (``ema``) goes beside it. Each call writes
-        anew: the n-th call for a path in an epoch is the same one in all trainers. At the job's end ``spec.output.path``
-        has the last model, whatever the script saves.
+        One trainer writes the file, atomically; a moving average (``ema``) is written next to it. The n-th call for a path
+        in an epoch is the same one in all trainers, and each overwrites the file. At the end of the job
+        ``spec.output.path`` has the last model, regardless of this method.
 
         Args:
-            path: Of the file; a relative one is relative to where the job started (on a cluster with
-                ``spec.output.volumeClaimName``: to that volume).
+            path: Path of the file. A relative path refers to the directory where the job started, or on a cluster with
+                ``spec.output.volumeClaimName`` to that volume.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            OSError: The file cannot be written.
+            Refused: ``prepare`` was not called, the script has written to the model, or it left the loop over the epochs
+                early without ``stop``.
         """
 
     @abstractmethod
     def stop(self, reason: str) -> None:
-        """End the job early, in good order: the tasks that are begun are finished, no other begins.
+        """Stop the job early: tasks that were begun are completed, and no further tasks are leased.
 
-        The job is Complete then, with the account of what was trained. The loops over the loader and over
-        ``job.epochs()`` end by themselves; a script that leaves them by ``break`` has the rest of its task counted as
-        skipped.
+        The job then becomes Complete, and its status reports what was trained. The loops over the loader and over
+        ``job.epochs()`` end on their own; if the script leaves them with ``break``, the rest of its task counts as skipped.
 
         Args:
-            reason: For the status and the log.
+            reason: Reason for the status and the log.
+
+        Raises:
+            Refused: ``prepare`` was not called.
         """
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators that a script may draw from."""
+    """Seed the global generators of torch, ``random`` and, if it is imported, numpy."""
     torch.manual_seed(seed)
     random.seed(seed)
     numpy = sys.modules.get("numpy")

@@ -1,4 +1,4 @@
-"""How a script gets its job: that of the process it runs in, or one of its own."""
+"""``trainer.join``: returns the job of the process that a script runs in, or a job of one process."""
 
 from __future__ import annotations
 
@@ -14,24 +14,30 @@ from shoal.trainer.refusal import Refused
 __all__ = ["join"]
 
 _began_in = Path.cwd()
-"""Before the script changes its directory, as some libraries do for every run."""
+"""The directory at import, before the script changes it, as some libraries do for every run."""
 _joined: set[int] = set()
-"""The process that has joined, by its id: a forked child has not."""
+"""The ID of the process that has joined; a forked child has another ID."""
 
 
 def join(*, epochs: int = 1, seed: int = 0) -> Job:
-    """Join the job that this process was started for; without one, train alone in this process.
+    """Join the job of this process; if there is none, train alone in this process.
 
-    The generators of torch, random and numpy are seeded, so that all trainers begin with the same model. What a script
-    may do with its job, and what is refused: ``docs/scripts.md``.
+    A process belongs to a job if the operator or ``shoal`` set its environment variables. The generators of torch, ``random``
+    and numpy are seeded, so that all trainers begin with the same model. ``docs/scripts.md`` describes what a script may do
+    and what is refused.
 
     Args:
-        epochs: How often every sample counts, at least 1; a manifest that says it wins.
-        seed: Of the samples' order and the initial model, from 0 to 2^63 - 1; a manifest that says it wins.
+        epochs: Number of epochs, at least 1; every sample counts once in each. A value in the manifest takes precedence.
+            Default: 1.
+        seed: Seed of the order of samples and of the initial model, from 0 to 2^63 - 1. A value in the manifest takes
+            precedence. Default: 0.
+
+    Returns:
+        The job.
 
     Raises:
-        Refused: An argument is out of bounds, the call is not in the main thread, it is the second one of this process,
-            or another process is this trainer of the job.
+        Refused: An argument is out of bounds, the call is not in the main thread, it is the second one in this process, or
+            another process already runs this trainer of the job.
     """
     _check(epochs, seed)
     check_main_thread()
@@ -39,11 +45,11 @@ def join(*, epochs: int = 1, seed: int = 0) -> Job:
         raise Refused("trainer.join() is called a second time in one process; keep the job that it gave")
     _joined.add(os.getpid())
     if environment.MASTER in os.environ:
-        from shoal.trainer.distributed import DistributedJob  # noqa: PLC0415 - not needed alone
+        from shoal.trainer.distributed import DistributedJob  # noqa: PLC0415 - only needed in a job
 
         folder = os.environ.get(environment.FOLDER)
         return DistributedJob.from_environment(epochs=epochs, seed=seed, folder=Path(folder) if folder else _began_in)
-    from shoal.trainer.alone import AloneJob  # noqa: PLC0415 - not needed in a job
+    from shoal.trainer.alone import AloneJob  # noqa: PLC0415 - only needed without a job
 
     seed_everything(seed)
     return AloneJob(epochs=epochs, seed=seed)

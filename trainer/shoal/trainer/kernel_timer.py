@@ -1,8 +1,8 @@
-"""Timers of the kernel that end this process where no line of Python can run any more.
+"""Kernel timers that kill this process when no Python code can run any more.
 
-A call into C that keeps Python's global interpreter lock stops every thread, the one that keeps the heartbeat too; SIGSTOP
-stops the process whole. The kernel's clock runs on: its first signal writes the stacks of all threads (faulthandler does so
-without the interpreter), its second one is SIGKILL, which reaches a stopped process as well. Children of a fork have no timers.
+A call into C that holds Python's global interpreter lock blocks every thread, including the one that sends keep-alives; SIGSTOP
+stops the whole process. The kernel's clock still runs: its first signal writes the stacks of all threads (faulthandler needs no
+interpreter for that), its second one is SIGKILL, which also ends a stopped process. Forked children do not inherit timers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["KernelTimer"]
 _CLOCK_MONOTONIC: Final = 1
 _SIGEV_SIGNAL: Final = 0
 _DUMP: Final = signal.SIGRTMIN + 11
-"""Of the signals without a meaning; any number does that neither a script nor the C library takes."""
+"""The real-time signal that dumps the stacks; chosen because neither scripts nor the C library use it."""
 _DUMPED_SECONDS: Final = 1.0
-"""Between the stacks and the end."""
+"""Time from the dump of the stacks to SIGKILL."""
 
 
 class _Event(ctypes.Structure):
@@ -45,13 +45,13 @@ class _Time(ctypes.Structure):
 
 
 def _library() -> Any:
-    """The C library; before version 2.34 of glibc timers are in another one."""
+    """Return the C library that has the timers: librt before glibc 2.34."""
     whole = ctypes.CDLL(None, use_errno=True)
     return whole if hasattr(whole, "timer_create") else ctypes.CDLL("librt.so.1", use_errno=True)
 
 
 class KernelTimer:
-    """Ends the process when it is not set anew in time. Without the kernel's timers it does nothing."""
+    """Kills the process unless ``set`` is called again in time. No effect if the kernel's timers are not available."""
 
     def __init__(self) -> None:
         self._timers: list[Any] = []
@@ -78,7 +78,7 @@ class KernelTimer:
         return timer
 
     def set(self, seconds: float) -> None:
-        """Write the stacks in so many seconds from now, and end the process a second later."""
+        """Restart the timers: dump the stacks after ``seconds``, and kill the process ``_DUMPED_SECONDS`` later."""
         for number, timer in enumerate(self._timers):
             due = seconds + number * _DUMPED_SECONDS
             when = _Time(0, 0, int(due), int(due % 1 * 1e9))

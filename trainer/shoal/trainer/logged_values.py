@@ -1,4 +1,4 @@
-"""Values on their way to a log, and scores."""
+"""Values of ``job.log`` and scores of ``job.evaluate``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 __all__ = ["Values", "numbers", "scored"]
 
 NAMES, NAME_CHARACTERS = 100, 100
-"""Of logged values: how many names a script may use, and how long one may be."""
+"""Maximum number of names of logged values, and maximum length of a name in characters."""
 SCORE_CHARACTERS = 64_000
-"""Of one score as JSON text; the master keeps up to 1,000 of them in etcd."""
+"""Maximum length of a score as JSON text. The master stores up to 1,000 scores in etcd."""
 
 
 class Values:
-    """Logged values: numbers at once; tensors on a GPU when their copy has arrived, without waiting for it."""
+    """The latest logged values. Numbers are available immediately, tensors on a GPU when their asynchronous copy is done."""
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
@@ -28,7 +28,7 @@ class Values:
         self._names: set[str] = set()
 
     def add(self, values: dict[str, Any]) -> None:
-        """Take what the script logs.
+        """Add values that the script logs.
 
         Raises:
             TypeError: A value is neither a number nor a tensor of one element.
@@ -41,18 +41,20 @@ class Values:
                 self._add_tensor(name, value.detach())
             elif isinstance(value, int | float):
                 self._arrived(name, float(value))
-            elif getattr(value, "size", 0) == 1 and hasattr(value, "item"):  # of numpy, and what is made like it
+            elif getattr(value, "size", 0) == 1 and hasattr(
+                value, "item"
+            ):  # numpy scalars and arrays, and similar types
                 self._arrived(name, float(value.item()))
             else:
                 raise TypeError(f"job.log({name}=...) got a {type(value).__name__}; give it one number")
 
     def _check_name(self, name: str) -> None:
         if len(name) > NAME_CHARACTERS:
-            raise ValueError(f"job.log got a name of {len(name)} characters; {NAME_CHARACTERS} are the most")
+            raise ValueError(f"job.log got a name of {len(name)} characters; at most {NAME_CHARACTERS} are allowed")
         if len(self._names) == NAMES:
             raise ValueError(
                 f"job.log got {name!r} as its name number {NAMES + 1}: a name stands for a series of values, as in "
-                f"job.log(loss=...), and {NAMES} are the most"
+                f"job.log(loss=...), and at most {NAMES} are allowed"
             )
         self._names.add(name)
 
@@ -69,7 +71,7 @@ class Values:
         self._coming.append((name, copied, event))
 
     def collect(self) -> None:
-        """Take what has arrived meanwhile."""
+        """Add the tensors whose copies are done."""
         while self._coming and self._coming[0][2].query():
             name, value, _ = self._coming.pop(0)
             self._arrived(name, float(value))
@@ -81,11 +83,11 @@ class Values:
 
 
 def scored(model: nn.Module, score: Callable[[Any], Any]) -> str:
-    """Run a script's evaluation on the model: in eval mode, without gradients; the score as JSON text.
+    """Run a script's evaluation on the model, in eval mode and without gradients; return the score as JSON text.
 
     Raises:
-        TypeError: The score cannot be written as JSON.
-        ValueError: It is too large for a score.
+        TypeError: JSON cannot represent the score.
+        ValueError: The score is longer than ``SCORE_CHARACTERS``.
     """
     training = model.training
     model.eval()
@@ -110,7 +112,7 @@ def _plain(value: Any) -> Any:
 
 
 def numbers(score: Any) -> frozenset[float]:
-    """All numbers in a score."""
+    """Return all numbers in a score."""
     if isinstance(score, bool | int | float):
         return frozenset([float(score)])
     parts = score.values() if isinstance(score, dict) else score if isinstance(score, list) else ()

@@ -1,7 +1,7 @@
-"""What a trainer changes in the process of the script, and that children have none of it.
+"""Signal handlers and hooks of a trainer in the script's process.
 
-A trainer must hear SIGTERM, see the error that ends the script, and say farewell. It stands in front of what the script
-installed, which still runs; a child that is forked gets back what was there before, as it would under plain Python.
+A trainer must handle SIGTERM, report the error that ends the script, and leave the job at exit. Its handlers run before those
+of the script, which they then call. In a forked child the previous handlers are restored, as under plain Python.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["ProcessWatch", "check_main_thread", "take_place"]
 
 
 def check_main_thread() -> None:
-    """Refuse a thread.
+    """Check that the caller is in the main thread, the only one that receives signals.
 
     Raises:
-        Refused: This is not the main thread.
+        Refused: It is in another thread.
     """
     if threading.current_thread() is not threading.main_thread():
         raise Refused(
@@ -35,17 +35,17 @@ def check_main_thread() -> None:
 
 
 def take_place(uid: str, index: int) -> socket.socket:
-    """Be this trainer of the job, for as long as this process lives.
+    """Reserve the identity of a trainer for this process.
 
     Args:
-        uid: The job's.
-        index: The trainer's.
+        uid: UID of the job.
+        index: Index of the trainer.
 
     Returns:
-        A bound socket, which holds the place: the kernel frees its name when the process ends, however it ends.
+        A bound socket, which is the reservation: the kernel frees its name when the process ends for any reason.
 
     Raises:
-        Refused: Another process in this container or machine is that trainer.
+        Refused: Another process in this container or on this host already runs the trainer.
     """
     held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -60,12 +60,12 @@ def take_place(uid: str, index: int) -> socket.socket:
 
 
 class ProcessWatch:
-    """Signals and the end of a trainer's process.
+    """Handles SIGTERM, the script's error and the exit of a trainer's process.
 
     Args:
-        drain: Called at SIGTERM, before the script's own handler.
+        drain: Called on SIGTERM, before the script's own handler.
         failed: Called with the error that ends the script.
-        leave: Called when the process ends by itself.
+        leave: Called at the regular exit of the process.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class ProcessWatch:
         os.register_at_fork(after_in_child=self._in_child)
 
     def hold(self, place: socket.socket) -> None:
-        """Keep a socket open while the process lives; children do not."""
+        """Keep a socket open until the process exits; forked children close it."""
         self._place = place
 
     def renew(self) -> None:
-        """Stand in front of a handler that the script installed since."""
+        """Install the handler again if the script has installed its own since."""
         now = signal.getsignal(signal.SIGTERM)
         if now is not self._handler and threading.current_thread() is threading.main_thread():
-            # A new one each time: the script's handler may call the one that it found, which is ours of before.
+            # A new function each time, as the script's handler may call our previous one.
             self._before, self._handler = now, self._in_front_of(now)
             signal.signal(signal.SIGTERM, self._handler)
 

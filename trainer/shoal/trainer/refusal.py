@@ -1,4 +1,4 @@
-"""How a script is refused: in words that name its object and the fix, and with one exit code, alone and in a job."""
+"""Refusal of a script: a message that names the object and the fix, and the same exit code alone and in a job."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from shoal.protocol.environment import EXIT_REFUSED
 __all__ = ["Refusal", "Refused"]
 
 
-class Refusal(ValueError):  # noqa: N818 - what the user reads
-    """The script asks for something that Shoal does not do; the message says what, and what to do instead."""
+class Refusal(ValueError):  # noqa: N818 - the name that users read
+    """The script needs something that Shoal does not support; the message names it and the fix."""
 
 
 class Refused(SystemExit):
-    """This script cannot be trained, and trying again cannot help: the process ends with exit code 78.
+    """The script cannot be trained, and a retry cannot help; the process exits with code 78.
 
-    It is no ``Exception``, so that a script's ``except Exception`` does not turn a refusal into silence.
+    It is not an ``Exception``, so that ``except Exception`` in a script does not hide a refusal.
 
     Args:
-        reason: Names the object of the script and the fix; it is printed on stderr at once, behind ``error: ``.
+        reason: Text that names the object in the script and the fix; printed to stderr immediately, after ``error: ``.
 
     Attributes:
-        reason: The same text.
+        reason: The text.
     """
 
     raised = False
-    """Whether this process raised one: whatever the script leaves undone has been explained then."""
+    """Whether this process raised a refusal, so that an unfinished loop needs no further explanation."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(EXIT_REFUSED)

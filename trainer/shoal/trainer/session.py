@@ -1,9 +1,7 @@
-"""The job as it goes with the script's loop, the same alone and in a job of many processes.
+"""The training session: follows the script's loop, in the same way alone and in a job of many processes.
 
-Which batch is open, which step counts, where a pass over the loader begins and ends, what the script does to the model
-meanwhile: all of it is decided here, so that a script which is refused in a job is refused alone, too, and one that
-trains does so in the same order. What differs stands behind a few methods: where batches come from, what carries out a
-step, how a score or a file is made once for all trainers (``alone``, ``distributed``).
+It tracks the open batch, the steps that count, the passes over the loader and the script's changes of the model, so that a
+script is refused, or trains in the same order, in both cases. ``alone`` and ``distributed`` implement the abstract methods.
 """
 
 from __future__ import annotations
@@ -43,11 +41,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class TrainingSession(Job):
-    """One script's job.
+    """The job of one script.
 
     Args:
-        epochs: How often every sample counts.
-        seed: Of the samples' order.
+        epochs: Number of epochs; every sample counts once in each.
+        seed: Seed of the order of samples.
     """
 
     def __init__(self, *, epochs: int, seed: int) -> None:
@@ -132,15 +130,15 @@ class TrainingSession(Job):
         )
 
     _writes_past_counters = False
-    """Whether the job's own writes into parameters leave autograd's version counters alone."""
+    """Whether the job's own writes into parameters do not increase autograd's version counters."""
 
     @abstractmethod
     def _register(self, described: ScriptDescription) -> None:
-        """Tell what is trained; epochs, seed and the epoch to begin with are those of the job afterwards."""
+        """Register the model spec; afterwards epochs, seed and the current epoch are those of the job."""
 
     @abstractmethod
     def _begin(self) -> None:
-        """Have the job's parameters, frozen values and buffers."""
+        """Load the job's parameters, fixed tensors and buffers into the model."""
 
     # --- Epochs ---
 
@@ -175,11 +173,11 @@ class TrainingSession(Job):
 
     @abstractmethod
     def _epoch_over(self) -> bool:
-        """The script's loop went through an epoch; whether that was the last one."""
+        """Advance to the next epoch after the script's loop finished one; return whether it was the last one."""
 
     @abstractmethod
     def _end(self) -> None:
-        """The script's loop went through all epochs, and the job is complete."""
+        """Finish after the last epoch, when the job is complete."""
 
     # --- Passes and batches ---
 
@@ -197,7 +195,7 @@ class TrainingSession(Job):
 
     @abstractmethod
     def _pass_begins(self) -> None:
-        """A pass begins in the present epoch."""
+        """Start a pass over the loader in the current epoch."""
 
     def following(self, number: int) -> tuple[bool, Any]:
         """See ``Passes.following``."""
@@ -221,7 +219,7 @@ class TrainingSession(Job):
         return True, data
 
     def _data(self, place: Place) -> Any:
-        """The batch's data; where the feed has other plans, it is told anew."""
+        """Return the data of a batch; reassign the feed if it would return another batch."""
         self._fetching = place
         if not self._feed.expects(place):
             self._feed.clear()
@@ -253,22 +251,22 @@ class TrainingSession(Job):
 
     @abstractmethod
     def _warn(self, text: str) -> None:
-        """Tell whoever runs the job."""
+        """Report a warning to the user."""
 
     @abstractmethod
     def _next_place(self) -> Place | None:
-        """The next batch of the present epoch; None: there is none. The parameters are the job's newest then."""
+        """Return the next batch of the current epoch, with the newest parameters loaded; None at the end of the epoch."""
 
     @abstractmethod
     def _assign_from(self, place: Place) -> None:
-        """Tell the feed which batches are coming, from this one on."""
+        """Assign the coming batches to the feed, beginning with this one."""
 
     @abstractmethod
     def _batch_begins(self, batch: Batch) -> None:
-        """The script gets a batch."""
+        """Prepare for a batch that the script is about to receive."""
 
     def _step_of(self, batch: Batch) -> int:
-        """The number of the optimizer step that closes the batch's accumulation, in the job's order."""
+        """Return the number of the optimizer step that closes the batch's accumulation, in the job's order."""
         plan, size = self._order.plan, self._description.shape.accumulate
         return batch.epoch * plan.steps(size) + batch.task * plan.task_batches // size + batch.batch // size
 
@@ -277,7 +275,7 @@ class TrainingSession(Job):
         return (batch.batch + 1) % size == 0 or batch.batch + 1 == self._order.plan.batches_in(batch.task)
 
     def _close(self) -> Place | None:
-        """Close the open batch; in the middle of an accumulation the next batch of it is returned."""
+        """Close the open batch; return the next batch of an accumulation that is not complete, otherwise None."""
         batch, self._open = self._open, None
         if batch is None:
             return None
@@ -285,7 +283,7 @@ class TrainingSession(Job):
         gradients = self._carry.look(stepped=bool(batch.asked), accumulating=not self._closes(batch))
         self._pass.trained = self._pass.trained or gradients or bool(batch.asked)
         if batch.abandoned and not batch.stepped:
-            # It comes again: nobody trained on it. What was accumulated before it is computed again, too.
+            # The batch is processed again, as it was not trained. Earlier batches of its accumulation are computed again, too.
             if batch.first != batch.batch:
                 self._clear_gradients()
             return None
@@ -306,15 +304,15 @@ class TrainingSession(Job):
 
     @abstractmethod
     def _accumulates(self, batch: Batch) -> None:
-        """A batch ends whose gradients are merged into a later step."""
+        """Note the end of a batch whose gradients belong to a later step."""
 
     @abstractmethod
     def _commit(self, batch: Batch, *, skipped: bool) -> None:
-        """Make the batch's steps part of the job, or count it as skipped."""
+        """Make the batch's steps part of the job, or count the batch as skipped."""
 
     @abstractmethod
     def _closed(self, batch: Batch) -> None:
-        """A batch is over."""
+        """Note the end of a batch that was committed."""
 
     # --- Steps (the optimizers' Stepper) ---
 
@@ -328,7 +326,7 @@ class TrainingSession(Job):
         self._carry.cleared()
         if batch is None:
             return True
-        # Before the batch's step the gradients at hand are those of the accumulation so far; after it, the next one's.
+        # Before the batch's step the gradients are those of the accumulation so far; after it, of the next one.
         return self._closes(batch) if id(optimizer) in batch.asked else batch.first == batch.batch
 
     def scaled(self, optimizer: Optimizer) -> None:
@@ -376,7 +374,7 @@ class TrainingSession(Job):
 
     @abstractmethod
     def _take_step(self, batch: Batch, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
-        """Carry out one optimizer's step, or take hold of what it needs; what the closure gave."""
+        """Execute one optimizer's step, or keep its gradients for the commit; return the closure's result."""
 
     def _scheduler_place(self, optimizer: Optimizer) -> tuple[str, Any]:
         batch = self._open
@@ -401,7 +399,7 @@ class TrainingSession(Job):
         self._values.collect()
 
     def _call(self, kind: str) -> tuple[int, int]:
-        """Which call of its kind this is: the epoch, and its number in it."""
+        """Return the epoch of a call, and its number among the calls of its kind in that epoch."""
         epoch = self._epochs if self._finished else self._epoch
         number = self._calls.get((kind, epoch), 0)
         self._calls[kind, epoch] = number + 1
@@ -424,18 +422,18 @@ class TrainingSession(Job):
     """The numbers of the last evaluation."""
 
     def _measured(self, value: float) -> bool:
-        """The script gave a number to ReduceLROnPlateau; whether it counts."""
-        if value not in self._scores and value == value:  # noqa: PLR0124 - NaN is no score, and stands for nothing
+        """Record the metric that the script passed to ReduceLROnPlateau; return whether it counts."""
+        if value not in self._scores and value == value:  # noqa: PLR0124 - NaN never equals a score
             raise Refused(sentences.foreign_metric(value))
         return self._metric(*self._call("metric"), value)
 
     @abstractmethod
     def _metric(self, epoch: int, number: int, value: float) -> bool:
-        """The n-th metric of an epoch is known; whether it is new here."""
+        """Record the n-th metric of an epoch; return whether it is new in this trainer."""
 
     @abstractmethod
     def _score(self, epoch: int, number: int, score: Callable[[Any], Any]) -> Any:
-        """Have the n-th score of an epoch."""
+        """Return the n-th score of an epoch."""
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """See ``Job.save``."""
@@ -451,11 +449,11 @@ class TrainingSession(Job):
 
     @abstractmethod
     def _folder(self) -> Path:
-        """What relative paths are relative to."""
+        """Return the directory to which relative paths refer."""
 
     @abstractmethod
     def _write(self, path: Path, epoch: int, number: int) -> None:
-        """Write the model of this moment, once for all trainers."""
+        """Write the current model, once for all trainers."""
 
     def stop(self, reason: str) -> None:
         """See ``Job.stop``."""
@@ -466,10 +464,10 @@ class TrainingSession(Job):
 
     @abstractmethod
     def _stop(self, reason: str) -> None:
-        """End the job early."""
+        """Stop the job early."""
 
     def _check_model(self) -> None:
-        """Before others see the model: what the script wrote into it is none of the job's, and all steps made are."""
+        """Before an evaluation or a save: refuse writes of the script into the model, and commit the steps made so far."""
         self._description.buffer_tensors()
         if self._open is None:
             self._watch.check_all()
@@ -478,7 +476,7 @@ class TrainingSession(Job):
         self._used("job.evaluate or job.save")
 
     def _used(self, what: str) -> None:
-        """In the midst of a batch something sees the model: the steps that were made for the batch are all of its steps."""
+        """Commit the open batch's steps because the model is used; further steps for the batch are then refused."""
         batch = self._open
         if batch is not None and batch.stepped and not batch.committed:
             batch.used = what
@@ -486,14 +484,14 @@ class TrainingSession(Job):
 
     @abstractmethod
     def _complete_stopped(self) -> None:
-        """The script said stop and left its loops: end the job."""
+        """Complete a job that the script stopped before it left its loops."""
 
     def _need_prepared(self, what: str) -> None:
         if not self._prepared:
             raise Refused(f"{what} before job.prepare(...): prepare the model, the optimizer and the loader first")
 
     def _unfinished(self) -> str:
-        """Why the job is not through although the script ends; empty: it is."""
+        """Return why the job is not complete although the script ends; empty if it is complete."""
         if self._finished or self._stopping:
             return ""
         in_batch = self._open is not None and not self._open.abandoned

@@ -1,1 +1,1 @@
-"""How the processes of a job reach each other: frames, handshake, connections, shared memory."""
+"""Connections between the processes of a job: addresses, frames, handshake, shared memory."""

@@ -1,9 +1,9 @@
 """Accepts callers on listening sockets and serves each on a thread, whatever ``accept`` fails with.
 
-``accept`` fails for reasons that have nothing to do with the listening socket: the caller has gone, the process or the
-machine has no descriptor or memory left (accept(2), "Error handling"). It is tried again after a pause that grows; where
-descriptors are short, a caller that has not proved itself makes room. Only a socket that does not listen any more ends
-the acceptor, and ``failed`` is told.
+``accept`` also fails for reasons that do not concern the listening socket: the caller has closed the connection, or the
+process or the machine has no descriptor or memory left (accept(2), "Error handling"). The acceptor retries after a growing
+pause; if descriptors are short, it closes the oldest unauthenticated caller. Only a socket that does not listen any more
+ends the acceptor, which then calls ``failed``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from shoal.transport.unauthenticated import Unauthenticated
 __all__ = ["Acceptor"]
 
 DEAD = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-"""The socket does not listen; each other error is one caller's, or passes."""
+"""Errors of a socket that does not listen; every other error concerns one caller, or is temporary."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 1.0
+"""The pause after the first error in a row and the limit to which it doubles, in seconds."""
 
 log = logging.getLogger("shoal.wire")
 
@@ -33,11 +34,11 @@ class Acceptor:
     """Accepts callers until it is closed.
 
     Args:
-        listeners: Sockets that listen; they are the acceptor's from now on.
-        identity: Of this process.
-        token: The job's.
+        listeners: Listening sockets; the acceptor closes them.
+        identity: The identity of this process.
+        token: The job's token.
         job: The job's uid.
-        serve: Serves a caller that has proved itself, on a thread of its own, until it goes.
+        serve: Called with each authenticated caller's connection, on a thread per caller; returns when it is closed.
         failed: Called with the reason when a socket does not listen any more.
     """
 
@@ -55,25 +56,25 @@ class Acceptor:
         self._identity, self._token, self._job = identity, token, job
         self._serve, self._failed = serve, failed
         self._lock = threading.Lock()
-        self._unproved: Unauthenticated[socket.socket] = Unauthenticated()
+        self._unauthenticated: Unauthenticated[socket.socket] = Unauthenticated()
         self._closing = threading.Event()
-        self._failing, self._turned_away = Seldom(), Seldom()
+        self._failing, self._refused_callers = Seldom(), Seldom()
         self._threads = [
             threading.Thread(target=self._accept, args=(each,), name="shoal-accept", daemon=True) for each in listeners
         ]
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start to accept callers."""
         for thread in self._threads:
             thread.start()
 
     def why_deaf(self) -> str:
-        """Why no caller can come any more; empty: one can. Never waits."""
+        """Return why no caller can be accepted any more; empty if callers are accepted. Does not block."""
         dead = not self._closing.is_set() and not all(thread.is_alive() for thread in self._threads)
         return "it accepts no callers any more" if dead else ""
 
     def close(self) -> None:
-        """End; the listening sockets are closed, and no thread accepts any more."""
+        """Close the listening sockets, and wait up to 2 s for each accepting thread to end."""
         self._closing.set()
         for listener in self._listeners:
             with contextlib.suppress(OSError):
@@ -83,7 +84,7 @@ class Acceptor:
             if thread.ident is not None:
                 thread.join(timeout=2.0)
         with self._lock:
-            while (caller := self._unproved.oldest()) is not None:
+            while (caller := self._unauthenticated.oldest()) is not None:
                 _hang_up(caller)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -99,45 +100,45 @@ class Acceptor:
                 if number in DEAD:
                     self._failed(f"the process does not listen any more: {error}")
                     return
-                self._make_room(error, short=number in SHORT or not isinstance(error, OSError))
+                self._close_oldest(error, short=number in SHORT or not isinstance(error, OSError))
                 self._closing.wait(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(in_a_row, 20)))
                 in_a_row += 1
 
     def _take(self, caller: socket.socket, address: object) -> None:
-        whence = str(address[0]) if isinstance(address, tuple) else ""
+        host = str(address[0]) if isinstance(address, tuple) else ""
         with self._lock:
-            oldest = self._unproved.admit(caller, whence)
+            oldest = self._unauthenticated.admit(caller, host)
             if oldest is not None:
                 _hang_up(oldest)
         try:
-            threading.Thread(target=self._greet, args=(caller,), name="shoal-greet", daemon=True).start()
-        except BaseException:  # no thread: as with a descriptor, one is free again later
+            threading.Thread(target=self._authenticate, args=(caller,), name="shoal-greet", daemon=True).start()
+        except BaseException:  # no thread is free: temporary, like a lack of descriptors
             with self._lock:
-                self._unproved.remove(caller)
+                self._unauthenticated.remove(caller)
             caller.close()
             raise
 
-    def _make_room(self, error: BaseException, *, short: bool) -> None:
+    def _close_oldest(self, error: BaseException, *, short: bool) -> None:
         with self._lock:
-            if short and (caller := self._unproved.oldest()) is not None:
+            if short and (caller := self._unauthenticated.oldest()) is not None:
                 _hang_up(caller)
             times = self._failing.count()
         if times:
             log.warning("no caller could be accepted (%d times): %s; it is tried again", times, error)
 
-    def _greet(self, caller: socket.socket) -> None:
+    def _authenticate(self, caller: socket.socket) -> None:
         try:
             connection = sync.accept(caller, identity=self._identity, token=self._token, job=self._job)
         except OSError as error:
             with self._lock:
-                ours = self._unproved.remove(caller)
-                times = self._turned_away.count()
+                ours = self._unauthenticated.remove(caller)
+                times = self._refused_callers.count()
             if times:
-                why = error if ours else "too many callers that say nothing"
+                why = error if ours else "too many callers that have not authenticated"
                 log.warning("a caller was turned away (%d times): %s", times, why)
             return
         with self._lock:
-            ours = self._unproved.remove(caller)
+            ours = self._unauthenticated.remove(caller)
         if ours:
             self._serve(connection)
         else:
@@ -145,6 +146,6 @@ class Acceptor:
 
 
 def _hang_up(caller: socket.socket) -> None:
-    """Wake the thread that waits for the caller; it closes the socket."""
+    """Shut a caller's socket down; the thread that waits for the caller wakes and closes it."""
     with contextlib.suppress(OSError):
         caller.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,7 @@
 """Addresses of the processes of a job, as text: ``unix:///path``, ``tcp://host:port``, ``file:///path``.
 
-The third form names a file that holds one of the first two. It is read anew at each connect, so a process that comes
-back elsewhere is found without anybody being told; on a cluster the name of a Service does the same.
+The third form names a file that holds an address of the first two. The file is read at each connect, so that a process
+which restarts at another address is found; on a cluster the name of a Service has the same effect.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ __all__ = ["AddressError", "connect", "listen", "publish", "resolve", "watch_ove
 
 BACKLOG = 1024
 VANISHED_SECONDS = 20
-"""After which a TCP connection ends whose other machine answers nothing."""
+"""The time after which the kernel ends a TCP connection whose remote machine does not respond."""
 
 
 class AddressError(ValueError):
-    """An address that cannot be read; the message says which and what it must look like."""
+    """An invalid address, or one at which a process cannot listen; the message has the address and the fix."""
 
 
 def resolve(address: str) -> str:
-    """Follow ``file://`` once.
+    """Return the ``unix://`` or ``tcp://`` address that an address stands for; a ``file://`` address is read.
 
     Raises:
         AddressError: The address has none of the three forms.
-        OSError: The file is not there (yet).
+        OSError: The file cannot be read, or does not exist yet.
     """
     if address.startswith("file://"):
         return resolve(Path(address.removeprefix("file://")).read_text(encoding="utf-8").strip())
@@ -39,7 +39,7 @@ def resolve(address: str) -> str:
 
 
 def publish(path: Path, address: str) -> None:
-    """Write an address file so that a reader sees the old text or the new one, never a part."""
+    """Write an address file atomically: a reader sees the old text or the new one."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -58,11 +58,11 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def connect(address: str, *, timeout: float) -> socket.socket:
-    """Open a blocking socket to an address; ``timeout`` (seconds) is for the connect and stays set.
+    """Open a blocking socket to an address; ``timeout`` (seconds) applies to the connect and stays set.
 
     Raises:
-        AddressError: The address cannot be read.
-        OSError: Nobody listens there.
+        AddressError: The address is invalid.
+        OSError: No process listens there.
     """
     address = resolve(address)
     if address.startswith("unix://"):
@@ -80,9 +80,9 @@ def connect(address: str, *, timeout: float) -> socket.socket:
 
 
 def watch_over(stream: socket.socket) -> None:
-    """Let the kernel end a TCP connection whose other machine does not answer, and send small messages at once.
+    """Set TCP keep-alive, the user timeout and TCP_NODELAY, so that the kernel ends a connection to a machine that is lost.
 
-    Nothing is set on a Unix socket: its peer's end is known at once.
+    Nothing is set on a Unix socket, as the kernel reports the end of its peer at once.
     """
     if stream.family == socket.AF_UNIX:
         return
@@ -98,12 +98,12 @@ def watch_over(stream: socket.socket) -> None:
 
 
 def listen(address: str) -> tuple[socket.socket, str]:
-    """Listen; the second value is the address to tell others (a port 0 filled in).
+    """Listen at an address; return the socket and the address to publish (with the port that replaces a port 0).
 
-    A Unix socket left behind by a process that was killed is replaced.
+    A Unix socket that a killed process has left behind is replaced.
 
     Raises:
-        AddressError: The address cannot be read, a Unix path is too long, the port is taken, the folder is missing.
+        AddressError: The address is invalid, a Unix path is too long, the port is in use, or the folder is missing.
     """
     try:
         return _listen(address)

@@ -1,7 +1,7 @@
-"""Connections on an asyncio loop: what the master and its observers speak; messages only, no payloads.
+"""Connections on an asyncio loop, for the master and its observers; they carry messages without payloads.
 
-A ``Protocol`` parses all complete frames of a read at once and sends all messages of one turn of the loop in one
-write: with many small messages that is several times faster than streams.
+A ``Protocol`` parses all complete frames of a read at once and sends all messages of one iteration of the loop in one
+write, which is several times faster than streams for many small messages.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["AsyncConnection", "Caller", "Listener", "connect"]
 
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 10.0
-"""For the peer to read what is left when a connection is closed."""
+"""The time that a peer has to read the remaining data when a connection is closed."""
 HIGH_WATER = 16 << 20
-"""Bytes that may wait for a peer before more is sent: one that reads has some kilobytes."""
+"""The limit of unsent bytes above which a connection is aborted; a peer that reads has some kilobytes."""
 
 _handshake = msgspec.msgpack.Decoder(auth.Handshake)
 
 
 class AsyncConnection(asyncio.Protocol):
-    """One end of a connection. Subclasses carry the handshake; until it is done, ``peer`` is None."""
+    """One end of a connection. Subclasses implement the handshake; ``peer`` is None until it is complete."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[Any]) -> None:
         self.peer: auth.Identity | None = None
@@ -47,20 +47,20 @@ class AsyncConnection(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def on_ready(self) -> None:
-        """The peer has proved itself."""
+        """Called when the peer has authenticated."""
 
     def on_message(self, message: Any) -> None:
-        """A message came."""
+        """Called with each message."""
 
     def on_closed(self) -> None:
-        """The connection is gone; called once, also when the handshake failed."""
+        """Called once when the connection is closed, also if the handshake failed."""
 
     def on_handshake(self, message: auth.Handshake) -> None:
-        """A message of the handshake came; sets ``peer`` in the end."""
+        """Called with each message of the handshake; sets ``peer`` when the handshake is complete."""
         raise NotImplementedError
 
     def send(self, message: Any) -> None:
-        """Send a message with the others of this turn of the loop. Nothing happens on a closed connection."""
+        """Send a message with the others of this iteration of the loop. A closed connection ignores it."""
         if self.closed:
             return
         if not self._outgoing:
@@ -68,7 +68,7 @@ class AsyncConnection(asyncio.Protocol):
         self._outgoing.append(encode(message))
 
     def close(self, why: str = "") -> None:
-        """Send what is left, then close."""
+        """Send the remaining messages, then close; aborted after `CLOSE_SECONDS`."""
         self._flush()
         self.why_closed = self.why_closed or why
         if self._transport is not None and not self._transport.is_closing():
@@ -76,7 +76,7 @@ class AsyncConnection(asyncio.Protocol):
             self._loop.call_later(CLOSE_SECONDS, lambda: None if self.closed else self.abort())
 
     def abort(self, why: str = "") -> None:
-        """Close now, whatever is left to be sent."""
+        """Close at once and discard unsent messages."""
         self.why_closed = self.why_closed or why
         if self._transport is not None:
             self._transport.abort()
@@ -91,22 +91,22 @@ class AsyncConnection(asyncio.Protocol):
             self._transport.write(b"".join(outgoing))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the handshake's clock."""
+        """Start the timeout of the handshake."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.last_heard = self._loop.time()
         stream = transport.get_extra_info("socket")
         if stream is not None:
             watch_over(stream)
-        self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._too_slow)
+        self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_timed_out)
 
-    def _too_slow(self) -> None:
+    def _handshake_timed_out(self) -> None:
         self.abort("no handshake")
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Tell it once."""
+        """Mark the connection as closed and call ``on_closed``."""
         self.closed = True
-        # A reset too: a probe of a kubelet hangs up without a word, every other second.
+        # A reset too: the TCP probe of a kubelet closes its connections without a request, every second.
         self.why_closed = self.why_closed or "closed by the peer"
         if self._deadline is not None:
             self._deadline.cancel()
@@ -136,7 +136,7 @@ class AsyncConnection(asyncio.Protocol):
             start = end
         del buffer[:start]
 
-    def _proved(self) -> bool:
+    def _authenticated(self) -> bool:
         return self.peer is not None
 
     def _handle(self, body: bytes) -> None:
@@ -152,14 +152,14 @@ class AsyncConnection(asyncio.Protocol):
         except UNDECODABLE as error:
             raise FrameError("not a handshake of Shoal's") from error
         self.on_handshake(handshake)
-        if self._proved():
+        if self._authenticated():
             if self._deadline is not None:
                 self._deadline.cancel()
             self.on_ready()
 
 
 class Listener(AsyncConnection):
-    """The listener's end; ``unproved`` has all callers of the process that have not proved themselves."""
+    """The listener's end; ``unproved`` has all unauthenticated callers of the process."""
 
     def __init__(
         self,
@@ -181,16 +181,16 @@ class Listener(AsyncConnection):
         name = transport.get_extra_info("peername")
         oldest = self._unproved.admit(self, str(name[0]) if isinstance(name, tuple) else "")
         if oldest is not None:
-            oldest.abort("too many callers say nothing")
+            oldest.abort("too many callers that have not authenticated")
         self.send(self._sent)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Make room for other callers."""
+        """Remove the caller from the unauthenticated ones."""
         self._unproved.remove(self)
         super().connection_lost(error)
 
     def on_handshake(self, message: auth.Handshake) -> None:
-        """Verify the caller and welcome it, or say why not."""
+        """Verify the caller's greeting; reply with ``Welcome`` or ``HandshakeRefused``."""
         if not isinstance(message, auth.Greeting):
             raise FrameError("a handshake out of order")
         try:
@@ -204,7 +204,7 @@ class Listener(AsyncConnection):
 
 
 class Caller(AsyncConnection):
-    """The caller's end: incoming messages wait in a queue, for ``receive``."""
+    """The caller's end; incoming messages are queued for ``receive``."""
 
     def __init__(
         self, decoder: msgspec.msgpack.Decoder[Any], *, identity: auth.Identity, token: auth.Token, job: str
@@ -217,7 +217,7 @@ class Caller(AsyncConnection):
         self.ready: asyncio.Future[None] = self._loop.create_future()
 
     def on_handshake(self, message: auth.Handshake) -> None:
-        """Answer the challenge; check the welcome."""
+        """Reply to the challenge; verify the welcome."""
         if isinstance(message, auth.HandshakeRefused):
             raise auth.AuthenticationError(message.reason)
         if isinstance(message, auth.Challenge) and self._greeting is None:
@@ -236,20 +236,20 @@ class Caller(AsyncConnection):
             self.ready.set_result(None)
 
     def on_message(self, message: Any) -> None:
-        """Keep the message for ``receive``."""
+        """Queue the message for ``receive``."""
         self._incoming.put_nowait(message)
 
     def on_closed(self) -> None:
-        """Wake whoever waits."""
+        """Wake pending calls of ``receive`` and ``connect``."""
         self._incoming.put_nowait(None)
         if not self.ready.done():
             self.ready.set_exception(auth.AuthenticationError(self.why_closed))
 
     async def receive(self) -> Any:
-        """The next message.
+        """Return the next message.
 
         Raises:
-            ConnectionResetError: The connection is gone; the text says why.
+            ConnectionResetError: The connection is closed; the text has the reason.
         """
         message = await self._incoming.get()
         if message is None:
@@ -268,11 +268,11 @@ async def connect(
     timeout: float = 5.0,  # noqa: ASYNC109 - of the connect, which runs in a thread
     make: Callable[..., Caller] = Caller,
 ) -> Caller:
-    """Call a process of the job; messages come by ``receive``.
+    """Connect to a process of the job; ``receive`` of the result returns its messages.
 
     Raises:
-        AuthenticationError: The other end refused, or does not know the token.
-        OSError: Nobody listens there.
+        AuthenticationError: The listener refused, or does not have the token.
+        OSError: No process listens there.
     """
     stream = await asyncio.to_thread(open_socket, address, timeout=timeout)
     stream.setblocking(False)

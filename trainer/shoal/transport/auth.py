@@ -1,9 +1,9 @@
-"""The handshake: both ends prove that they know the job's token, without sending it.
+"""The handshake: both ends prove that they have the job's token, without sending it.
 
-The listener challenges with a nonce; the caller greets with who it is, a nonce of its own, and an HMAC over all of it;
-the listener welcomes with an HMAC of its own, so that a caller knows that it reached its job and not a stranger that
-took the port. Version and job are compared here, once, and a difference is refused by name. The functions are pure;
-``aio`` and ``sync`` carry the messages.
+The listener sends a challenge with a nonce; the caller replies with a greeting: its identity, its own nonce, and an HMAC
+over all of these; the listener replies with a welcome that has its own HMAC, so that a caller detects a process of another
+job that has taken the port. Version and job are compared once, here, and a refusal names the difference. The functions
+are pure; ``aio`` and ``sync`` transmit the messages.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ __all__ = [
 ]
 
 VERSION = "0.1.0"
-"""Version of Shoal; ends of different versions do not talk."""
+"""The version of Shoal; ends of different versions refuse each other."""
 
 
 class AuthenticationError(ConnectionError):
-    """The other end is not of this job, or of another version; the message says which."""
+    """The other end is of another job or another version; the message has the difference."""
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """One run of one process: ``life`` is random, so that a successor of the same role and index is told apart."""
+    """The identity of one run of a process; ``life`` is random and distinguishes a successor of the same role and index."""
 
     role: Annotated[str, msgspec.Meta(max_length=20)]
     index: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
     life: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
     def __str__(self) -> str:
-        """Role and number, as people say it."""
+        """Return role and index, such as ``trainer-3``."""
         return self.role if self.role in {"master", "observer"} else f"{self.role}-{self.index}"
 
 
 class Token:
-    """The job's shared secret; never printed."""
+    """The job's shared secret; its value is never printed."""
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < 16:
@@ -71,20 +71,20 @@ class Token:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It holds fewer than 16 bytes.
+            ValueError: The file has fewer than 16 bytes.
         """
         return cls(Path(path).read_bytes().strip())
 
     @classmethod
     def create(cls, path: Path) -> Token:
-        """Make a random token and keep it in a file that only its owner reads."""
+        """Create a random token and write it to a file that only its owner can read."""
         secret = secrets.token_hex(32).encode()
         path.touch(mode=0o600)
         path.write_bytes(secret)
         return cls(secret)
 
     def sign(self, label: str, *parts: bytes) -> bytes:
-        """HMAC-SHA256 over the label and the parts, each with its length before it."""
+        """Return the HMAC-SHA256 over the label and the parts, each preceded by its length."""
         digest = hmac.new(self._secret, label.encode(), hashlib.sha256)
         for part in parts:
             digest.update(len(part).to_bytes(4, "big"))
@@ -97,14 +97,14 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 
 
 class Challenge(_Message, frozen=True):
-    """The listener's first word."""
+    """The listener's first message: its version and a nonce."""
 
     version: str
     nonce: bytes
 
 
 class Greeting(_Message, frozen=True):
-    """The caller's answer."""
+    """The caller's reply to ``Challenge``: its identity and its proof."""
 
     version: str
     job: str
@@ -114,14 +114,14 @@ class Greeting(_Message, frozen=True):
 
 
 class Welcome(_Message, frozen=True):
-    """The listener's proof."""
+    """The listener's reply to a valid ``Greeting``: its identity and its proof."""
 
     identity: Identity
     proof: bytes
 
 
 class HandshakeRefused(_Message, frozen=True):
-    """The listener's no, with the reason."""
+    """The listener's reply to an invalid ``Greeting``, with the reason."""
 
     reason: str
 
@@ -130,12 +130,12 @@ Handshake = Challenge | Greeting | Welcome | HandshakeRefused
 
 
 def new_life() -> int:
-    """A random number for one run of a process; never 0."""
+    """Return a random life for one run of a process; never 0."""
     return secrets.randbits(62) + 1
 
 
 def challenge() -> Challenge:
-    """The listener's first word."""
+    """Return a challenge with a random nonce."""
     return Challenge(version=VERSION, nonce=secrets.token_bytes(16))
 
 
@@ -144,17 +144,17 @@ def _signed(token: Token, label: str, *, job: str, identity: Identity, nonces: t
 
 
 def greet(received: Challenge, *, token: Token, job: str, identity: Identity) -> Greeting:
-    """The caller's answer to a challenge."""
+    """Return the caller's reply to a challenge."""
     nonce = secrets.token_bytes(16)
     proof = _signed(token, "caller", job=job, identity=identity, nonces=(received.nonce, nonce))
     return Greeting(version=VERSION, job=job, identity=identity, nonce=nonce, proof=proof)
 
 
 def verify(greeting: Greeting, sent: Challenge, *, token: Token, job: str) -> None:
-    """Check a greeting.
+    """Verify a greeting.
 
     Raises:
-        AuthenticationError: Another version, another job, or no knowledge of the token.
+        AuthenticationError: The caller is of another version or another job, or does not have the token.
     """
     expected = _signed(
         token, "caller", job=greeting.job, identity=greeting.identity, nonces=(sent.nonce, greeting.nonce)
@@ -168,19 +168,19 @@ def verify(greeting: Greeting, sent: Challenge, *, token: Token, job: str) -> No
 
 
 def welcome(greeting: Greeting, sent: Challenge, *, token: Token, identity: Identity) -> Welcome:
-    """The listener's proof."""
+    """Return the listener's reply to a verified greeting."""
     proof = _signed(token, "listener", job=greeting.job, identity=identity, nonces=(sent.nonce, greeting.nonce))
     return Welcome(identity=identity, proof=proof)
 
 
 def verify_welcome(received: Welcome, greeting: Greeting, sent: Challenge, *, token: Token) -> None:
-    """Check that the listener knows the token too.
+    """Verify that the listener has the token.
 
     Raises:
-        AuthenticationError: It does not.
+        AuthenticationError: The listener does not have the token.
     """
     expected = _signed(
         token, "listener", job=greeting.job, identity=received.identity, nonces=(sent.nonce, greeting.nonce)
     )
     if not hmac.compare_digest(expected, received.proof):
-        raise AuthenticationError("who listens there does not know the job's token")
+        raise AuthenticationError("the process that listens there does not know the job's token")

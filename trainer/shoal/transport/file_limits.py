@@ -1,4 +1,4 @@
-"""Open files of a process: as many as the machine allows, and what it means that there are none left."""
+"""The limit of open files of a process, and the errors of a lack of descriptors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import resource
 __all__ = ["SHORT", "allow_all"]
 
 SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of accept(2) that say that descriptors or memory are short; they pass when one is free again."""
+"""Errors of accept(2) for a temporary lack of descriptors or memory."""
 
 
 def allow_all() -> None:
-    """Raise the process's own bound to what it may have: a shell's bound of 1,024 is there for ``select``."""
+    """Raise the process's soft limit of open files to its hard limit; a shell's limit of 1,024 exists for ``select``."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,9 +1,9 @@
-"""The one framing of every connection: a fixed header, a msgpack message, and raw bytes that belong to it.
+"""The framing of all connections: a fixed header, a msgpack message, and its payload of raw bytes.
 
     magic (2) | reserved (2) | length of the message (4) | length of the payload (8) | message | payload
 
-Tensor bytes stay outside the message, so that they go from tensor memory to tensor memory without a copy in between.
-Before a peer has proved that it knows the job's token, it may send small messages only and no payload.
+Tensor bytes are outside the message, so that they are transferred between tensor memories without a copy. A peer that
+has not authenticated may send messages of `MAX_GREETING` bytes at most, and no payload.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ __all__ = ["HEADER", "MAX_GREETING", "MAX_MESSAGE", "FrameError", "encode", "par
 HEADER: Final = struct.Struct("!2sHIQ")
 MAGIC: Final = b"SL"
 MAX_MESSAGE: Final = 64 << 20
-"""Bytes in one message: snapshots' lists and reports of large jobs stay far below."""
+"""The limit of one message, in bytes; the lists of snapshots and the reports of large jobs are far smaller."""
 MAX_GREETING: Final = 4096
-"""Bytes in a message of a peer that has not proved itself."""
+"""The limit of a message of an unauthenticated peer, in bytes."""
 MAX_PAYLOAD: Final = 1 << 40
+"""The limit of one payload, in bytes."""
 
 _encoder = msgspec.msgpack.Encoder()
 
 
 class FrameError(ConnectionError):
-    """Bytes that are no frame of ours, or a frame larger than allowed here."""
+    """Bytes that are not a frame of Shoal, or a frame that is larger than allowed."""
 
 
 def encode(message: Any, *, payload: int = 0) -> bytes:
-    """Header and message as bytes; the caller sends ``payload`` bytes behind them."""
+    """Return header and message as bytes; the caller sends ``payload`` bytes after them."""
     body = _encoder.encode(message)
     return HEADER.pack(MAGIC, 0, len(body), payload) + body
 
 
 def parse_header(header: bytes | bytearray | memoryview, *, proved: bool) -> tuple[int, int]:
-    """Lengths of the message and the payload that follow a header.
+    """Return the lengths, in bytes, of the message and the payload that follow a header.
 
     Raises:
-        FrameError: It is no header of ours, or announces more than the peer may send.
+        FrameError: This is not a header of Shoal, or a length is above the limit for the peer.
     """
     magic, _, length, payload = HEADER.unpack(header)
     if magic != MAGIC:

@@ -1,9 +1,9 @@
-"""Tells a kubelet whether a process of a job does its work: an HTTP GET on a port of its own, answered `ok` or by a reason.
+"""The liveness probe of a process: an HTTP GET on a separate port, with the reply `ok` or a reason (503).
 
-It needs no token, as a kubelet has none, and gives nothing away. Strangers may call as well: each has 5 s for at most 4 KiB,
-and where too many are there the oldest makes room, so that the kubelet, whose request comes with its connection, is answered
-whatever the others do. The answer is made on the loop that serves it: a master's own, whose life is in question; a parameter
-server, whose threads wait for sockets and disks, has a loop for it on a thread that waits for nothing.
+The probe needs no token, as a kubelet has none, and discloses nothing else. Any process can connect: each caller has 5 s
+and 4 KiB at most, and the oldest is closed if there are too many, so that the kubelet, which sends its request with its
+connection, always gets a reply. The reply is made on the loop that serves the probe. A master uses its own loop, which is
+what the probe checks; a parameter server, whose threads wait for sockets and disks, has a thread and a loop for the probe.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["ProbeThread", "serve"]
 CALL_SECONDS: Final = 5.0
 REQUEST_BYTES: Final = 4096
 MOST, MOST_OF_ONE = 64, 32
-"""Callers at one time, in all and from one address."""
+"""The limits of concurrent callers, in total and from one address."""
 
 WhyNot = Callable[[], str]
-"""Why the process is to be restarted; empty: it is not. Must not wait."""
+"""Returns why the process must be restarted; empty if it works. Must not block."""
 
 
 async def serve(stream: socket.socket, why_not: WhyNot) -> asyncio.AbstractServer:
-    """Answer on a socket that listens, until the server that is returned is closed."""
+    """Serve the probe on a listening socket until the returned server is closed."""
     callers: Unauthenticated[asyncio.Transport] = Unauthenticated(MOST, MOST_OF_ONE)
     loop = asyncio.get_running_loop()
     if stream.family == socket.AF_UNIX:
@@ -38,7 +38,7 @@ async def serve(stream: socket.socket, why_not: WhyNot) -> asyncio.AbstractServe
 
 
 class _Call(asyncio.Protocol):
-    """One caller; one request, one answer."""
+    """The connection of one caller: one request, one reply."""
 
     def __init__(self, callers: Unauthenticated[asyncio.Transport], why_not: WhyNot) -> None:
         self._callers, self._why_not = callers, why_not
@@ -79,11 +79,11 @@ def _answer(reason: str) -> bytes:
 
 
 class ProbeThread:
-    """Answers on a loop and a thread of its own.
+    """Serves the probe on its own loop and thread.
 
     Args:
-        stream: A socket that listens; it is closed in the end.
-        why_not: See `WhyNot`.
+        stream: The listening socket; it is closed when the thread ends.
+        why_not: Returns why the process must be restarted; see `WhyNot`.
     """
 
     def __init__(self, stream: socket.socket, why_not: WhyNot) -> None:
@@ -93,11 +93,11 @@ class ProbeThread:
         self._thread = threading.Thread(target=self._run, name="shoal-probe", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to serve the probe."""
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving the probe; wait up to 2 s for the thread to end."""
         with contextlib.suppress(RuntimeError):  # its loop has ended
             self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(timeout=2.0)
@@ -116,6 +116,6 @@ class ProbeThread:
 
 
 def _accept_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """No descriptor is free: asyncio tries again in a second, and the acceptor of the other port says so."""
+    """Ignore a lack of descriptors: asyncio retries after 1 s, and the acceptor of the other port logs it."""
     if not isinstance(context.get("exception"), OSError):
         loop.default_exception_handler(context)

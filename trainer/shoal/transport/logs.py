@@ -1,4 +1,4 @@
-"""One look for all logs: ``12:34:56 warning text``, on stderr."""
+"""The format of all logs: ``12:34:56 warning text``, on stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Formatter(logging.Formatter):
 
 
 def set_up() -> None:
-    """Send Shoal's log to stderr."""
+    """Write Shoal's log to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("shoal")
@@ -28,17 +28,17 @@ def set_up() -> None:
 
 
 class Seldom:
-    """Lets the first line of a kind through, then one in 30 s: strangers must not fill a disk."""
+    """Limits a log line to one every 30 s, so that callers without the token cannot fill a disk."""
 
     def __init__(self) -> None:
         self._times = 0
-        self._said = float("-inf")
+        self._last_line = float("-inf")
 
     def count(self) -> int:
-        """Count one more; how many there were since the last line if another one is due, else 0."""
+        """Count one occurrence; return the number since the last line if a line is due, else 0."""
         self._times += 1
         now = time.monotonic()
-        if now - self._said < SECONDS_BETWEEN_LINES:
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
             return 0
-        times, self._times, self._said = self._times, 0, now
+        times, self._times, self._last_line = self._times, 0, now
         return times

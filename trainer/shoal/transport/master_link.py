@@ -1,8 +1,7 @@
-"""A process's standing connection to its master: found again after every restart of the master, wherever it is then.
+"""A process's connection to its master, which is restored after every restart of the master.
 
-One thread connects, reads and keeps the heartbeat; others send. Nothing is queued while there is no connection: what
-the master must know is said anew at each connect (``greetings``), as state and not as events (rule 3), so there is
-nothing to lose.
+One thread connects, reads and sends keep-alives; other threads send. Nothing is queued while there is no connection: the
+process reports its state at each connect (``greetings``), as state and not as events (rule 3), so that nothing is lost.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ class MasterLink:
     """A link to the master.
 
     Args:
-        address: Of the master; resolved anew at each connect.
-        identity: Who calls.
-        token: The job's.
+        address: The master's address; it is resolved at each connect.
+        identity: The identity of this process.
+        token: The job's token.
         job: The job's uid.
-        greetings: Gives the messages to send at each connect, before anything else.
-        handle: Takes every message of the master's, on the link's thread.
-        refused: Called when the master will never take us, with the reason; the link has ended then.
-        lost: Called when a connection was lost.
-        well: Whether this process does its work. While it does not, the master is left, so that it knows; asked every
-            quarter of a second, and must not wait.
+        greetings: Returns the messages to send first on each connection.
+        handle: Called with every message of the master, on the link's thread.
+        refused: Called with the reason when the master refuses this process for good; the link has ended then.
+        lost: Called when a connection was lost. Default: nothing.
+        well: Returns whether this process works. While it does not, the link stays disconnected, so that the master
+            detects it. Called every 0.25 s; must not block. Default: it works.
     """
 
     def __init__(
@@ -70,20 +69,20 @@ class MasterLink:
         self._closing = threading.Event()
         self._last_heard = 0.0
         self._last_sent = 0.0
-        self._last_ping = 0.0
+        self._last_keep_alive = 0.0
         self._thread = threading.Thread(target=self._run, name="shoal-link", daemon=True)
 
     def start(self) -> None:
-        """Begin to call."""
+        """Start to connect."""
         self._thread.start()
 
     @property
     def connected(self) -> bool:
-        """Whether the master is reached now."""
+        """Whether there is a connection to the master."""
         return self._connection is not None
 
     def send(self, message: Any) -> bool:
-        """Send now, or not at all; False means that there was no connection."""
+        """Send a message at once, without a queue; return False if it was not sent, as there is no connection."""
         with self._sending:
             connection = self._connection
             if connection is None:
@@ -91,15 +90,15 @@ class MasterLink:
             try:
                 connection.send(message)
             except OSError:
-                connection.close()  # a part of the message may have gone: nothing can follow it
+                connection.close()  # a part of the message may be sent: no other message can follow it
                 return False
             self._last_sent = time.monotonic()
             return True
 
     def close(self) -> None:
-        """End the link. What was sent before is delivered if the master lives."""
+        """End the link. Messages that were sent before are delivered if the master is reachable."""
         self._closing.set()
-        connection = self._connection  # whoever sends to a master that takes nothing has the lock
+        connection = self._connection  # without the lock: a thread that sends to a master that does not read holds it
         if connection is not None:
             connection.close()
         if threading.current_thread() is not self._thread and self._thread.ident is not None:
@@ -137,7 +136,7 @@ class MasterLink:
                 self._last_heard = time.monotonic()
                 if not isinstance(message, KeepAliveReply):
                     self._handle(message)
-        connection.close()  # first: it wakes a thread that sends to a master that takes nothing
+        connection.close()  # first: it wakes a thread that sends to a master that does not read
         with self._sending:
             self._connection = None
         if not self._closing.is_set():
@@ -152,9 +151,11 @@ class MasterLink:
             raise ConnectionResetError("the master is silent")
         if not self._well():
             raise ConnectionResetError("this process does not do its work")
-        # Also when we send enough by ourselves: only a ping is answered, and silence must mean something.
+        # Also when this process sends other messages: only a keep-alive has a reply, which shows that the master is alive.
         quiet = now - min(self._last_heard, self._last_sent)
-        if quiet > self.lease_seconds / 4 and now - self._last_ping > self.lease_seconds / 4:
-            self._last_ping = now
-            if not self._sending.locked():  # who sends to a master that takes nothing must not keep us from looking
+        if quiet > self.lease_seconds / 4 and now - self._last_keep_alive > self.lease_seconds / 4:
+            self._last_keep_alive = now
+            if (
+                not self._sending.locked()
+            ):  # a thread that sends to a master that does not read must not block this check
                 self.send(KeepAlive())

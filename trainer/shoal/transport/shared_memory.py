@@ -1,7 +1,7 @@
-"""Memory that two processes of one host share: an anonymous file that no kill can leave behind.
+"""Memory that two processes of one host share: an anonymous file, which the kernel frees with its last process.
 
-The caller makes it, seals its size, and passes it over the Unix socket; the listener maps it after checking the seals,
-so that nobody can make it shrink under a reader.
+The caller creates it, seals its size, and passes its descriptor over the Unix socket; the listener checks the seals before
+it maps the file, so that no process can shrink it while another one reads.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def create(size: int) -> tuple[int, mmap.mmap]:
-    """Make shared memory of ``size`` bytes: its descriptor (the caller closes it) and its mapping.
+    """Create shared memory of ``size`` bytes; return its descriptor, which the caller closes, and its mapping.
 
     Raises:
-        OSError: There is not enough memory, or the system has no memory files.
+        OSError: There is not enough memory, or the system does not support memory files.
     """
     descriptor = os.memfd_create("shoal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -32,10 +32,10 @@ def create(size: int) -> tuple[int, mmap.mmap]:
 
 
 def open_shared(descriptor: int, size: int) -> mmap.mmap:
-    """Map what a peer passed; closes the descriptor.
+    """Map the shared memory that a peer has passed; close the descriptor.
 
     Raises:
-        OSError: The size is not what was announced, or it could change.
+        OSError: The size differs from the announced one, or is not sealed.
     """
     try:
         if os.fstat(descriptor).st_size != size:

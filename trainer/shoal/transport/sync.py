@@ -1,8 +1,8 @@
-"""Blocking connections: what trainers and parameter servers speak, tensor bytes included.
+"""Blocking connections between trainers and parameter servers, which also transfer tensor bytes.
 
-A blocking socket is what lets ``recv_into`` fill tensor memory. It waits in slices, sending and receiving, so that a caller
-can look around (``idle``) and give a dead silence up; within a frame nothing is ever lost by that. A peer that takes or brings
-no byte in the middle of a message for `STALL_SECONDS` is given up; between messages it may be silent for as long as it likes.
+A blocking socket lets ``recv_into`` fill tensor memory. Sending and receiving wait in slices, so that the caller can run
+checks (``idle``) and give the connection up; the slices lose no bytes of a frame. A connection whose peer sends or accepts
+no byte for `STALL_SECONDS` within a message is given up; between messages there is no limit.
 """
 
 from __future__ import annotations
@@ -30,51 +30,53 @@ T = TypeVar("T")
 
 HANDSHAKE_SECONDS = 10.0
 IDLE_SECONDS = 0.25
-"""Between two looks around of a caller that waits."""
+"""The interval of ``idle`` calls at the connecting end."""
 PATIENT_SECONDS = 5.0
-"""The same for who was called: it has nothing to look for, and may have hundreds of callers."""
+"""The interval of ``idle`` calls at the listening end, which has nothing to check and may have hundreds of callers."""
 STALL_SECONDS = 20.0
-"""Without a byte, in the middle of a message."""
+"""The time without a byte within a message after which a connection is given up."""
+_PART_BYTES = 1 << 20
+"""The size of the parts in which a large message is received."""
 
 _handshake = msgspec.msgpack.Decoder(auth.Handshake)
 
 
 class BlockingConnection:
-    """One end of a connection whose peer has proved itself. Reading and writing may be done by two threads.
+    """One end of a connection whose peer has authenticated. One thread may read while another one writes.
 
     Args:
         stream: The socket.
-        peer: Who is at the other end.
-        slice_seconds: How long one wait for the peer takes before the caller may look around.
+        peer: The identity of the other end.
+        slice_seconds: The time of one wait for the peer, after which ``idle`` is called. Default: 0.25.
     """
 
     def __init__(self, stream: socket.socket, peer: auth.Identity, *, slice_seconds: float = IDLE_SECONDS) -> None:
         self.peer = peer
         self.heard = time.monotonic()
-        """When the last byte came."""
+        """The time at which the last byte was received, in seconds, monotonic."""
         self._stream = stream
         self._header = bytearray(HEADER.size)
         stream.settimeout(None)
-        # The kernel ends a blocking call after this time; a time-out of Python's would cost a poll before every call.
+        # The kernel ends a blocking call after this time; a timeout in Python would cost a poll before every call.
         slice_ = struct.pack("ll", int(slice_seconds), int(slice_seconds % 1 * 1_000_000))
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, slice_)
 
     @property
     def local(self) -> bool:
-        """Whether the peer is on this host, so that memory can be shared with it."""
+        """Whether the connection is a Unix socket, so that memory can be shared with the peer."""
         return self._stream.family == socket.AF_UNIX
 
     def send(self, message: Any, payload: Sequence[memoryview] = (), *, idle: Callable[[], None] | None = None) -> None:
-        """Send a message and the bytes that belong to it.
+        """Send a message and its payload.
 
         Args:
             message: The message.
-            payload: The bytes.
-            idle: Called every quarter of a second in which the peer takes nothing; it may raise to give up.
+            payload: The payload. Default: none.
+            idle: Called after each slice in which the peer accepts no byte; it may raise to give up. Default: none.
 
         Raises:
-            OSError: The connection is gone, or the peer has taken nothing for `STALL_SECONDS`.
+            OSError: The connection is closed, or the peer has accepted no byte for `STALL_SECONDS`.
         """
         size = sum(part.nbytes for part in payload)
         head = encode(message, payload=size)
@@ -104,37 +106,45 @@ class BlockingConnection:
         idle: Callable[[], None] | None = None,
         seconds: float = math.inf,
     ) -> tuple[T, int]:
-        """The next message and how many bytes of payload follow it; they must be read by ``receive_into``.
+        """Return the next message and the length of its payload, which must be read by ``receive_into``.
 
         Args:
-            decoder: For the messages allowed here.
-            idle: Called every quarter of a second until the message is there; it may raise to give up.
-            seconds: How long the peer may take to begin.
+            decoder: The decoder of the messages that are allowed here.
+            idle: Called after each slice until the message is complete; it may raise to give up. Default: none.
+            seconds: The time within which the message must start. Default: no limit.
 
         Raises:
-            TimeoutError: The peer has not begun within that time, or stopped in the middle.
-            OSError: The connection is gone, or what came is no frame or message of ours.
+            TimeoutError: The message has not started within that time, or stalled for `STALL_SECONDS`.
+            OSError: The connection is closed, or the received bytes are not a valid frame or message.
         """
         self._fill(memoryview(self._header), idle, seconds=seconds)
         length, payload = parse_header(self._header, proved=True)
-        body = bytearray(length)
-        self.receive_into(memoryview(body), idle=idle)
+        body = self._message(length, idle)
         try:
             return decoder.decode(body), payload
         except UNDECODABLE as error:
             raise FrameError(f"not a message that belongs here: {error}") from error
 
+    def _message(self, length: int, idle: Callable[[], None] | None) -> bytes | bytearray:
+        """Receive a message. Memory is allocated as its bytes arrive: a peer that only announces a large one occupies none."""
+        parts = []
+        for start in range(0, length, _PART_BYTES):
+            part = bytearray(min(_PART_BYTES, length - start))
+            self.receive_into(memoryview(part), idle=idle)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
     def receive_into(self, target: memoryview, *, idle: Callable[[], None] | None = None) -> None:
         """Fill the target with the next bytes of the payload.
 
         Raises:
-            OSError: The connection is gone, or the peer has brought nothing for `STALL_SECONDS`.
+            OSError: The connection is closed, or the peer has sent no byte for `STALL_SECONDS`.
         """
         self._fill(target, idle, seconds=STALL_SECONDS)
 
     def _fill(self, target: memoryview, idle: Callable[[], None] | None, *, seconds: float) -> None:
         filled, last = 0, time.monotonic()
-        looked = last
+        checked = last
         while filled < target.nbytes:
             try:
                 received = self._stream.recv_into(target[filled:])
@@ -148,22 +158,22 @@ class BlockingConnection:
                     raise ConnectionResetError(f"{self.peer} closed the connection")
                 filled += received
                 last = self.heard = time.monotonic()
-                if filled == target.nbytes or last - looked < IDLE_SECONDS:
+                if filled == target.nbytes or last - checked < IDLE_SECONDS:
                     continue
-            # Also between the bytes of a slow network.
-            looked = time.monotonic()
+            # Also while bytes arrive slowly.
+            checked = time.monotonic()
             if idle is not None:
                 idle()
 
     def send_descriptor(self, descriptor: int) -> None:
-        """Pass an open file to the peer, right behind the message that announces it."""
+        """Pass an open file to the peer, directly after the message that announces it."""
         socket.send_fds(self._stream, [b"\0"], [descriptor])
 
     def receive_descriptor(self) -> int:
-        """Take the file that the peer passed.
+        """Return the descriptor of the file that the peer has passed.
 
         Raises:
-            OSError: The connection is gone, or no file came.
+            OSError: The connection is closed, or no file was passed.
         """
         _, descriptors, _, _ = socket.recv_fds(self._stream, 1, 1)
         if len(descriptors) != 1:
@@ -173,8 +183,8 @@ class BlockingConnection:
         return descriptors[0]
 
     def close(self) -> None:
-        """Close; a thread that waits for bytes here is woken."""
-        with contextlib.suppress(OSError):  # the peer was faster
+        """Close the connection; a thread that waits for bytes is woken."""
+        with contextlib.suppress(OSError):  # the peer has closed it
             self._stream.shutdown(socket.SHUT_RDWR)
         self._stream.close()
 
@@ -184,8 +194,8 @@ def _stalled(last: float, text: str, seconds: float) -> None:
         raise TimeoutError(f"{text}; given up after {seconds:g} s")
 
 
-class _Greeter:
-    """Carries the handshake over a socket, within a limit of time for the whole of it."""
+class _Handshaker:
+    """Transmits the handshake over a socket, with one timeout for the whole handshake."""
 
     def __init__(self, stream: socket.socket, seconds: float) -> None:
         self.stream = stream
@@ -221,20 +231,20 @@ class _Greeter:
 def connect(
     address: str, *, identity: auth.Identity, token: auth.Token, job: str, timeout: float = 5.0
 ) -> BlockingConnection:
-    """Call a process of the job; ``timeout`` (seconds) is for the connect, and again for the handshake.
+    """Connect to a process of the job; ``timeout`` (seconds) applies to the connect, and again to the handshake.
 
     Raises:
-        AuthenticationError: The other end refused, or does not know the token.
-        AddressError: The address cannot be read.
-        OSError: Nobody listens there, or the handshake broke off.
+        AuthenticationError: The listener refused, or does not have the token.
+        AddressError: The address is invalid.
+        OSError: No process listens there, or the handshake was not completed.
     """
     stream = open_socket(address, timeout=timeout)
     try:
-        greeter = _Greeter(stream, timeout)
-        sent = greeter.receive(auth.Challenge)
+        handshaker = _Handshaker(stream, timeout)
+        sent = handshaker.receive(auth.Challenge)
         greeting = auth.greet(sent, token=token, job=job, identity=identity)
-        greeter.send(greeting)
-        received = greeter.receive(auth.Welcome)
+        handshaker.send(greeting)
+        received = handshaker.receive(auth.Welcome)
         auth.verify_welcome(received, greeting, sent, token=token)
         return BlockingConnection(stream, received.identity)
     except BaseException:
@@ -243,24 +253,24 @@ def connect(
 
 
 def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token, job: str) -> BlockingConnection:
-    """Answer a caller on an accepted socket; closes it when the caller is refused.
+    """Authenticate the caller of an accepted socket; close the socket if the caller is refused.
 
     Raises:
-        AuthenticationError: The caller does not belong here; it was told so.
-        OSError: The handshake broke off, or what came is no frame of ours.
+        AuthenticationError: The caller is refused; ``HandshakeRefused`` was sent to it.
+        OSError: The handshake was not completed, or the received bytes are not a frame of Shoal.
     """
     try:
         watch_over(stream)
-        greeter = _Greeter(stream, HANDSHAKE_SECONDS)
+        handshaker = _Handshaker(stream, HANDSHAKE_SECONDS)
         sent = auth.challenge()
-        greeter.send(sent)
-        greeting = greeter.receive(auth.Greeting)
+        handshaker.send(sent)
+        greeting = handshaker.receive(auth.Greeting)
         try:
             auth.verify(greeting, sent, token=token, job=job)
         except auth.AuthenticationError as error:
-            greeter.send(auth.HandshakeRefused(reason=str(error)))
+            handshaker.send(auth.HandshakeRefused(reason=str(error)))
             raise
-        greeter.send(auth.welcome(greeting, sent, token=token, identity=identity))
+        handshaker.send(auth.welcome(greeting, sent, token=token, identity=identity))
         return BlockingConnection(stream, greeting.identity, slice_seconds=PATIENT_SECONDS)
     except BaseException:
         stream.close()

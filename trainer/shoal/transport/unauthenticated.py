@@ -1,4 +1,4 @@
-"""Callers that have not proved yet that they know the job's token: bounded in number, in all and for each address."""
+"""Callers that have not authenticated yet, limited in number, in total and per address."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Generic, TypeVar
 __all__ = ["MOST", "MOST_OF_ONE", "Unauthenticated"]
 
 MOST = 256
-"""Callers in all: a handshake takes milliseconds, so even hundreds of trainers that join at once stay below."""
+"""The limit in total; a handshake takes milliseconds, so that hundreds of trainers that join at once stay below it."""
 MOST_OF_ONE = 64
-"""Callers from one address."""
+"""The limit per address."""
 
 K = TypeVar("K")
 
 
 class Unauthenticated(Generic[K]):
-    """The callers within their handshake. Where there are too many, the oldest makes room for the newest.
+    """The callers in their handshake. If there are too many, the oldest is closed for the newest.
 
-    Turning the newest away would let a stranger that opens connections and says nothing keep the job's own processes
-    out; they need milliseconds, so they have proved themselves before they are the oldest.
+    If the newest were refused, a caller that opens connections and sends nothing could block the job's own processes.
+    These authenticate within milliseconds, before they are the oldest.
 
     Args:
-        most: Callers in all.
-        most_of_one: Callers from one address.
+        most: The limit of callers in total. Default: 256.
+        most_of_one: The limit of callers from one address. Default: 64.
     """
 
     def __init__(self, most: int = MOST, most_of_one: int = MOST_OF_ONE) -> None:
@@ -33,14 +33,14 @@ class Unauthenticated(Generic[K]):
         return len(self._callers)
 
     def admit(self, caller: K, address: str) -> K | None:
-        """Take a caller in; the one that must be hung up on for it, if there are too many.
+        """Add a caller; return the caller that must be closed for it, or None.
 
         Args:
-            caller: Anything that is hashable and unlike the others.
-            address: The host that it calls from; "" where there is none (a Unix socket): only the bound for all counts.
+            caller: A hashable value that differs from the others.
+            address: The caller's host; "" if there is none (a Unix socket), in which case only the total limit applies.
         """
         oldest: K | None = None
-        same = [each for each, whence in self._callers.items() if whence == address] if address else []
+        same = [each for each, host in self._callers.items() if host == address] if address else []
         if len(same) >= self._most_of_one:
             oldest = same[0]
         elif len(self._callers) >= self._most:
@@ -51,11 +51,11 @@ class Unauthenticated(Generic[K]):
         return oldest
 
     def remove(self, caller: K) -> bool:
-        """A caller has proved itself, or is gone; False: it had made room already."""
+        """Remove a caller that has authenticated or closed; return False if it was already removed as the oldest."""
         return self._callers.pop(caller, None) is not None
 
     def oldest(self) -> K | None:
-        """Take the oldest caller out, to be hung up on."""
+        """Remove and return the oldest caller, which must be closed; None if there is none."""
         caller = next(iter(self._callers), None)
         if caller is not None:
             del self._callers[caller]

@@ -1,1 +1,1 @@
-"""The AutoscalerConfig: its types, its reader, its reload."""
+"""The AutoscalerConfig: its types, its reader and its hot reload."""

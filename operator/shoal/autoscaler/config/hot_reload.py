@@ -1,4 +1,4 @@
-"""The AutoscalerConfig in a file that may change at any time: what was in force stays until there is a better one."""
+"""The hot reload of the AutoscalerConfig's file: the configuration in force stays until the file has another valid one."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from shoal.autoscaler.config.types import AutoscalerConfig
 
 __all__ = ["Change", "ConfigFile"]
 
-_PATIENCE: Final = 3
-"""Looks in a row after which a file that was there is believed to be gone, or empty."""
+_ABSENT_POLLS: Final = 3
+"""Consecutive polls after which a file that is missing or empty is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What one look at a file found to be new: one of the two.
+    """A change that a poll found: a new configuration or a new problem.
 
     Attributes:
-        config: The configuration that is in force from now on; None: the one before stays.
-        problem: Why the file cannot be taken, for people; empty: it can.
+        config: The configuration that is in force from now on; None: the previous one stays in force.
+        problem: Why the file is refused, as a message; empty: it is valid.
     """
 
     config: AutoscalerConfig | None = None
     problem: str = ""
 
 
-class _Mark(NamedTuple):
-    """By which a file is known to be the one that was read."""
+class _FileAttributes(NamedTuple):
+    """The attributes of a file by which a poll detects a change."""
 
     device: int
     inode: int
@@ -40,68 +40,71 @@ class _Mark(NamedTuple):
     modified: int
 
     @classmethod
-    def of(cls, found: os.stat_result) -> _Mark:
+    def of(cls, found: os.stat_result) -> _FileAttributes:
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class ConfigFile:
-    """A configuration in a file that may change at any time; `config` has the defaults until one was taken.
+    """A configuration in a file that can change at any time; `config` has the defaults until the file was first valid.
 
-    It is polled, not watched: the kubelet changes a mounted ConfigMap by swapping a link two folders up, which no watch of
-    the file itself tells. A poll is one look at the file's attributes as long as these stay the same.
+    The file is polled, not watched: the kubelet updates a mounted ConfigMap by swapping a symbolic link two folders up, which
+    a watch of the file itself does not report. While the file's attributes do not change, a poll is one `stat`.
 
-    A file that was read and then is gone or empty is what a writer in between leaves. Nothing is said of it for two polls.
-    One that stays empty is refused as well: to take the defaults would let an autoscaler act that was told not to.
+    A file that was valid and is now missing or empty may be in the middle of a write: it is reported only after `_ABSENT_POLLS`
+    polls. A file that stays empty is refused as well: the defaults would enable an autoscaler that was disabled.
+
+    Args:
+        path: Path of the file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._config = AutoscalerConfig()
         self._problem = ""
-        self._mark: _Mark | None = None
+        self._attributes: _FileAttributes | None = None
         self._taken = False
         self._absent = 0
 
     @property
     def config(self) -> AutoscalerConfig:
-        """What is in force."""
+        """The configuration in force."""
         return self._config
 
     @property
     def taken(self) -> bool:
-        """Whether `config` is from the file."""
+        """Whether `config` was read from the file."""
         return self._taken
 
     @property
     def problem(self) -> str:
-        """What is wrong with the file now; empty: nothing."""
+        """The present problem of the file; empty: none."""
         return self._problem
 
     def poll(self) -> Change | None:
-        """Look at the file once; what is new, or None. The first poll always tells something."""
+        """Check the file once; return what has changed, or None. The first poll always returns a change."""
         try:
-            text = self._news()
+            text = self._changed_text()
             config = load(text) if text is not None else None
         except ConfigError as error:
             return self._refuse(str(ConfigError(error.problems, source=str(self._path))))
         return self._take(config) if config is not None else None
 
-    def _news(self) -> str | None:
-        """What the file holds, if that may be new.
+    def _changed_text(self) -> str | None:
+        """Return the file's text; None: it has not changed, or may be in the middle of a write.
 
         Raises:
             ConfigError: It cannot be read.
         """
         try:
             found = self._path.stat()
-            if _Mark.of(found) == self._mark:
+            if _FileAttributes.of(found) == self._attributes:
                 self._absent = 0
                 return None
-            # Anything else might keep its reader waiting for ever.
+            # Reading from anything else, such as a FIFO, could block.
             if not stat.S_ISREG(found.st_mode):
                 raise self._unreadable("is not a file; name the file itself, not the folder that it is in")
             with self._path.open("rb") as file:
-                mark = _Mark.of(os.fstat(file.fileno()))
+                attributes = _FileAttributes.of(os.fstat(file.fileno()))
                 content = file.read(LARGEST + 1)
         except FileNotFoundError:
             if self._in_between():
@@ -113,20 +116,23 @@ class ConfigFile:
             if self._in_between():
                 return None
             raise self._unreadable("is empty; write {} for the defaults")
-        self._mark, self._absent = mark, 0
+        self._attributes, self._absent = attributes, 0
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ConfigError([Problem("", "is not text in UTF-8")]) from None
 
     def _in_between(self) -> bool:
-        """Whether the file may be on its way; at the start there is nothing to protect, and somebody who waits."""
+        """Return whether the file may be in the middle of a write.
+
+        At the start this is False: there is no configuration to protect, and the operator waits for one.
+        """
         self._absent += 1
-        return self._taken and self._absent < _PATIENCE
+        return self._taken and self._absent < _ABSENT_POLLS
 
     def _unreadable(self, text: str) -> ConfigError:
-        """An error after which the file is read again whatever its attributes are."""
-        self._mark = None
+        """Return an error, and have the next poll read the file whatever its attributes are."""
+        self._attributes = None
         return ConfigError([Problem("", text)])
 
     def _refuse(self, problem: str) -> Change | None:

@@ -1,7 +1,7 @@
-"""From a text, YAML or JSON, to an AutoscalerConfig, or to every problem with it by its path and line.
+"""The reader of an AutoscalerConfig: from a text in YAML or JSON to the configuration, or to all of its problems by path and line.
 
-In practice the text is a mounted ConfigMap. It is held to plain values of a modest size, without aliases: a few lines of
-those can stand for more than memory holds. A key that stands twice is refused, where YAML would keep the last silently.
+In practice the text is a mounted ConfigMap. Only plain values of a limited size are accepted, without aliases: a few lines of
+aliases can expand to more than the memory. A duplicate key is refused, whereas YAML silently keeps the last one.
 """
 
 from __future__ import annotations
@@ -23,16 +23,21 @@ from shoal.autoscaler.config.types import AutoscalerConfig
 __all__ = ["LARGEST", "ConfigError", "load"]
 
 LARGEST: Final = 1 << 18
-"""Characters of a text."""
+"""Most characters of a text."""
 _MOST_VALUES: Final = 10_000
 _LONGEST_KEY: Final = 253 + 1 + 63
-"""A label's key, with its prefix."""
+"""Characters of the longest label key, with its prefix and slash."""
 _LONGEST_NUMBER: Final = 20
 _TAG: Final = "tag:yaml.org,2002:"
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be taken; ``problems`` has everything that is wrong with it, one a line in its text."""
+    """A configuration that is not valid; its text has one line for each of its problems.
+
+    Args:
+        problems: All problems of the configuration.
+        source: Name of the file, as the prefix of each line. Default: no prefix.
+    """
 
     def __init__(self, problems: Sequence[Problem], *, source: str = "") -> None:
         self.problems = list(problems)
@@ -42,10 +47,12 @@ class ConfigError(ValueError):
 
 
 def load(text: str) -> AutoscalerConfig:
-    """Read a configuration's text, YAML or JSON. Keys that are null count as not set; an empty text sets nothing.
+    """Read a configuration from a text in YAML or JSON.
+
+    Keys with the value null count as not set; an empty text sets nothing.
 
     Raises:
-        ConfigError: Something is wrong with it; what was in force should stay so.
+        ConfigError: The text is not valid; the configuration in force should stay.
     """
     if len(text) > LARGEST:
         raise ConfigError([Problem("", "is larger than 256 KiB")])
@@ -61,7 +68,7 @@ def load(text: str) -> AutoscalerConfig:
     try:
         config = AutoscalerConfig.model_validate(mapping, by_alias=True, by_name=False)
     except ValidationError as error:
-        # What was left out for a reason must not be called missing as well.
+        # A field that the reader has left out with a problem must not be reported as missing as well.
         found = [*reader.problems, *problems_of(error, reader.lines, root=AutoscalerConfig)]
         raise ConfigError(sorted(found, key=lambda problem: problem.line)) from None
     if reader.problems:
@@ -70,7 +77,7 @@ def load(text: str) -> AutoscalerConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values: dates, and numbers as no other format writes them (1:30 for 90), stay text."""
+    """A YAML loader of plain values: dates, and numbers in notations that only YAML has (1:30 for 90), stay text."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -86,7 +93,7 @@ _Loader.yaml_implicit_resolvers = {
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# No more than PyYAML takes for numbers: it leaves without quotes, when it writes, whatever it would read as text.
+# Not more notations than PyYAML reads as numbers: PyYAML writes without quotes whatever it would read as text.
 for _kind, _form in (
     ("int", r"[-+]?(?:0[0-7]*|[1-9][0-9]*)$"),
     ("float", r"(?:[-+]?[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?$"),
@@ -95,7 +102,11 @@ for _kind, _form in (
 
 
 class _Odd:
-    """A value that is not plain: it fits no field, and is shown as it was written."""
+    """A value that is not plain: no field accepts it, and messages show it as it was written.
+
+    Args:
+        text: The value as it was written.
+    """
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -105,9 +116,10 @@ class _Odd:
 
 
 class _Reader:
-    """Makes plain values of a text, and notes each field's line and what YAML allows and a configuration does not.
+    """The conversion of a text to plain values, with the line of each field.
 
-    Keys that are wrong are left out and told in ``problems``, so that the rest is still checked.
+    Keys that YAML allows and a configuration does not are left out and added to ``problems``, so that the rest is still
+    checked.
     """
 
     def __init__(self) -> None:
@@ -116,12 +128,12 @@ class _Reader:
         self._values = 0
 
     def read(self, text: str) -> dict[str, Any]:
-        """The mapping that the text holds.
+        """Return the mapping that the text contains.
 
         Raises:
-            yaml.YAMLError: It is not YAML.
-            RecursionError: It is nested too deeply.
-            ConfigError: It is something else than one mapping, or far too much.
+            yaml.YAMLError: The text is not YAML.
+            RecursionError: The text is nested too deeply.
+            ConfigError: The text is not exactly one mapping, or has too many values.
         """
         self._loader = _Loader(_untabbed(text))
         try:
@@ -187,14 +199,14 @@ def _shorthand(tag: str) -> str:
 
 
 def _whole(text: str) -> str:
-    """A text whose characters are whole ones: JSON may escape one as two halves."""
+    """Return a text with surrogate pairs joined: JSON may escape one character as two surrogates."""
     with suppress(UnicodeDecodeError):
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     return text
 
 
 def _untabbed(text: str) -> str:
-    """JSON without its tabs, which YAML takes in few places and JSON between values only."""
+    """Return JSON without tabs: JSON allows tabs between values, where YAML often does not."""
     if "\t" in text and text.lstrip()[:1] == "{":
         with suppress(ValueError, RecursionError):
             json.loads(text)

@@ -1,7 +1,7 @@
-"""The AutoscalerConfig: what an operator of a cluster may choose, and what follows from it for a job.
+"""The AutoscalerConfig: the options of the autoscaler, and the priority and the weight of a job that follow from them.
 
-Whoever edits it does so on a cluster at work, so nothing is guessed: an unknown key or a value out of bounds refuses the whole.
-How it is read from a text is in ``config_text``, how it changes while all runs in ``config_file``.
+The configuration is edited while the cluster is in use, so nothing is guessed: one unknown key or one value out of bounds
+refuses the whole configuration. `reader` reads it from a text, `hot_reload` follows changes of its file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _EXPONENTIAL: Final = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?[eE][-+]?[0
 
 
 def _lasts(low: str, high: str = "") -> Callable[[Duration], Duration]:
-    """The check that a duration lies between two, both of which are allowed."""
+    """Return the check that a duration lies between `low` and `high`, both inclusive; an empty `high` is no limit."""
 
     def check(value: Duration) -> Duration:
         if value < Duration(low):
@@ -54,14 +54,14 @@ def _lasts(low: str, high: str = "") -> Callable[[Duration], Duration]:
 
 
 def _amounts(low: str, high: str) -> Callable[[Any], float]:
-    """The check that a value is a number between two, both of which are allowed; they are texts as people write them."""
+    """Return the check that a value is a number between `low` and `high`, both inclusive; messages show the two as written."""
 
     def check(value: Any) -> float:
-        # YAML takes 1e3 for text; JSON, and Helm where it writes YAML, mean a number.
+        # YAML reads 1e3 as text; JSON, and Helm when it writes YAML, mean a number.
         if isinstance(value, str) and _EXPONENTIAL.fullmatch(value):
             value = float(value)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or value != value:  # noqa: PLR0124 - which holds for "not a number" alone
+        if not number or value != value:  # noqa: PLR0124 - true for NaN only
             raise ValueError(f"{shown(value)} is not a number{_unquoted(value)}")
         if value < float(low):
             raise ValueError(f"{shown(value)} is too small; it must be at least {low}")
@@ -73,13 +73,13 @@ def _amounts(low: str, high: str) -> Callable[[Any], float]:
 
 
 def _unquoted(value: Any) -> str:
-    """The fix, where a number was written as text."""
+    """Return the fix for a number that was written as text; empty: the value is something else."""
     plain = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]{1,20})?", value)
     return f"; write {value} without quotes" if plain else ""
 
 
 def _listed(value: Any) -> Any:
-    """A list as it comes from a text; the field's own type would call it a tuple, which no text has."""
+    """Check that a value is a list; pydantic's own message would ask for a tuple, which a text cannot have."""
     if not isinstance(value, list | tuple):
         fix = "; write `- ` before each of its entries" if isinstance(value, Mapping) else ""
         raise ValueError(f"{shown(value)} is not a list{fix}")  # noqa: TRY004 - pydantic reports no other
@@ -96,7 +96,7 @@ def _named(value: str) -> str:
 
 
 def _class_named(value: str) -> str:
-    """Kubernetes' rule for a PriorityClass, less the two that Kubernetes keeps for itself: training has to give way."""
+    """Check the name of a PriorityClass by Kubernetes' rule; the reserved prefix `system-` is refused."""
     if not value:
         raise ValueError("must not be empty; write the name of a PriorityClass")
     if len(value) > 253 or not _DOTTED.fullmatch(value):
@@ -107,10 +107,10 @@ def _class_named(value: str) -> str:
 
 
 def _check_label(key: str, value: str) -> None:
-    """Kubernetes' rule for a label.
+    """Check a label by Kubernetes' rule.
 
     Raises:
-        ValueError: No node and no job can have it.
+        ValueError: The key or the value is not valid.
     """
     prefix, slash, name = key.rpartition("/")
     if not _LABEL.fullmatch(name) or (slash and (len(prefix) > 253 or not _DOTTED.fullmatch(prefix))):
@@ -136,19 +136,19 @@ def _is_label(value: str) -> str:
 
 Switch = Annotated[bool, Field(strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
-# Shares are divided by weights and multiplied with them; so far apart and no farther every step of that stays exact enough.
+# Shares are divided and multiplied by weights; within these bounds the arithmetic stays exact enough.
 Weight = Annotated[float, BeforeValidator(_amounts("0.000001", "1000000"))]
 Name = Annotated[str, AfterValidator(_named)]
 ClassName = Annotated[str, AfterValidator(_class_named)]
 
 
 class _Part(Model):
-    """What all parts have in common: those of a manifest, and that null means "not set"."""
+    """The base of all parts of the configuration: as the base of manifests, and null means "not set"."""
 
     @model_validator(mode="before")
     @classmethod
     def _set(cls, value: Any) -> Any:
-        # An unknown key stays, so that it is refused whatever its value is.
+        # An unknown key is kept, so that it is refused whatever its value is.
         known = cls.known()
         if not isinstance(value, Mapping):
             return value
@@ -156,35 +156,35 @@ class _Part(Model):
 
     @classmethod
     def known(cls) -> list[str]:
-        """The keys that it may have in a text."""
+        """Return the valid keys of this part in a text."""
         return [field.alias or name for name, field in cls.model_fields.items()]
 
 
 class Priority(_Part):
-    """A rank of jobs, and the PriorityClasses of their pods.
+    """A priority of jobs, and the PriorityClasses of their pods.
 
-    Two priorities may name the same classes: their jobs then compete as equals, but for the weights.
+    Two priorities may name the same classes: their jobs then compete as equals, except for the weights.
     """
 
     name: Name = Field(
-        description="What jobs write in spec.priority: lower-case letters, digits and '-', at most 63. Each name once."
+        description="Name that jobs have in spec.priority: lower-case letters, digits and '-', at most 63. Each name once."
     )
     weight: Weight = Field(
         default=1.0,
-        description="Claim to room of each of its jobs, where it competes with others of the same class: with 2 it gets "
-        "twice the share of one with 1. A label's weight takes its place.",
+        description="Weight of each of its jobs among jobs of the same class: a job with 2 gets twice the share of a job "
+        "with 1. A label's weight replaces it.",
     )
     servers: ClassName = Field(
         description="PriorityClass of masters and parameter servers. The highest of the three: a job that loses one of "
-        "these stands still."
+        "these makes no progress."
     )
     minimum: ClassName = Field(
-        description="PriorityClass of the trainers up to a job's minReplicas. Between the other two; losing one ends the "
-        "job's work until there is room again."
+        description="PriorityClass of the trainers up to a job's minReplicas. Between the other two: a job that loses one "
+        "of these stops until there is room again."
     )
     surplus: ClassName = Field(
         description="PriorityClass of the trainers beyond a job's minReplicas. The lowest of the three, so that the "
-        "scheduler takes these first; not below -10, or the Cluster Autoscaler makes no nodes for them."
+        "scheduler preempts these first; not below -10, or the Cluster Autoscaler adds no nodes for them."
     )
 
     @model_validator(mode="after")
@@ -202,7 +202,7 @@ class Priority(_Part):
 
 
 class LabelWeight(_Part):
-    """The weight of the jobs that have a label."""
+    """The weight of jobs with a label."""
 
     label: Annotated[str, AfterValidator(_is_label)] = Field(
         description="Label of TrainingJobs, as key=value: team=search. Each label once; of several that a job has, the "
@@ -212,45 +212,45 @@ class LabelWeight(_Part):
 
 
 class AutoscalerConfig(_Part):
-    """What an operator of a cluster may choose. Everything has a default, and may change while jobs run."""
+    """The options of the autoscaler. Each has a default, and can change while jobs run."""
 
     enabled: Switch = Field(
         default=True,
-        description="Whether jobs move between their bounds. false leaves each with its pinned number or its minimum.",
+        description="Whether jobs are scaled between their bounds. false gives each job its pinned number or its minimum.",
     )
     dry_run: Switch = Field(
-        default=False, description="true says what would be done and changes nothing: to look before leaping."
+        default=False, description="true makes and logs plans, but changes nothing: for a trial before enabling."
     )
     cycle: Annotated[Duration, AfterValidator(_lasts("1s", "5m"))] = Field(
         default=Duration("5s"),
-        description="Longest time between two looks at the cluster when nothing happens, 1s to 5m. What is missed by a "
-        "watch is seen this much later.",
+        description="Longest time between two plans when nothing changes, 1s to 5m. A change that a watch has missed is "
+        "handled after this time.",
     )
     debounce: Annotated[Duration, AfterValidator(_lasts("10ms", "5s"))] = Field(
         default=Duration("100ms"),
-        description="Wait after a change in the cluster, so that a burst is answered once, 10ms to 5s. It is part of the "
-        "time that a waiting pod waits; less costs plans that are old at once.",
+        description="Wait after a change in the cluster, so that a burst is answered by one plan, 10ms to 5s. It is part "
+        "of the pending time of a pod; with less, plans are outdated when they are ready.",
     )
     cool_down: Duration = Field(
         default=Duration("60s"),
-        description="For so long after a move for fairness alone a job gives no trainer for fairness. 0s allows moves in "
-        "every cycle, and with jobs that come and go trainers are busy starting.",
+        description="Time after a rebalancing move in which a job makes no move in the other direction. 0s allows moves in "
+        "every cycle; where jobs start and end often, trainers then spend much time on starting.",
     )
     moves_per_cycle: Natural = Field(
         default=8,
-        description="Moves for fairness alone in one cycle, over all jobs; 0: none ever. Room for pods of higher priority "
-        "and for minimums is not counted.",
+        description="Most rebalancing moves in one cycle, over all jobs; 0: no rebalancing. Victims of pods of higher "
+        "priority and of minimums are not counted.",
     )
     head_room: Annotated[float, BeforeValidator(_amounts("0", "100"))] = Field(
         default=0.0,
-        description="Room that surplus trainers leave for pods to come, as a multiple of what pods other than ours have "
-        "needed within one grace period: 1 lets such a burst bind without any eviction, 0 leaves nothing. It is idle "
-        "until the burst comes.",
+        description="Room that surplus trainers leave for future pods, as a multiple of what pods other than Shoal's have "
+        "needed within one grace period: with 1 such a burst binds without any eviction, 0 leaves no room. The room is "
+        "idle until the burst arrives.",
     )
     scheduler_evicts: Switch = Field(
         default=True,
-        description="Pods that preempt by themselves get their room from the scheduler, and it is only left free for "
-        "them. false makes that room ourselves: fewer victims, but where both act a pod is served twice.",
+        description="true: the scheduler makes room for pods that may preempt, and the planner only leaves that room free. "
+        "false: the planner makes that room as well: fewer victims, but where both act, room is made twice.",
     )
     node_selector: Annotated[dict[str, str], AfterValidator(_is_selector)] = Field(
         default_factory=dict,
@@ -259,17 +259,17 @@ class AutoscalerConfig(_Part):
     )
     stuck_after: Annotated[Duration, AfterValidator(_lasts("100ms"))] = Field(
         default=Duration("10s"),
-        description="For so long a trainer may be refused by the scheduler before its job is capped at what runs. Too "
-        "short, and jobs are capped while a victim still ends.",
+        description="Time for which the scheduler refuses a trainer before its job is capped at its bound trainers. If it "
+        "is too short, jobs are capped while a victim still terminates.",
     )
     priorities: Annotated[tuple[Priority, ...], BeforeValidator(_listed)] = Field(
         default=(Priority(name="default", servers="shoal-servers", minimum="shoal-minimum", surplus="shoal-surplus"),),
-        description="Ranks of jobs, the highest first; PriorityClasses are made beforehand, with values in that order.",
+        description="Priorities of jobs, the highest first; their PriorityClasses must exist, with values in that order.",
     )
     default: str | None = Field(
         default=None,
-        description="Name of the priority of a job without spec.priority; unset, the last of the list, so that nobody "
-        "ranks above others by saying nothing.",
+        description="Name of the priority of a job without spec.priority. Not set: the last of the list, so that a job "
+        "ranks above others only if it names a priority.",
     )
     weights: Annotated[tuple[LabelWeight, ...], BeforeValidator(_listed)] = Field(
         default=(),
@@ -300,15 +300,19 @@ class AutoscalerConfig(_Part):
         return value
 
     def to_mapping(self) -> dict[str, Any]:
-        """As in a text: camelCase, only what was set."""
+        """Return the configuration as in a text: keys in camelCase, only fields that were set."""
         return self.model_dump(by_alias=True, exclude_unset=True, mode="json")
 
 
 def _refuse_repeated(names: Sequence[str], *, key: str) -> None:
-    """Refuse entries of a list that have what an earlier one has.
+    """Refuse duplicate entries of a list.
+
+    Args:
+        names: The key's value of each entry.
+        key: The key that must differ.
 
     Raises:
-        RulesBrokenError: There are some; the problems' paths begin at the list.
+        RulesBrokenError: There are duplicates; the paths of the problems begin at the list.
     """
     broken = []
     seen: set[str] = set()
@@ -321,7 +325,7 @@ def _refuse_repeated(names: Sequence[str], *, key: str) -> None:
 
 
 def policy(config: AutoscalerConfig) -> Policy:
-    """What of it the planner goes by."""
+    """Return the planner's options."""
     return Policy(
         cool_down_seconds=config.cool_down.seconds,
         moves=config.moves_per_cycle,
@@ -331,14 +335,14 @@ def policy(config: AutoscalerConfig) -> Policy:
 
 
 def priority_of(config: AutoscalerConfig, job_priority: str | None) -> Priority:
-    """The priority of a job.
+    """Return the priority of a job.
 
     Args:
-        config: In force.
-        job_priority: The job's ``spec.priority``; None: it has the configuration's default.
+        config: The configuration in force.
+        job_priority: The job's ``spec.priority``; None: the configuration's default.
 
     Raises:
-        ManifestError: The job names one that there is not, possibly no more.
+        ManifestError: The configuration has no such priority; it may have been removed.
     """
     name = job_priority if job_priority is not None else config.default
     if name is None:
@@ -358,13 +362,13 @@ def _instead(name: str, known: Sequence[str]) -> str:
 
 
 def weight_of(config: AutoscalerConfig, priority: Priority, *, labels: Mapping[str, str]) -> float:
-    """A job's claim to room among jobs of its class.
+    """Return the weight of a job among jobs of its class.
 
     Args:
-        config: In force.
-        priority: The job's.
-        labels: The job's own; the first of the configuration's that is among them counts, and without any the priority's
-            weight does.
+        config: The configuration in force.
+        priority: Priority of the job.
+        labels: Labels of the job; the first of the configuration's `weights` with one of these labels counts. Without any the
+            priority's weight counts.
     """
     has = {f"{key}={value}" for key, value in labels.items()}
     return next((each.weight for each in config.weights if each.label in has), priority.weight)

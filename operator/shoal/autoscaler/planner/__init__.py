@@ -1,1 +1,1 @@
-"""Plans who gets how many trainers, and where. Pure."""
+"""The planner: computes the number of trainers of each job, and their nodes. Pure."""

@@ -1,7 +1,7 @@
-"""Claims: each pending foreign pod that ranks above trainers gets room on one node, and it is said who gives way for it there.
+"""Claims: the assignment of a node, and of victims on it, to each pending foreign pod with a priority above trainers.
 
-Pods that are alike are looked at together, so that as few trainers as possible leave for all of them: one that leaves may make
-room for two, or three for five.
+Pods with equal shape and priority are placed together, so that as few trainers as possible are preempted for all of them: one
+victim may make room for two pods, or three victims for five.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from shoal.autoscaler.planner.preemption import PreemptionCandidates
 __all__ = ["Claims"]
 
 _CLAIM_SECONDS: Final = 30.0
-"""A pod that has not come to its claimed node by then cannot, for a reason that is not seen here."""
+"""A pod that is not bound to its claimed node after this time cannot run there, for a reason that the planner does not know."""
 _UNMET_SECONDS: Final = 300.0
-"""For so long such a pod claims nothing."""
-Place = tuple[int, list[Victim]]
-"""A node, and who gives way there."""
+"""Time for which such a pod claims nothing."""
+NodeChoice = tuple[int, list[Victim]]
+"""A node, and the victims there."""
 
 
 class Claims:
-    """Those of one plan.
+    """The claims of one plan.
 
     Args:
-        placement: Where things stand.
-        candidates: What trainers that may give way hold.
-        jobs: As the placement has them.
-        snapshot: The cluster.
-        memory: What the last plan left.
-        policy: The operator's choices.
+        placement: The working state of the plan.
+        candidates: The search for nodes where preemption makes room.
+        jobs: Jobs in the order of the placement.
+        snapshot: The state of the cluster.
+        memory: The memory of the last plan.
+        policy: The planner's options.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class Claims:
         self._placement, self._candidates, self._jobs = placement, candidates, jobs
         self._snapshot, self._memory, self._policy = snapshot, memory, policy
         names = {name: number for number, name in enumerate(snapshot.nodes.names)} if memory.claims else {}
-        self._before = {uid: (names[node], since) for uid, (node, since) in memory.claims.items() if node in names}
-        """Uid of a pod -> the node that it claimed before and that is there still, and since when."""
+        self._claimed = {uid: (names[node], since) for uid, (node, since) in memory.claims.items() if node in names}
+        """Uid of a pod -> (node of its last claim, since when), for nodes that still exist."""
         self._surplus = [max(job.lowest for job in of_class) for of_class in _classes(jobs)]
-        """Of each class, from the lowest on, the highest priority that surplus trainers have."""
+        """The highest priority of surplus trainers of each class, from the lowest class on."""
         self.made: dict[str, Claim] = {}
-        """By the pod's uid."""
-        self.unmet = self._given_up()
-        """Pods that came not where room was made -> until when they claim nothing."""
+        """Uid of a pod -> its claim."""
+        self.unmet = self._unmet_claims()
+        """Uid of a pod that was not bound to its claimed node -> until when it claims nothing."""
 
     def serve(self, pods: Iterable[PendingPod]) -> None:
-        """Make room for some pods, in order of priority."""
+        """Make claims for pods, in the order of priority."""
         pending = sorted(pods, key=lambda pod: (-pod.priority, pod.node < 0, pod.uid))
         spots = self._spots(pending)
         left: list[tuple[Victim, str]] = []
@@ -77,34 +77,34 @@ class Claims:
                 self._placement.leave(each.job, each.node)
             left += [(each, pod.uid) for each in victims]
             self._placement.put(pod.shape, node)
-            claimed, since = self._before.get(pod.uid, (-1, 0.0))
+            claimed, since = self._claimed.get(pod.uid, (-1, 0.0))
             since = since if claimed == node else self._snapshot.now
             self.made[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
-        self._give_back(left)
+        self._restore(left)
 
     @property
     def evicting(self) -> bool:
-        """Whether the scheduler makes room for somebody now; a pod that has waited too long at its node no longer counts."""
+        """Whether the scheduler makes room for a nominated pod now; pods in `unmet` do not count."""
         waiting = (pod for pod in self._snapshot.pending if pod.node >= 0 and pod.uid not in self.unmet)
         return any(self._scheduler_makes_room(pod) for pod in waiting)
 
     @property
     def ledger(self) -> dict[str, tuple[str, float]]:
-        """What the next plan is to know of the claims: see `PlannerMemory.claims`."""
+        """The claims for the next plan, see `PlannerMemory.claims`."""
         names = self._snapshot.nodes.names
         return {uid: (names[claim.node], claim.since) for uid, claim in self.made.items()}
 
     # --- Parts ---
 
-    def _given_up(self) -> dict[str, float]:
+    def _unmet_claims(self) -> dict[str, float]:
         now = self._snapshot.now
         waiting = {pod.uid for pod in self._snapshot.pending}
         unmet = {uid: until for uid, until in self._memory.unmet.items() if until > now and uid in waiting}
-        late = (uid for uid, (_, since) in self._before.items() if now - since >= _CLAIM_SECONDS)
+        late = (uid for uid, (_, since) in self._claimed.items() if now - since >= _CLAIM_SECONDS)
         return unmet | {uid: now + _UNMET_SECONDS for uid in late if uid in waiting}
 
     def _below(self, priority: int) -> list[int]:
-        """The tiers of those whose pods have a lower priority."""
+        """Return the tiers whose trainers have a lower priority."""
         placement = self._placement
         surplus = [rank for rank, highest in enumerate(self._surplus) if highest < priority]
         return [
@@ -115,12 +115,17 @@ class Claims:
     def _scheduler_makes_room(self, pod: PendingPod) -> bool:
         return pod.preempts and self._policy.scheduler_evicts
 
-    def _place(self, pod: PendingPod, spots: list[int]) -> Place | None:
-        """Where a pod's room is made; None: nowhere, or that is not to be known here."""
+    def _place(self, pod: PendingPod, spots: list[int]) -> NodeChoice | None:
+        """Return the node and the victims for a pod; None: no node fits, or the choice is the scheduler's.
+
+        Args:
+            pod: The pending pod.
+            spots: Preferred nodes; nodes that were tried are removed.
+        """
         placement, tiers = self._placement, self._below(pod.priority)
         if pod.uid in self.unmet or (self._jobs and not tiers):
-            return None  # it would not come, or ranks no higher than anybody's trainers and takes its chance as they do
-        found = self._known(pod, tiers)
+            return None  # the pod was not bound to its last claim, or its priority is not above that of any trainer
+        found = self._nominated_or_claimed(pod, tiers)
         if found is not None:
             return found
         while spots:
@@ -137,29 +142,29 @@ class Claims:
             return node, []
         return None if self._scheduler_makes_room(pod) else self._candidates.make(pod.shape, tiers)
 
-    def _known(self, pod: PendingPod, tiers: Sequence[int]) -> Place | None:
-        """The node that is nominated for it, or that it claimed before."""
+    def _nominated_or_claimed(self, pod: PendingPod, tiers: Sequence[int]) -> NodeChoice | None:
+        """Return the pod's nominated node, or the node of its last claim, with the victims; None: neither fits."""
         placement = self._placement
         if pod.node >= 0 and placement.eligible[pod.shape, pod.node]:
             victims = self._candidates.victims(pod.node, placement.asks[pod.shape], tiers)
             if victims is not None:
-                # Of its own victims the scheduler has said nothing yet: they are being deleted a moment later.
+                # The scheduler deletes its own victims; the snapshot does not show that yet.
                 return pod.node, [] if self._scheduler_makes_room(pod) else victims
         fits = placement.fits(pod.shape)
-        node, _ = self._before.get(pod.uid, (-1, 0.0))
+        node, _ = self._claimed.get(pod.uid, (-1, 0.0))
         return (node, []) if node >= 0 and fits[node] else None
 
     def _spots(self, pending: Sequence[PendingPod]) -> dict[tuple[int, int], list[int]]:
-        """Nodes for pods that come together: by shape and priority, those where they cost the fewest trainers."""
+        """Return (shape, priority) -> the nodes where new pods of that group cost the fewest trainers."""
         groups: dict[tuple[int, int], int] = defaultdict(int)
         for pod in pending:
-            new = pod.uid not in self.unmet and pod.uid not in self._before and pod.node < 0
+            new = pod.uid not in self.unmet and pod.uid not in self._claimed and pod.node < 0
             if new and not self._scheduler_makes_room(pod):
                 groups[pod.shape, pod.priority] += 1
         return {group: self._cheapest(*group, count) for group, count in groups.items() if count > 1}
 
     def _cheapest(self, shape: int, priority: int, count: int) -> list[int]:
-        """Of the fewest tiers that do; none do: nothing."""
+        """Return a node for each pod of a group, with as few tiers preempted as possible; empty: not all pods fit."""
         placement, tiers = self._placement, self._below(priority)
         if not placement.count.any():
             return []
@@ -179,11 +184,15 @@ class Claims:
                 return nodes
         return []
 
-    def _give_back(self, left: list[tuple[Victim, str]]) -> None:
-        """Who left for one claim may find that others who left for the next one made room for him, too."""
+    def _restore(self, left: list[tuple[Victim, str]]) -> None:
+        """Restore victims that still fit after all claims are made, and record the other victims in their claims.
+
+        Args:
+            left: (victim, uid of the pod for which it was preempted).
+        """
         placement = self._placement
         victims: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        # The one with the smallest share has the best right to stay.
+        # Victims of the job with the smallest share are restored first.
         for victim, pod in sorted(
             left, key=lambda each: (self._candidates.share(each[0].job), each[0].job, each[0].node)
         ):
@@ -196,7 +205,7 @@ class Claims:
 
 
 def _classes(jobs: Iterable[PlannerJob]) -> list[list[PlannerJob]]:
-    """Jobs of each priority, from the lowest on."""
+    """Return the jobs of each priority, from the lowest on."""
     found: dict[int, list[PlannerJob]] = defaultdict(list)
     for job in jobs:
         found[job.priority].append(job)

@@ -1,7 +1,7 @@
-"""Where pods that are no trainers cost the fewest trainers. Pure.
+"""The colocation of other pods with trainers, so that they displace the fewest trainers. Pure.
 
-A parameter server of 4 CPUs on a node of 18 costs one trainer of 5; a second one beside it costs none. So what counts is the
-number of trainers that so many of them on one node would cost, for each of them.
+A parameter server of 4 CPUs on a node of 18 CPUs displaces one trainer of 5 CPUs; a second parameter server on that node
+displaces none. So nodes are compared by the displaced trainers per pod, for the best number of pods on one node.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from shoal.autoscaler.planner.model import Counts
 __all__ = ["colocated"]
 
 _MOST_TOGETHER: Final = 8
-"""On one node, as far as this looks ahead: more are placed by looking again."""
+"""Most pods on one node that one step considers; further pods are placed by further steps."""
 _MANY: Final = 2**31
 _FINE: Final = 1000
-"""Trainers per pod are compared in thousandths."""
+"""Displaced trainers per pod are compared in thousandths."""
 
 
 def colocated(
     count: int, *, request: Counts, trainer: Counts, room: Counts, order: Counts, free: Counts | None = None
 ) -> Counts | None:
-    """How many of some pods go to each node, so that they cost about as few trainers as possible.
+    """Return the number of pods for each node, so that they displace approximately as few trainers as possible.
 
-    Greedy: again and again the nodes on which one pod costs least, each with the number of pods at which that is so.
+    Greedy: each step takes the nodes with the lowest cost per pod, each with the number of pods that has this cost.
 
     Args:
         count: Pods.
-        request: [R] of one.
-        trainer: [R] of one trainer.
-        room: [N, R] for these pods and trainers; nodes where none may go have none.
-        order: [N] of equals, the ones where this is least are taken first.
-        free: [N, R] of it what no trainer has yet; then only trainers that are there can be lost. None: all of it, and those
-            that could be there count.
+        request: [R] requests of one pod.
+        trainer: [R] requests of one trainer.
+        room: [N, R] room for these pods and for trainers; zero on nodes that are not eligible.
+        order: [N] order of nodes with equal costs; the least is taken first.
+        free: [N, R] part of `room` that is free; then only trainers in the rest of it count as displaced. None: all of `room`
+            is free, and the trainers that would fit into it count as displaced.
 
     Returns:
         [N] pods; None: not all of them fit.
@@ -49,10 +49,10 @@ def colocated(
         if best >= _MANY:
             return None
         nodes = np.flatnonzero(price == best)
-        # All of them fit: they are packed as tightly as they come.
+        # Nodes that take most pods at this cost come first.
         nodes = nodes[np.lexsort((nodes, order[nodes], -number[nodes]))]
         total = np.cumsum(number[nodes])
-        # The last node takes its number or none; for fewer another one may be cheaper.
+        # A node takes its full number of pods or none: for fewer pods another node may be cheaper.
         nodes = nodes[: max(1, int(np.searchsorted(total, left, side="right")))]
         taken = number[nodes]
         placed[nodes] += taken
@@ -63,7 +63,11 @@ def colocated(
 
 
 def _cheapest(most: int, request: Counts, trainer: Counts, room: Counts, there: Counts) -> tuple[Counts, Counts]:
-    """Of each node: thousandths of a trainer that a pod costs at best, and of how many pods together. None fit: `_MANY`."""
+    """Return [N] the lowest cost per pod, and [N] the number of pods that has it.
+
+    Returns:
+        Cost in thousandths of a trainer, `_MANY` where no pod fits; number of pods.
+    """
     price = np.full(len(room), _MANY, dtype=np.int64)
     number = np.zeros(len(room), dtype=np.int64)
     for together in range(1, most + 1):
@@ -78,7 +82,7 @@ def _cheapest(most: int, request: Counts, trainer: Counts, room: Counts, there: 
 
 
 def _fit(room: Counts, request: Counts) -> Counts:
-    """[N] how many pods fit."""
+    """Return [N] how many pods with a request fit into each room."""
     asked = np.flatnonzero(request)
     if not len(asked):
         return np.full(len(room), _MANY // _FINE // _MOST_TOGETHER, dtype=np.int64)

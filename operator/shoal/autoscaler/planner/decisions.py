@@ -1,4 +1,4 @@
-"""What a plan says in the end: of each job how many, where, how many of them now, and why not more."""
+"""The result of a plan: the trainers of each job, their nodes, how many can be created now, and the reason for not more."""
 
 from __future__ import annotations
 
@@ -23,24 +23,35 @@ def allocation_of(
     moved: Collection[int],
     others: Mapping[int, Sequence[tuple[int, int]]],
 ) -> Allocation:
-    """From where things stand at the end of a plan."""
-    words = _Words(snapshot, placement, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
-    at = placement.places.rows(placement.changed)
+    """Return the allocation at the end of a plan.
+
+    Args:
+        snapshot: The state of the cluster.
+        placement: The working state at the end of the plan.
+        top: [J] most trainers of each job.
+        queued: Numbers of jobs whose minimum finds no room.
+        claims: Claims of this plan.
+        caps: Job's uid -> (most trainers, until when).
+        moved: Numbers of jobs that did not get a trainer because of the limit on moves.
+        others: Job's number -> (shape, node) of its masters and parameter servers without a node.
+    """
+    reasons = _Reasons(snapshot, placement, top=top, queued=queued, claims=claims, caps=caps, moved=moved)
+    at = placement.locations.rows(placement.changed)
     places = {number: _places(placement.jobs[number].held, there) for number, there in at.items()}
-    now = _Now(snapshot, placement, places) if places or others else None
+    now = _FreeRoom(snapshot, placement, places) if places or others else None
     late = {number for number, of in others.items() if now is not None and not now.have_room(node for _, node in of)}
     given = {}
     for number, (job, count) in enumerate(zip(placement.jobs, placement.count.tolist(), strict=True)):
         stays, comes = places.get(number, (job.held, {}))
-        why, said = words.why(number)
-        soon = now.start(number, comes) if now is not None and comes else {}
+        why, message = reasons.why(number)
+        startable = now.start(number, comes) if now is not None and comes else {}
         given[job.uid] = JobAllocation(
             trainers=count,
             stays=stays,
             comes=comes,
-            now=soon,
+            now=startable,
             why=why,
-            words=said,
+            words=message,
             others=tuple(others.get(number, ())),
             others_now=number not in late,
         )
@@ -48,15 +59,26 @@ def allocation_of(
 
 
 def _places(held: Mapping[int, int], at: Mapping[int, int]) -> tuple[Mapping[int, int], Mapping[int, int]]:
-    """Who stays where, and who comes where."""
+    """Return node -> trainers that stay, and node -> new trainers.
+
+    Args:
+        held: Node -> bound trainers.
+        at: Node -> planned trainers.
+    """
     if not held:
         return {}, at
     stays = {node: min(count, held[node]) for node, count in at.items() if node in held}
     return stays, {node: count - stays.get(node, 0) for node, count in at.items() if count > stays.get(node, 0)}
 
 
-class _Now:
-    """Who of those that come has room already: what leaves is still there."""
+class _FreeRoom:
+    """The room that is free already: terminating pods and trainers that are to leave still occupy theirs.
+
+    Args:
+        snapshot: The state of the cluster.
+        placement: The working state at the end of the plan.
+        places: Job's number -> (node -> trainers that stay, node -> new trainers).
+    """
 
     def __init__(
         self,
@@ -65,38 +87,43 @@ class _Now:
         places: Mapping[int, tuple[Mapping[int, int], Mapping[int, int]]],
     ) -> None:
         self._placement = placement
-        # What is kept for others is no trainer's; where that is more than there is, it is not free yet.
-        self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - placement.kept - placement.taken
+        # Reserved room is not for trainers; where a node's room is negative now, the reserved room is not free yet.
+        self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - placement.reserved - placement.taken
         late = placement.free - snapshot.nodes.leaving
         for number, (stays, _) in places.items():
             for node, count in placement.jobs[number].held.items():
                 if count > stays.get(node, 0):
                     late[node] -= placement.request[placement.jobs[number].shape] * (count - stays.get(node, 0))
-        # Where even then all have room nobody needs to be counted.
+        # On nodes that have room for all of their pods even now, trainers need not be counted one by one.
         self._wide: Flags = fitting(late, [0] * late.shape[1])
 
     def have_room(self, nodes: Iterable[int]) -> bool:
-        """Whether what is kept for others on these nodes is free; asked before any trainer starts."""
+        """Return whether the reserved room on these nodes is free; valid only before the first call of `start`."""
         return all(bool((self._room[node] >= 0).all()) for node in nodes)
 
     def start(self, number: int, comes: Mapping[int, int]) -> dict[int, int]:
-        """Where how many of a job's."""
+        """Return node -> trainers that can be created now, and take their room.
+
+        Args:
+            number: Number of the job.
+            comes: Node -> new trainers of the job.
+        """
         request = self._placement.request[self._placement.jobs[number].shape]
-        asked, soon = request > 0, {}
+        asked, startable = request > 0, {}
         for node, count in comes.items():
             if self._wide[node]:
-                soon[node] = count
+                startable[node] = count
                 continue
             for _ in range(count):
                 if not (self._room[node] >= request)[asked].all():
                     break
                 self._room[node] -= request
-                soon[node] = soon.get(node, 0) + 1
-        return soon
+                startable[node] = startable.get(node, 0) + 1
+        return startable
 
 
-class _Words:
-    """Why a job has no more."""
+class _Reasons:
+    """The reasons why jobs have no more trainers, as codes and messages; arguments as in `allocation_of`."""
 
     def __init__(
         self,
@@ -116,7 +143,7 @@ class _Words:
         self._full: dict[int, tuple[Why, str]] = {}
 
     def why(self, number: int) -> tuple[Why, str]:  # noqa: PLR0911 - one line for each reason
-        """Of a job, by its number."""
+        """Return the reason for a job, and its message."""
         job, count = self._placement.jobs[number], self._count[number]
         if number in self._queued:
             return Why.QUEUED, self._queues(number, job)
@@ -129,7 +156,7 @@ class _Words:
         if job.uid in self._victims:
             return Why.CLAIM, f"makes room for {self._victims[job.uid]}"
         if number in self._moved:
-            return Why.SHARE, "others of its priority hold more; it gets its share step by step"
+            return Why.SHARE, "jobs of its priority hold larger shares; rebalancing gives it trainers step by step"
         if job.shape not in self._full:
             self._full[job.shape] = self._no_room(job.shape)
         return self._full[job.shape]
@@ -137,14 +164,14 @@ class _Words:
     def _queues(self, number: int, job: PlannerJob) -> str:
         placement = self._placement
         best = int(np.minimum(placement.capacity(job.shape, self._snapshot.nodes.room), job.max).sum())
-        others = f" beside {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
+        others = f" plus {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
         if best >= job.min:
             place = sorted(self._queued).index(number) + 1
-            return f"needs {job.min} x {self._pod(job.shape)}{others}, and others hold the room; it is number {place} in line"
+            return f"needs {job.min} x {self._pod(job.shape)}{others}, but other pods hold the room; queue position {place}"
         return f"needs {job.min} x {self._pod(job.shape)}{others}, the cluster has room for {best} at best{self._short(job)}"
 
     def _short(self, job: PlannerJob) -> str:
-        """The resources of which there is too little for the minimum, each by itself; empty: only all together are."""
+        """Return the resources that are insufficient for the minimum on their own; empty: only their combination is."""
         request = self._snapshot.shapes.request[job.shape]
         room = np.maximum(self._snapshot.nodes.room[self._placement.eligible[job.shape]], 0)
         asked = np.flatnonzero(request)
@@ -160,11 +187,11 @@ class _Words:
         return Why.CLAIM, f"no node has room for {self._pod(shape)}, as room is made for {waiting[0]}{more}"
 
     def _pod(self, shape: int) -> str:
-        """What a pod needs."""
+        """Return the requests of one pod of a shape, for messages."""
         request = self._snapshot.shapes.request[shape].tolist()
         named = zip(self._snapshot.resources, request, strict=True)
-        said = [f"{name} {_amount(name, amount)}" for name, amount in named if amount and name != "pods"]
-        return ", ".join(said) or "a pod"
+        amounts = [f"{name} {_amount(name, amount)}" for name, amount in named if amount and name != "pods"]
+        return ", ".join(amounts) or "a pod"
 
 
 def _amount(name: str, amount: int) -> str:

@@ -1,8 +1,8 @@
-"""How the jobs of one class grow: the one with the smallest share is always the next.
+"""The growth of the jobs of one class: the job with the smallest share is always the next.
 
-Many are placed at a time as long as there is room for all of them: the level is raised, by halves, as far as every job
-finds room. From there on it goes in turn, one by one, and a shape that finds no room any more is closed. When that goes on
-for long the level is raised again for those that are left.
+While there is room for all jobs, many trainers are placed in one batch: a bisection finds the highest level (share) at which
+every job finds room. From there on trainers are placed one by one in the order of shares, and a shape that finds no room is
+closed. After `_TURNS` placements per shape the level is raised again for the shapes that are still open.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ __all__ = ["Growth"]
 
 _CLOSE: Final = 1e-9
 _FEW: Final = 16
-"""So many are placed one by one rather than by one more search for the level."""
+"""Up to this number trainers are placed one by one; more of them by another search for the level."""
 _TURNS: Final = 24
-"""For each shape that finds room so many turns cost about what it costs to raise the level once more."""
+"""Placements per open shape that cost about as much as one more search for the level."""
 Floats = npt.NDArray[np.float64]
 Placed = tuple[int, Counts, Counts]
-"""Shape, and for each trainer its job and its node."""
+"""(shape, job of each trainer, node of each trainer)."""
 
 
 class Growth:
-    """Growth of all classes, one after the other.
+    """The growth of all classes, one after the other.
 
     Args:
-        placement: Where things stand; minimums are settled.
-        candidates: Where room can be made.
-        step: [J] by how much one trainer more raises a job's share.
-        top: [J] most trainers.
-        snapshot: The cluster.
-        memory: Of the last plan.
+        placement: The working state of the plan; minimums are settled.
+        candidates: The search for nodes where preemption makes room.
+        step: [J] share that one trainer adds to its job.
+        top: [J] most trainers of each job.
+        snapshot: The state of the cluster.
+        memory: The memory of the last plan.
     """
 
     def __init__(
@@ -57,84 +57,100 @@ class Growth:
         self._step = step
         self._top = top
         self._tie = np.empty(len(step), dtype=np.int64)
-        # Of jobs at one level the one that held most at first is the next; then, as they are numbered, the oldest.
+        # Of jobs with equal shares the one with the most bound trainers is the next, then the oldest (by number).
         self._tie[np.argsort(-placement.held, kind="stable")] = np.arange(len(step))
         self._last: dict[int, tuple[Flags, int, Counts]] = {}
-        """By class, when it has grown: what is shut, the clock when that was seen, and [J] how many trainers each job had."""
-        self.exchange = Rebalance(placement, step=step, top=top, tie=self._tie, now=snapshot.now, before=memory.moved)
+        """Class -> (closed shapes, clock at that time, [J] trainers of each job at that time), of its last growth."""
+        self.rebalance = Rebalance(placement, step=step, top=top, tie=self._tie, now=snapshot.now, before=memory.moved)
 
     def grow(self, jobs: Counts, rank: int, *, moves: int, cool_down: float) -> int:
-        """All jobs of a class; how many moves for fairness are left."""
+        """Grow all jobs of a class.
+
+        Args:
+            jobs: Jobs of the class.
+            rank: Rank of the class.
+            moves: Most rebalancing moves.
+            cool_down: Seconds after a move in which a job makes none in the other direction.
+
+        Returns:
+            Moves that are left.
+        """
         self._placement.settle_class(rank)
-        if not len(self._hungry(jobs)):
+        if not len(self._below_top(jobs)):
             return moves
         tiers = self._placement.tiers(surplus_below=rank, minimums_below=0)
-        shut = self._shut_now(jobs, rank, tiers)
+        closed = self._closed_now(jobs, rank, tiers)
         seen = self._placement.clock
-        self._fill(jobs, tiers, shut)
+        self._fill(jobs, tiers, closed)
         while True:
             traded = 0
-            for given in self.exchange.trades(jobs, moves=moves, cool_down=cool_down):
+            for given in self.rebalance.trades(jobs, moves=moves, cool_down=cool_down):
                 traded, moves = traded + given, moves - given
-                # Who gave may want to grow elsewhere, and what one trainer leaves may be too much for another.
-                self._open(shut, self._placement.touched > seen, tiers)
+                # A giver may grow on another node, and a trainer may leave more room than the receiver needs.
+                self._open(closed, self._placement.changed_at > seen, tiers)
                 seen = self._placement.clock
-                self._fill(jobs, tiers, shut)
+                self._fill(jobs, tiers, closed)
             if not traded:
-                self._last[rank] = (shut, seen, self._placement.count.copy())
+                self._last[rank] = (closed, seen, self._placement.count.copy())
                 return moves
 
-    def _hungry(self, jobs: Counts) -> Counts:
-        hungry: Counts = jobs[self._placement.count[jobs] < self._top[jobs]]
-        return hungry
+    def _below_top(self, jobs: Counts) -> Counts:
+        growing: Counts = jobs[self._placement.count[jobs] < self._top[jobs]]
+        return growing
 
-    # --- Into room that is free, and that lower classes give ---
+    # --- Growth into free room, and into the surplus of lower classes ---
 
-    def _fill(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
-        """Until every shape of a job that is below its top is shut."""
+    def _fill(self, jobs: Counts, tiers: Sequence[int], closed: Flags) -> None:
+        """Grow the jobs until each job is at its top or its shape is closed."""
         placement = self._placement
         while True:
-            hungry = self._hungry(jobs)
-            hungry = hungry[~shut[placement.shape[hungry]]]
-            if not len(hungry):
+            growing = self._below_top(jobs)
+            growing = growing[~closed[placement.shape[growing]]]
+            if not len(growing):
                 return
-            self._raise_together(hungry)
-            self._in_turn(hungry, tiers, shut)
+            self._raise_together(growing)
+            self._in_turn(growing, tiers, closed)
 
-    def _shut_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
-        """[S] the same as below; what was shut in an earlier pass is looked at only where things are better since."""
+    def _closed_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
+        """Return [S] the closed shapes; shapes closed in an earlier pass are only checked on nodes that have improved since."""
         placement = self._placement
         if rank not in self._last:
-            return self._shut(jobs, tiers)
-        shut, seen, count = self._last[rank]
-        of, node, _ = placement.places.all()
-        near = placement.touched > seen
-        # Who has more trainers of a lower class has more surplus, wherever they are.
+            return self._closed(jobs, tiers)
+        closed, seen, count = self._last[rank]
+        of, node, _ = placement.locations.all()
+        near = placement.changed_at > seen
+        # A job of a lower class that has grown has more surplus on each of its nodes.
         near[node[((placement.count > count) & (placement.rank < rank))[of]]] = True
-        self._open(shut, near, tiers)
-        return shut
+        self._open(closed, near, tiers)
+        return closed
 
-    def _shut(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
-        """[S] which shapes that are wanted find no room, even if all of these tiers gave way."""
+    def _closed(self, jobs: Counts, tiers: Sequence[int]) -> Flags:
+        """Return [S] whether a shape of a job below its top finds no room even if all of these tiers are preempted."""
         placement = self._placement
-        shut = np.zeros(len(placement.request), dtype=np.bool_)
+        closed = np.zeros(len(placement.request), dtype=np.bool_)
         room = placement.room_with(tiers) if tiers else placement.free
-        for shape in np.unique(placement.shape[self._hungry(jobs)]).tolist():
-            shut[shape] = not placement.anywhere(shape, room).any()
-        return shut
+        for shape in np.unique(placement.shape[self._below_top(jobs)]).tolist():
+            closed[shape] = not placement.anywhere(shape, room).any()
+        return closed
 
-    def _open(self, shut: Flags, near: Flags, tiers: Sequence[int]) -> None:
-        """Shapes that find room at some nodes; elsewhere there is none, as lower classes only have less meanwhile."""
+    def _open(self, closed: Flags, near: Flags, tiers: Sequence[int]) -> None:
+        """Reopen closed shapes that find room on some nodes.
+
+        Args:
+            closed: [S] closed shapes; changed in place.
+            near: [N] nodes to check. On other nodes there is no room, as the surplus of lower classes has only shrunk.
+            tiers: Tiers that may be preempted.
+        """
         placement = self._placement
         nodes = np.flatnonzero(near)
-        room = placement.free[nodes] + sum(placement.weak(tier)[nodes] for tier in tiers)
+        room = placement.free[nodes] + sum(placement.preemptible(tier)[nodes] for tier in tiers)
         large = (room >= placement.request[:, None]).all(axis=2) & placement.eligible[:, nodes]
-        shut &= ~large.any(axis=1)
+        closed &= ~large.any(axis=1)
 
-    def _in_turn(self, jobs: Counts, tiers: Sequence[int], shut: Flags) -> None:
-        """One by one, until nobody finds room or it has taken long."""
+    def _in_turn(self, jobs: Counts, tiers: Sequence[int], closed: Flags) -> None:
+        """Place trainers one by one in the order of shares, until no job finds room or `_TURNS` per shape were placed."""
         placement, top = self._placement, self._top
-        jobs = self._hungry(jobs)
+        jobs = self._below_top(jobs)
         levels = (placement.count[jobs] + 1) * self._step[jobs]
         line = list(zip(levels.tolist(), self._tie[jobs].tolist(), jobs.tolist(), strict=True))
         heapq.heapify(line)
@@ -142,14 +158,14 @@ class Growth:
         while line and left:
             _, tie, job = heapq.heappop(line)
             shape = int(placement.shape[job])
-            if shut[shape]:
+            if closed[shape]:
                 continue
             left -= 1
             node = placement.free_node(shape)
             if node < 0:
                 found = self._candidates.make(shape, tiers) if tiers else None
                 if found is None:
-                    shut[shape] = True
+                    closed[shape] = True
                     continue
                 node = found[0]
                 for each in found[1]:
@@ -159,7 +175,7 @@ class Growth:
                 heapq.heappush(line, (float((placement.count[job] + 1) * self._step[job]), tie, job))
 
     def _raise_together(self, jobs: Counts) -> None:
-        """To the highest level at which all of them find room, by halves."""
+        """Grow the jobs to the highest level at which all of them find room, by bisection."""
         placement, step, top = self._placement, self._step[jobs], self._top[jobs]
         room = [placement.total(shape) for shape in set(placement.shape[jobs].tolist())]
         if not all(room) or sum(room) <= _FEW:
@@ -172,7 +188,7 @@ class Growth:
 
         low, high = 0.0, float((top * step).max())
         level = high
-        # Closer than a few trainers there is nothing between two levels but who goes first.
+        # Two levels that differ by `_FEW` trainers or fewer only differ in the order of jobs.
         while high - low > high * _CLOSE and int(lacks(high).sum()) > _FEW:
             placed = self._placed(jobs, lacks(level))
             if placed is None:
@@ -184,7 +200,12 @@ class Growth:
             level = (low + high) / 2
 
     def _placed(self, jobs: Counts, more: Counts) -> list[Placed] | None:
-        """Where so many more of each job find room; None: they do not."""
+        """Return locations in free room for more trainers of each job; None: not all of them fit.
+
+        Args:
+            jobs: Jobs that grow.
+            more: New trainers of each of these jobs.
+        """
         placement = self._placement
         shapes = placement.shape[jobs]
         needs = np.bincount(shapes, more)

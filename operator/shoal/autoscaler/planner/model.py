@@ -1,8 +1,8 @@
-"""What the planner sees, remembers and says: plain values and arrays, no I/O.
+"""The planner's input, memory and output: plain values and arrays, no I/O.
 
-Amounts are whole numbers: thousandths for ``cpu``, units (bytes, pieces) for all else. All arrays of one snapshot have the
-same order of resources, shapes and nodes. The planner speaks of where things will stand once all that is on its way out has
-gone; `Nodes.leaving` says what of that room is still taken now.
+Amounts are whole numbers: thousandths for ``cpu``, units (bytes, pieces) for every other resource. All arrays of one snapshot
+have the same order of resources, shapes and nodes. The planner computes the state after every terminating pod has ended;
+`Nodes.leaving` is the part of that room which terminating pods still occupy.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Nodes:
-    """All nodes, N of them, with R resources.
+    """All nodes of the cluster: N nodes with R resources.
 
     Attributes:
-        names: Of each.
-        room: [N, R] allocatable less the effective requests of every unfinished pod that is bound there and stays, but for
-            trainers of ours. Parameter servers and masters that are bound count as taken. May be negative.
-        leaving: [N, R] requests of pods that are being deleted, of any kind: not part of what ``room`` lacks, but in the
-            way until they are gone.
-        usable: [N] Ready, not cordoned, not being deleted.
-        group: [N] which group of taints and labels it belongs to.
-        total: [R] what all usable nodes have for pods; shares are of this.
+        names: Name of each node.
+        room: [N, R] allocatable less the effective requests of every unfinished pod that is bound there and is not being
+            deleted, except Shoal's trainers. Bound parameter servers and masters count as taken. May be negative.
+        leaving: [N, R] requests of pods of any kind that are being deleted. They are not subtracted from ``room``, but occupy
+            it until they have ended.
+        usable: [N] whether the node is Ready, not cordoned and not being deleted.
+        group: [N] group of nodes with the same taints and labels.
+        total: [R] allocatable of all usable nodes; the denominator of shares.
     """
 
     names: tuple[str, ...]
@@ -60,11 +60,11 @@ class Nodes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shapes:
-    """The different pods, S of them.
+    """The S different shapes of pods: a shape is a set of requests and node constraints.
 
     Attributes:
-        request: [S, R] effective requests of one pod; every one counts 1 of ``pods``.
-        fits: [S, G] whether tolerations, node selector and required affinity let it onto nodes of a group.
+        request: [S, R] effective requests of one pod; each pod counts 1 of ``pods``.
+        fits: [S, G] whether tolerations, node selector and required affinity allow the pod on nodes of a group.
     """
 
     request: Counts
@@ -73,23 +73,26 @@ class Shapes:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerJob:
-    """A job that wants trainers.
+    """A job that needs trainers.
 
     Attributes:
-        uid: Of the TrainingJob.
-        name: NAMESPACE/NAME, for people.
-        priority: Of its minimum trainers; jobs of one priority are a class. A foreign pod above it may claim their room.
-        surplus: Of its trainers beyond; a foreign pod between the two may claim the room of these. None: the same.
-        min: Fewest trainers; with fewer it has none.
-        max: Most trainers; the same as ``min`` where the number is pinned.
-        shape: Of a trainer.
-        fixed: (shape, how many) of its other pods that have no node yet: they need room together with the minimum.
-        held: Node -> trainers that are bound there and not on their way out, for each node where there are some.
-        firm: Node -> how many of these have the minimum's priority: for one that left, one of the surplus would be made anew.
-        weight: Its claim to room among jobs of its class.
-        since: When it was created, in seconds.
-        pinned: Whether its number is the user's choice.
-        unschedulable: Seconds for which a trainer of its own has been refused by the scheduler; 0: none.
+        uid: Uid of the TrainingJob.
+        name: NAMESPACE/NAME, for messages.
+        priority: Priority of the minimum trainers; jobs of one priority are a class. A foreign pod above it may claim their
+            room.
+        surplus: Priority of the trainers beyond the minimum. A foreign pod between the two priorities may claim their room.
+            None: `priority`.
+        min: Fewest trainers; a job that cannot have them has none.
+        max: Most trainers; equal to ``min`` where the number is pinned.
+        shape: Shape of a trainer.
+        fixed: (shape, count) of the job's other pods that have no node yet: they need room together with the minimum.
+        held: Node -> bound trainers that are not being deleted; only nodes with at least one.
+        firm: Node -> how many of ``held`` have the minimum's priority: if one of them is deleted, a surplus trainer has to be
+            recreated with that priority.
+        weight: Divisor of the job's share among jobs of its class. Default: 1.
+        since: Creation time of the job, in seconds.
+        pinned: Whether the user has set the number of trainers.
+        unschedulable: Seconds since the scheduler first refused a trainer of the job that is still pending; 0: none is.
     """
 
     uid: str
@@ -109,12 +112,12 @@ class PlannerJob:
 
     @property
     def lowest(self) -> int:
-        """The priority of who gives way first."""
+        """The lowest priority of the job's trainers: they are preempted first."""
         return self.priority if self.surplus is None else self.surplus
 
     @property
     def trainers(self) -> int:
-        """How many it has."""
+        """The number of bound trainers."""
         return sum(self.held.values())
 
 
@@ -123,12 +126,12 @@ class PendingPod:
     """A foreign pod that has no node yet.
 
     Attributes:
-        uid: Its own.
+        uid: Uid of the pod.
         name: NAMESPACE/NAME.
-        shape: Its.
-        priority: Its.
-        node: That is nominated for it; -1: none.
-        preempts: Whether the scheduler evicts others for it by itself.
+        shape: Shape of the pod.
+        priority: Priority of the pod.
+        node: Node in `status.nominatedNodeName`; -1: none.
+        preempts: Whether the scheduler itself preempts other pods for it.
     """
 
     uid: str
@@ -141,16 +144,16 @@ class PendingPod:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """The cluster at one moment.
+    """The state of the cluster at one point in time.
 
     Attributes:
-        now: Seconds that only go forward.
-        resources: Names, R of them.
-        nodes: All of them.
-        shapes: Of all pods that appear here.
-        jobs: Those that want trainers: neither suspended nor ended, nor refused.
-        pending: Foreign pods without a node that the scheduler may place: none that is gated.
-        spare: (shape, how many): pods for which surplus trainers leave room, so that a burst needs no eviction.
+        now: Time of the snapshot, in seconds of a monotonic clock.
+        resources: Names of the R resources.
+        nodes: All nodes.
+        shapes: Shapes of all pods of the snapshot.
+        jobs: Jobs that need trainers: neither suspended nor ended nor refused.
+        pending: Foreign pods without a node, except pods with scheduling gates.
+        spare: (shape, count) of the head-room: pods for which surplus trainers leave room, so that a burst needs no eviction.
     """
 
     now: float
@@ -164,13 +167,16 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What an operator of a cluster may choose.
+    """The planner's options.
 
     Attributes:
-        cool_down_seconds: For so long after a move for fairness alone a job makes none in the other direction.
-        moves: Moves for fairness alone in one cycle, over all jobs.
-        stuck_seconds: For so long a trainer is refused by the scheduler before its job is held at what runs.
-        scheduler_evicts: Pods that preempt by themselves get their room from the scheduler; it is only left free for them.
+        cool_down_seconds: Time after a rebalancing move in which a job makes no move in the other direction. Seconds.
+            Default: 60.
+        moves: Most rebalancing moves in one cycle, over all jobs. Default: 8.
+        stuck_seconds: Time for which the scheduler refuses a trainer before its job is capped at its bound trainers. Seconds.
+            Default: 10.
+        scheduler_evicts: Whether the scheduler makes the room of pods that may preempt; the planner then only leaves the room
+            free. Default: True.
     """
 
     cool_down_seconds: float = 60.0
@@ -181,14 +187,14 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Room that is being made, on one node, for one pending pod.
+    """Room on one node that is reserved for one pending pod.
 
     Attributes:
         pod: Uid of the pod.
-        name: NAMESPACE/NAME.
-        node: Where, by its number in the plan's snapshot.
-        victims: Job's uid -> trainers that give way.
-        since: When it was made.
+        name: NAMESPACE/NAME of the pod.
+        node: Number of the node in the plan's snapshot.
+        victims: Job's uid -> number of its trainers that are preempted.
+        since: When the claim was made, in seconds.
     """
 
     pod: str
@@ -200,17 +206,17 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerMemory:
-    """What one plan leaves for the next.
+    """The state that one plan hands to the next.
 
     Attributes:
-        claims: Uid of a pod -> (name of the node that it claims, since when). Numbers of nodes mean something in one snapshot
-            only: where a node goes another one takes its number.
-        moved: Job's uid -> (when it last gave or got a trainer for fairness alone, whether it got one).
-        capped: Job's uid -> (most trainers, until when): the scheduler knows something against more.
-        backoff: Job's uid -> (seconds of its last cap, at how many trainers that was), until it has come further.
-        unmet: Uids of pods that did not come to their claimed node -> until when they claim nothing.
-        rows: Job's uid -> what it held, and the same as arrays of nodes, ascending, and counts. They serve a job whose
-            ``held`` is the very same object in the next snapshot, so its numbers of nodes are the next snapshot's too.
+        claims: Uid of a pod -> (name of the claimed node, since when). Node names, because node numbers are valid in one
+            snapshot only: the number of a removed node is reused.
+        moved: Job's uid -> (time of its last rebalancing move, whether it got a trainer (True) or gave one (False)).
+        capped: Job's uid -> (most trainers, until when): the scheduler has refused more.
+        backoff: Job's uid -> (seconds of its last cap, trainers at that cap), until the job has grown beyond it.
+        unmet: Uid of a pod that was not bound to its claimed node -> until when it claims nothing.
+        rows: Job's uid -> (`held`, its nodes ascending as an array, their counts as an array). A row is reused for a job whose
+            ``held`` is the identical object in the next snapshot; its node numbers are then the same.
     """
 
     claims: Mapping[str, tuple[str, float]] = field(default_factory=dict)
@@ -224,7 +230,7 @@ class PlannerMemory:
 
 
 class Why(StrEnum):
-    """Why a job has no more trainers."""
+    """The reason why a job has no more trainers."""
 
     MAX = "AtMax"
     PINNED = "Pinned"
@@ -236,17 +242,17 @@ class Why(StrEnum):
 
 
 class JobAllocation(NamedTuple):
-    """What a job is given. A named tuple, as each plan makes one for each job.
+    """The allocation of one job. A named tuple, for speed: each plan makes one per job.
 
     Attributes:
-        trainers: How many it shall have; 0: it waits for its minimum.
-        stays: Node -> how many of its trainers stay there.
-        comes: Node -> how many new ones fit there.
-        now: Node -> how many of these may be created now: the room is there.
-        why: Why not more.
-        words: The same for people.
-        others: (shape, node) where each of its other pods without a node would do best.
-        others_now: Whether all of these have their room already.
+        trainers: Number of trainers; 0: the job is queued for its minimum.
+        stays: Node -> trainers that stay there.
+        comes: Node -> new trainers that are planned there.
+        now: Node -> new trainers that can be created now, as their room is free already.
+        why: Reason why the job has no more trainers.
+        words: The reason as a message.
+        others: (shape, node) of each master or parameter server without a node: the node that suits it best.
+        others_now: Whether the room of all `others` is free already. Default: True.
     """
 
     trainers: int
@@ -261,7 +267,7 @@ class JobAllocation(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """Of each job's uid what it is given, and the claims that are under way."""
+    """The result of a plan: the allocation by job's uid, and the claims in progress."""
 
     jobs: Mapping[str, JobAllocation]
     claims: tuple[Claim, ...] = ()

@@ -1,14 +1,14 @@
-"""Where things stand while a plan is made: what is sure of its place, what stands but may have to give way, what is free.
+"""The working state of a plan: settled trainers, preemptible trainers and free room of each node.
 
-Every trainer that is bound begins as one that *may give way*; it stays unless a plan needs its room. Room is looked for in
-this order: nobody gives way; then one tier after the other does, first the surplus of the lowest class. So whoever gives
-way does so for somebody, and as few as can be on one node.
+Every bound trainer is *preemptible* at first, and stays unless the plan needs its room; a *settled* trainer cannot be
+preempted any more by this plan. Room is searched first without preemption, then with one more tier at a time, the surplus
+of the lowest class first. So each victim makes room for another pod, and a node has as few victims as possible.
 
-Tiers, in the order in which they give way: the surplus of each class from the lowest, then the minimums likewise. A job's
-trainers count as surplus as long as it has more than its minimum.
+Tiers, in the order of preemption: the surplus of each class from the lowest on, then the minimums of each class from the
+lowest on. A trainer of a job counts as surplus while the job has more than its minimum.
 
-What is asked again and again is kept: how many pods of a shape fit at each node, in which order nodes are taken, what each
-tier would give at each node. A clock says when a node was touched last, so that only those are looked at again.
+Repeated queries are cached: how many pods of a shape fit on each node, the order of nodes, the room that each tier would
+free on each node. A logical clock records the last change of each node, so that only changed nodes are computed again.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ __all__ = ["Placement", "Victim", "fitting"]
 
 _MANY = 2**31
 _FEW = 16
-"""So many nodes are looked at one by one rather than as arrays."""
+"""Up to this number nodes are checked one by one, more of them as arrays."""
 _BYTE = 255
-"""Preferences are of two bytes: numpy sorts these in linear time."""
+"""Sort keys of nodes have two bytes: numpy sorts these in linear time."""
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A trainer that gives way.
+    """A trainer that is preempted.
 
     Attributes:
         job: Number of its job.
-        node: Where it stands.
+        node: Number of its node.
     """
 
     job: int
@@ -45,7 +45,7 @@ class Victim:
 
 
 def fitting(room: Counts, request: Sequence[int]) -> Flags:
-    """[N] which candidates are large enough; resource by resource, as arrays are kept like that."""
+    """Return [N] whether each room fits a request; computed by resource, as the arrays are column-major."""
     large = np.ones(len(room), dtype=np.bool_)
     for resource, amount in enumerate(request):
         large &= room[:, resource] >= amount
@@ -53,82 +53,88 @@ def fitting(room: Counts, request: Sequence[int]) -> Flags:
 
 
 def _high_byte(amounts: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """What orders as these amounts do, about, in the upper of two bytes."""
+    """Return the amounts, scaled to the upper byte of two bytes; their order is approximately kept."""
     most = float(amounts.max(initial=0.0))
     high: npt.NDArray[np.uint16] = (amounts * (_BYTE / max(most, 1.0))).astype(np.uint16) * np.uint16(_BYTE + 1)
     return high
 
 
-class _Line:
-    """Nodes that have room for a shape, in the order in which they are taken; those that were opened since come first."""
+class _NodeOrder:
+    """The nodes with room for a shape, in the order of use; nodes where a trainer left later are used before these.
 
-    def __init__(self, nodes: list[int], opened: int, many: int) -> None:
-        self.nodes, self.opened, self.many, self.next = nodes, opened, many, 0
+    Args:
+        nodes: Nodes with room when the order was computed.
+        freed: Length of `Placement.freed` at that time.
+        many: Number of batch placements at that time.
+    """
+
+    def __init__(self, nodes: list[int], freed: int, many: int) -> None:
+        self.nodes, self.freed, self.many, self.next = nodes, freed, many, 0
 
 
 class Placement:
     """The working state of one plan.
 
     Args:
-        snapshot: The cluster.
-        jobs: Its jobs, from the highest class to the lowest.
-        rows: Of the last plan: what was read from jobs that hold the same still.
+        snapshot: The state of the cluster.
+        jobs: Its jobs, from the highest class to the lowest; a job's number is its index here.
+        rows: Job's uid -> row of the last plan; reused for jobs whose trainers have not changed.
     """
 
     def __init__(self, snapshot: Snapshot, jobs: Sequence[PlannerJob], rows: Mapping[str, Row]) -> None:
         self.jobs = jobs
         self.request = snapshot.shapes.request
         self.asks: list[list[int]] = self.request.tolist()
-        """The same: of few numbers lists are faster."""
+        """`request` as lists, which are faster for a few numbers."""
         self.eligible: Flags = snapshot.shapes.fits[:, snapshot.nodes.group] & snapshot.nodes.usable
         self.shape = np.array([job.shape for job in jobs], dtype=np.int64)
         self.of_one: Counts = np.asfortranarray(self.request[self.shape])
-        """[J, R] what one trainer asks."""
+        """[J, R] request of one trainer."""
         priorities, ranks = np.unique(np.array([job.priority for job in jobs], dtype=np.int64), return_inverse=True)
         self.rank: Counts = ranks.astype(np.int64)
         self.priorities: list[int] = priorities.tolist()
         self.classes = len(priorities)
         self.min = np.array([job.min for job in jobs], dtype=np.int64)
-        self.sure = np.zeros(len(jobs), dtype=np.int64)
-        """[J] how many of a job's trainers give way to nobody any more."""
+        self.settled = np.zeros(len(jobs), dtype=np.int64)
+        """[J] settled trainers of each job."""
         self.changes = 0
-        """How often somebody came or left."""
+        """Number of additions and removals of trainers."""
         self.changed = np.zeros(len(jobs), dtype=np.bool_)
-        """[J] whether it was one of a job's."""
-        self.kept = np.zeros_like(snapshot.nodes.room)
-        """[N, R] what is kept for pods that are no trainers."""
+        """[J] whether trainers of the job were added or removed."""
+        self.reserved = np.zeros_like(snapshot.nodes.room)
+        """[N, R] room that is reserved for pods that are not trainers."""
         self.rows = {job.uid: row(job, rows.get(job.uid)) for job in jobs}
-        self.places = TrainerLocations(list(self.rows.values()), len(self.kept))
-        of, node, count = self.places.all()
+        self.locations = TrainerLocations(list(self.rows.values()), len(self.reserved))
+        of, node, count = self.locations.all()
         self.count = np.bincount(of, count, minlength=len(jobs)).astype(np.int64)
-        """[J] how many trainers a job has."""
+        """[J] planned trainers of each job."""
         self.held = self.count.copy()
-        """[J] how many it had at first."""
+        """[J] bound trainers of each job."""
         self.taken = self.sum_of(node, of, count)
-        """[N, R] what the trainers that are held take now."""
+        """[N, R] requests of the bound trainers."""
         self.free: Counts = np.asfortranarray(snapshot.nodes.room - self.taken)
-        """[N, R] what nobody takes."""
+        """[N, R] free room."""
         self.clock = 0
-        self.opened: list[int] = []
-        """Nodes where somebody left, one after the other."""
-        self.touched = np.zeros(len(self.free), dtype=np.int64)
-        """[N] when somebody last came or left."""
+        self.freed: list[int] = []
+        """Nodes where room was freed, in order of time."""
+        self.changed_at = np.zeros(len(self.free), dtype=np.int64)
+        """[N] clock of the node's last change."""
         self._known: dict[int, tuple[int, Counts]] = {}
         self._totals: dict[int, tuple[int, int]] = {}
-        self._lines: dict[int, _Line] = {}
+        self._orders: dict[int, _NodeOrder] = {}
         self._many = 0
-        """How often many came at once; nodes are put in order anew then."""
-        self._weak: dict[int, Counts] = {}
+        """Number of batch placements; after each one the order of nodes is computed again."""
+        self._preemptible: dict[int, Counts] = {}
         self._most = np.zeros(len(jobs), dtype=np.int64)
-        """[J] a job has no more trainers than so many at any node."""
-        self.yields = 0
-        """How often it was said that many may give way."""
+        """[J] upper bound of the job's trainers on one node."""
+        self.resets = 0
+        """How often the trainers of many jobs were made preemptible."""
         self.wanted_by: Counts = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
-        """[N] for how many shapes of trainers a node would do."""
+        """[N] number of trainers' shapes for which the node is eligible."""
         self._use = _high_byte(self._of_use())
 
     def _of_use(self) -> npt.NDArray[np.float32]:
-        """[N] how many trainers would fit into what is free now, of each shape by itself, and all shapes added up; about, and fast."""
+        """Return [N] the sum over all shapes of the trainers of that shape that fit into the free room; approximate, for speed."""
         free = np.maximum(self.free, 0).astype(np.float32)
         use = np.zeros(len(free), dtype=np.float32)
         for shape in np.unique(self.shape).tolist():
@@ -136,7 +142,7 @@ class Placement:
             for resource, amount in enumerate(self.asks[shape]):
                 if amount:
                     np.minimum(fit, free[:, resource] * np.float32(1 / amount), out=fit)
-            # Half of a thousandth more: a whole number may be a little less in so few digits.
+            # Add 0.0005: float32 may represent a whole quotient as slightly less.
             fit += np.float32(0.0005)
             np.floor(fit, out=fit)
             fit *= self.eligible[shape]
@@ -144,174 +150,202 @@ class Placement:
         return use
 
     def sum_of(self, node: Counts, job: Counts, count: Counts) -> Counts:
-        """[N, R] what so many trainers of jobs take at nodes."""
-        sums = np.zeros(self.kept.shape, dtype=np.int64, order="F")
-        for resource in range(self.kept.shape[1]):
+        """Return [N, R] the requests of trainers, summed by node.
+
+        Args:
+            node: Node of each entry.
+            job: Job of each entry.
+            count: Trainers of each entry.
+        """
+        sums = np.zeros(self.reserved.shape, dtype=np.int64, order="F")
+        for resource in range(self.reserved.shape[1]):
             sums[:, resource] = np.bincount(node, self.of_one[job, resource] * count, minlength=len(sums))
         return sums
 
     def at(self, job: int) -> dict[int, int]:
-        """Node -> how many trainers of a job stand there by this plan."""
-        nodes, counts = self.places.of(job)
+        """Return node -> planned trainers of a job there."""
+        nodes, counts = self.locations.of(job)
         return {node: count for node, count in zip(nodes.tolist(), counts.tolist(), strict=True) if count}
 
     # --- Tiers ---
 
-    def weak(self, tier: int) -> Counts:
-        """[N, R] the most that those of a tier who may give way would give at each node, if they did so nowhere else."""
-        if tier not in self._weak:
+    def preemptible(self, tier: int) -> Counts:
+        """Return [N, R] the room that a tier's preemptible trainers would free on each node if no other node had victims."""
+        if tier not in self._preemptible:
             mine = np.flatnonzero(self.rank == tier % self.classes)
-            job, node, count = self.places.of_jobs(int(mine[0]), int(mine[-1]) + 1)
+            job, node, count = self.locations.of_jobs(int(mine[0]), int(mine[-1]) + 1)
             self._most[mine] = 0
             np.maximum.at(self._most, job, count)
             part = self._gives(job, count)[tier // self.classes]
             some = np.flatnonzero(part > 0)
-            self._weak[tier] = self.sum_of(node[some], job[some], part[some])
-        return self._weak[tier]
+            self._preemptible[tier] = self.sum_of(node[some], job[some], part[some])
+        return self._preemptible[tier]
 
     def _gives(self, job: Counts, count: Counts) -> tuple[Counts, Counts]:
-        """Of so many trainers of a job: how many may give way as surplus, and how many beyond that."""
-        weak = np.minimum(count, (self.count - self.sure)[job])
-        surplus = np.minimum(weak, np.maximum(self.count - self.min, 0)[job])
-        return surplus, weak - surplus
+        """Return how many of the given trainers are preemptible as surplus, and how many as minimum.
 
-    def _weigh(self, job: int, sign: int) -> None:
-        """What a job would give is added to what is known of the tiers, or taken from it."""
+        Args:
+            job: Job of each entry.
+            count: Trainers of each entry.
+        """
+        preemptible = np.minimum(count, (self.count - self.settled)[job])
+        surplus = np.minimum(preemptible, np.maximum(self.count - self.min, 0)[job])
+        return surplus, preemptible - surplus
+
+    def _add_preemptible(self, job: int, sign: int) -> None:
+        """Add the room that a job's preemptible trainers would free to the cached tiers (sign 1), or subtract it (-1)."""
         rank = int(self.rank[job])
-        tiers = [tier for tier in (rank, rank + self.classes) if tier in self._weak]
-        if not tiers or self.sure[job] >= self.count[job]:
+        tiers = [tier for tier in (rank, rank + self.classes) if tier in self._preemptible]
+        if not tiers or self.settled[job] >= self.count[job]:
             return
-        nodes, counts = self.places.of(job)
+        nodes, counts = self.locations.of(job)
         gives = self._gives(np.full(len(nodes), job), counts)
         for tier in tiers:
             part = gives[tier // self.classes]
             if part.any():
-                self._weak[tier][nodes] += sign * part[:, None] * self.of_one[job]
+                self._preemptible[tier][nodes] += sign * part[:, None] * self.of_one[job]
 
-    def _lessen(self, job: int, node: int) -> None:
-        """One of a job's surplus leaves a node: it gives one less there, and wherever all of its surplus could have left."""
-        weak, surplus = self._weak.get(int(self.rank[job])), self.surplus(job)
-        if weak is None:
+    def _subtract_one(self, job: int, node: int) -> None:
+        """Update the cached tier for one surplus trainer less on a node.
+
+        The job frees one trainer less on that node, and on each node where all of its surplus could have been preempted.
+        """
+        preemptible, surplus = self._preemptible.get(int(self.rank[job])), self.surplus(job)
+        if preemptible is None:
             return
         near: Counts | int = node
         if surplus <= self._most[job]:
-            nodes, counts = self.places.of(job)
+            nodes, counts = self.locations.of(job)
             near = nodes[(counts >= surplus) | (nodes == node)]
-        weak[near] -= self.of_one[job]
+        preemptible[near] -= self.of_one[job]
 
-    def weak_of(self, job: int) -> int:
-        """How many of a job's trainers may give way."""
-        return int(self.count[job]) - int(self.sure[job])
+    def preemptible_of(self, job: int) -> int:
+        """Return the number of a job's preemptible trainers."""
+        return int(self.count[job]) - int(self.settled[job])
 
     def firm(self, job: int, node: int, there: int) -> bool:
-        """Whether of so many trainers of a job at a node all have the minimum's priority."""
+        """Return whether all of `there` trainers of a job on a node have the minimum's priority."""
         return there <= self.jobs[job].firm.get(node, 0)
 
     def surplus(self, job: int) -> int:
-        """How many of these are more than its minimum."""
-        return int(self.count[job]) - max(int(self.sure[job]), int(self.min[job]))
+        """Return the number of a job's preemptible trainers beyond its minimum."""
+        return int(self.count[job]) - max(int(self.settled[job]), int(self.min[job]))
 
     def tiers(self, *, surplus_below: int, minimums_below: int) -> list[int]:
-        """Those of the surplus of classes below one rank, and of the minimums below another."""
+        """Return the tiers: the surplus of classes below one rank, then the minimums of classes below another."""
         return [*range(surplus_below), *range(self.classes, self.classes + minimums_below)]
 
     def room_with(self, tiers: Sequence[int]) -> Counts:
-        """[N, R] what would be free if all of these tiers gave way at a node."""
+        """Return [N, R] the room of each node if all of these tiers were preempted there."""
         room = self.free.copy(order="F")
         for tier in tiers:
-            room += self.weak(tier)
+            room += self.preemptible(tier)
         return room
 
     # --- Changes ---
 
     def put(self, shape: int, node: int, count: int = 1) -> None:
-        """Room is kept for a pod that is no trainer; a negative count gives it back."""
+        """Reserve room on a node for pods that are not trainers; a negative count releases it."""
         amount = self.request[shape] * count
-        self.kept[node] += amount
-        self._take(node, amount, opens=count < 0)
+        self.reserved[node] += amount
+        self._take(node, amount, frees=count < 0)
 
-    def _take(self, node: int, amount: Counts, *, opens: bool) -> None:
+    def _take(self, node: int, amount: Counts, *, frees: bool) -> None:
         self.free[node] -= amount
         self.clock += 1
-        self.touched[node] = self.clock
-        if opens:
-            self.opened.append(node)
+        self.changed_at[node] = self.clock
+        if frees:
+            self.freed.append(node)
 
     def add_many(self, jobs: Counts, shape: int, nodes: Counts) -> None:
-        """Jobs of one shape, none of which may give way, have one trainer more each (for each time they are named) at nodes."""
-        assert (self.sure[jobs] == self.count[jobs]).all(), "only who is settled grows by many"
+        """Add a settled trainer on each of the nodes, in one batch.
+
+        Args:
+            jobs: Job of each trainer; all of the trainers of these jobs are settled.
+            shape: Shape of all of these trainers.
+            nodes: Node of each trainer.
+        """
+        assert (self.settled[jobs] == self.count[jobs]).all(), (
+            "a batch is only added to jobs whose trainers are all settled"
+        )
         self.changes += 1
         self._many += 1
         each = np.bincount(nodes, minlength=len(self.free))
         where = np.flatnonzero(each)
         self.free[where] -= each[where, None] * self.request[shape]
         self.clock += 1
-        self.touched[where] = self.clock
-        self._most[jobs] += self.places.add(jobs, nodes)
+        self.changed_at[where] = self.clock
+        self._most[jobs] += self.locations.add(jobs, nodes)
         more = np.bincount(jobs, minlength=len(self.jobs))
         self.count += more
-        self.sure += more
+        self.settled += more
         self.changed[jobs] = True
 
     def add(self, job: int, node: int) -> None:
-        """A job has one trainer more at a node, which gives way to nobody of a class that comes later."""
-        self._change(job, node, 1, sure=1)
+        """Add a settled trainer of a job on a node."""
+        self._change(job, node, 1, settled=1)
 
     def back(self, job: int, node: int) -> None:
-        """One who gave way stays after all, and may give way again."""
-        self._change(job, node, 1, sure=0)
+        """Restore a victim; it is preemptible again."""
+        self._change(job, node, 1, settled=0)
 
     def leave(self, job: int, node: int) -> None:
-        """One of a job's trainers gives way."""
-        self._change(job, node, -1, sure=0)
+        """Remove a trainer of a job from a node: it is preempted."""
+        self._change(job, node, -1, settled=0)
 
-    def _change(self, job: int, node: int, more: int, *, sure: int) -> None:
+    def _change(self, job: int, node: int, more: int, *, settled: int) -> None:
         self.changes += 1
         request = self.of_one[job] * more
-        one_less = more < 0 and self.surplus(job) > 0 and int(self.rank[job]) + self.classes not in self._weak
+        one_less = more < 0 and self.surplus(job) > 0 and int(self.rank[job]) + self.classes not in self._preemptible
         if one_less:
-            self._lessen(job, node)
+            self._subtract_one(job, node)
         else:
-            self._weigh(job, -1)
-        self._take(node, request, opens=more < 0)
-        self._most[job] = max(int(self._most[job]), self.places.change(job, node, more))
+            self._add_preemptible(job, -1)
+        self._take(node, request, frees=more < 0)
+        self._most[job] = max(int(self._most[job]), self.locations.change(job, node, more))
         self.count[job] += more
-        self.sure[job] = min(int(self.sure[job]) + sure, int(self.count[job]))
+        self.settled[job] = min(int(self.settled[job]) + settled, int(self.count[job]))
         self.changed[job] = True
         if not one_less:
-            self._weigh(job, 1)
+            self._add_preemptible(job, 1)
 
     def settle(self, job: int, count: int | None = None) -> None:
-        """So many of a job's trainers (all) give way to nobody any more."""
-        self._weigh(job, -1)
-        self.sure[job] = self.count[job] if count is None else min(count, self.count[job])
-        self._weigh(job, 1)
+        """Settle trainers of a job: exactly `count` of them, or all (None)."""
+        self._add_preemptible(job, -1)
+        self.settled[job] = self.count[job] if count is None else min(count, self.count[job])
+        self._add_preemptible(job, 1)
 
     def settle_many(self, jobs: Counts) -> None:
-        """Of each of these jobs its minimum; what is above it may give way."""
-        self.sure[jobs] = np.minimum(self.min[jobs], self.count[jobs])
-        self._yield()
+        """Settle the minimum of each job; its surplus is preemptible."""
+        self.settled[jobs] = np.minimum(self.min[jobs], self.count[jobs])
+        self._reset()
 
     def settle_class(self, rank: int) -> None:
-        """All trainers of a class."""
+        """Settle all trainers of a class."""
         jobs = self.rank == rank
-        self.sure[jobs] = self.count[jobs]
+        self.settled[jobs] = self.count[jobs]
         for tier in (rank, rank + self.classes):
-            self._weak.pop(tier, None)
+            self._preemptible.pop(tier, None)
 
-    def yield_all(self, jobs: Counts) -> None:
-        """All trainers of these jobs may give way."""
-        self.sure[jobs] = 0
-        self._yield()
+    def make_preemptible(self, jobs: Counts) -> None:
+        """Make all trainers of these jobs preemptible."""
+        self.settled[jobs] = 0
+        self._reset()
 
-    def _yield(self) -> None:
-        self._weak = {}
-        self.yields += 1
+    def _reset(self) -> None:
+        self._preemptible = {}
+        self.resets += 1
 
-    # --- Looking for room ---
+    # --- Search for room ---
 
     def capacity(self, shape: int, room: Counts, nodes: Counts | None = None) -> Counts:
-        """How many pods of a shape fit into each room, which is that of all nodes or of these."""
+        """Return how many pods of a shape fit into each room.
+
+        Args:
+            shape: Number of the shape.
+            room: [N, R] room of each node.
+            nodes: The nodes of `room`. Default: all nodes.
+        """
         most = np.full(len(room), _MANY)
         for resource, amount in enumerate(self.asks[shape]):
             if amount:
@@ -321,7 +355,7 @@ class Placement:
         return most
 
     def anywhere(self, shape: int, room: Counts) -> Flags:
-        """[N] where one pod of a shape would have room, if that were the room of each node."""
+        """Return [N] whether one pod of a shape fits on each node, given [N, R] room."""
         where: Flags = self.eligible[shape]
         for resource, amount in enumerate(self.asks[shape]):
             where = where & (room[:, resource] >= amount)
@@ -330,18 +364,18 @@ class Placement:
         return where
 
     def fits(self, shape: int) -> Counts:
-        """[N] how many pods of a shape fit into what is free; to be read only."""
+        """Return [N] how many pods of a shape fit into the free room; the array is read-only."""
         seen, most = self._known.get(shape, (-1, None))
         if most is None:
             most = self.capacity(shape, self.free)
         elif seen < self.clock:
-            nodes = np.flatnonzero(self.touched > seen)
+            nodes = np.flatnonzero(self.changed_at > seen)
             most[nodes] = self.capacity(shape, self.free[nodes], nodes)
         self._known[shape] = (self.clock, most)
         return most
 
     def total(self, shape: int) -> int:
-        """How many pods of a shape fit into what is free, if no others come."""
+        """Return how many pods of a shape fit into the free room of all nodes."""
         seen, total = self._totals.get(shape, (-1, 0))
         if seen < self.clock:
             total = int(self.fits(shape).sum())
@@ -349,23 +383,23 @@ class Placement:
         return total
 
     def has_room(self, shape: int, node: int) -> bool:
-        """Whether one more fits at a node."""
+        """Return whether one more pod of a shape fits on a node."""
         room, ask = self.free[node].tolist(), self.asks[shape]
         return bool(self.eligible[shape, node]) and all(have >= need for have, need in zip(room, ask, strict=True))
 
     def _in_order(self, most: Counts) -> Counts:
-        """Nodes where some fit: those that are of least use to all shapes, and tightest, first."""
+        """Return the nodes with `most` > 0: first those that are of least use to all shapes, then the tightest."""
         some = np.flatnonzero(most)
         key = self._use[some] + np.minimum(most[some], _BYTE).astype(np.uint16)
         ordered: Counts = some[key.argsort(kind="stable")]
         return ordered
 
     def fit(self, count: int, most: Counts) -> tuple[Counts, Counts] | None:
-        """Nodes and how many on each, so that all find room. None: they do not.
+        """Return nodes and the number of pods on each, so that all pods fit; None: they do not.
 
         Args:
-            count: How many.
-            most: [N] how many fit.
+            count: Pods.
+            most: [N] pods that fit on each node.
         """
         order = self._in_order(most)
         total = most[order].cumsum()
@@ -378,21 +412,21 @@ class Placement:
         return chosen, counts
 
     def free_node(self, shape: int) -> int:
-        """A node with room for one, where nobody gives way; -1: there is none."""
-        line = self._lines.get(shape)
-        if line is None or line.many < self._many:
+        """Return a node with free room for one pod of a shape; -1: none."""
+        order = self._orders.get(shape)
+        if order is None or order.many < self._many:
             nodes = self._in_order(self.fits(shape)).tolist()
-            line = self._lines[shape] = _Line(nodes, len(self.opened), self._many)
-        if len(self.opened) - line.opened > _FEW:
-            late = np.array(self.opened[line.opened :])
+            order = self._orders[shape] = _NodeOrder(nodes, len(self.freed), self._many)
+        if len(self.freed) - order.freed > _FEW:
+            late = np.array(self.freed[order.freed :])
             large = np.flatnonzero(fitting(self.free[late], self.asks[shape]) & self.eligible[shape, late])
-            line.opened = line.opened + int(large[0]) if len(large) else len(self.opened)
-        while line.opened < len(self.opened):
-            if self.has_room(shape, self.opened[line.opened]):
-                return self.opened[line.opened]
-            line.opened += 1
-        while line.next < len(line.nodes):
-            if self.has_room(shape, line.nodes[line.next]):
-                return line.nodes[line.next]
-            line.next += 1
+            order.freed = order.freed + int(large[0]) if len(large) else len(self.freed)
+        while order.freed < len(self.freed):
+            if self.has_room(shape, self.freed[order.freed]):
+                return self.freed[order.freed]
+            order.freed += 1
+        while order.next < len(order.nodes):
+            if self.has_room(shape, order.nodes[order.next]):
+                return order.nodes[order.next]
+            order.next += 1
         return -1

@@ -1,13 +1,20 @@
-"""The planner: who gets how many trainers, and where. Pure: what is seen and remembered comes in, an allocation goes out.
+"""The planner: the number of trainers of each job, and their nodes.
 
-In order: jobs above their maximum shrink; **claims** of foreign pods get a node each; **minimums** of all classes, from the
-highest class and the oldest job, all or nothing; then class by class each job **grows**, the one with the smallest share
-first, into free room and into the surplus of lower classes; last, a job that finds none takes from one of its class that
-would still have no less than it (**exchange**). The share of a job is that of its dominant resource in the cluster, by
-weight (Ghodsi et al., Dominant Resource Fairness, NSDI 2011), so the result is max-min fair within a class as far as pods
-can be packed.
+The planner is pure: a snapshot of the cluster and the memory of the last plan go in, an allocation and a new memory come out.
 
-What runs stays unless somebody has need of its room: a plan that is carried out is its own next plan.
+Steps, in this order:
+
+1. Jobs above their maximum shrink.
+2. **Claims**: each pending foreign pod of a higher priority is assigned a node.
+3. **Minimums** of all classes, from the highest class and the oldest job on, all or nothing.
+4. **Growth**, class by class: the job with the smallest share is always the next, into free room and into the surplus of
+   lower classes.
+5. **Rebalance**: a job that finds no room takes trainers of jobs of its class whose share does not fall below its own.
+
+The share of a job is the share of its dominant resource in the cluster, divided by the job's weight (Ghodsi et al., Dominant
+Resource Fairness, NSDI 2011). The result is max-min fair within a class as far as pods can be packed.
+
+A bound trainer stays unless another pod needs its room: a plan that was carried out is its own next plan.
 """
 
 from __future__ import annotations
@@ -29,24 +36,24 @@ from shoal.autoscaler.planner.preemption import PreemptionCandidates
 __all__ = ["plan"]
 
 _PASSES: Final = 16
-"""Two or three are usual; where pods of many shapes compete the last one stands though there might be a better one."""
+"""Most passes of a plan. Two or three are usual; with many competing shapes the last one is used, though it may not be the best."""
 _FIRST_CAP_SECONDS: Final = 30.0
 _LONGEST_CAP_SECONDS: Final = 600.0
 
 
 def plan(snapshot: Snapshot, memory: PlannerMemory, policy: Policy | None = None) -> tuple[Allocation, PlannerMemory]:
-    """The best allocation that can be reached from what runs, and what to remember for the next time.
+    """Return the best allocation that is reachable from the bound trainers, and the memory for the next plan.
 
     Args:
-        snapshot: The cluster now.
-        memory: What the last plan left; empty at first.
-        policy: The operator's choices.
+        snapshot: The state of the cluster.
+        memory: The memory that the last plan returned; empty for the first plan.
+        policy: The cluster operator's options. Default: `Policy()`.
     """
-    return _Plan(snapshot, memory, policy or Policy()).made()
+    return _Plan(snapshot, memory, policy or Policy()).result()
 
 
 class _Plan:
-    """One plan."""
+    """The computation of one plan."""
 
     def __init__(self, snapshot: Snapshot, memory: PlannerMemory, policy: Policy) -> None:
         self._snapshot = snapshot
@@ -64,11 +71,11 @@ class _Plan:
         self._candidates = PreemptionCandidates(self._placement, self._step)
         self._queued: set[int] = set()
         self._others: dict[int, list[tuple[int, int]]] = {}
-        """Of each job, shape and node of its pods beside trainers that need one."""
+        """Job -> (shape, node) of each of its masters and parameter servers that has no node yet."""
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
         self._claims = Claims(self._placement, self._candidates, jobs, snapshot=snapshot, memory=memory, policy=policy)
 
-    def made(self) -> tuple[Allocation, PlannerMemory]:
+    def result(self) -> tuple[Allocation, PlannerMemory]:
         placement = self._placement
         self._shrink()
         self._relieve()
@@ -76,15 +83,15 @@ class _Plan:
         pending = self._snapshot.pending
         self._claims.serve(pod for pod in pending if pod.priority > highest)
         self._minimums()
-        # Who ranks no higher than some minimum comes after these, and before all growth.
+        # A pod whose priority is not above every minimum is served after the minimums, but before all growth.
         self._claims.serve(pod for pod in pending if pod.priority <= highest)
         self._keep_spare()
         growth = Growth(
             placement, self._candidates, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
         )
-        # While the scheduler still evicts for others nobody knows who will hold more in the end.
+        # While the scheduler still evicts for other pods, the final shares are not known: no rebalancing.
         moves, before = 0 if self._claims.evicting else self._policy.moves, -1
-        # What a lower class was given last may be better for a higher one: until nothing changes any more.
+        # Room that a lower class got in this pass may suit a higher class better: repeat until nothing changes.
         for _ in range(_PASSES):
             if before == placement.changes:
                 break
@@ -104,14 +111,14 @@ class _Plan:
             queued=self._queued,
             claims=claims,
             caps=self._caps,
-            moved=growth.exchange.blocked,
+            moved=growth.rebalance.blocked,
             others=self._others,
         )
         now = self._snapshot.now
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
         memory = PlannerMemory(
             claims=self._claims.ledger,
-            moved=kept | growth.exchange.moved,
+            moved=kept | growth.rebalance.moved,
             capped=self._caps,
             backoff=self._backoff,
             unmet=self._claims.unmet,
@@ -124,10 +131,14 @@ class _Plan:
         admitted[list(self._queued)] = False
         return np.flatnonzero(admitted)
 
-    # --- What the scheduler knows better ---
+    # --- Caps: jobs whose trainers the scheduler refuses ---
 
     def _capped(self, jobs: Sequence[PlannerJob]) -> tuple[dict[str, tuple[int, float]], dict[str, tuple[float, int]]]:
-        """Caps that are in force, and how long and at what the last one of each job was."""
+        """Return the caps in force, and the back-off of each job: seconds and trainers of its last cap.
+
+        Returns:
+            Job's uid -> (most trainers, until when), and job's uid -> (seconds, trainers).
+        """
         now = self._snapshot.now
         caps: dict[str, tuple[int, float]] = {}
         backoff: dict[str, tuple[float, int]] = {}
@@ -135,7 +146,7 @@ class _Plan:
         for job in jobs if remembered else [job for job in jobs if job.unschedulable >= self._policy.stuck_seconds]:
             last = self._memory.backoff.get(job.uid)
             if last is not None and job.trainers <= last[1]:
-                backoff[job.uid] = last  # it has not come further since
+                backoff[job.uid] = last  # the job has not grown beyond its last cap
             cap = self._memory.capped.get(job.uid)
             if cap is not None and cap[1] > now:
                 caps[job.uid] = (min(cap[0], job.max), cap[1])
@@ -145,10 +156,10 @@ class _Plan:
                 caps[job.uid], backoff[job.uid] = (at, now + pause), (pause, at)
         return caps, backoff
 
-    # --- Who has more than may be ---
+    # --- Jobs above their maximum, nodes above their allocatable ---
 
     def _shrink(self) -> None:
-        """Jobs above their maximum, which was lowered: surplus first, from the nodes that most others could use."""
+        """Shrink jobs whose maximum was lowered: first surplus trainers, on nodes that most other shapes could use."""
         placement = self._placement
         for job in np.flatnonzero(placement.count > self._top).tolist():
             while placement.count[job] > self._top[job]:
@@ -165,17 +176,17 @@ class _Plan:
                 placement.leave(job, node)
 
     def _relieve(self) -> None:
-        """Nodes that have become smaller, or fuller by others' doing."""
+        """Preempt trainers on nodes whose room is negative: the node shrank, or foreign pods were bound to it."""
         placement = self._placement
-        everybody = placement.tiers(surplus_below=placement.classes, minimums_below=placement.classes)
+        all_tiers = placement.tiers(surplus_below=placement.classes, minimums_below=placement.classes)
         nothing = [0] * placement.free.shape[1]
         for node in np.flatnonzero(~fitting(placement.free, nothing)).tolist():
-            victims = self._candidates.victims(node, nothing, everybody)
+            victims = self._candidates.victims(node, nothing, all_tiers)
             if victims is None:
                 lacks = placement.free[node] < 0
                 victims = [
                     Victim(job, node)
-                    for job, count in placement.places.at(node).items()
+                    for job, count in placement.locations.at(node).items()
                     if (placement.request[placement.shape[job]][lacks] > 0).any()
                     for _ in range(count)
                 ]
@@ -188,7 +199,7 @@ class _Plan:
     # --- Minimums ---
 
     def _minimums(self) -> None:
-        """In order; jobs that lack something and follow each other are looked at together."""
+        """Admit the minimums in order; consecutive jobs that lack pods are admitted together."""
         placement, job = self._placement, 0
         while job < len(self._jobs):
             lacks = self._needs_servers[job:] | (placement.count[job:] < placement.min[job:])
@@ -198,22 +209,22 @@ class _Plan:
                 self._admit(list(range(job, end)))
             else:
                 placement.settle_many(np.arange(job, end))
-            job = end  # which may have lost something by that
+            job = end  # this job may have been preempted by the admission
 
     def _admit(self, jobs: list[int]) -> None:
-        """All of them at once into what is free; else the first half before the second."""
+        """Admit the jobs' minimums: all at once into free room, else the first half before the second half."""
         if self._admitted_together(jobs):
             return
         if len(jobs) > 1:
             self._admit(jobs[: len(jobs) // 2])
             self._admit(jobs[len(jobs) // 2 :])
         elif not self._admitted_hard(jobs[0]):
-            self._turn_away(jobs[0])
+            self._queue_job(jobs[0])
 
     def _admitted_together(self, jobs: list[int]) -> bool:
         placement = self._placement
         takers: dict[int, list[int]] = defaultdict(list)
-        # Of pods beside trainers: by their shape, and that of the trainers.
+        # Masters and parameter servers: (their shape, the shape of their job's trainers) -> jobs.
         users: dict[tuple[int, int], list[int]] = defaultdict(list)
         left = placement.free.copy(order="F")
         trainers: list[tuple[int, list[int], np.ndarray]] = []
@@ -224,14 +235,14 @@ class _Plan:
             for shape, count in self._jobs[job].fixed:
                 users[shape, own] += [job] * count
         wanted = [*((shape, -1) for shape, of in takers.items() if of), *users]
-        # Servers first: they stay where they are, and trainers make the best of what is left.
-        for shape, beside_shape in sorted(wanted, key=lambda want: (want[1] < 0, -self._dominant(want[0]), want)):
-            of = takers[shape] if beside_shape < 0 else users[shape, beside_shape]
-            nodes = self._found(len(of), shape, beside_shape, left)
+        # Servers first: they do not move later, whereas trainers adapt to the room that is left.
+        for shape, trainer_shape in sorted(wanted, key=lambda want: (want[1] < 0, -self._dominant(want[0]), want)):
+            of = takers[shape] if trainer_shape < 0 else users[shape, trainer_shape]
+            nodes = self._found(len(of), shape, trainer_shape, left)
             if nodes is None:
                 return False
             np.subtract.at(left, nodes, placement.request[shape])
-            (trainers if beside_shape < 0 else others).append((shape, of, nodes))
+            (trainers if trainer_shape < 0 else others).append((shape, of, nodes))
         self._take(jobs, trainers, others)
         return True
 
@@ -241,7 +252,13 @@ class _Plan:
         trainers: Sequence[tuple[int, list[int], np.ndarray]],
         others: Sequence[tuple[int, list[int], np.ndarray]],
     ) -> None:
-        """What was found for some jobs: shape, jobs and nodes."""
+        """Place the pods of admitted jobs.
+
+        Args:
+            jobs: Numbers of the jobs.
+            trainers: (shape, job of each pod, node of each pod) of trainers.
+            others: (shape, job of each pod, node of each pod) of masters and parameter servers.
+        """
         placement = self._placement
         for job in jobs:
             placement.settle(job)
@@ -254,17 +271,24 @@ class _Plan:
         for job in jobs:
             placement.settle(job, int(placement.min[job]))
 
-    def _found(self, count: int, shape: int, beside_shape: int, left: np.ndarray) -> np.ndarray | None:
-        """[count] nodes for so many pods: trainers (-1), or others that stand beside trainers of a shape. None: too few."""
+    def _found(self, count: int, shape: int, trainer_shape: int, left: np.ndarray) -> np.ndarray | None:
+        """Return [count] nodes in free room for pods of a shape; None: not all of them fit.
+
+        Args:
+            count: Pods.
+            shape: The pods' shape.
+            trainer_shape: Shape of the trainers that the pods are colocated with; -1: the pods are trainers themselves.
+            left: [N, R] free room.
+        """
         placement = self._placement
-        if beside_shape < 0:
+        if trainer_shape < 0:
             found = placement.fit(count, placement.capacity(shape, left))
             return np.repeat(*found) if found is not None else None
         room = np.where(placement.eligible[shape][:, None], left, 0)
         counts = colocated(
             count,
             request=placement.request[shape],
-            trainer=placement.request[beside_shape],
+            trainer=placement.request[trainer_shape],
             room=room,
             order=placement.wanted_by,
         )
@@ -275,11 +299,15 @@ class _Plan:
         return float((self._placement.request[shape] / total).max())
 
     def _admitted_hard(self, job: int) -> bool:
-        """Others give way: surplus of any class, and whole jobs of lower ones."""
+        """Admit one job by preemption of surplus trainers of any class and of whole jobs of lower classes.
+
+        Returns:
+            Whether the minimum fits; if not, nothing has changed.
+        """
         placement, own = self._placement, int(self._placement.shape[job])
         tiers = placement.tiers(surplus_below=placement.classes, minimums_below=int(placement.rank[job]))
         lacks = max(0, int(placement.min[job] - placement.count[job]))
-        # One that lost trainers after it was admitted has the room for its servers still.
+        # A job that lost trainers after its admission still has the room for its servers.
         fixed = () if job in self._others else self._jobs[job].fixed
         units = [(shape, False) for shape, count in fixed for _ in range(count)]
         units += [(own, True)] * lacks
@@ -287,7 +315,7 @@ class _Plan:
             return False
         units.sort(key=lambda unit: (unit[1], -self._dominant(unit[0]), unit))
         changes = placement.changes
-        # While it is being admitted its own trainers are nobody's to take.
+        # The job's own trainers must not be preempted for its own minimum.
         placement.settle(job)
         done: list[tuple[int, bool, int, list[Victim]]] = []
         spots: dict[int, list[int]] = {}
@@ -307,7 +335,7 @@ class _Plan:
         return True
 
     def _spots(self, count: int, shape: int, trainer: int, tiers: Sequence[int]) -> list[int]:
-        """Nodes where so many pods would cost the fewest trainers, if all of these tiers may give way."""
+        """Return [count] nodes where the pods cost the fewest trainers if all of these tiers may be preempted; empty: none."""
         placement, may = self._placement, self._placement.eligible[shape][:, None]
         counts = colocated(
             count,
@@ -320,7 +348,13 @@ class _Plan:
         return np.repeat(np.arange(len(placement.free)), counts).tolist() if counts is not None else []
 
     def _spot(self, shape: int, spots: list[int], tiers: Sequence[int]) -> tuple[int, list[Victim]] | None:
-        """A node for one pod, the first of these spots if that will do, and who gives way there."""
+        """Return a node for one pod and the victims there: the first of `spots` that fits, else any node; None: no node.
+
+        Args:
+            shape: The pod's shape.
+            spots: Preferred nodes; the first one is removed.
+            tiers: Tiers that may be preempted, in this order.
+        """
         placement = self._placement
         if spots:
             node = spots.pop(0)
@@ -333,28 +367,33 @@ class _Plan:
         return (node, []) if node >= 0 else self._candidates.make(shape, tiers)
 
     def _retry(self) -> None:
-        """Where others came or left, a minimum may find room now; lower jobs may give way for it whole, as before."""
+        """Try queued minimums again, as other pods were placed or preempted since; jobs of lower classes may be preempted whole."""
         placement = self._placement
         for rank in reversed(range(placement.classes)):
             waiting = [job for job in sorted(self._queued) if placement.rank[job] == rank]
             if not waiting:
                 continue
             admitted = self._admitted()
-            placement.yield_all(admitted[placement.rank[admitted] < rank])
+            placement.make_preemptible(admitted[placement.rank[admitted] < rank])
             for job in waiting:
                 if self._admitted_hard(job):
                     self._queued.discard(job)
-                    self._mend()
+                    self._readmit()
 
-    def _mend(self) -> None:
-        """Whose minimum was broken finds room elsewhere, or is turned away."""
+    def _readmit(self) -> None:
+        """Admit jobs again that were preempted below their minimum; queue those that find no room."""
         placement = self._placement
         for other in self._admitted().tolist():
             if placement.count[other] < placement.min[other] and not self._admitted_hard(other):
-                self._turn_away(other)
+                self._queue_job(other)
 
     def _hopeless(self, units: Counter[int], tiers: Sequence[int]) -> bool:
-        """Whether one of the shapes would not find room even if all of these tiers were gone."""
+        """Return whether the pods of one shape do not fit even if all of these tiers are preempted.
+
+        Args:
+            units: Shape -> pods.
+            tiers: Tiers that may be preempted.
+        """
         placement = self._placement
         if self._possible is None or self._possible[0] != placement.changes:
             self._possible = (placement.changes, {})
@@ -377,8 +416,8 @@ class _Plan:
                 self._placement.back(each.job, each.node)
         self._placement.changes = changes
 
-    def _turn_away(self, job: int) -> None:
-        """Without its minimum a job has nothing, and no room is kept for its servers."""
+    def _queue_job(self, job: int) -> None:
+        """Queue a job: it keeps no trainers, and the room reserved for its servers is released."""
         self._queued.add(job)
         for shape, node in self._others.pop(job, ()):
             self._placement.put(shape, node, -1)
@@ -386,10 +425,10 @@ class _Plan:
             for _ in range(count):
                 self._placement.leave(job, node)
 
-    # --- Room that is kept ---
+    # --- Head-room ---
 
     def _keep_spare(self) -> None:
-        """For pods that may come: surplus gives way, minimums do not."""
+        """Reserve head-room for expected pods; only surplus trainers are preempted for it."""
         placement = self._placement
         tiers = placement.tiers(surplus_below=placement.classes, minimums_below=0)
         for shape, count in self._snapshot.spare:
@@ -405,7 +444,7 @@ class _Plan:
 
 
 def _steps(snapshot: Snapshot, jobs: Sequence[PlannerJob]) -> np.ndarray:
-    """[J] by how much one trainer more raises a job's share."""
+    """Return [J] the share that one trainer adds to its job."""
     total = np.maximum(snapshot.nodes.total, 1)
     dominant = (snapshot.shapes.request / total).max(axis=1) if len(snapshot.shapes.request) else np.zeros(0)
     shape = np.array([job.shape for job in jobs], dtype=np.int64)

@@ -1,7 +1,7 @@
-"""Where room can be made: who would have to give way for one more pod, at which node.
+"""The search for preemption candidates: the node, and the victims on it, that make room for one more pod.
 
-Nodes that would do are put in order by a guess first, and a few at a time are looked at closely. What was found is kept for the
-next pod of the shape: then the best one is looked at again, and one more that was not seen yet.
+Nodes with enough preemptible room are ordered by an estimate, and `_TRIES` of them at a time are evaluated exactly. Evaluated
+nodes are kept for the next pod of the same shape: then the best one is evaluated again, and further nodes fill up the list.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from shoal.autoscaler.planner.placement import Placement, Victim
 __all__ = ["PreemptionCandidates"]
 
 _TRIES: Final = 4
-"""Nodes that are looked at closely, of those that would do."""
+"""Number of nodes that are evaluated exactly."""
 _BYTE: Final = 255
 Found = tuple[int, list[Victim]]
-"""A node, and who gives way there."""
-_Worth = tuple[int, int, float, int]
-"""Less is better; the last is the node."""
+"""A node, and the victims there."""
+_Cost = tuple[int, int, float, int]
+"""(victims, victims with the minimum's priority, negated sum of shares, node). The least is the best."""
 
 
 class PreemptionCandidates:
-    """Room that is held by trainers that may give way.
+    """The search for nodes where the preemption of trainers makes room.
 
     Args:
-        placement: Where things stand.
-        step: [J] by how much one trainer more raises a job's share; who has the larger share gives way first.
+        placement: The working state of the plan.
+        step: [J] share that one trainer adds to its job; trainers of the job with the larger share are preempted first.
     """
 
     def __init__(self, placement: Placement, step: npt.NDArray[np.float64]) -> None:
         self._placement, self._step = placement, step
-        self._offers: dict[tuple[int, tuple[int, ...]], _Offers] = {}
+        self._cached: dict[tuple[int, tuple[int, ...]], _CandidateNodes] = {}
         self._largest = np.zeros((max(1, placement.classes), placement.request.shape[1]), dtype=np.int64)
         np.maximum.at(self._largest, placement.rank, placement.of_one)
 
     def share(self, job: int) -> float:
-        """Of a job, as it stands."""
+        """Return the present share of a job."""
         return float(self._placement.count[job] * self._step[job])
 
     def make(self, shape: int, tiers: Sequence[int]) -> Found | None:
-        """A node, and who gives way there for one pod; as few tiers as do, then as few trainers.
+        """Return a node and the victims there for one pod: as few tiers as possible, then as few victims; None: no node.
 
         Args:
-            shape: Of the pod.
-            tiers: Who may give way, in this order.
+            shape: Shape of the pod.
+            tiers: Tiers that may be preempted, in this order.
         """
         key = (shape, tuple(tiers))
-        offers = self._offers.get(key)
-        if offers is not None and offers.yields == self._placement.yields:
-            found = offers.best()
+        nodes_of_shape = self._cached.get(key)
+        if nodes_of_shape is not None and nodes_of_shape.resets == self._placement.resets:
+            found = nodes_of_shape.best()
             if found is not None:
                 return found
-        self._offers[key] = offers = _Offers(self, self._placement, shape, tiers)
-        return offers.best()
+        self._cached[key] = nodes_of_shape = _CandidateNodes(self, self._placement, shape, tiers)
+        return nodes_of_shape.best()
 
     def nodes(self, shape: int, tiers: Sequence[int]) -> list[int]:
-        """Where there would be room without these tiers, first where fewest would have to give way, about."""
+        """Return the nodes with room for the shape if these tiers are preempted, in order of the estimated number of victims."""
         placement, ask = self._placement, self._placement.asks[shape]
         found = np.flatnonzero(placement.anywhere(shape, placement.room_with(tiers)))
         ranks = sorted({tier % max(1, placement.classes) for tier in tiers})
@@ -74,23 +74,26 @@ class PreemptionCandidates:
         return ordered
 
     def firm(self, node: int, victims: Sequence[Victim]) -> int:
-        """How many of them are of the minimum by their priority: one of the surplus would be made anew for each."""
+        """Return how many victims have the minimum's priority.
+
+        For each of these a surplus trainer of its job has to be recreated with that priority.
+        """
         jobs = Counter(each.job for each in victims if self._placement.jobs[each.job].firm)
-        here = self._placement.places.at(node) if jobs else {}
+        here = self._placement.locations.at(node) if jobs else {}
         return sum(
             self._placement.firm(job, node, here[job] - left) for job, count in jobs.items() for left in range(count)
         )
 
     def victims(self, node: int, request: Sequence[int], tiers: Sequence[int]) -> list[Victim] | None:
-        """Who gives way at a node so that a request fits; None: not even all of these tiers would do.
+        """Return the victims on a node that make room for a request; None: all of these tiers are not enough.
 
         Args:
-            node: Where.
-            request: What is to fit.
-            tiers: Who may give way, in this order.
+            node: Number of the node.
+            request: [R] requests of the pod.
+            tiers: Tiers that may be preempted, in this order.
         """
         placement = self._placement
-        here = placement.places.at(node)
+        here = placement.locations.at(node)
         lacks = [need - have for need, have in zip(request, placement.free[node].tolist(), strict=True)]
         chosen: list[Victim] = []
         given: dict[int, int] = {}
@@ -105,7 +108,7 @@ class PreemptionCandidates:
                 lacks = [lack - amount for lack, amount in zip(lacks, ask, strict=True)]
         if max(lacks) > 0:
             return None
-        # Who was chosen before another one who covers it all stays.
+        # A victim that a later, larger victim has made unnecessary stays.
         for victim in list(chosen):
             ask = placement.asks[placement.shape[victim.job]]
             without = [lack + amount for lack, amount in zip(lacks, ask, strict=True)]
@@ -117,13 +120,17 @@ class PreemptionCandidates:
     def _of_tier(
         self, node: int, here: Mapping[int, int], tier: int, lacks: Sequence[int], given: Mapping[int, int]
     ) -> Iterator[tuple[int, list[int]]]:
-        """Of a tier at a node: first one who is enough alone, else those who give most, of jobs that hold most."""
+        """Yield the victims of a tier on a node as (job, request of one trainer).
+
+        First the trainers that cover most of the missing room, then those of the job with the largest share, then those
+        without the minimum's priority.
+        """
         placement = self._placement
         rank, line = tier % placement.classes, []
         for job, count in here.items():
             if placement.rank[job] != rank:
                 continue
-            most = min(count, placement.surplus(job) if tier < placement.classes else placement.weak_of(job))
+            most = min(count, placement.surplus(job) if tier < placement.classes else placement.preemptible_of(job))
             if most <= 0:
                 continue
             ask = placement.asks[placement.shape[job]]
@@ -135,47 +142,47 @@ class PreemptionCandidates:
                 yield job, ask
 
 
-class _Offers:
-    """Nodes for one shape: those that were looked at, the best first, and those that were not yet."""
+class _CandidateNodes:
+    """The candidate nodes of one shape: a heap of evaluated nodes, and the nodes not yet evaluated."""
 
     def __init__(
         self, candidates: PreemptionCandidates, placement: Placement, shape: int, tiers: Sequence[int]
     ) -> None:
-        self.yields = placement.yields
+        self.resets = placement.resets
         self._candidates, self._shape, self._request = candidates, shape, placement.asks[shape]
         self._tiers = (tiers[: number + 1] for number in range(len(tiers)))
         self._now: Sequence[int] = ()
-        self._unseen: Iterator[int] = iter(())
-        self._seen: list[_Worth] = []
+        self._untried: Iterator[int] = iter(())
+        self._evaluated: list[_Cost] = []
 
     def best(self) -> Found | None:
-        """Of those that were looked at, and of a few more; None: there are none."""
+        """Return the best of the evaluated nodes and a few further ones, with its victims; None: there is none."""
         while True:
-            self._look()
-            if self._seen:
-                offer = heapq.heappop(self._seen)
-                victims = self._candidates.victims(offer[-1], self._request, self._now)
+            self._evaluate_some()
+            if self._evaluated:
+                candidate = heapq.heappop(self._evaluated)
+                victims = self._candidates.victims(candidate[-1], self._request, self._now)
                 if victims is None:
                     continue
-                now = self._worth(offer[-1], victims)
-                heapq.heappush(self._seen, now)
-                if self._seen[0] == now or now <= offer:
-                    return offer[-1], victims
+                now = self._cost(candidate[-1], victims)
+                heapq.heappush(self._evaluated, now)
+                if self._evaluated[0] == now or now <= candidate:
+                    return candidate[-1], victims
             else:
                 more = next(self._tiers, None)
                 if more is None:
                     return None
-                self._now, self._unseen = more, iter(self._candidates.nodes(self._shape, more))
+                self._now, self._untried = more, iter(self._candidates.nodes(self._shape, more))
 
-    def _look(self) -> None:
-        while len(self._seen) < _TRIES:
-            node = next(self._unseen, None)
+    def _evaluate_some(self) -> None:
+        while len(self._evaluated) < _TRIES:
+            node = next(self._untried, None)
             if node is None:
                 return
             victims = self._candidates.victims(node, self._request, self._now)
             if victims is not None:
-                heapq.heappush(self._seen, self._worth(node, victims))
+                heapq.heappush(self._evaluated, self._cost(node, victims))
 
-    def _worth(self, node: int, victims: Sequence[Victim]) -> _Worth:
+    def _cost(self, node: int, victims: Sequence[Victim]) -> _Cost:
         share = sum(self._candidates.share(each.job) for each in victims)
         return len(victims), self._candidates.firm(node, victims), -share, node

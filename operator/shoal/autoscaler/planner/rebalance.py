@@ -1,7 +1,7 @@
-"""What jobs of one class exchange: who finds no room takes from those who would still have no less than he.
+"""Rebalancing within a class: a job without room takes trainers of jobs whose share does not fall below its own.
 
-One sweep looks at each shape once, from that of the poorest job on; of a shape only its poorest is looked at, as who holds
-more has no more givers than he.
+One sweep tries each shape once, in the order of the smallest share. Of each shape only the job with the smallest share is
+tried: a job with a larger share cannot have more givers.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["Rebalance"]
 
 _CLOSE: Final = 1e-9
 _NODES: Final = 8
-"""Nodes that are looked at closely where one trainer's room is not enough for another."""
+"""Number of nodes that are evaluated exactly when several trainers must leave for one."""
 Floats = npt.NDArray[np.float64]
-Stand = tuple[Counts, Counts, Counts]
-"""Jobs, nodes and counts."""
+Entries = tuple[Counts, Counts, Counts]
+"""Entries of trainers' locations: job, node and count of each."""
 
 
 class Rebalance:
-    """Exchange within classes, and who took part.
+    """The rebalancing within classes, and the jobs that took part.
 
     Args:
-        placement: Where things stand.
-        step: [J] by how much one trainer more raises a job's share.
-        top: [J] most trainers.
-        tie: [J] who of several at one level is the next.
-        now: Seconds.
-        before: Job's uid -> (when it last gave or got one, whether it got it), by the last plan.
+        placement: The working state of the plan.
+        step: [J] share that one trainer adds to its job.
+        top: [J] most trainers of each job.
+        tie: [J] order of jobs with equal shares; the least is the next.
+        now: Time of the snapshot, in seconds.
+        before: Job's uid -> (time of its last move, whether it got a trainer), from the last plan.
     """
 
     def __init__(
@@ -55,18 +55,24 @@ class Rebalance:
                 when, got = before[job.uid]
                 (self._got if got else self._gave)[number] = when
         self.moved: dict[str, tuple[float, bool]] = {}
-        """Who gave (False) or got (True) a trainer for fairness alone."""
+        """Job's uid -> (time of the move, whether it got a trainer (True) or gave one (False)), of this plan."""
         self.blocked: set[int] = set()
-        """Who would have got one, but for the limits on such moves."""
-        self._vain: dict[tuple[int, int], tuple[float, int]] = {}
-        """Shape and class -> for which level givers were sought last, and when."""
+        """Jobs that did not get a trainer because of the limit on moves."""
+        self._failed: dict[tuple[int, int], tuple[float, int]] = {}
+        """(shape, class) -> (level, clock) of the last search that found no givers."""
         self._counts: dict[int, Counts] = {}
-        """When they were sought -> [J] how many trainers each job had."""
-        self._near: dict[tuple[int, int], Stand] = {}
-        self._near_clock = -1
+        """Clock of such a search -> [J] trainers of each job at that time."""
+        self._changed: dict[tuple[int, int], Entries] = {}
+        self._changed_clock = -1
 
     def trades(self, jobs: Counts, *, moves: int, cool_down: float) -> Iterator[int]:
-        """One sweep over all shapes of a class; after each trade: how many gave."""
+        """Make one sweep over all shapes of a class; yield the number of given trainers after each trade.
+
+        Args:
+            jobs: Jobs of the class.
+            moves: Most trainers that may be given.
+            cool_down: Seconds after a move in which a job makes none in the other direction.
+        """
         placement = self._placement
         poorest = self._poorest(jobs, cool_down)
         for shape in list(poorest):
@@ -90,7 +96,7 @@ class Rebalance:
             poorest = self._poorest(jobs, cool_down)
 
     def _poorest(self, jobs: Counts, cool_down: float) -> dict[int, int]:
-        """Shape -> the job that is its next, the poorest first; none that gave a short time ago."""
+        """Return shape -> the job with the smallest share, in the order of shares; without jobs that gave within `cool_down`."""
         placement = self._placement
         able = jobs[(placement.count[jobs] < self._top[jobs]) & (self._now - self._gave[jobs] >= cool_down)]
         level = (placement.count[able] + 1) * self._step[able]
@@ -100,29 +106,42 @@ class Rebalance:
             poorest.setdefault(shape, job)
         return poorest
 
-    def _nodes(self, job: int, jobs: Counts, rested: Flags) -> tuple[Flags, Stand] | None:
-        """[N] where richer jobs could make room for one trainer, and how many may leave where."""
+    def _nodes(self, job: int, jobs: Counts, rested: Flags) -> tuple[Flags, Entries] | None:
+        """Return [N] whether richer jobs could make room for one trainer, and the trainers that they can give; None: nowhere.
+
+        Args:
+            job: Job that gets the trainer.
+            jobs: Jobs of its class.
+            rested: [J] whether the job may give: its cool-down is over.
+        """
         placement, shape = self._placement, int(self._placement.shape[job])
         level = float((placement.count[job] + 1) * self._step[job])
         gives = self._may_give(level, jobs, rested)
         if not gives.any():
             return None
         key = (shape, int(placement.rank[job]))
-        before = self._vain.get(key)
+        before = self._failed.get(key)
         since = before[1] if before is not None and before[0] <= level else -1
-        of, node, count = self._stand(jobs, since)
+        of, node, count = self._entries_since(jobs, since)
         some = (gives > 0)[of].nonzero()[0]
         some = some[placement.eligible[shape, node[some]]]
         of, node, count = of[some], node[some], count[some]
         count = np.minimum(count, gives[of])
         large = self._large(shape, of, node, count)
         if not large.any():
-            self._vain[key] = (level, placement.clock)
+            self._failed[key] = (level, placement.clock)
             return None
         return large, (of, node, count)
 
     def _large(self, shape: int, of: Counts, node: Counts, count: Counts) -> Flags:
-        """[N] where there would be room for one pod if these left."""
+        """Return [N] whether one pod of a shape fits on each node without these trainers.
+
+        Args:
+            shape: Shape of the pod.
+            of: Job of each entry.
+            node: Node of each entry.
+            count: Trainers of each entry.
+        """
         placement = self._placement
         large = placement.eligible[shape] if len(of) else np.zeros(0, dtype=np.bool_)
         for resource, amount in enumerate(placement.asks[shape]):
@@ -132,17 +151,23 @@ class Rebalance:
             large = large & (placement.free[:, resource] + given >= amount)
         return large
 
-    def _fewest(self, shape: int, large: Flags, stand: Stand) -> tuple[int, list[Victim]]:
-        """One of these nodes, and who leaves there: fewest, of the richest."""
+    def _fewest(self, shape: int, large: Flags, entries: Entries) -> tuple[int, list[Victim]]:
+        """Return one of the nodes and the trainers that leave it: as few as possible, of the jobs with the largest shares.
+
+        Args:
+            shape: Shape of the pod that needs room.
+            large: [N] nodes where enough room can be made.
+            entries: Trainers that can be given.
+        """
         placement, request = self._placement, self._placement.asks[shape]
-        of, node, count = stand
+        of, node, count = entries
         some = np.flatnonzero(large[node] & (count > 0))
         of, node, count = of[some], node[some], count[some]
         alone = np.flatnonzero(fitting(placement.free[node] + placement.of_one[of], request))
         if len(alone):
             share = (placement.count * self._step)[of[alone]]
             giver = int(of[alone[share.argmax()]])
-            where = self._rather(giver, node[alone[of[alone] == giver]])
+            where = self._preferred(giver, node[alone[of[alone] == giver]])
             return where, [Victim(giver, where)]
         here: dict[int, dict[int, int]] = {each: {} for each in np.flatnonzero(large)[:_NODES].tolist()}
         some = np.flatnonzero(node <= max(here))
@@ -151,33 +176,44 @@ class Rebalance:
         found = [(each, self._together(each, givers, request)) for each, givers in here.items()]
         return min(found, key=lambda each: (len(each[1]), each[0]))
 
-    def _rather(self, job: int, nodes: Counts) -> int:
-        """Of these nodes the first where not all of a job's trainers have the minimum's priority, if there is one."""
+    def _preferred(self, job: int, nodes: Counts) -> int:
+        """Return the first node where not all of the job's trainers have the minimum's priority; if none, the first node."""
         first = int(nodes[0])
         if not self._placement.jobs[job].firm:
             return first
         there = self._placement.at(job)
         return next((node for node in nodes.tolist() if not self._placement.firm(job, node, there[node])), first)
 
-    def _stand(self, jobs: Counts, since: int) -> Stand:
-        """Trainers of a class; only at nodes where somebody came since, or left, or is of a job that has more now."""
+    def _entries_since(self, jobs: Counts, since: int) -> Entries:
+        """Return the trainers of a class on nodes that have changed.
+
+        Args:
+            jobs: Jobs of the class.
+            since: Clock since when a node's trainers have changed, or the job of one of them has grown; -1: all nodes.
+        """
         placement, key = self._placement, (int(jobs[0]), since)
-        if self._near_clock != placement.clock:
-            self._near, self._near_clock = {}, placement.clock
+        if self._changed_clock != placement.clock:
+            self._changed, self._changed_clock = {}, placement.clock
             self._counts.setdefault(placement.clock, placement.count.copy())
-        if key not in self._near:
-            stand = placement.places.of_jobs(int(jobs[0]), int(jobs[-1]) + 1)
+        if key not in self._changed:
+            entries = placement.locations.of_jobs(int(jobs[0]), int(jobs[-1]) + 1)
             if since >= 0:
-                of, node, _ = stand
-                near = placement.touched > since
-                near[node[(placement.count > self._counts[since])[of]]] = True
-                some = near[node].nonzero()[0]
-                stand = (of[some], node[some], stand[2][some])
-            self._near[key] = stand
-        return self._near[key]
+                of, node, _ = entries
+                changed = placement.changed_at > since
+                changed[node[(placement.count > self._counts[since])[of]]] = True
+                some = changed[node].nonzero()[0]
+                entries = (of[some], node[some], entries[2][some])
+            self._changed[key] = entries
+        return self._changed[key]
 
     def _may_give(self, level: float, jobs: Counts, rested: Flags) -> Counts:
-        """[J] how many each can give and have no less than this share, and its minimum."""
+        """Return [J] how many trainers each job can give without falling below a share or below its minimum.
+
+        Args:
+            level: The share.
+            jobs: Jobs of the class.
+            rested: [J] whether the job may give: its cool-down is over.
+        """
         placement, gives = self._placement, np.zeros(len(self._step), dtype=np.int64)
         over = np.floor((placement.count[jobs] * self._step[jobs] - level) / self._step[jobs] + _CLOSE).astype(np.int64)
         most = np.minimum(over, placement.count[jobs] - placement.min[jobs])
@@ -185,7 +221,13 @@ class Rebalance:
         return gives
 
     def _together(self, node: int, here: Mapping[int, int], request: Sequence[int]) -> list[Victim]:
-        """Who leaves a node so that there is room, the richest first; all of them together would be enough."""
+        """Return trainers that leave a node for a request, those of the job with the largest share first.
+
+        Args:
+            node: Number of the node.
+            here: Job -> trainers that it can give there; all of them together make enough room.
+            request: [R] requests of the pod.
+        """
         placement = self._placement
         lacks = [need - have for need, have in zip(request, placement.free[node].tolist(), strict=True)]
         chosen: list[Victim] = []

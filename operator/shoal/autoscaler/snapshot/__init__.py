@@ -1,1 +1,1 @@
-"""The state of the cluster as the planner needs it, kept from events."""
+"""The state of the cluster, kept from events in the form that the planner needs."""

@@ -1,11 +1,11 @@
-"""The cluster as events tell it, kept so that the planner's snapshot costs no look at every pod. No I/O.
+"""The state of the cluster, kept from events so that a snapshot does not iterate over all pods. No I/O.
 
-Sums change with each event and are only copied for a snapshot: what is taken on a node, what is leaving it, which trainers a
-job holds where. So a snapshot is as dear as the jobs and the pending pods in it; nodes and bound pods cost an array's copy.
+Sums are updated with each event and only copied for a snapshot: taken room per node, terminating room per node, trainers per
+job and node. So the cost of a snapshot grows with its jobs and pending pods; nodes and bound pods cost the copy of an array.
 
-Events may come late or twice. A pod may be bound to a node that is not known yet, or no more: it weighs nothing until there
-is a node of that name, and then with all that it has. Labels are anybody's to write: a trainer is a job's only if the job is
-its controller, any other pod of a job only by its name and namespace; what fails that is foreign.
+Events may be late or duplicate. A pod may be bound to a node that is not known yet, or was deleted: it counts once a node of
+that name exists. Anyone can write labels, so a trainer belongs to a job only if the job is its controller, and any other pod
+of a job only by its name and namespace; all other pods are foreign.
 """
 
 from __future__ import annotations
@@ -20,35 +20,36 @@ import numpy as np
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.planner.model import Counts, Flags, Nodes, PendingPod, PlannerJob, Shapes, Snapshot
 from shoal.autoscaler.snapshot.constraints import Groups, PodShape, ShapeBook, Traits, few, traits_of, usable
-from shoal.autoscaler.snapshot.object_metadata import CrewKey, crew_of, is_refused, named_for, revision_of
+from shoal.autoscaler.snapshot.object_metadata import JobKey, is_refused, job_of, named_for, revision_of
 from shoal.autoscaler.snapshot.resources import Manifest, Request, Sums, allocatable_of, part
 
 __all__ = ["ClusterState"]
 
 _MOST_PENDING_SHAPES: Final = 1000
-"""Of pending pods in one snapshot: a new DaemonSet on a full cluster brings one for each node. The others wait."""
-_MOST_BURIED: Final = 10_000
+"""Most shapes of pending pods in a snapshot: a new DaemonSet in a full cluster adds one per node. Other pods are left out."""
+_MOST_DELETED: Final = 10_000
 _MOST_PROBLEMS_OF_ONE: Final = 10
 
 
 @dataclass(slots=True, kw_only=True)
 class _Pod:
-    """What is kept of a pod.
+    """The state of a pod.
 
     Attributes:
-        crew: Whose it says it is.
-        ended: It takes no room any more.
-        request: Of one that takes room of a node; None: of any other.
-        shape: Of one that the scheduler may place now; None: of any other.
-        refused: Since when the scheduler has found no node for it; None: it has not said so.
-        given: What the last snapshot said of it.
+        place: Namespace and name.
+        job: The job that the pod's labels name; None: foreign.
+        ended: Whether the pod has ended, so that it takes no room.
+        request: Request of a bound pod; None: the pod takes no room on a node.
+        shape: Shape of a pod that the scheduler may place now; None: it may not.
+        refused: Since when the scheduler finds no node for the pod; None: it has not reported that.
+        given: The pod in the last snapshot; None: it was in none.
     """
 
     uid: str
     place: tuple[str, str]
     revision: int = field(compare=False)
     node: str
-    crew: CrewKey | None
+    job: JobKey | None
     role: str
     deleting: bool
     ended: bool
@@ -63,66 +64,67 @@ class _Pod:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Node:
-    """What is kept of a node beside the arrays; its labels and taints are with the groups."""
+    """The state of a node that is not in the arrays; `Groups` has its labels and taints."""
 
     name: str
     index: int
     uid: str = ""
     revision: int = 0
     seen: tuple[Mapping[str, int], set[str], bool, Traits] | None = None
-    """What it has, and of what nobody knows that; whether it takes pods, and which: all that plans know of it."""
+    """Allocatable, unreadable resources, whether the node is usable, traits: all that plans depend on."""
 
 
 @dataclass(slots=True, eq=False)
-class _Crew:
-    """The pods of one job that neither ended nor are on their way out.
+class _JobPods:
+    """The pods of one job that have not ended and are not being deleted.
 
     Attributes:
-        on: Name of a node -> trainers that are bound there, whether or not it exists.
-        asks: What these ask for -> how many of them: after an edit not all ask the same.
-        changes: How many there were, of its pods or their nodes' numbers.
+        on: Name of a node -> trainers bound there, whether or not the node exists.
+        requests: Request -> bound trainers with this request: after an edit of the job these differ.
+        refused: Trainers that the scheduler refuses, by uid.
+        changes: Number of changes of its pods or of their nodes' numbers.
     """
 
     trainers: dict[str, _Pod] = field(default_factory=dict)
     others: dict[str, _Pod] = field(default_factory=dict)
     on: dict[str, int] = field(default_factory=dict)
-    asks: dict[Request, int] = field(default_factory=dict)
+    requests: dict[Request, int] = field(default_factory=dict)
     refused: dict[str, _Pod] = field(default_factory=dict)
     changes: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class _Wanted:
-    """What was made of a wish: its shapes, and what the last snapshot said of it on which basis."""
+class _KnownDemand:
+    """A job's demand with its shapes, and the job of the last snapshot with the state that it was made from."""
 
-    wish: JobDemand
+    demand: JobDemand
     trainer: PodShape
     fixed: list[tuple[PodShape, int, str]]
     title: str
     job: PlannerJob | None = None
-    basis: tuple[_Crew | None, int, int] | None = None
+    basis: tuple[_JobPods | None, int, int] | None = None
 
 
 class ClusterState:
-    """What is known of nodes and pods."""
+    """The state of nodes and pods."""
 
     def __init__(self) -> None:
         self.problems: dict[str, tuple[str, ...]] = {}
-        """What could not be read, by kind and name of the object."""
+        """Kind and name of an object -> its unreadable values."""
         self._pods: dict[str, _Pod] = {}
         self._placed: dict[tuple[str, str], str] = {}
-        """Namespace and name -> uid of the pod that has them."""
+        """Namespace and name -> uid of the pod."""
         self._bound: dict[str, dict[str, _Pod]] = {}
         """Name of a node -> unfinished pods there, by uid."""
-        self._strangers: dict[str, _Pod] = {}
-        """Pods that wait for a node, and of which no job is said to be the owner."""
-        self._crews: dict[CrewKey, _Crew] = {}
-        self._wanted: dict[CrewKey, _Wanted] = {}
-        self._buried: dict[str, None] = {}
-        """Uids of what went lately, oldest first: late news do not bring it back."""
+        self._unowned: dict[str, _Pod] = {}
+        """Pending pods whose labels name no job, by uid."""
+        self._job_pods: dict[JobKey, _JobPods] = {}
+        self._wanted: dict[JobKey, _KnownDemand] = {}
+        self._deleted: dict[str, None] = {}
+        """Uids of the last deleted objects, oldest first: a late event must not add them again."""
         self._nodes: dict[str, _Node] = {}
         self._unread: dict[str, set[str]] = {}
-        """Name of a node -> resources of which nobody knows how much it has."""
+        """Name of a node -> resources whose allocatable is unreadable."""
         self._order: list[_Node] = []
         self._groups = Groups()
         self._sums, self._book = Sums(), ShapeBook()
@@ -132,33 +134,29 @@ class ClusterState:
     # --- Events ---
 
     def node_changed(self, manifest: Manifest, *, gone: bool = False) -> bool:
-        """A node is there, changed, or gone.
-
-        Returns:
-            Whether that is anything to a plan: kubelets write into their nodes all the time.
-        """
+        """Handle the event of a node; return whether a plan depends on it, as kubelets update their nodes every few seconds."""
         metadata = part(manifest.get("metadata"))
         name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), revision_of(metadata)
         known = self._nodes.get(name)
         if gone:
-            self._bury(uid)
+            self._mark_deleted(uid)
             if known is None or (uid and known.uid and uid != known.uid):
                 return False
             self._drop_node(known)
             return True
-        if uid in self._buried or (known is not None and 0 < revision < known.revision):
+        if uid in self._deleted or (known is not None and 0 < revision < known.revision):
             return False
         known = known or self._new_node(name)
         known.uid, known.revision = uid, revision
-        told: list[str] = []
+        problems: list[str] = []
         unread: set[str] = set()
-        has = allocatable_of(manifest, told, unread)
+        has = allocatable_of(manifest, problems, unread)
         self._sums.offer(known.index, has)
         self._recount()
         self._unread.pop(name, None)
         if unread:
             self._unread[name] = unread
-        self._note(f"Node {name}", told)
+        self._note(f"Node {name}", problems)
         before, known.seen = known.seen, (has, unread, usable(manifest), traits_of(manifest))
         if known.seen == before:
             return False
@@ -167,31 +165,31 @@ class ClusterState:
         return True
 
     def pod_changed(self, manifest: Manifest, *, now: float, gone: bool = False) -> bool:
-        """A pod is there, changed, or gone.
+        """Handle the event of a pod.
 
         Args:
-            manifest: Its.
-            now: Seconds that only go forward, of the clock of the snapshots.
-            gone: Whether it was deleted.
+            manifest: Manifest of the pod.
+            now: Time by the monotonic clock of the snapshots, in seconds.
+            gone: Whether the pod was deleted.
 
         Returns:
-            Whether that is anything to a plan: that a pod runs which had its node before is nothing.
+            Whether a plan depends on the change; it does not on the start of a bound pod.
         """
         metadata = part(manifest.get("metadata"))
         place = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
         uid, revision = str(metadata.get("uid") or "/".join(place)), revision_of(metadata)
         known = self._pods.get(uid)
         if gone:
-            self._bury(str(metadata.get("uid") or ""))
+            self._mark_deleted(str(metadata.get("uid") or ""))
             self._drop_pod(known)
             return known is not None
-        if uid in self._buried or (known is not None and 0 < revision < known.revision):
+        if uid in self._deleted or (known is not None and 0 < revision < known.revision):
             return False
         namesake = self._pods.get(self._placed.get(place, uid))
         if namesake is not None and namesake.uid != uid:
             if 0 < revision < namesake.revision:
                 return False
-            self._bury(namesake.uid)
+            self._mark_deleted(namesake.uid)
             self._drop_pod(namesake)
         made = self._read(manifest, uid=uid, place=place, revision=revision)
         if is_refused(manifest) and not made.node:
@@ -206,42 +204,42 @@ class ClusterState:
         return True
 
     def forget_missing(self, kind: str, present: Collection[str], *, revision: int = 0) -> None:
-        """What is not in a whole listing is gone.
+        """Remove objects that are not in a complete list.
 
         Args:
-            kind: ``Node`` or ``Pod``, of which all were listed.
-            present: Names of the nodes, or uids of the pods, that there are.
-            revision: Resource version of the listing: what changed after it may have come after it. 0: nothing has.
+            kind: ``Node`` or ``Pod``.
+            present: Names of the nodes, or uids of the pods, in the list.
+            revision: Resource version of the list: objects that changed later are kept. 0: unknown, none is kept.
         """
-        there = set(present)
+        present = set(present)
         if kind == "Node":
-            for node in [each for each in self._order if each.name not in there]:
+            for node in [each for each in self._order if each.name not in present]:
                 if not 0 < revision < node.revision:
                     self._drop_node(node)
             return
-        for pod in [each for each in self._pods.values() if each.uid not in there]:
+        for pod in [each for each in self._pods.values() if each.uid not in present]:
             if not 0 < revision < pod.revision:
                 self._drop_pod(pod)
 
-    # --- The question ---
+    # --- Snapshot ---
 
     def snapshot(
         self, jobs: Iterable[JobDemand], *, now: float, spare: Iterable[tuple[Manifest, int]] = ()
     ) -> Snapshot:
-        """The cluster as it is known now; nothing in it changes afterwards.
+        """Return an immutable snapshot of the present state.
 
         Args:
-            jobs: Those that want trainers. Trainers of others are as foreign as any pod.
-            now: Seconds that only go forward.
-            spare: (pod, how many) for which room is to be left.
+            jobs: Demands of the jobs that need trainers. Trainers of other jobs count as foreign pods.
+            now: Time by the monotonic clock, in seconds.
+            spare: Head-room: (pod, count) for which room is left.
         """
-        wishes = {(wish.uid, wish.namespace): wish for wish in jobs}
-        for crew in self._wanted.keys() - wishes.keys():
-            self._note(self._wanted[crew].title, [])
-        wanted = self._wanted = {crew: self._understood(wish) for crew, wish in wishes.items()}
+        demands = {(demand.uid, demand.namespace): demand for demand in jobs}
+        for key in self._wanted.keys() - demands.keys():
+            self._note(self._wanted[key].title, [])
+        wanted = self._wanted = {key: self._known_demand(demand) for key, demand in demands.items()}
         left = [(self._shape_of(pod, []), count) for pod, count in spare]
-        foreign = [pod for crew, each in self._crews.items() for pod in self._foreign(crew, each)]
-        waiting = [(pod, pod.shape) for pod in (*self._strangers.values(), *foreign) if pod.shape is not None]
+        foreign = [pod for key, each in self._job_pods.items() for pod in self._foreign(key, each)]
+        waiting = [(pod, pod.shape) for pod in (*self._unowned.values(), *foreign) if pod.shape is not None]
         kept = few(((shape, pod.priority) for pod, shape in waiting), _MOST_PENDING_SHAPES)
         columns = self._sums.catalogue.columns
         used = _shapes_of(wanted.values(), (*kept, *(each for each, _ in left)))
@@ -263,81 +261,79 @@ class ClusterState:
                 total=self._sums.total(usable_now),
             ),
             shapes=Shapes(request=request, fits=fits),
-            jobs=tuple(self._job(crew, each, now) for crew, each in wanted.items()),
+            jobs=tuple(self._job(key, each, now) for key, each in wanted.items()),
             pending=tuple(self._pending(pod, shape) for pod, shape in waiting if shape in kept),
             spare=tuple((shape.index, count) for shape, count in left),
         )
 
-    def _foreign(self, key: CrewKey, crew: _Crew) -> Iterator[_Pod]:
-        """Those pods of a crew that are no pods of a job that was asked about."""
+    def _foreign(self, key: JobKey, pods: _JobPods) -> Iterator[_Pod]:
+        """Yield the pods of a job that are foreign: its demand is not in the snapshot, or their names are not the job's."""
         found = self._wanted.get(key)
         if found is None:
-            yield from crew.trainers.values()
-            yield from crew.others.values()
-        elif crew.others:
-            yield from (pod for pod in crew.others.values() if not named_for(pod.place[1], pod.role, found.wish.name))
+            yield from pods.trainers.values()
+            yield from pods.others.values()
+        elif pods.others:
+            yield from (pod for pod in pods.others.values() if not named_for(pod.place[1], pod.role, found.demand.name))
 
     def _more(self, foreign: Iterable[_Pod]) -> Iterator[tuple[int, Request]]:
-        """What foreign trainers take, where: it is in no sum, as who is foreign is known only now."""
+        """Yield (node, request) of foreign trainers: they are in no sum, as the demands decide which are foreign."""
         for pod in foreign:
             node = self._nodes.get(pod.node)
             if node is not None and pod.request is not None and pod.role == "trainer":
                 yield node.index, pod.request
 
     def _correct(self, room: Counts) -> None:
-        """For what is not as the planner reckons: it takes each trainer for one that would be made now.
+        """Correct the room for the planner's assumption that each trainer has the request of the present template.
 
-        Those that were made before an edit take what they asked for then. Of a resource that cannot be read a node has
-        just what its trainers take: nobody new finds room, and nobody leaves for a typing error.
+        Trainers created before an edit of the job have another request. Of a resource that cannot be read, a node gets just
+        the room of its trainers: no new pod fits, and no trainer is preempted because of a typing error.
         """
         for key, wanted in self._wanted.items():
-            crew, asked = self._crews.get(key), wanted.trainer.request
-            if crew is None or crew.asks.keys() <= {asked}:
+            pods, asked = self._job_pods.get(key), wanted.trainer.request
+            if pods is None or pods.requests.keys() <= {asked}:
                 continue
-            for pod in crew.trainers.values():
+            for pod in pods.trainers.values():
                 node = self._nodes.get(pod.node)
                 if node is not None and pod.request is not None:
                     room[node.index] += asked.row - pod.request.row
         for name, resources in self._unread.items():
-            crews = [
-                pod.crew for pod in self._bound.get(name, {}).values() if pod.role == "trainer" and not pod.deleting
-            ]
-            there = [self._wanted.get(crew) for crew in crews if crew is not None]
+            keys = [pod.job for pod in self._bound.get(name, {}).values() if pod.role == "trainer" and not pod.deleting]
+            jobs = [self._wanted.get(key) for key in keys if key is not None]
             for at in (self._sums.catalogue.columns[resource] for resource in resources):
-                rows = (each.trainer.request.row for each in there if each is not None)
+                rows = (each.trainer.request.row for each in jobs if each is not None)
                 room[self._nodes[name].index, at] = sum(int(row[at]) for row in rows)
 
-    def _job(self, key: CrewKey, wanted: _Wanted, now: float) -> PlannerJob:
-        crew = self._crews.get(key)
-        basis = (crew, crew.changes if crew is not None else 0, self._book.edition)
-        if wanted.job is None or wanted.basis != basis or (crew is not None and crew.refused):
-            wanted.job, wanted.basis = self._made(wanted, crew or _Crew(), now), basis
+    def _job(self, key: JobKey, wanted: _KnownDemand, now: float) -> PlannerJob:
+        pods = self._job_pods.get(key)
+        basis = (pods, pods.changes if pods is not None else 0, self._book.edition)
+        if wanted.job is None or wanted.basis != basis or (pods is not None and pods.refused):
+            wanted.job, wanted.basis = self._made(wanted, pods or _JobPods(), now), basis
         return wanted.job
 
-    def _made(self, wanted: _Wanted, crew: _Crew, now: float) -> PlannerJob:
-        wish, nodes = wanted.wish, self._nodes
-        lowest = wish.priority if wish.surplus is None else wish.surplus
+    def _made(self, wanted: _KnownDemand, pods: _JobPods, now: float) -> PlannerJob:
+        demand, nodes = wanted.demand, self._nodes
+        lowest = demand.priority if demand.surplus is None else demand.surplus
         firm = Counter(
-            nodes[pod.node].index for pod in crew.trainers.values() if pod.priority > lowest and pod.node in nodes
+            nodes[pod.node].index for pod in pods.trainers.values() if pod.priority > lowest and pod.node in nodes
         )
         return PlannerJob(
-            uid=wish.uid, name=f"{wish.namespace}/{wish.name}", priority=wish.priority, min=wish.min, max=wish.max,
-            weight=wish.weight, since=wish.since, surplus=wish.surplus, pinned=wish.pinned, shape=wanted.trainer.index,
-            held={nodes[name].index: count for name, count in crew.on.items() if name in nodes}, firm=firm,
-            fixed=tuple(self._missing(crew, wanted)) if wanted.fixed else (),
-            unschedulable=max((now - (pod.refused or 0.0) for pod in crew.refused.values()), default=0.0),
+            uid=demand.uid, name=f"{demand.namespace}/{demand.name}", priority=demand.priority, min=demand.min, max=demand.max,
+            weight=demand.weight, since=demand.since, surplus=demand.surplus, pinned=demand.pinned, shape=wanted.trainer.index,
+            held={nodes[name].index: count for name, count in pods.on.items() if name in nodes}, firm=firm,
+            fixed=tuple(self._missing(pods, wanted)) if wanted.fixed else (),
+            unschedulable=max((now - (pod.refused or 0.0) for pod in pods.refused.values()), default=0.0),
         )  # fmt: skip
 
-    def _missing(self, crew: _Crew, wanted: _Wanted) -> Iterator[tuple[int, int]]:
+    def _missing(self, pods: _JobPods, wanted: _KnownDemand) -> Iterator[tuple[int, int]]:
         bound: dict[str, int] = {}
-        for pod in crew.others.values():
-            if pod.node in self._nodes and named_for(pod.place[1], pod.role, wanted.wish.name):
+        for pod in pods.others.values():
+            if pod.node in self._nodes and named_for(pod.place[1], pod.role, wanted.demand.name):
                 bound[pod.role] = bound.get(pod.role, 0) + 1
         for shape, count, role in wanted.fixed:
-            there = min(count, bound.get(role, 0))
-            bound[role] = bound.get(role, 0) - there
-            if count > there:
-                yield shape.index, count - there
+            found = min(count, bound.get(role, 0))
+            bound[role] = bound.get(role, 0) - found
+            if count > found:
+                yield shape.index, count - found
 
     def _pending(self, pod: _Pod, shape: PodShape) -> PendingPod:
         nominated = self._nodes.get(pod.nominated)
@@ -349,57 +345,59 @@ class ClusterState:
             )
         return pod.given
 
-    # --- What manifests mean ---
+    # --- Reading of manifests ---
 
-    def _understood(self, wish: JobDemand) -> _Wanted:
-        known = self._wanted.get((wish.uid, wish.namespace))
-        if known is not None and known.wish == wish:
-            known.wish = wish
+    def _known_demand(self, demand: JobDemand) -> _KnownDemand:
+        known = self._wanted.get((demand.uid, demand.namespace))
+        if known is not None and known.demand == demand:
+            known.demand = demand
             return known
-        told: list[str] = []
-        fixed = [(self._shape_of(pod, told), count, role) for pod, count, role in wish.fixed]
-        made = _Wanted(wish, self._shape_of(wish.trainer, told), fixed, f"TrainingJob {wish.namespace}/{wish.name}")
-        self._note(made.title, told)
+        problems: list[str] = []
+        fixed = [(self._shape_of(pod, problems), count, role) for pod, count, role in demand.fixed]
+        made = _KnownDemand(
+            demand, self._shape_of(demand.trainer, problems), fixed, f"TrainingJob {demand.namespace}/{demand.name}"
+        )
+        self._note(made.title, problems)
         return made
 
     def _read(self, manifest: Manifest, *, uid: str, place: tuple[str, str], revision: int) -> _Pod:
         spec, phase = part(manifest.get("spec")), part(manifest.get("status")).get("phase")
         node, ended = str(spec.get("nodeName") or ""), phase in {"Succeeded", "Failed"}
         deleting = part(manifest.get("metadata")).get("deletionTimestamp") is not None
-        crew, role = crew_of(manifest, place[0])
+        job, role = job_of(manifest, place[0])
         pod = _Pod(
-            uid=uid, place=place, revision=revision, node=node, crew=crew, role=role, deleting=deleting, ended=ended
+            uid=uid, place=place, revision=revision, node=node, job=job, role=role, deleting=deleting, ended=ended
         )
         pod.priority = int(spec.get("priority") or 0)
-        told: list[str] = []
+        problems: list[str] = []
         if not node and phase == "Pending" and not deleting and not spec.get("schedulingGates"):
-            pod.shape = self._shape_of(manifest, told)
+            pod.shape = self._shape_of(manifest, problems)
             pod.preempts = spec.get("preemptionPolicy") != "Never"
             pod.nominated = str(part(manifest.get("status")).get("nominatedNodeName") or "")
         elif node and not ended:
-            pod.request = self._request_of(manifest, told)
-        self._note(f"Pod {'/'.join(place)}", told)
+            pod.request = self._request_of(manifest, problems)
+        self._note(f"Pod {'/'.join(place)}", problems)
         return pod
 
-    def _shape_of(self, pod: Manifest, told: list[str]) -> PodShape:
-        return self._book.shape(self._request_of(pod, told), pod)
+    def _shape_of(self, pod: Manifest, problems: list[str]) -> PodShape:
+        return self._book.shape(self._request_of(pod, problems), pod)
 
-    def _request_of(self, pod: Manifest, told: list[str]) -> Request:
-        found = self._sums.catalogue.request(pod, told)
+    def _request_of(self, pod: Manifest, problems: list[str]) -> Request:
+        found = self._sums.catalogue.request(pod, problems)
         self._recount()
         return found
 
-    def _note(self, title: str, told: list[str]) -> None:
+    def _note(self, title: str, problems: list[str]) -> None:
         self.problems.pop(title, None)
-        if told:
-            self.problems[title] = tuple(told[:_MOST_PROBLEMS_OF_ONE])
+        if problems:
+            self.problems[title] = tuple(problems[:_MOST_PROBLEMS_OF_ONE])
 
     # --- Sums ---
 
     def _recount(self) -> None:
         if self._sums.cleared():
-            for pod in [pod for there in self._bound.values() for pod in there.values()]:
-                self._weigh(pod, 1)
+            for pod in [pod for here in self._bound.values() for pod in here.values()]:
+                self._count_on_node(pod, 1)
 
     def _new_node(self, name: str) -> _Node:
         index = len(self._order)
@@ -410,20 +408,20 @@ class ClusterState:
         self._order.append(node)
         self._touch(name)
         for pod in self._bound.get(name, {}).values():
-            self._weigh(pod, 1)
+            self._count_on_node(pod, 1)
         return node
 
     def _touch(self, *names: str) -> None:
-        """Nodes come, go, or have another index: that concerns the jobs that have pods there."""
+        """Mark the jobs with pods on nodes that were added or deleted, or have another index."""
         self._names = None
         for pod in [pod for name in names for pod in self._bound.get(name, {}).values()]:
-            if pod.crew in self._crews:
-                self._crews[pod.crew].changes += 1
+            if pod.job in self._job_pods:
+                self._job_pods[pod.job].changes += 1
 
     def _drop_node(self, node: _Node) -> None:
         last = self._order.pop()
         if last is not node:
-            self._order[node.index] = last  # which takes its rows
+            self._order[node.index] = last  # it takes the deleted node's rows
         self._usable[node.index] = self._usable[last.index]
         self._sums.remove(node.index)
         self._groups.remove(node.index)
@@ -442,50 +440,50 @@ class ClusterState:
             del self._placed[pod.place]
         self._note(f"Pod {'/'.join(pod.place)}", [])
 
-    def _bury(self, uid: str) -> None:
+    def _mark_deleted(self, uid: str) -> None:
         if uid:
-            self._buried[uid] = None
-        if len(self._buried) > _MOST_BURIED:
-            del self._buried[next(iter(self._buried))]
+            self._deleted[uid] = None
+        if len(self._deleted) > _MOST_DELETED:
+            del self._deleted[next(iter(self._deleted))]
 
     def _count(self, pod: _Pod, sign: int) -> None:
-        """Add a pod to all sums that it is part of, or take it off them."""
+        """Add a pod to all sums (sign 1), or remove it from them (-1)."""
         if pod.ended:
             return
         if pod.node:
-            there = self._bound.setdefault(pod.node, {})
-            _keep(there, pod, sign)
-            if not there:
+            here = self._bound.setdefault(pod.node, {})
+            _keep(here, pod, sign)
+            if not here:
                 del self._bound[pod.node]
-            self._weigh(pod, sign)
+            self._count_on_node(pod, sign)
         if pod.deleting:
             return
-        if pod.crew is not None:
-            self._muster(pod.crew, pod, sign)
+        if pod.job is not None:
+            self._count_of_job(pod.job, pod, sign)
         elif pod.shape is not None:
-            _keep(self._strangers, pod, sign)
+            _keep(self._unowned, pod, sign)
 
-    def _weigh(self, pod: _Pod, sign: int) -> None:
+    def _count_on_node(self, pod: _Pod, sign: int) -> None:
         node = self._nodes.get(pod.node)
         if node is not None and pod.request is not None and (pod.deleting or pod.role != "trainer"):
             self._sums.take(node.index, pod.request, sign, leaving=pod.deleting)
 
-    def _muster(self, key: CrewKey, pod: _Pod, sign: int) -> None:
-        crew = self._crews.get(key) or self._crews.setdefault(key, _Crew())
-        crew.changes += 1
-        _keep(crew.trainers if pod.role == "trainer" else crew.others, pod, sign)
+    def _count_of_job(self, key: JobKey, pod: _Pod, sign: int) -> None:
+        pods = self._job_pods.get(key) or self._job_pods.setdefault(key, _JobPods())
+        pods.changes += 1
+        _keep(pods.trainers if pod.role == "trainer" else pods.others, pod, sign)
         if pod.role == "trainer" and pod.node:
-            crew.on[pod.node] = crew.on.get(pod.node, 0) + sign
-            if not crew.on[pod.node]:
-                del crew.on[pod.node]
-            assert pod.request is not None, "it is bound"
-            crew.asks[pod.request] = crew.asks.get(pod.request, 0) + sign
-            if not crew.asks[pod.request]:
-                del crew.asks[pod.request]
+            pods.on[pod.node] = pods.on.get(pod.node, 0) + sign
+            if not pods.on[pod.node]:
+                del pods.on[pod.node]
+            assert pod.request is not None, "a bound pod has a request"
+            pods.requests[pod.request] = pods.requests.get(pod.request, 0) + sign
+            if not pods.requests[pod.request]:
+                del pods.requests[pod.request]
         elif pod.role == "trainer" and pod.refused is not None:
-            _keep(crew.refused, pod, sign)
-        if not crew.trainers and not crew.others:
-            del self._crews[key]
+            _keep(pods.refused, pod, sign)
+        if not pods.trainers and not pods.others:
+            del self._job_pods[key]
 
 
 def _keep(pods: dict[str, _Pod], pod: _Pod, sign: int) -> None:
@@ -495,7 +493,7 @@ def _keep(pods: dict[str, _Pod], pod: _Pod, sign: int) -> None:
         del pods[pod.uid]
 
 
-def _shapes_of(wanted: Iterable[_Wanted], more: Iterable[PodShape]) -> dict[PodShape, None]:
-    """All that a snapshot speaks of, each once, and always in the same order."""
+def _shapes_of(wanted: Iterable[_KnownDemand], more: Iterable[PodShape]) -> dict[PodShape, None]:
+    """Return all shapes of a snapshot, each once, in a stable order."""
     ours = (shape for each in wanted for shape in (each.trainer, *(fixed for fixed, _, _ in each.fixed)))
     return dict.fromkeys((*ours, *more))

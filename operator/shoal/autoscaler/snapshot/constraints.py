@@ -1,11 +1,11 @@
-"""Whether a pod may go onto a node: taints, node selector and required node affinity, as kube-scheduler's filters have it. Pure.
+"""The eligibility of nodes: taints, node selector and required node affinity, by the rules of kube-scheduler's filters. Pure.
 
-`eligible` is the rule for one pod and one node. `Groups` answers it for all shapes of pods and all nodes of a large cluster
-at once, without asking about each pair: nodes that no known shape tells apart form one group. Telling nodes apart by what
-shapes ask, and not by the values of their labels, keeps the groups few even where a pod names one node out of thousands.
+`eligible` is the rule for one pod and one node. `Groups` evaluates it for all shapes of pods and all nodes of a large cluster
+at once, without evaluating each pair: nodes that no known shape distinguishes form one group. Groups depend on the
+requirements of shapes and not on the values of labels, so they stay few even if a pod requires one node out of thousands.
 
-Of constraints only what the two filters read is kept, in one canonical order, so that pods that ask the same are equal.
-Spread, affinity between pods, volumes and ports are the scheduler's own business.
+Of constraints only what the two filters read is kept, in canonical order, so that pods with equal constraints compare equal.
+Topology spread, affinity between pods, volumes and ports are left to the scheduler.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 
 _NAME: Final = "metadata.name"
 _EFFECTS: Final = ("NoSchedule", "NoExecute")
-"""That keep new pods away; another one only advises."""
+"""Effects that keep new pods off a node; PreferNoSchedule only advises."""
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,63}", re.ASCII)
 _WORD: Final = r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)"
 _VALUE: Final = re.compile(f"{_WORD}?", re.ASCII)
@@ -54,7 +54,7 @@ _LONGEST_KEY: Final = 253 + 1 + 63
 
 
 class Taint(NamedTuple):
-    """Of a node; only those that keep new pods away."""
+    """A taint of a node with an effect that keeps new pods off it."""
 
     key: str
     value: str
@@ -62,7 +62,7 @@ class Taint(NamedTuple):
 
 
 class Toleration(NamedTuple):
-    """Of a pod; an empty effect means every one, an empty key with ``Exists`` every taint."""
+    """A toleration of a pod; an empty effect matches every effect, an empty key with ``Exists`` every taint."""
 
     key: str
     operator: str
@@ -71,13 +71,13 @@ class Toleration(NamedTuple):
 
 
 class Requirement(NamedTuple):
-    """One thing that a node's label, or its name, must satisfy.
+    """A requirement of a node's label or of its name.
 
     Attributes:
-        field: Whether it is about the node's name and not a label.
-        key: Of the label.
+        field: Whether the requirement is of the node's name, not of a label.
+        key: Key of the label.
         operator: In, NotIn, Exists, DoesNotExist, Gt or Lt.
-        values: In ascending order.
+        values: Values, in ascending order.
     """
 
     field: bool
@@ -90,11 +90,11 @@ Term = tuple[Requirement, ...]
 
 
 class Selector(NamedTuple):
-    """What a pod requires of a node's labels and name.
+    """The requirements of a pod for a node's labels and name.
 
     Attributes:
-        every: All of them must hold: the node selector.
-        terms: One of them must hold, with all of its requirements; None: no affinity is required.
+        every: Requirements of the node selector; all of them must hold.
+        terms: Terms of the required affinity; all requirements of at least one term must hold. None: no required affinity.
     """
 
     every: Term
@@ -102,14 +102,14 @@ class Selector(NamedTuple):
 
 
 class Constraints(NamedTuple):
-    """All that decides on which nodes a pod may be."""
+    """The constraints that decide which nodes are eligible for a pod."""
 
     tolerations: tuple[Toleration, ...]
     selector: Selector
 
 
 class Traits(NamedTuple):
-    """All of a node that constraints ask about."""
+    """The properties of a node that constraints are evaluated against."""
 
     name: str
     labels: Mapping[str, str]
@@ -117,7 +117,7 @@ class Traits(NamedTuple):
 
 
 def traits_of(node: Manifest) -> Traits:
-    """Of a node's manifest."""
+    """Return the traits of a node."""
     metadata = part(node.get("metadata"))
     labels = {str(key): _text(value) for key, value in part(metadata.get("labels")).items()}
     taints = {
@@ -129,7 +129,7 @@ def traits_of(node: Manifest) -> Traits:
 
 
 def usable(node: Manifest) -> bool:
-    """Whether a node takes new pods at all: it is ready, not cordoned, and not being deleted."""
+    """Return whether a node takes new pods: it is Ready, not cordoned and not being deleted."""
     conditions = parts(part(node.get("status")).get("conditions"))
     ready = any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
     deleting = part(node.get("metadata")).get("deletionTimestamp") is not None
@@ -137,7 +137,7 @@ def usable(node: Manifest) -> bool:
 
 
 def constraints_of(pod: Manifest) -> Constraints:
-    """Of the manifest of a pod or a pod template."""
+    """Return the constraints of a pod or a pod template."""
     spec = part(pod.get("spec"))
     tolerations = {
         Toleration(
@@ -159,17 +159,17 @@ def constraints_of(pod: Manifest) -> Constraints:
 
 
 def eligible(constraints: Constraints, traits: Traits) -> bool:
-    """Whether a pod may go onto a node; its room and its health are another matter."""
+    """Return whether a node is eligible for a pod, regardless of room and of the node's conditions."""
     return tolerates(constraints.tolerations, traits.taints) and selects(constraints.selector, traits)
 
 
 def tolerates(tolerations: Sequence[Toleration], taints: Sequence[Taint]) -> bool:
-    """Whether there is a toleration for each of the taints."""
+    """Return whether there is a toleration for each of the taints."""
     return all(any(_tolerates(each, taint) for each in tolerations) for taint in taints)
 
 
 def selects(selector: Selector, traits: Traits) -> bool:
-    """Whether a node has the labels and the name that are required."""
+    """Return whether a node has the required labels and name."""
 
     def holds(term: Term) -> bool:
         return all(_holds(each, _asked(each, traits)) for each in term)
@@ -188,7 +188,7 @@ def _tolerates(toleration: Toleration, taint: Taint) -> bool:
 
 
 def _term(manifest: Manifest) -> Term | None:
-    """A term of an affinity; None: no node has what it says, as with the scheduler one that is empty or wrong."""
+    """Return a term of an affinity; None: no node matches, as the scheduler treats empty or invalid terms."""
     labels, fields = parts(manifest.get("matchExpressions")), parts(manifest.get("matchFields"))
     if not labels and not fields:
         return None
@@ -205,7 +205,7 @@ def _term(manifest: Manifest) -> Term | None:
         if requirement.key == _NAME:
             made.add(requirement)
         elif (requirement.values == ("",)) != (requirement.operator == "In"):
-            return None  # to the scheduler, any other field of a node is an empty text
+            return None  # for the scheduler, every other field of a node is an empty text
     return tuple(sorted(made))
 
 
@@ -213,7 +213,7 @@ def _requirement(manifest: Manifest, *, field: bool) -> Requirement:
     found = manifest.get("values")
     values = [_text(each) for each in found] if isinstance(found, list | tuple) else []
     operator = _text(manifest.get("operator"))
-    # Twice the same value is one to a set, but two where exactly one is allowed.
+    # Duplicates are removed for set operators, but count as two values where exactly one is allowed.
     ordered = tuple(sorted(set(values) if operator in {"In", "NotIn"} and not field else values))
     return Requirement(field, _text(manifest.get("key")), operator, ordered)
 
@@ -230,7 +230,7 @@ def _legal(requirement: Requirement) -> bool:
 
 
 def _number(text: str) -> int | None:
-    """A whole number of 64 bits as Go reads it."""
+    """Return a text as an integer of 64 bits by Go's rules; None: it is none."""
     found = int(text) if _NUMBER.fullmatch(text) else None
     return found if found is not None and -(2**63) <= found < 2**63 else None
 
@@ -240,7 +240,7 @@ def _asked(requirement: Requirement, traits: Traits) -> str | None:
 
 
 def _holds(requirement: Requirement, value: str | None) -> bool:
-    """Whether a label's value (None: there is no such label) is as required."""
+    """Return whether a label's value (None: there is no such label) meets a requirement."""
     operator, values = requirement.operator, requirement.values
     if operator == "In":
         return value is not None and value in values
@@ -253,18 +253,23 @@ def _holds(requirement: Requirement, value: str | None) -> bool:
 
 
 class _Column:
-    """One trait of all nodes as small numbers, so that a question is answered for all of them in one go."""
+    """One trait of all nodes, encoded as small numbers, so that a requirement is evaluated for all nodes at once.
+
+    Args:
+        of: Returns the trait of a node.
+        nodes: Traits of the nodes.
+    """
 
     def __init__(self, of: Callable[[Traits], Hashable], nodes: Sequence[Traits]) -> None:
         self._of = of
         self.known: dict[Any, int] = {None: 0}
-        """The number of each value; 0: it is missing."""
+        """Value -> its number; 0: the node lacks the trait."""
         self.numbers: npt.NDArray[np.int32] = np.zeros(max(64, len(nodes)), np.int32)
         for index, traits in enumerate(nodes):
             self.set(index, traits)
 
     def set(self, index: int, traits: Traits) -> bool:
-        """Note a node's; says whether it is another one than before."""
+        """Set the trait of a node; return whether it has changed."""
         if index >= len(self.numbers):
             self.numbers = np.concatenate([self.numbers, np.zeros_like(self.numbers)])
         number = self.known.setdefault(self._of(traits), len(self.known))
@@ -273,10 +278,10 @@ class _Column:
         return changed
 
     def holds(self, requirement: Requirement, count: int) -> Flags:
-        """Whether each of the first nodes has what is required."""
+        """Return [count] whether each of the first nodes meets a requirement."""
         table = np.zeros(len(self.known), np.bool_)
         if requirement.operator in {"In", "NotIn"}:
-            # Of thousands of names one is meant: no look at the others.
+            # A requirement names few of possibly thousands of values: the others are not evaluated.
             table[[self.known[value] for value in requirement.values if value in self.known]] = True
             table ^= requirement.operator == "NotIn"
         else:
@@ -285,10 +290,10 @@ class _Column:
 
 
 class Groups:
-    """Nodes that no shape tells apart, and which shapes may go onto them.
+    """The groups of nodes that no shape distinguishes, and the shapes for which each group is eligible.
 
-    A node costs a look at the labels that shapes ask for; the rest waits until `arrange`, and is kept until a node or the
-    shapes change.
+    An update of a node reads only the labels that shapes require. `arrange` computes the groups, and caches them until a
+    node or the shapes change.
     """
 
     def __init__(self) -> None:
@@ -296,16 +301,16 @@ class Groups:
         self._taints = _Column(_taints, ())
         self._columns: dict[tuple[bool, str], _Column] = {}
         self._truths: dict[Selector, Flags] = {}
-        """By selector of the last shapes, for all nodes."""
+        """Selector of the last shapes -> [N] whether it matches each node."""
         self._group: Counts = np.zeros(0, np.int64)
         self._first: Counts = np.zeros(0, np.int64)
-        """A node of each group."""
+        """The first node of each group."""
         self._fits: Flags = np.zeros((0, 0), np.bool_)
         self._shapes: list[Constraints] = []
         self._stale = True
 
     def set(self, index: int, traits: Traits) -> None:
-        """A node is there, or changed; the next new one has the index that follows the last."""
+        """Set the traits of a node; a new node has the next index."""
         if index == len(self._nodes):
             self._nodes.append(traits)
             self._stale = True
@@ -314,16 +319,16 @@ class Groups:
             self._stale |= column.set(index, traits)
 
     def remove(self, index: int) -> None:
-        """A node is gone; the last one takes its index."""
+        """Remove a node; the last node takes its index."""
         last = self._nodes.pop()
         if index < len(self._nodes):
             self.set(index, last)
         self._stale = True
 
     def arrange(self, shapes: Sequence[Constraints]) -> tuple[Counts, Flags]:
-        """The group of each node, and whether each shape may go onto nodes of each group.
+        """Return [N] the group of each node, and [S, G] whether each group is eligible for each shape.
 
-        The arrays are read-only, and are the same ones where nothing changed.
+        The arrays are read-only; they are the identical objects if nothing has changed.
         """
         if not self._stale and shapes == self._shapes:
             return self._group, self._fits
@@ -344,7 +349,7 @@ class Groups:
         return self._group, self._fits
 
     def _tidy(self) -> None:
-        """What nodes had once is forgotten, so that names that come and go do not add up."""
+        """Drop values that nodes had earlier, so that the tables do not grow with changing node names."""
         if not self._stale:
             return
         self._truths = {}
@@ -372,7 +377,7 @@ class Groups:
         return found
 
     def _regroup(self, truths: Flags) -> None:
-        """Nodes with equal taints and the same answers are one group, exactly: words of bits are compared, no hashes."""
+        """Group the nodes with equal taints and equal results; exact, as bits are compared and not hashes."""
         count = len(self._nodes)
         group: Counts = self._taints.numbers[:count].astype(np.int64)
         for at in range(0, max(1, len(truths)), 32):
@@ -397,12 +402,12 @@ class Groups:
 
 
 class PodShape:
-    """What pods without a node have in common.
+    """The shape of pods: pods of one shape have equal requests and constraints.
 
     Attributes:
-        request: Theirs.
-        constraints: Theirs.
-        index: The number by which snapshots speak of it; -1: none does.
+        request: Request of these pods.
+        constraints: Constraints of these pods.
+        index: Number of the shape in snapshots; -1: it is in none.
     """
 
     __slots__ = ("__weakref__", "constraints", "index", "request")
@@ -414,19 +419,19 @@ class PodShape:
 
 
 class ShapeBook:
-    """The shapes of pods, of which those have a number that a snapshot speaks of."""
+    """The shapes of pods, and the numbers of shapes that are in snapshots."""
 
     def __init__(self) -> None:
         self._shapes: WeakValueDictionary[tuple[Request, Constraints], PodShape] = WeakValueDictionary()
         self.edition = 0
-        """Another one once shapes have other numbers than before."""
+        """Increases when shapes get other numbers than before."""
         self._numbered: list[PodShape] = []
         self._matrix: Counts = np.zeros((0, 0), np.int64)
         self.constraints: list[Constraints] = []
-        """By number."""
+        """Constraints of each numbered shape, by its number."""
 
     def shape(self, request: Request, pod: Manifest) -> PodShape:
-        """The shape of a pod; all that have it share it."""
+        """Return the shape of a pod; pods of one shape share the object."""
         constraints = constraints_of(pod)
         found = self._shapes.get((request, constraints))
         if found is None:
@@ -434,10 +439,14 @@ class ShapeBook:
         return found
 
     def number(self, used: Collection[PodShape], *, columns: int) -> Counts:
-        """Give a number to each shape that is used, and forget the others once they are the most.
+        """Number the used shapes, and drop all other numbers once these are more than the used ones.
+
+        Args:
+            used: Shapes of the snapshot.
+            columns: Number of resources.
 
         Returns:
-            Their requests, by number; read-only.
+            [S, R] requests by number; read-only.
         """
         if len(self._numbered) > 2 * len(used):
             for shape in self._numbered:
@@ -457,7 +466,12 @@ class ShapeBook:
 
 
 def few(shapes: Iterable[tuple[PodShape, int]], most: int) -> Collection[PodShape]:
-    """At most so many of the shapes of pods, with a priority each: the highest, and of equal ones those that came first."""
+    """Return at most `most` shapes: those of the highest priority, and of equal priorities the first ones.
+
+    Args:
+        shapes: (shape, priority) of pods.
+        most: Most shapes.
+    """
     best: dict[PodShape, int] = {}
     for shape, priority in shapes:
         best[shape] = max(priority, best.get(shape, priority))

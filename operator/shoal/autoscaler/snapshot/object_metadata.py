@@ -1,17 +1,21 @@
-"""What a pod or a node says of itself beside what it asks for or has: whose it is, which version, what the scheduler thinks. Pure."""
+"""Metadata and conditions of pods and nodes: the owning job, the resource version, the scheduler's refusal. Pure."""
 
 from __future__ import annotations
 
 from shoal.autoscaler.snapshot.resources import Manifest, part, parts
 
-__all__ = ["CrewKey", "crew_of", "is_refused", "named_for", "revision_of"]
+__all__ = ["JobKey", "is_refused", "job_of", "named_for", "revision_of"]
 
-CrewKey = tuple[str, str]
-"""A job's uid, and its namespace: nothing elsewhere is its own."""
+JobKey = tuple[str, str]
+"""A job's uid and its namespace: pods in other namespaces are never the job's."""
 
 
-def crew_of(manifest: Manifest, namespace: str) -> tuple[CrewKey | None, str]:
-    """Whose pod it says it is, and in which role; a trainer is believed only what the garbage collector would believe."""
+def job_of(manifest: Manifest, namespace: str) -> tuple[JobKey | None, str]:
+    """Return the job and the role of a pod; (None, ""): it is foreign.
+
+    Labels decide for masters and parameter servers. A trainer must also have the job as its controller, which is what the
+    garbage collector goes by.
+    """
     metadata = part(manifest.get("metadata"))
     labels = part(metadata.get("labels"))
     uid, role = str(labels.get("shoal.dev/uid", "")), str(labels.get("shoal.dev/role", ""))
@@ -25,7 +29,7 @@ def crew_of(manifest: Manifest, namespace: str) -> tuple[CrewKey | None, str]:
 
 
 def is_refused(pod: Manifest) -> bool:
-    """Whether the scheduler says that it finds no node for it."""
+    """Return whether the scheduler reports that it finds no node for a pod."""
     return any(
         (each.get("type"), each.get("status"), each.get("reason")) == ("PodScheduled", "False", "Unschedulable")
         for each in parts(part(pod.get("status")).get("conditions"))
@@ -33,11 +37,11 @@ def is_refused(pod: Manifest) -> bool:
 
 
 def named_for(name: str, role: str, job: str) -> bool:
-    """Whether a pod of a role, but no trainer, is called as a job's own are."""
+    """Return whether a pod's name is that of a job's pod of a role; for masters and parameter servers, not for trainers."""
     return name.startswith(f"{job}-{role}-")
 
 
 def revision_of(metadata: Manifest) -> int:
-    """Its resource version; 0: it has none."""
+    """Return the resource version of an object as a number; 0: it has none."""
     text = str(metadata.get("resourceVersion") or "")
     return int(text) if text.isdecimal() else 0

@@ -1,7 +1,7 @@
-"""What foreign pods needed lately: for so much of it again room is kept, if an operator of the cluster wants that.
+"""The recent demand of foreign pods, from which the head-room is computed.
 
-A pod that comes while room is kept binds at once. How many will come is not known; as many as came at most within the time
-that a trainer may take to leave is what eviction would be too slow for.
+A pod that is created while there is head-room binds at once. The number of future pods is not known; the most that arrived
+within one grace period of a trainer is the burst for which eviction would be too slow.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from shoal.autoscaler.snapshot.resources import Manifest, part, request_of
 __all__ = ["RecentDemand"]
 
 _WINDOW_SECONDS: Final = 60.0
-"""The grace that a trainer has."""
-_LATELY_SECONDS: Final = 600.0
+"""Grace period of a trainer."""
+_MEMORY_SECONDS: Final = 600.0
 _MOST: Final = 10_000
-"""Pods that are remembered."""
+"""Most pods that are remembered by uid."""
 _MOST_SPARE: Final = 1_000
-"""Pods of one kind for which room is kept."""
+"""Most pods of one kind for which room is kept."""
 
 
 @dataclass
 class _Kind:
-    """Pods that need the same.
+    """Pods with equal requests and constraints.
 
     Attributes:
-        pod: One of them.
-        came: When each came, oldest first.
+        pod: Manifest of one of these pods.
+        came: Arrival times in seconds, oldest first.
     """
 
     pod: Manifest
@@ -39,14 +39,14 @@ class _Kind:
 
 
 class RecentDemand:
-    """Remembers which foreign pods came."""
+    """The arrivals of foreign pods in the last `_MEMORY_SECONDS`."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, _Kind] = {}
         self._seen: dict[str, None] = {}
 
     def came(self, manifest: Mapping[str, Any], *, now: float) -> None:
-        """A foreign pod is there that has no node yet; each counts once."""
+        """Record a foreign pod that has no node yet; each pod counts once."""
         uid = str(manifest["metadata"]["uid"])
         if uid in self._seen:
             return
@@ -60,23 +60,33 @@ class RecentDemand:
         kind.came = [*kind.came[-_MOST_SPARE:], now]
 
     def spare(self, multiple: float, *, now: float) -> list[tuple[Manifest, int]]:
-        """(a pod, for how many of it room is to be kept): so many times the most that came within one grace period."""
-        self._kinds = {key: kind for key, kind in self._kinds.items() if now - kind.came[-1] < _LATELY_SECONDS}
+        """Return the head-room: (manifest, number of such pods for which room is kept).
+
+        Args:
+            multiple: Multiple of the most pods that arrived within one grace period; 0: no head-room.
+            now: Time in seconds, by the clock of `came`.
+        """
+        self._kinds = {key: kind for key, kind in self._kinds.items() if now - kind.came[-1] < _MEMORY_SECONDS}
         if not multiple:
             return []
         wanted = [
-            (kind.pod, math.ceil(multiple * _most(kind.came, since=now - _LATELY_SECONDS)))
+            (kind.pod, math.ceil(multiple * _most(kind.came, since=now - _MEMORY_SECONDS)))
             for kind in self._kinds.values()
         ]
         return [(pod, min(count, _MOST_SPARE)) for pod, count in wanted if count]
 
 
 def _most(came: list[float], *, since: float) -> int:
-    """How many came within one window at most."""
-    lately = [moment for moment in came if moment >= since]
+    """Return the most arrivals within one window of `_WINDOW_SECONDS`.
+
+    Args:
+        came: Arrival times in seconds, oldest first.
+        since: Arrivals before this time are ignored.
+    """
+    recent = [moment for moment in came if moment >= since]
     most, first = 0, 0
-    for last, moment in enumerate(lately):
-        while moment - lately[first] > _WINDOW_SECONDS:
+    for last, moment in enumerate(recent):
+        while moment - recent[first] > _WINDOW_SECONDS:
             first += 1
         most = max(most, last - first + 1)
     return most

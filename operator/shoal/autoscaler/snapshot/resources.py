@@ -1,11 +1,11 @@
-"""What a pod asks of a node and what a node has to give, in whole numbers. Pure.
+"""The requests of pods and the allocatable of nodes, in whole numbers. Pure.
 
-The scheduler's sums are remade here rather than asked for, as nobody can be asked before a pod exists. Amounts are summed in
-thousandths of a unit, to which the API server rounds all of them up, and become whole units only at the end: so a sum is what
-the scheduler makes of it, to the last byte. Where rounding is left, a request errs upwards and an allocatable downwards.
+The scheduler's sums are recomputed here, as there is no API for them before a pod exists. Amounts are summed in thousandths
+of a unit, to which the API server rounds all of them up, and are converted to whole units only at the end: so a sum equals
+the scheduler's to the last byte. Where rounding remains, a request is rounded up and an allocatable down.
 
-Manifests may be rendered from a user's template that no API server has seen yet. Nothing in them makes this module fail, and
-no number costs more than its length: what cannot be read counts as nothing and is told.
+Manifests may be rendered from a user's template that no API server has validated yet. No manifest makes this module fail,
+and the cost of a number is bounded by its length: an amount that cannot be read counts as 0 and is reported.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ Manifest = Mapping[str, Any]
 Amounts = tuple[tuple[str, int], ...]
 
 MOST: Final = 2**50
-"""Larger amounts count as this one: thousands of them can be summed in 64 bits."""
+"""Larger amounts count as this one, so that thousands of them can be summed in 64 bits."""
 OTHER: Final = "other resources"
-"""Stands for all that pods ask for beyond a number of resources that no node has: anybody's pods can name any."""
+"""Stands for all further resources once pods request `_MOST_UNOFFERED` that no node has: pods can name any resource."""
 _MOST_UNOFFERED: Final = 64
 _THOUSANDTHS: Final = 1000
 _LONGEST: Final = 100
-"""Characters of a quantity; the API server writes them with twenty or so."""
+"""Most characters of a quantity; the API server writes about twenty."""
 _FURTHEST: Final = 3 * _LONGEST
-"""An exponent beyond this changes no result any more, however many digits stand before it."""
+"""Largest exponent that can change a result, whatever the number of digits."""
 _GRAMMAR: Final = re.compile(
     r"([+-]?)([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE]([+-]?[0-9]+)|([KMGTPE]i|[numkMGTPE]))?", re.ASCII
 )
@@ -56,11 +56,11 @@ _TWOS: Final = {f"{letter}i": 10 * power for power, letter in enumerate("KMGTPE"
 
 
 class Request:
-    """Amounts that pods have in common.
+    """The request of pods; pods with equal requests share the object.
 
     Attributes:
-        amounts: Resource and amount, in the order of names.
-        row: The same by the columns of the catalogue; it grows with them.
+        amounts: (resource, amount), in the order of names.
+        row: [R] the amounts by the columns of the catalogue; replaced when columns are added.
     """
 
     __slots__ = ("__weakref__", "amounts", "row")
@@ -71,11 +71,11 @@ class Request:
 
 
 class Catalogue:
-    """Resources as columns, and requests as rows of them: pods that ask the same share one.
+    """The resources as columns, and the requests as rows.
 
     Attributes:
         columns: Resource -> column; it only grows.
-        relaid: Another number once an amount may stand in another column than before, so that sums are to be made anew.
+        relaid: Increases when amounts may have moved to another column, so that sums have to be computed again.
     """
 
     def __init__(self) -> None:
@@ -85,14 +85,14 @@ class Catalogue:
         self._requests: WeakValueDictionary[Amounts, Request] = WeakValueDictionary()
 
     def offer(self, amounts: Mapping[str, int]) -> Counts:
-        """What a node has, as a row: each resource of nodes has a column of its own."""
+        """Return a node's allocatable as a row; each resource of a node gets a column of its own."""
         self._offered.update(amounts)
         self._extend([name for name in amounts if name not in self.columns])
         return self._row(amounts.items())
 
-    def request(self, pod: Manifest, told: list[str]) -> Request:
-        """The request of a pod; `told` gets a line for each amount that cannot be read."""
-        amounts = tuple(sorted(request_of(pod, told).items()))
+    def request(self, pod: Manifest, problems: list[str]) -> Request:
+        """Return the request of a pod; a line for each amount that cannot be read is added to `problems`."""
+        amounts = tuple(sorted(request_of(pod, problems).items()))
         found = self._requests.get(amounts)
         if found is None:
             self._extend([name for name, _ in amounts if name not in self.columns])
@@ -106,7 +106,7 @@ class Catalogue:
             self.columns.setdefault(OTHER if crowded else name, len(self.columns))
         if len(self.columns) == before:
             return
-        # Which of the new ones was among the others until now is not kept.
+        # Amounts in `OTHER` are not kept by resource, so a new column may take some of them.
         self.relaid += shared
         for request in self._requests.values():
             request.row = self._row(request.amounts)
@@ -120,10 +120,10 @@ class Catalogue:
 
 
 class Sums:
-    """Of each node what it has, what of that is taken and what is on its way out: a row each.
+    """The sums of each node: allocatable, taken and terminating, as one row each.
 
     Attributes:
-        catalogue: Of the columns.
+        catalogue: The catalogue of the columns.
     """
 
     def __init__(self) -> None:
@@ -133,29 +133,36 @@ class Sums:
         self._relaid = 0
 
     def append(self) -> None:
-        """A node is there, and nothing known of it; it gets the next row."""
+        """Add a node with sums of 0; it gets the next row."""
         self._fit(self._rows + 1)
         self._sums[:, self._rows] = 0
         self._rows += 1
 
     def remove(self, index: int) -> None:
-        """A node is gone; the last one takes its row."""
+        """Remove a node; the last node takes its row."""
         self._rows -= 1
         self._sums[:, index] = self._sums[:, self._rows]
 
     def offer(self, index: int, amounts: Mapping[str, int]) -> None:
-        """A node has so much."""
+        """Set the allocatable of a node."""
         row = self.catalogue.offer(amounts)
         self._fit(self._rows)
         self._sums[0, index] = row
 
     def take(self, index: int, request: Request, sign: int, *, leaving: bool) -> None:
-        """A pod takes room of a node, or (-1) takes it no more."""
+        """Add the request of a pod to a node (sign 1), or subtract it (-1).
+
+        Args:
+            index: Row of the node.
+            request: Request of the pod.
+            sign: 1 or -1.
+            leaving: Whether the pod is being deleted.
+        """
         self._fit(self._rows)
         self._sums[2 if leaving else 1, index] += sign * request.row
 
     def cleared(self) -> bool:
-        """Whether all must be taken anew, as amounts may stand in other columns now; nothing is taken then."""
+        """Return whether all pods have to be added again, as columns have changed; the sums of pods are 0 then."""
         if self._relaid == self.catalogue.relaid:
             return False
         self._relaid = self.catalogue.relaid
@@ -163,7 +170,11 @@ class Sums:
         return True
 
     def room(self, more: Iterable[tuple[int, Request]]) -> Counts:
-        """What is not taken, less `more`: (row, what is taken there, too)."""
+        """Return [N, R] allocatable less taken.
+
+        Args:
+            more: (row, request) of pods that are subtracted as well.
+        """
         self._fit(self._rows)
         found: Counts = self._sums[0, : self._rows] - self._sums[1, : self._rows]
         pairs = list(more)
@@ -172,13 +183,17 @@ class Sums:
         return found
 
     def total(self, nodes: Flags) -> Counts:
-        """[R] what these nodes have together."""
+        """Return [R] the allocatable of some nodes, summed.
+
+        Args:
+            nodes: [N] whether the node counts.
+        """
         self._fit(self._rows)
         total: Counts = self._sums[0, : self._rows][nodes].sum(axis=0)
         return total
 
     def leaving(self) -> Counts:
-        """What is on its way out."""
+        """Return [N, R] the requests of pods that are being deleted."""
         self._fit(self._rows)
         return self._sums[2, : self._rows].copy()
 
@@ -192,78 +207,78 @@ class Sums:
 
 
 def part(value: Any) -> Manifest:
-    """A mapping in a manifest; empty where something else stands, or nothing."""
+    """Return a value of a manifest if it is a mapping, else an empty mapping."""
     return value if isinstance(value, Mapping) else {}
 
 
 def parts(value: Any) -> list[Manifest]:
-    """The mappings in a list of a manifest; what else stands in it is left out."""
+    """Return the mappings in a list of a manifest; entries of other types are left out."""
     return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def amount(value: Any, resource: str, *, up: bool = True) -> int:
-    """A quantity of a resource as a whole number.
+    """Return a quantity of a resource as a whole number.
 
     Args:
-        value: As it stands in a manifest.
-        resource: ``cpu`` is counted in thousandths, all else in units.
-        up: Whether the rest is rounded up or down.
+        value: The quantity as in a manifest.
+        resource: Name of the resource; ``cpu`` is counted in thousandths, every other resource in units.
+        up: Whether the number is rounded up; else down. Default: True.
 
     Raises:
-        ValueError: It is no quantity, or negative.
+        ValueError: The value is not a quantity, or is negative.
     """
     return _whole(_thousandths(value, up=up), resource, up=up)
 
 
 def request_of(pod: Manifest, problems: list[str] | None = None) -> dict[str, int]:
-    """The effective request of a pod: what the scheduler takes off a node's room for it.
+    """Return the effective request of a pod: the amounts that the scheduler subtracts from a node's room.
 
-    That is the most that it needs at any time, when its init containers run one after the other beside the sidecars that
-    have started by then, or when all its containers run; and the overhead of its runtime.
+    That is the maximum over time: while init containers run one after the other together with the sidecars that have started
+    by then, and while all containers run; plus the overhead of the runtime.
 
     Args:
-        pod: Its manifest, or that of a pod template.
-        problems: Gets a line for each amount that cannot be read; it counts as 0.
+        pod: Manifest of a pod or a pod template.
+        problems: List to which a line is added for each amount that cannot be read; such an amount counts as 0.
 
     Returns:
-        Resource -> amount, without those of which it needs none; always 1 of ``pods``.
+        Resource -> amount, without amounts of 0; always 1 of ``pods``.
     """
-    told = [] if problems is None else problems
+    problems = [] if problems is None else problems
     spec = part(pod.get("spec"))
-    total = _of_containers(spec, told)
+    total = _of_containers(spec, problems)
     whole = part(spec.get("resources"))
-    asked = _read(whole.get("requests"), "spec.resources.requests", told)
-    limits = _read(whole.get("limits"), "spec.resources.limits", told)
-    # A limit of the whole pod becomes its request only where no container has one.
+    asked = _read(whole.get("requests"), "spec.resources.requests", problems)
+    limits = _read(whole.get("limits"), "spec.resources.limits", problems)
+    # A limit of the whole pod becomes its request only if no container has a request of that resource.
     asked = {name: value for name, value in limits.items() if name not in total} | asked
     total |= {name: value for name, value in asked.items() if _of_whole_pods(name)}
-    _add(total, _read(spec.get("overhead"), "spec.overhead", told))
+    _add(total, _read(spec.get("overhead"), "spec.overhead", problems))
     needed = {name: _whole(value, name, up=True) for name, value in total.items() if value}
     return needed | {"pods": 1}
 
 
 def allocatable_of(node: Manifest, problems: list[str] | None = None, unread: set[str] | None = None) -> dict[str, int]:
-    """What a node has for pods, by resource.
+    """Return the allocatable of a node, by resource.
 
     Args:
-        node: Its manifest.
-        problems: Gets a line for each amount that cannot be read; it counts as 0.
-        unread: Gets the names of these resources.
+        node: Manifest of the node.
+        problems: List to which a line is added for each amount that cannot be read; such an amount counts as 0.
+        unread: Set to which the names of these resources are added.
     """
-    told = [] if problems is None else problems
+    problems = [] if problems is None else problems
     allocatable = part(part(node.get("status")).get("allocatable"))
-    found = _read(allocatable, "status.allocatable", told, up=False, unread=unread)
+    found = _read(allocatable, "status.allocatable", problems, up=False, unread=unread)
     return {name: _whole(value, name, up=False) for name, value in found.items()}
 
 
-def _of_containers(spec: Manifest, told: list[str]) -> dict[str, int]:
+def _of_containers(spec: Manifest, problems: list[str]) -> dict[str, int]:
     total: dict[str, int] = {}
     for position, container in enumerate(parts(spec.get("containers"))):
-        _add(total, _of_container(container, f"spec.containers[{position}]", told))
+        _add(total, _of_container(container, f"spec.containers[{position}]", problems))
     sidecars: dict[str, int] = {}
     peak: dict[str, int] = {}
     for position, container in enumerate(parts(spec.get("initContainers"))):
-        need = _of_container(container, f"spec.initContainers[{position}]", told)
+        need = _of_container(container, f"spec.initContainers[{position}]", problems)
         if container.get("restartPolicy") == "Always":
             _add(total, need)
             _add(sidecars, need)
@@ -275,15 +290,15 @@ def _of_containers(spec: Manifest, told: list[str]) -> dict[str, int]:
     return total
 
 
-def _of_container(container: Manifest, path: str, told: list[str]) -> dict[str, int]:
-    """The requests of one container; a limit counts as request where there is none, as the API server has it."""
+def _of_container(container: Manifest, path: str, problems: list[str]) -> dict[str, int]:
+    """Return the requests of one container; a limit without a request counts as request, as in the API server."""
     resources = part(container.get("resources"))
-    limits = _read(resources.get("limits"), f"{path}.resources.limits", told)
-    return limits | _read(resources.get("requests"), f"{path}.resources.requests", told)
+    limits = _read(resources.get("limits"), f"{path}.resources.limits", problems)
+    return limits | _read(resources.get("requests"), f"{path}.resources.requests", problems)
 
 
 def _of_whole_pods(resource: str) -> bool:
-    """Whether a pod can ask for it as a whole."""
+    """Return whether a resource can be requested for a whole pod."""
     return resource in {"cpu", "memory"} or resource.startswith("hugepages-")
 
 
@@ -298,15 +313,15 @@ def _raise(peak: dict[str, int], need: Mapping[str, int]) -> None:
 
 
 def _read(
-    amounts: Any, path: str, told: list[str], *, up: bool = True, unread: set[str] | None = None
+    amounts: Any, path: str, problems: list[str], *, up: bool = True, unread: set[str] | None = None
 ) -> dict[str, int]:
-    """Thousandths by resource."""
+    """Return thousandths by resource; arguments as in `allocatable_of` and `amount`."""
     read = {}
     for name, value in part(amounts).items():
         try:
             read[str(name)] = _thousandths(value, up=up)
         except ValueError as error:
-            told.append(f"{path}.{name}: {error}")
+            problems.append(f"{path}.{name}: {error}")
             read[str(name)] = 0
             if unread is not None:
                 unread.add(str(name))
@@ -318,7 +333,7 @@ def _thousandths(value: Any, *, up: bool) -> int:
         return _parsed(value, up)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return min(value, MOST) * _THOUSANDTHS
-    # An int that is left is negative, and may be too long to be written.
+    # An int that reaches this line is negative, and may be too long to be converted to text.
     if isinstance(value, float):
         return _parsed(repr(value), up)
     raise ValueError("is negative or no quantity")
@@ -326,7 +341,7 @@ def _thousandths(value: Any, *, up: bool) -> int:
 
 @lru_cache(maxsize=10_000)
 def _parsed(text: str, up: bool) -> int:  # noqa: FBT001 - a cache tells calls with keywords apart by their order
-    """Thousandths of a unit; at most 1,000 times the largest amount, so that a later sum is still told apart from it."""
+    """Return a quantity in thousandths of a unit, at most 1,000 times `MOST`, so that a larger sum still differs from it."""
     found = _GRAMMAR.fullmatch(text) if len(text) <= _LONGEST else None
     if found is None:
         raise ValueError(f'{shown(text)} is not a quantity such as "1", "500m" or "1Gi"')

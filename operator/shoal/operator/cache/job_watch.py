@@ -1,115 +1,36 @@
-"""The watch of TrainingJobs: kopf, in a thread and an event loop of its own, begun anew whenever it gives up.
-
-**Why a thread.** kopf takes the process's signals for itself when it runs in the main thread, and at its end it cancels
-every task of its loop.
-
-**What kopf does by itself, and does not.** A stream goes on from the last resource version when its connection ends; one
-on which nothing is heard for 70 s (the API server sends a bookmark every 60 s) is opened anew. After ``410 Gone`` it lists
-again and tells nothing of what was deleted meanwhile: ``on_listed`` is called then, and all jobs have to be compared. It
-gives up for good at any other error in a stream, and at a refusal of a request after its own patience; that patience is
-made endless here and its pauses short (its own grow to 21 s, in which nothing is seen), and what it still gives up at ends
-its loop, not this thread.
-
-**Memory.** kopf keeps no object, only a record of about 2 KB for each that it has seen.
-
-**Rights.** With ``scanning.disabled`` kopf reads no namespaces and no CRDs. What is asked for: ``list`` and ``watch`` of
-``trainingjobs.shoal.dev``, cluster-wide, or in each namespace that is served (a Role). Beside these the discovery at
-``/api``, ``/apis`` and ``/apis/GROUP/VERSION``, which every service account may read (``system:discovery``). No write of
-any kind: events, finalizers, annotations and peering are off or not used.
-"""
+"""The informer of TrainingJobs: runs `handlers.run` in a thread with an event loop of its own, and restarts it when it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, cast
+from collections.abc import Callable, Sequence
+from typing import Final
 
-import kopf
-
-from shoal.operator.resources.pods import GROUP
+from shoal.operator import handlers
+from shoal.operator.handlers import Manifest
 
 __all__ = ["JobInformer"]
 
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _LONG_RUN_SECONDS: Final = 60.0
+"""After a run of this length the pause before a restart is the first one again."""
 _BEAT_SECONDS: Final = 0.2
-_CHUNK: Final = 500
-_REMIND_SECONDS: Final = 10.0
+"""Seconds between two signs of life of the thread."""
 
 log = logging.getLogger("shoal.operator")
 
-Manifest = dict[str, Any]
-
-
-class _Backoffs:
-    """kopf's pauses between tries of a request, without an end; it begins anew for each request."""
-
-    def __iter__(self) -> Iterator[float]:
-        return itertools.chain((0.1, 0.2, 0.5, 1.0), itertools.repeat(2.0))
-
-
-class _Seldom(logging.Filter):
-    """kopf tells of every try of every stream; one now and then says it all."""
-
-    _told = -_REMIND_SECONDS
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        now = time.monotonic()
-        if record.levelno < logging.ERROR or now - self._told >= _REMIND_SECONDS:
-            self._told = now if record.levelno >= logging.ERROR else self._told
-            return True
-        return False
-
-
-class _NothingHandled(kopf.DiffBaseStorage):
-    """kopf copies each object that comes, twice, to find out what was changed since it was handled: nobody asks."""
-
-    def build(self, **_: Any) -> Any:
-        return {}
-
-    def fetch(self, **_: Any) -> None:
-        return None
-
-    def store(self, **_: Any) -> None:
-        pass
-
-
-class _NoProgress(kopf.ProgressStorage):
-    """Likewise of handlers that need more than one try."""
-
-    def fetch(self, **_: Any) -> None:
-        return None
-
-    def store(self, **_: Any) -> None:
-        pass
-
-    def purge(self, **_: Any) -> None:
-        pass
-
-    def touch(self, **_: Any) -> None:
-        pass
-
-    def clear(self, *, essence: Any) -> Any:
-        return essence
-
-
-_seldom = _Seldom()
-for _name in ("kopf._cogs.clients.watching", "kopf._core.reactor.observation"):
-    logging.getLogger(_name).addFilter(_seldom)
-
 
 class JobInformer:
-    """Runs from `start` to `stop`.
+    """Watches TrainingJobs from `start` to `stop`.
 
     Args:
-        namespaces: Where; none: everywhere.
-        on_event: Gets a job, and whether it is gone. Called in the watch's thread, as the next one is.
-        on_listed: Told that jobs were listed: deletions before that may have been missed.
+        namespaces: The namespaces to watch; empty: all.
+        on_event: Called in the informer's thread with each job, and whether it was deleted.
+        on_listed: Called in the informer's thread after jobs were listed again; deletions before that may have been missed.
     """
 
     def __init__(
@@ -122,107 +43,68 @@ class JobInformer:
         self._namespaces = namespaces
         self._on_event = on_event
         self._on_listed = on_listed
-        self._enough = threading.Event()
-        self._again = threading.Event()
+        self._stopping = threading.Event()
+        self._restarting = threading.Event()
         self._beaten = time.monotonic()
-        # A daemon: whatever kopf waits for does not keep the process from ending.
+        # A daemon thread: a request that kopf waits for does not keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._beaten = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell the watch to end, from any thread; back at once."""
-        self._enough.set()
+        """End the watch; returns at once. Any thread may call it."""
+        self._stopping.set()
 
     def restart(self) -> None:
-        """Begin the watch anew, from any thread; back at once."""
-        self._again.set()
+        """Restart the watch; returns at once. Any thread may call it."""
+        self._restarting.set()
 
     def join(self, seconds: float) -> None:
-        """Wait for their end for so long at most."""
+        """Wait for the thread's end, `seconds` at most."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
 
     def silent_seconds(self) -> float:
-        """For how long the thread has given no sign of life."""
+        """Return the seconds since the thread's last sign of life."""
         return time.monotonic() - self._beaten
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
-        while not self._enough.is_set():
+        while not self._stopping.is_set():
             began = time.monotonic()
             try:
                 asyncio.run(self._watch())
-                words = "kopf has ended"
+                reason = "it returned"
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it raises errors of all kinds
-                words = str(error) or type(error).__name__
-            if self._enough.is_set():
+                reason = str(error) or type(error).__name__
+            if self._stopping.is_set():
                 return
-            if self._again.is_set():
-                self._again.clear()
+            if self._restarting.is_set():
+                self._restarting.clear()
                 continue
             if time.monotonic() - began > _LONG_RUN_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            log.warning("the watch of jobs ended: %s; it begins anew in %.0f s", words, pause)
+            log.warning("the watch of TrainingJobs ended: %s; it restarts in %.0f s", reason, pause)
             end = time.monotonic() + pause
-            while time.monotonic() < end and not self._again.is_set() and not self._enough.wait(_BEAT_SECONDS):
+            while time.monotonic() < end and not self._restarting.is_set() and not self._stopping.wait(_BEAT_SECONDS):
                 self._beaten = time.monotonic()
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _watch(self) -> None:
-        enough = asyncio.Event()
-        # kopf leaves the tasks alone that were there before it. An event of another thread it would wait for in an
-        # executor's thread, for which asyncio.run() would wait for ever when kopf ends of itself.
-        beating = asyncio.create_task(self._beat(enough))
+        stop = asyncio.Event()
+        # This task exists before kopf starts, so kopf does not cancel it. kopf would wait for an event of another thread in an
+        # executor's thread, and asyncio.run() would wait for that thread for ever when kopf ends by itself.
+        beating = asyncio.create_task(self._beat(stop))
         try:
-            await kopf.operator(
-                registry=self._registry(),
-                settings=self._settings(),
-                standalone=True,
-                # Else kopf asks for the user's name, and that of a pod has none.
-                identity=cast(Any, "shoal"),
-                clusterwide=not self._namespaces,
-                namespaces=self._namespaces,
-                stop_flag=enough,
-            )
+            await handlers.run(self._namespaces, stop, on_event=self._on_event, listed=self._on_listed)
         finally:
             beating.cancel()
 
-    async def _beat(self, enough: asyncio.Event) -> None:
-        while not (self._enough.is_set() or self._again.is_set()):
+    async def _beat(self, stop: asyncio.Event) -> None:
+        while not (self._stopping.is_set() or self._restarting.is_set()):
             self._beaten = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
-        enough.set()
-
-    def _settings(self) -> kopf.OperatorSettings:
-        settings = kopf.OperatorSettings()
-        settings.posting.enabled = False
-        settings.scanning.disabled = True
-        settings.networking.error_backoffs = _Backoffs()
-        settings.networking.request_timeout = 30.0
-        settings.networking.connect_timeout = 10.0
-        settings.watching.chunk_size = _CHUNK
-        settings.persistence.diffbase_storage = _NothingHandled()
-        settings.persistence.progress_storage = _NoProgress()
-        # Its own end must not wait: a second for events that are under way in memory is plenty.
-        settings.queueing.exit_timeout = 0.5
-        return settings
-
-    def _registry(self) -> kopf.OperatorRegistry:
-        registry = kopf.OperatorRegistry()
-        kopf.on.login(registry=registry)(_login)
-        kopf.on.event(GROUP, "v1alpha1", "trainingjobs", registry=registry, id="watch")(self._handle)
-        return registry
-
-    async def _handle(self, event: kopf.RawEvent, **_: Any) -> None:
-        self._on_event(cast(Manifest, event["object"]), event["type"] == "DELETED")
-        if event["type"] is None:
-            self._on_listed()
-
-
-async def _login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
-    """As the pod that we run in, else as the kubeconfig says."""
-    return kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+        stop.set()

@@ -1,4 +1,4 @@
-"""Brings dirty jobs to rest: one look at a job at a time, all jobs side by side, failures tried again later."""
+"""A work queue as in client-go: one sync for each key at a time, all keys concurrently, failed keys requeued with back-off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _FIRST_REST_SECONDS: Final = 0.005
 _LONGEST_REST_SECONDS: Final = 0.4
-"""Between looks at a key of which something changes all the time, as while its pods start: one look is for all of it."""
+"""Bounds of the seconds between two syncs of a key that is added again and again, as while its pods start."""
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,13 @@ def _ignore(_seconds: float, _failed: bool) -> None:  # noqa: FBT001 - as the ho
 
 
 class WorkQueue:
-    """Runs a coroutine for each key that was marked, never twice at once for the same key.
+    """Runs a coroutine for each added key, never twice at once for the same key.
 
     Args:
-        look: Looks at one key and acts. What it raises is logged, and the key is looked at again after a growing pause:
-            one job's trouble never delays another's.
-        held: Only remember what is marked, until `begin`.
-        on_sync: Told of each look how many seconds it took, and whether it failed.
+        sync: Reconciles one key. An error is logged, and the key is requeued with exponential back-off; other keys are not
+            delayed.
+        held: Whether added keys are only collected until `begin`.
+        on_sync: Called after each sync with its duration in seconds, and whether it failed.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class WorkQueue:
         self._closed = False
 
     def add(self, *keys: str) -> None:
-        """Something changed for these keys."""
+        """Queue keys to be synced as soon as possible."""
         for key in keys:
             self._dirty.add(key)
             if key not in self._running and not self._closed and not self._held:
                 self._running[key] = asyncio.get_running_loop().create_task(self._run(key))
 
     def add_after(self, key: str, seconds: float) -> None:
-        """Look at a key after so long at the latest."""
+        """Queue a key to be synced in `seconds` at the latest."""
         loop = asyncio.get_running_loop()
         timer = self._later.get(key)
         if self._closed or (timer is not None and timer.when() <= loop.time() + seconds):
@@ -67,12 +67,12 @@ class WorkQueue:
         self._later[key] = loop.call_later(seconds, self.add, key)
 
     def begin(self) -> None:
-        """Look at whoever was marked while it was held, and at all that is marked from now on."""
+        """Sync all collected keys, and from now on each key that is added."""
         self._held = False
         self.add(*self._dirty)
 
     async def close(self) -> None:
-        """End every look that is under way."""
+        """Cancel all syncs, and accept no more keys."""
         self._closed = True
         for timer in self._later.values():
             timer.cancel()
@@ -83,13 +83,13 @@ class WorkQueue:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody is looked at."""
+        """Whether no sync runs."""
         return not self._running
 
     async def _run(self, key: str) -> None:
         rest = _FIRST_REST_SECONDS
         try:
-            # Whoever is marked while it rests is looked at again; a key at rest begins anew with the shortest one.
+            # A key that is added during its rest is synced again after it; the rest of an idle key is the shortest one again.
             while key in self._dirty and not self._closed:
                 self._dirty.discard(key)
                 timer = self._later.pop(key, None)
@@ -105,20 +105,20 @@ class WorkQueue:
         begun = time.monotonic()
         try:
             await self._sync(key)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this key alone
+        except Exception as error:  # noqa: BLE001 - any error concerns this key alone
             self._on_sync(time.monotonic() - begun, True)
             pause = self._pauses.get(key, _FIRST_PAUSE_SECONDS)
             self._pauses[key] = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            log.warning("%s: %s; again in %.1f s", key, _words(error), pause)
+            log.warning("%s: %s; it is synced again in %.1f s", key, _text(error), pause)
             self.add_after(key, pause)
         else:
             self._on_sync(time.monotonic() - begun, False)
             self._pauses.pop(key, None)
-            log.debug("%s: looked at in %.1f ms", key, 1000 * (time.monotonic() - begun))
+            log.debug("%s: synced in %.1f ms", key, 1000 * (time.monotonic() - begun))
 
 
-def _words(error: BaseException) -> str:
-    """What an error says; of a group, what its members say."""
+def _text(error: BaseException) -> str:
+    """Return the text of an error; of a group, the texts of its members."""
     if isinstance(error, BaseExceptionGroup):
-        return "; ".join(_words(each) for each in error.exceptions)
+        return "; ".join(_text(each) for each in error.exceptions)
     return str(error) or type(error).__name__

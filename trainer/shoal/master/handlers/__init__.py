@@ -1,1 +1,1 @@
-"""The master's handlers: one for each kind of message."""
+"""The master's handlers: trainers, servers, evaluations, model files and completion."""

@@ -1,4 +1,4 @@
-"""The desk for the job's end: an early one that the script wants, the last snapshots, the outcome, the account."""
+"""The handler of a job's completion: early stops by the script, the last snapshots, the outcome, the account."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["CompletionHandler"]
 
 REASON_CHARACTERS = 1000
 SKIPPED_SHARE = 0.1
-"""With more than this share of its samples skipped, a job says so in the end: it is hardly what its author meant."""
+"""The share of skipped samples above which a completed job logs a warning: its author hardly intended it."""
 
 
 class CompletionHandler:
-    """Brings a job to its end (rule 9): complete when every slot's last snapshot is read back and pinned."""
+    """Ends a job (rule 9): it is complete when every slot's last snapshot is read back and pinned."""
 
     def __init__(self, job: JobState) -> None:
         self._job = job
         self._counted: dict[int, tuple[int, int]] = {}
 
     def check(self, serving: ServerHandler) -> None:
-        """Every task may be done: ask for the last snapshots; complete when all of them stand."""
+        """If every task is done, request the last snapshots; complete the job once all of them are pinned."""
         job = self._job
         if job.ended or job.queue is None or not job.queue.all_done or not job.slots.complete:
             return
@@ -42,10 +42,10 @@ class CompletionHandler:
             self._complete(serving)
 
     def safe(self, identity: Identity, message: FinalSnapshotPinned, serving: ServerHandler) -> None:
-        """Slots are safe; when all are, the job is complete."""
+        """Handle ``FinalSnapshotPinned``: note that slots are safe; complete the job once all slots are."""
         job = self._job
         if message.tasks != job.final_tasks:
-            return  # since it was asked for, what is to be done has changed
+            return  # the tasks to be done have changed since the snapshot was requested
         rows = zip(message.slots, message.grants, message.samples, message.skipped, strict=True)
         for slot, grant, samples, skipped in rows:
             job.slots.is_safe(identity.life, slot, grant, message.file)
@@ -84,7 +84,7 @@ class CompletionHandler:
             )
 
     def stop_early(self, life: int, message: StopEarly) -> None:
-        """The script wants no more than what is begun: the first word counts."""
+        """Handle ``StopEarly``: end the job once all begun tasks are done. The first request counts."""
         job, records = self._job, self._job.records
         if records.stopped is not None or job.ended or job.queue is None:
             reason = records.stopped.reason if records.stopped is not None else message.reason
@@ -99,7 +99,7 @@ class CompletionHandler:
             job.send(view.connection, Stopping(reason=records.stopped.reason))
 
     def fail(self, reason: str) -> None:
-        """End the job without a model."""
+        """Record that the job has failed, and stop all trainers. An ended job stays as it is."""
         job = self._job
         if job.ended:
             return
@@ -111,7 +111,7 @@ class CompletionHandler:
             job.send(view.connection, Stop(reason=reason))
 
     def finish(self, life: int) -> None:
-        """A trainer's loop went through all epochs."""
+        """Handle ``LoopFinished``: reply, or note that the trainer waits for the job's completion."""
         job = self._job
         view = job.trainers[life]
         if job.records.outcome is not None and job.records.outcome.state == "Complete":
@@ -122,9 +122,9 @@ class CompletionHandler:
             view.finished = True
 
     def account(self, state: str) -> JobAccount:
-        """The account of every sample, from what the slots counted themselves.
+        """Return the account of every sample, from the counts of the slots.
 
-        A slot's count is kept by adding up the samples of each batch that it applied, beside its watermarks.
+        A slot's count is the sum of the samples of each batch that it applied; it is kept beside its watermarks.
         """
         job, counters, queue = self._job, self._job.records.counters, self._job.queue
         expected = queue.expected if queue is not None else 0

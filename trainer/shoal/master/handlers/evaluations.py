@@ -1,7 +1,8 @@
-"""The desk for scores: each evaluation is made by one trainer, and every other one is told its score.
+"""The handler of evaluations: one trainer makes each evaluation, and all others receive its score.
 
-An evaluation is known by its epoch and by the number of the script's call within that epoch, so that each call is one of
-its own wherever in its loop a trainer makes it. So are the values that a learning rate scheduler goes by.
+An evaluation is identified by its epoch and by the number of the script's call within that epoch, so that calls are
+distinct wherever in its loop a trainer makes them. The same applies to the values of a learning
+rate scheduler.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ __all__ = ["EvaluationHandler"]
 
 
 class EvaluationHandler:
-    """Hands out evaluations, and keeps scores.
+    """Assigns evaluations to trainers and keeps the scores.
 
     Args:
         job: The job's state.
@@ -23,21 +24,21 @@ class EvaluationHandler:
         self._job = job
 
     def evaluate(self, life: int, message: Evaluate) -> None:
-        """A trainer's script is at an evaluation: one evaluates, the others wait for the score."""
+        """Handle ``Evaluate``: assign the evaluation to the first trainer; the others wait for the score."""
         job = self._job
         view = job.trainers[life]
         job.evaluates = True
         place = (message.epoch, message.number)
         score = job.records.score(*place)
         view.evaluating = place if score is None else None
-        self._give_up(life, but=place)
+        self._reassign(life, but=place)
         if score is not None:
             job.send(view.connection, Evaluated(epoch=message.epoch, number=message.number, score=score))
         elif job.evaluators.setdefault(place, life) == life:
             job.send(view.connection, EvaluateTurn(epoch=message.epoch, number=message.number))
 
     def evaluated(self, life: int, message: Evaluated) -> None:
-        """A score is there: keep the first one, and tell all who wait."""
+        """Handle ``Evaluated``: keep the first score and send it to all trainers that wait for it."""
         job = self._job
         place = (message.epoch, message.number)
         job.evaluators.pop(place, None)
@@ -46,25 +47,25 @@ class EvaluationHandler:
             score = message.score
             job.records.evaluated(*place, score)
             again = f"evaluation {message.number + 1} of" if message.number else "evaluation after"
-            # Behind the loop over the epochs a script evaluates the model that the last one left.
+            # After its loop over the epochs a script evaluates the model of the last epoch.
             epoch = min(message.epoch + 1, job.epochs)
             job.event(f"{again} epoch {epoch}: {score}")
             job.moved()
         for view in job.trainers.values():
-            # Who brings the score waits, too: it may have got its turn from an earlier master.
+            # The sender of the score waits too: an earlier master may have assigned the evaluation to it.
             if view.evaluating == place or view.identity.life == life:
                 view.evaluating = None
                 job.send(view.connection, Evaluated(epoch=message.epoch, number=message.number, score=score))
 
     def gone(self, life: int) -> None:
-        """A trainer is gone: what it was to evaluate, another one does who waits for it."""
-        self._give_up(life)
+        """Assign the evaluations of a trainer that has left or died to another trainer that waits for the score."""
+        self._reassign(life)
 
     def measured(self, message: Metric) -> None:
-        """What the script gave to a scheduler."""
+        """Handle ``Metric``: record a value that the script passed to a scheduler."""
         self._job.records.measured(message.epoch, message.number, message.value)
 
-    def _give_up(self, life: int, but: tuple[int, int] | None = None) -> None:
+    def _reassign(self, life: int, but: tuple[int, int] | None = None) -> None:
         job = self._job
         for place in [place for place, by in job.evaluators.items() if by == life and place != but]:
             del job.evaluators[place]

@@ -1,7 +1,7 @@
-"""The desk for models' files: each call of the script writes the model of its moment, by one trainer.
+"""The handler of model files: for each ``save`` of the script, one trainer writes the current model.
 
-A call is known by its path, its epoch, and its number among the calls for that path within the epoch. What was written
-for a later call serves an earlier one too: that trainer is behind, and its moment has passed.
+A call is identified by its path, its epoch, and its number among the calls for that path within the epoch. A file that
+was written for a later call also completes an earlier one: that trainer is behind, and the earlier model no longer exists.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["ModelFileHandler"]
 
 
 class ModelFileHandler:
-    """Has models written, one at a time.
+    """Assigns the writing of models to trainers, one at a time.
 
     Args:
         job: The job's state.
@@ -23,16 +23,16 @@ class ModelFileHandler:
         self._job = job
 
     def save(self, life: int, message: Save) -> None:
-        """The script wants the model written: one trainer does it, the others wait."""
+        """Handle ``Save``: one trainer writes the model, the others wait."""
         job = self._job
         job.trainers[life].saving = message
         if job.saver == life:
             job.saver = None
-        self._tell(message.path)
+        self._reply_all(message.path)
         self.next_saver()
 
     def saved(self, life: int, message: Saved) -> None:
-        """The model is written."""
+        """Handle ``Saved``: record the file and reply to all trainers that wait for it."""
         job = self._job
         job.records.wrote(message.path, message.epoch, message.number)
         job.event(f"model written to {message.path}")
@@ -40,13 +40,13 @@ class ModelFileHandler:
             job.saver = None
         view = job.trainers[life]
         if view.saving is None or view.saving.path != message.path:
-            # Who wrote it waits, too: it may have got its turn from an earlier master.
+            # The writer waits too: an earlier master may have assigned the file to it.
             job.send(view.connection, message)
-        self._tell(message.path)
+        self._reply_all(message.path)
         self.next_saver()
 
     def next_saver(self) -> None:
-        """Somebody waits for a model that nobody writes: the saver died, or another call is next."""
+        """Assign the next model file, unless a connected trainer is writing one."""
         job = self._job
         if job.saver is not None and job.saver in job.trainers:
             return
@@ -58,16 +58,16 @@ class ModelFileHandler:
                 job.send(view.connection, SaveTurn(path=wanted.path, epoch=wanted.epoch, number=wanted.number))
                 return
 
-    def _tell(self, path: str) -> None:
-        """Whoever waits for what stands at a path by now."""
+    def _reply_all(self, path: str) -> None:
+        """Reply to all trainers that wait for a file that is written at this path."""
         for view in self._job.trainers.values():
-            if view.saving is not None and view.saving.path == path and self._stands(view.saving):
-                self._answer(view, view.saving)
+            if view.saving is not None and view.saving.path == path and self._is_written(view.saving):
+                self._reply(view, view.saving)
 
-    def _stands(self, wanted: Save) -> bool:
+    def _is_written(self, wanted: Save) -> bool:
         last = self._job.records.saved.get(wanted.path)
         return last is not None and last >= (wanted.epoch, wanted.number)
 
-    def _answer(self, view: TrainerView, wanted: Save) -> None:
+    def _reply(self, view: TrainerView, wanted: Save) -> None:
         view.saving = None
         self._job.send(view.connection, Saved(path=wanted.path, epoch=wanted.epoch, number=wanted.number))

@@ -1,6 +1,6 @@
-"""The desk for parameter servers: offers, grants, reports, snapshots.
+"""The handler of parameter servers: state reports, grants, snapshots.
 
-Rule 3 makes this simple: a server's offer is its whole state, so there is one way to learn it, whoever restarted.
+A server's report is its whole state (rule 3), so the same code handles a restart of the server and of the master.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shoal.transport.auth import Identity
 __all__ = ["ServerHandler"]
 
 PROVIDE_AGAIN_SECONDS = 1.0
-"""How long initial values that a trainer gave may take to be reported by their server."""
+"""The time that a server has to report initial values which a trainer has sent, before they are requested again."""
 
 
 class ServerHandler:
@@ -37,8 +37,8 @@ class ServerHandler:
 
     Args:
         job: The job's state.
-        moved: Called when trainers may have something new to do: the map, or tasks that came back.
-        fail: Ends the job with a reason.
+        moved: Called with the number of reopened batches when the slot map or the set of open tasks has changed.
+        fail: Called to end the job with a reason.
     """
 
     def __init__(self, job: JobState, *, moved: Callable[[int], None], fail: Callable[[str], None]) -> None:
@@ -49,11 +49,11 @@ class ServerHandler:
         self._provide_after = 0.0
         self._confirmed = 0
         self.confirm_wanted = False
-        """Whether the service should confirm the lead in etcd and then call ``confirmed``."""
+        """Whether the service must confirm in etcd that this master leads, and then call ``confirmed``."""
         self._was_complete = False
 
     def greeted(self, connection: int, identity: Identity, now: float) -> None:
-        """A server connected: tell it what it must know; its offer follows."""
+        """Register a server that has connected and send it the job's settings; it then reports its state."""
         job = self._job
         job.servers[identity.life] = connection
         job.server_details[identity.life] = (identity, 0, "", "", now)
@@ -73,19 +73,19 @@ class ServerHandler:
         job.send(connection, accepted)
 
     def shape_known(self) -> None:
-        """The first trainer said what is trained: servers can make slots now."""
+        """Send the settings to all servers: the model is registered, so that they can create slots."""
         for connection in self._job.servers.values():
             self._accept(connection)
         self.assign()
 
     def offered(self, identity: Identity, offer: ReportState) -> None:
-        """A server's whole state."""
+        """Handle ``ReportState``: replace what is recorded of the server."""
         job = self._job
         _, _, _, _, since = job.server_details[identity.life]
         address = offer.addresses[0] if offer.addresses else ""
         job.server_details[identity.life] = (identity, offer.pid, offer.host, address, since)
         orders = job.slots.offered(identity.life, identity.index, offer)
-        # Before the shape is known a server has nothing that could be granted.
+        # Before the model is registered a server has no slots that could be granted.
         if job.queue is None:
             return
         for report in offer.held:
@@ -94,7 +94,7 @@ class ServerHandler:
         self.assign()
 
     def lost(self, life: int) -> None:
-        """A server is gone."""
+        """Release the slots of a server whose connection has closed, and grant them again."""
         self._job.servers.pop(life, None)
         self._job.server_details.pop(life, None)
         self._job.slots.lost(life)
@@ -102,15 +102,15 @@ class ServerHandler:
         self.assign()
 
     def held(self, identity: Identity, message: GrantReport) -> None:
-        """Grants stand, and this is what their slots have."""
+        """Handle ``GrantReport``: slots are served under a grant, with these tasks."""
         if self._job.queue is None:
-            return  # said to a master before us; the offer to us comes
+            return  # meant for an earlier master; the server's state report to this master follows
         for report in message.reports:
             self._take(identity.life, report, only_live=False)
         self.assign()
 
     def _take(self, life: int, report: SlotReport, *, only_live: bool) -> None:
-        """Replace what is believed of the slots whose grant is the current one (rule 2)."""
+        """Replace the evidence about the slots whose grant is the current one (rule 2)."""
         job = self._job
         assert job.queue is not None
         slots = job.slots
@@ -123,12 +123,12 @@ class ServerHandler:
             self.believe(current, report)
 
     def believe(self, slots: list[int], report: SlotReport) -> None:
-        """These slots have exactly what is reported."""
+        """Replace the evidence about these slots by a report, and reopen the tasks that they lack."""
         job = self._job
         assert job.queue is not None
         back = job.queue.replace(slots, TaskSet.decode(report.tasks), reached=report.reached)
         if job.note_reached():
-            job.event("more was begun than was known when the script stopped the job: it is finished, too")
+            job.event("tasks were begun that were not known when the script stopped the job: they are finished too")
         elif back:
             job.records.counters.replayed += back
             job.records.touch("counters")
@@ -139,7 +139,7 @@ class ServerHandler:
         self._moved(back)
 
     def waiting(self, identity: Identity, message: AwaitingInitialValues) -> None:
-        """Fresh slots wait for their initial values."""
+        """Handle ``AwaitingInitialValues``: fresh slots wait for their initial values."""
         pending = self._job.slots.pending
         pairs = zip(message.slots, message.grants, strict=True)
         wanted = [slot for slot, grant in pairs if slot in pending and pending[slot].grant == grant]
@@ -147,31 +147,31 @@ class ServerHandler:
         self.provide()
 
     def nothing(self, identity: Identity, message: GrantFailed) -> None:
-        """An order could not be carried out."""
+        """Handle ``GrantFailed``: discard the pending grant and grant the slot again."""
         if message.reason:
             self._job.event(f"{identity}: {message.reason}", "warning")
         self._job.slots.nothing(identity.life, message.slot, message.grant, message.file)
         self.assign()
 
     def snapped(self, identity: Identity, message: SnapshotWritten) -> None:
-        """A snapshot stands."""
+        """Handle ``SnapshotWritten``: record the file, and release older ones of other servers (rule 10)."""
         self._carry_out(self._job.slots.snapped(identity.life, message))
 
     def lacks(self, identity: Identity, message: MissingTasks) -> None:
-        """Slots that were to be final lack tasks."""
+        """Handle ``MissingTasks``: replace the evidence about the slots that cannot be final."""
         if self._job.queue is None:
             return
         for report in message.reports:
             self._take(identity.life, report, only_live=True)
 
     def confirmed(self, question: int) -> None:
-        """This master led when the question's answers were in (rule 11)."""
+        """Record that this master led after all servers had answered the question (rule 11)."""
         self.confirm_wanted = False
         self._confirmed = question
         self.assign()
 
     def assign(self) -> None:
-        """Give away what nobody serves; tell trainers when all is served."""
+        """Grant the slots that no server serves; send trainers the slot map once all slots are served."""
         job = self._job
         if job.queue is None:
             return
@@ -198,7 +198,7 @@ class ServerHandler:
         self._moved(0)
 
     def provide(self) -> None:
-        """Ask one trainer to give fresh slots their initial values, all at once; another if that one is gone."""
+        """Request that one connected trainer sends the initial values of all fresh slots in one go."""
         job = self._job
         wanted = job.slots.to_initialise()
         fresh = sum(pending.source == "fresh" for pending in job.slots.pending.values())
@@ -220,16 +220,16 @@ class ServerHandler:
         job.send(job.trainers[self._provider].connection, message)
 
     def provider_gone(self, life: int) -> None:
-        """A trainer is gone: if it was to give initial values, another one is."""
+        """Select another trainer for the initial values if this trainer has left or died."""
         if self._provider == life:
             self._provider = None
         self.provide()
 
     def provided(self, life: int, message: InitialValuesGiven) -> None:
-        """A trainer gave the initial values, or could not."""
+        """Handle ``InitialValuesGiven``: the trainer has sent the initial values, or has failed to."""
         del message
         if life == self._provider:
-            # Only the servers' word ends the waiting; theirs may take a moment (a snapshot comes before it).
+            # Only the servers' reports end the waiting; a server writes a snapshot before its report.
             self._provider = None
             self._provide_after = self._job.clock() + PROVIDE_AGAIN_SECONDS
 
@@ -240,17 +240,17 @@ class ServerHandler:
                 job.send(job.servers[order.server], order.message)
 
     def finals(self) -> None:
-        """Ask for the last snapshots."""
+        """Request the last snapshots of all slots."""
         self._carry_out(self._job.slots.all_done(self._job.final_tasks))
 
     def let_go(self) -> None:
-        """The job is complete."""
+        """Send ``Complete`` to all servers."""
         for connection in self._job.servers.values():
             self._job.send(connection, Complete())
 
 
 def _ranges(slots: list[int]) -> str:
-    """``0-3, 7``: how people read a list of slots."""
+    """Return slots as ranges, such as ``0-3, 7``."""
     parts: list[list[int]] = []
     for slot in sorted(slots):
         if parts and parts[-1][1] == slot - 1:

@@ -1,4 +1,4 @@
-"""The desk for trainers: registration, tasks, the ends of epochs."""
+"""The handler of trainers: registration, tasks, the ends of epochs."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ __all__ = ["TrainerHandler"]
 
 REASON_CHARACTERS = 2000
 NO_TASK = (-1, -1)
-"""Stands for what a script does outside of batches: evaluations, saving, the time before its first batch."""
-WANTS = 10_000
-"""Tasks that one trainer may have asked for and not got: what its loader's workers keep busy is far below."""
+"""Stands for the script's activities outside of batches: evaluations, saving, the time before its first batch."""
+MOST_REQUESTS = 10_000
+"""The limit of unanswered task requests of one trainer; the workers of a DataLoader need far fewer."""
 VALUES = 1000
-"""Names of logged values that are kept, those logged last: of all trainers, whatever their scripts are."""
+"""The limit of names of logged values, over all trainers; the names that were logged last are kept."""
 
 
 class TrainerHandler:
-    """Hands tasks out.
+    """Registers trainers and leases tasks to them.
 
     Args:
         job: The job's state.
-        shape_known: Called when the first trainer said what is trained.
+        shape_known: Called when a trainer has registered, so that the model is known.
         all_done: Called when every task of every epoch is done.
-        fail: Ends the job with a reason.
+        fail: Called to end the job with a reason.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class TrainerHandler:
         self._fail = fail
         self._watch = DeadlyBatches()
 
-    # --- Coming and going ---
+    # --- Joining and leaving ---
 
     def register(self, connection: int, identity: Identity, message: Register, now: float) -> None:
-        """A trainer says what it trains; the first one says it for the job."""
+        """Handle ``Register``: the first trainer defines what the job trains; the others must match it."""
         job = self._job
         refusal = self._refusal(message)
         if refusal:
@@ -102,9 +102,9 @@ class TrainerHandler:
 
     def _refusal(self, message: Register) -> str:
         job = self._job
-        strange = impossible(message.shape)
-        if strange:
-            return strange
+        problem = impossible(message.shape)
+        if problem:
+            return problem
         if job.records.shape is not None:
             found = differences(message.shape, job.records.shape)
             if found:
@@ -132,7 +132,7 @@ class TrainerHandler:
         )
 
     def _take_leases(self, identity: Identity, claimed: list[Lease]) -> None:
-        """Let a trainer keep what it works on; what it does not claim was never received by it."""
+        """Renew the leases that a trainer claims; it never received those that it does not claim."""
         queue = self._job.queue
         assert queue is not None
         for lease in claimed:
@@ -157,23 +157,23 @@ class TrainerHandler:
         job.records.touch_member(life)
 
     def died(self, life: int, leases: list[Lease]) -> None:
-        """A trainer ended without a word while it held these: if a batch of theirs is to blame, it must not go on."""
+        """Record that a trainer died with these leases; fail the job if one batch has killed too many trainers."""
         job = self._job
         fatal = self._watch.died(life, [(lease.epoch, lease.task) for lease in leases])
         if fatal is not None:
-            self._fail(_deadly(fatal))
+            self._fail(_deadly_batch_reason(fatal))
         for lease in leases:
             if job.queue is not None and job.queue.done((lease.epoch, lease.task)):
                 self._watch.forget((lease.epoch, lease.task))
 
     def began(self, life: int, message: BatchBegan) -> None:
-        """A script gets a batch of a watched task."""
+        """Handle ``BatchBegan``: the script starts a batch of a watched task."""
         queue = self._job.queue
         if queue is not None and message.lease in queue.held_by(life):
             self._watch.began(life, message)
 
     def gone(self, life: int, leases: list[Lease] | None = None) -> None:
-        """A trainer left or died: what it held waits again."""
+        """Remove a trainer that has left or died; its tasks wait for a new lease."""
         job = self._job
         view = job.trainers.pop(life, None)
         if job.queue is not None:
@@ -184,14 +184,14 @@ class TrainerHandler:
             self.serve()
 
     def drain(self) -> None:
-        """Send away whom the operator wants to leave. It is said again when such a one comes."""
+        """Send ``Drain`` to trainers that the operator drains; also called when a trainer registers."""
         for view in self._job.trainers.values():
             if not view.draining and self._job.wanted.leaves(view.identity.index):
                 view.draining = True
                 self._job.send(view.connection, Drain())
 
     def hand_back(self, life: int, leases: list[Lease]) -> None:
-        """A trainer will not finish these."""
+        """Handle ``ReturnTasks``: end these leases; their tasks wait for a new lease."""
         job = self._job
         if job.queue is None or life not in job.trainers:
             return
@@ -204,17 +204,17 @@ class TrainerHandler:
     # --- Tasks ---
 
     def want(self, life: int, message: RequestTask) -> None:
-        """A trainer asks for a task."""
+        """Handle ``RequestTask``."""
         job = self._job
         view = job.trainers[life]
-        if len(view.wants) < WANTS:
+        if len(view.wants) < MOST_REQUESTS:
             view.wants.append(message.epoch)
         if job.evaluates is None and message.epoch >= 1:
             job.evaluates = bool(job.records.evaluations)
         self.serve()
 
     def serve(self) -> None:
-        """Give waiting trainers their tasks, or the end of their epoch; first come, first served."""
+        """Reply to waiting trainers with a task or the end of their epoch, in the order of their registration."""
         job = self._job
         if job.queue is None or not job.slots.complete or job.ended:
             self._serve_ended()
@@ -258,7 +258,7 @@ class TrainerHandler:
         return True
 
     def done(self, life: int, message: TaskDone) -> None:
-        """A trainer says that a task's last batch was acknowledged; the grants say by whom (rule 1)."""
+        """Handle ``TaskDone``: count the acknowledgements of slots whose grant is the current one (rule 1)."""
         job, queue = self._job, self._job.queue
         view = job.trainers[life]
         lease = message.lease
@@ -279,7 +279,7 @@ class TrainerHandler:
                 self._note(before[0], job.trainers[before[0]].identity)
             job.send(view.connection, TaskCommitted(lease=lease))
         elif before is not None and before[0] != life:
-            job.send(view.connection, TaskCommitted(lease=lease))  # it is somebody else's by now
+            job.send(view.connection, TaskCommitted(lease=lease))  # another trainer has the lease
         else:
             queue.adopt(life, lease)
             job.records.counters.retries += 1
@@ -292,13 +292,13 @@ class TrainerHandler:
             self._all_done()
 
     def script_failed(self, life: int, message: ScriptFailed) -> None:
-        """The user's script raised. Tried too often on one task, the job fails."""
+        """Handle ``ScriptFailed``: after `FAILURES_ALLOWED` failures on one task, the job fails."""
         self._job.event(f"{self._job.label(life)}: the script failed:\n{message.error}", "error")
         for lease in message.leases[:1]:
             self._failed_on((lease.epoch, lease.task), message.error)
 
     def hung(self, life: int, message: ScriptHung) -> None:
-        """A script came no further, and its process ends itself. For the task it is a try like an error."""
+        """Handle ``ScriptHung``: it counts as a failure on the task; the trainer's process exits."""
         where = f"come no further for {message.seconds:.0f} s {clipped(message.doing, REASON_CHARACTERS)}"
         text = f"{where} (spec.runPolicy.stepTimeout); it stood here:\n{message.stack}"
         self._job.event(f"{self._job.label(life)}: the script has {text}\nIt is ended and started again.", "error")
@@ -322,7 +322,7 @@ class TrainerHandler:
         )
 
     def log(self, message: LogValues) -> None:
-        """What the script logged, and what it did."""
+        """Handle ``LogValues``: keep the logged values and add up the counts."""
         job, counters = self._job, self._job.records.counters
         job.values.update(message.values)
         while len(job.values) > VALUES:
@@ -340,7 +340,7 @@ class TrainerHandler:
             self.tasks_came_back()
 
     def tasks_came_back(self) -> None:
-        """Trainers that had finished are needed again."""
+        """Send ``NotComplete`` to trainers that have finished their loop."""
         if self._job.ended:
             return
         for view in self._job.trainers.values():
@@ -349,8 +349,8 @@ class TrainerHandler:
                 self._job.send(view.connection, NotComplete())
 
 
-def _deadly(began: BatchBegan) -> str:
-    """What people are told of a batch that trainers do not survive."""
+def _deadly_batch_reason(began: BatchBegan) -> str:
+    """Return the reason of a job that failed as one batch killed too many trainers."""
     samples = ", ".join(map(str, began.samples))
     return (
         f"a trainer was killed {FAILURES_ALLOWED} times (SIGKILL, out of memory or a crash) while it worked on the same "

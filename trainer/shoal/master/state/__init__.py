@@ -1,1 +1,1 @@
-"""The state of one job in its master."""
+"""The state of one job in its master: slot map, task queue, records, progress."""

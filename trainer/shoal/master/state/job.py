@@ -1,8 +1,9 @@
-"""The state of one job in its master, shared by the desks that handle its messages.
+"""The state of one job in its master, shared by the handlers of its messages.
 
-``serving`` deals with parameter servers, ``training`` with trainers, ``evaluating`` with scores, ``saving`` with models'
-files, ``ending`` with the job's end, ``progress`` with those who look on. They are pure: what is to be sent or closed goes into the outbox, what is to be kept is noted in the
-records, time is handed in. ``service`` carries it out, and sends nothing before the records noted with it are written.
+The handlers are ``servers``, ``trainers``, ``evaluations``, ``model_files`` and ``completion``; ``progress`` reports to
+observers. All are pure: they put messages and closes into the outbox, note changes in the records, and receive the time
+as an argument. ``service`` carries out the outbox; it sends an acknowledgement only after the records noted with it are
+written.
 """
 
 from __future__ import annotations
@@ -28,24 +29,28 @@ EVENTS_KEPT = 200
 
 @dataclass(frozen=True, kw_only=True)
 class MasterSettings:
-    """What the manifest says, as far as the master must know it."""
+    """The settings of a master, from the job's manifest."""
 
     name: str
     epochs: int | None
-    """None: as the script says."""
+    """The manifest's number of epochs; None: the first script's number is used."""
     seed: int | None
+    """The manifest's seed; None: the first script's seed is used."""
     servers: int
     checkpoint_seconds: float
     checkpoint_keep: int
     output: str
     lease_seconds: float
-    """A member silent for so long is given up. A closed socket tells at once; this is for the rest."""
+    """The lease of a member, in seconds: the master closes a connection that was silent for longer.
+
+    It detects hosts and processes that hang; a closed socket is detected at once.
+    """
     step_seconds: float = 600.0
-    """For which a trainer's script may come no further; the trainer keeps the clock."""
+    """The step timeout of a script, in seconds; the trainer measures it. Default: 600."""
 
     @property
     def slots(self) -> int:
-        """How many slots the parameters are cut into; fixed for the life of the job."""
+        """The number of slots that the parameters are divided into; constant for a job."""
         return max(16, 4 * self.servers)
 
 
@@ -75,26 +80,28 @@ class TrainerView:
     host: str
     since: float
     wants: deque[int] = field(default_factory=deque)
-    """Tasks asked for and not given yet: the epoch that the trainer's loop was in."""
+    """Unanswered task requests: the epoch of the trainer's loop, per request."""
     evaluating: tuple[int, int] | None = None
-    """Epoch and number of the evaluation whose score it waits for."""
+    """Epoch and number of the evaluation whose score the trainer waits for; None: it waits for no score."""
     finished: bool = False
     saving: Save | None = None
-    """What it waits for to be written."""
+    """The model file that the trainer waits for; None: it waits for no file."""
     draining: bool = False
     working_since: float = 0.0
 
 
 @dataclass
 class JobState:
-    """Everything that the master knows.
+    """The whole state of one job.
 
     Args:
-        settings: From the manifest.
-        records: What was read from etcd.
-        generation: Which master of this job this is, from 1.
-        new_grant: Makes random grants.
-        now: The time at the start (seconds, monotonic).
+        settings: The settings from the manifest.
+        records: The records that were read from etcd.
+        generation: The master's generation: how many masters the job has had, from 1.
+        new_grant: Returns a random grant.
+        now: The time at the start, in seconds, monotonic.
+        clock: Returns the time in seconds, monotonic.
+        wall: Returns the time in seconds since 1970.
     """
 
     settings: MasterSettings
@@ -104,34 +111,35 @@ class JobState:
     now: float
     outbox: list[Send | Close] = field(default_factory=list)
     trainers: dict[int, TrainerView] = field(default_factory=dict)
-    """By the trainer's life."""
+    """Registered trainers by life."""
     servers: dict[int, int] = field(default_factory=dict)
     """A parameter server's life -> its connection."""
     server_details: dict[int, tuple[Identity, int, str, str, float]] = field(default_factory=dict)
-    """A parameter server's life -> identity, pid, host, address, since when."""
+    """A parameter server's life -> identity, pid, host, address, time of its connect."""
     expected_back: dict[int, float] = field(default_factory=dict)
-    """Members of an earlier master's time, by life, and when they are given up."""
+    """Members of an earlier master, by life -> the time until which they must reconnect."""
     events: deque[tuple[int, float, str, str]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
     values: dict[str, float] = field(default_factory=dict)
     failures: dict[tuple[int, int], int] = field(default_factory=dict)
     early_ends: int = 0
-    """How often a script ended by itself before the job was complete."""
+    """The number of times that a script ended by itself before the job was complete."""
     plan: EpochPlan | None = None
     queue: TaskQueue | None = None
     evaluates: bool | None = None
-    """Whether the script uses ``evaluate``; None until the first epoch's end shows it."""
+    """Whether the script uses ``evaluate``; None until the first request of a later epoch shows it."""
     evaluators: dict[tuple[int, int], int] = field(default_factory=dict)
-    """Epoch and number of an evaluation -> the life of the trainer that makes it."""
+    """Epoch and number of an evaluation -> life of the trainer that makes it."""
     saver: int | None = None
     last_reason: str = ""
-    """Why the last script that ended by itself before the job's end did so."""
+    """The reason of the last script that ended by itself before the job was complete."""
     wanted: DesiredState = field(default_factory=DesiredState)
-    """By the operator."""
+    """The desired state, written by the operator."""
     trouble: str = ""
-    """What keeps etcd from being written."""
+    """Why etcd cannot be written at present; empty if it can."""
     last_progress: float = 0.0
+    """The time of the last progress, in seconds, monotonic."""
     moved_at: float = 0.0
-    """The same, in seconds since 1970."""
+    """The time of the last progress, in seconds since 1970; 0: none yet."""
     clock: Callable[[], float] = lambda: 0.0
     wall: Callable[[], float] = lambda: 0.0
     slots: SlotAssignments = field(init=False)
@@ -145,7 +153,7 @@ class JobState:
             self.adopt_shape(self.records.shape)
 
     def adopt_shape(self, shape: ModelSpec) -> None:
-        """The job has its shape: cut the epochs into tasks."""
+        """Create the task queue for the registered model: divide the epochs into tasks."""
         self.plan = EpochPlan(
             samples=shape.samples,
             batch_size=shape.batch_size,
@@ -160,12 +168,12 @@ class JobState:
 
     @property
     def epochs(self) -> int:
-        """How often every sample counts: the manifest's word, else the first script's."""
+        """The number of epochs: the manifest's, else the first script's."""
         return self.settings.epochs or self.records.schedule.epochs
 
     @property
     def seed(self) -> int:
-        """Of the samples' order: the manifest's word, else the first script's."""
+        """The seed of the samples' order: the manifest's, else the first script's."""
         return self.settings.seed if self.settings.seed is not None else self.records.schedule.seed
 
     @property
@@ -178,17 +186,17 @@ class JobState:
         self.outbox.append(Send(connection, message))
 
     def event(self, text: str, level: str = "info") -> None:
-        """Note something that a person wants to know."""
+        """Add an event for people to the job's log."""
         self._event_number += 1
         self.events.append((self._event_number, self.wall(), level, clipped(text)))
 
     @property
     def final_tasks(self) -> bytes:
-        """What every slot must have in the end, as ``Final`` says it."""
+        """The tasks that every slot must have at the end, as ``TakeFinalSnapshot`` encodes them."""
         return self.queue.begun().encode() if self.queue is not None and self.queue.stopped else b""
 
     def note_reached(self) -> bool:
-        """Keep which task was begun last; whether what a stopped job has to do has grown by it."""
+        """Record the last task that was begun; return whether the tasks of a stopped job have grown by it."""
         queue = self.queue
         if queue is None or queue.reached == self.records.reached:
             return False
@@ -199,19 +207,19 @@ class JobState:
         return queue.stopped
 
     def evaluations_stale(self) -> bool:
-        """Tasks came back: the last epoch's scores, if there are any, are of a model that will change."""
+        """Discard the last epoch's scores, as reopened tasks will change the model; return whether there were any."""
         return self.queue is not None and self.records.scores_stale(self.queue.last)
 
     def label(self, life: int) -> str:
-        """A member's name, for people."""
+        """Return a member's name, such as ``trainer-3``."""
         if life in self.trainers:
             return str(self.trainers[life].identity)
         if life in self.server_details:
             return str(self.server_details[life][0])
         member = self.records.members.get(life)
-        return f"{member.role}-{member.index}" if member else "somebody"
+        return f"{member.role}-{member.index}" if member else "an unknown member"
 
     def moved(self) -> None:
-        """Something moved: samples were committed, or the job came a stage further."""
+        """Record progress: samples were committed, or the job entered its next stage."""
         self.last_progress = self.clock()
         self.moved_at = self.wall()

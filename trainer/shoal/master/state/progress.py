@@ -1,4 +1,4 @@
-"""What those who look on are told: the progress, and why nothing moves when nothing moves."""
+"""The job's progress for observers and the operator, with the reason when there is none."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from shoal.store import ReportedState
 __all__ = ["ProgressReporter"]
 
 STILL_SECONDS = 2.0
-"""Without a committed task for so long, the progress says why."""
+"""The time without a committed task after which the progress contains a reason."""
 RATE_SECONDS = 10.0
+"""The window over which the rate of samples is averaged."""
 NEWLINE = "\n"
 
 
 class ProgressReporter:
-    """Puts the progress together.
+    """Reports the progress of a job.
 
     Args:
         job: The job's state.
-        etcd: Which etcd this is, for people.
+        etcd: Name and version of the etcd, for people.
     """
 
     def __init__(self, job: JobState, *, etcd: str) -> None:
@@ -31,7 +32,7 @@ class ProgressReporter:
         self._learned = False
 
     def progress(self, now: float) -> JobProgress:
-        """The progress at a time (seconds, monotonic)."""
+        """Return the progress at the time ``now`` (seconds, monotonic)."""
         job, counters, queue = self._job, self._job.records.counters, self._job.queue
         per_epoch = job.plan.samples_per_epoch if job.plan is not None else 0
         total = sum(queue.samples_done(epoch) for epoch in range(queue.open + 1)) if queue is not None else 0
@@ -68,7 +69,7 @@ class ProgressReporter:
         )
 
     def published(self, now: float) -> ReportedState:
-        """The part of it that the operator is told."""
+        """Return the part of the progress that is written to etcd for the operator."""
         job, found = self._job, self.progress(now)
         return ReportedState(
             generation=job.generation,
@@ -86,15 +87,15 @@ class ProgressReporter:
         )
 
     def _samples(self, total: int) -> int:
-        """What this master has not learned from the servers yet stands as the one before it said."""
+        """Return the samples done: the previous master's number until all slots are served once."""
         self._learned = self._learned or self._job.slots.complete
-        said = self._job.records.progress
-        return total if self._learned or said is None else max(total, said.samples)
+        before = self._job.records.progress
+        return total if self._learned or before is None else max(total, before.samples)
 
     def _rate(self, now: float, total: int) -> float:
         window = self._window
         if not self._job.slots.complete:
-            # Nothing can be committed, or what was is just being learned: no rate follows from that.
+            # No task can be committed, or the servers' reports are still being read: there is no rate.
             window.clear()
             return 0.0
         window.append((now, total))
@@ -177,7 +178,7 @@ class ProgressReporter:
         if job.slots.absent():
             return "waiting for " + ", ".join(f"pserver-{index}" for index in job.slots.absent())
         if job.queue is None:
-            return "waiting for a trainer to say what is trained (the scripts are starting)"
+            return "waiting for the first trainer to register its model (the scripts are starting)"
         if not job.slots.complete:
             return self._why_not_served()
         if job.wanted.suspend:

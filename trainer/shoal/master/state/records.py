@@ -1,8 +1,8 @@
-"""What the master keeps in etcd, and nothing else: small records, one key per record or per range of tasks.
+"""The master's records in etcd: small values, one key per record or per range of tasks.
 
-Nothing here is a ground to skip work: etcd may forget its last seconds, or all. The records say what cannot be had from
-the living (the job's shape, its evaluations, its outcome), and spare a new master some guesses (who held which lease).
-Changes are noted as keys; their values are made when a transaction is put together, so that a hundred tasks finished
+No record is a reason to skip work, as etcd may lose its last seconds or everything. The records hold what the members of
+the job cannot report (the model, the evaluations, the outcome), and hints for a new master (which trainer held which
+lease). Changes are noted as keys; their values are encoded when a transaction is built, so that a hundred tasks finished
 within one range cost one small put.
 """
 
@@ -20,22 +20,27 @@ from shoal.store import ReportedState
 __all__ = ["RANGE", "SEVERAL", "Counters", "JobSchedule", "MemberRecord", "Outcome", "Records", "StopRecord"]
 
 RANGE = 512
-"""Tasks in one record."""
+"""The number of tasks in one record."""
 EVALUATIONS_OF_AN_EPOCH: Final = 1000
+"""The limit of scores that are kept per epoch."""
 EVALUATIONS_TOLD: Final = 1000
+"""The limit of scores in one message."""
 EVALUATIONS_CHARACTERS: Final = 2_000_000
-"""Of all scores that are told in one message."""
+"""The limit of characters of all scores in one message."""
 METRICS: Final = 10_000
+"""The limit of metrics that are kept."""
 PATHS: Final = 1000
+"""The limit of paths of model files that are kept."""
 PATHS_CHARACTERS: Final = 200_000
+"""The limit of characters of all paths that are kept."""
 VALUE_BYTES: Final = 1_000_000
-"""Of one record: etcd takes 1.5 MiB in one request."""
+"""The limit of one record, in bytes: etcd accepts 1.5 MiB in one request."""
 
 
 class MemberRecord(msgspec.Struct):
-    """A process that joined and neither left nor died, and the leases it holds.
+    """A process that has joined and has neither left nor died, and the leases that it holds.
 
-    ``joined``: how many trainers had joined when it did, itself included; 0 for a parameter server.
+    ``joined``: the number of trainers that had joined at its join, itself included; 0 for a parameter server.
     """
 
     role: str
@@ -45,7 +50,7 @@ class MemberRecord(msgspec.Struct):
 
 
 class Counters(msgspec.Struct):
-    """What is counted over the whole job, for people and for the final account."""
+    """Counters over the whole job, for people and for the final account. ``seconds``: the time before its end."""
 
     joins: int = 0
     leaves: int = 0
@@ -58,14 +63,14 @@ class Counters(msgspec.Struct):
 
 
 class JobSchedule(msgspec.Struct):
-    """What the first trainer's script said about epochs and seed."""
+    """The epochs and the seed of the first trainer's script."""
 
     epochs: int = 1
     seed: int = 0
 
 
 class Outcome(msgspec.Struct):
-    """How the job ended: ``files`` are the pinned snapshots that hold the final model, by slot."""
+    """The outcome of the job: ``files`` are the pinned snapshots that hold the final model, by slot."""
 
     state: str
     reason: str
@@ -74,7 +79,7 @@ class Outcome(msgspec.Struct):
 
 
 class StopRecord(msgspec.Struct):
-    """That the script stopped the job early, why, and in which epoch its loop was."""
+    """An early stop by the script: its reason, and the epoch of the script's loop."""
 
     reason: str
     epoch: int
@@ -92,15 +97,15 @@ _SINGLE: Final[dict[str, tuple[str, Any]]] = {
     "counters": ("counters", Counters),
     "progress": ("progress", ReportedState),
 }
-"""Records of which there is one: their attribute and type."""
+"""Records with one key each: key -> attribute and type."""
 
 
 SEVERAL: Final = ("members/", "evaluations/", "metrics/", "tasks/")
-"""Beginnings of the keys of which there is any number."""
+"""Prefixes of records with any number of keys."""
 
 
 class Records:
-    """All records of a job, by key relative to the job's prefix, and which of them changed."""
+    """All records of a job, and the keys, relative to the job's prefix, of those that have changed."""
 
     def __init__(self) -> None:
         self.shape: ModelSpec | None = None
@@ -116,34 +121,34 @@ class Records:
         self.metrics: dict[tuple[int, int], float] = {}
         """Epoch and number of the call within it -> value."""
         self.saved: dict[str, tuple[int, int]] = {}
-        """Path -> epoch and number of the call that it was written for; what was written last comes last."""
+        """Path -> epoch and number of the call that it was written for, in the order of writing."""
         self.outcome: Outcome | None = None
         self.counters = Counters()
         self.progress: ReportedState | None = None
         self.oversized: dict[str, int] = {}
-        """Records that were not written, and their bytes."""
+        """Records that were not written as they exceed `VALUE_BYTES`: key -> bytes."""
         self._done: dict[tuple[int, int], int] = {}
         self._dirty: set[str] = set()
 
     @property
     def changed(self) -> bool:
-        """Whether there is something to write."""
+        """Whether a record has changed since the last ``flush``."""
         return bool(self._dirty)
 
     def touch(self, *keys: str) -> None:
-        """These records, of which there is one each, changed."""
+        """Mark records with one key each as changed."""
         self._dirty.update(keys)
 
     def touch_member(self, life: int) -> None:
-        """A member's record changed, or is gone."""
+        """Mark a member's record as changed or deleted."""
         self._dirty.add(f"members/{life:016x}")
 
     def score(self, epoch: int, number: int) -> str | None:
-        """The score of an evaluation, if it is known."""
+        """Return the score of an evaluation; None if it is not known."""
         return self.evaluations.get(epoch, {}).get(number)
 
     def evaluated(self, epoch: int, number: int, score: str) -> None:
-        """A score is known. Of an epoch with more than 1,000, the last ones are kept."""
+        """Record a score. Of an epoch with more than 1,000 scores, the last ones are kept."""
         scores = self.evaluations.setdefault(epoch, {})
         scores[number] = score
         self._dirty.add(_evaluation(epoch, number))
@@ -153,13 +158,13 @@ class Records:
             self._dirty.add(_evaluation(epoch, oldest))
 
     def scores_stale(self, epoch: int) -> bool:
-        """An epoch's scores hold no longer; whether there were any."""
+        """Delete an epoch's scores, which are stale; return whether there were any."""
         stale = self.evaluations.pop(epoch, {})
         self._dirty.update(_evaluation(epoch, number) for number in stale)
         return bool(stale)
 
     def measured(self, epoch: int, number: int, value: float) -> None:
-        """A metric is known: the first word counts, and the last 10,000 are kept."""
+        """Record a metric: the first value for (epoch, number) counts; the last 10,000 metrics are kept."""
         place = (epoch, number)
         if place in self.metrics or (len(self.metrics) >= METRICS and place < min(self.metrics)):
             return
@@ -171,7 +176,7 @@ class Records:
             self._dirty.add(_metric(oldest))
 
     def wrote(self, path: str, epoch: int, number: int) -> None:
-        """The model stands at a path. More than 1,000 paths, or 200,000 characters of them, are not kept in mind."""
+        """Record that a model is written at a path. At most 1,000 paths and 200,000 characters of them are kept."""
         before = self.saved.pop(path, (epoch, number))
         self.saved[path] = max(before, (epoch, number))
         while len(self.saved) > PATHS or (len(self.saved) > 1 and sum(map(len, self.saved)) > PATHS_CHARACTERS):
@@ -179,14 +184,14 @@ class Records:
         self.touch("saved")
 
     def mark(self, epoch: int, task: int, *, done: bool) -> None:
-        """A task was done, or came back."""
+        """Mark a task as done or open."""
         place = (epoch, task // RANGE)
         bit = 1 << task % RANGE
         self._done[place] = self._done.get(place, 0) | bit if done else self._done.get(place, 0) & ~bit
         self._dirty.add(f"tasks/{epoch:08d}/{task // RANGE:08d}")
 
     def touch_all(self) -> None:
-        """Write everything again: etcd has forgotten something."""
+        """Mark all records as changed: etcd has lost writes."""
         self._dirty.update(key for key, _ in self._all())
 
     def _all(self) -> Iterable[tuple[str, bytes | None]]:
@@ -203,9 +208,9 @@ class Records:
             yield f"tasks/{epoch:08d}/{number:08d}", None
 
     def flush(self) -> list[tuple[str, bytes | None]]:
-        """The changed records with their values now (None: delete), and forget that they changed.
+        """Return the changed records with their current values (None: delete), and clear the marks.
 
-        One that etcd would not take is left out and noted in ``oversized``.
+        A record above `VALUE_BYTES` is left out and noted in ``oversized``.
         """
         dirty, self._dirty = self._dirty, set()
         changes = []
@@ -234,10 +239,10 @@ class Records:
         return None if value is None else msgspec.json.encode(value)
 
     def load(self, pairs: Iterable[tuple[str, bytes]]) -> None:
-        """Take over what an earlier master wrote.
+        """Load the records of an earlier master.
 
         Raises:
-            ValueError: A record cannot be read: another version of Shoal wrote it.
+            ValueError: A record cannot be decoded, as another version of Shoal wrote it.
         """
         for key, value in pairs:
             try:
@@ -261,7 +266,7 @@ class Records:
             setattr(self, name, msgspec.json.decode(value, type=type_))
 
     def evaluation_list(self) -> list[Evaluation]:
-        """The last scores, 1,000 and 2,000,000 characters at most, in the order of their epochs and numbers."""
+        """Return the last scores, 1,000 and 2,000,000 characters at most, ordered by epoch and number."""
         found: list[Evaluation] = []
         room = EVALUATIONS_CHARACTERS
         for epoch in sorted(self.evaluations, reverse=True):
@@ -273,7 +278,7 @@ class Records:
         return found[::-1]
 
     def metric_list(self) -> list[Metric]:
-        """All metrics, in the order of their epochs and numbers."""
+        """Return all metrics, ordered by epoch and number."""
         places = sorted(self.metrics.items())
         return [Metric(epoch=epoch, number=number, value=value) for (epoch, number), value in places]
 
@@ -287,6 +292,6 @@ def _metric(place: tuple[int, int]) -> str:
 
 
 def _place(rest: str) -> tuple[int, int]:
-    """What the last two parts of a key say."""
+    """Return the two numbers at the end of a key."""
     epoch, number = rest.split("/")
     return int(epoch), int(number)

@@ -1,11 +1,11 @@
 """The slot map: which parameter server serves which slot, under which grant.
 
-A pure state machine for rules 1 to 5 and 9 to 11 of ``docs/exactly-once.md``. A new master believes no map: it learns
-from the servers' offers what they serve (``keep``) and what their snapshots hold (``file``), and makes a new random
-grant for each slot that nobody serves. A slot gets initial values (``fresh``) only if every server, asked *after* the
-slot lost its holder, answered that it has nothing of it, and this master still leads.
+A pure state machine for rules 1 to 5 and 9 to 11 of ``docs/exactly-once.md``. A new master trusts no earlier map: the
+servers report the slots that they serve (``keep``) and those in their snapshots (``file``), and the master makes a new
+random grant for each slot that no server serves. A slot gets initial values (``fresh``) only if every server has replied,
+to a request sent *after* the slot lost its holder, that it has nothing of the slot, and if this master still leads.
 
-Slots do not move between servers yet: each has a home, and is preferably served there.
+Slots do not move between servers yet: each has a home server, which is preferred.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ __all__ = ["PendingGrant", "ServerOrder", "ServerView", "SlotAssignments", "Slot
 
 
 FILES = 1000
-"""Snapshots of one server that are kept in mind. Those that stand are few, but the master does not hear which went; a slot
-that nobody serves is given away only when all servers were asked anew what they have."""
+"""The limit of snapshots of one server that the master records. A server keeps few, but does not report deletions; so a
+slot is granted from a file of another server than its home only after all servers have replied to the current question."""
 
 
 class SlotsGone(Exception):  # noqa: N818 - it names a state of affairs
-    """A slot of a job that had begun is in no server's memory and in no snapshot: it cannot go on."""
+    """A slot of a job that had begun is in no server's memory and in no snapshot; the job cannot continue."""
 
 
 @dataclass(frozen=True)
 class ServerOrder:
-    """A message to a server, named by its life."""
+    """A message to the server with the life ``server``."""
 
     server: int
     message: RequestState | Grant | ReleaseSlot | TakeFinalSnapshot | ReleaseSnapshots
@@ -58,7 +58,7 @@ class PendingGrant:
 
 @dataclass
 class ServerView:
-    """What a connected server said last."""
+    """The last report of a connected server."""
 
     index: int
     life: int
@@ -68,19 +68,19 @@ class ServerView:
     files: dict[str, dict[int, int]]
     """Snapshot -> slot -> batches applied."""
     waiting: set[int] = field(default_factory=set)
-    """Fresh slots that still lack their initial values."""
+    """Fresh slots that wait for their initial values."""
     question: int = 0
     asked: int = 0
-    """The last question that was put to it."""
+    """The number of the last ``RequestState`` that was sent to the server."""
 
 
 class SlotAssignments:
-    """The map of one job.
+    """The assignments of one job's slots to its servers.
 
     Args:
-        slots: How many slots there are.
-        servers: How many parameter servers the job has.
-        new_grant: Makes random grants.
+        slots: The number of slots.
+        servers: The number of parameter servers.
+        new_grant: Returns a random grant.
     """
 
     def __init__(self, *, slots: int, servers: int, new_grant: Callable[[], int]) -> None:
@@ -93,16 +93,16 @@ class SlotAssignments:
         self.safe: dict[int, str] = {}
         self.question = 1
         self.begun = False
-        """Whether every slot was served once: from then on initial values would throw work away."""
+        """Whether all slots were served at one time; from then on initial values would discard work."""
         self._new_grant = new_grant
         self._newer: dict[int, int] = {}
-        """Slot -> snapshots that its holder has written since it serves it."""
+        """Slot -> number of snapshots that its holder has written since its grant."""
         self._final_asked: set[tuple[int, int]] = set()
 
     # --- Questions ---
 
     def home(self, slot: int) -> int:
-        """The index of the server that a slot belongs to."""
+        """Return the index of a slot's home server."""
         return slot * self.servers // self.slots
 
     @property
@@ -111,11 +111,11 @@ class SlotAssignments:
         return len(self.live) == self.slots
 
     def current(self, slot: int, grant: int) -> bool:
-        """Whether the slot is served under this grant."""
+        """Return whether the slot is served under this grant."""
         return slot in self.live and self.live[slot][1] == grant
 
     def message(self) -> SlotMap:
-        """The map as trainers need it."""
+        """Return the slot map as a message to trainers."""
         lives = sorted({life for life, _ in self.live.values()})
         holders = [Holder(index=v.index, life=v.life, addresses=v.addresses) for v in (self.views[x] for x in lives)]
         place = {life: number for number, life in enumerate(lives)}
@@ -124,7 +124,7 @@ class SlotAssignments:
         return SlotMap(holders=holders, owner=owner, grants=grants)
 
     def to_initialise(self) -> dict[int, int]:
-        """Slot -> grant of the fresh ones that wait for their initial values."""
+        """Return slot -> grant of the fresh slots that wait for their initial values."""
         return {
             slot: pending.grant
             for slot, pending in self.pending.items()
@@ -132,34 +132,34 @@ class SlotAssignments:
         }
 
     def absent(self) -> list[int]:
-        """Indices of servers that are not connected."""
+        """Return the indices of servers that are not connected."""
         return sorted(set(range(self.servers)) - {view.index for view in self.views.values()})
 
     # --- Events ---
 
-    def offered(self, life: int, index: int, offer: ReportState) -> list[ServerOrder]:
-        """A server said what it serves and has; its reports of live slots are the caller's to take as evidence."""
+    def offered(self, life: int, index: int, report: ReportState) -> list[ServerOrder]:
+        """Record a server's state; the caller takes the reports of live slots as evidence. Return orders."""
         memory = {
             slot: (grant, count)
-            for report in offer.held
-            for slot, grant, count in zip(report.slots, report.grants, report.counts, strict=True)
+            for held in report.held
+            for slot, grant, count in zip(held.slots, held.grants, held.counts, strict=True)
         }
-        files = {file.name: dict(zip(file.slots, file.counts, strict=True)) for file in offer.files}
+        files = {file.name: dict(zip(file.slots, file.counts, strict=True)) for file in report.files}
         self.views[life] = ServerView(
             index=index,
             life=life,
-            addresses=offer.addresses,
+            addresses=report.addresses,
             memory=memory,
             files=files,
-            waiting=set(offer.waiting),
-            question=offer.question,
+            waiting=set(report.waiting),
+            question=report.question,
         )
         orders: list[ServerOrder] = []
         for slot in range(self.slots):
             holder, grant = self.live.get(slot, (0, NO_GRANT))
             own = memory.get(slot)
             if holder == life and (own is None or own[0] != grant):
-                self._unlive(slot)
+                self._revoke(slot)
             elif holder and holder != life and own is not None and slot not in self.pending:
                 orders.append(ServerOrder(life, ReleaseSlot(slot=slot, grant=own[0])))
             pending = self.pending.get(slot)
@@ -169,22 +169,22 @@ class SlotAssignments:
         return orders
 
     def lost(self, life: int) -> None:
-        """A server is gone, or silent for too long: its slots are nobody's."""
+        """Remove a server whose connection has closed or timed out; no server serves its slots."""
         for slot in range(self.slots):
             if self.live.get(slot, (0, 0))[0] == life:
-                self._unlive(slot)
+                self._revoke(slot)
             if slot in self.pending and self.pending[slot].server == life:
                 del self.pending[slot]
                 self.question += 1
         self.views.pop(life, None)
 
     def waits(self, life: int, slots: Iterable[int]) -> None:
-        """Fresh slots at a server wait for their initial values."""
+        """Record that fresh slots of a server wait for their initial values."""
         if life in self.views:
             self.views[life].waiting.update(slots)
 
     def held(self, life: int, slot: int, grant: int) -> bool:
-        """A server serves a slot under a grant. False: it is not the one that was asked to; its word counts nothing."""
+        """Record that a server serves a slot under a grant; False if the grant is neither pending nor current."""
         pending = self.pending.get(slot)
         if pending is None or (pending.server, pending.grant) != (life, grant):
             return self.live.get(slot) == (life, grant)
@@ -198,7 +198,7 @@ class SlotAssignments:
         return True
 
     def nothing(self, life: int, slot: int, grant: int, file: str) -> None:
-        """A server could not carry out an order: it has no such state, or the file is damaged."""
+        """Discard a pending grant that failed: the server has no such state, or the file is damaged."""
         pending = self.pending.get(slot)
         if pending is None or (pending.server, pending.grant) != (life, grant):
             return
@@ -213,7 +213,7 @@ class SlotAssignments:
             view.memory.pop(slot, None)
 
     def snapped(self, life: int, message: SnapshotWritten) -> list[ServerOrder]:
-        """A snapshot stands. When the holder has two newer ones, other servers may let their old ones go (rule 10)."""
+        """Record a snapshot; once the holder has written two, release those of other servers (rule 10)."""
         view = self.views.get(life)
         if view is not None:
             view.files[message.file] = dict(zip(message.slots, message.counts, strict=True))
@@ -225,20 +225,20 @@ class SlotAssignments:
                 continue
             self._newer[slot] = self._newer.get(slot, 0) + 1
             if self._newer[slot] == 2:
-                orders.extend(self._free_elsewhere(slot, life))
+                orders.extend(self._release_snapshots(slot, life))
         return orders
 
-    def _free_elsewhere(self, slot: int, holder: int) -> Iterable[ServerOrder]:
+    def _release_snapshots(self, slot: int, holder: int) -> Iterable[ServerOrder]:
         for life, view in self.views.items():
             files = [name for name, slots in view.files.items() if slot in slots]
             if life != holder and files:
                 yield ServerOrder(life, ReleaseSnapshots(slot=slot, files=files))
 
     def all_done(self, tasks: bytes) -> list[ServerOrder]:
-        """Every task is done: ask each holder, once, for the last snapshot (rule 9).
+        """Return orders that request the last snapshot of each slot from its holder, once each (rule 9).
 
         Args:
-            tasks: What the slots must have, as ``TakeFinalSnapshot`` says it.
+            tasks: The tasks that the slots must have, as ``TakeFinalSnapshot`` encodes them.
         """
         wanted: dict[int, list[tuple[int, int]]] = {}
         for slot, (life, grant) in self.live.items():
@@ -254,26 +254,26 @@ class SlotAssignments:
         ]
 
     def is_safe(self, life: int, slot: int, grant: int, file: str) -> None:
-        """A last snapshot stands, read back and pinned."""
+        """Record that a slot's last snapshot is read back and pinned."""
         if self.live.get(slot) == (life, grant):
             self.safe[slot] = file
 
     def not_final(self) -> None:
-        """Some slot lacks tasks after all, or other tasks are wanted: no last snapshot counts any more."""
+        """Discard all last snapshots: a slot lacks tasks, or the tasks to be done have changed."""
         self.safe.clear()
         self._final_asked.clear()
 
     def assign(self, *, leads: bool) -> tuple[list[ServerOrder], bool]:
-        """Give every slot that nobody serves to a server that has it.
+        """Grant every slot that no server serves to a server that has it.
 
         Args:
-            leads: Whether this master's lead was confirmed after the last answer to the current question.
+            leads: Whether etcd has confirmed, after the last reply to the current question, that this master leads.
 
         Returns:
-            Orders, and whether the lead must be confirmed before more can be given.
+            Orders, and whether the lead must be confirmed before further orders.
 
         Raises:
-            SlotsGone: A slot of a job that had begun is nowhere.
+            SlotsGone: A slot of a job that had begun is on no server.
         """
         orders: list[ServerOrder] = []
         everyone = {view.index for view in self.views.values() if view.question == self.question}
@@ -285,7 +285,7 @@ class SlotAssignments:
             found = self._best(slot, everywhere=all_answered)
             if found is None and all_answered:
                 if self.begun:
-                    raise SlotsGone(self._gone(slot))
+                    raise SlotsGone(self._lost_slot_reason(slot))
                 if not leads:
                     confirm = True
                     continue
@@ -294,23 +294,26 @@ class SlotAssignments:
                 self.pending[slot] = found
                 orders.append(self._grant_order(slot, found))
         if not self.complete and not all_answered:
-            orders.extend(self._ask())
+            orders.extend(self._request_states())
         return orders, confirm
 
-    def _gone(self, slot: int) -> str:
+    def _lost_slot_reason(self, slot: int) -> str:
         return (
             f"no server has a good snapshot of slot {slot} left (it belongs to pserver-{self.home(slot)}): bring its "
             "snapshot folder back, or start the job over"
         )
 
-    def _ask(self) -> Iterable[ServerOrder]:
+    def _request_states(self) -> Iterable[ServerOrder]:
         for life, view in self.views.items():
             if self.question not in {view.question, view.asked}:
                 view.asked = self.question
                 yield ServerOrder(life, RequestState(question=self.question))
 
     def _best(self, slot: int, *, everywhere: bool) -> PendingGrant | None:
-        """Memory before files, most applied first. Until all servers answered, only the slot's home is looked at."""
+        """Return the best source of a slot: memory before files, then the most batches applied.
+
+        Until all servers have replied, only the slot's home server is a candidate.
+        """
         memory: list[tuple[int, int]] = []
         files: list[tuple[int, str, int]] = []
         for life, view in self.views.items():
@@ -334,7 +337,7 @@ class SlotAssignments:
         message = Grant(slot=slot, grant=pending.grant, source=pending.source, file=pending.file)
         return ServerOrder(pending.server, message)
 
-    def _unlive(self, slot: int) -> None:
+    def _revoke(self, slot: int) -> None:
         del self.live[slot]
         self.safe.pop(slot, None)
-        self.question += 1  # what servers said before is too old to start anew by
+        self.question += 1  # earlier replies are no basis for initial values any more (rule 11)

@@ -1,17 +1,17 @@
-"""The task queue: which tasks of which epochs are to be done, who does them, which are done.
+"""The task queue: the tasks of each epoch that are open, leased and done.
 
-A pure state machine. It believes nothing but evidence (rule 2): a task is done when every slot has it by evidence of the
-slot's current grant. Evidence comes from trainers (``done``, only for the slots whose grant still stands) and from the
-holders' reports, which *replace* what was believed. What a restored slot lost is thereby simply not done and is handed
-out again, earlier epochs first (rule 7). There is no list of replays, and nothing in etcd decides what is skipped.
+A pure state machine, based on evidence only (rule 2): a task is done when every slot has it by evidence of the slot's
+current grant. Evidence comes from trainers (``TaskDone``, only for slots whose grant is current) and from the holders'
+reports, which *replace* earlier evidence. A task that a restored slot has lost is thereby open and is leased again,
+earlier epochs first (rule 7). There is no list of replays, and nothing in etcd decides what is skipped.
 
-An epoch opens when no task of the earlier ones is left to hand out and somebody asks for more: when the last one is
-*done* where the loop ends between epochs (``evaluate``), else already when it is leased. Opening early changes the order
-of work only; watermarks are kept by (epoch, task) for ever.
+An epoch opens when no task of earlier epochs is left to lease and a trainer requests one: when the last task is *done*
+if the script's loop pauses between epochs (``evaluate``), otherwise when it is leased. Opening early changes only the
+order of work; watermarks are kept by (epoch, task) for ever.
 
-A job that its script stops early ends with what is begun. As tasks are handed out in their order, that is every task up
-to the last one that anybody got: to tell by a lease, or by a slot that has a batch of it. Should an etcd that forgot and
-a late report bring a later one to light, what is to be done grows by it.
+A job that its script stops early ends once the tasks that were begun are done. As tasks are leased in order, these are
+all tasks up to the last one that was leased or of which a slot has a batch. If etcd has lost writes and a later report
+names a later task, the tasks to be done grow up to that one.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ __all__ = ["TaskQueue"]
 
 Task = tuple[int, int]
 NOTHING: Final = (-1, -1)
-"""Comes before every task."""
+"""Sorts before every task."""
 MOST_ATTEMPTS: Final = 2**62
-"""That a trainer may speak of: what is counted on from there must still be a number on the wire."""
+"""The limit of an attempt that a trainer reports: attempts counted from there must still fit into a message."""
 
 
 class TaskQueue:
-    """Tasks of one job.
+    """The tasks of one job.
 
     Args:
-        plan: How an epoch is cut into tasks.
-        epochs: How many epochs there are.
-        slots: How many slots have to have every task.
-        reached: The last task that was begun under earlier masters.
+        plan: The division of an epoch into tasks.
+        epochs: The number of epochs.
+        slots: The number of slots; each must have every task.
+        reached: The last task that was begun under earlier masters. Default: none.
     """
 
     def __init__(self, plan: EpochPlan, *, epochs: int, slots: int, reached: Task = NOTHING) -> None:
         self.plan = plan
         self.epochs = epochs
         self.reached = reached
-        """The last task that anybody has begun."""
+        """The last task that was begun."""
         self.stopped = False
-        """Whether nothing beyond that is to be done any more."""
+        """Whether the script has stopped the job: no task after ``reached`` is to be done."""
         self.open = -1
         self.attempts = 0
         self.leases: dict[Task, tuple[int, Lease]] = {}
-        """Who (a trainer's life) holds which task, under which lease."""
+        """Task -> life of the trainer that holds it, and the lease."""
         self._evidence: Grouped[TaskSet] = Grouped()
         self._evidence.replace(range(slots), TaskSet(plan.tasks))
         self._undone: dict[int, set[int]] = {}
         self._waiting: list[Task] = []
         self._of: dict[int, dict[Task, Lease]] = {}
-        """The leases by holder."""
+        """Holder -> task -> lease."""
         self._left: dict[int, int] = {}
 
-    # --- Questions ---
+    # --- Queries ---
 
     def done(self, task: Task) -> bool:
-        """Whether every slot has the task."""
+        """Return whether every slot has the task."""
         return all(task in tasks for tasks in self._evidence.values())
 
     def epoch_done(self, epoch: int) -> bool:
-        """Whether every task of the epoch and of all before it is done."""
+        """Return whether every task of the epoch and of all earlier epochs is done."""
         return epoch <= self.open and all(not self._undone[e] for e in range(epoch + 1))
 
     @property
@@ -80,19 +80,19 @@ class TaskQueue:
 
     @property
     def last(self) -> int:
-        """The last epoch of which anything is to be done; -1: of none."""
+        """The last epoch that has tasks to be done; -1 if there is none."""
         return self.reached[0] if self.stopped else self.epochs - 1
 
     @property
     def whole_epochs(self) -> int:
-        """How many epochs are to be done whole."""
+        """The number of epochs of which all tasks are to be done."""
         if not self.stopped:
             return self.epochs
         return max(0, self.reached[0] + (self.reached[1] + 1 == self.plan.tasks))
 
     @property
     def expected(self) -> int:
-        """Samples of all tasks that are to be done, over all epochs."""
+        """The number of samples of all tasks that are to be done, over all epochs."""
         if not self.stopped:
             return self.epochs * self.plan.samples_per_epoch
         return max(0, self.reached[0]) * self.plan.samples_per_epoch + self._samples_wanted(self.reached[0])
@@ -105,60 +105,60 @@ class TaskQueue:
         return sum(self.plan.samples_in_task(task) for task in range(self.reached[1] + 1))
 
     def begun(self) -> TaskSet:
-        """Every task up to the last one that was begun."""
+        """Return every task up to the last one that was begun."""
         return TaskSet.through(self.plan.tasks, self.reached)
 
     def batches_left(self, epoch: int) -> int:
-        """Batches of the epoch's tasks that are to be done and are not (a task counts whole)."""
+        """Return the number of batches of the epoch's open tasks; all batches of a task count until it is done."""
         if epoch > self.open:
             return 0 if self.stopped else self.plan.batches
         return self._left[epoch]
 
     def samples_done(self, epoch: int) -> int:
-        """Samples of the epoch's tasks that are done."""
+        """Return the number of samples of the epoch's tasks that are done."""
         if epoch > self.open:
             return 0
         undone = sum(self.plan.samples_in_task(task) for task in self._undone[epoch])
         return self._samples_wanted(epoch) - undone
 
     def idle_tasks(self) -> int:
-        """Tasks that could be handed out now."""
+        """Return the number of tasks that can be leased."""
         undone = sum(len(tasks) for tasks in self._undone.values())
         return undone - sum(task[1] in self._undone.get(task[0], ()) for task in self.leases)
 
     # --- Events ---
 
     def open_next(self) -> bool:
-        """Open the next epoch; False if there is none."""
+        """Open the next epoch; return False if there is none."""
         if self.open >= self.last:
             return False
         self.open += 1
-        for task in self._look(self.open):
+        for task in self._recompute(self.open):
             heapq.heappush(self._waiting, (self.open, task))
         return True
 
     def stop(self) -> None:
-        """From now on only what is begun is to be done."""
+        """Reduce the tasks to be done to those that were begun."""
         self.stopped = True
-        self._bound()
+        self._rebuild()
 
     def _reach(self, task: Task) -> None:
-        """Somebody has begun a task."""
+        """Record that a task was begun."""
         if task > self.reached:
             self.reached = task
             if self.stopped:
-                self._bound()
+                self._rebuild()
 
-    def _bound(self) -> None:
-        """What is to be done ends with what is begun."""
+    def _rebuild(self) -> None:
+        """Rebuild the waiting tasks of a stopped job."""
         while self.open_next():
             pass
-        free = ((epoch, task) for epoch in range(self.open + 1) for task in self._look(epoch))
+        free = ((epoch, task) for epoch in range(self.open + 1) for task in self._recompute(epoch))
         self._waiting = [task for task in free if task not in self.leases]
         heapq.heapify(self._waiting)
 
-    def _look(self, epoch: int) -> set[int]:
-        """Find anew what is to be done of an epoch and is not."""
+    def _recompute(self, epoch: int) -> set[int]:
+        """Recompute the open tasks of an epoch from the evidence."""
         missing: set[int] = set()
         for tasks in self._evidence.values():
             missing.update(tasks.missing(epoch))
@@ -169,14 +169,14 @@ class TaskQueue:
         return missing
 
     def lease(self, holder: int, *, early: bool) -> Lease | None:
-        """Hand out the first task that waits.
+        """Lease the first waiting task.
 
         Args:
             holder: The trainer's life.
-            early: Whether the next epoch may open while tasks of this one are still being worked on.
+            early: Whether the next epoch may open while tasks of the current one are leased.
 
         Returns:
-            The lease, or None: then either everything opened is done (``epoch_done``), or others work on what is left.
+            The lease; None if every open epoch is done (``epoch_done``) or all its open tasks are leased.
         """
         while True:
             while self._waiting:
@@ -192,7 +192,11 @@ class TaskQueue:
                 return None
 
     def adopt(self, holder: int, lease: Lease) -> bool:
-        """Let a trainer keep a lease from an earlier connection or an earlier master; False if another has the task."""
+        """Renew a trainer's lease of an earlier connection or an earlier master.
+
+        Returns:
+            Whether the lease is renewed; False if there is no such task, or another trainer holds it.
+        """
         task = (lease.epoch, lease.task)
         if not (0 <= lease.epoch < self.epochs and 0 <= lease.task < self.plan.tasks):
             return False
@@ -207,10 +211,10 @@ class TaskQueue:
         return True
 
     def acknowledge(self, lease: Lease, slots: Collection[int]) -> bool:
-        """A trainer says that these slots have a task, under their current grants.
+        """Add a trainer's evidence that these slots have a task under their current grants.
 
         Returns:
-            Whether the task is done; then its lease, whoever held it, has ended.
+            Whether the task is done; in that case its lease has ended, whichever trainer held it.
         """
         task = (lease.epoch, lease.task)
         if not (0 <= lease.epoch <= self.open and 0 <= lease.task < self.plan.tasks):
@@ -226,7 +230,7 @@ class TaskQueue:
         return True
 
     def release(self, task: Task, holder: int | None = None) -> bool:
-        """End a lease (of that holder) without the task being done: it waits again."""
+        """End a lease whose task is not done, so that the task waits; return whether there was one (of ``holder``)."""
         current = self.leases.get(task)
         if current is None or (holder is not None and current[0] != holder):
             return False
@@ -236,7 +240,7 @@ class TaskQueue:
         return True
 
     def held_by(self, holder: int) -> list[Lease]:
-        """A trainer's leases."""
+        """Return a trainer's leases."""
         return list(self._of.get(holder, {}).values())
 
     def _hold(self, holder: int, task: Task, lease: Lease) -> None:
@@ -253,22 +257,22 @@ class TaskQueue:
                 del self._of[ended[0]]
 
     def replace(self, slots: Collection[int], tasks: TaskSet, *, reached: Task = NOTHING) -> int:
-        """A holder's report: this is what these slots have, whatever was believed before.
+        """Replace the evidence about slots by their holder's report (rule 2).
 
         Args:
-            slots: Which.
-            tasks: The tasks that they have whole.
-            reached: The last task that they have any batch of.
+            slots: The slots.
+            tasks: The tasks that the slots have finished.
+            reached: The last task of which the slots have any batch. Default: none.
 
         Returns:
-            How many batches are to be done that were not before.
+            The number of batches of reopened tasks.
         """
         before = dict(self._undone)
         self._evidence.replace(slots, tasks)
         self._reach(max(reached, tasks.highest))
         back = 0
         for epoch in range(self.open + 1):
-            for task in self._look(epoch) - before.get(epoch, set()):
+            for task in self._recompute(epoch) - before.get(epoch, set()):
                 back += self.plan.batches_in(task)
                 if (epoch, task) not in self.leases:
                     heapq.heappush(self._waiting, (epoch, task))

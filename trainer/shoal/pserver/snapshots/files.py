@@ -1,17 +1,17 @@
-"""Snapshots on disk: one file holds some slots whole, and never a half of one.
+"""Snapshot files: each file holds the complete state of one or more slots.
 
-A file appears under its name only when every byte of it is on the disk: written beside, synced, renamed, and the
-folder synced. It is a safetensors file, which anybody can read without running code, and carries what is needed to
-doubt it: the job's uid and the digest of its shape, so that nobody restores a stranger's parameters, and a checksum of
-every tensor and of the description, so that a disk's bit that turned over is found before it is trained on.
+A file gets its name only when every byte of it is on the disk: it is written under a temporary name, synced and renamed, and
+the directory is synced. It is a safetensors file, which can be read without running code. It carries the job's UID and the
+digest of the model spec, so that parameters of another job are never restored, and a checksum of every tensor and of the
+description, so that a flipped bit on the disk is found before training uses it.
 
-Checking comes in two strengths. ``describe`` reads the head of a file and compares its size: enough to offer it, and
-cheap enough for every file at a start. ``read`` checks every byte that it returns. A written file is let go from the
-system's cache, so that reading it back asks the disk.
+There are two levels of checks. ``describe`` reads the header of a file and compares its size: enough to offer the file, and
+cheap enough for every file at start. ``read`` checks every byte that it returns. A written file is dropped from the page
+cache, so that reading it back reads the disk.
 
-Names begin with the time in nanoseconds and never run backwards within a folder, whatever the clock does, so that
-their order is the order of writing; a random part keeps two processes apart. A pinned file has an empty marker beside
-it, and is never deleted.
+Names begin with the time in nanoseconds and always increase within a directory, even if the clock is set back, so that their
+order is the order of writing; a random part separates two processes. A pinned file has an empty marker file next to it, and
+is never deleted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-"""Version of the description; a file with another one is refused."""
+"""Version of the description; a file with another version is refused."""
 
 _SUFFIX = ".safetensors"
 _PIN = ".pin"
@@ -77,13 +77,13 @@ _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 
 
 class SnapshotError(Exception):
-    """A snapshot could not be written, or must not be read; the message names the file and what is wrong."""
+    """A snapshot could not be written, or must not be read; the message names the file and the reason."""
 
 
 class SlotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a snapshot says of one slot, beside its tensors.
+    """The description of one slot in a snapshot.
 
-    ``batches``, ``samples`` and ``skipped`` are what the slot counted; ``history`` its encoded watermarks.
+    ``batches``, ``samples`` and ``skipped`` (samples) are the slot's counters; ``history`` is its encoded watermarks.
     """
 
     slot: int
@@ -94,7 +94,7 @@ class SlotRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SnapshotDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a snapshot says of itself: the job, the digest of its shape, and the slots in it, ascending."""
+    """The description of a snapshot: the job, the digest of its model spec, and the slots in it, ascending."""
 
     format: int
     uid: str
@@ -103,7 +103,7 @@ class SnapshotDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class _Place(msgspec.Struct, frozen=True):
-    """A tensor in the head of a safetensors file."""
+    """A tensor in the header of a safetensors file."""
 
     dtype: str
     shape: list[int]
@@ -112,7 +112,7 @@ class _Place(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Offers:
-    """The snapshots in a folder: the good ones, newest first, and for the others, why not (name, reason)."""
+    """The snapshots in a directory: the valid ones, newest first, and (name, reason) of each refused one."""
 
     good: list[tuple[str, SnapshotDescription]]
     refused: list[tuple[str, str]]
@@ -140,20 +140,20 @@ def write(
     records: Sequence[SlotRecord],
     tensors: Mapping[int, Mapping[str, Tensor]],
 ) -> str:
-    """Write a snapshot; when this returns it is on the disk.
+    """Write a snapshot and sync it to the disk.
 
     Args:
-        directory: An existing folder on the disk that is to hold it.
-        uid: The job's.
-        digest: Of the job's shape.
-        records: The slots in it.
-        tensors: For each of these slots everything that is to be restored, by name.
+        directory: An existing directory.
+        uid: UID of the job.
+        digest: Digest of the job's model spec.
+        records: The slots in the snapshot.
+        tensors: For each of these slots the tensors to be restored, by name.
 
     Returns:
-        The file's name in the folder.
+        The name of the file in the directory.
 
     Raises:
-        SnapshotError: It could not be written; nothing of it is left, and older ones are untouched.
+        SnapshotError: The snapshot could not be written; no part of it remains, and older snapshots are untouched.
     """
     ordered = sorted(records, key=lambda record: record.slot)
     flat = {
@@ -186,10 +186,10 @@ def write(
 
 
 def describe(path: Path, *, uid: str, digest: str) -> SnapshotDescription:
-    """What a snapshot says of itself, after a look at its head and size.
+    """Return the description of a snapshot after a check of its header and size.
 
     Raises:
-        SnapshotError: It is not there, cut off, damaged in its head, or of another job or shape.
+        SnapshotError: The file is missing, truncated, has a damaged header, or is of another job or model spec.
     """
     with _opened(path) as file:
         return _read_head(file, path, uid=uid, digest=digest).description
@@ -198,20 +198,20 @@ def describe(path: Path, *, uid: str, digest: str) -> SnapshotDescription:
 def read(
     path: Path, *, uid: str, digest: str, slots: Collection[int] | None = None, verify: bool = True
 ) -> tuple[SnapshotDescription, dict[int, dict[str, Tensor]]]:
-    """Read slots out of a snapshot.
+    """Read slots from a snapshot.
 
     Args:
         path: The file.
-        uid: The job's.
-        digest: Of the job's shape.
-        slots: Which; None means all that are in it.
-        verify: Compare the checksum of every tensor that is returned.
+        uid: UID of the job.
+        digest: Digest of the job's model spec.
+        slots: The slots to read. Default: None, all slots in the file.
+        verify: Compare the checksum of every tensor that is returned. Default: True.
 
     Returns:
-        Its description, and for each slot the tensors by name, in memory of their own.
+        The description of the snapshot, and for each slot the tensors by name, in newly allocated memory.
 
     Raises:
-        SnapshotError: It is not there, cut off, damaged, of another job or shape, or lacks a slot.
+        SnapshotError: The file is missing, truncated, damaged, of another job or model spec, or lacks a slot.
     """
     with _opened(path) as file:
         head = _read_head(file, path, uid=uid, digest=digest)
@@ -233,10 +233,10 @@ def read(
 
 
 def offers(directory: Path, *, uid: str, digest: str) -> Offers:
-    """The snapshots in a folder; one that is not there has none.
+    """Return the snapshots in a directory; none if the directory does not exist.
 
     Raises:
-        SnapshotError: The folder cannot be read.
+        SnapshotError: The directory cannot be read.
     """
     good: list[tuple[str, SnapshotDescription]] = []
     refused: list[tuple[str, str]] = []
@@ -249,7 +249,7 @@ def offers(directory: Path, *, uid: str, digest: str) -> Offers:
 
 
 def pin(directory: Path, name: str) -> None:
-    """Keep this snapshot for ever; when this returns, the pin is on the disk.
+    """Pin a snapshot, so that it is never deleted, and sync the pin to the disk.
 
     Raises:
         SnapshotError: There is no such snapshot, or the pin could not be written.
@@ -265,15 +265,15 @@ def pin(directory: Path, name: str) -> None:
 
 
 def pinned(directory: Path) -> set[str]:
-    """The names of the pinned snapshots in a folder."""
+    """Return the names of the pinned snapshots in a directory."""
     return {path.name.removesuffix(_PIN) for path in directory.glob(f"*{_SUFFIX}{_PIN}")}
 
 
 def delete(directory: Path, name: str) -> None:
-    """Delete a snapshot; nothing happens if it is gone.
+    """Delete a snapshot; no effect if it does not exist.
 
     Raises:
-        SnapshotError: It is pinned, or the disk refuses.
+        SnapshotError: It is pinned, or the file system returns an error.
     """
     if (directory / f"{name}{_PIN}").exists():
         raise SnapshotError(f"snapshot {directory / name} is pinned and stays")
@@ -285,7 +285,10 @@ def delete(directory: Path, name: str) -> None:
 
 
 def sweep(directory: Path) -> list[str]:
-    """Remove what a killed process left half-written; the names. For the one process that writes here, as it starts."""
+    """Delete files that a killed process left half-written; return their names.
+
+    Only for the one process that writes to this directory, at its start.
+    """
     left = [path for path in directory.glob(f".*{_SUFFIX}{_TEMPORARY}") if path.is_file()]
     for path in left:
         path.unlink(missing_ok=True)
@@ -324,7 +327,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _make_head(description: SnapshotDescription, flat: Mapping[str, Tensor]) -> bytes:
-    """The length and the JSON that a safetensors file begins with, padded so that the data is aligned."""
+    """Return the length and the JSON at the start of a safetensors file, padded so that the data is aligned."""
     places: dict[str, _Place] = {}
     offset = 0
     for name, tensor in flat.items():
@@ -345,7 +348,7 @@ def _read_head(file: BufferedReader, path: Path, *, uid: str, digest: str) -> _H
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, _LONGEST_HEAD):
-        raise SnapshotError(f"snapshot {path} is cut off or no snapshot: {size} bytes, and its head is not whole")
+        raise SnapshotError(f"snapshot {path} is cut off or no snapshot: {size} bytes, with an incomplete header")
     try:
         parts = _heads.decode(file.read(length))
         metadata = _strings.decode(parts.pop("__metadata__", b"{}"))
@@ -389,7 +392,7 @@ def _read_tensor(file: BufferedReader, start: int, name: str, place: _Place, pat
     for extent in place.shape:
         count *= extent
     if dtype is None or min(place.shape, default=0) < 0 or begin < 0 or end - begin != count * dtype.itemsize:
-        raise SnapshotError(f"snapshot {path}: {name} is damaged (its place in the head makes no sense)")
+        raise SnapshotError(f"snapshot {path}: {name} is damaged (its entry in the header is invalid)")
     tensor = torch.empty(place.shape, dtype=dtype)
     file.seek(start + begin)
     if file.readinto(_bytes(tensor)) != tensor.nbytes:
@@ -398,13 +401,13 @@ def _read_tensor(file: BufferedReader, start: int, name: str, place: _Place, pat
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return a view of the memory of a contiguous tensor."""
     array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(array)
 
 
 def _checksum(name: str, tensor: Tensor) -> str:
-    """Over everything that a tensor is; hashing lets other threads run."""
+    """Return the checksum of a tensor's name, dtype, shape and content; hashing releases the GIL."""
     found = hashlib.blake2b(digest_size=16)
     found.update(msgspec.json.encode([name, _CODES[tensor.dtype], list(tensor.shape)]))
     content = _bytes(tensor)

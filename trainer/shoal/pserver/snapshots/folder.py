@@ -1,4 +1,4 @@
-"""A server's snapshot folder as the protocol sees it: files on offer, slots out of them, and what may be deleted."""
+"""The snapshot directory of a server: lists, reads, writes and prunes its files for the protocol state."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class SnapshotFolder:
     """The snapshots of one server.
 
     Args:
-        folder: Made if it is not there.
-        uid: The job's.
-        shape: The job's; snapshots of another one are refused.
-        keep: How many snapshots of each slot are kept.
+        folder: The directory; created if it does not exist.
+        uid: UID of the job.
+        shape: Model spec of the job; snapshots of another one are refused.
+        keep: Number of snapshots to keep of each slot, at least 2.
 
     Attributes:
-        refused: Why files in the folder are not offered.
+        refused: The reason for each file in the directory that is not offered.
 
     Raises:
-        OSError: The folder cannot be made.
+        OSError: The directory cannot be created.
     """
 
     def __init__(self, folder: Path, *, uid: str, shape: ModelSpec, keep: int) -> None:
@@ -53,18 +53,19 @@ class SnapshotFolder:
             )
             for name, description in reversed(offers.good)
         }
-        """By name, oldest first."""
+        """Name -> file, oldest first."""
 
     def files(self) -> list[File]:
-        """All good snapshots."""
+        """Return all valid snapshots, oldest first."""
         with self._lock:
             return list(self._files.values())
 
     def load(self, name: str, slot: int) -> tuple[dict[str, Tensor], bytes]:
-        """A slot's state and history out of a snapshot, every byte checked.
+        """Return a slot's state and history from a snapshot, with every byte checked.
 
         Raises:
-            DiskError: It is not there, damaged, foreign, or lacks the slot; it is not offered any more.
+            DiskError: The file is missing, damaged, of another job, or lacks the slot; a file that cannot be read is no
+                longer offered.
         """
         if self._cached[0] != name or slot not in self._cached[1]:
             try:
@@ -72,27 +73,31 @@ class SnapshotFolder:
             except files.SnapshotError as error:
                 with self._lock:
                     self._files.pop(name, None)
-                raise DiskError(f"{error}; an older one is taken") from error
+                raise DiskError(f"{error}; an older one is used") from error
             histories = {record.slot: record.history for record in description.slots}
             self._cached = (name, {number: (tensors, histories[number]) for number, tensors in found.items()})
         held = self._cached[1]
         if slot not in held:
-            raise DiskError(f"snapshot {name} does not hold slot {slot} any more")
+            raise DiskError(f"snapshot {name} no longer holds slot {slot}")
         state = held.pop(slot)
         if not held:
             self._cached = ("", {})
         return state
 
     def release(self, slot: int, names: Iterable[str]) -> None:
-        """For this slot these files need not be kept (rule 10)."""
+        """Note that these files need not be kept for this slot (rule 10)."""
         with self._lock:
             self._released.update((slot, name) for name in names)
 
     def write(self, snapshot: Snapshot, *, pin: bool) -> str:
-        """Write a snapshot; with ``pin`` it is read back whole, and never deleted. Its name.
+        """Write a snapshot; return its name.
+
+        Args:
+            snapshot: The slots.
+            pin: Read the file back completely and pin it, so that it is never deleted.
 
         Raises:
-            DiskError: It could not be written, or not be read back.
+            DiskError: The snapshot could not be written or not be read back.
         """
         records = [
             files.SlotRecord(
@@ -115,7 +120,7 @@ class SnapshotFolder:
         return name
 
     def prune(self) -> None:
-        """Delete what need not be kept. A file that cannot be deleted stays for the next time."""
+        """Delete the files that need not be kept. A file that cannot be deleted is retried at the next call."""
         with self._lock:
             stored = [retention.StoredFile(name, frozenset(file.slots)) for name, file in self._files.items()]
             released = set(self._released)

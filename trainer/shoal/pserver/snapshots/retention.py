@@ -1,11 +1,12 @@
-"""Which snapshots a server may delete: rule 10 of the exactly-once protocol, and nothing else.
+"""Retention of snapshots: which files a server may delete (rule 10 of the exactly-once protocol).
 
-To keep the newest files is not enough. A slot that has moved away is in the old files only, and if its new holder dies
-before its first snapshot, these are all there is of it. So the files are counted per slot: a file goes only when every
-slot in it is safe without it, by newer files here or by the master's word. What is pinned stays.
+Keeping the newest files is not enough. A slot that has moved to another server is in the old files only, and if the new
+holder fails before its first snapshot, these are the only copies. Files are therefore counted per slot: a file is deleted
+only when every slot in it is safe without it, because of newer files here or because the master released it. Pinned files
+stay.
 
-A file that the master has released for a slot still counts as a newer one for the files before it: the word was given
-for newer files elsewhere, which are newer than those, too.
+A file that the master has released for a slot still counts as a newer one for the files before it: the master released it
+because of newer files on another server, which are also newer than those.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["StoredFile", "deletable"]
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A good snapshot of this server, and the slots in it."""
+    """A valid snapshot of this server, and the slots in it."""
 
     name: str
     slots: frozenset[int]
@@ -31,17 +32,17 @@ def deletable(
     pinned: Collection[str] = (),
     released: Collection[tuple[int, str]] = (),
 ) -> list[str]:
-    """The files that may go, oldest first.
+    """Return the files that may be deleted, oldest first.
 
     Args:
-        files: This server's good snapshots, oldest first.
+        files: Valid snapshots of this server, oldest first.
         keep: How many newer files of this server must hold a slot before an older one is not needed for it; with 2,
-            one damaged file costs nothing.
-        pinned: Names of files that stay.
-        released: (slot, name of file) pairs of which the master said that they need not be kept.
+            one damaged file loses nothing.
+        pinned: Names of the pinned files. Default: none.
+        released: (slot, name of file) pairs that the master released. Default: none.
 
     Returns:
-        Names. Deleting some of them only, in any order, is as safe.
+        The names. Deleting only some of them, in any order, is safe, too.
 
     Raises:
         ValueError: ``keep`` is less than 1.

@@ -1,1 +1,1 @@
-"""What a parameter server holds: tensors, grants and watermarks of its slots. No sockets, threads or clock."""
+"""The state of a parameter server: tensors, grants and watermarks of its slots. No sockets, threads or clock."""

@@ -1,7 +1,7 @@
-"""The tensors that are not cut into slots: the module's buffers and its fixed tensors, all in slot 0.
+"""The tensors that are not divided into slots: the module's buffers and its fixed tensors, all in slot 0.
 
-Both are the first trainer's from the beginning and are in every snapshot of slot 0. Buffers are merged with those of
-the trainers; fixed tensors (frozen parameters, non-persistent buffers) never change.
+The first trainer supplies their initial values, and every snapshot of slot 0 contains them. Buffers are merged with those
+of the trainers; fixed tensors (frozen parameters, non-persistent buffers) never change.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class WholeTensors:
     """The buffers and fixed tensors of a job.
 
     Args:
-        shape: What the job trains.
+        shape: The model spec of the job.
 
     Attributes:
-        buffer_area: Where each buffer lies in a payload.
-        fixed_area: Where each fixed tensor lies in a payload.
+        buffer_area: Offset of each buffer in a payload.
+        fixed_area: Offset of each fixed tensor in a payload.
 
     Raises:
-        ValueError: A dtype that cannot be moved, or a merge that does not exist or does not suit the dtype.
+        ValueError: A dtype is not supported, or a merge does not exist or does not suit the dtype.
     """
 
     def __init__(self, shape: ModelSpec) -> None:
@@ -49,21 +49,21 @@ class WholeTensors:
         return bool(self.buffer_area.entries or self.fixed_area.entries)
 
     def clear(self) -> None:
-        """Hold nothing: the values have not come yet, or slot 0 is elsewhere."""
+        """Free the tensors: their values have not arrived yet, or another server holds slot 0."""
         self._buffers = self._fixed = None
 
     def check(self, buffers: Sequence[Tensor], fixed: Sequence[Tensor]) -> None:
-        """Make sure that these are one flat tensor for each buffer and each fixed tensor.
+        """Check that there is one flat tensor for each buffer and each fixed tensor.
 
         Raises:
-            ValueError: They are not.
+            ValueError: The number of tensors differs.
         """
         for kind, area, tensors in (("buffers", self.buffer_area, buffers), ("fixed", self.fixed_area, fixed)):
             if len(tensors) != len(area.entries):
                 raise ValueError(f"slot {WHOLE_SLOT} needs {len(area.entries)} {kind}, got {len(tensors)}")
 
     def initialise(self, buffers: Sequence[Tensor], fixed: Sequence[Tensor]) -> None:
-        """Take copies of the first trainer's values (flat, in the shape's order)."""
+        """Copy the first trainer's values (flat, in the order of the model spec)."""
         self._buffers = [tensor.clone() for tensor in buffers]
         self._fixed = [tensor.clone() for tensor in fixed]
 
@@ -95,7 +95,7 @@ class WholeTensors:
             seen.copy_(mine)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of everything: ``buffers/NAME`` and ``fixed/NAME``."""
+        """Return copies of all tensors, named ``buffers/NAME`` and ``fixed/NAME``."""
         tensors: dict[str, Tensor] = {}
         for kind, area, held in (
             ("buffers", self.buffer_area, self._buffers),
@@ -106,7 +106,7 @@ class WholeTensors:
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of ``state``.
+        """Install tensors that ``state`` returned.
 
         Raises:
             ValueError: A tensor is missing, or has another size or dtype.

@@ -1,12 +1,12 @@
 """The dense parameters of a server's slots, updated by torch's own optimizers, and their moving averages.
 
-Every piece of every slot is a tensor of its own, with optimizer state of its own, because slots come, go and fall
-behind by themselves: a push is applied at some slots and is an old acquaintance at others. One optimizer per parameter
-group runs over the pieces of all slots at once; where a piece has no gradient, torch leaves it alone, its state and its
-count of steps included. That is all the selection there is.
+Every piece of every slot is a separate tensor with separate optimizer state, because slots move and fall behind
+independently: a push may be new at some slots and a duplicate at others. One optimizer per parameter group runs over the
+pieces of all slots at once; torch skips a piece without a gradient, including its state and its count of steps. No other
+selection is needed.
 
-Gradients and values are views into memory that belongs to a connection (``DenseViews``), made once: a push of 40 MB is
-read where it lies, and never written to.
+Gradients and values are views into the memory of a connection (``DenseViews``) that are created once: a push of 40 MB is
+read in place and never modified.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Dense:
     """The dense pieces of the slots that a server holds.
 
     Args:
-        shape: What the job trains.
-        slots_total: Slots of the job.
+        shape: The model spec of the job.
+        slots_total: Number of slots of the job.
 
     Raises:
-        UnsupportedOptimizer: A group's optimizer cannot run here.
+        UnsupportedOptimizer: The optimizer of a group is not supported on parameter servers.
     """
 
     def __init__(self, shape: ModelSpec, slots_total: int) -> None:
@@ -43,7 +43,7 @@ class Dense:
         self._cut = pieces(shape, slots_total)
         self._values: dict[int, list[Tensor]] = {}
         self._averages: dict[int, list[Tensor]] = {}
-        """Of the slots at which a step was applied, where the job keeps averages."""
+        """Slot -> moving averages, of the slots at which a step was applied; empty if the job keeps no averages."""
         self._constrains = any(is_constrained(parameter) for parameter in shape.dense)
         self._optimizers: dict[int, Optimizer] = {}
         self._options: dict[int, dict[str, Any]] = {}
@@ -53,13 +53,13 @@ class Dense:
             self._options[index] = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
 
     def create(self, slot: int) -> None:
-        """Hold the slot from now on: zeros, and the optimizer's first state."""
+        """Allocate the slot with zeros and the optimizer's initial state."""
         if slot in self._values:
             self.drop(slot)
         self._values[slot] = [self._new(piece) for piece in self._cut[slot]]
 
     def drop(self, slot: int) -> None:
-        """Hold it no longer."""
+        """Free the slot's values, averages and optimizer state."""
         gone = self._values.pop(slot)
         self._averages.pop(slot, None)
         ids = {id(value) for value in gone}
@@ -70,25 +70,25 @@ class Dense:
             self._optimizer(piece).state.pop(value, None)
 
     def initialise(self, slot: int, values: Sequence[Tensor]) -> None:
-        """Take these values, one tensor per piece; the optimizer starts anew."""
+        """Allocate the slot with these values, one tensor per piece, and the optimizer's initial state."""
         self.create(slot)
         _copy(self._values[slot], values)
 
     def check(self, slots: Collection[int], views: DenseViews) -> None:
-        """Make sure that a push of these slots can be applied.
+        """Check that a push can be applied at these slots.
 
         Raises:
-            ValueError: It cannot: the slots are not in the push.
+            ValueError: A slot is not in the push.
         """
         missing = [slot for slot in slots if slot not in views.by_slot]
         if missing:
             raise ValueError(f"a push for the slots {list(views.by_slot)} cannot be applied at {missing}")
 
     def check_options(self, options: Mapping[int, Mapping[str, Any]]) -> None:
-        """Make sure that a push's options exist.
+        """Check the options of a push, given by parameter group.
 
         Raises:
-            ValueError: A group does not exist, or its optimizer has no such option, or takes no such value.
+            ValueError: A group does not exist, or its optimizer does not have the option or accept the value.
         """
         for index, changed in options.items():
             if not 0 <= index < len(self._shape.groups):
@@ -105,9 +105,9 @@ class Dense:
         absent: Collection[int],
         options: Mapping[int, Mapping[str, Any]],
     ) -> None:
-        """Take one step at these slots; then constrain their values and bring their moving averages up to date.
+        """Take one optimizer step at these slots, then constrain their values and update their moving averages.
 
-        Constraints and averages take every piece, as they do in a plain loop, also one that has no gradient.
+        Constraints and averages apply to every piece, as in a plain loop, including pieces without a gradient.
         """
         without = set(absent)
         groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -126,11 +126,11 @@ class Dense:
             self._average(slots)
 
     def read(self, views: DenseViews, *, average: bool = False) -> None:
-        """Copy the values of the views' slots into them; slots that are not held here stay as they are.
+        """Copy the values of the views' slots into the views; slots that are not held here are not written.
 
         Args:
             views: The memory to write into.
-            average: Copy the moving averages instead; of a slot without an applied step, the values.
+            average: Copy the moving averages instead; for a slot without an applied step, the values. Default: False.
 
         Raises:
             ValueError: The job keeps no moving averages.
@@ -146,11 +146,11 @@ class Dense:
         _copy(targets, sources)
 
     def export(self, slot: int) -> list[Tensor]:
-        """Copies of the slot's pieces, in the order of the parameters."""
+        """Return copies of the slot's pieces, in the order of the parameters."""
         return [value.clone() for value in self._values[slot]]
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """Copies of everything of the slot: ``dense/NAME@START``, ``state/KEY/NAME@START``, ``ema/NAME@START``."""
+        """Return copies of the slot's state: ``dense/NAME@START``, ``state/KEY/NAME@START``, ``ema/NAME@START``."""
         tensors: dict[str, Tensor] = {}
         for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
             label = self._label(piece)
@@ -163,7 +163,7 @@ class Dense:
         return tensors
 
     def load(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of ``state``.
+        """Install tensors that ``state`` returned.
 
         Raises:
             ValueError: A piece is missing, or has another size or dtype.
@@ -204,11 +204,11 @@ class Dense:
             for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
                 parameter = self._shape.dense[piece.parameter]
                 if is_constrained(parameter):
-                    # A piece of a parameter with a largest norm has whole rows.
+                    # A piece of a parameter with a maximum norm consists of whole rows.
                     constrain(value.view(-1, *parameter.shape[1:]) if parameter.max_norm else value, parameter)
 
     def _average(self, slots: Collection[int]) -> None:
-        """What ``torch.optim.swa_utils.get_ema_multi_avg_fn`` computes, the same way to the bit."""
+        """Update the moving averages; bit-identical to ``torch.optim.swa_utils.get_ema_multi_avg_fn``."""
         averages: list[Tensor] = []
         values: list[Tensor] = []
         for slot in slots:
@@ -225,7 +225,7 @@ class Dense:
         index = self._shape.dense[piece.parameter].group
         group = self._shape.groups[index]
         self._optimizers[index].param_groups[0]["params"].append(value)
-        # Some optimizers make their state when they are built: one built for this piece alone gives it.
+        # Some optimizers create their state in the constructor: build one for this piece alone and take its state.
         state = build(group.optimizer, [value], group.options).state.get(value)
         if state:
             self._optimizers[index].state[value] = state
@@ -239,7 +239,7 @@ class Dense:
 
 
 def _empty(group: Group) -> Optimizer:
-    """The optimizer without any parameter, which its constructor would refuse."""
+    """Build an optimizer without parameters, which its constructor would reject."""
     placeholder = torch.zeros(1)
     optimizer = build(group.optimizer, [placeholder], group.options)
     optimizer.param_groups[0]["params"] = []

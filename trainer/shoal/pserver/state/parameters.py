@@ -1,10 +1,10 @@
-"""All that a parameter server holds: the dense pieces, table rows, buffers and fixed tensors of its slots.
+"""All tensors of a parameter server: the dense pieces, table rows, buffers and fixed tensors of its slots.
 
-Which pushes are applied where is the protocol's business; this class is told the slots and does the arithmetic, so that
-it can be tested against a plain PyTorch loop, and a loop it must equal: one slot or sixteen, kept or moved or restored
-in the middle. It checks a push whole before it touches anything: what raises ``ValueError`` has changed nothing.
+The protocol state decides which pushes are applied at which slots; ``Parameters`` only does the arithmetic. Tests compare it
+with a plain PyTorch loop, whose results it must equal with one slot or sixteen, kept, moved or restored halfway. A push is
+checked completely before anything is modified: after a ``ValueError`` nothing has changed.
 
-It has no lock: the caller sees to it that a state is not read while a push is applied.
+There is no lock: the caller must not read a state while a push is applied.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from shoal.tensors.views import DenseViews, TensorViews
 __all__ = ["DenseViews", "Parameters", "TableExport", "TableRows"]
 
 TableRows = tuple[int, Tensor, Tensor]
-"""Table index, row numbers int64 [n] (each once), gradients or values [n, dim]."""
+"""Table index, row numbers int64 [n] (distinct), gradients or values [n, dim]."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableExport:
-    """A slot's values without optimizer state, copied: the dense pieces, and per table (row numbers, values)."""
+    """Copies of a slot's values without optimizer state: the dense pieces, and per table (row numbers, values)."""
 
     dense: list[Tensor]
     tables: list[tuple[Tensor, Tensor]]
@@ -42,16 +42,16 @@ class Parameters:
     """The parameters and optimizer state of a server's slots.
 
     Args:
-        shape: What the job trains.
-        slots_total: Slots of the job.
-        seed: The job's, for the first values of table rows.
+        shape: The model spec of the job.
+        slots_total: Number of slots of the job.
+        seed: Seed of the job, for the initial values of table rows.
 
     Raises:
-        UnsupportedOptimizer: A group's optimizer cannot run here.
-        ValueError: A dtype that cannot be moved, or a buffer's merge that does not exist.
+        UnsupportedOptimizer: The optimizer of a group is not supported on parameter servers.
+        ValueError: A dtype is not supported, or a buffer's merge does not exist.
 
     Attributes:
-        given: The indices of the tables whose rows the first trainer gives.
+        given: Indices of the given tables, whose initial rows the first trainer supplies.
     """
 
     def __init__(self, shape: ModelSpec, slots_total: int, seed: int) -> None:
@@ -68,16 +68,16 @@ class Parameters:
 
     @property
     def slots(self) -> list[int]:
-        """The slots that are held, ascending."""
+        """The slots that are held here, ascending."""
         return sorted(self._slots)
 
     def create(self, slot: int) -> bool:
-        """Hold the slot from now on: dense zeros, no table row, the optimizer at its start.
+        """Allocate the slot: dense zeros, no table rows, initial optimizer state.
 
         Returns:
-            Whether it waits for initial values. Where the first trainer gives anything at all, every slot waits, also
-            one without elements, so that the first snapshot has all slots. The slots of a job whose rows are all drawn
-            do not wait.
+            Whether it waits for initial values. If the first trainer supplies any values, every slot waits, including
+            slots without elements, so that the first snapshot has all slots. If all rows of the job are drawn, no slot
+            waits.
 
         Raises:
             ValueError: The job has no such slot.
@@ -93,7 +93,7 @@ class Parameters:
         return bool(self.shape.dense or self.given or self._whole)
 
     def rows_in(self, index: int, slot: int) -> int:
-        """How many rows of a given table are in a slot."""
+        """Return the number of rows of a given table in a slot."""
         return self._tables[index].rows_in(slot)
 
     def initialise(
@@ -105,17 +105,17 @@ class Parameters:
         buffers: Sequence[Tensor] = (),
         fixed: Sequence[Tensor] = (),
     ) -> None:
-        """Hold the slot from now on with these initial values.
+        """Allocate the slot with these initial values.
 
         Args:
-            slot: Which.
-            views: Its dense values, and perhaps other slots'.
-            rows: Every row of the slot of each given table.
-            buffers: For slot 0: the buffers, flat.
-            fixed: For slot 0: the fixed tensors, flat.
+            slot: The slot.
+            views: Its dense values; may contain other slots, too.
+            rows: Every row of the slot, for each given table.
+            buffers: The buffers, flat; for slot 0 only.
+            fixed: The fixed tensors, flat; for slot 0 only.
 
         Raises:
-            ValueError: They are not the slot's values, or not all of them; nothing has changed.
+            ValueError: They are not exactly the slot's values; nothing has changed.
         """
         self._dense.check([slot], views)
         if [index for index, _, _ in rows] != self.given:
@@ -132,7 +132,7 @@ class Parameters:
             self._whole.initialise(buffers, fixed)
 
     def drop(self, slot: int) -> None:
-        """Hold the slot no longer; nothing happens if it is not held."""
+        """Free the slot; no effect if it is not held."""
         if slot not in self._slots:
             return
         self._slots.remove(slot)
@@ -151,17 +151,17 @@ class Parameters:
         options: Mapping[int, Mapping[str, Any]] | None = None,
         rows: Sequence[TableRows] = (),
     ) -> None:
-        """Let every optimizer take one step at these slots; constrain and average the dense values then.
+        """Take one step of every optimizer at these slots, then constrain and average the dense values.
 
         Args:
-            slots: Where the push is new.
-            gradients: Of all slots that the trainer attached to; read, never written.
-            absent: Dense parameters without a gradient (None in the script): neither value nor state moves.
-            options: Per group what differs from the registered options in this step.
-            rows: The gradients of tables, for all attached slots; a table that is not among them has none.
+            slots: The slots at which the push is new.
+            gradients: Gradients of all slots that the trainer attached to; read, never written.
+            absent: Dense parameters without a gradient (None in the script): neither value nor state changes.
+            options: By group, the options that differ from the registered ones in this step. Default: none.
+            rows: The gradients of tables, for all attached slots; a table that is not listed has no gradient.
 
         Raises:
-            ValueError: The push does not fit; nothing has changed.
+            ValueError: The push does not match the job; nothing has changed.
         """
         changed = options or {}
         self._check_held(slots)
@@ -182,11 +182,11 @@ class Parameters:
                 self._tables[index].apply(slots, ids, gradient, changed=changed.get(group, {}))
 
     def read(self, views: DenseViews, *, average: bool = False) -> None:
-        """Copy the dense values of the views' slots into them; a slot that is not held here stays as it is there.
+        """Copy the dense values of the views' slots into the views; slots that are not held here are not written.
 
         Args:
             views: The memory to write into.
-            average: Copy the moving averages instead; of a slot without an applied step, the values.
+            average: Copy the moving averages instead; for a slot without an applied step, the values. Default: False.
 
         Raises:
             ValueError: The job keeps no moving averages.
@@ -194,7 +194,7 @@ class Parameters:
         self._dense.read(views, average=average)
 
     def rows(self, index: int, ids: Tensor) -> Tensor:
-        """The values [n, dim] of rows of a table; an untouched one has its first values, and stays untouched.
+        """Return the values [n, dim] of rows of a table; a row never pushed has its initial values and is not stored.
 
         Raises:
             ValueError: There is no such table or row, or a row is in a slot that is not held here.
@@ -205,7 +205,7 @@ class Parameters:
         return table.rows(ids)
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """Copies of everything of a slot, by readable names: values, optimizer state, table rows, whole tensors.
+        """Return copies of a slot's state by name: values, optimizer state, table rows, buffers and fixed tensors.
 
         Raises:
             ValueError: The slot is not held.
@@ -217,10 +217,10 @@ class Parameters:
         return tensors | self._whole.state() if slot == WHOLE_SLOT else tensors
 
     def load(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
-        """Hold the slot from now on as ``state`` gave it.
+        """Allocate the slot with tensors that ``state`` returned.
 
         Raises:
-            ValueError: Something is missing or does not fit; the slot is then not held.
+            ValueError: A tensor is missing, or has another size or dtype; the slot is then not held.
         """
         self.create(slot)
         try:
@@ -234,7 +234,7 @@ class Parameters:
             raise
 
     def export(self, slot: int) -> TableExport:
-        """Copies of a slot's values, without optimizer state.
+        """Return copies of a slot's values, without optimizer state.
 
         Raises:
             ValueError: The slot is not held.
@@ -243,14 +243,14 @@ class Parameters:
         return TableExport(self._dense.export(slot), [table.export(slot) for table in self._tables])
 
     def merge_buffers(self, views: TensorViews, trainers: int) -> None:
-        """Merge a trainer's buffers into the job's, and write what they are now into the views.
+        """Merge a trainer's buffers into the job's, and copy the result into the views.
 
-        Those with merge ``mean`` move by 1/trainers of the difference, so that every trainer has its share in them; to
-        those with ``sum`` the view's increase is added; of the others the last writer's stand.
+        A buffer with merge ``mean`` changes by 1/trainers of the difference, so that all trainers contribute equally; to a
+        buffer with ``sum`` the increase in the view is added; any other buffer is overwritten.
 
         Args:
-            views: The trainer's buffers; of those with ``sum`` the increase since it last took the job's.
-            trainers: How many trainers there are; 0: nothing is merged.
+            views: The trainer's buffers; for ``sum`` the increase since it last received the job's.
+            trainers: Number of trainers of the job; 0: nothing is merged.
 
         Raises:
             ValueError: Slot 0, to which the buffers belong, is not held or waits for its initial values.

@@ -1,10 +1,9 @@
-"""A parameter server without sockets, threads and clock: the master's orders, snapshots, and the trainers' requests.
+"""The protocol state of a parameter server: the master's orders, snapshots and the trainers' requests, without I/O.
 
-Tensors and disk come in as two small interfaces, so that the very same code runs in tests by the thousand, with counts
-for tensors and a dictionary for a disk. The shell (``service``) calls it under one lock, and writes and reads snapshots
-outside of it: ``begin_snapshot`` copies what is to be written, ``snapshot_written`` says what became of it;
-``next_restore`` names what is to be read, ``restored`` takes it. Until then a slot is what it was, as if the order had
-been longer on its way.
+Tensors and disk are two small interfaces, so that tests run the same code thousands of times with counters for tensors and a
+dictionary for the disk. The ``service`` calls it under one lock, and writes and reads snapshots outside of the lock:
+``begin_snapshot`` copies what is to be written and ``snapshot_written`` records the result; ``next_restore`` names what is to
+be read and ``restored`` installs it. Until ``restored`` the slot is unchanged, as if the order had arrived later.
 """
 
 from __future__ import annotations
@@ -23,32 +22,32 @@ __all__ = ["Disk", "DiskError", "ServerState", "Snapshot", "SnapshotSlot", "Tens
 
 
 class DiskError(Exception):
-    """A snapshot cannot be written or read; the message names the file and what is wrong with it."""
+    """A snapshot cannot be written or read; the message names the file and the reason."""
 
 
 class Tensors(Protocol):
     """Parameters and optimizer state of the slots."""
 
     def create(self, slot: int) -> bool:
-        """Make room for a slot; whether it waits for initial values of the first trainer's."""
+        """Allocate a slot; return whether it waits for initial values from the first trainer."""
         ...
 
     def load(self, slot: int, state: Any) -> None:
-        """Take a slot's whole state."""
+        """Install the complete state of a slot."""
         ...
 
     def state(self, slot: int) -> Any:
-        """A copy of a slot's whole state."""
+        """Return a copy of the complete state of a slot."""
         ...
 
     def drop(self, slot: int) -> None:
-        """Let a slot's state go."""
+        """Free the state of a slot."""
         ...
 
 
 @dataclass(frozen=True)
 class SnapshotSlot:
-    """One slot in a snapshot. ``grant`` is what it was served under when it was copied; it is not stored."""
+    """One slot in a snapshot. ``grant`` is its grant at the time of the copy; it is not stored."""
 
     state: Any
     history: bytes
@@ -59,29 +58,29 @@ class SnapshotSlot:
 
 
 Snapshot = dict[int, SnapshotSlot]
-"""What a snapshot holds, by slot."""
+"""The content of a snapshot, by slot."""
 
 
 class Disk(Protocol):
-    """Where this server's snapshots are."""
+    """The snapshots of this server."""
 
     def files(self) -> list[m.File]:
-        """All good snapshots."""
+        """Return all valid snapshots."""
         ...
 
     def release(self, slot: int, names: Iterable[str]) -> None:
-        """For this slot these files need not be kept."""
+        """Note that these files need not be kept for this slot (rule 10)."""
         ...
 
 
 class ServerState:
-    """One parameter server.
+    """The protocol state of one parameter server.
 
     Args:
-        tensors: The slots' tensors.
+        tensors: The tensors of the slots.
         disk: The snapshots.
-        plan: How epochs are cut.
-        epochs: How many there are.
+        plan: How an epoch is divided into tasks and batches.
+        epochs: The number of epochs of the job.
     """
 
     def __init__(self, tensors: Tensors, disk: Disk, *, plan: EpochPlan, epochs: int) -> None:
@@ -93,17 +92,17 @@ class ServerState:
         self._plan = plan
         self._awaiting_values: set[int] = set()
         self._restoring: dict[int, m.Grant] = {}
-        """Slot -> the order by which it is to be read from a snapshot."""
+        """Slot -> the order to restore it from a snapshot."""
         self._final: dict[int, int] = {}
-        """Slot -> grant of those whose last snapshot the master waits for."""
-        self._final_said = b""
-        """What they must have, as the master said it."""
+        """Slot -> grant, of the slots whose final snapshot the master waits for."""
+        self._final_encoded = b""
+        """The encoded tasks that these slots must have, as received from the master; empty: every task of every epoch."""
         self._saved_batches = -1
 
     # --- The master's orders ---
 
     def offer(self, *, addresses: list[str], pid: int, host: str) -> m.ReportState:
-        """Everything, as a new master must know it (rule 3)."""
+        """Return the complete report that the server sends on every connection to a master (rule 3)."""
         return m.ReportState(
             held=self.granted.reports(self.granted.grants),
             waiting=sorted(self._awaiting_values),
@@ -115,7 +114,7 @@ class ServerState:
         )
 
     def order(self, message: Any) -> list[Any]:
-        """Carry out an order; the replies. An ``Ask`` is answered with an offer by the caller."""
+        """Execute an order; return the replies. The caller replies to ``RequestState`` with the result of ``offer``."""
         match message:
             case m.Grant():
                 return self._grant(message)
@@ -134,7 +133,7 @@ class ServerState:
     def _grant(self, message: m.Grant) -> list[Any]:
         slot, grant = message.slot, message.grant
         granted = self.granted
-        self._restoring.pop(slot, None)  # whatever it was: the last order counts
+        self._restoring.pop(slot, None)  # the latest order replaces any earlier one
         if granted.grants.get(slot) == grant:
             return [m.GrantReport(reports=granted.reports([slot]))]
         if granted.fresh.get(slot) == grant:
@@ -151,13 +150,13 @@ class ServerState:
         return [m.GrantReport(reports=granted.reports([slot]))]
 
     def next_restore(self) -> m.Grant | None:
-        """What is to be read from a snapshot next, the order that came first; None: nothing."""
+        """Return the oldest order for a restore, or None."""
         return next(iter(self._restoring.values()), None)
 
     def restored(self, order: m.Grant, state: Any, encoded: bytes) -> list[Any]:
-        """A slot's state and history were read, as an order said; what the master must hear.
+        """Install a slot's state and history as read for an order; return the reports for the master.
 
-        They count under the slot's last order, if that names the same snapshot; else they are let go.
+        They are installed under the slot's latest order if it names the same snapshot; otherwise they are discarded.
         """
         latest = self._take(order)
         if latest is None:
@@ -174,14 +173,14 @@ class ServerState:
         return [m.GrantReport(reports=self.granted.reports([slot]))]
 
     def not_restored(self, order: m.Grant, reason: str) -> list[Any]:
-        """A snapshot cannot be read; what the master must hear."""
+        """Note that the snapshot of an order cannot be read; return the reports for the master."""
         latest = self._take(order)
         if latest is None:
             return []
         return [m.GrantFailed(slot=latest.slot, grant=latest.grant, file=latest.file, reason=reason)]
 
     def _take(self, order: m.Grant) -> m.Grant | None:
-        """The slot's last order, which is carried out now; None: it names another snapshot, or none."""
+        """Remove and return the slot's latest order; None if it names another snapshot or no order is left."""
         latest = self._restoring.get(order.slot)
         if latest is None or latest.file != order.file:
             return None
@@ -204,7 +203,7 @@ class ServerState:
         self._final.pop(slot, None)
 
     def _last(self, message: m.TakeFinalSnapshot) -> list[Any]:
-        self._final_said = message.tasks
+        self._final_encoded = message.tasks
         slots = self.granted.served(message.slots, message.grants)
         unfit = self.granted.unfit(slots, self._final_tasks())
         for slot in slots:
@@ -213,16 +212,16 @@ class ServerState:
         return [m.MissingTasks(reports=self.granted.reports(unfit))] if unfit else []
 
     def _final_tasks(self) -> TaskSet:
-        if self._final_said:
-            return TaskSet.decode(self._final_said)
+        if self._final_encoded:
+            return TaskSet.decode(self._final_encoded)
         return TaskSet.through(self._plan.tasks, (self.epochs - 1, self._plan.tasks - 1))
 
     def awaits_values(self, slot: int, grant: int) -> bool:
-        """Whether a slot waits for its initial values under this grant."""
+        """Return whether a slot waits for its initial values under this grant."""
         return slot in self._awaiting_values and self.granted.fresh.get(slot) == grant
 
     def initialised(self, slots: Iterable[int]) -> None:
-        """These slots' tensors have their initial values now; they are served once a snapshot has them."""
+        """Note that these slots have their initial values; they are served once a snapshot contains them."""
         for slot in slots:
             self._awaiting_values.discard(slot)
             self.granted.load(slot, Watermarks(self._plan))
@@ -231,7 +230,7 @@ class ServerState:
 
     @property
     def moved(self) -> bool:
-        """Whether anything was applied since the last snapshot was begun."""
+        """Whether a batch was applied since the last snapshot was begun."""
         return self._batches() != self._saved_batches
 
     def _batches(self) -> int:
@@ -239,16 +238,16 @@ class ServerState:
 
     @property
     def final_wanted(self) -> bool:
-        """Whether the master waits for the last snapshot of some slot."""
+        """Whether the master waits for the final snapshot of any slot."""
         return bool(self._final)
 
     @property
     def first_wanted(self) -> bool:
-        """Whether fresh slots have their values and wait for their first snapshot."""
+        """Whether any new slot has its initial values and waits for its first snapshot."""
         return any(slot in self.granted for slot in self.granted.fresh)
 
     def begin_snapshot(self) -> Snapshot:
-        """Copy everything that is here; empty if there is nothing."""
+        """Copy the state of every complete slot; the result is empty if there is none."""
         self._saved_batches = self._batches()
         snapshot = {}
         for slot in self.granted.slots:
@@ -264,12 +263,18 @@ class ServerState:
         return snapshot
 
     def snapshot_failed(self) -> None:
-        """It could not be written: it must be tried again."""
+        """Note that the snapshot could not be written and must be retried."""
         self._saved_batches = -1
 
     def snapshot_written(self, name: str, snapshot: Snapshot, *, pinned: bool) -> list[Any]:
-        """A snapshot stands (``pinned``: read back whole, and never deleted). What the master must hear."""
-        replies: list[Any] = [self._snapped(name, snapshot)]
+        """Note that a snapshot is on the disk; return the reports for the master.
+
+        Args:
+            name: Name of the file.
+            snapshot: Its content.
+            pinned: Whether it was read back completely and pinned, so that it is never deleted.
+        """
+        replies: list[Any] = [self._written_report(name, snapshot)]
         now_served = [
             slot
             for slot, part in snapshot.items()
@@ -280,10 +285,10 @@ class ServerState:
         if now_served:
             replies.append(m.GrantReport(reports=self.granted.reports(now_served)))
         if pinned:
-            replies.extend(self._safe(name, snapshot))
+            replies.extend(self._pinned_reports(name, snapshot))
         return replies
 
-    def _snapped(self, name: str, snapshot: Snapshot) -> m.SnapshotWritten:
+    def _written_report(self, name: str, snapshot: Snapshot) -> m.SnapshotWritten:
         slots = sorted(snapshot)
         return m.SnapshotWritten(
             file=name,
@@ -292,10 +297,11 @@ class ServerState:
             counts=[snapshot[slot].batches for slot in slots],
         )
 
-    def _safe(self, name: str, snapshot: Snapshot) -> list[Any]:
-        """Which slots this pinned snapshot makes safe: those asked for, copied under the grant they have now.
+    def _pinned_reports(self, name: str, snapshot: Snapshot) -> list[Any]:
+        """Return the reports on the slots that this pinned snapshot finalises.
 
-        A slot that got a batch of some other task between the order and the copy is not what the master takes it for.
+        These are the ordered slots that were copied under their current grant and have exactly the ordered tasks. A slot that
+        applied a batch of a further task between the order and the copy is reported as unfit.
         """
         tasks = self._final_tasks()
         slots: list[int] = []
@@ -312,7 +318,7 @@ class ServerState:
             *replies,
             m.FinalSnapshotPinned(
                 file=name,
-                tasks=self._final_said,
+                tasks=self._final_encoded,
                 slots=slots,
                 grants=[snapshot[slot].grant for slot in slots],
                 samples=[snapshot[slot].samples for slot in slots],
@@ -320,8 +326,8 @@ class ServerState:
             ),
         ]
 
-    # --- Trainers' requests (the tensors' part is the shell's) ---
+    # --- Trainers' requests (the service handles the tensors) ---
 
     def grants_of(self, slots: Sequence[int]) -> list[int]:
-        """What these slots are served under here."""
+        """Return the grant of each slot, ``NO_GRANT`` for a slot that is not served here."""
         return [self.granted.grants.get(slot, m.NO_GRANT) for slot in slots]

@@ -1,7 +1,7 @@
-"""What a parameter server knows of its slots, without their tensors: grants, histories, and what to answer.
+"""The grants and histories of a parameter server's slots, without their tensors.
 
-A server process starts without grants: what its snapshots hold are offers (rule 4). A slot that is granted is served
-under that grant and no other; each grant begins with a report of what the slot has (rule 2).
+A server process starts without grants: the content of its snapshots is only offered to the master (rule 4). A granted slot
+is served under that grant and no other; each grant begins with a report of what the slot has applied (rule 2).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["Granted"]
 
 
 class Granted:
-    """The slots of one server.
+    """The grants and histories of the slots of one server.
 
     Args:
-        plan: How epochs are cut.
+        plan: How an epoch is divided into tasks and batches.
     """
 
     def __init__(self, plan: EpochPlan) -> None:
@@ -29,7 +29,7 @@ class Granted:
         self.grants: dict[int, int] = {}
         """Slot -> the grant it is served under."""
         self.fresh: dict[int, int] = {}
-        """Slot -> the grant of a slot that waits for its initial values, or for the first snapshot of them."""
+        """Slot -> grant, of the slots that wait for their initial values, or for the first snapshot of them."""
         self._histories: Grouped[Watermarks] = Grouped()
 
     def __contains__(self, slot: int) -> bool:
@@ -37,30 +37,30 @@ class Granted:
 
     @property
     def slots(self) -> list[int]:
-        """Every slot whose state is here and complete."""
+        """The slots whose state is complete here, ascending."""
         return sorted(slot for keys, _ in self._histories.groups() for slot in keys)
 
     def history(self, slot: int) -> Watermarks:
-        """A slot's history; not to be changed."""
+        """Return a slot's history; callers must not change it."""
         return self._histories[slot]
 
     def load(self, slot: int, history: Watermarks) -> None:
-        """A slot's state came from a snapshot, or from its initial values."""
+        """Set the history of a slot whose state was loaded from a snapshot or from initial values."""
         self._histories.replace([slot], history)
 
     def drop(self, slot: int) -> None:
-        """A slot's state is gone from here."""
+        """Remove a slot's history and grants."""
         self._histories.remove([slot])
         self.grants.pop(slot, None)
         self.fresh.pop(slot, None)
 
     def grant(self, slot: int, grant: int) -> None:
-        """Serve a slot under a grant from now on."""
+        """Serve a slot under this grant."""
         self.grants[slot] = grant
         self.fresh.pop(slot, None)
 
     def reports(self, slots: Iterable[int]) -> list[SlotReport]:
-        """What these slots have, one report for each distinct history."""
+        """Return what these slots have applied, one report for each distinct history; slots without a grant are left out."""
         wanted = set(slots)
         reports = []
         for keys, history in self._histories.groups():
@@ -78,7 +78,7 @@ class Granted:
         return reports
 
     def served(self, slots: Sequence[int], grants: Sequence[int]) -> list[int]:
-        """Those of the slots that are served under just these grants."""
+        """Return the slots that are served under exactly these grants."""
         return [
             slot
             for slot, grant in zip(slots, grants, strict=True)
@@ -86,11 +86,11 @@ class Granted:
         ]
 
     def stale(self, slots: Sequence[int], grants: Sequence[int]) -> bool:
-        """Whether some of the slots is not served under its grant."""
+        """Return whether any of the slots is not served under the given grant."""
         return len(self.served(slots, grants)) != len(slots)
 
     def applied(self, slots: Sequence[int], grants: Sequence[int], *, epoch: int, task: int) -> list[Applied]:
-        """How far each slot is in a task; grant 0 where the asker's is stale."""
+        """Return the number of applied batches of a task at each slot; ``NO_GRANT`` where the given grant is stale."""
         current = set(self.served(slots, grants))
         answers = []
         for keys, history in self._histories.groups():
@@ -109,7 +109,7 @@ class Granted:
         return answers
 
     def judge(self, slots: Sequence[int], push: Push) -> list[int]:
-        """Those slots at which a push is new.
+        """Return the slots at which a push is new, ascending.
 
         Raises:
             ValueError: The push names batches that do not exist.
@@ -123,7 +123,7 @@ class Granted:
         return sorted(new)
 
     def advance(self, slots: Sequence[int], push: Push) -> None:
-        """A push has become part of these slots."""
+        """Record that a push was applied at these slots."""
         self._histories.update(
             slots,
             lambda history: history.advance(
@@ -132,12 +132,12 @@ class Granted:
         )
 
     def answer(self, slots: Sequence[int], push: Push) -> list[SlotBatch]:
-        """How far the slots are in the pushed task now."""
+        """Return the number of applied batches of the pushed task at each slot."""
         return [
             SlotBatch(slots=a.slots, grants=a.grants, batches=a.batches)
             for a in self.applied(slots, push.grants, epoch=push.epoch, task=push.task)
         ]
 
     def unfit(self, slots: Sequence[int], tasks: TaskSet) -> list[int]:
-        """Those slots that have not every one of these tasks, or more (rule 9)."""
+        """Return the slots that do not have exactly these tasks (rule 9)."""
         return [slot for slot in slots if not self._histories[slot].holds(tasks)]

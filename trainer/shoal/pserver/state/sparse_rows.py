@@ -1,14 +1,14 @@
-"""A sparse table's rows: all of them where the first trainer gives them, otherwise those that were pushed.
+"""The rows of a sparse table: all rows of a given table, otherwise only the rows that were pushed.
 
-The rows of all slots of a server lie one after another in tensors that grow: values, optimizer state, and the slot of
-each. Where a row lies is told by an index as long as the table, four bytes a row. That is no waste: the
-``nn.Embedding`` in every trainer takes ``dim`` times as much, and the operating system gives memory only to those
-parts of the index that are ever written.
+The rows of all slots of a server are stored contiguously in tensors that grow: values, optimizer state, and the slot of each
+row. An index with one entry per row of the table, 4 bytes each, has the place of each row. Its cost is small: the
+``nn.Embedding`` in every trainer takes ``dim`` times as much, and the operating system allocates only those pages of the
+index that are written.
 
-A push gathers the rows that it is about into a small dense parameter, lets torch's own optimizer take a step on it, and
-scatters the result: so the update is torch's, to the bit, and its cost is that of the pushed rows. What torch counts
-per parameter, the step, is counted here per slot; it moves with every applied push that has a gradient for the table,
-also if no row of the slot is in it, as it would in a plain loop.
+A push gathers its rows into a small dense parameter, takes a step of torch's own optimizer on it, and scatters the result:
+the update is bit-identical to torch's, and its cost is proportional to the pushed rows. The step, which torch counts per
+parameter, is counted here per slot; it increases with every applied push that has a gradient for the table, even if no row
+of the slot is in it, as in a plain loop.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Table:
     """The rows of one table, for the slots that a server holds.
 
     Args:
-        table: What the table is.
-        index: Its place in the shape.
+        table: Description of the table.
+        index: Its index in the model spec.
         group: Its optimizer and options.
-        slots_total: Slots of the job.
-        seed: The job's, for first values.
+        slots_total: Number of slots of the job.
+        seed: Seed of the job, for initial values.
 
     Raises:
         UnsupportedOptimizer: The group's optimizer cannot train a sparse table.
@@ -55,11 +55,11 @@ class Table:
         self._name = group.optimizer
         self._options = {k: v for k, v in self._optimizer.param_groups[0].items() if k != "params"}
         self._first_state = row_state(group.optimizer, group.options)
-        # How many rows each slot has, where all are given.
+        # Number of rows of each slot; of a given table only.
         self._shares: list[int] = []
         if table.family == GIVEN:
             self._shares = torch.bincount(slots_of_table(table.rows, slots_total), minlength=slots_total).tolist()
-        # Place + 1 of each row; 0: not held. Zeros from numpy are memory that the system has not given yet.
+        # Place + 1 of each row; 0: not held. The operating system allocates the pages of numpy's zeros on the first write.
         self._places = torch.from_numpy(np.zeros(table.rows, dtype=np.int32))
         self._count = 0
         self._ids = torch.empty(0, dtype=torch.int64)
@@ -72,38 +72,38 @@ class Table:
         return self._count
 
     def create(self, slot: int) -> None:
-        """Hold the slot from now on, without any row."""
+        """Allocate the slot without any rows."""
         if slot in self._steps:
             self.drop(slot)
         self._steps[slot] = 0
 
     def rows_in(self, slot: int) -> int:
-        """How many rows of a given table are in a slot."""
+        """Return the number of rows in a slot; of a given table only."""
         return self._shares[slot]
 
     def check_all(self, slot: int, ids: Tensor, values: Tensor) -> None:
-        """Make sure that these are the values of every row of a slot of a given table.
+        """Check that these are the values of every row of a slot of a given table.
 
         Raises:
-            ValueError: They are not.
+            ValueError: A row is missing, appears twice or belongs to another slot, or a size or dtype differs.
         """
         self._check_slot(slot, ids, [values])
         self._check_share(slot, ids)
 
     def initialise(self, slot: int, ids: Tensor, values: Tensor) -> None:
-        """Hold the slot from now on with these rows; their optimizer state is the first one.
+        """Allocate the slot with these rows and the initial optimizer state.
 
         Args:
-            slot: Which.
-            ids: Row numbers of the slot, int64 [n], each once.
-            values: [n, dim], of the table's dtype.
+            slot: The slot.
+            ids: Row numbers of the slot, int64 [n], distinct.
+            values: Values, [n, dim], of the table's dtype.
         """
         self.create(slot)
         places = self._append(ids, torch.full_like(ids, slot))
         self._values[places] = values
 
     def drop(self, slot: int) -> None:
-        """Hold it no longer; what stays moves together."""
+        """Free the slot's rows and compact the remaining ones."""
         del self._steps[slot]
         here = self._slots[: self._count] == slot
         if not bool(here.any()):
@@ -116,7 +116,7 @@ class Table:
         self._places[self._ids] = torch.arange(1, self._count + 1, dtype=torch.int32)
 
     def check_ids(self, ids: Tensor) -> None:
-        """Make sure that these are row numbers of the table.
+        """Check that these are row numbers of the table.
 
         Raises:
             ValueError: They are not int64 [n], or the table has no such row.
@@ -130,10 +130,10 @@ class Table:
             )
 
     def check(self, ids: Tensor, gradient: Tensor) -> None:
-        """Make sure that a gradient can be applied.
+        """Check that a gradient can be applied.
 
         Raises:
-            ValueError: It cannot: rows that the table does not have, or another size or dtype.
+            ValueError: The table does not have the rows, or the size or dtype differs.
         """
         self.check_ids(ids)
         if gradient.shape != (len(ids), self._table.dim) or gradient.dtype != self._dtype:
@@ -143,21 +143,21 @@ class Table:
             )
 
     def check_options(self, changed: Mapping[str, Any]) -> None:
-        """Make sure that a push's options for the table's group exist.
+        """Check the options of a push for the table's group.
 
         Raises:
-            ValueError: The optimizer has no such option, or takes no such value.
+            ValueError: The optimizer does not have the option or accept the value.
         """
         check_changed(self._name, self._options, changed)
 
     def apply(self, slots: Collection[int], ids: Tensor, gradient: Tensor, *, changed: Mapping[str, Any]) -> None:
-        """Take one step at these slots.
+        """Take one optimizer step at these slots.
 
         Args:
-            slots: Where; rows of other slots are left out.
-            ids: Row numbers, int64 [n], each once.
-            gradient: [n, dim], of the table's dtype.
-            changed: What differs from the group's registered options.
+            slots: The slots; rows of other slots are ignored.
+            ids: Row numbers, int64 [n], distinct.
+            gradient: Gradients, [n, dim], of the table's dtype.
+            changed: The options that differ from the group's registered ones in this step.
         """
         if not slots:
             return
@@ -178,7 +178,7 @@ class Table:
                 self._steps[slot] = step + 1
 
     def rows(self, ids: Tensor) -> Tensor:
-        """The values of these rows, [n, dim]; one that is not held yet has its first values, and stays so.
+        """Return the values of these rows, [n, dim]; a row that is not held has its initial values and is not stored.
 
         Raises:
             ValueError: There is no such row, or the table is given and a row is not held here.
@@ -195,12 +195,12 @@ class Table:
         return found
 
     def export(self, slot: int) -> tuple[Tensor, Tensor]:
-        """Copies of the slot's rows, as far as they are held: their numbers [n], ascending, and values [n, dim]."""
+        """Return copies of the slot's held rows: their numbers [n], ascending, and values [n, dim]."""
         places = self._places_of(slot)
         return self._ids[places], self._values[places]
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """Copies of everything of the slot: ``rows/TABLE/ids``, ``/values``, ``/step`` and ``/state/KEY``."""
+        """Return copies of the slot's state: ``rows/TABLE/ids``, ``/values``, ``/step`` and ``/state/KEY``."""
         prefix = f"rows/{self._table.name}"
         places = self._places_of(slot)
         return {
@@ -211,10 +211,10 @@ class Table:
         }
 
     def load(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of ``state``.
+        """Install tensors that ``state`` returned.
 
         Raises:
-            ValueError: Something is missing, has another size or dtype, or does not belong to the slot.
+            ValueError: A tensor is missing, has another size or dtype, or does not belong to the slot.
         """
         prefix = f"rows/{self._table.name}"
         needed = ["ids", "values", "step", *(f"state/{key}" for key in self._state)]
@@ -233,7 +233,7 @@ class Table:
             self._state[key][places] = part
 
     def _step(self, step: int, places: Tensor, gradient: Tensor) -> None:
-        """Torch's own step on the rows at these places, all of which have taken ``step`` steps."""
+        """Take torch's own optimizer step on the rows at these places, all of which have taken ``step`` steps before."""
         values = self._values[places]
         state: dict[str, Any] = {key: part[places] for key, part in self._state.items()}
         if self._name == "Adagrad":
@@ -257,7 +257,7 @@ class Table:
             part[places] = state[key]
 
     def _touch(self, ids: Tensor, owners: Tensor) -> Tensor:
-        """The places of these rows; new ones come in with their first values."""
+        """Return the places of these rows; rows that are not held are added with their initial values."""
         places = self._places[ids].long() - 1
         new = (places < 0).nonzero().squeeze(1)
         if len(new):
@@ -267,7 +267,7 @@ class Table:
         return places
 
     def _append(self, ids: Tensor, owners: Tensor) -> Tensor:
-        """Places for new rows; their values are for the caller to fill."""
+        """Add rows and return their places; the caller must set their values."""
         start, end = self._count, self._count + len(ids)
         if end > len(self._ids):
             self._grow(max(end, 2 * len(self._ids), _FIRST_CAPACITY))
@@ -294,7 +294,7 @@ class Table:
         return places[torch.argsort(self._ids[places])]
 
     def _check_slot(self, slot: int, ids: Tensor, parts: Sequence[Tensor]) -> None:
-        """Make sure that the parts are of rows of this slot, each once."""
+        """Check that the parts belong to rows of this slot, and that the rows are distinct."""
         for part in parts:
             self.check(ids, part)
         if len(torch.unique(ids)) != len(ids):
@@ -303,7 +303,7 @@ class Table:
             raise ValueError(f"table {self._table.name}: rows of other slots than {slot}")
 
     def _check_share(self, slot: int, ids: Tensor) -> None:
-        """Make sure that all rows of the slot are there, where the table is given."""
+        """Check that all rows of the slot are there; of a given table only."""
         if self._shares and len(ids) != self._shares[slot]:
             raise ValueError(
                 f"table {self._table.name}: {len(ids)} rows of slot {slot}, which has {self._shares[slot]}"

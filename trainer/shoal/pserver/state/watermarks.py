@@ -1,9 +1,9 @@
-"""How far a slot is: for every task of every epoch, how many of its batches are part of the slot's parameters.
+"""Watermarks of a slot: for every task of every epoch, how many of its batches are part of the slot's parameters.
 
-This is the truth of the exactly-once protocol; everything that the master, the trainers or etcd know about it is a
-cache. A watermark moves by the slot's own doing only, is keyed by (epoch, task), and is never forgotten: a finished
-task shrinks to a bit, a finished epoch to a number (rule 6). Beside it stand counters that every applied batch adds
-to, so that the final account does not rest on the watermarks alone.
+They are the source of truth of the exactly-once protocol; the copies in the master, the trainers and etcd are caches. A
+watermark changes only when the slot applies a batch, is keyed by (epoch, task), and is kept for ever: a finished task is
+stored as one bit, a finished epoch as one number (rule 6). Separate counters of applied batches and samples let the final
+count be checked independently of the watermarks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["BatchVerdict", "Watermarks"]
 
 
 class BatchVerdict(msgspec.Struct, frozen=True):
-    """What is to be done with a push: apply it (``new``), or not; ``batches`` is the watermark before it."""
+    """Whether a push is to be applied (``new``), and the watermark of its task before it (``batches``)."""
 
     new: bool
     batches: int
@@ -36,10 +36,10 @@ _decoder = msgspec.msgpack.Decoder(_Encoded)
 
 
 class Watermarks:
-    """The history of one slot, or of several with the same one.
+    """The history of one slot, or of several slots with equal histories.
 
     Args:
-        plan: How the samples of an epoch are cut into tasks and batches.
+        plan: How an epoch is divided into tasks and batches.
     """
 
     __slots__ = ("_partial", "_plan", "batches", "finished", "samples", "skipped")
@@ -63,10 +63,10 @@ class Watermarks:
             other.finished,
         )
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def copy(self) -> Watermarks:
-        """A copy that shares nothing."""
+        """Return a deep copy."""
         copied = Watermarks(self._plan)
         copied.finished = self.finished.copy()
         copied._partial = dict(self._partial)
@@ -74,22 +74,22 @@ class Watermarks:
         return copied
 
     def applied(self, epoch: int, task: int) -> int:
-        """How many batches of the task are in."""
+        """Return the number of applied batches of the task."""
         if (epoch, task) in self.finished:
             return self._plan.batches_in(task)
         return self._partial.get((epoch, task), 0)
 
     @property
     def reached(self) -> tuple[int, int]:
-        """The last task of which any batch is in; (-1, -1): of none."""
+        """The last (epoch, task) of which any batch was applied; (-1, -1) if none was."""
         return max(self.finished.highest, max(self._partial, default=(-1, -1)))
 
     def holds(self, tasks: TaskSet) -> bool:
-        """Whether all of these tasks are in, and no batch of a task behind the last of them."""
+        """Return whether all of these tasks were applied, and no batch of any task after the last of them."""
         return self.finished.includes(tasks) and self.reached <= tasks.highest
 
     def judge(self, epoch: int, task: int, *, first: int, batches: int) -> BatchVerdict:
-        """Whether a push of ``batches`` batches from ``first`` on is new here.
+        """Return whether a push of ``batches`` batches, starting with batch ``first``, is new here.
 
         Raises:
             ValueError: There are no such batches.
@@ -102,7 +102,7 @@ class Watermarks:
         return BatchVerdict(new=applied == first, batches=applied)
 
     def advance(self, epoch: int, task: int, *, first: int, batches: int, skipped: bool = False) -> None:
-        """Note that a push judged new has become part of the parameters."""
+        """Record that a push which ``judge`` found new was applied to the parameters."""
         samples = sum(self._plan.samples_in(task, k) for k in range(first, first + batches))
         self.batches += batches
         self.samples += samples
@@ -114,7 +114,7 @@ class Watermarks:
         self.finished.add(epoch, task)
 
     def encode(self) -> bytes:
-        """As bytes, for a snapshot."""
+        """Encode the history for a snapshot."""
         partial = [(epoch, task, count) for (epoch, task), count in sorted(self._partial.items())]
         return msgspec.msgpack.encode(
             _Encoded(
@@ -128,10 +128,10 @@ class Watermarks:
 
     @classmethod
     def decode(cls, data: bytes, plan: EpochPlan) -> Watermarks:
-        """The inverse of ``encode``.
+        """Decode the result of ``encode``.
 
         Raises:
-            ValueError: These are not the bytes of watermarks, or they belong to another plan.
+            ValueError: The data are not encoded watermarks, or belong to another plan.
         """
         try:
             encoded = _decoder.decode(data)

@@ -1,4 +1,4 @@
-"""The batch at hand and the pass over the loader that it belongs to, as the session keeps them."""
+"""The state of the current batch and of the pass over the loader that it belongs to."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Place = tuple[int, int, int]
 
 @dataclass
 class Batch:
-    """The batch that the script works on."""
+    """The batch that the script processes."""
 
     epoch: int
     task: int
     batch: int
     first: int
-    """The batch with which its accumulation began."""
+    """The first batch of its accumulation."""
     asked: set[int] = field(default_factory=set)
     """The optimizers whose ``step`` was called, whether it counted or not."""
     stepped: set[int] = field(default_factory=set)
     committed: bool = False
     used: str = ""
-    """What saw the model before all optimizers had made their steps, so that no other step can be the batch's."""
+    """What used the model before all optimizers had stepped, so that further steps for the batch are refused."""
     abandoned: bool = False
     scheduled: set[int] = field(default_factory=set)
-    """The optimizers whose scheduler the script stepped before them."""
+    """The optimizers whose scheduler the script stepped before the optimizer."""
 
 
 @dataclass
@@ -37,4 +37,4 @@ class Pass:
     number: int
     batches: int = 0
     trained: bool = False
-    """Whether a gradient was seen in it."""
+    """Whether any batch of the pass left a gradient or called ``step``."""

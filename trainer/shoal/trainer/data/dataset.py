@@ -1,7 +1,6 @@
-"""What a script trains on, as all trainers must have it; and what cannot be handed out, refused with the fix.
+"""Describes the dataset of a script, which must be the same in all trainers; refuses data that cannot be divided.
 
-None of the dataset's code runs here but ``__len__``: a plain script runs it in the DataLoader's workers, and so does
-Shoal.
+Of the dataset's code only ``__len__`` runs here: the rest runs in the DataLoader's workers, as in a plain script.
 """
 
 from __future__ import annotations
@@ -36,39 +35,39 @@ from shoal.trainer.refusal import Refusal
 __all__ = ["DataDescription", "as_loader", "describe_data"]
 
 SAMPLED_ROWS = 64
-"""Rows of each tensor of a TensorDataset that its fingerprint knows."""
+"""Number of rows of each tensor of a TensorDataset that its fingerprint contains."""
 DEEPEST = 16
-"""Datasets within datasets that a fingerprint follows."""
+"""Maximum depth of nested datasets that a fingerprint follows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataDescription:
-    """The loader, and everything about it that decides which samples a batch has."""
+    """The loader, and all its properties that determine the samples of a batch."""
 
     loader: DataLoader[Any]
     samples: int
-    """Positions in an epoch's order."""
+    """Number of positions in the order of an epoch."""
     batch_size: int
     drop_last: bool
     shuffle: bool
-    """Shoal shuffles the samples, as ``shuffle=True`` asks."""
+    """Whether Shoal shuffles the samples (``shuffle=True``)."""
     sampler: str
-    """The class of the script's own sampler or batch sampler; empty: it has none."""
+    """The class name of the script's own sampler or batch sampler; empty if there is none."""
     order: SamplerOrder | None
-    """What that sampler gives, for ``Order``."""
+    """The order of that sampler, for ``SampleOrder``; None if there is none."""
     fingerprint: str
-    """Of the contents, as far as they can be read without running the script's code, and of the sampler's order."""
+    """Digest of the contents, as far as they are readable without running the script's code, and of the sampler's order."""
 
 
 def describe_data(data: Any, *, batch_size: int | None) -> DataDescription:
-    """Describe what ``prepare`` was given as loader.
+    """Describe the loader that ``prepare`` received.
 
     Args:
-        data: A DataLoader, or a Dataset.
-        batch_size: Of a Dataset.
+        data: A DataLoader or a Dataset.
+        batch_size: Batch size in samples; for a Dataset only.
 
     Raises:
-        Refusal: Its samples cannot be handed out; the message names what stands against it, and the fix.
+        Refusal: Its samples cannot be divided among trainers; the message has the reason and the fix.
     """
     loader = as_loader(data, batch_size=batch_size)
     dataset: Any = loader.dataset
@@ -93,10 +92,10 @@ def describe_data(data: Any, *, batch_size: int | None) -> DataDescription:
 
 
 def as_loader(data: Any, *, batch_size: int | None) -> DataLoader[Any]:
-    """A DataLoader of what ``prepare`` was given.
+    """Return a DataLoader for the loader or Dataset that ``prepare`` received.
 
     Raises:
-        Refusal: Its samples cannot be handed out.
+        Refusal: Its samples cannot be divided among trainers.
     """
     if isinstance(data, DataLoader):
         _check_loader(data, batch_size)
@@ -146,7 +145,7 @@ def _check_loader(loader: DataLoader[Any], batch_size: int | None) -> None:
 
 
 def _sampler_of(loader: DataLoader[Any]) -> tuple[Any, bool]:
-    """What decides the order, and whether it gives whole batches."""
+    """Return the sampler that determines the order, and whether it yields whole batches."""
     if loader.batch_size is not None:
         return loader.sampler, False
     if type(loader.batch_sampler) is BatchSampler:
@@ -155,7 +154,7 @@ def _sampler_of(loader: DataLoader[Any]) -> tuple[Any, bool]:
 
 
 def _is_default(sampler: Any, length: int) -> bool:
-    """Whether ``shuffle=True`` or ``shuffle=False`` says the same."""
+    """Return whether the sampler is the default one of ``shuffle=True`` or ``shuffle=False``."""
     if type(sampler) is RandomSampler:
         whole = len(sampler.data_source) == sampler.num_samples == length
         return whole and not sampler.replacement
@@ -175,7 +174,7 @@ def _with_order(described: DataDescription, order: SamplerOrder, digest: Any) ->
             f"the {what} {order.name} has no __len__, so it may never end; add it: the number of "
             f"{'batches' if order.batches else 'samples'} in an epoch"
         )
-    # At once, and after another epoch: what a sampler remembers must not change its order.
+    # Draw epoch 0 twice, and again after epoch 1: state in a sampler must not change its order.
     first, again, _, later = (order.draw(seed=0, epoch=epoch) for epoch in (0, 0, 1, 0))
     if not repr(first) == repr(again) == repr(later):
         raise Refusal(
@@ -194,10 +193,10 @@ def _with_order(described: DataDescription, order: SamplerOrder, digest: Any) ->
 
 
 def _size_of(batches: list[list[Any]], name: str) -> int:
-    """The size of a batch sampler's batches.
+    """Return the size of a batch sampler's batches.
 
     Raises:
-        Refusal: They differ by more than a smaller last one.
+        Refusal: The sizes differ; only the last batch may be smaller.
     """
     full = len(batches[0]) if batches else 0
     for number, batch in enumerate(batches):
@@ -214,11 +213,11 @@ def _size_of(batches: list[list[Any]], name: str) -> int:
 
 
 def _add_contents(digest: Any, dataset: Any, depth: int) -> None:
-    """Add length and kind, and those contents that can be read without running the script's code."""
+    """Add the length, the type, and the contents that are readable without running the script's code."""
     length = len(dataset) if isinstance(dataset, Sized) else "?"
     digest.update(f"/{type(dataset).__name__}/{length}".encode())
     for name in ("_fingerprint", "fingerprint"):
-        # Statically: a property would be the script's code.
+        # Read statically, as a property would run the script's code.
         own = inspect.getattr_static(dataset, name, None)
         if isinstance(own, str):
             digest.update(own.encode())
@@ -237,7 +236,7 @@ def _add_contents(digest: Any, dataset: Any, depth: int) -> None:
 
 
 def _add_rows(digest: Any, tensor: Any) -> None:
-    """Add a tensor's kind and some of its rows, evenly spread."""
+    """Add a tensor's dtype and shape, and ``SAMPLED_ROWS`` evenly spread rows."""
     digest.update(f"/{tensor.dtype}/{list(tensor.shape)}".encode())
     if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_quantized or not tensor.numel():
         return
@@ -248,7 +247,7 @@ def _add_rows(digest: Any, tensor: Any) -> None:
 
 
 def _add_indices(digest: Any, indices: Any) -> None:
-    """Add a Subset's indices, where they are numbers in a plain container."""
+    """Add a Subset's indices if they are integers in a plain container."""
     if isinstance(indices, Tensor):
         indices = indices.tolist()
     if isinstance(indices, np.ndarray | list | tuple | range) and len(indices):

@@ -1,9 +1,9 @@
-"""The batches of assigned tasks, made by torch's own DataLoader where and when a plain script's DataLoader makes them.
+"""The batches of assigned tasks, loaded by torch's own DataLoader in the same processes and at the same times as without a job.
 
-The feed iterates a DataLoader on the caller's thread: one torch iterator for each pass over the loader, with the
-script's own workers. Only the batch sampler is the feed's: it yields the next assigned batch. The number of batches
-that torch has in flight is fixed, so where nothing more is assigned the sampler yields an empty placeholder, which
-comes back from the workers as nothing without any code of the script being run.
+The feed iterates a DataLoader on the caller's thread: one torch iterator per pass over the loader, with the script's own
+workers. Only the batch sampler is replaced: it yields the next assigned batch. The number of batches in flight is fixed by
+torch, so if no batch is assigned the sampler yields an empty placeholder, for which the workers return None without running
+any code of the script.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Place: TypeAlias = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class FedBatch:
-    """A batch and which one it is."""
+    """The data of a batch, with its epoch, task and number in the task."""
 
     epoch: int
     task: int
@@ -35,14 +35,14 @@ class FedBatch:
 
 
 class BatchFeed:
-    """Gives the batches of assigned tasks, in the order of their assignment.
+    """Loads the batches of assigned tasks, in the order of their assignment.
 
-    Nothing runs before the first ``get`` of a pass. With ``num_workers=0`` the dataset runs inside ``get``.
+    Nothing is loaded before the first ``get`` of a pass. With ``num_workers=0`` the dataset runs inside ``get``.
 
     Args:
-        loader: The script's. Its workers, memory pinning, timeout, generator and ``worker_init_fn`` are used as they
-            are; its samplers are not, and batches always come in order.
-        order: Which samples each batch has.
+        loader: The script's DataLoader. Its workers, memory pinning, timeout, generator and ``worker_init_fn`` are used
+            unchanged; its samplers are not used, and batches are always returned in order.
+        order: The samples of each batch.
     """
 
     def __init__(self, loader: DataLoader[Any], order: SampleOrder) -> None:
@@ -53,43 +53,43 @@ class BatchFeed:
 
     @property
     def ahead(self) -> int:
-        """How many batches beyond the current one are worth being assigned: those that the workers take in advance."""
+        """Number of batches to assign beyond the current one: those that the workers prefetch."""
         return (self._loader.prefetch_factor or 0) * self._loader.num_workers
 
     def begin_pass(self) -> None:
-        """Begin a new pass, as ``for batch in loader`` does: forget all that is assigned or in flight.
+        """Begin a new pass, as ``for batch in loader`` does: discard all batches that are assigned or in flight.
 
-        The next ``get`` makes a new torch iterator, with new workers unless they are persistent.
+        The next ``get`` creates a new torch iterator, with new workers unless they are persistent.
         """
         self.end_pass()
         self._batches.clear()
 
     def end_pass(self) -> None:
-        """Release the torch iterator, as the end of a loop does; workers end unless they are persistent.
+        """Release the torch iterator, as the end of a loop does; workers exit unless they are persistent.
 
-        What is assigned and was not given stays assigned.
+        Batches that are assigned and were not returned stay assigned.
         """
         self._iterator = None
         self._batches.lose()
 
     def assign(self, epoch: int, task: int, first: int) -> None:
-        """Go on with a task's batches from ``first`` on, behind what was assigned before."""
+        """Assign a task's batches from ``first`` on, after those that were assigned before."""
         self._batches.assign(epoch, task, first)
 
     def expects(self, wanted: Place) -> bool:
-        """Whether the next batch that ``get`` gives is this (epoch, task, batch)."""
+        """Return whether ``get`` returns this (epoch, task, batch) next."""
         return self._batches.following() == wanted
 
     def clear(self) -> None:
-        """Forget all that is assigned. The pass goes on: batches in flight are dropped when they arrive."""
+        """Discard all assigned batches. The pass continues: batches in flight are discarded when they arrive."""
         self._batches.clear()
 
     def get(self) -> FedBatch:
-        """The next batch; waits for it.
+        """Wait for the next batch and return it.
 
         Raises:
-            BaseException: Whatever the DataLoader raises: an error of the dataset or of collate_fn, a worker's death, a
-                timeout. The batch stays assigned: the next ``get`` makes it again.
+            BaseException: Any error of the DataLoader: of the dataset or of collate_fn, a killed worker, a timeout. The
+                batch stays assigned, and the next ``get`` loads it again.
         """
         while True:
             assert self._batches.following() is not None, "no batch is assigned"
@@ -100,9 +100,9 @@ class BatchFeed:
                 data = next(self._iterator)
             except BaseException as error:
                 if self._loader.num_workers:
-                    # Torch's frames would keep its iterator, and thereby the workers, in a cycle with the error.
+                    # A reference cycle of torch's frames and the error would keep its iterator, and so the workers, alive.
                     traceback.clear_frames(error.__traceback__)
-                # The sampler is asked once for each batch that torch gives or whose error it raises.
+                # torch draws from the sampler once for each batch that it returns or whose error it raises.
                 if self._after_error(arrived=self._batches.drawn > drawn) or not isinstance(error, Exception):
                     raise
                 continue
@@ -111,16 +111,16 @@ class BatchFeed:
                 return FedBatch(*sent.place, data)
 
     def close(self) -> None:
-        """End the workers, persistent ones too."""
+        """Stop all workers, including persistent ones."""
         self.begin_pass()
         self._ours = None
 
     def _after_error(self, *, arrived: bool) -> bool:
-        """Go on behind an error of torch's iterator; returns whether it is the caller's.
+        """Recover from an error of torch's iterator; return whether the error is to be raised.
 
         Args:
-            arrived: The error came in the place of the oldest batch in flight. Otherwise the iterator itself failed (a
-                dead worker): torch would skip that worker's batches, so it is replaced.
+            arrived: Whether the error belongs to the oldest batch in flight. Otherwise the iterator itself failed (a killed
+                worker): torch would skip that worker's batches, so the iterator is replaced.
         """
         if arrived:
             sent = self._batches.in_flight.popleft()
@@ -128,12 +128,12 @@ class BatchFeed:
                 # A placeholder fails only where worker_init_fn failed.
                 self._batches.redo(sent.place)
                 return True
-        # A worker that failed for a dropped batch may have failed in worker_init_fn: new ones tell.
+        # The error of a discarded batch may be one of worker_init_fn: new workers raise it again then.
         self._replace()
         return not arrived
 
     def _begun(self) -> Iterator[Any]:
-        """A torch iterator for a pass."""
+        """Return a torch iterator for a pass."""
         if self._ours is None:
             self._ours = _loader_of(self._loader, self._batches)
         try:
@@ -143,39 +143,39 @@ class BatchFeed:
             raise
 
     def _replace(self) -> None:
-        """Let the next ``get`` begin with new workers, even where they are persistent."""
+        """Start new workers at the next ``get``, even if they are persistent."""
         self.end_pass()
         self._ours = None
 
 
 @dataclass
 class _Sent:
-    """One that torch has in flight: a batch, or a placeholder (None)."""
+    """A batch, or a placeholder (None), that torch has in flight."""
 
     place: Place | None
     wanted: bool = True
 
 
 class _Batches:
-    """The batch sampler: the indices of the assigned batches, and an empty list where torch asks for more.
+    """The batch sampler: yields the indices of the assigned batches, and an empty list if none is assigned.
 
     Args:
-        order: Which samples each batch has.
+        order: The samples of each batch.
     """
 
     def __init__(self, order: SampleOrder) -> None:
         self._order = order
         self._assigned: deque[tuple[int, int, range]] = deque()
         self.in_flight: deque[_Sent] = deque()
-        """What torch took and has not given yet, oldest first; at most ``ahead`` of them and one more."""
+        """What torch has drawn and not yet returned, oldest first; at most ``ahead`` + 1 entries."""
         self.drawn = 0
-        """How often torch was given something."""
+        """Number of draws by torch."""
 
     def __iter__(self) -> Iterator[list[Any]]:
         return _Drawing(self)
 
     def draw(self) -> list[Any]:
-        """The indices of the next assigned batch."""
+        """Return the indices of the next assigned batch; an empty list, a placeholder, if none is assigned."""
         place = self._first_assigned()
         indices = [] if place is None else self._order.indices(*place)
         if place is not None:
@@ -187,27 +187,27 @@ class _Batches:
         return indices
 
     def assign(self, epoch: int, task: int, first: int) -> None:
-        """Put a task's batches from ``first`` on at the end."""
+        """Append a task's batches from ``first`` on."""
         batches = range(first, self._order.plan.batches_in(task))
         if batches:
             self._assigned.append((epoch, task, batches))
 
     def following(self) -> Place | None:
-        """The next batch to give; None: nothing is assigned."""
+        """Return the next batch to be returned; None if none is assigned."""
         for sent in self.in_flight:
             if sent.place is not None and sent.wanted:
                 return sent.place
         return self._first_assigned()
 
     def clear(self) -> None:
-        """Forget what is assigned; what is in flight is not wanted any more."""
+        """Discard all assigned batches, and mark those in flight as unwanted."""
         self._assigned.clear()
         for sent in self.in_flight:
             # A placeholder stays wanted: its error would be worker_init_fn's.
             sent.wanted = sent.place is None
 
     def redo(self, place: Place | None) -> None:
-        """Put a batch that failed back in front, and behind it those in flight."""
+        """Put a failed batch back at the front, followed by those in flight."""
         wanted = [sent for sent in self.in_flight if sent.place is not None and sent.wanted]
         for again in reversed([place, *(sent.place for sent in wanted)]):
             if again is not None:
@@ -217,7 +217,7 @@ class _Batches:
             sent.wanted = False
 
     def lose(self) -> None:
-        """Put all in flight back in front: the iterator that had it is gone."""
+        """Put all batches in flight back at the front, because their iterator was released."""
         self.redo(None)
         self.in_flight.clear()
 
@@ -229,7 +229,7 @@ class _Batches:
 
 
 class _Drawing(Iterator[list[Any]]):
-    """Draws for ever. No generator: one that raised would be at its end."""
+    """An endless iterator. Not a generator, as a generator ends when it raises."""
 
     def __init__(self, batches: _Batches) -> None:
         self._batches = batches
@@ -246,7 +246,7 @@ _NOTHING = object()
 
 
 class _Samples(Dataset[Any]):
-    """The script's dataset in a worker: fetches as torch does, but nothing for a placeholder."""
+    """The script's dataset in a worker: fetches as torch does, and nothing for a placeholder."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -261,7 +261,7 @@ class _Samples(Dataset[Any]):
 
 @dataclass(frozen=True)
 class _Collated:
-    """The script's collate_fn; nothing for a placeholder."""
+    """The script's collate_fn; None for a placeholder."""
 
     collate: Callable[[Any], Any]
 
@@ -271,19 +271,19 @@ class _Collated:
 
 @dataclass(frozen=True)
 class _WorkerBegun:
-    """The script's worker_init_fn; the script's code finds its own dataset in ``get_worker_info()``."""
+    """The script's worker_init_fn; makes ``get_worker_info()`` return the script's own dataset."""
 
     begin: Callable[[int], Any] | None
 
     def __call__(self, worker: int) -> None:
         info: Any = get_worker_info()
-        object.__setattr__(info, "dataset", info.dataset.dataset)  # it is frozen
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # the object is frozen
         if self.begin is not None:
             self.begin(worker)
 
 
 def _loader_of(loader: DataLoader[Any], batches: _Batches) -> DataLoader[Any]:
-    """A DataLoader as the script made it, but for the batches that it is asked for."""
+    """Return a DataLoader with the options of the script's, but with the feed's batch sampler."""
     workers = loader.num_workers
     begun: Any = loader.worker_init_fn
     return DataLoader(

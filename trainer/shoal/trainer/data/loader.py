@@ -1,4 +1,4 @@
-"""The loader that the script iterates: a DataLoader to look at, whose batches are the job's."""
+"""The loader that the script iterates: has the attributes of its DataLoader, but yields the batches of the job."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ __all__ = ["BatchLoader", "Passes"]
 
 
 class Passes(Protocol):
-    """What gives the batches."""
+    """The source of the batches."""
 
     def begin_pass(self) -> int:
-        """A pass over the loader begins; its number."""
+        """Begin a pass over the loader; return its number."""
         ...
 
     def following(self, number: int) -> tuple[bool, Any]:
-        """(True, batch), or (False, None) at the end of the epoch."""
+        """Return (True, batch), or (False, None) at the end of the epoch."""
         ...
 
     def leave_pass(self, number: int) -> None:
-        """The pass ends: through, or left by ``break`` or an error."""
+        """End the pass: at its end, or because of ``break`` or an error."""
         ...
 
 
 class BatchLoader(DataLoader[Any]):
-    """Takes the place of the user's DataLoader in the loop; its attributes are the user's.
+    """Replaces the script's DataLoader in the loop; has the same attributes.
 
     Args:
-        loader: The user's.
-        passes: Gives the batches.
-        batches: Batches in an epoch of the job.
+        loader: The script's DataLoader.
+        passes: The source of the batches.
+        batches: Number of batches in an epoch of the job.
     """
 
     _shoal_ready = False
@@ -58,11 +58,11 @@ class BatchLoader(DataLoader[Any]):
             passes.leave_pass(number)
 
     def __len__(self) -> int:
-        """Batches in an epoch of the job, over all trainers: constant."""
+        """Return the number of batches in an epoch of the job, over all trainers. Constant."""
         return int(self.__dict__["_shoal_batches"])
 
     def __setattr__(self, attr: str, val: Any) -> None:
-        """Refused.
+        """Refuse the assignment, which would have no effect.
 
         Raises:
             Refused: Always.

@@ -25,7 +25,7 @@ INT64 = torch.iinfo(torch.int64)
 
 
 def plan_of(shape: ModelSpec) -> EpochPlan:
-    """How a job of this shape cuts its epochs."""
+    """Return how a job with this model spec divides an epoch into tasks and batches."""
     return EpochPlan(
         samples=shape.samples,
         batch_size=shape.batch_size,
@@ -35,13 +35,13 @@ def plan_of(shape: ModelSpec) -> EpochPlan:
 
 
 class SamplerOrder:
-    """What a script's own sampler gives, as a function of a seed and the epoch.
+    """The order of a script's own sampler, as a function of a seed and the epoch.
 
-    The sampler is drawn with the global generators of torch (CPU), numpy and ``random`` seeded, and with the generators
-    that it holds itself replaced by seeded ones. All of them are as before afterwards.
+    The sampler is drawn with the global generators of torch (CPU), numpy and ``random`` seeded, and with its own generators
+    replaced by seeded ones. Afterwards all of them are restored.
 
     Args:
-        sampler: Gives the indices of an epoch, or whole batches of them. It must be finite and have ``__len__``.
+        sampler: Yields the indices of an epoch, or whole batches of them. It must be finite and have ``__len__``.
         batches: Whether it is a batch sampler.
     """
 
@@ -51,11 +51,11 @@ class SamplerOrder:
 
     @property
     def name(self) -> str:
-        """The sampler's class."""
+        """Name of the sampler's class."""
         return type(self.sampler).__name__
 
     def parts(self) -> list[Any]:
-        """The sampler and the samplers that it holds, each once."""
+        """Return the sampler and all samplers that it contains, each once."""
         found: list[Any] = []
         ahead: list[Any] = [self.sampler]
         while ahead:
@@ -72,14 +72,14 @@ class SamplerOrder:
         return found
 
     def draw(self, *, seed: int, epoch: int) -> list[Any]:
-        """What the sampler gives in an epoch: indices, or lists of indices.
+        """Return the indices, or lists of indices, that the sampler yields in an epoch.
 
         Args:
-            seed: Of the generators while the sampler is drawn; in 0..2**63-1.
-            epoch: Given to ``set_epoch`` of the samplers that have it.
+            seed: Seed of the generators while the sampler is drawn, from 0 to 2**63 - 1.
+            epoch: Passed to ``set_epoch`` of the samplers that have it.
 
         Raises:
-            Refusal: The sampler gives more than its length says; it may be infinite.
+            Refusal: The sampler yields more than its length; it may be infinite.
         """
         assert isinstance(self.sampler, Sized)
         parts = self.parts()
@@ -101,12 +101,12 @@ class SamplerOrder:
 
 
 class SampleOrder:
-    """Which samples each batch has.
+    """The samples of each batch.
 
     Args:
-        shape: What the job trains.
-        seed: The job's.
-        sampler: The order of the script's own sampler, where ``shape.sampler`` names one.
+        shape: The model spec of the job.
+        seed: Seed of the job.
+        sampler: The order of the script's own sampler; None if ``shape.sampler`` is empty.
     """
 
     def __init__(self, shape: ModelSpec, seed: int, sampler: SamplerOrder | None = None) -> None:
@@ -118,10 +118,10 @@ class SampleOrder:
         self._epochs: dict[int, Tensor | list[Any]] = {}
 
     def indices(self, epoch: int, task: int, batch: int) -> list[Any]:
-        """The dataset's indices of a batch.
+        """Return the dataset indices of a batch.
 
         Raises:
-            Refusal: The script's sampler gives another number of samples, or batches of other sizes, in this epoch.
+            Refusal: The script's sampler yields another number of samples, or batches of other sizes, in this epoch.
         """
         positions = self.plan.positions(task, batch)
         if self._sampler is None and not self._shape.shuffle:
@@ -130,7 +130,7 @@ class SampleOrder:
         return part.tolist() if isinstance(part, Tensor) else part
 
     def _epoch(self, epoch: int) -> Tensor | list[Any]:
-        """The epoch's whole order; the last two epochs asked for are kept."""
+        """Return the order of an epoch; the ``EPOCHS_KEPT`` last used epochs are cached."""
         known = self._epochs.pop(epoch, None)
         if known is None:
             digest = hashlib.blake2b(f"{self._key}/{epoch}".encode(), digest_size=8).digest()
@@ -164,7 +164,7 @@ class SampleOrder:
 
 
 def _compact(drawn: list[Any]) -> Tensor | list[Any]:
-    """Plain integers as one tensor, a fifth of the memory; anything else as it is."""
+    """Return integers as a tensor, which needs a fifth of the memory; return other values unchanged."""
     if all(type(index) is int and INT64.min <= index <= INT64.max for index in drawn):
         return torch.tensor(drawn, dtype=torch.int64)
     return drawn
@@ -172,13 +172,13 @@ def _compact(drawn: list[Any]) -> Tensor | list[Any]:
 
 @contextlib.contextmanager
 def _seeded(parts: list[Any], seed: int) -> Iterator[None]:
-    """Seed the global generators and those that the samplers hold; put all back at the end."""
-    # torch.manual_seed would seed the GPUs too.
+    """Seed the global generators and those of the samplers; restore all of them at exit."""
+    # torch.manual_seed would also seed the GPUs.
     torch_state, random_state = torch.get_rng_state(), random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002 - the generator that samplers use
     held = [(part, name, value) for part in parts for name, value in list(getattr(part, "__dict__", {}).items())]
     replaced = [(part, name, value) for part, name, value in held if isinstance(value, _GENERATORS)]
-    # One that two samplers share stays shared; different ones get different seeds.
+    # A generator that two samplers share stays shared; different generators get different seeds.
     ours: dict[int, Any] = {}
     for _, _, value in replaced:
         ours.setdefault(id(value), _like(value, seed + 1 + len(ours)))
@@ -201,7 +201,7 @@ _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rand
 
 
 def _like(value: Any, seed: int) -> Any:
-    """A seeded generator of a generator's kind."""
+    """Return a seeded generator of the same type."""
     if isinstance(value, torch.Generator):
         return torch.Generator(value.device).manual_seed(seed)
     if isinstance(value, np.random.Generator):

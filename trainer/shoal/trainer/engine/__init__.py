@@ -1,1 +1,1 @@
-"""Runs tasks against the master and the parameter servers."""
+"""The engine of a trainer: executes tasks with the master and the parameter servers."""

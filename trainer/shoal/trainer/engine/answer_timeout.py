@@ -1,10 +1,10 @@
-"""How long a trainer waits for a parameter server's answer before it takes the connection for dead.
+"""How long a trainer waits for a parameter server's reply before it closes the connection.
 
-A connection can be half-open without TCP's notice: a proxy, a NAT or a service mesh acknowledges the bytes, and nothing
-comes of them. The server lives then, and the master has no reason to move its slots. So a request that is not answered
-within a lease is given up with its connection, and made again on a new one; nothing is lost by that, as a batch that
-the slot has already is known to it (rule 12). A server that is merely slow must not be asked ever more often for it:
-each time in a row the wait is twice as long.
+A connection can be half-open without TCP detecting it: a proxy, a NAT or a service mesh acknowledges the bytes but does not
+deliver them. The server is still live, and the master has no reason to move its slots. A request without a reply within one
+lease is therefore abandoned with its connection and sent again on a new one. This is safe, as a slot ignores a batch that it
+already has (rule 12). So that a slow server does not get ever more requests, the timeout doubles with every consecutive
+timeout.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from __future__ import annotations
 __all__ = ["AnswerTimeout"]
 
 DOUBLINGS = 5
-"""The longest wait is so many times doubled: 320 s with the usual lease of 10 s."""
+"""Maximum number of doublings: the timeout is at most 320 s with the default lease of 10 s."""
 
 
 class AnswerTimeout:
-    """The waits for the answers of a job's parameter servers, told apart by their lives."""
+    """The reply timeouts of a job's parameter servers, by the ``life`` of the server's process."""
 
     def __init__(self) -> None:
         self.lease_seconds = 10.0
-        """The first wait, in seconds."""
+        """The first timeout. Seconds."""
         self._in_a_row: dict[int, int] = {}
 
     def seconds(self, life: int) -> float:
-        """How long this server may leave a request without an answer, in seconds."""
+        """Return the current timeout for this server, in seconds."""
         return self.lease_seconds * float(2 ** min(DOUBLINGS, self._in_a_row.get(life, 0)))
 
     def answered(self, life: int) -> None:
-        """The server answered."""
+        """Reset the timeout of a server that replied."""
         self._in_a_row.pop(life, None)
 
     def gave_up(self, life: int) -> None:
-        """A request to the server was given up."""
+        """Double the timeout of a server after a request to it timed out."""
         self._in_a_row[life] = self._in_a_row.get(life, 0) + 1
 
     def only(self, lives: set[int]) -> None:
-        """These are all servers that there are; nothing is kept of others."""
+        """Forget all servers but these."""
         self._in_a_row = {life: count for life, count in self._in_a_row.items() if life in lives}

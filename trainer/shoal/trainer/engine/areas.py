@@ -1,4 +1,4 @@
-"""Between a trainer's tensors and the areas of memory that go to and come from parameter servers."""
+"""Copies between a trainer's tensors and the memory areas that are exchanged with parameter servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["packed", "read_pieces", "unpack", "write_pieces"]
 
 
 def write_pieces(views: DenseViews, dense: Sequence[Tensor | None]) -> None:
-    """Write flat dense values, or gradients, into the views' slots; None leaves the place as it is."""
+    """Copy flat dense values or gradients into the views' slots; a parameter with None is not written."""
     targets, sources = [], []
     for slot, entries in views.area.by_slot().items():
         for entry, target in zip(entries, views.by_slot[slot], strict=True):
@@ -27,7 +27,7 @@ def write_pieces(views: DenseViews, dense: Sequence[Tensor | None]) -> None:
 
 
 def read_pieces(views: DenseViews, parameters: Sequence[Tensor]) -> None:
-    """Write the values of the views' slots into the dense parameters, which may lie anywhere and in any order."""
+    """Copy the values of the views' slots into the dense parameters, which may be on any device and non-contiguous."""
     targets, sources = [], []
     scattered: dict[int, Tensor] = {}
     with torch.no_grad():
@@ -49,10 +49,10 @@ def read_pieces(views: DenseViews, parameters: Sequence[Tensor]) -> None:
 
 
 def packed(area: TensorArea, tensors: Sequence[Tensor]) -> memoryview:
-    """Copies of whole tensors as they lie in an area.
+    """Return copies of tensors in the layout of an area.
 
     Raises:
-        ValueError: Their number is not the area's.
+        ValueError: The number of tensors differs from the area's.
     """
     memory = bytearray(area.size)
     for entry, tensor in zip(area.entries, tensors, strict=True):
@@ -62,10 +62,10 @@ def packed(area: TensorArea, tensors: Sequence[Tensor]) -> memoryview:
 
 
 def unpack(area: TensorArea, memory: memoryview, tensors: Sequence[Tensor]) -> None:
-    """Write an area's tensors into the module's.
+    """Copy an area's tensors into the module's.
 
     Raises:
-        ValueError: Their number is not the area's.
+        ValueError: The number of tensors differs from the area's.
     """
     with torch.no_grad():
         for entry, tensor in zip(area.entries, tensors, strict=True):

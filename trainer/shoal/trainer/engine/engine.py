@@ -1,9 +1,9 @@
-"""A trainer's engine: takes tasks, keeps in step with the parameter servers, closes batches.
+"""A trainer's engine: leases tasks, synchronises with the parameter servers, pushes batches.
 
-It runs on the script's own thread, inside the loader's ``next``; only the link to the master has a thread of its own,
-which puts the master's messages into an inbox. There is one way to recover from anything that happens to a server: ask
-each slot how far it is in the task (``_synchronise``), and go on from the least advanced (rule 12). No gradient is kept
-for that: the batch is computed again, and slots that have it already say so.
+It runs on the script's thread, inside the loader's ``next``; only the link to the master has its own thread, which puts the
+master's messages into an inbox. There is one recovery procedure for every failure of a server: ask each slot how many batches
+of the task it has applied (``_synchronise``), and continue from the least advanced slot (rule 12). No gradients are kept for
+that: the batch is computed again, and slots that already have it ignore the push.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from shoal.transport.master_link import MasterLink
 __all__ = ["IN_BATCH", "Engine", "JobStopped", "Left"]
 
 IN_BATCH = "in batch"
-"""How the words begin for what a script does with a batch."""
+"""Prefix of the text that describes a script at work on a batch."""
 ASK_SECONDS = 0.2
-"""Silence after which the master is asked where the slots are."""
+"""Minimum interval between two requests for the slot map. Seconds."""
 
 
 class JobStopped(SystemExit):
-    """The job has failed or was stopped."""
+    """The job failed or was stopped."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(0)
@@ -45,22 +45,22 @@ class JobStopped(SystemExit):
 
 
 class Left(SystemExit):
-    """This trainer was asked to leave, and has handed everything back."""
+    """This trainer was drained and has returned its leases."""
 
 
 Answer = TypeVar("Answer")
 
 
 class Engine:
-    """One trainer's part in the job.
+    """The protocol client of one trainer.
 
     Args:
-        address: Of the master.
-        identity: Of this trainer.
-        token: The job's.
-        uid: The job's.
-        epochs: The script's own word, for a manifest that leaves it open.
-        seed: Likewise.
+        address: Address of the master.
+        identity: Identity of this trainer.
+        token: Token of the job.
+        uid: UID of the job.
+        epochs: Number of epochs from the script; used if the manifest has none.
+        seed: Seed from the script; used if the manifest has none.
     """
 
     def __init__(
@@ -69,28 +69,28 @@ class Engine:
         self.registered: m.Registered | None = None
         self.trainers = 1
         self.ahead = 0
-        """Batches that should be known beyond the task at hand, for the loader's workers."""
+        """Number of batches to lease beyond the current task, for the loader's workers."""
         self.stopping = ""
-        """Why the job ends early; empty: it does not."""
+        """Why the job stops early; empty if it does not."""
         self.over = False
-        """Whether the job failed, or refused this trainer: what the script leaves undone is not its doing."""
+        """Whether the job failed or refused this trainer; the script's unfinished loop is then not reported as its error."""
         self.draining = threading.Event()
         self.on_new_lease: Callable[[m.Lease], None] = lambda _: None
         self.samples_of: Callable[[tuple[int, int, int]], list[int]] = lambda _: []
         self.provide: Callable[[m.ProvideInitialValues], bool] = lambda _: False
         self.waits: Callable[[], None] = lambda: None
-        """Called again and again while the script waits for others here."""
+        """Called repeatedly while the engine waits for the master or a server."""
         self._identity, self._token, self._uid = identity, token, uid
         self._epochs, self._seed = epochs, seed
         self._shape: m.ModelSpec | None = None
         self._work: Work | None = None
         self._servers: Servers | None = None
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._wants = 0
+        self._requested = 0
         self._question: Any = None
         self._ended_epoch = -1
         self._suspect: set[tuple[int, int]] = set()
-        """Tasks held here that killed a trainer before: the master hears of each of their batches."""
+        """Leased tasks during which a trainer was killed before: each of their batches is reported to the master."""
         self._last_asked = 0.0
         self._link = MasterLink(
             address,
@@ -105,10 +105,10 @@ class Engine:
     # --- The link to the master ---
 
     def start(self, shape: m.ModelSpec) -> None:
-        """Register; returns when every slot is served, so that training can begin.
+        """Register at the master and wait until every slot is served.
 
         Raises:
-            Refused: The job trains something else.
+            Refused: The master refused the registration, for example because the job trains another model.
         """
         self._shape = shape
         self._link.start()
@@ -116,7 +116,7 @@ class Engine:
             self._wait_for_message()
 
     def _greetings(self) -> list[Any]:
-        """Said at each connect, on the link's thread: what we train and hold, and what we wait for (rule 3)."""
+        """Return the registration, which the link's thread sends at each connect (rule 3)."""
         assert self._shape is not None
         leases = self._work.leases() if self._work is not None else []
         return [
@@ -132,7 +132,7 @@ class Engine:
 
     @property
     def work(self) -> Work:
-        """Leases and watermarks; before the first registration there are none."""
+        """Leases and watermarks; empty before the first registration."""
         if self._work is None:
             assert self._shape is not None
             shape = self._shape
@@ -158,16 +158,16 @@ class Engine:
 
     @property
     def info(self) -> m.Registered:
-        """What the master said when it took us."""
+        """The master's reply to the registration."""
         assert self.registered is not None
         return self.registered
 
     def send(self, message: Any) -> bool:
-        """Tell the master something that is not worth repeating."""
+        """Send the master a message that is not repeated; return False if there is no connection."""
         return self._link.send(message)
 
     def _wait_for_message(self, seconds: float = 0.1) -> None:
-        """Handle what came, waiting for it a little."""
+        """Wait up to ``seconds`` for a message, then handle all that arrived."""
         self.waits()
         with contextlib.suppress(queue.Empty):
             self._handle(self._inbox.get(timeout=seconds))
@@ -186,7 +186,7 @@ class Engine:
                 self.work.mapped(message)
                 self.servers.follow(message)
             case m.TaskLeased():
-                self._wants = max(0, self._wants - 1)
+                self._requested = max(0, self._requested - 1)
                 self.trainers = message.trainers
                 if message.watched:
                     self._suspect.add((message.lease.epoch, message.lease.task))
@@ -197,7 +197,7 @@ class Engine:
             case m.TaskReopened():
                 self.work.redo(message.lease)
             case m.EpochDone():
-                self._wants = 0
+                self._requested = 0
                 self._ended_epoch = max(self._ended_epoch, message.epoch)
             case m.ProvideInitialValues():
                 self._provide(message)
@@ -216,10 +216,10 @@ class Engine:
                 self._answer(message)
 
     def _on_registered(self, message: m.Registered) -> None:
-        """A master took us, perhaps a new one: say again what we wait for."""
+        """Repeat all unanswered requests, as the registration may have been at a new master."""
         self.registered = message
         if self.stopping and not message.stopping:
-            # A master that etcd did not tell of it.
+            # etcd did not keep the early stop, so the new master has not read it.
             self._link.send(m.StopEarly(reason=self.stopping, epoch=self._loop_epoch))
         self.stopping = message.stopping or self.stopping
         self._link.lease_seconds = message.lease_seconds
@@ -227,9 +227,9 @@ class Engine:
         self.servers.patience.lease_seconds = message.lease_seconds
         for done in unanswered:
             self._link.send(done)
-        wants, self._wants = self._wants, 0
-        for _ in range(wants):
-            self._want(self._loop_epoch)
+        requested, self._requested = self._requested, 0
+        for _ in range(requested):
+            self._request_task(self._loop_epoch)
         if self._question is not None and self._reply is None:
             self._link.send(self._question)
 
@@ -243,12 +243,20 @@ class Engine:
     _answers: tuple[type, ...] = ()
 
     def _answer(self, message: Any) -> None:
-        """The first answer to the question counts; what comes behind it, before anyone looks, takes nothing away."""
+        """Record the reply to the pending question; a later reply does not replace the first one."""
         if self._question is not None and self._reply is None and isinstance(message, self._answers):
             self._reply = message
 
     def ask(self, question: Any, *answers: type) -> Any:
-        """Ask the master and wait for the answer, through every restart of it."""
+        """Send the master a question and return its reply; the question is repeated to every new master.
+
+        Args:
+            question: The message.
+            answers: The types of message that are replies to it.
+
+        Raises:
+            Left: This trainer was drained.
+        """
         self._question, self._answers, self._reply = question, answers, None
         self._link.send(question)
         try:
@@ -262,12 +270,18 @@ class Engine:
     # --- Batches ---
 
     def next_batch(self, epoch: int) -> tuple[m.Lease, int] | None:
-        """The next batch of the job's for a loop in this epoch; None: the loop is over.
+        """Return the next batch for the script's loop in this epoch, or None if the epoch has no more batches.
 
-        The parameters of all slots have been pulled when it returns a batch.
+        When it returns a batch, the parameters of all slots have been pulled.
+
+        Args:
+            epoch: The epoch of the script's loop, from 0.
+
+        Returns:
+            The lease of the task, and the number of the batch in the task, from 0.
 
         Raises:
-            Left: This trainer was asked to leave.
+            Left: This trainer was drained.
         """
         self._loop_epoch = epoch
         work = self.work
@@ -279,7 +293,7 @@ class Engine:
                 lease = self._next_lease(epoch)
                 if lease is None:
                     return None
-            self._want_ahead(epoch)
+            self._request_ahead(epoch)
             batch = self._synchronise(lease)
             if batch < work.plan.batches_in(lease.task):
                 if (lease.epoch, lease.task) in self._suspect:
@@ -289,39 +303,39 @@ class Engine:
             self._report_done()
 
     def _next_lease(self, epoch: int) -> m.Lease | None:
-        """Take up the next lease, waiting for one; None: the loop's epoch is over."""
+        """Wait for the next lease and make it the current one; None if the epoch of the loop is done."""
         work = self.work
         while not work.waiting:
             if self._ended_epoch >= epoch and not work.unanswered:
                 return None
-            if self._ended_epoch < epoch and not self._wants:
-                self._want(epoch)
+            if self._ended_epoch < epoch and not self._requested:
+                self._request_task(epoch)
             self._wait_for_message()
             self.leave_if_draining()
         if work.waiting[0].epoch > epoch:
             return None
         return work.begin()
 
-    def _want_ahead(self, epoch: int) -> None:
-        """Ask for the next tasks while this one is being worked on: one, or as many as the loader's workers keep busy."""
+    def _request_ahead(self, epoch: int) -> None:
+        """Request the next tasks while this one is processed: one, or as many as the loader's workers need."""
         if self._ended_epoch >= epoch:
             return
         tasks = max(1, -(-self.ahead // self.work.plan.task_batches))
-        for _ in range(tasks - len(self.work.waiting) - self._wants):
-            self._want(epoch)
+        for _ in range(tasks - len(self.work.waiting) - self._requested):
+            self._request_task(epoch)
 
-    def _want(self, epoch: int) -> None:
+    def _request_task(self, epoch: int) -> None:
         if self._link.send(m.RequestTask(epoch=epoch)):
-            self._wants += 1
+            self._requested += 1
 
     def loop_begins(self, epoch: int) -> None:
-        """The script's loop enters an epoch: tasks may be asked for again."""
+        """Note that the script's loop enters an epoch, so that tasks are requested again."""
         self._loop_epoch = epoch
         if self._ended_epoch >= epoch:
             self._ended_epoch = epoch - 1
 
     def holds_later(self, epoch: int) -> bool:
-        """Whether the next task that is held belongs to a later epoch."""
+        """Return whether the next leased task belongs to a later epoch."""
         work = self.work
         return work.current is None and bool(work.waiting) and work.waiting[0].epoch > epoch
 
@@ -332,7 +346,7 @@ class Engine:
         self.work.trim()
 
     def _synchronise(self, lease: m.Lease) -> int:
-        """Know of every slot how far it is in the task, and have its parameters; asks those that it is not known of."""
+        """Pull until the progress of every slot in the task is known; return the first batch that a slot lacks."""
         work = self.work
         while True:
             batch = work.next_batch()
@@ -341,20 +355,24 @@ class Engine:
             if work.served:
                 try:
                     answers = self.servers.pull(lease.epoch, lease.task, idle=self.idle)
-                    # Every answer is taken, also behind one that is stale.
+                    # Every answer is recorded, also those after a stale one.
                     if all([work.applied(lease.epoch, lease.task, *answer) for answer in answers]):  # noqa: C419
                         continue
                 except ServerLost as error:
                     work.forget(error.slots)
-            self._ask_where()
+            self._request_slot_map()
             self._wait_for_message()
             self.leave_if_draining()
 
     def close_batch(self, push: m.Push, gradients: Gradients) -> bool:
         """Push a batch's gradients and pull the parameters.
 
+        Args:
+            push: The push, without its grants.
+            gradients: The gradients of the batch.
+
         Returns:
-            Whether every slot has the batch. If not, it will be asked for again.
+            Whether every slot has applied the batch. If not, ``next_batch`` returns it again.
         """
         work, lease = self.work, self.work.current
         assert lease is not None
@@ -369,29 +387,33 @@ class Engine:
                         work.applied(following.epoch, following.task, slots, grants, batches)
         except ServerLost as error:
             work.forget(error.slots)
-            self._ask_where()
+            self._request_slot_map()
         reached = work.next_batch()
         return reached is not None and reached >= push.first + push.batches
 
     def _following(self, lease: m.Lease, push: m.Push) -> m.Lease:
-        """The lease whose watermarks are wanted with the answer: the next one, behind a task's last batch."""
+        """Return the lease whose watermarks the reply is to contain: the next one after a task's last batch."""
         last = push.first + push.batches == self.work.plan.batches_in(lease.task)
         return self.work.waiting[0] if last and self.work.waiting else lease
 
     def idle(self) -> None:
-        """A server is silent: has the master moved its slots?"""
+        """Request the slot map while a server does not reply, as the master may have moved its slots (rule 12)."""
         self.waits()
         self._handle_all()
-        self._ask_where()
+        self._request_slot_map()
 
-    def _ask_where(self) -> None:
+    def _request_slot_map(self) -> None:
         now = time.monotonic()
         if now - self._last_asked >= ASK_SECONDS:
             self._last_asked = now
             self._link.send(m.GetSlotMap())
 
     def retry(self, action: Callable[[], Answer]) -> Answer:
-        """Carry out something that needs servers, again and again until all of them answered."""
+        """Run an action that needs servers, and retry it until all of them have answered.
+
+        Raises:
+            Left: This trainer was drained.
+        """
         while True:
             self._handle_all()
             if self.work.served:
@@ -399,14 +421,14 @@ class Engine:
                     return action()
                 except ServerLost as error:
                     self.work.forget(error.slots)
-            self._ask_where()
+            self._request_slot_map()
             self._wait_for_message()
             self.leave_if_draining()
 
     # --- The end ---
 
     def leave_if_draining(self) -> None:
-        """Hand everything back and leave, if that was asked for.
+        """Return all leases and leave the job, if this trainer was drained.
 
         Raises:
             Left: It was.
@@ -416,10 +438,11 @@ class Engine:
             raise Left(0)
 
     def leave(self, reason: str = "") -> None:
-        """Hand everything back and say farewell. May be called again.
+        """Return all leases, leave the job and close all connections. Idempotent.
 
         Args:
-            reason: Why the script ends although the job is not complete; empty: it was asked to, or the job is.
+            reason: Why the script ends although the job is not complete. Default: empty, the trainer was drained or the job
+                is complete.
         """
         leases = self._work.give_all_back() if self._work is not None else []
         self._link.send(m.Leave(leases=leases, reason=reason))
@@ -428,12 +451,22 @@ class Engine:
             self._servers.close()
 
     def failed(self, error: str) -> None:
-        """The script raised: tell the master which task that was."""
+        """Report to the master that the script raised an error, and in which task.
+
+        Args:
+            error: The formatted error.
+        """
         leases = self._work.leases() if self._work is not None else []
         self._link.send(m.ScriptFailed(error=error, leases=leases[:1]))
 
     def hung(self, seconds: float, doing: str, stack: str) -> None:
-        """The script comes no further: tell the master in which task. Called from another thread than the script's."""
+        """Report to the master that the script hangs. Called from another thread than the script's.
+
+        Args:
+            seconds: Time without progress. Seconds.
+            doing: What the script was doing; if it begins with ``IN_BATCH``, the current task is reported, too.
+            stack: The formatted stack of the script's thread.
+        """
         work = self._work
         lease = work.current if work is not None and doing.startswith(IN_BATCH) else None
         self._link.send(m.ScriptHung(seconds=seconds, doing=doing, stack=stack, lease=lease))

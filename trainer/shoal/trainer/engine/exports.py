@@ -1,4 +1,4 @@
-"""Model files: safetensors with the names of the module's ``state_dict``, so that plain PyTorch loads them."""
+"""Model files: safetensors with the names of the module's ``state_dict``, so that plain PyTorch can load them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["average_path", "other_format", "save_model", "why_unwritable"]
 
 
 def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | None = None) -> None:
-    """Write the module's parameters and buffers; whoever finds the file finds all of it.
+    """Write the module's parameters and buffers to a file, atomically.
 
     Args:
         model: The module.
-        path: Of the file; its folder is made.
-        instead: Values by the tensors' names that take the place of the module's, flat or shaped.
+        path: Path of the file; its directory is created.
+        instead: Values that replace the module's, by the names of the tensors, flat or shaped. Default: none.
 
     Raises:
-        OSError: It cannot be written there.
-        Refused: The module's state_dict holds something that is no tensor.
+        OSError: The file cannot be written.
+        Refused: The module's state_dict contains a value that is not a tensor.
     """
     other = _for_all_names(model, instead or {})
     tensors: dict[str, Tensor] = {}
-    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - a sparse table gives its rows only, otherwise
+    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - the use of a whole sparse table is refused otherwise
         for key, value in model.state_dict().items():
             name = clean_name(key)
             if not isinstance(value, Tensor):
@@ -52,14 +52,14 @@ def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | 
 
 
 def _umask() -> int:
-    """What this process takes away from the mode of new files."""
+    """Return the file mode creation mask of this process."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def _for_all_names(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values by the parameters' names, and by the other names of those that are tied."""
+    """Return the values by all names of their parameters: tied parameters have several names."""
     found = dict(values)
     first: dict[int, str] = {}
     for key, parameter in model.named_parameters(remove_duplicate=False):
@@ -70,7 +70,7 @@ def _for_all_names(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, 
 
 
 def why_unwritable(path: Path) -> str:
-    """Why no file can be written there, as far as that is known before; empty: nothing speaks against it."""
+    """Return why no file can be written at a path, without trying it; empty if no reason is found."""
     folder = path.parent
     while not os.path.lexists(folder):
         folder = folder.parent
@@ -82,12 +82,12 @@ def why_unwritable(path: Path) -> str:
 
 
 def average_path(path: Path) -> Path:
-    """Where the moving average of the weights is written, beside the model."""
+    """Return the path of the moving average of the weights, next to the model."""
     return path.with_name(f"{path.stem}-ema{path.suffix}")
 
 
 def other_format(path: Path) -> str:
-    """A file's name promises what ``torch.load`` reads; "" where it does not."""
+    """Return a warning if the file's suffix is one of ``torch.load``'s; otherwise an empty string."""
     if path.suffix not in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
         return ""
     return (

@@ -1,7 +1,7 @@
-"""The first trainer's values, as the parameter servers are given them: dense values, table rows, buffers, fixed tensors.
+"""The initial values that the first trainer sends to the servers: dense values, table rows, buffers and fixed tensors.
 
-The values of a slot go to its server in one message and several slots share one, as long as it stays below
-``PROVIDED_BYTES``: so neither end holds more than that beside its own copy, unless a single slot is larger.
+The values of a slot are sent in one message, and several slots share a message up to ``PROVIDED_BYTES``, so that neither end
+needs more memory than that in addition to its own copy, unless a single slot is larger.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from shoal.trainer.engine.areas import packed, write_pieces
 __all__ = ["PROVIDED_BYTES", "Initial"]
 
 PROVIDED_BYTES = 256 * 2**20
-"""The largest message of initial values, in bytes; a single slot may be larger."""
+"""Maximum size of a message of initial values. Bytes. A single slot may be larger."""
 
 
 @dataclass
 class Initial:
-    """What the first trainer gives.
+    """The initial values of the job.
 
     Args:
-        shape: What the job trains.
-        slots: Slots of the job.
-        dense: Per dense parameter its values, flat, on the CPU.
-        tables: Per table its weight [rows, dim], on any device; only those of given tables are read.
+        shape: The model spec of the job.
+        slots: Number of slots of the job.
+        dense: One flat tensor per dense parameter, on the CPU.
+        tables: One weight [rows, dim] per table, on any device; only those of given tables are read.
         buffers: The module's buffers, on any device.
         fixed: The fixed tensors, on any device.
     """
@@ -51,7 +51,7 @@ class Initial:
         }
 
     def portions(self, slots: Sequence[int]) -> Iterator[list[int]]:
-        """Cut a server's slots, in their order, into those that go in one message."""
+        """Divide a server's slots, in their order, into one list per message."""
         portion: list[int] = []
         size = 0
         for slot in slots:
@@ -73,10 +73,10 @@ class Initial:
         return Area(self.shape, self.slots, [slot]).size + rows + whole
 
     def payload(self, slots: Sequence[int]) -> tuple[list[RowPart], list[memoryview]]:
-        """The parts and the payload of an ``Init`` for these slots.
+        """Return the parts and the payload of an ``InitialValues`` message for these slots.
 
         Raises:
-            ValueError: The number of buffers or fixed tensors is not the shape's.
+            ValueError: The number of buffers or fixed tensors differs from the model spec's.
         """
         area = Area(self.shape, self.slots, slots)
         memory = bytearray(area.size)

@@ -1,4 +1,4 @@
-"""A trainer's connection to one parameter server, and the memory that dense gradients and values lie in."""
+"""A trainer's connection to one parameter server, with the memory for dense gradients and values."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from shoal.transport import shared_memory, sync
 __all__ = ["ANSWERS", "Peer"]
 
 ANSWERS: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToTrainer)
-"""What a server may answer a trainer."""
+"""Decodes the replies of a server to a trainer."""
 
 
 class Peer:
-    """One connection that asks to be attached.
+    """One connection to a server; the constructor sends the request to attach, but does not read the reply.
 
     Args:
         holder: The server.
-        slots: Those that the map puts there.
-        connection: To the server; the peer closes it.
-        area: Where the slots' dense bytes lie.
+        slots: The slots that the slot map assigns to it.
+        connection: Connection to the server; ``close`` closes it.
+        area: Layout of the slots' dense bytes.
 
     Raises:
-        OSError: The server cannot be asked to attach; whether it did is its answer.
+        OSError: The request could not be sent.
     """
 
     def __init__(

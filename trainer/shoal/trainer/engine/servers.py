@@ -1,9 +1,9 @@
-"""A trainer's connections to the parameter servers, and the tensors that go over them.
+"""A trainer's connections to the parameter servers, and the transfer of tensors.
 
-Each server has one connection, attached to the slots that the map puts there. On one host the dense gradients and
-values lie in memory that both ends map; between hosts they follow the messages as raw bytes. Requests go out to all
-servers before the first answer is awaited, so the servers work at the same time; and answers are taken from all, even
-when one of them failed, so that a connection is never left in the middle of an exchange.
+Each server has one connection, attached to the slots that the slot map assigns to it. On one host the dense gradients and
+values are in memory that both ends map; between hosts they follow the messages as raw bytes. Requests are sent to all servers
+before the first reply is read, so that the servers work in parallel; and replies are read from all servers, even when one of
+them failed, so that no connection is left in the middle of an exchange.
 """
 
 from __future__ import annotations
@@ -33,41 +33,41 @@ __all__ = ["Answer", "Gradients", "ServerLost", "Servers"]
 CONNECT_SECONDS = 2.0
 
 Answer = tuple[list[int], list[int], int]
-"""Slots, the grants they are served under, and how many batches of the task in question they have."""
+"""Slots, the grants they are served under, and the number of batches of the task that they have applied."""
 
 
-class ServerLost(Exception):  # noqa: N818 - the usual case of a server that died
-    """Some servers did not answer, or no longer serve what was asked for: ``slots`` are theirs."""
+class ServerLost(Exception):  # noqa: N818 - an expected event: a server was lost
+    """Servers did not reply, or no longer serve what was requested; ``slots`` are their slots."""
 
     def __init__(self, slots: Sequence[int]) -> None:
-        super().__init__(f"slots {list(slots)} are not served where they were")
+        super().__init__(f"slots {list(slots)} are not served by the servers of the slot map")
         self.slots = list(slots)
 
 
 @dataclass
 class Gradients:
-    """What a batch gives: one gradient (or None) per dense parameter, and per table its rows' (or None)."""
+    """The gradients of a batch."""
 
     dense: list[Tensor | None] = field(default_factory=list)
-    """Flat, in the shape's order."""
+    """One flat gradient, or None, per dense parameter, in the order of the model spec."""
     tables: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-    """Table, row numbers (int64 [n], unique), gradients [n, dim]."""
+    """Table index, row numbers (int64 [n], distinct), gradients [n, dim]; a table without gradient is left out."""
 
 
 class Servers:
-    """All parameter servers of the job, as one trainer sees them.
+    """A trainer's client for all parameter servers of the job.
 
     Args:
-        shape: What the job trains.
-        slots: How many slots there are.
-        identity: Of this trainer.
-        token: The job's.
-        uid: The job's.
+        shape: The model spec of the job.
+        slots: Number of slots of the job.
+        identity: Identity of this trainer.
+        token: Token of the job.
+        uid: UID of the job.
     """
 
     def __init__(self, shape: m.ModelSpec, *, slots: int, identity: auth.Identity, token: auth.Token, uid: str) -> None:
         self.parameters: list[Tensor] = []
-        """The dense parameters, in the shape's order: pulled values are written into them."""
+        """The dense parameters, in the order of the model spec; pulled values are written into them."""
         self._shape, self._slots = shape, slots
         self._identity, self._token, self._uid = identity, token, uid
         self.patience = AnswerTimeout()
@@ -85,7 +85,7 @@ class Servers:
     # --- The map ---
 
     def follow(self, new: m.SlotMap) -> None:
-        """Take the master's map; connections to servers that hold other slots now are closed."""
+        """Use a new slot map; close the connections to servers whose slots changed."""
         self._map = new
         wanted = {holder.life: self._slots_of(number) for number, holder in enumerate(new.holders)}
         self.patience.only(set(wanted))
@@ -110,10 +110,10 @@ class Servers:
         raise error
 
     def _peer(self, number: int, idle: Callable[[], None] | None) -> Peer:
-        """The connection to a holder; made if need be.
+        """Return the connection to a holder; connect if there is none.
 
         Raises:
-            OSError: It cannot be reached, or its slots went elsewhere meanwhile.
+            OSError: The holder is not reachable, or its slots moved meanwhile.
         """
         holder = self._map.holders[number]
         peer = self._peers.get(holder.life)
@@ -151,10 +151,10 @@ class Servers:
         *,
         idle: Callable[[], None] | None,
     ) -> Iterator[tuple[Peer, Any]]:
-        """Send something to each holder, then take each one's answer.
+        """Send a request to each holder, then yield each reply.
 
         Raises:
-            ServerLost: At the end, if some of them failed.
+            ServerLost: At the end, if any holder failed.
         """
         asked: list[Peer] = []
         lost: list[int] = []
@@ -162,7 +162,7 @@ class Servers:
         for number, holder in enumerate(begun.holders):
             slots = [slot for slot, owner in enumerate(begun.owner) if owner == number]
             try:
-                if self._map != begun:  # while another server was waited for
+                if self._map != begun:  # changed during the wait for another server
                     raise ConnectionResetError("the slots are elsewhere now")
                 peer = self._peer(number, idle)
                 send(number, peer, self._watch(peer, idle))
@@ -190,7 +190,7 @@ class Servers:
     def _answer(
         self, connection: sync.BlockingConnection, life: int, idle: Callable[[], None] | None
     ) -> tuple[Any, int]:
-        """A server's answer, and how many bytes follow it; a connection that brings none in time is taken for dead."""
+        """Return a server's reply and the number of bytes that follow it; raises TimeoutError without a reply in time."""
         try:
             answer = connection.receive(ANSWERS, idle=idle, seconds=self.patience.seconds(life))
         except TimeoutError:
@@ -200,7 +200,7 @@ class Servers:
         return answer
 
     def _watch(self, peer: Peer, idle: Callable[[], None] | None) -> Callable[[], None] | None:
-        """While a server is silent, look whether the master has given its slots to another."""
+        """Return a check for the wait on a server; it raises when the master has moved the server's slots."""
         if idle is None:
             return None
         look = idle
@@ -215,10 +215,10 @@ class Servers:
     # --- Dense values ---
 
     def pull(self, epoch: int, task: int, *, idle: Callable[[], None]) -> list[Answer]:
-        """How far every slot is in a task; their dense values are in the parameters then.
+        """Pull all dense values into the parameters; return the progress of every slot in a task.
 
         Raises:
-            ServerLost: Some servers did not answer.
+            ServerLost: A server did not reply.
         """
         answers: list[Answer] = []
 
@@ -236,13 +236,13 @@ class Servers:
         return answers
 
     def pull_average(self, *, idle: Callable[[], None]) -> list[Tensor]:
-        """The moving averages of the dense parameters, flat, on the CPU, in the shape's order.
+        """Return the moving averages of the dense parameters, flat, on the CPU, in the order of the model spec.
 
-        The parameters themselves are not touched.
+        The parameters themselves are not changed.
 
         Raises:
             ValueError: The job keeps no moving averages.
-            ServerLost: Some servers did not answer, or no longer serve their slots.
+            ServerLost: A server did not reply, or no longer serves its slots.
         """
         if not self._shape.ema > 0:
             raise ValueError("the job keeps no moving average of its parameters")
@@ -254,7 +254,7 @@ class Servers:
 
         def receive(peer: Peer, message: m.PullReply, size: int) -> None:
             if size != peer.area.size:
-                raise ConnectionResetError("averages of another size than ours")
+                raise ConnectionResetError("averages of an unexpected size")
             memory = bytearray(size)
             peer.connection.receive_into(memoryview(memory), idle=self._watch(peer, idle))
             if any(m.NO_GRANT in part.grants for part in message.applied):
@@ -268,10 +268,10 @@ class Servers:
     def push(
         self, push: m.Push, gradients: Gradients, *, idle: Callable[[], None]
     ) -> Iterator[tuple[list[Answer], list[Answer]]]:
-        """Push a batch to every server, and pull; per server: how far the pushed task is, and the next one.
+        """Push a batch to every server and pull; yield, per server, the progress in the pushed task and in the next one.
 
         Raises:
-            ServerLost: At the end, if some servers did not answer.
+            ServerLost: At the end, if a server did not reply.
         """
         absent = [index for index, gradient in enumerate(gradients.dense) if gradient is None]
         whole = not push.skipped and len(absent) < len(gradients.dense)
@@ -302,19 +302,19 @@ class Servers:
             yield answer
 
     def _take_values(self, peer: Peer, size: int, idle: Callable[[], None]) -> None:
-        """Read the dense values that follow a message; with shared memory they are there already."""
+        """Read the dense values that follow a message; with shared memory there is nothing to read."""
         if size not in {0, len(peer.incoming)}:
-            raise ConnectionResetError("dense values of another size than ours")
+            raise ConnectionResetError("dense values of an unexpected size")
         if size:
             peer.connection.receive_into(peer.incoming, idle=self._watch(peer, idle))
 
     # --- Rows of tables ---
 
     def rows(self, wanted: Sequence[tuple[int, Tensor]], *, idle: Callable[[], None]) -> list[Tensor]:
-        """The values of rows: per (table, row numbers int64 [n]) a tensor [n, dim].
+        """Return the values of rows: for each (table, row numbers int64 [n]) a tensor [n, dim].
 
         Raises:
-            ServerLost: Some servers did not answer, or no longer serve those rows.
+            ServerLost: A server did not reply, or no longer serves those rows.
         """
         owners = torch.tensor(self._map.owner)
         places = [owners[slot_of(ids, self._slots)] for _, ids in wanted]
@@ -347,7 +347,7 @@ class Servers:
             pass
         return found
 
-    # --- Beginning and end ---
+    # --- Initial values, buffers, export ---
 
     def provide(
         self,
@@ -358,20 +358,20 @@ class Servers:
         buffers: Sequence[Tensor] = (),
         fixed: Sequence[Tensor] = (),
     ) -> bool:
-        """Give slots their initial values.
+        """Send slots their initial values.
 
         Args:
-            message: Which slots, and where they are.
-            values: Per dense parameter, flat, on the CPU.
-            tables: Per table its weight [rows, dim]; only those of given tables are read.
-            buffers: Per buffer of the shape.
-            fixed: Per fixed tensor of the shape.
+            message: The slots and their holders.
+            values: One flat tensor per dense parameter, on the CPU.
+            tables: One weight [rows, dim] per table; only those of given tables are read.
+            buffers: One tensor per buffer of the model spec.
+            fixed: One tensor per fixed tensor of the model spec.
 
         Returns:
-            Whether all slots have them.
+            Whether all slots have received them.
 
         Raises:
-            ValueError: There are more or fewer buffers or fixed tensors than the shape has.
+            ValueError: The number of buffers or fixed tensors differs from the model spec's.
         """
         initial = Initial(self._shape, self._slots, values, tables, buffers, fixed)
         grants = dict(zip(message.slots, message.grants, strict=True))
@@ -402,17 +402,16 @@ class Servers:
         trainers: int,
         idle: Callable[[], None],
     ) -> None:
-        """Merge the module's buffers with the job's, and write what comes of it into them; ``trainers`` 0: only take.
+        """Merge the module's buffers with the job's, and write the result into the module's.
 
         Args:
-            buffers: The module's tensors as they are now, in the shape's order.
-            bases: Per buffer a copy of what this wrote last; only those of buffers with merge ``sum`` are read, and
-                none when nothing is merged.
-            trainers: How many there are; 0: nothing is merged.
-            idle: Called while the server is silent.
+            buffers: The module's current tensors, in the order of the model spec.
+            bases: Per buffer a copy of what this wrote last; read only for buffers with merge ``sum``.
+            trainers: Number of trainers of the job; 0: the job's buffers are only copied, nothing is merged.
+            idle: Called while the server does not reply.
 
         Raises:
-            ServerLost: Slot 0's server did not answer.
+            ServerLost: The server of slot 0 did not reply.
         """
         if not buffers:
             return
@@ -425,10 +424,10 @@ class Servers:
         unpack(self._buffers, memory, buffers)
 
     def take_fixed(self, tensors: Sequence[Tensor], *, idle: Callable[[], None]) -> None:
-        """Write the first trainer's fixed tensors into these, which come in the shape's order.
+        """Write the first trainer's fixed tensors into these, which are in the order of the model spec.
 
         Raises:
-            ServerLost: Slot 0's server did not answer.
+            ServerLost: The server of slot 0 did not reply.
         """
         if not tensors:
             return
@@ -437,7 +436,7 @@ class Servers:
         unpack(self._fixed, memory, tensors)
 
     def _exchange_whole(self, message: m.MergeBuffers, memory: memoryview, idle: Callable[[], None]) -> None:
-        """Send slot 0's server the memory (not where fixed tensors are asked for), and take its answer into it."""
+        """Send the memory to the server of slot 0 (not for fixed tensors), and read the reply into it."""
         number = self._map.owner[0]
         if number < 0:
             raise ServerLost([0])
@@ -449,7 +448,7 @@ class Servers:
             if not isinstance(answer, m.BuffersMerged) or answer.stale:
                 raise ConnectionResetError("slot 0 is served under another grant now")
             if size != len(memory):
-                raise ConnectionResetError("tensors of another size than ours")
+                raise ConnectionResetError("tensors of an unexpected size")
             peer.connection.receive_into(memory, idle=self._watch(peer, idle))
         except OSError as error:
             if peer is not None:
@@ -457,15 +456,15 @@ class Servers:
             raise ServerLost([0]) from error
 
     def export_rows(self, *, idle: Callable[[], None]) -> list[list[tuple[Tensor, Tensor]]]:
-        """All rows of every table that the servers hold: per table a list of (row numbers, values).
+        """Return all rows that the servers hold: per table a list of (row numbers int64 [n], values [n, dim]).
 
         Raises:
-            ServerLost: A server did not answer, or no longer serves its slots.
+            ServerLost: A server did not reply, or no longer serves its slots.
         """
         tables: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._shape.tables]
         begun = self._map
         for slot, number in enumerate(begun.owner):
-            if number < 0 or self._map != begun:  # it moved while another slot was waited for
+            if number < 0 or self._map != begun:  # the slot moved during the wait for another slot
                 raise ServerLost([slot])
             peer: Peer | None = None
             try:

@@ -1,9 +1,9 @@
-"""Sparse tables in the script's modules: rows are fetched when an operation is about to use them.
+"""Sparse tables in the script's modules: rows are fetched right before an operation uses them.
 
-The modules keep their full weight, as plain PyTorch does; of it only the rows of the present batch are kept up to date.
-So the weight's class becomes one that torch asks before each operation on it (``__torch_function__``): a lookup, by the
-module or by ``F.embedding``, first fetches its rows; what would use the whole table is refused by name. What a backward
-pass leaves is a sparse gradient over the same rows.
+The modules keep their full weight, as in plain PyTorch, but only the rows of the current batch are up to date. The class of
+the weight is therefore replaced by one with ``__torch_function__``, which torch calls before each operation: a lookup, by the
+module or by ``F.embedding``, first fetches its rows; an operation that would use the whole table is refused with its name.
+The backward pass produces a sparse gradient over the same rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Fetch = Callable[[list[tuple[int, Tensor]]], list[Tensor]]
 
 _LOOKUPS = (functional.embedding, functional.embedding_bag)
 
-# What tells of the tensor and not of its values: any attribute but `data`, and these methods.
+# Allowed without rows, because they do not read the values: all attributes except `data`, and these methods.
 _HARMLESS = frozenset(
     [
         "size",
@@ -55,12 +55,12 @@ _HARMLESS = frozenset(
 
 
 class _TableWeight(nn.Parameter):
-    """A table's weight; ``_shoal`` is the object that serves it, and its place there."""
+    """The weight of a table; ``_shoal`` is its ``Tables`` object and its index there."""
 
     _shoal: tuple[Tables, int]
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override] # torch types no name
-        """The table without its values: whoever shows an error must not be refused."""
+        """Return a text without values, so that formatting an error message is not refused."""
         del tensor_contents
         return f"Parameter containing:\nthe rows of a sparse table {list(self.shape)}, dtype={self.dtype}"
 
@@ -73,9 +73,9 @@ class _TableWeight(nn.Parameter):
         if not _is_harmless(func):
             for argument in (*args, *kwargs.values()):
                 if isinstance(argument, cls):
-                    tables, place = argument._shoal  # noqa: SLF001 - ours
+                    tables, place = argument._shoal  # noqa: SLF001 - our own attribute
                     tables.used(place, func, args, kwargs)
-        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - of which torch has no public name
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - torch has no public name for it
             return func(*args, **kwargs)
 
 
@@ -87,12 +87,12 @@ def _is_harmless(func: Any) -> bool:
 
 
 class Tables:
-    """The sparse tables of a model, as one trainer uses them.
+    """The sparse tables of a model in one trainer.
 
     Args:
         tables: The tables with their modules and names.
-        fetch: Gets rows: per (table, row numbers int64 [n] on the CPU) their values [n, dim]; None: the weights here are
-            the job's own, whole and up to date.
+        fetch: Returns rows: for each (table, row numbers int64 [n] on the CPU) the values [n, dim]. None if the weights
+            here are the job's own, complete and up to date.
     """
 
     def __init__(self, tables: Sequence[TableModule], fetch: Fetch | None) -> None:
@@ -100,27 +100,27 @@ class Tables:
         self._fetch = fetch
         self._fetched: dict[int, Tensor] = {}
         self.whole = False
-        """Whether all rows are here and up to date for now."""
+        """Whether all rows are up to date until the next batch."""
         for table in tables:
             weight: Any = table.module.weight
             weight.__class__ = _TableWeight
-            weight._shoal = (self, table.index)  # noqa: SLF001 - ours
+            weight._shoal = (self, table.index)  # noqa: SLF001 - our own attribute
 
     def new_batch(self) -> None:
-        """What was fetched so far is old now."""
+        """Mark all fetched rows as out of date."""
         self._fetched.clear()
         self.whole = False
 
     def used(self, place: int, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """An operation is about to use a table's weight: bring the rows.
+        """Fetch the rows that an operation is about to use.
 
         Raises:
-            Refused: It would use all rows.
+            Refused: The operation would use all rows.
         """
         table = self._tables[place]
         ids = _ids(func, args, kwargs)
         if ids is not None:
-            self._bring(table, torch.unique(ids.detach()).cpu().to(torch.int64))
+            self._load(table, torch.unique(ids.detach()).cpu().to(torch.int64))
         elif not self.whole:
             raise Refused(
                 f"the sparse table {table.name} is used as a whole by {getattr(func, '__name__', func)}: with sparse=True "
@@ -128,12 +128,12 @@ class Tables:
                 "embedding with sparse=False"
             )
 
-    def _bring(self, table: TableModule, ids: Tensor) -> None:
+    def _load(self, table: TableModule, ids: Tensor) -> None:
         if self._fetch is None or self.whole:
             return
         weight = table.module.weight
         if not len(ids) or int(ids[0]) < 0 or int(ids[-1]) >= weight.shape[0]:
-            return  # the module's own error says best what is wrong
+            return  # the module raises its own error
         known = self._fetched.get(table.index)
         if known is not None:
             ids = ids[~torch.isin(ids, known)]
@@ -144,25 +144,25 @@ class Tables:
         self._fetched[table.index] = ids if known is None else torch.cat([known, ids])
 
     def write(self, table: TableModule, ids: Tensor, values: Tensor) -> None:
-        """Write rows into the module's weight: through .data, so that autograd does not take it for a change."""
+        """Write rows into the module's weight, through ``.data``, so that autograd does not record a change."""
         weight = data_of(table.module.weight)
         weight[ids.to(weight.device)] = values.to(weight.device)
 
     def fill(self, table: TableModule, spec: SparseTable, *, seed: int) -> None:
-        """Give every row the values that it has before it is trained."""
+        """Write the initial values of all rows."""
         for start in range(0, spec.rows, ROWS_AT_ONCE):
             rows = torch.arange(start, min(start + ROWS_AT_ONCE, spec.rows))
             self.write(table, rows, first_values(spec, table.index, seed, rows))
 
 
 def data_of(weight: Tensor) -> Tensor:
-    """The values of a table's weight, past the watch."""
-    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - see above
+    """Return the values of a table's weight without the check of ``_TableWeight``."""
+    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - torch has no public name for it
         return weight.data
 
 
 def _ids(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
-    """Which rows a lookup uses; None: it is no lookup."""
+    """Return the rows that a lookup uses; None for any other operation."""
     if func in _LOOKUPS:
         found: Tensor = args[0] if args else kwargs["input"]
         return found
@@ -176,7 +176,7 @@ def _ids(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | Non
 
 
 def rows_of(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of a table's gradient: row numbers int64 [n], each once, and values [n, dim], on the CPU."""
+    """Return the rows of a table's gradient: row numbers int64 [n], distinct, and values [n, dim], on the CPU."""
     if not gradient.is_sparse:
         values = gradient.detach().cpu()
         ids = values.abs().sum(dim=1).nonzero(as_tuple=True)[0]

@@ -1,8 +1,8 @@
-"""What a trainer knows of its tasks and of the slots: the pure core of its side of the protocol (rules 1 and 12).
+"""The state of a trainer's tasks and slots: the pure core of its side of the protocol (rules 1 and 12). No I/O.
 
-A trainer works through the batches of one task in order. For each slot it knows under which grant it was last served,
-and how far that slot is in the task; both are believed only as long as the map shows that grant. The next batch is the
-one that the least advanced slot lacks; what the others make of it is their business (they know it already).
+A trainer processes the batches of one task in order. For each slot it records the grant of the last reply and the number of
+batches that the slot has applied; both are valid only while the slot map has that grant. The next batch is the one that the
+least advanced slot lacks; slots that already have it ignore the push.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Work:
     """Leases, map and watermarks of one trainer.
 
     Args:
-        plan: How epochs are cut.
-        slots: How many slots there are.
+        plan: How an epoch is divided into tasks and batches.
+        slots: Number of slots of the job.
     """
 
     def __init__(self, plan: EpochPlan, *, slots: int) -> None:
@@ -30,21 +30,25 @@ class Work:
         self.map: SlotMap | None = None
         self.current: Lease | None = None
         self.waiting: deque[Lease] = deque()
-        """Leases to work on later, first come, first served; but what must be redone comes first."""
+        """Leases of later tasks, oldest first; reopened tasks come before all others."""
         self.unanswered: dict[tuple[int, int], TaskDone] = {}
-        """Tasks reported as done that the master has not confirmed: told again to every master."""
+        """Tasks reported as done that the master has not confirmed; the reports are repeated to every new master."""
         self._at: dict[tuple[int, int], dict[int, tuple[int, int]]] = {}
 
     # --- Leases ---
 
     def leases(self) -> list[Lease]:
-        """Every lease that is held, the current one first."""
+        """Return all leases of this trainer, the current one first."""
         current = [self.current] if self.current is not None else []
-        # Copies first: the link's thread asks too, when it greets a master.
+        # Copies, because the link's thread also calls this when it registers at a master.
         return [*current, *list(self.waiting), *(done.lease for done in list(self.unanswered.values()))]
 
     def leased(self, lease: Lease) -> None:
-        """A task is ours. If we have reported it, that was believed, and the task came back since: its ``Over`` is late."""
+        """Add a lease.
+
+        If this trainer has reported the task under an earlier attempt, the report was committed and the task was reopened
+        since: the ``TaskCommitted`` for that report was lost or is late.
+        """
         reported = self.unanswered.get((lease.epoch, lease.task))
         if reported is not None and reported.lease.attempt != lease.attempt:
             self.over(reported.lease)
@@ -52,14 +56,14 @@ class Work:
             self.waiting.append(lease)
 
     def redo(self, lease: Lease) -> None:
-        """A task that we reported is not done."""
+        """Take back a task that was reported as done but that some slot lacks."""
         self.unanswered.pop((lease.epoch, lease.task), None)
         self._at.pop((lease.epoch, lease.task), None)
         if not self._renewed(lease):
             self.waiting.appendleft(lease)
 
     def _renewed(self, lease: Lease) -> bool:
-        """Hold its task under this lease from now on, as the master knows no other; False if the task is not held."""
+        """Replace the lease of a held task, as the master only accepts the new one; return False if it is not held."""
         task = (lease.epoch, lease.task)
         if self.current is not None and (self.current.epoch, self.current.task) == task:
             self.current = lease
@@ -71,7 +75,7 @@ class Work:
         return task in self.unanswered
 
     def over(self, lease: Lease) -> None:
-        """A task that we reported is done, unless the word is on an older report and the task was leased anew since."""
+        """Note that the master committed a reported task; ignored if the task was leased again since that report."""
         reported = self.unanswered.get((lease.epoch, lease.task))
         if reported is not None and reported.lease.attempt == lease.attempt:
             del self.unanswered[lease.epoch, lease.task]
@@ -83,7 +87,7 @@ class Work:
         return self.current
 
     def give_all_back(self) -> list[Lease]:
-        """Forget every lease that is not reported as done; what they were."""
+        """Remove and return every lease that is not reported as done."""
         given = [lease for lease in self.leases() if (lease.epoch, lease.task) not in self.unanswered]
         self.current = None
         self.waiting.clear()
@@ -91,7 +95,7 @@ class Work:
         return given
 
     def finish(self) -> TaskDone:
-        """The current task's last batch was acknowledged everywhere: what to report."""
+        """End the current task, whose last batch every slot has acknowledged; return the report for the master."""
         lease = self.current
         assert lease is not None
         known = self._at.pop((lease.epoch, lease.task))
@@ -103,7 +107,7 @@ class Work:
     # --- Slots ---
 
     def mapped(self, new: SlotMap) -> None:
-        """The master's map: what is known of a slot under another grant is known no longer."""
+        """Use a new slot map; discard what was recorded of slots under another grant."""
         self.map = new
         for known in self._at.values():
             for slot in [slot for slot, (grant, _) in known.items() if new.grants[slot] != grant]:
@@ -111,11 +115,11 @@ class Work:
 
     @property
     def served(self) -> bool:
-        """Whether the map names a holder for every slot."""
+        """Whether the slot map has a holder for every slot."""
         return self.map is not None and NO_GRANT not in self.map.grants
 
     def applied(self, epoch: int, task: int, slots: Iterable[int], grants: Iterable[int], batches: int) -> bool:
-        """A server's word on how far slots are in a task; False if some grant is not the map's."""
+        """Record how many batches of a task slots have applied; return False if a grant differs from the slot map's."""
         if self.map is None:
             return False
         known = self._at.setdefault((epoch, task), {})
@@ -129,25 +133,28 @@ class Work:
         return fresh
 
     def forget(self, slots: Iterable[int]) -> None:
-        """These slots' server does not answer."""
+        """Discard what was recorded of these slots, whose server does not reply."""
         gone = set(slots)
         for known in self._at.values():
             for slot in gone & known.keys():
                 del known[slot]
 
     def known(self, lease: Lease) -> bool:
-        """Whether it is known of every slot how far it is in a task."""
+        """Return whether the number of applied batches of a task is known for every slot."""
         return len(self._at.get((lease.epoch, lease.task), ())) == self.slots
 
     def next_batch(self) -> int | None:
-        """The current task's first batch that some slot lacks (its number of batches, if none does); None: unknown."""
+        """Return the first batch of the current task that a slot lacks; None while that is unknown.
+
+        If no slot lacks any, the result is the task's number of batches.
+        """
         lease = self.current
         if lease is None or not self.known(lease):
             return None
         return min(batches for _, batches in self._at[lease.epoch, lease.task].values())
 
     def trim(self) -> None:
-        """Forget what is known of tasks that are not held."""
+        """Discard what was recorded of tasks that are not leased."""
         held = {(lease.epoch, lease.task) for lease in self.leases()}
         for task in [task for task in self._at if task not in held]:
             del self._at[task]

@@ -1,8 +1,8 @@
-"""Gradients of a batch that the next batch adds to: accumulation by hand, or gradients that are never cleared.
+"""Detects gradients of a batch to which the next batch adds: accumulation by hand, or gradients that are never cleared.
 
-In a job each batch is a step, part of an accumulation that ``prepare`` knows, or skipped. A script that calls ``backward``
-on several batches and ``step`` on the last one would have all but that one counted as skipped, while their gradients, in
-part computed on old parameters, went into one step: so it is found at the second batch and refused.
+In a job each batch is a step, part of an accumulation that was passed to ``prepare``, or skipped. If a script called
+``backward`` on several batches and ``step`` on the last one, all but that one would count as skipped, while their gradients,
+partly computed on old parameters, would be in one step. This is therefore refused at the second batch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from shoal.trainer.refusal import Refused
 __all__ = ["Accumulation"]
 
 LOOKED_AT = 16
-"""Parameters, at least, whose gradients tell whether there was another backward pass; fewer if there are fewer."""
+"""Minimum number of parameters whose gradients are checked for another backward pass; all if there are fewer."""
 
 
 class Accumulation:
-    """Watches the gradients that a batch without a step leaves.
+    """Watches the gradients that remain after a batch.
 
     Args:
         parameters: The dense parameters.
@@ -33,23 +33,23 @@ class Accumulation:
         self._added = self._stepped = False
 
     def look(self, *, stepped: bool, accumulating: bool) -> bool:
-        """A batch is over.
+        """Check the gradients at the end of a batch.
 
         Args:
             stepped: Whether the script called ``step``.
-            accumulating: Whether its gradients are meant to be added to.
+            accumulating: Whether the next batch is to add to its gradients.
 
         Returns:
-            Whether gradients are at hand.
+            Whether the batch has gradients or called ``step``.
 
         Raises:
-            Refused: It added to gradients of an earlier batch.
+            Refused: The batch added to gradients of an earlier batch.
         """
         self.check()
         self._forget()
         self._stepped = stepped
         if stepped:
-            # Most scripts clear gradients when the next batch is here; one parameter shows whether this one does.
+            # Most scripts clear gradients at the next batch; one parameter is enough to detect one that does not.
             first = next((p for p in self._parameters if p.grad is not None), None)
             if first is not None and not accumulating:
                 self._follow([first])
@@ -75,15 +75,15 @@ class Accumulation:
         return backward
 
     def cleared(self) -> None:
-        """The script cleared gradients by its optimizer."""
+        """Note that the script cleared gradients with its optimizer."""
         if not self._added:
             self._forget()
 
     def check(self) -> None:
-        """Look whether a backward pass added to what an earlier batch left.
+        """Check that no backward pass added to gradients of an earlier batch.
 
         Raises:
-            Refused: It did.
+            Refused: One did.
         """
         if self._added and self._stepped:
             raise Refused(

@@ -1,9 +1,9 @@
-"""The script's optimizers as the job's: the same objects, whose ``step`` the job carries out.
+"""The script's optimizers in a job: the same objects, whose ``step`` the job executes.
 
-An optimizer keeps its identity, its parameter groups and its class (``isinstance`` holds), so whatever the script or a
-library holds on to works as before: schedulers, clipping, GradScaler, a trainer class with ``self.optimizer``. Only its
-methods change: the class is replaced by a subclass of it, as torch's lazy modules do it, and ``step`` goes to a
-``Stepper``. A copy or a proxy would leave the script with the original, whose steps would be lost in silence.
+An optimizer keeps its identity, its parameter groups and its class (``isinstance`` holds), so references in the script or a
+library work unchanged: schedulers, clipping, GradScaler, a trainer class with ``self.optimizer``. Only its methods change: the
+class is replaced by a subclass of it, as in torch's lazy modules, and ``step`` calls a ``Stepper``. With a copy or a proxy
+the script could still call the original, whose steps would be lost without an error.
 """
 
 from __future__ import annotations
@@ -32,54 +32,54 @@ __all__ = [
 
 
 class Stepper(Protocol):
-    """What carries out the steps of a job's optimizers."""
+    """Executes the steps of a job's optimizers."""
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
-        """Take a step; what the closure gave."""
+        """Take a step; return the closure's result."""
         ...
 
     def closes(self) -> bool:
-        """Whether the step of the open batch counts: false for all but the last batch of an accumulation."""
+        """Return whether the step of the open batch counts: only for the last batch of an accumulation."""
         ...
 
     def may_clear(self, optimizer: Optimizer) -> bool:
-        """Whether gradients may be cleared now: not in the middle of an accumulation."""
+        """Return whether gradients may be cleared now: not within an accumulation."""
         ...
 
     def scaled(self, optimizer: Optimizer) -> None:
-        """A GradScaler is asked for the step, and may skip it: gradients that are cleared afterwards are the step's."""
+        """Note that a GradScaler executes the step and may skip it; gradients cleared afterwards are the step's."""
         ...
 
 
 class _Shared:
-    """Stands before the optimizer's own class in the order of its methods."""
+    """Precedes the optimizer's own class in the method resolution order."""
 
     _shoal_stepper: Stepper
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step with the gradients and the options of this moment; the parameters are the job's newest then."""
+        """Take a step with the current gradients and options; afterwards the parameters are the job's newest."""
         return self._shoal_stepper.step(cast("Optimizer", self), closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
-        """Forget the gradients, except in the middle of an accumulation."""
+        """Clear the gradients, except within an accumulation."""
         if self._shoal_stepper.may_clear(cast("Optimizer", self)):
             super().zero_grad(set_to_none)  # type: ignore[misc]
 
     @property
     def closes(self) -> bool:
-        """Whether the step of this batch counts: false for all but the last batch of an accumulation.
+        """Whether the step of this batch counts: True only for the last batch of an accumulation.
 
-        What a plain loop does once per step (clipping, a GradScaler's ``unscale_``, ``step`` and ``update``) belongs
-        behind ``if optimizer.closes``.
+        Put all code that a plain loop runs once per step (clipping, a GradScaler's ``unscale_``, ``step`` and ``update``)
+        under ``if optimizer.closes:``.
         """
         return self._shoal_stepper.closes()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """GradScaler asks this in its ``step``: false, it looks for infinite gradients itself, and skips the step.
+        """False, which GradScaler reads in its ``step``: it then checks for infinite gradients itself, and skips the step.
 
         Raises:
-            Refused: It is in the middle of an accumulation, where ``update`` could change the scale of half a gradient.
+            Refused: It is read within an accumulation, where ``update`` could change the scale of a partial gradient.
         """
         if not self._shoal_stepper.closes():
             raise Refused(
@@ -89,7 +89,7 @@ class _Shared:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Refused: the state is not here.
+        """Refuse the call, as the state is on the parameter servers.
 
         Raises:
             Refused: Always.
@@ -100,10 +100,13 @@ class _Shared:
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the options (learning rate and the like) of saved parameter groups; a state is refused.
+        """Load the options (such as the learning rate) of saved parameter groups.
+
+        Args:
+            state_dict: A state dict without state.
 
         Raises:
-            Refused: There is a state in it, or other parameter groups than here.
+            Refused: It contains state, or its parameter groups differ from the optimizer's.
         """
         if state_dict.get("state"):
             raise Refused(
@@ -118,7 +121,7 @@ class _Shared:
             group.update({name: value for name, value in given.items() if name in group and name != "params"})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused: the servers know the groups that ``prepare`` saw.
+        """Refuse the call, as the servers have the groups that were passed to ``prepare``.
 
         Raises:
             Refused: Always.
@@ -135,33 +138,33 @@ _classes: dict[type[Optimizer], type[Optimizer]] = {}
 
 
 def share(optimizer: Optimizer, stepper: Stepper) -> None:
-    """Let a stepper carry out this optimizer's steps from now on."""
+    """Execute this optimizer's steps with a stepper from now on."""
     kind = type(optimizer)
     if kind not in _classes:
         _classes[kind] = cast("type[Optimizer]", type(kind.__name__, (_Shared, kind), {"__module__": kind.__module__}))
-    # A scheduler that was made before wraps `step` on the instance, to count its calls: that would go past the class.
+    # A scheduler created before wraps `step` on the instance, to count its calls, which would bypass the class.
     optimizer.__dict__.pop("step", None)
     optimizer.__dict__.pop("_step_supports_amp_scaling", None)
     optimizer.__class__ = _classes[kind]
-    cast("Any", optimizer)._shoal_stepper = stepper  # noqa: SLF001 - ours, on an object of torch's
+    cast("Any", optimizer)._shoal_stepper = stepper  # noqa: SLF001 - our own attribute on an object of torch
 
 
 def is_shared(optimizer: Optimizer) -> bool:
-    """Whether a job carries out this optimizer's steps."""
+    """Return whether a job executes this optimizer's steps."""
     return isinstance(optimizer, _Shared)
 
 
 def zero_together(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Let ``model.zero_grad()`` mean what ``optimizer.zero_grad()`` means in an accumulation.
+    """Make ``model.zero_grad()`` behave like ``optimizer.zero_grad()`` within an accumulation.
 
-    Where all optimizers clear their gradients it clears those of parameters in no optimizer, too: clipping by norm counts
-    them.
+    When all optimizers may clear their gradients, it also clears those of parameters in no optimizer, because clipping by
+    norm includes them.
     """
     plain = model.zero_grad
 
     def zero_grad(set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
-        steppers = [cast("Any", optimizer)._shoal_stepper for optimizer in optimizers]  # noqa: SLF001 - ours
-        # Every one is asked: the job notes that the script clears gradients.
+        steppers = [cast("Any", optimizer)._shoal_stepper for optimizer in optimizers]  # noqa: SLF001 - our own
+        # Call every stepper, as the job records that the script clears gradients.
         may = [stepper.may_clear(optimizer) for stepper, optimizer in zip(steppers, optimizers, strict=True)]
         if all(may):
             plain(set_to_none)
@@ -173,7 +176,7 @@ def zero_together(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
 
 
 def closed_over(closure: Callable[[], Any] | None) -> Any:
-    """What a step's closure gives, with gradients on; None without one."""
+    """Call a step's closure with gradients enabled and return its result; None without a closure."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -181,7 +184,7 @@ def closed_over(closure: Callable[[], Any] | None) -> Any:
 
 
 def plain_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
-    """Take the step that the optimizer's own class takes, without its hooks."""
+    """Take a step of the optimizer's own class, without hooks."""
     own: Any = type(optimizer).__mro__[2]
     step = own.step.__wrapped__ if getattr(own.step, "hooked", False) else own.step
     return step(optimizer, closure) if closure is not None else step(optimizer)
@@ -191,7 +194,7 @@ def run_pre_hooks(optimizer: Optimizer) -> None:
     """Call the hooks that torch calls before a step.
 
     Raises:
-        Refused: One wants to change the step's arguments.
+        Refused: A hook returns changed arguments for the step.
     """
     hooks = cast("Any", optimizer)._optimizer_step_pre_hooks  # noqa: SLF001 - torch has no public name for it
     for hook in chain(torch_optimizer._global_optimizer_pre_hooks.values(), hooks.values()):  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""The options of a script's parameter groups beside those that the job began with. Pure."""
+"""Compares the options of a script's parameter groups with those registered at the start of the job. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["options_changed", "options_said"]
 
 
 def options_said(groups: Iterable[Mapping[str, Any]], registered: Iterable[Group]) -> Iterator[str]:
-    """What a person is told of a script that begins with other options than the job did, such as a learning rate."""
+    """Yield a text for users for each option, such as a learning rate, that differs from the registered one."""
     for number, (group, began) in enumerate(zip(groups, registered, strict=True)):
         for name, value in group_options(group).items():
             before = began.options.get(name)
@@ -24,7 +24,7 @@ def options_said(groups: Iterable[Mapping[str, Any]], registered: Iterable[Group
 
 
 def options_changed(options: Mapping[int, Mapping[str, Any]], registered: Sequence[Group]) -> dict[int, dict[str, Any]]:
-    """Per parameter group the options of a step that differ from those with which the job began."""
+    """Return, by parameter group, the options of a step that differ from the registered ones."""
     changed = {}
     for number, now in options.items():
         began = registered[number].options

@@ -1,13 +1,13 @@
-"""The learning rate as a function of the job's step, whatever trainer runs it, in whatever order.
+"""The learning rate as a function of the job's step, independent of the trainer and of the order of batches.
 
-A scheduler of torch is a thing that is stepped; a job's batches come in any order, on any trainer, some of them twice.
-So the user's schedulers are not stepped. Copies of them work on stand-ins for the parameter groups, and are stepped to
-where they are wanted; one that knows its value at any step is asked for it at once. The script's own calls of
-``scheduler.step()`` are checked for their place and number: they mean what the job does already, or are refused. Options
-that no scheduler changes stay as the script sets them.
+A torch scheduler has to be stepped, but the batches of a job are processed in any order, on any trainer, some of them twice.
+The user's schedulers are therefore not stepped. Copies of them work on stand-ins for the parameter groups, and are stepped to
+the required step; a scheduler that can compute its value at any step is set to it directly. The script's own calls of
+``scheduler.step()`` are only checked: a call is refused unless the job makes the same step. Options that no scheduler changes
+stay as the script sets them.
 
-``ReduceLROnPlateau`` is no function of the step but of the metrics so far. It is stepped by the script, with a score that
-all trainers have from ``job.evaluate``; a trainer that joins later is given the metrics of before.
+``ReduceLROnPlateau`` is not a function of the step but of all metrics. The script steps it, with a score that all trainers
+have from ``job.evaluate``; a trainer that joins later receives the earlier metrics.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from shoal.trainer.refusal import Refusal, Refused
 __all__ = ["LearningRateSchedule"]
 
 CHECKPOINT_STEPS = 1000
+"""Interval of the copies from which the schedulers can go back. Steps or epochs, as the schedulers count."""
 
 _ANYWHERE = (lr_scheduler.LambdaLR, lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
-"""Their ``get_lr`` looks at ``last_epoch`` alone."""
+"""Schedulers whose ``get_lr`` reads only ``last_epoch``."""
 
 _TIMES = ("params", "initial_lr")
 
 
 class LearningRateSchedule:
-    """What schedulers make of the parameter groups at each optimizer step.
+    """The options of the parameter groups at each optimizer step, as set by the schedulers.
 
     Args:
-        schedulers: The user's; with none the options stay as the script sets them.
+        schedulers: The user's schedulers; without any the options stay as the script sets them.
         groups: The live parameter groups of all optimizers.
-        interval: ``step`` or ``epoch``: what the schedulers count.
-        steps: Optimizer steps in an epoch.
-        epochs: Epochs of the job.
-        place: Where the script is, for a scheduler's optimizer: ``stepped`` (in a batch in which it made its step),
-            ``open`` (in one in which it did not), ``accumulating`` (the step of this batch does not count), ``behind`` (a
-            loop over the loader), ``outside``; and a key, another one for each batch and each loop.
-        measured: Notes what the script gives to a ReduceLROnPlateau; whether it counts (this trainer has not been given
-            it before).
+        interval: Unit of the schedulers: ``step`` or ``epoch``.
+        steps: Number of optimizer steps in an epoch.
+        epochs: Number of epochs of the job.
+        place: Returns the position of the script for a scheduler's optimizer: ``stepped`` (in a batch in which it has
+            stepped), ``open`` (in a batch in which it has not), ``accumulating`` (the step of this batch does not count),
+            ``behind`` (after a loop over the loader) or ``outside``; and a key, unique for each batch and each loop.
+        measured: Records the metric that the script passes to a ReduceLROnPlateau; returns whether it counts (False if this
+            trainer has already received it).
 
     Raises:
-        Refusal: A scheduler follows a metric, belongs to another optimizer, or ends before the job does; or there is a
-            scheduler that was not given.
+        Refusal: A scheduler is not supported, belongs to another optimizer, or ends before the job; or the optimizer has a
+            scheduler that was not passed to ``prepare``.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class LearningRateSchedule:
         self.check()
 
     def check(self) -> None:
-        """Look for what the script does about the learning rate besides the given schedulers.
+        """Check that only the given schedulers set the options that they change.
 
         Raises:
-            Refusal: A scheduler that was not given works on a parameter group, or the script sets an option that a given
-                scheduler sets.
+            Refusal: A scheduler that was not passed to ``prepare`` changes a parameter group, or the script sets an option
+                that a given scheduler sets.
         """
         if any("initial_lr" in group for group in self._free):
             raise Refusal(
@@ -119,7 +120,7 @@ class LearningRateSchedule:
         """Set the live groups' options to their values at an optimizer step of the job.
 
         Raises:
-            Refused: The script has set an option that changes by that.
+            Refused: The script has set an option that a scheduler changes.
         """
         self._shown = step
         if not self._given:
@@ -129,7 +130,7 @@ class LearningRateSchedule:
             self._show(number)
 
     def _show(self, number: int) -> None:
-        """Set what a scheduler has changed since it was last shown."""
+        """Copy the options that a scheduler has changed since the last call to the live groups."""
         given, stand_in, groups = self._given[number], self._stand_ins[number], self._groups[number]
         for live, own in zip(groups, stand_in.optimizer.param_groups, strict=True):
             last, changing = self._given_last[id(live)], self._changing[id(live)]
@@ -140,10 +141,10 @@ class LearningRateSchedule:
                     last[name], live[name] = _copied(value), _copied(value)
                     changing.add(name)
         given.last_epoch = self._at
-        given._last_lr = [group["lr"] for group in groups]  # noqa: SLF001 - what get_last_lr gives
+        given._last_lr = [group["lr"] for group in groups]  # noqa: SLF001 - get_last_lr returns it
 
     def follow(self, metric: float) -> None:
-        """A metric is known: let ReduceLROnPlateau make of it what it does."""
+        """Step ReduceLROnPlateau with a metric."""
         if self._plateau is not None:
             plain: Any = type(self._plateau).__mro__[2]
             plain.step(self._plateau, metric)
@@ -151,7 +152,7 @@ class LearningRateSchedule:
                 self._given_last[id(group)]["lr"] = _copied(group["lr"])
 
     def _called(self, scheduler: Any, args: Sequence[Any]) -> None:
-        """The script steps a scheduler that the job steps: in the right place, show what comes next."""
+        """Handle the script's call of ``scheduler.step()``: check its position, and set the options of the next step."""
         if scheduler is self._plateau:
             if not args:
                 raise Refused("ReduceLROnPlateau.step() needs the metric: a number that job.evaluate gave")
@@ -178,20 +179,20 @@ class LearningRateSchedule:
             )
         self._called_at[id(scheduler)] = key
         if place in {"open", "accumulating"}:
-            return  # no step counts here: an overflow of GradScaler, or too early, which the step will tell
+            return  # no step counts here: an overflow of GradScaler, or a call too early, which the step refuses
         self._go_to(self._shown // self._steps + 1 if self._interval == "epoch" else self._shown + 1)
         self._show(next(number for number, given in enumerate(self._given) if given is scheduler))
 
     def over(self, interval: str, key: Any, stepped: Callable[[Optimizer], bool]) -> None:
-        """A batch with its step, or a whole epoch, is over: the script steps a scheduler in each of them, or in none.
+        """Check at the end of a batch or an epoch that the script steps each scheduler every time or never.
 
         Args:
-            interval: ``step`` or ``epoch``.
-            key: As ``place`` gave it there.
-            stepped: Whether an optimizer made its step.
+            interval: What ended: ``step`` or ``epoch``.
+            key: The key that ``place`` returned in it.
+            stepped: Returns whether an optimizer has stepped.
 
         Raises:
-            Refused: It steps one here and not there.
+            Refused: The script steps a scheduler in one and not in another.
         """
         if interval != self._interval:
             return
@@ -214,7 +215,7 @@ class LearningRateSchedule:
                 stand_in.last_epoch = value - 1
             self._at = value - 1
         with warnings.catch_warnings():
-            # torch warns where no optimizer was stepped before its scheduler; here none ever is.
+            # torch warns if a scheduler is stepped before its optimizer; the stand-in is never stepped.
             warnings.simplefilter("ignore")
             while self._at < value:
                 for stand_in in self._stand_ins:
@@ -233,15 +234,15 @@ def _set_by_two(name: str) -> str:
 
 
 class _Driven:
-    """Stands before the scheduler's own class in the order of its methods: the job steps it."""
+    """Precedes the scheduler's own class in the method resolution order: the job steps the scheduler."""
 
     def step(self, *args: Any, **named: Any) -> None:
-        """Check that this is the place where the job steps it, and show the values of the step that follows."""
+        """Check that the job steps the scheduler at this position, and set the options of the next step."""
         _callers[self](self, [*args, *named.values()])
 
 
 _callers: WeakKeyDictionary[Any, Callable[[Any, Sequence[Any]], None]] = WeakKeyDictionary()
-"""Not on the scheduler itself, whose attributes are its ``state_dict``."""
+"""Scheduler -> callback. Not an attribute of the scheduler, because its attributes are its ``state_dict``."""
 _kinds: dict[type, type] = {}
 
 
@@ -269,7 +270,7 @@ def _check(scheduler: Any, groups: Sequence[dict[str, Any]], *, wanted: int) -> 
 
 
 def _check_plateaus(plateaus: Sequence[Any], schedulers: Sequence[Any]) -> None:
-    """Refuse a learning rate that follows a metric and something else, too."""
+    """Refuse more than one ReduceLROnPlateau, or one together with another scheduler of the same optimizer."""
     if not plateaus:
         return
     if len(plateaus) > 1:
@@ -285,7 +286,7 @@ def _copied(value: Any) -> Any:
 
 
 def _dummy(optimizer: Optimizer) -> Optimizer:
-    """An optimizer with the same groups over nothing that matters."""
+    """Return an optimizer with the same groups and placeholder parameters."""
     groups = [
         {name: _copied(value) for name, value in group.items() if name != "params"} | {"params": [torch.zeros(1)]}
         for group in optimizer.param_groups
@@ -294,7 +295,7 @@ def _dummy(optimizer: Optimizer) -> Optimizer:
 
 
 def _stand_in(scheduler: Any, optimizer: Optimizer) -> Any:
-    """A copy of a scheduler (and of those inside it) that works on another optimizer."""
+    """Return a copy of a scheduler (and of nested ones) that works on another optimizer."""
     made = copy.copy(scheduler)
     made.__dict__ = {
         name: copy.copy(value) if isinstance(value, list | dict) else value
@@ -310,7 +311,7 @@ def _stand_in(scheduler: Any, optimizer: Optimizer) -> Any:
 
 
 def _frozen(schedulers: Sequence[Any]) -> list[Any]:
-    """Copies that share nothing with these; those of one optimizer work on one stand-in for it."""
+    """Return independent copies of schedulers; the copies for one optimizer share one stand-in for it."""
     dummies: dict[int, Optimizer] = {}
     made = []
     for scheduler in schedulers:

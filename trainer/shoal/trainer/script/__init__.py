@@ -1,1 +1,1 @@
-"""What a script may do and what is refused: its model described, its changes detected."""
+"""Describes a script's model, and detects and refuses what a script must not do."""

@@ -1,4 +1,4 @@
-"""What a script trains, put into words that all processes share; and what cannot be trained so, refused with the fix."""
+"""Describes a script's model, optimizers and data as a model spec; refuses what is not supported, with the fix."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ __all__ = ["FIXED_BYTES", "AfterStep", "BufferPlace", "ScriptDescription", "Tabl
 
 Named = tuple[str, nn.Parameter]
 Match = Callable[[str, str], list[Named]]
-"""Gives the parameters that an option's pattern matches."""
+"""(option, pattern) -> the parameters that the pattern matches."""
 
 FIXED_BYTES = 64 * 2**20
-"""Frozen parameters up to this size in all are sent from the first trainer to the others; larger ones are compared."""
+"""Fixed tensors up to this total size are sent from the first trainer to the others; larger ones are only compared. Bytes."""
 SAMPLED_VALUES = 100_000
+"""Number of a table's values from which its distribution is estimated."""
 NORMAL, UNIFORM, KURTOSIS_TOLERANCE = 3.0, 1.8, 0.15
-"""The kurtosis of normal and of uniform values, and how far that of a sample may lie from it."""
+"""Kurtosis of normal values, of uniform values, and the tolerance for a sample."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class TableModule:
 
 @dataclass(frozen=True)
 class BufferPlace:
-    """Where a buffer is, whatever tensor is there at the time: a script may assign a new one."""
+    """The location of a buffer, independent of its current tensor: a script may assign a new one."""
 
     name: str
     buffers: dict[str, Any]
@@ -57,10 +58,10 @@ class BufferPlace:
 
     @property
     def tensor(self) -> Tensor:
-        """The tensor that is there now.
+        """The current tensor.
 
         Raises:
-            Refusal: There is none.
+            Refusal: The buffer was removed.
         """
         found = self.buffers.get(self.key)
         if not isinstance(found, Tensor):
@@ -70,7 +71,7 @@ class BufferPlace:
 
 @dataclass(frozen=True)
 class ScriptDescription:
-    """The shape, and the live objects in its order."""
+    """The model spec, and the live objects in the same order."""
 
     shape: ModelSpec
     dense: list[nn.Parameter]
@@ -78,17 +79,17 @@ class ScriptDescription:
     groups: list[dict[str, Any]]
     """The optimizers' parameter groups."""
     buffers: list[BufferPlace]
-    """Those that are merged."""
+    """The buffers that are merged."""
     fixed: list[tuple[str, Tensor]]
-    """Frozen parameters and buffers that are not saved: the first trainer's are everybody's."""
+    """Frozen parameters and non-persistent buffers; all trainers use the first trainer's."""
     watched: list[tuple[str, nn.Parameter]]
     """The parameters that only the job may write, dense and frozen."""
 
     def buffer_tensors(self) -> list[Tensor]:
-        """The buffers as the module has them now.
+        """Return the current tensors of the merged buffers.
 
         Raises:
-            Refused: One is not what it was at ``prepare``, so that trainers could not merge it.
+            Refused: A buffer's shape or dtype changed since ``prepare``, so that trainers could not merge it.
         """
         found = []
         for place, spec in zip(self.buffers, self.shape.buffers, strict=True):
@@ -108,12 +109,12 @@ class ScriptDescription:
 
 @dataclass(frozen=True, slots=True)
 class AfterStep:
-    """What becomes of the parameters behind each step.
+    """What the parameter servers do with the parameters after each step.
 
     Attributes:
-        ema: Decay of their moving average; 0: there is none.
-        clamp: Bounds by parameter name.
-        max_norm: The largest norm of a row, by parameter name.
+        ema: Decay of the moving average. Default: 0, no average.
+        clamp: Bounds (low, high) by parameter name.
+        max_norm: Maximum norm of a row, by parameter name.
     """
 
     ema: float = 0.0
@@ -139,14 +140,14 @@ def describe(
     Args:
         model: The module, without torch.compile's wrapper.
         optimizers: Its optimizers.
-        data: What it trains on.
-        accumulate: Batches for one step.
-        task_batches: Batches in a task; None: by default.
-        after: What the servers do behind each step.
-        drawn: The ids of sparse weights that have no values yet.
+        data: The description of the data.
+        accumulate: Number of batches in one optimizer step.
+        task_batches: Number of batches in a task; None: ``default_task_batches``.
+        after: What the servers do after each step. Default: nothing.
+        drawn: The ids of sparse weights whose values are to be drawn. Default: none.
 
     Raises:
-        Refusal: Something cannot be trained by parameter servers; the message names it and the fix.
+        Refusal: Parameter servers cannot train it; the message has the name and the fix.
     """
     check_model(model)
     check_numbers(accumulate, after.ema)
@@ -234,12 +235,12 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _buffers(model: nn.Module) -> tuple[list[BufferPlace], list[tuple[str, Tensor]]]:
-    """The buffers that are merged, and those that are only given (``persistent=False``), each tensor once."""
+    """Return the buffers that are merged, and those that are only copied (``persistent=False``), each tensor once."""
     merged: list[BufferPlace] = []
     passing: list[tuple[str, Tensor]] = []
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        for key, buffer in module._buffers.items():  # noqa: SLF001 - where an assigned tensor is found by its name
+        for key, buffer in module._buffers.items():  # noqa: SLF001 - has the current tensor of each name
             if buffer is None or id(buffer) in seen:
                 continue
             seen.add(id(buffer))
@@ -257,7 +258,7 @@ def _buffer(place: BufferPlace) -> Buffer:
 
 
 def _merge(place: BufferPlace) -> str:
-    """How trainers' values become the job's: statistics are averaged, counts added up, of others the last one stands."""
+    """Return how trainers' values are merged: statistics are averaged, counts are summed, others take the last value."""
     if place.key == "num_batches_tracked":
         return "sum"
     return "mean" if place.tensor.is_floating_point() else "last"
@@ -284,7 +285,7 @@ def _tables(model: nn.Module, names: Mapping[int, str], placed: Mapping[int, int
 
 
 def _place(names: Mapping[int, str], groups: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Parameter's id -> its group; every parameter of an optimizer is in exactly one."""
+    """Return id of a parameter -> its group; check that every parameter of an optimizer is in exactly one group."""
     placed: dict[int, int] = {}
     for number, group in enumerate(groups):
         for parameter in group["params"]:
@@ -301,7 +302,7 @@ def _place(names: Mapping[int, str], groups: Sequence[dict[str, Any]]) -> dict[i
 
 
 def _limits(clamp: Mapping[str, tuple[float, float]], match: Match) -> dict[int, list[float | None]]:
-    """Parameter's id -> the bounds that it is kept in."""
+    """Return id of a parameter -> its bounds."""
     found: dict[int, list[float | None]] = {}
     for pattern, bounds in clamp.items():
         if not isinstance(bounds, tuple | list) or len(bounds) != 2 or not float(bounds[0]) <= float(bounds[1]):
@@ -312,7 +313,7 @@ def _limits(clamp: Mapping[str, tuple[float, float]], match: Match) -> dict[int,
 
 
 def _norms(max_norm: Mapping[str, float], match: Match) -> dict[int, float]:
-    """Parameter's id -> the largest norm of its rows."""
+    """Return id of a parameter -> the maximum norm of its rows."""
     found: dict[int, float] = {}
     for pattern, largest in max_norm.items():
         if isinstance(largest, bool) or not isinstance(largest, int | float) or not 0 < largest < math.inf:
@@ -330,7 +331,7 @@ def _norms(max_norm: Mapping[str, float], match: Match) -> dict[int, float]:
 def _matching(
     parameters: Sequence[Named], placed: Mapping[int, int], tables: set[int], option: str, pattern: str
 ) -> list[Named]:
-    """The parameters that the pattern of an option matches; all of them are dense and trained."""
+    """Return the parameters that the pattern of an option matches; refuse any that is not dense and trained."""
     matching = [(name, p) for name, p in parameters if fnmatchcase(name, pattern)]
     if not matching:
         raise Refusal(
@@ -349,7 +350,7 @@ def _dense(
     limits: Mapping[int, list[float | None]],
     norms: Mapping[int, float],
 ) -> list[tuple[DenseParameter, nn.Parameter]]:
-    """Whatever an optimizer holds, frozen for now or not: a gradient may come at any step."""
+    """Describe all parameters of the optimizers, including frozen ones, as they may get a gradient at any step."""
     return [
         (
             DenseParameter(
@@ -385,15 +386,15 @@ def _table(table: TableModule, placed: Mapping[int, int], *, drawn: bool) -> Spa
 
 
 def _family(name: str, weight: Tensor, padding: int | None) -> tuple[str, float, float]:
-    """Where a table's first values come from: the module itself, a constant, or for a large table a distribution.
+    """Return the source of a table's initial values: the module itself, a constant, or a distribution for a large table.
 
-    A row of a large table that nobody touched exists nowhere, so its first value must be a function of (seed, table,
-    row). It is drawn from what the module was initialised with: normal or uniform values with the same mean and
-    deviation; which of the two is told by the kurtosis (3 for normal, 1.8 for uniform values). The padding row, zero by
-    itself, is left out.
+    A row of a large table that was never used is not stored, so its initial value must be a function of (seed, table, row).
+    It is drawn from the distribution with which the module was initialised: normal or uniform values with the same mean and
+    deviation, distinguished by the kurtosis (3 for normal, 1.8 for uniform values). The padding row, which is zero, is
+    excluded.
 
     Raises:
-        Refusal: A large table's values are neither: trained ones would be lost.
+        Refusal: The values of a large table follow neither distribution: trained values would be lost.
     """
     rows = max(1, SAMPLED_VALUES // max(1, weight.shape[1]))
     step = max(1, weight.shape[0] // rows)

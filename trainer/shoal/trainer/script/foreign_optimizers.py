@@ -1,8 +1,8 @@
-"""Steps of optimizers that the job does not know, in the loop of its script.
+"""Detects steps of optimizers that were not passed to ``prepare``, in the loop of the script.
 
-What such an optimizer trains (a learned temperature beside the model, a second model) would be trained in each trainer by
-itself, and be gone with it. torch calls a hook before every step of a process; a parameter server's own steps in the same
-process are made by other threads than the script's.
+The parameters of such an optimizer (a learned temperature, a second model) would be trained in each trainer separately, and be
+lost with it. torch calls a global hook before every step in a process; the steps of a parameter server in the same process
+are made by other threads than the script's.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ __all__ = ["Guarded", "guard"]
 
 
 class Guarded(Protocol):
-    """What is told of such steps."""
+    """Receives such steps."""
 
     def foreign_step(self, optimizer: Optimizer) -> None:
-        """An optimizer that the job does not know is about to step.
+        """Check a step of an optimizer that was not passed to ``prepare``.
 
         Raises:
-            Refused: It is in the job's loop.
+            Refused: The step is in the job's loop.
         """
         ...
 
 
 class _Guard:
-    """The hook; of the present job of this process."""
+    """The hook for the current job of this process."""
 
     def __init__(self) -> None:
         self._job: ref[Any] | None = None
@@ -57,5 +57,5 @@ _guard = _Guard()
 
 
 def guard(job: Guarded | None) -> None:
-    """Tell a job from now on of steps on this thread by optimizers that it does not know; None: nobody."""
+    """Report steps of other optimizers on this thread to a job from now on; None disables it."""
     _guard.watch(job)

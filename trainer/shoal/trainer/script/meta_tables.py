@@ -1,8 +1,8 @@
-"""Sparse tables on the meta device: too large to be initialised by the script, made of a formula instead.
+"""Sparse tables on the meta device, for tables that are too large to be initialised by the script.
 
-``with torch.device("meta"): table = nn.Embedding(rows, dim, sparse=True)`` takes no memory. Its weight becomes one on the
-CPU, of which the system gives memory only where rows are written; what a row holds before it is trained is what
-``nn.Embedding`` begins with, drawn by (seed, table, row).
+``with torch.device("meta"): table = nn.Embedding(rows, dim, sparse=True)`` takes no memory. The weight is replaced by one on
+the CPU, of which the operating system allocates only the pages that are written. The initial values of a row are distributed
+like those of ``nn.Embedding``, and drawn as a function of (seed, table, row).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ __all__ = ["materialise"]
 
 
 def materialise(model: nn.Module, optimizers: Sequence[Optimizer]) -> frozenset[int]:
-    """Put the sparse tables that are on the meta device onto the CPU, in the model and in its optimizers.
+    """Move the sparse tables on the meta device to the CPU, in the model and in its optimizers.
 
     Args:
         model: The model.
         optimizers: Its optimizers.
 
     Returns:
-        The ids of the new weights; their values are to be drawn.
+        The ids of the new weights, whose values are to be drawn.
 
     Raises:
-        Refusal: An optimizer has made a state for one already.
+        Refusal: An optimizer already has state for such a table.
     """
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():

@@ -1,14 +1,14 @@
-"""What the script does to the model behind the job's back: found on every step, and refused by name.
+"""Detects changes of the model by the script, and refuses them with the name of the parameter.
 
-The parameters belong to the parameter servers; what a script writes into them would be overwritten by the next pull, and
-no other trainer would know of it. So after ``prepare`` nothing but the job may write them, and what the job trains must
-stay where it is. Two kinds of look keep that cheap:
+The parameters belong to the parameter servers; the next pull would overwrite a write of the script, and other trainers would
+not have it. After ``prepare`` only the job may therefore write them, and the parameters that it trains must stay in place. Two
+kinds of checks keep the cost low:
 
-- at every step, and again where its batch ends, a window over the parameters, which moves on with every batch: version
-  counters (autograd's own count of writes in place), whether the module still has the parameter, its address, and the
-  values of one of them, as a write through ``.data`` moves no counter. In a job the parameter servers' values come
-  through ``.data`` too, so a counter that has moved once stays moved and is found when the window comes by.
-- where a pass over the loader begins, and before an evaluation or a saved model, all of it, with checksums.
+- At every step, and again at the end of its batch, a window over the parameters is checked, which moves with every batch:
+  the version counters (autograd's count of in-place writes), whether the module still has the parameter, its address, and the
+  values of one parameter, as a write through ``.data`` does not increase the counter. In a job the values of the servers are
+  also written through ``.data``, so a counter that has increased stays so and is found when the window reaches it.
+- At the beginning of a pass over the loader, and before an evaluation or a save, everything is checked, with checksums.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from shoal.trainer.refusal import Refused
 __all__ = ["MutationDetector", "refuse_averages"]
 
 WINDOW = 32
-"""Parameters that are looked at in one batch."""
+"""Number of parameters that are checked in one batch."""
 SAMPLED_VALUES = 256
-"""Values that are compared in one batch, of one parameter."""
+"""Number of values of one parameter that are compared in one batch."""
 COLUMNS = 64
-"""A checksum is made of the sums of so many columns, and of the sums of the rows, each with another weight."""
+"""Number of columns whose sums, with those of the rows and each with a different weight, make up a checksum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class _Watched:
     name: str
     parameter: nn.Parameter
     places: dict[str, Any]
-    """The module's own parameters, by their name there."""
+    """The parameters of its module, by their name there."""
     key: str
 
 
 class _Window:
-    """Parameters that are looked at in one go: the columns of a table of `_Watched`, as loops over rows cost more."""
+    """Parameters that are checked together: stored as columns of a table of `_Watched`, as loops over rows cost more."""
 
     def __init__(self, watched: Sequence[_Watched]) -> None:
         self._watched = watched
@@ -55,14 +55,14 @@ class _Window:
         self._seen = self._versions()
 
     def _versions(self) -> list[int]:
-        return [p._version for p in self._parameters]  # noqa: SLF001 - of which torch has no public name
+        return [p._version for p in self._parameters]  # noqa: SLF001 - torch has no public name for it
 
     def settled(self) -> None:
-        """What is written from now on is the script's doing."""
+        """Take the current version counters as the reference; later writes are the script's."""
         self._seen = self._versions()
 
     def check_writes(self) -> None:
-        """Raise `Refused` where a version counter has moved."""
+        """Raise `Refused` if a version counter has changed."""
         now = self._versions()
         if now == self._seen:
             return
@@ -71,7 +71,7 @@ class _Window:
                 raise Refused(_written(watched.name))
 
     def check_places(self) -> None:
-        """Raise `Refused` where a module has another parameter, or none, in the place of one."""
+        """Raise `Refused` if a module has another parameter, or none, in the place of a watched one."""
         if not all(map(is_, map(dict.get, self._places, self._keys), self._parameters)):
             _refuse_replaced(self._watched)
 
@@ -83,13 +83,13 @@ def _refuse_replaced(watched: Sequence[_Watched]) -> None:
 
 
 class MutationDetector:
-    """Watches a model's parameters.
+    """Detects changes of a model's parameters.
 
     Args:
-        model: The module that ``prepare`` got.
-        parameters: Those that must not be written, by name: the trained and the frozen ones.
+        model: The module that was passed to ``prepare``.
+        parameters: Names and parameters that must not be written: the trained and the frozen ones.
         groups: The optimizers' live parameter groups.
-        stays: Whether the job's own writes leave version counters alone, so that they never move.
+        stays: Whether the job's own writes do not increase version counters, so that they never change.
     """
 
     def __init__(
@@ -119,20 +119,20 @@ class MutationDetector:
     def _parameters(self) -> dict[int, str]:
         return {id(p): name for name, p in self._model.named_parameters(remove_duplicate=False)}
 
-    # --- The job wrote ---
+    # --- Writes of the job ---
 
     def batch_begins(self) -> None:
-        """The script gets a batch: from here to its end another window is looked at."""
+        """Move to the next window for a new batch."""
         if self._watched:
             self._window = (self._window + 1) % len(self._windows)
             self._sampled = (self._sampled + 1) % len(self._watched)
             self.settled()
 
     def settled(self, *, whole: bool = False) -> None:
-        """The parameters are as the job wants them: any other value from now on is the script's doing.
+        """Take the current values as the reference; later changes are the script's.
 
         Args:
-            whole: Keep checksums of all of them, until the next step.
+            whole: Keep checksums of all parameters until the next step. Default: False.
         """
         if not self._watched:
             return
@@ -148,10 +148,10 @@ class MutationDetector:
             sums = [_checksum(w.parameter.detach()) for w in self._watched]
             return torch.stack([one.cpu() for one in sums]).tolist() if sums else []
 
-    # --- The script may have written ---
+    # --- Writes of the script ---
 
     def check(self) -> None:
-        """Look at this batch's window.
+        """Check this batch's window.
 
         Raises:
             Refused: The script wrote, moved or replaced a parameter.
@@ -169,7 +169,7 @@ class MutationDetector:
             raise Refused(_written(watched.name))
 
     def check_all(self) -> None:
-        """Look at everything.
+        """Check all parameters and groups.
 
         Raises:
             Refused: The script wrote, moved, replaced, added or removed a parameter, or changed an optimizer's groups.
@@ -183,7 +183,7 @@ class MutationDetector:
         for place, watched in enumerate(self._watched):
             if _layout(watched.parameter) != self._layout[place]:
                 raise Refused(_moved(watched.name))
-        # Without checksums only what never moves can be told: the last step wrote the others.
+        # Without checksums only counters that never change can be checked: the last step changed the others.
         if self._stays or self._sums is not None:
             for window in self._windows:
                 window.check_writes()
@@ -209,7 +209,7 @@ class MutationDetector:
 
 
 def _first_values(parameter: nn.Parameter) -> Tensor | None:
-    """A view of the first values; None on a device that a look would have to wait for, or where there are none."""
+    """Return a view of the first values; None on a device that would need synchronisation, or if there are none."""
     values = parameter.detach()
     if values.device.type != "cpu" or not values.numel():
         return None
@@ -217,14 +217,14 @@ def _first_values(parameter: nn.Parameter) -> Tensor | None:
 
 
 _models: WeakSet[nn.Module] = WeakSet()
-"""The jobs' models of this process."""
+"""The models of the jobs of this process."""
 _update_parameters = AveragedModel.update_parameters
 
 
 def refuse_averages(model: nn.Module) -> None:
-    """Refuse torch's own moving averages of a model from now on: each trainer would average its own steps only."""
+    """Refuse torch's own moving averages of a model from now on: each trainer would only average its own steps."""
     _models.add(model)
-    setattr(AveragedModel, "update_parameters", _checked_update)  # noqa: B010 - mypy knows no assignment to a method
+    setattr(AveragedModel, "update_parameters", _checked_update)  # noqa: B010 - mypy rejects an assignment to a method
 
 
 def _checked_update(average: AveragedModel, model: nn.Module) -> None:
@@ -241,7 +241,7 @@ def _layout(parameter: Tensor) -> tuple[int, torch.dtype]:
 
 
 def _checksum(values: Tensor) -> Tensor:
-    """Of the bits, so that NaN equals itself; other values, other signs or another order of them change it."""
+    """Return a checksum of the bits, so that NaN equals itself; it depends on values, signs and order."""
     width = {1: torch.uint8, 2: torch.int16}.get(values.element_size(), torch.int32)
     bits = values.contiguous().reshape(-1).view(width)
     even = len(bits) // COLUMNS * COLUMNS

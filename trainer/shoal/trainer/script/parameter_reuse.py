@@ -1,8 +1,8 @@
-"""The use of parameters after their optimizer's step, in the same batch, where there are several optimizers.
+"""Detects the use of parameters after their optimizer's step, in the same batch, with several optimizers.
 
-The steps of one batch go to the servers together, when the last optimizer has made its own. A model that is run between
-two of them (a GAN's discriminator for the generator's loss) would be run with the old parameters, where plain PyTorch has
-the new ones already. So the steps that were made go to the servers at once, and a step that follows is refused.
+The steps of one batch are sent to the servers together, after the last optimizer's step. A module that runs between two steps
+(a GAN's discriminator for the generator's loss) would run with the old parameters, where plain PyTorch already has the new
+ones. Therefore the steps made so far are sent immediately, and a further step for the batch is refused.
 """
 
 from __future__ import annotations
@@ -19,40 +19,41 @@ from torch.optim import Optimizer
 __all__ = ["Reuse"]
 
 _between = False
-"""Whether a step is made that its job does not have yet.
+"""Whether any job of this process has a step that is not committed yet.
 
-A hook of a compiled module is compiled, too, and of all that it reads torch looks only at globals before it runs the
-compiled code again.
+A global, because the hooks of a compiled module are compiled, too, and torch's guards re-check only globals before the
+compiled code runs again.
 """
-_waiting: WeakSet[Reuse] = WeakSet()
-"""The jobs of this process of which that is true."""
+_pending: WeakSet[Reuse] = WeakSet()
+"""The jobs of this process with a step that is not committed yet."""
 
 
-def _now(reuse: Reuse, *, waits: bool) -> None:
-    global _between  # noqa: PLW0603 - see above
-    (_waiting.add if waits else _waiting.discard)(reuse)
-    _between = len(_waiting) > 0
+def _set_pending(reuse: Reuse, *, pending: bool) -> None:
+    global _between  # noqa: PLW0603 - see its docstring
+    (_pending.add if pending else _pending.discard)(reuse)
+    _between = len(_pending) > 0
 
 
 class Reuse:
-    """Looks at each module that is about to run.
+    """Checks each module before it runs.
 
     Args:
         model: The model.
-        optimizers: Its optimizers; with one there is nothing to look at.
-        used: Called before a module runs whose optimizer has made its step, with words for that, once for a batch.
+        optimizers: Its optimizers; with a single one nothing is checked.
+        used: Called with a description before a module runs whose optimizer has a step that is not committed,
+            once per batch.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], *, used: Callable[[str], None]) -> None:
         self._used = used
         self._stepped: set[int] = set()
-        self._looks = len(optimizers) > 1
-        _waiting.clear()
-        _now(self, waits=False)
-        if not self._looks:
+        self._enabled = len(optimizers) > 1
+        _pending.clear()
+        _set_pending(self, pending=False)
+        if not self._enabled:
             return
         if "torch._dynamo" in sys.modules:
-            # What was compiled before has no hooks in it, and torch does not look whether there are some by now.
+            # Code compiled before has no hooks in it, and torch does not check for hooks added later.
             torch.compiler.reset()
         of = {id(p): id(o) for o in optimizers for group in o.param_groups for p in group["params"]}
         for name, module in model.named_modules():
@@ -61,23 +62,23 @@ class Reuse:
                 module.register_forward_pre_hook(self._hook(name, own))
 
     def stepped(self, optimizer: Optimizer) -> None:
-        """An optimizer made its step; the job does not have it yet."""
+        """Note that an optimizer has stepped; the step is not committed yet."""
         self._stepped.add(id(optimizer))
-        if self._looks:
-            _now(self, waits=True)
+        if self._enabled:
+            _set_pending(self, pending=True)
 
     def committed(self) -> None:
-        """The steps are part of the job, and the parameters are the newest."""
+        """Note that all steps are committed and the parameters are the newest."""
         self._stepped.clear()
-        _now(self, waits=False)
+        _set_pending(self, pending=False)
 
     def _hook(self, name: str, own: set[int]) -> Callable[[nn.Module, Any], None]:
-        def look() -> None:
+        def check() -> None:
             if own & self._stepped:
                 self._used(f"a forward pass of module {name}" if name else "a forward pass of the model")
 
         disabled: Any = torch.compiler.disable
-        uncompiled = disabled(look)
+        uncompiled = disabled(check)
 
         def before(_: nn.Module, __: Any) -> None:
             if _between:

@@ -1,4 +1,4 @@
-"""What ``prepare`` looks at before it describes a script: models and optimizers that cannot be trained as they are."""
+"""Checks of ``prepare`` before it describes a script: refuses models and optimizers that are not supported."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["check_model", "check_numbers", "check_optimizers", "check_state"]
 
 
 def check_optimizers(optimizers: list[Any]) -> None:
-    """Refuse what is no optimizer.
+    """Check that all objects are torch optimizers.
 
     Raises:
-        Refusal: It is something else.
+        Refusal: One is not.
     """
     for one in optimizers:
         if not isinstance(one, Optimizer):
@@ -27,10 +27,10 @@ def check_optimizers(optimizers: list[Any]) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model that is wrapped, has no values yet, or writes its own weights.
+    """Check that a model is not wrapped, has values, and does not write its own weights.
 
     Raises:
-        Refusal: It names what, and the fix.
+        Refusal: It does not pass; the message has the name and the fix.
     """
     if not isinstance(model, nn.Module):
         raise Refusal(
@@ -53,10 +53,10 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_numbers(accumulate: int, ema: float) -> None:
-    """Refuse numbers out of their bounds.
+    """Check that ``accumulate`` and ``ema`` are within their bounds.
 
     Raises:
-        Refusal: It names the number.
+        Refusal: One is not.
     """
     if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
         raise Refusal(f"accumulate={accumulate!r}; it must be a whole number of at least 1")
@@ -65,10 +65,10 @@ def check_numbers(accumulate: int, ema: float) -> None:
 
 
 def check_state(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
-    """The parameter groups of all; an optimizer that took steps is refused: its state could not be given to the servers.
+    """Return all parameter groups; refuse an optimizer with state, as the servers could not load it.
 
     Raises:
-        Refusal: It has a state.
+        Refusal: An optimizer has state.
     """
     for optimizer in optimizers:
         for state in optimizer.state.values():

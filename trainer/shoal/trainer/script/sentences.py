@@ -1,4 +1,4 @@
-"""What a script is told about its loop: why it is refused, and why its job is not complete."""
+"""Messages about the script's loop: why a script is refused, and why its job is not complete."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SCHEDULER_FIRST = "scheduler.step() is called before optimizer.step(); call it b
 
 
 def unfinished_epoch(epoch: int) -> str:
-    """The loop over the loader was left before its end."""
+    """Return the refusal of a loop over the loader that was left before its end."""
     return (
         f"epoch {epoch + 1}: the loop over the loader was left before its end (break, or it was never begun), but every "
         "sample counts once in every epoch. Take the batches from the loader that prepare returned. To end the job early call job.stop('why') before the break; to train on a "
@@ -59,7 +59,12 @@ def unfinished_epoch(epoch: int) -> str:
 
 
 def second_pass(epoch: int, *, trained: bool) -> str:
-    """The loader is iterated again in an epoch that is through; ``trained``: whether the first pass trained."""
+    """Return the refusal of a second pass over the loader in one epoch.
+
+    Args:
+        epoch: The epoch, from 0.
+        trained: Whether the first pass trained.
+    """
     if not trained:
         return untrained_pass(epoch)
     return (
@@ -69,7 +74,7 @@ def second_pass(epoch: int, *, trained: bool) -> str:
 
 
 def untrained_pass(epoch: int) -> str:
-    """The loader was iterated without training: wrong, or right where a trainer got only batches that the script skips."""
+    """Return the warning about a pass without training, which is correct only if the script skips all its batches."""
     return (
         f"the loader was iterated in epoch {epoch + 1} without a backward pass of the model that prepare got: these "
         "batches count as skipped, and an epoch's samples come once. Train in that loop; look at the data (statistics, accuracy) by a DataLoader "
@@ -78,7 +83,7 @@ def untrained_pass(epoch: int) -> str:
 
 
 def second_step(optimizer: Any) -> str:
-    """An optimizer steps twice for one batch."""
+    """Return the refusal of a second step of an optimizer for one batch."""
     return (
         f"{type(optimizer).__name__}.step() is called a second time for one batch: a job makes one step of each optimizer "
         "for a batch, so that it counts once. Give join(epochs=...) more epochs instead of repeating a batch; add several "
@@ -87,7 +92,7 @@ def second_step(optimizer: Any) -> str:
 
 
 def foreign_step(optimizer: Any) -> str:
-    """An optimizer steps that ``prepare`` did not get."""
+    """Return the refusal of a step of an optimizer that was not passed to ``prepare``."""
     return (
         f"{type(optimizer).__name__}.step() of an optimizer that prepare did not get: what it trains would be trained in "
         "each trainer by itself, and be lost with it. Put what it trains into the model (several models into one "
@@ -96,7 +101,7 @@ def foreign_step(optimizer: Any) -> str:
 
 
 def foreign_metric(value: float) -> str:
-    """ReduceLROnPlateau is given a number that other trainers do not have."""
+    """Return the refusal of a metric for ReduceLROnPlateau that is not a score of ``job.evaluate``."""
     return (
         f"ReduceLROnPlateau.step({value!r}): the number is not what the last job.evaluate gave, so every trainer would see "
         "another one; give it that score, or a value of its dict"
@@ -104,7 +109,7 @@ def foreign_metric(value: float) -> str:
 
 
 def left_epochs(epoch: int, epochs: int) -> str:
-    """The script left the loop over the epochs."""
+    """Return the refusal of a save after the script left the loop over the epochs."""
     return (
         f"the script left `for epoch in job.epochs():` in epoch {epoch + 1} of {epochs}; to end the job early, with the "
         "model of that moment, call job.stop('why') first"
@@ -112,14 +117,14 @@ def left_epochs(epoch: int, epochs: int) -> str:
 
 
 def unfinished(epoch: int, epochs: int, *, prepared: bool, begun: bool, in_batch: bool) -> str:
-    """Why the job is not through although the script ends.
+    """Return why the job is not complete although the script ends.
 
     Args:
-        epoch: The script's present epoch, from 0.
-        epochs: Of the job.
+        epoch: The script's current epoch, from 0.
+        epochs: Number of epochs of the job.
         prepared: Whether ``prepare`` was called.
         begun: Whether the loop over the epochs was begun.
-        in_batch: Whether the script ends in the middle of a batch.
+        in_batch: Whether the script ends within a batch.
     """
     if not prepared:
         return "the script ended without job.prepare(...): it joined the job and trained nothing"
@@ -137,7 +142,7 @@ def unfinished(epoch: int, epochs: int, *, prepared: bool, begun: bool, in_batch
 
 
 def used_between(used: str, optimizer: Optimizer) -> str:
-    """The model was used when some of a batch's optimizers had made their steps, and now another one makes its own."""
+    """Return the refusal of a step after the model was used between two optimizers' steps for a batch."""
     return (
         f"{used} comes after one optimizer's step and before the step of {type(optimizer).__name__} for the same batch, but "
         "the steps of one batch take effect together. Compute all losses first and make all steps then, or train the parts in turn, a batch "
@@ -146,7 +151,7 @@ def used_between(used: str, optimizer: Optimizer) -> str:
 
 
 def groups_changed(optimizer: Optimizer) -> str:
-    """Its groups are others than at prepare."""
+    """Return the refusal of an optimizer whose parameter groups changed after ``prepare``."""
     return (
         f"the param_groups of {type(optimizer).__name__} were changed after prepare; give the optimizer all parameters "
         "before, and freeze or unfreeze them by requires_grad_"

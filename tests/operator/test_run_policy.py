@@ -27,7 +27,7 @@ from shoal.operator.core.run_policy import (
 )
 from shoal.store import JobKeys, ReportedState
 from tests.operator.jobs import job
-from tests.operator.test_store import pod as trainer_pod
+from tests.operator.test_cache import pod as trainer_pod
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 

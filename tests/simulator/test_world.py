@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from shoal.simulator import POLICIES, Rule, Simulation, Trace, Wish, load, loads, simulate
+from shoal.simulator import POLICIES, PolicyDecision, Rule, Simulation, Trace, load, loads, simulate
 from shoal.simulator.cluster import Phase, PodKind
 from shoal.simulator.measures import Foreign, jain
 from tests.soak import examples
@@ -170,14 +170,14 @@ class Fickle(Rule):
         self._next += 1
         return self._numbers[self._next % len(self._numbers)] % below
 
-    def wish(self, view) -> Mapping[str, Wish]:
-        wishes = {}
+    def decide(self, view) -> Mapping[str, PolicyDecision]:
+        decisions = {}
         for job in view.snapshot.jobs:
             count = self._draw(job.max + 1)
             stays = {node: self._draw(held + 1) for node, held in job.held.items()} if self._draw(2) else None
             comes = {self._draw(len(view.snapshot.nodes.names)): self._draw(4)} if self._draw(2) else None
-            wishes[job.uid] = Wish(trainers=count, stays=stays, comes=comes)
-        return wishes
+            decisions[job.uid] = PolicyDecision(trainers=count, stays=stays, comes=comes)
+        return decisions
 
 
 @examples(20, suppress_health_check=SLOW)

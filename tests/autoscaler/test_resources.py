@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 from math import ceil, floor
 
@@ -63,8 +62,9 @@ def test_what_is_no_quantity_counts_as_nothing_and_is_told(written):
     assert allocatable_of({"status": {"allocatable": {"cpu": written}}}) == {"cpu": 0}
 
 
-def test_huge_numbers_cost_nothing():
-    begin = time.perf_counter()
+@pytest.mark.timeout(60)
+def test_huge_numbers_end():
+    """Parsed in quadratic time each of them would take minutes."""
     for written in (
         "1e99999999",
         "1e-99999999",
@@ -75,7 +75,6 @@ def test_huge_numbers_cost_nothing():
         -(10**10**5),
     ):
         request_of(pod(container(written)))
-    assert time.perf_counter() - begin < 1
 
 
 SUFFIXES = {"": 0, "n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}

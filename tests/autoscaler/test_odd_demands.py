@@ -99,8 +99,8 @@ def test_a_configuration_that_cannot_be_taken_is_said_with_what_stays(tmp_path):
     reason, words = treatment(loop.made, job())
     assert reason is Reason.CONFIG_REFUSED
     assert "line 1: dryRuns: unknown field; did you mean dryRun?" in words
-    assert words.endswith("; what was in force before stays")
-    assert "nothing is changed until it is mended" in treatment(loop.again(), job())[1]
+    assert words.endswith("; the previous configuration stays in force")
+    assert "nothing is changed until it is corrected" in treatment(loop.again(), job())[1]
 
 
 # --- Metrics ---

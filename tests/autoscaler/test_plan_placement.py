@@ -33,8 +33,8 @@ def moved(board, random):
     elif act == "many" and board.has_room(shape, node):
         board.settle(job)
         board.add_many(np.array([job]), shape, np.array([node]))
-    elif act in {"leave", "back"} and board.places.at(node):
-        job = random.choice(sorted(board.places.at(node)))
+    elif act in {"leave", "back"} and board.locations.at(node):
+        job = random.choice(sorted(board.locations.at(node)))
         board.leave(job, node)
         if act == "back":
             board.back(job, node)
@@ -43,13 +43,13 @@ def moved(board, random):
     elif act == "least":
         board.settle_many(np.array([job]))
     elif act == "yield":
-        board.yield_all(np.array([job]))
+        board.make_preemptible(np.array([job]))
     elif act == "class":
         board.settle_class(int(board.rank[job]))
     elif act == "put" and board.has_room(shape, node):
         board.put(shape, node)
     elif act == "look":
-        board.places.all()
+        board.locations.all()
 
 
 @examples(100)
@@ -64,13 +64,13 @@ def test_what_is_kept_is_what_a_fresh_board_finds(snapshot, steps, random):
         moved(board, random)
         if random.random() < 0.2:
             looked(board, tiers)
-    here = [board.places.at(node) for node in range(len(board.free))]
+    here = [board.locations.at(node) for node in range(len(board.free))]
     fresh = Placement(snapshot, [replace(job, held=held) for job, held in zip(jobs, held_by(board), strict=True)], {})
-    fresh.sure[:] = board.sure
+    fresh.settled[:] = board.settled
     assert (board.count == fresh.count).all()
-    assert (board.free == fresh.free - board.kept).all()
+    assert (board.free == fresh.free - board.reserved).all()
     for tier in tiers:
-        assert (board.weak(tier) == fresh.weak(tier)).all()
+        assert (board.preemptible(tier) == fresh.preemptible(tier)).all()
     for shape in range(len(board.request)):
         assert (board.fits(shape) == board.capacity(shape, board.free)).all()
         assert board.total(shape) == board.fits(shape).sum()
@@ -81,7 +81,7 @@ def test_what_is_kept_is_what_a_fresh_board_finds(snapshot, steps, random):
 
 def looked(board, tiers):
     for tier in tiers:
-        board.weak(tier)
+        board.preemptible(tier)
     for shape in range(len(board.request)):
         board.fits(shape)
         board.free_node(shape)

@@ -119,7 +119,7 @@ def test_a_fresh_start_says_what_it_waits_for_and_is_no_recovery():
     assert why(msgspec.structs.replace(starting(), progress=None)) == "the master is starting"
     assert why(starting(progress="waiting for pserver-0")).startswith("0 of 2 parameter servers up")
     assert why(starting(servers=1)).startswith("1 of 2 parameter servers up")
-    assert "job.prepare()" in why(starting(servers=2, progress="waiting for a trainer to say"))
+    assert "job.prepare()" in why(starting(servers=2, progress="waiting for the first trainer to register"))
     trainer = PROGRESS.members[0]
     late = starting(servers=2, members=[trainer], progress="16 slots are being restored")
     assert why(late) == "the servers receive the initial parameters"

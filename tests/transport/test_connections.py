@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import threading
+import tracemalloc
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from shoal.protocol import messages as m
 from shoal.transport import aio, auth, shared_memory, sync
 from shoal.transport.address import AddressError, listen, publish, resolve
-from shoal.transport.frames import HEADER, MAX_GREETING, FrameError, encode, parse_header
+from shoal.transport.frames import HEADER, MAX_GREETING, MAX_MESSAGE, FrameError, encode, parse_header
 from shoal.transport.unauthenticated import Unauthenticated
 
 TOKEN = auth.Token(b"0123456789abcdef")
@@ -246,6 +247,33 @@ def test_a_peer_that_proved_itself_may_not_send_garbage_either(host, body):
     connection._stream.sendall(HEADER.pack(b"SL", 0, len(body), 0) + body)
     with pytest.raises(FrameError, match="not a message that belongs here"):
         host.accepted[0].receive(decoder)
+    connection.close()
+
+
+def test_a_large_message_that_is_only_announced_occupies_no_memory(host):
+    connection = call(host)
+    wait_for(lambda: host.accepted)
+    connection._stream.sendall(HEADER.pack(b"SL", 0, MAX_MESSAGE, 0) + b"x" * 100)
+    connection._stream.shutdown(socket.SHUT_WR)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConnectionResetError):
+            host.accepted[0].receive(decoder)
+        assert tracemalloc.get_traced_memory()[1] < MAX_MESSAGE / 8
+    finally:
+        tracemalloc.stop()
+    connection.close()
+
+
+def test_a_message_of_several_parts_arrives_whole(host):
+    connection = call(host)
+    wait_for(lambda: host.accepted)
+    text = "abc" * 1_000_001
+    sending = threading.Thread(target=connection.send, args=(m.JobEvent(level="info", text=text),))
+    sending.start()
+    message, payload = host.accepted[0].receive(msgspec.msgpack.Decoder(m.ToMaster))
+    sending.join()
+    assert (message.text, payload) == (text, 0)
     connection.close()
 
 

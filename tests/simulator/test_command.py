@@ -137,7 +137,7 @@ class Terminal(io.StringIO):
 def watched(stream) -> str:
     progress = ProgressLine("fixed", jobs=2, stream=stream, quiet_seconds=0)
     with progress:
-        simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.tell)
+        simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.update)
     return stream.getvalue()
 
 
@@ -151,7 +151,7 @@ def test_progress_is_told_on_a_terminal_alone_and_wiped_at_the_end():
 def test_nothing_is_told_of_what_is_quick():
     stream = Terminal()
     with (progress := ProgressLine("fixed", jobs=2, stream=stream)):
-        simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.tell)
+        simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.update)
     assert stream.getvalue() == ""
 
 

@@ -537,6 +537,6 @@ def test_the_view_is_what_all_manifests_together_say(events):
             assert read(before[0]) == before[1], "nothing changes in what was handed out"
         before = shot, read(shot)
     both.view.forget_missing("Pod", [])
-    assert not both.view._pods | both.view._bound | both.view._strangers | both.view._crews | both.view._placed
+    assert not both.view._pods | both.view._bound | both.view._unowned | both.view._job_pods | both.view._placed
     both.view.forget_missing("Node", [])
     assert not np.any(both.view.snapshot([], now=99.0).nodes.room)
