@@ -1,6 +1,7 @@
-"""``python -m benchmarks.live_view FILE.svg``: what `shoal run` shows on a terminal, drawn from a real run of examples/flights.
+"""``python -m benchmarks.live_view FILE.svg``: draws the live view of `shoal run` from a real run of examples/flights.
 
-Two trainers train on 294,629 flights; when 40 % of the first epoch are done, the runner's status is drawn as the live view draws it.
+Two trainers train on 294,629 flights; when 40 % of the first epoch are committed, the live view of the runner's status is
+drawn.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
                     break
                 if runner.poll() is not None:
                     raise SystemExit("the job ended early")
-                time.sleep(0.2)  # the pace of asking
+                time.sleep(0.2)  # interval of the checks
             assert found is not None
             console = Console(record=True, width=88, file=io.StringIO())
             console.print(picture(found, height=24))
