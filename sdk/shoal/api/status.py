@@ -165,7 +165,7 @@ REASONS: Final[Mapping[ConditionType, Mapping[Reason, str]]] = {
         Reason.NOT_BEGUN: "No sample is committed yet; the message has what the job waits for.",
         Reason.SAVING: "All samples are committed; the model is being written.",
         Reason.STALLED: "No samples are committed; the message has the master's reason.",
-        Reason.NO_NEWS: "The master has reported nothing for longer than expected.",
+        Reason.NO_NEWS: "The master has not reported yet, is not ready, or reports neither progress nor a reason.",
         Reason.ETCD_UNREACHABLE: "The operator cannot reach etcd, so the progress is unknown; running jobs continue.",
         Reason.NOTHING_TO_DO: "The job is suspended or has ended.",
     },
