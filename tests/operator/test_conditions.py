@@ -141,10 +141,10 @@ def test_a_job_is_placed_when_every_pod_that_it_needs_is():
 
 def test_what_is_missing_is_named():
     status = told(Observed(), facts=Facts(ready=frozenset()))
-    assert said(status)["Scheduled"].message == "not made yet: 2 trainers, 2 parameter servers, 1 master"
+    assert said(status)["Scheduled"].message == "not created yet: 2 trainers, 2 parameter servers, 1 master"
     assert said(status)["Running"].message == "not ready: 2 trainers, 2 parameter servers, 1 master"
     left = replace(WELL, servers=(), masters=())
-    assert said(told(left, of=SUSPENDED))["Suspended"].message == "still there: 3 trainers"
+    assert said(told(left, of=SUSPENDED))["Suspended"].message == "remaining: 3 trainers"
 
 
 # --- A job that is not accepted ---
