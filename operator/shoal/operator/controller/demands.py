@@ -1,4 +1,4 @@
-"""What jobs want of the autoscaler: told when it changes, made once for each version of a job; and how it treats them."""
+"""Reports jobs' demands to the autoscaler: built once for each version of a job, and reported when they change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Demands", "treatment"]
 
 
 class Demands:
-    """Tells the autoscaler.
+    """Reports demands to the autoscaler.
 
     Args:
-        autoscaler: Whom; None: nobody.
+        autoscaler: The autoscaler. None: nothing is reported.
     """
 
     def __init__(self, autoscaler: Autoscaler | None) -> None:
@@ -31,7 +31,7 @@ class Demands:
         self._since: dict[str, float] = {}
 
     def forget(self, uid: str) -> None:
-        """The job is gone."""
+        """Withdraw the demand of a job that was deleted."""
         self._since.pop(uid, None)
         self._withdraw(uid)
 
@@ -49,14 +49,14 @@ class Demands:
         wants: bool,
         most: int | None = None,
     ) -> None:
-        """What a job wants now.
+        """Report a job's demand if it has changed.
 
         Args:
-            manifest: Of the job.
-            job: The same, read.
-            identity: Its own on this cluster.
-            wants: Whether it wants trainers: it is neither suspended nor at its end.
-            most: How many it can have at present, as a quota leaves it no more; None: as many as it says.
+            manifest: Manifest of the job.
+            job: The job in force.
+            identity: The job's identity on this cluster.
+            wants: Whether the job wants trainers: it is neither suspended nor has it ended.
+            most: The most trainers that a full quota permits at present. None: no quota limits them.
         """
         if self._autoscaler is None:
             return
@@ -93,7 +93,7 @@ class Demands:
 
 
 def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, str] | None:
-    """How the autoscaler treats a job, and more words: what changes with each plan is not among them. None: there is none."""
+    """Return reason and message of the condition Autoscaled, without what changes with each plan; None: no autoscaler."""
     if autoscaler is None:
         return None
     if autoscaler.problem:
@@ -106,10 +106,10 @@ def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, 
 
 
 _UNKNOWN = -11
-"""The priority of a job whose class nobody ever knew: below all others, as the API server refuses its pods."""
+"""Priority of a job whose PriorityClass was never observed: below all others, as the API server refuses its pods."""
 
 
 def _created(manifest: Mapping[str, Any]) -> float:
-    """When it was created, but not later than now: by a clock that went wrong it would be the youngest for ever."""
+    """Return when a job was created, but not later than now: a wrong clock would make it the youngest job for ever."""
     created = moment_of(manifest["metadata"].get("creationTimestamp"))
     return min(created.timestamp(), datetime.now(UTC).timestamp()) if created is not None else 0.0

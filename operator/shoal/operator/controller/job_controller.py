@@ -341,8 +341,8 @@ class JobController:
                 kinds = "deployment,statefulset,service,serviceaccount,configmap,secret,pdb,pod,pvc"
                 fix = f"kubectl delete {kinds} --namespace={job.metadata.namespace} --selector='{here}'"
                 return (
-                    f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to go; what was left by "
-                    f"--cascade=orphan goes with: {fix}"
+                    f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to be deleted; to delete "
+                    f"objects left by --cascade=orphan: {fix}"
                 )
         try:
             found = await self._checker.refused(job, identity, seen)
