@@ -51,11 +51,11 @@ NEWS_SECONDS: Final = 15.0
 """Delay of a sync for progress that changes nothing else."""
 APPLIED_KINDS: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
 """Kinds with that annotation: created when a job first runs, and deleted with it."""
-_NO_CLASS_WORDS: Final = (
+_NO_CLASS_MESSAGE: Final = (
     "the cluster has no default StorageClass; name one in spec.parameterServer.volumeClaimSpec.storageClassName, or keep "
     "the snapshots in the pods (spec.parameterServer.emptyDir: {}), where they are lost with them"
 )
-_MOST_BURIED: Final = 10_000
+_MOST_DELETED: Final = 10_000
 """More objects than can be deleted between a write and its response."""
 
 Uid = str
@@ -102,9 +102,9 @@ class Cache:
         """TrainingJobs by UID, without managedFields."""
         self._known: dict[Uid, _Known] = defaultdict(_Known)
         self._named: dict[Place, Uid] = {}
-        self._lives: dict[Place, set[Uid]] = defaultdict(set)
+        self._uids_by_place: dict[Place, set[Uid]] = defaultdict(set)
         """UIDs with objects under a job's name: more than one if a job was deleted and created again."""
-        self._buried: dict[str, None] = {}
+        self._deleted: dict[str, None] = {}
         """UIDs of recently deleted objects, oldest first."""
         self._lost_nodes: set[str] = set()
         self._gone_nodes: set[str] = set()
@@ -148,10 +148,10 @@ class Cache:
         known.read.pop(key, None)
         known.pods = None
         if gone:
-            self._bury(manifest)
-            return {uid} | self._left(uid, place)
+            self._remember_deleted(manifest)
+            return {uid} | self._waiting_for(uid, place)
         after = known.objects[key] = slim(manifest)
-        self._lives[place].add(uid)
+        self._uids_by_place[place].add(uid)
         # Controllers count in the status of their objects; the cache does not keep that.
         return set() if before is not None and same(before, after) else {uid}
 
@@ -162,27 +162,27 @@ class Cache:
         """
         key = (manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
         known = self._known[label(manifest, "uid")].objects.get(key)
-        gone = manifest["metadata"].get("uid", "") in self._buried
+        gone = manifest["metadata"].get("uid", "") in self._deleted
         if not gone and (known is None or newer(manifest, known)):
             self.object_changed(manifest)
             self._known[label(manifest, "uid")].ahead[key] = slim(manifest)
 
-    def _bury(self, manifest: Manifest) -> None:
+    def _remember_deleted(self, manifest: Manifest) -> None:
         """Remember a deleted object: the response to its creation may be handled after the event of its deletion."""
-        self._buried[manifest["metadata"].get("uid", "")] = None
-        if len(self._buried) > _MOST_BURIED:
-            del self._buried[next(iter(self._buried))]
+        self._deleted[manifest["metadata"].get("uid", "")] = None
+        if len(self._deleted) > _MOST_DELETED:
+            del self._deleted[next(iter(self._deleted))]
 
-    def _left(self, uid: Uid, place: Place) -> set[Uid]:
+    def _waiting_for(self, uid: Uid, place: Place) -> set[Uid]:
         """Return the job that waits for the remaining objects of a deleted job of its name, after one of them was deleted."""
         if uid in self.jobs:
             return set()
         if not self._known[uid].objects:
             del self._known[uid]
-            others = self._lives.get(place, set())
+            others = self._uids_by_place.get(place, set())
             others.discard(uid)
             if not others:
-                self._lives.pop(place, None)
+                self._uids_by_place.pop(place, None)
         return {self._named[place]} if place in self._named else set()
 
     def records_replaced(self, records: Mapping[str, bytes]) -> dict[Uid, float]:
@@ -289,14 +289,14 @@ class Cache:
             known.usage.removed(record)
         else:
             known.usage.written(record, len(value), created=created)
-        due = self._record_read(uid, known, record, value) if record in READERS else {}
+        due = self._update_record(uid, known, record, value) if record in READERS else {}
         if before != known.usage.wrong:
             due = {uid: 0.0}
         if value is None and uid not in self.jobs and known.empty:
             del self._known[uid]
         return due
 
-    def _record_read(self, uid: Uid, known: _Known, record: str, value: bytes | None) -> dict[Uid, float]:
+    def _update_record(self, uid: Uid, known: _Known, record: str, value: bytes | None) -> dict[Uid, float]:
         """Update what a record sets; one that cannot be read changes nothing but its complaint."""
         attribute, _ = READERS[record]
         try:
@@ -316,7 +316,7 @@ class Cache:
             known.moved = known.heard if now.moved else None
         if isinstance(before, ReportedState) and isinstance(now, ReportedState) and now.samples > before.samples:
             known.committed = self._clock()
-        return {uid: NEWS_SECONDS if _only_further(before, known.published) else 0.0}
+        return {uid: NEWS_SECONDS if _only_progress(before, known.published) else 0.0}
 
     def forgotten(self, uid: Uid) -> None:
         """Drop a job's records after they were removed from etcd; the event of the watch may follow later."""
@@ -394,7 +394,7 @@ class Cache:
     def predecessors(self, uid: Uid) -> list[str]:
         """Return names of the remaining objects of deleted jobs of the same name."""
         place = place_of(self.jobs[uid])
-        others = self._lives.get(place, set()) - {uid}
+        others = self._uids_by_place.get(place, set()) - {uid}
         return sorted(
             f"{kind} {name}"
             for other in others
@@ -427,20 +427,20 @@ class Cache:
         """Return the problems of a job's keys in etcd: key -> message with the fix."""
         return self._known[uid].usage.complaints()
 
-    def troubles(self, uid: Uid) -> list[PodProblem]:
+    def problems(self, uid: Uid) -> list[PodProblem]:
         """Return the problems of a job's pods and of its claims."""
         job = self.jobs.get(uid)
         claims = [
-            PodProblem("pserver", name, NO_CLASS, _NO_CLASS_WORDS)
+            PodProblem("pserver", name, NO_CLASS, _NO_CLASS_MESSAGE)
             for (kind, namespace, name), each in self._known[uid].objects.items()
             if kind == "PersistentVolumeClaim" and each["classless"] and job and namespace == place_of(job)[0]
         ]
-        return [*claims, *(each for pod in self.pods(uid) for each in pod.troubles)]
+        return [*claims, *(each for pod in self.pods(uid) for each in pod.problems)]
 
     def ends(self, uid: Uid) -> list[ContainerEnd]:
         """Return how runs of a job's containers ended."""
         wanted = self._known[uid].wanted or DesiredState()
-        return [replace(end, asked=end.asked or _asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
+        return [replace(end, asked=end.asked or _terminated(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
 
     # --- Helpers ---
 
@@ -487,7 +487,7 @@ class Cache:
         return pod.node in self._lost_nodes and not pod.ended
 
 
-def _only_further(before: ReportedState | None, after: ReportedState | None) -> bool:
+def _only_progress(before: ReportedState | None, after: ReportedState | None) -> bool:
     """Return whether only the progress has advanced, so that neither a person nor the controller waits for the change."""
     if before is None or after is None or bool(before.moved) != bool(after.moved):
         return False
@@ -495,6 +495,6 @@ def _only_further(before: ReportedState | None, after: ReportedState | None) -> 
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-def _asked(pod: PodSummary, wanted: DesiredState) -> bool:
+def _terminated(pod: PodSummary, wanted: DesiredState) -> bool:
     """Return whether a pod's process was asked to terminate."""
     return pod.deleting or (pod.role == "trainer" and wanted.leaves(pod.index))

@@ -35,8 +35,8 @@ class PodSummary:
         ready: It is ready.
         priority: Name of its PriorityClass.
         node: Name of its node; empty: it has none yet.
-        wish: Its preferred node by the plan, as long as it has no node.
-        troubles: Its problems.
+        preferred_node: Its preferred node by the plan, as long as it has no node.
+        problems: Its problems.
         ends: How runs of its containers ended, without regard to a drain.
     """
 
@@ -53,8 +53,8 @@ class PodSummary:
     ready: bool
     priority: str
     node: str
-    wish: str
-    troubles: tuple[PodProblem, ...]
+    preferred_node: str
+    problems: tuple[PodProblem, ...]
     ends: tuple[ContainerEnd, ...]
 
     @classmethod
@@ -79,8 +79,8 @@ class PodSummary:
             ready=ready(pod),
             priority=str(spec.get("priorityClassName", "")),
             node=str(spec.get("nodeName") or ""),
-            wish="" if spec.get("nodeName") else preferred_node_of(pod),
-            troubles=tuple(problems_of_pod(pod)),
+            preferred_node="" if spec.get("nodeName") else preferred_node_of(pod),
+            problems=tuple(problems_of_pod(pod)),
             ends=tuple(ends_of(pod)),
         )
 
@@ -107,7 +107,7 @@ class PodSummary:
             cordoned=cordoned,
             priority=self.priority,
             node=self.node,
-            wish=self.wish,
+            preferred_node=self.preferred_node,
         )
 
 
@@ -117,5 +117,5 @@ def _others_run(pod: Mapping[str, Any]) -> bool:
     The kubelet reports that all containers of a pod have ended before it reports that the pod has.
     """
     containers = (pod.get("status") or {}).get("containerStatuses") or []
-    beside = [each for each in containers if each.get("name") != label(pod, "role")]
-    return any(not (each.get("state") or {}).get("terminated") for each in beside)
+    others = [each for each in containers if each.get("name") != label(pod, "role")]
+    return any(not (each.get("state") or {}).get("terminated") for each in others)

@@ -27,7 +27,7 @@ class Demands:
 
     def __init__(self, autoscaler: Autoscaler | None) -> None:
         self._autoscaler = autoscaler
-        self._told: dict[str, tuple[int, JobIdentity, AutoscalerConfig, int | None]] = {}
+        self._reported: dict[str, tuple[int, JobIdentity, AutoscalerConfig, int | None]] = {}
         self._since: dict[str, float] = {}
 
     def forget(self, uid: str) -> None:
@@ -36,7 +36,7 @@ class Demands:
         self._withdraw(uid)
 
     def _withdraw(self, uid: str) -> None:
-        self._told.pop(uid, None)
+        self._reported.pop(uid, None)
         if self._autoscaler is not None:
             self._autoscaler.wants(uid, None)
 
@@ -65,20 +65,20 @@ class Demands:
             return
         config = self._autoscaler.config
         version = (int(manifest["metadata"].get("generation", 0)), identity, config, most)
-        if self._told.get(identity.uid) == version:
+        if self._reported.get(identity.uid) == version:
             return
-        self._told[identity.uid] = version
+        self._reported[identity.uid] = version
         priority = priority_of(config, job.spec.priority)
         trainer = job.spec.trainer
         pinned = trainer.replicas is not None
         low, high = trainer.replicas or trainer.min_replicas, trainer.replicas or trainer.most
         known = names(job)
-        wish = JobDemand(
+        demand = JobDemand(
             uid=identity.uid,
             name=job.metadata.name,
             namespace=job.metadata.namespace,
             trainer=trainer_pod(job, identity, 0),
-            priority=_UNKNOWN,
+            priority=_UNKNOWN_PRIORITY,
             min=low,
             max=high if most is None else max(low, min(high, most)),
             weight=weight_of(config, priority, labels=job.metadata.labels),
@@ -89,7 +89,7 @@ class Demands:
                 (as_pod(job, master_pod(job, identity), known["master"]), 1, "master"),
             ),
         )
-        self._autoscaler.wants(identity.uid, wish, minimum=priority.minimum, surplus=priority.surplus)
+        self._autoscaler.wants(identity.uid, demand, minimum=priority.minimum, surplus=priority.surplus)
 
 
 def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, str] | None:
@@ -105,7 +105,7 @@ def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, 
     return (Reason.PINNED if job.spec.trainer.replicas is not None else Reason.FOLLOWING), ""
 
 
-_UNKNOWN = -11
+_UNKNOWN_PRIORITY = -11
 """Priority of a job whose PriorityClass was never observed: below all others, as the API server refuses its pods."""
 
 

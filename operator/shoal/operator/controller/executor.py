@@ -113,7 +113,7 @@ class Executor:
         self._forget = forget
         self._admit = admit
         self._answered = answered
-        self._room = FairSemaphore(_AT_ONCE)
+        self._pod_requests = FairSemaphore(_AT_ONCE)
         self._applies = asyncio.Semaphore(_APPLIES_AT_ONCE)
 
     async def carry_out(self, job: TrainingJob, identity: JobIdentity, actions: Sequence[Action]) -> list[Failure]:
@@ -129,9 +129,9 @@ class Executor:
         async def tried(action: Action) -> None:
             try:
                 if isinstance(action, _OF_PODS):
-                    await self._pod(job, identity.uid, action)
+                    await self._act_on_pod(job, identity.uid, action)
                 else:
-                    await self._one(job, identity, action)
+                    await self._act(job, identity, action)
             except KubeFencedError:
                 raise
             except (KubeError, StoreError) as error:
@@ -151,7 +151,7 @@ class Executor:
                 await tried(action)
         return failed
 
-    async def _one(self, job: TrainingJob, identity: JobIdentity, action: Action) -> None:
+    async def _act(self, job: TrainingJob, identity: JobIdentity, action: Action) -> None:
         match action:
             case MakeSecrets():
                 await self._secrets(job, identity)
@@ -169,10 +169,10 @@ class Executor:
                 keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
                 await run_in_thread(lambda: self._forget(keys))
 
-    async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
+    async def _act_on_pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
         # Jobs that grow at the same time get their next trainers in turn: among equal trainers the kube-scheduler preempts
         # those that started last, and would otherwise take all of them from one job.
-        async with self._room.of(uid):
+        async with self._pod_requests.of(uid):
             if isinstance(action, StopPod):
                 await self._kube.stop_pod(action.name, namespace=job.metadata.namespace, uid=action.uid)
                 return
@@ -186,9 +186,9 @@ class Executor:
             except KubeConflictError as error:
                 if error.reason != "AlreadyExists":
                     raise
-                await self._ours(action.manifest)
+                await self._check_owner(action.manifest)
 
-    async def _ours(self, pod: dict[str, Any]) -> None:
+    async def _check_owner(self, pod: dict[str, Any]) -> None:
         """Check that an existing pod is the job's own, created before the cache had it.
 
         Raises:
@@ -198,9 +198,9 @@ class Executor:
         found = await self._kube.list("Pod", namespace=namespace, name=name)
         if found and label(found[0], "uid") != label(pod, "uid"):
             owners = [f"{each['kind']} {each['name']}" for each in found[0]["metadata"].get("ownerReferences") or []]
-            whose = f"belongs to {', '.join(owners)}" if owners else "is not of this job"
-            words = f"Pod {name} exists and {whose}; remove it, or give the job another name"
-            raise KubeForbiddenError(words, reason=Reason.NAME_TAKEN)
+            owner_text = f"belongs to {', '.join(owners)}" if owners else "is not of this job"
+            message = f"Pod {name} exists and {owner_text}; remove it, or give the job another name"
+            raise KubeForbiddenError(message, reason=Reason.NAME_TAKEN)
 
     async def _secrets(self, job: TrainingJob, identity: JobIdentity) -> None:
         """Ensure the job's user in etcd, and then the Secrets: the master logs in with one of them."""

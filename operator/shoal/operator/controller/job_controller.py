@@ -45,15 +45,15 @@ from shoal.store import JobKeys
 
 __all__ = ["JobController"]
 
-_PATIENCE_SECONDS: Final = 60.0
+_DRAIN_TIMEOUT_SECONDS: Final = 60.0
 """A trainer that still runs this long after its index was added to the drain list is deleted, so the kubelet terminates it."""
 _SECRETS_SECONDS: Final = 60.0
 """Interval at which Secrets are ensured while a pod does not start: Secrets are not watched, so a deletion is not seen."""
-_ASK_AGAIN_SECONDS: Final = 20.0
+_RECHECK_SECONDS: Final = 20.0
 """Interval at which a refused spec is checked again: its cause may be fixed without any event that the operator receives."""
 _TERMINATING: Final = "because it is being terminated"
 """Part of the API server's error for a create request in a namespace that is being deleted."""
-_HELD_SECONDS: Final = 20.0
+_NO_CONFIG_SECONDS: Final = 20.0
 """Interval between syncs while there is no valid AutoscalerConfig: the number of trainers is not decided then."""
 _PLAN_SECONDS: Final = 5.0
 """How long after the first sync of a job its first plan is awaited without a status, however old the job is."""
@@ -107,17 +107,17 @@ class JobController:
     ) -> None:
         self._cache = store
         self._kube = kube
-        self._checker = Preflight(kube)
-        self._missing = PendingDiagnostics(kube)
-        self._starting = StartDiagnostics(kube)
+        self._preflight = Preflight(kube)
+        self._pending_diagnostics = PendingDiagnostics(kube)
+        self._start_diagnostics = StartDiagnostics(kube)
         self._executor = executor
-        self._reporter = reporter
+        self._status_writer = reporter
         self._etcd = etcd
-        self._vault = vault
+        self._secrets = vault
         self._read_end = read_end
         self._classes = classes
         self._autoscaler = autoscaler
-        self._wishes = Demands(autoscaler)
+        self._demands = Demands(autoscaler)
         self._memory: dict[str, JobMemory] = {}
 
     async def sync(self, uid: str) -> float | None:
@@ -133,35 +133,35 @@ class JobController:
         manifest = self._cache.jobs.get(uid)
         if manifest is None or manifest["metadata"].get("deletionTimestamp") is not None:
             self._memory.pop(uid, None)
-            self._reporter.forget(uid)
-            self._checker.forget(uid)
-            self._missing.forget(uid)
-            self._starting.forget(uid)
-            self._wishes.forget(uid)
+            self._status_writer.forget(uid)
+            self._preflight.forget(uid)
+            self._pending_diagnostics.forget(uid)
+            self._start_diagnostics.forget(uid)
+            self._demands.forget(uid)
             return None
         memory = self._memory.setdefault(uid, JobMemory())
-        view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
-        job, refused = await self._chosen(view, memory)
+        view = _View(manifest, self._status_writer.before(manifest), datetime.now(UTC))
+        job, refused = await self._job_in_force(view, memory)
         try:
             identity = self._identity(uid, job) if job is not None else None
         except ManifestError as error:
             job, identity, refused = None, None, refused or f"{Reason.UNKNOWN_PRIORITY}: {error}"
         if job is None or identity is None:
-            again = await self._say(view, None, self._cache.observed(uid, template=""), refused=refused)
-            return min(again or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS)
+            again = await self._report(view, None, self._cache.observed(uid, template=""), refused=refused)
+            return min(again or _RECHECK_SECONDS, _RECHECK_SECONDS)
         due = run_policy.removal_due(job, view.before)
         if due is not None and view.now >= due:
             name, namespace = job.metadata.name, job.metadata.namespace
             await self._kube.delete("TrainingJob", name, namespace=namespace, uid=uid)
             return None
-        seen = await self._seen(uid, job, memory.render(job, identity).template)
+        seen = await self._observe(uid, job, memory.render(job, identity).template)
         seen = self._with_end(view, job, seen, memory)
         if seen.lost:
-            return await self._begin_again(view, job, identity, seen, memory)
-        later = await self._act_and_say(view, job, identity, seen, memory, refused=refused)
-        return min(later or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS) if refused else later
+            return await self._restart(view, job, identity, seen, memory)
+        later = await self._act_and_report(view, job, identity, seen, memory, refused=refused)
+        return min(later or _RECHECK_SECONDS, _RECHECK_SECONDS) if refused else later
 
-    async def _chosen(self, view: _View, memory: JobMemory) -> tuple[TrainingJob | None, str]:
+    async def _job_in_force(self, view: _View, memory: JobMemory) -> tuple[TrainingJob | None, str]:
         """Return the job in force, and why the newest spec is refused; None: no spec was ever accepted."""
         try:
             job = memory.newest(view.manifest)
@@ -174,16 +174,16 @@ class JobController:
                 refused = f"{Reason.UNKNOWN_PRIORITY}: {error}"
             else:
                 seen = self._cache.observed(view.uid, template=memory.render(job, identity).template)
-                refused = await self._refused(view, job, identity, seen, memory)
+                refused = await self._why_refused(view, job, identity, seen, memory)
             if not refused:
                 if memory.agreed is not job:
                     memory.agreed, memory.accepted = job, text_of(job)
                 return job, ""
         if memory.accepted is None:
-            memory.accepted = await self._kept(view)
+            memory.accepted = await self._read_accepted(view)
         return memory.in_force(view.manifest), refused
 
-    async def _kept(self, view: _View) -> str | None:
+    async def _read_accepted(self, view: _View) -> str | None:
         """Read the spec that an earlier operator process accepted from the job's ConfigMap."""
         metadata = view.manifest["metadata"]
         name, namespace = f"{metadata['name']}-job", metadata["namespace"]
@@ -192,7 +192,7 @@ class JobController:
             return None
         return (found.get("data") or {}).get(ACCEPTED_KEY)
 
-    async def _seen(self, uid: str, job: TrainingJob, template: str) -> Observed:
+    async def _observe(self, uid: str, job: TrainingJob, template: str) -> Observed:
         """Return what is observed of a job; where a trainer has ended without a drain, the job's end is read from etcd first."""
         seen = self._cache.observed(uid, template=template)
         asked = seen.wanted.drain if seen.wanted is not None else ()
@@ -208,7 +208,7 @@ class JobController:
         Raises:
             ManifestError: The AutoscalerConfig does not define the job's priority.
         """
-        vault, classes = self._vault, self._classes
+        vault, classes = self._secrets, self._classes
         selector: tuple[tuple[str, str], ...] = ()
         if self._autoscaler is not None and not self._autoscaler.holds:
             config = self._autoscaler.config
@@ -225,15 +225,15 @@ class JobController:
             selector=selector,
         )
 
-    async def _act_and_say(
+    async def _act_and_report(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, *, refused: str
     ) -> float | None:
-        overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
+        overdue, drain_timeout = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
         memory.note_token(seen.token, identity.token, keeps=not in_pods(job))
-        resting = memory.resting(seen, time.monotonic())
-        decided = self._decided(view, job, identity, seen, memory)
+        backing_off = memory.backing_off(seen, time.monotonic())
+        decided = self._decide(view, job, identity, seen, memory)
         held = self._autoscaler is not None and self._autoscaler.holds
         if decided is None and not held and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
             return _PLAN_SECONDS  # the autoscaler enqueues the job when its plan is ready
@@ -247,7 +247,7 @@ class JobController:
                 seen,
                 trainers=decision.now,
                 overdue=overdue,
-                resting=resting,
+                backing_off=backing_off,
                 places=PlannedNodes(
                     stays=decision.stays,
                     comes=decision.comes,
@@ -259,31 +259,31 @@ class JobController:
                 waits=not decision.trainers,
                 rendered=memory.render(job, identity),
             )
-        memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
+        memory.unwritten += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
         actions, repair = _repairs_due(memory, actions)
         failed = await self._executor.carry_out(job, identity, actions)
-        _note(memory, seen, actions, failed)
+        _record_pods(memory, seen, actions, failed)
         if any(isinstance(action, MakeSecrets) for action in actions):
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
-        troubles, asking = await self._missing.why(job, identity, seen, waits=not decision.trainers)
-        slow, starting = await self._starting.why(view.uid, job.metadata.namespace, self._cache.pods(view.uid))
-        troubles = [*map(_trouble, failed), *troubles, *slow]
-        full = next((each.message for each in troubles if each.known is Reason.QUOTA_EXCEEDED), "")
+        problems, asking = await self._pending_diagnostics.why(job, identity, seen, waits=not decision.trainers)
+        slow, starting = await self._start_diagnostics.why(view.uid, job.metadata.namespace, self._cache.pods(view.uid))
+        problems = [*map(_problem_of, failed), *problems, *slow]
+        full = next((each.message for each in problems if each.known is Reason.QUOTA_EXCEEDED), "")
         facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
-        later = await self._say(
-            view, job, seen, facts=facts, refused=refused, troubles=troubles, wanted=decision.trainers
+        later = await self._report(
+            view, job, seen, facts=facts, refused=refused, problems=problems, wanted=decision.trainers
         )
         if any(_TERMINATING in str(each.error) for each in failed):
-            return _ASK_AGAIN_SECONDS  # the job is deleted with its namespace; the status reports that, it is no failed sync
+            return _RECHECK_SECONDS  # its namespace is being deleted: that is no failed sync
         if failed:
             raise ExceptionGroup("some actions failed", [each.error for each in failed])
-        again = _HELD_SECONDS if held else None
-        rest = min(resting.values(), default=None)
+        again = _NO_CONFIG_SECONDS if held else None
+        rest = min(backing_off.values(), default=None)
         due = self._due(view, job, facts)
-        return _soonest(view.now, patience, renewal, asking, starting, later, again, rest, repair, due)
+        return _soonest(view.now, drain_timeout, renewal, asking, starting, later, again, rest, repair, due)
 
-    async def _begin_again(
+    async def _restart(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> float | None:
         """Remove all pods, then all records: a master that finds neither starts the job from the beginning."""
@@ -295,19 +295,19 @@ class JobController:
         self._cache.forgotten(view.uid)
         memory.tally = None
         count = (view.before.restarts or 0) + 1
-        memory.untold.append(events.begun_again(count, job.spec.run_policy.backoff_limit))
+        memory.unwritten.append(events.begun_again(count, job.spec.run_policy.backoff_limit))
         facts = replace(self._facts(view, memory), restarts=count)
-        later = await self._say(view, job, seen, facts=facts)
-        return min(later or _ASK_AGAIN_SECONDS, 1.0)
+        later = await self._report(view, job, seen, facts=facts)
+        return min(later or _RECHECK_SECONDS, 1.0)
 
-    def _decided(
+    def _decide(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> JobDecision | None:
         """Return how many trainers the job has, and on which nodes they stay; None: no plan includes the job yet."""
         if self._autoscaler is not None and self._autoscaler.holds:
             return None
         wants = not job.spec.suspend and seen.ended is None
-        self._wishes.tell(view.manifest, job, identity, wants=wants, most=memory.most(time.monotonic()))
+        self._demands.tell(view.manifest, job, identity, wants=wants, most=memory.most(time.monotonic()))
         if self._autoscaler is None or not self._autoscaler.acts or not wants:
             wanted = job.wanted_trainers()
             return JobDecision(trainers=wanted, now=wanted, stays=None, why="")
@@ -323,7 +323,7 @@ class JobController:
 
     # --- Preconditions ---
 
-    async def _refused(
+    async def _why_refused(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> str:
         """Return why the spec is not accepted; empty: it is."""
@@ -345,7 +345,7 @@ class JobController:
                     f"objects left by --cascade=orphan: {fix}"
                 )
         try:
-            found = await self._checker.refused(job, identity, seen)
+            found = await self._preflight.refused(job, identity, seen)
         except KubeFencedError:
             raise
         except KubeError as error:
@@ -368,9 +368,9 @@ class JobController:
         ends = self._cache.ends(view.uid)
         before = memory.tally or run_policy.FailureTally(view.before.failures or 0, view.before.last_failure_time)
         committed, now = self._cache.committed(view.uid), time.monotonic()
-        memory.untold += map(events.failed, run_policy.newly_failed(before, ends, known=memory.lives))
-        memory.tally = run_policy.tallied(before, ends, known=memory.lives, committed=committed, now=now)
-        memory.lives = {end.life for end in ends}
+        memory.unwritten += map(events.failed, run_policy.newly_failed(before, ends, known=memory.counted_ends))
+        memory.tally = run_policy.tallied(before, ends, known=memory.counted_ends, committed=committed, now=now)
+        memory.counted_ends = {end.life for end in ends}
         refusals = [end for end in ends if end.code == run_policy.REFUSED and not end.container]
         return replace(seen, ended=run_policy.overrun(job, view.before, memory.tally, refusals, view.now))
 
@@ -382,7 +382,7 @@ class JobController:
 
     # --- Status ---
 
-    async def _say(
+    async def _report(
         self,
         view: _View,
         job: TrainingJob | None,
@@ -390,7 +390,7 @@ class JobController:
         *,
         facts: Facts | None = None,
         refused: str = "",
-        troubles: Sequence[PodProblem] = (),
+        problems: Sequence[PodProblem] = (),
         wanted: int | None = None,
     ) -> float | None:
         after = status_of(
@@ -398,24 +398,24 @@ class JobController:
             generation=view.generation,
             seen=seen,
             wanted=wanted if wanted is not None else job.wanted_trainers() if job is not None else 0,
-            troubles=[*self._cache.troubles(view.uid), *troubles],
+            problems=[*self._cache.problems(view.uid), *problems],
             refused=refused,
             now=view.now,
             before=view.before,
             facts=facts if facts is not None else self._cache.facts(view.uid),
         )
-        later = await self._reporter.say(view.manifest, after)
+        later = await self._status_writer.say(view.manifest, after)
         memory = self._memory[view.uid]
         complaints = self._cache.complaints(view.uid)
-        memory.untold += events.complained(memory.complaints, complaints)
+        memory.unwritten += events.complained(memory.complaints, complaints)
         memory.complaints = complaints
-        notes, memory.untold = [*memory.untold, *events.notes(view.before, after)], []
-        await self._reporter.tell(view.manifest, notes)
+        notes, memory.unwritten = [*memory.unwritten, *events.notes(view.before, after)], []
+        await self._status_writer.tell(view.manifest, notes)
         return later
 
     def _due(self, view: _View, job: TrainingJob, facts: Facts) -> list[datetime]:
         """Return the times at which the status may change without any event."""
-        status = self._reporter.before(view.manifest)
+        status = self._status_writer.before(view.manifest)
         removal = run_policy.removal_due(job, status)
         if removal is not None:
             return [removal]
@@ -443,9 +443,9 @@ def _as_before(view: _View, seen: Observed) -> JobDecision:
 def _overdue(memory: JobMemory, drain: Sequence[int]) -> tuple[set[int], float | None]:
     """Return the indices that have been in the drain list for too long, and in how many seconds the next one will be."""
     now = time.monotonic()
-    memory.told = {index: memory.told.get(index, now) for index in drain}
-    overdue = {index for index, since in memory.told.items() if now - since >= _PATIENCE_SECONDS}
-    waiting = [since + _PATIENCE_SECONDS - now for index, since in memory.told.items() if index not in overdue]
+    memory.draining = {index: memory.draining.get(index, now) for index in drain}
+    overdue = {index for index, since in memory.draining.items() if now - since >= _DRAIN_TIMEOUT_SECONDS}
+    waiting = [since + _DRAIN_TIMEOUT_SECONDS - now for index, since in memory.draining.items() if index not in overdue]
     return overdue, max(0.1, min(waiting)) if waiting else None
 
 
@@ -476,7 +476,7 @@ def _repairs_due(memory: JobMemory, actions: Sequence[Action]) -> tuple[list[Act
     return kept, min(waits, default=None)
 
 
-def _note(memory: JobMemory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
+def _record_pods(memory: JobMemory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
     """Record which trainers' pods were created, and whether a quota refused some.
 
     A pod that the API server refused is retried with the work queue's back-off for failed syncs.
@@ -487,11 +487,11 @@ def _note(memory: JobMemory, seen: Observed, actions: Sequence[Action], failed: 
     for action in actions:
         if isinstance(action, CreatePod) and id(action) not in kept:
             memory.pods.tried(int(label(action.manifest, "index")), now)
-    if any(_trouble(each).known is Reason.QUOTA_EXCEEDED for each in refused):
+    if any(_problem_of(each).known is Reason.QUOTA_EXCEEDED for each in refused):
         memory.full = now, sum(not (pod.ended or pod.lost) for pod in seen.trainers)
 
 
-def _trouble(failure: Failure) -> PodProblem:
+def _problem_of(failure: Failure) -> PodProblem:
     """Convert a failed action to a pod problem of the job."""
     error = failure.error
     reason = error.reason if isinstance(error, KubeError) else ""

@@ -28,10 +28,10 @@ class JobMemory:
 
     Attributes:
         since: When the job was first synced, in seconds of the monotonic clock.
-        told: Index -> when it was first seen in the drain list, in seconds of the monotonic clock.
+        draining: Index -> when it was first seen in the drain list, in seconds of the monotonic clock.
         tally: Consecutive errors of the script. None: those of the status.
-        lives: IDs of containers whose ends were counted. None: no end was counted yet.
-        untold: Events to write with the next status.
+        counted_ends: IDs of containers whose ends were counted. None: no end was counted yet.
+        unwritten: Events to write with the next status.
         complaints: The last reported problems of the job's keys in etcd.
         secrets: When its Secrets were last ensured. None: not by this process.
         checked: Generation that passed the preflight.
@@ -44,10 +44,10 @@ class JobMemory:
     """
 
     since: float = field(default_factory=time.monotonic)
-    told: dict[int, float] = field(default_factory=dict)
+    draining: dict[int, float] = field(default_factory=dict)
     tally: run_policy.FailureTally | None = None
-    lives: set[str] | None = None
-    untold: list[events.EventNote] = field(default_factory=list)
+    counted_ends: set[str] | None = None
+    unwritten: list[events.EventNote] = field(default_factory=list)
     complaints: Mapping[str, str] = field(default_factory=dict)
     secrets: float | None = None
     checked: int = 0
@@ -87,7 +87,7 @@ class JobMemory:
         """Report once, by an event, that the job's token differs from that of its processes: etcd was replaced."""
         if seen and current not in {seen, self.token}:
             self.token = current
-            self.untold.append(events.etcd_lost(keeps=keeps))
+            self.unwritten.append(events.etcd_lost(keeps=keeps))
 
     def most(self, now: float) -> int | None:
         """Return how many trainers a full quota permits; None: no quota is known to be full."""
@@ -95,7 +95,7 @@ class JobMemory:
             return None
         return self.full[1]
 
-    def resting(self, seen: Observed, now: float) -> dict[int, float]:
+    def backing_off(self, seen: Observed, now: float) -> dict[int, float]:
         """Return index -> seconds until its next pod is due. A trainer that works has its back-off reset."""
         for pod in seen.trainers:
             if pod.works:

@@ -63,19 +63,19 @@ class PendingDiagnostics:
         self, job: TrainingJob, identity: JobIdentity, seen: Observed, *, waits: bool = False
     ) -> tuple[list[PodProblem], float | None]:
         """Return why the API server refuses the missing pods, and the seconds until the next check; None: no pod is missing."""
-        pods = list(_missing(job, identity, seen)) if not waits else []
+        pods = list(_missing_pods(job, identity, seen)) if not waits else []
         if not pods:
             self.forget(identity.uid)
             return [], None
         wait = self._waits.setdefault(identity.uid, _Wait(self._clock() + _PATIENCE_SECONDS))
         if self._clock() >= wait.ask:
-            found = [await self._asked(role, pod) for role, pod in pods]
+            found = [await self._dry_run(role, pod) for role, pod in pods]
             wait.found = [each for each in found if each is not None]
             wait.ask = self._clock() + wait.pause
             wait.pause = min(2 * wait.pause, _LONGEST_SECONDS)
         return wait.found, max(0.1, wait.ask - self._clock())
 
-    async def _asked(self, role: str, pod: dict[str, Any]) -> PodProblem | None:
+    async def _dry_run(self, role: str, pod: dict[str, Any]) -> PodProblem | None:
         try:
             await self._kube.create(pod, dry_run=True)
         except KubeConflictError:
@@ -87,7 +87,7 @@ class PendingDiagnostics:
         return None
 
 
-def _missing(job: TrainingJob, identity: JobIdentity, seen: Observed) -> Iterator[tuple[str, dict[str, Any]]]:
+def _missing_pods(job: TrainingJob, identity: JobIdentity, seen: Observed) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield one missing pod of each role whose controller exists."""
     if job.spec.suspend or seen.ended is not None:
         return

@@ -27,12 +27,12 @@ class Preflight:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._fine: dict[str, str] = {}
+        self._passed: dict[str, str] = {}
         """UID of a job -> digest of the pods that the API server accepted."""
 
     def forget(self, uid: str) -> None:
         """Drop what is kept of a job that was deleted."""
-        self._fine.pop(uid, None)
+        self._passed.pop(uid, None)
 
     async def refused(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
         """Return why a job cannot be accepted, as a documented reason, a colon and a message; empty: it can.
@@ -41,11 +41,13 @@ class Preflight:
             KubeError: The API server was unreachable for longer than the client retries.
         """
         found = await asyncio.gather(
-            self._taken(job, identity, seen), self._pods(job, identity), self._servers(job, identity, seen)
+            self._name_conflict(job, identity, seen),
+            self._template_errors(job, identity),
+            self._servers_error(job, identity, seen),
         )
         return next(filter(None, found), "")
 
-    async def _taken(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
+    async def _name_conflict(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
         """Return the error if an object that is not of this job has a name that the job needs; empty: no name is taken."""
         wanted = [
             *workloads.standing(job, identity),
@@ -65,25 +67,25 @@ class Preflight:
                 )
         return ""
 
-    async def _pods(self, job: TrainingJob, identity: JobIdentity) -> str:
+    async def _template_errors(self, job: TrainingJob, identity: JobIdentity) -> str:
         """Return why the API server refuses a pod of one of the templates; empty: it accepts all."""
         made = {
             "trainer": trainer_pod(job, identity, 0),
             "parameterServer": as_pod(job, server_pod(job, identity), names(job)["pserver"]),
             "master": as_pod(job, master_pod(job, identity), names(job)["master"]),
         }
-        asked = _digest(made)
-        if self._fine.get(identity.uid) == asked:
+        digest = _digest(made)
+        if self._passed.get(identity.uid) == digest:
             return ""
-        said = await asyncio.gather(*(self._pod(job, pod) for pod in made.values()))
-        for part, words in zip(made, said, strict=True):
-            if words:
-                return f"{Reason.INVALID_TEMPLATE}: a pod made from spec.{part} is refused: {words}"
-        if None not in said:
-            self._fine[identity.uid] = asked
+        errors = await asyncio.gather(*(self._pod_error(job, pod) for pod in made.values()))
+        for part, error_text in zip(made, errors, strict=True):
+            if error_text:
+                return f"{Reason.INVALID_TEMPLATE}: a pod made from spec.{part} is refused: {error_text}"
+        if None not in errors:
+            self._passed[identity.uid] = digest
         return ""
 
-    async def _pod(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
+    async def _pod_error(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
         """Return why a pod is invalid; empty: it is valid; None: it is valid, but forbidden for now."""
         # The service account may not exist yet, and a pod of this name may exist: the dry run is about neither.
         spec = {key: value for key, value in pod["spec"].items() if key != "serviceAccountName"}
@@ -98,7 +100,7 @@ class Preflight:
             return None
         return ""
 
-    async def _servers(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
+    async def _servers_error(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
         """Return why the existing parameter servers cannot be changed to the wanted ones; empty: they can."""
         manifest = workloads.servers(job, identity, replicas=job.servers, nodes=seen.preferred.get("StatefulSet", ()))
         applied = seen.applied.get(("StatefulSet", names(job)["pserver"]))

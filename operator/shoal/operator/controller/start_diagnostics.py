@@ -38,14 +38,14 @@ class StartDiagnostics:
     def __init__(self, kube: Kube, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
         self._clock = clock
-        self._asked: dict[str, BackOff[str]] = {}
+        self._back_offs: dict[str, BackOff[str]] = {}
         """UID of a job -> back-off of the listings for each of its pods."""
         self._found: dict[str, dict[str, PodProblem]] = {}
         """UID of a job -> the last problem of each of its pods, from the events."""
 
     def forget(self, uid: str) -> None:
         """Drop what is kept of a job that was deleted."""
-        self._asked.pop(uid, None)
+        self._back_offs.pop(uid, None)
         self._found.pop(uid, None)
 
     async def why(self, uid: str, namespace: str, pods: Iterable[PodSummary]) -> tuple[list[PodProblem], float | None]:
@@ -56,27 +56,27 @@ class StartDiagnostics:
             namespace: Namespace of the job.
             pods: Pods of the job.
         """
-        slow = {pod.uid: pod for pod in pods if pod.node and pod.pending and not (pod.deleting or pod.troubles)}
+        slow = {pod.uid: pod for pod in pods if pod.node and pod.pending and not (pod.deleting or pod.problems)}
         if not slow:
             self.forget(uid)
             return [], None
-        asked = self._asked.setdefault(uid, BackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
+        back_off = self._back_offs.setdefault(uid, BackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
         found = self._found.setdefault(uid, {})
-        for gone in [each for each in asked if each not in slow]:
-            asked.forget(gone)
+        for gone in [each for each in back_off if each not in slow]:
+            back_off.forget(gone)
             found.pop(gone, None)
         now = self._clock()
-        due = [each for each in slow if asked.tries(each) and not asked.left(each, now)][:_MOST]
+        due = [each for each in slow if back_off.tries(each) and not back_off.left(each, now)][:_MOST]
         for each in due:
-            said = await self._said(slow[each], namespace)
-            if said is not None:
-                found[each] = said
+            warning = await self._last_warning(slow[each], namespace)
+            if warning is not None:
+                found[each] = warning
         for each in slow:
-            if each in due or not asked.tries(each):
-                asked.tried(each, self._clock())
-        return list(found.values()), max(0.1, min(asked.left(each, self._clock()) for each in slow))
+            if each in due or not back_off.tries(each):
+                back_off.tried(each, self._clock())
+        return list(found.values()), max(0.1, min(back_off.left(each, self._clock()) for each in slow))
 
-    async def _said(self, pod: PodSummary, namespace: str) -> PodProblem | None:
+    async def _last_warning(self, pod: PodSummary, namespace: str) -> PodProblem | None:
         fields = f"involvedObject.uid={pod.uid},type=Warning"
         try:
             found = await self._kube.list("CoreEvent", namespace=namespace, fields=fields)

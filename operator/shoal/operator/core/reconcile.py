@@ -70,7 +70,7 @@ class ServerPod:
     gone: bool = False
 
     @property
-    def ghost(self) -> bool:
+    def orphaned(self) -> bool:
         """Whether the pod has to be deleted by force, because no kubelet will end it.
 
         An unreachable node may return, with the data that a server keeps there. So the pod stays until the cluster evicts it
@@ -216,7 +216,7 @@ def reconcile(
     *,
     trainers: int,
     overdue: Collection[int] = (),
-    resting: Collection[int] = (),
+    backing_off: Collection[int] = (),
     places: PlannedNodes | None = None,
     waits: bool = False,
     rendered: JobManifests | None = None,
@@ -229,17 +229,19 @@ def reconcile(
         seen: The observed state.
         trainers: How many trainers are wanted, within the job's bounds, or as many of these as have room now.
         overdue: Indices of trainers that have been in the drain list for too long.
-        resting: Indices whose next pod is in back-off.
+        backing_off: Indices whose next pod is in back-off.
         places: The nodes that the plan assigns. None: there is no plan.
         waits: Whether the job is queued. A queued job has no pods, unless its snapshots would be lost with the servers' pods:
             then servers and master stay.
         rendered: The job's manifests, if they were built before. Default: they are built here.
     """
-    round_ = _Round(rendered or JobManifests(job, identity), seen, places or PlannedNodes(), overdue, resting)
-    return round_.actions(0 if waits else trainers, waits=waits)
+    reconciliation = _Reconciliation(
+        rendered or JobManifests(job, identity), seen, places or PlannedNodes(), overdue, backing_off
+    )
+    return reconciliation.actions(0 if waits else trainers, waits=waits)
 
 
-class _Round:
+class _Reconciliation:
     """One call of `reconcile`."""
 
     def __init__(
@@ -248,11 +250,11 @@ class _Round:
         seen: Observed,
         places: PlannedNodes,
         overdue: Collection[int],
-        resting: Collection[int],
+        backing_off: Collection[int],
     ) -> None:
         self._rendered = rendered
         self._overdue = overdue
-        self._resting = resting
+        self._backing_off = backing_off
         job, identity = rendered.job, rendered.identity
         self._places = places
         self._job = job
@@ -263,27 +265,27 @@ class _Round:
     def actions(self, trainers: int, *, waits: bool) -> list[Action]:
         seen = self._seen
         # A pod on a lost node does no harm: its grants, or its master's generation, are fenced.
-        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.ghost]
+        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.orphaned]
         failed = seen.ended is not None and seen.ended.state != "Complete"
         pauses = seen.ended is None and (waits or self._job.spec.suspend)
         if pauses and not (seen.applied or seen.trainers or seen.servers or seen.masters):
             return []
         if failed or (pauses and not in_pods(self._job)):
-            return [*lost, *self._stopped(self._none(), suspend=not failed)]
+            return [*lost, *self._stopped(self._no_trainers(), suspend=not failed)]
         if pauses:
             trainers = 0
         if seen.ended is not None:
             return [*lost, *self._complete()]
-        return [*lost, *self._whole(self._decided(trainers, self._trainers(trainers), stays=self._places.stays))]
+        return [*lost, *self._all_parts(self._scaling(trainers, self._trainers(trainers), stays=self._places.stays))]
 
     # --- Stages of a job ---
 
-    def _decided(
+    def _scaling(
         self, trainers: int, pods: Sequence[TrainerPod], *, stays: Mapping[str, int] | None = None
     ) -> ScalingDecision:
         # The back-off of a pod's successor does not matter where no trainer is wanted.
-        resting = self._resting if trainers else ()
-        return decide(trainers, pods, self._drain(), overdue=self._overdue, resting=resting, stays=stays)
+        backing_off = self._backing_off if trainers else ()
+        return decide(trainers, pods, self._drain(), overdue=self._overdue, backing_off=backing_off, stays=stays)
 
     def _complete(self) -> Iterable[Action]:
         """Wait until all trainers have exited; if none is left and no model was written, one more trainer writes it.
@@ -292,24 +294,24 @@ class _Round:
         """
         alive = [pod for pod in self._seen.trainers if not (pod.ended or pod.lost)]
         if self._seen.saved and not alive:
-            return [*self._lost_trainers(), *self._lingering(), *self._shrunk(servers=0, masters=0)]
+            return [*self._lost_trainers(), *self._lingering_trainers(), *self._scaled_down(servers=0, masters=0)]
         if alive:
             return [*self._running(), *self._lost_trainers()]
         if self._job.spec.suspend:
-            none = self._decided(0, self._seen.trainers)
-            return self._whole(none) if in_pods(self._job) else self._stopped(none, suspend=True)
-        return self._whole(self._decided(1, self._seen.trainers))
+            none = self._scaling(0, self._seen.trainers)
+            return self._all_parts(none) if in_pods(self._job) else self._stopped(none, suspend=True)
+        return self._all_parts(self._scaling(1, self._seen.trainers))
 
     def _stopped(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
         """Stop a job: first trainers leave, then servers write their snapshots and exit, then the master is scaled to 0."""
-        yield from self._carried_out(decision, suspend=suspend)
+        yield from self._scaling_actions(decision, suspend=suspend)
         if any(not pod.ended for pod in self._seen.trainers):
             return
-        yield from self._shrunk(servers=0, masters=0 if not self._seen.servers else 1)
+        yield from self._scaled_down(servers=0, masters=0 if not self._seen.servers else 1)
 
-    def _none(self) -> ScalingDecision:
+    def _no_trainers(self) -> ScalingDecision:
         """Decide for no trainers; of a failed job, ended pods stay with their logs."""
-        decision = self._decided(0, self._seen.trainers)
+        decision = self._scaling(0, self._seen.trainers)
         if self._seen.ended is None:
             return decision
         ended = {pod.uid for pod in self._seen.trainers if pod.ended and not pod.lingers}
@@ -318,12 +320,12 @@ class _Round:
 
     # --- Groups of actions ---
 
-    def _whole(self, decision: ScalingDecision) -> list[Action]:
+    def _all_parts(self, decision: ScalingDecision) -> list[Action]:
         """Return the actions of a running job. Trainers come last: a quota without room for all of them blocks nothing else."""
         made = [] if self._seen.secrets else [MakeSecrets()]
         standing = [each for each in self._rendered.standing if each.key[0] != _BUDGET]
-        trainers = self._carried_out(decision, suspend=False)
-        return [*made, *self._changed(standing), *self._running(), *trainers, *self._budgets()]
+        trainers = self._scaling_actions(decision, suspend=False)
+        return [*made, *self._outdated(standing), *self._running(), *trainers, *self._budgets()]
 
     def _budgets(self) -> Iterable[Action]:
         """Return the actions for budgets, after all others: a job runs without them.
@@ -332,7 +334,7 @@ class _Round:
         """
         wanted = [each for each in self._rendered.standing if each.key[0] == _BUDGET]
         if self._seen.trainers:
-            yield from self._changed(wanted)
+            yield from self._outdated(wanted)
         keys = {each.key for each in wanted}
         yield from (Remove(*key) for key in sorted(self._seen.applied) if key[0] == _BUDGET and key not in keys)
 
@@ -344,27 +346,27 @@ class _Round:
         if not self._places.servers_wait or ("StatefulSet", self._names["pserver"]) in self._seen.applied:
             nodes = self._preferred("StatefulSet", "pserver", self._places.servers)
             made.insert(0, self._rendered.servers(servers, nodes))
-        return self._changed(made)
+        return self._outdated(made)
 
     def _preferred(self, kind: str, role: str, planned: tuple[str, ...]) -> tuple[str, ...]:
         """Return the preferred nodes of a controller's pods: chosen when it is first created, and never changed."""
         there = (kind, self._names[role]) in self._seen.applied
         return self._seen.preferred.get(kind, ()) if there else planned
 
-    def _shrunk(self, *, servers: int, masters: int) -> Iterable[Action]:
+    def _scaled_down(self, *, servers: int, masters: int) -> Iterable[Action]:
         """Scale the controllers that exist already: a job that is created suspended creates none."""
         for action in self._scaled(servers=servers, masters=masters):
             if (action.manifest["kind"], action.manifest["metadata"]["name"]) in self._seen.applied:
                 yield action
 
-    def _changed(self, manifests: Iterable[HashedManifest]) -> Iterable[Apply]:
+    def _outdated(self, manifests: Iterable[HashedManifest]) -> Iterable[Apply]:
         for manifest in manifests:
             if self._seen.applied.get(manifest.key) != manifest.hash:
                 yield Apply(manifest.content)
             elif manifest.key in self._seen.fields and not manifest.held(self._seen.fields[manifest.key]):
                 yield Apply(manifest.content, repair=True)
 
-    def _lingering(self) -> Iterable[Action]:
+    def _lingering_trainers(self) -> Iterable[Action]:
         """Delete pods whose other containers still run: they would occupy their node's resources without end."""
         return [self._deletion(DeleteTrainer(pod.index, pod.uid)) for pod in self._seen.trainers if pod.lingers]
 
@@ -373,11 +375,11 @@ class _Round:
             self._deletion(DeleteTrainer(pod.index, pod.uid, force=True)) for pod in self._seen.trainers if pod.lost
         ]
 
-    def _carried_out(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
+    def _scaling_actions(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
         wanted = DesiredState(drain=list(decision.drain), suspend=suspend)
         if wanted != (self._seen.wanted or DesiredState()):
             yield PublishDesired(wanted)
-        told_to_leave = self._seen.wanted is not None and self._seen.wanted.suspend
+        draining_all = self._seen.wanted is not None and self._seen.wanted.suspend
         failing = {pod.uid for pod in self._seen.trainers if pod.failing and not (pod.ended or pod.lost)}
         over = self._seen.ended is not None
         for action in decision.actions:
@@ -385,29 +387,31 @@ class _Round:
                 stops = over and action.uid in failing
                 named = f"{self._names['trainer']}-{action.index}"
                 yield StopPod(named, action.uid) if stops else self._deletion(action)
-        if told_to_leave:  # the master would drain a trainer that joins before the master has read the new record
+        if draining_all:  # the master would drain a trainer that joins before the master has read the new record
             return
         indices = [action.index for action in decision.actions if isinstance(action, CreateTrainer)]
-        if not self._has_the_fewest():
+        if not self._has_minimum():
             # A quota may have room for some pods only: the ones without which the job cannot work are created first.
             alive = sum(not (pod.ended or pod.deleting or pod.lost) for pod in self._seen.trainers)
             indices = indices[: max(0, self._job.spec.trainer.min_replicas - alive)]
         owner = workloads.owner(self._job, self._identity)
         # A pod that has no node yet is counted at its preferred node.
-        coming = Counter(pod.wish for pod in self._seen.trainers if not (pod.node or pod.ended or pod.deleting))
+        coming = Counter(
+            pod.preferred_node for pod in self._seen.trainers if not (pod.node or pod.ended or pod.deleting)
+        )
         nodes = (Counter(self._places.comes) - coming).elements()
         for pod in trainer_pods(self._job, self._identity, indices):
             made = pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}}
             node = next(nodes, None)
             yield CreatePod(with_preferred_nodes(made, [node]) if node is not None else made)
 
-    def _has_the_fewest(self) -> bool:
+    def _has_minimum(self) -> bool:
         """Return whether all pods exist that the job cannot work without."""
         seen = self._seen
         servers = sum(not (pod.deleting or pod.lost) for pod in seen.servers)
         trainers = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
-        fewest = self._job.spec.trainer.min_replicas
-        return bool(seen.masters) and servers >= self._job.servers and trainers >= fewest
+        minimum = self._job.spec.trainer.min_replicas
+        return bool(seen.masters) and servers >= self._job.servers and trainers >= minimum
 
     def _deletion(self, action: DeleteTrainer) -> DeletePod:
         return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)
@@ -423,7 +427,7 @@ class _Round:
         wanted += self._places.later
         low = too_low(
             self._seen.trainers,
-            fewest=min(self._job.spec.trainer.min_replicas, wanted),
+            minimum=min(self._job.spec.trainer.min_replicas, wanted),
             wanted=wanted,
             drain=self._drain(),
             surplus=self._identity.classes[2],

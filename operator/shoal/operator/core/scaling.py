@@ -34,7 +34,7 @@ class TrainerPod:
         cordoned: Its node is unschedulable, as before a drain.
         priority: Name of its PriorityClass.
         node: Name of its node; empty: it has none yet.
-        wish: Its preferred node by the plan, as long as it has no node.
+        preferred_node: Its preferred node by the plan, as long as it has no node.
     """
 
     index: int
@@ -50,7 +50,7 @@ class TrainerPod:
     cordoned: bool = False
     priority: str = ""
     node: str = ""
-    wish: str = ""
+    preferred_node: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def decide(
     drain: Collection[int],
     *,
     overdue: Collection[int] = (),
-    resting: Collection[int] = (),
+    backing_off: Collection[int] = (),
     stays: Mapping[str, int] | None = None,
 ) -> ScalingDecision:
     """Decide how to bring a job's trainers to the wanted number.
@@ -100,7 +100,7 @@ def decide(
         pods: All trainers' pods that exist, in any state; at most one per index.
         drain: The drain list in etcd.
         overdue: Indices that have been in the drain list for too long; their pods are deleted, so the kubelet terminates them.
-        resting: Indices whose next pod is in back-off. Until it is due the former pod stays, with its reason.
+        backing_off: Indices whose next pod is in back-off. Until it is due the former pod stays, with its reason.
         stays: Node -> how many trainers stay there by the plan. Trainers beyond that leave first. One that has failed since the
             plan is replaced by the next plan, as its room may be needed for another pod. None: nodes do not matter.
     """
@@ -115,21 +115,21 @@ def decide(
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.lost:
             actions.append(DeleteTrainer(pod.index, pod.uid, force=True))
-        elif pod.deleting or (pod.ended and pod.index in resting):
+        elif pod.deleting or (pod.ended and pod.index in backing_off):
             continue
         elif pod.ended or (pod.index in leaving and (not pod.works or pod.index in overdue)):
             actions.append(DeleteTrainer(pod.index, pod.uid))
-    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain) | set(resting))
-    told = tuple(sorted(leaving))
-    return ScalingDecision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
+    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain) | set(backing_off))
+    draining = tuple(sorted(leaving))
+    return ScalingDecision(drain=draining, actions=tuple(actions), tell=set(draining) != set(drain))
 
 
-def too_low(pods: Sequence[TrainerPod], *, fewest: int, wanted: int, drain: Collection[int], surplus: str) -> set[str]:
+def too_low(pods: Sequence[TrainerPod], *, minimum: int, wanted: int, drain: Collection[int], surplus: str) -> set[str]:
     """Return the UIDs of trainers whose priority is too low, after the minimum was raised or trainers of higher priority left.
 
     Args:
         pods: All trainers' pods that exist.
-        fewest: How many trainers need the higher priority.
+        minimum: How many trainers need the higher priority.
         wanted: How many trainers the job should have.
         drain: The drain list in etcd.
         surplus: The lower PriorityClass.
@@ -137,10 +137,10 @@ def too_low(pods: Sequence[TrainerPod], *, fewest: int, wanted: int, drain: Coll
     alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost or pod.index in drain)]
     if len(alive) == 1:
         return set()  # the only trainer keeps working at low priority until another one works
-    free = set(range(fewest)) - {pod.index for pod in alive}
+    free = set(range(minimum)) - {pod.index for pod in alive}
     coming = min(len(free), max(0, wanted - len(alive)))
     lower = sorted((pod for pod in alive if pod.priority == surplus), key=lambda pod: pod.index)
-    lacking = fewest - (len(alive) - len(lower)) - coming
+    lacking = minimum - (len(alive) - len(lower)) - coming
     return {pod.uid for pod in lower[: max(0, lacking)]}
 
 
@@ -158,20 +158,20 @@ def _leaving(
     wanted: int, alive: Sequence[TrainerPod], drain: Collection[int], stays: Mapping[str, int] | None
 ) -> set[int]:
     """Return the indices that have to leave: those in the drain list, then those above `wanted`, then one of an older template."""
-    told = {pod.index for pod in alive if pod.index in drain}
+    draining = {pod.index for pod in alive if pod.index in drain}
     # A trainer that does not work yet loses nothing; then the highest index, whose PriorityClass is the lower one.
     rest = sorted(
-        (pod for pod in alive if pod.index not in told), key=lambda pod: (not pod.works, not pod.ready, pod.index)
+        (pod for pod in alive if pod.index not in draining), key=lambda pod: (not pod.works, not pod.ready, pod.index)
     )
     if stays is not None:
         # The plan needs the room there for another pod, now or later.
         more = _beyond(rest, stays)
         rest.sort(key=lambda pod: pod.index in more)
     if len(rest) in {wanted, wanted + 1} and any(pod.cordoned for pod in rest):
-        return told | (_moved(rest) if len(rest) > wanted else set())
-    leaving = told | {pod.index for pod in rest[wanted:]}
+        return draining | (_moved(rest) if len(rest) > wanted else set())
+    leaving = draining | {pod.index for pod in rest[wanted:]}
     # One at a time: a trainer that is leaving may still count as a working member.
-    return leaving | (set() if told else _rolled(wanted, rest[:wanted]))
+    return leaving | (set() if draining else _rolled(wanted, rest[:wanted]))
 
 
 def _beyond(pods: Sequence[TrainerPod], stays: Mapping[str, int]) -> set[int]:

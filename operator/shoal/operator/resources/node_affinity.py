@@ -38,23 +38,23 @@ def with_preferred_nodes(pod: Mapping[str, Any], nodes: Iterable[str], *, togeth
     own = affinity.get("nodeAffinity") or {}
     if not named or own.get("preferredDuringSchedulingIgnoredDuringExecution"):
         return dict(pod)
-    wishes = [
+    terms = [
         {"weight": 100, "preference": {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}}
         for node in named
     ]
-    wish = {"nodeAffinity": {**own, "preferredDuringSchedulingIgnoredDuringExecution": wishes}}
+    preference = {"nodeAffinity": {**own, "preferredDuringSchedulingIgnoredDuringExecution": terms}}
     spread = (
         {} if not together or spec.get("topologySpreadConstraints") else {"topologySpreadConstraints": [_NO_SPREAD]}
     )
-    return {**pod, "spec": {**spec, "affinity": {**affinity, **wish}, **spread}}
+    return {**pod, "spec": {**spec, "affinity": {**affinity, **preference}, **spread}}
 
 
 def preferred_node_of(pod: Mapping[str, Any]) -> str:
     """Return the one node that a pod prefers; empty: there is none, or more than one."""
     affinity = (pod.get("spec") or {}).get("affinity") or {}
-    wishes = (affinity.get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution") or []
-    if len(wishes) != 1:
+    terms = (affinity.get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution") or []
+    if len(terms) != 1:
         return ""
-    fields = (wishes[0].get("preference") or {}).get("matchFields") or []
+    fields = (terms[0].get("preference") or {}).get("matchFields") or []
     values = fields[0].get("values") or [] if fields else []
     return str(values[0]) if values else ""

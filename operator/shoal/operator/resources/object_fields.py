@@ -51,14 +51,14 @@ def slim(manifest: Manifest) -> Manifest:
     if manifest["kind"] != "Pod":
         return {"metadata": metadata, "fields": fields_of(manifest)}
     # The preferred node of a pod is not needed once the pod is bound.
-    wish = (
+    affinity = (
         {}
         if spec.get("nodeName")
         else with_preferred_nodes({"spec": {}}, filter(None, [preferred_node_of(manifest)]))["spec"]
     )
     return {
         "metadata": without(metadata, "annotations"),
-        "spec": {key: spec[key] for key in _SPEC if key in spec} | wish,
+        "spec": {key: spec[key] for key in _SPEC if key in spec} | affinity,
         "status": {key: status[key] for key in _STATUS if key in status},
     }
 

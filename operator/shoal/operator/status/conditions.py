@@ -59,7 +59,7 @@ _IN_PODS: Final = (
 
 
 @dataclass(frozen=True)
-class _Said:
+class _UntimedCondition:
     """A condition without its times."""
 
     status: Literal["True", "False", "Unknown"]
@@ -76,7 +76,7 @@ def status_of(
     generation: int,
     seen: Observed,
     wanted: int,
-    troubles: Sequence[PodProblem],
+    problems: Sequence[PodProblem],
     refused: str,
     now: datetime,
     before: Status,
@@ -90,7 +90,7 @@ def status_of(
         seen: The observed state. The reason of an end that the operator decided starts with a documented reason and a colon,
             as in ``Ended("Failed", "DeadlineExceeded: 3600 s are over")``.
         wanted: How many trainers there should be. Fewer than the minimum: the job is queued.
-        troubles: The present problems of its pods.
+        problems: The present problems of its pods.
         refused: Why the newest spec is not accepted: a documented reason and a colon, or else InvalidSpec applies. Empty: it
             is accepted. If it is not, `job` is the last accepted one.
         now: The time, with a time zone.
@@ -118,7 +118,7 @@ def status_of(
         untouched = not (seen.trainers or seen.servers or seen.masters or seen.applied or before.start_time)
         state, decides = State.PENDING if untouched else None, ConditionType.ACCEPTED
     else:
-        look = _Look(job, seen, wanted, troubles, facts, now, before, final)
+        look = _JobStatus(job, seen, wanted, problems, facts, now, before, final)
         said, stands = look.conditions() | {ConditionType.ACCEPTED: _accepted(refused, job)}, look.filled(history)
         state, decides = look.state(said)
     conditions = _stamped(said, before, final, generation, now)
@@ -128,15 +128,19 @@ def status_of(
     return clocked(after, now, runs=runs)
 
 
-def _accepted(refused: str, job: TrainingJob | None = None) -> _Said:
+def _accepted(refused: str, job: TrainingJob | None = None) -> _UntimedCondition:
     if not refused:
-        return _Said("True", Reason.VALID, _IN_PODS if job is not None and in_pods(job) else "")
-    reason, words = reason_of(ConditionType.ACCEPTED, refused)
-    return _Said("Unknown" if reason is Reason.NOT_CHECKED else "False", reason, words)
+        return _UntimedCondition("True", Reason.VALID, _IN_PODS if job is not None and in_pods(job) else "")
+    reason, message = reason_of(ConditionType.ACCEPTED, refused)
+    return _UntimedCondition("Unknown" if reason is Reason.NOT_CHECKED else "False", reason, message)
 
 
 def _stamped(
-    said: Mapping[ConditionType, _Said], before: Status, final: Condition | None, generation: int, now: datetime
+    said: Mapping[ConditionType, _UntimedCondition],
+    before: Status,
+    final: Condition | None,
+    generation: int,
+    now: datetime,
 ) -> list[Condition]:
     """Return one condition per type. A clock that is set back moves no transition back; an end stays as it was reported."""
     old = {each.type: each for each in before.conditions}
@@ -196,7 +200,7 @@ def _alive(pods: Sequence[ServerPod]) -> list[ServerPod]:
     return [pod for pod in pods if not (pod.lost or pod.deleting)]
 
 
-class _Look:
+class _JobStatus:
     """The status of one job with a spec in force."""
 
     def __init__(
@@ -204,7 +208,7 @@ class _Look:
         job: TrainingJob,
         seen: Observed,
         wanted: int,
-        troubles: Sequence[PodProblem],
+        problems: Sequence[PodProblem],
         facts: Facts,
         now: datetime,
         before: Status,
@@ -221,9 +225,9 @@ class _Look:
         """Whether a suspended job keeps its servers and its master."""
         # Trainers exit by themselves when all samples are committed; one of them has to write the model.
         self._need = 1 if self._saving else job.spec.trainer.min_replicas
-        found = in_order(troubles)
+        found = in_order(problems)
         self._unplaced = [each for each in found if each.before_node]
-        self._unwell = [each for each in found if not each.before_node]
+        self._not_running = [each for each in found if not each.before_node]
         self._trainers = [pod for pod in seen.trainers if not (pod.ended or pod.deleting or pod.lost)]
         self._runs = sum(pod.ready for pod in self._trainers)
         # A trainer that writes the model is no longer a member.
@@ -235,7 +239,7 @@ class _Look:
         self._master = self._answers()
         self._moved = _last_step(seen, facts, before)
         self._why = clipped(seen.published.why, _LONGEST) if seen.published is not None else ""
-        self._deaf = self._why_deaf()
+        self._stale = self._stale_condition()
 
     # --- Processes ---
 
@@ -254,25 +258,27 @@ class _Look:
             return None if alive else False
         return any(pod.name in self._facts.ready for pod in alive)
 
-    def _why_deaf(self) -> _Said | None:
+    def _stale_condition(self) -> _UntimedCondition | None:
         """Return the condition to report when the master's record is not about the present; None: it is."""
         published, facts = self._seen.published, self._facts
         if not facts.etcd:
-            return _Said("Unknown", Reason.ETCD_UNREACHABLE, "progress and members are as last reported")
+            return _UntimedCondition("Unknown", Reason.ETCD_UNREACHABLE, "progress and members are as last reported")
         if published is None:
-            return _Said("Unknown", Reason.NO_NEWS, "no master has reported yet")
+            return _UntimedCondition("Unknown", Reason.NO_NEWS, "no master has reported yet")
         if facts.generation is not None and published.generation < facts.generation:
-            return _Said("Unknown", Reason.NO_NEWS, "a new master has started, and has not reported yet")
+            return _UntimedCondition("Unknown", Reason.NO_NEWS, "a new master has started, and has not reported yet")
         if self._master is False:
-            return _Said("Unknown", Reason.NO_NEWS, "the master is not ready")
+            return _UntimedCondition("Unknown", Reason.NO_NEWS, "the master is not ready")
         heard = facts.heard
         if not (published.why or self._saving) and heard is not None and self._now - heard > QUIET:
-            return _Said("Unknown", Reason.NO_NEWS, "the master reports neither progress nor why there is none")
+            return _UntimedCondition(
+                "Unknown", Reason.NO_NEWS, "the master reports neither progress nor why there is none"
+            )
         return None
 
     # --- Conditions ---
 
-    def conditions(self) -> dict[ConditionType, _Said]:
+    def conditions(self) -> dict[ConditionType, _UntimedCondition]:
         """Return all conditions but Accepted, without their times."""
         said = {
             ConditionType.SCHEDULED: self._scheduled(),
@@ -280,41 +286,45 @@ class _Look:
             ConditionType.PROGRESSING: self._progressing(),
         }
         if self._facts.autoscaled is not None and not self._stopped:
-            reason, words = self._facts.autoscaled
+            reason, message = self._facts.autoscaled
             follows = reason is Reason.FOLLOWING
-            said[ConditionType.AUTOSCALED] = _Said("True" if follows else "False", reason, clipped(words, _LONGEST))
+            said[ConditionType.AUTOSCALED] = _UntimedCondition(
+                "True" if follows else "False", reason, clipped(message, _LONGEST)
+            )
         suspended = self._suspended()
         if suspended is not None:
             said[ConditionType.SUSPENDED] = suspended
         ended = self._seen.ended
         if ended is not None and self._ended and self._final is None:
             if ended.state == "Complete":
-                said[ConditionType.COMPLETE] = _Said(
+                said[ConditionType.COMPLETE] = _UntimedCondition(
                     "True", Reason.ALL_SAMPLES_COMMITTED, clipped(ended.reason, _LONGEST)
                 )
             else:
-                said[ConditionType.FAILED] = _Said("True", *reason_of(ConditionType.FAILED, ended.reason))
+                said[ConditionType.FAILED] = _UntimedCondition("True", *reason_of(ConditionType.FAILED, ended.reason))
         return said
 
-    def _scheduled(self) -> _Said:
+    def _scheduled(self) -> _UntimedCondition:
         if self._stopped:
-            return _Said("False", Reason.NO_PODS_WANTED)
+            return _UntimedCondition("False", Reason.NO_PODS_WANTED)
         if self._wanted < self._need and not self._saving:
-            return _Said("False", Reason.QUEUED, self._facts.why)
-        words = words_of(self._unplaced)
+            return _UntimedCondition("False", Reason.QUEUED, self._facts.why)
+        message = words_of(self._unplaced)
         if self._all_placed():
-            return _Said("True", Reason.PODS_PLACED, words)
+            return _UntimedCondition("True", Reason.PODS_PLACED, message)
         known = next((each.known for each in self._unplaced if each.known is not None), None)
         if known is not None:
-            return _Said("False", known, words)
+            return _UntimedCondition("False", known, message)
         lacking = self._lacking()
         if lacking:
-            return _Said("False", Reason.PODS_PENDING, f"not created yet: {lacking}")
-        return _Said("Unknown", Reason.PODS_PENDING, "the scheduler has not placed all pods yet")
+            return _UntimedCondition("False", Reason.PODS_PENDING, f"not created yet: {lacking}")
+        return _UntimedCondition("Unknown", Reason.PODS_PENDING, "the scheduler has not placed all pods yet")
 
     def _all_placed(self) -> bool:
         """Return whether all pods have a node; a pod that works, or of which a kubelet reports a problem, has one."""
-        placed = {each.pod for each in self._unwell if each.known is not None} | (self._facts.placed or frozenset())
+        placed = {each.pod for each in self._not_running if each.known is not None} | (
+            self._facts.placed or frozenset()
+        )
         name = names(self._job)["trainer"]
         trainers = sum(pod.ready or pod.works or f"{name}-{pod.index}" in placed for pod in self._trainers)
         servers = sum(
@@ -329,22 +339,22 @@ class _Look:
         trainers, servers = self._need - len(self._trainers), self._job.servers - len(self._servers)
         return listed(trainers=trainers, servers=servers, masters=1 - len(_alive(self._seen.masters)))
 
-    def _running(self) -> _Said:
+    def _running(self) -> _UntimedCondition:
         if self._stopped:
-            return _Said("False", Reason.NO_TRAINERS_WANTED)
-        words = words_of(self._unwell)
+            return _UntimedCondition("False", Reason.NO_TRAINERS_WANTED)
+        message = words_of(self._not_running)
         serving = sum(serves is True for serves in self._serve) >= self._job.servers
         if self._works >= self._need and serving and self._master is not False:
-            return _Said("True", Reason.TRAINERS_READY, words)
+            return _UntimedCondition("True", Reason.TRAINERS_READY, message)
         away = sum(serves is not False for serves in self._serve) < self._job.servers
-        status: Literal["False", "Unknown"] = "Unknown" if self._blind() and not away else "False"
-        known = next((each.known for each in self._unwell if each.known is not None), None)
+        status: Literal["False", "Unknown"] = "Unknown" if self._unobserved() and not away else "False"
+        known = next((each.known for each in self._not_running if each.known is not None), None)
         if known is not None:
-            return _Said(status, known, words)
-        reason, message = self._why_not_running(away=away, blind=status == "Unknown")
-        return _Said(status, reason, "; ".join(filter(None, (message, words))))
+            return _UntimedCondition(status, known, message)
+        reason, detail = self._why_not_running(away=away, blind=status == "Unknown")
+        return _UntimedCondition(status, reason, "; ".join(filter(None, (detail, message))))
 
-    def _blind(self) -> bool:
+    def _unobserved(self) -> bool:
         """Return whether a job that ran has the processes it needs, but no master reports whether they work."""
         asked = self._master is not False and self._facts.etcd and self._seen.published is not None
         return self._before.start_time is not None and self._runs >= self._need and not asked
@@ -369,46 +379,46 @@ class _Look:
         trainers = self._need - self._works
         return f"not ready: {listed(trainers=trainers, servers=servers, masters=int(self._master is False))}"
 
-    def _progressing(self) -> _Said:
+    def _progressing(self) -> _UntimedCondition:
         if self._stopped:
-            return _Said("False", Reason.NOTHING_TO_DO)
+            return _UntimedCondition("False", Reason.NOTHING_TO_DO)
         if self._saving:
             alone = "" if self._runs else "there is no trainer to write the model"
-            return _Said("True" if self._runs else "False", Reason.SAVING, alone)
-        if self._deaf is not None:
-            return self._deaf
+            return _UntimedCondition("True" if self._runs else "False", Reason.SAVING, alone)
+        if self._stale is not None:
+            return self._stale
         return self._by_record()
 
-    def _by_record(self) -> _Said:
+    def _by_record(self) -> _UntimedCondition:
         published = self._seen.published
         assert published is not None
         if published.state in {"Saving", "Complete"}:
-            return _Said("True", Reason.SAVING)
+            return _UntimedCondition("True", Reason.SAVING)
         if self._moved is None:
-            return _Said("False", Reason.NOT_BEGUN, self._why)
+            return _UntimedCondition("False", Reason.NOT_BEGUN, self._why)
         if self._now - self._moved > STILL:
-            return _Said("False", Reason.STALLED, self._why)
-        return _Said("True", Reason.SAMPLES_COMMITTED)
+            return _UntimedCondition("False", Reason.STALLED, self._why)
+        return _UntimedCondition("True", Reason.SAMPLES_COMMITTED)
 
-    def _suspended(self) -> _Said | None:
+    def _suspended(self) -> _UntimedCondition | None:
         """Return the condition Suspended; None: the job was never suspended, or has ended."""
         if self._ended:
             return None
         if not self._job.spec.suspend:
             ever = any(each.type == ConditionType.SUSPENDED for each in self._before.conditions)
-            return _Said("False", Reason.RESUMED) if ever else None
+            return _UntimedCondition("False", Reason.RESUMED) if ever else None
         trainers = len(self._seen.trainers)
         others = (0, 0) if self._keeps else (len(self._seen.servers), len(self._seen.masters))
         left = listed(trainers=trainers, servers=others[0], masters=others[1])
         if left:
-            return _Said("False", Reason.PODS_LEAVING, f"remaining: {left}")
+            return _UntimedCondition("False", Reason.PODS_LEAVING, f"remaining: {left}")
         kept = listed(trainers=0, servers=len(self._seen.servers), masters=len(self._seen.masters))
-        words = (
+        message = (
             f"kept, as the model is stored in the servers' pods (spec.parameterServer.emptyDir): {kept}" if kept else ""
         )
-        return _Said("True", Reason.SUSPEND_REQUESTED, words)
+        return _UntimedCondition("True", Reason.SUSPEND_REQUESTED, message)
 
-    def state(self, said: Mapping[ConditionType, _Said]) -> tuple[State, ConditionType]:
+    def state(self, said: Mapping[ConditionType, _UntimedCondition]) -> tuple[State, ConditionType]:
         """Return the state of a job that has not ended, and the condition that decides it."""
         running, scheduled = said[ConditionType.RUNNING], said[ConditionType.SCHEDULED]
         if self._job.spec.suspend and not self._ended:
@@ -462,7 +472,7 @@ class _Look:
             earlier = self._before.progress if self._ended or not self._facts.etcd else None
             now_only = {"rate": None, "estimated_end": None, "message": None}
             return earlier.model_copy(update=now_only) if earlier is not None else None
-        live = self._deaf is None and not self._stopped
+        live = self._stale is None and not self._stopped
         known = 0 < published.epochs <= _MOST
         return Progress(
             epoch=min(max(published.epoch, 0) + 1, published.epochs) if known else None,

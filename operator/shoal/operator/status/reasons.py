@@ -12,7 +12,7 @@ __all__ = ["NO_CLASS", "PodProblem", "clipped", "in_order", "listed", "reason_of
 
 _LONGEST: Final = 500
 """Longest text of one pod problem, in characters."""
-_LONGEST_WORDS: Final = 4000
+_LONGEST_REASON: Final = 4000
 """Longest reason of a job's end, in characters: it may have the traceback of a script."""
 _MOST_KINDS: Final = 3
 """Kinds of problems that one message lists."""
@@ -21,7 +21,7 @@ _ROLES: Final = ("master", "pserver", "trainer")
 NO_CLASS: Final = "NoStorageClass"
 """Reason for a claim that names no StorageClass on a cluster without a default one."""
 
-_TROUBLES: Final[Mapping[str, Reason]] = {
+_REASONS: Final[Mapping[str, Reason]] = {
     "Unschedulable": Reason.UNSCHEDULABLE,
     "SchedulingGated": Reason.UNSCHEDULABLE,
     NO_CLASS: Reason.UNSCHEDULABLE,
@@ -62,7 +62,7 @@ _TROUBLES: Final[Mapping[str, Reason]] = {
 """By the reason of the pod or of Shoal. A kubelet that lacks a resource refuses pods with its name, as in OutOfcpu."""
 
 
-_LAST_WORDS: Final[Mapping[str, Reason]] = {
+_FAILURES: Final[Mapping[str, Reason]] = {
     "no server has a good snapshot": Reason.SNAPSHOTS_LOST,
     "the script failed ": Reason.TASK_FAILED,
 }
@@ -90,9 +90,9 @@ class PodProblem:
         """The documented reason; None: there is none for it."""
         if "exceeded quota" in self.message:
             return Reason.QUOTA_EXCEEDED
-        if self.reason.startswith("OutOf") and self.reason not in _TROUBLES:
+        if self.reason.startswith("OutOf") and self.reason not in _REASONS:
             return Reason.PODS_REFUSED
-        return _TROUBLES.get(self.reason)
+        return _REASONS.get(self.reason)
 
     @property
     def decisive(self) -> bool:
@@ -105,23 +105,23 @@ class PodProblem:
         return self.known in REASONS[ConditionType.SCHEDULED]
 
 
-def words_of(troubles: Sequence[PodProblem]) -> str:
+def words_of(problems: Sequence[PodProblem]) -> str:
     """Return the first problem of each kind, and the number of further pods with problems.
 
     Pods of a role with the same problem differ in little but their names.
     """
     first: dict[tuple[str, str], PodProblem] = {}
-    for each in troubles:
+    for each in problems:
         first.setdefault((each.role, each.reason), each)
-    told = [
+    texts = [
         clipped(" ".join(f"{each.pod}: {each.reason}{': ' if each.message else ''}{each.message}".split()), _LONGEST)
         for each in list(first.values())[:_MOST_KINDS]
     ]
-    more = len({each.pod for each in troubles} - {each.pod for each in list(first.values())[:_MOST_KINDS]})
-    return "; ".join(told) + (f" (and {more} more)" if more else "")
+    more = len({each.pod for each in problems} - {each.pod for each in list(first.values())[:_MOST_KINDS]})
+    return "; ".join(texts) + (f" (and {more} more)" if more else "")
 
 
-def in_order(troubles: Iterable[PodProblem]) -> list[PodProblem]:
+def in_order(problems: Iterable[PodProblem]) -> list[PodProblem]:
     """Sort problems: first those that a person has to fix, then by role, the one that all jobs need first.
 
     The order does not depend on the order of the input. Within a role, pserver-2 is before pserver-10.
@@ -131,7 +131,7 @@ def in_order(troubles: Iterable[PodProblem]) -> list[PodProblem]:
         role = _ROLES.index(each.role) if each.role in _ROLES else len(_ROLES)
         return not each.decisive, role, len(each.pod), each.pod, each.reason, each.message
 
-    return sorted(set(troubles), key=key)
+    return sorted(set(problems), key=key)
 
 
 def clipped(text: str, most: int) -> str:
@@ -139,16 +139,16 @@ def clipped(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def reason_of(of: ConditionType, words: str) -> tuple[Reason, str]:
+def reason_of(of: ConditionType, text: str) -> tuple[Reason, str]:
     """Return reason and message for a job that is not accepted or has failed; a text may start with a documented reason."""
-    head, _, rest = words.partition(": ")
+    head, _, rest = text.partition(": ")
     if head in REASONS[of]:
-        return Reason(head), clipped(rest, _LONGEST_WORDS)
+        return Reason(head), clipped(rest, _LONGEST_REASON)
     found = Reason.INVALID_SPEC
     if of is ConditionType.FAILED:
-        starts = (reason for start, reason in _LAST_WORDS.items() if words.startswith(start))
+        starts = (reason for start, reason in _FAILURES.items() if text.startswith(start))
         found = next(starts, Reason.SCRIPT_FAILED)
-    return found, clipped(words, _LONGEST_WORDS)
+    return found, clipped(text, _LONGEST_REASON)
 
 
 def listed(*, trainers: int, servers: int, masters: int) -> str:
