@@ -125,7 +125,7 @@ class _Threads:
     def _begin(self, call: _Call) -> None:
         """Start one more thread; if the machine has none left, the existing threads run the call."""
         try:
-            threading.Thread(target=self._serve, name="aside", daemon=True).start()
+            threading.Thread(target=self._serve, name="blocking-call", daemon=True).start()
         except RuntimeError:
             if not self._begun:
                 del self._line[call]
