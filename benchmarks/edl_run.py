@@ -15,10 +15,10 @@ from benchmarks.edl_figures import FixedNode, Sample, fits, least_stopped
 from benchmarks.edl_watch import HollowMasters, PodLog, SeenPod
 from benchmarks.hollow import JOBS, HollowCluster
 from benchmarks.operators import say
-from shoal.simulator.cluster import Phase, PodKind
-from shoal.simulator.engine import Simulation, simulate
-from shoal.simulator.policies import POLICIES
+from shoal.simulator.policies.registry import POLICIES
 from shoal.simulator.trace import Trace
+from shoal.simulator.world.cluster import Phase, PodKind
+from shoal.simulator.world.engine import Simulation, simulate
 from tests.cluster.stages import Stages
 from tests.operator.api import Api
 

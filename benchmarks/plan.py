@@ -47,13 +47,13 @@ import numpy as np
 from benchmarks.common import RESULTS, Row, at_most, interval, main, percentile, plain
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.planner.model import (
-    Allocation,
     Counts,
     JobAllocation,
     Nodes,
     PendingPod,
     PlannerJob,
     PlannerMemory,
+    PlanResult,
     Policy,
     Shapes,
     Snapshot,
@@ -144,7 +144,7 @@ def _job(number: int, chance: np.random.Generator, request: Counts, cpu: float) 
     )
 
 
-def carried_out(snapshot: Snapshot, allocation: Allocation) -> Snapshot:
+def carried_out(snapshot: Snapshot, allocation: PlanResult) -> Snapshot:
     """Return the cluster after the plan was executed: all new trainers run."""
     jobs = [replace(job, held=_held(allocation.jobs[job.uid], job)) for job in snapshot.jobs]
     return replace(snapshot, jobs=tuple(jobs))

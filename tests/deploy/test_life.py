@@ -124,7 +124,7 @@ def test_the_set_up_protects_three_members_and_they_bear_the_loss_of_one(fresh, 
         again = set_up(fresh, etcd, tmp_path)
         assert again.wait(60) == 0, (tmp_path / "setup.log").read_text()
         said = (tmp_path / "setup.log").read_text().removeprefix(before)
-        assert "Secret shoal-etcd-server is there" in said
+        assert "Secret shoal-etcd-server exists" in said
         assert credentials.password not in before + said
 
 

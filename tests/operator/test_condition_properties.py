@@ -73,7 +73,7 @@ TROUBLE = st.builds(
 LOOKS = st.fixed_dictionaries(
     {
         "seen": often(WELL, SEEN, SEEN, SEEN, SEEN, SEEN, SEEN, st.just(Observed())), "of": often(job(), st.just(SUSPENDED)),
-        "generation": often(2, st.integers(1, 3)), "wanted": often(3, FEW), "troubles": st.lists(TROUBLE, max_size=2),
+        "generation": often(2, st.integers(1, 3)), "wanted": often(3, FEW), "problems": st.lists(TROUBLE, max_size=2),
         "refused": often("", st.sampled_from(["InvalidTemplate: no", "no"])), "now": TIMES, "facts": FACTS,
     }
 )  # fmt: skip

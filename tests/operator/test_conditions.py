@@ -58,13 +58,13 @@ CASES = {
                                  facts=Facts(placed=frozenset(), ready=frozenset())), "Pending", "PodsPending",
                             these(Scheduled=DARK, Running=NO)),
     "no room": (these(seen=replace(WELL, trainers=trainers(2, ready=False, works=False)), facts=Facts(ready=NAMES - {"flights-trainer-1"}),
-                     troubles=[PodProblem("trainer", "flights-trainer-1", "Unschedulable", "0/3 nodes")]),
+                     problems=[PodProblem("trainer", "flights-trainer-1", "Unschedulable", "0/3 nodes")]),
                 "Pending", "Unschedulable", these(Scheduled=NO, Running=NO)),
     "images come": (these(seen=replace(WELL, trainers=trainers(2, ready=False, works=False), published=None),
                          facts=Facts(placed=NAMES, ready=frozenset())), "Starting", "PodsStarting",
                     these(Scheduled=YES, Running=NO)),
     "no image comes": (these(seen=replace(WELL, trainers=trainers(2, ready=False, works=False)), facts=KNOWN,
-                            troubles=[PodProblem("trainer", "flights-trainer-0", "ErrImagePull", "no such host")]),
+                            problems=[PodProblem("trainer", "flights-trainer-0", "ErrImagePull", "no such host")]),
                        "Starting", "ImagePullFailed", these(Scheduled=YES, Running=NO)),
     "it trains": (these(), "Running", "TrainersReady", these(Accepted=YES, Scheduled=YES, Running=YES, Progressing=YES)),
     "it trains, and little is known": (these(facts=Facts()), "Running", "TrainersReady", these(Scheduled=YES, Progressing=YES)),
@@ -136,15 +136,15 @@ def test_a_job_is_placed_when_every_pod_that_it_needs_is():
     assert in_short(told(young, facts=Facts(placed=needed, ready=frozenset())))["Scheduled"][0] == "True"
     for name in needed:
         facts = Facts(placed=needed - {name}, ready=frozenset())
-        assert in_short(told(young, facts=facts, troubles=odd))["Scheduled"] == ("Unknown", "PodsPending")
+        assert in_short(told(young, facts=facts, problems=odd))["Scheduled"] == ("Unknown", "PodsPending")
 
 
 def test_what_is_missing_is_named():
     status = told(Observed(), facts=Facts(ready=frozenset()))
-    assert said(status)["Scheduled"].message == "not made yet: 2 trainers, 2 parameter servers, 1 master"
+    assert said(status)["Scheduled"].message == "not created yet: 2 trainers, 2 parameter servers, 1 master"
     assert said(status)["Running"].message == "not ready: 2 trainers, 2 parameter servers, 1 master"
     left = replace(WELL, servers=(), masters=())
-    assert said(told(left, of=SUSPENDED))["Suspended"].message == "still there: 3 trainers"
+    assert said(told(left, of=SUSPENDED))["Suspended"].message == "remaining: 3 trainers"
 
 
 # --- A job that is not accepted ---
@@ -159,7 +159,7 @@ def test_of_a_refused_spec_nothing_else_is_claimed():
 
 
 def test_a_spec_that_cannot_be_read_needs_no_job():
-    status = status_of(None, generation=1, seen=WELL, wanted=0, troubles=[], refused="spec: what?", now=NOW, before=RAN)
+    status = status_of(None, generation=1, seen=WELL, wanted=0, problems=[], refused="spec: what?", now=NOW, before=RAN)
     assert in_short(status) == {"Accepted": ("False", "InvalidSpec")}
     assert said(status)["Accepted"].message == "spec: what?"
 
@@ -196,18 +196,18 @@ def test_a_trouble_shows_with_the_pods_own_reason(own, words, of, reason):
     short = replace(WELL, trainers=trainers(1))
     if of == "Running":
         short = replace(WELL, trainers=(*trainers(1), TrainerPod(index=1, uid="x")))
-    condition = said(told(short, troubles=[found], facts=replace(KNOWN, placed=placed)))[of]
+    condition = said(told(short, problems=[found], facts=replace(KNOWN, placed=placed)))[of]
     assert (condition.status, condition.reason) == ("False", reason)
     assert condition.message.endswith(f"flights-trainer-1: {own}" + (f": {words}" if words else ""))
 
-    enough = said(told(troubles=[replace(found, pod="flights-trainer-9")]))[of]
+    enough = said(told(problems=[replace(found, pod="flights-trainer-9")]))[of]
     assert enough.status == "True"
     assert own in enough.message
 
 
 def test_an_unknown_trouble_decides_nothing_and_is_shown():
     status = told(
-        replace(WELL, trainers=trainers(2, works=False)), troubles=[PodProblem("trainer", "a", "Odd", "x" * 10_000)]
+        replace(WELL, trainers=trainers(2, works=False)), problems=[PodProblem("trainer", "a", "Odd", "x" * 10_000)]
     )
     assert said(status)["Running"].reason == "PodsStarting"
     assert "a: Odd: xxx" in said(status)["Running"].message
@@ -217,7 +217,7 @@ def test_an_unknown_trouble_decides_nothing_and_is_shown():
 def test_the_same_trouble_is_first_in_whatever_order_they_come():
     found = [PodProblem("trainer", f"flights-trainer-{n}", "ErrImagePull", "x") for n in (10, 9, 11)]
     found.append(PodProblem("master", "flights-master-abcdefgh", "CrashLoopBackOff", "y"))
-    messages = {said(told(troubles=each))["Running"].message for each in itertools.permutations(found)}
+    messages = {said(told(problems=each))["Running"].message for each in itertools.permutations(found)}
     assert messages == {"flights-master-abcdefgh: CrashLoopBackOff: y; flights-trainer-9: ErrImagePull: x (and 2 more)"}
 
 

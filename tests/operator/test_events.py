@@ -112,7 +112,9 @@ def test_what_is_well_again_is_not_told():
 
 
 def test_a_lost_pod():
-    assert lost("a-trainer-3") == EventNote("Warning", "Lost", "a-trainer-3 lost: its node is gone; it is replaced")
+    assert lost("a-trainer-3") == EventNote(
+        "Warning", "Lost", "a-trainer-3 lost: its node is deleted or unreachable; it is replaced"
+    )
 
 
 def ended(code: int, words: str = "") -> ContainerEnd:

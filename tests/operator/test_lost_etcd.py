@@ -18,7 +18,7 @@ def test_an_etcd_that_is_another_one_is_said_once_and_all_processes_have_its_tok
     world.end()
     world.etcd.wipe()
     world.start()
-    kept.tells("EtcdLost", "the job goes on from there")
+    kept.tells("EtcdLost", "the job resumes from there")
     loose.tells("EtcdLost", "spec.parameterServer.emptyDir", "the job begins again")
     for job in (kept, loose):
         job.until(lambda job=job: not job.pod_uids() & before[job.name], "a new pod of each process")

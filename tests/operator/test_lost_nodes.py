@@ -48,7 +48,11 @@ def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
     assert doomed not in where(job).values()
     job.says("Running", "True", "TrainersReady")
     ghosts = [f"{job.name}-trainer-0", f"{job.name}-trainer-1", f"{job.name}-pserver-0", f"{job.name}-pserver-1"]
-    job.tells("Lost", f"{job.name}-master-", *(f"{name} lost: its node is gone; it is replaced" for name in ghosts))
+    job.tells(
+        "Lost",
+        f"{job.name}-master-",
+        *(f"{name} lost: its node is deleted or unreachable; it is replaced" for name in ghosts),
+    )
     lost = {note for reason, note in job.events() if reason == "Lost"}
     assert sum(f"{job.name}-master-" in note for note in lost) == 1
     assert len(lost) == 5

@@ -90,7 +90,7 @@ def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
     ]
     assert [wishes(pod) for pod in first] == [["a"], ["b"]]
     seen = stored(of, first, at=("", "b"))
-    assert [(pod.node, pod.wish) for pod in seen.trainers] == [("", "a"), ("b", "")]
+    assert [(pod.node, pod.preferred_node) for pod in seen.trainers] == [("", "a"), ("b", "")]
     seen = replace(WHOLE, trainers=seen.trainers)
     actions = reconcile(of, IDENTITY, seen, trainers=4, places=PlannedNodes(stays={"b": 1}, comes={"a": 2, "b": 1}))
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]

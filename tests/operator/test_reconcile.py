@@ -317,8 +317,8 @@ def test_a_suspended_job_keeps_no_pod_that_waits_for_its_successor():
         secrets=True, trainers=(ended,), wanted=DesiredState(suspend=True), applied={("Service", "j-master"): ""}
     )
     of = job(suspend=True)
-    assert DeletePod("j-trainer-0", "u") in reconcile(of, IDENTITY, there, trainers=1, resting={0})
-    running = reconcile(job(), IDENTITY, replace(there, wanted=None), trainers=1, resting={0})
+    assert DeletePod("j-trainer-0", "u") in reconcile(of, IDENTITY, there, trainers=1, backing_off={0})
+    running = reconcile(job(), IDENTITY, replace(there, wanted=None), trainers=1, backing_off={0})
     assert not any(isinstance(each, DeletePod | CreatePod) for each in running)
 
 

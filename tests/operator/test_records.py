@@ -65,7 +65,7 @@ def asked(store):
     tally = tallied(FailureTally(), store.ends("u"), known=None, committed=store.committed("u"), now=1.0)
     overrun(JOB, Status(), tally, [], NOW)
     told = status_of(
-        JOB, generation=1, seen=seen, wanted=2, troubles=store.troubles("u"), refused="", now=NOW,
+        JOB, generation=1, seen=seen, wanted=2, problems=store.problems("u"), refused="", now=NOW,
         before=Status(), facts=facts,
     )  # fmt: skip
     told.model_dump_json()

@@ -124,7 +124,7 @@ def test_a_job_waits_for_what_is_left_of_one_of_the_same_name(shared, job, kind)
     hold(shared, kind, left, [HELD])
     job.delete()
     job.apply(parameterServer=servers)
-    job.says("Accepted", "False", "PredecessorLeaving", f"waits for {kind} {left} to go")
+    job.says("Accepted", "False", "PredecessorLeaving", f"waits for {kind} {left} to be deleted")
     job.state("Pending")
     assert [each for each in job.made() if each != f"{kind} {left}"] == []
     hold(shared, kind, left, None)

@@ -192,8 +192,8 @@ def test_each_event_of_a_life_is_told_once(shared, job):
     job.until(lambda: any(reason == "Complete" for reason, _ in told(job)), "the last event")
     wanted = {
         ("Scaled", "scaled 2 -> 4: pinned by spec.trainer.replicas"),
-        ("Suspended", "the snapshots are written and all pods are gone"),
-        ("Resumed", "the job goes on from its snapshots"),
+        ("Suspended", "the snapshots are written and all pods are deleted"),
+        ("Resumed", "the job resumes from its snapshots"),
         ("Complete", "9 of 9 samples counted; lost 0, twice 0"),
     }
     # A server's claim is new, so the scheduler may not place its pod in the first moment.

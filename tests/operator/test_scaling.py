@@ -103,7 +103,7 @@ def test_whose_priority_is_too_low(case):
     """m: of the minimum; s: of the surplus; -: nobody."""
     ranks, fewest, wanted, drain, low = RANKS[case]
     pods = [pod(index, priority=rank) for index, rank in enumerate(ranks) if rank != "-"]
-    found = too_low(pods, fewest=fewest, wanted=wanted, drain=drain, surplus="s")
+    found = too_low(pods, minimum=fewest, wanted=wanted, drain=drain, surplus="s")
     assert found == {f"u{index}" for index in low}
 
 

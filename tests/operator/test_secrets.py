@@ -99,7 +99,7 @@ def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
 async def reached(operator: manager.Operator, protect) -> Store:
     """The operator's etcd, which gets its users once the operator has seen that it has none."""
     reaching = asyncio.create_task(operator._reach_etcd(ROOT))
-    while "not through" not in operator.why_unready():  # noqa: ASYNC110 - it gives no other sign
+    while "has not completed" not in operator.why_unready():  # noqa: ASYNC110 - it gives no other sign
         await asyncio.sleep(0.01)
     await asyncio.to_thread(protect)
     return await reaching

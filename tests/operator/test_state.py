@@ -41,7 +41,7 @@ def test_claims_go_with_the_job_alone(shared, job):
     job.patch({"suspend": True})
     job.nobody()
     job.state("Suspended")
-    job.tells("Suspended", "the snapshots are written and all pods are gone")
+    job.tells("Suspended", "the snapshots are written and all pods are deleted")
     assert claims(job) == before
     job.delete()
     job.nothing()
@@ -56,9 +56,9 @@ def test_servers_that_hold_the_model_stay_while_the_job_is_suspended(shared, job
     job.patch({"suspend": True})
     job.state("Suspended")
     assert "it is lost with a pod or its node" in job.condition("Accepted")["message"]
-    kept = "kept, as the model lies in the servers' pods (spec.parameterServer.emptyDir): 2 parameter servers, 1 master"
+    kept = "kept, as the model is stored in the servers' pods (spec.parameterServer.emptyDir): 2 parameter servers, 1 master"
     job.says("Suspended", "True", "SuspendRequested", kept)
-    job.tells("Suspended", "all trainers are gone", "the model lies in the servers' pods")
+    job.tells("Suspended", "all trainers have left", "the model is stored in the servers' pods")
     assert job.pods("trainer", ready=False) == []
     job.patch({"suspend": False})
     job.at_work([0, 1])
@@ -85,7 +85,7 @@ def test_a_job_whose_model_went_with_its_servers_begins_again_and_says_so(shared
 def test_a_job_that_is_created_suspended_has_written_no_snapshot(shared, job):
     job.apply(suspend=True)
     job.state("Suspended")
-    job.tells("Suspended", "the job has not begun; it has no pods")
+    job.tells("Suspended", "the job has not started; it has no pods")
     assert job.made() == []
 
 

@@ -17,7 +17,7 @@ MANY = 100
 
 
 def threads():
-    return sum(each.name.startswith("aside") for each in threading.enumerate())
+    return sum(each.name.startswith("blocking-call") for each in threading.enumerate())
 
 
 async def until(condition):
@@ -125,7 +125,7 @@ def test_a_call_whose_waiter_is_gone_ends_in_its_thread_and_disturbs_nobody(stuc
             await call
 
     asyncio.run(scenario())
-    assert all(each.daemon for each in threading.enumerate() if each.name.startswith("aside"))
+    assert all(each.daemon for each in threading.enumerate() if each.name.startswith("blocking-call"))
 
 
 def test_an_error_of_the_call_is_raised_where_it_is_waited_for():

@@ -14,7 +14,7 @@ def test_a_write_that_does_not_come_back_tells_that_the_watch_is_blind():
     assert health.problem(100.0 + ECHO_SECONDS - 1) == ""
     health.written("a", 9, 110.0)
     health.came("a", 8)
-    assert health.problem(100.0 + ECHO_SECONDS) == "the watch of TrainingJobs brings no events", "of the first one"
+    assert health.problem(100.0 + ECHO_SECONDS) == "the watch of TrainingJobs delivers no events", "of the first one"
     assert health.restart_due(100.0 + ECHO_SECONDS)
     assert not health.restart_due(101.0 + ECHO_SECONDS), "not again at once: each lists all jobs"
     health.came("a", 9)

@@ -5,9 +5,9 @@ import pytest
 
 from shoal.autoscaler.planner.model import Nodes, PendingPod, PlannerJob, Shapes, Snapshot
 from shoal.simulator import POLICIES, ObservedWorld, PolicyView, Trigger
-from shoal.simulator.ancestor import Ancestor
-from shoal.simulator.fixed import Fixed
-from shoal.simulator.gang import Gang
+from shoal.simulator.policies.ancestor import Ancestor
+from shoal.simulator.policies.fixed import Fixed
+from shoal.simulator.policies.gang import Gang
 
 RESOURCES = ("cpu", "memory", "example.com/gpu", "pods")
 

@@ -3,9 +3,9 @@
 import pytest
 
 from shoal.simulator import loads
-from shoal.simulator.cluster import Cluster, Phase, Pod, PodKind, rank_of
-from shoal.simulator.layout import Layout
-from shoal.simulator.scheduler import Scheduler
+from shoal.simulator.world.cluster import Cluster, Phase, Pod, PodKind, rank_of
+from shoal.simulator.world.layout import Layout
+from shoal.simulator.world.scheduler import Scheduler
 
 
 class Bench:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from shoal.simulator import TraceError, load, loads
-from shoal.simulator.layout import Layout
 from shoal.simulator.trace import Speed
+from shoal.simulator.world.layout import Layout
 
 NODES = "nodes: [{count: 2, resources: {cpu: 4, memory: 8Gi}}]\n"
 JOB = "{name: a, work: 10, min: 1, max: 2, request: {cpu: 1}}"

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from shoal.simulator import POLICIES, PolicyDecision, Rule, Simulation, Trace, load, loads, simulate
-from shoal.simulator.cluster import Phase, PodKind
 from shoal.simulator.measures import Foreign, jain
+from shoal.simulator.world.cluster import Phase, PodKind
 from tests.soak import examples
 
 SLOW = [HealthCheck.too_slow]

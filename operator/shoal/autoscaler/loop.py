@@ -30,7 +30,7 @@ from shoal.autoscaler.config.hot_reload import ConfigFile
 from shoal.autoscaler.config.types import AutoscalerConfig, policy
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.plan_thread import computed
-from shoal.autoscaler.planner.model import Allocation, JobAllocation, PlannerJob, PlannerMemory, Snapshot, Why
+from shoal.autoscaler.planner.model import JobAllocation, PlannerJob, PlannerMemory, PlanResult, Snapshot, Why
 from shoal.autoscaler.planner.plan import plan
 from shoal.autoscaler.snapshot.cluster_state import ClusterState
 from shoal.autoscaler.snapshot.recent_demand import RecentDemand
@@ -312,7 +312,7 @@ class Autoscaler:
         self._take(jobs, allocation, snapshot.nodes.names)
         self._planned(self._reported(snapshot, allocation, self._clock() - began))
 
-    def _reported(self, snapshot: Snapshot, allocation: Allocation, seconds: float) -> Plan:
+    def _reported(self, snapshot: Snapshot, allocation: PlanResult, seconds: float) -> Plan:
         titles = {job.uid: job.name for job in snapshot.jobs}
         jobs = []
         there = (job for job in snapshot.jobs if job.uid in self._demands)
@@ -369,7 +369,7 @@ class Autoscaler:
         same = (priority, beyond) == (demand.priority, demand.surplus)
         return demand if same else replace(demand, priority=priority, surplus=beyond)
 
-    def _take(self, jobs: Iterable[PlannerJob], allocation: Allocation, names: tuple[str, ...]) -> None:
+    def _take(self, jobs: Iterable[PlannerJob], allocation: PlanResult, names: tuple[str, ...]) -> None:
         updated = []
         for job in jobs:
             uid, given = job.uid, allocation.jobs[job.uid]

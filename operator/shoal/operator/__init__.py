@@ -1,1 +1,1 @@
-"""Reconciles TrainingJobs: what is on the cluster follows what each job wants, level by level."""
+"""Reconciles TrainingJobs: brings the cluster to the state that each job's spec demands, level-triggered."""

@@ -1,4 +1,4 @@
-"""``python -m shoal.operator``: serves the cluster of the kubeconfig, or the one that it runs in."""
+"""``python -m shoal.operator``: serves the cluster of the kubeconfig, or the cluster that it runs in."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from shoal.operator.manager import Operator, OperatorSettings
 from shoal.store import StoreError
 
 EXIT_LOST: Final = 3
-"""The Lease was lost; the kubelet starts the container again, and it stands by."""
+"""Exit code after the Lease was lost; the kubelet restarts the container, and the new process stands by."""
 
 log = logging.getLogger("shoal.operator")
 
 
 def main() -> int:
-    """Serve until told to stop; the exit code."""
+    """Serve until a signal arrives; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m shoal.operator", description="Reconciles TrainingJobs.")
-    parser.add_argument("--etcd", required=True, metavar="ENDPOINT", help="etcd, as this process knows it")
+    parser.add_argument("--etcd", required=True, metavar="ENDPOINT", help="endpoint of etcd for this process")
     parser.add_argument(
         "--etcd-credentials", default="", metavar="FOLDER", help="files username, password and (for TLS) ca.crt"
     )
-    parser.add_argument("--masters-etcd", default="", metavar="ENDPOINT", help="etcd, as masters in pods know it")
-    parser.add_argument("--namespace", action="append", default=[], help="serve this one (again: more); default: all")
+    parser.add_argument("--masters-etcd", default="", metavar="ENDPOINT", help="endpoint of etcd for masters in pods")
+    parser.add_argument("--namespace", action="append", default=[], help="namespace to serve; repeatable; default: all")
     parser.add_argument(
-        "--priority-classes", nargs=3, metavar=("SERVERS", "MINIMUM", "SURPLUS"), help="of a job's pods; default: none"
+        "--priority-classes", nargs=3, metavar=("SERVERS", "MINIMUM", "SURPLUS"), help="of jobs' pods; default: none"
     )
     parser.add_argument(
-        "--lease", type=_lease, metavar="NAMESPACE/NAME", help="act only while holding it; default: act"
+        "--lease", type=_lease, metavar="NAMESPACE/NAME", help="lead only while holding this Lease; default: always"
     )
     parser.add_argument(
         "--autoscaler",
         default="",
         metavar="FILE",
-        help="AutoscalerConfig by which jobs move between their bounds; default: each has its pin or its minimum",
+        help="AutoscalerConfig that scales jobs between their bounds; default: a job has its pin or its minimum",
     )
     parser.add_argument("--serve", type=_address, metavar="HOST:PORT", help="probes and metrics; default: none")
     arguments = parser.parse_args()
@@ -72,16 +72,16 @@ async def _serve(settings: OperatorSettings) -> None:
 
 
 def tune() -> None:
-    """Set this process up for many objects that stay, and for two threads that both have much to do now and then."""
-    # What comes by the watches has no cycles, and looking for some in all that is kept takes a tenth of the time.
+    """Tune the process for many long-lived objects, and for two threads that both need the processor."""
+    # Objects from watches have no reference cycles, and the default thresholds spend a tenth of the processor time on them.
     gc.set_threshold(50_000, 20, 50)
-    # A thread that has waited for the network waits for so long for the other one as well, each time.
+    # A thread that returns from network I/O waits for up to this interval for the other thread, each time.
     sys.setswitchinterval(0.001)
 
 
 def _lost(why: str) -> NoReturn:
-    """End without another step: no handler, no thread and nothing that waits may act any more."""
-    log.critical("%s; this process ends at once, with exit code %d", why, EXIT_LOST)
+    """Exit at once: no handler, no thread and no pending call may act any more."""
+    log.critical("%s; this process exits at once, with exit code %d", why, EXIT_LOST)
     logging.shutdown()
     os._exit(EXIT_LOST)
 

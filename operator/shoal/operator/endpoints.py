@@ -1,38 +1,38 @@
 """Probes and metrics over HTTP: ``/healthz``, ``/readyz`` and ``/metrics``.
 
-They are answered by the operator's own event loop, so one that hangs answers nothing. Nothing that is served has a
-secret in it; nothing can be changed here.
+The operator's event loop answers them, so an operator that hangs answers nothing. The responses contain no secrets, and no
+request changes anything.
 
 | metric | type | labels | what |
 |---|---|---|---|
-| shoal_operator_look_seconds | histogram | outcome (done, failed) | one look at one job, with all its writes |
-| shoal_operator_api_requests_total | counter | verb, kind, code | tries of requests to the API server (code 0: no answer) |
-| shoal_operator_watch_events_total | counter | kind | objects that came by watches |
-| shoal_operator_leading | gauge | | 1: this one acts; 0: it stands by |
+| shoal_operator_look_seconds | histogram | outcome (done, failed) | one sync of one job, with all its writes |
+| shoal_operator_api_requests_total | counter | verb, kind, code | requests to the API server, each retry counted (code 0: no response) |
+| shoal_operator_watch_events_total | counter | kind | objects received from watches |
+| shoal_operator_leading | gauge | | 1: this operator leads; 0: it stands by |
 | shoal_operator_etcd_up | gauge | | 1: Shoal's etcd answers |
-| shoal_operator_blocking_calls_running | gauge | | calls to etcd that are under way, each in a thread (18 at most) |
+| shoal_operator_blocking_calls_running | gauge | | calls to etcd that run, each in a thread (18 at most) |
 | shoal_operator_blocking_calls_waiting | gauge | | calls to etcd that wait for a thread; above 0 for more than 30 s: etcd hangs |
-| shoal_jobs | gauge | state | TrainingJobs by state, as this operator knows them |
+| shoal_jobs | gauge | state | TrainingJobs by state, as in this operator's cache |
 
-Of one that acts, with an autoscaler (all but the first three are of the last plan):
+Only of an operator that leads, with an autoscaler (all but the first four are of the last plan):
 
 | metric | type | what |
 |---|---|---|
-| shoal_autoscaler_config_valid | gauge | 1: the AutoscalerConfig's file is in force; 0: it is refused, and the one before stays |
+| shoal_autoscaler_config_valid | gauge | 1: the AutoscalerConfig's file is in force; 0: it is refused, and the former one stays |
 | shoal_autoscaler_acts | gauge | 1: jobs follow the plans; 0: disabled, a dry run, or no configuration yet |
-| shoal_autoscaler_plans_failed_total | counter | plans that could not be made, by an error of the planner |
-| shoal_autoscaler_plan_seconds | histogram | one plan for all jobs; its count is the number of plans |
-| shoal_autoscaler_plan_timestamp_seconds | gauge | when that was, in seconds since 1970 |
-| shoal_autoscaler_last_plan_seconds | gauge | how long it took |
+| shoal_autoscaler_plans_failed_total | counter | plans that failed with an error of the planner |
+| shoal_autoscaler_plan_seconds | histogram | duration of one plan for all jobs; its count is the number of plans |
+| shoal_autoscaler_plan_timestamp_seconds | gauge | time of the plan, in seconds since 1970 |
+| shoal_autoscaler_last_plan_seconds | gauge | duration of the plan |
 | shoal_autoscaler_jobs | gauge | jobs that want trainers |
 | shoal_autoscaler_jobs_queued | gauge | jobs of these that wait for their minimum |
 | shoal_autoscaler_trainers | gauge | trainers of these that have a node |
-| shoal_autoscaler_trainers_given | gauge | trainers that they are given |
-| shoal_autoscaler_claims | gauge | pending pods of others for which room is kept or made |
-| shoal_autoscaler_victims | gauge | trainers that leave for these |
+| shoal_autoscaler_trainers_given | gauge | trainers that are allocated to these |
+| shoal_autoscaler_claims | gauge | pending pods of other workloads for which room is kept or made |
+| shoal_autoscaler_victims | gauge | trainers that are preempted for these pods |
 | shoal_autoscaler_nodes | gauge | nodes |
-| shoal_autoscaler_nodes_usable | gauge | nodes of these that take pods |
-| shoal_autoscaler_unread | gauge | nodes, pods and templates with amounts that cannot be read; the log names them |
+| shoal_autoscaler_nodes_usable | gauge | nodes of these that accept pods |
+| shoal_autoscaler_unread | gauge | nodes, pods and templates with quantities that cannot be read; the log names them |
 """
 
 from __future__ import annotations
@@ -63,41 +63,43 @@ log = logging.getLogger("shoal.operator")
 
 
 class Health(Protocol):
-    """Whom probes ask; each says what is wrong, or nothing."""
+    """The checks behind the probes; each returns what is wrong, or an empty text."""
 
     def why_dead(self) -> str:
-        """Why the process should be started anew."""
+        """Return why the process should be restarted."""
 
     def why_unready(self) -> str:
-        """Why it is of no use yet, or at the moment."""
+        """Return why the operator does not serve, yet or at present."""
 
 
 class Metrics:
-    """What is counted, in a registry of its own.
+    """The operator's metrics, in a registry of their own.
 
     Args:
-        states: The state of each job that is known; asked at each scrape.
+        states: Returns the state of each job in the cache; called at each scrape.
     """
 
     def __init__(self, states: Callable[[], Iterable[str]]) -> None:
         self.registry = CollectorRegistry()
         self._looks = Histogram(
             "shoal_operator_look_seconds",
-            "One look at one job, with all its writes.",
+            "One sync of one job, with all its writes.",
             ["outcome"],
             buckets=_LOOK_BUCKETS,
             registry=self.registry,
         )
         self._requests = Counter(
             "shoal_operator_api_requests",
-            "Tries of requests to the API server (code 0: no answer); watches are not among them.",
+            "Requests to the API server, each retry counted (code 0: no response), without watches.",
             ["verb", "kind", "code"],
             registry=self.registry,
         )
         self._events = Counter(
-            "shoal_operator_watch_events", "Objects that came by watches.", ["kind"], registry=self.registry
+            "shoal_operator_watch_events", "Objects received from watches.", ["kind"], registry=self.registry
         )
-        self._leading = Gauge("shoal_operator_leading", "1: this one acts; 0: it stands by.", registry=self.registry)
+        self._leading = Gauge(
+            "shoal_operator_leading", "1: this operator leads; 0: it stands by.", registry=self.registry
+        )
         self._etcd = Gauge("shoal_operator_etcd_up", "1: Shoal's etcd answers.", registry=self.registry)
         for name, of in (("running", lambda: blocked().running), ("waiting", lambda: blocked().waiting)):
             told = f"Blocking calls to etcd that are {name}."
@@ -106,53 +108,53 @@ class Metrics:
         self.registry.register(_Jobs(states))
         ProcessCollector(registry=self.registry)
 
-    def synced(self, seconds: float, failed: bool) -> None:  # noqa: FBT001 - the worker's hook
-        """A look has ended."""
+    def synced(self, seconds: float, failed: bool) -> None:  # noqa: FBT001 - the work queue's hook
+        """Count a sync."""
         self._looks.labels("failed" if failed else "done").observe(seconds)
 
     def asked(self, verb: str, kind: str, code: int) -> None:
-        """The API server was asked; any thread may say so."""
+        """Count a request to the API server; thread-safe."""
         self._requests.labels(verb, kind, str(code)).inc()
 
     def watched(self, kind: str) -> None:
-        """An object came by a watch; any thread may say so."""
+        """Count an object received from a watch; thread-safe."""
         self._events.labels(kind).inc()
 
     def configured(self, valid: bool, acts: bool) -> None:  # noqa: FBT001 - the autoscaler's hook
-        """Whether the autoscaler's configuration is as it should be, and whether jobs follow its plans."""
+        """Set whether the autoscaler's configuration is valid, and whether jobs follow its plans."""
         told = self._of_autoscaler()
         told.valid.set(valid)
         told.acts.set(acts)
 
     def planned(self, plan: Plan) -> None:
-        """The autoscaler has made a plan."""
+        """Count a plan."""
         self._of_autoscaler().planned(plan)
 
     def not_planned(self) -> None:
-        """The autoscaler could make no plan."""
+        """Count a plan that failed."""
         self._of_autoscaler().failed.inc()
 
     def _of_autoscaler(self) -> _Autoscaler:
-        """There from when it begins: where there is none, a 0 would be an alarm."""
+        """Create the autoscaler's metrics when it starts: without an autoscaler their zeros would raise alarms."""
         if self._autoscaler is None:
             self._autoscaler = _Autoscaler(self.registry)
         return self._autoscaler
 
     def leads(self, *, leading: bool) -> None:
-        """Whether this one acts."""
+        """Set whether this operator leads."""
         self._leading.set(leading)
 
     def etcd(self, *, up: bool) -> None:
-        """Whether etcd answers."""
+        """Set whether etcd answers."""
         self._etcd.set(up)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text form."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _Autoscaler:
-    """What is told of the autoscaler."""
+    """The autoscaler's metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
@@ -160,7 +162,7 @@ class _Autoscaler:
 
         self.valid = gauge("config_valid", "1: the AutoscalerConfig's file is in force; 0: it is refused.")
         self.acts = gauge("acts", "1: jobs follow the plans.")
-        self.failed = Counter("shoal_autoscaler_plans_failed", "Plans that could not be made.", registry=registry)
+        self.failed = Counter("shoal_autoscaler_plans_failed", "Plans that failed.", registry=registry)
         self._seconds = Histogram(
             "shoal_autoscaler_plan_seconds", "One plan for all jobs.", buckets=_PLAN_BUCKETS, registry=registry
         )
@@ -180,12 +182,12 @@ _OF_LAST_PLAN: Final[Sequence[tuple[str, str, Callable[[Plan], float]]]] = (
     ("jobs", "jobs that want trainers", lambda plan: len(plan.jobs)),
     ("jobs_queued", "jobs that wait for their minimum", lambda plan: sum(job.why == Why.QUEUED for job in plan.jobs)),
     ("trainers", "trainers that have a node", lambda plan: sum(job.trainers for job in plan.jobs)),
-    ("trainers_given", "trainers that jobs are given", lambda plan: sum(job.given for job in plan.jobs)),
-    ("claims", "pending pods of others for which room is kept or made", lambda plan: len(plan.claims)),
-    ("victims", "trainers that leave for these", lambda plan: sum(sum(each.victims.values()) for each in plan.claims)),
+    ("trainers_given", "trainers that are allocated to jobs", lambda plan: sum(job.given for job in plan.jobs)),
+    ("claims", "pending pods of other workloads for which room is kept or made", lambda plan: len(plan.claims)),
+    ("victims", "trainers preempted for these", lambda plan: sum(sum(each.victims.values()) for each in plan.claims)),
     ("nodes", "nodes", lambda plan: plan.nodes),
-    ("nodes_usable", "nodes that take pods", lambda plan: plan.usable),
-    ("unread", "objects with amounts that cannot be read", lambda plan: plan.unread),
+    ("nodes_usable", "nodes that accept pods", lambda plan: plan.usable),
+    ("unread", "objects with quantities that cannot be read", lambda plan: plan.unread),
 )
 
 
@@ -194,11 +196,11 @@ class _Jobs(Collector):
         self._states = states
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        """So that registering asks for nothing."""
+        """Return the family without values, so that its registration does not read the cache."""
         return [self._family()]
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The numbers of now: a state that nobody is in any more is not told."""
+        """Yield the number of jobs in each state that some job has."""
         family = self._family()
         for state, count in sorted(Count(self._states()).items()):
             family.add_metric([state], count)
@@ -211,10 +213,10 @@ class _Jobs(Collector):
 
 @asynccontextmanager
 async def serve(address: str, *, health: Health, metrics: Metrics) -> AsyncIterator[None]:
-    """Answer at HOST:PORT for as long as the context lasts; without an address, do nothing.
+    """Serve at HOST:PORT for as long as the context lasts; without an address, do nothing.
 
     Raises:
-        OSError: The address cannot be had.
+        OSError: The address is not available.
     """
     if not address:
         yield

@@ -1,17 +1,17 @@
-"""One leader among several operators, by a Lease: who holds it acts, the others stand by.
+"""Leader election among several operators, by a Lease: its holder leads, the others stand by.
 
-The Kubernetes client brings an election of its own (``kubernetes.aio.leaderelection``), which cannot do what is needed here.
-It ends at the first refused connection. It counts its deadline from its own last turn instead of the last renewal that
-came through, so one that was stopped or whose API server hangs goes on acting while another one leads. It cannot give
-the Lease up, and it writes local time as if it were UTC.
+The leader election of the Kubernetes client (``kubernetes.aio.leaderelection``) is not sufficient here. It ends at the first
+refused connection. It counts its deadline from its own last attempt instead of the last successful renewal, so a leader that was
+stopped, or whose API server hangs, continues to act while another one leads. It cannot release the Lease, and it writes local
+time as if it were UTC.
 
-**Time.** Nobody's clock is compared with another's. A candidate takes the Lease when it has seen the same record for as
-long as the record's holder has a right to it, by its own clock. The holder may act until ``renew_seconds`` after the
-*beginning* of the last renewal that came through, so it stops before anybody else can have begun, as long as the two
-clocks do not differ by a third in speed. The clock counts while a machine sleeps.
+**Time.** Clocks of different machines are not compared. A candidate takes the Lease when it has observed the same record for the
+record's lease duration, by its own clock. The holder may act until ``act_seconds`` after the *start* of its last successful
+renewal. So it stops before another candidate can start, as long as the speeds of the two clocks differ by less than a third. The
+clock includes the time that a machine is suspended.
 
-**Acting.** ``left`` is asked right before each write, and the process ends from a timer as soon as nothing is left: a
-process that was stopped for long and goes on finds both before it finds anything to write.
+**Acting.** ``left`` is checked immediately before each write, and a timer ends the process when no time is left. A process that
+was stopped and continues meets both before it can write.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ log = logging.getLogger("shoal.operator")
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """How long what lasts.
+    """Durations and intervals of the election.
 
     Attributes:
-        lease_seconds: How long a holder that says nothing keeps the Lease. A dead leader costs this long; an API server
-            that is away for less costs nothing.
-        act_seconds: How long a holder acts after its last renewal. What lies between the two is for writes under way.
-        renew_seconds: Between two renewals: four may fail in a row. Two small requests each.
-        look_seconds: Between two looks of one that stands by: how soon it finds a Lease that was given up.
-        try_seconds: The longest wait for one answer.
+        lease_seconds: How long a holder that does not renew keeps the Lease. A failover after a crash takes this long; an
+            outage of the API server that is shorter has no effect.
+        act_seconds: How long a holder acts after its last renewal. The rest of the lease is for requests under way.
+        renew_seconds: Interval of renewals, so that four may fail in a row. A renewal is two small requests.
+        look_seconds: Interval at which a candidate reads the Lease; within it a released Lease is taken.
+        try_seconds: Longest wait for one response.
     """
 
     lease_seconds: int = 15
@@ -61,21 +61,21 @@ class Times:
 
 
 def new_identity() -> str:
-    """The pod's name (its host name), and something random: a container that is started again is another one."""
+    """Return the host name (the pod's name) and a random part: a restarted container is another candidate."""
     return f"{socket.gethostname()}_{secrets.token_hex(4)}"
 
 
 def _clock() -> float:
-    """Seconds that go on while the machine sleeps."""
+    """Return seconds of a clock that includes the time that the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Candidate:
-    """Judges what is read. No I/O; ``now`` is by one and the same clock, ``stamp`` is for people.
+    """Decides from Leases that were read. No I/O; ``now`` is always of the same clock, ``stamp`` is for people.
 
     Args:
-        identity: Nobody else's.
-        times: How long what lasts.
+        identity: Unique identity of this candidate.
+        times: Durations and intervals.
     """
 
     def __init__(self, identity: str, times: Times) -> None:
@@ -89,22 +89,23 @@ class Candidate:
         self._anew = False
 
     def left(self, now: float) -> float:
-        """For how many seconds more it may act; 0 or less: not at all."""
+        """Return for how many more seconds this candidate may act; 0 or less: it may not act."""
         return self._until - now
 
     def end(self) -> None:
-        """It acts no more, whatever it holds."""
+        """Stop acting, whatever the Lease is."""
         self._until = -math.inf
 
     @property
     def holder(self) -> str:
-        """Who held it when it was last read; empty: nobody."""
+        """Holder of the Lease when it was last read; empty: none."""
         return str(self._record[0])
 
     def judge(self, lease: Mapping[str, Any] | None, *, now: float, stamp: datetime) -> Manifest | None:
-        """What to put in the Lease's place; None: it is somebody else's.
+        """Return the Lease to write; None: another candidate holds it.
 
-        A Lease that has vanished counts as renewed at that moment: its holder does not know of it yet, and makes it anew.
+        A deleted Lease counts as renewed when its deletion is observed: its holder does not know of it yet, and will create
+        it again.
         """
         self._learn(lease, now)
         self._anew = lease is None and bool(self.holder) and self.left(now) <= 0
@@ -124,10 +125,10 @@ class Candidate:
         return {**(lease or {}), "spec": {**spec, **after}}
 
     def wrote(self, lease: Mapping[str, Any], *, began: float, now: float) -> None:
-        """What `judge` gave stands in the Lease, which was read after ``began`` and is this now.
+        """Record that the Lease of `judge` was written, after a read that started at ``began``.
 
-        In the place of one that has vanished it gives no right to act for as long as a Lease lasts: its holder may have
-        made it anew, unseen, before it vanished once more. From now on he cannot.
+        If it replaces a Lease that was deleted, this candidate may act only after the duration of a lease: the former holder
+        may have created the Lease again, unobserved, before it was deleted once more. From now on it cannot.
         """
         if self._anew:
             self._acts_from = now + self._lasts
@@ -136,7 +137,7 @@ class Candidate:
         self._learn(lease, now)
 
     def _learn(self, lease: Mapping[str, Any] | None, now: float) -> None:
-        """Whose record it is, and since when it has stood there."""
+        """Record the holder of the Lease, and since when the record is unchanged."""
         if lease is not None:
             spec = lease.get("spec") or {}
             names = ("renewTime", "acquireTime", "leaseTransitions")
@@ -150,16 +151,16 @@ class Candidate:
 
 
 class Election:
-    """Stands for one Lease.
+    """Takes part in the election for one Lease.
 
     Args:
-        kube: A gateway of its own with little patience: nothing else may hold up a renewal.
-        namespace: The Lease's.
-        name: Its name.
-        on_lost: Called when the Lease is lost, with the reason; it does not return.
-        identity: Nobody else's.
-        times: How long what lasts.
-        clock: For tests.
+        kube: A client of its own with short timeouts: no other request may delay a renewal.
+        namespace: Namespace of the Lease.
+        name: Name of the Lease.
+        on_lost: Called with the reason when the Lease is lost; it does not return.
+        identity: Unique identity of this candidate. Default: host name and a random part.
+        times: Durations and intervals. Default: those of `Times`.
+        clock: Clock in seconds, for tests.
     """
 
     def __init__(
@@ -185,28 +186,28 @@ class Election:
 
     @property
     def leads(self) -> bool:
-        """Whether this one may act."""
+        """Whether this candidate may act."""
         return self.left() > 0
 
     def left(self) -> float:
-        """For how many seconds more it may act; 0 or less: not at all."""
+        """Return for how many more seconds this candidate may act; 0 or less: it may not act."""
         return self._candidate.left(self._clock())
 
     async def win(self) -> None:
-        """Wait until the Lease is ours."""
+        """Wait until this candidate holds the Lease."""
         follows = ""
         while not await self._turn():
             holder = self._candidate.holder
             if holder not in {follows, self.identity}:
                 follows = holder
                 log.info("standing by as %s: %s leads (Lease %s)", self.identity, holder, self._lease)
-            # Two that were started together need not go on in step.
+            # The jitter separates candidates that were started at the same time.
             await asyncio.sleep(self._times.look_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
         log.info("leading as %s (Lease %s)", self.identity, self._lease)
         self._watch()
 
     async def hold(self) -> None:
-        """Renew until cancelled; ends by ``on_lost`` only."""
+        """Renew the Lease until cancelled; a lost Lease ends the process by ``on_lost``."""
         while True:
             await asyncio.sleep(self._times.renew_seconds)
             await self._turn()
@@ -214,7 +215,7 @@ class Election:
                 self._lose(f"{self._candidate.holder} holds it")
 
     async def give_up(self) -> None:
-        """Let another one lead at once. Nothing may be under way any more."""
+        """Release the Lease, so that another candidate leads at once. No write may be under way any more."""
         self._candidate.end()
         if self._timer is not None:
             self._timer.cancel()
@@ -227,18 +228,18 @@ class Election:
                 await self._kube.replace({"apiVersion": _VERSION, "kind": "Lease", **lease, "spec": spec})
         except (KubeError, TimeoutError) as error:
             seconds = self._times.lease_seconds
-            log.warning("the Lease %s is not given up: %s; it runs out in %d s", self._lease, error, seconds)
+            log.warning("the Lease %s is not released: %s; it expires in %d s", self._lease, error, seconds)
         else:
-            log.info("the Lease %s is given up", self._lease)
+            log.info("the Lease %s is released", self._lease)
 
-    # --- Parts ---
+    # --- Helpers ---
 
     @property
     def _lease(self) -> str:
         return f"{self._namespace}/{self._name}"
 
     async def _turn(self) -> bool:
-        """Take or renew the Lease if that can be; whether it gives the right to act."""
+        """Take or renew the Lease if possible; return whether this candidate may act."""
         began = self._clock()
         try:
             async with asyncio.timeout(2 * self._times.try_seconds):
@@ -261,7 +262,7 @@ class Election:
         return await self._kube.create(manifest | {"metadata": metadata})
 
     def _watch(self) -> None:
-        """End when nothing is left, whatever a renewal waits for."""
+        """End the process when no time is left, whatever a renewal waits for."""
         left = self.left()
         if left <= 0:
             self._lose(f"it could not be renewed for {self._times.act_seconds:.0f} s")

@@ -1,15 +1,15 @@
-"""Blocking calls, in a few daemon threads: calls to etcd, all of which have a patience of seconds.
+"""Runs blocking calls in a bounded pool of daemon threads: calls to etcd, each of which has a timeout of some seconds.
 
-Why no pool of the standard library: a process that is to end waits for the threads of those, and an etcd that is away holds
-each for as long as its call's patience.
+The standard library's pools are not used: a process that exits waits for their threads, and an unreachable etcd blocks each
+thread for the timeout of its call.
 
-**The queue is bounded by construction.** A look at a job waits for one call at a time and there is one look at a job at a
-time, and the sweeper and the pulse have one call each; so no more calls wait than there are jobs and two. A call whose
-waiter was cancelled leaves the queue without being run. One that has waited for `PATIENCE_SECONDS` fails as if etcd had not
-answered, so a look says that etcd is away although the threads are held by calls that hang.
+**The queue is bounded by construction.** There is one sync of a job at a time, and a sync waits for one call at a time; the
+garbage collector and the probe of etcd have one call each. So at most as many calls wait as there are jobs, plus two. A call
+whose waiter was cancelled is removed from the queue. A call that has waited for `PATIENCE_SECONDS` fails as if etcd had not
+answered, so syncs report that etcd is unreachable even while hanging calls hold all threads.
 
-Calls that must get through while all these threads hang (the question whether etcd answers, and what the end of the process
-needs) are urgent, and have threads of their own.
+Calls that must run while all these threads hang (the probe of etcd, and calls at the end of the process) are urgent, and have
+their own threads.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = ["MOST_THREADS", "PATIENCE_SECONDS", "URGENT_THREADS", "Blocked", "blo
 
 MOST_THREADS: Final = 16
 URGENT_THREADS: Final = 2
-"""The pulse has one call at a time, the end of the process another."""
+"""The probe of etcd has one call at a time, the end of the process another."""
 PATIENCE_SECONDS = 30.0
-"""For so long a call waits for a thread. A thousand users that are added to an etcd at once take longer than one call."""
+"""How long a call waits for a thread. To add a thousand users to an etcd at once takes longer than one call."""
 
 Answer = TypeVar("Answer")
 
 
 class Blocked(NamedTuple):
-    """How many calls there are.
+    """Numbers of blocking calls.
 
     Attributes:
-        waiting: For a thread.
-        running: In one.
+        waiting: Calls that wait for a thread.
+        running: Calls that run in a thread.
     """
 
     waiting: int
@@ -46,11 +46,13 @@ class Blocked(NamedTuple):
 
 
 async def run_in_thread(work: Callable[[], Answer], *, urgent: bool = False) -> Answer:
-    """What the call returns or raises. Cancelled, it is not run; one that runs already goes on, and its answer is dropped.
+    """Run a blocking call in a thread; return its result or raise its error.
+
+    A cancelled call that waits is not run; one that runs already goes on, and its result is dropped.
 
     Args:
-        work: Blocks, for some seconds at most.
-        urgent: It does not wait for the ordinary calls.
+        work: The call; it blocks for some seconds at most.
+        urgent: Whether to use the threads for urgent calls. Default: no.
 
     Raises:
         StoreUnreachableError: No thread was free for `PATIENCE_SECONDS`; the call was not run.
@@ -68,12 +70,12 @@ async def run_in_thread(work: Callable[[], Answer], *, urgent: bool = False) -> 
 
 
 def blocked() -> Blocked:
-    """How many calls there are now, urgent ones included."""
+    """Return the present numbers of calls, urgent ones included."""
     return Blocked(_ordinary.waiting + _urgent.waiting, _ordinary.running + _urgent.running)
 
 
 class _Call:
-    """One call, and the future in its caller's loop."""
+    """One call, and the future that its caller awaits."""
 
     def __init__(self, work: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
         self._work, self._loop = work, loop
@@ -83,9 +85,9 @@ class _Call:
         answer, failed = None, None
         try:
             answer = self._work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's coroutine
             failed = error
-        # The loop may be gone when this ends.
+        # The caller's loop may be closed when the call returns.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._tell, answer, failed)
 
@@ -99,13 +101,13 @@ class _Call:
 
 
 class _Threads:
-    """So many daemon threads at most, begun when they are needed, and the calls that wait for one."""
+    """A number of daemon threads, started on demand, and the queue of calls."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._some = threading.Condition()
         self._line: dict[_Call, None] = {}
-        """Oldest first."""
+        """Waiting calls, oldest first."""
         self._begun = 0
         self.running = 0
 
@@ -121,9 +123,9 @@ class _Threads:
             self._some.notify()
 
     def _begin(self, call: _Call) -> None:
-        """One thread more; where the machine has none, those that there are serve the call."""
+        """Start one more thread; if the machine has none left, the existing threads run the call."""
         try:
-            threading.Thread(target=self._serve, name="aside", daemon=True).start()
+            threading.Thread(target=self._serve, name="blocking-call", daemon=True).start()
         except RuntimeError:
             if not self._begun:
                 del self._line[call]
@@ -132,7 +134,7 @@ class _Threads:
             self._begun += 1
 
     def withdraw(self, call: _Call) -> bool:
-        """Whether the call had not begun; it never will."""
+        """Remove a call that still waits; return whether it did."""
         with self._some:
             return self._line.pop(call, call) is None
 
@@ -154,7 +156,7 @@ class _Threads:
             finally:
                 with self._some:
                     self.running -= 1
-            del call  # what it holds may be large, and the next one may come much later
+            del call  # its data may be large, and the next call may come much later
 
 
 _ordinary, _urgent = _Threads(MOST_THREADS), _Threads(URGENT_THREADS)

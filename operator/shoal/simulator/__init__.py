@@ -3,11 +3,11 @@
 ``python -m shoal.simulator --trace FILE`` is the command line; `simulate` is the function.
 """
 
-from shoal.simulator.engine import Result, Simulation, simulate
 from shoal.simulator.measures import SimulationReport
-from shoal.simulator.policies import POLICIES
-from shoal.simulator.rules import ObservedWorld, PolicyDecision, PolicyView, Rule, Trigger
+from shoal.simulator.policies.registry import POLICIES
+from shoal.simulator.policies.rules import ObservedWorld, PolicyDecision, PolicyView, Rule, Trigger
 from shoal.simulator.trace import Trace, TraceError, load, loads
+from shoal.simulator.world.engine import Result, Simulation, simulate
 
 __all__ = [
     "POLICIES",

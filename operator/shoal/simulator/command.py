@@ -11,12 +11,12 @@ from typing import Final, TextIO
 
 from rich.console import Console
 
-from shoal.simulator.engine import LONGEST_SECONDS, Result, Simulation, simulate
-from shoal.simulator.layout import Layout
 from shoal.simulator.plot import Bands, PlotError, bands_of, require, save
-from shoal.simulator.policies import POLICIES
+from shoal.simulator.policies.registry import POLICIES
 from shoal.simulator.report import as_json, show
 from shoal.simulator.trace import Trace, TraceError, load
+from shoal.simulator.world.engine import LONGEST_SECONDS, Result, Simulation, simulate
+from shoal.simulator.world.layout import Layout
 
 __all__ = ["ProgressLine", "main"]
 

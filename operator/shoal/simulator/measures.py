@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.autoscaler.planner.model import Counts, Flags
-from shoal.simulator.cluster import Cluster
-from shoal.simulator.training import SimulatedJob
+from shoal.simulator.world.cluster import Cluster
+from shoal.simulator.world.jobs import SimulatedJob
 
 __all__ = ["BOUND_WITHIN", "Foreign", "History", "Recorder", "SimulationReport", "UsageTally", "jain", "report_of"]
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from shoal.autoscaler.planner.model import Allocation, Claim, Counts, Flags, JobAllocation, PlannerJob, Snapshot, Why
+from shoal.autoscaler.planner.model import Claim, Counts, Flags, JobAllocation, PlannerJob, PlanResult, Snapshot, Why
 from shoal.autoscaler.planner.placement import Placement, fitting
 
 __all__ = ["allocation_of"]
@@ -22,7 +22,7 @@ def allocation_of(
     caps: Mapping[str, tuple[int, float]],
     moved: Collection[int],
     others: Mapping[int, Sequence[tuple[int, int]]],
-) -> Allocation:
+) -> PlanResult:
     """Return the allocation at the end of a plan.
 
     Args:
@@ -55,7 +55,7 @@ def allocation_of(
             others=tuple(others.get(number, ())),
             others_now=number not in late,
         )
-    return Allocation(jobs=given, claims=claims)
+    return PlanResult(jobs=given, claims=claims)
 
 
 def _places(held: Mapping[int, int], at: Mapping[int, int]) -> tuple[Mapping[int, int], Mapping[int, int]]:

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "Allocation",
     "Claim",
     "Counts",
     "Flags",
     "JobAllocation",
     "Nodes",
     "PendingPod",
+    "PlanResult",
     "PlannerJob",
     "PlannerMemory",
     "Policy",
@@ -266,7 +266,7 @@ class JobAllocation(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allocation:
+class PlanResult:
     """The result of a plan: the allocation by job's uid, and the claims in progress."""
 
     jobs: Mapping[str, JobAllocation]

@@ -29,7 +29,7 @@ from shoal.autoscaler.planner.claims import Claims
 from shoal.autoscaler.planner.colocation import colocated
 from shoal.autoscaler.planner.decisions import allocation_of
 from shoal.autoscaler.planner.growth import Growth
-from shoal.autoscaler.planner.model import Allocation, Counts, PlannerJob, PlannerMemory, Policy, Snapshot
+from shoal.autoscaler.planner.model import Counts, PlannerJob, PlannerMemory, PlanResult, Policy, Snapshot
 from shoal.autoscaler.planner.placement import Placement, Victim, fitting
 from shoal.autoscaler.planner.preemption import PreemptionCandidates
 
@@ -41,7 +41,7 @@ _FIRST_CAP_SECONDS: Final = 30.0
 _LONGEST_CAP_SECONDS: Final = 600.0
 
 
-def plan(snapshot: Snapshot, memory: PlannerMemory, policy: Policy | None = None) -> tuple[Allocation, PlannerMemory]:
+def plan(snapshot: Snapshot, memory: PlannerMemory, policy: Policy | None = None) -> tuple[PlanResult, PlannerMemory]:
     """Return the best allocation that is reachable from the bound trainers, and the memory for the next plan.
 
     Args:
@@ -75,7 +75,7 @@ class _Plan:
         self._possible: tuple[int, dict[tuple[int, tuple[int, ...]], int]] | None = None
         self._claims = Claims(self._placement, self._candidates, jobs, snapshot=snapshot, memory=memory, policy=policy)
 
-    def result(self) -> tuple[Allocation, PlannerMemory]:
+    def result(self) -> tuple[PlanResult, PlannerMemory]:
         placement = self._placement
         self._shrink()
         self._relieve()

@@ -1,1 +1,1 @@
-"""The operator's cache: what the watches bring, by job."""
+"""The operator's cache of the cluster and of etcd, by job, and the informers that fill it."""

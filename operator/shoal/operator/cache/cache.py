@@ -1,10 +1,10 @@
-"""What is known of the cluster and of etcd, by job: filled by watches, asked by the reconciler. No I/O.
+"""The cache of the cluster and of etcd, by job: filled by informers and the watch of etcd, read by the job controller. No I/O.
 
-Every event says which jobs it concerns; whoever feeds events marks these dirty. Events may come late or twice. A watch that
-began anew lists what is there, but not what went meanwhile: ``forget_missing`` takes a listing for that.
+Every event method returns the jobs that the event concerns; the caller enqueues them. Events may be late or repeated. A watch
+that is restarted lists what exists, but not what was deleted in the gap: ``forget_missing`` takes a listing for that.
 
-Labels are anybody's to write. So an object is a job's only in the job's namespace, and where the API server's garbage
-collector would say so too: by its owner, the job itself or a controller that belongs to it.
+Anybody can write labels. So an object belongs to a job only if it is in the job's namespace, and if the API server's garbage
+collector would agree: its owner is the job itself, or a controller that the job owns.
 """
 
 from __future__ import annotations
@@ -46,94 +46,94 @@ from shoal.store import DesiredState, JobKeys, ReportedState
 __all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "Cache"]
 
 APPLIED: Final = f"{GROUP}/applied"
-"""The annotation with the hash of the manifest that an object was last made from."""
+"""The annotation with the hash of the manifest that an object was last applied from."""
 NEWS_SECONDS: Final = 15.0
-"""Within so long progress is to be told that changes nothing else."""
+"""Delay of a sync for progress that changes nothing else."""
 APPLIED_KINDS: Final = ("Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap", "PodDisruptionBudget")
-"""What bears that annotation: made when a job is first at work, and gone with it."""
-_NO_CLASS_WORDS: Final = (
+"""Kinds with that annotation: created when a job first runs, and deleted with it."""
+_NO_CLASS_MESSAGE: Final = (
     "the cluster has no default StorageClass; name one in spec.parameterServer.volumeClaimSpec.storageClassName, or keep "
     "the snapshots in the pods (spec.parameterServer.emptyDir: {}), where they are lost with them"
 )
-_MOST_BURIED: Final = 10_000
-"""More than can go between a write and its answer."""
+_MOST_DELETED: Final = 10_000
+"""More objects than can be deleted between a write and its response."""
 
 Uid = str
 
 
 @dataclass
 class _Known:
-    """All that is known of one job but its manifest."""
+    """The cache's entry of one job, without its manifest."""
 
     objects: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
-    """By kind, namespace and name; slim."""
+    """By kind, namespace and name; slimmed."""
     ahead: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
-    """Those that an answer told, until a watch does: what it brings before that is older."""
+    """Objects from responses to own writes that no watch has delivered yet; older events of them are dropped."""
     read: dict[tuple[str, str, str], PodSummary | None] = field(default_factory=dict)
-    """Pods among them, read; None: it is none of the job's, whatever its labels say."""
+    """Summaries of the pods among the objects; None: the pod is not of this job, whatever its labels are."""
     pods: tuple[PodSummary, ...] | None = None
-    """Those of the job; None: to be found anew. A look asks for them again and again."""
+    """The job's pods; None: to be built again. A sync reads them several times."""
     wanted: DesiredState | None = None
     published: ReportedState | None = None
     heard: datetime | None = None
     moved: datetime | None = None
     committed: float | None = None
-    """When the number of committed samples was last seen to grow, by our own clock."""
+    """When the number of committed samples was last observed to grow, by `Cache`'s clock."""
     usage: Usage = field(default_factory=Usage)
     leader: MasterRecord | None = None
     ended: Ended | None = None
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is on the cluster or in etcd."""
+        """Whether the job has nothing on the cluster and nothing in etcd."""
         return not (self.objects or self.usage.keys or any(getattr(self, each) for each, _ in READERS.values()))
 
 
 class Cache:
-    """What is known, by the job's uid.
+    """The cache, by the job's UID.
 
     Args:
-        clock: Seconds that only go forward.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.jobs: dict[Uid, Manifest] = {}
-        """TrainingJobs as the API server has them."""
+        """TrainingJobs by UID, without managedFields."""
         self._known: dict[Uid, _Known] = defaultdict(_Known)
         self._named: dict[Place, Uid] = {}
-        self._lives: dict[Place, set[Uid]] = defaultdict(set)
-        """Who has objects under a job's name: more than one where a job was deleted and made again."""
-        self._buried: dict[str, None] = {}
-        """The uids of objects that went lately, oldest first."""
+        self._uids_by_place: dict[Place, set[Uid]] = defaultdict(set)
+        """UIDs with objects under a job's name: more than one if a job was deleted and created again."""
+        self._deleted: dict[str, None] = {}
+        """UIDs of recently deleted objects, oldest first."""
         self._lost_nodes: set[str] = set()
         self._gone_nodes: set[str] = set()
-        """Of these, the ones that are no objects any more."""
+        """The lost nodes that are deleted."""
         self._cordoned_nodes: set[str] = set()
         self._etcd = True
 
-    # --- Events: each returns the jobs that it concerns ---
+    # --- Events: each method returns the jobs that the event concerns ---
 
     def job_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
-        """A TrainingJob is there, changed, or gone."""
+        """Handle an event of a TrainingJob: it was added, changed or deleted."""
         uid = manifest["metadata"]["uid"]
         if not gone:
             before = self.jobs.get(uid)
             self._named[place_of(manifest)] = uid
             after = self.jobs[uid] = {**manifest, "metadata": without(manifest["metadata"], "managedFields")}
-            # A status is what was said here.
+            # The operator wrote the status itself, so a change of it needs no sync.
             return set() if before is not None and same(before, after, but="status") else {uid}
         self.jobs.pop(uid, None)
         if self._named.get(place_of(manifest)) == uid:
             del self._named[place_of(manifest)]
         known = self._known.pop(uid, None)
         if known is not None and known.objects:
-            # They go soon, and until then nobody else can have their names.
+            # They are deleted soon; until then no other job can use their names.
             self._known[uid] = _Known(objects=known.objects)
         return {uid}
 
     def object_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
-        """An object with the label of a job is there, changed, or gone."""
+        """Handle an event of an object with a job's label: it was added, changed or deleted."""
         uid, job = label(manifest, "uid"), label(manifest, "job")
         if not uid:
             return set()
@@ -148,45 +148,45 @@ class Cache:
         known.read.pop(key, None)
         known.pods = None
         if gone:
-            self._bury(manifest)
-            return {uid} | self._left(uid, place)
+            self._remember_deleted(manifest)
+            return {uid} | self._waiting_for(uid, place)
         after = known.objects[key] = slim(manifest)
-        self._lives[place].add(uid)
-        # Controllers count in the statuses of what they control, and that is not kept.
+        self._uids_by_place[place].add(uid)
+        # Controllers count in the status of their objects; the cache does not keep that.
         return set() if before is not None and same(before, after) else {uid}
 
     def answered(self, manifest: Manifest) -> None:
-        """An object is there as the API server says in its answer to a write of ours, before a watch brings it.
+        """Add an object from the API server's response to an own write, before a watch delivers it.
 
-        Without it, looks at a busy cluster would make the same pods again and again.
+        Without this, syncs on a busy cluster would create the same pods again and again.
         """
         key = (manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
         known = self._known[label(manifest, "uid")].objects.get(key)
-        gone = manifest["metadata"].get("uid", "") in self._buried
+        gone = manifest["metadata"].get("uid", "") in self._deleted
         if not gone and (known is None or newer(manifest, known)):
             self.object_changed(manifest)
             self._known[label(manifest, "uid")].ahead[key] = slim(manifest)
 
-    def _bury(self, manifest: Manifest) -> None:
-        """An answer may come after the news that the object is gone again."""
-        self._buried[manifest["metadata"].get("uid", "")] = None
-        if len(self._buried) > _MOST_BURIED:
-            del self._buried[next(iter(self._buried))]
+    def _remember_deleted(self, manifest: Manifest) -> None:
+        """Remember a deleted object: the response to its creation may be handled after the event of its deletion."""
+        self._deleted[manifest["metadata"].get("uid", "")] = None
+        if len(self._deleted) > _MOST_DELETED:
+            del self._deleted[next(iter(self._deleted))]
 
-    def _left(self, uid: Uid, place: Place) -> set[Uid]:
-        """Who waits for what is left of a job that is gone, of which something has gone now."""
+    def _waiting_for(self, uid: Uid, place: Place) -> set[Uid]:
+        """Return the job that waits for the remaining objects of a deleted job of its name, after one of them was deleted."""
         if uid in self.jobs:
             return set()
         if not self._known[uid].objects:
             del self._known[uid]
-            others = self._lives.get(place, set())
+            others = self._uids_by_place.get(place, set())
             others.discard(uid)
             if not others:
-                self._lives.pop(place, None)
+                self._uids_by_place.pop(place, None)
         return {self._named[place]} if place in self._named else set()
 
     def records_replaced(self, records: Mapping[str, bytes]) -> dict[Uid, float]:
-        """All that etcd has now, after a gap or after it forgot something: what is not there is gone."""
+        """Replace all records with those in etcd, after a gap in the watch or a loss of data; missing ones are deleted."""
         there = {(found[0].uid, found[1]) for found in map(JobKeys.parse, records) if found is not None}
         touched: dict[Uid, float] = {}
         wrong = {uid: known.usage.wrong for uid, known in self._known.items()}
@@ -201,13 +201,13 @@ class Cache:
         return touched | {uid: 0.0 for uid, before in wrong.items() if self._known[uid].usage.wrong != before}
 
     def forget_missing(self, kind: str, listed: Iterable[Manifest], *, revision: int, namespace: str = "") -> set[Uid]:
-        """What is not in a whole listing of a kind is gone, unless it changed after that listing.
+        """Delete objects that a complete listing of a kind lacks, unless they changed after that listing.
 
         Args:
-            kind: Of which all were listed.
-            listed: All of them.
+            kind: The kind that was listed.
+            listed: The listed objects.
             revision: Resource version of the listing.
-            namespace: Of which all were listed; empty: of every one.
+            namespace: The namespace that was listed. Empty: all.
         """
         if kind == "TrainingJob":
             uids = {each["metadata"]["uid"] for each in listed}
@@ -236,7 +236,7 @@ class Cache:
         return touched
 
     def _nodes_in_use(self, revision: int) -> set[str]:
-        """Where pods are that changed no later than this: who came later may be on a node that is newer, too."""
+        """Return the nodes of pods that are not newer than this revision: a newer pod may be on a newer node."""
         return {
             str(each["spec"]["nodeName"])
             for known in self._known.values()
@@ -245,7 +245,7 @@ class Cache:
         }
 
     def node_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
-        """A node is there, changed, or gone."""
+        """Handle an event of a node: it was added, changed or deleted."""
         name = manifest["metadata"]["name"]
         lost = gone or unreachable(manifest)
         cordoned = not gone and bool((manifest.get("spec") or {}).get("unschedulable"))
@@ -262,22 +262,22 @@ class Cache:
         }
 
     def etcd_changed(self, *, away: bool) -> set[Uid]:
-        """Etcd cannot be reached, or answers again."""
+        """Handle a change of etcd's reachability."""
         if self._etcd is not away:
             return set()
         self._etcd = not away
         return set(self.jobs)
 
     def record_changed(self, key: str, value: bytes | None, *, created: bool = False) -> dict[Uid, float]:
-        """A key of some job in etcd was written, or removed (None).
+        """Handle an event of a key in etcd.
 
         Args:
-            key: Any one.
-            value: What it has now. None: it is gone.
-            created: Whether it was not there before.
+            key: Any key.
+            value: Its present value. None: it was deleted.
+            created: Whether it did not exist before.
 
         Returns:
-            Who is to be looked at, and within how many seconds.
+            The jobs to sync, and within how many seconds.
         """
         found = JobKeys.parse(key)
         if found is None or (value is None and found[0].uid not in self._known):
@@ -289,15 +289,15 @@ class Cache:
             known.usage.removed(record)
         else:
             known.usage.written(record, len(value), created=created)
-        due = self._record_read(uid, known, record, value) if record in READERS else {}
+        due = self._update_record(uid, known, record, value) if record in READERS else {}
         if before != known.usage.wrong:
             due = {uid: 0.0}
         if value is None and uid not in self.jobs and known.empty:
             del self._known[uid]
         return due
 
-    def _record_read(self, uid: Uid, known: _Known, record: str, value: bytes | None) -> dict[Uid, float]:
-        """What cannot be read changes nothing of what is known."""
+    def _update_record(self, uid: Uid, known: _Known, record: str, value: bytes | None) -> dict[Uid, float]:
+        """Update what a record sets; one that cannot be read changes nothing but its complaint."""
         attribute, _ = READERS[record]
         try:
             now = read(record, value) if value is not None else None
@@ -307,7 +307,7 @@ class Cache:
         known.usage.unread.pop(record, None)
         before = getattr(known, attribute)
         if now == before:
-            return {}  # the election record is written with every commit
+            return {}  # a master writes its election record with every commit
         setattr(known, attribute, now)
         if attribute != "published":
             return {uid: 0.0}
@@ -316,21 +316,21 @@ class Cache:
             known.moved = known.heard if now.moved else None
         if isinstance(before, ReportedState) and isinstance(now, ReportedState) and now.samples > before.samples:
             known.committed = self._clock()
-        return {uid: NEWS_SECONDS if _only_further(before, known.published) else 0.0}
+        return {uid: NEWS_SECONDS if _only_progress(before, known.published) else 0.0}
 
     def forgotten(self, uid: Uid) -> None:
-        """A job's records were removed from etcd; the watch may tell it later."""
+        """Drop a job's records after they were removed from etcd; the event of the watch may follow later."""
         known = self._known[uid]
         known.wanted, known.published, known.leader, known.ended = None, None, None, None
 
-    # --- Questions ---
+    # --- Queries ---
 
     def observed(self, uid: Uid, *, template: str) -> Observed:
-        """What is seen of a job.
+        """Return the observed state of a job.
 
         Args:
-            uid: The job's.
-            template: The hash that trainers' pods of its present template bear.
+            uid: UID of the job.
+            template: Hash label of trainers' pods of the job's present template.
         """
         known = self._known[uid]
         here = set(known.published.trainers) if known.published is not None else set()
@@ -362,7 +362,7 @@ class Cache:
         )
 
     def pods(self, uid: Uid) -> tuple[PodSummary, ...]:
-        """A job's pods, as far as they are of use here."""
+        """Return summaries of a job's pods."""
         job = self.jobs.get(uid)
         if job is None:
             return ()
@@ -385,26 +385,26 @@ class Cache:
                 yield found
 
     def starting(self, uid: Uid) -> bool:
-        """Whether a pod that has a node does not run yet, as one would that waits for its Secret."""
+        """Return whether a pod with a node does not run yet, as a pod that waits for its Secret."""
         return any(
             pod.node and not pod.deleting and (pod.pending or (pod.role == "master" and not pod.ready))
             for pod in self.pods(uid)
         )
 
     def predecessors(self, uid: Uid) -> list[str]:
-        """Names of what is left of deleted jobs of the same name."""
+        """Return names of the remaining objects of deleted jobs of the same name."""
         place = place_of(self.jobs[uid])
-        others = self._lives.get(place, set()) - {uid}
+        others = self._uids_by_place.get(place, set()) - {uid}
         return sorted(
             f"{kind} {name}"
             for other in others
             for (kind, namespace, name), each in self._known[other].objects.items()
-            # What nobody owns nobody collects: it only bears a label.
+            # An object without an owner is never garbage collected: it only has the label.
             if namespace == place[0] and each["metadata"].get("ownerReferences")
         )
 
     def facts(self, uid: Uid, *, why: str = "") -> Facts:
-        """What a status says beside."""
+        """Return the facts for a job's status that are not part of its observed state."""
         known = self._known[uid]
         pods = self.pods(uid)
         account = known.ended.account if known.ended is not None else None
@@ -420,32 +420,32 @@ class Cache:
         )
 
     def committed(self, uid: Uid) -> float | None:
-        """When samples of a job were last seen to be committed, by our own clock; None: not since this process began."""
+        """Return when a commit of a job's samples was last observed, by `clock`; None: not since this process started."""
         return self._known[uid].committed
 
     def complaints(self, uid: Uid) -> Mapping[str, str]:
-        """What is wrong with a job's keys in etcd: what it is -> in words, with the fix."""
+        """Return the problems of a job's keys in etcd: key -> message with the fix."""
         return self._known[uid].usage.complaints()
 
-    def troubles(self, uid: Uid) -> list[PodProblem]:
-        """What is wrong with a job's pods and its claims."""
+    def problems(self, uid: Uid) -> list[PodProblem]:
+        """Return the problems of a job's pods and of its claims."""
         job = self.jobs.get(uid)
         claims = [
-            PodProblem("pserver", name, NO_CLASS, _NO_CLASS_WORDS)
+            PodProblem("pserver", name, NO_CLASS, _NO_CLASS_MESSAGE)
             for (kind, namespace, name), each in self._known[uid].objects.items()
             if kind == "PersistentVolumeClaim" and each["classless"] and job and namespace == place_of(job)[0]
         ]
-        return [*claims, *(each for pod in self.pods(uid) for each in pod.troubles)]
+        return [*claims, *(each for pod in self.pods(uid) for each in pod.problems)]
 
     def ends(self, uid: Uid) -> list[ContainerEnd]:
-        """How lives of a job's containers ended."""
+        """Return how runs of a job's containers ended."""
         wanted = self._known[uid].wanted or DesiredState()
-        return [replace(end, asked=end.asked or _asked(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
+        return [replace(end, asked=end.asked or _terminated(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
 
-    # --- Parts ---
+    # --- Helpers ---
 
     def _applied(self, uid: Uid) -> dict[tuple[str, str], tuple[str, str]]:
-        """Of each object of the job, the hash of what it was made from, and the record of fields that are ours."""
+        """Return the hash of the applied manifest and the record of Shoal's fields, by kind and name of the job's objects."""
         job = self.jobs.get(uid)
         namespace = place_of(job)[0] if job is not None else ""
         return {
@@ -463,7 +463,7 @@ class Cache:
         return found
 
     def _token(self, uid: Uid) -> str:
-        """What a job's Deployment says of the token that its processes were made with."""
+        """Return the version of the token that a job's processes were created with, from its Deployment."""
         for (kind, _, _), each in self._known[uid].objects.items():
             if kind == "Deployment" and controlled(each, "TrainingJob", uid=uid):
                 return str((each["metadata"].get("annotations") or {}).get(TOKEN_VERSION, ""))
@@ -487,14 +487,14 @@ class Cache:
         return pod.node in self._lost_nodes and not pod.ended
 
 
-def _only_further(before: ReportedState | None, after: ReportedState | None) -> bool:
-    """Whether a master only counts on: all that a person or the reconciler waits for is as before."""
+def _only_progress(before: ReportedState | None, after: ReportedState | None) -> bool:
+    """Return whether only the progress has advanced, so that neither a person nor the controller waits for the change."""
     if before is None or after is None or bool(before.moved) != bool(after.moved):
         return False
     same = {"samples": 0, "rate": 0.0, "moved": 0.0, "epoch": 0}
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-def _asked(pod: PodSummary, wanted: DesiredState) -> bool:
-    """Whether a pod's process was asked to end."""
+def _terminated(pod: PodSummary, wanted: DesiredState) -> bool:
+    """Return whether a pod's process was asked to terminate."""
     return pod.deleting or (pod.role == "trainer" and wanted.leaves(pod.index))

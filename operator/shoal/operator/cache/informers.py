@@ -1,11 +1,11 @@
-"""Feeds the store from the cluster: TrainingJobs by kopf's watch, what they are made of and nodes by streams of the gateway.
+"""Fills the cache from the API server: TrainingJobs through kopf's watch, their objects and nodes through streams of `shoal.kube`.
 
-**Why both.** kopf spends about 1.5 ms of processor time on each object that comes, and remembers each: fine for jobs, too
-much for their pods, of which a thousand may start within seconds. `shoal.kube.follow` costs a tenth, and finds by itself
-what was deleted in a gap; of TrainingJobs all are listed for that (see ``watches``).
+**Two kinds of watches.** kopf spends about 1.5 ms of processor time on each event and keeps each object. That is fine for jobs,
+but too much for their pods, of which a thousand may start within seconds. `shoal.kube.follow` costs a tenth and detects
+deletions in a gap by itself. For TrainingJobs a listing detects them (see `Informers._compare_jobs`).
 
-**Rights.** ``list`` and ``watch`` of each kind here: cluster-wide, or in each namespace that is served. Nodes belong to no
-namespace, so they need a ClusterRole in either case; with an autoscaler so do PriorityClasses, and the pods of all namespaces.
+**Rights.** ``list`` and ``watch`` of each kind here: cluster-wide, or in each served namespace. Nodes are cluster-scoped, so they
+need a ClusterRole in either case; with an autoscaler so do PriorityClasses, and pods of all namespaces.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ _OURS: Final = (
     "Pod", "Service", "ServiceAccount", "ConfigMap", "Deployment", "StatefulSet", "PodDisruptionBudget",
     "PersistentVolumeClaim",
 )  # fmt: skip
-"""What a job is made of: only objects with a job's label are asked for."""
+"""Kinds of a job's objects; only objects with a job's label are listed and watched."""
 _SELECTOR: Final = f"{GROUP}/uid"
 _COMPARE_SECONDS: Final = 300.0
-"""A watch that began anew may have missed deletions of jobs: a listing finds them at once, and one is made now and then."""
+"""Interval of listings of jobs. A restarted watch may have missed deletions; then a listing is made at once."""
 _GATHER_SECONDS: Final = 1.0
-"""A listing's objects come one by one."""
+"""Wait before a listing: a restarted watch delivers existing objects one by one."""
 _AGAIN_SECONDS: Final = 3.0
 _CHECK_SECONDS: Final = 5.0
-"""Between two questions to the API server whether it knows TrainingJobs."""
+"""Interval of the check whether the API server serves TrainingJobs."""
 
 log = logging.getLogger("shoal.operator")
 
 
 class Informers:
-    """Fills the store from `list_all` on, and tells whom something concerns.
+    """Fills the cache from `list_all` on, and enqueues the jobs that an event concerns.
 
     Args:
-        kube: The gateway.
-        store: To be filled.
-        namespaces: Which to serve; none: all.
-        enqueue: Gets the uids of jobs for which something changed.
-        on_event: Told the kind of each object that comes.
-        job_gone: Told when a job has gone.
-        health: Told what comes and what fails.
-        everything: Wants to see all pods of the cluster, not those of jobs alone, and PriorityClasses; None: nobody does.
+        kube: Client of the API server.
+        store: The cache to fill.
+        namespaces: The served namespaces. Empty: all.
+        enqueue: Called with the UIDs of jobs for which something changed.
+        on_event: Called with the kind of each object of which an event is received.
+        job_gone: Called after a job was deleted.
+        health: Records received events and failing streams.
+        everything: Receives all pods of the cluster, nodes and PriorityClasses. None: only pods of jobs are watched.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class Informers:
         self._loop = asyncio.get_running_loop()
 
     def silent_seconds(self) -> float:
-        """For how long the watch of jobs has given no sign of life."""
+        """Return for how many seconds the watch of jobs has received nothing."""
         return self._watch.silent_seconds()
 
     async def list_all(self) -> None:
-        """Know all that there is now.
+        """List all kinds once.
 
         Raises:
-            KubeGoneError: The cluster does not know TrainingJobs.
-            KubeError: It cannot be listed.
+            KubeGoneError: The API server does not serve TrainingJobs.
+            KubeError: A kind cannot be listed.
         """
         whole = () if self._everything is None else ("PriorityClass", "Pod")
         for namespace in self._namespaces:
@@ -104,7 +104,7 @@ class Informers:
             await self._take(kind, "")
 
     def begin(self, group: asyncio.TaskGroup) -> None:
-        """Follow, from the last listing on."""
+        """Start all watches, from the last listing on."""
         self._watch.start()
         group.create_task(self._compare_jobs())
         group.create_task(self._check())
@@ -113,14 +113,14 @@ class Informers:
                 group.create_task(self._follow(kind, namespace, revision))
 
     def stop(self) -> None:
-        """Tell the watch of jobs to end; back at once. The streams end with the group that they are in."""
+        """Signal the watch of jobs to end, without waiting. The streams are cancelled with their task group."""
         self._watch.stop()
 
     def join(self, seconds: float) -> None:
-        """Wait for its end for so long at most; blocks."""
+        """Wait until the watch of jobs has ended, for this many seconds at most; blocks."""
         self._watch.join(seconds)
 
-    # --- What jobs are made of, and nodes ---
+    # --- Objects of jobs, and nodes ---
 
     async def _follow(self, kind: str, namespace: str, since: int) -> None:
         selector = self._selector(kind)
@@ -141,8 +141,8 @@ class Informers:
                     self._on_event(kind)
                     marked = self._changed(kind, each.manifest, gone=each.gone)
                     self._enqueue(marked)
-                    # These go with their job, of whose end the watch of jobs may not have heard: a listing without any
-                    # job is no event.
+                    # These are deleted with their job. The watch of jobs may have missed the job's deletion: a listing
+                    # without any job causes no event.
                     if each.gone and kind in APPLIED_KINDS and not marked.isdisjoint(self._cache.jobs):
                         self._relisting.set()
 
@@ -188,9 +188,9 @@ class Informers:
     # --- TrainingJobs ---
 
     async def _check(self) -> None:
-        """Begin the watch of jobs anew when it is blind, and when their definition was away.
+        """Restart the watch of jobs when it delivers nothing, and after the CRD was missing.
 
-        kopf looks for what it watches only when it begins; a definition that is applied again is another one for it.
+        kopf looks up the resources that it watches only when it starts; a CRD that was applied again is another resource to it.
         """
         known = True
         while True:
@@ -203,13 +203,13 @@ class Informers:
             now = time.monotonic()
             self._health.failing("definition", words, now)
             if self._health.restart_due(now) or (here and not known):
-                log.warning("the watch of jobs begins anew")
+                log.warning("the watch of jobs restarts")
                 self._watch.restart()
                 self._relisting.set()
             known = here
 
     async def _compare_jobs(self) -> None:
-        """Find those that were deleted unseen."""
+        """List the jobs at intervals, and after a gap, to find those that were deleted without an event."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_COMPARE_SECONDS):
@@ -220,12 +220,12 @@ class Informers:
                 for namespace in self._namespaces:
                     await self._take("TrainingJob", namespace)
             except KubeError as error:
-                log.warning("the cluster cannot be listed: %s; again in %.0f s", error, _AGAIN_SECONDS)
+                log.warning("the jobs cannot be listed: %s; next attempt in %.0f s", error, _AGAIN_SECONDS)
                 self._relisting.set()
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def _job_came(self, manifest: dict[str, Any], gone: bool) -> None:  # noqa: FBT001 - the watch's hook
-        """In the watch's thread, as the next one."""
+        """Handle an event of a job; called in the thread of the watch."""
 
         def note() -> None:
             self._on_event("TrainingJob")
@@ -241,6 +241,6 @@ class Informers:
         self._post(self._relisting.set)
 
     def _post(self, note: Callable[[], object]) -> None:
-        """To our loop, if it is there yet."""
+        """Call a function in the operator's event loop, unless the loop is closed."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(note)

@@ -1,4 +1,4 @@
-"""What looks want to know of a pod, read once for each version of it: a look at a job reads all of its pods. Pure."""
+"""The summary of a pod, made once for each version of it: a sync of a job reads all of the job's pods. Pure."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ __all__ = ["PodSummary"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PodSummary:
-    """One pod.
+    """The fields of a pod that syncs read.
 
     Attributes:
-        name: Its.
-        uid: Its.
-        role: By its label.
-        template: Likewise.
-        index: Likewise; -1: it has none.
-        pending: It is placed or not, and does not run yet.
+        name: Name of the pod.
+        uid: UID of the pod.
+        role: Its role label.
+        template: Its template label: the hash of its template.
+        index: Its index label; -1: it has none.
+        pending: Its phase is Pending.
         ended: The process of its role has ended for good.
-        lingers: Another of its containers runs on.
-        succeeded: It ended well.
+        lingers: That process has ended, and another of its containers still runs.
+        succeeded: That process ended with exit code 0.
         deleting: It is being deleted.
-        ready: As its kubelet says.
-        priority: Its PriorityClass.
-        node: Where it is; empty: nowhere yet.
-        wish: Where the plan wanted it, as long as it is nowhere.
-        troubles: What is wrong with it.
-        ends: How lives of its container ended, as if nobody had asked it to end.
+        ready: It is ready.
+        priority: Name of its PriorityClass.
+        node: Name of its node; empty: it has none yet.
+        preferred_node: Its preferred node by the plan, as long as it has no node.
+        problems: Its problems.
+        ends: How runs of its containers ended, without regard to a drain.
     """
 
     name: str
@@ -53,17 +53,17 @@ class PodSummary:
     ready: bool
     priority: str
     node: str
-    wish: str
-    troubles: tuple[PodProblem, ...]
+    preferred_node: str
+    problems: tuple[PodProblem, ...]
     ends: tuple[ContainerEnd, ...]
 
     @classmethod
     def of(cls, pod: Mapping[str, Any]) -> Self:
-        """From a manifest."""
+        """Build the summary from a manifest."""
         spec, phase, index = pod.get("spec") or {}, phase_of(pod), label(pod, "index")
         over = phase in {"Succeeded", "Failed"}
         last = (own_container(pod).get("state") or {}).get("terminated") or {}
-        # What ends with an error is started again in place; what ends well is not, and other containers may run on.
+        # The kubelet restarts a container that failed, but not one that succeeded; other containers of the pod may still run.
         well = last.get("exitCode") == 0 if last else phase == "Succeeded"
         return cls(
             name=pod["metadata"]["name"],
@@ -79,19 +79,19 @@ class PodSummary:
             ready=ready(pod),
             priority=str(spec.get("priorityClassName", "")),
             node=str(spec.get("nodeName") or ""),
-            wish="" if spec.get("nodeName") else preferred_node_of(pod),
-            troubles=tuple(problems_of_pod(pod)),
+            preferred_node="" if spec.get("nodeName") else preferred_node_of(pod),
+            problems=tuple(problems_of_pod(pod)),
             ends=tuple(ends_of(pod)),
         )
 
     def trainer(self, *, lost: bool, current: bool, member: bool, cordoned: bool = False) -> TrainerPod:
-        """As a trainer.
+        """Return the pod as a trainer's pod.
 
         Args:
-            lost: Whether its node is.
-            current: Whether it is of the present template.
-            member: Whether the master has it as one.
-            cordoned: Whether its node takes no new pods.
+            lost: Whether its node is deleted or unreachable.
+            current: Whether it was created from the present template.
+            member: Whether the master lists the trainer as a member.
+            cordoned: Whether its node is unschedulable. Default: it is not.
         """
         return TrainerPod(
             index=self.index,
@@ -107,15 +107,15 @@ class PodSummary:
             cordoned=cordoned,
             priority=self.priority,
             node=self.node,
-            wish=self.wish,
+            preferred_node=self.preferred_node,
         )
 
 
 def _others_run(pod: Mapping[str, Any]) -> bool:
-    """Whether a container beside that of the role runs, or is started again and again.
+    """Return whether another container than the role's runs, or is restarted.
 
-    Of a pod whose containers have all ended the kubelet says so before it says that the pod has.
+    The kubelet reports that all containers of a pod have ended before it reports that the pod has.
     """
     containers = (pod.get("status") or {}).get("containerStatuses") or []
-    beside = [each for each in containers if each.get("name") != label(pod, "role")]
-    return any(not (each.get("state") or {}).get("terminated") for each in beside)
+    others = [each for each in containers if each.get("name") != label(pod, "role")]
+    return any(not (each.get("state") or {}).get("terminated") for each in others)

@@ -1,8 +1,8 @@
-"""Whether what the watches bring is what there is: from what was written and never came back, and from what fails. Pure.
+"""Detects watches that fail, and a watch of jobs that delivers nothing. Pure.
 
-A stream may stay open and bring nothing: an API server that a network cut off, a definition that was deleted and applied
-again. The operator's own writes show it. Each status that it writes comes back as an event of that job; one that does not
-within `ECHO_SECONDS` tells that the watch of jobs is blind, and it is begun anew.
+A stream may stay open and deliver nothing: the API server was cut off from the network, or the CRD was deleted and applied
+again. The operator's own writes show that. Each status that it writes comes back as an event of that job. If one does not within
+`ECHO_SECONDS`, the watch of jobs is restarted.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Final
 __all__ = ["ECHO_SECONDS", "FAILING_SECONDS", "WatchHealth"]
 
 ECHO_SECONDS: Final = 15.0
-"""After so long without its event a write is missed."""
+"""A write whose event is not received within this time is missed."""
 FAILING_SECONDS: Final = 15.0
-"""A stream that fails for so long makes the operator unready; a restart of the API server takes less."""
+"""A stream that fails for this long makes the operator unready; a restart of the API server takes less."""
 _PAUSE_SECONDS: Final = 30.0
-"""Between two restarts of the watch: each lists all jobs."""
+"""Shortest time between two restarts of the watch: each restart lists all jobs."""
 
 
 class WatchHealth:
-    """Of all watches of one operator. Times are in seconds, by a clock that only goes forward."""
+    """The health of all watches of one operator. Times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._missed: dict[str, tuple[int, float]] = {}
@@ -29,41 +29,41 @@ class WatchHealth:
         self._restarted = float("-inf")
 
     def written(self, uid: str, revision: int, now: float) -> None:
-        """A job was written, and has this resource version since."""
+        """Record that a job was written, and its new resource version."""
         before = self._missed.get(uid)
         self._missed[uid] = revision, before[1] if before is not None else now
 
     def came(self, uid: str, revision: int) -> None:
-        """An event of a job came."""
+        """Record that an event of a job was received."""
         missed = self._missed.get(uid)
         if missed is not None and revision >= missed[0]:
             del self._missed[uid]
 
     def gone(self, uid: str) -> None:
-        """A job is gone; nothing of it comes any more."""
+        """Record that a job was deleted; no further event of it is expected."""
         self._missed.pop(uid, None)
 
     def failing(self, stream: Hashable, words: str, now: float) -> None:
-        """Why nothing comes by a stream; empty: it goes on."""
+        """Record why a stream fails; empty: it works."""
         if not words:
             self._failing.pop(stream, None)
             return
         self._failing[stream] = self._failing.get(stream, (now, ""))[0], words
 
     def restart_due(self, now: float) -> bool:
-        """Whether the watch of jobs is to be begun anew now; asked, it is taken for done."""
+        """Return whether the watch of jobs is to be restarted now; True counts as a restart."""
         if not self._blind(now) or now - self._restarted < _PAUSE_SECONDS:
             return False
         self._restarted = now
         return True
 
     def problem(self, now: float) -> str:
-        """Why the operator may not know what there is; empty: it does."""
+        """Return why the cache may be out of date; empty: it is not."""
         for since, words in self._failing.values():
             if now - since >= FAILING_SECONDS:
                 return words
         if self._blind(now):
-            return "the watch of TrainingJobs brings no events"
+            return "the watch of TrainingJobs delivers no events"
         return ""
 
     def _blind(self, now: float) -> bool:

@@ -1,1 +1,1 @@
-"""Reconciles one job at a time: the only place that mixes decisions and I/O."""
+"""Reconciles one job at a time: the only package that mixes decisions and I/O."""

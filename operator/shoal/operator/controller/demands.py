@@ -1,4 +1,4 @@
-"""What jobs want of the autoscaler: told when it changes, made once for each version of a job; and how it treats them."""
+"""Reports jobs' demands to the autoscaler: built once for each version of a job, and reported when they change."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["Demands", "treatment"]
 
 
 class Demands:
-    """Tells the autoscaler.
+    """Reports demands to the autoscaler.
 
     Args:
-        autoscaler: Whom; None: nobody.
+        autoscaler: The autoscaler. None: nothing is reported.
     """
 
     def __init__(self, autoscaler: Autoscaler | None) -> None:
         self._autoscaler = autoscaler
-        self._told: dict[str, tuple[int, JobIdentity, AutoscalerConfig, int | None]] = {}
+        self._reported: dict[str, tuple[int, JobIdentity, AutoscalerConfig, int | None]] = {}
         self._since: dict[str, float] = {}
 
     def forget(self, uid: str) -> None:
-        """The job is gone."""
+        """Withdraw the demand of a job that was deleted."""
         self._since.pop(uid, None)
         self._withdraw(uid)
 
     def _withdraw(self, uid: str) -> None:
-        self._told.pop(uid, None)
+        self._reported.pop(uid, None)
         if self._autoscaler is not None:
             self._autoscaler.wants(uid, None)
 
@@ -49,14 +49,14 @@ class Demands:
         wants: bool,
         most: int | None = None,
     ) -> None:
-        """What a job wants now.
+        """Report a job's demand if it has changed.
 
         Args:
-            manifest: Of the job.
-            job: The same, read.
-            identity: Its own on this cluster.
-            wants: Whether it wants trainers: it is neither suspended nor at its end.
-            most: How many it can have at present, as a quota leaves it no more; None: as many as it says.
+            manifest: Manifest of the job.
+            job: The job in force.
+            identity: The job's identity on this cluster.
+            wants: Whether the job wants trainers: it is neither suspended nor has it ended.
+            most: The most trainers that a full quota permits at present. None: no quota limits them.
         """
         if self._autoscaler is None:
             return
@@ -65,20 +65,20 @@ class Demands:
             return
         config = self._autoscaler.config
         version = (int(manifest["metadata"].get("generation", 0)), identity, config, most)
-        if self._told.get(identity.uid) == version:
+        if self._reported.get(identity.uid) == version:
             return
-        self._told[identity.uid] = version
+        self._reported[identity.uid] = version
         priority = priority_of(config, job.spec.priority)
         trainer = job.spec.trainer
         pinned = trainer.replicas is not None
         low, high = trainer.replicas or trainer.min_replicas, trainer.replicas or trainer.most
         known = names(job)
-        wish = JobDemand(
+        demand = JobDemand(
             uid=identity.uid,
             name=job.metadata.name,
             namespace=job.metadata.namespace,
             trainer=trainer_pod(job, identity, 0),
-            priority=_UNKNOWN,
+            priority=_UNKNOWN_PRIORITY,
             min=low,
             max=high if most is None else max(low, min(high, most)),
             weight=weight_of(config, priority, labels=job.metadata.labels),
@@ -89,11 +89,11 @@ class Demands:
                 (as_pod(job, master_pod(job, identity), known["master"]), 1, "master"),
             ),
         )
-        self._autoscaler.wants(identity.uid, wish, minimum=priority.minimum, surplus=priority.surplus)
+        self._autoscaler.wants(identity.uid, demand, minimum=priority.minimum, surplus=priority.surplus)
 
 
 def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, str] | None:
-    """How the autoscaler treats a job, and more words: what changes with each plan is not among them. None: there is none."""
+    """Return reason and message of the condition Autoscaled, without what changes with each plan; None: no autoscaler."""
     if autoscaler is None:
         return None
     if autoscaler.problem:
@@ -105,11 +105,11 @@ def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, 
     return (Reason.PINNED if job.spec.trainer.replicas is not None else Reason.FOLLOWING), ""
 
 
-_UNKNOWN = -11
-"""The priority of a job whose class nobody ever knew: below all others, as the API server refuses its pods."""
+_UNKNOWN_PRIORITY = -11
+"""Priority of a job whose PriorityClass was never observed: below all others, as the API server refuses its pods."""
 
 
 def _created(manifest: Mapping[str, Any]) -> float:
-    """When it was created, but not later than now: by a clock that went wrong it would be the youngest for ever."""
+    """Return when a job was created, but not later than now: a wrong clock would make it the youngest job for ever."""
     created = moment_of(manifest["metadata"].get("creationTimestamp"))
     return min(created.timestamp(), datetime.now(UTC).timestamp()) if created is not None else 0.0

@@ -1,6 +1,7 @@
-"""Carries out what ``reconcile`` named: one job's actions in order, its pods side by side.
+"""Carries out the actions that ``reconcile`` returned: in order, but those for pods concurrently.
 
-An action that fails stops none that does not need it: what failed is handed back, to be said of the job and tried again.
+An action that fails blocks only those that depend on it. Failures are returned: the status reports them, and the next sync
+tries them again.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from shoal.store import DesiredState, JobKeys, StoreError
 __all__ = ["Executor", "Failure"]
 
 _AT_ONCE: Final = 32
-"""Requests for pods under way at a time, over all jobs: the API server has others to serve."""
+"""Concurrent requests for pods, over all jobs: the API server has other clients to serve."""
 _APPLIES_AT_ONCE: Final = 8
-"""The same for all else: an API server gives Services their addresses one after the other, and who waits there too long has
-to ask again."""
+"""Concurrent requests for other objects: an API server allocates the addresses of Services one after the other, and requests that
+wait for too long have to be repeated."""
 
 
 _OF_PODS: Final = (CreatePod, DeletePod, StopPod)
@@ -50,18 +51,18 @@ def _ignore(_: object) -> None:
 
 
 def _optional(action: Action) -> bool:
-    """Whether a job runs without it."""
+    """Return whether a job runs without the object of an action."""
     kind = action.manifest["kind"] if isinstance(action, Apply) else action.kind if isinstance(action, Remove) else ""
     return kind == "PodDisruptionBudget"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An action that failed.
+    """A failed action.
 
     Attributes:
-        action: It.
-        error: Why.
+        action: The action.
+        error: Its error.
     """
 
     action: Action
@@ -69,7 +70,7 @@ class Failure:
 
     @property
     def what(self) -> str:
-        """Kind and name of what it was about."""
+        """Kind and name of the action's object."""
         match self.action:
             case Apply(manifest) | CreatePod(manifest):
                 return f"{manifest['kind']} {manifest['metadata']['name']}"
@@ -84,15 +85,16 @@ class Failure:
 
 
 class Executor:
-    """Acts on the cluster and in etcd.
+    """Carries out actions on the cluster and in etcd.
 
     Args:
-        kube: The gateway.
-        vault: What jobs' Secrets hold.
-        tell: Writes what is wanted of a job into etcd; blocks, and is called in a thread.
-        forget: Removes all records of a job from etcd; likewise.
-        admit: Sees that a job's user with this password is in etcd; likewise. None: etcd lets everybody in.
-        answered: Gets each object as the API server has it after a write: a watch may bring it much later.
+        kube: Client of the API server.
+        vault: Derives the content of jobs' Secrets.
+        tell: Writes a job's desired state to etcd. Blocks; called in a thread.
+        forget: Removes all records of a job from etcd. Blocks; called in a thread. Default: does nothing.
+        admit: Ensures that a job's user exists in etcd with this password. Blocks; called in a thread. None: etcd has no
+            authentication.
+        answered: Called with each object of a response to a write: its event may be received much later.
     """
 
     def __init__(
@@ -111,25 +113,25 @@ class Executor:
         self._forget = forget
         self._admit = admit
         self._answered = answered
-        self._room = FairSemaphore(_AT_ONCE)
+        self._pod_requests = FairSemaphore(_AT_ONCE)
         self._applies = asyncio.Semaphore(_APPLIES_AT_ONCE)
 
     async def carry_out(self, job: TrainingJob, identity: JobIdentity, actions: Sequence[Action]) -> list[Failure]:
-        """Do all that can be done; gives what failed, which is named again by the next look.
+        """Carry out actions and return the failures; the next sync repeats their actions.
 
-        Pods wait for the master's record: a trainer is drained before its pod is deleted.
+        Pods wait for the write of the desired state: a trainer is drained before its pod is deleted.
 
         Raises:
-            KubeFencedError: Nothing may be written any more; of pods, in a group.
+            KubeFencedError: This process may not write any more. In an exception group if raised for a pod.
         """
         failed: list[Failure] = []
 
         async def tried(action: Action) -> None:
             try:
                 if isinstance(action, _OF_PODS):
-                    await self._pod(job, identity.uid, action)
+                    await self._act_on_pod(job, identity.uid, action)
                 else:
-                    await self._one(job, identity, action)
+                    await self._act(job, identity, action)
             except KubeFencedError:
                 raise
             except (KubeError, StoreError) as error:
@@ -149,7 +151,7 @@ class Executor:
                 await tried(action)
         return failed
 
-    async def _one(self, job: TrainingJob, identity: JobIdentity, action: Action) -> None:
+    async def _act(self, job: TrainingJob, identity: JobIdentity, action: Action) -> None:
         match action:
             case MakeSecrets():
                 await self._secrets(job, identity)
@@ -167,10 +169,10 @@ class Executor:
                 keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
                 await run_in_thread(lambda: self._forget(keys))
 
-    async def _pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
-        # Of jobs that grow together each gets its next trainer in turn: of trainers that are alike the kube-scheduler evicts
-        # those that started last, and would take all of them from one job.
-        async with self._room.of(uid):
+    async def _act_on_pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
+        # Jobs that grow at the same time get their next trainers in turn: among equal trainers the kube-scheduler preempts
+        # those that started last, and would otherwise take all of them from one job.
+        async with self._pod_requests.of(uid):
             if isinstance(action, StopPod):
                 await self._kube.stop_pod(action.name, namespace=job.metadata.namespace, uid=action.uid)
                 return
@@ -184,24 +186,24 @@ class Executor:
             except KubeConflictError as error:
                 if error.reason != "AlreadyExists":
                     raise
-                await self._ours(action.manifest)
+                await self._check_owner(action.manifest)
 
-    async def _ours(self, pod: dict[str, Any]) -> None:
-        """It exists, as a look that came too early would find; or somebody else's has its name.
+    async def _check_owner(self, pod: dict[str, Any]) -> None:
+        """Check that an existing pod is the job's own, created before the cache had it.
 
         Raises:
-            KubeForbiddenError: The latter.
+            KubeForbiddenError: It is not of this job.
         """
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
         found = await self._kube.list("Pod", namespace=namespace, name=name)
         if found and label(found[0], "uid") != label(pod, "uid"):
             owners = [f"{each['kind']} {each['name']}" for each in found[0]["metadata"].get("ownerReferences") or []]
-            whose = f"belongs to {', '.join(owners)}" if owners else "is not of this job"
-            words = f"Pod {name} exists and {whose}; remove it, or give the job another name"
-            raise KubeForbiddenError(words, reason=Reason.NAME_TAKEN)
+            owner_text = f"belongs to {', '.join(owners)}" if owners else "is not of this job"
+            message = f"Pod {name} exists and {owner_text}; remove it, or give the job another name"
+            raise KubeForbiddenError(message, reason=Reason.NAME_TAKEN)
 
     async def _secrets(self, job: TrainingJob, identity: JobIdentity) -> None:
-        """The user before the Secret that lets the master in."""
+        """Ensure the job's user in etcd, and then the Secrets: the master logs in with one of them."""
         keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
         admit = self._admit
         if admit is not None:
@@ -210,7 +212,7 @@ class Executor:
             await self._secret(job, identity, secret_name(job, identity, what), content)
 
     async def _secret(self, job: TrainingJob, identity: JobIdentity, name: str, content: Mapping[str, str]) -> None:
-        """One of this name has this content."""
+        """Ensure that a Secret of this name exists."""
         metadata = {
             "name": name,
             "namespace": job.metadata.namespace,

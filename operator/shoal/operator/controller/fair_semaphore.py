@@ -1,4 +1,4 @@
-"""So many at a time, and who waits is served in turn by whom it is for: one with much to do does not keep the others waiting."""
+"""A semaphore that serves keys in turn, so that a key with many waiters does not delay the others."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class FairSemaphore:
     """A semaphore that is fair among keys.
 
     Args:
-        most: So many hold it at a time.
+        most: Number of holders at a time.
     """
 
     def __init__(self, most: int) -> None:
         self._free = most
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
-        """By key, those who wait, the oldest first; the first key is the next to be served."""
+        """Waiters by key, oldest first; the first key is served next."""
 
     @asynccontextmanager
     async def of(self, key: Hashable) -> AsyncIterator[None]:
-        """Hold it, as one of those of a key."""
+        """Hold the semaphore as one of the holders of a key."""
         if self._free:
             self._free -= 1
         else:
@@ -40,7 +40,7 @@ class FairSemaphore:
         try:
             await mine
         except asyncio.CancelledError:
-            if mine.done() and not mine.cancelled():  # it was given to one who does not want it any more
+            if mine.done() and not mine.cancelled():  # acquired by a task that was cancelled at the same time
                 self._pass_on()
             raise
 

@@ -1,4 +1,4 @@
-"""One look at one job: from what is known to what is done and said."""
+"""The job controller: one sync reads the cache, carries out the next actions of one job and writes its status."""
 
 from __future__ import annotations
 
@@ -45,26 +45,24 @@ from shoal.store import JobKeys
 
 __all__ = ["JobController"]
 
-_PATIENCE_SECONDS: Final = 60.0
-"""Who was told to leave for so long is sent away by its kubelet."""
+_DRAIN_TIMEOUT_SECONDS: Final = 60.0
+"""A trainer that still runs this long after its index was added to the drain list is deleted, so the kubelet terminates it."""
 _SECRETS_SECONDS: Final = 60.0
-"""While a pod does not start, its Secret may have been deleted: nobody here can see that."""
-_ASK_AGAIN_SECONDS: Final = 20.0
-"""What only the API server can see may be mended without any event for us."""
-
-
+"""Interval at which Secrets are ensured while a pod does not start: Secrets are not watched, so a deletion is not seen."""
+_RECHECK_SECONDS: Final = 20.0
+"""Interval at which a refused spec is checked again: its cause may be fixed without any event that the operator receives."""
 _TERMINATING: Final = "because it is being terminated"
-"""How the API server refuses what is to be made in a namespace that is being deleted."""
-_HELD_SECONDS: Final = 20.0
-"""So long until a job looks again that waits for a configuration: it is not known who wants trainers."""
+"""Part of the API server's error for a create request in a namespace that is being deleted."""
+_NO_CONFIG_SECONDS: Final = 20.0
+"""Interval between syncs while there is no valid AutoscalerConfig: the number of trainers is not decided then."""
 _PLAN_SECONDS: Final = 5.0
-"""So long after the first look at a job its first plan is waited for without a word, however old the job is."""
+"""How long after the first sync of a job its first plan is awaited without a status, however old the job is."""
 _UNDECIDED: Final = "waits for the autoscaler's next plan"
 
 
 @dataclass(frozen=True)
 class _View:
-    """A job at one moment."""
+    """A job's manifest and its last status, at the time `now`."""
 
     manifest: Mapping[str, Any]
     before: Status
@@ -80,18 +78,18 @@ class _View:
 
 
 class JobController:
-    """Looks at jobs.
+    """Reconciles jobs, one sync of one job at a time.
 
     Args:
-        store: What is known.
-        kube: The gateway.
-        executor: Acts.
+        store: The cache of the cluster and of etcd.
+        kube: Client of the API server.
+        executor: Carries out actions.
         reporter: Writes statuses and events.
-        etcd: Endpoint of etcd, for the masters.
-        vault: What jobs' Secrets are made of.
-        read_end: Sees that the store knows a job's end, if etcd does: its watch may be behind.
-        classes: The PriorityClasses of servers, minimum and surplus trainers; None: none.
-        autoscaler: Decides how many trainers each job has; None: its pin, or its minimum.
+        etcd: Endpoint of etcd for the masters.
+        vault: Derives the content of jobs' Secrets.
+        read_end: Reads a job's end from etcd into the cache: the watch of etcd may lag.
+        classes: PriorityClasses of servers, of minimum trainers and of surplus trainers. None: the pods have none.
+        autoscaler: Decides how many trainers each job has. None: `spec.trainer.replicas`, or else the minimum.
     """
 
     def __init__(
@@ -109,62 +107,62 @@ class JobController:
     ) -> None:
         self._cache = store
         self._kube = kube
-        self._checker = Preflight(kube)
-        self._missing = PendingDiagnostics(kube)
-        self._starting = StartDiagnostics(kube)
+        self._preflight = Preflight(kube)
+        self._pending_diagnostics = PendingDiagnostics(kube)
+        self._start_diagnostics = StartDiagnostics(kube)
         self._executor = executor
-        self._reporter = reporter
+        self._status_writer = reporter
         self._etcd = etcd
-        self._vault = vault
+        self._secrets = vault
         self._read_end = read_end
         self._classes = classes
         self._autoscaler = autoscaler
-        self._wishes = Demands(autoscaler)
+        self._demands = Demands(autoscaler)
         self._memory: dict[str, JobMemory] = {}
 
     async def sync(self, uid: str) -> float | None:
-        """Bring one job a step further.
+        """Bring one job one step closer to its desired state.
 
         Returns:
-            After how many seconds to look again though nothing changes; None: never.
+            Seconds until the next sync if nothing changes; None: no further sync is needed.
 
         Raises:
-            KubeError: The API server refused something, or was away for too long.
-            StoreError: etcd did.
+            KubeError: The API server refused a request, or was unreachable for longer than the client retries.
+            StoreError: etcd refused a request, or was unreachable.
         """
         manifest = self._cache.jobs.get(uid)
         if manifest is None or manifest["metadata"].get("deletionTimestamp") is not None:
             self._memory.pop(uid, None)
-            self._reporter.forget(uid)
-            self._checker.forget(uid)
-            self._missing.forget(uid)
-            self._starting.forget(uid)
-            self._wishes.forget(uid)
+            self._status_writer.forget(uid)
+            self._preflight.forget(uid)
+            self._pending_diagnostics.forget(uid)
+            self._start_diagnostics.forget(uid)
+            self._demands.forget(uid)
             return None
         memory = self._memory.setdefault(uid, JobMemory())
-        view = _View(manifest, self._reporter.before(manifest), datetime.now(UTC))
-        job, refused = await self._chosen(view, memory)
+        view = _View(manifest, self._status_writer.before(manifest), datetime.now(UTC))
+        job, refused = await self._job_in_force(view, memory)
         try:
             identity = self._identity(uid, job) if job is not None else None
         except ManifestError as error:
             job, identity, refused = None, None, refused or f"{Reason.UNKNOWN_PRIORITY}: {error}"
         if job is None or identity is None:
-            again = await self._say(view, None, self._cache.observed(uid, template=""), refused=refused)
-            return min(again or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS)
+            again = await self._report(view, None, self._cache.observed(uid, template=""), refused=refused)
+            return min(again or _RECHECK_SECONDS, _RECHECK_SECONDS)
         due = run_policy.removal_due(job, view.before)
         if due is not None and view.now >= due:
             name, namespace = job.metadata.name, job.metadata.namespace
             await self._kube.delete("TrainingJob", name, namespace=namespace, uid=uid)
             return None
-        seen = await self._seen(uid, job, memory.render(job, identity).template)
+        seen = await self._observe(uid, job, memory.render(job, identity).template)
         seen = self._with_end(view, job, seen, memory)
         if seen.lost:
-            return await self._begin_again(view, job, identity, seen, memory)
-        later = await self._act_and_say(view, job, identity, seen, memory, refused=refused)
-        return min(later or _ASK_AGAIN_SECONDS, _ASK_AGAIN_SECONDS) if refused else later
+            return await self._restart(view, job, identity, seen, memory)
+        later = await self._act_and_report(view, job, identity, seen, memory, refused=refused)
+        return min(later or _RECHECK_SECONDS, _RECHECK_SECONDS) if refused else later
 
-    async def _chosen(self, view: _View, memory: JobMemory) -> tuple[TrainingJob | None, str]:
-        """The job that is in force, and why the newest spec is not; None: none was ever accepted."""
+    async def _job_in_force(self, view: _View, memory: JobMemory) -> tuple[TrainingJob | None, str]:
+        """Return the job in force, and why the newest spec is refused; None: no spec was ever accepted."""
         try:
             job = memory.newest(view.manifest)
         except ManifestError as error:
@@ -176,17 +174,17 @@ class JobController:
                 refused = f"{Reason.UNKNOWN_PRIORITY}: {error}"
             else:
                 seen = self._cache.observed(view.uid, template=memory.render(job, identity).template)
-                refused = await self._refused(view, job, identity, seen, memory)
+                refused = await self._why_refused(view, job, identity, seen, memory)
             if not refused:
                 if memory.agreed is not job:
                     memory.agreed, memory.accepted = job, text_of(job)
                 return job, ""
         if memory.accepted is None:
-            memory.accepted = await self._kept(view)
+            memory.accepted = await self._read_accepted(view)
         return memory.in_force(view.manifest), refused
 
-    async def _kept(self, view: _View) -> str | None:
-        """The spec that an earlier operator accepted."""
+    async def _read_accepted(self, view: _View) -> str | None:
+        """Read the spec that an earlier operator process accepted from the job's ConfigMap."""
         metadata = view.manifest["metadata"]
         name, namespace = f"{metadata['name']}-job", metadata["namespace"]
         found = await self._kube.get("ConfigMap", name, namespace=namespace)
@@ -194,8 +192,8 @@ class JobController:
             return None
         return (found.get("data") or {}).get(ACCEPTED_KEY)
 
-    async def _seen(self, uid: str, job: TrainingJob, template: str) -> Observed:
-        """What is seen of a job. A trainer that has ended unasked may have come to the job's end: then it stays."""
+    async def _observe(self, uid: str, job: TrainingJob, template: str) -> Observed:
+        """Return what is observed of a job; where a trainer has ended without a drain, the job's end is read from etcd first."""
         seen = self._cache.observed(uid, template=template)
         asked = seen.wanted.drain if seen.wanted is not None else ()
         unasked = any(pod.ended and pod.index not in asked for pod in seen.trainers)
@@ -205,12 +203,12 @@ class JobController:
         return self._cache.observed(uid, template=template)
 
     def _identity(self, uid: str, job: TrainingJob) -> JobIdentity:
-        """The job's, on this cluster.
+        """Return the job's identity on this cluster.
 
         Raises:
-            ManifestError: The AutoscalerConfig does not know its priority.
+            ManifestError: The AutoscalerConfig does not define the job's priority.
         """
-        vault, classes = self._vault, self._classes
+        vault, classes = self._secrets, self._classes
         selector: tuple[tuple[str, str], ...] = ()
         if self._autoscaler is not None and not self._autoscaler.holds:
             config = self._autoscaler.config
@@ -227,29 +225,29 @@ class JobController:
             selector=selector,
         )
 
-    async def _act_and_say(
+    async def _act_and_report(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, *, refused: str
     ) -> float | None:
-        overdue, patience = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
+        overdue, drain_timeout = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
         memory.note_token(seen.token, identity.token, keeps=not in_pods(job))
-        resting = memory.resting(seen, time.monotonic())
-        decided = self._decided(view, job, identity, seen, memory)
+        backing_off = memory.backing_off(seen, time.monotonic())
+        decided = self._decide(view, job, identity, seen, memory)
         held = self._autoscaler is not None and self._autoscaler.holds
         if decided is None and not held and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
-            return _PLAN_SECONDS  # a plan comes within a moment, and with it the next look
+            return _PLAN_SECONDS  # the autoscaler enqueues the job when its plan is ready
         decision = decided or _as_before(view, seen)
         facts = replace(self._facts(view, memory), why=decision.why, autoscaled=treatment(self._autoscaler, job))
         actions: list[Action] = []
-        if facts.etcd and decided is not None:  # else nobody can be told before he goes
+        if facts.etcd and decided is not None:  # without etcd no trainer can be drained before it is deleted
             actions = reconcile(
                 job,
                 identity,
                 seen,
                 trainers=decision.now,
                 overdue=overdue,
-                resting=resting,
+                backing_off=backing_off,
                 places=PlannedNodes(
                     stays=decision.stays,
                     comes=decision.comes,
@@ -261,74 +259,74 @@ class JobController:
                 waits=not decision.trainers,
                 rendered=memory.render(job, identity),
             )
-        memory.untold += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
+        memory.unwritten += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
         actions, repair = _repairs_due(memory, actions)
         failed = await self._executor.carry_out(job, identity, actions)
-        _note(memory, seen, actions, failed)
+        _record_pods(memory, seen, actions, failed)
         if any(isinstance(action, MakeSecrets) for action in actions):
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
-        troubles, asking = await self._missing.why(job, identity, seen, waits=not decision.trainers)
-        slow, starting = await self._starting.why(view.uid, job.metadata.namespace, self._cache.pods(view.uid))
-        troubles = [*map(_trouble, failed), *troubles, *slow]
-        full = next((each.message for each in troubles if each.known is Reason.QUOTA_EXCEEDED), "")
+        problems, asking = await self._pending_diagnostics.why(job, identity, seen, waits=not decision.trainers)
+        slow, starting = await self._start_diagnostics.why(view.uid, job.metadata.namespace, self._cache.pods(view.uid))
+        problems = [*map(_problem_of, failed), *problems, *slow]
+        full = next((each.message for each in problems if each.known is Reason.QUOTA_EXCEEDED), "")
         facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
-        later = await self._say(
-            view, job, seen, facts=facts, refused=refused, troubles=troubles, wanted=decision.trainers
+        later = await self._report(
+            view, job, seen, facts=facts, refused=refused, problems=problems, wanted=decision.trainers
         )
         if any(_TERMINATING in str(each.error) for each in failed):
-            return _ASK_AGAIN_SECONDS  # it goes with its namespace; that is said once, and is no error
+            return _RECHECK_SECONDS  # its namespace is being deleted: that is no failed sync
         if failed:
-            raise ExceptionGroup("not all was done", [each.error for each in failed])
-        again = _HELD_SECONDS if held else None
-        rest = min(resting.values(), default=None)
+            raise ExceptionGroup("some actions failed", [each.error for each in failed])
+        again = _NO_CONFIG_SECONDS if held else None
+        rest = min(backing_off.values(), default=None)
         due = self._due(view, job, facts)
-        return _soonest(view.now, patience, renewal, asking, starting, later, again, rest, repair, due)
+        return _soonest(view.now, drain_timeout, renewal, asking, starting, later, again, rest, repair, due)
 
-    async def _begin_again(
+    async def _restart(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> float | None:
-        """Remove all pods, and then all records: a master that finds neither begins the job anew."""
+        """Remove all pods, then all records: a master that finds neither starts the job from the beginning."""
         pods = [DeletePod(pod.name, pod.uid) for pod in self._cache.pods(view.uid) if not pod.deleting]
         failed = await self._executor.carry_out(job, identity, pods)
         failed = failed or await self._executor.carry_out(job, identity, [ForgetRecords()])
         if failed:
-            raise ExceptionGroup("the job cannot begin again", [each.error for each in failed])
+            raise ExceptionGroup("the job cannot be restarted", [each.error for each in failed])
         self._cache.forgotten(view.uid)
         memory.tally = None
         count = (view.before.restarts or 0) + 1
-        memory.untold.append(events.begun_again(count, job.spec.run_policy.backoff_limit))
+        memory.unwritten.append(events.begun_again(count, job.spec.run_policy.backoff_limit))
         facts = replace(self._facts(view, memory), restarts=count)
-        later = await self._say(view, job, seen, facts=facts)
-        return min(later or _ASK_AGAIN_SECONDS, 1.0)
+        later = await self._report(view, job, seen, facts=facts)
+        return min(later or _RECHECK_SECONDS, 1.0)
 
-    def _decided(
+    def _decide(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> JobDecision | None:
-        """How many trainers the job has, and where they stay; None: there was no plan with it yet."""
+        """Return how many trainers the job has, and on which nodes they stay; None: no plan includes the job yet."""
         if self._autoscaler is not None and self._autoscaler.holds:
             return None
         wants = not job.spec.suspend and seen.ended is None
-        self._wishes.tell(view.manifest, job, identity, wants=wants, most=memory.most(time.monotonic()))
+        self._demands.tell(view.manifest, job, identity, wants=wants, most=memory.most(time.monotonic()))
         if self._autoscaler is None or not self._autoscaler.acts or not wants:
             wanted = job.wanted_trainers()
             return JobDecision(trainers=wanted, now=wanted, stays=None, why="")
         return self._autoscaler.decision(view.uid)
 
     def _renewal(self, view: _View, memory: JobMemory) -> float | None:
-        """In how many seconds the job's Secrets are to be made sure of; 0: now; None: no pod waits for them."""
+        """Return the seconds until the job's Secrets are ensured again; 0: now; None: no pod waits for them."""
         if memory.secrets is None:
             return 0.0
         if not self._cache.starting(view.uid):
             return None
         return max(0.0, memory.secrets + _SECRETS_SECONDS - time.monotonic())
 
-    # --- What is to be known before ---
+    # --- Preconditions ---
 
-    async def _refused(
+    async def _why_refused(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> str:
-        """Why the spec is not accepted; empty: it is."""
+        """Return why the spec is not accepted; empty: it is."""
         accepted = next((each for each in view.before.conditions if each.type == ConditionType.ACCEPTED), None)
         known = (
             view.before.observed_generation == view.generation and accepted is not None and accepted.status == "True"
@@ -343,11 +341,11 @@ class JobController:
                 kinds = "deployment,statefulset,service,serviceaccount,configmap,secret,pdb,pod,pvc"
                 fix = f"kubectl delete {kinds} --namespace={job.metadata.namespace} --selector='{here}'"
                 return (
-                    f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to go; what was left by "
-                    f"--cascade=orphan goes with: {fix}"
+                    f"{Reason.PREDECESSOR_LEAVING}: waits for {', '.join(left[:3])}{more} to be deleted; to delete "
+                    f"objects left by --cascade=orphan: {fix}"
                 )
         try:
-            found = await self._checker.refused(job, identity, seen)
+            found = await self._preflight.refused(job, identity, seen)
         except KubeFencedError:
             raise
         except KubeError as error:
@@ -357,7 +355,7 @@ class JobController:
         return found
 
     def _with_end(self, view: _View, job: TrainingJob, seen: Observed, memory: JobMemory) -> Observed:
-        """With the end that was said, or that the run policy decides now."""
+        """Add the end that the status has, or that the run policy decides now."""
         said = run_policy.said_end(view.before)
         if said is not None:
             return replace(seen, ended=said, saved=seen.saved or said.state == "Complete")
@@ -366,13 +364,13 @@ class JobController:
             if seen.ended.state == "Failed" and reason is Reason.SNAPSHOTS_LOST:
                 return replace(seen, ended=None, lost=True)
         if seen.ended is not None or not self._cache.facts(view.uid).etcd:
-            return seen  # while etcd is away nobody knows whether those who ended had come to the job's end
+            return seen  # while etcd is unreachable it is unknown whether trainers ended because the job is complete
         ends = self._cache.ends(view.uid)
         before = memory.tally or run_policy.FailureTally(view.before.failures or 0, view.before.last_failure_time)
         committed, now = self._cache.committed(view.uid), time.monotonic()
-        memory.untold += map(events.failed, run_policy.newly_failed(before, ends, known=memory.lives))
-        memory.tally = run_policy.tallied(before, ends, known=memory.lives, committed=committed, now=now)
-        memory.lives = {end.life for end in ends}
+        memory.unwritten += map(events.failed, run_policy.newly_failed(before, ends, known=memory.counted_ends))
+        memory.tally = run_policy.tallied(before, ends, known=memory.counted_ends, committed=committed, now=now)
+        memory.counted_ends = {end.life for end in ends}
         refusals = [end for end in ends if end.code == run_policy.REFUSED and not end.container]
         return replace(seen, ended=run_policy.overrun(job, view.before, memory.tally, refusals, view.now))
 
@@ -382,9 +380,9 @@ class JobController:
             return facts
         return replace(facts, failures=tally.count, last_failure=tally.last)
 
-    # --- What is said ---
+    # --- Status ---
 
-    async def _say(
+    async def _report(
         self,
         view: _View,
         job: TrainingJob | None,
@@ -392,7 +390,7 @@ class JobController:
         *,
         facts: Facts | None = None,
         refused: str = "",
-        troubles: Sequence[PodProblem] = (),
+        problems: Sequence[PodProblem] = (),
         wanted: int | None = None,
     ) -> float | None:
         after = status_of(
@@ -400,24 +398,24 @@ class JobController:
             generation=view.generation,
             seen=seen,
             wanted=wanted if wanted is not None else job.wanted_trainers() if job is not None else 0,
-            troubles=[*self._cache.troubles(view.uid), *troubles],
+            problems=[*self._cache.problems(view.uid), *problems],
             refused=refused,
             now=view.now,
             before=view.before,
             facts=facts if facts is not None else self._cache.facts(view.uid),
         )
-        later = await self._reporter.say(view.manifest, after)
+        later = await self._status_writer.say(view.manifest, after)
         memory = self._memory[view.uid]
         complaints = self._cache.complaints(view.uid)
-        memory.untold += events.complained(memory.complaints, complaints)
+        memory.unwritten += events.complained(memory.complaints, complaints)
         memory.complaints = complaints
-        notes, memory.untold = [*memory.untold, *events.notes(view.before, after)], []
-        await self._reporter.tell(view.manifest, notes)
+        notes, memory.unwritten = [*memory.unwritten, *events.notes(view.before, after)], []
+        await self._status_writer.tell(view.manifest, notes)
         return later
 
     def _due(self, view: _View, job: TrainingJob, facts: Facts) -> list[datetime]:
-        """When what is said is to be looked at again though nothing is heard."""
-        status = self._reporter.before(view.manifest)
+        """Return the times at which the status may change without any event."""
+        status = self._status_writer.before(view.manifest)
         removal = run_policy.removal_due(job, status)
         if removal is not None:
             return [removal]
@@ -435,7 +433,7 @@ class JobController:
 
 
 def _as_before(view: _View, seen: Observed) -> JobDecision:
-    """What an earlier operator said stands until there is a plan, or what it made before it could say so."""
+    """Keep the number of trainers that an earlier operator process reported or created, until there is a plan."""
     before = view.before.trainers
     there = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
     wanted = max(before.wanted if before is not None else 0, there)
@@ -443,20 +441,20 @@ def _as_before(view: _View, seen: Observed) -> JobDecision:
 
 
 def _overdue(memory: JobMemory, drain: Sequence[int]) -> tuple[set[int], float | None]:
-    """Who was told too long ago, and in how many seconds the next one will be."""
+    """Return the indices that have been in the drain list for too long, and in how many seconds the next one will be."""
     now = time.monotonic()
-    memory.told = {index: memory.told.get(index, now) for index in drain}
-    overdue = {index for index, since in memory.told.items() if now - since >= _PATIENCE_SECONDS}
-    waiting = [since + _PATIENCE_SECONDS - now for index, since in memory.told.items() if index not in overdue]
+    memory.draining = {index: memory.draining.get(index, now) for index in drain}
+    overdue = {index for index, since in memory.draining.items() if now - since >= _DRAIN_TIMEOUT_SECONDS}
+    waiting = [since + _DRAIN_TIMEOUT_SECONDS - now for index, since in memory.draining.items() if index not in overdue]
     return overdue, max(0.1, min(waiting)) if waiting else None
 
 
 def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | None:
-    """The shortest of some waits; times that have passed are no reason to look again."""
+    """Return the shortest of some waits; times in the past cause no sync."""
     waits: list[float] = []
     for each in seconds:
         if isinstance(each, list):
-            # Times are in whole seconds: a little later they have passed for sure.
+            # Times in a status are whole seconds: one second later they have passed in any case.
             waits += [(due - now).total_seconds() + 1.0 for due in each if due > now - timedelta(seconds=1)]
         elif each is not None:
             waits.append(each)
@@ -464,7 +462,7 @@ def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | 
 
 
 def _repairs_due(memory: JobMemory, actions: Sequence[Action]) -> tuple[list[Action], float | None]:
-    """The actions without repairs that another client has undone too often, and in how many seconds the next is due."""
+    """Drop repairs that are in back-off because another client undoes them; return in how many seconds the next is due."""
     now, kept, waits = time.monotonic(), [], []
     for action in actions:
         if isinstance(action, Apply) and action.repair:
@@ -478,10 +476,10 @@ def _repairs_due(memory: JobMemory, actions: Sequence[Action]) -> tuple[list[Act
     return kept, min(waits, default=None)
 
 
-def _note(memory: JobMemory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
-    """Remember which trainers' pods were made, and whether a quota refused some.
+def _record_pods(memory: JobMemory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
+    """Record which trainers' pods were created, and whether a quota refused some.
 
-    A pod that the API server refuses is tried again with the pauses of looks that fail.
+    A pod that the API server refused is retried with the work queue's back-off for failed syncs.
     """
     now = time.monotonic()
     refused = [each for each in failed if isinstance(each.action, CreatePod)]
@@ -489,12 +487,12 @@ def _note(memory: JobMemory, seen: Observed, actions: Sequence[Action], failed: 
     for action in actions:
         if isinstance(action, CreatePod) and id(action) not in kept:
             memory.pods.tried(int(label(action.manifest, "index")), now)
-    if any(_trouble(each).known is Reason.QUOTA_EXCEEDED for each in refused):
+    if any(_problem_of(each).known is Reason.QUOTA_EXCEEDED for each in refused):
         memory.full = now, sum(not (pod.ended or pod.lost) for pod in seen.trainers)
 
 
-def _trouble(failure: Failure) -> PodProblem:
-    """What failed, as a problem of the job's."""
+def _problem_of(failure: Failure) -> PodProblem:
+    """Convert a failed action to a pod problem of the job."""
     error = failure.error
     reason = error.reason if isinstance(error, KubeError) else ""
     role = "trainer" if isinstance(failure.action, CreatePod | DeletePod) else ""

@@ -1,4 +1,4 @@
-"""What an operator remembers of a job between two reconciliations of it."""
+"""What the job controller keeps of a job between two syncs."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from shoal.operator.status import events
 __all__ = ["JobMemory"]
 
 _FULL_SECONDS = 60.0
-"""So long after a quota refused a pod no more trainers are asked of the autoscaler."""
+"""How long after a quota refused a pod no more trainers are demanded of the autoscaler."""
 
 
 @dataclass
 class JobMemory:
-    """What is remembered of a job between looks; losing it costs a request or a minute, never more.
+    """What is kept of a job between syncs. Its loss costs at most one request or 60 s.
 
     Attributes:
-        since: When it was looked at first.
-        told: Index -> since when it was told to leave.
-        tally: Of the script's errors; None: as the status has it.
-        lives: Whose ends were looked at; None: nobody's yet.
-        untold: Events that are to be told with the next status.
-        complaints: What was said of its keys in etcd.
-        secrets: When its Secrets were made sure of.
-        checked: Generation for which the API server had no words against the job.
-        accepted: The spec that was accepted last, as it is kept; None: not known.
-        agreed: The job of that spec, where this process accepted it.
-        pods: Back-off of each trainer's pods, by its index.
-        repairs: Back-off of what another client changes again and again, by kind and name.
-        token: Version of the job's token of which it was said that it took the place of another.
-        full: Since when a quota refuses pods, and how many trainers there were then; None: none does.
+        since: When the job was first synced, in seconds of the monotonic clock.
+        draining: Index -> when it was first seen in the drain list, in seconds of the monotonic clock.
+        tally: Consecutive errors of the script. None: those of the status.
+        counted_ends: IDs of containers whose ends were counted. None: no end was counted yet.
+        unwritten: Events to write with the next status.
+        complaints: The last reported problems of the job's keys in etcd.
+        secrets: When its Secrets were last ensured. None: not by this process.
+        checked: Generation that passed the preflight.
+        accepted: The last accepted spec, as the ConfigMap stores it. None: not known.
+        agreed: The job of that spec, if this process accepted it.
+        pods: Back-off of each trainer's pods, by index.
+        repairs: Back-off of objects that another client changes repeatedly, by kind and name.
+        token: Version of the job's token for which an event reported that it replaced another one.
+        full: When a quota last refused a pod, and how many trainers there were then. None: never.
     """
 
     since: float = field(default_factory=time.monotonic)
-    told: dict[int, float] = field(default_factory=dict)
+    draining: dict[int, float] = field(default_factory=dict)
     tally: run_policy.FailureTally | None = None
-    lives: set[str] | None = None
-    untold: list[events.EventNote] = field(default_factory=list)
+    counted_ends: set[str] | None = None
+    unwritten: list[events.EventNote] = field(default_factory=list)
     complaints: Mapping[str, str] = field(default_factory=dict)
     secrets: float | None = None
     checked: int = 0
@@ -66,17 +66,17 @@ class JobMemory:
     rendered: JobManifests | None = None
 
     def newest(self, manifest: Mapping[str, Any]) -> TrainingJob:
-        """The job of a manifest, which is the same one until the job changes.
+        """Return the job of a manifest; the same object until the manifest changes.
 
         Raises:
-            ManifestError: It is none.
+            ManifestError: The manifest is no valid job.
         """
         if self.read is None or self.read[0] is not manifest:
             self.read = manifest, from_mapping(manifest)
         return self.read[1]
 
     def in_force(self, manifest: Mapping[str, Any]) -> TrainingJob | None:
-        """The job that is in force while the manifest is refused, likewise; None: none was accepted."""
+        """Return the job in force while a manifest is refused; None: none was accepted. The same object for one manifest."""
         if self.accepted is None:
             return None
         if self.standing is None or self.standing[0] is not manifest:
@@ -84,19 +84,19 @@ class JobMemory:
         return self.standing[1]
 
     def note_token(self, seen: str, current: str, *, keeps: bool) -> None:
-        """Say, once, that the job's token is another than that of its processes: etcd is another one."""
+        """Report once, by an event, that the job's token differs from that of its processes: etcd was replaced."""
         if seen and current not in {seen, self.token}:
             self.token = current
-            self.untold.append(events.etcd_lost(keeps=keeps))
+            self.unwritten.append(events.etcd_lost(keeps=keeps))
 
     def most(self, now: float) -> int | None:
-        """How many trainers a full quota leaves to the job; None: no quota is known to be full."""
+        """Return how many trainers a full quota permits; None: no quota is known to be full."""
         if self.full is None or now - self.full[0] > _FULL_SECONDS:
             return None
         return self.full[1]
 
-    def resting(self, seen: Observed, now: float) -> dict[int, float]:
-        """Index -> in how many seconds its next pod is due; a trainer that works has shown that its pods do."""
+    def backing_off(self, seen: Observed, now: float) -> dict[int, float]:
+        """Return index -> seconds until its next pod is due. A trainer that works has its back-off reset."""
         for pod in seen.trainers:
             if pod.works:
                 self.pods.forget(pod.index)
@@ -104,7 +104,7 @@ class JobMemory:
         return {index: seconds for index, seconds in left.items() if seconds > 0}
 
     def render(self, job: TrainingJob, identity: JobIdentity) -> JobManifests:
-        """Its manifests, likewise."""
+        """Return the job's manifests; the same object for one job and identity."""
         if self.rendered is None or self.rendered.job is not job or self.rendered.identity != identity:
             self.rendered = JobManifests(job, identity)
         return self.rendered

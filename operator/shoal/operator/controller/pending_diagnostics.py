@@ -1,6 +1,7 @@
-"""Why pods of parameter servers or of the master are not made: their controllers tell only the log of events.
+"""Finds why pods of parameter servers or of the master are not created: their controllers report that only in events.
 
-So the API server is asked for such a pod, without making it, when one has been missing for a moment, and again while it is.
+When such a pod has been missing for ``_PATIENCE_SECONDS``, the API server is asked to create it as a dry run, and again at
+growing intervals while it is missing.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from shoal.operator.status.reasons import PodProblem
 __all__ = ["PendingDiagnostics"]
 
 _PATIENCE_SECONDS: Final = 1.0
-"""Controllers make pods within so long, as a rule."""
+"""Controllers usually create pods within this time."""
 _AGAIN_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 60.0
-"""A thousand jobs may wait for hours, and when the pods come they say so by themselves."""
+"""Longest interval: a thousand jobs may wait for hours, and the creation of a pod is an event that starts a sync."""
 
 
 @dataclass
 class _Wait:
-    """Pods of one job are missing.
+    """The state of the checks for one job with missing pods.
 
     Attributes:
-        ask: When to ask.
-        pause: For how long to wait after that.
-        found: What was said last.
+        ask: When to check next.
+        pause: Seconds to wait after that.
+        found: Problems that the last check found.
     """
 
     ask: float
@@ -42,11 +43,11 @@ class _Wait:
 
 
 class PendingDiagnostics:
-    """Asks why pods are missing, seldom enough.
+    """Checks at intervals why pods are missing.
 
     Args:
-        kube: The gateway.
-        clock: Seconds that only go forward.
+        kube: Client of the API server.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, kube: Kube, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,30 +56,30 @@ class PendingDiagnostics:
         self._waits: dict[str, _Wait] = {}
 
     def forget(self, uid: str) -> None:
-        """The job is gone."""
+        """Drop what is kept of a job that was deleted."""
         self._waits.pop(uid, None)
 
     async def why(
         self, job: TrainingJob, identity: JobIdentity, seen: Observed, *, waits: bool = False
     ) -> tuple[list[PodProblem], float | None]:
-        """What the API server has against the pods that are missing, and in how many seconds to ask again."""
-        pods = list(_missing(job, identity, seen)) if not waits else []
+        """Return why the API server refuses the missing pods, and the seconds until the next check; None: no pod is missing."""
+        pods = list(_missing_pods(job, identity, seen)) if not waits else []
         if not pods:
             self.forget(identity.uid)
             return [], None
         wait = self._waits.setdefault(identity.uid, _Wait(self._clock() + _PATIENCE_SECONDS))
         if self._clock() >= wait.ask:
-            found = [await self._asked(role, pod) for role, pod in pods]
+            found = [await self._dry_run(role, pod) for role, pod in pods]
             wait.found = [each for each in found if each is not None]
             wait.ask = self._clock() + wait.pause
             wait.pause = min(2 * wait.pause, _LONGEST_SECONDS)
         return wait.found, max(0.1, wait.ask - self._clock())
 
-    async def _asked(self, role: str, pod: dict[str, Any]) -> PodProblem | None:
+    async def _dry_run(self, role: str, pod: dict[str, Any]) -> PodProblem | None:
         try:
             await self._kube.create(pod, dry_run=True)
         except KubeConflictError:
-            return None  # it has come meanwhile
+            return None  # it has been created meanwhile
         except KubeFencedError:
             raise
         except KubeError as error:
@@ -86,8 +87,8 @@ class PendingDiagnostics:
         return None
 
 
-def _missing(job: TrainingJob, identity: JobIdentity, seen: Observed) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One pod of each role that should have more."""
+def _missing_pods(job: TrainingJob, identity: JobIdentity, seen: Observed) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield one missing pod of each role whose controller exists."""
     if job.spec.suspend or seen.ended is not None:
         return
     known = names(job)

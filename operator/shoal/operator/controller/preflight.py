@@ -1,4 +1,4 @@
-"""What only the API server can say about a job, before anything of it is made or changed."""
+"""The preflight: server-side dry runs for a job, before any of its objects is created or changed."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ __all__ = ["Preflight", "as_pod"]
 
 
 class Preflight:
-    """Asks without changing anything, and the same only once: a job is scaled more often than its pods change.
+    """Runs the preflight once for each version of a job's pods: a job is scaled more often than its pods change.
 
     Args:
-        kube: The gateway.
+        kube: Client of the API server.
     """
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._fine: dict[str, str] = {}
-        """Of each job, which pods the API server had no words against."""
+        self._passed: dict[str, str] = {}
+        """UID of a job -> digest of the pods that the API server accepted."""
 
     def forget(self, uid: str) -> None:
-        """The job is gone."""
-        self._fine.pop(uid, None)
+        """Drop what is kept of a job that was deleted."""
+        self._passed.pop(uid, None)
 
     async def refused(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
-        """Why a job cannot be taken as it is now, with a documented reason before a colon; empty: it can.
+        """Return why a job cannot be accepted, as a documented reason, a colon and a message; empty: it can.
 
         Raises:
-            KubeError: The API server was away for too long.
+            KubeError: The API server was unreachable for longer than the client retries.
         """
         found = await asyncio.gather(
-            self._taken(job, identity, seen), self._pods(job, identity), self._servers(job, identity, seen)
+            self._name_conflict(job, identity, seen),
+            self._template_errors(job, identity),
+            self._servers_error(job, identity, seen),
         )
         return next(filter(None, found), "")
 
-    async def _taken(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
-        """Whether an object of somebody else's has a name that the job needs."""
+    async def _name_conflict(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
+        """Return the error if an object that is not of this job has a name that the job needs; empty: no name is taken."""
         wanted = [
             *workloads.standing(job, identity),
             workloads.servers(job, identity, replicas=0),
@@ -65,27 +67,27 @@ class Preflight:
                 )
         return ""
 
-    async def _pods(self, job: TrainingJob, identity: JobIdentity) -> str:
-        """What the API server says about the pods of the templates."""
+    async def _template_errors(self, job: TrainingJob, identity: JobIdentity) -> str:
+        """Return why the API server refuses a pod of one of the templates; empty: it accepts all."""
         made = {
             "trainer": trainer_pod(job, identity, 0),
             "parameterServer": as_pod(job, server_pod(job, identity), names(job)["pserver"]),
             "master": as_pod(job, master_pod(job, identity), names(job)["master"]),
         }
-        asked = _digest(made)
-        if self._fine.get(identity.uid) == asked:
+        digest = _digest(made)
+        if self._passed.get(identity.uid) == digest:
             return ""
-        said = await asyncio.gather(*(self._pod(job, pod) for pod in made.values()))
-        for part, words in zip(made, said, strict=True):
-            if words:
-                return f"{Reason.INVALID_TEMPLATE}: a pod made from spec.{part} is refused: {words}"
-        if None not in said:
-            self._fine[identity.uid] = asked
+        errors = await asyncio.gather(*(self._pod_error(job, pod) for pod in made.values()))
+        for part, error_text in zip(made, errors, strict=True):
+            if error_text:
+                return f"{Reason.INVALID_TEMPLATE}: a pod made from spec.{part} is refused: {error_text}"
+        if None not in errors:
+            self._passed[identity.uid] = digest
         return ""
 
-    async def _pod(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
-        """What is wrong with it; None: it is forbidden, for now."""
-        # Its account may not be there yet, and its name may be: neither is what is asked.
+    async def _pod_error(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
+        """Return why a pod is invalid; empty: it is valid; None: it is valid, but forbidden for now."""
+        # The service account may not exist yet, and a pod of this name may exist: the dry run is about neither.
         spec = {key: value for key, value in pod["spec"].items() if key != "serviceAccountName"}
         metadata = {key: value for key, value in pod["metadata"].items() if key != "name"}
         metadata |= {"generateName": f"{names(job)['trainer']}-"}
@@ -94,12 +96,12 @@ class Preflight:
         except KubeInvalidError as error:
             return "; ".join(f"{field}: {text}" for field, text in error.causes) or str(error)
         except KubeForbiddenError:
-            # A quota or a policy of the namespace: that may change, and is told of the pods themselves.
+            # By a quota or a policy of the namespace: that may change, and is reported as a pod problem.
             return None
         return ""
 
-    async def _servers(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
-        """Whether the parameter servers that exist can become what is wanted."""
+    async def _servers_error(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
+        """Return why the existing parameter servers cannot be changed to the wanted ones; empty: they can."""
         manifest = workloads.servers(job, identity, replicas=job.servers, nodes=seen.preferred.get("StatefulSet", ()))
         applied = seen.applied.get(("StatefulSet", names(job)["pserver"]))
         if applied is None or applied == applied_hash(manifest):
@@ -116,7 +118,7 @@ def _digest(pods: dict[str, dict[str, Any]]) -> str:
 
 
 def as_pod(job: TrainingJob, template: dict[str, Any], name: str) -> dict[str, Any]:
-    """A pod of a controller's template; what a claim template would mount is an empty folder."""
+    """Return the pod of a controller's template; an emptyDir stands for the volume of a claim template."""
     metadata = template["metadata"] | {"name": name, "namespace": job.metadata.namespace}
     spec = dict(template["spec"])
     if SNAPSHOTS not in {each["name"] for each in spec["volumes"]}:

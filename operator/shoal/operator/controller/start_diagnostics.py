@@ -1,6 +1,6 @@
-"""Why pods that have a node do not start: a kubelet tells what it cannot mount, and the like, only by the log of events.
+"""Finds why pods that have a node do not start: the kubelet reports failed mounts and the like only in events.
 
-So the events of such a pod are listed, when it has not started for some seconds, and again while it does not.
+The events of such a pod are listed when it has not started for ``_PATIENCE_SECONDS``, and again at growing intervals.
 """
 
 from __future__ import annotations
@@ -18,65 +18,65 @@ from shoal.operator.status.reasons import PodProblem
 __all__ = ["StartDiagnostics"]
 
 _PATIENCE_SECONDS: Final = 5.0
-"""A pod starts within so long, as a rule."""
+"""A pod usually starts within this time."""
 _LONGEST_SECONDS: Final = 120.0
 _FORGET_SECONDS: Final = 3600.0
 _MOST: Final = 3
-"""Pods of one job whose events are listed at a time: those of a role fail alike."""
+"""Most pods of one job whose events are listed at a time: pods of a role usually fail for the same reason."""
 
 log = logging.getLogger("shoal.operator")
 
 
 class StartDiagnostics:
-    """Lists events of pods that do not start, seldom enough.
+    """Lists events of pods that do not start, at growing intervals.
 
     Args:
-        kube: The gateway.
-        clock: Seconds that only go forward.
+        kube: Client of the API server.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, kube: Kube, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
         self._clock = clock
-        self._asked: dict[str, BackOff[str]] = {}
-        """Of each job, when the events of its pods are listed next."""
+        self._back_offs: dict[str, BackOff[str]] = {}
+        """UID of a job -> back-off of the listings for each of its pods."""
         self._found: dict[str, dict[str, PodProblem]] = {}
-        """Of each job, what the events of its pods said last."""
+        """UID of a job -> the last problem of each of its pods, from the events."""
 
     def forget(self, uid: str) -> None:
-        """The job is gone."""
-        self._asked.pop(uid, None)
+        """Drop what is kept of a job that was deleted."""
+        self._back_offs.pop(uid, None)
         self._found.pop(uid, None)
 
     async def why(self, uid: str, namespace: str, pods: Iterable[PodSummary]) -> tuple[list[PodProblem], float | None]:
-        """What kubelets say about a job's pods that do not start, and in how many seconds to ask again.
+        """Return the problems of a job's pods that do not start, and the seconds until the next listing.
 
         Args:
-            uid: The job's.
-            namespace: Its namespace.
-            pods: Its pods.
+            uid: UID of the job.
+            namespace: Namespace of the job.
+            pods: Pods of the job.
         """
-        slow = {pod.uid: pod for pod in pods if pod.node and pod.pending and not (pod.deleting or pod.troubles)}
+        slow = {pod.uid: pod for pod in pods if pod.node and pod.pending and not (pod.deleting or pod.problems)}
         if not slow:
             self.forget(uid)
             return [], None
-        asked = self._asked.setdefault(uid, BackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
+        back_off = self._back_offs.setdefault(uid, BackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
         found = self._found.setdefault(uid, {})
-        for gone in [each for each in asked if each not in slow]:
-            asked.forget(gone)
+        for gone in [each for each in back_off if each not in slow]:
+            back_off.forget(gone)
             found.pop(gone, None)
         now = self._clock()
-        due = [each for each in slow if asked.tries(each) and not asked.left(each, now)][:_MOST]
+        due = [each for each in slow if back_off.tries(each) and not back_off.left(each, now)][:_MOST]
         for each in due:
-            said = await self._said(slow[each], namespace)
-            if said is not None:
-                found[each] = said
+            warning = await self._last_warning(slow[each], namespace)
+            if warning is not None:
+                found[each] = warning
         for each in slow:
-            if each in due or not asked.tries(each):
-                asked.tried(each, self._clock())
-        return list(found.values()), max(0.1, min(asked.left(each, self._clock()) for each in slow))
+            if each in due or not back_off.tries(each):
+                back_off.tried(each, self._clock())
+        return list(found.values()), max(0.1, min(back_off.left(each, self._clock()) for each in slow))
 
-    async def _said(self, pod: PodSummary, namespace: str) -> PodProblem | None:
+    async def _last_warning(self, pod: PodSummary, namespace: str) -> PodProblem | None:
         fields = f"involvedObject.uid={pod.uid},type=Warning"
         try:
             found = await self._kube.list("CoreEvent", namespace=namespace, fields=fields)
@@ -90,7 +90,7 @@ class StartDiagnostics:
 
 
 def _when(event: Mapping[str, Any]) -> str:
-    """When it happened last; times of the same form are in the order of their texts."""
+    """Return when an event last happened, as text; times of the same format sort as text."""
     series = event.get("series") or {}
     found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
     return str(found or event["metadata"].get("creationTimestamp", ""))

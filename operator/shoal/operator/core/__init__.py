@@ -1,1 +1,1 @@
-"""Decides what a job needs. Pure."""
+"""Decides the next actions for a job. Pure."""

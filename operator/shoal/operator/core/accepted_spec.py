@@ -1,7 +1,7 @@
-"""The spec that is in force while a newer one is refused: the last that was accepted, with what may always change.
+"""The spec that is in force while a newer one is refused: the last accepted one, with the fields that always apply.
 
-Pausing, scaling, the deadline and the back-off limit take effect whatever else a refused spec says. The accepted spec lies
-in the job's ConfigMap, so that it outlives the operator.
+Suspension, scaling and the run policy apply even if the rest of the spec is refused. The job's ConfigMap stores the accepted
+spec, so it survives a restart of the operator.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shoal.api import ManifestError, TrainingJob, from_mapping
 __all__ = ["ACCEPTED_KEY", "in_force", "text_of"]
 
 ACCEPTED_KEY: Final = "accepted.json"
-"""Of the ConfigMap's data."""
+"""Key in the ConfigMap's data."""
 _ALWAYS: Final = (
     ("suspend",),
     ("trainer", "minReplicas"),
@@ -24,21 +24,21 @@ _ALWAYS: Final = (
     ("trainer", "replicas"),
     ("runPolicy",),
 )
-"""The fields of a spec that take effect although it is refused."""
+"""Fields of a spec that apply although the spec is refused."""
 _MISSING: Final = object()
 
 
 def text_of(job: TrainingJob) -> str:
-    """A job's spec, as it is kept."""
+    """Return a job's spec as canonical JSON, as the ConfigMap stores it."""
     return json.dumps(job.to_mapping()["spec"], sort_keys=True)
 
 
 def in_force(accepted: str, manifest: Mapping[str, Any]) -> TrainingJob | None:
-    """The job that is in force while a manifest's spec is refused; None: what was kept cannot be read.
+    """Return the job that is in force while a manifest's spec is refused; None: the stored spec cannot be read.
 
     Args:
-        accepted: The spec that was accepted last, as of `text_of`.
-        manifest: The job as the API server has it.
+        accepted: The last accepted spec, as of `text_of`.
+        manifest: The job's manifest.
     """
     try:
         spec = json.loads(accepted)
@@ -46,7 +46,7 @@ def in_force(accepted: str, manifest: Mapping[str, Any]) -> TrainingJob | None:
     except (ValueError, ManifestError):
         return None
     wanted = manifest.get("spec")
-    # All together first: bounds and a pin that move at once are only valid as a whole.
+    # All fields together first: new bounds and a new pin may be valid only as a whole.
     for group in (_ALWAYS, *((each,) for each in _ALWAYS)):
         changed = copy.deepcopy(spec)
         for path in group:

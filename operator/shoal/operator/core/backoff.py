@@ -1,4 +1,4 @@
-"""How long to wait before something is tried once more: pauses that grow with each try, and are forgotten in time. Pure."""
+"""Exponential back-off by key. Pure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass
 class BackOff(Generic[Key]):
-    """Pauses by key.
+    """Pauses between attempts, by key.
 
     Attributes:
-        free: So many tries have no pause before them.
-        first_seconds: The pause after these; each further one is twice as long.
+        free: Number of attempts without a pause after them.
+        first_seconds: The pause after the next attempt; each further pause is twice as long.
         longest_seconds: The longest pause.
-        forget_seconds: So long after its last try (and the pause that follows) a key begins anew.
+        forget_seconds: A key is reset this long after the end of the pause that follows its last attempt.
     """
 
     free: int
@@ -29,33 +29,33 @@ class BackOff(Generic[Key]):
     _tries: dict[Key, tuple[int, float]] = field(default_factory=dict)
 
     def tried(self, key: Key, now: float) -> None:
-        """Note one try."""
+        """Record one attempt."""
         count, _ = self._tries.get(key, (0, now))
         self._tries[key] = (0 if self._forgotten(key, now) else count) + 1, now
 
     def left(self, key: Key, now: float) -> float:
-        """In how many seconds the next try is due; 0: now."""
+        """Return the seconds until the next attempt is due; 0: now."""
         if key not in self._tries or self._forgotten(key, now):
             return 0.0
         return max(0.0, self._tries[key][1] + self._pause(key) - now)
 
     def tries(self, key: Key) -> int:
-        """How many tries are remembered."""
+        """Return the number of recorded attempts."""
         return self._tries.get(key, (0, 0.0))[0]
 
     def __iter__(self) -> Iterator[Key]:
-        """What tries are remembered of."""
+        """Iterate over the keys with recorded attempts."""
         return iter(list(self._tries))
 
     def forget(self, key: Key) -> None:
-        """It has succeeded."""
+        """Reset a key after a success."""
         self._tries.pop(key, None)
 
     def _pause(self, key: Key) -> float:
         paid = self.tries(key) - self.free
         if paid <= 0:
             return 0.0
-        # The exponent is bounded: a float has no 2**1100.
+        # The exponent is bounded: a float cannot represent 2**1100.
         return float(min(self.first_seconds * 2 ** min(paid - 1, 64), self.longest_seconds))
 
     def _forgotten(self, key: Key, now: float) -> bool:

@@ -1,8 +1,8 @@
-"""Whether every field that was applied is still ours, by what the API server records of field managers. Pure.
+"""Detects drift of applied objects from the field managers that the API server records. Pure.
 
-Server-side apply writes into ``metadata.managedFields`` which fields a manager has set. Another client that changes one of
-them takes it over, and the record of ours has it no more. So a record that lacks a field of the manifest tells a drift of
-that very field, with no copy of the object kept, and whatever form the API server gives to values.
+Server-side apply records in ``metadata.managedFields`` which fields a manager has set. A client that changes one of these fields
+takes over its ownership, and Shoal's record loses the field. So a field of the manifest that the record lacks has drifted. This
+needs no copy of the object, and does not depend on how the API server formats values.
 Source: Kubernetes documentation, "Server-Side Apply", section "Field management" (FieldsV1).
 """
 
@@ -19,13 +19,13 @@ __all__ = ["MANAGER", "fields_of", "holds"]
 MANAGER: Final = "shoal"
 _NOT_RECORDED: Final = frozenset({"apiVersion", "kind"})
 _NAMES: Final = frozenset({"name", "namespace"})
-"""Of metadata; no manager owns them."""
+"""Fields of metadata that no manager owns."""
 
 
 def fields_of(manifest: Mapping[str, Any], *, manager: str = MANAGER) -> str:
-    """The record of a manager's applied fields, as canonical JSON; empty: it has none.
+    """Return the record of the fields that a manager applied, as canonical JSON; empty: there is none.
 
-    Objects of the same form have the same text, which is kept once for all of them.
+    Objects of the same form share one interned text.
     """
     for entry in manifest["metadata"].get("managedFields") or []:
         if entry.get("manager") == manager and entry.get("operation") == "Apply" and not entry.get("subresource"):
@@ -34,7 +34,7 @@ def fields_of(manifest: Mapping[str, Any], *, manager: str = MANAGER) -> str:
 
 
 def holds(content: Mapping[str, Any], fields: str) -> bool:
-    """Whether a record has every field of a manifest.
+    """Return whether a record has every field of a manifest.
 
     Args:
         content: The manifest that was applied.
@@ -54,7 +54,7 @@ def _parsed(fields: str) -> dict[str, Any]:
 
 
 def _within(value: Any, record: Mapping[str, Any]) -> bool:
-    """Whether what is below a field is in its record; an empty record is of a field that is owned as a whole."""
+    """Return whether a record has all of a value; an empty record stands for a field that is owned as a whole."""
     if not record or not isinstance(value, Mapping | list):
         return True
     if isinstance(value, Mapping):
@@ -67,7 +67,7 @@ def _within(value: Any, record: Mapping[str, Any]) -> bool:
 
 
 def _items_within(items: Sequence[Any], record: Mapping[str, Any]) -> bool:
-    """The same for a list whose items are owned one by one: by their keys, or by their values."""
+    """Return whether a record has all items of a list that are owned one by one, by their keys or by their values."""
     keys = {name: json.loads(name[2:]) for name in record if name[:2] in {"k:", "v:"}}
     for item in items:
         if isinstance(item, Mapping):
@@ -80,5 +80,5 @@ def _items_within(items: Sequence[Any], record: Mapping[str, Any]) -> bool:
 
 
 def _is_key(key: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
-    """Whether an item has this key; a part of it may be a default that the manifest leaves out."""
+    """Return whether an item has this key; a part of the key may be a default that the manifest leaves out."""
     return all(item.get(name, value) == value for name, value in key.items())

@@ -1,10 +1,11 @@
-"""What is to be done for one job, from what it wants and what is seen. Pure, and without memory.
+"""The reconciliation of one job: the next actions, from its spec and its observed state. Pure, and without memory.
 
-``reconcile`` looks at the level of things and names the next actions; it is called again whenever something changed, and
-it does not matter how many of its actions were carried out in between. In the end it has nothing more to say.
+``reconcile`` is level-triggered: it compares the desired with the observed state and returns the next actions. It is called
+again whenever something changed, however many of its actions were carried out in between. When both states are equal it
+returns no actions.
 
-A job's end: the master's word that all samples are in the model. The trainers end by themselves then, one of them after it
-wrote the model, for which servers and master are still needed. Ended pods stay, with their logs, until the job goes.
+A job is complete when the master reports that all samples are in the model. The trainers then exit; one of them writes the
+model first, for which it needs the servers and the master. Ended pods stay, with their logs, until the job is deleted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ __all__ = [
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """The master's last word on the job: Complete or Failed, and the account of every sample."""
+    """The end of a job as the master wrote it: state Complete or Failed, the reason, and the account of all samples."""
 
     state: str
     reason: str = ""
@@ -52,14 +53,14 @@ class Ended(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerPod:
-    """A parameter server's or the master's pod as it was last seen.
+    """The last observed state of a parameter server's or a master's pod.
 
     Attributes:
-        name: Its name.
-        uid: Its uid.
-        lost: Its node is gone, or has not answered for too long.
+        name: Name of the pod.
+        uid: UID of the pod.
+        lost: Its node is deleted or unreachable.
         deleting: It is being deleted.
-        gone: There is no such node any more.
+        gone: Its node is deleted.
     """
 
     name: str
@@ -69,26 +70,26 @@ class ServerPod:
     gone: bool = False
 
     @property
-    def ghost(self) -> bool:
-        """Whether no kubelet will end it, although it has to end.
+    def orphaned(self) -> bool:
+        """Whether the pod has to be deleted by force, because no kubelet will end it.
 
-        A node that is silent may come back, and with it what a server keeps there. So the pod stays until the cluster
-        evicts it (after ``tolerationSeconds`` of its toleration of unreachable nodes), or its node is gone for good.
+        An unreachable node may return, with the data that a server keeps there. So the pod stays until the cluster evicts it
+        (after ``tolerationSeconds`` of its toleration of unreachable nodes) or its node is deleted.
         """
         return self.lost and (self.deleting or self.gone)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedNodes:
-    """Where a plan has a job's pods.
+    """The nodes that a plan assigns to a job's pods.
 
     Attributes:
-        stays: Node -> how many trainers stay there, as with `decide`.
-        comes: Node -> how many new trainers have room there now and would do best there.
-        servers: Nodes where its parameter servers would, when they are first made.
-        master: The same for its master.
-        servers_wait: They are not made yet: their room is not free.
-        later: How many trainers more the job shall have when others have left.
+        stays: Node -> how many trainers stay there, as in `decide`.
+        comes: Node -> how many new trainers fit there now; it is their preferred node.
+        servers: Preferred nodes of the parameter servers when they are first created.
+        master: Preferred nodes of the master when it is first created.
+        servers_wait: The parameter servers are not created yet, because there is no room for them.
+        later: How many more trainers the job will have when victims have left.
     """
 
     stays: Mapping[str, int] | None = None
@@ -101,22 +102,22 @@ class PlannedNodes:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What is on the cluster and in etcd, as far as it concerns one job.
+    """The observed state of one job, on the cluster and in etcd.
 
     Attributes:
-        applied: (kind, name) of each object of the job, and the hash of the manifest it was last made from.
-        fields: (kind, name) of these, and the API server's record of the fields that are ours, as of `fields_of`.
-        secrets: Its Secrets, and its user in etcd, were made sure of lately enough.
+        applied: (kind, name) of each object of the job -> hash of the manifest that was last applied.
+        fields: (kind, name) of these objects -> the API server's record of Shoal's fields, as of `fields_of`.
+        secrets: Its Secrets and its user in etcd were ensured recently enough.
         trainers: Pods of trainers, in any state; at most one per index.
-        saved: Some trainer's script has come to its good end.
+        saved: The script of some trainer exited with code 0 after the job was complete.
         servers: Pods of parameter servers.
         masters: Pods of the master.
-        preferred: Kind of a controller -> names of the nodes that its pods were to prefer when it was first made.
-        token: Version of the token that its processes were made with; empty: none was made.
-        wanted: What stands in etcd; None: nothing.
-        published: The master's last word on the progress.
-        ended: The job's end, if there is one.
-        lost: The model went with its servers' pods, and the job is to begin again.
+        preferred: Kind of a controller -> names of the nodes that its pods preferred when it was first created.
+        token: Version of the token that its processes were created with; empty: there are none.
+        wanted: The desired state in etcd; None: there is none.
+        published: The state that the master reported last.
+        ended: The end of the job; None: it has not ended.
+        lost: The model was lost with the servers' pods, and the job has to be restarted from the beginning.
     """
 
     applied: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -136,16 +137,16 @@ class Observed:
 
 @dataclass(frozen=True)
 class MakeSecrets:
-    """See that the job's Secrets and its user in etcd are there."""
+    """Ensure that the job's Secrets and its user in etcd exist."""
 
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply.
+    """Apply an object by server-side apply.
 
     Attributes:
         manifest: The object.
-        repair: It is as it was applied before; another client has changed a field of it.
+        repair: The manifest is the one that was applied last; another client has changed one of its fields.
     """
 
     manifest: dict[str, Any]
@@ -154,7 +155,7 @@ class Apply:
 
 @dataclass(frozen=True)
 class Remove:
-    """Delete an object of the job that is not wanted any more; that it is gone is no error."""
+    """Delete an object of the job that is no longer wanted; a missing object is no error."""
 
     kind: str
     name: str
@@ -162,14 +163,14 @@ class Remove:
 
 @dataclass(frozen=True)
 class CreatePod:
-    """Create a trainer's pod; that it exists already is no error."""
+    """Create a trainer's pod; an existing pod is no error."""
 
     manifest: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class DeletePod:
-    """Delete the pod of this uid; that it is gone is no error."""
+    """Delete the pod with this UID; a missing pod is no error."""
 
     name: str
     uid: str
@@ -178,12 +179,12 @@ class DeletePod:
 
 @dataclass(frozen=True)
 class ForgetRecords:
-    """Remove all records of the job from etcd: a master that comes then begins the job anew."""
+    """Remove all records of the job from etcd: a master that starts after that starts the job from the beginning."""
 
 
 @dataclass(frozen=True)
 class StopPod:
-    """Have the kubelet end a pod's containers; the pod stays, with its logs. That it is gone is no error."""
+    """Have the kubelet terminate a pod's containers; the pod stays, with its logs. A missing pod is no error."""
 
     name: str
     uid: str
@@ -191,7 +192,7 @@ class StopPod:
 
 @dataclass(frozen=True)
 class PublishDesired:
-    """Write the record for the master."""
+    """Write the desired state to etcd, for the master."""
 
     wanted: DesiredState
 
@@ -203,7 +204,7 @@ _BUDGET: Final = "PodDisruptionBudget"
 
 
 def in_pods(job: TrainingJob) -> bool:
-    """Whether the snapshots go with the servers' pods."""
+    """Return whether the snapshots are lost with the servers' pods, as the servers have no claims."""
     server = job.spec.parameter_server
     return server is not None and server.claim is None
 
@@ -215,31 +216,33 @@ def reconcile(
     *,
     trainers: int,
     overdue: Collection[int] = (),
-    resting: Collection[int] = (),
+    backing_off: Collection[int] = (),
     places: PlannedNodes | None = None,
     waits: bool = False,
     rendered: JobManifests | None = None,
 ) -> list[Action]:
-    """The next actions for a job that was accepted and is not being deleted.
+    """Return the next actions for a job that was accepted and is not being deleted.
 
     Args:
-        job: As it is now.
-        identity: Of the job on this cluster.
-        seen: As far as it is known.
-        trainers: How many are wanted, within the job's bounds, or as many of these as can be there now.
-        overdue: Indices of trainers that were told to leave too long ago.
-        resting: Indices of trainers whose next pod is not due yet.
-        places: Where the plan has them; None: there is none.
-        waits: The job waits in line. It has nothing meanwhile, but for servers whose snapshots would go with their pods,
-            and the master.
-        rendered: The job's manifests, where they were made before.
+        job: The job in force.
+        identity: The job's identity on this cluster.
+        seen: The observed state.
+        trainers: How many trainers are wanted, within the job's bounds, or as many of these as have room now.
+        overdue: Indices of trainers that have been in the drain list for too long.
+        backing_off: Indices whose next pod is in back-off.
+        places: The nodes that the plan assigns. None: there is no plan.
+        waits: Whether the job is queued. A queued job has no pods, unless its snapshots would be lost with the servers' pods:
+            then servers and master stay.
+        rendered: The job's manifests, if they were built before. Default: they are built here.
     """
-    round_ = _Round(rendered or JobManifests(job, identity), seen, places or PlannedNodes(), overdue, resting)
-    return round_.actions(0 if waits else trainers, waits=waits)
+    reconciliation = _Reconciliation(
+        rendered or JobManifests(job, identity), seen, places or PlannedNodes(), overdue, backing_off
+    )
+    return reconciliation.actions(0 if waits else trainers, waits=waits)
 
 
-class _Round:
-    """One look at one job."""
+class _Reconciliation:
+    """One call of `reconcile`."""
 
     def __init__(
         self,
@@ -247,11 +250,11 @@ class _Round:
         seen: Observed,
         places: PlannedNodes,
         overdue: Collection[int],
-        resting: Collection[int],
+        backing_off: Collection[int],
     ) -> None:
         self._rendered = rendered
         self._overdue = overdue
-        self._resting = resting
+        self._backing_off = backing_off
         job, identity = rendered.job, rendered.identity
         self._places = places
         self._job = job
@@ -261,74 +264,77 @@ class _Round:
 
     def actions(self, trainers: int, *, waits: bool) -> list[Action]:
         seen = self._seen
-        # A ghost does no harm: its grants, or its master's election, are of before.
-        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.ghost]
+        # A pod on a lost node does no harm: its grants, or its master's generation, are fenced.
+        lost = [DeletePod(pod.name, pod.uid, force=True) for pod in (*seen.servers, *seen.masters) if pod.orphaned]
         failed = seen.ended is not None and seen.ended.state != "Complete"
         pauses = seen.ended is None and (waits or self._job.spec.suspend)
         if pauses and not (seen.applied or seen.trainers or seen.servers or seen.masters):
             return []
         if failed or (pauses and not in_pods(self._job)):
-            return [*lost, *self._stopped(self._none(), suspend=not failed)]
+            return [*lost, *self._stopped(self._no_trainers(), suspend=not failed)]
         if pauses:
             trainers = 0
         if seen.ended is not None:
             return [*lost, *self._complete()]
-        return [*lost, *self._whole(self._decided(trainers, self._trainers(trainers), stays=self._places.stays))]
+        return [*lost, *self._all_parts(self._scaling(trainers, self._trainers(trainers), stays=self._places.stays))]
 
     # --- Stages of a job ---
 
-    def _decided(
+    def _scaling(
         self, trainers: int, pods: Sequence[TrainerPod], *, stays: Mapping[str, int] | None = None
     ) -> ScalingDecision:
-        # A pod that waits for its successor is of no use where none is wanted.
-        resting = self._resting if trainers else ()
-        return decide(trainers, pods, self._drain(), overdue=self._overdue, resting=resting, stays=stays)
+        # The back-off of a pod's successor does not matter where no trainer is wanted.
+        backing_off = self._backing_off if trainers else ()
+        return decide(trainers, pods, self._drain(), overdue=self._overdue, backing_off=backing_off, stays=stays)
 
     def _complete(self) -> Iterable[Action]:
-        """Everybody ends by himself; if nobody is left and no model was written, one more trainer does it.
+        """Wait until all trainers have exited; if none is left and no model was written, one more trainer writes it.
 
-        It comes when the job is no longer suspended; until then the snapshots stay, wherever they lie.
+        A suspended job gets that trainer when it is resumed; until then the snapshots stay, in claims or in the servers' pods.
         """
         alive = [pod for pod in self._seen.trainers if not (pod.ended or pod.lost)]
         if self._seen.saved and not alive:
-            return [*self._lost_trainers(), *self._lingering(), *self._shrunk(servers=0, masters=0)]
+            return [*self._lost_trainers(), *self._lingering_trainers(), *self._scaled_down(servers=0, masters=0)]
         if alive:
             return [*self._running(), *self._lost_trainers()]
         if self._job.spec.suspend:
-            none = self._decided(0, self._seen.trainers)
-            return self._whole(none) if in_pods(self._job) else self._stopped(none, suspend=True)
-        return self._whole(self._decided(1, self._seen.trainers))
+            none = self._scaling(0, self._seen.trainers)
+            return self._all_parts(none) if in_pods(self._job) else self._stopped(none, suspend=True)
+        return self._all_parts(self._scaling(1, self._seen.trainers))
 
     def _stopped(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
-        """Trainers leave first, then the servers write their snapshots, then the master goes."""
-        yield from self._carried_out(decision, suspend=suspend)
+        """Stop a job: first trainers leave, then servers write their snapshots and exit, then the master is scaled to 0."""
+        yield from self._scaling_actions(decision, suspend=suspend)
         if any(not pod.ended for pod in self._seen.trainers):
             return
-        yield from self._shrunk(servers=0, masters=0 if not self._seen.servers else 1)
+        yield from self._scaled_down(servers=0, masters=0 if not self._seen.servers else 1)
 
-    def _none(self) -> ScalingDecision:
-        """No trainer is wanted; pods that ended stay with their logs when the job has failed."""
-        decision = self._decided(0, self._seen.trainers)
+    def _no_trainers(self) -> ScalingDecision:
+        """Decide for no trainers; of a failed job, ended pods stay with their logs."""
+        decision = self._scaling(0, self._seen.trainers)
         if self._seen.ended is None:
             return decision
         ended = {pod.uid for pod in self._seen.trainers if pod.ended and not pod.lingers}
         kept = tuple(each for each in decision.actions if isinstance(each, CreateTrainer) or each.uid not in ended)
         return ScalingDecision(decision.drain, kept, decision.tell)
 
-    # --- Parts ---
+    # --- Groups of actions ---
 
-    def _whole(self, decision: ScalingDecision) -> list[Action]:
-        """All of a job at work. Trainers come last: a quota that has no room for all of them stops nothing else."""
+    def _all_parts(self, decision: ScalingDecision) -> list[Action]:
+        """Return the actions of a running job. Trainers come last: a quota without room for all of them blocks nothing else."""
         made = [] if self._seen.secrets else [MakeSecrets()]
         standing = [each for each in self._rendered.standing if each.key[0] != _BUDGET]
-        trainers = self._carried_out(decision, suspend=False)
-        return [*made, *self._changed(standing), *self._running(), *trainers, *self._budgets()]
+        trainers = self._scaling_actions(decision, suspend=False)
+        return [*made, *self._outdated(standing), *self._running(), *trainers, *self._budgets()]
 
     def _budgets(self) -> Iterable[Action]:
-        """Last, as a job runs without them; and when there are pods, as a budget's controller counts each that comes."""
+        """Return the actions for budgets, after all others: a job runs without them.
+
+        They are created when there are pods, as the budget controller syncs with every new pod.
+        """
         wanted = [each for each in self._rendered.standing if each.key[0] == _BUDGET]
         if self._seen.trainers:
-            yield from self._changed(wanted)
+            yield from self._outdated(wanted)
         keys = {each.key for each in wanted}
         yield from (Remove(*key) for key in sorted(self._seen.applied) if key[0] == _BUDGET and key not in keys)
 
@@ -340,28 +346,28 @@ class _Round:
         if not self._places.servers_wait or ("StatefulSet", self._names["pserver"]) in self._seen.applied:
             nodes = self._preferred("StatefulSet", "pserver", self._places.servers)
             made.insert(0, self._rendered.servers(servers, nodes))
-        return self._changed(made)
+        return self._outdated(made)
 
     def _preferred(self, kind: str, role: str, planned: tuple[str, ...]) -> tuple[str, ...]:
-        """The nodes that a controller's pods are to prefer: those of now when it is first made, and then for ever."""
+        """Return the preferred nodes of a controller's pods: chosen when it is first created, and never changed."""
         there = (kind, self._names[role]) in self._seen.applied
         return self._seen.preferred.get(kind, ()) if there else planned
 
-    def _shrunk(self, *, servers: int, masters: int) -> Iterable[Action]:
-        """The same for what is there already: a job that begins suspended makes nothing."""
+    def _scaled_down(self, *, servers: int, masters: int) -> Iterable[Action]:
+        """Scale the controllers that exist already: a job that is created suspended creates none."""
         for action in self._scaled(servers=servers, masters=masters):
             if (action.manifest["kind"], action.manifest["metadata"]["name"]) in self._seen.applied:
                 yield action
 
-    def _changed(self, manifests: Iterable[HashedManifest]) -> Iterable[Apply]:
+    def _outdated(self, manifests: Iterable[HashedManifest]) -> Iterable[Apply]:
         for manifest in manifests:
             if self._seen.applied.get(manifest.key) != manifest.hash:
                 yield Apply(manifest.content)
             elif manifest.key in self._seen.fields and not manifest.held(self._seen.fields[manifest.key]):
                 yield Apply(manifest.content, repair=True)
 
-    def _lingering(self) -> Iterable[Action]:
-        """Pods whose other containers run on: they would hold their room for ever."""
+    def _lingering_trainers(self) -> Iterable[Action]:
+        """Delete pods whose other containers still run: they would occupy their node's resources without end."""
         return [self._deletion(DeleteTrainer(pod.index, pod.uid)) for pod in self._seen.trainers if pod.lingers]
 
     def _lost_trainers(self) -> Iterable[Action]:
@@ -369,11 +375,11 @@ class _Round:
             self._deletion(DeleteTrainer(pod.index, pod.uid, force=True)) for pod in self._seen.trainers if pod.lost
         ]
 
-    def _carried_out(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
+    def _scaling_actions(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
         wanted = DesiredState(drain=list(decision.drain), suspend=suspend)
         if wanted != (self._seen.wanted or DesiredState()):
             yield PublishDesired(wanted)
-        told_to_leave = self._seen.wanted is not None and self._seen.wanted.suspend
+        draining_all = self._seen.wanted is not None and self._seen.wanted.suspend
         failing = {pod.uid for pod in self._seen.trainers if pod.failing and not (pod.ended or pod.lost)}
         over = self._seen.ended is not None
         for action in decision.actions:
@@ -381,45 +387,47 @@ class _Round:
                 stops = over and action.uid in failing
                 named = f"{self._names['trainer']}-{action.index}"
                 yield StopPod(named, action.uid) if stops else self._deletion(action)
-        if told_to_leave:  # who comes before the master knows better would be sent away
+        if draining_all:  # the master would drain a trainer that joins before the master has read the new record
             return
         indices = [action.index for action in decision.actions if isinstance(action, CreateTrainer)]
-        if not self._has_the_fewest():
-            # A quota may have room for some pods only: those come first without which the job cannot work.
+        if not self._has_minimum():
+            # A quota may have room for some pods only: the ones without which the job cannot work are created first.
             alive = sum(not (pod.ended or pod.deleting or pod.lost) for pod in self._seen.trainers)
             indices = indices[: max(0, self._job.spec.trainer.min_replicas - alive)]
         owner = workloads.owner(self._job, self._identity)
-        # Who is nowhere yet will be where he was wanted.
-        coming = Counter(pod.wish for pod in self._seen.trainers if not (pod.node or pod.ended or pod.deleting))
+        # A pod that has no node yet is counted at its preferred node.
+        coming = Counter(
+            pod.preferred_node for pod in self._seen.trainers if not (pod.node or pod.ended or pod.deleting)
+        )
         nodes = (Counter(self._places.comes) - coming).elements()
         for pod in trainer_pods(self._job, self._identity, indices):
             made = pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}}
             node = next(nodes, None)
             yield CreatePod(with_preferred_nodes(made, [node]) if node is not None else made)
 
-    def _has_the_fewest(self) -> bool:
-        """Whether all pods exist that the job cannot work without."""
+    def _has_minimum(self) -> bool:
+        """Return whether all pods exist that the job cannot work without."""
         seen = self._seen
         servers = sum(not (pod.deleting or pod.lost) for pod in seen.servers)
         trainers = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
-        fewest = self._job.spec.trainer.min_replicas
-        return bool(seen.masters) and servers >= self._job.servers and trainers >= fewest
+        minimum = self._job.spec.trainer.min_replicas
+        return bool(seen.masters) and servers >= self._job.servers and trainers >= minimum
 
     def _deletion(self, action: DeleteTrainer) -> DeletePod:
         return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)
 
     def _trainers(self, wanted: int) -> list[TrainerPod]:
-        """As they are seen; those of the surplus that should be among the fewest are of an older template.
+        """Return the trainers; surplus ones that should be among the minimum count as pods of an older template.
 
-        A pod's priority cannot change. One that has a higher one than it needs keeps it.
+        A pod's priority cannot change. A pod whose priority is higher than necessary keeps it.
         """
         if self._identity.classes is None:
             return list(self._seen.trainers)
-        # Who has no room yet comes nevertheless, and to the lowest index that is free.
+        # Trainers without room yet will be created all the same, with the lowest free indices.
         wanted += self._places.later
         low = too_low(
             self._seen.trainers,
-            fewest=min(self._job.spec.trainer.min_replicas, wanted),
+            minimum=min(self._job.spec.trainer.min_replicas, wanted),
             wanted=wanted,
             drain=self._drain(),
             surplus=self._identity.classes[2],

@@ -1,13 +1,14 @@
-"""What a job's run policy says now: errors of the script, the deadline, how long the job stays after its end. Pure.
+"""A job's run policy: errors of the script, the deadline, and removal after the job's end. Pure.
 
-What counts as an error of the script's own, and when the count begins anew, is as on one machine: signals, memory kills
-and lost nodes are nobody's fault; a task that is committed shows that the script works, unless the last error came soon
-after a start, as a script that always fails early commits some. The count stands in the job's status, so it survives.
+The rules for errors are those of ``shoal run`` on one machine. Signals, kills by the memory limit and lost nodes are not errors
+of the script. A committed task shows that the script works and resets the count, unless the last error came within
+``_STEADY_SECONDS`` of a start: a script that always fails early commits some tasks too. The job's status stores the count, so
+it survives a restart of the operator.
 
-**Clocks of two machines are not compared.** Whether a task was committed after an error is a matter of when this process saw
-the end of the one and the count of the other, by its own clock; an operator that begins sees each of them anew, so it takes
-one more commit. Between two nodes only the order of ends matters, and only to an operator that begins: an error that it takes
-for one of before is not counted.
+**Clocks of two machines are not compared.** Whether a task was committed after an error is decided by when this process
+observed the two, by its own clock. An operator that starts observes both anew, so one more commit is necessary. Between two
+nodes only the order of ends matters, and only to an operator that starts: an error that is not later than the last counted
+one is not counted.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ __all__ = [
 ]
 
 REFUSED: Final = 78
-"""Exit code of a process of Shoal's that cannot take part in this job: a final word where nothing was trained yet."""
+"""Exit code of a Shoal process that cannot take part in this job. The job fails with it if no sample was committed yet."""
 _LONGEST_SECONDS: Final = 100 * 365 * 86400
 _NEVER_JOINED: Final = (
     "the script ended without joining the job: it never called trainer.join(), or ended before job.prepare(); a script "
     "that Shoal trains calls both"
 )
 _STEADY_SECONDS: Final = 30.0
-"""A script that failed sooner after its start has not shown that it works."""
+"""A script that failed sooner after its start than this has not shown that it works."""
 _SIGNALLED: Final = frozenset(
     128 + number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
 )
@@ -57,19 +58,19 @@ _ENDS: Final = (ConditionType.COMPLETE, ConditionType.FAILED)
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerEnd:
-    """How one life of a job's container ended.
+    """How one run of a job's container ended.
 
     Attributes:
-        pod: Its pod.
-        role: The pod's.
-        index: A trainer's; -1 for others.
-        life: The container's id.
-        seconds: How long it lived.
-        at: When it ended.
+        pod: Name of the pod.
+        role: Role of the pod.
+        index: Index of a trainer; -1 for other roles.
+        life: ID of the container.
+        seconds: How long the container ran.
+        at: When it ended, by its node's clock.
         code: Exit code.
-        words: The last that it said.
-        asked: Whether it was asked to end, by the operator or by its kubelet.
-        container: The init container that it was; empty: the one of its role.
+        words: Its termination message: the last lines of its output.
+        asked: Whether the operator or the kubelet terminated it.
+        container: Name of the init container; empty: it is the container of the role.
     """
 
     pod: str
@@ -86,13 +87,13 @@ class ContainerEnd:
 
 @dataclass(frozen=True)
 class FailureTally:
-    """Errors of the script's own in a row.
+    """Consecutive errors of the script.
 
     Attributes:
         count: How many.
-        last: When the last one was, by its node's clock.
-        end: The last one, where it is still known.
-        seen: When this process saw the last one first, in seconds that only go forward; None: not yet.
+        last: When the last one happened, by its node's clock.
+        end: The last one; None: its pod no longer has it.
+        seen: When this process first observed the last one, in seconds of a monotonic clock. None: not yet.
     """
 
     count: int = 0
@@ -102,18 +103,18 @@ class FailureTally:
 
 
 def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[ContainerEnd]:
-    """The ends that a pod still knows of: of the present life of its role's container and of the one before.
+    """Yield the ends that a pod's status has: of the present run of its role's container, and of the run before.
 
-    So of its init containers, where they fail: without them no script starts. Those by memory's end are left out: they are
-    nobody's fault.
+    Ends of init containers are included where they failed: without them no script starts. Kills by the memory limit are left
+    out, as they are not errors of the script.
 
     Args:
-        pod: As the API server has it.
-        asked: Whether it was asked to end.
+        pod: Manifest of the pod.
+        asked: Whether the pod was terminated.
     """
     role, index = label(pod, "role"), label(pod, "index")
     status = pod.get("status") or {}
-    # The kubelet gives a reason to a pod that it ends itself: evicted, over its own deadline, with its node shut down.
+    # The kubelet sets a reason on a pod that it terminates: eviction, the pod's own deadline, shutdown of the node.
     asked = asked or bool(status.get("reason"))
     own = [each for each in status.get("containerStatuses") or [] if each.get("name") == role]
     before = status.get("initContainerStatuses") or []
@@ -141,13 +142,13 @@ def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[Containe
 def newly_failed(
     before: FailureTally, ends: Iterable[ContainerEnd], *, known: Collection[str] | None
 ) -> list[ContainerEnd]:
-    """The errors of scripts among some ends that were not counted yet, oldest first.
+    """Return the script errors that were not counted yet, oldest first.
 
     Args:
-        before: As it was counted up to now.
-        ends: All that are known, in any order.
-        known: Lives whose ends were looked at before. None: nobody did since this process began, so all that is known is
-            until when was counted.
+        before: The tally so far.
+        ends: All known ends, in any order.
+        known: Container IDs of the ends that were counted before. None: this process has counted none; then the time of the
+            last counted error decides.
     """
     fresh = [end for end in ends if is_error(end) and end.life not in (known or ())]
     if known is None and before.last is not None:
@@ -163,18 +164,18 @@ def tallied(
     committed: float | None,
     now: float,
 ) -> FailureTally:
-    """Count on.
+    """Return the tally with the new errors.
 
     Args:
-        before: As it was counted up to now.
-        ends: As of `newly_failed`.
-        known: Likewise.
-        committed: When this process last saw that samples had been committed; None: it has not.
-        now: The same clock's time: seconds that only go forward.
+        before: The tally so far.
+        ends: All known ends, in any order.
+        known: Container IDs of the ends that were counted before; None: this process has counted none.
+        committed: When this process last observed a commit of samples, on the clock of `now`. None: it has observed none.
+        now: Seconds of a monotonic clock.
     """
     tally = before
     if tally.count and tally.end is None:
-        # Counted by an earlier operator; the pod may still know its words.
+        # An earlier operator process counted it; the pod may still have its termination message.
         tally = replace(tally, end=max(filter(is_error, ends), key=lambda end: end.at, default=None))
     if tally.count and tally.seen is None:
         tally = replace(tally, seen=now)
@@ -185,9 +186,9 @@ def tallied(
 
 
 def is_error(end: ContainerEnd) -> bool:
-    """Whether a script ended by its own doing, though the job is not at its end: with an error, or too early.
+    """Return whether the user's program ended by itself before the job was complete: with an error, or too early.
 
-    An init container of any role is the user's own program, too.
+    An init container of any role is the user's program too.
     """
     return (end.role == "trainer" or bool(end.container)) and not end.asked and end.code not in _SIGNALLED
 
@@ -203,13 +204,13 @@ def _renewed(tally: FailureTally, committed: float | None) -> FailureTally:
 def overrun(
     job: TrainingJob, status: Status, tally: FailureTally, refusals: Iterable[ContainerEnd], now: datetime
 ) -> Ended | None:
-    """The end that the run policy decides; None: the job may go on.
+    """Return the end that the run policy decides; None: the job goes on.
 
     Args:
-        job: As it is now.
-        status: As it was said last.
-        tally: Of the script's errors.
-        refusals: Ends with the code of a final word.
+        job: The job in force.
+        status: The status that was written last.
+        tally: The script's consecutive errors.
+        refusals: Ends with exit code `REFUSED`.
         now: The time.
     """
     refused = next(iter(refusals), None)
@@ -235,11 +236,11 @@ def _in_a_row(tally: FailureTally, end: ContainerEnd, limit: int) -> str:
 
 
 def _last(end: ContainerEnd) -> str:
-    return f"; the last words of {end.pod} (exit code {end.code}):\n{end.words}" if end.words else ""
+    return f"; the last output of {end.pod} (exit code {end.code}):\n{end.words}" if end.words else ""
 
 
 def _never_joined(status: Status) -> bool:
-    """Whether the master is up, and no trainer has ever told it what is trained."""
+    """Return whether the master runs, but no trainer has ever sent it the description of the training."""
     return status.progress is not None and status.progress.epochs is None
 
 
@@ -248,20 +249,20 @@ def _failed(reason: Reason, words: str) -> Ended:
 
 
 def active_seconds(status: Status, now: datetime) -> float:
-    """For how long a job has run, without the time that it was suspended."""
+    """Return for how many seconds a job has been active, without the time that it was suspended or queued."""
     running = (now - status.active_since).total_seconds() if status.active_since is not None else 0.0
     return (status.active_seconds or 0) + max(0.0, running)
 
 
 def clocked(status: Status, now: datetime, *, runs: bool) -> Status:
-    """The same with the deadline's clock going on or stopped.
+    """Return the status with the clock of the active deadline started or stopped.
 
-    As that of a batch Job it counts from when the job was accepted, so that it ends one that never starts, too.
+    As in a batch Job, the clock starts when the job is accepted, so the deadline also ends a job that never starts.
 
     Args:
-        status: Of now.
+        status: The status.
         now: The time.
-        runs: Whether the job should run: it was accepted, and is neither suspended nor queued nor complete.
+        runs: Whether the job should run: it is accepted, and neither suspended nor queued nor complete.
     """
     failed = any(each.type == ConditionType.FAILED for each in status.conditions)
     if runs and not failed:
@@ -272,7 +273,7 @@ def clocked(status: Status, now: datetime, *, runs: bool) -> Status:
 
 
 def said_end(status: Status) -> Ended | None:
-    """The end as the status has it: it is never taken back, whatever etcd forgets."""
+    """Return the end that the status has: it is never revoked, whatever etcd loses."""
     found = end_of(status)
     if found is None:
         return None
@@ -280,12 +281,12 @@ def said_end(status: Status) -> Ended | None:
 
 
 def end_of(status: Status) -> Condition | None:
-    """The condition that says that a job has ended."""
+    """Return the condition of type Complete or Failed that is True; None: the job has not ended."""
     return next((each for of in _ENDS for each in status.conditions if each.type == of and each.status == "True"), None)
 
 
 def removal_due(job: TrainingJob, status: Status) -> datetime | None:
-    """When a job that has ended is to be removed; None: never, or not ended."""
+    """Return when an ended job is to be deleted; None: never, or the job has not ended."""
     found, seconds = end_of(status), job.spec.run_policy.ttl_seconds_after_finished
     if found is None or seconds is None:
         return None

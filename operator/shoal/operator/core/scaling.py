@@ -1,11 +1,10 @@
-"""Which trainers a job should have, one by one. Pure: what is seen comes in, what is to be done goes out.
+"""The decision which trainers a job should have, by index. Pure.
 
-A trainer that is not wanted any more is told first, through etcd and the master: it hands its task back and ends. Its pod
-is deleted when it has ended (or is not there any more as far as the master knows). Only then is its index free: the word
-that an index shall leave would send its successor away too.
+A trainer that is no longer wanted is drained first, through etcd and the master: it returns its task and exits. Its pod is
+deleted when it has ended, or when the master does not list it as a member. The index is free only after that: a drain entry
+applies to every trainer of that index, its successor too.
 
-There is no memory: every call looks at the level of things, so an operator that was killed between any two actions goes on
-as if nothing had been.
+The decision is level-triggered and has no memory, so an operator that was killed between any two actions continues correctly.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ __all__ = ["CreateTrainer", "DeleteTrainer", "ScalingDecision", "TrainerPod", "d
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerPod:
-    """A trainer's pod as it was last seen.
+    """The last observed state of a trainer's pod.
 
     Attributes:
-        index: Its index.
-        uid: Of the pod.
-        ended: Its process has ended for good: succeeded, failed or evicted.
-        lingers: It has, and another container of the pod runs on.
-        failing: Its process has ended with an error, and is started again in place.
+        index: Index of the trainer.
+        uid: UID of the pod.
+        ended: Its process has ended for good: it succeeded, failed or was evicted.
+        lingers: Its process has ended, and another container of the pod still runs.
+        failing: Its process has ended with an error, and the kubelet restarts it.
         deleting: It is being deleted.
-        lost: Its node is gone or has not answered for too long.
-        ready: Its process runs.
-        current: It was made from the present template.
-        works: The master has it as a member.
-        cordoned: Its node takes no new pods, as one that is to be drained.
-        priority: Its PriorityClass.
-        node: Where it is; empty: nowhere yet.
-        wish: Where the plan wanted it, as long as it is nowhere.
+        lost: Its node is deleted or unreachable.
+        ready: The pod is ready.
+        current: It was created from the present template.
+        works: The master lists the trainer as a member.
+        cordoned: Its node is unschedulable, as before a drain.
+        priority: Name of its PriorityClass.
+        node: Name of its node; empty: it has none yet.
+        preferred_node: Its preferred node by the plan, as long as it has no node.
     """
 
     index: int
@@ -51,19 +50,19 @@ class TrainerPod:
     cordoned: bool = False
     priority: str = ""
     node: str = ""
-    wish: str = ""
+    preferred_node: str = ""
 
 
 @dataclass(frozen=True)
 class CreateTrainer:
-    """Make the pod of this index."""
+    """Create the pod of this index."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class DeleteTrainer:
-    """Delete this very pod; ``force`` without waiting for a kubelet that may be gone."""
+    """Delete the pod with this UID; `force`: without waiting for its kubelet, which may be unreachable."""
 
     index: int
     uid: str
@@ -72,12 +71,12 @@ class DeleteTrainer:
 
 @dataclass(frozen=True)
 class ScalingDecision:
-    """What is to be done now.
+    """The actions for a job's trainers.
 
     Attributes:
-        drain: Indices that the master shall send away: the whole list, as it should stand in etcd.
-        actions: What to do with pods.
-        tell: Whether ``drain`` differs from what stands in etcd.
+        drain: Indices that the master shall drain: the whole list, as it should be in etcd.
+        actions: Pods to create and to delete.
+        tell: Whether `drain` differs from the list in etcd.
     """
 
     drain: tuple[int, ...]
@@ -91,19 +90,19 @@ def decide(
     drain: Collection[int],
     *,
     overdue: Collection[int] = (),
-    resting: Collection[int] = (),
+    backing_off: Collection[int] = (),
     stays: Mapping[str, int] | None = None,
 ) -> ScalingDecision:
-    """Bring a job's trainers in line with how many are wanted.
+    """Decide how to bring a job's trainers to the wanted number.
 
     Args:
-        wanted: How many there shall be.
+        wanted: How many trainers the job should have.
         pods: All trainers' pods that exist, in any state; at most one per index.
-        drain: What stands in etcd now.
-        overdue: Of those that are to leave: who was told too long ago and is sent away by its kubelet now.
-        resting: Indices whose next pod is not due yet, by the back-off. Until then the former pod stays, with its reason.
-        stays: Node -> how many stay there, of a plan: who is more leaves first, and who died since then is replaced when
-            a plan knows of it, as it may be that somebody else needs the room. None: it does not matter where.
+        drain: The drain list in etcd.
+        overdue: Indices that have been in the drain list for too long; their pods are deleted, so the kubelet terminates them.
+        backing_off: Indices whose next pod is in back-off. Until it is due the former pod stays, with its reason.
+        stays: Node -> how many trainers stay there by the plan. Trainers beyond that leave first. One that has failed since the
+            plan is replaced by the next plan, as its room may be needed for another pod. None: nodes do not matter.
     """
     alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost)]
     leaving = _leaving(wanted, alive, drain, stays)
@@ -111,44 +110,44 @@ def decide(
     if stays is not None:
         missing = min(missing, wanted - sum(stays.values()) - sum(not pod.node for pod in alive))
     if len(alive) == wanted and not leaving and any(pod.cordoned for pod in alive):
-        missing = 1  # it comes elsewhere before the one on the cordoned node leaves
+        missing = 1  # the successor is created on another node before the trainer on the cordoned node leaves
     actions: list[CreateTrainer | DeleteTrainer] = []
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.lost:
             actions.append(DeleteTrainer(pod.index, pod.uid, force=True))
-        elif pod.deleting or (pod.ended and pod.index in resting):
+        elif pod.deleting or (pod.ended and pod.index in backing_off):
             continue
         elif pod.ended or (pod.index in leaving and (not pod.works or pod.index in overdue)):
             actions.append(DeleteTrainer(pod.index, pod.uid))
-    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain) | set(resting))
-    told = tuple(sorted(leaving))
-    return ScalingDecision(drain=told, actions=tuple(actions), tell=set(told) != set(drain))
+    actions += _created(missing, alive, {pod.index for pod in pods} | set(drain) | set(backing_off))
+    draining = tuple(sorted(leaving))
+    return ScalingDecision(drain=draining, actions=tuple(actions), tell=set(draining) != set(drain))
 
 
-def too_low(pods: Sequence[TrainerPod], *, fewest: int, wanted: int, drain: Collection[int], surplus: str) -> set[str]:
-    """Uids of those whose priority is too low, as too few have a higher one: the minimum was raised, or others left.
+def too_low(pods: Sequence[TrainerPod], *, minimum: int, wanted: int, drain: Collection[int], surplus: str) -> set[str]:
+    """Return the UIDs of trainers whose priority is too low, after the minimum was raised or trainers of higher priority left.
 
     Args:
         pods: All trainers' pods that exist.
-        fewest: How many have to have the higher one.
-        wanted: How many trainers there shall be.
-        drain: Who was told to leave.
+        minimum: How many trainers need the higher priority.
+        wanted: How many trainers the job should have.
+        drain: The drain list in etcd.
         surplus: The lower PriorityClass.
     """
     alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost or pod.index in drain)]
     if len(alive) == 1:
-        return set()  # better one of low priority than nobody until its successor works
-    free = set(range(fewest)) - {pod.index for pod in alive}
+        return set()  # the only trainer keeps working at low priority until another one works
+    free = set(range(minimum)) - {pod.index for pod in alive}
     coming = min(len(free), max(0, wanted - len(alive)))
     lower = sorted((pod for pod in alive if pod.priority == surplus), key=lambda pod: pod.index)
-    lacking = fewest - (len(alive) - len(lower)) - coming
+    lacking = minimum - (len(alive) - len(lower)) - coming
     return {pod.uid for pod in lower[: max(0, lacking)]}
 
 
 def _created(missing: int, alive: Sequence[TrainerPod], blocked: Collection[int]) -> list[CreateTrainer]:
-    """New pods for the lowest indices that nobody alive has; one whose former pod is not gone yet is waited for.
+    """Create pods for the lowest indices that no live trainer has, except where the former pod still exists.
 
-    So indices stay together: the first ones have the higher priority.
+    So the indices stay contiguous: the lowest ones have the higher priority.
     """
     held = {pod.index for pod in alive}
     lowest = (index for index in itertools.count() if index not in held)
@@ -158,25 +157,25 @@ def _created(missing: int, alive: Sequence[TrainerPod], blocked: Collection[int]
 def _leaving(
     wanted: int, alive: Sequence[TrainerPod], drain: Collection[int], stays: Mapping[str, int] | None
 ) -> set[int]:
-    """Who has to leave: whoever was told so already, then those who are too many, then one of an older template."""
-    told = {pod.index for pod in alive if pod.index in drain}
-    # Who does not work yet loses nothing; then the highest index, whose class of priority is the lower one.
+    """Return the indices that have to leave: those in the drain list, then those above `wanted`, then one of an older template."""
+    draining = {pod.index for pod in alive if pod.index in drain}
+    # A trainer that does not work yet loses nothing; then the highest index, whose PriorityClass is the lower one.
     rest = sorted(
-        (pod for pod in alive if pod.index not in told), key=lambda pod: (not pod.works, not pod.ready, pod.index)
+        (pod for pod in alive if pod.index not in draining), key=lambda pod: (not pod.works, not pod.ready, pod.index)
     )
     if stays is not None:
-        # Somebody else has need of the room there, or will have.
+        # The plan needs the room there for another pod, now or later.
         more = _beyond(rest, stays)
         rest.sort(key=lambda pod: pod.index in more)
     if len(rest) in {wanted, wanted + 1} and any(pod.cordoned for pod in rest):
-        return told | (_moved(rest) if len(rest) > wanted else set())
-    leaving = told | {pod.index for pod in rest[wanted:]}
-    # One at a time: who is leaving already may still be among those who work.
-    return leaving | (set() if told else _rolled(wanted, rest[:wanted]))
+        return draining | (_moved(rest) if len(rest) > wanted else set())
+    leaving = draining | {pod.index for pod in rest[wanted:]}
+    # One at a time: a trainer that is leaving may still count as a working member.
+    return leaving | (set() if draining else _rolled(wanted, rest[:wanted]))
 
 
 def _beyond(pods: Sequence[TrainerPod], stays: Mapping[str, int]) -> set[int]:
-    """Who stands where fewer are to stay; the last of them."""
+    """Return the indices of trainers above the number that stays on their node, the last ones in the order of `pods`."""
     there: dict[str, int] = {}
     more = set()
     for pod in pods:
@@ -187,14 +186,14 @@ def _beyond(pods: Sequence[TrainerPod], stays: Mapping[str, int]) -> set[int]:
 
 
 def _moved(pods: Sequence[TrainerPod]) -> set[int]:
-    """The next one that leaves a cordoned node, when those elsewhere work; what comes beside it makes up for it."""
+    """Return the next trainer to leave a cordoned node, once all others work; a successor elsewhere exists already."""
     if not all(pod.works for pod in pods if not pod.cordoned):
         return set()
     return {max((pod for pod in pods if pod.cordoned), key=lambda pod: (not pod.works, pod.index)).index}
 
 
 def _rolled(wanted: int, staying: Sequence[TrainerPod]) -> set[int]:
-    """The next one of an older template: one at a time, and none that works before its forerunner's successor does."""
+    """Return the next trainer of an older template to leave: one at a time, and a working one only if all trainers work."""
     old = [pod for pod in staying if not pod.current]
     if not old:
         return set()

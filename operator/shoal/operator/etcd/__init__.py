@@ -1,1 +1,1 @@
-"""What the operator keeps and reads in etcd."""
+"""The operator's part of etcd: set-up, root key and users, bounded reads of records, garbage collection."""

@@ -1,7 +1,7 @@
-"""The certificate by which etcd is recognised. Pure, but for the keys' randomness.
+"""The certificate of etcd and its CA. Pure, apart from the randomness of keys.
 
-The authority signs this one certificate and its key is forgotten at once: nobody can ever make a second one, so nothing has
-to guard it. Hence both are valid for long; a new authority takes their place when they near their end.
+The CA signs only this certificate, and its key is discarded at once: no second certificate can ever be signed, so no key has to
+be guarded. Hence both are valid for ten years. Before they expire, a new CA and a new certificate replace them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["Certificate", "ends", "make", "names"]
 
 LIFE: Final = timedelta(days=3650)
 _SKEW: Final = timedelta(hours=1)
-"""Clocks differ: it is valid from a little before it was made."""
+"""Clocks differ, so certificates are valid from this long before they were created."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """All in PEM form.
+    """A certificate with its CA and key, in PEM form.
 
     Attributes:
-        authority: The certificate of who vouches.
-        certificate: Etcd's own.
-        key: Its private key; kept out of every repr.
+        authority: The CA certificate.
+        certificate: The certificate of etcd.
+        key: The private key of etcd's certificate; kept out of every repr.
     """
 
     authority: bytes
@@ -39,13 +39,13 @@ class Certificate:
 
 
 def names(service: str, namespace: str, *, members: int) -> list[str]:
-    """The names under which etcd is asked: its Service's, its members' and, for who sits in the pod, this machine's."""
+    """Return the DNS names of etcd: of its Service, of its members, and localhost for clients in its pod."""
     asked = [service, *(f"{service}-{index}.{service}-members" for index in range(members))]
     return [*(f"{name}{rest}" for name in asked for rest in ("", f".{namespace}", f".{namespace}.svc")), "localhost"]
 
 
 def make(names: list[str], *, now: datetime) -> Certificate:
-    """A new authority, and the certificate for these names; members show it to each other too."""
+    """Create a CA, and a certificate for these names; members of etcd also use it to authenticate to each other."""
     above, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "shoal etcd authority")])
     usage = {"content_commitment": False, "key_encipherment": False, "data_encipherment": False,
@@ -82,10 +82,10 @@ def make(names: list[str], *, now: datetime) -> Certificate:
 
 
 def ends(certificate: bytes) -> datetime:
-    """When a certificate ends.
+    """Return when a certificate expires.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no certificate.
     """
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 

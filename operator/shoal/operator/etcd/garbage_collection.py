@@ -1,8 +1,8 @@
-"""Removes what etcd holds of jobs that are gone: their keys, their users, their roles.
+"""Garbage collection in etcd: removes the keys, users and roles of jobs that were deleted.
 
-No finalizer does it, so that a job can be deleted while no operator runs. What is in etcd is listed first and the jobs after
-that, from the API server itself: whatever was found belongs to a job of that list or to one that is gone for good, as uids do
-not come back. A job of the same name is another uid.
+There is no finalizer for it, so a job can be deleted while no operator runs. The content of etcd is listed first, and then the
+jobs from the API server itself. So everything that was found belongs to a job of that list or to a deleted one: UIDs are never
+reused. A later job of the same name has another UID.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ __all__ = ["GarbageCollector"]
 
 _EVERY_SECONDS: Final = 300.0
 _DELAY_SECONDS: Final = 5.0
-"""After a job went: its master may have a last word, and others may go at the same time."""
+"""Wait after a deletion: the job's master may still write, and other jobs may be deleted at the same time."""
 _PATIENCE_SECONDS: Final = 10.0
 
 log = logging.getLogger("shoal.operator")
 
 
 class GarbageCollector:
-    """Sweeps now and then, and soon after a job went, until a sweep finds nothing.
+    """Collects at intervals, and after each deletion of a job until a collection finds nothing.
 
-    Where jobs have no users in etcd a master that lives on for a moment writes its progress again, once a second.
+    Where jobs have no users in etcd, a master that still runs writes its progress again, once a second.
 
     Args:
-        store: Etcd, with rights to everything.
-        kube: The gateway.
-        namespaces: Which are served; none: all. Nothing of others is touched.
+        store: Client of etcd, with all rights.
+        kube: Client of the API server.
+        namespaces: The served namespaces; keys of others are not touched. Empty: all.
         guarded: Whether jobs have users in etcd.
-        every_seconds: How often.
-        delay_seconds: How long after a job went, or after a sweep that found something.
+        every_seconds: Interval, in seconds. Default: 300.
+        delay_seconds: Wait after a job was deleted, or after a collection that found something, in seconds. Default: 5.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class GarbageCollector:
         self._every = every_seconds
         self._delay = delay_seconds
         self._wanted = asyncio.Event()
-        # Jobs went while no operator looked.
+        # Jobs may have been deleted while no operator ran.
         self._wanted.set()
 
     def soon(self) -> None:
-        """A job went."""
+        """Request a collection, as a job was deleted."""
         self._wanted.set()
 
     async def run(self) -> None:
-        """Sweep until cancelled."""
+        """Collect until cancelled."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._every):
@@ -77,19 +77,19 @@ class GarbageCollector:
             try:
                 swept = await self.sweep()
             except (KubeError, StoreError) as error:
-                log.warning("etcd is not swept: %s; again in %.0f s", error, self._every)
+                log.warning("garbage collection in etcd failed: %s; next attempt in %.0f s", error, self._every)
                 continue
             if swept:
                 self.soon()
             for keys in swept:
-                log.info("swept from etcd: %s/%s, uid %s", keys.namespace, keys.name, keys.uid)
+                log.info("removed from etcd: %s/%s, uid %s", keys.namespace, keys.name, keys.uid)
 
     async def sweep(self) -> list[JobKeys]:
-        """Remove what belongs to nobody; gives whose it was.
+        """Remove the keys, users and roles of deleted jobs; return these jobs.
 
         Raises:
             KubeError: The jobs cannot be listed; nothing was removed.
-            StoreError: Etcd is away or refuses.
+            StoreError: etcd is unreachable or refuses a call.
         """
         found = await run_in_thread(self._found)
         there = {
@@ -114,7 +114,7 @@ class GarbageCollector:
         return sorted(found, key=lambda keys: keys.prefix)
 
     def _remove(self, keys: JobKeys) -> None:
-        # The user first: a master that lives on for a moment would write its keys again.
+        # The user first: a master that still runs would otherwise write its keys again.
         if self._guarded:
             self._store.accounts.within(_PATIENCE_SECONDS).remove(keys.user)
         self._store.transact([], [Delete(keys.prefix, prefix=True)], patience_seconds=_PATIENCE_SECONDS)

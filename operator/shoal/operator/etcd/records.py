@@ -1,8 +1,8 @@
-"""What stands in etcd under a job's prefix, read with bounds: a tenant with the job's user may have written any of it.
+"""The records under a job's prefix in etcd, read with bounds: a tenant with the job's user may have written any of them.
 
-A record that cannot be read changes nothing of what is known; it is said on its own job, as are keys that are none of Shoal's
-and a prefix that holds more than a job writes. No value of a key that the operator does not read is kept, and keys are only
-counted; so what a tenant writes costs the operator no memory.
+A record that cannot be read changes nothing in the cache. It is reported on its own job, as are keys that Shoal does not define
+and a prefix that holds more than a job writes. Keys are only counted, and values are kept only of the keys that the operator
+reads; so what a tenant writes costs the operator no memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "MasterRec
 
 MOST_FOREIGN_KEYS: Final = 1000
 MOST_KEYS: Final = 100_000
-"""A record is for 512 tasks: so many keys are a hundred epochs of 500,000 tasks each."""
+"""One record covers 512 tasks, so this is enough for a hundred epochs of 500,000 tasks each."""
 MOST_BYTES: Final = 16 * 2**20
 _LARGE_BYTES: Final = 256
-"""Records of tasks are smaller, and there may be many."""
+"""Records of tasks are smaller than this, and there may be many; only larger values are counted in bytes."""
 _MOST_LARGE: Final = MOST_BYTES // _LARGE_BYTES
 _LONGEST: Final = 20_000
-"""Characters of one text; the master clips its own at 16,000."""
+"""Longest text, in characters; the master clips its own texts at 16,000."""
 _MOST_MEMBERS: Final = 100_000
 _MOST: Final = 2**63 - 1
 _LATEST: Final = 32_503_680_000.0
@@ -39,20 +39,20 @@ _KEY_CHARACTERS: Final = 200
 
 
 class RecordError(Exception):
-    """A value is no record of this version of Shoal; the text says why."""
+    """A value is not a valid record of this version of Shoal; the message has the reason."""
 
 
 class MasterRecord(msgspec.Struct, frozen=True):
-    """The part of a master's election record that is of interest here."""
+    """The field of a master's election record that the operator reads."""
 
     generation: int
 
 
 def read(record: str, value: bytes) -> DesiredState | ReportedState | Ended | MasterRecord:
-    """A record that the operator reads, by its name.
+    """Decode a record that the operator reads, by its name.
 
     Raises:
-        RecordError: The value is none, or out of all bounds.
+        RecordError: The value is no such record, or exceeds a bound.
     """
     _, kind = READERS[record]
     try:
@@ -69,7 +69,7 @@ READERS: Final[Mapping[str, tuple[str, type]]] = {
     "outcome": ("ended", Ended),
     "master": ("leader", MasterRecord),
 }
-"""Name of a record -> what it is called here, and its type."""
+"""Name of a record -> the cache's attribute for it, and its type."""
 
 
 def _whole(*numbers: int) -> None:
@@ -111,7 +111,7 @@ def _ended(found: Ended) -> Ended:
 
 
 def _account(told: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The master's account as `Account` has it: numbers of samples beside the others."""
+    """Return the master's account in the form of `Account`, with the numbers of samples beside the others."""
     if told is None:
         return None
     samples = told.get("samples")
@@ -138,12 +138,12 @@ _BOUNDED: Final[Mapping[type, Callable[[Any], Any]]] = {
 
 @dataclass
 class Usage:
-    """What is under one job's prefix.
+    """The usage of etcd under one job's prefix.
 
     Attributes:
-        keys: How many.
-        foreign: How many of these are none of Shoal's.
-        bytes: How many all values together have, but for small ones.
+        keys: Number of keys.
+        foreign: Number of keys that Shoal does not define.
+        bytes: Size of all values of more than 256 bytes.
         example: One of the foreign keys, clipped.
         unread: Name of a record -> why it cannot be read.
     """
@@ -154,10 +154,10 @@ class Usage:
     example: str = ""
     unread: dict[str, str] = field(default_factory=dict)
     _large: dict[int, int] = field(default_factory=dict)
-    """Hash of a key -> bytes, of large values; so few that they are over the bound together when no more are noted."""
+    """Hash of a key -> size of its value, for large values. The table is full only when their sum exceeds the bound."""
 
     def written(self, record: str, size: int, *, created: bool) -> None:
-        """A key, named relative to the job, has a value of so many bytes now."""
+        """Count a write of a key, named relative to the job's prefix, with a value of this many bytes."""
         foreign = not JobKeys.knows(record)
         self.keys += created
         self.foreign += created and foreign
@@ -170,7 +170,7 @@ class Usage:
             self.bytes += size
 
     def removed(self, record: str) -> None:
-        """A key is gone."""
+        """Count the deletion of a key."""
         self.keys = max(0, self.keys - 1)
         self.foreign = max(0, self.foreign - (not JobKeys.knows(record)))
         self.bytes -= self._large.pop(hash(record), 0)
@@ -178,11 +178,11 @@ class Usage:
 
     @property
     def wrong(self) -> tuple[object, ...]:
-        """Changes when the complaints are about something else than before."""
+        """Changes when there are complaints about something else than before."""
         return tuple(self.unread), self.foreign > 0, tuple(over for over, _ in self._bounds())
 
     def complaints(self) -> dict[str, str]:
-        """What is to be said on the job now: what it is -> in words, with the fix."""
+        """Return the present complaints: event reason and object -> message with the fix."""
         said = {
             f"ForeignRecord {record}": f"etcd's {record} of this job is no record of this version of Shoal ({why}); what "
             "was known before stays. Its writer has the job's user in etcd: see who may read the job's Secrets"
@@ -202,7 +202,7 @@ class Usage:
         return said
 
     def _bounds(self) -> Iterator[tuple[bool, tuple[str, str]]]:
-        """Whether each is passed, what there is, and the bound."""
+        """Yield for each bound whether it is exceeded, the present usage, and the bound."""
         keys = f"{self.foreign:,} keys that are none of Shoal's"
         yield self.foreign > MOST_FOREIGN_KEYS, (keys, f"{MOST_FOREIGN_KEYS:,}")
         yield self.keys > MOST_KEYS, (f"{self.keys:,} keys", f"{MOST_KEYS:,}")

@@ -1,7 +1,7 @@
-"""What only a job's own processes may know: derived from one key, never random and never read back.
+"""The secrets of jobs: all are derived from one root key, none is random and none is read back.
 
-So a Secret that somebody deleted is made again as it was, an operator that comes after another makes the same ones, and the
-operator needs no right to read any Secret. The key lies in etcd, made by the first operator that comes.
+So a deleted Secret is created again with the same content, every operator process derives the same secrets, and the operator
+needs no right to read any Secret. The root key is in etcd; the first operator that starts creates it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ __all__ = ["DerivedSecrets", "Users"]
 
 _KEY_BYTES: Final = 32
 _PATIENCE_SECONDS: Final = 5.0
-"""How long a look waits for etcd."""
+"""Timeout of the calls to etcd in a sync."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DerivedSecrets:
-    """Derives jobs' secrets.
+    """Derives jobs' secrets from the root key.
 
     Attributes:
-        key: The operator's; kept out of every repr.
-        guarded: Whether etcd asks who is there, so that a job needs a user of its own.
-        authority: Who vouches for etcd's certificate, in PEM form; empty: etcd speaks no TLS, or anybody trusts it.
+        key: The root key; kept out of every repr.
+        guarded: Whether etcd has authentication, so that each job needs its own user.
+        authority: CA certificate of etcd, in PEM form. Empty: etcd has no TLS, or its CA is a public one.
     """
 
     key: bytes = field(repr=False)
@@ -38,10 +38,10 @@ class DerivedSecrets:
 
     @classmethod
     def open(cls, store: Store, credentials: Credentials | None) -> Self:
-        """With the key that lies in etcd, or that is laid there now.
+        """Read the root key from etcd, or create it there.
 
         Raises:
-            StoreError: etcd is away or refuses, or the key is none.
+            StoreError: etcd is unreachable or refuses the call, or the value is no root key.
         """
         store.transact([missing(OPERATOR_KEY)], [Put(OPERATOR_KEY, secrets.token_bytes(_KEY_BYTES))])
         found = store.get(OPERATOR_KEY)
@@ -53,18 +53,18 @@ class DerivedSecrets:
 
     @property
     def versions(self) -> dict[str, str]:
-        """By what a Secret is for: changes with anything that it is made of, and says nothing about it."""
+        """Version of each Secret: changes with anything that the Secret is derived from, and reveals nothing of it."""
         return {
             "token": self._derived("version")[:16],
             "etcd": self._derived(f"version {self.guarded} {self.authority}")[:16],
         }
 
     def password(self, uid: str) -> str:
-        """Of a job's user in etcd."""
+        """Return the password of a job's user in etcd."""
         return self._derived(f"etcd {uid}")
 
     def secrets(self, keys: JobKeys) -> Mapping[str, Mapping[str, str]]:
-        """The contents of a job's Secrets, by what they are for."""
+        """Return the contents of a job's Secrets, by purpose."""
         made = {"token": {"token": self._derived(f"token {keys.uid}")}}
         if self.guarded:
             authority = {"ca.crt": self.authority} if self.authority else {}
@@ -78,11 +78,11 @@ class DerivedSecrets:
 class Users:
     """Jobs' users in etcd.
 
-    Who was there when this operator began is believed to be as it should the first time: looking at each of a thousand
-    would keep etcd busy with passwords for a minute.
+    A user that existed when this process started is not checked the first time: checking each of a thousand users would
+    occupy etcd with password hashes for 60 s.
 
     Args:
-        accounts: Etcd's.
+        accounts: Manages users and roles of etcd.
     """
 
     def __init__(self, accounts: Accounts) -> None:
@@ -90,10 +90,10 @@ class Users:
         self._believed = set(self._accounts.users())
 
     def admit(self, keys: JobKeys, password: str) -> None:
-        """See that the job's user is there, with rights on the job's keys alone. Blocks.
+        """Ensure that a job's user exists, with rights on the job's keys only. Blocks.
 
         Raises:
-            StoreError: etcd is away or refuses.
+            StoreError: etcd is unreachable or refuses the call.
         """
         if keys.user in self._believed:
             self._believed.discard(keys.user)

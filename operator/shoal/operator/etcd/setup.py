@@ -1,8 +1,8 @@
-"""``python -m shoal.operator.etcd.setup``: what etcd needs before anybody may use it, made in the cluster itself.
+"""``python -m shoal.operator.etcd.setup``: creates in the cluster what etcd needs before its first use.
 
-Two Secrets: ``shoal-etcd-server`` (etcd's certificate and its key) and ``shoal-etcd-operator`` (the operator's password, and
-the authority by which it knows etcd). Then etcd's authentication is turned on. What is there already is kept, so it may run
-at any time, twice at once, or be killed anywhere; the next run does what is left.
+It creates two Secrets: ``shoal-etcd-server`` (etcd's certificate and its key) and ``shoal-etcd-operator`` (the operator's
+password, and etcd's CA certificate). Then it enables etcd's authentication. Existing objects are kept. So it may run at any
+time, twice at once, or be killed at any point; the next run does the rest.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = ["OPERATOR", "SERVER", "SetupError", "main", "secrets_of"]
 SERVER: Final = "shoal-etcd-server"
 OPERATOR: Final = "shoal-etcd-operator"
 _USER: Final = "root"
-"""Who makes the jobs' users has to be etcd's root."""
+"""etcd requires its root user for the creation of users."""
 _KEYS: Final = {SERVER: ("ca.crt", "tls.crt", "tls.key"), OPERATOR: ("username", "password", "ca.crt")}
 _SERVICE: Final = "shoal-etcd"
 _MEMBERS: Final = 3
-"""As many as an overlay has; a name too many does no harm."""
+"""Most members of the overlays in `deploy/`; a surplus name in the certificate does no harm."""
 _PASSWORD_BYTES: Final = 32
 _SOON: Final = timedelta(days=180)
 
@@ -42,16 +42,16 @@ log = logging.getLogger("shoal.setup")
 
 
 class SetupError(Exception):
-    """What is there does not fit; the message names the fix."""
+    """An existing object is not usable; the message names the fix."""
 
 
 def main() -> int:
-    """Set up; the exit code."""
+    """Run the set-up; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m shoal.operator.etcd.setup", description="Prepares etcd, once.")
-    parser.add_argument("--namespace", default="shoal-system", help="where etcd is (shoal-system)")
-    parser.add_argument("--etcd", required=True, metavar="ENDPOINT", help="etcd, as this process knows it")
+    parser.add_argument("--namespace", default="shoal-system", help="namespace of etcd (shoal-system)")
+    parser.add_argument("--etcd", required=True, metavar="ENDPOINT", help="endpoint of etcd for this process")
     parser.add_argument(
-        "--patience", type=float, default=300.0, metavar="SECONDS", help="how long etcd may be away (300)"
+        "--patience", type=float, default=300.0, metavar="SECONDS", help="how long etcd may be unreachable (300)"
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
@@ -67,18 +67,18 @@ async def _run(namespace: str, etcd: str, *, patience_seconds: float) -> None:
     async with await Kube.connect() as kube:
         operator = await secrets_of(kube, namespace, now=datetime.now(UTC))
     await asyncio.to_thread(_protect, etcd, operator, patience_seconds)
-    log.info("etcd at %s lets nobody in without a password", etcd)
+    log.info("etcd at %s requires authentication", etcd)
 
 
 async def secrets_of(kube: Kube, namespace: str, *, now: datetime) -> dict[str, bytes]:
-    """See that both Secrets are there.
+    """Ensure that both Secrets exist.
 
     Returns:
-        What is in the operator's.
+        The content of the operator's Secret.
 
     Raises:
-        KubeError: The API server refused something, or was away for too long.
-        SetupError: A Secret that is there does not fit.
+        KubeError: The API server refused a request, or was unreachable for longer than the client retries.
+        SetupError: An existing Secret is not usable.
     """
 
     def certificate() -> dict[str, bytes]:
@@ -95,7 +95,7 @@ async def secrets_of(kube: Kube, namespace: str, *, now: datetime) -> dict[str, 
     operator = await _ensure(kube, namespace, OPERATOR, login)
     if operator["ca.crt"] != server["ca.crt"]:
         raise SetupError(
-            f"Secret {OPERATOR} has another ca.crt than {SERVER}; copy it from there (docs/operations.md says how)"
+            f"Secret {OPERATOR} has another ca.crt than {SERVER}; copy it from there (see docs/operations.md)"
         )
     return operator
 
@@ -103,10 +103,10 @@ async def secrets_of(kube: Kube, namespace: str, *, now: datetime) -> dict[str, 
 async def _ensure(
     kube: Kube, namespace: str, name: str, contents: Callable[[], Mapping[str, bytes]]
 ) -> dict[str, bytes]:
-    """What is in a Secret, which is made if it is not there."""
+    """Return the content of a Secret, which is created if it does not exist."""
     found = await kube.get("Secret", name, namespace=namespace)
     if found is not None:
-        log.info("Secret %s is there", name)
+        log.info("Secret %s exists", name)
         return _opened(name, found)
     made = contents()
     manifest = {
@@ -118,12 +118,12 @@ async def _ensure(
     try:
         await kube.create(manifest)
     except KubeConflictError:
-        # Another run was faster, or an answer to our own was lost: what stands there counts.
+        # Another run was faster, or the response to this run's request was lost: the existing Secret counts.
         found = await kube.get("Secret", name, namespace=namespace)
         if found is None:
             raise
         return _opened(name, found)
-    log.info("Secret %s is made", name)
+    log.info("Secret %s is created", name)
     return dict(made)
 
 
@@ -144,7 +144,7 @@ def _look_at_end(certificate: bytes, now: datetime) -> None:
     except ValueError as error:
         raise SetupError(f"tls.crt in Secret {SERVER} is no certificate: {error}") from error
     if end - now < _SOON:
-        log.warning("etcd's certificate ends on %s; docs/operations.md says how it is renewed", end.date())
+        log.warning("etcd's certificate ends on %s; see docs/operations.md for its renewal", end.date())
 
 
 def _protect(etcd: str, operator: Mapping[str, bytes], patience_seconds: float) -> None:
@@ -156,7 +156,7 @@ def _protect(etcd: str, operator: Mapping[str, bytes], patience_seconds: float) 
         try:
             protect(password=operator["password"].decode())
         except StoreRefusedError:
-            # Another run may have turned it on between two of our calls: then all is well the second time.
+            # Another run may have enabled authentication between two calls: then the second attempt succeeds.
             protect(password=operator["password"].decode())
 
 

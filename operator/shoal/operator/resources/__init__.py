@@ -1,1 +1,1 @@
-"""Builds the objects of a job. Pure."""
+"""Builds the Kubernetes objects of a job. Pure."""

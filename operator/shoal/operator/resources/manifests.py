@@ -1,4 +1,4 @@
-"""A job's manifests with their hashes, each made once: a look needs all of them, and there are many looks at one job. Pure."""
+"""A job's manifests with their hashes, each built once: every sync needs all of them. Pure."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["HashedManifest", "JobManifests", "applied_hash"]
 
 
 def applied_hash(manifest: dict[str, Any]) -> str:
-    """Tells one version of an object from the next; kept in an annotation of it."""
+    """Return the hash of a manifest, which an annotation of the object stores."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class HashedManifest:
-    """An object as it should be."""
+    """The manifest of an object, with its hash."""
 
     content: dict[str, Any]
     hash: str
@@ -32,11 +32,11 @@ class HashedManifest:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Kind and name."""
+        """Kind and name of the object."""
         return self.content["kind"], self.content["metadata"]["name"]
 
     def held(self, fields: str) -> bool:
-        """Whether the API server's record of our fields has all of it; asked anew only for another record."""
+        """Return whether the API server's record of Shoal's fields has all fields; computed again only for another record."""
         if fields not in self._held:
             self._held.clear()
             self._held[fields] = holds(self.content, fields)
@@ -44,16 +44,16 @@ class HashedManifest:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> HashedManifest:
-        """With its hash."""
+        """Build from a manifest."""
         return cls(content, applied_hash(content))
 
 
 class JobManifests:
-    """Of one version of a job. What it gives is to be read only.
+    """The manifests of one version of a job. Callers must not change them.
 
     Args:
         job: The job.
-        identity: Its own on this cluster.
+        identity: The job's identity on this cluster.
     """
 
     def __init__(self, job: TrainingJob, identity: JobIdentity) -> None:
@@ -63,16 +63,16 @@ class JobManifests:
 
     @cached_property
     def template(self) -> str:
-        """The hash that a trainer's pod bears."""
+        """The hash label of the job's trainers' pods."""
         return pod_hash(trainer_pod(self.job, self.identity, 0))
 
     @cached_property
     def standing(self) -> tuple[HashedManifest, ...]:
-        """What stands for as long as the job."""
+        """Manifests of the objects that exist for as long as the job runs."""
         return tuple(HashedManifest.of(each) for each in workloads.standing(self.job, self.identity))
 
     def servers(self, replicas: int, nodes: Sequence[str] = ()) -> HashedManifest:
-        """The parameter servers' StatefulSet."""
+        """Return the parameter servers' StatefulSet."""
         key = ("servers", replicas, tuple(nodes))
         if key not in self._made:
             self._made[key] = HashedManifest.of(
@@ -81,7 +81,7 @@ class JobManifests:
         return self._made[key]
 
     def master(self, replicas: int, nodes: Sequence[str] = ()) -> HashedManifest:
-        """The master's Deployment."""
+        """Return the master's Deployment."""
         key = ("master", replicas, tuple(nodes))
         if key not in self._made:
             self._made[key] = HashedManifest.of(

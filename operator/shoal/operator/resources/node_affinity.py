@@ -1,6 +1,6 @@
-"""Where the plan has a pod, told to the scheduler as a wish: it binds wherever it finds better, or room at all. Pure.
+"""Preferred nodes: the scheduler prefers the node that a plan assigns to a pod, and binds the pod elsewhere if necessary. Pure.
 
-The wish is preferred node affinity, by the nodes' names. What a user's template prefers goes before it: then there is none.
+They are preferred node affinity, by node name. A user's template with preferred node affinity takes precedence.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any, Final
 __all__ = ["NODES", "preferred_node_of", "with_preferred_nodes"]
 
 NODES: Final = "shoal.dev/nodes"
-"""The annotation of a controller whose pods have such a wish: the nodes."""
+"""The annotation of a controller with the preferred nodes of its pods."""
 
 _MOST_NODES: Final = 100
-"""Named in one pod: a job with more servers than that fills its nodes anyway."""
+"""Most preferred nodes of one pod: a job with more servers than that fills its nodes anyway."""
 _NO_SPREAD: Final = {
     "maxSkew": 1,
     "topologyKey": "kubernetes.io/hostname",
@@ -24,13 +24,13 @@ _NO_SPREAD: Final = {
 
 
 def with_preferred_nodes(pod: Mapping[str, Any], nodes: Iterable[str], *, together: bool = False) -> dict[str, Any]:
-    """A pod (or a template of one) that would like to be on one of these nodes.
+    """Return a pod, or a pod template, that prefers these nodes.
 
     Args:
-        pod: With a spec.
-        nodes: Their names; none: no wish.
-        together: It may stand beside its like. The scheduler spreads a controller's pods over nodes unless they say how they
-            want to be spread, and that weighs more than our wish: a constraint that counts nobody takes its place.
+        pod: The pod, with a spec.
+        nodes: Names of the nodes. Empty: the pod is returned unchanged.
+        together: Whether pods of the same controller may share a node. By default the scheduler spreads them over nodes,
+            with more weight than their preferred nodes have; a constraint that matches no pod replaces that default.
     """
     named = list(dict.fromkeys(nodes))[:_MOST_NODES]
     spec = pod["spec"]
@@ -38,23 +38,23 @@ def with_preferred_nodes(pod: Mapping[str, Any], nodes: Iterable[str], *, togeth
     own = affinity.get("nodeAffinity") or {}
     if not named or own.get("preferredDuringSchedulingIgnoredDuringExecution"):
         return dict(pod)
-    wishes = [
+    terms = [
         {"weight": 100, "preference": {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}}
         for node in named
     ]
-    wish = {"nodeAffinity": {**own, "preferredDuringSchedulingIgnoredDuringExecution": wishes}}
+    preference = {"nodeAffinity": {**own, "preferredDuringSchedulingIgnoredDuringExecution": terms}}
     spread = (
         {} if not together or spec.get("topologySpreadConstraints") else {"topologySpreadConstraints": [_NO_SPREAD]}
     )
-    return {**pod, "spec": {**spec, "affinity": {**affinity, **wish}, **spread}}
+    return {**pod, "spec": {**spec, "affinity": {**affinity, **preference}, **spread}}
 
 
 def preferred_node_of(pod: Mapping[str, Any]) -> str:
-    """The one node that a pod would like to be on by our wish; empty: it has none, or more."""
+    """Return the one node that a pod prefers; empty: there is none, or more than one."""
     affinity = (pod.get("spec") or {}).get("affinity") or {}
-    wishes = (affinity.get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution") or []
-    if len(wishes) != 1:
+    terms = (affinity.get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution") or []
+    if len(terms) != 1:
         return ""
-    fields = (wishes[0].get("preference") or {}).get("matchFields") or []
+    fields = (terms[0].get("preference") or {}).get("matchFields") or []
     values = fields[0].get("values") or [] if fields else []
     return str(values[0]) if values else ""

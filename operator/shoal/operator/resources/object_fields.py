@@ -1,4 +1,4 @@
-"""What objects of the cluster say about themselves: plain questions to manifests. No I/O."""
+"""Reads fields of Kubernetes objects. No I/O."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = [
 
 Manifest = Mapping[str, Any]
 Place = tuple[str, str]
-"""Namespace and name."""
+"""Namespace and name of a job."""
 
 _CONTROLLERS: Final = {"trainer": "TrainingJob", "pserver": "StatefulSet", "master": "ReplicaSet"}
-"""Whose the pods of each role are."""
+"""Kind of the controller that owns the pods of each role."""
 _METADATA: Final = (
     "name", "namespace", "uid", "labels", "annotations", "ownerReferences", "deletionTimestamp", "resourceVersion",
 )  # fmt: skip
@@ -42,7 +42,7 @@ _STATUS: Final = ("phase", "reason", "message", "conditions", "initContainerStat
 
 
 def slim(manifest: Manifest) -> Manifest:
-    """An object without what nobody here asks for: thousands of them are kept."""
+    """Return an object with only the fields that the operator reads: the cache keeps thousands of objects."""
     metadata = {key: manifest["metadata"][key] for key in _METADATA if key in manifest["metadata"]}
     status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
     if manifest["kind"] == "PersistentVolumeClaim":
@@ -50,21 +50,21 @@ def slim(manifest: Manifest) -> Manifest:
         return {"metadata": metadata, "classless": classless}
     if manifest["kind"] != "Pod":
         return {"metadata": metadata, "fields": fields_of(manifest)}
-    # Once a pod is bound, where it was wanted is of no interest.
-    wish = (
+    # The preferred node of a pod is not needed once the pod is bound.
+    affinity = (
         {}
         if spec.get("nodeName")
         else with_preferred_nodes({"spec": {}}, filter(None, [preferred_node_of(manifest)]))["spec"]
     )
     return {
         "metadata": without(metadata, "annotations"),
-        "spec": {key: spec[key] for key in _SPEC if key in spec} | wish,
+        "spec": {key: spec[key] for key in _SPEC if key in spec} | affinity,
         "status": {key: status[key] for key in _STATUS if key in status},
     }
 
 
 def same(before: Manifest, after: Manifest, *, but: str = "") -> bool:
-    """Whether two versions of an object are the same but for one field."""
+    """Return whether two versions of an object are equal, apart from one field and the resource version."""
     fields = (before.keys() | after.keys()) - {but, "metadata"}
     if any(before.get(each) != after.get(each) for each in fields):
         return False
@@ -72,19 +72,19 @@ def same(before: Manifest, after: Manifest, *, but: str = "") -> bool:
 
 
 def without(mapping: Manifest, key: str) -> dict[str, Any]:
-    """A mapping but for one key."""
+    """Return a mapping without one key."""
     return {name: value for name, value in mapping.items() if name != key}
 
 
 def place_of(job: Manifest) -> Place:
-    """Where a job is."""
+    """Return the namespace and the name of a job."""
     return job["metadata"].get("namespace", "default"), job["metadata"]["name"]
 
 
 def is_pod_of(pod: Manifest, job: str, uid: str) -> bool:
-    """Whether a pod is what its labels say: by its name and its controller.
+    """Return whether a pod is the one that its labels claim, by its name and its controller.
 
-    The garbage collector sees to it that an owner of a name has the uid of the one that has this name.
+    The garbage collector deletes a pod whose owner's UID is not that of the object with the owner's name.
     """
     called, role = pod["metadata"]["name"], label(pod, "role")
     owners = pod["metadata"].get("ownerReferences") or []
@@ -101,7 +101,7 @@ def is_pod_of(pod: Manifest, job: str, uid: str) -> bool:
 
 
 def controlled(manifest: Manifest, kind: str = "", *, uid: str = "") -> bool:
-    """Whether a controller of this kind (and this one, where it is known) owns an object."""
+    """Return whether a controller of this kind, and with this UID if one is given, owns an object."""
     return any(
         each.get("controller") and (not kind or each.get("kind") == kind) and (not uid or each.get("uid") == uid)
         for each in manifest["metadata"].get("ownerReferences") or []
@@ -109,19 +109,19 @@ def controlled(manifest: Manifest, kind: str = "", *, uid: str = "") -> bool:
 
 
 def revision_of(manifest: Manifest) -> int:
-    """Its resource version; 0: it has none."""
+    """Return the resource version of an object; 0: it has none."""
     text = str(manifest["metadata"].get("resourceVersion", ""))
     return int(text) if text.isdigit() else 0
 
 
 def newer(one: Manifest, other: Manifest) -> bool:
-    """Whether one is a later version of the same object."""
+    """Return whether one is a later version of the same object than the other."""
     same = one["metadata"].get("uid") == other["metadata"].get("uid")
     return same and revision_of(one) > revision_of(other)
 
 
 def moment_of(text: object) -> datetime | None:
-    """A time as the API server writes it, in UTC; None: it is none."""
+    """Parse a time in the API server's format, to UTC; None: the text is no time."""
     try:
         found = datetime.fromisoformat(str(text)) if text else None
         return found.astimezone(UTC) if found is not None and found.tzinfo is not None else None
@@ -130,31 +130,31 @@ def moment_of(text: object) -> datetime | None:
 
 
 def phase_of(pod: Manifest) -> str:
-    """Of a pod."""
+    """Return the phase of a pod; empty: it has none yet."""
     return str((pod.get("status") or {}).get("phase", ""))
 
 
 def deleting(pod: Manifest) -> bool:
-    """Whether it is being deleted."""
+    """Return whether a pod is being deleted."""
     return pod["metadata"].get("deletionTimestamp") is not None
 
 
 def condition(manifest: Manifest, kind: str) -> Manifest:
-    """The condition of this type; empty: it has none."""
+    """Return the condition of this type; empty: the object has none."""
     conditions: list[Manifest] = (manifest.get("status") or {}).get("conditions") or []
     return next((each for each in conditions if each.get("type") == kind), {})
 
 
 def own_container(pod: Manifest) -> Manifest:
-    """The status of the container of a pod's role, which alone decides what becomes of the pod; empty: it has none yet."""
+    """Return the status of the role's container, which alone decides the pod's state; empty: it has none yet."""
     containers: list[Manifest] = (pod.get("status") or {}).get("containerStatuses") or []
     return next((each for each in containers if each.get("name") == label(pod, "role")), {})
 
 
 def ready(pod: Manifest) -> bool:
-    """Whether the container of a pod's role is ready, whatever the others are.
+    """Return whether the container of a pod's role is ready, whatever other containers report.
 
-    The cluster takes the condition away from pods of a node that is silent, whose containers look as they did.
+    The cluster sets the condition Ready to False on pods of an unreachable node; their container statuses stay as they were.
     """
     found = condition(pod, "Ready")
     others = found.get("status") == "False" and found.get("reason") == "ContainersNotReady"
@@ -162,7 +162,7 @@ def ready(pod: Manifest) -> bool:
 
 
 def unreachable(node: Manifest) -> bool:
-    """Whether nothing is heard of a node any more (its kubelet says NotReady itself when something else is wrong)."""
+    """Return whether the cluster has lost contact to a node; a kubelet that has another problem reports NotReady itself."""
     taints = (node.get("spec") or {}).get("taints") or []
     tainted = any(each.get("key") == "node.kubernetes.io/unreachable" for each in taints)
     return tainted or condition(node, "Ready").get("status") == "Unknown"

@@ -1,7 +1,7 @@
-"""The pod of each role of a job: ours, with the user's template laid upon it. Pure.
+"""Builds the pod of each role of a job: Shoal's frame, merged with the user's template. Pure.
 
-A pod passes PodSecurity `restricted` unless a user's template says otherwise; no pod has a token for the API server.
-What a job governs (names, the command's frame, tokens, addresses) cannot be changed by a template: it is laid on last.
+A pod passes PodSecurity `restricted`, unless a user's template prevents that. No pod has a token for the API server.
+A template cannot change what Shoal governs (names, the frame of the command, tokens, addresses): that is merged last.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ PROBE_PORT: Final = 7702
 GROUP: Final = "shoal.dev"
 _FOLDER: Final = "/shoal"
 OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
-"""Where the claim for the model is mounted; a relative `output.path` lies in it, and relative paths that a script saves to."""
+"""Mount path of the claim for the model; a relative `output.path`, and relative paths that a script saves to, are in it."""
 _SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own
 TOKEN_VERSION: Final = f"{GROUP}/token-version"
-"""Annotation of a job's Deployment: `JobIdentity.token`, as its processes were last made with it."""
+"""Annotation of a job's Deployment: the `JobIdentity.token` that its processes were created with."""
 SNAPSHOTS: Final = "shoal-snapshots"
-"""The claim template of the servers' snapshots."""
+"""Name of the claim template for the servers' snapshots."""
 _NEEDED: Final = ("containers", "volumes")
 _GONE_SECONDS: Final = 5
-"""How long master and servers stay bound to a node that is not ready: it takes minutes by default."""
+"""How long master and servers stay bound to a node that is not ready; Kubernetes' default is 300 s."""
 _GRACE_SECONDS: Final = {"trainer": 60, "pserver": 120, "master": 10}
-"""A trainer finishes its batch, a server writes its snapshot."""
+"""Termination grace periods: a trainer finishes its batch, a server writes its snapshot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobIdentity:
-    """What a job's pods must know beside its manifest.
+    """What a job's pods depend on beside the job's manifest.
 
     Attributes:
-        uid: The job's.
-        etcd: Endpoint, for the master.
-        guarded: Whether etcd asks who is there.
-        token: Tells one version of what jobs' tokens are made of, which lies in etcd, from the next.
-        login: The same of what masters log in to etcd with.
-        classes: The PriorityClasses of servers (and master), minimum and surplus trainers; empty: none.
-        selector: Labels that the nodes of trainers must have, beside what the job itself asks for.
+        uid: UID of the job.
+        etcd: Endpoint of etcd, for the master.
+        guarded: Whether etcd has authentication.
+        token: Version of the root key in etcd from which jobs' tokens are derived.
+        login: Version of the key from which the masters' passwords for etcd are derived.
+        classes: PriorityClasses of servers and master, of minimum trainers and of surplus trainers. None: the pods have none.
+        selector: Labels that nodes of trainers must have, beside those in the job's template.
     """
 
     uid: str
@@ -75,7 +75,7 @@ class JobIdentity:
 
 
 def names(job: TrainingJob) -> dict[str, str]:
-    """The names of a job's objects."""
+    """Return the names of a job's objects, by role."""
     name = job.metadata.name
     return {
         "master": f"{name}-master",
@@ -87,23 +87,23 @@ def names(job: TrainingJob) -> dict[str, str]:
 
 
 def secret_name(job: TrainingJob, identity: JobIdentity, what: str) -> str:
-    """The name of a job's Secret: one that neither a predecessor's nor a stranger's has, as they are never read."""
+    """Return the name of a job's Secret; no other job's Secret has it, not even a predecessor's. Secrets are never read."""
     version = {"token": identity.token, "etcd": identity.login}[what]
     tail = hashlib.sha256(f"{identity.uid} {version}".encode()).hexdigest()[:8]
     return f"{job.metadata.name}-{what}-{tail}"
 
 
 def labels(job: TrainingJob, identity: JobIdentity, role: str) -> dict[str, str]:
-    """The labels of an object of a job: the job's own, and over them those by which everything of it is found.
+    """Return the labels of a job's object: the job's own labels, overridden by those that select the job's objects.
 
-    Pods bear only ours, as a label in a pod's template that changes would restart the pod; a user's labels of pods stand
-    in ``template.metadata.labels``.
+    Pods have only the latter: a changed label in a pod template would restart the pods. A user's labels of pods are in
+    ``template.metadata.labels``.
     """
     return {**job.metadata.labels, **own_labels(job, identity, role)}
 
 
 def own_labels(job: TrainingJob, identity: JobIdentity, role: str) -> dict[str, str]:
-    """The labels by which everything of a job is found."""
+    """Return the labels that select a job's objects."""
     return {
         "app.kubernetes.io/part-of": "shoal",
         "app.kubernetes.io/component": role,
@@ -114,12 +114,12 @@ def own_labels(job: TrainingJob, identity: JobIdentity, role: str) -> dict[str, 
 
 
 def label(manifest: Mapping[str, Any], name: str) -> str:
-    """One of our labels of any object; empty: it has none."""
+    """Return one of Shoal's labels of an object; empty: it has none."""
     return str((manifest["metadata"].get("labels") or {}).get(f"{GROUP}/{name}", ""))
 
 
 def trainer_pod(job: TrainingJob, identity: JobIdentity, index: int) -> dict[str, Any]:
-    """A trainer's Pod, by its index."""
+    """Return the Pod of the trainer with this index."""
     spec = job.spec
     command = [*spec.command, *spec.args]
     seed = [_env("SHOAL_SEED", str(spec.seed))] if spec.seed is not None else []
@@ -152,7 +152,7 @@ def trainer_pod(job: TrainingJob, identity: JobIdentity, index: int) -> dict[str
 
 
 def trainer_pods(job: TrainingJob, identity: JobIdentity, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Trainers' Pods, by their indices: the same as one by one, from one that is made only once."""
+    """Yield trainers' Pods, by index: equal to those of `trainer_pod`, but derived from one of them."""
     first: dict[str, Any] | None = None
     for index in indices:
         if first is None:
@@ -161,7 +161,7 @@ def trainer_pods(job: TrainingJob, identity: JobIdentity, indices: Iterable[int]
 
 
 def _with_index(pod: dict[str, Any], job: TrainingJob, identity: JobIdentity, index: int) -> dict[str, Any]:
-    """The same trainer's pod with another index; what is not of the index is shared."""
+    """Return a trainer's pod with another index; parts that do not depend on the index are shared."""
     own, *others = pod["spec"]["containers"]
     env = [_env("SHOAL_INDEX", str(index)) if each.get("name") == "SHOAL_INDEX" else each for each in own["env"]]
     spec = {**pod["spec"], "containers": [{**own, "env": env}, *others]}
@@ -177,10 +177,10 @@ def _class(job: TrainingJob, classes: tuple[str, str, str], index: int) -> str:
 
 
 def server_pod(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
-    """The pod template of the parameter servers' StatefulSet."""
+    """Return the pod template of the parameter servers' StatefulSet."""
     part = job.spec.parameter_server
     assert part is not None
-    # The index comes from the label that a StatefulSet gives its pods (Kubernetes 1.28).
+    # A StatefulSet gives its pods a label with their index (Kubernetes 1.28).
     index = {
         "name": "SHOAL_INDEX",
         "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['apps.kubernetes.io/pod-index']"}},
@@ -215,7 +215,7 @@ def server_pod(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
     )
     source: dict[str, Any] | None = None
     if part.empty_dir is not None:
-        # Its node may come back, and the snapshots with it: the pod stays as long as the cluster's own rule has it.
+        # The node may return, with the snapshots: the pod stays for as long as the cluster's default tolerations allow.
         source = {"emptyDir": part.empty_dir.model_dump(by_alias=True, exclude_unset=True, mode="json")}
     else:
         made["spec"]["tolerations"] = [*made["spec"].get("tolerations", []), *_leaves_lost_nodes()]
@@ -226,7 +226,7 @@ def server_pod(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
 
 
 def master_pod(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
-    """The pod template of the master's Deployment."""
+    """Return the pod template of the master's Deployment."""
     manifest, login = f"{_FOLDER}/job/job.json", f"{_FOLDER}/etcd"
     container = _without_none(
         {
@@ -245,7 +245,7 @@ def master_pod(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
     part = job.spec.master
     ours = {"env": [_env("SHOAL_INDEX", "0")]}
     made = _pod(job, identity, "master", container, ours, template=part.template, resources=part.resources)
-    # What else lies there is the operator's.
+    # The ConfigMap's other keys are for the operator only.
     items = [{"key": "job.json", "path": "job.json"}]
     _mount(made, "job", {"configMap": {"name": names(job)["job"], "items": items}}, f"{_FOLDER}/job")
     if identity.guarded:
@@ -257,7 +257,7 @@ def master_pod(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
 
 
 def pod_hash(pod: dict[str, Any]) -> str:
-    """Tells one version of a trainer's pod from the next; its index, name and priority are left out."""
+    """Return a hash of a trainer's pod, without its index, name and priority."""
     spec = {key: value for key, value in pod["spec"].items() if key != "priorityClassName"}
     containers = [
         {**each, "env": [variable for variable in each.get("env", []) if variable.get("name") != "SHOAL_INDEX"]}
@@ -277,7 +277,7 @@ def _pod(
     template: dict[str, Any] | None,
     resources: Resources | None,
 ) -> dict[str, Any]:
-    """The frame of every role's pod, the user's template upon it, and what we govern upon that."""
+    """Merge the frame of every role's pod with the user's template, and then with what Shoal governs."""
     frame = _frame(job, role, container, resources)
     made = merged(frame, _with_parts(template or {}))
     governed = {
@@ -289,7 +289,7 @@ def _pod(
         },
     }
     made = merged(made, governed)
-    # The role's own container is the first: `kubectl logs` and `exec` take it without being told.
+    # The role's container is the first one: it is the default of `kubectl logs` and `kubectl exec`.
     made["spec"]["containers"].sort(key=lambda each: each.get("name") != role)
     _mount(made, "token", _secret(job, identity, "token"), f"{_FOLDER}/token")
     _give_scratch(made)
@@ -297,7 +297,7 @@ def _pod(
 
 
 def _give_scratch(pod: dict[str, Any]) -> None:
-    """A writable /tmp for a root that is read-only, unless the template has one: PyTorch and most libraries need it."""
+    """Mount a writable /tmp if the root is read-only and the template has none: PyTorch and most libraries need it."""
     own = pod["spec"]["containers"][0]
     mounted = {posixpath.normpath(str(each.get("mountPath"))) for each in own.get("volumeMounts") or []}
     if (own.get("securityContext") or {}).get("readOnlyRootFilesystem") and _SCRATCH not in mounted:
@@ -305,7 +305,7 @@ def _give_scratch(pod: dict[str, Any]) -> None:
 
 
 def _with_parts(template: dict[str, Any]) -> dict[str, Any]:
-    """A template in which a null removes no part that a pod must have."""
+    """Return a template without nulls that would remove a part that a pod must have."""
     found = {key: value for key, value in template.items() if value is not None}
     spec = found.get("spec", {})
     found["spec"] = {key: value for key, value in spec.items() if value is not None or key not in _NEEDED}
@@ -331,7 +331,7 @@ def _frame(job: TrainingJob, role: str, container: dict[str, Any], resources: Re
                         **container,
                         "resources": asked,
                         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                        # What it said last stands in the pod's status, for the job's conditions.
+                        # The last lines of its output are then in the pod's status, for the job's conditions.
                         "terminationMessagePolicy": "FallbackToLogsOnError",
                         "volumeMounts": [{"name": "shoal-shm", "mountPath": "/dev/shm"}],  # noqa: S108 - the pod's own
                     }
@@ -373,14 +373,14 @@ def _leaves_lost_nodes() -> list[dict[str, Any]]:
 
 
 def _mount(pod: dict[str, Any], name: str, source: dict[str, Any] | None, path: str, *, written: bool = False) -> None:
-    """Give the role's container a volume; the names of ours begin with `shoal-`, so that a user's never clash.
+    """Mount a volume in the role's container. Shoal's volumes are named `shoal-...`, so they never clash with a user's.
 
     Args:
-        pod: Is changed.
-        name: Of the volume.
-        source: Where it comes from; None: a claim template of the same name.
-        path: In the container.
-        written: Whether the container may write to it.
+        pod: The pod; it is changed.
+        name: Name of the volume, without the prefix.
+        source: Source of the volume. None: a claim template of the same name.
+        path: Mount path in the container.
+        written: Whether the container may write to the volume. Default: it may not.
     """
     if source is not None:
         pod["spec"]["volumes"].append({"name": f"shoal-{name}", **source})
@@ -389,17 +389,17 @@ def _mount(pod: dict[str, Any], name: str, source: dict[str, Any] | None, path: 
 
 
 def _probe(**numbers: int) -> dict[str, Any]:
-    """A question to the process itself whether it does its work (`shoal.transport.liveness_probe`)."""
+    """Return an HTTP probe of the process, which reports whether it makes progress (`shoal.transport.liveness_probe`)."""
     return {"httpGet": {"path": "/", "port": PROBE_PORT}, "timeoutSeconds": 5, **numbers}
 
 
 def _alive() -> dict[str, Any]:
-    """A process that fails it is hung: it would not use the time in which others leave in good order."""
+    """Return the liveness probe. A process that fails it hangs, and would not use the grace period of an orderly exit."""
     return _probe(periodSeconds=10, failureThreshold=3, terminationGracePeriodSeconds=5)
 
 
 def _starts() -> dict[str, Any]:
-    """Until it is answered once no other probe counts: importing torch takes seconds, or a minute on a slow disk."""
+    """Return the startup probe, which delays the others: importing torch takes seconds, or 60 s on a slow disk."""
     return _probe(periodSeconds=1, failureThreshold=300)
 
 

@@ -1,4 +1,4 @@
-"""Puts a user's pod template and ours together. Pure."""
+"""Merges a user's pod template with Shoal's. Pure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _KEYS: Final = {
     "volumeMounts": "mountPath",
     "ports": "containerPort",
 }
-"""Lists whose items are known by one of their fields, as in Kubernetes' own strategic merge."""
+"""Lists that are merged by a key of their items, as in Kubernetes' strategic merge."""
 _PROBES: Final = {"livenessProbe", "readinessProbe", "startupProbe"}
 _ASK: Final = {"httpGet", "tcpSocket", "exec", "grpc"}
-"""How a probe asks: it has one of these, so that one of ``over`` takes the place of another one of ``base``."""
+"""Handlers of a probe. A probe has exactly one, so one of ``over`` replaces another one of ``base``."""
 
 
 def merged(base: Any, over: Any, *, field: str = "") -> Any:
-    """``over`` laid upon ``base``: mappings field by field, lists of known items item by item, all else replaced.
+    """Merge ``over`` into ``base``: mappings by field, lists with a merge key by item; all other values are replaced.
 
-    An item that only one of them has is kept; those of ``base`` come first. A field that is null in ``over`` is removed, as
-    in Kubernetes' own merge.
+    An item that only one of them has is kept; items of ``base`` come first. A field that is null in ``over`` is removed, as
+    in Kubernetes' strategic merge.
     """
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         if field in _PROBES and over.keys() & _ASK:

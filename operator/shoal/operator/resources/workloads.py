@@ -1,4 +1,4 @@
-"""Everything of a job on a cluster but its trainers: made from the manifest, applied as a whole each time. Pure."""
+"""Builds all objects of a job except its trainers, from its manifest; each is applied as a whole. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["budgets", "manifest_for_pods", "master", "owner", "servers", "standi
 
 
 def owner(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
-    """The reference by which everything goes with the job."""
+    """Return the owner reference by which objects are deleted with the job."""
     return {
         "apiVersion": job.api_version,
         "kind": job.kind,
@@ -42,7 +42,7 @@ def owner(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
 
 
 def standing(job: TrainingJob, identity: JobIdentity) -> list[dict[str, Any]]:
-    """What stands for as long as the job: account, manifest for the master, Services."""
+    """Return the objects that exist for as long as the job runs: ServiceAccount, ConfigMap, Services, budgets."""
     known = names(job)
     return [
         _object(
@@ -67,9 +67,9 @@ _MASTERS: Final = ("command", "strategy", "epochs", "seed", "checkpoint", "outpu
 
 
 def manifest_for_pods(job: TrainingJob) -> dict[str, Any]:
-    """The manifest as the master gets it: what is its business alone, as it starts anew when one word of it changes.
+    """Return the manifest for the master: only the fields that it reads, as a change of the manifest restarts it.
 
-    A relative `output.path` lies on the claim.
+    A relative `output.path` is on the claim.
     """
     mapping = job.to_mapping()
     spec = {key: value for key, value in mapping["spec"].items() if key in _MASTERS}
@@ -88,9 +88,9 @@ def _job_file(job: TrainingJob) -> str:
 
 
 def master(job: TrainingJob, identity: JobIdentity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
-    """The master's Deployment: never two at once, though two would do no harm; `nodes` as with `servers`."""
+    """Return the master's Deployment: one pod at a time, though two would do no harm. For `nodes` see `servers`."""
     pod = master_pod(job, identity)
-    # A master reads its manifest once.
+    # A master reads its manifest only when it starts.
     read = {f"{GROUP}/manifest": hashlib.sha256(_job_file(job).encode()).hexdigest()[:16]}
     pod["metadata"]["annotations"] = pod["metadata"].get("annotations", {}) | read
     spec = {
@@ -106,14 +106,14 @@ def master(job: TrainingJob, identity: JobIdentity, *, replicas: int, nodes: Seq
 
 
 def servers(job: TrainingJob, identity: JobIdentity, *, replicas: int, nodes: Sequence[str] = ()) -> dict[str, Any]:
-    """The parameter servers' StatefulSet, with a claim for the snapshots of each.
+    """Return the parameter servers' StatefulSet, with a claim for the snapshots of each server.
 
     Args:
-        job: Whose.
-        identity: The job's.
-        replicas: How many.
-        nodes: Where the plan had them when they were first made. That stands in an annotation, for it must not change: a
-            template that changes is a roll-out.
+        job: The job.
+        identity: The job's identity on this cluster.
+        replicas: Number of servers.
+        nodes: Their preferred nodes when they were first created. An annotation stores them, as they must not change: a
+            changed template causes a rollout.
     """
     part = job.spec.parameter_server
     assert part is not None
@@ -124,11 +124,11 @@ def servers(job: TrainingJob, identity: JobIdentity, *, replicas: int, nodes: Se
         "selector": _selector(job, identity, "pserver"),
         "template": with_preferred_nodes(server_pod(job, identity), nodes, together=True),
         "revisionHistoryLimit": 1,
-        # Claims belong to the job: they outlive this object, and go with the job alone.
+        # The job owns the claims: they outlive the StatefulSet, and are deleted with the job.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
     }
     if part.claim is not None:
-        # A successor of the same name waits for those that bear the label. Nothing in it may ever change.
+        # A later job of the same name waits until claims with this label are deleted. A claim template is immutable.
         metadata = {
             "name": SNAPSHOTS,
             "labels": {f"{GROUP}/job": job.metadata.name},
@@ -140,14 +140,14 @@ def servers(job: TrainingJob, identity: JobIdentity, *, replicas: int, nodes: Se
 
 
 def _remembered(made: dict[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
-    """An object whose pods were to prefer these nodes."""
+    """Annotate an object with the preferred nodes of its pods."""
     if nodes:
         made["metadata"].setdefault("annotations", {})[NODES] = ",".join(nodes)
     return made
 
 
 def budgets(job: TrainingJob, identity: JobIdentity) -> list[dict[str, Any]]:
-    """What a drain leaves to the job: its minimum of trainers, and servers that hold their snapshots in their pods."""
+    """Return the PodDisruptionBudgets: for the minimum of trainers, and for servers with snapshots in their pods."""
     if job.spec.run_policy.disruption_budget == "None":
         return []
     limits: dict[str, dict[str, Any]] = {"trainer": {"minAvailable": job.spec.trainer.min_replicas}}

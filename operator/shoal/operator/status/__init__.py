@@ -1,1 +1,1 @@
-"""What is reported of a job: conditions, reasons and events."""
+"""Reports on jobs: conditions, reasons, events, and the writer of them."""

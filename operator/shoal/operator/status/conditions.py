@@ -1,19 +1,19 @@
-"""What a TrainingJob's status says, from what is observed. Pure; its only memory is the status that was written before.
+"""A TrainingJob's status, from its observed state. Pure; its only memory is the status that was written before.
 
-The status never lies. What that means here:
+The status never reports anything that is not known to be true:
 
-- What is not known is absent or Unknown. Counts are of what is known to be: a trainer is ready when its kubelet says that
-  its process runs and the master says that it is a member.
-- A job that is not accepted is said to be just that; what was history before (times, failures, account, end) stays.
-- An older generation of the spec than was spoken of before is an old view, and says nothing.
-- A master with nothing to report says why within seconds. So a record without a word why, and not written again for
-  ``QUIET``, is of a master that nobody hears; so is one of an earlier master, of one whose pod is not ready, and any
-  while etcd is away. Then Progressing is Unknown, the counts stay as they were last said, and what is said of the
-  present (rate, estimated end) is absent.
-- The estimated end counts from the last commit. One that has passed was wrong, and is absent.
-- A task may take longer than a master's patience: Progressing is False when nothing was committed for ``STILL``.
-- Complete needs the master's word and a script that came to its good end. Complete and Failed are never taken back.
-- A state is what the conditions say together; a reason is from the documented list, a pod's own is in the message.
+- What is not known is absent or Unknown. A trainer counts as ready when its kubelet reports that its process runs and the
+  master reports that it is a member.
+- A job that is not accepted has Accepted False or Unknown; its history (times, failures, account, end) stays.
+- A spec of an older generation than the last status is a stale read, and changes nothing.
+- A master with nothing to report reports why within seconds. So a record without a reason that was not written for ``QUIET``
+  is of a master that does not report. So is a record of an earlier master, or of one whose pod is not ready, and every record
+  while etcd is unreachable. Then Progressing is Unknown, the counts stay as they were last reported, and the values of the
+  present (rate, estimated end) are absent.
+- The estimated end counts from the last commit. An estimate in the past was wrong, and is absent.
+- A task may take longer than the master's timeout: Progressing is False when nothing was committed for ``STILL``.
+- Complete needs the master's report and a script that exited with code 0. Complete and Failed are never revoked.
+- A state follows from all conditions together. A reason is one of the documented ones; a pod's own reason is in the message.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from shoal.operator.status.reasons import PodProblem, clipped, in_order, listed,
 __all__ = ["QUIET", "STILL", "PodProblem", "status_of"]
 
 QUIET: Final = timedelta(seconds=15)
-"""A master with nothing to report says why after two seconds, and writes once a second."""
+"""A master with nothing to report reports why after 2 s, and writes its record once a second."""
 STILL: Final = timedelta(seconds=30)
 _FARTHEST: Final = timedelta(days=3650)
-"""An estimate beyond it says nothing."""
+"""A later estimated end is omitted."""
 _LONGEST: Final = 1000
-"""Characters of what others say."""
+"""Longest text of another component, in characters."""
 _MOST: Final = 2**63 - 1
 _IN_PODS: Final = (
-    "the model lies in the servers' pods (spec.parameterServer.emptyDir): it is lost with a pod or its node"
+    "the model is stored in the servers' pods (spec.parameterServer.emptyDir): it is lost with a pod or its node"
 )
 
 
 @dataclass(frozen=True)
-class _Said:
+class _UntimedCondition:
     """A condition without its times."""
 
     status: Literal["True", "False", "Unknown"]
@@ -76,26 +76,26 @@ def status_of(
     generation: int,
     seen: Observed,
     wanted: int,
-    troubles: Sequence[PodProblem],
+    problems: Sequence[PodProblem],
     refused: str,
     now: datetime,
     before: Status,
     facts: Facts = _NOTHING,
 ) -> Status:
-    """What is to be said of a job.
+    """Return the status of a job.
 
     Args:
-        job: The one in force; None: none was ever accepted.
-        generation: Of this spec.
-        seen: Of the cluster and etcd. An end that the operator itself decided has one of the documented reasons before a
-            colon, as in ``Ended("Failed", "DeadlineExceeded: 3600 s are over")``.
-        wanted: How many trainers there should be; fewer than the minimum: the job waits in line.
-        troubles: Of its pods, now.
-        refused: Why the newest spec is not accepted, with a documented reason before a colon or else InvalidSpec; empty: it
-            is. The job is the one in force then: the last that was accepted.
-        now: The time, with a zone.
-        before: What was said last.
-        facts: What else is known.
+        job: The job in force. None: no spec was ever accepted.
+        generation: Generation of the newest spec.
+        seen: The observed state. The reason of an end that the operator decided starts with a documented reason and a colon,
+            as in ``Ended("Failed", "DeadlineExceeded: 3600 s are over")``.
+        wanted: How many trainers there should be. Fewer than the minimum: the job is queued.
+        problems: The present problems of its pods.
+        refused: Why the newest spec is not accepted: a documented reason and a colon, or else InvalidSpec applies. Empty: it
+            is accepted. If it is not, `job` is the last accepted one.
+        now: The time, with a time zone.
+        before: The status that was written last.
+        facts: Further facts.
     """
     if before.observed_generation is not None and generation < before.observed_generation:
         return before
@@ -118,7 +118,7 @@ def status_of(
         untouched = not (seen.trainers or seen.servers or seen.masters or seen.applied or before.start_time)
         state, decides = State.PENDING if untouched else None, ConditionType.ACCEPTED
     else:
-        look = _Look(job, seen, wanted, troubles, facts, now, before, final)
+        look = _JobStatus(job, seen, wanted, problems, facts, now, before, final)
         said, stands = look.conditions() | {ConditionType.ACCEPTED: _accepted(refused, job)}, look.filled(history)
         state, decides = look.state(said)
     conditions = _stamped(said, before, final, generation, now)
@@ -128,17 +128,21 @@ def status_of(
     return clocked(after, now, runs=runs)
 
 
-def _accepted(refused: str, job: TrainingJob | None = None) -> _Said:
+def _accepted(refused: str, job: TrainingJob | None = None) -> _UntimedCondition:
     if not refused:
-        return _Said("True", Reason.VALID, _IN_PODS if job is not None and in_pods(job) else "")
-    reason, words = reason_of(ConditionType.ACCEPTED, refused)
-    return _Said("Unknown" if reason is Reason.NOT_CHECKED else "False", reason, words)
+        return _UntimedCondition("True", Reason.VALID, _IN_PODS if job is not None and in_pods(job) else "")
+    reason, message = reason_of(ConditionType.ACCEPTED, refused)
+    return _UntimedCondition("Unknown" if reason is Reason.NOT_CHECKED else "False", reason, message)
 
 
 def _stamped(
-    said: Mapping[ConditionType, _Said], before: Status, final: Condition | None, generation: int, now: datetime
+    said: Mapping[ConditionType, _UntimedCondition],
+    before: Status,
+    final: Condition | None,
+    generation: int,
+    now: datetime,
 ) -> list[Condition]:
-    """One entry per type. A clock that went back moves no transition back; an end stays as it was said."""
+    """Return one condition per type. A clock that is set back moves no transition back; an end stays as it was reported."""
     old = {each.type: each for each in before.conditions}
     conditions = []
     for of in ConditionType:
@@ -158,7 +162,7 @@ def _stamped(
 def _concluded(
     stands: Status, conditions: list[Condition], state: State | None, decides: ConditionType, now: datetime
 ) -> Status:
-    """With what follows from the conditions."""
+    """Add the state and the times that follow from the conditions."""
     by_type = {each.type: each for each in conditions}
     running = by_type.get(ConditionType.RUNNING)
     complete = by_type.get(ConditionType.COMPLETE)
@@ -180,9 +184,9 @@ def _concluded(
 
 
 def _last_step(seen: Observed, facts: Facts, before: Status) -> datetime | None:
-    """When samples were last seen to be committed, by an operator's clock: the master's may be another.
+    """Return when a commit of samples was last observed, by the operator's clock: the master's may differ.
 
-    An operator that has just begun takes the word of the one before, as long as no sample has come since.
+    An operator that has just started keeps the time of its predecessor, as long as no sample was committed since.
     """
     if seen.published is None or facts.moved is None:
         return None
@@ -196,15 +200,15 @@ def _alive(pods: Sequence[ServerPod]) -> list[ServerPod]:
     return [pod for pod in pods if not (pod.lost or pod.deleting)]
 
 
-class _Look:
-    """One look at a job that was accepted."""
+class _JobStatus:
+    """The status of one job with a spec in force."""
 
     def __init__(
         self,
         job: TrainingJob,
         seen: Observed,
         wanted: int,
-        troubles: Sequence[PodProblem],
+        problems: Sequence[PodProblem],
         facts: Facts,
         now: datetime,
         before: Status,
@@ -218,29 +222,29 @@ class _Look:
         self._stopped = self._ended or job.spec.suspend
         self._wanted = 0 if self._stopped else wanted
         self._keeps = not self._ended and in_pods(job)
-        """A job that is suspended keeps its servers and its master."""
-        # Trainers end by themselves when all is done: the last one writes the model.
+        """Whether a suspended job keeps its servers and its master."""
+        # Trainers exit by themselves when all samples are committed; one of them has to write the model.
         self._need = 1 if self._saving else job.spec.trainer.min_replicas
-        found = in_order(troubles)
+        found = in_order(problems)
         self._unplaced = [each for each in found if each.before_node]
-        self._unwell = [each for each in found if not each.before_node]
+        self._not_running = [each for each in found if not each.before_node]
         self._trainers = [pod for pod in seen.trainers if not (pod.ended or pod.deleting or pod.lost)]
         self._runs = sum(pod.ready for pod in self._trainers)
-        # Who writes the model is no member any more.
+        # A trainer that writes the model is no longer a member.
         self._works = sum(pod.ready and (pod.works or self._saving) for pod in self._trainers)
-        # A StatefulSet adopts whatever is called like one of its own, and then ends it as one too many.
+        # A StatefulSet adopts any pod with one of its names, and then deletes it as a surplus one.
         due = {f"{job.metadata.name}-pserver-{index}" for index in range(job.servers)}
         self._servers = [pod for pod in _alive(seen.servers) if pod.name in due]
         self._serve = [self._serves(pod) for pod in self._servers]
         self._master = self._answers()
         self._moved = _last_step(seen, facts, before)
         self._why = clipped(seen.published.why, _LONGEST) if seen.published is not None else ""
-        self._deaf = self._why_deaf()
+        self._stale = self._stale_condition()
 
-    # --- Who is there ---
+    # --- Processes ---
 
     def _serves(self, pod: ServerPod) -> bool | None:
-        """By the kubelet's word and the master's, as far as they have spoken."""
+        """Return whether a server is ready, by its kubelet and by the master; None: neither has reported."""
         known = []
         if self._facts.ready is not None:
             known.append(pod.name in self._facts.ready)
@@ -254,67 +258,73 @@ class _Look:
             return None if alive else False
         return any(pod.name in self._facts.ready for pod in alive)
 
-    def _why_deaf(self) -> _Said | None:
-        """Why the master's record does not speak of the present; None: it does."""
+    def _stale_condition(self) -> _UntimedCondition | None:
+        """Return the condition to report when the master's record is not about the present; None: it is."""
         published, facts = self._seen.published, self._facts
         if not facts.etcd:
-            return _Said("Unknown", Reason.ETCD_UNREACHABLE, "what is said of progress and members is of before")
+            return _UntimedCondition("Unknown", Reason.ETCD_UNREACHABLE, "progress and members are as last reported")
         if published is None:
-            return _Said("Unknown", Reason.NO_NEWS, "no master has said anything yet")
+            return _UntimedCondition("Unknown", Reason.NO_NEWS, "no master has reported yet")
         if facts.generation is not None and published.generation < facts.generation:
-            return _Said("Unknown", Reason.NO_NEWS, "a new master has begun, and has not said anything yet")
+            return _UntimedCondition("Unknown", Reason.NO_NEWS, "a new master has started, and has not reported yet")
         if self._master is False:
-            return _Said("Unknown", Reason.NO_NEWS, "the master is not ready")
+            return _UntimedCondition("Unknown", Reason.NO_NEWS, "the master is not ready")
         heard = facts.heard
         if not (published.why or self._saving) and heard is not None and self._now - heard > QUIET:
-            return _Said("Unknown", Reason.NO_NEWS, "the master neither reports progress nor says why there is none")
+            return _UntimedCondition(
+                "Unknown", Reason.NO_NEWS, "the master reports neither progress nor why there is none"
+            )
         return None
 
     # --- Conditions ---
 
-    def conditions(self) -> dict[ConditionType, _Said]:
-        """All but the times."""
+    def conditions(self) -> dict[ConditionType, _UntimedCondition]:
+        """Return all conditions but Accepted, without their times."""
         said = {
             ConditionType.SCHEDULED: self._scheduled(),
             ConditionType.RUNNING: self._running(),
             ConditionType.PROGRESSING: self._progressing(),
         }
         if self._facts.autoscaled is not None and not self._stopped:
-            reason, words = self._facts.autoscaled
+            reason, message = self._facts.autoscaled
             follows = reason is Reason.FOLLOWING
-            said[ConditionType.AUTOSCALED] = _Said("True" if follows else "False", reason, clipped(words, _LONGEST))
+            said[ConditionType.AUTOSCALED] = _UntimedCondition(
+                "True" if follows else "False", reason, clipped(message, _LONGEST)
+            )
         suspended = self._suspended()
         if suspended is not None:
             said[ConditionType.SUSPENDED] = suspended
         ended = self._seen.ended
         if ended is not None and self._ended and self._final is None:
             if ended.state == "Complete":
-                said[ConditionType.COMPLETE] = _Said(
+                said[ConditionType.COMPLETE] = _UntimedCondition(
                     "True", Reason.ALL_SAMPLES_COMMITTED, clipped(ended.reason, _LONGEST)
                 )
             else:
-                said[ConditionType.FAILED] = _Said("True", *reason_of(ConditionType.FAILED, ended.reason))
+                said[ConditionType.FAILED] = _UntimedCondition("True", *reason_of(ConditionType.FAILED, ended.reason))
         return said
 
-    def _scheduled(self) -> _Said:
+    def _scheduled(self) -> _UntimedCondition:
         if self._stopped:
-            return _Said("False", Reason.NO_PODS_WANTED)
+            return _UntimedCondition("False", Reason.NO_PODS_WANTED)
         if self._wanted < self._need and not self._saving:
-            return _Said("False", Reason.QUEUED, self._facts.why)
-        words = words_of(self._unplaced)
+            return _UntimedCondition("False", Reason.QUEUED, self._facts.why)
+        message = words_of(self._unplaced)
         if self._all_placed():
-            return _Said("True", Reason.PODS_PLACED, words)
+            return _UntimedCondition("True", Reason.PODS_PLACED, message)
         known = next((each.known for each in self._unplaced if each.known is not None), None)
         if known is not None:
-            return _Said("False", known, words)
+            return _UntimedCondition("False", known, message)
         lacking = self._lacking()
         if lacking:
-            return _Said("False", Reason.PODS_PENDING, f"not made yet: {lacking}")
-        return _Said("Unknown", Reason.PODS_PENDING, "the scheduler has not placed all pods yet")
+            return _UntimedCondition("False", Reason.PODS_PENDING, f"not created yet: {lacking}")
+        return _UntimedCondition("Unknown", Reason.PODS_PENDING, "the scheduler has not placed all pods yet")
 
     def _all_placed(self) -> bool:
-        """A pod that lives, or that a kubelet says is unwell, has a node."""
-        placed = {each.pod for each in self._unwell if each.known is not None} | (self._facts.placed or frozenset())
+        """Return whether all pods have a node; a pod that works, or of which a kubelet reports a problem, has one."""
+        placed = {each.pod for each in self._not_running if each.known is not None} | (
+            self._facts.placed or frozenset()
+        )
         name = names(self._job)["trainer"]
         trainers = sum(pod.ready or pod.works or f"{name}-{pod.index}" in placed for pod in self._trainers)
         servers = sum(
@@ -325,27 +335,27 @@ class _Look:
         return master and servers >= self._job.servers and trainers >= self._need
 
     def _lacking(self) -> str:
-        """Pods that the job needs and that do not exist."""
+        """Return the pods that the job needs and that do not exist."""
         trainers, servers = self._need - len(self._trainers), self._job.servers - len(self._servers)
         return listed(trainers=trainers, servers=servers, masters=1 - len(_alive(self._seen.masters)))
 
-    def _running(self) -> _Said:
+    def _running(self) -> _UntimedCondition:
         if self._stopped:
-            return _Said("False", Reason.NO_TRAINERS_WANTED)
-        words = words_of(self._unwell)
+            return _UntimedCondition("False", Reason.NO_TRAINERS_WANTED)
+        message = words_of(self._not_running)
         serving = sum(serves is True for serves in self._serve) >= self._job.servers
         if self._works >= self._need and serving and self._master is not False:
-            return _Said("True", Reason.TRAINERS_READY, words)
+            return _UntimedCondition("True", Reason.TRAINERS_READY, message)
         away = sum(serves is not False for serves in self._serve) < self._job.servers
-        status: Literal["False", "Unknown"] = "Unknown" if self._blind() and not away else "False"
-        known = next((each.known for each in self._unwell if each.known is not None), None)
+        status: Literal["False", "Unknown"] = "Unknown" if self._unobserved() and not away else "False"
+        known = next((each.known for each in self._not_running if each.known is not None), None)
         if known is not None:
-            return _Said(status, known, words)
-        reason, message = self._why_not_running(away=away, blind=status == "Unknown")
-        return _Said(status, reason, "; ".join(filter(None, (message, words))))
+            return _UntimedCondition(status, known, message)
+        reason, detail = self._why_not_running(away=away, blind=status == "Unknown")
+        return _UntimedCondition(status, reason, "; ".join(filter(None, (detail, message))))
 
-    def _blind(self) -> bool:
-        """A job that ran has the processes it needs, but nobody to ask whether they work."""
+    def _unobserved(self) -> bool:
+        """Return whether a job that ran has the processes it needs, but no master reports whether they work."""
         asked = self._master is not False and self._facts.etcd and self._seen.published is not None
         return self._before.start_time is not None and self._runs >= self._need and not asked
 
@@ -354,7 +364,7 @@ class _Look:
         lost = [pod.name for pod in (*self._seen.masters, *self._seen.servers) if pod.lost]
         lost += [f"{name}-{pod.index}" for pod in self._seen.trainers if pod.lost]
         if lost:
-            return Reason.NODE_LOST, f"the node is gone of {', '.join(sorted(lost)[:3])}" + (" ..." * (len(lost) > 3))
+            return Reason.NODE_LOST, f"pods on lost nodes: {', '.join(sorted(lost)[:3])}" + (" ..." * (len(lost) > 3))
         if blind:
             return Reason.MASTER_AWAY, "" if self._facts.etcd else "etcd cannot be reached"
         if self._before.start_time is not None and away:
@@ -364,50 +374,52 @@ class _Look:
         return Reason.PODS_STARTING if self._all_placed() else Reason.NO_TRAINERS, self._unready()
 
     def _unready(self) -> str:
-        """What the job needs and is not known to be ready."""
+        """Return the processes that the job needs and that are not known to be ready."""
         servers = self._job.servers - sum(serves is True for serves in self._serve)
         trainers = self._need - self._works
         return f"not ready: {listed(trainers=trainers, servers=servers, masters=int(self._master is False))}"
 
-    def _progressing(self) -> _Said:
+    def _progressing(self) -> _UntimedCondition:
         if self._stopped:
-            return _Said("False", Reason.NOTHING_TO_DO)
+            return _UntimedCondition("False", Reason.NOTHING_TO_DO)
         if self._saving:
-            alone = "" if self._runs else "no trainer is there to write the model"
-            return _Said("True" if self._runs else "False", Reason.SAVING, alone)
-        if self._deaf is not None:
-            return self._deaf
+            alone = "" if self._runs else "there is no trainer to write the model"
+            return _UntimedCondition("True" if self._runs else "False", Reason.SAVING, alone)
+        if self._stale is not None:
+            return self._stale
         return self._by_record()
 
-    def _by_record(self) -> _Said:
+    def _by_record(self) -> _UntimedCondition:
         published = self._seen.published
         assert published is not None
         if published.state in {"Saving", "Complete"}:
-            return _Said("True", Reason.SAVING)
+            return _UntimedCondition("True", Reason.SAVING)
         if self._moved is None:
-            return _Said("False", Reason.NOT_BEGUN, self._why)
+            return _UntimedCondition("False", Reason.NOT_BEGUN, self._why)
         if self._now - self._moved > STILL:
-            return _Said("False", Reason.STALLED, self._why)
-        return _Said("True", Reason.SAMPLES_COMMITTED)
+            return _UntimedCondition("False", Reason.STALLED, self._why)
+        return _UntimedCondition("True", Reason.SAMPLES_COMMITTED)
 
-    def _suspended(self) -> _Said | None:
-        """Nothing is said of a job that never was suspended, or that has ended."""
+    def _suspended(self) -> _UntimedCondition | None:
+        """Return the condition Suspended; None: the job was never suspended, or has ended."""
         if self._ended:
             return None
         if not self._job.spec.suspend:
             ever = any(each.type == ConditionType.SUSPENDED for each in self._before.conditions)
-            return _Said("False", Reason.RESUMED) if ever else None
+            return _UntimedCondition("False", Reason.RESUMED) if ever else None
         trainers = len(self._seen.trainers)
         others = (0, 0) if self._keeps else (len(self._seen.servers), len(self._seen.masters))
         left = listed(trainers=trainers, servers=others[0], masters=others[1])
         if left:
-            return _Said("False", Reason.PODS_LEAVING, f"still there: {left}")
+            return _UntimedCondition("False", Reason.PODS_LEAVING, f"remaining: {left}")
         kept = listed(trainers=0, servers=len(self._seen.servers), masters=len(self._seen.masters))
-        words = f"kept, as the model lies in the servers' pods (spec.parameterServer.emptyDir): {kept}" if kept else ""
-        return _Said("True", Reason.SUSPEND_REQUESTED, words)
+        message = (
+            f"kept, as the model is stored in the servers' pods (spec.parameterServer.emptyDir): {kept}" if kept else ""
+        )
+        return _UntimedCondition("True", Reason.SUSPEND_REQUESTED, message)
 
-    def state(self, said: Mapping[ConditionType, _Said]) -> tuple[State, ConditionType]:
-        """Where a job is that has not ended, and the condition that decides it."""
+    def state(self, said: Mapping[ConditionType, _UntimedCondition]) -> tuple[State, ConditionType]:
+        """Return the state of a job that has not ended, and the condition that decides it."""
         running, scheduled = said[ConditionType.RUNNING], said[ConditionType.SCHEDULED]
         if self._job.spec.suspend and not self._ended:
             gone = said[ConditionType.SUSPENDED].status == "True"
@@ -418,10 +430,10 @@ class _Look:
             return State.STARTING, ConditionType.RUNNING
         return State.QUEUED if scheduled.reason is Reason.QUEUED else State.PENDING, ConditionType.SCHEDULED
 
-    # --- The rest ---
+    # --- Other fields ---
 
     def filled(self, history: Status) -> Status:
-        """With all that does not follow from the conditions."""
+        """Add all fields that do not follow from the conditions."""
         job, earlier = self._job, self._before.trainers
         bounds = {"min": job.spec.trainer.min_replicas, "max": job.spec.trainer.most}
         scaled = earlier is not None and earlier.wanted != self._wanted and not self._ended
@@ -456,11 +468,11 @@ class _Look:
     def _progress(self) -> Progress | None:
         published = self._seen.published
         if published is None:
-            # Neither an end nor an etcd that is away makes unsaid what was said.
+            # Progress that was reported stays, whether the job has ended or etcd is unreachable.
             earlier = self._before.progress if self._ended or not self._facts.etcd else None
             now_only = {"rate": None, "estimated_end": None, "message": None}
             return earlier.model_copy(update=now_only) if earlier is not None else None
-        live = self._deaf is None and not self._stopped
+        live = self._stale is None and not self._stopped
         known = 0 < published.epochs <= _MOST
         return Progress(
             epoch=min(max(published.epoch, 0) + 1, published.epochs) if known else None,
@@ -474,7 +486,7 @@ class _Look:
         )
 
     def _estimated_end(self) -> datetime | None:
-        """Counted from the last commit, so that it moves only with news."""
+        """Return the estimated end, counted from the last commit so that it changes only when the master reports."""
         published = self._seen.published
         assert published is not None
         left = published.expected - published.samples

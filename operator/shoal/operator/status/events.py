@@ -1,6 +1,6 @@
-"""What a person wants to know of a job, as events: from what was said before and what is said now. Pure.
+"""The Kubernetes events of a job, from two successive statuses. Pure.
 
-An event is told at a change, never for a state that lasts. What changes to and fro is one event with a count.
+An event reports a change, never a state that lasts. A change that repeats is one event with a count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shoal.operator.status.reasons import clipped
 __all__ = ["EventNote", "begun_again", "complained", "failed", "lost", "notes"]
 
 _LONGEST: Final = 1000
-"""Characters; the API server takes 1024."""
+"""Characters; the API server accepts 1024."""
 _BAD: Final = {
     ConditionType.ACCEPTED: None,
     ConditionType.SCHEDULED: {
@@ -28,19 +28,19 @@ _BAD: Final = {
     },
     ConditionType.PROGRESSING: {Reason.STALLED, Reason.NO_NEWS, Reason.ETCD_UNREACHABLE},
 }  # fmt: skip
-"""Reasons of a condition that is not true of which a person wants to know; None: all."""
+"""Reasons for which a condition that is not True is reported as a warning; None: all."""
 _LOST: Final = {Reason.SERVERS_AWAY, Reason.MASTER_AWAY, Reason.NO_NEWS}
-"""Those that are news only of what was well before: each job begins and goes on with nobody there."""
+"""Reasons that are reported only if the condition was True before: every job starts, and is resumed, without these processes."""
 
 
 @dataclass(frozen=True)
 class EventNote:
-    """One thing to tell.
+    """An event to write.
 
     Attributes:
-        kind: Normal or Warning.
-        reason: In one word.
-        text: For people.
+        kind: Type of the event: Normal or Warning.
+        reason: Reason of the event, in CamelCase.
+        text: Message of the event.
     """
 
     kind: Literal["Normal", "Warning"]
@@ -49,7 +49,7 @@ class EventNote:
 
 
 def notes(before: Status, after: Status) -> Iterable[EventNote]:
-    """What changed between two statuses of a job."""
+    """Yield the events for the changes between two statuses of a job."""
     if before.start_time is None and after.start_time is not None:
         assert after.trainers is not None
         yield EventNote("Normal", "Started", f"the training begins with {after.trainers.ready} trainers")
@@ -76,7 +76,7 @@ def _state(before: Status, after: Status) -> Iterable[EventNote]:
         yield EventNote("Normal", "Suspended", _suspended(before, after))
     elif before.state in {State.SUSPENDING, State.SUSPENDED} and after.state not in {State.COMPLETE, State.FAILED}:
         begun = before.start_time is not None
-        yield EventNote("Normal", "Resumed", "the job goes on from its snapshots" if begun else "the job begins")
+        yield EventNote("Normal", "Resumed", "the job resumes from its snapshots" if begun else "the job starts")
     elif after.state is State.COMPLETE:
         account = after.account
         text = "all samples are committed"
@@ -90,11 +90,11 @@ def _state(before: Status, after: Status) -> Iterable[EventNote]:
 
 def _suspended(before: Status, after: Status) -> str:
     if before.start_time is None:
-        return "the job has not begun; it has no pods"
+        return "the job has not started; it has no pods"
     words = next((each.message for each in after.conditions if each.type == ConditionType.SUSPENDED), "")
     if words:
-        return clipped(f"all trainers are gone; {words}", _LONGEST)
-    return "the snapshots are written and all pods are gone"
+        return clipped(f"all trainers have left; {words}", _LONGEST)
+    return "the snapshots are written and all pods are deleted"
 
 
 def _newly_bad(old: Condition | None, new: Condition) -> bool:
@@ -112,32 +112,32 @@ def _newly_bad(old: Condition | None, new: Condition) -> bool:
 
 
 def complained(before: Collection[str], now: Mapping[str, str]) -> Iterable[EventNote]:
-    """What is newly wrong with a job's keys in etcd: see `Usage.complaints`."""
+    """Yield the new problems of a job's keys in etcd: see `Usage.complaints`."""
     for what, text in now.items():
         if what not in before:
             yield EventNote("Warning", what.partition(" ")[0], clipped(text, _LONGEST))
 
 
 def begun_again(count: int, limit: int) -> EventNote:
-    """A job's model was lost with its servers' pods."""
+    """Return the event of a job that is restarted from the beginning, as its model was lost with its servers' pods."""
     return EventNote(
         "Warning",
         "BegunAgain",
-        f"no server has a good snapshot left, as they lay in the pods (spec.parameterServer.emptyDir): the job begins again "
+        f"no server has a good snapshot left, as they were in the pods (spec.parameterServer.emptyDir): the job begins again "
         f"({count} of {limit} times, runPolicy.backoffLimit)",
     )
 
 
 def etcd_lost(*, keeps: bool) -> EventNote:
-    """Etcd is another one than that in which a job began, as where its claim or the operator's namespace was deleted.
+    """Return the event of a job whose etcd was replaced, as after its claim or the operator's namespace was deleted.
 
     Args:
         keeps: Whether the job's servers have claims.
     """
     goes_on = (
-        "its servers find their snapshots on their claims, and with them what was done: the job goes on from there"
+        "its servers read their snapshots and the committed tasks from their claims: the job resumes from there"
         if keeps
-        else "its snapshots lay in the servers' pods (spec.parameterServer.emptyDir): the job begins again"
+        else "its snapshots were in the servers' pods (spec.parameterServer.emptyDir): the job begins again"
     )
     return EventNote(
         "Warning", "EtcdLost", f"etcd has lost its records and the job's token: all processes are replaced; {goes_on}"
@@ -145,12 +145,12 @@ def etcd_lost(*, keeps: bool) -> EventNote:
 
 
 def lost(pod: str) -> EventNote:
-    """A pod's node is gone."""
-    return EventNote("Warning", "Lost", f"{pod} lost: its node is gone; it is replaced")
+    """Return the event of a pod whose node is deleted or unreachable."""
+    return EventNote("Warning", "Lost", f"{pod} lost: its node is deleted or unreachable; it is replaced")
 
 
 def failed(end: ContainerEnd) -> EventNote:
-    """A script ended by an error of its own."""
+    """Return the event of a script that ended by its own error."""
     if end.code == 0:
         return EventNote(
             "Warning", "ScriptEnded", f"{end.pod}: the script ended before the job was complete; it starts again"

@@ -1,4 +1,4 @@
-"""What a status says beside what actions follow from."""
+"""Facts that only the status needs, beside the observed state that actions follow from."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["Facts"]
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a status says beside what actions follow from. None: not known.
+    """Facts that only the status needs. None: not known.
 
     Attributes:
-        etcd: Whether etcd can be reached; if not, all that is from there is old.
+        etcd: Whether etcd is reachable; if not, all records are as they were read last.
         placed: Names of the job's pods that have a node.
         ready: Names of the job's pods that are ready.
-        generation: Of the present master, from its election record.
-        heard: When the master's record was last seen to change.
-        moved: When samples were last seen to be committed, or the job to come a stage further; by the same clock.
-        account: The final one.
-        failures: Errors of the script's own in a row.
-        restarts: How often the job began again.
-        last_failure: When the last of them was.
-        why: Why the autoscaler gives no more; empty: nothing was said.
-        autoscaled: How the autoscaler treats the job, and more words; None: there is no autoscaler.
+        generation: Generation of the present master, from its election record.
+        heard: When the master's record was last observed to change.
+        moved: When a commit of samples, or the next stage of the job, was last observed; by the clock of `heard`.
+        account: The final account of samples.
+        failures: Number of consecutive errors of the script.
+        restarts: How often the job was restarted from the beginning.
+        last_failure: When the last error happened.
+        why: Why the autoscaler allocates no more trainers; empty: it gave no reason.
+        autoscaled: Reason and message of the condition Autoscaled. None: there is no autoscaler.
     """
 
     etcd: bool = True

@@ -1,4 +1,4 @@
-"""The last plan, told in a ConfigMap beside the Lease: it is for people, and a write of it costs the API server's etcd its size."""
+"""Writes the last plan to a ConfigMap beside the Lease, for people. Each write costs its size in the API server's etcd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MOST_BYTES", "PlanWriter", "shortened"]
 MOST_BYTES: Final = 256 * 1024
 _MOST_FOR_CLAIMS: Final = 64 * 1024
 _REST_BYTES: Final = 8 * 1024
-"""For all but jobs and claims."""
+"""For all parts except jobs and claims."""
 _MOST_WORDS: Final = 1000
 _PAUSE_SECONDS: Final = 5.0
 
@@ -27,12 +27,12 @@ Each = TypeVar("Each", PlannedJob, PlannedClaim)
 
 
 class PlanWriter:
-    """Writes the last plan when it says something else than the one that was written last, and not too often.
+    """Writes the last plan when its content has changed, and at most once per `pause_seconds`.
 
     Args:
-        apply: Writes a manifest.
-        namespace: Of the ConfigMap; empty: nothing is written.
-        pause_seconds: Between two writes.
+        apply: Applies a manifest.
+        namespace: Namespace of the ConfigMap. Empty: nothing is written.
+        pause_seconds: Shortest time between two writes, in seconds. Default: 5.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class PlanWriter:
         self._planned = asyncio.Event()
 
     def planned(self, plan: Plan) -> None:
-        """There is a plan."""
+        """Take a new plan."""
         self._plan = plan
         self._planned.set()
 
     async def run(self) -> None:
-        """Write until cancelled."""
+        """Write plans until cancelled."""
         said: Plan | None = None
         while self._namespace:
             await self._planned.wait()
@@ -71,14 +71,14 @@ class PlanWriter:
                     {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {PLAN_KEY: text}}
                 )
             except KubeError as error:
-                log.warning("the plan cannot be told: %s", error)
+                log.warning("the plan cannot be written: %s", error)
             else:
                 said = timeless
             await asyncio.sleep(self._pause)
 
 
 def shortened(plan: Plan) -> Plan:
-    """The same in `MOST_BYTES` as JSON: what has no room is left out from the end of its list, and counted."""
+    """Return a plan that has at most `MOST_BYTES` as JSON: items beyond that are cut from the end of their list, and counted."""
     claims = _within(plan.claims, _MOST_FOR_CLAIMS)
     size = sum(len(msgspec.json.encode(each)) + 1 for each in claims)
     jobs = _within(plan.jobs, MOST_BYTES - _REST_BYTES - size)
@@ -93,7 +93,7 @@ def shortened(plan: Plan) -> Plan:
 
 
 def _within(items: Sequence[Each], most: int) -> list[Each]:
-    """As many of the first as have room in so many bytes."""
+    """Return as many of the first items as fit into so many bytes of JSON."""
     size = 0
     for number, each in enumerate(items):
         size += len(msgspec.json.encode(each)) + 1

@@ -1,4 +1,4 @@
-"""What is wrong with pods, in their own words. Pure."""
+"""Reads problems from a pod's status. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FINE = {"", "ContainerCreating", "PodInitializing"}
 
 
 def problems_of_pod(pod: Mapping[str, Any]) -> Iterable[PodProblem]:
-    """Why a pod is not placed, and why its containers do not run."""
+    """Yield why a pod has no node, and why its containers do not run."""
     name = pod["metadata"]["name"]
     role = str((pod["metadata"].get("labels") or {}).get(f"{GROUP}/role", ""))
     status = pod.get("status") or {}
@@ -23,7 +23,7 @@ def problems_of_pod(pod: Mapping[str, Any]) -> Iterable[PodProblem]:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             yield PodProblem(role, name, condition.get("reason", "Unschedulable"), condition.get("message", ""))
     if status.get("phase") == "Failed" and status.get("reason"):
-        # The kubelet did not take it, or has sent it away.
+        # The kubelet refused the pod, or evicted it.
         yield PodProblem(role, name, str(status["reason"]), str(status.get("message", "")))
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
@@ -33,7 +33,7 @@ def problems_of_pod(pod: Mapping[str, Any]) -> Iterable[PodProblem]:
             yield PodProblem(
                 role, name, "OOMKilled", f"container {container.get('name')} used more memory than its limit"
             )
-            # That it waits for its next life is a consequence.
+            # CrashLoopBackOff is only a consequence of that.
             if reason == _AGAIN_AND_AGAIN:
                 continue
         if reason not in _FINE:
@@ -41,7 +41,7 @@ def problems_of_pod(pod: Mapping[str, Any]) -> Iterable[PodProblem]:
 
 
 def _words(reason: str, waiting: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
-    """What a kubelet says; of a container that ends again and again, first how: the kubelet says only when it goes on."""
+    """Return the kubelet's message; in a crash loop the last exit code and output are before it, as it has only the delay."""
     said = str(waiting.get("message", ""))
     if reason != _AGAIN_AND_AGAIN or "exitCode" not in ended:
         return said

@@ -1,4 +1,4 @@
-"""From the words of others (pods, masters, checks of a spec) to the documented reasons of a job's conditions. Pure."""
+"""Maps reasons of pods, of the master and of the preflight to the documented reasons of a job's conditions. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from shoal.api.status import REASONS, ConditionType, Reason
 __all__ = ["NO_CLASS", "PodProblem", "clipped", "in_order", "listed", "reason_of", "words_of"]
 
 _LONGEST: Final = 500
-"""Characters of one pod's trouble."""
-_LONGEST_WORDS: Final = 4000
-"""Characters of a master's last word: it has the traceback of a script."""
+"""Longest text of one pod problem, in characters."""
+_LONGEST_REASON: Final = 4000
+"""Longest reason of a job's end, in characters: it may have the traceback of a script."""
 _MOST_KINDS: Final = 3
-"""Problems of different kinds that one message tells."""
+"""Kinds of problems that one message lists."""
 _ROLES: Final = ("master", "pserver", "trainer")
 
 NO_CLASS: Final = "NoStorageClass"
-"""Of a claim that names no StorageClass where none is the default."""
+"""Reason for a claim that names no StorageClass on a cluster without a default one."""
 
-_TROUBLES: Final[Mapping[str, Reason]] = {
+_REASONS: Final[Mapping[str, Reason]] = {
     "Unschedulable": Reason.UNSCHEDULABLE,
     "SchedulingGated": Reason.UNSCHEDULABLE,
     NO_CLASS: Reason.UNSCHEDULABLE,
@@ -59,25 +59,25 @@ _TROUBLES: Final[Mapping[str, Reason]] = {
     "NodePorts": Reason.PODS_REFUSED,
     "UnexpectedAdmissionError": Reason.PODS_REFUSED,
 }
-"""Pods' own reasons, and ours; a kubelet's refusal for lack of room is called after the resource, as in OutOfcpu."""
+"""By the reason of the pod or of Shoal. A kubelet that lacks a resource refuses pods with its name, as in OutOfcpu."""
 
 
-_LAST_WORDS: Final[Mapping[str, Reason]] = {
+_FAILURES: Final[Mapping[str, Reason]] = {
     "no server has a good snapshot": Reason.SNAPSHOTS_LOST,
     "the script failed ": Reason.TASK_FAILED,
 }
-"""How a master's last word begins, and what it means; anything else is ScriptFailed."""
+"""The beginning of the master's reason for a failure -> the documented reason; ScriptFailed for any other."""
 
 
 @dataclass(frozen=True)
 class PodProblem:
-    """What is wrong with one pod.
+    """A problem of one pod.
 
     Attributes:
         role: master, pserver or trainer.
-        pod: Its name, whether it exists or was refused.
-        reason: The pod's (container's, API server's) own, such as ImagePullBackOff.
-        message: In the same one's words.
+        pod: Name of the pod, whether it exists or its creation was refused.
+        reason: Reason of the pod, the container or the API server, such as ImagePullBackOff.
+        message: Message of the same source.
     """
 
     role: str
@@ -87,71 +87,71 @@ class PodProblem:
 
     @property
     def known(self) -> Reason | None:
-        """Which documented reason it is."""
+        """The documented reason; None: there is none for it."""
         if "exceeded quota" in self.message:
             return Reason.QUOTA_EXCEEDED
-        if self.reason.startswith("OutOf") and self.reason not in _TROUBLES:
+        if self.reason.startswith("OutOf") and self.reason not in _REASONS:
             return Reason.PODS_REFUSED
-        return _TROUBLES.get(self.reason)
+        return _REASONS.get(self.reason)
 
     @property
     def decisive(self) -> bool:
-        """Whether waiting cannot help: it was refused, and would be again."""
+        """Whether waiting cannot help: the pod was refused, and would be refused again."""
         return self.known is Reason.PODS_REFUSED or self.reason == NO_CLASS
 
     @property
     def before_node(self) -> bool:
-        """Whether the pod has no node for it."""
+        """Whether the problem keeps the pod from getting a node."""
         return self.known in REASONS[ConditionType.SCHEDULED]
 
 
-def words_of(troubles: Sequence[PodProblem]) -> str:
-    """The first one of each kind, and how many pods more have any.
+def words_of(problems: Sequence[PodProblem]) -> str:
+    """Return the first problem of each kind, and the number of further pods with problems.
 
-    Pods of a role that have the same problem differ in little but their names.
+    Pods of a role with the same problem differ in little but their names.
     """
     first: dict[tuple[str, str], PodProblem] = {}
-    for each in troubles:
+    for each in problems:
         first.setdefault((each.role, each.reason), each)
-    told = [
+    texts = [
         clipped(" ".join(f"{each.pod}: {each.reason}{': ' if each.message else ''}{each.message}".split()), _LONGEST)
         for each in list(first.values())[:_MOST_KINDS]
     ]
-    more = len({each.pod for each in troubles} - {each.pod for each in list(first.values())[:_MOST_KINDS]})
-    return "; ".join(told) + (f" (and {more} more)" if more else "")
+    more = len({each.pod for each in problems} - {each.pod for each in list(first.values())[:_MOST_KINDS]})
+    return "; ".join(texts) + (f" (and {more} more)" if more else "")
 
 
-def in_order(troubles: Iterable[PodProblem]) -> list[PodProblem]:
-    """The same whatever order they were found in: what a person has to mend first, then by the roles that all need.
+def in_order(problems: Iterable[PodProblem]) -> list[PodProblem]:
+    """Sort problems: first those that a person has to fix, then by role, the one that all jobs need first.
 
-    Of a role pserver-2 comes before pserver-10.
+    The order does not depend on the order of the input. Within a role, pserver-2 is before pserver-10.
     """
 
     def key(each: PodProblem) -> tuple[bool, int, int, str, str, str]:
         role = _ROLES.index(each.role) if each.role in _ROLES else len(_ROLES)
         return not each.decisive, role, len(each.pod), each.pod, each.reason, each.message
 
-    return sorted(set(troubles), key=key)
+    return sorted(set(problems), key=key)
 
 
 def clipped(text: str, most: int) -> str:
-    """So many characters at most."""
+    """Clip a text to a number of characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def reason_of(of: ConditionType, words: str) -> tuple[Reason, str]:
-    """Reason and message for a job that is not accepted or has failed: documented reasons may stand before a colon."""
-    head, _, rest = words.partition(": ")
+def reason_of(of: ConditionType, text: str) -> tuple[Reason, str]:
+    """Return reason and message for a job that is not accepted or has failed; a text may start with a documented reason."""
+    head, _, rest = text.partition(": ")
     if head in REASONS[of]:
-        return Reason(head), clipped(rest, _LONGEST_WORDS)
+        return Reason(head), clipped(rest, _LONGEST_REASON)
     found = Reason.INVALID_SPEC
     if of is ConditionType.FAILED:
-        starts = (reason for start, reason in _LAST_WORDS.items() if words.startswith(start))
+        starts = (reason for start, reason in _FAILURES.items() if text.startswith(start))
         found = next(starts, Reason.SCRIPT_FAILED)
-    return found, clipped(words, _LONGEST_WORDS)
+    return found, clipped(text, _LONGEST_REASON)
 
 
 def listed(*, trainers: int, servers: int, masters: int) -> str:
-    """Such as `2 trainers, 1 parameter server`."""
+    """Format counts of pods, as in `2 trainers, 1 parameter server`; zeros are left out."""
     counts = {"trainer": trainers, "parameter server": servers, "master": masters}
     return ", ".join(f"{count} {role}{'s' * (count > 1)}" for role, count in counts.items() if count > 0)

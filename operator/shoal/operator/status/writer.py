@@ -1,4 +1,4 @@
-"""Writes what a job's status says when it has changed, and tells events of it."""
+"""Writes statuses and events of jobs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _COUNTS_SECONDS: Final = 2.0
 _ANY_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FOR_EVER: Final = 1e9
 _AGAIN_SECONDS: Final = 60.0
-"""An event that comes again sooner is not told again."""
+"""An event that repeats within this time is counted, but not written again."""
 _MOST: Final = 64
-"""Different events of a job that are remembered."""
+"""Number of different events that are remembered for each job."""
 
 
 def _ignore(_uid: str, _revision: int) -> None:
@@ -31,11 +31,11 @@ def _ignore(_uid: str, _revision: int) -> None:
 
 
 class StatusWriter:
-    """Remembers what it wrote: what the watch shows may be older.
+    """Writes statuses and events. It keeps the statuses that it wrote, as those in the cache may be older.
 
     Args:
-        kube: The gateway.
-        written: Told the uid of each job whose status was written, and its resource version since.
+        kube: Client of the API server.
+        written: Called with the UID and the new resource version of each job whose status was written.
     """
 
     def __init__(self, kube: Kube, *, written: Callable[[str, int], None] = _ignore) -> None:
@@ -43,27 +43,27 @@ class StatusWriter:
         self._on_written = written
         self._written: dict[str, tuple[Status, float]] = {}
         self._told: dict[str, dict[str, _Told]] = {}
-        # Part of the events' names: those of an earlier operator cannot be counted on.
+        # Part of the events' names: an event of an earlier operator process cannot be continued, as its count is not known.
         self._life = secrets.token_hex(4)
 
     def before(self, manifest: Mapping[str, Any]) -> Status:
-        """What was said of a job last."""
+        """Return the last status of a job."""
         written = self._written.get(manifest["metadata"]["uid"])
         return written[0] if written is not None else Status.from_mapping(manifest.get("status"))
 
     def forget(self, uid: str) -> None:
-        """The job is gone."""
+        """Drop what is kept of a job that was deleted."""
         self._written.pop(uid, None)
         self._told.pop(uid, None)
 
     async def say(self, manifest: Mapping[str, Any], after: Status) -> float | None:
-        """Write a status if it is to be written now.
+        """Write a status, unless a write of this importance is not due yet.
 
         Returns:
-            After how many seconds to say it again, if it was not; None: it stands.
+            Seconds until the write is due; None: the status is written or unchanged.
 
         Raises:
-            KubeError: The API server refused it, or was away for too long.
+            KubeError: The API server refused the write, or was unreachable for longer than the client retries.
         """
         metadata = manifest["metadata"]
         before = self.before(manifest)
@@ -82,7 +82,7 @@ class StatusWriter:
         return None
 
     async def tell(self, manifest: Mapping[str, Any], notes: Iterable[EventNote]) -> None:
-        """Tell events of a job; one that cannot be told is lost, as it is only for people."""
+        """Write events of a job; one that cannot be written is dropped, as events are only for people."""
         told = self._told.setdefault(manifest["metadata"]["uid"], {})
         for note in notes:
             key = f"{note.reason}\n{note.text}"
@@ -131,7 +131,7 @@ class StatusWriter:
 
 
 class _Told:
-    """How often an event was told."""
+    """How often an event happened, and when it was first and last written."""
 
     def __init__(self, first: datetime) -> None:
         self.first = first
@@ -144,9 +144,9 @@ def _micro(moment: datetime) -> str:
 
 
 def pause_seconds(before: Status, after: Status) -> float:
-    """How long after the last time a status is to be written: what decides something at once, all else seldom.
+    """Return the shortest time between the last write and this one, in seconds; 0 for decisive changes.
 
-    A pod that has become ready changes a number; of a job with many trainers that would be a status for each.
+    A pod that becomes ready changes only a number; a job with many trainers would need a write for each.
     """
     if before.model_copy(update={"progress": after.progress}) == after:
         return _PROGRESS_SECONDS
@@ -154,7 +154,7 @@ def pause_seconds(before: Status, after: Status) -> float:
 
 
 def _decisive(status: Status) -> Status:
-    """Without how many are ready, words and progress."""
+    """Return the status without counts of ready pods, messages, times, progress and allocation."""
     trainers, servers = status.trainers, status.servers
     said = [each.model_copy(update={"message": "", "last_transition_time": _ANY_TIME}) for each in status.conditions]
     return status.model_copy(

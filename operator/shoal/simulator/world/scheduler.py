@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts
-from shoal.simulator.cluster import NOWHERE, Cluster, Phase, Pod, PodKind
+from shoal.simulator.world.cluster import NOWHERE, Cluster, Phase, Pod, PodKind
 
 __all__ = ["Scheduler"]
 

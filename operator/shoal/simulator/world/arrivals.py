@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from shoal.simulator.cluster import Cluster, Phase, Pod, PodKind, rank_of
-from shoal.simulator.layout import Layout
 from shoal.simulator.trace import DeploymentSpec, PodSpec, Trace
+from shoal.simulator.world.cluster import Cluster, Phase, Pod, PodKind, rank_of
+from shoal.simulator.world.layout import Layout
 
 __all__ = ["Arrivals", "World"]
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts, PlannerJob
-from shoal.simulator.rules import PolicyDecision, PolicyView, Rule
+from shoal.simulator.policies.rules import PolicyDecision, PolicyView, Rule
 
 __all__ = ["Ancestor"]
 

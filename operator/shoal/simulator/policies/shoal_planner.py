@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from shoal.autoscaler.planner.model import PlannerMemory, Policy
 from shoal.autoscaler.planner.plan import plan
-from shoal.simulator.rules import PolicyDecision, PolicyView, Rule, Trigger
+from shoal.simulator.policies.rules import PolicyDecision, PolicyView, Rule, Trigger
 
 __all__ = ["Planner"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoal.simulator.cluster import Phase, Pod
 from shoal.simulator.trace import JobSpec
+from shoal.simulator.world.cluster import Phase, Pod
 
 __all__ = ["SimulatedJob"]
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts, PlannerJob, Shapes
-from shoal.simulator.rules import PolicyDecision, PolicyView, Rule, Trigger
+from shoal.simulator.policies.rules import PolicyDecision, PolicyView, Rule, Trigger
 
 __all__ = ["Gang"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from shoal.autoscaler.planner.model import Nodes, PendingPod, PlannerJob, Snapshot
-from shoal.simulator.cluster import Cluster, Phase, PodKind
-from shoal.simulator.rules import ObservedWorld, PolicyView
-from shoal.simulator.training import SimulatedJob
+from shoal.simulator.policies.rules import ObservedWorld, PolicyView
+from shoal.simulator.world.cluster import Cluster, Phase, PodKind
+from shoal.simulator.world.jobs import SimulatedJob
 
 __all__ = ["view_of"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from shoal.simulator.rules import PolicyDecision, PolicyView, Rule
+from shoal.simulator.policies.rules import PolicyDecision, PolicyView, Rule
 
 __all__ = ["Fixed"]
 

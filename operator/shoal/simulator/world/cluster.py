@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts
-from shoal.simulator.layout import Layout
+from shoal.simulator.world.layout import Layout
 
 __all__ = ["NOWHERE", "Cluster", "Phase", "Pod", "PodKind", "rank_of"]
 

@@ -17,15 +17,15 @@ from typing import Final
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts
-from shoal.simulator.arrivals import Arrivals
-from shoal.simulator.cluster import NOWHERE, Cluster, Phase, Pod, PodKind, rank_of
-from shoal.simulator.layout import Layout
 from shoal.simulator.measures import Foreign, History, Recorder, SimulationReport, UsageTally, report_of
-from shoal.simulator.rules import PolicyDecision, Rule, Trigger
-from shoal.simulator.scheduler import Scheduler
+from shoal.simulator.policies.rules import PolicyDecision, Rule, Trigger
 from shoal.simulator.trace import JobSpec, Trace
-from shoal.simulator.training import SimulatedJob
-from shoal.simulator.views import view_of
+from shoal.simulator.world.arrivals import Arrivals
+from shoal.simulator.world.cluster import NOWHERE, Cluster, Phase, Pod, PodKind, rank_of
+from shoal.simulator.world.jobs import SimulatedJob
+from shoal.simulator.world.layout import Layout
+from shoal.simulator.world.scheduler import Scheduler
+from shoal.simulator.world.views import view_of
 
 __all__ = ["IDLE_SECONDS", "LONGEST_SECONDS", "Result", "Simulation", "simulate"]
 

@@ -1,0 +1,1 @@
+"""The simulated world: cluster, pods, scheduler, jobs and events."""
