@@ -35,6 +35,7 @@ from shoal.autoscaler.planner.plan import plan
 from shoal.autoscaler.snapshot.cluster_state import ClusterState
 from shoal.autoscaler.snapshot.recent_demand import RecentDemand
 from shoal.autoscaler.snapshot.resources import part
+from shoal.retry import BackOff
 
 __all__ = ["Autoscaler", "JobDecision"]
 
@@ -92,20 +93,20 @@ class _Backoff:
     Attributes:
         since: When the minimum was first found without room; None: it has room.
         until: When the job may be admitted again.
-        pause: Length of the next back-off.
+        pauses: Lengths of the back-offs to come.
         stable: Since when the job has both room and pods; None: it lacks one of them.
     """
 
     since: float | None = None
     until: float = 0.0
-    pause: float = _FIRST_PAUSE_SECONDS
+    pauses: BackOff = field(default_factory=lambda: BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
     stable: float | None = None
 
     def runs(self, now: float) -> None:
         """Record that the job has room and pods; after `_STABLE_SECONDS` of that the back-off is reset."""
         self.stable = self.stable if self.stable is not None else now
         if now - self.stable >= _STABLE_SECONDS:
-            self.pause = _FIRST_PAUSE_SECONDS
+            self.pauses.reset()
 
 
 def _ignore(*_: object) -> None:
@@ -398,7 +399,7 @@ class Autoscaler:
                 before = self._decisions.get(job.uid)
                 return _unbound(before) if before is not None else None
             if has_pods and now >= backoff.until:
-                backoff.until, backoff.pause = now + backoff.pause, min(2 * backoff.pause, _LONGEST_PAUSE_SECONDS)
+                backoff.until = now + backoff.pauses.next()
             return JobDecision(trainers=0, now=0, stays={}, why=given.words)
         backoff.since = None
         if has_pods:

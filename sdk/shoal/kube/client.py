@@ -32,6 +32,7 @@ from shoal.kube.errors import (
     error_of,
 )
 from shoal.kube.kinds import KINDS
+from shoal.retry import BackOff
 
 __all__ = ["Kube", "Listed"]
 
@@ -396,7 +397,7 @@ class Kube:
     ) -> Manifest:
         begun = time.monotonic()
         end = begun + self._timeout
-        pause = _FIRST_PAUSE_SECONDS
+        back_off = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         while True:
             try:
                 async with self._concurrency:
@@ -409,10 +410,9 @@ class Kube:
                     raise
                 if error.status == _INTERNAL:
                     end = min(end, begun + _INTERNAL_SECONDS)
-                if time.monotonic() + pause > end:
+                if time.monotonic() + back_off.pause > end:
                     raise
-                await asyncio.sleep(max(pause, min(error.retry_after_seconds, end - time.monotonic())))
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(max(back_off.next(), min(error.retry_after_seconds, end - time.monotonic())))
             else:
                 self._on_answer(verb, kind, code)
                 return answer

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self, TypeVar
 
+from shoal.retry import BackOff
 from shoal.store._stubs import rpc
 from shoal.store.accounts import NOT_ON, ROOT, Accounts
 from shoal.store.connection import Connector, EtcdConnection, Lapsed, RetryReason, Tls, header_of
@@ -334,7 +335,7 @@ class Store:
 
     def _persist(self, call: Callable[[EtcdConnection], Answer], patience_seconds: float | None) -> Answer:
         started = time.monotonic()
-        pause, reminder = _FIRST_PAUSE_SECONDS, 0.0
+        back_off, reminder = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS), 0.0
         while True:
             connection = self._current()
             try:
@@ -345,13 +346,12 @@ class Store:
             waited = time.monotonic() - started
             if self._closed.is_set():
                 raise StoreClosedError("the store was closed during a call to etcd")
-            if patience_seconds is not None and waited + pause > patience_seconds:
+            if patience_seconds is not None and waited + back_off.pause > patience_seconds:
                 raise StoreUnreachableError(f"{text}; waited {waited:.1f} s")
             if waited >= reminder:
                 self._on_trouble(text)
                 reminder = waited + _REMIND_SECONDS
-            self._closed.wait(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            self._closed.wait(back_off.next())
 
     def _current(self) -> EtcdConnection:
         with self._lock:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from shoal.retry import BackOff
 from shoal.store._stubs import rpc
 from shoal.store.connection import Connector, EtcdConnection, Lapsed, Oversized, RetryReason, prefix_end
 from shoal.store.errors import StoreRefusedError
@@ -60,7 +61,7 @@ class Watch:
         self._witness = witness
         self._closed = threading.Event()
         self._connection: EtcdConnection | None = None
-        self._pause = _FIRST_PAUSE_SECONDS
+        self._back_off = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         self._thread = threading.Thread(target=self._run, name=f"watch {prefix}", daemon=True)
 
     def start(self) -> None:
@@ -97,8 +98,7 @@ class Watch:
                 self._forget(f"etcd compacted revisions that were not delivered yet ({lapse})")
             finally:
                 connection.close()
-            self._closed.wait(self._pause)
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            self._closed.wait(self._back_off.next())
 
     def _forget(self, reason: str) -> None:
         _log.info("watch of %r starts again with a listing: %s", self._prefix, reason)
@@ -127,7 +127,7 @@ class Watch:
         try:
             self._expect(connection.next_of(call))
             self._verify(connection, self._next)
-            self._pause = _FIRST_PAUSE_SECONDS
+            self._back_off.reset()
             self._deliver(connection, call)
         finally:
             finished.set()

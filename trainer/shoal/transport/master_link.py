@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from shoal.protocol.messages import FromMaster, KeepAlive, KeepAliveReply
+from shoal.retry import BackOff
 from shoal.transport import auth, sync
 from shoal.transport.address import AddressError
 
@@ -105,7 +106,7 @@ class MasterLink:
             self._thread.join(timeout=2.0)
 
     def _run(self) -> None:
-        wait = FIRST_WAIT
+        back_off = BackOff(FIRST_WAIT, LONGEST_WAIT, factor=1.5, jitter=0.5)
         while not self._closing.is_set():
             if not self._well():
                 self._closing.wait(LONGEST_WAIT)
@@ -118,10 +119,9 @@ class MasterLink:
                 self._refused(str(error))
                 return
             except (OSError, AddressError):
-                self._closing.wait(wait)
-                wait = min(wait * 1.5, LONGEST_WAIT)
+                self._closing.wait(back_off.next())
                 continue
-            wait = FIRST_WAIT
+            back_off.reset()
             self._serve(connection)
 
     def _serve(self, connection: sync.BlockingConnection) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 from shoal.operator import handlers
 from shoal.operator.handlers import Manifest
+from shoal.retry import BackOff
 
 __all__ = ["JobInformer"]
 
@@ -72,7 +73,7 @@ class JobInformer:
         return time.monotonic() - self._beaten
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE_SECONDS
+        back_off = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
@@ -86,12 +87,12 @@ class JobInformer:
                 self._restarting.clear()
                 continue
             if time.monotonic() - began > _LONG_RUN_SECONDS:
-                pause = _FIRST_PAUSE_SECONDS
+                back_off.reset()
+            pause = back_off.next()
             log.warning("the watch of TrainingJobs ended: %s; it restarts in %.0f s", reason, pause)
             end = time.monotonic() + pause
             while time.monotonic() < end and not self._restarting.is_set() and not self._stopping.wait(_BEAT_SECONDS):
                 self._beaten = time.monotonic()
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _watch(self) -> None:
         stop = asyncio.Event()

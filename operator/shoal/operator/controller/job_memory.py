@@ -10,11 +10,11 @@ from typing import Any
 from shoal.api import TrainingJob, from_mapping
 from shoal.operator.core import run_policy
 from shoal.operator.core.accepted_spec import in_force
-from shoal.operator.core.backoff import BackOff
 from shoal.operator.core.reconcile import Observed
 from shoal.operator.resources.manifests import JobManifests
 from shoal.operator.resources.pods import JobIdentity
 from shoal.operator.status import events
+from shoal.retry import KeyedBackOff
 
 __all__ = ["JobMemory"]
 
@@ -53,11 +53,11 @@ class JobMemory:
     checked: int = 0
     accepted: str | None = None
     agreed: TrainingJob | None = None
-    pods: BackOff[int] = field(
-        default_factory=lambda: BackOff(free=3, first_seconds=5.0, longest_seconds=300.0, forget_seconds=600.0)
+    pods: KeyedBackOff[int] = field(
+        default_factory=lambda: KeyedBackOff(free=3, first_seconds=5.0, longest_seconds=300.0, forget_seconds=600.0)
     )
-    repairs: BackOff[tuple[str, str]] = field(
-        default_factory=lambda: BackOff(free=1, first_seconds=1.0, longest_seconds=60.0, forget_seconds=60.0)
+    repairs: KeyedBackOff[tuple[str, str]] = field(
+        default_factory=lambda: KeyedBackOff(free=1, first_seconds=1.0, longest_seconds=60.0, forget_seconds=60.0)
     )
     token: str = ""
     full: tuple[float, int] | None = None

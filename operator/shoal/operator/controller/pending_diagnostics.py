@@ -17,6 +17,7 @@ from shoal.operator.controller.preflight import as_pod
 from shoal.operator.core.reconcile import Observed
 from shoal.operator.resources.pods import JobIdentity, master_pod, names, server_pod
 from shoal.operator.status.reasons import PodProblem
+from shoal.retry import BackOff
 
 __all__ = ["PendingDiagnostics"]
 
@@ -33,12 +34,12 @@ class _Wait:
 
     Attributes:
         ask: When to check next.
-        pause: Seconds to wait after that.
+        back_off: The pauses after that.
         found: Problems that the last check found.
     """
 
     ask: float
-    pause: float = _AGAIN_SECONDS
+    back_off: BackOff = field(default_factory=lambda: BackOff(_AGAIN_SECONDS, _LONGEST_SECONDS))
     found: list[PodProblem] = field(default_factory=list)
 
 
@@ -71,8 +72,7 @@ class PendingDiagnostics:
         if self._clock() >= wait.ask:
             found = [await self._dry_run(role, pod) for role, pod in pods]
             wait.found = [each for each in found if each is not None]
-            wait.ask = self._clock() + wait.pause
-            wait.pause = min(2 * wait.pause, _LONGEST_SECONDS)
+            wait.ask = self._clock() + wait.back_off.next()
         return wait.found, max(0.1, wait.ask - self._clock())
 
     async def _dry_run(self, role: str, pod: dict[str, Any]) -> PodProblem | None:

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from shoal.kube import Kube, KubeError
 from shoal.operator.cache.pod_summary import PodSummary
-from shoal.operator.core.backoff import BackOff
 from shoal.operator.status.reasons import PodProblem
+from shoal.retry import KeyedBackOff
 
 __all__ = ["StartDiagnostics"]
 
@@ -38,7 +38,7 @@ class StartDiagnostics:
     def __init__(self, kube: Kube, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
         self._clock = clock
-        self._back_offs: dict[str, BackOff[str]] = {}
+        self._back_offs: dict[str, KeyedBackOff[str]] = {}
         """UID of a job -> back-off of the listings for each of its pods."""
         self._found: dict[str, dict[str, PodProblem]] = {}
         """UID of a job -> the last problem of each of its pods, from the events."""
@@ -60,7 +60,9 @@ class StartDiagnostics:
         if not slow:
             self.forget(uid)
             return [], None
-        back_off = self._back_offs.setdefault(uid, BackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
+        back_off = self._back_offs.setdefault(
+            uid, KeyedBackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS)
+        )
         found = self._found.setdefault(uid, {})
         for gone in [each for each in back_off if each not in slow]:
             back_off.forget(gone)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from shoal.retry import BackOff
+
 __all__ = ["WorkQueue"]
 
 _FIRST_PAUSE_SECONDS: Final = 0.2
@@ -45,7 +47,7 @@ class WorkQueue:
         self._on_sync = on_sync
         self._dirty: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._pauses: dict[str, float] = {}
+        self._back_offs: dict[str, BackOff] = {}
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
 
@@ -87,7 +89,7 @@ class WorkQueue:
         return not self._running
 
     async def _run(self, key: str) -> None:
-        rest = _FIRST_REST_SECONDS
+        rest = BackOff(_FIRST_REST_SECONDS, _LONGEST_REST_SECONDS)
         try:
             # A key that is added during its rest is synced again after it; the rest of an idle key is the shortest one again.
             while key in self._dirty and not self._closed:
@@ -96,8 +98,7 @@ class WorkQueue:
                 if timer is not None:
                     timer.cancel()
                 await self._once(key)
-                await asyncio.sleep(rest)
-                rest = min(2 * rest, _LONGEST_REST_SECONDS)
+                await asyncio.sleep(rest.next())
         finally:
             del self._running[key]
 
@@ -107,13 +108,12 @@ class WorkQueue:
             await self._sync(key)
         except Exception as error:  # noqa: BLE001 - any error concerns this key alone
             self._on_sync(time.monotonic() - begun, True)
-            pause = self._pauses.get(key, _FIRST_PAUSE_SECONDS)
-            self._pauses[key] = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            pause = self._back_offs.setdefault(key, BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)).next()
             log.warning("%s: %s; it is synced again in %.1f s", key, _text(error), pause)
             self.add_after(key, pause)
         else:
             self._on_sync(time.monotonic() - begun, False)
-            self._pauses.pop(key, None)
+            self._back_offs.pop(key, None)
             log.debug("%s: synced in %.1f ms", key, 1000 * (time.monotonic() - begun))
 
 

@@ -1,18 +1,52 @@
-"""Exponential back-off by key. Pure."""
+"""Exponential back-off: of one loop, and by key. Pure."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-__all__ = ["BackOff"]
+__all__ = ["BackOff", "KeyedBackOff"]
 
 Key = TypeVar("Key", bound=Hashable)
 
 
+class BackOff:
+    """The pauses between the attempts of one loop.
+
+    Args:
+        first_seconds: The first pause.
+        longest_seconds: The longest pause.
+        factor: Ratio of a pause to the one before. Default: 2.
+        jitter: Largest part of a pause that is left out at random, from 0 to 1, so that processes that failed together do not
+            try again together. Default: 0.
+    """
+
+    def __init__(
+        self, first_seconds: float, longest_seconds: float, *, factor: float = 2.0, jitter: float = 0.0
+    ) -> None:
+        self._first, self._longest, self._factor, self._jitter = first_seconds, longest_seconds, factor, jitter
+        self._next = first_seconds
+
+    @property
+    def pause(self) -> float:
+        """The next pause without jitter, in seconds."""
+        return self._next
+
+    def next(self) -> float:
+        """Return the next pause in seconds; the one after it is longer."""
+        pause = self._next
+        self._next = min(self._factor * pause, self._longest)
+        return pause * (1.0 - self._jitter * random.random()) if self._jitter else pause  # noqa: S311 - no secret
+
+    def reset(self) -> None:
+        """Return to the first pause, after a success."""
+        self._next = self._first
+
+
 @dataclass
-class BackOff(Generic[Key]):
+class KeyedBackOff(Generic[Key]):
     """Pauses between attempts, by key.
 
     Attributes:
