@@ -21,8 +21,7 @@ import psutil
 
 from benchmarks.scripts import sleeper
 from shoal.local.state_folder import StateFolder
-from shoal.master.record_log import MasterRecord
-from shoal.store import Event, JobKeys, Listing, Store
+from shoal.store import Event, JobKeys, Listing, MasterRecord, Store
 
 __all__ = ["CLI", "Commits", "RunJob", "longest_gap", "until"]
 

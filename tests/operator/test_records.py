@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.api.status import Status
-from shoal.master.record_log import MasterRecord
 from shoal.master.state.records import Outcome, Records
 from shoal.operator.cache.cache import Cache
 from shoal.operator.core.run_policy import FailureTally, overrun, tallied
@@ -22,7 +21,7 @@ from shoal.operator.etcd.records import MOST_BYTES, MOST_FOREIGN_KEYS, READERS, 
 from shoal.operator.status.conditions import status_of
 from shoal.operator.status.events import complained
 from shoal.protocol.messages import JobAccount, Samples
-from shoal.store import ALL_JOBS, Delete, DesiredState, JobKeys, Put, Store
+from shoal.store import ALL_JOBS, Delete, DesiredState, JobKeys, MasterRecord, Put, Store
 from tests.etcds import eventually, run_etcd
 from tests.operator.jobs import job
 from tests.operator.strange import pods

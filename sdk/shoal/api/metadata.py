@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import Field, field_validator
 
 from shoal.api.base import Model
 
-__all__ = ["LONGEST_NAME", "Metadata"]
+__all__ = ["LONGEST_NAME", "Metadata", "resource_version"]
 
 LONGEST_NAME: Final = 39
 """Longest name of a job: the master's pod is NAME-master-<10 letters>-<5 letters>, and Kubernetes allows 63 characters."""
@@ -41,3 +42,9 @@ class Metadata(Model):
         if not value or len(value) > 63 or set(value) - _IN_NAMES or "-" in {value[0], value[-1]}:
             raise ValueError(f"{value!r} must have lower-case letters, digits and '-' only, and at most 63")
         return value
+
+
+def resource_version(metadata: Mapping[str, Any]) -> int:
+    """Return the resource version in an object's metadata as a number; 0: it has none."""
+    text = str(metadata.get("resourceVersion") or "")
+    return int(text) if text.isdecimal() else 0

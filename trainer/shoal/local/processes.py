@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import re
 import shlex
@@ -22,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shoal.local.parent_death import killed_with_parent
+
 __all__ = ["Launch", "LaunchError", "Processes", "last_words"]
 
-_PR_SET_PDEATHSIG: Final = 1
-# Loaded before any fork: between fork and exec only calls that take no lock are safe.
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _TAIL_BYTES: Final = 16384
 _LAST_LINES: Final = 4
 """Number of lines of a syntax error: the file, the line, the place in it, the message."""
@@ -111,7 +109,7 @@ class Processes:
                     cwd=launch.folder,
                     env=dict(launch.environment),
                     start_new_session=True,
-                    preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  (two system calls, no lock: see _LIBC)
+                    preexec_fn=killed_with_parent(),  # noqa: PLW1509  (it takes no lock)
                 )
         except OSError as error:
             raise LaunchError(f"{role}-{index} cannot be started: {_reason(error, launch)}") from error
@@ -179,13 +177,3 @@ def _reason(error: OSError, launch: Launch) -> str:
     if isinstance(error, FileNotFoundError):
         return f"there is no program {launch.command[0]!r} on the PATH (spec.command)"
     return str(error)
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    def set_signal() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # If the parent ended before the call, the kernel sends no signal.
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return set_signal

@@ -22,9 +22,9 @@ from typing import Final
 import msgspec
 
 from shoal.master.state.records import SEVERAL
-from shoal.store import Compare, Delete, JobKeys, Put, Store, in_batches, missing, value_is
+from shoal.store import Compare, Delete, JobKeys, MasterRecord, Put, Store, in_batches, missing, value_is
 
-__all__ = ["Deposed", "MasterRecord", "RecordLog"]
+__all__ = ["Deposed", "RecordLog"]
 
 _RESERVED: Final = 1
 """The number of operations in each transaction that are reserved for the key ``master``."""
@@ -32,15 +32,6 @@ _RESERVED: Final = 1
 
 class Deposed(Exception):  # noqa: N818 - not an error: a newer master does the work
     """A newer master leads."""
-
-
-class MasterRecord(msgspec.Struct, frozen=True):
-    """The value of the key ``master``."""
-
-    generation: int
-    nonce: str
-    address: str
-    commits: int
 
 
 class RecordLog:

@@ -17,10 +17,11 @@ from typing import Final
 
 import numpy as np
 
+from shoal.api.metadata import resource_version
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.planner.model import Counts, Flags, Nodes, PendingPod, PlannerJob, Shapes, Snapshot
 from shoal.autoscaler.snapshot.constraints import Groups, PodShape, ShapeBook, Traits, few, traits_of, usable
-from shoal.autoscaler.snapshot.object_metadata import JobKey, is_refused, job_of, named_for, revision_of
+from shoal.autoscaler.snapshot.object_metadata import JobKey, is_refused, job_of, named_for
 from shoal.autoscaler.snapshot.resources import Manifest, Request, Sums, allocatable_of, part
 
 __all__ = ["ClusterState"]
@@ -136,7 +137,7 @@ class ClusterState:
     def node_changed(self, manifest: Manifest, *, gone: bool = False) -> bool:
         """Handle the event of a node; return whether a plan depends on it, as kubelets update their nodes every few seconds."""
         metadata = part(manifest.get("metadata"))
-        name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), revision_of(metadata)
+        name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), resource_version(metadata)
         known = self._nodes.get(name)
         if gone:
             self._mark_deleted(uid)
@@ -177,7 +178,7 @@ class ClusterState:
         """
         metadata = part(manifest.get("metadata"))
         place = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
-        uid, revision = str(metadata.get("uid") or "/".join(place)), revision_of(metadata)
+        uid, revision = str(metadata.get("uid") or "/".join(place)), resource_version(metadata)
         known = self._pods.get(uid)
         if gone:
             self._mark_deleted(str(metadata.get("uid") or ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.autoscaler.snapshot.resources import Manifest, part, parts
 
-__all__ = ["JobKey", "is_refused", "job_of", "named_for", "revision_of"]
+__all__ = ["JobKey", "is_refused", "job_of", "named_for"]
 
 JobKey = tuple[str, str]
 """A job's uid and its namespace: pods in other namespaces are never the job's."""
@@ -39,9 +39,3 @@ def is_refused(pod: Manifest) -> bool:
 def named_for(name: str, role: str, job: str) -> bool:
     """Return whether a pod's name is that of a job's pod of a role; for masters and parameter servers, not for trainers."""
     return name.startswith(f"{job}-{role}-")
-
-
-def revision_of(metadata: Manifest) -> int:
-    """Return the resource version of an object as a number; 0: it has none."""
-    text = str(metadata.get("resourceVersion") or "")
-    return int(text) if text.isdecimal() else 0

@@ -22,7 +22,7 @@ from shoal.api.status import Account
 from shoal.operator.cache.pod_summary import PodSummary
 from shoal.operator.core.reconcile import Ended, Observed, ServerPod
 from shoal.operator.core.run_policy import ContainerEnd
-from shoal.operator.etcd.records import READERS, MasterRecord, RecordError, Usage, read
+from shoal.operator.etcd.records import READERS, RecordError, Usage, read
 from shoal.operator.resources.node_affinity import NODES
 from shoal.operator.resources.object_fields import (
     Manifest,
@@ -41,7 +41,7 @@ from shoal.operator.resources.pods import GROUP, TOKEN_VERSION, label
 from shoal.operator.status.conditions import PodProblem
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.reasons import NO_CLASS
-from shoal.store import DesiredState, JobKeys, ReportedState
+from shoal.store import DesiredState, JobKeys, MasterRecord, ReportedState
 
 __all__ = ["APPLIED", "APPLIED_KINDS", "NEWS_SECONDS", "Cache"]
 

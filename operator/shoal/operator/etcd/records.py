@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from shoal.api.status import Account
 from shoal.operator.core.reconcile import Ended
 from shoal.operator.status.reasons import clipped
-from shoal.store import DesiredState, JobKeys, ReportedState
+from shoal.store import DesiredState, JobKeys, MasterRecord, ReportedState
 
-__all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "MasterRecord", "RecordError", "Usage", "read"]
+__all__ = ["MOST_BYTES", "MOST_FOREIGN_KEYS", "MOST_KEYS", "READERS", "RecordError", "Usage", "read"]
 
 MOST_FOREIGN_KEYS: Final = 1000
 MOST_KEYS: Final = 100_000
@@ -40,12 +40,6 @@ _KEY_CHARACTERS: Final = 200
 
 class RecordError(Exception):
     """A value is not a valid record of this version of Shoal; the message has the reason."""
-
-
-class MasterRecord(msgspec.Struct, frozen=True):
-    """The field of a master's election record that the operator reads."""
-
-    generation: int
 
 
 def read(record: str, value: bytes) -> DesiredState | ReportedState | Ended | MasterRecord:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from shoal.api.metadata import resource_version
 from shoal.operator.core.field_ownership import fields_of
 from shoal.operator.resources.node_affinity import preferred_node_of, with_preferred_nodes
 from shoal.operator.resources.pods import label
@@ -110,8 +111,7 @@ def controlled(manifest: Manifest, kind: str = "", *, uid: str = "") -> bool:
 
 def revision_of(manifest: Manifest) -> int:
     """Return the resource version of an object; 0: it has none."""
-    text = str(manifest["metadata"].get("resourceVersion", ""))
-    return int(text) if text.isdigit() else 0
+    return resource_version(manifest["metadata"])
 
 
 def newer(one: Manifest, other: Manifest) -> bool:
