@@ -14,14 +14,18 @@ from shoal.api.status import Condition, Progress, Status
 from shoal.operator.cache.cache import Cache
 from shoal.operator.core.run_policy import (
     REFUSED,
+    RETRY,
     ContainerEnd,
     FailureTally,
     active_seconds,
     clocked,
+    end_of,
     ends_of,
     newly_failed,
     overrun,
     removal_due,
+    retried,
+    retry_requested,
     said_end,
     tallied,
 )
@@ -339,3 +343,25 @@ def test_a_status_may_have_any_time(moment):
     assert status.progress.last_step_time + timedelta(days=36_500)
     assert active_seconds(status, T0) >= 0
     assert clocked(status, T0, runs=False).active_seconds is not None
+
+
+def test_a_retry_is_asked_for_by_a_new_value_only():
+    def asked(value, seen=None):
+        notes = {} if value is None else {"annotations": {RETRY: value}}
+        return retry_requested({"metadata": notes}, Status(retried=seen))
+
+    assert (asked(None), asked(""), asked("1"), asked("1", "1"), asked("2", "1")) == ("", "", "1", "", "2")
+    assert asked("x" * 1000) == "x" * 100
+    assert asked("x" * 1000, "x" * 100) == "", "what counts is what is kept"
+
+
+def test_a_job_that_is_retried_has_no_end_and_counts_from_zero():
+    failed = Condition(type="Failed", status="True", reason="BackoffLimitExceeded", last_transition_time=T0)
+    running = Condition(type="Running", status="False", reason="Failed", last_transition_time=T0)
+    before = Status(
+        conditions=[running, failed], failures=7, last_failure_time=T0, active_seconds=9, restarts=1, start_time=T0
+    )
+    after = retried(before)
+    assert end_of(after) is None
+    assert (after.failures, after.last_failure_time, after.active_seconds) == (None, None, None)
+    assert (after.restarts, after.start_time, after.conditions) == (1, T0, [running])

@@ -304,3 +304,31 @@ def test_a_quota_has_room_for_those_first_without_which_nobody_works(shared, job
     finally:
         shared.kubectl("delete", "quota", f"four-{job.name}")
     job.at_work(list(range(8)))
+
+
+@pytest.mark.parametrize("claims", [True, False])
+def test_a_failed_job_runs_again_when_it_is_asked_to(shared, job, claims):
+    """From its snapshots, or from the beginning where they were in the pods; and once for each value."""
+    servers = shared.claims() if claims else {"replicas": 2, "emptyDir": {}}
+    job.apply(parameterServer=servers)
+    job.at_work([0, 1])
+    shared.kubectl("annotate", "tj", job.name, "shoal.dev/retry=before")
+    job.until(lambda: job.status().get("retried") == "before", "the annotation to be seen")
+    uid, before = job.uid, job.pod_uids()
+    shared.masters.ended[uid] = "Failed"
+    job.state("Failed")
+    assert job.status()["retried"] == "before", "an annotation of a job that runs asks for nothing later"
+    del shared.masters.ended[uid]
+    shared.kubectl("annotate", "--overwrite", "tj", job.name, "shoal.dev/retry=1")
+    job.tells("Retried", "shoal.dev/retry: 1", "from its last snapshots" if claims else "from the beginning")
+    job.at_work([0, 1])
+    job.until(lambda: not job.pod_uids() & before, "new pods")
+    job.state("Running")
+    status = job.status()
+    assert "Failed" not in [each["type"] for each in status["conditions"]]
+    assert status["retried"] == "1"
+    assert status.get("failures") in {None, 0}
+    shared.masters.ended[uid] = "Failed"
+    job.state("Failed")
+    assert [reason for reason, _ in job.events()].count("Retried") == 1
+    del shared.masters.ended[uid]

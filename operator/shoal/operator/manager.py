@@ -325,13 +325,15 @@ class Operator:
         patience = min(_TIMEOUT_SECONDS, left)
         self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(desired))], patience_seconds=patience)
 
-    def _forget(self, keys: JobKeys) -> None:
+    def _forget(self, keys: JobKeys, outcome_only: bool) -> None:  # noqa: FBT001 - the executor's hook
         left = self._left()
         if left <= 0:
             raise KubeFencedError("the Lease has expired: another replica may be the leader")
         assert self._etcd is not None
         patience = min(_TIMEOUT_SECONDS, left)
-        self._etcd.transact([], [Delete(keys.prefix, prefix=True)], patience_seconds=patience)
+        self._etcd.transact(
+            [], [Delete(keys.outcome) if outcome_only else Delete(keys.prefix, prefix=True)], patience_seconds=patience
+        )
 
     # --- The watch of etcd, in a thread of its own ---
 

@@ -364,6 +364,10 @@ class Status(_Part):
         description="Number of restarts of the job because its model was lost with its servers' pods "
         "(parameterServer.emptyDir); at runPolicy.backoffLimit the job fails.",
     )
+    retried: str | None = Field(
+        default=None,
+        description="Value of the annotation shoal.dev/retry that was acted on last, or seen while the job ran.",
+    )
     last_failure_time: Time | None = Field(default=None, description="When the script failed last.")
     selector: str | None = Field(default=None, description="Label selector of the trainers' pods, for autoscalers.")
 

@@ -263,10 +263,8 @@ class Cache:
 
     def etcd_changed(self, *, away: bool) -> set[Uid]:
         """Handle a change of etcd's reachability."""
-        if self._etcd is not away:
-            return set()
-        self._etcd = not away
-        return set(self.jobs)
+        changed, self._etcd = self._etcd is away, not away
+        return set(self.jobs) if changed else set()
 
     def record_changed(self, key: str, value: bytes | None, *, created: bool = False) -> dict[Uid, float]:
         """Handle an event of a key in etcd.
@@ -318,10 +316,12 @@ class Cache:
             known.committed = self._clock()
         return {uid: NEWS_SECONDS if _only_progress(before, known.published) else 0.0}
 
-    def forgotten(self, uid: Uid) -> None:
-        """Drop a job's records after they were removed from etcd; the event of the watch may follow later."""
+    def forgotten(self, uid: Uid, *, outcome_only: bool = False) -> None:
+        """Drop records that were removed from etcd; the watch may report it later."""
         known = self._known[uid]
-        known.wanted, known.published, known.leader, known.ended = None, None, None, None
+        known.ended = None
+        if not outcome_only:
+            known.wanted = known.published = known.leader = None
 
     # --- Queries ---
 
@@ -464,10 +464,9 @@ class Cache:
 
     def _token(self, uid: Uid) -> str:
         """Return the version of the token that a job's processes were created with, from its Deployment."""
-        for (kind, _, _), each in self._known[uid].objects.items():
-            if kind == "Deployment" and controlled(each, "TrainingJob", uid=uid):
-                return str((each["metadata"].get("annotations") or {}).get(TOKEN_VERSION, ""))
-        return ""
+        known = self._known[uid].objects.items()
+        made = (each for (kind, *_), each in known if kind == "Deployment" and controlled(each, "TrainingJob", uid=uid))
+        return str(((next(made, {}).get("metadata") or {}).get("annotations") or {}).get(TOKEN_VERSION, ""))
 
     def _others(self, uid: Uid, role: str) -> tuple[ServerPod, ...]:
         found = [

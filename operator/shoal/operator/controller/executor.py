@@ -31,6 +31,7 @@ from shoal.operator.etcd.secrets import DerivedSecrets
 from shoal.operator.resources import workloads
 from shoal.operator.resources.manifests import applied_hash
 from shoal.operator.resources.pods import JobIdentity, label, labels, secret_name
+from shoal.operator.status.reasons import PodProblem
 from shoal.operator.thread_pool import run_in_thread
 from shoal.store import DesiredState, JobKeys, StoreError
 
@@ -46,7 +47,7 @@ wait for too long have to be repeated."""
 _OF_PODS: Final = (CreatePod, DeletePod, StopPod)
 
 
-def _ignore(_: object) -> None:
+def _ignore(*_: object) -> None:
     pass
 
 
@@ -67,6 +68,13 @@ class Failure:
 
     action: Action
     error: KubeError | StoreError
+
+    @property
+    def problem(self) -> PodProblem:
+        """The failure as a pod problem of the job."""
+        reason = self.error.reason if isinstance(self.error, KubeError) else ""
+        role = "trainer" if isinstance(self.action, CreatePod | DeletePod) else ""
+        return PodProblem(role, self.what, reason or "Unavailable", str(self.error))
 
     @property
     def what(self) -> str:
@@ -91,7 +99,7 @@ class Executor:
         kube: Client of the API server.
         vault: Derives the content of jobs' Secrets.
         tell: Writes a job's desired state to etcd. Blocks; called in a thread.
-        forget: Removes all records of a job from etcd. Blocks; called in a thread. Default: does nothing.
+        forget: Removes all records of a job from etcd, or its outcome only. Blocks; called in a thread. Default: does nothing.
         admit: Ensures that a job's user exists in etcd with this password. Blocks; called in a thread. None: etcd has no
             authentication.
         answered: Called with each object of a response to a write: its event may be received much later.
@@ -103,7 +111,7 @@ class Executor:
         *,
         vault: DerivedSecrets,
         tell: Callable[[TrainingJob, str, DesiredState], None],
-        forget: Callable[[JobKeys], None] = _ignore,
+        forget: Callable[[JobKeys, bool], None] = _ignore,
         admit: Callable[[JobKeys, str], None] | None = None,
         answered: Callable[[Mapping[str, Any]], object] = _ignore,
     ) -> None:
@@ -165,9 +173,9 @@ class Executor:
                     await self._kube.delete(kind, name, namespace=job.metadata.namespace)
             case PublishDesired(wanted):
                 await run_in_thread(lambda: self._tell(job, identity.uid, wanted))
-            case ForgetRecords():
+            case ForgetRecords(outcome_only):
                 keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
-                await run_in_thread(lambda: self._forget(keys))
+                await run_in_thread(lambda: self._forget(keys, outcome_only))
 
     async def _act_on_pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
         # Jobs that grow at the same time get their next trainers in turn: among equal trainers the kube-scheduler preempts

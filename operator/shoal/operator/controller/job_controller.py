@@ -15,7 +15,7 @@ from shoal.autoscaler.loop import Autoscaler, JobDecision
 from shoal.kube import Kube, KubeError, KubeFencedError
 from shoal.operator.cache.cache import Cache
 from shoal.operator.controller.demands import Demands, treatment
-from shoal.operator.controller.executor import Executor, Failure
+from shoal.operator.controller.executor import Executor
 from shoal.operator.controller.job_memory import JobMemory
 from shoal.operator.controller.pending_diagnostics import PendingDiagnostics
 from shoal.operator.controller.preflight import Preflight
@@ -24,8 +24,6 @@ from shoal.operator.core import run_policy
 from shoal.operator.core.accepted_spec import ACCEPTED_KEY, text_of
 from shoal.operator.core.reconcile import (
     Action,
-    Apply,
-    CreatePod,
     DeletePod,
     ForgetRecords,
     MakeSecrets,
@@ -45,8 +43,6 @@ from shoal.store import JobKeys
 
 __all__ = ["JobController"]
 
-_DRAIN_TIMEOUT_SECONDS: Final = 60.0
-"""A trainer that still runs this long after its index was added to the drain list is deleted, so the kubelet terminates it."""
 _SECRETS_SECONDS: Final = 60.0
 """Interval at which Secrets are ensured while a pod does not start: Secrets are not watched, so a deletion is not seen."""
 _RECHECK_SECONDS: Final = 20.0
@@ -155,6 +151,10 @@ class JobController:
             await self._kube.delete("TrainingJob", name, namespace=namespace, uid=uid)
             return None
         seen = await self._observe(uid, job, memory.render(job, identity).template)
+        failed = run_policy.end_of(view.before)
+        asked = run_policy.retry_requested(view.manifest, view.before)
+        if asked and failed is not None and failed.type == ConditionType.FAILED:
+            return await self._retry(view, job, identity, seen, memory, asked)
         seen = self._with_end(view, job, seen, memory)
         if seen.lost:
             return await self._restart(view, job, identity, seen, memory)
@@ -228,7 +228,7 @@ class JobController:
     async def _act_and_report(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, *, refused: str
     ) -> float | None:
-        overdue, drain_timeout = _overdue(memory, seen.wanted.drain if seen.wanted is not None else [])
+        overdue, drain_timeout = memory.overdue(seen.wanted.drain if seen.wanted is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
         memory.note_token(seen.token, identity.token, keeps=not in_pods(job))
@@ -260,15 +260,15 @@ class JobController:
                 rendered=memory.render(job, identity),
             )
         memory.unwritten += [events.lost(each.name) for each in actions if isinstance(each, DeletePod) and each.force]
-        actions, repair = _repairs_due(memory, actions)
+        actions, repair = memory.repairs_due(actions)
         failed = await self._executor.carry_out(job, identity, actions)
-        _record_pods(memory, seen, actions, failed)
+        memory.record_pods(seen, actions, failed)
         if any(isinstance(action, MakeSecrets) for action in actions):
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
         problems, asking = await self._pending_diagnostics.why(job, identity, seen, waits=not decision.trainers)
         slow, starting = await self._start_diagnostics.why(view.uid, job.metadata.namespace, self._cache.pods(view.uid))
-        problems = [*map(_problem_of, failed), *problems, *slow]
+        problems = [*(each.problem for each in failed), *problems, *slow]
         full = next((each.message for each in problems if each.known is Reason.QUOTA_EXCEEDED), "")
         facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
         later = await self._report(
@@ -299,6 +299,27 @@ class JobController:
         facts = replace(self._facts(view, memory), restarts=count)
         later = await self._report(view, job, seen, facts=facts)
         return min(later or _RECHECK_SECONDS, 1.0)
+
+    async def _retry(
+        self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, asked: str
+    ) -> float | None:
+        """Run a failed job again: without its pods and its outcome the master resumes it from its snapshots, if it has claims."""
+        there = self._cache.pods(view.uid)
+        deletions: list[Action] = [DeletePod(pod.name, pod.uid) for pod in there if not pod.deleting]
+        keeps = not in_pods(job)
+        actions = deletions if there else [ForgetRecords(outcome_only=keeps)]
+        failed = await self._executor.carry_out(job, identity, actions)
+        if failed:
+            raise ExceptionGroup("the job cannot be retried", [each.error for each in failed])
+        if there:
+            return 1.0
+        self._cache.forgotten(view.uid, outcome_only=keeps)
+        self._memory[view.uid] = memory = JobMemory(accepted=memory.accepted, agreed=memory.agreed)
+        memory.unwritten.append(events.retried(asked, keeps=keeps))
+        view = replace(view, before=run_policy.retried(view.before))
+        seen = replace(seen, ended=None, saved=False, published=None)
+        await self._report(view, job, seen, facts=replace(self._facts(view, memory), retried=asked))
+        return 0.1
 
     def _decide(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
@@ -376,6 +397,8 @@ class JobController:
 
     def _facts(self, view: _View, memory: JobMemory) -> Facts:
         facts, tally = self._cache.facts(view.uid), memory.tally
+        # An annotation of a job that has not failed asks for nothing, also not later.
+        facts = replace(facts, retried=run_policy.retry_requested(view.manifest, view.before) or None)
         if tally is None or (not tally.count and view.before.failures is None):
             return facts
         return replace(facts, failures=tally.count, last_failure=tally.last)
@@ -440,15 +463,6 @@ def _as_before(view: _View, seen: Observed) -> JobDecision:
     return JobDecision(trainers=wanted, now=0, stays=None, why=_UNDECIDED)
 
 
-def _overdue(memory: JobMemory, drain: Sequence[int]) -> tuple[set[int], float | None]:
-    """Return the indices that have been in the drain list for too long, and in how many seconds the next one will be."""
-    now = time.monotonic()
-    memory.draining = {index: memory.draining.get(index, now) for index in drain}
-    overdue = {index for index, since in memory.draining.items() if now - since >= _DRAIN_TIMEOUT_SECONDS}
-    waiting = [since + _DRAIN_TIMEOUT_SECONDS - now for index, since in memory.draining.items() if index not in overdue]
-    return overdue, max(0.1, min(waiting)) if waiting else None
-
-
 def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | None:
     """Return the shortest of some waits; times in the past cause no sync."""
     waits: list[float] = []
@@ -459,41 +473,3 @@ def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | 
         elif each is not None:
             waits.append(each)
     return max(0.1, min(waits)) if waits else None
-
-
-def _repairs_due(memory: JobMemory, actions: Sequence[Action]) -> tuple[list[Action], float | None]:
-    """Drop repairs that are in back-off because another client undoes them; return in how many seconds the next is due."""
-    now, kept, waits = time.monotonic(), [], []
-    for action in actions:
-        if isinstance(action, Apply) and action.repair:
-            key = action.manifest["kind"], action.manifest["metadata"]["name"]
-            left = memory.repairs.left(key, now)
-            if left:
-                waits.append(left)
-                continue
-            memory.repairs.tried(key, now)
-        kept.append(action)
-    return kept, min(waits, default=None)
-
-
-def _record_pods(memory: JobMemory, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
-    """Record which trainers' pods were created, and whether a quota refused some.
-
-    A pod that the API server refused is retried with the work queue's back-off for failed syncs.
-    """
-    now = time.monotonic()
-    refused = [each for each in failed if isinstance(each.action, CreatePod)]
-    kept = {id(each.action) for each in refused}
-    for action in actions:
-        if isinstance(action, CreatePod) and id(action) not in kept:
-            memory.pods.tried(int(label(action.manifest, "index")), now)
-    if any(_problem_of(each).known is Reason.QUOTA_EXCEEDED for each in refused):
-        memory.full = now, sum(not (pod.ended or pod.lost) for pod in seen.trainers)
-
-
-def _problem_of(failure: Failure) -> PodProblem:
-    """Convert a failed action to a pod problem of the job."""
-    error = failure.error
-    reason = error.reason if isinstance(error, KubeError) else ""
-    role = "trainer" if isinstance(failure.action, CreatePod | DeletePod) else ""
-    return PodProblem(role, failure.what, reason or "Unavailable", str(error))

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from shoal.api import TrainingJob, from_mapping
+from shoal.api.status import Reason
+from shoal.operator.controller.executor import Failure
 from shoal.operator.core import run_policy
 from shoal.operator.core.accepted_spec import in_force
-from shoal.operator.core.reconcile import Observed
+from shoal.operator.core.reconcile import Action, Apply, CreatePod, Observed
 from shoal.operator.resources.manifests import JobManifests
-from shoal.operator.resources.pods import JobIdentity
+from shoal.operator.resources.pods import JobIdentity, label
 from shoal.operator.status import events
 from shoal.retry import KeyedBackOff
 
 __all__ = ["JobMemory"]
 
-_FULL_SECONDS = 60.0
+_DRAIN_TIMEOUT_SECONDS: Final = 60.0
+"""A trainer that still runs this long after its index was added to the drain list is deleted, so the kubelet terminates it."""
+_FULL_SECONDS: Final = 60.0
 """How long after a quota refused a pod no more trainers are demanded of the autoscaler."""
 
 
@@ -108,3 +112,41 @@ class JobMemory:
         if self.rendered is None or self.rendered.job is not job or self.rendered.identity != identity:
             self.rendered = JobManifests(job, identity)
         return self.rendered
+
+    def overdue(self, drain: Sequence[int]) -> tuple[set[int], float | None]:
+        """Return the indices that have been in the drain list for too long, and in how many seconds the next one will be."""
+        now = time.monotonic()
+        self.draining = {index: self.draining.get(index, now) for index in drain}
+        overdue = {index for index, since in self.draining.items() if now - since >= _DRAIN_TIMEOUT_SECONDS}
+        waiting = [
+            since + _DRAIN_TIMEOUT_SECONDS - now for index, since in self.draining.items() if index not in overdue
+        ]
+        return overdue, max(0.1, min(waiting)) if waiting else None
+
+    def repairs_due(self, actions: Sequence[Action]) -> tuple[list[Action], float | None]:
+        """Drop repairs that are in back-off because another client undoes them; return in how many seconds the next is due."""
+        now, kept, waits = time.monotonic(), [], []
+        for action in actions:
+            if isinstance(action, Apply) and action.repair:
+                key = action.manifest["kind"], action.manifest["metadata"]["name"]
+                left = self.repairs.left(key, now)
+                if left:
+                    waits.append(left)
+                    continue
+                self.repairs.tried(key, now)
+            kept.append(action)
+        return kept, min(waits, default=None)
+
+    def record_pods(self, seen: Observed, actions: Sequence[Action], failed: Sequence[Failure]) -> None:
+        """Record which trainers' pods were created, and whether a quota refused some.
+
+        A pod that the API server refused is retried with the work queue's back-off for failed syncs.
+        """
+        now = time.monotonic()
+        refused = [each for each in failed if isinstance(each.action, CreatePod)]
+        kept = {id(each.action) for each in refused}
+        for action in actions:
+            if isinstance(action, CreatePod) and id(action) not in kept:
+                self.pods.tried(int(label(action.manifest, "index")), now)
+        if any(each.problem.known is Reason.QUOTA_EXCEEDED for each in refused):
+            self.full = now, sum(not (pod.ended or pod.lost) for pod in seen.trainers)

@@ -179,7 +179,14 @@ class DeletePod:
 
 @dataclass(frozen=True)
 class ForgetRecords:
-    """Remove all records of the job from etcd: a master that starts after that starts the job from the beginning."""
+    """Remove the job's records from etcd.
+
+    Attributes:
+        outcome_only: Whether only the outcome is removed, so that the next master resumes the job. Otherwise the next master
+            starts the job from the beginning.
+    """
+
+    outcome_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from shoal.api import TrainingJob
 from shoal.api.status import Condition, ConditionType, Reason, Status
 from shoal.operator.core.reconcile import Ended
 from shoal.operator.resources.object_fields import moment_of
-from shoal.operator.resources.pods import label
+from shoal.operator.resources.pods import GROUP, label
 
 __all__ = [
     "REFUSED",
+    "RETRY",
     "ContainerEnd",
     "FailureTally",
     "active_seconds",
@@ -37,12 +38,18 @@ __all__ = [
     "newly_failed",
     "overrun",
     "removal_due",
+    "retried",
+    "retry_requested",
     "said_end",
     "tallied",
 ]
 
 REFUSED: Final = 78
 """Exit code of a Shoal process that cannot take part in this job. The job fails with it if no sample was committed yet."""
+RETRY: Final = f"{GROUP}/retry"
+"""Annotation of a job: any new value makes the operator run a failed job again."""
+_LONGEST_RETRY: Final = 100
+"""Characters of its value that count."""
 _LONGEST_SECONDS: Final = 100 * 365 * 86400
 _NEVER_JOINED: Final = (
     "the script ended without joining the job: it never called trainer.join(), or ended before job.prepare(); a script "
@@ -283,6 +290,21 @@ def said_end(status: Status) -> Ended | None:
 def end_of(status: Status) -> Condition | None:
     """Return the condition of type Complete or Failed that is True; None: the job has not ended."""
     return next((each for of in _ENDS for each in status.conditions if each.type == of and each.status == "True"), None)
+
+
+def retry_requested(manifest: Mapping[str, Any], status: Status) -> str:
+    """Return the value of the annotation that asks for a retry of a failed job; empty: none that was not handled yet."""
+    asked = str((manifest["metadata"].get("annotations") or {}).get(RETRY) or "")[:_LONGEST_RETRY]
+    return asked if asked != (status.retried or "") else ""
+
+
+def retried(status: Status) -> Status:
+    """Return the status without the job's end, its failures and the time that it ran."""
+    conditions = [each for each in status.conditions if each.type != ConditionType.FAILED]
+    cleared = dict.fromkeys(
+        ("failures", "last_failure_time", "active_seconds", "active_since", "account", "completion_time")
+    )
+    return Status(**dict(status) | {"conditions": conditions, **cleared})
 
 
 def removal_due(job: TrainingJob, status: Status) -> datetime | None:

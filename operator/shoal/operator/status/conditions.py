@@ -109,6 +109,7 @@ def status_of(
         restarts=facts.restarts if facts.restarts is not None else before.restarts,
         failures=facts.failures if facts.failures is not None else before.failures,
         last_failure_time=facts.last_failure or before.last_failure_time,
+        retried=facts.retried or before.retried,
         active_seconds=before.active_seconds,
         active_since=before.active_since,
     )

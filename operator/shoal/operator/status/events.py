@@ -128,6 +128,21 @@ def begun_again(count: int, limit: int) -> EventNote:
     )
 
 
+def retried(asked: str, *, keeps: bool) -> EventNote:
+    """Return the event of a failed job that runs again.
+
+    Args:
+        asked: Value of the annotation.
+        keeps: Whether the job's servers have claims.
+    """
+    how = (
+        "it resumes from its last snapshots"
+        if keeps
+        else "it starts from the beginning, as its snapshots were in the pods (spec.parameterServer.emptyDir)"
+    )
+    return EventNote("Normal", "Retried", f"the failed job runs again (shoal.dev/retry: {asked}); {how}")
+
+
 def etcd_lost(*, keeps: bool) -> EventNote:
     """Return the event of a job whose etcd was replaced, as after its claim or the operator's namespace was deleted.
 

@@ -25,6 +25,7 @@ class Facts:
         failures: Number of consecutive errors of the script.
         restarts: How often the job was restarted from the beginning.
         last_failure: When the last error happened.
+        retried: Value of the annotation that asks for a retry, once it was handled.
         why: Why the autoscaler allocates no more trainers; empty: it gave no reason.
         autoscaled: Reason and message of the condition Autoscaled. None: there is no autoscaler.
     """
@@ -39,5 +40,6 @@ class Facts:
     failures: int | None = None
     restarts: int | None = None
     last_failure: datetime | None = None
+    retried: str | None = None
     why: str = ""
     autoscaled: tuple[Reason, str] | None = None
