@@ -35,18 +35,11 @@ from shoal.autoscaler.planner.plan import plan
 from shoal.autoscaler.snapshot.cluster_state import ClusterState
 from shoal.autoscaler.snapshot.recent_demand import RecentDemand
 from shoal.autoscaler.snapshot.resources import part
-from shoal.retry import BackOff
 
 __all__ = ["Autoscaler", "JobDecision"]
 
-_QUEUED_AFTER_SECONDS: Final = 10.0
-"""Time for which a minimum has no room before a job that has pods is queued and loses them."""
 _SERVERS_WAIT_SECONDS: Final = 15.0
 """Longest time for which the creation of servers is delayed while other pods occupy their room."""
-_FIRST_PAUSE_SECONDS: Final = 30.0
-_LONGEST_PAUSE_SECONDS: Final = 600.0
-_STABLE_SECONDS: Final = 600.0
-"""A job that has had room for this time starts again with the first back-off."""
 _MOST_PROBLEMS: Final = 3
 """Most problems of one object that are logged."""
 
@@ -84,29 +77,6 @@ class JobDecision:
     servers: tuple[str, ...] = ()
     master: tuple[str, ...] = ()
     servers_wait: bool = False
-
-
-@dataclass
-class _Backoff:
-    """The back-off of a job whose minimum has no room. Times in seconds of the loop's clock.
-
-    Attributes:
-        since: When the minimum was first found without room; None: it has room.
-        until: When the job may be admitted again.
-        pauses: Lengths of the back-offs to come.
-        stable: Since when the job has both room and pods; None: it lacks one of them.
-    """
-
-    since: float | None = None
-    until: float = 0.0
-    pauses: BackOff = field(default_factory=lambda: BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
-    stable: float | None = None
-
-    def runs(self, now: float) -> None:
-        """Record that the job has room and pods; after `_STABLE_SECONDS` of that the back-off is reset."""
-        self.stable = self.stable if self.stable is not None else now
-        if now - self.stable >= _STABLE_SECONDS:
-            self.pauses.reset()
 
 
 def _ignore(*_: object) -> None:
@@ -149,7 +119,6 @@ class Autoscaler:
         self._demands: dict[str, tuple[JobDemand, str, str]] = {}
         self._memory = PlannerMemory()
         self._decisions: dict[str, JobDecision] = {}
-        self._backoffs: dict[str, _Backoff] = {}
         self._servers_wait: dict[str, float] = {}
         """Uid of a job -> since when its servers wait for room."""
         self._changes = asyncio.Event()
@@ -235,7 +204,6 @@ class Autoscaler:
         if demand is None:
             self._demands.pop(uid, None)
             self._decisions.pop(uid, None)
-            self._backoffs.pop(uid, None)
             self._servers_wait.pop(uid, None)
         else:
             self._demands[uid] = demand, minimum, surplus
@@ -375,8 +343,7 @@ class Autoscaler:
         for job in jobs:
             uid, given = job.uid, allocation.jobs[job.uid]
             before = self._decisions.get(uid)
-            has_pods = bool(job.held) or (before is not None and before.trainers > 0)
-            decision = self._decided(job, given, names, has_pods=has_pods)
+            decision = self._decided(job, given, names)
             if decision is None or decision == before:
                 continue
             self._decisions[uid] = decision
@@ -387,30 +354,14 @@ class Autoscaler:
         if updated and self.acts:
             self._changed(updated)
 
-    def _decided(
-        self, job: PlannerJob, given: JobAllocation, names: tuple[str, ...], *, has_pods: bool
-    ) -> JobDecision | None:
+    def _decided(self, job: PlannerJob, given: JobAllocation, names: tuple[str, ...]) -> JobDecision | None:
         """Return the new decision for a job; None: the previous decision stays."""
-        now, backoff = self._clock(), self._backoffs.setdefault(job.uid, _Backoff())
         if given.why is Why.QUEUED:
             self._servers_wait.pop(job.uid, None)
-            backoff.since, backoff.stable = backoff.since if backoff.since is not None else now, None
-            if has_pods and now - backoff.since < _QUEUED_AFTER_SECONDS:
+            if given.keeps:
                 before = self._decisions.get(job.uid)
                 return _unbound(before) if before is not None else None
-            if has_pods and now >= backoff.until:
-                backoff.until = now + backoff.pauses.next()
             return JobDecision(trainers=0, now=0, stays={}, why=given.words)
-        backoff.since = None
-        if has_pods:
-            backoff.runs(now)
-        else:
-            backoff.stable = None
-        if now < backoff.until and not has_pods:
-            # No countdown in the message: each change of the message would be a write of the job's status.
-            return JobDecision(
-                trainers=0, now=0, stays={}, why="its minimum found no room; in back-off before it is admitted again"
-            )
         stays = {names[node]: count for node, count in given.stays.items()}
         servers, master = _others(job, given, names)
         return JobDecision(

@@ -204,6 +204,24 @@ class Claim:
     since: float
 
 
+class QueueState(NamedTuple):
+    """The hysteresis of one job's queueing between two plans. Times in seconds of the snapshots' clock.
+
+    Attributes:
+        since: When the minimum was first found without room. None: it has room.
+        until: When the job may be admitted again.
+        pause: Length of the next back-off. 0: the first one.
+        stable: Since when the job has both room and pods. None: it lacks one of them.
+        pods: Whether the last plan gave the job trainers, or it had some.
+    """
+
+    since: float | None = None
+    until: float = 0.0
+    pause: float = 0.0
+    stable: float | None = None
+    pods: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannerMemory:
     """The state that one plan hands to the next.
@@ -214,6 +232,7 @@ class PlannerMemory:
         moved: Job's uid -> (time of its last rebalancing move, whether it got a trainer (True) or gave one (False)).
         capped: Job's uid -> (most trainers, until when): the scheduler has refused more.
         backoff: Job's uid -> (seconds of its last cap, trainers at that cap), until the job has grown beyond it.
+        queue: Job's uid -> the hysteresis of its queueing.
         unmet: Uid of a pod that was not bound to its claimed node -> until when it claims nothing.
         rows: Job's uid -> (`held`, its nodes ascending as an array, their counts as an array). A row is reused for a job whose
             ``held`` is the identical object in the next snapshot; its node numbers are then the same.
@@ -223,6 +242,7 @@ class PlannerMemory:
     moved: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     capped: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     backoff: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    queue: Mapping[str, QueueState] = field(default_factory=dict)
     unmet: Mapping[str, float] = field(default_factory=dict)
     rows: Mapping[str, tuple[Mapping[int, int], Counts, Counts]] = field(
         default_factory=dict, compare=False, repr=False
@@ -253,6 +273,7 @@ class JobAllocation(NamedTuple):
         words: The reason as a message.
         others: (shape, node) of each master or parameter server without a node: the node that suits it best.
         others_now: Whether the room of all `others` is free already. Default: True.
+        keeps: Whether the job keeps what it has: its minimum has no room, but not for long enough to queue it. Default: False.
     """
 
     trainers: int
@@ -263,6 +284,7 @@ class JobAllocation(NamedTuple):
     words: str
     others: tuple[tuple[int, int], ...] = ()
     others_now: bool = True
+    keeps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

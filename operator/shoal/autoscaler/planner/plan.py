@@ -32,6 +32,7 @@ from shoal.autoscaler.planner.growth import Growth
 from shoal.autoscaler.planner.model import Counts, PlannerJob, PlannerMemory, PlanResult, Policy, Snapshot
 from shoal.autoscaler.planner.placement import Placement, Victim, fitting
 from shoal.autoscaler.planner.preemption import PreemptionCandidates
+from shoal.autoscaler.planner.queueing import held_back
 
 __all__ = ["plan"]
 
@@ -115,12 +116,15 @@ class _Plan:
             others=self._others,
         )
         now = self._snapshot.now
+        held = held_back(self._jobs, allocation.jobs, self._memory.queue, now=now)
+        allocation = PlanResult(jobs=held.allocations, claims=claims)
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
         memory = PlannerMemory(
             claims=self._claims.ledger,
             moved=kept | growth.rebalance.moved,
             capped=self._caps,
             backoff=self._backoff,
+            queue=held.queue,
             unmet=self._claims.unmet,
             rows=placement.rows,
         )

@@ -39,4 +39,5 @@ class Planner(Rule):
                 others=given.others,
             )
             for uid, given in allocation.jobs.items()
+            if not given.keeps
         }
