@@ -81,7 +81,7 @@ def traces(draw) -> Trace:
 
 
 class Watcher:
-    """Check the simulation after each event, and integrate each job's speed independently."""
+    """Check the simulation after each point in time, and integrate each job's speed independently."""
 
     def __init__(self) -> None:
         self.done: dict[str, float] = {}
