@@ -1,7 +1,7 @@
-"""``make demo``: trains on the flights while trainers and a parameter server are killed, and accounts for every sample.
+"""``make demo``: trains on the flights while a trainer and a parameter server are killed, and accounts for every sample.
 
-It does what a person would with two terminals: `shoal run` in one; `shoal status`, `kill -9` and `shoal scale` in the
-other. The last line of its output is the job's final account.
+The demo runs `shoal run` as one process, and `shoal status`, `kill -9` and `shoal scale` beside it. The last line of its
+output is the job's final account of samples.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Demo:
         return found
 
     def share(self) -> float:
-        """How much of all samples is part of the model."""
+        """Return the share of all samples that the model has been trained on."""
         progress = self.status().get("progress") or {}
         return float(progress.get("samples_total", 0)) / max(1, progress.get("samples_expected", 0) or 1)
 
     def wait_for(self, share: float, running: subprocess.Popen[str]) -> None:
         while running.poll() is None and self.share() < share:
-            time.sleep(0.2)  # the pace of looking
+            time.sleep(0.2)  # seconds between two calls of `shoal status`
 
     def kill(self, role: str) -> None:
         members = [member for member in self.status().get("members", []) if member["role"] == role and member["pid"]]
@@ -63,7 +63,7 @@ class Demo:
         subprocess.run(command, env=self.environment, stdout=sys.stderr, check=False)
 
     def run(self) -> int:
-        """Run it to the end; the exit code."""
+        """Run the job to its end; return its exit code."""
         say("training on 294,629 flights, 3 epochs; 2 trainers, 2 parameter servers")
         running = self.start()
         lines: list[str] = []

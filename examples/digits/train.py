@@ -1,4 +1,4 @@
-"""A small convolutional network learns to read scikit-learn's handwritten digits."""
+"""Train a small convolutional network on scikit-learn's handwritten digits."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -9,7 +9,7 @@ from shoal import trainer
 
 
 def load() -> tuple[TensorDataset, TensorDataset]:
-    """1,437 images to learn from, and every fifth of the 1,797 held out."""
+    """Return the training set (1,437 images) and the held-out set (every fifth of the 1,797 images)."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)

@@ -1,8 +1,8 @@
 """The flights that left New York in 2013, as tensors.
 
-Reading and joining the CSV files takes seconds, and every trainer of a job does it, again after each restart. So
-the result is kept in the user's cache folder as one safetensors file, which is mapped rather than read. Trainers
-that start at once may each make it; each writes a file of its own and renames it, so none sees half a file.
+Reading and joining the CSV files takes seconds, and every trainer of a job does so again after each restart. The
+result is therefore kept in the user's cache folder as one safetensors file, which is memory-mapped. Trainers that
+start at the same time may each compute it: each writes a temporary file and renames it, so none reads a partial file.
 """
 
 import os
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 __all__ = ["Batch", "Flights", "load", "whole_batch"]
 
 CACHE_VERSION = 1
-"""Part of the cache's file name; to be raised with every change of what `prepare` computes."""
+"""Part of the cache file's name. Increase it whenever the result of `prepare` changes."""
 
 
 class Batch(NamedTuple):
@@ -33,15 +33,15 @@ class Batch(NamedTuple):
     numbers: Tensor
     """float32 [n, len(NUMBERS)], standardised."""
     late: Tensor
-    """float32 [n], 1 where the flight came late."""
+    """float32 [n], 1 where the flight arrived late."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
+        """Return the batch with all its tensors on `device`."""
         return Batch(*(values.to(device) for values in self))
 
 
 class Flights(Dataset[Batch]):
-    """Flights with a known arrival, as tensors in memory; a whole batch is cut out at once."""
+    """Flights with a known arrival, as tensors in memory. `__getitems__` indexes a whole batch at once."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.categories = tensors["categories"]
@@ -56,7 +56,7 @@ class Flights(Dataset[Batch]):
         return Batch(*(values[0] for values in self.__getitems__([index])))
 
     def __getitems__(self, indices: list[int] | Tensor) -> Batch:
-        """The flights at `indices` as one batch; a DataLoader asks for it this way."""
+        """Return the flights at `indices` as one batch; the DataLoader calls this instead of `__getitem__`."""
         chosen = torch.as_tensor(indices)
         return Batch(
             self.categories[chosen].long(), self.crosses[chosen].long(), self.numbers[chosen], self.late[chosen].float()
@@ -64,17 +64,17 @@ class Flights(Dataset[Batch]):
 
 
 def whole_batch(batch: Batch) -> Batch:
-    """The DataLoader's collate_fn: `Flights` hands out whole batches already."""
+    """The DataLoader's collate_fn: returns its argument, as `Flights.__getitems__` returns whole batches."""
     return batch
 
 
 def load() -> tuple[Flights, Flights]:
-    """The flights to learn from and every tenth, held out; from the cache where it has them."""
+    """Return the training set and the held-out set (about every tenth flight), from the cache where it exists."""
     path = cache_file()
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError):
-        # Only here, as pandas takes a while to import and a trainer that finds the cache has no use for it.
+        # Imported here because pandas is slow to import, and a trainer that finds the cache does not need it.
         from prepare import prepare, read_flights, read_weather  # noqa: PLC0415
 
         tensors = prepare(read_flights(), read_weather())
@@ -93,7 +93,7 @@ def cache_file() -> Path:
 
 
 def write_whole(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write beside `path` and rename, so that whoever finds the file finds all of it; without room, do without."""
+    """Write a temporary file and rename it to `path`, so that no reader sees a partial file; on an error, warn only."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}-") as folder:

@@ -1,4 +1,4 @@
-"""The two models of this example: both read the same inputs and give one logit a flight."""
+"""The two models of this example: both take the same inputs and return one logit per flight."""
 
 import torch
 from columns import CATEGORIES, CATEGORY_ROWS, CROSS_ROWS, NUMBERS
@@ -9,7 +9,7 @@ __all__ = ["Logistic", "WideAndDeep"]
 
 
 class Logistic(nn.Module):
-    """One weight for each category and each number: the baseline."""
+    """Logistic regression, the baseline: one weight per category and per number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,23 +18,23 @@ class Logistic(nn.Module):
         nn.init.zeros_(self.categories.weight)
 
     def forward(self, batch: Batch) -> Tensor:
-        """[n] logits."""
+        """Return the logits, [n]."""
         return (self.categories(batch.categories) + self.numbers(batch.numbers)).squeeze(1)
 
     def tables(self) -> list[Tensor]:
-        """What gets sparse gradients."""
+        """Return the parameters that get sparse gradients."""
         return [self.categories.weight]
 
     def dense(self) -> list[Tensor]:
-        """What gets dense gradients."""
+        """Return the parameters that get dense gradients."""
         return list(self.numbers.parameters())
 
 
 class WideAndDeep(nn.Module):
-    """A linear model over crosses of the categories beside a network over their embeddings.
+    """A linear model over crosses of the categories, added to a network over embeddings of the categories.
 
-    Each half has a single table, shared by all its columns: on a cluster a table's rows are fetched once a batch, and
-    fetching from one table costs less than from twenty.
+    Each half has a single table, shared by all its columns: on a cluster a table's rows are fetched once per batch, and
+    one fetch from one table is cheaper than twenty from twenty tables.
     """
 
     def __init__(self, width: int = 8, hidden: int = 64) -> None:
@@ -52,14 +52,14 @@ class WideAndDeep(nn.Module):
         nn.init.normal_(self.categories.weight, std=0.05)
 
     def forward(self, batch: Batch) -> Tensor:
-        """[n] logits."""
+        """Return the logits, [n]."""
         deep = torch.cat([self.categories(batch.categories).flatten(1), batch.numbers], dim=1)
         return (self.crosses(batch.crosses) + self.network(deep)).squeeze(1)
 
     def tables(self) -> list[Tensor]:
-        """What gets sparse gradients."""
+        """Return the parameters that get sparse gradients."""
         return [self.crosses.weight, self.categories.weight]
 
     def dense(self) -> list[Tensor]:
-        """What gets dense gradients."""
+        """Return the parameters that get dense gradients."""
         return list(self.network.parameters())

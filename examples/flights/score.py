@@ -1,4 +1,4 @@
-"""How well scores put late flights before punctual ones."""
+"""Measures how well scores rank late flights above punctual ones."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,16 @@ __all__ = ["area_under_curve"]
 
 
 def area_under_curve(scores: Tensor, labels: Tensor) -> float:
-    """The area under the ROC curve, exactly: the chance that a random late flight scores above a random punctual one.
+    """Compute the exact area under the ROC curve: the probability that a late flight scores above a punctual one.
 
-    A tie counts half. Nothing is drawn: the ranks of the late flights give the count of all pairs at once.
+    A tie counts half. The ranks of the late flights give the count over all pairs, without sampling.
 
     Args:
         scores: [n], any real numbers.
-        labels: [n], 1 for the flights that ought to score high, 0 for the others.
+        labels: [n], 1 for the flights that should score high, 0 for the others.
 
     Raises:
-        ValueError: Without at least one of each label there are no pairs.
+        ValueError: One of the two labels does not occur, so that there are no pairs.
     """
     positive = labels.bool()
     positives = int(positive.sum())

@@ -32,7 +32,7 @@ def main() -> None:
     job = trainer.join(epochs=3, seed=7)
     train, held_out = load()
     model = MODELS[arguments.model]().to(job.device)
-    # SparseAdam touches the rows that a batch used, and takes no dense parameter; Adam has the rest.
+    # SparseAdam updates only the rows that a batch used, and accepts no dense parameters; Adam updates the rest.
     sparse = torch.optim.SparseAdam(model.tables(), lr=0.003)
     dense = torch.optim.Adam(model.dense(), lr=0.001)
     loader = DataLoader(train, batch_size=512, shuffle=True, collate_fn=whole_batch)

@@ -1,10 +1,10 @@
-"""Manifests as data, good and bad, for whatever checks them: the types in Python, and the API server's own code.
+"""Valid and invalid manifests as data, for the two validators: the types in Python, and the API server's own code.
 
-GOOD      name, manifest: taken by both
-BAD       name, manifest, words: refused by both, at once; the words are in both messages
-LATE      name, manifest, words: refused by the types; no schema sees it, so that on a cluster the operator says it
-STRICTER  name, manifest, words: taken by the types, refused by an API server
-CHANGES   name, before, after, words: an update; it is refused with these words, or taken if there are none
+GOOD      name, manifest: accepted by both
+BAD       name, manifest, words: refused by both immediately; both messages contain the words
+LATE      name, manifest, words: refused by the types; no schema covers it, so that on a cluster the operator reports it
+STRICTER  name, manifest, words: accepted by the types, refused by an API server
+CHANGES   name, before, after, words: an update; refused with these words, or accepted if there are none
 """
 
 import copy
@@ -14,7 +14,7 @@ Manifest = dict[str, Any]
 
 
 def job(name: str = "flights", **spec: Any) -> Manifest:
-    """A good manifest with these parts in its spec; a part that is None is left out."""
+    """Return a valid manifest with these parts in its spec; a part that is None is omitted."""
     parts = {"command": ["python", "train.py"], "parameterServer": {}, **spec}
     return {
         "apiVersion": "shoal.dev/v1alpha1",
@@ -25,7 +25,7 @@ def job(name: str = "flights", **spec: Any) -> Manifest:
 
 
 def without(manifest: Manifest, *path: str) -> Manifest:
-    """The manifest without one field."""
+    """Return the manifest without one field."""
     made = copy.deepcopy(manifest)
     at = made
     for part in path[:-1]:
@@ -207,11 +207,11 @@ LATE: list[tuple[str, Manifest, tuple[str, ...]]] = [
 ]  # fmt: skip
 
 STRICTER: list[tuple[str, Manifest, tuple[str, ...]]] = [
-    # x-kubernetes-int-or-string knows no fractions.
+    # x-kubernetes-int-or-string allows no fractions.
     ("a quantity that is a fraction", job(sharedMemory=0.5), ("spec.sharedMemory",)),
-    # CEL's quantities end there, and it cannot tell the end from what lies beyond.
+    # This is the largest quantity in CEL, which cannot distinguish it from a larger one.
     ("the largest quantity", job(sharedMemory=str(2**63 - 1)), ("spec.sharedMemory", "is too large")),
-    # Bounds that keep the cost of rules down.
+    # These bounds limit the estimated cost of the validation rules.
     ("very many words", job(command=["x"] * 1001), ("spec.command",)),
     ("a very long word", job(command=["x" * 200_001]), ("spec.command[0]",)),
     ("very many variables", job(env=[{"name": f"A{n}"} for n in range(1001)]), ("spec.env",)),

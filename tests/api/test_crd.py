@@ -1,4 +1,4 @@
-"""The definition of TrainingJob: it is what the types say, and what the API server's own code takes."""
+"""The definition of TrainingJob agrees with the types, and the API server's own code accepts it."""
 
 import json
 import random
@@ -264,12 +264,12 @@ def test_every_reason_is_explained():
 
 
 def by_the_api_server(test):
-    """With time for building the program, which takes minutes the first time."""
+    """Mark a test for the cluster, with a timeout that allows for building the program, which takes minutes the first time."""
     return pytest.mark.cluster(pytest.mark.timeout(900)(test))
 
 
 class Server:
-    """The program of tests/crd, which answers many questions at once."""
+    """Run the program of tests/crd, which answers many questions in one call."""
 
     def __init__(self, program):
         self.program = program
@@ -287,7 +287,7 @@ def server():
 
 
 def questions():
-    """The tables; updates are named after what changes."""
+    """Return the questions of all tables; an update is named after its change."""
     asked = {name: {"object": manifest} for name, manifest, *_ in [*GOOD, *BAD, *LATE, *STRICTER]}
     return asked | {f"change: {name}": {"object": after, "old": before} for name, before, after, _ in CHANGES}
 
@@ -354,7 +354,7 @@ def test_kubectl_get_shows_a_status(server):
     assert all(re.fullmatch("([0-9]+[ydhms])+", age) for age in ages)
 
 
-# --- Both agree, on manifests that nobody thought of ---
+# --- Both agree on random manifests ---
 
 POOL = {
     "command": [["python"], [""], [], [" ", "x"], ["a", 1], "a"],
@@ -379,7 +379,7 @@ NAMES = ["a", "a" * 39, "a" * 40, "a-b", "-a", "1a", "A", "a_b", "a.b", ""]
 
 
 def any_manifest(rng):
-    """Mostly good, with a few parts that may be wrong."""
+    """Return a random manifest that is mostly valid, with a few parts that may be invalid."""
     parts = {key: rng.choice(values) for key, values in POOL.items() if rng.random() < 0.15}
     if rng.random() < 0.6:
         bounds = {key: rng.choice(COUNTS[:3] if rng.random() < 0.7 else COUNTS) for key in ("minReplicas", "maxReplicas", "replicas")}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Manifests that are good: what they mean, and that nothing is lost on the way in and out."""
+"""Valid manifests: their meaning, and that reading and writing lose nothing."""
 
 import json
 from decimal import Decimal
@@ -116,7 +116,7 @@ def test_dates_and_the_like_stay_text():
     assert loads(text).metadata.annotations == {"on-day": "2026-01-02"}
 
 
-# --- Made by a command line ---
+# --- Built from a command line ---
 
 
 def test_a_job_for_a_script():

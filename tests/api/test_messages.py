@@ -1,4 +1,4 @@
-"""What is wrong with a manifest is told once, in these words: the line, the field, the fix."""
+"""Each problem of a manifest is reported once, with the line, the field and the fix, in the exact text given here."""
 
 import pytest
 
@@ -9,7 +9,7 @@ GOOD = HEAD + "spec: {command: [python, train.py], parameterServer: {}}\n"
 
 
 def spec(**parts: str) -> str:
-    """A manifest whose spec has these parts (YAML), one a line, from line 5 on."""
+    """Return a manifest whose spec has these parts (YAML), one per line, from line 5 on."""
     parts = {"command": "[python, train.py]", "parameterServer": "{}"} | parts
     return HEAD + "spec:\n" + "".join(f"  {name}: {value}\n" for name, value in parts.items())
 
@@ -131,7 +131,7 @@ FIELDS = [
         "line 3: metadata.namespace: '-x' must have lower-case letters, digits and '-' only, and at most 63",
     ),
     (GOOD.replace("{name: flights}", "{}"), "line 3: metadata.name: is missing; add it"),
-    # the head
+    # apiVersion, kind and metadata
     (GOOD.replace("v1alpha1", "v1"), "line 1: apiVersion: is 'shoal.dev/v1'; write apiVersion: shoal.dev/v1alpha1"),
     ("kind: TrainingJob", "apiVersion: is missing; write apiVersion: shoal.dev/v1alpha1"),
     ("- a", "not a mapping; a TrainingJob has apiVersion, kind, metadata and spec"),

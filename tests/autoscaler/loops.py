@@ -1,4 +1,4 @@
-"""An autoscaler without a cluster, and what is told to it, for the tests of its loop."""
+"""An autoscaler without a cluster, its callbacks and its input events, for the tests of its loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Clock:
 
 
 class Loop:
-    """An autoscaler, and what it told."""
+    """An autoscaler that records the arguments of its callbacks."""
 
     def __init__(self, folder, text="debounce: 10ms\n"):
         self.file = folder / "autoscaler.yaml"
@@ -29,7 +29,7 @@ class Loop:
         self.made = self.again()
 
     def again(self):
-        """As an operator makes it that has just begun."""
+        """Create the autoscaler as a newly started operator does."""
         return Autoscaler(
             ConfigFile(self.file),
             changed=self.told.extend,
@@ -52,11 +52,11 @@ class Loop:
         self.made_one.set()
 
     def plan(self):
-        """As the loop does when there are news."""
+        """Run the loop until it has made a plan or failed to make one."""
         self._run_until(lambda: self.made_one)
 
     def look(self):
-        """The same, whether or not there is a plan."""
+        """Run the loop until it has read its configuration, whether or not it makes a plan."""
         self._run_until(lambda: self.looked)
 
     def _run_until(self, what):

@@ -1,4 +1,4 @@
-"""The autoscaler on a real control plane, while the cluster under it changes and operators die."""
+"""The autoscaler on a real control plane while the cluster changes and operators are killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 @pytest.fixture
 def patient(cluster):
-    """A PriorityClass of ordinary pods for which the scheduler makes no room."""
+    """A PriorityClass of ordinary pods for which the scheduler preempts no pod."""
     made = {
         "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "patient"},
         "value": 0, "preemptionPolicy": "Never", "description": "waits for room",
@@ -34,7 +34,7 @@ def patient(cluster):
 
 
 def at_nodes(job):
-    """Node -> how many trainers have it who are not about to go."""
+    """Return, by node, the number of running trainers that are not being deleted."""
     found = {}
     for pod in job.all_pods("trainer"):
         if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running":
@@ -85,7 +85,7 @@ def test_for_a_pod_that_fits_nowhere_nobody_leaves(world):
          "spec": {"containers": [{"name": "large", "image": "large", "resources": five}]}}
     )  # fmt: skip
     world.until(lambda: _unschedulable(world, "large"), "the scheduler's word")
-    # A smaller one that comes after it gets its room all the same, and is the only one to cost a trainer.
+    # A smaller pod that is created later gets its room nevertheless, and it alone costs a trainer.
     web(world, 1)
     run(world, 1)
     trainers(world.j, TWO_NODES - 1)
@@ -108,7 +108,7 @@ def test_a_node_is_drained_and_comes_back(world):
     trainers(world.j, TWO_NODES)
     stays = next(node for node in world.nodes if not _has_servers(world, node))
     goes = next(node for node in world.nodes if node != stays)
-    # Servers and master go, too, and find room where a trainer makes it.
+    # The servers and the master are drained too, and a trainer is preempted to make room for them.
     world.cluster.kubectl(
         "drain", goes, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s",
         "--pod-selector=shoal.dev/job=j",
@@ -163,7 +163,7 @@ def _begins_to_make_room(world, patient):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     uid = world.j.uid
-    # Who is not known to the master is not told, but deleted.
+    # A trainer that the master does not know is deleted instead of drained.
     world.until(lambda: len(world.masters.members(uid)) == TWO_NODES, "the master to know all")
     world.masters.slow.add(uid)
     web(world, 3, **patient)
@@ -177,7 +177,7 @@ def _has_made_room(world):
 
 
 def test_trainers_that_the_scheduler_refuses_for_a_rule_of_its_own_are_not_asked_for_again_and_again(world):
-    """Of two on one node it takes the second one nowhere; the planner does not know such rules."""
+    """The scheduler refuses a second pod on the same node; the planner does not know pod anti-affinity."""
     apart = {
         "podAntiAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": [
@@ -195,7 +195,7 @@ def test_trainers_that_the_scheduler_refuses_for_a_rule_of_its_own_are_not_asked
         lambda: "the scheduler finds no node for more than 2" in allocation(world.j).get("why", ""), "its cap"
     )
     trainers(world.j, 2)
-    # What it cannot have is another one's.
+    # Another job gets the room that this job cannot use.
     other = world.job("other")
     apply(other, 1, 20)
     trainers(other, TWO_NODES - 2)

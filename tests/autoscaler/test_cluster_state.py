@@ -1,6 +1,6 @@
-"""The cluster as it is known from events, against a model that looks at every manifest each time.
+"""The cluster state built from events, against a model that evaluates every manifest each time.
 
-One module: the single cases and the model speak of the same few manifests.
+This is one module because the single cases and the model use the same few manifests.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ def test_shapes_that_are_equal_are_one_and_unused_ones_go():
 
 
 class Model:
-    """All manifests, and every answer made of them anew."""
+    """Hold all manifests and compute every answer from them afresh."""
 
     def __init__(self):
         self.nodes, self.pods, self.dead, self.since = {}, {}, set(), {}
@@ -363,7 +363,7 @@ class Model:
         self.since.pop(uid, None)
 
     def job_of(self, each, wishes):
-        """The uid of the wish that a pod is of, and its role."""
+        """Return the uid of the demand that a pod belongs to, and the role of the pod."""
         labels = each["metadata"].get("labels") or {"shoal.dev/uid": "", "shoal.dev/role": ""}
         uid, role = labels["shoal.dev/uid"], labels["shoal.dev/role"]
         if uid not in wishes:
@@ -388,7 +388,7 @@ class Model:
                 held[of, at] += 1
                 lowest = wishes[of].priority if wishes[of].surplus is None else wishes[of].surplus
                 firm[of, at] += each["spec"]["priority"] > lowest
-                # To the planner it takes what one would that is made now.
+                # The planner counts a running trainer with the request of a trainer created now.
                 room[at].subtract(request_of(each))
                 room[at].update(request_of(wishes[of].trainer))
             elif at:
@@ -417,7 +417,7 @@ class Model:
         }  # fmt: skip
 
     def meaning(self, made):
-        """What a shape says: a request, and nodes."""
+        """Return what a shape means: its request, and the nodes that it may use."""
         let = {name for name, each in self.nodes.items() if eligible(constraints_of(made), traits_of(each))}
         return plain(request_of(made)), let
 
@@ -427,7 +427,7 @@ def plain(amounts):
 
 
 def read(shot):
-    """A snapshot in the model's words."""
+    """Convert a snapshot into the model's form."""
     nodes, shapes = shot.nodes, shot.shapes
     assert all(each.flags.c_contiguous for each in (nodes.room, nodes.leaving, shapes.request))
 
@@ -489,7 +489,7 @@ WISHES = {
 
 
 class Both:
-    """The view, and the model beside it."""
+    """Apply each event both to the cluster state and to the model."""
 
     def __init__(self):
         self.view, self.model, self.told, self.wishes = ClusterState(), Model(), [], "uv"

@@ -1,6 +1,6 @@
-"""What may be configured, in which words the rest is refused, and what becomes of it when the file changes.
+"""Which configurations are accepted, the messages that refuse the others, and reloading when the file changes.
 
-One module: each refusal is a line of one table, and the tables share their texts.
+This is one module because each refusal is a row of one table, and the tables share their texts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def said(text: str) -> list[str]:
     return str(error.value).splitlines()
 
 
-# What is taken
+# Accepted configurations
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_what_looks_like_a_number_is_text_where_text_is_wanted():
     assert config.node_selector == {"rev": "7e10", "day": "2020-01-01"}
 
 
-# What is refused, and how
+# Refused configurations and their messages
 
 BAD = [
     # unknown and misspelt
@@ -294,7 +294,7 @@ def load_problems(text):
     return error.value.problems
 
 
-# Whatever is valid survives being written and read
+# A valid configuration is unchanged after it was dumped and loaded
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 CLASS_NAMES = st.sampled_from([f"class-{n}.example" for n in range(9)])
@@ -305,7 +305,7 @@ WEIGHTS = st.floats(1e-6, 1e6)
 
 
 def durations(low: int, high: int):
-    """Between two numbers of milliseconds, in several ways of writing."""
+    """Generate durations between two numbers of milliseconds, in several notations."""
     return st.integers(low, high).flatmap(
         lambda ms: st.sampled_from([f"{ms}ms", f"{ms // 1000}.{ms % 1000:03}s", f"{ms // 1000}s{ms % 1000}ms"]).map(Duration)
     )  # fmt: skip
@@ -383,7 +383,7 @@ VALUES = (
 
 @st.composite
 def misspelt(draw, known):
-    """Some text, or a known key with one letter changed, dropped or doubled."""
+    """Generate any text, or a known key with one letter changed, dropped or doubled."""
     if draw(st.booleans()):
         return draw(st.text(min_size=1, max_size=20))
     key = draw(st.sampled_from(sorted(known)))
@@ -421,7 +421,7 @@ def test_no_text_does_more_than_be_refused(text):
 
 @pytest.mark.timeout(60)
 def test_long_numbers_end():
-    """Parsed in quadratic time each of them would take minutes."""
+    """Long numbers are parsed in linear time; a quadratic parser would take minutes for each of them."""
     for digits in (
         "9" * 200_000,
         "1" + ":59" * 80_000,
@@ -472,14 +472,14 @@ def test_the_first_label_that_a_job_has_gives_its_weight_and_without_one_its_pri
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How often a text was read."""
+    """Record every text that is read."""
     texts = []
     monkeypatch.setattr(hot_reload, "load", lambda text: texts.append(text) or load(text))
     return texts
 
 
 def write(path, text):
-    """As a careful writer does: another file takes the place of the first."""
+    """Write atomically: a new file replaces the existing one."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)
@@ -569,7 +569,7 @@ def test_what_is_bad_from_the_start_leaves_the_defaults(tmp_path):
 
 
 def mount(folder, name, text):
-    """As the kubelet does: a new folder, then the link ..data is swapped, then the old folder goes."""
+    """Update a volume as the kubelet does: create a folder, point the link ..data to it, delete the old folder."""
     data = folder / "..data"
     old = data.resolve() if data.is_symlink() else None
     (folder / name).mkdir(parents=True)

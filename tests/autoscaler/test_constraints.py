@@ -1,4 +1,4 @@
-"""Which nodes a pod may go onto, one by one and for whole clusters at once."""
+"""Which nodes a pod may be scheduled onto, node by node and for whole clusters at once."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def asks(operator, *values, key="a"):
     ],
 )
 def test_operators(requirement, matching):
-    """Nodes: label a is 1, 9, empty, a word, or missing."""
+    """Each operator matches the expected nodes, whose label a is 1, 9, empty, a text, or missing."""
     nodes = {each: node(labels={"a": each}) for each in "19x"} | {"e": node(labels={"a": ""}), "n": node()}
     wanted = pod(terms=[{"matchExpressions": [requirement]}])
     assert {each for each, there in nodes.items() if may(wanted, there)} == set(matching)

@@ -1,4 +1,4 @@
-"""What the replayed experiments are judged by: the packers against trying everything."""
+"""The figures that judge the replayed EDL experiments; the packers are compared with exhaustive search."""
 
 from __future__ import annotations
 

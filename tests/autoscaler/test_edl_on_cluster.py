@@ -1,4 +1,4 @@
-"""The ancestor's second experiment on a fifth of the nodes, in short steps: every pod of the Deployment comes back."""
+"""EDL's second experiment on a fifth of the nodes, in short steps: every pod of the Deployment runs again."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def test_a_deployment_that_shrinks_and_comes_back_finds_its_room_again():
     at_work = found.samples[-1].at_work
     assert len(at_work) == 2
     assert all(count >= 2 for count in at_work.values()), "no job is below its minimum"
-    # They had grown into what the Deployment had left.
+    # The jobs had grown into the room that the Deployment had released.
     assert max(sum(sample.at_work.values()) for sample in found.samples) > sum(at_work.values())

@@ -1,4 +1,4 @@
-"""What holds of every plan, over random clusters."""
+"""Invariants of every plan, over random clusters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def planned(snapshot, memory=None):
 
 
 class After:
-    """A cluster in which a plan was carried out."""
+    """A cluster after a plan was carried out."""
 
     def __init__(self, snapshot, allocation, memory):
         self.snapshot, self.allocation, self.memory = snapshot, allocation, memory
@@ -38,7 +38,7 @@ class After:
         self.at = {uid: placed(each) for uid, each in allocation.jobs.items()}
 
     def hungry(self):
-        """Who is below his maximum, and has his minimum."""
+        """Return the jobs that have their minimum but not their maximum."""
         return [each for each in self.snapshot.jobs if 0 < self.count[each.uid] < each.max]
 
     def share(self, uid):
@@ -52,13 +52,13 @@ INVARIANTS = []
 
 
 def invariant(check):
-    """One of those that every plan is tried with."""
+    """Register a check that runs on every plan."""
     INVARIANTS.append(check)
     return check
 
 
 def where_all_is_told(check):
-    """Which room is kept for servers is not: the scheduler places them."""
+    """Skip a check for jobs with servers: the plan does not state their room, because the scheduler places them."""
 
     @functools.wraps(check)
     def checked(seen):
@@ -71,19 +71,19 @@ def where_all_is_told(check):
 @examples(CASES)
 @given(clusters(fixed=True))
 def test_a_plan(snapshot):
-    """All of them at once: a random cluster is costlier than its plan."""
+    """Every plan meets all invariants; one test runs them all because a random cluster costs more than its plan."""
     allocation, memory = plan(snapshot, PlannerMemory(), FREE_HAND)
     seen = After(snapshot, allocation, memory)
     for check in INVARIANTS:
         check(seen)
 
 
-# --- 1, 2 and 3: where, and how many ---
+# --- 1, 2 and 3: placement and counts ---
 
 
 @invariant
 def no_node_holds_more_than_it_has(seen):
-    """Who is there already may be too much by others' doing: then nobody of ours is left that takes what lacks."""
+    """A node that other pods have overfilled keeps no trainer that requests the resource that is short."""
     for node in np.flatnonzero((seen.free < 0).any(axis=1)):
         lacks = seen.free[node] < 0
         assert not [
@@ -111,7 +111,7 @@ def nothing_new_comes_to_a_node_that_will_not_do(seen):
     assert all(seen.eligible[pods[claim.pod].shape, claim.node] for claim in seen.allocation.claims)
 
 
-# --- 4, 5 and 6: nobody is small without need ---
+# --- 4, 5 and 6: no job is smaller than it has to be ---
 
 
 @invariant
@@ -176,14 +176,14 @@ def no_victim_of_a_claim_could_have_stayed(seen):
 
 @invariant
 def the_room_of_a_claim_is_nobody_elses(seen):
-    """Neither now nor later, so that it is never made twice."""
+    """The room of a claim is given to no other pod, now or later, so that it is never freed twice."""
     for claim in seen.allocation.claims:
         assert (seen.free[claim.node] >= np.minimum(seen.snapshot.nodes.room[claim.node], 0)).all()
         for uid, count in claim.victims.items():
             assert 0 < count <= seen.jobs[uid].held.get(claim.node, 0)
 
 
-# --- 8 and 11: it comes to rest, and names do not matter ---
+# --- 8 and 11: the plan is stable, and the order of jobs does not matter ---
 
 
 @invariant
@@ -202,13 +202,16 @@ def test_the_order_of_jobs_changes_nothing(snapshot, random):
     assert planned(replace(snapshot, jobs=tuple(jobs))).jobs == planned(snapshot).jobs
 
 
-# --- 9: more room is no loss ---
+# --- 9: more room harms no job ---
 
 
 @examples(CASES // 3)
 @given(clusters(pending=False, held=False, shapes=1, classes=1), st.integers(0, 11), st.integers(1, 8))
 def test_more_room_makes_nobody_poorer_by_more_than_one(snapshot, node, more):
-    """In the leximin order. Between classes it may: one more minimum of a lower class goes before growth of a higher one."""
+    """Within a class, in leximin order, more room costs at most one trainer.
+
+    Between classes it may cost more: a further minimum of a lower class has precedence over growth of a higher one.
+    """
     room = snapshot.nodes.room.copy()
     room[node % len(room)] += more
     richer = replace(snapshot, nodes=replace(snapshot.nodes, room=room))

@@ -1,4 +1,4 @@
-"""The loop around the planner: what comes in, when there is a plan, and what becomes of it."""
+"""The loop around the planner: its input, when it plans, and what it does with the plan."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_servers_and_master_are_told_where_they_would_be_best(loop, master):
 
 @pytest.fixture
 def waiting(loop):
-    """A job whose server's room, and its trainer's, has been made, and is still another one's."""
+    """A job for whose server and trainer another job's trainers are preempted, but have not left yet."""
     loop.made.saw("Node", node("n"))
     for index in range(4):
         loop.made.saw("Pod", trainer("a", index, "n"))
@@ -126,7 +126,7 @@ def test_servers_do_not_wait_for_ever_for_somebody_who_does_not_leave(waiting):
 
 
 def test_servers_of_a_job_that_was_turned_away_meanwhile_wait_anew(waiting):
-    # One that was given something is turned away after 10 s, and rests for half a minute.
+    # A job with an allocation is requeued after 10 s, with a back-off of 30 s.
     for least, seconds, given, waits in ((4, 1, 1, True), (4, 10, 0, False), (1, 60, 1, True)):
         waiting.clock.now += seconds
         waiting.made.wants("a", wish("a", least, 4))
@@ -242,13 +242,13 @@ def test_a_listing_tells_what_went_unseen(loop):
     assert loop.trainers("a") == 4
 
 
-# --- A plan that takes long ---
+# --- A slow plan ---
 
 TICKS = 100
 
 
 class Slow:
-    """A plan that computes in pure Python until the loop has gone on for so many turns, and then is the real one."""
+    """Replace the planner: compute in pure Python until the loop has made ``until`` turns, then return the real plan."""
 
     def __init__(self, monkeypatch, *, until=TICKS, meanwhile=lambda: None):
         self.turns = self.plans = 0
@@ -264,7 +264,7 @@ class Slow:
         return self._real(*args)
 
     async def live(self, loop):
-        """Turn by turn, until something is planned; ``meanwhile`` happens once, after half of the turns."""
+        """Run the loop turn by turn until a plan is made; call ``meanwhile`` once, after half of the turns."""
         loop.made_one, loop.looked = asyncio.Event(), asyncio.Event()
         running = asyncio.create_task(loop.made.run())
         while not loop.made_one.is_set():

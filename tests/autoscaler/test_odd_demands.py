@@ -1,4 +1,4 @@
-"""What jobs want of the autoscaler where their times or classes are odd, and what they and the metrics say of it."""
+"""Demands of jobs with invalid times or unknown classes, and what the condition Autoscaled and the metrics report."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_job_ranks_by_when_it_was_created(loop):
 
 @pytest.mark.parametrize("ahead", [timedelta(seconds=30), timedelta(hours=3), timedelta(days=9000)])
 def test_a_job_that_is_from_the_future_is_of_now_and_stays_so(loop, ahead):
-    """Else each job that is made until then would go before it."""
+    """A creation time in the future counts as now; otherwise every job created before that time would rank higher."""
     before, wishes = time.time(), Demands(loop.made)
     first = since(loop, wishes, datetime.now(UTC) + ahead)
     assert before <= first <= time.time()

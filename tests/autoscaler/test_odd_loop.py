@@ -1,5 +1,5 @@
-"""Odd input to the loop: amounts that nobody can read, edits of what runs, configurations that cannot be taken, clocks, and
-PriorityClasses that go."""
+"""Invalid or unusual input to the loop: unreadable amounts, edits of running jobs, refused configurations, clocks, and
+deleted PriorityClasses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def loop(tmp_path):
 
 
 def asking(**requests):
-    """A pod with these requests."""
+    """Return a pod with these requests."""
     return {"spec": {"containers": [{"name": "trainer", "resources": {"requests": requests}}]}}
 
 
@@ -89,7 +89,7 @@ def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
     assert loop.trainers("a") == 2
 
 
-# --- A minimum that no cluster has room for ---
+# --- A minimum larger than the cluster ---
 
 
 def test_a_minimum_above_the_whole_cluster_waits_and_says_what_it_needs(loop):
@@ -102,7 +102,7 @@ def test_a_minimum_above_the_whole_cluster_waits_and_says_what_it_needs(loop):
     assert loop.made.decision("a").why.startswith("needs 40 x cpu 5, the cluster has room for 12 at best")
 
 
-# --- Trainers that ask for nothing, and edits of what runs ---
+# --- Trainers without requests, and edits of running jobs ---
 
 
 def test_trainers_without_requests_are_bounded_by_what_a_node_takes(loop):
@@ -134,7 +134,10 @@ def test_a_lowered_maximum_shrinks_what_runs(loop):
     [("2", 4, 4), ("500m", 4, 4), ("2", 3, 3), ("2", 2, 3), ("500m", 3, 5), ("500m", 1, 7), ("1", 3, 4)],
 )  # fmt: skip
 def test_after_an_edit_old_pods_count_by_what_they_ask_and_new_ones_by_the_edit(loop, now, held, given):
-    """Old ones ask for one CPU of four."""
+    """After an edit, old pods count by their own request, and new pods by the edited one.
+
+    The node has four CPUs, and each old pod requests one.
+    """
     loop.made.saw("Node", node("n"))
     for index in range(held):
         loop.made.saw("Pod", trainer("a", index, "n"))
@@ -207,7 +210,7 @@ def test_a_configuration_that_cannot_be_taken_leaves_the_one_before_in_force_and
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_until_a_configuration_was_taken_nothing_is_planned(tmp_path, name, caplog):
-    """The defaults might be just what the one that cannot be read forbids."""
+    """The autoscaler plans nothing before it has read a configuration: the unreadable one may forbid what the defaults do."""
     loop = Loop(tmp_path, "")
     put(loop.file, REFUSED[name])
     loop.made = loop.again()
@@ -238,7 +241,7 @@ def classed(made, name, value):
 
 
 def ranks(loop):
-    """Two jobs, of which only the higher one grows."""
+    """Plan for two jobs, of which only the one with the higher priority grows."""
     loop.made.saw("Node", node("n"))
     for name, value in (("low", -8), ("high", -5)):
         loop.made.saw("PriorityClass", {"metadata": {"name": name}, "value": value})
@@ -318,11 +321,11 @@ def test_a_job_of_the_past_or_the_future_gets_its_share(loop, since):
     assert (loop.trainers("a"), loop.trainers("b")) == (2, 2)
 
 
-# --- Who comes and goes ---
+# --- Jobs that repeatedly lose their room ---
 
 
 def test_a_job_that_has_run_well_for_a_while_rests_only_shortly_the_next_time(loop):
-    """Each time without room it rests twice as long; ten good minutes make that forgotten."""
+    """Each loss of its room doubles a job's back-off; 600 s with room reset it."""
     for name in "nm":
         loop.made.saw("Node", node(name))
     loop.made.wants("a", wish("a", 8, 8))
@@ -341,7 +344,7 @@ def test_a_job_that_has_run_well_for_a_while_rests_only_shortly_the_next_time(lo
 
 
 def fall(loop, revision):
-    """It has its pods, and loses a node of two for good."""
+    """Run the job's pods on two nodes, then delete one node for long enough that the job is requeued."""
     for index in range(8):
         loop.made.saw("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
     loop.plan()
@@ -357,7 +360,7 @@ def fall(loop, revision):
 
 
 def rise(loop, revision, rests):
-    """The node is there again; the job is let in after so long."""
+    """Add the node again; check that the job is admitted only after a back-off of ``rests`` seconds."""
     loop.made.saw("Node", node("m", revision=revision))
     loop.plan()
     loop.clock.now += rests - 2

@@ -1,4 +1,4 @@
-"""A minimum above the whole cluster: what is said of it."""
+"""The reason that is reported for a minimum larger than the cluster."""
 
 from __future__ import annotations
 

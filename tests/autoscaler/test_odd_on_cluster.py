@@ -1,4 +1,4 @@
-"""Odd input on a real control plane: configurations that cannot be taken, classes that go, and edits of what runs."""
+"""Invalid or unusual input on a real control plane: refused configurations, deleted classes, edits of running jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRIORITIES = "priorities: [{name: odd, servers: odd-servers, minimum: odd-minimu
 
 
 def tells(world, **wanted):
-    """Until metrics of the autoscaler are these."""
+    """Wait until the autoscaler's metrics have these values."""
 
     def told():
         found = metrics(world)
@@ -45,7 +45,7 @@ def make_class(world, name, value):
 
 @pytest.fixture
 def classes(world):
-    """Classes of the test's own, which it may delete."""
+    """PriorityClasses that belong to the test alone, so that the test may delete them."""
     for name, value in zip(ODD, (-2, -4, -9), strict=True):
         make_class(world, name, value)
     yield ODD
@@ -161,7 +161,7 @@ def test_a_job_that_begins_without_its_class_says_so_and_begins_when_there_is_on
     trainers(world.j, 4)
 
 
-# --- Edits of what runs ---
+# --- Edits of running jobs ---
 
 
 def test_an_edit_of_the_requests_rolls_through_one_by_one(world):

@@ -1,4 +1,4 @@
-"""Pods of others whose priority lies between a job's surplus and its minimum."""
+"""Foreign pods whose priority lies between that of a job's surplus and that of its minimum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def loop(tmp_path):
 
 
 def waiting(name, priority):
-    """A pod of one CPU for which no room is made but by the planner."""
+    """Return a pending pod of one CPU for which only the planner, not the scheduler, makes room."""
     metadata = {"name": name, "namespace": "d", "uid": name, "resourceVersion": "1"}
     spec = pod()["spec"] | {"priority": priority, "preemptionPolicy": "Never"}
     return {"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}

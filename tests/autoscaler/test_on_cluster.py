@@ -1,4 +1,4 @@
-"""The autoscaler on a real control plane with hollow nodes: what it plans is what becomes of jobs and pods."""
+"""The autoscaler on a real control plane with hollow nodes: jobs and pods follow its plans."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_job_grows_into_the_room_that_there_is_and_says_why_no_further(world):
 
 
 def shoal_plan(world, namespace, *options):
-    """The command, as a user has it."""
+    """Run the command ``shoal plan`` as a user does."""
     command = [sys.executable, "-m", "shoal.cli", "plan", "-n", namespace, *options]
     environment = {**os.environ, "KUBECONFIG": str(world.cluster.kubeconfig), "COLUMNS": "120"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -99,7 +99,7 @@ def test_a_job_that_does_not_fit_waits_with_nothing_until_it_does(world):
 
 
 def test_servers_stand_together_where_that_leaves_room_for_a_trainer(world):
-    """Of their own accord the scheduler puts one on each node, and a trainer less fits."""
+    """The servers share a node; the scheduler alone would put one on each node, and one trainer fewer would fit."""
     two = {"requests": {"cpu": "2", "memory": "64Mi"}}
     world.j.apply(
         trainer={"minReplicas": 1, "maxReplicas": 9, "resources": two},
@@ -125,7 +125,7 @@ def test_suspended_it_leaves_its_room_to_others(world):
     world.j.until(lambda: len(world.j.pods("trainer")) >= 3 and len(other.pods("trainer")) >= 3, "both at work")
     world.j.patch({"suspend": True})
     world.j.state("Suspended")
-    # Its servers and its master stay, as the model lies in the servers' pods.
+    # Its servers and its master keep running, because the model is in the servers' pods.
     trainers(other, TWO_NODES)
     world.j.patch({"suspend": False})
     world.j.until(lambda: len(world.j.pods("trainer")) >= 3, "its share again")
@@ -175,7 +175,7 @@ def test_an_operator_that_is_killed_goes_on_from_what_runs(world):
     web(world, 2)
     world.until(lambda: len(webs(world)) == 2, "two pods")
     trainers(world.j, TWO_NODES - 2)
-    # For one pod the scheduler evicts two now and then, and the operator fills the room of the second again.
+    # The scheduler sometimes evicts two trainers for one pod; the operator then fills the room of the second one again.
     gone = before - world.j.pod_uids("trainer")
     world.until(lambda: gone <= evicted(world), "events that the scheduler, and nobody else, sent them away")
     assert not [reason for reason, _ in world.j.events() if reason == "Queued"], "it never stood in line"

@@ -1,4 +1,4 @@
-"""The planner in small: each rule and each trap by itself, and against all allocations of tiny clusters."""
+"""The planner on small clusters: each rule and each pitfall alone, and plans against all possible allocations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_weights_count():
 
 
 def test_a_share_is_that_of_the_dominant_resource():
-    """The example of the paper on Dominant Resource Fairness: 9 CPUs and 18 GB, tasks of 1 and 4, and of 3 and 1."""
+    """The plan is that of the Dominant Resource Fairness paper for 9 CPUs and 18 GB, and tasks of (1, 4) and (3, 1)."""
     jobs = [job("a", 1, 60, shape=0), job("b", 1, 60, shape=1)]
     assert counts(cluster([[9, 18]], [[1, 4], [3, 1]], jobs)) == {"a": 3, "b": 2}
 
@@ -76,7 +76,7 @@ def test_a_minimum_needs_room_for_servers_too():
 
 
 def test_servers_have_their_room_before_trainers_which_make_the_best_of_the_rest():
-    """Two servers of 4 fill the node of 8, which has room for one trainer; the other node has room for three."""
+    """Two servers of 4 fill the node of 8, which would hold one trainer; the other node holds three trainers."""
     assert counts(cluster([[8], [15]], [[5], [4]], [job("a", 1, 60, fixed=((1, 2),))])) == {"a": 3}
 
 
@@ -113,7 +113,7 @@ def test_a_claim_takes_surplus_where_the_pod_fits_and_as_little_as_it_needs():
 
 
 def test_room_that_is_being_freed_is_not_made_again():
-    """A trainer that leaves for a claim is no victim of another one, and its room is nobody else's."""
+    """A trainer that is leaving for one claim is no victim of another claim, and no other pod gets its room."""
     jobs = [job("a", 1, 9, held={0: 2})]
     snapshot = cluster([[15]], [[5], [5]], jobs, pending=[web()], leaving=[[5]])
     made, _ = plan(snapshot, PlannerMemory(), FREE_HAND)
@@ -127,7 +127,7 @@ def test_what_is_freed_for_growth_is_used_when_it_is_there():
 
 
 def test_it_is_said_where_there_is_room_now():
-    """Who were wanted where somebody still leaves would take room that is meant for others."""
+    """``now`` counts only room that is free already: a trainer created where pods still leave could take other pods' room."""
     snapshot = cluster([[10], [10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5], [0]])
     given = plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"]
     assert (given.comes, given.now) == ({0: 1, 1: 2}, {1: 2})
@@ -155,7 +155,7 @@ def test_for_a_pod_that_preempts_the_scheduler_evicts():
 
 
 def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
-    """Its victims are deleted a moment after the word that it chose them."""
+    """The planner preempts no trainer where the scheduler has nominated: the scheduler deletes its victims after that."""
     jobs = [job("a", 1, 9, held={0: 2, 1: 2})]
     snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=[web(node=0, preempts=True)])
     allocation, memory = plan(snapshot, PlannerMemory(), Policy())
@@ -167,7 +167,7 @@ def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
 
 
 def test_of_pods_that_come_together_as_few_trainers_leave_as_anybody_could_do_with():
-    """One that leaves where there is a little room makes room for two."""
+    """The planner preempts as few trainers as possible: on a node with some free room, one victim makes room for two pods."""
     jobs = [job("a", 1, 9, held={0: 2, 1: 2, 2: 2})]
     pods = [web(f"web{number}", shape=1) for number in range(4)]
     snapshot = cluster([[10], [11], [11]], [[5], [3]], jobs, pending=pods)
@@ -196,7 +196,7 @@ def test_spare_room_costs_surplus_and_no_minimum():
     assert counts(cluster([[20]], [[5]], jobs, spare=[(0, 9)])) == {"a": 2}
 
 
-# --- What others do ---
+# --- Changes by users, nodes and the scheduler ---
 
 
 def test_a_maximum_that_was_lowered_below_what_runs():
@@ -205,14 +205,14 @@ def test_a_maximum_that_was_lowered_below_what_runs():
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_lowered_maximum_leaves_those_of_the_minimum_where_they_are(node):
-    """One that left would be made anew in the place of one of the surplus."""
+    """Trainers of the minimum stay; a deleted one would have to be created again in place of a surplus trainer."""
     snapshot = cluster([[20], [20]], [[5]], [job("a", 2, 3, held={0: 4, 1: 4}, firm={node: 2})])
     assert plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"].stays == {node: 2, 1 - node: 1}
 
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_for_another_one_of_the_surplus_leaves(node):
-    """Whoever is made room for: where one of the minimum left, one more would have to be made anew."""
+    """Every victim is a surplus trainer, whatever the room is for; a deleted minimum trainer would have to be created again."""
     rich = job("rich", 2, 4, held={0: 2, 1: 2}, firm={node: 2})
     for needy in (job("poor", 1, 4), job("higher", 1, 1, priority=-5)):
         made = plan(cluster([[10], [10]], [[5]], [rich, needy]), PlannerMemory(), FREE_HAND)[0].jobs
@@ -235,7 +235,7 @@ def test_nobody_is_chased_from_a_cordoned_node_and_nobody_comes():
 
 
 def test_a_pod_that_flaps_moves_nobody_twice():
-    """It comes, its room is made; it goes, the room is used; nobody else is touched."""
+    """A pod that is repeatedly created and deleted moves one trainer each time, and no other."""
     jobs = [job("a", 1, 9, held={0: 3}), job("b", 1, 9, held={1: 3})]
     start = cluster([[15], [15]], [[5], [5]], jobs)
     memory = PlannerMemory()
@@ -263,14 +263,14 @@ def test_moves_for_fairness_are_few_at_a_time_and_rest():
     first, memory = plan(snapshot, PlannerMemory(), policy)
     assert (first.jobs["rich"].trainers, first.jobs["poor"].trainers) == (10, 3)
     assert first.jobs["poor"].why == Why.SHARE
-    # In the same direction it goes on; the other way it would wait.
+    # Moves in the same direction continue; moves in the other direction would wait for the cool-down.
     second, memory = plan(replace(applied(snapshot, first), now=105.0), memory, policy)
     assert (second.jobs["rich"].trainers, second.jobs["poor"].trainers) == (8, 5)
     assert set(memory.moved) == {"rich", "poor"}
 
 
 def test_nobody_moves_for_fairness_while_the_scheduler_evicts_for_others():
-    """Whom it evicts next is not known, and each move would be one trainer more that stops."""
+    """No rebalance occurs during preemption by the scheduler: its victims are unknown, and each move stops one more trainer."""
     jobs = [job("a", 1, 9, held={0: 4, 1: 2}), job("b", 1, 9, held={1: 1})]
 
     def made(*pending, unmet=()):
@@ -293,7 +293,7 @@ def test_a_job_that_the_scheduler_refuses_is_held_at_what_runs_and_tries_again_l
     assert counts(replace(calm, now=129.0), memory) == {"a": 2}
     allocation, memory = plan(replace(calm, now=131.0), memory, FREE_HAND)
     assert allocation.jobs["a"].trainers == 4
-    # The refused one has gone meanwhile; the next one is refused, too.
+    # The refused trainer has been deleted since; the next trainer is refused too.
     _, memory = plan(replace(snapshot, now=145.0), memory, FREE_HAND)
     assert memory.capped["a"] == (2, 205.0)
     further = replace(snapshot, jobs=(replace(jobs[0], held={0: 3}, unschedulable=0.0),), now=300.0)
@@ -302,7 +302,7 @@ def test_a_job_that_the_scheduler_refuses_is_held_at_what_runs_and_tries_again_l
 
 
 def test_a_pod_that_does_not_come_where_room_was_made_gives_the_room_back():
-    """It cannot, for a reason that only the scheduler sees."""
+    """A claim is dropped when its pod is not scheduled, for a reason that only the scheduler knows."""
     jobs = [job("a", 1, 9, held={0: 2})]
     snapshot = cluster([[10]], [[5], [5]], jobs, pending=[web()])
     allocation, memory = plan(snapshot, PlannerMemory(), FREE_HAND)
@@ -322,7 +322,7 @@ def test_pods_that_ask_for_nothing_have_room_wherever_they_may_be(shapes):
 
 
 def test_a_pod_goes_where_it_takes_the_least_room_from_others():
-    """On the node of 17 CPUs the large one would leave no memory for four small ones."""
+    """The large trainer goes to the other node, because on the node of 17 CPUs it would leave no memory for four small ones."""
     jobs = [job("large", 1, 3, shape=0), job("small", 1, 4, shape=1)]
     assert counts(cluster([[17, 4], [8, 6]], [[4, 4], [4, 1]], jobs)) == {"large": 1, "small": 4}
 
@@ -340,11 +340,11 @@ def test_nothing_at_all():
     assert counts(none) == {"a": 0}
 
 
-# --- Against all that could be done ---
+# --- Against all possible allocations ---
 
 
 def packs(rooms, shapes, wanted) -> bool:
-    """Whether so many pods of each shape fit, by trying."""
+    """Return whether this number of pods of each shape fits, by exhaustive search."""
     todo = [shape for shape, count in enumerate(wanted) for _ in range(count)]
 
     def place(number: int) -> bool:
@@ -368,7 +368,7 @@ def packs(rooms, shapes, wanted) -> bool:
 
 
 def best(snapshot):
-    """The leximin optimum over all allocations of one class in which everybody has his minimum; None: there is none."""
+    """Return the leximin optimum over all allocations of one class in which every job has its minimum, or None."""
     shapes = snapshot.shapes.request.tolist()
     found = None
     steps = {each.uid: max((snapshot.shapes.request[each.shape] / np.maximum(snapshot.nodes.total, 1)).max(), 1e-12) / each.weight for each in snapshot.jobs}  # fmt: skip
@@ -387,7 +387,7 @@ APART, MISSED = "no room for all minimums", "a minimum that could be packed was 
 
 
 def beside_the_best(snapshot):
-    """How a plan from scratch stands against the leximin optimum, by the first share that differs."""
+    """Classify a plan from scratch against the leximin optimum, by the first share that differs."""
     made = counts(snapshot)
     optimum, steps = best(snapshot)
     if not all(made.values()):
@@ -402,7 +402,10 @@ def beside_the_best(snapshot):
 @examples(150, derandomize=True)
 @given(clusters(nodes=3, jobs=3, pending=False, held=False, classes=1, shapes=2))
 def test_within_one_step_of_the_best_there_is(snapshot):
-    """Always the same clusters: of some thousands there is one in which small pods fill the node that large ones need."""
+    """A plan is at most one trainer below the leximin optimum.
+
+    The clusters are always the same, because in one of some thousands small pods fill the node that large ones need.
+    """
     everywhere = np.ones_like(snapshot.shapes.fits)
     small = tuple(replace(each, max=min(each.max, each.min + 3)) for each in snapshot.jobs)
     snapshot = replace(

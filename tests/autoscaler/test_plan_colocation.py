@@ -1,4 +1,4 @@
-"""Parameter servers go where they cost the fewest trainers."""
+"""Parameter servers are placed where they cost the fewest trainers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fit(room, request):
 
 
 def best(count, request, trainer, rooms):
-    """The most trainers, by trying every placement; -1: none is possible."""
+    """Return the largest number of trainers over all placements, or -1 if no placement is possible."""
     most = -1
     for placed in itertools.product(range(count + 1), repeat=len(rooms)):
         left = [
@@ -48,7 +48,7 @@ def test_all_are_placed_where_they_fit_and_few_trainers_are_lost(count, request,
     left = np.array(rooms) - found[:, None] * np.array(request)
     assert (left >= 0).all()
     kept = sum(fit(room, trainer) for room in left.tolist())
-    # Greedy: at most as many trainers are lost needlessly as there are pods.
+    # The greedy placement loses at most one trainer per placed pod needlessly.
     assert possible - count <= kept <= possible
 
 

@@ -1,4 +1,4 @@
-"""What one plan leaves for the next so that less is read again changes nothing but time."""
+"""The data that a plan keeps for the next one saves time and does not change the result."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def job_goes(snapshot, random):
 
 
 def node_goes(snapshot, random):
-    """As the view does it: the last node takes its number, and a job that has pods at neither stays the very same."""
+    """Delete a node as ClusterState does.
+
+    The last node takes its number, and a job without pods on either node stays the same object.
+    """
     nodes, last = snapshot.nodes, len(snapshot.nodes.names) - 1
     gone = random.randrange(last + 1)
     order = [last if number == gone else number for number in range(last)]
@@ -97,7 +100,10 @@ def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, ra
 
 
 def test_a_claim_stays_on_its_node_while_other_nodes_go_and_come():
-    """The last node takes the number of one that goes, and a new one takes the number of the last."""
+    """A claim stays on its node while numbers change.
+
+    The last node takes the number of a deleted one, and a new node takes the number that the last one had.
+    """
     view = ClusterState()
     for name in ("a", "b", "c"):
         view.node_changed(node(name))

@@ -1,4 +1,4 @@
-"""What is kept up to date while a plan is made is what a fresh look would find."""
+"""The placement that is updated while a plan is made equals one computed afresh."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def held_by(board):
 
 
 def moved(board, random):
-    """One thing happens."""
+    """Apply one random change to the placement."""
     job = random.randrange(len(board.jobs))
     node = random.randrange(len(board.free))
     shape = int(board.shape[job])
@@ -90,7 +90,7 @@ def looked(board, tiers):
 @examples(80)
 @given(clusters(pending=False, nodes=5), st.randoms(use_true_random=False))
 def test_room_is_made_as_long_as_anybody_could_give_it(snapshot, random):
-    """Pod after pod, from one list of nodes: until there is none where all that may give way would be enough."""
+    """PreemptionCandidates finds room exactly as long as some node would have enough without all its possible victims."""
     jobs = in_order(snapshot)
     if not jobs:
         return

@@ -1,4 +1,4 @@
-"""What foreign pods needed lately."""
+"""The recent demand of foreign pods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Amounts as Kubernetes counts them, whatever stands in a manifest."""
+"""Amounts as Kubernetes counts them, for any content of a manifest."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_is_no_quantity_counts_as_nothing_and_is_told(written):
 
 @pytest.mark.timeout(60)
 def test_huge_numbers_end():
-    """Parsed in quadratic time each of them would take minutes."""
+    """Huge numbers are parsed in linear time; a quadratic parser would take minutes for each of them."""
     for written in (
         "1e99999999",
         "1e-99999999",

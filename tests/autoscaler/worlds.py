@@ -1,4 +1,4 @@
-"""Random clusters for the planner, and what becomes of them when an allocation is carried out."""
+"""Random clusters for the planner, and their state after an allocation was carried out."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from shoal.autoscaler.planner.model import Nodes, PendingPod, PlannerJob, Policy
 __all__ = ["FREE_HAND", "applied", "cluster", "clusters", "job", "requests_of"]
 
 FREE_HAND = Policy(cool_down_seconds=0.0, moves=10**6, scheduler_evicts=False)
-"""No limit to moves for fairness, and all evictions are the planner's."""
+"""A policy without a limit on moves for fairness, in which the planner does all evictions."""
 NAMES = ("cpu", "memory", "pods", "nvidia.com/gpu")
 
 
 def cluster(
     rooms, shapes, jobs=(), *, pending=(), groups=None, fits=None, usable=None, leaving=None, now=100.0, spare=()
 ):
-    """A snapshot from plain lists."""
+    """Build a snapshot from plain lists."""
     room = np.array(rooms, dtype=np.int64).reshape(len(rooms), -1)
     count, resources = room.shape
     request = np.array(shapes, dtype=np.int64).reshape(len(shapes), resources)
@@ -48,13 +48,13 @@ def cluster(
 
 
 def job(name, low, high, *, shape=0, priority=-10, held=None, **more):
-    """A job called by one word."""
+    """Return a job whose name is also its uid."""
     more = {"uid": name, "name": f"default/{name}", "min": low, "max": high} | more
     return PlannerJob(shape=shape, priority=priority, held=held or {}, **more)
 
 
 def requests_of(snapshot, allocation):
-    """[N, R] what trainers and claims take when all is carried out."""
+    """Return what trainers and claims take on each node after the allocation was carried out, of shape [N, R]."""
     taken = np.zeros_like(snapshot.nodes.room)
     for each in snapshot.jobs:
         for node, count in placed(allocation.jobs[each.uid]).items():
@@ -66,12 +66,12 @@ def requests_of(snapshot, allocation):
 
 
 def placed(given):
-    """Node -> trainers of a job when all is carried out."""
+    """Return, by node, the number of a job's trainers after the allocation was carried out."""
     return {node: given.stays.get(node, 0) + given.comes.get(node, 0) for node in given.stays | given.comes}
 
 
 def applied(snapshot, allocation):
-    """The cluster when all is carried out: new trainers run, who gives way has gone, claimed pods run where they should."""
+    """Return the cluster after the allocation: new trainers run, victims have left, and claimed pods run on their nodes."""
     room = snapshot.nodes.room.copy()
     pods = {pod.uid: pod for pod in snapshot.pending}
     for claim in allocation.claims:
@@ -83,7 +83,7 @@ def applied(snapshot, allocation):
 
 @st.composite
 def clusters(draw, *, nodes=12, jobs=6, pending=True, held=True, fixed=False, classes=3, shapes=4):
-    """Nodes of a few sizes, some unusable, in groups; shapes that fit some groups; jobs with trainers anywhere."""
+    """Generate nodes of a few sizes, some unusable, in groups; shapes that fit some groups; jobs with trainers anywhere."""
     resources = draw(st.integers(1, 4))
     count = draw(st.integers(1, nodes))
     groups = draw(st.integers(1, 3))
@@ -127,7 +127,7 @@ def clusters(draw, *, nodes=12, jobs=6, pending=True, held=True, fixed=False, cl
         for index in range(draw(st.integers(0, 4)) if pending else 0)
     ]  # fmt: skip
     if held and draw(st.booleans()) and count:
-        # A node whose foreign pods have become more since: it is over what it has.
+        # More foreign pods have been added to this node since, so that it may hold more than it has.
         node = draw(st.integers(0, count - 1))
         room[node] = [max(0, amount - draw(st.integers(0, 6))) for amount in room[node]]
     return cluster(room, request, made, pending=waiting, groups=group, fits=fits, usable=usable)

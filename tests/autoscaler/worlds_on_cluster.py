@@ -1,4 +1,4 @@
-"""A control plane with hollow nodes, and an operator there that follows plans, for the autoscaler's tests."""
+"""A control plane with hollow nodes and an operator that follows plans, for the autoscaler's tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.operator.world import CLASSES, World, define
 ONE_CPU = {"requests": {"cpu": "1", "memory": "64Mi"}}
 SMALL = {"requests": {"memory": "64Mi"}}
 TWO_NODES = 8
-"""Trainers of one CPU that find room on two nodes of four."""
+"""Number of trainers of one CPU that fit on two nodes of four CPUs."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def world(cluster, tmp_path):
-    """A namespace with an operator that follows plans and tells metrics, and two nodes of four CPUs."""
+    """A namespace with an operator that follows plans and serves metrics, and two nodes of four CPUs."""
     file = tmp_path / "autoscaler.yaml"
     file.write_text("coolDown: 0s\n")
     nodes = cluster.add_nodes(2, cpu="4", memory="16Gi")
@@ -50,7 +50,7 @@ def world(cluster, tmp_path):
             world.api.close()
             world.second.api.close()
             cluster.kubectl("delete", "nodes", *world.nodes, "--ignore-not-found")
-        # One that was started a moment ago has no handler yet.
+        # An operator that has just been started has not installed its signal handler yet.
         assert ended in {0, -signal.SIGTERM}, world.log()
 
 
@@ -75,7 +75,7 @@ def trainers(job, count):
 
 
 def configure(world, text):
-    """Another configuration, once the first one was read."""
+    """Replace the configuration after the operator has read the first one, and wait until it is loaded."""
     taken = "configuration loaded"
     world.until(lambda: taken in world.log(), "the first configuration")
     before = world.log().count(taken)
@@ -88,7 +88,7 @@ def allocation(job):
 
 
 def web(world, replicas, **pods):
-    """A Deployment of ordinary pods of one CPU, of which more may be said."""
+    """Apply a Deployment of ordinary pods of one CPU; ``pods`` adds to the pod spec."""
     containers = [{"name": "web", "image": "web", "resources": ONE_CPU}]
     spec = {"containers": containers, "terminationGracePeriodSeconds": 0, **pods}
     template = {"metadata": {"labels": {"app": "web"}}, "spec": spec}
@@ -101,12 +101,12 @@ def webs(world):
 
 
 def evicted(world):
-    """Uids of the pods that the scheduler says to have preempted."""
+    """Return the uids of the pods that the scheduler reports as preempted."""
     return {each["regarding"]["uid"] for each in world.list("Event") if each["reason"] == "Preempted"}
 
 
 def metrics(world):
-    """Those without labels, by name; none while nobody answers."""
+    """Return the metrics without labels, by name; empty while the endpoint does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{world.port}/metrics", timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))

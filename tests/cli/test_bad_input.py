@@ -1,4 +1,4 @@
-"""Mistakes in scripts, data and disks: one clear message with the fix, a non-zero exit, no process left behind."""
+"""Errors in scripts, data and disks give one clear message with the fix, a non-zero exit code, and no process left behind."""
 
 import json
 import os
@@ -41,7 +41,7 @@ job.save("model.safetensors")
 
 
 def run(folder: Path, prepare: str = "", batch: str = "pass", *options: str, **variables: str):
-    """`shoal run` on the script; (exit code, stdout, stderr). No process may be left."""
+    """Run `shoal run` on the script; return (exit code, stdout, stderr). Fails if a process is left behind."""
     (folder / "train.py").write_text(SCRIPT.format(prepare=prepare, batch=batch))
     done = subprocess.run(
         [sys.executable, "-m", "shoal.cli", "run", "train.py", "--output", "json", *options],
@@ -86,7 +86,7 @@ def test_a_model_that_differs_between_trainers(tmp_path):
 
 
 def test_a_poisoned_sample_fails_the_job_and_is_named(tmp_path):
-    """Whoever gets it fails; after three times the job does, instead of going round for ever."""
+    """Each trainer that gets the sample fails; after three failures the job fails, instead of retrying without end."""
     picky = """
 class Picky(nn.Linear):
     def forward(self, x):

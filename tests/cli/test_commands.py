@@ -1,4 +1,4 @@
-"""The command line as its users meet it: real processes, no job running."""
+"""The command line in real processes, with no job running."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The example that a new user runs first, from end to end, with everything real."""
+"""End-to-end tests of the digits example, the first one that a new user runs, in real processes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SAMPLES = 1437
 
 @pytest.fixture
 def digits(tmp_path):
-    """A copy of the example, and how to run `shoal` there."""
+    """Copy the example to a folder; return an object that runs `shoal` there."""
     for name in ("job.yaml", "train.py"):
         shutil.copy(EXAMPLE / name, tmp_path)
     environment = {**os.environ, "SHOAL_STATE": str(tmp_path / "state")}
@@ -52,7 +52,7 @@ def digits(tmp_path):
             return run.returncode, out, err
 
         def when(self, condition):
-            """Wait for a status."""
+            """Wait until the job's status meets the condition."""
             deadline = time.monotonic() + 120
             while True:
                 code, out, _ = self.do("status", "digits", "-o", "json")
@@ -61,7 +61,7 @@ def digits(tmp_path):
                     return status
                 assert runs[0].poll() is None, runs[0].stderr.read()
                 assert time.monotonic() < deadline, status
-                time.sleep(0.3)  # each asking is a process, which takes the cores from the run
+                time.sleep(0.3)  # each query is a process that competes with the job for CPU cores
 
     yield Digits()
     for run in runs:
@@ -85,7 +85,7 @@ def training(status):
 
 
 def goes_on(status, before, killed):
-    """Whether another process is there for a killed one, and more was done since."""
+    """Return whether the killed process has been replaced and the sample count has grown since."""
     pids = {row.name: row.pid for row in status.members}
     done = 0 if status.progress is None else status.progress.samples_total
     return pids.get(killed.name, 0) not in {0, killed.pid} and done > before.progress.samples_total

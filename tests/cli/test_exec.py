@@ -61,7 +61,7 @@ def test_a_program_of_no_known_form(tmp_path):
 
 
 def test_a_signal_that_comes_before_the_command_has_a_handler_is_not_lost():
-    """Blocked since before the command was started, it is passed on; its default action ends the command."""
+    """The signal is blocked before the command is started, then forwarded; its default action ends the command."""
     slow = "print('ready', flush=True); import time; time.sleep(60)"
     started = start(*python(slow))
     started.send_signal(signal.SIGTERM)

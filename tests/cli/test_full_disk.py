@@ -1,4 +1,4 @@
-"""A disk that is really full: said at once, nothing lost, and over when there is room again."""
+"""A full disk is reported at once, no sample is lost, and the job continues when space is free again."""
 
 import json
 import os
@@ -45,7 +45,7 @@ spec:
   checkpoint: {interval: 500ms}
 """
 
-# A disk of 2 MB for the snapshots, in a mount namespace of its own: gone with its last process.
+# Mounts a tmpfs of 2 MB for the snapshots in a mount namespace of its own; it is removed with the namespace's last process.
 INSIDE = """
 import ctypes, os, sys
 folder = sys.argv[1].encode()
@@ -100,4 +100,4 @@ def wait_for(running: subprocess.Popen[bytes], found, said: Path) -> None:
     while not found():
         assert running.poll() is None, said.read_text()
         assert time.monotonic() < end, said.read_text()
-        time.sleep(0.05)  # the pace of looking
+        time.sleep(0.05)  # polling interval

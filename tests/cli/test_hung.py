@@ -1,4 +1,4 @@
-"""`shoal run` with processes that stand still (SIGSTOP): each is killed, and its job goes on."""
+"""`shoal run` with stopped processes (SIGSTOP): each is killed and started again, and its job continues."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ for epoch in job.epochs():
         job.stop("it was enough")
 """
 NAMES = {"etcd-0": "etcd", "master-0": "master", "pserver-0": "pserver-0"}
-"""As logs are named, and as people are told."""
+"""Names of the processes: in the names of their logs, and in messages."""
 
 
 @pytest.fixture
 def places(tmp_path):
-    """A job for each, side by side, as they mostly wait."""
+    """Make one job per kind of process; the jobs run side by side, as most of their time is waiting."""
     made = {}
     for name in NAMES:
         (tmp_path / name).mkdir()

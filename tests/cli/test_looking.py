@@ -1,4 +1,4 @@
-"""What `shoal status` and `shoal run` show, without a process."""
+"""The output of `shoal status` and `shoal run`, formatted without a process."""
 
 import io
 

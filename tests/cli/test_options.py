@@ -1,4 +1,4 @@
-"""From what was typed to a job."""
+"""Command-line arguments and options become a job's manifest."""
 
 from pathlib import Path
 

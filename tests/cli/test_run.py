@@ -1,4 +1,4 @@
-"""`shoal run` with its real master, parameter server and etcd, around scripts that never come to train."""
+"""`shoal run` with its real master, parameter server and etcd, and scripts that never reach training."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FAILS = "raise ValueError('a mistake of mine')"
 
 
 class Place:
-    """A folder to work in, and what was started from it."""
+    """A working folder, and the processes that were started from it."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""`shoal run` with scripts that come no further: the log says where, the job goes on, and a sample that always does it ends it."""
+"""`shoal run` with hung scripts: the log has the stack, the job continues, and a sample that always hangs fails the job."""
 
 from __future__ import annotations
 

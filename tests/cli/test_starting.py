@@ -1,4 +1,4 @@
-"""A process of a job that cannot start says why in one line, and ends with the code for good."""
+"""A process of a job that cannot start writes the reason in one line, and exits with the code for a permanent failure."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ import pytest
 
 from shoal.transport import auth
 
-pytestmark = pytest.mark.slow  # each starts a process that imports torch
+pytestmark = pytest.mark.slow  # each test starts a process that imports torch
 
 MANIFEST = """
 apiVersion: shoal.dev/v1alpha1

@@ -1,4 +1,4 @@
-"""What the script of a spec makes before ``prepare``: model, data, optimizers and schedulers, always the same ones."""
+"""Builds what the script of a spec makes before ``prepare``: model, data, optimizers and schedulers, reproducibly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.differential.spec import LENGTH, ROWS, WIDTH, Optimizer, Spec
 
 
 class Numbers(nn.Module):
-    """A module that looks at the numbers alone."""
+    """A module that takes the numbers only, and ignores the rows."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 class Looked(nn.Module):
-    """An embedding or a bag of embeddings."""
+    """Adds the output of an embedding or a bag of embeddings."""
 
     def __init__(self, kind: type[nn.Module], **options: Any) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Moving(nn.Module):
 
 
 class Counts(nn.Module):
-    """Counts samples in a buffer of whole numbers, and uses the count."""
+    """Counts samples in an integer buffer, and uses the count in the forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ TABLES = {
 
 
 class Model(nn.Module):
-    """Blocks, and a head."""
+    """A sequence of blocks, and a linear head."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Model(nn.Module):
 
 
 class Counter(nn.Module):
-    """A model, and beside it one entry per sample, to which each training on the sample adds 1."""
+    """A model, and beside it one entry per sample; each training on a sample adds 1 to its entry."""
 
     def __init__(self, inner: Model, samples: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Counter(nn.Module):
 
 @dataclass
 class Built:
-    """The live objects of a script."""
+    """The objects that a script has made."""
 
     model: nn.Module
     core: Model
@@ -172,11 +172,11 @@ class Built:
     loader: Any
     entries: nn.Parameter | None
     changes: list[tuple[tuple[int, str, Any], ...]]
-    """Per optimizer what the script changes of its options: (epoch, option, value)."""
+    """For each optimizer the changes that the script makes to its options: (epoch, option, value)."""
 
 
 def dataset(spec: Spec, *, samples: int | None = None, seed: int = 5) -> TensorDataset:
-    """Index, numbers, rows, target and weight of each sample."""
+    """Make the dataset: index, numbers, rows, target and weight of each sample."""
     count = samples or spec.data.samples
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, LENGTH, WIDTH, generator=generator, dtype=torch.float64).to(spec.dtype)
@@ -242,7 +242,7 @@ def _optimizer(one: Optimizer, parameters: list[nn.Parameter], inside: list[nn.P
 
 
 def scheduler(spec: Spec, kind: str, optimizer: torch.optim.Optimizer) -> Any:
-    """Make a scheduler; those with an end have it where the job has its own."""
+    """Make a scheduler; one with a fixed length has the length of the job."""
     total = spec.epochs * (spec.steps if spec.interval == "step" else 1)
     return SCHEDULERS[kind](optimizer, total)
 
@@ -275,12 +275,12 @@ SCHEDULERS: dict[str, Any] = {
 
 
 def _cycles(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a scheduler can cycle the momentum, too."""
+    """Return whether a scheduler can cycle the momentum, too."""
     return all(group.get("momentum", 0) > 0 or "betas" in group for group in optimizer.param_groups)
 
 
 class Backwards(Sampler[int]):
-    """A sampler of the script's own: from the end, from another place in every epoch, and maybe not all samples."""
+    """A custom sampler: backwards, from another start in each epoch, and of all or only some of the samples."""
 
     def __init__(self, samples: int, count: int) -> None:
         self.samples, self.count = samples, count

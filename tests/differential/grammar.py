@@ -1,4 +1,4 @@
-"""The grammar of training scripts: from which hypothesis draws them, right ones and such with one mistake."""
+"""The grammar of training scripts: hypothesis strategies that draw correct scripts, and scripts with one mistake."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.differential.spec import Block, Data, Optimizer, Scheduler, Spec
 
 RATES = {"SGD": (0.05, 0.1), "Adadelta": (1.0, 0.5)}
 ROUNDED_GRADIENTS = {"attention", "transformer", "batch norm"}
-"""With these some gradients are zero but for rounding (of a key's bias; of a bias before a batch norm), whose sign says nothing:
-Rprop steps by the sign alone."""
+"""With these blocks some gradients are zero except for rounding (of a key's bias; of a bias before a batch norm). Rprop is not
+drawn with them, because it steps by the gradient's sign alone, which is then arbitrary."""
 OPTIONS: dict[str, list[tuple[tuple[str, Any], ...]]] = {
     "SGD": [
         (),
@@ -35,7 +35,7 @@ OPTIONS: dict[str, list[tuple[tuple[str, Any], ...]]] = {
     "Rprop": [(), (("etas", (0.4, 1.3)), ("step_sizes", (1e-5, 0.5)))],
 }
 EPS = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adadelta", "SparseAdam", "Adagrad"}
-"""They divide by the size of the gradients: a large eps keeps a gradient that is zero but for rounding small."""
+"""Optimizers that divide by the size of the gradients: a large eps keeps steps of rounding errors small."""
 SPARSE_OPTIONS: dict[str, list[tuple[tuple[str, Any], ...]]] = {
     "SGD": [(), (("maximize", True),)],
     "Adagrad": [(), (("lr_decay", 0.1),), (("initial_accumulator_value", 0.5),)],
@@ -52,7 +52,7 @@ CHANGES: dict[str, list[tuple[str, Any]]] = {
 
 @st.composite
 def optimizers(draw: st.DrawFn, kinds: tuple[str, ...], options: Any, epochs: int, *, scheduled: bool) -> Optimizer:
-    """One optimizer."""
+    """Draw one optimizer."""
     kind = draw(st.sampled_from(kinds))
     chosen = draw(st.sampled_from(options[kind]))
     rate = draw(st.sampled_from(RATES.get(kind, (0.02, 0.01))))
@@ -60,7 +60,7 @@ def optimizers(draw: st.DrawFn, kinds: tuple[str, ...], options: Any, epochs: in
     changes: list[tuple[int, str, Any]] = []
     if epochs > 1 and draw(st.integers(0, 3)) == 3:
         possible = [*(CHANGES.get(kind, []) if options is OPTIONS else []), *([] if scheduled else [("lr", rate / 3)])]
-        if scheduled:  # some schedulers move these, too: the two are refused together
+        if scheduled:  # some schedulers change these options, too, and the combination is refused
             possible = [one for one in possible if one[0] not in {"betas", "momentum"}]
         if dict(chosen).get("nesterov"):
             possible = [one for one in possible if one[0] != "momentum"]
@@ -70,13 +70,13 @@ def optimizers(draw: st.DrawFn, kinds: tuple[str, ...], options: Any, epochs: in
 
 
 def rarely(draw: st.DrawFn, one_in: int) -> bool:
-    """True once in so many drawings; shrinks to False."""
+    """Draw True with a probability of about 1 in `one_in`; shrinks to False."""
     return draw(st.integers(0, one_in - 1)) == one_in - 1
 
 
 @st.composite
 def blocks(draw: st.DrawFn, epochs: int, *, amp: bool) -> tuple[Block, ...]:
-    """The model's blocks: up to three. Not every CPU has recurrent ones in bfloat16."""
+    """Draw the model's blocks: up to three. With autocast no recurrent ones, as not every CPU has them in bfloat16."""
     kinds = [kind for kind in [*BLOCKS, *TABLES] if not (amp and kind in {"lstm", "gru"})]
     made = []
     for _ in range(draw(st.integers(0, 3))):
@@ -91,7 +91,7 @@ def blocks(draw: st.DrawFn, epochs: int, *, amp: bool) -> tuple[Block, ...]:
 
 @st.composite
 def data(draw: st.DrawFn, *, poison: bool) -> Data:
-    """The samples and the loader."""
+    """Draw the samples and the loader."""
     samples = draw(st.integers(5, 10))
     sampler = ""
     if rarely(draw, 4):
@@ -109,7 +109,7 @@ def data(draw: st.DrawFn, *, poison: bool) -> Data:
 
 @st.composite
 def valid(draw: st.DrawFn) -> Spec:
-    """A script that trains in a job as it trains in plain PyTorch."""
+    """Draw a script that trains in a job as it trains in plain PyTorch."""
     epochs = draw(st.sampled_from([1, 2, 2, 3]))
     amp = rarely(draw, 5)
     parts = draw(blocks(epochs, amp=amp))
@@ -181,7 +181,7 @@ def _takes_sparse(one: Optimizer) -> bool:
 
 @st.composite
 def mistaken(draw: st.DrawFn) -> Spec:
-    """A script with one mistake, which is refused."""
+    """Draw a script with one mistake, which is refused."""
     name = draw(st.sampled_from(list(MISTAKES)))
     spec = replace(
         draw(valid()),
@@ -209,5 +209,5 @@ def mistaken(draw: st.DrawFn) -> Spec:
 
 
 def specs() -> st.SearchStrategy[Spec]:
-    """Scripts; one in four has a mistake."""
+    """Draw scripts; one in four has a mistake."""
     return st.one_of(valid(), valid(), valid(), mistaken())

@@ -1,6 +1,6 @@
-"""Mistakes: lines that a script may have in plain PyTorch and is refused for in a job, alone and together.
+"""Mistakes: lines that work in plain PyTorch and are refused in a job, in one process and with servers.
 
-Each has a place in the loop (``scripts.Script.slip``) and a part of the message that names the object and the fix.
+Each mistake has a place in the loop (``scripts.Script.slip``) and a fragment of the message that names the object and the fix.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ __all__ = ["MISTAKES", "Mistake"]
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake."""
+    """One mistake: where it is made, how, and the expected message."""
 
     place: str
     fragment: str
-    """What the message has in it."""
+    """A part of the expected message."""
     act: Callable[[Any], None]
     prepare: Callable[[Spec], Spec] = lambda spec: spec
-    """Gives the script what the mistake is made with."""
+    """Changes the spec so that the script has what the mistake needs."""
 
     @property
     def everywhere(self) -> bool:
-        """Whether each trainer makes it and is told the same, whatever batches it gets."""
+        """Whether each trainer makes the mistake and gets the same message, whatever its batches."""
         return self.place in {"", "beginning", "prepared", "stepped"} and "is named" not in self.fragment
 
 
@@ -93,13 +93,13 @@ def _second_pass(s: Any) -> None:
 
 
 def _without_backward(s: Any) -> None:
-    """Statistics of the data, say, before the loop that trains."""
+    """Iterate over the data before the training loop, for example to compute statistics."""
     for batch in s.batches:
         s.batch = batch
 
 
 def _by_hand(s: Any) -> None:
-    """A loop of its own, which accumulates over two batches."""
+    """Accumulate gradients over two batches in a loop of the script's own."""
     for number, batch in enumerate(s.batches):
         s.batch = batch
         s.loss().backward()
@@ -133,7 +133,7 @@ def _optimizer(s: Any, kind: str, **options: Any) -> None:
 
 
 class _Own(torch.optim.SGD):
-    """An optimizer of the script's own."""
+    """A custom optimizer class."""
 
 
 def _own_optimizer(s: Any) -> None:
@@ -271,7 +271,7 @@ def _averaged_table(spec: Spec) -> Spec:
 
 
 def _no_tables(spec: Spec) -> Spec:
-    """As a sparse table is refused by its own name."""
+    """Remove the sparse tables, because a table is refused with a message of its own."""
     return replace(spec, blocks=tuple(block for block in spec.blocks if block.kind not in TABLES))
 
 

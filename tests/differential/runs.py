@@ -1,4 +1,4 @@
-"""Runs a spec's script: as plain PyTorch, alone, and in a job of real master, parameter servers and trainers."""
+"""Runs a spec's script: in plain PyTorch, alone, and in a job of a real master, parameter servers and trainers."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ __all__ = ["Result", "one_thread", "run_alone", "run_plain", "run_together", "ru
 
 @dataclass
 class Result:
-    """What came of a script."""
+    """The result of running a script."""
 
     found: Found
     values: dict[str, Tensor] = field(default_factory=dict)
-    """The model at the end, but for its tables: a trainer has only some of their rows."""
+    """The model's values at the end, without its sparse tables: a trainer has only some of their rows."""
     files: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     refused: str = ""
 
 
 class _Batches:
-    """The batches of an epoch, in the job's order."""
+    """The batches of each epoch, in the job's order."""
 
     def __init__(self, plain: Plain) -> None:
         self._plain = plain
@@ -118,7 +118,7 @@ class Plain:
                 return
 
     def batches(self) -> Iterator[Any]:
-        """The batches of the present epoch."""
+        """Yield the batches of the current epoch."""
         plan = self._order.plan
         count = 0
         for task in range(plan.tasks):
@@ -130,7 +130,7 @@ class Plain:
                 yield self._loader.collate_fn([self._loader.dataset[index] for index in indices])
                 self._move_average()
             if self._stopped:
-                return  # a task that is begun is finished
+                return  # after stop() a started task is still finished
 
     def evaluate(self, score: Any) -> Any:
         training = self._model.training
@@ -152,7 +152,7 @@ class Plain:
         return str(path)
 
     def _names(self) -> dict[str, str]:
-        """Every name of a parameter -> the one that it is known by."""
+        """Map every name of a parameter to its first name."""
         first = {id(p): name for name, p in self._model.named_parameters()}
         return {name: first[id(p)] for name, p in self._model.named_parameters(remove_duplicate=False)}
 
@@ -165,7 +165,7 @@ class Plain:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's advice on schedulers whose first step is skipped, and on sparse tensors, once in a process."""
+    """Suppress torch's warnings about schedulers whose first step is skipped and about sparse tensors (once per process)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Sparse invariant checks are implicitly disabled")
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
@@ -206,13 +206,13 @@ def _run(spec: Spec, host: Any, built: Built, folder: Path, *, plain: bool = Fal
 
 
 def run_plain(spec: Spec) -> Result:
-    """The script in plain PyTorch, with the job's order of batches."""
+    """Run the script in plain PyTorch, with the job's order of batches."""
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         return _run(spec, Plain(spec), build(spec), Path(folder), plain=True)
 
 
 def run_alone(spec: Spec) -> Result:
-    """The script with a job of one process."""
+    """Run the script in a job of one process."""
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         seed_everything(spec.seed)
         job = AloneJob(epochs=spec.epochs, seed=spec.seed)
@@ -226,7 +226,7 @@ def run_alone(spec: Spec) -> Result:
 
 @contextlib.contextmanager
 def _job(spec: Spec) -> Iterator[OneProcess]:
-    """A job that starts and ends fast: few slots, a master that looks at the clock often, files in memory."""
+    """Make a job that starts and ends fast: few slots, a master with a short tick, files in memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shoal.master.service, "TICK_SECONDS", 0.003)
         patch.setattr(shoal.master.handlers.servers, "PROVIDE_AGAIN_SECONDS", 0.02)
@@ -244,7 +244,7 @@ def _job(spec: Spec) -> Iterator[OneProcess]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """As a trainer of a job has it; threads give each other the interpreter often, as most of them only wait."""
+    """Use one thread for torch, as a trainer of a job does, and switch threads often, as most of them only wait."""
     threads, interval = torch.get_num_threads(), sys.getswitchinterval()
     torch.set_num_threads(1)
     sys.setswitchinterval(0.0005)
@@ -256,7 +256,7 @@ def one_thread() -> Iterator[None]:
 
 
 def run_together(spec: Spec) -> tuple[Result, Any]:
-    """The script in a job with one trainer; its result, and the job's account of samples."""
+    """Run the script in a job with one trainer; return its result and the job's account of samples."""
     with _quiet(), _job(spec) as job, tempfile.TemporaryDirectory() as folder:
         result = _run(spec, job.join(), build(spec), Path(folder))
         outcome = job.records.outcome
@@ -264,10 +264,10 @@ def run_together(spec: Spec) -> tuple[Result, Any]:
 
 
 def run_two(spec: Spec) -> tuple[list[Result], Any]:
-    """The script in a job with two trainers, with a model that counts.
+    """Run the script in a job with two trainers and a model that counts samples.
 
-    Without workers of a DataLoader: both trainers are threads of one process here, and a worker that is forked while the
-    other one computes may wait for ever for a lock of torch's that it has inherited.
+    The DataLoader has no workers: both trainers are threads of one process here, and a worker that is forked while the other
+    trainer computes may wait forever for a lock of torch's that was held at the fork.
     """
     spec = replace(spec, data=replace(spec.data, workers=0))
     results: list[Result | BaseException | None] = [None, None]

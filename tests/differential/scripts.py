@@ -21,7 +21,7 @@ MAX_NORM = {"*head.weight": 0.4}
 
 
 class Host(Protocol):
-    """What runs the script: ``Plain``, or a job."""
+    """The interface through which a script runs: ``Plain``, or a job."""
 
     def prepare(self, model: nn.Module, optimizer: Any, loader: Any, **options: Any) -> tuple[Any, Any, Any]: ...
     def epochs(self) -> Any: ...
@@ -33,7 +33,7 @@ class Host(Protocol):
 
 @dataclass
 class Found:
-    """What a script saw and left."""
+    """What a script observed and wrote."""
 
     rates: list[Any] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Found:
 
 @dataclass
 class Script:
-    """A script under way; mistakes look into it."""
+    """A script during its run; mistakes access its attributes."""
 
     spec: Spec
     host: Any
@@ -61,14 +61,14 @@ class Script:
     batch: Any = None
 
     def slip(self, place: str) -> None:
-        """Make the spec's mistake, if this is its place."""
+        """Make the spec's mistake, if it belongs to this place."""
         if self.spec.mistake:
             mistake = MISTAKES[self.spec.mistake]
             if mistake.place == place:
                 mistake.act(self)
 
     def run(self) -> Found:
-        """The script, from ``prepare`` to its last line."""
+        """Run the script, from ``prepare`` to its last line."""
         spec, host = self.spec, self.host
         self.slip("beginning")
         if spec.hooks:
@@ -144,7 +144,7 @@ class Script:
                 made.requires_grad_(block.held > 0)
 
     def _change(self) -> None:
-        # The counter's optimizer, where there is one, is the last and has no changes.
+        # The counter's optimizer, if there is one, is the last one and has no changes.
         for optimizer, changes in zip(self.optimizers, self.built.changes, strict=False):
             for epoch, name, value in changes:
                 if epoch == self.epoch:
@@ -224,7 +224,7 @@ class Script:
         return torch.autocast("cpu", dtype=torch.bfloat16) if self.spec.amp else nullcontext()
 
     def loss(self) -> Tensor:
-        """The loss of the present batch."""
+        """Return the loss of the current batch."""
         index, x, rows, y, weight = self.batch
         core = self.model.inner if isinstance(self.model, Counter) else self.model
         with self._autocast():
@@ -288,7 +288,7 @@ class Script:
     # --- Scores and files ---
 
     def evaluate(self) -> float:
-        """Score the model on samples of its own."""
+        """Compute the model's score on samples that are not trained on."""
         _, x, rows, y, _ = dataset(self.spec, samples=4, seed=6).tensors
 
         def score(model: Any) -> dict[str, float]:

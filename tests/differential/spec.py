@@ -1,4 +1,4 @@
-"""What a training script is, as a tree of plain values."""
+"""The description of a training script, as a tree of plain values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 LENGTH, WIDTH, ROWS = 3, 4, 9
-"""A sample is LENGTH vectors of WIDTH numbers, and LENGTH rows of a table of ROWS."""
+"""A sample is LENGTH vectors of WIDTH numbers, and LENGTH row numbers of a table of ROWS rows."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One part of the model; it maps [batch, LENGTH, WIDTH] to the same.
+    """One part of the model; it maps [batch, LENGTH, WIDTH] to the same shape.
 
     ``held``: ``trained``; ``outside`` (frozen, in no optimizer); ``inside`` (frozen, in the optimizer); ``left`` (in no
     optimizer, but not frozen); a number n (frozen, in the optimizer, thawed in epoch n); or -n (frozen in epoch n).
@@ -26,18 +26,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One optimizer; its parameters are cut into so many groups, with different learning rates."""
+    """One optimizer; its parameters are divided into `groups` groups with different learning rates."""
 
     kind: str
     options: tuple[tuple[str, Any], ...] = ()
     groups: int = 1
     changes: tuple[tuple[int, str, Any], ...] = ()
-    """(epoch, option, value): set by the script where the epoch begins."""
+    """(epoch, option, value): changes that the script makes at the beginning of the epoch."""
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A scheduler of one optimizer, by its place in the list."""
+    """A scheduler of one optimizer, which is given by its index."""
 
     kind: str
     optimizer: int = 0
@@ -54,7 +54,7 @@ class Data:
     sampler: str = ""
     workers: int = 0
     poison: int = -1
-    """The sample whose loss is infinite; -1: none."""
+    """The sample whose loss is infinite. -1: none."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Spec:
     blocks: tuple[Block, ...] = ()
     optimizers: tuple[Optimizer, ...] = (Optimizer("SGD"),)
     sparse: Optimizer = Optimizer("SGD")
-    """Of the sparse tables, if there are any."""
+    """The optimizer of the sparse tables, if there are any."""
     sparse_inside: bool = False
-    """The sparse tables are a group of the first optimizer."""
+    """Whether the sparse tables are a group of the first optimizer."""
     data: Data = field(default_factory=Data)
     epochs: int = 1
     seed: int = 0
@@ -74,7 +74,7 @@ class Spec:
     schedulers: tuple[Scheduler, ...] = ()
     interval: str = "step"
     script_schedules: bool = True
-    """The script's own ``scheduler.step()`` stays where it was."""
+    """Whether the script keeps its own calls of ``scheduler.step()``."""
     accumulate: int = 1
     task_batches: int | None = None
     clip: str = ""
@@ -83,27 +83,27 @@ class Spec:
     to_none: bool = True
     closure: bool = False
     alternate: bool = False
-    """Of two optimizers one makes a step at every other batch."""
+    """Whether one of two optimizers steps at every other batch only."""
     skip: str = ""
-    """Where the poisoned batch is found and left out."""
+    """Where the script detects the poisoned batch and skips it."""
     hooks: bool = False
     ema: float = 0.0
     clamp: bool = False
     evaluations: int = 0
     middle: str = ""
-    """What the script does within the first epoch, behind the step of its second batch."""
+    """What the script does within the first epoch, after the step of its second batch."""
     saves: str = "end"
     stop: tuple[str, int] | None = None
     mistake: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model: autocast leaves double precision alone."""
+        """The model's dtype: float32 with autocast, which does not convert float64; float64 otherwise."""
         return torch.float32 if self.amp else torch.float64
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in an epoch."""
+        """Optimizer steps per epoch."""
         count = self.data.samples if not self.data.sampler.endswith("part") else self.data.samples - 1
         cut = math.floor if self.data.drop_last else math.ceil
         return math.ceil(cut(count / self.data.batch_size) / self.accumulate)

@@ -1,4 +1,4 @@
-"""Scripts from a grammar do in a job, alone and together, what they do in plain PyTorch, or are refused in all alike."""
+"""Scripts from a grammar give the same results in plain PyTorch, alone and in a job, or are refused alike in all jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.soak import FACTOR, examples
 
 SOAKING = FACTOR > 1
 TWO_TRAINERS_OF = 1 if SOAKING else 8
-"""A script of so many runs in a job with two trainers, too."""
+"""One of this many scripts also runs in a job with two trainers."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +30,7 @@ def one_thread():
 
 
 def near(found: Any, wanted: Any, spec: Spec, what: str) -> None:
-    """Equal up to rounding: bfloat16 makes large differences of small ones."""
+    """Check equality up to rounding, with a larger tolerance for bfloat16, which amplifies small differences."""
     tolerance = 2e-2 if spec.amp else 1e-6
     if isinstance(wanted, torch.Tensor):
         assert found.dtype == wanted.dtype, what
@@ -52,7 +52,7 @@ def near(found: Any, wanted: Any, spec: Spec, what: str) -> None:
 
 
 def same(found: Result, wanted: Result, spec: Spec, where: str) -> None:
-    """Two runs of a script saw and left the same."""
+    """Check that two runs of a script observed and wrote the same."""
     assert found.refused == wanted.refused, (where, found.refused, wanted.refused)
     if wanted.refused:
         return
@@ -63,7 +63,7 @@ def same(found: Result, wanted: Result, spec: Spec, where: str) -> None:
 
 
 def check(spec: Spec) -> None:
-    """Run a script everywhere."""
+    """Run a script in each way, and compare the results."""
     alone = runs.run_alone(spec)
     if spec.mistake:
         assert MISTAKES[spec.mistake].fragment in alone.refused, alone.refused or "not refused alone"
@@ -73,7 +73,7 @@ def check(spec: Spec) -> None:
     if spec.stop is None or spec.stop[0] == "epoch":
         same(together, alone, spec, "one trainer against alone")
     else:
-        # The task that the trainer has beside the present one is begun, too: it trains some batches more.
+        # The trainer also finishes the task that it has leased in advance, so it trains some batches more.
         assert not together.refused
         assert together.found.rates[: len(alone.found.rates)] == alone.found.rates
     if not spec.mistake:
@@ -84,15 +84,15 @@ def check(spec: Spec) -> None:
 
 
 def _unnamed(refused: str) -> str:
-    """A refusal without the name of its parameter, and without the counter's part of a module's name."""
+    """Remove the parameter's name, and the counter's part of a module's name, from a refusal's message."""
     return re.sub(r"^parameter \S+", "parameter", refused.replace("inner.", ""))
 
 
 def check_two(spec: Spec, alone: Result) -> None:
-    """Two trainers train every sample exactly once; or both are refused as one is."""
+    """Check that two trainers train every sample exactly once, or are both refused with the same message as one."""
     results, account = runs.run_two(spec)
     if spec.mistake:
-        # The model that counts has one parameter more, which may be the one that is named.
+        # The model that counts has one parameter more, which may be the one that the message names.
         assert [_unnamed(r.refused) for r in results] == [_unnamed(alone.refused)] * 2
         return
     assert [r.refused for r in results] == ["", ""]

@@ -1,4 +1,4 @@
-"""The examples are scripts with helper modules beside them, so their folder goes on the path, as python does."""
+"""Adds the flights example's folder to sys.path, as Python does for a script: it imports helper modules beside it."""
 
 import sys
 from pathlib import Path

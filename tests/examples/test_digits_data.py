@@ -1,4 +1,4 @@
-"""The digits example's own parts, read from its script."""
+"""The digits example's data and model, from its script."""
 
 import runpy
 from pathlib import Path

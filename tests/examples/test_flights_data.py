@@ -1,4 +1,4 @@
-"""What the flights example learns from: the right flights, one split everywhere, and nothing from the future."""
+"""The flights example's data: the right flights, the same split everywhere, and no inputs from after departure."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ KNOWN_AFTERWARDS = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"
 HASHES = [13445651978466147803, 2024127382556607005, 13445651978466147803]
 COMBINED = [14143361647448854054, 17283168414009607785, 14143361647448854054]
 PREPARED = (1, [58465169788, 1715589884894, 6478591853, 190255959772])
-"""The cache's version, and the sums of its integer tensors."""
+"""The cache's version, and the sums of its integer tensors for that version."""
 FOLDER = Path(data.__file__).parent
 
 

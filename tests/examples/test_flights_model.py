@@ -1,4 +1,4 @@
-"""Both models read the same inputs, and every parameter has an optimizer."""
+"""Both models of the flights example take the same inputs, and each parameter is in an optimizer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The area under the curve, against its definition."""
+"""The area under the ROC curve equals its definition over all pairs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The examples keep what their READMEs promise, run alone as a user would run them."""
+"""The examples reach the scores that their READMEs state, run alone as a user would run them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def scores(folder: Path, example: str, *arguments: str) -> list[float]:
-    """The score of each epoch, from the script's own output; `folder` takes its cache and its model."""
+    """Run an example; return each epoch's score from its output. `folder` takes its cache and its model."""
     alone = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
     finished = subprocess.run(
         [sys.executable, str(EXAMPLES / example / "train.py"), *arguments],
@@ -32,7 +32,7 @@ def scores(folder: Path, example: str, *arguments: str) -> list[float]:
 
 
 def elastic(folder: Path, trainers: int) -> float:
-    """The last epoch's AUC of the flights by `shoal run` with that many trainers."""
+    """Run the flights example by `shoal run` with this number of trainers; return the last epoch's AUC."""
     copy = shutil.copytree(EXAMPLES / "flights", folder / "flights")
     options = ["--trainers", str(trainers), "--output", "json"]
     finished = subprocess.run(

@@ -1,4 +1,4 @@
-"""Trainers join, leave and are killed, and what Shoal's own processes hold stays the same."""
+"""The resources of Shoal's own processes do not grow while trainers join, leave and are killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The master's events, as the runner tells them."""
+"""The master's events, as the local runner prints them."""
 
 import msgspec
 

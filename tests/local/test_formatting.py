@@ -1,4 +1,4 @@
-"""What people read."""
+"""Formatting of status tables, progress lines and reports."""
 
 import io
 import math
@@ -107,7 +107,7 @@ def test_plain_lines_come_every_two_seconds_at_most():
 
 
 def starting(*, servers=0, members=(), progress="", state="Starting"):
-    """While a job of two parameter servers starts."""
+    """Return the status of a job of two parameter servers during its start."""
     places = [("pserver", 0, 21), ("pserver", 1, 22), ("trainer", 0, 23), ("master", 0, 20)]
     here = [Member("pserver", i, 1, 21 + i, "", f"unix://{i}", "starting", "0 slots", 1) for i in range(servers)]
     rows = rows_of([(role, index, pid, 1.0, False) for role, index, pid in places], [], here)

@@ -1,4 +1,4 @@
-"""Who is killed for its silence, and who is not, as others that it needs are silent."""
+"""Which silent processes the watchdog kills, and which it spares because a process that they depend on is silent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ALL = {E, M, S, T}
 
 
 class Story:
-    """Each second who can speak does, and the watchdog looks."""
+    """Simulates processes: each second every process that can answer does, and the watchdog checks them all."""
 
     dies = True
     """Whether a kill ends a process at once."""
@@ -23,7 +23,7 @@ class Story:
         self.alive = dict.fromkeys(alive, 0.0)
 
     def run(self, seconds, *, silent=()):
-        """Who was killed, and after how many seconds of that; it starts again a second later."""
+        """Run for some seconds; return each killed process with the second of its kill. A killed process starts 1 s later."""
         killed = {}
         begun = self.now
         while self.now < begun + seconds:
@@ -42,7 +42,7 @@ class Story:
         return killed
 
     def sleep(self, seconds):
-        """The machine does."""
+        """Advance the clock without any answer or check, as when the machine is suspended."""
         self.now += seconds
 
 
@@ -59,7 +59,7 @@ def test_nobody_is_killed_while_all_speak():
 def test_who_falls_silent_is_killed_after_its_time():
     for place in (E, M, S, T):
         killed = begun().run(900, silent={place})
-        # Each start has its time to speak, and then again.
+        # A process that is started again and stays silent is killed again; `run` returns the first kill.
         assert set(killed) == {place}
         seconds = STEP_SECONDS if place == T else SILENT_SECONDS
         assert seconds <= killed[place] <= seconds + 2
@@ -96,7 +96,7 @@ def test_a_machine_that_slept_kills_nobody():
 
 
 def test_a_gap_gives_nobody_a_voice_that_it_never_had():
-    """A trainer started again prepares for as long as it likes, whatever was heard of the one before."""
+    """A trainer started again may prepare for any length of time, whatever its predecessor has reported."""
     story = begun()
     story.alive[T] = story.now
     assert story.run(10, silent={T}) == {}

@@ -1,4 +1,4 @@
-"""The runner's own etcd at its start: killed, it is started again; unable to run, it is not."""
+"""The local runner's etcd: it is started again after a kill during its start, and fails the job if it cannot run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoal.store import Store
 
 
 class Killed(EtcdServer):
-    """Gets a signal right after its process has begun, so many times."""
+    """An etcd whose process gets SIGKILL right after its start, the first `times` times."""
 
     times = 1
 

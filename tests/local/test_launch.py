@@ -1,4 +1,4 @@
-"""Commands and environments of a job's processes."""
+"""Commands and environments of a local job's processes."""
 
 import os
 import sys

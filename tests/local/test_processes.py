@@ -1,4 +1,4 @@
-"""Real children: how they start, are watched, and end."""
+"""Real child processes: how they are started, watched and ended."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ def python(code, folder, **environment):
 
 
 def run(folder, *launches, after=lambda processes: None):
-    """Start processes and wait for all of them; what they ended with."""
+    """Start processes and wait for all of them; return their exit codes and last output."""
 
     async def main():
         ended, done = {}, asyncio.Event()

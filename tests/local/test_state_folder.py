@@ -1,4 +1,4 @@
-"""The job's folder."""
+"""The job's state folder: its files, and the lock against a second run."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The supervisor's decisions, without a process."""
+"""The supervisor's decisions, without processes."""
 
 import signal
 
@@ -32,7 +32,7 @@ def running(trainers=2, servers=1, **more):
 
 
 def end_all(supervisor, now=100.0):
-    """Let the rest end as told; what was done, in order."""
+    """Report a clean exit of all remaining processes, role by role; return the supervisor's actions in order."""
     done = []
     for role in (TRAINER, SERVER, MASTER, ETCD):
         for other, index in sorted(supervisor.alive):
@@ -261,7 +261,7 @@ def test_a_script_that_never_trains_fails_the_job():
 
 def test_a_script_that_never_joins_fails_the_job_with_the_cause():
     supervisor = running(trainers=1)
-    supervisor.progressed("Running", "", 40, 0.5, joins=2, trainers=0)  # a job that goes on
+    supervisor.progressed("Running", "", 40, 0.5, joins=2, trainers=0)  # a job that was trained before this start
     assert do(supervisor.exited(TRAINER, 0, 0, 1.0, words="done")) == []
     assert do(supervisor.tick(3.0)) == [Signal(SERVER, 0, signal.SIGTERM)]
     finish = end_all(supervisor)[-1]
@@ -341,7 +341,7 @@ def test_users_are_told():
 
 
 class World:
-    """Processes that do as they are told, and a check at each step."""
+    """Simulated processes that obey signals; the supervisor's invariants are checked at each step."""
 
     def __init__(self, settings):
         self.supervisor = Supervisor(settings)

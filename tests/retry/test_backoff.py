@@ -1,4 +1,4 @@
-"""Pauses between tries grow, end, and never allow more tries than they say."""
+"""Pauses between attempts grow up to a limit, are reset, and bound the rate of attempts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_some_are_free_and_then_each_pause_is_twice_as_long():
 
 @given(st.lists(st.floats(0.01, 30.0), min_size=1, max_size=200))
 def test_no_minute_has_more_than_ten_pods_of_one_trainer(looks):
-    """Whenever it is looked at, and whatever fails each time."""
+    """A trainer gets at most ten pods in any 60 s, at any times of sync, even if every pod fails."""
     pauses = JobMemory().pods
     now, made = 0.0, []
     for pause in looks:

@@ -1,4 +1,4 @@
-"""One zygote and one etcd for all scripts, and a fixture that runs a script alone and in a job."""
+"""One zygote and one etcd for all scripts, and fixtures that run a script alone, in a job, or both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.zygote import JOB, Zygote
 
 @pytest.fixture(scope="session")
 def zygote():
-    # An optimizer's first own step imports torch._dynamo, which takes seconds.
+    # The first step of an optimizer imports torch._dynamo, which takes seconds.
     started = Zygote(
         (*JOB, "torch._dynamo", "shoal.master.service", "shoal.master.record_log", "shoal.store", "shoal.api")
     )
@@ -29,27 +29,27 @@ def etcd(tmp_path_factory):
 
 @pytest.fixture
 def run_alone(zygote, tmp_path):
-    """Runs a script under plain ``python``; see ``running.alone``."""
+    """Run a script under plain ``python``; see ``running.alone``."""
     numbers = itertools.count()
     return lambda script, **options: alone(zygote, tmp_path / f"alone-{next(numbers)}", script, **options)
 
 
 @pytest.fixture
 def run_in_job(zygote, etcd, tmp_path):
-    """Runs a script in a job of two trainers; see ``running.in_job``."""
+    """Run a script in a job of two trainers; see ``running.in_job``."""
     numbers = itertools.count()
     return lambda script, **options: in_job(zygote, tmp_path / f"j{next(numbers)}", script, etcd=etcd, **options)
 
 
 @pytest.fixture(params=["alone", "job"])
 def run(request):
-    """Runs a script: the test holds for both."""
+    """Run a script in both ways: the test is parametrized by alone and in a job."""
     return request.getfixturevalue("run_alone" if request.param == "alone" else "run_in_job")
 
 
 @pytest.fixture
 def refused(run):
-    """Runs a script that must be refused, in a message that has all these words."""
+    """Run a script that must be refused with a message that contains all these words."""
 
     def refuse(script, *words):
         result = run(script, code=78)

@@ -1,6 +1,6 @@
-"""What the scripts of these tests have in common: a model that counts, its samples, and the usual beginning.
+"""Parts that the scripts of these tests share: a model that counts samples, its data, and the usual beginning.
 
-With a learning rate of 1 each sample adds exactly 1 to its own entry, so in the end every entry is the number of epochs.
+With a learning rate of 1 each sample adds exactly 1 to its own entry, so at the end every entry is the number of epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Numbers(Dataset):
 
 
 class Counter(nn.Module):
-    """An entry for each sample."""
+    """A model with one entry per sample; training on a sample adds the learning rate to its entry."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Counter(nn.Module):
 
 
 class Pair(nn.Module):
-    """Two counters, one behind the other as a network's body and head are."""
+    """Two counters, used one after the other like a network's body and head."""
 
     def __init__(self):
         super().__init__()
@@ -49,12 +49,12 @@ class Pair(nn.Module):
 
 
 def sgd(model, **options):
-    """The optimizer with which a sample counts 1."""
+    """Make the optimizer with which each sample adds 1."""
     return torch.optim.SGD(model.parameters(), **{"lr": 1.0, **options})
 
 
 def data(dataset=None, **options):
-    """The script's DataLoader."""
+    """Make the script's DataLoader."""
     options.setdefault("batch_size", BATCH)
     if "sampler" not in options:
         options.setdefault("shuffle", True)
@@ -62,14 +62,14 @@ def data(dataset=None, **options):
 
 
 def begin(make=Counter, *, optimizer=sgd, loader=None, epochs=2, seed=7, **options):
-    """Join, make the model and its optimizer, prepare."""
+    """Join the job, make the model and its optimizer, and call prepare."""
     job = trainer.join(epochs=epochs, seed=seed)
     model = make()
     return job, *job.prepare(model, optimizer(model), data() if loader is None else loader, **options)
 
 
 def train(model, optimizer, i):
-    """What is done with a batch."""
+    """Train on one batch; return its loss."""
     loss = model(i)
     optimizer.zero_grad()
     loss.backward()

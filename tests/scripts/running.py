@@ -1,4 +1,4 @@
-"""Runs a script as its author does: alone under plain ``python``, or in a job of two trainers and two servers."""
+"""Runs a script as a user does: alone under plain ``python``, or in a job of two trainers and two servers."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ from shoal import trainer
 from tests.scripts.pieces import *
 
 """
-"""Stands before each script."""
+"""Precedes each script."""
 SECONDS = 100.0
-"""After which a run is given up; none comes near it."""
+"""Time limit of a run; none comes near it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a script."""
+    """The result of running a script."""
 
     work: Path
-    """Where it ran."""
+    """The folder in which it ran."""
     codes: dict[int, int]
     """Exit codes by trainer."""
     logs: dict[int, str]
-    """What it and its trainer library wrote, by trainer."""
+    """Output of the script and the trainer library, by trainer."""
     outcome: Outcome | None = None
-    """Of a job that came to its end."""
+    """The job's outcome. None: the script ran alone, or the job did not end."""
     master: str = ""
     """The master's log."""
 
     @property
     def said(self) -> str:
-        """What was written by all trainers."""
+        """The output of all trainers."""
         return "\n".join(self.logs.values())
 
     def lines(self, beginning: str) -> list[str]:
-        """The rest of those lines of the script that begin so."""
+        """Return the rest of each output line that begins with this text."""
         found = [line for line in self.said.splitlines() if line.startswith(beginning)]
         return [line.removeprefix(beginning).strip() for line in found]
 
     def model(self, name: str = "out.safetensors") -> dict:
-        """A file that was saved."""
+        """Load a saved model file."""
         return load_file(self.work / name)
 
     def counts(self, name: str = "out.safetensors", entry: str = "w") -> list[float]:
-        """The values that the counter's entries have, each once."""
+        """Return the distinct values of the counter's entries."""
         return self.model(name)[entry].unique().tolist()
 
 
@@ -75,13 +75,13 @@ def _write(script: str, folder: Path) -> Path:
 
 
 def alone(zygote: Zygote, folder: Path, script: str, *, code: int | None = 0) -> Result:
-    """Run it under plain ``python``.
+    """Run a script under plain ``python``.
 
     Args:
-        zygote: Starts it.
-        folder: For its files.
-        script: Its text, behind ``HEAD``.
-        code: The exit code that is right; None: any.
+        zygote: Starts the process.
+        folder: Takes the script's files.
+        script: The script's text, after ``HEAD``.
+        code: The expected exit code. None: any.
     """
     work = folder / "work"
     work.mkdir(parents=True)
@@ -103,16 +103,16 @@ def in_job(
     trainers: int = 2,
     complete: bool = True,
 ) -> Result:
-    """Run it in a job of real processes, until all trainers have ended, or one was refused.
+    """Run a script in a job of real processes, until all trainers have exited, or one is refused.
 
     Args:
-        zygote: Starts them.
-        folder: For the job's files.
-        script: Its text, behind ``HEAD``.
-        etcd: One that runs.
-        code: The exit code that is right; None: any.
-        trainers: Of the job.
-        complete: Whether the job must be complete, and no sample lost or counted twice, where the code is 0.
+        zygote: Starts the processes.
+        folder: Takes the job's files.
+        script: The script's text, after ``HEAD``.
+        etcd: A running etcd.
+        code: The expected exit code. None: any.
+        trainers: Number of trainers.
+        complete: Whether, with code 0, the job must be complete, and no sample lost or counted twice.
     """
     path = _write(script, folder)
     final = frozenset({EXIT_REFUSED} if code != 0 else ())

@@ -1,4 +1,4 @@
-"""What ``shoal run`` says of a command that is no trainer, or is two."""
+"""Messages of ``shoal run`` for a command that is not a trainer, or that starts two."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ spec:
 
 @pytest.fixture
 def shoal_run(tmp_path):
-    """Runs a script by ``shoal run``: exit code, last status, everything that was said."""
+    """Run a script by ``shoal run``; return the finished process and the trainers' logs."""
 
     def start(script, *, command, trainers=2):
         (tmp_path / "script.py").write_text(textwrap.dedent(script))

@@ -1,4 +1,4 @@
-"""What a script does with its data: datasets, workers, samplers, and passes over the loader."""
+"""Data in scripts: datasets, workers, samplers, and passes over the loader."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ AHEAD = """
 
 
 def test_workers_go_on_beyond_a_task_and_make_each_sample_once(run_in_job):
-    """A task is one batch here."""
+    """With tasks of one batch, the workers prefetch across tasks and load each sample once."""
     result = run_in_job(AHEAD, trainers=1)
     assert result.counts() == [1.0]
     assert result.lines("made") == ["64"]

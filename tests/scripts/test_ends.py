@@ -1,4 +1,4 @@
-"""How a script ends, early or late, what it saves, logs and scores on the way, and how it goes on after a stop."""
+"""The end of a script, early or late; its saves, logs and scores; and its continuation after a stop."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_model_that_was_saved_can_be_tested_in_another_module(run):
 
 
 def test_a_complete_model_is_written_anew_for_a_script_that_finds_it_gone(run_in_job):
-    """As on a pod's own disk: the first life saved it, and failed behind that."""
+    """The first run saved the model and failed after that; its file is lost, as on a pod's own disk."""
     result = run_in_job(
         """
         job, model, optimizer, loader = begin()
@@ -90,7 +90,7 @@ def test_a_save_every_few_batches_in_the_loop_has_the_steps_so_far(run):
     assert result.counts("models/deep/out.safetensors") == [2.0]
     for path in result.work.glob("epoch-*.safetensors"):
         assert set(result.counts(path.name)) <= {0.0, 1.0, 2.0}
-    # One of two trainers has at least half of the batches, but not always ten in one epoch.
+    # One of two trainers gets at least half of the batches, but not always ten in one epoch.
     if result.outcome is None:
         assert result.model("epoch-0-batch-9.safetensors")["w"].sum() == 40
         assert result.model("epoch-1-batch-9.safetensors")["w"].sum() == 104
@@ -190,7 +190,7 @@ STOPPED = """
 @pytest.mark.parametrize("after", ["break", "pass"])
 @pytest.mark.parametrize("trainers", [1, 2])
 def test_a_job_stops_behind_an_epoch(run_in_job, after, trainers):
-    """Of the next epoch only what other trainers had begun by then is trained."""
+    """After job.stop() at the end of an epoch, only tasks of the next epoch that other trainers have started are trained."""
     result = run_in_job(STOPPED.replace("AFTER", after), trainers=trainers)
     assert "good enough" in result.outcome.reason
     assert set(result.codes.values()) == {0}
@@ -319,7 +319,7 @@ def test_a_file_of_a_script_alone_lies_in_its_present_folder(run_alone):
 
 
 def test_a_job_that_stops_between_two_epochs_finishes_what_was_begun_of_the_next_one(run_in_job):
-    """Without evaluations a trainer gets a task of the next epoch while others still work on this one."""
+    """Without evaluations a trainer gets a task of the next epoch while others still work on the current one."""
     result = run_in_job("""
         job, model, optimizer, loader = begin(epochs=1000, loader=data(batch_size=2))
         for epoch in job.epochs():
@@ -334,7 +334,7 @@ def test_a_job_that_stops_between_two_epochs_finishes_what_was_begun_of_the_next
     assert set(result.counts()) <= {4.0, 5.0, 6.0}
 
 
-# --- Again ---
+# --- Restarts ---
 
 
 def test_another_learning_rate_counts_from_a_restart_on_and_is_said(run_in_job):

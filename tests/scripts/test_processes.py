@@ -1,4 +1,4 @@
-"""What a script does with processes, threads and signals."""
+"""Processes, threads and signals in scripts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_second_join_is_refused(refused):
 
 
 def test_a_second_process_of_one_trainer_is_refused(run_in_job):
-    """As a launcher such as torchrun starts them."""
+    """A second process with the same trainer index, as launchers such as torchrun start it, is refused."""
     result = run_in_job(
         """
     reader, writer = os.pipe()
@@ -115,7 +115,7 @@ def test_a_sample_that_always_kills_fails_the_job_and_is_named(run_in_job):
 
 
 def test_a_trainers_own_handler_of_sigterm_runs_and_the_trainer_leaves_in_good_order(run_in_job):
-    """The other one does the rest."""
+    """After SIGTERM one trainer leaves in good order; the other one trains the rest."""
     result = run_in_job("""
         signal.signal(signal.SIGTERM, lambda *_: print("my handler", flush=True))
         job, model, optimizer, loader = begin()

@@ -1,4 +1,4 @@
-"""What a script does about the learning rate: schedulers, given or not, and rates set by hand."""
+"""Learning rates in scripts: schedulers, passed to prepare or not, and rates set by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXPONENTIAL = "torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)"
 
 
 def test_the_rate_of_a_step_is_that_of_its_call(run):
-    """The script steps its scheduler behind the optimizer, as the manual says."""
+    """The script steps its scheduler after the optimizer, as the manual says."""
     result = run(script(make=EXPONENTIAL, given="scheduler=scheduler", batch_end="scheduler.step()"))
     assert rates(result) == [1.0, 0.5, 0.25, 0.125]
 
@@ -117,7 +117,7 @@ def test_a_one_cycle_counts_the_steps_of_accumulations(run):
     used = sorted(float(value) for line in result.lines("used") for value in line.split())
     wanted = sorted(float(value) for value in result.lines("wanted")[0].split())
     assert used == pytest.approx(wanted)
-    # Each sample's gradient, a quarter, times the rate of its step: 16 samples a step.
+    # The sum of (gradient of a sample, 1/4) times (rate of its step), with 16 samples per step.
     assert result.model()["w"].sum().item() == pytest.approx(16 / 4 * sum(wanted), rel=1e-4)
 
 
@@ -160,7 +160,7 @@ def test_a_rate_that_the_plateau_moved_is_not_taken_for_the_scripts_own_in_a_new
 
 
 def test_the_best_score_of_a_plateau_is_the_jobs_in_a_new_life_too(run_in_job):
-    """By which a script saves its best model, whichever trainers come and go."""
+    """A restarted script gets the plateau scheduler's best score from the job, so that it saves only better models."""
     result = run_in_job(
         """
         job = trainer.join(epochs=4, seed=7)
@@ -197,5 +197,5 @@ def test_a_plateau_follows_the_jobs_scores(run):
             epochs=3,
         )
     )
-    # The first score is the best, so each later one halves the rate.
+    # The first score is the best, so each later score halves the rate.
     assert rates(result) == [1.0 + 1.0 + 0.5] * 4

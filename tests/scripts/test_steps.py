@@ -1,4 +1,4 @@
-"""What a script does with a batch: steps, gradients, several optimizers, and what it leaves out."""
+"""Batches in scripts: steps, gradients, several optimizers, and skipped batches."""
 
 from __future__ import annotations
 
@@ -260,8 +260,8 @@ def test_weight_decay_that_the_script_changes_counts_from_then_on(run_alone, run
                 train(model, optimizer, i)
         job.save("out.safetensors")
     """
-    # With a decay and a rate of 1 a step leaves nothing but its own batch. One trainer: of two, the two servers may have
-    # another one's step last.
+    # With a weight decay and a learning rate of 1 a step leaves only its own batch in the model.
+    # The job has one trainer: with two, the two servers may apply their last steps from different trainers.
     for result in (run_alone(script), run_in_job(script, trainers=1)):
         assert result.model()["w"].sum() == 4
 

@@ -1,4 +1,4 @@
-"""What a script does to the model's values, before and after ``prepare``."""
+"""Changes to the model's values in scripts, before and after ``prepare``."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_moving_average_of_the_weights_is_saved_beside_the_model(run):
                 train(model, optimizer, i)
         job.save("out.safetensors")
     """)
-    # The sum over the entries after each of the 32 steps; two servers may get two trainers' batches in different orders.
+    # The sum over the entries after each of the 32 steps; two servers may apply two trainers' batches in different orders.
     average = total = 4.0
     for _ in range(31):
         total += 4.0

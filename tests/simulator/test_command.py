@@ -1,4 +1,4 @@
-"""The command line: what it prints, draws, refuses, and how it ends."""
+"""The command line: its output, its plots, its errors, and how it ends."""
 
 import io
 import json
@@ -242,7 +242,7 @@ class TestPlot:
 
     def test_a_file_that_cannot_be_written_is_told(self, monkeypatch):
         class Module:
-            """Stands for each of matplotlib's."""
+            """Stand-in for every module of matplotlib."""
 
             def __getattr__(self, name):
                 return self

@@ -1,4 +1,4 @@
-"""The rules of the baselines, by small cases made by hand."""
+"""The rules of the baseline policies, in small hand-made cases."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def seen(wanted: int, *, pending: int = 0, leaving: int = 0) -> ObservedWorld:
 def view(
     *jobs: PlannerJob, free, known=None, nodes=(100,), requested: int | None = None, shapes=((1, 1, 0),), pending=()
 ) -> PolicyView:
-    """Cores of nodes and what is free on each; every shape is (cores, memory, GPUs)."""
+    """Build a view from the cores of the nodes and what is free on each; every shape is (cores, memory, GPUs)."""
     rows = np.array([[1000 * cores, 1000, 8, 110] for cores in nodes], dtype=np.int64)
     open_rows = np.array([[1000 * cores, 1000, 8, 110] for cores in free], dtype=np.int64)
     request = np.array([[1000 * cores, memory, gpus, 1] for cores, memory, gpus in shapes], dtype=np.int64)

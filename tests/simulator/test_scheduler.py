@@ -1,4 +1,4 @@
-"""The stand-in for the kube-scheduler: who is bound where, and who gives way."""
+"""The stand-in for the kube-scheduler: which pods it binds to which nodes, and which pods it preempts."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from shoal.simulator.world.scheduler import Scheduler
 
 
 class Bench:
-    """Nodes of 4 cores, and pods of 1, 2 or 4 cores; trainers belong to job 0 unless told otherwise."""
+    """Nodes of 4 cores, and pods of 1, 2 or 4 cores; a trainer belongs to job 0 unless ``owner`` is given."""
 
     def __init__(self, nodes: int = 2, budgets=None) -> None:
         trace = loads(

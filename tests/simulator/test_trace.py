@@ -1,4 +1,4 @@
-"""What is wrong with a trace is told once, with the field and the fix."""
+"""Each problem of a trace is reported once, with the field and the fix."""
 
 import json
 
@@ -13,7 +13,7 @@ JOB = "{name: a, work: 10, min: 1, max: 2, request: {cpu: 1}}"
 
 
 def job(**parts) -> str:
-    """A trace whose one job has these parts (YAML)."""
+    """Return a trace whose one job has these parts (YAML)."""
     parts = {"name": "a", "work": "10", "min": "1", "max": "2", "request": "{cpu: 1}"} | parts
     return NODES + f"jobs: [{{{', '.join(f'{name}: {value}' for name, value in parts.items() if value)}}}]\n"
 

@@ -1,4 +1,4 @@
-"""Whatever the trace and the policy: no node is too full, no work is lost or made up, and all comes to an end."""
+"""For every trace and policy, no node is overcommitted, work is conserved, and the simulation ends."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +81,7 @@ def traces(draw) -> Trace:
 
 
 class Watcher:
-    """Looks at each moment, and integrates each job's speed on its own account."""
+    """Check the simulation after each point in time, and integrate each job's speed independently."""
 
     def __init__(self) -> None:
         self.done: dict[str, float] = {}
@@ -156,7 +156,7 @@ def test_the_same_trace_gives_the_same_report(name, trace):
 
 
 class Fickle(Rule):
-    """Wishes for any numbers at all, on any nodes."""
+    """A policy that demands arbitrary numbers of trainers on arbitrary nodes."""
 
     name = "fickle"
     scheduler_evicts = True

@@ -7,7 +7,7 @@ from tests.etcds import run_etcd
 
 
 class Told(list):
-    """Callback that remembers what it was told."""
+    """Callback that records its arguments."""
 
     def __call__(self, *told):
         self.append(told if len(told) > 1 else told[0])
@@ -21,7 +21,7 @@ def etcd(tmp_path):
 
 @pytest.fixture
 def told():
-    """What the store said: ``told["trouble"]`` and ``told["forgot"]``."""
+    """The calls of the store's callbacks: ``told["trouble"]`` and ``told["forgot"]``."""
     return {"trouble": Told(), "forgot": Told()}
 
 

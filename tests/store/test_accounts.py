@@ -1,4 +1,4 @@
-"""An etcd that asks who is there, and a user for each job."""
+"""An etcd with authentication, and one user per job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sign_in(etcd, credentials=ROOT, prefix=""):
 
 @pytest.fixture
 def root(etcd):
-    """The administrator of an etcd with one job's user, restarted since."""
+    """An administrator's connection to an etcd that has one job's user and was restarted since."""
     Store.protect(etcd.endpoint, password=ROOT.password)
     with sign_in(etcd) as root:
         root.accounts.ensure(JOB.username, JOB.password, prefix=KEYS.prefix)
@@ -67,7 +67,7 @@ FOREIGN = [OTHER.wanted, OPERATOR_KEY, ALL_JOBS, "/shoal/v1/jobs/default/flights
 
 def test_a_job_reads_and_writes_nothing_else(root, etcd):
     with sign_in(etcd, JOB, KEYS.prefix) as job:
-        job._prefix = ""  # what this package would refuse is asked of etcd
+        job._prefix = ""  # the store would refuse these keys itself; here etcd has to
         for key in FOREIGN:
             for attempt in (
                 job.get,
@@ -82,7 +82,7 @@ def test_a_job_reads_and_writes_nothing_else(root, etcd):
 
 
 def answers(connection, start, end, until):
-    """What a watch says, from the beginning of time, up to the answer that a test waits for."""
+    """Yield the responses of a watch from revision 1, up to the one for which ``until`` is true."""
     create = rpc.WatchCreateRequest(key=start.encode(), range_end=end, start_revision=1)
     finished = threading.Event()
 
@@ -112,7 +112,7 @@ def test_a_job_watches_nothing_else(root, etcd):
 
 
 def test_nobody_watches_the_operator_s_key_from_a_job_s_own_key_on(root, etcd):
-    """Many an etcd lets a watch without an end go on over what its user may not read."""
+    """A watch without an end stays within the job's own keys; many versions of etcd let it include keys the user may not read."""
     root.transact([], [Put(OPERATOR_KEY, b"again"), Put(KEYS.wanted, b"last")])
     connection = _connection(etcd, JOB)
     seen = []

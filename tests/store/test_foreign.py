@@ -1,4 +1,4 @@
-"""What one tenant writes into etcd, the watch that serves all jobs gets over: foreign keys, many keys, large values."""
+"""The watch that serves all jobs survives what one tenant writes to etcd: foreign keys, many keys, large values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_TEXT = b"/shoal/jobs/\xff\xfe/\x00\n"
 
 
 def put_bytes(etcd, key, value):
-    """As any client of etcd's writes them."""
+    """Put a key and a value of bytes with the plain etcd API, without the store."""
     with grpc.insecure_channel(etcd.endpoint) as channel:
         rpc.KVStub(channel).Put(rpc.PutRequest(key=key, value=value))
 
@@ -33,7 +33,7 @@ def test_a_key_that_is_no_text_passes_through_a_watch_and_a_listing(store, etcd)
     found = store.get(key)
     assert found is not None
     assert (found.value, key.encode(errors="surrogateescape")) == (b"1", NOT_TEXT)
-    etcd.restart()  # the last write known is a witness, by its key
+    etcd.restart()  # the store identifies its witness, the last known write, by its key
     put_bytes(etcd, NOT_TEXT, b"3")
     eventually(lambda: follower.values.get(key) == b"3", what="its next value")
     assert len(follower.resets) == 1

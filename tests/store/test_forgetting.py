@@ -1,4 +1,4 @@
-"""Etcd is killed, replaced by older copies and wiped under a store's calls and watches."""
+"""A store's calls and watches while etcd is killed, replaced by older copies and wiped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ELECTION = "/shoal/master"
 
 
 class Follower:
-    """A copy of a prefix, kept by a watch alone."""
+    """A copy of a prefix that is updated by a watch alone."""
 
     def __init__(self, store, *, from_revision=None):
         self.values, self.events, self.resets = {}, [], []
@@ -74,7 +74,7 @@ def test_an_older_copy_is_noticed(store, etcd, told):
 
 
 def test_an_older_copy_that_others_wrote_to_is_noticed(store, etcd, told):
-    """Its revision is higher than the last one seen: only the witness tells."""
+    """An older copy whose revision is higher than the last one seen is detected by the witness alone."""
     put(store, "a")
     copy = etcd.copy()
     put(store, "lost")
@@ -82,7 +82,7 @@ def test_an_older_copy_that_others_wrote_to_is_noticed(store, etcd, told):
     eventually(lambda: follower.resets, what="the first reading")
     etcd.kill()
     eventually(lambda: told["trouble"], what="word of trouble")
-    # What others write first, while nobody of ours can get through.
+    # Other clients write first, while the store cannot connect.
     etcd.server.folder.rename(away := etcd.server.folder.with_name("elsewhere"))
     etcd.server.folder = away
     etcd.server._sockets = None
@@ -152,7 +152,10 @@ def test_closing_the_store_ends_its_watches(store, etcd):
 
 @pytest.mark.slow
 def test_every_acknowledged_write_survives_kills_under_a_stream_of_them(store, etcd, told):
-    """Guarded by the election key, as the master's are; each writes its number to its key and to a common one."""
+    """Every acknowledged write survives kills of etcd, or its loss is noticed.
+
+    The writes are guarded by the election key, as the master's are; each writes its number to its own key and to a common one.
+    """
     store.transact([], [Put(ELECTION, b"me")])
     follower = Follower(store)
     acknowledged = []
@@ -183,7 +186,7 @@ def test_every_acknowledged_write_survives_kills_under_a_stream_of_them(store, e
     written = {f"/shoal/tasks/{number:08d}": b"%d" % number for number in range(len(acknowledged))}
     assert pairs.items() <= written.items()
     revisions = [made.revision for made in acknowledged]
-    # 3.5.1 may lose the tail when killed; what it never does is lose it unnoticed.
+    # etcd 3.5.1 may lose the last writes when it is killed; the store always notices the loss.
     if not told["forgot"]:
         assert pairs == written
         assert revisions == sorted(set(revisions))
@@ -203,7 +206,7 @@ def test_a_guarded_writer_stops_when_etcd_forgot_its_election(store, etcd):
 
 @pytest.mark.slow
 def test_forgetting_again_and_again(store, etcd, told):
-    """The same copy comes back each time: election terms and revisions repeat themselves."""
+    """Each loss is noticed although the same copy is restored each time, so that election terms and revisions repeat."""
     follower = Follower(store)
     put(store, "kept")
     copy = etcd.copy()

@@ -13,7 +13,7 @@ PASSWORD = "hidden-word"
 
 @pytest.fixture
 def guarded(etcd):
-    """An etcd that asks who is there."""
+    """An etcd with authentication enabled, and one job's user."""
     Store.protect(etcd.endpoint, password=PASSWORD)
     with Store.connect(etcd.endpoint, prefix="", credentials=Credentials("root", PASSWORD)) as root:
         root.accounts.ensure("job", PASSWORD, prefix=PREFIX)
@@ -29,7 +29,7 @@ def test_a_user_works_within_its_prefix_through_restarts(guarded):
         for number in range(3):
             store.transact([], [Put(f"{PREFIX}{number}", b"")])
             eventually(lambda number=number: len(events) == number + 1, what="the event")
-            # Its tokens die with it.
+            # A restart invalidates the tokens.
             guarded.restart()
         assert len(store.get_prefix(PREFIX).pairs) == 3
     assert PASSWORD not in str(troubles)

@@ -1,4 +1,4 @@
-"""A job to train with, alone in this process, or with a real master and real parameter servers."""
+"""Fixtures that make a job: alone in this process, or with a real master and real parameter servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.trainer.toy import EPOCHS, SEED, AnyJob
 
 @pytest.fixture(autouse=True)
 def no_job_of_before():
-    """What an earlier test left in the middle of a batch is no job of this process any more."""
+    """Clear the current job, so that one that an earlier test left in the middle of a batch has no effect."""
     guard(None)
 
 

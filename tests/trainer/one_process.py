@@ -1,4 +1,4 @@
-"""A whole job in one process: the real master, parameter servers and trainer over real sockets; only etcd is not there."""
+"""A whole job in one process: the real master, parameter servers and trainers over real sockets, without etcd."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UID = "one-process"
 
 
 class NoEtcd:
-    """Stands in for the keeper: what it is given is written."""
+    """Replaces the record log: commits succeed at once and write nothing to etcd."""
 
     def commit(self, changes: Any, *, everything: Any) -> None: ...
 
@@ -37,25 +37,25 @@ class NoEtcd:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """Signals belong to the tests' own thread."""
+    """An event loop that installs no signal handlers, as it does not run in the main thread."""
 
     def add_signal_handler(self, *_: Any) -> None: ...
 
 
 class OneProcess:
-    """One job.
+    """A job whose master and parameter servers run in threads of this process.
 
     Args:
-        monkeypatch: The test's.
-        servers: Parameter servers.
-        epochs: Of the job.
-        seed: Of the job.
+        monkeypatch: The test's fixture; disables the signal handlers of the parameter servers.
+        servers: Number of parameter servers.
+        epochs: Number of epochs.
+        seed: The job's seed.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, servers: int, epochs: int, seed: int) -> None:
         quiet = SimpleNamespace(SIGTERM=0, SIGINT=0, signal=lambda *_: None)
         monkeypatch.setattr(shoal.pserver.service, "signal", quiet)
-        # Not in pytest's folder: the name of a Unix socket has at most 107 bytes.
+        # Not in pytest's folder, because the path of a Unix socket has at most 107 bytes.
         folder = self.folder = Path(tempfile.mkdtemp())
         self.address = f"unix://{folder}/master"
         self.token = auth.Token(secrets.token_bytes(32))
@@ -111,7 +111,7 @@ class OneProcess:
         self.loop.close()
 
     def join(self) -> DistributedJob:
-        """One more trainer."""
+        """Make one more trainer."""
         engine = Engine(
             self.address,
             identity=self._identity("trainer", len(self.jobs)),

@@ -1,4 +1,4 @@
-"""Accumulation by hand is found at the second batch; a batch that is merely skipped is not taken for it."""
+"""Accumulation by hand is detected at the second batch; a batch that is skipped is not mistaken for it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_whether_there_was_a_gradient_is_told(two):
 
 
 def test_it_is_found_in_a_part_that_not_every_batch_trains(two):
-    """The first batch trains both, the second one only the part that comes later in the model."""
+    """It is detected although the first batch trains both parts and the second one only the later part of the model."""
     carry = Accumulation(two)
     backward(*two)
     carry.look(stepped=False, accumulating=False)
@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_is_passed_over_with_and_without_its_gradients(
     def train(side):
         for number, (x, y) in enumerate(side.batches):
             if number % 7 == 3:
-                continue  # with the last batch's gradients at hand
+                continue  # the last batch's gradients are still there
             side.optimizer.zero_grad()
             loss_of(side.model, x, y).backward()
             if number % 7 == 5:

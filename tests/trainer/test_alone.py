@@ -1,4 +1,4 @@
-"""A job alone in one process equals a plain PyTorch loop over the same order of batches."""
+"""A job alone in one process gives the same results as a plain PyTorch loop over the same order of batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OPTIMIZERS = {
 
 
 def plain(make, loader):
-    """The loop that everybody knows, in the job's order."""
+    """Train with the usual PyTorch loop, in the job's order of batches."""
     m = model()
     optimizer = make(m)
     for _, batches in plain_epochs(order_of(m, optimizer, loader), loader):

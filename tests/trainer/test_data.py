@@ -1,4 +1,4 @@
-"""What prepare gets as loader: described without running the dataset's code, or refused with the fix."""
+"""The loader that prepare gets is described without running the dataset's code, or refused with the fix."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def by_batches(sampler, data=None):
 
 
 class Untouched(Dataset):
-    """Its samples must not be read here."""
+    """A dataset whose samples must not be read in this process."""
 
     def __init__(self, count=20):
         self.count = count
@@ -75,7 +75,7 @@ class Scaled(DataLoader):
 
 
 class Options(DataLoader):
-    """Adds nothing but options, as many libraries' loaders do."""
+    """A DataLoader subclass that only sets options, like those of many libraries."""
 
     def __init__(self, data):
         super().__init__(data, batch_size=2, collate_fn=list)
@@ -105,7 +105,7 @@ class SaysTen(Forever):
 
 
 class Moves(Given):
-    """Goes on from where the last epoch ended."""
+    """A sampler that continues from where the last epoch ended."""
 
     def __iter__(self):
         self.indices = self.indices[1:] + self.indices[:1]
@@ -118,7 +118,7 @@ class OwnEntropy(Given):
 
 
 class Remembers(Given):
-    """Its second epoch is made of the first that it gave."""
+    """A sampler whose later epochs depend on its first one."""
 
     first = None
 
@@ -254,7 +254,7 @@ def test_a_fingerprint_of_a_sampler_knows_its_order():
 
 
 class Hub(Untouched):
-    """Like a Hugging Face dataset."""
+    """A dataset with a fingerprint like that of a Hugging Face dataset."""
 
     def __init__(self, fingerprint):
         super().__init__()

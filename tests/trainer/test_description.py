@@ -1,4 +1,4 @@
-"""What a script trains, put into words; and what is refused, with the reason and the fix."""
+"""What a script trains is described to the master, or refused with the reason and the fix."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Endlessly(Sampler):
 
 
 class Forgetful(Sampler):
-    """Goes on where it ended."""
+    """A sampler that continues from where it ended."""
 
     def __init__(self):
         self.at = 0
@@ -344,7 +344,7 @@ def test_a_sampler_is_named_and_its_order_belongs_to_the_fingerprint():
 
 
 class NeverRun(Dataset):
-    """Its code must not run in the process of the script."""
+    """A dataset whose code must not run in the script's process."""
 
     def __init__(self, count=5, fingerprint=None):
         self.count = count

@@ -1,4 +1,4 @@
-"""The trainer's side of its talk with the master."""
+"""The trainer's requests to the master, and their answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def engine(tmp_path):
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("messages", [(SAVED, STOPPING), (STOPPING, SAVED), (SAVED, STOPPING, STOPPING)])
 def test_another_trainers_stop_does_not_take_the_place_of_an_answer(engine, messages):
-    """All of them are there before the first is looked at."""
+    """All messages are in the inbox before the first is read."""
     for message in messages:
         engine._inbox.put(message)
     assert engine.ask(SAVE, m.SaveTurn, m.Saved) == SAVED

@@ -1,6 +1,6 @@
-"""The feed: batches in order, never a stale one, and the dataset runs where a plain DataLoader runs it.
+"""The feed returns batches in order and never a stale one, and the dataset runs in the same process as in plain PyTorch.
 
-One module: the single cases and the state machine share the datasets and what makes a feed of them.
+The single cases and the state machine are in one module, as they share the datasets and the code that makes a feed.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def tasks_of(order):
 
 
 def whole_pass(feed, order, epoch=0):
-    """The data of an epoch's batches."""
+    """Return the data of an epoch's batches."""
     feed.begin_pass()
     for task in tasks_of(order):
         feed.assign(epoch, task, 0)
@@ -112,7 +112,7 @@ def workers_now():
     return {child.pid for child in multiprocessing.active_children()}
 
 
-# --- Which batches come ---
+# --- Order of batches ---
 
 
 @pytest.mark.parametrize("options", WORKERS)
@@ -134,7 +134,7 @@ def test_batches_come_in_the_order_of_their_assignment(made, options):
 
 
 class FeedMachine(RuleBasedStateMachine):
-    """A feed beside a list of the batches that it must give."""
+    """Compares a feed with a list of the batches that it must return."""
 
     options: ClassVar = {"num_workers": 0}
 
@@ -279,7 +279,7 @@ def test_without_workers_all_runs_inline_and_nothing_ahead(made, monkeypatch):
     here, start, started = threading.get_ident(), threading.Thread.start, []
 
     def noted(thread):
-        """Threads of earlier tests start and end as they like."""
+        """Record the threads that this thread starts; threads of earlier tests may start others at any time."""
         if threading.get_ident() == here:
             started.append(thread)
         start(thread)
@@ -312,7 +312,7 @@ def test_with_workers_nothing_of_the_dataset_runs_in_the_parent(made, options):
 
 
 class LazyFile(Numbers):
-    """Opens its file where it is first used."""
+    """A dataset that opens its file at the first use."""
 
     opened_by = None
 
@@ -332,7 +332,7 @@ def test_a_file_that_is_opened_lazily_is_opened_in_the_process_that_reads_it(mad
 
 
 class Only(Numbers):
-    """Works only where ``worker_init_fn`` gave it its handle."""
+    """A dataset that works only in workers where ``worker_init_fn`` has set its handle."""
 
     handle = None
 
@@ -457,7 +457,7 @@ def test_getitems_that_gives_nothing_is_collated_as_in_a_plain_loop(made):
     assert feed.get().data == ["collated"]
 
 
-# --- Workers' lives ---
+# --- Lifetime of workers ---
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -472,7 +472,7 @@ def test_workers_live_as_long_as_in_a_plain_loop(made, persistent):
     feed.assign(0, 1, 0)
     expect(feed, order, 0, 1, 0)
     assert workers_now() == first
-    feed.begin_pass()  # the loop was left with ``break``
+    feed.begin_pass()  # as after ``break`` in the loop
     assert workers_now() == (first if persistent else set())
     feed.assign(0, 0, 0)
     expect(feed, order, 0, 0, 0)

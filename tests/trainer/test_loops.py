@@ -1,4 +1,4 @@
-"""What people write in a loop, alone and with a real master and parameter servers, against the loop without Shoal."""
+"""Common training loops give the same results alone, with a real master and parameter servers, and without Shoal."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_of_two_optimizers_only_those_that_stepped_move_their_parameters(any_job
 
 
 class Pair(nn.Module):
-    """Two models that share nothing, as an actor and a critic do."""
+    """Two models without shared parameters, like an actor and a critic."""
 
     def __init__(self):
         super().__init__()
@@ -217,7 +217,7 @@ def test_a_part_is_run_and_trained_behind_the_step_of_the_other_part(any_job):
 
 
 def test_a_backward_pass_behind_a_step_leaves_its_gradients_to_the_optimizers_that_have_not_stepped(any_job):
-    """The step took effect at once; what comes to its gradients later is not in it."""
+    """A step takes effect at once; gradients that a later backward pass adds to its parameters are not part of it."""
 
     def train(side):
         first, second = side.optimizer

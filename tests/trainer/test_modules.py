@@ -28,7 +28,7 @@ from tests.trainer.toy import (
 
 
 class Statistics(nn.Module):
-    """Buffers that are written in place, assigned anew, counted, and not saved."""
+    """A model with buffers that are written in place, assigned anew, counted, and not saved."""
 
     def __init__(self):
         super().__init__()
@@ -133,7 +133,7 @@ def judge_and_step(m, x, optimizer):
     optimizer.step()
 
 
-# Torch's compiler looks at .grad of every tensor where its graph breaks.
+# Torch's compiler reads .grad of every tensor at a graph break.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     "compiled",

@@ -1,4 +1,4 @@
-"""Whatever a script writes into the model behind the job's back is refused by name; what harms nothing is not."""
+"""A script's own writes to the model's values are refused with the parameter's name; harmless writes are not refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.trainer.toy import compare, halves, loader_of, loss_of, model, sgd
 
 
 class Script:
-    """A loop with moments at which something can be done."""
+    """A training loop that runs a function at a chosen place."""
 
     def __init__(self, any_job, tmp_path, *, make=sgd, build=model):
         self.job, self.path = any_job.job, tmp_path / "model.safetensors"
@@ -25,7 +25,7 @@ class Script:
         self.model, self.optimizer, self.loader = self.job.prepare(self.model, own, loader_of())
 
     def run(self, moment, act):
-        """Do something once at a moment, or behind each step, and train."""
+        """Train, and call `act` once at the place `moment`, or after each step."""
         optimizers = self.optimizer if isinstance(self.optimizer, list) else [self.optimizer]
 
         def at(here):
@@ -77,7 +77,7 @@ COUNTED = {
     "an optimizer that prepare did not get": fresh_optimizer,
     "all of them": no_grad(lambda s: [p.mul_(0.999) for p in s.model.parameters()]),
 }
-"""Writes that autograd counts: they are found at the next step."""
+"""Writes that increase autograd's version counter: they are detected at the next step."""
 
 UNCOUNTED = {
     "data of one": lambda s: s.model[0].weight.data.mul_(0.5),
@@ -88,7 +88,7 @@ UNCOUNTED = {
         nn.utils.parameters_to_vector(s.model.parameters()) * 0.5, s.model.parameters()
     ),
 }
-"""Writes past autograd: of a single one at a single step only the parameter that is looked at can tell."""
+"""Writes past autograd: a single write to one parameter is detected only if that parameter is checked at that step."""
 
 MOMENTS = [
     "before the loop",
@@ -290,7 +290,7 @@ def test_what_harms_nothing_is_not_refused(any_job):
 
 @pytest.mark.parametrize("stays", [False, True], ids=["alone", "together"])
 def test_every_parameter_is_looked_at_within_as_many_batches_as_there_are(stays):
-    """A write past autograd to any one of them, repeated behind each step, is found."""
+    """A repeated write past autograd to any parameter is detected within as many batches as there are parameters."""
     many = nn.ModuleList(nn.Linear(2, 2) for _ in range(40))
     parameters = list(many.named_parameters())
     for name, written in parameters[::7]:
@@ -300,7 +300,7 @@ def test_every_parameter_is_looked_at_within_as_many_batches_as_there_are(stays)
             for _ in parameters:
                 watch.batch_begins()
                 watch.check()
-                for _, one in parameters:  # the job's own step
+                for _, one in parameters:  # the step of the job
                     one.data.add_(0.01)
                 watch.settled()
                 written.data.mul_(0.5)
@@ -347,7 +347,7 @@ def test_values_that_change_places_or_signs_are_seen(way):
     with torch.no_grad():
         m.weight.copy_(torch.arange(1.0, 17.0).reshape(4, 4) * torch.tensor([1.0, -1.0, 1.0, -1.0]))
     watch = MutationDetector(m, [("weight", m.weight)], groups=[], stays=True)
-    watch._sample = None  # the checksum alone
+    watch._sample = None  # leaves only the checksum
     if way == "swapped":
         m.weight.data.copy_(m.weight.detach().flip(0).clone())
     else:

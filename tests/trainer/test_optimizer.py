@@ -1,4 +1,4 @@
-"""The script's optimizers stay what they are; averages and bounds are what torch makes of them."""
+"""The script's optimizers keep their identity and behaviour; averages and bounds equal those computed by torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.trainer.toy import EPOCHS, STEPS, compare, data, halves, loader_of, l
 
 
 class Steps:
-    """Carries out steps, or does not."""
+    """Carries out an optimizer's step only if `last` is set."""
 
     def __init__(self):
         self.calls = []
@@ -119,7 +119,7 @@ def test_global_hooks_are_called_too(any_job):
         seen = []
 
         def noting(name):
-            # The parameter servers of the test have optimizers of torch in this process, too.
+            # The parameter servers of the test call torch's optimizers in this process, too.
             return lambda optimizer, *_: seen.append(name) if optimizer is side.optimizer else None
 
         handles = [
@@ -300,7 +300,7 @@ def test_bounds_are_kept_after_every_step(any_job, make, turns):
                     side.model[2].weight.clamp_(min=0.0)
                     for part in (side.model[0], side.model[2]):
                         part.weight.renorm_(2, 0, 0.25)
-            if side.job is None or len(many) == 1:  # with several, the others' parameters follow where the batch ends
+            if side.job is None or len(many) == 1:  # with several, the other parameters change at the batch's end
                 largest, least = side.model[0].weight.detach().abs().max(), side.model[2].weight.detach().min()
                 norm = side.model[0].weight.detach().norm(dim=1).max()
                 seen.append((float(largest) <= 0.125, float(least) >= 0, float(norm) <= 0.25 + 1e-6))

@@ -1,4 +1,4 @@
-"""What is run between its optimizer's step and the others' runs with the new parameters, and no other step follows."""
+"""A pass between two optimizers' steps uses the first one's new parameters, and no other step may follow it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.trainer.toy import compare
 
 
 class Both(nn.Module):
-    """A generator and a discriminator."""
+    """A model of a generator and a discriminator."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +145,7 @@ def test_a_step_behind_a_discriminator_that_judges_behind_its_own_is_refused_alo
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_what_runs_and_is_scored_behind_an_overflow_of_one_optimizer_is_as_in_a_plain_loop(any_job, compiled):
-    """A GradScaler leaves out the step of that one alone, so the batch has no more steps."""
+    """A GradScaler leaves out the step of the optimizer that overflowed, so no further step of the batch follows."""
     seen = []
 
     def train(side):

@@ -1,4 +1,4 @@
-"""What a trainer changes in the script's process, and that its children have none of it."""
+"""What a trainer changes in the script's process (signal handlers, the exception hook), and that forked children undo it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def watch(before):
 
 
 def in_a_child(act):
-    """What a forked child finds, as text."""
+    """Call `act` in a forked child; return its result as text."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:

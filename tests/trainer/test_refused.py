@@ -26,7 +26,7 @@ from tests.trainer.toy import (
     total,
 )
 
-# --- What is refused in the loop ---
+# --- Refusals in the loop ---
 
 
 def prepared(any_job, **options):

@@ -1,4 +1,4 @@
-"""The order of samples: the same in every trainer, and drawn without a trace in the script's generators."""
+"""The order of samples is the same in every trainer, and drawing it leaves the script's random generators unchanged."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def epoch_of(order, epoch=0):
 
 
 class Own(Sampler):
-    """Draws from everything that a sampler may draw from."""
+    """A sampler that draws from every random generator that a sampler may use."""
 
     def __init__(self, entropy=0):
         self.numpy = np.random.default_rng(entropy)
@@ -157,7 +157,7 @@ def test_a_weighted_sampler_keeps_its_distribution():
     counts = Counter(index for epoch in range(5) for index in epoch_of(drawn, epoch))
     assert set(counts) == {0, 2, 3, 5}
     for index, weight in enumerate(WEIGHTS):
-        # Five deviations of a binomial of 10,000 draws are less than 250.
+        # Five standard deviations of a binomial distribution of 10,000 draws are less than 250.
         assert abs(counts[index] - weight * 1_000) < 250
 
 

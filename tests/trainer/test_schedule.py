@@ -1,4 +1,4 @@
-"""A schedule equals the user's scheduler stepped so often, at any steps in any order; and what it refuses."""
+"""A schedule equals the user's scheduler after the same number of steps, in any order of steps; and its refusals."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_an_option_that_a_scheduler_sets_is_not_the_scripts(make, name):
 
 
 def train_with(stepping, *, rates=True):
-    """A loop with a scheduler; ``stepping(side, where, number)`` is called where the script might step it."""
+    """Return a loop with a scheduler; it calls ``stepping(side, where, number)`` where a script might step the scheduler."""
 
     def train(side):
         seen = []

@@ -1,4 +1,4 @@
-"""Sparse tables: which rows a batch brings, what it pushes, and what the model's file has in the end."""
+"""Sparse tables: the rows that a batch fetches, the gradients that it pushes, and the table in the model's file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS, DIM, EPOCHS, SEED, PADDING = 30, 3, 2, 5, 4
 
 
 class Recorder:
-    """The tables of modules, and the rows that were asked for."""
+    """The tables of modules, and a record of the rows that were fetched."""
 
     def __init__(self, *modules: nn.Module) -> None:
         self.asked: list[tuple[int, list[int]]] = []
@@ -88,7 +88,7 @@ def test_a_gradient_has_each_row_once():
 
 
 class Model(nn.Module):
-    """Two lookups in one table; a bag with offsets and weights, sometimes empty; a table that not every batch uses."""
+    """Two lookups in one table; a bag with offsets and weights, sometimes empty; and a table that not every batch uses."""
 
     def __init__(self):
         super().__init__()
@@ -117,7 +117,7 @@ def numbers():
 
 
 def collate(samples):
-    """A batch whose first sample has an odd row uses no rare table; one with few small rows has empty bags."""
+    """Make a batch: an odd row in its first sample leaves out the rare table; few small rows give empty bags."""
     rows, wanted = (torch.stack(part) for part in zip(*samples, strict=True))
     chosen = rows[:, 2:] % 7 > 3
     flat = rows[:, 2:][chosen]

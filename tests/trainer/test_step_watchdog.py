@@ -1,4 +1,4 @@
-"""When a script is taken for hung: which time counts, and how much of it there is."""
+"""The step watchdog: which time counts toward the limit, and what the limit is."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A trainer's leases and watermarks against a naive master and naive slots, on a bad day.
+"""A trainer's leases and watermarks under faults, compared with a simple model of the master and the slots.
 
-Answers come late, twice, in any order or never; slots are restored from old snapshots, moved and lost; the connection to
+Answers arrive late, twice, in any order or never; slots are restored from old snapshots, moved and lost; the connection to
 the master breaks; another trainer takes tasks over; and the master's ``TaskCommitted`` waits for etcd while its other messages
-do not. The naive side knows the truth, and what a trainer says is held against it.
+do not. The model knows the true state, and each claim of the trainer is compared with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.soak import examples
 
 SLOTS = 2
 PLAN = EpochPlan(samples=3, batch_size=1, drop_last=False, task_batches=2)
-TASKS = [(0, 0), (0, 1)]  # of two batches and of one
+TASKS = [(0, 0), (0, 1)]  # a task of two batches and one of one batch
 ME, OTHER = "me", "another trainer"
 
 slots = st.integers(0, SLOTS - 1)
@@ -39,7 +39,7 @@ def named(lease: Lease) -> tuple[int, int]:
 
 
 class Slot:
-    """A slot as its server keeps it: pushes are applied in order, each once, and under one grant only."""
+    """A slot as its server keeps it: pushes are applied in order, once each, and under the current grant only."""
 
     def __init__(self, grant: int) -> None:
         self.grant = grant
@@ -98,7 +98,7 @@ class BadDay(RuleBasedStateMachine):
     @precondition(lambda self: ME in self.leases.values())
     @rule()
     def another_takes_over(self):
-        """This one was silent for too long."""
+        """The master breaks the lease of a silent trainer, and another trainer gets its tasks."""
         self.leases = dict.fromkeys(self.leases, OTHER)
 
     @precondition(lambda self: OTHER in self.leases.values())
@@ -147,7 +147,7 @@ class BadDay(RuleBasedStateMachine):
         self.slots[number].snapshots.append(dict(self.slots[number].applied))
 
     def serve(self, number: int, *, heard: bool = False) -> None:
-        """A grant begins with a report; the trainers get the new map."""
+        """Begin a grant: the server reports the finished tasks, and the trainers get the new map."""
         self.slots[number].grant = self.new_grant()
         self.evidence[number] = self.slots[number].finished()
         self.to_trainer.append(self.map())
@@ -169,7 +169,7 @@ class BadDay(RuleBasedStateMachine):
         self.slots[number].grant = NO_GRANT
         self.to_trainer.append(self.map())
 
-    # --- Between them ---
+    # --- Messages between them ---
 
     @precondition(lambda self: self.to_trainer)
     @rule(messages=st.integers(1, 5))
@@ -207,7 +207,7 @@ class BadDay(RuleBasedStateMachine):
 
     @rule(arrived=st.integers(0, 3), delivered=st.integers(0, 3))
     def the_connection_breaks(self, arrived, delivered):
-        """Of what was under way some still arrives. Then the trainer says what it holds, and what it has not heard of."""
+        """Some messages in flight still arrive. Then the trainer reports its leases, and repeats its unanswered messages."""
         for _ in range(min(arrived, len(self.to_master))):
             self.master_reads()
         self.to_master.clear()
@@ -225,7 +225,7 @@ class BadDay(RuleBasedStateMachine):
     def says_again(self):
         self.to_master += self.work.unanswered.values()
 
-    # --- The trainer's own doing ---
+    # --- The trainer's own actions ---
 
     @precondition(lambda self: self.work.waiting)
     @rule()
@@ -272,7 +272,7 @@ class BadDay(RuleBasedStateMachine):
 
     @rule(reports=st.booleans())
     def works_undisturbed(self, reports):
-        """A whole task at once, as it is on a good day: random steps alone rarely get that far."""
+        """Train a whole task without a fault: random steps alone rarely do."""
         self.takes_up()
         lease, batch = self.work.current, -1
         while lease is not None and batch is not None and batch < PLAN.batches_in(lease.task):
@@ -295,7 +295,7 @@ class BadDay(RuleBasedStateMachine):
         assert self.work.leases() == [done.lease for done in unanswered.values()]
         self.to_master.append(ReturnTasks(leases=given))
 
-    # --- What holds at every moment ---
+    # --- Invariants ---
 
     @invariant()
     def no_task_is_held_twice(self):
@@ -322,10 +322,10 @@ class BadDay(RuleBasedStateMachine):
             mine = {task for task, who in self.leases.items() if who == ME}
             assert mine <= {named(lease) for lease in self.work.leases()}
 
-    # --- A good night ---
+    # --- The end: without faults all tasks are done ---
 
     def teardown(self) -> None:
-        """Nothing breaks any more: everything gets done, with nobody else's help."""
+        """Without further faults, and without help from another trainer, all tasks are finished."""
         if not hasattr(self, "work"):
             return
         self.another_dies()
@@ -352,7 +352,7 @@ TestBadDay.settings = examples(80, stateful_step_count=40)
 
 
 def test_a_task_that_came_back_before_its_over_did_is_done_again():
-    """The master holds ``TaskCommitted`` back until etcd has it; a slot falls back meanwhile, and the task is leased anew."""
+    """``TaskCommitted`` waits for etcd; meanwhile a slot is restored from a snapshot, and the task is leased again."""
     work = Work(PLAN, slots=1)
     work.mapped(SlotMap(holders=[], owner=[0], grants=[1]))
     first, again = Lease(0, 1, 1), Lease(0, 1, 2)
@@ -373,7 +373,7 @@ def test_a_task_that_came_back_before_its_over_did_is_done_again():
 
 
 def test_a_task_that_is_leased_anew_while_it_is_held_is_held_under_the_new_lease():
-    """A claim came too late, whoever had the task instead left, and the master gave it to us: it knows the new lease alone."""
+    """The trainer's claim was too late and the trainer that had the task left: the master knows the new lease only."""
     work = Work(PLAN, slots=1)
     work.leased(Lease(0, 0, 1))
     work.leased(Lease(0, 1, 4))
@@ -385,7 +385,7 @@ def test_a_task_that_is_leased_anew_while_it_is_held_is_held_under_the_new_lease
 
 
 def test_a_task_that_must_be_redone_is_held_under_the_lease_that_the_master_says():
-    """The report was under an older lease than that which came since; the master took the older one up again."""
+    """The report was under an older lease than the trainer's current one, and the master has reinstated the older lease."""
     work = Work(PLAN, slots=1)
     work.leased(Lease(0, 1, 8))
     work.redo(Lease(0, 1, 4))

@@ -1,4 +1,4 @@
-"""A small model, its data, and the loop that everybody knows, over the batches of a job in their order."""
+"""A small model, its data, and the usual training loop over a job's batches in their order."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def order_of(
     task_batches: int | None = None,
     seed: int = SEED,
 ) -> SampleOrder:
-    """The job's order of batches."""
+    """Return the job's order of batches."""
     many = optimizers if isinstance(optimizers, list) else [optimizers]
     described = describe_data(loader, batch_size=None)
     shape = describe(m, many, described, accumulate=accumulate, task_batches=task_batches).shape
@@ -79,7 +79,7 @@ def order_of(
 
 
 def places(order: SampleOrder) -> Iterator[tuple[int, int]]:
-    """Task and number of each batch of an epoch."""
+    """Yield the task and the number of each batch of an epoch."""
     for task in range(order.plan.tasks):
         for batch in range(order.plan.batches_in(task)):
             yield task, batch
@@ -88,7 +88,7 @@ def places(order: SampleOrder) -> Iterator[tuple[int, int]]:
 def plain_epochs(
     order: SampleOrder, loader: DataLoader[Any], *, epochs: int = EPOCHS
 ) -> Iterator[tuple[int, Iterable[Any]]]:
-    """The epochs of a loop without Shoal, each with its batches."""
+    """Yield the epochs of a loop without Shoal, each with its batches."""
     collate: Any = loader.collate_fn
     for epoch in range(epochs):
         yield (
@@ -104,15 +104,15 @@ def job_epochs(job: TrainingSession, batches: Iterable[Any]) -> Iterator[tuple[i
 
 @dataclass
 class Side:
-    """What a loop under test works with: the script's own objects, or those that ``prepare`` gave."""
+    """The objects that a loop under test uses: the script's own, or those that ``prepare`` returned."""
 
     model: Any
     optimizer: Any
-    """One or a list."""
+    """One optimizer, or a list of them."""
     scheduler: Any
     epochs: Iterator[tuple[int, Iterable[Any]]]
     job: TrainingSession | None
-    """None: this is the loop without Shoal."""
+    """The job. None: the loop runs without Shoal."""
 
     @property
     def batches(self) -> Iterator[Any]:
@@ -120,7 +120,7 @@ class Side:
         return itertools.chain.from_iterable(batches for _, batches in self.epochs)
 
     def closes(self, number: int, accumulate: int) -> bool:
-        """Whether the batch with this number has the step of its accumulation."""
+        """Return whether the accumulation's step belongs to the batch with this number."""
         return self.optimizer.closes if self.job is not None else number % accumulate == accumulate - 1
 
 
@@ -135,7 +135,7 @@ def compare(
     tolerance: float = 1e-6,
     **prepare: Any,
 ) -> Any:
-    """Train with and without Shoal: parameters, buffers and what ``train`` returns are equal; the latter."""
+    """Train with and without Shoal; check that the models and the results of ``train`` are equal; return the result."""
     loader = loader or loader_of()
     plain = build()
     own = make(plain)
@@ -176,6 +176,6 @@ def step(m: nn.Module, optimizer: Any, batch: Any) -> None:
 
 
 def total(m: nn.Module) -> float:
-    """The sum of all parameters: another one behind any step."""
+    """Return the sum of all parameters, which changes with every step."""
     with torch.no_grad():
         return float(sum(p.sum() for p in m.parameters()))
