@@ -1,4 +1,4 @@
-"""Hostile callers of a job's listening ports during training: unauthenticated ones, and members that lie.
+"""Hostile callers of a job's listening ports during training: unauthenticated ones, and members that send invalid messages.
 
 A member's messages are anything but valid work: a push under a true grant, a farewell with a reason, or a failure of the
 script may change the job, because the token is the trust boundary.

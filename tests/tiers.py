@@ -123,7 +123,7 @@ class Run:
         return code, [line, *(f"    {line}" for line in (broken(self._report) if code else []))]
 
     def end(self) -> None:
-        """Wait until the tier has cleaned up; it received the signal that ended this process, as by Ctrl-C."""
+        """Wait until the tier has cleaned up; a signal that ends this process, as by Ctrl-C, has reached the tier too."""
         self._process.wait()
         if self._said is not None:
             self._said.close()

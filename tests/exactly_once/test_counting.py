@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def check(job: RealJob) -> None:
-    """Check that every entry of the model, and each of the servers' own counts, equals the number of epochs."""
+    """Check that every entry of the model equals the number of epochs, and that the servers' own counts agree."""
     model = job.model()
     for name in ("dense", "table.weight"):
         counts = model[name].flatten()

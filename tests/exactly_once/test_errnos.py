@@ -1,4 +1,4 @@
-"""No sample is lost while the calls of the send and receive paths fail at random, with each errno that they can return."""
+"""Send and receive calls fail at random, with each errno that they can return: no sample is lost and no process ends."""
 
 from __future__ import annotations
 

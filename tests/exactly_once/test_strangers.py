@@ -1,4 +1,4 @@
-"""A job's processes connect while unauthenticated callers hold all descriptors, and a stopped trainer leaves no thread."""
+"""A trainer joins while unauthenticated callers hold all descriptors, and a stopped trainer leaves no thread at a server."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ answers = msgspec.msgpack.Decoder(m.FromMaster)
 
 
 def lies(desk, liar, identity, *, count):
-    """Send random messages on a connection, and check that each message of the master to a trainer can be decoded."""
+    """Send random messages on a connection, and check that every message that the master sends can be decoded."""
     connection = 50
     desk.master.connected(connection, identity, 0.0)
     for number in range(count):

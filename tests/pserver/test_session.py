@@ -69,7 +69,7 @@ class Server:
         self.inits += 1
 
     def attached(self, connection: sync.BlockingConnection) -> None:
-        """Do nothing; the service overrides this part."""
+        """Do nothing; the real service closes the trainer's earlier connections here."""
 
     def _accept(self) -> None:
         while True:

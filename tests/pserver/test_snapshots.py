@@ -93,7 +93,7 @@ def test_a_slot_that_is_not_in_it(tmp_path: Path) -> None:
 def test_every_flipped_bit_is_found(tmp_path: Path, data: st.DataObject) -> None:
     name = write_one(tmp_path, 1, 2)
     content = bytearray((tmp_path / name).read_bytes())
-    # The header is small, and damage to it can have the most consequences.
+    # The header is small, but most kinds of damage show there.
     head = 8 + int.from_bytes(content[:8], "little")
     at = data.draw(st.one_of(st.integers(0, head - 1), st.integers(head, len(content) - 1)))
     content[at] ^= 1 << data.draw(st.integers(0, 7))

@@ -375,7 +375,7 @@ def test_silence_in_the_middle_of_a_message_is_given_up_and_between_messages_not
 
 
 def test_a_large_payload_passes_a_slow_reader(host):
-    """The reader keeps taking bytes, so the sender does not give up."""
+    """The reader keeps taking bytes, so the sender does not time out."""
     connection = call(host)
     small_buffers(connection)
     wait_for(lambda: host.accepted)
