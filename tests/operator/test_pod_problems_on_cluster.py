@@ -127,7 +127,7 @@ def test_too_little_memory(shared, job):
 
 
 def test_what_a_kubelet_cannot_mount_is_said_with_its_name(shared, job):
-    """A failed mount is reported with the volume's name from the kubelet's event; the test creates it: hollow pods mount nothing."""
+    """A failed mount is reported with the volume's name; the test creates the kubelet's event, as hollow pods mount nothing."""
     template = {"metadata": kubelet.STAYS_PENDING}
     job.apply(trainer={"minReplicas": 1, "template": template})
     job.until(lambda: any(pod["spec"].get("nodeName") for pod in job.all_pods("trainer")), "its node")

@@ -323,7 +323,7 @@ def test_a_suspended_job_keeps_no_pod_that_waits_for_its_successor():
 
 
 def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
-    """A pod without room yet is not counted for the minimum; otherwise trainers would be drained one by one without replacement."""
+    """No surplus trainer is drained for one of the minimum while a planned pod has no room; else all would be drained in turn."""
     there = [TrainerPod(index=at, uid=f"u{at}", ready=True, works=True, priority="surplus", node="a") for at in (1, 2)]
     seen = Observed(secrets=True, trainers=tuple(there))
 

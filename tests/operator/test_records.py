@@ -55,7 +55,7 @@ def cluster():
 
 
 def asked(store):
-    """Run every query that a sync makes for a job, and check and return the complaints."""
+    """Run every query that a sync makes for a job, check that complaints are reported, and return the observation."""
     seen = store.observed("u", template="t")
     facts = store.facts("u")
     assert [each.text for each in complained((), store.complaints("u"))]
