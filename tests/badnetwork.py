@@ -1,4 +1,4 @@
-"""A job of real processes on a network that delays, throttles, cuts and goes half-open, and whose peers stand still."""
+"""A job of real processes on a network that delays, throttles, cuts and half-opens connections, with paused processes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ KINDS = {"delay": 4, "throttle": 2, "cut": 4, "half-close": 3, "half-open": 4, "
 
 
 class BadNetwork:
-    """Random faults between and upon a job's processes, until their number is reached or the job is through.
+    """Injects random faults into a job's network and processes, until their number is reached or the job has ended.
 
     Args:
         job: The job, behind the proxy.
-        proxy: What stands between its processes.
-        seed: Decides what happens when.
-        faults: How many.
-        stamps: Where the trainers write when they were given a batch.
-        every: Seconds from one fault to the next, on average.
+        proxy: The proxy between the job's processes.
+        seed: Random seed of the faults.
+        faults: Number of faults.
+        stamps: Folder in which the trainers record when they received each batch.
+        every: Mean time between two faults. Seconds.
     """
 
     def __init__(self, job: RealJob, proxy: Proxy, *, seed: int, faults: int, stamps: Path, every: float = 0.5) -> None:
@@ -49,12 +49,12 @@ class BadNetwork:
         """When, and the route that heals or the process that goes on."""
 
     def run(self, *, seconds: float) -> None:
-        """Until all trainers have ended."""
+        """Inject faults until all trainers have ended."""
         job, chance = self.job, self._chance
         end = time.monotonic() + seconds
         while not self.batches() and time.monotonic() < end:
             job.supervise()
-            time.sleep(0.01)  # the pace of the supervisor, not a synchronisation
+            time.sleep(0.01)  # polling interval of the supervisor, not a synchronisation
         following = time.monotonic()
         while job.trainers_left:
             job.supervise()
@@ -113,10 +113,10 @@ class BadNetwork:
         self._undo.append((now + lasts, route))
         self.faults[kind] += 1
 
-    # --- What came of it ---
+    # --- Results ---
 
     def batches(self) -> list[float]:
-        """When any trainer was given a batch, ascending."""
+        """Return the times at which any trainer received a batch, ascending."""
         found: list[float] = []
         for path in self._stamps.iterdir():
             content = path.read_bytes()
@@ -124,11 +124,11 @@ class BadNetwork:
         return sorted(found)
 
     def longest_pause(self) -> float:
-        """The longest time without a committed batch of any trainer, in seconds."""
+        """Return the longest time without a committed batch of any trainer, in seconds."""
         return max((later - earlier for earlier, later in itertools.pairwise(self.batches())), default=0.0)
 
     def miscounted(self) -> tuple[int, int]:
-        """Samples lost and samples counted twice, in the model itself."""
+        """Return the samples lost and the samples counted twice, both from the model itself."""
         lost = twice = 0
         for counts in self.job.model().values():
             epochs = torch.full_like(counts, self.job.epochs or 0)
@@ -141,7 +141,7 @@ class BadNetwork:
 def bad_network(
     zygote: Zygote, folder: Path, *, seed: int, faults: int, epochs: int, trainers: int = 3, every: float = 0.5
 ) -> Iterator[BadNetwork]:
-    """A counting job of two parameter servers on a network of which nothing can be relied on."""
+    """Run a counting job of two parameter servers behind a proxy that injects faults."""
     stamps = folder / "stamps"
     stamps.mkdir(parents=True)
     variables = {"COUNT_PAUSE": "0.01", "COUNT_EVALUATE": str(seed % 2), "COUNT_STAMPS": str(stamps)}
@@ -162,7 +162,7 @@ def bad_network(
 
 
 def left_behind(zygote: Zygote) -> list[str]:
-    """Processes of jobs that have ended."""
+    """List the processes that remain of ended jobs."""
     found = []
     for process in psutil.Process(zygote.pid).children(recursive=True):
         try:

@@ -1,4 +1,4 @@
-"""For all tests: those of properties look as long as the run wants, on machines of any speed."""
+"""Hypothesis settings for all tests: the number of examples depends on the run, and no test has a deadline."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The counting model: the update by one sample adds exactly 1 to that sample's own entries, a dense and a sparse one.
+"""The counting model: one sample's update adds exactly 1 to that sample's own entries, a dense and a sparse one.
 
-After E epochs every entry must equal E; a sample lost or counted twice shows as a number. Run as a training script.
+After E epochs every entry must equal E; a sample that was lost or counted twice shows as a number. Run as a training script.
 """
 
 from __future__ import annotations

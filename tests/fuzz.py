@@ -1,7 +1,7 @@
-"""Hostile callers of a job's listening ports, while the job trains: strangers, and members that lie.
+"""Hostile callers of a job's listening ports during training: unauthenticated ones, and members that send invalid messages.
 
-What a member says is anything but what would be valid work: a push under a true grant, a farewell with a reason or a
-failure of the script changes the job by right, as the token is the boundary.
+A member's messages are anything but valid work: a push under a true grant, a farewell with a reason, or a failure of the
+script may change the job, because the token is the trust boundary.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SILENT = 20
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process holds."""
+    """The descriptors, threads and memory of a process."""
 
     descriptors: int
     threads: int
@@ -67,20 +67,20 @@ class Footprint:
             return cls(process.num_fds(), process.num_threads(), process.memory_info().rss / 1e6)
 
     def within(self, before: Footprint, *, megabytes: float) -> bool:
-        """Whether it is as before, but for caches and what the job itself does meanwhile."""
+        """Return whether it has not grown, apart from caches and the job's own activity."""
         few = self.descriptors <= before.descriptors + 4 and self.threads <= before.threads + 4
         return few and self.megabytes <= before.megabytes + megabytes
 
 
 class Fuzzer:
-    """Calls one port of a job again and again.
+    """Calls one port of a job repeatedly.
 
     Args:
         job: A counting job that trains.
-        role: Whose port: ``master`` or ``pserver``.
-        seed: Decides what is said.
-        impersonates: Whether a caller says that it is parameter server 0. By right it takes its place then, and the job's own
-            server has to come back, again and again.
+        role: Role whose port is called: ``master`` or ``pserver``.
+        seed: Random seed of the messages.
+        impersonates: Whether a caller claims to be parameter server 0. The token allows it to take that server's place, and the
+            job's own server has to reconnect repeatedly.
     """
 
     def __init__(self, job: RealJob, role: str, *, seed: int, impersonates: bool = False) -> None:
@@ -97,14 +97,14 @@ class Fuzzer:
 
     @property
     def address(self) -> str:
-        """Of the port."""
+        """Address of the port."""
         if self._role == "master":
             return f"file://{self._job.folder}/master.address"
         found = re.findall(r"listening at (tcp://\S+)", self._job.log("pserver", 0))
         return str(found[-1])
 
     def run(self, seconds: float, *, meanwhile: Callable[[], None]) -> None:
-        """Let every caller do its worst for so long; ``meanwhile`` is called all the time."""
+        """Let every caller send messages for ``seconds``, and call ``meanwhile`` repeatedly."""
         self._end = time.monotonic() + seconds
         failed: list[BaseException] = []
 
@@ -119,7 +119,7 @@ class Fuzzer:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             meanwhile()
-            time.sleep(0.05)  # the pace of the supervisor, not a synchronisation
+            time.sleep(0.05)  # polling interval of the supervisor, not a synchronisation
         for error in failed:
             raise error
 
@@ -167,11 +167,11 @@ class Fuzzer:
         return stream
 
     def _frame(self, liar: Liar, kind: type) -> bytes:
-        """Where a message could be valid work by chance, it is noise."""
+        """Return a frame of this kind, or random bytes where a message could be valid work by chance."""
         return liar.noise() if kind in BY_RIGHT else liar.frame(kind)
 
     def _introduce(self, connection: sync.BlockingConnection, caller: str, chance: random.Random) -> None:
-        """As a true member would: what follows gets further."""
+        """Introduce the caller as a real member does, so that its messages pass the first checks."""
         if chance.random() < 0.3:
             return
         if self._role == "master" and caller == "trainer":
@@ -186,7 +186,7 @@ class Fuzzer:
 
 
 def stale_push(slots: list[int], chance: random.Random) -> m.Push:
-    """All of it right but the grants."""
+    """Return a push that is valid except for its grants."""
     return m.Push(
         grants=[chance.randrange(2**62) for _ in slots],
         epoch=chance.randrange(3),
@@ -206,7 +206,7 @@ def stale_push(slots: list[int], chance: random.Random) -> m.Push:
 
 @contextmanager
 def fuzzed_job(zygote: Zygote, folder: Path) -> Iterator[tuple[RealJob, Callable[[], dict[str, Any]]]]:
-    """A counting job that trains until its second value is called, which ends it and gives its account."""
+    """Run a counting job that trains until the second value is called, which ends the job and returns its account."""
     stop = folder / "stop"
     variables = {"COUNT_PAUSE": "0.02", "COUNT_STOP": str(stop)}
     with RealJob(zygote, folder / "j", epochs=100_000, trainers=2, tcp=True, variables=variables) as job:

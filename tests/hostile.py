@@ -1,6 +1,6 @@
-"""Messages that no process of Shoal's would send: of the right types or of wrong ones, with any contents.
+"""Messages that no process of Shoal sends: of the right types or of wrong ones, with any contents.
 
-They are made from the messages' own types, so that a new message is covered as soon as it exists.
+They are generated from the message types, so that a new message is covered as soon as it exists.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ TEXTS = (
 
 
 def kinds(union: Any) -> list[type]:
-    """The messages of a direction."""
+    """Return the message types of a direction."""
     return list(typing.get_args(union))
 
 
 class Liar:
-    """Makes messages.
+    """Generates messages.
 
     Args:
-        chance: Decides.
-        integers: That mean something in the job: lives, grants, numbers of slots.
-        wrong: How often a value has a wrong type.
+        chance: Source of randomness.
+        integers: Integers that mean something in the job: lives, grants, slot numbers.
+        wrong: Probability that a value has a wrong type.
     """
 
     def __init__(self, chance: random.Random, *, integers: typing.Sequence[int] = (), wrong: float = 0.0) -> None:
@@ -56,11 +56,11 @@ class Liar:
         self.wrong = wrong
 
     def message(self, kind: type) -> Any:
-        """One of this kind; with values of wrong types it is a dictionary."""
+        """Return a message of this kind as a dictionary, in which values may have wrong types."""
         return self._struct(kind, tagged=True)
 
     def frame(self, kind: type) -> bytes:
-        """A message on the wire, of which a part may be missing, or announced wrongly."""
+        """Return an encoded message, of which a part may be missing, or announced wrongly."""
         try:
             sent = encode(self.message(kind), payload=self.chance.choice((0, 0, 0, 0, 8, 4096)))
         except (OverflowError, UnicodeEncodeError):
@@ -80,12 +80,12 @@ class Liar:
         return sent
 
     def noise(self) -> bytes:
-        """Random bytes, sometimes behind a header of ours."""
+        """Return random bytes, sometimes after a valid frame header."""
         body = self.chance.randbytes(self.chance.choice((0, 1, 15, 16, 100, 5000, 70_000)))
         return HEADER.pack(b"SL", 0, len(body), 0) + body if self.chance.random() < 0.5 else body
 
     def _struct(self, kind: type, *, tagged: bool = False) -> dict[str, Any]:
-        """As a dictionary, which nothing checks."""
+        """Return a message as a dictionary, which nothing validates."""
         hints = typing.get_type_hints(kind, include_extras=True)
         length = self.chance.choice((0, 1, 1, 2, 3, 16, 16, 40))
         values = {name: self.value(hints[name], length) for name in kind.__struct_fields__}
@@ -94,7 +94,7 @@ class Liar:
         return ({"type": kind.__name__} if tagged else {}) | values
 
     def value(self, type_: Any, length: int = 1) -> Any:
-        """Something of this type, or not; most lists of a struct have one length."""
+        """Return a value of this type, or of a wrong one; most lists of a struct have one length."""
         chance = self.chance
         if self.wrong and chance.random() < self.wrong:
             type_ = chance.choice((int, float, str, bytes, bool, type(None), list[int], dict[str, int]))
@@ -118,7 +118,7 @@ class Liar:
         return self._plain(type_)
 
     def _bounded(self, type_: Any, meta: msgspec.Meta) -> Any:
-        """Mostly within its bounds."""
+        """Return a value that is mostly within its bounds."""
         for _ in range(1 if self.chance.random() < 0.02 else 20):
             found = self._plain(type_)
             low = meta.ge is None or found >= meta.ge

@@ -1,4 +1,4 @@
-"""A model whose gradients do not depend on its parameters, trained with momentum: the order of updates decides all."""
+"""A model whose gradients do not depend on its parameters, trained with momentum: only the order of updates matters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLES, WIDTH = 240, 40
 
 
 def pushes() -> torch.Tensor:
-    """What each sample pushes: [SAMPLES, WIDTH]."""
+    """Return the values that each sample pushes, of shape [SAMPLES, WIDTH]."""
     return torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 

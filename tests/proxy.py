@@ -1,12 +1,12 @@
-"""A bad network between the processes of a job: it delays, throttles, cuts, half-closes and swallows, by a seed.
+"""A faulty network between the processes of a job: a proxy delays, throttles, cuts, half-closes and swallows bytes.
 
     with Proxy() as proxy:
-        link = proxy.route(lambda: "tcp://127.0.0.1:4000")     # or a file:// that says where
+        link = proxy.route(lambda: "tcp://127.0.0.1:4000")     # or a file:// that contains the address
         ... a process calls link.address ...
         link.swallow(); link.heal()
 
-It accepts as a middlebox does: bytes that it swallowed were acknowledged to their sender, so that no time-out of TCP
-notices a half-open connection. It runs on a thread of its own.
+The proxy accepts as a middlebox does: bytes that it swallowed were acknowledged to their sender, so that no time-out of TCP
+detects a half-open connection. It runs on its own thread.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Route:
     """One address of the proxy, and the state of the network behind it. Every method may be called from any thread.
 
     Args:
-        proxy: It belongs to it.
-        target: Gives the address of the process that listens; asked at each connection.
+        proxy: The proxy that serves the route.
+        target: Returns the address of the process that listens; called for each connection.
     """
 
     def __init__(self, proxy: Proxy, target: Callable[[], str]) -> None:
@@ -60,23 +60,23 @@ class Route:
 
     @property
     def connections(self) -> int:
-        """How many there are now."""
+        """Number of open connections."""
         return len(self._pairs)
 
     def delay(self, seconds: float) -> None:
-        """Hold each chunk of bytes back for so long; 0: no longer."""
+        """Delay each chunk of bytes by ``seconds``; 0 ends the delay."""
         self._seconds = seconds
 
     def throttle(self, rate: float) -> None:
-        """Let so many bytes a second through, of each way of each connection; 0: as many as there are."""
+        """Limit each way of each connection to ``rate`` bytes a second; 0 ends the limit."""
         self._rate = rate
 
     def swallow(self, ways: tuple[str, ...] = WAYS, *, newcomers: bool = True) -> None:
-        """Let every byte of these ways vanish: the connections that there are stay so for ever.
+        """Discard every byte of these ways. Open connections discard them until they are closed, also after `heal`.
 
         Args:
             ways: Some of `WAYS`.
-            newcomers: Also those of connections that are made before `heal`.
+            newcomers: Whether connections that are made before `heal` discard them too.
         """
 
         def now() -> None:
@@ -91,7 +91,7 @@ class Route:
         self._proxy.call(lambda: [_reset(pair) for pair in self._pairs])
 
     def half_close(self, way: str) -> None:
-        """End one way of every connection (FIN); what comes on it vanishes. The other way goes on."""
+        """End one way of every connection (FIN), and discard what arrives on it. The other way continues."""
 
         def now() -> None:
             for pair in self._pairs:
@@ -102,12 +102,12 @@ class Route:
         self._proxy.call(now)
 
     def heal(self) -> None:
-        """Be a good network for what is sent from now on, and for new connections."""
+        """Forward what is sent from now on without faults, also on new connections."""
         self._seconds = self._rate = 0.0
         self._swallowing = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until both of its ways have ended."""
+        """Serve one connection, until both of its ways have ended."""
         try:
             other_reader, other = await _open(resolve(self._target()))
         except (OSError, ValueError):
@@ -156,7 +156,7 @@ def _reset(pair: _Pair) -> None:
 
 
 class Proxy:
-    """Any number of routes on one thread."""
+    """A proxy of any number of routes, on one thread."""
 
     def __init__(self) -> None:
         self.routes: list[Route] = []
@@ -183,7 +183,7 @@ class Proxy:
         self._loop.close()
 
     def call(self, action: Callable[[], Any]) -> None:
-        """Do something on the proxy's thread, and wait for it."""
+        """Run an action on the proxy's thread, and wait for it."""
 
         async def act() -> None:
             action()
@@ -191,7 +191,7 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(act(), self._loop).result(10)
 
     def route(self, target: Callable[[], str]) -> Route:
-        """A new address, behind which a process listens."""
+        """Add an address, behind which a process listens."""
         made = Route(self, target)
 
         async def listen() -> None:
@@ -202,5 +202,5 @@ class Proxy:
         return made
 
     def any_route(self, chance: random.Random) -> Route:
-        """One that has connections, if there is one."""
+        """Return a random route, one with open connections if there is one."""
         return chance.choice([route for route in self.routes if route.connections] or self.routes)

@@ -1,4 +1,4 @@
-"""A job of real processes whose every life a test holds in its hands: killed, paused, joined, left, brought back."""
+"""A job of real processes whose life cycles the test controls: they are killed, paused, joined, removed and restarted."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ class RealJob:
 
     Args:
         zygote: Starts the processes.
-        folder: Everything of the job.
-        script: What trainers run.
-        servers: Parameter servers.
-        trainers: Trainers at the start.
-        epochs: Of the job; None: as many as the script says.
-        seed: Of the job; None: the script's.
-        interval: Between snapshots.
-        lease_seconds: A member silent for so long is given up.
-        tcp: Parameter servers on TCP instead of Unix sockets and shared memory.
-        variables: For the script.
-        server_program: What runs a parameter server.
-        etcd: One that runs already, for several jobs; None: one of its own.
-        final: Exit codes of a trainer that no new life follows, beside 0.
-        proxy: What stands between all its processes, which use TCP then; None: nothing does.
+        folder: Folder for all files of the job.
+        script: Script that the trainers run.
+        servers: Number of parameter servers.
+        trainers: Number of trainers at the start.
+        epochs: Epochs of the job; None: those of the script.
+        seed: Seed of the job; None: that of the script.
+        interval: Time between snapshots.
+        lease_seconds: Silence after which a member is dropped. Seconds.
+        tcp: Whether parameter servers use TCP instead of Unix sockets and shared memory.
+        variables: Environment variables of the script.
+        server_program: Arguments that run a parameter server.
+        etcd: A running etcd for several jobs; None: the job has its own.
+        final: Exit codes, besides 0, after which a trainer is not restarted.
+        proxy: Proxy between all processes, which then use TCP; None: no proxy.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class RealJob:
         self.etcd = Etcd(folder / "etcd") if etcd is None else etcd
         self._ports = [free_port() for _ in range(servers)]
         self._routes = self._through(proxy) if proxy is not None else {}
-        # Trainers of two jobs may run at once on this machine, and are told apart by it.
+        # Trainers of two jobs may run on this machine at the same time, and the uid distinguishes them.
         self.keys = JobKeys("default", "real", f"uid-{uuid.uuid4()}")
         manifest = MANIFEST.format(name="real", servers=servers, interval=interval)
         given = {"epochs": epochs, "seed": seed}
@@ -120,7 +120,7 @@ class RealJob:
             self.etcd.close()
 
     def _through(self, proxy: Proxy) -> dict[str, Route]:
-        """A route for each kind of connection; one for each parameter server."""
+        """Add a route for each kind of connection, and one for each parameter server."""
         master = f"file://{self.folder}/master.address"
         routes = {role: proxy.route(lambda: master) for role in ("trainer", "pserver")}
         routes["etcd"] = proxy.route(lambda: self.etcd.endpoint)
@@ -136,7 +136,7 @@ class RealJob:
         if role == "master":
             self._masters += 1
             etcd = self._routes["etcd"].address.removeprefix("tcp://") if self._routes else self.etcd.endpoint
-            # Another address for every master: it is found by the file.
+            # Every master has a new address, which its callers find through the file.
             listen = "tcp://127.0.0.1:0" if self._routes else f"unix://{self.folder}/m{self._masters}"
             return [
                 *("-m", "shoal.master"),
@@ -177,7 +177,7 @@ class RealJob:
         )
 
     def supervise(self) -> None:
-        """Start who is wanted and not there: what a runner or a kubelet does."""
+        """Start each wanted process that is not running, as a runner or a kubelet does."""
         if self.etcd.pid is None:
             self.etcd.start()
         for key in sorted(self.wanted):
@@ -214,7 +214,7 @@ class RealJob:
     def join(self, index: int) -> None:
         child = self.children.get(("trainer", index))
         if child is not None and child.returncode is not None:
-            del self.children["trainer", index]  # a new one, not that one again
+            del self.children["trainer", index]  # start a new trainer instead of restarting that one
         self.wanted.add(("trainer", index))
 
     def leave(self, index: int) -> None:
@@ -223,11 +223,11 @@ class RealJob:
         if child is not None:
             child.send_signal(signal.SIGTERM)
 
-    # --- The end ---
+    # --- The end of the job ---
 
     @property
     def work(self) -> Path:
-        """Where the script runs."""
+        """Folder in which the script runs."""
         return self.folder / "work"
 
     @property
@@ -236,7 +236,7 @@ class RealJob:
 
     @property
     def refused(self) -> bool:
-        """Whether the script of a trainer was refused, after which a runner ends the job."""
+        """Whether a trainer's script was refused, after which a runner ends the job."""
         return any(
             role == "trainer" and child.returncode == names.EXIT_REFUSED for (role, _), child in self.children.items()
         )
@@ -245,21 +245,21 @@ class RealJob:
         """Supervise until all trainers have ended.
 
         Args:
-            seconds: After which the test fails.
-            until_refused: Or one was refused.
+            seconds: Time after which the test fails. Seconds.
+            until_refused: Whether to return also when a trainer was refused.
         """
         end = time.monotonic() + seconds
         while self.trainers_left and not (until_refused and self.refused):
             self.supervise()
             if time.monotonic() > end:
                 raise AssertionError(f"no end after {seconds} s\n{self.last_words()}")
-            time.sleep(0.02)  # the pace of the supervisor, not a synchronisation
+            time.sleep(0.02)  # polling interval of the supervisor, not a synchronisation
 
     def last_words(self) -> str:
         return "\n".join(f"== {r}-{i}\n{self.log(r, i)[-1500:]}" for r, i in sorted(self.children))
 
     def found_outcome(self) -> Outcome | None:
-        """How the job ended; None: it has not."""
+        """Return how the job ended; None: it has not ended."""
         with Store.connect(self.etcd.endpoint, prefix=self.keys.prefix) as store:
             found = store.get(self.keys.outcome)
         return None if found is None else msgspec.json.decode(found.value, type=Outcome)
@@ -277,19 +277,19 @@ class RealJob:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a port on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as stream:
         return int(stream.getsockname()[1])
 
 
 class Chaos:
-    """Random faults upon a job, until their number is reached or the job is through.
+    """Injects random faults into a job, until their number is reached or the job has ended.
 
     Args:
         job: The job.
-        seed: Decides what happens when.
-        kills: How many SIGKILLs.
-        most_trainers: Trainers join up to this number.
+        seed: Random seed of the faults.
+        kills: Number of SIGKILLs.
+        most_trainers: Number up to which trainers join.
     """
 
     def __init__(self, job: RealJob, *, seed: int, kills: int, most_trainers: int = 4) -> None:
@@ -318,7 +318,7 @@ class Chaos:
                 following = now + chance.expovariate(1 / 0.35)
             if now > end:
                 raise AssertionError(f"no end after {seconds} s; {self.kills} {self.others}\n{job.last_words()}")
-            time.sleep(0.01)  # the pace of the supervisor, not a synchronisation
+            time.sleep(0.01)  # polling interval of the supervisor, not a synchronisation
         for _, child in self._resume:
             child.send_signal(signal.SIGCONT)
 

@@ -1,6 +1,6 @@
-"""A parameter server that keeps, with each slot's state, the order in which it applied pushes: the order can be replayed.
+"""A parameter server that records in each slot's state the order in which it applied pushes, so that a test can replay it.
 
-The record is part of the slot's state like the parameters: it is in every snapshot, and falls back with it.
+The record is part of the slot's state like the parameters: it is in every snapshot, and a restore sets it back too.
 """
 
 from __future__ import annotations

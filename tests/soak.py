@@ -1,4 +1,4 @@
-"""How long tests of properties look for a counterexample: a short form in every run, a long one with ``make soak``."""
+"""The number of examples of property tests: small in every run, large with ``make soak``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FACTOR = int(os.environ.get("SHOAL_SOAK", "1"))
 
 
 def examples(count: int, **options: Any) -> settings:
-    """Settings of a test of a property, to be written above ``@given``.
+    """Return the settings of a property test, to be written above ``@given``.
 
     Args:
-        count: How many examples an ordinary run tries.
-        options: More of hypothesis's settings.
+        count: Number of examples in an ordinary run.
+        options: Further settings of hypothesis.
     """
     return settings(max_examples=count * FACTOR, deadline=None, **options)

@@ -1,4 +1,4 @@
-"""The table in docs/architecture.md names places that are there; rows of docs/scripts.md and docs/failure-modes.md name tests."""
+"""Places that docs/architecture.md names exist, and rows of docs/scripts.md and docs/failure-modes.md name their tests."""
 
 import ast
 import re

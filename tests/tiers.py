@@ -1,9 +1,9 @@
-"""``make test``: runs every tier of tests that this machine allows, and lists those that it does not, with the fix.
+"""``make test``: run every test tier that this machine allows, and list the others, each with its fix.
 
 ``python -m tests.tiers NAME...`` runs these tiers alone.
 
-Tiers that wait for much of their time run side by side; what the others say follows when the first one is through.
-With ``SHOAL_TIERS=all`` a tier that cannot run is a failure, and so is one that was named.
+Tiers that wait for much of their time run side by side; the output of the first is printed at once, that of each other after
+the one before it has ended. With ``SHOAL_TIERS=all``, or for a tier that was named, a tier that cannot run is a failure.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Tier:
-    """Some tests, and what makes them possible.
+    """A set of tests, and its prerequisites.
 
     Attributes:
-        name: In one word.
-        what: In a few.
+        name: Name, in one word.
+        what: Short description.
         selection: Arguments of pytest.
-        prepare: Builds what is missing and gives the tests' environment; raises `Missing` where that cannot be.
-        workers: How many processes run its files side by side: tests that mostly wait do not wait for each other.
+        prepare: Builds what is missing and returns the tests' environment; raises `Missing` where that is impossible.
+        workers: Number of processes that run its files side by side: tests that mostly wait do not wait for each other.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Tier:
 
     @property
     def arguments(self) -> list[str]:
-        """Of pytest; a file of one long test starts in its turn and not last."""
+        """Arguments of pytest; a file of one long test starts in its listed position and not last."""
         side_by_side = (
             ["-n", str(self.workers), "--dist", "loadfile", "--no-loadscope-reorder"] if self.workers > 1 else []
         )
@@ -57,12 +57,12 @@ def nothing() -> dict[str, str]:
 
 
 def one_thread() -> dict[str, str]:
-    """A thread for each process's computations: the tests' processes keep the cores busy already."""
+    """Limit each process to one computing thread, as the tests' processes keep the cores busy already."""
     return {"OMP_NUM_THREADS": "1"}
 
 
 def build_etcd36() -> dict[str, str]:
-    """An etcd 3.6, as a real Kubernetes has one."""
+    """Build an etcd 3.6, the version that a real Kubernetes has."""
     binaries.build(["etcd"])
     return {"SHOAL_TEST_ETCD": str(binaries.path("etcd"))}
 
@@ -85,13 +85,13 @@ TOGETHER = [[FAST], [SLOW, NODE, ETCD36], [CLUSTER]]
 
 
 class Run:
-    """A tier under way.
+    """A running tier.
 
     Args:
-        tier: Which.
-        extra: Environment of its tests.
-        folder: For its report, and for what it says until somebody listens.
-        listened: Whether it says it at once.
+        tier: The tier.
+        extra: Environment variables of its tests.
+        folder: Folder for its report, and for its output until that is printed.
+        listened: Whether its output is printed at once.
     """
 
     def __init__(self, tier: Tier, extra: dict[str, str], folder: Path, *, listened: bool) -> None:
@@ -109,7 +109,7 @@ class Run:
         )
 
     def result(self) -> tuple[int, list[str]]:
-        """Its exit code and what is to be said of it, when it is through; what it says is heard from now on."""
+        """Print its output until it has ended; return its exit code and its lines of the summary."""
         if self._said is not None:
             self._announce()
             with Path(str(self._said.name)).open("rb") as said:
@@ -117,13 +117,13 @@ class Run:
                 while not through:
                     through = self._process.poll() is not None
                     self._pour(said)
-                    time.sleep(0.2)  # nobody tells when a file has grown
+                    time.sleep(0.2)  # the file is polled, as its growth is not signalled
         code = self._process.wait()
         line = f"  {self._tier.name:8} {'passed' if code == 0 else 'FAILED'}{took(self._report)}"
         return code, [line, *(f"    {line}" for line in (broken(self._report) if code else []))]
 
     def end(self) -> None:
-        """It was told to end by whoever told us, as by Ctrl-C: wait until it has cleaned up."""
+        """Wait until the tier has cleaned up; a signal that ends this process, as by Ctrl-C, has reached the tier too."""
         self._process.wait()
         if self._said is not None:
             self._said.close()
@@ -138,14 +138,14 @@ class Run:
 
 
 def took(report: Path) -> str:
-    """How long the tests of a report took, in words; nothing where there is none."""
+    """Format how long the tests of a report took; return an empty text where there is no report."""
     if not report.exists():
         return ""
     return f" in {sum(float(suite.get('time', 0)) for suite in ET.parse(report).iter('testsuite')):.0f} s"
 
 
 def broken(report: Path) -> list[str]:
-    """The tests of a report that failed, each with its last words."""
+    """List the tests of a report that failed, each with the first line of its message."""
     if not report.exists():
         return ["there is no report"]
     lines = []
@@ -158,7 +158,7 @@ def broken(report: Path) -> list[str]:
 
 
 def prepared(tiers: list[Tier]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The environment of each tier that can run, and what is to be said of the others."""
+    """Return the environment of each tier that can run, and a line of the summary for each of the others."""
     able: dict[str, dict[str, str]] = {}
     lines = []
     for tier in tiers:
@@ -170,7 +170,7 @@ def prepared(tiers: list[Tier]) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def run_together(tiers: list[Tier], *, strict: bool) -> tuple[bool, list[str]]:
-    """Whether all is well, and what is to be said; ``strict``: a tier that cannot run is a failure."""
+    """Return whether all is well, and the summary's lines; ``strict``: a tier that cannot run is a failure."""
     able, lines = prepared(tiers)
     well = not lines or not strict
     runs: list[Run] = []
@@ -190,7 +190,7 @@ def run_together(tiers: list[Tier], *, strict: bool) -> tuple[bool, list[str]]:
 
 
 def main(names: list[str]) -> int:
-    """Run the tiers of these names, or all; the exit code."""
+    """Run the tiers of these names, or all; return the exit code."""
     known = [tier.name for group in TOGETHER for tier in group]
     strange = [name for name in names if name not in known]
     if strange:

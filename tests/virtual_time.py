@@ -1,4 +1,4 @@
-"""An event loop whose clock moves only when nothing is left to run: then it is the time of the next timer."""
+"""An event loop with a virtual clock: when nothing is left to run, the clock advances to the time of the next timer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["run"]
 
 
 class _Selector(selectors.DefaultSelector):
-    """Never waits: it moves the clock by the time that it was to wait for."""
+    """Never waits, but advances the clock by the time that it was to wait."""
 
     now = 0.0
 

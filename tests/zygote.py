@@ -1,7 +1,7 @@
-"""Real processes without the seconds that their imports take: forked from one that has imported all of it.
+"""Real processes without the seconds that their imports take: each is forked from a process that has imported the modules.
 
-Each child is a process of its own in all that matters here: its own sockets and files, its own signals, killed by
-SIGKILL like any other. Run as a program it reads orders (a line of JSON each) and tells what became of its children.
+Each child is a process of its own in all that matters here: it has its own sockets, files and signals, and SIGKILL ends it
+like any other process. Run as a program, this module reads orders (a line of JSON each) and reports its children's ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPERATOR = ("shoal.operator.manager",)
 
 @dataclass
 class Child:
-    """A process; what can be done with it is called as in `subprocess.Popen`."""
+    """A child process; its methods are named as those of `subprocess.Popen`."""
 
     pid: int = 0
     returncode: int | None = None
@@ -54,11 +54,11 @@ class Child:
 
 
 class Zygote:
-    """The parent of children that begin with some modules imported.
+    """The parent of processes that start with some modules imported.
 
     Args:
-        modules: Their names.
-        warnings: What becomes of a warning, as after ``python -W``.
+        modules: Names of the modules.
+        warnings: Action for a warning, as after ``python -W``.
     """
 
     def __init__(self, modules: Sequence[str], *, warnings: str = "error") -> None:
@@ -76,12 +76,12 @@ class Zygote:
 
     @property
     def pid(self) -> int:
-        """Of the process that the children are forked from."""
+        """Pid of the process from which the children are forked."""
         return self._process.pid
 
     def spawn(self, arguments: list[str], *, environment: Mapping[str, str], log: Path) -> Child:
-        """Start ``python ARGUMENTS``; returns when it has its pid."""
-        # Whoever reads it need not wait until the child has come to open it.
+        """Start ``python ARGUMENTS``; return when the child's pid is known."""
+        # A reader of the log need not wait until the child has opened it.
         log.touch(mode=0o600)
         self._orders += 1
         child = Child()
@@ -106,11 +106,11 @@ class Zygote:
                 child.ended.set()
 
     def close(self) -> None:
-        """SIGKILL whatever is left."""
+        """Kill the children and the zygote with SIGKILL."""
         for child in self._children.values():
             child.kill()
         assert self._process.stdin is not None
-        # Not by closing its input alone: whatever this process forked since may hold that pipe too.
+        # Closing its input would not suffice, as later children of this process may hold that pipe too.
         self._process.kill()
         self._process.wait(10)
         self._process.stdin.close()
@@ -120,7 +120,7 @@ class Zygote:
 
 
 def _become(order: dict) -> None:
-    """In the child: be that program."""
+    """Replace this child's program by the ordered one."""
     import runpy
 
     signal.set_wakeup_fd(-1)

@@ -1,4 +1,4 @@
-"""A Kubernetes with Shoal to play with: ``python -m tests.cluster up|down|status``."""
+"""A Kubernetes with Shoal for trying it out: ``python -m tests.cluster up|down|status``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOLLOW_TAINT = {"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSched
 
 
 def folder() -> Path:
-    """Where the cluster keeps everything: what SHOAL_CLUSTER names, else a folder in the user's cache."""
+    """Return the cluster's folder: the one that SHOAL_CLUSTER names, else one in the user's cache."""
     named = os.environ.get("SHOAL_CLUSTER")
     return Path(named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal" / "cluster")
 
@@ -32,7 +32,7 @@ def say(line: str) -> None:
 
 
 def choose(wanted: argparse.Namespace) -> ControlPlane:
-    """The cluster that is there, or else the best that this machine allows."""
+    """Return the existing cluster, or else the best kind that this machine allows."""
     there = Layout(folder()).network
     real = not wanted.hollow if there is None else there.namespace is not None
     if real and there is None and wanted.command == "up":
@@ -55,7 +55,7 @@ def up(cluster: ControlPlane, nodes: int) -> int:
         try:
             start(cluster, nodes)
         except BaseException:
-            # Whoever is impatient now would leave half of it behind.
+            # A second Ctrl-C during the clean-up would leave half of the cluster behind.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             say("ending what was started")
             remove(cluster)
@@ -83,7 +83,7 @@ def start(cluster: ControlPlane, nodes: int) -> None:
 
 
 def greet(cluster: ControlPlane) -> None:
-    """What to do now."""
+    """Print the next steps."""
     say(f"\n  export KUBECONFIG={cluster.kubeconfig} PATH={cluster.folder / 'bin'}:$PATH")
     if isinstance(cluster, NodeCluster):
         say(f"  kubectl apply -k {cluster.folder / 'flights'}    # trains on 294,629 real flights, in pods")
@@ -108,7 +108,7 @@ def down(cluster: ControlPlane) -> int:
 
 
 def status(cluster: ControlPlane) -> int:
-    """Exit code 0 if all of it runs."""
+    """Print the processes; return exit code 0 if all of them run."""
     pids = {name: cluster.pids.get(name) for name in cluster.PARTS}
     pids |= {each.name: each.pid for each in playground.beside(cluster)}
     for name, pid in pids.items():

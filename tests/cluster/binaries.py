@@ -1,8 +1,8 @@
 """The programs of a real Kubernetes, built from pinned Go modules and kept in the user's cache.
 
-A program is built when it is first asked for, under a name with a hash of its module's go.mod, go.sum and sources, so that another
-version is another file and a build that was cut off leaves nothing that is taken for a program. Built rather than
-downloaded: the Go module proxy and Go's checksum database are the only sources that have to be trusted and reachable.
+A program is built on first use, under a name with a hash of its module's go.mod, go.sum and sources, so that another version
+is another file, and an interrupted build leaves no file that is taken for a program. Building instead of downloading leaves
+the Go module proxy and Go's checksum database as the only sources that have to be trusted and reachable.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CNI_PLUGINS = ("/usr/lib/cni", "/opt/cni/bin")
 
 
 class Missing(Exception):
-    """Something that the tests need is not on this machine; the message has the fix."""
+    """A requirement of the tests is missing on this machine; the message has the fix."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Where a program's source is, and what to expect of the build."""
+    """A program's source, and the expected duration of its build."""
 
     module: Path
     package: str
@@ -57,11 +57,11 @@ def _kubernetes(name: str) -> Program:
 
 
 PROGRAMS = {
-    # The same module, name and hash as the tier etcd36: one file serves both.
+    # Module, name and hash are those of the tier etcd36, so that one file serves both.
     "etcd": Program(HERE.parent / "etcd36", "go.etcd.io/etcd/server/v3", "half a minute"),
     "kwok": Program(HERE / "go" / "kwok", "sigs.k8s.io/kwok/cmd/kwok", "a minute and a half"),
     "coredns": Program(HERE / "go" / "coredns", ".", "a minute and a half"),
-    # Of the versions and with the flags of the API server, so that what that one is made of is not compiled again.
+    # Versions and flags are the API server's, so that shared packages are compiled only once.
     "crd": Program(HERE.parent / "crd", ".", "two minutes, or half a one after the API server", ("-ldflags", "-s -w")),
     **{
         name: Program(HERE.parent / "deploy" / "go", f"go.etcd.io/etcd/{name}/v3", "half a minute")
@@ -75,7 +75,7 @@ PROGRAMS = {
 
 
 def path(name: str) -> Path:
-    """Where a program is, or will be once it is built."""
+    """Return the path of a program, whether it has been built or not."""
     module = PROGRAMS[name].module
     sources = [module / "go.mod", module / "go.sum", *sorted(module.glob("*.go"))]
     pinned = b"".join(source.read_bytes() for source in sources)
@@ -88,7 +88,7 @@ def _print(line: str) -> None:
 
 
 def build(names: Iterable[str], say: Callable[[str], None] = _print) -> None:
-    """Build those of the programs that are not in the cache yet."""
+    """Build the programs that are not in the cache yet."""
     for name in names:
         if not path(name).exists():
             say(f"building {name} from its Go module (once; {PROGRAMS[name].takes} on two cores)")
@@ -128,7 +128,7 @@ def _go() -> str:
 
 
 def hollow(say: Callable[[str], None] = _print) -> dict[str, str]:
-    """Everything that a control plane with hollow nodes needs; what its tests want in their environment (nothing)."""
+    """Build everything that a control plane with hollow nodes needs; return the environment variables of its tests (none)."""
     if shutil.which("openssl") is None:
         raise Missing("the control plane's certificates are made by openssl; apt-get install openssl")
     build((*HOLLOW, *BESIDE_HOLLOW), say)
@@ -136,7 +136,7 @@ def hollow(say: Callable[[str], None] = _print) -> dict[str, str]:
 
 
 def cni_plugins() -> str:
-    """The folder of the CNI plugins."""
+    """Return the folder of the CNI plugins."""
     found = next((folder for folder in CNI_PLUGINS if (Path(folder) / "bridge").exists()), None)
     if found is None:
         raise Missing("the CNI plugins are not here; apt-get install containernetworking-plugins")
@@ -144,10 +144,10 @@ def cni_plugins() -> str:
 
 
 def node_tools() -> None:
-    """Root, and the programs of this machine that a real node needs.
+    """Check for root, and for the programs of this machine that a real node needs.
 
     Raises:
-        Missing: Something is not there.
+        Missing: A requirement is not met.
     """
     packages = {
         "containerd": "containerd",
@@ -169,7 +169,7 @@ def node_tools() -> None:
 
 
 def node(say: Callable[[str], None] = _print) -> dict[str, str]:
-    """Everything that a real node needs beside the control plane."""
+    """Build everything that a cluster with a real node needs."""
     node_tools()
     hollow(say)
     build((*NODE, *BESIDE_NODE), say)

@@ -1,4 +1,4 @@
-"""The root of a node's control groups, in every hierarchy that this machine has (version 1, version 2 or both)."""
+"""The root of a node's control groups, in every hierarchy of this machine (version 1, version 2 or both)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["make_control_groups", "remove_control_groups"]
 
 
 def make_control_groups(name: str) -> None:
-    """One of this name below each hierarchy's root."""
+    """Create a group of this name below each hierarchy's root."""
     for root in _hierarchies():
         available = root / "cgroup.controllers"
         if available.exists():
-            # Version 2 gives controllers to those below only when told to.
+            # In version 2, child groups get controllers only if the parent enables them.
             wanted = " ".join(f"+{each}" for each in available.read_text().split())
             with contextlib.suppress(OSError):
                 (root / "cgroup.subtree_control").write_text(wanted)
@@ -22,7 +22,7 @@ def make_control_groups(name: str) -> None:
 
 
 def remove_control_groups(name: str) -> None:
-    """The whole tree, whose processes have ended."""
+    """Remove the whole tree after its processes have ended."""
     for root in _hierarchies():
         for folder, _, _ in os.walk(root / name, topdown=False):
             with contextlib.suppress(OSError):

@@ -5,8 +5,8 @@
         cluster.kubectl("apply", "-f", "-", input=manifest)
         cluster.kill("kube-apiserver")
 
-Nothing is faked but the kubelets: scheduling, preemption, admission, RBAC, garbage collection and watches are Kubernetes'
-own. What only real containers show belongs to the node tier.
+Only the kubelets are simulated: scheduling, preemption, admission, RBAC, garbage collection and watches are Kubernetes'
+own. Behaviour that needs real containers belongs to the node tier.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class BrokenError(Exception):
 
 
 class KubectlError(Exception):
-    """kubectl said no; the message is what it said."""
+    """kubectl failed; the message is its own."""
 
 
 class ControlPlane:
     """etcd, API server, controller-manager, scheduler and kwok, with all their state in one folder.
 
-    A second object for the same folder, in another process too, finds what runs there.
+    A second object for the same folder, in another process too, finds the running parts.
     """
 
     PARTS: ClassVar[Mapping[str, Part]] = CONTROL
     PROGRAMS: ClassVar[tuple[str, ...]] = binaries.HOLLOW
 
     def __init__(self, folder: Path, *, stages: Stages | None = None, tied: bool = True) -> None:
-        """`tied`: everything ends with this process, also when that is killed."""
+        """Describe a cluster in a folder; with `tied`, all parts end with this process, also when it is killed."""
         self.folder = folder.resolve()
         self._stages = stages or Stages()
         self._tied = tied
@@ -76,7 +76,7 @@ class ControlPlane:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The parts that run, and their process ids."""
+        """The running parts, and their process ids."""
         return {name: pid for name, part in self.parts.items() if (pid := part.pid)}
 
     def start(self) -> None:
@@ -92,8 +92,8 @@ class ControlPlane:
             raise
 
     def stop(self) -> None:
-        """End everything that runs here; harmless when nothing does."""
-        # etcd last: a part that ends has things to say.
+        """End all parts; without running parts this does nothing."""
+        # etcd last, as the other parts still write when they end.
         for name in self.PARTS:
             if name != "etcd":
                 self.parts[name].signal(signal.SIGTERM)
@@ -111,7 +111,7 @@ class ControlPlane:
             (self.folder / name).unlink(missing_ok=True)
 
     def kill(self, name: str) -> None:
-        """SIGKILL one part, and wait until it is gone."""
+        """Send SIGKILL to one part, and wait until it is gone."""
         self.parts[name].kill()
 
     def launch(self, name: str, *, wait: bool = True) -> None:
@@ -123,14 +123,14 @@ class ControlPlane:
             self._wait(name)
 
     def restart(self, name: str) -> None:
-        """SIGKILL one part and start it again on the same port and data."""
+        """Send SIGKILL to one part and start it again on the same port and data."""
         self.kill(name)
         self.launch(name)
 
     def awaken(self) -> None:
-        """After the API server was away: start its followers anew.
+        """Restart the API server's clients after it was away.
 
-        Between tries they pause longer and longer, up to a minute, and forget that only when two minutes were good.
+        Their back-off between attempts grows to one minute, and is reset only after two minutes without errors.
         """
         for name in FOLLOWERS:
             self.kill(name)
@@ -140,7 +140,7 @@ class ControlPlane:
         return self.parts[name].log
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002 - as subprocess calls it
-        """What kubectl printed; `KubectlError` if it failed."""
+        """Run kubectl and return its output; raise `KubectlError` if it fails."""
         own = ["--kubeconfig", str(self.kubeconfig), "--cache-dir", str(self.folder / "discovery")]
         done = subprocess.run(
             [str(binaries.path("kubectl")), *own, *arguments],
@@ -154,11 +154,11 @@ class ControlPlane:
         return done.stdout
 
     def get(self, *arguments: str) -> Any:
-        """``kubectl get``, as the parsed object or list."""
+        """Run ``kubectl get`` and return the parsed object or list."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
     def create(self, *objects: Mapping[str, Any], namespace: str = "default") -> None:
-        """Create objects, in one call."""
+        """Create objects in one call."""
         together = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(together))
 
@@ -173,10 +173,10 @@ class ControlPlane:
         extended: Mapping[str, str] | None = None,
         prefix: str = "hollow",
     ) -> list[str]:
-        """Hollow nodes, Ready and without the taint of the not yet ready; their names.
+        """Add hollow nodes, wait until they are Ready and without the not-ready taint, and return their names.
 
         Args:
-            extended: further resources, as ``{"nvidia.com/gpu": "8"}``.
+            extended: Further resources, as ``{"nvidia.com/gpu": "8"}``.
         """
         names = [f"{prefix}-{next(self._numbers)}" for _ in range(count)]
         room = {"cpu": cpu, "memory": memory, "pods": "110", **(extended or {})}
@@ -199,10 +199,10 @@ class ControlPlane:
         return names
 
     def lose_node(self, name: str) -> None:
-        """A hollow node vanishes without a word, and the cluster has noticed.
+        """Make a hollow node silent, and wait until the cluster has marked it unreachable.
 
-        Its pods stay as they were, for nobody ends them there; what tolerates it too briefly is marked for deletion. One
-        node at least has to stay Ready: where all are lost, Kubernetes believes that it has lost its sight, and waits.
+        Its pods keep their status, as no kubelet ends them; those whose toleration is too short are marked for deletion. At least
+        one node has to stay Ready: where all are lost, Kubernetes assumes that its own connection is broken, and evicts nothing.
         """
         there = ["-A", f"--field-selector=spec.nodeName={name}"]
         self.kubectl("annotate", "pods", *there, f"{LOST}=true")
@@ -219,9 +219,9 @@ class ControlPlane:
         )
 
     def add_volumes(self, count: int, *, size: str = "1Gi", storage_class: str = "") -> None:
-        """Volumes that claims of this storage class are bound to, which need not be there.
+        """Add volumes that claims of this storage class are bound to; the class's object need not exist.
 
-        Without one any claim may take them, also one of an earlier test whose namespace is still going.
+        Without a class any claim without one may take them, also one of an earlier test whose namespace is still being deleted.
         """
         self.create(
             *(
@@ -241,7 +241,7 @@ class ControlPlane:
         )
 
     def wait_ready(self, namespace: str = "default", *, selector: str = "") -> None:
-        """Until there are pods and all are Ready; ``kubectl wait`` asks for one after the other, five a second."""
+        """Wait until there are pods and all are Ready; ``kubectl wait`` checks them one by one, five a second."""
 
         def ready() -> bool:
             pods = self.get("pods", "-n", namespace, "-l", selector)["items"]
@@ -252,7 +252,7 @@ class ControlPlane:
     def until(
         self, true: Callable[[], bool], what: str, *, seconds: float = SECONDS_TO_BE_READY, pause: float = 0.05
     ) -> None:
-        """Ask every ``pause`` seconds until it is true; for what ``kubectl wait`` cannot say."""
+        """Poll every ``pause`` seconds until the condition is true, for conditions that ``kubectl wait`` cannot express."""
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:
@@ -269,15 +269,15 @@ class ControlPlane:
         }
 
     def _free_leases(self) -> None:
-        """A new kwok would wait until its predecessor's leases have run out, for 40 s."""
+        """Delete the nodes' leases: a new kwok would wait 40 s until those of the previous one have expired."""
         self.kubectl("delete", "leases", "-n", "kube-node-lease", "--all", "--wait=false")
 
     def _network(self) -> Network:
-        """Make the network that the parts are in."""
+        """Create the network that the parts are in."""
         return LOOPBACK
 
     def _prepare(self) -> None:
-        """Certificates, ports and configuration files; the data of an earlier control plane go."""
+        """Write certificates, ports and configuration files, and delete the data of an earlier control plane."""
         self.remove()
         self.folder.mkdir(parents=True, exist_ok=True)
         network = self._network()
@@ -296,7 +296,7 @@ class ControlPlane:
         (programs / "kubectl").symlink_to(binaries.path("kubectl"))
 
     def _run(self) -> None:
-        """Start the control plane's parts, and wait until pods can be made."""
+        """Start the control plane's parts, and wait until pods can be created."""
         for name in FIRST:
             self.launch(name)
         self._launch_followers()
@@ -320,6 +320,6 @@ class ControlPlane:
 
 
 def _is(what: Mapping[str, Any], condition: str) -> bool:
-    """Whether an object has a condition."""
+    """Return whether a condition of an object is True."""
     conditions = what["status"].get("conditions", [])
     return any(each["type"] == condition and each["status"] == "True" for each in conditions)

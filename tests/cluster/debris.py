@@ -1,7 +1,7 @@
-"""What a node leaves behind when its processes are gone, and who removes it: containers, mounts, networks, control groups.
+"""What a node leaves behind after its processes have ended, and its removal: containers, mounts, networks, control groups.
 
-A cluster's processes end with the test run that started them, also when that is killed; these things do not. So each
-cluster leaves a note in /run, and the next one removes what belongs to nobody any more.
+A cluster's processes end with the test run that started them, also when it is killed; these resources do not. Each cluster
+therefore leaves a note in /run, and the next cluster removes the resources that have no owner any more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CNI_RESULTS = Path("/var/lib/cni/results")
 
 
 def leave_note(network: Network) -> None:
-    """Say whose this network is."""
+    """Record the owner of a network."""
     network.run.mkdir()
     note = {"network": asdict(network), "owner": os.getpid(), "born": born(os.getpid())}
     part = network.run / "note.part"
@@ -38,7 +38,7 @@ def leave_note(network: Network) -> None:
 
 
 def sweep() -> None:
-    """Remove the debris of clusters whose owner and processes are gone."""
+    """Remove the debris of clusters whose owner and processes have ended."""
     for file in Path("/run").glob("shoal-*/note.json"):
         note = json.loads(file.read_text())
         network = Network(**note["network"])
@@ -49,7 +49,7 @@ def sweep() -> None:
 
 
 def _inside(network: Network) -> bool:
-    """Whether a part lives in the namespace: pods have their own, and their shims outlive the parts."""
+    """Return whether a part runs in the namespace; pods have their own namespaces, and their shims outlive the parts."""
     assert network.namespace
     try:
         inode = (Path("/run/netns") / network.namespace).stat().st_ino
@@ -64,7 +64,7 @@ def _inside(network: Network) -> bool:
 
 
 def remove(network: Network) -> None:
-    """Everything but the processes."""
+    """Remove everything of a cluster except its processes."""
     run, state = network.run, network.state
     for place in (run, state):
         unmount(place)
@@ -86,7 +86,7 @@ def end_containers(run: Path) -> None:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
             if str(run / "containerd.sock") in process.cmdline() and "shim" in process.name():
-                # A shim that is gone hands its containers to nobody: they have to be found first.
+                # A killed shim's children are reparented, so they have to be listed before it is killed.
                 doomed += [*process.children(recursive=True), process]
                 _socket_of(process.cmdline()).unlink(missing_ok=True)
     for process in doomed:
@@ -96,14 +96,14 @@ def end_containers(run: Path) -> None:
 
 
 def _socket_of(shim: list[str]) -> Path:
-    """Where a shim listens, which only containerd would remove."""
+    """Return the path of a shim's socket, which only containerd would remove."""
     said = dict(itertools.pairwise(shim))
     name = f"{said['-address']}/{said['-namespace']}/{said['-id']}"
     return Path("/run/containerd/s") / hashlib.sha256(name.encode()).hexdigest()
 
 
 def unmount(folder: Path) -> None:
-    """Everything that is mounted below a folder, the innermost first."""
+    """Unmount everything below a folder, the innermost first."""
     for point in reversed(_mounts(folder)):
         subprocess.run(["umount", "--lazy", str(point)], check=False, capture_output=True)
 
@@ -115,7 +115,7 @@ def _mounts(folder: Path) -> list[Path]:
 
 
 def remove_pod_networks(network: str) -> None:
-    """The namespaces of pods in a CNI network; CNI's own notes say which these are."""
+    """Delete the namespaces of pods in a CNI network, which are recorded in CNI's own result files."""
     for note in list(CNI_RESULTS.glob(f"{network}-*")):
         said = json.loads(note.read_text())
         for interface in said["result"]["interfaces"]:

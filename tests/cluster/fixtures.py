@@ -1,7 +1,7 @@
 """Fixtures of all tests that need a Kubernetes; a test folder's conftest.py imports those that it uses.
 
-One control plane serves the whole session, whichever conftest it is asked through: starting one takes seconds, and
-namespaces keep tests apart. A test that breaks the control plane makes a `ControlPlane` of its own.
+One control plane serves the whole session, through whichever conftest it is requested: starting one takes seconds, and
+namespaces isolate the tests. A test that breaks the control plane creates a `ControlPlane` of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds what is missing before the first test, whose time limit is too short for that."""
+    """Build missing programs before the first test, whose time limit is too short for that."""
     marks = {mark.name for item in session.items for mark in item.iter_markers()}
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
     if "cluster" not in marks or session.config.option.collectonly:
@@ -49,7 +49,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _shared(kind: type[Cluster], config: pytest.Config, paths: pytest.TempPathFactory) -> Cluster:
-    """The session's cluster of this kind, started when it is first asked for."""
+    """Return the session's cluster of this kind, which is started on first use."""
     clusters: dict[Any, Any] = config.stash.setdefault(SHARED, {})
     if kind not in clusters:
         cluster = kind(paths.mktemp("cluster"))
@@ -62,39 +62,39 @@ def _shared(kind: type[Cluster], config: pytest.Config, paths: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def control_plane(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> ControlPlane:
-    """The session's control plane, with hollow nodes only."""
+    """Provide the session's control plane, with hollow nodes only."""
     return _shared(ControlPlane, pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def node_cluster(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> NodeCluster:
-    """The session's cluster with a real node."""
+    """Provide the session's cluster with a real node."""
     return _shared(NodeCluster, pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
-    """A fresh namespace; its pods are gone when the test is over, the rest of it soon after."""
+    """Provide a fresh namespace; its pods are gone when the test is over, the rest of it is deleted soon after."""
     with fresh_namespace(control_plane) as name:
         yield name
 
 
 @pytest.fixture
 def node_namespace(node_cluster: NodeCluster) -> Iterator[str]:
-    """The same in the cluster with a real node."""
+    """Provide a fresh namespace in the cluster with a real node; it is removed as `namespace` is."""
     with fresh_namespace(node_cluster) as name:
         yield name
 
 
 @contextmanager
 def fresh_namespace(cluster: ControlPlane) -> Iterator[str]:
-    """A namespace; at the end its pods are gone, the rest of it goes soon after."""
+    """Create a namespace; at the end its pods are gone, and the rest of it is deleted soon after."""
     name = f"t-{secrets.token_hex(4)}"
     cluster.kubectl("create", "namespace", name)
-    # Without its service account no pod is admitted.
+    # Pods are admitted only once the service account exists.
     cluster.kubectl("wait", "-n", name, "--for=create", "serviceaccount/default", "--timeout=60s")
     yield name
-    # A namespace that is being deleted takes nothing new, so no controller brings the pods back.
+    # A namespace that is being deleted accepts no new objects, so no controller creates the pods again.
     cluster.kubectl("delete", "namespace", name, "--wait=false")
     cluster.kubectl("delete", "pods", "-n", name, "--all", "--force", "--grace-period=0", "--wait=false")
     cluster.until(lambda: not cluster.get("pods", "-n", name)["items"], f"the pods of {name} to go")
@@ -102,7 +102,7 @@ def fresh_namespace(cluster: ControlPlane) -> Iterator[str]:
 
 @pytest.fixture
 def add_nodes(control_plane: ControlPlane) -> Iterator[Callable[..., list[str]]]:
-    """`ControlPlane.add_nodes`, whose nodes go with the test. Asked for before `namespace`, it outlives its pods."""
+    """Provide `ControlPlane.add_nodes` with nodes for one test; requested before `namespace`, the nodes outlive its pods."""
     names: list[str] = []
 
     def add(count: int, **wanted: object) -> list[str]:

@@ -1,7 +1,7 @@
 """The one container image of the node tier: busybox and nothing else, as an archive that containerd imports.
 
-Python and everything that it needs come from this machine, mounted read-only at the same paths: see `mounts`. So nothing is
-downloaded, and what runs in a container is what is installed here.
+Python and everything that it needs are mounted read-only from this machine at the same paths: see `mounts`. So nothing is
+downloaded, and a container runs what is installed here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ APPLETS = ("sh", "sleep", "cat", "wget", "nslookup", "true", "false", "ls", "kil
 
 
 def write_image(file: Path) -> None:
-    """A docker archive; without a command it sleeps, as a sandbox has to."""
+    """Write a docker archive whose default command sleeps, as a sandbox container has to."""
     busybox = shutil.which("busybox")
     if busybox is None:
         raise RuntimeError("there is no busybox")
@@ -70,10 +70,10 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o6
 
 
 def mounts(*more: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The volumes of a pod, and the mounts of its container, with which this Python runs there.
+    """Return the volumes of a pod, and the mounts of its container, with which this Python runs there.
 
     Args:
-        more: further folders; this checkout is there in any case, as it is often installed in editable form.
+        more: Further folders; this checkout is always mounted, as it is often installed in editable form.
     """
     system = [Path(name) for name in ("/usr", "/lib", "/lib64", "/bin")]
     wanted = [*system, Path(sys.base_prefix), Path(sys.prefix), CHECKOUT, *more]
@@ -92,12 +92,12 @@ def mounts(*more: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def python_container(
     *arguments: str, name: str = "main", folders: tuple[Path, ...] = (), **more: Any
 ) -> dict[str, Any]:
-    """The spec of a pod with one container that runs this Python.
+    """Return the spec of a pod with one container that runs this Python.
 
     Args:
-        arguments: what follows ``python``.
-        folders: further folders of this machine to mount.
-        more: further fields of the container.
+        arguments: What follows ``python``.
+        folders: Further folders of this machine to mount.
+        more: Further fields of the container.
     """
     volumes, inside = mounts(*folders)
     container = {

@@ -1,7 +1,7 @@
-"""Where a cluster's parts listen: the loopback, or a network namespace of its own.
+"""Where a cluster's parts listen: on the loopback, or in a network namespace of its own.
 
-In a namespace the addresses of pods and Services are nobody else's. One pair of virtual devices leads into it, so that a test
-outside reaches the API server, and pods reach what the test listens on (an etcd, say) at `outside`:
+In a namespace, the addresses of pods and Services do not conflict with any others. One veth pair leads into it, so that a
+test outside reaches the API server, and pods reach servers of the test (an etcd, for example) at `outside`:
 
     host  198.18.N.1 ────── 198.18.N.2  namespace  10.244.0.1 (bridge) ────── pods 10.244.0.0/24
 """
@@ -24,7 +24,7 @@ PODS = "10.244.0.0/24"
 
 @dataclass(frozen=True)
 class Network:
-    """An address that parts listen on and tests connect to, and the namespace that it is in."""
+    """The address that parts listen on and tests connect to, and the namespace that it is in."""
 
     address: str
     outside: str
@@ -32,21 +32,21 @@ class Network:
 
     @property
     def enter(self) -> list[str]:
-        """What goes before a command that is to run inside.
+        """The prefix of a command that is to run in the namespace.
 
-        Not ``ip netns exec``: that mounts another /sys, in which no control groups are found.
+        It is not ``ip netns exec``, which mounts another /sys that has no control groups.
         """
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--"] if self.namespace else []
 
     @property
     def run(self) -> Path:
-        """Where sockets are: their paths may have no more than 107 characters. Control groups have its name, too."""
+        """The folder of sockets, whose paths may have at most 107 characters. Control groups have its name, too."""
         assert self.namespace, "only a network namespace has files of its own"
         return Path("/run") / self.namespace
 
     @property
     def state(self) -> Path:
-        """What containers and volumes write, with mounts below it: not in a folder that pytest clears in its own way."""
+        """The folder that containers and volumes write to, with mounts below it, so not in a folder that pytest cleans up."""
         return Path("/var/tmp") / self.run.name
 
     def save(self, file: Path) -> None:
@@ -61,7 +61,7 @@ LOOPBACK = Network("127.0.0.1", "127.0.0.1")
 
 
 def make_namespace() -> Network:
-    """A namespace with the node's bridge, and a way into it."""
+    """Create a namespace with the node's bridge, and the veth pair into it."""
     number = _free_number()
     network = Network(f"198.18.{number}.2", f"198.18.{number}.1", f"shoal-{secrets.token_hex(4)}")
     name = network.namespace
@@ -79,12 +79,12 @@ def make_namespace() -> Network:
             ("link", "add", BRIDGE, "type", "bridge"),
             ("address", "add", f"{NODE_ADDRESS}/24", "dev", BRIDGE),
             ("link", "set", BRIDGE, "up"),
-            # So that packets to Services leave the process, and kube-proxy's rules see them.
+            # Packets to Services have to leave the process, so that kube-proxy's rules are applied to them.
             ("route", "add", "default", "dev", BRIDGE),
         ):
             _run("ip", "-n", name, *words)
         _run(*network.enter, "tee", "/proc/sys/net/ipv4/ip_forward", given="1")
-        # The host knows no way back to pods.
+        # The host has no route back to pods.
         masquerade = ["-s", PODS, "-d", f"{network.outside}/32", "-j", "MASQUERADE"]
         _run(*network.enter, "iptables", "-t", "nat", "-A", "POSTROUTING", *masquerade)
     except BaseException:
@@ -94,7 +94,7 @@ def make_namespace() -> Network:
 
 
 def remove_namespace(network: Network) -> None:
-    """Delete the namespace and the way into it, as far as they are there."""
+    """Delete the namespace and the veth pair, if they exist."""
     if network.namespace:
         with contextlib.suppress(RuntimeError):
             _run("ip", "link", "delete", _outer(network.outside))
@@ -103,12 +103,12 @@ def remove_namespace(network: Network) -> None:
 
 
 def _outer(address: str) -> str:
-    """The name of the host's end."""
+    """Return the name of the veth pair's end on the host."""
     return f"sh{address.split('.')[2]}o"
 
 
 def _free_number() -> int:
-    """One that no interface of this machine uses; any, as others may be looking for one at this moment."""
+    """Return a random number that no interface of this machine uses, as other clusters may choose at the same time."""
     taken = {address.split(".")[2] for address in _addresses() if address.startswith("198.18.")}
     return secrets.choice([number for number in range(1, 255) if str(number) not in taken])
 

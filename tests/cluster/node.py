@@ -3,7 +3,8 @@
     with NodeCluster(tmp_path) as cluster:
         cluster.create(pod_of([sys.executable, "-c", "print('hello')"]))
 
-Pods for it carry ``nodeName: node`` or a node selector when there are hollow nodes too. See `image` for what runs in them.
+Where there are hollow nodes too, pods for the real one carry ``nodeName: node`` or a node selector. `image` describes what
+runs in them.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ class NodeCluster(ControlPlane):
 
     @property
     def outside(self) -> str:
-        """The address at which pods reach what listens on this machine."""
+        """The address at which pods reach servers on this machine."""
         return self._layout.settled.outside
 
     def add_volumes(
         self, count: int, *, size: str = "1Gi", storage_class: str = "", claim: Mapping[str, str] | None = None
     ) -> list[Path]:
-        """Volumes of the real node that claims of this storage class are bound to; their folders.
+        """Add volumes of the real node that claims of this storage class are bound to, and return their folders.
 
-        Of the kind ``local``, as the kubelet gives these to a pod's fsGroup, which it does not for hostPath.
+        They are ``local`` volumes, for which the kubelet applies a pod's fsGroup, which it does not for hostPath.
 
         Args:
-            count: How many.
-            size: Of each.
-            storage_class: Need not be there; none: claims without one are bound to them.
-            claim: Namespace and name of the one that gets it; None: any.
+            count: Number of volumes.
+            size: Size of each.
+            storage_class: Its object need not exist. Default: claims without a class are bound to the volumes.
+            claim: Namespace and name of the claim that gets the volume. Default: any claim.
         """
-        # Not in the cluster's own folder: pytest clears that in its own way, and it is its owner's alone.
+        # Not in the cluster's own folder, which pytest cleans up itself and which only its owner may enter.
         above = self._layout.settled.state / "volumes"
         folders = [above / f"volume-{secrets.token_hex(4)}" for _ in range(count)]
         for folder in folders:
@@ -71,11 +72,11 @@ class NodeCluster(ControlPlane):
         return folders
 
     def stop(self) -> None:
-        """End everything that runs here, the containers too; nothing stays mounted."""
+        """End everything that runs in the cluster, also the containers, and unmount everything."""
         network = self._layout.network
         if network is None:
             return
-        # First who would restart a container, then who would report its end.
+        # The kubelet first, which would restart containers; then the shims, which would report their exit.
         self.parts["kubelet"].kill()
         end_containers(network.run)
         super().stop()
@@ -116,7 +117,7 @@ class NodeCluster(ControlPlane):
 
 
 def _dns() -> list[dict[str, Any]]:
-    """The Service by which pods find CoreDNS, which is no pod."""
+    """Return the Service and its endpoints by which pods find CoreDNS, which runs outside pods."""
     ports = [("dns", "UDP"), ("dns-tcp", "TCP")]
     service = {
         "apiVersion": "v1",

@@ -1,4 +1,4 @@
-"""The parts of a real node: containerd, kubelet, kube-proxy and CoreDNS, with everything of theirs below one folder."""
+"""The parts of a real node: containerd, kubelet, kube-proxy and CoreDNS, with all their files below one folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DNS_ADDRESS = "10.96.0.10"
 
 
 def write_configuration(layout: Layout, plugins: str) -> None:
-    """The configuration files of all parts of the node."""
+    """Write the configuration files of all parts of the node."""
     (layout.node / "cni").mkdir(parents=True)
     (layout.node / "cni" / "10-bridge.conflist").write_text(json.dumps(_cni(layout)))
     (layout.node / "containerd.toml").write_text(_containerd_configuration(layout, plugins))
@@ -52,7 +52,7 @@ def _cni(layout: Layout) -> dict[str, Any]:
             "dataDir": str(layout.node / "addresses"),
         },
     }
-    # By the network's name the results that CNI keeps in /var/lib/cni are known as ours.
+    # The network's name identifies this cluster's results among those that CNI keeps in /var/lib/cni.
     return {"cniVersion": "0.4.0", "name": layout.settled.run.name, "plugins": [bridge]}
 
 
@@ -100,12 +100,12 @@ def _kubelet_configuration(layout: Layout) -> dict[str, Any]:
         "tlsPrivateKeyFile": layout.file("server.key"),
         "containerRuntimeEndpoint": f"unix://{layout.settled.run / 'containerd.sock'}",
         "cgroupDriver": "cgroupfs",
-        # A root of its own: a kubelet ends what it does not know below its root.
+        # The kubelet needs a root of its own, as it ends every group below its root that it does not know.
         "cgroupRoot": f"/{layout.settled.run.name}",
         "failSwapOn": False,
         "failCgroupV1": False,
         "enforceNodeAllocatable": [],
-        # A full disk of this machine is no reason to evict a test's pods.
+        # A full disk of this machine must not evict a test's pods.
         "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
         "imageGCHighThresholdPercent": 100,
         "clusterDNS": [DNS_ADDRESS],

@@ -17,7 +17,7 @@ __all__ = ["CONTROL", "Layout", "Part", "flags", "write_kubeconfig"]
 
 
 class Layout:
-    """Where a cluster keeps what, and where it listens."""
+    """Where a cluster keeps its files, and where it listens."""
 
     FOLDERS: ClassVar = ("certificates", "etcd", "logs", "bin", "discovery", "volumes", "shoal", "flights")
     FILES: ClassVar = ("kubeconfig", "network.json", "ports.json", "stages.yaml")
@@ -31,7 +31,7 @@ class Layout:
         self._ports = folder / "ports.json"
 
     def settle(self, network: Network, ports: dict[str, int]) -> None:
-        """Write down where this cluster listens."""
+        """Record the network and the ports of this cluster."""
         network.save(self._network)
         self._ports.write_text(json.dumps(ports))
 
@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def settled(self) -> Network:
-        """The network, once there is one."""
+        """The network; it is an error if nothing was started."""
         network = self.network
         assert network, "nothing was started in this folder"
         return network
@@ -59,17 +59,17 @@ class Layout:
         return port
 
     def at(self, name: str, scheme: str = "http") -> str:
-        """The address of a part."""
+        """Return the URL of a part."""
         return f"{scheme}://{self.address}:{self.port(name)}"
 
     def file(self, name: str) -> str:
-        """A certificate or a key."""
+        """Return the path of a certificate or a key."""
         return str(self.certificates / name)
 
 
 @dataclass(frozen=True)
 class Part:
-    """How a part is started, and where it says that it is ready."""
+    """A part's command line, and the URL of its health check."""
 
     command: Callable[[Layout], list[str]]
     health: Callable[[Layout], str]
@@ -78,7 +78,7 @@ class Part:
 
 
 def flags(name: str, values: Mapping[str, Any]) -> list[str]:
-    """A command line."""
+    """Build a program's command line."""
     return [str(binaries.path(name)), *(f"--{flag}={value}" for flag, value in values.items())]
 
 
@@ -91,7 +91,7 @@ def _etcd(layout: Layout) -> list[str]:
         "listen-peer-urls": peers,
         "initial-advertise-peer-urls": peers,
         "initial-cluster": f"default={peers}",
-        # What is tested here is Kubernetes; Shoal's own durability is tested with it.
+        # Kubernetes' own state need not be durable in these tests; Shoal's durability is tested with fsync.
         "unsafe-no-fsync": "true",
     }
     return flags("etcd", values)
@@ -105,7 +105,7 @@ def _api_server(layout: Layout) -> list[str]:
         "tls-cert-file": layout.file("server.crt"),
         "tls-private-key-file": layout.file("server.key"),
         "client-ca-file": layout.file("ca.crt"),
-        # No proxy stands in front; without these two the others' logs fill with complaints that there is none.
+        # No authenticating proxy is in front of the API server; without these two flags the other parts' logs fill with complaints.
         "requestheader-client-ca-file": layout.file("ca.crt"),
         "requestheader-allowed-names": "nobody",
         "authorization-mode": "Node,RBAC",
@@ -114,7 +114,7 @@ def _api_server(layout: Layout) -> list[str]:
         "service-account-issuer": f"{layout.at('kube-apiserver', 'https')}/",
         "service-account-key-file": layout.file("accounts.pub"),
         "service-account-signing-key-file": layout.file("accounts.key"),
-        # Two cores: a queue in front of them only makes tests slower.
+        # With two cores, request queues only make the tests slower.
         "max-requests-inflight": 0,
         "max-mutating-requests-inflight": 0,
         "enable-priority-and-fairness": "false",
@@ -127,17 +127,17 @@ def _reachable(layout: Layout) -> dict[str, Any]:
         return {
             "bind-address": "0.0.0.0",
             "advertise-address": NODE_ADDRESS,
-            # For logs and exec: the kubelet is asked by the node's address, and knows us by our certificate.
+            # For logs and exec, the API server reaches the kubelet by the node's address and authenticates with this certificate.
             "kubelet-preferred-address-types": "InternalIP",
             "kubelet-client-certificate": layout.file("admin.crt"),
             "kubelet-client-key": layout.file("admin.key"),
         }
-    # A cluster on loopback has no address that pods could use: nobody writes the endpoints of `kubernetes`.
+    # A cluster on loopback has no address that pods could use, so no endpoints of `kubernetes` are written.
     return {"bind-address": layout.address, "advertise-address": layout.address, "endpoint-reconciler-type": "none"}
 
 
 def _client(layout: Layout, name: str) -> dict[str, Any]:
-    """What controller-manager and scheduler share."""
+    """Return the flags that controller-manager and scheduler share."""
     return {
         "kubeconfig": layout.kubeconfig,
         "authentication-kubeconfig": layout.kubeconfig,
@@ -158,11 +158,11 @@ def _controller_manager(layout: Layout) -> list[str]:
         "root-ca-file": layout.file("ca.crt"),
         "service-account-private-key-file": layout.file("accounts.key"),
         "use-service-account-credentials": "true",
-        # Of few nodes one that is lost is many: these keep Kubernetes from taking it for a fault of its own.
+        # In a small cluster one lost node is a large share; these flags keep Kubernetes from slowing evictions down for it.
         "node-eviction-rate": 100,
         "secondary-node-eviction-rate": 100,
         "large-cluster-size-threshold": 0,
-        # 15 s otherwise, from the making of an autoscaler on.
+        # The default is 15 s, counted from the creation of an autoscaler.
         "horizontal-pod-autoscaler-sync-period": "1s",
     }
     return flags("kube-controller-manager", values)
@@ -186,11 +186,11 @@ def _kwok(layout: Layout) -> list[str]:
     return flags("kwok", values)
 
 
-# In the order in which they start.
+# In starting order.
 CONTROL = {
     "etcd": Part(_etcd, lambda layout: layout.at("etcd") + "/readyz", ports=("etcd-peers",)),
     "kube-apiserver": Part(_api_server, lambda layout: layout.at("kube-apiserver", "https") + "/readyz"),
-    # This one has no /readyz.
+    # The controller-manager has no /readyz.
     "kube-controller-manager": Part(
         _controller_manager, lambda layout: layout.at("kube-controller-manager", "https") + "/healthz"
     ),
@@ -200,7 +200,7 @@ CONTROL = {
 
 
 def write_kubeconfig(layout: Layout) -> None:
-    """The administrator's, with paths of certificates only: nothing secret is in it."""
+    """Write the administrator's kubeconfig, which contains paths of certificates and no secrets."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",

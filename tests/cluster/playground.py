@@ -1,7 +1,7 @@
-"""Shoal in a cluster to play with, and the example with real data made ready for it.
+"""A cluster with Shoal for trying it out, and the example with real data prepared for it.
 
-With a real node Shoal is in the cluster as deploy/ installs it. Hollow nodes run nothing, so there the operator and its etcd
-are processes of this machine, with the definition of TrainingJobs in the cluster.
+With a real node, Shoal is installed in the cluster as deploy/ does it. Hollow nodes run no containers, so there the operator
+and its etcd are processes of this machine, and the cluster has the definition of TrainingJobs.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ PATIENCE = 180.0
 
 
 def install(cluster: ControlPlane, say: Callable[[str], None]) -> None:
-    """Everything that a TrainingJob needs; back when it is ready.
+    """Install everything that a TrainingJob needs, and return when it is ready.
 
     Args:
-        cluster: Runs.
-        say: Takes a line about what is waited for.
+        cluster: A running cluster.
+        say: Receives a line about each thing that is waited for.
     """
     if isinstance(cluster, NodeCluster):
         _install_in_pods(cluster, say)
@@ -51,7 +51,7 @@ def install(cluster: ControlPlane, say: Callable[[str], None]) -> None:
 
 
 def spare_volumes(cluster: ControlPlane) -> None:
-    """As many volumes as a claim without a storage class may choose from."""
+    """Add volumes until claims without a storage class have enough of them to choose from."""
     volumes = cluster.get("persistentvolumes")["items"]
     missing = SPARE - sum(each["status"].get("phase", "Pending") in {"Available", "Pending"} for each in volumes)
     if missing > 0:
@@ -59,7 +59,7 @@ def spare_volumes(cluster: ControlPlane) -> None:
 
 
 def installed(cluster: ControlPlane) -> bool:
-    """Whether the operator that `install` made is there."""
+    """Return whether the operator that `install` has started is running."""
     if isinstance(cluster, NodeCluster):
         return bool(_ready(cluster, "deployment", "shoal-operator", "readyReplicas"))
     return all(each.pid for each in beside(cluster))
@@ -102,11 +102,11 @@ def _ready(cluster: ControlPlane, kind: str, name: str, field: str) -> int:
     return int(found or 0)
 
 
-# --- Beside a cluster that runs nothing ---
+# --- Beside a hollow cluster ---
 
 
 def beside(cluster: ControlPlane) -> list[Process]:
-    """The processes of this machine that belong to a hollow cluster; in the order in which they start."""
+    """Return the processes of this machine that belong to a hollow cluster, in starting order."""
     if isinstance(cluster, NodeCluster):
         return []
     return [Process(name, cluster.folder) for name in ("shoal-etcd", "shoal-operator")]
@@ -162,22 +162,22 @@ def _answers(url: str) -> bool:
 
 
 def write_flights(folder: Path, *, namespace: str = "", **spec: Any) -> Path:
-    """A folder for ``kubectl apply -k``: examples/flights as it is, with this machine's Python in place of an image.
+    """Write a folder for ``kubectl apply -k``: examples/flights, with this machine's Python in place of an image.
 
     Args:
-        folder: Is made.
-        namespace: Of the job; empty: the one of whoever applies it.
+        folder: Is created.
+        namespace: Namespace of the job. Default: the one in the caller's kubeconfig.
         spec: Further fields of the job.
     """
     roles = {"trainer": "trainer", "parameterServer": "pserver", "master": "master"}
     parts: dict[str, Any] = {part: {"template": template(role)} for part, role in roles.items()}
     for part in parts.values():
-        # Hollow nodes of the same cluster only say that they run something.
+        # Hollow nodes of the same cluster run no containers.
         part["template"]["spec"]["nodeSelector"] = {"kubernetes.io/hostname": NODE_NAME}
-    # An image would have the files of the example in its working directory.
+    # A real image has the files of the example in its working directory.
     trainer = parts["trainer"]["template"]["spec"]["containers"][0]
     trainer["workingDir"] = str(FLIGHTS)
-    # The job has variables for the script already, and what is set in two places is an error.
+    # The job sets the script's variables already, and a variable that is set in two places is an error.
     variables = [*trainer.pop("env"), {"name": "XDG_CACHE_HOME", "value": "/tmp"}]
     patch = {
         "apiVersion": "shoal.dev/v1alpha1",

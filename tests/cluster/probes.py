@@ -1,4 +1,4 @@
-"""Whether a part says that it is ready."""
+"""Health checks of a cluster's parts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["Probe"]
 
 
 class Probe:
-    """Asks health addresses, as the cluster's administrator."""
+    """A client for health URLs, with the administrator's certificate."""
 
     def __init__(self, certificates: Path) -> None:
         context = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
         context.load_cert_chain(certificates / "admin.crt", certificates / "admin.key")
-        # No proxy of the environment between us and the loopback.
+        # A proxy from the environment must not be used for the loopback.
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )

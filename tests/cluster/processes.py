@@ -1,7 +1,7 @@
-"""Processes of a cluster, each known by its id and the moment it was created, kept in a file.
+"""Processes of a cluster, each identified by its pid and its creation time, which are kept in a file.
 
-So another process than the one that started them can end them (``make cluster``, ``make cluster-down``), and an id that the
-kernel has since given to somebody else is never signalled.
+So another process than the one that started them can end them (``make cluster``, ``make cluster-down``), and a pid that the
+kernel has since reused is never signalled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS_TO_END = 5.0
 
 
 class Process:
-    """One program that runs at most once, with its log and the record of who it is."""
+    """One program that runs at most once, with its log and the record that identifies its process."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class Process:
 
     @property
     def pid(self) -> int | None:
-        """Its id, if it lives."""
+        """The process's id, or None if it does not run."""
         try:
             record = json.loads(self._record.read_text())
         except FileNotFoundError:
@@ -44,14 +44,19 @@ class Process:
         return pid if born(pid) == record["born"] else None
 
     def start(self, argv: list[str], *, tied: bool = True) -> None:
-        """`tied`: it ends with the process that starts it, whatever happens to that one."""
+        """Start the program.
+
+        Args:
+            argv: Command line.
+            tied: Whether the program is killed when the process that starts it ends, in whatever way that happens.
+        """
         if self.pid:
             raise RuntimeError(f"{self.name} runs already")
         for file in (self.log, self._record):
             file.parent.mkdir(parents=True, exist_ok=True)
         tie = ["setpriv", "--pdeathsig", "KILL", "--"] if tied and shutil.which("setpriv") else []
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C is for whoever ends it, in order.
+            # In a session of its own the process gets no Ctrl-C, so that the parts can be ended in order.
             self._child = subprocess.Popen(
                 [*tie, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -60,24 +65,24 @@ class Process:
         part.replace(self._record)
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it lives; after SIGSTOP, back when each of its threads has stopped."""
+        """Send a signal if the process runs; after SIGSTOP, return when each of its threads has stopped."""
         with self._held() as descriptor:
             if descriptor is not None:
                 signal.pidfd_send_signal(descriptor, number)
                 while number == signal.SIGSTOP and self.pid is not None and not stopped(self.pid):
-                    time.sleep(0.001)  # nobody tells when a process has stopped, but to its parent
+                    time.sleep(0.001)  # only a parent is notified when a process has stopped
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until the process is gone."""
         self._end(signal.SIGKILL, None)
 
     def end(self) -> None:
-        """SIGTERM, and SIGKILL if that is not enough; back when it is gone."""
+        """Send SIGTERM, and SIGKILL if that is not enough; return when the process is gone."""
         if not self._end(signal.SIGTERM, SECONDS_TO_END):
             self.kill()
 
     def last_words(self) -> str:
-        """The end of its log."""
+        """Return the end of the log."""
         return self.log.read_text(errors="replace")[-1500:] if self.log.exists() else "it has no log"
 
     def _end(self, number: int, seconds: float | None) -> bool:
@@ -93,14 +98,14 @@ class Process:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[int | None]:
-        """The process by a descriptor, which cannot come to mean another one; None if it is gone."""
+        """Open the process as a descriptor, which cannot come to refer to another process; None if it is gone."""
         pid = self.pid
         try:
             descriptor = None if pid is None else os.pidfd_open(pid)
         except ProcessLookupError:
             descriptor = None
         try:
-            # Asked again: the id could have changed hands before it was opened.
+            # Checked again: the pid could have been reused before the descriptor was opened.
             yield descriptor if self.pid else None
         finally:
             if descriptor is not None:
@@ -108,17 +113,17 @@ class Process:
 
 
 def stopped(pid: int) -> bool:
-    """Whether no thread of a process runs: until one of them has taken the signal, the others go on serving."""
+    """Return whether all threads of a process have stopped; until one of them has taken the signal, the others keep running."""
     states = []
     for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
-        # One may end meanwhile.
+        # A thread may end meanwhile.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             states.append(thread.read_text().rpartition(")")[2].split()[0])
     return set(states) == {"T"}
 
 
 def born(pid: int) -> int | None:
-    """When a process was created, in ticks since the machine started; None if it is gone (a zombie is)."""
+    """Return when a process was created, in ticks since boot; None if it is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -131,10 +136,10 @@ _given: set[int] = set()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on, and that nobody else was given here.
+    """Return ports of the loopback on which no process listens, and that were not returned here before.
 
-    Below those that Linux gives to outgoing connections (from 32768): a part that is down for a moment must find its port
-    free when it comes back. Each worker of a test run has a range of its own, as two could ask at the same moment.
+    They are below the ports that Linux gives to outgoing connections (from 32768): a part that is restarted must find its port
+    free. Each worker of a test run has its own range, as two workers could choose at the same time.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     first = 20_000 + 1000 * (int(worker) % 9 + 1 if worker.isdigit() else 0)

@@ -1,13 +1,13 @@
-"""What kwok does to hollow nodes and pods: four stages of a life, written as kwok's Stage objects.
+"""The behaviour of kwok's hollow nodes and pods: four stages, written as kwok's Stage objects.
 
-A pod's own annotations, in milliseconds, go before the defaults:
+A pod's annotations, in milliseconds, override the defaults:
 
     hollow.shoal.dev/start-ms    from bound to Ready
     hollow.shoal.dev/run-ms      from Ready to its end; without it a pod runs for ever
     hollow.shoal.dev/exit-code   the exit code of that end (0)
     hollow.shoal.dev/grace-ms    from SIGTERM to its exit, within the grace period of the deletion
 
-A kubelet restarts containers in place; a hollow pod that ends has ended, whatever its restartPolicy.
+A kubelet restarts containers in place; a hollow pod that has ended is not restarted, whatever its restartPolicy.
 """
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ containerStatuses:
 
 @dataclass(frozen=True)
 class Stages:
-    """How long hollow pods take, in milliseconds."""
+    """Delays of hollow pods, in milliseconds."""
 
     start_ms: int = 0
     grace_ms: int = 0
 
     def to_yaml(self) -> str:
-        """The Stage objects, as kwok's configuration file."""
+        """Return the Stage objects as kwok's configuration file."""
         alive = {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"}
         stages = [
             _stage(
@@ -140,7 +140,7 @@ class Stages:
                 "Pod",
                 [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}],
                 {"delete": True},
-                # What a kubelet does: the process may take its time, but no longer than the grace period.
+                # As with a kubelet, the process may take its time, but at most the grace period.
                 delay=f"[.metadata.deletionGracePeriodSeconds * 1000, {_annotated('grace-ms', self.grace_ms)}]"
                 ' | min | tostring + "ms"',
             ),

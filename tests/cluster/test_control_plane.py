@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cluster
 
 
 def pod(name, *, cpu="100m", priority=None, annotations=None, **spec):
-    """A hollow pod."""
+    """Build a hollow pod."""
     container = {"name": "main", "image": "example.org/none", "resources": {"requests": {"cpu": cpu}}}
     named = {"priorityClassName": priority} if priority else {}
     return {
@@ -30,17 +30,17 @@ def pod(name, *, cpu="100m", priority=None, annotations=None, **spec):
 
 
 def listening():
-    """The ports on which anybody on this machine listens, and the inodes of their sockets."""
+    """Return the ports on which any process of this machine listens, and the inodes of their sockets."""
     rows = [row.split() for net in ("tcp", "tcp6") for row in Path(f"/proc/net/{net}").read_text().splitlines()[1:]]
     return {(int(row[1].rpartition(":")[2], 16), row[9]) for row in rows if row[3] == "0A"}
 
 
 def ports_of(pids):
-    """The ports on which these processes listen."""
+    """Return the ports on which these processes listen."""
     sockets = set()
     for pid in pids:
         for file in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
                 sockets.add(str(file.readlink()))
     return {port for port, inode in listening() if f"socket:[{inode}]" in sockets}
 
@@ -270,7 +270,7 @@ JOB = {
 
 def test_ctrl_c_leaves_nothing_of_a_cluster_that_was_on_its_way(tmp_path):
     folder = tmp_path / "cluster"
-    # Whoever runs tests in the background has Ctrl-C ignored, and so have all that they start.
+    # A test run in the background ignores Ctrl-C, and its child processes inherit that.
     words = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
     words += "; from tests.cluster.__main__ import main; sys.exit(main())"
     line = [sys.executable, "-c", words, "up", "--hollow"]

@@ -26,7 +26,7 @@ def pod(name, *arguments, restart="Never", **more):
 
 
 def ended(cluster, namespace, name):
-    """How a pod's container ended, and what it said."""
+    """Wait for a pod's container to exit; return its terminated state and its logs."""
     until = "--for=jsonpath={.status.containerStatuses[0].state.terminated.exitCode}"
     cluster.kubectl("wait", "-n", namespace, until, f"pod/{name}", "--timeout=60s")
     [container] = cluster.get("pod", name, "-n", namespace)["status"]["containerStatuses"]
@@ -46,7 +46,7 @@ def test_a_command_runs_in_a_pod(node_cluster, node_namespace):
 
 
 def processes_with(words):
-    """The processes of this machine, those in containers too, that have these words in their command line."""
+    """Return the processes of this machine, also those in containers, with this text in their command line."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -156,7 +156,7 @@ def test_what_a_killed_owner_left_is_removed_by_the_next(tmp_path):
 
 
 def traces():
-    """What this machine has that clusters leave behind."""
+    """List the resources of this machine that clusters may leave behind."""
     links = {link["ifname"] for link in json.loads(subprocess.check_output(["ip", "-json", "link"]))}
     places = [
         "/run",

@@ -1,4 +1,4 @@
-"""A control plane that writes down what Shoal's own accounts ask for."""
+"""A control plane with an audit log of the requests of Shoal's own accounts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POLICY = {
 
 @dataclass(frozen=True)
 class Asked:
-    """One request."""
+    """One request in the audit log."""
 
     group: str
     resource: str
@@ -43,13 +43,13 @@ def command(layout: Layout) -> list[str]:
         *API_SERVER.command(layout),
         f"--audit-policy-file={policy}",
         f"--audit-log-path={layout.folder / 'audit.log'}",
-        # Some clusters have it, and then an owner that is to wait for what it owns takes a right of its own.
+        # Some clusters enable this plugin; blockOwnerDeletion in an owner reference then needs a right of its own.
         "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
     ]
 
 
 class Audited(ControlPlane):
-    """With three nodes, and volumes enough for etcd in all these tests."""
+    """A control plane with three nodes, and volumes enough for etcd in all these tests."""
 
     PARTS: ClassVar[Mapping[str, Part]] = {**CONTROL, "kube-apiserver": replace(API_SERVER, command=command)}
 
@@ -59,7 +59,7 @@ class Audited(ControlPlane):
         self.add_volumes(20, size="8Gi")
 
     def asked(self, account: str) -> list[Asked]:
-        """All that an account of shoal-system asked for, but what everybody may: to find out what there is."""
+        """Return all requests of an account of shoal-system, without the discovery requests that every account may make."""
         found = []
         for line in (self.folder / "audit.log").read_text().splitlines():
             event = json.loads(line)
@@ -72,7 +72,7 @@ class Audited(ControlPlane):
         return found
 
     def kubeconfig_of(self, account: str, folder: Path) -> Path:
-        """The kubeconfig of an account of shoal-system: what its pods may, and nothing else."""
+        """Write the kubeconfig of an account of shoal-system, which has the rights of its pods only."""
         token = self.kubectl("create", "token", account, "-n", SYSTEM).strip()
         config = yaml.safe_load(self.kubeconfig.read_text())
         config["users"] = [{"name": "admin", "user": {"token": token}}]
@@ -82,7 +82,7 @@ class Audited(ControlPlane):
         return file
 
     def apply(self, folder: Path) -> tuple[str, str]:
-        """``kubectl apply -k``: what it said, and what it warned of."""
+        """Run ``kubectl apply -k`` and return its output and its warnings."""
         done = subprocess.run(
             [str(self.folder / "bin" / "kubectl"), "--kubeconfig", str(self.kubeconfig), "apply", "-k", str(folder),
              "--server-side", "--validate=strict"],

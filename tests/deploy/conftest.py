@@ -8,7 +8,7 @@ __all__ = ["cluster", "pytest_collection_finish"]
 
 @pytest.fixture(scope="session")
 def cluster(pytestconfig, tmp_path_factory):
-    """A control plane of these tests' own: what they install stands in the whole cluster."""
+    """Provide a control plane for these tests only, as they install cluster-scoped objects."""
     made = Audited(tmp_path_factory.mktemp("deploy"))
     pytestconfig.add_cleanup(made.stop)
     made.start()

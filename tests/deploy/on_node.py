@@ -2,7 +2,7 @@
 
     cluster.kubectl("apply", "--server-side", "-k", str(write_overlay(tmp_path, "overlays/default")))
 
-All that differs is in one kustomization that anybody could write: images, mounts, a PATH, and a namespace that admits
+All differences are in one kustomization, as a user could write it: images, mounts, a PATH, and a namespace that admits
 mounts of the node.
 """
 
@@ -27,12 +27,12 @@ PROGRAMS = "/shoal-programs"
 
 
 def write_overlay(folder: Path, source: str, *components: str) -> Path:
-    """A folder for ``kubectl apply -k``.
+    """Write a folder for ``kubectl apply -k`` and return it.
 
     Args:
-        folder: where it is written, with copies of etcd's programs that the node mounts.
-        source: in deploy/, as `overlays/default`.
-        components: of deploy/.
+        folder: Where it is written, with copies of etcd's programs that the node mounts.
+        source: Overlay in deploy/, as `overlays/default`.
+        components: Components of deploy/ to add.
     """
     programs = folder / "programs"
     programs.mkdir(parents=True)
@@ -72,7 +72,7 @@ ADMITS_MOUNTS = {
 
 
 def change(objects: list[dict[str, Any]], name: str, programs: Path) -> dict[str, Any]:
-    """What a pod template needs beside."""
+    """Return the patch of a pod template: image policy, mounts and PATH."""
     (found,) = [each for each in objects if each["metadata"]["name"] == name and each["kind"] in KINDS]
     (container,) = templates(objects)[name]["spec"]["containers"]
     if container["command"][0] == "python":
@@ -99,6 +99,6 @@ KINDS = ("Deployment", "StatefulSet", "Job", "CronJob")
 
 
 def open_to_all(folder: Path) -> None:
-    """Containers run as somebody else. What is above a mounted folder does not matter to them."""
+    """Make a folder readable for all users, as containers run as another one; permissions above a mounted folder do not matter."""
     for path in (folder, *folder.iterdir()):
         path.chmod(0o755)

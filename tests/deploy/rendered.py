@@ -1,4 +1,4 @@
-"""What the manifests of deploy/ come to, and what is made of it for processes of this machine."""
+"""The rendered manifests of deploy/, and what the tests derive from them for processes of this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYSTEM = "shoal-system"
 
 
 def render(folder: Path) -> list[dict[str, Any]]:
-    """What ``kubectl apply -k`` would apply."""
+    """Return the objects that ``kubectl apply -k`` would apply."""
     done = subprocess.run(
         [str(binaries.path("kubectl")), "kustomize", str(folder)], check=False, capture_output=True, text=True
     )
@@ -39,7 +39,7 @@ def find(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
 
 
 def templates(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Name -> pod template, of everything that makes pods."""
+    """Return name -> pod template of every object that creates pods."""
     found = {}
     for each in objects:
         spec = each.get("spec") or {}
@@ -50,13 +50,13 @@ def templates(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def arguments(objects: list[dict[str, Any]], name: str) -> list[str]:
-    """What the container of a pod is started with."""
+    """Return the command line of the pod's container."""
     (container,) = templates(objects)[name]["spec"]["containers"]
     return [*container["command"], *container["args"]]
 
 
 def rights(objects: list[dict[str, Any]], account: str) -> set[tuple[str, str, str]]:
-    """(group, resource, verb) of everything that is granted to an account of shoal-system."""
+    """Return (group, resource, verb) of everything that is granted to an account of shoal-system."""
     roles = {(each["kind"], each["metadata"]["name"]): each for each in objects if each["kind"].endswith("Role")}
     granted = set()
     for each in objects:
@@ -68,7 +68,7 @@ def rights(objects: list[dict[str, Any]], account: str) -> set[tuple[str, str, s
 
 
 def opened(secret: dict[str, Any], folder: Path) -> Path:
-    """A Secret as files, as a pod has it mounted."""
+    """Write a Secret's entries to files, as a pod has them mounted."""
     folder.mkdir(parents=True, exist_ok=True)
     for key, value in secret["data"].items():
         (folder / key).write_bytes(base64.b64decode(value))
@@ -78,10 +78,10 @@ def opened(secret: dict[str, Any], folder: Path) -> Path:
 def etcd_command(
     objects: list[dict[str, Any]], member: int, folder: Path, ports: list[tuple[int, int, int]]
 ) -> list[str]:
-    """A member's command line as the manifest has it, on this machine's loopback and in this folder.
+    """Return a member's command line from the manifest, for this machine's loopback and this folder.
 
     Args:
-        ports: of each member: clients', peers' and probes'.
+        ports: Ports of each member for clients, peers and probes.
     """
     (container,) = templates(objects)["shoal-etcd"]["spec"]["containers"]
     (members,) = [each["value"] for each in container["env"] if each["name"] == "MEMBERS"]

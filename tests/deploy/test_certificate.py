@@ -1,4 +1,4 @@
-"""Etcd's certificate, before it meets anybody."""
+"""Etcd's certificate, checked without a connection."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_nobody_can_make_another_one(made):
     loaded.verify_directly_issued_by(authority)
     assert loaded.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
     assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
-    # The one key that is handed out is etcd's own.
+    # The only key that is handed out is etcd's own.
     assert made.key.count(b"PRIVATE KEY") == 2
     assert b"PRIVATE" not in made.authority + made.certificate
 

@@ -1,4 +1,4 @@
-"""The images' recipes, followed by hand: no builder of images runs here."""
+"""The images' Dockerfiles, whose instructions the tests run by hand: no image builder is available here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES = sorted(path.parent.name for path in (DEPLOY / "images").glob("*/Dockerf
 
 @dataclass
 class Stage:
-    """A FROM and what follows it."""
+    """A FROM instruction and the instructions that follow it."""
 
     base: str
     name: str
@@ -52,12 +52,12 @@ def test_an_image_is_pinned_and_runs_as_nobody_special(image):
     assert final.all("USER") == ["65532:65532"]
     assert final.all("RUN") == final.all("ADD") == []
     assert [rest for rest in final.all("COPY") if "--from=build" not in rest] == []
-    # No shell reads any of it.
+    # No instruction is interpreted by a shell.
     assert all(isinstance(json.loads(rest), list) for rest in build.all("RUN") + final.all("ENTRYPOINT"))
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path from the builder: the last line that fits decides."""
+    """Return whether .dockerignore excludes a path from the build context: the last matching line decides."""
     kept = True
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     for line in lines:
@@ -74,7 +74,7 @@ def ignored(path: str) -> bool:
 
 
 def context(folder: Path) -> Path:
-    """What a builder gets."""
+    """Copy the build context into a folder and return it."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -95,10 +95,10 @@ def test_the_builder_gets_the_source_and_nothing_else(tmp_path):
 
 
 def built(image: str, folder: Path, *, beside: bool = False) -> Path:
-    """Follow the recipe; where the environment is.
+    """Run the Dockerfile's steps and return the environment's path.
 
     Args:
-        beside: Take what Shoal needs from this Python's packages instead of downloading it.
+        beside: Take Shoal's dependencies from this Python's packages instead of downloading them.
     """
     sent, work, made = context(folder / "sent"), folder / "work", folder / "opt"
     work.mkdir()
@@ -125,12 +125,12 @@ def run(command: list[str], folder: Path, *, beside: bool) -> None:
     if beside and "venv" in command:
         (packages,) = (Path(command[-1]) / "lib").glob("python*/site-packages")
         here = [path for path in sys.path if path.endswith("site-packages")]
-        # Where this checkout is installed for development: found first, it would be what is tested.
+        # This path includes the editable install of this checkout; found first, it would be tested instead of the built package.
         (packages / "beside.pth").write_text("\n".join(here))
 
 
 def start(image: str, environment: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The image's entry point, with the image's variables and nothing of ours."""
+    """Run the image's entry point with the image's variables only."""
     final = stages(image)[-1]
     variables = dict(pair.split("=", 1) for line in final.all("ENV") for pair in line.split())
     path = variables["PATH"].replace("/opt/shoal", str(environment))
@@ -151,7 +151,7 @@ def test_the_operators_image_has_what_the_manifests_start(tmp_path):
     environment = built("operator", tmp_path)
     helped = start("operator", environment, tmp_path, "--help")
     assert helped.returncode == 0, helped.stderr
-    # As they are written: whoever has no Kubernetes here has no kustomize either.
+    # The manifests are read unrendered: without Kubernetes there is no kustomize on this machine either.
     written = [(DEPLOY / "base" / name).read_text() for name in ("operator.yaml", "setup.yaml")]
     objects = [each for text in written for each in yaml.safe_load_all(text)]
     for name in ("shoal-operator", "shoal-setup"):

@@ -1,4 +1,4 @@
-"""From nothing to a job that is complete, with the manifests' own accounts, Secrets, etcd and command lines."""
+"""From an empty cluster to a complete job, with the manifests' own accounts, Secrets, etcd and command lines."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def etcd_of(name: str, folder: Path):
 
 
 def set_up(cluster: Audited, etcd: Etcd, folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    """The Job's command, with the Job's account."""
+    """Start the set-up Job's command with the Job's account."""
     (at,) = [each for each in arguments(etcd.objects, "shoal-setup") if each.startswith("--etcd=")]
     command = [each.replace(at, f"--etcd={etcd.endpoint}") for each in arguments(etcd.objects, "shoal-setup")]
     assert command[0] == "python"
@@ -86,7 +86,7 @@ def set_up(cluster: Audited, etcd: Etcd, folder: Path, *more: str) -> subprocess
 
 
 def installed(cluster: Audited, etcd: Etcd, folder: Path) -> Credentials:
-    """Etcd runs, with what the set-up made, and lets the operator in."""
+    """Start etcd with the Secrets that the set-up has made, and return the operator's credentials."""
     running = set_up(cluster, etcd, folder)
     try:
         cluster.kubectl("wait", "--for=create", "secret/shoal-etcd-operator", "-n", SYSTEM, "--timeout=60s")
@@ -102,7 +102,7 @@ def installed(cluster: Audited, etcd: Etcd, folder: Path) -> Credentials:
 
 @pytest.fixture
 def fresh(cluster):
-    """Nothing is set up yet."""
+    """Provide the cluster without the Secrets of a set-up."""
     only(cluster, "default")
     cluster.kubectl("delete", "secret", "shoal-etcd-server", "shoal-etcd-operator", "-n", SYSTEM, "--ignore-not-found")
     return cluster
@@ -156,7 +156,7 @@ def test_a_certificate_of_a_new_authority_is_told_of(fresh, tmp_path):
         authority = fresh.get("secret", "shoal-etcd-server", "-n", SYSTEM)["data"]["ca.crt"]
         patch = f'{{"data":{{"ca.crt":"{authority}"}}}}'
         fresh.kubectl("patch", "secret", "shoal-etcd-operator", "-n", SYSTEM, "-p", patch)
-        # Etcd reads its certificate anew at each greeting.
+        # Etcd reads its certificate anew at each TLS handshake.
         opened(fresh.get("secret", "shoal-etcd-server", "-n", SYSTEM), tmp_path / "server")
         assert set_up(fresh, etcd, tmp_path).wait(60) == 0, (tmp_path / "setup.log").read_text()
         assert base64.b64decode(authority) == (tmp_path / "server" / "ca.crt").read_bytes()
@@ -221,7 +221,7 @@ class Installed(World):
 
 
 class Trusted(Masters):
-    """The masters' stand-in, where etcd asks who is there."""
+    """The masters' stand-in for an etcd with authentication."""
 
     def __enter__(self):
         self._store = Store.connect(self.etcd, prefix=ALL_JOBS, credentials=self.credentials)
@@ -230,7 +230,7 @@ class Trusted(Masters):
 
 
 USED_WITHOUT_A_REQUEST = {
-    # Asked for by an admission plugin when owners are named; without it every create is refused where the plugin is on.
+    # An admission plugin checks this right when owners are set; where it is on, every create is refused without the right.
     ("shoal.dev", "trainingjobs/finalizers", "update"),
 }
 
@@ -260,7 +260,7 @@ def test_a_job_lives_with_the_rights_granted_and_every_right_is_used(fresh, tmp_
     used |= {(each.group, each.resource, "create") for each in asked if (each.verb, each.code) == ("patch", 201)}
     granted = rights(overlay(name), "shoal-operator")
     assert granted - used == USED_WITHOUT_A_REQUEST
-    # That nobody else is let in by a group's rights: nothing comes from elsewhere.
+    # Every right that was used is in the manifests, so none was granted by a group's rights from elsewhere.
     assert used <= granted
 
 
@@ -279,7 +279,7 @@ def live(world: World) -> None:
     world.j.at_work([0, 1])
     world.j.apply(trainer=pinned, parameterServer=servers, suspend=True)
     world.j.nobody()
-    # The next leader takes the Lease over.
+    # The next leader acquires the Lease.
     world.end(signal.SIGTERM)
     world.start()
     world.j.apply(trainer=pinned, parameterServer=servers, suspend=False)
@@ -292,7 +292,7 @@ def live(world: World) -> None:
 
 
 def in_trouble(world: World) -> None:
-    """A pod that does not start, and a script that fails: why is asked, and the pod of the latter is stopped."""
+    """Run a pod that does not start and a script that fails: the operator lists the former's events and stops the latter's pod."""
     before = len(world.cluster.asked("shoal-operator"))
     slow, fails = world.job("slow"), world.job("fails")
     slow.apply(trainer={"minReplicas": 1, "template": {"metadata": kubelet.STAYS_PENDING}})

@@ -1,4 +1,4 @@
-"""docs/operations.md: its commands do what it says, on a cluster."""
+"""The commands of docs/operations.md, on a cluster: they do what the manual describes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def commands(title: str) -> list[str]:
 
 @pytest.fixture
 def checkout(cluster, tmp_path):
-    """A copy of the repository as far as it is applied, with the reader's own folder in it."""
-    # Another test's, of another image: the manual says what comes of that.
+    """Copy the parts of the repository that are applied, with the reader's own overlay in it."""
+    # A Job of another test has another image; the manual describes that case.
     cluster.kubectl("delete", "job", "shoal-setup", "-n", SYSTEM, "--ignore-not-found")
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     shutil.copytree(ROOT / "crds", tmp_path / "crds")
     (written,) = re.findall(r"```yaml\n(.*?)```", section("Install"), re.DOTALL)
-    # Here is no Prometheus operator.
+    # The cluster has no Prometheus operator.
     written = "\n".join(line for line in written.splitlines() if "pod-monitor" not in line)
     (tmp_path / "deploy" / "mine").mkdir()
     (tmp_path / "deploy" / "mine" / "kustomization.yaml").write_text(written)
@@ -42,7 +42,7 @@ def checkout(cluster, tmp_path):
 
 
 def follow(cluster, checkout, title: str, *, after: str = "") -> str:
-    """Type a section's commands in; the whole section's, or those after some words and before a paragraph's end."""
+    """Run a section's commands: all of them, or those after a text up to the end of its paragraph."""
     said = ""
     wanted = commands(title)
     if after:
@@ -50,7 +50,7 @@ def follow(cluster, checkout, title: str, *, after: str = "") -> str:
         wanted = [" && ".join(line.strip() for line in block.splitlines())]
     for line in wanted:
         if "port-forward" in line or " logs " in line:
-            continue  # the one never ends, and hollow pods have nothing to say
+            continue  # port-forward never exits, and hollow pods have no logs
         variables = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig), "HOME": str(checkout),
                      "PATH": f"{cluster.folder / 'bin'}:{os.environ['PATH']}"}  # fmt: skip
         done = subprocess.run(
@@ -62,7 +62,7 @@ def follow(cluster, checkout, title: str, *, after: str = "") -> str:
 
 
 def cluster_wide(cluster) -> set[tuple[str, str]]:
-    """(kind, name) of what stands in no namespace and may be Shoal's."""
+    """Return (kind, name) of the cluster-scoped objects that may be Shoal's."""
     found = cluster.get("clusterroles,clusterrolebindings,priorityclasses,crds,namespaces")["items"]
     return {(each["kind"], each["metadata"]["name"]) for each in found}
 

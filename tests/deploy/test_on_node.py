@@ -1,4 +1,4 @@
-"""deploy/ in a cluster with a real node: what only containers show."""
+"""deploy/ in a cluster with a real node: behaviour that needs real containers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def checkout(node_cluster, tmp_path):
-    """Installed; a folder in which the manual's commands can be typed in."""
+    """Install deploy/ and provide a folder in which the manual's commands can be run."""
     tmp_path.chmod(0o755)
-    # For etcd, its backup, and etcd again.
+    # One each for etcd, its backup, and the restored etcd.
     node_cluster.add_volumes(3, size="8Gi")
     write_overlay(tmp_path / "deploy" / "mine", "overlays/default", "etcd-backup")
     write_overlay(tmp_path / "deploy" / "restore" / "one", "restore/one")
@@ -53,7 +53,7 @@ def runs(cluster) -> None:
 
 @contextmanager
 def forwarded(cluster, service: str, port: int):
-    """A port of this machine that leads to a Service."""
+    """Forward a port of this machine to a Service."""
     command = [str(cluster.folder / "bin" / "kubectl"), "--kubeconfig", str(cluster.kubeconfig), "port-forward"]
     running = subprocess.Popen(
         [*command, "-n", SYSTEM, f"service/{service}", f":{port}"], stdout=subprocess.PIPE, text=True
@@ -83,7 +83,7 @@ def test_etcds_certificate_is_renewed_as_the_manual_says(node_cluster, checkout)
 
 @contextmanager
 def etcd(cluster, folder):
-    """Etcd, as the operator."""
+    """Connect to etcd with the operator's credentials."""
     opened(cluster.get("secret", "shoal-etcd-operator", "-n", SYSTEM), folder)
     with forwarded(cluster, "shoal-etcd", 2379) as port:
         credentials = Credentials.read(folder)

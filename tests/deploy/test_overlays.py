@@ -1,4 +1,4 @@
-"""Every overlay on a real API server, with the pods that controllers make of it."""
+"""Every overlay on a real API server, with the pods that controllers create from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
 def stands(cluster, name: str, wanted: int) -> None:
-    """Pods of this name are Ready; a hollow node has no more to say of them."""
+    """Wait until this many pods of this name are Ready; hollow nodes report nothing more."""
 
     def ready() -> bool:
         pods = cluster.get("pods", "-n", SYSTEM, "-l", f"app.kubernetes.io/name={name}")["items"]
@@ -24,7 +24,7 @@ def stands(cluster, name: str, wanted: int) -> None:
 
 
 def versions(cluster, folder) -> dict[str, int | str]:
-    """What changes with what was asked for: the generation where there is one, for controllers write statuses."""
+    """Return what changes with each object's spec: its generation where it has one, as controllers write statuses."""
     found = cluster.get("-k", str(folder))["items"]
     return {
         f"{each['kind']}/{each['metadata']['name']}": each["metadata"].get("generation")
@@ -90,7 +90,7 @@ def test_a_pod_that_is_not_restricted_is_refused_beside_them(cluster):
 
 
 def user_overlay(folder, *components: str) -> str:
-    """A kustomization of a user's own, somewhere else."""
+    """Return a user's own kustomization in another folder."""
     up = "../" * (len(folder.resolve().parts) - 1)
     lines = [f"- {up}{str(DEPLOY)[1:]}/components/{each}" for each in components]
     return "\n".join(

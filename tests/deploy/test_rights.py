@@ -1,4 +1,4 @@
-"""Who may do what, asked of the API server."""
+"""The rights of each account, checked with the API server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def each(table):
 
 
 def granted(cluster, account: str, namespace: str, asked) -> list[tuple[str, str]]:
-    """Those of some pairs of verb and resource that an account may do, by one call of kubectl."""
+    """Return the pairs of verb and resource that an account may use, by one call of kubectl."""
     reviews = [review(account, namespace, *one) for one in asked]
     together = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews})
     answers = cluster.kubectl("create", "-f", "-", "-o", 'jsonpath={.status.allowed}{"\\n"}', input=together).split()
@@ -73,7 +73,7 @@ def review(account: str, namespace: str, verb: str, resource: str, *, name: str 
 
 
 def only(cluster, name: str) -> None:
-    """This overlay's rights, and no other's."""
+    """Apply this overlay's rights and delete those of all other overlays."""
     bindings = "clusterrolebindings,clusterroles,rolebindings,roles"
     for scope in ([], ["-n", SYSTEM], ["-n", "shoal-jobs"]):
         kinds = bindings if scope else "clusterrolebindings,clusterroles"

@@ -1,4 +1,4 @@
-"""One zygote for all jobs of these tests."""
+"""Provide one zygote for all jobs of these tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A script's error of megabytes, through a real master into a real etcd."""
+"""A script's error of several megabytes is recorded by a real master in a real etcd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every sample counts exactly once, whatever is killed: real processes, real etcd, SIGKILL, and a model that counts."""
+"""Every sample counts exactly once under SIGKILL of any process: real processes, real etcd, and the counting model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def check(job: RealJob) -> None:
-    """Every entry of the model equals the number of epochs, and so do the servers' own counts."""
+    """Check that every entry of the model equals the number of epochs, and that the servers' own counts agree."""
     model = job.model()
     for name in ("dense", "table.weight"):
         counts = model[name].flatten()
@@ -33,7 +33,7 @@ def test_nothing_happens(zygote, tmp_path, tcp):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_kills(zygote, tmp_path, seed):
-    """Ten kills each, among pauses, joiners and leavers."""
+    """Each job has ten kills, mixed with pauses and with trainers that join and leave."""
     variables = {"COUNT_PAUSE": "0.01", "COUNT_EVALUATE": str(seed % 2)}
     with RealJob(zygote, tmp_path / "j", epochs=8, trainers=3, variables=variables, tcp=seed == 4) as job:
         chaos = Chaos(job, seed=seed, kills=10)
@@ -43,11 +43,11 @@ def test_random_kills(zygote, tmp_path, seed):
 
 
 def test_etcd_comes_back_as_it_was_five_seconds_earlier(zygote, tmp_path):
-    """Under load: tasks were finished, leases given and a master changed since."""
+    """etcd is set back under load: since the copy, tasks were finished and leases granted, and the master is replaced."""
     with RealJob(zygote, tmp_path / "j", epochs=10, trainers=3, variables={"COUNT_PAUSE": "0.02"}) as job:
         while "epoch 2 of" not in job.log("master", 0):
             job.supervise()
-            time.sleep(0.02)  # the pace of the supervisor
+            time.sleep(0.02)  # polling interval of the supervisor
         copy = job.etcd.copy()
         due = time.monotonic() + 5.0
         while time.monotonic() < due:
@@ -62,7 +62,7 @@ def test_etcd_comes_back_as_it_was_five_seconds_earlier(zygote, tmp_path):
 
 
 def test_kills_right_at_the_start(zygote, tmp_path):
-    """While initial values are given and first snapshots written."""
+    """The kills happen while initial values are sent and the first snapshots are written."""
     with RealJob(zygote, tmp_path / "j", epochs=2, trainers=2) as job:
         for moment in range(8):
             role, index = [("pserver", 0), ("trainer", 0), ("master", 0), ("pserver", 1)][moment % 4]
@@ -77,18 +77,18 @@ def test_kills_right_at_the_start(zygote, tmp_path):
 
 
 def snapshots(job: RealJob, index: int) -> set[str]:
-    """The names of a parameter server's snapshots."""
+    """Return the names of a parameter server's snapshots."""
     return {path.name for path in (job.folder / f"snapshots-{index}").glob("*.safetensors")}
 
 
 def test_the_snapshots_know_what_was_done_when_everything_else_is_lost(zygote, tmp_path):
-    """All processes killed, and etcd empty: as where the namespace of etcd and operator was deleted."""
+    """All processes are killed and etcd is emptied, as after the deletion of the namespace of etcd and operator."""
     with RealJob(zygote, tmp_path / "j", epochs=10, trainers=2, variables={"COUNT_PAUSE": "0.01"}) as job:
         while "epoch 3 of" not in job.log("master", 0):
             job.supervise()
-            time.sleep(0.02)  # the pace of the supervisor
+            time.sleep(0.02)  # polling interval of the supervisor
         before = {index: snapshots(job, index) for index in range(job.servers)}
-        # Two of each server: the first may have been begun before that epoch.
+        # Wait for two snapshots of each server, as the first may have been begun before that epoch.
         while any(len(snapshots(job, index) - names) < 2 for index, names in before.items()):
             job.supervise()
             time.sleep(0.02)

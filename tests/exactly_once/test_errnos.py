@@ -1,4 +1,4 @@
-"""Every call of the send and receive paths fails now and then, with each errno that it can return: real processes."""
+"""Send and receive calls fail at random, with each errno that they can return: no sample is lost and no process ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class FaultyJob(RealJob):
-    """One in 400 socket calls of each process fails."""
+    """A job in which one in 400 socket calls of each process fails."""
 
     def _arguments(self, role: str, index: int) -> list[str]:
         kind, *rest = super()._arguments(role, index)

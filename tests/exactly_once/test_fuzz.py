@@ -1,4 +1,4 @@
-"""Strangers and members that lie call a job's ports while it trains: no crash, no growth, no sample lost or twice."""
+"""Hostile callers of a job's ports during training cause no crash, no growth, and no sample lost or counted twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole job on an etcd that asks who is there: its master may touch the job's own keys and nothing else."""
+"""A whole job on an etcd with authentication: its master may access the job's own keys and nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Credentials("root", "root-word")
 
 
 class GuardedJob(RealJob):
-    """A job whose master has a user of its own."""
+    """A job whose master has its own etcd user."""
 
     password = "job-word"
 
@@ -50,7 +50,7 @@ def test_a_master_with_a_user_of_its_own_leads_and_commits_through_kills(zygote,
     with GuardedJob(zygote, tmp_path / "j", epochs=3, variables={"COUNT_PAUSE": "0.01"}) as job:
         while "epoch 2 of" not in job.log("master", 0):
             job.supervise()
-            time.sleep(0.02)  # the pace of the supervisor
+            time.sleep(0.02)  # polling interval of the supervisor
         job.etcd.restart()
         job.kill("master", 0)
         job.run_to_the_end(seconds=120)
@@ -58,7 +58,7 @@ def test_a_master_with_a_user_of_its_own_leads_and_commits_through_kills(zygote,
 
 
 class StrangersJob(GuardedJob):
-    """One with the wrong password."""
+    """A job whose master has the wrong password."""
 
     password = "a-guess"
 

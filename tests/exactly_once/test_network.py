@@ -1,4 +1,4 @@
-"""Every sample counts exactly once, and nothing hangs, on a network of which nothing can be relied on."""
+"""Every sample counts exactly once, and nothing hangs, on a network with faults of every kind."""
 
 from __future__ import annotations
 

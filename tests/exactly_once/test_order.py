@@ -1,7 +1,7 @@
 """Momentum under kills: the parameters equal a replay of the order in which the servers applied the updates.
 
-A count shows samples lost or doubled; a momentum that was lost, doubled or restored from another moment than its
-parameters shows here.
+A count shows samples lost or doubled; a momentum that was lost, doubled, or restored from another time than its parameters
+shows here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def replayed(order: list[tuple[int, int, int]], plan: SampleOrder, start: int, stop: int) -> torch.Tensor:
-    """A plain loop over the same batches in the same order, for a slice of the parameters."""
+    """Return a slice of the parameters of a plain loop over the same batches in the same order."""
     each = pushes()[:, start:stop]
     values = torch.nn.Parameter(torch.zeros(stop - start, dtype=torch.float64))
     optimizer = torch.optim.SGD([values], lr=0.01, momentum=0.9)

@@ -60,7 +60,7 @@ def test_the_model_is_that_of_a_plain_loop(zygote, tmp_path, monkeypatch, name, 
         shape = msgspec.json.decode(found.value, type=ModelSpec)
         trained = load_file(job.model_path("parity.safetensors"))
     with warnings.catch_warnings():
-        # torch's own word on sparse gradients of Adagrad
+        # PyTorch warns about the sparse gradients of Adagrad.
         warnings.simplefilter("ignore", UserWarning)
         model = plain_loop(shape)
     fresh = parity.Model()

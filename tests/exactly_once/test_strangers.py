@@ -1,4 +1,4 @@
-"""Strangers hold every descriptor of a process and the job's own still get through; what is gone leaves no thread behind."""
+"""A trainer joins while unauthenticated callers hold all descriptors, and a stopped trainer leaves no thread at a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def address_of(job: RealJob, role: str) -> tuple[int, str]:
-    """Family and address of a process that listens."""
+    """Return the family and address of a process that listens."""
     if role == "master":
         return socket.AF_UNIX, (job.folder / "master.address").read_text().strip().removeprefix("unix://")
     found = re.search(r"listening at tcp://(\S+):(\d+)", job.log("pserver", 0))
@@ -29,12 +29,12 @@ def address_of(job: RealJob, role: str) -> tuple[int, str]:
 
 
 def crowd(address, count: int) -> list[socket.socket]:
-    """Callers that say nothing."""
+    """Open connections that send nothing."""
     made = []
     for _ in range(count):
         stream = socket.socket(address[0], socket.SOCK_STREAM)
         stream.setblocking(False)
-        with contextlib.suppress(OSError):  # in progress, or its queue is full
+        with contextlib.suppress(OSError):  # the connection is in progress, or the listen queue is full
             stream.connect(address[1])
         made.append(stream)
     return made
@@ -62,7 +62,7 @@ def test_a_trainer_joins_while_strangers_hold_all_descriptors(zygote, tmp_path, 
 
 
 def bound(pid: int, *, spare: int) -> int:
-    """Of descriptors, so that a process can open so many more."""
+    """Return the limit of descriptors with which a process can open ``spare`` more."""
     used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
     return next(most for most in itertools.count() if len(set(range(most)) - used) == spare)
 

@@ -1,4 +1,4 @@
-"""What the operator wants reaches the trainers through etcd and the master, and costs no sample."""
+"""The state that the operator desires reaches the trainers through etcd and the master, and no sample is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 class Operator:
-    """The operator's side of the two records."""
+    """Writes the desired state and reads the reported state, as the operator does."""
 
     def __init__(self, job: RealJob) -> None:
         self.job = job
@@ -32,7 +32,7 @@ class Operator:
         return msgspec.json.decode(found.value, type=ReportedState) if found is not None else None
 
     def until(self, found, *, seconds: float = 60.0) -> ReportedState:
-        """Supervise until the master publishes that."""
+        """Supervise until the master reports a state for which ``found`` is true."""
         end = time.monotonic() + seconds
         while True:
             self.job.supervise()
@@ -40,7 +40,7 @@ class Operator:
             if told is not None and found(told):
                 return told
             assert time.monotonic() < end, (told, self.job.last_words())
-            time.sleep(0.02)  # the pace of the supervisor
+            time.sleep(0.02)  # polling interval of the supervisor
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_trainers_leave_one_by_one_and_come_back(operator):
     operator.wants(drain=[1])
     operator.until(lambda told: told.trainers == [0, 2])
     assert job.children["trainer", 1].returncode == 0
-    job.join(1)  # it is still to be drained: it must not train
+    job.join(1)  # the trainer is still to be drained: it must not train
     first = job.children.get(("trainer", 1))
     operator.until(lambda _: ("trainer", 1) not in job.wanted)
     assert job.children["trainer", 1] is not first

@@ -1,4 +1,4 @@
-"""Compacts the history of a control plane's etcd away, as Kubernetes itself does every five minutes."""
+"""Compaction of a control plane's etcd, as Kubernetes itself does it every five minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shoal.store._stubs import rpc
 
 
 def compact(cluster) -> int:
-    """All revisions but the last are gone; which that is."""
+    """Compact all revisions but the last, and return the last one."""
     address = cluster._layout.at("etcd").removeprefix("http://")
     with grpc.insecure_channel(address) as channel:
         keys = rpc.KVStub(channel)

@@ -1,4 +1,4 @@
-"""Answers of an API server that are none of success."""
+"""Error answers of an API server."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Objects are followed on a real API server: through its restarts, its forgetting, and what it does not know yet."""
+"""Objects are followed on a real API server: through restarts, compacted history, and kinds that it does not know yet."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.cluster
 
 
 def thing(namespace, name, of="this"):
-    """An object that nobody else changes."""
+    """Build an object that no other client changes."""
     metadata = {"name": name, "namespace": namespace, "labels": {"of": of}}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
 
 
 def short(each):
-    """What came, in short."""
+    """Return the names in a listing, or a change's name and whether the object is gone."""
     if isinstance(each, Listed):
         return sorted(item["metadata"]["name"] for item in each.items)
     assert isinstance(each, Changed)
@@ -100,7 +100,7 @@ def test_through_restarts_and_a_history_that_is_forgotten(tmp_path):
             await kube.create(thing("default", "b"))
             await kube.delete("ConfigMap", "a", namespace="default")
             compact(cluster)
-            # It has old changes in its memory, too.
+            # The API server keeps old changes in memory, too.
             await asyncio.to_thread(cluster.restart, "kube-apiserver")
             async with contextlib.aclosing(
                 follow(kube, "ConfigMap", namespace="default", selector="of=this", since=since, on_trouble=told)
@@ -111,7 +111,7 @@ def test_through_restarts_and_a_history_that_is_forgotten(tmp_path):
                 await asyncio.sleep(0.2)
                 troubles.clear(), well.clear()
                 await asyncio.to_thread(cluster.restart, "kube-apiserver")
-                # A stream that is open again is well, though nothing has come by it yet.
+                # A reopened stream counts as healthy even before its first event.
                 async with asyncio.timeout(60.0):
                     await well.wait()
                 await kube.create(thing("default", "c"))

@@ -125,7 +125,7 @@ def test_a_listing_whose_history_is_compacted_away_meanwhile_begins_anew(tmp_pat
             if len(answers) == 1:
                 cluster.kubectl("delete", "pod", "p7", "--grace-period=0", "--force")
                 compact(cluster)
-                # It has old pages in its memory, too.
+                # The API server keeps old pages in memory, too.
                 cluster.restart("kube-apiserver")
 
         async def work(kube):
@@ -275,7 +275,7 @@ def test_an_api_server_that_hangs_is_asked_again_before_patience_ends(tmp_path, 
             await kube.apply(config("default", a="1"))
             cluster.parts["kube-apiserver"].signal(signal.SIGSTOP)
             asking = asyncio.create_task(kube.apply(config("default", a="2")))
-            while 0 not in codes:  # noqa: ASYNC110 - told by a plain function
+            while 0 not in codes:  # noqa: ASYNC110 - set by a plain function
                 await asyncio.sleep(0.05)
             cluster.parts["kube-apiserver"].signal(signal.SIGCONT)
             return (await asking)["data"]

@@ -1,4 +1,4 @@
-"""What the gateway sends, to a server that writes it down."""
+"""The requests that the gateway sends, on a server that records them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def at_once(_request):
 
 
 def asked(folder, work, before=at_once):
-    """The requests that come in."""
+    """Return the requests that the server receives while the work runs."""
     found = []
 
     async def answer(request):
@@ -69,7 +69,7 @@ def test_many_requests_at_once_wait_before_their_time_begins(tmp_path, monkeypat
         now -= 1
 
     async def work(kube):
-        # Together they take more than a second, and none of them more than its share of the half one.
+        # Together they take more than one second, but none of them takes more than its share of the timeout of half a second.
         await asyncio.gather(*(kube.get("Pod", f"p{number}", namespace="n") for number in range(100)))
 
     assert len(asked(tmp_path, work, before=slowly)) == 100, "nobody had to ask again"

@@ -1,4 +1,4 @@
-"""A master with one parameter server and trainers that only talk: what it says to whom, and what it leaves in etcd."""
+"""The master core with one simulated parameter server and simulated trainers: its replies and its records in etcd."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPE = m.ModelSpec(
 
 
 class Desk:
-    """The server has what ``has`` and ``reached`` say; trainers' connections have their indices."""
+    """Drives a master core: the server reports the tasks ``has`` and ``reached``; a trainer's connection number is its index."""
 
     def __init__(self, *, server: bool = True):
         self.etcd: dict[str, bytes] = {}
@@ -38,7 +38,7 @@ class Desk:
         self.replace_master()
 
     def replace_master(self):
-        """Another master, which knows what etcd has."""
+        """Replace the master by a new one that loads the records in etcd."""
         self.generation += 1
         records = Records()
         records.load(self.etcd.items())
@@ -66,7 +66,7 @@ class Desk:
         self.master.message(SERVER_CONNECTION, message, 0.0)
 
     def settle(self):
-        """Carry messages to the server until it has nothing more to say; what was said to trainers."""
+        """Carry messages to the server until none is left, and flush the records to etcd; return the messages to trainers."""
         said = []
         while True:
             if self.master.serving.confirm_wanted:
@@ -99,23 +99,23 @@ class Desk:
                 self.finals.append(message)
 
     def joins(self, index, *, life=0, leases=()):
-        """A trainer registers; what the master says."""
+        """Register a trainer; return the master's messages."""
         identity = Identity(role="trainer", index=index, life=life or 100 + index)
         self.master.connected(index, identity, 0.0)
         return self.says(index, m.Register(shape=SHAPE, epochs=EPOCHS, seed=1, leases=list(leases), pid=1, host="h"))
 
     def says(self, index, message):
-        """What the master answers to whom."""
+        """Deliver a trainer's message; return the master's messages, each with its connection."""
         self.master.message(index, message, 0.0)
         return self.settle()
 
     def dies(self, index):
-        """A trainer's connection closes without a farewell."""
+        """Close a trainer's connection without a farewell."""
         self.master.closed(index, 0.0)
         return self.settle()
 
     def gets(self, index):
-        """A trainer asks for a task, of any epoch, and gets it."""
+        """Request a task of any epoch for a trainer; return the master's reply."""
         (leased,) = [
             x
             for to, x in self.says(index, m.RequestTask(epoch=EPOCHS - 1))
@@ -124,17 +124,17 @@ class Desk:
         return leased
 
     def does(self, index, lease):
-        """A trainer has done a task."""
+        """Complete a leased task and report it to the master."""
         self.has.add(lease.epoch, lease.task)
         return self.says(index, m.TaskDone(lease=lease, grants=[self.served[slot] for slot in sorted(self.served)]))
 
     def works(self, index, tasks):
-        """A trainer gets and does some tasks."""
+        """Lease and complete a number of tasks for a trainer."""
         for _ in range(tasks):
             self.does(index, self.gets(index).lease)
 
     def is_safe(self, *, skipped=0):
-        """The server answers the last final order."""
+        """Report from the server that the last final snapshot is pinned."""
         final = self.finals[-1]
         samples = sum(SAMPLES for epoch in range(EPOCHS) for task in range(TASKS) if (epoch, task) in self.has)
         count = len(final.slots)
@@ -143,5 +143,5 @@ class Desk:
         return self.settle()
 
     def events(self, level="info"):
-        """What people were told."""
+        """Return the texts of the job's events of a level."""
         return [text for _, _, of, text in self.job.events if of == level]

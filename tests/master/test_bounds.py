@@ -1,4 +1,4 @@
-"""Whatever scripts say, each record fits into etcd, and a master's memory does not grow with it."""
+"""Each record fits into etcd, and the master's memory stays bounded, whatever scripts report."""
 
 from __future__ import annotations
 

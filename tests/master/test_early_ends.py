@@ -1,4 +1,4 @@
-"""Ends that a script brings about: it stops the job, it leaves, a batch kills it, it skips what it should train."""
+"""Early ends that a script causes: it stops the job, it leaves, a batch kills its trainer, it skips samples."""
 
 from __future__ import annotations
 
@@ -167,11 +167,11 @@ def test_scores_of_a_stopped_job_s_last_epoch_are_made_again_when_tasks_come_bac
     assert not any(key.startswith("evaluations/") for key in desk.etcd)
 
 
-# --- Batches that kill ---
+# --- Batches that kill their trainer ---
 
 
 def killed(desk, index, life, batch=1, *, samples=(3, 7)):
-    """A trainer joins, gets the first task, announces a batch and is killed."""
+    """Register a trainer, lease the first task, announce a batch, and close the connection as a kill does."""
     desk.joins(index, life=life)
     leased = desk.gets(index)
     if leased.watched:

@@ -1,4 +1,4 @@
-"""Scores, metrics and models' files: one trainer makes them, all who wait are told, whichever master they asked."""
+"""Scores, metrics and model files: one trainer produces each, and every waiting trainer receives it, also across masters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_each_call_is_an_evaluation_of_its_own():
     desk.says(0, m.Evaluate(epoch=0, number=0))
     desk.says(0, evaluation(0, 0, "1"))
     assert desk.says(0, m.Evaluate(epoch=0, number=1)) == [(0, m.EvaluateTurn(epoch=0, number=1))]
-    # Another one is behind, and a third evaluation is made beside the second.
+    # Trainer 1 is one call behind; the third evaluation runs at the same time as the second.
     assert desk.says(1, m.Evaluate(epoch=0, number=0)) == [(1, evaluation(0, 0, "1"))]
     assert desk.says(1, m.Evaluate(epoch=0, number=2)) == [(1, m.EvaluateTurn(epoch=0, number=2))]
     assert desk.says(0, evaluation(0, 1, "2")) == [(0, evaluation(0, 1, "2"))]
@@ -66,7 +66,7 @@ def test_who_dies_while_it_evaluates_is_followed_by_one_who_waits():
 
 
 def test_who_got_its_turn_from_an_earlier_master_is_answered_by_the_next():
-    """It says its score again; nothing else would ever end its wait."""
+    """The trainer sends its score again, and only the reply of the next master can end its wait."""
     desk = desk_of(2)
     assert desk.says(0, evaluation(0, 0)) == [(0, evaluation(0, 0))]
     assert desk.says(1, m.Evaluate(epoch=0, number=0)) == [(1, evaluation(0, 0))]
@@ -130,7 +130,7 @@ def test_what_is_kept_is_bounded():
     assert (again.evaluations, again.metrics, again.saved) == (records.evaluations, records.metrics, records.saved)
 
 
-# --- Models' files ---
+# --- Model files ---
 
 
 def test_each_save_writes_the_model_of_its_moment():
@@ -140,7 +140,7 @@ def test_each_save_writes_the_model_of_its_moment():
     assert by_trainer(desk.says(0, saved(0, 0))) == [(0, saved(0, 0)), (1, saved(0, 0))]
     assert desk.says(1, save(1, 0)) == [(1, turn(1, 0))]
     assert desk.says(0, save(1, 1)) == []
-    # The next call's turn comes when the one before has written: never two at one path.
+    # The next call gets its turn only after the previous one has written, so no two write to one path at the same time.
     assert desk.says(1, saved(1, 0)) == [(1, saved(1, 0)), (0, turn(1, 1))]
     assert desk.says(1, save(1, 1)) == []
     assert by_trainer(desk.says(0, saved(1, 1))) == [(0, saved(1, 1)), (1, saved(1, 1))]

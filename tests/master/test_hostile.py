@@ -1,4 +1,4 @@
-"""A member of the job that lies: whatever it says, the master goes on, and the next one can read what it left."""
+"""A job member that sends arbitrary messages: the master keeps running, and the next master can read its records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ answers = msgspec.msgpack.Decoder(m.FromMaster)
 
 
 def lies(desk, liar, identity, *, count):
-    """Say random things on a connection, and look at all that comes of it."""
+    """Send random messages on a connection, and check that every message that the master sends can be decoded."""
     connection = 50
     desk.master.connected(connection, identity, 0.0)
     for number in range(count):
@@ -41,7 +41,7 @@ def lies(desk, liar, identity, *, count):
 
 
 def test_a_task_of_an_epoch_that_nobody_has_begun_cannot_be_done():
-    """It would begin that epoch, and a job that its script stops finishes what is begun."""
+    """It would begin that epoch, and a job that is stopped by its script still finishes every epoch that has begun."""
     desk = Desk()
     desk.joins(0)
     desk.works(0, 2)

@@ -1,4 +1,4 @@
-"""Scripts that come no further: each is a try of its task, and the third one fails the job."""
+"""A hung script counts as a try of its task, and the third try fails the job."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The membership of the real master against a naive model: who is a member, who holds what, who left and who died.
+"""Compare the membership of the real master with a naive model: members, leases, departures and deaths.
 
-Trainers connect, register, repeat themselves, are cut off, come back under the same life or a new one, fall silent,
-leave (also twice, also with the farewell lost); masters are replaced by new ones that know only what etcd has. The
-model is three dictionaries and three counters.
+Trainers connect, register, repeat messages, lose connections, reconnect under the same life or a new one, fall silent, and
+leave (also twice, also with the farewell lost); masters are replaced by new ones that know only the records in etcd. The
+model consists of three dictionaries and three counters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHAPE = m.ModelSpec(
 
 
 class Membership(RuleBasedStateMachine):
-    """See the module."""
+    """Apply the same events to the master and to the naive model, and compare them."""
 
     @initialize()
     def begin(self):
@@ -75,7 +75,7 @@ class Membership(RuleBasedStateMachine):
         self.offer(0)
         self.settle()
 
-    # --- The world around ---
+    # --- Environment ---
 
     def connect(self, identity):
         number = next(self.numbers)
@@ -100,7 +100,7 @@ class Membership(RuleBasedStateMachine):
                          reached=self.server_tasks.highest)]  # fmt: skip
 
     def settle(self):
-        """Carry messages until nobody has anything to say, and write to etcd what changed."""
+        """Carry messages until none is left, and write changed records to etcd."""
         while True:
             if self.master.serving.confirm_wanted:
                 self.master.serving.confirmed(self.job.slots.question)
@@ -145,7 +145,7 @@ class Membership(RuleBasedStateMachine):
             self.master.message(number, message, self.now)
         self.settle()
 
-    # --- The model ---
+    # --- Naive model ---
 
     def model_cut(self, number):
         identity = self.connections.pop(number, None)
@@ -176,7 +176,7 @@ class Membership(RuleBasedStateMachine):
                 self.deaths += 1
                 self.holds.pop(life, None)
 
-    # --- What happens ---
+    # --- Events ---
 
     def one(self, data, *, registered=True):
         return data.draw(st.sampled_from(
@@ -200,7 +200,7 @@ class Membership(RuleBasedStateMachine):
 
     @rule(data=st.data(), index=st.integers(0, 3))
     def come_back(self, data, index):
-        """A process whose connection was cut, or whose master was replaced; it claims some of what it believes to hold."""
+        """Reconnect a trainer whose connection was cut or whose master was replaced; it claims some of its believed leases."""
         connected = {who.life for who in self.connections.values()}
         lives = sorted(life for life in self.given if life not in connected)
         if not lives:
@@ -214,7 +214,7 @@ class Membership(RuleBasedStateMachine):
         )
         identity = Identity(role="trainer", index=self.members.get(life, index), life=life)
         number = self.connect(identity)
-        # Whoever waited got what the one before it of that index held, before the claims are heard.
+        # Waiting trainers receive the leases of the earlier trainer of that index before the master processes the claims.
         self.settle()
         self.model_register(identity, claims)
         self.say(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=claims, pid=1, host=""))
@@ -252,7 +252,7 @@ class Membership(RuleBasedStateMachine):
     @precondition(lambda self: any(self.given.values()) and self.connections)
     @rule(data=st.data(), times=st.integers(1, 2))
     def done(self, data, times):
-        """Also of a task that somebody else holds by now: the servers have it, and that is what counts."""
+        """Report a task as done, also one that another trainer holds by now: the servers have applied it, which decides."""
         holders = sorted(
             n for n, who in self.connections.items() if self.given.get(who.life) and who.life in self.members
         )
@@ -302,7 +302,7 @@ class Membership(RuleBasedStateMachine):
         self.away = dict.fromkeys(self.members, self.now + LEASE_SECONDS)
         self.begin_master(generation=self.generation + 1)
 
-    # --- What holds ---
+    # --- Invariants ---
 
     @invariant()
     def the_master_s_members_are_the_model_s(self):

@@ -1,4 +1,4 @@
-"""What a kubelet hears of a real master: that its loop turns, that its clock ticks, that it listens."""
+"""The master's liveness probe reports whether its event loop runs, its clock advances, and it listens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a master tells of itself while it is still learning how far the job is."""
+"""The progress that a master reports before it has learned the state of all slots from the servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An etcd that forgets while records are written: what it has in the end is what the master knew last."""
+"""etcd is set back to an older state while records are written, and still ends with the master's latest records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNT = 400
 
 
 class Forgetful:
-    """A store whose etcd is, right before some transaction, as it was earlier: the leader's key and these records."""
+    """A store whose etcd is set back, right before one transaction, to older values of the leader's key and these records."""
 
     def __init__(self, store, *, before, older):
         self._store, self._before, self._older, self._calls = store, before, older, 0
@@ -49,7 +49,7 @@ def test_older_changes_do_not_replace_what_was_written_anew(store, before):
     older = {pair.key: pair.value for pair in store.get_prefix(KEYS.prefix).pairs}
     first.commit([("members/0000000000000001", None)], everything=list)
     first._store = Forgetful(store, before=before, older=older)
-    # While older changes are on their way the records have become newer.
+    # The records change again while the older changes are being written.
     first.commit(
         [*records("older"), ("epoch", b"1")], everything=lambda: [*records("newest"), ("epoch", b"2"), ("begun", None)]
     )

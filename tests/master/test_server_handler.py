@@ -1,4 +1,4 @@
-"""What the master says to parameter servers, and makes of their words."""
+"""Messages between the master and parameter servers, and the state that the master derives from them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ EMPTY = m.ReportState(held=[], waiting=[], files=[], question=0, addresses=["uni
 
 
 def told(desk):
-    """The messages that the master sends, each with its connection."""
+    """Take the messages from the master's outbox, each with its connection."""
     said, desk.job.outbox = desk.job.outbox, []
     return [(each.connection, each.message) for each in said if isinstance(each, Send)]
 
 
 def greeted():
-    """A master whose only server has the grants of all slots, all of them fresh; these grants."""
+    """Return a master whose only server holds fresh grants of all slots, and these grants."""
     desk = Desk(server=False)
     desk.joins(0)
     desk.master.connected(SERVER_CONNECTION, SERVER, 0.0)

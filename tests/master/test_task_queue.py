@@ -1,4 +1,4 @@
-"""The task queue against a naive model, under every order of leases, acknowledgements, reports, deaths and repetitions."""
+"""Compare the task queue with a naive model under every order of leases, acknowledgements, reports, deaths and repetitions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ holders = st.integers(1, 3)
 
 
 class Queue(RuleBasedStateMachine):
-    """Naive: per slot a set of tasks; a task is done if all have it; the first undone one without a lease is next.
+    """Naive model: a set of tasks per slot; a task is done if all slots have it; the first undone, unleased task is next.
 
-    Once stopped, only tasks up to the last one that was ever leased, claimed or reported count.
+    Once the queue is stopped, only tasks up to the last one that was ever leased, claimed or reported count.
     """
 
     given = Bundle("given")
@@ -79,7 +79,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(lease=given, who=slots)
     def acknowledge(self, lease, who):
-        """Also repeated, late, and from somebody who holds the lease no longer."""
+        """Acknowledge a task, also repeatedly, late, and from a trainer that no longer holds the lease."""
         task = (lease.epoch, lease.task)
         for slot in who:
             self.has[slot].add(task)
@@ -114,7 +114,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(who=slots, data=st.data())
     def reports(self, who, data):
-        """A grant begins: what these slots have is what the report says, more or less than was believed."""
+        """Begin a grant: the report replaces the recorded tasks of these slots, and contains more or fewer of them."""
         tasks = [(epoch, task) for epoch in range(self.open + 1) for task in range(self.plan.tasks)]
         have = data.draw(st.sets(st.sampled_from(tasks)))
         reached = max(data.draw(st.sampled_from([(-1, -1), *tasks])), max(have, default=(-1, -1)))

@@ -10,7 +10,7 @@ __all__ = ["node_cluster", "node_namespace", "pytest_collection_finish", "world"
 
 @pytest.fixture(scope="module")
 def world(node_cluster, tmp_path_factory):
-    """A namespace of the node's cluster with an operator that serves it; one for all tests of a file."""
+    """Provide a namespace of the node's cluster with an operator that serves it, for all tests of a file."""
     define(node_cluster)
     with (
         fresh_namespace(node_cluster) as namespace,

@@ -1,4 +1,4 @@
-"""Jobs in a namespace of the node's cluster, whose pods really train: what a test asks, does and waits for."""
+"""Jobs in a namespace of the node's cluster, whose pods really train: observations, actions and waits of the tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 120.0
 def template(
     role: str, *, control: Path | None = None, env: dict[str, str] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """A pod template with this machine's Python in the role's container, which writes to volumes alone.
+    """Return a pod template with this machine's Python in the role's container, which can write to volumes only.
 
     Args:
         role: The container's name.
@@ -53,20 +53,20 @@ class Jobs:
     """A namespace, and the jobs in it.
 
     Args:
-        cluster: With a real node.
-        namespace: Is there.
-        folder: For what belongs to the test.
+        cluster: A cluster with a real node.
+        namespace: An existing namespace.
+        folder: Folder for the test's files.
     """
 
     def __init__(self, cluster: NodeCluster, namespace: str, folder: Path) -> None:
         self.cluster, self.namespace, self.folder = cluster, namespace, folder
         self.control = folder / "control"
         self.control.mkdir()
-        # Pods run as somebody else, and pytest's folders are for their owner alone; mounted, only this one counts.
+        # Pods run as another user, and pytest's folders are for their owner only; of a mount, only this folder's mode counts.
         self.control.chmod(0o755)
         self._begun = time.monotonic()
 
-    # --- Asking ---
+    # --- Observations ---
 
     def kubectl(self, *arguments: str, **more: Any) -> str:
         return self.cluster.kubectl(*arguments, "-n", self.namespace, **more)
@@ -75,7 +75,7 @@ class Jobs:
         return self.cluster.get(*arguments, "-n", self.namespace)
 
     def pods(self, job: str, role: str = "") -> dict[str, Any]:
-        """A job's pods by name."""
+        """Return a job's pods by name."""
         also = f",shoal.dev/role={role}" if role else ""
         return {pod["metadata"]["name"]: pod for pod in self.get("pods", "-l", f"shoal.dev/job={job}{also}")["items"]}
 
@@ -88,7 +88,7 @@ class Jobs:
     def condition(self, job: str, kind: str) -> dict[str, Any]:
         return next((each for each in self.status(job).get("conditions", []) if each["type"] == kind), {})
 
-    # --- Acting ---
+    # --- Actions ---
 
     def apply(self, name: str, **spec: Any) -> None:
         manifest = {
@@ -100,7 +100,7 @@ class Jobs:
         self.cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
 
     def counting(self, **more: Any) -> dict[str, Any]:
-        """The spec of a job that counts, at the pace of ``control / "pace"``."""
+        """Return the spec of a job that counts, at the pace of ``control / "pace"``."""
         variables = {"PACED_CONTROL": str(self.control), "COUNT_SAMPLES": "600", **more.pop("env", {})}
         trainer = {"template": template("trainer", control=self.control, env=variables), **more.pop("trainer", {})}
         servers = {"template": template("pserver"), **more.pop("parameterServer", {"emptyDir": {}})}
@@ -116,13 +116,13 @@ class Jobs:
         return spec | more
 
     def volume(self, claim: str | None = None, *, namespace: str = "", size: str = "1Gi") -> Path:
-        """A volume that the claim of this name, or else any without a class, is bound to; its folder."""
+        """Add a volume for the claim of this name, or for any claim without a class, and return its folder."""
         owner = {"namespace": namespace or self.namespace, "name": claim} if claim is not None else None
         [folder] = self.cluster.add_volumes(1, size=size, claim=owner)
         return folder
 
     def claim(self, name: str) -> Path:
-        """A claim of the user's, and the folder where its files are."""
+        """Create a claim of the user's and return the folder of its files."""
         folder = self.volume(name)
         spec = {
             "accessModes": ["ReadWriteMany"],
@@ -134,16 +134,16 @@ class Jobs:
         return folder
 
     def kill(self, job: str, role: str, index: int = 0) -> None:
-        """SIGKILL the Python of one container; `shoal exec`, its first process, lives."""
+        """Send SIGKILL to the Python of one container; `shoal exec`, its first process, keeps running."""
         os.kill(self._process(job, role, index), signal.SIGKILL)
 
     def cut_off(self, job: str, role: str, index: int = 0) -> None:
-        """Nothing comes or goes any more: who is connected there hears nothing, not even an end."""
+        """Take the pod's network interface down: its peers receive nothing more, not even the end of a connection."""
         inside = ["nsenter", "-t", str(self._process(job, role, index)), "-n"]
         subprocess.run([*inside, "ip", "link", "set", "eth0", "down"], check=True)
 
     def processes(self, job: str, role: str, index: int = 0) -> list[int]:
-        """A container's processes, as this machine knows them."""
+        """Return a container's processes, by their ids on this machine."""
         return processes_of(self.get("trainingjob", job)["metadata"]["uid"], role, index)
 
     def _process(self, job: str, role: str, index: int) -> int:
@@ -151,17 +151,17 @@ class Jobs:
         return pid
 
     def pace(self, seconds: float) -> None:
-        """How long trainers wait after each batch."""
+        """Set the time that trainers wait after each batch."""
         self.put("pace", str(seconds))
 
     def put(self, name: str, text: str) -> None:
-        """Write a file of the control folder, which no reader sees half."""
+        """Replace a file of the control folder atomically."""
         draft = self.folder / "draft"
         draft.write_text(text)
         draft.chmod(0o644)
         draft.replace(self.control / name)
 
-    # --- Waiting ---
+    # --- Waits ---
 
     def until(self, found: Any, what: str, *, seconds: float = PATIENCE) -> None:
         begun = time.monotonic()
@@ -173,7 +173,7 @@ class Jobs:
         print(f"{time.monotonic() - self._begun:6.1f} s: {what} (after {time.monotonic() - begun:.1f} s)", flush=True)
 
     def last_words(self) -> str:
-        """All that may explain why something did not come about."""
+        """Return diagnostics of the namespace: objects, events and logs."""
         said = [self.kubectl("get", "tj,pods,pvc,pv", "-o", "wide")]
         said += [self.kubectl("get", "events", "--sort-by=.lastTimestamp")[-5000:]]
         for name in (pod["metadata"]["name"] for pod in self.get("pods")["items"]):
@@ -185,13 +185,13 @@ class Jobs:
 
 
 def processes_of(uid: str, role: str, index: int) -> list[int]:
-    """A container's processes but `shoal exec`: known by the variables of the job."""
+    """Return a container's processes except `shoal exec`, identified by the job's environment variables."""
     found = processes_with(SHOAL_UID=uid, SHOAL_ROLE=role, SHOAL_INDEX=str(index))
     return [pid for pid in found if b"exec" not in _command(pid)]
 
 
 def processes_with(**variables: str) -> list[int]:
-    """The processes of this machine, those in containers too, that have these variables."""
+    """Return the processes of this machine, also those in containers, that have these environment variables."""
     wanted = {f"{name}={value}".encode() for name, value in variables.items()}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -205,7 +205,7 @@ def _command(pid: int) -> list[bytes]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return []  # it has ended
+        return []  # it has exited
 
 
 def _is(pod: dict[str, Any], condition: str) -> bool:

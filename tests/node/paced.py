@@ -1,6 +1,6 @@
-"""The counting model, at the pace that a file says: seconds per batch, then (if there is one) how many MiB to eat.
+"""The counting model, at a pace from a file: seconds per batch, then (optionally) MiB of memory to allocate.
 
-Run as a training script in a pod. Without the file, or when it is empty, it does not wait.
+It runs as a training script in a pod. Without the file, or when it is empty, it does not wait.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def wait() -> None:
 
 
 def eat(index: str) -> None:
-    """As much memory as the test says."""
+    """Allocate as much memory as the test has set."""
     try:
         size = int((CONTROL / f"eat-{index}").read_text())
     except FileNotFoundError:

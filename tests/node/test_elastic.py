@@ -1,4 +1,4 @@
-"""A job that trains in real pods gives room to a pod of higher priority and takes it again; the account stays exact."""
+"""A job that trains in real pods makes room for a pod of higher priority and grows again afterwards; its account stays exact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPOCHS = 8
 
 @pytest.fixture
 def world(node_cluster, tmp_path):
-    """With an operator that follows plans."""
+    """Run a world whose operator follows the autoscaler's plans."""
     define(node_cluster)
     node_cluster.kubectl("apply", "-f", str(ROOT / "deploy" / "base" / "priorities.yaml"))
     config = tmp_path / "autoscaler.yaml"
@@ -34,7 +34,7 @@ def test_it_shrinks_for_an_ordinary_pod_and_grows_back(world):
     folder = world.claim("model")
     (node,) = world.cluster.get("nodes")["items"]
     cores = int(node["status"]["allocatable"]["cpu"])
-    # Three trainers fill the node; the pod takes the room of two.
+    # Three trainers fill the node; the pod needs the room of two.
     trainer = {"requests": {"cpu": f"{1000 * cores // 3}m"}}
     spec = world.counting(
         epochs=EPOCHS,
@@ -58,7 +58,7 @@ def test_it_shrinks_for_an_ordinary_pod_and_grows_back(world):
     samples = world.told("elastic").samples
 
     def one_goes_on() -> bool:
-        """Whom the scheduler left."""
+        """Check that the one trainer that was not preempted commits further samples."""
         told = world.told("elastic")
         return len(told.trainers) == 1 and told.samples > samples
 

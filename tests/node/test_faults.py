@@ -1,7 +1,7 @@
-"""One job in real pods, and everything that can be killed: it goes on each time, and in the end the account is exact.
+"""One job in real pods whose processes are killed one after the other: it continues each time, and its final account is exact.
 
-The tests share the job, which trains slowly until the last of them. A kubelet waits 10 s, 20 s and longer before it starts
-the same container again, so no container is killed twice without need.
+The tests share the job, which trains slowly until the last of them. A kubelet waits 10 s, 20 s and longer before it
+restarts the same container again, so no container is killed twice without need.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLAIM = {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": 
 
 
 class Job:
-    """The job of this file."""
+    """The job that this file's tests share."""
 
     def __init__(self, world) -> None:
         self.world = world
@@ -48,12 +48,12 @@ class Job:
         return self.pod(name)["status"]["containerStatuses"][0]
 
     def uid(self, name: str) -> str | None:
-        """Of the pod of this name; None: there is none at the moment."""
+        """Return the uid of the pod of this name, or None if there is none."""
         found = self.world.pods("long").get(f"long-{name}")
         return found["metadata"]["uid"] if found is not None else None
 
     def delete(self, name: str, *how: str) -> None:
-        """Delete a pod; its process has ended then, too."""
+        """Delete a pod and wait until its processes have ended."""
         role, _, index = name.partition("-")
         running = self.world.processes("long", role, 0 if role == "master" else int(index))
         self.world.kubectl("delete", "pod", f"long-{name}", "--wait=false", *how)
@@ -123,7 +123,7 @@ def test_a_deleted_server_comes_back_with_its_claim(job):
 
 
 def test_servers_and_master_that_vanish_without_a_word_are_followed_by_others(job):
-    master = job.master  # cut off, it is soon not ready
+    master = job.master  # read before it is cut off, as it will soon not be ready
     job.world.cut_off("long", "pserver", 0)
     job.world.cut_off("long", "master")
     job.delete("pserver-0", *NOW)

@@ -1,4 +1,4 @@
-"""The example with real data, as its folder has it for a cluster: only the image and what belongs to it are another."""
+"""The example with real data, as its folder has it for a cluster: only the image and its settings are different."""
 
 from __future__ import annotations
 

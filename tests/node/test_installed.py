@@ -1,4 +1,4 @@
-"""Shoal as `deploy/` installs it, in the cluster itself: two operators with their own rights alone, and an etcd that asks who is there."""
+"""Shoal as `deploy/` installs it, in the cluster: two operators with their own rights only, and an etcd with authentication."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(300)]
 
 
 class Installed(Jobs):
-    """What a test has in its hands."""
+    """A namespace of a cluster in which deploy/ is installed, and its jobs."""
 
     def system(self, *arguments: str) -> str:
         return self.cluster.kubectl(*arguments, "-n", SYSTEM)
 
     def leader(self) -> str:
-        """Who holds the Lease: its pod's name, and something behind a line."""
+        """Return the Lease's holder: its pod's name, an underscore and a suffix."""
         lease = self.cluster.get("lease", "shoal-operator", "-n", SYSTEM)
         return lease["spec"].get("holderIdentity", "")
 
@@ -45,7 +45,7 @@ def installed(node_cluster, node_namespace, tmp_path):
         made.until(lambda: _available(made) == 2, "two operators to be ready")
         yield made
     finally:
-        # Nobody else's jobs are theirs.
+        # These operators must not serve other tests' jobs.
         node_cluster.kubectl("delete", "namespace", SYSTEM, "--wait=false")
         node_cluster.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--force", "--grace-period=0", "--wait=false")
         node_cluster.until(lambda: not node_cluster.get("pods", "-n", SYSTEM)["items"], "the operators to go")

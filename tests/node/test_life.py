@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(180)]
 
 
 def check(world, job: str, file, *, epochs: int) -> None:
-    """Every entry of the model equals the number of epochs, and so do the servers' own counts."""
+    """Check that every entry of the model equals the number of epochs, and that the servers' own counts agree."""
     model = load_file(file)
     for name in ("dense", "table.weight"):
         counts = model[name].flatten()

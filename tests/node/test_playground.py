@@ -1,4 +1,4 @@
-"""``make cluster`` where root and the tools allow a real node: what a newcomer is told to type works."""
+"""``make cluster`` with root and the tools for a real node: the commands that it prints work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_up_with_a_real_node_has_shoal_installed_and_ready(tmp_path):
         assert playground.installed(cluster)
         (overlay,) = re.findall(r"kubectl apply -k (\S+)", up.stdout)
         cluster.kubectl("apply", "-k", overlay)
-        # The claims wait for nobody, and hollow nodes get nothing of the job.
+        # The claims' volumes bind at once, and no pod of the job is placed on a hollow node.
         chosen = "-l=shoal.dev/job=flights"
         cluster.until(lambda: len(cluster.get("pods", chosen)["items"]) == 5, "the job's pods")
         try:

@@ -1,4 +1,4 @@
-"""A master and a parameter server that live and do nothing: their kubelet starts them again, and the job goes on."""
+"""The kubelet restarts a master and a parameter server that hang, and the job continues."""
 
 from __future__ import annotations
 

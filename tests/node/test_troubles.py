@@ -1,4 +1,4 @@
-"""What goes wrong in pods is said in the job's conditions; a job that is deleted leaves nothing but what is its user's."""
+"""Conditions report problems in a job's pods, and a deleted job leaves only its user's objects."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_model_that_could_not_be_written_is_said_before_anything_is_trained(wo
         return "unwritable-trainer-0" in world.pods("unwritable") and words in logs()
 
     def logs() -> str:
-        with contextlib.suppress(KubectlError):  # it has not begun
+        with contextlib.suppress(KubectlError):  # it has not started
             return world.kubectl("logs", "unwritable-trainer-0")
         return ""
 

@@ -1,4 +1,4 @@
-"""Jobs with an operator of their own, a process beside the cluster, and Shoal's etcd where both it and the pods reach it."""
+"""Jobs with their own operator, a process beside the cluster, and with Shoal's etcd where the operator and the pods reach it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Etcd", "World", "define"]
 
 
 class Etcd(EtcdServer):
-    """Listens where pods reach it, too."""
+    """An etcd that also listens where pods reach it."""
 
     def __init__(self, folder: Path, address: str) -> None:
         super().__init__(find_etcd(os.environ.get("SHOAL_TEST_ETCD")), folder)
@@ -36,7 +36,7 @@ class Etcd(EtcdServer):
 
 
 class World(Jobs):
-    """What a test has in its hands."""
+    """A namespace with its operator, its etcd and its jobs."""
 
     def __init__(self, cluster: NodeCluster, namespace: str, folder: Path, *options: str) -> None:
         super().__init__(cluster, namespace, folder)
@@ -74,7 +74,7 @@ class World(Jobs):
 
     @property
     def alive(self) -> bool:
-        """Whether the operator that was started last runs."""
+        """Whether the operator that was started last is running."""
         return self._operator is not None and self._operator.poll() is None
 
     def end(self, number: int = signal.SIGTERM) -> int:
@@ -86,10 +86,10 @@ class World(Jobs):
     def _log(self) -> Path:
         return self.folder / "operator.log"
 
-    # --- What the masters say ---
+    # --- The masters' records ---
 
     def record(self, job: str, name: str) -> Any:
-        """What the job's master wrote into etcd."""
+        """Return a record that the job's master has written into etcd."""
         uid = self.get("trainingjob", job)["metadata"]["uid"]
         assert self._store is not None
         found = self._store.get(JobKeys(self.namespace, job, uid).at(name))
@@ -100,7 +100,7 @@ class World(Jobs):
         return msgspec.convert(found, ReportedState) if found is not None else None
 
     def goes_on(self, job: str, *, trainers: list[int], seconds: float = PATIENCE) -> None:
-        """Until these trainers, and nobody else, are at work, and samples are committed that were not before."""
+        """Wait until exactly these trainers are at work and further samples are committed."""
         before = self.told(job)
         samples = before.samples if before is not None else 0
 
@@ -111,13 +111,13 @@ class World(Jobs):
         self.until(moved, f"{job} to go on with trainers {trainers}", seconds=seconds)
 
     def last_words(self) -> str:
-        """The operator's, too."""
+        """Return the diagnostics of the jobs, with the operator's log."""
         told = [str(self.told(job["metadata"]["name"])) for job in self.get("tj")["items"]]
         return "\n".join([self._log.read_text()[-6000:], super().last_words(), *told])
 
 
 def define(cluster: NodeCluster) -> None:
-    """The cluster knows TrainingJobs."""
+    """Install the TrainingJob definition in the cluster."""
     cluster.kubectl("apply", "-f", "-", input=json.dumps(crd()))
 
     def established() -> bool:

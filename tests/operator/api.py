@@ -1,6 +1,6 @@
-"""The API server, asked by plain HTTP over one connection a thread: a kubectl for each look costs a hundred times as much.
+"""The API server over plain HTTP, with one connection per thread: a kubectl per request costs a hundred times as much.
 
-What a user would type is typed in the tests, through the real kubectl; this is for looking on, and for playing a kubelet.
+The tests run a user's commands through the real kubectl; this client is for observing, and for acting as a kubelet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MERGE, STRATEGIC = "application/merge-patch+json", "application/strategic-merge-
 
 
 class ApiError(Exception):
-    """It said no; the message is what it said."""
+    """The API server refused the request; the message is its own."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -35,11 +35,11 @@ class ApiError(Exception):
 
 
 class ApiAwayError(Exception):
-    """It did not answer, or could not."""
+    """The API server did not answer, or could not."""
 
 
 class Api:
-    """As the user of a kubeconfig with certificates."""
+    """A client with the certificates of a kubeconfig's user."""
 
     def __init__(self, kubeconfig: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
@@ -57,21 +57,21 @@ class Api:
         self.close()
 
     def close(self) -> None:
-        """Leave no connection open; asked again, it opens another."""
+        """Close all connections; the next request opens a new one."""
         while self._connections:
             self._connections.pop().close()
 
     def list(
         self, kind: str, namespace: str = "", *, labels: str = "", fields: str = "", most: int | None = None
     ) -> list[Any]:
-        """All of a kind (with these labels and fields), or so many at most."""
+        """List the objects of a kind, with these labels and fields, at most so many."""
         chosen = {"labelSelector": labels, "fieldSelector": fields, "limit": most}
         query = urllib.parse.urlencode({key: value for key, value in chosen.items() if value})
         found = self._ask("GET", f"{KINDS[kind].path(namespace)}?{query}")
         return list(found["items"])
 
     def get(self, kind: str, name: str, namespace: str = "") -> Any:
-        """One object; None: it is not there."""
+        """Return one object, or None if it does not exist."""
         try:
             return self._ask("GET", KINDS[kind].path(namespace, name))
         except ApiError as error:
@@ -80,7 +80,7 @@ class Api:
             raise
 
     def patch(self, kind: str, name: str, namespace: str, change: Mapping[str, Any], *, status: bool = False) -> None:
-        """Change an object, or its status; nothing happens to one that is gone."""
+        """Patch an object or its status; an object that does not exist is ignored."""
         path = KINDS[kind].path(namespace, name, subresource="status" if status else "")
         try:
             self._ask("PATCH", path, change, MERGE if kind == "TrainingJob" else STRATEGIC)
@@ -89,12 +89,12 @@ class Api:
                 raise
 
     def applied(self, manifest: Mapping[str, Any], manager: str) -> Any:
-        """What is there after a server-side apply."""
+        """Return the object after a server-side apply."""
         path = KINDS[manifest["kind"]].path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
         return self._ask("PATCH", f"{path}?fieldManager={manager}&force=true", manifest, APPLY)
 
     def as_if(self, manifest: Mapping[str, Any], path: Sequence[object], value: object, manager: str) -> Any:
-        """What would be there if another client changed one value of an object; None: the API server refuses that."""
+        """Return the object as if another client had changed one value, or None if the API server refuses the change."""
         at = "".join(f"/{str(each).replace('~', '~0').replace('/', '~1')}" for each in path)
         change = [{"op": "replace", "path": at, "value": value}]
         where = KINDS[manifest["kind"]].path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
@@ -104,13 +104,13 @@ class Api:
             return None
 
     def evicts(self, namespace: str, pod: str, eviction: Mapping[str, Any]) -> bool:
-        """Whether the API server evicts a pod; not, where a budget forbids it."""
+        """Return whether the API server evicts a pod; it does not where a budget forbids it."""
         path = KINDS["Pod"].path(namespace, pod, subresource="eviction")
         status, _ = self._once("POST", path, json.dumps(eviction), "application/json")
         return status < 300
 
     def create(self, kind: str, namespace: str, manifest: Mapping[str, Any]) -> Any:
-        """Make an object."""
+        """Create an object."""
         made = {"apiVersion": KINDS[kind].version, "kind": kind, **manifest}
         return self._ask("POST", KINDS[kind].path(namespace), made)
 
@@ -122,7 +122,7 @@ class Api:
             try:
                 status, said = self._once(method, path, text, kind)
             except (OSError, http.client.HTTPException):
-                # A connection that was left alone for long is closed by the other side.
+                # The server closes a connection that was idle too long.
                 status, said = self._once(method, path, text, kind)
         except (OSError, http.client.HTTPException) as error:
             raise ApiAwayError(str(error)) from error
@@ -130,7 +130,7 @@ class Api:
             raise ApiAwayError(said)
         if status >= 300:
             raise ApiError(status, msgspec.json.decode(said).get("message", said))
-        # Lists of a thousand pods are long, and whoever looks on should not be what takes the time.
+        # Lists of a thousand pods are long, and decoding them should not dominate the test's time.
         return msgspec.json.decode(said)
 
     def _once(self, method: str, path: str, body: str | None, kind: str) -> tuple[int, str]:
@@ -144,6 +144,6 @@ class Api:
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         except BaseException:
-            # It opens itself anew when it is asked again.
+            # It reconnects on the next request.
             connection.close()
             raise

@@ -13,21 +13,21 @@ NUMBERS = itertools.count()
 
 @pytest.fixture
 def world(control_plane, tmp_path):
-    """A world of the test's own, whose operator it may kill."""
+    """Run a world for one test, which may kill the world's operator."""
     with a_world(control_plane, tmp_path) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def shared(control_plane, tmp_path_factory):
-    """One world for all tests of a module, which differ by the names of their jobs."""
+    """Run one world for all tests of a module, whose jobs have different names."""
     with a_world(control_plane, tmp_path_factory.mktemp("world")) as made:
         yield made
 
 
 @pytest.fixture
 def job(shared):
-    """A job in the module's world, not made yet; it goes with the test."""
+    """Provide a job in the module's world, not created yet; it is deleted after the test."""
     made = shared.job(f"job-{next(NUMBERS)}")
     yield made
     shared.kubectl("delete", "tj", made.name, "--wait=false", "--ignore-not-found")

@@ -1,4 +1,4 @@
-"""An operator that writes down each change that it sends to the API server, just before it is sent; with less patience, if asked."""
+"""An operator that records each change immediately before it is sent to the API server; its timeout can be shortened."""
 
 from __future__ import annotations
 

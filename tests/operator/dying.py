@@ -1,4 +1,4 @@
-"""An operator that dies, as by SIGKILL, right after its n-th change on the API server (or right before it)."""
+"""An operator that exits, as after SIGKILL, immediately after (or before) its n-th change on the API server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def die_at(number: int, *, before: bool) -> None:
         if method == "GET":
             return await once(self, method, *arguments)
         count += 1
-        mine = count  # others are under way at the same time
+        mine = count  # other changes are in flight at the same time
         if before and mine == number:
             os.kill(os.getpid(), signal.SIGKILL)
         answer = await once(self, method, *arguments)

@@ -15,7 +15,7 @@ IDENTITY = JobIdentity(
 
 
 def job(namespace: str = "default", **spec: Any) -> TrainingJob:
-    """A job with everything at its default but what is said."""
+    """Build a job with everything at its default except the given fields."""
     spec = {
         "image": "example.org/train:1",
         "command": ["python", "train.py"],
@@ -44,7 +44,7 @@ TEMPLATE = {
 
 
 def everything(namespace: str = "default") -> TrainingJob:
-    """A job that uses every field there is."""
+    """Build a job that uses every field of the definition."""
     asked = {"requests": {"cpu": "1500m", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}
     return job(
         namespace,

@@ -1,4 +1,4 @@
-"""What a kubelet would write into a pod's status, for hollow pods, whose containers nobody runs."""
+"""Pod statuses as a kubelet writes them, for hollow pods, which run no containers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STAYS_PENDING = {"annotations": {"hollow.shoal.dev/start-ms": "3600000"}}
 
 
 def waits(world: World, pod: str, reason: str, message: str) -> None:
-    """A container does not start."""
+    """Report a container that does not start."""
     state = {"waiting": {"reason": reason, "message": message}}
     _write(world, pod, {"state": state, "ready": False, "restartCount": 0}, phase="Pending", ready=False)
 
 
 def runs(world: World, pod: str) -> None:
-    """All is well."""
+    """Report a container that runs and is ready."""
     state = {"running": {"startedAt": _time(datetime.now(UTC))}}
     _write(world, pod, {"state": state, "ready": True, "restartCount": 0}, phase="Running", ready=True)
 
@@ -36,16 +36,16 @@ def ended(
     words: str = "",
     now: dict[str, Any] | None = None,
 ) -> None:
-    """A container ended, a second after its start, and was started again in place.
+    """Report a container that exited one second after its start and was restarted in place.
 
     Args:
-        world: Where.
-        pod: Its pod.
+        world: The test's world.
+        pod: Name of the pod.
         code: Exit code.
-        at: When it ended.
-        reason: In the kubelet's word.
-        words: The last that it said.
-        now: Its state now; None: it runs again.
+        at: When the container exited.
+        reason: The reason, as the kubelet writes it.
+        words: The termination message.
+        now: The container's current state. Default: it runs again.
     """
     last = {
         "exitCode": code, "reason": reason, "message": words, "containerID": f"containerd://{secrets.token_hex(8)}",
@@ -57,7 +57,7 @@ def ended(
 
 
 def init_ended(world: World, pod: str, name: str, code: int, *, words: str = "") -> None:
-    """An init container ended, and waits to be started again."""
+    """Report an init container that exited and waits for its restart."""
     now = datetime.now(UTC)
     last = {
         "exitCode": code, "reason": "Error", "message": words, "containerID": f"containerd://{secrets.token_hex(8)}",
@@ -72,7 +72,7 @@ def init_ended(world: World, pod: str, name: str, code: int, *, words: str = "")
 
 
 def evicted(world: World, pod: str, *, code: int) -> None:
-    """The kubelet sent a pod away, and its process ended with this code."""
+    """Report a pod that the kubelet evicted and whose process exited with this code."""
     now = _time(datetime.now(UTC))
     role = world.api.get("Pod", pod, world.namespace)["metadata"]["labels"]["shoal.dev/role"]
     last = {"exitCode": code, "reason": "Error", "containerID": f"containerd://{secrets.token_hex(8)}",

@@ -1,4 +1,4 @@
-"""An operator to which etcd's watch tells everything two seconds late, as on a machine that has too much to do."""
+"""An operator that receives each event of etcd's watch two seconds late, as on an overloaded machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at a job, for the tests of its status."""
+"""Observations of a job, for the tests of its status."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RAN = Status(start_time=NOW - 60 * SECOND, state=State.RUNNING)
 
 
 def told(seen=WELL, *, of=None, generation=1, wanted=3, problems=(), refused="", now=NOW, before=None, facts=KNOWN):
-    """A spec that is refused has no job in force, unless one is given; what the master did was seen as it was done."""
+    """Compute a status; a refused spec has no job in force unless one is given, and the master's reports are observed at once."""
     if facts.moved is None and seen.published is not None and seen.published.moved:
         facts = replace(facts, moved=datetime.fromtimestamp(seen.published.moved, UTC))
     return status_of(

@@ -1,10 +1,10 @@
-"""A stand-in for the masters of hollow jobs, whose pods run no process: it speaks the master's side of the records in etcd.
+"""A stand-in for the masters of hollow jobs, whose pods run no process: it writes the master's side of the records in etcd.
 
-It has the trainers whose pods are Ready, sends away whom the operator wants to leave (such a trainer's process ends: its
-pod is marked Succeeded, which a kubelet would do), and makes steady progress. Nothing else in these tests is made up: the
+Its members are the trainers whose pods are Ready. It drains the trainers that the operator lists (it marks the pod Succeeded,
+as a kubelet does after the process has exited), and it makes steady progress. Nothing else in these tests is simulated: the
 API server, the controllers, the scheduler and etcd are the real ones; kwok plays the kubelets.
 
-It is cheap: two listings and one reading of etcd a round, however many jobs there are.
+A round costs two listings and one read of etcd, however many jobs there are.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ STEADY_SECONDS = 1.0
 
 @dataclass
 class Masters:
-    """One for all jobs of a namespace.
+    """The stand-in for the masters of all jobs of a namespace.
 
     Args:
-        api: The API server; while it is away, all is believed to be as it was.
+        api: The API server; while it is unreachable, the last known state is kept.
         etcd: Endpoint.
-        namespace: Whose jobs.
+        namespace: Namespace of the jobs.
     """
 
     api: Api
@@ -76,7 +76,7 @@ class Masters:
                 begun = time.monotonic()
                 with contextlib.suppress(ApiAwayError):
                     self._round()
-                # Of many jobs the listings are long: others need the processors, too.
+                # The listings of many jobs are long; the pause leaves processors to other processes.
                 pause = max(PAUSE_SECONDS, time.monotonic() - begun)
         except BaseException as error:
             self._failed = error
@@ -124,12 +124,12 @@ class Masters:
         self._publish(keys, running, end, kept=keys.progress in records)
 
     def members(self, uid: str) -> list[int]:
-        """Whom the job's master has said to be here."""
+        """Return the trainers that the job's master has reported as members."""
         found = self._written.get(uid)
         return list(found[0].trainers) if found is not None else []
 
     def told(self, uid: str) -> list[int]:
-        """Whom the operator wants to leave."""
+        """Return the trainers that the operator wants drained."""
         (keys,) = [each for each in self._jobs if each.uid == uid] or [None]
         found = self._store.get(keys.wanted) if keys is not None else None
         return msgspec.json.decode(found.value, type=DesiredState).drain if found is not None else []
@@ -154,7 +154,7 @@ class Masters:
         self._store.transact([], [Put(key, msgspec.json.encode(value))])
 
     def _end(self, pod: dict[str, Any]) -> None:
-        """Its process has ended well; a container beside it runs on."""
+        """Report that the pod's process exited with code 0; a sidecar keeps running."""
         if len(pod["spec"]["containers"]) > 1:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             over = {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}
@@ -175,11 +175,11 @@ def _only_further(before: ReportedState, after: ReportedState) -> bool:
 
 
 def _runs(pod: dict[str, Any], keys: JobKeys, role: str) -> bool:
-    """Whether it is at work; who only bears the labels is not known to any master."""
+    """Check whether a pod is at work; a pod that only carries the labels is known to no master."""
     status = pod.get("status", {})
     beside = any(each.get("reason") == "ContainersNotReady" for each in status.get("conditions", []))
     ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions", []))
-    # A process does not ask what the containers beside it do.
+    # Readiness of the role's container does not depend on the sidecars.
     ready |= beside and any(each["name"] == role and each["ready"] for each in status.get("containerStatuses", []))
     metadata = pod["metadata"]
     ours = metadata["labels"].get("shoal.dev/role") == role and metadata["name"].startswith(f"{keys.name}-{role}-")

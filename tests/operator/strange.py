@@ -1,4 +1,4 @@
-"""Pods as an API server may have them: every field that anything reads is there, or is not, in any combination."""
+"""Pods as an API server may return them: every field that is read may be present or absent, in any combination."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _containers(role: str) -> st.SearchStrategy[list[dict[str, Any]]]:
 
 @st.composite
 def pods(draw: st.DrawFn) -> dict[str, Any]:
-    """A pod of job ``j`` with uid ``u``."""
+    """Generate a pod of job ``j`` with uid ``u``."""
     role = draw(st.sampled_from(["trainer", "pserver", "master"]))
     index = draw(st.integers(0, 3))
     name = f"j-{role}-{index}"

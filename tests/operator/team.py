@@ -34,7 +34,7 @@ class Member:
             return 0, ""
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of what bears these labels."""
+        """Return the sum of the samples with these labels."""
         families = text_string_to_metric_families(self.ask("/metrics")[1])
         samples = [each for family in families for each in family.samples]
         return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
@@ -76,7 +76,7 @@ class Team(World):
         return self.members[name]
 
     def leader(self, *names: str) -> Member:
-        """Who leads of these; waits until one does."""
+        """Wait until one of these leads, and return it."""
         there = [self.members[name] for name in names]
         self.until(lambda: any(each.leads for each in there), f"one of {names} to lead")
         return next(each for each in there if each.leads)
@@ -89,7 +89,7 @@ class Team(World):
         self.cluster.kubectl("patch", "tj/j", "--type=merge", "-p", patch, "-n", self.namespace)
 
     def uids(self) -> set[str]:
-        """Of all pods of the job."""
+        """Return the uids of all pods of the job."""
         pods = self.cluster.get("pods", "-n", self.namespace)["items"]
         return {pod["metadata"]["uid"] for pod in pods}
 

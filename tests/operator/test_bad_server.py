@@ -1,4 +1,4 @@
-"""An operator on an API server and an etcd that are killed, hang, forget, refuse and stay away: it harms nobody and goes on."""
+"""An operator with an API server and an etcd that are killed, hang, lose data, refuse or are away: it does no harm and recovers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMESPACE = "default"
 
 
 def narrow(layout) -> list[str]:
-    """An API server that serves four requests at a time, and two that change something."""
+    """An API server that serves at most four requests at a time, of which two may be writes."""
     limits = ("--max-requests-inflight", "--max-mutating-requests-inflight")
     command = CONTROL["kube-apiserver"].command(layout)
     return [*(each for each in command if not each.startswith(limits)), f"{limits[0]}=4", f"{limits[1]}=2"]
@@ -52,7 +52,7 @@ def prepare(cluster) -> None:
 
 
 def until_gone(cluster):
-    """Until nothing of the job is left."""
+    """Wait until no object of the job is left."""
     kinds = "pods,statefulsets,deployments,services,pdb"
     chosen = ["-n", NAMESPACE, "-l", "shoal.dev/job=j"]
     cluster.until(lambda: not cluster.get(kinds, *chosen)["items"], "all to go")
@@ -99,12 +99,12 @@ def test_an_api_server_that_is_killed_while_a_job_scales(team):
 
 
 def test_an_api_server_that_is_away_for_longer_than_patience(team, monkeypatch):
-    # The usual patience is longer than Kubernetes' own, which takes silent nodes for dead.
+    # The default timeout is longer than the time after which Kubernetes takes silent nodes for dead.
     monkeypatch.setenv("PATIENCE", "2")
     operator = begin(team, lease=False)
     before = team.uids()
     team.cluster.kill("kube-apiserver")
-    # A job whose progress moves has a status to be written.
+    # A job that makes progress has a status to be written.
     team.until(lambda: operator.metric("shoal_operator_look_seconds_count", outcome="failed") > 0, "a look to fail")
     assert operator.metric("shoal_operator_api_requests_total", code="0") > 3
     assert operator.ask("/healthz")[0] == 200
@@ -143,7 +143,7 @@ def test_a_history_that_is_compacted_away_with_deletions_in_it(team):
 
 
 def test_the_only_job_is_deleted_unseen(team):
-    """A watch that begins anew lists no job then, so nothing comes of it that would tell the operator."""
+    """A restarted watch lists no job then, so the operator gets no event and has to find the deletion from the empty list."""
     operator = begin(team, lease=False)
     delete_unseen(team.cluster, f"/registry/shoal.dev/trainingjobs/{NAMESPACE}/j")
     team.until(lambda: operator.metric("shoal_jobs") == 0, "the operator to notice")
@@ -152,7 +152,7 @@ def test_the_only_job_is_deleted_unseen(team):
 
 
 def delete_unseen(cluster, key):
-    """An object goes while nobody watches, and no watch can ever tell of it."""
+    """Delete an object while the API server is down and compact etcd's history, so that no watch can report the deletion."""
     cluster.kill("kube-apiserver")
     with grpc.insecure_channel(cluster._layout.at("etcd").removeprefix("http://")) as channel:
         found = rpc.KVStub(channel).DeleteRange(rpc.DeleteRangeRequest(key=key.encode()))
@@ -163,7 +163,7 @@ def delete_unseen(cluster, key):
 
 
 def test_a_server_that_is_overloaded(tmp_path):
-    """The limits do not hold for administrators of the group system:masters, so the operator is another user."""
+    """The API server exempts members of the group system:masters from its limits, so the operator uses another user."""
     with Narrow(tmp_path / "cluster") as cluster:
         prepare(cluster)
         kubeconfig = ordinary(cluster, tmp_path)
@@ -178,7 +178,7 @@ def test_a_server_that_is_overloaded(tmp_path):
 
 
 def ordinary(cluster, folder):
-    """A kubeconfig of one who may do everything, and has no privilege."""
+    """Write a kubeconfig of a user that may do everything but is exempt from no limit."""
     kept = cluster._layout.certificates
     certificates.make_client(kept, "operator", user="operator", group="operators")
     cluster.kubectl("create", "clusterrolebinding", "operators", "--clusterrole=cluster-admin", "--group=operators")
@@ -192,7 +192,7 @@ def ordinary(cluster, folder):
 
 @contextlib.contextmanager
 def load(kubeconfig):
-    """Many that ask for long lists, and write, all the time."""
+    """Run 24 clients that request long lists and write, without pause."""
     end = SimpleNamespace(asked=False)
 
     async def ask(kube, number):
@@ -206,7 +206,7 @@ def load(kubeconfig):
     async def run():
         async with await Kube.connect(kubeconfig=str(kubeconfig), patience_seconds=0.1) as kube:
             await asyncio.gather(*(ask(kube, number) for number in range(24)))
-        # A connection with TLS that is closed is gone some turns of the loop later only, and aiohttp does not wait.
+        # A closed TLS connection is gone only several turns of the event loop later, and aiohttp does not wait for that.
         await asyncio.sleep(0.5)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
@@ -224,7 +224,7 @@ def test_an_etcd_that_is_away_kills_nobody_and_is_told(team):
     team.j.at_work([0, 1, 2, 3])
     before = team.uids()
     team.etcd.kill()
-    # Who is to leave is told through etcd first, so nobody is sent away meanwhile.
+    # The drain is published through etcd first, so no trainer is deleted while etcd is away.
     team.scale(2)
     team.until(lambda: team.j.condition("Progressing").get("reason") == "EtcdUnreachable", "the condition")
     team.until(lambda: team.j.status()["trainers"]["wanted"] == 2, "the new number")
@@ -240,7 +240,7 @@ def test_an_etcd_that_is_away_kills_nobody_and_is_told(team):
 
 @contextlib.contextmanager
 def once_said(words, log, then):
-    """Do something as soon as these words stand in a log, which they have to within the context."""
+    """Run a function as soon as a log contains this text; within the context it has to appear."""
     said = threading.Event()
 
     def wait() -> None:
@@ -285,7 +285,7 @@ def begin_without_masters(team) -> None:
 
 @pytest.mark.parametrize("quick", [True, False], ids=["at once", "later"])
 def test_a_definition_that_was_deleted_and_is_applied_again_is_served(tmp_path, quick):
-    """All jobs were deleted with it. The operator is unready meanwhile, and reconciles the jobs that are created afterwards."""
+    """The deletion removes all jobs. The operator is unready meanwhile, and reconciles the jobs that are created afterwards."""
     with ControlPlane(tmp_path / "cluster") as cluster, run_etcd(tmp_path / "etcd") as etcd:
         prepare(cluster)
         team = Team(cluster, NAMESPACE, etcd, tmp_path)
@@ -296,7 +296,7 @@ def test_a_definition_that_was_deleted_and_is_applied_again_is_served(tmp_path, 
                 team.until(lambda: team.members["a"].ask("/readyz")[0] == 503, "the operator to be unready")
                 team.until(lambda: "install their definition" in team.members["a"].ask("/readyz")[1], "its words")
             define(cluster)
-            # What the old job left is collected when the cluster's collector knows the kind again.
+            # The garbage collector removes the old job's objects once it knows the kind again.
             other = team.job("other")
             other.apply()
             team.until(lambda: len(other.pods("trainer")) == 2, "trainers")

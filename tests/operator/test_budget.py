@@ -1,4 +1,4 @@
-"""When a job has a budget: as soon as there is a trainer to protect, and for as long as it stands."""
+"""When a job has a disruption budget: from its first trainer pod on, and as long as it has one."""
 
 from __future__ import annotations
 

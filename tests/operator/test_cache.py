@@ -1,4 +1,4 @@
-"""What the operator knows, from events that come late, twice, or not at all."""
+"""The cache's contents after events that are late, duplicate, or lost."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ objects = st.one_of(
 
 @given(st.lists(st.tuples(objects, st.booleans()), max_size=12), st.randoms(use_true_random=False))
 def test_after_deletions_that_were_missed_a_whole_listing_is_the_truth(events, random):
-    """Events of which some come twice and some deletions not at all, then a listing of every kind."""
+    """After duplicate events and lost deletions, a listing of every kind makes the cache correct."""
     truth: dict[tuple[str, str, str], dict] = {}
     store, fresh = Cache(), Cache()
     for uid in "uv":

@@ -1,4 +1,4 @@
-"""What holds of a status whatever is seen, and whatever was seen before."""
+"""Properties of every status, whatever is observed and whatever was observed before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TIMES = st.integers(-60, 60).map(lambda seconds: NOW + seconds * SECOND)
 
 
 def often(usual, *rare):
-    """Mostly what is usual, so that not everything is odd at a time."""
+    """Generate mostly the usual value, so that not every field is unusual at once."""
     return st.sampled_from([*[st.just(usual)] * 8, *rare]).flatmap(lambda each: each)
 
 
@@ -85,7 +85,7 @@ def whatever(test):
 
 
 def story(looks):
-    """The statuses that follow each other, and what each was made from."""
+    """Yield each status of a sequence with the one before it and the observation that it was computed from."""
     before = Status()
     for look in looks:
         after = told(before=before, **look)
@@ -150,7 +150,7 @@ TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer
 
 
 def known(value, schema, path="status"):
-    """Every field is one that the definition has, of its kind and within it."""
+    """Check that every field is in the definition, has its type and is within its bounds."""
     assert isinstance(value, TYPES[schema["type"]]), path
     if isinstance(value, dict):
         assert value.keys() <= schema["properties"].keys(), path

@@ -1,4 +1,4 @@
-"""What a status says of what is seen: tables."""
+"""Tables of observations and the status that is computed from them."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_job_that_runs_and_is_refused_is_not_called_pending_and_keeps_its_hist
     assert in_short(told(before=status, generation=3))["Accepted"] == ("True", "Valid")
 
 
-# --- Troubles ---
+# --- Pod problems ---
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_the_same_trouble_is_first_in_whatever_order_they_come():
 
 
 def test_a_server_too_many_is_none():
-    """A StatefulSet adopts any pod that is called like one of its own."""
+    """A StatefulSet adopts any pod with a name of its scheme; such a pod is not counted as a server."""
     more = ServerPod(name="flights-pserver-7", uid="s7")
     facts = replace(KNOWN, ready=NAMES | {more.name})
     unheard = replace(WELL, published=None)
@@ -361,7 +361,7 @@ def test_an_etcd_that_is_away_makes_unsaid_nothing_but_the_present():
 
 
 def test_a_master_s_clock_is_compared_with_nobody_s():
-    """It may be hours before or behind; an operator that has just begun believes the one before."""
+    """A master's clock may be hours off, so it is compared with no other; a new operator starts from the last status."""
     for skew in (-3 * 3600, 3 * 3600):
         seen = replace(WELL, published=published(moved=NOW.timestamp() + skew))
         status = told(seen, facts=replace(KNOWN, moved=NOW - SECOND))
@@ -392,7 +392,7 @@ def test_no_end_is_estimated_from(more):
     assert told(replace(WELL, published=published(**more))).progress.estimated_end is None
 
 
-# --- When it is written ---
+# --- When the status is written ---
 
 
 def test_progress_is_written_every_fifteen_seconds_numbers_every_other_and_all_else_at_once():

@@ -1,4 +1,4 @@
-"""Objects of a job that another client changes, on a real control plane: each field that Shoal sets is set again."""
+"""Another client changes objects of a job on a real control plane, and the operator restores each field that Shoal sets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_controller_that_is_scaled_by_hand_is_scaled_back(shared, job):
 
 
 def test_what_others_add_stays(shared, job):
-    """A policy engine labels what it has seen; a person notes something."""
+    """The operator keeps annotations that other clients add, and restores only Shoal's fields."""
     job.apply()
     job.at_work([0, 1])
     shared.kubectl("annotate", "deployment", f"{job.name}-master", "seen=yes")
@@ -69,9 +69,9 @@ def test_an_object_that_is_deleted_or_disowned_comes_back(shared, job):
 
 
 def test_the_record_of_our_fields_lacks_each_field_that_was_changed(shared, namespace):
-    """The kind: every field that Shoal sets, of every object of a job, changed one after the other by another client.
+    """Every field of every object of a job that Shoal sets leaves Shoal's managed fields when another client changes it.
 
-    What the API server refuses to change cannot drift. The objects are in a namespace that the operator does not serve.
+    A field that the API server refuses to change cannot drift. The objects are in a namespace that the operator does not serve.
     """
     kept = {"replicas": 2, "emptyDir": {"sizeLimit": "1Gi"}}
     checked = 0
@@ -94,7 +94,7 @@ def test_the_record_of_our_fields_lacks_each_field_that_was_changed(shared, name
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
-    """The paths of all values of a manifest that are neither mappings nor lists, but for what names the object."""
+    """List the paths of all scalar values of a manifest, except those that identify the object."""
     if path in {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}:
         return []
     if isinstance(value, dict):
@@ -105,7 +105,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...]
 
 
 def at(value: Any, path: Iterable[Any]) -> Any:
-    """The value at a path; None: it is left out, as an API server does with some that are false."""
+    """Return the value at a path, or None where it is absent, as an API server omits some values that are false."""
     for key in path:
         value = value[key] if isinstance(value, list) else value.get(key)
     return value

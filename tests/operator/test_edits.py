@@ -1,4 +1,4 @@
-"""What an edit of a running job does, on a real control plane: priorities follow the minimum, and what cannot be is said."""
+"""Edits of a running job on a real control plane: priorities follow the minimum, and impossible edits are reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MINIMUM, SURPLUS, SERVERS = "shoal-minimum", "shoal-surplus", "shoal-servers"
 
 
 def classes(job) -> list[str]:
-    """Of the trainers, by their indices."""
+    """Return the priority classes of the trainers, by index."""
     pods = sorted(job.all_pods("trainer"), key=lambda pod: pod["metadata"]["name"])
     return [pod["spec"]["priorityClassName"] for pod in pods]
 
@@ -45,7 +45,7 @@ def uids(job, *indices: int) -> set[str]:
 
 
 def test_what_cannot_become_of_the_servers_is_not_accepted_and_what_runs_goes_on(shared, job):
-    """A claim's size is fixed with the StatefulSet: no schema knows that."""
+    """A claim's size is fixed with the StatefulSet, which no schema can express, so the job's status refuses the edit."""
     claim = {
         "storageClassName": shared.namespace,
         "accessModes": ["ReadWriteOnce"],
@@ -78,7 +78,7 @@ def test_a_bad_edit_leaves_everybody_at_work_until_it_is_mended(shared, job):
 
 
 def test_a_label_or_an_annotation_of_the_job_restarts_nothing(shared, job):
-    """Its objects bear the label, so that it is known when the operator has seen it."""
+    """An edit of labels or annotations restarts nothing; the objects take the label, which shows that the operator synced it."""
     job.apply()
     job.at_work([0, 1])
     before = job.pod_uids()

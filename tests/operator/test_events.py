@@ -1,4 +1,4 @@
-"""What is told of a job as events: changes, in words for people, and never a state that lasts."""
+"""Events of a job report changes, in text for users, and never a state that lasts."""
 
 from __future__ import annotations
 

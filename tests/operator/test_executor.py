@@ -1,4 +1,4 @@
-"""How much the executor asks for at a time, and whom it tells of the answers."""
+"""How many requests the executor sends at a time, and where it delivers the answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.operator.jobs import IDENTITY, job
 
 
 class Slow:
-    """A gateway that counts who waits."""
+    """A slow gateway that counts the requests in flight."""
 
     def __init__(self):
         self.now = {"apply": 0, "create": 0}
@@ -49,7 +49,7 @@ def test_many_jobs_at_once_leave_the_api_server_room_for_others():
 
 
 def test_jobs_that_grow_together_get_their_trainers_in_turn():
-    """Trainers that are alike are evicted in the order of their start: those of one job would all be the last."""
+    """Jobs take turns creating trainers: equal ones are evicted in order of their start, so one job's would all be the last."""
     kube, order = Slow(), []
 
     async def work():
@@ -66,6 +66,6 @@ def test_jobs_that_grow_together_get_their_trainers_in_turn():
         )
 
     asyncio.run(work())
-    # The first 32 are of the first one to come; from there on each is the next in turn, until one has all.
+    # The first 32 belong to the job that is first; after them the jobs take turns, until one has all of its pods.
     middle = "".join(order[40:220])
     assert {middle.count(uid) for uid in "abc"} <= set(range(55, 66)), middle

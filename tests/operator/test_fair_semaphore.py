@@ -1,4 +1,4 @@
-"""Turns: never more than there may be, everybody is served, and keys in turn."""
+"""The fair semaphore: the limit holds, every caller is served, and the keys take turns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoal.operator.controller.fair_semaphore import FairSemaphore
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), max_size=20))
 def test_everybody_is_served_and_no_more_than_may_be(most, wishes):
-    """Some are cancelled, while they wait or later; what they held or would have got is another's."""
+    """All callers are served within the limit; what a cancelled caller held or waited for passes to another one."""
 
     async def play():
         turns, held, peak, served = FairSemaphore(most), 0, 0, []
@@ -37,7 +37,7 @@ def test_everybody_is_served_and_no_more_than_may_be(most, wishes):
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
         assert peak <= most
         assert {number for number, wish in enumerate(wishes) if not wish[2]} <= set(served)
-        # All of it is free again.
+        # All permits are free again.
         async with asyncio.timeout(10):
             for _ in range(most):
                 await turns.of("later").__aenter__()

@@ -1,4 +1,4 @@
-"""What etcd holds of jobs that are gone is removed, on a real API server and a real etcd."""
+"""Garbage collection in etcd removes the records of deleted jobs, with a real API server and a real etcd."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def etcd(tmp_path):
 
 @pytest.fixture
 def jobs(control_plane, namespace):
-    """Makes a job in the namespace and gives its keys."""
+    """Provide a function that creates a job in the namespace and returns its keys."""
     define(control_plane)
 
     def make(name: str) -> JobKeys:
@@ -96,7 +96,7 @@ def test_when_the_jobs_cannot_be_listed_nothing_is_removed(control_plane, etcd, 
 
 
 def test_a_word_that_comes_after_the_sweep_is_swept_too(control_plane, etcd, jobs, namespace):
-    """Where etcd asks nobody for a name, a master that ends writes until it has ended."""
+    """Without authentication in etcd, a deleted job's master writes until it has exited, and those records are collected, too."""
     gone = JobKeys(namespace, "gone", "u")
 
     async def swept_twice(store) -> None:

@@ -1,4 +1,4 @@
-"""Jobs and pods of people who mean no good, or very much, on a real control plane."""
+"""Malicious and oversized jobs and pods on a real control plane."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 @pytest.fixture
 def restricted(shared):
-    """The namespace lets no pod have what `restricted` forbids, until the test calls what this gives."""
+    """Forbid what PodSecurity `restricted` forbids in the namespace, until the test calls the returned function."""
     level = "pod-security.kubernetes.io/enforce"
     shared.cluster.kubectl("label", "namespace", shared.namespace, f"{level}=restricted")
     yield lambda: shared.cluster.kubectl("label", "namespace", shared.namespace, f"{level}-")
@@ -104,14 +104,14 @@ def test_pods_with_forged_labels_and_owners_are_nobody_s(shared, job):
     assert victim.status()["servers"]["text"] == "2/2"
     victim.patch({"suspend": True})
     victim.state("Suspended")
-    # One that is called as the StatefulSet calls its own is adopted by it, and is one too many.
+    # The StatefulSet adopts a pod with a name of its scheme, and that pod is one too many.
     left = {pod["metadata"]["name"] for pod in victim.all_pods()} - {f"{victim.name}-pserver-7"}
     assert left == {f"evil-{number}" for number in (1, 2, 3, 4)}, "they are left alone"
     victim.delete()
     shared.kubectl("delete", "pod", *left, "--grace-period=0", "--force")
 
 
-# --- Very long ones ---
+# --- Very large jobs ---
 
 
 def large(name: str, size: int) -> dict:
@@ -120,7 +120,7 @@ def large(name: str, size: int) -> dict:
 
 
 def test_a_megabyte_of_environment(shared, job):
-    """What kubectl apply cannot remember, kubectl create and a server-side apply bring into etcd; there it ends, too."""
+    """A server-side apply stores an environment that is too large for `kubectl apply`; etcd's request limit is the next bound."""
     with pytest.raises(KubectlError, match=r"metadata\.annotations: Too long: may not be more than 262144 bytes"):
         shared.apply(large(job.name, 1_000_000))
     with pytest.raises(KubectlError, match="etcdserver: request is too large"):

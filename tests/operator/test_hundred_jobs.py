@@ -1,4 +1,4 @@
-"""A hundred jobs of ten trainers each come, run and go, and nothing of them is left, in etcd neither."""
+"""A hundred jobs of ten trainers each are created, run and deleted, and leave nothing behind, not even in etcd."""
 
 from __future__ import annotations
 

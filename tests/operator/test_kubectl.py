@@ -1,4 +1,4 @@
-"""What a user of kubectl sees of jobs and does with them, on a real control plane."""
+"""What a user of kubectl sees of jobs and can do with them, on a real control plane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 @pytest.fixture(scope="module")
 def job(shared):
-    """A job at work, with a priority, whose trainers are as few as may be."""
+    """A running job with a priority and as few trainers as its minimum allows."""
     made = shared.job("flights")
     made.apply(priority="batch", epochs=3)
     made.at_work([0, 1])
@@ -27,24 +27,24 @@ def job(shared):
 
 @pytest.fixture
 def resized(job):
-    """The same job, which is as it was when the test is over."""
+    """Provide the job and restore its size after the test."""
     yield job
     job.patch({"trainer": {"minReplicas": 2, "maxReplicas": 4, "replicas": None}})
     job.at_work([0, 1])
 
 
 def refusal(do) -> str:
-    """What kubectl says to what it refuses; one line."""
+    """Return kubectl's message for a refused command, in one line."""
     with pytest.raises(KubectlError) as error:
         do()
     return " ".join(str(error.value).split())
 
 
-# --- Looking ---
+# --- Reading ---
 
 
 def explained(world, field: str) -> str:
-    """In one line: the API server publishes what it knows a moment after it knows it."""
+    """Return kubectl explain's text of a field in one line; the API server publishes a new schema with a delay."""
     texts = []
 
     def found() -> bool:
@@ -125,7 +125,7 @@ def test_scale_pins_and_the_pin_can_be_removed(shared, resized):
     job.until(lambda: job.status()["allocation"].get("why") == "pinned by spec.trainer.replicas", "the reason")
     said = refusal(lambda: shared.kubectl("scale", "tj/flights", "--replicas=4", "--current-replicas=2"))
     assert "Expected replicas to be 2, was 3" in said
-    # As `kubectl explain` says it.
+    # The path as `kubectl explain` prints it.
     job.patch({"trainer": {"replicas": None}})
     job.at_work([0, 1])
     assert "replicas" not in job.found["spec"]["trainer"]
@@ -208,7 +208,7 @@ def test_delete_in_the_foreground_and_of_a_suspended_job(shared):
     assert first.made() == second.made() == []
 
 
-# --- Kubernetes' own autoscaler: the last, as a new cluster's takes half a minute to know of a new kind ---
+# --- Kubernetes' own autoscaler: last, as in a new cluster it takes 30 s until it knows a new kind ---
 
 
 def hpa(low: int, high: int) -> str:
@@ -220,7 +220,7 @@ def hpa(low: int, high: int) -> str:
 
 
 def test_a_horizontal_pod_autoscaler_names_the_field_that_is_missing_and_moves_a_pinned_job(shared, resized):
-    """By its bounds, for which it needs no metrics."""
+    """The autoscaler moves a pinned job by its bounds, for which it needs no metrics."""
     job = resized
     shared.kubectl("apply", "-f", "-", input=hpa(4, 4))
 

@@ -1,4 +1,4 @@
-"""Who leads: judged from a Lease alone, by clocks that do not agree, among candidates that stop and go on at will."""
+"""Leader election: judged from a Lease alone, with clocks that disagree, among candidates that pause and resume at any time."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_process_is_another_one_each_time():
 
 
 class Server:
-    """A Lease with the API server's guard against writing over what one has not read."""
+    """A Lease with the API server's optimistic locking: a write needs the version that was read."""
 
     def __init__(self):
         self.lease, self.version = None, 0
@@ -83,7 +83,7 @@ class Server:
 
 
 class Process:
-    """A candidate with a clock of its own, as the election's shell drives it."""
+    """A candidate with its own clock, driven as the election's I/O drives it."""
 
     def __init__(self, server, name, *, rate, offset):
         self.candidate = Candidate(name, TIMES)
@@ -101,7 +101,7 @@ class Process:
         self.read = (self.server.lease, self.clock(time))
 
     def answer(self, time):
-        """What was read is judged, and written, some time after the reading began."""
+        """Judge the Lease that was read, and write the result, some time after the read began."""
         if self.read is None:
             return
         (lease, began), self.read = self.read, None
@@ -147,6 +147,6 @@ def test_there_are_never_two_that_may_act(steps, rates, offsets):
             and len(known) == 3
             and all(each.candidate.holder == all_[0].candidate.holder for each in all_)
         ):
-            # Deleted by hand while all know who leads; who comes later cannot know.
+            # Deleted by hand while all candidates know the leader; a candidate that starts later cannot know it.
             server.lease = None
         assert sum(each.may_act(time) for each in all_) <= 1

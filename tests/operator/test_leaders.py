@@ -1,4 +1,4 @@
-"""Two operators and one Lease on a real control plane: one acts, and whatever becomes of it, another one goes on."""
+"""Two operators and one Lease on a real control plane: one acts, and whatever happens to it, the other takes over."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def team(control_plane, add_nodes, namespace, tmp_path):
 
 @pytest.fixture
 def at_work(team):
-    """A job with two trainers, made by the leader of two."""
+    """Start two operators and a job with two trainers, which the leader has created."""
     team.join("a"), team.join("b")
     team.j.apply()
     team.j.at_work([0, 1])
@@ -59,7 +59,7 @@ def test_a_leader_that_was_stopped_for_longer_than_its_lease_does_not_act_any_mo
     leader.process.send_signal(signal.SIGSTOP)
     before = leader.writes
     team.until(lambda: other.leads, "the other one to lead")
-    # Much for the old one to do, if it could: trainers to send away, and one to bring.
+    # Work for the old leader, if it could act: trainers to drain, and one to create.
     team.scale(3)
     team.j.at_work([0, 1, 2])
     team.cluster.kubectl("delete", "pod", "j-trainer-1", "-n", team.namespace, "--force", "--grace-period=0")

@@ -1,4 +1,4 @@
-"""A job's life on a real control plane with hollow nodes: the operator is a process, killed and started again at will."""
+"""A job's life cycle on a real control plane with hollow nodes: the operator is a process that is killed and started again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_from_apply_to_complete(world):
 
 
 def test_whose_end_is_told_late_keeps_its_trainers(world):
-    """They end before the operator hears of the job's end; their logs stay, and nobody comes in their place."""
+    """Trainers that exit before the operator receives the job's outcome keep their pods and logs, and are not replaced."""
     world.end()
     world.start("tests.operator.late")
     world.j.apply()
@@ -61,7 +61,7 @@ def test_suspended_and_resumed_through_a_new_operator(world):
 
 @pytest.mark.parametrize("before", ["0", "1"], ids=["right after it", "right before it"])
 def test_killed_at_every_request_of_a_life(world, before):
-    """Each operator lives for one request more than the one before; together they bring the job there and back."""
+    """Each operator is killed one request later than the one before; together they start the job and suspend it."""
     world.end(signal.SIGKILL)
     servers = world.claims()
     world.j.apply(parameterServer=servers)
@@ -81,7 +81,7 @@ def test_killed_at_every_request_of_a_life(world, before):
 
 
 def killed_until(world, reached, before: str) -> int:
-    """How many operators died before that was reached."""
+    """Return how many operators were killed before the state was reached."""
     for number in range(1, 40):
         running = world.start("tests.operator.dying", DIE_AT=str(number), DIE_BEFORE=before)
         world.until(lambda running=running: running.poll() is not None or reached(), "its death, or the end")
@@ -94,7 +94,7 @@ def killed_until(world, reached, before: str) -> int:
 
 
 def uid(world, kind: str, name: str) -> str:
-    """Of the object of this name, if it is there."""
+    """Return the uid of the object of this name, or an empty string if there is none."""
     found = world.api.get(kind, name, world.namespace)
     return found["metadata"]["uid"] if found is not None else ""
 
@@ -110,7 +110,7 @@ def test_what_others_delete_comes_back(world):
         ("PodDisruptionBudget", "j-trainer"),
     ):
         before = uid(world, kind, name)
-        # It would wait for ever for the end of what is back before it looks.
+        # With --wait, kubectl would wait for ever where the object has been created again before it looks.
         world.kubectl("delete", kind, name, "--wait=false")
         world.until(lambda made=(kind, name), before=before: uid(world, *made) not in {"", before}, f"another {name}")
     world.j.at_work([0, 1])

@@ -1,4 +1,4 @@
-"""Etcd is lost for good, as where the operator's namespace is deleted and installed again: jobs go on, and say what it cost."""
+"""Etcd is lost for good, as when the operator's namespace is deleted and reinstalled: jobs continue and report the loss."""
 
 from __future__ import annotations
 

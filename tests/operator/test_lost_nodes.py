@@ -1,4 +1,4 @@
-"""A node vanishes without a word: what was on it is replaced as soon as the cluster knows it, and nothing waits for a ghost."""
+"""Lost nodes: the operator replaces their pods as soon as the cluster reports the loss, and waits for no pod of a lost node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOON = [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect"
 
 
 def on(shared, node: str) -> dict:
-    """A template for pods that would rather be on this node, and leave it soon when it is silent."""
+    """Return a template of pods that prefer this node and are evicted soon after it has become unreachable."""
     wanted = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
     term = {"weight": 100, "preference": {"matchExpressions": [wanted]}}
     affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}
@@ -23,14 +23,14 @@ def on(shared, node: str) -> dict:
 
 @pytest.fixture
 def doomed(shared):
-    """A node that is there only to be lost."""
+    """Add a node that the test will lose."""
     (node,) = shared.cluster.add_nodes(1, prefix="doomed", cpu="64")
     shared.nodes.append(node)
     return node
 
 
 def where(job, role: str = "") -> dict[str, str]:
-    """Uid -> node of each pod."""
+    """Return uid -> node of each pod."""
     return {pod["metadata"]["uid"]: pod["spec"].get("nodeName", "") for pod in job.all_pods(role)}
 
 
@@ -66,7 +66,7 @@ def test_who_is_elsewhere_stays_as_it_is(shared, job, doomed, role):
         "master": {},
     }
     sections[role] |= on(shared, doomed)
-    # The others keep away from it.
+    # The pods of the other roles avoid the node.
     away = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [doomed]}
     required = {"nodeSelectorTerms": [{"matchExpressions": [away]}]}
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
@@ -84,7 +84,7 @@ def test_who_is_elsewhere_stays_as_it_is(shared, job, doomed, role):
 
 
 def test_a_job_is_suspended_though_its_node_was_lost(shared, job, doomed):
-    """No kubelet is there to say that a pod has ended."""
+    """A job with a lost node is suspended although no kubelet reports that its pods have ended."""
     here = on(shared, doomed)
     job.apply(trainer={"minReplicas": 2, **here}, parameterServer={"replicas": 2, "emptyDir": {}, **here}, master=here)
     job.at_work([0, 1])

@@ -1,4 +1,4 @@
-"""The wish where a pod should be: what it adds, and what it leaves alone."""
+"""A pod's preferred node: what it adds to the pod's affinity, and what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template
 
 
 def stored(of, pods, *, at=()):
-    """What the operator knows of trainers that it has created, as the API server answers."""
+    """What the cache holds of trainers that the operator has created, as the API server returns them."""
     store = Cache()
     metadata = {"name": of.metadata.name, "namespace": of.metadata.namespace, "uid": IDENTITY.uid}
     store.job_changed({"metadata": metadata})
@@ -147,7 +147,7 @@ def test_without_a_plan_nothing_is_wished_for():
 
 
 def test_trainers_come_last_with_a_plan_and_without():
-    """A quota may have no room for all of them, and then what follows is not done."""
+    """Trainers are created last, as a quota may have no room for all of them, and later actions would not be carried out."""
     for places in (None, PlannedNodes(stays={})):
         actions = reconcile(job(), IDENTITY, Observed(), trainers=2, places=places)
         made = [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)]

@@ -1,4 +1,4 @@
-"""What is kept of an object is all that anybody here reads of it."""
+"""The fields of an object that the cache keeps are all that its readers use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.soak import examples
 @examples(300)
 @given(pods())
 def test_of_a_pod_all_is_kept_that_a_look_reads(pod):
-    """Functions that read a pod are tested with whole ones; in reality they get what is kept."""
+    """The cache's slimmed pod gives the same summary as the whole pod; the tests of its readers use whole pods."""
     kept = slim(pod)
     assert PodSummary.of(kept) == PodSummary.of(pod)
     assert is_pod_of(kept, "j", UID) == is_pod_of(pod, "j", UID)

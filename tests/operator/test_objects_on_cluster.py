@@ -1,4 +1,4 @@
-"""The real API server takes everything that a job is made of, under PodSecurity `restricted`."""
+"""The real API server accepts all objects of a job, under PodSecurity `restricted`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 
 
 def ownerless(manifest):
-    """Without its owner, who is not there: the garbage collector would fetch it."""
+    """Remove the owner, which does not exist: the garbage collector would delete the object."""
     metadata = {key: value for key, value in manifest["metadata"].items() if key != "ownerReferences"}
     return manifest | {"metadata": metadata}
 

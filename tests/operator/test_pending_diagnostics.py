@@ -1,4 +1,4 @@
-"""Why servers' and masters' pods are not made is asked of the API server: after a moment, and seldom."""
+"""Pending diagnostics ask the API server why servers' and masters' pods are not created: after a delay, and seldom."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Clock:
 
 
 class Api:
-    """A gateway that refuses."""
+    """A gateway that refuses creations and records them."""
 
     def __init__(self):
         self.asked = []

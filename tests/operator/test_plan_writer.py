@@ -1,4 +1,4 @@
-"""When the last plan is written for people, and how much of it."""
+"""When the plan writer writes the last plan for users, and how much of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(second, jobs=(), claims=(), problem=""):
 
 
 def written(plans, *, failures=0):
-    """The plans that are written where these are made one after the other."""
+    """Return the plans that are written when these are made one after the other."""
     found = []
 
     async def live():

@@ -1,4 +1,4 @@
-"""What is wrong with a pod, from what kubelet and scheduler wrote into its status."""
+"""Pod problems, from what the kubelet and the scheduler wrote into the pod's status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
 
 
 def told(**container):
-    """Reason and message of each trouble of a trainer with this container."""
+    """Return reason and message of each problem of a trainer with this container."""
     metadata = {"name": "j-trainer-0", "labels": {"shoal.dev/role": "trainer"}}
     pod = {"metadata": metadata, "status": {"containerStatuses": [{"name": "trainer", **container}]}}
     return [(each.reason, each.message) for each in problems_of_pod(pod)]

@@ -1,4 +1,4 @@
-"""What is wrong with a job's pods is said in its conditions, in their own words, and is gone from there when it is mended."""
+"""Conditions report problems of a job's pods in the original text, and no longer do so once they are fixed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 
 def well(job) -> None:
-    """It works, and no condition knows of any trouble."""
+    """Check that the job works and no condition reports a problem."""
     job.at_work([0, 1])
     job.says("Scheduled", "True", "PodsPlaced")
     job.says("Running", "True", "TrainersReady")
@@ -63,7 +63,7 @@ def test_a_quota_without_room(shared, job, role):
 
 
 def test_a_quota_for_some_of_the_trainers_leaves_a_job_at_work(shared, job):
-    """One of the surplus of three has room; all that is not a trainer is made nevertheless."""
+    """A quota with room for only one of three surplus trainers leaves the job at work; all other pods are created."""
     scope = {"scopeName": "PriorityClass", "operator": "In", "values": ["shoal-surplus"]}
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "some"},
              "spec": {"hard": {"pods": "1"}, "scopeSelector": {"matchExpressions": [scope]}}}  # fmt: skip
@@ -99,7 +99,7 @@ def test_a_container_that_does_not_start(shared, job, words, reason):
     well(job)
 
 
-# Trainers go on with what they hold while there is no master; whether they do, nobody can say then.
+# Without a master, trainers finish what they hold; whether they make progress is unknown.
 @pytest.mark.parametrize(("role", "status"), [("trainer", "False"), ("pserver", "False"), ("master", "Unknown")])
 def test_a_crash_loop(shared, job, role, status):
     job.apply(runPolicy={"backoffLimit": 100})
@@ -127,7 +127,7 @@ def test_too_little_memory(shared, job):
 
 
 def test_what_a_kubelet_cannot_mount_is_said_with_its_name(shared, job):
-    """Only the log of events has it; the kubelet's event is made here, as nobody mounts anything for hollow pods."""
+    """A failed mount is reported with the volume's name; the test creates the kubelet's event, as hollow pods mount nothing."""
     template = {"metadata": kubelet.STAYS_PENDING}
     job.apply(trainer={"minReplicas": 1, "template": template})
     job.until(lambda: any(pod["spec"].get("nodeName") for pod in job.all_pods("trainer")), "its node")

@@ -1,4 +1,4 @@
-"""The pods of a job: what a template may say, what it may not, and what stays the same."""
+"""The pods of a job: what a template may set, what it may not, and what stays the same."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_a_read_only_root_has_a_writable_tmp_beside_it(role):
 
 
 def test_a_null_in_a_template_removes_what_shoal_sets_of_itself():
-    """As on OpenShift, where each namespace has its own users, and a fixed one is refused."""
+    """A null removes a default of Shoal's, as OpenShift needs: its namespaces have their own user ids and refuse a fixed one."""
     context = {"runAsUser": None, "fsGroup": None}
     of = job(trainer={"minReplicas": 1, "template": {"spec": {"securityContext": context}}})
     assert trainer_pod(of, IDENTITY, 0)["spec"]["securityContext"] == {

@@ -1,4 +1,4 @@
-"""What is asked of the API server before a job is taken, and how often."""
+"""What the preflight requests from the API server before a job is accepted, and how often."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.operator.jobs import IDENTITY, job
 
 
 class Asked:
-    """A gateway that counts."""
+    """A gateway that records and counts requests."""
 
     def __init__(self):
         self.dry = []

@@ -1,4 +1,4 @@
-"""What others say becomes a documented reason."""
+"""Each reason that Kubernetes reports is mapped to a documented reason."""
 
 from __future__ import annotations
 

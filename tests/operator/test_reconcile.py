@@ -1,4 +1,4 @@
-"""One job on a cluster, from any state to rest: pure, with views that are old and an operator that is killed."""
+"""One job on a cluster reaches a stable state from any state: pure, with stale views and an operator that is killed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def job(*, low=1, high=3, suspend=False, image="train:1", servers=2, claims=True
 
 @dataclass
 class State:
-    """The cluster and etcd."""
+    """State of the cluster and of etcd."""
 
     applied: dict[tuple[str, str], str] = field(default_factory=dict)
     replicas: dict[str, int] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class State:
 
 
 class Job(RuleBasedStateMachine):
-    """See the module."""
+    """State machine of one job: operator, users, controllers, kubelets and master act in any order."""
 
     @initialize(claims=st.booleans())
     def begin(self, claims):
@@ -146,7 +146,7 @@ class Job(RuleBasedStateMachine):
             else:
                 now.trainers[index] = replace(found, deleting=True)
 
-    # --- What people want ---
+    # --- The users ---
 
     @rule(low=st.integers(1, 2), more=st.integers(0, 2))
     def bounds(self, low, more):
@@ -238,7 +238,7 @@ class Job(RuleBasedStateMachine):
             now.trainers[index] = replace(found, works=False, ready=False, **changed)
         self.look()
 
-    # --- What holds ---
+    # --- Invariants ---
 
     @invariant()
     def never_more_trainers_than_were_ever_wanted(self):
@@ -252,7 +252,7 @@ class Job(RuleBasedStateMachine):
             assert self.now.replicas["Deployment"] == 1
 
     def teardown(self):
-        """Left alone, it comes to rest, and has nothing more to say."""
+        """Without further changes the job reaches a stable state, in which reconcile returns no actions."""
         if not hasattr(self, "now"):
             return
         for _ in range(150):
@@ -280,7 +280,7 @@ class Job(RuleBasedStateMachine):
             assert len(alive) == len(now.trainers) == self.trainers
             assert all(found.works for found in alive)
             assert {now.templates[found.uid] for found in alive} == {JobManifests(self.job, IDENTITY).template}
-            # The only trainer of a job keeps a priority that is too low: nobody would work until its successor does.
+            # A job's only trainer keeps a priority that is too low: until its replacement was ready, no trainer would work.
             fewest = self.job.spec.trainer.min_replicas if len(alive) > 1 else 0
             assert [now.classes[found.uid] for found in alive].count("minimum") >= fewest, (
                 "they are the last to give way"
@@ -297,7 +297,7 @@ def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
     assert reconcile(job(), IDENTITY, there, trainers=0, waits=True) == [
         PublishDesired(DesiredState(drain=[0], suspend=True))
     ]
-    # Without claims the snapshots would go with the servers' pods.
+    # Without claims the snapshots would be deleted with the servers' pods.
     kept = reconcile(job(claims=False), IDENTITY, there, trainers=0, waits=True)
     assert [each for each in kept if not isinstance(each, Apply)] == [PublishDesired(DesiredState(drain=[0]))]
     assert {
@@ -323,7 +323,7 @@ def test_a_suspended_job_keeps_no_pod_that_waits_for_its_successor():
 
 
 def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
-    """One after the other would be sent away, as long as nobody can come."""
+    """No surplus trainer is drained for one of the minimum while a planned pod has no room; else all would be drained in turn."""
     there = [TrainerPod(index=at, uid=f"u{at}", ready=True, works=True, priority="surplus", node="a") for at in (1, 2)]
     seen = Observed(secrets=True, trainers=tuple(there))
 

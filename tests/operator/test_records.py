@@ -1,4 +1,4 @@
-"""What stands in etcd under a job's prefix: whatever it is, it is read with bounds, counted, and said on its own job alone."""
+"""Records in etcd under a job's prefix: whatever they contain is read with bounds, counted, and reported on their own job only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cluster():
 
 
 def asked(store):
-    """Everything that a look asks of a job, and what it says."""
+    """Run every query that a sync makes for a job, check that complaints are reported, and return the observation."""
     seen = store.observed("u", template="t")
     facts = store.facts("u")
     assert [each.text for each in complained((), store.complaints("u"))]
@@ -132,7 +132,7 @@ def test_a_record_that_is_none_is_said_on_its_job_and_changes_nothing(record, va
     except (msgspec.MsgspecError, RecursionError, ValueError):
         pass
     else:
-        # Of another kind of record; this one may have all of its fields at their defaults.
+        # A record of another kind; this one may have all of its fields at their defaults.
         if record in {"wanted", "master"} and len(value) < 1000:
             return
     assert store.record_changed(KEYS.at(record), value) == {"u": 0.0}
@@ -277,7 +277,7 @@ def test_of_a_job_that_is_gone_nothing_stays():
 
 def test_every_key_that_a_master_writes_is_one_of_shoal_s():
     records = Records()
-    records.members[255] = None  # its key alone matters
+    records.members[255] = None  # only its key matters
     records.touch_member(255)
     records.evaluations[3] = {7: "0.5"}
     records.measured(10**9, 123_456_789, 0.5)
@@ -292,7 +292,7 @@ def test_every_key_that_a_master_writes_is_one_of_shoal_s():
 
 
 def test_etcd_s_watch_tells_what_is_new_and_other_jobs_hear_nothing(tmp_path):
-    """Through a real etcd: written, written again, removed, and all of it read anew."""
+    """With a real etcd, complaints follow records that are written, rewritten, removed and listed anew, and affect no other job."""
     store, marked = cluster(), []
 
     def news(events):
@@ -316,7 +316,7 @@ def test_etcd_s_watch_tells_what_is_new_and_other_jobs_hear_nothing(tmp_path):
 
 
 def test_bounds_are_above_what_a_large_job_writes():
-    """A hundred epochs of 250,000 tasks, and 200 members."""
+    """The bounds exceed what a large job writes: a hundred epochs of 250,000 tasks, and 200 members."""
     usage = Usage()
     for number in range(100 * 250_000 // 512):
         usage.written(f"tasks/{number // 489:08d}/{number % 489:08d}", 64, created=True)

@@ -1,4 +1,4 @@
-"""What is not taken, by the API server or by the operator: said with the field and the fix, and nothing is made of it."""
+"""Jobs that the API server or the operator refuses: the field and the fix are reported, and nothing is created."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 
 def renamed(found, name: str):
-    """With another name, so that many can be applied at once; those that are about the name keep it."""
+    """Rename a job, so that many can be applied at once; a test of names keeps its own."""
     if found["metadata"]["name"] != "flights":
         return found
     return {**found, "metadata": {**found["metadata"], "name": name}}
 
 
 def test_every_bad_manifest_is_refused_by_kubectl_apply(shared, tmp_path):
-    """One kubectl for all of them, each in a file of its own: it says of each file what it has against it."""
+    """One kubectl applies all manifests, each from its own file, and reports for each what is invalid."""
     before = len(shared.list("TrainingJob"))
     table = BAD + STRICTER
     for number, (_, found, _) in enumerate(table):
@@ -133,5 +133,5 @@ def test_a_job_waits_for_what_is_left_of_one_of_the_same_name(shared, job, kind)
 
 
 def hold(shared, kind: str, name: str, finalizers: list[str] | None) -> None:
-    """Something of somebody's keeps it from going; None: no more."""
+    """Block an object's deletion with a finalizer, or unblock it."""
     shared.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps({"metadata": {"finalizers": finalizers}}))

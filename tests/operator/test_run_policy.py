@@ -1,4 +1,4 @@
-"""Which ends of a script count, when the count begins anew, and what the run policy decides."""
+"""Which failures of a script count, when the count is reset, and what the run policy decides."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def end(seconds: float, life: str = "", *, code: int = 1, lived: float = 5.0, **
 
 
 def count(ends, *, committed=None, before=FailureTally(), known=(), now=10.0) -> int:  # noqa: B008 - it is frozen
-    """Where all of these are seen at one moment, and what was committed at another."""
+    """Count failures where all of them are observed at one time, and the commit at a later one."""
     first = tallied(before, ends, known=known, committed=None, now=now)
     return tallied(first, ends, known={each.life for each in ends}, committed=committed, now=100.0).count
 
 
-# --- What a pod tells ---
+# --- What a pod reports ---
 
 
 def terminated(started: int, finished: int, code: int, reason: str = "Error") -> dict:
@@ -125,7 +125,7 @@ def test_what_was_committed_before_changes_nothing():
 
 
 class Seen:
-    """Ends and commits as the store hears of them: of pods from a kubelet and of records from a master, each with a clock."""
+    """Failures and commits as the cache receives them: from a kubelet's pods and a master's records, each with its own clock."""
 
     def __init__(self, *, kubelet=0.0, master=0.0):
         self.now, self._kubelet, self._master = 0.0, kubelet, master
@@ -179,7 +179,7 @@ def test_soon_after_an_early_error_is_by_our_own_clock(skew):
 
 
 def test_an_operator_that_begins_takes_one_commit_more():
-    """What stands in etcd when it begins may have been committed before the error."""
+    """A commit that the operator finds at start-up may precede the error, so only the next commit resets the count."""
     seen = Seen()
     seen.failed(-50, 10)
     seen.progress(5, 20)
@@ -208,7 +208,7 @@ def test_samples_that_come_back_are_no_commit_and_their_next_commit_is():
     st.lists(st.integers(0, 8), max_size=4),
 )  # fmt: skip
 def test_looks_in_between_change_nothing(spans, cuts):
-    """Seen one by one, some again and again, the ends count as they do all at once."""
+    """Failures that are observed one by one, some repeatedly, are counted as if they were observed at once."""
     ends = sorted((end(seconds, code=code, asked=asked) for seconds, code, asked in spans), key=lambda each: each.at)
     tally, known = FailureTally(), None
     for cut in [*sorted(cuts), len(ends)]:
@@ -299,7 +299,7 @@ def test_a_clock_that_goes_back_takes_nothing_away():
 
 
 def test_the_clock_begins_when_the_job_is_accepted_and_not_when_it_first_runs():
-    """As that of a batch Job, so that it ends one that never starts."""
+    """The deadline's clock starts when the job is accepted, as for a batch Job, so a job that never runs fails at its deadline."""
     assert clocked(Status(), T0, runs=True) == Status(active_since=T0)
     assert clocked(Status(), T0, runs=False) == Status()
 
@@ -329,7 +329,7 @@ def test_a_job_is_removed_so_long_after_its_end():
 
 @pytest.mark.parametrize("moment", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
 def test_a_status_may_have_any_time(moment):
-    """What is reckoned from it is a time, too."""
+    """A status may contain any time, and every time that is derived from it is valid."""
     condition = {"type": "Complete", "status": "True", "reason": "AllSamplesCommitted", "lastTransitionTime": moment}
     status = Status.from_mapping(
         {

@@ -22,9 +22,9 @@ def started(job, **spec):
 
 
 def fails(job, index: int, *, second: int, code: int = 1, reason: str = "Error", words: str = "Traceback\nOSError: no"):
-    """The script of one trainer ends, and is started again in place.
+    """Let the script of one trainer fail and its container be restarted in place.
 
-    Ends are told apart by whole seconds: a test numbers its own, so that each is later than the one before.
+    The operator distinguishes failures by whole seconds, so a test numbers its failures and each is later than the one before.
     """
     pod = f"{job.name}-trainer-{index}"
     now = datetime.now(UTC).replace(microsecond=0)
@@ -36,21 +36,21 @@ def failures(job, count: int) -> None:
 
 
 def told(job) -> Counter:
-    """How often each event was told."""
+    """Count the occurrences of each event of the job."""
     found = [each for each in job.world.list("Event") if each["regarding"].get("name") == job.name]
     mine = [each for each in found if each.get("reportingController") == "shoal.dev/operator"]
     return Counter({(each["reason"], each["note"]): (each.get("series") or {"count": 1})["count"] for each in mine})
 
 
 def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
-    """The count stands in the status: an operator that is killed takes it with it."""
+    """The failure count is kept in the status, so it survives an operator that is killed."""
     job = world.job("fails")
     started(job, runPolicy={"backoffLimit": 2})
     fails(job, 0, second=1)
     failures(job, 1)
     fails(job, 1, second=2)
     failures(job, 2)
-    # An event is told after the status is written; one that nobody lives to tell is lost.
+    # The operator creates an event after it has written the status; an event that it had not created before it was killed is lost.
     job.until(lambda: [reason for reason, _ in told(job).elements()].count("ScriptFailed") == 2, "two events")
     world.end(signal.SIGKILL)
     world.start()
@@ -72,7 +72,7 @@ def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
 
 
 def test_the_pod_of_a_script_that_failed_stays_with_its_logs(shared, job):
-    """It waits to be started again: the kubelet is told to end it, and it is not deleted."""
+    """The pod of a failed script waits for its restart: the operator lets the kubelet end it and does not delete it."""
     started(job, runPolicy={"backoffLimit": 0})
     pod = f"{job.name}-trainer-0"
     kubelet.ended(
@@ -94,7 +94,7 @@ def test_the_pod_of_a_script_that_failed_stays_with_its_logs(shared, job):
 
 
 def test_an_init_container_that_fails_again_and_again_ends_the_job(shared, job):
-    """It is the user's own program, and no script starts without it."""
+    """An init container runs the user's program, and no script starts without it, so its failures count."""
     job.apply(
         runPolicy={"backoffLimit": 0},
         trainer={"minReplicas": 1, "template": {"metadata": kubelet.STAYS_PENDING, "spec": {
@@ -112,7 +112,7 @@ def test_an_init_container_that_fails_again_and_again_ends_the_job(shared, job):
 
 
 def test_a_pod_that_its_kubelet_ends_is_no_failure_of_the_script(shared, job):
-    """Evicted, or over a deadline of its own template: the process ends as a consequence, with whatever code."""
+    """A pod that the kubelet evicts or ends over its template's deadline counts no failure, whatever the exit code is."""
     started(job, runPolicy={"backoffLimit": 0})
     pod = f"{job.name}-trainer-1"
     before = shared.api.get("Pod", pod, shared.namespace)["metadata"]["uid"]
@@ -128,7 +128,7 @@ def test_what_is_nobody_s_fault_does_not_count(shared, job):
     innocent = [(137, "Error"), (143, "Error"), (139, "Error"), (134, "Error"), (137, "OOMKilled"), (1, "OOMKilled")]
     for second, (code, reason) in enumerate(innocent):
         fails(job, second % 2, second=second, code=code, reason=reason)
-        # It is seen before the next one replaces it: its pod is Ready again in a later status of the job's.
+        # Each failure is observed before the next one replaces it: the pod is Ready again in a later status of the job.
         seen(job)
     assert (job.status().get("failures"), job.status()["state"]) == (None, "Running")
     fails(job, 0, second=10, code=3)
@@ -138,7 +138,7 @@ def test_what_is_nobody_s_fault_does_not_count(shared, job):
 
 
 def seen(job) -> None:
-    """Until the operator has looked at all that has happened up to now."""
+    """Wait until the operator has observed everything that has happened so far."""
     generation = job.found["metadata"]["generation"]
     limit = job.found["spec"]["runPolicy"].get("ttlSecondsAfterFinished", 10_000)
     job.patch({"runPolicy": {"ttlSecondsAfterFinished": limit + 1}})
@@ -196,7 +196,7 @@ def test_each_event_of_a_life_is_told_once(shared, job):
         ("Resumed", "the job resumes from its snapshots"),
         ("Complete", "9 of 9 samples counted; lost 0, twice 0"),
     }
-    # A server's claim is new, so the scheduler may not place its pod in the first moment.
+    # A server's claim is new, so the scheduler may at first not place its pod.
     life = Counter({key: count for key, count in told(job).items() if key[0] != "Unschedulable"})
     assert wanted <= life.keys()
     assert sum(reason == "Started" for reason, _ in life) == 1

@@ -1,4 +1,4 @@
-"""Trainers follow what is wanted, on a cluster where anything happens and the operator sees it late."""
+"""The trainers follow the wanted number on a cluster where anything happens and the operator's view is stale."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_who_stands_where_fewer_stay_leaves_first_the_last_of_them():
 def test_who_has_no_node_yet_leaves_before_those_that_stay():
     pods = [pod(0, node="a"), pod(1, ready=False, works=False), pod(2, node="a")]
     assert decide(2, pods, [], stays={"a": 2}).drain == (1,)
-    # Where somebody has to go anyway, who comes instead is on the way already.
+    # Where a trainer has to leave anyway, its replacement has been created already.
     assert decide(2, pods, [], stays={"a": 1}).drain == (2,)
 
 
@@ -100,7 +100,7 @@ RANKS = {
 
 @pytest.mark.parametrize("case", RANKS)
 def test_whose_priority_is_too_low(case):
-    """m: of the minimum; s: of the surplus; -: nobody."""
+    """Letters of a case: m: of the minimum; s: of the surplus; -: no pod."""
     ranks, fewest, wanted, drain, low = RANKS[case]
     pods = [pod(index, priority=rank) for index, rank in enumerate(ranks) if rank != "-"]
     found = too_low(pods, minimum=fewest, wanted=wanted, drain=drain, surplus="s")
@@ -109,14 +109,14 @@ def test_whose_priority_is_too_low(case):
 
 @dataclass
 class State:
-    """What there is: pods by index, what stands in etcd, whom the master has."""
+    """The pods by index, and the drain list in etcd."""
 
     pods: dict[int, TrainerPod]
     drain: tuple[int, ...] = ()
 
 
 class Cluster(RuleBasedStateMachine):
-    """The operator acts upon views that may be old, and may be killed behind any of its actions."""
+    """The operator acts on views that may be stale, and may be killed after any of its actions."""
 
     @initialize(wanted=st.integers(1, 5))
     def begin(self, wanted):
@@ -140,7 +140,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(age=st.integers(0, 3), until=st.integers(0, 6))
     def act(self, age, until):
-        """Look at some earlier state of things, decide, and carry out the first few actions."""
+        """Take an earlier state, decide, and carry out the first few actions."""
         self.seen()
         view = self.views[-1 - min(age, len(self.views) - 1)]
         self.carry_out(view, until)
@@ -155,7 +155,7 @@ class Cluster(RuleBasedStateMachine):
             acted = True
         for action in decision.actions[: max(0, until - 1)]:
             if isinstance(action, CreateTrainer):
-                if action.index not in self.now.pods:  # else the API server says that it exists
+                if action.index not in self.now.pods:  # else the API server reports that it exists
                     uid = f"u{next(self.uids)}"
                     self.templates[uid] = self.template
                     self.now.pods[action.index] = TrainerPod(index=action.index, uid=uid)
@@ -165,7 +165,7 @@ class Cluster(RuleBasedStateMachine):
         return acted
 
     def check(self, view: State, decision: ScalingDecision) -> None:
-        """What a decision must never do, judged by what it could see."""
+        """Check what a decision must never do, given the view that it was made from."""
         alive = [found for found in view.pods.values() if not (found.ended or found.deleting or found.lost)]
         told = {found.index for found in alive if found.index in view.drain}
         assert told <= set(decision.drain), "who was told may be on the way out: another one must not go instead"
@@ -205,7 +205,7 @@ class Cluster(RuleBasedStateMachine):
     def change_the_template(self):
         self.template += 1
 
-    # --- The cluster, the master and bad days ---
+    # --- The cluster, the master and failures ---
 
     def change(self, index, **state):
         if index in self.now.pods:
@@ -252,7 +252,7 @@ class Cluster(RuleBasedStateMachine):
             self.change(index, lost=True, works=False)
         self.seen()
 
-    # --- What holds ---
+    # --- Invariants ---
 
     @invariant()
     def there_are_never_more_than_were_ever_wanted(self):
@@ -261,7 +261,7 @@ class Cluster(RuleBasedStateMachine):
             assert all(index < self.most_wanted for index in self.now.pods)
 
     def teardown(self):
-        """Left alone, it comes to rest, with all that are wanted at work on the present template."""
+        """Without further changes the wanted trainers are all at work on the current template."""
         if not hasattr(self, "now"):
             return
         for _ in range(200):

@@ -1,4 +1,4 @@
-"""What only a job's own processes may know, on a real etcd."""
+"""Secrets that only a job's own processes may know, on a real etcd."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
         users.admit(KEYS, "word")
         with Store.connect(etcd.endpoint, prefix=KEYS.prefix, credentials=Credentials(KEYS.user, "word")) as job:
             assert job.transact([], [Put(KEYS.progress, b"1")]).succeeded
-        # Who was there at the beginning is believed once; then it is looked at, and somebody's removal is mended.
+        # A user that exists at start-up is trusted once; afterwards the operator checks it and repairs a removal.
         later = Users(root.accounts)
         root.accounts.remove(KEYS.user)
         later.admit(KEYS, "word")
@@ -97,9 +97,9 @@ def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
 
 
 async def reached(operator: manager.Operator, protect) -> Store:
-    """The operator's etcd, which gets its users once the operator has seen that it has none."""
+    """Return the operator's connection to etcd, whose users are created once the operator has found that it has none."""
     reaching = asyncio.create_task(operator._reach_etcd(ROOT))
-    while "has not completed" not in operator.why_unready():  # noqa: ASYNC110 - it gives no other sign
+    while "has not completed" not in operator.why_unready():  # noqa: ASYNC110 - there is no other signal
         await asyncio.sleep(0.01)
     await asyncio.to_thread(protect)
     return await reaching

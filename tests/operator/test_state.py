@@ -1,4 +1,4 @@
-"""Where the model lies, and that no use of kubectl loses it, on a real control plane."""
+"""Where the model is kept, and that no use of kubectl loses it, on a real control plane."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
 def claims(job) -> dict[str, str]:
-    """Name -> uid of the claims of its servers."""
+    """Return name -> uid of the claims of the job's servers."""
     found = [each["metadata"] for each in job.world.list("PersistentVolumeClaim")]
     return {each["name"]: each["uid"] for each in found if f"{job.name}-pserver" in each["name"]}
 
 
 def test_servers_have_claims_unless_the_job_says_otherwise(shared, job):
-    """No storage class is the default here: that is said, with what to write."""
+    """Without a default storage class, the job reports that its claim cannot be bound, and which field to set."""
     job.apply(parameterServer={"replicas": 1})
     job.until(lambda: len(claims(job)) == 1, "its claim")
     (claim,) = (each for each in shared.list("PersistentVolumeClaim") if each["metadata"]["name"] in claims(job))
@@ -66,7 +66,7 @@ def test_servers_that_hold_the_model_stay_while_the_job_is_suspended(shared, job
 
 
 def test_a_job_whose_model_went_with_its_servers_begins_again_and_says_so(shared, job):
-    """As often as runPolicy.backoffLimit says; the master's word is the stand-in's."""
+    """A job that lost its model starts again as often as runPolicy.backoffLimit allows; the stand-in reports the loss."""
     job.apply(runPolicy={"backoffLimit": 1})
     job.at_work([0, 1])
     job.state("Running")
@@ -90,7 +90,7 @@ def test_a_job_that_is_created_suspended_has_written_no_snapshot(shared, job):
 
 
 def evicted(shared, pod: str) -> bool:
-    """Whether the API server lets a drain take this pod."""
+    """Check whether the API server evicts this pod."""
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": shared.namespace}}
     return shared.api.evicts(shared.namespace, pod, body)
 
@@ -115,7 +115,7 @@ def test_a_drain_leaves_servers_that_hold_the_model(shared, job):
 
 
 def test_a_drained_node_s_trainers_are_replaced_elsewhere_first(shared, job):
-    """At the minimum a budget would hold the drain for ever."""
+    """The job keeps its minimum while its trainers are replaced, as a budget at the minimum would block the drain for ever."""
     (node,) = shared.cluster.add_nodes(1, prefix="drained", cpu="64")
     shared.nodes.append(node)
     wanted = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
@@ -141,7 +141,7 @@ def test_a_drained_node_s_trainers_are_replaced_elsewhere_first(shared, job):
 
 
 def _denied(world):
-    """The API server enforces a policy only after it has seen and compiled it."""
+    """Check whether the API server denies budgets; it enforces a policy only after it has compiled it."""
     budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "any"}, "spec": {}}
     try:
         world.cluster.kubectl("create", "-n", world.namespace, "--dry-run=server", "-f", "-", input=json.dumps(budget))
@@ -151,7 +151,7 @@ def _denied(world):
 
 
 def test_a_policy_that_denies_budgets_stops_nothing_else(shared, job):
-    """What is optional comes last, and is said."""
+    """A denied budget is reported and blocks nothing else: optional objects are created last."""
     rule = {"expression": "false", "message": "no budgets here"}
     match = {"resourceRules": [{"apiGroups": ["policy"], "apiVersions": ["v1"], "operations": ["CREATE"],
                                 "resources": ["poddisruptionbudgets"]}],
@@ -177,7 +177,7 @@ def test_a_policy_that_denies_budgets_stops_nothing_else(shared, job):
 
 
 def test_a_webhook_that_cannot_be_called_is_said_within_seconds(shared, job):
-    """A new job has a status, and one that runs says why a trainer is not made."""
+    """A webhook that cannot be called is reported in seconds, for a new job and for a running one that needs a trainer."""
     old = shared.job(f"{job.name}-old")
     old.apply()
     old.at_work([0, 1])
@@ -203,7 +203,7 @@ def test_a_webhook_that_cannot_be_called_is_said_within_seconds(shared, job):
 
 
 def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
-    """Suspend, scale and delete work; a trainer that goes is replaced; the status goes on."""
+    """With a refused edit, suspend, scale and delete work, deleted trainers are replaced, and the status is updated."""
     job.apply(parameterServer=shared.claims())
     job.at_work([0, 1])
     job.state("Running")
@@ -231,7 +231,7 @@ def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
 
 
 def test_a_kubelet_that_refuses_each_pod_meets_a_growing_pause(shared, job):
-    """A node that is named in the template has no room: no scheduler is asked, and the kubelet says no."""
+    """The operator backs off where a kubelet rejects each pod: the template names a full node, so no scheduler is involved."""
     made: set[str] = set()
     template = {
         "metadata": {"annotations": {"hollow.shoal.dev/start-ms": "3600000"}},
@@ -240,7 +240,7 @@ def test_a_kubelet_that_refuses_each_pod_meets_a_growing_pause(shared, job):
     job.apply(trainer={"minReplicas": 1, "template": template})
 
     def rejected() -> bool:
-        """As a kubelet does it."""
+        """Reject all trainer pods as a kubelet does, and report whether there were four."""
         for pod in job.all_pods("trainer"):
             made.add(pod["metadata"]["uid"])
             status = {
@@ -260,7 +260,7 @@ def test_a_kubelet_that_refuses_each_pod_meets_a_growing_pause(shared, job):
 
 
 def test_a_sidecar_decides_nothing(shared, job):
-    """The container of the role decides: one beside it that crashes, or never ends, does not."""
+    """Only the role's container decides: a sidecar that crashes or never exits does not."""
     containers = [{"name": "log", "image": "log:1"}]
     job.apply(trainer={"minReplicas": 2, "template": {"spec": {"containers": containers}}})
     job.at_work([0, 1])
@@ -291,7 +291,7 @@ def test_a_quota_has_room_for_those_first_without_which_nobody_works(shared, job
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": f"four-{job.name}"},
              "spec": {"hard": {}, "scopeSelector": {"matchExpressions": [
                  {"scopeName": "PriorityClass", "operator": "Exists"}]}}}  # fmt: skip
-    # Pods of earlier tests may still be going, and leave more room then.
+    # Pods of earlier tests may still be terminating, which frees more room afterwards.
     quota["spec"]["hard"]["pods"] = str(len(shared.list("Pod")) + 5)
     shared.kubectl("create", "-f", "-", input=json.dumps(quota))
     try:
@@ -308,7 +308,7 @@ def test_a_quota_has_room_for_those_first_without_which_nobody_works(shared, job
 
 @pytest.mark.parametrize("claims", [True, False])
 def test_a_failed_job_runs_again_when_it_is_asked_to(shared, job, claims):
-    """From its snapshots, or from the beginning where they were in the pods; and once for each value."""
+    """A retry resumes from the snapshots, or starts anew where they were in the pods, once for each value of the annotation."""
     servers = shared.claims() if claims else {"replicas": 2, "emptyDir": {}}
     job.apply(parameterServer=servers)
     job.at_work([0, 1])

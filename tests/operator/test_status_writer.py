@@ -1,4 +1,4 @@
-"""What is wrong with a pod, as it is reported."""
+"""How pod problems are reported."""
 
 from shoal.operator.status.pod_problems import problems_of_pod
 

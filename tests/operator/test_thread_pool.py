@@ -1,4 +1,4 @@
-"""Blocking calls beside the event loop: how many threads they take, who gets through, and who is never run."""
+"""Blocking calls beside the event loop: how many threads they use, which calls get through, and which are never run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def threads():
 
 async def until(condition):
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - threads tell of nothing
+        while not condition():  # noqa: ASYNC110 - threads set no asyncio event
             await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 def stuck():
-    """What calls wait for that hang; they have all ended when the test has."""
+    """Provide an event that hanging calls wait for; all of them have returned when the test ends."""
     enough = threading.Event()
     yield enough
     enough.set()
@@ -36,7 +36,7 @@ def stuck():
 
 
 def test_an_etcd_that_hangs_takes_no_thread_for_each_call(tmp_path):
-    """And the question whether it answers, and the end of the process, get through meanwhile."""
+    """Calls to an etcd that hangs use a bounded number of threads; the urgent health check and the shutdown still get through."""
 
     async def scenario(etcd, store):
         etcd.pause()
@@ -59,7 +59,7 @@ def test_an_etcd_that_hangs_takes_no_thread_for_each_call(tmp_path):
 
 
 def test_the_end_of_the_process_gets_through_while_all_calls_hang(tmp_path):
-    """Closing the store ends them: neither those that hang nor those that wait are left behind."""
+    """Closing the store ends all calls, those that hang and those that wait."""
 
     async def scenario(etcd, store):
         etcd.pause()
@@ -115,7 +115,7 @@ def test_a_call_that_waits_for_a_thread_too_long_fails_as_one_that_etcd_does_not
 
 
 def test_a_call_whose_waiter_is_gone_ends_in_its_thread_and_disturbs_nobody(stuck):
-    """A process that is to end waits for no thread."""
+    """The process does not wait for a thread whose call was cancelled."""
 
     async def scenario():
         call = asyncio.ensure_future(run_in_thread(stuck.wait))

@@ -1,4 +1,4 @@
-"""When a watch is blind, by what was written and never came."""
+"""When a watch counts as blind: after writes whose events have not arrived."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_stream_that_fails_for_long_is_said_until_it_goes_on():
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.integers(0, 20)), max_size=30))
 def test_what_came_back_in_time_is_never_missed(steps):
-    """Each write is answered by an event of it or of a later one; only what lacks one is a problem in the end."""
+    """An event of a write or of a later one answers it; only an unanswered write is a problem in the end."""
     health, last, lacking = WatchHealth(), {"a": 0, "b": 0}, set()
     for uid, comes, more in steps:
         last[uid] += 1 + more

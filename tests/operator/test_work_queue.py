@@ -1,4 +1,4 @@
-"""How often the work queue syncs a key that is added again and again, and how soon one that is not: in virtual time."""
+"""The intervals at which the work queue syncs a key that is added again and again, and one that is not, in virtual time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests import virtual_time
 
 
 class Queue(WorkQueue):
-    """A work queue that notes when it syncs which key."""
+    """A work queue that records when it syncs which key."""
 
     def __init__(self, *, failing: int = 0, takes: float = 0.0, **more) -> None:
         super().__init__(self.note, **more)
@@ -30,7 +30,7 @@ def times(queue: Queue, key: str = "a") -> list[float]:
 
 
 async def added_for(queue: Queue, seconds: float, *, every: float = 0.001) -> None:
-    """Add a key all the time."""
+    """Add a key continuously."""
     end = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < end:
         queue.add("a")

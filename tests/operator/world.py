@@ -35,7 +35,7 @@ MADE = ("Pod", "Service", "ServiceAccount", "Secret", "ConfigMap", "Deployment",
 
 
 def manifest(name: str, metadata: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
-    """Of a small job; a part that is None is left out."""
+    """Build the manifest of a small job; a section that is None is omitted."""
     spec = {key: value for key, value in {**SPEC, **spec}.items() if value is not None}
     kind = {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob"}
     return {**kind, "metadata": {"name": name, **(metadata or {})}, "spec": spec}
@@ -43,14 +43,14 @@ def manifest(name: str, metadata: dict[str, Any] | None = None, **spec: Any) -> 
 
 @functools.cache
 def zygote() -> Zygote:
-    """The parent of all operators that this process starts: importing what they need takes a second."""
+    """Return the process that all operators are forked from: importing their modules takes one second."""
     made = Zygote(OPERATOR, warnings="default")
     atexit.register(made.close)
     return made
 
 
 def spawn(command: list[str], *, kubeconfig: Path, log: Path, **variables: str) -> Child:
-    """An operator: ``python COMMAND``, with an account on a cluster."""
+    """Start an operator, ``python COMMAND``, with an account on a cluster."""
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "PWD": str(ROOT), **variables}
     return zygote().spawn(command, environment=environment, log=log)
 
@@ -74,7 +74,7 @@ class World:
         return Job(self, name)
 
     def claims(self, servers: int = 2) -> dict[str, Any]:
-        """Parameter servers with claims for their snapshots, and volumes for these."""
+        """Return a parameterServer section with claims for snapshots, and create volumes for the claims."""
         self.cluster.add_volumes(servers, storage_class=self.namespace)
         size = {"requests": {"storage": "1Mi"}}
         return {"replicas": servers, "volumeClaimSpec": {"storageClassName": self.namespace, "resources": size}}
@@ -97,11 +97,11 @@ class World:
     # --- The cluster ---
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002 - as subprocess calls it
-        """In this namespace."""
+        """Run kubectl in this namespace."""
         return self.cluster.kubectl("-n", self.namespace, *arguments, input=input)
 
     def apply(self, *manifests: dict[str, Any], how: str = "apply") -> str:
-        """What kubectl says to some manifests."""
+        """Apply manifests and return kubectl's output."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
         return self.kubectl(how, "-f", "-", input=json.dumps(manifests[0] if len(manifests) == 1 else listed))
 
@@ -117,38 +117,38 @@ class World:
 
 
 class Job:
-    """A TrainingJob by its name, be it there or not."""
+    """A TrainingJob by its name, whether it exists or not."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
 
-    # --- What a user does ---
+    # --- The user's commands ---
 
     def apply(self, **spec: Any) -> None:
-        """``kubectl apply`` of a small job with these parts in its spec."""
+        """Apply a small job with these sections in its spec (``kubectl apply``)."""
         self.world.apply(manifest(self.name, **spec))
 
     def patch(self, spec: dict[str, Any]) -> None:
-        """``kubectl patch``."""
+        """Patch the job (``kubectl patch``)."""
         self.world.kubectl("patch", f"tj/{self.name}", "--type=merge", "-p", json.dumps({"spec": spec}))
 
     def scale(self, replicas: int) -> None:
-        """``kubectl scale``."""
+        """Scale the job (``kubectl scale``)."""
         self.world.kubectl("scale", f"tj/{self.name}", f"--replicas={replicas}")
 
     def wait(self, condition: str) -> None:
-        """``kubectl wait``."""
+        """Wait for a condition (``kubectl wait``)."""
         self.world.kubectl("wait", f"tj/{self.name}", f"--for=condition={condition}", "--timeout=60s")
 
     def delete(self) -> None:
-        """``kubectl delete``, which waits until it is gone."""
+        """Delete the job and wait until it is gone (``kubectl delete``)."""
         self.world.kubectl("delete", f"tj/{self.name}")
 
     def end(self, state: str = "Complete") -> None:
-        """Its master comes to this end."""
+        """Let the job's master report this outcome."""
         self.world.masters.ended[self.uid] = state
 
-    # --- What is seen ---
+    # --- Observations ---
 
     @property
     def found(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Job:
         return next((each for each in self.status().get("conditions", []) if each["type"] == kind), {})
 
     def short(self, kind: str) -> tuple[str, str]:
-        """Status and reason of a condition."""
+        """Return status and reason of a condition."""
         found = self.condition(kind)
         return found.get("status", ""), found.get("reason", "")
 
@@ -180,20 +180,20 @@ class Job:
         return {pod["metadata"]["uid"] for pod in self.all_pods(role)}
 
     def made(self) -> list[str]:
-        """All that there is of the job."""
+        """List all objects of the job."""
         chosen = f"shoal.dev/job={self.name}"
         return [f"{kind} {each['metadata']['name']}" for kind in MADE for each in self.world.list(kind, labels=chosen)]
 
     def events(self) -> list[tuple[str, str]]:
-        """Reason and note of each event that is told of it, in order."""
+        """Return reason and note of each event of the job, in order."""
         told = [each for each in self.world.list("Event") if each.get("reportingController") == "shoal.dev/operator"]
         mine = [each for each in told if each["regarding"]["name"] == self.name]
         return [(each["reason"], each["note"]) for each in sorted(mine, key=lambda each: each["eventTime"])]
 
-    # --- What is waited for ---
+    # --- Waits ---
 
     def tells(self, reason: str, *words: str) -> None:
-        """Until an event with this reason has each of these words; events come behind what they tell of."""
+        """Wait until events with this reason contain each of these texts; events follow the changes that they report."""
 
         def told() -> bool:
             notes = [note for why, note in self.events() if why == reason]
@@ -216,7 +216,7 @@ class Job:
         self.until(lambda: self.status().get("state") == state, state)
 
     def says(self, kind: str, status: str, reason: str, words: str = "") -> None:
-        """Until a condition is this, with these words."""
+        """Wait until a condition has this status and reason, and its message contains the text."""
         self.until(
             lambda: self.short(kind) == (status, reason) and words in self.condition(kind).get("message", ""),
             f"{kind} {status} {reason} {words!r}",
@@ -232,11 +232,11 @@ class Job:
         assert self.pods("trainer") == []
 
     def nobody_but_trainers(self) -> None:
-        """Until master and servers are gone."""
+        """Wait until the pods of master and servers are gone."""
         self.until(lambda: not any(self.pods(role, ready=False) for role in ("pserver", "master")), "servers to go")
 
     def nothing(self) -> None:
-        """Until all of it is gone."""
+        """Wait until all objects of the job are gone."""
         self.until(lambda: not self.made(), "all to go")
 
 
@@ -246,13 +246,13 @@ def is_ready(pod: dict[str, Any]) -> bool:
 
 
 def define(cluster: ControlPlane) -> None:
-    """The cluster knows TrainingJobs, and the priorities of their pods."""
+    """Install the TrainingJob definition and the priority classes in the cluster."""
     listed = {"apiVersion": "v1", "kind": "List", "items": [crd()]}
     cluster.kubectl("apply", "-f", str(PRIORITIES), "-f", "-", input=json.dumps(listed))
-    # `kubectl wait` fails while there are no conditions at all.
+    # `kubectl wait` fails while the definition has no conditions at all.
     with Api(cluster.kubeconfig) as api:
         cluster.until(lambda: _established(api), "the definition")
-        # For a moment after that it says that it is not ready.
+        # The API server reports the new kind as not ready for a short time after that.
         cluster.until(lambda: _listed(api), "the first listing")
 
 
@@ -271,7 +271,7 @@ def _listed(api: Api) -> bool:
 
 @contextlib.contextmanager
 def a_world(cluster: ControlPlane, folder: Path, *, nodes: int = 3) -> Iterator[World]:
-    """With its operator running, which is told to end at the end; everything of it goes then."""
+    """Run a world with its operator; at the end the operator is stopped and everything in the world is deleted."""
     define(cluster)
     with run_etcd(folder / "etcd") as etcd, some_nodes(cluster, nodes) as added, fresh_namespace(cluster) as namespace:
         world = World(cluster, namespace, etcd, folder, *CLASSES)
@@ -283,13 +283,13 @@ def a_world(cluster: ControlPlane, folder: Path, *, nodes: int = 3) -> Iterator[
         finally:
             ended = world.end()
             world.api.close()
-        # One that was started a moment ago has no handler yet.
+        # An operator that has only just started has no signal handler yet.
         assert ended in {0, -signal.SIGTERM}, world.log()
 
 
 @contextlib.contextmanager
 def some_nodes(cluster: ControlPlane, count: int) -> Iterator[list[str]]:
-    """Hollow nodes."""
+    """Add hollow nodes for the time of the context."""
     added = cluster.add_nodes(count)
     try:
         yield added

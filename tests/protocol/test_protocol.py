@@ -1,7 +1,7 @@
-"""Exactly once under everything: the real cores in a simulated world, and the same with rules taken out.
+"""Exactly-once counting under all faults: the real cores in a simulated world, with all rules and with single rules disabled.
 
-A rule whose absence is never noticed is not tested. So each of the rules that can be switched off by replacing one
-method of a real core is switched off here, and the world must find samples lost, a model lost, or a job stuck.
+A rule whose absence is never detected is not tested. Each rule that can be disabled by replacing one method of a real core
+is disabled here, and the world must detect lost samples, a lost model, or a stuck job.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ def test_each_kind_of_fault_alone(fault):
 
 
 def last_look_is_left_out(patch: pytest.MonkeyPatch) -> None:
-    """Rule 9 finds what rule 1 lets through; to see the hole it has to look away."""
+    """Disable the final check of rule 9, which detects what rule 1 lets through and would hide the hole."""
     patch.setattr(Watermarks, "holds", lambda self, tasks: True)
 
 
 def old_acknowledgements_count(patch: pytest.MonkeyPatch) -> None:
-    """Hole 1: acknowledgements of a life that is over are believed (rule 1)."""
+    """Hole 1: the master accepts acknowledgements of a server's life that is over (rule 1)."""
     last_look_is_left_out(patch)
     patch.setattr(SlotAssignments, "current", lambda self, slot, grant: slot in self.live)
 
 
 def reports_do_not_replace(patch: pytest.MonkeyPatch) -> None:
-    """Hole 2: what a restored slot lacks is not taken back (rule 2)."""
+    """Hole 2: the master does not reopen tasks that a restored slot lacks (rule 2)."""
     original = TaskQueue.replace
 
     def replace(self: TaskQueue, slots: Any, tasks: TaskSet, **more: Any) -> int:
@@ -79,7 +79,7 @@ def reports_do_not_replace(patch: pytest.MonkeyPatch) -> None:
 
 
 def watermarks_forget_earlier_epochs(patch: pytest.MonkeyPatch) -> None:
-    """Hole 3: the first push of an epoch makes those of the earlier ones look applied (rule 6)."""
+    """Hole 3: the first push of an epoch makes pushes of earlier epochs appear applied (rule 6)."""
     original = Watermarks.applied
 
     def applied(self: Watermarks, epoch: int, task: int) -> int:
@@ -92,7 +92,7 @@ def watermarks_forget_earlier_epochs(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_master_sets_finished_bits(patch: pytest.MonkeyPatch) -> None:
-    """Hole 4: a finished bit is set by another than the slot's own last batch (rule 6)."""
+    """Hole 4: the master, and not the slot's own last batch, sets a finished bit (rule 6)."""
     original = ServerState.order
 
     def order(self: ServerState, message: Any) -> list[Any]:
@@ -107,7 +107,7 @@ def the_master_sets_finished_bits(patch: pytest.MonkeyPatch) -> None:
 
 
 def complete_without_last_snapshots(patch: pytest.MonkeyPatch) -> None:
-    """Hole 5: all tasks done is taken for complete, whatever the snapshots hold (rule 9)."""
+    """Hole 5: the master completes the job once all tasks are done, whatever the snapshots hold (rule 9)."""
 
     def check(self: CompletionHandler, serving: Any) -> None:
         job = self._job
@@ -122,7 +122,7 @@ def complete_without_last_snapshots(patch: pytest.MonkeyPatch) -> None:
 
 
 def last_snapshot_is_not_pinned(patch: pytest.MonkeyPatch) -> None:
-    """Hole 5, its second form: the outcome names files that later snapshots push out (rule 9)."""
+    """Hole 5, second form: the outcome names files that are deleted in favour of later snapshots (rule 9)."""
     patch.setattr("tests.protocol.world.Folder.write", unpinned_write())
 
 
@@ -142,7 +142,7 @@ def unpinned_write() -> Callable[..., str]:
 
 
 def initial_values_without_asking(patch: pytest.MonkeyPatch) -> None:
-    """Hole 7: a slot without a holder is taken for a new one (rule 11)."""
+    """Hole 7: the master treats a slot without a holder as a new one (rule 11)."""
     patch.setattr(SlotAssignments, "_best", lambda self, slot, *, everywhere: None)
     original = SlotAssignments.assign
 
@@ -156,7 +156,7 @@ def initial_values_without_asking(patch: pytest.MonkeyPatch) -> None:
 
 
 def trainers_never_ask_for_the_map(patch: pytest.MonkeyPatch) -> None:
-    """Hole 8: a trainer keeps pushing to a server that is gone (rule 12)."""
+    """Hole 8: a trainer keeps pushing to a server that no longer exists (rule 12)."""
     original = Work.mapped
 
     def mapped(self: Work, new: Any) -> None:
@@ -167,7 +167,7 @@ def trainers_never_ask_for_the_map(patch: pytest.MonkeyPatch) -> None:
 
 
 def run_with_an_old_acknowledgement(seed: int) -> None:
-    """A trainer's ``done`` is on its way while every server dies and comes back from its first snapshot."""
+    """Deliver a trainer's ``TaskDone`` only after every server was killed and restored from its first snapshot."""
     world = World(seed, faults=())
     world.fault_rate = world.snapshot_rate = world.stop_rate = 0.0
 
@@ -203,7 +203,7 @@ def test_believing_acknowledgements_of_a_life_that_is_over_loses_samples(seed, m
 
 
 def run_stopped_by_a_master_that_knows_nothing(seed: int) -> None:
-    """A task is begun; its trainer, the master and all records are gone; then the script stops the job."""
+    """Begin a task, kill its trainer and the master, clear all records, and let the script stop the job."""
     world = World(seed, faults=())
     world.fault_rate = world.stop_rate = 0.0
 
@@ -213,7 +213,7 @@ def run_stopped_by_a_master_that_knows_nothing(seed: int) -> None:
 
     while not begun():
         if world.outcome is not None:
-            return  # its tasks have one batch each
+            return  # all tasks of this run have one batch
         world.step()
     for process in [p for p in world.processes if isinstance(p, TrainerProcess | MasterProcess)]:
         world.kill(process)

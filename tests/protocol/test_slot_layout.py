@@ -1,4 +1,4 @@
-"""The layout that both ends work out by themselves: a partition, aligned, and the same everywhere."""
+"""The slot layout that trainer and server compute independently: a partition, aligned, and identical on both sides."""
 
 from __future__ import annotations
 

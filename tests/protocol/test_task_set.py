@@ -1,4 +1,4 @@
-"""The compact set of tasks against a plain set of pairs; groups of equal values against a plain dictionary."""
+"""Compare the compact task set with a plain set of pairs, and groups of equal values with a plain dictionary."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """A whole job in one thread: the real cores of master, parameter servers and trainers under a random schedule.
 
-Nothing here decides anything about the protocol. The world carries messages between ``MasterCore``, ``ServerState`` and
-``Work``, and does to them what a bad day does: processes are killed, paused and come back, connections are cut with
-their last messages lost, snapshots are damaged, etcd forgets its last writes, a paused master wakes beside its
-successor. Instead of tensors a slot has a counter per sample, which every applied batch raises by one.
+The world decides nothing about the protocol. It carries messages between ``MasterCore``, ``ServerState`` and ``Work``, and
+injects faults: processes are killed, paused and restarted, connections are cut and their last messages lost, snapshots are
+damaged, etcd loses its last writes, and a paused master resumes while its successor runs. Instead of tensors a slot has a
+counter per sample, which every applied batch raises by one.
 
-The same seed is the same run. One module: what happens to the parts is drawn and carried out in one place, by one clock.
+The same seed gives the same run. The world is one module, because its faults and deliveries are drawn and carried out in
+one place, by one clock.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ FAULTS = ("kill server", "kill trainer", "kill master", "cut", "pause", "ghost m
 
 
 class Violation(AssertionError):
-    """What must never happen, happened."""
+    """An invariant of the protocol is violated."""
 
 
 class Counts:
-    """Tensors of a server: per slot a count of every sample's updates."""
+    """A server's tensors: per slot, a count of each sample's updates."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -65,7 +66,7 @@ class StoredFile:
 
 
 class Folder:
-    """A server's disk: outlives its processes. Never two damaged files of a slot running, as the design assumes."""
+    """A server's disk, which outlives its processes. No two consecutive files of a slot are damaged, as the design assumes."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -147,7 +148,7 @@ class Process:
 
 
 class MasterProcess(Process):
-    """A master with its hold on etcd: it takes over at the start, and every record it writes is fenced."""
+    """A master with its leadership in etcd: it takes over at the start, and every record it writes is fenced."""
 
     role = "master"
 
@@ -194,7 +195,7 @@ class MasterProcess(Process):
         self.after()
 
     def write(self) -> bool:
-        """Write what changed, and let go what waited for it; False: deposed, and dead."""
+        """Write changed records and send the messages that waited for them; return False if the master was deposed and killed."""
         if not self.commit(self.core.job.records.flush()):
             return False
         held, self.held = self.held, []
@@ -202,7 +203,7 @@ class MasterProcess(Process):
         return True
 
     def commit(self, changes: list[tuple[str, bytes | None]]) -> bool:
-        """As the keeper does it; False: deposed, and dead."""
+        """Commit changes as the record log does; return False if the master was deposed and killed."""
         found = self.world.etcd_value("master")
         if found != (self.generation, self.nonce, self.commits):
             if found is not None and found[1] != self.nonce and found[0] >= self.generation:
@@ -223,7 +224,7 @@ class MasterProcess(Process):
             late = isinstance(action, Send) and type(action.message) in ACKNOWLEDGEMENTS
             (self.held if late and (job.records.changed or self.held) else at_once).append(action)
         self.carry_out(at_once)
-        # etcd takes its time: meanwhile hand-outs go on, and acknowledgements wait.
+        # A write to etcd takes time: meanwhile the master leases tasks, and acknowledgements wait.
         if (job.records.changed or self.held) and self.world.random.random() < 0.3 and not self.write():
             return
         self.check()
@@ -289,7 +290,7 @@ class ServerProcess(Process):
             self.master.to_host.extend(state.snapshot_written(name, snapshot, pinned=pin))
 
     def restore(self, state: ServerState) -> None:
-        """Read a slot out of a snapshot, or take what was read: orders may come in between."""
+        """Read a slot from a snapshot, or complete the previous read; orders may arrive between the two."""
         assert self.master is not None
         if self.read is None:
             order = state.next_restore()
@@ -322,7 +323,7 @@ class ServerProcess(Process):
         wire.to_host.extend(replies)
 
     def from_client(self, wire: Wire, message: Any) -> None:
-        """What the session does, with counts for tensors."""
+        """Handle a trainer's message as the trainer session does, with counts instead of tensors."""
         state = self.state
         if state is None:
             self.world.cut(wire)
@@ -538,11 +539,11 @@ class TrainerProcess(Process):
 
 
 class World:
-    """One run.
+    """One simulated run of a job.
 
     Args:
-        seed: Decides everything.
-        faults: Which faults may happen; None: a random choice of all.
+        seed: Random seed of the whole run.
+        faults: Faults that may happen; None: a random choice of all faults.
     """
 
     def __init__(self, seed: int, *, faults: tuple[str, ...] | None = None) -> None:
@@ -642,7 +643,7 @@ class World:
         if wire.client in self.processes:
             wire.client.closed(wire)
         if tell_host and wire.host in self.processes:
-            # What had arrived before the end is still read; the rest is lost.
+            # The host still reads some of the messages that arrived before the end; the rest is lost.
             for message in list(wire.to_host)[: self.random.randint(0, len(wire.to_host))]:
                 if wire.host in self.processes:
                     wire.host.from_client(wire, message)
@@ -719,10 +720,10 @@ class World:
             receiver.from_host(wire, wire.to_client.popleft())
 
     def run(self) -> None:
-        """Until the job is complete (with some chaos after that), then check every count.
+        """Run until the job is complete, and 100 steps beyond, with faults; then check every count.
 
         Raises:
-            Violation: Samples were lost or counted twice, a slot was reset, or the job does not come to an end.
+            Violation: Samples were lost or counted twice, a slot was reset, or the job does not end.
         """
         while self.outcome is None:
             self.step()
@@ -755,7 +756,7 @@ class World:
         return TaskSet.through(self.plan.tasks, (self.epochs - 1, self.plan.tasks - 1))
 
     def wanted(self) -> list[int]:
-        """How often each sample is to count."""
+        """Return how often each sample must be counted."""
         assert self.expected is not None
         wanted = [0] * self.samples
         for epoch, order in enumerate(self.orders):

@@ -1,4 +1,4 @@
-"""Shapes, plain loops and memory for the tests of the parameter server's tensors."""
+"""Model specs, plain loops and memory views for the tests of the parameter server's tensors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_shape(
 
 
 def registered(optimizer: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What a trainer registers for an optimizer of the script with these options."""
+    """Return the options that a trainer registers for a script's optimizer."""
     made = getattr(torch.optim, optimizer)([torch.zeros(1)], **options)
     return group_options(made.param_groups[0])
 
@@ -77,7 +77,7 @@ def fill(views: DenseViews, shape: ModelSpec, values: list[Tensor | None]) -> De
 
 
 def whole(parameters: Parameters, shape: ModelSpec, slots_total: int, *, average: bool = False) -> list[Tensor]:
-    """The dense parameters, or their moving averages, put together from all slots."""
+    """Return the dense parameters, or their moving averages, assembled from all slots."""
     views = make_views(shape, slots_total, parameters.slots)
     parameters.read(views, average=average)
     made = [torch.zeros(p.shape, dtype=getattr(torch, p.dtype)).reshape(-1) for p in shape.dense]
@@ -89,7 +89,7 @@ def whole(parameters: Parameters, shape: ModelSpec, slots_total: int, *, average
 
 
 def rows_of_slot(slot: int, slots_total: int, weights: dict[int, Tensor]) -> list[TableRows]:
-    """The rows of given tables (index -> weight) that are in a slot."""
+    """Return the rows of given tables (index -> weight) that belong to a slot."""
     found = []
     for table, weight in weights.items():
         ids = (slots_of_table(len(weight), slots_total) == slot).nonzero().squeeze(1)
@@ -106,7 +106,7 @@ def started(
     buffers: Sequence[Tensor] = (),
     fixed: Sequence[Tensor] = (),
 ) -> Parameters:
-    """A server that holds every slot, with these initial values; ``weights`` are those of the given tables."""
+    """Return parameters of every slot with these initial values; ``weights`` are those of the given tables."""
     parameters = Parameters(shape, slots_total, seed=5)
     views = fill(make_views(shape, slots_total, list(range(slots_total))), shape, list(values))
     for slot in range(slots_total):
@@ -116,7 +116,7 @@ def started(
 
 
 def restarted(parameters: Parameters) -> Parameters:
-    """A fresh server that loaded what another one holds."""
+    """Return fresh parameters, loaded from the state of existing ones."""
     fresh = Parameters(parameters.shape, parameters.slots_total, seed=5)
     for slot in parameters.slots:
         fresh.load(slot, parameters.state(slot))

@@ -1,4 +1,4 @@
-"""Buffers and fixed tensors: the first trainer's, merged as each asks for, all in slot 0."""
+"""Buffers and fixed tensors: the first trainer provides them, each buffer is merged by its own rule, and all are in slot 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that are half-open without TCP's notice: whoever waits there goes on, and nothing of them is left."""
+"""Connections that are half-open without TCP's notice: a waiting peer continues, and nothing of them is retained."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def world(tmp_path, proxy):
         route = proxy.route(lambda address=address: address)
         server.holder = m.Holder(index=server.holder.index, life=server.holder.life, addresses=[route.address])
     yield made
-    for server in made.servers:  # half-open connections to it never end
+    for server in made.servers:  # half-open connections to the server never end
         for connection in server._accepted:
             connection.close()
     made.close()
@@ -94,7 +94,7 @@ def test_a_trainer_that_attaches_anew_leaves_nothing_of_its_earlier_connection(t
 
 
 def test_the_memory_of_a_trainer_that_is_gone_goes_with_it_and_waits_for_no_collector(tmp_path):
-    """At both ends: it may be gigabytes, and Python's collector looks for cycles when it likes."""
+    """Both ends free it without the cycle collector, which runs at unspecified times; the memory may be gigabytes."""
 
     def mappings() -> int:
         return Path("/proc/self/maps").read_text().count("/memfd:shoal")

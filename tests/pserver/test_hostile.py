@@ -1,4 +1,4 @@
-"""A trainer that lies: whatever it sends, the server refuses it, serves the others, and keeps nothing of it."""
+"""A trainer that sends arbitrary messages: the server refuses them, serves the other trainers, and retains nothing of them."""
 
 from __future__ import annotations
 

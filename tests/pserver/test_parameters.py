@@ -1,4 +1,4 @@
-"""A server equals a plain PyTorch loop, for every dense optimizer, however many slots there are."""
+"""A server equals a plain PyTorch loop, for every dense optimizer and any number of slots."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def initial(seed: int = 1) -> list[Tensor]:
 
 
 def gradient(step: int) -> list[Tensor | None]:
-    """Gradients, some of them absent in some steps, and one parameter's absent for the first steps."""
+    """Return a step's gradients; some are absent in some steps, and one parameter's in the first steps."""
     generator = torch.Generator().manual_seed(100 + step)
     made: list[Tensor | None] = [torch.randn(size, generator=generator) for size in SIZES.values()]
     if step % 3 == 1:
@@ -84,7 +84,7 @@ def test_equals_a_plain_loop_also_over_a_restart(name: str, options: dict[str, A
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_slots_fall_behind_and_catch_up_each_by_itself(name: str, options: dict[str, Any]) -> None:
-    """Pushes applied at some slots only, then replayed at the others, end where a plain loop ends."""
+    """Pushes that are applied at some slots and later replayed at the others give the result of a plain loop."""
     shape = make_shape(optimizer=name, options=options)
     straight, ragged = started(shape, 3, initial()), started(shape, 3, initial())
     for step in range(12):
@@ -228,7 +228,7 @@ CLAMPS: dict[str, list[float | None]] = {"weight": [-0.5, 0.5], "bias": [0.0, No
 def test_averages_and_constraints_are_those_of_a_plain_loop(
     name: str, options: dict[str, Any], decay: float, slots_total: int
 ) -> None:
-    """To the bit, also over a restart, and with steps in which some or all parameters have no gradient."""
+    """They are equal to the bit, also across a restart and with steps in which some or all parameters have no gradient."""
     shape = make_shape(optimizer=name, options=options, clamps=CLAMPS, norms=NORMS, ema=decay)
     loop = Averaged(initial(), name, options, decay=decay)
     server = started(shape, slots_total, initial())

@@ -1,4 +1,4 @@
-"""Rule 10, against its own words."""
+"""Compare snapshot retention with the literal wording of rule 10."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ histories = st.lists(slots, max_size=9).map(
 
 
 def naive(files, keep, pinned, released) -> list[str]:
-    """A file may go when, for each slot in it, ``keep`` newer files hold the slot, or it was released; not if pinned."""
+    """List the unpinned files of which each slot is in ``keep`` newer files or was released."""
     found = []
     for index, file in enumerate(files):
         safe = True

@@ -1,4 +1,4 @@
-"""A whole parameter server over real sockets whose disk is slow or whose work stands still; the test plays the master."""
+"""A whole parameter server over real sockets, with a slow disk or blocked work; the test plays the master."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def until(condition: Callable[[], T]) -> T:
 
 
 class PlayedMaster:
-    """Greets the server and keeps what it says; orders are the test's."""
+    """Greets the server and records its messages; the test sends the orders."""
 
     def __init__(self, folder: Path) -> None:
         self.stream, self.address = listen(f"unix://{folder}/master")
@@ -82,7 +82,7 @@ class PlayedMaster:
         self.connection.send(message)
 
     def heard(self, kind: type[T], test: Callable[[T], bool] = lambda _: True) -> T:
-        """Waits for a message."""
+        """Wait for a message."""
         return until(lambda: next((each for each in self.said if isinstance(each, kind) and test(each)), None))  # type: ignore[arg-type, return-value]
 
     def pings(self) -> int:
@@ -102,7 +102,7 @@ def accepted() -> m.JobSettings:
 
 
 class PlayedTrainer:
-    """Pushes to and pulls from slots, one by one."""
+    """Pushes to and pulls from single slots."""
 
     def __init__(self, address: str) -> None:
         identity = auth.Identity("trainer", 0, 7)
@@ -137,7 +137,7 @@ class PlayedTrainer:
 
 
 class Running:
-    """A server that has its four slots, and a snapshot of them."""
+    """A running server with its four slots and a snapshot of them."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.master = PlayedMaster(folder)
@@ -172,7 +172,7 @@ class Running:
         self.master.order(m.Grant(slot=slot, grant=grant, source="file", file=file or self.file))
 
     def asked(self) -> m.ReportState:
-        """What it has when it has carried out all orders until now."""
+        """Return the server's state after it has carried out all orders sent so far."""
         self.questions += 1
         self.master.order(m.RequestState(question=self.questions))
         return self.master.heard(m.ReportState, lambda offer: offer.question == self.questions)
@@ -181,7 +181,7 @@ class Running:
         return self.master.heard(m.GrantReport, lambda held: any(grant in report.grants for report in held.reports))
 
     def probed(self) -> tuple[int, str]:
-        """What a kubelet gets."""
+        """Return the status and body of the server's liveness probe."""
         try:
             with urllib.request.urlopen(self.probe.replace("tcp", "http"), timeout=SECONDS) as answer:
                 return answer.status, answer.read().decode()
@@ -198,7 +198,7 @@ class Running:
 
 
 class SlowDisk:
-    """Reads of snapshots stand still until they are let go, as on a disk that brings gigabytes."""
+    """Blocks reads of snapshots until the test releases them, as a disk does that reads gigabytes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reading, self.may = threading.Event(), threading.Event()
@@ -221,7 +221,7 @@ class SlowDisk:
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     quiet = SimpleNamespace(SIGTERM=0, SIGINT=0, signal=lambda *_: None)
     monkeypatch.setattr(shoal.pserver.service, "signal", quiet)
-    # Not in pytest's folder: the name of a Unix socket has at most 107 bytes.
+    # The folder is not pytest's, because the name of a Unix socket has at most 107 bytes.
     made = Path(tempfile.mkdtemp(prefix="shoal-"))
     yield made
     shutil.rmtree(made)
@@ -251,7 +251,7 @@ def test_a_slow_restore_keeps_no_other_slot_and_no_sign_of_life_waiting(running:
     offer = running.asked()
     assert sorted(slot for report in offer.held for slot in report.slots) == [0, 2, 3]
     pings = master.pings()
-    # More of them than fit into the silence after which a master gives a member up.
+    # More keep-alives than fit into the silence after which a master drops a member.
     until(lambda: master.pings() > pings + 5)
     assert not master.lost
     assert running.probed() == (200, "ok\n")
@@ -302,7 +302,7 @@ def test_a_server_whose_work_stands_still_leaves_its_master_and_tells_a_kubelet_
             assert "stood still" in running.service.why_hung()
             code, reason = running.probed()
             assert (code, reason.split(" for ")[0]) == (503, "its work has stood still")
-        # It is back with all that it has as soon as its work goes on.
+        # The server reconnects with all its slots as soon as its work continues.
         until(lambda: running.probed() == (200, "ok\n"))
         until(lambda: len([each for each in master.said if isinstance(each, m.ReportState)]) >= 2)
         assert sum(len(report.slots) for report in running.asked().held) == SLOTS

@@ -49,7 +49,7 @@ SHAPE = make_shape(
 
 
 class Server:
-    """One server with its real state, parameters, snapshots and sessions; the master's part is played by the test."""
+    """One server with its real state, parameters, snapshots and sessions; the test plays the master."""
 
     def __init__(self, address: str, folder: Path, *, index: int, shape: m.ModelSpec = SHAPE) -> None:
         self.lock = threading.Lock()
@@ -69,7 +69,7 @@ class Server:
         self.inits += 1
 
     def attached(self, connection: sync.BlockingConnection) -> None:
-        """The service's part."""
+        """Do nothing; the real service closes the trainer's earlier connections here."""
 
     def _accept(self) -> None:
         while True:
@@ -108,7 +108,7 @@ class Server:
 
 
 class World:
-    """Two servers, slots 0 and 2 at the first, 1 and 3 at the second."""
+    """Two servers: the first has slots 0 and 2, the second has slots 1 and 3."""
 
     def __init__(self, scheme: str, folder: Path) -> None:
         self.folder = folder
@@ -143,14 +143,14 @@ class World:
         identity = auth.Identity("trainer", len(self.trainers), 200 + len(self.trainers))
         made = Servers(SHAPE, slots=SLOTS, identity=identity, token=TOKEN, uid="job")
         made.parameters = [torch.zeros(2, 3)]
-        # An optimizer's first step imports what it needs: many seconds on a machine with much to do.
+        # An optimizer's first step imports further modules, which takes many seconds on a busy machine.
         made.patience.lease_seconds = 120.0
         made.follow(self.map)
         self.trainers.append(made)
         return made
 
     def begun(self) -> Servers:
-        """A trainer that gave its values, which are in the first snapshots."""
+        """Return a trainer that has provided its initial values, which are in the first snapshots."""
         self.begin()
         trainer = self.trainer()
         assert given(trainer, self.provide)
@@ -178,7 +178,7 @@ def given(trainer: Servers, message: m.ProvideInitialValues) -> bool:
 
 
 def idle() -> None:
-    """Nothing to look after."""
+    """Do nothing while waiting."""
 
 
 def push(trainer: Servers, batch: int, gradient: Tensor, *, skipped: bool = False) -> None:
@@ -265,7 +265,7 @@ def test_values_that_come_twice_or_under_another_grant_change_nothing(world: Wor
 
 
 def test_initial_values_of_another_size_are_refused(world: World) -> None:
-    """Before any memory is taken for rows that the slots do not have."""
+    """The server refuses them before it allocates memory for rows that the slots do not have."""
     world.begin()
     server = world.servers[0]
     count = server.parameters.rows_in(1, 0)
@@ -368,6 +368,6 @@ def test_a_server_that_does_not_answer_an_attach_is_left_when_its_slots_are_else
     trainer.pull(0, 0, idle=idle)
     newcomer = world.trainer()
     elsewhere = m.SlotMap(holders=[], owner=[-1] * SLOTS, grants=[m.NO_GRANT] * SLOTS)
-    with world.servers[0].lock, pytest.raises(ServerLost) as lost:  # as a server that is stopped
+    with world.servers[0].lock, pytest.raises(ServerLost) as lost:  # as with a stopped server
         newcomer.pull(0, 0, idle=lambda: newcomer.follow(elsewhere))
     assert sorted(set(lost.value.slots)) == [0, 1, 2, 3]

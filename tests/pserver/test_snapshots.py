@@ -1,4 +1,4 @@
-"""Snapshots: whole or not there, and every damaged bit is found."""
+"""A snapshot is complete or absent, and every damaged bit is detected."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_slot_that_is_not_in_it(tmp_path: Path) -> None:
 def test_every_flipped_bit_is_found(tmp_path: Path, data: st.DataObject) -> None:
     name = write_one(tmp_path, 1, 2)
     content = bytearray((tmp_path / name).read_bytes())
-    # The head, though small, holds most of what can go wrong.
+    # The header is small, but most kinds of damage show there.
     head = 8 + int.from_bytes(content[:8], "little")
     at = data.draw(st.one_of(st.integers(0, head - 1), st.integers(head, len(content) - 1)))
     content[at] ^= 1 << data.draw(st.integers(0, 7))
@@ -101,7 +101,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path, data: st.DataObject) -> None
     try:
         description, tensors = read(tmp_path / name, **JOB)
     except SnapshotError as error:
-        assert name in str(error)  # noqa: PT017 - finding nothing wrong is right where only padding changed
+        assert name in str(error)  # noqa: PT017 - no error is correct where only padding changed
     else:
         assert description.slots == make_records(1, 2)
         assert_same(tensors, make_tensors(1, 2))

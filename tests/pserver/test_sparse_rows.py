@@ -1,4 +1,4 @@
-"""Sparse tables equal a plain loop over nn.Embedding(sparse=True), and keep only what was touched."""
+"""Sparse tables equal a plain loop over nn.Embedding(sparse=True), and store only the rows that were touched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def make_table_shape(name: str, options: dict[str, Any], *, zero_rows: list[int] | None = None, given: bool = False):
-    """Two tables; with ``given`` the first one's rows are the first trainer's."""
+    """Make a shape of two tables; with ``given``, the first trainer provides the first table's rows."""
     family = GIVEN if given else "normal"
     return make_shape(
         sizes={"w": [10]},
@@ -40,12 +40,12 @@ def make_table_shape(name: str, options: dict[str, Any], *, zero_rows: list[int]
 
 
 def pretrained() -> Tensor:
-    """What a script loaded into a table."""
+    """Return the weight that a script loaded into a table."""
     return torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(3))
 
 
 def batch(step: int, table: int) -> Tensor:
-    """Row numbers of a batch, with repetitions."""
+    """Return a batch's row numbers, with repetitions."""
     generator = torch.Generator().manual_seed(1000 * table + step)
     return torch.randint(0, 60 + 20 * table, (15,), generator=generator)
 
@@ -68,14 +68,14 @@ class Loop:
         self.optimizer = getattr(torch.optim, name)([module.weight for module in self.modules], **options)
 
     def step(self, number: int, rate: float) -> list[tuple[int, Tensor, Tensor]]:
-        """Take a step; the gradients, as a trainer pushes them."""
+        """Take a step; return the gradients as a trainer pushes them."""
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
         used = [0] if number % 4 == 3 else [0, 1]
         for table in used:
             self.modules[table](batch(number, table)).pow(3).sum().backward()
         pushed = [rows_of(self.modules[table].weight.grad.clone(), table) for table in used]
-        # Adagrad makes sparse tensors itself, and PyTorch warns that it does not check them unless told.
+        # Adagrad creates sparse tensors, and PyTorch warns that it does not check them unless this is enabled.
         with torch.sparse.check_sparse_tensor_invariants(enable=True):
             self.optimizer.step()
         return pushed
@@ -126,7 +126,7 @@ def test_slots_fall_behind_and_catch_up_each_by_itself(name: str, options: dict[
 
 
 def test_slots_with_different_steps_in_one_push() -> None:
-    """One slot has seen more pushes than the other: each goes on with its own count of steps."""
+    """One slot has applied more pushes than the other, and each continues with its own count of steps."""
     shape = make_table_shape("SparseAdam", {"lr": 0.1})
     nothing = make_views(shape, 2, [0, 1])
     ids = torch.arange(20)
@@ -251,7 +251,7 @@ def given_server(slots_total: int, name: str = "SGD") -> Parameters:
 
 @pytest.mark.parametrize("slots_total", [1, 3, 16])
 def test_every_row_of_a_given_table_is_the_scripts_from_the_beginning(slots_total: int) -> None:
-    """Read, exported, in snapshots and restored, although no row was ever pushed."""
+    """Each row is read, exported, stored in snapshots and restored, although no row was ever pushed."""
     server = given_server(slots_total)
     for held in (server, restarted(server)):
         assert torch.equal(held.rows(0, torch.arange(ROWS)), pretrained())
@@ -325,7 +325,7 @@ steps = st.one_of(
 @examples(40)
 @hypothesis_given(st.lists(steps, max_size=10))
 def test_pushes_restarts_and_falls_back_are_those_of_a_naive_model(actions: list[Any]) -> None:
-    """Each row is a number that each push lowers by the rate; a slot that falls back takes its rows along."""
+    """Each row is a number that each push lowers by the rate; a slot that is set back has its rows set back too."""
     shape = make_shape(
         sizes={},
         groups=[Group("SGD", registered("SGD", {"lr": 1.0}))],

@@ -1,4 +1,4 @@
-"""Watermarks against a naive record of what was applied, with pushes lost, repeated and out of order."""
+"""Compare watermarks with a naive record of the applied pushes, with pushes lost, repeated and out of order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_each_batch_is_new_exactly_once_and_in_order(sent, cut):
             naive[epoch, task] = first + count
             size = sum(plan.samples_in(task, k) for k in range(first, first + count))
             samples, batches, skipped = samples + size, batches + count, skipped + size * skip
-        if number == cut:  # saved and restored in the middle
+        if number == cut:  # saved and restored in the middle of the pushes
             restored = Watermarks.decode(marks.encode(), plan)
             assert restored == marks
             marks = restored
@@ -82,7 +82,7 @@ def test_slots_that_fell_behind_take_what_the_others_know_already():
     grants = [100, 101, 102]
     for first in range(2):
         granted.advance(granted.judge([0, 1, 2], push(grants, first)), push(grants, first))
-    granted.load(1, Watermarks(granted.plan))  # restored from a snapshot without them
+    granted.load(1, Watermarks(granted.plan))  # restored from a snapshot without these pushes
     granted.grant(1, 201)
     assert granted.judge([0, 1, 2], push(grants, 2)) == [0, 2], "the old grant of slot 1 counts no longer"
     assert granted.judge([0, 1, 2], push([100, 201, 102], 0)) == [1]

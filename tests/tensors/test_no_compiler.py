@@ -1,4 +1,4 @@
-"""Processes without PyTorch's compiler compute the same, and start without what it imports; it is there for who compiles."""
+"""Processes start without PyTorch's compiler and compute the same results; a script that compiles imports it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(json.dumps([found, imported, torch._dynamo.is_compiling.__module__, "torch
 """
 
 
-pytestmark = pytest.mark.slow  # of processes that import the compiler
+pytestmark = pytest.mark.slow  # the processes import the compiler
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What is refused, in words that help, and options that survive the journey."""
+"""Unsupported optimizers are refused with an actionable message, and options survive serialisation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shoal.tensors.optimizers import (
 
 
 class Mine(torch.optim.SGD):
-    """A subclass may do anything."""
+    """A subclass, which may compute any update."""
 
 
 @pytest.mark.parametrize("name", sorted({*DENSE, *SPARSE}))

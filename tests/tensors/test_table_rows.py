@@ -1,4 +1,4 @@
-"""Rows' slots and first values: the same for everyone, whoever asks for whichever rows in whatever order."""
+"""A row's slot and initial value are the same for every caller, whichever rows it requests and in whichever order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table(family: str, first: float = 0.0, second: float = 1.0, *, dim: int = 8,
 
 
 def splitmix(word: int) -> int:
-    """The reference, on Python's integers."""
+    """Compute the reference hash with Python's integers."""
     word = (word + 0x9E3779B97F4A7C15) & WORD
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & WORD
@@ -73,7 +73,7 @@ def test_values_do_not_depend_on_order_or_company(rows, family, dim, seed, rando
 
 
 def test_known_values_stay_the_same_for_ever() -> None:
-    """A change here would give rows that nobody touched other values after an upgrade in the middle of a job."""
+    """A change would give untouched rows other values after an upgrade in the middle of a job."""
     rows = torch.tensor([0, 1, 123_456_789_012])
     normal = first_values(table("normal", dim=3, dtype="float64"), 0, 7, rows)
     uniform = first_values(table("uniform", dim=3, dtype="float64"), 0, 7, rows)
@@ -138,7 +138,7 @@ def test_the_scripts_random_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# From the definition, computed once.
+# These values were computed once, from the definition.
 KNOWN_NORMAL = [
     "-0x1.7eccf9d7e9ba5p-1",
     "-0x1.7c2749481d251p-2",

@@ -1,4 +1,4 @@
-"""The acceptor goes on after every error of ``accept``, and silent callers do not block the job's own processes."""
+"""The acceptor continues after every error of ``accept``, and silent callers do not block the job's own processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PASSING = [errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EMFILE, errno.EN
 
 
 class Failing(socket.socket):
-    """A listening socket that fails with these errors first."""
+    """A listening socket whose first calls of ``accept`` fail with these errors."""
 
     errors: list[int]
 
@@ -40,7 +40,7 @@ class Failing(socket.socket):
 
 
 class Host:
-    """An acceptor, and what it told."""
+    """An acceptor, the connections that it served, and the failures that it reported."""
 
     def __init__(self, address="tcp://127.0.0.1:0", errors=()):
         stream, self.address = listen(address)
@@ -96,7 +96,7 @@ def test_a_socket_that_does_not_listen_is_told(number):
 
 
 def test_an_error_beside_those_of_sockets_does_not_end_it_either(monkeypatch):
-    """A thread cannot be started where the limit of processes is reached."""
+    """A thread cannot be started at the limit of processes, and the acceptor continues."""
     real = threading.Thread.start
     failures = itertools.count()
 
@@ -121,7 +121,7 @@ def test_callers_that_say_nothing_make_room():
     strangers = [host.stranger() for _ in range(MOST_OF_ONE + 10)]
     connections = [host.call() for _ in range(3)]
     assert [each.peer for each in connections] == [SERVER] * 3
-    for stranger in strangers[:10]:  # the oldest were hung up on, behind the challenge
+    for stranger in strangers[:10]:  # the acceptor has closed the oldest, after its challenge
         stranger.settimeout(30)
         while stranger.recv(4096):
             pass
@@ -156,7 +156,7 @@ CALLS = st.lists(
 
 @given(CALLS)
 def test_bounds_hold_and_the_oldest_makes_room(calls):
-    """Against a list in order of arrival."""
+    """Compare the admission of unauthenticated callers with a list in order of arrival."""
     unproved: Unauthenticated[int] = Unauthenticated(most=6, most_of_one=3)
     naive: list[tuple[int, str]] = []
     numbers = itertools.count()

@@ -1,4 +1,4 @@
-"""Connections between real sockets: the handshake, what strangers get, frames with payloads, shared memory."""
+"""Connections between real sockets: the handshake, unauthenticated callers, frames with payloads, shared memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ decoder = msgspec.msgpack.Decoder(m.ToMaster)
 
 
 class Host:
-    """Accepts callers one after another, and keeps what became of each."""
+    """Accepts callers one after another, and records the result of each."""
 
     def __init__(self, address):
         self.stream, self.address = listen(address)
@@ -178,7 +178,7 @@ def test_garbage_ends_its_own_connection_only(host, garbage):
     with socket.socket(kind, socket.SOCK_STREAM) as stream:
         stream.connect(target if kind == socket.AF_UNIX else ("127.0.0.1", int(target.rpartition(":")[2])))
         stream.sendall(garbage)
-        with contextlib.suppress(OSError):  # it may be closed already
+        with contextlib.suppress(OSError):  # the connection may be closed already
             stream.shutdown(socket.SHUT_WR)
         wait_for(lambda: host.refused)
     connection = call(host)
@@ -188,7 +188,7 @@ def test_garbage_ends_its_own_connection_only(host, garbage):
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
-    """The same at the asyncio end, which the master listens with."""
+    """The asyncio end, on which the master listens, closes only the connection that sent garbage."""
     closed = []
 
     class Peer(aio.Listener):
@@ -210,7 +210,7 @@ def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
         assert caller.peer == SERVER
         caller.close()
         server.close()
-        while len(closed) < 2:  # noqa: ASYNC110 - a test's deadline is around it
+        while len(closed) < 2:  # noqa: ASYNC110 - the test has a deadline around it
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(run(), 10))
@@ -218,7 +218,7 @@ def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
 
 
 def test_who_hangs_up_without_a_word_was_not_turned_away():
-    """As a kubelet does that probes a port: what was sent to it is unread, so the connection is reset."""
+    """A kubelet's port probe behaves so: it leaves the data sent to it unread, so the connection is reset."""
     closed = []
 
     class Peer(aio.Listener):
@@ -232,7 +232,7 @@ def test_who_hangs_up_without_a_word_was_not_turned_away():
         probe = socket.create_connection(server.sockets[0].getsockname())
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         probe.close()
-        while not closed:  # noqa: ASYNC110 - a test's deadline is around it
+        while not closed:  # noqa: ASYNC110 - the test has a deadline around it
             await asyncio.sleep(0.01)
         server.close()
 
@@ -375,7 +375,7 @@ def test_silence_in_the_middle_of_a_message_is_given_up_and_between_messages_not
 
 
 def test_a_large_payload_passes_a_slow_reader(host):
-    """It takes bytes, so it is not given up."""
+    """The reader keeps taking bytes, so the sender does not time out."""
     connection = call(host)
     small_buffers(connection)
     wait_for(lambda: host.accepted)
@@ -391,7 +391,7 @@ def test_a_large_payload_passes_a_slow_reader(host):
 
 
 def test_a_connection_over_tcp_ends_when_the_other_machine_vanishes(host):
-    """The kernel is told to; that it does cannot be shown on one machine."""
+    """Both ends set TCP_USER_TIMEOUT and keep-alive; the kernel's reaction cannot be shown on one machine."""
     connection = call(host)
     wait_for(lambda: host.accepted)
     for end in (connection._stream, host.accepted[0]._stream):
@@ -447,13 +447,13 @@ def test_callers_of_the_loop_that_say_nothing_make_room(tmp_path):
         caller = await aio.connect(f"unix://{tmp_path}/s", identity=CLIENT, token=TOKEN, job="job-1", decoder=decoder)
         assert caller.peer == SERVER
         for reader, _ in strangers[:2]:
-            await reader.read()  # up to its end
+            await reader.read()  # until end of file
         assert len(unproved) <= 3
         for _, writer in strangers:
             writer.close()
         caller.close()
         server.close()
-        while len(unproved):  # noqa: ASYNC110 - a test's deadline is around it
+        while len(unproved):  # noqa: ASYNC110 - the test has a deadline around it
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(run(), 30))

@@ -1,4 +1,4 @@
-"""A kubelet's probe is answered whatever strangers do, and says no more than it must."""
+"""The liveness probe is answered whatever unauthenticated callers do, and its reply contains no more than it must."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Answering:
         self.thread.start()
 
     def get(self):
-        """As a kubelet asks: status and body."""
+        """Send a kubelet's request; return status, body and headers."""
         try:
             with urllib.request.urlopen(self.url + "/healthz", timeout=SECONDS) as answer:
                 return answer.status, answer.read().decode(), dict(answer.headers)
@@ -67,7 +67,7 @@ def test_strangers_that_say_nothing_or_little_make_room(answering):
     with contextlib.ExitStack() as strangers:
         crowd = [strangers.enter_context(answering.call()) for _ in range(3 * MOST_OF_ONE)]
         for stranger in crowd:
-            with contextlib.suppress(OSError):  # it has made room already
+            with contextlib.suppress(OSError):  # the server may have closed it already, to make room
                 stranger.send(b"GET / HT")
         assert answering.get()[0] == 200
         assert ended(crowd[0])

@@ -1,4 +1,4 @@
-"""The standing connection to the master: found again wherever it is, and not given up while it lives."""
+"""The persistent link to the master: it finds the master at a new address, and stays connected while the master is alive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ decoder = msgspec.msgpack.Decoder(m.ToMaster)
 
 
 class Master:
-    """Greets one caller after another; answers pings and nothing else."""
+    """Accepts one caller after another; answers keep-alives and nothing else."""
 
     def __init__(self, folder, number):
         self.stream, address = listen(f"unix://{folder}/m{number}")
@@ -88,7 +88,7 @@ def test_a_master_elsewhere_is_found_and_greeted_anew(tmp_path):
     first.close()
     second = Master(tmp_path, 2)
     until(lambda: m.GetSlotMap() in second.heard)
-    # It is a connection only when all greetings are sent; the first is heard before.
+    # The link counts as connected only after all greetings are sent; the master receives the first one earlier.
     until(lambda: link.send(m.LoopFinished()))
     until(lambda: m.LoopFinished() in second.heard)
     link.close()
@@ -96,7 +96,7 @@ def test_a_master_elsewhere_is_found_and_greeted_anew(tmp_path):
 
 
 def test_who_talks_a_lot_and_is_never_answered_still_keeps_its_connection(tmp_path):
-    """Only pings are answered: they must be sent although other messages are."""
+    """The master answers keep-alives only, so the link must send them although it sends other messages."""
     lost = []
     master = Master(tmp_path, 1)
     link = make(tmp_path, lost=lambda: lost.append(1))
@@ -133,7 +133,7 @@ def test_a_refusal_is_final(tmp_path):
 
 
 def test_a_large_message_on_a_slow_network_is_not_taken_for_silence(tmp_path):
-    """Its bytes come all the time, and the master hears that the trainer lives meanwhile."""
+    """The message's bytes arrive continuously, and the link sends keep-alives to the master meanwhile."""
 
     class Slow(Master):
         def serve(self, connection):
