@@ -230,7 +230,7 @@ def _job(spec: Spec) -> Iterator[OneProcess]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shoal.master.service, "TICK_SECONDS", 0.003)
         patch.setattr(shoal.master.handlers.servers, "PROVIDE_AGAIN_SECONDS", 0.02)
-        patch.setattr(shoal.master.state.job.Settings, "slots", property(lambda _: 4))
+        patch.setattr(shoal.master.state.job.MasterSettings, "slots", property(lambda _: 4))
         patch.setattr(os, "fsync", lambda _: None)
         memory = Path("/dev/shm")
         if os.access(memory, os.W_OK):

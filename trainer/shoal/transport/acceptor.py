@@ -27,7 +27,7 @@ DEAD = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 1.0
 """The pause after the first error in a row and the limit to which it doubles, in seconds."""
 
-log = logging.getLogger("shoal.wire")
+log = logging.getLogger("shoal.transport")
 
 
 class Acceptor:
