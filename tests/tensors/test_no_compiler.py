@@ -10,9 +10,10 @@ import pytest
 
 PROGRAM = """
 import json, sys
-from shoal.pserver import eager, optimizers, service
+from shoal.pserver import service
+from shoal.tensors import no_compiler, optimizers
 if sys.argv[1] == "without":
-    eager.without_compiler()
+    no_compiler.without_compiler()
 optimizers.import_all()
 import torch
 found = {}
