@@ -317,9 +317,10 @@ def test_a_failed_job_runs_again_when_it_is_asked_to(shared, job, claims):
     uid, before = job.uid, job.pod_uids()
     shared.masters.ended[uid] = "Failed"
     job.state("Failed")
+    # At once: its master and its servers still run.
+    shared.kubectl("annotate", "--overwrite", "tj", job.name, "shoal.dev/retry=1")
     assert job.status()["retried"] == "before", "an annotation of a job that runs asks for nothing later"
     del shared.masters.ended[uid]
-    shared.kubectl("annotate", "--overwrite", "tj", job.name, "shoal.dev/retry=1")
     job.tells("Retried", "shoal.dev/retry: 1", "from its last snapshots" if claims else "from the beginning")
     job.at_work([0, 1])
     job.until(lambda: not job.pod_uids() & before, "new pods")

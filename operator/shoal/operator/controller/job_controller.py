@@ -153,7 +153,9 @@ class JobController:
         seen = await self._observe(uid, job, memory.render(job, identity).template)
         failed = run_policy.end_of(view.before)
         asked = run_policy.retry_requested(view.manifest, view.before)
-        if asked and failed is not None and failed.type == ConditionType.FAILED:
+        # Before that the failed job is stopped as any other: a controller that still has replicas would create pods again.
+        stopped = not (seen.servers or seen.masters) and all(pod.ended for pod in seen.trainers)
+        if asked and failed is not None and failed.type == ConditionType.FAILED and stopped:
             return await self._retry(view, job, identity, seen, memory, asked)
         seen = self._with_end(view, job, seen, memory)
         if seen.lost:
@@ -398,7 +400,8 @@ class JobController:
     def _facts(self, view: _View, memory: JobMemory) -> Facts:
         facts, tally = self._cache.facts(view.uid), memory.tally
         # An annotation of a job that has not failed asks for nothing, also not later.
-        facts = replace(facts, retried=run_policy.retry_requested(view.manifest, view.before) or None)
+        if run_policy.end_of(view.before) is None:
+            facts = replace(facts, retried=run_policy.retry_requested(view.manifest, view.before) or None)
         if tally is None or (not tally.count and view.before.failures is None):
             return facts
         return replace(facts, failures=tally.count, last_failure=tally.last)
