@@ -21,6 +21,7 @@ _STABLE_SECONDS: Final = 600.0
 """A job that has had room and pods for this time starts again with the first back-off."""
 _BACKING_OFF: Final = "its minimum found no room; in back-off before it is admitted again"
 """No countdown: each change of the message would be a write of the job's status."""
+_WITH_PODS: Final = QueueState(pods=True)
 
 
 class HeldBack(NamedTuple):
@@ -49,9 +50,10 @@ def held_back(
     queue: dict[str, QueueState] = {}
     for job in jobs:
         given, last = allocations[job.uid], before.get(job.uid)
-        if last is None and given.why is not Why.QUEUED:
+        # Most jobs have room and were never in back-off: they share one state.
+        if given.why is not Why.QUEUED and (last is None or not last.pause):
             if given.trainers:
-                queue[job.uid] = QueueState(pods=True)
+                queue[job.uid] = _WITH_PODS
             continue
         after[job.uid], queue[job.uid] = _one(job, given, last or QueueState(), now)
     return HeldBack(after, queue)
