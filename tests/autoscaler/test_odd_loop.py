@@ -344,7 +344,7 @@ def test_a_job_that_has_run_well_for_a_while_rests_only_shortly_the_next_time(lo
 
 
 def fall(loop, revision):
-    """Run the job's pods on two nodes, then delete one node for long enough that the job is requeued."""
+    """Run the job's pods on two nodes, then delete one node until the job is requeued."""
     for index in range(8):
         loop.made.saw("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
     loop.plan()

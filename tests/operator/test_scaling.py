@@ -42,7 +42,7 @@ CASES = {
     "it works": (2, [pod(0), pod(1, cordoned=True), pod(2)], [], ScalingDecision((1,), (), tell=True)),
     "all are on cordoned nodes": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [], ScalingDecision((1,), (), tell=True)),
     "one leaves a cordoned node already": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [1], ScalingDecision((1,), (), tell=False)),
-    "nobody is rolled meanwhile": (2, [pod(0, cordoned=True), pod(1, current=False)], [], ScalingDecision((), (CreateTrainer(2),), tell=False)),
+    "no trainer is rolled meanwhile": (2, [pod(0, cordoned=True), pod(1, current=False)], [], ScalingDecision((), (CreateTrainer(2),), tell=False)),
     "the surplus on a cordoned node leaves first": (1, [pod(0, cordoned=True), pod(1)], [], ScalingDecision((0,), (), tell=True)),
 }  # fmt: skip
 

@@ -3,9 +3,8 @@
 The loop makes no requests. The operator passes in its informers' events and the jobs' demands, and reads the decision of a
 job when it reconciles that job. Nothing in this module acts on the cluster.
 
-A plan queues a job whose minimum finds no room. A job that has pods is queued only after `_QUEUED_AFTER_SECONDS` without
-room, and is admitted again only after a back-off: the scheduler chooses the nodes of pods, and a job must not start and stop
-because that choice differs from the plan.
+A plan queues a job whose minimum finds no room. The planner alone decides when (`planner/queueing.py`): the scheduler chooses
+the nodes of pods, and a job must not start and stop because that choice differs from the plan.
 
 Without a valid configuration nothing is planned: the defaults could do what the configuration forbids.
 

@@ -273,7 +273,8 @@ class JobAllocation(NamedTuple):
         words: The reason as a message.
         others: (shape, node) of each master or parameter server without a node: the node that suits it best.
         others_now: Whether the room of all `others` is free already. Default: True.
-        keeps: Whether the job keeps what it has: its minimum has no room, but not for long enough to queue it. Default: False.
+        keeps: Whether the job keeps its pods although its minimum has no room: the time before it is queued has not passed yet.
+            Default: False.
     """
 
     trainers: int

@@ -1,6 +1,6 @@
 """Hysteresis of the queue: when a job that has pods loses them, and when a job that has lost them is admitted again. Pure.
 
-Without it a job whose minimum has no room for a few seconds would lose all its pods, and a job that is short of room would be
+Without it a job whose minimum has no room in a single plan would lose all its pods, and a job that is short of room would be
 admitted and queued again in every cycle.
 """
 

@@ -19,8 +19,9 @@ _NO_SPREAD: Final = {
     "maxSkew": 1,
     "topologyKey": "kubernetes.io/hostname",
     "whenUnsatisfiable": "ScheduleAnyway",
-    "labelSelector": {"matchLabels": {"shoal.dev/role": "nobody"}},
+    "labelSelector": {"matchLabels": {"shoal.dev/role": "none"}},
 }
+"""A constraint that selects no pod: it replaces the scheduler's default, which spreads the pods of a StatefulSet over nodes."""
 
 
 def with_preferred_nodes(pod: Mapping[str, Any], nodes: Iterable[str], *, together: bool = False) -> dict[str, Any]:
