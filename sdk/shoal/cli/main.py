@@ -191,7 +191,7 @@ def status(
 ) -> None:
     """Show a job's progress and processes, also after its end."""
     with clear_errors():
-        from shoal.cli.jobs import show_all, show_status  # noqa: PLC0415
+        from shoal.cli.status import show_all, show_status  # noqa: PLC0415
 
         if name is None:
             show_all(state, output=_output(output))
@@ -214,7 +214,7 @@ def scale(
 ) -> None:
     """Change the number of trainers of a running job."""
     with clear_errors():
-        from shoal.cli.jobs import scale_job  # noqa: PLC0415
+        from shoal.cli.scale import scale_job  # noqa: PLC0415
 
         scale_job(name, state, trainers=trainers, auto=auto)
 
