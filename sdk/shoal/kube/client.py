@@ -50,7 +50,8 @@ _LONGEST_PAUSE_SECONDS: Final = 2.0
 _TRY_SECONDS: Final = 10.0
 """Timeout of one attempt, in seconds, so that one broken connection does not use up the caller's whole timeout."""
 _AT_ONCE: Final = 64
-"""Most concurrent requests. More would wait in the library for a connection, which counts to the attempt's timeout."""
+"""Most concurrent requests of one client. More would wait in the library for a connection, which counts to the attempt's
+timeout. The operator's `controller/executor.py` has lower limits for the pods and for the other objects of jobs."""
 _PAGE: Final = 500
 _EXPIRED: Final = 410
 _READ_TIMEOUT_SECONDS: Final = 75.0

@@ -5,6 +5,9 @@ of the script. A committed task shows that the script works and resets the count
 ``_STEADY_SECONDS`` of a start: a script that always fails early commits some tasks too. The job's status stores the count, so
 it survives a restart of the operator.
 
+**An evicted trainer is told apart from a failed one here.** The kubelet sets a reason in the status of a pod that it terminates;
+`ends_of` marks the end of such a pod, or of one that the caller names as terminated, with `asked`, and `is_error` does not count it.
+
 **Clocks of two machines are not compared.** Whether a task was committed after an error is decided by when this process
 observed the two, by its own clock. An operator that starts observes both anew, so one more commit is necessary. Between two
 nodes only the order of ends matters, and only to an operator that starts: an error that is not later than the last counted
