@@ -88,7 +88,7 @@ class Autoscaler:
     Args:
         config: The file of the AutoscalerConfig.
         changed: Called with the uids of jobs whose decision has changed.
-        planned: Called with each plan, in the form for metrics and `shoalctl`.
+        planned: Called with each plan, in the form for metrics and `shoal plan`.
         configured: Called in each cycle with (the file is valid, jobs follow the plans).
         failed: Called when a plan failed with an exception.
         clock: Monotonic clock, in seconds. Default: `time.monotonic`.
