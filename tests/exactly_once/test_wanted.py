@@ -96,6 +96,6 @@ def test_what_cannot_be_read_is_ignored(operator):
     operator.raw(b"{")
     operator.raw(b'{"drain": [2], "colour": "red"}')
     operator.until(lambda told: told.trainers == [0, 1])
-    assert "what the operator wants cannot be read" in operator.job.log("master", 0)
+    assert "the desired state cannot be decoded" in operator.job.log("master", 0)
     operator.job.run_to_the_end(seconds=120)
     check(operator.job)

@@ -65,7 +65,7 @@ def test_other_texts_are_clipped_too(message):
 
 def test_a_record_that_etcd_would_not_take_is_left_out_and_noted():
     records = Records()
-    records.wrote("model", 0, 0)
+    records.record_model_file("model", 0, 0)
     records.evaluated(0, 0, LONG)
     assert [key for key, _ in records.flush()] == ["saved"]
     assert list(records.oversized.values()) == [len(LONG) + 2]
@@ -75,7 +75,7 @@ def test_a_record_that_etcd_would_not_take_is_left_out_and_noted():
 def test_paths_of_saved_files_are_bounded_by_their_characters():
     records = Records()
     for number in range(1000):
-        records.wrote(f"/{number:04}" + "x" * 4000, 0, number)
+        records.record_model_file(f"/{number:04}" + "x" * 4000, 0, number)
     ((_, value),) = records.flush()
     assert value is not None
     assert len(value) < VALUE_BYTES

@@ -32,7 +32,7 @@ def test_a_stopped_job_does_what_is_begun_and_is_complete():
     assert desk.says(1, m.RequestTask(epoch=2)) == [(1, m.EpochDone(epoch=EPOCHS - 1))]
     desk.says(0, m.LoopFinished())
     assert TaskSet.decode(desk.finals[-1].tasks) == TaskSet.through(TASKS, (1, 3))
-    assert told(desk.is_safe(), m.Complete) == [(0, m.Complete())]
+    assert told(desk.final_snapshots_pinned(), m.Complete) == [(0, m.Complete())]
     outcome = desk.job.records.outcome
     assert (outcome.state, outcome.reason) == ("Complete", "stopped by the script after epoch 1: it is good enough")
     expected = (TASKS + 4) * SAMPLES
@@ -58,7 +58,7 @@ def test_a_job_stopped_before_it_began_is_complete_at_once():
     desk.says(0, STOP)
     assert desk.says(0, m.RequestTask(epoch=0)) == [(0, m.EpochDone(epoch=EPOCHS - 1))]
     assert desk.finals[-1].tasks, "not every task of every epoch"
-    desk.is_safe()
+    desk.final_snapshots_pinned()
     assert desk.job.records.outcome.reason.startswith("stopped by the script after epoch 0: ")
     assert desk.job.records.outcome.account.samples.expected == 0
 
@@ -89,7 +89,7 @@ def test_a_stop_while_the_last_snapshots_are_written_asks_for_them_anew():
     )
     desk.settle()
     assert desk.job.records.outcome is None
-    desk.is_safe()
+    desk.final_snapshots_pinned()
     assert desk.job.records.outcome.account.samples.expected == TASKS * EPOCHS * SAMPLES
 
 
@@ -139,7 +139,7 @@ def test_a_server_that_has_more_than_is_wanted_makes_the_set_grow():
     desk.works(0, 2)
     assert TaskSet.decode(desk.finals[-1].tasks) == TaskSet.through(TASKS, (0, 3))
     desk.finals.append(first)
-    desk.is_safe()
+    desk.final_snapshots_pinned()
     assert desk.job.records.outcome is None, "an answer to the first order counts nothing"
 
 
@@ -254,7 +254,7 @@ def test_many_skipped_samples_are_warned_of(skipped, warned):
     desk = Desk()
     desk.joins(0)
     desk.works(0, TASKS * EPOCHS)
-    desk.is_safe(skipped=skipped)
+    desk.final_snapshots_pinned(skipped=skipped)
     warnings = [text for text in desk.events("warning") if "docs/scripts.md" in text]
     assert bool(warnings) == warned
     if warned:

@@ -116,7 +116,7 @@ def test_what_is_kept_is_bounded():
     records = Records()
     for number in range(1100):
         records.evaluated(0, number, "1")
-        records.wrote(f"path {number}", 0, 0)
+        records.record_model_file(f"path {number}", 0, 0)
     for number in range(10_100):
         records.measured(0, number, 1.0)
     assert sorted(records.evaluations[0]) == list(range(100, 1100))

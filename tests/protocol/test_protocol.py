@@ -71,7 +71,7 @@ def reports_do_not_replace(patch: pytest.MonkeyPatch) -> None:
         merged = tasks.copy()
         for slot in slots:
             for epoch, task in itertools.product(range(self.epochs), range(self.plan.tasks)):
-                if (epoch, task) in self._evidence[slot]:
+                if (epoch, task) in self._slot_tasks[slot]:
                     merged.add(epoch, task)
         return original(self, slots, merged, **more)
 
@@ -109,14 +109,14 @@ def the_master_sets_finished_bits(patch: pytest.MonkeyPatch) -> None:
 def complete_without_last_snapshots(patch: pytest.MonkeyPatch) -> None:
     """Hole 5: the master completes the job once all tasks are done, whatever the snapshots hold (rule 9)."""
 
-    def check(self: CompletionHandler, serving: Any) -> None:
+    def check(self: CompletionHandler, servers: Any) -> None:
         job = self._job
         if job.ended or job.queue is None or not job.queue.all_done or not job.slots.complete:
             return
         newest = {slot: name for view in job.slots.views.values() for name in view.files for slot in view.files[name]}
         if len(newest) == job.settings.slots:
             job.slots.safe = newest
-            self._complete(serving)
+            self._complete(servers)
 
     patch.setattr(CompletionHandler, "check", check)
 

@@ -190,8 +190,8 @@ class MasterProcess(Process):
             if not wire.client.paused:
                 self.core.heard(wire.number, self.world.now)
         self.core.tick(self.world.now)
-        if self.core.serving.confirm_wanted and self.write():
-            self.core.serving.confirmed(self.core.job.slots.question)
+        if self.core.servers.confirm_requested and self.write():
+            self.core.servers.confirmed(self.core.job.slots.question)
         self.after()
 
     def write(self) -> bool:
@@ -209,7 +209,7 @@ class MasterProcess(Process):
             if found is not None and found[1] != self.nonce and found[0] >= self.generation:
                 self.world.kill(self)
                 return False
-            self.core.job.records.touch_all()
+            self.core.job.records.note_all_changed()
             changes = [*changes, *self.core.job.records.flush()]
         self.commits += 1
         self.world.etcd += changes
@@ -682,10 +682,10 @@ class World:
             self.etcd.clear()
 
     def revive(self, chance: float) -> None:
-        wanted: list[tuple[type[Process], int]] = [(MasterProcess, 0)]
-        wanted += [(ServerProcess, index) for index in range(self.settings.servers)]
-        wanted += [(TrainerProcess, index) for index in range(self.trainer_count)]
-        for kind, index in wanted:
+        processes: list[tuple[type[Process], int]] = [(MasterProcess, 0)]
+        processes += [(ServerProcess, index) for index in range(self.settings.servers)]
+        processes += [(TrainerProcess, index) for index in range(self.trainer_count)]
+        for kind, index in processes:
             there = any(isinstance(p, kind) and p.identity.index == index for p in self.processes)
             if not there and self.random.random() < chance:
                 self.processes.append(kind(self, index))
@@ -743,26 +743,26 @@ class World:
             if stored is None or stored.damaged:
                 raise Violation(f"the final snapshot {name} of slot {slot} is gone")
             counts = stored.slots[slot][0]
-            if any(count < wanted for count, wanted in zip(counts, self.wanted(), strict=True)):
+            if any(count < expected for count, expected in zip(counts, self.expected_counts(), strict=True)):
                 raise Violation(f"slot {slot}: samples lost: {counts}")
-            if any(count > wanted for count, wanted in zip(counts, self.wanted(), strict=True)):
+            if any(count > expected for count, expected in zip(counts, self.expected_counts(), strict=True)):
                 raise Violation(f"slot {slot}: samples twice: {counts}")
         account = self.outcome.account
         assert account is not None
-        if account.samples.lost or account.samples.twice or account.samples.counted != sum(self.wanted()):
+        if account.samples.lost or account.samples.twice or account.samples.counted != sum(self.expected_counts()):
             raise Violation(f"the account is wrong: {account}")
 
     def everything(self) -> TaskSet:
         return TaskSet.through(self.plan.tasks, (self.epochs - 1, self.plan.tasks - 1))
 
-    def wanted(self) -> list[int]:
+    def expected_counts(self) -> list[int]:
         """Return how often each sample must be counted."""
         assert self.expected is not None
-        wanted = [0] * self.samples
+        counts = [0] * self.samples
         for epoch, order in enumerate(self.orders):
             for task in range(self.plan.tasks):
                 if (epoch, task) in self.expected:
                     for batch in range(self.plan.batches_in(task)):
                         for position in self.plan.positions(task, batch):
-                            wanted[order[position]] += 1
-        return wanted
+                            counts[order[position]] += 1
+        return counts
