@@ -46,7 +46,7 @@ def world(tmp_path, proxy):
 @pytest.mark.parametrize("ways", [("there",), ("back",), ("there", "back")], ids="+".join)
 def test_a_trainer_that_gets_no_answer_asks_again_on_a_new_connection(world, proxy, ways):
     trainer = world.begun()
-    trainer.patience.lease_seconds = 0.5
+    trainer.answer_timeout.lease_seconds = 0.5
     trainer.pull(0, 0, idle=idle)
     proxy.routes[0].swallow(ways, newcomers=False)
     with pytest.raises(ServerLost) as lost:
@@ -57,15 +57,15 @@ def test_a_trainer_that_gets_no_answer_asks_again_on_a_new_connection(world, pro
 
 
 def test_a_server_that_is_silent_at_every_call_is_asked_ever_more_seldom():
-    patience = AnswerTimeout()
+    timeouts = AnswerTimeout()
     waits = []
     for _ in range(8):
-        waits.append(patience.seconds(7))
-        patience.gave_up(7)
+        waits.append(timeouts.seconds(7))
+        timeouts.timed_out(7)
     assert waits == [10, 20, 40, 80, 160, 320, 320, 320]
-    assert patience.seconds(8) == 10
-    patience.answered(7)
-    assert patience.seconds(7) == 10
+    assert timeouts.seconds(8) == 10
+    timeouts.answered(7)
+    assert timeouts.seconds(7) == 10
 
 
 def test_a_trainer_that_attaches_anew_leaves_nothing_of_its_earlier_connection(tmp_path):

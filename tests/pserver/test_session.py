@@ -144,7 +144,7 @@ class World:
         made = Servers(SHAPE, slots=SLOTS, identity=identity, token=TOKEN, uid="job")
         made.parameters = [torch.zeros(2, 3)]
         # An optimizer's first step imports further modules, which takes many seconds on a busy machine.
-        made.patience.lease_seconds = 120.0
+        made.answer_timeout.lease_seconds = 120.0
         made.follow(self.map)
         self.trainers.append(made)
         return made

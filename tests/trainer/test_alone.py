@@ -163,7 +163,7 @@ def test_what_join_cannot_be_given(name, value):
 @pytest.mark.usefixtures("not_joined")
 def test_a_process_joins_once_and_its_generators_are_seeded():
     torch.manual_seed(99)
-    atexit.unregister(trainer.join(seed=SEED)._farewell)
+    atexit.unregister(trainer.join(seed=SEED)._report_unfinished)
     drawn = torch.rand(3)
     assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(SEED)))
     with pytest.raises(trainer.Refused, match=r"trainer\.join\(\) is called a second time in one process"):

@@ -157,7 +157,7 @@ CALLS = st.lists(
 @given(CALLS)
 def test_bounds_hold_and_the_oldest_makes_room(calls):
     """Compare the admission of unauthenticated callers with a list in order of arrival."""
-    unproved: Unauthenticated[int] = Unauthenticated(most=6, most_of_one=3)
+    unauthenticated: Unauthenticated[int] = Unauthenticated(most=6, most_of_one=3)
     naive: list[tuple[int, str]] = []
     numbers = itertools.count()
     for call, argument in calls:
@@ -165,12 +165,12 @@ def test_bounds_hold_and_the_oldest_makes_room(calls):
             number = next(numbers)
             same = [each for each in naive if argument and each[1] == argument]
             gone = same[0] if len(same) == 3 else naive[0] if len(naive) == 6 else None
-            assert unproved.admit(number, argument) == (gone[0] if gone else None)
+            assert unauthenticated.admit(number, argument) == (gone[0] if gone else None)
             naive = [each for each in naive if each != gone] + [(number, argument)]
         elif call == "remove":
-            assert unproved.remove(argument) == any(number == argument for number, _ in naive)
+            assert unauthenticated.remove(argument) == any(number == argument for number, _ in naive)
             naive = [each for each in naive if each[0] != argument]
         else:
-            assert unproved.oldest() == (naive[0][0] if naive else None)
+            assert unauthenticated.oldest() == (naive[0][0] if naive else None)
             naive = naive[1:]
-        assert len(unproved) == len(naive) <= 6
+        assert len(unauthenticated) == len(naive) <= 6

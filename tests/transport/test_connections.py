@@ -193,12 +193,12 @@ def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
 
     class Peer(aio.Listener):
         def on_closed(self):
-            closed.append((self.peer, self.why_closed))
+            closed.append((self.peer, self.close_reason))
 
     async def run():
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()),
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unauthenticated=Unauthenticated()),
             path=f"{tmp_path}/s",
         )
         reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
@@ -223,11 +223,13 @@ def test_who_hangs_up_without_a_word_was_not_turned_away():
 
     class Peer(aio.Listener):
         def on_closed(self):
-            closed.append(self.why_closed)
+            closed.append(self.close_reason)
 
     async def run():
         server = await asyncio.get_running_loop().create_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()), "127.0.0.1", 0
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unauthenticated=Unauthenticated()),
+            "127.0.0.1",
+            0,
         )
         probe = socket.create_connection(server.sockets[0].getsockname())
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -309,9 +311,9 @@ def test_addresses(tmp_path):
 
 
 def test_a_header_says_how_much_may_follow():
-    assert parse_header(HEADER.pack(b"SL", 0, 10, 20), proved=True) == (10, 20)
+    assert parse_header(HEADER.pack(b"SL", 0, 10, 20), authenticated=True) == (10, 20)
     with pytest.raises(FrameError, match="too large"):
-        parse_header(HEADER.pack(b"SL", 0, 10, 20), proved=False)
+        parse_header(HEADER.pack(b"SL", 0, 10, 20), authenticated=False)
 
 
 def test_a_token_is_never_shown(tmp_path):
@@ -351,7 +353,7 @@ def test_who_sends_can_look_around_and_give_up(host):
 
 def test_silence_in_the_middle_of_a_message_is_given_up_and_between_messages_not(host, monkeypatch):
     monkeypatch.setattr(sync, "STALL_SECONDS", 0.3)
-    monkeypatch.setattr(sync, "PATIENT_SECONDS", 0.1)
+    monkeypatch.setattr(sync, "LISTENER_IDLE_SECONDS", 0.1)
     connection = call(host)
     wait_for(lambda: host.accepted)
     errors = []
@@ -410,13 +412,13 @@ def test_a_peer_of_the_loop_that_does_not_read_is_cut_off_at_a_bound(tmp_path, m
             peers.append(self)
 
         def on_closed(self):
-            closed.append(self.why_closed)
+            closed.append(self.close_reason)
 
     peers = []
 
     async def run():
         server = await asyncio.get_running_loop().create_unix_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()),
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unauthenticated=Unauthenticated()),
             path=f"{tmp_path}/s",
         )
         address = f"unix://{tmp_path}/s"
@@ -436,11 +438,11 @@ def test_a_peer_of_the_loop_that_does_not_read_is_cut_off_at_a_bound(tmp_path, m
 
 
 def test_callers_of_the_loop_that_say_nothing_make_room(tmp_path):
-    unproved = Unauthenticated(most=3)
+    unauthenticated = Unauthenticated(most=3)
 
     async def run():
         server = await asyncio.get_running_loop().create_unix_server(
-            lambda: aio.Listener(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=unproved),
+            lambda: aio.Listener(decoder, identity=SERVER, token=TOKEN, job="job-1", unauthenticated=unauthenticated),
             path=f"{tmp_path}/s",
         )
         strangers = [await asyncio.open_unix_connection(f"{tmp_path}/s") for _ in range(5)]
@@ -448,12 +450,12 @@ def test_callers_of_the_loop_that_say_nothing_make_room(tmp_path):
         assert caller.peer == SERVER
         for reader, _ in strangers[:2]:
             await reader.read()  # until end of file
-        assert len(unproved) <= 3
+        assert len(unauthenticated) <= 3
         for _, writer in strangers:
             writer.close()
         caller.close()
         server.close()
-        while len(unproved):  # noqa: ASYNC110 - the test has a deadline around it
+        while len(unauthenticated):  # noqa: ASYNC110 - the test has a deadline around it
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(run(), 30))

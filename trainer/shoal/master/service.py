@@ -59,7 +59,7 @@ class _Peer(aio.Listener):
             identity=service.identity,
             token=service.token,
             job=service.uid,
-            unproved=service.unproved,
+            unauthenticated=service.unauthenticated,
         )
         self._service = service
         self.number = number
@@ -90,7 +90,7 @@ class MasterService:
     ) -> None:
         self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToMaster)
         self.identity, self.token, self.uid = identity, token, uid
-        self.unproved: Unauthenticated[aio.Listener] = Unauthenticated()
+        self.unauthenticated: Unauthenticated[aio.Listener] = Unauthenticated()
         self._refused_callers, self._accepting = Seldom(), Seldom()
         self._master = master
         self._record_log = record_log
@@ -132,8 +132,8 @@ class MasterService:
     def closed(self, peer: _Peer) -> None:
         """Handle a closed connection; one that never authenticated is logged."""
         if self._peers.pop(peer.number, None) is None:
-            if peer.why_closed not in {"closed by the peer", ""} and (times := self._refused_callers.count()):
-                log.warning("a caller was turned away (%d times): %s", times, peer.why_closed)
+            if peer.close_reason not in {"closed by the peer", ""} and (times := self._refused_callers.count()):
+                log.warning("a caller was turned away (%d times): %s", times, peer.close_reason)
             return
         self._master.closed(peer.number, time.monotonic())
         self._after()
@@ -313,7 +313,7 @@ class MasterService:
         if getattr(context.get("exception"), "errno", None) not in SHORT:
             loop.default_exception_handler(context)
             return
-        while (caller := self.unproved.oldest()) is not None:
+        while (caller := self.unauthenticated.oldest()) is not None:
             caller.abort("descriptors are short")
         if times := self._accepting.count():
             log.warning("no caller could be accepted (%d times): %s; it is tried again", times, context["exception"])

@@ -299,7 +299,7 @@ class TrainerHandler:
 
     def hung(self, life: int, message: ScriptHung) -> None:
         """Handle ``ScriptHung``: it counts as a failure on the task; the trainer's process exits."""
-        where = f"come no further for {message.seconds:.0f} s {clipped(message.doing, REASON_CHARACTERS)}"
+        where = f"come no further for {message.seconds:.0f} s {clipped(message.activity, REASON_CHARACTERS)}"
         text = f"{where} (spec.runPolicy.stepTimeout); it stood here:\n{message.stack}"
         self._job.event(f"{self._job.label(life)}: the script has {text}\nIt is ended and started again.", "error")
         lease = message.lease

@@ -43,15 +43,15 @@ class SnapshotFolder:
         self._released: set[tuple[int, str]] = set()
         self._cached: tuple[str, dict[int, tuple[dict[str, Tensor], bytes]]] = ("", {})
         files.sweep(folder)
-        offers = files.offers(folder, uid=uid, digest=self._digest)
-        self.refused = [reason for _, reason in offers.refused]
+        usable_snapshots = files.usable_snapshots(folder, uid=uid, digest=self._digest)
+        self.refused = [reason for _, reason in usable_snapshots.refused]
         self._files = {
             name: File(
                 name=name,
                 slots=[record.slot for record in description.slots],
                 counts=[record.batches for record in description.slots],
             )
-            for name, description in reversed(offers.good)
+            for name, description in reversed(usable_snapshots.good)
         }
         """Name -> file, oldest first."""
 
