@@ -39,7 +39,7 @@ class Operator:
             told = self.told()
             if told is not None and found(told):
                 return told
-            assert time.monotonic() < end, (told, self.job.last_words())
+            assert time.monotonic() < end, (told, self.job.last_lines())
             time.sleep(0.02)  # polling interval of the supervisor
 
 

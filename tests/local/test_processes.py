@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shoal.local.processes import Launch, LaunchError, Processes, last_words
+from shoal.local.processes import Launch, LaunchError, Processes, last_lines
 
 
 def python(code, folder, **environment):
@@ -71,8 +71,8 @@ def test_last_words_are_of_the_last_life(tmp_path):
     log.write_text("Traceback (most recent call last):\nold\n")
     before = log.stat().st_size
     log.write_text(log.read_text() + "new\n")
-    assert last_words(log, since=before) == "new"
-    assert last_words(tmp_path / "missing.log") == ""
+    assert last_lines(log, since=before) == "new"
+    assert last_lines(tmp_path / "missing.log") == ""
 
 
 def test_the_last_words_of_a_syntax_error_name_the_file(tmp_path):
@@ -84,7 +84,7 @@ def test_the_last_words_of_a_syntax_error_name_the_file(tmp_path):
 def test_an_error_line_of_ours_is_told_without_its_time(tmp_path):
     log = tmp_path / "x.log"
     log.write_text("12:00:00 info so far\n12:00:01 error optimizer LBFGS is refused\nuse Adam\n")
-    assert last_words(log) == "optimizer LBFGS is refused\nuse Adam"
+    assert last_lines(log) == "optimizer LBFGS is refused\nuse Adam"
 
 
 def test_a_refusal_is_told_without_what_the_script_said_before(tmp_path):

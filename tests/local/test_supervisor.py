@@ -67,7 +67,7 @@ def test_a_signal_reported_by_a_shell_never_counts():
 def test_who_dies_again_and_again_at_its_start_waits_longer_and_longer():
     supervisor, now, delays = running(), 0.0, []
     for _ in range(7):
-        actions = supervisor.exited(MASTER, 0, 1, now, words="no such module")
+        actions = supervisor.exited(MASTER, 0, 1, now, last_lines="no such module")
         waits = 0.0 if do(actions) else supervisor.pending[MASTER, 0] - now
         delays.append(waits)
         now += waits
@@ -88,12 +88,12 @@ def test_errors_of_the_script_wait_longer_until_the_limit():
     supervisor, now, delays = running(trainers=1, backoff_limit=3), 0.0, []
     supervisor.progressed("Running", "", 40, now, joins=1, trainers=1)
     for _ in range(3):
-        supervisor.exited(TRAINER, 0, 1, now, words="ValueError: x")
+        supervisor.exited(TRAINER, 0, 1, now, last_lines="ValueError: x")
         delays.append(supervisor.pending[TRAINER, 0] - now)
         now += delays[-1]
         assert do(supervisor.tick(now)) == [Start(TRAINER, 0)]
     assert delays == [1, 2, 4]
-    assert do(supervisor.exited(TRAINER, 0, 1, now, words="ValueError: x")) == [Signal(SERVER, 0, signal.SIGTERM)]
+    assert do(supervisor.exited(TRAINER, 0, 1, now, last_lines="ValueError: x")) == [Signal(SERVER, 0, signal.SIGTERM)]
     finish = end_all(supervisor)[-1]
     assert finish.state == "Failed"
     assert finish.reason.startswith("the script failed 4 times in a row (runPolicy.backoffLimit: 3)")
@@ -105,7 +105,7 @@ def test_errors_before_anything_was_trained_are_known_soon():
     supervisor, now, delays = running(trainers=1), 0.0, []
     supervisor.progressed("Starting", "", 0, now, joins=1, trainers=1)
     for _ in range(6):
-        supervisor.exited(TRAINER, 0, 1, now, words="ModuleNotFoundError: No module named 'torchh'")
+        supervisor.exited(TRAINER, 0, 1, now, last_lines="ModuleNotFoundError: No module named 'torchh'")
         delays.append(supervisor.pending[TRAINER, 0] - now)
         now += delays[-1]
         supervisor.tick(now)
@@ -119,7 +119,7 @@ def test_a_script_that_always_fails_early_is_given_up_although_it_commits_sample
     for samples in range(100):
         supervisor.progressed("Running", "", samples, now, joins=1, trainers=1)
         now += 3.0
-        supervisor.exited(TRAINER, 0, 1, now, words="IndexError: the third batch")
+        supervisor.exited(TRAINER, 0, 1, now, last_lines="IndexError: the third batch")
         if supervisor.leaving:
             break
         now = supervisor.pending[TRAINER, 0]
@@ -154,7 +154,7 @@ def test_committed_samples_reset_count_and_delay():
 @pytest.mark.parametrize("place", [(TRAINER, 1), (SERVER, 0), (MASTER, 0)])
 def test_a_refusal_is_final(place):
     supervisor = running()
-    told = do(supervisor.exited(*place, 78, 5.0, words="optimizer LBFGS: use Adam"))
+    told = do(supervisor.exited(*place, 78, 5.0, last_lines="optimizer LBFGS: use Adam"))
     assert Signal(TRAINER, 0, signal.SIGTERM) in told
     assert end_all(supervisor)[-1] == Finish("Failed", "optimizer LBFGS: use Adam", final=False)
 
@@ -240,7 +240,7 @@ def test_a_script_that_goes_on_after_the_end_is_named_once():
 def test_a_script_that_fails_behind_the_end_and_waits_for_its_next_start_is_named_too():
     supervisor = running(trainers=1)
     supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
-    supervisor.exited(TRAINER, 0, 1, 6.0, words="FileNotFoundError")
+    supervisor.exited(TRAINER, 0, 1, 6.0, last_lines="FileNotFoundError")
     told = [each.text for each in supervisor.tick(15.0) if isinstance(each, PrintLine)]
     assert told[0] == "the training is complete; waiting for the scripts of trainer-0 to end"
 
@@ -249,7 +249,7 @@ def test_a_script_that_never_trains_fails_the_job():
     supervisor, now = running(trainers=1, backoff_limit=2), 0.0
     supervisor.progressed("Running", "", 0, now, joins=3, trainers=1)
     for _ in range(4):
-        supervisor.exited(TRAINER, 0, 0, now, words="RuntimeError ignored")
+        supervisor.exited(TRAINER, 0, 0, now, last_lines="RuntimeError ignored")
         now += 2.0
         supervisor.tick(now)
     finish = end_all(supervisor)[-1]
@@ -262,7 +262,7 @@ def test_a_script_that_never_trains_fails_the_job():
 def test_a_script_that_never_joins_fails_the_job_with_the_cause():
     supervisor = running(trainers=1)
     supervisor.progressed("Running", "", 40, 0.5, joins=2, trainers=0)  # a job that was trained before this start
-    assert do(supervisor.exited(TRAINER, 0, 0, 1.0, words="done")) == []
+    assert do(supervisor.exited(TRAINER, 0, 0, 1.0, last_lines="done")) == []
     assert do(supervisor.tick(3.0)) == [Signal(SERVER, 0, signal.SIGTERM)]
     finish = end_all(supervisor)[-1]
     assert finish.state == "Failed"
@@ -318,8 +318,8 @@ def test_the_deadline():
 
 def test_the_same_failure_is_told_at_length_once():
     supervisor, now, told = running(trainers=1), 0.0, []
-    for words in ("KeyError: 'x'", "KeyError: 'x'", "ValueError: y"):
-        told += do(supervisor.exited(TRAINER, 0, 1, now, words=words), PrintLine)
+    for last_lines in ("KeyError: 'x'", "KeyError: 'x'", "ValueError: y"):
+        told += do(supervisor.exited(TRAINER, 0, 1, now, last_lines=last_lines), PrintLine)
         now += 5.0
         supervisor.tick(now)
     assert [tell.text.partition(";")[0] for tell in told] == [
@@ -330,7 +330,7 @@ def test_the_same_failure_is_told_at_length_once():
 
 
 def test_users_are_told():
-    told = do(running().exited(TRAINER, 1, 1, 5.0, words="Traceback\nKeyError: 'x'"), PrintLine)
+    told = do(running().exited(TRAINER, 1, 1, 5.0, last_lines="Traceback\nKeyError: 'x'"), PrintLine)
     assert told == [
         PrintLine(
             "warning",
@@ -364,10 +364,10 @@ class World:
                     self.finish = action
         assert set(self.supervisor.alive) == self.alive
         assert not self.alive & set(self.supervisor.pending)
-        if not self.supervisor.ending:
+        if not self.supervisor.is_ending:
             active = [role for (role, _), draining in self.supervisor.alive.items() if not draining]
             active += [role for role, _ in self.supervisor.pending]
-            assert active.count(TRAINER) == self.supervisor.wanted
+            assert active.count(TRAINER) == self.supervisor.desired
             assert active.count(MASTER) == 1
 
     def exit(self, place, code, now):

@@ -21,11 +21,11 @@ from shoal.pserver.snapshots.files import (
     SlotRecord,
     SnapshotError,
     delete,
+    delete_temporary_files,
     describe,
     pin,
     pinned,
     read,
-    sweep,
     usable_snapshots,
     write,
 )
@@ -213,7 +213,7 @@ def test_a_process_killed_before_the_rename_leaves_no_snapshot(tmp_path: Path) -
     assert ended.returncode == -9
     assert usable_snapshots(tmp_path, **JOB) == usable_snapshots(tmp_path / "none", **JOB)
     assert len(list(tmp_path.iterdir())) == 1
-    assert len(sweep(tmp_path)) == 1
+    assert len(delete_temporary_files(tmp_path)) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -295,7 +295,7 @@ class MasterCore:
     def _moved(self, back: int) -> None:
         self.job.moved()
         if back:
-            self.trainers.tasks_came_back()
+            self.trainers.tasks_reopened()
         self.trainers.serve()
 
     def _shape_known(self) -> None:

@@ -136,8 +136,8 @@ class DistributedJob(TrainingSession):
                 with contextlib.suppress(SystemExit):
                     self._complete_stopped()
         self._report(now=True)
-        quiet = self._failed or Refused.raised or self._engine.draining.is_set() or self._engine.ended
-        reason = "" if quiet else self._unfinished()
+        is_expected = self._failed or Refused.raised or self._engine.draining.is_set() or self._engine.ended
+        reason = "" if is_expected else self._unfinished()
         if reason:
             print(reason, file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
         self._engine.leave(reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from shoal.master.state.job import JobState
-from shoal.master.state.slot_map import ServerOrder, SlotsGone
+from shoal.master.state.slot_map import ServerOrder, SlotsLost
 from shoal.protocol.messages import (
     AwaitingInitialValues,
     Complete,
@@ -177,7 +177,7 @@ class ServerHandler:
             return
         try:
             orders, confirm = job.slots.assign(leads=self._confirmed == job.slots.question)
-        except SlotsGone as error:
+        except SlotsLost as error:
             self._fail(str(error))
             return
         self.confirm_requested = self.confirm_requested or confirm

@@ -337,9 +337,9 @@ class TrainerHandler:
 
     def _note_reached(self) -> None:
         if self._job.note_reached():
-            self.tasks_came_back()
+            self.tasks_reopened()
 
-    def tasks_came_back(self) -> None:
+    def tasks_reopened(self) -> None:
         """Send ``NotComplete`` to trainers that have finished their loop."""
         if self._job.ended:
             return

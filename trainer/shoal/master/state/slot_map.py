@@ -26,7 +26,7 @@ from shoal.protocol.messages import (
     TakeFinalSnapshot,
 )
 
-__all__ = ["PendingGrant", "ServerOrder", "ServerView", "SlotAssignments", "SlotsGone"]
+__all__ = ["PendingGrant", "ServerOrder", "ServerView", "SlotAssignments", "SlotsLost"]
 
 
 FILES = 1000
@@ -34,7 +34,7 @@ FILES = 1000
 slot is granted from a file of another server than its home only after all servers have replied to the current question."""
 
 
-class SlotsGone(Exception):  # noqa: N818 - it names a state of affairs
+class SlotsLost(Exception):  # noqa: N818 - it names a state of affairs
     """A slot of a job that had begun is in no server's memory and in no snapshot; the job cannot continue."""
 
 
@@ -273,7 +273,7 @@ class SlotAssignments:
             Orders, and whether the lead must be confirmed before further orders.
 
         Raises:
-            SlotsGone: A slot of a job that had begun is on no server.
+            SlotsLost: A slot of a job that had begun is on no server.
         """
         orders: list[ServerOrder] = []
         replied = {view.index for view in self.views.values() if view.question == self.question}
@@ -285,7 +285,7 @@ class SlotAssignments:
             found = self._best(slot, everywhere=all_answered)
             if found is None and all_answered:
                 if self.begun:
-                    raise SlotsGone(self._lost_slot_reason(slot))
+                    raise SlotsLost(self._lost_slot_reason(slot))
                 if not leads:
                     confirm = True
                     continue

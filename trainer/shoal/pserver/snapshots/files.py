@@ -41,11 +41,11 @@ __all__ = [
     "SnapshotError",
     "UsableSnapshots",
     "delete",
+    "delete_temporary_files",
     "describe",
     "pin",
     "pinned",
     "read",
-    "sweep",
     "usable_snapshots",
     "write",
 ]
@@ -284,7 +284,7 @@ def delete(directory: Path, name: str) -> None:
         raise SnapshotError(f"snapshot {directory / name} cannot be deleted: {error.strerror}") from error
 
 
-def sweep(directory: Path) -> list[str]:
+def delete_temporary_files(directory: Path) -> list[str]:
     """Delete files that a killed process left half-written; return their names.
 
     Only for the one process that writes to this directory, at its start.

@@ -169,9 +169,9 @@ class Servers:
                 requested.append(peer)
             except OSError:
                 lost += slots
-                gone = self._peers.get(holder.life)
-                if gone is not None:
-                    self._drop(gone)
+                unreachable = self._peers.get(holder.life)
+                if unreachable is not None:
+                    self._drop(unreachable)
         for peer in requested:
             try:
                 message, size = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))

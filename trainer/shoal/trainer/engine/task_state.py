@@ -134,9 +134,9 @@ class Work:
 
     def forget(self, slots: Iterable[int]) -> None:
         """Discard what was recorded of these slots, whose server does not reply."""
-        gone = set(slots)
+        unreachable = set(slots)
         for known in self._at.values():
-            for slot in gone & known.keys():
+            for slot in unreachable & known.keys():
                 del known[slot]
 
     def known(self, lease: Lease) -> bool:
