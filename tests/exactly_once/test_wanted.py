@@ -51,7 +51,7 @@ def operator(zygote, tmp_path):
         made.store.close()
 
 
-def test_trainers_leave_one_by_one_and_come_back(operator):
+def test_trainers_are_drained_one_by_one_and_rejoin(operator):
     job = operator.job
     operator.until(lambda told: told.trainers == [0, 1, 2] and told.samples > 0)
     operator.wants(drain=[1])
@@ -72,7 +72,7 @@ def test_trainers_leave_one_by_one_and_come_back(operator):
     assert (told.samples, told.epoch, told.epochs) == (told.expected, 11, 12)
 
 
-def test_a_job_is_suspended_and_goes_on_with_a_new_master_and_new_servers(operator):
+def test_a_suspended_job_resumes_with_a_new_master_and_new_servers(operator):
     job = operator.job
     operator.until(lambda told: told.samples > 0)
     operator.wants(suspend=True)
@@ -91,7 +91,7 @@ def test_a_job_is_suspended_and_goes_on_with_a_new_master_and_new_servers(operat
     assert account.replayed == 0, "servers that are told to end write a snapshot first"
 
 
-def test_what_cannot_be_read_is_ignored(operator):
+def test_an_undecodable_desired_state_is_ignored(operator):
     operator.until(lambda told: told.samples > 0)
     operator.raw(b"{")
     operator.raw(b'{"drain": [2], "colour": "red"}')

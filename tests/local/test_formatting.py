@@ -83,7 +83,7 @@ def test_the_progress_line():
     assert progress_line(msgspec.structs.replace(STATUS, state="Complete")).count("(") == 0
 
 
-def test_members_say_what_they_do():
+def test_members_show_their_activity():
     assert [(row.name, row.pid, row.state) for row in ROWS] == [
         ("master-0", 10, "running"),
         ("trainer-0", 11, "training"),
@@ -97,7 +97,7 @@ def test_a_member_of_a_former_life_is_not_shown_as_the_present_one():
     assert row.state == "starting"
 
 
-def test_plain_lines_come_every_two_seconds_at_most():
+def test_plain_lines_are_printed_every_two_seconds_at_most():
     now, stream = [0.0], io.StringIO()
     view = PlainView(stream, clock=lambda: now[0])
     for step in range(41):
@@ -115,7 +115,7 @@ def starting(*, servers=0, members=(), progress="", state="Starting"):
     return msgspec.structs.replace(STATUS, state=state, members=rows, progress=made)
 
 
-def test_a_fresh_start_says_what_it_waits_for_and_is_no_recovery():
+def test_a_fresh_start_shows_what_it_waits_for_and_is_no_recovery():
     assert stall_reason(msgspec.structs.replace(starting(), progress=None)) == "the master is starting"
     assert stall_reason(starting(progress="waiting for pserver-0")).startswith("0 of 2 parameter servers up")
     assert stall_reason(starting(servers=1)).startswith("1 of 2 parameter servers up")
@@ -135,7 +135,7 @@ def test_an_etcd_that_is_away_is_named_without_its_address():
     assert stall_reason(changed(why=long)) == plain(long)
 
 
-def test_who_is_no_member_of_a_complete_job_any_more_is_not_starting():
+def test_a_process_that_left_a_complete_job_is_not_starting():
     (row,) = rows_of([("trainer", 0, 99, 1.0, False)], [], [], complete=True)
     assert row.state == "ending"
 
@@ -157,7 +157,7 @@ def test_quiet_shows_errors_only():
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 12), (100, 30), (40, 12)])
-def test_the_live_picture_fits_the_terminal(width, height):
+def test_the_live_view_fits_the_terminal(width, height):
     rows = rows_of([("trainer", index, index + 1, 1.0, False) for index in range(40)], [], [])
     console = Console(width=width, height=height, file=io.StringIO())
     status = changed(why="a long reason " * 20, values={f"value{number}": 0.5 for number in range(9)})

@@ -19,7 +19,7 @@ END = "\nValueError: too large"
 
 
 @given(st.text(alphabet="ab", max_size=60), st.integers(4, 40))
-def test_a_text_is_whole_or_says_how_much_is_left_out(text, most):
+def test_a_text_is_complete_or_states_how_much_is_left_out(text, most):
     shown = clipped(text, most)
     if len(text) <= most:
         assert shown == text
@@ -91,7 +91,7 @@ def test_names_of_logged_values_are_bounded():
     assert list(desk.job.values)[-1] == f"loss_{VALUES + 49}"
 
 
-def test_a_script_is_told_that_a_name_stands_for_a_series():
+def test_a_script_with_too_many_logged_names_is_refused():
     values = Values()
     for _ in range(3):
         for number in range(NAMES):

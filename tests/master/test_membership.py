@@ -194,7 +194,7 @@ class Membership(RuleBasedStateMachine):
         self.say(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=[], pid=1, host=""), times)
 
     @rule(index=st.integers(0, 3))
-    def connect_and_say_nothing(self, index):
+    def connect_without_registering(self, index):
         self.connect(Identity(role="trainer", index=index, life=next(self.numbers) + 1000))
         self.settle()
 
@@ -291,7 +291,7 @@ class Membership(RuleBasedStateMachine):
         self.settle()
 
     @rule(drain=st.sets(st.integers(0, 3), max_size=2), suspend=st.booleans())
-    def the_operator_wants(self, drain, suspend):
+    def change_the_desired_state(self, drain, suspend):
         self.desired = DesiredState(drain=sorted(drain), suspend=suspend)
         self.master.apply_desired(self.desired)
         self.settle()
@@ -329,7 +329,7 @@ class Membership(RuleBasedStateMachine):
             assert kept == self.holds.get(life, set()), "the record of a member lacks or has a lease too many"
 
     @invariant()
-    def whom_the_operator_wants_to_leave_was_told(self):
+    def trainers_to_be_drained_have_received_drain(self):
         if hasattr(self, "job"):
             leaving = {life for life, index in self.members.items() if self.desired.leaves(index)}
             assert leaving - set(self.away) <= self.drained

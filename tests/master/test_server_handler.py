@@ -50,7 +50,7 @@ def test_a_trainer_is_asked_for_the_values_of_all_fresh_slots_at_once():
     assert sorted(asked.slots) == sorted(grant.slot for grant in grants)
 
 
-def test_what_a_server_still_says_behind_its_farewell_is_ignored():
+def test_messages_of_a_server_after_its_leave_are_ignored():
     desk, grants = served_desk()
     desk.from_server(m.Leave(leases=[]))
     for late in (

@@ -56,7 +56,7 @@ def test_a_trainer_that_gets_no_answer_asks_again_on_a_new_connection(world, pro
     assert torch.equal(trainer.parameters[0], WEIGHT.flatten().reshape(2, 3))
 
 
-def test_a_server_that_is_silent_at_every_call_is_asked_ever_more_seldom():
+def test_the_timeout_of_a_silent_server_doubles():
     timeouts = AnswerTimeout()
     waits = []
     for _ in range(8):
@@ -93,7 +93,7 @@ def test_a_trainer_that_attaches_anew_leaves_nothing_of_its_earlier_connection(t
     world.close()
 
 
-def test_the_memory_of_a_trainer_that_is_gone_goes_with_it_and_waits_for_no_collector(tmp_path):
+def test_the_memory_of_a_departed_trainer_is_freed_without_garbage_collection(tmp_path):
     """Both ends free it without the cycle collector, which runs at unspecified times; the memory may be gigabytes."""
 
     def mappings() -> int:

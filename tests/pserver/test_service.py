@@ -240,7 +240,7 @@ def running(folder: Path, disk: SlowDisk) -> Iterator[Running]:
     made.close()
 
 
-def test_a_slow_restore_keeps_no_other_slot_and_no_sign_of_life_waiting(running: Running, disk: SlowDisk) -> None:
+def test_a_slow_restore_delays_no_other_slot_and_no_keep_alive(running: Running, disk: SlowDisk) -> None:
     master, trainer = running.master, running.trainer
     disk.stop()
     master.order(m.ReleaseSlot(slot=1, grant=running.grants[1]))
@@ -289,14 +289,14 @@ def test_the_last_order_for_a_slot_counts_whatever_is_being_read(running: Runnin
     assert held == {0: running.grants[0], 1: 32, 2: running.grants[2], 3: 34}
 
 
-def test_a_snapshot_that_cannot_be_read_is_told_and_the_next_is_read(running: Running) -> None:
+def test_an_unreadable_snapshot_is_reported_and_the_next_one_is_read(running: Running) -> None:
     running.restore(1, 61, "nothing.safetensors")
     running.restore(2, 62)
     assert running.master.heard(m.GrantFailed).grant == 61
     assert running.held(62).reports[0].slots == [2]
 
 
-def test_a_server_whose_work_stands_still_leaves_its_master_and_tells_a_kubelet_why(folder: Path) -> None:
+def test_a_hung_server_disconnects_from_its_master_and_fails_its_probe_with_the_reason(folder: Path) -> None:
     running = Running(folder, held_seconds=0.5)
     try:
         master = running.master

@@ -74,7 +74,7 @@ def push(grants, first):
     )
 
 
-def test_slots_that_fell_behind_take_what_the_others_know_already():
+def test_slots_that_fell_behind_apply_what_the_others_have_applied():
     granted = Granted(EpochPlan(samples=12, batch_size=2, drop_last=False, task_batches=6))
     for slot in range(3):
         granted.load(slot, Watermarks(granted.plan))

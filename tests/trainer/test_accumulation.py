@@ -30,7 +30,7 @@ def test_gradients_that_are_added_to_those_of_a_batch_without_step_are_refused(t
             end_batch()
 
 
-def test_backward_passes_of_one_batch_add_up_as_the_script_wants(two):
+def test_backward_passes_of_one_batch_add_up(two):
     accumulation = Accumulation(two)
     for _ in range(3):
         backward(*two)
@@ -73,7 +73,7 @@ def test_an_optimizer_that_clears_ends_the_watch_and_one_that_clears_too_late_do
         accumulation.check()
 
 
-def test_an_accumulation_that_prepare_knows_is_none_by_hand(two):
+def test_an_accumulation_passed_to_prepare_is_not_refused(two):
     accumulation = Accumulation(two)
     for _ in range(3):
         backward(*two)
@@ -81,7 +81,7 @@ def test_an_accumulation_that_prepare_knows_is_none_by_hand(two):
     accumulation.check()
 
 
-def test_whether_there_was_a_gradient_is_told(two):
+def test_whether_there_was_a_gradient_is_returned(two):
     accumulation = Accumulation(two)
     assert not accumulation.end_batch(stepped=False, accumulating=False)
     backward(two[1])

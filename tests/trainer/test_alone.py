@@ -114,7 +114,7 @@ def test_a_batch_without_a_step_changes_nothing(any_job):
     assert any_job.skipped() == EPOCHS * 54
 
 
-def test_a_script_that_never_steps_is_told_so_at_the_end(alone, capsys):
+def test_a_script_that_never_steps_is_warned_at_the_end(alone, capsys):
     m = model()
     m, optimizer, batches = alone.prepare(m, sgd(m), DataLoader(data(), batch_size=4))
     for _ in alone.epochs():
@@ -180,7 +180,7 @@ ENDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("said", ENDS)
-def test_a_script_alone_that_does_not_go_through_is_told_why(tmp_path, said):
+def test_an_unfinished_script_alone_prints_the_reason(tmp_path, said):
     script = tmp_path / "train.py"
     script.write_text(
         "import sys, torch\nfrom shoal import trainer\njob = trainer.join()\nm = torch.nn.Linear(1, 1)\n"

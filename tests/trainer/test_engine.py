@@ -36,7 +36,7 @@ def test_another_trainers_stop_does_not_take_the_place_of_an_answer(engine, mess
 
 
 @pytest.mark.timeout(30)
-def test_the_answer_to_a_stop_is_told_to_who_asked_for_it(engine):
+def test_the_reply_to_a_stop_is_returned_to_its_request(engine):
     engine._inbox.put(STOPPING)
     assert engine.request(m.StopEarly(reason="mine", epoch=0), m.Stopping) == STOPPING
 

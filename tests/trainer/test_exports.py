@@ -13,7 +13,7 @@ def test_a_file_can_be_where_a_folder_is_or_can_be_made(tmp_path):
     assert write_problem(tmp_path / "model") == write_problem(tmp_path / "new" / "er" / "model") == ""
 
 
-def test_why_no_file_can_be_is_said_before_it_is_written(tmp_path):
+def test_a_path_that_cannot_be_written_is_reported_before_the_write(tmp_path):
     (tmp_path / "file").touch()
     assert write_problem(tmp_path / "file" / "new" / "model") == f"{tmp_path}/file is no folder"
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
@@ -41,7 +41,7 @@ def test_a_compiled_models_file_has_the_names_of_the_model_itself(tmp_path):
     assert set(load_file(tmp_path / "m.safetensors")) == {"0.weight", "0.bias"}
 
 
-def test_other_values_stand_under_all_names_of_a_tied_parameter(tmp_path):
+def test_replaced_values_are_saved_under_all_names_of_a_tied_parameter(tmp_path):
     model = tied()
     save_model(model, tmp_path / "m.safetensors", instead={"0.weight": torch.arange(4.0)})
     saved = load_file(tmp_path / "m.safetensors")

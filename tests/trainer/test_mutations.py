@@ -127,7 +127,7 @@ def test_a_write_past_autograd_between_the_passes_is_found_at_once(any_job, tmp_
 
 
 @pytest.mark.parametrize("way", UNCOUNTED)
-def test_a_write_past_autograd_behind_each_step_is_found_within_the_epoch(any_job, tmp_path, way):
+def test_a_write_past_autograd_after_each_step_is_found_within_the_epoch(any_job, tmp_path, way):
     script = Script(any_job, tmp_path)
     with pytest.raises(Refused, match=r"parameter [02]\.(weight|bias) was (written by the script|moved or got)"):
         script.run("behind each step", UNCOUNTED[way])
@@ -289,7 +289,7 @@ def test_what_harms_nothing_is_not_refused(any_job):
 
 
 @pytest.mark.parametrize("versions_constant", [False, True], ids=["alone", "together"])
-def test_every_parameter_is_looked_at_within_as_many_batches_as_there_are(versions_constant):
+def test_every_parameter_is_checked_within_as_many_batches_as_there_are(versions_constant):
     """A repeated write past autograd to any parameter is detected within as many batches as there are parameters."""
     many = nn.ModuleList(nn.Linear(2, 2) for _ in range(40))
     parameters = list(many.named_parameters())

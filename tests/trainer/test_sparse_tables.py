@@ -38,7 +38,7 @@ def table(kind=nn.Embedding, **options):
     return kind(ROWS, DIM, sparse=True, **options)
 
 
-def test_each_row_comes_once_a_batch_and_anew_in_the_next_one():
+def test_each_row_is_fetched_once_per_batch():
     module = table()
     recorder = Recorder(module)
     before = data_of(module.weight).clone()
@@ -65,7 +65,7 @@ def test_a_bag_brings_the_rows_of_its_flat_input_and_each_table_its_own():
 
 
 @pytest.mark.parametrize("rows", [[], [ROWS], [-1, 3]])
-def test_nothing_is_asked_for_no_rows_and_of_wrong_ones_the_module_itself_complains(rows):
+def test_no_rows_cause_no_request_and_wrong_rows_raise_the_modules_own_error(rows):
     module = table()
     recorder = Recorder(module)
     if rows:
@@ -196,7 +196,7 @@ LOOKUPS = {
 
 
 @pytest.mark.parametrize("name", LOOKUPS)
-def test_rows_come_however_the_script_looks_them_up(name):
+def test_every_lookup_function_fetches_rows(name):
     module = table()
     recorder = Recorder(module)
     found = LOOKUPS[name](module, torch.tensor([7, 2, 7]))
@@ -235,7 +235,7 @@ def test_what_would_use_the_whole_table_is_refused_by_name_alone_and_together_al
     assert "make the embedding with sparse=False" in refused.value.reason
 
 
-def test_what_tells_of_the_table_and_not_of_its_values_needs_no_rows():
+def test_attributes_of_a_table_need_no_rows():
     module = table()
     recorder = Recorder(module)
     weight = module.weight

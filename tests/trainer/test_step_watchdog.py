@@ -31,7 +31,7 @@ def watch(warned):
     return StepWatchdog(lambda: 1e6, warn=warned.append, hung=hung)
 
 
-def test_behind_an_evaluation_the_script_is_where_it_was_with_a_new_clock():
+def test_after_an_evaluation_the_earlier_activity_continues_with_a_new_clock():
     made = watch([])
     made.batch(lambda: "in batch 3")
     with made.activity("in job.evaluate"):
@@ -43,14 +43,14 @@ def test_behind_an_evaluation_the_script_is_where_it_was_with_a_new_clock():
     assert made._clock.limit(1.0) == 1.0
 
 
-def test_who_leaves_is_watched_no_more():
+def test_a_stopped_watchdog_does_not_end_the_process():
     made = watch([])
     made.start()
     made.stop()
     assert all(thread.name != "shoal-steps" for thread in threading.enumerate())
 
 
-def test_a_sampler_that_fails_keeps_nobody_from_finding_out():
+def test_a_failing_sampler_does_not_prevent_the_report():
     def words():
         raise KeyError("the script's sampler")
 

@@ -192,7 +192,7 @@ class BadDay(RuleBasedStateMachine):
 
     @precondition(lambda self: self.answers)
     @rule(which=st.integers(0, 9), again=st.booleans())
-    def an_answer_comes(self, which, again):
+    def a_reply_arrives(self, which, again):
         answer = self.answers[which % len(self.answers)]
         if not again:
             self.answers.remove(answer)
@@ -280,7 +280,7 @@ class BadDay(RuleBasedStateMachine):
             for number in range(SLOTS):
                 self.request(number, lease, batch=self.work.next_batch())
             while self.answers:
-                self.an_answer_comes(0, again=False)
+                self.a_reply_arrives(0, again=False)
             batch = self.work.next_batch()
         if reports and batch is not None and lease is not None:
             self.finishes()
@@ -351,7 +351,7 @@ TestBadDay = BadDay.TestCase
 TestBadDay.settings = examples(80, stateful_step_count=40)
 
 
-def test_a_task_that_came_back_before_its_over_did_is_done_again():
+def test_a_task_leased_again_before_its_commit_message_arrived_is_done_again():
     """``TaskCommitted`` waits for etcd; meanwhile a slot is restored from a snapshot, and the task is leased again."""
     work = Work(PLAN, slots=1)
     work.mapped(SlotMap(holders=[], owner=[0], grants=[1]))
@@ -384,7 +384,7 @@ def test_a_task_that_is_leased_anew_while_it_is_held_is_held_under_the_new_lease
     assert work.return_all() == [Lease(0, 0, 7), Lease(0, 1, 8)], "with others the master would wait for ever"
 
 
-def test_a_task_that_must_be_redone_is_held_under_the_lease_that_the_master_says():
+def test_a_reopened_task_is_held_under_the_masters_lease():
     """The report was under an older lease than the trainer's current one, and the master has reinstated the older lease."""
     work = Work(PLAN, slots=1)
     work.leased(Lease(0, 1, 8))
@@ -392,7 +392,7 @@ def test_a_task_that_must_be_redone_is_held_under_the_lease_that_the_master_says
     assert work.return_all() == [Lease(0, 1, 4)]
 
 
-def test_a_word_under_another_grant_than_the_maps_is_not_believed():
+def test_a_report_under_another_grant_than_the_maps_is_ignored():
     work = Work(PLAN, slots=2)
     assert not work.applied(0, 0, [0], [1], 1), "there is no map yet"
     work.mapped(SlotMap(holders=[], owner=[0, 0], grants=[1, 3]))
