@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shoal.local.view.live import picture
+from shoal.local.view.live import render
 from shoal.local.view.status import JobStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def main() -> None:
                 time.sleep(0.2)  # interval of the checks
             assert found is not None
             console = Console(record=True, width=88, file=io.StringIO())
-            console.print(picture(found, height=24))
+            console.print(render(found, height=24))
             console.save_svg(str(own.file), title="shoal run job.yaml")
         finally:
             runner.terminate()

@@ -38,7 +38,7 @@ def _parts() -> tuple[MutationDetector, Accumulation, LearningRateSchedule]:
     described = describe(model, [optimizer], data, accumulate=1, task_batches=None)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    watch = MutationDetector(model, described.watched, groups=described.groups, stays=True)
+    watch = MutationDetector(model, described.watched, groups=described.groups, versions_constant=True)
     schedule = LearningRateSchedule(
         [],
         described.groups,
@@ -53,7 +53,7 @@ def _parts() -> tuple[MutationDetector, Accumulation, LearningRateSchedule]:
 
 def measure() -> tuple[list[Row], Any]:
     """Measure rounds of checks, with plain steps in between."""
-    watch, carry, schedule = _parts()
+    watch, accumulation, schedule = _parts()
     other = _model()
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     for parameter in other.parameters():
@@ -63,11 +63,11 @@ def measure() -> tuple[list[Row], Any]:
         begun = time.perf_counter()
         for _ in range(CALLS):
             watch.batch_begins()
-            carry.check()
+            accumulation.check()
             watch.check()
             schedule.check()
-            watch.settled()
-            carry.look(stepped=True, accumulating=False)
+            watch.set_reference()
+            accumulation.end_batch(stepped=True, accumulating=False)
             watch.check()
         watched.append((time.perf_counter() - begun) / CALLS * 1000)
         begun = time.perf_counter()

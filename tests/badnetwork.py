@@ -64,7 +64,7 @@ class BadNetwork:
                 self._fault(now)
                 following = now + chance.expovariate(1 / self._every)
             if now > end:
-                raise AssertionError(f"no end after {seconds} s; {self.faults}\n{job.last_words()}")
+                raise AssertionError(f"no end after {seconds} s; {self.faults}\n{job.last_lines()}")
             time.sleep(0.01)
         self._heal(float("inf"))
 

@@ -252,10 +252,10 @@ class RealJob:
         while self.trainers_left and not (until_refused and self.refused):
             self.supervise()
             if time.monotonic() > end:
-                raise AssertionError(f"no end after {seconds} s\n{self.last_words()}")
+                raise AssertionError(f"no end after {seconds} s\n{self.last_lines()}")
             time.sleep(0.02)  # polling interval of the supervisor, not a synchronisation
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         return "\n".join(f"== {r}-{i}\n{self.log(r, i)[-1500:]}" for r, i in sorted(self.children))
 
     def found_outcome(self) -> Outcome | None:
@@ -317,7 +317,7 @@ class Chaos:
                     self.fault(now)
                 following = now + chance.expovariate(1 / 0.35)
             if now > end:
-                raise AssertionError(f"no end after {seconds} s; {self.kills} {self.others}\n{job.last_words()}")
+                raise AssertionError(f"no end after {seconds} s; {self.kills} {self.others}\n{job.last_lines()}")
             time.sleep(0.01)  # polling interval of the supervisor, not a synchronisation
         for _, child in self._resume:
             child.send_signal(signal.SIGCONT)

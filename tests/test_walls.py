@@ -28,7 +28,7 @@ def test_nothing_shadows_the_standard_librarys_operator():
         assert not (ROOT / wing / "shoal" / "__init__.py").exists(), "shoal is a namespace"
 
 
-def test_the_walls_stand():
+def test_the_import_contracts_are_kept():
     program = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([str(program)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -41,7 +41,7 @@ def test_what_must_start_fast_imports_no_torch(module):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_are_short_or_say_why_not(path):
+def test_files_and_functions_are_short_or_give_the_reason(path):
     text = path.read_text()
     tree = ast.parse(text)
     assert ast.get_docstring(tree) or not tree.body, "a module says what it is for"

@@ -219,7 +219,7 @@ def run_alone(spec: Spec) -> Result:
         try:
             return _run(spec, job, build(spec), Path(folder))
         finally:
-            atexit.unregister(job._farewell)
+            atexit.unregister(job._report_unfinished)
             if job._prepared:
                 job._feed.close()
 

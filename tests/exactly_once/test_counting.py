@@ -42,7 +42,7 @@ def test_random_kills(zygote, tmp_path, seed):
         assert sum(chaos.kills.values()) >= 8, (chaos.kills, chaos.others)
 
 
-def test_etcd_comes_back_as_it_was_five_seconds_earlier(zygote, tmp_path):
+def test_etcd_is_restored_to_its_state_of_five_seconds_earlier(zygote, tmp_path):
     """etcd is set back under load: since the copy, tasks were finished and leases granted, and the master is replaced."""
     with RealJob(zygote, tmp_path / "j", epochs=10, trainers=3, variables={"COUNT_PAUSE": "0.02"}) as job:
         while "epoch 2 of" not in job.log("master", 0):
@@ -81,7 +81,7 @@ def snapshots(job: RealJob, index: int) -> set[str]:
     return {path.name for path in (job.folder / f"snapshots-{index}").glob("*.safetensors")}
 
 
-def test_the_snapshots_know_what_was_done_when_everything_else_is_lost(zygote, tmp_path):
+def test_snapshots_contain_the_done_tasks_when_everything_else_is_lost(zygote, tmp_path):
     """All processes are killed and etcd is emptied, as after the deletion of the namespace of etcd and operator."""
     with RealJob(zygote, tmp_path / "j", epochs=10, trainers=2, variables={"COUNT_PAUSE": "0.01"}) as job:
         while "epoch 3 of" not in job.log("master", 0):

@@ -27,6 +27,6 @@ def test_whatever_a_socket_fails_with_no_sample_is_lost_and_no_process_ends(zygo
     with FaultyJob(zygote, tmp_path / "j", epochs=4, trainers=2, tcp=tcp) as job:
         job.run_to_the_end(seconds=200)
         check(job)
-        assert not job.restarts, job.last_words()
+        assert not job.restarts, job.last_lines()
         again = sum(job.log("master", 0).count(words) for words in ("is gone without a word", "is here", "joined"))
         assert again > 8, f"hardly a connection has failed: {again}"

@@ -29,7 +29,7 @@ def test_hostile_callers_leave_nothing(zygote, tmp_path, role):
         before = {key: Footprint.of(pid) for key, pid in watched.items()}
         fuzzer = Fuzzer(job, role, seed=int(time.time()) if FACTOR > 1 else 1)
         fuzzer.run(SECONDS * FACTOR, meanwhile=job.supervise)
-        assert {key: child.pid for key, child in job.children.items()} == lives, job.last_words()
+        assert {key: child.pid for key, child in job.children.items()} == lives, job.last_lines()
         assert all(fuzzer.calls[caller] > 3 for caller in CALLERS), fuzzer.calls
         for key, pid in watched.items():
             eventually(

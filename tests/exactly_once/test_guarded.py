@@ -63,7 +63,7 @@ class StrangersJob(GuardedJob):
     password = "a-guess"
 
 
-def test_a_master_that_is_not_let_in_says_why(zygote, tmp_path):
+def test_a_master_that_etcd_refuses_logs_the_reason(zygote, tmp_path):
     job = StrangersJob(zygote, tmp_path / "j")
     with pytest.raises(AssertionError, match="authentication failed"), job:
         job.run_to_the_end(seconds=60)

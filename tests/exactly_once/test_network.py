@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.mark.parametrize("seed", [4, 5])
-def test_delays_cuts_half_open_connections_and_processes_that_stand_still(zygote, tmp_path, seed):
+def test_delays_cuts_half_open_connections_and_paused_processes(zygote, tmp_path, seed):
     with bad_network(zygote, tmp_path, seed=seed, faults=15, epochs=4, every=0.3) as network:
         network.run(seconds=150)
         check(network.job)

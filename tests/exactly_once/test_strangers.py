@@ -67,7 +67,7 @@ def bound(pid: int, *, spare: int) -> int:
     return next(most for most in itertools.count() if len(set(range(most)) - used) == spare)
 
 
-def test_a_trainer_that_stands_still_keeps_no_thread_of_a_server(zygote, tmp_path):
+def test_a_paused_trainer_occupies_no_thread_of_a_server(zygote, tmp_path):
     pause = {"COUNT_PAUSE": "0.01"}
     with RealJob(zygote, tmp_path / "j", epochs=40, trainers=1, servers=1, tcp=True, variables=pause) as job:
         operator = Operator(job)

@@ -39,7 +39,7 @@ class Operator:
             told = self.told()
             if told is not None and found(told):
                 return told
-            assert time.monotonic() < end, (told, self.job.last_words())
+            assert time.monotonic() < end, (told, self.job.last_lines())
             time.sleep(0.02)  # polling interval of the supervisor
 
 
@@ -51,7 +51,7 @@ def operator(zygote, tmp_path):
         made.store.close()
 
 
-def test_trainers_leave_one_by_one_and_come_back(operator):
+def test_trainers_are_drained_one_by_one_and_rejoin(operator):
     job = operator.job
     operator.until(lambda told: told.trainers == [0, 1, 2] and told.samples > 0)
     operator.wants(drain=[1])
@@ -72,7 +72,7 @@ def test_trainers_leave_one_by_one_and_come_back(operator):
     assert (told.samples, told.epoch, told.epochs) == (told.expected, 11, 12)
 
 
-def test_a_job_is_suspended_and_goes_on_with_a_new_master_and_new_servers(operator):
+def test_a_suspended_job_resumes_with_a_new_master_and_new_servers(operator):
     job = operator.job
     operator.until(lambda told: told.samples > 0)
     operator.wants(suspend=True)
@@ -91,11 +91,11 @@ def test_a_job_is_suspended_and_goes_on_with_a_new_master_and_new_servers(operat
     assert account.replayed == 0, "servers that are told to end write a snapshot first"
 
 
-def test_what_cannot_be_read_is_ignored(operator):
+def test_an_undecodable_desired_state_is_ignored(operator):
     operator.until(lambda told: told.samples > 0)
     operator.raw(b"{")
     operator.raw(b'{"drain": [2], "colour": "red"}')
     operator.until(lambda told: told.trainers == [0, 1])
-    assert "what the operator wants cannot be read" in operator.job.log("master", 0)
+    assert "the desired state cannot be decoded" in operator.job.log("master", 0)
     operator.job.run_to_the_end(seconds=120)
     check(operator.job)

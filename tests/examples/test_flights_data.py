@@ -73,7 +73,7 @@ def test_numbers_are_standardised_over_the_training_flights(tensors):
     assert (values.std(0) - 1).abs().max() < 1e-3
 
 
-def test_labels_say_more_than_fifteen_minutes_late(flights, tensors):
+def test_labels_mark_delays_of_more_than_fifteen_minutes(flights, tensors):
     late = (flights["arr_delay"] > 15).sum()
     assert int(tensors["train/late"].sum() + tensors["held_out/late"].sum()) == late
 

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from shoal.local.view.formatting import account_lines, duration, plain, progress_line, score, why
-from shoal.local.view.live import picture
+from shoal.local.view.formatting import account_lines, duration, plain, progress_line, score, stall_reason
+from shoal.local.view.live import render
 from shoal.local.view.plain import PlainView, QuietView
 from shoal.local.view.status import JobStatus, account_of, is_good, read_status, rows_of
 from shoal.protocol.messages import JobAccount, JobProgress, Member, Samples
@@ -83,7 +83,7 @@ def test_the_progress_line():
     assert progress_line(msgspec.structs.replace(STATUS, state="Complete")).count("(") == 0
 
 
-def test_members_say_what_they_do():
+def test_members_show_their_activity():
     assert [(row.name, row.pid, row.state) for row in ROWS] == [
         ("master-0", 10, "running"),
         ("trainer-0", 11, "training"),
@@ -97,7 +97,7 @@ def test_a_member_of_a_former_life_is_not_shown_as_the_present_one():
     assert row.state == "starting"
 
 
-def test_plain_lines_come_every_two_seconds_at_most():
+def test_plain_lines_are_printed_every_two_seconds_at_most():
     now, stream = [0.0], io.StringIO()
     view = PlainView(stream, clock=lambda: now[0])
     for step in range(41):
@@ -115,51 +115,53 @@ def starting(*, servers=0, members=(), progress="", state="Starting"):
     return msgspec.structs.replace(STATUS, state=state, members=rows, progress=made)
 
 
-def test_a_fresh_start_says_what_it_waits_for_and_is_no_recovery():
-    assert why(msgspec.structs.replace(starting(), progress=None)) == "the master is starting"
-    assert why(starting(progress="waiting for pserver-0")).startswith("0 of 2 parameter servers up")
-    assert why(starting(servers=1)).startswith("1 of 2 parameter servers up")
-    assert "job.prepare()" in why(starting(servers=2, progress="waiting for the first trainer to register"))
+def test_a_fresh_start_shows_what_it_waits_for_and_is_no_recovery():
+    assert stall_reason(msgspec.structs.replace(starting(), progress=None)) == "the master is starting"
+    assert stall_reason(starting(progress="waiting for pserver-0")).startswith("0 of 2 parameter servers up")
+    assert stall_reason(starting(servers=1)).startswith("1 of 2 parameter servers up")
+    assert "job.prepare()" in stall_reason(starting(servers=2, progress="waiting for the first trainer to register"))
     trainer = PROGRESS.members[0]
     late = starting(servers=2, members=[trainer], progress="16 slots are being restored")
-    assert why(late) == "the servers receive the initial parameters"
+    assert stall_reason(late) == "the servers receive the initial parameters"
     assert progress_line(late) == "starting  trainers 0/3  (the servers receive the initial parameters)"
-    assert why(starting(servers=2, progress="16 slots are being restored", state="Running")).startswith("16 slots")
+    assert stall_reason(starting(servers=2, progress="16 slots are being restored", state="Running")).startswith(
+        "16 slots"
+    )
 
 
 def test_an_etcd_that_is_away_is_named_without_its_address():
     long = "etcd at unix:///s/etcd/client:1: failed to connect; last error: Connection refused (UNAVAILABLE)"
     assert plain(long).startswith("etcd does not answer")
-    assert why(changed(why=long)) == plain(long)
+    assert stall_reason(changed(why=long)) == plain(long)
 
 
-def test_who_is_no_member_of_a_complete_job_any_more_is_not_starting():
-    (row,) = rows_of([("trainer", 0, 99, 1.0, False)], [], [], over=True)
+def test_a_process_that_left_a_complete_job_is_not_starting():
+    (row,) = rows_of([("trainer", 0, 99, 1.0, False)], [], [], complete=True)
     assert row.state == "ending"
 
 
 def test_a_view_outlives_its_reader():
     stream = io.StringIO()
     stream.close()
-    PlainView(stream).tell("info", "nobody reads this")
+    PlainView(stream).print_event("info", "nobody reads this")
 
 
 def test_quiet_shows_errors_only():
     stream = io.StringIO()
     view = QuietView(stream)
-    view.tell("warning", "so so")
+    view.print_event("warning", "so so")
     view.show(STATUS)
-    view.tell("error", "bad")
+    view.print_event("error", "bad")
     assert stream.getvalue().endswith("error: bad\n")
     assert "so so" not in stream.getvalue()
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 12), (100, 30), (40, 12)])
-def test_the_live_picture_fits_the_terminal(width, height):
+def test_the_live_view_fits_the_terminal(width, height):
     rows = rows_of([("trainer", index, index + 1, 1.0, False) for index in range(40)], [], [])
     console = Console(width=width, height=height, file=io.StringIO())
     status = changed(why="a long reason " * 20, values={f"value{number}": 0.5 for number in range(9)})
-    console.print(picture(msgspec.structs.replace(status, members=rows), height=height))
+    console.print(render(msgspec.structs.replace(status, members=rows), height=height))
     lines = console.file.getvalue().splitlines()
     assert len(lines) < height
     assert any("epoch 1/3" in line for line in lines)

@@ -52,11 +52,11 @@ def begun(alive=ALL):
     return story
 
 
-def test_nobody_is_killed_while_all_speak():
+def test_no_process_is_killed_while_all_report():
     assert begun().run(3000) == {}
 
 
-def test_who_falls_silent_is_killed_after_its_time():
+def test_a_silent_process_is_killed_after_its_timeout():
     for place in (E, M, S, T):
         killed = begun().run(900, silent={place})
         # A process that is started again and stays silent is killed again; `run` returns the first kill.
@@ -65,12 +65,12 @@ def test_who_falls_silent_is_killed_after_its_time():
         assert seconds <= killed[place] <= seconds + 2
 
 
-def test_who_has_never_spoken_has_time_to_start_and_a_trainer_any():
+def test_a_process_that_never_reported_has_its_start_time_and_a_trainer_no_limit():
     assert Story().run(START_SECONDS + SILENT_SECONDS + 2, silent={S}) == {S: START_SECONDS + SILENT_SECONDS + 1}
     assert Story().run(5000, silent={T}) == {}
 
 
-def test_who_waits_for_another_one_is_not_blamed():
+def test_a_process_that_waits_for_another_one_is_not_hung():
     assert set(begun().run(25, silent={E})) == set()
     assert set(begun().run(31, silent={E, M, S})) == {E}
     story = begun()
@@ -79,14 +79,14 @@ def test_who_waits_for_another_one_is_not_blamed():
     assert set(story.run(15, silent={S})) == {S}
 
 
-def test_a_master_that_waits_for_an_etcd_of_somebody_elses_is_not_blamed():
+def test_a_master_that_waits_for_an_external_etcd_is_not_hung():
     story = Story({M, S, T})
     assert story.run(900, silent={M}) == {}
     assert story.run(100) == {}
     assert set(story.run(35, silent={M})) == {M}
 
 
-def test_a_machine_that_slept_kills_nobody():
+def test_no_process_is_killed_after_the_machine_was_suspended():
     story = begun()
     story.sleep(100_000)
     assert story.run(10) == {}
@@ -95,7 +95,7 @@ def test_a_machine_that_slept_kills_nobody():
     assert set(story.run(5, silent={S})) == {S}
 
 
-def test_a_gap_gives_nobody_a_voice_that_it_never_had():
+def test_a_gap_does_not_count_as_a_first_report():
     """A trainer started again may prepare for any length of time, whatever its predecessor has reported."""
     story = begun()
     story.alive[T] = story.now

@@ -23,7 +23,7 @@ class Killed(EtcdServer):
         super()._await(timeout_seconds)
 
 
-def test_an_etcd_that_is_killed_in_its_first_moment_is_no_etcd_that_cannot_run(tmp_path):
+def test_an_etcd_that_is_killed_at_its_start_is_not_refused(tmp_path):
     own = OwnEtcd(Killed(find_etcd(), tmp_path))
     exits = []
 

@@ -62,7 +62,7 @@ def test_cores_are_shared_out():
     assert launcher().launch("trainer", 0, trainers=60).environment["OMP_NUM_THREADS"] == "1"
 
 
-def test_the_request_for_cores_and_the_users_word_come_first():
+def test_the_requested_cores_and_the_users_variable_take_precedence():
     asked = {"minReplicas": 1, "resources": {"requests": {"cpu": "3500m"}}}
     assert launcher(trainer=asked).launch("trainer", 0, trainers=1).environment["OMP_NUM_THREADS"] == "3"
     mine = launcher({"OMP_NUM_THREADS": "9"}, trainer=asked)

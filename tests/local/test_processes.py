@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shoal.local.processes import Launch, LaunchError, Processes, last_words
+from shoal.local.processes import Launch, LaunchError, Processes, last_lines
 
 
 def python(code, folder, **environment):
@@ -50,7 +50,7 @@ def gone(pid):
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_codes_and_last_words(tmp_path):
+def test_exit_codes_and_last_lines(tmp_path):
     ended = run(tmp_path, python("", tmp_path), python("print('so'); raise KeyError('x')", tmp_path))
     assert ended["trainer", 0] == (0, "")
     code, words = ended["trainer", 1]
@@ -59,41 +59,41 @@ def test_codes_and_last_words(tmp_path):
     assert words.endswith("KeyError: 'x'")
 
 
-def test_output_is_appended_behind_a_line_for_each_start(tmp_path):
+def test_output_is_appended_after_a_line_for_each_start(tmp_path):
     for word in ("one", "two"):
         run(tmp_path, python(f"print('{word}')", tmp_path))
     lines = (tmp_path / "trainer-0.log").read_text().splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["---", "one", "---", "two"]
 
 
-def test_last_words_are_of_the_last_life(tmp_path):
+def test_last_lines_are_of_the_last_start(tmp_path):
     log = tmp_path / "x.log"
     log.write_text("Traceback (most recent call last):\nold\n")
     before = log.stat().st_size
     log.write_text(log.read_text() + "new\n")
-    assert last_words(log, since=before) == "new"
-    assert last_words(tmp_path / "missing.log") == ""
+    assert last_lines(log, since=before) == "new"
+    assert last_lines(tmp_path / "missing.log") == ""
 
 
-def test_the_last_words_of_a_syntax_error_name_the_file(tmp_path):
+def test_the_last_lines_of_a_syntax_error_name_the_file(tmp_path):
     (tmp_path / "broken.py").write_text("print('far')\ndef x(:")
     ended = run(tmp_path, Launch(command=[sys.executable, "broken.py"], environment=dict(os.environ), folder=tmp_path))
     assert "broken.py" in ended["trainer", 0][1].splitlines()[0]
 
 
-def test_an_error_line_of_ours_is_told_without_its_time(tmp_path):
+def test_a_shoal_error_line_is_returned_without_its_time(tmp_path):
     log = tmp_path / "x.log"
     log.write_text("12:00:00 info so far\n12:00:01 error optimizer LBFGS is refused\nuse Adam\n")
-    assert last_words(log) == "optimizer LBFGS is refused\nuse Adam"
+    assert last_lines(log) == "optimizer LBFGS is refused\nuse Adam"
 
 
-def test_a_refusal_is_told_without_what_the_script_said_before(tmp_path):
+def test_a_refusal_is_returned_without_the_output_before_it(tmp_path):
     code = "print('epoch 0'); from shoal.trainer.refusal import Refused; raise Refused('optimizer LBFGS: use Adam')"
     ended = run(tmp_path, python(code, tmp_path))
     assert ended["trainer", 0] == (78, "optimizer LBFGS: use Adam")
 
 
-def test_a_signal_is_told_as_such(tmp_path):
+def test_a_signal_is_reported_as_a_negative_exit_code(tmp_path):
     endless = python("import time; time.sleep(1000)", tmp_path)
     ended = run(tmp_path, endless, after=lambda processes: processes.signal("trainer", 0, signal.SIGKILL))
     assert ended["trainer", 0][0] == -signal.SIGKILL

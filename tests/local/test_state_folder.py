@@ -24,7 +24,7 @@ def test_where_jobs_are_kept(monkeypatch, tmp_path):
     assert base_folder(tmp_path / "named") == tmp_path / "named"
 
 
-def test_what_a_job_needs_is_written_and_stays(tmp_path):
+def test_the_files_of_a_job_are_written_and_kept(tmp_path):
     state = StateFolder(tmp_path, "train")
     state.lock()
     state.prepare(JOB, ORIGIN)
@@ -107,7 +107,7 @@ def changed(**more):
         ({"epochs": None}, "spec.epochs"),
     ],
 )
-def test_what_the_account_rests_on_must_stay(more, field):
+def test_fields_that_the_account_depends_on_must_not_change(more, field):
     (reason,) = refusals(JOB, changed(**more))
     assert reason.startswith(field)
     assert "--fresh" in reason

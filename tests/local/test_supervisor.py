@@ -64,10 +64,10 @@ def test_a_signal_reported_by_a_shell_never_counts():
     assert supervisor.failures == 0
 
 
-def test_who_dies_again_and_again_at_its_start_waits_longer_and_longer():
+def test_repeated_early_exits_increase_the_restart_delay():
     supervisor, now, delays = running(), 0.0, []
     for _ in range(7):
-        actions = supervisor.exited(MASTER, 0, 1, now, words="no such module")
+        actions = supervisor.exited(MASTER, 0, 1, now, last_lines="no such module")
         waits = 0.0 if do(actions) else supervisor.pending[MASTER, 0] - now
         delays.append(waits)
         now += waits
@@ -76,7 +76,7 @@ def test_who_dies_again_and_again_at_its_start_waits_longer_and_longer():
     assert delays == [0, 1, 2, 4, 8, 10, 10]
 
 
-def test_who_lived_well_does_not_wait_for_former_troubles():
+def test_a_steady_run_resets_the_restart_delay():
     supervisor = running()
     supervisor.exited(MASTER, 0, 1, 0.0)
     supervisor.exited(MASTER, 0, 1, 0.5)
@@ -88,12 +88,12 @@ def test_errors_of_the_script_wait_longer_until_the_limit():
     supervisor, now, delays = running(trainers=1, backoff_limit=3), 0.0, []
     supervisor.progressed("Running", "", 40, now, joins=1, trainers=1)
     for _ in range(3):
-        supervisor.exited(TRAINER, 0, 1, now, words="ValueError: x")
+        supervisor.exited(TRAINER, 0, 1, now, last_lines="ValueError: x")
         delays.append(supervisor.pending[TRAINER, 0] - now)
         now += delays[-1]
         assert do(supervisor.tick(now)) == [Start(TRAINER, 0)]
     assert delays == [1, 2, 4]
-    assert do(supervisor.exited(TRAINER, 0, 1, now, words="ValueError: x")) == [Signal(SERVER, 0, signal.SIGTERM)]
+    assert do(supervisor.exited(TRAINER, 0, 1, now, last_lines="ValueError: x")) == [Signal(SERVER, 0, signal.SIGTERM)]
     finish = end_all(supervisor)[-1]
     assert finish.state == "Failed"
     assert finish.reason.startswith("the script failed 4 times in a row (runPolicy.backoffLimit: 3)")
@@ -101,11 +101,11 @@ def test_errors_of_the_script_wait_longer_until_the_limit():
     assert not finish.final
 
 
-def test_errors_before_anything_was_trained_are_known_soon():
+def test_errors_before_the_first_sample_are_reported_soon():
     supervisor, now, delays = running(trainers=1), 0.0, []
     supervisor.progressed("Starting", "", 0, now, joins=1, trainers=1)
     for _ in range(6):
-        supervisor.exited(TRAINER, 0, 1, now, words="ModuleNotFoundError: No module named 'torchh'")
+        supervisor.exited(TRAINER, 0, 1, now, last_lines="ModuleNotFoundError: No module named 'torchh'")
         delays.append(supervisor.pending[TRAINER, 0] - now)
         now += delays[-1]
         supervisor.tick(now)
@@ -114,12 +114,12 @@ def test_errors_before_anything_was_trained_are_known_soon():
     assert end_all(supervisor)[-1].state == "Failed"
 
 
-def test_a_script_that_always_fails_early_is_given_up_although_it_commits_samples():
+def test_a_script_that_always_fails_early_fails_the_job_although_it_commits_samples():
     supervisor, now = running(trainers=2, backoff_limit=3), 0.0
     for samples in range(100):
         supervisor.progressed("Running", "", samples, now, joins=1, trainers=1)
         now += 3.0
-        supervisor.exited(TRAINER, 0, 1, now, words="IndexError: the third batch")
+        supervisor.exited(TRAINER, 0, 1, now, last_lines="IndexError: the third batch")
         if supervisor.leaving:
             break
         now = supervisor.pending[TRAINER, 0]
@@ -128,7 +128,7 @@ def test_a_script_that_always_fails_early_is_given_up_although_it_commits_sample
     assert end_all(supervisor)[-1].state == "Failed"
 
 
-def test_a_quiet_half_minute_with_committed_samples_resets_what_failed_early():
+def test_half_a_minute_of_committed_samples_without_failures_resets_the_early_failures():
     supervisor = running(trainers=2, backoff_limit=3)
     supervisor.progressed("Running", "", 0, 0.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 1, 3.0)
@@ -154,7 +154,7 @@ def test_committed_samples_reset_count_and_delay():
 @pytest.mark.parametrize("place", [(TRAINER, 1), (SERVER, 0), (MASTER, 0)])
 def test_a_refusal_is_final(place):
     supervisor = running()
-    told = do(supervisor.exited(*place, 78, 5.0, words="optimizer LBFGS: use Adam"))
+    told = do(supervisor.exited(*place, 78, 5.0, last_lines="optimizer LBFGS: use Adam"))
     assert Signal(TRAINER, 0, signal.SIGTERM) in told
     assert end_all(supervisor)[-1] == Finish("Failed", "optimizer LBFGS: use Adam", final=False)
 
@@ -169,14 +169,14 @@ def test_scaling_starts_the_lowest_free_and_drains_the_highest():
     assert do(supervisor.exited(TRAINER, 3, 0, 5.0)) == []
 
 
-def test_scaling_down_first_gives_up_who_waits():
+def test_scaling_down_removes_pending_trainers_first():
     supervisor = running(trainers=2)
     supervisor.exited(TRAINER, 1, 1, 1.0)
     assert do(supervisor.scale(1, 1.5)) == []
     assert do(supervisor.tick(60.0)) == []
 
 
-def test_who_does_not_drain_is_killed():
+def test_a_trainer_that_does_not_drain_is_killed():
     supervisor = running(trainers=2, drain_seconds=10)
     supervisor.scale(1, 0.0)
     assert do(supervisor.tick(9.0)) == []
@@ -194,7 +194,7 @@ def test_the_end_of_a_complete_job():
     assert do(supervisor.exited(ETCD, 0, 0, 7.0)) == [Finish("Complete", "", final=True)]
 
 
-def test_a_trainer_killed_before_the_model_is_written_comes_back_to_write_it():
+def test_a_trainer_killed_before_the_model_is_written_is_restarted_to_write_it():
     supervisor = running(trainers=1)
     supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     assert do(supervisor.exited(TRAINER, 0, -9, 6.0)) == [Start(TRAINER, 0)]
@@ -202,7 +202,7 @@ def test_a_trainer_killed_before_the_model_is_written_comes_back_to_write_it():
     assert do(supervisor.exited(TRAINER, 0, 0, 9.0)) == [Signal(SERVER, 0, signal.SIGTERM)]
 
 
-def test_the_word_that_the_job_is_complete_may_come_after_the_script_ended():
+def test_the_completion_report_may_arrive_after_the_script_ended():
     supervisor = running(trainers=2)
     assert do(supervisor.exited(TRAINER, 0, 0, 5.0)) == []
     assert do(supervisor.progressed("Complete", "", 10, 5.2, joins=1, trainers=1)) == []
@@ -215,7 +215,7 @@ def test_a_trainer_that_left_is_replaced():
     assert do(supervisor.tick(7.0)) == [Start(TRAINER, 0)]
 
 
-def test_a_complete_job_stays_complete_while_its_processes_end():
+def test_a_complete_job_remains_complete_while_its_processes_end():
     supervisor = running(trainers=1)
     supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 0, 6.0)
@@ -237,10 +237,10 @@ def test_a_script_that_goes_on_after_the_end_is_named_once():
     assert supervisor.tick(30.0) == []
 
 
-def test_a_script_that_fails_behind_the_end_and_waits_for_its_next_start_is_named_too():
+def test_the_reminder_names_a_script_that_failed_after_completion_and_awaits_its_restart():
     supervisor = running(trainers=1)
     supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
-    supervisor.exited(TRAINER, 0, 1, 6.0, words="FileNotFoundError")
+    supervisor.exited(TRAINER, 0, 1, 6.0, last_lines="FileNotFoundError")
     told = [each.text for each in supervisor.tick(15.0) if isinstance(each, PrintLine)]
     assert told[0] == "the training is complete; waiting for the scripts of trainer-0 to end"
 
@@ -249,7 +249,7 @@ def test_a_script_that_never_trains_fails_the_job():
     supervisor, now = running(trainers=1, backoff_limit=2), 0.0
     supervisor.progressed("Running", "", 0, now, joins=3, trainers=1)
     for _ in range(4):
-        supervisor.exited(TRAINER, 0, 0, now, words="RuntimeError ignored")
+        supervisor.exited(TRAINER, 0, 0, now, last_lines="RuntimeError ignored")
         now += 2.0
         supervisor.tick(now)
     finish = end_all(supervisor)[-1]
@@ -262,7 +262,7 @@ def test_a_script_that_never_trains_fails_the_job():
 def test_a_script_that_never_joins_fails_the_job_with_the_cause():
     supervisor = running(trainers=1)
     supervisor.progressed("Running", "", 40, 0.5, joins=2, trainers=0)  # a job that was trained before this start
-    assert do(supervisor.exited(TRAINER, 0, 0, 1.0, words="done")) == []
+    assert do(supervisor.exited(TRAINER, 0, 0, 1.0, last_lines="done")) == []
     assert do(supervisor.tick(3.0)) == [Signal(SERVER, 0, signal.SIGTERM)]
     finish = end_all(supervisor)[-1]
     assert finish.state == "Failed"
@@ -270,7 +270,7 @@ def test_a_script_that_never_joins_fails_the_job_with_the_cause():
     assert finish.reason.endswith("its last output:\ndone")
 
 
-def test_the_word_that_a_script_joined_may_come_after_it_ended():
+def test_the_join_report_may_arrive_after_the_script_ended():
     supervisor = running(trainers=1)
     supervisor.progressed("Starting", "", 0, 0.5, joins=0, trainers=0)
     supervisor.exited(TRAINER, 0, 0, 1.0)
@@ -278,20 +278,20 @@ def test_the_word_that_a_script_joined_may_come_after_it_ended():
     assert do(supervisor.tick(3.0)) == [Start(TRAINER, 0)]
 
 
-def test_before_the_master_speaks_nobody_is_known_not_to_have_joined():
+def test_before_the_first_progress_report_no_script_counts_as_never_joined():
     supervisor = running(trainers=1)
     supervisor.exited(TRAINER, 0, 0, 1.0)
     assert do(supervisor.tick(3.0)) == [Start(TRAINER, 0)]
 
 
-def test_why_a_job_was_complete_early_is_part_of_its_end():
+def test_the_reason_of_an_early_completion_is_part_of_the_end():
     supervisor = running(trainers=1)
     supervisor.progressed("Complete", "stopped by the script", 10, 5.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 0, 6.0)
     assert end_all(supervisor)[-1] == Finish("Complete", "stopped by the script", final=True)
 
 
-def test_the_master_says_that_the_job_failed():
+def test_the_master_reports_that_the_job_failed():
     supervisor = running(trainers=1)
     assert do(supervisor.progressed("Failed", "poisoned sample", 3, 1.0, joins=1, trainers=1)) == [
         Signal(TRAINER, 0, signal.SIGTERM)
@@ -316,10 +316,10 @@ def test_the_deadline():
     assert "activeDeadlineSeconds" in end_all(supervisor)[-1].reason
 
 
-def test_the_same_failure_is_told_at_length_once():
+def test_a_repeated_failure_is_printed_in_full_once():
     supervisor, now, told = running(trainers=1), 0.0, []
-    for words in ("KeyError: 'x'", "KeyError: 'x'", "ValueError: y"):
-        told += do(supervisor.exited(TRAINER, 0, 1, now, words=words), PrintLine)
+    for last_lines in ("KeyError: 'x'", "KeyError: 'x'", "ValueError: y"):
+        told += do(supervisor.exited(TRAINER, 0, 1, now, last_lines=last_lines), PrintLine)
         now += 5.0
         supervisor.tick(now)
     assert [tell.text.partition(";")[0] for tell in told] == [
@@ -329,8 +329,8 @@ def test_the_same_failure_is_told_at_length_once():
     ]
 
 
-def test_users_are_told():
-    told = do(running().exited(TRAINER, 1, 1, 5.0, words="Traceback\nKeyError: 'x'"), PrintLine)
+def test_exits_are_printed_for_users():
+    told = do(running().exited(TRAINER, 1, 1, 5.0, last_lines="Traceback\nKeyError: 'x'"), PrintLine)
     assert told == [
         PrintLine(
             "warning",
@@ -364,10 +364,10 @@ class World:
                     self.finish = action
         assert set(self.supervisor.alive) == self.alive
         assert not self.alive & set(self.supervisor.pending)
-        if not self.supervisor.ending:
+        if not self.supervisor.is_ending:
             active = [role for (role, _), draining in self.supervisor.alive.items() if not draining]
             active += [role for role, _ in self.supervisor.pending]
-            assert active.count(TRAINER) == self.supervisor.wanted
+            assert active.count(TRAINER) == self.supervisor.desired
             assert active.count(MASTER) == 1
 
     def exit(self, place, code, now):

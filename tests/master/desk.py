@@ -69,8 +69,8 @@ class Desk:
         """Carry messages to the server until none is left, and flush the records to etcd; return the messages to trainers."""
         said = []
         while True:
-            if self.master.serving.confirm_wanted:
-                self.master.serving.confirmed(self.job.slots.question)
+            if self.master.servers.confirm_requested:
+                self.master.servers.confirmed(self.job.slots.question)
             if not self.job.outbox:
                 break
             outbox, self.job.outbox = self.job.outbox, []
@@ -133,7 +133,7 @@ class Desk:
         for _ in range(tasks):
             self.does(index, self.gets(index).lease)
 
-    def is_safe(self, *, skipped=0):
+    def final_snapshots_pinned(self, *, skipped=0):
         """Report from the server that the last final snapshot is pinned."""
         final = self.finals[-1]
         samples = sum(SAMPLES for epoch in range(EPOCHS) for task in range(TASKS) if (epoch, task) in self.has)

@@ -19,7 +19,7 @@ END = "\nValueError: too large"
 
 
 @given(st.text(alphabet="ab", max_size=60), st.integers(4, 40))
-def test_a_text_is_whole_or_says_how_much_is_left_out(text, most):
+def test_a_text_is_complete_or_states_how_much_is_left_out(text, most):
     shown = clipped(text, most)
     if len(text) <= most:
         assert shown == text
@@ -65,7 +65,7 @@ def test_other_texts_are_clipped_too(message):
 
 def test_a_record_that_etcd_would_not_take_is_left_out_and_noted():
     records = Records()
-    records.wrote("model", 0, 0)
+    records.record_model_file("model", 0, 0)
     records.evaluated(0, 0, LONG)
     assert [key for key, _ in records.flush()] == ["saved"]
     assert list(records.oversized.values()) == [len(LONG) + 2]
@@ -75,7 +75,7 @@ def test_a_record_that_etcd_would_not_take_is_left_out_and_noted():
 def test_paths_of_saved_files_are_bounded_by_their_characters():
     records = Records()
     for number in range(1000):
-        records.wrote(f"/{number:04}" + "x" * 4000, 0, number)
+        records.record_model_file(f"/{number:04}" + "x" * 4000, 0, number)
     ((_, value),) = records.flush()
     assert value is not None
     assert len(value) < VALUE_BYTES
@@ -91,7 +91,7 @@ def test_names_of_logged_values_are_bounded():
     assert list(desk.job.values)[-1] == f"loss_{VALUES + 49}"
 
 
-def test_a_script_is_told_that_a_name_stands_for_a_series():
+def test_a_script_with_too_many_logged_names_is_refused():
     values = Values()
     for _ in range(3):
         for number in range(NAMES):

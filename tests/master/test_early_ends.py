@@ -32,7 +32,7 @@ def test_a_stopped_job_does_what_is_begun_and_is_complete():
     assert desk.says(1, m.RequestTask(epoch=2)) == [(1, m.EpochDone(epoch=EPOCHS - 1))]
     desk.says(0, m.LoopFinished())
     assert TaskSet.decode(desk.finals[-1].tasks) == TaskSet.through(TASKS, (1, 3))
-    assert told(desk.is_safe(), m.Complete) == [(0, m.Complete())]
+    assert told(desk.final_snapshots_pinned(), m.Complete) == [(0, m.Complete())]
     outcome = desk.job.records.outcome
     assert (outcome.state, outcome.reason) == ("Complete", "stopped by the script after epoch 1: it is good enough")
     expected = (TASKS + 4) * SAMPLES
@@ -58,7 +58,7 @@ def test_a_job_stopped_before_it_began_is_complete_at_once():
     desk.says(0, STOP)
     assert desk.says(0, m.RequestTask(epoch=0)) == [(0, m.EpochDone(epoch=EPOCHS - 1))]
     assert desk.finals[-1].tasks, "not every task of every epoch"
-    desk.is_safe()
+    desk.final_snapshots_pinned()
     assert desk.job.records.outcome.reason.startswith("stopped by the script after epoch 0: ")
     assert desk.job.records.outcome.account.samples.expected == 0
 
@@ -89,7 +89,7 @@ def test_a_stop_while_the_last_snapshots_are_written_asks_for_them_anew():
     )
     desk.settle()
     assert desk.job.records.outcome is None
-    desk.is_safe()
+    desk.final_snapshots_pinned()
     assert desk.job.records.outcome.account.samples.expected == TASKS * EPOCHS * SAMPLES
 
 
@@ -126,7 +126,7 @@ def test_what_slots_have_is_begun_whatever_etcd_forgot(partly):
     assert TaskSet.decode(desk.finals[-1].tasks) == TaskSet.through(TASKS, (0, 4))
 
 
-def test_a_server_that_has_more_than_is_wanted_makes_the_set_grow():
+def test_a_server_with_later_tasks_extends_the_final_tasks():
     desk = Desk()
     desk.joins(0)
     desk.works(0, 2)
@@ -139,7 +139,7 @@ def test_a_server_that_has_more_than_is_wanted_makes_the_set_grow():
     desk.works(0, 2)
     assert TaskSet.decode(desk.finals[-1].tasks) == TaskSet.through(TASKS, (0, 3))
     desk.finals.append(first)
-    desk.is_safe()
+    desk.final_snapshots_pinned()
     assert desk.job.records.outcome is None, "an answer to the first order counts nothing"
 
 
@@ -153,7 +153,7 @@ def test_a_claimed_lease_makes_the_set_grow():
     assert desk.job.queue.begun() == TaskSet.through(TASKS, (1, 0))
 
 
-def test_scores_of_a_stopped_job_s_last_epoch_are_made_again_when_tasks_come_back():
+def test_scores_of_a_stopped_job_s_last_epoch_are_made_again_when_tasks_are_reopened():
     desk = Desk()
     desk.joins(0)
     desk.works(0, TASKS)
@@ -199,7 +199,7 @@ def test_deaths_at_different_batches_do_not_add_up():
     assert desk.job.records.outcome is None
 
 
-def test_who_comes_back_was_only_cut_off():
+def test_a_trainer_that_reconnects_is_not_counted_as_dead():
     desk = Desk()
     killed(desk, 0, 5)
     for _ in range(5):
@@ -219,7 +219,7 @@ def test_a_task_that_is_done_is_watched_no_longer():
     assert not desk.gets(1).watched
 
 
-def test_who_leaves_in_good_order_makes_nothing_suspicious():
+def test_an_orderly_leave_does_not_make_a_task_watched():
     desk = Desk()
     desk.joins(0)
     leased = desk.gets(0)
@@ -239,7 +239,7 @@ def test_at_most_twenty_samples_are_named():
 # --- Leaving and skipping ---
 
 
-def test_why_a_script_left_is_told():
+def test_the_reason_of_a_script_that_left_is_reported():
     desk = Desk()
     desk.joins(0)
     desk.says(0, m.Leave(leases=[], reason="the loop ended after 3 batches\n" + "x" * 5000))
@@ -254,7 +254,7 @@ def test_many_skipped_samples_are_warned_of(skipped, warned):
     desk = Desk()
     desk.joins(0)
     desk.works(0, TASKS * EPOCHS)
-    desk.is_safe(skipped=skipped)
+    desk.final_snapshots_pinned(skipped=skipped)
     warnings = [text for text in desk.events("warning") if "docs/scripts.md" in text]
     assert bool(warnings) == warned
     if warned:
@@ -272,7 +272,7 @@ def test_a_script_that_ends_again_and_again_before_its_job_does_fails_it():
     assert outcome.reason == "the script ended 3 times before the job was complete: the loop was left"
 
 
-def test_trainers_that_are_told_to_leave_do_not_fail_the_job():
+def test_drained_trainers_do_not_fail_the_job():
     desk = Desk()
     for index in range(5):
         desk.joins(index)

@@ -36,7 +36,7 @@ def by_trainer(said):
     return sorted(said, key=lambda each: each[0])
 
 
-def test_one_evaluates_and_all_who_wait_are_told():
+def test_one_trainer_evaluates_and_all_that_wait_receive_the_score():
     desk = desk_of(2)
     assert desk.says(0, m.Evaluate(epoch=0, number=0)) == [(0, m.EvaluateTurn(epoch=0, number=0))]
     assert desk.says(1, m.Evaluate(epoch=0, number=0)) == []
@@ -57,7 +57,7 @@ def test_each_call_is_an_evaluation_of_its_own():
     assert desk.events()[-1] == "evaluation 3 of epoch 1: 3"
 
 
-def test_who_dies_while_it_evaluates_is_followed_by_one_who_waits():
+def test_an_evaluation_is_reassigned_when_its_trainer_dies():
     desk = desk_of(3)
     desk.says(0, m.Evaluate(epoch=0, number=1))
     desk.says(1, m.Evaluate(epoch=0, number=0))
@@ -65,7 +65,7 @@ def test_who_dies_while_it_evaluates_is_followed_by_one_who_waits():
     assert desk.dies(0) == [(2, m.EvaluateTurn(epoch=0, number=1))]
 
 
-def test_who_got_its_turn_from_an_earlier_master_is_answered_by_the_next():
+def test_an_evaluation_assigned_by_an_earlier_master_is_answered_by_the_next():
     """The trainer sends its score again, and only the reply of the next master can end its wait."""
     desk = desk_of(2)
     assert desk.says(0, evaluation(0, 0)) == [(0, evaluation(0, 0))]
@@ -79,7 +79,7 @@ def test_of_two_scores_the_first_one_counts():
     assert desk.says(1, evaluation(0, 0, "2")) == [(1, evaluation(0, 0, "1"))]
 
 
-def test_a_new_master_knows_scores_and_metrics_and_tells_them_to_who_joins():
+def test_a_new_master_sends_scores_and_metrics_to_trainers_that_join():
     desk = desk_of(1)
     desk.says(0, evaluation(1, 1, "3"))
     desk.says(0, evaluation(0, 0, "1"))
@@ -116,7 +116,7 @@ def test_what_is_kept_is_bounded():
     records = Records()
     for number in range(1100):
         records.evaluated(0, number, "1")
-        records.wrote(f"path {number}", 0, 0)
+        records.record_model_file(f"path {number}", 0, 0)
     for number in range(10_100):
         records.measured(0, number, 1.0)
     assert sorted(records.evaluations[0]) == list(range(100, 1100))
@@ -133,7 +133,7 @@ def test_what_is_kept_is_bounded():
 # --- Model files ---
 
 
-def test_each_save_writes_the_model_of_its_moment():
+def test_each_save_writes_the_model_of_its_call():
     desk = desk_of(2)
     assert desk.says(0, save(0, 0)) == [(0, turn(0, 0))]
     assert desk.says(1, save(0, 0)) == []
@@ -147,7 +147,7 @@ def test_each_save_writes_the_model_of_its_moment():
     assert desk.job.records.saved == {"x": (1, 1)}
 
 
-def test_a_trainer_that_is_behind_does_not_write_an_older_moment():
+def test_a_trainer_that_is_behind_does_not_write_an_older_model():
     desk = desk_of(2)
     desk.says(0, save(3, 0))
     desk.says(0, saved(3, 0))
@@ -155,14 +155,14 @@ def test_a_trainer_that_is_behind_does_not_write_an_older_moment():
     assert desk.says(1, save(1, 5, "y")) == [(1, turn(1, 5, "y"))]
 
 
-def test_who_dies_while_it_writes_is_followed_by_one_who_waits():
+def test_a_model_file_is_reassigned_when_its_writer_dies():
     desk = desk_of(2)
     desk.says(0, save(0, 0))
     desk.says(1, save(0, 0))
     assert desk.dies(0) == [(1, turn(0, 0))]
 
 
-def test_who_wrote_the_model_for_an_earlier_master_is_answered_by_the_next():
+def test_a_model_written_for_an_earlier_master_is_confirmed_by_the_next():
     desk = desk_of(2)
     assert desk.says(0, saved(3, 0)) == [(0, saved(3, 0))]
     desk.replace_master()

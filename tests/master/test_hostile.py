@@ -40,7 +40,7 @@ def lies(desk, liar, identity, *, count):
     desk.settle()
 
 
-def test_a_task_of_an_epoch_that_nobody_has_begun_cannot_be_done():
+def test_a_task_of_an_epoch_that_is_not_open_cannot_be_done():
     """It would begin that epoch, and a job that is stopped by its script still finishes every epoch that has begun."""
     desk = Desk()
     desk.joins(0)

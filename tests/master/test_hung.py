@@ -8,7 +8,7 @@ from tests.master.desk import Desk
 
 def hung(lease=None):
     return m.ScriptHung(
-        seconds=600.4, doing="in batch 1 of task 0, epoch 1: samples 5, 7", stack="train.py, line 3", lease=lease
+        seconds=600.4, activity="in batch 1 of task 0, epoch 1: samples 5, 7", stack="train.py, line 3", lease=lease
     )
 
 

@@ -55,7 +55,7 @@ class Membership(RuleBasedStateMachine):
         self.silent: set[int] = set()
         self.drained: set[int] = set()
         """Whom this master told to leave since they connected."""
-        self.wanted = DesiredState()
+        self.desired = DesiredState()
         self.begin_master(generation=1)
 
     def begin_master(self, *, generation):
@@ -66,7 +66,7 @@ class Membership(RuleBasedStateMachine):
         self.job = JobState(settings=chosen, records=records, generation=generation, new_grant=lambda: next(self.grants),
                        now=self.now, clock=lambda: self.now)  # fmt: skip
         self.master = MasterCore(self.job)
-        self.master.wants(self.wanted)
+        self.master.apply_desired(self.desired)
         self.drained = set()
         self.generation = generation
         self.heard: dict[int, float] = {}
@@ -102,8 +102,8 @@ class Membership(RuleBasedStateMachine):
     def settle(self):
         """Carry messages until none is left, and write changed records to etcd."""
         while True:
-            if self.master.serving.confirm_wanted:
-                self.master.serving.confirmed(self.job.slots.question)
+            if self.master.servers.confirm_requested:
+                self.master.servers.confirmed(self.job.slots.question)
             if not self.job.outbox:
                 break
             outbox, self.job.outbox = self.job.outbox, []
@@ -194,7 +194,7 @@ class Membership(RuleBasedStateMachine):
         self.say(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=[], pid=1, host=""), times)
 
     @rule(index=st.integers(0, 3))
-    def connect_and_say_nothing(self, index):
+    def connect_without_registering(self, index):
         self.connect(Identity(role="trainer", index=index, life=next(self.numbers) + 1000))
         self.settle()
 
@@ -245,7 +245,7 @@ class Membership(RuleBasedStateMachine):
 
     @precondition(some_registered)
     @rule(data=st.data(), times=st.integers(1, 3))
-    def want(self, data, times):
+    def request_task(self, data, times):
         number = self.one(data)
         self.say(number, m.RequestTask(epoch=0), times)
 
@@ -268,7 +268,7 @@ class Membership(RuleBasedStateMachine):
 
     @precondition(some_registered)
     @rule(data=st.data(), times=st.integers(1, 2))
-    def hand_back(self, data, times):
+    def return_tasks(self, data, times):
         number = self.one(data)
         life = self.connections[number].life
         leases = list(self.given.pop(life, {}).values())
@@ -291,9 +291,9 @@ class Membership(RuleBasedStateMachine):
         self.settle()
 
     @rule(drain=st.sets(st.integers(0, 3), max_size=2), suspend=st.booleans())
-    def the_operator_wants(self, drain, suspend):
-        self.wanted = DesiredState(drain=sorted(drain), suspend=suspend)
-        self.master.wants(self.wanted)
+    def change_the_desired_state(self, drain, suspend):
+        self.desired = DesiredState(drain=sorted(drain), suspend=suspend)
+        self.master.apply_desired(self.desired)
         self.settle()
 
     @rule()
@@ -329,9 +329,9 @@ class Membership(RuleBasedStateMachine):
             assert kept == self.holds.get(life, set()), "the record of a member lacks or has a lease too many"
 
     @invariant()
-    def whom_the_operator_wants_to_leave_was_told(self):
+    def trainers_to_be_drained_have_received_drain(self):
         if hasattr(self, "job"):
-            leaving = {life for life, index in self.members.items() if self.wanted.leaves(index)}
+            leaving = {life for life, index in self.members.items() if self.desired.leaves(index)}
             assert leaving - set(self.away) <= self.drained
 
     @invariant()

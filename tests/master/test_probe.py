@@ -65,11 +65,11 @@ def running():
     assert not made.thread.is_alive()
 
 
-def test_a_master_at_work_is_well(running):
+def test_a_working_master_is_healthy(running):
     assert running.probed() == (200, "ok\n")
 
 
-def test_a_loop_that_stands_still_answers_nothing_and_is_well_when_it_goes_on(running):
+def test_a_blocked_loop_does_not_answer_and_is_healthy_when_it_continues(running):
     stuck = threading.Event()
     running.loop.call_soon_threadsafe(stuck.wait, SECONDS)
     with pytest.raises(TimeoutError):
@@ -78,12 +78,12 @@ def test_a_loop_that_stands_still_answers_nothing_and_is_well_when_it_goes_on(ru
     assert running.probed() == (200, "ok\n")
 
 
-def test_a_clock_that_stands_still_is_told(running, monkeypatch):
+def test_a_clock_without_ticks_fails_the_probe(running, monkeypatch):
     monkeypatch.setattr(module, "LATE_SECONDS", -1.0)
     code, reason = running.probed()
     assert (code, reason) == (503, "its clock has stood still for 0 s\n")
 
 
-def test_a_socket_that_does_not_listen_any_more_is_told(running):
+def test_a_socket_that_does_not_listen_any_more_fails_the_probe(running):
     running.stream.shutdown(socket.SHUT_RDWR)
     assert running.probed() == (503, "it does not listen any more\n")

@@ -13,7 +13,7 @@ def reporter(said: int | None = None) -> tuple[SimpleNamespace, ProgressReporter
     return job, ProgressReporter(job, etcd="etcd")
 
 
-def test_what_is_learned_from_the_servers_is_no_rate():
+def test_tasks_reported_by_servers_do_not_count_in_the_rate():
     job, made = reporter()
     assert made._rate(1.0, 0) == 0.0
     job.slots.complete = True
@@ -32,7 +32,7 @@ def test_a_slot_that_is_away_ends_the_rate():
     assert made._rate(4.0, 900) == 0.0
 
 
-def test_until_all_servers_have_spoken_the_samples_stand_as_they_were_said():
+def test_until_all_servers_have_reported_the_published_samples_are_kept():
     job, made = reporter(said=500)
     assert made._samples(0) == 500
     assert made._samples(200) == 500
@@ -42,6 +42,6 @@ def test_until_all_servers_have_spoken_the_samples_stand_as_they_were_said():
     assert made._samples(470) == 470
 
 
-def test_a_first_master_has_nobody_before_it():
+def test_a_first_master_has_no_earlier_progress():
     _, made = reporter()
     assert made._samples(0) == 0

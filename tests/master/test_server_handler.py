@@ -17,7 +17,7 @@ def told(desk):
     return [(each.connection, each.message) for each in said if isinstance(each, Send)]
 
 
-def greeted():
+def served_desk():
     """Return a master whose only server holds fresh grants of all slots, and these grants."""
     desk = Desk(server=False)
     desk.joins(0)
@@ -30,28 +30,28 @@ def greeted():
                 grants.append(message)
             elif isinstance(message, m.RequestState):
                 desk.from_server(msgspec.structs.replace(EMPTY, question=message.question))
-        if desk.master.serving.confirm_wanted:
-            desk.master.serving.confirmed(desk.job.slots.question)
+        if desk.master.servers.confirm_requested:
+            desk.master.servers.confirmed(desk.job.slots.question)
     return desk, grants
 
 
 def test_a_trainer_is_asked_for_the_values_of_all_fresh_slots_at_once():
-    desk, grants = greeted()
+    desk, grants = served_desk()
     assert len(grants) == desk.job.settings.slots
 
-    def waits(some):
+    def waiting_slots(some):
         desk.from_server(m.AwaitingInitialValues(slots=[g.slot for g in some], grants=[g.grant for g in some]))
         desk.master.tick(5.0)
         return [message for to, message in told(desk) if to == 0 and isinstance(message, m.ProvideInitialValues)]
 
-    assert waits(grants[:5]) == []
-    assert waits(grants[5:-1]) == []
-    (asked,) = waits(grants[-1:])
+    assert waiting_slots(grants[:5]) == []
+    assert waiting_slots(grants[5:-1]) == []
+    (asked,) = waiting_slots(grants[-1:])
     assert sorted(asked.slots) == sorted(grant.slot for grant in grants)
 
 
-def test_what_a_server_still_says_behind_its_farewell_is_ignored():
-    desk, grants = greeted()
+def test_messages_of_a_server_after_its_leave_are_ignored():
+    desk, grants = served_desk()
     desk.from_server(m.Leave(leases=[]))
     for late in (
         EMPTY,

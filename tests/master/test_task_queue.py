@@ -48,7 +48,7 @@ class Queue(RuleBasedStateMachine):
         every = [(epoch, task) for epoch in range(self.epochs) for task in range(self.plan.tasks)]
         return [task for task in every if not self.stopped or task <= self.reached]
 
-    def undone(self):
+    def open_tasks(self):
         return [
             (epoch, task)
             for epoch, task in self.tasks()
@@ -63,10 +63,10 @@ class Queue(RuleBasedStateMachine):
 
     @rule(target=given, holder=holders, early=st.booleans())
     def lease(self, holder, early):
-        free = [task for task in self.undone() if task not in self.leases]
+        free = [task for task in self.open_tasks() if task not in self.leases]
         while not free and early and self.open < self.last():
             self.open += 1
-            free = [task for task in self.undone() if task not in self.leases]
+            free = [task for task in self.open_tasks() if task not in self.leases]
         lease = self.queue.lease(holder, early=early)
         if not free:
             assert lease is None
@@ -107,7 +107,7 @@ class Queue(RuleBasedStateMachine):
     def comes_back_with_a_lease(self, lease, holder):
         task = (lease.epoch, lease.task)
         allowed = self.leases.get(task, holder) == holder
-        assert self.queue.adopt(holder, lease) == allowed
+        assert self.queue.renew(holder, lease) == allowed
         self.reach(task)
         if allowed:
             self.leases[task] = holder
@@ -121,32 +121,32 @@ class Queue(RuleBasedStateMachine):
         told = TaskSet(self.plan.tasks)
         for epoch, task in have:
             told.add(epoch, task)
-        before = set(self.undone())
+        before = set(self.open_tasks())
         for slot in who:
             self.has[slot] = set(have)
         back = self.queue.replace(who, told, reached=reached)
         self.reach(reached)
-        came = set(self.undone()) - before
+        came = set(self.open_tasks()) - before
         assert back == sum(self.plan.batches_in(task) for _, task in came)
 
     @invariant()
     def says_the_same(self):
         if not hasattr(self, "queue"):
             return
-        undone = self.undone()
+        open_tasks = self.open_tasks()
         assert self.queue.open == self.open
         assert {task: holder for task, (holder, _) in self.queue.leases.items()} == self.leases
         for holder in range(1, 4):
             held = {(lease.epoch, lease.task) for lease in self.queue.held_by(holder)}
             assert held == {task for task, other in self.leases.items() if other == holder}
         assert self.queue.reached == self.reached
-        assert self.queue.all_done == (self.open >= self.last() and not undone)
-        wanted = [self.plan.samples_in_task(task) for _, task in self.tasks()]
-        assert self.queue.expected == sum(wanted)
+        assert self.queue.all_done == (self.open >= self.last() and not open_tasks)
+        expected = [self.plan.samples_in_task(task) for _, task in self.tasks()]
+        assert self.queue.expected == sum(expected)
         whole = sum(len([t for e, t in self.tasks() if e == epoch]) == self.plan.tasks for epoch in range(self.epochs))
         assert self.queue.whole_epochs == whole
         for epoch in range(self.open + 1):
-            left = [task for e, task in undone if e == epoch]
+            left = [task for e, task in open_tasks if e == epoch]
             assert self.queue.batches_left(epoch) == sum(self.plan.batches_in(task) for task in left)
             every = sum(self.plan.samples_in_task(task) for e, task in self.tasks() if e == epoch)
             expected = every - sum(self.plan.samples_in_task(task) for task in left)

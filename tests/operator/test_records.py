@@ -278,7 +278,7 @@ def test_of_a_job_that_is_gone_nothing_stays():
 def test_every_key_that_a_master_writes_is_one_of_shoal_s():
     records = Records()
     records.members[255] = None  # only its key matters
-    records.touch_member(255)
+    records.note_member_changed(255)
     records.evaluations[3] = {7: "0.5"}
     records.measured(10**9, 123_456_789, 0.5)
     records.mark(123, 10**6, done=True)

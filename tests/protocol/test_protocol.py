@@ -40,8 +40,8 @@ def test_every_sample_counts_exactly_once_in_thousands_of_runs(seed):
     World(seed).run()
 
 
-def test_without_the_last_look_the_other_rules_still_hold(monkeypatch):
-    last_look_is_left_out(monkeypatch)
+def test_without_the_final_check_the_other_rules_still_hold(monkeypatch):
+    final_check_is_left_out(monkeypatch)
     for seed in range(40):
         World(seed).run()
 
@@ -52,14 +52,14 @@ def test_each_kind_of_fault_alone(fault):
         World(seed, faults=(fault,)).run()
 
 
-def last_look_is_left_out(patch: pytest.MonkeyPatch) -> None:
+def final_check_is_left_out(patch: pytest.MonkeyPatch) -> None:
     """Disable the final check of rule 9, which detects what rule 1 lets through and would hide the hole."""
     patch.setattr(Watermarks, "holds", lambda self, tasks: True)
 
 
 def old_acknowledgements_count(patch: pytest.MonkeyPatch) -> None:
     """Hole 1: the master accepts acknowledgements of a server's life that is over (rule 1)."""
-    last_look_is_left_out(patch)
+    final_check_is_left_out(patch)
     patch.setattr(SlotAssignments, "current", lambda self, slot, grant: slot in self.live)
 
 
@@ -71,7 +71,7 @@ def reports_do_not_replace(patch: pytest.MonkeyPatch) -> None:
         merged = tasks.copy()
         for slot in slots:
             for epoch, task in itertools.product(range(self.epochs), range(self.plan.tasks)):
-                if (epoch, task) in self._evidence[slot]:
+                if (epoch, task) in self._slot_tasks[slot]:
                     merged.add(epoch, task)
         return original(self, slots, merged, **more)
 
@@ -109,14 +109,14 @@ def the_master_sets_finished_bits(patch: pytest.MonkeyPatch) -> None:
 def complete_without_last_snapshots(patch: pytest.MonkeyPatch) -> None:
     """Hole 5: the master completes the job once all tasks are done, whatever the snapshots hold (rule 9)."""
 
-    def check(self: CompletionHandler, serving: Any) -> None:
+    def check(self: CompletionHandler, servers: Any) -> None:
         job = self._job
         if job.ended or job.queue is None or not job.queue.all_done or not job.slots.complete:
             return
         newest = {slot: name for view in job.slots.views.values() for name in view.files for slot in view.files[name]}
         if len(newest) == job.settings.slots:
             job.slots.safe = newest
-            self._complete(serving)
+            self._complete(servers)
 
     patch.setattr(CompletionHandler, "check", check)
 
@@ -191,12 +191,12 @@ def run_with_an_old_acknowledgement(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_acknowledgements_of_a_life_that_is_over_do_not_count(seed):
+def test_acknowledgements_of_an_earlier_life_do_not_count(seed):
     run_with_an_old_acknowledgement(seed)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_believing_acknowledgements_of_a_life_that_is_over_loses_samples(seed, monkeypatch):
+def test_counting_acknowledgements_of_an_earlier_life_loses_samples(seed, monkeypatch):
     old_acknowledgements_count(monkeypatch)
     with pytest.raises(Violation, match="samples lost"):
         run_with_an_old_acknowledgement(seed)
@@ -223,11 +223,11 @@ def run_stopped_by_a_master_that_knows_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_only_the_slots_know_to_be_begun_is_finished_in_a_stopped_job(seed):
+def test_tasks_begun_according_to_slots_only_are_finished_in_a_stopped_job(seed):
     run_stopped_by_a_master_that_knows_nothing(seed)
 
 
-def test_slots_that_do_not_say_what_is_begun_are_found_out(monkeypatch):
+def test_slots_that_do_not_report_begun_tasks_are_detected(monkeypatch):
     monkeypatch.setattr(Watermarks, "reached", property(lambda self: self.finished.highest))
 
     def run_all() -> None:

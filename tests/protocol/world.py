@@ -190,8 +190,8 @@ class MasterProcess(Process):
             if not wire.client.paused:
                 self.core.heard(wire.number, self.world.now)
         self.core.tick(self.world.now)
-        if self.core.serving.confirm_wanted and self.write():
-            self.core.serving.confirmed(self.core.job.slots.question)
+        if self.core.servers.confirm_requested and self.write():
+            self.core.servers.confirmed(self.core.job.slots.question)
         self.after()
 
     def write(self) -> bool:
@@ -209,7 +209,7 @@ class MasterProcess(Process):
             if found is not None and found[1] != self.nonce and found[0] >= self.generation:
                 self.world.kill(self)
                 return False
-            self.core.job.records.touch_all()
+            self.core.job.records.note_all_changed()
             changes = [*changes, *self.core.job.records.flush()]
         self.commits += 1
         self.world.etcd += changes
@@ -263,10 +263,10 @@ class ServerProcess(Process):
         self.read: tuple[m.Grant, tuple[Any, bytes] | DiskError] | None = None
         """What was read from the disk, and by which order."""
 
-    def offer(self) -> m.ReportState:
+    def state_report(self) -> m.ReportState:
         if self.state is None:
             return m.ReportState(held=[], waiting=[], files=[], question=0, addresses=[], pid=0, host="")
-        return self.state.offer(addresses=[], pid=0, host="")
+        return self.state.state_report(addresses=[], pid=0, host="")
 
     def closed(self, wire: Wire) -> None:
         if wire is self.master:
@@ -282,9 +282,9 @@ class ServerProcess(Process):
             return
         if world.random.random() < 0.5:
             self.restore(state)
-        due = state.first_wanted or state.final_wanted
+        due = state.first_pending or state.final_pending
         if due or (state.moved and world.random.random() < world.snapshot_rate):
-            pin = state.final_wanted
+            pin = state.final_pending
             snapshot = state.begin_snapshot()
             name = self.disk.write(snapshot, pin=pin)
             self.master.to_host.extend(state.snapshot_written(name, snapshot, pinned=pin))
@@ -312,14 +312,14 @@ class ServerProcess(Process):
         if isinstance(message, m.JobSettings):
             if message.shape is not None and self.state is None:
                 self.state = ServerState(self.tensors, self.disk, plan=self.world.plan, epochs=message.epochs)
-            wire.to_host.append(self.offer())
+            wire.to_host.append(self.state_report())
             return
         if self.state is None:
             return
         replies = self.state.order(message)
         if isinstance(message, m.RequestState):
             self.state.question = message.question
-            replies.append(self.offer())
+            replies.append(self.state_report())
         wire.to_host.extend(replies)
 
     def from_client(self, wire: Wire, message: Any) -> None:
@@ -337,7 +337,7 @@ class ServerProcess(Process):
             applied = state.granted.applied(slots, message.grants, epoch=message.epoch, task=message.task)
             wire.to_client.append(m.PullReply(applied=applied, values=False))
         elif isinstance(message, m.Push):
-            new = state.granted.judge(slots, message)
+            new = state.granted.new_slots(slots, message)
             for slot in new:
                 self.apply(slot, message)
             state.granted.advance(new, message)
@@ -367,7 +367,7 @@ class TrainerProcess(Process):
         self.master: Wire | None = None
         self.registered = False
         self.servers: dict[int, Wire] = {}
-        self.asked: dict[int, Any] = {}
+        self.requests: dict[int, Any] = {}
 
     def closed(self, wire: Wire) -> None:
         if wire is self.master:
@@ -377,7 +377,7 @@ class TrainerProcess(Process):
 
     def lost(self, life: int) -> None:
         wire = self.servers.pop(life)
-        self.asked.pop(life, None)
+        self.requests.pop(life, None)
         if self.work is not None:
             self.work.forget(wire.slots)  # type: ignore[attr-defined]
 
@@ -399,7 +399,7 @@ class TrainerProcess(Process):
             self.stopping = True
             self.master.to_host.append(m.StopEarly(reason="enough", epoch=self.epoch))
         if world.random.random() < 0.02 and self.work.current is not None:
-            self.master.to_host.append(m.ReturnTasks(leases=self.work.give_all_back()))
+            self.master.to_host.append(m.ReturnTasks(leases=self.work.return_all()))
         self.train(self.work)
 
     def train(self, work: Work) -> None:
@@ -444,7 +444,7 @@ class TrainerProcess(Process):
                 return
             wire.slots = slots  # type: ignore[attr-defined]
             self.servers[holder.life] = wire
-        if holder.life in self.asked:
+        if holder.life in self.requests:
             return
         lease = work.current
         assert lease is not None
@@ -468,7 +468,7 @@ class TrainerProcess(Process):
                 next_task=ahead.task,
                 values=False,
             )
-        self.asked[holder.life] = request
+        self.requests[holder.life] = request
         wire.to_host.append(request)
 
     def from_host(self, wire: Wire, message: Any) -> None:
@@ -478,7 +478,7 @@ class TrainerProcess(Process):
         life = next((life for life, other in self.servers.items() if other is wire), None)
         if life is None or self.work is None:
             return
-        request = self.asked.pop(life, None)
+        request = self.requests.pop(life, None)
         if isinstance(message, m.PullReply) and request is not None:
             for part in message.applied:
                 self.work.applied(request.epoch, request.task, part.slots, part.grants, part.batches)
@@ -511,9 +511,9 @@ class TrainerProcess(Process):
                 self.wants = 0
                 self.work.leased(message.lease)
             case m.TaskCommitted():
-                self.work.over(message.lease)
+                self.work.committed(message.lease)
             case m.TaskReopened():
-                self.work.redo(message.lease)
+                self.work.reopened(message.lease)
             case m.EpochDone():
                 self.wants = 0
                 self.ended = max(self.ended, message.epoch)
@@ -682,10 +682,10 @@ class World:
             self.etcd.clear()
 
     def revive(self, chance: float) -> None:
-        wanted: list[tuple[type[Process], int]] = [(MasterProcess, 0)]
-        wanted += [(ServerProcess, index) for index in range(self.settings.servers)]
-        wanted += [(TrainerProcess, index) for index in range(self.trainer_count)]
-        for kind, index in wanted:
+        processes: list[tuple[type[Process], int]] = [(MasterProcess, 0)]
+        processes += [(ServerProcess, index) for index in range(self.settings.servers)]
+        processes += [(TrainerProcess, index) for index in range(self.trainer_count)]
+        for kind, index in processes:
             there = any(isinstance(p, kind) and p.identity.index == index for p in self.processes)
             if not there and self.random.random() < chance:
                 self.processes.append(kind(self, index))
@@ -743,26 +743,26 @@ class World:
             if stored is None or stored.damaged:
                 raise Violation(f"the final snapshot {name} of slot {slot} is gone")
             counts = stored.slots[slot][0]
-            if any(count < wanted for count, wanted in zip(counts, self.wanted(), strict=True)):
+            if any(count < expected for count, expected in zip(counts, self.expected_counts(), strict=True)):
                 raise Violation(f"slot {slot}: samples lost: {counts}")
-            if any(count > wanted for count, wanted in zip(counts, self.wanted(), strict=True)):
+            if any(count > expected for count, expected in zip(counts, self.expected_counts(), strict=True)):
                 raise Violation(f"slot {slot}: samples twice: {counts}")
         account = self.outcome.account
         assert account is not None
-        if account.samples.lost or account.samples.twice or account.samples.counted != sum(self.wanted()):
+        if account.samples.lost or account.samples.twice or account.samples.counted != sum(self.expected_counts()):
             raise Violation(f"the account is wrong: {account}")
 
     def everything(self) -> TaskSet:
         return TaskSet.through(self.plan.tasks, (self.epochs - 1, self.plan.tasks - 1))
 
-    def wanted(self) -> list[int]:
+    def expected_counts(self) -> list[int]:
         """Return how often each sample must be counted."""
         assert self.expected is not None
-        wanted = [0] * self.samples
+        counts = [0] * self.samples
         for epoch, order in enumerate(self.orders):
             for task in range(self.plan.tasks):
                 if (epoch, task) in self.expected:
                     for batch in range(self.plan.batches_in(task)):
                         for position in self.plan.positions(task, batch):
-                            wanted[order[position]] += 1
-        return wanted
+                            counts[order[position]] += 1
+        return counts

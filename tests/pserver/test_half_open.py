@@ -46,7 +46,7 @@ def world(tmp_path, proxy):
 @pytest.mark.parametrize("ways", [("there",), ("back",), ("there", "back")], ids="+".join)
 def test_a_trainer_that_gets_no_answer_asks_again_on_a_new_connection(world, proxy, ways):
     trainer = world.begun()
-    trainer.patience.lease_seconds = 0.5
+    trainer.answer_timeout.lease_seconds = 0.5
     trainer.pull(0, 0, idle=idle)
     proxy.routes[0].swallow(ways, newcomers=False)
     with pytest.raises(ServerLost) as lost:
@@ -56,16 +56,16 @@ def test_a_trainer_that_gets_no_answer_asks_again_on_a_new_connection(world, pro
     assert torch.equal(trainer.parameters[0], WEIGHT.flatten().reshape(2, 3))
 
 
-def test_a_server_that_is_silent_at_every_call_is_asked_ever_more_seldom():
-    patience = AnswerTimeout()
+def test_the_timeout_of_a_silent_server_doubles():
+    timeouts = AnswerTimeout()
     waits = []
     for _ in range(8):
-        waits.append(patience.seconds(7))
-        patience.gave_up(7)
+        waits.append(timeouts.seconds(7))
+        timeouts.timed_out(7)
     assert waits == [10, 20, 40, 80, 160, 320, 320, 320]
-    assert patience.seconds(8) == 10
-    patience.answered(7)
-    assert patience.seconds(7) == 10
+    assert timeouts.seconds(8) == 10
+    timeouts.answered(7)
+    assert timeouts.seconds(7) == 10
 
 
 def test_a_trainer_that_attaches_anew_leaves_nothing_of_its_earlier_connection(tmp_path):
@@ -93,7 +93,7 @@ def test_a_trainer_that_attaches_anew_leaves_nothing_of_its_earlier_connection(t
     world.close()
 
 
-def test_the_memory_of_a_trainer_that_is_gone_goes_with_it_and_waits_for_no_collector(tmp_path):
+def test_the_memory_of_a_departed_trainer_is_freed_without_garbage_collection(tmp_path):
     """Both ends free it without the cycle collector, which runs at unspecified times; the memory may be gigabytes."""
 
     def mappings() -> int:

@@ -106,7 +106,7 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
         assert torch.equal(tensor, right[name]), name
 
 
-def test_options_of_one_push_do_not_stay() -> None:
+def test_options_of_one_push_are_not_kept() -> None:
     shape = make_shape(sizes={"w": [2]}, options={"lr": 1.0})
     server = started(shape, 1, [torch.zeros(2)])
     views = fill(make_views(shape, 1, [0]), shape, [torch.ones(2)])
@@ -263,7 +263,7 @@ def test_each_slot_averages_the_steps_that_it_applied() -> None:
     assert whole(server, shape, 2, average=True)[0].tolist() == [-1.0, -1.0, 1.0, 1.0]
 
 
-def test_half_an_average_is_refused_and_a_job_without_one_says_so() -> None:
+def test_an_incomplete_average_is_refused_and_a_job_without_one_raises() -> None:
     shape = make_shape(ema=0.9)
     server = started(shape, 1, initial())
     server.apply([0], fill(make_views(shape, 1, [0]), shape, list(initial(2))))

@@ -39,7 +39,7 @@ def test_is_the_rule_as_written(files: list[StoredFile], keep: int, data: st.Dat
 
 
 @given(histories, st.integers(1, 3))
-def test_without_a_word_of_the_master_every_slot_keeps_its_newest_files(files: list[StoredFile], keep: int) -> None:
+def test_without_a_release_by_the_master_every_slot_keeps_its_newest_files(files: list[StoredFile], keep: int) -> None:
     gone = set(deletable(files, keep=keep))
     for slot in range(4):
         holding = [file.name for file in files if slot in file.slots]
@@ -55,6 +55,6 @@ def test_a_slot_that_moved_away_keeps_its_last_files() -> None:
     assert deletable(files, keep=2, released={(1, "a"), (1, "b")}, pinned={"a"}) == ["b"]
 
 
-def test_at_least_one_stays() -> None:
+def test_at_least_one_file_is_kept() -> None:
     with pytest.raises(ValueError, match="keep is 0"):
         deletable([], keep=0)

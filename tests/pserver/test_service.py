@@ -108,7 +108,7 @@ class PlayedTrainer:
         identity = auth.Identity("trainer", 0, 7)
         self.connection = sync.connect(address, identity=identity, token=TOKEN, job="job", timeout=SECONDS)
 
-    def ask(self, request: Any, payload: bytes = b"") -> tuple[Any, bytes]:
+    def request(self, request: Any, payload: bytes = b"") -> tuple[Any, bytes]:
         end = time.monotonic() + SECONDS
 
         def idle() -> None:
@@ -123,7 +123,7 @@ class PlayedTrainer:
     def initialise(self, grants: list[int]) -> None:
         slots = list(range(SLOTS))
         ones = torch.ones(Area(SHAPE, SLOTS, slots).size // 4).numpy().tobytes()
-        self.ask(m.InitialValues(slots=slots, grants=grants, parts=[]), ones)
+        self.request(m.InitialValues(slots=slots, grants=grants, parts=[]), ones)
 
     def push(self, batch: int, grant: int) -> list[float]:
         gradient = torch.ones(Area(SHAPE, SLOTS, [0]).size // 4).numpy().tobytes()
@@ -131,7 +131,7 @@ class PlayedTrainer:
             grants=[grant], epoch=0, task=batch // 2, first=batch % 2, batches=1, samples=10, skipped=False, absent=[],
             options={}, parts=[], next_epoch=0, next_task=0, values=True,
         )  # fmt: skip
-        answer, values = self.ask(push, gradient)
+        answer, values = self.request(push, gradient)
         assert answer.pushed == [m.SlotBatch(slots=[0], grants=[grant], batches=batch % 2 + 1)]
         return torch.frombuffer(bytearray(values), dtype=torch.float32).tolist()[:2]
 
@@ -154,7 +154,7 @@ class Running:
             self.probe = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         self.thread = threading.Thread(target=self.service.run, args=([self.address],), kwargs={"probe": self.probe})
         self.thread.start()
-        self.master.heard(m.ReportState, lambda offer: offer.addresses != [])
+        self.master.heard(m.ReportState, lambda state_report: state_report.addresses != [])
         grants = [11, 12, 13, 14]
         for slot, grant in enumerate(grants):
             self.master.order(m.Grant(slot=slot, grant=grant, source="fresh", file=""))
@@ -164,18 +164,18 @@ class Running:
         self.trainer.initialise(grants)
         self.file = self.master.heard(m.SnapshotWritten).file
         self.master.heard(m.GrantReport, lambda held: sum(len(report.slots) for report in held.reports) == SLOTS)
-        self.trainer.ask(m.Attach(slots=[0], shared=0))
+        self.trainer.request(m.Attach(slots=[0], shared=0))
         self.grants = grants
         self.questions = 0
 
     def restore(self, slot: int, grant: int, file: str = "") -> None:
         self.master.order(m.Grant(slot=slot, grant=grant, source="file", file=file or self.file))
 
-    def asked(self) -> m.ReportState:
+    def request_state(self) -> m.ReportState:
         """Return the server's state after it has carried out all orders sent so far."""
         self.questions += 1
         self.master.order(m.RequestState(question=self.questions))
-        return self.master.heard(m.ReportState, lambda offer: offer.question == self.questions)
+        return self.master.heard(m.ReportState, lambda state_report: state_report.question == self.questions)
 
     def held(self, grant: int) -> m.GrantReport:
         return self.master.heard(m.GrantReport, lambda held: any(grant in report.grants for report in held.reports))
@@ -240,7 +240,7 @@ def running(folder: Path, disk: SlowDisk) -> Iterator[Running]:
     made.close()
 
 
-def test_a_slow_restore_keeps_no_other_slot_and_no_sign_of_life_waiting(running: Running, disk: SlowDisk) -> None:
+def test_a_slow_restore_delays_no_other_slot_and_no_keep_alive(running: Running, disk: SlowDisk) -> None:
     master, trainer = running.master, running.trainer
     disk.stop()
     master.order(m.ReleaseSlot(slot=1, grant=running.grants[1]))
@@ -248,8 +248,8 @@ def test_a_slow_restore_keeps_no_other_slot_and_no_sign_of_life_waiting(running:
     assert disk.reading.wait(SECONDS)
     values = [trainer.push(batch, running.grants[0]) for batch in range(6)]
     assert values == [[1.0 - step] * 2 for step in range(1, 7)]
-    offer = running.asked()
-    assert sorted(slot for report in offer.held for slot in report.slots) == [0, 2, 3]
+    state_report = running.request_state()
+    assert sorted(slot for report in state_report.held for slot in report.slots) == [0, 2, 3]
     pings = master.pings()
     # More keep-alives than fit into the silence after which a master drops a member.
     until(lambda: master.pings() > pings + 5)
@@ -269,7 +269,7 @@ def test_the_last_order_for_a_slot_counts_whatever_is_being_read(running: Runnin
     running.restore(2, 33)
     running.restore(3, 34)
     master.order(m.ReleaseSlot(slot=2, grant=33))
-    running.asked()
+    running.request_state()
     disk.may.set()
     running.held(32)
     running.held(34)
@@ -281,30 +281,34 @@ def test_the_last_order_for_a_slot_counts_whatever_is_being_read(running: Runnin
         for grant in each.grants
     }
     assert said == {*running.grants, 32, 34}
-    held = {slot: grant for each in running.asked().held for slot, grant in zip(each.slots, each.grants, strict=True)}
+    held = {
+        slot: grant
+        for each in running.request_state().held
+        for slot, grant in zip(each.slots, each.grants, strict=True)
+    }
     assert held == {0: running.grants[0], 1: 32, 2: running.grants[2], 3: 34}
 
 
-def test_a_snapshot_that_cannot_be_read_is_told_and_the_next_is_read(running: Running) -> None:
+def test_an_unreadable_snapshot_is_reported_and_the_next_one_is_read(running: Running) -> None:
     running.restore(1, 61, "nothing.safetensors")
     running.restore(2, 62)
     assert running.master.heard(m.GrantFailed).grant == 61
     assert running.held(62).reports[0].slots == [2]
 
 
-def test_a_server_whose_work_stands_still_leaves_its_master_and_tells_a_kubelet_why(folder: Path) -> None:
+def test_a_hung_server_disconnects_from_its_master_and_fails_its_probe_with_the_reason(folder: Path) -> None:
     running = Running(folder, held_seconds=0.5)
     try:
         master = running.master
-        assert not running.service.why_hung()
+        assert not running.service.hang_reason()
         with running.service.lock:
             until(lambda: master.lost == 1)
-            assert "stood still" in running.service.why_hung()
+            assert "stood still" in running.service.hang_reason()
             code, reason = running.probed()
             assert (code, reason.split(" for ")[0]) == (503, "its work has stood still")
         # The server reconnects with all its slots as soon as its work continues.
         until(lambda: running.probed() == (200, "ok\n"))
         until(lambda: len([each for each in master.said if isinstance(each, m.ReportState)]) >= 2)
-        assert sum(len(report.slots) for report in running.asked().held) == SLOTS
+        assert sum(len(report.slots) for report in running.request_state().held) == SLOTS
     finally:
         running.close()

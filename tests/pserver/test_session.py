@@ -144,7 +144,7 @@ class World:
         made = Servers(SHAPE, slots=SLOTS, identity=identity, token=TOKEN, uid="job")
         made.parameters = [torch.zeros(2, 3)]
         # An optimizer's first step imports further modules, which takes many seconds on a busy machine.
-        made.patience.lease_seconds = 120.0
+        made.answer_timeout.lease_seconds = 120.0
         made.follow(self.map)
         self.trainers.append(made)
         return made
@@ -190,7 +190,7 @@ def push(trainer: Servers, batch: int, gradient: Tensor, *, skipped: bool = Fals
         assert all(batches == batch % 2 + 1 for _, _, batches in pushed)
 
 
-def test_nothing_is_served_before_the_first_trainer_gave_everything(world: World) -> None:
+def test_nothing_is_served_before_the_first_trainer_sent_all_values(world: World) -> None:
     assert [type(reply) for reply in world.begin()] == [m.AwaitingInitialValues] * SLOTS
     trainer = world.trainer()
     with pytest.raises(ServerLost):
@@ -202,7 +202,7 @@ def test_nothing_is_served_before_the_first_trainer_gave_everything(world: World
     assert [server.state.granted.fresh for server in world.servers] == [{}, {}]
 
 
-def test_a_second_trainer_finds_what_the_first_one_gave(world: World) -> None:
+def test_a_second_trainer_reads_the_values_of_the_first_one(world: World) -> None:
     world.begun()
     trainer = world.trainer()
     trainer.pull(0, 0, idle=idle)
@@ -251,7 +251,7 @@ def test_values_go_in_portions_of_a_bounded_size(world: World, monkeypatch: pyte
     assert torch.equal(trainer.rows([(1, torch.arange(50))], idle=idle)[0], USERS)
 
 
-def test_values_that_come_twice_or_under_another_grant_change_nothing(world: World) -> None:
+def test_values_that_arrive_twice_or_under_another_grant_change_nothing(world: World) -> None:
     world.begin()
     trainer = world.trainer()
     strange = msgspec.structs.replace(world.provide, grants=[99] * SLOTS)
@@ -309,7 +309,7 @@ def test_counts_add_up_and_means_are_shared_between_trainers(world: World) -> No
     assert int(mine[second][1]) == 7 + 5 + 3
 
 
-def test_the_average_is_read_beside_the_live_parameters(world: World) -> None:
+def test_the_average_is_read_separately_from_the_live_parameters(world: World) -> None:
     trainer = world.begun()
     trainer.pull(0, 0, idle=idle)
     [average] = trainer.pull_average(idle=idle)
@@ -338,7 +338,7 @@ def test_a_slot_lost_after_an_average_was_read_leaves_the_values_in_the_paramete
     assert lost.value.slots == [0, 2]
 
 
-def test_slots_that_move_while_a_server_is_slow_to_take_a_request_are_asked_for_where_they_are_then(
+def test_slots_that_move_while_a_server_is_slow_are_requested_from_their_new_server(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = world.begun()

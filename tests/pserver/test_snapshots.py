@@ -21,12 +21,12 @@ from shoal.pserver.snapshots.files import (
     SlotRecord,
     SnapshotError,
     delete,
+    delete_temporary_files,
     describe,
-    offers,
     pin,
     pinned,
     read,
-    sweep,
+    usable_snapshots,
     write,
 )
 from tests.soak import examples
@@ -146,11 +146,11 @@ def test_offers_are_newest_first_whatever_the_clock_does(tmp_path: Path, monkeyp
     third = write_one(tmp_path, 1, 2)
     (tmp_path / second).write_bytes(b"short")
     (tmp_path / "notes.txt").write_text("not a snapshot")
-    found = offers(tmp_path, **JOB)
+    found = usable_snapshots(tmp_path, **JOB)
     assert [name for name, _ in found.good] == [third, first]
     assert [name for name, _ in found.refused] == [second]
     assert "cut off" in found.refused[0][1]
-    assert offers(tmp_path / "none", **JOB).good == []
+    assert usable_snapshots(tmp_path / "none", **JOB).good == []
 
 
 def test_pins_outlast_the_process_and_forbid_deletion(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_pins_outlast_the_process_and_forbid_deletion(tmp_path: Path) -> None:
         delete(tmp_path, first)
     delete(tmp_path, second)
     delete(tmp_path, second)
-    assert [name for name, _ in offers(tmp_path, **JOB).good] == [first]
+    assert [name for name, _ in usable_snapshots(tmp_path, **JOB).good] == [first]
     with pytest.raises(SnapshotError, match="cannot be pinned: it is not there"):
         pin(tmp_path, second)
 
@@ -211,9 +211,9 @@ write(Path(sys.argv[1]), uid="job1", digest="shape1", records=[SlotRecord(1, 0, 
 def test_a_process_killed_before_the_rename_leaves_no_snapshot(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert ended.returncode == -9
-    assert offers(tmp_path, **JOB) == offers(tmp_path / "none", **JOB)
+    assert usable_snapshots(tmp_path, **JOB) == usable_snapshots(tmp_path / "none", **JOB)
     assert len(list(tmp_path.iterdir())) == 1
-    assert len(sweep(tmp_path)) == 1
+    assert len(delete_temporary_files(tmp_path)) == 1
     assert list(tmp_path.iterdir()) == []
 
 

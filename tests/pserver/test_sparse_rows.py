@@ -306,7 +306,7 @@ def test_initial_rows_that_are_not_all_of_the_slot_change_nothing() -> None:
     assert torch.equal(server.rows(0, ids), values)
 
 
-def test_a_snapshot_that_lacks_a_given_row_is_refused() -> None:
+def test_a_snapshot_without_a_given_row_is_refused() -> None:
     server = given_server(2, "SparseAdam")
     saved = server.state(0)
     for key in ("ids", "values", "state/exp_avg", "state/exp_avg_sq"):

@@ -51,7 +51,7 @@ def shoal_run(tmp_path):
     return start
 
 
-def test_a_script_that_never_joins_is_told_so(shoal_run):
+def test_a_script_that_never_joins_is_reported(shoal_run):
     done, _ = shoal_run("print('trained without Shoal')", command=["python", "script.py"], trainers=1)
     assert json.loads(done.stdout)["state"] == "Failed"
     error = done.stderr[done.stderr.index("error: job script failed") :]
@@ -81,7 +81,7 @@ except Exception as error:
     assert "an exception may have been caught around the loop" in error, done.stderr
 
 
-def test_a_refusal_is_the_reason_whatever_the_script_said_before(shoal_run):
+def test_a_refusal_is_the_reason_whatever_the_script_printed_before(shoal_run):
     script = (
         HEAD
         + """

@@ -40,7 +40,7 @@ def test_a_file_that_is_opened_lazily_is_opened_in_each_worker(run):
     assert result.counts() == [2.0]
 
 
-def test_a_look_at_the_first_batch_loses_no_sample(run):
+def test_reading_the_first_batch_loses_no_sample(run):
     result = run("""
         job, model, optimizer, loader = begin()
         for epoch in job.epochs():
@@ -54,7 +54,7 @@ def test_a_look_at_the_first_batch_loses_no_sample(run):
         assert result.outcome.account.samples.skipped == 0
 
 
-def test_a_look_at_the_first_batch_before_the_loop_loses_no_sample(run):
+def test_reading_the_first_batch_before_the_loop_loses_no_sample(run):
     result = run("""
         job, model, optimizer, loader = begin()
         print(next(iter(loader)).shape)
@@ -304,7 +304,7 @@ def test_the_scripts_own_loader_gives_the_training_accuracy(run):
     assert result.counts() == [2.0]
 
 
-def test_a_weighted_sampler_draws_as_its_weights_say(run):
+def test_a_weighted_sampler_draws_by_its_weights(run):
     result = run("""
         weights = torch.ones(SAMPLES)
         weights[32:] = 0.0

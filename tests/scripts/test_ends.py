@@ -7,7 +7,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-def test_every_save_writes_the_model_of_its_moment(run):
+def test_every_save_writes_the_model_of_its_call(run):
     result = run("""
         job, model, optimizer, loader = begin(epochs=3)
         best = -1.0
@@ -57,7 +57,7 @@ def test_a_model_that_was_saved_can_be_tested_in_another_module(run):
     """)
 
 
-def test_a_complete_model_is_written_anew_for_a_script_that_finds_it_gone(run_in_job):
+def test_a_missing_complete_model_is_written_again(run_in_job):
     """The first run saved the model and failed after that; its file is lost, as on a pod's own disk."""
     result = run_in_job(
         """
@@ -189,7 +189,7 @@ STOPPED = """
 
 @pytest.mark.parametrize("after", ["break", "pass"])
 @pytest.mark.parametrize("trainers", [1, 2])
-def test_a_job_stops_behind_an_epoch(run_in_job, after, trainers):
+def test_a_job_stops_after_an_epoch(run_in_job, after, trainers):
     """After job.stop() at the end of an epoch, only tasks of the next epoch that other trainers have started are trained."""
     result = run_in_job(STOPPED.replace("AFTER", after), trainers=trainers)
     assert "good enough" in result.outcome.reason
@@ -199,7 +199,7 @@ def test_a_job_stops_behind_an_epoch(run_in_job, after, trainers):
 
 
 @pytest.mark.parametrize("after", ["break", "pass"])
-def test_a_script_alone_stops_behind_an_epoch(run_alone, after):
+def test_a_script_alone_stops_after_an_epoch(run_alone, after):
     result = run_alone(STOPPED.replace("AFTER", after))
     assert result.counts() == [2.0]
     assert "stopped by the script in epoch 2: good enough" in result.said
@@ -241,7 +241,7 @@ def test_a_script_alone_stops_in_the_middle_of_an_epoch(run_alone, after):
     assert result.lines("through") == [""]
 
 
-def test_a_script_without_a_loop_is_told_so(run_alone):
+def test_a_script_without_a_loop_is_reported(run_alone):
     assert "the script ended without job.prepare(...)" in run_alone("trainer.join(epochs=1)").said
     assert "the script ended without `for epoch in job.epochs():`" in run_alone("job, *_ = begin()").said
 
@@ -337,7 +337,7 @@ def test_a_job_that_stops_between_two_epochs_finishes_what_was_begun_of_the_next
 # --- Restarts ---
 
 
-def test_another_learning_rate_counts_from_a_restart_on_and_is_said(run_in_job):
+def test_another_learning_rate_counts_from_a_restart_on_and_is_reported(run_in_job):
     result = run_in_job(
         """
         rate = 0.5 if os.path.exists("changed") else 1.0

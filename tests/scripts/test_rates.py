@@ -126,13 +126,13 @@ def test_a_rate_set_by_hand_counts_from_then_on(run):
     assert rates(run(text)) == [1.5] * 4
 
 
-def test_a_rate_set_by_hand_beside_a_scheduler_is_refused(refused):
+def test_a_rate_set_by_hand_in_addition_to_a_scheduler_is_refused(refused):
     text = script(make=EXPONENTIAL, given="scheduler=scheduler")
     text = text.replace("train(", "optimizer.param_groups[0]['lr'] = 0.1; train(")
     refused(text, "group['lr'] of an optimizer is set", "LambdaLR")
 
 
-def test_get_last_lr_is_the_rate_that_comes_next(run):
+def test_get_last_lr_is_the_rate_of_the_next_step(run):
     result = run(
         script(
             make=EXPONENTIAL,

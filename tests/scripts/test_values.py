@@ -133,7 +133,7 @@ def test_what_is_unfrozen_in_the_loop_trains_from_then_on(run):
     assert (result.counts(entry="body.w"), result.counts(entry="head.w")) == ([2.0], [4.0])
 
 
-def test_what_is_frozen_in_the_loop_stays_from_then_on(run):
+def test_parameters_frozen_in_the_loop_do_not_change_from_then_on(run):
     result = run("""
         job, model, optimizer, loader = begin(Pair, epochs=3)
         for epoch in job.epochs():
@@ -145,7 +145,7 @@ def test_what_is_frozen_in_the_loop_stays_from_then_on(run):
     assert (result.counts(entry="body.w"), result.counts(entry="head.w")) == ([1.0], [3.0])
 
 
-def test_a_moving_average_of_the_weights_is_saved_beside_the_model(run):
+def test_a_moving_average_of_the_weights_is_saved_next_to_the_model(run):
     result = run("""
         job, model, optimizer, loader = begin(ema=0.9)
         for epoch in job.epochs():

@@ -57,7 +57,7 @@ def test_the_compiler_is_not_imported(computed):
     assert (computed["with"][1], computed["without"][1]) == (True, False)
 
 
-def test_whoever_asks_for_more_gets_the_compiler(computed):
+def test_any_other_function_imports_the_compiler(computed):
     assert computed["with"][2:] == computed["without"][2:]
     assert computed["without"][3]
 

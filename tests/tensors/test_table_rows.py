@@ -72,7 +72,7 @@ def test_values_do_not_depend_on_order_or_company(rows, family, dim, seed, rando
     assert together.shape == (len(rows), dim)
 
 
-def test_known_values_stay_the_same_for_ever() -> None:
+def test_known_values_do_not_change() -> None:
     """A change would give untouched rows other values after an upgrade in the middle of a job."""
     rows = torch.tensor([0, 1, 123_456_789_012])
     normal = first_values(table("normal", dim=3, dtype="float64"), 0, 7, rows)

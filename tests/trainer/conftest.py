@@ -24,7 +24,7 @@ def alone():
     yield made
     if made._prepared:
         made._feed.close()
-    atexit.unregister(made._farewell)
+    atexit.unregister(made._report_unfinished)
 
 
 @pytest.fixture

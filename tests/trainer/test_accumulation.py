@@ -21,21 +21,21 @@ def two():
 
 
 def test_gradients_that_are_added_to_those_of_a_batch_without_step_are_refused(two):
-    carry = Accumulation(two)
+    accumulation = Accumulation(two)
     backward(*two)
-    assert carry.look(stepped=False, accumulating=False)
+    assert accumulation.end_batch(stepped=False, accumulating=False)
     backward(*two)
-    for look in (carry.check, lambda: carry.look(stepped=True, accumulating=False)):
+    for end_batch in (accumulation.check, lambda: accumulation.end_batch(stepped=True, accumulating=False)):
         with pytest.raises(Refused, match=r"an accumulation by hand\. .*prepare\(\.\.\., accumulate=N\)"):
-            look()
+            end_batch()
 
 
-def test_backward_passes_of_one_batch_add_up_as_the_script_wants(two):
-    carry = Accumulation(two)
+def test_backward_passes_of_one_batch_add_up(two):
+    accumulation = Accumulation(two)
     for _ in range(3):
         backward(*two)
         backward(*two)
-        assert carry.look(stepped=True, accumulating=False)
+        assert accumulation.end_batch(stepped=True, accumulating=False)
         for parameter in two:
             parameter.grad = None
 
@@ -49,53 +49,53 @@ CLEARED = {
 
 @pytest.mark.parametrize("way", CLEARED)
 def test_gradients_that_are_cleared_before_the_next_backward_pass_are_skipped(two, way):
-    carry = Accumulation(two)
+    accumulation = Accumulation(two)
     for _ in range(3):
         backward(*two)
-        assert carry.look(stepped=False, accumulating=False)
+        assert accumulation.end_batch(stepped=False, accumulating=False)
         for parameter in two:
             CLEARED[way](parameter)
     backward(*two)
-    carry.check()
+    accumulation.check()
 
 
 def test_an_optimizer_that_clears_ends_the_watch_and_one_that_clears_too_late_does_not(two):
-    carry = Accumulation(two)
+    accumulation = Accumulation(two)
     backward(*two)
-    carry.look(stepped=False, accumulating=False)
-    carry.cleared()
+    accumulation.end_batch(stepped=False, accumulating=False)
+    accumulation.cleared()
     backward(*two)
-    carry.check()
-    carry.look(stepped=False, accumulating=False)
+    accumulation.check()
+    accumulation.end_batch(stepped=False, accumulating=False)
     backward(*two)
-    carry.cleared()
+    accumulation.cleared()
     with pytest.raises(Refused):
-        carry.check()
+        accumulation.check()
 
 
-def test_an_accumulation_that_prepare_knows_is_none_by_hand(two):
-    carry = Accumulation(two)
+def test_an_accumulation_passed_to_prepare_is_not_refused(two):
+    accumulation = Accumulation(two)
     for _ in range(3):
         backward(*two)
-        assert carry.look(stepped=False, accumulating=True)
-    carry.check()
+        assert accumulation.end_batch(stepped=False, accumulating=True)
+    accumulation.check()
 
 
-def test_whether_there_was_a_gradient_is_told(two):
-    carry = Accumulation(two)
-    assert not carry.look(stepped=False, accumulating=False)
+def test_whether_there_was_a_gradient_is_returned(two):
+    accumulation = Accumulation(two)
+    assert not accumulation.end_batch(stepped=False, accumulating=False)
     backward(two[1])
-    assert carry.look(stepped=False, accumulating=False)
+    assert accumulation.end_batch(stepped=False, accumulating=False)
 
 
 def test_it_is_found_in_a_part_that_not_every_batch_trains(two):
     """It is detected although the first batch trains both parts and the second one only the later part of the model."""
-    carry = Accumulation(two)
+    accumulation = Accumulation(two)
     backward(*two)
-    carry.look(stepped=False, accumulating=False)
+    accumulation.end_batch(stepped=False, accumulating=False)
     backward(two[1])
     with pytest.raises(Refused):
-        carry.check()
+        accumulation.check()
 
 
 @pytest.mark.parametrize("size", [2, 4])

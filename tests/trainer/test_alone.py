@@ -114,7 +114,7 @@ def test_a_batch_without_a_step_changes_nothing(any_job):
     assert any_job.skipped() == EPOCHS * 54
 
 
-def test_a_script_that_never_steps_is_told_so_at_the_end(alone, capsys):
+def test_a_script_that_never_steps_is_warned_at_the_end(alone, capsys):
     m = model()
     m, optimizer, batches = alone.prepare(m, sgd(m), DataLoader(data(), batch_size=4))
     for _ in alone.epochs():
@@ -163,7 +163,7 @@ def test_what_join_cannot_be_given(name, value):
 @pytest.mark.usefixtures("not_joined")
 def test_a_process_joins_once_and_its_generators_are_seeded():
     torch.manual_seed(99)
-    atexit.unregister(trainer.join(seed=SEED)._farewell)
+    atexit.unregister(trainer.join(seed=SEED)._report_unfinished)
     drawn = torch.rand(3)
     assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(SEED)))
     with pytest.raises(trainer.Refused, match=r"trainer\.join\(\) is called a second time in one process"):
@@ -180,7 +180,7 @@ ENDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("said", ENDS)
-def test_a_script_alone_that_does_not_go_through_is_told_why(tmp_path, said):
+def test_an_unfinished_script_alone_prints_the_reason(tmp_path, said):
     script = tmp_path / "train.py"
     script.write_text(
         "import sys, torch\nfrom shoal import trainer\njob = trainer.join()\nm = torch.nn.Linear(1, 1)\n"

@@ -190,7 +190,7 @@ def test_a_dataset_becomes_a_shuffled_loader():
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_plain_loaders_and_their_batch_samplers_say_the_same(shuffle, drop_last):
+def test_plain_loaders_and_their_batch_samplers_have_equal_descriptions(shuffle, drop_last):
     data = numbers()
     plain = described(data, shuffle=shuffle, drop_last=drop_last)
     assert (plain.samples, plain.batch_size) == (20, 4)
@@ -243,7 +243,7 @@ def test_describing_leaves_the_generators_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_fingerprint_of_a_sampler_knows_its_order():
+def test_a_fingerprint_of_a_sampler_depends_on_its_order():
     def of(weights):
         return described(sampler=WeightedRandomSampler(weights, 50)).fingerprint
 
@@ -296,7 +296,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("what", CONTENTS)
-def test_a_fingerprint_knows_what_can_be_read_without_the_scripts_code(what):
+def test_a_fingerprint_contains_what_can_be_read_without_the_scripts_code(what):
     found = [described(data).fingerprint for data in CONTENTS[what]]
     assert len(set(found)) == len(found)
     assert [described(data).fingerprint for data in CONTENTS[what]] == found

@@ -305,7 +305,7 @@ def test_tied_weights_are_one_and_frozen_ones_are_none():
         (lambda weight: nn.init.uniform_(weight, -0.3, 0.7), "uniform"),
     ],
 )
-def test_a_large_tables_first_values_come_from_what_it_was_initialised_with(monkeypatch, fill, family):
+def test_a_large_tables_first_values_follow_its_initialisation(monkeypatch, fill, family):
     monkeypatch.setattr("shoal.trainer.script.description.GIVEN_TABLE_BYTES", 0)
     torch.manual_seed(0)
     model = nn.Embedding(2000, 4, sparse=True, padding_idx=3)
@@ -358,7 +358,7 @@ class NeverRun(Dataset):
         raise AssertionError("the dataset's code ran at prepare")
 
 
-def test_a_fingerprint_knows_length_and_contents_without_running_the_datasets_code():
+def test_a_fingerprint_contains_length_and_contents_without_running_the_datasets_code():
     one = words().shape
     assert words().shape == one
     assert digest(words().shape) == digest(one)

@@ -31,21 +31,21 @@ def test_another_trainers_stop_does_not_take_the_place_of_an_answer(engine, mess
     """All messages are in the inbox before the first is read."""
     for message in messages:
         engine._inbox.put(message)
-    assert engine.ask(SAVE, m.SaveTurn, m.Saved) == SAVED
+    assert engine.request(SAVE, m.SaveTurn, m.Saved) == SAVED
     assert engine.stopping == "enough"
 
 
 @pytest.mark.timeout(30)
-def test_the_answer_to_a_stop_is_told_to_who_asked_for_it(engine):
+def test_the_reply_to_a_stop_is_returned_to_its_request(engine):
     engine._inbox.put(STOPPING)
-    assert engine.ask(m.StopEarly(reason="mine", epoch=0), m.Stopping) == STOPPING
+    assert engine.request(m.StopEarly(reason="mine", epoch=0), m.Stopping) == STOPPING
 
 
 def test_a_question_that_is_answered_is_not_asked_again_when_a_new_master_is_there(engine):
-    asked = []
-    engine._link.send = asked.append
+    requested = []
+    engine._link.send = requested.append
     engine._shape = make_shape()
     for message in (SAVED, REGISTERED):
         engine._inbox.put(message)
-    assert engine.ask(SAVE, m.SaveTurn, m.Saved) == SAVED
-    assert asked == [SAVE], "its second answer would be taken for that of the next question"
+    assert engine.request(SAVE, m.SaveTurn, m.Saved) == SAVED
+    assert requested == [SAVE], "its second answer would be taken for that of the next question"

@@ -5,19 +5,19 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from shoal.trainer.engine.exports import save_model, why_unwritable
+from shoal.trainer.engine.exports import save_model, write_problem
 from shoal.trainer.refusal import Refused
 
 
 def test_a_file_can_be_where_a_folder_is_or_can_be_made(tmp_path):
-    assert why_unwritable(tmp_path / "model") == why_unwritable(tmp_path / "new" / "er" / "model") == ""
+    assert write_problem(tmp_path / "model") == write_problem(tmp_path / "new" / "er" / "model") == ""
 
 
-def test_why_no_file_can_be_is_said_before_it_is_written(tmp_path):
+def test_a_path_that_cannot_be_written_is_reported_before_the_write(tmp_path):
     (tmp_path / "file").touch()
-    assert why_unwritable(tmp_path / "file" / "new" / "model") == f"{tmp_path}/file is no folder"
+    assert write_problem(tmp_path / "file" / "new" / "model") == f"{tmp_path}/file is no folder"
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    assert why_unwritable(tmp_path / "nowhere" / "model") == f"{tmp_path}/nowhere is no folder"
+    assert write_problem(tmp_path / "nowhere" / "model") == f"{tmp_path}/nowhere is no folder"
 
 
 def tied():
@@ -41,7 +41,7 @@ def test_a_compiled_models_file_has_the_names_of_the_model_itself(tmp_path):
     assert set(load_file(tmp_path / "m.safetensors")) == {"0.weight", "0.bias"}
 
 
-def test_other_values_stand_under_all_names_of_a_tied_parameter(tmp_path):
+def test_replaced_values_are_saved_under_all_names_of_a_tied_parameter(tmp_path):
     model = tied()
     save_model(model, tmp_path / "m.safetensors", instead={"0.weight": torch.arange(4.0)})
     saved = load_file(tmp_path / "m.safetensors")

@@ -116,7 +116,7 @@ def workers_now():
 
 
 @pytest.mark.parametrize("options", WORKERS)
-def test_batches_come_in_the_order_of_their_assignment(made, options):
+def test_batches_are_returned_in_the_order_of_their_assignment(made, options):
     feed, order = made(**options)
     for _ in range(2):
         feed.begin_pass()
@@ -388,7 +388,7 @@ class Epochal(Numbers):
 
 
 @pytest.mark.parametrize("options", WORKERS)
-def test_what_a_dataset_is_told_before_a_pass_holds_as_in_a_plain_loop(made, options):
+def test_changes_of_a_dataset_before_a_pass_apply_as_in_a_plain_loop(made, options):
     data = Epochal()
     feed, order = made(data, **options)
     plain = DataLoader(data, batch_size=SIZE, **options)

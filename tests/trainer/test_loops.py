@@ -153,7 +153,7 @@ def test_a_scaler_that_steps_in_the_middle_of_an_accumulation_is_refused(any_job
     [lambda m: m.zero_grad(set_to_none=False), lambda m: nn.utils.clip_grad_norm_(m.parameters(), 0.01)],
     ids=["zeroed", "clipped"],
 )
-def test_gradients_that_are_changed_behind_the_step_do_not_reach_into_it(any_job, change):
+def test_gradients_that_are_changed_after_the_step_do_not_affect_it(any_job, change):
     def train(side):
         for x, y in side.batches:
             side.optimizer.zero_grad()
@@ -199,7 +199,7 @@ class Pair(nn.Module):
         self.left, self.right = nn.Linear(4, 1), nn.Linear(4, 1)
 
 
-def test_a_part_is_run_and_trained_behind_the_step_of_the_other_part(any_job):
+def test_a_part_is_run_and_trained_after_the_step_of_the_other_part(any_job):
     def train(side):
         first, second = side.optimizer
         for x, y in side.batches:
@@ -216,7 +216,7 @@ def test_a_part_is_run_and_trained_behind_the_step_of_the_other_part(any_job):
     compare(any_job, train, make=make, build=Pair)
 
 
-def test_a_backward_pass_behind_a_step_leaves_its_gradients_to_the_optimizers_that_have_not_stepped(any_job):
+def test_a_backward_pass_after_a_step_leaves_its_gradients_to_the_optimizers_that_have_not_stepped(any_job):
     """A step takes effect at once; gradients that a later backward pass adds to its parameters are not part of it."""
 
     def train(side):
@@ -236,7 +236,7 @@ def test_a_backward_pass_behind_a_step_leaves_its_gradients_to_the_optimizers_th
     compare(any_job, train, make=make, build=Pair)
 
 
-def test_parameters_are_the_newest_at_once_behind_the_step(any_job):
+def test_parameters_are_the_newest_directly_after_the_step(any_job):
     def train(side):
         seen = []
         for x, y in side.batches:
@@ -264,7 +264,7 @@ def test_a_batch_that_the_script_passes_over_is_skipped_and_counted(any_job):
 
 
 @pytest.mark.parametrize("sparse_clear", [False, True], ids=["set to none", "zeroed"])
-def test_a_batch_whose_step_is_left_out_behind_its_backward_pass_is_skipped(any_job, sparse_clear):
+def test_a_batch_without_a_step_after_its_backward_pass_is_skipped(any_job, sparse_clear):
     def train(side):
         for number, (x, y) in enumerate(side.batches):
             side.optimizer.zero_grad(set_to_none=not sparse_clear)
@@ -306,7 +306,7 @@ def test_a_part_that_is_frozen_at_first_trains_from_when_it_is_unfrozen_and_rest
     compare(any_job, train)
 
 
-def test_an_error_names_the_batch_in_the_loop_and_none_behind_it(one):
+def test_an_error_names_the_batch_in_the_loop_and_none_after_it(one):
     m = model()
     job = one.join()
     m, optimizer, batches = job.prepare(m, sgd(m), loader_of())
@@ -319,7 +319,7 @@ def test_an_error_names_the_batch_in_the_loop_and_none_behind_it(one):
     assert job._explain(error) == "ValueError: too large"
 
 
-def test_a_parameter_that_no_optimizer_holds_stays_as_it_is(any_job):
+def test_a_parameter_without_an_optimizer_does_not_change(any_job):
     compare(any_job, plainly, make=lambda m: torch.optim.SGD(m[2].parameters(), lr=0.1))
 
 

@@ -128,7 +128,7 @@ def compiled_part(m):
     return m
 
 
-def judge_and_step(m, x, optimizer):
+def discriminate_and_step(m, x, optimizer):
     m(x)
     optimizer.step()
 
@@ -140,7 +140,7 @@ def judge_and_step(m, x, optimizer):
     [lambda m: torch.compile(m, backend="eager", fullgraph=True), compiled_in_place, compiled_part],
     ids=["a model", "in place", "a part"],
 )
-def test_a_step_behind_a_run_of_a_compiled_model_and_another_step_is_refused(any_job, compiled):
+def test_a_step_after_a_run_of_a_compiled_model_and_another_step_is_refused(any_job, compiled):
     inner = model()
     own = halves(inner)
     m, (first, second), batches = any_job.job.prepare(compiled(inner), own, loader_of())
@@ -156,7 +156,7 @@ def test_a_step_behind_a_run_of_a_compiled_model_and_another_step_is_refused(any
     loss_of(m, x, y).backward()
     first.step()
     with pytest.raises((Refused, RuntimeError), match=r"comes after one optimizer's step|torch\.compiler\.disable"):
-        judge_and_step(m, x, second)
+        discriminate_and_step(m, x, second)
 
 
 def test_a_compiled_part_is_saved_under_its_own_names_too(any_job, tmp_path):

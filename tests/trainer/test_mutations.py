@@ -127,7 +127,7 @@ def test_a_write_past_autograd_between_the_passes_is_found_at_once(any_job, tmp_
 
 
 @pytest.mark.parametrize("way", UNCOUNTED)
-def test_a_write_past_autograd_behind_each_step_is_found_within_the_epoch(any_job, tmp_path, way):
+def test_a_write_past_autograd_after_each_step_is_found_within_the_epoch(any_job, tmp_path, way):
     script = Script(any_job, tmp_path)
     with pytest.raises(Refused, match=r"parameter [02]\.(weight|bias) was (written by the script|moved or got)"):
         script.run("behind each step", UNCOUNTED[way])
@@ -288,13 +288,15 @@ def test_what_harms_nothing_is_not_refused(any_job):
     compare(any_job, train, build=Norms)
 
 
-@pytest.mark.parametrize("stays", [False, True], ids=["alone", "together"])
-def test_every_parameter_is_looked_at_within_as_many_batches_as_there_are(stays):
+@pytest.mark.parametrize("versions_constant", [False, True], ids=["alone", "together"])
+def test_every_parameter_is_checked_within_as_many_batches_as_there_are(versions_constant):
     """A repeated write past autograd to any parameter is detected within as many batches as there are parameters."""
     many = nn.ModuleList(nn.Linear(2, 2) for _ in range(40))
     parameters = list(many.named_parameters())
     for name, written in parameters[::7]:
-        watch = MutationDetector(many, parameters, groups=[{"params": list(many.parameters())}], stays=stays)
+        watch = MutationDetector(
+            many, parameters, groups=[{"params": list(many.parameters())}], versions_constant=versions_constant
+        )
 
         def batches(watch=watch, written=written):
             for _ in parameters:
@@ -302,7 +304,7 @@ def test_every_parameter_is_looked_at_within_as_many_batches_as_there_are(stays)
                 watch.check()
                 for _, one in parameters:  # the step of the job
                     one.data.add_(0.01)
-                watch.settled()
+                watch.set_reference()
                 written.data.mul_(0.5)
                 watch.check()
 
@@ -313,7 +315,7 @@ def test_every_parameter_is_looked_at_within_as_many_batches_as_there_are(stays)
 def test_the_jobs_own_writes_are_not_the_scripts():
     many = nn.ModuleList(nn.Linear(2, 2) for _ in range(40))
     parameters = list(many.named_parameters())
-    watch = MutationDetector(many, parameters, groups=[], stays=False)
+    watch = MutationDetector(many, parameters, groups=[], versions_constant=False)
     for batch in range(300):
         watch.batch_begins()
         watch.check()
@@ -321,11 +323,11 @@ def test_the_jobs_own_writes_are_not_the_scripts():
             with torch.no_grad():
                 for _, parameter in parameters:
                     parameter.add_(0.01)
-            watch.settled()
+            watch.set_reference()
         watch.check()
         if batch % 50 == 49:
             watch.check_all()
-            watch.settled(whole=True)
+            watch.set_reference(whole=True)
             watch.check_all()
 
 
@@ -333,11 +335,11 @@ def test_values_that_are_no_numbers_are_equal_to_themselves():
     m = nn.Linear(2, 2)
     with torch.no_grad():
         m.weight.fill_(float("nan"))
-    watch = MutationDetector(m, list(m.named_parameters()), groups=[], stays=True)
+    watch = MutationDetector(m, list(m.named_parameters()), groups=[], versions_constant=True)
     for _ in range(4):
         watch.batch_begins()
         watch.check()
-    watch.settled(whole=True)
+    watch.set_reference(whole=True)
     watch.check_all()
 
 
@@ -346,7 +348,7 @@ def test_values_that_change_places_or_signs_are_seen(way):
     m = nn.Linear(4, 4, bias=False)
     with torch.no_grad():
         m.weight.copy_(torch.arange(1.0, 17.0).reshape(4, 4) * torch.tensor([1.0, -1.0, 1.0, -1.0]))
-    watch = MutationDetector(m, [("weight", m.weight)], groups=[], stays=True)
+    watch = MutationDetector(m, [("weight", m.weight)], groups=[], versions_constant=True)
     watch._sample = None  # leaves only the checksum
     if way == "swapped":
         m.weight.data.copy_(m.weight.detach().flip(0).clone())

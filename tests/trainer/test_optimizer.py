@@ -165,7 +165,7 @@ def test_a_hook_that_changes_the_arguments_of_step_is_refused(any_job):
         one_step(any_job.job, optimizer, m, batches)
 
 
-def test_a_hook_that_writes_parameters_behind_the_step_is_refused(any_job):
+def test_a_hook_that_writes_parameters_after_the_step_is_refused(any_job):
     m = model()
     m, optimizer, batches = any_job.job.prepare(m, sgd(m), loader_of())
 
@@ -191,7 +191,7 @@ def test_a_hook_of_a_step_that_does_not_count_is_not_called(any_job):
     assert len(calls) == EPOCHS * STEPS // 2
 
 
-def test_an_option_that_parameter_servers_do_not_know_is_refused_at_the_step(any_job):
+def test_an_option_that_parameter_servers_do_not_support_is_refused_at_the_step(any_job):
     m = model()
     m, optimizer, batches = any_job.job.prepare(m, sgd(m), loader_of())
     optimizer.param_groups[0]["lr"] = "fast"

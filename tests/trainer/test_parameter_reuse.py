@@ -30,7 +30,7 @@ def never(used):
     raise AssertionError(used)
 
 
-def test_it_is_told_until_the_steps_are_part_of_the_job():
+def test_reuse_is_reported_until_the_steps_are_committed():
     m, (first, second) = made()
     said = []
     reuse = Reuse(m, [first, second], used=said.append)
@@ -50,7 +50,7 @@ def test_it_is_told_until_the_steps_are_part_of_the_job():
     assert said == ["a forward pass of module generator.0"]
 
 
-def test_with_one_optimizer_nothing_is_looked_at():
+def test_with_one_optimizer_nothing_is_checked():
     m = Both()
     optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
     reuse = Reuse(m, [optimizer], used=never)
@@ -65,7 +65,7 @@ def test_a_module_without_parameters_and_one_of_another_optimizer_run():
     m.generator(torch.ones(1, 4))
 
 
-def test_the_models_own_parameters_are_looked_at_too():
+def test_the_models_own_parameters_are_checked_too():
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
@@ -114,7 +114,7 @@ def test_losses_that_are_computed_before_all_steps_train_as_in_a_plain_loop(any_
     compare(any_job, train, build=Both, make=made_for)
 
 
-def test_parts_that_are_trained_in_turn_a_batch_each_are_as_in_a_plain_loop(any_job):
+def test_parts_trained_alternately_by_batch_equal_a_plain_loop(any_job):
     def train(side):
         first, second = side.optimizer
         for number, (x, y) in enumerate(side.batches):
@@ -130,7 +130,7 @@ def test_parts_that_are_trained_in_turn_a_batch_each_are_as_in_a_plain_loop(any_
     compare(any_job, train, build=Both, make=made_for)
 
 
-def test_a_step_behind_a_discriminator_that_judges_behind_its_own_is_refused_alone_and_together_alike(any_job):
+def test_a_step_after_a_discriminator_run_after_its_own_step_is_refused_alone_and_together_alike(any_job):
     m = Both()
     data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.randn(20, 1))
     m, optimizers, batches = any_job.job.prepare(m, made_for(m), data, batch_size=4)
@@ -144,7 +144,7 @@ def test_a_step_behind_a_discriminator_that_judges_behind_its_own_is_refused_alo
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_what_runs_and_is_scored_behind_an_overflow_of_one_optimizer_is_as_in_a_plain_loop(any_job, compiled):
+def test_a_run_after_an_overflow_of_one_optimizer_equals_a_plain_loop(any_job, compiled):
     """A GradScaler leaves out the step of the optimizer that overflowed, so no further step of the batch follows."""
     seen = []
 

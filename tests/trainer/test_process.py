@@ -73,7 +73,7 @@ def test_only_the_main_thread_may_join():
     assert (caught[0].code, "called in a thread" in caught[0].reason) == (78, True)
 
 
-def test_a_place_is_held_by_one_and_free_when_it_is_given_up():
+def test_an_identity_is_reserved_by_one_process_until_it_is_released():
     held = take_place("a-job", 3)
     with pytest.raises(Refused, match="trainer 3 of this job is a living process already"):
         take_place("a-job", 3)
@@ -83,7 +83,7 @@ def test_a_place_is_held_by_one_and_free_when_it_is_given_up():
     take_place("a-job", 3).close()
 
 
-def test_a_forked_child_does_not_hold_the_place_when_the_trainer_gave_it_up(watch):
+def test_a_forked_child_does_not_keep_the_reservation_after_the_trainer_released_it(watch):
     made, _ = watch()
     made.hold(take_place("forked", 0))
     told, wait = os.pipe()
@@ -119,7 +119,7 @@ def test_sigterm_without_a_handler_of_the_script_only_drains(watch):
     assert calls == ["drain"]
 
 
-def test_a_handler_that_the_script_installs_later_runs_behind_the_drain(watch):
+def test_a_handler_that_the_script_installs_later_runs_after_the_drain(watch):
     order = []
     made, calls = watch()
     signal.signal(signal.SIGTERM, lambda *_: order.append("script"))
@@ -147,7 +147,7 @@ def test_handlers_that_call_the_one_before_them_run_each_once(watch):
     assert (order, first) == (["script"], ["first"])
 
 
-def test_an_error_that_ends_the_script_is_told_and_shown_and_an_interrupt_is_no_error(watch):
+def test_an_error_that_ends_the_script_is_reported_and_shown_and_an_interrupt_is_no_error(watch):
     shown = []
     sys.excepthook = lambda kind, error, trace: shown.append(error)
     _, calls = watch()
@@ -174,7 +174,7 @@ def test_a_forked_child_has_the_scripts_own_handler(watch):
     assert in_a_child(lambda: signal.getsignal(signal.SIGTERM) is own) == "True"
 
 
-def test_a_handler_that_the_script_installed_behind_it_stays_in_a_child(watch):
+def test_a_handler_that_the_script_installed_afterwards_is_kept_in_a_child(watch):
     watch()
 
     def own(*_):

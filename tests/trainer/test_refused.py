@@ -56,7 +56,7 @@ def second_pass(job, m, optimizer, batches):
         list(batches)
 
 
-def only_looks(job, m, optimizer, batches):
+def only_reads(job, m, optimizer, batches):
     for _ in job.epochs():
         for x, _ in batches:
             m(x)
@@ -123,7 +123,7 @@ REFUSED = {
     "SGD.step() is called a second time for one batch": two_steps,
     "epoch 1: the loop over the loader was left before its end": leaves,
     "the loader is iterated a second time in one epoch": second_pass,
-    "without a backward pass of the model that prepare got: these batches count as skipped": only_looks,
+    "without a backward pass of the model that prepare got: these batches count as skipped": only_reads,
     "prepare(..., accumulate=N)": by_hand,
     "outside of `for epoch in job.epochs():`": outside,
     "optimizer.step() outside of the loop over the loader": behind,
@@ -145,7 +145,7 @@ def test_what_would_not_be_as_in_plain_pytorch_is_refused_alone_and_together_ali
     assert refused.value.code == 78
 
 
-def test_a_model_that_runs_behind_one_step_has_the_new_values_and_no_other_step_may_follow(any_job):
+def test_a_model_that_runs_after_one_step_has_the_new_values_and_no_other_step_may_follow(any_job):
     m = model()
     m, (first, second), batches = any_job.job.prepare(m, halves(m), loader_of())
     epochs, through = any_job.job.epochs(), iter(batches)
@@ -174,7 +174,7 @@ def test_a_second_passs_iterator_makes_the_first_one_useless(any_job):
         break
 
 
-def test_a_look_at_a_batch_before_the_loop_takes_nothing_from_it(any_job):
+def test_reading_a_batch_before_the_loop_takes_nothing_from_it(any_job):
     def train(side):
         if side.job is not None:
             return through(side)
@@ -193,7 +193,7 @@ def test_a_look_at_a_batch_before_the_loop_takes_nothing_from_it(any_job):
     assert any_job.skipped() == 0
 
 
-def test_stop_ends_the_job_in_good_order_and_the_model_is_that_of_the_moment(any_job, tmp_path):
+def test_stop_ends_the_job_in_good_order_with_the_model_of_that_step(any_job, tmp_path):
     m, optimizer, batches = prepared(any_job)
     seen = 0
     for _ in any_job.job.epochs():
@@ -208,7 +208,7 @@ def test_stop_ends_the_job_in_good_order_and_the_model_is_that_of_the_moment(any
         assert torch.equal(saved[name], value)
 
 
-def test_a_script_that_leaves_its_loops_behind_stop_saves_the_model_of_that_moment(any_job, tmp_path):
+def test_a_script_that_leaves_its_loops_after_stop_saves_the_model_of_that_step(any_job, tmp_path):
     m, optimizer, batches = prepared(any_job)
     for _ in any_job.job.epochs():
         for number, batch in enumerate(batches):
@@ -237,7 +237,7 @@ def test_every_evaluation_of_an_epoch_is_one_of_its_own(any_job, where):
     assert [found for found, _ in scores] == [wanted for _, wanted in scores]
 
 
-def test_every_save_is_the_model_of_its_moment(any_job, tmp_path):
+def test_every_save_is_the_model_of_its_step(any_job, tmp_path):
     m, optimizer, batches = prepared(any_job)
     for _ in any_job.job.epochs():
         for batch in batches:

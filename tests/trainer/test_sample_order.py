@@ -175,7 +175,7 @@ def test_indices_may_be_anything():
     assert [type(index) for index in epoch_of(drawn)] == [str, tuple, np.int64, int]
 
 
-def test_batches_of_a_batch_sampler_stay_together():
+def test_batches_of_a_batch_sampler_are_kept_together():
     made = [[9, 8], [7, 6], [5]]
     assert order(made, samples=5, size=2, batches=True).indices(0, 0, 1) == [7, 6]
 

@@ -101,7 +101,7 @@ def test_none_leaves_the_options_alone():
     assert options(live.param_groups) == before
 
 
-def test_options_that_no_scheduler_changes_stay_as_the_script_sets_them():
+def test_options_that_no_scheduler_changes_keep_the_scripts_values():
     live = optimizer()
     schedule = scheduled([s.StepLR(live, 1, gamma=0.5)], live)
     live.param_groups[0]["weight_decay"] = 0.3
@@ -190,11 +190,11 @@ def always(where):
 
 
 @pytest.mark.parametrize("name", ["StepLR", "OneCycleLR", "SequentialLR", "CosineAnnealingLR"])
-def test_a_scheduler_that_the_script_steps_behind_each_step_equals_the_plain_loop(any_job, name):
+def test_a_scheduler_that_the_script_steps_after_each_step_equals_the_plain_loop(any_job, name):
     compare(any_job, train_with(always("step")), schedule=SCHEDULERS[name])
 
 
-def test_a_scheduler_that_the_script_steps_behind_each_epoch_equals_the_plain_loop(any_job):
+def test_a_scheduler_that_the_script_steps_after_each_epoch_equals_the_plain_loop(any_job):
     compare(
         any_job,
         train_with(always("epoch")),
@@ -267,7 +267,7 @@ def test_an_option_that_the_script_and_the_scheduler_set_is_refused(any_job, wha
         train()
 
 
-def test_weight_decay_that_the_script_changes_beside_a_scheduler_counts(any_job):
+def test_weight_decay_that_the_script_changes_in_addition_to_a_scheduler_counts(any_job):
     def stepping(side, where, number):
         if where == "epoch":
             side.optimizer.param_groups[0]["weight_decay"] = 0.2 * (number + 1)

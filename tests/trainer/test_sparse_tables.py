@@ -25,12 +25,12 @@ class Recorder:
     """The tables of modules, and a record of the rows that were fetched."""
 
     def __init__(self, *modules: nn.Module) -> None:
-        self.asked: list[tuple[int, list[int]]] = []
+        self.requested: list[tuple[int, list[int]]] = []
         found = [TableModule(index, f"t{index}.weight", module) for index, module in enumerate(modules)]
         self.tables = Tables(found, self.fetch)
 
     def fetch(self, wanted):
-        self.asked += [(table, ids.tolist()) for table, ids in wanted]
+        self.requested += [(table, ids.tolist()) for table, ids in wanted]
         return [ids.reshape(-1, 1) * 10.0 + torch.zeros(1, DIM) for _, ids in wanted]
 
 
@@ -38,20 +38,20 @@ def table(kind=nn.Embedding, **options):
     return kind(ROWS, DIM, sparse=True, **options)
 
 
-def test_each_row_comes_once_a_batch_and_anew_in_the_next_one():
+def test_each_row_is_fetched_once_per_batch():
     module = table()
     recorder = Recorder(module)
     before = data_of(module.weight).clone()
     assert module(torch.tensor([[7, 2], [2, 9]]))[0].tolist() == [[70.0] * DIM, [20.0] * DIM]
     module(torch.tensor([9, 3]))
     module(input=torch.tensor([3, 7], dtype=torch.int32))
-    assert recorder.asked == [(0, [2, 7, 9]), (0, [3])]
+    assert recorder.requested == [(0, [2, 7, 9]), (0, [3])]
     others = torch.ones(ROWS, dtype=torch.bool)
     others[[2, 3, 7, 9]] = False
     assert torch.equal(data_of(module.weight)[others], before[others])
     recorder.tables.new_batch()
     module(torch.tensor([9]))
-    assert recorder.asked[2:] == [(0, [9])]
+    assert recorder.requested[2:] == [(0, [9])]
 
 
 def test_a_bag_brings_the_rows_of_its_flat_input_and_each_table_its_own():
@@ -61,11 +61,11 @@ def test_a_bag_brings_the_rows_of_its_flat_input_and_each_table_its_own():
     found = bag(torch.tensor([6, 1, 6, PADDING]), torch.tensor([0, 2]), per_sample_weights=weights)
     assert found[:, 0].tolist() == [60.0 + 2 * 10.0, 60.0]
     other(torch.tensor([1]))
-    assert recorder.asked == [(0, [1, PADDING, 6]), (1, [1])]
+    assert recorder.requested == [(0, [1, PADDING, 6]), (1, [1])]
 
 
 @pytest.mark.parametrize("rows", [[], [ROWS], [-1, 3]])
-def test_nothing_is_asked_for_no_rows_and_of_wrong_ones_the_module_itself_complains(rows):
+def test_no_rows_cause_no_request_and_wrong_rows_raise_the_modules_own_error(rows):
     module = table()
     recorder = Recorder(module)
     if rows:
@@ -73,7 +73,7 @@ def test_nothing_is_asked_for_no_rows_and_of_wrong_ones_the_module_itself_compla
             module(torch.tensor(rows))
     else:
         module(torch.tensor(rows, dtype=torch.int64))
-    assert recorder.asked == []
+    assert recorder.requested == []
 
 
 def test_a_gradient_has_each_row_once():
@@ -196,11 +196,11 @@ LOOKUPS = {
 
 
 @pytest.mark.parametrize("name", LOOKUPS)
-def test_rows_come_however_the_script_looks_them_up(name):
+def test_every_lookup_function_fetches_rows(name):
     module = table()
     recorder = Recorder(module)
     found = LOOKUPS[name](module, torch.tensor([7, 2, 7]))
-    assert recorder.asked == [(0, [2, 7])]
+    assert recorder.requested == [(0, [2, 7])]
     assert found.sum().item() == DIM * (70.0 + 20.0 + 70.0)
 
 
@@ -209,7 +209,7 @@ def test_one_row_is_looked_up_by_its_number():
     module = table()
     recorder = Recorder(module)
     assert module.weight[5].tolist() == [50.0] * DIM
-    assert recorder.asked == [(0, [5])]
+    assert recorder.requested == [(0, [5])]
 
 
 WHOLE = {
@@ -235,7 +235,7 @@ def test_what_would_use_the_whole_table_is_refused_by_name_alone_and_together_al
     assert "make the embedding with sparse=False" in refused.value.reason
 
 
-def test_what_tells_of_the_table_and_not_of_its_values_needs_no_rows():
+def test_attributes_of_a_table_need_no_rows():
     module = table()
     recorder = Recorder(module)
     weight = module.weight
@@ -252,7 +252,7 @@ def test_what_tells_of_the_table_and_not_of_its_values_needs_no_rows():
     assert repr(weight).endswith("the rows of a sparse table [30, 3], dtype=torch.float32")
     module.zero_grad()
     module.requires_grad_(False)
-    assert recorder.asked == []
+    assert recorder.requested == []
 
 
 def test_the_whole_table_may_be_used_while_all_rows_are_here():
@@ -264,7 +264,7 @@ def test_the_whole_table_may_be_used_while_all_rows_are_here():
     recorder.tables.new_batch()
     with pytest.raises(Refused, match="used as a whole"):
         module.weight.norm()
-    assert recorder.asked == []
+    assert recorder.requested == []
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")

@@ -179,9 +179,9 @@ class BadDay(RuleBasedStateMachine):
                 case TaskLeased(lease=lease):
                     self.work.leased(lease)
                 case TaskCommitted(lease=lease):
-                    self.work.over(lease)
+                    self.work.committed(lease)
                 case TaskReopened(lease=lease):
-                    self.work.redo(lease)
+                    self.work.reopened(lease)
                 case SlotMap() as new:
                     self.work.mapped(new)
         del self.to_trainer[:messages]
@@ -192,7 +192,7 @@ class BadDay(RuleBasedStateMachine):
 
     @precondition(lambda self: self.answers)
     @rule(which=st.integers(0, 9), again=st.booleans())
-    def an_answer_comes(self, which, again):
+    def a_reply_arrives(self, which, again):
         answer = self.answers[which % len(self.answers)]
         if not again:
             self.answers.remove(answer)
@@ -234,7 +234,7 @@ class BadDay(RuleBasedStateMachine):
         current = self.work.current
         assert self.work.begin() == (current or (waiting[0] if waiting else None))
 
-    def ask(self, number: int, lease: Lease, *, batch: int | None) -> None:
+    def request(self, number: int, lease: Lease, *, batch: int | None) -> None:
         grant = self.work.map.grants[number]
         if batch is not None and batch < PLAN.batches_in(lease.task):
             self.slots[number].push(grant, named(lease), batch)
@@ -245,14 +245,14 @@ class BadDay(RuleBasedStateMachine):
     @rule(where=some_slots)
     def pulls(self, where):
         for number in where:
-            self.ask(number, self.work.current, batch=None)
+            self.request(number, self.work.current, batch=None)
 
     @precondition(lambda self: self.work.next_batch() is not None)
     @rule(where=some_slots)
     def pushes(self, where):
         batch = self.work.next_batch()
         for number in where:
-            self.ask(number, self.work.current, batch=batch)
+            self.request(number, self.work.current, batch=batch)
 
     @precondition(lambda self: self.at_the_end())
     @rule()
@@ -278,9 +278,9 @@ class BadDay(RuleBasedStateMachine):
         while lease is not None and batch is not None and batch < PLAN.batches_in(lease.task):
             self.answers.clear()
             for number in range(SLOTS):
-                self.ask(number, lease, batch=self.work.next_batch())
+                self.request(number, lease, batch=self.work.next_batch())
             while self.answers:
-                self.an_answer_comes(0, again=False)
+                self.a_reply_arrives(0, again=False)
             batch = self.work.next_batch()
         if reports and batch is not None and lease is not None:
             self.finishes()
@@ -290,7 +290,7 @@ class BadDay(RuleBasedStateMachine):
     def hands_back(self):
         unanswered = dict(self.work.unanswered)
         expected = [lease for lease in self.work.leases() if named(lease) not in unanswered]
-        given = self.work.give_all_back()
+        given = self.work.return_all()
         assert given == expected
         assert self.work.leases() == [done.lease for done in unanswered.values()]
         self.to_master.append(ReturnTasks(leases=given))
@@ -351,7 +351,7 @@ TestBadDay = BadDay.TestCase
 TestBadDay.settings = examples(80, stateful_step_count=40)
 
 
-def test_a_task_that_came_back_before_its_over_did_is_done_again():
+def test_a_task_leased_again_before_its_commit_message_arrived_is_done_again():
     """``TaskCommitted`` waits for etcd; meanwhile a slot is restored from a snapshot, and the task is leased again."""
     work = Work(PLAN, slots=1)
     work.mapped(SlotMap(holders=[], owner=[0], grants=[1]))
@@ -366,9 +366,9 @@ def test_a_task_that_came_back_before_its_over_did_is_done_again():
     work.begin()
     assert work.applied(0, 1, [0], [2], 1)
     done = work.finish()
-    work.over(first)
+    work.committed(first)
     assert work.unanswered == {(0, 1): done}
-    work.over(again)
+    work.committed(again)
     assert work.leases() == []
 
 
@@ -381,18 +381,18 @@ def test_a_task_that_is_leased_anew_while_it_is_held_is_held_under_the_new_lease
     work.leased(Lease(0, 0, 7))
     work.leased(Lease(0, 1, 8))
     assert work.current == Lease(0, 0, 7)
-    assert work.give_all_back() == [Lease(0, 0, 7), Lease(0, 1, 8)], "with others the master would wait for ever"
+    assert work.return_all() == [Lease(0, 0, 7), Lease(0, 1, 8)], "with others the master would wait for ever"
 
 
-def test_a_task_that_must_be_redone_is_held_under_the_lease_that_the_master_says():
+def test_a_reopened_task_is_held_under_the_masters_lease():
     """The report was under an older lease than the trainer's current one, and the master has reinstated the older lease."""
     work = Work(PLAN, slots=1)
     work.leased(Lease(0, 1, 8))
-    work.redo(Lease(0, 1, 4))
-    assert work.give_all_back() == [Lease(0, 1, 4)]
+    work.reopened(Lease(0, 1, 4))
+    assert work.return_all() == [Lease(0, 1, 4)]
 
 
-def test_a_word_under_another_grant_than_the_maps_is_not_believed():
+def test_a_report_under_another_grant_than_the_maps_is_ignored():
     work = Work(PLAN, slots=2)
     assert not work.applied(0, 0, [0], [1], 1), "there is no map yet"
     work.mapped(SlotMap(holders=[], owner=[0, 0], grants=[1, 3]))

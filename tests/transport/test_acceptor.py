@@ -88,14 +88,14 @@ def test_whatever_accept_fails_with_the_next_caller_is_served(number):
 
 
 @pytest.mark.parametrize("number", sorted(DEAD), ids=lambda number: errno.errorcode[number])
-def test_a_socket_that_does_not_listen_is_told(number):
+def test_a_socket_that_does_not_listen_is_reported(number):
     host = Host(errors=[number])
     assert host.wake.wait(30)
     assert host.failed == [f"the process does not listen any more: [Errno {number}] {os.strerror(number)}"]
     host.close()
 
 
-def test_an_error_beside_those_of_sockets_does_not_end_it_either(monkeypatch):
+def test_an_error_other_than_those_of_sockets_does_not_end_it_either(monkeypatch):
     """A thread cannot be started at the limit of processes, and the acceptor continues."""
     real = threading.Thread.start
     failures = itertools.count()
@@ -116,7 +116,7 @@ def test_an_error_beside_those_of_sockets_does_not_end_it_either(monkeypatch):
     host.close()
 
 
-def test_callers_that_say_nothing_make_room():
+def test_silent_callers_are_closed_for_new_ones():
     host = Host()
     strangers = [host.stranger() for _ in range(MOST_OF_ONE + 10)]
     connections = [host.call() for _ in range(3)]
@@ -130,7 +130,7 @@ def test_callers_that_say_nothing_make_room():
     host.close()
 
 
-def test_closing_ends_its_threads_and_hangs_up_on_callers_that_say_nothing():
+def test_closing_ends_its_threads_and_closes_silent_callers():
     host = Host()
     stranger = host.stranger()
     stranger.settimeout(30)
@@ -157,7 +157,7 @@ CALLS = st.lists(
 @given(CALLS)
 def test_bounds_hold_and_the_oldest_makes_room(calls):
     """Compare the admission of unauthenticated callers with a list in order of arrival."""
-    unproved: Unauthenticated[int] = Unauthenticated(most=6, most_of_one=3)
+    unauthenticated: Unauthenticated[int] = Unauthenticated(most=6, most_of_one=3)
     naive: list[tuple[int, str]] = []
     numbers = itertools.count()
     for call, argument in calls:
@@ -165,12 +165,12 @@ def test_bounds_hold_and_the_oldest_makes_room(calls):
             number = next(numbers)
             same = [each for each in naive if argument and each[1] == argument]
             gone = same[0] if len(same) == 3 else naive[0] if len(naive) == 6 else None
-            assert unproved.admit(number, argument) == (gone[0] if gone else None)
+            assert unauthenticated.admit(number, argument) == (gone[0] if gone else None)
             naive = [each for each in naive if each != gone] + [(number, argument)]
         elif call == "remove":
-            assert unproved.remove(argument) == any(number == argument for number, _ in naive)
+            assert unauthenticated.remove(argument) == any(number == argument for number, _ in naive)
             naive = [each for each in naive if each[0] != argument]
         else:
-            assert unproved.oldest() == (naive[0][0] if naive else None)
+            assert unauthenticated.oldest() == (naive[0][0] if naive else None)
             naive = naive[1:]
-        assert len(unproved) == len(naive) <= 6
+        assert len(unauthenticated) == len(naive) <= 6

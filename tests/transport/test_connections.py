@@ -75,7 +75,7 @@ def wait_for(condition):
     raise AssertionError("it did not happen")
 
 
-def test_both_ends_learn_who_the_other_is(host):
+def test_both_ends_receive_the_identity_of_the_other(host):
     connection = call(host)
     wait_for(lambda: host.accepted)
     assert connection.peer == SERVER
@@ -103,7 +103,7 @@ def test_messages_and_payloads_arrive_whole(host):
         other.receive(decoder)
 
 
-def test_idle_is_called_in_silence_and_may_give_up(host):
+def test_idle_is_called_during_silence_and_may_raise(host):
     connection = call(host)
 
     def give_up():
@@ -121,7 +121,7 @@ def test_idle_is_called_in_silence_and_may_give_up(host):
         ({"job": "job-2"}, "this is job job-1, not job-2"),
     ],
 )
-def test_strangers_are_told_why_and_turned_away(host, changes, reason):
+def test_unauthenticated_callers_are_refused_with_the_reason(host, changes, reason):
     with pytest.raises(auth.AuthenticationError, match=reason):
         call(host, **changes)
     wait_for(lambda: host.refused)
@@ -193,12 +193,12 @@ def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
 
     class Peer(aio.Listener):
         def on_closed(self):
-            closed.append((self.peer, self.why_closed))
+            closed.append((self.peer, self.close_reason))
 
     async def run():
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()),
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unauthenticated=Unauthenticated()),
             path=f"{tmp_path}/s",
         )
         reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
@@ -217,17 +217,19 @@ def test_garbage_at_a_loop_ends_its_own_connection_only(tmp_path, garbage):
     assert closed[0][0] is None
 
 
-def test_who_hangs_up_without_a_word_was_not_turned_away():
+def test_a_caller_that_closes_without_a_greeting_is_not_logged_as_refused():
     """A kubelet's port probe behaves so: it leaves the data sent to it unread, so the connection is reset."""
     closed = []
 
     class Peer(aio.Listener):
         def on_closed(self):
-            closed.append(self.why_closed)
+            closed.append(self.close_reason)
 
     async def run():
         server = await asyncio.get_running_loop().create_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()), "127.0.0.1", 0
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unauthenticated=Unauthenticated()),
+            "127.0.0.1",
+            0,
         )
         probe = socket.create_connection(server.sockets[0].getsockname())
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -308,10 +310,10 @@ def test_addresses(tmp_path):
         listen("tcp://nowhere")
 
 
-def test_a_header_says_how_much_may_follow():
-    assert parse_header(HEADER.pack(b"SL", 0, 10, 20), proved=True) == (10, 20)
+def test_a_header_limits_the_length_of_its_frame():
+    assert parse_header(HEADER.pack(b"SL", 0, 10, 20), authenticated=True) == (10, 20)
     with pytest.raises(FrameError, match="too large"):
-        parse_header(HEADER.pack(b"SL", 0, 10, 20), proved=False)
+        parse_header(HEADER.pack(b"SL", 0, 10, 20), authenticated=False)
 
 
 def test_a_token_is_never_shown(tmp_path):
@@ -325,7 +327,7 @@ def small_buffers(connection):
     connection._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
-def test_who_takes_nothing_is_given_up(host, monkeypatch):
+def test_a_peer_that_reads_nothing_is_disconnected(host, monkeypatch):
     monkeypatch.setattr(sync, "STALL_SECONDS", 0.3)
     connection = call(host)
     small_buffers(connection)
@@ -334,7 +336,7 @@ def test_who_takes_nothing_is_given_up(host, monkeypatch):
     connection.close()
 
 
-def test_who_sends_can_look_around_and_give_up(host):
+def test_idle_is_called_while_sending_and_may_raise(host):
     connection = call(host)
     small_buffers(connection)
     looks = []
@@ -349,9 +351,9 @@ def test_who_sends_can_look_around_and_give_up(host):
     connection.close()
 
 
-def test_silence_in_the_middle_of_a_message_is_given_up_and_between_messages_not(host, monkeypatch):
+def test_silence_within_a_message_times_out_and_between_messages_does_not(host, monkeypatch):
     monkeypatch.setattr(sync, "STALL_SECONDS", 0.3)
-    monkeypatch.setattr(sync, "PATIENT_SECONDS", 0.1)
+    monkeypatch.setattr(sync, "LISTENER_IDLE_SECONDS", 0.1)
     connection = call(host)
     wait_for(lambda: host.accepted)
     errors = []
@@ -410,13 +412,13 @@ def test_a_peer_of_the_loop_that_does_not_read_is_cut_off_at_a_bound(tmp_path, m
             peers.append(self)
 
         def on_closed(self):
-            closed.append(self.why_closed)
+            closed.append(self.close_reason)
 
     peers = []
 
     async def run():
         server = await asyncio.get_running_loop().create_unix_server(
-            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=Unauthenticated()),
+            lambda: Peer(decoder, identity=SERVER, token=TOKEN, job="job-1", unauthenticated=Unauthenticated()),
             path=f"{tmp_path}/s",
         )
         address = f"unix://{tmp_path}/s"
@@ -435,12 +437,12 @@ def test_a_peer_of_the_loop_that_does_not_read_is_cut_off_at_a_bound(tmp_path, m
     assert sent < 10 << 20
 
 
-def test_callers_of_the_loop_that_say_nothing_make_room(tmp_path):
-    unproved = Unauthenticated(most=3)
+def test_silent_callers_of_the_loop_are_closed_for_new_ones(tmp_path):
+    unauthenticated = Unauthenticated(most=3)
 
     async def run():
         server = await asyncio.get_running_loop().create_unix_server(
-            lambda: aio.Listener(decoder, identity=SERVER, token=TOKEN, job="job-1", unproved=unproved),
+            lambda: aio.Listener(decoder, identity=SERVER, token=TOKEN, job="job-1", unauthenticated=unauthenticated),
             path=f"{tmp_path}/s",
         )
         strangers = [await asyncio.open_unix_connection(f"{tmp_path}/s") for _ in range(5)]
@@ -448,12 +450,12 @@ def test_callers_of_the_loop_that_say_nothing_make_room(tmp_path):
         assert caller.peer == SERVER
         for reader, _ in strangers[:2]:
             await reader.read()  # until end of file
-        assert len(unproved) <= 3
+        assert len(unauthenticated) <= 3
         for _, writer in strangers:
             writer.close()
         caller.close()
         server.close()
-        while len(unproved):  # noqa: ASYNC110 - the test has a deadline around it
+        while len(unauthenticated):  # noqa: ASYNC110 - the test has a deadline around it
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(run(), 30))

@@ -63,7 +63,7 @@ def test_it_answers_ok_or_the_reason_and_nothing_else(answering):
     assert (status, body) == (503, "its work has stood still for 75 s\n")
 
 
-def test_strangers_that_say_nothing_or_little_make_room(answering):
+def test_idle_unauthenticated_callers_are_closed_for_new_ones(answering):
     with contextlib.ExitStack() as strangers:
         crowd = [strangers.enter_context(answering.call()) for _ in range(3 * MOST_OF_ONE)]
         for stranger in crowd:
@@ -73,7 +73,7 @@ def test_strangers_that_say_nothing_or_little_make_room(answering):
         assert ended(crowd[0])
 
 
-def test_a_slow_caller_has_its_time_and_no_more(answering, monkeypatch):
+def test_a_slow_caller_is_closed_after_its_timeout(answering, monkeypatch):
     monkeypatch.setattr(liveness_probe, "CALL_SECONDS", 0.1)
     with answering.call() as slow:
         slow.send(b"GET /")

@@ -95,7 +95,7 @@ def test_a_master_elsewhere_is_found_and_greeted_anew(tmp_path):
     second.close()
 
 
-def test_who_talks_a_lot_and_is_never_answered_still_keeps_its_connection(tmp_path):
+def test_a_link_that_sends_much_without_replies_keeps_its_connection(tmp_path):
     """The master answers keep-alives only, so the link must send them although it sends other messages."""
     lost = []
     master = Master(tmp_path, 1)

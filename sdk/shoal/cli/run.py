@@ -84,7 +84,7 @@ def _run_locked(options: Options, job: TrainingJob, origin: Origin, state: State
     state.prepare(job, origin)
     view = _view(options)
     for line in messages:
-        view.tell("info", line)
+        view.print_event("info", line)
     try:
         end = _run(job, origin, state, etcd, view)
     finally:
@@ -204,13 +204,13 @@ def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdS
         inherited=dict(os.environ),
     )
     trainers = job.wanted_trainers(cores)
-    view.tell(
+    view.print_event(
         "info",
         f"{state.name}: {counted(trainers, 'trainer')}, {counted(job.servers, 'parameter server')} "
         f"(output: shoal logs {state.name} -f)",
     )
     if job.spec.env_from:
-        view.tell("warning", "spec.envFrom is ignored: it needs a cluster")
+        view.print_event("warning", "spec.envFrom is ignored: it needs a cluster")
     own = None if isinstance(etcd, str) else OwnEtcd(etcd)
     return run(lambda: Runner(job, state=state, launcher=launcher, etcd=own, trainers=trainers, view=view))
 

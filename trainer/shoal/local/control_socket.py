@@ -76,10 +76,10 @@ class Control:
         decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Question)
         identity = auth.Identity(role="runner", index=0, life=auth.new_life())
         token, job = auth.Token.read(self._state.token), self._state.uid
-        unproved: Unauthenticated[aio.Listener] = Unauthenticated()
+        unauthenticated: Unauthenticated[aio.Listener] = Unauthenticated()
 
         def make() -> _Peer:
-            peer = _Peer(decoder, identity=identity, token=token, job=job, unproved=unproved)
+            peer = _Peer(decoder, identity=identity, token=token, job=job, unauthenticated=unauthenticated)
             peer.answer = self._answer
             return peer
 

@@ -149,7 +149,7 @@ class EtcdServer:
         self._sockets: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
-        self._keeper: threading.Thread | None = None
+        self._waiter: threading.Thread | None = None
 
     @property
     def data(self) -> Path:
@@ -245,8 +245,8 @@ class EtcdServer:
         self._lock = lock
 
     def _join(self) -> None:
-        if self._keeper is not None:
-            self._keeper.join()
+        if self._waiter is not None:
+            self._waiter.join()
 
     def _signal(self, number: signal.Signals) -> None:
         # Popen reaps under a lock, so the signal cannot reach another process that has got the same id.
@@ -302,8 +302,8 @@ class EtcdServer:
             ended.set()
 
         self._process = None
-        self._keeper = threading.Thread(target=keep, name="etcd keeper", daemon=True)
-        self._keeper.start()
+        self._waiter = threading.Thread(target=keep, name="etcd keeper", daemon=True)
+        self._waiter.start()
         started.wait()
         if failure:
             raise EtcdError(f"etcd cannot be started: {failure[0]}; {_THREE_WAYS}")
@@ -331,12 +331,12 @@ class EtcdServer:
             if not self.running:
                 status = self.wait(0)
                 killed = -status if status is not None and status < 0 else 0
-                raise EtcdError(f"etcd ended at its start (status {status}): {self._last_words()}", signal=killed)
+                raise EtcdError(f"etcd ended at its start (status {status}): {self._last_line()}", signal=killed)
             if self.answers(timeout_seconds=0.5):
                 return
-        raise EtcdError(f"etcd does not answer after {timeout_seconds:g} s: {self._last_words()}")
+        raise EtcdError(f"etcd does not answer after {timeout_seconds:g} s: {self._last_line()}")
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         try:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:

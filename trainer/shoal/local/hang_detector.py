@@ -84,8 +84,8 @@ class Watchdog:
             return {(ETCD, 0): self._silence((ETCD, 0), alive, now)}
         if self._is_silent((MASTER, 0), now):
             # A master that has never reported may wait for an etcd that is not run by this process.
-            blamed = (MASTER, 0) in alive and ((MASTER, 0) in self._since or (ETCD, 0) in alive)
-            return {(MASTER, 0): self._silence((MASTER, 0), alive, now, needs=(ETCD, 0))} if blamed else {}
+            suspected = (MASTER, 0) in alive and ((MASTER, 0) in self._since or (ETCD, 0) in alive)
+            return {(MASTER, 0): self._silence((MASTER, 0), alive, now, needs=(ETCD, 0))} if suspected else {}
         members = [place for place in alive if place[0] in {SERVER, TRAINER}]
         return {place: self._silence(place, alive, now, needs=(MASTER, 0)) for place in members}
 
@@ -96,8 +96,8 @@ class Watchdog:
         any time for its preparations.
         """
         started, heard = alive[place], self._reported.get(place, float("-inf"))
-        spoken = heard >= started + (_GAP_SECONDS if place[0] in {SERVER, TRAINER} else 0.0)
-        if not spoken and place[0] == TRAINER:
+        has_reported = heard >= started + (_GAP_SECONDS if place[0] in {SERVER, TRAINER} else 0.0)
+        if not has_reported and place[0] == TRAINER:
             return 0.0
-        last = heard if spoken else started + START_SECONDS
+        last = heard if has_reported else started + START_SECONDS
         return now - max(last, self._resumed, self._since.get(needs, last) if needs is not None else last)

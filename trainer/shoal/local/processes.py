@@ -23,7 +23,7 @@ from typing import Final
 
 from shoal.local.parent_death import killed_with_parent
 
-__all__ = ["Launch", "LaunchError", "Processes", "last_words"]
+__all__ = ["Launch", "LaunchError", "Processes", "last_lines"]
 
 _TAIL_BYTES: Final = 16384
 _LAST_LINES: Final = 4
@@ -147,10 +147,10 @@ class Processes:
             os.killpg(child.process.pid, signal.SIGKILL)
         self._forget(place)
         code = child.process.wait()
-        self._on_exit(*place, code, last_words(child.log, since=child.log_offset) if code >= 0 else "")
+        self._on_exit(*place, code, last_lines(child.log, since=child.log_offset) if code >= 0 else "")
 
 
-def last_words(log: Path, *, since: int = 0) -> str:
+def last_lines(log: Path, *, since: int = 0) -> str:
     """Return the last output of a process: from its last error line or traceback on, else its last four lines.
 
     Args:

@@ -38,7 +38,7 @@ __all__ = ["Runner", "run"]
 _TICK_SECONDS: Final = 0.1
 _SHOW_SECONDS: Final = 0.5
 _KEEP_SECONDS: Final = 5.0
-_ASK_SECONDS: Final = 2.0
+_PROBE_SECONDS: Final = 2.0
 
 
 class Runner:
@@ -102,12 +102,12 @@ class Runner:
                 on_progress=self._progressed,
             )
         )
-        asking = asyncio.create_task(self._ask_etcd())
+        etcd_probe = asyncio.create_task(self._probe_etcd())
         try:
-            self._do(self._supervisor.begin(time.monotonic()))
+            self._execute(self._supervisor.begin(time.monotonic()))
             await self._until_finished()
         finally:
-            for task in (watching, asking):
+            for task in (watching, etcd_probe):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
@@ -125,29 +125,31 @@ class Runner:
                 async with asyncio.timeout(_TICK_SECONDS):
                     await self._finished.wait()
             now = time.monotonic()
-            self._do(self._supervisor.tick(now))
+            self._execute(self._supervisor.tick(now))
             self._end_hung(now)
             for level, text in self._events.due(now):
-                self._view.tell(level, text)
+                self._view.print_event(level, text)
             if now - self._shown >= _SHOW_SECONDS:
                 self._show()
             if now - self._kept >= _KEEP_SECONDS:
                 self._keep()
 
-    async def _ask_etcd(self) -> None:
+    async def _probe_etcd(self) -> None:
         while self._etcd is not None:
-            await asyncio.sleep(_ASK_SECONDS)
+            await asyncio.sleep(_PROBE_SECONDS)
             with suppress(Exception):  # any error means that etcd did not answer
                 if self._etcd.pid is not None and await asyncio.to_thread(self._etcd.answers):
                     self._watchdog.etcd_answered(time.monotonic())
 
     def _end_hung(self, now: float) -> None:
         """Kill hung processes; the supervisor restarts them after their exit."""
-        if self._supervisor.ending:
+        if self._supervisor.is_ending:
             return
         running = [place for place, draining in self._supervisor.alive.items() if not draining]
         for place, seconds in self._watchdog.hung({place: now - self._age(*place) for place in running}, now).items():
-            self._view.tell("warning", f"{process_name(*place)} has not answered for {seconds:.0f} s; it is killed")
+            self._view.print_event(
+                "warning", f"{process_name(*place)} has not answered for {seconds:.0f} s; it is killed"
+            )
             if place[0] == ETCD and self._etcd is not None:
                 self._etcd.kill()
             else:
@@ -175,17 +177,17 @@ class Runner:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # nohup
-            loop.add_signal_handler(number, lambda: self._do(self._supervisor.interrupt(time.monotonic())))
+            loop.add_signal_handler(number, lambda: self._execute(self._supervisor.interrupt(time.monotonic())))
 
-    def _exited(self, role: str, index: int, code: int, words: str) -> None:
-        self._do(self._supervisor.exited(role, index, code, time.monotonic(), words=words))
+    def _exited(self, role: str, index: int, code: int, last_lines: str) -> None:
+        self._execute(self._supervisor.exited(role, index, code, time.monotonic(), last_lines=last_lines))
 
     def _progressed(self, progress: JobProgress) -> None:
         self._progress = progress
         self._watchdog.progress_reported(((each.role, each.index) for each in progress.members), time.monotonic())
         for level, text in self._events.new(progress, time.monotonic()):
-            self._view.tell(level, text)
-        self._do(
+            self._view.print_event(level, text)
+        self._execute(
             self._supervisor.progressed(
                 progress.state,
                 progress.reason,
@@ -201,22 +203,22 @@ class Runner:
         if not isinstance(question, AskScale):
             return self.status()
         trainer = self._job.spec.trainer
-        wanted = question.trainers if question.trainers is not None else self._first_trainers
-        if self._supervisor.ending:
+        desired = question.trainers if question.trainers is not None else self._first_trainers
+        if self._supervisor.is_ending:
             return ControlRefused(reason="the job is ending")
-        if not trainer.min_replicas <= wanted <= trainer.most:
+        if not trainer.min_replicas <= desired <= trainer.most:
             return ControlRefused(
-                reason=f"{counted(wanted, 'trainer')}: it can use {trainer.min_replicas} to {trainer.most} "
+                reason=f"{counted(desired, 'trainer')}: it can use {trainer.min_replicas} to {trainer.most} "
                 "(--trainers of `shoal run`, or spec.trainer in the manifest)"
             )
-        if wanted != self._supervisor.wanted:
-            self._view.tell("info", f"trainers wanted: {wanted} instead of {self._supervisor.wanted}")
-        self._do(self._supervisor.scale(wanted, time.monotonic()))
+        if desired != self._supervisor.desired:
+            self._view.print_event("info", f"trainers wanted: {desired} instead of {self._supervisor.desired}")
+        self._execute(self._supervisor.scale(desired, time.monotonic()))
         return self.status()
 
     # --- Actions ---
 
-    def _do(self, actions: list[Action]) -> None:
+    def _execute(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Start():
@@ -224,7 +226,7 @@ class Runner:
                 case Signal():
                     self._signal(action)
                 case PrintLine():
-                    self._view.tell(action.level, action.text)
+                    self._view.print_event(action.level, action.text)
                 case Finish():
                     self._finish = action
                     self._finished.set()
@@ -232,9 +234,9 @@ class Runner:
     def _start(self, role: str, index: int) -> None:
         if role == ETCD:
             assert self._etcd is not None
-            self._spawn(self._etcd.start(lambda code, words: self._exited(ETCD, 0, code, words)))
+            self._spawn(self._etcd.start(lambda code, last_lines: self._exited(ETCD, 0, code, last_lines)))
             return
-        launch = self._launcher.launch(role, index, trainers=self._supervisor.wanted)
+        launch = self._launcher.launch(role, index, trainers=self._supervisor.desired)
         try:
             self._processes.start(role, index, launch)
         except LaunchError as error:
@@ -263,7 +265,7 @@ class Runner:
             state=self._state_now(),
             reason=self._finish.reason if self._finish is not None else "",
             runner=os.getpid() if self._finish is None else 0,
-            trainers=self._supervisor.wanted,
+            trainers=self._supervisor.desired,
             least=trainer.min_replicas,
             most=trainer.most,
             members=self._rows(),
@@ -287,7 +289,7 @@ class Runner:
             running.append((role, index, pid or 0, self._age(role, index), draining))
         waiting = [(role, index, max(0.0, due - now)) for (role, index), due in self._supervisor.pending.items()]
         members = self._progress.members if self._progress is not None else []
-        return rows_of(running, waiting, members, over=self._supervisor.complete)
+        return rows_of(running, waiting, members, complete=self._supervisor.complete)
 
     def _show(self) -> None:
         self._shown = time.monotonic()

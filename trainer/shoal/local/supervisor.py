@@ -15,7 +15,7 @@ import signal
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.local.view.formatting import NEVER_JOINED, behind, process_name, signal_name
+from shoal.local.view.formatting import NEVER_JOINED, output_suffix, process_name, signal_name
 from shoal.protocol.environment import EXIT_REFUSED
 
 __all__ = [
@@ -40,7 +40,7 @@ ETCD: Final = "etcd"
 
 _ORDER: Final = (TRAINER, SERVER, MASTER, ETCD)
 """Order of termination: each role needs the later ones for a graceful exit."""
-_QUICK_SECONDS: Final = 1.0
+_EARLY_EXIT_SECONDS: Final = 1.0
 """A process that exits within this time has failed to start."""
 _STEADY_SECONDS: Final = 30.0
 """A process that runs for longer has started well: its next exit is not related to the last one."""
@@ -50,7 +50,7 @@ _LONGEST_FIRST_DELAY_SECONDS: Final = 2.0
 _GRACE_SECONDS: Final = 2.0
 """Delay between an exit with code 0 and the restart: the report that the job is complete may arrive in this time."""
 _SHORT_GRACE_SECONDS: Final = 10.0
-_REMIND_SECONDS: Final = 10.0
+_REMINDER_SECONDS: Final = 10.0
 """Delay, after the job is complete, of the message that names the scripts that still run."""
 # A shell around the training command reports a signal in this way.
 _SIGNALS_BY_SHELL: Final = {
@@ -136,17 +136,17 @@ class Supervisor:
     """Decides what runs. Every event returns the actions to execute; times are seconds of one monotonic clock."""
 
     def __init__(self, settings: RunSettings) -> None:
-        self.wanted = settings.trainers
+        self.desired = settings.trainers
         self._settings = settings
         self._alive: dict[Place, _Process] = {}
         self._pending: dict[Place, float] = {}
         self._left: dict[Place, str] = {}
         """Pending trainers whose script exited with code 0, with its last output."""
-        self._quick: dict[Place, int] = {}
+        self._early_exits: dict[Place, int] = {}
         self._errors: dict[int, int] = {}
         self._failures = 0
         self._last_failure = ""
-        self._doubtful_until = 0.0
+        self._keep_failures_until = 0.0
         """Before this time committed samples do not reset the failures: a script that always fails early commits some."""
         self._departures = 0
         self._samples: int | None = None
@@ -163,7 +163,7 @@ class Supervisor:
         self._finished = False
         self._interrupts = 0
         self._deadline: float | None = None
-        self._remind_at: float | None = None
+        self._reminder_due: float | None = None
         self._out: list[Action] = []
 
     # --- State ---
@@ -179,7 +179,7 @@ class Supervisor:
         return dict(self._pending)
 
     @property
-    def ending(self) -> bool:
+    def is_ending(self) -> bool:
         """Whether the job is complete or its processes are being terminated."""
         return self._outcome is not None or self._complete
 
@@ -213,7 +213,7 @@ class Supervisor:
         self._start((MASTER, 0), now)
         return self._flush()
 
-    def exited(self, role: str, index: int, code: int, now: float, *, words: str = "") -> list[Action]:
+    def exited(self, role: str, index: int, code: int, now: float, *, last_lines: str = "") -> list[Action]:
         """Handle the exit of a process.
 
         Args:
@@ -221,7 +221,7 @@ class Supervisor:
             index: Index of the process.
             code: Exit code; negative: the signal that terminated it.
             now: Present time.
-            words: Last output of the process. Default: empty.
+            last_lines: Last output of the process. Default: empty.
         """
         place = (role, index)
         process = self._alive.pop(place)
@@ -229,11 +229,11 @@ class Supervisor:
             code = 128 - code
         if self._restarts(role):
             if code == EXIT_REFUSED and not process.draining:
-                self._end("Failed", words or f"{role}-{index} refused the job; see its log", now)
+                self._end("Failed", last_lines or f"{role}-{index} refused the job; see its log", now)
             elif role == TRAINER:
-                self._trainer_exited(place, process, code, now, words)
+                self._trainer_exited(place, process, code, now, last_lines)
             else:
-                self._service_exited(place, process, code, now, words)
+                self._service_exited(place, process, code, now, last_lines)
         self._settle(now)
         return self._flush()
 
@@ -256,8 +256,8 @@ class Supervisor:
         before, self._samples = self._samples, samples
         if before is not None and samples > before:
             self._departures = 0
-            self._quick.clear()
-            if now >= self._doubtful_until:
+            self._early_exits.clear()
+            if now >= self._keep_failures_until:
                 self._failures = 0
                 self._errors.clear()
         if self._outcome is None:
@@ -270,7 +270,7 @@ class Supervisor:
 
     def scale(self, trainers: int, now: float) -> list[Action]:
         """Set the desired number of trainers."""
-        self.wanted = trainers
+        self.desired = trainers
         self._settle(now)
         return self._flush()
 
@@ -290,11 +290,11 @@ class Supervisor:
 
     def tick(self, now: float) -> list[Action]:
         """Handle deadlines, reminders and due restarts."""
-        if self._deadline is not None and now >= self._deadline and not self.ending:
+        if self._deadline is not None and now >= self._deadline and not self.is_ending:
             seconds = self._settings.deadline_seconds
             self._end("Failed", f"runPolicy.activeDeadlineSeconds: {seconds:g} s have passed", now)
-        if self._remind_at is not None and now >= self._remind_at and self._outcome is None:
-            self._remind_at = None
+        if self._reminder_due is not None and now >= self._reminder_due and self._outcome is None:
+            self._reminder_due = None
             trainers = {place for place in [*self._alive, *self._pending] if place[0] == TRAINER}
             names = ", ".join(process_name(*place) for place in sorted(trainers))
             if names:
@@ -306,7 +306,7 @@ class Supervisor:
                 self._out.append(Signal(role, index, signal.SIGKILL))
         for place in [place for place, due in self._pending.items() if now >= due]:
             if place in self._left and self._joins is not None and not self._joined:
-                self._end("Failed", f"{NEVER_JOINED}{behind(self._left[place])}", now)
+                self._end("Failed", f"{NEVER_JOINED}{output_suffix(self._left[place])}", now)
                 break
             if place in self._left:
                 self._print(
@@ -325,33 +325,34 @@ class Supervisor:
         # Trainers need the other processes while they drain; a failed job needs none.
         return self._outcome.state != "Failed" and _ORDER.index(role) > self._stage and self._interrupts < 2
 
-    def _trainer_exited(self, place: Place, process: _Process, code: int, now: float, words: str) -> None:
+    def _trainer_exited(self, place: Place, process: _Process, code: int, now: float, last_lines: str) -> None:
         name = process_name(*place)
         if process.draining:
             self._print("info", f"{name} left")
         elif code < 0:
             self._print("warning", f"{name} was ended by {signal_name(code)}; it starts again")
-            self._again(place, process, now)
+            self._restart(place, process, now)
         elif code > 0:
             if now - process.started < _STEADY_SECONDS:
-                self._doubtful_until = now + _STEADY_SECONDS
-            self._script_failed(place, code, now, words)
+                self._keep_failures_until = now + _STEADY_SECONDS
+            self._script_failed(place, code, now, last_lines)
         elif self._complete:
             self._saved = True
         else:
-            self._departed(place, now, words)
+            self._departed(place, now, last_lines)
 
-    def _script_failed(self, place: Place, code: int, now: float, words: str) -> None:
+    def _script_failed(self, place: Place, code: int, now: float, last_lines: str) -> None:
         self._failures += 1
         limit = self._settings.backoff_limit
         if self._failures > limit:
             times = "once" if self._failures == 1 else f"{self._failures} times"
             what = "the training is complete, but the script" if self._complete else "the script"
-            self._end("Failed", f"{what} failed {times} in a row (runPolicy.backoffLimit: {limit}){behind(words)}", now)
+            reason = f"{what} failed {times} in a row (runPolicy.backoffLimit: {limit}){output_suffix(last_lines)}"
+            self._end("Failed", reason, now)
             return
         count = self._errors[place[1]] = self._errors.get(place[1], 0) + 1
         delay = _delay(count) if self._samples else min(_LONGEST_FIRST_DELAY_SECONDS, _delay(count))
-        last_line = words.rstrip().rpartition("\n")[2]
+        last_line = last_lines.rstrip().rpartition("\n")[2]
         what = f"failed (exit code {code}{': ' + last_line if last_line else ''})"
         same, self._last_failure = what == self._last_failure and self._failures > 1, what
         self._print(
@@ -361,35 +362,33 @@ class Supervisor:
         )
         self._pending[place] = now + delay
 
-    def _departed(self, place: Place, now: float, words: str) -> None:
+    def _departed(self, place: Place, now: float, last_lines: str) -> None:
         """Handle a script that exits with code 0 before the job is complete: it was drained, or it stops too early.
 
         Whether it has ever joined is known after the next progress report, within the delay of _GRACE_SECONDS.
         """
         self._departures += 1
-        if self._joins is not None and self._departures > self._settings.backoff_limit + self.wanted:
-            self._end(
-                "Failed",
-                f"the script ended {self._departures} times in a row although the job was not complete{behind(words)}",
-                now,
-            )
+        if self._joins is not None and self._departures > self._settings.backoff_limit + self.desired:
+            output = output_suffix(last_lines)
+            reason = f"the script ended {self._departures} times in a row although the job was not complete{output}"
+            self._end("Failed", reason, now)
             return
-        self._left[place] = words
+        self._left[place] = last_lines
         self._pending[place] = now + _GRACE_SECONDS
 
-    def _service_exited(self, place: Place, process: _Process, code: int, now: float, words: str) -> None:
+    def _service_exited(self, place: Place, process: _Process, code: int, now: float, last_lines: str) -> None:
         how = f"was ended by {signal_name(code)}" if code < 0 else f"ended with code {code}"
-        last_line = words.rstrip().rpartition("\n")[2] if code > 0 else ""
+        last_line = last_lines.rstrip().rpartition("\n")[2] if code > 0 else ""
         self._print("warning", f"{process_name(*place)} {how}{': ' + last_line if last_line else ''}; it starts again")
-        self._again(place, process, now, slowly=code >= 0)
+        self._restart(place, process, now, back_off=code >= 0)
 
-    def _again(self, place: Place, process: _Process, now: float, *, slowly: bool = False) -> None:
+    def _restart(self, place: Place, process: _Process, now: float, *, back_off: bool = False) -> None:
         """Restart a process: at once, or with a back-off after repeated quick exits."""
         count = 0
         if now - process.started > _STEADY_SECONDS:
-            self._quick.pop(place, None)
-        if slowly or now - process.started < _QUICK_SECONDS:
-            count = self._quick[place] = self._quick.get(place, 0) + 1
+            self._early_exits.pop(place, None)
+        if back_off or now - process.started < _EARLY_EXIT_SECONDS:
+            count = self._early_exits[place] = self._early_exits.get(place, 0) + 1
         self._pending[place] = now + _delay(count - 1)
         if self._pending[place] <= now:
             self._start(place, now)
@@ -398,7 +397,7 @@ class Supervisor:
 
     def _became_complete(self, reason: str, now: float) -> None:
         self._complete, self._complete_reason = True, reason
-        self._remind_at = now + _REMIND_SECONDS
+        self._reminder_due = now + _REMINDER_SECONDS
         if self._left:
             self._saved = True
 
@@ -463,9 +462,9 @@ class Supervisor:
             [index for (role, index), process in self._alive.items() if role == TRAINER and not process.draining]
             + [index for role, index in self._pending if role == TRAINER]
         )
-        for index in reversed(active[self.wanted :]):
+        for index in reversed(active[self.desired :]):
             self._release((TRAINER, index), now)
-        for _ in range(self.wanted - len(active)):
+        for _ in range(self.desired - len(active)):
             self._start((TRAINER, self._lowest_free()), now)
 
     def _release(self, place: Place, now: float) -> None:

@@ -88,12 +88,12 @@ def main() -> int:
     records = Records()
     service: list[MasterService] = []
 
-    def trouble(text: str) -> None:
+    def on_etcd_problem(text: str) -> None:
         for running in service:
-            running.trouble(text)
+            running.on_etcd_problem(text)
 
     try:
-        store = _connect(arguments, keys, trouble)
+        store = _connect(arguments, keys, on_etcd_problem)
         record_log = RecordLog(store, keys, address=address)
         etcd = _etcd(store)
         records.load(record_log.lead())
@@ -120,7 +120,7 @@ def main() -> int:
         if arguments.address_file is not None:
             publish(arguments.address_file, address)
 
-        follow(store, keys.wanted, service[0].wanted)
+        follow(store, keys.wanted, service[0].on_desired_state)
 
     async def serve() -> int:
         master = MasterCore(job, etcd=etcd)
@@ -144,11 +144,11 @@ def follow(store: Store, key: str, on_value: Callable[[bytes | None], None]) -> 
     store.watch(key, from_revision=None, on_events=changed, on_reset=reset)
 
 
-def _connect(arguments: argparse.Namespace, keys: JobKeys, on_trouble: Callable[[str], None]) -> Store:
+def _connect(arguments: argparse.Namespace, keys: JobKeys, on_problem: Callable[[str], None]) -> Store:
     folder = arguments.etcd_credentials
     credentials = Credentials.read(folder) if folder is not None else None
     return Store.connect(
-        arguments.etcd, prefix=keys.prefix, credentials=credentials, timeout_seconds=20, on_trouble=on_trouble
+        arguments.etcd, prefix=keys.prefix, credentials=credentials, timeout_seconds=20, on_trouble=on_problem
     )
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal.master.handlers.completion import CompletionHandler
-from shoal.master.handlers.deadly_batches import FAILURES_ALLOWED
 from shoal.master.handlers.evaluations import EvaluationHandler
-from shoal.master.handlers.message_checks import unfit, unfit_member
+from shoal.master.handlers.fatal_batches import FAILURES_ALLOWED
+from shoal.master.handlers.message_checks import member_problem, message_problem
 from shoal.master.handlers.model_files import ModelFileHandler
 from shoal.master.handlers.servers import ServerHandler
 from shoal.master.handlers.trainers import TrainerHandler
@@ -41,13 +41,13 @@ class MasterCore:
 
     def __init__(self, job: JobState, *, etcd: str = "") -> None:
         self.job = job
-        self.ending = CompletionHandler(job)
-        self.serving = ServerHandler(job, moved=self._moved, fail=self.ending.fail)
-        self.training = TrainerHandler(
-            job, shape_known=self._shape_known, all_done=self._all_done, fail=self.ending.fail
+        self.completion = CompletionHandler(job)
+        self.servers = ServerHandler(job, moved=self._moved, fail=self.completion.fail)
+        self.trainers = TrainerHandler(
+            job, shape_known=self._shape_known, all_done=self._all_done, fail=self.completion.fail
         )
-        self.evaluating = EvaluationHandler(job)
-        self.saving = ModelFileHandler(job)
+        self.evaluations = EvaluationHandler(job)
+        self.model_files = ModelFileHandler(job)
         self.reporter = ProgressReporter(job, etcd=etcd)
         self._connections: dict[int, tuple[Identity, float]] = {}
         self._observers: set[int] = set()
@@ -59,31 +59,31 @@ class MasterCore:
             job.expected_back[life] = job.now + job.settings.lease_seconds
         self._restore_leases()
         self._to_trainer: dict[type, Callable[[Identity, Any], None]] = {
-            m.RequestTask: lambda peer, x: self.training.want(peer.life, x),
-            m.TaskDone: lambda peer, x: self.training.done(peer.life, x),
-            m.ReturnTasks: lambda peer, x: self.training.hand_back(peer.life, x.leases),
-            m.LogValues: lambda _, x: self.training.log(x),
-            m.BatchBegan: lambda peer, x: self.training.began(peer.life, x),
-            m.Evaluate: lambda peer, x: self.evaluating.evaluate(peer.life, x),
-            m.Evaluated: lambda peer, x: self.evaluating.evaluated(peer.life, x),
-            m.Metric: lambda _, x: self.evaluating.measured(x),
-            m.LoopFinished: lambda peer, _: self.ending.finish(peer.life),
+            m.RequestTask: lambda peer, x: self.trainers.request_task(peer.life, x),
+            m.TaskDone: lambda peer, x: self.trainers.done(peer.life, x),
+            m.ReturnTasks: lambda peer, x: self.trainers.return_tasks(peer.life, x.leases),
+            m.LogValues: lambda _, x: self.trainers.log(x),
+            m.BatchBegan: lambda peer, x: self.trainers.began(peer.life, x),
+            m.Evaluate: lambda peer, x: self.evaluations.evaluate(peer.life, x),
+            m.Evaluated: lambda peer, x: self.evaluations.evaluated(peer.life, x),
+            m.Metric: lambda _, x: self.evaluations.measured(x),
+            m.LoopFinished: lambda peer, _: self.completion.finish(peer.life),
             m.StopEarly: self._stop_early,
-            m.Save: lambda peer, x: self.saving.save(peer.life, x),
-            m.Saved: lambda peer, x: self.saving.saved(peer.life, x),
-            m.InitialValuesGiven: lambda peer, x: self.serving.provided(peer.life, x),
-            m.ScriptFailed: lambda peer, x: self.training.script_failed(peer.life, x),
-            m.ScriptHung: lambda peer, x: self.training.hung(peer.life, x),
+            m.Save: lambda peer, x: self.model_files.save(peer.life, x),
+            m.Saved: lambda peer, x: self.model_files.saved(peer.life, x),
+            m.InitialValuesGiven: lambda peer, x: self.servers.initial_values_sent(peer.life, x),
+            m.ScriptFailed: lambda peer, x: self.trainers.script_failed(peer.life, x),
+            m.ScriptHung: lambda peer, x: self.trainers.hung(peer.life, x),
             m.GetSlotMap: self._send_slot_map,
         }
         self._to_server: dict[type, Callable[[Identity, Any], None]] = {
-            m.ReportState: self.serving.offered,
-            m.GrantReport: self.serving.held,
-            m.GrantFailed: self.serving.nothing,
-            m.AwaitingInitialValues: self.serving.waiting,
-            m.SnapshotWritten: self.serving.snapped,
-            m.MissingTasks: self.serving.lacks,
-            m.FinalSnapshotPinned: lambda peer, x: self.ending.safe(peer, x, self.serving),
+            m.ReportState: self.servers.state_reported,
+            m.GrantReport: self.servers.grants_reported,
+            m.GrantFailed: self.servers.grant_failed,
+            m.AwaitingInitialValues: self.servers.awaiting_initial_values,
+            m.SnapshotWritten: self.servers.snapshot_written,
+            m.MissingTasks: self.servers.missing_tasks,
+            m.FinalSnapshotPinned: lambda peer, x: self.completion.final_snapshots_pinned(peer, x, self.servers),
         }
 
     def _restore_leases(self) -> None:
@@ -92,14 +92,14 @@ class MasterCore:
             return
         for life, member in self.job.records.members.items():
             for lease in member.leases:
-                self.job.queue.adopt(life, lease)
+                self.job.queue.renew(life, lease)
         self.job.note_reached()
 
     # --- Events ---
 
     def connected(self, connection: int, identity: Identity, now: float) -> None:
         """Register a connection whose peer has authenticated; it replaces an earlier one of the same role and index."""
-        problem = unfit_member(identity, servers=self.job.settings.servers)
+        problem = member_problem(identity, servers=self.job.settings.servers)
         if problem:
             self.job.outbox.append(Close(connection, problem))
             return
@@ -114,12 +114,12 @@ class MasterCore:
             if not known:
                 self._note_server(identity)
             self.job.expected_back.pop(identity.life, None)
-            self.serving.greeted(connection, identity, now)
+            self.servers.connected(connection, identity, now)
 
     def _note_server(self, identity: Identity) -> None:
         records = self.job.records
         records.members[identity.life] = MemberRecord(role=identity.role, index=identity.index, leases=[], joined=0)
-        records.touch_member(identity.life)
+        records.note_member_changed(identity.life)
         self.job.event(f"{identity} is here")
 
     def message(self, connection: int, message: Any, now: float) -> None:
@@ -132,7 +132,7 @@ class MasterCore:
         if known is None:
             return
         identity = known[0]
-        problem = unfit(message, self.job.queue, slots=self.job.settings.slots)
+        problem = message_problem(message, self.job.queue, slots=self.job.settings.slots)
         if problem:
             self.job.event(f"{identity} is cut off: {problem}", "warning")
             self.job.outbox.append(Close(connection, problem))
@@ -152,13 +152,13 @@ class MasterCore:
             self._from_trainer(connection, identity, message, now)
         elif identity.life in self.job.servers and kind in self._to_server:
             self._to_server[kind](identity, message)
-            self.ending.check(self.serving)
+            self.completion.check(self.servers)
 
     def _from_trainer(self, connection: int, identity: Identity, message: Any, now: float) -> None:
         if type(message) is m.Register:
-            self.training.register(connection, identity, message, now)
-            self.serving.provide()
-            self.training.serve()
+            self.trainers.register(connection, identity, message, now)
+            self.servers.provide()
+            self.trainers.serve()
         elif type(message) in self._to_trainer and identity.life in self.job.trainers:
             self._to_trainer[type(message)](identity, message)
 
@@ -166,18 +166,18 @@ class MasterCore:
         self.job.send(self.job.trainers[identity.life].connection, self.job.slots.message())
 
     def _stop_early(self, identity: Identity, message: m.StopEarly) -> None:
-        self.ending.stop_early(identity.life, message)
-        self.training.serve()
-        self.ending.check(self.serving)
+        self.completion.stop_early(identity.life, message)
+        self.trainers.serve()
+        self.completion.check(self.servers)
 
     def _leave(self, identity: Identity, message: m.Leave) -> None:
         records = self.job.records
         if records.members.pop(identity.life, None) is None:
             return
-        records.touch_member(identity.life)
+        records.note_member_changed(identity.life)
         if identity.role == "trainer":
             records.counters.leaves += 1
-            records.touch("counters")
+            records.note_changed("counters")
         reason = clipped(message.reason, REASON_CHARACTERS)
         if reason and not self.job.ended:
             self.job.last_reason = reason
@@ -185,10 +185,10 @@ class MasterCore:
             self.job.early_ends += 1
         else:
             self.job.event(f"{identity} left")
-        self._gone(identity, message.leases)
+        self._remove(identity, message.leases)
         if self.job.early_ends >= FAILURES_ALLOWED:
             # A restarted script would train some batches and end again, without limit.
-            self.ending.fail(f"the script ended {self.job.early_ends} times before the job was complete: {reason}")
+            self.completion.fail(f"the script ended {self.job.early_ends} times before the job was complete: {reason}")
 
     def closed(self, connection: int, now: float, *, returns: bool = False) -> None:
         """Handle a closed connection. A process that has not sent ``Leave`` counts as dead; its leases end.
@@ -206,24 +206,24 @@ class MasterCore:
         identity = known[0]
         records = self.job.records
         if records.members.pop(identity.life, None) is not None:
-            records.touch_member(identity.life)
+            records.note_member_changed(identity.life)
             records.counters.deaths += 1
-            records.touch("counters")
+            records.note_changed("counters")
             self.job.event(f"{identity} is gone without a word", "warning")
             if identity.role == "trainer" and self.job.queue is not None and not returns:
-                self.training.died(identity.life, self.job.queue.held_by(identity.life))
-        self._gone(identity, returns=returns)
+                self.trainers.died(identity.life, self.job.queue.held_by(identity.life))
+        self._remove(identity, returns=returns)
 
-    def _gone(self, identity: Identity, leases: list[m.Lease] | None = None, *, returns: bool = False) -> None:
+    def _remove(self, identity: Identity, leases: list[m.Lease] | None = None, *, returns: bool = False) -> None:
         if identity.role == "pserver":
-            self.serving.lost(identity.life)
+            self.servers.lost(identity.life)
             return
         if not returns:
             self._departed(identity.life)
-        self.training.gone(identity.life, leases)
-        self.evaluating.gone(identity.life)
-        self.serving.provider_gone(identity.life)
-        self.saving.next_saver()
+        self.trainers.removed(identity.life, leases)
+        self.evaluations.removed(identity.life)
+        self.servers.provider_removed(identity.life)
+        self.model_files.next_saver()
 
     def _departed(self, life: int) -> None:
         for connection in self.job.servers.values():
@@ -235,12 +235,12 @@ class MasterCore:
         if known is not None:
             self._connections[connection] = (known[0], at)
 
-    def wants(self, wanted: DesiredState) -> None:
+    def apply_desired(self, desired: DesiredState) -> None:
         """Apply a new desired state of the operator."""
-        if wanted.suspend != self.job.wanted.suspend:
-            self.job.event("the job is suspended: its trainers leave" if wanted.suspend else "the job is resumed")
-        self.job.wanted = wanted
-        self.training.drain()
+        if desired.suspend != self.job.desired.suspend:
+            self.job.event("the job is suspended: its trainers leave" if desired.suspend else "the job is resumed")
+        self.job.desired = desired
+        self.trainers.drain()
 
     def tick(self, now: float) -> None:
         """Close connections whose lease has expired, and send the progress to observers and the operator."""
@@ -250,7 +250,7 @@ class MasterCore:
         if now >= self._next_commit:
             # An idle master writes too: a failed write is how it detects that a newer master leads.
             self._next_commit = now + job.settings.lease_seconds / 4
-            job.records.touch("counters")
+            job.records.note_changed("counters")
         for connection, (identity, heard) in list(self._connections.items()):
             if identity.role != "observer" and now - heard > job.settings.lease_seconds:
                 job.event(f"{identity} was silent for {now - heard:.1f} s", "warning")
@@ -259,8 +259,8 @@ class MasterCore:
         for life, deadline in list(job.expected_back.items()):
             if now > deadline:
                 self._expire(life)
-        self.serving.provide()
-        self.ending.check(self.serving)
+        self.servers.provide()
+        self.completion.check(self.servers)
         if self._observers and now >= self._next_report:
             self._next_report = now + PROGRESS_SECONDS
             progress = self.reporter.progress(now)
@@ -270,7 +270,7 @@ class MasterCore:
             published = self.reporter.published(now)
             if published != job.records.progress:
                 job.records.progress = published
-                job.records.touch("progress")
+                job.records.note_changed("progress")
 
     def _expire(self, life: int) -> None:
         """Remove a member of an earlier master that has not connected to this one within its lease."""
@@ -280,26 +280,26 @@ class MasterCore:
         if member is None:
             return
         self._departed(life)
-        job.records.touch_member(life)
+        job.records.note_member_changed(life)
         job.records.counters.deaths += 1
-        job.records.touch("counters")
+        job.records.note_changed("counters")
         place = (member.role, member.index)
         if all((other.role, other.index) != place for other in job.records.members.values()):
             job.event(f"{member.role}-{member.index} did not reconnect", "warning")
         if member.role == "trainer":
-            self.training.died(life, member.leases)
-            self.training.gone(life, member.leases)
+            self.trainers.died(life, member.leases)
+            self.trainers.removed(life, member.leases)
 
     # --- Between the handlers ---
 
     def _moved(self, back: int) -> None:
         self.job.moved()
         if back:
-            self.training.tasks_came_back()
-        self.training.serve()
+            self.trainers.tasks_reopened()
+        self.trainers.serve()
 
     def _shape_known(self) -> None:
-        self.serving.shape_known()
+        self.servers.shape_known()
 
     def _all_done(self) -> None:
-        self.ending.check(self.serving)
+        self.completion.check(self.servers)

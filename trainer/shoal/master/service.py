@@ -59,7 +59,7 @@ class _Peer(aio.Listener):
             identity=service.identity,
             token=service.token,
             job=service.uid,
-            unproved=service.unproved,
+            unauthenticated=service.unauthenticated,
         )
         self._service = service
         self.number = number
@@ -90,7 +90,7 @@ class MasterService:
     ) -> None:
         self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToMaster)
         self.identity, self.token, self.uid = identity, token, uid
-        self.unproved: Unauthenticated[aio.Listener] = Unauthenticated()
+        self.unauthenticated: Unauthenticated[aio.Listener] = Unauthenticated()
         self._refused_callers, self._accepting = Seldom(), Seldom()
         self._master = master
         self._record_log = record_log
@@ -132,8 +132,8 @@ class MasterService:
     def closed(self, peer: _Peer) -> None:
         """Handle a closed connection; one that never authenticated is logged."""
         if self._peers.pop(peer.number, None) is None:
-            if peer.why_closed not in {"closed by the peer", ""} and (times := self._refused_callers.count()):
-                log.warning("a caller was turned away (%d times): %s", times, peer.why_closed)
+            if peer.close_reason not in {"closed by the peer", ""} and (times := self._refused_callers.count()):
+                log.warning("a caller was turned away (%d times): %s", times, peer.close_reason)
             return
         self._master.closed(peer.number, time.monotonic())
         self._after()
@@ -162,7 +162,7 @@ class MasterService:
             peer.send(action.message)
         else:
             self._peers.pop(action.connection, None)
-            peer.close(action.why)
+            peer.close(action.reason)
 
     def _start_commit(self) -> None:
         if self._committing:
@@ -186,7 +186,7 @@ class MasterService:
     def _commit_done(self, number: int) -> None:
         self._committed = number
         self._committing = False
-        self._master.job.trouble = ""
+        self._master.job.etcd_problem = ""
         while self._delayed and self._delayed[0][0] <= number:
             self._carry_out(self._delayed.popleft()[1])
         if self._master.job.records.changed:
@@ -227,31 +227,31 @@ class MasterService:
         async def collect() -> list[tuple[str, bytes | None]]:
             log.warning("etcd lost writes; all records are written again")
             self._master.job.event("etcd lost its last writes; they are written again", "warning")
-            self._master.job.records.touch_all()
+            self._master.job.records.note_all_changed()
             return self._master.job.records.flush()
 
         return asyncio.run_coroutine_threadsafe(collect(), self._loop).result()
 
-    def trouble(self, text: str) -> None:
+    def on_etcd_problem(self, text: str) -> None:
         """Record why etcd cannot be written; called on the thread that waits for etcd."""
 
         def note() -> None:
-            if not self._master.job.trouble:
+            if not self._master.job.etcd_problem:
                 self._master.job.event(text, "warning")
-            self._master.job.trouble = text
+            self._master.job.etcd_problem = text
 
         self._from_thread(note)
 
-    def wanted(self, value: bytes | None) -> None:
+    def on_desired_state(self, value: bytes | None) -> None:
         """Apply the desired state that is in etcd (None: no key); called on the thread that watches it."""
 
         def note() -> None:
             try:
-                wanted = msgspec.json.decode(value, type=DesiredState) if value is not None else DesiredState()
+                desired = msgspec.json.decode(value, type=DesiredState) if value is not None else DesiredState()
             except UNDECODABLE as error:
-                self._master.job.event(f"what the operator wants cannot be read, and is ignored: {error}", "error")
+                self._master.job.event(f"the desired state cannot be decoded and is ignored: {error}", "error")
             else:
-                self._master.wants(wanted)
+                self._master.apply_desired(desired)
             self._after()
 
         self._from_thread(note)
@@ -280,7 +280,7 @@ class MasterService:
         server = await self._create_server(stream)
         servers = [server]
         if probe is not None:
-            servers.append(await probes.serve(probe, lambda: self._why_not(server, thread)))
+            servers.append(await probes.serve(probe, lambda: self._restart_reason(server, thread)))
         ready()
         try:
             await self._tick_until_stopped()
@@ -290,7 +290,7 @@ class MasterService:
             await self._shut_down(thread)
         return self._exit
 
-    def _why_not(self, server: asyncio.AbstractServer, committer: threading.Thread) -> str:
+    def _restart_reason(self, server: asyncio.AbstractServer, committer: threading.Thread) -> str:
         """Return why this master must be restarted; empty if it works. A reply itself shows that the loop runs.
 
         An unreachable etcd is no reason: the record log waits for it, and so would another master.
@@ -313,7 +313,7 @@ class MasterService:
         if getattr(context.get("exception"), "errno", None) not in SHORT:
             loop.default_exception_handler(context)
             return
-        while (caller := self.unproved.oldest()) is not None:
+        while (caller := self.unauthenticated.oldest()) is not None:
             caller.abort("descriptors are short")
         if times := self._accepting.count():
             log.warning("no caller could be accepted (%d times): %s; it is tried again", times, context["exception"])
@@ -336,23 +336,23 @@ class MasterService:
 
     def _confirm_lead(self) -> None:
         """Confirm the lead (rule 11): a commit that succeeds after all servers replied shows that this master led."""
-        serving = self._master.serving
-        if not serving.confirm_wanted:
+        servers = self._master.servers
+        if not servers.confirm_requested:
             return
         question = self._master.job.slots.question
-        self._master.job.records.touch("counters")
+        self._master.job.records.note_changed("counters")
         self._noted += 1
         self._start_commit()
-        wanted = self._noted
+        commit = self._noted
 
         async def wait() -> None:
-            while self._committed < wanted and not self._stop.is_set():  # noqa: ASYNC110 - rare and short
+            while self._committed < commit and not self._stop.is_set():  # noqa: ASYNC110 - rare and short
                 await asyncio.sleep(0.005)
             if self._master.job.slots.question == question:
-                serving.confirmed(question)
+                servers.confirmed(question)
                 self._after()
 
-        serving.confirm_wanted = False
+        servers.confirm_requested = False
         self._confirming = asyncio.ensure_future(wait())
 
     async def _shut_down(self, thread: threading.Thread) -> None:

@@ -62,5 +62,5 @@ def default_task_batches(batches: int, *, accumulate: int = 1) -> int:
 
     An epoch has about 64 tasks, of about 64 batches at most.
     """
-    wanted = min(LONGEST_TASK, max(1, math.ceil(batches / TASKS_PER_EPOCH)))
-    return math.ceil(wanted / accumulate) * accumulate
+    target = min(LONGEST_TASK, max(1, math.ceil(batches / TASKS_PER_EPOCH)))
+    return math.ceil(target / accumulate) * accumulate

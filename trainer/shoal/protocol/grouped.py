@@ -55,9 +55,9 @@ class Grouped(Generic[T]):
 
     def remove(self, keys: Collection[int]) -> None:
         """Remove keys; missing keys are ignored."""
-        gone = set(keys)
+        removed = set(keys)
         for own, _ in self._groups:
-            own.difference_update(gone)
+            own.difference_update(removed)
         self._groups = [group for group in self._groups if group[0]]
 
     def replace(self, keys: Collection[int], value: T) -> None:
@@ -73,10 +73,10 @@ class Grouped(Generic[T]):
 
     def update(self, keys: Collection[int], change: Callable[[T], None]) -> None:
         """Apply a change to the values of keys; the value of a whole group is changed in place."""
-        wanted = set(keys)
+        selected = set(keys)
         split = False
         for own, value in list(self._groups):
-            part = own & wanted
+            part = own & selected
             if not part:
                 continue
             if len(part) == len(own):

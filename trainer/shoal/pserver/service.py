@@ -120,10 +120,10 @@ class ServerService:
             greetings=list,  # the server reports its state in reply to the master's first message
             handle=self._receive,
             refused=self._refused,
-            well=lambda: not self.why_hung(),
+            is_healthy=lambda: not self.hang_reason(),
         )
 
-    def why_hung(self) -> str:
+    def hang_reason(self) -> str:
         """Return why the server is considered hung, or an empty string while its work advances. Does not block."""
         held = self.lock.held_seconds()
         return f"its work has stood still for {held:.0f} s" if held > self._held_seconds else ""
@@ -161,8 +161,8 @@ class ServerService:
                 replies = state.order(message)
                 if isinstance(message, m.RequestState):
                     state.question = message.question
-                    replies.append(self._offer())
-                due = state.final_wanted or state.first_wanted
+                    replies.append(self._state_report())
+                due = state.final_pending or state.first_pending
                 restore = state.next_restore() is not None
             self._send_all(replies)
         if due:
@@ -174,13 +174,13 @@ class ServerService:
         for reply in replies:
             self._link.send(reply)
 
-    def _offer(self) -> m.ReportState:
+    def _state_report(self) -> m.ReportState:
         pid, host = os.getpid(), socket.gethostname()
         if self.state is None:
             return m.ReportState(
                 held=[], waiting=[], files=[], question=0, addresses=self._addresses, pid=pid, host=host
             )
-        return self.state.offer(addresses=self._addresses, pid=pid, host=host)
+        return self.state.state_report(addresses=self._addresses, pid=pid, host=host)
 
     def _apply_settings(self, message: m.JobSettings) -> None:
         self._link.lease_seconds = message.lease_seconds
@@ -189,8 +189,8 @@ class ServerService:
             self._begin(message, message.shape)
         with self._report_lock:
             with self.lock:
-                offer = self._offer()
-            self._link.send(offer)
+                state_report = self._state_report()
+            self._link.send(state_report)
 
     def _begin(self, message: m.JobSettings, shape: m.ModelSpec) -> None:
         """Allocate the state of the model that the job trains, and read the list of snapshots on the disk."""
@@ -247,8 +247,8 @@ class ServerService:
         if state is None or disk is None:
             return True
         with self.lock:
-            final = state.final_wanted
-            if not (final or state.first_wanted or state.moved or (always and state.moved)):
+            final = state.final_pending
+            if not (final or state.first_pending or state.moved or (always and state.moved)):
                 return True
             snapshot = state.begin_snapshot()
         if not snapshot:
@@ -269,7 +269,7 @@ class ServerService:
         with self._report_lock:
             with self.lock:
                 replies = state.snapshot_written(name, snapshot, pinned=pin)
-                again = state.final_wanted or state.first_wanted
+                again = state.final_pending or state.first_pending
             self._send_all(replies)
         disk.prune()
         if again:
@@ -337,7 +337,9 @@ class ServerService:
             failed=self._fail,
         )
         acceptor.start()
-        probes = [ProbeThread(listen(probe)[0], lambda: self.why_hung() or acceptor.why_deaf())] if probe else []
+        probes = (
+            [ProbeThread(listen(probe)[0], lambda: self.hang_reason() or acceptor.accept_problem())] if probe else []
+        )
         for each in probes:
             each.start()
         snapshots = threading.Thread(target=self._keep_snapshots, name="shoal-snapshots")

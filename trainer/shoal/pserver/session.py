@@ -168,7 +168,7 @@ class TrainerSession:
         rows = self._receive_push(message, size, parameters, attached)
         granted, slots = state.granted, attached.slots
         with self._server.lock:
-            new = granted.judge(slots, message)
+            new = granted.new_slots(slots, message)
             if new:
                 if not message.skipped:
                     parameters.apply(new, attached.gradients, absent=message.absent, options=message.options, rows=rows)
@@ -216,17 +216,17 @@ class TrainerSession:
         attached = self._need()
         if size != sum(self._row_bytes(part, parameters, values=False) for part in message.parts):
             raise RequestRefused("row numbers of a length other than announced")
-        wanted = []
+        row_numbers = []
         for part in message.parts:
             ids = torch.empty(part.count, dtype=torch.int64)
             self._connection.receive_into(bytes_of(ids))
-            wanted.append(ids)
+            row_numbers.append(ids)
         with self._server.lock:
             stale = state.granted.stale(attached.slots, message.grants)
             values = (
                 []
                 if stale
-                else [parameters.rows(part.table, ids) for part, ids in zip(message.parts, wanted, strict=True)]
+                else [parameters.rows(part.table, ids) for part, ids in zip(message.parts, row_numbers, strict=True)]
             )
         self._connection.send(m.RowsReply(stale=stale), [bytes_of(part) for part in values])
 
@@ -260,12 +260,12 @@ class TrainerSession:
         Raises:
             RequestRefused: They are not.
         """
-        wanted = [
+        row_numbers = [
             m.RowPart(table=table, count=parameters.rows_in(table, slot))
             for slot in message.slots
             for table in parameters.given
         ]
-        if message.parts != wanted:
+        if message.parts != row_numbers:
             raise RequestRefused("other rows than those of the given tables in these slots")
 
     def _buffers(self, message: m.MergeBuffers, size: int) -> None:

@@ -24,19 +24,19 @@ from torch.optim import Optimizer
 __all__ = ["compiler_later", "without_compiler"]
 
 _NAME: Final = "torch._dynamo"
-_MARK: Final = "__dynamo_disable"
+_ATTRIBUTE: Final = "__dynamo_disable"
 """The attribute in which PyTorch caches the compiler's wrapper of a function that must not be compiled."""
 
 
-def _as_it_is(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
+def _identity(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
     return function
 
 
-def _nothing(*_: object, **__: object) -> None:
+def _no_op(*_: object, **__: object) -> None:
     pass
 
 
-def _the_compiler(name: str) -> Any:
+def _compiler_attribute(name: str) -> Any:
     """Import the compiler and return its attribute ``name``."""
     if name.startswith("__"):
         raise AttributeError(name)
@@ -51,7 +51,7 @@ def without_compiler() -> None:
     if _NAME in sys.modules:
         return
     absent = types.ModuleType(_NAME)
-    absent.__dict__.update(disable=_as_it_is, graph_break=_nothing, __getattr__=_the_compiler)
+    absent.__dict__.update(disable=_identity, graph_break=_no_op, __getattr__=_compiler_attribute)
     sys.modules[_NAME] = absent
     vars(torch)["_dynamo"] = absent
 
@@ -59,14 +59,14 @@ def without_compiler() -> None:
 class _WhenImported(MetaPathFinder):
     """A finder that finds no module; it removes the marks when the compiler, which sets its own, is imported."""
 
-    def __init__(self, marked: list[types.FunctionType]) -> None:
-        self._marked = marked
+    def __init__(self, patched: list[types.FunctionType]) -> None:
+        self._patched = patched
 
     def find_spec(self, fullname: str, _path: Sequence[str] | None, _target: object = None, /) -> ModuleSpec | None:
         if fullname == _NAME:
             sys.meta_path.remove(self)
-            for function in self._marked:
-                vars(function).pop(_MARK, None)
+            for function in self._patched:
+                vars(function).pop(_ATTRIBUTE, None)
         return None
 
 
@@ -74,10 +74,10 @@ def compiler_later() -> None:
     """Let optimizers be created, read and loaded without the compiler; it is imported by a step or a compilation."""
     if _NAME in sys.modules or any(isinstance(each, _WhenImported) for each in sys.meta_path):
         return
-    marked = list(_not_compiled(Optimizer))
-    for function in marked:
-        vars(function)[_MARK] = function
-    sys.meta_path.insert(0, _WhenImported(marked))
+    patched = list(_not_compiled(Optimizer))
+    for function in patched:
+        vars(function)[_ATTRIBUTE] = function
+    sys.meta_path.insert(0, _WhenImported(patched))
 
 
 def _not_compiled(owner: type) -> Iterator[types.FunctionType]:

@@ -48,7 +48,7 @@ class AloneJob(TrainingSession):
         self._average: list[Tensor] = []
         self._started = self._printed = time.monotonic()
         self._process = os.getpid()
-        atexit.register(self._farewell)
+        atexit.register(self._report_unfinished)
 
     def _register(self, described: ScriptDescription) -> None:
         tables = Tables(described.tables, None)
@@ -61,13 +61,13 @@ class AloneJob(TrainingSession):
     def _begin(self) -> None:
         """Do nothing: the model already has its values."""
 
-    def _farewell(self) -> None:
+    def _report_unfinished(self) -> None:
         if os.getpid() != self._process:
             return  # a child process that the script forked
-        why = self._unfinished()
+        reason = self._unfinished()
         # If an error ended the script, its traceback is more useful.
-        if why and not Refused.raised and getattr(sys, "last_value", None) is None:
-            self._print(why)
+        if reason and not Refused.raised and getattr(sys, "last_value", None) is None:
+            self._print(reason)
 
     def _warn(self, text: str) -> None:
         self._print(f"warning: {text}")
@@ -129,7 +129,7 @@ class AloneJob(TrainingSession):
                 for parameter, dense in self._constrained:
                     if id(parameter) in own:
                         constrain(parameter, dense)
-        self._watch.settled()
+        self._watch.set_reference()
 
     def _commit(self, batch: Batch, *, skipped: bool) -> None:
         batch.committed = True

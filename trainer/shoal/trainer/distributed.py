@@ -24,13 +24,13 @@ from shoal.tensors.optimizers import UnsupportedOptimizer, group_options
 from shoal.tensors.table_rows import GIVEN
 from shoal.trainer.data.current_batch import Batch, Place
 from shoal.trainer.engine.engine import IN_BATCH, Engine
-from shoal.trainer.engine.exports import average_path, other_format, save_model, why_unwritable
+from shoal.trainer.engine.exports import average_path, other_format, save_model, write_problem
 from shoal.trainer.engine.servers import Gradients, ServerLost
 from shoal.trainer.engine.sparse_tables import Tables, rows_of
 from shoal.trainer.job import seed_everything
 from shoal.trainer.logged_values import scored
 from shoal.trainer.optim.optimizer import run_post_hooks, run_pre_hooks
-from shoal.trainer.optim.options import options_changed, options_said
+from shoal.trainer.optim.options import option_messages, options_changed
 from shoal.trainer.process import ProcessWatch, take_place
 from shoal.trainer.refusal import Refusal, Refused
 from shoal.trainer.script.description import ScriptDescription
@@ -73,7 +73,7 @@ class DistributedJob(TrainingSession):
         self._looping = False
         self._failed = False
         self._steps = StepWatchdog(lambda: engine.info.step_seconds, warn=self._warn, hung=engine.hung)
-        engine.waits = self._steps.touch
+        engine.on_wait = self._steps.record_progress
 
     @classmethod
     def from_environment(cls, *, epochs: int, seed: int, folder: Path) -> DistributedJob:
@@ -136,11 +136,11 @@ class DistributedJob(TrainingSession):
                 with contextlib.suppress(SystemExit):
                     self._complete_stopped()
         self._report(now=True)
-        quiet = self._failed or Refused.raised or self._engine.draining.is_set() or self._engine.over
-        why = "" if quiet else self._unfinished()
-        if why:
-            print(why, file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
-        self._engine.leave(why)
+        is_expected = self._failed or Refused.raised or self._engine.draining.is_set() or self._engine.ended
+        reason = "" if is_expected else self._unfinished()
+        if reason:
+            print(reason, file=sys.stderr, flush=True)  # noqa: T201 - where the script's own errors go
+        self._engine.leave(reason)
 
     # --- Preparing ---
 
@@ -169,10 +169,10 @@ class DistributedJob(TrainingSession):
             Refusal: It cannot be written to ``spec.output.path``.
         """
         output = self._engine.info.output
-        why = why_unwritable(self._started_in / output) if output else ""
-        if why:
+        reason = write_problem(self._started_in / output) if output else ""
+        if reason:
             fix = "name another path, or on a cluster a volume with spec.output.volumeClaimName"
-            raise Refusal(f"spec.output.path {output}: the model cannot be written there: {why}; {fix}")
+            raise Refusal(f"spec.output.path {output}: the model cannot be written there: {reason}; {fix}")
 
     def _begin(self) -> None:
         engine, described = self._engine, self._description
@@ -186,7 +186,7 @@ class DistributedJob(TrainingSession):
             engine.retry(lambda: engine.servers.take_fixed([t for _, t in described.fixed], idle=engine.idle))
         self._take_buffers()
         # Compare the options as the script set them, before a scheduler changes them.
-        for text in options_said(described.groups, engine.info.groups):
+        for text in option_messages(described.groups, engine.info.groups):
             engine.send(m.JobEvent(level="info", text=text))
         for metric in engine.info.metrics:
             self._schedule.follow(metric.value)
@@ -197,9 +197,9 @@ class DistributedJob(TrainingSession):
             digest = hashlib.blake2b(f"{self._seed}/{joins}".encode(), digest_size=8).digest()
             seed_everything(int.from_bytes(digest, "little") >> 1)
 
-    def _fetch(self, wanted: list[tuple[int, Tensor]]) -> list[Tensor]:
+    def _fetch(self, rows: list[tuple[int, Tensor]]) -> list[Tensor]:
         engine = self._engine
-        return engine.retry(lambda: engine.servers.rows(wanted, idle=engine.idle))
+        return engine.retry(lambda: engine.servers.rows(rows, idle=engine.idle))
 
     # --- The loop ---
 
@@ -210,7 +210,7 @@ class DistributedJob(TrainingSession):
         if self._epoch + 1 < self._epochs and (not self._stopping or engine.holds_later(self._epoch)):
             self._epoch += 1
             return False
-        return isinstance(engine.ask(m.LoopFinished(), m.Complete, m.NotComplete), m.Complete)
+        return isinstance(engine.request(m.LoopFinished(), m.Complete, m.NotComplete), m.Complete)
 
     def _end(self) -> None:
         self._report(now=True)
@@ -272,12 +272,12 @@ class DistributedJob(TrainingSession):
             with torch.enable_grad():
                 result = closure()
         # Before the steps of the other optimizers the script may clear these gradients or add to them, so copy them.
-        waits = len(batch.stepped) + 1 < len(self._optimizers)
+        kept = len(batch.stepped) + 1 < len(self._optimizers)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     gradient = parameter.grad.detach()
-                    self._taken[id(parameter)] = gradient.clone() if waits else gradient
+                    self._taken[id(parameter)] = gradient.clone() if kept else gradient
         own = {id(group) for group in optimizer.param_groups}
         try:
             for number, group in enumerate(self._description.groups):
@@ -293,7 +293,7 @@ class DistributedJob(TrainingSession):
         pushed = self._engine.close_batch(self._push(batch, skipped=skipped), gradients)
         self._taken.clear()
         self._options.clear()
-        self._watch.settled()
+        self._watch.set_reference()
         self._reuse.committed()
         if pushed and skipped:
             self._counts["skipped"] += 1
@@ -371,7 +371,7 @@ class DistributedJob(TrainingSession):
     def log(self, **values: Any) -> None:
         """See ``Job.log``."""
         self._values.add(values)
-        self._steps.touch()
+        self._steps.record_progress()
 
     def _report(self, *, now: bool = False) -> None:
         clock = time.monotonic()
@@ -398,17 +398,17 @@ class DistributedJob(TrainingSession):
                 self._exchange_buffers(trainers=max(1, engine.trainers))
         self._take_buffers()
         self._tables.new_batch()
-        self._watch.settled(whole=self._open is None)
+        self._watch.set_reference(whole=self._open is None)
 
     def _score(self, epoch: int, number: int, score: Callable[[Any], Any]) -> Any:
         question = m.Evaluate(epoch=epoch, number=number)
-        answer = self._engine.ask(question, m.EvaluateTurn, m.Evaluated)
+        answer = self._engine.request(question, m.EvaluateTurn, m.Evaluated)
         if isinstance(answer, m.EvaluateTurn):
             self._load_all()
-            with self._steps.doing("in job.evaluate"):
+            with self._steps.activity("in job.evaluate"):
                 text = scored(self._module, score)
             self._tables.new_batch()
-            answer = self._engine.ask(m.Evaluated(epoch=epoch, number=number, score=text), m.Evaluated)
+            answer = self._engine.request(m.Evaluated(epoch=epoch, number=number, score=text), m.Evaluated)
         return json.loads(answer.score)
 
     def _metric(self, epoch: int, number: int, value: float) -> bool:
@@ -422,15 +422,15 @@ class DistributedJob(TrainingSession):
 
     def _write(self, path: Path, epoch: int, number: int) -> None:
         target = os.path.abspath(path)  # noqa: PTH100 - a name, not a file yet
-        answer = self._engine.ask(m.Save(path=target, epoch=epoch, number=number), m.SaveTurn, m.Saved)
-        turn = isinstance(answer, m.SaveTurn)
+        answer = self._engine.request(m.Save(path=target, epoch=epoch, number=number), m.SaveTurn, m.Saved)
+        assigned = isinstance(answer, m.SaveTurn)
         # The complete model may have been written by an earlier process of this trainer, to a disk that was deleted with it.
         late = self._finished and not self._counts["batches"]
-        if not turn and (not late or Path(target).exists()):
+        if not assigned and (not late or Path(target).exists()):
             return
         self._load_all()
         self._load_tables()
-        with self._steps.doing("in job.save"):
+        with self._steps.activity("in job.save"):
             save_model(self._module, Path(target))
         if self._description.shape.ema:
             engine = self._engine
@@ -438,9 +438,9 @@ class DistributedJob(TrainingSession):
             named = {d.name: value for d, value in zip(self._description.shape.dense, values, strict=True)}
             save_model(self._module, average_path(Path(target)), instead=named)
         self._tables.new_batch()
-        if not turn:
+        if not assigned:
             return
-        self._engine.ask(m.Saved(path=target, epoch=epoch, number=number), m.Saved)
+        self._engine.request(m.Saved(path=target, epoch=epoch, number=number), m.Saved)
         if text := other_format(Path(target)):
             self._warn(text)
         output = self._engine.info.output
@@ -460,8 +460,8 @@ class DistributedJob(TrainingSession):
         described, engine = self._description, self._engine
         if not described.tables:
             return
-        touched = engine.retry(lambda: engine.servers.export_rows(idle=engine.idle))
-        for table, spec, parts in zip(described.tables, described.shape.tables, touched, strict=True):
+        exported = engine.retry(lambda: engine.servers.export_rows(idle=engine.idle))
+        for table, spec, parts in zip(described.tables, described.shape.tables, exported, strict=True):
             if spec.family != GIVEN:
                 self._tables.fill(table, spec, seed=engine.info.seed)
             for ids, values in parts:
@@ -470,7 +470,7 @@ class DistributedJob(TrainingSession):
     # --- Stopping early ---
 
     def _stop(self, reason: str) -> None:
-        self._engine.ask(m.StopEarly(reason=reason, epoch=self._epoch), m.Stopping)
+        self._engine.request(m.StopEarly(reason=reason, epoch=self._epoch), m.Stopping)
 
     def _complete_stopped(self) -> None:
         """Complete a stopped job: count the remaining batches of begun tasks as skipped, and wait for the end.
@@ -486,7 +486,7 @@ class DistributedJob(TrainingSession):
                 lease, batch = found
                 left = self._order.plan.batches_in(lease.task) - batch
                 self._commit(Batch(lease.epoch, lease.task, batch + left - 1, batch), skipped=True)
-            if isinstance(engine.ask(m.LoopFinished(), m.Complete, m.NotComplete), m.Complete):
+            if isinstance(engine.request(m.LoopFinished(), m.Complete, m.NotComplete), m.Complete):
                 break
             engine.loop_begins(self._epochs - 1)
         self._finished = True

@@ -100,7 +100,7 @@ class TrainingSession(Job):
         except Refusal as error:
             raise Refused(str(error)) from None
         self._feed = BatchFeed(data.loader, self._order)
-        self._carry = Accumulation(described.dense)
+        self._accumulation = Accumulation(described.dense)
         self._reuse = Reuse(module, optimizers, used=self._used)
         self._held = {id(one): [id(group) for group in one.param_groups] for one in optimizers}
         for one in optimizers:
@@ -109,7 +109,7 @@ class TrainingSession(Job):
             zero_together(module, optimizers)
         self._begin()
         self._watch = MutationDetector(
-            module, described.watched, groups=described.groups, stays=self._writes_past_counters
+            module, described.watched, groups=described.groups, versions_constant=self._writes_past_counters
         )
         refuse_averages(module)
         guard(self)
@@ -165,7 +165,7 @@ class TrainingSession(Job):
             if not self._exhausted and not self._stopping:
                 raise Refused(sentences.unfinished_epoch(self._epoch))
             if not self._stopping:
-                self._schedule.over("epoch", self._passes, lambda _: True)
+                self._schedule.ended("epoch", self._passes, lambda _: True)
             if self._epoch_over():
                 break
         self._finished = True
@@ -206,7 +206,7 @@ class TrainingSession(Job):
             raise Refused(sentences.OUTSIDE_OF_EPOCHS)
         place = accumulating or self._next_place()
         if place is None:
-            self._pass_is_through()
+            self._finish_pass()
             return False, None
         if not accumulating:
             self._first = place[2]
@@ -240,14 +240,14 @@ class TrainingSession(Job):
             self._open.abandoned = True
         self._feed.end_pass()
 
-    def _pass_is_through(self) -> None:
+    def _finish_pass(self) -> None:
         self._exhausted = True
         self._fetching = None
         self._feed.end_pass()
         if self._pass.batches > 1 and not self._pass.trained and not self._stopping:
             self._warn(sentences.untrained_pass(self._epoch))
         self._watch.check_all()
-        self._watch.settled(whole=True)
+        self._watch.set_reference(whole=True)
 
     @abstractmethod
     def _warn(self, text: str) -> None:
@@ -280,8 +280,8 @@ class TrainingSession(Job):
         if batch is None:
             return None
         self._watch.check()
-        gradients = self._carry.look(stepped=bool(batch.asked), accumulating=not self._closes(batch))
-        self._pass.trained = self._pass.trained or gradients or bool(batch.asked)
+        gradients = self._accumulation.end_batch(stepped=bool(batch.step_called), accumulating=not self._closes(batch))
+        self._pass.trained = self._pass.trained or gradients or bool(batch.step_called)
         if batch.abandoned and not batch.stepped:
             # The batch is processed again, as it was not trained. Earlier batches of its accumulation are computed again, too.
             if batch.first != batch.batch:
@@ -291,7 +291,7 @@ class TrainingSession(Job):
             self._accumulates(batch)
             return batch.epoch, batch.task, batch.batch + 1
         if not batch.abandoned:
-            self._schedule.over("step", (self._passes, self._pass.batches), lambda one: id(one) in batch.stepped)
+            self._schedule.ended("step", (self._passes, self._pass.batches), lambda one: id(one) in batch.stepped)
         if not batch.committed:
             self._commit(batch, skipped=not batch.stepped)
         self._closed(batch)
@@ -323,16 +323,16 @@ class TrainingSession(Job):
     def may_clear(self, optimizer: Optimizer) -> bool:
         """See ``Stepper.may_clear``."""
         batch = self._open
-        self._carry.cleared()
+        self._accumulation.cleared()
         if batch is None:
             return True
         # Before the batch's step the gradients are those of the accumulation so far; after it, of the next one.
-        return self._closes(batch) if id(optimizer) in batch.asked else batch.first == batch.batch
+        return self._closes(batch) if id(optimizer) in batch.step_called else batch.first == batch.batch
 
     def scaled(self, optimizer: Optimizer) -> None:
         """See ``Stepper.scaled``."""
         if self._open is not None:
-            self._open.asked.add(id(optimizer))
+            self._open.step_called.add(id(optimizer))
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
         """See ``Stepper.step``."""
@@ -342,7 +342,7 @@ class TrainingSession(Job):
         if not self._inside:
             raise Refused(sentences.STEP_OUTSIDE_OF_EPOCHS)
         if not self._closes(batch):
-            batch.asked.add(id(optimizer))
+            batch.step_called.add(id(optimizer))
             return closed_over(closure)
         if id(optimizer) in batch.stepped:
             raise Refused(sentences.second_step(optimizer))
@@ -352,14 +352,14 @@ class TrainingSession(Job):
             raise Refused(sentences.groups_changed(optimizer))
         if batch.committed:
             raise Refused(sentences.used_between(batch.used, optimizer))
-        self._carry.check()
+        self._accumulation.check()
         self._watch.check()
         try:
             self._schedule.check()
         except Refusal as error:
             raise Refused(str(error)) from None
         result = self._take_step(batch, optimizer, closure)
-        batch.asked.add(id(optimizer))
+        batch.step_called.add(id(optimizer))
         batch.stepped.add(id(optimizer))
         self._reuse.stepped(optimizer)
         if len(batch.stepped) == len(self._optimizers):

@@ -42,7 +42,7 @@ Description = Callable[[], str]
 
 class _Step(NamedTuple):
     since: float
-    doing: str | Description
+    activity: str | Description
     long: bool
 
 
@@ -53,25 +53,25 @@ class StepClock:
         self._step = _Step(now, "before its first batch", long=True)
 
     @property
-    def doing(self) -> str:
+    def activity(self) -> str:
         """Description of the script's current activity."""
-        doing = self._step.doing
+        activity = self._step.activity
         try:
-            return doing if isinstance(doing, str) else doing()
+            return activity if isinstance(activity, str) else activity()
         except Exception as error:  # noqa: BLE001 - an error of the script's sampler, which is called for the samples
             return f"in batch ? ({error!r})"
 
-    def begin(self, doing: str | Description, now: float, *, long: bool) -> None:
+    def begin(self, activity: str | Description, now: float, *, long: bool) -> None:
         """Begin an activity.
 
         Args:
-            doing: Its description.
+            activity: Its description.
             now: The current time. Seconds, monotonic.
             long: Whether it may take ``LONG_FACTOR`` times as long as a batch.
         """
-        self._step = _Step(now, doing, long)
+        self._step = _Step(now, activity, long)
 
-    def touch(self, now: float) -> None:
+    def record_progress(self, now: float) -> None:
         """Record progress of the script."""
         self._step = self._step._replace(since=now)
 
@@ -108,30 +108,30 @@ class StepWatchdog:
         self._clock = StepClock(time.monotonic())
         self._first = True
         self._warned = ""
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._script = threading.get_ident()
         self._thread = threading.Thread(target=self._run, name="shoal-steps", daemon=True)
 
     def start(self) -> None:
         """Start the watchdog's thread."""
-        self.touch()
+        self.record_progress()
         self._thread.start()
 
     def stop(self) -> None:
         """Stop watching."""
-        self._over.set()
+        self._stopped.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=_LONGEST_PAUSE_SECONDS)
 
     # --- The script's thread ---
 
-    def touch(self) -> None:
+    def record_progress(self) -> None:
         """Record progress of the script, or that Shoal waits."""
-        self._clock.touch(time.monotonic())
+        self._clock.record_progress(time.monotonic())
 
-    def batch(self, doing: Description) -> None:
+    def batch(self, activity: Description) -> None:
         """Begin a batch, with the loading of its data."""
-        self._clock.begin(doing, time.monotonic(), long=self._first)
+        self._clock.begin(activity, time.monotonic(), long=self._first)
 
     def batch_over(self) -> None:
         """End a batch; only the first one, which fills caches, has the longer timeout."""
@@ -142,7 +142,7 @@ class StepWatchdog:
         self._clock.begin("between two passes over the loader", time.monotonic(), long=True)
 
     @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
+    def activity(self, what: str) -> Iterator[None]:
         """Run a nested activity; afterwards the previous one continues."""
         before = self._clock
         self._clock = StepClock(time.monotonic())
@@ -150,7 +150,7 @@ class StepWatchdog:
         try:
             yield
         finally:
-            before.touch(time.monotonic())
+            before.record_progress(time.monotonic())
             self._clock = before
 
     # --- The watchdog's thread ---
@@ -163,7 +163,7 @@ class StepWatchdog:
                 limit = clock.limit(step_seconds)
                 # One second later, so that this thread acts first if it can run.
                 timer.set(limit + _LONGEST_PAUSE_SECONDS)
-                if self._over.wait(min(_LONGEST_PAUSE_SECONDS, step_seconds / 10)):
+                if self._stopped.wait(min(_LONGEST_PAUSE_SECONDS, step_seconds / 10)):
                     return
                 now = time.monotonic()
                 if now - checked > _GAP_SECONDS:
@@ -179,27 +179,27 @@ class StepWatchdog:
                     self._warned = ""
 
     def _warn_once(self, clock: StepClock, seconds: float, limit: float) -> None:
-        doing = clock.doing
-        if self._warned == doing or clock.limit(1.0) == 1.0:
+        activity = clock.activity
+        if self._warned == activity or clock.limit(1.0) == 1.0:
             return  # a single slow batch needs no warning
-        self._warned = doing
+        self._warned = activity
         self._warn(
-            f"the script has been {doing} for {_duration(seconds)}; at {_duration(limit)} it is ended and restarted "
+            f"the script has been {activity} for {_duration(seconds)}; at {_duration(limit)} it is ended and restarted "
             f"(spec.runPolicy.stepTimeout is {_duration(limit / LONG_FACTOR)}, and this may take {LONG_FACTOR} times as long): "
             "increase stepTimeout, or call job.log inside it"
         )
 
     def _end(self, clock: StepClock, seconds: float) -> None:
-        doing = clock.doing
+        activity = clock.activity
         text = (
-            f"--- the script has come no further for {_duration(seconds)} {doing} (spec.runPolicy.stepTimeout): this "
+            f"--- the script has come no further for {_duration(seconds)} {activity} (spec.runPolicy.stepTimeout): this "
             "process ends; the stacks of all its threads:\n"
         )
         with suppress(OSError):  # if the script has closed stderr, only the master receives the report
             os.write(2, text.encode(errors="replace"))
         faulthandler.dump_traceback(file=2, all_threads=True)
-        self._hung(seconds, doing, self._stack())
-        if not self._over.wait(_SENT_SECONDS):
+        self._hung(seconds, activity, self._stack())
+        if not self._stopped.wait(_SENT_SECONDS):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _stack(self) -> str:

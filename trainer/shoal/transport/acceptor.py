@@ -68,7 +68,7 @@ class Acceptor:
         for thread in self._threads:
             thread.start()
 
-    def why_deaf(self) -> str:
+    def accept_problem(self) -> str:
         """Return why no caller can be accepted any more; empty if callers are accepted. Does not block."""
         dead = not self._closing.is_set() and not all(thread.is_alive() for thread in self._threads)
         return "it accepts no callers any more" if dead else ""
@@ -85,7 +85,7 @@ class Acceptor:
                 thread.join(timeout=2.0)
         with self._lock:
             while (caller := self._unauthenticated.oldest()) is not None:
-                _hang_up(caller)
+                _shut_down(caller)
 
     def _accept(self, listener: socket.socket) -> None:
         in_a_row = 0
@@ -109,7 +109,7 @@ class Acceptor:
         with self._lock:
             oldest = self._unauthenticated.admit(caller, host)
             if oldest is not None:
-                _hang_up(oldest)
+                _shut_down(oldest)
         try:
             threading.Thread(target=self._authenticate, args=(caller,), name="shoal-greet", daemon=True).start()
         except BaseException:  # no thread is free: temporary, like a lack of descriptors
@@ -121,7 +121,7 @@ class Acceptor:
     def _close_oldest(self, error: BaseException, *, short: bool) -> None:
         with self._lock:
             if short and (caller := self._unauthenticated.oldest()) is not None:
-                _hang_up(caller)
+                _shut_down(caller)
             times = self._failing.count()
         if times:
             log.warning("no caller could be accepted (%d times): %s; it is tried again", times, error)
@@ -134,8 +134,8 @@ class Acceptor:
                 ours = self._unauthenticated.remove(caller)
                 times = self._refused_callers.count()
             if times:
-                why = error if ours else "too many callers that have not authenticated"
-                log.warning("a caller was turned away (%d times): %s", times, why)
+                reason = error if ours else "too many callers that have not authenticated"
+                log.warning("a caller was turned away (%d times): %s", times, reason)
             return
         with self._lock:
             ours = self._unauthenticated.remove(caller)
@@ -145,7 +145,7 @@ class Acceptor:
             connection.close()
 
 
-def _hang_up(caller: socket.socket) -> None:
+def _shut_down(caller: socket.socket) -> None:
     """Shut a caller's socket down; the thread that waits for the caller wakes and closes it."""
     with contextlib.suppress(OSError):
         caller.shutdown(socket.SHUT_RDWR)

@@ -38,7 +38,7 @@ class AsyncConnection(asyncio.Protocol):
         self.peer: auth.Identity | None = None
         self.last_heard = 0.0
         self.closed = False
-        self.why_closed = ""
+        self.close_reason = ""
         self._decoder = decoder
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -67,17 +67,17 @@ class AsyncConnection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._outgoing.append(encode(message))
 
-    def close(self, why: str = "") -> None:
+    def close(self, reason: str = "") -> None:
         """Send the remaining messages, then close; aborted after `CLOSE_SECONDS`."""
         self._flush()
-        self.why_closed = self.why_closed or why
+        self.close_reason = self.close_reason or reason
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
             self._loop.call_later(CLOSE_SECONDS, lambda: None if self.closed else self.abort())
 
-    def abort(self, why: str = "") -> None:
+    def abort(self, reason: str = "") -> None:
         """Close at once and discard unsent messages."""
-        self.why_closed = self.why_closed or why
+        self.close_reason = self.close_reason or reason
         if self._transport is not None:
             self._transport.abort()
 
@@ -107,7 +107,7 @@ class AsyncConnection(asyncio.Protocol):
         """Mark the connection as closed and call ``on_closed``."""
         self.closed = True
         # A reset too: the TCP probe of a kubelet closes its connections without a request, every second.
-        self.why_closed = self.why_closed or "closed by the peer"
+        self.close_reason = self.close_reason or "closed by the peer"
         if self._deadline is not None:
             self._deadline.cancel()
         self.on_closed()
@@ -123,9 +123,9 @@ class AsyncConnection(asyncio.Protocol):
 
     def _parse(self) -> None:
         buffer, start = self._buffer, 0
-        while len(buffer) - start >= HEADER.size and not self.why_closed:
+        while len(buffer) - start >= HEADER.size and not self.close_reason:
             length, payload = parse_header(
-                memoryview(buffer)[start : start + HEADER.size], proved=self.peer is not None
+                memoryview(buffer)[start : start + HEADER.size], authenticated=self.peer is not None
             )
             if payload:
                 raise FrameError("a payload where none belongs")
@@ -159,7 +159,7 @@ class AsyncConnection(asyncio.Protocol):
 
 
 class Listener(AsyncConnection):
-    """The listener's end; ``unproved`` has all unauthenticated callers of the process."""
+    """The listener's end; ``unauthenticated`` has all unauthenticated callers of the process."""
 
     def __init__(
         self,
@@ -168,25 +168,25 @@ class Listener(AsyncConnection):
         identity: auth.Identity,
         token: auth.Token,
         job: str,
-        unproved: Unauthenticated[Listener],
+        unauthenticated: Unauthenticated[Listener],
     ) -> None:
         super().__init__(decoder)
         self._identity, self._token, self._job = identity, token, job
-        self._unproved = unproved
+        self._unauthenticated = unauthenticated
         self._sent = auth.challenge()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Challenge the caller."""
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
-        oldest = self._unproved.admit(self, str(name[0]) if isinstance(name, tuple) else "")
+        oldest = self._unauthenticated.admit(self, str(name[0]) if isinstance(name, tuple) else "")
         if oldest is not None:
             oldest.abort("too many callers that have not authenticated")
         self.send(self._sent)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Remove the caller from the unauthenticated ones."""
-        self._unproved.remove(self)
+        self._unauthenticated.remove(self)
         super().connection_lost(error)
 
     def on_handshake(self, message: auth.Handshake) -> None:
@@ -200,7 +200,7 @@ class Listener(AsyncConnection):
             raise
         self.send(auth.welcome(message, self._sent, token=self._token, identity=self._identity))
         self.peer = message.identity
-        self._unproved.remove(self)
+        self._unauthenticated.remove(self)
 
 
 class Caller(AsyncConnection):
@@ -243,7 +243,7 @@ class Caller(AsyncConnection):
         """Wake pending calls of ``receive`` and ``connect``."""
         self._incoming.put_nowait(None)
         if not self.ready.done():
-            self.ready.set_exception(auth.AuthenticationError(self.why_closed))
+            self.ready.set_exception(auth.AuthenticationError(self.close_reason))
 
     async def receive(self) -> Any:
         """Return the next message.
@@ -254,7 +254,7 @@ class Caller(AsyncConnection):
         message = await self._incoming.get()
         if message is None:
             self._incoming.put_nowait(None)
-            raise ConnectionResetError(self.why_closed)
+            raise ConnectionResetError(self.close_reason)
         return message
 
 

@@ -37,7 +37,7 @@ def encode(message: Any, *, payload: int = 0) -> bytes:
     return HEADER.pack(MAGIC, 0, len(body), payload) + body
 
 
-def parse_header(header: bytes | bytearray | memoryview, *, proved: bool) -> tuple[int, int]:
+def parse_header(header: bytes | bytearray | memoryview, *, authenticated: bool) -> tuple[int, int]:
     """Return the lengths, in bytes, of the message and the payload that follow a header.
 
     Raises:
@@ -46,8 +46,8 @@ def parse_header(header: bytes | bytearray | memoryview, *, proved: bool) -> tup
     magic, _, length, payload = HEADER.unpack(header)
     if magic != MAGIC:
         raise FrameError("not a frame of Shoal's")
-    if length > (MAX_MESSAGE if proved else MAX_GREETING):
+    if length > (MAX_MESSAGE if authenticated else MAX_GREETING):
         raise FrameError(f"a message of {length} bytes is too large here")
-    if payload > (MAX_PAYLOAD if proved else 0):
+    if payload > (MAX_PAYLOAD if authenticated else 0):
         raise FrameError(f"a payload of {payload} bytes is too large here")
     return int(length), int(payload)

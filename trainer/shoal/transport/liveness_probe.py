@@ -24,24 +24,24 @@ REQUEST_BYTES: Final = 4096
 MOST, MOST_OF_ONE = 64, 32
 """The limits of concurrent callers, in total and from one address."""
 
-WhyNot = Callable[[], str]
+RestartReason = Callable[[], str]
 """Returns why the process must be restarted; empty if it works. Must not block."""
 
 
-async def serve(stream: socket.socket, why_not: WhyNot) -> asyncio.AbstractServer:
+async def serve(stream: socket.socket, restart_reason: RestartReason) -> asyncio.AbstractServer:
     """Serve the probe on a listening socket until the returned server is closed."""
     callers: Unauthenticated[asyncio.Transport] = Unauthenticated(MOST, MOST_OF_ONE)
     loop = asyncio.get_running_loop()
     if stream.family == socket.AF_UNIX:
-        return await loop.create_unix_server(lambda: _Call(callers, why_not), sock=stream, backlog=MOST)
-    return await loop.create_server(lambda: _Call(callers, why_not), sock=stream, backlog=MOST)
+        return await loop.create_unix_server(lambda: _Call(callers, restart_reason), sock=stream, backlog=MOST)
+    return await loop.create_server(lambda: _Call(callers, restart_reason), sock=stream, backlog=MOST)
 
 
 class _Call(asyncio.Protocol):
     """The connection of one caller: one request, one reply."""
 
-    def __init__(self, callers: Unauthenticated[asyncio.Transport], why_not: WhyNot) -> None:
-        self._callers, self._why_not = callers, why_not
+    def __init__(self, callers: Unauthenticated[asyncio.Transport], restart_reason: RestartReason) -> None:
+        self._callers, self._restart_reason = callers, restart_reason
         self._request = bytearray()
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -61,7 +61,7 @@ class _Call(asyncio.Protocol):
         if len(self._request) > REQUEST_BYTES or not b"GET ".startswith(self._request[:4]):
             self._transport.abort()
         elif b"\r\n\r\n" in self._request:
-            self._transport.write(_answer(self._why_not()))
+            self._transport.write(_answer(self._restart_reason()))
             self._transport.close()
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -83,13 +83,13 @@ class ProbeThread:
 
     Args:
         stream: The listening socket; it is closed when the thread ends.
-        why_not: Returns why the process must be restarted; see `WhyNot`.
+        restart_reason: Returns why the process must be restarted; see `RestartReason`.
     """
 
-    def __init__(self, stream: socket.socket, why_not: WhyNot) -> None:
-        self._stream, self._why_not = stream, why_not
+    def __init__(self, stream: socket.socket, restart_reason: RestartReason) -> None:
+        self._stream, self._restart_reason = stream, restart_reason
         self._loop = asyncio.new_event_loop()
-        self._over = asyncio.Event()
+        self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="shoal-probe", daemon=True)
 
     def start(self) -> None:
@@ -99,7 +99,7 @@ class ProbeThread:
     def close(self) -> None:
         """Stop serving the probe; wait up to 2 s for the thread to end."""
         with contextlib.suppress(RuntimeError):  # its loop has ended
-            self._loop.call_soon_threadsafe(self._over.set)
+            self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(timeout=2.0)
 
     def _run(self) -> None:
@@ -110,8 +110,8 @@ class ProbeThread:
             self._loop.close()
 
     async def _serve(self) -> None:
-        server = await serve(self._stream, self._why_not)
-        await self._over.wait()
+        server = await serve(self._stream, self._restart_reason)
+        await self._stopped.wait()
         server.close()
 
 

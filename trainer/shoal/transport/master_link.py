@@ -37,7 +37,7 @@ class MasterLink:
         handle: Called with every message of the master, on the link's thread.
         refused: Called with the reason when the master refuses this process for good; the link has ended then.
         lost: Called when a connection was lost. Default: nothing.
-        well: Returns whether this process works. While it does not, the link stays disconnected, so that the master
+        is_healthy: Returns whether this process works. While it does not, the link stays disconnected, so that the master
             detects it. Called every 0.25 s; must not block. Default: it works.
     """
 
@@ -52,7 +52,7 @@ class MasterLink:
         handle: Callable[[Any], None],
         refused: Callable[[str], None],
         lost: Callable[[], None] = lambda: None,
-        well: Callable[[], bool] = lambda: True,
+        is_healthy: Callable[[], bool] = lambda: True,
     ) -> None:
         self.lease_seconds = 10.0
         self._address = address
@@ -63,7 +63,7 @@ class MasterLink:
         self._handle = handle
         self._refused = refused
         self._lost = lost
-        self._well = well
+        self._is_healthy = is_healthy
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromMaster)
         self._connection: sync.BlockingConnection | None = None
         self._sending = threading.Lock()
@@ -108,7 +108,7 @@ class MasterLink:
     def _run(self) -> None:
         back_off = BackOff(FIRST_WAIT, LONGEST_WAIT, factor=1.5, jitter=0.5)
         while not self._closing.is_set():
-            if not self._well():
+            if not self._is_healthy():
                 self._closing.wait(LONGEST_WAIT)
                 continue
             try:
@@ -149,11 +149,11 @@ class MasterLink:
             self._last_heard = max(self._last_heard, connection.heard)
         if self._closing.is_set() or now - self._last_heard > self.lease_seconds:
             raise ConnectionResetError("the master is silent")
-        if not self._well():
+        if not self._is_healthy():
             raise ConnectionResetError("this process does not do its work")
         # Also when this process sends other messages: only a keep-alive has a reply, which shows that the master is alive.
-        quiet = now - min(self._last_heard, self._last_sent)
-        if quiet > self.lease_seconds / 4 and now - self._last_keep_alive > self.lease_seconds / 4:
+        idle_seconds = now - min(self._last_heard, self._last_sent)
+        if idle_seconds > self.lease_seconds / 4 and now - self._last_keep_alive > self.lease_seconds / 4:
             self._last_keep_alive = now
             if (
                 not self._sending.locked()

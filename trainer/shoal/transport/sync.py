@@ -31,7 +31,7 @@ T = TypeVar("T")
 HANDSHAKE_SECONDS = 10.0
 IDLE_SECONDS = 0.25
 """The interval of ``idle`` calls at the connecting end."""
-PATIENT_SECONDS = 5.0
+LISTENER_IDLE_SECONDS = 5.0
 """The interval of ``idle`` calls at the listening end, which has nothing to check and may have hundreds of callers."""
 STALL_SECONDS = 20.0
 """The time without a byte within a message after which a connection is given up."""
@@ -118,7 +118,7 @@ class BlockingConnection:
             OSError: The connection is closed, or the received bytes are not a valid frame or message.
         """
         self._fill(memoryview(self._header), idle, seconds=seconds)
-        length, payload = parse_header(self._header, proved=True)
+        length, payload = parse_header(self._header, authenticated=True)
         body = self._message(length, idle)
         try:
             return decoder.decode(body), payload
@@ -206,7 +206,7 @@ class _Handshaker:
         self.stream.sendall(encode(message))
 
     def receive(self, kind: type[T]) -> T:
-        length, _ = parse_header(self._exactly(HEADER.size), proved=False)
+        length, _ = parse_header(self._exactly(HEADER.size), authenticated=False)
         try:
             message = _handshake.decode(self._exactly(length))
         except UNDECODABLE as error:
@@ -271,7 +271,7 @@ def accept(stream: socket.socket, *, identity: auth.Identity, token: auth.Token,
             handshaker.send(auth.HandshakeRefused(reason=str(error)))
             raise
         handshaker.send(auth.welcome(greeting, sent, token=token, identity=identity))
-        return BlockingConnection(stream, greeting.identity, slice_seconds=PATIENT_SECONDS)
+        return BlockingConnection(stream, greeting.identity, slice_seconds=LISTENER_IDLE_SECONDS)
     except BaseException:
         stream.close()
         raise

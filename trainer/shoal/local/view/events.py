@@ -19,7 +19,7 @@ Line = tuple[str, str]
 
 _SCORED: Final = re.compile(r"evaluation (after|\d+ of) epoch ")
 _PRINTED_BY_THE_RUNNER: Final = re.compile(r"(trainer|pserver)-\d+ (left|is gone without a word)")
-_BACK: Final = re.compile(r"(\d+) batches come back: slots .* were restored without them")
+_REOPENED: Final = re.compile(r"(\d+) batches come back: slots .* were restored without them")
 _GATHER_SECONDS: Final = 1.0
 """Seconds during which events about a lost server are summed up: its slots are restored one by one, in less time."""
 
@@ -31,8 +31,8 @@ class Events:
         self._generation = 0
         self._number = 0
         self._scores: dict[tuple[int, int], str] | None = None
-        self._back = 0
-        self._back_due = 0.0
+        self._reopened = 0
+        self._reopened_due = 0.0
 
     def new(self, progress: JobProgress, now: float) -> list[Line]:
         """Return the lines to print after a progress report, in the order of the events."""
@@ -51,10 +51,10 @@ class Events:
 
     def due(self, now: float) -> list[Line]:
         """Return the summed-up line about a lost server when its time has passed."""
-        if not self._back or now < self._back_due:
+        if not self._reopened or now < self._reopened_due:
             return []
-        back, self._back = self._back, 0
-        batches = "1 batch is" if back == 1 else f"{back:,} batches are"
+        reopened, self._reopened = self._reopened, 0
+        batches = "1 batch is" if reopened == 1 else f"{reopened:,} batches are"
         return [("warning", f"{batches} computed again: the restored server lacked them")]
 
     def _line(self, level: str, text: str, progress: JobProgress, now: float) -> list[Line]:
@@ -62,12 +62,12 @@ class Events:
             return self._new_scores(progress)
         if _PRINTED_BY_THE_RUNNER.fullmatch(text):
             return []
-        found = _BACK.fullmatch(text)
+        found = _REOPENED.fullmatch(text)
         if found is None:
             return [(level, plain(text))]
-        if not self._back:
-            self._back_due = now + _GATHER_SECONDS
-        self._back += int(found[1])
+        if not self._reopened:
+            self._reopened_due = now + _GATHER_SECONDS
+        self._reopened += int(found[1])
         return []
 
     def _new_scores(self, progress: JobProgress) -> list[Line]:

@@ -12,18 +12,18 @@ from shoal.protocol.messages import Evaluation, JobAccount, JobProgress
 __all__ = [
     "NEVER_JOINED",
     "account_lines",
-    "behind",
     "counted",
     "duration",
     "evaluated",
     "number",
+    "output_suffix",
     "plain",
     "process_name",
     "progress_line",
     "score",
     "signal_name",
+    "stall_reason",
     "values",
-    "why",
 ]
 
 
@@ -97,7 +97,7 @@ def plain(text: str) -> str:
     return text
 
 
-def why(status: JobStatus) -> str:
+def stall_reason(status: JobStatus) -> str:
     """Return why no samples are committed, or, while a job starts, the progress of its start; empty if it trains."""
     progress = status.progress
     if status.state == "Starting":
@@ -128,7 +128,7 @@ def progress_line(status: JobStatus) -> str:
     if status.state == "Stopping":
         return f"stopping  processes {len(status.members)}"
     if progress is None or status.state == "Starting":
-        return f"starting  {trainers}" + (f"  ({why(status)})" if why(status) else "")
+        return f"starting  {trainers}" + (f"  ({stall_reason(status)})" if stall_reason(status) else "")
     parts = [f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"]
     if progress.state == "Running":
         share = progress.samples_done / progress.samples_epoch if progress.samples_epoch else 0.0
@@ -138,8 +138,8 @@ def progress_line(status: JobStatus) -> str:
     parts += [part for part in (values(progress), trainers) if part]
     if progress.left_seconds >= 0 and progress.state == "Running":
         parts.append(f"left {duration(progress.left_seconds)}")
-    if why(status):
-        parts.append(f"({why(status)})")
+    if stall_reason(status):
+        parts.append(f"({stall_reason(status)})")
     return "  ".join(parts)
 
 
@@ -175,9 +175,9 @@ def account_lines(name: str, account: JobAccount, *, reason: str = "") -> list[s
     return lines
 
 
-def behind(last_words: str) -> str:
+def output_suffix(last_lines: str) -> str:
     """Return the suffix of a failure's reason with the script's last output; empty if there is none."""
-    return f"; its last output:\n{last_words}" if last_words else ""
+    return f"; its last output:\n{last_lines}" if last_lines else ""
 
 
 def process_name(role: str, index: int) -> str:

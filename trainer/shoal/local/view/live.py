@@ -12,14 +12,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from shoal.local.view.formatting import counted, duration, values, why
+from shoal.local.view.formatting import counted, duration, stall_reason, values
 from shoal.local.view.plain import ProgressView
 from shoal.local.view.status import JobStatus, Row
 from shoal.protocol.messages import JobProgress
 
-__all__ = ["LiveView", "picture"]
+__all__ = ["LiveView", "render"]
 
-_LINES_BESIDE_MEMBERS: Final = 9
+_OTHER_LINES: Final = 9
 _COLOURS: Final = {"warning": "yellow", "error": "bold red", "info": ""}
 _STATES: Final = {
     "training": "green",
@@ -51,9 +51,9 @@ class LiveView(ProgressView):
     def show(self, status: JobStatus) -> None:
         """Redraw the picture."""
         with suppress(OSError):
-            self._live.update(picture(status, height=self._console.height), refresh=True)
+            self._live.update(render(status, height=self._console.height), refresh=True)
 
-    def tell(self, level: str, text: str) -> None:
+    def print_event(self, level: str, text: str) -> None:
         """Print a line above the picture."""
         line = Text(time.strftime("%H:%M:%S "), style="dim")
         line.append(f"{level}: {text}" if level != "info" else text, style=_COLOURS.get(level, ""))
@@ -66,15 +66,15 @@ class LiveView(ProgressView):
             self._live.stop()
 
 
-def picture(status: JobStatus, *, height: int) -> RenderableType:
+def render(status: JobStatus, *, height: int) -> RenderableType:
     """Render progress and members in at most ``height`` lines."""
     parts: list[RenderableType] = [Text(), _head(status)]
     progress = status.progress
     if progress is not None and progress.samples_epoch and status.state != "Starting":
         parts += [_bar(progress), _numbers(status, progress)]
-    if reason := why(status):
+    if reason := stall_reason(status):
         parts.append(_line(reason, style="cyan" if status.state == "Starting" else "yellow"))
-    parts.append(_members(status.members, room=max(3, height - _LINES_BESIDE_MEMBERS)))
+    parts.append(_members(status.members, most=max(3, height - _OTHER_LINES)))
     return Group(*parts)
 
 
@@ -114,12 +114,12 @@ def _line(text: str, *, style: str = "") -> Text:
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _members(rows: list[Row], *, room: int) -> Table:
+def _members(rows: list[Row], *, most: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("process", "pid", "state", "doing"):
         table.add_column(name, no_wrap=True)
     table.add_column("for", justify="right", no_wrap=True)
-    shown = rows if len(rows) <= room else rows[: room - 1]
+    shown = rows if len(rows) <= most else rows[: most - 1]
     for row in shown:
         state = Text(row.state, style=_STATES.get(row.state, ""))
         when = f"in {duration(row.seconds)}" if row.state == "waits" else duration(row.seconds)

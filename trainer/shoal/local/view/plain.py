@@ -23,7 +23,7 @@ class ProgressView:
     def show(self, status: JobStatus) -> None:
         """Show the present status; called about every 0.5 s and after each progress report."""
 
-    def tell(self, level: str, text: str) -> None:
+    def print_event(self, level: str, text: str) -> None:
         """Show a message; ``level`` is ``info``, ``warning`` or ``error``."""
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class QuietView(ProgressView):
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def tell(self, level: str, text: str) -> None:
+    def print_event(self, level: str, text: str) -> None:
         """Show an error."""
         if level == "error":
             _write(self._stream, event_line(level, text))
@@ -71,7 +71,7 @@ class PlainView(ProgressView):
             self._next = now + LINE_SECONDS
             _write(self._stream, line)
 
-    def tell(self, level: str, text: str) -> None:
+    def print_event(self, level: str, text: str) -> None:
         """Print a message as one line."""
         _write(self._stream, event_line(level, text))
 

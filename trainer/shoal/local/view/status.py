@@ -78,7 +78,7 @@ def rows_of(
     waiting: list[tuple[str, int, float]],
     members: list[Member],
     *,
-    over: bool = False,
+    complete: bool = False,
 ) -> list[Row]:
     """Return a row for every process, with its state in the master's list of members.
 
@@ -86,13 +86,13 @@ def rows_of(
         running: Role, index, process id, seconds since its start, whether it is being terminated.
         waiting: Role, index, seconds until its restart.
         members: Members in the master's progress report.
-        over: Whether the training is complete: a process that is not a member is then ending, not starting.
+        complete: Whether the training is complete: a process that is not a member is then ending, not starting.
     """
     known = {(member.role, member.index, member.pid): member for member in members}
     rows = []
     for role, index, pid, seconds, draining in running:
         member = known.get((role, index, pid))
-        new = "ending" if over else "starting"
+        new = "ending" if complete else "starting"
         state = member.state if member is not None else (new if role in {"pserver", "trainer"} else "running")
         rows.append(
             Row(

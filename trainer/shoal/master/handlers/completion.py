@@ -32,32 +32,34 @@ class CompletionHandler:
         self._job = job
         self._counted: dict[int, tuple[int, int]] = {}
 
-    def check(self, serving: ServerHandler) -> None:
+    def check(self, servers: ServerHandler) -> None:
         """If every task is done, request the last snapshots; complete the job once all of them are pinned."""
         job = self._job
         if job.ended or job.queue is None or not job.queue.all_done or not job.slots.complete:
             return
-        serving.finals()
-        if len(job.slots.safe) == job.settings.slots:
-            self._complete(serving)
+        servers.request_final_snapshots()
+        if len(job.slots.final_snapshots) == job.settings.slots:
+            self._complete(servers)
 
-    def safe(self, identity: Identity, message: FinalSnapshotPinned, serving: ServerHandler) -> None:
-        """Handle ``FinalSnapshotPinned``: note that slots are safe; complete the job once all slots are."""
+    def final_snapshots_pinned(self, identity: Identity, message: FinalSnapshotPinned, servers: ServerHandler) -> None:
+        """Handle ``FinalSnapshotPinned``: record the slots whose last snapshot is pinned; complete the job once all are."""
         job = self._job
         if message.tasks != job.final_tasks:
             return  # the tasks to be done have changed since the snapshot was requested
         rows = zip(message.slots, message.grants, message.samples, message.skipped, strict=True)
         for slot, grant, samples, skipped in rows:
-            job.slots.is_safe(identity.life, slot, grant, message.file)
+            job.slots.final_snapshot_pinned(identity.life, slot, grant, message.file)
             self._counted[slot] = (samples, skipped)
-        self.check(serving)
+        self.check(servers)
 
-    def _complete(self, serving: ServerHandler) -> None:
+    def _complete(self, servers: ServerHandler) -> None:
         job = self._job
         account = self.account("Complete")
         reason = self._early()
-        job.records.outcome = Outcome(state="Complete", reason=reason, files=dict(job.slots.safe), account=account)
-        job.records.touch("outcome", "counters")
+        job.records.outcome = Outcome(
+            state="Complete", reason=reason, files=dict(job.slots.final_snapshots), account=account
+        )
+        job.records.note_changed("outcome", "counters")
         job.event(
             f"complete{f', {reason}' if reason else ''}: every sample is in the model, and the last snapshots are kept"
         )
@@ -66,7 +68,7 @@ class CompletionHandler:
         for view in job.trainers.values():
             if view.finished:
                 job.send(view.connection, Complete())
-        serving.let_go()
+        servers.send_complete()
 
     def _early(self) -> str:
         job = self._job
@@ -91,7 +93,7 @@ class CompletionHandler:
             job.send(job.trainers[life].connection, Stopping(reason=reason))
             return
         records.stopped = StopRecord(reason=clipped(message.reason, REASON_CHARACTERS), epoch=message.epoch)
-        records.touch("stopped")
+        records.note_changed("stopped")
         job.queue.stop()
         job.slots.not_final()
         job.event(f"{job.label(life)}: the script stops the job: {records.stopped.reason}")
@@ -105,7 +107,7 @@ class CompletionHandler:
             return
         reason = clipped(reason)
         job.records.outcome = Outcome(state="Failed", reason=reason, files={}, account=self.account("Failed"))
-        job.records.touch("outcome", "counters")
+        job.records.note_changed("outcome", "counters")
         job.event(f"failed: {reason}", "error")
         for view in job.trainers.values():
             job.send(view.connection, Stop(reason=reason))

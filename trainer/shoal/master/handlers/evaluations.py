@@ -57,7 +57,7 @@ class EvaluationHandler:
                 view.evaluating = None
                 job.send(view.connection, Evaluated(epoch=message.epoch, number=message.number, score=score))
 
-    def gone(self, life: int) -> None:
+    def removed(self, life: int) -> None:
         """Assign the evaluations of a trainer that has left or died to another trainer that waits for the score."""
         self._reassign(life)
 

@@ -16,12 +16,12 @@ from shoal.protocol import messages as m
 from shoal.protocol.task_set import TaskSet
 from shoal.transport.auth import Identity
 
-__all__ = ["unfit", "unfit_member"]
+__all__ = ["member_problem", "message_problem"]
 
 ROLES: Final = frozenset({"trainer", "pserver", "observer"})
 
 
-def unfit_member(identity: Identity, *, servers: int) -> str:
+def member_problem(identity: Identity, *, servers: int) -> str:
     """Return why a process cannot be a member of a job with ``servers`` parameter servers; empty if it can."""
     if identity.role not in ROLES:
         return f"a {identity.role} does not connect to the master"
@@ -30,7 +30,7 @@ def unfit_member(identity: Identity, *, servers: int) -> str:
     return ""
 
 
-def unfit(message: Any, queue: TaskQueue | None, *, slots: int) -> str:
+def message_problem(message: Any, queue: TaskQueue | None, *, slots: int) -> str:
     """Return why a message is invalid; empty if it is valid.
 
     Args:

@@ -34,7 +34,7 @@ class ModelFileHandler:
     def saved(self, life: int, message: Saved) -> None:
         """Handle ``Saved``: record the file and reply to all trainers that wait for it."""
         job = self._job
-        job.records.wrote(message.path, message.epoch, message.number)
+        job.records.record_model_file(message.path, message.epoch, message.number)
         job.event(f"model written to {message.path}")
         if job.saver == life:
             job.saver = None
@@ -54,8 +54,8 @@ class ModelFileHandler:
         for life, view in job.trainers.items():
             if view.saving is not None:
                 job.saver = life
-                wanted = view.saving
-                job.send(view.connection, SaveTurn(path=wanted.path, epoch=wanted.epoch, number=wanted.number))
+                request = view.saving
+                job.send(view.connection, SaveTurn(path=request.path, epoch=request.epoch, number=request.number))
                 return
 
     def _reply_all(self, path: str) -> None:
@@ -64,10 +64,10 @@ class ModelFileHandler:
             if view.saving is not None and view.saving.path == path and self._is_written(view.saving):
                 self._reply(view, view.saving)
 
-    def _is_written(self, wanted: Save) -> bool:
-        last = self._job.records.saved.get(wanted.path)
-        return last is not None and last >= (wanted.epoch, wanted.number)
+    def _is_written(self, request: Save) -> bool:
+        last = self._job.records.saved.get(request.path)
+        return last is not None and last >= (request.epoch, request.number)
 
-    def _reply(self, view: TrainerView, wanted: Save) -> None:
+    def _reply(self, view: TrainerView, request: Save) -> None:
         view.saving = None
-        self._job.send(view.connection, Saved(path=wanted.path, epoch=wanted.epoch, number=wanted.number))
+        self._job.send(view.connection, Saved(path=request.path, epoch=request.epoch, number=request.number))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from shoal.master.state.job import JobState
-from shoal.master.state.slot_map import ServerOrder, SlotsGone
+from shoal.master.state.slot_map import ServerOrder, SlotsLost
 from shoal.protocol.messages import (
     AwaitingInitialValues,
     Complete,
@@ -48,11 +48,11 @@ class ServerHandler:
         self._provider: int | None = None
         self._provide_after = 0.0
         self._confirmed = 0
-        self.confirm_wanted = False
+        self.confirm_requested = False
         """Whether the service must confirm in etcd that this master leads, and then call ``confirmed``."""
         self._was_complete = False
 
-    def greeted(self, connection: int, identity: Identity, now: float) -> None:
+    def connected(self, connection: int, identity: Identity, now: float) -> None:
         """Register a server that has connected and send it the job's settings; it then reports its state."""
         job = self._job
         job.servers[identity.life] = connection
@@ -78,17 +78,17 @@ class ServerHandler:
             self._accept(connection)
         self.assign()
 
-    def offered(self, identity: Identity, offer: ReportState) -> None:
+    def state_reported(self, identity: Identity, state: ReportState) -> None:
         """Handle ``ReportState``: replace what is recorded of the server."""
         job = self._job
         _, _, _, _, since = job.server_details[identity.life]
-        address = offer.addresses[0] if offer.addresses else ""
-        job.server_details[identity.life] = (identity, offer.pid, offer.host, address, since)
-        orders = job.slots.offered(identity.life, identity.index, offer)
+        address = state.addresses[0] if state.addresses else ""
+        job.server_details[identity.life] = (identity, state.pid, state.host, address, since)
+        orders = job.slots.state_reported(identity.life, identity.index, state)
         # Before the model is registered a server has no slots that could be granted.
         if job.queue is None:
             return
-        for report in offer.held:
+        for report in state.held:
             self._take(identity.life, report, only_live=True)
         self._carry_out(orders)
         self.assign()
@@ -101,7 +101,7 @@ class ServerHandler:
         self._was_complete = self._job.slots.complete
         self.assign()
 
-    def held(self, identity: Identity, message: GrantReport) -> None:
+    def grants_reported(self, identity: Identity, message: GrantReport) -> None:
         """Handle ``GrantReport``: slots are served under a grant, with these tasks."""
         if self._job.queue is None:
             return  # meant for an earlier master; the server's state report to this master follows
@@ -117,12 +117,12 @@ class ServerHandler:
         current = [
             slot
             for slot, grant in zip(report.slots, report.grants, strict=True)
-            if (slots.live.get(slot) == (life, grant) if only_live else slots.held(life, slot, grant))
+            if (slots.live.get(slot) == (life, grant) if only_live else slots.grant_reported(life, slot, grant))
         ]
         if current:
-            self.believe(current, report)
+            self.replace_evidence(current, report)
 
-    def believe(self, slots: list[int], report: SlotReport) -> None:
+    def replace_evidence(self, slots: list[int], report: SlotReport) -> None:
         """Replace the evidence about these slots by a report, and reopen the tasks that they lack."""
         job = self._job
         assert job.queue is not None
@@ -131,33 +131,33 @@ class ServerHandler:
             job.event("tasks were begun that were not known when the script stopped the job: they are finished too")
         elif back:
             job.records.counters.replayed += back
-            job.records.touch("counters")
+            job.records.note_changed("counters")
             job.slots.not_final()
             job.event(f"{back} batches come back: slots {_ranges(slots)} were restored without them", "warning")
             if job.evaluations_stale():
                 job.event("the last evaluation is made again: the model changed after it")
         self._moved(back)
 
-    def waiting(self, identity: Identity, message: AwaitingInitialValues) -> None:
+    def awaiting_initial_values(self, identity: Identity, message: AwaitingInitialValues) -> None:
         """Handle ``AwaitingInitialValues``: fresh slots wait for their initial values."""
         pending = self._job.slots.pending
         pairs = zip(message.slots, message.grants, strict=True)
-        wanted = [slot for slot, grant in pairs if slot in pending and pending[slot].grant == grant]
-        self._job.slots.waits(identity.life, wanted)
+        current = [slot for slot, grant in pairs if slot in pending and pending[slot].grant == grant]
+        self._job.slots.awaiting_initial_values(identity.life, current)
         self.provide()
 
-    def nothing(self, identity: Identity, message: GrantFailed) -> None:
+    def grant_failed(self, identity: Identity, message: GrantFailed) -> None:
         """Handle ``GrantFailed``: discard the pending grant and grant the slot again."""
         if message.reason:
             self._job.event(f"{identity}: {message.reason}", "warning")
-        self._job.slots.nothing(identity.life, message.slot, message.grant, message.file)
+        self._job.slots.grant_failed(identity.life, message.slot, message.grant, message.file)
         self.assign()
 
-    def snapped(self, identity: Identity, message: SnapshotWritten) -> None:
+    def snapshot_written(self, identity: Identity, message: SnapshotWritten) -> None:
         """Handle ``SnapshotWritten``: record the file, and release older ones of other servers (rule 10)."""
-        self._carry_out(self._job.slots.snapped(identity.life, message))
+        self._carry_out(self._job.slots.snapshot_written(identity.life, message))
 
-    def lacks(self, identity: Identity, message: MissingTasks) -> None:
+    def missing_tasks(self, identity: Identity, message: MissingTasks) -> None:
         """Handle ``MissingTasks``: replace the evidence about the slots that cannot be final."""
         if self._job.queue is None:
             return
@@ -166,7 +166,7 @@ class ServerHandler:
 
     def confirmed(self, question: int) -> None:
         """Record that this master led after all servers had answered the question (rule 11)."""
-        self.confirm_wanted = False
+        self.confirm_requested = False
         self._confirmed = question
         self.assign()
 
@@ -177,10 +177,10 @@ class ServerHandler:
             return
         try:
             orders, confirm = job.slots.assign(leads=self._confirmed == job.slots.question)
-        except SlotsGone as error:
+        except SlotsLost as error:
             self._fail(str(error))
             return
-        self.confirm_wanted = self.confirm_wanted or confirm
+        self.confirm_requested = self.confirm_requested or confirm
         self._carry_out(orders)
         self.provide()
         if job.slots.complete and not self._was_complete:
@@ -191,7 +191,7 @@ class ServerHandler:
         job = self._job
         if not job.records.begun:
             job.records.begun = True
-            job.records.touch("begun")
+            job.records.note_changed("begun")
         slot_map = job.slots.message()
         for trainer in job.trainers.values():
             job.send(trainer.connection, slot_map)
@@ -200,32 +200,36 @@ class ServerHandler:
     def provide(self) -> None:
         """Request that one connected trainer sends the initial values of all fresh slots in one go."""
         job = self._job
-        wanted = job.slots.to_initialise()
+        uninitialised = job.slots.to_initialise()
         fresh = sum(pending.source == "fresh" for pending in job.slots.pending.values())
-        if not wanted or len(wanted) < fresh or (self._provider is not None and self._provider in job.trainers):
+        if (
+            not uninitialised
+            or len(uninitialised) < fresh
+            or (self._provider is not None and self._provider in job.trainers)
+        ):
             return
         if job.clock() < self._provide_after:
             return
         self._provider = next(iter(job.trainers), None)
         if self._provider is None:
             return
-        lives = sorted({job.slots.pending[slot].server for slot in wanted})
+        lives = sorted({job.slots.pending[slot].server for slot in uninitialised})
         views = [job.slots.views[life] for life in lives]
         message = ProvideInitialValues(
-            slots=list(wanted),
-            grants=list(wanted.values()),
+            slots=list(uninitialised),
+            grants=list(uninitialised.values()),
             holders=[Holder(index=view.index, life=view.life, addresses=view.addresses) for view in views],
-            owner=[lives.index(job.slots.pending[slot].server) for slot in wanted],
+            owner=[lives.index(job.slots.pending[slot].server) for slot in uninitialised],
         )
         job.send(job.trainers[self._provider].connection, message)
 
-    def provider_gone(self, life: int) -> None:
+    def provider_removed(self, life: int) -> None:
         """Select another trainer for the initial values if this trainer has left or died."""
         if self._provider == life:
             self._provider = None
         self.provide()
 
-    def provided(self, life: int, message: InitialValuesGiven) -> None:
+    def initial_values_sent(self, life: int, message: InitialValuesGiven) -> None:
         """Handle ``InitialValuesGiven``: the trainer has sent the initial values, or has failed to."""
         del message
         if life == self._provider:
@@ -239,11 +243,11 @@ class ServerHandler:
             if order.server in job.servers:
                 job.send(job.servers[order.server], order.message)
 
-    def finals(self) -> None:
+    def request_final_snapshots(self) -> None:
         """Request the last snapshots of all slots."""
-        self._carry_out(self._job.slots.all_done(self._job.final_tasks))
+        self._carry_out(self._job.slots.final_snapshot_orders(self._job.final_tasks))
 
-    def let_go(self) -> None:
+    def send_complete(self) -> None:
         """Send ``Complete`` to all servers."""
         for connection in self._job.servers.values():
             self._job.send(connection, Complete())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shoal.master.handlers.deadly_batches import FAILURES_ALLOWED, DeadlyBatches
+from shoal.master.handlers.fatal_batches import FAILURES_ALLOWED, FatalBatches
 from shoal.master.state.job import JobState, TrainerView
 from shoal.master.state.records import JobSchedule, MemberRecord
 from shoal.protocol.messages import (
@@ -63,7 +63,7 @@ class TrainerHandler:
         self._shape_known = shape_known
         self._all_done = all_done
         self._fail = fail
-        self._watch = DeadlyBatches()
+        self._fatal_batches = FatalBatches()
 
     # --- Joining and leaving ---
 
@@ -78,7 +78,7 @@ class TrainerHandler:
         if job.records.shape is None:
             job.records.shape = message.shape
             job.records.schedule = JobSchedule(epochs=message.epochs, seed=message.seed)
-            job.records.touch("shape", "schedule", "epoch")
+            job.records.note_changed("shape", "schedule", "epoch")
             job.adopt_shape(message.shape)
             job.records.open_epoch = 0
         view = TrainerView(
@@ -86,10 +86,10 @@ class TrainerHandler:
         )
         returned = job.expected_back.pop(identity.life, None) is not None or identity.life in job.records.members
         job.trainers[identity.life] = view
-        self._watch.lives(identity.life)
+        self._fatal_batches.reconnected(identity.life)
         if not returned:
             job.records.counters.joins += 1
-            job.records.touch("counters")
+            job.records.note_changed("counters")
             job.event(f"{identity} joined")
         self._take_leases(identity, message.leases)
         job.send(connection, self._registered(identity.life))
@@ -136,7 +136,7 @@ class TrainerHandler:
         queue = self._job.queue
         assert queue is not None
         for lease in claimed:
-            queue.adopt(identity.life, lease)
+            queue.renew(identity.life, lease)
         self._note_reached()
         keep = {(lease.epoch, lease.task) for lease in claimed}
         for lease in queue.held_by(identity.life):
@@ -154,25 +154,25 @@ class TrainerHandler:
             leases=job.queue.held_by(life),
             joined=before.joined if before is not None else job.records.counters.joins,
         )
-        job.records.touch_member(life)
+        job.records.note_member_changed(life)
 
     def died(self, life: int, leases: list[Lease]) -> None:
         """Record that a trainer died with these leases; fail the job if one batch has killed too many trainers."""
         job = self._job
-        fatal = self._watch.died(life, [(lease.epoch, lease.task) for lease in leases])
+        fatal = self._fatal_batches.died(life, [(lease.epoch, lease.task) for lease in leases])
         if fatal is not None:
-            self._fail(_deadly_batch_reason(fatal))
+            self._fail(_fatal_batch_reason(fatal))
         for lease in leases:
             if job.queue is not None and job.queue.done((lease.epoch, lease.task)):
-                self._watch.forget((lease.epoch, lease.task))
+                self._fatal_batches.forget((lease.epoch, lease.task))
 
     def began(self, life: int, message: BatchBegan) -> None:
         """Handle ``BatchBegan``: the script starts a batch of a watched task."""
         queue = self._job.queue
         if queue is not None and message.lease in queue.held_by(life):
-            self._watch.began(life, message)
+            self._fatal_batches.began(life, message)
 
-    def gone(self, life: int, leases: list[Lease] | None = None) -> None:
+    def removed(self, life: int, leases: list[Lease] | None = None) -> None:
         """Remove a trainer that has left or died, and break its leases; its tasks wait for a new lease.
 
         A death is detected in `MasterCore`: ``closed`` (the connection has closed), ``tick`` (nothing was received for the
@@ -187,18 +187,18 @@ class TrainerHandler:
         if job.queue is not None:
             for lease in [*job.queue.held_by(life), *(leases or [])]:
                 job.queue.release((lease.epoch, lease.task), life)
-        self._watch.gone(life)
+        self._fatal_batches.removed(life)
         if view is not None or leases is not None:
             self.serve()
 
     def drain(self) -> None:
         """Send ``Drain`` to trainers that the operator drains; also called when a trainer registers."""
         for view in self._job.trainers.values():
-            if not view.draining and self._job.wanted.leaves(view.identity.index):
+            if not view.draining and self._job.desired.leaves(view.identity.index):
                 view.draining = True
                 self._job.send(view.connection, Drain())
 
-    def hand_back(self, life: int, leases: list[Lease]) -> None:
+    def return_tasks(self, life: int, leases: list[Lease]) -> None:
         """Handle ``ReturnTasks``: end these leases; their tasks wait for a new lease."""
         job = self._job
         if job.queue is None or life not in job.trainers:
@@ -211,12 +211,12 @@ class TrainerHandler:
 
     # --- Tasks ---
 
-    def want(self, life: int, message: RequestTask) -> None:
+    def request_task(self, life: int, message: RequestTask) -> None:
         """Handle ``RequestTask``."""
         job = self._job
         view = job.trainers[life]
-        if len(view.wants) < MOST_REQUESTS:
-            view.wants.append(message.epoch)
+        if len(view.requests) < MOST_REQUESTS:
+            view.requests.append(message.epoch)
         if job.evaluates is None and message.epoch >= 1:
             job.evaluates = bool(job.records.evaluations)
         self.serve()
@@ -228,16 +228,16 @@ class TrainerHandler:
             self._serve_ended()
             return
         for life, view in job.trainers.items():
-            while view.wants and not view.draining and self._serve_one(life, view):
-                view.wants.popleft()
+            while view.requests and not view.draining and self._serve_one(life, view):
+                view.requests.popleft()
 
     def _serve_ended(self) -> None:
         job = self._job
         if job.records.outcome is None or job.records.outcome.state != "Complete":
             return
         for view in job.trainers.values():
-            while view.wants:
-                view.wants.popleft()
+            while view.requests:
+                view.requests.popleft()
                 job.send(view.connection, EpochDone(epoch=job.epochs - 1))
 
     def _serve_one(self, life: int, view: TrainerView) -> bool:
@@ -247,20 +247,20 @@ class TrainerHandler:
         lease = queue.lease(life, early=job.evaluates is False)
         if lease is None and queue.epoch_done(queue.open):
             ended = queue.epochs - 1 if queue.stopped else queue.open
-            if view.wants[0] <= ended:
+            if view.requests[0] <= ended:
                 job.send(view.connection, EpochDone(epoch=ended))
                 return True
             if queue.open_next():
                 lease = queue.lease(life, early=False)
         if queue.open != opened:
             job.records.open_epoch = queue.open
-            job.records.touch("epoch")
+            job.records.note_changed("epoch")
             job.event(f"epoch {queue.open + 1} of {queue.epochs} begins")
         if lease is None:
             return False
         job.note_reached()
         left = queue.batches_left(lease.epoch)
-        watched = self._watch.watches((lease.epoch, lease.task))
+        watched = self._fatal_batches.watches((lease.epoch, lease.task))
         job.send(view.connection, TaskLeased(lease=lease, left=left, trainers=len(job.trainers), watched=watched))
         self._note(life, view.identity)
         return True
@@ -274,14 +274,14 @@ class TrainerHandler:
             return
         task = (lease.epoch, lease.task)
         before = queue.leases.get(task)
-        undone = queue.open >= lease.epoch >= 0 and not queue.done(task)
+        was_open = queue.open >= lease.epoch >= 0 and not queue.done(task)
         acknowledged = [slot for slot, grant in enumerate(message.grants) if job.slots.current(slot, grant)]
         if queue.acknowledge(lease, acknowledged):
-            if undone:
-                job.records.mark(*task, done=True)
+            if was_open:
+                job.records.record_task(*task, done=True)
                 job.failures.pop(task, None)
                 job.failures.pop(NO_TASK, None)
-                self._watch.forget(task)
+                self._fatal_batches.forget(task)
                 job.moved()
             if before is not None and before[0] in job.trainers:
                 self._note(before[0], job.trainers[before[0]].identity)
@@ -289,7 +289,7 @@ class TrainerHandler:
         elif before is not None and before[0] != life:
             job.send(view.connection, TaskCommitted(lease=lease))  # another trainer has the lease
         else:
-            queue.adopt(life, lease)
+            queue.renew(life, lease)
             job.records.counters.retries += 1
             if job.slots.complete:
                 job.send(view.connection, job.slots.message())
@@ -307,7 +307,7 @@ class TrainerHandler:
 
     def hung(self, life: int, message: ScriptHung) -> None:
         """Handle ``ScriptHung``: it counts as a failure on the task; the trainer's process exits."""
-        where = f"come no further for {message.seconds:.0f} s {clipped(message.doing, REASON_CHARACTERS)}"
+        where = f"come no further for {message.seconds:.0f} s {clipped(message.activity, REASON_CHARACTERS)}"
         text = f"{where} (spec.runPolicy.stepTimeout); it stood here:\n{message.stack}"
         self._job.event(f"{self._job.label(life)}: the script has {text}\nIt is ended and started again.", "error")
         lease = message.lease
@@ -345,9 +345,9 @@ class TrainerHandler:
 
     def _note_reached(self) -> None:
         if self._job.note_reached():
-            self.tasks_came_back()
+            self.tasks_reopened()
 
-    def tasks_came_back(self) -> None:
+    def tasks_reopened(self) -> None:
         """Send ``NotComplete`` to trainers that have finished their loop."""
         if self._job.ended:
             return
@@ -357,7 +357,7 @@ class TrainerHandler:
                 self._job.send(view.connection, NotComplete())
 
 
-def _deadly_batch_reason(began: BatchBegan) -> str:
+def _fatal_batch_reason(began: BatchBegan) -> str:
     """Return the reason of a job that failed as one batch killed too many trainers."""
     samples = ", ".join(map(str, began.samples))
     return (

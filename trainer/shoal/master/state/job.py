@@ -67,7 +67,7 @@ class Close:
     """Close a connection."""
 
     connection: int
-    why: str
+    reason: str
 
 
 @dataclass
@@ -79,7 +79,7 @@ class TrainerView:
     pid: int
     host: str
     since: float
-    wants: deque[int] = field(default_factory=deque)
+    requests: deque[int] = field(default_factory=deque)
     """Unanswered task requests: the epoch of the trainer's loop, per request."""
     evaluating: tuple[int, int] | None = None
     """Epoch and number of the evaluation whose score the trainer waits for; None: it waits for no score."""
@@ -132,9 +132,9 @@ class JobState:
     saver: int | None = None
     last_reason: str = ""
     """The reason of the last script that ended by itself before the job was complete."""
-    wanted: DesiredState = field(default_factory=DesiredState)
+    desired: DesiredState = field(default_factory=DesiredState)
     """The desired state, written by the operator."""
-    trouble: str = ""
+    etcd_problem: str = ""
     """Why etcd cannot be written at present; empty if it can."""
     last_progress: float = 0.0
     """The time of the last progress, in seconds, monotonic."""
@@ -201,7 +201,7 @@ class JobState:
         if queue is None or queue.reached == self.records.reached:
             return False
         self.records.reached = queue.reached
-        self.records.touch("reached")
+        self.records.note_changed("reached")
         if queue.stopped:
             self.slots.not_final()
         return queue.stopped

@@ -10,7 +10,7 @@ from shoal.store import ReportedState
 
 __all__ = ["ProgressReporter"]
 
-STILL_SECONDS = 2.0
+STALL_SECONDS = 2.0
 """The time without a committed task after which the progress contains a reason."""
 RATE_SECONDS = 10.0
 """The window over which the rate of samples is averaged."""
@@ -29,7 +29,7 @@ class ProgressReporter:
         self._job = job
         self._etcd = etcd
         self._window: deque[tuple[float, int]] = deque()
-        self._learned = False
+        self._servers_reported = False
 
     def progress(self, now: float) -> JobProgress:
         """Return the progress at the time ``now`` (seconds, monotonic)."""
@@ -63,7 +63,7 @@ class ProgressReporter:
             leaves=counters.leaves,
             deaths=counters.deaths,
             saved=list(job.records.saved),
-            why=self._why(now, timed=True),
+            why=self._stall_reason(now, timed=True),
             events=list(job.events),
             account=job.records.outcome.account if job.records.outcome is not None else None,
         )
@@ -83,14 +83,14 @@ class ProgressReporter:
             trainers=sorted(view.identity.index for view in job.trainers.values()),
             servers=sorted(details[0].index for details in job.server_details.values()),
             served=job.slots.complete,
-            why=self._why(now, timed=False),
+            why=self._stall_reason(now, timed=False),
         )
 
     def _samples(self, total: int) -> int:
         """Return the samples done: the previous master's number until all slots are served once."""
-        self._learned = self._learned or self._job.slots.complete
+        self._servers_reported = self._servers_reported or self._job.slots.complete
         before = self._job.records.progress
-        return total if self._learned or before is None else max(total, before.samples)
+        return total if self._servers_reported or before is None else max(total, before.samples)
 
     def _rate(self, now: float, total: int) -> float:
         window = self._window
@@ -135,7 +135,7 @@ class ProgressReporter:
     def _trainers(self, now: float) -> list[Member]:
         members = []
         for life, view in self._job.trainers.items():
-            state, task = self._doing(life, view)
+            state, task = self._activity(life, view)
             members.append(
                 Member(
                     role=view.identity.role,
@@ -151,7 +151,7 @@ class ProgressReporter:
             )
         return sorted(members, key=lambda member: member.index)
 
-    def _doing(self, life: int, view: TrainerView) -> tuple[str, str]:  # noqa: PLR0911 - a list, the first that holds
+    def _activity(self, life: int, view: TrainerView) -> tuple[str, str]:  # noqa: PLR0911 - a list, the first that holds
         job = self._job
         if view.draining:
             return "draining", ""
@@ -167,21 +167,21 @@ class ProgressReporter:
         if leases:
             first = min(leases, key=lambda lease: lease.attempt)
             return "training", f"task {first.task} of epoch {first.epoch + 1}"
-        return ("waiting" if view.wants else "starting"), ""
+        return ("waiting" if view.requests else "starting"), ""
 
-    def _why(self, now: float, *, timed: bool) -> str:  # noqa: PLR0911 - a list of reasons, the first that holds
+    def _stall_reason(self, now: float, *, timed: bool) -> str:  # noqa: PLR0911 - a list of reasons, the first that holds
         job = self._job
-        if job.trouble:
-            return job.trouble
-        if job.ended or now - job.last_progress < STILL_SECONDS:
+        if job.etcd_problem:
+            return job.etcd_problem
+        if job.ended or now - job.last_progress < STALL_SECONDS:
             return ""
         if job.slots.absent():
             return "waiting for " + ", ".join(f"pserver-{index}" for index in job.slots.absent())
         if job.queue is None:
             return "waiting for the first trainer to register its model (the scripts are starting)"
         if not job.slots.complete:
-            return self._why_not_served()
-        if job.wanted.suspend:
+            return self._unserved_reason()
+        if job.desired.suspend:
             return "the job is suspended"
         if not job.trainers:
             last = f"; the last one left: {job.last_reason.partition(NEWLINE)[0]}" if job.last_reason else ""
@@ -190,9 +190,9 @@ class ProgressReporter:
             return f"{job.label(next(iter(job.evaluators.values())))} evaluates"
         if job.queue.all_done:
             return "the last snapshots are being written"
-        return self._why_no_task(now, timed=timed)
+        return self._no_task_reason(now, timed=timed)
 
-    def _why_not_served(self) -> str:
+    def _unserved_reason(self) -> str:
         job = self._job
         waiting = job.slots.to_initialise()
         if waiting:
@@ -200,7 +200,7 @@ class ProgressReporter:
         lacking = job.settings.slots - len(job.slots.live)
         return f"{lacking} slots are being restored"
 
-    def _why_no_task(self, now: float, *, timed: bool) -> str:
+    def _no_task_reason(self, now: float, *, timed: bool) -> str:
         job = self._job
         assert job.queue is not None
         held = sorted((lease.attempt, life, lease) for life, lease in job.queue.leases.values())

@@ -23,7 +23,7 @@ RANGE = 512
 """The number of tasks in one record."""
 EVALUATIONS_OF_AN_EPOCH: Final = 1000
 """The limit of scores that are kept per epoch."""
-EVALUATIONS_TOLD: Final = 1000
+EVALUATIONS_SENT: Final = 1000
 """The limit of scores in one message."""
 EVALUATIONS_CHARACTERS: Final = 2_000_000
 """The limit of characters of all scores in one message."""
@@ -135,11 +135,11 @@ class Records:
         """Whether a record has changed since the last ``flush``."""
         return bool(self._dirty)
 
-    def touch(self, *keys: str) -> None:
+    def note_changed(self, *keys: str) -> None:
         """Mark records with one key each as changed."""
         self._dirty.update(keys)
 
-    def touch_member(self, life: int) -> None:
+    def note_member_changed(self, life: int) -> None:
         """Mark a member's record as changed or deleted."""
         self._dirty.add(f"members/{life:016x}")
 
@@ -175,22 +175,22 @@ class Records:
             del self.metrics[oldest]
             self._dirty.add(_metric(oldest))
 
-    def wrote(self, path: str, epoch: int, number: int) -> None:
+    def record_model_file(self, path: str, epoch: int, number: int) -> None:
         """Record that a model is written at a path. At most 1,000 paths and 200,000 characters of them are kept."""
         before = self.saved.pop(path, (epoch, number))
         self.saved[path] = max(before, (epoch, number))
         while len(self.saved) > PATHS or (len(self.saved) > 1 and sum(map(len, self.saved)) > PATHS_CHARACTERS):
             del self.saved[next(iter(self.saved))]
-        self.touch("saved")
+        self.note_changed("saved")
 
-    def mark(self, epoch: int, task: int, *, done: bool) -> None:
+    def record_task(self, epoch: int, task: int, *, done: bool) -> None:
         """Mark a task as done or open."""
         place = (epoch, task // RANGE)
         bit = 1 << task % RANGE
         self._done[place] = self._done.get(place, 0) | bit if done else self._done.get(place, 0) & ~bit
         self._dirty.add(f"tasks/{epoch:08d}/{task // RANGE:08d}")
 
-    def touch_all(self) -> None:
+    def note_all_changed(self) -> None:
         """Mark all records as changed: etcd has lost writes."""
         self._dirty.update(key for key, _ in self._all())
 
@@ -272,7 +272,7 @@ class Records:
         for epoch in sorted(self.evaluations, reverse=True):
             for number, score in sorted(self.evaluations[epoch].items(), reverse=True):
                 room -= len(score)
-                if len(found) == EVALUATIONS_TOLD or room < 0:
+                if len(found) == EVALUATIONS_SENT or room < 0:
                     return found[::-1]
                 found.append(Evaluation(epoch=epoch, number=number, score=score))
         return found[::-1]

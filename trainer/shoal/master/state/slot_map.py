@@ -26,7 +26,7 @@ from shoal.protocol.messages import (
     TakeFinalSnapshot,
 )
 
-__all__ = ["PendingGrant", "ServerOrder", "ServerView", "SlotAssignments", "SlotsGone"]
+__all__ = ["PendingGrant", "ServerOrder", "ServerView", "SlotAssignments", "SlotsLost"]
 
 
 FILES = 1000
@@ -34,7 +34,7 @@ FILES = 1000
 slot is granted from a file of another server than its home only after all servers have replied to the current question."""
 
 
-class SlotsGone(Exception):  # noqa: N818 - it names a state of affairs
+class SlotsLost(Exception):  # noqa: N818 - it names a state of affairs
     """A slot of a job that had begun is in no server's memory and in no snapshot; the job cannot continue."""
 
 
@@ -70,7 +70,7 @@ class ServerView:
     waiting: set[int] = field(default_factory=set)
     """Fresh slots that wait for their initial values."""
     question: int = 0
-    asked: int = 0
+    requested: int = 0
     """The number of the last ``RequestState`` that was sent to the server."""
 
 
@@ -90,14 +90,14 @@ class SlotAssignments:
         self.live: dict[int, tuple[int, int]] = {}
         """Slot -> (server's life, grant)."""
         self.pending: dict[int, PendingGrant] = {}
-        self.safe: dict[int, str] = {}
+        self.final_snapshots: dict[int, str] = {}
         self.question = 1
         self.begun = False
         """Whether all slots were served at one time; from then on initial values would discard work."""
         self._new_grant = new_grant
         self._newer: dict[int, int] = {}
         """Slot -> number of snapshots that its holder has written since its grant."""
-        self._final_asked: set[tuple[int, int]] = set()
+        self._final_requested: set[tuple[int, int]] = set()
 
     # --- Questions ---
 
@@ -137,7 +137,7 @@ class SlotAssignments:
 
     # --- Events ---
 
-    def offered(self, life: int, index: int, report: ReportState) -> list[ServerOrder]:
+    def state_reported(self, life: int, index: int, report: ReportState) -> list[ServerOrder]:
         """Record a server's state; the caller takes the reports of live slots as evidence. Return orders."""
         memory = {
             slot: (grant, count)
@@ -165,7 +165,7 @@ class SlotAssignments:
             pending = self.pending.get(slot)
             if pending is not None and pending.server == life:
                 orders.append(self._grant_order(slot, pending))
-        self._final_asked = {asked for asked in self._final_asked if asked[1] != life}
+        self._final_requested = {requested for requested in self._final_requested if requested[1] != life}
         return orders
 
     def lost(self, life: int) -> None:
@@ -178,12 +178,12 @@ class SlotAssignments:
                 self.question += 1
         self.views.pop(life, None)
 
-    def waits(self, life: int, slots: Iterable[int]) -> None:
+    def awaiting_initial_values(self, life: int, slots: Iterable[int]) -> None:
         """Record that fresh slots of a server wait for their initial values."""
         if life in self.views:
             self.views[life].waiting.update(slots)
 
-    def held(self, life: int, slot: int, grant: int) -> bool:
+    def grant_reported(self, life: int, slot: int, grant: int) -> bool:
         """Record that a server serves a slot under a grant; False if the grant is neither pending nor current."""
         pending = self.pending.get(slot)
         if pending is None or (pending.server, pending.grant) != (life, grant):
@@ -192,12 +192,12 @@ class SlotAssignments:
         self.live[slot] = (life, grant)
         self.begun = self.begun or self.complete
         self._newer[slot] = 0
-        self.safe.pop(slot, None)
+        self.final_snapshots.pop(slot, None)
         if life in self.views:
             self.views[life].memory[slot] = (grant, 0)
         return True
 
-    def nothing(self, life: int, slot: int, grant: int, file: str) -> None:
+    def grant_failed(self, life: int, slot: int, grant: int, file: str) -> None:
         """Discard a pending grant that failed: the server has no such state, or the file is damaged."""
         pending = self.pending.get(slot)
         if pending is None or (pending.server, pending.grant) != (life, grant):
@@ -212,7 +212,7 @@ class SlotAssignments:
         else:
             view.memory.pop(slot, None)
 
-    def snapped(self, life: int, message: SnapshotWritten) -> list[ServerOrder]:
+    def snapshot_written(self, life: int, message: SnapshotWritten) -> list[ServerOrder]:
         """Record a snapshot; once the holder has written two, release those of other servers (rule 10)."""
         view = self.views.get(life)
         if view is not None:
@@ -234,34 +234,34 @@ class SlotAssignments:
             if life != holder and files:
                 yield ServerOrder(life, ReleaseSnapshots(slot=slot, files=files))
 
-    def all_done(self, tasks: bytes) -> list[ServerOrder]:
+    def final_snapshot_orders(self, tasks: bytes) -> list[ServerOrder]:
         """Return orders that request the last snapshot of each slot from its holder, once each (rule 9).
 
         Args:
             tasks: The tasks that the slots must have, as ``TakeFinalSnapshot`` encodes them.
         """
-        wanted: dict[int, list[tuple[int, int]]] = {}
+        requests: dict[int, list[tuple[int, int]]] = {}
         for slot, (life, grant) in self.live.items():
-            if slot not in self.safe and (slot, life) not in self._final_asked:
-                self._final_asked.add((slot, life))
-                wanted.setdefault(life, []).append((slot, grant))
+            if slot not in self.final_snapshots and (slot, life) not in self._final_requested:
+                self._final_requested.add((slot, life))
+                requests.setdefault(life, []).append((slot, grant))
         return [
             ServerOrder(
                 life,
                 TakeFinalSnapshot(slots=[slot for slot, _ in pairs], grants=[grant for _, grant in pairs], tasks=tasks),
             )
-            for life, pairs in wanted.items()
+            for life, pairs in requests.items()
         ]
 
-    def is_safe(self, life: int, slot: int, grant: int, file: str) -> None:
+    def final_snapshot_pinned(self, life: int, slot: int, grant: int, file: str) -> None:
         """Record that a slot's last snapshot is read back and pinned."""
         if self.live.get(slot) == (life, grant):
-            self.safe[slot] = file
+            self.final_snapshots[slot] = file
 
     def not_final(self) -> None:
         """Discard all last snapshots: a slot lacks tasks, or the tasks to be done have changed."""
-        self.safe.clear()
-        self._final_asked.clear()
+        self.final_snapshots.clear()
+        self._final_requested.clear()
 
     def assign(self, *, leads: bool) -> tuple[list[ServerOrder], bool]:
         """Grant every slot that no server serves to a server that has it.
@@ -273,11 +273,11 @@ class SlotAssignments:
             Orders, and whether the lead must be confirmed before further orders.
 
         Raises:
-            SlotsGone: A slot of a job that had begun is on no server.
+            SlotsLost: A slot of a job that had begun is on no server.
         """
         orders: list[ServerOrder] = []
-        everyone = {view.index for view in self.views.values() if view.question == self.question}
-        all_answered = len(everyone) == self.servers
+        replied = {view.index for view in self.views.values() if view.question == self.question}
+        all_answered = len(replied) == self.servers
         confirm = False
         for slot in range(self.slots):
             if slot in self.live or slot in self.pending:
@@ -285,7 +285,7 @@ class SlotAssignments:
             found = self._best(slot, everywhere=all_answered)
             if found is None and all_answered:
                 if self.begun:
-                    raise SlotsGone(self._lost_slot_reason(slot))
+                    raise SlotsLost(self._lost_slot_reason(slot))
                 if not leads:
                     confirm = True
                     continue
@@ -305,8 +305,8 @@ class SlotAssignments:
 
     def _request_states(self) -> Iterable[ServerOrder]:
         for life, view in self.views.items():
-            if self.question not in {view.question, view.asked}:
-                view.asked = self.question
+            if self.question not in {view.question, view.requested}:
+                view.requested = self.question
                 yield ServerOrder(life, RequestState(question=self.question))
 
     def _best(self, slot: int, *, everywhere: bool) -> PendingGrant | None:
@@ -339,5 +339,5 @@ class SlotAssignments:
 
     def _revoke(self, slot: int) -> None:
         del self.live[slot]
-        self.safe.pop(slot, None)
+        self.final_snapshots.pop(slot, None)
         self.question += 1  # earlier replies are no basis for initial values any more (rule 11)

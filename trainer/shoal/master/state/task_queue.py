@@ -55,23 +55,23 @@ class TaskQueue:
         self.attempts = 0
         self.leases: dict[Task, tuple[int, Lease]] = {}
         """Task -> life of the trainer that holds it, and the lease."""
-        self._evidence: Grouped[TaskSet] = Grouped()
-        self._evidence.replace(range(slots), TaskSet(plan.tasks))
-        self._undone: dict[int, set[int]] = {}
+        self._slot_tasks: Grouped[TaskSet] = Grouped()
+        self._slot_tasks.replace(range(slots), TaskSet(plan.tasks))
+        self._open_tasks: dict[int, set[int]] = {}
         self._waiting: list[Task] = []
-        self._of: dict[int, dict[Task, Lease]] = {}
+        self._by_holder: dict[int, dict[Task, Lease]] = {}
         """Holder -> task -> lease."""
-        self._left: dict[int, int] = {}
+        self._open_batches: dict[int, int] = {}
 
     # --- Queries ---
 
     def done(self, task: Task) -> bool:
         """Return whether every slot has the task."""
-        return all(task in tasks for tasks in self._evidence.values())
+        return all(task in tasks for tasks in self._slot_tasks.values())
 
     def epoch_done(self, epoch: int) -> bool:
         """Return whether every task of the epoch and of all earlier epochs is done."""
-        return epoch <= self.open and all(not self._undone[e] for e in range(epoch + 1))
+        return epoch <= self.open and all(not self._open_tasks[e] for e in range(epoch + 1))
 
     @property
     def all_done(self) -> bool:
@@ -95,9 +95,9 @@ class TaskQueue:
         """The number of samples of all tasks that are to be done, over all epochs."""
         if not self.stopped:
             return self.epochs * self.plan.samples_per_epoch
-        return max(0, self.reached[0]) * self.plan.samples_per_epoch + self._samples_wanted(self.reached[0])
+        return max(0, self.reached[0]) * self.plan.samples_per_epoch + self._samples_due(self.reached[0])
 
-    def _samples_wanted(self, epoch: int) -> int:
+    def _samples_due(self, epoch: int) -> int:
         if not self.stopped or epoch < self.reached[0]:
             return self.plan.samples_per_epoch
         if epoch > self.reached[0]:
@@ -112,19 +112,19 @@ class TaskQueue:
         """Return the number of batches of the epoch's open tasks; all batches of a task count until it is done."""
         if epoch > self.open:
             return 0 if self.stopped else self.plan.batches
-        return self._left[epoch]
+        return self._open_batches[epoch]
 
     def samples_done(self, epoch: int) -> int:
         """Return the number of samples of the epoch's tasks that are done."""
         if epoch > self.open:
             return 0
-        undone = sum(self.plan.samples_in_task(task) for task in self._undone[epoch])
-        return self._samples_wanted(epoch) - undone
+        open_tasks = sum(self.plan.samples_in_task(task) for task in self._open_tasks[epoch])
+        return self._samples_due(epoch) - open_tasks
 
     def idle_tasks(self) -> int:
         """Return the number of tasks that can be leased."""
-        undone = sum(len(tasks) for tasks in self._undone.values())
-        return undone - sum(task[1] in self._undone.get(task[0], ()) for task in self.leases)
+        open_tasks = sum(len(tasks) for tasks in self._open_tasks.values())
+        return open_tasks - sum(task[1] in self._open_tasks.get(task[0], ()) for task in self.leases)
 
     # --- Events ---
 
@@ -160,12 +160,12 @@ class TaskQueue:
     def _recompute(self, epoch: int) -> set[int]:
         """Recompute the open tasks of an epoch from the evidence."""
         missing: set[int] = set()
-        for tasks in self._evidence.values():
+        for tasks in self._slot_tasks.values():
             missing.update(tasks.missing(epoch))
         if self.stopped:
             missing = {task for task in missing if (epoch, task) <= self.reached}
-        self._undone[epoch] = missing
-        self._left[epoch] = sum(self.plan.batches_in(task) for task in missing)
+        self._open_tasks[epoch] = missing
+        self._open_batches[epoch] = sum(self.plan.batches_in(task) for task in missing)
         return missing
 
     def lease(self, holder: int, *, early: bool) -> Lease | None:
@@ -181,7 +181,7 @@ class TaskQueue:
         while True:
             while self._waiting:
                 task = heapq.heappop(self._waiting)
-                if task in self.leases or task[1] not in self._undone[task[0]]:
+                if task in self.leases or task[1] not in self._open_tasks[task[0]]:
                     continue
                 self.attempts += 1
                 self._reach(task)
@@ -191,7 +191,7 @@ class TaskQueue:
             if not (early and self.open_next()):
                 return None
 
-    def adopt(self, holder: int, lease: Lease) -> bool:
+    def renew(self, holder: int, lease: Lease) -> bool:
         """Renew a trainer's lease of an earlier connection or an earlier master.
 
         Returns:
@@ -220,19 +220,19 @@ class TaskQueue:
         if not (0 <= lease.epoch <= self.open and 0 <= lease.task < self.plan.tasks):
             return False
         self._reach(task)
-        self._evidence.update(slots, lambda tasks: tasks.add(*task))
+        self._slot_tasks.update(slots, lambda tasks: tasks.add(*task))
         if not self.done(task):
             return False
         self._end(task)
-        if lease.task in self._undone[lease.epoch]:
-            self._undone[lease.epoch].remove(lease.task)
-            self._left[lease.epoch] -= self.plan.batches_in(lease.task)
+        if lease.task in self._open_tasks[lease.epoch]:
+            self._open_tasks[lease.epoch].remove(lease.task)
+            self._open_batches[lease.epoch] -= self.plan.batches_in(lease.task)
         return True
 
     def release(self, task: Task, holder: int | None = None) -> bool:
         """Break or return a lease whose task is not done, so that the task waits for a new one.
 
-        `TrainerHandler.gone` breaks the leases of a trainer that has left or died; `TrainerHandler.hand_back` returns leases.
+        `TrainerHandler.removed` breaks the leases of a trainer that has left or died; `TrainerHandler.return_tasks` returns leases.
 
         Args:
             task: The task.
@@ -245,26 +245,26 @@ class TaskQueue:
         if current is None or (holder is not None and current[0] != holder):
             return False
         self._end(task)
-        if task[1] in self._undone.get(task[0], ()):
+        if task[1] in self._open_tasks.get(task[0], ()):
             heapq.heappush(self._waiting, task)
         return True
 
     def held_by(self, holder: int) -> list[Lease]:
         """Return a trainer's leases."""
-        return list(self._of.get(holder, {}).values())
+        return list(self._by_holder.get(holder, {}).values())
 
     def _hold(self, holder: int, task: Task, lease: Lease) -> None:
         self._end(task)
         self.leases[task] = (holder, lease)
-        self._of.setdefault(holder, {})[task] = lease
+        self._by_holder.setdefault(holder, {})[task] = lease
 
     def _end(self, task: Task) -> None:
         ended = self.leases.pop(task, None)
         if ended is not None:
-            held = self._of[ended[0]]
+            held = self._by_holder[ended[0]]
             del held[task]
             if not held:
-                del self._of[ended[0]]
+                del self._by_holder[ended[0]]
 
     def replace(self, slots: Collection[int], tasks: TaskSet, *, reached: Task = NOTHING) -> int:
         """Replace the evidence about slots by their holder's report (rule 2).
@@ -277,8 +277,8 @@ class TaskQueue:
         Returns:
             The number of batches of reopened tasks.
         """
-        before = dict(self._undone)
-        self._evidence.replace(slots, tasks)
+        before = dict(self._open_tasks)
+        self._slot_tasks.replace(slots, tasks)
         self._reach(max(reached, tasks.highest))
         back = 0
         for epoch in range(self.open + 1):

@@ -195,12 +195,12 @@ class ScriptFailed(Message, frozen=True):
 class ScriptHung(Message, frozen=True):
     """Report that the script has made no progress for ``seconds``; the trainer process exits after it.
 
-    ``doing`` describes the activity (``in batch 2 of ...: samples 5, 7``), ``lease`` is the task if the script is in a
+    ``activity`` describes the activity (``in batch 2 of ...: samples 5, 7``), ``lease`` is the task if the script is in a
     batch, and ``stack`` has the script's current lines.
     """
 
     seconds: float
-    doing: str
+    activity: str
     stack: str
     lease: Lease | None
 

@@ -36,17 +36,17 @@ from shoal.protocol.decoding import UNDECODABLE
 
 __all__ = [
     "FORMAT",
-    "Offers",
     "SlotRecord",
     "SnapshotDescription",
     "SnapshotError",
+    "UsableSnapshots",
     "delete",
+    "delete_temporary_files",
     "describe",
-    "offers",
     "pin",
     "pinned",
     "read",
-    "sweep",
+    "usable_snapshots",
     "write",
 ]
 
@@ -111,7 +111,7 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Offers:
+class UsableSnapshots:
     """The snapshots in a directory: the valid ones, newest first, and (name, reason) of each refused one."""
 
     good: list[tuple[str, SnapshotDescription]]
@@ -216,11 +216,11 @@ def read(
     with _opened(path) as file:
         head = _read_head(file, path, uid=uid, digest=digest)
         held = [record.slot for record in head.description.slots]
-        wanted = held if slots is None else sorted(slots)
-        missing = sorted(set(wanted) - set(held))
+        requested = held if slots is None else sorted(slots)
+        missing = sorted(set(requested) - set(held))
         if missing:
             raise SnapshotError(f"snapshot {path}: the slots {missing} are not in it; it has {held}")
-        found: dict[int, dict[str, Tensor]] = {slot: {} for slot in wanted}
+        found: dict[int, dict[str, Tensor]] = {slot: {} for slot in requested}
         for name, place in head.places.items():
             slot, short = _split(name, path)
             if slot not in found:
@@ -232,7 +232,7 @@ def read(
     return head.description, found
 
 
-def offers(directory: Path, *, uid: str, digest: str) -> Offers:
+def usable_snapshots(directory: Path, *, uid: str, digest: str) -> UsableSnapshots:
     """Return the snapshots in a directory; none if the directory does not exist.
 
     Raises:
@@ -245,7 +245,7 @@ def offers(directory: Path, *, uid: str, digest: str) -> Offers:
             good.append((name, describe(directory / name, uid=uid, digest=digest)))
         except SnapshotError as error:
             refused.append((name, str(error)))
-    return Offers(good, refused)
+    return UsableSnapshots(good, refused)
 
 
 def pin(directory: Path, name: str) -> None:
@@ -284,7 +284,7 @@ def delete(directory: Path, name: str) -> None:
         raise SnapshotError(f"snapshot {directory / name} cannot be deleted: {error.strerror}") from error
 
 
-def sweep(directory: Path) -> list[str]:
+def delete_temporary_files(directory: Path) -> list[str]:
     """Delete files that a killed process left half-written; return their names.
 
     Only for the one process that writes to this directory, at its start.

@@ -42,16 +42,16 @@ class SnapshotFolder:
         self._lock = threading.Lock()
         self._released: set[tuple[int, str]] = set()
         self._cached: tuple[str, dict[int, tuple[dict[str, Tensor], bytes]]] = ("", {})
-        files.sweep(folder)
-        offers = files.offers(folder, uid=uid, digest=self._digest)
-        self.refused = [reason for _, reason in offers.refused]
+        files.delete_temporary_files(folder)
+        usable_snapshots = files.usable_snapshots(folder, uid=uid, digest=self._digest)
+        self.refused = [reason for _, reason in usable_snapshots.refused]
         self._files = {
             name: File(
                 name=name,
                 slots=[record.slot for record in description.slots],
                 counts=[record.batches for record in description.slots],
             )
-            for name, description in reversed(offers.good)
+            for name, description in reversed(usable_snapshots.good)
         }
         """Name -> file, oldest first."""
 
@@ -124,8 +124,8 @@ class SnapshotFolder:
         with self._lock:
             stored = [retention.StoredFile(name, frozenset(file.slots)) for name, file in self._files.items()]
             released = set(self._released)
-        gone = retention.deletable(stored, keep=self._keep, pinned=files.pinned(self._folder), released=released)
-        for name in gone:
+        deletable = retention.deletable(stored, keep=self._keep, pinned=files.pinned(self._folder), released=released)
+        for name in deletable:
             with contextlib.suppress(files.SnapshotError):
                 files.delete(self._folder, name)
                 with self._lock:

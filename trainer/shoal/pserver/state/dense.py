@@ -60,13 +60,13 @@ class Dense:
 
     def drop(self, slot: int) -> None:
         """Free the slot's values, averages and optimizer state."""
-        gone = self._values.pop(slot)
+        dropped = self._values.pop(slot)
         self._averages.pop(slot, None)
-        ids = {id(value) for value in gone}
+        ids = {id(value) for value in dropped}
         for optimizer in self._optimizers.values():
             group = optimizer.param_groups[0]
             group["params"] = [value for value in group["params"] if id(value) not in ids]
-        for piece, value in zip(self._cut[slot], gone, strict=True):
+        for piece, value in zip(self._cut[slot], dropped, strict=True):
             self._optimizer(piece).state.pop(value, None)
 
     def initialise(self, slot: int, values: Sequence[Tensor]) -> None:
@@ -176,12 +176,12 @@ class Dense:
                 states.setdefault(label, {})[key] = tensor.clone()
         for piece, value in zip(self._cut[slot], self._values[slot], strict=True):
             label = self._label(piece)
-            value.copy_(_stored(tensors, f"dense/{label}", slot=slot, like=value))
+            value.copy_(_stored(tensors, f"dense/{label}", slot=slot, expected=value))
             if label in states:
                 self._optimizer(piece).state[value] = states[label]
         if any(name.startswith("ema/") for name in tensors):
             self._averages[slot] = [
-                _stored(tensors, f"ema/{self._label(piece)}", slot=slot, like=value).clone()
+                _stored(tensors, f"ema/{self._label(piece)}", slot=slot, expected=value).clone()
                 for piece, value in zip(self._cut[slot], self._values[slot], strict=True)
             ]
 
@@ -247,10 +247,10 @@ def _empty(group: Group) -> Optimizer:
     return optimizer
 
 
-def _stored(tensors: Mapping[str, Tensor], name: str, *, slot: int, like: Tensor) -> Tensor:
+def _stored(tensors: Mapping[str, Tensor], name: str, *, slot: int, expected: Tensor) -> Tensor:
     stored = tensors.get(name)
-    if stored is None or stored.shape != like.shape or stored.dtype != like.dtype:
-        raise ValueError(f"slot {slot} has no {name} of {like.numel()} elements of {like.dtype}")
+    if stored is None or stored.shape != expected.shape or stored.dtype != expected.dtype:
+        raise ValueError(f"slot {slot} has no {name} of {expected.numel()} elements of {expected.dtype}")
     return stored
 
 

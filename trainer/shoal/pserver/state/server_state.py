@@ -101,7 +101,7 @@ class ServerState:
 
     # --- The master's orders ---
 
-    def offer(self, *, addresses: list[str], pid: int, host: str) -> m.ReportState:
+    def state_report(self, *, addresses: list[str], pid: int, host: str) -> m.ReportState:
         """Return the complete report that the server sends on every connection to a master (rule 3)."""
         return m.ReportState(
             held=self.granted.reports(self.granted.grants),
@@ -114,7 +114,7 @@ class ServerState:
         )
 
     def order(self, message: Any) -> list[Any]:
-        """Execute an order; return the replies. The caller replies to ``RequestState`` with the result of ``offer``."""
+        """Execute an order; return the replies. The caller replies to ``RequestState`` with the result of ``state_report``."""
         match message:
             case m.Grant():
                 return self._grant(message)
@@ -125,7 +125,7 @@ class ServerState:
                 if self.granted.grants.get(message.slot) == message.grant:
                     self._drop(message.slot)
             case m.TakeFinalSnapshot():
-                return self._last(message)
+                return self._take_final_snapshot(message)
             case m.ReleaseSnapshots():
                 self._disk.release(message.slot, message.files)
         return []
@@ -202,14 +202,14 @@ class ServerState:
         self._awaiting_values.discard(slot)
         self._final.pop(slot, None)
 
-    def _last(self, message: m.TakeFinalSnapshot) -> list[Any]:
+    def _take_final_snapshot(self, message: m.TakeFinalSnapshot) -> list[Any]:
         self._final_encoded = message.tasks
         slots = self.granted.served(message.slots, message.grants)
-        unfit = self.granted.unfit(slots, self._final_tasks())
+        mismatched = self.granted.mismatched(slots, self._final_tasks())
         for slot in slots:
-            if slot not in unfit:
+            if slot not in mismatched:
                 self._final[slot] = self.granted.grants[slot]
-        return [m.MissingTasks(reports=self.granted.reports(unfit))] if unfit else []
+        return [m.MissingTasks(reports=self.granted.reports(mismatched))] if mismatched else []
 
     def _final_tasks(self) -> TaskSet:
         if self._final_encoded:
@@ -237,12 +237,12 @@ class ServerState:
         return sum(self.granted.history(slot).batches for slot in self.granted.slots)
 
     @property
-    def final_wanted(self) -> bool:
+    def final_pending(self) -> bool:
         """Whether the master waits for the final snapshot of any slot."""
         return bool(self._final)
 
     @property
-    def first_wanted(self) -> bool:
+    def first_pending(self) -> bool:
         """Whether any new slot has its initial values and waits for its first snapshot."""
         return any(slot in self.granted for slot in self.granted.fresh)
 
@@ -305,13 +305,13 @@ class ServerState:
         """
         tasks = self._final_tasks()
         slots: list[int] = []
-        unfit: list[int] = []
+        mismatched: list[int] = []
         for slot, grant in list(self._final.items()):
             if slot in snapshot and snapshot[slot].grant == grant == self.granted.grants.get(slot):
                 del self._final[slot]
                 fit = Watermarks.decode(snapshot[slot].history, self._plan).holds(tasks)
-                (slots if fit else unfit).append(slot)
-        replies: list[Any] = [m.MissingTasks(reports=self.granted.reports(unfit))] if unfit else []
+                (slots if fit else mismatched).append(slot)
+        replies: list[Any] = [m.MissingTasks(reports=self.granted.reports(mismatched))] if mismatched else []
         if not slots:
             return replies
         return [

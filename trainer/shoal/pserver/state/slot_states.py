@@ -61,10 +61,10 @@ class Granted:
 
     def reports(self, slots: Iterable[int]) -> list[SlotReport]:
         """Return what these slots have applied, one report for each distinct history; slots without a grant are left out."""
-        wanted = set(slots)
+        requested = set(slots)
         reports = []
         for keys, history in self._histories.groups():
-            chosen = sorted(keys & wanted & self.grants.keys())
+            chosen = sorted(keys & requested & self.grants.keys())
             if chosen:
                 reports.append(
                     SlotReport(
@@ -108,7 +108,7 @@ class Granted:
             answers.append(Applied(slots=stale, grants=[NO_GRANT] * len(stale), batches=0))
         return answers
 
-    def judge(self, slots: Sequence[int], push: Push) -> list[int]:
+    def new_slots(self, slots: Sequence[int], push: Push) -> list[int]:
         """Return the slots at which a push is new, ascending.
 
         Raises:
@@ -117,7 +117,7 @@ class Granted:
         current = set(self.served(slots, push.grants))
         new: list[int] = []
         for keys, history in self._histories.groups():
-            verdict = history.judge(push.epoch, push.task, first=push.first, batches=push.batches)
+            verdict = history.check_push(push.epoch, push.task, first=push.first, batches=push.batches)
             if verdict.new:
                 new.extend(keys & current)
         return sorted(new)
@@ -138,6 +138,6 @@ class Granted:
             for a in self.applied(slots, push.grants, epoch=push.epoch, task=push.task)
         ]
 
-    def unfit(self, slots: Sequence[int], tasks: TaskSet) -> list[int]:
+    def mismatched(self, slots: Sequence[int], tasks: TaskSet) -> list[int]:
         """Return the slots that do not have exactly these tasks (rule 9)."""
         return [slot for slot in slots if not self._histories[slot].holds(tasks)]

@@ -169,9 +169,9 @@ class Table:
         for slot in slots:
             levels.setdefault(self._steps[slot], []).append(slot)
         for step, level in levels.items():
-            wanted = torch.zeros(self._slots_total, dtype=torch.bool)
-            wanted[level] = True
-            here = wanted[owners].nonzero().squeeze(1)
+            chosen = torch.zeros(self._slots_total, dtype=torch.bool)
+            chosen[level] = True
+            here = chosen[owners].nonzero().squeeze(1)
             if len(here):
                 self._step(step, self._touch(ids[here], owners[here]), gradient[here])
             for slot in level:

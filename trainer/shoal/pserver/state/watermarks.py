@@ -88,7 +88,7 @@ class Watermarks:
         """Return whether all of these tasks were applied, and no batch of any task after the last of them."""
         return self.finished.includes(tasks) and self.reached <= tasks.highest
 
-    def judge(self, epoch: int, task: int, *, first: int, batches: int) -> BatchVerdict:
+    def check_push(self, epoch: int, task: int, *, first: int, batches: int) -> BatchVerdict:
         """Return whether a push of ``batches`` batches, starting with batch ``first``, is new here.
 
         Raises:
@@ -102,7 +102,7 @@ class Watermarks:
         return BatchVerdict(new=applied == first, batches=applied)
 
     def advance(self, epoch: int, task: int, *, first: int, batches: int, skipped: bool = False) -> None:
-        """Record that a push which ``judge`` found new was applied to the parameters."""
+        """Record that a push which ``check_push`` found new was applied to the parameters."""
         samples = sum(self._plan.samples_in(task, k) for k in range(first, first + batches))
         self.batches += batches
         self.samples += samples

@@ -19,7 +19,7 @@ class Batch:
     batch: int
     first: int
     """The first batch of its accumulation."""
-    asked: set[int] = field(default_factory=set)
+    step_called: set[int] = field(default_factory=set)
     """The optimizers whose ``step`` was called, whether it counted or not."""
     stepped: set[int] = field(default_factory=set)
     committed: bool = False

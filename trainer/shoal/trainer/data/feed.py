@@ -76,9 +76,9 @@ class BatchFeed:
         """Assign a task's batches from ``first`` on, after those that were assigned before."""
         self._batches.assign(epoch, task, first)
 
-    def expects(self, wanted: Place) -> bool:
+    def expects(self, place: Place) -> bool:
         """Return whether ``get`` returns this (epoch, task, batch) next."""
-        return self._batches.following() == wanted
+        return self._batches.following() == place
 
     def clear(self) -> None:
         """Discard all assigned batches. The pass continues: batches in flight are discarded when they arrive."""
@@ -107,7 +107,7 @@ class BatchFeed:
                     raise
                 continue
             sent = self._batches.in_flight.popleft()
-            if sent.place is not None and sent.wanted:
+            if sent.place is not None and sent.needed:
                 return FedBatch(*sent.place, data)
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class BatchFeed:
         """
         if arrived:
             sent = self._batches.in_flight.popleft()
-            if sent.wanted:
+            if sent.needed:
                 # A placeholder fails only where worker_init_fn failed.
                 self._batches.redo(sent.place)
                 return True
@@ -153,7 +153,7 @@ class _Sent:
     """A batch, or a placeholder (None), that torch has in flight."""
 
     place: Place | None
-    wanted: bool = True
+    needed: bool = True
 
 
 class _Batches:
@@ -195,26 +195,26 @@ class _Batches:
     def following(self) -> Place | None:
         """Return the next batch to be returned; None if none is assigned."""
         for sent in self.in_flight:
-            if sent.place is not None and sent.wanted:
+            if sent.place is not None and sent.needed:
                 return sent.place
         return self._first_assigned()
 
     def clear(self) -> None:
-        """Discard all assigned batches, and mark those in flight as unwanted."""
+        """Discard all assigned batches and those in flight."""
         self._assigned.clear()
         for sent in self.in_flight:
-            # A placeholder stays wanted: its error would be worker_init_fn's.
-            sent.wanted = sent.place is None
+            # A placeholder stays needed: its error would be worker_init_fn's.
+            sent.needed = sent.place is None
 
     def redo(self, place: Place | None) -> None:
         """Put a failed batch back at the front, followed by those in flight."""
-        wanted = [sent for sent in self.in_flight if sent.place is not None and sent.wanted]
-        for again in reversed([place, *(sent.place for sent in wanted)]):
+        needed = [sent for sent in self.in_flight if sent.place is not None and sent.needed]
+        for again in reversed([place, *(sent.place for sent in needed)]):
             if again is not None:
                 epoch, task, batch = again
                 self._assigned.appendleft((epoch, task, range(batch, batch + 1)))
-        for sent in wanted:
-            sent.wanted = False
+        for sent in needed:
+            sent.needed = False
 
     def lose(self) -> None:
         """Put all batches in flight back at the front, because their iterator was released."""

@@ -31,10 +31,10 @@ class AnswerTimeout:
         """Reset the timeout of a server that replied."""
         self._in_a_row.pop(life, None)
 
-    def gave_up(self, life: int) -> None:
+    def timed_out(self, life: int) -> None:
         """Double the timeout of a server after a request to it timed out."""
         self._in_a_row[life] = self._in_a_row.get(life, 0) + 1
 
-    def only(self, lives: set[int]) -> None:
+    def retain(self, lives: set[int]) -> None:
         """Forget all servers but these."""
         self._in_a_row = {life: count for life, count in self._in_a_row.items() if life in lives}

@@ -32,7 +32,7 @@ __all__ = ["IN_BATCH", "Engine", "JobStopped", "Left"]
 
 IN_BATCH = "in batch"
 """Prefix of the text that describes a script at work on a batch."""
-ASK_SECONDS = 0.2
+REQUEST_SECONDS = 0.2
 """Minimum interval between two requests for the slot map. Seconds."""
 
 
@@ -72,13 +72,13 @@ class Engine:
         """Number of batches to lease beyond the current task, for the loader's workers."""
         self.stopping = ""
         """Why the job stops early; empty if it does not."""
-        self.over = False
+        self.ended = False
         """Whether the job failed or refused this trainer; the script's unfinished loop is then not reported as its error."""
         self.draining = threading.Event()
         self.on_new_lease: Callable[[m.Lease], None] = lambda _: None
         self.samples_of: Callable[[tuple[int, int, int]], list[int]] = lambda _: []
         self.provide: Callable[[m.ProvideInitialValues], bool] = lambda _: False
-        self.waits: Callable[[], None] = lambda: None
+        self.on_wait: Callable[[], None] = lambda: None
         """Called repeatedly while the engine waits for the master or a server."""
         self._identity, self._token, self._uid = identity, token, uid
         self._epochs, self._seed = epochs, seed
@@ -91,7 +91,7 @@ class Engine:
         self._ended_epoch = -1
         self._suspect: set[tuple[int, int]] = set()
         """Leased tasks during which a trainer was killed before: each of their batches is reported to the master."""
-        self._last_asked = 0.0
+        self._last_requested = 0.0
         self._link = MasterLink(
             address,
             identity=identity,
@@ -168,7 +168,7 @@ class Engine:
 
     def _wait_for_message(self, seconds: float = 0.1) -> None:
         """Wait up to ``seconds`` for a message, then handle all that arrived."""
-        self.waits()
+        self.on_wait()
         with contextlib.suppress(queue.Empty):
             self._handle(self._inbox.get(timeout=seconds))
         self._handle_all()
@@ -193,9 +193,9 @@ class Engine:
                 self.work.leased(message.lease)
                 self.on_new_lease(message.lease)
             case m.TaskCommitted():
-                self.work.over(message.lease)
+                self.work.committed(message.lease)
             case m.TaskReopened():
-                self.work.redo(message.lease)
+                self.work.reopened(message.lease)
             case m.EpochDone():
                 self._requested = 0
                 self._ended_epoch = max(self._ended_epoch, message.epoch)
@@ -204,10 +204,10 @@ class Engine:
             case m.Drain():
                 self.draining.set()
             case m.RegistrationRefused():
-                self.over = True
+                self.ended = True
                 raise Refused(message.reason)
             case m.Stop():
-                self.over = True
+                self.ended = True
                 raise JobStopped(message.reason)
             case m.Stopping():
                 self.stopping = message.reason
@@ -224,7 +224,7 @@ class Engine:
         self.stopping = message.stopping or self.stopping
         self._link.lease_seconds = message.lease_seconds
         unanswered = self.work.unanswered.values()
-        self.servers.patience.lease_seconds = message.lease_seconds
+        self.servers.answer_timeout.lease_seconds = message.lease_seconds
         for done in unanswered:
             self._link.send(done)
         requested, self._requested = self._requested, 0
@@ -247,7 +247,7 @@ class Engine:
         if self._question is not None and self._reply is None and isinstance(message, self._answers):
             self._reply = message
 
-    def ask(self, question: Any, *answers: type) -> Any:
+    def request(self, question: Any, *answers: type) -> Any:
         """Send the master a question and return its reply; the question is repeated to every new master.
 
         Args:
@@ -398,14 +398,14 @@ class Engine:
 
     def idle(self) -> None:
         """Request the slot map while a server does not reply, as the master may have moved its slots (rule 12)."""
-        self.waits()
+        self.on_wait()
         self._handle_all()
         self._request_slot_map()
 
     def _request_slot_map(self) -> None:
         now = time.monotonic()
-        if now - self._last_asked >= ASK_SECONDS:
-            self._last_asked = now
+        if now - self._last_requested >= REQUEST_SECONDS:
+            self._last_requested = now
             self._link.send(m.GetSlotMap())
 
     def retry(self, action: Callable[[], Answer]) -> Answer:
@@ -444,7 +444,7 @@ class Engine:
             reason: Why the script ends although the job is not complete. Default: empty, the trainer was drained or the job
                 is complete.
         """
-        leases = self._work.give_all_back() if self._work is not None else []
+        leases = self._work.return_all() if self._work is not None else []
         self._link.send(m.Leave(leases=leases, reason=reason))
         self._link.close()
         if self._servers is not None:
@@ -459,14 +459,14 @@ class Engine:
         leases = self._work.leases() if self._work is not None else []
         self._link.send(m.ScriptFailed(error=error, leases=leases[:1]))
 
-    def hung(self, seconds: float, doing: str, stack: str) -> None:
+    def hung(self, seconds: float, activity: str, stack: str) -> None:
         """Report to the master that the script hangs. Called from another thread than the script's.
 
         Args:
             seconds: Time without progress. Seconds.
-            doing: What the script was doing; if it begins with ``IN_BATCH``, the current task is reported, too.
+            activity: What the script was doing; if it begins with ``IN_BATCH``, the current task is reported, too.
             stack: The formatted stack of the script's thread.
         """
         work = self._work
-        lease = work.current if work is not None and doing.startswith(IN_BATCH) else None
-        self._link.send(m.ScriptHung(seconds=seconds, doing=doing, stack=stack, lease=lease))
+        lease = work.current if work is not None and activity.startswith(IN_BATCH) else None
+        self._link.send(m.ScriptHung(seconds=seconds, activity=activity, stack=stack, lease=lease))

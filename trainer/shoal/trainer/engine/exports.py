@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shoal.trainer.refusal import Refused
 from shoal.trainer.script.tensor_names import clean_name
 
-__all__ = ["average_path", "other_format", "save_model", "why_unwritable"]
+__all__ = ["average_path", "other_format", "save_model", "write_problem"]
 
 
 def save_model(model: nn.Module, path: Path, *, instead: Mapping[str, Tensor] | None = None) -> None:
@@ -69,7 +69,7 @@ def _for_all_names(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, 
     return found
 
 
-def why_unwritable(path: Path) -> str:
+def write_problem(path: Path) -> str:
     """Return why no file can be written at a path, without trying it; empty if no reason is found."""
     folder = path.parent
     while not os.path.lexists(folder):

@@ -70,7 +70,7 @@ class Servers:
         """The dense parameters, in the order of the model spec; pulled values are written into them."""
         self._shape, self._slots = shape, slots
         self._identity, self._token, self._uid = identity, token, uid
-        self.patience = AnswerTimeout()
+        self.answer_timeout = AnswerTimeout()
         self._peers: dict[int, Peer] = {}
         self._map = m.SlotMap(holders=[], owner=[-1] * slots, grants=[m.NO_GRANT] * slots)
         self._buffers = TensorArea(shape.buffers)
@@ -87,9 +87,9 @@ class Servers:
     def follow(self, new: m.SlotMap) -> None:
         """Use a new slot map; close the connections to servers whose slots changed."""
         self._map = new
-        wanted = {holder.life: self._slots_of(number) for number, holder in enumerate(new.holders)}
-        self.patience.only(set(wanted))
-        for life in [life for life, peer in self._peers.items() if wanted.get(life) != peer.slots]:
+        slots_by_life = {holder.life: self._slots_of(number) for number, holder in enumerate(new.holders)}
+        self.answer_timeout.retain(set(slots_by_life))
+        for life in [life for life, peer in self._peers.items() if slots_by_life.get(life) != peer.slots]:
             self._peers.pop(life).close()
 
     def _slots_of(self, number: int) -> list[int]:
@@ -156,7 +156,7 @@ class Servers:
         Raises:
             ServerLost: At the end, if any holder failed.
         """
-        asked: list[Peer] = []
+        requested: list[Peer] = []
         lost: list[int] = []
         begun = self._map
         for number, holder in enumerate(begun.holders):
@@ -166,13 +166,13 @@ class Servers:
                     raise ConnectionResetError("the slots are elsewhere now")
                 peer = self._peer(number, idle)
                 send(number, peer, self._watch(peer, idle))
-                asked.append(peer)
+                requested.append(peer)
             except OSError:
                 lost += slots
-                gone = self._peers.get(holder.life)
-                if gone is not None:
-                    self._drop(gone)
-        for peer in asked:
+                unreachable = self._peers.get(holder.life)
+                if unreachable is not None:
+                    self._drop(unreachable)
+        for peer in requested:
             try:
                 message, size = self._answer(peer.connection, peer.holder.life, self._watch(peer, idle))
                 if isinstance(message, m.Fatal):
@@ -192,21 +192,21 @@ class Servers:
     ) -> tuple[Any, int]:
         """Return a server's reply and the number of bytes that follow it; raises TimeoutError without a reply in time."""
         try:
-            answer = connection.receive(ANSWERS, idle=idle, seconds=self.patience.seconds(life))
+            answer = connection.receive(ANSWERS, idle=idle, seconds=self.answer_timeout.seconds(life))
         except TimeoutError:
-            self.patience.gave_up(life)
+            self.answer_timeout.timed_out(life)
             raise
-        self.patience.answered(life)
+        self.answer_timeout.answered(life)
         return answer
 
     def _watch(self, peer: Peer, idle: Callable[[], None] | None) -> Callable[[], None] | None:
         """Return a check for the wait on a server; it raises when the master has moved the server's slots."""
         if idle is None:
             return None
-        look = idle
+        check_idle = idle
 
         def check() -> None:
-            look()
+            check_idle()
             if self._peers.get(peer.holder.life) is not peer:
                 raise ConnectionResetError("its slots are elsewhere now")
 
@@ -310,25 +310,27 @@ class Servers:
 
     # --- Rows of tables ---
 
-    def rows(self, wanted: Sequence[tuple[int, Tensor]], *, idle: Callable[[], None]) -> list[Tensor]:
+    def rows(self, slots_by_life: Sequence[tuple[int, Tensor]], *, idle: Callable[[], None]) -> list[Tensor]:
         """Return the values of rows: for each (table, row numbers int64 [n]) a tensor [n, dim].
 
         Raises:
             ServerLost: A server did not reply, or no longer serves those rows.
         """
         owners = torch.tensor(self._map.owner)
-        places = [owners[slot_of(ids, self._slots)] for _, ids in wanted]
-        tables = [self._shape.tables[table] for table, _ in wanted]
+        places = [owners[slot_of(ids, self._slots)] for _, ids in slots_by_life]
+        tables = [self._shape.tables[table] for table, _ in slots_by_life]
         found = [
             torch.empty(len(ids), table.dim, dtype=getattr(torch, table.dtype))
-            for (_, ids), table in zip(wanted, tables, strict=True)
+            for (_, ids), table in zip(slots_by_life, tables, strict=True)
         ]
         numbers: dict[int, int] = {}
 
         def send(number: int, peer: Peer, idle: Callable[[], None] | None) -> None:
             numbers[peer.holder.life] = number
-            chosen = [ids[place == number] for (_, ids), place in zip(wanted, places, strict=True)]
-            parts = [m.RowPart(table=table, count=len(ids)) for (table, _), ids in zip(wanted, chosen, strict=True)]
+            chosen = [ids[place == number] for (_, ids), place in zip(slots_by_life, places, strict=True)]
+            parts = [
+                m.RowPart(table=table, count=len(ids)) for (table, _), ids in zip(slots_by_life, chosen, strict=True)
+            ]
             message = m.PullRows(grants=self._grants(peer.slots), parts=parts)
             peer.connection.send(message, [bytes_of(ids) for ids in chosen], idle=idle)
 

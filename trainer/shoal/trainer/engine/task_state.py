@@ -51,11 +51,11 @@ class Work:
         """
         reported = self.unanswered.get((lease.epoch, lease.task))
         if reported is not None and reported.lease.attempt != lease.attempt:
-            self.over(reported.lease)
+            self.committed(reported.lease)
         if not self._renewed(lease):
             self.waiting.append(lease)
 
-    def redo(self, lease: Lease) -> None:
+    def reopened(self, lease: Lease) -> None:
         """Take back a task that was reported as done but that some slot lacks."""
         self.unanswered.pop((lease.epoch, lease.task), None)
         self._at.pop((lease.epoch, lease.task), None)
@@ -74,7 +74,7 @@ class Work:
                 return True
         return task in self.unanswered
 
-    def over(self, lease: Lease) -> None:
+    def committed(self, lease: Lease) -> None:
         """Note that the master committed a reported task; ignored if the task was leased again since that report."""
         reported = self.unanswered.get((lease.epoch, lease.task))
         if reported is not None and reported.lease.attempt == lease.attempt:
@@ -86,13 +86,13 @@ class Work:
             self.current = self.waiting.popleft()
         return self.current
 
-    def give_all_back(self) -> list[Lease]:
+    def return_all(self) -> list[Lease]:
         """Remove and return every lease that is not reported as done."""
-        given = [lease for lease in self.leases() if (lease.epoch, lease.task) not in self.unanswered]
+        returned = [lease for lease in self.leases() if (lease.epoch, lease.task) not in self.unanswered]
         self.current = None
         self.waiting.clear()
         self._at.clear()
-        return given
+        return returned
 
     def finish(self) -> TaskDone:
         """End the current task, whose last batch every slot has acknowledged; return the report for the master."""
@@ -134,9 +134,9 @@ class Work:
 
     def forget(self, slots: Iterable[int]) -> None:
         """Discard what was recorded of these slots, whose server does not reply."""
-        gone = set(slots)
+        unreachable = set(slots)
         for known in self._at.values():
-            for slot in gone & known.keys():
+            for slot in unreachable & known.keys():
                 del known[slot]
 
     def known(self, lease: Lease) -> bool:

@@ -16,7 +16,7 @@ from shoal.trainer.refusal import Refused
 
 __all__ = ["Accumulation"]
 
-LOOKED_AT = 16
+PARAMETERS_CHECKED = 16
 """Minimum number of parameters whose gradients are checked for another backward pass; all if there are fewer."""
 
 
@@ -32,7 +32,7 @@ class Accumulation:
         self._handles: list[Any] = []
         self._added = self._stepped = False
 
-    def look(self, *, stepped: bool, accumulating: bool) -> bool:
+    def end_batch(self, *, stepped: bool, accumulating: bool) -> bool:
         """Check the gradients at the end of a batch.
 
         Args:
@@ -58,7 +58,7 @@ class Accumulation:
         if not found:
             return False
         if not accumulating:
-            self._follow(found[:: max(1, len(found) // LOOKED_AT)])
+            self._follow(found[:: max(1, len(found) // PARAMETERS_CHECKED)])
         return True
 
     def _follow(self, parameters: Sequence[nn.Parameter]) -> None:

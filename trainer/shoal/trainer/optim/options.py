@@ -8,10 +8,10 @@ from typing import Any
 from shoal.protocol.messages import Group
 from shoal.tensors.optimizers import group_options
 
-__all__ = ["options_changed", "options_said"]
+__all__ = ["option_messages", "options_changed"]
 
 
-def options_said(groups: Iterable[Mapping[str, Any]], registered: Iterable[Group]) -> Iterator[str]:
+def option_messages(groups: Iterable[Mapping[str, Any]], registered: Iterable[Group]) -> Iterator[str]:
     """Yield a text for users for each option, such as a learning rate, that differs from the registered one."""
     for number, (group, began) in enumerate(zip(groups, registered, strict=True)):
         for name, value in group_options(group).items():

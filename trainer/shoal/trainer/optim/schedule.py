@@ -68,7 +68,7 @@ class LearningRateSchedule:
         if interval not in {"step", "epoch"}:
             raise Refusal(f"scheduler_interval={interval!r}; write 'step' or 'epoch'")
         for scheduler in schedulers:
-            _check(scheduler, groups, wanted=epochs if interval == "epoch" else epochs * steps)
+            _check(scheduler, groups, needed=epochs if interval == "epoch" else epochs * steps)
         plateaus = [s for s in schedulers if isinstance(s, lr_scheduler.ReduceLROnPlateau)]
         _check_plateaus(plateaus, schedulers)
         self._plateau: Any = plateaus[0] if plateaus else None
@@ -93,7 +93,7 @@ class LearningRateSchedule:
         self._given_last = {id(g): {n: _copied(v) for n, v in g.items() if n not in _TIMES} for g in self._driven}
         self._changing = {id(g): {"lr"} for g in self._driven}
         self._called_at: dict[int, Any] = {}
-        self._habits: dict[int, bool] = {}
+        self._called_in_interval: dict[int, bool] = {}
         for scheduler in followed:
             _drive(scheduler, self._called)
         self.check()
@@ -183,7 +183,7 @@ class LearningRateSchedule:
         self._go_to(self._shown // self._steps + 1 if self._interval == "epoch" else self._shown + 1)
         self._show(next(number for number, given in enumerate(self._given) if given is scheduler))
 
-    def over(self, interval: str, key: Any, stepped: Callable[[Optimizer], bool]) -> None:
+    def ended(self, interval: str, key: Any, stepped: Callable[[Optimizer], bool]) -> None:
         """Check at the end of a batch or an epoch that the script steps each scheduler every time or never.
 
         Args:
@@ -198,7 +198,7 @@ class LearningRateSchedule:
             return
         for scheduler in self._given:
             called = self._called_at.get(id(scheduler)) == key
-            if stepped(scheduler.optimizer) and self._habits.setdefault(id(scheduler), called) != called:
+            if stepped(scheduler.optimizer) and self._called_in_interval.setdefault(id(scheduler), called) != called:
                 raise Refused(
                     f"{type(scheduler).__name__}.step() is called for one {interval} and not for another, but the job steps "
                     "it for each; say that in the scheduler: LambdaLR takes any function of the count, SequentialLR runs "
@@ -254,7 +254,7 @@ def _drive(scheduler: Any, called: Callable[[Any, Sequence[Any]], None]) -> None
     _callers[scheduler] = called
 
 
-def _check(scheduler: Any, groups: Sequence[dict[str, Any]], *, wanted: int) -> None:
+def _check(scheduler: Any, groups: Sequence[dict[str, Any]], *, needed: int) -> None:
     if not isinstance(scheduler, lr_scheduler.LRScheduler):
         raise Refusal(
             f"scheduler is a {type(scheduler).__name__}; give prepare one of torch.optim.lr_scheduler, or a list"
@@ -262,9 +262,9 @@ def _check(scheduler: Any, groups: Sequence[dict[str, Any]], *, wanted: int) -> 
     if not all(any(g is own for g in groups) for own in scheduler.optimizer.param_groups):
         raise Refusal("the scheduler belongs to another optimizer than prepare got; make it from that one")
     total = getattr(scheduler, "total_steps", None)
-    if isinstance(scheduler, lr_scheduler.OneCycleLR) and total is not None and total < wanted:
+    if isinstance(scheduler, lr_scheduler.OneCycleLR) and total is not None and total < needed:
         raise Refusal(
-            f"OneCycleLR ends after total_steps={total} steps, but the job makes {wanted}: epochs * ceil(batches / "
+            f"OneCycleLR ends after total_steps={total} steps, but the job makes {needed}: epochs * ceil(batches / "
             "accumulate) of them with scheduler_interval='step', one an epoch with 'epoch'"
         )
 

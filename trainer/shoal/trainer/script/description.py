@@ -200,7 +200,7 @@ def _check_average(ema: float, tables: Sequence[TableModule]) -> None:
         )
 
 
-def _task_batches(data: DataDescription, accumulate: int, wanted: int | None) -> int:
+def _task_batches(data: DataDescription, accumulate: int, requested: int | None) -> int:
     batches = EpochPlan(
         samples=data.samples, batch_size=data.batch_size, drop_last=data.drop_last, task_batches=1
     ).batches
@@ -208,11 +208,11 @@ def _task_batches(data: DataDescription, accumulate: int, wanted: int | None) ->
         raise Refusal(
             f"drop_last leaves no batch: {data.samples} samples are fewer than one batch of {data.batch_size}"
         )
-    if wanted is None:
+    if requested is None:
         return default_task_batches(batches, accumulate=accumulate)
-    if wanted < 1 or wanted % accumulate:
-        raise Refusal(f"task_batches={wanted}; it must be a positive multiple of accumulate={accumulate}")
-    return wanted
+    if requested < 1 or requested % accumulate:
+        raise Refusal(f"task_batches={requested}; it must be a positive multiple of accumulate={accumulate}")
+    return requested
 
 
 def _dtype(tensor: Tensor, name: str) -> str:

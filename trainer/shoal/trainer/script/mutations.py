@@ -57,7 +57,7 @@ class _Window:
     def _versions(self) -> list[int]:
         return [p._version for p in self._parameters]  # noqa: SLF001 - torch has no public name for it
 
-    def settled(self) -> None:
+    def set_reference(self) -> None:
         """Take the current version counters as the reference; later writes are the script's."""
         self._seen = self._versions()
 
@@ -89,7 +89,7 @@ class MutationDetector:
         model: The module that was passed to ``prepare``.
         parameters: Names and parameters that must not be written: the trained and the frozen ones.
         groups: The optimizers' live parameter groups.
-        stays: Whether the job's own writes do not increase version counters, so that they never change.
+        versions_constant: Whether the job's own writes do not increase version counters, so that they never change.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class MutationDetector:
         parameters: Sequence[tuple[str, nn.Parameter]],
         *,
         groups: Sequence[dict[str, Any]],
-        stays: bool,
+        versions_constant: bool,
     ) -> None:
         self._model = model
         self._groups = groups
-        self._stays = stays
+        self._versions_constant = versions_constant
         places = {id(p): (m._parameters, k) for m in model.modules() for k, p in m._parameters.items()}  # noqa: SLF001
         self._watched = [_Watched(name, p, *places[id(p)]) for name, p in parameters]
         self._all = self._parameters()
@@ -114,7 +114,7 @@ class MutationDetector:
         self._sample: Tensor | None = None
         self._windows = [_Window(self._watched[at : at + WINDOW]) for at in range(0, len(self._watched), WINDOW)]
         self._values = [_first_values(w.parameter) for w in self._watched]
-        self.settled(whole=True)
+        self.set_reference(whole=True)
 
     def _parameters(self) -> dict[int, str]:
         return {id(p): name for name, p in self._model.named_parameters(remove_duplicate=False)}
@@ -126,9 +126,9 @@ class MutationDetector:
         if self._watched:
             self._window = (self._window + 1) % len(self._windows)
             self._sampled = (self._sampled + 1) % len(self._watched)
-            self.settled()
+            self.set_reference()
 
-    def settled(self, *, whole: bool = False) -> None:
+    def set_reference(self, *, whole: bool = False) -> None:
         """Take the current values as the reference; later changes are the script's.
 
         Args:
@@ -137,9 +137,9 @@ class MutationDetector:
         if not self._watched:
             return
         self._sums = self._checksums() if whole else None
-        if not self._stays:
+        if not self._versions_constant:
             for window in self._windows if whole else [self._windows[self._window]]:
-                window.settled()
+                window.set_reference()
         values = self._values[self._sampled]
         self._sample = None if values is None else values.clone()
 
@@ -184,7 +184,7 @@ class MutationDetector:
             if _layout(watched.parameter) != self._layout[place]:
                 raise Refused(_moved(watched.name))
         # Without checksums only counters that never change can be checked: the last step changed the others.
-        if self._stays or self._sums is not None:
+        if self._versions_constant or self._sums is not None:
             for window in self._windows:
                 window.check_writes()
         if self._sums is not None:
@@ -247,10 +247,10 @@ def _checksum(values: Tensor) -> Tensor:
     even = len(bits) // COLUMNS * COLUMNS
     table = bits[:even].view(-1, COLUMNS)
     parts = (table.sum(0, dtype=torch.int64), table.sum(1, dtype=torch.int64), bits[even:].to(torch.int64))
-    return torch.stack([(part * _odd(len(part), part.device)).sum() for part in parts]).sum()
+    return torch.stack([(part * _weights(len(part), part.device)).sum() for part in parts]).sum()
 
 
-def _odd(count: int, device: torch.device) -> Tensor:
+def _weights(count: int, device: torch.device) -> Tensor:
     return torch.arange(1, 2 * count + 1, 2, device=device)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from shoal.protocol.messages import BatchBegan
 
-__all__ = ["FAILURES_ALLOWED", "DeadlyBatches"]
+__all__ = ["FAILURES_ALLOWED", "FatalBatches"]
 
 FAILURES_ALLOWED: Final = 3
 """The number of failures of the script on one task, or of deaths at one batch, at which the job fails."""
@@ -23,7 +23,7 @@ TASKS_WATCHED: Final = 10_000
 Task = tuple[int, int]
 
 
-class DeadlyBatches:
+class FatalBatches:
     """The deaths of trainers by watched task and batch."""
 
     def __init__(self) -> None:
@@ -57,13 +57,13 @@ class DeadlyBatches:
         at.add(life)
         return began if len(at) >= FAILURES_ALLOWED else None
 
-    def lives(self, life: int) -> None:
+    def reconnected(self, life: int) -> None:
         """Discard the deaths of a trainer that has registered again: only its connection was lost."""
         for batches in self._deaths.values():
             for dead in batches.values():
                 dead.discard(life)
 
-    def gone(self, life: int) -> None:
+    def removed(self, life: int) -> None:
         """Discard the announced batch of a trainer that has left or died."""
         self._began.pop(life, None)
 
