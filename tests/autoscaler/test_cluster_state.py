@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.snapshot import cluster_state as module
 from shoal.autoscaler.snapshot.cluster_state import ClusterState
-from shoal.autoscaler.snapshot.constraints import constraints_of, eligible, traits_of, usable
+from shoal.autoscaler.snapshot.constraints import constraints_of, eligible, node_info, usable
 from shoal.autoscaler.snapshot.resources import allocatable_of, request_of
 from tests.soak import examples
 
@@ -418,7 +418,7 @@ class Model:
 
     def meaning(self, made):
         """Return what a shape means: its request, and the nodes that it may use."""
-        let = {name for name, each in self.nodes.items() if eligible(constraints_of(made), traits_of(each))}
+        let = {name for name, each in self.nodes.items() if eligible(constraints_of(made), node_info(each))}
         return plain(request_of(made)), let
 
 

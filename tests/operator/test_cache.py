@@ -136,12 +136,12 @@ def test_a_node_that_went_unseen_is_lost_but_none_that_is_newer_than_the_listing
 
 def test_records_in_etcd(store):
     assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
-    assert seen(store).wanted == DesiredState(drain=[3])
+    assert seen(store).desired == DesiredState(drain=[3])
     assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is said"
     assert store.record_changed(KEYS.wanted, b"[") == {}, "once"
-    assert seen(store).wanted == DesiredState(drain=[3]), "what cannot be read changes nothing"
+    assert seen(store).desired == DesiredState(drain=[3]), "what cannot be read changes nothing"
     assert store.record_changed(KEYS.wanted, None) == {"u": 0}
-    assert seen(store).wanted is None
+    assert seen(store).desired is None
     assert store.record_changed(KEYS.tasks_of(0, 0), b"x") == {}
     assert store.record_changed("/elsewhere", b"x") == {}
     store.record_changed(KEYS.outcome, b'{"state": "Complete", "reason": "", "files": {}, "account": null}')
@@ -162,7 +162,7 @@ def test_what_etcd_has_no_more_after_a_gap_is_gone(store):
     store.record_changed(KEYS.wanted, b'{"drain": [3]}')
     store.record_changed(KEYS.progress, published())
     assert store.records_replaced({KEYS.progress: published()}) == {"u": 0}
-    assert (seen(store).wanted, seen(store).published.trainers) == (None, [0])
+    assert (seen(store).desired, seen(store).published.trainers) == (None, [0])
 
 
 def test_a_successor_waits_until_nothing_is_left_of_its_predecessor(store):
@@ -309,9 +309,9 @@ def test_pods_that_come_change_and_go_are_told_anew(store):
 
 
 def test_an_answer_is_known_before_the_watch_brings_it(store):
-    store.answered(pod(revision="7"))
+    store.response_received(pod(revision="7"))
     assert [each.uid for each in seen(store).trainers] == ["p"]
-    store.answered(thing("ConfigMap", "j-job", applied="new", revision="9"))
+    store.response_received(thing("ConfigMap", "j-job", applied="new", revision="9"))
     assert store.object_changed(thing("ConfigMap", "j-job", applied="old", revision="8")) == set(), "from before"
     assert seen(store).applied == {("ConfigMap", "j-job"): "new"}
     assert store.object_changed(thing("ConfigMap", "j-job", applied="new", revision="9")) == set()
@@ -323,10 +323,10 @@ def test_an_answer_is_known_before_the_watch_brings_it(store):
 
 def test_an_answer_that_comes_late_changes_nothing(store):
     store.object_changed(pod(revision="8", ready=False))
-    store.answered(pod(revision="7"))
+    store.response_received(pod(revision="7"))
     assert [each.ready for each in seen(store).trainers] == [False]
     store.object_changed(pod(revision="9"), gone=True)
-    store.answered(pod(revision="7"))
+    store.response_received(pod(revision="7"))
     assert seen(store).trainers == (), "it came and went already"
-    store.answered(pod(uid="another", revision="11"))
+    store.response_received(pod(uid="another", revision="11"))
     assert [each.uid for each in seen(store).trainers] == ["another"]

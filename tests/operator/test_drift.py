@@ -80,7 +80,7 @@ def test_the_record_of_our_fields_lacks_each_field_that_was_changed(shared, name
         owner = shared.api.create("TrainingJob", namespace, {key: of.to_mapping()[key] for key in ("metadata", "spec")})
         identity = JobIdentity(uid=owner["metadata"]["uid"], etcd="https://etcd.shoal-system:2379", guarded=True)
         rendered = JobManifests(of, identity)
-        for each in (*rendered.standing, rendered.servers(of.servers), rendered.master(0)):
+        for each in (*rendered.permanent, rendered.servers(of.servers), rendered.master(0)):
             notes = each.content["metadata"].get("annotations", {}) | {APPLIED: each.hash}
             content = {**each.content, "metadata": {**each.content["metadata"], "annotations": notes}}
             there = shared.api.applied(content, "shoal")

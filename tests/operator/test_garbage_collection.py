@@ -39,10 +39,10 @@ def jobs(control_plane, namespace):
     return make
 
 
-def sweep(cluster, store, *, namespaces=(), guarded=False, patience=30.0) -> list[JobKeys]:
+def collect(cluster, store, *, namespaces=(), guarded=False, timeout=30.0) -> list[JobKeys]:
     async def once() -> list[JobKeys]:
-        async with await Kube.connect(kubeconfig=str(cluster.kubeconfig), patience_seconds=patience) as kube:
-            return await GarbageCollector(store, kube, namespaces=namespaces, guarded=guarded).sweep()
+        async with await Kube.connect(kubeconfig=str(cluster.kubeconfig), patience_seconds=timeout) as kube:
+            return await GarbageCollector(store, kube, namespaces=namespaces, guarded=guarded).collect()
 
     return asyncio.run(once())
 
@@ -58,16 +58,16 @@ def test_only_what_belongs_to_nobody_goes(control_plane, etcd, jobs, namespace):
     with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
         kept = {here.wanted, here.progress, OPERATOR_KEY}
         store.transact([], [Put(key, b"1") for key in (*kept, former.progress, gone.wanted, gone.tasks_of(0, 0))])
-        assert sweep(control_plane, store) == [gone, former]
+        assert collect(control_plane, store) == [gone, former]
         assert keys_in(store) == kept
-        assert sweep(control_plane, store) == []
+        assert collect(control_plane, store) == []
 
 
 def test_namespaces_that_are_not_served_are_left_alone(control_plane, etcd, jobs, namespace):
     mine, other = JobKeys(namespace, "a", "u"), JobKeys("elsewhere", "a", "u")
     with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
         store.transact([], [Put(mine.progress, b"1"), Put(other.progress, b"1")])
-        assert sweep(control_plane, store, namespaces=[namespace]) == [mine]
+        assert collect(control_plane, store, namespaces=[namespace]) == [mine]
         assert keys_in(store) == {other.progress}
 
 
@@ -77,7 +77,7 @@ def test_a_job_s_user_goes_with_it_also_where_no_key_is_left(control_plane, etcd
     with Store.connect(etcd.endpoint, prefix=EVERYTHING, credentials=ROOT) as store:
         store.accounts.ensure(here.user, "w", prefix=here.prefix)
         store.accounts.ensure(gone.user, "w", prefix=gone.prefix)
-        assert sweep(control_plane, store, guarded=True) == [gone]
+        assert collect(control_plane, store, guarded=True) == [gone]
         assert sorted(store.accounts.users()) == ["root", here.user]
 
 
@@ -91,7 +91,7 @@ def test_when_the_jobs_cannot_be_listed_nothing_is_removed(control_plane, etcd, 
     with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
         store.transact([], [Put(keys.progress, b"1")])
         with pytest.raises(KubeError):
-            sweep(Nowhere, store, patience=0.5)
+            collect(Nowhere, store, timeout=0.5)
         assert keys_in(store) == {keys.progress}
 
 

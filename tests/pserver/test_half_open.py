@@ -64,7 +64,7 @@ def test_a_server_that_is_silent_at_every_call_is_asked_ever_more_seldom():
         patience.gave_up(7)
     assert waits == [10, 20, 40, 80, 160, 320, 320, 320]
     assert patience.seconds(8) == 10
-    patience.answered(7)
+    patience.response_received(7)
     assert patience.seconds(7) == 10
 
 

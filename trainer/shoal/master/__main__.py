@@ -144,11 +144,11 @@ def follow(store: Store, key: str, on_value: Callable[[bytes | None], None]) -> 
     store.watch(key, from_revision=None, on_events=changed, on_reset=reset)
 
 
-def _connect(arguments: argparse.Namespace, keys: JobKeys, on_trouble: Callable[[str], None]) -> Store:
+def _connect(arguments: argparse.Namespace, keys: JobKeys, on_error: Callable[[str], None]) -> Store:
     folder = arguments.etcd_credentials
     credentials = Credentials.read(folder) if folder is not None else None
     return Store.connect(
-        arguments.etcd, prefix=keys.prefix, credentials=credentials, timeout_seconds=20, on_trouble=on_trouble
+        arguments.etcd, prefix=keys.prefix, credentials=credentials, timeout_seconds=20, on_error=on_error
     )
 
 

@@ -33,9 +33,9 @@ from shoal.operator.resources.object_fields import (
     place_of,
     revision_of,
     same,
-    slim,
     unreachable,
     without,
+    without_unread_fields,
 )
 from shoal.operator.resources.pods import GROUP, TOKEN_VERSION, label
 from shoal.operator.status.conditions import PodProblem
@@ -73,7 +73,7 @@ class _Known:
     """Summaries of the pods among the objects; None: the pod is not of this job, whatever its labels are."""
     pods: tuple[PodSummary, ...] | None = None
     """The job's pods; None: to be built again. A sync reads them several times."""
-    wanted: DesiredState | None = None
+    desired: DesiredState | None = None
     published: ReportedState | None = None
     heard: datetime | None = None
     moved: datetime | None = None
@@ -150,12 +150,12 @@ class Cache:
         if gone:
             self._remember_deleted(manifest)
             return {uid} | self._waiting_for(uid, place)
-        after = known.objects[key] = slim(manifest)
+        after = known.objects[key] = without_unread_fields(manifest)
         self._uids_by_place[place].add(uid)
         # Controllers count in the status of their objects; the cache does not keep that.
         return set() if before is not None and same(before, after) else {uid}
 
-    def answered(self, manifest: Manifest) -> None:
+    def response_received(self, manifest: Manifest) -> None:
         """Add an object from the API server's response to an own write, before a watch delivers it.
 
         Without this, syncs on a busy cluster would create the same pods again and again.
@@ -165,7 +165,7 @@ class Cache:
         gone = manifest["metadata"].get("uid", "") in self._deleted
         if not gone and (known is None or newer(manifest, known)):
             self.object_changed(manifest)
-            self._known[label(manifest, "uid")].ahead[key] = slim(manifest)
+            self._known[label(manifest, "uid")].ahead[key] = without_unread_fields(manifest)
 
     def _remember_deleted(self, manifest: Manifest) -> None:
         """Remember a deleted object: the response to its creation may be handled after the event of its deletion."""
@@ -189,7 +189,7 @@ class Cache:
         """Replace all records with those in etcd, after a gap in the watch or a loss of data; missing ones are deleted."""
         there = {(found[0].uid, found[1]) for found in map(JobKeys.parse, records) if found is not None}
         touched: dict[Uid, float] = {}
-        wrong = {uid: known.usage.wrong for uid, known in self._known.items()}
+        kinds = {uid: known.usage.problem_kinds for uid, known in self._known.items()}
         for uid, known in self._known.items():
             known.usage = Usage()
             for record, (attribute, _) in READERS.items():
@@ -198,7 +198,7 @@ class Cache:
                     touched[uid] = 0.0
         for key, value in records.items():
             touched |= self.record_changed(key, value, created=True)
-        return touched | {uid: 0.0 for uid, before in wrong.items() if self._known[uid].usage.wrong != before}
+        return touched | {uid: 0.0 for uid, before in kinds.items() if self._known[uid].usage.problem_kinds != before}
 
     def forget_missing(self, kind: str, listed: Iterable[Manifest], *, revision: int, namespace: str = "") -> set[Uid]:
         """Delete objects that a complete listing of a kind lacks, unless they changed after that listing.
@@ -282,13 +282,13 @@ class Cache:
             return {}
         uid, record = found[0].uid, found[1]
         known = self._known[uid]
-        before = known.usage.wrong
+        before = known.usage.problem_kinds
         if value is None:
             known.usage.removed(record)
         else:
             known.usage.written(record, len(value), created=created)
         due = self._update_record(uid, known, record, value) if record in READERS else {}
-        if before != known.usage.wrong:
+        if before != known.usage.problem_kinds:
             due = {uid: 0.0}
         if value is None and uid not in self.jobs and known.empty:
             del self._known[uid]
@@ -321,7 +321,7 @@ class Cache:
         known = self._known[uid]
         known.ended = None
         if not outcome_only:
-            known.wanted = known.published = known.leader = None
+            known.desired = known.published = known.leader = None
 
     # --- Queries ---
 
@@ -356,7 +356,7 @@ class Cache:
             preferred=self._preferred(uid),
             token=self._token(uid),
             masters=self._others(uid, "master"),
-            wanted=known.wanted,
+            desired=known.desired,
             published=known.published,
             ended=known.ended,
         )
@@ -423,9 +423,9 @@ class Cache:
         """Return when a commit of a job's samples was last observed, by `clock`; None: not since this process started."""
         return self._known[uid].committed
 
-    def complaints(self, uid: Uid) -> Mapping[str, str]:
+    def record_problems(self, uid: Uid) -> Mapping[str, str]:
         """Return the problems of a job's keys in etcd: key -> message with the fix."""
-        return self._known[uid].usage.complaints()
+        return self._known[uid].usage.record_problems()
 
     def problems(self, uid: Uid) -> list[PodProblem]:
         """Return the problems of a job's pods and of its claims."""
@@ -439,8 +439,9 @@ class Cache:
 
     def ends(self, uid: Uid) -> list[ContainerEnd]:
         """Return how runs of a job's containers ended."""
-        wanted = self._known[uid].wanted or DesiredState()
-        return [replace(end, asked=end.asked or _terminated(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
+        desired = self._known[uid].desired or DesiredState()
+        found = ((pod, end) for pod in self.pods(uid) for end in pod.ends)
+        return [replace(end, terminated=end.terminated or _terminated(pod, desired)) for pod, end in found]
 
     # --- Helpers ---
 
@@ -494,6 +495,6 @@ def _only_progress(before: ReportedState | None, after: ReportedState | None) ->
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-def _terminated(pod: PodSummary, wanted: DesiredState) -> bool:
+def _terminated(pod: PodSummary, desired: DesiredState) -> bool:
     """Return whether a pod's process was asked to terminate."""
-    return pod.deleting or (pod.role == "trainer" and wanted.leaves(pod.index))
+    return pod.deleting or (pod.role == "trainer" and desired.leaves(pod.index))

@@ -49,7 +49,7 @@ class Informers:
 
     Args:
         kube: Client of the API server.
-        store: The cache to fill.
+        cache: The cache to fill.
         namespaces: The served namespaces. Empty: all.
         enqueue: Called with the UIDs of jobs for which something changed.
         on_event: Called with the kind of each object of which an event is received.
@@ -61,7 +61,7 @@ class Informers:
     def __init__(
         self,
         kube: Kube,
-        store: Cache,
+        cache: Cache,
         *,
         namespaces: tuple[str, ...],
         enqueue: Callable[[Iterable[str]], None],
@@ -71,7 +71,7 @@ class Informers:
         everything: Autoscaler | None = None,
     ) -> None:
         self._kube = kube
-        self._cache = store
+        self._cache = cache
         self._namespaces = namespaces or ("",)
         self._enqueue = enqueue
         self._on_event = on_event
@@ -80,7 +80,7 @@ class Informers:
         self._everything = everything
         self._revisions: dict[tuple[str, str], int] = {}
         self._relisting = asyncio.Event()
-        self._watch = JobInformer(namespaces=namespaces, on_event=self._job_came, on_listed=self._jobs_listed)
+        self._watch = JobInformer(namespaces=namespaces, on_event=self._on_job_event, on_listed=self._jobs_listed)
         self._loop = asyncio.get_running_loop()
 
     def silent_seconds(self) -> float:
@@ -131,7 +131,7 @@ class Informers:
                 namespace=namespace,
                 selector=selector,
                 since=since,
-                on_trouble=lambda words: self._health.failing((kind, namespace), words, time.monotonic()),
+                on_error=lambda message: self._health.failing((kind, namespace), message, time.monotonic()),
             )
         ) as news:
             async for each in news:
@@ -139,25 +139,25 @@ class Informers:
                     self._listed(kind, namespace, each)
                 else:
                     self._on_event(kind)
-                    marked = self._changed(kind, each.manifest, gone=each.gone)
-                    self._enqueue(marked)
+                    changed_jobs = self._changed(kind, each.manifest, gone=each.gone)
+                    self._enqueue(changed_jobs)
                     # These are deleted with their job. The watch of jobs may have missed the job's deletion: a listing
                     # without any job causes no event.
-                    if each.gone and kind in APPLIED_KINDS and not marked.isdisjoint(self._cache.jobs):
+                    if each.gone and kind in APPLIED_KINDS and not changed_jobs.isdisjoint(self._cache.jobs):
                         self._relisting.set()
 
     def _served(self, manifest: dict[str, Any]) -> bool:
         return self._namespaces == ("",) or manifest["metadata"].get("namespace") in self._namespaces
 
     def _selector(self, kind: str) -> str:
-        everybody = kind == "Pod" and self._everything is not None
-        return _SELECTOR if kind in _OURS and not everybody else ""
+        all_pods = kind == "Pod" and self._everything is not None
+        return _SELECTOR if kind in _OURS and not all_pods else ""
 
     def _changed(self, kind: str, manifest: dict[str, Any], *, gone: bool = False) -> set[str]:
         if kind == "TrainingJob":
             return self._cache.job_changed(manifest, gone=gone)
         if self._everything is not None:
-            self._everything.saw(kind, manifest, gone=gone)
+            self._everything.on_event(kind, manifest, gone=gone)
         if kind == "PriorityClass" or (kind == "Pod" and not self._served(manifest)):
             return set()
         if kind == "Node":
@@ -182,7 +182,7 @@ class Informers:
         self._enqueue(gone)
         if gone and kind == "TrainingJob":
             for uid in gone:
-                self._health.gone(uid)
+                self._health.job_deleted(uid)
             self._job_gone()
 
     # --- TrainingJobs ---
@@ -197,11 +197,11 @@ class Informers:
             await asyncio.sleep(_CHECK_SECONDS)
             try:
                 here = await self._kube.knows("TrainingJob")
-                words = "" if here else "the cluster does not know TrainingJobs: install their definition"
+                message = "" if here else "the cluster does not know TrainingJobs: install their definition"
             except KubeError as error:
-                here, words = known, f"the API server does not answer: {error}"
+                here, message = known, f"the API server does not answer: {error}"
             now = time.monotonic()
-            self._health.failing("definition", words, now)
+            self._health.failing("definition", message, now)
             if self._health.restart_due(now) or (here and not known):
                 log.warning("the watch of jobs restarts")
                 self._watch.restart()
@@ -224,15 +224,15 @@ class Informers:
                 self._relisting.set()
                 await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _job_came(self, manifest: dict[str, Any], gone: bool) -> None:  # noqa: FBT001 - the watch's hook
+    def _on_job_event(self, manifest: dict[str, Any], gone: bool) -> None:  # noqa: FBT001 - the watch's hook
         """Handle an event of a job; called in the thread of the watch."""
 
         def note() -> None:
             self._on_event("TrainingJob")
-            self._health.came(manifest["metadata"]["uid"], revision_of(manifest))
+            self._health.event_received(manifest["metadata"]["uid"], revision_of(manifest))
             self._enqueue(self._cache.job_changed(manifest, gone=gone))
             if gone:
-                self._health.gone(manifest["metadata"]["uid"])
+                self._health.job_deleted(manifest["metadata"]["uid"])
                 self._job_gone()
 
         self._post(note)

@@ -14,8 +14,8 @@ __all__ = ["WorkQueue"]
 
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
-_FIRST_REST_SECONDS: Final = 0.005
-_LONGEST_REST_SECONDS: Final = 0.4
+_FIRST_INTERVAL_SECONDS: Final = 0.005
+_LONGEST_INTERVAL_SECONDS: Final = 0.4
 """Bounds of the seconds between two syncs of a key that is added again and again, as while its pods start."""
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class WorkQueue:
         return not self._running
 
     async def _run(self, key: str) -> None:
-        rest = BackOff(_FIRST_REST_SECONDS, _LONGEST_REST_SECONDS)
+        interval = BackOff(_FIRST_INTERVAL_SECONDS, _LONGEST_INTERVAL_SECONDS)
         try:
             # A key that is added during its rest is synced again after it; the rest of an idle key is the shortest one again.
             while key in self._dirty and not self._closed:
@@ -98,7 +98,7 @@ class WorkQueue:
                 if timer is not None:
                     timer.cancel()
                 await self._once(key)
-                await asyncio.sleep(rest.next())
+                await asyncio.sleep(interval.next())
         finally:
             del self._running[key]
 

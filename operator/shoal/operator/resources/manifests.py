@@ -67,9 +67,9 @@ class JobManifests:
         return pod_hash(trainer_pod(self.job, self.identity, 0))
 
     @cached_property
-    def standing(self) -> tuple[HashedManifest, ...]:
+    def permanent(self) -> tuple[HashedManifest, ...]:
         """Manifests of the objects that exist for as long as the job runs."""
-        return tuple(HashedManifest.of(each) for each in workloads.standing(self.job, self.identity))
+        return tuple(HashedManifest.of(each) for each in workloads.permanent(self.job, self.identity))
 
     def servers(self, replicas: int, nodes: Sequence[str] = ()) -> HashedManifest:
         """Return the parameter servers' StatefulSet."""

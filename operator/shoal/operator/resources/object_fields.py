@@ -24,9 +24,9 @@ __all__ = [
     "ready",
     "revision_of",
     "same",
-    "slim",
     "unreachable",
     "without",
+    "without_unread_fields",
 ]
 
 Manifest = Mapping[str, Any]
@@ -42,7 +42,7 @@ _SPEC: Final = ("nodeName", "priorityClassName")
 _STATUS: Final = ("phase", "reason", "message", "conditions", "initContainerStatuses", "containerStatuses")
 
 
-def slim(manifest: Manifest) -> Manifest:
+def without_unread_fields(manifest: Manifest) -> Manifest:
     """Return an object with only the fields that the operator reads: the cache keeps thousands of objects."""
     metadata = {key: manifest["metadata"][key] for key in _METADATA if key in manifest["metadata"]}
     status, spec = manifest.get("status") or {}, manifest.get("spec") or {}

@@ -41,7 +41,7 @@ from shoal.operator.core.reconcile import Observed, ServerPod, in_pods
 from shoal.operator.core.run_policy import clocked, end_of
 from shoal.operator.resources.pods import GROUP, names
 from shoal.operator.status.facts import Facts
-from shoal.operator.status.reasons import PodProblem, clipped, in_order, listed, reason_of, words_of
+from shoal.operator.status.reasons import PodProblem, clipped, in_order, listed, message_of, reason_of
 
 __all__ = ["QUIET", "STILL", "PodProblem", "status_of"]
 
@@ -67,7 +67,7 @@ class _UntimedCondition:
     message: str = ""
 
 
-_NOTHING: Final = Facts()
+_NO_FACTS: Final = Facts()
 
 
 def status_of(
@@ -75,12 +75,12 @@ def status_of(
     *,
     generation: int,
     seen: Observed,
-    wanted: int,
+    desired: int,
     problems: Sequence[PodProblem],
     refused: str,
     now: datetime,
     before: Status,
-    facts: Facts = _NOTHING,
+    facts: Facts = _NO_FACTS,
 ) -> Status:
     """Return the status of a job.
 
@@ -89,7 +89,7 @@ def status_of(
         generation: Generation of the newest spec.
         seen: The observed state. The reason of an end that the operator decided starts with a documented reason and a colon,
             as in ``Ended("Failed", "DeadlineExceeded: 3600 s are over")``.
-        wanted: How many trainers there should be. Fewer than the minimum: the job is queued.
+        desired: How many trainers there should be. Fewer than the minimum: the job is queued.
         problems: The present problems of its pods.
         refused: Why the newest spec is not accepted: a documented reason and a colon, or else InvalidSpec applies. Empty: it
             is accepted. If it is not, `job` is the last accepted one.
@@ -119,7 +119,7 @@ def status_of(
         untouched = not (seen.trainers or seen.servers or seen.masters or seen.applied or before.start_time)
         state, decides = State.PENDING if untouched else None, ConditionType.ACCEPTED
     else:
-        look = _JobStatus(job, seen, wanted, problems, facts, now, before, final)
+        look = _JobStatus(job, seen, desired, problems, facts, now, before, final)
         said, stands = look.conditions() | {ConditionType.ACCEPTED: _accepted(refused, job)}, look.filled(history)
         state, decides = look.state(said)
     conditions = _stamped(said, before, final, generation, now)
@@ -208,7 +208,7 @@ class _JobStatus:
         self,
         job: TrainingJob,
         seen: Observed,
-        wanted: int,
+        desired: int,
         problems: Sequence[PodProblem],
         facts: Facts,
         now: datetime,
@@ -221,7 +221,7 @@ class _JobStatus:
         self._saving = seen.ended is not None and not failed
         self._ended = final is not None or failed or (self._saving and seen.saved)
         self._stopped = self._ended or job.spec.suspend
-        self._wanted = 0 if self._stopped else wanted
+        self._desired = 0 if self._stopped else desired
         self._keeps = not self._ended and in_pods(job)
         """Whether a suspended job keeps its servers and its master."""
         # Trainers exit by themselves when all samples are committed; one of them has to write the model.
@@ -308,9 +308,9 @@ class _JobStatus:
     def _scheduled(self) -> _UntimedCondition:
         if self._stopped:
             return _UntimedCondition("False", Reason.NO_PODS_WANTED)
-        if self._wanted < self._need and not self._saving:
+        if self._desired < self._need and not self._saving:
             return _UntimedCondition("False", Reason.QUEUED, self._facts.why)
-        message = words_of(self._unplaced)
+        message = message_of(self._unplaced)
         if self._all_placed():
             return _UntimedCondition("True", Reason.PODS_PLACED, message)
         known = next((each.known for each in self._unplaced if each.known is not None), None)
@@ -343,7 +343,7 @@ class _JobStatus:
     def _running(self) -> _UntimedCondition:
         if self._stopped:
             return _UntimedCondition("False", Reason.NO_TRAINERS_WANTED)
-        message = words_of(self._not_running)
+        message = message_of(self._not_running)
         serving = sum(serves is True for serves in self._serve) >= self._job.servers
         if self._works >= self._need and serving and self._master is not False:
             return _UntimedCondition("True", Reason.TRAINERS_READY, message)
@@ -437,13 +437,13 @@ class _JobStatus:
         """Add all fields that do not follow from the conditions."""
         job, earlier = self._job, self._before.trainers
         bounds = {"min": job.spec.trainer.min_replicas, "max": job.spec.trainer.most}
-        scaled = earlier is not None and earlier.wanted != self._wanted and not self._ended
+        scaled = earlier is not None and earlier.wanted != self._desired and not self._ended
         leaving = self._stopped and not _alive(self._seen.masters)
         idle = self._stopped and not (self._keeps and self._seen.servers)
         return Status(
             **dict(history)
             | {
-                "trainers": TrainersStatus(wanted=self._wanted, ready=self._works, **bounds),
+                "trainers": TrainersStatus(wanted=self._desired, ready=self._works, **bounds),
                 "servers": ServersStatus(
                     wanted=0 if idle else job.servers, ready=sum(serves is True for serves in self._serve)
                 ),
@@ -462,9 +462,9 @@ class _JobStatus:
         trainer, why = self._job.spec.trainer, self._facts.why
         if not why and trainer.replicas is not None:
             why = "pinned by spec.trainer.replicas"
-        elif not why and self._wanted >= trainer.most:
+        elif not why and self._desired >= trainer.most:
             why = "at spec.trainer.maxReplicas"
-        return Allocation(wanted=self._wanted, ready=min(self._works, self._wanted), why=why or None)
+        return Allocation(wanted=self._desired, ready=min(self._works, self._desired), why=why or None)
 
     def _progress(self) -> Progress | None:
         published = self._seen.published
