@@ -112,7 +112,7 @@ def waiting(loop):
 
 def test_servers_wait_until_their_room_is_free_and_go_before_trainers(waiting):
     for index, soon in ((3, 0), (2, 1)):
-        waiting.made.on_event("Pod", trainer("a", index, "n", revision=2), gone=True)
+        waiting.made.on_event("Pod", trainer("a", index, "n", revision=2), deleted=True)
         waiting.plan()
         decided = waiting.made.decision("b")
         assert (decided.servers_wait, decided.now) == (False, soon)
@@ -155,7 +155,7 @@ def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_come
     assert loop.trainers("a") == 8
     for index in range(4):
         loop.made.on_event("Pod", trainer("a", index, "n"))
-    loop.made.on_event("Node", node("m", revision=2), gone=True)
+    loop.made.on_event("Node", node("m", revision=2), deleted=True)
     loop.plan()
     assert loop.trainers("a") == 8, "it may be for a moment only"
     assert loop.made.decision("a").kept is None, "and who dies meanwhile is replaced wherever there is room"
@@ -163,7 +163,7 @@ def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_come
     loop.plan()
     assert loop.trainers("a") == 0
     for index in range(4):
-        loop.made.on_event("Pod", trainer("a", index, "n", revision=2), gone=True)
+        loop.made.on_event("Pod", trainer("a", index, "n", revision=2), deleted=True)
     loop.made.on_event("Node", node("m", revision=3))
     loop.plan()
     assert (loop.trainers("a"), loop.made.decision("a").reason) == (

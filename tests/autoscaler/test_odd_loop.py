@@ -84,7 +84,7 @@ def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
     loop.plan()
     assert loop.trainers("a") == 3, "who is there, and nobody new"
     assert loop.made.decision("a").kept == {"n": 3}
-    loop.made.on_event("Pod", trainer("a", 2, "n", revision=2), gone=True)
+    loop.made.on_event("Pod", trainer("a", 2, "n", revision=2), deleted=True)
     loop.plan()
     assert loop.trainers("a") == 2
 
@@ -256,7 +256,7 @@ def test_a_class_that_goes_counts_as_it_last_was(loop, listed):
     if listed:
         loop.made.listed("PriorityClass", [], revision=5)
     else:
-        loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, gone=True)
+        loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, deleted=True)
     loop.made.on_event("Node", node("m"))
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 7)
@@ -265,7 +265,7 @@ def test_a_class_that_goes_counts_as_it_last_was(loop, listed):
 
 def test_a_class_with_another_value_counts_at_once(loop):
     ranks(loop)
-    loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, gone=True)
+    loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, deleted=True)
     loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (3, 1)
@@ -349,13 +349,13 @@ def fall(loop, revision):
         loop.made.on_event("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
     loop.plan()
     assert loop.trainers("a") == 8
-    loop.made.on_event("Node", node("m", revision=revision), gone=True)
+    loop.made.on_event("Node", node("m", revision=revision), deleted=True)
     loop.plan()
     loop.clock.now += 11
     loop.plan()
     assert loop.trainers("a") == 0
     for index in range(8):
-        loop.made.on_event("Pod", trainer("a", index, "nm"[index % 2], revision=revision + 1), gone=True)
+        loop.made.on_event("Pod", trainer("a", index, "nm"[index % 2], revision=revision + 1), deleted=True)
     return revision + 2
 
 

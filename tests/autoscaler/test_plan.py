@@ -160,8 +160,8 @@ def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
     snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=[web(node=0, preempts=True)])
     allocation, memory = plan(snapshot, PlannerMemory(), Policy())
     assert allocation.jobs["a"].kept == {0: 2, 1: 2}
-    gone = [job("a", 1, 9, held={0: 1, 1: 2})]
-    leaving = cluster([[10], [10]], [[5], [5]], gone, pending=[web(node=0, preempts=True)], leaving=[[5], [0]])
+    deleted = [job("a", 1, 9, held={0: 1, 1: 2})]
+    leaving = cluster([[10], [10]], [[5], [5]], deleted, pending=[web(node=0, preempts=True)], leaving=[[5], [0]])
     allocation, _ = plan(leaving, memory, Policy())
     assert (allocation.jobs["a"].trainers, allocation.jobs["a"].kept) == (3, {0: 1, 1: 2}), "the room is kept"
 
@@ -242,10 +242,10 @@ def test_a_pod_that_flaps_moves_nobody_twice():
     for _ in range(5):
         allocation, memory = plan(replace(start, pending=(web(),)), memory, FREE_HAND)
         assert sum(sum(claim.victims.values()) for claim in allocation.claims) == 1
-        gone = applied(replace(start, pending=(web(),)), allocation)
-        allocation, memory = plan(replace(gone, nodes=start.nodes), memory, FREE_HAND)
+        deleted = applied(replace(start, pending=(web(),)), allocation)
+        allocation, memory = plan(replace(deleted, nodes=start.nodes), memory, FREE_HAND)
         assert sum(sum(each.added.values()) for each in allocation.jobs.values()) == 1
-        start = applied(replace(gone, nodes=start.nodes), allocation)
+        start = applied(replace(deleted, nodes=start.nodes), allocation)
 
 
 def test_equal_shares_do_not_play_ping_pong():

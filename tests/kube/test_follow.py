@@ -28,7 +28,7 @@ def short(each):
     if isinstance(each, Listed):
         return sorted(item["metadata"]["name"] for item in each.items)
     assert isinstance(each, Changed)
-    return each.manifest["metadata"]["name"], each.gone
+    return each.manifest["metadata"]["name"], each.deleted
 
 
 def test_a_listing_and_then_every_change(control_plane, namespace):

@@ -37,7 +37,7 @@ def servers(count=2, **more):
 
 MASTERS = (ServerPod(name="flights-master-a", uid="m"),)
 WELL = Observed(trainers=trainers(3), servers=servers(), masters=MASTERS, published=published())
-KNOWN = Facts(placed=NAMES, ready=NAMES, generation=1, heard=NOW)
+KNOWN = Facts(placed=NAMES, ready=NAMES, generation=1, reported_at=NOW)
 RAN = Status(start_time=NOW - 60 * SECOND, state=State.RUNNING)
 
 

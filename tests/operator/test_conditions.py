@@ -13,7 +13,7 @@ from shoal.api.status import Condition, Reason, State, Status
 from shoal.operator.core.reconcile import Ended, Observed, ServerPod
 from shoal.operator.core.scaling import TrainerPod
 from shoal.operator.resources.pods import master_pod, trainer_pod
-from shoal.operator.status.conditions import QUIET, STILL, PodProblem, status_of
+from shoal.operator.status.conditions import SILENT_AFTER, STALLED_AFTER, PodProblem, status_of
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.writer import pause_seconds
 from tests.operator.jobs import IDENTITY, job
@@ -52,7 +52,7 @@ FAILED_BY_US = Ended("Failed", "DeadlineExceeded: 3600 s are over")
 CASES = {
     "nothing is made": (these(seen=Observed(), facts=Facts(), desired=2), "Pending", "PodsPending",
                         these(Scheduled=NO, Running=NO, Progressing=DARK)),
-    "in line": (these(seen=Observed(), desired=0, facts=Facts(why="cpu is short")), "Queued", "Queued",
+    "in line": (these(seen=Observed(), desired=0, facts=Facts(reason="cpu is short")), "Queued", "Queued",
                 these(Scheduled=NO, Running=NO)),
     "made and not placed": (these(seen=replace(WELL, trainers=trainers(2, ready=False, works=False), published=None),
                                  facts=Facts(placed=frozenset(), ready=frozenset())), "Pending", "PodsPending",
@@ -70,7 +70,7 @@ CASES = {
     "it trains, and little is known": (these(facts=Facts()), "Running", "TrainersReady", these(Scheduled=YES, Progressing=YES)),
     "nothing committed": (these(seen=replace(WELL, published=published(samples=0, moved=0.0, why="scripts start"))),
                           "Running", "TrainersReady", these(Running=YES, Progressing=NO)),
-    "it stalls": (these(seen=replace(WELL, published=published(moved=(NOW - STILL - SECOND).timestamp(), why="evaluates"))),
+    "it stalls": (these(seen=replace(WELL, published=published(moved=(NOW - STALLED_AFTER - SECOND).timestamp(), why="evaluates"))),
                   "Running", "TrainersReady", these(Running=YES, Progressing=NO)),
     "the master is away": (these(before=RAN, facts=Facts(placed=NAMES, ready=NAMES - {"flights-master-a"})),
                            "Running", "MasterAway", these(Running=DARK, Progressing=DARK)),
@@ -273,7 +273,7 @@ def test_nothing_is_wanted_of_who_is_suspended_or_has_ended():
      ({"trainer": {"minReplicas": 2, "maxReplicas": 4, "replicas": 3}}, 3, "", "pinned by spec.trainer.replicas")],
 )  # fmt: skip
 def test_the_allocation_says_why_it_is_not_more(spec, wanted, why, shown):
-    allocation = told(of=job(**spec), desired=wanted, facts=replace(KNOWN, why=why)).allocation
+    allocation = told(of=job(**spec), desired=wanted, facts=replace(KNOWN, reason=why)).allocation
     assert (allocation.wanted, allocation.ready, allocation.why) == (wanted, 3, shown)
     assert told(desired=2).allocation.ready == 2, "who is about to leave is none of them"
 
@@ -342,7 +342,11 @@ OLD = {
     "etcd is away": (WELL, {"etcd": False}, "EtcdUnreachable"),
     "a former master spoke": (WELL, {"generation": 2}, "NoNews"),
     "the master is not ready": (WELL, {"ready": NAMES - {"flights-master-a"}}, "NoNews"),
-    "it is silent": (replace(WELL, published=published(moved=1.0)), {"heard": NOW - QUIET - SECOND}, "NoNews"),
+    "it is silent": (
+        replace(WELL, published=published(moved=1.0)),
+        {"reported_at": NOW - SILENT_AFTER - SECOND},
+        "NoNews",
+    ),
 }
 
 
@@ -370,7 +374,7 @@ def test_a_master_s_clock_is_compared_with_nobody_s():
         assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
         assert (status.progress.last_step_time, status.progress.rate) == (NOW - SECOND, 10.0)
         assert status.progress.estimated_end == NOW + 149 * SECOND
-    before = told(facts=replace(KNOWN, moved=NOW - STILL - SECOND))
+    before = told(facts=replace(KNOWN, moved=NOW - STALLED_AFTER - SECOND))
     assert in_short(before)["Progressing"] == ("False", "Stalled")
     begun = replace(KNOWN, moved=NOW)
     assert in_short(told(before=before, facts=begun))["Progressing"] == ("False", "Stalled")
@@ -380,7 +384,7 @@ def test_a_master_s_clock_is_compared_with_nobody_s():
 
 def test_a_master_that_says_why_is_no_silent_one():
     still = replace(WELL, published=published(moved=(NOW - 20 * SECOND).timestamp(), why="a long task"))
-    status = told(still, facts=replace(KNOWN, heard=NOW - timedelta(hours=1)))
+    status = told(still, facts=replace(KNOWN, reported_at=NOW - timedelta(hours=1)))
     assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
     assert status.progress.message == "a long task"
 

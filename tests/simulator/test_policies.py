@@ -16,8 +16,8 @@ def job(uid: str, low: int, high: int, *, held=None, shape: int = 0, **more) -> 
     return PlannerJob(uid=uid, name=uid, priority=-5, min=low, max=high, shape=shape, held=held or {}, **more)
 
 
-def seen(wanted: int, *, pending: int = 0, leaving: int = 0) -> ObservedWorld:
-    return ObservedWorld(wanted=wanted, running=wanted - pending, pending=pending, leaving=leaving)
+def seen(desired: int, *, pending: int = 0, leaving: int = 0) -> ObservedWorld:
+    return ObservedWorld(desired=desired, running=desired - pending, pending=pending, leaving=leaving)
 
 
 def view(

@@ -154,23 +154,23 @@ class Autoscaler:
 
     # --- Input ---
 
-    def on_event(self, kind: str, manifest: Mapping[str, Any], *, gone: bool = False) -> None:
+    def on_event(self, kind: str, manifest: Mapping[str, Any], *, deleted: bool = False) -> None:
         """Handle the event of a Node, a Pod or a PriorityClass; other kinds are ignored.
 
         Args:
             kind: Kind of the object.
             manifest: The object.
-            gone: Whether the object was deleted. Default: False.
+            deleted: Whether the object was deleted. Default: False.
         """
         changed = False
         if kind == "Pod":
-            changed = self._view.pod_changed(manifest, now=self._clock(), gone=gone)
+            changed = self._view.pod_changed(manifest, now=self._clock(), deleted=deleted)
             self._record_class(part(manifest.get("spec")))
-            if not gone and _waits(manifest):
+            if not deleted and _waits(manifest):
                 self._recent.pod_arrived(manifest, now=self._clock())
         elif kind == "Node":
-            changed = self._view.node_changed(manifest, gone=gone)
-        elif kind == "PriorityClass" and not gone:
+            changed = self._view.node_changed(manifest, deleted=deleted)
+        elif kind == "PriorityClass" and not deleted:
             name, value = manifest["metadata"]["name"], int(manifest.get("value", 0))
             changed = self._classes.get(name) != value
             self._classes[name] = value

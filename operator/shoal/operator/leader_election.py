@@ -193,7 +193,7 @@ class Election:
         """Return for how many more seconds this candidate may act; 0 or less: it may not act."""
         return self._candidate.left(self._clock())
 
-    async def win(self) -> None:
+    async def acquire(self) -> None:
         """Wait until this candidate holds the Lease."""
         leader = ""
         while not await self._acquire_or_renew():
@@ -206,7 +206,7 @@ class Election:
         log.info("leading as %s (Lease %s)", self.identity, self._lease)
         self._check_deadline()
 
-    async def hold(self) -> None:
+    async def renew(self) -> None:
         """Renew the Lease until cancelled; a lost Lease ends the process by ``on_lost``."""
         while True:
             await asyncio.sleep(self._times.renew_seconds)

@@ -105,7 +105,7 @@ class Operator:
         self._on_lost = on_lost
         self._cache = Cache()
         self._metrics = Metrics(self._states)
-        self._queue = WorkQueue(self._sync, held=True, on_sync=self._metrics.synced)
+        self._queue = WorkQueue(self._sync, paused=True, on_sync=self._metrics.synced)
         self._etcd_known = asyncio.Event()
         self._etcd_suspect = asyncio.Event()
         self._etcd_away = False
@@ -224,17 +224,17 @@ class Operator:
             namespaces=namespaces,
             enqueue=lambda uids: self._queue.add(*uids),
             on_event=self._metrics.on_event,
-            job_gone=self._garbage_collector.request_collection,
+            on_job_deleted=self._garbage_collector.request_collection,
             health=self._watches,
-            everything=self._autoscaler,
+            autoscaler=self._autoscaler,
         )
         await self._list_until_done(informers)
         return informers
 
     async def _lead(self, group: asyncio.TaskGroup, informers: Informers) -> None:
         if self._election is not None:
-            await self._election.win()
-            group.create_task(self._election.hold())
+            await self._election.acquire()
+            group.create_task(self._election.renew())
             # The last writes of the previous leader may not be in the cache yet.
             await self._list_until_done(informers)
         self._metrics.leads(leading=True)

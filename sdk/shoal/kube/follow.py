@@ -30,10 +30,10 @@ log = logging.getLogger("shoal.kube")
 
 
 class Changed(NamedTuple):
-    """An object after a change; ``gone``: it was deleted, and the manifest is its last one."""
+    """An object after a change; ``deleted``: it was deleted, and the manifest is its last one."""
 
     manifest: dict[str, Any]
-    gone: bool
+    deleted: bool
 
 
 def _ignore(_message: str) -> None:

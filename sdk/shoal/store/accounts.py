@@ -62,7 +62,7 @@ class Accounts:
         """Return a copy of this object with a timeout, in seconds, for an unreachable etcd."""
         return Accounts(self._ask, timeout_seconds=seconds)
 
-    def turn_on(self, password: str) -> None:
+    def enable(self, password: str) -> None:
         """Enable authentication; the user ``root`` with this password has all permissions.
 
         On a store without a user this is the last call that succeeds; see `Store.protect`.

@@ -138,7 +138,7 @@ class Store:
             if NOT_ON not in str(error):
                 raise
             with cls.connect(endpoints, prefix="", tls=tls, timeout_seconds=timeout_seconds) as store:
-                store.accounts.turn_on(password)
+                store.accounts.enable(password)
 
     @property
     def accounts(self) -> Accounts:
@@ -373,7 +373,7 @@ class Store:
     ) -> bool:
         with self._history_lock:
             if before.losses != self._seen.losses:
-                # Another thread detected the loss while this one waited, and has called on_forgot.
+                # Another thread detected the loss while this one waited, and has called on_history_lost.
                 return True
             verdict = compare_history(before, header)
             if verdict is HistoryVerdict.SAME and not self._check_history:

@@ -227,6 +227,6 @@ class Growth:
                 free = free if placed else free.copy(order="F")
                 free[nodes] -= each[:, None] * placement.request[shape]
                 filled[nodes] = True
-            mine = shapes == shape
-            placed.append((shape, np.repeat(jobs[mine], more[mine]), np.repeat(nodes, each)))
+            same_shape = shapes == shape
+            placed.append((shape, np.repeat(jobs[same_shape], more[same_shape]), np.repeat(nodes, each)))
         return placed

@@ -199,9 +199,9 @@ class Placement:
         if not tiers or self.protected[job] >= self.count[job]:
             return
         nodes, counts = self.locations.of(job)
-        gives = self._split_preemptible(np.full(len(nodes), job), counts)
+        givable = self._split_preemptible(np.full(len(nodes), job), counts)
         for tier in tiers:
-            part = gives[tier // self.classes]
+            part = givable[tier // self.classes]
             if part.any():
                 self._preemptible[tier][nodes] += sign * part[:, None] * self.trainer_request[job]
 

@@ -134,12 +134,12 @@ class ClusterState:
 
     # --- Events ---
 
-    def node_changed(self, manifest: Manifest, *, gone: bool = False) -> bool:
+    def node_changed(self, manifest: Manifest, *, deleted: bool = False) -> bool:
         """Handle the event of a node; return whether a plan depends on it, as kubelets update their nodes every few seconds."""
         metadata = part(manifest.get("metadata"))
         name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), resource_version(metadata)
         known = self._nodes.get(name)
-        if gone:
+        if deleted:
             self._mark_deleted(uid)
             if known is None or (uid and known.uid and uid != known.uid):
                 return False
@@ -165,13 +165,13 @@ class ClusterState:
         self._groups.set(known.index, info)
         return True
 
-    def pod_changed(self, manifest: Manifest, *, now: float, gone: bool = False) -> bool:
+    def pod_changed(self, manifest: Manifest, *, now: float, deleted: bool = False) -> bool:
         """Handle the event of a pod.
 
         Args:
             manifest: Manifest of the pod.
             now: Time by the monotonic clock of the snapshots, in seconds.
-            gone: Whether the pod was deleted.
+            deleted: Whether the pod was deleted.
 
         Returns:
             Whether a plan depends on the change; it does not on the start of a bound pod.
@@ -180,7 +180,7 @@ class ClusterState:
         place = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
         uid, revision = str(metadata.get("uid") or "/".join(place)), resource_version(metadata)
         known = self._pods.get(uid)
-        if gone:
+        if deleted:
             self._mark_deleted(str(metadata.get("uid") or ""))
             self._drop_pod(known)
             return known is not None

@@ -259,7 +259,7 @@ class _Column:
 
     Args:
         of: Returns the trait of a node.
-        nodes: Traits of the nodes.
+        nodes: The nodes.
     """
 
     def __init__(self, of: Callable[[NodeInfo], Hashable], nodes: Sequence[NodeInfo]) -> None:

@@ -75,7 +75,7 @@ class _Known:
     """The job's pods; None: to be built again. A sync reads them several times."""
     desired: DesiredState | None = None
     published: ReportedState | None = None
-    heard: datetime | None = None
+    reported_at: datetime | None = None
     moved: datetime | None = None
     committed: float | None = None
     """When the number of committed samples was last observed to grow, by `Cache`'s clock."""
@@ -107,17 +107,17 @@ class Cache:
         self._deleted: dict[str, None] = {}
         """UIDs of recently deleted objects, oldest first."""
         self._lost_nodes: set[str] = set()
-        self._gone_nodes: set[str] = set()
+        self._deleted_nodes: set[str] = set()
         """The lost nodes that are deleted."""
         self._cordoned_nodes: set[str] = set()
         self._etcd = True
 
     # --- Events: each method returns the jobs that the event concerns ---
 
-    def job_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
+    def job_changed(self, manifest: Manifest, *, deleted: bool = False) -> set[Uid]:
         """Handle an event of a TrainingJob: it was added, changed or deleted."""
         uid = manifest["metadata"]["uid"]
-        if not gone:
+        if not deleted:
             before = self.jobs.get(uid)
             self._named[place_of(manifest)] = uid
             after = self.jobs[uid] = {**manifest, "metadata": without(manifest["metadata"], "managedFields")}
@@ -132,7 +132,7 @@ class Cache:
             self._known[uid] = _Known(objects=known.objects)
         return {uid}
 
-    def object_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
+    def object_changed(self, manifest: Manifest, *, deleted: bool = False) -> set[Uid]:
         """Handle an event of an object with a job's label: it was added, changed or deleted."""
         uid, job = label(manifest, "uid"), label(manifest, "job")
         if not uid:
@@ -141,13 +141,13 @@ class Cache:
         namespace, kind = metadata.get("namespace", ""), manifest["kind"]
         known, place, key = self._known[uid], (namespace, job), (kind, namespace, metadata["name"])
         ahead = known.ahead.get(key)
-        if not gone and ahead is not None and newer(ahead, manifest):
+        if not deleted and ahead is not None and newer(ahead, manifest):
             return set()
         known.ahead.pop(key, None)
         before = known.objects.pop(key, None)
         known.read.pop(key, None)
         known.pods = None
-        if gone:
+        if deleted:
             self._remember_deleted(manifest)
             return {uid} | self._waiting_for(uid, place)
         after = known.objects[key] = without_unread_fields(manifest)
@@ -162,8 +162,8 @@ class Cache:
         """
         key = (manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
         known = self._known[label(manifest, "uid")].objects.get(key)
-        gone = manifest["metadata"].get("uid", "") in self._deleted
-        if not gone and (known is None or newer(manifest, known)):
+        deleted = manifest["metadata"].get("uid", "") in self._deleted
+        if not deleted and (known is None or newer(manifest, known)):
             self.object_changed(manifest)
             self._known[label(manifest, "uid")].ahead[key] = without_unread_fields(manifest)
 
@@ -212,12 +212,12 @@ class Cache:
         if kind == "TrainingJob":
             uids = {each["metadata"]["uid"] for each in listed}
             here = [job for job in self.jobs.values() if namespace in {"", place_of(job)[0]}]
-            gone = [job for job in here if job["metadata"]["uid"] not in uids and revision_of(job) <= revision]
-            return {uid for job in gone for uid in self.job_changed(job, gone=True)}
+            deleted = [job for job in here if job["metadata"]["uid"] not in uids and revision_of(job) <= revision]
+            return {uid for job in deleted for uid in self.job_changed(job, deleted=True)}
         if kind == "Node":
             nodes = {each["metadata"]["name"] for each in listed}
-            gone_nodes = self._nodes_in_use(revision) - nodes
-            return {uid for name in gone_nodes for uid in self.node_changed({"metadata": {"name": name}}, gone=True)}
+            unlisted = ({"metadata": {"name": name}} for name in self._nodes_in_use(revision) - nodes)
+            return {uid for node in unlisted for uid in self.node_changed(node, deleted=True)}
         there = {
             (label(each, "uid"), each["metadata"].get("namespace", ""), each["metadata"]["name"]) for each in listed
         }
@@ -232,7 +232,7 @@ class Cache:
         ]
         touched: set[Uid] = set()
         for each in missing:
-            touched |= self.object_changed({"kind": kind, **each}, gone=True)
+            touched |= self.object_changed({"kind": kind, **each}, deleted=True)
         return touched
 
     def _nodes_in_use(self, revision: int) -> set[str]:
@@ -244,17 +244,17 @@ class Cache:
             if (each.get("spec") or {}).get("nodeName") and revision_of(each) <= revision
         }
 
-    def node_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
+    def node_changed(self, manifest: Manifest, *, deleted: bool = False) -> set[Uid]:
         """Handle an event of a node: it was added, changed or deleted."""
         name = manifest["metadata"]["name"]
-        lost = gone or unreachable(manifest)
-        cordoned = not gone and bool((manifest.get("spec") or {}).get("unschedulable"))
-        before = (name in self._lost_nodes, name in self._gone_nodes, name in self._cordoned_nodes)
-        if (lost, gone, cordoned) == before:
+        lost = deleted or unreachable(manifest)
+        cordoned = not deleted and bool((manifest.get("spec") or {}).get("unschedulable"))
+        before = (name in self._lost_nodes, name in self._deleted_nodes, name in self._cordoned_nodes)
+        if (lost, deleted, cordoned) == before:
             return set()
         (self._cordoned_nodes.add if cordoned else self._cordoned_nodes.discard)(name)
         (self._lost_nodes.add if lost else self._lost_nodes.discard)(name)
-        (self._gone_nodes.add if gone else self._gone_nodes.discard)(name)
+        (self._deleted_nodes.add if deleted else self._deleted_nodes.discard)(name)
         return {
             uid
             for uid, known in self._known.items()
@@ -309,9 +309,9 @@ class Cache:
         setattr(known, attribute, now)
         if attribute != "published":
             return {uid: 0.0}
-        known.heard = datetime.now(UTC)
+        known.reported_at = datetime.now(UTC)
         if isinstance(now, ReportedState) and (not isinstance(before, ReportedState) or now.moved != before.moved):
-            known.moved = known.heard if now.moved else None
+            known.moved = known.reported_at if now.moved else None
         if isinstance(before, ReportedState) and isinstance(now, ReportedState) and now.samples > before.samples:
             known.committed = self._clock()
         return {uid: NEWS_SECONDS if _only_progress(before, known.published) else 0.0}
@@ -403,7 +403,7 @@ class Cache:
             if namespace == place[0] and each["metadata"].get("ownerReferences")
         )
 
-    def facts(self, uid: Uid, *, why: str = "") -> Facts:
+    def facts(self, uid: Uid, *, reason: str = "") -> Facts:
         """Return the facts for a job's status that are not part of its observed state."""
         known = self._known[uid]
         pods = self.pods(uid)
@@ -413,10 +413,10 @@ class Cache:
             placed=frozenset(pod.name for pod in pods if pod.node),
             ready=frozenset(pod.name for pod in pods if pod.ready),
             generation=known.leader.generation if known.leader is not None else None,
-            heard=known.heard,
+            reported_at=known.reported_at,
             moved=known.moved,
             account=Account.model_validate(account) if account is not None else None,
-            why=why,
+            reason=reason,
         )
 
     def committed(self, uid: Uid) -> float | None:
@@ -476,7 +476,7 @@ class Cache:
                 uid=pod.uid,
                 lost=self._lost(pod),
                 deleting=pod.deleting,
-                gone=pod.node in self._gone_nodes,
+                node_deleted=pod.node in self._deleted_nodes,
             )
             for pod in self.pods(uid)
             if pod.role == role

@@ -12,7 +12,7 @@ from shoal.autoscaler.config.types import AutoscalerConfig, priority_of, weight_
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.loop import Autoscaler
 from shoal.operator.controller.preflight import as_pod
-from shoal.operator.resources.object_fields import moment_of
+from shoal.operator.resources.object_fields import parse_time
 from shoal.operator.resources.pods import JobIdentity, master_pod, names, server_pod, trainer_pod
 
 __all__ = ["Demands", "autoscaled_condition"]
@@ -111,5 +111,5 @@ _UNKNOWN_PRIORITY = -11
 
 def _created(manifest: Mapping[str, Any]) -> float:
     """Return when a job was created, but not later than now: a wrong clock would make it the youngest job for ever."""
-    created = moment_of(manifest["metadata"].get("creationTimestamp"))
+    created = parse_time(manifest["metadata"].get("creationTimestamp"))
     return min(created.timestamp(), datetime.now(UTC).timestamp()) if created is not None else 0.0

@@ -35,7 +35,7 @@ from shoal.operator.core.reconcile import (
 from shoal.operator.etcd.secrets import DerivedSecrets
 from shoal.operator.resources.pods import JobIdentity, label
 from shoal.operator.status import events
-from shoal.operator.status.conditions import QUIET, STILL, PodProblem, status_of
+from shoal.operator.status.conditions import SILENT_AFTER, STALLED_AFTER, PodProblem, status_of
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.reasons import reason_of
 from shoal.operator.status.writer import StatusWriter
@@ -233,15 +233,15 @@ class JobController:
         overdue, drain_timeout = memory.overdue(seen.desired.drain if seen.desired is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
-        memory.report_token_change(seen.token, identity.token, keeps=not in_pods(job))
+        memory.report_token_change(seen.token, identity.token, has_claims=not in_pods(job))
         backing_off = memory.backing_off(seen, time.monotonic())
         decided = self._decide(view, job, identity, seen, memory)
-        held = self._autoscaler is not None and self._autoscaler.is_unconfigured
-        if decided is None and not held and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
+        no_config = self._autoscaler is not None and self._autoscaler.is_unconfigured
+        if decided is None and not no_config and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
             return _PLAN_SECONDS  # the autoscaler enqueues the job when its plan is ready
         decision = decided or _as_before(view, seen)
         autoscaled = autoscaled_condition(self._autoscaler, job)
-        facts = replace(self._facts(view, memory), why=decision.reason, autoscaled=autoscaled)
+        facts = replace(self._facts(view, memory), reason=decision.reason, autoscaled=autoscaled)
         actions: list[Action] = []
         if facts.etcd and decided is not None:  # without etcd no trainer can be drained before it is deleted
             actions = reconcile(
@@ -275,7 +275,7 @@ class JobController:
         )
         problems = [*(each.problem for each in failed), *problems, *slow]
         full = next((each.message for each in problems if each.known is Reason.QUOTA_EXCEEDED), "")
-        facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
+        facts = replace(facts, reason=f"the namespace's quota is full: {full}") if full else facts
         later = await self._report(
             view, job, seen, facts=facts, refused=refused, problems=problems, desired=decision.trainers
         )
@@ -283,7 +283,7 @@ class JobController:
             return _RECHECK_SECONDS  # its namespace is being deleted: that is no failed sync
         if failed:
             raise ExceptionGroup("some actions failed", [each.error for each in failed])
-        again = _NO_CONFIG_SECONDS if held else None
+        again = _NO_CONFIG_SECONDS if no_config else None
         pod_back_off = min(backing_off.values(), default=None)
         due = self._due(view, job, facts)
         return _soonest(view.now, drain_timeout, renewal, recheck, starting, later, again, pod_back_off, repair, due)
@@ -311,16 +311,16 @@ class JobController:
         """Run a failed job again: without its pods and its outcome the master resumes it from its snapshots, if it has claims."""
         there = self._cache.pods(view.uid)
         deletions: list[Action] = [DeletePod(pod.name, pod.uid) for pod in there if not pod.deleting]
-        keeps = not in_pods(job)
-        actions = deletions if there else [ForgetRecords(outcome_only=keeps)]
+        has_claims = not in_pods(job)
+        actions = deletions if there else [ForgetRecords(outcome_only=has_claims)]
         failed = await self._executor.carry_out(job, identity, actions)
         if failed:
             raise ExceptionGroup("the job cannot be retried", [each.error for each in failed])
         if there:
             return 1.0
-        self._cache.forgotten(view.uid, outcome_only=keeps)
+        self._cache.forgotten(view.uid, outcome_only=has_claims)
         self._memory[view.uid] = memory = JobMemory(accepted=memory.accepted, agreed=memory.agreed)
-        memory.unwritten.append(events.retried(requested, keeps=keeps))
+        memory.unwritten.append(events.retried(requested, has_claims=has_claims))
         view = replace(view, before=run_policy.retried(view.before))
         seen = replace(seen, ended=None, saved=False, published=None)
         await self._report(view, job, seen, facts=replace(self._facts(view, memory), retried=requested))
@@ -458,11 +458,11 @@ class JobController:
         if status.active_since is not None and limit is not None:
             left = limit - run_policy.active_seconds(status, view.now)
             due.append(view.now + timedelta(seconds=max(0.0, left)))
-        if facts.heard is not None:
-            due.append(facts.heard + QUIET)
+        if facts.reported_at is not None:
+            due.append(facts.reported_at + SILENT_AFTER)
         if status.progress is not None:
             moved, end = status.progress.last_step_time, status.progress.estimated_end
-            due += [moved + STILL] if moved is not None else []
+            due += [moved + STALLED_AFTER] if moved is not None else []
             due += [end] if end is not None else []
         return due
 

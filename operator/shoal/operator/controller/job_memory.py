@@ -87,11 +87,11 @@ class JobMemory:
             self.in_force_cache = manifest, in_force(self.accepted, manifest)
         return self.in_force_cache[1]
 
-    def report_token_change(self, seen: str, current: str, *, keeps: bool) -> None:
+    def report_token_change(self, seen: str, current: str, *, has_claims: bool) -> None:
         """Report once, by an event, that the job's token differs from that of its processes: etcd was replaced."""
         if seen and current not in {seen, self.token}:
             self.token = current
-            self.unwritten.append(events.etcd_lost(keeps=keeps))
+            self.unwritten.append(events.etcd_lost(has_claims=has_claims))
 
     def most(self, now: float) -> int | None:
         """Return how many trainers a full quota permits; None: no quota is known to be full."""

@@ -64,9 +64,9 @@ class StartDiagnostics:
             return [], None
         back_off = self._back_offs.setdefault(uid, KeyedBackOff(0, _DELAY_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
         found = self._found.setdefault(uid, {})
-        for gone in [each for each in back_off if each not in slow]:
-            back_off.forget(gone)
-            found.pop(gone, None)
+        for deleted in [each for each in back_off if each not in slow]:
+            back_off.forget(deleted)
+            found.pop(deleted, None)
         now = self._clock()
         due = [each for each in slow if back_off.tries(each) and not back_off.left(each, now)][:_MOST]
         for each in due:

@@ -60,14 +60,14 @@ class ServerPod:
         uid: UID of the pod.
         lost: Its node is deleted or unreachable.
         deleting: It is being deleted.
-        gone: Its node is deleted.
+        node_deleted: Its node is deleted.
     """
 
     name: str
     uid: str
     lost: bool = False
     deleting: bool = False
-    gone: bool = False
+    node_deleted: bool = False
 
     @property
     def orphaned(self) -> bool:
@@ -76,7 +76,7 @@ class ServerPod:
         An unreachable node may return, with the data that a server keeps there. So the pod stays until the cluster evicts it
         (after ``tolerationSeconds`` of its toleration of unreachable nodes) or its node is deleted.
         """
-        return self.lost and (self.deleting or self.gone)
+        return self.lost and (self.deleting or self.node_deleted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,7 +370,7 @@ class _Reconciliation:
         for manifest in manifests:
             if self._seen.applied.get(manifest.key) != manifest.hash:
                 yield Apply(manifest.content)
-            elif manifest.key in self._seen.fields and not manifest.held(self._seen.fields[manifest.key]):
+            elif manifest.key in self._seen.fields and not manifest.has_fields(self._seen.fields[manifest.key]):
                 yield Apply(manifest.content, repair=True)
 
     def _lingering_trainers(self) -> Iterable[Action]:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from shoal.api import TrainingJob
 from shoal.api.status import Condition, ConditionType, Reason, Status
 from shoal.operator.core.reconcile import Ended
-from shoal.operator.resources.object_fields import moment_of
+from shoal.operator.resources.object_fields import parse_time
 from shoal.operator.resources.pods import GROUP, label
 
 __all__ = [
@@ -128,7 +128,7 @@ def ends_of(pod: Mapping[str, Any], *, terminated: bool = False) -> Iterable[Con
     for container in [*before, *own]:
         for state in ("lastState", "state"):
             ended = (container.get(state) or {}).get("terminated") or {}
-            at, started = moment_of(ended.get("finishedAt")), moment_of(ended.get("startedAt"))
+            at, started = parse_time(ended.get("finishedAt")), parse_time(ended.get("startedAt"))
             code = int(ended.get("exitCode", 0))
             if at is None or ended.get("reason") == "OOMKilled" or (container in before and code == 0):
                 continue

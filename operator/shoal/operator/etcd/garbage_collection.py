@@ -97,10 +97,10 @@ class GarbageCollector:
             for namespace in self._namespaces or ("",)
             for job in await self._kube.list("TrainingJob", namespace=namespace)
         }
-        gone = [keys for keys in found if keys not in there and self._serves(keys)]
-        for keys in gone:
+        deleted = [keys for keys in found if keys not in there and self._serves(keys)]
+        for keys in deleted:
             await run_in_thread(partial(self._remove, keys))
-        return gone
+        return deleted
 
     def _serves(self, keys: JobKeys) -> bool:
         return not self._namespaces or keys.namespace in self._namespaces

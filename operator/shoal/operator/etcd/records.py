@@ -172,11 +172,11 @@ class Usage:
 
     @property
     def problem_kinds(self) -> tuple[object, ...]:
-        """Changes when there are complaints about something else than before."""
+        """Changes when there are other kinds of problems than before."""
         return tuple(self.unread), self.foreign > 0, tuple(over for over, _ in self._bounds())
 
     def record_problems(self) -> dict[str, str]:
-        """Return the present complaints: event reason and object -> message with the fix."""
+        """Return the present problems: event reason and object -> message with the fix."""
         problems = {
             f"ForeignRecord {record}": f"etcd's {record} of this job is no record of this version of Shoal ({reason}); what "
             "was known before stays. Its writer has the job's user in etcd: see who may read the job's Secrets"

@@ -16,9 +16,9 @@ __all__ = [
     "controlled",
     "deleting",
     "is_pod_of",
-    "moment_of",
     "newer",
     "own_container",
+    "parse_time",
     "phase_of",
     "place_of",
     "ready",
@@ -120,7 +120,7 @@ def newer(one: Manifest, other: Manifest) -> bool:
     return same and revision_of(one) > revision_of(other)
 
 
-def moment_of(text: object) -> datetime | None:
+def parse_time(text: object) -> datetime | None:
     """Parse a time in the API server's format, to UTC; None: the text is no time."""
     try:
         found = datetime.fromisoformat(str(text)) if text else None

@@ -75,8 +75,8 @@ def _state(before: Status, after: Status) -> Iterable[EventNote]:
     if after.state is State.SUSPENDED:
         yield EventNote("Normal", "Suspended", _suspended(before, after))
     elif before.state in {State.SUSPENDING, State.SUSPENDED} and after.state not in {State.COMPLETE, State.FAILED}:
-        begun = before.start_time is not None
-        yield EventNote("Normal", "Resumed", "the job resumes from its snapshots" if begun else "the job starts")
+        started = before.start_time is not None
+        yield EventNote("Normal", "Resumed", "the job resumes from its snapshots" if started else "the job starts")
     elif after.state is State.COMPLETE:
         account = after.account
         text = "all samples are committed"
@@ -112,7 +112,7 @@ def _newly_bad(old: Condition | None, new: Condition) -> bool:
 
 
 def record_problems(before: Collection[str], now: Mapping[str, str]) -> Iterable[EventNote]:
-    """Yield the new problems of a job's keys in etcd: see `Usage.complaints`."""
+    """Yield the new problems of a job's keys in etcd: see `Usage.record_problems`."""
     for what, text in now.items():
         if what not in before:
             yield EventNote("Warning", what.partition(" ")[0], clipped(text, _LONGEST))
@@ -128,30 +128,30 @@ def restarted(count: int, limit: int) -> EventNote:
     )
 
 
-def retried(request: str, *, keeps: bool) -> EventNote:
+def retried(request: str, *, has_claims: bool) -> EventNote:
     """Return the event of a failed job that runs again.
 
     Args:
         request: Value of the annotation.
-        keeps: Whether the job's servers have claims.
+        has_claims: Whether the job's servers have claims.
     """
     consequence = (
         "it resumes from its last snapshots"
-        if keeps
+        if has_claims
         else "it starts from the beginning, as its snapshots were in the pods (spec.parameterServer.emptyDir)"
     )
     return EventNote("Normal", "Retried", f"the failed job runs again (shoal.dev/retry: {request}); {consequence}")
 
 
-def etcd_lost(*, keeps: bool) -> EventNote:
+def etcd_lost(*, has_claims: bool) -> EventNote:
     """Return the event of a job whose etcd was replaced, as after its claim or the operator's namespace was deleted.
 
     Args:
-        keeps: Whether the job's servers have claims.
+        has_claims: Whether the job's servers have claims.
     """
     consequence = (
         "its servers read their snapshots and the committed tasks from their claims: the job resumes from there"
-        if keeps
+        if has_claims
         else "its snapshots were in the servers' pods (spec.parameterServer.emptyDir): the job begins again"
     )
     return EventNote(

@@ -30,7 +30,7 @@ class Gang(Rule):
         """Return the maximum of the started jobs, and of as many of the next jobs as fit now."""
         snapshot = view.snapshot
         nodes, shapes = snapshot.nodes, snapshot.shapes
-        decisions = {job.uid: PolicyDecision(trainers=job.max) for job in snapshot.jobs if view.seen[job.uid].wanted}
+        decisions = {job.uid: PolicyDecision(trainers=job.max) for job in snapshot.jobs if view.seen[job.uid].desired}
         free = np.where(nodes.usable[:, None], view.free, 0)
         for pod in sorted(snapshot.pending, key=lambda pod: -pod.priority):
             # The scheduler places these pods first: their room is not available.

@@ -30,13 +30,13 @@ class ObservedWorld:
     """The observed state of a job that is not in the snapshot.
 
     Attributes:
-        wanted: Trainers by the policy's last decision; 0 for a new job.
+        desired: Trainers by the policy's last decision; 0 for a new job.
         running: Running trainers.
         pending: Trainers without a node, or starting.
         leaving: Trainers that are being deleted.
     """
 
-    wanted: int
+    desired: int
     running: int
     pending: int
     leaving: int

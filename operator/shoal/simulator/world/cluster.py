@@ -37,7 +37,7 @@ class Phase(Enum):
     RUNNING = "running"
     LEAVING = "leaving"
     """Being deleted; it takes its room until it has stopped."""
-    GONE = "gone"
+    DELETED = "gone"
 
 
 def rank_of(priority: int, kind: PodKind) -> int:
@@ -164,7 +164,7 @@ class Cluster:
                 self.trainers[pod.node] -= self.request(pod)
             del self.on[pod.node][pod.number]
             self._count(pod, -1)
-        pod.phase = Phase.GONE
+        pod.phase = Phase.DELETED
         self.changed = True
 
     def _count(self, pod: Pod, sign: int) -> None:

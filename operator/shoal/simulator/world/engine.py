@@ -80,16 +80,16 @@ class _Event:
     Attributes:
         action: Handles the event.
         of_trace: Whether the event is of the trace, so that it does not depend on the policy.
-        holds: Returns whether the event is still valid; an event that is not is dropped, and no time passes for it. None: it
+        is_valid: Returns whether the event is still valid; an event that is not is dropped, and no time passes for it. None: it
             is always valid.
     """
 
     action: Callable[[], None]
     of_trace: bool
-    holds: Callable[[], bool] | None
+    is_valid: Callable[[], bool] | None
 
     def is_void(self) -> bool:
-        return self.holds is not None and not self.holds()
+        return self.is_valid is not None and not self.is_valid()
 
 
 class Simulation:
@@ -173,7 +173,7 @@ class Simulation:
         action: Callable[[], None],
         *,
         of_trace: bool = False,
-        holds: Callable[[], bool] | None = None,
+        is_valid: Callable[[], bool] | None = None,
     ) -> None:
         """Schedule an event.
 
@@ -181,11 +181,11 @@ class Simulation:
             time: Simulated time of the event, in seconds.
             action: Handles the event.
             of_trace: Whether the event is of the trace, so that it does not depend on the policy.
-            holds: Returns whether the event is still valid; None: it is always valid.
+            is_valid: Returns whether the event is still valid; None: it is always valid.
         """
         self._scheduled += 1
         self._of_trace += of_trace
-        heapq.heappush(self._heap, (time, self._scheduled, _Event(action=action, of_trace=of_trace, holds=holds)))
+        heapq.heappush(self._heap, (time, self._scheduled, _Event(action=action, of_trace=of_trace, is_valid=is_valid)))
 
     def _next(self) -> float | None:
         """Return the time of the next event; None: there is none."""
@@ -219,7 +219,7 @@ class Simulation:
             job.leaving += 1
             self._usage.stopped += job.ended is None
         self.cluster.begin_deletion(pod)
-        self.at(self.now + self._trace.stop_seconds, partial(self._gone, pod))
+        self.at(self.now + self._trace.stop_seconds, partial(self._pod_removed, pod))
         if job is not None:
             self._pace(job)
 
@@ -281,9 +281,9 @@ class Simulation:
             self._pace(job)
         elif pod.lifetime is not None:
             ends = self.now + pod.lifetime
-            self.at(ends, partial(self.cluster.remove, pod), of_trace=True, holds=lambda: pod.phase is Phase.RUNNING)
+            self.at(ends, partial(self.cluster.remove, pod), of_trace=True, is_valid=lambda: pod.phase is Phase.RUNNING)
 
-    def _gone(self, pod: Pod) -> None:
+    def _pod_removed(self, pod: Pod) -> None:
         self.cluster.remove(pod)
         job = self.trainings.get(pod.owner)
         if job is not None and pod.kind is PodKind.TRAINER:
@@ -306,7 +306,7 @@ class Simulation:
         """Update the job's rate after a change of its pods, and schedule its end again."""
         if job.ended is None and job.advance(self.now) and (job.rate or job.complete):
             version = job.version
-            self.at(self.now + job.remaining(), partial(self._done, job), holds=lambda: job.version == version)
+            self.at(self.now + job.remaining(), partial(self._done, job), is_valid=lambda: job.version == version)
 
     def _done(self, job: SimulatedJob) -> None:
         job.end(self.now)
@@ -325,7 +325,7 @@ class Simulation:
                 self._usage.started += pod.kind is PodKind.TRAINER
                 if pod.kind is PodKind.FOREIGN:
                     self.foreign.waits.append(self.now - pod.created)
-                self.at(self.now + self._trace.start_seconds, partial(self._runs, pod), holds=partial(_starts, pod))
+                self.at(self.now + self._trace.start_seconds, partial(self._runs, pod), is_valid=partial(_starts, pod))
         fresh = (pod for pod in self.cluster.pending.values() if pod.kind is PodKind.FOREIGN)
         if any(pod.refused == self.now for pod in fresh):
             self.trigger(Trigger.FOREIGN)
@@ -342,7 +342,7 @@ class Simulation:
             self._grow(by_uid[uid], decision)
 
     def _shrink(self, job: SimulatedJob, decision: PolicyDecision) -> None:
-        job.wanted = decision.trainers
+        job.desired = decision.trainers
         bound = sorted(job.bound, key=lambda pod: (not pod.surplus, pod.phase is Phase.RUNNING, -pod.number))
         if decision.kept is None:
             for pod in bound[: max(len(bound) - decision.trainers, 0)]:

@@ -26,7 +26,7 @@ class SimulatedJob:
         trainers: Trainers that are not leaving, by number.
         other_pods: Master and servers that are not leaving, by number.
         leaving: Number of trainers that are being deleted.
-        wanted: Number of trainers by the policy's last decision.
+        desired: Number of trainers by the policy's last decision.
         started: Whether the master and the servers were created.
         first: When the first trainer started to run, in seconds; None: none has.
         ended: When the job ended, in seconds; None: it has not.
@@ -43,7 +43,7 @@ class SimulatedJob:
     trainers: dict[int, Pod] = field(default_factory=dict)
     other_pods: dict[int, Pod] = field(default_factory=dict)
     leaving: int = 0
-    wanted: int = 0
+    desired: int = 0
     started: bool = False
     first: float | None = None
     ended: float | None = None

@@ -90,4 +90,4 @@ def _without_node(job: SimulatedJob) -> tuple[tuple[int, int], ...]:
 
 def _seen(job: SimulatedJob) -> ObservedWorld:
     running = job.running
-    return ObservedWorld(wanted=job.wanted, running=running, pending=len(job.trainers) - running, leaving=job.leaving)
+    return ObservedWorld(desired=job.desired, running=running, pending=len(job.trainers) - running, leaving=job.leaving)
