@@ -137,7 +137,7 @@ class Terminal(io.StringIO):
 
 
 def watched(stream) -> str:
-    progress = ProgressLine("fixed", jobs=2, stream=stream, quiet_seconds=0)
+    progress = ProgressLine("fixed", jobs=2, stream=stream, delay_seconds=0)
     with progress:
         simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.update)
     return stream.getvalue()

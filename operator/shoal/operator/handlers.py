@@ -65,7 +65,7 @@ async def run(
         on_event: Called with each job, and whether it was deleted.
         listed: Called after kopf has listed jobs again; deletions before that may have been missed.
     """
-    _quieten()
+    _limit_log_rate()
     await kopf.operator(
         registry=_registry(on_event, listed),
         standalone=True,
@@ -174,7 +174,7 @@ class _RateLimit(logging.Filter):
 _rate_limit = _RateLimit()
 
 
-def _quieten() -> None:
+def _limit_log_rate() -> None:
     """Configure kopf's loggers: it logs each event, each try of each stream, and that it leaves signals alone."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
