@@ -26,6 +26,12 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def idle():
+    """Wait until the calls of earlier tests in this process have ended: all tests share the threads."""
+    asyncio.run(until(lambda: blocked() == (0, 0)))
+
+
 @pytest.fixture
 def stuck():
     """Provide an event that hanging calls wait for; all of them have returned when the test ends."""
