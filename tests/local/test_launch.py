@@ -63,9 +63,9 @@ def test_cores_are_shared_out():
 
 
 def test_the_requested_cores_and_the_users_variable_take_precedence():
-    asked = {"minReplicas": 1, "resources": {"requests": {"cpu": "3500m"}}}
-    assert launcher(trainer=asked).launch("trainer", 0, trainers=1).environment["OMP_NUM_THREADS"] == "3"
-    mine = launcher({"OMP_NUM_THREADS": "9"}, trainer=asked)
+    requested = {"minReplicas": 1, "resources": {"requests": {"cpu": "3500m"}}}
+    assert launcher(trainer=requested).launch("trainer", 0, trainers=1).environment["OMP_NUM_THREADS"] == "3"
+    mine = launcher({"OMP_NUM_THREADS": "9"}, trainer=requested)
     assert mine.launch("trainer", 0, trainers=1).environment["OMP_NUM_THREADS"] == "9"
 
 

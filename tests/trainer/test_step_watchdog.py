@@ -51,9 +51,9 @@ def test_a_stopped_watchdog_does_not_end_the_process():
 
 
 def test_a_failing_sampler_does_not_prevent_the_report():
-    def words():
+    def failing_description():
         raise KeyError("the script's sampler")
 
     clock = StepClock(0.0)
-    clock.begin(words, 0.0, long=False)
+    clock.begin(failing_description, 0.0, long=False)
     assert clock.activity == 'in batch ? (KeyError("the script\'s sampler"))'

@@ -164,9 +164,9 @@ def test_bounds_hold_and_the_oldest_makes_room(calls):
         if call == "admit":
             number = next(numbers)
             same = [each for each in naive if argument and each[1] == argument]
-            gone = same[0] if len(same) == 3 else naive[0] if len(naive) == 6 else None
-            assert unauthenticated.admit(number, argument) == (gone[0] if gone else None)
-            naive = [each for each in naive if each != gone] + [(number, argument)]
+            oldest = same[0] if len(same) == 3 else naive[0] if len(naive) == 6 else None
+            assert unauthenticated.admit(number, argument) == (oldest[0] if oldest else None)
+            naive = [each for each in naive if each != oldest] + [(number, argument)]
         elif call == "remove":
             assert unauthenticated.remove(argument) == any(number == argument for number, _ in naive)
             naive = [each for each in naive if each[0] != argument]
