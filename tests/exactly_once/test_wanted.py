@@ -25,7 +25,7 @@ class Operator:
         self.raw(msgspec.json.encode(DesiredState(**desired)))
 
     def raw(self, value: bytes) -> None:
-        assert self.store.transact([], [Put(self.job.keys.desired, value)]).succeeded
+        assert self.store.transact([], [Put(self.job.keys.wanted, value)]).succeeded
 
     def reported(self) -> ReportedState | None:
         found = self.store.get(self.job.keys.progress)
@@ -88,7 +88,7 @@ def test_a_suspended_job_resumes_with_a_new_master_and_new_servers(operator):
     job.run_to_the_end(seconds=120)
     check(job)
     account = job.outcome().account
-    assert account.replayed == 0, "servers that are told to end write a snapshot first"
+    assert account.replayed == 0, "terminated servers write a snapshot first"
 
 
 def test_an_undecodable_desired_state_is_ignored(operator):

@@ -47,7 +47,7 @@ def test_a_shell_in_the_command_finds_the_same_python():
     )
     assert launcher().launch("trainer", 0, trainers=1).environment["PATH"] == f"{own}:{os.defpath}"
     given = launcher(inherited={"PATH": "/usr/bin"}, env=[{"name": "PATH", "value": "/mine"}])
-    assert given.launch("trainer", 0, trainers=1).environment["PATH"] == "/mine", "the manifest's word stands"
+    assert given.launch("trainer", 0, trainers=1).environment["PATH"] == "/mine", "the manifest's value is used"
 
 
 @pytest.mark.parametrize("role", ["master", "pserver", "trainer"])

@@ -357,10 +357,10 @@ class World:
                     assert (role, index) not in self.alive, "two of one role and index"
                     self.alive.add((role, index))
                 case Signal(role, index, number):
-                    assert (role, index) in self.alive, "a signal to nobody"
+                    assert (role, index) in self.alive, "a signal to a process that does not run"
                     self.dying[role, index] = number
                 case Finish():
-                    assert not self.alive, "something is left behind"
+                    assert not self.alive, "a process is left running"
                     self.finish = action
         assert set(self.supervisor.alive) == self.alive
         assert not self.alive & set(self.supervisor.pending)

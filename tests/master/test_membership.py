@@ -54,7 +54,7 @@ class Membership(RuleBasedStateMachine):
         self.joins = self.leaves = self.deaths = 0
         self.silent: set[int] = set()
         self.drained: set[int] = set()
-        """Whom this master told to leave since they connected."""
+        """The trainers that this master has drained since they connected."""
         self.desired = DesiredState()
         self.begin_master(generation=1)
 
@@ -134,8 +134,8 @@ class Membership(RuleBasedStateMachine):
             self.drained.add(life)
         if isinstance(message, m.TaskLeased):
             task = (message.lease.epoch, message.lease.task)
-            assert life not in self.drained, "leased to one that was told to leave"
-            assert not any(task in held for held in self.holds.values()), "leased while somebody holds it"
+            assert life not in self.drained, "leased to a drained trainer"
+            assert not any(task in held for held in self.holds.values()), "leased while another trainer holds it"
             assert task not in self.server_tasks, "leased although it is done"
             self.holds.setdefault(life, set()).add(task)
             self.given.setdefault(life, {})[task] = message.lease

@@ -130,10 +130,10 @@ def in_job(
         )
         if code == 0 and complete:
             outcome = result.outcome
-            assert outcome is not None, job.last_words()
-            assert outcome.state == "Complete", (outcome, job.last_words())
+            assert outcome is not None, job.last_lines()
+            assert outcome.state == "Complete", (outcome, job.last_lines())
             assert outcome.account is not None
             assert (outcome.account.samples.lost, outcome.account.samples.twice) == (0, 0)
         elif code:
-            assert code in result.codes.values(), (result.codes, job.last_words())
+            assert code in result.codes.values(), (result.codes, job.last_lines())
     return result

@@ -168,7 +168,7 @@ def test_tables_of_all_kinds_equal_a_plain_loop_and_the_file_has_every_row(tmp_p
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(saved[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
     for name, values in zip(("words", "bag", "rare"), first, strict=True):
-        assert torch.equal(saved[f"{name}.weight"][-5:], values[-5:]), "rows that nobody touched"
+        assert torch.equal(saved[f"{name}.weight"][-5:], values[-5:]), "rows that were not changed"
     assert saved["words.weight"][PADDING].tolist() == [0.0] * DIM
 
 

@@ -24,7 +24,7 @@ CLIENT = auth.Identity("trainer", 3, 9)
 PASSING = [errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM,
            errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP,
            errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOSR]  # fmt: skip
-"""What accept(2) says that it may fail with while the socket listens."""
+"""The errors of accept(2) while the socket listens."""
 
 
 class Failing(socket.socket):
