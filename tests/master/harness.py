@@ -49,14 +49,14 @@ class MasterHarness:
         self.master = MasterCore(self.job)
         if self.server:
             self.master.connected(SERVER_CONNECTION, SERVER, 0.0)
-            self.offer(0)
+            self.report_state(0)
             self.settle()
 
     def report(self, slots):
         return [m.SlotReport(slots=slots, grants=[self.served[slot] for slot in slots], counts=[1] * len(slots),
                          tasks=self.has.encode(), reached=max(self.reached, self.has.highest))]  # fmt: skip
 
-    def offer(self, question):
+    def report_state(self, question):
         held = self.report(list(self.served)) if self.served else []
         self.from_server(
             m.ReportState(held=held, waiting=[], files=[], question=question, addresses=["unix:///s"], pid=1, host="")
@@ -89,9 +89,9 @@ class MasterHarness:
     def to_server(self, message):
         match message:
             case m.RequestState():
-                self.offer(message.question)
+                self.report_state(message.question)
             case m.JobSettings() if message.shape is not None:
-                self.offer(0)
+                self.report_state(0)
             case m.Grant():
                 self.served[message.slot] = message.grant
                 self.from_server(m.GrantReport(reports=self.report([message.slot])))

@@ -72,7 +72,7 @@ class Membership(RuleBasedStateMachine):
         self.heard: dict[int, float] = {}
         self.connections = {}
         self.server = self.connect(SERVER)
-        self.offer(0)
+        self.report_state(0)
         self.settle()
 
     # --- Environment ---
@@ -89,7 +89,7 @@ class Membership(RuleBasedStateMachine):
         self.master.connected(number, identity, self.now)
         return number
 
-    def offer(self, question):
+    def report_state(self, question):
         held = self.report(list(self.server_slots)) if self.server_slots else []
         self.master.message(self.server, m.ReportState(held=held, waiting=[], files=[], question=question,
                                                  addresses=["unix:///s"], pid=1, host=""), self.now)  # fmt: skip
@@ -122,9 +122,9 @@ class Membership(RuleBasedStateMachine):
 
     def to_server(self, message):
         if isinstance(message, m.RequestState):
-            self.offer(message.question)
+            self.report_state(message.question)
         elif isinstance(message, m.JobSettings) and message.shape is not None:
-            self.offer(0)
+            self.report_state(0)
         elif isinstance(message, m.Grant):
             self.server_slots[message.slot] = message.grant
             self.master.message(self.server, m.GrantReport(reports=self.report([message.slot])), self.now)
