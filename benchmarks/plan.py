@@ -151,9 +151,9 @@ def carried_out(snapshot: Snapshot, allocation: PlanResult) -> Snapshot:
 
 
 def _held(given: JobAllocation, job: PlannerJob) -> Mapping[int, int]:
-    if given.stays == job.held and not given.comes:
+    if given.kept == job.held and not given.added:
         return job.held
-    return {node: given.stays.get(node, 0) + given.comes.get(node, 0) for node in {*given.stays, *given.comes}}
+    return {node: given.kept.get(node, 0) + given.added.get(node, 0) for node in {*given.kept, *given.added}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

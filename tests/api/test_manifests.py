@@ -57,8 +57,8 @@ def test_how_many_trainers_are_wanted_without_an_autoscaler(trainer, on_a_cluste
     mapping = yaml.safe_load(MINIMAL)
     mapping["spec"]["trainer"] = trainer
     job = from_mapping(mapping)
-    assert job.wanted_trainers() == on_a_cluster
-    assert job.wanted_trainers(4) == on_4_cores
+    assert job.desired_trainers() == on_a_cluster
+    assert job.desired_trainers(4) == on_4_cores
 
 
 def test_null_means_not_set():

@@ -89,8 +89,8 @@ def test_for_a_pod_that_fits_nowhere_nobody_leaves(world):
     web(world, 1)
     run(world, 1)
     trainers(world.j, TWO_NODES - 1)
-    gone = before - world.j.pod_uids("trainer")
-    world.until(lambda: gone <= evicted(world), "events that the scheduler, and nobody else, sent them away")
+    deleted = before - world.j.pod_uids("trainer")
+    world.until(lambda: deleted <= evicted(world), "events that the scheduler, and nobody else, sent them away")
 
 
 def _unschedulable(world, name):
@@ -127,8 +127,8 @@ def _has_servers(world, node):
 def test_a_node_is_deleted_and_another_one_comes(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
-    gone, stays = world.nodes
-    world.cluster.kubectl("delete", "node", gone)
+    deleted, stays = world.nodes
+    world.cluster.kubectl("delete", "node", deleted)
     world.j.until(lambda: at_nodes(world.j) == {stays: 4}, "those of the other node")
     world.j.until(lambda: allocation(world.j).get("wanted") == 4, "a plan that knows it")
     world.nodes += world.cluster.add_nodes(1, cpu="8", memory="16Gi", prefix="new")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.snapshot import cluster_state as module
 from shoal.autoscaler.snapshot.cluster_state import ClusterState
-from shoal.autoscaler.snapshot.constraints import constraints_of, eligible, traits_of, usable
+from shoal.autoscaler.snapshot.constraints import constraints_of, eligible, node_info, usable
 from shoal.autoscaler.snapshot.resources import allocatable_of, request_of
 from tests.soak import examples
 
@@ -120,13 +120,13 @@ def test_a_pod_weighs_once_its_node_is_known_and_no_longer():
         {"n": 10_000, "late": 9000},
         {1: 1},
     )
-    view.node_changed(node("n"), gone=True)
+    view.node_changed(node("n"), deleted=True)
     assert view.snapshot([], now=0.0).nodes.usable.tolist() == [True]
     assert (cpu_of(view, wish(cpu="1")), view.snapshot([wish(cpu="1")], now=0.0).jobs[0].held) == (
         {"late": 9000},
         {0: 1},
     )
-    view.node_changed(node("late"), gone=True)
+    view.node_changed(node("late"), deleted=True)
     view.node_changed(node("late", uid="another"))
     assert cpu_of(view, wish(cpu="1")) == {"late": 9000}
 
@@ -157,7 +157,7 @@ def test_what_is_said_of_a_pending_pod():
         False,
     )
     assert (second.priority, second.node, second.preempts) == (0, -1, True)
-    view.node_changed(node(), gone=True)
+    view.node_changed(node(), deleted=True)
     assert view.snapshot([], now=0.0).pending[0].node == -1
 
 
@@ -202,7 +202,7 @@ def test_how_long_the_scheduler_refuses_a_trainer():
     view.pod_changed(trainer(1), now=18.0)
     view.pod_changed(trainer(1, refused=True), now=20.0)
     assert view.snapshot([wish()], now=21.0).jobs[0].unschedulable == 1
-    view.pod_changed(trainer(1), now=22.0, gone=True)
+    view.pod_changed(trainer(1), now=22.0, deleted=True)
     assert view.snapshot([wish()], now=23.0).jobs[0].unschedulable == 0
 
 
@@ -211,11 +211,11 @@ def test_events_that_come_twice_or_late():
     view = seen(*(pod(at=at, revision=each) for at, each in versions), nodes=[node(revision=5)])
     view.node_changed(node(revision=4, cpu="1"))
     assert (cpu_of(view), pending_of(view)) == ({"n": 9000}, [])
-    view.pod_changed(pod(at="n", revision=6), now=0.0, gone=True)
-    view.pod_changed(pod(at="n", revision=6), now=0.0, gone=True)
+    view.pod_changed(pod(at="n", revision=6), now=0.0, deleted=True)
+    view.pod_changed(pod(at="n", revision=6), now=0.0, deleted=True)
     view.pod_changed(pod(at="n", revision=5), now=0.0)
     assert cpu_of(view) == {"n": 10_000}
-    view.node_changed(node(revision=7), gone=True)
+    view.node_changed(node(revision=7), deleted=True)
     view.node_changed(node(revision=6))
     assert cpu_of(view) == {}
 
@@ -229,8 +229,8 @@ def test_what_kubelets_write_all_the_time_is_no_news():
     life = [pod(phase="Pending"), pod(at="n", phase="Pending"), pod(at="n"), pod(at="n", status={"podIP": "10.1.1.1"})]
     assert [view.pod_changed(each, now=0.0) for each in life] == [True, True, False, False]
     assert view.pod_changed(pod(at="n", going=True), now=0.0)
-    assert [view.pod_changed(pod(at="n"), now=0.0, gone=True) for _ in range(2)] == [True, False]
-    assert [view.node_changed(node(), gone=True) for _ in range(2)] == [True, False]
+    assert [view.pod_changed(pod(at="n"), now=0.0, deleted=True) for _ in range(2)] == [True, False]
+    assert [view.node_changed(node(), deleted=True) for _ in range(2)] == [True, False]
 
 
 def test_a_pod_that_was_replaced_by_another_of_its_name():
@@ -238,15 +238,15 @@ def test_a_pod_that_was_replaced_by_another_of_its_name():
     assert view.snapshot([wish()], now=0.0).jobs[0].held == {0: 1}
     view.pod_changed(trainer(uid="old", at="n", revision=6), now=0.0)
     view.pod_changed(trainer(uid="older", at="n", revision=3), now=0.0)
-    view.pod_changed(trainer(uid="old", at="n", revision=8), now=0.0, gone=True)
+    view.pod_changed(trainer(uid="old", at="n", revision=8), now=0.0, deleted=True)
     assert view.snapshot([wish()], now=0.0).jobs[0].held == {0: 1}
-    view.pod_changed(trainer(uid="new", at="n", revision=9), now=0.0, gone=True)
+    view.pod_changed(trainer(uid="new", at="n", revision=9), now=0.0, deleted=True)
     assert view.snapshot([wish()], now=0.0).jobs[0].held == {}
 
 
 def test_a_node_that_was_replaced_by_another_of_its_name():
     view = seen(pod(at="n"), nodes=[node(uid="old", revision=1), node(uid="new", revision=3, cpu="5")])
-    view.node_changed(node(uid="old", revision=2), gone=True)
+    view.node_changed(node(uid="old", revision=2), deleted=True)
     assert cpu_of(view) == {"n": 4000}
 
 
@@ -304,12 +304,12 @@ def test_shapes_that_are_equal_are_one_and_unused_ones_go():
     view = seen(*(pod(f"w{at}", cpu=str(1 + at // 2)) for at in range(10)))
     assert [each.shape for each in view.snapshot([], now=0.0).pending] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     for at in range(6):
-        view.pod_changed(pod(f"w{at}"), now=0.0, gone=True)
+        view.pod_changed(pod(f"w{at}"), now=0.0, deleted=True)
     shot = view.snapshot([wish()], now=0.0, spare=[(pod(cpu="4"), 3)])
     assert [each.shape for each in shot.pending] == [3, 3, 4, 4]
     assert (shot.jobs[0].shape, shot.spare) == (1, ((3, 3),)), "two CPUs are still known"
     for at in range(6, 10):
-        view.pod_changed(pod(f"w{at}"), now=0.0, gone=True)
+        view.pod_changed(pod(f"w{at}"), now=0.0, deleted=True)
     assert view.snapshot([wish()], now=0.0).shapes.request.tolist() == [[2000, 0, 1]]
 
 
@@ -319,27 +319,27 @@ class Model:
     def __init__(self):
         self.nodes, self.pods, self.dead, self.since = {}, {}, set(), {}
 
-    def node(self, made, *, gone=False):
+    def node(self, made, *, deleted=False):
         name, uid, revision = (
             made["metadata"]["name"],
             made["metadata"]["uid"],
             int(made["metadata"]["resourceVersion"]),
         )
         known = self.nodes.get(name)
-        if gone:
+        if deleted:
             self.dead.add(uid)
             if known and known["metadata"]["uid"] == uid:
                 del self.nodes[name]
         elif uid not in self.dead and (known is None or int(known["metadata"]["resourceVersion"]) <= revision):
             self.nodes[name] = made
 
-    def pod(self, made, now, *, gone=False):
+    def pod(self, made, now, *, deleted=False):
         uid, revision, name = (
             made["metadata"]["uid"],
             int(made["metadata"]["resourceVersion"]),
             made["metadata"]["name"],
         )
-        if gone:
+        if deleted:
             self.dead.add(uid)
             self.forget(uid)
             return
@@ -418,7 +418,7 @@ class Model:
 
     def meaning(self, made):
         """Return what a shape means: its request, and the nodes that it may use."""
-        let = {name for name, each in self.nodes.items() if eligible(constraints_of(made), traits_of(each))}
+        let = {name for name, each in self.nodes.items() if eligible(constraints_of(made), node_info(each))}
         return plain(request_of(made)), let
 
 
@@ -498,23 +498,23 @@ class Both:
         if kind == "jobs":
             self.wishes = what[0]
         elif kind == "node":
-            self.tell("node", node(**what[0], revision=now), now=now, gone=what[1])
+            self.tell("node", node(**what[0], revision=now), now=now, deleted=what[1])
         elif kind == "pod":
             made = dict(what[0])
             (name, rest), life = made.pop("who"), made.pop("life")
-            self.tell("pod", pod(name, uid=f"{name}/{life}", revision=now, **rest, **made), now=now, gone=what[1])
+            self.tell("pod", pod(name, uid=f"{name}/{life}", revision=now, **rest, **made), now=now, deleted=what[1])
         elif kind == "again" and what[0] < len(self.told):
-            self.tell(*self.told[what[0]][:2], now=now, gone=self.told[what[0]][2])
+            self.tell(*self.told[what[0]][:2], now=now, deleted=self.told[what[0]][2])
         elif kind == "listing":
             self.relist(*what)
 
-    def tell(self, kind, made, *, now, gone):
-        self.told.append((kind, made, gone))
+    def tell(self, kind, made, *, now, deleted):
+        self.told.append((kind, made, deleted))
         rest = {"now": float(now)} if kind == "pod" else {}
         wishes = [WISHES[each] for each in self.wishes]
         before = self.model.answer(wishes, float(now))
-        news = getattr(self.view, f"{kind}_changed")(made, gone=gone, **rest)
-        getattr(self.model, kind)(made, gone=gone, **rest)
+        news = getattr(self.view, f"{kind}_changed")(made, deleted=deleted, **rest)
+        getattr(self.model, kind)(made, deleted=deleted, **rest)
         assert news or self.model.answer(wishes, float(now)) == before, "a plan would be another one"
 
     def relist(self, kind, lost):

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.snapshot.constraints import Groups, ShapeBook, constraints_of, eligible, few, traits_of, usable
+from shoal.autoscaler.snapshot.constraints import (
+    Groups,
+    ShapeBook,
+    constraints_of,
+    eligible,
+    limit_shapes,
+    node_info,
+    usable,
+)
 from shoal.autoscaler.snapshot.resources import Catalogue
 from tests.soak import examples
 
@@ -25,7 +33,7 @@ def pod(*, tolerations=(), selector=None, terms=None):
 
 
 def may(one, other):
-    return eligible(constraints_of(one), traits_of(other))
+    return eligible(constraints_of(one), node_info(other))
 
 
 def taint(key="k", value="v", effect="NoSchedule"):
@@ -242,7 +250,7 @@ def test_groups_say_of_all_at_once_what_is_true_of_each(steps):
                 nodes.append(None)
                 serial += 1
             name = nodes[index].name if nodes[index] is not None else str(serial)
-            nodes[index] = traits_of(node(name, labels=rest[1], taints=rest[2]))
+            nodes[index] = node_info(node(name, labels=rest[1], taints=rest[2]))
             groups.set(index, nodes[index])
         group, fits = groups.arrange(shapes)
         true = np.array([[eligible(shape, each) for each in nodes] for shape in shapes]).reshape(
@@ -255,7 +263,7 @@ def test_groups_say_of_all_at_once_what_is_true_of_each(steps):
 def test_a_pod_for_each_of_many_nodes_costs_no_look_at_each_pair():
     groups = Groups()
     for index in range(2000):
-        groups.set(index, traits_of(node(f"n{index}", labels={"kubernetes.io/hostname": f"n{index}"})))
+        groups.set(index, node_info(node(f"n{index}", labels={"kubernetes.io/hostname": f"n{index}"})))
     pinned = [pod(terms=[{"matchFields": [asks("In", f"n{index}", key="metadata.name")]}]) for index in range(50)]
     hosts = [pod(selector={"kubernetes.io/hostname": f"n{index}"}) for index in range(50)]
     group, fits = groups.arrange([constraints_of(each) for each in (*pinned, *hosts)])
@@ -266,8 +274,8 @@ def test_a_pod_for_each_of_many_nodes_costs_no_look_at_each_pair():
 
 def test_a_shape_that_comes_later_tells_nodes_apart():
     groups, later = Groups(), constraints_of(pod(selector={"a": "1"}))
-    groups.set(0, traits_of(node("x", labels={"a": "1"})))
-    groups.set(1, traits_of(node("y", labels={"a": "2"})))
+    groups.set(0, node_info(node("x", labels={"a": "1"})))
+    groups.set(1, node_info(node("y", labels={"a": "2"})))
     assert groups.arrange([constraints_of(pod())])[0].tolist() == [0, 0]
     group, fits = groups.arrange([constraints_of(pod()), later])
     assert fits[:, group].tolist() == [[True, True], [True, False]]
@@ -276,7 +284,7 @@ def test_a_shape_that_comes_later_tells_nodes_apart():
 def test_more_questions_than_fit_into_one_word():
     groups = Groups()
     for index in range(100):
-        groups.set(index, traits_of(node(str(index), labels={"a": str(index)})))
+        groups.set(index, node_info(node(str(index), labels={"a": str(index)})))
     group, fits = groups.arrange([constraints_of(pod(selector={"a": str(index)})) for index in range(90)])
     assert fits.shape == (90, 91)
     assert (fits[:, group] == np.eye(90, 100, dtype=bool)).all()
@@ -285,7 +293,7 @@ def test_more_questions_than_fit_into_one_word():
 def test_what_is_forgotten_of_nodes_and_shapes_that_come_and_go():
     groups = Groups()
     for round_ in range(300):
-        groups.set(0, traits_of(node(labels={"a": str(round_)}, taints=[taint(value=str(round_))])))
+        groups.set(0, node_info(node(labels={"a": str(round_)}, taints=[taint(value=str(round_))])))
         _, fits = groups.arrange(
             [constraints_of(pod(selector={"a": str(round_)})), constraints_of(pod(selector={f"k{round_}": ""}))]
         )
@@ -296,12 +304,12 @@ def test_what_is_forgotten_of_nodes_and_shapes_that_come_and_go():
 
 def test_nothing_changes_in_what_was_handed_out():
     groups = Groups()
-    groups.set(0, traits_of(node("x")))
+    groups.set(0, node_info(node("x")))
     shapes = [constraints_of(pod(selector={"a": "1"}))]
     first = groups.arrange(shapes)
-    groups.set(0, traits_of(node("x", labels={"b": "1"})))
+    groups.set(0, node_info(node("x", labels={"b": "1"})))
     assert groups.arrange(shapes)[0] is first[0], "nobody asks for b"
-    groups.set(0, traits_of(node("x", labels={"a": "1"})))
+    groups.set(0, node_info(node("x", labels={"a": "1"})))
     assert groups.arrange(shapes)[1].tolist() == [[True]]
     assert first[1].tolist() == [[False]]
 
@@ -324,5 +332,5 @@ def test_the_shapes_of_the_highest_priority_and_the_first_are_kept():
     book, request = ShapeBook(), Catalogue().request({}, [])
     one, two, three, four = (book.shape(request, pod(selector={"a": each})) for each in "1234")
     asked = [(one, 0), (two, 5), (three, 0), (four, -1), (four, 9)]
-    assert list(few(asked, 3)) == [four, two, one]
-    assert list(few(asked, 4)) == [one, two, three, four]
+    assert list(limit_shapes(asked, 3)) == [four, two, one]
+    assert list(limit_shapes(asked, 4)) == [one, two, three, four]

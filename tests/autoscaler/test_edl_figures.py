@@ -65,10 +65,10 @@ CROWDED = st.lists(
 def test_the_fewest_that_have_to_stop(nodes, pod, pods):
     found = least_stopped(nodes, trainer=3, pod=pod, pods=pods)
     possible = []
-    for gone in itertools.product(*(range(node.trainers + 1) for node in nodes)):
-        free = [node.cores - node.others - 3 * (node.trainers - one) for node, one in zip(nodes, gone, strict=True)]
+    for deleted in itertools.product(*(range(node.trainers + 1) for node in nodes)):
+        free = [node.cores - node.others - 3 * (node.trainers - one) for node, one in zip(nodes, deleted, strict=True)]
         if sum(room // pod for room in free) >= pods:
-            possible.append(sum(gone))
+            possible.append(sum(deleted))
     assert found == min(possible, default=-1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.planner.model import PlannerMemory, Why
+from shoal.autoscaler.planner.model import AllocationReason, PlannerMemory
 from shoal.autoscaler.planner.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, clusters, placed, requests_of
 from tests.soak import examples
@@ -97,16 +97,16 @@ def a_job_has_nothing_or_what_lies_between_its_bounds(seen):
         given = seen.allocation.jobs[each.uid]
         assert given.trainers == 0 or each.min <= given.trainers <= each.max
         assert given.trainers == sum(placed(given).values())
-        assert (given.trainers == 0) == (given.why == Why.QUEUED)
-        assert all(count <= each.held.get(node, 0) for node, count in given.stays.items())
-        assert all(0 < count <= given.comes[node] for node, count in given.now.items())
-        assert given.words
+        assert (given.trainers == 0) == (given.reason == AllocationReason.QUEUED)
+        assert all(count <= each.held.get(node, 0) for node, count in given.kept.items())
+        assert all(0 < count <= given.added[node] for node, count in given.now.items())
+        assert given.message
 
 
 @invariant
 def nothing_new_comes_to_a_node_that_will_not_do(seen):
     for each in seen.snapshot.jobs:
-        assert all(seen.eligible[each.shape, node] for node in seen.allocation.jobs[each.uid].comes)
+        assert all(seen.eligible[each.shape, node] for node in seen.allocation.jobs[each.uid].added)
     pods = {pod.uid: pod for pod in seen.snapshot.pending}
     assert all(seen.eligible[pods[claim.pod].shape, claim.node] for claim in seen.allocation.claims)
 
@@ -191,7 +191,7 @@ def the_room_of_a_claim_is_nobody_elses(seen):
 def what_was_carried_out_is_its_own_plan(seen):
     again, _ = plan(applied(seen.snapshot, seen.allocation), seen.memory, FREE_HAND)
     assert {uid: placed(each) for uid, each in again.jobs.items()} == seen.at
-    assert not any(each.comes for each in again.jobs.values())
+    assert not any(each.added for each in again.jobs.values())
 
 
 @examples(CASES // 3)

@@ -19,14 +19,14 @@ def loop(tmp_path):
 
 
 def test_a_job_is_given_what_there_is_and_told_once(loop):
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9))
     assert loop.made.decision("a") is None
     loop.plan()
     assert (loop.trainers("a"), loop.told) == (4, ["a"])
     loop.plan()
     assert loop.told == ["a"]
-    assert loop.made.decision("a").why == "no node has room for cpu 1"
+    assert loop.made.decision("a").reason == "no node has room for cpu 1"
 
 
 def test_what_is_no_news_to_a_plan_makes_none(loop):
@@ -38,7 +38,7 @@ def test_what_is_no_news_to_a_plan_makes_none(loop):
 
         async def told(*news):
             for each in news:
-                loop.made.saw("Node", each)
+                loop.made.on_event("Node", each)
             await asyncio.sleep(0.2)
             plans.append(loop.made_one.is_set())
             loop.made_one.clear()
@@ -60,7 +60,7 @@ def test_it_ends_when_it_is_told_to_whatever_comes_at_that_moment(loop, turns):
         loop.made_one, loop.looked = asyncio.Event(), asyncio.Event()
         running = asyncio.create_task(loop.made.run())
         await asyncio.sleep(0.05)
-        loop.made.saw("Node", node("n"))
+        loop.made.on_event("Node", node("n"))
         for _ in range(turns):
             await asyncio.sleep(0)
         running.cancel()
@@ -72,26 +72,26 @@ def test_it_ends_when_it_is_told_to_whatever_comes_at_that_moment(loop, turns):
 
 def test_what_stays_is_told_by_the_names_of_nodes(loop):
     for name in "nm":
-        loop.made.saw("Node", node(name))
+        loop.made.on_event("Node", node(name))
     for index, where in enumerate("nnm"):
-        loop.made.saw("Pod", trainer("a", index, where))
-    loop.made.wants("a", wish("a", 1, 3))
+        loop.made.on_event("Pod", trainer("a", index, where))
+    loop.made.set_demand("a", wish("a", 1, 3))
     loop.plan()
-    assert loop.made.decision("a").stays == {"n": 2, "m": 1}
+    assert loop.made.decision("a").kept == {"n": 2, "m": 1}
 
 
 @pytest.mark.parametrize("master", ["1", "3"])
 def test_servers_and_master_are_told_where_they_would_be_best(loop, master):
     for name in "nm":
-        loop.made.saw("Node", node(name))
+        loop.made.on_event("Node", node(name))
     fixed = ((pod(), 4, "pserver"), (pod(cpu=master), 1, "master"))
-    loop.made.wants("a", wish("a", 1, 9, fixed=fixed))
+    loop.made.set_demand("a", wish("a", 1, 9, fixed=fixed))
     loop.plan()
     decided = loop.made.decision("a")
     assert (len(decided.servers), len(decided.master)) == (4, 1)
-    taken = Counter(decided.servers) + Counter(decided.comes) + Counter({decided.master[0]: int(master)})
+    taken = Counter(decided.servers) + Counter(decided.added) + Counter({decided.master[0]: int(master)})
     assert dict(taken) == {"n": 4, "m": 4}
-    loop.made.wants("b", wish("b", 0, 9))
+    loop.made.set_demand("b", wish("b", 0, 9))
     loop.plan()
     assert (loop.made.decision("b").servers, loop.made.decision("b").master) == ((), ())
 
@@ -99,11 +99,11 @@ def test_servers_and_master_are_told_where_they_would_be_best(loop, master):
 @pytest.fixture
 def waiting(loop):
     """A job for whose server and trainer another job's trainers are preempted, but have not left yet."""
-    loop.made.saw("Node", node("n"))
+    loop.made.on_event("Node", node("n"))
     for index in range(4):
-        loop.made.saw("Pod", trainer("a", index, "n"))
-    loop.made.wants("a", wish("a", 1, 4))
-    loop.made.wants("b", wish("b", 1, 1, fixed=((pod(), 1, "pserver"),)))
+        loop.made.on_event("Pod", trainer("a", index, "n"))
+    loop.made.set_demand("a", wish("a", 1, 4))
+    loop.made.set_demand("b", wish("b", 1, 1, fixed=((pod(), 1, "pserver"),)))
     loop.plan()
     decided = loop.made.decision("b")
     assert (loop.trainers("a"), decided.servers, decided.now, decided.servers_wait) == (2, ("n",), 0, True)
@@ -112,7 +112,7 @@ def waiting(loop):
 
 def test_servers_wait_until_their_room_is_free_and_go_before_trainers(waiting):
     for index, soon in ((3, 0), (2, 1)):
-        waiting.made.saw("Pod", trainer("a", index, "n", revision=2), gone=True)
+        waiting.made.on_event("Pod", trainer("a", index, "n", revision=2), deleted=True)
         waiting.plan()
         decided = waiting.made.decision("b")
         assert (decided.servers_wait, decided.now) == (False, soon)
@@ -129,44 +129,44 @@ def test_servers_of_a_job_that_was_turned_away_meanwhile_wait_anew(waiting):
     # A job with an allocation is requeued after 10 s, with a back-off of 30 s.
     for least, seconds, given, waits in ((4, 1, 1, True), (4, 10, 0, False), (1, 60, 1, True)):
         waiting.clock.now += seconds
-        waiting.made.wants("a", wish("a", least, 4))
+        waiting.made.set_demand("a", wish("a", least, 4))
         waiting.plan()
         assert (waiting.trainers("b"), waiting.made.decision("b").servers_wait) == (given, waits)
 
 
 def test_jobs_rank_by_the_classes_of_their_minimum(loop):
-    loop.made.saw("Node", node("n"))
+    loop.made.on_event("Node", node("n"))
     for name, value in (("low", -8), ("high", -5)):
-        loop.made.saw("PriorityClass", {"metadata": {"name": name}, "value": value})
-        loop.made.wants(name, wish(name, 1, 9), minimum=name)
+        loop.made.on_event("PriorityClass", {"metadata": {"name": name}, "value": value})
+        loop.made.set_demand(name, wish(name, 1, 9), minimum=name)
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
 
 
 def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_comes_back_late(loop):
     for name in "nm":
-        loop.made.saw("Node", node(name))
-    loop.made.wants("new", wish("new", 9, 9))
+        loop.made.on_event("Node", node(name))
+    loop.made.set_demand("new", wish("new", 9, 9))
     loop.plan()
     assert loop.trainers("new") == 0
-    loop.made.wants("new", None)
-    loop.made.wants("a", wish("a", 8, 8))
+    loop.made.set_demand("new", None)
+    loop.made.set_demand("a", wish("a", 8, 8))
     loop.plan()
     assert loop.trainers("a") == 8
     for index in range(4):
-        loop.made.saw("Pod", trainer("a", index, "n"))
-    loop.made.saw("Node", node("m", revision=2), gone=True)
+        loop.made.on_event("Pod", trainer("a", index, "n"))
+    loop.made.on_event("Node", node("m", revision=2), deleted=True)
     loop.plan()
     assert loop.trainers("a") == 8, "it may be for a moment only"
-    assert loop.made.decision("a").stays is None, "and who dies meanwhile is replaced wherever there is room"
+    assert loop.made.decision("a").kept is None, "and who dies meanwhile is replaced wherever there is room"
     loop.clock.now += 11
     loop.plan()
     assert loop.trainers("a") == 0
     for index in range(4):
-        loop.made.saw("Pod", trainer("a", index, "n", revision=2), gone=True)
-    loop.made.saw("Node", node("m", revision=3))
+        loop.made.on_event("Pod", trainer("a", index, "n", revision=2), deleted=True)
+    loop.made.on_event("Node", node("m", revision=3))
     loop.plan()
-    assert (loop.trainers("a"), loop.made.decision("a").why) == (
+    assert (loop.trainers("a"), loop.made.decision("a").reason) == (
         0,
         "its minimum found no room; in back-off before it is admitted again",
     )
@@ -177,14 +177,14 @@ def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_come
 
 def test_a_dry_run_decides_and_tells_nobody(tmp_path):
     loop = Loop(tmp_path, "dryRun: true\n")
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9))
     loop.plan()
     assert (loop.made.acts, loop.told, loop.trainers("a")) == (False, [], 4)
 
 
 def test_another_configuration_concerns_every_job_and_a_bad_one_is_told_to_all_and_followed_by_nobody(loop, caplog):
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.set_demand("a", wish("a", 1, 9))
     loop.plan()
     loop.told.clear()
     loop.file.write_text("dryRun: maybe\n")
@@ -198,34 +198,34 @@ def test_another_configuration_concerns_every_job_and_a_bad_one_is_told_to_all_a
 
 
 def test_a_plan_that_fails_leaves_all_as_it_was(loop, monkeypatch, caplog):
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9))
     loop.plan()
 
     def broken(*_):
         raise ArithmeticError("a bug")
 
-    assert loop.made.decision("a").stays is not None
+    assert loop.made.decision("a").kept is not None
     monkeypatch.setattr("shoal.autoscaler.loop.plan", broken)
     loop.plan()
     assert loop.trainers("a") == 4
-    assert loop.made.decision("a").stays is None, "who dies is replaced without waiting for a plan"
+    assert loop.made.decision("a").kept is None, "who dies is replaced without waiting for a plan"
     assert "no plan could be made" in caplog.text
     assert loop.failures == 1
 
 
 def test_a_plan_tells_of_every_job_and_claim_by_name(loop):
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9))
     waiting = {**pod(), "metadata": {"name": "web", "namespace": "d", "uid": "w", "resourceVersion": "1"}, "status": {"phase": "Pending"}}  # fmt: skip
-    loop.made.saw("Pod", waiting)
+    loop.made.on_event("Pod", waiting)
     loop.plan()
     told = loop.plan_told
     assert (told.nodes, told.usable, told.acts, told.problem) == (1, 1, True, "")
     assert [(each.namespace, each.name, each.trainers, each.given, each.now) for each in told.jobs] == [
         ("d", "a", 0, 4, 4)
     ]
-    loop.made.wants("a", wish("a", 1, 9, priority=-1))
+    loop.made.set_demand("a", wish("a", 1, 9, priority=-1))
     loop.plan()
     assert [(each.pod, each.node, each.victims) for each in loop.plan_told.claims] == [("d/web", "n", {})]
     assert loop.plan_told.jobs[0].given == 3
@@ -233,8 +233,8 @@ def test_a_plan_tells_of_every_job_and_claim_by_name(loop):
 
 def test_a_listing_tells_what_went_unseen(loop):
     for name in "nm":
-        loop.made.saw("Node", node(name))
-    loop.made.wants("a", wish("a", 1, 9))
+        loop.made.on_event("Node", node(name))
+    loop.made.set_demand("a", wish("a", 1, 9))
     loop.plan()
     assert loop.trainers("a") == 8
     loop.made.listed("Node", [node("n")], revision=9)
@@ -282,8 +282,8 @@ async def ended(running):
 
 
 def test_the_loop_goes_on_while_a_plan_is_made(loop, monkeypatch):
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9))
     slow = Slow(monkeypatch)
 
     async def live():
@@ -294,14 +294,14 @@ def test_the_loop_goes_on_while_a_plan_is_made(loop, monkeypatch):
 
 
 def test_what_happens_while_a_plan_is_made_is_for_the_next_one(loop, monkeypatch):
-    loop.made.saw("Node", node("n"))
+    loop.made.on_event("Node", node("n"))
     for uid in ("a", "b", "c"):
-        loop.made.wants(uid, wish(uid, 1, 9))
+        loop.made.set_demand(uid, wish(uid, 1, 9))
 
     def meanwhile():
-        loop.made.wants("a", None)
-        loop.made.wants("b", wish("b", 1, 2))
-        loop.made.saw("Node", node("m"))
+        loop.made.set_demand("a", None)
+        loop.made.set_demand("b", wish("b", 1, 2))
+        loop.made.on_event("Node", node("m"))
 
     slow = Slow(monkeypatch, meanwhile=meanwhile)
 
@@ -322,8 +322,8 @@ def test_what_happens_while_a_plan_is_made_is_for_the_next_one(loop, monkeypatch
 
 
 def test_a_plan_that_was_begun_is_dropped_when_the_loop_ends(loop, monkeypatch):
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9))
     begun, enough = threading.Event(), threading.Event()
     real = module.plan
 

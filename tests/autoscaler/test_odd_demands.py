@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shoal.api.plan import Plan, PlannedClaim, PlannedJob
 from shoal.api.status import Reason
 from shoal.operator import endpoints
-from shoal.operator.controller.demands import Demands, treatment
+from shoal.operator.controller.demands import Demands, autoscaled_condition
 from shoal.operator.endpoints import Metrics
 from tests.autoscaler.loops import Loop
 from tests.operator.jobs import IDENTITY, job
@@ -21,13 +21,13 @@ from tests.operator.jobs import IDENTITY, job
 def loop(tmp_path):
     loop = Loop(tmp_path, "{}\n")
     loop.wishes = {}
-    wants = loop.made.wants
+    set_demand = loop.made.set_demand
 
     def noted(uid, wish, **more):
         loop.wishes[uid] = wish
-        wants(uid, wish, **more)
+        set_demand(uid, wish, **more)
 
-    loop.made.wants = noted
+    loop.made.set_demand = noted
     return loop
 
 
@@ -37,7 +37,7 @@ def manifest(created, generation=1):
 
 
 def since(loop, wishes, created, generation=1):
-    wishes.tell(manifest(created, generation), job(), IDENTITY, wants=True)
+    wishes.report(manifest(created, generation), job(), IDENTITY, needs_trainers=True)
     return loop.wishes[IDENTITY.uid].since
 
 
@@ -57,7 +57,7 @@ def test_a_job_that_is_from_the_future_is_of_now_and_stays_so(loop, ahead):
     first = since(loop, wishes, datetime.now(UTC) + ahead)
     assert before <= first <= time.time()
     assert since(loop, wishes, datetime.now(UTC) + ahead, generation=2) == first, "an edit makes it no younger"
-    wishes.tell(manifest(datetime.now(UTC) + ahead, 3), job(suspend=True), IDENTITY, wants=False)
+    wishes.report(manifest(datetime.now(UTC) + ahead, 3), job(suspend=True), IDENTITY, needs_trainers=False)
     assert since(loop, wishes, datetime.now(UTC) + ahead, generation=4) == first, "nor does a suspension"
     wishes.forget(IDENTITY.uid)
     assert since(loop, wishes, datetime.now(UTC) + ahead) >= first
@@ -66,12 +66,12 @@ def test_a_job_that_is_from_the_future_is_of_now_and_stays_so(loop, ahead):
 @pytest.mark.parametrize("text", ["9999999-01-01", "2026-01-01", "now", 1e300, "0001-01-01T00:00:00+23:59", []])
 def test_a_job_of_a_time_that_is_none_is_as_old_as_can_be(loop, text):
     wishes = Demands(loop.made)
-    wishes.tell({"metadata": {"name": "flights", "creationTimestamp": text}}, job(), IDENTITY, wants=True)
+    wishes.report({"metadata": {"name": "flights", "creationTimestamp": text}}, job(), IDENTITY, needs_trainers=True)
     assert loop.wishes[IDENTITY.uid].since == 0.0
 
 
 def test_a_job_whose_class_nobody_knows_ranks_below_all_others(loop):
-    Demands(loop.made).tell(manifest(None), job(), IDENTITY, wants=True)
+    Demands(loop.made).report(manifest(None), job(), IDENTITY, needs_trainers=True)
     assert loop.wishes[IDENTITY.uid].priority == -11
 
 
@@ -88,19 +88,19 @@ PINNED = {"trainer": {"minReplicas": 2, "maxReplicas": 4, "replicas": 3}}
     ],
 )  # fmt: skip
 def test_how_a_job_is_treated(tmp_path, text, spec, reason):
-    assert treatment(Loop(tmp_path, text).made, job(**spec)) == (reason, "")
-    assert treatment(None, job(**spec)) is None
+    assert autoscaled_condition(Loop(tmp_path, text).made, job(**spec)) == (reason, "")
+    assert autoscaled_condition(None, job(**spec)) is None
 
 
 def test_a_configuration_that_cannot_be_taken_is_said_with_what_stays(tmp_path):
     loop = Loop(tmp_path, "dryRun: true\n")
     loop.file.write_text("dryRuns: false\ncycle: 5\n")
     loop.look()
-    reason, words = treatment(loop.made, job())
+    reason, words = autoscaled_condition(loop.made, job())
     assert reason is Reason.CONFIG_REFUSED
     assert "line 1: dryRuns: unknown field; did you mean dryRun?" in words
     assert words.endswith("; the previous configuration stays in force")
-    assert "nothing is changed until it is corrected" in treatment(loop.again(), job())[1]
+    assert "nothing is changed until it is corrected" in autoscaled_condition(loop.again(), job())[1]
 
 
 # --- Metrics ---

@@ -39,8 +39,8 @@ def warnings(caplog):
     ],
 )  # fmt: skip
 def test_a_nodes_amounts_in_every_legal_form(loop, cpu, trainers, caplog):
-    loop.made.saw("Node", node("n", cpu=cpu))
-    loop.made.wants("a", wish("a", 1, 20))
+    loop.made.on_event("Node", node("n", cpu=cpu))
+    loop.made.set_demand("a", wish("a", 1, 20))
     loop.plan()
     assert loop.trainers("a") == trainers
     assert warnings(caplog) == []
@@ -51,11 +51,11 @@ ILLEGAL = ["four", "-4", "", " 4", "4 CPUs", "0x4", "nan", "1e", None, True, [],
 
 @pytest.mark.parametrize("cpu", ILLEGAL, ids=[repr(each)[:9] for each in ILLEGAL])
 def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_goes_on(loop, cpu, caplog):
-    loop.made.saw("Node", node("bad", cpu=cpu))
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 20))
-    loop.made.wants("memory", wish("memory", 1, 1, trainer=asking(memory="12Gi")))
-    loop.made.wants("more", wish("more", 1, 1, trainer=asking(memory="12Gi")))
+    loop.made.on_event("Node", node("bad", cpu=cpu))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 20))
+    loop.made.set_demand("memory", wish("memory", 1, 1, trainer=asking(memory="12Gi")))
+    loop.made.set_demand("more", wish("more", 1, 1, trainer=asking(memory="12Gi")))
     loop.plan()
     loop.plan()
     assert loop.trainers("a") == 4, "of the good node"
@@ -65,26 +65,26 @@ def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_
     assert told[0].startswith("Node bad: status.allocatable.cpu: ")
     assert told[0].endswith("; values that cannot be read count as 0")
     assert loop.plan_told.unread == 1
-    loop.made.saw("Node", node("bad", revision=2))
+    loop.made.on_event("Node", node("bad", revision=2))
     loop.plan()
     assert (loop.trainers("a"), loop.plan_told.unread) == (8, 0)
-    loop.made.saw("Node", node("bad", cpu=cpu, revision=3))
+    loop.made.on_event("Node", node("bad", cpu=cpu, revision=3))
     loop.plan()
     assert len(warnings(caplog)) == 2, "it had been well meanwhile"
 
 
 def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
-    loop.made.saw("Node", node("n"))
+    loop.made.on_event("Node", node("n"))
     for index in range(3):
-        loop.made.saw("Pod", trainer("a", index, "n"))
-    loop.made.wants("a", wish("a", 1, 20))
+        loop.made.on_event("Pod", trainer("a", index, "n"))
+    loop.made.set_demand("a", wish("a", 1, 20))
     loop.plan()
     assert loop.trainers("a") == 4
-    loop.made.saw("Node", node("n", cpu="four", revision=2))
+    loop.made.on_event("Node", node("n", cpu="four", revision=2))
     loop.plan()
     assert loop.trainers("a") == 3, "who is there, and nobody new"
-    assert loop.made.decision("a").stays == {"n": 3}
-    loop.made.saw("Pod", trainer("a", 2, "n", revision=2), gone=True)
+    assert loop.made.decision("a").kept == {"n": 3}
+    loop.made.on_event("Pod", trainer("a", 2, "n", revision=2), deleted=True)
     loop.plan()
     assert loop.trainers("a") == 2
 
@@ -94,39 +94,39 @@ def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
 
 def test_a_minimum_above_the_whole_cluster_waits_and_says_what_it_needs(loop):
     for name in "nmo":
-        loop.made.saw("Node", node(name, cpu="20"))
-    loop.made.wants("a", wish("a", 40, 60, trainer=asking(cpu="5")))
-    loop.made.wants("b", wish("b", 1, 2))
+        loop.made.on_event("Node", node(name, cpu="20"))
+    loop.made.set_demand("a", wish("a", 40, 60, trainer=asking(cpu="5")))
+    loop.made.set_demand("b", wish("b", 1, 2))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (0, 2), "others are not held up"
-    assert loop.made.decision("a").why.startswith("needs 40 x cpu 5, the cluster has room for 12 at best")
+    assert loop.made.decision("a").reason.startswith("needs 40 x cpu 5, the cluster has room for 12 at best")
 
 
 # --- Trainers without requests, and edits of running jobs ---
 
 
 def test_trainers_without_requests_are_bounded_by_what_a_node_takes(loop):
-    loop.made.saw("Node", node("n", cpu="40"))
+    loop.made.on_event("Node", node("n", cpu="40"))
     for name in range(10):
-        loop.made.saw("Pod", {**trainer("x", name, "n"), "metadata": {"name": f"w{name}", "namespace": "d", "uid": f"w{name}", "resourceVersion": "1"}})  # fmt: skip
-    loop.made.wants("a", wish("a", 1, 1000, trainer=asking()))
+        loop.made.on_event("Pod", {**trainer("x", name, "n"), "metadata": {"name": f"w{name}", "namespace": "d", "uid": f"w{name}", "resourceVersion": "1"}})  # fmt: skip
+    loop.made.set_demand("a", wish("a", 1, 1000, trainer=asking()))
     loop.plan()
     assert loop.trainers("a") == 100, "110 pods, ten of which are others'"
-    assert loop.made.decision("a").why == "no node has room for a pod"
+    assert loop.made.decision("a").reason == "no node has room for a pod"
 
 
 def test_a_lowered_maximum_shrinks_what_runs(loop):
     for name in "nm":
-        loop.made.saw("Node", node(name))
+        loop.made.on_event("Node", node(name))
     for index in range(8):
-        loop.made.saw("Pod", trainer("a", index, "nm"[index % 2]))
-    loop.made.wants("a", wish("a", 1, 8))
+        loop.made.on_event("Pod", trainer("a", index, "nm"[index % 2]))
+    loop.made.set_demand("a", wish("a", 1, 8))
     loop.plan()
     assert loop.trainers("a") == 8
-    loop.made.wants("a", wish("a", 1, 3))
+    loop.made.set_demand("a", wish("a", 1, 3))
     loop.plan()
     decision = loop.made.decision("a")
-    assert (decision.trainers, decision.now, sum(decision.stays.values()), decision.why) == (3, 3, 3, "at max 3")
+    assert (decision.trainers, decision.now, sum(decision.kept.values()), decision.reason) == (3, 3, 3, "at max 3")
 
 
 @pytest.mark.parametrize(
@@ -138,21 +138,21 @@ def test_after_an_edit_old_pods_count_by_what_they_ask_and_new_ones_by_the_edit(
 
     The node has four CPUs, and each old pod requests one.
     """
-    loop.made.saw("Node", node("n"))
+    loop.made.on_event("Node", node("n"))
     for index in range(held):
-        loop.made.saw("Pod", trainer("a", index, "n"))
-    loop.made.wants("a", wish("a", 1, 20, trainer=asking(cpu=now)))
+        loop.made.on_event("Pod", trainer("a", index, "n"))
+    loop.made.set_demand("a", wish("a", 1, 20, trainer=asking(cpu=now)))
     loop.plan()
     assert loop.trainers("a") == given
-    assert loop.made.decision("a").stays == {"n": held}, "nobody leaves for the edit of a plan's making"
+    assert loop.made.decision("a").kept == {"n": held}, "nobody leaves for the edit of a plan's making"
 
 
 def test_what_is_left_by_pods_of_before_an_edit_is_what_others_get(loop):
-    loop.made.saw("Node", node("n", cpu="8"))
+    loop.made.on_event("Node", node("n", cpu="8"))
     for index in range(3):
-        loop.made.saw("Pod", trainer("a", index, "n"))
-    loop.made.wants("a", wish("a", 1, 3, trainer=asking(cpu="2")))
-    loop.made.wants("b", wish("b", 1, 9))
+        loop.made.on_event("Pod", trainer("a", index, "n"))
+    loop.made.set_demand("a", wish("a", 1, 3, trainer=asking(cpu="2")))
+    loop.made.set_demand("b", wish("b", 1, 9))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (3, 5)
 
@@ -174,7 +174,7 @@ REFUSED = {
 }
 
 
-def put(path, text):
+def write(path, text):
     if text is None:
         path.unlink()
     elif isinstance(text, bytes):
@@ -186,14 +186,14 @@ def put(path, text):
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_configuration_that_cannot_be_taken_leaves_the_one_before_in_force_and_is_said(tmp_path, name, caplog):
     loop = Loop(tmp_path, "debounce: 10ms\nmovesPerCycle: 3\n")
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.set_demand("a", wish("a", 1, 9))
     loop.plan()
     assert (loop.valid, loop.acts) == (True, True)
     loop.told.clear()
-    put(loop.file, REFUSED[name])
+    write(loop.file, REFUSED[name])
     for _ in range(4):
         loop.plan()
-    assert (loop.made.config.moves_per_cycle, loop.made.acts, loop.made.holds) == (3, True, False)
+    assert (loop.made.config.moves_per_cycle, loop.made.acts, loop.made.is_unconfigured) == (3, True, False)
     assert (loop.valid, loop.acts) == (False, True)
     assert loop.told == ["a"], "it says so in its status, once"
     assert loop.made.problem.startswith(str(loop.file))
@@ -202,7 +202,7 @@ def test_a_configuration_that_cannot_be_taken_leaves_the_one_before_in_force_and
     assert loop.plan_told.problem
     assert warnings(caplog) == [loop.made.problem], "once"
     loop.told.clear()
-    put(loop.file, "debounce: 10ms\nmovesPerCycle: 4\n")
+    write(loop.file, "debounce: 10ms\nmovesPerCycle: 4\n")
     loop.plan()
     assert (loop.made.problem, loop.made.config.moves_per_cycle, loop.valid) == ("", 4, True)
     assert loop.told == ["a"]
@@ -212,17 +212,17 @@ def test_a_configuration_that_cannot_be_taken_leaves_the_one_before_in_force_and
 def test_until_a_configuration_was_taken_nothing_is_planned(tmp_path, name, caplog):
     """The autoscaler plans nothing before it has read a configuration: the unreadable one may forbid what the defaults do."""
     loop = Loop(tmp_path, "")
-    put(loop.file, REFUSED[name])
+    write(loop.file, REFUSED[name])
     loop.made = loop.again()
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9))
     loop.look()
-    assert (loop.made.holds, loop.trainers("a"), loop.valid, loop.acts) == (True, None, False, False)
+    assert (loop.made.is_unconfigured, loop.trainers("a"), loop.valid, loop.acts) == (True, None, False, False)
     assert loop.made.problem.endswith("; nothing is changed until it is corrected")
     assert warnings(caplog)[-1] == loop.made.problem
-    put(loop.file, "debounce: 10ms\n")
+    write(loop.file, "debounce: 10ms\n")
     loop.plan()
-    assert (loop.made.holds, loop.trainers("a"), loop.valid, loop.acts) == (False, 4, True, True)
+    assert (loop.made.is_unconfigured, loop.trainers("a"), loop.valid, loop.acts) == (False, 4, True, True)
 
 
 def test_what_acts_is_told_with_the_configuration(loop):
@@ -242,10 +242,10 @@ def classed(made, name, value):
 
 def ranks(loop):
     """Plan for two jobs, of which only the one with the higher priority grows."""
-    loop.made.saw("Node", node("n"))
+    loop.made.on_event("Node", node("n"))
     for name, value in (("low", -8), ("high", -5)):
-        loop.made.saw("PriorityClass", {"metadata": {"name": name}, "value": value})
-        loop.made.wants(name, wish(name, 1, 9, priority=-11), minimum=name)
+        loop.made.on_event("PriorityClass", {"metadata": {"name": name}, "value": value})
+        loop.made.set_demand(name, wish(name, 1, 9, priority=-11), minimum=name)
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
 
@@ -256,8 +256,8 @@ def test_a_class_that_goes_counts_as_it_last_was(loop, listed):
     if listed:
         loop.made.listed("PriorityClass", [], revision=5)
     else:
-        loop.made.saw("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, gone=True)
-    loop.made.saw("Node", node("m"))
+        loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, deleted=True)
+    loop.made.on_event("Node", node("m"))
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 7)
     assert {each.name: each.priority for each in loop.plan_told.jobs} == {"high": -5, "low": -8}
@@ -265,21 +265,21 @@ def test_a_class_that_goes_counts_as_it_last_was(loop, listed):
 
 def test_a_class_with_another_value_counts_at_once(loop):
     ranks(loop)
-    loop.made.saw("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, gone=True)
-    loop.made.saw("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
+    loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -5}, deleted=True)
+    loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (3, 1)
 
 
 def test_a_class_that_went_before_is_known_from_the_pods_that_have_it(loop):
-    loop.made.saw("Node", node("n"))
-    loop.made.saw("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
-    loop.made.saw("Pod", classed(trainer("high", 0, "n"), "high", -5))
+    loop.made.on_event("Node", node("n"))
+    loop.made.on_event("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
+    loop.made.on_event("Pod", classed(trainer("high", 0, "n"), "high", -5))
     for name in ("low", "high"):
-        loop.made.wants(name, wish(name, 1, 9, priority=-11), minimum=name)
+        loop.made.set_demand(name, wish(name, 1, 9, priority=-11), minimum=name)
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
-    loop.made.saw("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
+    loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
     loop.plan()
     assert {each.name: each.priority for each in loop.plan_told.jobs} == {"high": -9, "low": -8}, (
         "its own word is better"
@@ -287,10 +287,10 @@ def test_a_class_that_went_before_is_known_from_the_pods_that_have_it(loop):
 
 
 def test_a_class_that_nobody_ever_knew_ranks_last(loop):
-    loop.made.saw("Node", node("n"))
-    loop.made.saw("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
+    loop.made.on_event("Node", node("n"))
+    loop.made.on_event("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
     for name in ("low", "unknown"):
-        loop.made.wants(name, wish(name, 1, 9, priority=-11), minimum=name)
+        loop.made.set_demand(name, wish(name, 1, 9, priority=-11), minimum=name)
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("unknown")) == (3, 1)
 
@@ -303,8 +303,8 @@ def test_durations_are_measured_by_a_clock_that_only_goes_forward():
 
 
 def test_no_wall_clock_decides_anything(loop, monkeypatch):
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9))
     monkeypatch.setattr(time, "time", lambda: -1e9)
     loop.plan()
     monkeypatch.setattr(time, "time", lambda: 1e12)
@@ -314,9 +314,9 @@ def test_no_wall_clock_decides_anything(loop, monkeypatch):
 
 @pytest.mark.parametrize("since", [0.0, -1e12, 4e9, 1e18, float("inf")])
 def test_a_job_of_the_past_or_the_future_gets_its_share(loop, since):
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 9, since=since))
-    loop.made.wants("b", wish("b", 1, 9, since=1_700_000_000.0))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 9, since=since))
+    loop.made.set_demand("b", wish("b", 1, 9, since=1_700_000_000.0))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (2, 2)
 
@@ -327,8 +327,8 @@ def test_a_job_of_the_past_or_the_future_gets_its_share(loop, since):
 def test_a_job_that_has_run_well_for_a_while_rests_only_shortly_the_next_time(loop):
     """Each loss of its room doubles a job's back-off; 600 s with room reset it."""
     for name in "nm":
-        loop.made.saw("Node", node(name))
-    loop.made.wants("a", wish("a", 8, 8))
+        loop.made.on_event("Node", node(name))
+    loop.made.set_demand("a", wish("a", 8, 8))
     revision = 1
     for rests in (30, 60, 120):
         revision = fall(loop, revision)
@@ -346,26 +346,26 @@ def test_a_job_that_has_run_well_for_a_while_rests_only_shortly_the_next_time(lo
 def fall(loop, revision):
     """Run the job's pods on two nodes, then delete one node until the job is requeued."""
     for index in range(8):
-        loop.made.saw("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
+        loop.made.on_event("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
     loop.plan()
     assert loop.trainers("a") == 8
-    loop.made.saw("Node", node("m", revision=revision), gone=True)
+    loop.made.on_event("Node", node("m", revision=revision), deleted=True)
     loop.plan()
     loop.clock.now += 11
     loop.plan()
     assert loop.trainers("a") == 0
     for index in range(8):
-        loop.made.saw("Pod", trainer("a", index, "nm"[index % 2], revision=revision + 1), gone=True)
+        loop.made.on_event("Pod", trainer("a", index, "nm"[index % 2], revision=revision + 1), deleted=True)
     return revision + 2
 
 
 def rise(loop, revision, rests):
     """Add the node again; check that the job is admitted only after a back-off of ``rests`` seconds."""
-    loop.made.saw("Node", node("m", revision=revision))
+    loop.made.on_event("Node", node("m", revision=revision))
     loop.plan()
     loop.clock.now += rests - 2
     loop.plan()
-    assert (loop.trainers("a"), loop.made.decision("a").why) == (
+    assert (loop.trainers("a"), loop.made.decision("a").reason) == (
         0,
         "its minimum found no room; in back-off before it is admitted again",
     )
@@ -373,15 +373,15 @@ def rise(loop, revision, rests):
     loop.plan()
     assert loop.trainers("a") == 8
     for index in range(8):
-        loop.made.saw("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
+        loop.made.on_event("Pod", trainer("a", index, "nm"[index % 2], revision=revision))
     loop.plan()
     return revision + 1
 
 
 def test_pods_of_a_template_that_cannot_be_read_count_as_nothing_and_are_said(loop, caplog):
-    loop.made.saw("Node", node("n"))
-    loop.made.wants("a", wish("a", 1, 2, trainer=asking(cpu="much")))
-    loop.made.wants("b", wish("b", 1, 9, trainer=pod()))
+    loop.made.on_event("Node", node("n"))
+    loop.made.set_demand("a", wish("a", 1, 2, trainer=asking(cpu="much")))
+    loop.made.set_demand("b", wish("b", 1, 9, trainer=pod()))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (2, 4)
     assert warnings(caplog)[0].startswith("TrainingJob d/a: spec.containers[0].resources.requests.cpu: 'much' is not")

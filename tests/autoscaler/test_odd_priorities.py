@@ -11,8 +11,8 @@ from tests.autoscaler.loops import Loop, node, pod, trainer, wish
 def loop(tmp_path):
     loop = Loop(tmp_path)
     for name, value in (("minimum", -6), ("surplus", -10)):
-        loop.made.saw("PriorityClass", {"metadata": {"name": name}, "value": value})
-    loop.made.saw("Node", node("n"))
+        loop.made.on_event("PriorityClass", {"metadata": {"name": name}, "value": value})
+    loop.made.on_event("Node", node("n"))
     return loop
 
 
@@ -25,15 +25,15 @@ def waiting(name, priority):
 
 def runs(loop, low):
     for index in range(4):
-        loop.made.saw("Pod", trainer("a", index, "n"))
-    loop.made.wants("a", wish("a", low, 9, priority=-11), minimum="minimum", surplus="surplus")
+        loop.made.on_event("Pod", trainer("a", index, "n"))
+    loop.made.set_demand("a", wish("a", low, 9, priority=-11), minimum="minimum", surplus="surplus")
 
 
 @pytest.mark.parametrize(("priority", "left"), [(0, 2), (-5, 2), (-8, 2), (-9, 2), (-10, 4), (-11, 4)])
 def test_it_claims_from_the_surplus_alone(loop, priority, left):
     runs(loop, 2)
     for name in "wxyz"[:2]:
-        loop.made.saw("Pod", waiting(name, priority))
+        loop.made.on_event("Pod", waiting(name, priority))
     loop.plan()
     assert loop.trainers("a") == left
     assert len(loop.plan_told.claims) == (2 if left == 2 else 0)
@@ -43,7 +43,7 @@ def test_it_claims_from_the_surplus_alone(loop, priority, left):
 def test_it_never_takes_a_minimum_that_ranks_above_it(loop, priority, left):
     runs(loop, 2)
     for name in "wxyz":
-        loop.made.saw("Pod", waiting(name, priority))
+        loop.made.on_event("Pod", waiting(name, priority))
     loop.plan()
     loop.clock.now += 11
     loop.plan()
@@ -52,8 +52,8 @@ def test_it_never_takes_a_minimum_that_ranks_above_it(loop, priority, left):
 
 def test_a_minimum_that_waits_comes_before_it(loop):
     for name in "wx":
-        loop.made.saw("Pod", waiting(name, -8))
-    loop.made.wants("a", wish("a", 3, 9, priority=-11), minimum="minimum", surplus="surplus")
+        loop.made.on_event("Pod", waiting(name, -8))
+    loop.made.set_demand("a", wish("a", 3, 9, priority=-11), minimum="minimum", surplus="surplus")
     loop.plan()
     assert loop.trainers("a") == 3
     assert len(loop.plan_told.claims) == 1, "what is left, before the job grows"

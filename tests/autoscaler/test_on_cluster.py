@@ -176,8 +176,8 @@ def test_an_operator_that_is_killed_goes_on_from_what_runs(world):
     world.until(lambda: len(webs(world)) == 2, "two pods")
     trainers(world.j, TWO_NODES - 2)
     # The scheduler sometimes evicts two trainers for one pod; the operator then fills the room of the second one again.
-    gone = before - world.j.pod_uids("trainer")
-    world.until(lambda: gone <= evicted(world), "events that the scheduler, and nobody else, sent them away")
+    deleted = before - world.j.pod_uids("trainer")
+    world.until(lambda: deleted <= evicted(world), "events that the scheduler, and nobody else, sent them away")
     assert not [reason for reason, _ in world.j.events() if reason == "Queued"], "it never stood in line"
 
 

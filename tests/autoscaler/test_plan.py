@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import event, given
 
-from shoal.autoscaler.planner.model import PendingPod, PlannerMemory, Policy, Why
+from shoal.autoscaler.planner.model import AllocationReason, PendingPod, PlannerMemory, Policy
 from shoal.autoscaler.planner.plan import plan
 from tests.autoscaler.worlds import FREE_HAND, applied, cluster, clusters, job, placed
 from tests.soak import examples
@@ -59,7 +59,7 @@ def test_a_minimum_goes_before_growth_of_a_higher_class():
 def test_a_higher_minimum_evicts_a_lower_job_whole():
     jobs = [job("low", 2, 4, held={0: 4}), job("high", 3, 3, priority=-5)]
     made = plan(cluster([[20]], [[5]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
-    assert (made["low"].trainers, made["low"].why) == (0, Why.QUEUED)
+    assert (made["low"].trainers, made["low"].reason) == (0, AllocationReason.QUEUED)
     assert made["high"].trainers == 3
 
 
@@ -82,20 +82,20 @@ def test_servers_have_their_room_before_trainers_which_make_the_best_of_the_rest
 
 def test_a_job_that_is_larger_than_the_cluster_is_told_so():
     made = plan(cluster([[18000]] * 4, [[5000]], [job("a", 40, 60)]), PlannerMemory(), FREE_HAND)[0].jobs["a"]
-    assert (made.trainers, made.words) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best: too little cpu")
+    assert (made.trainers, made.message) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best: too little cpu")
 
 
 def test_a_job_in_line_is_told_its_place():
     jobs = [job("runs", 2, 2, held={0: 2}), job("first", 2, 4, since=1.0), job("second", 2, 2, since=2.0)]
     made = plan(cluster([[10000]], [[5000]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
-    assert made["first"].words == "needs 2 x cpu 5, but other pods hold the room; queue position 1"
-    assert made["second"].words.endswith("queue position 2")
+    assert made["first"].message == "needs 2 x cpu 5, but other pods hold the room; queue position 1"
+    assert made["second"].message.endswith("queue position 2")
 
 
 def test_why_not_more():
     jobs = [job("full", 1, 9), job("max", 1, 1), job("pinned", 1, 1, pinned=True)]
     made = plan(cluster([[18000]], [[5000]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
-    assert {uid: each.words for uid, each in made.items()} == {
+    assert {uid: each.message for uid, each in made.items()} == {
         "full": "no node has room for cpu 5", "max": "at max 1", "pinned": "pinned at 1",
     }  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_it_is_said_where_there_is_room_now():
     """``now`` counts only room that is free already: a trainer created where pods still leave could take other pods' room."""
     snapshot = cluster([[10], [10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5], [0]])
     given = plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"]
-    assert (given.comes, given.now) == ({0: 1, 1: 2}, {1: 2})
+    assert (given.added, given.now) == ({0: 1, 1: 2}, {1: 2})
 
 
 def test_a_claim_stays_on_its_node():
@@ -159,11 +159,11 @@ def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
     jobs = [job("a", 1, 9, held={0: 2, 1: 2})]
     snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=[web(node=0, preempts=True)])
     allocation, memory = plan(snapshot, PlannerMemory(), Policy())
-    assert allocation.jobs["a"].stays == {0: 2, 1: 2}
-    gone = [job("a", 1, 9, held={0: 1, 1: 2})]
-    leaving = cluster([[10], [10]], [[5], [5]], gone, pending=[web(node=0, preempts=True)], leaving=[[5], [0]])
+    assert allocation.jobs["a"].kept == {0: 2, 1: 2}
+    deleted = [job("a", 1, 9, held={0: 1, 1: 2})]
+    leaving = cluster([[10], [10]], [[5], [5]], deleted, pending=[web(node=0, preempts=True)], leaving=[[5], [0]])
     allocation, _ = plan(leaving, memory, Policy())
-    assert (allocation.jobs["a"].trainers, allocation.jobs["a"].stays) == (3, {0: 1, 1: 2}), "the room is kept"
+    assert (allocation.jobs["a"].trainers, allocation.jobs["a"].kept) == (3, {0: 1, 1: 2}), "the room is kept"
 
 
 def test_of_pods_that_come_together_as_few_trainers_leave_as_anybody_could_do_with():
@@ -172,7 +172,7 @@ def test_of_pods_that_come_together_as_few_trainers_leave_as_anybody_could_do_wi
     pods = [web(f"web{number}", shape=1) for number in range(4)]
     snapshot = cluster([[10], [11], [11]], [[5], [3]], jobs, pending=pods)
     allocation, _ = plan(snapshot, PlannerMemory(), FREE_HAND)
-    assert allocation.jobs["a"].stays == {0: 2, 1: 1, 2: 1}
+    assert allocation.jobs["a"].kept == {0: 2, 1: 1, 2: 1}
     assert sorted(claim.node for claim in allocation.claims) == [1, 1, 2, 2]
 
 
@@ -207,7 +207,7 @@ def test_a_maximum_that_was_lowered_below_what_runs():
 def test_a_lowered_maximum_leaves_those_of_the_minimum_where_they_are(node):
     """Trainers of the minimum stay; a deleted one would have to be created again in place of a surplus trainer."""
     snapshot = cluster([[20], [20]], [[5]], [job("a", 2, 3, held={0: 4, 1: 4}, firm={node: 2})])
-    assert plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"].stays == {node: 2, 1 - node: 1}
+    assert plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"].kept == {node: 2, 1 - node: 1}
 
 
 @pytest.mark.parametrize("node", [0, 1])
@@ -216,12 +216,12 @@ def test_for_another_one_of_the_surplus_leaves(node):
     rich = job("rich", 2, 4, held={0: 2, 1: 2}, firm={node: 2})
     for needy in (job("poor", 1, 4), job("higher", 1, 1, priority=-5)):
         made = plan(cluster([[10], [10]], [[5]], [rich, needy]), PlannerMemory(), FREE_HAND)[0].jobs
-        assert made["rich"].stays[node] == 2
+        assert made["rich"].kept[node] == 2
     pod = plan(cluster([[10], [10]], [[5], [5]], [rich], pending=[web()]), PlannerMemory(), FREE_HAND)[0].jobs
-    assert pod["rich"].stays == {node: 2, 1 - node: 1}
+    assert pod["rich"].kept == {node: 2, 1 - node: 1}
     jobs = [rich, job("poor", 0, 4, held={2: 1})]
     exchanged = plan(cluster([[10], [10], [5]], [[5]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
-    assert exchanged["rich"].stays == {node: 2, 1 - node: 1}
+    assert exchanged["rich"].kept == {node: 2, 1 - node: 1}
 
 
 def test_a_node_that_has_become_too_small():
@@ -242,10 +242,10 @@ def test_a_pod_that_flaps_moves_nobody_twice():
     for _ in range(5):
         allocation, memory = plan(replace(start, pending=(web(),)), memory, FREE_HAND)
         assert sum(sum(claim.victims.values()) for claim in allocation.claims) == 1
-        gone = applied(replace(start, pending=(web(),)), allocation)
-        allocation, memory = plan(replace(gone, nodes=start.nodes), memory, FREE_HAND)
-        assert sum(sum(each.comes.values()) for each in allocation.jobs.values()) == 1
-        start = applied(replace(gone, nodes=start.nodes), allocation)
+        deleted = applied(replace(start, pending=(web(),)), allocation)
+        allocation, memory = plan(replace(deleted, nodes=start.nodes), memory, FREE_HAND)
+        assert sum(sum(each.added.values()) for each in allocation.jobs.values()) == 1
+        start = applied(replace(deleted, nodes=start.nodes), allocation)
 
 
 def test_equal_shares_do_not_play_ping_pong():
@@ -253,7 +253,7 @@ def test_equal_shares_do_not_play_ping_pong():
     snapshot, memory = cluster([[15], [10]], [[5]], jobs), PlannerMemory()
     for _ in range(5):
         allocation, memory = plan(snapshot, memory, FREE_HAND)
-        assert not any(each.comes for each in allocation.jobs.values())
+        assert not any(each.added for each in allocation.jobs.values())
 
 
 def test_moves_for_fairness_are_few_at_a_time_and_rest():
@@ -262,7 +262,7 @@ def test_moves_for_fairness_are_few_at_a_time_and_rest():
     policy = Policy(moves=2, cool_down_seconds=60.0, scheduler_evicts=False)
     first, memory = plan(snapshot, PlannerMemory(), policy)
     assert (first.jobs["rich"].trainers, first.jobs["poor"].trainers) == (10, 3)
-    assert first.jobs["poor"].why == Why.SHARE
+    assert first.jobs["poor"].reason == AllocationReason.SHARE
     # Moves in the same direction continue; moves in the other direction would wait for the cool-down.
     second, memory = plan(replace(applied(snapshot, first), now=105.0), memory, policy)
     assert (second.jobs["rich"].trainers, second.jobs["poor"].trainers) == (8, 5)
@@ -288,7 +288,7 @@ def test_a_job_that_the_scheduler_refuses_is_held_at_what_runs_and_tries_again_l
     jobs = [job("a", 1, 9, held={0: 2}, unschedulable=11.0)]
     snapshot = cluster([[20]], [[5]], jobs)
     allocation, memory = plan(snapshot, PlannerMemory(), FREE_HAND)
-    assert (allocation.jobs["a"].trainers, allocation.jobs["a"].why) == (2, Why.REFUSED)
+    assert (allocation.jobs["a"].trainers, allocation.jobs["a"].reason) == (2, AllocationReason.REFUSED)
     calm = replace(snapshot, jobs=(replace(jobs[0], unschedulable=0.0),))
     assert counts(replace(calm, now=129.0), memory) == {"a": 2}
     allocation, memory = plan(replace(calm, now=131.0), memory, FREE_HAND)

@@ -61,14 +61,14 @@ def node_goes(snapshot, random):
     The last node takes its number, and a job without pods on either node stays the same object.
     """
     nodes, last = snapshot.nodes, len(snapshot.nodes.names) - 1
-    gone = random.randrange(last + 1)
-    order = [last if number == gone else number for number in range(last)]
+    deleted = random.randrange(last + 1)
+    order = [last if number == deleted else number for number in range(last)]
     if not order:
         return snapshot
     number = {old: new for new, old in enumerate(order)}
 
     def moved(job):
-        if not {gone, last} & job.held.keys():
+        if not {deleted, last} & job.held.keys():
             return job
         held, firm = ({number[at]: count for at, count in of.items() if at in number} for of in (job.held, job.firm))
         return replace(job, held=held, firm=firm)
@@ -118,9 +118,9 @@ def test_a_claim_stays_on_its_node_while_other_nodes_go_and_come():
         return snapshot.nodes.names[claim.node], claim.since, memory
 
     first, _, memory = claimed(PlannerMemory(), 1.0)
-    view.node_changed(node("a"), gone=True)
+    view.node_changed(node("a"), deleted=True)
     view.node_changed(node("d"))
     second, since, memory = claimed(memory, 2.0)
     assert (first, second, since) == ("c", "c", 1.0)
-    view.node_changed(node("c"), gone=True)
+    view.node_changed(node("c"), deleted=True)
     assert claimed(memory, 3.0)[:2] == ("d", 3.0)

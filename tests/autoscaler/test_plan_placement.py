@@ -31,23 +31,23 @@ def moved(board, random):
     if act == "add" and board.has_room(shape, node):
         board.add(job, node)
     elif act == "many" and board.has_room(shape, node):
-        board.settle(job)
+        board.protect(job)
         board.add_many(np.array([job]), shape, np.array([node]))
     elif act in {"leave", "back"} and board.locations.at(node):
         job = random.choice(sorted(board.locations.at(node)))
-        board.leave(job, node)
+        board.preempt(job, node)
         if act == "back":
-            board.back(job, node)
+            board.restore(job, node)
     elif act == "settle":
-        board.settle(job, random.choice([None, 0, 1, 2]))
+        board.protect(job, random.choice([None, 0, 1, 2]))
     elif act == "least":
-        board.settle_many(np.array([job]))
+        board.protect_minimums(np.array([job]))
     elif act == "yield":
         board.make_preemptible(np.array([job]))
     elif act == "class":
-        board.settle_class(int(board.rank[job]))
+        board.protect_class(int(board.rank[job]))
     elif act == "put" and board.has_room(shape, node):
-        board.put(shape, node)
+        board.reserve(shape, node)
     elif act == "look":
         board.locations.all()
 
@@ -66,7 +66,7 @@ def test_what_is_kept_is_what_a_fresh_board_finds(snapshot, steps, random):
             looked(board, tiers)
     here = [board.locations.at(node) for node in range(len(board.free))]
     fresh = Placement(snapshot, [replace(job, held=held) for job, held in zip(jobs, held_by(board), strict=True)], {})
-    fresh.settled[:] = board.settled
+    fresh.protected[:] = board.protected
     assert (board.count == fresh.count).all()
     assert (board.free == fresh.free - board.reserved).all()
     for tier in tiers:
@@ -95,19 +95,19 @@ def test_room_is_made_as_long_as_anybody_could_give_it(snapshot, random):
     if not jobs:
         return
     board = Placement(snapshot, jobs, {})
-    board.settle_many(np.arange(len(jobs)))
+    board.protect_minimums(np.arange(len(jobs)))
     rooms = PreemptionCandidates(board, np.ones(len(jobs)))
     tiers = board.tiers(surplus_below=board.classes, minimums_below=random.randrange(board.classes + 1))
     for _ in range(12):
         shape = random.randrange(len(board.request))
         if board.free_node(shape) >= 0:
-            board.put(shape, board.free_node(shape))
+            board.reserve(shape, board.free_node(shape))
             continue
         found = rooms.make(shape, tiers)
         assert (found is not None) == board.anywhere(shape, board.room_with(tiers)).any()
         if found is not None:
             node, leavers = found
             for each in leavers:
-                board.leave(each.job, each.node)
+                board.preempt(each.job, each.node)
             assert board.has_room(shape, node)
-            board.put(shape, node)
+            board.reserve(shape, node)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.autoscaler.planner.model import JobAllocation, PlannerJob, QueueState, Why
+from shoal.autoscaler.planner.model import AllocationReason, JobAllocation, PlannerJob, QueueState
 from shoal.autoscaler.planner.queueing import QUEUED_AFTER_SECONDS, held_back
 
-ROOM = JobAllocation(trainers=2, stays={}, comes={0: 2}, now={0: 2}, why=Why.FULL, words="")
-SHORT = JobAllocation(trainers=0, stays={}, comes={}, now={}, why=Why.QUEUED, words="needs 2")
+ROOM = JobAllocation(trainers=2, kept={}, added={0: 2}, now={0: 2}, reason=AllocationReason.FULL, message="")
+SHORT = JobAllocation(trainers=0, kept={}, added={}, now={}, reason=AllocationReason.QUEUED, message="needs 2")
 
 
 class Job:
@@ -32,7 +32,7 @@ class Job:
         )
         result = held_back([job], {"a": ROOM if room else SHORT}, self.state, now=now)
         self.state, made = result.queue, result.allocations["a"]
-        if not made.keeps:
+        if not made.keeps_pods:
             self.held = {0: made.trainers} if made.trainers else {}
         return made
 
@@ -40,10 +40,10 @@ class Job:
 def test_a_short_lack_of_room_costs_no_pods():
     job = Job()
     assert job.plan(0, room=True).trainers == 2
-    assert job.plan(5, room=False).keeps
-    assert job.plan(14.9, room=False).keeps
-    assert not job.plan(16, room=True).keeps
-    assert job.plan(17, room=False).keeps, "the time counts anew"
+    assert job.plan(5, room=False).keeps_pods
+    assert job.plan(14.9, room=False).keeps_pods
+    assert not job.plan(16, room=True).keeps_pods
+    assert job.plan(17, room=False).keeps_pods, "the time counts anew"
 
 
 def test_a_job_that_lost_its_pods_is_admitted_after_growing_pauses():
@@ -53,9 +53,9 @@ def test_a_job_that_lost_its_pods_is_admitted_after_growing_pauses():
         assert job.plan(now, room=True).trainers == 2
         job.plan(now + 1, room=False)
         lost = now + 1 + QUEUED_AFTER_SECONDS
-        assert job.plan(lost, room=False).why is Why.QUEUED
+        assert job.plan(lost, room=False).reason is AllocationReason.QUEUED
         now = lost
-        while job.plan(now, room=True).why is Why.QUEUED:
+        while job.plan(now, room=True).reason is AllocationReason.QUEUED:
             now += 1
         pauses.append(now - lost)
     assert pauses == [30, 60, 120, 240, 480, 600, 600]
@@ -63,13 +63,13 @@ def test_a_job_that_lost_its_pods_is_admitted_after_growing_pauses():
     job.plan(now + 600, room=True)
     job.plan(now + 601, room=False)
     job.plan(now + 611, room=False)
-    assert job.plan(now + 640, room=True).why is Why.QUEUED
+    assert job.plan(now + 640, room=True).reason is AllocationReason.QUEUED
     assert job.plan(now + 641, room=True).trainers == 2, "after 600 s of work the first pause counts again"
 
 
 def test_a_job_that_never_had_pods_waits_for_room_alone():
     job = Job()
-    assert not job.plan(0, room=False).keeps
+    assert not job.plan(0, room=False).keeps_pods
     assert job.plan(1, room=True).trainers == 2
 
 
@@ -86,5 +86,5 @@ def test_pods_go_only_after_ten_seconds_without_room_and_come_only_into_room(pla
             assert now - short_since >= QUEUED_AFTER_SECONDS
         if not had and job.held:
             assert room
-        assert not (made.keeps and room)
+        assert not (made.keeps_pods and room)
         assert made.trainers in {0, 2}

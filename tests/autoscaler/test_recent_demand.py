@@ -23,30 +23,30 @@ def spare(demand, multiple, now):
 def test_the_most_that_came_within_a_minute(came, most):
     demand = RecentDemand()
     for number, moment in enumerate(came):
-        demand.came(pod(f"p{number}"), now=float(moment))
+        demand.pod_arrived(pod(f"p{number}"), now=float(moment))
     assert spare(demand, 1.0, 150.0) == [(1000, most)]
 
 
 def test_each_pod_counts_once_and_kinds_count_apart():
     demand = RecentDemand()
     for _ in range(3):
-        demand.came(pod("a"), now=1.0)
-    demand.came(pod("b", cpu="2"), now=1.0)
-    demand.came(pod("c", nodeSelector={"zone": "a"}), now=1.0)
+        demand.pod_arrived(pod("a"), now=1.0)
+    demand.pod_arrived(pod("b", cpu="2"), now=1.0)
+    demand.pod_arrived(pod("c", nodeSelector={"zone": "a"}), now=1.0)
     assert sorted(spare(demand, 1.0, 2.0)) == [(1000, 1), (1000, 1), (2000, 1)]
 
 
 def test_a_multiple_is_rounded_up_and_none_is_none():
     demand = RecentDemand()
     for number in range(3):
-        demand.came(pod(f"p{number}"), now=1.0)
+        demand.pod_arrived(pod(f"p{number}"), now=1.0)
     assert spare(demand, 0.5, 2.0) == [(1000, 2)]
     assert spare(demand, 0.0, 2.0) == []
 
 
 def test_what_is_long_ago_is_forgotten():
     demand = RecentDemand()
-    demand.came(pod("a"), now=0.0)
+    demand.pod_arrived(pod("a"), now=0.0)
     assert spare(demand, 1.0, 599.0) == [(1000, 1)]
     assert spare(demand, 1.0, 601.0) == []
     assert spare(demand, 1.0, 1.0) == [], "it does not come back"

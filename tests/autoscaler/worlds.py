@@ -67,7 +67,7 @@ def requests_of(snapshot, allocation):
 
 def placed(given):
     """Return, by node, the number of a job's trainers after the allocation was carried out."""
-    return {node: given.stays.get(node, 0) + given.comes.get(node, 0) for node in given.stays | given.comes}
+    return {node: given.kept.get(node, 0) + given.added.get(node, 0) for node in given.kept | given.added}
 
 
 def applied(snapshot, allocation):

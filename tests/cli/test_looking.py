@@ -5,8 +5,8 @@ import io
 import msgspec
 import pytest
 
-from shoal.cli.jobs import show_all, status_lines
 from shoal.cli.run import Options, _view
+from shoal.cli.status import show_all, status_lines
 from shoal.local.state_folder import Origin, RunEnd, StateFolder
 from shoal.local.view.live import LiveView
 from shoal.local.view.plain import PlainView
@@ -44,7 +44,7 @@ def test_the_list_of_jobs_gives_the_last_line_of_a_failure(tmp_path, capsys, job
     state.write_end(RunEnd("Failed", reason, final=False, account=account_of("Failed", None, seconds=1.0)))
     state.unlock()
     show_all(tmp_path, output="text")
-    assert capsys.readouterr().out == "digits  Failed    KeyError: 'x'\n"
+    assert capsys.readouterr().out == "NAME    STATE   PROGRESS\ndigits  Failed  KeyError: 'x'\n"
 
 
 @pytest.fixture

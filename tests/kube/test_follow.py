@@ -28,7 +28,7 @@ def short(each):
     if isinstance(each, Listed):
         return sorted(item["metadata"]["name"] for item in each.items)
     assert isinstance(each, Changed)
-    return each.manifest["metadata"]["name"], each.gone
+    return each.manifest["metadata"]["name"], each.deleted
 
 
 def test_a_listing_and_then_every_change(control_plane, namespace):
@@ -103,7 +103,7 @@ def test_through_restarts_and_a_history_that_is_forgotten(tmp_path):
             # The API server keeps old changes in memory, too.
             await asyncio.to_thread(cluster.restart, "kube-apiserver")
             async with contextlib.aclosing(
-                follow(kube, "ConfigMap", namespace="default", selector="of=this", since=since, on_trouble=told)
+                follow(kube, "ConfigMap", namespace="default", selector="of=this", since=since, on_error=told)
             ) as news:
                 found = [short(await anext(news))]
                 assert troubles, "that it was forgotten"
@@ -127,7 +127,7 @@ def test_a_kind_that_the_cluster_does_not_know_yet(tmp_path):
     with ControlPlane(tmp_path / "own") as cluster:
 
         async def work(kube):
-            async with contextlib.aclosing(follow(kube, "TrainingJob", on_trouble=troubles.put_nowait)) as news:
+            async with contextlib.aclosing(follow(kube, "TrainingJob", on_error=troubles.put_nowait)) as news:
                 waiting = asyncio.ensure_future(anext(news))
                 assert "TrainingJob: " in await troubles.get()
                 await asyncio.to_thread(cluster.kubectl, "apply", "-f", "-", input=json.dumps(crd()))

@@ -33,7 +33,7 @@ def ended(
     *,
     at: datetime,
     reason: str = "Error",
-    words: str = "",
+    message: str = "",
     now: dict[str, Any] | None = None,
 ) -> None:
     """Report a container that exited one second after its start and was restarted in place.
@@ -44,11 +44,11 @@ def ended(
         code: Exit code.
         at: When the container exited.
         reason: The reason, as the kubelet writes it.
-        words: The termination message.
+        message: The termination message.
         now: The container's current state. Default: it runs again.
     """
     last = {
-        "exitCode": code, "reason": reason, "message": words, "containerID": f"containerd://{secrets.token_hex(8)}",
+        "exitCode": code, "reason": reason, "message": message, "containerID": f"containerd://{secrets.token_hex(8)}",
         "startedAt": _time(at - timedelta(seconds=1)), "finishedAt": _time(at),
     }  # fmt: skip
     state = now or {"running": {"startedAt": _time(at)}}
@@ -56,11 +56,11 @@ def ended(
     _write(world, pod, status, phase="Running", ready=now is None)
 
 
-def init_ended(world: World, pod: str, name: str, code: int, *, words: str = "") -> None:
+def init_ended(world: World, pod: str, name: str, code: int, *, message: str = "") -> None:
     """Report an init container that exited and waits for its restart."""
     now = datetime.now(UTC)
     last = {
-        "exitCode": code, "reason": "Error", "message": words, "containerID": f"containerd://{secrets.token_hex(8)}",
+        "exitCode": code, "reason": "Error", "message": message, "containerID": f"containerd://{secrets.token_hex(8)}",
         "startedAt": _time(now - timedelta(seconds=1)), "finishedAt": _time(now),
     }  # fmt: skip
     container = {

@@ -37,16 +37,16 @@ def servers(count=2, **more):
 
 MASTERS = (ServerPod(name="flights-master-a", uid="m"),)
 WELL = Observed(trainers=trainers(3), servers=servers(), masters=MASTERS, published=published())
-KNOWN = Facts(placed=NAMES, ready=NAMES, generation=1, heard=NOW)
+KNOWN = Facts(placed=NAMES, ready=NAMES, generation=1, reported_at=NOW)
 RAN = Status(start_time=NOW - 60 * SECOND, state=State.RUNNING)
 
 
-def told(seen=WELL, *, of=None, generation=1, wanted=3, problems=(), refused="", now=NOW, before=None, facts=KNOWN):
+def told(seen=WELL, *, of=None, generation=1, desired=3, problems=(), refused="", now=NOW, before=None, facts=KNOWN):
     """Compute a status; a refused spec has no job in force unless one is given, and the master's reports are observed at once."""
     if facts.moved is None and seen.published is not None and seen.published.moved:
         facts = replace(facts, moved=datetime.fromtimestamp(seen.published.moved, UTC))
     return status_of(
-        of if of is not None or refused else job(), generation=generation, seen=seen, wanted=wanted, problems=problems,
+        of if of is not None or refused else job(), generation=generation, seen=seen, desired=desired, problems=problems,
         refused=refused, now=now, before=before if before is not None else Status(), facts=facts,
     )  # fmt: skip
 

@@ -86,10 +86,10 @@ def pods(draw: st.DrawFn) -> dict[str, Any]:
         "labels": {f"shoal.dev/{key}": value for key, value in labels.items()},
         "ownerReferences": [owner | {"controller": True}], "creationTimestamp": draw(TIMES), "annotations": {"n": "x"},
     }  # fmt: skip
-    gone = draw(st.booleans())
+    deleted = draw(st.booleans())
     return {
         "kind": "Pod",
-        "metadata": metadata | ({"deletionTimestamp": draw(TIMES)} if gone else {}),
+        "metadata": metadata | ({"deletionTimestamp": draw(TIMES)} if deleted else {}),
         "spec": draw(spec),
         "status": draw(status),
     }

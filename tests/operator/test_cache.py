@@ -122,7 +122,7 @@ def test_a_node_that_only_says_it_is_not_ready_is_not_lost(store):
 
 def test_a_node_that_is_deleted(store):
     store.object_changed(pod())
-    assert store.node_changed(node(), gone=True) == {"u"}
+    assert store.node_changed(node(), deleted=True) == {"u"}
     assert seen(store).trainers[0].lost
 
 
@@ -136,12 +136,12 @@ def test_a_node_that_went_unseen_is_lost_but_none_that_is_newer_than_the_listing
 
 def test_records_in_etcd(store):
     assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
-    assert seen(store).wanted == DesiredState(drain=[3])
+    assert seen(store).desired == DesiredState(drain=[3])
     assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is said"
     assert store.record_changed(KEYS.wanted, b"[") == {}, "once"
-    assert seen(store).wanted == DesiredState(drain=[3]), "what cannot be read changes nothing"
+    assert seen(store).desired == DesiredState(drain=[3]), "what cannot be read changes nothing"
     assert store.record_changed(KEYS.wanted, None) == {"u": 0}
-    assert seen(store).wanted is None
+    assert seen(store).desired is None
     assert store.record_changed(KEYS.tasks_of(0, 0), b"x") == {}
     assert store.record_changed("/elsewhere", b"x") == {}
     store.record_changed(KEYS.outcome, b'{"state": "Complete", "reason": "", "files": {}, "account": null}')
@@ -162,19 +162,22 @@ def test_what_etcd_has_no_more_after_a_gap_is_gone(store):
     store.record_changed(KEYS.wanted, b'{"drain": [3]}')
     store.record_changed(KEYS.progress, published())
     assert store.records_replaced({KEYS.progress: published()}) == {"u": 0}
-    assert (seen(store).wanted, seen(store).published.trainers) == (None, [0])
+    assert (seen(store).desired, seen(store).published.trainers) == (None, [0])
 
 
 def test_a_successor_waits_until_nothing_is_left_of_its_predecessor(store):
     store.object_changed(pod())
     store.object_changed(thing("PersistentVolumeClaim", "shoal-snapshots-j-pserver-0", owner="statefulset"))
-    store.job_changed(job(), gone=True)
+    store.job_changed(job(), deleted=True)
     store.job_changed(job("v"))
     left = ["PersistentVolumeClaim shoal-snapshots-j-pserver-0", "Pod j-trainer-0"]
     assert store.predecessors("v") == left
-    assert store.object_changed(pod(), gone=True) == {"u", "v"}, "it says for whom it waits"
+    assert store.object_changed(pod(), deleted=True) == {"u", "v"}, "it says for whom it waits"
     assert store.predecessors("v") == left[:1]
-    assert store.object_changed(thing("PersistentVolumeClaim", "shoal-snapshots-j-pserver-0"), gone=True) == {"u", "v"}
+    assert store.object_changed(thing("PersistentVolumeClaim", "shoal-snapshots-j-pserver-0"), deleted=True) == {
+        "u",
+        "v",
+    }
     assert store.predecessors("v") == []
 
 
@@ -246,15 +249,15 @@ def test_after_deletions_that_were_missed_a_whole_listing_is_the_truth(events, r
     for uid in "uv":
         store.job_changed(job(uid))
         fresh.job_changed(job(uid))
-    for revision, (plain, gone) in enumerate(events):
+    for revision, (plain, deleted) in enumerate(events):
         manifest = {**plain, "metadata": plain["metadata"] | {"resourceVersion": str(revision)}}
         key = (manifest["kind"], manifest["metadata"]["name"], manifest["metadata"]["labels"]["shoal.dev/uid"])
-        if gone:
+        if deleted:
             truth.pop(key, None)
         else:
             truth[key] = manifest
-        for _ in range(random.choice((0, 1, 2) if gone else (1, 2))):
-            store.object_changed(manifest, gone=gone)
+        for _ in range(random.choice((0, 1, 2) if deleted else (1, 2))):
+            store.object_changed(manifest, deleted=deleted)
     for kind in ("Pod", "Deployment", "Service"):
         store.forget_missing(kind, [each for (of, _, _), each in truth.items() if of == kind], revision=len(events))
     for manifest in truth.values():
@@ -289,7 +292,7 @@ def test_what_changes_nothing_that_is_known_concerns_nobody(store):
     assert store.job_changed(job(revision="2") | {"status": {"state": "Running"}}) == set()
     assert store.jobs["u"]["status"] == {"state": "Running"}
     assert store.job_changed(job(revision="3") | {"spec": {"epochs": 2}}) == {"u"}
-    assert store.job_changed(job(revision="4"), gone=True) == {"u"}
+    assert store.job_changed(job(revision="4"), deleted=True) == {"u"}
 
 
 def test_pods_that_come_change_and_go_are_told_anew(store):
@@ -302,31 +305,31 @@ def test_pods_that_come_change_and_go_are_told_anew(store):
     store.object_changed(pod(phase="Failed"))
     store.object_changed(pod("j-trainer-1", index=1, uid="p1"))
     assert sorted(told()) == [("j-trainer-0", True), ("j-trainer-1", False)]
-    store.object_changed(pod(), gone=True)
+    store.object_changed(pod(), deleted=True)
     assert told() == [("j-trainer-1", False)]
     store.forget_missing("Pod", [], revision=9)
     assert told() == []
 
 
 def test_an_answer_is_known_before_the_watch_brings_it(store):
-    store.answered(pod(revision="7"))
+    store.response_received(pod(revision="7"))
     assert [each.uid for each in seen(store).trainers] == ["p"]
-    store.answered(thing("ConfigMap", "j-job", applied="new", revision="9"))
+    store.response_received(thing("ConfigMap", "j-job", applied="new", revision="9"))
     assert store.object_changed(thing("ConfigMap", "j-job", applied="old", revision="8")) == set(), "from before"
     assert seen(store).applied == {("ConfigMap", "j-job"): "new"}
     assert store.object_changed(thing("ConfigMap", "j-job", applied="new", revision="9")) == set()
     assert store.object_changed(thing("ConfigMap", "j-job", applied="old", revision="8")) == {"u"}, "of another etcd"
     assert store.object_changed(pod(revision="7", deleting=True)) == {"u"}
-    assert store.object_changed(pod(revision="8"), gone=True) == {"u"}
+    assert store.object_changed(pod(revision="8"), deleted=True) == {"u"}
     assert seen(store).trainers == ()
 
 
 def test_an_answer_that_comes_late_changes_nothing(store):
     store.object_changed(pod(revision="8", ready=False))
-    store.answered(pod(revision="7"))
+    store.response_received(pod(revision="7"))
     assert [each.ready for each in seen(store).trainers] == [False]
-    store.object_changed(pod(revision="9"), gone=True)
-    store.answered(pod(revision="7"))
+    store.object_changed(pod(revision="9"), deleted=True)
+    store.response_received(pod(revision="7"))
     assert seen(store).trainers == (), "it came and went already"
-    store.answered(pod(uid="another", revision="11"))
+    store.response_received(pod(uid="another", revision="11"))
     assert [each.uid for each in seen(store).trainers] == ["another"]

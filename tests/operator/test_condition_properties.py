@@ -63,7 +63,7 @@ SEEN = st.builds(
 SOME_NAMES = often(NAMES, st.none(), st.sets(st.sampled_from(sorted(NAMES))).map(frozenset))
 FACTS = st.builds(
     Facts, etcd=often(True, st.just(False)), placed=SOME_NAMES, ready=SOME_NAMES, generation=st.none() | st.integers(1, 2),
-    heard=often(NOW, st.none(), TIMES), moved=often(NOW - SECOND, st.none(), TIMES), account=st.sampled_from([None, ACCOUNT]), failures=st.none() | FEW, why=st.just("w"),
+    reported_at=often(NOW, st.none(), TIMES), moved=often(NOW - SECOND, st.none(), TIMES), account=st.sampled_from([None, ACCOUNT]), failures=st.none() | FEW, reason=st.just("w"),
     autoscaled=st.sampled_from([None, (Reason.FOLLOWING, ""), (Reason.CONFIG_REFUSED, "line 1"), (Reason.CONFIG_REFUSED, "line 2")]),
 )  # fmt: skip
 TROUBLE = st.builds(
@@ -73,7 +73,7 @@ TROUBLE = st.builds(
 LOOKS = st.fixed_dictionaries(
     {
         "seen": often(WELL, SEEN, SEEN, SEEN, SEEN, SEEN, SEEN, st.just(Observed())), "of": often(job(), st.just(SUSPENDED)),
-        "generation": often(2, st.integers(1, 3)), "wanted": often(3, FEW), "problems": st.lists(TROUBLE, max_size=2),
+        "generation": often(2, st.integers(1, 3)), "desired": often(3, FEW), "problems": st.lists(TROUBLE, max_size=2),
         "refused": often("", st.sampled_from(["InvalidTemplate: no", "no"])), "now": TIMES, "facts": FACTS,
     }
 )  # fmt: skip
@@ -135,7 +135,7 @@ def test_counts_and_conditions_never_contradict_each_other(looks):
         assert percent is None or 0 <= int(percent.removesuffix("%")) <= 100
         if found.get("Running") == "True":
             assert found["Accepted"] == "True" or look["refused"], "what was accepted before goes on"
-            assert found["Scheduled"] == "True" or look["wanted"] < 2
+            assert found["Scheduled"] == "True" or look["desired"] < 2
             assert after.start_time is not None
             assert after.trainers.ready >= (1 if look["seen"].ended is not None else 2)
             assert after.servers.ready == 2

@@ -13,7 +13,7 @@ from shoal.api.status import Condition, Reason, State, Status
 from shoal.operator.core.reconcile import Ended, Observed, ServerPod
 from shoal.operator.core.scaling import TrainerPod
 from shoal.operator.resources.pods import master_pod, trainer_pod
-from shoal.operator.status.conditions import QUIET, STILL, PodProblem, status_of
+from shoal.operator.status.conditions import SILENT_AFTER, STALLED_AFTER, PodProblem, status_of
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.writer import pause_seconds
 from tests.operator.jobs import IDENTITY, job
@@ -50,9 +50,9 @@ YES, NO, DARK = "True", "False", "Unknown"
 UNDONE = Ended("Complete")
 FAILED_BY_US = Ended("Failed", "DeadlineExceeded: 3600 s are over")
 CASES = {
-    "nothing is made": (these(seen=Observed(), facts=Facts(), wanted=2), "Pending", "PodsPending",
+    "nothing is made": (these(seen=Observed(), facts=Facts(), desired=2), "Pending", "PodsPending",
                         these(Scheduled=NO, Running=NO, Progressing=DARK)),
-    "in line": (these(seen=Observed(), wanted=0, facts=Facts(why="cpu is short")), "Queued", "Queued",
+    "in line": (these(seen=Observed(), desired=0, facts=Facts(reason="cpu is short")), "Queued", "Queued",
                 these(Scheduled=NO, Running=NO)),
     "made and not placed": (these(seen=replace(WELL, trainers=trainers(2, ready=False, works=False), published=None),
                                  facts=Facts(placed=frozenset(), ready=frozenset())), "Pending", "PodsPending",
@@ -70,7 +70,7 @@ CASES = {
     "it trains, and little is known": (these(facts=Facts()), "Running", "TrainersReady", these(Scheduled=YES, Progressing=YES)),
     "nothing committed": (these(seen=replace(WELL, published=published(samples=0, moved=0.0, why="scripts start"))),
                           "Running", "TrainersReady", these(Running=YES, Progressing=NO)),
-    "it stalls": (these(seen=replace(WELL, published=published(moved=(NOW - STILL - SECOND).timestamp(), why="evaluates"))),
+    "it stalls": (these(seen=replace(WELL, published=published(moved=(NOW - STALLED_AFTER - SECOND).timestamp(), why="evaluates"))),
                   "Running", "TrainersReady", these(Running=YES, Progressing=NO)),
     "the master is away": (these(before=RAN, facts=Facts(placed=NAMES, ready=NAMES - {"flights-master-a"})),
                            "Running", "MasterAway", these(Running=DARK, Progressing=DARK)),
@@ -99,7 +99,7 @@ CASES = {
     "it is to be suspended": (these(of=SUSPENDED), "Suspending", "PodsLeaving", these(Suspended=NO, Running=NO, Progressing=NO)),
     "it is suspended": (these(of=SUSPENDED, seen=Observed(published=published())), "Suspended", "SuspendRequested",
                         these(Suspended=YES, Scheduled=NO, Running=NO, Progressing=NO)),
-    "its model is being written": (these(wanted=0, seen=replace(WELL, trainers=trainers(1), ended=UNDONE)), "Running", "TrainersReady",
+    "its model is being written": (these(desired=0, seen=replace(WELL, trainers=trainers(1), ended=UNDONE)), "Running", "TrainersReady",
                                    these(Scheduled=YES, Running=YES, Progressing=YES)),
     "its model is being written by who needs no master any more": (
         these(before=RAN, seen=replace(WELL, trainers=trainers(3, works=False), published=published(state="Complete", trainers=[], servers=[]), ended=UNDONE)),
@@ -159,7 +159,9 @@ def test_of_a_refused_spec_nothing_else_is_claimed():
 
 
 def test_a_spec_that_cannot_be_read_needs_no_job():
-    status = status_of(None, generation=1, seen=WELL, wanted=0, problems=[], refused="spec: what?", now=NOW, before=RAN)
+    status = status_of(
+        None, generation=1, seen=WELL, desired=0, problems=[], refused="spec: what?", now=NOW, before=RAN
+    )
     assert in_short(status) == {"Accepted": ("False", "InvalidSpec")}
     assert said(status)["Accepted"].message == "spec: what?"
 
@@ -241,7 +243,7 @@ def test_who_is_ready_is_so_by_kubelet_and_master():
             TrainerPod(index=5, uid="d", ready=True, works=True, deleting=True))  # fmt: skip
     leaving = (*servers(1), *servers(2, deleting=True)[1:])
     assert told(replace(WELL, servers=leaving)).servers.text == "1/2"
-    status = told(replace(WELL, trainers=pods, published=published(servers=[1])), wanted=4)
+    status = told(replace(WELL, trainers=pods, published=published(servers=[1])), desired=4)
     assert (status.trainers.text, status.trainers.range, status.servers.text) == ("2/4", "2-4", "1/2")
     assert status.master.ready
 
@@ -271,18 +273,18 @@ def test_nothing_is_wanted_of_who_is_suspended_or_has_ended():
      ({"trainer": {"minReplicas": 2, "maxReplicas": 4, "replicas": 3}}, 3, "", "pinned by spec.trainer.replicas")],
 )  # fmt: skip
 def test_the_allocation_says_why_it_is_not_more(spec, wanted, why, shown):
-    allocation = told(of=job(**spec), wanted=wanted, facts=replace(KNOWN, why=why)).allocation
+    allocation = told(of=job(**spec), desired=wanted, facts=replace(KNOWN, reason=why)).allocation
     assert (allocation.wanted, allocation.ready, allocation.why) == (wanted, 3, shown)
-    assert told(wanted=2).allocation.ready == 2, "who is about to leave is none of them"
+    assert told(desired=2).allocation.ready == 2, "who is about to leave is none of them"
 
 
 def test_times_are_of_what_happened_first_or_last():
     first = told()
     assert (first.start_time, first.last_scale_time, first.completion_time) == (NOW, None, None)
-    more = told(before=first, wanted=4, now=NOW + SECOND)
+    more = told(before=first, desired=4, now=NOW + SECOND)
     assert (more.start_time, more.last_scale_time) == (NOW, NOW + SECOND)
     facts = replace(KNOWN, account=ACCOUNT)
-    assert told(before=more, wanted=4, now=NOW + 2 * SECOND, facts=facts).account is None
+    assert told(before=more, desired=4, now=NOW + 2 * SECOND, facts=facts).account is None
     end = told(replace(WELL, ended=UNDONE, saved=True), before=more, now=NOW + 3 * SECOND, facts=facts)
     assert (end.completion_time, end.last_scale_time, end.account) == (NOW + 3 * SECOND, NOW + SECOND, ACCOUNT)
     later = told(Observed(), before=end, now=NOW + 9 * SECOND, facts=Facts())
@@ -340,7 +342,11 @@ OLD = {
     "etcd is away": (WELL, {"etcd": False}, "EtcdUnreachable"),
     "a former master spoke": (WELL, {"generation": 2}, "NoNews"),
     "the master is not ready": (WELL, {"ready": NAMES - {"flights-master-a"}}, "NoNews"),
-    "it is silent": (replace(WELL, published=published(moved=1.0)), {"heard": NOW - QUIET - SECOND}, "NoNews"),
+    "it is silent": (
+        replace(WELL, published=published(moved=1.0)),
+        {"reported_at": NOW - SILENT_AFTER - SECOND},
+        "NoNews",
+    ),
 }
 
 
@@ -368,7 +374,7 @@ def test_a_master_s_clock_is_compared_with_nobody_s():
         assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
         assert (status.progress.last_step_time, status.progress.rate) == (NOW - SECOND, 10.0)
         assert status.progress.estimated_end == NOW + 149 * SECOND
-    before = told(facts=replace(KNOWN, moved=NOW - STILL - SECOND))
+    before = told(facts=replace(KNOWN, moved=NOW - STALLED_AFTER - SECOND))
     assert in_short(before)["Progressing"] == ("False", "Stalled")
     begun = replace(KNOWN, moved=NOW)
     assert in_short(told(before=before, facts=begun))["Progressing"] == ("False", "Stalled")
@@ -378,7 +384,7 @@ def test_a_master_s_clock_is_compared_with_nobody_s():
 
 def test_a_master_that_says_why_is_no_silent_one():
     still = replace(WELL, published=published(moved=(NOW - 20 * SECOND).timestamp(), why="a long task"))
-    status = told(still, facts=replace(KNOWN, heard=NOW - timedelta(hours=1)))
+    status = told(still, facts=replace(KNOWN, reported_at=NOW - timedelta(hours=1)))
     assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
     assert status.progress.message == "a long task"
 
@@ -400,7 +406,7 @@ def test_progress_is_written_every_fifteen_seconds_numbers_every_other_and_all_e
     assert pause_seconds(before, told(replace(WELL, published=published(samples=1600)), before=before)) == 15.0
     less = replace(KNOWN, ready=NAMES - {"flights-pserver-1"})
     assert pause_seconds(before, told(before=before, facts=less)) <= 2.0
-    assert pause_seconds(before, told(before=before, wanted=4)) == 0.0
+    assert pause_seconds(before, told(before=before, desired=4)) == 0.0
     assert pause_seconds(before, told(before=before, generation=2)) == 0.0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal.operator.cache.cache import APPLIED
-from shoal.operator.core.field_ownership import fields_of, holds
+from shoal.operator.core.field_ownership import fields_of, has_fields
 from shoal.operator.resources.manifests import JobManifests
 from shoal.operator.resources.pods import JobIdentity
 from tests.operator.jobs import everything
@@ -80,16 +80,16 @@ def test_the_record_of_our_fields_lacks_each_field_that_was_changed(shared, name
         owner = shared.api.create("TrainingJob", namespace, {key: of.to_mapping()[key] for key in ("metadata", "spec")})
         identity = JobIdentity(uid=owner["metadata"]["uid"], etcd="https://etcd.shoal-system:2379", guarded=True)
         rendered = JobManifests(of, identity)
-        for each in (*rendered.standing, rendered.servers(of.servers), rendered.master(0)):
+        for each in (*rendered.permanent, rendered.servers(of.servers), rendered.master(0)):
             notes = each.content["metadata"].get("annotations", {}) | {APPLIED: each.hash}
             content = {**each.content, "metadata": {**each.content["metadata"], "annotations": notes}}
             there = shared.api.applied(content, "shoal")
-            assert holds(content, fields_of(there)), f"{each.key}: it is ours as it was applied"
+            assert has_fields(content, fields_of(there)), f"{each.key}: it is ours as it was applied"
             for path, value in leaves(content):
                 after = shared.api.as_if(content, path, altered(value), "somebody")
                 if after is not None and at(after, path) != at(there, path):
                     checked += 1
-                    assert not holds(content, fields_of(after)), f"{each.key}: {path} is not ours any more"
+                    assert not has_fields(content, fields_of(after)), f"{each.key}: {path} is not ours any more"
     assert checked > 150
 
 

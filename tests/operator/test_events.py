@@ -41,7 +41,7 @@ def test_the_beginning():
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "why", "words"),
+    ("before", "after", "why", "message"),
     [
         (4, 7, "idle capacity", ["scaled 4 -> 7: idle capacity"]),
         (7, 4, None, ["scaled 7 -> 4"]),
@@ -50,9 +50,9 @@ def test_the_beginning():
         (4, 0, None, []),
     ],
 )
-def test_a_change_of_size(before, after, why, words):
+def test_a_change_of_size(before, after, why, message):
     new = Status(trainers=trainers(after), allocation=Allocation(wanted=after, ready=0, why=why))
-    assert [text for _, _, text in told(Status(trainers=trainers(before)), new)] == words
+    assert [text for _, _, text in told(Status(trainers=trainers(before)), new)] == message
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,10 @@ def test_a_lost_pod():
     )
 
 
-def ended(code: int, words: str = "") -> ContainerEnd:
-    return ContainerEnd(pod="a-trainer-3", role="trainer", index=3, life="c", seconds=1, at=NOW, code=code, words=words)
+def ended(code: int, message: str = "") -> ContainerEnd:
+    return ContainerEnd(
+        pod="a-trainer-3", role="trainer", index=3, container_id="c", seconds=1, at=NOW, code=code, message=message
+    )
 
 
 def test_a_failed_script_has_its_last_line():

@@ -39,7 +39,7 @@ def test_many_jobs_at_once_leave_the_api_server_room_for_others():
     ]
 
     async def work():
-        executor = Executor(kube, vault=None, tell=None, answered=answers.append)
+        executor = Executor(kube, secrets=None, publish_desired=None, on_response=answers.append)
         await asyncio.gather(*(executor.carry_out(job(), IDENTITY, actions) for _ in range(60)))
 
     asyncio.run(work())
@@ -53,7 +53,9 @@ def test_jobs_that_grow_together_get_their_trainers_in_turn():
     kube, order = Slow(), []
 
     async def work():
-        executor = Executor(kube, vault=None, tell=None, answered=lambda made: order.append(made["metadata"]["name"]))
+        executor = Executor(
+            kube, secrets=None, publish_desired=None, on_response=lambda made: order.append(made["metadata"]["name"])
+        )
         await asyncio.gather(
             *(
                 executor.carry_out(

@@ -39,10 +39,10 @@ def jobs(control_plane, namespace):
     return make
 
 
-def sweep(cluster, store, *, namespaces=(), guarded=False, patience=30.0) -> list[JobKeys]:
+def collect(cluster, store, *, namespaces=(), guarded=False, timeout=30.0) -> list[JobKeys]:
     async def once() -> list[JobKeys]:
-        async with await Kube.connect(kubeconfig=str(cluster.kubeconfig), patience_seconds=patience) as kube:
-            return await GarbageCollector(store, kube, namespaces=namespaces, guarded=guarded).sweep()
+        async with await Kube.connect(kubeconfig=str(cluster.kubeconfig), patience_seconds=timeout) as kube:
+            return await GarbageCollector(store, kube, namespaces=namespaces, guarded=guarded).collect()
 
     return asyncio.run(once())
 
@@ -54,30 +54,30 @@ def keys_in(store) -> set[str]:
 def test_only_what_belongs_to_nobody_goes(control_plane, etcd, jobs, namespace):
     here = jobs("here")
     former = JobKeys(namespace, "here", "another-uid")
-    gone = JobKeys(namespace, "gone", "u")
+    deleted = JobKeys(namespace, "gone", "u")
     with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
         kept = {here.wanted, here.progress, OPERATOR_KEY}
-        store.transact([], [Put(key, b"1") for key in (*kept, former.progress, gone.wanted, gone.tasks_of(0, 0))])
-        assert sweep(control_plane, store) == [gone, former]
+        store.transact([], [Put(key, b"1") for key in (*kept, former.progress, deleted.wanted, deleted.tasks_of(0, 0))])
+        assert collect(control_plane, store) == [deleted, former]
         assert keys_in(store) == kept
-        assert sweep(control_plane, store) == []
+        assert collect(control_plane, store) == []
 
 
 def test_namespaces_that_are_not_served_are_left_alone(control_plane, etcd, jobs, namespace):
     mine, other = JobKeys(namespace, "a", "u"), JobKeys("elsewhere", "a", "u")
     with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
         store.transact([], [Put(mine.progress, b"1"), Put(other.progress, b"1")])
-        assert sweep(control_plane, store, namespaces=[namespace]) == [mine]
+        assert collect(control_plane, store, namespaces=[namespace]) == [mine]
         assert keys_in(store) == {other.progress}
 
 
 def test_a_job_s_user_goes_with_it_also_where_no_key_is_left(control_plane, etcd, jobs, namespace):
-    here, gone = jobs("here"), JobKeys(namespace, "gone", "u")
+    here, deleted = jobs("here"), JobKeys(namespace, "gone", "u")
     Store.protect(etcd.endpoint, password=ROOT.password)
     with Store.connect(etcd.endpoint, prefix=EVERYTHING, credentials=ROOT) as store:
         store.accounts.ensure(here.user, "w", prefix=here.prefix)
-        store.accounts.ensure(gone.user, "w", prefix=gone.prefix)
-        assert sweep(control_plane, store, guarded=True) == [gone]
+        store.accounts.ensure(deleted.user, "w", prefix=deleted.prefix)
+        assert collect(control_plane, store, guarded=True) == [deleted]
         assert sorted(store.accounts.users()) == ["root", here.user]
 
 
@@ -91,20 +91,20 @@ def test_when_the_jobs_cannot_be_listed_nothing_is_removed(control_plane, etcd, 
     with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
         store.transact([], [Put(keys.progress, b"1")])
         with pytest.raises(KubeError):
-            sweep(Nowhere, store, patience=0.5)
+            collect(Nowhere, store, timeout=0.5)
         assert keys_in(store) == {keys.progress}
 
 
 def test_a_word_that_comes_after_the_sweep_is_swept_too(control_plane, etcd, jobs, namespace):
     """Without authentication in etcd, a deleted job's master writes until it has exited, and those records are collected, too."""
-    gone = JobKeys(namespace, "gone", "u")
+    deleted = JobKeys(namespace, "gone", "u")
 
     async def swept_twice(store) -> None:
         async with await Kube.connect(kubeconfig=str(control_plane.kubeconfig)) as kube:
             sweeper = GarbageCollector(store, kube, guarded=False, delay_seconds=0.5)
             running = asyncio.create_task(sweeper.run())
             for _ in range(2):
-                store.transact([], [Put(gone.progress, b"1")])
+                store.transact([], [Put(deleted.progress, b"1")])
                 while keys_in(store):  # noqa: ASYNC110 - etcd sets no Event
                     await asyncio.sleep(0.05)
             running.cancel()

@@ -15,7 +15,7 @@ TIMES = Times()
 
 
 def judged(candidate, lease, now):
-    return candidate.judge(lease, now=now, stamp=STAMP)
+    return candidate.next_lease(lease, now=now, stamp=STAMP)
 
 
 def test_a_lease_that_nobody_made_is_taken():
@@ -107,9 +107,9 @@ class Process:
         (lease, began), self.read = self.read, None
         self.number += 1
         stamp = STAMP.replace(microsecond=self.number % 10**6)
-        after = self.candidate.judge(lease, now=self.clock(time), stamp=stamp)
+        after = self.candidate.next_lease(lease, now=self.clock(time), stamp=stamp)
         if after is not None and self.server.write(after):
-            self.candidate.wrote(self.server.lease, began=began, now=self.clock(time))
+            self.candidate.lease_written(self.server.lease, began=began, now=self.clock(time))
 
 
 STEPS = st.lists(

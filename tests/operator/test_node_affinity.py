@@ -51,7 +51,7 @@ def test_what_a_template_asks_for_stays_and_its_own_wish_goes_first():
 
 def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template():
     of, plain = job(), trainer_pod(job(), IDENTITY, 0)
-    places = PlannedNodes(stays={}, comes={"a": 2, "b": 1})
+    places = PlannedNodes(kept={}, added={"a": 2, "b": 1})
     actions = reconcile(of, IDENTITY, WHOLE, trainers=6, places=places)
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["a"], ["b"], []]
@@ -84,7 +84,7 @@ def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
             IDENTITY,
             Observed(servers=servers(), masters=MASTERS),
             trainers=2,
-            places=PlannedNodes(stays={}, comes={"a": 1, "b": 1}),
+            places=PlannedNodes(kept={}, added={"a": 1, "b": 1}),
         )
         if isinstance(each, CreatePod)
     ]
@@ -92,7 +92,7 @@ def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
     seen = stored(of, first, at=("", "b"))
     assert [(pod.node, pod.preferred_node) for pod in seen.trainers] == [("", "a"), ("b", "")]
     seen = replace(WHOLE, trainers=seen.trainers)
-    actions = reconcile(of, IDENTITY, seen, trainers=4, places=PlannedNodes(stays={"b": 1}, comes={"a": 2, "b": 1}))
+    actions = reconcile(of, IDENTITY, seen, trainers=4, places=PlannedNodes(kept={"b": 1}, added={"a": 2, "b": 1}))
     pods = [each.manifest for each in actions if isinstance(each, CreatePod)]
     assert [wishes(pod) for pod in pods] == [["a"], ["b"]]
 
@@ -148,7 +148,7 @@ def test_without_a_plan_nothing_is_wished_for():
 
 def test_trainers_come_last_with_a_plan_and_without():
     """Trainers are created last, as a quota may have no room for all of them, and later actions would not be carried out."""
-    for places in (None, PlannedNodes(stays={})):
+    for places in (None, PlannedNodes(kept={})):
         actions = reconcile(job(), IDENTITY, Observed(), trainers=2, places=places)
         made = [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)]
         assert made[-4:] == ["StatefulSet", "Deployment", "Pod", "Pod"]

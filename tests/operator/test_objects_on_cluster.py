@@ -21,7 +21,7 @@ def ownerless(manifest):
 
 
 def manifests(of):
-    yield from workloads.standing(of, IDENTITY)
+    yield from workloads.permanent(of, IDENTITY)
     yield workloads.master(of, IDENTITY, replicas=1)
     yield workloads.servers(of, IDENTITY, replicas=2)
     yield trainer_pod(of, IDENTITY, 0)
@@ -50,7 +50,7 @@ def test_every_object_is_taken_as_it_is(control_plane, restricted, make):
 def test_applied_twice_nothing_changes(control_plane, restricted):
     of = job(restricted)
     listed = json.dumps(
-        {"apiVersion": "v1", "kind": "List", "items": [ownerless(each) for each in workloads.standing(of, IDENTITY)]}
+        {"apiVersion": "v1", "kind": "List", "items": [ownerless(each) for each in workloads.permanent(of, IDENTITY)]}
     )
 
     def versions():

@@ -43,42 +43,42 @@ def parts():
     return api, clock, PendingDiagnostics(api, clock=clock)
 
 
-def why(missing, *, of=None, **seen):
+def problems(missing, *, of=None, **seen):
     observed = Observed(**{"applied": APPLIED, "servers": (FIRST, SECOND), "masters": (MASTER,)} | seen)
-    troubles, again = asyncio.run(missing.why(of or job(), IDENTITY, observed))
+    troubles, again = asyncio.run(missing.check(of or job(), IDENTITY, observed))
     return [(each.role, each.pod, each.reason, each.message) for each in troubles], again
 
 
 def test_nobody_is_asked_while_nothing_is_missing(parts):
     api, _, missing = parts
-    assert why(missing) == ([], None)
-    assert why(missing, servers=(), masters=(), applied={}) == ([], None), "controllers have had no chance"
-    assert why(missing, servers=(), masters=(), of=job(suspend=True)) == ([], None)
-    assert why(missing, servers=(), masters=(), ended=Ended("Complete")) == ([], None)
+    assert problems(missing) == ([], None)
+    assert problems(missing, servers=(), masters=(), applied={}) == ([], None), "controllers have had no chance"
+    assert problems(missing, servers=(), masters=(), of=job(suspend=True)) == ([], None)
+    assert problems(missing, servers=(), masters=(), ended=Ended("Complete")) == ([], None)
     assert api.asked == []
 
 
 def test_the_first_that_is_missing_of_each_role_is_asked_for(parts):
     api, clock, missing = parts
-    assert why(missing, servers=(FIRST,), masters=()) == ([], 1.0)
+    assert problems(missing, servers=(FIRST,), masters=()) == ([], 1.0)
     clock.now += 1
     refused = [
         (*each, "Forbidden", "no room") for each in (("pserver", "flights-pserver-1"), ("master", "flights-master"))
     ]
-    assert why(missing, servers=(FIRST,), masters=()) == (refused, 5.0)
+    assert problems(missing, servers=(FIRST,), masters=()) == (refused, 5.0)
     clock.now += 2
-    assert why(missing, servers=(FIRST,), masters=()) == (refused, 3.0), "it stands meanwhile"
+    assert problems(missing, servers=(FIRST,), masters=()) == (refused, 3.0), "it stands meanwhile"
     assert api.asked == ["flights-pserver-1", "flights-master"]
     clock.now += 3
     api.error = None
-    assert why(missing, servers=(FIRST,)) == ([], 10.0)
-    assert why(missing) == ([], None)
+    assert problems(missing, servers=(FIRST,)) == ([], 10.0)
+    assert problems(missing) == ([], None)
 
 
 def test_who_waits_for_long_is_asked_for_seldom(parts):
     api, clock, missing = parts
     for _ in range(3600):
-        why(missing, masters=())
+        problems(missing, masters=())
         clock.now += 1
     assert 60 <= len(api.asked) <= 66
 
@@ -86,6 +86,6 @@ def test_who_waits_for_long_is_asked_for_seldom(parts):
 def test_one_that_has_come_meanwhile_is_no_trouble(parts):
     api, clock, missing = parts
     api.error = KubeConflictError("it exists", reason="AlreadyExists")
-    why(missing, masters=())
+    problems(missing, masters=())
     clock.now += 1
-    assert why(missing, masters=()) == ([], 5.0)
+    assert problems(missing, masters=()) == ([], 5.0)

@@ -115,7 +115,7 @@ def test_one_version_of_a_pod_is_told_from_the_next_whatever_its_index():
 
 
 def test_the_master_reads_the_manifest_that_it_is_given(tmp_path):
-    config = next(each for each in workloads.standing(everything(), IDENTITY) if each["kind"] == "ConfigMap")
+    config = next(each for each in workloads.permanent(everything(), IDENTITY) if each["kind"] == "ConfigMap")
     (tmp_path / "job.json").write_text(config["data"]["job.json"])
     read = load(tmp_path / "job.json")
     assert (read.metadata.name, read.spec.epochs, read.servers) == ("flights", 3, 3)
@@ -161,7 +161,7 @@ def test_a_template_has_the_last_word_on_probes():
 def test_everything_belongs_to_the_job():
     of = everything()
     made = [
-        *workloads.standing(of, IDENTITY),
+        *workloads.permanent(of, IDENTITY),
         workloads.master(of, IDENTITY, replicas=1),
         workloads.servers(of, IDENTITY, replicas=3),
     ]

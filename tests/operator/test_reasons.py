@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shoal.api.status import ConditionType
-from shoal.operator.status.reasons import PodProblem, in_order, reason_of, words_of
+from shoal.operator.status.reasons import PodProblem, in_order, message_of, reason_of
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_a_pods_own_reason_is_known_by_a_table(own, words, reason, before_node):
 
 
 def test_words_are_one_line_and_not_too_long():
-    assert words_of([PodProblem("trainer", "a", "Error", "one\n\ttwo")]) == "a: Error: one two"
-    assert len(words_of([PodProblem("trainer", "a", "Error", "x" * 10_000)])) == 500
+    assert message_of([PodProblem("trainer", "a", "Error", "one\n\ttwo")]) == "a: Error: one two"
+    assert len(message_of([PodProblem("trainer", "a", "Error", "x" * 10_000)])) == 500
     assert len(reason_of(ConditionType.FAILED, "x" * 10_000)[1]) == 4000
 
 

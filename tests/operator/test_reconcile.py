@@ -55,7 +55,7 @@ class State:
     classes: dict[str, str] = field(default_factory=dict)
     servers: dict[str, ServerPod] = field(default_factory=dict)
     masters: dict[str, ServerPod] = field(default_factory=dict)
-    wanted: DesiredState | None = None
+    desired: DesiredState | None = None
     ended: Ended | None = None
     saved: bool = False
 
@@ -87,7 +87,7 @@ class Job(RuleBasedStateMachine):
             saved=state.saved,
             servers=tuple(state.servers.values()),
             masters=tuple(state.masters.values()),
-            wanted=state.wanted,
+            desired=state.desired,
             ended=state.ended,
         )
 
@@ -128,8 +128,8 @@ class Job(RuleBasedStateMachine):
                     now.classes[uid] = manifest["spec"]["priorityClassName"]
             case DeletePod(name, uid, force):
                 self.delete(name, uid, force=force)
-            case PublishDesired(wanted):
-                now.wanted = wanted
+            case PublishDesired(desired):
+                now.desired = desired
 
     def delete(self, name, uid, *, force):
         now = self.now
@@ -194,12 +194,12 @@ class Job(RuleBasedStateMachine):
         now = self.now
         if not now.masters:
             return
-        wanted = now.wanted or DesiredState()
+        desired = now.desired or DesiredState()
         for index, found in list(now.trainers.items()):
             if found.ended or found.lost or not found.ready:
                 continue
             finished = now.ended is not None
-            if wanted.leaves(index) or found.deleting or finished:
+            if desired.leaves(index) or found.deleting or finished:
                 now.saved = now.saved or (finished and now.ended.state == "Complete" and len(now.servers) > 0)
                 now.trainers[index] = replace(found, ended=True, works=False, ready=False)
             else:
@@ -305,7 +305,7 @@ def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
         for each in kept
         if isinstance(each, Apply) and "replicas" in each.manifest.get("spec", {})
     } == {1, 2}
-    resumed = reconcile(job(), IDENTITY, Observed(wanted=DesiredState(suspend=True)), trainers=1)
+    resumed = reconcile(job(), IDENTITY, Observed(desired=DesiredState(suspend=True)), trainers=1)
     assert [each for each in resumed if isinstance(each, PublishDesired | CreatePod)] == [
         PublishDesired(DesiredState())
     ]
@@ -314,11 +314,11 @@ def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
 def test_a_suspended_job_keeps_no_pod_that_waits_for_its_successor():
     ended = TrainerPod(index=0, uid="u", ended=True)
     there = Observed(
-        secrets=True, trainers=(ended,), wanted=DesiredState(suspend=True), applied={("Service", "j-master"): ""}
+        secrets=True, trainers=(ended,), desired=DesiredState(suspend=True), applied={("Service", "j-master"): ""}
     )
     of = job(suspend=True)
     assert DeletePod("j-trainer-0", "u") in reconcile(of, IDENTITY, there, trainers=1, backing_off={0})
-    running = reconcile(job(), IDENTITY, replace(there, wanted=None), trainers=1, backing_off={0})
+    running = reconcile(job(), IDENTITY, replace(there, desired=None), trainers=1, backing_off={0})
     assert not any(isinstance(each, DeletePod | CreatePod) for each in running)
 
 
@@ -328,9 +328,9 @@ def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
     seen = Observed(secrets=True, trainers=tuple(there))
 
     def told(later):
-        places = PlannedNodes(stays={"a": 2}, later=later)
+        places = PlannedNodes(kept={"a": 2}, later=later)
         actions = reconcile(job(low=1), IDENTITY, seen, trainers=2, places=places)
-        return [each.wanted.drain for each in actions if isinstance(each, PublishDesired)]
+        return [each.desired.drain for each in actions if isinstance(each, PublishDesired)]
 
     assert told(later=1) == []
     assert told(later=0) == [[1]], "nobody will come: one of the two gives way for one that ranks higher"

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from shoal.api.status import Status
 from shoal.master.state.records import Outcome, Records
 from shoal.operator.cache.cache import Cache
-from shoal.operator.core.run_policy import FailureTally, overrun, tallied
+from shoal.operator.core.run_policy import ConsecutiveFailures, count_failures, overrun
 from shoal.operator.etcd import records as module
 from shoal.operator.etcd.records import MOST_BYTES, MOST_FOREIGN_KEYS, READERS, Usage
 from shoal.operator.status.conditions import status_of
-from shoal.operator.status.events import complained
+from shoal.operator.status.events import record_problems
 from shoal.protocol.messages import JobAccount, Samples
 from shoal.store import ALL_JOBS, Delete, DesiredState, JobKeys, MasterRecord, Put, Store
 from tests.etcds import eventually, run_etcd
@@ -58,13 +58,15 @@ def asked(store):
     """Run every query that a sync makes for a job, check that complaints are reported, and return the observation."""
     seen = store.observed("u", template="t")
     facts = store.facts("u")
-    assert [each.text for each in complained((), store.complaints("u"))]
-    for each in complained((), store.complaints("u")):
+    assert [each.text for each in record_problems((), store.record_problems("u"))]
+    for each in record_problems((), store.record_problems("u")):
         each.text.encode()
-    tally = tallied(FailureTally(), store.ends("u"), known=None, committed=store.committed("u"), now=1.0)
-    overrun(JOB, Status(), tally, [], NOW)
+    failures = count_failures(
+        ConsecutiveFailures(), store.ends("u"), known=None, committed=store.committed("u"), now=1.0
+    )
+    overrun(JOB, Status(), failures, [], NOW)
     told = status_of(
-        JOB, generation=1, seen=seen, wanted=2, problems=store.problems("u"), refused="", now=NOW,
+        JOB, generation=1, seen=seen, desired=2, problems=store.problems("u"), refused="", now=NOW,
         before=Status(), facts=facts,
     )  # fmt: skip
     told.model_dump_json()
@@ -113,7 +115,7 @@ def test_no_record_of_any_kind_stops_a_look(data):
         store.record_changed(KEYS.outcome, json.dumps(RECORDS["outcome"] | {"account": account}).encode())
     asked(store)
     assert store.observed("v", template="t") == cluster().observed("v", template="t")
-    assert not store.complaints("v")
+    assert not store.record_problems("v")
 
 
 @pytest.mark.parametrize("record", sorted(READERS))
@@ -137,12 +139,12 @@ def test_a_record_that_is_none_is_said_on_its_job_and_changes_nothing(record, va
             return
     assert store.record_changed(KEYS.at(record), value) == {"u": 0.0}
     assert store.observed("u", template="t") == before
-    (told,) = complained((), store.complaints("u"))
+    (told,) = record_problems((), store.record_problems("u"))
     assert (told.kind, told.reason) == ("Warning", "ForeignRecord")
     assert record in told.text
-    assert not store.complaints("v")
+    assert not store.record_problems("v")
     store.record_changed(KEYS.at(record), WRITTEN[record])
-    assert not store.complaints("u")
+    assert not store.record_problems("u")
 
 
 @pytest.mark.parametrize("moved", [1e300, -1.0, 253_402_300_799.0])
@@ -150,7 +152,7 @@ def test_a_time_that_is_none_is_no_record(moved):
     store = cluster()
     store.record_changed(KEYS.progress, published(moved=moved))
     assert store.observed("u", template="t").published is None
-    assert "moved is no time" in store.complaints("u")["ForeignRecord progress"]
+    assert "moved is no time" in store.record_problems("u")["ForeignRecord progress"]
 
 
 def test_the_account_of_a_master_is_read():
@@ -193,15 +195,15 @@ def test_no_time_of_a_container_stops_a_look(started, finished):
 def test_a_foreign_key_is_named_on_its_job_until_it_is_gone():
     store = cluster()
     assert store.record_changed(KEYS.at("\udcff evil\n" + "x" * 9999), b"1", created=True) == {"u": 0.0}
-    (told,) = complained((), store.complaints("u"))
+    (told,) = record_problems((), store.record_problems("u"))
     assert told.reason == "ForeignKey"
     assert "'\\udcff evil\\nxx" in told.text
     assert len(told.text) < 500
-    assert not store.complaints("v")
+    assert not store.record_problems("v")
     assert store.record_changed(KEYS.at("another"), b"2", created=True) == {}, "it is said once"
     store.record_changed(KEYS.at("another"), None)
     assert store.record_changed(KEYS.at("\udcff evil\n" + "x" * 9999), None) == {"u": 0.0}
-    assert not store.complaints("u")
+    assert not store.record_problems("u")
 
 
 def test_too_many_keys_and_too_many_bytes_are_said_with_their_bound(monkeypatch):
@@ -209,20 +211,20 @@ def test_too_many_keys_and_too_many_bytes_are_said_with_their_bound(monkeypatch)
     for number in range(MOST_FOREIGN_KEYS + 1):
         due = store.record_changed(KEYS.at(f"x{number}"), b"", created=True)
     assert due == {"u": 0.0}
-    assert "1,001 keys that are none of Shoal's (bound: 1,000)" in store.complaints("u")["TooMuchInEtcd"]
+    assert "1,001 keys that are none of Shoal's (bound: 1,000)" in store.record_problems("u")["TooMuchInEtcd"]
     for number in range(MOST_FOREIGN_KEYS + 1):
         store.record_changed(KEYS.at(f"x{number}"), None)
-    assert not store.complaints("u")
+    assert not store.record_problems("u")
     for number in range(17):
         store.record_changed(KEYS.tasks_of(0, number), b"x" * 2**20, created=True)
-    assert "17.0 MiB (bound: 16 MiB)" in store.complaints("u")["TooMuchInEtcd"]
+    assert "17.0 MiB (bound: 16 MiB)" in store.record_problems("u")["TooMuchInEtcd"]
     store.record_changed(KEYS.tasks_of(0, 0), b"")
     store.record_changed(KEYS.tasks_of(0, 1), b"")
-    assert not store.complaints("u")
+    assert not store.record_problems("u")
     monkeypatch.setattr(module, "MOST_KEYS", 18)
     for number in range(17, 19):
         store.record_changed(KEYS.tasks_of(0, number), b"", created=True)
-    assert "19 keys (bound: 18)" in store.complaints("u")["TooMuchInEtcd"]
+    assert "19 keys (bound: 18)" in store.record_problems("u")["TooMuchInEtcd"]
 
 
 def test_nothing_is_kept_of_what_a_tenant_writes():
@@ -232,7 +234,7 @@ def test_nothing_is_kept_of_what_a_tenant_writes():
     for number in range(5000):
         store.record_changed(KEYS.at(f"{number}/" + "x" * 10_000), value, created=True)
     assert sys.getrefcount(value) == before
-    assert len(msgspec.json.encode(store.complaints("u"))) < 2000
+    assert len(msgspec.json.encode(store.record_problems("u"))) < 2000
 
 
 @examples(100)
@@ -261,9 +263,9 @@ def test_a_listing_counts_anew():
     store = cluster()
     store.record_changed(KEYS.at("x"), b"1", created=True)
     assert store.records_replaced({KEYS.at("x"): b"1", KEYS.progress: published()}) == {"u": 0.0}
-    assert set(store.complaints("u")) == {"ForeignKey"}
+    assert set(store.record_problems("u")) == {"ForeignKey"}
     assert store.records_replaced({KEYS.progress: published()}) == {"u": 0.0}
-    assert not store.complaints("u")
+    assert not store.record_problems("u")
 
 
 def test_of_a_job_that_is_gone_nothing_stays():
@@ -306,12 +308,12 @@ def test_etcd_s_watch_tells_what_is_new_and_other_jobs_hear_nothing(tmp_path):
         for value in (b"1", b"2", b"3"):
             client.transact([], [Put(KEYS.at("x"), value), Put(OTHER.progress, published(samples=int(value)))])
         client.transact([], [Put(KEYS.progress, b"[")])
-        eventually(lambda: len(store.complaints("u")) == 2, what="both complaints")
+        eventually(lambda: len(store.record_problems("u")) == 2, what="both complaints")
         assert store._known["u"].usage.keys == 2
-        assert not store.complaints("v")
+        assert not store.record_problems("v")
         assert store.observed("v", template="t").published.samples == 3
         client.transact([], [Delete(KEYS.at("x")), Put(KEYS.progress, published())])
-        eventually(lambda: not store.complaints("u"), what="none")
+        eventually(lambda: not store.record_problems("u"), what="none")
         assert store._known["u"].usage.keys == 1
 
 
@@ -322,5 +324,5 @@ def test_bounds_are_above_what_a_large_job_writes():
         usage.written(f"tasks/{number // 489:08d}/{number % 489:08d}", 64, created=True)
     for number in range(200):
         usage.written(f"members/{number:016x}", 300, created=True)
-    assert not usage.complaints()
+    assert not usage.record_problems()
     assert usage.bytes < MOST_BYTES

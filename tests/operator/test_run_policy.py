@@ -15,19 +15,19 @@ from shoal.operator.cache.cache import Cache
 from shoal.operator.core.run_policy import (
     REFUSED,
     RETRY,
+    ConsecutiveFailures,
     ContainerEnd,
-    FailureTally,
     active_seconds,
     clocked,
+    count_failures,
     end_of,
     ends_of,
     newly_failed,
     overrun,
+    recorded_end,
     removal_due,
     retried,
     retry_requested,
-    said_end,
-    tallied,
 )
 from shoal.store import JobKeys, ReportedState
 from tests.operator.jobs import job
@@ -40,16 +40,16 @@ def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def end(seconds: float, life: str = "", *, code: int = 1, lived: float = 5.0, **more) -> ContainerEnd:
-    made = ContainerEnd(pod="flights-trainer-0", role="trainer", index=0, life=life or f"l{seconds}", seconds=lived,
-               at=at(seconds), code=code, words="Traceback\nValueError: no")  # fmt: skip
+def end(seconds: float, container_id: str = "", *, code: int = 1, lived: float = 5.0, **more) -> ContainerEnd:
+    made = ContainerEnd(pod="flights-trainer-0", role="trainer", index=0, container_id=container_id or f"l{seconds}", seconds=lived,
+               at=at(seconds), code=code, message="Traceback\nValueError: no")  # fmt: skip
     return replace(made, **more)
 
 
-def count(ends, *, committed=None, before=FailureTally(), known=(), now=10.0) -> int:  # noqa: B008 - it is frozen
+def count(ends, *, committed=None, before=ConsecutiveFailures(), known=(), now=10.0) -> int:  # noqa: B008 - it is frozen
     """Count failures where all of them are observed at one time, and the commit at a later one."""
-    first = tallied(before, ends, known=known, committed=None, now=now)
-    return tallied(first, ends, known={each.life for each in ends}, committed=committed, now=100.0).count
+    first = count_failures(before, ends, known=known, committed=None, now=now)
+    return count_failures(first, ends, known={each.container_id for each in ends}, committed=committed, now=100.0).count
 
 
 # --- What a pod reports ---
@@ -73,8 +73,8 @@ def pod(*states, role: str = "trainer", container: str = "trainer") -> dict:
 
 def test_a_pod_tells_of_its_present_life_and_the_one_before():
     first, second = ends_of(pod(terminated(0, 5, 1), terminated(15, 80, 2)))
-    assert (first.life, first.code, first.seconds, first.words) == ("c5", 1, 5.0, "no")
-    assert (second.life, second.code, second.at, second.index) == ("c80", 2, at(80), 3)
+    assert (first.container_id, first.code, first.seconds, first.message) == ("c5", 1, 5.0, "no")
+    assert (second.container_id, second.code, second.at, second.index) == ("c80", 2, at(80), 3)
 
 
 def test_what_a_pod_does_not_tell():
@@ -98,21 +98,21 @@ def test_errors_count_and_so_does_an_end_too_early():
 
 
 def test_who_was_asked_to_end_and_who_runs_no_script_does_not_count():
-    assert count([end(1, asked=True), end(2, role="pserver"), end(3, role="master")]) == 0
+    assert count([end(1, terminated=True), end(2, role="pserver"), end(3, role="master")]) == 0
 
 
 def test_each_life_counts_once():
-    first = tallied(FailureTally(), [end(1)], known=(), committed=None, now=0.0)
+    first = count_failures(ConsecutiveFailures(), [end(1)], known=(), committed=None, now=0.0)
     assert first.count == 1
-    assert tallied(first, [end(1)], known={"l1"}, committed=None, now=0.0).count == 1
-    assert tallied(first, [end(1), end(2)], known={"l1"}, committed=None, now=0.0).count == 2
+    assert count_failures(first, [end(1)], known={"l1"}, committed=None, now=0.0).count == 1
+    assert count_failures(first, [end(1), end(2)], known={"l1"}, committed=None, now=0.0).count == 2
 
 
 def test_an_operator_that_comes_after_another_counts_on_and_has_the_words():
-    counted = FailureTally(2, at(10))
-    found = tallied(counted, [end(10), end(9)], known=None, committed=None, now=0.0)
+    counted = ConsecutiveFailures(2, at(10))
+    found = count_failures(counted, [end(10), end(9)], known=None, committed=None, now=0.0)
     assert (found.count, found.end) == (2, end(10))
-    assert tallied(counted, [end(10), end(11)], known=None, committed=None, now=0.0).count == 3
+    assert count_failures(counted, [end(10), end(11)], known=None, committed=None, now=0.0).count == 3
 
 
 @pytest.mark.parametrize(("lived", "committed", "left"), [(5, 11, 1), (5, 39, 1), (5, 41, 0), (31, 11, 0), (31, 9, 1)])
@@ -131,7 +131,7 @@ class Seen:
         self.now, self._kubelet, self._master = 0.0, kubelet, master
         self.store = Cache(clock=lambda: self.now)
         self.store.job_changed({"metadata": {"uid": "u", "name": "j", "namespace": "default"}})
-        self.tally, self.known = FailureTally(), None
+        self.failures, self.known = ConsecutiveFailures(), None
 
     def failed(self, started, finished):
         state = terminated(self._kubelet + started, self._kubelet + finished, 1)
@@ -146,9 +146,11 @@ class Seen:
     def looked(self, now):
         self.now = now
         ends = self.store.ends("u")
-        self.tally = tallied(self.tally, ends, known=self.known, committed=self.store.committed("u"), now=now)
-        self.known = {each.life for each in ends}
-        return self.tally.count
+        self.failures = count_failures(
+            self.failures, ends, known=self.known, committed=self.store.committed("u"), now=now
+        )
+        self.known = {each.container_id for each in ends}
+        return self.failures.count
 
 
 @pytest.mark.parametrize("skew", [-86_400, 0, 86_400])
@@ -183,7 +185,7 @@ def test_an_operator_that_begins_takes_one_commit_more():
     seen = Seen()
     seen.failed(-50, 10)
     seen.progress(5, 20)
-    seen.tally = FailureTally(2, at(10))
+    seen.failures = ConsecutiveFailures(2, at(10))
     assert seen.looked(100) == 2
     seen.now = 101
     seen.progress(6, 101)
@@ -209,35 +211,37 @@ def test_samples_that_come_back_are_no_commit_and_their_next_commit_is():
 )  # fmt: skip
 def test_looks_in_between_change_nothing(spans, cuts):
     """Failures that are observed one by one, some repeatedly, are counted as if they were observed at once."""
-    ends = sorted((end(seconds, code=code, asked=asked) for seconds, code, asked in spans), key=lambda each: each.at)
-    tally, known = FailureTally(), None
+    ends = sorted(
+        (end(seconds, code=code, terminated=asked) for seconds, code, asked in spans), key=lambda each: each.at
+    )
+    failures, known = ConsecutiveFailures(), None
     for cut in [*sorted(cuts), len(ends)]:
         there = ends[:cut]
-        tally = tallied(tally, there, known=known, committed=None, now=0.0)
-        known = {each.life for each in there}
-    assert tally.count == count(ends)
+        failures = count_failures(failures, there, known=known, committed=None, now=0.0)
+        known = {each.container_id for each in there}
+    assert failures.count == count(ends)
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 137])), max_size=8, unique_by=lambda x: x[0]))
 def test_each_error_is_told_once(spans):
     ends = [end(seconds, code=code) for seconds, code in spans]
-    told = newly_failed(FailureTally(), ends, known=None)
-    assert sorted(each.life for each in told) == sorted(each.life for each in ends if each.code != 137)
-    assert newly_failed(FailureTally(), ends, known={each.life for each in ends}) == []
+    told = newly_failed(ConsecutiveFailures(), ends, known=None)
+    assert sorted(each.container_id for each in told) == sorted(each.container_id for each in ends if each.code != 137)
+    assert newly_failed(ConsecutiveFailures(), ends, known={each.container_id for each in ends}) == []
 
 
 # --- What the run policy decides ---
 
 
-def decided(*, tally=FailureTally(), status=Status(), refusals=(), now=0.0, **policy):  # noqa: B008 - they are frozen
+def decided(*, failures=ConsecutiveFailures(), status=Status(), refusals=(), now=0.0, **policy):  # noqa: B008 - they are frozen
     made = job(runPolicy=policy) if policy else job()
-    found = overrun(made, status, tally, refusals, at(now))
+    found = overrun(made, status, failures, refusals, at(now))
     return found.reason if found is not None else ""
 
 
 def test_the_count_may_reach_the_limit_and_not_pass_it():
-    assert decided(tally=FailureTally(2, at(1), end(1)), backoffLimit=2) == ""
-    said = decided(tally=FailureTally(3, at(1), end(1)), backoffLimit=2)
+    assert decided(failures=ConsecutiveFailures(2, at(1), end(1)), backoffLimit=2) == ""
+    said = decided(failures=ConsecutiveFailures(3, at(1), end(1)), backoffLimit=2)
     assert said.startswith("BackoffLimitExceeded: the script failed 3 times in a row (runPolicy.backoffLimit: 2)")
     assert "flights-trainer-0 (exit code 1)" in said
     assert "ValueError: no" in said
@@ -245,25 +249,25 @@ def test_the_count_may_reach_the_limit_and_not_pass_it():
 
 def test_one_early_end_of_each_trainer_is_not_too_many():
     early = end(1, code=0)
-    assert decided(tally=FailureTally(4, at(1), early), backoffLimit=0) == ""
-    said = decided(tally=FailureTally(5, at(1), early), backoffLimit=0)
+    assert decided(failures=ConsecutiveFailures(4, at(1), early), backoffLimit=0) == ""
+    said = decided(failures=ConsecutiveFailures(5, at(1), early), backoffLimit=0)
     assert said.startswith("BackoffLimitExceeded: the script ended 5 times in a row although the job was not complete;")
     assert said.endswith("ValueError: no")
 
 
 def test_a_script_that_never_joins_is_known_at_its_second_end():
     early, starting = end(1, code=0), Status(progress=Progress())
-    assert decided(tally=FailureTally(1, at(1), early), status=starting) == ""
-    assert decided(tally=FailureTally(2, at(1), early), status=Status()) == ""
-    assert decided(tally=FailureTally(2, at(1), early), status=Status(progress=Progress(epochs=3))) == ""
-    said = decided(tally=FailureTally(2, at(1), early), status=starting)
+    assert decided(failures=ConsecutiveFailures(1, at(1), early), status=starting) == ""
+    assert decided(failures=ConsecutiveFailures(2, at(1), early), status=Status()) == ""
+    assert decided(failures=ConsecutiveFailures(2, at(1), early), status=Status(progress=Progress(epochs=3))) == ""
+    said = decided(failures=ConsecutiveFailures(2, at(1), early), status=starting)
     assert said.startswith("ScriptFailed: the script ended without joining the job")
 
 
 def test_a_final_word_is_final_until_something_is_trained():
-    refusals = [end(1, code=REFUSED, words="the dataset is empty")]
+    refusals = [end(1, code=REFUSED, message="the dataset is empty")]
     assert decided(refusals=refusals) == "ScriptFailed: the dataset is empty"
-    assert decided(refusals=[end(1, code=REFUSED, words="")]) == (
+    assert decided(refusals=[end(1, code=REFUSED, message="")]) == (
         "ScriptFailed: flights-trainer-0 refused the job; its log says why"
     )
     assert decided(refusals=refusals, status=Status(progress=Progress(samples=5))) == ""
@@ -314,8 +318,8 @@ def ended(kind: str = "Complete") -> Status:
 
 
 def test_what_was_said_of_the_end_stays():
-    assert said_end(Status()) is None
-    found = said_end(ended("Failed"))
+    assert recorded_end(Status()) is None
+    found = recorded_end(ended("Failed"))
     assert (found.state, found.reason) == ("Failed", "TaskFailed: m")
 
 
@@ -346,13 +350,19 @@ def test_a_status_may_have_any_time(moment):
 
 
 def test_a_retry_is_asked_for_by_a_new_value_only():
-    def asked(value, seen=None):
+    def requested(value, seen=None):
         notes = {} if value is None else {"annotations": {RETRY: value}}
         return retry_requested({"metadata": notes}, Status(retried=seen))
 
-    assert (asked(None), asked(""), asked("1"), asked("1", "1"), asked("2", "1")) == ("", "", "1", "", "2")
-    assert asked("x" * 1000) == "x" * 100
-    assert asked("x" * 1000, "x" * 100) == "", "what counts is what is kept"
+    assert (requested(None), requested(""), requested("1"), requested("1", "1"), requested("2", "1")) == (
+        "",
+        "",
+        "1",
+        "",
+        "2",
+    )
+    assert requested("x" * 1000) == "x" * 100
+    assert requested("x" * 1000, "x" * 100) == "", "what counts is what is kept"
 
 
 def test_a_job_that_is_retried_has_no_end_and_counts_from_zero():

@@ -21,14 +21,16 @@ def started(job, **spec):
     job.state("Running")
 
 
-def fails(job, index: int, *, second: int, code: int = 1, reason: str = "Error", words: str = "Traceback\nOSError: no"):
+def fails(
+    job, index: int, *, second: int, code: int = 1, reason: str = "Error", message: str = "Traceback\nOSError: no"
+):
     """Let the script of one trainer fail and its container be restarted in place.
 
     The operator distinguishes failures by whole seconds, so a test numbers its failures and each is later than the one before.
     """
     pod = f"{job.name}-trainer-{index}"
     now = datetime.now(UTC).replace(microsecond=0)
-    kubelet.ended(job.world, pod, code, at=now + second * SECOND, reason=reason, words=words)
+    kubelet.ended(job.world, pod, code, at=now + second * SECOND, reason=reason, message=message)
 
 
 def failures(job, count: int) -> None:
@@ -57,12 +59,12 @@ def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
     job.scale(3)
     job.at_work([0, 1, 2])
     assert (job.status()["failures"], job.status()["state"]) == (2, "Running"), "what is counted is not counted again"
-    fails(job, 0, second=3, words="Traceback\nValueError: the label is missing")
+    fails(job, 0, second=3, message="Traceback\nValueError: the label is missing")
     job.wait("Failed")
     failed = job.condition("Failed")
     assert failed["reason"] == "BackoffLimitExceeded"
-    for words in ("failed 3 times in a row", "runPolicy.backoffLimit: 2", "ValueError: the label is missing"):
-        assert words in failed["message"]
+    for message in ("failed 3 times in a row", "runPolicy.backoffLimit: 2", "ValueError: the label is missing"):
+        assert message in failed["message"]
     job.nobody()
     line = f"{job.name}-trainer-0: the script failed (exit code 1: ValueError: the label is missing)"
     job.until(lambda: told(job)["ScriptFailed", line] == 1, "the event")
@@ -76,7 +78,7 @@ def test_the_pod_of_a_script_that_failed_stays_with_its_logs(shared, job):
     started(job, runPolicy={"backoffLimit": 0})
     pod = f"{job.name}-trainer-0"
     kubelet.ended(
-        shared, pod, 3, at=datetime.now(UTC), words="KeyError: 'label'",
+        shared, pod, 3, at=datetime.now(UTC), message="KeyError: 'label'",
         now={"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
     )  # fmt: skip
     job.wait("Failed")
@@ -101,12 +103,12 @@ def test_an_init_container_that_fails_again_and_again_ends_the_job(shared, job):
             "initContainers": [{"name": "fetch", "image": "fetch:1", "command": ["fetch"]}]}}},
     )  # fmt: skip
     job.until(lambda: job.pods("trainer", ready=False), "its pod")
-    kubelet.init_ended(shared, f"{job.name}-trainer-0", "fetch", 4, words="no such bucket")
+    kubelet.init_ended(shared, f"{job.name}-trainer-0", "fetch", 4, message="no such bucket")
     job.wait("Failed")
     failed = job.condition("Failed")
     assert failed["reason"] == "BackoffLimitExceeded"
-    words = f"the init container fetch of {job.name}-trainer-0 failed once in a row (runPolicy.backoffLimit: 0)"
-    assert failed["message"].startswith(words)
+    message = f"the init container fetch of {job.name}-trainer-0 failed once in a row (runPolicy.backoffLimit: 0)"
+    assert failed["message"].startswith(message)
     assert "no such bucket" in failed["message"]
     job.tells("ScriptFailed", "the init container fetch failed (exit code 4: no such bucket)")
 

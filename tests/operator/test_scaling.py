@@ -18,39 +18,39 @@ def pod(index: int, **state) -> TrainerPod:
 
 
 CASES = {
-    "none yet": (2, [], [], ScalingDecision((), (CreateTrainer(0), CreateTrainer(1)), tell=False)),
-    "as wanted": (2, [pod(0), pod(1)], [], ScalingDecision((), (), tell=False)),
-    "the highest leaves, told first": (1, [pod(0), pod(1)], [], ScalingDecision((1,), (), tell=True)),
-    "told already": (1, [pod(0), pod(1)], [1], ScalingDecision((1,), (), tell=False)),
-    "it has left": (1, [pod(0), pod(1, works=False)], [1], ScalingDecision((1,), (DeleteTrainer(1, "u1"),), tell=False)),
-    "it has ended": (1, [pod(0), pod(1, ended=True)], [1], ScalingDecision((), (DeleteTrainer(1, "u1"),), tell=True)),
-    "one that does not work yet goes first": (1, [pod(0, works=False), pod(1)], [], ScalingDecision((0,), (DeleteTrainer(0, "u0"),), tell=True)),
-    "wanted again, but told": (2, [pod(0), pod(1)], [1], ScalingDecision((1,), (), tell=False)),
-    "its index is told still": (2, [pod(0)], [1], ScalingDecision((), (), tell=True)),
-    "its index is free": (2, [pod(0)], [], ScalingDecision((), (CreateTrainer(1),), tell=False)),
-    "a hole is filled": (3, [pod(0), pod(2)], [], ScalingDecision((), (CreateTrainer(1),), tell=False)),
-    "not above what is wanted": (2, [pod(1), pod(2)], [], ScalingDecision((), (), tell=False)),
-    "a former pod is waited for": (2, [pod(0), pod(1, deleting=True)], [], ScalingDecision((), (), tell=False)),
-    "of a lost node": (2, [pod(0), pod(1, lost=True)], [], ScalingDecision((), (DeleteTrainer(1, "u1", force=True),), tell=False)),
-    "deleting on a lost node": (1, [pod(0, lost=True, deleting=True)], [], ScalingDecision((), (DeleteTrainer(0, "u0", force=True),), tell=False)),
-    "an old template": (2, [pod(0, current=False), pod(1, current=False)], [], ScalingDecision((1,), (), tell=True)),
-    "the new one works": (2, [pod(0, current=False), pod(1)], [], ScalingDecision((0,), (), tell=True)),
-    "the new one does not work": (2, [pod(0, current=False), pod(1, works=False)], [], ScalingDecision((), (), tell=False)),
-    "an old one that does not work": (2, [pod(0), pod(1, current=False, works=False)], [], ScalingDecision((1,), (DeleteTrainer(1, "u1"),), tell=True)),
-    "on a cordoned node, one more comes": (2, [pod(0), pod(1, cordoned=True)], [], ScalingDecision((), (CreateTrainer(2),), tell=False)),
-    "the one more does not work yet": (2, [pod(0), pod(1, cordoned=True), pod(2, works=False)], [], ScalingDecision((), (), tell=False)),
-    "it works": (2, [pod(0), pod(1, cordoned=True), pod(2)], [], ScalingDecision((1,), (), tell=True)),
-    "all are on cordoned nodes": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [], ScalingDecision((1,), (), tell=True)),
-    "one leaves a cordoned node already": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [1], ScalingDecision((1,), (), tell=False)),
-    "no trainer is rolled meanwhile": (2, [pod(0, cordoned=True), pod(1, current=False)], [], ScalingDecision((), (CreateTrainer(2),), tell=False)),
-    "the surplus on a cordoned node leaves first": (1, [pod(0, cordoned=True), pod(1)], [], ScalingDecision((0,), (), tell=True)),
+    "none yet": (2, [], [], ScalingDecision((), (CreateTrainer(0), CreateTrainer(1)), publish=False)),
+    "as wanted": (2, [pod(0), pod(1)], [], ScalingDecision((), (), publish=False)),
+    "the highest leaves, told first": (1, [pod(0), pod(1)], [], ScalingDecision((1,), (), publish=True)),
+    "told already": (1, [pod(0), pod(1)], [1], ScalingDecision((1,), (), publish=False)),
+    "it has left": (1, [pod(0), pod(1, works=False)], [1], ScalingDecision((1,), (DeleteTrainer(1, "u1"),), publish=False)),
+    "it has ended": (1, [pod(0), pod(1, ended=True)], [1], ScalingDecision((), (DeleteTrainer(1, "u1"),), publish=True)),
+    "one that does not work yet goes first": (1, [pod(0, works=False), pod(1)], [], ScalingDecision((0,), (DeleteTrainer(0, "u0"),), publish=True)),
+    "wanted again, but told": (2, [pod(0), pod(1)], [1], ScalingDecision((1,), (), publish=False)),
+    "its index is told still": (2, [pod(0)], [1], ScalingDecision((), (), publish=True)),
+    "its index is free": (2, [pod(0)], [], ScalingDecision((), (CreateTrainer(1),), publish=False)),
+    "a hole is filled": (3, [pod(0), pod(2)], [], ScalingDecision((), (CreateTrainer(1),), publish=False)),
+    "not above what is wanted": (2, [pod(1), pod(2)], [], ScalingDecision((), (), publish=False)),
+    "a former pod is waited for": (2, [pod(0), pod(1, deleting=True)], [], ScalingDecision((), (), publish=False)),
+    "of a lost node": (2, [pod(0), pod(1, lost=True)], [], ScalingDecision((), (DeleteTrainer(1, "u1", force=True),), publish=False)),
+    "deleting on a lost node": (1, [pod(0, lost=True, deleting=True)], [], ScalingDecision((), (DeleteTrainer(0, "u0", force=True),), publish=False)),
+    "an old template": (2, [pod(0, current=False), pod(1, current=False)], [], ScalingDecision((1,), (), publish=True)),
+    "the new one works": (2, [pod(0, current=False), pod(1)], [], ScalingDecision((0,), (), publish=True)),
+    "the new one does not work": (2, [pod(0, current=False), pod(1, works=False)], [], ScalingDecision((), (), publish=False)),
+    "an old one that does not work": (2, [pod(0), pod(1, current=False, works=False)], [], ScalingDecision((1,), (DeleteTrainer(1, "u1"),), publish=True)),
+    "on a cordoned node, one more comes": (2, [pod(0), pod(1, cordoned=True)], [], ScalingDecision((), (CreateTrainer(2),), publish=False)),
+    "the one more does not work yet": (2, [pod(0), pod(1, cordoned=True), pod(2, works=False)], [], ScalingDecision((), (), publish=False)),
+    "it works": (2, [pod(0), pod(1, cordoned=True), pod(2)], [], ScalingDecision((1,), (), publish=True)),
+    "all are on cordoned nodes": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [], ScalingDecision((1,), (), publish=True)),
+    "one leaves a cordoned node already": (2, [pod(0, cordoned=True), pod(1, cordoned=True), pod(2)], [1], ScalingDecision((1,), (), publish=False)),
+    "no trainer is rolled meanwhile": (2, [pod(0, cordoned=True), pod(1, current=False)], [], ScalingDecision((), (CreateTrainer(2),), publish=False)),
+    "the surplus on a cordoned node leaves first": (1, [pod(0, cordoned=True), pod(1)], [], ScalingDecision((0,), (), publish=True)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_look(case):
-    wanted, pods, drain, decision = CASES[case]
-    assert decide(wanted, pods, drain) == decision
+    desired, pods, drain, decision = CASES[case]
+    assert decide(desired, pods, drain) == decision
 
 
 def test_who_does_not_leave_when_told_is_sent_away():
@@ -60,30 +60,30 @@ def test_who_does_not_leave_when_told_is_sent_away():
 
 def test_who_stands_where_fewer_stay_leaves_first_the_last_of_them():
     pods = [pod(0, node="a"), pod(1, node="b"), pod(2, node="b"), pod(3, node="a")]
-    assert decide(3, pods, [], stays={"a": 2, "b": 1}).drain == (2,)
-    assert decide(2, pods, [], stays={"b": 2}).drain == (0, 3)
+    assert decide(3, pods, [], kept={"a": 2, "b": 1}).drain == (2,)
+    assert decide(2, pods, [], kept={"b": 2}).drain == (0, 3)
     assert decide(3, pods, []).drain == (3,)
 
 
 def test_who_has_no_node_yet_leaves_before_those_that_stay():
     pods = [pod(0, node="a"), pod(1, ready=False, works=False), pod(2, node="a")]
-    assert decide(2, pods, [], stays={"a": 2}).drain == (1,)
+    assert decide(2, pods, [], kept={"a": 2}).drain == (1,)
     # Where a trainer has to leave anyway, its replacement has been created already.
-    assert decide(2, pods, [], stays={"a": 1}).drain == (2,)
+    assert decide(2, pods, [], kept={"a": 1}).drain == (2,)
 
 
 def test_who_died_since_the_plan_is_replaced_when_a_plan_knows_of_it():
     pods = [pod(0, node="a"), pod(1, node="a", ended=True), pod(2, node="b", works=False)]
     old, new = {"a": 2, "b": 1}, {"a": 1, "b": 1}
-    assert decide(3, pods[::2], [], stays=old).actions == ()
-    assert decide(3, pods, [], stays=old).actions == (DeleteTrainer(1, "u1"),)
-    assert decide(3, pods[::2], [], stays=new).actions == (CreateTrainer(1),)
+    assert decide(3, pods[::2], [], kept=old).actions == ()
+    assert decide(3, pods, [], kept=old).actions == (DeleteTrainer(1, "u1"),)
+    assert decide(3, pods[::2], [], kept=new).actions == (CreateTrainer(1),)
     assert decide(3, pods[::2], []).actions == (CreateTrainer(1),), "without a plan at once"
 
 
 def test_who_has_no_node_yet_is_one_of_those_that_may_be_new():
     pods = [pod(0, node="a"), pod(1, ready=False, works=False)]
-    assert decide(4, pods, [], stays={"a": 2}).actions == (CreateTrainer(2),)
+    assert decide(4, pods, [], kept={"a": 2}).actions == (CreateTrainer(2),)
 
 
 RANKS = {
@@ -101,9 +101,9 @@ RANKS = {
 @pytest.mark.parametrize("case", RANKS)
 def test_whose_priority_is_too_low(case):
     """Letters of a case: m: of the minimum; s: of the surplus; -: no pod."""
-    ranks, fewest, wanted, drain, low = RANKS[case]
+    ranks, fewest, desired, drain, low = RANKS[case]
     pods = [pod(index, priority=rank) for index, rank in enumerate(ranks) if rank != "-"]
-    found = too_low(pods, minimum=fewest, wanted=wanted, drain=drain, surplus="s")
+    found = too_low(pods, minimum=fewest, desired=desired, drain=drain, surplus="s")
     assert found == {f"u{index}" for index in low}
 
 
@@ -118,15 +118,15 @@ class State:
 class Cluster(RuleBasedStateMachine):
     """The operator acts on views that may be stale, and may be killed after any of its actions."""
 
-    @initialize(wanted=st.integers(1, 5))
-    def begin(self, wanted):
+    @initialize(desired=st.integers(1, 5))
+    def begin(self, desired):
         self.uids = itertools.count()
-        self.wanted = wanted
+        self.desired = desired
         self.now = State({})
         self.views = [State({})]
         self.template = 0
         self.templates: dict[str, int] = {}
-        self.most_wanted = wanted
+        self.most_desired = desired
         self.first_seen = 0
         """Views from before the last change of wishes say nothing about how many there may be."""
 
@@ -147,10 +147,10 @@ class Cluster(RuleBasedStateMachine):
         self.seen()
 
     def carry_out(self, view: State, until: int) -> bool:
-        decision = decide(self.wanted, list(view.pods.values()), view.drain)
+        decision = decide(self.desired, list(view.pods.values()), view.drain)
         self.check(view, decision)
         acted = False
-        if decision.tell and until > 0:
+        if decision.publish and until > 0:
             self.now.drain = decision.drain
             acted = True
         for action in decision.actions[: max(0, until - 1)]:
@@ -175,12 +175,12 @@ class Cluster(RuleBasedStateMachine):
                 assert action.index not in view.drain, "it would be sent away as soon as it comes"
             elif not action.force:
                 assert not view.pods[action.index].works, "who works is told first"
-        too_many = max(0, len(alive) - len(set(view.drain) & {found.index for found in alive}) - self.wanted)
+        too_many = max(0, len(alive) - len(set(view.drain) & {found.index for found in alive}) - self.desired)
         if len(new) > too_many:
             staying = [found for found in alive if found.index not in decision.drain]
             assert len(new) == too_many + 1, "templates roll one at a time"
             assert all(found.works for found in staying), "the next one rolls when the one before has a successor"
-            assert len(staying) == self.wanted - 1
+            assert len(staying) == self.desired - 1
         else:
             idle = [found for found in alive if not found.works and found.index not in decision.drain]
             assert not new or not idle, "who does not work yet goes before who does"
@@ -196,10 +196,10 @@ class Cluster(RuleBasedStateMachine):
             self.now.pods[action.index] = replace(there, deleting=True)
         return True
 
-    @rule(wanted=st.integers(1, 5))
-    def want(self, wanted):
-        self.wanted = wanted
-        self.most_wanted = max(self.most_wanted, wanted)
+    @rule(desired=st.integers(1, 5))
+    def want(self, desired):
+        self.desired = desired
+        self.most_desired = max(self.most_desired, desired)
 
     @rule()
     def change_the_template(self):
@@ -257,8 +257,8 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def there_are_never_more_than_were_ever_wanted(self):
         if hasattr(self, "now"):
-            assert len(self.now.pods) <= self.most_wanted
-            assert all(index < self.most_wanted for index in self.now.pods)
+            assert len(self.now.pods) <= self.most_desired
+            assert all(index < self.most_desired for index in self.now.pods)
 
     def teardown(self):
         """Without further changes the wanted trainers are all at work on the current template."""
@@ -274,10 +274,10 @@ class Cluster(RuleBasedStateMachine):
             if not self.carry_out(self.views[-1], 100):
                 break
             after = sum(f.works and not f.deleting for f in self.now.pods.values())
-            assert after >= min(self.wanted, working) - 1, "no more than one at a time by the operator's own hand"
+            assert after >= min(self.desired, working) - 1, "no more than one at a time by the operator's own hand"
         else:
             raise AssertionError(f"it never comes to rest: {self.now}")
-        assert len(self.now.pods) == self.wanted
+        assert len(self.now.pods) == self.desired
         assert all(found.works for found in self.now.pods.values())
         assert {self.templates[found.uid] for found in self.now.pods.values()} == {self.template}
         assert self.now.drain == ()

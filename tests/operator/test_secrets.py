@@ -99,7 +99,7 @@ def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
 async def reached(operator: manager.Operator, protect) -> Store:
     """Return the operator's connection to etcd, whose users are created once the operator has found that it has none."""
     reaching = asyncio.create_task(operator._reach_etcd(ROOT))
-    while "has not completed" not in operator.why_unready():  # noqa: ASYNC110 - there is no other signal
+    while "has not completed" not in operator.readiness_problem():  # noqa: ASYNC110 - there is no other signal
         await asyncio.sleep(0.01)
     await asyncio.to_thread(protect)
     return await reaching

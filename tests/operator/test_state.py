@@ -128,12 +128,12 @@ def test_a_drained_node_s_trainers_are_replaced_elsewhere_first(shared, job):
     assert {pod["spec"]["nodeName"] for pod in job.all_pods()} == {node}
     fewest: list[int] = []
 
-    def gone() -> bool:
+    def deleted() -> bool:
         fewest.append(len(job.pods("trainer")))
         return node not in {pod["spec"].get("nodeName") for pod in job.all_pods("trainer")}
 
     shared.kubectl("cordon", node)
-    job.until(gone, "trainers elsewhere")
+    job.until(deleted, "trainers elsewhere")
     assert min(fewest) >= 2, "the job kept its minimum"
     shared.kubectl("drain", node, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s")
     job.until(lambda: len(job.pods("trainer")) == len(job.pods("pserver")) == 2, "all of it elsewhere")
@@ -210,10 +210,10 @@ def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
     job.patch({"trainer": {"template": {"spec": {"dnsPolicy": "Sometimes"}}}})
     job.says("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
     assert job.status()["state"] == "Running"
-    (gone, *_) = job.pod_uids("trainer")
-    name = next(pod["metadata"]["name"] for pod in job.all_pods("trainer") if pod["metadata"]["uid"] == gone)
+    (deleted, *_) = job.pod_uids("trainer")
+    name = next(pod["metadata"]["name"] for pod in job.all_pods("trainer") if pod["metadata"]["uid"] == deleted)
     shared.kubectl("delete", "pod", name)
-    job.until(lambda: gone not in job.pod_uids("trainer"), "the end of one")
+    job.until(lambda: deleted not in job.pod_uids("trainer"), "the end of one")
     job.at_work([0, 1])
     job.scale(3)
     job.at_work([0, 1, 2])

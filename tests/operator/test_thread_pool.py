@@ -41,13 +41,12 @@ def test_an_etcd_that_hangs_takes_no_thread_for_each_call(tmp_path):
     async def scenario(etcd, store):
         etcd.pause()
         calls = [
-            asyncio.ensure_future(run_in_thread(lambda: store.get("/shoal/x", patience_seconds=60)))
-            for _ in range(MANY)
+            asyncio.ensure_future(run_in_thread(lambda: store.get("/shoal/x", timeout_seconds=60))) for _ in range(MANY)
         ]
         await until(lambda: blocked().waiting == MANY - module.MOST_THREADS)
         assert threads() <= module.MOST_THREADS + module.URGENT_THREADS
         with pytest.raises(StoreUnreachableError):
-            await run_in_thread(lambda: store.get("/shoal/x", patience_seconds=0.5), urgent=True)
+            await run_in_thread(lambda: store.get("/shoal/x", timeout_seconds=0.5), urgent=True)
         assert not any(each.done() for each in calls)
         etcd.resume()
         assert await asyncio.gather(*calls) == [None] * MANY
@@ -98,7 +97,7 @@ def test_a_call_that_is_cancelled_before_it_begins_is_never_run(stuck):
 
 
 def test_a_call_that_waits_for_a_thread_too_long_fails_as_one_that_etcd_does_not_answer(stuck, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "QUEUE_TIMEOUT_SECONDS", 0.2)
     ran = []
 
     async def scenario():

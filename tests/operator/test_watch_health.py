@@ -13,11 +13,11 @@ def test_a_write_that_does_not_come_back_tells_that_the_watch_is_blind():
     health.written("a", 7, 100.0)
     assert health.problem(100.0 + ECHO_SECONDS - 1) == ""
     health.written("a", 9, 110.0)
-    health.came("a", 8)
+    health.event_received("a", 8)
     assert health.problem(100.0 + ECHO_SECONDS) == "the watch of TrainingJobs delivers no events", "of the first one"
     assert health.restart_due(100.0 + ECHO_SECONDS)
     assert not health.restart_due(101.0 + ECHO_SECONDS), "not again at once: each lists all jobs"
-    health.came("a", 9)
+    health.event_received("a", 9)
     assert health.problem(1000.0) == ""
     assert not health.restart_due(1000.0)
 
@@ -25,7 +25,7 @@ def test_a_write_that_does_not_come_back_tells_that_the_watch_is_blind():
 def test_a_job_that_is_gone_is_not_waited_for():
     health = WatchHealth()
     health.written("a", 7, 0.0)
-    health.gone("a")
+    health.job_deleted("a")
     assert health.problem(1e6) == ""
 
 
@@ -47,6 +47,6 @@ def test_what_came_back_in_time_is_never_missed(steps):
         health.written(uid, last[uid], 0.0)
         lacking.add(uid)
         if comes:
-            health.came(uid, last[uid])
+            health.event_received(uid, last[uid])
             lacking.discard(uid)
     assert bool(health.problem(ECHO_SECONDS)) == bool(lacking)

@@ -125,7 +125,7 @@ def test_a_key_is_never_synced_twice_at_once():
 
 def test_a_held_queue_collects_and_a_closed_one_takes_nothing():
     async def work():
-        queue = Queue(held=True)
+        queue = Queue(paused=True)
         queue.add("a")
         await asyncio.sleep(10)
         assert queue.syncs == []

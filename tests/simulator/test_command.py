@@ -117,7 +117,9 @@ def test_a_trace_that_is_wrong_or_missing_is_told_in_a_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"{tmp_path}/none.yaml: there is no such file\n"
     (tmp_path / "t.yaml").write_text(SMALL.replace("min: 2", "min: 5"))
     assert main(["--trace", str(tmp_path / "t.yaml")]) == 2
-    assert capsys.readouterr().err == f"{tmp_path}/t.yaml: jobs[1].min: 5 is above max 4; lower it, or raise max\n"
+    assert (
+        capsys.readouterr().err == f"{tmp_path}/t.yaml: line 5: jobs[1].min: 5 is above max 4; lower it, or raise max\n"
+    )
 
 
 def test_an_interrupt_ends_it_cleanly(small, capsys, monkeypatch):
@@ -135,7 +137,7 @@ class Terminal(io.StringIO):
 
 
 def watched(stream) -> str:
-    progress = ProgressLine("fixed", jobs=2, stream=stream, quiet_seconds=0)
+    progress = ProgressLine("fixed", jobs=2, stream=stream, delay_seconds=0)
     with progress:
         simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.update)
     return stream.getvalue()

@@ -16,8 +16,8 @@ def job(uid: str, low: int, high: int, *, held=None, shape: int = 0, **more) -> 
     return PlannerJob(uid=uid, name=uid, priority=-5, min=low, max=high, shape=shape, held=held or {}, **more)
 
 
-def seen(wanted: int, *, pending: int = 0, leaving: int = 0) -> ObservedWorld:
-    return ObservedWorld(wanted=wanted, running=wanted - pending, pending=pending, leaving=leaving)
+def seen(desired: int, *, pending: int = 0, leaving: int = 0) -> ObservedWorld:
+    return ObservedWorld(desired=desired, running=desired - pending, pending=pending, leaving=leaving)
 
 
 def view(
@@ -142,7 +142,7 @@ class TestGang:
     def test_a_gang_needs_whole_trainers_on_nodes_and_room_for_its_other_pods(self):
         shapes = ((3, 1, 0), (1, 1, 0))
         small = view(job("a", 1, 2), free=[5, 5], nodes=[5, 5], shapes=shapes)
-        assert Gang().decide(small)["a"].comes == {0: 1, 1: 1}
+        assert Gang().decide(small)["a"].added == {0: 1, 1: 1}
         assert counts(Gang(), view(job("a", 1, 2), free=[5, 2], nodes=[5, 5], shapes=shapes)) == {}
         many = job("a", 1, 2, fixed=((1, 5),))
         assert counts(Gang(), view(many, free=[5, 5], nodes=[9, 9], shapes=shapes)) == {}

@@ -23,7 +23,7 @@ class Bench:
 
     def _evict(self, pod: Pod) -> None:
         self.victims.append(pod)
-        self.cluster.leave(pod)
+        self.cluster.begin_deletion(pod)
 
     def pod(self, cores: int, *, priority: int = 0, kind: PodKind = PodKind.FOREIGN, owner: int = 2, **more) -> Pod:
         number = self.cluster.number()
@@ -63,7 +63,7 @@ def test_pods_go_where_most_is_taken_or_where_their_creator_prefers():
     bench = Bench()
     bench.trainer(1, node=1)
     full = bench.pod(2)
-    hinted = bench.pod(1, hint=0)
+    hinted = bench.pod(1, preferred_node=0)
     bench.run()
     assert (full.node, hinted.node) == (1, 0)
 
@@ -133,7 +133,7 @@ def test_a_pod_that_fits_nowhere_evicts_nobody():
 def test_leaving_pods_take_their_room_until_they_are_gone(cores):
     bench = Bench(nodes=1)
     leaver = bench.trainer(4, node=0)
-    bench.cluster.leave(leaver)
+    bench.cluster.begin_deletion(leaver)
     pod = bench.pod(cores, preempts=False)
     assert bench.run() == []
     bench.cluster.remove(leaver)

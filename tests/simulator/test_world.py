@@ -98,7 +98,7 @@ class Watcher:
 
     @staticmethod
     def speed(job) -> float:
-        if job.ended is not None or any(pod.phase is not Phase.RUNNING for pod in job.rest.values()):
+        if job.ended is not None or any(pod.phase is not Phase.RUNNING for pod in job.other_pods.values()):
             return 0.0
         return job.spec.speed(sum(pod.phase is Phase.RUNNING for pod in job.trainers.values()))
 
@@ -176,7 +176,7 @@ class Fickle(Rule):
             count = self._draw(job.max + 1)
             stays = {node: self._draw(held + 1) for node, held in job.held.items()} if self._draw(2) else None
             comes = {self._draw(len(view.snapshot.nodes.names)): self._draw(4)} if self._draw(2) else None
-            decisions[job.uid] = PolicyDecision(trainers=count, stays=stays, comes=comes)
+            decisions[job.uid] = PolicyDecision(trainers=count, kept=stays, added=comes)
         return decisions
 
 
@@ -316,7 +316,7 @@ def test_jains_index_is_one_for_equals_and_small_where_one_has_all():
 
 
 def test_pods_that_had_not_the_time_are_not_judged():
-    waits = Foreign(waits=[1.0, 6.0], gone=[2.0, 9.0], left=[3.0])
+    waits = Foreign(waits=[1.0, 6.0], deleted_waits=[2.0, 9.0], left=[3.0])
     assert waits.within(5) == pytest.approx(1 / 3)
     assert waits.within(30) == 1
     assert Foreign().within(5) is None

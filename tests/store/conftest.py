@@ -27,5 +27,7 @@ def told():
 
 @pytest.fixture
 def store(etcd, told):
-    with Store.connect(etcd.endpoint, prefix="/shoal/", on_trouble=told["trouble"], on_forgot=told["forgot"]) as store:
+    with Store.connect(
+        etcd.endpoint, prefix="/shoal/", on_error=told["trouble"], on_history_lost=told["forgot"]
+    ) as store:
         yield store

@@ -23,7 +23,7 @@ def guarded(etcd):
 def test_a_user_works_within_its_prefix_through_restarts(guarded):
     events, troubles = [], []
     with Store.connect(
-        guarded.endpoint, prefix=PREFIX, credentials=Credentials("job", PASSWORD), on_trouble=troubles.append
+        guarded.endpoint, prefix=PREFIX, credentials=Credentials("job", PASSWORD), on_error=troubles.append
     ) as store:
         store.watch(PREFIX, from_revision=2, on_events=events.extend, on_reset=lambda listing, reason: None)
         for number in range(3):

@@ -108,7 +108,7 @@ def test_no_etcd_is_said_with_address_and_fix():
 
 def test_a_member_that_is_down_costs_one_try(etcd, told):
     endpoints = f"127.0.0.1:1,{etcd.endpoint}"
-    with Store.connect(endpoints, prefix="/shoal/", on_trouble=told["trouble"]) as store:
+    with Store.connect(endpoints, prefix="/shoal/", on_error=told["trouble"]) as store:
         assert store.transact([], [Put(KEY, b"")]).succeeded
     assert len(told["trouble"]) == 1
     assert "127.0.0.1:1" in told["trouble"][0]
@@ -162,4 +162,4 @@ def _ends_of_a_call(store):
 def test_patience_ends(store, etcd):
     etcd.kill()
     with pytest.raises(StoreUnreachableError, match="waited"):
-        store.get(KEY, patience_seconds=0.2)
+        store.get(KEY, timeout_seconds=0.2)

@@ -29,7 +29,14 @@ from shoal.autoscaler.config.hot_reload import ConfigFile
 from shoal.autoscaler.config.types import AutoscalerConfig, policy
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.plan_thread import computed
-from shoal.autoscaler.planner.model import JobAllocation, PlannerJob, PlannerMemory, PlanResult, Snapshot, Why
+from shoal.autoscaler.planner.model import (
+    AllocationReason,
+    JobAllocation,
+    PlannerJob,
+    PlannerMemory,
+    PlanResult,
+    Snapshot,
+)
 from shoal.autoscaler.planner.plan import plan
 from shoal.autoscaler.snapshot.cluster_state import ClusterState
 from shoal.autoscaler.snapshot.recent_demand import RecentDemand
@@ -59,9 +66,9 @@ class JobDecision:
     Attributes:
         trainers: Number of trainers; 0: the job is queued.
         now: How many of `trainers` can exist now; the others are created when the victims have ended.
-        stays: Name of a node -> trainers that stay there; trainers in excess of that are removed first. None: any node.
-        why: Reason why the job has no more trainers, as a message.
-        comes: Name of a node -> new trainers that have room there now, and for which it is the preferred node.
+        kept: Name of a node -> trainers that stay there; trainers in excess of that are removed first. None: any node.
+        reason: Reason why the job has no more trainers, as a message.
+        added: Name of a node -> new trainers that have room there now, and for which it is the preferred node.
         servers: Names of the preferred nodes of parameter servers that have no node.
         master: Names of the preferred nodes of a master that has no node.
         servers_wait: Whether other pods still occupy the room of the servers. Servers created now would take any other room
@@ -70,9 +77,9 @@ class JobDecision:
 
     trainers: int
     now: int
-    stays: Mapping[str, int] | None
-    why: str
-    comes: Mapping[str, int] = field(default_factory=dict)
+    kept: Mapping[str, int] | None
+    reason: str
+    added: Mapping[str, int] = field(default_factory=dict)
     servers: tuple[str, ...] = ()
     master: tuple[str, ...] = ()
     servers_wait: bool = False
@@ -88,7 +95,7 @@ class Autoscaler:
     Args:
         config: The file of the AutoscalerConfig.
         changed: Called with the uids of jobs whose decision has changed.
-        planned: Called with each plan, in the form for metrics and `shoalctl`.
+        planned: Called with each plan, in the form for metrics and `shoal plan`.
         configured: Called in each cycle with (the file is valid, jobs follow the plans).
         failed: Called when a plan failed with an exception.
         clock: Monotonic clock, in seconds. Default: `time.monotonic`.
@@ -133,37 +140,37 @@ class Autoscaler:
         """The problem of the configuration's file, and its consequence; empty: none."""
         if not self._file.problem:
             return ""
-        stays = (
+        consequence = (
             "the previous configuration stays in force"
             if self._file.taken
             else "nothing is changed until it is corrected"
         )
-        return f"{self._file.problem}; {stays}"
+        return f"{self._file.problem}; {consequence}"
 
     @property
-    def holds(self) -> bool:
+    def is_unconfigured(self) -> bool:
         """Whether there has been no valid configuration yet, so that jobs keep their trainers."""
         return not self._file.taken
 
     # --- Input ---
 
-    def saw(self, kind: str, manifest: Mapping[str, Any], *, gone: bool = False) -> None:
+    def on_event(self, kind: str, manifest: Mapping[str, Any], *, deleted: bool = False) -> None:
         """Handle the event of a Node, a Pod or a PriorityClass; other kinds are ignored.
 
         Args:
             kind: Kind of the object.
             manifest: The object.
-            gone: Whether the object was deleted. Default: False.
+            deleted: Whether the object was deleted. Default: False.
         """
         changed = False
         if kind == "Pod":
-            changed = self._view.pod_changed(manifest, now=self._clock(), gone=gone)
-            self._learn(part(manifest.get("spec")))
-            if not gone and _waits(manifest):
-                self._recent.came(manifest, now=self._clock())
+            changed = self._view.pod_changed(manifest, now=self._clock(), deleted=deleted)
+            self._record_class(part(manifest.get("spec")))
+            if not deleted and _waits(manifest):
+                self._recent.pod_arrived(manifest, now=self._clock())
         elif kind == "Node":
-            changed = self._view.node_changed(manifest, gone=gone)
-        elif kind == "PriorityClass" and not gone:
+            changed = self._view.node_changed(manifest, deleted=deleted)
+        elif kind == "PriorityClass" and not deleted:
             name, value = manifest["metadata"]["name"], int(manifest.get("value", 0))
             changed = self._classes.get(name) != value
             self._classes[name] = value
@@ -183,13 +190,13 @@ class Autoscaler:
             self._view.forget_missing(kind, names, revision=revision)
         self._changes.set()
 
-    def _learn(self, spec: Mapping[str, Any]) -> None:
+    def _record_class(self, spec: Mapping[str, Any]) -> None:
         """Learn the value of a PriorityClass from a pod: the class may have been deleted before this process started."""
         name, value = spec.get("priorityClassName"), spec.get("priority")
         if name and isinstance(value, int):
             self._classes.setdefault(str(name), value)
 
-    def wants(self, uid: str, demand: JobDemand | None, *, minimum: str = "", surplus: str = "") -> None:
+    def set_demand(self, uid: str, demand: JobDemand | None, *, minimum: str = "", surplus: str = "") -> None:
         """Set the demand of a job.
 
         Args:
@@ -225,10 +232,10 @@ class Autoscaler:
         while True:
             if self._polled():
                 self._changed(list(self._demands))
-            self._configured(not self._file.problem, self.acts and not self.holds)
+            self._configured(not self._file.problem, self.acts and not self.is_unconfigured)
             # Changes that arrive while a plan is computed are for the next plan.
             self._changes.clear()
-            if self.config.enabled and not self.holds:
+            if self.config.enabled and not self.is_unconfigured:
                 await self._try()
             try:
                 async with asyncio.timeout(self.config.cycle.seconds):
@@ -260,9 +267,7 @@ class Autoscaler:
 
     def _unbind(self) -> None:
         """Remove the nodes from all decisions, so that lost trainers are replaced on any node without a new plan."""
-        free = {
-            uid: _unbound(each) for uid, each in self._decisions.items() if each.stays is not None and each.trainers
-        }
+        free = {uid: _unbound(each) for uid, each in self._decisions.items() if each.kept is not None and each.trainers}
         self._decisions |= free
         if free and self.acts:
             self._changed(list(free))
@@ -298,8 +303,8 @@ class Autoscaler:
                     now,
                     job.min,
                     job.max,
-                    given.why,
-                    given.words,
+                    given.reason,
+                    given.message,
                 )
             )
         claims = [
@@ -349,26 +354,26 @@ class Autoscaler:
             updated.append(uid)
             if before is not None and before.trainers != decision.trainers:
                 verb = "would get" if self.config.dry_run else "gets"
-                log.info("%s %s %d trainers: %s", self._title(uid), verb, decision.trainers, decision.why)
+                log.info("%s %s %d trainers: %s", self._title(uid), verb, decision.trainers, decision.reason)
         if updated and self.acts:
             self._changed(updated)
 
     def _decided(self, job: PlannerJob, given: JobAllocation, names: tuple[str, ...]) -> JobDecision | None:
         """Return the new decision for a job; None: the previous decision stays."""
-        if given.why is Why.QUEUED:
+        if given.reason is AllocationReason.QUEUED:
             self._servers_wait.pop(job.uid, None)
-            if given.keeps:
+            if given.keeps_pods:
                 before = self._decisions.get(job.uid)
                 return _unbound(before) if before is not None else None
-            return JobDecision(trainers=0, now=0, stays={}, why=given.words)
-        stays = {names[node]: count for node, count in given.stays.items()}
+            return JobDecision(trainers=0, now=0, kept={}, reason=given.message)
+        kept = {names[node]: count for node, count in given.kept.items()}
         servers, master = _others(job, given, names)
         return JobDecision(
             trainers=given.trainers,
-            now=sum(stays.values()) + sum(given.now.values()),
-            stays=stays,
-            why=given.words,
-            comes={names[node]: count for node, count in given.now.items()},
+            now=sum(kept.values()) + sum(given.now.values()),
+            kept=kept,
+            reason=given.message,
+            added={names[node]: count for node, count in given.now.items()},
             servers=servers,
             master=master,
             servers_wait=self._servers_may_wait(job.uid, given),
@@ -409,4 +414,4 @@ def _others(job: PlannerJob, given: JobAllocation, names: Sequence[str]) -> tupl
 
 def _unbound(decision: JobDecision) -> JobDecision:
     """Return the decision without nodes: the scheduler chooses them."""
-    return replace(decision, stays=None)
+    return replace(decision, kept=None)

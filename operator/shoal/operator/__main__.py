@@ -68,7 +68,7 @@ async def _serve(settings: OperatorSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await Operator(settings, on_lost=_lost).run(stop)
+    await Operator(settings, on_lost=_exit_lost).run(stop)
 
 
 def tune() -> None:
@@ -79,9 +79,9 @@ def tune() -> None:
     sys.setswitchinterval(0.001)
 
 
-def _lost(why: str) -> NoReturn:
+def _exit_lost(reason: str) -> NoReturn:
     """Exit at once: no handler, no thread and no pending call may act any more."""
-    log.critical("%s; this process exits at once, with exit code %d", why, EXIT_LOST)
+    log.critical("%s; this process exits at once, with exit code %d", reason, EXIT_LOST)
     logging.shutdown()
     os._exit(EXIT_LOST)
 

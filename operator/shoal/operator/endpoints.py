@@ -51,13 +51,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from shoal.api.plan import Plan
-from shoal.autoscaler.planner.model import Why
+from shoal.autoscaler.planner.model import AllocationReason
 from shoal.operator.thread_pool import blocked
 
 __all__ = ["Health", "Metrics", "serve"]
 
 _PLAN_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_LOOK_BUCKETS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
+_SYNC_BUCKETS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 
 log = logging.getLogger("shoal.operator")
 
@@ -65,10 +65,10 @@ log = logging.getLogger("shoal.operator")
 class Health(Protocol):
     """The checks behind the probes; each returns what is wrong, or an empty text."""
 
-    def why_dead(self) -> str:
+    def liveness_problem(self) -> str:
         """Return why the process should be restarted."""
 
-    def why_unready(self) -> str:
+    def readiness_problem(self) -> str:
         """Return why the operator does not serve, yet or at present."""
 
 
@@ -81,11 +81,11 @@ class Metrics:
 
     def __init__(self, states: Callable[[], Iterable[str]]) -> None:
         self.registry = CollectorRegistry()
-        self._looks = Histogram(
+        self._syncs = Histogram(
             "shoal_operator_look_seconds",
             "One sync of one job, with all its writes.",
             ["outcome"],
-            buckets=_LOOK_BUCKETS,
+            buckets=_SYNC_BUCKETS,
             registry=self.registry,
         )
         self._requests = Counter(
@@ -102,29 +102,29 @@ class Metrics:
         )
         self._etcd = Gauge("shoal_operator_etcd_up", "1: Shoal's etcd answers.", registry=self.registry)
         for name, of in (("running", lambda: blocked().running), ("waiting", lambda: blocked().waiting)):
-            told = f"Blocking calls to etcd that are {name}."
-            Gauge(f"shoal_operator_blocking_calls_{name}", told, registry=self.registry).set_function(of)
+            text = f"Blocking calls to etcd that are {name}."
+            Gauge(f"shoal_operator_blocking_calls_{name}", text, registry=self.registry).set_function(of)
         self._autoscaler: _Autoscaler | None = None
         self.registry.register(_Jobs(states))
         ProcessCollector(registry=self.registry)
 
     def synced(self, seconds: float, failed: bool) -> None:  # noqa: FBT001 - the work queue's hook
         """Count a sync."""
-        self._looks.labels("failed" if failed else "done").observe(seconds)
+        self._syncs.labels("failed" if failed else "done").observe(seconds)
 
-    def asked(self, verb: str, kind: str, code: int) -> None:
+    def on_request(self, verb: str, kind: str, code: int) -> None:
         """Count a request to the API server; thread-safe."""
         self._requests.labels(verb, kind, str(code)).inc()
 
-    def watched(self, kind: str) -> None:
+    def on_event(self, kind: str) -> None:
         """Count an object received from a watch; thread-safe."""
         self._events.labels(kind).inc()
 
     def configured(self, valid: bool, acts: bool) -> None:  # noqa: FBT001 - the autoscaler's hook
         """Set whether the autoscaler's configuration is valid, and whether jobs follow its plans."""
-        told = self._of_autoscaler()
-        told.valid.set(valid)
-        told.acts.set(acts)
+        metrics = self._of_autoscaler()
+        metrics.valid.set(valid)
+        metrics.acts.set(acts)
 
     def planned(self, plan: Plan) -> None:
         """Count a plan."""
@@ -172,15 +172,19 @@ class _Autoscaler:
 
     def planned(self, plan: Plan) -> None:
         self._seconds.observe(plan.seconds)
-        for told, of in self._of_last:
-            told.set(of(plan))
+        for gauge, of in self._of_last:
+            gauge.set(of(plan))
 
 
 _OF_LAST_PLAN: Final[Sequence[tuple[str, str, Callable[[Plan], float]]]] = (
     ("plan_timestamp_seconds", "when it was made", lambda plan: datetime.fromisoformat(plan.time).timestamp()),
     ("last_plan_seconds", "how long it took", lambda plan: plan.seconds),
     ("jobs", "jobs that want trainers", lambda plan: len(plan.jobs)),
-    ("jobs_queued", "jobs that wait for their minimum", lambda plan: sum(job.why == Why.QUEUED for job in plan.jobs)),
+    (
+        "jobs_queued",
+        "jobs that wait for their minimum",
+        lambda plan: sum(job.why == AllocationReason.QUEUED for job in plan.jobs),
+    ),
     ("trainers", "trainers that have a node", lambda plan: sum(job.trainers for job in plan.jobs)),
     ("trainers_given", "trainers that are allocated to jobs", lambda plan: sum(job.given for job in plan.jobs)),
     ("claims", "pending pods of other workloads for which room is kept or made", lambda plan: len(plan.claims)),
@@ -222,14 +226,14 @@ async def serve(address: str, *, health: Health, metrics: Metrics) -> AsyncItera
         yield
         return
 
-    def answer(why: str) -> web.Response:
-        return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
+    def answer(problem: str) -> web.Response:
+        return web.Response(text=f"{problem or 'ok'}\n", status=503 if problem else 200)
 
     async def healthz(_: web.Request) -> web.Response:
-        return answer(health.why_dead())
+        return answer(health.liveness_problem())
 
     async def readyz(_: web.Request) -> web.Response:
-        return answer(health.why_unready())
+        return answer(health.readiness_problem())
 
     async def scrape(_: web.Request) -> web.Response:
         return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,8 +1,13 @@
 """The kopf handlers of the operator: start-up, login, the TrainingJob handler, clean-up. All use of kopf is in this file.
 
-How an event becomes a reconciliation: kopf watches TrainingJobs and calls `_trainingjob` for each event. The handler passes
-the object to the cache (`cache/informers.py`) and adds the job's uid to the work queue (`controller/work_queue.py`), which calls
-`JobController.sync` (`controller/job_controller.py`). `sync` is level-based: it reads the cache, not the event.
+How an event becomes a reconciliation:
+
+1. kopf, in the thread of `JobInformer` (`cache/job_watch.py`), calls `_trainingjob` for each event of a TrainingJob.
+2. `_trainingjob` calls `on_event`, a method of `Informers` (`cache/informers.py`). It changes to the operator's event loop, writes
+   the object to the cache (`cache/cache.py`) and adds the job's uid to the work queue (`controller/work_queue.py`).
+3. The queue calls `Operator._sync` (`manager.py`), which calls `JobController.sync` (`controller/job_controller.py`).
+
+`sync` is level-based: it reads the cache, not the event.
 
 Only TrainingJobs go through kopf. kopf needs about 1.5 ms of processor time and 2 KB of memory for each object; a stream of
 `shoal.kube.follow` needs a tenth of that, and up to a thousand pods may start within seconds. Pods, nodes and the other objects of
@@ -15,7 +20,8 @@ is served by `endpoints.py`, and reports a kopf thread that is silent.
 
 What kopf does: it resumes a stream from the last resource version when the connection ends, opens a stream again that was silent
 for 70 s (the API server sends a bookmark every 60 s), and lists again after ``410 Gone``. It does not report objects that were
-deleted before such a listing: `listed` is called then, and all jobs are compared.
+deleted before such a listing: `listed` is called then, and `Informers` lists the jobs itself and removes from the cache those
+that the listing lacks.
 
 Rights: ``list`` and ``watch`` of ``trainingjobs.shoal.dev``, cluster-wide or in each served namespace, and discovery, which every
 service account has (``system:discovery``). kopf writes nothing: events, finalizers, annotations and peering are off.
@@ -59,7 +65,7 @@ async def run(
         on_event: Called with each job, and whether it was deleted.
         listed: Called after kopf has listed jobs again; deletions before that may have been missed.
     """
-    _quieten()
+    _limit_log_rate()
     await kopf.operator(
         registry=_registry(on_event, listed),
         standalone=True,
@@ -168,7 +174,7 @@ class _RateLimit(logging.Filter):
 _rate_limit = _RateLimit()
 
 
-def _quieten() -> None:
+def _limit_log_rate() -> None:
     """Configure kopf's loggers: it logs each event, each try of each stream, and that it leaves signals alone."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

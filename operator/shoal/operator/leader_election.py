@@ -49,14 +49,14 @@ class Times:
             outage of the API server that is shorter has no effect.
         act_seconds: How long a holder acts after its last renewal. The rest of the lease is for requests under way.
         renew_seconds: Interval of renewals, so that four may fail in a row. A renewal is two small requests.
-        look_seconds: Interval at which a candidate reads the Lease; within it a released Lease is taken.
+        retry_seconds: Interval at which a candidate reads the Lease; within it a released Lease is taken.
         try_seconds: Longest wait for one response.
     """
 
     lease_seconds: int = 15
     act_seconds: float = 10.0
     renew_seconds: float = 2.0
-    look_seconds: float = 0.5
+    retry_seconds: float = 0.5
     try_seconds: float = 3.0
 
 
@@ -83,10 +83,10 @@ class Candidate:
         self._times = times
         self._record: tuple[Any, ...] = ("", None, None, None)
         self._since = 0.0
-        self._vanished = False
-        self._lasts = float(times.lease_seconds)
+        self._is_deleted = False
+        self._duration_seconds = float(times.lease_seconds)
         self._until = self._acts_from = -math.inf
-        self._anew = False
+        self._recreates = False
 
     def left(self, now: float) -> float:
         """Return for how many more seconds this candidate may act; 0 or less: it may not act."""
@@ -101,42 +101,42 @@ class Candidate:
         """Holder of the Lease when it was last read; empty: none."""
         return str(self._record[0])
 
-    def judge(self, lease: Mapping[str, Any] | None, *, now: float, stamp: datetime) -> Manifest | None:
+    def next_lease(self, lease: Mapping[str, Any] | None, *, now: float, stamp: datetime) -> Manifest | None:
         """Return the Lease to write; None: another candidate holds it.
 
         A deleted Lease counts as renewed when its deletion is observed: its holder does not know of it yet, and will create
         it again.
         """
-        self._learn(lease, now)
-        self._anew = lease is None and bool(self.holder) and self.left(now) <= 0
-        if self.holder not in {"", self._identity} and now - self._since < self._lasts:
+        self._observe(lease, now)
+        self._recreates = lease is None and bool(self.holder) and self.left(now) <= 0
+        if self.holder not in {"", self._identity} and now - self._since < self._duration_seconds:
             return None
         spec = (lease or {}).get("spec") or {}
-        moment = stamp.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        mine = spec.get("holderIdentity") == self._identity
+        timestamp = stamp.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        is_holder = spec.get("holderIdentity") == self._identity
         transitions = spec.get("leaseTransitions") or 0
         after = {
             "holderIdentity": self._identity,
             "leaseDurationSeconds": self._times.lease_seconds,
-            "acquireTime": spec.get("acquireTime") if mine else moment,
-            "renewTime": moment,
-            "leaseTransitions": transitions if mine or lease is None else transitions + 1,
+            "acquireTime": spec.get("acquireTime") if is_holder else timestamp,
+            "renewTime": timestamp,
+            "leaseTransitions": transitions if is_holder or lease is None else transitions + 1,
         }
         return {**(lease or {}), "spec": {**spec, **after}}
 
-    def wrote(self, lease: Mapping[str, Any], *, began: float, now: float) -> None:
-        """Record that the Lease of `judge` was written, after a read that started at ``began``.
+    def lease_written(self, lease: Mapping[str, Any], *, began: float, now: float) -> None:
+        """Record that the Lease of `next_lease` was written, after a read that started at ``began``.
 
         If it replaces a Lease that was deleted, this candidate may act only after the duration of a lease: the former holder
         may have created the Lease again, unobserved, before it was deleted once more. From now on it cannot.
         """
-        if self._anew:
-            self._acts_from = now + self._lasts
+        if self._recreates:
+            self._acts_from = now + self._duration_seconds
         if now >= self._acts_from:
             self._until = max(self._until, began + self._times.act_seconds)
-        self._learn(lease, now)
+        self._observe(lease, now)
 
-    def _learn(self, lease: Mapping[str, Any] | None, now: float) -> None:
+    def _observe(self, lease: Mapping[str, Any] | None, now: float) -> None:
         """Record the holder of the Lease, and since when the record is unchanged."""
         if lease is not None:
             spec = lease.get("spec") or {}
@@ -144,10 +144,10 @@ class Candidate:
             record = (spec.get("holderIdentity") or "", *map(spec.get, names))
             if record != self._record:
                 self._record, self._since = record, now
-                self._lasts = float(spec.get("leaseDurationSeconds") or self._times.lease_seconds)
-        elif not self._vanished:
+                self._duration_seconds = float(spec.get("leaseDurationSeconds") or self._times.lease_seconds)
+        elif not self._is_deleted:
             self._since = now
-        self._vanished = lease is None
+        self._is_deleted = lease is None
 
 
 class Election:
@@ -182,7 +182,7 @@ class Election:
         self._clock = clock
         self._candidate = Candidate(self.identity, self._times)
         self._timer: asyncio.TimerHandle | None = None
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     @property
     def leads(self) -> bool:
@@ -193,28 +193,28 @@ class Election:
         """Return for how many more seconds this candidate may act; 0 or less: it may not act."""
         return self._candidate.left(self._clock())
 
-    async def win(self) -> None:
+    async def acquire(self) -> None:
         """Wait until this candidate holds the Lease."""
-        follows = ""
-        while not await self._turn():
+        leader = ""
+        while not await self._acquire_or_renew():
             holder = self._candidate.holder
-            if holder not in {follows, self.identity}:
-                follows = holder
+            if holder not in {leader, self.identity}:
+                leader = holder
                 log.info("standing by as %s: %s leads (Lease %s)", self.identity, holder, self._lease)
             # The jitter separates candidates that were started at the same time.
-            await asyncio.sleep(self._times.look_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+            await asyncio.sleep(self._times.retry_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
         log.info("leading as %s (Lease %s)", self.identity, self._lease)
-        self._watch()
+        self._check_deadline()
 
-    async def hold(self) -> None:
+    async def renew(self) -> None:
         """Renew the Lease until cancelled; a lost Lease ends the process by ``on_lost``."""
         while True:
             await asyncio.sleep(self._times.renew_seconds)
-            await self._turn()
+            await self._acquire_or_renew()
             if self._candidate.holder not in {"", self.identity}:
-                self._lose(f"{self._candidate.holder} holds it")
+                self._end_process(f"{self._candidate.holder} holds it")
 
-    async def give_up(self) -> None:
+    async def release(self) -> None:
         """Release the Lease, so that another candidate leads at once. No write may be under way any more."""
         self._candidate.end()
         if self._timer is not None:
@@ -238,20 +238,20 @@ class Election:
     def _lease(self) -> str:
         return f"{self._namespace}/{self._name}"
 
-    async def _turn(self) -> bool:
+    async def _acquire_or_renew(self) -> bool:
         """Take or renew the Lease if possible; return whether this candidate may act."""
         began = self._clock()
         try:
             async with asyncio.timeout(2 * self._times.try_seconds):
                 lease = await self._kube.get("Lease", self._name, namespace=self._namespace)
-                after = self._candidate.judge(lease, now=self._clock(), stamp=datetime.now(UTC))
+                after = self._candidate.next_lease(lease, now=self._clock(), stamp=datetime.now(UTC))
                 if after is None:
                     return False
                 written = await self._write(after)
         except (KubeError, TimeoutError) as error:
-            self._complain(str(error) or "no answer")
+            self._log_warning(str(error) or "no answer")
             return False
-        self._candidate.wrote(written, began=began, now=self._clock())
+        self._candidate.lease_written(written, began=began, now=self._clock())
         return self.leads
 
     async def _write(self, after: Manifest) -> Manifest:
@@ -261,19 +261,19 @@ class Election:
         metadata = {"name": self._name, "namespace": self._namespace}
         return await self._kube.create(manifest | {"metadata": metadata})
 
-    def _watch(self) -> None:
+    def _check_deadline(self) -> None:
         """End the process when no time is left, whatever a renewal waits for."""
         left = self.left()
         if left <= 0:
-            self._lose(f"it could not be renewed for {self._times.act_seconds:.0f} s")
-        self._timer = asyncio.get_running_loop().call_later(max(left, 0.01), self._watch)
+            self._end_process(f"it could not be renewed for {self._times.act_seconds:.0f} s")
+        self._timer = asyncio.get_running_loop().call_later(max(left, 0.01), self._check_deadline)
 
-    def _lose(self, why: str) -> None:
+    def _end_process(self, reason: str) -> None:
         self._candidate.end()
-        self._on_lost(f"the Lease {self._lease} is lost: {why}")
+        self._on_lost(f"the Lease {self._lease} is lost: {reason}")
 
-    def _complain(self, words: str) -> None:
+    def _log_warning(self, message: str) -> None:
         now = self._clock()
-        if now - self._said.get(words, -_REMIND_SECONDS) >= _REMIND_SECONDS:
-            self._said = {words: now}
-            log.warning("the Lease %s: %s", self._lease, words)
+        if now - self._logged.get(message, -_REMIND_SECONDS) >= _REMIND_SECONDS:
+            self._logged = {message: now}
+            log.warning("the Lease %s: %s", self._lease, message)

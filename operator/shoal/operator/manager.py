@@ -105,7 +105,7 @@ class Operator:
         self._on_lost = on_lost
         self._cache = Cache()
         self._metrics = Metrics(self._states)
-        self._queue = WorkQueue(self._sync, held=True, on_sync=self._metrics.synced)
+        self._queue = WorkQueue(self._sync, paused=True, on_sync=self._metrics.synced)
         self._etcd_known = asyncio.Event()
         self._etcd_suspect = asyncio.Event()
         self._etcd_away = False
@@ -142,12 +142,12 @@ class Operator:
                 working.cancel()
                 await asyncio.gather(working, return_exceptions=True)
 
-    def why_dead(self) -> str:
+    def liveness_problem(self) -> str:
         """Return why the process should be restarted; empty: it should not."""
         silent = self._informers.silent_seconds() if self._informers is not None else 0.0
         return f"the watch of jobs is silent for {silent:.0f} s" if silent > _SILENT_SECONDS else ""
 
-    def why_unready(self) -> str:
+    def readiness_problem(self) -> str:
         """Return why this replica cannot serve; empty: it can."""
         if self._etcd_away and not self._unready and not self._follows():
             return "etcd does not answer"
@@ -156,10 +156,10 @@ class Operator:
     # --- Start and end ---
 
     async def _work(self) -> None:
-        async with await Kube.connect(on_answer=self._metrics.asked, may_write=self._left) as self._kube:
+        async with await Kube.connect(on_answer=self._metrics.on_request, may_write=self._left) as self._kube:
             # The Lease has a client of its own: requests for it share neither the limit of concurrency nor the fence of the others.
-            patience = self._settings.times.try_seconds
-            async with await Kube.connect(on_answer=self._metrics.asked, patience_seconds=patience) as lease:
+            timeout = self._settings.times.try_seconds
+            async with await Kube.connect(on_answer=self._metrics.on_request, patience_seconds=timeout) as lease:
                 try:
                     informers = await self._begin(lease)
                     async with asyncio.TaskGroup() as group:
@@ -179,10 +179,10 @@ class Operator:
         folder = self._settings.etcd_credentials
         credentials = Credentials.read(folder) if folder else None
         store = self._etcd = await self._reach_etcd(credentials)
-        vault = await run_in_thread(lambda: DerivedSecrets.open(store, credentials))
-        admit = (await run_in_thread(lambda: Users(store.accounts))).admit if vault.guarded else None
+        secrets = await run_in_thread(lambda: DerivedSecrets.open(store, credentials))
+        admit = (await run_in_thread(lambda: Users(store.accounts))).admit if secrets.guarded else None
         namespaces = self._settings.namespaces
-        self._garbage_collector = GarbageCollector(store, self._kube, namespaces=namespaces, guarded=vault.guarded)
+        self._garbage_collector = GarbageCollector(store, self._kube, namespaces=namespaces, guarded=secrets.guarded)
         if self._settings.autoscaler:
             self._plan_writer = PlanWriter(self._kube.apply, namespace=self._settings.lease.partition("/")[0])
             self._autoscaler = Autoscaler(
@@ -192,19 +192,25 @@ class Operator:
                 configured=self._metrics.configured,
                 failed=self._metrics.not_planned,
             )
-        answered = self._cache.answered
         executor = Executor(
-            self._kube, vault=vault, tell=self._publish_desired, forget=self._forget, admit=admit, answered=answered
+            self._kube,
+            secrets=secrets,
+            publish_desired=self._publish_desired,
+            forget_records=self._forget_records,
+            admit=admit,
+            on_response=self._cache.response_received,
         )
         etcd = self._settings.masters_etcd or self._settings.etcd
-        reporter = StatusWriter(self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic()))
+        status_writer = StatusWriter(
+            self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic())
+        )
         self._controller = JobController(
             self._cache,
             self._kube,
             executor,
-            reporter,
+            status_writer,
             etcd=etcd,
-            vault=vault,
+            secrets=secrets,
             read_end=self._read_end,
             classes=self._settings.classes,
             autoscaler=self._autoscaler,
@@ -217,18 +223,18 @@ class Operator:
             self._cache,
             namespaces=namespaces,
             enqueue=lambda uids: self._queue.add(*uids),
-            on_event=self._metrics.watched,
-            job_gone=self._garbage_collector.soon,
+            on_event=self._metrics.on_event,
+            on_job_deleted=self._garbage_collector.request_collection,
             health=self._watches,
-            everything=self._autoscaler,
+            autoscaler=self._autoscaler,
         )
         await self._list_until_done(informers)
         return informers
 
     async def _lead(self, group: asyncio.TaskGroup, informers: Informers) -> None:
         if self._election is not None:
-            await self._election.win()
-            group.create_task(self._election.hold())
+            await self._election.acquire()
+            group.create_task(self._election.renew())
             # The last writes of the previous leader may not be in the cache yet.
             await self._list_until_done(informers)
         self._metrics.leads(leading=True)
@@ -249,7 +255,7 @@ class Operator:
         if self._etcd is not None:
             await run_in_thread(self._etcd.close, urgent=True)
         if self._election is not None:
-            await self._election.give_up()
+            await self._election.release()
         self._metrics.leads(leading=False)
         informers = self._informers
         if informers is not None:
@@ -266,7 +272,7 @@ class Operator:
                         prefix=EVERYTHING,
                         credentials=credentials,
                         timeout_seconds=_TIMEOUT_SECONDS,
-                        on_trouble=self._report_etcd,
+                        on_error=self._report_etcd,
                     )
                 )
             except StoreUnreachableError as error:
@@ -312,7 +318,7 @@ class Operator:
     async def _read_end(self, keys: JobKeys) -> None:
         etcd = self._etcd
         assert etcd is not None
-        found = await run_in_thread(lambda: etcd.get(keys.outcome, patience_seconds=_TIMEOUT_SECONDS))
+        found = await run_in_thread(lambda: etcd.get(keys.outcome, timeout_seconds=_TIMEOUT_SECONDS))
         if found is not None:
             self._cache.record_changed(keys.outcome, found.value)
 
@@ -322,17 +328,17 @@ class Operator:
         if left <= 0:
             raise KubeFencedError("the Lease has expired: another replica may be the leader")
         assert self._etcd is not None
-        patience = min(_TIMEOUT_SECONDS, left)
-        self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(desired))], patience_seconds=patience)
+        timeout = min(_TIMEOUT_SECONDS, left)
+        self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(desired))], timeout_seconds=timeout)
 
-    def _forget(self, keys: JobKeys, outcome_only: bool) -> None:  # noqa: FBT001 - the executor's hook
+    def _forget_records(self, keys: JobKeys, outcome_only: bool) -> None:  # noqa: FBT001 - the executor's hook
         left = self._left()
         if left <= 0:
             raise KubeFencedError("the Lease has expired: another replica may be the leader")
         assert self._etcd is not None
-        patience = min(_TIMEOUT_SECONDS, left)
+        timeout = min(_TIMEOUT_SECONDS, left)
         self._etcd.transact(
-            [], [Delete(keys.outcome) if outcome_only else Delete(keys.prefix, prefix=True)], patience_seconds=patience
+            [], [Delete(keys.outcome) if outcome_only else Delete(keys.prefix, prefix=True)], timeout_seconds=timeout
         )
 
     # --- The watch of etcd, in a thread of its own ---
@@ -390,7 +396,7 @@ class Operator:
         etcd = self._etcd
         assert etcd is not None
         try:
-            await run_in_thread(lambda: etcd.get(ALL_JOBS, patience_seconds=_TIMEOUT_SECONDS), urgent=True)
+            await run_in_thread(lambda: etcd.get(ALL_JOBS, timeout_seconds=_TIMEOUT_SECONDS), urgent=True)
         except StoreUnreachableError:
             return False
         return True

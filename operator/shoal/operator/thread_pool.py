@@ -5,7 +5,7 @@ thread for the timeout of its call.
 
 **The queue is bounded by construction.** There is one sync of a job at a time, and a sync waits for one call at a time; the
 garbage collector and the probe of etcd have one call each. So at most as many calls wait as there are jobs, plus two. A call
-whose waiter was cancelled is removed from the queue. A call that has waited for `PATIENCE_SECONDS` fails as if etcd had not
+whose waiter was cancelled is removed from the queue. A call that has waited for `QUEUE_TIMEOUT_SECONDS` fails as if etcd had not
 answered, so syncs report that etcd is unreachable even while hanging calls hold all threads.
 
 Calls that must run while all these threads hang (the probe of etcd, and calls at the end of the process) are urgent, and have
@@ -22,12 +22,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from shoal.store import StoreUnreachableError
 
-__all__ = ["MOST_THREADS", "PATIENCE_SECONDS", "URGENT_THREADS", "Blocked", "blocked", "run_in_thread"]
+__all__ = ["MOST_THREADS", "QUEUE_TIMEOUT_SECONDS", "URGENT_THREADS", "Blocked", "blocked", "run_in_thread"]
 
 MOST_THREADS: Final = 16
 URGENT_THREADS: Final = 2
 """The probe of etcd has one call at a time, the end of the process another."""
-PATIENCE_SECONDS = 30.0
+QUEUE_TIMEOUT_SECONDS = 30.0
 """How long a call waits for a thread. To add a thousand users to an etcd at once takes longer than one call."""
 
 Answer = TypeVar("Answer")
@@ -55,13 +55,13 @@ async def run_in_thread(work: Callable[[], Answer], *, urgent: bool = False) -> 
         urgent: Whether to use the threads for urgent calls. Default: no.
 
     Raises:
-        StoreUnreachableError: No thread was free for `PATIENCE_SECONDS`; the call was not run.
+        StoreUnreachableError: No thread was free for `QUEUE_TIMEOUT_SECONDS`; the call was not run.
     """
     loop = asyncio.get_running_loop()
     call = _Call(work, loop)
     threads = _urgent if urgent else _ordinary
     threads.add(call)
-    timer = loop.call_later(PATIENCE_SECONDS, threads.give_up, call)
+    timer = loop.call_later(QUEUE_TIMEOUT_SECONDS, threads.time_out, call)
     try:
         return await call.done  # type: ignore[no-any-return]
     finally:
@@ -89,9 +89,9 @@ class _Call:
             failed = error
         # The caller's loop may be closed when the call returns.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._tell, answer, failed)
+            self._loop.call_soon_threadsafe(self._set_result, answer, failed)
 
-    def _tell(self, answer: object, error: BaseException | None) -> None:
+    def _set_result(self, answer: object, error: BaseException | None) -> None:
         if self.done.done():
             return
         if error is not None:
@@ -105,56 +105,56 @@ class _Threads:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._some = threading.Condition()
-        self._line: dict[_Call, None] = {}
+        self._condition = threading.Condition()
+        self._queue: dict[_Call, None] = {}
         """Waiting calls, oldest first."""
-        self._begun = 0
+        self._started = 0
         self.running = 0
 
     @property
     def waiting(self) -> int:
-        return len(self._line)
+        return len(self._queue)
 
     def add(self, call: _Call) -> None:
-        with self._some:
-            self._line[call] = None
-            if self.running + len(self._line) > self._begun and self._begun < self._most:
-                self._begin(call)
-            self._some.notify()
+        with self._condition:
+            self._queue[call] = None
+            if self.running + len(self._queue) > self._started and self._started < self._most:
+                self._start_thread(call)
+            self._condition.notify()
 
-    def _begin(self, call: _Call) -> None:
+    def _start_thread(self, call: _Call) -> None:
         """Start one more thread; if the machine has none left, the existing threads run the call."""
         try:
             threading.Thread(target=self._serve, name="blocking-call", daemon=True).start()
         except RuntimeError:
-            if not self._begun:
-                del self._line[call]
+            if not self._started:
+                del self._queue[call]
                 raise
         else:
-            self._begun += 1
+            self._started += 1
 
     def withdraw(self, call: _Call) -> bool:
         """Remove a call that still waits; return whether it did."""
-        with self._some:
-            return self._line.pop(call, call) is None
+        with self._condition:
+            return self._queue.pop(call, call) is None
 
-    def give_up(self, call: _Call) -> None:
+    def time_out(self, call: _Call) -> None:
         if self.withdraw(call) and not call.done.done():
-            words = f"all {self._most} threads have waited for etcd for {PATIENCE_SECONDS:.0f} s"
-            call.done.set_exception(StoreUnreachableError(words))
+            message = f"all {self._most} threads have waited for etcd for {QUEUE_TIMEOUT_SECONDS:.0f} s"
+            call.done.set_exception(StoreUnreachableError(message))
 
     def _serve(self) -> None:
         while True:
-            with self._some:
-                while not self._line:
-                    self._some.wait()
-                call = next(iter(self._line))
-                del self._line[call]
+            with self._condition:
+                while not self._queue:
+                    self._condition.wait()
+                call = next(iter(self._queue))
+                del self._queue[call]
                 self.running += 1
             try:
                 call.run()
             finally:
-                with self._some:
+                with self._condition:
                     self.running -= 1
             del call  # its data may be large, and the next call may come much later
 

@@ -23,7 +23,7 @@ __all__ = ["ProgressLine", "main"]
 EXIT_FAILED: Final = 1
 EXIT_WRONG_INPUT: Final = 2
 EXIT_INTERRUPTED: Final = 130
-_QUIET_SECONDS: Final = 2.0
+_DELAY_SECONDS: Final = 2.0
 _BETWEEN_SECONDS: Final = 0.2
 
 
@@ -117,14 +117,14 @@ class ProgressLine:
         policy: Name of the policy.
         jobs: Number of jobs in the trace.
         stream: Output; nothing is written if it is not a terminal.
-        quiet_seconds: Time before the line is first written. Seconds. Default: 2.
+        delay_seconds: Time before the line is first written. Seconds. Default: 2.
     """
 
-    def __init__(self, policy: str, *, jobs: int, stream: TextIO, quiet_seconds: float = _QUIET_SECONDS) -> None:
+    def __init__(self, policy: str, *, jobs: int, stream: TextIO, delay_seconds: float = _DELAY_SECONDS) -> None:
         self._policy = policy
         self._jobs = jobs
         self._stream = stream if stream.isatty() else None
-        self._next = time.monotonic() + quiet_seconds
+        self._next = time.monotonic() + delay_seconds
         self._written = 0
 
     def __enter__(self) -> None:

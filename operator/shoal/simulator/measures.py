@@ -13,7 +13,7 @@ from shoal.autoscaler.planner.model import Counts, Flags
 from shoal.simulator.world.cluster import Cluster
 from shoal.simulator.world.jobs import SimulatedJob
 
-__all__ = ["BOUND_WITHIN", "Foreign", "History", "Recorder", "SimulationReport", "UsageTally", "jain", "report_of"]
+__all__ = ["BOUND_WITHIN", "Foreign", "History", "Recorder", "SimulationReport", "UsageCounts", "jain", "report_of"]
 
 BOUND_WITHIN: Final = (5.0, 30.0)
 """Times in seconds within which a foreign pod should be bound."""
@@ -83,7 +83,7 @@ class SimulationReport:
 
 
 @dataclass
-class UsageTally:
+class UsageCounts:
     """Counts of trainers that were started, stopped before their job's end, and evicted."""
 
     started: int = 0
@@ -96,23 +96,23 @@ class Foreign:
     """The waiting times of foreign pods, in seconds.
 
     Attributes:
-        came: Pods that arrived.
+        arrived: Pods that arrived.
         waits: Waiting times of bound pods.
-        gone: Waiting times of pods that were deleted before they had a node.
+        deleted_waits: Waiting times of pods that were deleted before they had a node.
         left: Waiting times of pods that had no node at the end.
     """
 
-    came: int = 0
+    arrived: int = 0
     waits: list[float] = field(default_factory=list)
-    gone: list[float] = field(default_factory=list)
+    deleted_waits: list[float] = field(default_factory=list)
     left: list[float] = field(default_factory=list)
 
     def within(self, seconds: float) -> float | None:
         """Return the share of pods bound within `seconds`, without unbound pods that waited no longer; None: no pods count."""
-        good = sum(wait <= seconds for wait in self.waits)
+        in_time = sum(wait <= seconds for wait in self.waits)
         late = sum(wait > seconds for wait in self.waits)
-        late += sum(wait > seconds for wait in (*self.gone, *self.left))
-        return good / (good + late) if good + late else None
+        late += sum(wait > seconds for wait in (*self.deleted_waits, *self.left))
+        return in_time / (in_time + late) if in_time + late else None
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Recorder:
         self._area: Floats = np.zeros(len(cluster.layout.resources))
         self._window = 0.0
         self._until = 0.0
-        self._marked: tuple[Floats, float, dict[str, list[float]]] | None = None
+        self._saved: tuple[Floats, float, dict[str, list[float]]] | None = None
         self._taken: Counts = np.zeros(len(cluster.layout.resources), dtype=np.int64)
         self._counts = False
 
@@ -170,14 +170,14 @@ class Recorder:
                 self._jain[name][0] += index * span
                 self._jain[name][1] += span
 
-    def mark(self) -> None:
+    def save(self) -> None:
         """Save the present sums for `rewind`."""
-        self._marked = (self._area.copy(), self._window, {name: list(sums) for name, sums in self._jain.items()})
+        self._saved = (self._area.copy(), self._window, {name: list(sums) for name, sums in self._jain.items()})
 
     def rewind(self) -> None:
-        """Restore the sums of the last `mark`: after it jobs were only pending, without effect."""
-        if self._marked is not None:
-            self._area, self._window, self._jain = self._marked
+        """Restore the sums of the last `save`: after it jobs were only pending, without effect."""
+        if self._saved is not None:
+            self._area, self._window, self._jain = self._saved
 
     def note(self, *, held: Counts, active: Flags, counts: bool) -> None:
         """Note the state that holds from now on.
@@ -189,9 +189,9 @@ class Recorder:
         """
         self._taken = self._cluster.by_owner.sum(axis=0)
         self._counts = counts
-        hungry = active & (held < self._most)
+        below_max = active & (held < self._most)
         shares = held * self._shares
-        self._now = {name: jain(shares[hungry & members]) for name, members in self._classes}
+        self._now = {name: jain(shares[below_max & members]) for name, members in self._classes}
         if self._history is not None:
             cpu = tuple(self._cluster.by_owner[:, 0].tolist())
             if not self._history.cpu or self._history.cpu[-1] != cpu:
@@ -228,7 +228,7 @@ def report_of(
     trainings: Sequence[SimulatedJob],
     fits_no_node: Iterable[str],
     recorder: Recorder,
-    tally: UsageTally,
+    usage: UsageCounts,
     foreign: Foreign,
 ) -> SimulationReport:
     """Return the report of a simulation that has ended.
@@ -239,7 +239,7 @@ def report_of(
         trainings: All jobs of the trace.
         fits_no_node: Names of jobs with a pod that is larger than every eligible node.
         recorder: The integrals over time.
-        tally: Counts of trainers.
+        usage: Counts of trainers.
         foreign: Waiting times of foreign pods.
     """
     ended = [job.ended - job.arrival for job in trainings if job.ended is not None]
@@ -263,10 +263,10 @@ def report_of(
         requested=recorder.requested(),
         jain_index=indices.pop(""),
         jain_index_by_priority=indices,
-        trainers_started=tally.started,
-        trainers_stopped=tally.stopped,
-        trainers_evicted=tally.evicted,
-        foreign=foreign.came,
+        trainers_started=usage.started,
+        trainers_stopped=usage.stopped,
+        trainers_evicted=usage.evicted,
+        foreign=foreign.arrived,
         foreign_bound_5s=foreign.within(BOUND_WITHIN[0]),
         foreign_bound_30s=foreign.within(BOUND_WITHIN[1]),
         foreign_wait_p50=_percentile(foreign.waits, 50),

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from shoal.api import ManifestError, Problem, Quantity
 from shoal.api.errors import RulesBrokenError, shown
 from shoal.api.explain import problems_of
+from shoal.api.strict_yaml import YamlError, YamlLimits, read_file, read_yaml
 
 __all__ = [
     "DeploymentSpec",
@@ -35,8 +35,8 @@ __all__ = [
     "loads",
 ]
 
-_LARGEST: Final = 64 << 20
-"""Most bytes of a file, enough for 100,000 jobs."""
+_LIMITS: Final = YamlLimits(kind="trace", characters=64 << 20, values=5_000_000, any_keys=True)
+"""Bounds of a trace, enough for 100,000 jobs. Sizes are keys of a speed, so keys may be numbers."""
 _MOST: Final = 100_000
 """Most nodes, pods or trainers of one entry."""
 _MOST_AMOUNT: Final = 2**62
@@ -266,20 +266,11 @@ def load(path: str | Path) -> Trace:
     Raises:
         TraceError: The file cannot be read, or the trace is not valid.
     """
-    source = str(path)
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(_LARGEST + 1)
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise TraceError([Problem("", "there is no such file")], source=source) from None
-    except UnicodeDecodeError:
-        raise TraceError([Problem("", "is not text in UTF-8")], source=source) from None
-    except OSError as error:
-        raise TraceError([Problem("", f"cannot be read: {error.strerror}")], source=source) from None
-    if len(content) > _LARGEST:
-        raise TraceError([Problem("", "is larger than 64 MiB")], source=source)
-    return loads(text, source=source)
+        text = read_file(path, _LIMITS)
+    except YamlError as error:
+        raise TraceError([error.problem], source=str(path)) from None
+    return loads(text, source=str(path))
 
 
 def loads(text: str, *, source: str = "trace") -> Trace:
@@ -293,35 +284,17 @@ def loads(text: str, *, source: str = "trace") -> Trace:
         TraceError: The trace is not valid.
     """
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a safe loader that refuses more
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark is not None else 0
-        what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise TraceError([Problem("", f"not YAML: {what}", line)], source=source) from None
-    except (RecursionError, ValueError) as error:
-        raise TraceError([Problem("", f"has a value that cannot be read: {error}")], source=source) from None
-    if value is None:
+        document = read_yaml(text, _LIMITS)
+    except YamlError as error:
+        raise TraceError([error.problem], source=source) from None
+    if document.value is None:
         raise TraceError([Problem("", "the file is empty; it needs nodes and jobs")], source=source)
-    if not isinstance(value, dict):
+    if not isinstance(document.value, dict):
         raise TraceError([Problem("", "not a mapping; a trace has nodes, jobs, pods, deployments")], source=source)
     try:
-        return Trace.model_validate(value)
+        trace = Trace.model_validate(document.value)
     except ValidationError as error:
-        raise TraceError(problems_of(error, {}, root=Trace), source=source) from None
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """A YAML loader that refuses duplicate keys, where YAML silently keeps the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - yaml's
-        """Check the keys, then construct the mapping as the base class does."""
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    text = f"{key.value!r} is written twice; keep one"
-                    raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
-                seen.add(key.value)
-        made: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return made
+        raise TraceError(document.located(problems_of(error, root=Trace)), source=source) from None
+    if document.problems:
+        raise TraceError(document.problems, source=source)
+    return trace

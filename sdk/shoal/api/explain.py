@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import takewhile
 from typing import Any, Final, get_args
@@ -45,14 +45,11 @@ _FIXED: Final = {
 }
 
 
-def problems_of(
-    error: ValidationError, lines: Mapping[str, int], *, root: type[BaseModel] = TrainingJob
-) -> list[Problem]:
-    """Return all problems that pydantic found, in the order of the text.
+def problems_of(error: ValidationError, *, root: type[BaseModel] = TrainingJob) -> list[Problem]:
+    """Return all problems that pydantic found.
 
     Args:
         error: Pydantic's error.
-        lines: Line of each field, by path; a field without a line gets that of the nearest part around it.
         root: Model of the whole text. Default: `TrainingJob`.
     """
     problems = []
@@ -66,8 +63,8 @@ def problems_of(
             texts = [(_joined(path, each.path), each.text) for each in broken.problems]
         else:
             texts = [(path, _text(details, root))]
-        problems += [Problem(where, text, _line(where, lines)) for where, text in texts]
-    return sorted(problems, key=lambda problem: problem.line)
+        problems += [Problem(where, text) for where, text in texts]
+    return problems
 
 
 def _has_below(location: Sequence[int | str], found: Sequence[Any]) -> bool:
@@ -122,13 +119,6 @@ def _hint(kind: str, value: Any) -> str:
     if kind == "list_type" and isinstance(value, str):
         return f"; write [{', '.join(value.split())}]" if value.split() else ""
     return ""
-
-
-def _line(path: str, lines: Mapping[str, int]) -> int:
-    """Return the line of a field, or of the nearest part around it that has a line."""
-    while path and path not in lines:
-        path = path[: max(path.rfind("."), path.rfind("["), 0)]
-    return lines.get(path, 0) if path else 0
 
 
 def _unknown(location: Sequence[int | str], root: type[BaseModel]) -> str:

@@ -205,7 +205,7 @@ class ParameterServer(Model):
         return self
 
 
-def longer_than_nothing(value: Duration) -> Duration:
+def positive_duration(value: Duration) -> Duration:
     """Check that a duration is longer than zero, and return it.
 
     Raises:
@@ -232,7 +232,7 @@ class Checkpoint(Model):
     @field_validator("interval")
     @classmethod
     def _positive(cls, value: Duration) -> Duration:
-        return longer_than_nothing(value)
+        return positive_duration(value)
 
 
 class Output(Model):
@@ -283,7 +283,7 @@ class RunPolicy(Model):
     @field_validator("step_timeout")
     @classmethod
     def _takes_time(cls, value: Duration) -> Duration:
-        return longer_than_nothing(value)
+        return positive_duration(value)
 
 
 class Spec(Model):
@@ -396,12 +396,12 @@ class Spec(Model):
             ("master", self.master),
         ):
             if part is not None and part.template is not None:
-                broken += self._said_twice(role, part, part.template)
+                broken += self._conflict(role, part, part.template)
         if broken:
             raise RulesBrokenError(broken)
         return self
 
-    def _said_twice(self, role: str, part: Trainer | Master | ParameterServer, template: Template) -> list[Problem]:
+    def _conflict(self, role: str, part: Trainer | Master | ParameterServer, template: Template) -> list[Problem]:
         """Return the settings that both a field and the role's container in its template have."""
         short: dict[str, tuple[object, str]] = {
             "image": (self.image, "spec.image"),
@@ -442,7 +442,7 @@ class TrainingJob(Model):
         """Number of parameter servers."""
         return self.spec.parameter_server.replicas if self.spec.parameter_server is not None else 0
 
-    def wanted_trainers(self, cores: int | None = None) -> int:
+    def desired_trainers(self, cores: int | None = None) -> int:
         """Return the number of trainers without an autoscaler.
 
         Args:

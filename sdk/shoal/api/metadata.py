@@ -29,7 +29,7 @@ class Metadata(Model):
 
     @field_validator("name")
     @classmethod
-    def _named_well(cls, value: str) -> str:
+    def _is_name(cls, value: str) -> str:
         if set(value) - _IN_NAMES or value[:1] not in _LETTERS or value.endswith("-"):
             raise ValueError(f"{value!r} must begin with a letter and have lower-case letters, digits and '-' only")
         if len(value) > LONGEST_NAME:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Context, Decimal
+from decimal import Decimal
 from functools import total_ordering
 from typing import Any, ClassVar, Final, Self
 
@@ -12,26 +12,17 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from shoal.api.errors import shown
+from shoal.api.quantity import SHORT_QUANTITY, parse_quantity
 
 __all__ = ["Duration", "Quantity"]
 
-_EXACT: Final = Context(prec=120)
 _LONGEST: Final = 40
 _UNITS: Final = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
 _DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+")
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _LONGEST_DURATION: Final = Decimal(100 * 365 * 86400)
-_QUANTITY: Final = re.compile(
-    r"([+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+)(?:[eE]([+-]?[0-9]{1,2})|([KMGTPE]i|[numkMGTPE]))?"
-)
+_QUANTITY: Final = re.compile(SHORT_QUANTITY)
 _MOST: Final = Decimal(2**63 - 1)
-_SCALES: Final = {
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    **{letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)},
-    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
-}
 
 
 @total_ordering
@@ -123,7 +114,7 @@ class Quantity(_Written):
     __slots__ = ()
     _schema: ClassVar[JsonSchemaValue] = {
         "x-kubernetes-int-or-string": True,
-        "pattern": f"^{_QUANTITY.pattern}$",
+        "pattern": f"^{SHORT_QUANTITY}$",
         "maxLength": _LONGEST,
     }
 
@@ -132,14 +123,9 @@ class Quantity(_Written):
 
     @staticmethod
     def _parse(text: Any) -> Decimal:
-        found = _QUANTITY.fullmatch(text) if isinstance(text, str) and len(text) <= _LONGEST else None
-        if found is None:
+        if not isinstance(text, str) or not _QUANTITY.fullmatch(text):
             raise ValueError(f'{shown(text)} is not a quantity such as "1", "500m" or "1Gi"')
-        number, exponent, suffix = found.groups()
-        scale = _SCALES[suffix] if suffix else Decimal(1).scaleb(int(exponent or 0))
-        amount = _EXACT.multiply(Decimal(number), scale)
-        if amount < 0:
-            raise ValueError(f"{text!r} is negative")
+        amount = parse_quantity(text, longest=_LONGEST).exact()
         if amount > _MOST:
             raise ValueError(f"{text!r} is too large; the most is 2^63 - 1")
         return amount

@@ -10,7 +10,7 @@ from typing import Final
 
 import typer
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "CommandError", "clear_errors", "unread_is_fine"]
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "CommandError", "clear_errors", "ignore_closed_output"]
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -34,7 +34,7 @@ class CommandError(Exception):
 def clear_errors() -> Iterator[None]:
     """Convert user errors into a message on stderr and an exit code, without a traceback."""
     try:
-        with unread_is_fine():
+        with ignore_closed_output():
             yield
     except CommandError as error:
         _print_error(str(error))
@@ -52,7 +52,7 @@ def clear_errors() -> Iterator[None]:
 
 
 @contextmanager
-def unread_is_fine() -> Iterator[None]:
+def ignore_closed_output() -> Iterator[None]:
     """Ignore a closed standard output: the reading process may exit early (``| head``)."""
     try:
         yield

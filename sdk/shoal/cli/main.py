@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 _RUN = "Train"
-_LOOK = "Inspect and scale"
+_INSPECT = "Inspect and scale"
 _OTHER = "Other"
 
 State = Annotated[
@@ -151,7 +151,7 @@ def run(
         raise typer.Exit(run_job(options))
 
 
-@app.command(rich_help_panel=_LOOK, short_help="Show the autoscaler's last plan for a cluster, with its reasons.")
+@app.command(rich_help_panel=_INSPECT, short_help="Show the autoscaler's last plan for a cluster, with its reasons.")
 def plan(
     *,
     namespace: Annotated[
@@ -181,7 +181,7 @@ def plan(
         show_plan(namespace=namespace, context=context, output=_output(output))
 
 
-@app.command(rich_help_panel=_LOOK)
+@app.command(rich_help_panel=_INSPECT)
 def status(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Name of a job; without one: all jobs.", show_default=False)
@@ -191,7 +191,7 @@ def status(
 ) -> None:
     """Show a job's progress and processes, also after its end."""
     with clear_errors():
-        from shoal.cli.jobs import show_all, show_status  # noqa: PLC0415
+        from shoal.cli.status import show_all, show_status  # noqa: PLC0415
 
         if name is None:
             show_all(state, output=_output(output))
@@ -199,7 +199,7 @@ def status(
             show_status(name, state, output=_output(output))
 
 
-@app.command(rich_help_panel=_LOOK)
+@app.command(rich_help_panel=_INSPECT)
 def scale(
     name: Name,
     trainers: Annotated[
@@ -214,12 +214,12 @@ def scale(
 ) -> None:
     """Change the number of trainers of a running job."""
     with clear_errors():
-        from shoal.cli.jobs import scale_job  # noqa: PLC0415
+        from shoal.cli.scale import scale_job  # noqa: PLC0415
 
         scale_job(name, state, trainers=trainers, auto=auto)
 
 
-@app.command(rich_help_panel=_LOOK)
+@app.command(rich_help_panel=_INSPECT)
 def logs(
     name: Name,
     process: Annotated[

@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
-from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan
+from shoal.api.plan import PLAN_KEY, PLAN_NAME, Plan, PlannedJob
 from shoal.cli.errors import FAILED, CommandError
+from shoal.cli.tables import print_table, stdout
 from shoal.kube import Kube, KubeError
 
 __all__ = ["show_plan"]
@@ -39,7 +39,7 @@ def show_plan(*, namespace: str, context: str | None, output: str) -> None:
     if output == "json":
         sys.stdout.write(text.strip() + "\n")
         return
-    _show(plan, Console())
+    _show(plan, stdout())
 
 
 async def _read(namespace: str, context: str | None) -> str:
@@ -62,20 +62,11 @@ def _show(plan: Plan, console: Console) -> None:
     )
     if plan.problem:
         console.print(f"the configuration in force is an older one: {plan.problem}", style="yellow", markup=False)
-    jobs = Table(box=None, pad_edge=False)
-    for name in ("JOB", "PRIORITY", "TRAINERS", "GIVEN", "RANGE", "WHY NOT MORE"):
-        jobs.add_column(name, justify="right" if name in {"PRIORITY", "TRAINERS", "GIVEN"} else "left")
-    for each in plan.jobs:
-        given = str(each.given) if each.now == each.given else f"{each.given} ({each.now} now)"
-        jobs.add_row(
-            f"{each.namespace}/{each.name}",
-            str(each.priority),
-            str(each.trainers),
-            given,
-            f"{each.min}-{each.max}",
-            each.words,
-        )
-    console.print(jobs if plan.jobs else "no job demands trainers")
+    if plan.jobs:
+        columns = ("JOB", "PRIORITY", "TRAINERS", "GIVEN", "RANGE", "WHY NOT MORE")
+        print_table(columns, map(_row, plan.jobs), right={"PRIORITY", "TRAINERS", "GIVEN"})
+    else:
+        console.print("no job demands trainers")
     if plan.jobs_left_out:
         console.print(f"and {plan.jobs_left_out} more jobs of lower priority")
     for claim in plan.claims:
@@ -83,3 +74,9 @@ def _show(plan: Plan, console: Console) -> None:
         console.print(f"room for {claim.pod} on {claim.node}{', preempts ' + gives if gives else ''}", markup=False)
     if plan.claims_left_out:
         console.print(f"and claims for {plan.claims_left_out} more pods")
+
+
+def _row(job: PlannedJob) -> tuple[str, ...]:
+    given = str(job.given) if job.now == job.given else f"{job.given} ({job.now} now)"
+    bounds = f"{job.min}-{job.max}"
+    return f"{job.namespace}/{job.name}", str(job.priority), str(job.trainers), given, bounds, job.words

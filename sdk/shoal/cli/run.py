@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shoal.api import ManifestError, TrainingJob, for_script, load, with_options
-from shoal.cli.errors import FAILED, INTERRUPTED, CommandError, unread_is_fine
+from shoal.cli.errors import FAILED, INTERRUPTED, CommandError, ignore_closed_output
 from shoal.local import manifest_changes
 from shoal.local.launch import Launcher, variables
 from shoal.local.state_folder import BusyError, Origin, RunEnd, StateFolder, base_folder
@@ -203,7 +203,7 @@ def _run(job: TrainingJob, origin: Origin, state: StateFolder, etcd: str | EtcdS
         cores=cores,
         inherited=dict(os.environ),
     )
-    trainers = job.wanted_trainers(cores)
+    trainers = job.desired_trainers(cores)
     view.print_event(
         "info",
         f"{state.name}: {counted(trainers, 'trainer')}, {counted(job.servers, 'parameter server')} "
@@ -264,7 +264,7 @@ def _report(options: Options, state: StateFolder, end: RunEnd) -> int:
     if options.output == "json":
         account = msgspec.json.encode(end.account).decode()
     # The exit code shows the job's end also if standard output is closed.
-    with unread_is_fine():
+    with ignore_closed_output():
         sys.stdout.write(account + "\n")
         sys.stdout.flush()
     if end.state == "Stopped":

@@ -50,7 +50,8 @@ _LONGEST_PAUSE_SECONDS: Final = 2.0
 _TRY_SECONDS: Final = 10.0
 """Timeout of one attempt, in seconds, so that one broken connection does not use up the caller's whole timeout."""
 _AT_ONCE: Final = 64
-"""Most concurrent requests. More would wait in the library for a connection, which counts to the attempt's timeout."""
+"""Most concurrent requests of one client. More would wait in the library for a connection, which counts to the attempt's
+timeout. The operator's `controller/executor.py` has lower limits for the pods and for the other objects of jobs."""
 _PAGE: Final = 500
 _EXPIRED: Final = 410
 _READ_TIMEOUT_SECONDS: Final = 75.0
@@ -172,7 +173,7 @@ class Kube:
 
     # --- Reading ---
 
-    async def knows(self, kind: str) -> bool:
+    async def has_kind(self, kind: str) -> bool:
         """Return whether the cluster has this kind; every account has the permission for this request.
 
         Raises:
@@ -395,8 +396,8 @@ class Kube:
         body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         content: str = "application/json",
     ) -> Manifest:
-        begun = time.monotonic()
-        end = begun + self._timeout
+        started = time.monotonic()
+        end = started + self._timeout
         back_off = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         while True:
             try:
@@ -409,7 +410,7 @@ class Kube:
                 if not isinstance(error, KubeUnreachableError):
                     raise
                 if error.status == _INTERNAL:
-                    end = min(end, begun + _INTERNAL_SECONDS)
+                    end = min(end, started + _INTERNAL_SECONDS)
                 if time.monotonic() + back_off.pause > end:
                     raise
                 await asyncio.sleep(max(back_off.next(), min(error.retry_after_seconds, end - time.monotonic())))

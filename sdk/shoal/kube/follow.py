@@ -30,13 +30,13 @@ log = logging.getLogger("shoal.kube")
 
 
 class Changed(NamedTuple):
-    """An object after a change; ``gone``: it was deleted, and the manifest is its last one."""
+    """An object after a change; ``deleted``: it was deleted, and the manifest is its last one."""
 
     manifest: dict[str, Any]
-    gone: bool
+    deleted: bool
 
 
-def _ignore(_words: str) -> None:
+def _ignore(_message: str) -> None:
     pass
 
 
@@ -47,7 +47,7 @@ async def follow(
     namespace: str = "",
     selector: str = "",
     since: int | None = None,
-    on_trouble: Callable[[str], None] = _ignore,
+    on_error: Callable[[str], None] = _ignore,
 ) -> AsyncGenerator[Listed | Changed]:
     """List and watch all objects of a kind.
 
@@ -57,10 +57,10 @@ async def follow(
         namespace: Namespace of the objects. Default: empty, all namespaces.
         selector: Label selector. Default: empty, all objects.
         since: Resource version of a listing that the caller has. Default: None, start with a listing.
-        on_trouble: Called after each failed attempt with the error; with an empty text when the watch continues.
+        on_error: Called after each failed attempt with the error; with an empty text when the watch continues.
     """
     revision = since
-    pauses = _Pauses(kind, on_trouble)
+    pauses = _Pauses(kind, on_error)
     while True:
         try:
             if revision is None:
@@ -88,25 +88,25 @@ async def follow(
 class _Pauses:
     """Exponential back-off between failed attempts, with a log record every 10 s at most."""
 
-    def __init__(self, kind: str, on_trouble: Callable[[str], None]) -> None:
+    def __init__(self, kind: str, on_error: Callable[[str], None]) -> None:
         self._kind = kind
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._pause = 0.0
         self._logged = -_REMIND_SECONDS
 
     def opened(self) -> None:
         """Report that the API server has accepted the request; the back-off remains until the first change."""
-        self._on_trouble("")
+        self._on_error("")
 
     def over(self) -> None:
         if self._pause:
             self._pause = 0.0
-            self._on_trouble("")
+            self._on_error("")
 
     async def take(self, error: KubeError) -> None:
         if time.monotonic() - self._logged >= _REMIND_SECONDS and error.status != _EXPIRED:
             self._logged = time.monotonic()
             log.warning("%s objects cannot be followed: %s", self._kind, error)
-        self._on_trouble(f"{self._kind}: {error}")
+        self._on_error(f"{self._kind}: {error}")
         self._pause = min(_LONGEST_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, 2 * self._pause))
         await asyncio.sleep(self._pause)

@@ -86,11 +86,11 @@ class KeyedBackOff(Generic[Key]):
         self._tries.pop(key, None)
 
     def _pause(self, key: Key) -> float:
-        paid = self.tries(key) - self.free
-        if paid <= 0:
+        free_tries = self.tries(key) - self.free
+        if free_tries <= 0:
             return 0.0
         # The exponent is bounded: a float cannot represent 2**1100.
-        return float(min(self.first_seconds * 2 ** min(paid - 1, 64), self.longest_seconds))
+        return float(min(self.first_seconds * 2 ** min(free_tries - 1, 64), self.longest_seconds))
 
     def _forgotten(self, key: Key, now: float) -> bool:
         found = self._tries.get(key)

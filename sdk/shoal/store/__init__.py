@@ -2,7 +2,7 @@
 
 Existing client libraries do not survive a restart of etcd and do not detect an etcd that was restored from an older
 copy. `Store` handles both: its callers see late answers, never a broken connection. Lost writes are reported by a
-callback (``on_forgot``).
+callback (``on_history_lost``).
 """
 
 from shoal.store.accounts import Accounts

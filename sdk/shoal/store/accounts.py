@@ -28,7 +28,7 @@ Answer = TypeVar("Answer")
 
 
 class _Ask(Protocol):
-    def __call__(self, call: Callable[[EtcdConnection], Answer], patience_seconds: float | None) -> Answer:
+    def __call__(self, call: Callable[[EtcdConnection], Answer], timeout_seconds: float | None) -> Answer:
         """Repeat a call, on new connections, until etcd answers."""
         ...
 
@@ -46,23 +46,23 @@ def _ignoring(expected: str) -> Iterator[None]:
 class Accounts:
     """Administration of etcd's users; see `Store.accounts`.
 
-    Every method blocks. While etcd is unreachable it retries for ``patience_seconds``. It raises StoreRefusedError if
+    Every method blocks. While etcd is unreachable it retries for ``timeout_seconds``. It raises StoreRefusedError if
     the user of this store lacks the permission.
 
     Args:
         ask: Function that repeats a call until etcd answers.
-        patience_seconds: Timeout for an unreachable etcd. Seconds. Default: None, no limit.
+        timeout_seconds: Timeout for an unreachable etcd. Seconds. Default: None, no limit.
     """
 
-    def __init__(self, ask: _Ask, *, patience_seconds: float | None = None) -> None:
+    def __init__(self, ask: _Ask, *, timeout_seconds: float | None = None) -> None:
         self._ask = ask
-        self._timeout = patience_seconds
+        self._timeout = timeout_seconds
 
     def within(self, seconds: float) -> Accounts:
         """Return a copy of this object with a timeout, in seconds, for an unreachable etcd."""
-        return Accounts(self._ask, patience_seconds=seconds)
+        return Accounts(self._ask, timeout_seconds=seconds)
 
-    def turn_on(self, password: str) -> None:
+    def enable(self, password: str) -> None:
         """Enable authentication; the user ``root`` with this password has all permissions.
 
         On a store without a user this is the last call that succeeds; see `Store.protect`.
@@ -110,10 +110,10 @@ class Accounts:
             if "already exists" not in str(error):
                 raise
             # Setting a password invalidates the user's tokens, so the present password is tried first.
-            if not self._opens(name, password):
+            if not self._password_valid(name, password):
                 self._call("UserChangePassword", rpc.AuthUserChangePasswordRequest(name=name, password=password))
 
-    def _opens(self, name: str, password: str) -> bool:
+    def _password_valid(self, name: str, password: str) -> bool:
         request = rpc.AuthenticateRequest(name=name, password=password)
         try:
             self._ask(lambda connection: connection.log_in(request), self._timeout)
@@ -129,15 +129,15 @@ class Accounts:
 
     def _permit(self, role: str, prefix: str) -> None:
         key = prefix.encode()
-        wanted = (_READ_AND_WRITE, key, prefix_end(key))
+        required = (_READ_AND_WRITE, key, prefix_end(key))
         found = {
             (each.permType, each.key, each.range_end)
             for each in self._call("RoleGet", rpc.AuthRoleGetRequest(role=role)).perm
         }
-        for _, start, end in found - {wanted}:
+        for _, start, end in found - {required}:
             self._call("RoleRevokePermission", rpc.AuthRoleRevokePermissionRequest(role=role, key=start, range_end=end))
-        if found != {wanted}:
-            permission = {"permType": wanted[0], "key": wanted[1], "range_end": wanted[2]}
+        if found != {required}:
+            permission = {"permType": required[0], "key": required[1], "range_end": required[2]}
             self._call("RoleGrantPermission", rpc.AuthRoleGrantPermissionRequest(name=role, perm=permission))
 
     def _grant(self, name: str) -> None:

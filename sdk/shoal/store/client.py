@@ -22,15 +22,15 @@ from shoal.store.accounts import NOT_ON, ROOT, Accounts
 from shoal.store.connection import Connector, EtcdConnection, Lapsed, RetryReason, Tls, header_of
 from shoal.store.credentials import Credentials
 from shoal.store.errors import StoreClosedError, StoreRefusedError, StoreUnreachableError
-from shoal.store.history import Header, HistoryVerdict, Seen, Witness, judge
+from shoal.store.history import Header, HistoryVerdict, KnownWrite, Seen, compare_history
 from shoal.store.operations import Compare, Delete, EtcdStatus, Event, KeyValue, Listing, Put, Transaction, key_bytes
 from shoal.store.requests import (
     current_header,
+    has_write,
     newest,
     pair_of,
     read_groups,
     read_prefix,
-    still_remembers,
     transaction_request,
 )
 from shoal.store.watch import Watch
@@ -56,19 +56,19 @@ class Store:
         connector: Connector,
         *,
         prefix: str,
-        on_trouble: Callable[[str], None],
-        on_forgot: Callable[[str], None],
+        on_error: Callable[[str], None],
+        on_history_lost: Callable[[str], None],
     ) -> None:
         self._connector = connector
         self._prefix = prefix
-        self._on_trouble = on_trouble
-        self._on_forgot = on_forgot
+        self._on_error = on_error
+        self._on_history_lost = on_history_lost
         self._lock = threading.Lock()
         self._history_lock = threading.Lock()
         self._closed = threading.Event()
         self._connection: EtcdConnection | None = None
         self._seen = Seen()
-        self._doubt = False
+        self._check_history = False
         self._watches: set[Watch] = set()
 
     @classmethod
@@ -80,8 +80,8 @@ class Store:
         credentials: Credentials | None = None,
         tls: Tls | None = None,
         timeout_seconds: float = 10.0,
-        on_trouble: Callable[[str], None] = _ignore,
-        on_forgot: Callable[[str], None] = _ignore,
+        on_error: Callable[[str], None] = _ignore,
+        on_history_lost: Callable[[str], None] = _ignore,
     ) -> Self:
         """Connect to etcd.
 
@@ -93,9 +93,9 @@ class Store:
             tls: Certificates, used if the credentials have none. Default: None, ``https://`` uses the system's
                 certificate authorities.
             timeout_seconds: Timeout of this first connection. Seconds. Default: 10. Later calls have their own.
-            on_trouble: Called with one line of text when etcd is unreachable, and again every 10 s, by the waiting
+            on_error: Called with one line of text when etcd is unreachable, and again every 10 s, by the waiting
                 thread.
-            on_forgot: Called with one line of text when etcd has lost acknowledged writes, by the thread that detected
+            on_history_lost: Called with one line of text when etcd has lost acknowledged writes, by the thread that detected
                 it, before its call returns. It must not wait for other calls of this store.
 
         Raises:
@@ -107,9 +107,9 @@ class Store:
         user = credentials
         known = (user.username, user.password, user.tls or tls) if user is not None else (None, None, tls)
         connector = Connector(tuple(endpoints), *known)
-        store = cls(connector, prefix=prefix, on_trouble=on_trouble, on_forgot=on_forgot)
+        store = cls(connector, prefix=prefix, on_error=on_error, on_history_lost=on_history_lost)
         try:
-            store._ask(lambda connection: (current_header(connection, prefix), None), patience_seconds=timeout_seconds)
+            store._ask(lambda connection: (current_header(connection, prefix), None), timeout_seconds=timeout_seconds)
         except StoreUnreachableError as error:
             store.close()
             raise StoreUnreachableError(
@@ -138,7 +138,7 @@ class Store:
             if NOT_ON not in str(error):
                 raise
             with cls.connect(endpoints, prefix="", tls=tls, timeout_seconds=timeout_seconds) as store:
-                store.accounts.turn_on(password)
+                store.accounts.enable(password)
 
     @property
     def accounts(self) -> Accounts:
@@ -150,14 +150,14 @@ class Store:
         compares: Sequence[Compare],
         operations: Sequence[Put | Delete],
         *,
-        patience_seconds: float | None = None,
+        timeout_seconds: float | None = None,
     ) -> Transaction:
         """Apply all operations if all compares hold, otherwise none; durable on return.
 
         Args:
             compares: Conditions. At most 128.
             operations: Puts and deletes. At most 128, each key once; see `in_batches`.
-            patience_seconds: Timeout for an unreachable etcd. Seconds. Default: None, no limit.
+            timeout_seconds: Timeout for an unreachable etcd. Seconds. Default: None, no limit.
 
         Raises:
             ValueError: Too many compares or operations, or a key outside the prefix.
@@ -171,19 +171,19 @@ class Store:
         last = next((part for part in reversed(operations) if isinstance(part, Put)), None)
         tries = 0
 
-        def call(connection: EtcdConnection) -> tuple[Any, Witness | None]:
+        def call(connection: EtcdConnection) -> tuple[Any, KnownWrite | None]:
             nonlocal tries
             tries += 1
             answer = connection.transact(request)
             if not answer.succeeded or last is None:
                 return answer, None
-            return answer, Witness(key_bytes(last.key), last.value, answer.header.revision)
+            return answer, KnownWrite(key_bytes(last.key), last.value, answer.header.revision)
 
-        answer, forgot = self._ask(call, patience_seconds=patience_seconds)
+        answer, forgot = self._ask(call, timeout_seconds=timeout_seconds)
         header = answer.header
         return Transaction(answer.succeeded, header.revision, header.cluster_id, tries > 1, forgot)
 
-    def get(self, key: str, *, patience_seconds: float | None = None) -> KeyValue | None:
+    def get(self, key: str, *, timeout_seconds: float | None = None) -> KeyValue | None:
         """Read a key; None if it does not exist.
 
         Raises:
@@ -191,10 +191,10 @@ class Store:
         """
         self._check(key)
         request = rpc.RangeRequest(key=key_bytes(key))
-        answer, _ = self._ask(lambda connection: (connection.range(request), None), patience_seconds=patience_seconds)
+        answer, _ = self._ask(lambda connection: (connection.range(request), None), timeout_seconds=timeout_seconds)
         return pair_of(answer.kvs[0]) if answer.kvs else None
 
-    def get_prefix(self, prefix: str, *, patience_seconds: float | None = None) -> Listing:
+    def get_prefix(self, prefix: str, *, timeout_seconds: float | None = None) -> Listing:
         """Read all keys under a prefix at one revision.
 
         Raises:
@@ -202,18 +202,18 @@ class Store:
         """
         self._check(prefix)
 
-        def call(connection: EtcdConnection) -> tuple[tuple[Header, Listing], Witness | None]:
+        def call(connection: EtcdConnection) -> tuple[tuple[Header, Listing], KnownWrite | None]:
             try:
                 header, listing = read_prefix(connection, prefix)
             except Lapsed as error:
                 raise RetryReason(f"etcd changed while {prefix!r} was read: {error}") from error
             return (header, listing), newest(listing.pairs)
 
-        answer, _ = self._ask(call, patience_seconds=patience_seconds)
+        answer, _ = self._ask(call, timeout_seconds=timeout_seconds)
         listing: Listing = answer[1]
         return listing
 
-    def get_groups(self, prefix: str, *, parts: int, patience_seconds: float | None = None) -> list[str]:
+    def get_groups(self, prefix: str, *, parts: int, timeout_seconds: float | None = None) -> list[str]:
         """Return the distinct key prefixes with ``parts`` path elements below a prefix, each with a slash at its end.
 
         Costs one read per prefix found, regardless of the number of keys below it. The reads are not one snapshot: a
@@ -224,10 +224,10 @@ class Store:
         """
         self._check(prefix)
 
-        def call(connection: EtcdConnection) -> tuple[tuple[Header, list[str]], Witness | None]:
+        def call(connection: EtcdConnection) -> tuple[tuple[Header, list[str]], KnownWrite | None]:
             return read_groups(connection, prefix, parts), None
 
-        answer, _ = self._ask(call, patience_seconds=patience_seconds)
+        answer, _ = self._ask(call, timeout_seconds=timeout_seconds)
         groups: list[str] = answer[1]
         return groups
 
@@ -257,16 +257,16 @@ class Store:
             StoreClosedError: The store is closed.
         """
         self._check(prefix)
-        known = self._seen.witness
+        known = self._seen.known_write
         watch = Watch(
             self._connector,
             prefix=prefix,
             from_revision=from_revision,
-            witness=known if known and from_revision and known.revision < from_revision else None,
+            known_write=known if known and from_revision and known.revision < from_revision else None,
             on_events=on_events,
             on_reset=on_reset,
-            on_trouble=self._on_trouble,
-            on_gap=self._begin_to_doubt,
+            on_error=self._on_error,
+            on_gap=self._require_history_check,
             on_end=self._watches.discard,
         )
         with self._lock:
@@ -276,7 +276,7 @@ class Store:
             watch.start()
         return watch
 
-    def status(self, *, patience_seconds: float | None = None) -> EtcdStatus:
+    def status(self, *, timeout_seconds: float | None = None) -> EtcdStatus:
         """Return version and revision of one member, which may lag behind the cluster.
 
         Raises:
@@ -285,7 +285,7 @@ class Store:
             StoreError: Etcd is unreachable, or the store is closed.
         """
         # This answer is not used to detect lost writes: the lower revision of a lagging member is no loss.
-        answer = self._persist(lambda connection: connection.status(), patience_seconds)
+        answer = self._persist(lambda connection: connection.status(), timeout_seconds)
         return EtcdStatus(answer.version, answer.header.cluster_id, answer.header.revision, answer.dbSize)
 
     def close(self) -> None:
@@ -307,9 +307,9 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({', '.join(self._connector.endpoints)}, prefix={self._prefix!r})"
 
-    def _begin_to_doubt(self) -> None:
+    def _require_history_check(self) -> None:
         """Require a check of the history: a watch lost its stream, and gRPC hides a restart from an idle channel."""
-        self._doubt = True
+        self._check_history = True
 
     def _check(self, key: str) -> None:
         if not key.startswith(self._prefix):
@@ -317,23 +317,23 @@ class Store:
 
     def _ask(
         self,
-        call: Callable[[EtcdConnection], tuple[Any, Witness | None]],
+        call: Callable[[EtcdConnection], tuple[Any, KnownWrite | None]],
         *,
-        patience_seconds: float | None,
+        timeout_seconds: float | None,
     ) -> tuple[Any, bool]:
         """Repeat a call until etcd answers; return the answer and whether etcd has lost acknowledged writes."""
         before = self._seen
 
-        def ask(connection: EtcdConnection) -> tuple[Any, Header, Witness | None, EtcdConnection]:
-            answer, witness = call(connection)
+        def ask(connection: EtcdConnection) -> tuple[Any, Header, KnownWrite | None, EtcdConnection]:
+            answer, known_write = call(connection)
             first = answer[0] if isinstance(answer, tuple) else answer
             header = first if isinstance(first, Header) else header_of(first)
-            return answer, header, witness, connection
+            return answer, header, known_write, connection
 
-        answer, header, witness, connection = self._persist(ask, patience_seconds)
-        return answer, self._settle(before, header, witness, connection)
+        answer, header, known_write, connection = self._persist(ask, timeout_seconds)
+        return answer, self._update_history(before, header, known_write, connection)
 
-    def _persist(self, call: Callable[[EtcdConnection], Answer], patience_seconds: float | None) -> Answer:
+    def _persist(self, call: Callable[[EtcdConnection], Answer], timeout_seconds: float | None) -> Answer:
         started = time.monotonic()
         back_off, reminder = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS), 0.0
         while True:
@@ -346,10 +346,10 @@ class Store:
             waited = time.monotonic() - started
             if self._closed.is_set():
                 raise StoreClosedError("the store was closed during a call to etcd")
-            if patience_seconds is not None and waited + back_off.pause > patience_seconds:
+            if timeout_seconds is not None and waited + back_off.pause > timeout_seconds:
                 raise StoreUnreachableError(f"{text}; waited {waited:.1f} s")
             if waited >= reminder:
-                self._on_trouble(text)
+                self._on_error(text)
                 reminder = waited + _REMIND_SECONDS
             self._closed.wait(back_off.next())
 
@@ -363,42 +363,44 @@ class Store:
 
     def _abandon(self, connection: EtcdConnection) -> None:
         with self._lock:
-            self._doubt = True
+            self._check_history = True
             if self._connection is connection:
                 self._connection = None
         connection.close()
 
-    def _settle(self, before: Seen, header: Header, witness: Witness | None, connection: EtcdConnection) -> bool:
+    def _update_history(
+        self, before: Seen, header: Header, known_write: KnownWrite | None, connection: EtcdConnection
+    ) -> bool:
         with self._history_lock:
-            if before.life != self._seen.life:
-                # Another thread detected the loss while this one waited, and has called on_forgot.
+            if before.losses != self._seen.losses:
+                # Another thread detected the loss while this one waited, and has called on_history_lost.
                 return True
-            verdict = judge(before, header)
-            if verdict is HistoryVerdict.SAME and not self._doubt:
-                self._seen = self._seen.with_answer(header, witness)
+            verdict = compare_history(before, header)
+            if verdict is HistoryVerdict.SAME and not self._check_history:
+                self._seen = self._seen.with_answer(header, known_write)
                 return False
             if verdict is not HistoryVerdict.FORGOT:
-                verdict = self._examine(connection)
+                verdict = self._check_known_write(connection)
             if verdict is HistoryVerdict.DOUBT:
-                self._doubt = True
+                self._check_history = True
                 return False
-            self._doubt = False
+            self._check_history = False
             if verdict is HistoryVerdict.SAME:
-                self._seen = self._seen.with_answer(header, witness)
+                self._seen = self._seen.with_answer(header, known_write)
                 return False
-            known, self._seen = self._seen.header, self._seen.forgotten(header, witness)
-        self._on_forgot(
+            known, self._seen = self._seen.header, self._seen.forgotten(header, known_write)
+        self._on_history_lost(
             f"etcd at {connection.endpoint} has lost writes that it had acknowledged: it is at revision "
             f"{header.revision}, {known.revision if known else 0} was seen before"
         )
         return True
 
-    def _examine(self, connection: EtcdConnection) -> HistoryVerdict:
+    def _check_known_write(self, connection: EtcdConnection) -> HistoryVerdict:
         """Check the witness. If etcd becomes unreachable meanwhile, the doubt and the old witness remain."""
-        if self._seen.witness is None:
+        if self._seen.known_write is None:
             return HistoryVerdict.SAME
         try:
-            _, remembered = still_remembers(connection, self._seen.witness, self._prefix)
+            _, has_it = has_write(connection, self._seen.known_write, self._prefix)
         except RetryReason:
             return HistoryVerdict.DOUBT
-        return HistoryVerdict.SAME if remembered else HistoryVerdict.FORGOT
+        return HistoryVerdict.SAME if has_it else HistoryVerdict.FORGOT

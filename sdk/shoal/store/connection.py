@@ -43,7 +43,7 @@ _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
 )
 
-_HOPELESS: Final = frozenset({"INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "NOT_FOUND"})
+_PERMANENT: Final = frozenset({"INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "NOT_FOUND"})
 
 
 class RetryReason(Exception):  # noqa: N818  (a state of the connection, for the retry loop; not visible to users)
@@ -112,17 +112,17 @@ def _target(endpoint: str) -> tuple[str, bool]:
 
 
 @contextmanager
-def _sorted_errors(endpoint: str) -> Iterator[None]:
+def _converted_errors(endpoint: str) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise _sorted_out(error, endpoint) from None
+        raise _error_of(error, endpoint) from None
     except ValueError as error:
         # gRPC raises ValueError if another thread has closed the channel.
         raise RetryReason(f"connection to etcd at {endpoint} was closed") from error
 
 
-def _sorted_out(error: Any, endpoint: str) -> Exception:
+def _error_of(error: Any, endpoint: str) -> Exception:
     code, details = error.code().name, error.details() or ""
     text = f"etcd at {endpoint}: {details} ({code})"
     if code == "OUT_OF_RANGE":
@@ -137,7 +137,7 @@ def _sorted_out(error: Any, endpoint: str) -> Exception:
         return Oversized(text) if "Received" in details else StoreRefusedError(fix)
     if code == "UNIMPLEMENTED":
         return StoreRefusedError(f"{text}: it does not speak etcd's v3 protocol")
-    return StoreRefusedError(text) if code in _HOPELESS else RetryReason(text)
+    return StoreRefusedError(text) if code in _PERMANENT else RetryReason(text)
 
 
 class EtcdConnection:
@@ -173,24 +173,24 @@ class EtcdConnection:
 
     def log_in(self, request: Any) -> Any:
         """Send an ``AuthenticateRequest``; this connection does not use the token."""
-        with _sorted_errors(self.endpoint):
+        with _converted_errors(self.endpoint):
             return rpc.AuthStub(self._channel).Authenticate(request, timeout=_TRY_SECONDS)
 
     def watch(self, requests: Iterator[Any]) -> Any:
         """Open a watch stream; the returned call can be cancelled."""
-        with _sorted_errors(self.endpoint):
+        with _converted_errors(self.endpoint):
             return rpc.WatchStub(self._channel).Watch(requests, metadata=self._token())
 
     def next_of(self, call: Any) -> Any:
         """Return the next message of a stream; blocks without a timeout."""
-        with _sorted_errors(self.endpoint):
+        with _converted_errors(self.endpoint):
             try:
                 return next(call)
             except StopIteration:
                 raise RetryReason(f"etcd at {self.endpoint} ended a watch") from None
 
     def _call(self, method: Any, request: Any) -> Any:
-        with _sorted_errors(self.endpoint):
+        with _converted_errors(self.endpoint):
             return method(request, timeout=_TRY_SECONDS, metadata=self._token())
 
     def _token(self) -> tuple[tuple[str, str], ...]:
@@ -224,7 +224,7 @@ class Connector:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: Tls | None = None
-    _turn: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    _next_index: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     def __post_init__(self) -> None:
         if not self.endpoints:
@@ -236,5 +236,5 @@ class Connector:
 
     def make(self) -> EtcdConnection:
         """Return a new channel; nothing is sent yet."""
-        endpoint = self.endpoints[next(self._turn) % len(self.endpoints)]
+        endpoint = self.endpoints[next(self._next_index) % len(self.endpoints)]
         return EtcdConnection(endpoint, tls=self.tls, username=self.username, password=self.password)

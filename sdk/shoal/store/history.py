@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-__all__ = ["Header", "HistoryVerdict", "Seen", "Witness", "judge"]
+__all__ = ["Header", "HistoryVerdict", "KnownWrite", "Seen", "compare_history"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
+class KnownWrite:
     """A write that etcd acknowledged: ``key`` was set to ``value`` (None: deleted) at ``revision``."""
 
     key: bytes
@@ -43,27 +43,27 @@ class HistoryVerdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Known history of etcd. ``life`` counts the losses so far; the other fields belong to the present life."""
+    """Known history of etcd. ``losses`` counts the losses so far; the other fields belong to the present life."""
 
-    life: int = 0
+    losses: int = 0
     header: Header | None = None
-    witness: Witness | None = None
+    known_write: KnownWrite | None = None
 
-    def with_answer(self, header: Header, witness: Witness | None) -> Seen:
+    def with_answer(self, header: Header, known_write: KnownWrite | None) -> Seen:
         """Return this history, updated by a response."""
-        known, newest = self.header, self.witness
+        known, newest = self.header, self.known_write
         if known is not None and known.revision > header.revision:
             header = replace(header, revision=known.revision)
-        if witness is not None and (newest is None or newest.revision <= witness.revision):
-            newest = witness
-        return Seen(self.life, header, newest)
+        if known_write is not None and (newest is None or newest.revision <= known_write.revision):
+            newest = known_write
+        return Seen(self.losses, header, newest)
 
-    def forgotten(self, header: Header, witness: Witness | None) -> Seen:
+    def forgotten(self, header: Header, known_write: KnownWrite | None) -> Seen:
         """Return a new history that begins with this response."""
-        return Seen(self.life + 1, header, witness)
+        return Seen(self.losses + 1, header, known_write)
 
 
-def judge(before: Seen, header: Header) -> HistoryVerdict:
+def compare_history(before: Seen, header: Header) -> HistoryVerdict:
     """Compare a response with the history that was known when its request was sent.
 
     The present history must not be used: responses to two threads may arrive in another order than they were made.

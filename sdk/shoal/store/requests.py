@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from shoal.store._stubs import rpc
 from shoal.store.connection import EtcdConnection, Lapsed, Oversized, header_of, prefix_end
-from shoal.store.history import Header, Witness
+from shoal.store.history import Header, KnownWrite
 from shoal.store.operations import (
     MAXIMUM_OPERATIONS,
     Compare,
@@ -20,7 +20,7 @@ from shoal.store.operations import (
     key_text,
 )
 
-__all__ = ["events_of", "newest", "pair_of", "read_groups", "read_prefix", "still_remembers", "transaction_request"]
+__all__ = ["events_of", "has_write", "newest", "pair_of", "read_groups", "read_prefix", "transaction_request"]
 
 _PAGE_KEYS: Final = 1000
 _EQUAL: Final = rpc.Compare.EQUAL
@@ -123,12 +123,12 @@ def read_groups(connection: EtcdConnection, prefix: str, parts: int) -> tuple[He
             request.key = found + b"\0"
 
 
-def newest(pairs: Sequence[KeyValue]) -> Witness | None:
+def newest(pairs: Sequence[KeyValue]) -> KnownWrite | None:
     """Return the latest write of a listing as the witness of its history; None if it is empty."""
     if not pairs:
         return None
     pair = max(pairs, key=lambda pair: pair.mod_revision)
-    return Witness(key_bytes(pair.key), pair.value, pair.mod_revision)
+    return KnownWrite(key_bytes(pair.key), pair.value, pair.mod_revision)
 
 
 def events_of(answer: Any) -> list[Event]:
@@ -141,20 +141,20 @@ def events_of(answer: Any) -> list[Event]:
     ]
 
 
-def still_remembers(connection: EtcdConnection, witness: Witness, prefix: str) -> tuple[Header, bool]:
+def has_write(connection: EtcdConnection, known_write: KnownWrite, prefix: str) -> tuple[Header, bool]:
     """Return whether etcd still has a write at its revision; False also if the revision is compacted.
 
     Raises:
         RetryReason: Etcd is unreachable.
     """
     try:
-        answer = connection.range(rpc.RangeRequest(key=witness.key, revision=witness.revision))
+        answer = connection.range(rpc.RangeRequest(key=known_write.key, revision=known_write.revision))
     except Lapsed:
         return current_header(connection, prefix), False
     found = answer.kvs[0] if answer.kvs else None
-    if witness.value is None:
+    if known_write.value is None:
         return header_of(answer), found is None
-    same = found is not None and found.mod_revision == witness.revision and found.value == witness.value
+    same = found is not None and found.mod_revision == known_write.revision and found.value == known_write.value
     return header_of(answer), same
 
 

@@ -18,9 +18,9 @@ from shoal.retry import BackOff
 from shoal.store._stubs import rpc
 from shoal.store.connection import Connector, EtcdConnection, Lapsed, Oversized, RetryReason, prefix_end
 from shoal.store.errors import StoreRefusedError
-from shoal.store.history import Header, Witness
+from shoal.store.history import Header, KnownWrite
 from shoal.store.operations import Event, Listing, key_bytes
-from shoal.store.requests import current_header, events_of, newest, read_prefix, still_remembers
+from shoal.store.requests import current_header, events_of, has_write, newest, read_prefix
 
 __all__ = ["Watch"]
 
@@ -40,10 +40,10 @@ class Watch:
         *,
         prefix: str,
         from_revision: int | None,
-        witness: Witness | None,
+        known_write: KnownWrite | None,
         on_events: Callable[[list[Event]], None],
         on_reset: Callable[[Listing, str], None],
-        on_trouble: Callable[[str], None],
+        on_error: Callable[[str], None],
         on_gap: Callable[[], None],
         on_end: Callable[[Watch], None],
     ) -> None:
@@ -52,13 +52,13 @@ class Watch:
         self._next = from_revision
         self._on_events = on_events
         self._on_reset = on_reset
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._on_gap = on_gap
         self._on_end = on_end
         self._reason = "the watch starts"
         self._cluster_id: int | None = None
         self._term: int | None = None
-        self._witness = witness
+        self._known_write = known_write
         self._closed = threading.Event()
         self._connection: EtcdConnection | None = None
         self._back_off = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
@@ -87,23 +87,23 @@ class Watch:
                 if not self._closed.is_set():
                     self._follow(connection)
             except Oversized as answer:
-                self._forget(f"the events exceed the message limit ({answer})")
+                self._reset(f"the events exceed the message limit ({answer})")
             except (RetryReason, StoreRefusedError) as cause:
                 self._on_gap()
                 now = time.monotonic()
                 if not self._closed.is_set() and now >= reminder:
-                    self._on_trouble(f"watch of {self._prefix!r}: {cause}")
+                    self._on_error(f"watch of {self._prefix!r}: {cause}")
                     reminder = now + _REMIND_SECONDS
             except Lapsed as lapse:
-                self._forget(f"etcd compacted revisions that were not delivered yet ({lapse})")
+                self._reset(f"etcd compacted revisions that were not delivered yet ({lapse})")
             finally:
                 connection.close()
             self._closed.wait(self._back_off.next())
 
-    def _forget(self, reason: str) -> None:
+    def _reset(self, reason: str) -> None:
         _log.info("watch of %r starts again with a listing: %s", self._prefix, reason)
         self._reason, self._next = reason, None
-        self._cluster_id = self._term = self._witness = None
+        self._cluster_id = self._term = self._known_write = None
 
     def _follow(self, connection: EtcdConnection) -> None:
         """Run one stream from its opening to its end.
@@ -113,7 +113,7 @@ class Watch:
             Lapsed: The next revision is compacted.
         """
         if self._next is None:
-            self._read_anew(connection)
+            self._list(connection)
         assert self._next is not None
         finished = threading.Event()
         request = self._request(self._next)
@@ -133,13 +133,13 @@ class Watch:
             finished.set()
             call.cancel()
 
-    def _read_anew(self, connection: EtcdConnection) -> None:
+    def _list(self, connection: EtcdConnection) -> None:
         header, listing = read_prefix(connection, self._prefix)
         if self._closed.is_set():
             raise RetryReason("closed")
         self._on_reset(listing, self._reason)
         self._cluster_id, self._term = header.cluster_id, header.term
-        self._witness, self._next = newest(listing.pairs), header.revision + 1
+        self._known_write, self._next = newest(listing.pairs), header.revision + 1
 
     def _request(self, revision: int) -> Any:
         key = key_bytes(self._prefix)
@@ -156,24 +156,24 @@ class Watch:
             raise RetryReason(answer.cancel_reason or "etcd cancelled the watch")
 
     def _verify(self, connection: EtcdConnection, revision: int) -> None:
-        if self._witness is not None:
-            header, remembered = still_remembers(connection, self._witness, self._prefix)
+        if self._known_write is not None:
+            header, has_it = has_write(connection, self._known_write, self._prefix)
         else:
             header = current_header(connection, self._prefix)
             # Without a witness a restart cannot be distinguished from an older copy; a new listing is cheap (no keys).
-            remembered = self._term in (None, header.term)
+            has_it = self._term in (None, header.term)
         same = self._cluster_id in (None, header.cluster_id)
-        if remembered and same and header.revision >= revision - 1:
+        if has_it and same and header.revision >= revision - 1:
             self._cluster_id, self._term = header.cluster_id, header.term
             return
-        reason = self._explain(header, revision, same=same)
-        self._forget(reason)
+        reason = self._history_problem(header, revision, same=same)
+        self._reset(reason)
         raise RetryReason(reason)
 
-    def _explain(self, header: Header, revision: int, *, same: bool) -> str:
+    def _history_problem(self, header: Header, revision: int, *, same: bool) -> str:
         if not same:
             return "another cluster answers at etcd's address"
-        if self._witness is None and header.revision >= revision - 1:
+        if self._known_write is None and header.revision >= revision - 1:
             return "etcd was restarted, and there is no known write to check its history with"
         return f"etcd lost writes: it is at revision {header.revision}, {revision - 1} was seen before"
 
@@ -189,6 +189,6 @@ class Watch:
             if events:
                 self._on_events(events)
                 last = events[-1]
-                self._witness = Witness(key_bytes(last.key), last.value, last.mod_revision)
+                self._known_write = KnownWrite(key_bytes(last.key), last.value, last.mod_revision)
             assert self._next is not None
             self._next = max(self._next, after + 1)

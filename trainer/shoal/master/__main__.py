@@ -148,7 +148,7 @@ def _connect(arguments: argparse.Namespace, keys: JobKeys, on_problem: Callable[
     folder = arguments.etcd_credentials
     credentials = Credentials.read(folder) if folder is not None else None
     return Store.connect(
-        arguments.etcd, prefix=keys.prefix, credentials=credentials, timeout_seconds=20, on_trouble=on_problem
+        arguments.etcd, prefix=keys.prefix, credentials=credentials, timeout_seconds=20, on_error=on_problem
     )
 
 

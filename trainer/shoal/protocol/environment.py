@@ -36,7 +36,7 @@ INDEX = "SHOAL_INDEX"
 """The index of this trainer or parameter server, from 0."""
 
 FOLDER = "SHOAL_FOLDER"
-"""The folder of a script's relative paths, even if the script changes its directory. Default: its directory at start."""
+"""The folder of relative paths of ``job.save``, even if the script changes its directory. Default: its directory at start."""
 
 SEED = "SHOAL_SEED"
 """The manifest's seed, if it has one: a script creates its model before its trainer connects to the master."""

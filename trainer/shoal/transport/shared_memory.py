@@ -2,6 +2,9 @@
 
 The caller creates it, seals its size, and passes its descriptor over the Unix socket; the listener checks the seals before
 it maps the file, so that no process can shrink it while another one reads.
+
+``trainer/engine/server_connection.py`` chooses between shared memory and TCP: shared memory whenever the connection is a Unix
+socket. On a cluster parameter servers listen on TCP only, so two pods of one node do not share memory.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _EXPONENTIAL: Final = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?[eE][-+]?[0-9]{1,3}")
 
 
-def _lasts(low: str, high: str = "") -> Callable[[Duration], Duration]:
+def _duration_between(low: str, high: str = "") -> Callable[[Duration], Duration]:
     """Return the check that a duration lies between `low` and `high`, both inclusive; an empty `high` is no limit."""
 
     def check(value: Duration) -> Duration:
@@ -53,7 +53,7 @@ def _lasts(low: str, high: str = "") -> Callable[[Duration], Duration]:
     return check
 
 
-def _amounts(low: str, high: str) -> Callable[[Any], float]:
+def _number_between(low: str, high: str) -> Callable[[Any], float]:
     """Return the check that a value is a number between `low` and `high`, both inclusive; messages show the two as written."""
 
     def check(value: Any) -> float:
@@ -137,7 +137,7 @@ def _is_label(value: str) -> str:
 Switch = Annotated[bool, Field(strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 # Shares are divided and multiplied by weights; within these bounds the arithmetic stays exact enough.
-Weight = Annotated[float, BeforeValidator(_amounts("0.000001", "1000000"))]
+Weight = Annotated[float, BeforeValidator(_number_between("0.000001", "1000000"))]
 Name = Annotated[str, AfterValidator(_named)]
 ClassName = Annotated[str, AfterValidator(_class_named)]
 
@@ -221,12 +221,12 @@ class AutoscalerConfig(_Part):
     dry_run: Switch = Field(
         default=False, description="true makes and logs plans, but changes nothing: for a trial before enabling."
     )
-    cycle: Annotated[Duration, AfterValidator(_lasts("1s", "5m"))] = Field(
+    cycle: Annotated[Duration, AfterValidator(_duration_between("1s", "5m"))] = Field(
         default=Duration("5s"),
         description="Longest time between two plans when nothing changes, 1s to 5m. A change that a watch has missed is "
         "handled after this time.",
     )
-    debounce: Annotated[Duration, AfterValidator(_lasts("10ms", "5s"))] = Field(
+    debounce: Annotated[Duration, AfterValidator(_duration_between("10ms", "5s"))] = Field(
         default=Duration("100ms"),
         description="Wait after a change in the cluster, so that a burst is answered by one plan, 10ms to 5s. It is part "
         "of the pending time of a pod; with less, plans are outdated when they are ready.",
@@ -241,7 +241,7 @@ class AutoscalerConfig(_Part):
         description="Most rebalancing moves in one cycle, over all jobs; 0: no rebalancing. Victims of pods of higher "
         "priority and of minimums are not counted.",
     )
-    head_room: Annotated[float, BeforeValidator(_amounts("0", "100"))] = Field(
+    head_room: Annotated[float, BeforeValidator(_number_between("0", "100"))] = Field(
         default=0.0,
         description="Room that surplus trainers leave for future pods, as a multiple of what pods other than Shoal's have "
         "needed within one grace period: with 1 such a burst binds without any eviction, 0 leaves no room. The room is "
@@ -257,7 +257,7 @@ class AutoscalerConfig(_Part):
         description="Labels that a node must have, all of them, for trainers to be planned there: {pool: training}. "
         "Empty: every node.",
     )
-    stuck_after: Annotated[Duration, AfterValidator(_lasts("100ms"))] = Field(
+    stuck_after: Annotated[Duration, AfterValidator(_duration_between("100ms"))] = Field(
         default=Duration("10s"),
         description="Time for which the scheduler refuses a trainer before its job is capped at its bound trainers. If it "
         "is too short, jobs are capped while a victim still terminates.",
@@ -290,7 +290,7 @@ class AutoscalerConfig(_Part):
     def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
         known = [each.name for each in info.data.get("priorities", ())]
         if value is not None and known and value not in known:
-            raise ValueError(f"{shown(value)} is the name of no priority; {_instead(value, known)}")
+            raise ValueError(f"{shown(value)} is the name of no priority; {_suggestion(value, known)}")
         return value
 
     @field_validator("weights")
@@ -350,12 +350,12 @@ def priority_of(config: AutoscalerConfig, job_priority: str | None) -> Priority:
     found = next((each for each in config.priorities if each.name == name), None)
     if found is None:
         known = [each.name for each in config.priorities]
-        text = f"{shown(name)} is no priority of this cluster; {_instead(name, known)}"
+        text = f"{shown(name)} is no priority of this cluster; {_suggestion(name, known)}"
         raise ManifestError([Problem("spec.priority", text)])
     return found
 
 
-def _instead(name: str, known: Sequence[str]) -> str:
+def _suggestion(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"{meant}known: {', '.join(known)}; or leave it out"

@@ -63,20 +63,20 @@ class Claims:
         self.unmet = self._unmet_claims()
         """Uid of a pod that was not bound to its claimed node -> until when it claims nothing."""
 
-    def serve(self, pods: Iterable[PendingPod]) -> None:
+    def make_claims(self, pods: Iterable[PendingPod]) -> None:
         """Make claims for pods, in the order of priority."""
         pending = sorted(pods, key=lambda pod: (-pod.priority, pod.node < 0, pod.uid))
-        spots = self._spots(pending)
+        best_nodes = self._best_nodes(pending)
         left: list[tuple[Victim, str]] = []
         for pod in pending:
-            found = self._place(pod, spots.get((pod.shape, pod.priority), []))
+            found = self._place(pod, best_nodes.get((pod.shape, pod.priority), []))
             if found is None:
                 continue
             node, victims = found
             for each in victims:
-                self._placement.leave(each.job, each.node)
+                self._placement.preempt(each.job, each.node)
             left += [(each, pod.uid) for each in victims]
-            self._placement.put(pod.shape, node)
+            self._placement.reserve(pod.shape, node)
             claimed, since = self._claimed.get(pod.uid, (-1, 0.0))
             since = since if claimed == node else self._snapshot.now
             self.made[pod.uid] = Claim(pod=pod.uid, name=pod.name, node=node, victims={}, since=since)
@@ -89,7 +89,7 @@ class Claims:
         return any(self._scheduler_makes_room(pod) for pod in waiting)
 
     @property
-    def ledger(self) -> dict[str, tuple[str, float]]:
+    def remembered(self) -> dict[str, tuple[str, float]]:
         """The claims for the next plan, see `PlannerMemory.claims`."""
         names = self._snapshot.nodes.names
         return {uid: (names[claim.node], claim.since) for uid, claim in self.made.items()}
@@ -115,12 +115,12 @@ class Claims:
     def _scheduler_makes_room(self, pod: PendingPod) -> bool:
         return pod.preempts and self._policy.scheduler_evicts
 
-    def _place(self, pod: PendingPod, spots: list[int]) -> NodeChoice | None:
+    def _place(self, pod: PendingPod, best_nodes: list[int]) -> NodeChoice | None:
         """Return the node and the victims for a pod; None: no node fits, or the choice is the scheduler's.
 
         Args:
             pod: The pending pod.
-            spots: Preferred nodes; nodes that were tried are removed.
+            best_nodes: Preferred nodes; nodes that were tried are removed.
         """
         placement, tiers = self._placement, self._below(pod.priority)
         if pod.uid in self.unmet or (self._jobs and not tiers):
@@ -128,12 +128,12 @@ class Claims:
         found = self._nominated_or_claimed(pod, tiers)
         if found is not None:
             return found
-        while spots:
-            node = spots.pop(0)
+        while best_nodes:
+            node = best_nodes.pop(0)
             victims = (
                 []
                 if placement.fits(pod.shape)[node]
-                else self._candidates.victims(node, placement.asks[pod.shape], tiers)
+                else self._candidates.victims(node, placement.requests[pod.shape], tiers)
             )
             if victims is not None:
                 return node, victims
@@ -146,7 +146,7 @@ class Claims:
         """Return the pod's nominated node, or the node of its last claim, with the victims; None: neither fits."""
         placement = self._placement
         if pod.node >= 0 and placement.eligible[pod.shape, pod.node]:
-            victims = self._candidates.victims(pod.node, placement.asks[pod.shape], tiers)
+            victims = self._candidates.victims(pod.node, placement.requests[pod.shape], tiers)
             if victims is not None:
                 # The scheduler deletes its own victims; the snapshot does not show that yet.
                 return pod.node, [] if self._scheduler_makes_room(pod) else victims
@@ -154,7 +154,7 @@ class Claims:
         node, _ = self._claimed.get(pod.uid, (-1, 0.0))
         return (node, []) if node >= 0 and fits[node] else None
 
-    def _spots(self, pending: Sequence[PendingPod]) -> dict[tuple[int, int], list[int]]:
+    def _best_nodes(self, pending: Sequence[PendingPod]) -> dict[tuple[int, int], list[int]]:
         """Return (shape, priority) -> the nodes where new pods of that group cost the fewest trainers."""
         groups: dict[tuple[int, int], int] = defaultdict(int)
         for pod in pending:
@@ -176,7 +176,7 @@ class Claims:
                 request=placement.request[shape],
                 trainer=placement.request[int(np.argmax(held))],
                 room=np.where(may, placement.room_with(tiers[:some]), 0),
-                order=placement.wanted_by,
+                order=placement.eligible_shapes,
                 free=np.where(may, placement.free, 0),
             )
             if counts is not None:
@@ -197,7 +197,7 @@ class Claims:
             left, key=lambda each: (self._candidates.share(each[0].job), each[0].job, each[0].node)
         ):
             if placement.fits(int(placement.shape[victim.job]))[victim.node]:
-                placement.back(victim.job, victim.node)
+                placement.restore(victim.job, victim.node)
             else:
                 victims[pod][self._jobs[victim.job].uid] += 1
         for pod, of in victims.items():

@@ -17,7 +17,7 @@ __all__ = ["colocated"]
 _MOST_TOGETHER: Final = 8
 """Most pods on one node that one step considers; further pods are placed by further steps."""
 _MANY: Final = 2**31
-_FINE: Final = 1000
+_COST_UNITS: Final = 1000
 """Displaced trainers per pod are compared in thousandths."""
 
 
@@ -75,7 +75,7 @@ def _cheapest(most: int, request: Counts, trainer: Counts, room: Counts, there: 
         good = (after >= 0).all(axis=1)
         if not good.any():
             break
-        cost = _FINE * np.maximum(there - _fit(after, trainer), 0) // together
+        cost = _COST_UNITS * np.maximum(there - _fit(after, trainer), 0) // together
         better = good & (cost <= price)
         price[better], number[better] = cost[better], together
     return price, number
@@ -85,6 +85,6 @@ def _fit(room: Counts, request: Counts) -> Counts:
     """Return [N] how many pods with a request fit into each room."""
     asked = np.flatnonzero(request)
     if not len(asked):
-        return np.full(len(room), _MANY // _FINE // _MOST_TOGETHER, dtype=np.int64)
+        return np.full(len(room), _MANY // _COST_UNITS // _MOST_TOGETHER, dtype=np.int64)
     found: Counts = (np.maximum(room[:, asked], 0) // request[asked]).min(axis=1)
     return found

@@ -6,7 +6,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from shoal.autoscaler.planner.model import Claim, Counts, Flags, JobAllocation, PlannerJob, PlanResult, Snapshot, Why
+from shoal.autoscaler.planner.model import (
+    AllocationReason,
+    Claim,
+    Counts,
+    Flags,
+    JobAllocation,
+    PlannerJob,
+    PlanResult,
+    Snapshot,
+)
 from shoal.autoscaler.planner.placement import Placement, fitting
 
 __all__ = ["allocation_of"]
@@ -42,16 +51,16 @@ def allocation_of(
     late = {number for number, of in others.items() if now is not None and not now.have_room(node for _, node in of)}
     given = {}
     for number, (job, count) in enumerate(zip(placement.jobs, placement.count.tolist(), strict=True)):
-        stays, comes = places.get(number, (job.held, {}))
-        why, message = reasons.why(number)
-        startable = now.start(number, comes) if now is not None and comes else {}
+        kept, added = places.get(number, (job.held, {}))
+        reason, message = reasons.reason(number)
+        startable = now.start(number, added) if now is not None and added else {}
         given[job.uid] = JobAllocation(
             trainers=count,
-            stays=stays,
-            comes=comes,
+            kept=kept,
+            added=added,
             now=startable,
-            why=why,
-            words=message,
+            reason=reason,
+            message=message,
             others=tuple(others.get(number, ())),
             others_now=number not in late,
         )
@@ -67,8 +76,8 @@ def _places(held: Mapping[int, int], at: Mapping[int, int]) -> tuple[Mapping[int
     """
     if not held:
         return {}, at
-    stays = {node: min(count, held[node]) for node, count in at.items() if node in held}
-    return stays, {node: count - stays.get(node, 0) for node, count in at.items() if count > stays.get(node, 0)}
+    kept = {node: min(count, held[node]) for node, count in at.items() if node in held}
+    return kept, {node: count - kept.get(node, 0) for node, count in at.items() if count > kept.get(node, 0)}
 
 
 class _FreeRoom:
@@ -90,28 +99,28 @@ class _FreeRoom:
         # Reserved room is not for trainers; where a node's room is negative now, the reserved room is not free yet.
         self._room: Counts = snapshot.nodes.room - snapshot.nodes.leaving - placement.reserved - placement.taken
         late = placement.free - snapshot.nodes.leaving
-        for number, (stays, _) in places.items():
+        for number, (kept, _) in places.items():
             for node, count in placement.jobs[number].held.items():
-                if count > stays.get(node, 0):
-                    late[node] -= placement.request[placement.jobs[number].shape] * (count - stays.get(node, 0))
+                if count > kept.get(node, 0):
+                    late[node] -= placement.request[placement.jobs[number].shape] * (count - kept.get(node, 0))
         # On nodes that have room for all of their pods even now, trainers need not be counted one by one.
-        self._wide: Flags = fitting(late, [0] * late.shape[1])
+        self._ample: Flags = fitting(late, [0] * late.shape[1])
 
     def have_room(self, nodes: Iterable[int]) -> bool:
         """Return whether the reserved room on these nodes is free; valid only before the first call of `start`."""
         return all(bool((self._room[node] >= 0).all()) for node in nodes)
 
-    def start(self, number: int, comes: Mapping[int, int]) -> dict[int, int]:
+    def start(self, number: int, added: Mapping[int, int]) -> dict[int, int]:
         """Return node -> trainers that can be created now, and take their room.
 
         Args:
             number: Number of the job.
-            comes: Node -> new trainers of the job.
+            added: Node -> new trainers of the job.
         """
         request = self._placement.request[self._placement.jobs[number].shape]
         asked, startable = request > 0, {}
-        for node, count in comes.items():
-            if self._wide[node]:
+        for node, count in added.items():
+            if self._ample[node]:
                 startable[node] = count
                 continue
             for _ in range(count):
@@ -140,28 +149,34 @@ class _Reasons:
         self._count, self._top = placement.count.tolist(), top.tolist()
         self._queued, self._claims, self._caps, self._moved = queued, claims, caps, moved
         self._victims = {uid: claim.name for claim in reversed(claims) for uid in claim.victims}
-        self._full: dict[int, tuple[Why, str]] = {}
+        self._full: dict[int, tuple[AllocationReason, str]] = {}
 
-    def why(self, number: int) -> tuple[Why, str]:  # noqa: PLR0911 - one line for each reason
+    def reason(self, number: int) -> tuple[AllocationReason, str]:  # noqa: PLR0911 - one line for each reason
         """Return the reason for a job, and its message."""
         job, count = self._placement.jobs[number], self._count[number]
         if number in self._queued:
-            return Why.QUEUED, self._queues(number, job)
+            return AllocationReason.QUEUED, self._queue_message(number, job)
         if job.pinned and count == job.max:
-            return Why.PINNED, f"pinned at {count}"
+            return AllocationReason.PINNED, f"pinned at {count}"
         if count >= job.max:
-            return Why.MAX, f"at max {job.max}"
+            return AllocationReason.MAX, f"at max {job.max}"
         if job.uid in self._caps and count >= self._top[number]:
-            return Why.REFUSED, f"the scheduler finds no node for more than {count}, though there seems to be room"
+            return (
+                AllocationReason.REFUSED,
+                f"the scheduler finds no node for more than {count}, though there seems to be room",
+            )
         if job.uid in self._victims:
-            return Why.CLAIM, f"makes room for {self._victims[job.uid]}"
+            return AllocationReason.CLAIM, f"makes room for {self._victims[job.uid]}"
         if number in self._moved:
-            return Why.SHARE, "jobs of its priority hold larger shares; rebalancing gives it trainers step by step"
+            return (
+                AllocationReason.SHARE,
+                "jobs of its priority hold larger shares; rebalancing gives it trainers step by step",
+            )
         if job.shape not in self._full:
             self._full[job.shape] = self._no_room(job.shape)
         return self._full[job.shape]
 
-    def _queues(self, number: int, job: PlannerJob) -> str:
+    def _queue_message(self, number: int, job: PlannerJob) -> str:
         placement = self._placement
         best = int(np.minimum(placement.capacity(job.shape, self._snapshot.nodes.room), job.max).sum())
         others = f" plus {sum(each for _, each in job.fixed)} other pods" if job.fixed else ""
@@ -179,12 +194,15 @@ class _Reasons:
         short = [self._snapshot.resources[at] for at in asked[most < job.min].tolist()]
         return f": too little {' and '.join(short)}" if short else ""
 
-    def _no_room(self, shape: int) -> tuple[Why, str]:
+    def _no_room(self, shape: int) -> tuple[AllocationReason, str]:
         waiting = [claim.name for claim in self._claims if self._placement.eligible[shape, claim.node]]
         if not waiting:
-            return Why.FULL, f"no node has room for {self._pod(shape)}"
+            return AllocationReason.FULL, f"no node has room for {self._pod(shape)}"
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        return Why.CLAIM, f"no node has room for {self._pod(shape)}, as room is made for {waiting[0]}{more}"
+        return (
+            AllocationReason.CLAIM,
+            f"no node has room for {self._pod(shape)}, as room is made for {waiting[0]}{more}",
+        )
 
     def _pod(self, shape: int) -> str:
         """Return the requests of one pod of a shape, for messages."""

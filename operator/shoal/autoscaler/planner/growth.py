@@ -2,7 +2,7 @@
 
 While there is room for all jobs, many trainers are placed in one batch: a bisection finds the highest level (share) at which
 every job finds room. From there on trainers are placed one by one in the order of shares, and a shape that finds no room is
-closed. After `_TURNS` placements per shape the level is raised again for the shapes that are still open.
+closed. After `_PLACEMENTS_PER_SHAPE` placements per shape the level is raised again for the shapes that are still open.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Growth"]
 _CLOSE: Final = 1e-9
 _FEW: Final = 16
 """Up to this number trainers are placed one by one; more of them by another search for the level."""
-_TURNS: Final = 24
+_PLACEMENTS_PER_SHAPE: Final = 24
 """Placements per open shape that cost about as much as one more search for the level."""
 Floats = npt.NDArray[np.float64]
 Placed = tuple[int, Counts, Counts]
@@ -75,7 +75,7 @@ class Growth:
         Returns:
             Moves that are left.
         """
-        self._placement.settle_class(rank)
+        self._placement.protect_class(rank)
         if not len(self._below_top(jobs)):
             return moves
         tiers = self._placement.tiers(surplus_below=rank, minimums_below=0)
@@ -109,7 +109,7 @@ class Growth:
             if not len(growing):
                 return
             self._raise_together(growing)
-            self._in_turn(growing, tiers, closed)
+            self._place_by_share(growing, tiers, closed)
 
     def _closed_now(self, jobs: Counts, rank: int, tiers: Sequence[int]) -> Flags:
         """Return [S] the closed shapes; shapes closed in an earlier pass are only checked on nodes that have improved since."""
@@ -147,16 +147,16 @@ class Growth:
         large = (room >= placement.request[:, None]).all(axis=2) & placement.eligible[:, nodes]
         closed &= ~large.any(axis=1)
 
-    def _in_turn(self, jobs: Counts, tiers: Sequence[int], closed: Flags) -> None:
-        """Place trainers one by one in the order of shares, until no job finds room or `_TURNS` per shape were placed."""
+    def _place_by_share(self, jobs: Counts, tiers: Sequence[int], closed: Flags) -> None:
+        """Place trainers one by one in the order of shares, until no job finds room or `_PLACEMENTS_PER_SHAPE` per shape were placed."""
         placement, top = self._placement, self._top
         jobs = self._below_top(jobs)
         levels = (placement.count[jobs] + 1) * self._step[jobs]
-        line = list(zip(levels.tolist(), self._tie[jobs].tolist(), jobs.tolist(), strict=True))
-        heapq.heapify(line)
-        left = _TURNS * len(np.unique(placement.shape[jobs]))
-        while line and left:
-            _, tie, job = heapq.heappop(line)
+        queue = list(zip(levels.tolist(), self._tie[jobs].tolist(), jobs.tolist(), strict=True))
+        heapq.heapify(queue)
+        left = _PLACEMENTS_PER_SHAPE * len(np.unique(placement.shape[jobs]))
+        while queue and left:
+            _, tie, job = heapq.heappop(queue)
             shape = int(placement.shape[job])
             if closed[shape]:
                 continue
@@ -169,10 +169,10 @@ class Growth:
                     continue
                 node = found[0]
                 for each in found[1]:
-                    placement.leave(each.job, each.node)
+                    placement.preempt(each.job, each.node)
             placement.add(job, node)
             if placement.count[job] < top[job]:
-                heapq.heappush(line, (float((placement.count[job] + 1) * self._step[job]), tie, job))
+                heapq.heappush(queue, (float((placement.count[job] + 1) * self._step[job]), tie, job))
 
     def _raise_together(self, jobs: Counts) -> None:
         """Grow the jobs to the highest level at which all of them find room, by bisection."""
@@ -181,16 +181,16 @@ class Growth:
         if not all(room) or sum(room) <= _FEW:
             return
 
-        def lacks(level: float) -> Counts:
-            wanted = np.minimum(np.floor(level / step + _CLOSE), top).astype(np.int64)
-            more: Counts = np.maximum(wanted - placement.count[jobs], 0)
+        def missing(level: float) -> Counts:
+            target = np.minimum(np.floor(level / step + _CLOSE), top).astype(np.int64)
+            more: Counts = np.maximum(target - placement.count[jobs], 0)
             return more
 
         low, high = 0.0, float((top * step).max())
         level = high
         # Two levels that differ by `_FEW` trainers or fewer only differ in the order of jobs.
-        while high - low > high * _CLOSE and int(lacks(high).sum()) > _FEW:
-            placed = self._placed(jobs, lacks(level))
+        while high - low > high * _CLOSE and int(missing(high).sum()) > _FEW:
+            placed = self._placed(jobs, missing(level))
             if placed is None:
                 high = level
             else:
@@ -209,12 +209,12 @@ class Growth:
         placement = self._placement
         shapes = placement.shape[jobs]
         needs = np.bincount(shapes, more)
-        wanted = np.flatnonzero(needs).tolist()
-        if any(needs[shape] > placement.total(shape) for shape in wanted):
+        target = np.flatnonzero(needs).tolist()
+        if any(needs[shape] > placement.total(shape) for shape in target):
             return None
         free, filled = placement.free, np.zeros(len(placement.free), dtype=np.bool_)
         placed: list[Placed] = []
-        for shape in sorted(wanted, key=lambda shape: (-int(placement.request[shape].max()), shape)):
+        for shape in sorted(target, key=lambda shape: (-int(placement.request[shape].max()), shape)):
             most = placement.fits(shape)
             if placed:
                 most, late = most.copy(), np.flatnonzero(filled)
@@ -223,10 +223,10 @@ class Growth:
             if found is None:
                 return None
             nodes, each = found
-            if len(wanted) > 1:
+            if len(target) > 1:
                 free = free if placed else free.copy(order="F")
                 free[nodes] -= each[:, None] * placement.request[shape]
                 filled[nodes] = True
-            mine = shapes == shape
-            placed.append((shape, np.repeat(jobs[mine], more[mine]), np.repeat(nodes, each)))
+            same_shape = shapes == shape
+            placed.append((shape, np.repeat(jobs[same_shape], more[same_shape]), np.repeat(nodes, each)))
         return placed

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "AllocationReason",
     "Claim",
     "Counts",
     "Flags",
@@ -28,7 +29,6 @@ __all__ = [
     "Policy",
     "Shapes",
     "Snapshot",
-    "Why",
 ]
 
 Counts = npt.NDArray[np.int64]
@@ -249,7 +249,7 @@ class PlannerMemory:
     )
 
 
-class Why(StrEnum):
+class AllocationReason(StrEnum):
     """The reason why a job has no more trainers."""
 
     MAX = "AtMax"
@@ -266,26 +266,26 @@ class JobAllocation(NamedTuple):
 
     Attributes:
         trainers: Number of trainers; 0: the job is queued for its minimum.
-        stays: Node -> trainers that stay there.
-        comes: Node -> new trainers that are planned there.
+        kept: Node -> trainers that stay there.
+        added: Node -> new trainers that are planned there.
         now: Node -> new trainers that can be created now, as their room is free already.
-        why: Reason why the job has no more trainers.
-        words: The reason as a message.
+        reason: Reason why the job has no more trainers.
+        message: The reason as a message.
         others: (shape, node) of each master or parameter server without a node: the node that suits it best.
         others_now: Whether the room of all `others` is free already. Default: True.
-        keeps: Whether the job keeps its pods although its minimum has no room: the time before it is queued has not passed yet.
+        keeps_pods: Whether the job keeps its pods although its minimum has no room: the time before it is queued has not passed yet.
             Default: False.
     """
 
     trainers: int
-    stays: Mapping[int, int]
-    comes: Mapping[int, int]
+    kept: Mapping[int, int]
+    added: Mapping[int, int]
     now: Mapping[int, int]
-    why: Why
-    words: str
+    reason: AllocationReason
+    message: str
     others: tuple[tuple[int, int], ...] = ()
     others_now: bool = True
-    keeps: bool = False
+    keeps_pods: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,18 +84,18 @@ class Placement:
     def __init__(self, snapshot: Snapshot, jobs: Sequence[PlannerJob], rows: Mapping[str, Row]) -> None:
         self.jobs = jobs
         self.request = snapshot.shapes.request
-        self.asks: list[list[int]] = self.request.tolist()
+        self.requests: list[list[int]] = self.request.tolist()
         """`request` as lists, which are faster for a few numbers."""
         self.eligible: Flags = snapshot.shapes.fits[:, snapshot.nodes.group] & snapshot.nodes.usable
         self.shape = np.array([job.shape for job in jobs], dtype=np.int64)
-        self.of_one: Counts = np.asfortranarray(self.request[self.shape])
+        self.trainer_request: Counts = np.asfortranarray(self.request[self.shape])
         """[J, R] request of one trainer."""
         priorities, ranks = np.unique(np.array([job.priority for job in jobs], dtype=np.int64), return_inverse=True)
         self.rank: Counts = ranks.astype(np.int64)
         self.priorities: list[int] = priorities.tolist()
         self.classes = len(priorities)
         self.min = np.array([job.min for job in jobs], dtype=np.int64)
-        self.settled = np.zeros(len(jobs), dtype=np.int64)
+        self.protected = np.zeros(len(jobs), dtype=np.int64)
         """[J] settled trainers of each job."""
         self.changes = 0
         """Number of additions and removals of trainers."""
@@ -129,17 +129,17 @@ class Placement:
         """[J] upper bound of the job's trainers on one node."""
         self.resets = 0
         """How often the trainers of many jobs were made preemptible."""
-        self.wanted_by: Counts = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
+        self.eligible_shapes: Counts = self.eligible[np.unique(self.shape)].sum(axis=0).astype(np.int64)
         """[N] number of trainers' shapes for which the node is eligible."""
-        self._use = _high_byte(self._of_use())
+        self._fit_key = _high_byte(self._fit_counts())
 
-    def _of_use(self) -> npt.NDArray[np.float32]:
+    def _fit_counts(self) -> npt.NDArray[np.float32]:
         """Return [N] the sum over all shapes of the trainers of that shape that fit into the free room; approximate, for speed."""
         free = np.maximum(self.free, 0).astype(np.float32)
         use = np.zeros(len(free), dtype=np.float32)
         for shape in np.unique(self.shape).tolist():
             fit = np.full(len(free), _BYTE, dtype=np.float32)
-            for resource, amount in enumerate(self.asks[shape]):
+            for resource, amount in enumerate(self.requests[shape]):
                 if amount:
                     np.minimum(fit, free[:, resource] * np.float32(1 / amount), out=fit)
             # Add 0.0005: float32 may represent a whole quotient as slightly less.
@@ -159,7 +159,7 @@ class Placement:
         """
         sums = np.zeros(self.reserved.shape, dtype=np.int64, order="F")
         for resource in range(self.reserved.shape[1]):
-            sums[:, resource] = np.bincount(node, self.of_one[job, resource] * count, minlength=len(sums))
+            sums[:, resource] = np.bincount(node, self.trainer_request[job, resource] * count, minlength=len(sums))
         return sums
 
     def at(self, job: int) -> dict[int, int]:
@@ -176,19 +176,19 @@ class Placement:
             job, node, count = self.locations.of_jobs(int(mine[0]), int(mine[-1]) + 1)
             self._most[mine] = 0
             np.maximum.at(self._most, job, count)
-            part = self._gives(job, count)[tier // self.classes]
+            part = self._split_preemptible(job, count)[tier // self.classes]
             some = np.flatnonzero(part > 0)
             self._preemptible[tier] = self.sum_of(node[some], job[some], part[some])
         return self._preemptible[tier]
 
-    def _gives(self, job: Counts, count: Counts) -> tuple[Counts, Counts]:
+    def _split_preemptible(self, job: Counts, count: Counts) -> tuple[Counts, Counts]:
         """Return how many of the given trainers are preemptible as surplus, and how many as minimum.
 
         Args:
             job: Job of each entry.
             count: Trainers of each entry.
         """
-        preemptible = np.minimum(count, (self.count - self.settled)[job])
+        preemptible = np.minimum(count, (self.count - self.protected)[job])
         surplus = np.minimum(preemptible, np.maximum(self.count - self.min, 0)[job])
         return surplus, preemptible - surplus
 
@@ -196,14 +196,14 @@ class Placement:
         """Add the room that a job's preemptible trainers would free to the cached tiers (sign 1), or subtract it (-1)."""
         rank = int(self.rank[job])
         tiers = [tier for tier in (rank, rank + self.classes) if tier in self._preemptible]
-        if not tiers or self.settled[job] >= self.count[job]:
+        if not tiers or self.protected[job] >= self.count[job]:
             return
         nodes, counts = self.locations.of(job)
-        gives = self._gives(np.full(len(nodes), job), counts)
+        givable = self._split_preemptible(np.full(len(nodes), job), counts)
         for tier in tiers:
-            part = gives[tier // self.classes]
+            part = givable[tier // self.classes]
             if part.any():
-                self._preemptible[tier][nodes] += sign * part[:, None] * self.of_one[job]
+                self._preemptible[tier][nodes] += sign * part[:, None] * self.trainer_request[job]
 
     def _subtract_one(self, job: int, node: int) -> None:
         """Update the cached tier for one surplus trainer less on a node.
@@ -217,11 +217,11 @@ class Placement:
         if surplus <= self._most[job]:
             nodes, counts = self.locations.of(job)
             near = nodes[(counts >= surplus) | (nodes == node)]
-        preemptible[near] -= self.of_one[job]
+        preemptible[near] -= self.trainer_request[job]
 
     def preemptible_of(self, job: int) -> int:
         """Return the number of a job's preemptible trainers."""
-        return int(self.count[job]) - int(self.settled[job])
+        return int(self.count[job]) - int(self.protected[job])
 
     def firm(self, job: int, node: int, there: int) -> bool:
         """Return whether all of `there` trainers of a job on a node have the minimum's priority."""
@@ -229,7 +229,7 @@ class Placement:
 
     def surplus(self, job: int) -> int:
         """Return the number of a job's preemptible trainers beyond its minimum."""
-        return int(self.count[job]) - max(int(self.settled[job]), int(self.min[job]))
+        return int(self.count[job]) - max(int(self.protected[job]), int(self.min[job]))
 
     def tiers(self, *, surplus_below: int, minimums_below: int) -> list[int]:
         """Return the tiers: the surplus of classes below one rank, then the minimums of classes below another."""
@@ -244,7 +244,7 @@ class Placement:
 
     # --- Changes ---
 
-    def put(self, shape: int, node: int, count: int = 1) -> None:
+    def reserve(self, shape: int, node: int, count: int = 1) -> None:
         """Reserve room on a node for pods that are not trainers; a negative count releases it."""
         amount = self.request[shape] * count
         self.reserved[node] += amount
@@ -265,7 +265,7 @@ class Placement:
             shape: Shape of all of these trainers.
             nodes: Node of each trainer.
         """
-        assert (self.settled[jobs] == self.count[jobs]).all(), (
+        assert (self.protected[jobs] == self.count[jobs]).all(), (
             "a batch is only added to jobs whose trainers are all settled"
         )
         self.changes += 1
@@ -278,24 +278,24 @@ class Placement:
         self._most[jobs] += self.locations.add(jobs, nodes)
         more = np.bincount(jobs, minlength=len(self.jobs))
         self.count += more
-        self.settled += more
+        self.protected += more
         self.changed[jobs] = True
 
     def add(self, job: int, node: int) -> None:
         """Add a settled trainer of a job on a node."""
-        self._change(job, node, 1, settled=1)
+        self._change(job, node, 1, protected=1)
 
-    def back(self, job: int, node: int) -> None:
+    def restore(self, job: int, node: int) -> None:
         """Restore a victim; it is preemptible again."""
-        self._change(job, node, 1, settled=0)
+        self._change(job, node, 1, protected=0)
 
-    def leave(self, job: int, node: int) -> None:
+    def preempt(self, job: int, node: int) -> None:
         """Remove a trainer of a job from a node: it is preempted."""
-        self._change(job, node, -1, settled=0)
+        self._change(job, node, -1, protected=0)
 
-    def _change(self, job: int, node: int, more: int, *, settled: int) -> None:
+    def _change(self, job: int, node: int, more: int, *, protected: int) -> None:
         self.changes += 1
-        request = self.of_one[job] * more
+        request = self.trainer_request[job] * more
         one_less = more < 0 and self.surplus(job) > 0 and int(self.rank[job]) + self.classes not in self._preemptible
         if one_less:
             self._subtract_one(job, node)
@@ -304,32 +304,32 @@ class Placement:
         self._take(node, request, frees=more < 0)
         self._most[job] = max(int(self._most[job]), self.locations.change(job, node, more))
         self.count[job] += more
-        self.settled[job] = min(int(self.settled[job]) + settled, int(self.count[job]))
+        self.protected[job] = min(int(self.protected[job]) + protected, int(self.count[job]))
         self.changed[job] = True
         if not one_less:
             self._add_preemptible(job, 1)
 
-    def settle(self, job: int, count: int | None = None) -> None:
+    def protect(self, job: int, count: int | None = None) -> None:
         """Settle trainers of a job: exactly `count` of them, or all (None)."""
         self._add_preemptible(job, -1)
-        self.settled[job] = self.count[job] if count is None else min(count, self.count[job])
+        self.protected[job] = self.count[job] if count is None else min(count, self.count[job])
         self._add_preemptible(job, 1)
 
-    def settle_many(self, jobs: Counts) -> None:
+    def protect_minimums(self, jobs: Counts) -> None:
         """Settle the minimum of each job; its surplus is preemptible."""
-        self.settled[jobs] = np.minimum(self.min[jobs], self.count[jobs])
+        self.protected[jobs] = np.minimum(self.min[jobs], self.count[jobs])
         self._reset()
 
-    def settle_class(self, rank: int) -> None:
+    def protect_class(self, rank: int) -> None:
         """Settle all trainers of a class."""
         jobs = self.rank == rank
-        self.settled[jobs] = self.count[jobs]
+        self.protected[jobs] = self.count[jobs]
         for tier in (rank, rank + self.classes):
             self._preemptible.pop(tier, None)
 
     def make_preemptible(self, jobs: Counts) -> None:
         """Make all trainers of these jobs preemptible."""
-        self.settled[jobs] = 0
+        self.protected[jobs] = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -347,7 +347,7 @@ class Placement:
             nodes: The nodes of `room`. Default: all nodes.
         """
         most = np.full(len(room), _MANY)
-        for resource, amount in enumerate(self.asks[shape]):
+        for resource, amount in enumerate(self.requests[shape]):
             if amount:
                 np.minimum(most, room[:, resource] // amount, out=most)
         np.maximum(most, 0, out=most)
@@ -357,7 +357,7 @@ class Placement:
     def anywhere(self, shape: int, room: Counts) -> Flags:
         """Return [N] whether one pod of a shape fits on each node, given [N, R] room."""
         where: Flags = self.eligible[shape]
-        for resource, amount in enumerate(self.asks[shape]):
+        for resource, amount in enumerate(self.requests[shape]):
             where = where & (room[:, resource] >= amount)
             if not where.any():
                 break
@@ -384,13 +384,13 @@ class Placement:
 
     def has_room(self, shape: int, node: int) -> bool:
         """Return whether one more pod of a shape fits on a node."""
-        room, ask = self.free[node].tolist(), self.asks[shape]
+        room, ask = self.free[node].tolist(), self.requests[shape]
         return bool(self.eligible[shape, node]) and all(have >= need for have, need in zip(room, ask, strict=True))
 
     def _in_order(self, most: Counts) -> Counts:
         """Return the nodes with `most` > 0: first those that are of least use to all shapes, then the tightest."""
         some = np.flatnonzero(most)
-        key = self._use[some] + np.minimum(most[some], _BYTE).astype(np.uint16)
+        key = self._fit_key[some] + np.minimum(most[some], _BYTE).astype(np.uint16)
         ordered: Counts = some[key.argsort(kind="stable")]
         return ordered
 
@@ -419,7 +419,7 @@ class Placement:
             order = self._orders[shape] = _NodeOrder(nodes, len(self.freed), self._many)
         if len(self.freed) - order.freed > _FEW:
             late = np.array(self.freed[order.freed :])
-            large = np.flatnonzero(fitting(self.free[late], self.asks[shape]) & self.eligible[shape, late])
+            large = np.flatnonzero(fitting(self.free[late], self.requests[shape]) & self.eligible[shape, late])
             order.freed = order.freed + int(large[0]) if len(large) else len(self.freed)
         while order.freed < len(self.freed):
             if self.has_room(shape, self.freed[order.freed]):

@@ -82,10 +82,10 @@ class _Plan:
         self._relieve()
         highest = max((job.priority for job in self._jobs), default=0)
         pending = self._snapshot.pending
-        self._claims.serve(pod for pod in pending if pod.priority > highest)
+        self._claims.make_claims(pod for pod in pending if pod.priority > highest)
         self._minimums()
         # A pod whose priority is not above every minimum is served after the minimums, but before all growth.
-        self._claims.serve(pod for pod in pending if pod.priority <= highest)
+        self._claims.make_claims(pod for pod in pending if pod.priority <= highest)
         self._keep_spare()
         growth = Growth(
             placement, self._candidates, step=self._step, top=self._top, snapshot=self._snapshot, memory=self._memory
@@ -97,10 +97,10 @@ class _Plan:
             if before == placement.changes:
                 break
             before = placement.changes
-            placement.settle_many(self._admitted())
+            placement.protect_minimums(self._admitted())
             self._retry()
             admitted = self._admitted()
-            placement.settle_many(admitted)
+            placement.protect_minimums(admitted)
             for rank in reversed(range(placement.classes)):
                 of_class = admitted[placement.rank[admitted] == rank]
                 moves = growth.grow(of_class, rank, moves=moves, cool_down=self._policy.cool_down_seconds)
@@ -120,7 +120,7 @@ class _Plan:
         allocation = PlanResult(jobs=held.allocations, claims=claims)
         kept = {uid: each for uid, each in self._memory.moved.items() if now - each[0] < self._policy.cool_down_seconds}
         memory = PlannerMemory(
-            claims=self._claims.ledger,
+            claims=self._claims.remembered,
             moved=kept | growth.rebalance.moved,
             capped=self._caps,
             backoff=self._backoff,
@@ -172,12 +172,12 @@ class _Plan:
                     there,
                     key=lambda node: (
                         not placement.firm(job, node, there[node]),
-                        int(placement.wanted_by[node]),
+                        int(placement.eligible_shapes[node]),
                         -int(placement.free[node].min()),
                         node,
                     ),
                 )
-                placement.leave(job, node)
+                placement.preempt(job, node)
 
     def _relieve(self) -> None:
         """Preempt trainers on nodes whose room is negative: the node shrank, or foreign pods were bound to it."""
@@ -187,18 +187,18 @@ class _Plan:
         for node in np.flatnonzero(~fitting(placement.free, nothing)).tolist():
             victims = self._candidates.victims(node, nothing, all_tiers)
             if victims is None:
-                lacks = placement.free[node] < 0
+                negative = placement.free[node] < 0
                 victims = [
                     Victim(job, node)
                     for job, count in placement.locations.at(node).items()
-                    if (placement.request[placement.shape[job]][lacks] > 0).any()
+                    if (placement.request[placement.shape[job]][negative] > 0).any()
                     for _ in range(count)
                 ]
             self._leave(victims)
 
     def _leave(self, victims: Iterable[Victim]) -> None:
         for each in victims:
-            self._placement.leave(each.job, each.node)
+            self._placement.preempt(each.job, each.node)
 
     # --- Minimums ---
 
@@ -206,13 +206,13 @@ class _Plan:
         """Admit the minimums in order; consecutive jobs that lack pods are admitted together."""
         placement, job = self._placement, 0
         while job < len(self._jobs):
-            lacks = self._needs_servers[job:] | (placement.count[job:] < placement.min[job:])
-            other = np.flatnonzero(lacks != lacks[0])
+            negative = self._needs_servers[job:] | (placement.count[job:] < placement.min[job:])
+            other = np.flatnonzero(negative != negative[0])
             end = job + int(other[0]) if len(other) else len(self._jobs)
-            if lacks[0]:
+            if negative[0]:
                 self._admit(list(range(job, end)))
             else:
-                placement.settle_many(np.arange(job, end))
+                placement.protect_minimums(np.arange(job, end))
             job = end  # this job may have been preempted by the admission
 
     def _admit(self, jobs: list[int]) -> None:
@@ -238,9 +238,11 @@ class _Plan:
             takers[own] += [job] * max(0, int(placement.min[job] - placement.count[job]))
             for shape, count in self._jobs[job].fixed:
                 users[shape, own] += [job] * count
-        wanted = [*((shape, -1) for shape, of in takers.items() if of), *users]
+        requested = [*((shape, -1) for shape, of in takers.items() if of), *users]
         # Servers first: they do not move later, whereas trainers adapt to the room that is left.
-        for shape, trainer_shape in sorted(wanted, key=lambda want: (want[1] < 0, -self._dominant(want[0]), want)):
+        for shape, trainer_shape in sorted(
+            requested, key=lambda request: (request[1] < 0, -self._dominant(request[0]), request)
+        ):
             of = takers[shape] if trainer_shape < 0 else users[shape, trainer_shape]
             nodes = self._found(len(of), shape, trainer_shape, left)
             if nodes is None:
@@ -265,15 +267,15 @@ class _Plan:
         """
         placement = self._placement
         for job in jobs:
-            placement.settle(job)
+            placement.protect(job)
         for shape, of, nodes in trainers:
             placement.add_many(np.array(of, dtype=np.int64), shape, nodes)
         for shape, of, nodes in others:
             for job, node in zip(of, nodes.tolist(), strict=True):
-                placement.put(shape, node)
+                placement.reserve(shape, node)
                 self._others.setdefault(job, []).append((shape, node))
         for job in jobs:
-            placement.settle(job, int(placement.min[job]))
+            placement.protect(job, int(placement.min[job]))
 
     def _found(self, count: int, shape: int, trainer_shape: int, left: np.ndarray) -> np.ndarray | None:
         """Return [count] nodes in free room for pods of a shape; None: not all of them fit.
@@ -294,7 +296,7 @@ class _Plan:
             request=placement.request[shape],
             trainer=placement.request[trainer_shape],
             room=room,
-            order=placement.wanted_by,
+            order=placement.eligible_shapes,
         )
         return np.repeat(np.arange(len(left)), counts) if counts is not None else None
 
@@ -310,35 +312,37 @@ class _Plan:
         """
         placement, own = self._placement, int(self._placement.shape[job])
         tiers = placement.tiers(surplus_below=placement.classes, minimums_below=int(placement.rank[job]))
-        lacks = max(0, int(placement.min[job] - placement.count[job]))
+        negative = max(0, int(placement.min[job] - placement.count[job]))
         # A job that lost trainers after its admission still has the room for its servers.
         fixed = () if job in self._others else self._jobs[job].fixed
         units = [(shape, False) for shape, count in fixed for _ in range(count)]
-        units += [(own, True)] * lacks
+        units += [(own, True)] * negative
         if self._hopeless(Counter(shape for shape, _ in units), tiers):
             return False
         units.sort(key=lambda unit: (unit[1], -self._dominant(unit[0]), unit))
         changes = placement.changes
         # The job's own trainers must not be preempted for its own minimum.
-        placement.settle(job)
-        done: list[tuple[int, bool, int, list[Victim]]] = []
-        spots: dict[int, list[int]] = {}
-        for shape, mine in units:
-            if not mine and shape not in spots:
-                spots[shape] = self._spots(units.count((shape, False)), shape, own, tiers)
-            found = self._spot(shape, [] if mine else spots[shape], tiers)
+        placement.protect(job)
+        placed: list[tuple[int, bool, int, list[Victim]]] = []
+        best_nodes: dict[int, list[int]] = {}
+        for shape, is_trainer in units:
+            if not is_trainer and shape not in best_nodes:
+                best_nodes[shape] = self._best_nodes(units.count((shape, False)), shape, own, tiers)
+            found = self._node_for(shape, [] if is_trainer else best_nodes[shape], tiers)
             if found is None:
-                self._undo(job, done, changes)
+                self._undo(job, placed, changes)
                 return False
             node, victims = found
             self._leave(victims)
-            placement.add(job, node) if mine else placement.put(shape, node)
-            done.append((shape, mine, node, victims))
-        placement.settle(job, int(placement.min[job]))
-        self._others.setdefault(job, []).extend((shape, node) for shape, mine, node, _ in done if not mine)
+            placement.add(job, node) if is_trainer else placement.reserve(shape, node)
+            placed.append((shape, is_trainer, node, victims))
+        placement.protect(job, int(placement.min[job]))
+        self._others.setdefault(job, []).extend(
+            (shape, node) for shape, is_trainer, node, _ in placed if not is_trainer
+        )
         return True
 
-    def _spots(self, count: int, shape: int, trainer: int, tiers: Sequence[int]) -> list[int]:
+    def _best_nodes(self, count: int, shape: int, trainer: int, tiers: Sequence[int]) -> list[int]:
         """Return [count] nodes where the pods cost the fewest trainers if all of these tiers may be preempted; empty: none."""
         placement, may = self._placement, self._placement.eligible[shape][:, None]
         counts = colocated(
@@ -346,24 +350,24 @@ class _Plan:
             request=placement.request[shape],
             trainer=placement.request[trainer],
             room=np.where(may, placement.room_with(tiers), 0),
-            order=placement.wanted_by,
+            order=placement.eligible_shapes,
             free=np.where(may, placement.free, 0),
         )
         return np.repeat(np.arange(len(placement.free)), counts).tolist() if counts is not None else []
 
-    def _spot(self, shape: int, spots: list[int], tiers: Sequence[int]) -> tuple[int, list[Victim]] | None:
-        """Return a node for one pod and the victims there: the first of `spots` that fits, else any node; None: no node.
+    def _node_for(self, shape: int, best_nodes: list[int], tiers: Sequence[int]) -> tuple[int, list[Victim]] | None:
+        """Return a node for one pod and the victims there: the first of `best_nodes` that fits, else any node; None: no node.
 
         Args:
             shape: The pod's shape.
-            spots: Preferred nodes; the first one is removed.
+            best_nodes: Preferred nodes; the first one is removed.
             tiers: Tiers that may be preempted, in this order.
         """
         placement = self._placement
-        if spots:
-            node = spots.pop(0)
+        if best_nodes:
+            node = best_nodes.pop(0)
             victims = (
-                [] if placement.fits(shape)[node] else self._candidates.victims(node, placement.asks[shape], tiers)
+                [] if placement.fits(shape)[node] else self._candidates.victims(node, placement.requests[shape], tiers)
             )
             if victims is not None:
                 return node, victims
@@ -410,24 +414,24 @@ class _Plan:
                 return True
         return False
 
-    def _undo(self, job: int, done: list[tuple[int, bool, int, list[Victim]]], changes: int) -> None:
-        for shape, mine, node, victims in reversed(done):
-            if mine:
-                self._placement.leave(job, node)
+    def _undo(self, job: int, placed: list[tuple[int, bool, int, list[Victim]]], changes: int) -> None:
+        for shape, is_trainer, node, victims in reversed(placed):
+            if is_trainer:
+                self._placement.preempt(job, node)
             else:
-                self._placement.put(shape, node, -1)
+                self._placement.reserve(shape, node, -1)
             for each in reversed(victims):
-                self._placement.back(each.job, each.node)
+                self._placement.restore(each.job, each.node)
         self._placement.changes = changes
 
     def _queue_job(self, job: int) -> None:
         """Queue a job: it keeps no trainers, and the room reserved for its servers is released."""
         self._queued.add(job)
         for shape, node in self._others.pop(job, ()):
-            self._placement.put(shape, node, -1)
+            self._placement.reserve(shape, node, -1)
         for node, count in self._placement.at(job).items():
             for _ in range(count):
-                self._placement.leave(job, node)
+                self._placement.preempt(job, node)
 
     # --- Head-room ---
 
@@ -444,7 +448,7 @@ class _Plan:
                         break
                     node, victims = found
                     self._leave(victims)
-                placement.put(shape, node)
+                placement.reserve(shape, node)
 
 
 def _steps(snapshot: Snapshot, jobs: Sequence[PlannerJob]) -> np.ndarray:

@@ -39,7 +39,7 @@ class PreemptionCandidates:
         self._placement, self._step = placement, step
         self._cached: dict[tuple[int, tuple[int, ...]], _CandidateNodes] = {}
         self._largest = np.zeros((max(1, placement.classes), placement.request.shape[1]), dtype=np.int64)
-        np.maximum.at(self._largest, placement.rank, placement.of_one)
+        np.maximum.at(self._largest, placement.rank, placement.trainer_request)
 
     def share(self, job: int) -> float:
         """Return the present share of a job."""
@@ -63,7 +63,7 @@ class PreemptionCandidates:
 
     def nodes(self, shape: int, tiers: Sequence[int]) -> list[int]:
         """Return the nodes with room for the shape if these tiers are preempted, in order of the estimated number of victims."""
-        placement, ask = self._placement, self._placement.asks[shape]
+        placement, ask = self._placement, self._placement.requests[shape]
         found = np.flatnonzero(placement.anywhere(shape, placement.room_with(tiers)))
         ranks = sorted({tier % max(1, placement.classes) for tier in tiers})
         largest = np.maximum(self._largest[ranks].max(axis=0), 1)
@@ -94,31 +94,31 @@ class PreemptionCandidates:
         """
         placement = self._placement
         here = placement.locations.at(node)
-        lacks = [need - have for need, have in zip(request, placement.free[node].tolist(), strict=True)]
+        shortfall = [need - have for need, have in zip(request, placement.free[node].tolist(), strict=True)]
         chosen: list[Victim] = []
         given: dict[int, int] = {}
         for tier in tiers:
-            if max(lacks) <= 0:
+            if max(shortfall) <= 0:
                 break
-            for job, ask in self._of_tier(node, here, tier, lacks, given):
-                if max(lacks) <= 0:
+            for job, ask in self._of_tier(node, here, tier, shortfall, given):
+                if max(shortfall) <= 0:
                     break
                 chosen.append(Victim(job, node))
                 given[job] = given.get(job, 0) + 1
-                lacks = [lack - amount for lack, amount in zip(lacks, ask, strict=True)]
-        if max(lacks) > 0:
+                shortfall = [short - amount for short, amount in zip(shortfall, ask, strict=True)]
+        if max(shortfall) > 0:
             return None
         # A victim that a later, larger victim has made unnecessary stays.
         for victim in list(chosen):
-            ask = placement.asks[placement.shape[victim.job]]
-            without = [lack + amount for lack, amount in zip(lacks, ask, strict=True)]
+            ask = placement.requests[placement.shape[victim.job]]
+            without = [short + amount for short, amount in zip(shortfall, ask, strict=True)]
             if max(without) <= 0:
                 chosen.remove(victim)
-                lacks = without
+                shortfall = without
         return chosen
 
     def _of_tier(
-        self, node: int, here: Mapping[int, int], tier: int, lacks: Sequence[int], given: Mapping[int, int]
+        self, node: int, here: Mapping[int, int], tier: int, shortfall: Sequence[int], given: Mapping[int, int]
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield the victims of a tier on a node as (job, request of one trainer).
 
@@ -126,18 +126,18 @@ class PreemptionCandidates:
         without the minimum's priority.
         """
         placement = self._placement
-        rank, line = tier % placement.classes, []
+        rank, candidates = tier % placement.classes, []
         for job, count in here.items():
             if placement.rank[job] != rank:
                 continue
             most = min(count, placement.surplus(job) if tier < placement.classes else placement.preemptible_of(job))
             if most <= 0:
                 continue
-            ask = placement.asks[placement.shape[job]]
-            gain = sum(min(have / lack, 1.0) for have, lack in zip(ask, lacks, strict=True) if lack > 0)
+            ask = placement.requests[placement.shape[job]]
+            gain = sum(min(have / short, 1.0) for have, short in zip(ask, shortfall, strict=True) if short > 0)
             if gain:
-                line.append((-gain, -self.share(job), placement.firm(job, node, count), job, most, ask))
-        for *_, job, most, ask in sorted(line):
+                candidates.append((-gain, -self.share(job), placement.firm(job, node, count), job, most, ask))
+        for *_, job, most, ask in sorted(candidates):
             for _ in range(most - given.get(job, 0)):
                 yield job, ask
 
@@ -149,7 +149,7 @@ class _CandidateNodes:
         self, candidates: PreemptionCandidates, placement: Placement, shape: int, tiers: Sequence[int]
     ) -> None:
         self.resets = placement.resets
-        self._candidates, self._shape, self._request = candidates, shape, placement.asks[shape]
+        self._candidates, self._shape, self._request = candidates, shape, placement.requests[shape]
         self._tiers = (tiers[: number + 1] for number in range(len(tiers)))
         self._now: Sequence[int] = ()
         self._untried: Iterator[int] = iter(())

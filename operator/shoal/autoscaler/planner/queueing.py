@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from shoal.autoscaler.planner.model import JobAllocation, PlannerJob, QueueState, Why
+from shoal.autoscaler.planner.model import AllocationReason, JobAllocation, PlannerJob, QueueState
 
 __all__ = ["QUEUED_AFTER_SECONDS", "held_back"]
 
@@ -51,7 +51,7 @@ def held_back(
     for job in jobs:
         given, last = allocations[job.uid], before.get(job.uid)
         # Most jobs have room and were never in back-off: they share one state.
-        if given.why is not Why.QUEUED and (last is None or not last.pause):
+        if given.reason is not AllocationReason.QUEUED and (last is None or not last.pause):
             if given.trainers:
                 queue[job.uid] = _WITH_PODS
             continue
@@ -61,10 +61,10 @@ def held_back(
 
 def _one(job: PlannerJob, given: JobAllocation, last: QueueState, now: float) -> tuple[JobAllocation, QueueState]:
     pods = bool(job.held) or last.pods
-    if given.why is Why.QUEUED:
+    if given.reason is AllocationReason.QUEUED:
         since = last.since if last.since is not None else now
         if pods and now - since < QUEUED_AFTER_SECONDS:
-            return given._replace(keeps=True), last._replace(since=since, stable=None, pods=pods)
+            return given._replace(keeps_pods=True), last._replace(since=since, stable=None, pods=pods)
         until, pause = last.until, last.pause or _FIRST_PAUSE_SECONDS
         if pods and now >= until:
             until, pause = now + pause, min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -73,6 +73,8 @@ def _one(job: PlannerJob, given: JobAllocation, last: QueueState, now: float) ->
     pause = 0.0 if stable is not None and now - stable >= _STABLE_SECONDS else last.pause
     state = QueueState(until=last.until, pause=pause, stable=stable, pods=pods)
     if now < last.until and not pods:
-        queued = given._replace(trainers=0, stays={}, comes={}, now={}, others=(), why=Why.QUEUED, words=_BACKING_OFF)
+        queued = given._replace(
+            trainers=0, kept={}, added={}, now={}, others=(), reason=AllocationReason.QUEUED, message=_BACKING_OFF
+        )
         return queued, state
     return given, state._replace(pods=given.trainers > 0)

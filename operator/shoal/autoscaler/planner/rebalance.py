@@ -48,12 +48,12 @@ class Rebalance:
         before: Mapping[str, tuple[float, bool]],
     ) -> None:
         self._placement, self._step, self._top, self._tie, self._now = placement, step, top, tie, now
-        self._got = np.full(len(step), -np.inf)
-        self._gave = np.full(len(step), -np.inf)
+        self._got_at = np.full(len(step), -np.inf)
+        self._gave_at = np.full(len(step), -np.inf)
         for number, job in enumerate(placement.jobs if before else ()):
             if job.uid in before:
                 when, got = before[job.uid]
-                (self._got if got else self._gave)[number] = when
+                (self._got_at if got else self._gave_at)[number] = when
         self.moved: dict[str, tuple[float, bool]] = {}
         """Job's uid -> (time of the move, whether it got a trainer (True) or gave one (False)), of this plan."""
         self.blocked: set[int] = set()
@@ -74,12 +74,12 @@ class Rebalance:
             cool_down: Seconds after a move in which a job makes none in the other direction.
         """
         placement = self._placement
-        poorest = self._poorest(jobs, cool_down)
-        for shape in list(poorest):
-            job = poorest.get(shape)
+        smallest = self._smallest_shares(jobs, cool_down)
+        for shape in list(smallest):
+            job = smallest.get(shape)
             if job is None or (job in self.blocked and not moves):
                 continue
-            nodes = self._nodes(job, jobs, self._now - self._got >= cool_down)
+            nodes = self._nodes(job, jobs, self._now - self._got_at >= cool_down)
             if nodes is None:
                 continue
             node, victims = self._fewest(shape, *nodes) if moves else (-1, [])
@@ -87,46 +87,46 @@ class Rebalance:
                 self.blocked.add(job)
                 continue
             for each in victims:
-                placement.leave(each.job, each.node)
+                placement.preempt(each.job, each.node)
                 self.moved[placement.jobs[each.job].uid] = (self._now, False)
             placement.add(job, node)
             self.moved[placement.jobs[job].uid] = (self._now, True)
             moves -= len(victims)
             yield len(victims)
-            poorest = self._poorest(jobs, cool_down)
+            smallest = self._smallest_shares(jobs, cool_down)
 
-    def _poorest(self, jobs: Counts, cool_down: float) -> dict[int, int]:
+    def _smallest_shares(self, jobs: Counts, cool_down: float) -> dict[int, int]:
         """Return shape -> the job with the smallest share, in the order of shares; without jobs that gave within `cool_down`."""
         placement = self._placement
-        able = jobs[(placement.count[jobs] < self._top[jobs]) & (self._now - self._gave[jobs] >= cool_down)]
+        able = jobs[(placement.count[jobs] < self._top[jobs]) & (self._now - self._gave_at[jobs] >= cool_down)]
         level = (placement.count[able] + 1) * self._step[able]
         able = able[np.lexsort((self._tie[able], level))]
-        poorest: dict[int, int] = {}
+        smallest: dict[int, int] = {}
         for shape, job in zip(placement.shape[able].tolist(), able.tolist(), strict=True):
-            poorest.setdefault(shape, job)
-        return poorest
+            smallest.setdefault(shape, job)
+        return smallest
 
-    def _nodes(self, job: int, jobs: Counts, rested: Flags) -> tuple[Flags, Entries] | None:
+    def _nodes(self, job: int, jobs: Counts, cooled_down: Flags) -> tuple[Flags, Entries] | None:
         """Return [N] whether richer jobs could make room for one trainer, and the trainers that they can give; None: nowhere.
 
         Args:
             job: Job that gets the trainer.
             jobs: Jobs of its class.
-            rested: [J] whether the job may give: its cool-down is over.
+            cooled_down: [J] whether the job may give: its cool-down is over.
         """
         placement, shape = self._placement, int(self._placement.shape[job])
         level = float((placement.count[job] + 1) * self._step[job])
-        gives = self._may_give(level, jobs, rested)
-        if not gives.any():
+        givable = self._givable(level, jobs, cooled_down)
+        if not givable.any():
             return None
         key = (shape, int(placement.rank[job]))
         before = self._failed.get(key)
         since = before[1] if before is not None and before[0] <= level else -1
         of, node, count = self._entries_since(jobs, since)
-        some = (gives > 0)[of].nonzero()[0]
+        some = (givable > 0)[of].nonzero()[0]
         some = some[placement.eligible[shape, node[some]]]
         of, node, count = of[some], node[some], count[some]
-        count = np.minimum(count, gives[of])
+        count = np.minimum(count, givable[of])
         large = self._large(shape, of, node, count)
         if not large.any():
             self._failed[key] = (level, placement.clock)
@@ -144,10 +144,10 @@ class Rebalance:
         """
         placement = self._placement
         large = placement.eligible[shape] if len(of) else np.zeros(0, dtype=np.bool_)
-        for resource, amount in enumerate(placement.asks[shape]):
+        for resource, amount in enumerate(placement.requests[shape]):
             if not large.any():
                 break
-            given = np.bincount(node, placement.of_one[of, resource] * count, minlength=len(large))
+            given = np.bincount(node, placement.trainer_request[of, resource] * count, minlength=len(large))
             large = large & (placement.free[:, resource] + given >= amount)
         return large
 
@@ -159,11 +159,11 @@ class Rebalance:
             large: [N] nodes where enough room can be made.
             entries: Trainers that can be given.
         """
-        placement, request = self._placement, self._placement.asks[shape]
+        placement, request = self._placement, self._placement.requests[shape]
         of, node, count = entries
         some = np.flatnonzero(large[node] & (count > 0))
         of, node, count = of[some], node[some], count[some]
-        alone = np.flatnonzero(fitting(placement.free[node] + placement.of_one[of], request))
+        alone = np.flatnonzero(fitting(placement.free[node] + placement.trainer_request[of], request))
         if len(alone):
             share = (placement.count * self._step)[of[alone]]
             giver = int(of[alone[share.argmax()]])
@@ -206,19 +206,19 @@ class Rebalance:
             self._changed[key] = entries
         return self._changed[key]
 
-    def _may_give(self, level: float, jobs: Counts, rested: Flags) -> Counts:
+    def _givable(self, level: float, jobs: Counts, cooled_down: Flags) -> Counts:
         """Return [J] how many trainers each job can give without falling below a share or below its minimum.
 
         Args:
             level: The share.
             jobs: Jobs of the class.
-            rested: [J] whether the job may give: its cool-down is over.
+            cooled_down: [J] whether the job may give: its cool-down is over.
         """
-        placement, gives = self._placement, np.zeros(len(self._step), dtype=np.int64)
+        placement, givable = self._placement, np.zeros(len(self._step), dtype=np.int64)
         over = np.floor((placement.count[jobs] * self._step[jobs] - level) / self._step[jobs] + _CLOSE).astype(np.int64)
         most = np.minimum(over, placement.count[jobs] - placement.min[jobs])
-        gives[jobs] = np.where(rested[jobs], np.maximum(most, 0), 0)
-        return gives
+        givable[jobs] = np.where(cooled_down[jobs], np.maximum(most, 0), 0)
+        return givable
 
     def _together(self, node: int, here: Mapping[int, int], request: Sequence[int]) -> list[Victim]:
         """Return trainers that leave a node for a request, those of the job with the largest share first.
@@ -229,13 +229,13 @@ class Rebalance:
             request: [R] requests of the pod.
         """
         placement = self._placement
-        lacks = [need - have for need, have in zip(request, placement.free[node].tolist(), strict=True)]
+        shortfall = [need - have for need, have in zip(request, placement.free[node].tolist(), strict=True)]
         chosen: list[Victim] = []
         for giver in sorted(here, key=lambda each: (-placement.count[each] * self._step[each], each)):
-            own = placement.asks[placement.shape[giver]]
+            own = placement.requests[placement.shape[giver]]
             for _ in range(here[giver]):
-                if not any(amount and lack > 0 for amount, lack in zip(own, lacks, strict=True)):
+                if not any(amount and short > 0 for amount, short in zip(own, shortfall, strict=True)):
                     break
                 chosen.append(Victim(giver, node))
-                lacks = [lack - amount for lack, amount in zip(lacks, own, strict=True)]
+                shortfall = [short - amount for short, amount in zip(shortfall, own, strict=True)]
         return chosen

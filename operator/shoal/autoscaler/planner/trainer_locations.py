@@ -119,16 +119,16 @@ class TrainerLocations:
             here[job] = here.get(job, 0) + count
         return {job: count for job, count in here.items() if count}
 
-    def rows(self, wanted: Flags) -> dict[int, dict[int, int]]:
+    def rows(self, selected: Flags) -> dict[int, dict[int, int]]:
         """Return job -> node -> trainers, for the wanted jobs.
 
         Args:
-            wanted: [J] whether the job is wanted.
+            selected: [J] whether the job is wanted.
         """
         self._merge()
-        there = np.flatnonzero(wanted[self._job] & (self._count > 0))
+        there = np.flatnonzero(selected[self._job] & (self._count > 0))
         job, node, count = self._job[there], self._node[there].tolist(), self._count[there].tolist()
-        jobs = np.flatnonzero(wanted)
+        jobs = np.flatnonzero(selected)
         bounds = zip(
             jobs.tolist(), job.searchsorted(jobs).tolist(), job.searchsorted(jobs, "right").tolist(), strict=True
         )

@@ -20,7 +20,7 @@ import numpy as np
 from shoal.api.metadata import resource_version
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.planner.model import Counts, Flags, Nodes, PendingPod, PlannerJob, Shapes, Snapshot
-from shoal.autoscaler.snapshot.constraints import Groups, PodShape, ShapeBook, Traits, few, traits_of, usable
+from shoal.autoscaler.snapshot.constraints import Groups, NodeInfo, PodShape, ShapeBook, limit_shapes, node_info, usable
 from shoal.autoscaler.snapshot.object_metadata import JobKey, is_refused, job_of, named_for
 from shoal.autoscaler.snapshot.resources import Manifest, Request, Sums, allocatable_of, part
 
@@ -43,7 +43,7 @@ class _Pod:
         request: Request of a bound pod; None: the pod takes no room on a node.
         shape: Shape of a pod that the scheduler may place now; None: it may not.
         refused: Since when the scheduler finds no node for the pod; None: it has not reported that.
-        given: The pod in the last snapshot; None: it was in none.
+        last_pending: The pod in the last snapshot; None: it was in none.
     """
 
     uid: str
@@ -60,7 +60,7 @@ class _Pod:
     preempts: bool = True
     nominated: str = ""
     refused: float | None = None
-    given: PendingPod | None = field(default=None, compare=False)
+    last_pending: PendingPod | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -71,7 +71,7 @@ class _Node:
     index: int
     uid: str = ""
     revision: int = 0
-    seen: tuple[Mapping[str, int], set[str], bool, Traits] | None = None
+    seen: tuple[Mapping[str, int], set[str], bool, NodeInfo] | None = None
     """Allocatable, unreadable resources, whether the node is usable, traits: all that plans depend on."""
 
 
@@ -120,7 +120,7 @@ class ClusterState:
         self._unowned: dict[str, _Pod] = {}
         """Pending pods whose labels name no job, by uid."""
         self._job_pods: dict[JobKey, _JobPods] = {}
-        self._wanted: dict[JobKey, _KnownDemand] = {}
+        self._demands: dict[JobKey, _KnownDemand] = {}
         self._deleted: dict[str, None] = {}
         """Uids of the last deleted objects, oldest first: a late event must not add them again."""
         self._nodes: dict[str, _Node] = {}
@@ -134,12 +134,12 @@ class ClusterState:
 
     # --- Events ---
 
-    def node_changed(self, manifest: Manifest, *, gone: bool = False) -> bool:
+    def node_changed(self, manifest: Manifest, *, deleted: bool = False) -> bool:
         """Handle the event of a node; return whether a plan depends on it, as kubelets update their nodes every few seconds."""
         metadata = part(manifest.get("metadata"))
         name, uid, revision = str(metadata.get("name", "")), str(metadata.get("uid") or ""), resource_version(metadata)
         known = self._nodes.get(name)
-        if gone:
+        if deleted:
             self._mark_deleted(uid)
             if known is None or (uid and known.uid and uid != known.uid):
                 return False
@@ -158,20 +158,20 @@ class ClusterState:
         if unread:
             self._unread[name] = unread
         self._note(f"Node {name}", problems)
-        before, known.seen = known.seen, (has, unread, usable(manifest), traits_of(manifest))
+        before, known.seen = known.seen, (has, unread, usable(manifest), node_info(manifest))
         if known.seen == before:
             return False
-        *_, self._usable[known.index], traits = known.seen
-        self._groups.set(known.index, traits)
+        *_, self._usable[known.index], info = known.seen
+        self._groups.set(known.index, info)
         return True
 
-    def pod_changed(self, manifest: Manifest, *, now: float, gone: bool = False) -> bool:
+    def pod_changed(self, manifest: Manifest, *, now: float, deleted: bool = False) -> bool:
         """Handle the event of a pod.
 
         Args:
             manifest: Manifest of the pod.
             now: Time by the monotonic clock of the snapshots, in seconds.
-            gone: Whether the pod was deleted.
+            deleted: Whether the pod was deleted.
 
         Returns:
             Whether a plan depends on the change; it does not on the start of a bound pod.
@@ -180,7 +180,7 @@ class ClusterState:
         place = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
         uid, revision = str(metadata.get("uid") or "/".join(place)), resource_version(metadata)
         known = self._pods.get(uid)
-        if gone:
+        if deleted:
             self._mark_deleted(str(metadata.get("uid") or ""))
             self._drop_pod(known)
             return known is not None
@@ -235,15 +235,15 @@ class ClusterState:
             spare: Head-room: (pod, count) for which room is left.
         """
         demands = {(demand.uid, demand.namespace): demand for demand in jobs}
-        for key in self._wanted.keys() - demands.keys():
-            self._note(self._wanted[key].title, [])
-        wanted = self._wanted = {key: self._known_demand(demand) for key, demand in demands.items()}
+        for key in self._demands.keys() - demands.keys():
+            self._note(self._demands[key].title, [])
+        entries = self._demands = {key: self._known_demand(demand) for key, demand in demands.items()}
         left = [(self._shape_of(pod, []), count) for pod, count in spare]
         foreign = [pod for key, each in self._job_pods.items() for pod in self._foreign(key, each)]
         waiting = [(pod, pod.shape) for pod in (*self._unowned.values(), *foreign) if pod.shape is not None]
-        kept = few(((shape, pod.priority) for pod, shape in waiting), _MOST_PENDING_SHAPES)
+        kept = limit_shapes(((shape, pod.priority) for pod, shape in waiting), _MOST_PENDING_SHAPES)
         columns = self._sums.catalogue.columns
-        used = _shapes_of(wanted.values(), (*kept, *(each for each, _ in left)))
+        used = _shapes_of(entries.values(), (*kept, *(each for each, _ in left)))
         request = self._book.number(used, columns=len(columns))
         group, fits = self._groups.arrange(self._book.constraints)
         room, usable_now = self._sums.room(self._more(foreign)), self._usable[: len(self._order)].copy()
@@ -262,14 +262,14 @@ class ClusterState:
                 total=self._sums.total(usable_now),
             ),
             shapes=Shapes(request=request, fits=fits),
-            jobs=tuple(self._job(key, each, now) for key, each in wanted.items()),
+            jobs=tuple(self._job(key, each, now) for key, each in entries.items()),
             pending=tuple(self._pending(pod, shape) for pod, shape in waiting if shape in kept),
             spare=tuple((shape.index, count) for shape, count in left),
         )
 
     def _foreign(self, key: JobKey, pods: _JobPods) -> Iterator[_Pod]:
         """Yield the pods of a job that are foreign: its demand is not in the snapshot, or their names are not the job's."""
-        found = self._wanted.get(key)
+        found = self._demands.get(key)
         if found is None:
             yield from pods.trainers.values()
             yield from pods.others.values()
@@ -289,48 +289,48 @@ class ClusterState:
         Trainers created before an edit of the job have another request. Of a resource that cannot be read, a node gets just
         the room of its trainers: no new pod fits, and no trainer is preempted because of a typing error.
         """
-        for key, wanted in self._wanted.items():
-            pods, asked = self._job_pods.get(key), wanted.trainer.request
-            if pods is None or pods.requests.keys() <= {asked}:
+        for key, entry in self._demands.items():
+            pods, request = self._job_pods.get(key), entry.trainer.request
+            if pods is None or pods.requests.keys() <= {request}:
                 continue
             for pod in pods.trainers.values():
                 node = self._nodes.get(pod.node)
                 if node is not None and pod.request is not None:
-                    room[node.index] += asked.row - pod.request.row
+                    room[node.index] += request.row - pod.request.row
         for name, resources in self._unread.items():
             keys = [pod.job for pod in self._bound.get(name, {}).values() if pod.role == "trainer" and not pod.deleting]
-            jobs = [self._wanted.get(key) for key in keys if key is not None]
+            jobs = [self._demands.get(key) for key in keys if key is not None]
             for at in (self._sums.catalogue.columns[resource] for resource in resources):
                 rows = (each.trainer.request.row for each in jobs if each is not None)
                 room[self._nodes[name].index, at] = sum(int(row[at]) for row in rows)
 
-    def _job(self, key: JobKey, wanted: _KnownDemand, now: float) -> PlannerJob:
+    def _job(self, key: JobKey, entry: _KnownDemand, now: float) -> PlannerJob:
         pods = self._job_pods.get(key)
-        basis = (pods, pods.changes if pods is not None else 0, self._book.edition)
-        if wanted.job is None or wanted.basis != basis or (pods is not None and pods.refused):
-            wanted.job, wanted.basis = self._made(wanted, pods or _JobPods(), now), basis
-        return wanted.job
+        basis = (pods, pods.changes if pods is not None else 0, self._book.numbering)
+        if entry.job is None or entry.basis != basis or (pods is not None and pods.refused):
+            entry.job, entry.basis = self._planner_job(entry, pods or _JobPods(), now), basis
+        return entry.job
 
-    def _made(self, wanted: _KnownDemand, pods: _JobPods, now: float) -> PlannerJob:
-        demand, nodes = wanted.demand, self._nodes
+    def _planner_job(self, entry: _KnownDemand, pods: _JobPods, now: float) -> PlannerJob:
+        demand, nodes = entry.demand, self._nodes
         lowest = demand.priority if demand.surplus is None else demand.surplus
         firm = Counter(
             nodes[pod.node].index for pod in pods.trainers.values() if pod.priority > lowest and pod.node in nodes
         )
         return PlannerJob(
             uid=demand.uid, name=f"{demand.namespace}/{demand.name}", priority=demand.priority, min=demand.min, max=demand.max,
-            weight=demand.weight, since=demand.since, surplus=demand.surplus, pinned=demand.pinned, shape=wanted.trainer.index,
+            weight=demand.weight, since=demand.since, surplus=demand.surplus, pinned=demand.pinned, shape=entry.trainer.index,
             held={nodes[name].index: count for name, count in pods.on.items() if name in nodes}, firm=firm,
-            fixed=tuple(self._missing(pods, wanted)) if wanted.fixed else (),
+            fixed=tuple(self._missing(pods, entry)) if entry.fixed else (),
             unschedulable=max((now - (pod.refused or 0.0) for pod in pods.refused.values()), default=0.0),
         )  # fmt: skip
 
-    def _missing(self, pods: _JobPods, wanted: _KnownDemand) -> Iterator[tuple[int, int]]:
+    def _missing(self, pods: _JobPods, entry: _KnownDemand) -> Iterator[tuple[int, int]]:
         bound: dict[str, int] = {}
         for pod in pods.others.values():
-            if pod.node in self._nodes and named_for(pod.place[1], pod.role, wanted.demand.name):
+            if pod.node in self._nodes and named_for(pod.place[1], pod.role, entry.demand.name):
                 bound[pod.role] = bound.get(pod.role, 0) + 1
-        for shape, count, role in wanted.fixed:
+        for shape, count, role in entry.fixed:
             found = min(count, bound.get(role, 0))
             bound[role] = bound.get(role, 0) - found
             if count > found:
@@ -339,17 +339,17 @@ class ClusterState:
     def _pending(self, pod: _Pod, shape: PodShape) -> PendingPod:
         nominated = self._nodes.get(pod.nominated)
         node = nominated.index if nominated is not None else -1
-        if pod.given is None or (pod.given.shape, pod.given.node) != (shape.index, node):
+        if pod.last_pending is None or (pod.last_pending.shape, pod.last_pending.node) != (shape.index, node):
             name, preempts = "/".join(pod.place), pod.preempts
-            pod.given = PendingPod(
+            pod.last_pending = PendingPod(
                 uid=pod.uid, name=name, shape=shape.index, priority=pod.priority, node=node, preempts=preempts
             )
-        return pod.given
+        return pod.last_pending
 
     # --- Reading of manifests ---
 
     def _known_demand(self, demand: JobDemand) -> _KnownDemand:
-        known = self._wanted.get((demand.uid, demand.namespace))
+        known = self._demands.get((demand.uid, demand.namespace))
         if known is not None and known.demand == demand:
             known.demand = demand
             return known
@@ -407,12 +407,12 @@ class ClusterState:
         self._sums.append()
         node = self._nodes[name] = _Node(name=name, index=index)
         self._order.append(node)
-        self._touch(name)
+        self._count_changes(name)
         for pod in self._bound.get(name, {}).values():
             self._count_on_node(pod, 1)
         return node
 
-    def _touch(self, *names: str) -> None:
+    def _count_changes(self, *names: str) -> None:
         """Mark the jobs with pods on nodes that were added or deleted, or have another index."""
         self._names = None
         for pod in [pod for name in names for pod in self._bound.get(name, {}).values()]:
@@ -429,7 +429,7 @@ class ClusterState:
         last.index = node.index
         del self._nodes[node.name]
         self._unread.pop(node.name, None)
-        self._touch(node.name, last.name)
+        self._count_changes(node.name, last.name)
         self._note(f"Node {node.name}", [])
 
     def _drop_pod(self, pod: _Pod | None) -> None:
@@ -494,7 +494,7 @@ def _keep(pods: dict[str, _Pod], pod: _Pod, sign: int) -> None:
         del pods[pod.uid]
 
 
-def _shapes_of(wanted: Iterable[_KnownDemand], more: Iterable[PodShape]) -> dict[PodShape, None]:
+def _shapes_of(entries: Iterable[_KnownDemand], more: Iterable[PodShape]) -> dict[PodShape, None]:
     """Return all shapes of a snapshot, each once, in a stable order."""
-    ours = (shape for each in wanted for shape in (each.trainer, *(fixed for fixed, _, _ in each.fixed)))
+    ours = (shape for each in entries for shape in (each.trainer, *(fixed for fixed, _, _ in each.fixed)))
     return dict.fromkeys((*ours, *more))

@@ -26,19 +26,19 @@ from shoal.autoscaler.snapshot.resources import Manifest, Request, part, parts
 __all__ = [
     "Constraints",
     "Groups",
+    "NodeInfo",
     "PodShape",
     "Requirement",
     "Selector",
     "ShapeBook",
     "Taint",
     "Toleration",
-    "Traits",
     "constraints_of",
     "eligible",
-    "few",
+    "limit_shapes",
+    "node_info",
     "selects",
     "tolerates",
-    "traits_of",
     "usable",
 ]
 
@@ -108,7 +108,7 @@ class Constraints(NamedTuple):
     selector: Selector
 
 
-class Traits(NamedTuple):
+class NodeInfo(NamedTuple):
     """The properties of a node that constraints are evaluated against."""
 
     name: str
@@ -116,7 +116,7 @@ class Traits(NamedTuple):
     taints: tuple[Taint, ...]
 
 
-def traits_of(node: Manifest) -> Traits:
+def node_info(node: Manifest) -> NodeInfo:
     """Return the traits of a node."""
     metadata = part(node.get("metadata"))
     labels = {str(key): _text(value) for key, value in part(metadata.get("labels")).items()}
@@ -125,7 +125,7 @@ def traits_of(node: Manifest) -> Traits:
         for each in parts(part(node.get("spec")).get("taints"))
         if each.get("effect") in _EFFECTS
     }
-    return Traits(_text(metadata.get("name")), labels, tuple(sorted(taints)))
+    return NodeInfo(_text(metadata.get("name")), labels, tuple(sorted(taints)))
 
 
 def usable(node: Manifest) -> bool:
@@ -147,8 +147,8 @@ def constraints_of(pod: Manifest) -> Constraints:
         for each in parts(spec.get("tolerations"))
         if each.get("effect") in {None, "", *_EFFECTS}
     }
-    wanted = part(spec.get("nodeSelector")).items()
-    every = tuple(sorted(Requirement(False, str(key), "In", (_text(value),)) for key, value in wanted))
+    node_selector = part(spec.get("nodeSelector")).items()
+    every = tuple(sorted(Requirement(False, str(key), "In", (_text(value),)) for key, value in node_selector))
     affinity = part(part(spec.get("affinity")).get("nodeAffinity"))
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     terms = None
@@ -158,9 +158,9 @@ def constraints_of(pod: Manifest) -> Constraints:
     return Constraints(tuple(sorted(tolerations)), Selector(every, terms))
 
 
-def eligible(constraints: Constraints, traits: Traits) -> bool:
+def eligible(constraints: Constraints, info: NodeInfo) -> bool:
     """Return whether a node is eligible for a pod, regardless of room and of the node's conditions."""
-    return tolerates(constraints.tolerations, traits.taints) and selects(constraints.selector, traits)
+    return tolerates(constraints.tolerations, info.taints) and selects(constraints.selector, info)
 
 
 def tolerates(tolerations: Sequence[Toleration], taints: Sequence[Taint]) -> bool:
@@ -168,13 +168,15 @@ def tolerates(tolerations: Sequence[Toleration], taints: Sequence[Taint]) -> boo
     return all(any(_tolerates(each, taint) for each in tolerations) for taint in taints)
 
 
-def selects(selector: Selector, traits: Traits) -> bool:
+def selects(selector: Selector, info: NodeInfo) -> bool:
     """Return whether a node has the required labels and name."""
 
-    def holds(term: Term) -> bool:
-        return all(_holds(each, _asked(each, traits)) for each in term)
+    def matches_term(term: Term) -> bool:
+        return all(_meets(each, _value_of(each, info)) for each in term)
 
-    return holds(selector.every) and (selector.terms is None or any(holds(term) for term in selector.terms))
+    return matches_term(selector.every) and (
+        selector.terms is None or any(matches_term(term) for term in selector.terms)
+    )
 
 
 def _text(value: Any) -> str:
@@ -195,7 +197,7 @@ def _term(manifest: Manifest) -> Term | None:
     made = set()
     for each in labels:
         requirement = _requirement(each, field=False)
-        if not _legal(requirement):
+        if not _is_valid(requirement):
             return None
         made.add(requirement)
     for each in fields:
@@ -218,7 +220,7 @@ def _requirement(manifest: Manifest, *, field: bool) -> Requirement:
     return Requirement(field, _text(manifest.get("key")), operator, ordered)
 
 
-def _legal(requirement: Requirement) -> bool:
+def _is_valid(requirement: Requirement) -> bool:
     _, key, operator, values = requirement
     if len(key) > _LONGEST_KEY or not _KEY.fullmatch(key) or not all(_VALUE.fullmatch(each) for each in values):
         return False
@@ -235,11 +237,11 @@ def _number(text: str) -> int | None:
     return found if found is not None and -(2**63) <= found < 2**63 else None
 
 
-def _asked(requirement: Requirement, traits: Traits) -> str | None:
-    return traits.name if requirement.field else traits.labels.get(requirement.key)
+def _value_of(requirement: Requirement, info: NodeInfo) -> str | None:
+    return info.name if requirement.field else info.labels.get(requirement.key)
 
 
-def _holds(requirement: Requirement, value: str | None) -> bool:
+def _meets(requirement: Requirement, value: str | None) -> bool:
     """Return whether a label's value (None: there is no such label) meets a requirement."""
     operator, values = requirement.operator, requirement.values
     if operator == "In":
@@ -257,27 +259,27 @@ class _Column:
 
     Args:
         of: Returns the trait of a node.
-        nodes: Traits of the nodes.
+        nodes: The nodes.
     """
 
-    def __init__(self, of: Callable[[Traits], Hashable], nodes: Sequence[Traits]) -> None:
+    def __init__(self, of: Callable[[NodeInfo], Hashable], nodes: Sequence[NodeInfo]) -> None:
         self._of = of
         self.known: dict[Any, int] = {None: 0}
         """Value -> its number; 0: the node lacks the trait."""
         self.numbers: npt.NDArray[np.int32] = np.zeros(max(64, len(nodes)), np.int32)
-        for index, traits in enumerate(nodes):
-            self.set(index, traits)
+        for index, info in enumerate(nodes):
+            self.set(index, info)
 
-    def set(self, index: int, traits: Traits) -> bool:
+    def set(self, index: int, info: NodeInfo) -> bool:
         """Set the trait of a node; return whether it has changed."""
         if index >= len(self.numbers):
             self.numbers = np.concatenate([self.numbers, np.zeros_like(self.numbers)])
-        number = self.known.setdefault(self._of(traits), len(self.known))
+        number = self.known.setdefault(self._of(info), len(self.known))
         changed = bool(self.numbers[index] != number)
         self.numbers[index] = number
         return changed
 
-    def holds(self, requirement: Requirement, count: int) -> Flags:
+    def matches_term(self, requirement: Requirement, count: int) -> Flags:
         """Return [count] whether each of the first nodes meets a requirement."""
         table = np.zeros(len(self.known), np.bool_)
         if requirement.operator in {"In", "NotIn"}:
@@ -285,7 +287,7 @@ class _Column:
             table[[self.known[value] for value in requirement.values if value in self.known]] = True
             table ^= requirement.operator == "NotIn"
         else:
-            table[:] = [_holds(requirement, value) for value in self.known]
+            table[:] = [_meets(requirement, value) for value in self.known]
         return table[self.numbers[:count]]
 
 
@@ -297,10 +299,10 @@ class Groups:
     """
 
     def __init__(self) -> None:
-        self._nodes: list[Traits] = []
+        self._nodes: list[NodeInfo] = []
         self._taints = _Column(_taints, ())
         self._columns: dict[tuple[bool, str], _Column] = {}
-        self._truths: dict[Selector, Flags] = {}
+        self._matches: dict[Selector, Flags] = {}
         """Selector of the last shapes -> [N] whether it matches each node."""
         self._group: Counts = np.zeros(0, np.int64)
         self._first: Counts = np.zeros(0, np.int64)
@@ -309,14 +311,14 @@ class Groups:
         self._shapes: list[Constraints] = []
         self._stale = True
 
-    def set(self, index: int, traits: Traits) -> None:
+    def set(self, index: int, info: NodeInfo) -> None:
         """Set the traits of a node; a new node has the next index."""
         if index == len(self._nodes):
-            self._nodes.append(traits)
+            self._nodes.append(info)
             self._stale = True
-        self._nodes[index] = traits
+        self._nodes[index] = info
         for column in (self._taints, *self._columns.values()):
-            self._stale |= column.set(index, traits)
+            self._stale |= column.set(index, info)
 
     def remove(self, index: int) -> None:
         """Remove a node; the last node takes its index."""
@@ -332,27 +334,27 @@ class Groups:
         """
         if not self._stale and shapes == self._shapes:
             return self._group, self._fits
-        self._tidy()
+        self._drop_unused_values()
         selectors = list(dict.fromkeys(each.selector for each in shapes))
-        before = list(self._truths)
-        self._truths = {
-            each: self._truths[each] if each in self._truths else self._selected(each) for each in selectors
+        before = list(self._matches)
+        self._matches = {
+            each: self._matches[each] if each in self._matches else self._selected(each) for each in selectors
         }
-        asked = {(each.field, each.key) for selector in selectors for each in _requirements(selector)}
-        self._columns = {key: each for key, each in self._columns.items() if key in asked}
-        truths = np.array(list(self._truths.values()), np.bool_).reshape(len(selectors), len(self._nodes))
+        required_keys = {(each.field, each.key) for selector in selectors for each in _requirements(selector)}
+        self._columns = {key: each for key, each in self._columns.items() if key in required_keys}
+        matches = np.array(list(self._matches.values()), np.bool_).reshape(len(selectors), len(self._nodes))
         if self._stale or selectors != before:
-            self._regroup(truths)
-        self._fits = self._fitting(shapes, truths)
+            self._regroup(matches)
+        self._fits = self._fitting(shapes, matches)
         self._group.flags.writeable = self._fits.flags.writeable = False
         self._shapes, self._stale = list(shapes), False
         return self._group, self._fits
 
-    def _tidy(self) -> None:
+    def _drop_unused_values(self) -> None:
         """Drop values that nodes had earlier, so that the tables do not grow with changing node names."""
         if not self._stale:
             return
-        self._truths = {}
+        self._matches = {}
         most = 2 * len(self._nodes) + 64
         self._columns = {key: each for key, each in self._columns.items() if len(each.known) <= most}
         if len(self._taints.known) > most:
@@ -372,32 +374,34 @@ class Groups:
         for each in term:
             key = (each.field, each.key)
             if key not in self._columns:
-                self._columns[key] = _Column(partial(_asked, each), self._nodes)
-            found &= self._columns[key].holds(each, len(self._nodes))
+                self._columns[key] = _Column(partial(_value_of, each), self._nodes)
+            found &= self._columns[key].matches_term(each, len(self._nodes))
         return found
 
-    def _regroup(self, truths: Flags) -> None:
+    def _regroup(self, matches: Flags) -> None:
         """Group the nodes with equal taints and equal results; exact, as bits are compared and not hashes."""
         count = len(self._nodes)
         group: Counts = self._taints.numbers[:count].astype(np.int64)
-        for at in range(0, max(1, len(truths)), 32):
-            signs = np.zeros((count, 4), np.uint8)
-            packed = np.packbits(truths[at : at + 32], axis=0).T
-            signs[:, : packed.shape[1]] = packed
-            both = (group << 32) | signs.view(np.uint32)[:, 0]
-            _, first, numbers = np.unique(both, return_index=True, return_inverse=True)
+        for at in range(0, max(1, len(matches)), 32):
+            bits = np.zeros((count, 4), np.uint8)
+            packed = np.packbits(matches[at : at + 32], axis=0).T
+            bits[:, : packed.shape[1]] = packed
+            combined = (group << 32) | bits.view(np.uint32)[:, 0]
+            _, first, numbers = np.unique(combined, return_index=True, return_inverse=True)
             group, self._first = numbers.astype(np.int64), first.astype(np.int64)
         self._group = group
 
-    def _fitting(self, shapes: Sequence[Constraints], truths: Flags) -> Flags:
+    def _fitting(self, shapes: Sequence[Constraints], matches: Flags) -> Flags:
         taints = list(self._taints.known)
         tolerations = {each: at for at, each in enumerate(dict.fromkeys(each.tolerations for each in shapes))}
-        selectors = {each: at for at, each in enumerate(self._truths)}
-        let = [[each is not None and tolerates(own, each) for each in taints] for own in tolerations]
-        tolerated = np.array(let, np.bool_).reshape(len(tolerations), len(taints))[:, self._taints.numbers[self._first]]
-        selected = truths[:, self._first]
-        ours = [tolerations[each.tolerations] for each in shapes]
-        fits: Flags = tolerated[ours] & selected[[selectors[each.selector] for each in shapes]]
+        selectors = {each: at for at, each in enumerate(self._matches)}
+        tolerates_taint = [[each is not None and tolerates(own, each) for each in taints] for own in tolerations]
+        tolerated = np.array(tolerates_taint, np.bool_).reshape(len(tolerations), len(taints))[
+            :, self._taints.numbers[self._first]
+        ]
+        selected = matches[:, self._first]
+        toleration_index = [tolerations[each.tolerations] for each in shapes]
+        fits: Flags = tolerated[toleration_index] & selected[[selectors[each.selector] for each in shapes]]
         return fits
 
 
@@ -423,7 +427,7 @@ class ShapeBook:
 
     def __init__(self) -> None:
         self._shapes: WeakValueDictionary[tuple[Request, Constraints], PodShape] = WeakValueDictionary()
-        self.edition = 0
+        self.numbering = 0
         """Increases when shapes get other numbers than before."""
         self._numbered: list[PodShape] = []
         self._matrix: Counts = np.zeros((0, 0), np.int64)
@@ -451,7 +455,7 @@ class ShapeBook:
         if len(self._numbered) > 2 * len(used):
             for shape in self._numbered:
                 shape.index = -1
-            self._numbered, self.constraints, self.edition = [], [], self.edition + 1
+            self._numbered, self.constraints, self.numbering = [], [], self.numbering + 1
         before = len(self._numbered) if self._numbered else -1
         for shape in used:
             if shape.index < 0:
@@ -465,7 +469,7 @@ class ShapeBook:
         return self._matrix
 
 
-def few(shapes: Iterable[tuple[PodShape, int]], most: int) -> Collection[PodShape]:
+def limit_shapes(shapes: Iterable[tuple[PodShape, int]], most: int) -> Collection[PodShape]:
     """Return at most `most` shapes: those of the highest priority, and of equal priorities the first ones.
 
     Args:
@@ -480,8 +484,8 @@ def few(shapes: Iterable[tuple[PodShape, int]], most: int) -> Collection[PodShap
     return dict.fromkeys(sorted(best, key=lambda shape: -best[shape])[:most])
 
 
-def _taints(traits: Traits) -> Hashable:
-    return traits.taints
+def _taints(info: NodeInfo) -> Hashable:
+    return info.taints
 
 
 def _requirements(selector: Selector) -> Iterator[Requirement]:

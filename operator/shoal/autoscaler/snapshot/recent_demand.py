@@ -31,11 +31,11 @@ class _Kind:
 
     Attributes:
         pod: Manifest of one of these pods.
-        came: Arrival times in seconds, oldest first.
+        arrivals: Arrival times in seconds, oldest first.
     """
 
     pod: Manifest
-    came: list[float] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
 
 
 class RecentDemand:
@@ -45,7 +45,7 @@ class RecentDemand:
         self._kinds: dict[str, _Kind] = {}
         self._seen: dict[str, None] = {}
 
-    def came(self, manifest: Mapping[str, Any], *, now: float) -> None:
+    def pod_arrived(self, manifest: Mapping[str, Any], *, now: float) -> None:
         """Record a foreign pod that has no node yet; each pod counts once."""
         uid = str(manifest["metadata"]["uid"])
         if uid in self._seen:
@@ -57,36 +57,36 @@ class RecentDemand:
         constraints = {key: spec[key] for key in ("nodeSelector", "affinity", "tolerations") if key in spec}
         key = json.dumps([request_of(manifest), constraints], sort_keys=True, default=str)
         kind = self._kinds.setdefault(key, _Kind({"spec": dict(spec)}))
-        kind.came = [*kind.came[-_MOST_SPARE:], now]
+        kind.arrivals = [*kind.arrivals[-_MOST_SPARE:], now]
 
     def spare(self, multiple: float, *, now: float) -> list[tuple[Manifest, int]]:
         """Return the head-room: (manifest, number of such pods for which room is kept).
 
         Args:
             multiple: Multiple of the most pods that arrived within one grace period; 0: no head-room.
-            now: Time in seconds, by the clock of `came`.
+            now: Time in seconds, by the clock of `arrivals`.
         """
-        self._kinds = {key: kind for key, kind in self._kinds.items() if now - kind.came[-1] < _MEMORY_SECONDS}
+        self._kinds = {key: kind for key, kind in self._kinds.items() if now - kind.arrivals[-1] < _MEMORY_SECONDS}
         if not multiple:
             return []
-        wanted = [
-            (kind.pod, math.ceil(multiple * _most(kind.came, since=now - _MEMORY_SECONDS)))
+        spare = [
+            (kind.pod, math.ceil(multiple * _most(kind.arrivals, since=now - _MEMORY_SECONDS)))
             for kind in self._kinds.values()
         ]
-        return [(pod, min(count, _MOST_SPARE)) for pod, count in wanted if count]
+        return [(pod, min(count, _MOST_SPARE)) for pod, count in spare if count]
 
 
-def _most(came: list[float], *, since: float) -> int:
+def _most(arrivals: list[float], *, since: float) -> int:
     """Return the most arrivals within one window of `_WINDOW_SECONDS`.
 
     Args:
-        came: Arrival times in seconds, oldest first.
+        arrivals: Arrival times in seconds, oldest first.
         since: Arrivals before this time are ignored.
     """
-    recent = [moment for moment in came if moment >= since]
+    recent = [arrival for arrival in arrivals if arrival >= since]
     most, first = 0, 0
-    for last, moment in enumerate(recent):
-        while moment - recent[first] > _WINDOW_SECONDS:
+    for last, arrival in enumerate(recent):
+        while arrival - recent[first] > _WINDOW_SECONDS:
             first += 1
         most = max(most, last - first + 1)
     return most

@@ -10,7 +10,6 @@ and the cost of a number is bounded by its length: an amount that cannot be read
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -18,7 +17,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from shoal.api.errors import shown
+from shoal.api.quantity import parse_quantity
 from shoal.autoscaler.planner.model import Counts, Flags
 
 __all__ = [
@@ -46,13 +45,6 @@ _MOST_UNOFFERED: Final = 64
 _THOUSANDTHS: Final = 1000
 _LONGEST: Final = 100
 """Most characters of a quantity; the API server writes about twenty."""
-_FURTHEST: Final = 3 * _LONGEST
-"""Largest exponent that can change a result, whatever the number of digits."""
-_GRAMMAR: Final = re.compile(
-    r"([+-]?)([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE]([+-]?[0-9]+)|([KMGTPE]i|[numkMGTPE]))?", re.ASCII
-)
-_TENS: Final = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
-_TWOS: Final = {f"{letter}i": 10 * power for power, letter in enumerate("KMGTPE", 1)}
 
 
 class Request:
@@ -342,19 +334,7 @@ def _thousandths(value: Any, *, up: bool) -> int:
 @lru_cache(maxsize=10_000)
 def _parsed(text: str, up: bool) -> int:  # noqa: FBT001 - a cache tells calls with keywords apart by their order
     """Return a quantity in thousandths of a unit, at most 1,000 times `MOST`, so that a larger sum still differs from it."""
-    found = _GRAMMAR.fullmatch(text) if len(text) <= _LONGEST else None
-    if found is None:
-        raise ValueError(f'{shown(text)} is not a quantity such as "1", "500m" or "1Gi"')
-    sign, number, exponent, suffix = found.groups()
-    before, _, behind = number.partition(".")
-    digits = int(before + behind)
-    if digits and sign == "-":
-        raise ValueError(f"{shown(text)} is negative")
-    tens = min(max(int(exponent), -_FURTHEST), _FURTHEST) if exponent else _TENS.get(suffix, 0)
-    tens += 3 - len(behind)
-    above: int = digits * 10 ** max(tens, 0) << _TWOS.get(suffix, 0)
-    below: int = 10 ** max(-tens, 0)
-    return min(-(-above // below) if up else above // below, MOST * _THOUSANDTHS)
+    return min(parse_quantity(text, longest=_LONGEST).thousandths(up=up), MOST * _THOUSANDTHS)
 
 
 def _whole(thousandths: int, resource: str, *, up: bool) -> int:

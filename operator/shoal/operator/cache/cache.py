@@ -33,9 +33,9 @@ from shoal.operator.resources.object_fields import (
     place_of,
     revision_of,
     same,
-    slim,
     unreachable,
     without,
+    without_unread_fields,
 )
 from shoal.operator.resources.pods import GROUP, TOKEN_VERSION, label
 from shoal.operator.status.conditions import PodProblem
@@ -73,9 +73,9 @@ class _Known:
     """Summaries of the pods among the objects; None: the pod is not of this job, whatever its labels are."""
     pods: tuple[PodSummary, ...] | None = None
     """The job's pods; None: to be built again. A sync reads them several times."""
-    wanted: DesiredState | None = None
+    desired: DesiredState | None = None
     published: ReportedState | None = None
-    heard: datetime | None = None
+    reported_at: datetime | None = None
     moved: datetime | None = None
     committed: float | None = None
     """When the number of committed samples was last observed to grow, by `Cache`'s clock."""
@@ -107,17 +107,17 @@ class Cache:
         self._deleted: dict[str, None] = {}
         """UIDs of recently deleted objects, oldest first."""
         self._lost_nodes: set[str] = set()
-        self._gone_nodes: set[str] = set()
+        self._deleted_nodes: set[str] = set()
         """The lost nodes that are deleted."""
         self._cordoned_nodes: set[str] = set()
         self._etcd = True
 
     # --- Events: each method returns the jobs that the event concerns ---
 
-    def job_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
+    def job_changed(self, manifest: Manifest, *, deleted: bool = False) -> set[Uid]:
         """Handle an event of a TrainingJob: it was added, changed or deleted."""
         uid = manifest["metadata"]["uid"]
-        if not gone:
+        if not deleted:
             before = self.jobs.get(uid)
             self._named[place_of(manifest)] = uid
             after = self.jobs[uid] = {**manifest, "metadata": without(manifest["metadata"], "managedFields")}
@@ -132,7 +132,7 @@ class Cache:
             self._known[uid] = _Known(objects=known.objects)
         return {uid}
 
-    def object_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
+    def object_changed(self, manifest: Manifest, *, deleted: bool = False) -> set[Uid]:
         """Handle an event of an object with a job's label: it was added, changed or deleted."""
         uid, job = label(manifest, "uid"), label(manifest, "job")
         if not uid:
@@ -141,31 +141,31 @@ class Cache:
         namespace, kind = metadata.get("namespace", ""), manifest["kind"]
         known, place, key = self._known[uid], (namespace, job), (kind, namespace, metadata["name"])
         ahead = known.ahead.get(key)
-        if not gone and ahead is not None and newer(ahead, manifest):
+        if not deleted and ahead is not None and newer(ahead, manifest):
             return set()
         known.ahead.pop(key, None)
         before = known.objects.pop(key, None)
         known.read.pop(key, None)
         known.pods = None
-        if gone:
+        if deleted:
             self._remember_deleted(manifest)
             return {uid} | self._waiting_for(uid, place)
-        after = known.objects[key] = slim(manifest)
+        after = known.objects[key] = without_unread_fields(manifest)
         self._uids_by_place[place].add(uid)
         # Controllers count in the status of their objects; the cache does not keep that.
         return set() if before is not None and same(before, after) else {uid}
 
-    def answered(self, manifest: Manifest) -> None:
+    def response_received(self, manifest: Manifest) -> None:
         """Add an object from the API server's response to an own write, before a watch delivers it.
 
         Without this, syncs on a busy cluster would create the same pods again and again.
         """
         key = (manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
         known = self._known[label(manifest, "uid")].objects.get(key)
-        gone = manifest["metadata"].get("uid", "") in self._deleted
-        if not gone and (known is None or newer(manifest, known)):
+        deleted = manifest["metadata"].get("uid", "") in self._deleted
+        if not deleted and (known is None or newer(manifest, known)):
             self.object_changed(manifest)
-            self._known[label(manifest, "uid")].ahead[key] = slim(manifest)
+            self._known[label(manifest, "uid")].ahead[key] = without_unread_fields(manifest)
 
     def _remember_deleted(self, manifest: Manifest) -> None:
         """Remember a deleted object: the response to its creation may be handled after the event of its deletion."""
@@ -189,7 +189,7 @@ class Cache:
         """Replace all records with those in etcd, after a gap in the watch or a loss of data; missing ones are deleted."""
         there = {(found[0].uid, found[1]) for found in map(JobKeys.parse, records) if found is not None}
         touched: dict[Uid, float] = {}
-        wrong = {uid: known.usage.wrong for uid, known in self._known.items()}
+        kinds = {uid: known.usage.problem_kinds for uid, known in self._known.items()}
         for uid, known in self._known.items():
             known.usage = Usage()
             for record, (attribute, _) in READERS.items():
@@ -198,7 +198,7 @@ class Cache:
                     touched[uid] = 0.0
         for key, value in records.items():
             touched |= self.record_changed(key, value, created=True)
-        return touched | {uid: 0.0 for uid, before in wrong.items() if self._known[uid].usage.wrong != before}
+        return touched | {uid: 0.0 for uid, before in kinds.items() if self._known[uid].usage.problem_kinds != before}
 
     def forget_missing(self, kind: str, listed: Iterable[Manifest], *, revision: int, namespace: str = "") -> set[Uid]:
         """Delete objects that a complete listing of a kind lacks, unless they changed after that listing.
@@ -212,12 +212,12 @@ class Cache:
         if kind == "TrainingJob":
             uids = {each["metadata"]["uid"] for each in listed}
             here = [job for job in self.jobs.values() if namespace in {"", place_of(job)[0]}]
-            gone = [job for job in here if job["metadata"]["uid"] not in uids and revision_of(job) <= revision]
-            return {uid for job in gone for uid in self.job_changed(job, gone=True)}
+            deleted = [job for job in here if job["metadata"]["uid"] not in uids and revision_of(job) <= revision]
+            return {uid for job in deleted for uid in self.job_changed(job, deleted=True)}
         if kind == "Node":
             nodes = {each["metadata"]["name"] for each in listed}
-            gone_nodes = self._nodes_in_use(revision) - nodes
-            return {uid for name in gone_nodes for uid in self.node_changed({"metadata": {"name": name}}, gone=True)}
+            unlisted = ({"metadata": {"name": name}} for name in self._nodes_in_use(revision) - nodes)
+            return {uid for node in unlisted for uid in self.node_changed(node, deleted=True)}
         there = {
             (label(each, "uid"), each["metadata"].get("namespace", ""), each["metadata"]["name"]) for each in listed
         }
@@ -232,7 +232,7 @@ class Cache:
         ]
         touched: set[Uid] = set()
         for each in missing:
-            touched |= self.object_changed({"kind": kind, **each}, gone=True)
+            touched |= self.object_changed({"kind": kind, **each}, deleted=True)
         return touched
 
     def _nodes_in_use(self, revision: int) -> set[str]:
@@ -244,17 +244,17 @@ class Cache:
             if (each.get("spec") or {}).get("nodeName") and revision_of(each) <= revision
         }
 
-    def node_changed(self, manifest: Manifest, *, gone: bool = False) -> set[Uid]:
+    def node_changed(self, manifest: Manifest, *, deleted: bool = False) -> set[Uid]:
         """Handle an event of a node: it was added, changed or deleted."""
         name = manifest["metadata"]["name"]
-        lost = gone or unreachable(manifest)
-        cordoned = not gone and bool((manifest.get("spec") or {}).get("unschedulable"))
-        before = (name in self._lost_nodes, name in self._gone_nodes, name in self._cordoned_nodes)
-        if (lost, gone, cordoned) == before:
+        lost = deleted or unreachable(manifest)
+        cordoned = not deleted and bool((manifest.get("spec") or {}).get("unschedulable"))
+        before = (name in self._lost_nodes, name in self._deleted_nodes, name in self._cordoned_nodes)
+        if (lost, deleted, cordoned) == before:
             return set()
         (self._cordoned_nodes.add if cordoned else self._cordoned_nodes.discard)(name)
         (self._lost_nodes.add if lost else self._lost_nodes.discard)(name)
-        (self._gone_nodes.add if gone else self._gone_nodes.discard)(name)
+        (self._deleted_nodes.add if deleted else self._deleted_nodes.discard)(name)
         return {
             uid
             for uid, known in self._known.items()
@@ -282,13 +282,13 @@ class Cache:
             return {}
         uid, record = found[0].uid, found[1]
         known = self._known[uid]
-        before = known.usage.wrong
+        before = known.usage.problem_kinds
         if value is None:
             known.usage.removed(record)
         else:
             known.usage.written(record, len(value), created=created)
         due = self._update_record(uid, known, record, value) if record in READERS else {}
-        if before != known.usage.wrong:
+        if before != known.usage.problem_kinds:
             due = {uid: 0.0}
         if value is None and uid not in self.jobs and known.empty:
             del self._known[uid]
@@ -309,9 +309,9 @@ class Cache:
         setattr(known, attribute, now)
         if attribute != "published":
             return {uid: 0.0}
-        known.heard = datetime.now(UTC)
+        known.reported_at = datetime.now(UTC)
         if isinstance(now, ReportedState) and (not isinstance(before, ReportedState) or now.moved != before.moved):
-            known.moved = known.heard if now.moved else None
+            known.moved = known.reported_at if now.moved else None
         if isinstance(before, ReportedState) and isinstance(now, ReportedState) and now.samples > before.samples:
             known.committed = self._clock()
         return {uid: NEWS_SECONDS if _only_progress(before, known.published) else 0.0}
@@ -321,7 +321,7 @@ class Cache:
         known = self._known[uid]
         known.ended = None
         if not outcome_only:
-            known.wanted = known.published = known.leader = None
+            known.desired = known.published = known.leader = None
 
     # --- Queries ---
 
@@ -356,7 +356,7 @@ class Cache:
             preferred=self._preferred(uid),
             token=self._token(uid),
             masters=self._others(uid, "master"),
-            wanted=known.wanted,
+            desired=known.desired,
             published=known.published,
             ended=known.ended,
         )
@@ -403,7 +403,7 @@ class Cache:
             if namespace == place[0] and each["metadata"].get("ownerReferences")
         )
 
-    def facts(self, uid: Uid, *, why: str = "") -> Facts:
+    def facts(self, uid: Uid, *, reason: str = "") -> Facts:
         """Return the facts for a job's status that are not part of its observed state."""
         known = self._known[uid]
         pods = self.pods(uid)
@@ -413,19 +413,19 @@ class Cache:
             placed=frozenset(pod.name for pod in pods if pod.node),
             ready=frozenset(pod.name for pod in pods if pod.ready),
             generation=known.leader.generation if known.leader is not None else None,
-            heard=known.heard,
+            reported_at=known.reported_at,
             moved=known.moved,
             account=Account.model_validate(account) if account is not None else None,
-            why=why,
+            reason=reason,
         )
 
     def committed(self, uid: Uid) -> float | None:
         """Return when a commit of a job's samples was last observed, by `clock`; None: not since this process started."""
         return self._known[uid].committed
 
-    def complaints(self, uid: Uid) -> Mapping[str, str]:
+    def record_problems(self, uid: Uid) -> Mapping[str, str]:
         """Return the problems of a job's keys in etcd: key -> message with the fix."""
-        return self._known[uid].usage.complaints()
+        return self._known[uid].usage.record_problems()
 
     def problems(self, uid: Uid) -> list[PodProblem]:
         """Return the problems of a job's pods and of its claims."""
@@ -439,8 +439,9 @@ class Cache:
 
     def ends(self, uid: Uid) -> list[ContainerEnd]:
         """Return how runs of a job's containers ended."""
-        wanted = self._known[uid].wanted or DesiredState()
-        return [replace(end, asked=end.asked or _terminated(pod, wanted)) for pod in self.pods(uid) for end in pod.ends]
+        desired = self._known[uid].desired or DesiredState()
+        found = ((pod, end) for pod in self.pods(uid) for end in pod.ends)
+        return [replace(end, terminated=end.terminated or _terminated(pod, desired)) for pod, end in found]
 
     # --- Helpers ---
 
@@ -475,7 +476,7 @@ class Cache:
                 uid=pod.uid,
                 lost=self._lost(pod),
                 deleting=pod.deleting,
-                gone=pod.node in self._gone_nodes,
+                node_deleted=pod.node in self._deleted_nodes,
             )
             for pod in self.pods(uid)
             if pod.role == role
@@ -494,6 +495,6 @@ def _only_progress(before: ReportedState | None, after: ReportedState | None) ->
     return msgspec.structs.replace(before, **same) == msgspec.structs.replace(after, **same)
 
 
-def _terminated(pod: PodSummary, wanted: DesiredState) -> bool:
+def _terminated(pod: PodSummary, desired: DesiredState) -> bool:
     """Return whether a pod's process was asked to terminate."""
-    return pod.deleting or (pod.role == "trainer" and wanted.leaves(pod.index))
+    return pod.deleting or (pod.role == "trainer" and desired.leaves(pod.index))

@@ -49,38 +49,38 @@ class Informers:
 
     Args:
         kube: Client of the API server.
-        store: The cache to fill.
+        cache: The cache to fill.
         namespaces: The served namespaces. Empty: all.
         enqueue: Called with the UIDs of jobs for which something changed.
         on_event: Called with the kind of each object of which an event is received.
-        job_gone: Called after a job was deleted.
+        on_job_deleted: Called after a job was deleted.
         health: Records received events and failing streams.
-        everything: Receives all pods of the cluster, nodes and PriorityClasses. None: only pods of jobs are watched.
+        autoscaler: Receives all pods of the cluster, nodes and PriorityClasses. None: only pods of jobs are watched.
     """
 
     def __init__(
         self,
         kube: Kube,
-        store: Cache,
+        cache: Cache,
         *,
         namespaces: tuple[str, ...],
         enqueue: Callable[[Iterable[str]], None],
         on_event: Callable[[str], None],
-        job_gone: Callable[[], None],
+        on_job_deleted: Callable[[], None],
         health: WatchHealth,
-        everything: Autoscaler | None = None,
+        autoscaler: Autoscaler | None = None,
     ) -> None:
         self._kube = kube
-        self._cache = store
+        self._cache = cache
         self._namespaces = namespaces or ("",)
         self._enqueue = enqueue
         self._on_event = on_event
-        self._job_gone = job_gone
+        self._on_job_deleted = on_job_deleted
         self._health = health
-        self._everything = everything
+        self._autoscaler = autoscaler
         self._revisions: dict[tuple[str, str], int] = {}
         self._relisting = asyncio.Event()
-        self._watch = JobInformer(namespaces=namespaces, on_event=self._job_came, on_listed=self._jobs_listed)
+        self._watch = JobInformer(namespaces=namespaces, on_event=self._on_job_event, on_listed=self._jobs_listed)
         self._loop = asyncio.get_running_loop()
 
     def silent_seconds(self) -> float:
@@ -94,7 +94,7 @@ class Informers:
             KubeGoneError: The API server does not serve TrainingJobs.
             KubeError: A kind cannot be listed.
         """
-        whole = () if self._everything is None else ("PriorityClass", "Pod")
+        whole = () if self._autoscaler is None else ("PriorityClass", "Pod")
         for namespace in self._namespaces:
             await self._take("TrainingJob", namespace)
             for kind in _OURS:
@@ -131,7 +131,7 @@ class Informers:
                 namespace=namespace,
                 selector=selector,
                 since=since,
-                on_trouble=lambda words: self._health.failing((kind, namespace), words, time.monotonic()),
+                on_error=lambda message: self._health.failing((kind, namespace), message, time.monotonic()),
             )
         ) as news:
             async for each in news:
@@ -139,31 +139,31 @@ class Informers:
                     self._listed(kind, namespace, each)
                 else:
                     self._on_event(kind)
-                    marked = self._changed(kind, each.manifest, gone=each.gone)
-                    self._enqueue(marked)
+                    changed_jobs = self._changed(kind, each.manifest, deleted=each.deleted)
+                    self._enqueue(changed_jobs)
                     # These are deleted with their job. The watch of jobs may have missed the job's deletion: a listing
                     # without any job causes no event.
-                    if each.gone and kind in APPLIED_KINDS and not marked.isdisjoint(self._cache.jobs):
+                    if each.deleted and kind in APPLIED_KINDS and not changed_jobs.isdisjoint(self._cache.jobs):
                         self._relisting.set()
 
     def _served(self, manifest: dict[str, Any]) -> bool:
         return self._namespaces == ("",) or manifest["metadata"].get("namespace") in self._namespaces
 
     def _selector(self, kind: str) -> str:
-        everybody = kind == "Pod" and self._everything is not None
-        return _SELECTOR if kind in _OURS and not everybody else ""
+        all_pods = kind == "Pod" and self._autoscaler is not None
+        return _SELECTOR if kind in _OURS and not all_pods else ""
 
-    def _changed(self, kind: str, manifest: dict[str, Any], *, gone: bool = False) -> set[str]:
+    def _changed(self, kind: str, manifest: dict[str, Any], *, deleted: bool = False) -> set[str]:
         if kind == "TrainingJob":
-            return self._cache.job_changed(manifest, gone=gone)
-        if self._everything is not None:
-            self._everything.saw(kind, manifest, gone=gone)
+            return self._cache.job_changed(manifest, deleted=deleted)
+        if self._autoscaler is not None:
+            self._autoscaler.on_event(kind, manifest, deleted=deleted)
         if kind == "PriorityClass" or (kind == "Pod" and not self._served(manifest)):
             return set()
         if kind == "Node":
-            return self._cache.node_changed(manifest, gone=gone)
+            return self._cache.node_changed(manifest, deleted=deleted)
         manifest["kind"] = kind
-        return self._cache.object_changed(manifest, gone=gone)
+        return self._cache.object_changed(manifest, deleted=deleted)
 
     async def _take(self, kind: str, namespace: str) -> None:
         selector = self._selector(kind)
@@ -174,16 +174,16 @@ class Informers:
     def _listed(self, kind: str, namespace: str, found: Listed) -> None:
         for manifest in found.items:
             self._enqueue(self._changed(kind, manifest))
-        if self._everything is not None:
-            self._everything.listed(kind, found.items, revision=found.revision)
+        if self._autoscaler is not None:
+            self._autoscaler.listed(kind, found.items, revision=found.revision)
         if kind == "PriorityClass":
             return
-        gone = self._cache.forget_missing(kind, found.items, revision=found.revision, namespace=namespace)
-        self._enqueue(gone)
-        if gone and kind == "TrainingJob":
-            for uid in gone:
-                self._health.gone(uid)
-            self._job_gone()
+        deleted = self._cache.forget_missing(kind, found.items, revision=found.revision, namespace=namespace)
+        self._enqueue(deleted)
+        if deleted and kind == "TrainingJob":
+            for uid in deleted:
+                self._health.job_deleted(uid)
+            self._on_job_deleted()
 
     # --- TrainingJobs ---
 
@@ -196,12 +196,12 @@ class Informers:
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             try:
-                here = await self._kube.knows("TrainingJob")
-                words = "" if here else "the cluster does not know TrainingJobs: install their definition"
+                here = await self._kube.has_kind("TrainingJob")
+                message = "" if here else "the cluster does not know TrainingJobs: install their definition"
             except KubeError as error:
-                here, words = known, f"the API server does not answer: {error}"
+                here, message = known, f"the API server does not answer: {error}"
             now = time.monotonic()
-            self._health.failing("definition", words, now)
+            self._health.failing("definition", message, now)
             if self._health.restart_due(now) or (here and not known):
                 log.warning("the watch of jobs restarts")
                 self._watch.restart()
@@ -224,16 +224,16 @@ class Informers:
                 self._relisting.set()
                 await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _job_came(self, manifest: dict[str, Any], gone: bool) -> None:  # noqa: FBT001 - the watch's hook
+    def _on_job_event(self, manifest: dict[str, Any], deleted: bool) -> None:  # noqa: FBT001 - the watch's hook
         """Handle an event of a job; called in the thread of the watch."""
 
         def note() -> None:
             self._on_event("TrainingJob")
-            self._health.came(manifest["metadata"]["uid"], revision_of(manifest))
-            self._enqueue(self._cache.job_changed(manifest, gone=gone))
-            if gone:
-                self._health.gone(manifest["metadata"]["uid"])
-                self._job_gone()
+            self._health.event_received(manifest["metadata"]["uid"], revision_of(manifest))
+            self._enqueue(self._cache.job_changed(manifest, deleted=deleted))
+            if deleted:
+                self._health.job_deleted(manifest["metadata"]["uid"])
+                self._on_job_deleted()
 
         self._post(note)
 

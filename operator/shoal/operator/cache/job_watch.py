@@ -46,13 +46,13 @@ class JobInformer:
         self._on_listed = on_listed
         self._stopping = threading.Event()
         self._restarting = threading.Event()
-        self._beaten = time.monotonic()
+        self._last_beat = time.monotonic()
         # A daemon thread: a request that kopf waits for does not keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
-        self._beaten = time.monotonic()
+        self._last_beat = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -70,7 +70,7 @@ class JobInformer:
 
     def silent_seconds(self) -> float:
         """Return the seconds since the thread's last sign of life."""
-        return time.monotonic() - self._beaten
+        return time.monotonic() - self._last_beat
 
     def _run(self) -> None:
         back_off = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
@@ -92,7 +92,7 @@ class JobInformer:
             log.warning("the watch of TrainingJobs ended: %s; it restarts in %.0f s", reason, pause)
             end = time.monotonic() + pause
             while time.monotonic() < end and not self._restarting.is_set() and not self._stopping.wait(_BEAT_SECONDS):
-                self._beaten = time.monotonic()
+                self._last_beat = time.monotonic()
 
     async def _watch(self) -> None:
         stop = asyncio.Event()
@@ -106,6 +106,6 @@ class JobInformer:
 
     async def _beat(self, stop: asyncio.Event) -> None:
         while not (self._stopping.is_set() or self._restarting.is_set()):
-            self._beaten = time.monotonic()
+            self._last_beat = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
         stop.set()

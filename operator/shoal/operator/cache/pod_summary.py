@@ -64,7 +64,7 @@ class PodSummary:
         over = phase in {"Succeeded", "Failed"}
         last = (own_container(pod).get("state") or {}).get("terminated") or {}
         # The kubelet restarts a container that failed, but not one that succeeded; other containers of the pod may still run.
-        well = last.get("exitCode") == 0 if last else phase == "Succeeded"
+        succeeded = last.get("exitCode") == 0 if last else phase == "Succeeded"
         return cls(
             name=pod["metadata"]["name"],
             uid=pod["metadata"]["uid"],
@@ -72,9 +72,9 @@ class PodSummary:
             template=label(pod, "template"),
             index=int(index) if index.isdigit() else -1,
             pending=phase == "Pending",
-            ended=over or well,
-            lingers=well and not over and _others_run(pod),
-            succeeded=well,
+            ended=over or succeeded,
+            lingers=succeeded and not over and _others_run(pod),
+            succeeded=succeeded,
             deleting=deleting(pod),
             ready=ready(pod),
             priority=str(spec.get("priorityClassName", "")),
@@ -98,7 +98,7 @@ class PodSummary:
             uid=self.uid,
             ended=self.ended,
             lingers=self.lingers,
-            failing=any(end.code and not end.asked for end in self.ends) and not self.ended,
+            failing=any(end.code and not end.terminated for end in self.ends) and not self.ended,
             deleting=self.deleting,
             lost=lost,
             ready=self.ready,

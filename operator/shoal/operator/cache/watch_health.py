@@ -33,22 +33,22 @@ class WatchHealth:
         before = self._missed.get(uid)
         self._missed[uid] = revision, before[1] if before is not None else now
 
-    def came(self, uid: str, revision: int) -> None:
+    def event_received(self, uid: str, revision: int) -> None:
         """Record that an event of a job was received."""
         missed = self._missed.get(uid)
         if missed is not None and revision >= missed[0]:
             del self._missed[uid]
 
-    def gone(self, uid: str) -> None:
+    def job_deleted(self, uid: str) -> None:
         """Record that a job was deleted; no further event of it is expected."""
         self._missed.pop(uid, None)
 
-    def failing(self, stream: Hashable, words: str, now: float) -> None:
+    def failing(self, stream: Hashable, message: str, now: float) -> None:
         """Record why a stream fails; empty: it works."""
-        if not words:
+        if not message:
             self._failing.pop(stream, None)
             return
-        self._failing[stream] = self._failing.get(stream, (now, ""))[0], words
+        self._failing[stream] = self._failing.get(stream, (now, ""))[0], message
 
     def restart_due(self, now: float) -> bool:
         """Return whether the watch of jobs is to be restarted now; True counts as a restart."""
@@ -59,9 +59,9 @@ class WatchHealth:
 
     def problem(self, now: float) -> str:
         """Return why the cache may be out of date; empty: it is not."""
-        for since, words in self._failing.values():
+        for since, message in self._failing.values():
             if now - since >= FAILING_SECONDS:
-                return words
+                return message
         if self._blind(now):
             return "the watch of TrainingJobs delivers no events"
         return ""

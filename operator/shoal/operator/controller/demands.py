@@ -12,10 +12,10 @@ from shoal.autoscaler.config.types import AutoscalerConfig, priority_of, weight_
 from shoal.autoscaler.job_demand import JobDemand
 from shoal.autoscaler.loop import Autoscaler
 from shoal.operator.controller.preflight import as_pod
-from shoal.operator.resources.object_fields import moment_of
+from shoal.operator.resources.object_fields import parse_time
 from shoal.operator.resources.pods import JobIdentity, master_pod, names, server_pod, trainer_pod
 
-__all__ = ["Demands", "treatment"]
+__all__ = ["Demands", "autoscaled_condition"]
 
 
 class Demands:
@@ -38,15 +38,15 @@ class Demands:
     def _withdraw(self, uid: str) -> None:
         self._reported.pop(uid, None)
         if self._autoscaler is not None:
-            self._autoscaler.wants(uid, None)
+            self._autoscaler.set_demand(uid, None)
 
-    def tell(
+    def report(
         self,
         manifest: Mapping[str, Any],
         job: TrainingJob,
         identity: JobIdentity,
         *,
-        wants: bool,
+        needs_trainers: bool,
         most: int | None = None,
     ) -> None:
         """Report a job's demand if it has changed.
@@ -55,12 +55,12 @@ class Demands:
             manifest: Manifest of the job.
             job: The job in force.
             identity: The job's identity on this cluster.
-            wants: Whether the job wants trainers: it is neither suspended nor has it ended.
+            needs_trainers: Whether the job wants trainers: it is neither suspended nor has it ended.
             most: The most trainers that a full quota permits at present. None: no quota limits them.
         """
         if self._autoscaler is None:
             return
-        if not wants:
+        if not needs_trainers:
             self._withdraw(identity.uid)
             return
         config = self._autoscaler.config
@@ -89,10 +89,10 @@ class Demands:
                 (as_pod(job, master_pod(job, identity), known["master"]), 1, "master"),
             ),
         )
-        self._autoscaler.wants(identity.uid, demand, minimum=priority.minimum, surplus=priority.surplus)
+        self._autoscaler.set_demand(identity.uid, demand, minimum=priority.minimum, surplus=priority.surplus)
 
 
-def treatment(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, str] | None:
+def autoscaled_condition(autoscaler: Autoscaler | None, job: TrainingJob) -> tuple[Reason, str] | None:
     """Return reason and message of the condition Autoscaled, without what changes with each plan; None: no autoscaler."""
     if autoscaler is None:
         return None
@@ -111,5 +111,5 @@ _UNKNOWN_PRIORITY = -11
 
 def _created(manifest: Mapping[str, Any]) -> float:
     """Return when a job was created, but not later than now: a wrong clock would make it the youngest job for ever."""
-    created = moment_of(manifest["metadata"].get("creationTimestamp"))
+    created = parse_time(manifest["metadata"].get("creationTimestamp"))
     return min(created.timestamp(), datetime.now(UTC).timestamp()) if created is not None else 0.0

@@ -38,7 +38,7 @@ from shoal.store import DesiredState, JobKeys, StoreError
 __all__ = ["Executor", "Failure"]
 
 _AT_ONCE: Final = 32
-"""Concurrent requests for pods, over all jobs: the API server has other clients to serve."""
+"""Concurrent requests for pods, over all jobs: the API server has other clients to serve. `shoal.kube.client` limits all requests."""
 _APPLIES_AT_ONCE: Final = 8
 """Concurrent requests for other objects: an API server allocates the addresses of Services one after the other, and requests that
 wait for too long have to be repeated."""
@@ -97,30 +97,30 @@ class Executor:
 
     Args:
         kube: Client of the API server.
-        vault: Derives the content of jobs' Secrets.
-        tell: Writes a job's desired state to etcd. Blocks; called in a thread.
-        forget: Removes all records of a job from etcd, or its outcome only. Blocks; called in a thread. Default: does nothing.
+        secrets: Derives the content of jobs' Secrets.
+        publish_desired: Writes a job's desired state to etcd. Blocks; called in a thread.
+        forget_records: Removes all records of a job from etcd, or its outcome only. Blocks; called in a thread. Default: does nothing.
         admit: Ensures that a job's user exists in etcd with this password. Blocks; called in a thread. None: etcd has no
             authentication.
-        answered: Called with each object of a response to a write: its event may be received much later.
+        on_response: Called with each object of a response to a write: its event may be received much later.
     """
 
     def __init__(
         self,
         kube: Kube,
         *,
-        vault: DerivedSecrets,
-        tell: Callable[[TrainingJob, str, DesiredState], None],
-        forget: Callable[[JobKeys, bool], None] = _ignore,
+        secrets: DerivedSecrets,
+        publish_desired: Callable[[TrainingJob, str, DesiredState], None],
+        forget_records: Callable[[JobKeys, bool], None] = _ignore,
         admit: Callable[[JobKeys, str], None] | None = None,
-        answered: Callable[[Mapping[str, Any]], object] = _ignore,
+        on_response: Callable[[Mapping[str, Any]], object] = _ignore,
     ) -> None:
         self._kube = kube
-        self._vault = vault
-        self._tell = tell
-        self._forget = forget
+        self._derived = secrets
+        self._publish_desired = publish_desired
+        self._forget_records = forget_records
         self._admit = admit
-        self._answered = answered
+        self._on_response = on_response
         self._pod_requests = FairSemaphore(_AT_ONCE)
         self._applies = asyncio.Semaphore(_APPLIES_AT_ONCE)
 
@@ -134,7 +134,7 @@ class Executor:
         """
         failed: list[Failure] = []
 
-        async def tried(action: Action) -> None:
+        async def attempt(action: Action) -> None:
             try:
                 if isinstance(action, _OF_PODS):
                     await self._act_on_pod(job, identity.uid, action)
@@ -149,14 +149,14 @@ class Executor:
         rest = [action for action in actions if not isinstance(action, _OF_PODS)]
         first = [action for action in rest if not _optional(action)]
         for action in first:
-            await tried(action)
+            await attempt(action)
         if not any(isinstance(each.action, PublishDesired) for each in failed):
             async with asyncio.TaskGroup() as group:
                 for each in pods:
-                    group.create_task(tried(each))
+                    group.create_task(attempt(each))
         for action in rest:
             if _optional(action):
-                await tried(action)
+                await attempt(action)
         return failed
 
     async def _act(self, job: TrainingJob, identity: JobIdentity, action: Action) -> None:
@@ -167,15 +167,15 @@ class Executor:
                 notes = manifest["metadata"].get("annotations", {}) | {APPLIED: applied_hash(manifest)}
                 metadata = manifest["metadata"] | {"annotations": notes}
                 async with self._applies:
-                    self._answered(await self._kube.apply(manifest | {"metadata": metadata}))
+                    self._on_response(await self._kube.apply(manifest | {"metadata": metadata}))
             case Remove(kind, name):
                 async with self._applies:
                     await self._kube.delete(kind, name, namespace=job.metadata.namespace)
-            case PublishDesired(wanted):
-                await run_in_thread(lambda: self._tell(job, identity.uid, wanted))
+            case PublishDesired(desired):
+                await run_in_thread(lambda: self._publish_desired(job, identity.uid, desired))
             case ForgetRecords(outcome_only):
                 keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
-                await run_in_thread(lambda: self._forget(keys, outcome_only))
+                await run_in_thread(lambda: self._forget_records(keys, outcome_only))
 
     async def _act_on_pod(self, job: TrainingJob, uid: str, action: CreatePod | DeletePod | StopPod) -> None:
         # Jobs that grow at the same time get their next trainers in turn: among equal trainers the kube-scheduler preempts
@@ -190,7 +190,7 @@ class Executor:
                 await self._kube.delete("Pod", action.name, namespace=namespace, uid=action.uid, grace_seconds=grace)
                 return
             try:
-                self._answered(await self._kube.create(action.manifest))
+                self._on_response(await self._kube.create(action.manifest))
             except KubeConflictError as error:
                 if error.reason != "AlreadyExists":
                     raise
@@ -215,8 +215,8 @@ class Executor:
         keys = JobKeys(job.metadata.namespace, job.metadata.name, identity.uid)
         admit = self._admit
         if admit is not None:
-            await run_in_thread(lambda: admit(keys, self._vault.password(identity.uid)))
-        for what, content in self._vault.secrets(keys).items():
+            await run_in_thread(lambda: admit(keys, self._derived.password(identity.uid)))
+        for what, content in self._derived.secrets(keys).items():
             await self._secret(job, identity, secret_name(job, identity, what), content)
 
     async def _secret(self, job: TrainingJob, identity: JobIdentity, name: str, content: Mapping[str, str]) -> None:

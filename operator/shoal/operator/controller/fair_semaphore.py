@@ -28,30 +28,30 @@ class FairSemaphore:
         if self._free:
             self._free -= 1
         else:
-            await self._turn(key)
+            await self._wait(key)
         try:
             yield
         finally:
-            self._pass_on()
+            self._release()
 
-    async def _turn(self, key: Hashable) -> None:
-        mine = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key, deque()).append(mine)
+    async def _wait(self, key: Hashable) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, deque()).append(waiter)
         try:
-            await mine
+            await waiter
         except asyncio.CancelledError:
-            if mine.done() and not mine.cancelled():  # acquired by a task that was cancelled at the same time
-                self._pass_on()
+            if waiter.done() and not waiter.cancelled():  # acquired by a task that was cancelled at the same time
+                self._release()
             raise
 
-    def _pass_on(self) -> None:
+    def _release(self) -> None:
         while self._waiting:
             key = next(iter(self._waiting))
-            line = self._waiting.pop(key)
-            given = line.popleft()
-            if line:
-                self._waiting[key] = line
-            if not given.done():
-                given.set_result(None)
+            waiters = self._waiting.pop(key)
+            waiter = waiters.popleft()
+            if waiters:
+                self._waiting[key] = waiters
+            if not waiter.done():
+                waiter.set_result(None)
                 return
         self._free += 1

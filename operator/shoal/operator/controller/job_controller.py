@@ -14,7 +14,7 @@ from shoal.autoscaler.config.types import priority_of
 from shoal.autoscaler.loop import Autoscaler, JobDecision
 from shoal.kube import Kube, KubeError, KubeFencedError
 from shoal.operator.cache.cache import Cache
-from shoal.operator.controller.demands import Demands, treatment
+from shoal.operator.controller.demands import Demands, autoscaled_condition
 from shoal.operator.controller.executor import Executor
 from shoal.operator.controller.job_memory import JobMemory
 from shoal.operator.controller.pending_diagnostics import PendingDiagnostics
@@ -35,7 +35,7 @@ from shoal.operator.core.reconcile import (
 from shoal.operator.etcd.secrets import DerivedSecrets
 from shoal.operator.resources.pods import JobIdentity, label
 from shoal.operator.status import events
-from shoal.operator.status.conditions import QUIET, STILL, PodProblem, status_of
+from shoal.operator.status.conditions import SILENT_AFTER, STALLED_AFTER, PodProblem, status_of
 from shoal.operator.status.facts import Facts
 from shoal.operator.status.reasons import reason_of
 from shoal.operator.status.writer import StatusWriter
@@ -77,12 +77,12 @@ class JobController:
     """Reconciles jobs, one sync of one job at a time.
 
     Args:
-        store: The cache of the cluster and of etcd.
+        cache: The cache of the cluster and of etcd.
         kube: Client of the API server.
         executor: Carries out actions.
-        reporter: Writes statuses and events.
+        status_writer: Writes statuses and events.
         etcd: Endpoint of etcd for the masters.
-        vault: Derives the content of jobs' Secrets.
+        secrets: Derives the content of jobs' Secrets.
         read_end: Reads a job's end from etcd into the cache: the watch of etcd may lag.
         classes: PriorityClasses of servers, of minimum trainers and of surplus trainers. None: the pods have none.
         autoscaler: Decides how many trainers each job has. None: `spec.trainer.replicas`, or else the minimum.
@@ -90,26 +90,26 @@ class JobController:
 
     def __init__(
         self,
-        store: Cache,
+        cache: Cache,
         kube: Kube,
         executor: Executor,
-        reporter: StatusWriter,
+        status_writer: StatusWriter,
         *,
         etcd: str,
-        vault: DerivedSecrets,
+        secrets: DerivedSecrets,
         read_end: Callable[[JobKeys], Awaitable[None]],
         classes: tuple[str, str, str] | None = None,
         autoscaler: Autoscaler | None = None,
     ) -> None:
-        self._cache = store
+        self._cache = cache
         self._kube = kube
         self._preflight = Preflight(kube)
         self._pending_diagnostics = PendingDiagnostics(kube)
         self._start_diagnostics = StartDiagnostics(kube)
         self._executor = executor
-        self._status_writer = reporter
+        self._status_writer = status_writer
         self._etcd = etcd
-        self._secrets = vault
+        self._secrets = secrets
         self._read_end = read_end
         self._classes = classes
         self._autoscaler = autoscaler
@@ -136,7 +136,7 @@ class JobController:
             self._demands.forget(uid)
             return None
         memory = self._memory.setdefault(uid, JobMemory())
-        view = _View(manifest, self._status_writer.before(manifest), datetime.now(UTC))
+        view = _View(manifest, self._status_writer.last_status(manifest), datetime.now(UTC))
         job, refused = await self._job_in_force(view, memory)
         try:
             identity = self._identity(uid, job) if job is not None else None
@@ -152,12 +152,12 @@ class JobController:
             return None
         seen = await self._observe(uid, job, memory.render(job, identity).template)
         failed = run_policy.end_of(view.before)
-        asked = run_policy.retry_requested(view.manifest, view.before)
+        requested = run_policy.retry_requested(view.manifest, view.before)
         # Before that the failed job is stopped as any other: a controller that still has replicas would create pods again.
         stopped = not (seen.servers or seen.masters) and all(pod.ended for pod in seen.trainers)
-        if asked and failed is not None and failed.type == ConditionType.FAILED and stopped:
-            return await self._retry(view, job, identity, seen, memory, asked)
-        seen = self._with_end(view, job, seen, memory)
+        if requested and failed is not None and failed.type == ConditionType.FAILED and stopped:
+            return await self._retry(view, job, identity, seen, memory, requested)
+        seen = self._add_end(view, job, seen, memory)
         if seen.lost:
             return await self._restart(view, job, identity, seen, memory)
         later = await self._act_and_report(view, job, identity, seen, memory, refused=refused)
@@ -176,7 +176,7 @@ class JobController:
                 refused = f"{Reason.UNKNOWN_PRIORITY}: {error}"
             else:
                 seen = self._cache.observed(view.uid, template=memory.render(job, identity).template)
-                refused = await self._why_refused(view, job, identity, seen, memory)
+                refused = await self._refusal(view, job, identity, seen, memory)
             if not refused:
                 if memory.agreed is not job:
                     memory.agreed, memory.accepted = job, text_of(job)
@@ -197,9 +197,9 @@ class JobController:
     async def _observe(self, uid: str, job: TrainingJob, template: str) -> Observed:
         """Return what is observed of a job; where a trainer has ended without a drain, the job's end is read from etcd first."""
         seen = self._cache.observed(uid, template=template)
-        asked = seen.wanted.drain if seen.wanted is not None else ()
-        unasked = any(pod.ended and pod.index not in asked for pod in seen.trainers)
-        if not unasked or seen.ended is not None or not self._cache.facts(uid).etcd:
+        drain = seen.desired.drain if seen.desired is not None else ()
+        undrained = any(pod.ended and pod.index not in drain for pod in seen.trainers)
+        if not undrained or seen.ended is not None or not self._cache.facts(uid).etcd:
             return seen
         await self._read_end(JobKeys(job.metadata.namespace, job.metadata.name, uid))
         return self._cache.observed(uid, template=template)
@@ -210,9 +210,9 @@ class JobController:
         Raises:
             ManifestError: The AutoscalerConfig does not define the job's priority.
         """
-        vault, classes = self._secrets, self._classes
+        secrets, classes = self._secrets, self._classes
         selector: tuple[tuple[str, str], ...] = ()
-        if self._autoscaler is not None and not self._autoscaler.holds:
+        if self._autoscaler is not None and not self._autoscaler.is_unconfigured:
             config = self._autoscaler.config
             of = priority_of(config, job.spec.priority)
             classes = (of.servers, of.minimum, of.surplus)
@@ -220,9 +220,9 @@ class JobController:
         return JobIdentity(
             uid=uid,
             etcd=self._etcd,
-            guarded=vault.guarded,
-            token=vault.versions["token"],
-            login=vault.versions["etcd"],
+            guarded=secrets.guarded,
+            token=secrets.versions["token"],
+            login=secrets.versions["etcd"],
             classes=classes,
             selector=selector,
         )
@@ -230,17 +230,18 @@ class JobController:
     async def _act_and_report(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, *, refused: str
     ) -> float | None:
-        overdue, drain_timeout = memory.overdue(seen.wanted.drain if seen.wanted is not None else [])
+        overdue, drain_timeout = memory.overdue(seen.desired.drain if seen.desired is not None else [])
         renewal = self._renewal(view, memory)
         seen = replace(seen, secrets=renewal is None or renewal > 0)
-        memory.note_token(seen.token, identity.token, keeps=not in_pods(job))
+        memory.report_token_change(seen.token, identity.token, has_claims=not in_pods(job))
         backing_off = memory.backing_off(seen, time.monotonic())
         decided = self._decide(view, job, identity, seen, memory)
-        held = self._autoscaler is not None and self._autoscaler.holds
-        if decided is None and not held and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
+        no_config = self._autoscaler is not None and self._autoscaler.is_unconfigured
+        if decided is None and not no_config and not seen.applied and time.monotonic() - memory.since < _PLAN_SECONDS:
             return _PLAN_SECONDS  # the autoscaler enqueues the job when its plan is ready
         decision = decided or _as_before(view, seen)
-        facts = replace(self._facts(view, memory), why=decision.why, autoscaled=treatment(self._autoscaler, job))
+        autoscaled = autoscaled_condition(self._autoscaler, job)
+        facts = replace(self._facts(view, memory), reason=decision.reason, autoscaled=autoscaled)
         actions: list[Action] = []
         if facts.etcd and decided is not None:  # without etcd no trainer can be drained before it is deleted
             actions = reconcile(
@@ -251,8 +252,8 @@ class JobController:
                 overdue=overdue,
                 backing_off=backing_off,
                 places=PlannedNodes(
-                    stays=decision.stays,
-                    comes=decision.comes,
+                    kept=decision.kept,
+                    added=decision.added,
                     servers=decision.servers,
                     master=decision.master,
                     servers_wait=decision.servers_wait,
@@ -268,22 +269,24 @@ class JobController:
         if any(isinstance(action, MakeSecrets) for action in actions):
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
-        problems, asking = await self._pending_diagnostics.why(job, identity, seen, waits=not decision.trainers)
-        slow, starting = await self._start_diagnostics.why(view.uid, job.metadata.namespace, self._cache.pods(view.uid))
+        problems, recheck = await self._pending_diagnostics.check(job, identity, seen, waits=not decision.trainers)
+        slow, starting = await self._start_diagnostics.check(
+            view.uid, job.metadata.namespace, self._cache.pods(view.uid)
+        )
         problems = [*(each.problem for each in failed), *problems, *slow]
         full = next((each.message for each in problems if each.known is Reason.QUOTA_EXCEEDED), "")
-        facts = replace(facts, why=f"the namespace's quota is full: {full}") if full else facts
+        facts = replace(facts, reason=f"the namespace's quota is full: {full}") if full else facts
         later = await self._report(
-            view, job, seen, facts=facts, refused=refused, problems=problems, wanted=decision.trainers
+            view, job, seen, facts=facts, refused=refused, problems=problems, desired=decision.trainers
         )
         if any(_TERMINATING in str(each.error) for each in failed):
             return _RECHECK_SECONDS  # its namespace is being deleted: that is no failed sync
         if failed:
             raise ExceptionGroup("some actions failed", [each.error for each in failed])
-        again = _NO_CONFIG_SECONDS if held else None
-        rest = min(backing_off.values(), default=None)
+        again = _NO_CONFIG_SECONDS if no_config else None
+        pod_back_off = min(backing_off.values(), default=None)
         due = self._due(view, job, facts)
-        return _soonest(view.now, drain_timeout, renewal, asking, starting, later, again, rest, repair, due)
+        return _soonest(view.now, drain_timeout, renewal, recheck, starting, later, again, pod_back_off, repair, due)
 
     async def _restart(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
@@ -295,45 +298,47 @@ class JobController:
         if failed:
             raise ExceptionGroup("the job cannot be restarted", [each.error for each in failed])
         self._cache.forgotten(view.uid)
-        memory.tally = None
+        memory.failures = None
         count = (view.before.restarts or 0) + 1
-        memory.unwritten.append(events.begun_again(count, job.spec.run_policy.backoff_limit))
+        memory.unwritten.append(events.restarted(count, job.spec.run_policy.backoff_limit))
         facts = replace(self._facts(view, memory), restarts=count)
         later = await self._report(view, job, seen, facts=facts)
         return min(later or _RECHECK_SECONDS, 1.0)
 
     async def _retry(
-        self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, asked: str
+        self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, requested: str
     ) -> float | None:
         """Run a failed job again: without its pods and its outcome the master resumes it from its snapshots, if it has claims."""
         there = self._cache.pods(view.uid)
         deletions: list[Action] = [DeletePod(pod.name, pod.uid) for pod in there if not pod.deleting]
-        keeps = not in_pods(job)
-        actions = deletions if there else [ForgetRecords(outcome_only=keeps)]
+        has_claims = not in_pods(job)
+        actions = deletions if there else [ForgetRecords(outcome_only=has_claims)]
         failed = await self._executor.carry_out(job, identity, actions)
         if failed:
             raise ExceptionGroup("the job cannot be retried", [each.error for each in failed])
         if there:
             return 1.0
-        self._cache.forgotten(view.uid, outcome_only=keeps)
+        self._cache.forgotten(view.uid, outcome_only=has_claims)
         self._memory[view.uid] = memory = JobMemory(accepted=memory.accepted, agreed=memory.agreed)
-        memory.unwritten.append(events.retried(asked, keeps=keeps))
+        memory.unwritten.append(events.retried(requested, has_claims=has_claims))
         view = replace(view, before=run_policy.retried(view.before))
         seen = replace(seen, ended=None, saved=False, published=None)
-        await self._report(view, job, seen, facts=replace(self._facts(view, memory), retried=asked))
+        await self._report(view, job, seen, facts=replace(self._facts(view, memory), retried=requested))
         return 0.1
 
     def _decide(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> JobDecision | None:
         """Return how many trainers the job has, and on which nodes they stay; None: no plan includes the job yet."""
-        if self._autoscaler is not None and self._autoscaler.holds:
+        if self._autoscaler is not None and self._autoscaler.is_unconfigured:
             return None
-        wants = not job.spec.suspend and seen.ended is None
-        self._demands.tell(view.manifest, job, identity, wants=wants, most=memory.most(time.monotonic()))
-        if self._autoscaler is None or not self._autoscaler.acts or not wants:
-            wanted = job.wanted_trainers()
-            return JobDecision(trainers=wanted, now=wanted, stays=None, why="")
+        needs_trainers = not job.spec.suspend and seen.ended is None
+        self._demands.report(
+            view.manifest, job, identity, needs_trainers=needs_trainers, most=memory.most(time.monotonic())
+        )
+        if self._autoscaler is None or not self._autoscaler.acts or not needs_trainers:
+            desired = job.desired_trainers()
+            return JobDecision(trainers=desired, now=desired, kept=None, reason="")
         return self._autoscaler.decision(view.uid)
 
     def _renewal(self, view: _View, memory: JobMemory) -> float | None:
@@ -346,7 +351,7 @@ class JobController:
 
     # --- Preconditions ---
 
-    async def _why_refused(
+    async def _refusal(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> str:
         """Return why the spec is not accepted; empty: it is."""
@@ -377,11 +382,11 @@ class JobController:
             memory.checked = view.generation
         return found
 
-    def _with_end(self, view: _View, job: TrainingJob, seen: Observed, memory: JobMemory) -> Observed:
+    def _add_end(self, view: _View, job: TrainingJob, seen: Observed, memory: JobMemory) -> Observed:
         """Add the end that the status has, or that the run policy decides now."""
-        said = run_policy.said_end(view.before)
-        if said is not None:
-            return replace(seen, ended=said, saved=seen.saved or said.state == "Complete")
+        ended = run_policy.recorded_end(view.before)
+        if ended is not None:
+            return replace(seen, ended=ended, saved=seen.saved or ended.state == "Complete")
         if seen.ended is not None and in_pods(job) and (view.before.restarts or 0) < job.spec.run_policy.backoff_limit:
             reason, _ = reason_of(ConditionType.FAILED, seen.ended.reason)
             if seen.ended.state == "Failed" and reason is Reason.SNAPSHOTS_LOST:
@@ -389,22 +394,26 @@ class JobController:
         if seen.ended is not None or not self._cache.facts(view.uid).etcd:
             return seen  # while etcd is unreachable it is unknown whether trainers ended because the job is complete
         ends = self._cache.ends(view.uid)
-        before = memory.tally or run_policy.FailureTally(view.before.failures or 0, view.before.last_failure_time)
+        before = memory.failures or run_policy.ConsecutiveFailures(
+            view.before.failures or 0, view.before.last_failure_time
+        )
         committed, now = self._cache.committed(view.uid), time.monotonic()
         memory.unwritten += map(events.failed, run_policy.newly_failed(before, ends, known=memory.counted_ends))
-        memory.tally = run_policy.tallied(before, ends, known=memory.counted_ends, committed=committed, now=now)
-        memory.counted_ends = {end.life for end in ends}
+        memory.failures = run_policy.count_failures(
+            before, ends, known=memory.counted_ends, committed=committed, now=now
+        )
+        memory.counted_ends = {end.container_id for end in ends}
         refusals = [end for end in ends if end.code == run_policy.REFUSED and not end.container]
-        return replace(seen, ended=run_policy.overrun(job, view.before, memory.tally, refusals, view.now))
+        return replace(seen, ended=run_policy.overrun(job, view.before, memory.failures, refusals, view.now))
 
     def _facts(self, view: _View, memory: JobMemory) -> Facts:
-        facts, tally = self._cache.facts(view.uid), memory.tally
+        facts, failures = self._cache.facts(view.uid), memory.failures
         # An annotation of a job that has not failed asks for nothing, also not later.
         if run_policy.end_of(view.before) is None:
             facts = replace(facts, retried=run_policy.retry_requested(view.manifest, view.before) or None)
-        if tally is None or (not tally.count and view.before.failures is None):
+        if failures is None or (not failures.count and view.before.failures is None):
             return facts
-        return replace(facts, failures=tally.count, last_failure=tally.last)
+        return replace(facts, failures=failures.count, last_failure=failures.last)
 
     # --- Status ---
 
@@ -417,31 +426,31 @@ class JobController:
         facts: Facts | None = None,
         refused: str = "",
         problems: Sequence[PodProblem] = (),
-        wanted: int | None = None,
+        desired: int | None = None,
     ) -> float | None:
         after = status_of(
             job,
             generation=view.generation,
             seen=seen,
-            wanted=wanted if wanted is not None else job.wanted_trainers() if job is not None else 0,
+            desired=desired if desired is not None else job.desired_trainers() if job is not None else 0,
             problems=[*self._cache.problems(view.uid), *problems],
             refused=refused,
             now=view.now,
             before=view.before,
             facts=facts if facts is not None else self._cache.facts(view.uid),
         )
-        later = await self._status_writer.say(view.manifest, after)
+        later = await self._status_writer.write_status(view.manifest, after)
         memory = self._memory[view.uid]
-        complaints = self._cache.complaints(view.uid)
-        memory.unwritten += events.complained(memory.complaints, complaints)
-        memory.complaints = complaints
+        record_problems = self._cache.record_problems(view.uid)
+        memory.unwritten += events.record_problems(memory.record_problems, record_problems)
+        memory.record_problems = record_problems
         notes, memory.unwritten = [*memory.unwritten, *events.notes(view.before, after)], []
-        await self._status_writer.tell(view.manifest, notes)
+        await self._status_writer.write_events(view.manifest, notes)
         return later
 
     def _due(self, view: _View, job: TrainingJob, facts: Facts) -> list[datetime]:
         """Return the times at which the status may change without any event."""
-        status = self._status_writer.before(view.manifest)
+        status = self._status_writer.last_status(view.manifest)
         removal = run_policy.removal_due(job, status)
         if removal is not None:
             return [removal]
@@ -449,11 +458,11 @@ class JobController:
         if status.active_since is not None and limit is not None:
             left = limit - run_policy.active_seconds(status, view.now)
             due.append(view.now + timedelta(seconds=max(0.0, left)))
-        if facts.heard is not None:
-            due.append(facts.heard + QUIET)
+        if facts.reported_at is not None:
+            due.append(facts.reported_at + SILENT_AFTER)
         if status.progress is not None:
             moved, end = status.progress.last_step_time, status.progress.estimated_end
-            due += [moved + STILL] if moved is not None else []
+            due += [moved + STALLED_AFTER] if moved is not None else []
             due += [end] if end is not None else []
         return due
 
@@ -462,8 +471,8 @@ def _as_before(view: _View, seen: Observed) -> JobDecision:
     """Keep the number of trainers that an earlier operator process reported or created, until there is a plan."""
     before = view.before.trainers
     there = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
-    wanted = max(before.wanted if before is not None else 0, there)
-    return JobDecision(trainers=wanted, now=0, stays=None, why=_UNDECIDED)
+    desired = max(before.wanted if before is not None else 0, there)
+    return JobDecision(trainers=desired, now=0, kept=None, reason=_UNDECIDED)
 
 
 def _soonest(now: datetime, *seconds: float | None | list[datetime]) -> float | None:

@@ -33,10 +33,10 @@ class JobMemory:
     Attributes:
         since: When the job was first synced, in seconds of the monotonic clock.
         draining: Index -> when it was first seen in the drain list, in seconds of the monotonic clock.
-        tally: Consecutive errors of the script. None: those of the status.
+        failures: Consecutive errors of the script. None: those of the status.
         counted_ends: IDs of containers whose ends were counted. None: no end was counted yet.
         unwritten: Events to write with the next status.
-        complaints: The last reported problems of the job's keys in etcd.
+        record_problems: The last reported problems of the job's keys in etcd.
         secrets: When its Secrets were last ensured. None: not by this process.
         checked: Generation that passed the preflight.
         accepted: The last accepted spec, as the ConfigMap stores it. None: not known.
@@ -49,10 +49,10 @@ class JobMemory:
 
     since: float = field(default_factory=time.monotonic)
     draining: dict[int, float] = field(default_factory=dict)
-    tally: run_policy.FailureTally | None = None
+    failures: run_policy.ConsecutiveFailures | None = None
     counted_ends: set[str] | None = None
     unwritten: list[events.EventNote] = field(default_factory=list)
-    complaints: Mapping[str, str] = field(default_factory=dict)
+    record_problems: Mapping[str, str] = field(default_factory=dict)
     secrets: float | None = None
     checked: int = 0
     accepted: str | None = None
@@ -65,8 +65,8 @@ class JobMemory:
     )
     token: str = ""
     full: tuple[float, int] | None = None
-    read: tuple[Mapping[str, Any], TrainingJob] | None = None
-    standing: tuple[Mapping[str, Any], TrainingJob | None] | None = None
+    parsed: tuple[Mapping[str, Any], TrainingJob] | None = None
+    in_force_cache: tuple[Mapping[str, Any], TrainingJob | None] | None = None
     rendered: JobManifests | None = None
 
     def newest(self, manifest: Mapping[str, Any]) -> TrainingJob:
@@ -75,23 +75,23 @@ class JobMemory:
         Raises:
             ManifestError: The manifest is no valid job.
         """
-        if self.read is None or self.read[0] is not manifest:
-            self.read = manifest, from_mapping(manifest)
-        return self.read[1]
+        if self.parsed is None or self.parsed[0] is not manifest:
+            self.parsed = manifest, from_mapping(manifest)
+        return self.parsed[1]
 
     def in_force(self, manifest: Mapping[str, Any]) -> TrainingJob | None:
         """Return the job in force while a manifest is refused; None: none was accepted. The same object for one manifest."""
         if self.accepted is None:
             return None
-        if self.standing is None or self.standing[0] is not manifest:
-            self.standing = manifest, in_force(self.accepted, manifest)
-        return self.standing[1]
+        if self.in_force_cache is None or self.in_force_cache[0] is not manifest:
+            self.in_force_cache = manifest, in_force(self.accepted, manifest)
+        return self.in_force_cache[1]
 
-    def note_token(self, seen: str, current: str, *, keeps: bool) -> None:
+    def report_token_change(self, seen: str, current: str, *, has_claims: bool) -> None:
         """Report once, by an event, that the job's token differs from that of its processes: etcd was replaced."""
         if seen and current not in {seen, self.token}:
             self.token = current
-            self.unwritten.append(events.etcd_lost(keeps=keeps))
+            self.unwritten.append(events.etcd_lost(has_claims=has_claims))
 
     def most(self, now: float) -> int | None:
         """Return how many trainers a full quota permits; None: no quota is known to be full."""

@@ -1,6 +1,6 @@
 """Finds why pods of parameter servers or of the master are not created: their controllers report that only in events.
 
-When such a pod has been missing for ``_PATIENCE_SECONDS``, the API server is asked to create it as a dry run, and again at
+When such a pod has been missing for ``_DELAY_SECONDS``, the API server is asked to create it as a dry run, and again at
 growing intervals while it is missing.
 """
 
@@ -21,7 +21,7 @@ from shoal.retry import BackOff
 
 __all__ = ["PendingDiagnostics"]
 
-_PATIENCE_SECONDS: Final = 1.0
+_DELAY_SECONDS: Final = 1.0
 """Controllers usually create pods within this time."""
 _AGAIN_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 60.0
@@ -33,12 +33,12 @@ class _Wait:
     """The state of the checks for one job with missing pods.
 
     Attributes:
-        ask: When to check next.
+        next_check: When to check next.
         back_off: The pauses after that.
         found: Problems that the last check found.
     """
 
-    ask: float
+    next_check: float
     back_off: BackOff = field(default_factory=lambda: BackOff(_AGAIN_SECONDS, _LONGEST_SECONDS))
     found: list[PodProblem] = field(default_factory=list)
 
@@ -60,7 +60,7 @@ class PendingDiagnostics:
         """Drop what is kept of a job that was deleted."""
         self._waits.pop(uid, None)
 
-    async def why(
+    async def check(
         self, job: TrainingJob, identity: JobIdentity, seen: Observed, *, waits: bool = False
     ) -> tuple[list[PodProblem], float | None]:
         """Return why the API server refuses the missing pods, and the seconds until the next check; None: no pod is missing."""
@@ -68,12 +68,12 @@ class PendingDiagnostics:
         if not pods:
             self.forget(identity.uid)
             return [], None
-        wait = self._waits.setdefault(identity.uid, _Wait(self._clock() + _PATIENCE_SECONDS))
-        if self._clock() >= wait.ask:
+        wait = self._waits.setdefault(identity.uid, _Wait(self._clock() + _DELAY_SECONDS))
+        if self._clock() >= wait.next_check:
             found = [await self._dry_run(role, pod) for role, pod in pods]
             wait.found = [each for each in found if each is not None]
-            wait.ask = self._clock() + wait.back_off.next()
-        return wait.found, max(0.1, wait.ask - self._clock())
+            wait.next_check = self._clock() + wait.back_off.next()
+        return wait.found, max(0.1, wait.next_check - self._clock())
 
     async def _dry_run(self, role: str, pod: dict[str, Any]) -> PodProblem | None:
         try:
@@ -93,8 +93,8 @@ def _missing_pods(job: TrainingJob, identity: JobIdentity, seen: Observed) -> It
         return
     known = names(job)
     there = {pod.name for pod in seen.servers}
-    lacking = [name for name in (f"{known['pserver']}-{n}" for n in range(job.servers)) if name not in there]
-    if lacking and ("StatefulSet", known["pserver"]) in seen.applied:
-        yield "pserver", as_pod(job, server_pod(job, identity), lacking[0])
+    missing = [name for name in (f"{known['pserver']}-{n}" for n in range(job.servers)) if name not in there]
+    if missing and ("StatefulSet", known["pserver"]) in seen.applied:
+        yield "pserver", as_pod(job, server_pod(job, identity), missing[0])
     if not seen.masters and ("Deployment", known["master"]) in seen.applied:
         yield "master", as_pod(job, master_pod(job, identity), known["master"])

@@ -49,12 +49,12 @@ class Preflight:
 
     async def _name_conflict(self, job: TrainingJob, identity: JobIdentity, seen: Observed) -> str:
         """Return the error if an object that is not of this job has a name that the job needs; empty: no name is taken."""
-        wanted = [
-            *workloads.standing(job, identity),
+        checked = [
+            *workloads.permanent(job, identity),
             workloads.servers(job, identity, replicas=0),
             workloads.master(job, identity, replicas=0),
         ]
-        keys = [(each["kind"], each["metadata"]["name"]) for each in wanted]
+        keys = [(each["kind"], each["metadata"]["name"]) for each in checked]
         unknown = [key for key in keys if key not in seen.applied]
         found = await asyncio.gather(
             *(self._kube.get(kind, name, namespace=job.metadata.namespace) for kind, name in unknown)

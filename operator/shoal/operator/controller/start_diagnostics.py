@@ -1,6 +1,6 @@
 """Finds why pods that have a node do not start: the kubelet reports failed mounts and the like only in events.
 
-The events of such a pod are listed when it has not started for ``_PATIENCE_SECONDS``, and again at growing intervals.
+The events of such a pod are listed when it has not started for ``_DELAY_SECONDS``, and again at growing intervals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shoal.retry import KeyedBackOff
 
 __all__ = ["StartDiagnostics"]
 
-_PATIENCE_SECONDS: Final = 5.0
+_DELAY_SECONDS: Final = 5.0
 """A pod usually starts within this time."""
 _LONGEST_SECONDS: Final = 120.0
 _FORGET_SECONDS: Final = 3600.0
@@ -48,7 +48,9 @@ class StartDiagnostics:
         self._back_offs.pop(uid, None)
         self._found.pop(uid, None)
 
-    async def why(self, uid: str, namespace: str, pods: Iterable[PodSummary]) -> tuple[list[PodProblem], float | None]:
+    async def check(
+        self, uid: str, namespace: str, pods: Iterable[PodSummary]
+    ) -> tuple[list[PodProblem], float | None]:
         """Return the problems of a job's pods that do not start, and the seconds until the next listing.
 
         Args:
@@ -60,13 +62,11 @@ class StartDiagnostics:
         if not slow:
             self.forget(uid)
             return [], None
-        back_off = self._back_offs.setdefault(
-            uid, KeyedBackOff(0, _PATIENCE_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS)
-        )
+        back_off = self._back_offs.setdefault(uid, KeyedBackOff(0, _DELAY_SECONDS, _LONGEST_SECONDS, _FORGET_SECONDS))
         found = self._found.setdefault(uid, {})
-        for gone in [each for each in back_off if each not in slow]:
-            back_off.forget(gone)
-            found.pop(gone, None)
+        for deleted in [each for each in back_off if each not in slow]:
+            back_off.forget(deleted)
+            found.pop(deleted, None)
         now = self._clock()
         due = [each for each in slow if back_off.tries(each) and not back_off.left(each, now)][:_MOST]
         for each in due:

@@ -14,8 +14,8 @@ __all__ = ["WorkQueue"]
 
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
-_FIRST_REST_SECONDS: Final = 0.005
-_LONGEST_REST_SECONDS: Final = 0.4
+_FIRST_INTERVAL_SECONDS: Final = 0.005
+_LONGEST_INTERVAL_SECONDS: Final = 0.4
 """Bounds of the seconds between two syncs of a key that is added again and again, as while its pods start."""
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class WorkQueue:
     Args:
         sync: Reconciles one key. An error is logged, and the key is requeued with exponential back-off; other keys are not
             delayed.
-        held: Whether added keys are only collected until `begin`.
+        paused: Whether added keys are only collected until `begin`.
         on_sync: Called after each sync with its duration in seconds, and whether it failed.
     """
 
@@ -39,11 +39,11 @@ class WorkQueue:
         self,
         sync: Callable[[str], Awaitable[None]],
         *,
-        held: bool = False,
+        paused: bool = False,
         on_sync: Callable[[float, bool], None] = _ignore,
     ) -> None:
         self._sync = sync
-        self._held = held
+        self._paused = paused
         self._on_sync = on_sync
         self._dirty: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -55,7 +55,7 @@ class WorkQueue:
         """Queue keys to be synced as soon as possible."""
         for key in keys:
             self._dirty.add(key)
-            if key not in self._running and not self._closed and not self._held:
+            if key not in self._running and not self._closed and not self._paused:
                 self._running[key] = asyncio.get_running_loop().create_task(self._run(key))
 
     def add_after(self, key: str, seconds: float) -> None:
@@ -70,7 +70,7 @@ class WorkQueue:
 
     def begin(self) -> None:
         """Sync all collected keys, and from now on each key that is added."""
-        self._held = False
+        self._paused = False
         self.add(*self._dirty)
 
     async def close(self) -> None:
@@ -89,7 +89,7 @@ class WorkQueue:
         return not self._running
 
     async def _run(self, key: str) -> None:
-        rest = BackOff(_FIRST_REST_SECONDS, _LONGEST_REST_SECONDS)
+        interval = BackOff(_FIRST_INTERVAL_SECONDS, _LONGEST_INTERVAL_SECONDS)
         try:
             # A key that is added during its rest is synced again after it; the rest of an idle key is the shortest one again.
             while key in self._dirty and not self._closed:
@@ -98,23 +98,23 @@ class WorkQueue:
                 if timer is not None:
                     timer.cancel()
                 await self._once(key)
-                await asyncio.sleep(rest.next())
+                await asyncio.sleep(interval.next())
         finally:
             del self._running[key]
 
     async def _once(self, key: str) -> None:
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             await self._sync(key)
         except Exception as error:  # noqa: BLE001 - any error concerns this key alone
-            self._on_sync(time.monotonic() - begun, True)
+            self._on_sync(time.monotonic() - started, True)
             pause = self._back_offs.setdefault(key, BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)).next()
             log.warning("%s: %s; it is synced again in %.1f s", key, _text(error), pause)
             self.add_after(key, pause)
         else:
-            self._on_sync(time.monotonic() - begun, False)
+            self._on_sync(time.monotonic() - started, False)
             self._back_offs.pop(key, None)
-            log.debug("%s: synced in %.1f ms", key, 1000 * (time.monotonic() - begun))
+            log.debug("%s: synced in %.1f ms", key, 1000 * (time.monotonic() - started))
 
 
 def _text(error: BaseException) -> str:

@@ -45,12 +45,12 @@ def in_force(accepted: str, manifest: Mapping[str, Any]) -> TrainingJob | None:
         job = from_mapping({**manifest, "spec": spec})
     except (ValueError, ManifestError):
         return None
-    wanted = manifest.get("spec")
+    newest = manifest.get("spec")
     # All fields together first: new bounds and a new pin may be valid only as a whole.
     for group in (_ALWAYS, *((each,) for each in _ALWAYS)):
         changed = copy.deepcopy(spec)
         for path in group:
-            _put(changed, path, _at(wanted, path))
+            _put(changed, path, _at(newest, path))
         try:
             job = from_mapping({**manifest, "spec": changed})
         except ManifestError:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["MANAGER", "fields_of", "holds"]
+__all__ = ["MANAGER", "fields_of", "has_fields"]
 
 MANAGER: Final = "shoal"
 _NOT_RECORDED: Final = frozenset({"apiVersion", "kind"})
@@ -33,7 +33,7 @@ def fields_of(manifest: Mapping[str, Any], *, manager: str = MANAGER) -> str:
     return ""
 
 
-def holds(content: Mapping[str, Any], fields: str) -> bool:
+def has_fields(content: Mapping[str, Any], fields: str) -> bool:
     """Return whether a record has every field of a manifest.
 
     Args:

@@ -60,14 +60,14 @@ class ServerPod:
         uid: UID of the pod.
         lost: Its node is deleted or unreachable.
         deleting: It is being deleted.
-        gone: Its node is deleted.
+        node_deleted: Its node is deleted.
     """
 
     name: str
     uid: str
     lost: bool = False
     deleting: bool = False
-    gone: bool = False
+    node_deleted: bool = False
 
     @property
     def orphaned(self) -> bool:
@@ -76,7 +76,7 @@ class ServerPod:
         An unreachable node may return, with the data that a server keeps there. So the pod stays until the cluster evicts it
         (after ``tolerationSeconds`` of its toleration of unreachable nodes) or its node is deleted.
         """
-        return self.lost and (self.deleting or self.gone)
+        return self.lost and (self.deleting or self.node_deleted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +84,16 @@ class PlannedNodes:
     """The nodes that a plan assigns to a job's pods.
 
     Attributes:
-        stays: Node -> how many trainers stay there, as in `decide`.
-        comes: Node -> how many new trainers fit there now; it is their preferred node.
+        kept: Node -> how many trainers stay there, as in `decide`.
+        added: Node -> how many new trainers fit there now; it is their preferred node.
         servers: Preferred nodes of the parameter servers when they are first created.
         master: Preferred nodes of the master when it is first created.
         servers_wait: The parameter servers are not created yet, because there is no room for them.
         later: How many more trainers the job will have when victims have left.
     """
 
-    stays: Mapping[str, int] | None = None
-    comes: Mapping[str, int] = field(default_factory=dict)
+    kept: Mapping[str, int] | None = None
+    added: Mapping[str, int] = field(default_factory=dict)
     servers: tuple[str, ...] = ()
     master: tuple[str, ...] = ()
     servers_wait: bool = False
@@ -114,7 +114,7 @@ class Observed:
         masters: Pods of the master.
         preferred: Kind of a controller -> names of the nodes that its pods preferred when it was first created.
         token: Version of the token that its processes were created with; empty: there are none.
-        wanted: The desired state in etcd; None: there is none.
+        desired: The desired state in etcd; None: there is none.
         published: The state that the master reported last.
         ended: The end of the job; None: it has not ended.
         lost: The model was lost with the servers' pods, and the job has to be restarted from the beginning.
@@ -129,7 +129,7 @@ class Observed:
     masters: tuple[ServerPod, ...] = ()
     preferred: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     token: str = ""
-    wanted: DesiredState | None = None
+    desired: DesiredState | None = None
     published: ReportedState | None = None
     ended: Ended | None = None
     lost: bool = False
@@ -201,7 +201,7 @@ class StopPod:
 class PublishDesired:
     """Write the desired state to etcd, for the master."""
 
-    wanted: DesiredState
+    desired: DesiredState
 
 
 Action = ForgetRecords | MakeSecrets | Apply | Remove | CreatePod | DeletePod | StopPod | PublishDesired
@@ -283,16 +283,16 @@ class _Reconciliation:
             trainers = 0
         if seen.ended is not None:
             return [*lost, *self._complete()]
-        return [*lost, *self._all_parts(self._scaling(trainers, self._trainers(trainers), stays=self._places.stays))]
+        return [*lost, *self._all_parts(self._scaling(trainers, self._trainers(trainers), kept=self._places.kept))]
 
     # --- Stages of a job ---
 
     def _scaling(
-        self, trainers: int, pods: Sequence[TrainerPod], *, stays: Mapping[str, int] | None = None
+        self, trainers: int, pods: Sequence[TrainerPod], *, kept: Mapping[str, int] | None = None
     ) -> ScalingDecision:
         # The back-off of a pod's successor does not matter where no trainer is wanted.
         backing_off = self._backing_off if trainers else ()
-        return decide(trainers, pods, self._drain(), overdue=self._overdue, backing_off=backing_off, stays=stays)
+        return decide(trainers, pods, self._drain(), overdue=self._overdue, backing_off=backing_off, kept=kept)
 
     def _complete(self) -> Iterable[Action]:
         """Wait until all trainers have exited; if none is left and no model was written, one more trainer writes it.
@@ -323,26 +323,26 @@ class _Reconciliation:
             return decision
         ended = {pod.uid for pod in self._seen.trainers if pod.ended and not pod.lingers}
         kept = tuple(each for each in decision.actions if isinstance(each, CreateTrainer) or each.uid not in ended)
-        return ScalingDecision(decision.drain, kept, decision.tell)
+        return ScalingDecision(decision.drain, kept, decision.publish)
 
     # --- Groups of actions ---
 
     def _all_parts(self, decision: ScalingDecision) -> list[Action]:
         """Return the actions of a running job. Trainers come last: a quota without room for all of them blocks nothing else."""
         made = [] if self._seen.secrets else [MakeSecrets()]
-        standing = [each for each in self._rendered.standing if each.key[0] != _BUDGET]
+        permanent = [each for each in self._rendered.permanent if each.key[0] != _BUDGET]
         trainers = self._scaling_actions(decision, suspend=False)
-        return [*made, *self._outdated(standing), *self._running(), *trainers, *self._budgets()]
+        return [*made, *self._outdated(permanent), *self._running(), *trainers, *self._budgets()]
 
     def _budgets(self) -> Iterable[Action]:
         """Return the actions for budgets, after all others: a job runs without them.
 
         They are created when there are pods, as the budget controller syncs with every new pod.
         """
-        wanted = [each for each in self._rendered.standing if each.key[0] == _BUDGET]
+        desired = [each for each in self._rendered.permanent if each.key[0] == _BUDGET]
         if self._seen.trainers:
-            yield from self._outdated(wanted)
-        keys = {each.key for each in wanted}
+            yield from self._outdated(desired)
+        keys = {each.key for each in desired}
         yield from (Remove(*key) for key in sorted(self._seen.applied) if key[0] == _BUDGET and key not in keys)
 
     def _running(self) -> Iterable[Action]:
@@ -370,7 +370,7 @@ class _Reconciliation:
         for manifest in manifests:
             if self._seen.applied.get(manifest.key) != manifest.hash:
                 yield Apply(manifest.content)
-            elif manifest.key in self._seen.fields and not manifest.held(self._seen.fields[manifest.key]):
+            elif manifest.key in self._seen.fields and not manifest.has_fields(self._seen.fields[manifest.key]):
                 yield Apply(manifest.content, repair=True)
 
     def _lingering_trainers(self) -> Iterable[Action]:
@@ -383,10 +383,10 @@ class _Reconciliation:
         ]
 
     def _scaling_actions(self, decision: ScalingDecision, *, suspend: bool) -> Iterable[Action]:
-        wanted = DesiredState(drain=list(decision.drain), suspend=suspend)
-        if wanted != (self._seen.wanted or DesiredState()):
-            yield PublishDesired(wanted)
-        draining_all = self._seen.wanted is not None and self._seen.wanted.suspend
+        desired = DesiredState(drain=list(decision.drain), suspend=suspend)
+        if desired != (self._seen.desired or DesiredState()):
+            yield PublishDesired(desired)
+        draining_all = self._seen.desired is not None and self._seen.desired.suspend
         failing = {pod.uid for pod in self._seen.trainers if pod.failing and not (pod.ended or pod.lost)}
         over = self._seen.ended is not None
         for action in decision.actions:
@@ -406,7 +406,7 @@ class _Reconciliation:
         coming = Counter(
             pod.preferred_node for pod in self._seen.trainers if not (pod.node or pod.ended or pod.deleting)
         )
-        nodes = (Counter(self._places.comes) - coming).elements()
+        nodes = (Counter(self._places.added) - coming).elements()
         for pod in trainer_pods(self._job, self._identity, indices):
             made = pod | {"metadata": pod["metadata"] | {"ownerReferences": [owner]}}
             node = next(nodes, None)
@@ -423,7 +423,7 @@ class _Reconciliation:
     def _deletion(self, action: DeleteTrainer) -> DeletePod:
         return DeletePod(f"{self._names['trainer']}-{action.index}", action.uid, action.force)
 
-    def _trainers(self, wanted: int) -> list[TrainerPod]:
+    def _trainers(self, desired: int) -> list[TrainerPod]:
         """Return the trainers; surplus ones that should be among the minimum count as pods of an older template.
 
         A pod's priority cannot change. A pod whose priority is higher than necessary keeps it.
@@ -431,15 +431,15 @@ class _Reconciliation:
         if self._identity.classes is None:
             return list(self._seen.trainers)
         # Trainers without room yet will be created all the same, with the lowest free indices.
-        wanted += self._places.later
+        desired += self._places.later
         low = too_low(
             self._seen.trainers,
-            minimum=min(self._job.spec.trainer.min_replicas, wanted),
-            wanted=wanted,
+            minimum=min(self._job.spec.trainer.min_replicas, desired),
+            desired=desired,
             drain=self._drain(),
             surplus=self._identity.classes[2],
         )
         return [replace(pod, current=False) if pod.uid in low else pod for pod in self._seen.trainers]
 
     def _drain(self) -> list[int]:
-        return self._seen.wanted.drain if self._seen.wanted is not None else []
+        return self._seen.desired.drain if self._seen.desired is not None else []

@@ -5,6 +5,9 @@ of the script. A committed task shows that the script works and resets the count
 ``_STEADY_SECONDS`` of a start: a script that always fails early commits some tasks too. The job's status stores the count, so
 it survives a restart of the operator.
 
+**An evicted trainer is told apart from a failed one here.** The kubelet sets a reason in the status of a pod that it terminates;
+`ends_of` marks the end of such a pod, or of one that the caller names as terminated, with `asked`, and `is_error` does not count it.
+
 **Clocks of two machines are not compared.** Whether a task was committed after an error is decided by when this process
 observed the two, by its own clock. An operator that starts observes both anew, so one more commit is necessary. Between two
 nodes only the order of ends matters, and only to an operator that starts: an error that is not later than the last counted
@@ -22,26 +25,26 @@ from typing import Any, Final
 from shoal.api import TrainingJob
 from shoal.api.status import Condition, ConditionType, Reason, Status
 from shoal.operator.core.reconcile import Ended
-from shoal.operator.resources.object_fields import moment_of
+from shoal.operator.resources.object_fields import parse_time
 from shoal.operator.resources.pods import GROUP, label
 
 __all__ = [
     "REFUSED",
     "RETRY",
+    "ConsecutiveFailures",
     "ContainerEnd",
-    "FailureTally",
     "active_seconds",
     "clocked",
+    "count_failures",
     "end_of",
     "ends_of",
     "is_error",
     "newly_failed",
     "overrun",
+    "recorded_end",
     "removal_due",
     "retried",
     "retry_requested",
-    "said_end",
-    "tallied",
 ]
 
 REFUSED: Final = 78
@@ -71,29 +74,29 @@ class ContainerEnd:
         pod: Name of the pod.
         role: Role of the pod.
         index: Index of a trainer; -1 for other roles.
-        life: ID of the container.
+        container_id: ID of the container.
         seconds: How long the container ran.
         at: When it ended, by its node's clock.
         code: Exit code.
-        words: Its termination message: the last lines of its output.
-        asked: Whether the operator or the kubelet terminated it.
+        message: Its termination message: the last lines of its output.
+        terminated: Whether the operator or the kubelet terminated it.
         container: Name of the init container; empty: it is the container of the role.
     """
 
     pod: str
     role: str
     index: int
-    life: str
+    container_id: str
     seconds: float
     at: datetime
     code: int
-    words: str = ""
-    asked: bool = False
+    message: str = ""
+    terminated: bool = False
     container: str = ""
 
 
 @dataclass(frozen=True)
-class FailureTally:
+class ConsecutiveFailures:
     """Consecutive errors of the script.
 
     Attributes:
@@ -109,7 +112,7 @@ class FailureTally:
     seen: float | None = None
 
 
-def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[ContainerEnd]:
+def ends_of(pod: Mapping[str, Any], *, terminated: bool = False) -> Iterable[ContainerEnd]:
     """Yield the ends that a pod's status has: of the present run of its role's container, and of the run before.
 
     Ends of init containers are included where they failed: without them no script starts. Kills by the memory limit are left
@@ -117,18 +120,18 @@ def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[Containe
 
     Args:
         pod: Manifest of the pod.
-        asked: Whether the pod was terminated.
+        terminated: Whether the pod was terminated.
     """
     role, index = label(pod, "role"), label(pod, "index")
     status = pod.get("status") or {}
     # The kubelet sets a reason on a pod that it terminates: eviction, the pod's own deadline, shutdown of the node.
-    asked = asked or bool(status.get("reason"))
+    terminated = terminated or bool(status.get("reason"))
     own = [each for each in status.get("containerStatuses") or [] if each.get("name") == role]
     before = status.get("initContainerStatuses") or []
     for container in [*before, *own]:
         for state in ("lastState", "state"):
             ended = (container.get(state) or {}).get("terminated") or {}
-            at, started = moment_of(ended.get("finishedAt")), moment_of(ended.get("startedAt"))
+            at, started = parse_time(ended.get("finishedAt")), parse_time(ended.get("startedAt"))
             code = int(ended.get("exitCode", 0))
             if at is None or ended.get("reason") == "OOMKilled" or (container in before and code == 0):
                 continue
@@ -136,18 +139,18 @@ def ends_of(pod: Mapping[str, Any], *, asked: bool = False) -> Iterable[Containe
                 pod=pod["metadata"]["name"],
                 role=role,
                 index=int(index) if index.isdigit() else -1,
-                life=str(ended.get("containerID", "")),
+                container_id=str(ended.get("containerID", "")),
                 seconds=(at - started).total_seconds() if started is not None else 0.0,
                 at=at,
                 code=code,
-                words=str(ended.get("message", "")).strip(),
-                asked=asked,
+                message=str(ended.get("message", "")).strip(),
+                terminated=terminated,
                 container="" if container in own else str(container.get("name", "")),
             )
 
 
 def newly_failed(
-    before: FailureTally, ends: Iterable[ContainerEnd], *, known: Collection[str] | None
+    before: ConsecutiveFailures, ends: Iterable[ContainerEnd], *, known: Collection[str] | None
 ) -> list[ContainerEnd]:
     """Return the script errors that were not counted yet, oldest first.
 
@@ -157,20 +160,20 @@ def newly_failed(
         known: Container IDs of the ends that were counted before. None: this process has counted none; then the time of the
             last counted error decides.
     """
-    fresh = [end for end in ends if is_error(end) and end.life not in (known or ())]
+    fresh = [end for end in ends if is_error(end) and end.container_id not in (known or ())]
     if known is None and before.last is not None:
         fresh = [end for end in fresh if end.at > before.last]
     return sorted(fresh, key=lambda end: end.at)
 
 
-def tallied(
-    before: FailureTally,
+def count_failures(
+    before: ConsecutiveFailures,
     ends: Collection[ContainerEnd],
     *,
     known: Collection[str] | None,
     committed: float | None,
     now: float,
-) -> FailureTally:
+) -> ConsecutiveFailures:
     """Return the tally with the new errors.
 
     Args:
@@ -180,16 +183,16 @@ def tallied(
         committed: When this process last observed a commit of samples, on the clock of `now`. None: it has observed none.
         now: Seconds of a monotonic clock.
     """
-    tally = before
-    if tally.count and tally.end is None:
+    failures = before
+    if failures.count and failures.end is None:
         # An earlier operator process counted it; the pod may still have its termination message.
-        tally = replace(tally, end=max(filter(is_error, ends), key=lambda end: end.at, default=None))
-    if tally.count and tally.seen is None:
-        tally = replace(tally, seen=now)
-    tally = _renewed(tally, committed)
+        failures = replace(failures, end=max(filter(is_error, ends), key=lambda end: end.at, default=None))
+    if failures.count and failures.seen is None:
+        failures = replace(failures, seen=now)
+    failures = _reset_if_committed(failures, committed)
     for end in newly_failed(before, ends, known=known):
-        tally = FailureTally(tally.count + 1, max(end.at, tally.last or end.at), end, now)
-    return tally
+        failures = ConsecutiveFailures(failures.count + 1, max(end.at, failures.last or end.at), end, now)
+    return failures
 
 
 def is_error(end: ContainerEnd) -> bool:
@@ -197,53 +200,55 @@ def is_error(end: ContainerEnd) -> bool:
 
     An init container of any role is the user's program too.
     """
-    return (end.role == "trainer" or bool(end.container)) and not end.asked and end.code not in _SIGNALLED
+    return (end.role == "trainer" or bool(end.container)) and not end.terminated and end.code not in _SIGNALLED
 
 
-def _renewed(tally: FailureTally, committed: float | None) -> FailureTally:
-    if not tally.count or tally.seen is None or committed is None:
-        return tally
-    late = tally.end is not None and tally.end.seconds >= _STEADY_SECONDS
-    shown = tally.seen if late else tally.seen + _STEADY_SECONDS
-    return replace(tally, count=0) if committed > shown else tally
+def _reset_if_committed(failures: ConsecutiveFailures, committed: float | None) -> ConsecutiveFailures:
+    if not failures.count or failures.seen is None or committed is None:
+        return failures
+    late = failures.end is not None and failures.end.seconds >= _STEADY_SECONDS
+    shown = failures.seen if late else failures.seen + _STEADY_SECONDS
+    return replace(failures, count=0) if committed > shown else failures
 
 
 def overrun(
-    job: TrainingJob, status: Status, tally: FailureTally, refusals: Iterable[ContainerEnd], now: datetime
+    job: TrainingJob, status: Status, failures: ConsecutiveFailures, refusals: Iterable[ContainerEnd], now: datetime
 ) -> Ended | None:
     """Return the end that the run policy decides; None: the job goes on.
 
     Args:
         job: The job in force.
         status: The status that was written last.
-        tally: The script's consecutive errors.
+        failures: The script's consecutive errors.
         refusals: Ends with exit code `REFUSED`.
         now: The time.
     """
     refused = next(iter(refusals), None)
     if refused is not None and not (status.progress is not None and status.progress.samples):
-        return _failed(Reason.SCRIPT_FAILED, refused.words or f"{refused.pod} refused the job; its log says why")
+        return _failed(Reason.SCRIPT_FAILED, refused.message or f"{refused.pod} refused the job; its log says why")
     policy = job.spec.run_policy
-    if tally.end is not None and not tally.end.code and tally.count > 1 and _never_joined(status):
-        return _failed(Reason.SCRIPT_FAILED, f"{_NEVER_JOINED}{_last(tally.end)}")
-    if tally.end is not None and tally.count > policy.backoff_limit + (0 if tally.end.code else job.spec.trainer.most):
-        return _failed(Reason.BACKOFF_LIMIT_EXCEEDED, _in_a_row(tally, tally.end, policy.backoff_limit))
+    if failures.end is not None and not failures.end.code and failures.count > 1 and _never_joined(status):
+        return _failed(Reason.SCRIPT_FAILED, f"{_NEVER_JOINED}{_last(failures.end)}")
+    if failures.end is not None and failures.count > policy.backoff_limit + (
+        0 if failures.end.code else job.spec.trainer.most
+    ):
+        return _failed(Reason.BACKOFF_LIMIT_EXCEEDED, _in_a_row(failures, failures.end, policy.backoff_limit))
     limit = policy.active_deadline_seconds
     if limit is not None and active_seconds(status, now) >= limit:
         return _failed(Reason.DEADLINE_EXCEEDED, f"runPolicy.activeDeadlineSeconds: {limit} s have passed")
     return None
 
 
-def _in_a_row(tally: FailureTally, end: ContainerEnd, limit: int) -> str:
+def _in_a_row(failures: ConsecutiveFailures, end: ContainerEnd, limit: int) -> str:
     if end.code == 0:
-        return f"the script ended {tally.count} times in a row although the job was not complete{_last(end)}"
-    times = "once" if tally.count == 1 else f"{tally.count} times"
+        return f"the script ended {failures.count} times in a row although the job was not complete{_last(end)}"
+    times = "once" if failures.count == 1 else f"{failures.count} times"
     what = f"the init container {end.container} of {end.pod}" if end.container else "the script"
     return f"{what} failed {times} in a row (runPolicy.backoffLimit: {limit}){_last(end)}"
 
 
 def _last(end: ContainerEnd) -> str:
-    return f"; the last output of {end.pod} (exit code {end.code}):\n{end.words}" if end.words else ""
+    return f"; the last output of {end.pod} (exit code {end.code}):\n{end.message}" if end.message else ""
 
 
 def _never_joined(status: Status) -> bool:
@@ -251,8 +256,8 @@ def _never_joined(status: Status) -> bool:
     return status.progress is not None and status.progress.epochs is None
 
 
-def _failed(reason: Reason, words: str) -> Ended:
-    return Ended("Failed", f"{reason}: {words}")
+def _failed(reason: Reason, message: str) -> Ended:
+    return Ended("Failed", f"{reason}: {message}")
 
 
 def active_seconds(status: Status, now: datetime) -> float:
@@ -279,7 +284,7 @@ def clocked(status: Status, now: datetime, *, runs: bool) -> Status:
     return Status(**dict(status) | {"active_seconds": int(active_seconds(status, now)), "active_since": None})
 
 
-def said_end(status: Status) -> Ended | None:
+def recorded_end(status: Status) -> Ended | None:
     """Return the end that the status has: it is never revoked, whatever etcd loses."""
     found = end_of(status)
     if found is None:
@@ -294,8 +299,8 @@ def end_of(status: Status) -> Condition | None:
 
 def retry_requested(manifest: Mapping[str, Any], status: Status) -> str:
     """Return the value of the annotation that asks for a retry of a failed job; empty: none that was not handled yet."""
-    asked = str((manifest["metadata"].get("annotations") or {}).get(RETRY) or "")[:_LONGEST_RETRY]
-    return asked if asked != (status.retried or "") else ""
+    value = str((manifest["metadata"].get("annotations") or {}).get(RETRY) or "")[:_LONGEST_RETRY]
+    return value if value != (status.retried or "") else ""
 
 
 def retried(status: Status) -> Status:

@@ -76,40 +76,40 @@ class ScalingDecision:
     Attributes:
         drain: Indices that the master shall drain: the whole list, as it should be in etcd.
         actions: Pods to create and to delete.
-        tell: Whether `drain` differs from the list in etcd.
+        publish: Whether `drain` differs from the list in etcd.
     """
 
     drain: tuple[int, ...]
     actions: tuple[CreateTrainer | DeleteTrainer, ...]
-    tell: bool
+    publish: bool
 
 
 def decide(
-    wanted: int,
+    desired: int,
     pods: Sequence[TrainerPod],
     drain: Collection[int],
     *,
     overdue: Collection[int] = (),
     backing_off: Collection[int] = (),
-    stays: Mapping[str, int] | None = None,
+    kept: Mapping[str, int] | None = None,
 ) -> ScalingDecision:
     """Decide how to bring a job's trainers to the wanted number.
 
     Args:
-        wanted: How many trainers the job should have.
+        desired: How many trainers the job should have.
         pods: All trainers' pods that exist, in any state; at most one per index.
         drain: The drain list in etcd.
         overdue: Indices that have been in the drain list for too long; their pods are deleted, so the kubelet terminates them.
         backing_off: Indices whose next pod is in back-off. Until it is due the former pod stays, with its reason.
-        stays: Node -> how many trainers stay there by the plan. Trainers beyond that leave first. One that has failed since the
+        kept: Node -> how many trainers stay there by the plan. Trainers beyond that leave first. One that has failed since the
             plan is replaced by the next plan, as its room may be needed for another pod. None: nodes do not matter.
     """
     alive = [pod for pod in pods if not (pod.ended or pod.deleting or pod.lost)]
-    leaving = _leaving(wanted, alive, drain, stays)
-    missing = wanted - len(alive)
-    if stays is not None:
-        missing = min(missing, wanted - sum(stays.values()) - sum(not pod.node for pod in alive))
-    if len(alive) == wanted and not leaving and any(pod.cordoned for pod in alive):
+    leaving = _leaving(desired, alive, drain, kept)
+    missing = desired - len(alive)
+    if kept is not None:
+        missing = min(missing, desired - sum(kept.values()) - sum(not pod.node for pod in alive))
+    if len(alive) == desired and not leaving and any(pod.cordoned for pod in alive):
         missing = 1  # the successor is created on another node before the trainer on the cordoned node leaves
     actions: list[CreateTrainer | DeleteTrainer] = []
     for pod in sorted(pods, key=lambda pod: pod.index):
@@ -121,16 +121,18 @@ def decide(
             actions.append(DeleteTrainer(pod.index, pod.uid))
     actions += _created(missing, alive, {pod.index for pod in pods} | set(drain) | set(backing_off))
     draining = tuple(sorted(leaving))
-    return ScalingDecision(drain=draining, actions=tuple(actions), tell=set(draining) != set(drain))
+    return ScalingDecision(drain=draining, actions=tuple(actions), publish=set(draining) != set(drain))
 
 
-def too_low(pods: Sequence[TrainerPod], *, minimum: int, wanted: int, drain: Collection[int], surplus: str) -> set[str]:
+def too_low(
+    pods: Sequence[TrainerPod], *, minimum: int, desired: int, drain: Collection[int], surplus: str
+) -> set[str]:
     """Return the UIDs of trainers whose priority is too low, after the minimum was raised or trainers of higher priority left.
 
     Args:
         pods: All trainers' pods that exist.
         minimum: How many trainers need the higher priority.
-        wanted: How many trainers the job should have.
+        desired: How many trainers the job should have.
         drain: The drain list in etcd.
         surplus: The lower PriorityClass.
     """
@@ -138,7 +140,7 @@ def too_low(pods: Sequence[TrainerPod], *, minimum: int, wanted: int, drain: Col
     if len(alive) == 1:
         return set()  # the only trainer keeps working at low priority until another one works
     free = set(range(minimum)) - {pod.index for pod in alive}
-    coming = min(len(free), max(0, wanted - len(alive)))
+    coming = min(len(free), max(0, desired - len(alive)))
     lower = sorted((pod for pod in alive if pod.priority == surplus), key=lambda pod: pod.index)
     lacking = minimum - (len(alive) - len(lower)) - coming
     return {pod.uid for pod in lower[: max(0, lacking)]}
@@ -155,32 +157,32 @@ def _created(missing: int, alive: Sequence[TrainerPod], blocked: Collection[int]
 
 
 def _leaving(
-    wanted: int, alive: Sequence[TrainerPod], drain: Collection[int], stays: Mapping[str, int] | None
+    desired: int, alive: Sequence[TrainerPod], drain: Collection[int], kept: Mapping[str, int] | None
 ) -> set[int]:
-    """Return the indices that have to leave: those in the drain list, then those above `wanted`, then one of an older template."""
+    """Return the indices that have to leave: those in the drain list, then those above `desired`, then one of an older template."""
     draining = {pod.index for pod in alive if pod.index in drain}
     # A trainer that does not work yet loses nothing; then the highest index, whose PriorityClass is the lower one.
-    rest = sorted(
+    candidates = sorted(
         (pod for pod in alive if pod.index not in draining), key=lambda pod: (not pod.works, not pod.ready, pod.index)
     )
-    if stays is not None:
+    if kept is not None:
         # The plan needs the room there for another pod, now or later.
-        more = _beyond(rest, stays)
-        rest.sort(key=lambda pod: pod.index in more)
-    if len(rest) in {wanted, wanted + 1} and any(pod.cordoned for pod in rest):
-        return draining | (_moved(rest) if len(rest) > wanted else set())
-    leaving = draining | {pod.index for pod in rest[wanted:]}
+        more = _beyond(candidates, kept)
+        candidates.sort(key=lambda pod: pod.index in more)
+    if len(candidates) in {desired, desired + 1} and any(pod.cordoned for pod in candidates):
+        return draining | (_moved(candidates) if len(candidates) > desired else set())
+    leaving = draining | {pod.index for pod in candidates[desired:]}
     # One at a time: a trainer that is leaving may still count as a working member.
-    return leaving | (set() if draining else _rolled(wanted, rest[:wanted]))
+    return leaving | (set() if draining else _rolled(desired, candidates[:desired]))
 
 
-def _beyond(pods: Sequence[TrainerPod], stays: Mapping[str, int]) -> set[int]:
+def _beyond(pods: Sequence[TrainerPod], kept: Mapping[str, int]) -> set[int]:
     """Return the indices of trainers above the number that stays on their node, the last ones in the order of `pods`."""
     there: dict[str, int] = {}
     more = set()
     for pod in pods:
         there[pod.node] = there.get(pod.node, 0) + 1
-        if pod.node and there[pod.node] > stays.get(pod.node, 0):
+        if pod.node and there[pod.node] > kept.get(pod.node, 0):
             more.add(pod.index)
     return more
 
@@ -192,12 +194,12 @@ def _moved(pods: Sequence[TrainerPod]) -> set[int]:
     return {max((pod for pod in pods if pod.cordoned), key=lambda pod: (not pod.works, pod.index)).index}
 
 
-def _rolled(wanted: int, staying: Sequence[TrainerPod]) -> set[int]:
+def _rolled(desired: int, remaining: Sequence[TrainerPod]) -> set[int]:
     """Return the next trainer of an older template to leave: one at a time, and a working one only if all trainers work."""
-    old = [pod for pod in staying if not pod.current]
+    old = [pod for pod in remaining if not pod.current]
     if not old:
         return set()
     idle = [pod for pod in old if not pod.works]
-    if not idle and (len(staying) < wanted or not all(pod.works for pod in staying)):
+    if not idle and (len(remaining) < desired or not all(pod.works for pod in remaining)):
         return set()
     return {max(idle or old, key=lambda pod: pod.index).index}

@@ -23,7 +23,7 @@ __all__ = ["GarbageCollector"]
 _EVERY_SECONDS: Final = 300.0
 _DELAY_SECONDS: Final = 5.0
 """Wait after a deletion: the job's master may still write, and other jobs may be deleted at the same time."""
-_PATIENCE_SECONDS: Final = 10.0
+_TIMEOUT_SECONDS: Final = 10.0
 
 log = logging.getLogger("shoal.operator")
 
@@ -58,33 +58,33 @@ class GarbageCollector:
         self._guarded = guarded
         self._every = every_seconds
         self._delay = delay_seconds
-        self._wanted = asyncio.Event()
+        self._requested = asyncio.Event()
         # Jobs may have been deleted while no operator ran.
-        self._wanted.set()
+        self._requested.set()
 
-    def soon(self) -> None:
+    def request_collection(self) -> None:
         """Request a collection, as a job was deleted."""
-        self._wanted.set()
+        self._requested.set()
 
     async def run(self) -> None:
         """Collect until cancelled."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._every):
-                    await self._wanted.wait()
+                    await self._requested.wait()
             await asyncio.sleep(self._delay)
-            self._wanted.clear()
+            self._requested.clear()
             try:
-                swept = await self.sweep()
+                collected = await self.collect()
             except (KubeError, StoreError) as error:
                 log.warning("garbage collection in etcd failed: %s; next attempt in %.0f s", error, self._every)
                 continue
-            if swept:
-                self.soon()
-            for keys in swept:
+            if collected:
+                self.request_collection()
+            for keys in collected:
                 log.info("removed from etcd: %s/%s, uid %s", keys.namespace, keys.name, keys.uid)
 
-    async def sweep(self) -> list[JobKeys]:
+    async def collect(self) -> list[JobKeys]:
         """Remove the keys, users and roles of deleted jobs; return these jobs.
 
         Raises:
@@ -97,24 +97,24 @@ class GarbageCollector:
             for namespace in self._namespaces or ("",)
             for job in await self._kube.list("TrainingJob", namespace=namespace)
         }
-        gone = [keys for keys in found if keys not in there and self._serves(keys)]
-        for keys in gone:
+        deleted = [keys for keys in found if keys not in there and self._serves(keys)]
+        for keys in deleted:
             await run_in_thread(partial(self._remove, keys))
-        return gone
+        return deleted
 
     def _serves(self, keys: JobKeys) -> bool:
         return not self._namespaces or keys.namespace in self._namespaces
 
     def _found(self) -> list[JobKeys]:
-        prefixes = self._store.get_groups(ALL_JOBS, parts=3, patience_seconds=_PATIENCE_SECONDS)
+        prefixes = self._store.get_groups(ALL_JOBS, parts=3, timeout_seconds=_TIMEOUT_SECONDS)
         found = {parsed[0] for prefix in prefixes if (parsed := JobKeys.parse(prefix)) is not None}
         if self._guarded:
-            users = self._store.accounts.within(_PATIENCE_SECONDS).users()
+            users = self._store.accounts.within(_TIMEOUT_SECONDS).users()
             found |= {keys for user in users if (keys := JobKeys.of_user(user)) is not None}
         return sorted(found, key=lambda keys: keys.prefix)
 
     def _remove(self, keys: JobKeys) -> None:
         # The user first: a master that still runs would otherwise write its keys again.
         if self._guarded:
-            self._store.accounts.within(_PATIENCE_SECONDS).remove(keys.user)
-        self._store.transact([], [Delete(keys.prefix, prefix=True)], patience_seconds=_PATIENCE_SECONDS)
+            self._store.accounts.within(_TIMEOUT_SECONDS).remove(keys.user)
+        self._store.transact([], [Delete(keys.prefix, prefix=True)], timeout_seconds=_TIMEOUT_SECONDS)

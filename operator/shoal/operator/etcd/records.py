@@ -58,7 +58,7 @@ def read(record: str, value: bytes) -> DesiredState | ReportedState | Ended | Ma
 
 
 READERS: Final[Mapping[str, tuple[str, type]]] = {
-    "wanted": ("wanted", DesiredState),
+    "wanted": ("desired", DesiredState),
     "progress": ("published", ReportedState),
     "outcome": ("ended", Ended),
     "master": ("leader", MasterRecord),
@@ -83,7 +83,7 @@ def _leader(found: MasterRecord) -> MasterRecord:
     return found
 
 
-def _wanted(found: DesiredState) -> DesiredState:
+def _desired(found: DesiredState) -> DesiredState:
     _members(found.drain)
     return found
 
@@ -104,15 +104,15 @@ def _ended(found: Ended) -> Ended:
     return Ended(found.state, clipped(found.reason, _LONGEST), _account(found.account))
 
 
-def _account(told: dict[str, Any] | None) -> dict[str, Any] | None:
+def _account(reported: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the master's account in the form of `Account`, with the numbers of samples beside the others."""
-    if told is None:
+    if reported is None:
         return None
-    samples = told.get("samples")
+    samples = reported.get("samples")
     if not isinstance(samples, Mapping):
         raise RecordError("the account has no samples")
     try:
-        found = Account.model_validate({**told, **samples})
+        found = Account.model_validate({**reported, **samples})
     except (ValidationError, ValueError, OverflowError) as error:
         raise RecordError(f"the account cannot be read: {clipped(str(error), _KEY_CHARACTERS)}") from None
     numbers = found.model_dump()
@@ -123,7 +123,7 @@ def _account(told: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 _BOUNDED: Final[Mapping[type, Callable[[Any], Any]]] = {
-    DesiredState: _wanted,
+    DesiredState: _desired,
     ReportedState: _published,
     Ended: _ended,
     MasterRecord: _leader,
@@ -157,10 +157,10 @@ class Usage:
         self.foreign += created and foreign
         if foreign:
             self.example = clipped(ascii(record), _KEY_CHARACTERS)
-        mark = hash(record)
-        self.bytes -= self._large.pop(mark, 0)
+        key_hash = hash(record)
+        self.bytes -= self._large.pop(key_hash, 0)
         if size > _LARGE_BYTES and len(self._large) < _MOST_LARGE:
-            self._large[mark] = size
+            self._large[key_hash] = size
             self.bytes += size
 
     def removed(self, record: str) -> None:
@@ -171,29 +171,29 @@ class Usage:
         self.unread.pop(record, None)
 
     @property
-    def wrong(self) -> tuple[object, ...]:
-        """Changes when there are complaints about something else than before."""
+    def problem_kinds(self) -> tuple[object, ...]:
+        """Changes when there are other kinds of problems than before."""
         return tuple(self.unread), self.foreign > 0, tuple(over for over, _ in self._bounds())
 
-    def complaints(self) -> dict[str, str]:
-        """Return the present complaints: event reason and object -> message with the fix."""
-        said = {
-            f"ForeignRecord {record}": f"etcd's {record} of this job is no record of this version of Shoal ({why}); what "
+    def record_problems(self) -> dict[str, str]:
+        """Return the present problems: event reason and object -> message with the fix."""
+        problems = {
+            f"ForeignRecord {record}": f"etcd's {record} of this job is no record of this version of Shoal ({reason}); what "
             "was known before stays. Its writer has the job's user in etcd: see who may read the job's Secrets"
-            for record, why in self.unread.items()
+            for record, reason in self.unread.items()
         }
         if self.foreign:
-            said["ForeignKey"] = (
+            problems["ForeignKey"] = (
                 f"etcd has a key of this job that is none of Shoal's: {self.example}; nothing reads it. Remove it, and see "
                 "who may read the job's Secrets"
             )
         over = " and ".join(f"{number} (bound: {bound})" for beyond, (number, bound) in self._bounds() if beyond)
         if over:
-            said["TooMuchInEtcd"] = (
+            problems["TooMuchInEtcd"] = (
                 f"{over} under this job's prefix: etcd is shared by all jobs, and takes no writes when it is full. "
                 "Remove what is none of Shoal's, or delete the job"
             )
-        return said
+        return problems
 
     def _bounds(self) -> Iterator[tuple[bool, tuple[str, str]]]:
         """Yield for each bound whether it is exceeded, the present usage, and the bound."""

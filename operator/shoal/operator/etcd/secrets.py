@@ -18,7 +18,7 @@ from shoal.store import OPERATOR_KEY, Accounts, Credentials, JobKeys, Put, Store
 __all__ = ["DerivedSecrets", "Users"]
 
 _KEY_BYTES: Final = 32
-_PATIENCE_SECONDS: Final = 5.0
+_TIMEOUT_SECONDS: Final = 5.0
 """Timeout of the calls to etcd in a sync."""
 
 
@@ -86,8 +86,8 @@ class Users:
     """
 
     def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts.within(_PATIENCE_SECONDS)
-        self._believed = set(self._accounts.users())
+        self._accounts = accounts.within(_TIMEOUT_SECONDS)
+        self._unchecked = set(self._accounts.users())
 
     def admit(self, keys: JobKeys, password: str) -> None:
         """Ensure that a job's user exists, with rights on the job's keys only. Blocks.
@@ -95,8 +95,8 @@ class Users:
         Raises:
             StoreError: etcd is unreachable or refuses the call.
         """
-        if keys.user in self._believed:
-            self._believed.discard(keys.user)
+        if keys.user in self._unchecked:
+            self._unchecked.discard(keys.user)
             return
         self._accounts.ensure(keys.user, password, prefix=keys.prefix)
 

@@ -56,17 +56,17 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        asyncio.run(_run(arguments.namespace, arguments.etcd, patience_seconds=arguments.patience))
+        asyncio.run(_run(arguments.namespace, arguments.etcd, timeout_seconds=arguments.patience))
     except (KubeError, StoreError, SetupError) as error:
         log.error("%s", error)  # noqa: TRY400 - a message for people
         return 1
     return 0
 
 
-async def _run(namespace: str, etcd: str, *, patience_seconds: float) -> None:
+async def _run(namespace: str, etcd: str, *, timeout_seconds: float) -> None:
     async with await Kube.connect() as kube:
         operator = await secrets_of(kube, namespace, now=datetime.now(UTC))
-    await asyncio.to_thread(_protect, etcd, operator, patience_seconds)
+    await asyncio.to_thread(_protect, etcd, operator, timeout_seconds)
     log.info("etcd at %s requires authentication", etcd)
 
 
@@ -86,7 +86,7 @@ async def secrets_of(kube: Kube, namespace: str, *, now: datetime) -> dict[str, 
         return {"ca.crt": made.authority, "tls.crt": made.certificate, "tls.key": made.key}
 
     server = await _ensure(kube, namespace, SERVER, certificate)
-    _look_at_end(server["tls.crt"], now)
+    _check_expiry(server["tls.crt"], now)
 
     def login() -> dict[str, bytes]:
         password = secrets.token_hex(_PASSWORD_BYTES).encode()
@@ -138,7 +138,7 @@ def _opened(name: str, manifest: Mapping[str, Any]) -> dict[str, bytes]:
     return opened
 
 
-def _look_at_end(certificate: bytes, now: datetime) -> None:
+def _check_expiry(certificate: bytes, now: datetime) -> None:
     try:
         end = setup_certificate.ends(certificate)
     except ValueError as error:
@@ -147,12 +147,12 @@ def _look_at_end(certificate: bytes, now: datetime) -> None:
         log.warning("etcd's certificate ends on %s; see docs/operations.md for its renewal", end.date())
 
 
-def _protect(etcd: str, operator: Mapping[str, bytes], patience_seconds: float) -> None:
+def _protect(etcd: str, operator: Mapping[str, bytes], timeout_seconds: float) -> None:
     with tempfile.NamedTemporaryFile(prefix="shoal-", suffix=".crt") as authority:
         authority.write(operator["ca.crt"])
         authority.flush()
         tls = Tls(certificate_authority=Path(authority.name))
-        protect = functools.partial(Store.protect, etcd, tls=tls, timeout_seconds=patience_seconds)
+        protect = functools.partial(Store.protect, etcd, tls=tls, timeout_seconds=timeout_seconds)
         try:
             protect(password=operator["password"].decode())
         except StoreRefusedError:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from shoal.api import TrainingJob
-from shoal.operator.core.field_ownership import holds
+from shoal.operator.core.field_ownership import has_fields
 from shoal.operator.resources import workloads
 from shoal.operator.resources.pods import JobIdentity, pod_hash, trainer_pod
 
@@ -28,19 +28,19 @@ class HashedManifest:
 
     content: dict[str, Any]
     hash: str
-    _held: dict[str, bool] = field(default_factory=dict, compare=False)
+    _has_fields: dict[str, bool] = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> tuple[str, str]:
         """Kind and name of the object."""
         return self.content["kind"], self.content["metadata"]["name"]
 
-    def held(self, fields: str) -> bool:
+    def has_fields(self, fields: str) -> bool:
         """Return whether the API server's record of Shoal's fields has all fields; computed again only for another record."""
-        if fields not in self._held:
-            self._held.clear()
-            self._held[fields] = holds(self.content, fields)
-        return self._held[fields]
+        if fields not in self._has_fields:
+            self._has_fields.clear()
+            self._has_fields[fields] = has_fields(self.content, fields)
+        return self._has_fields[fields]
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> HashedManifest:
@@ -67,9 +67,9 @@ class JobManifests:
         return pod_hash(trainer_pod(self.job, self.identity, 0))
 
     @cached_property
-    def standing(self) -> tuple[HashedManifest, ...]:
+    def permanent(self) -> tuple[HashedManifest, ...]:
         """Manifests of the objects that exist for as long as the job runs."""
-        return tuple(HashedManifest.of(each) for each in workloads.standing(self.job, self.identity))
+        return tuple(HashedManifest.of(each) for each in workloads.permanent(self.job, self.identity))
 
     def servers(self, replicas: int, nodes: Sequence[str] = ()) -> HashedManifest:
         """Return the parameter servers' StatefulSet."""

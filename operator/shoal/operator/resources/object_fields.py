@@ -16,17 +16,17 @@ __all__ = [
     "controlled",
     "deleting",
     "is_pod_of",
-    "moment_of",
     "newer",
     "own_container",
+    "parse_time",
     "phase_of",
     "place_of",
     "ready",
     "revision_of",
     "same",
-    "slim",
     "unreachable",
     "without",
+    "without_unread_fields",
 ]
 
 Manifest = Mapping[str, Any]
@@ -42,7 +42,7 @@ _SPEC: Final = ("nodeName", "priorityClassName")
 _STATUS: Final = ("phase", "reason", "message", "conditions", "initContainerStatuses", "containerStatuses")
 
 
-def slim(manifest: Manifest) -> Manifest:
+def without_unread_fields(manifest: Manifest) -> Manifest:
     """Return an object with only the fields that the operator reads: the cache keeps thousands of objects."""
     metadata = {key: manifest["metadata"][key] for key in _METADATA if key in manifest["metadata"]}
     status, spec = manifest.get("status") or {}, manifest.get("spec") or {}
@@ -120,7 +120,7 @@ def newer(one: Manifest, other: Manifest) -> bool:
     return same and revision_of(one) > revision_of(other)
 
 
-def moment_of(text: object) -> datetime | None:
+def parse_time(text: object) -> datetime | None:
     """Parse a time in the API server's format, to UTC; None: the text is no time."""
     try:
         found = datetime.fromisoformat(str(text)) if text else None

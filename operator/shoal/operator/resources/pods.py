@@ -38,7 +38,7 @@ PROBE_PORT: Final = 7702
 GROUP: Final = "shoal.dev"
 _FOLDER: Final = "/shoal"
 OUTPUT_FOLDER: Final = f"{_FOLDER}/output"
-"""Mount path of the claim for the model; a relative `output.path`, and relative paths that a script saves to, are in it."""
+"""Mount path of the claim for the model; a relative `output.path`, and relative paths of `job.save`, are in it."""
 _SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own
 TOKEN_VERSION: Final = f"{GROUP}/token-version"
 """Annotation of a job's Deployment: the `JobIdentity.token` that its processes were created with."""

@@ -26,7 +26,7 @@ from shoal.operator.resources.pods import (
     server_pod,
 )
 
-__all__ = ["budgets", "manifest_for_pods", "master", "owner", "servers", "standing"]
+__all__ = ["budgets", "manifest_for_pods", "master", "owner", "permanent", "servers"]
 
 
 def owner(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def owner(job: TrainingJob, identity: JobIdentity) -> dict[str, Any]:
     }
 
 
-def standing(job: TrainingJob, identity: JobIdentity) -> list[dict[str, Any]]:
+def permanent(job: TrainingJob, identity: JobIdentity) -> list[dict[str, Any]]:
     """Return the objects that exist for as long as the job runs: ServiceAccount, ConfigMap, Services, budgets."""
     known = names(job)
     return [
@@ -184,8 +184,8 @@ def _service(job: TrainingJob, identity: JobIdentity, role: str, port: int) -> d
 
 
 def _selector(job: TrainingJob, identity: JobIdentity, role: str) -> dict[str, Any]:
-    wanted = own_labels(job, identity, role)
-    return {"matchLabels": {key: wanted[key] for key in ("shoal.dev/uid", "shoal.dev/role")}}
+    own = own_labels(job, identity, role)
+    return {"matchLabels": {key: own[key] for key in ("shoal.dev/uid", "shoal.dev/role")}}
 
 
 def _object(

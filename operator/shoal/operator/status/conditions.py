@@ -6,12 +6,12 @@ The status never reports anything that is not known to be true:
   master reports that it is a member.
 - A job that is not accepted has Accepted False or Unknown; its history (times, failures, account, end) stays.
 - A spec of an older generation than the last status is a stale read, and changes nothing.
-- A master with nothing to report reports why within seconds. So a record without a reason that was not written for ``QUIET``
-  is of a master that does not report. So is a record of an earlier master, or of one whose pod is not ready, and every record
-  while etcd is unreachable. Then Progressing is Unknown, the counts stay as they were last reported, and the values of the
-  present (rate, estimated end) are absent.
+- A master with nothing to report reports why within seconds. A record without a reason that was not written for
+  ``SILENT_AFTER`` is of a master that does not report. So is a record of an earlier master, or of one whose pod is not ready,
+  and every record while etcd is unreachable. Then Progressing is Unknown, the counts stay as they were last reported, and the
+  values of the present (rate, estimated end) are absent.
 - The estimated end counts from the last commit. An estimate in the past was wrong, and is absent.
-- A task may take longer than the master's timeout: Progressing is False when nothing was committed for ``STILL``.
+- A task may take longer than the master's timeout: Progressing is False when nothing was committed for ``STALLED_AFTER``.
 - Complete needs the master's report and a script that exited with code 0. Complete and Failed are never revoked.
 - A state follows from all conditions together. A reason is one of the documented ones; a pod's own reason is in the message.
 """
@@ -41,14 +41,14 @@ from shoal.operator.core.reconcile import Observed, ServerPod, in_pods
 from shoal.operator.core.run_policy import clocked, end_of
 from shoal.operator.resources.pods import GROUP, names
 from shoal.operator.status.facts import Facts
-from shoal.operator.status.reasons import PodProblem, clipped, in_order, listed, reason_of, words_of
+from shoal.operator.status.reasons import PodProblem, clipped, in_order, listed, message_of, reason_of
 
-__all__ = ["QUIET", "STILL", "PodProblem", "status_of"]
+__all__ = ["SILENT_AFTER", "STALLED_AFTER", "PodProblem", "status_of"]
 
-QUIET: Final = timedelta(seconds=15)
+SILENT_AFTER: Final = timedelta(seconds=15)
 """A master with nothing to report reports why after 2 s, and writes its record once a second."""
-STILL: Final = timedelta(seconds=30)
-_FARTHEST: Final = timedelta(days=3650)
+STALLED_AFTER: Final = timedelta(seconds=30)
+_MOST_REMAINING: Final = timedelta(days=3650)
 """A later estimated end is omitted."""
 _LONGEST: Final = 1000
 """Longest text of another component, in characters."""
@@ -67,7 +67,7 @@ class _UntimedCondition:
     message: str = ""
 
 
-_NOTHING: Final = Facts()
+_NO_FACTS: Final = Facts()
 
 
 def status_of(
@@ -75,12 +75,12 @@ def status_of(
     *,
     generation: int,
     seen: Observed,
-    wanted: int,
+    desired: int,
     problems: Sequence[PodProblem],
     refused: str,
     now: datetime,
     before: Status,
-    facts: Facts = _NOTHING,
+    facts: Facts = _NO_FACTS,
 ) -> Status:
     """Return the status of a job.
 
@@ -89,7 +89,7 @@ def status_of(
         generation: Generation of the newest spec.
         seen: The observed state. The reason of an end that the operator decided starts with a documented reason and a colon,
             as in ``Ended("Failed", "DeadlineExceeded: 3600 s are over")``.
-        wanted: How many trainers there should be. Fewer than the minimum: the job is queued.
+        desired: How many trainers there should be. Fewer than the minimum: the job is queued.
         problems: The present problems of its pods.
         refused: Why the newest spec is not accepted: a documented reason and a colon, or else InvalidSpec applies. Empty: it
             is accepted. If it is not, `job` is the last accepted one.
@@ -114,16 +114,16 @@ def status_of(
         active_since=before.active_since,
     )
     if job is None:
-        said = {ConditionType.ACCEPTED: _accepted(refused)}
-        stands = Status(**dict(history) | {"progress": before.progress if final is not None else None})
-        untouched = not (seen.trainers or seen.servers or seen.masters or seen.applied or before.start_time)
-        state, decides = State.PENDING if untouched else None, ConditionType.ACCEPTED
+        untimed = {ConditionType.ACCEPTED: _accepted(refused)}
+        base = Status(**dict(history) | {"progress": before.progress if final is not None else None})
+        is_new = not (seen.trainers or seen.servers or seen.masters or seen.applied or before.start_time)
+        state, decides = State.PENDING if is_new else None, ConditionType.ACCEPTED
     else:
-        look = _JobStatus(job, seen, wanted, problems, facts, now, before, final)
-        said, stands = look.conditions() | {ConditionType.ACCEPTED: _accepted(refused, job)}, look.filled(history)
-        state, decides = look.state(said)
-    conditions = _stamped(said, before, final, generation, now)
-    after = _concluded(stands, conditions, state, decides, now)
+        status = _JobStatus(job, seen, desired, problems, facts, now, before, final)
+        untimed, base = status.untimed() | {ConditionType.ACCEPTED: _accepted(refused, job)}, status.filled(history)
+        state, decides = status.state(untimed)
+    conditions = _with_times(untimed, before, final, generation, now)
+    after = _with_state(base, conditions, state, decides, now)
     queued = after.state is State.QUEUED
     runs = job is not None and not job.spec.suspend and not queued and after.completion_time is None
     return clocked(after, now, runs=runs)
@@ -136,8 +136,8 @@ def _accepted(refused: str, job: TrainingJob | None = None) -> _UntimedCondition
     return _UntimedCondition("Unknown" if reason is Reason.NOT_CHECKED else "False", reason, message)
 
 
-def _stamped(
-    said: Mapping[ConditionType, _UntimedCondition],
+def _with_times(
+    untimed: Mapping[ConditionType, _UntimedCondition],
     before: Status,
     final: Condition | None,
     generation: int,
@@ -149,8 +149,8 @@ def _stamped(
     for of in ConditionType:
         if final is not None and of == final.type:
             conditions.append(final)
-        elif of in said:
-            here, earlier = said[of], old.get(of)
+        elif of in untimed:
+            here, earlier = untimed[of], old.get(of)
             since = now
             if earlier is not None:
                 same = earlier.status == here.status
@@ -160,8 +160,8 @@ def _stamped(
     return conditions
 
 
-def _concluded(
-    stands: Status, conditions: list[Condition], state: State | None, decides: ConditionType, now: datetime
+def _with_state(
+    base: Status, conditions: list[Condition], state: State | None, decides: ConditionType, now: datetime
 ) -> Status:
     """Add the state and the times that follow from the conditions."""
     by_type = {each.type: each for each in conditions}
@@ -173,13 +173,13 @@ def _concluded(
     started = now if running is not None and running.status == "True" else None
     completed = complete.last_transition_time if complete is not None else None
     return Status(
-        **dict(stands)
+        **dict(base)
         | {
             "state": state,
             "reason": by_type[decides].reason,
             "conditions": conditions,
-            "start_time": stands.start_time or started,
-            "completion_time": stands.completion_time or completed,
+            "start_time": base.start_time or started,
+            "completion_time": base.completion_time or completed,
         }
     )
 
@@ -208,7 +208,7 @@ class _JobStatus:
         self,
         job: TrainingJob,
         seen: Observed,
-        wanted: int,
+        desired: int,
         problems: Sequence[PodProblem],
         facts: Facts,
         now: datetime,
@@ -221,8 +221,8 @@ class _JobStatus:
         self._saving = seen.ended is not None and not failed
         self._ended = final is not None or failed or (self._saving and seen.saved)
         self._stopped = self._ended or job.spec.suspend
-        self._wanted = 0 if self._stopped else wanted
-        self._keeps = not self._ended and in_pods(job)
+        self._desired = 0 if self._stopped else desired
+        self._keeps_servers = not self._ended and in_pods(job)
         """Whether a suspended job keeps its servers and its master."""
         # Trainers exit by themselves when all samples are committed; one of them has to write the model.
         self._need = 1 if self._saving else job.spec.trainer.min_replicas
@@ -236,10 +236,10 @@ class _JobStatus:
         # A StatefulSet adopts any pod with one of its names, and then deletes it as a surplus one.
         due = {f"{job.metadata.name}-pserver-{index}" for index in range(job.servers)}
         self._servers = [pod for pod in _alive(seen.servers) if pod.name in due]
-        self._serve = [self._serves(pod) for pod in self._servers]
-        self._master = self._answers()
+        self._serving = [self._serves(pod) for pod in self._servers]
+        self._master = self._master_ready()
         self._moved = _last_step(seen, facts, before)
-        self._why = clipped(seen.published.why, _LONGEST) if seen.published is not None else ""
+        self._stall_reason = clipped(seen.published.why, _LONGEST) if seen.published is not None else ""
         self._stale = self._stale_condition()
 
     # --- Processes ---
@@ -253,7 +253,7 @@ class _JobStatus:
             known.append(pod.name.rpartition("-")[2] in map(str, self._seen.published.servers))
         return all(known) if known else None
 
-    def _answers(self) -> bool | None:
+    def _master_ready(self) -> bool | None:
         alive = _alive(self._seen.masters)
         if self._facts.ready is None:
             return None if alive else False
@@ -270,8 +270,8 @@ class _JobStatus:
             return _UntimedCondition("Unknown", Reason.NO_NEWS, "a new master has started, and has not reported yet")
         if self._master is False:
             return _UntimedCondition("Unknown", Reason.NO_NEWS, "the master is not ready")
-        heard = facts.heard
-        if not (published.why or self._saving) and heard is not None and self._now - heard > QUIET:
+        reported_at = facts.reported_at
+        if not (published.why or self._saving) and reported_at is not None and self._now - reported_at > SILENT_AFTER:
             return _UntimedCondition(
                 "Unknown", Reason.NO_NEWS, "the master reports neither progress nor why there is none"
             )
@@ -279,9 +279,9 @@ class _JobStatus:
 
     # --- Conditions ---
 
-    def conditions(self) -> dict[ConditionType, _UntimedCondition]:
+    def untimed(self) -> dict[ConditionType, _UntimedCondition]:
         """Return all conditions but Accepted, without their times."""
-        said = {
+        untimed = {
             ConditionType.SCHEDULED: self._scheduled(),
             ConditionType.RUNNING: self._running(),
             ConditionType.PROGRESSING: self._progressing(),
@@ -289,28 +289,28 @@ class _JobStatus:
         if self._facts.autoscaled is not None and not self._stopped:
             reason, message = self._facts.autoscaled
             follows = reason is Reason.FOLLOWING
-            said[ConditionType.AUTOSCALED] = _UntimedCondition(
+            untimed[ConditionType.AUTOSCALED] = _UntimedCondition(
                 "True" if follows else "False", reason, clipped(message, _LONGEST)
             )
         suspended = self._suspended()
         if suspended is not None:
-            said[ConditionType.SUSPENDED] = suspended
+            untimed[ConditionType.SUSPENDED] = suspended
         ended = self._seen.ended
         if ended is not None and self._ended and self._final is None:
             if ended.state == "Complete":
-                said[ConditionType.COMPLETE] = _UntimedCondition(
-                    "True", Reason.ALL_SAMPLES_COMMITTED, clipped(ended.reason, _LONGEST)
-                )
+                message = clipped(ended.reason, _LONGEST)
+                untimed[ConditionType.COMPLETE] = _UntimedCondition("True", Reason.ALL_SAMPLES_COMMITTED, message)
             else:
-                said[ConditionType.FAILED] = _UntimedCondition("True", *reason_of(ConditionType.FAILED, ended.reason))
-        return said
+                failure = reason_of(ConditionType.FAILED, ended.reason)
+                untimed[ConditionType.FAILED] = _UntimedCondition("True", *failure)
+        return untimed
 
     def _scheduled(self) -> _UntimedCondition:
         if self._stopped:
             return _UntimedCondition("False", Reason.NO_PODS_WANTED)
-        if self._wanted < self._need and not self._saving:
-            return _UntimedCondition("False", Reason.QUEUED, self._facts.why)
-        message = words_of(self._unplaced)
+        if self._desired < self._need and not self._saving:
+            return _UntimedCondition("False", Reason.QUEUED, self._facts.reason)
+        message = message_of(self._unplaced)
         if self._all_placed():
             return _UntimedCondition("True", Reason.PODS_PLACED, message)
         known = next((each.known for each in self._unplaced if each.known is not None), None)
@@ -329,10 +329,10 @@ class _JobStatus:
         name = names(self._job)["trainer"]
         trainers = sum(pod.ready or pod.works or f"{name}-{pod.index}" in placed for pod in self._trainers)
         servers = sum(
-            bool(serves) or pod.name in placed for pod, serves in zip(self._servers, self._serve, strict=True)
+            bool(serves) or pod.name in placed for pod, serves in zip(self._servers, self._serving, strict=True)
         )
-        speaks = self._master if self._master is not None else self._seen.published is not None
-        master = speaks or any(pod.name in placed for pod in _alive(self._seen.masters))
+        master_answers = self._master if self._master is not None else self._seen.published is not None
+        master = master_answers or any(pod.name in placed for pod in _alive(self._seen.masters))
         return master and servers >= self._job.servers and trainers >= self._need
 
     def _lacking(self) -> str:
@@ -343,24 +343,24 @@ class _JobStatus:
     def _running(self) -> _UntimedCondition:
         if self._stopped:
             return _UntimedCondition("False", Reason.NO_TRAINERS_WANTED)
-        message = words_of(self._not_running)
-        serving = sum(serves is True for serves in self._serve) >= self._job.servers
+        message = message_of(self._not_running)
+        serving = sum(serves is True for serves in self._serving) >= self._job.servers
         if self._works >= self._need and serving and self._master is not False:
             return _UntimedCondition("True", Reason.TRAINERS_READY, message)
-        away = sum(serves is not False for serves in self._serve) < self._job.servers
+        away = sum(serves is not False for serves in self._serving) < self._job.servers
         status: Literal["False", "Unknown"] = "Unknown" if self._unobserved() and not away else "False"
         known = next((each.known for each in self._not_running if each.known is not None), None)
         if known is not None:
             return _UntimedCondition(status, known, message)
-        reason, detail = self._why_not_running(away=away, blind=status == "Unknown")
+        reason, detail = self._not_running_reason(away=away, blind=status == "Unknown")
         return _UntimedCondition(status, reason, "; ".join(filter(None, (detail, message))))
 
     def _unobserved(self) -> bool:
         """Return whether a job that ran has the processes it needs, but no master reports whether they work."""
-        asked = self._master is not False and self._facts.etcd and self._seen.published is not None
-        return self._before.start_time is not None and self._runs >= self._need and not asked
+        reported = self._master is not False and self._facts.etcd and self._seen.published is not None
+        return self._before.start_time is not None and self._runs >= self._need and not reported
 
-    def _why_not_running(self, *, away: bool, blind: bool) -> tuple[Reason, str]:
+    def _not_running_reason(self, *, away: bool, blind: bool) -> tuple[Reason, str]:
         name = names(self._job)["trainer"]
         lost = [pod.name for pod in (*self._seen.masters, *self._seen.servers) if pod.lost]
         lost += [f"{name}-{pod.index}" for pod in self._seen.trainers if pod.lost]
@@ -376,7 +376,7 @@ class _JobStatus:
 
     def _unready(self) -> str:
         """Return the processes that the job needs and that are not known to be ready."""
-        servers = self._job.servers - sum(serves is True for serves in self._serve)
+        servers = self._job.servers - sum(serves is True for serves in self._serving)
         trainers = self._need - self._works
         return f"not ready: {listed(trainers=trainers, servers=servers, masters=int(self._master is False))}"
 
@@ -384,8 +384,8 @@ class _JobStatus:
         if self._stopped:
             return _UntimedCondition("False", Reason.NOTHING_TO_DO)
         if self._saving:
-            alone = "" if self._runs else "there is no trainer to write the model"
-            return _UntimedCondition("True" if self._runs else "False", Reason.SAVING, alone)
+            message = "" if self._runs else "there is no trainer to write the model"
+            return _UntimedCondition("True" if self._runs else "False", Reason.SAVING, message)
         if self._stale is not None:
             return self._stale
         return self._by_record()
@@ -396,9 +396,9 @@ class _JobStatus:
         if published.state in {"Saving", "Complete"}:
             return _UntimedCondition("True", Reason.SAVING)
         if self._moved is None:
-            return _UntimedCondition("False", Reason.NOT_BEGUN, self._why)
-        if self._now - self._moved > STILL:
-            return _UntimedCondition("False", Reason.STALLED, self._why)
+            return _UntimedCondition("False", Reason.NOT_BEGUN, self._stall_reason)
+        if self._now - self._moved > STALLED_AFTER:
+            return _UntimedCondition("False", Reason.STALLED, self._stall_reason)
         return _UntimedCondition("True", Reason.SAMPLES_COMMITTED)
 
     def _suspended(self) -> _UntimedCondition | None:
@@ -409,7 +409,7 @@ class _JobStatus:
             ever = any(each.type == ConditionType.SUSPENDED for each in self._before.conditions)
             return _UntimedCondition("False", Reason.RESUMED) if ever else None
         trainers = len(self._seen.trainers)
-        others = (0, 0) if self._keeps else (len(self._seen.servers), len(self._seen.masters))
+        others = (0, 0) if self._keeps_servers else (len(self._seen.servers), len(self._seen.masters))
         left = listed(trainers=trainers, servers=others[0], masters=others[1])
         if left:
             return _UntimedCondition("False", Reason.PODS_LEAVING, f"remaining: {left}")
@@ -419,12 +419,12 @@ class _JobStatus:
         )
         return _UntimedCondition("True", Reason.SUSPEND_REQUESTED, message)
 
-    def state(self, said: Mapping[ConditionType, _UntimedCondition]) -> tuple[State, ConditionType]:
+    def state(self, untimed: Mapping[ConditionType, _UntimedCondition]) -> tuple[State, ConditionType]:
         """Return the state of a job that has not ended, and the condition that decides it."""
-        running, scheduled = said[ConditionType.RUNNING], said[ConditionType.SCHEDULED]
+        running, scheduled = untimed[ConditionType.RUNNING], untimed[ConditionType.SCHEDULED]
         if self._job.spec.suspend and not self._ended:
-            gone = said[ConditionType.SUSPENDED].status == "True"
-            return State.SUSPENDED if gone else State.SUSPENDING, ConditionType.SUSPENDED
+            is_suspended = untimed[ConditionType.SUSPENDED].status == "True"
+            return State.SUSPENDED if is_suspended else State.SUSPENDING, ConditionType.SUSPENDED
         if running.status == "True" or (running.status == "Unknown" and self._before.state is State.RUNNING):
             return State.RUNNING, ConditionType.RUNNING
         if scheduled.status == "True":
@@ -437,15 +437,15 @@ class _JobStatus:
         """Add all fields that do not follow from the conditions."""
         job, earlier = self._job, self._before.trainers
         bounds = {"min": job.spec.trainer.min_replicas, "max": job.spec.trainer.most}
-        scaled = earlier is not None and earlier.wanted != self._wanted and not self._ended
+        scaled = earlier is not None and earlier.wanted != self._desired and not self._ended
         leaving = self._stopped and not _alive(self._seen.masters)
-        idle = self._stopped and not (self._keeps and self._seen.servers)
+        idle = self._stopped and not (self._keeps_servers and self._seen.servers)
         return Status(
             **dict(history)
             | {
-                "trainers": TrainersStatus(wanted=self._wanted, ready=self._works, **bounds),
+                "trainers": TrainersStatus(wanted=self._desired, ready=self._works, **bounds),
                 "servers": ServersStatus(
-                    wanted=0 if idle else job.servers, ready=sum(serves is True for serves in self._serve)
+                    wanted=0 if idle else job.servers, ready=sum(serves is True for serves in self._serving)
                 ),
                 "master": None if self._master is None or leaving else MasterStatus(ready=self._master),
                 "progress": self._progress(),
@@ -459,12 +459,12 @@ class _JobStatus:
     def _allocation(self) -> Allocation | None:
         if self._stopped:
             return None
-        trainer, why = self._job.spec.trainer, self._facts.why
+        trainer, why = self._job.spec.trainer, self._facts.reason
         if not why and trainer.replicas is not None:
             why = "pinned by spec.trainer.replicas"
-        elif not why and self._wanted >= trainer.most:
+        elif not why and self._desired >= trainer.most:
             why = "at spec.trainer.maxReplicas"
-        return Allocation(wanted=self._wanted, ready=min(self._works, self._wanted), why=why or None)
+        return Allocation(wanted=self._desired, ready=min(self._works, self._desired), why=why or None)
 
     def _progress(self) -> Progress | None:
         published = self._seen.published
@@ -483,7 +483,7 @@ class _JobStatus:
             rate=published.rate if live and published.rate > 0 else None,
             estimated_end=self._estimated_end() if live else None,
             last_step_time=self._moved,
-            message=self._why or None if live else None,
+            message=self._stall_reason or None if live else None,
         )
 
     def _estimated_end(self) -> datetime | None:
@@ -494,7 +494,7 @@ class _JobStatus:
         if self._moved is None or left <= 0 or not (0 < published.rate < math.inf):
             return None
         seconds = left / published.rate
-        if seconds > _FARTHEST.total_seconds():
+        if seconds > _MOST_REMAINING.total_seconds():
             return None
         end = self._moved + timedelta(seconds=seconds)
         return end if end > self._now else None

@@ -13,7 +13,7 @@ from shoal.api.status import Condition, ConditionType, Reason, State, Status
 from shoal.operator.core.run_policy import ContainerEnd
 from shoal.operator.status.reasons import clipped
 
-__all__ = ["EventNote", "begun_again", "complained", "failed", "lost", "notes"]
+__all__ = ["EventNote", "failed", "lost", "notes", "record_problems", "restarted"]
 
 _LONGEST: Final = 1000
 """Characters; the API server accepts 1024."""
@@ -67,16 +67,16 @@ def _scaled(before: Status, after: Status) -> Iterable[EventNote]:
     old, new = before.trainers, after.trainers
     if old is None or new is None or not old.wanted or not new.wanted or old.wanted == new.wanted:
         return
-    why = after.allocation.why if after.allocation is not None else None
-    yield EventNote("Normal", "Scaled", f"scaled {old.wanted} -> {new.wanted}{': ' + why if why else ''}")
+    reason = after.allocation.why if after.allocation is not None else None
+    yield EventNote("Normal", "Scaled", f"scaled {old.wanted} -> {new.wanted}{': ' + reason if reason else ''}")
 
 
 def _state(before: Status, after: Status) -> Iterable[EventNote]:
     if after.state is State.SUSPENDED:
         yield EventNote("Normal", "Suspended", _suspended(before, after))
     elif before.state in {State.SUSPENDING, State.SUSPENDED} and after.state not in {State.COMPLETE, State.FAILED}:
-        begun = before.start_time is not None
-        yield EventNote("Normal", "Resumed", "the job resumes from its snapshots" if begun else "the job starts")
+        started = before.start_time is not None
+        yield EventNote("Normal", "Resumed", "the job resumes from its snapshots" if started else "the job starts")
     elif after.state is State.COMPLETE:
         account = after.account
         text = "all samples are committed"
@@ -91,9 +91,9 @@ def _state(before: Status, after: Status) -> Iterable[EventNote]:
 def _suspended(before: Status, after: Status) -> str:
     if before.start_time is None:
         return "the job has not started; it has no pods"
-    words = next((each.message for each in after.conditions if each.type == ConditionType.SUSPENDED), "")
-    if words:
-        return clipped(f"all trainers have left; {words}", _LONGEST)
+    message = next((each.message for each in after.conditions if each.type == ConditionType.SUSPENDED), "")
+    if message:
+        return clipped(f"all trainers have left; {message}", _LONGEST)
     return "the snapshots are written and all pods are deleted"
 
 
@@ -111,14 +111,14 @@ def _newly_bad(old: Condition | None, new: Condition) -> bool:
     return bad is None or new.reason in bad
 
 
-def complained(before: Collection[str], now: Mapping[str, str]) -> Iterable[EventNote]:
-    """Yield the new problems of a job's keys in etcd: see `Usage.complaints`."""
+def record_problems(before: Collection[str], now: Mapping[str, str]) -> Iterable[EventNote]:
+    """Yield the new problems of a job's keys in etcd: see `Usage.record_problems`."""
     for what, text in now.items():
         if what not in before:
             yield EventNote("Warning", what.partition(" ")[0], clipped(text, _LONGEST))
 
 
-def begun_again(count: int, limit: int) -> EventNote:
+def restarted(count: int, limit: int) -> EventNote:
     """Return the event of a job that is restarted from the beginning, as its model was lost with its servers' pods."""
     return EventNote(
         "Warning",
@@ -128,34 +128,36 @@ def begun_again(count: int, limit: int) -> EventNote:
     )
 
 
-def retried(asked: str, *, keeps: bool) -> EventNote:
+def retried(request: str, *, has_claims: bool) -> EventNote:
     """Return the event of a failed job that runs again.
 
     Args:
-        asked: Value of the annotation.
-        keeps: Whether the job's servers have claims.
+        request: Value of the annotation.
+        has_claims: Whether the job's servers have claims.
     """
-    how = (
+    consequence = (
         "it resumes from its last snapshots"
-        if keeps
+        if has_claims
         else "it starts from the beginning, as its snapshots were in the pods (spec.parameterServer.emptyDir)"
     )
-    return EventNote("Normal", "Retried", f"the failed job runs again (shoal.dev/retry: {asked}); {how}")
+    return EventNote("Normal", "Retried", f"the failed job runs again (shoal.dev/retry: {request}); {consequence}")
 
 
-def etcd_lost(*, keeps: bool) -> EventNote:
+def etcd_lost(*, has_claims: bool) -> EventNote:
     """Return the event of a job whose etcd was replaced, as after its claim or the operator's namespace was deleted.
 
     Args:
-        keeps: Whether the job's servers have claims.
+        has_claims: Whether the job's servers have claims.
     """
-    goes_on = (
+    consequence = (
         "its servers read their snapshots and the committed tasks from their claims: the job resumes from there"
-        if keeps
+        if has_claims
         else "its snapshots were in the servers' pods (spec.parameterServer.emptyDir): the job begins again"
     )
     return EventNote(
-        "Warning", "EtcdLost", f"etcd has lost its records and the job's token: all processes are replaced; {goes_on}"
+        "Warning",
+        "EtcdLost",
+        f"etcd has lost its records and the job's token: all processes are replaced; {consequence}",
     )
 
 
@@ -170,7 +172,7 @@ def failed(end: ContainerEnd) -> EventNote:
         return EventNote(
             "Warning", "ScriptEnded", f"{end.pod}: the script ended before the job was complete; it starts again"
         )
-    last = end.words.rstrip().rpartition("\n")[2]
+    last = end.message.rstrip().rpartition("\n")[2]
     what = f"the init container {end.container}" if end.container else "the script"
     text = f"{end.pod}: {what} failed (exit code {end.code}{': ' + last if last else ''})"
     return EventNote("Warning", "ScriptFailed", clipped(text, _LONGEST))

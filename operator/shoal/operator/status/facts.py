@@ -19,14 +19,14 @@ class Facts:
         placed: Names of the job's pods that have a node.
         ready: Names of the job's pods that are ready.
         generation: Generation of the present master, from its election record.
-        heard: When the master's record was last observed to change.
-        moved: When a commit of samples, or the next stage of the job, was last observed; by the clock of `heard`.
+        reported_at: When the master's record was last observed to change.
+        moved: When a commit of samples, or the next stage of the job, was last observed; by the clock of `reported_at`.
         account: The final account of samples.
         failures: Number of consecutive errors of the script.
         restarts: How often the job was restarted from the beginning.
         last_failure: When the last error happened.
         retried: Value of the annotation that asks for a retry, once it was handled.
-        why: Why the autoscaler allocates no more trainers; empty: it gave no reason.
+        reason: Why the autoscaler allocates no more trainers; empty: it gave no reason.
         autoscaled: Reason and message of the condition Autoscaled. None: there is no autoscaler.
     """
 
@@ -34,12 +34,12 @@ class Facts:
     placed: frozenset[str] | None = None
     ready: frozenset[str] | None = None
     generation: int | None = None
-    heard: datetime | None = None
+    reported_at: datetime | None = None
     moved: datetime | None = None
     account: Account | None = None
     failures: int | None = None
     restarts: int | None = None
     last_failure: datetime | None = None
     retried: str | None = None
-    why: str = ""
+    reason: str = ""
     autoscaled: tuple[Reason, str] | None = None

@@ -19,7 +19,7 @@ MOST_BYTES: Final = 256 * 1024
 _MOST_FOR_CLAIMS: Final = 64 * 1024
 _REST_BYTES: Final = 8 * 1024
 """For all parts except jobs and claims."""
-_MOST_WORDS: Final = 1000
+_LONGEST_MESSAGE: Final = 1000
 _PAUSE_SECONDS: Final = 5.0
 
 log = logging.getLogger("shoal.operator")
@@ -55,14 +55,14 @@ class PlanWriter:
 
     async def run(self) -> None:
         """Write plans until cancelled."""
-        said: Plan | None = None
+        written: Plan | None = None
         while self._namespace:
             await self._planned.wait()
             self._planned.clear()
             assert self._plan is not None
             short = shortened(self._plan)
             timeless = msgspec.structs.replace(short, time="", seconds=0.0)
-            if timeless == said:
+            if timeless == written:
                 continue
             metadata = {"name": PLAN_NAME, "namespace": self._namespace}
             text = msgspec.json.encode(short).decode()
@@ -73,7 +73,7 @@ class PlanWriter:
             except KubeError as error:
                 log.warning("the plan cannot be written: %s", error)
             else:
-                said = timeless
+                written = timeless
             await asyncio.sleep(self._pause)
 
 
@@ -84,7 +84,7 @@ def shortened(plan: Plan) -> Plan:
     jobs = _within(plan.jobs, MOST_BYTES - _REST_BYTES - size)
     return msgspec.structs.replace(
         plan,
-        problem=clipped(plan.problem, _MOST_WORDS),
+        problem=clipped(plan.problem, _LONGEST_MESSAGE),
         jobs=jobs,
         claims=claims,
         jobs_left_out=len(plan.jobs) - len(jobs),

@@ -10,8 +10,8 @@ from shoal.operator.status.reasons import PodProblem
 
 __all__ = ["problems_of_pod"]
 
-_AGAIN_AND_AGAIN = "CrashLoopBackOff"
-_FINE = {"", "ContainerCreating", "PodInitializing"}
+_CRASH_LOOP = "CrashLoopBackOff"
+_NO_PROBLEM = {"", "ContainerCreating", "PodInitializing"}
 
 
 def problems_of_pod(pod: Mapping[str, Any]) -> Iterable[PodProblem]:
@@ -34,16 +34,16 @@ def problems_of_pod(pod: Mapping[str, Any]) -> Iterable[PodProblem]:
                 role, name, "OOMKilled", f"container {container.get('name')} used more memory than its limit"
             )
             # CrashLoopBackOff is only a consequence of that.
-            if reason == _AGAIN_AND_AGAIN:
+            if reason == _CRASH_LOOP:
                 continue
-        if reason not in _FINE:
-            yield PodProblem(role, name, reason, _words(reason, waiting, ended))
+        if reason not in _NO_PROBLEM:
+            yield PodProblem(role, name, reason, _message(reason, waiting, ended))
 
 
-def _words(reason: str, waiting: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
+def _message(reason: str, waiting: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     """Return the kubelet's message; in a crash loop the last exit code and output are before it, as it has only the delay."""
-    said = str(waiting.get("message", ""))
-    if reason != _AGAIN_AND_AGAIN or "exitCode" not in ended:
-        return said
+    message = str(waiting.get("message", ""))
+    if reason != _CRASH_LOOP or "exitCode" not in ended:
+        return message
     last = str(ended.get("message", "")).rstrip().rpartition("\n")[2].strip()
-    return "; ".join(filter(None, (f"exit code {ended['exitCode']}{': ' if last else ''}{last}", said)))
+    return "; ".join(filter(None, (f"exit code {ended['exitCode']}{': ' if last else ''}{last}", message)))

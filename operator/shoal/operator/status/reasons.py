@@ -8,7 +8,7 @@ from typing import Final
 
 from shoal.api.status import REASONS, ConditionType, Reason
 
-__all__ = ["NO_CLASS", "PodProblem", "clipped", "in_order", "listed", "reason_of", "words_of"]
+__all__ = ["NO_CLASS", "PodProblem", "clipped", "in_order", "listed", "message_of", "reason_of"]
 
 _LONGEST: Final = 500
 """Longest text of one pod problem, in characters."""
@@ -105,7 +105,7 @@ class PodProblem:
         return self.known in REASONS[ConditionType.SCHEDULED]
 
 
-def words_of(problems: Sequence[PodProblem]) -> str:
+def message_of(problems: Sequence[PodProblem]) -> str:
     """Return the first problem of each kind, and the number of further pods with problems.
 
     Pods of a role with the same problem differ in little but their names.

@@ -42,11 +42,11 @@ class StatusWriter:
         self._kube = kube
         self._on_written = written
         self._written: dict[str, tuple[Status, float]] = {}
-        self._told: dict[str, dict[str, _Told]] = {}
+        self._event_counts: dict[str, dict[str, _EventCount]] = {}
         # Part of the events' names: an event of an earlier operator process cannot be continued, as its count is not known.
-        self._life = secrets.token_hex(4)
+        self._instance = secrets.token_hex(4)
 
-    def before(self, manifest: Mapping[str, Any]) -> Status:
+    def last_status(self, manifest: Mapping[str, Any]) -> Status:
         """Return the last status of a job."""
         written = self._written.get(manifest["metadata"]["uid"])
         return written[0] if written is not None else Status.from_mapping(manifest.get("status"))
@@ -54,9 +54,9 @@ class StatusWriter:
     def forget(self, uid: str) -> None:
         """Drop what is kept of a job that was deleted."""
         self._written.pop(uid, None)
-        self._told.pop(uid, None)
+        self._event_counts.pop(uid, None)
 
-    async def say(self, manifest: Mapping[str, Any], after: Status) -> float | None:
+    async def write_status(self, manifest: Mapping[str, Any], after: Status) -> float | None:
         """Write a status, unless a write of this importance is not due yet.
 
         Returns:
@@ -66,7 +66,7 @@ class StatusWriter:
             KubeError: The API server refused the write, or was unreachable for longer than the client retries.
         """
         metadata = manifest["metadata"]
-        before = self.before(manifest)
+        before = self.last_status(manifest)
         if before == after:
             return None
         now = time.monotonic()
@@ -75,39 +75,39 @@ class StatusWriter:
         if since < pause:
             return max(0.1, pause - since)
         name, namespace, uid = metadata["name"], metadata["namespace"], metadata["uid"]
-        there = await self._kube.set_status("TrainingJob", name, after.to_mapping(), uid=uid, namespace=namespace)
-        if there is not None:
+        updated = await self._kube.set_status("TrainingJob", name, after.to_mapping(), uid=uid, namespace=namespace)
+        if updated is not None:
             self._written[uid] = (after, now)
-            self._on_written(uid, revision_of(there))
+            self._on_written(uid, revision_of(updated))
         return None
 
-    async def tell(self, manifest: Mapping[str, Any], notes: Iterable[EventNote]) -> None:
+    async def write_events(self, manifest: Mapping[str, Any], notes: Iterable[EventNote]) -> None:
         """Write events of a job; one that cannot be written is dropped, as events are only for people."""
-        told = self._told.setdefault(manifest["metadata"]["uid"], {})
+        counts = self._event_counts.setdefault(manifest["metadata"]["uid"], {})
         for note in notes:
             key = f"{note.reason}\n{note.text}"
             now = time.monotonic()
-            here = told.pop(key, None) or _Told(datetime.now(UTC))
-            told[key] = here
-            while len(told) > _MOST:
-                del told[next(iter(told))]
-            here.count += 1
-            if here.count > 1 and now - here.at < _AGAIN_SECONDS:
+            repeated = counts.pop(key, None) or _EventCount(datetime.now(UTC))
+            counts[key] = repeated
+            while len(counts) > _MOST:
+                del counts[next(iter(counts))]
+            repeated.count += 1
+            if repeated.count > 1 and now - repeated.at < _AGAIN_SECONDS:
                 continue
-            here.at = now
+            repeated.at = now
             try:
-                await self._kube.apply(self._event(manifest, note, here))
+                await self._kube.apply(self._event(manifest, note, repeated))
             except KubeError:
                 continue
 
-    def _event(self, manifest: Mapping[str, Any], note: EventNote, told: _Told) -> dict[str, Any]:
+    def _event(self, manifest: Mapping[str, Any], note: EventNote, counts: _EventCount) -> dict[str, Any]:
         metadata = manifest["metadata"]
-        words = f"{self._life} {metadata['uid']} {note.reason} {note.text}"
+        text = f"{self._instance} {metadata['uid']} {note.reason} {note.text}"
         event = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{metadata['name']}.{hashlib.sha256(words.encode()).hexdigest()[:16]}",
+                "name": f"{metadata['name']}.{hashlib.sha256(text.encode()).hexdigest()[:16]}",
                 "namespace": metadata["namespace"],
             },
             "regarding": {
@@ -121,16 +121,16 @@ class StatusWriter:
             "reason": note.reason,
             "note": note.text,
             "action": "Reconcile",
-            "eventTime": _micro(told.first),
+            "eventTime": _micro_time(counts.first),
             "reportingController": "shoal.dev/operator",
-            "reportingInstance": self._life,
+            "reportingInstance": self._instance,
         }
-        if told.count > 1:
-            event["series"] = {"count": told.count, "lastObservedTime": _micro(datetime.now(UTC))}
+        if counts.count > 1:
+            event["series"] = {"count": counts.count, "lastObservedTime": _micro_time(datetime.now(UTC))}
         return event
 
 
-class _Told:
+class _EventCount:
     """How often an event happened, and when it was first and last written."""
 
     def __init__(self, first: datetime) -> None:
@@ -139,8 +139,8 @@ class _Told:
         self.count = 0
 
 
-def _micro(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _micro_time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def pause_seconds(before: Status, after: Status) -> float:
@@ -156,10 +156,12 @@ def pause_seconds(before: Status, after: Status) -> float:
 def _decisive(status: Status) -> Status:
     """Return the status without counts of ready pods, messages, times, progress and allocation."""
     trainers, servers = status.trainers, status.servers
-    said = [each.model_copy(update={"message": "", "last_transition_time": _ANY_TIME}) for each in status.conditions]
+    conditions = [
+        each.model_copy(update={"message": "", "last_transition_time": _ANY_TIME}) for each in status.conditions
+    ]
     return status.model_copy(
         update={
-            "conditions": said,
+            "conditions": conditions,
             "trainers": trainers.model_copy(update={"ready": 0}) if trainers is not None else None,
             "servers": servers.model_copy(update={"ready": 0}) if servers is not None else None,
             "progress": None,

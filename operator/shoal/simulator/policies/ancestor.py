@@ -52,7 +52,7 @@ class Ancestor(Rule):
     def decide(self, view: PolicyView) -> Mapping[str, PolicyDecision]:
         """Return the new number of trainers of each candidate, and the minimum of each new job."""
         snapshot = view.snapshot
-        new = [job for job in snapshot.jobs if not view.seen[job.uid].wanted]
+        new = [job for job in snapshot.jobs if not view.seen[job.uid].desired]
         drafts = [self._draft(job, view) for job in self._candidates(view)]
         requested = int(view.requested[0]) + sum(self._of_new(job, view) for job in new)
         limit = int(view.allocatable[:, 0].sum() * _LIMIT)
@@ -67,7 +67,7 @@ class Ancestor(Rule):
     def _candidates(view: PolicyView) -> Sequence[PlannerJob]:
         """Return elastic jobs whose trainers all run; all elastic jobs, if all trainers of some job are pending."""
         seen = view.seen
-        known = [job for job in view.snapshot.jobs if seen[job.uid].wanted]
+        known = [job for job in view.snapshot.jobs if seen[job.uid].desired]
         stuck = any(seen[job.uid].pending and not seen[job.uid].running and not seen[job.uid].leaving for job in known)
         elastic = [job for job in known if job.min < job.max]
         return [job for job in elastic if stuck or not (seen[job.uid].pending or seen[job.uid].leaving)]
@@ -77,7 +77,7 @@ class Ancestor(Rule):
         resources = view.snapshot.resources
         request = view.snapshot.shapes.request[job.shape]
         gpu = sum(int(request[index]) for index, name in enumerate(resources) if name.endswith("/gpu"))
-        return _Draft(job, view.seen[job.uid].wanted, request, gpu)
+        return _Draft(job, view.seen[job.uid].desired, request, gpu)
 
     @staticmethod
     def _of_new(job: PlannerJob, view: PolicyView) -> int:

@@ -30,7 +30,7 @@ class Gang(Rule):
         """Return the maximum of the started jobs, and of as many of the next jobs as fit now."""
         snapshot = view.snapshot
         nodes, shapes = snapshot.nodes, snapshot.shapes
-        decisions = {job.uid: PolicyDecision(trainers=job.max) for job in snapshot.jobs if view.seen[job.uid].wanted}
+        decisions = {job.uid: PolicyDecision(trainers=job.max) for job in snapshot.jobs if view.seen[job.uid].desired}
         free = np.where(nodes.usable[:, None], view.free, 0)
         for pod in sorted(snapshot.pending, key=lambda pod: -pod.priority):
             # The scheduler places these pods first: their room is not available.
@@ -39,10 +39,10 @@ class Gang(Rule):
             if job.uid in decisions:
                 continue
             left = free.copy()
-            comes = _gang(left, job, group=nodes.group, shapes=shapes)
-            if comes is not None:
+            added = _gang(left, job, group=nodes.group, shapes=shapes)
+            if added is not None:
                 free = left
-                decisions[job.uid] = PolicyDecision(trainers=job.max, comes=comes)
+                decisions[job.uid] = PolicyDecision(trainers=job.max, added=added)
             elif _gang(view.allocatable.copy(), job, group=nodes.group, shapes=shapes) is not None:
                 break
         return decisions
@@ -62,10 +62,10 @@ def _pack(free: Counts, shape: int, count: int, *, group: Counts, shapes: Shapes
     needed = request > 0
     each = (free[:, needed] // request[needed]).min(axis=1)
     each = np.where(shapes.fits[shape][group], np.maximum(each, 0), 0)
-    comes: Counter[int] = Counter()
+    added: Counter[int] = Counter()
     for node in np.lexsort((np.arange(len(each)), each)):
-        taken = min(int(each[node]), count - comes.total())
+        taken = min(int(each[node]), count - added.total())
         if taken:
-            comes[int(node)] += taken
+            added[int(node)] += taken
             free[node] -= request * taken
-    return comes if comes.total() == count else None
+    return added if added.total() == count else None

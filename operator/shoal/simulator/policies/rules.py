@@ -30,13 +30,13 @@ class ObservedWorld:
     """The observed state of a job that is not in the snapshot.
 
     Attributes:
-        wanted: Trainers by the policy's last decision; 0 for a new job.
+        desired: Trainers by the policy's last decision; 0 for a new job.
         running: Running trainers.
         pending: Trainers without a node, or starting.
         leaving: Trainers that are being deleted.
     """
 
-    wanted: int
+    desired: int
     running: int
     pending: int
     leaving: int
@@ -67,16 +67,16 @@ class PolicyDecision:
 
     Attributes:
         trainers: Number of trainers.
-        stays: Node -> trainers that stay there. None: no choice of nodes; trainers that do not run yet are deleted first,
+        kept: Node -> trainers that stay there. None: no choice of nodes; trainers that do not run yet are deleted first,
             then the newest.
-        comes: Node -> pending trainers that may exist now and prefer that node. None: all missing trainers, without a
+        added: Node -> pending trainers that may exist now and prefer that node. None: all missing trainers, without a
             preference.
         others: (shape, preferred node) of the job's master and parameter servers. Default: none.
     """
 
     trainers: int
-    stays: Mapping[int, int] | None = None
-    comes: Mapping[int, int] | None = None
+    kept: Mapping[int, int] | None = None
+    added: Mapping[int, int] | None = None
     others: Sequence[tuple[int, int]] = ()
 
 

@@ -34,10 +34,10 @@ class Planner(Rule):
         return {
             uid: PolicyDecision(
                 trainers=given.trainers,
-                stays=given.stays,
-                comes=given.now,
+                kept=given.kept,
+                added=given.now,
                 others=given.others,
             )
             for uid, given in allocation.jobs.items()
-            if not given.keeps
+            if not given.keeps_pods
         }

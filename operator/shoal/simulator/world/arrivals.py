@@ -27,7 +27,7 @@ class World(Protocol):
         action: Callable[[], None],
         *,
         of_trace: bool = False,
-        holds: Callable[[], bool] | None = None,
+        is_valid: Callable[[], bool] | None = None,
     ) -> None:
         """Schedule an event, see `Simulation.at`."""
 

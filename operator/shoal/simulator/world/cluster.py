@@ -37,7 +37,7 @@ class Phase(Enum):
     RUNNING = "running"
     LEAVING = "leaving"
     """Being deleted; it takes its room until it has stopped."""
-    GONE = "gone"
+    DELETED = "gone"
 
 
 def rank_of(priority: int, kind: PodKind) -> int:
@@ -59,7 +59,7 @@ class Pod:
         surplus: Whether the pod is a trainer beyond its job's minimum.
         preempts: Whether the scheduler may evict other pods for it.
         lifetime: Seconds after its start at which the pod ends; None: it runs until it is deleted.
-        hint: Node that the pod's creator prefers.
+        preferred_node: Node that the pod's creator prefers.
         node: Node to which the pod is or was bound.
         nominated: Node where room is being made for the pod.
         refused: When the scheduler first found no room for the pod.
@@ -76,7 +76,7 @@ class Pod:
     surplus: bool = False
     preempts: bool = False
     lifetime: float | None = None
-    hint: int = NOWHERE
+    preferred_node: int = NOWHERE
     node: int = NOWHERE
     nominated: int = NOWHERE
     phase: Phase = Phase.PENDING
@@ -145,7 +145,7 @@ class Cluster:
         if pod.kind is PodKind.TRAINER:
             self.trainers[node] += self.request(pod)
 
-    def leave(self, pod: Pod) -> None:
+    def begin_deletion(self, pod: Pod) -> None:
         """Mark a bound pod as leaving."""
         pod.phase = Phase.LEAVING
         self.leaving[pod.node] += self.request(pod)
@@ -164,7 +164,7 @@ class Cluster:
                 self.trainers[pod.node] -= self.request(pod)
             del self.on[pod.node][pod.number]
             self._count(pod, -1)
-        pod.phase = Phase.GONE
+        pod.phase = Phase.DELETED
         self.changed = True
 
     def _count(self, pod: Pod, sign: int) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from shoal.autoscaler.planner.model import Counts
-from shoal.simulator.measures import Foreign, History, Recorder, SimulationReport, UsageTally, report_of
+from shoal.simulator.measures import Foreign, History, Recorder, SimulationReport, UsageCounts, report_of
 from shoal.simulator.policies.rules import PolicyDecision, Rule, Trigger
 from shoal.simulator.trace import JobSpec, Trace
 from shoal.simulator.world.arrivals import Arrivals
@@ -80,16 +80,16 @@ class _Event:
     Attributes:
         action: Handles the event.
         of_trace: Whether the event is of the trace, so that it does not depend on the policy.
-        holds: Returns whether the event is still valid; an event that is not is dropped, and no time passes for it. None: it
+        is_valid: Returns whether the event is still valid; an event that is not is dropped, and no time passes for it. None: it
             is always valid.
     """
 
     action: Callable[[], None]
     of_trace: bool
-    holds: Callable[[], bool] | None
+    is_valid: Callable[[], bool] | None
 
     def is_void(self) -> bool:
-        return self.holds is not None and not self.holds()
+        return self.is_valid is not None and not self.is_valid()
 
 
 class Simulation:
@@ -126,7 +126,7 @@ class Simulation:
         self._last_progress = 0.0
         self._arrived = np.zeros(len(trace.jobs), dtype=np.bool_)
         self._ended = np.zeros(len(trace.jobs), dtype=np.bool_)
-        self._tally = UsageTally()
+        self._usage = UsageCounts()
         self.foreign = Foreign()
         self._history = History() if history else None
         self._recorder = self._make_recorder()
@@ -157,11 +157,11 @@ class Simulation:
             self._advance_to(time)
             while self._next() == time:
                 self._pop().action()
-            self._settle()
+            self._start_bound_pods()
             if self._plan_now:
                 self._plan_now = False
                 self._plan()
-                self._settle()
+                self._start_bound_pods()
             self._note()
             if watch is not None:
                 watch(self)
@@ -173,7 +173,7 @@ class Simulation:
         action: Callable[[], None],
         *,
         of_trace: bool = False,
-        holds: Callable[[], bool] | None = None,
+        is_valid: Callable[[], bool] | None = None,
     ) -> None:
         """Schedule an event.
 
@@ -181,11 +181,11 @@ class Simulation:
             time: Simulated time of the event, in seconds.
             action: Handles the event.
             of_trace: Whether the event is of the trace, so that it does not depend on the policy.
-            holds: Returns whether the event is still valid; None: it is always valid.
+            is_valid: Returns whether the event is still valid; None: it is always valid.
         """
         self._scheduled += 1
         self._of_trace += of_trace
-        heapq.heappush(self._heap, (time, self._scheduled, _Event(action=action, of_trace=of_trace, holds=holds)))
+        heapq.heappush(self._heap, (time, self._scheduled, _Event(action=action, of_trace=of_trace, is_valid=is_valid)))
 
     def _next(self) -> float | None:
         """Return the time of the next event; None: there is none."""
@@ -202,24 +202,24 @@ class Simulation:
         """Create a pod."""
         self.cluster.add(pod)
         if pod.kind is PodKind.FOREIGN:
-            self.foreign.came += 1
+            self.foreign.arrived += 1
 
     def kill(self, pod: Pod) -> None:
         """Delete a pod: at once if it has no node, else after the trace's `stop_seconds`."""
         job = self.trainings.get(pod.owner)
         if job is not None:
             job.trainers.pop(pod.number, None)
-            job.rest.pop(pod.number, None)
+            job.other_pods.pop(pod.number, None)
         if pod.phase is Phase.PENDING:
             if pod.kind is PodKind.FOREIGN:
-                self.foreign.gone.append(self.now - pod.created)
+                self.foreign.deleted_waits.append(self.now - pod.created)
             self.cluster.remove(pod)
             return
         if job is not None and pod.kind is PodKind.TRAINER:
             job.leaving += 1
-            self._tally.stopped += job.ended is None
-        self.cluster.leave(pod)
-        self.at(self.now + self._trace.stop_seconds, partial(self._gone, pod))
+            self._usage.stopped += job.ended is None
+        self.cluster.begin_deletion(pod)
+        self.at(self.now + self._trace.stop_seconds, partial(self._pod_removed, pod))
         if job is not None:
             self._pace(job)
 
@@ -281,9 +281,9 @@ class Simulation:
             self._pace(job)
         elif pod.lifetime is not None:
             ends = self.now + pod.lifetime
-            self.at(ends, partial(self.cluster.remove, pod), of_trace=True, holds=lambda: pod.phase is Phase.RUNNING)
+            self.at(ends, partial(self.cluster.remove, pod), of_trace=True, is_valid=lambda: pod.phase is Phase.RUNNING)
 
-    def _gone(self, pod: Pod) -> None:
+    def _pod_removed(self, pod: Pod) -> None:
         self.cluster.remove(pod)
         job = self.trainings.get(pod.owner)
         if job is not None and pod.kind is PodKind.TRAINER:
@@ -297,7 +297,7 @@ class Simulation:
         if job is None:
             self._arrivals.replace(pod)
         elif pod.kind is PodKind.TRAINER:
-            self._tally.evicted += 1
+            self._usage.evicted += 1
             self.trigger(Trigger.TRAINER)
         else:
             self._create_other(job, pod.shape)
@@ -306,26 +306,26 @@ class Simulation:
         """Update the job's rate after a change of its pods, and schedule its end again."""
         if job.ended is None and job.advance(self.now) and (job.rate or job.complete):
             version = job.version
-            self.at(self.now + job.remaining(), partial(self._done, job), holds=lambda: job.version == version)
+            self.at(self.now + job.remaining(), partial(self._done, job), is_valid=lambda: job.version == version)
 
     def _done(self, job: SimulatedJob) -> None:
         job.end(self.now)
         self._ended[job.number] = True
         del self._active[job.number]
-        for pod in (*job.trainers.values(), *job.rest.values()):
+        for pod in (*job.trainers.values(), *job.other_pods.values()):
             self.kill(pod)
         self.trigger(Trigger.JOB)
 
     # Decisions.
 
-    def _settle(self) -> None:
+    def _start_bound_pods(self) -> None:
         """Run the scheduler until nothing changes."""
         while self.cluster.changed:
             for pod in self._scheduler.run(self.now):
-                self._tally.started += pod.kind is PodKind.TRAINER
+                self._usage.started += pod.kind is PodKind.TRAINER
                 if pod.kind is PodKind.FOREIGN:
                     self.foreign.waits.append(self.now - pod.created)
-                self.at(self.now + self._trace.start_seconds, partial(self._runs, pod), holds=partial(_starts, pod))
+                self.at(self.now + self._trace.start_seconds, partial(self._runs, pod), is_valid=partial(_starts, pod))
         fresh = (pod for pod in self.cluster.pending.values() if pod.kind is PodKind.FOREIGN)
         if any(pod.refused == self.now for pod in fresh):
             self.trigger(Trigger.FOREIGN)
@@ -342,9 +342,9 @@ class Simulation:
             self._grow(by_uid[uid], decision)
 
     def _shrink(self, job: SimulatedJob, decision: PolicyDecision) -> None:
-        job.wanted = decision.trainers
+        job.desired = decision.trainers
         bound = sorted(job.bound, key=lambda pod: (not pod.surplus, pod.phase is Phase.RUNNING, -pod.number))
-        if decision.stays is None:
+        if decision.kept is None:
             for pod in bound[: max(len(bound) - decision.trainers, 0)]:
                 self.kill(pod)
         else:
@@ -352,7 +352,7 @@ class Simulation:
             for pod in bound:
                 here[pod.node] = here.get(pod.node, 0) + 1
             for pod in bound:
-                if here[pod.node] > decision.stays.get(pod.node, 0):
+                if here[pod.node] > decision.kept.get(pod.node, 0):
                     here[pod.node] -= 1
                     self.kill(pod)
         waiting = job.waiting
@@ -363,31 +363,31 @@ class Simulation:
     def _may_wait(job: SimulatedJob, decision: PolicyDecision) -> int:
         """Return how many pending trainers the policy wants."""
         missing = decision.trainers - len(job.bound)
-        return missing if decision.comes is None else min(sum(decision.comes.values()), missing)
+        return missing if decision.added is None else min(sum(decision.added.values()), missing)
 
     def _grow(self, job: SimulatedJob, decision: PolicyDecision) -> None:
-        if decision.trainers and not job.begun:
-            job.begun = True
+        if decision.trainers and not job.started:
+            job.started = True
             for shape, count in job.others:
                 nodes = iter([node for of, node in decision.others if of == shape])
                 for _ in range(count):
-                    self._create_other(job, shape, hint=next(nodes, NOWHERE))
+                    self._create_other(job, shape, preferred_node=next(nodes, NOWHERE))
         waiting = job.waiting
-        hints = _hints(decision.comes or {}, waiting)
+        preferred_nodes = _preferred_nodes(decision.added or {}, waiting)
         for index in range(self._may_wait(job, decision) - len(waiting)):
             minimums = sum(not pod.surplus for pod in job.trainers.values())
             surplus = self._rule.surplus and minimums >= job.spec.min
             pod = self._pod(job, PodKind.TRAINER, job.shape)
             pod.surplus = surplus
             pod.rank = self._lowest if surplus else pod.rank
-            pod.hint = hints[index] if index < len(hints) else NOWHERE
+            pod.preferred_node = preferred_nodes[index] if index < len(preferred_nodes) else NOWHERE
             job.trainers[pod.number] = pod
             self.create(pod)
 
-    def _create_other(self, job: SimulatedJob, shape: int, *, hint: int = NOWHERE) -> None:
+    def _create_other(self, job: SimulatedJob, shape: int, *, preferred_node: int = NOWHERE) -> None:
         pod = self._pod(job, PodKind.OTHER, shape)
-        pod.hint = hint
-        job.rest[pod.number] = pod
+        pod.preferred_node = preferred_node
+        job.other_pods[pod.number] = pod
         self.create(pod)
         self._pace(job)
 
@@ -411,7 +411,7 @@ class Simulation:
         self.now = time
         if self._working():
             self._last_progress = time
-            self._recorder.mark()
+            self._recorder.save()
 
     def _working(self) -> bool:
         return any(job.rate for job in self._active.values())
@@ -419,7 +419,7 @@ class Simulation:
     def _note(self) -> None:
         if self._of_trace:
             self._last_progress = self.now
-            self._recorder.mark()
+            self._recorder.save()
         held: Counts = np.zeros(len(self._arrived), dtype=np.int64)
         for number, job in self._active.items():
             held[number] = len(job.bound)
@@ -446,7 +446,7 @@ class Simulation:
             trainings=trainings,
             fits_no_node=self._too_large(),
             recorder=self._recorder,
-            tally=self._tally,
+            usage=self._usage,
             foreign=self.foreign,
         )
         return Result(report=report, history=self._history, trainings=tuple(trainings))
@@ -472,10 +472,10 @@ def _absent(number: int, spec: JobSpec) -> SimulatedJob:
     return SimulatedJob(number=number, spec=spec, shape=0, counted=spec.arrival)
 
 
-def _hints(comes: Mapping[int, int], waiting: list[Pod]) -> list[int]:
+def _preferred_nodes(added: Mapping[int, int], waiting: list[Pod]) -> list[int]:
     """Return the preferred nodes of new trainers, without those that pending trainers already have as hints."""
-    left = dict(comes)
+    left = dict(added)
     for pod in waiting:
-        if left.get(pod.hint, 0):
-            left[pod.hint] -= 1
+        if left.get(pod.preferred_node, 0):
+            left[pod.preferred_node] -= 1
     return [node for node, count in left.items() for _ in range(count)]

@@ -24,10 +24,10 @@ class SimulatedJob:
         others: (shape, count) of the master and the servers.
         uid: Identifies the job in the input and output of policies.
         trainers: Trainers that are not leaving, by number.
-        rest: Master and servers that are not leaving, by number.
+        other_pods: Master and servers that are not leaving, by number.
         leaving: Number of trainers that are being deleted.
-        wanted: Number of trainers by the policy's last decision.
-        begun: Whether the master and the servers were created.
+        desired: Number of trainers by the policy's last decision.
+        started: Whether the master and the servers were created.
         first: When the first trainer started to run, in seconds; None: none has.
         ended: When the job ended, in seconds; None: it has not.
         done: Samples done until ``counted``.
@@ -41,10 +41,10 @@ class SimulatedJob:
     shape: int
     others: tuple[tuple[int, int], ...] = ()
     trainers: dict[int, Pod] = field(default_factory=dict)
-    rest: dict[int, Pod] = field(default_factory=dict)
+    other_pods: dict[int, Pod] = field(default_factory=dict)
     leaving: int = 0
-    wanted: int = 0
-    begun: bool = False
+    desired: int = 0
+    started: bool = False
     first: float | None = None
     ended: float | None = None
     done: float = 0.0
@@ -86,7 +86,7 @@ class SimulatedJob:
         """Add the samples done until now and update the rate; return whether the rate has changed."""
         self.done = min(self.done + self.rate * (now - self.counted), self.spec.work)
         self.counted = now
-        ready = all(pod.phase is Phase.RUNNING for pod in self.rest.values()) and self.begun
+        ready = all(pod.phase is Phase.RUNNING for pod in self.other_pods.values()) and self.started
         rate = self.spec.speed(self.running) if ready and self.ended is None else 0.0
         changed = rate != self.rate
         if changed:

@@ -105,7 +105,7 @@ class Scheduler:
     def _node(self, pod: Pod, nominated: Mapping[int, Pod]) -> int:
         free = self._allocatable - self._cluster.taken - self._reserved(pod, nominated)
         able = (free >= self._cluster.request(pod)).all(axis=1) & self._allowed[pod.shape]
-        for preferred in (pod.nominated, pod.hint):
+        for preferred in (pod.nominated, pod.preferred_node):
             if preferred != NOWHERE and able[preferred]:
                 return preferred
         if not able.any():
@@ -150,13 +150,13 @@ class Scheduler:
         protected = _protected(lower, budgets)
         left = list(free)
         for each in lower:
-            left = [have + back for have, back in zip(left, self._requests[each.shape], strict=True)]
+            left = [have + freed for have, freed in zip(left, self._requests[each.shape], strict=True)]
         left = [have - need for have, need in zip(left, self._requests[pod.shape], strict=True)]
         victims = []
         for each in sorted(lower, key=lambda each: each.number not in protected):
-            rest = [have - need for have, need in zip(left, self._requests[each.shape], strict=True)]
-            if min(rest) >= 0:
-                left = rest
+            remaining = [have - need for have, need in zip(left, self._requests[each.shape], strict=True)]
+            if min(remaining) >= 0:
+                left = remaining
             else:
                 victims.append(each)
         broken = sum(each.number in protected for each in victims)

@@ -24,10 +24,10 @@ def view_of(now: float, cluster: Cluster, jobs: Sequence[SimulatedJob]) -> Polic
         jobs: Jobs that have arrived and not ended.
     """
     layout = cluster.layout
-    staying = cluster.taken - cluster.leaving - cluster.trainers
+    occupied = cluster.taken - cluster.leaving - cluster.trainers
     nodes = Nodes(
         names=layout.names,
-        room=layout.allocatable - staying,
+        room=layout.allocatable - occupied,
         leaving=cluster.leaving.copy(),
         usable=np.ones(len(layout.names), dtype=np.bool_),
         group=layout.group,
@@ -82,12 +82,12 @@ def _job(now: float, job: SimulatedJob) -> PlannerJob:
 
 def _without_node(job: SimulatedJob) -> tuple[tuple[int, int], ...]:
     """Return (shape, count) of masters and servers without a node: all of them before the job has begun."""
-    if not job.begun:
+    if not job.started:
         return job.others
-    pending = Counter(pod.shape for pod in job.rest.values() if pod.phase is Phase.PENDING)
+    pending = Counter(pod.shape for pod in job.other_pods.values() if pod.phase is Phase.PENDING)
     return tuple(sorted(pending.items()))
 
 
 def _seen(job: SimulatedJob) -> ObservedWorld:
     running = job.running
-    return ObservedWorld(wanted=job.wanted, running=running, pending=len(job.trainers) - running, leaving=job.leaving)
+    return ObservedWorld(desired=job.desired, running=running, pending=len(job.trainers) - running, leaving=job.leaving)

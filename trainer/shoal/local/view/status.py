@@ -1,4 +1,4 @@
-"""Status of a job on this machine, from the master's progress report and the runner's processes. Pure."""
+"""The data of `shoal status`, from the master's progress report and the runner's processes; text: `cli/status.py`. Pure."""
 
 from __future__ import annotations
 

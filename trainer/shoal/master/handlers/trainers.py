@@ -173,7 +173,15 @@ class TrainerHandler:
             self._fatal_batches.began(life, message)
 
     def removed(self, life: int, leases: list[Lease] | None = None) -> None:
-        """Remove a trainer that has left or died; its tasks wait for a new lease."""
+        """Remove a trainer that has left or died, and break its leases; its tasks wait for a new lease.
+
+        A death is detected in `MasterCore`: ``closed`` (the connection has closed), ``tick`` (nothing was received for the
+        lease time) or ``_expire`` (a trainer of an earlier master has not connected to this one).
+
+        Args:
+            life: The trainer's life.
+            leases: Leases that the trainer or the records name, beside those in the task queue. Default: None.
+        """
         job = self._job
         view = job.trainers.pop(life, None)
         if job.queue is not None:

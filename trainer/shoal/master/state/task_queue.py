@@ -230,7 +230,17 @@ class TaskQueue:
         return True
 
     def release(self, task: Task, holder: int | None = None) -> bool:
-        """End a lease whose task is not done, so that the task waits; return whether there was one (of ``holder``)."""
+        """Break or return a lease whose task is not done, so that the task waits for a new one.
+
+        `TrainerHandler.removed` breaks the leases of a trainer that has left or died; `TrainerHandler.return_tasks` returns leases.
+
+        Args:
+            task: The task.
+            holder: The life of the trainer whose lease ends. Default: None, any trainer's.
+
+        Returns:
+            Whether there was such a lease.
+        """
         current = self.leases.get(task)
         if current is None or (holder is not None and current[0] != holder):
             return False

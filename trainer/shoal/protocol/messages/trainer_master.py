@@ -261,7 +261,7 @@ class EpochDone(Message, frozen=True):
 
 
 class TaskCommitted(Message, frozen=True):
-    """The task is done and its lease has ended; the reply to ``TaskDone``."""
+    """The trainer's lease has ended: the task is done, or another trainer has the lease; the reply to ``TaskDone``."""
 
     lease: Lease
 

@@ -1,7 +1,7 @@
 """A trainer's connections to the parameter servers, and the transfer of tensors.
 
-Each server has one connection, attached to the slots that the slot map assigns to it. On one host the dense gradients and
-values are in memory that both ends map; between hosts they follow the messages as raw bytes. Requests are sent to all servers
+Each server has one connection, attached to the slots that the slot map assigns to it. Over a Unix socket the dense gradients
+and values are in memory that both ends map; over TCP they follow the messages as raw bytes. Requests are sent to all servers
 before the first reply is read, so that the servers work in parallel; and replies are read from all servers, even when one of
 them failed, so that no connection is left in the middle of an exchange.
 """

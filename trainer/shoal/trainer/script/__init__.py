@@ -1,1 +1,1 @@
-"""Describes a script's model, and detects and refuses what a script must not do."""
+"""Describes a script's model; detects and refuses what a script must not do. ``optim/optimizer.py`` intercepts ``step``."""
