@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.exactly_once.test_counting import check
-from tests.exactly_once.test_wanted import Operator
+from tests.exactly_once.test_desired_state import Operator
 from tests.realjob import RealJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -64,7 +64,7 @@ def test_an_evaluation_after_the_loop_is_of_the_model_after_the_last_epoch():
 
 
 def test_exits_are_printed_by_the_runner_alone():
-    assert Events().new(after("trainer-1 left", "pserver-0 is gone without a word"), 0.0) == []
+    assert Events().new(after("trainer-1 left", "pserver-0 disconnected without leaving"), 0.0) == []
     assert texts(Events().new(after("trainer-1 was silent for 9.0 s"), 0.0)) == ["trainer-1 was silent for 9.0 s"]
 
 
