@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Row, tell
+from benchmarks.common import Row, report
 from tests.badnetwork import LEASE_SECONDS, BadNetwork, bad_network, left_behind
 from tests.realjob import Chaos, RealJob
 from tests.zygote import JOB, Zygote
@@ -136,9 +136,9 @@ def main() -> None:
     # SIGTERM raises SystemExit, so that the benchmark stops its processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if own.profile == "kills":
-        tell("chaos", *measure(kills=own.faults, seed=own.seed), file=own.json)
+        report("chaos", *measure(kills=own.faults, seed=own.seed), file=own.json)
     else:
-        tell("chaos_network", *measure_network(faults=own.faults, seed=own.seed), file=own.json)
+        report("chaos_network", *measure_network(faults=own.faults, seed=own.seed), file=own.json)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common import Row, tell
+from benchmarks.common import Row, report
 from benchmarks.jobs import RunJob, until
 
 __all__ = ["Churn", "churn"]
@@ -158,7 +158,7 @@ def main() -> None:
     own = parser.parse_args()
     # SIGTERM raises SystemExit, so that the benchmark stops its processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    tell("churn", *churn(changes=own.changes, seed=own.seed), file=own.json)
+    report("churn", *churn(changes=own.changes, seed=own.seed), file=own.json)
 
 
 if __name__ == "__main__":

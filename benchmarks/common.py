@@ -29,7 +29,7 @@ __all__ = [
     "no_less",
     "percentile",
     "plain",
-    "tell",
+    "report",
 ]
 
 RESULTS = Path(__file__).parent / "results"
@@ -139,10 +139,10 @@ def main(name: str, measure: Callable[[], tuple[list[Row], Any]]) -> None:
     arguments = parser.parse_args()
     # SIGTERM raises SystemExit, so that the benchmark stops its processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    tell(name, *measure(), file=arguments.json)
+    report(name, *measure(), file=arguments.json)
 
 
-def tell(name: str, rows: Sequence[Row], raw: Any, *, file: Path | None = None) -> None:
+def report(name: str, rows: Sequence[Row], raw: Any, *, file: Path | None = None) -> None:
     """Print a table of figures, and save them with the raw measurements in benchmarks/results.
 
     Args:

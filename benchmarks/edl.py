@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.common import RESULTS, Row, at_most, no_less, plain, tell
+from benchmarks.common import RESULTS, Row, at_most, no_less, plain, report
 from benchmarks.edl_figures import most_trainers
 from benchmarks.edl_run import CASES, Case, Outcome, played, simulated
 from benchmarks.hollow import NODES
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{case.name}; published: {PUBLISHED[case.name]}")
     rows, raw, panels = _measure(case, arguments.policy, arguments.repeats)
     name = arguments.name or f"edl_{case.name}"
-    tell(name, rows, raw, file=arguments.json)
+    report(name, rows, raw, file=arguments.json)
     _draw(name, panels)
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Row, tell
+from benchmarks.common import Row, report
 from benchmarks.jobs import until
 from tests.fuzz import Footprint, Fuzzer, fuzzed_job
 from tests.realjob import RealJob
@@ -93,7 +93,7 @@ def main() -> None:
         found = {role: one_port(zygote, role, seconds=own.seconds, seed=own.seed) for role in own.port}
     finally:
         zygote.close()
-    tell("fuzz", [row for role in found for row in _rows(role, found[role])], found, file=own.json)
+    report("fuzz", [row for role in found for row in _rows(role, found[role])], found, file=own.json)
 
 
 if __name__ == "__main__":

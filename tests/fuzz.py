@@ -49,7 +49,7 @@ BY_RIGHT = {
 right types by chance is the word of a member. What a master makes of such words has tests of its own. A trainer that registers names the tasks that it holds, and a task of epoch 600 begins 600 epochs:
 a job that is stopped finishes them."""
 SILENT = 20
-"""Connections of one caller that are left open without a word."""
+"""Connections of one caller that are left open without a greeting."""
 
 
 @dataclass(frozen=True)

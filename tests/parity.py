@@ -29,8 +29,8 @@ def data() -> TensorDataset:
     generator = torch.Generator().manual_seed(11)
     rows = torch.randint(0, ROWS, (SAMPLES, 3), generator=generator)
     numbers = torch.randn(SAMPLES, 5, generator=generator, dtype=torch.float64)
-    wanted = torch.randn(SAMPLES, 1, generator=generator, dtype=torch.float64)
-    return TensorDataset(rows, numbers, wanted)
+    targets = torch.randn(SAMPLES, 1, generator=generator, dtype=torch.float64)
+    return TensorDataset(rows, numbers, targets)
 
 
 class Model(nn.Module):
@@ -57,8 +57,8 @@ def scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSc
 
 
 def loss_of(model, batch):
-    rows, numbers, wanted = batch
-    return ((model(rows, numbers) - wanted) ** 2).mean()
+    rows, numbers, targets = batch
+    return ((model(rows, numbers) - targets) ** 2).mean()
 
 
 def main():

@@ -79,9 +79,9 @@ class RealJob:
     ) -> None:
         self.folder = folder
         self.servers, self.epochs = servers, epochs
-        self.wanted: set[tuple[str, int]] = {("master", 0)}
-        self.wanted |= {("pserver", index) for index in range(servers)}
-        self.wanted |= {("trainer", index) for index in range(trainers)}
+        self.desired: set[tuple[str, int]] = {("master", 0)}
+        self.desired |= {("pserver", index) for index in range(servers)}
+        self.desired |= {("trainer", index) for index in range(trainers)}
         self.children: dict[tuple[str, int], Child] = {}
         self.restarts: Counter[str] = Counter()
         self._zygote = zygote
@@ -147,12 +147,12 @@ class RealJob:
                 *("--lease-seconds", str(self._lease)),
             ]
         listen = "tcp://127.0.0.1:0" if self._tcp else f"unix://{self.folder}/p{index}"
-        told: list[str] = []
+        advertised: list[str] = []
         if self._routes:
             listen = f"tcp://127.0.0.1:{self._ports[index]}"
-            told = ["--advertise", self._routes[f"pserver-{index}"].address]
+            advertised = ["--advertise", self._routes[f"pserver-{index}"].address]
         snapshots = ["--snapshots", str(self.folder / f"snapshots-{index}")]
-        return [*self._server_program, "--listen", listen, *told, *snapshots]
+        return [*self._server_program, "--listen", listen, *advertised, *snapshots]
 
     def _start(self, role: str, index: int) -> None:
         environment = {
@@ -180,13 +180,13 @@ class RealJob:
         """Start each wanted process that is not running, as a runner or a kubelet does."""
         if self.etcd.pid is None:
             self.etcd.start()
-        for key in sorted(self.wanted):
+        for key in sorted(self.desired):
             child = self.children.get(key)
             if child is not None and child.returncode is None:
                 continue
             if child is not None and child.returncode in self._final and key[0] == "trainer":
                 self._left.add(key)
-                self.wanted.discard(key)
+                self.desired.discard(key)
                 continue
             if (
                 child is not None
@@ -215,10 +215,10 @@ class RealJob:
         child = self.children.get(("trainer", index))
         if child is not None and child.returncode is not None:
             del self.children["trainer", index]  # start a new trainer instead of restarting that one
-        self.wanted.add(("trainer", index))
+        self.desired.add(("trainer", index))
 
     def leave(self, index: int) -> None:
-        self.wanted.discard(("trainer", index))
+        self.desired.discard(("trainer", index))
         child = self.children.get(("trainer", index))
         if child is not None:
             child.send_signal(signal.SIGTERM)
@@ -232,7 +232,7 @@ class RealJob:
 
     @property
     def trainers_left(self) -> bool:
-        return any(role == "trainer" for role, _ in self.wanted)
+        return any(role == "trainer" for role, _ in self.desired)
 
     @property
     def refused(self) -> bool:
@@ -345,12 +345,12 @@ class Chaos:
                 self._resume.append((now + self.random.choice((0.2, 0.6, 1.6)), child))
                 self.others["pause"] += 1
         elif kind == "join":
-            free = [i for i in range(self.most_trainers) if ("trainer", i) not in job.wanted]
+            free = [i for i in range(self.most_trainers) if ("trainer", i) not in job.desired]
             if free:
                 job.join(free[0])
                 self.others["join"] += 1
         else:
-            there = [index for role, index in job.wanted if role == "trainer"]
+            there = [index for role, index in job.desired if role == "trainer"]
             if len(there) > 1:
                 job.leave(max(there))
                 self.others["leave"] += 1

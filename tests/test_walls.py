@@ -44,9 +44,11 @@ def test_what_must_start_fast_imports_no_torch(module):
 def test_files_and_functions_are_short_or_give_the_reason(path):
     text = path.read_text()
     tree = ast.parse(text)
-    assert ast.get_docstring(tree) or not tree.body, "a module says what it is for"
+    assert ast.get_docstring(tree) or not tree.body, "a module has a docstring with its purpose"
     if len(text.splitlines()) > 500:
-        assert "One module" in (ast.get_docstring(tree) or ""), f"{path.name} is over 500 lines and does not say why"
+        assert "One module" in (ast.get_docstring(tree) or ""), (
+            f"{path.name} is over 500 lines and its docstring gives no reason"
+        )
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name} is over 60 lines"

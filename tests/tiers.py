@@ -97,26 +97,26 @@ class Run:
     def __init__(self, tier: Tier, extra: dict[str, str], folder: Path, *, listened: bool) -> None:
         self._tier = tier
         self._report = folder / f"{tier.name}.xml"
-        self._said = None if listened else (folder / f"{tier.name}.log").open("w+b")
+        self._output = None if listened else (folder / f"{tier.name}.log").open("w+b")
         if listened:
             self._announce()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *tier.arguments, "--durations=12", f"--junitxml={self._report}"],
             cwd=ROOT,
             env={**os.environ, **extra},
-            stdout=self._said,
-            stderr=subprocess.STDOUT if self._said is not None else None,
+            stdout=self._output,
+            stderr=subprocess.STDOUT if self._output is not None else None,
         )
 
     def result(self) -> tuple[int, list[str]]:
         """Print its output until it has ended; return its exit code and its lines of the summary."""
-        if self._said is not None:
+        if self._output is not None:
             self._announce()
-            with Path(str(self._said.name)).open("rb") as said:
+            with Path(str(self._output.name)).open("rb") as message:
                 through = False
                 while not through:
                     through = self._process.poll() is not None
-                    self._pour(said)
+                    self._pour(message)
                     time.sleep(0.2)  # the file is polled, as its growth is not signalled
         code = self._process.wait()
         line = f"  {self._tier.name:8} {'passed' if code == 0 else 'FAILED'}{took(self._report)}"
@@ -125,15 +125,15 @@ class Run:
     def end(self) -> None:
         """Wait until the tier has cleaned up; a signal that ends this process, as by Ctrl-C, has reached the tier too."""
         self._process.wait()
-        if self._said is not None:
-            self._said.close()
+        if self._output is not None:
+            self._output.close()
 
     def _announce(self) -> None:
         print(f"--- {self._tier.name}: {self._tier.what}", flush=True)
 
     @staticmethod
-    def _pour(said: BinaryIO) -> None:
-        sys.stdout.buffer.write(said.read())
+    def _pour(message: BinaryIO) -> None:
+        sys.stdout.buffer.write(message.read())
         sys.stdout.buffer.flush()
 
 
@@ -152,8 +152,8 @@ def broken(report: Path) -> list[str]:
     for case in ET.parse(report).iter("testcase"):
         for kind in ("failure", "error"):
             for found in case.iter(kind):
-                said = next(iter((found.get("message") or "").strip().splitlines()), "")
-                lines.append(f"{kind}: {case.get('classname')}::{case.get('name')}: {said[:300]}")
+                message = next(iter((found.get("message") or "").strip().splitlines()), "")
+                lines.append(f"{kind}: {case.get('classname')}::{case.get('name')}: {message[:300]}")
     return lines
 
 
@@ -180,9 +180,9 @@ def run_together(tiers: list[Tier], *, strict: bool) -> tuple[bool, list[str]]:
                 if tier.name in able:
                     runs.append(Run(tier, able[tier.name], Path(folder), listened=not runs))
             for run in runs:
-                code, said = run.result()
+                code, message = run.result()
                 well = well and code == 0
-                lines += said
+                lines += message
         finally:
             for run in runs:
                 run.end()
@@ -200,9 +200,9 @@ def main(names: list[str]) -> int:
     lines: list[str] = []
     failed = False
     for group in TOGETHER:
-        well, said = run_together([tier for tier in group if not names or tier.name in names], strict=strict)
+        well, message = run_together([tier for tier in group if not names or tier.name in names], strict=strict)
         failed = failed or not well
-        lines += said
+        lines += message
     print("\n".join(["tiers:", *lines]), flush=True)
     return int(failed)
 

@@ -96,13 +96,13 @@ class Zygote:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            told = json.loads(line)
-            child = self._children[told["id"]]
-            if "pid" in told:
-                child.pid = told["pid"]
+            report = json.loads(line)
+            child = self._children[report["id"]]
+            if "pid" in report:
+                child.pid = report["pid"]
                 child.known.set()
             else:
-                child.returncode = told["code"]
+                child.returncode = report["code"]
                 child.ended.set()
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ def _become(order: dict) -> None:
         runpy.run_path(name, run_name="__main__")
 
 
-def _tell(**values: object) -> None:
+def _report(**values: object) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 
@@ -167,7 +167,7 @@ def main() -> None:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     break
-                _tell(id=running.pop(pid), code=os.waitstatus_to_exitcode(status))
+                _report(id=running.pop(pid), code=os.waitstatus_to_exitcode(status))
         if 0 in ready:
             data = os.read(0, 65536)
             if not data:
@@ -195,7 +195,7 @@ def main() -> None:
                         sys.stderr.flush()
                         os._exit(code)
                 running[pid] = order["id"]
-                _tell(id=order["id"], pid=pid)
+                _report(id=order["id"], pid=pid)
 
 
 if __name__ == "__main__":

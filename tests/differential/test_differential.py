@@ -29,37 +29,37 @@ def one_thread():
         yield
 
 
-def near(found: Any, wanted: Any, spec: Spec, what: str) -> None:
+def near(found: Any, expected: Any, spec: Spec, what: str) -> None:
     """Check equality up to rounding, with a larger tolerance for bfloat16, which amplifies small differences."""
     tolerance = 2e-2 if spec.amp else 1e-6
-    if isinstance(wanted, torch.Tensor):
-        assert found.dtype == wanted.dtype, what
-        assert torch.allclose(found, wanted, rtol=tolerance, atol=tolerance, equal_nan=True), (what, found, wanted)
-    elif isinstance(wanted, dict):
-        assert sorted(found) == sorted(wanted), what
-        for name, value in wanted.items():
+    if isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype, what
+        assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True), (what, found, expected)
+    elif isinstance(expected, dict):
+        assert sorted(found) == sorted(expected), what
+        for name, value in expected.items():
             near(found[name], value, spec, f"{what} {name}")
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted), (what, found, wanted)
-        for number, value in enumerate(wanted):
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), (what, found, expected)
+        for number, value in enumerate(expected):
             near(found[number], value, spec, f"{what} {number}")
-    elif isinstance(wanted, float):
-        assert math.isclose(found, wanted, rel_tol=tolerance, abs_tol=tolerance) or (
-            math.isnan(found) and math.isnan(wanted)
-        ), (what, found, wanted)
+    elif isinstance(expected, float):
+        assert math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance) or (
+            math.isnan(found) and math.isnan(expected)
+        ), (what, found, expected)
     else:
-        assert found == wanted, what
+        assert found == expected, what
 
 
-def same(found: Result, wanted: Result, spec: Spec, where: str) -> None:
+def same(found: Result, expected: Result, spec: Spec, where: str) -> None:
     """Check that two runs of a script observed and wrote the same."""
-    assert found.refused == wanted.refused, (where, found.refused, wanted.refused)
-    if wanted.refused:
+    assert found.refused == expected.refused, (where, found.refused, expected.refused)
+    if expected.refused:
         return
-    for name, value in vars(wanted.found).items():
+    for name, value in vars(expected.found).items():
         near(getattr(found.found, name), value, spec, f"{where}: {name}")
-    near(found.values, wanted.values, spec, f"{where}: values")
-    near(found.files, wanted.files, spec, f"{where}: files")
+    near(found.values, expected.values, spec, f"{where}: values")
+    near(found.files, expected.files, spec, f"{where}: files")
 
 
 def check(spec: Spec) -> None:

@@ -64,9 +64,9 @@ def test_etcd_is_restored_to_its_state_of_five_seconds_earlier(zygote, tmp_path)
 def test_kills_right_at_the_start(zygote, tmp_path):
     """The kills happen while initial values are sent and the first snapshots are written."""
     with RealJob(zygote, tmp_path / "j", epochs=2, trainers=2) as job:
-        for moment in range(8):
-            role, index = [("pserver", 0), ("trainer", 0), ("master", 0), ("pserver", 1)][moment % 4]
-            due = time.monotonic() + 0.15 * (moment + 1)
+        for number in range(8):
+            role, index = [("pserver", 0), ("trainer", 0), ("master", 0), ("pserver", 1)][number % 4]
+            due = time.monotonic() + 0.15 * (number + 1)
             while time.monotonic() < due:
                 job.supervise()
                 time.sleep(0.01)

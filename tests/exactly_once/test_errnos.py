@@ -28,5 +28,7 @@ def test_whatever_a_socket_fails_with_no_sample_is_lost_and_no_process_ends(zygo
         job.run_to_the_end(seconds=200)
         check(job)
         assert not job.restarts, job.last_lines()
-        again = sum(job.log("master", 0).count(words) for words in ("is gone without a word", "is here", "joined"))
+        again = sum(
+            job.log("master", 0).count(message) for message in ("disconnected without leaving", "is here", "joined")
+        )
         assert again > 8, f"hardly a connection has failed: {again}"

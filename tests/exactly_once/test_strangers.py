@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.exactly_once.test_counting import check
-from tests.exactly_once.test_wanted import Operator
+from tests.exactly_once.test_desired_state import Operator
 from tests.realjob import RealJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -45,7 +45,7 @@ def test_a_trainer_joins_while_strangers_hold_all_descriptors(zygote, tmp_path, 
     pause = {"COUNT_PAUSE": "0.01"}
     with RealJob(zygote, tmp_path / "j", epochs=40, trainers=1, servers=1, tcp=True, variables=pause) as job:
         operator = Operator(job)
-        operator.until(lambda told: told.trainers == [0] and told.samples > 0)
+        operator.until(lambda reported: reported.trainers == [0] and reported.samples > 0)
         pid = job.children[role, 0].pid
         most = bound(pid, spare=12)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
@@ -54,7 +54,7 @@ def test_a_trainer_joins_while_strangers_hold_all_descriptors(zygote, tmp_path, 
                 strangers.enter_context(stranger)
             operator.until(lambda _: "no caller could be accepted" in job.log(role, 0), seconds=150)
             job.join(1)
-            operator.until(lambda told: told.trainers == [0, 1], seconds=150)
+            operator.until(lambda reported: reported.trainers == [0, 1], seconds=150)
         job.run_to_the_end(seconds=200)
         operator.store.close()
         assert job.children[role, 0].pid == pid
@@ -71,13 +71,13 @@ def test_a_paused_trainer_occupies_no_thread_of_a_server(zygote, tmp_path):
     pause = {"COUNT_PAUSE": "0.01"}
     with RealJob(zygote, tmp_path / "j", epochs=40, trainers=1, servers=1, tcp=True, variables=pause) as job:
         operator = Operator(job)
-        operator.until(lambda told: told.trainers == [0] and told.samples > 0)
+        operator.until(lambda reported: reported.trainers == [0] and reported.samples > 0)
         pid = job.children["pserver", 0].pid
         before = threads(pid)
         job.join(1)
-        operator.until(lambda told: told.trainers == [0, 1] and threads(pid) > before)
+        operator.until(lambda reported: reported.trainers == [0, 1] and threads(pid) > before)
         job.children["trainer", 1].send_signal(signal.SIGSTOP)
-        operator.until(lambda told: told.trainers == [0])
+        operator.until(lambda reported: reported.trainers == [0])
         operator.until(lambda _: threads(pid) <= before)
         job.children["trainer", 1].send_signal(signal.SIGCONT)
         job.run_to_the_end(seconds=200)

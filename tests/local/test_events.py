@@ -27,8 +27,8 @@ def test_each_event_is_printed_once_and_a_new_master_restarts_the_numbers():
 def test_a_score_is_printed_once_at_its_event():
     events = Events()
     story = ("trainer-0 joined", 'evaluation after epoch 1: {"auc": 0.93333}', "epoch 2 of 3 begins")
-    told = texts(events.new(after(*story, scores=['{"auc": 0.93333}']), 0.0))
-    assert told == ["trainer-0 joined", "epoch 1 evaluated: auc 0.9333", "epoch 2 of 3 begins"]
+    printed = texts(events.new(after(*story, scores=['{"auc": 0.93333}']), 0.0))
+    assert printed == ["trainer-0 joined", "epoch 1 evaluated: auc 0.9333", "epoch 2 of 3 begins"]
     assert events.new(after(*story, scores=['{"auc": 0.93333}']), 0.0) == []
     assert texts(events.new(after(*story, scores=["0.5"]), 0.0)) == ["epoch 1 evaluated: 0.5"]
 
@@ -57,12 +57,14 @@ def test_each_evaluation_of_an_epoch_is_printed():
 def test_an_evaluation_after_the_loop_is_of_the_model_after_the_last_epoch():
     events = Events()
     story = [*("evaluation after epoch 1: 0.1", "evaluation after epoch 2: 0.2", "evaluation after epoch 3: 0.3")]
-    told = texts(events.new(after(*story, "evaluation after epoch 3: 0.4", scores=["0.1", "0.2", "0.3", "0.4"]), 0.0))
-    assert told[-1] == "after the last epoch evaluated: 0.4"
+    printed = texts(
+        events.new(after(*story, "evaluation after epoch 3: 0.4", scores=["0.1", "0.2", "0.3", "0.4"]), 0.0)
+    )
+    assert printed[-1] == "after the last epoch evaluated: 0.4"
 
 
 def test_exits_are_printed_by_the_runner_alone():
-    assert Events().new(after("trainer-1 left", "pserver-0 is gone without a word"), 0.0) == []
+    assert Events().new(after("trainer-1 left", "pserver-0 disconnected without leaving"), 0.0) == []
     assert texts(Events().new(after("trainer-1 was silent for 9.0 s"), 0.0)) == ["trainer-1 was silent for 9.0 s"]
 
 

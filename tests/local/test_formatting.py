@@ -202,16 +202,16 @@ def test_only_a_full_account_is_good():
 
 
 def test_an_account_fits_into_eighty_columns():
-    told = msgspec.structs.replace(account(), joins=12, leaves=10, deaths=24, replayed=12345)
-    assert max(map(len, account_lines("flights", told))) <= 80
-    assert "  batches computed again: 12,345" in account_lines("flights", told)
+    example = msgspec.structs.replace(account(), joins=12, leaves=10, deaths=24, replayed=12345)
+    assert max(map(len, account_lines("flights", example))) <= 80
+    assert "  batches computed again: 12,345" in account_lines("flights", example)
     assert not any("again" in line for line in account_lines("flights", account()))
 
 
 def test_many_skipped_samples_are_explained():
-    told = account()
-    few = msgspec.structs.replace(told, samples=msgspec.structs.replace(told.samples, skipped=1))
-    many = msgspec.structs.replace(told, samples=msgspec.structs.replace(told.samples, skipped=2))
+    example = account()
+    few = msgspec.structs.replace(example, samples=msgspec.structs.replace(example.samples, skipped=1))
+    many = msgspec.structs.replace(example, samples=msgspec.structs.replace(example.samples, skipped=2))
     assert "docs/scripts.md" not in "\n".join(account_lines("x", few))
     assert "  20% of the samples made no optimizer step" in "\n".join(account_lines("x", many))
     assert max(map(len, account_lines("x", many))) <= 80

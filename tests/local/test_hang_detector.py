@@ -75,7 +75,7 @@ def test_a_process_that_waits_for_another_one_is_not_hung():
     assert set(begun().run(31, silent={E, M, S})) == {E}
     story = begun()
     assert set(story.run(29, silent={M, S})) == set()
-    assert set(story.run(25, silent={S})) == set(), "the master has just come back"
+    assert set(story.run(25, silent={S})) == set(), "the master has just reported again"
     assert set(story.run(15, silent={S})) == {S}
 
 

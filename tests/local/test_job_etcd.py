@@ -28,8 +28,8 @@ def test_an_etcd_that_is_killed_at_its_start_is_not_refused(tmp_path):
     exits = []
 
     async def lives():
-        await own.start(lambda code, words: exits.append((code, words)))
-        await own.start(lambda code, words: exits.append((code, words)))
+        await own.start(lambda code, last_lines: exits.append((code, last_lines)))
+        await own.start(lambda code, last_lines: exits.append((code, last_lines)))
         await asyncio.to_thread(lambda: Store.connect(own.endpoint, prefix="/").close())
         await own.stop()
 

@@ -47,7 +47,7 @@ def test_a_shell_in_the_command_finds_the_same_python():
     )
     assert launcher().launch("trainer", 0, trainers=1).environment["PATH"] == f"{own}:{os.defpath}"
     given = launcher(inherited={"PATH": "/usr/bin"}, env=[{"name": "PATH", "value": "/mine"}])
-    assert given.launch("trainer", 0, trainers=1).environment["PATH"] == "/mine", "the manifest's word stands"
+    assert given.launch("trainer", 0, trainers=1).environment["PATH"] == "/mine", "the manifest's value is used"
 
 
 @pytest.mark.parametrize("role", ["master", "pserver", "trainer"])
@@ -63,9 +63,9 @@ def test_cores_are_shared_out():
 
 
 def test_the_requested_cores_and_the_users_variable_take_precedence():
-    asked = {"minReplicas": 1, "resources": {"requests": {"cpu": "3500m"}}}
-    assert launcher(trainer=asked).launch("trainer", 0, trainers=1).environment["OMP_NUM_THREADS"] == "3"
-    mine = launcher({"OMP_NUM_THREADS": "9"}, trainer=asked)
+    requested = {"minReplicas": 1, "resources": {"requests": {"cpu": "3500m"}}}
+    assert launcher(trainer=requested).launch("trainer", 0, trainers=1).environment["OMP_NUM_THREADS"] == "3"
+    mine = launcher({"OMP_NUM_THREADS": "9"}, trainer=requested)
     assert mine.launch("trainer", 0, trainers=1).environment["OMP_NUM_THREADS"] == "9"
 
 

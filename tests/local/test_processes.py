@@ -24,8 +24,8 @@ def run(folder, *launches, after=lambda processes: None):
     async def main():
         ended, done = {}, asyncio.Event()
 
-        def on_exit(role, index, code, words):
-            ended[role, index] = (code, words)
+        def on_exit(role, index, code, last_lines):
+            ended[role, index] = (code, last_lines)
             if len(ended) == len(launches):
                 done.set()
 
@@ -46,22 +46,22 @@ def until(condition, seconds=20.0):
         time.sleep(0.01)
 
 
-def gone(pid):
+def has_exited(pid):
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_exit_codes_and_last_lines(tmp_path):
     ended = run(tmp_path, python("", tmp_path), python("print('so'); raise KeyError('x')", tmp_path))
     assert ended["trainer", 0] == (0, "")
-    code, words = ended["trainer", 1]
+    code, last_lines = ended["trainer", 1]
     assert code == 1
-    assert words.startswith("Traceback")
-    assert words.endswith("KeyError: 'x'")
+    assert last_lines.startswith("Traceback")
+    assert last_lines.endswith("KeyError: 'x'")
 
 
 def test_output_is_appended_after_a_line_for_each_start(tmp_path):
-    for word in ("one", "two"):
-        run(tmp_path, python(f"print('{word}')", tmp_path))
+    for text in ("one", "two"):
+        run(tmp_path, python(f"print('{text}')", tmp_path))
     lines = (tmp_path / "trainer-0.log").read_text().splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["---", "one", "---", "two"]
 
@@ -109,7 +109,7 @@ open(sys.argv[1] if len(sys.argv) > 1 else "child.pid", "w").write(str(child.pid
 
 def test_the_children_of_a_process_end_with_it(tmp_path):
     run(tmp_path, python(PARENT.format(end=""), tmp_path))
-    until(lambda: gone(int((tmp_path / "child.pid").read_text())))
+    until(lambda: has_exited(int((tmp_path / "child.pid").read_text())))
 
 
 def test_what_cannot_be_started_is_named(tmp_path):
@@ -148,7 +148,7 @@ def test_nothing_outlives_a_runner_that_is_killed(tmp_path):
         child = int(runner.stdout.readline())
         assert psutil.pid_exists(child)
         runner.kill()
-    until(lambda: gone(child))
+    until(lambda: has_exited(child))
 
 
 def test_the_log_folder_holds_one_file_per_process(tmp_path):

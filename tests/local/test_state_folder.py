@@ -114,11 +114,11 @@ def test_fields_that_the_account_depends_on_must_not_change(more, field):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"), [({}, 0), ({"trainers": "2:5"}, 0), ({"epochs": 5}, 1), ({"python": "pypy"}, 1)]
+    ("more", "notes_count"), [({}, 0), ({"trainers": "2:5"}, 0), ({"epochs": 5}, 1), ({"python": "pypy"}, 1)]
 )
-def test_the_rest_may_change(more, told):
+def test_the_rest_may_change(more, notes_count):
     assert refusals(JOB, changed(**more)) == []
-    assert len(notes(JOB, changed(**more))) == told
+    assert len(notes(JOB, changed(**more))) == notes_count
 
 
 def test_nothing_is_read_from_a_folder_that_is_not_there():

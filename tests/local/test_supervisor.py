@@ -154,8 +154,8 @@ def test_committed_samples_reset_count_and_delay():
 @pytest.mark.parametrize("place", [(TRAINER, 1), (SERVER, 0), (MASTER, 0)])
 def test_a_refusal_is_final(place):
     supervisor = running()
-    told = do(supervisor.exited(*place, 78, 5.0, last_lines="optimizer LBFGS: use Adam"))
-    assert Signal(TRAINER, 0, signal.SIGTERM) in told
+    printed = do(supervisor.exited(*place, 78, 5.0, last_lines="optimizer LBFGS: use Adam"))
+    assert Signal(TRAINER, 0, signal.SIGTERM) in printed
     assert end_all(supervisor)[-1] == Finish("Failed", "optimizer LBFGS: use Adam", final=False)
 
 
@@ -232,8 +232,8 @@ def test_a_script_that_goes_on_after_the_end_is_named_once():
     supervisor = running(trainers=2)
     supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 0, 6.0)
-    (told,) = supervisor.tick(15.0)
-    assert "waiting for the scripts of trainer-1 to end" in told.text
+    (printed,) = supervisor.tick(15.0)
+    assert "waiting for the scripts of trainer-1 to end" in printed.text
     assert supervisor.tick(30.0) == []
 
 
@@ -241,8 +241,8 @@ def test_the_reminder_names_a_script_that_failed_after_completion_and_awaits_its
     supervisor = running(trainers=1)
     supervisor.progressed("Complete", "", 10, 5.0, joins=1, trainers=1)
     supervisor.exited(TRAINER, 0, 1, 6.0, last_lines="FileNotFoundError")
-    told = [each.text for each in supervisor.tick(15.0) if isinstance(each, PrintLine)]
-    assert told[0] == "the training is complete; waiting for the scripts of trainer-0 to end"
+    printed = [each.text for each in supervisor.tick(15.0) if isinstance(each, PrintLine)]
+    assert printed[0] == "the training is complete; waiting for the scripts of trainer-0 to end"
 
 
 def test_a_script_that_never_trains_fails_the_job():
@@ -317,12 +317,12 @@ def test_the_deadline():
 
 
 def test_a_repeated_failure_is_printed_in_full_once():
-    supervisor, now, told = running(trainers=1), 0.0, []
+    supervisor, now, printed = running(trainers=1), 0.0, []
     for last_lines in ("KeyError: 'x'", "KeyError: 'x'", "ValueError: y"):
-        told += do(supervisor.exited(TRAINER, 0, 1, now, last_lines=last_lines), PrintLine)
+        printed += do(supervisor.exited(TRAINER, 0, 1, now, last_lines=last_lines), PrintLine)
         now += 5.0
         supervisor.tick(now)
-    assert [tell.text.partition(";")[0] for tell in told] == [
+    assert [line.text.partition(";")[0] for line in printed] == [
         "trainer-0: the script failed (exit code 1: KeyError: 'x')",
         "trainer-0: the script failed in the same way",
         "trainer-0: the script failed (exit code 1: ValueError: y)",
@@ -330,8 +330,8 @@ def test_a_repeated_failure_is_printed_in_full_once():
 
 
 def test_exits_are_printed_for_users():
-    told = do(running().exited(TRAINER, 1, 1, 5.0, last_lines="Traceback\nKeyError: 'x'"), PrintLine)
-    assert told == [
+    printed = do(running().exited(TRAINER, 1, 1, 5.0, last_lines="Traceback\nKeyError: 'x'"), PrintLine)
+    assert printed == [
         PrintLine(
             "warning",
             "trainer-1: the script failed (exit code 1: KeyError: 'x'); "
@@ -357,10 +357,10 @@ class World:
                     assert (role, index) not in self.alive, "two of one role and index"
                     self.alive.add((role, index))
                 case Signal(role, index, number):
-                    assert (role, index) in self.alive, "a signal to nobody"
+                    assert (role, index) in self.alive, "a signal to a process that does not run"
                     self.dying[role, index] = number
                 case Finish():
-                    assert not self.alive, "something is left behind"
+                    assert not self.alive, "a process is left running"
                     self.finish = action
         assert set(self.supervisor.alive) == self.alive
         assert not self.alive & set(self.supervisor.pending)

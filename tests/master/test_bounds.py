@@ -12,7 +12,7 @@ from shoal.master.state.records import VALUE_BYTES, Records
 from shoal.protocol import messages as m
 from shoal.protocol.text_limits import MOST_CHARACTERS, clipped
 from shoal.trainer.logged_values import NAME_CHARACTERS, NAMES, Values, scored
-from tests.master.desk import Desk
+from tests.master.harness import MasterHarness
 
 LONG = "x" * 3_000_000
 END = "\nValueError: too large"
@@ -33,19 +33,19 @@ def test_a_text_is_complete_or_states_how_much_is_left_out(text, most):
 
 
 def test_an_error_that_ends_a_job_is_clipped_and_keeps_its_end():
-    desk = Desk()
-    desk.joins(0)
-    while not desk.job.ended:
-        lease = desk.gets(0).lease
-        desk.says(0, m.ScriptFailed(error=LONG + END, leases=[lease]))
-        desk.dies(0)
-        desk.joins(0)
-    outcome = desk.job.records.outcome
+    harness = MasterHarness()
+    harness.joins(0)
+    while not harness.job.ended:
+        lease = harness.gets(0).lease
+        harness.deliver(0, m.ScriptFailed(error=LONG + END, leases=[lease]))
+        harness.dies(0)
+        harness.joins(0)
+    outcome = harness.job.records.outcome
     assert outcome is not None
     assert outcome.reason.endswith(END)
     assert len(outcome.reason) < MOST_CHARACTERS + 100
-    assert all(len(text) < MOST_CHARACTERS + 100 for text in desk.events("error"))
-    assert "outcome" in desk.etcd
+    assert all(len(text) < MOST_CHARACTERS + 100 for text in harness.events("error"))
+    assert "outcome" in harness.etcd
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_an_error_that_ends_a_job_is_clipped_and_keeps_its_end():
     ids=lambda message: type(message).__name__,
 )
 def test_other_texts_are_clipped_too(message):
-    desk = Desk()
-    desk.joins(0)
-    desk.says(0, message)
-    assert max(map(len, desk.etcd.values())) < VALUE_BYTES
+    harness = MasterHarness()
+    harness.joins(0)
+    harness.deliver(0, message)
+    assert max(map(len, harness.etcd.values())) < VALUE_BYTES
     assert all(
-        len(text) < MOST_CHARACTERS + 100 for level in ("info", "warning", "error") for text in desk.events(level)
+        len(text) < MOST_CHARACTERS + 100 for level in ("info", "warning", "error") for text in harness.events(level)
     )
 
 
@@ -83,12 +83,12 @@ def test_paths_of_saved_files_are_bounded_by_their_characters():
 
 
 def test_names_of_logged_values_are_bounded():
-    desk = Desk()
-    desk.joins(0)
+    harness = MasterHarness()
+    harness.joins(0)
     for number in range(VALUES + 50):
-        desk.says(0, m.LogValues(values={f"loss_{number}": 1.0}, batches=1, skipped=0, replayed=0, not_finite=0))
-    assert len(desk.job.values) == VALUES
-    assert list(desk.job.values)[-1] == f"loss_{VALUES + 49}"
+        harness.deliver(0, m.LogValues(values={f"loss_{number}": 1.0}, batches=1, skipped=0, replayed=0, not_finite=0))
+    assert len(harness.job.values) == VALUES
+    assert list(harness.job.values)[-1] == f"loss_{VALUES + 49}"
 
 
 def test_a_script_with_too_many_logged_names_is_refused():

@@ -54,7 +54,7 @@ class Membership(RuleBasedStateMachine):
         self.joins = self.leaves = self.deaths = 0
         self.silent: set[int] = set()
         self.drained: set[int] = set()
-        """Whom this master told to leave since they connected."""
+        """The trainers that this master has drained since they connected."""
         self.desired = DesiredState()
         self.begin_master(generation=1)
 
@@ -72,7 +72,7 @@ class Membership(RuleBasedStateMachine):
         self.heard: dict[int, float] = {}
         self.connections = {}
         self.server = self.connect(SERVER)
-        self.offer(0)
+        self.report_state(0)
         self.settle()
 
     # --- Environment ---
@@ -89,7 +89,7 @@ class Membership(RuleBasedStateMachine):
         self.master.connected(number, identity, self.now)
         return number
 
-    def offer(self, question):
+    def report_state(self, question):
         held = self.report(list(self.server_slots)) if self.server_slots else []
         self.master.message(self.server, m.ReportState(held=held, waiting=[], files=[], question=question,
                                                  addresses=["unix:///s"], pid=1, host=""), self.now)  # fmt: skip
@@ -122,9 +122,9 @@ class Membership(RuleBasedStateMachine):
 
     def to_server(self, message):
         if isinstance(message, m.RequestState):
-            self.offer(message.question)
+            self.report_state(message.question)
         elif isinstance(message, m.JobSettings) and message.shape is not None:
-            self.offer(0)
+            self.report_state(0)
         elif isinstance(message, m.Grant):
             self.server_slots[message.slot] = message.grant
             self.master.message(self.server, m.GrantReport(reports=self.report([message.slot])), self.now)
@@ -134,13 +134,13 @@ class Membership(RuleBasedStateMachine):
             self.drained.add(life)
         if isinstance(message, m.TaskLeased):
             task = (message.lease.epoch, message.lease.task)
-            assert life not in self.drained, "leased to one that was told to leave"
-            assert not any(task in held for held in self.holds.values()), "leased while somebody holds it"
+            assert life not in self.drained, "leased to a drained trainer"
+            assert not any(task in held for held in self.holds.values()), "leased while another trainer holds it"
             assert task not in self.server_tasks, "leased although it is done"
             self.holds.setdefault(life, set()).add(task)
             self.given.setdefault(life, {})[task] = message.lease
 
-    def say(self, number, message, times=1):
+    def deliver(self, number, message, times=1):
         for _ in range(times):
             self.master.message(number, message, self.now)
         self.settle()
@@ -191,7 +191,7 @@ class Membership(RuleBasedStateMachine):
         identity = Identity(role="trainer", index=index, life=next(self.numbers) + 1000)
         number = self.connect(identity)
         self.model_register(identity, [])
-        self.say(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=[], pid=1, host=""), times)
+        self.deliver(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=[], pid=1, host=""), times)
 
     @rule(index=st.integers(0, 3))
     def connect_without_registering(self, index):
@@ -217,7 +217,7 @@ class Membership(RuleBasedStateMachine):
         # Waiting trainers receive the leases of the earlier trainer of that index before the master processes the claims.
         self.settle()
         self.model_register(identity, claims)
-        self.say(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=claims, pid=1, host=""))
+        self.deliver(number, m.Register(shape=SHAPE, epochs=3, seed=1, leases=claims, pid=1, host=""))
 
     @precondition(lambda self: self.connections)
     @rule(data=st.data())
@@ -237,7 +237,7 @@ class Membership(RuleBasedStateMachine):
         del self.members[identity.life]
         self.holds.pop(identity.life, None)
         self.leaves += 1
-        self.say(number, m.Leave(leases=leases), times)
+        self.deliver(number, m.Leave(leases=leases), times)
         if then_cut:
             del self.connections[number]
             self.master.closed(number, self.now)
@@ -247,7 +247,7 @@ class Membership(RuleBasedStateMachine):
     @rule(data=st.data(), times=st.integers(1, 3))
     def request_task(self, data, times):
         number = self.one(data)
-        self.say(number, m.RequestTask(epoch=0), times)
+        self.deliver(number, m.RequestTask(epoch=0), times)
 
     @precondition(lambda self: any(self.given.values()) and self.connections)
     @rule(data=st.data(), times=st.integers(1, 2))
@@ -264,7 +264,7 @@ class Membership(RuleBasedStateMachine):
         self.server_tasks.add(*task)
         for held in self.holds.values():
             held.discard(task)
-        self.say(number, m.TaskDone(lease=lease, grants=[self.server_slots[slot] for slot in range(SLOTS)]), times)
+        self.deliver(number, m.TaskDone(lease=lease, grants=[self.server_slots[slot] for slot in range(SLOTS)]), times)
 
     @precondition(some_registered)
     @rule(data=st.data(), times=st.integers(1, 2))
@@ -273,7 +273,7 @@ class Membership(RuleBasedStateMachine):
         life = self.connections[number].life
         leases = list(self.given.pop(life, {}).values())
         self.holds[life] = set()
-        self.say(number, m.ReturnTasks(leases=leases), times)
+        self.deliver(number, m.ReturnTasks(leases=leases), times)
 
     @precondition(lambda self: self.connections)
     @rule(data=st.data())

@@ -31,8 +31,8 @@ class Running:
                   now=time.monotonic(), clock=time.monotonic)  # fmt: skip
         self.loop, self.listening = Loop(), threading.Event()
         self.stream = listen("tcp://127.0.0.1:0")[0]
-        probe, told = listen("tcp://127.0.0.1:0")
-        self.url = told.replace("tcp", "http")
+        probe, address = listen("tcp://127.0.0.1:0")
+        self.url = address.replace("tcp", "http")
 
         async def serve():
             identity, token = auth.Identity("master", 0, 1), auth.Token(b"x" * 32)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from shoal.master.state.progress import ProgressReporter
 
 
-def reporter(said: int | None = None) -> tuple[SimpleNamespace, ProgressReporter]:
-    records = SimpleNamespace(progress=None if said is None else SimpleNamespace(samples=said))
+def reporter(samples: int | None = None) -> tuple[SimpleNamespace, ProgressReporter]:
+    records = SimpleNamespace(progress=None if samples is None else SimpleNamespace(samples=samples))
     job = SimpleNamespace(slots=SimpleNamespace(complete=False), records=records)
     return job, ProgressReporter(job, etcd="etcd")
 
@@ -33,7 +33,7 @@ def test_a_slot_that_is_away_ends_the_rate():
 
 
 def test_until_all_servers_have_reported_the_published_samples_are_kept():
-    job, made = reporter(said=500)
+    job, made = reporter(samples=500)
     assert made._samples(0) == 500
     assert made._samples(200) == 500
     job.slots.complete = True

@@ -37,8 +37,8 @@ def store(tmp_path):
         yield made
 
 
-def records(word):
-    return [(f"metrics/00000000/{number:08d}", f"{word} {number}".encode()) for number in range(COUNT)]
+def records(prefix):
+    return [(f"metrics/00000000/{number:08d}", f"{prefix} {number}".encode()) for number in range(COUNT)]
 
 
 @pytest.mark.parametrize("before", range(1, 5))

@@ -118,13 +118,13 @@ class Queue(RuleBasedStateMachine):
         tasks = [(epoch, task) for epoch in range(self.open + 1) for task in range(self.plan.tasks)]
         have = data.draw(st.sets(st.sampled_from(tasks)))
         reached = max(data.draw(st.sampled_from([(-1, -1), *tasks])), max(have, default=(-1, -1)))
-        told = TaskSet(self.plan.tasks)
+        finished = TaskSet(self.plan.tasks)
         for epoch, task in have:
-            told.add(epoch, task)
+            finished.add(epoch, task)
         before = set(self.open_tasks())
         for slot in who:
             self.has[slot] = set(have)
-        back = self.queue.replace(who, told, reached=reached)
+        back = self.queue.replace(who, finished, reached=reached)
         self.reach(reached)
         came = set(self.open_tasks()) - before
         assert back == sum(self.plan.batches_in(task) for _, task in came)

@@ -360,7 +360,7 @@ class TrainerProcess(Process):
         self.work: Work | None = None
         self.epoch = 0
         self.ended = -1
-        self.wants = 0
+        self.task_requests = 0
         self.finished = False
         self.stopping = False
         """The script stopped the job, as far as this trainer knows."""
@@ -371,7 +371,7 @@ class TrainerProcess(Process):
 
     def closed(self, wire: Wire) -> None:
         if wire is self.master:
-            self.master, self.registered, self.wants = None, False, 0
+            self.master, self.registered, self.task_requests = None, False, 0
         for life in [life for life, other in self.servers.items() if other is wire]:
             self.lost(life)
 
@@ -427,8 +427,8 @@ class TrainerProcess(Process):
             elif not self.finished:
                 self.finished = True
                 self.master.to_host.append(m.LoopFinished())
-        if not self.wants and not work.waiting and not self.finished:
-            self.wants = 1
+        if not self.task_requests and not work.waiting and not self.finished:
+            self.task_requests = 1
             self.master.to_host.append(m.RequestTask(epoch=self.epoch))
         return work.current is not None
 
@@ -494,7 +494,7 @@ class TrainerProcess(Process):
             if self.work is None:
                 self.work = Work(self.world.plan, slots=message.slots)
                 self.epoch = message.epoch
-            self.registered, self.wants = True, 0
+            self.registered, self.task_requests = True, 0
             wire.to_host.extend(self.work.unanswered.values())
             if self.stopping and not message.stopping:
                 wire.to_host.append(m.StopEarly(reason="enough", epoch=self.epoch))
@@ -508,14 +508,14 @@ class TrainerProcess(Process):
             case m.SlotMap():
                 self.work.mapped(message)
             case m.TaskLeased():
-                self.wants = 0
+                self.task_requests = 0
                 self.work.leased(message.lease)
             case m.TaskCommitted():
                 self.work.committed(message.lease)
             case m.TaskReopened():
                 self.work.reopened(message.lease)
             case m.EpochDone():
-                self.wants = 0
+                self.task_requests = 0
                 self.ended = max(self.ended, message.epoch)
             case m.NotComplete():
                 self.finished, self.ended = False, self.epoch - 1

@@ -40,10 +40,10 @@ def test_is_the_rule_as_written(files: list[StoredFile], keep: int, data: st.Dat
 
 @given(histories, st.integers(1, 3))
 def test_without_a_release_by_the_master_every_slot_keeps_its_newest_files(files: list[StoredFile], keep: int) -> None:
-    gone = set(deletable(files, keep=keep))
+    deleted = set(deletable(files, keep=keep))
     for slot in range(4):
         holding = [file.name for file in files if slot in file.slots]
-        assert not gone & set(holding[-keep:])
+        assert not deleted & set(holding[-keep:])
 
 
 def test_a_slot_that_moved_away_keeps_its_last_files() -> None:

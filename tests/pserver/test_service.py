@@ -50,7 +50,7 @@ class PlayedMaster:
 
     def __init__(self, folder: Path) -> None:
         self.stream, self.address = listen(f"unix://{folder}/master")
-        self.said: list[Any] = []
+        self.received: list[Any] = []
         self.connection: sync.BlockingConnection | None = None
         self.lost = 0
         self._thread = threading.Thread(target=self._run)
@@ -72,7 +72,7 @@ class PlayedMaster:
     def _listen(self, connection: sync.BlockingConnection) -> None:
         while True:
             message, _ = connection.receive(heard)
-            self.said.append(message)
+            self.received.append(message)
             if isinstance(message, m.KeepAlive):
                 connection.send(m.KeepAliveReply())
 
@@ -83,10 +83,10 @@ class PlayedMaster:
 
     def heard(self, kind: type[T], test: Callable[[T], bool] = lambda _: True) -> T:
         """Wait for a message."""
-        return until(lambda: next((each for each in self.said if isinstance(each, kind) and test(each)), None))  # type: ignore[arg-type, return-value]
+        return until(lambda: next((each for each in self.received if isinstance(each, kind) and test(each)), None))  # type: ignore[arg-type, return-value]
 
     def pings(self) -> int:
-        return sum(isinstance(each, m.KeepAlive) for each in list(self.said))
+        return sum(isinstance(each, m.KeepAlive) for each in list(self.received))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -273,14 +273,14 @@ def test_the_last_order_for_a_slot_counts_whatever_is_being_read(running: Runnin
     disk.may.set()
     running.held(32)
     running.held(34)
-    said = {
+    received = {
         grant
-        for held in master.said
+        for held in master.received
         if isinstance(held, m.GrantReport)
         for each in held.reports
         for grant in each.grants
     }
-    assert said == {*running.grants, 32, 34}
+    assert received == {*running.grants, 32, 34}
     held = {
         slot: grant
         for each in running.request_state().held
@@ -308,7 +308,7 @@ def test_a_hung_server_disconnects_from_its_master_and_fails_its_probe_with_the_
             assert (code, reason.split(" for ")[0]) == (503, "its work has stood still")
         # The server reconnects with all its slots as soon as its work continues.
         until(lambda: running.probed() == (200, "ok\n"))
-        until(lambda: len([each for each in master.said if isinstance(each, m.ReportState)]) >= 2)
+        until(lambda: len([each for each in master.received if isinstance(each, m.ReportState)]) >= 2)
         assert sum(len(report.slots) for report in running.request_state().held) == SLOTS
     finally:
         running.close()

@@ -58,8 +58,8 @@ class Server:
         self.state = ServerState(_Tensors(self.parameters), self.disk, plan=PLAN, epochs=1)
         self.identity = auth.Identity("pserver", index, 100 + index)
         self.inits = 0
-        self._stream, told = listen(address)
-        self.holder = m.Holder(index=index, life=100 + index, addresses=[told])
+        self._stream, address = listen(address)
+        self.holder = m.Holder(index=index, life=100 + index, addresses=[address])
         self.ends: list[str] = []
         self._accepted: list[sync.BlockingConnection] = []
         self._threads = [threading.Thread(target=self._accept)]
@@ -86,8 +86,8 @@ class Server:
     def order(self, message: Any) -> list[Any]:
         with self.lock:
             replies = self.state.order(message)
-            if (wanted := self.state.next_restore()) is not None:
-                replies += self.state.restored(wanted, *self.disk.load(wanted.file, wanted.slot))
+            if (order := self.state.next_restore()) is not None:
+                replies += self.state.restored(order, *self.disk.load(order.file, order.slot))
             return replies
 
     def snapshot(self) -> str:
@@ -346,11 +346,11 @@ def test_slots_that_move_while_a_server_is_slow_are_requested_from_their_new_ser
     swapped = m.SlotMap(
         holders=world.map.holders[::-1], owner=[1 - owner for owner in world.owner], grants=world.grants
     )
-    plain, looked = sync.BlockingConnection.send, []
+    plain, checked = sync.BlockingConnection.send, []
 
     def slow(connection: sync.BlockingConnection, message: Any, payload: Any = (), *, idle: Any = None) -> None:
-        if idle is not None and not looked:
-            looked.append(message)
+        if idle is not None and not checked:
+            checked.append(message)
             idle()
         plain(connection, message, payload, idle=idle)
 

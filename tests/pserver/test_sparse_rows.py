@@ -163,15 +163,15 @@ def test_a_dropped_slot_takes_its_rows_along_and_leaves_the_others() -> None:
     nothing = make_views(shape, 3, [0, 1, 2])
     ids = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))[:120]
     server.apply([0, 1, 2], nothing, rows=[(0, ids, torch.ones(120, DIM))])
-    kept, gone = server.state(2), server.state(1)
+    kept, dropped = server.state(2), server.state(1)
     server.drop(1)
     assert all(torch.equal(kept[key], part) for key, part in server.state(2).items())
     with pytest.raises(ValueError, match=r"slots \[1\] are not held"):
-        server.rows(0, gone["rows/users/ids"][:1])
+        server.rows(0, dropped["rows/users/ids"][:1])
     server.create(1)
-    mine = gone["rows/users/ids"]
+    mine = dropped["rows/users/ids"]
     assert torch.equal(server.rows(0, mine), first_values(shape.tables[0], 0, SEED, mine))
-    server.load(1, gone)
+    server.load(1, dropped)
     server.apply([1], nothing, rows=[(0, mine, torch.ones(len(mine), DIM))])
     assert int(server.state(1)["rows/users/step"]) == 2
 

@@ -84,7 +84,7 @@ def test_slots_that_fell_behind_apply_what_the_others_have_applied():
         granted.advance(granted.new_slots([0, 1, 2], push(grants, first)), push(grants, first))
     granted.load(1, Watermarks(granted.plan))  # restored from a snapshot without these pushes
     granted.grant(1, 201)
-    assert granted.new_slots([0, 1, 2], push(grants, 2)) == [0, 2], "the old grant of slot 1 counts no longer"
+    assert granted.new_slots([0, 1, 2], push(grants, 2)) == [0, 2], "the old grant of slot 1 is not valid any more"
     assert granted.new_slots([0, 1, 2], push([100, 201, 102], 0)) == [1]
     found = {slot: a.batches for a in granted.applied([0, 1, 2], [100, 201, 102], epoch=0, task=0) for slot in a.slots}
     assert found == {0: 2, 1: 0, 2: 2}

@@ -51,11 +51,11 @@ def run(request):
 def refused(run):
     """Run a script that must be refused with a message that contains all these words."""
 
-    def refuse(script, *words):
+    def refuse(script, *parts):
         result = run(script, code=78)
-        missing = [word for word in words if word not in result.said]
-        assert not missing, (missing, result.said)
-        assert "Traceback" not in result.said, result.said
+        missing = [part for part in parts if part not in result.output]
+        assert not missing, (missing, result.output)
+        assert "Traceback" not in result.output, result.output
         return result
 
     return refuse

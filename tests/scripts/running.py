@@ -49,13 +49,13 @@ class Result:
     """The master's log."""
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """The output of all trainers."""
         return "\n".join(self.logs.values())
 
     def lines(self, beginning: str) -> list[str]:
         """Return the rest of each output line that begins with this text."""
-        found = [line for line in self.said.splitlines() if line.startswith(beginning)]
+        found = [line for line in self.output.splitlines() if line.startswith(beginning)]
         return [line.removeprefix(beginning).strip() for line in found]
 
     def model(self, name: str = "out.safetensors") -> dict:
@@ -89,7 +89,7 @@ def alone(zygote: Zygote, folder: Path, script: str, *, code: int | None = 0) ->
     child = zygote.spawn(["script", str(_write(script, folder))], environment=environment, log=folder / "log")
     ended = child.wait(SECONDS)
     result = Result(work=work, codes={0: ended}, logs={0: (folder / "log").read_text()})
-    assert code is None or ended == code, (ended, result.said)
+    assert code is None or ended == code, (ended, result.output)
     return result
 
 
@@ -130,10 +130,10 @@ def in_job(
         )
         if code == 0 and complete:
             outcome = result.outcome
-            assert outcome is not None, job.last_words()
-            assert outcome.state == "Complete", (outcome, job.last_words())
+            assert outcome is not None, job.last_lines()
+            assert outcome.state == "Complete", (outcome, job.last_lines())
             assert outcome.account is not None
             assert (outcome.account.samples.lost, outcome.account.samples.twice) == (0, 0)
         elif code:
-            assert code in result.codes.values(), (result.codes, job.last_words())
+            assert code in result.codes.values(), (result.codes, job.last_lines())
     return result

@@ -35,8 +35,8 @@ def test_a_name_that_promises_another_format_is_warned_of(run):
                 train(model, optimizer, i)
         job.save("net.pth")
     """)
-    words = "net.pth is a safetensors file, which torch.load cannot read: name it net.safetensors"
-    assert words in result.said + result.master
+    message = "net.pth is a safetensors file, which torch.load cannot read: name it net.safetensors"
+    assert message in result.output + result.master
     assert result.counts("net.pth") == [2.0]
 
 
@@ -202,7 +202,7 @@ def test_a_job_stops_after_an_epoch(run_in_job, after, trainers):
 def test_a_script_alone_stops_after_an_epoch(run_alone, after):
     result = run_alone(STOPPED.replace("AFTER", after))
     assert result.counts() == [2.0]
-    assert "stopped by the script in epoch 2: good enough" in result.said
+    assert "stopped by the script in epoch 2: good enough" in result.output
 
 
 IN_EPOCH = """
@@ -242,8 +242,8 @@ def test_a_script_alone_stops_in_the_middle_of_an_epoch(run_alone, after):
 
 
 def test_a_script_without_a_loop_is_reported(run_alone):
-    assert "the script ended without job.prepare(...)" in run_alone("trainer.join(epochs=1)").said
-    assert "the script ended without `for epoch in job.epochs():`" in run_alone("job, *_ = begin()").said
+    assert "the script ended without job.prepare(...)" in run_alone("trainer.join(epochs=1)").output
+    assert "the script ended without `for epoch in job.epochs():`" in run_alone("job, *_ = begin()").output
 
 
 SWALLOWS = """
@@ -262,12 +262,12 @@ CAUGHT = "an exception may have been caught around the loop"
 
 
 def test_a_caught_error_is_named_as_the_cause_alone(run_alone):
-    assert CAUGHT in run_alone(SWALLOWS).said
+    assert CAUGHT in run_alone(SWALLOWS).output
 
 
 def test_a_caught_error_is_named_as_the_cause_in_a_job(run_in_job):
     result = run_in_job(SWALLOWS, complete=False)
-    assert CAUGHT in result.said
+    assert CAUGHT in result.output
     assert CAUGHT in result.master
 
 
@@ -281,14 +281,14 @@ EXITS = """
 
 
 def test_an_exit_in_the_loop_is_named_as_the_cause_alone(run_alone):
-    said = run_alone(EXITS).said
-    assert "the script ended in epoch 1 of 2" in said
-    assert "sys.exit()" in said
+    output = run_alone(EXITS).output
+    assert "the script ended in epoch 1 of 2" in output
+    assert "sys.exit()" in output
 
 
 def test_an_exit_in_the_loop_is_named_as_the_cause_in_a_job(run_in_job):
     result = run_in_job(EXITS, complete=False)
-    assert "the script ended in epoch" in result.said
+    assert "the script ended in epoch" in result.output
     assert "sys.exit()" in result.master
 
 

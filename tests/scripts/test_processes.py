@@ -87,8 +87,8 @@ def test_a_second_process_of_one_trainer_is_refused(run_in_job):
         trainers=1,
     )
     assert result.lines("the other ended with") == ["78"]
-    assert "trainer 0 of this job is a living process already" in result.said
-    assert "torchrun is not needed" in result.said
+    assert "trainer 0 of this job is a living process already" in result.output
+    assert "torchrun is not needed" in result.output
     assert result.counts() == [2.0]
 
 
@@ -181,7 +181,7 @@ def test_a_forked_child_that_exits_does_nothing_to_the_job(run, ends):
         + LOOP
     )
     assert set(result.lines("child")) == {"3"}
-    assert "the script ended" not in result.said
+    assert "the script ended" not in result.output
     assert result.counts() == [2.0]
 
 
@@ -198,7 +198,7 @@ def test_a_child_that_is_forked_in_a_batch_does_nothing_to_the_job(run):
                 train(model, optimizer, i)
         job.save("out.safetensors")
     """)
-    assert "the script ended" not in result.said
+    assert "the script ended" not in result.output
     assert result.counts() == [2.0]
 
 

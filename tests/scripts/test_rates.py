@@ -115,10 +115,10 @@ def test_a_one_cycle_counts_the_steps_of_accumulations(run):
         job.save("out.safetensors")
     """)
     used = sorted(float(value) for line in result.lines("used") for value in line.split())
-    wanted = sorted(float(value) for value in result.lines("wanted")[0].split())
-    assert used == pytest.approx(wanted)
+    expected = sorted(float(value) for value in result.lines("wanted")[0].split())
+    assert used == pytest.approx(expected)
     # The sum of (gradient of a sample, 1/4) times (rate of its step), with 16 samples per step.
-    assert result.model()["w"].sum().item() == pytest.approx(16 / 4 * sum(wanted), rel=1e-4)
+    assert result.model()["w"].sum().item() == pytest.approx(16 / 4 * sum(expected), rel=1e-4)
 
 
 def test_a_rate_set_by_hand_counts_from_then_on(run):

@@ -243,9 +243,9 @@ def test_an_epoch_of_which_a_script_skips_everything_is_warned_of_and_skipped(ru
         job.save("out.safetensors")
     """)
     assert result.counts() == [1.0]
-    assert "warning" in result.said + result.master
-    assert "the loader was iterated in epoch 1 without a backward pass" in result.said + result.master
-    assert "the loader was iterated in epoch 2" not in result.said + result.master
+    assert "warning" in result.output + result.master
+    assert "the loader was iterated in epoch 1 without a backward pass" in result.output + result.master
+    assert "the loader was iterated in epoch 2" not in result.output + result.master
     if result.outcome is not None:
         assert result.outcome.account.samples.skipped == 64
 

@@ -70,11 +70,11 @@ def test_equals_a_plain_loop(alone, tmp_path, name, shuffle, drop_last, zero_aft
             if zero_after:
                 optimizer.zero_grad()
     assert seen == EPOCHS * (52 if drop_last else 54)
-    wanted = plain(make, loader)
-    equal(m, wanted)
+    expected = plain(make, loader)
+    equal(m, expected)
     fresh = model()
     fresh.load_state_dict(load_file(alone.save(tmp_path / "m.safetensors")), strict=True)
-    equal(fresh, wanted)
+    equal(fresh, expected)
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
@@ -179,14 +179,14 @@ ENDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("said", ENDS)
-def test_an_unfinished_script_alone_prints_the_reason(tmp_path, said):
+@pytest.mark.parametrize("reason", ENDS)
+def test_an_unfinished_script_alone_prints_the_reason(tmp_path, reason):
     script = tmp_path / "train.py"
     script.write_text(
         "import sys, torch\nfrom shoal import trainer\njob = trainer.join()\nm = torch.nn.Linear(1, 1)\n"
         "o = torch.optim.SGD(m.parameters(), lr=0.1)\ndata = torch.utils.data.TensorDataset(torch.ones(6, 1))\n"
-        + ENDS[said]
+        + ENDS[reason]
     )
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=200)
-    assert said in ended.stderr
+    assert reason in ended.stderr
     assert "Traceback" not in ended.stderr

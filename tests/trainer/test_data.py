@@ -176,10 +176,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("said", REFUSED)
-def test_what_cannot_be_handed_out_is_refused_with_the_fix(said):
-    with pytest.raises(Refusal, match=re.escape(said)):
-        REFUSED[said]()
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_cannot_be_handed_out_is_refused_with_the_fix(reason):
+    with pytest.raises(Refusal, match=re.escape(reason)):
+        REFUSED[reason]()
 
 
 def test_a_dataset_becomes_a_shuffled_loader():

@@ -32,7 +32,7 @@ def numbers(count=20):
     return TensorDataset(torch.arange(float(count)).reshape(-1, 1), torch.ones(count, 1))
 
 
-def words(
+def describe_script(
     model=None,
     optimizers=None,
     data=None,
@@ -82,12 +82,14 @@ def shared_table():
 
 
 def foreign():
-    return words(optimizers=[torch.optim.SGD(nn.Linear(7, 1).parameters(), lr=0.1)])
+    return describe_script(optimizers=[torch.optim.SGD(nn.Linear(7, 1).parameters(), lr=0.1)])
 
 
 def twice():
     model = nn.Linear(1, 1)
-    return words(model, [torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD(model.parameters(), lr=0.1)])
+    return describe_script(
+        model, [torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD(model.parameters(), lr=0.1)]
+    )
 
 
 def stepped():
@@ -95,7 +97,7 @@ def stepped():
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 1)).backward()
     optimizer.step()
-    return words(model, [optimizer])
+    return describe_script(model, [optimizer])
 
 
 def parametrized_table():
@@ -105,7 +107,7 @@ def parametrized_table():
 
 
 def with_sampler(sampler, **options):
-    return words(shuffle=None, sampler=sampler, **options)
+    return describe_script(shuffle=None, sampler=sampler, **options)
 
 
 class Endlessly(Sampler):
@@ -136,22 +138,22 @@ class Uncounted(Sampler):
 
 
 def uneven():
-    return words(batch_size=1, shuffle=None, batch_sampler=[[1, 2], [3], [4, 5]])
+    return describe_script(batch_size=1, shuffle=None, batch_sampler=[[1, 2], [3], [4, 5]])
 
 
 def describe_with_table(**options):
     model = sparse()
-    return words(model, [torch.optim.SparseAdam(model.parameters())], **options)
+    return describe_script(model, [torch.optim.SparseAdam(model.parameters())], **options)
 
 
 def only_weight(**options):
     model = nn.Linear(1, 1)
-    return words(model, [torch.optim.SGD([model.weight], lr=0.1)], **options)
+    return describe_script(model, [torch.optim.SGD([model.weight], lr=0.1)], **options)
 
 
 def with_optimizer(make, model=None):
     model = model if model is not None else nn.Linear(1, 1)
-    return words(model, [make(model.parameters())])
+    return describe_script(model, [make(model.parameters())])
 
 
 REFUSED = {
@@ -167,27 +169,29 @@ REFUSED = {
     "the dataset Endless has no __len__; add it": lambda: as_loader(Endless(), batch_size=2),
     "the dataset has no samples": lambda: as_loader(numbers(0), batch_size=2),
     "prepare got a list as loader": lambda: as_loader([1, 2], batch_size=2),
-    "drop_last leaves no batch: 20 samples are fewer than one batch of 32": lambda: words(
+    "drop_last leaves no batch: 20 samples are fewer than one batch of 32": lambda: describe_script(
         batch_size=32, drop_last=True
     ),
-    "accumulate=0; it must be a whole number of at least 1": lambda: words(accumulate=0),
-    "task_batches=3; it must be a positive multiple of accumulate=2": lambda: words(accumulate=2, task_batches=3),
-    "wrapped in DataParallel; give prepare the plain module": lambda: words(nn.DataParallel(nn.Linear(1, 1))),
-    "prepare got a list as model; give it one nn.Module": lambda: words([1], [object()]),
+    "accumulate=0; it must be a whole number of at least 1": lambda: describe_script(accumulate=0),
+    "task_batches=3; it must be a positive multiple of accumulate=2": lambda: describe_script(
+        accumulate=2, task_batches=3
+    ),
+    "wrapped in DataParallel; give prepare the plain module": lambda: describe_script(nn.DataParallel(nn.Linear(1, 1))),
+    "prepare got a list as model; give it one nn.Module": lambda: describe_script([1], [object()]),
     "the Adam has a state already": stepped,
-    "is on the meta device and has no values": lambda: words(nn.Linear(1, 1, device="meta")),
+    "is on the meta device and has no values": lambda: describe_script(nn.Linear(1, 1, device="meta")),
     "its weight is parametrized, which needs all rows": lambda: with_optimizer(
         lambda p: torch.optim.SGD(p, lr=0.1), parametrized_table()
     ),
-    "ema=1.0; it must be a decay from 0": lambda: words(ema=1.0),
+    "ema=1.0; it must be a decay from 0": lambda: describe_script(ema=1.0),
     "ema=0.9 cannot average the sparse table weight": lambda: describe_with_table(ema=0.9),
-    "clamp={'weight': (1, 0)}; give (low, high)": lambda: words(clamp={"weight": (1, 0)}),
-    "clamp: no parameter is named 'fc.*'; there are weight, bias": lambda: words(clamp={"fc.*": (0, 1)}),
-    "max_norm={'weight': -1}; give a number above 0": lambda: words(max_norm={"weight": -1}),
-    "max_norm={'weight': inf}; give a number above 0": lambda: words(max_norm={"weight": float("inf")}),
-    "max_norm={'weight': (0, 1)}; give a number above 0": lambda: words(max_norm={"weight": (0, 1)}),
-    "max_norm: no parameter is named 'fc.*'; there are weight, bias": lambda: words(max_norm={"fc.*": 1.0}),
-    "max_norm: parameter bias has the shape [1], and so no rows": lambda: words(max_norm={"*": 1.0}),
+    "clamp={'weight': (1, 0)}; give (low, high)": lambda: describe_script(clamp={"weight": (1, 0)}),
+    "clamp: no parameter is named 'fc.*'; there are weight, bias": lambda: describe_script(clamp={"fc.*": (0, 1)}),
+    "max_norm={'weight': -1}; give a number above 0": lambda: describe_script(max_norm={"weight": -1}),
+    "max_norm={'weight': inf}; give a number above 0": lambda: describe_script(max_norm={"weight": float("inf")}),
+    "max_norm={'weight': (0, 1)}; give a number above 0": lambda: describe_script(max_norm={"weight": (0, 1)}),
+    "max_norm: no parameter is named 'fc.*'; there are weight, bias": lambda: describe_script(max_norm={"fc.*": 1.0}),
+    "max_norm: parameter bias has the shape [1], and so no rows": lambda: describe_script(max_norm={"*": 1.0}),
     "max_norm: parameter bias is not in an optimizer": lambda: only_weight(max_norm={"bias": 1.0}),
     "max_norm: parameter weight is a sparse table": lambda: describe_with_table(max_norm={"weight": 1.0}),
     "clamp: parameter weight is a sparse table": lambda: describe_with_table(clamp={"weight": (0, 1)}),
@@ -204,7 +208,9 @@ REFUSED = {
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), sparse()
     ),
     "Adam cannot train an embedding with sparse=True": lambda: with_optimizer(torch.optim.Adam, sparse()),
-    "the dtype complex64, which parameter servers do not hold": lambda: words(nn.Linear(1, 1, dtype=torch.complex64)),
+    "the dtype complex64, which parameter servers do not hold": lambda: describe_script(
+        nn.Linear(1, 1, dtype=torch.complex64)
+    ),
     "is not initialised yet (a lazy module); run one forward pass first": lambda: with_optimizer(
         lambda p: torch.optim.SGD(p, lr=0.1), nn.LazyLinear(3)
     ),
@@ -212,10 +218,10 @@ REFUSED = {
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
-@pytest.mark.parametrize("said", REFUSED)
-def test_what_cannot_be_trained_is_refused_with_the_fix(said):
-    with pytest.raises(Refusal, match=re.escape(said)):
-        REFUSED[said]()
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_cannot_be_trained_is_refused_with_the_fix(reason):
+    with pytest.raises(Refusal, match=re.escape(reason)):
+        REFUSED[reason]()
 
 
 def test_a_parameter_that_no_optimizer_holds_is_fixed_as_in_plain_pytorch():
@@ -228,7 +234,7 @@ def test_a_parameter_that_no_optimizer_holds_is_fixed_as_in_plain_pytorch():
 def test_a_frozen_parameter_of_an_optimizer_is_trained_for_it_may_be_unfrozen():
     model = nn.Linear(1, 1)
     model.bias.requires_grad_(False)
-    assert [p.name for p in words(model).shape.dense] == ["weight", "bias"]
+    assert [p.name for p in describe_script(model).shape.dense] == ["weight", "bias"]
 
 
 def test_buffers_that_are_not_saved_are_given_and_not_merged():
@@ -237,7 +243,7 @@ def test_buffers_that_are_not_saved_are_given_and_not_merged():
     model.register_buffer("grid", torch.zeros(3), persistent=False)
     model.register_buffer("seen", torch.zeros((), dtype=torch.int64))
     model.register_buffer("nothing", None)
-    described = words(model)
+    described = describe_script(model)
     assert [(b.name, b.merge) for b in described.shape.buffers] == [("mean", "mean"), ("seen", "last")]
     assert [t.name for t in described.shape.fixed] == ["grid"]
     model.mean = torch.ones(2)
@@ -250,25 +256,25 @@ def test_buffers_that_are_not_saved_are_given_and_not_merged():
 def test_large_frozen_values_are_compared_and_small_ones_sent(monkeypatch):
     monkeypatch.setattr("shoal.trainer.script.description.FIXED_BYTES", 100)
     model = nn.Sequential(nn.Linear(10, 10), nn.Linear(1, 1))
-    described = words(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)])
+    described = describe_script(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)])
     assert (described.shape.fixed, described.fixed) == ([], [])
     before = described.shape.frozen
-    assert before == words(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)]).shape.frozen
+    assert before == describe_script(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)]).shape.frozen
     with torch.no_grad():
         model[0].weight[3, 4] += 1
-    assert words(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)]).shape.frozen != before
+    assert describe_script(model, [torch.optim.SGD(model[1].parameters(), lr=0.1)]).shape.frozen != before
 
 
 def test_a_compiled_models_names_are_those_of_the_model_itself():
     model = nn.Sequential(torch.compile(nn.Linear(1, 1), backend="eager"), nn.BatchNorm1d(1))
-    described = words(model)
+    described = describe_script(model)
     assert [p.name for p in described.shape.dense] == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert described.shape.buffers[0].name == "1.running_mean"
 
 
 def test_norms_are_those_of_all_parameters_whose_name_matches():
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-    described = words(model, max_norm={"0.weight": 2, "[1-9].weight": 0.5})
+    described = describe_script(model, max_norm={"0.weight": 2, "[1-9].weight": 0.5})
     assert {p.name: p.max_norm for p in described.shape.dense} == {
         "0.weight": 2.0,
         "0.bias": 0.0,
@@ -279,7 +285,7 @@ def test_norms_are_those_of_all_parameters_whose_name_matches():
 
 def test_bounds_are_those_of_all_parameters_whose_name_matches():
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-    described = words(model, clamp={"*.weight": (-0.5, float("inf")), "1.*": (0, 1)})
+    described = describe_script(model, clamp={"*.weight": (-0.5, float("inf")), "1.*": (0, 1)})
     assert {p.name: p.clamp for p in described.shape.dense} == {
         "0.weight": [-0.5, None],
         "0.bias": [],
@@ -292,7 +298,7 @@ def test_tied_weights_are_one_and_frozen_ones_are_none():
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.BatchNorm1d(1))
     model[1].weight = model[0].weight
     model[1].bias.requires_grad_(False)
-    described = words(model, [torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)])
+    described = describe_script(model, [torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)])
     assert [p.name for p in described.shape.dense] == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert [b.name for b in described.shape.buffers] == ["2.running_mean", "2.running_var", "2.num_batches_tracked"]
 
@@ -328,7 +334,7 @@ def test_a_tables_first_values_are_the_modules():
 
 
 def test_a_sampler_is_named_and_its_order_belongs_to_the_fingerprint():
-    plain = words().shape
+    plain = describe_script().shape
     assert (plain.sampler, plain.shuffle, plain.samples) == ("", True, 20)
     weighted = with_sampler(WeightedRandomSampler([1.0] * 20, 12)).shape
     assert (weighted.sampler, weighted.shuffle, weighted.samples) == ("WeightedRandomSampler", False, 12)
@@ -337,7 +343,7 @@ def test_a_sampler_is_named_and_its_order_belongs_to_the_fingerprint():
     assert part.fingerprint != with_sampler(SubsetRandomSampler(range(1, 9))).shape.fingerprint
     again = with_sampler(RandomSampler(numbers(), replacement=True)).shape
     assert (again.sampler, again.samples) == ("RandomSampler", 20)
-    cut = words(
+    cut = describe_script(
         batch_size=1, shuffle=None, batch_sampler=BatchSampler(SequentialSampler(numbers()), 6, drop_last=True)
     ).shape
     assert (cut.sampler, cut.batch_size, cut.drop_last, cut.samples) == ("", 6, True, 20)
@@ -359,15 +365,15 @@ class NeverRun(Dataset):
 
 
 def test_a_fingerprint_contains_length_and_contents_without_running_the_datasets_code():
-    one = words().shape
-    assert words().shape == one
-    assert digest(words().shape) == digest(one)
+    one = describe_script().shape
+    assert describe_script().shape == one
+    assert digest(describe_script().shape) == digest(one)
     other = TensorDataset(torch.arange(20.0).reshape(-1, 1) + 1, torch.ones(20, 1))
-    assert differences(words(data=other).shape, one) == [
+    assert differences(describe_script(data=other).shape, one) == [
         "the dataset's contents differ (its fingerprint changed since the job began)"
     ]
     seen = [
-        words(data=made).shape.fingerprint
+        describe_script(data=made).shape.fingerprint
         for made in (
             NeverRun(),
             NeverRun(6),
@@ -383,17 +389,19 @@ def test_a_fingerprint_contains_length_and_contents_without_running_the_datasets
         )
     ]
     assert len(set(seen)) == len(seen)
-    assert words(data=NeverRun()).shape == words(data=NeverRun()).shape
-    assert words(data=NeverRun(fingerprint="a")).shape.fingerprint == seen[2]
+    assert describe_script(data=NeverRun()).shape == describe_script(data=NeverRun()).shape
+    assert describe_script(data=NeverRun(fingerprint="a")).shape.fingerprint == seen[2]
 
 
 def test_differences_name_what_differs():
-    one = words().shape
-    wider = words(nn.Linear(1, 2)).shape
+    one = describe_script().shape
+    wider = describe_script(nn.Linear(1, 2)).shape
     assert differences(wider, one) == [
         "parameter weight is float32 [2, 1], group 0 here, float32 [1, 1], group 0 in the job",
         "parameter bias is float32 [2], group 0 here, float32 [1], group 0 in the job",
     ]
-    assert differences(words(batch_size=5).shape, one) == ["the batch size is 5 here, 4 in the job"]
-    assert differences(words(data=numbers(10)).shape, one) == ["the dataset's length is 10 here, 20 in the job"]
+    assert differences(describe_script(batch_size=5).shape, one) == ["the batch size is 5 here, 4 in the job"]
+    assert differences(describe_script(data=numbers(10)).shape, one) == [
+        "the dataset's length is 10 here, 20 in the job"
+    ]
     assert differences(one, one) == []

@@ -383,9 +383,9 @@ def test_a_workers_batches_are_those_of_the_process_itself(alone):
     order = order_of(m, sgd(m), loader_of())
     for epoch in alone.epochs():
         for place, (x, y) in zip(places(order), batches, strict=True):
-            wanted = loader.dataset[order.indices(epoch, *place)]
-            assert torch.equal(x, wanted[0])
-            assert torch.equal(y, wanted[1])
+            expected = loader.dataset[order.indices(epoch, *place)]
+            assert torch.equal(x, expected[0])
+            assert torch.equal(y, expected[1])
             optimizer.zero_grad()
             loss_of(m, x, y).backward()
             optimizer.step()

@@ -70,8 +70,8 @@ WRONG_BUFFERS = {
 }
 
 
-@pytest.mark.parametrize("said", WRONG_BUFFERS)
-def test_a_buffer_that_trainers_could_not_merge_is_refused_alone_and_together_alike(any_job, said):
+@pytest.mark.parametrize("reason", WRONG_BUFFERS)
+def test_a_buffer_that_trainers_could_not_merge_is_refused_alone_and_together_alike(any_job, reason):
     m = Statistics()
     m, optimizer, batches = any_job.job.prepare(m, sgd(m), loader_of())
 
@@ -79,11 +79,11 @@ def test_a_buffer_that_trainers_could_not_merge_is_refused_alone_and_together_al
         for _ in any_job.job.epochs():
             for batch in batches:
                 step(m, optimizer, batch)
-                WRONG_BUFFERS[said](m)
+                WRONG_BUFFERS[reason](m)
 
     with pytest.raises(Refused) as refused:
         run()
-    assert said in refused.value.reason
+    assert reason in refused.value.reason
 
 
 def test_a_second_trainer_begins_with_the_values_of_the_first(one):

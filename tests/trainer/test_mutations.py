@@ -24,12 +24,12 @@ class Script:
         self.before = copy.deepcopy(self.model.state_dict())
         self.model, self.optimizer, self.loader = self.job.prepare(self.model, own, loader_of())
 
-    def run(self, moment, act):
-        """Train, and call `act` once at the place `moment`, or after each step."""
+    def run(self, stage, act):
+        """Train, and call `act` once at the place `stage`, or after each step."""
         optimizers = self.optimizer if isinstance(self.optimizer, list) else [self.optimizer]
 
         def at(here):
-            if here == moment:
+            if here == stage:
                 act(self)
 
         at("before the loop")
@@ -90,7 +90,7 @@ UNCOUNTED = {
 }
 """Writes past autograd: a single write to one parameter is detected only if that parameter is checked at that step."""
 
-MOMENTS = [
+STAGES = [
     "before the loop",
     "before a step of epoch 1",
     "behind a step of epoch 2",
@@ -101,29 +101,29 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize(
-    ("way", "moment"),
+    ("way", "stage"),
     [
-        *(("copy_", moment) for moment in MOMENTS),
+        *(("copy_", stage) for stage in STAGES),
         *((way, "behind epoch 2" if way.startswith("an optimizer") else "behind a step of epoch 2") for way in COUNTED),
     ],
 )
-def test_a_parameter_that_the_script_writes_is_named(any_job, tmp_path, way, moment):
+def test_a_parameter_that_the_script_writes_is_named(any_job, tmp_path, way, stage):
     script = Script(any_job, tmp_path)
     with pytest.raises(Refused, match=r"parameter [02]\.(weight|bias) was written by the script after prepare"):
-        script.run(moment, COUNTED[way])
+        script.run(stage, COUNTED[way])
 
 
 @pytest.mark.parametrize(
-    ("way", "moment"),
+    ("way", "stage"),
     [
         *(("data of one", m) for m in ("before the loop", "behind epoch 2", "before the last save")),
         *((way, "behind epoch 1") for way in UNCOUNTED),
     ],
 )
-def test_a_write_past_autograd_between_the_passes_is_found_at_once(any_job, tmp_path, way, moment):
+def test_a_write_past_autograd_between_the_passes_is_found_at_once(any_job, tmp_path, way, stage):
     script = Script(any_job, tmp_path)
     with pytest.raises(Refused, match=r"parameter [02]\.(weight|bias) was (written by the script|moved or got)"):
-        script.run(moment, UNCOUNTED[way])
+        script.run(stage, UNCOUNTED[way])
 
 
 @pytest.mark.parametrize("way", UNCOUNTED)
@@ -162,12 +162,12 @@ MOVED = {
 }
 
 
-@pytest.mark.parametrize("moment", ["before the loop", "before the last save"])
+@pytest.mark.parametrize("stage", ["before the loop", "before the last save"])
 @pytest.mark.parametrize("way", MOVED)
-def test_a_parameter_that_is_moved_is_named(any_job, tmp_path, way, moment):
+def test_a_parameter_that_is_moved_is_named(any_job, tmp_path, way, stage):
     script = Script(any_job, tmp_path)
     with pytest.raises(Refused, match=r"parameter [02]\.weight was moved or got another dtype after prepare"):
-        script.run(moment, MOVED[way])
+        script.run(stage, MOVED[way])
 
 
 CHANGED = {
@@ -189,18 +189,18 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("moment", ["before the loop", "before the last save"])
+@pytest.mark.parametrize("stage", ["before the loop", "before the last save"])
 @pytest.mark.parametrize("way", CHANGED)
-def test_a_model_that_is_changed_is_named(any_job, tmp_path, way, moment):
-    act, said = CHANGED[way]
+def test_a_model_that_is_changed_is_named(any_job, tmp_path, way, stage):
+    act, reason = CHANGED[way]
     script = Script(any_job, tmp_path)
-    with pytest.raises(Refused, match=said):
-        script.run(moment, act)
+    with pytest.raises(Refused, match=reason):
+        script.run(stage, act)
 
 
 @pytest.mark.parametrize("way", ["a replaced module", "a replaced parameter", "an added module"])
 def test_a_model_that_is_changed_in_the_last_epoch_is_named_without_a_save(any_job, way):
-    act, said = CHANGED[way]
+    act, reason = CHANGED[way]
     m = model()
     m, optimizer, batches = any_job.job.prepare(m, sgd(m), loader_of())
     script = type("Script", (), {"model": m})
@@ -214,7 +214,7 @@ def test_a_model_that_is_changed_in_the_last_epoch_is_named_without_a_save(any_j
                 if (epoch, number) == (1, 6):
                     act(script)
 
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(Refused, match=reason):
         run()
 
 

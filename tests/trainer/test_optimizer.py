@@ -251,13 +251,13 @@ def test_the_average_of_the_weights_is_that_of_torch(any_job, tmp_path, name):
         for one in many:
             one.register_step_post_hook(lambda *_: average.update_parameters(side.model))
         run(side)
-        wanted.update(average.module.state_dict())
+        expected.update(average.module.state_dict())
 
-    wanted = {}
+    expected = {}
     compare(any_job, train, build=build, make=make, ema=0.8)
     saved = load_file(tmp_path / "model-ema.safetensors")
-    assert saved.keys() == wanted.keys()
-    for key, value in wanted.items():
+    assert saved.keys() == expected.keys()
+    for key, value in expected.items():
         torch.testing.assert_close(saved[key], value, rtol=1e-6, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
     build().load_state_dict(saved, strict=True)
     plain = load_file(tmp_path / "model.safetensors")

@@ -32,22 +32,22 @@ def never(used):
 
 def test_reuse_is_reported_until_the_steps_are_committed():
     m, (first, second) = made()
-    said = []
-    reuse = Reuse(m, [first, second], used=said.append)
+    reported = []
+    reuse = Reuse(m, [first, second], used=reported.append)
     x = torch.ones(1, 4)
     m.discriminator(m.generator(x))
     reuse.stepped(first)
     m.generator(x)
-    assert said == []
+    assert reported == []
     m.discriminator(x)
-    assert said[0] == "a forward pass of module discriminator.0"
-    said.clear()
+    assert reported[0] == "a forward pass of module discriminator.0"
+    reported.clear()
     reuse.stepped(second)
     m.generator(x)
-    assert said == ["a forward pass of module generator.0"]
+    assert reported == ["a forward pass of module generator.0"]
     reuse.committed()
     m.discriminator(m.generator(x))
-    assert said == ["a forward pass of module generator.0"]
+    assert reported == ["a forward pass of module generator.0"]
 
 
 def test_with_one_optimizer_nothing_is_checked():
@@ -77,10 +77,10 @@ def test_the_models_own_parameters_are_checked_too():
 
     m = Own()
     optimizers = [torch.optim.SGD([m.scale], lr=0.1), torch.optim.SGD(m.part.parameters(), lr=0.1)]
-    said = []
-    Reuse(m, optimizers, used=said.append).stepped(optimizers[0])
+    reported = []
+    Reuse(m, optimizers, used=reported.append).stepped(optimizers[0])
     m(torch.ones(1))
-    assert said == ["a forward pass of the model"]
+    assert reported == ["a forward pass of the model"]
 
 
 def made_for(m):

@@ -86,20 +86,20 @@ def test_an_identity_is_reserved_by_one_process_until_it_is_released():
 def test_a_forked_child_does_not_keep_the_reservation_after_the_trainer_released_it(watch):
     made, _ = watch()
     made.hold(take_place("forked", 0))
-    told, wait = os.pipe()
-    ready, say = os.pipe()
+    notified, wait = os.pipe()
+    ready, notify = os.pipe()
     child = os.fork()
     if not child:
-        os.write(say, b"x")
+        os.write(notify, b"x")
         os.close(wait)
-        os.read(told, 1)
+        os.read(notified, 1)
         os._exit(0)
     try:
         os.read(ready, 1)
         made._place.close()
         take_place("forked", 0).close()
     finally:
-        for end in (wait, told, ready, say):
+        for end in (wait, notified, ready, notify):
             os.close(end)
         os.waitpid(child, 0)
 
@@ -184,18 +184,18 @@ def test_a_handler_that_the_script_installed_afterwards_is_kept_in_a_child(watch
     assert in_a_child(lambda: signal.getsignal(signal.SIGTERM) is own) == "True"
 
 
-def sleeps(told, begun):
+def sleeps(notified, begun):
     begun.send(1)
-    told.recv()
+    notified.recv()
 
 
 def test_a_daemon_process_ends_by_sigterm(watch):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     watch()
     context = multiprocessing.get_context("fork")
-    told, _keeps_it_open = context.Pipe(duplex=False)
+    notified, _keeps_it_open = context.Pipe(duplex=False)
     begins, begun = context.Pipe(duplex=False)
-    process = context.Process(target=sleeps, args=(told, begun), daemon=True)
+    process = context.Process(target=sleeps, args=(notified, begun), daemon=True)
     process.start()
     begins.recv()
     process.terminate()

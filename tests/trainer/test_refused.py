@@ -136,12 +136,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("said", REFUSED)
-def test_what_would_not_be_as_in_plain_pytorch_is_refused_alone_and_together_alike(any_job, said):
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_would_not_be_as_in_plain_pytorch_is_refused_alone_and_together_alike(any_job, reason):
     m, optimizer, batches = prepared(any_job)
     with pytest.raises(Refused) as refused:
-        REFUSED[said](any_job.job, m, optimizer, batches)
-    assert said in refused.value.reason
+        REFUSED[reason](any_job.job, m, optimizer, batches)
+    assert reason in refused.value.reason
     assert refused.value.code == 78
 
 
@@ -234,7 +234,7 @@ def test_every_evaluation_of_an_epoch_is_one_of_its_own(any_job, where):
         if where == "behind it":
             scores += [(any_job.job.evaluate(total), total(m)), (any_job.job.evaluate(lambda m: -total(m)), -total(m))]
     assert len({found for found, _ in scores}) == len(scores) == 2 * EPOCHS
-    assert [found for found, _ in scores] == [wanted for _, wanted in scores]
+    assert [found for found, _ in scores] == [expected for _, expected in scores]
 
 
 def test_every_save_is_the_model_of_its_step(any_job, tmp_path):

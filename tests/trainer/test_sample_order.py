@@ -206,7 +206,7 @@ class Growing(list):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "options", "said"),
+    ("sampler", "options", "reason"),
     [
         (Growing(range(4)), {"samples": 4}, "Growing gives 5 samples in epoch 2 and 4 in the first"),
         (
@@ -216,8 +216,8 @@ class Growing(list):
         ),
     ],
 )
-def test_an_epoch_of_another_size_is_refused(sampler, options, said):
+def test_an_epoch_of_another_size_is_refused(sampler, options, reason):
     drawn = order(sampler, **options)
     epoch_of(drawn)
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(Refusal, match=reason):
         epoch_of(drawn, 1)

@@ -76,8 +76,8 @@ def test_any_step_in_any_order(name):
     for step in [0, 1, TOTAL - 1, 3, 2, 1001, 999, 1000, *(chance.randrange(TOTAL) for _ in range(30))]:
         schedule.apply(step)
         schedule.check()
-        for found, wanted in zip(options(live.param_groups), expected[step], strict=True):
-            assert found == pytest.approx(wanted, rel=1e-9, abs=1e-12), step
+        for found, value in zip(options(live.param_groups), expected[step], strict=True):
+            assert found == pytest.approx(value, rel=1e-9, abs=1e-12), step
         assert scheduler.get_last_lr() == [group["lr"] for group in live.param_groups]
         assert scheduler.last_epoch == step
 
@@ -337,9 +337,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("said", WRONG)
-def test_a_scheduler_that_is_stepped_otherwise_than_the_job_does_is_refused(any_job, said):
-    interval, stepping = WRONG[said]
+@pytest.mark.parametrize("reason", WRONG)
+def test_a_scheduler_that_is_stepped_otherwise_than_the_job_does_is_refused(any_job, reason):
+    interval, stepping = WRONG[reason]
     job, m = any_job.job, model()
     own = sgd(m)
     scheduler = s.StepLR(own, 3) if interval else None
@@ -354,7 +354,7 @@ def test_a_scheduler_that_is_stepped_otherwise_than_the_job_does_is_refused(any_
     here.epochs = ((epoch, batches) for epoch in job.epochs())
     with pytest.raises(Refused) as refused:
         train_with(stepping, rates=False)(here)
-    assert said in refused.value.reason
+    assert reason in refused.value.reason
 
 
 def test_a_scheduler_that_is_stepped_before_its_optimizer_is_refused(any_job):

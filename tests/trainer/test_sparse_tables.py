@@ -29,9 +29,9 @@ class Recorder:
         found = [TableModule(index, f"t{index}.weight", module) for index, module in enumerate(modules)]
         self.tables = Tables(found, self.fetch)
 
-    def fetch(self, wanted):
-        self.requested += [(table, ids.tolist()) for table, ids in wanted]
-        return [ids.reshape(-1, 1) * 10.0 + torch.zeros(1, DIM) for _, ids in wanted]
+    def fetch(self, expected):
+        self.requested += [(table, ids.tolist()) for table, ids in expected]
+        return [ids.reshape(-1, 1) * 10.0 + torch.zeros(1, DIM) for _, ids in expected]
 
 
 def table(kind=nn.Embedding, **options):
@@ -118,21 +118,21 @@ def numbers():
 
 def collate(samples):
     """Make a batch: an odd row in its first sample leaves out the rare table; few small rows give empty bags."""
-    rows, wanted = (torch.stack(part) for part in zip(*samples, strict=True))
+    rows, expected = (torch.stack(part) for part in zip(*samples, strict=True))
     chosen = rows[:, 2:] % 7 > 3
     flat = rows[:, 2:][chosen]
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), chosen.sum(1).cumsum(0)[:-1]])
     rare = None if rows[0, 0] % 2 else rows[:, 3]
-    return (rows[:, 0], rows[:, 1], flat, offsets, flat / 10.0, rare), wanted
+    return (rows[:, 0], rows[:, 1], flat, offsets, flat / 10.0, rare), expected
 
 
 def train(model, optimizers, batches):
     kinds = set()
-    for given, wanted in batches:
+    for given, expected in batches:
         kinds.add((len(given[2]) == 0, given[-1] is None))
         for optimizer in optimizers:
             optimizer.zero_grad()
-        nn.functional.mse_loss(model(*given), wanted).backward()
+        nn.functional.mse_loss(model(*given), expected).backward()
         for optimizer in optimizers:
             optimizer.step()
     return kinds
@@ -168,7 +168,7 @@ def test_tables_of_all_kinds_equal_a_plain_loop_and_the_file_has_every_row(tmp_p
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(saved[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
     for name, values in zip(("words", "bag", "rare"), first, strict=True):
-        assert torch.equal(saved[f"{name}.weight"][-5:], values[-5:]), "rows that nobody touched"
+        assert torch.equal(saved[f"{name}.weight"][-5:], values[-5:]), "rows that were not changed"
     assert saved["words.weight"][PADDING].tolist() == [0.0] * DIM
 
 

@@ -18,7 +18,7 @@ def test_the_first_batch_and_what_is_no_batch_have_more_time():
 def test_time_that_is_not_the_scripts_does_not_count():
     clock = StepClock(0.0)
     clock.begin(lambda: "in batch 1", 0.0, long=False)
-    clock.forgive(100.0)
+    clock.exclude(100.0)
     assert clock.seconds(103.0) == 3.0
     clock.record_progress(200.0)
     assert (clock.seconds(201.0), clock.activity) == (1.0, "in batch 1")
@@ -51,9 +51,9 @@ def test_a_stopped_watchdog_does_not_end_the_process():
 
 
 def test_a_failing_sampler_does_not_prevent_the_report():
-    def words():
+    def failing_description():
         raise KeyError("the script's sampler")
 
     clock = StepClock(0.0)
-    clock.begin(words, 0.0, long=False)
+    clock.begin(failing_description, 0.0, long=False)
     assert clock.activity == 'in batch ? (KeyError("the script\'s sampler"))'

@@ -87,9 +87,9 @@ class BadDay(RuleBasedStateMachine):
         return any(task not in known for known in self.evidence)
 
     @precondition(lambda self: any(self.undone(task) and task not in self.leases for task in TASKS))
-    @rule(wanted=st.permutations(TASKS))
-    def hands_out(self, wanted):
-        for task in wanted:
+    @rule(tasks=st.permutations(TASKS))
+    def hands_out(self, tasks):
+        for task in tasks:
             if self.undone(task) and task not in self.leases:
                 self.attempts += 1
                 self.leases[task] = ME

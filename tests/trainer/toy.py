@@ -142,20 +142,20 @@ def compare(
     order = order_of(
         plain, own, loader, accumulate=prepare.get("accumulate", 1), task_batches=prepare.get("task_batches")
     )
-    wanted = train(Side(plain, own, schedule(own) if schedule else None, plain_epochs(order, loader), None))
+    expected = train(Side(plain, own, schedule(own) if schedule else None, plain_epochs(order, loader), None))
     m = build()
     own = make(m)
     scheduler = schedule(own) if schedule else None
     m, optimizer, batches = any_job.job.prepare(m, own, loader, scheduler=scheduler, **prepare)
     found = train(Side(m, optimizer, scheduler, job_epochs(any_job.job, batches), any_job.job))
     equal(m, plain, tolerance=tolerance)
-    assert found == wanted
+    assert found == expected
     return found
 
 
-def equal(found: nn.Module, wanted: nn.Module, *, tolerance: float = 1e-6) -> None:
+def equal(found: nn.Module, expected: nn.Module, *, tolerance: float = 1e-6) -> None:
     mine = found.state_dict()
-    for name, value in wanted.state_dict().items():
+    for name, value in expected.state_dict().items():
         torch.testing.assert_close(
             mine[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )

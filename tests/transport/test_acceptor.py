@@ -24,7 +24,7 @@ CLIENT = auth.Identity("trainer", 3, 9)
 PASSING = [errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM,
            errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP,
            errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOSR]  # fmt: skip
-"""What accept(2) says that it may fail with while the socket listens."""
+"""The errors of accept(2) while the socket listens."""
 
 
 class Failing(socket.socket):
@@ -164,9 +164,9 @@ def test_bounds_hold_and_the_oldest_makes_room(calls):
         if call == "admit":
             number = next(numbers)
             same = [each for each in naive if argument and each[1] == argument]
-            gone = same[0] if len(same) == 3 else naive[0] if len(naive) == 6 else None
-            assert unauthenticated.admit(number, argument) == (gone[0] if gone else None)
-            naive = [each for each in naive if each != gone] + [(number, argument)]
+            oldest = same[0] if len(same) == 3 else naive[0] if len(naive) == 6 else None
+            assert unauthenticated.admit(number, argument) == (oldest[0] if oldest else None)
+            naive = [each for each in naive if each != oldest] + [(number, argument)]
         elif call == "remove":
             assert unauthenticated.remove(argument) == any(number == argument for number, _ in naive)
             naive = [each for each in naive if each[0] != argument]

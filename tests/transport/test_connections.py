@@ -339,11 +339,11 @@ def test_a_peer_that_reads_nothing_is_disconnected(host, monkeypatch):
 def test_idle_is_called_while_sending_and_may_raise(host):
     connection = call(host)
     small_buffers(connection)
-    looks = []
+    checks = []
 
     def idle():
-        looks.append(1)
-        if len(looks) == 2:
+        checks.append(1)
+        if len(checks) == 2:
             raise ConnectionResetError("its slots are elsewhere now")
 
     with pytest.raises(ConnectionResetError, match="elsewhere"):

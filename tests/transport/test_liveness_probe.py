@@ -19,8 +19,8 @@ SECONDS = 30.0
 class Answering:
     def __init__(self):
         self.reason = ""
-        stream, told = listen("tcp://127.0.0.1:0")
-        self.url = told.replace("tcp://", "http://")
+        stream, address = listen("tcp://127.0.0.1:0")
+        self.url = address.replace("tcp://", "http://")
         self.place = stream.getsockname()
         self.thread = ProbeThread(stream, lambda: self.reason)
         self.thread.start()

@@ -115,7 +115,7 @@ def test_a_link_that_sends_much_without_replies_keeps_its_connection(tmp_path):
 
 def test_a_refusal_is_final(tmp_path):
     master = Master(tmp_path, 1)
-    told = []
+    refusals = []
     link = MasterLink(
         f"file://{tmp_path}/address",
         identity=auth.Identity("trainer", 0, 2),
@@ -123,11 +123,11 @@ def test_a_refusal_is_final(tmp_path):
         job="j",
         greetings=list,
         handle=lambda _: None,
-        refused=told.append,
+        refused=refusals.append,
     )
     link.start()
-    until(lambda: told)
-    assert told == ["the job's token is wrong or missing"]
+    until(lambda: refusals)
+    assert refusals == ["the job's token is wrong or missing"]
     link.close()
     master.close()
 

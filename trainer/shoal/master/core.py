@@ -209,7 +209,7 @@ class MasterCore:
             records.note_member_changed(identity.life)
             records.counters.deaths += 1
             records.note_changed("counters")
-            self.job.event(f"{identity} is gone without a word", "warning")
+            self.job.event(f"{identity} disconnected without leaving", "warning")
             if identity.role == "trainer" and self.job.queue is not None and not returns:
                 self.trainers.died(identity.life, self.job.queue.held_by(identity.life))
         self._remove(identity, returns=returns)

@@ -79,13 +79,13 @@ def differences(here: ModelSpec, job: ModelSpec) -> list[str]:
     ]
     if here.fingerprint != job.fingerprint and here.samples == job.samples:
         found.append("the dataset's contents differ (its fingerprint changed since the job began)")
-    for label, mine, theirs in (
+    for label, own, registered in (
         ("parameter", here.dense, job.dense),
         ("table", here.tables, job.tables),
         ("buffer", here.buffers, job.buffers),
         ("fixed tensor", here.fixed, job.fixed),
     ):
-        found.extend(_named(label, list(mine), list(theirs)))
+        found.extend(_named(label, list(own), list(registered)))
     if here.frozen != job.frozen:
         found.append(
             "the frozen parameters differ from those of the first trainer; make the model after trainer.join, which "
@@ -94,19 +94,19 @@ def differences(here: ModelSpec, job: ModelSpec) -> list[str]:
     if len(here.groups) != len(job.groups):
         found.append(f"{len(here.groups)} parameter groups here, {len(job.groups)} in the job")
     found.extend(
-        f"parameter group {number}: {mine.optimizer} here, {theirs.optimizer} in the job"
-        for number, (mine, theirs) in enumerate(zip(here.groups, job.groups, strict=False))
-        if mine.optimizer != theirs.optimizer
+        f"parameter group {number}: {own.optimizer} here, {registered.optimizer} in the job"
+        for number, (own, registered) in enumerate(zip(here.groups, job.groups, strict=False))
+        if own.optimizer != registered.optimizer
     )
     return found
 
 
 def _named(label: str, here: list[Any], job: list[Any]) -> list[str]:
-    mine, theirs = {x.name: x for x in here}, {x.name: x for x in job}
-    found = [f"{label} {name} is not in the job" for name in mine if name not in theirs]
-    found += [f"{label} {name} of the job is not here" for name in theirs if name not in mine]
-    for name in [name for name in mine if name in theirs]:
-        left, right = _layout(mine[name]), _layout(theirs[name])
+    own, registered = {x.name: x for x in here}, {x.name: x for x in job}
+    found = [f"{label} {name} is not in the job" for name in own if name not in registered]
+    found += [f"{label} {name} of the job is not here" for name in registered if name not in own]
+    for name in [name for name in own if name in registered]:
+        left, right = _layout(own[name]), _layout(registered[name])
         if left != right:
             found.append(f"{label} {name} is {left} here, {right} in the job")
     if not found and [x.name for x in here] != [x.name for x in job]:

@@ -248,8 +248,8 @@ class TrainerSession:
             pairs = zip(message.slots, message.grants, strict=True)
             awaiting = [place for place, pair in enumerate(pairs) if state.awaits_values(*pair)]
             for place in awaiting:
-                mine = given[place * width : (place + 1) * width]
-                parameters.initialise(message.slots[place], views, rows=mine, buffers=buffers, fixed=fixed)
+                slot_rows = given[place * width : (place + 1) * width]
+                parameters.initialise(message.slots[place], views, rows=slot_rows, buffers=buffers, fixed=fixed)
             state.initialised(message.slots[place] for place in awaiting)
         self._server.initialised()
         self._connection.send(m.InitialValuesGiven(slots=message.slots, grants=message.grants))

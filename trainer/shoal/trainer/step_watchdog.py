@@ -75,7 +75,7 @@ class StepClock:
         """Record progress of the script."""
         self._step = self._step._replace(since=now)
 
-    def forgive(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """Subtract a time during which the script did not run. Seconds."""
         self._step = self._step._replace(since=self._step.since + seconds)
 
@@ -167,7 +167,7 @@ class StepWatchdog:
                     return
                 now = time.monotonic()
                 if now - checked > _GAP_SECONDS:
-                    clock.forgive(now - checked)
+                    clock.exclude(now - checked)
                 checked = now
                 seconds = clock.seconds(now)
                 if seconds > limit:

@@ -131,15 +131,15 @@ class Acceptor:
             connection = sync.accept(caller, identity=self._identity, token=self._token, job=self._job)
         except OSError as error:
             with self._lock:
-                ours = self._unauthenticated.remove(caller)
+                still_open = self._unauthenticated.remove(caller)
                 times = self._refused_callers.count()
             if times:
-                reason = error if ours else "too many callers that have not authenticated"
+                reason = error if still_open else "too many callers that have not authenticated"
                 log.warning("a caller was turned away (%d times): %s", times, reason)
             return
         with self._lock:
-            ours = self._unauthenticated.remove(caller)
-        if ours:
+            still_open = self._unauthenticated.remove(caller)
+        if still_open:
             self._serve(connection)
         else:
             connection.close()

@@ -18,7 +18,7 @@ Line = tuple[str, str]
 """Level and text."""
 
 _SCORED: Final = re.compile(r"evaluation (after|\d+ of) epoch ")
-_PRINTED_BY_THE_RUNNER: Final = re.compile(r"(trainer|pserver)-\d+ (left|is gone without a word)")
+_PRINTED_BY_THE_RUNNER: Final = re.compile(r"(trainer|pserver)-\d+ (left|disconnected without leaving)")
 _REOPENED: Final = re.compile(r"(\d+) batches come back: slots .* were restored without them")
 _GATHER_SECONDS: Final = 1.0
 """Seconds during which events about a lost server are summed up: its slots are restored one by one, in less time."""

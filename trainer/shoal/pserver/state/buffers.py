@@ -75,15 +75,15 @@ class WholeTensors:
         """
         held = _present(self._buffers)
         if trainers > 0:
-            for mine, seen, merge in zip(held, views.tensors, self._merges, strict=True):
+            for value, pushed, merge in zip(held, views.tensors, self._merges, strict=True):
                 if merge == "sum":
-                    mine.add_(seen)
+                    value.add_(pushed)
                 elif merge == "mean" and trainers > 1:
-                    mine.add_((seen - mine) / trainers)
+                    value.add_((pushed - value) / trainers)
                 else:
-                    mine.copy_(seen)
-        for seen, mine in zip(views.tensors, held, strict=True):
-            seen.copy_(mine)
+                    value.copy_(pushed)
+        for pushed, value in zip(views.tensors, held, strict=True):
+            pushed.copy_(value)
 
     def read_fixed(self, views: TensorViews) -> None:
         """Copy the fixed tensors into the views.
@@ -91,8 +91,8 @@ class WholeTensors:
         Raises:
             ValueError: Slot 0 still waits for its initial values.
         """
-        for seen, mine in zip(views.tensors, _present(self._fixed), strict=True):
-            seen.copy_(mine)
+        for pushed, value in zip(views.tensors, _present(self._fixed), strict=True):
+            pushed.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of all tensors, named ``buffers/NAME`` and ``fixed/NAME``."""

@@ -179,15 +179,15 @@ def _seeded(parts: list[Any], seed: int) -> Iterator[None]:
     held = [(part, name, value) for part in parts for name, value in list(getattr(part, "__dict__", {}).items())]
     replaced = [(part, name, value) for part, name, value in held if isinstance(value, _GENERATORS)]
     # A generator that two samplers share stays shared; different generators get different seeds.
-    ours: dict[int, Any] = {}
+    copies: dict[int, Any] = {}
     for _, _, value in replaced:
-        ours.setdefault(id(value), _like(value, seed + 1 + len(ours)))
+        copies.setdefault(id(value), _like(value, seed + 1 + len(copies)))
     try:
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         for part, name, value in replaced:
-            setattr(part, name, ours[id(value)])
+            setattr(part, name, copies[id(value)])
         yield
     finally:
         for part, name, value in replaced:

@@ -286,10 +286,10 @@ class Servers:
                     payload.append(peer.outgoing)
             parts = []
             for table, ids, values, owner in () if push.skipped else tables:
-                mine = owner == number
-                chosen = ids[mine]
+                selected = owner == number
+                chosen = ids[selected]
                 parts.append(m.RowPart(table=table, count=len(chosen)))
-                payload += [bytes_of(chosen), bytes_of(values[mine])]
+                payload += [bytes_of(chosen), bytes_of(values[selected])]
             message = msgspec.structs.replace(push, grants=self._grants(peer.slots), absent=absent, parts=parts)
             peer.connection.send(message, payload, idle=idle)
 
@@ -340,10 +340,10 @@ class Servers:
             number = numbers[peer.holder.life]
             del size
             for target, place in zip(found, places, strict=True):
-                mine = (place == number).nonzero(as_tuple=True)[0]
-                part = torch.empty(len(mine), target.shape[1], dtype=target.dtype)
+                selected = (place == number).nonzero(as_tuple=True)[0]
+                part = torch.empty(len(selected), target.shape[1], dtype=target.dtype)
                 peer.connection.receive_into(bytes_of(part), idle=self._watch(peer, idle))
-                target[mine] = part
+                target[selected] = part
 
         for _ in self._exchange(send, receive, idle=idle):
             pass

@@ -23,7 +23,7 @@ SHAPE = m.ModelSpec(
 )  # fmt: skip
 
 
-class Desk:
+class MasterHarness:
     """Drives a master core: the server reports the tasks ``has`` and ``reached``; a trainer's connection number is its index."""
 
     def __init__(self, *, server: bool = True):
@@ -49,14 +49,14 @@ class Desk:
         self.master = MasterCore(self.job)
         if self.server:
             self.master.connected(SERVER_CONNECTION, SERVER, 0.0)
-            self.offer(0)
+            self.report_state(0)
             self.settle()
 
     def report(self, slots):
         return [m.SlotReport(slots=slots, grants=[self.served[slot] for slot in slots], counts=[1] * len(slots),
                          tasks=self.has.encode(), reached=max(self.reached, self.has.highest))]  # fmt: skip
 
-    def offer(self, question):
+    def report_state(self, question):
         held = self.report(list(self.served)) if self.served else []
         self.from_server(
             m.ReportState(held=held, waiting=[], files=[], question=question, addresses=["unix:///s"], pid=1, host="")
@@ -67,7 +67,7 @@ class Desk:
 
     def settle(self):
         """Carry messages to the server until none is left, and flush the records to etcd; return the messages to trainers."""
-        said = []
+        messages = []
         while True:
             if self.master.servers.confirm_requested:
                 self.master.servers.confirmed(self.job.slots.question)
@@ -78,20 +78,20 @@ class Desk:
                 if isinstance(each, Send) and each.connection == SERVER_CONNECTION:
                     self.to_server(each.message)
                 elif isinstance(each, Send):
-                    said.append((each.connection, each.message))
+                    messages.append((each.connection, each.message))
         for key, value in self.job.records.flush():
             if value is None:
                 self.etcd.pop(key, None)
             else:
                 self.etcd[key] = value
-        return said
+        return messages
 
     def to_server(self, message):
         match message:
             case m.RequestState():
-                self.offer(message.question)
+                self.report_state(message.question)
             case m.JobSettings() if message.shape is not None:
-                self.offer(0)
+                self.report_state(0)
             case m.Grant():
                 self.served[message.slot] = message.grant
                 self.from_server(m.GrantReport(reports=self.report([message.slot])))
@@ -102,9 +102,9 @@ class Desk:
         """Register a trainer; return the master's messages."""
         identity = Identity(role="trainer", index=index, life=life or 100 + index)
         self.master.connected(index, identity, 0.0)
-        return self.says(index, m.Register(shape=SHAPE, epochs=EPOCHS, seed=1, leases=list(leases), pid=1, host="h"))
+        return self.deliver(index, m.Register(shape=SHAPE, epochs=EPOCHS, seed=1, leases=list(leases), pid=1, host="h"))
 
-    def says(self, index, message):
+    def deliver(self, index, message):
         """Deliver a trainer's message; return the master's messages, each with its connection."""
         self.master.message(index, message, 0.0)
         return self.settle()
@@ -118,7 +118,7 @@ class Desk:
         """Request a task of any epoch for a trainer; return the master's reply."""
         (leased,) = [
             x
-            for to, x in self.says(index, m.RequestTask(epoch=EPOCHS - 1))
+            for to, x in self.deliver(index, m.RequestTask(epoch=EPOCHS - 1))
             if to == index and isinstance(x, m.TaskLeased)
         ]
         return leased
@@ -126,7 +126,7 @@ class Desk:
     def does(self, index, lease):
         """Complete a leased task and report it to the master."""
         self.has.add(lease.epoch, lease.task)
-        return self.says(index, m.TaskDone(lease=lease, grants=[self.served[slot] for slot in sorted(self.served)]))
+        return self.deliver(index, m.TaskDone(lease=lease, grants=[self.served[slot] for slot in sorted(self.served)]))
 
     def works(self, index, tasks):
         """Lease and complete a number of tasks for a trainer."""

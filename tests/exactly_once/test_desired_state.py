@@ -21,13 +21,13 @@ class Operator:
         self.job = job
         self.store = Store.connect(job.etcd.endpoint, prefix=job.keys.prefix)
 
-    def wants(self, **wanted) -> None:
-        self.raw(msgspec.json.encode(DesiredState(**wanted)))
+    def set_desired(self, **desired) -> None:
+        self.raw(msgspec.json.encode(DesiredState(**desired)))
 
     def raw(self, value: bytes) -> None:
         assert self.store.transact([], [Put(self.job.keys.wanted, value)]).succeeded
 
-    def told(self) -> ReportedState | None:
+    def reported(self) -> ReportedState | None:
         found = self.store.get(self.job.keys.progress)
         return msgspec.json.decode(found.value, type=ReportedState) if found is not None else None
 
@@ -36,10 +36,10 @@ class Operator:
         end = time.monotonic() + seconds
         while True:
             self.job.supervise()
-            told = self.told()
-            if told is not None and found(told):
-                return told
-            assert time.monotonic() < end, (told, self.job.last_lines())
+            reported = self.reported()
+            if reported is not None and found(reported):
+                return reported
+            assert time.monotonic() < end, (reported, self.job.last_lines())
             time.sleep(0.02)  # polling interval of the supervisor
 
 
@@ -53,49 +53,49 @@ def operator(zygote, tmp_path):
 
 def test_trainers_are_drained_one_by_one_and_rejoin(operator):
     job = operator.job
-    operator.until(lambda told: told.trainers == [0, 1, 2] and told.samples > 0)
-    operator.wants(drain=[1])
-    operator.until(lambda told: told.trainers == [0, 2])
+    operator.until(lambda reported: reported.trainers == [0, 1, 2] and reported.samples > 0)
+    operator.set_desired(drain=[1])
+    operator.until(lambda reported: reported.trainers == [0, 2])
     assert job.children["trainer", 1].returncode == 0
     job.join(1)  # the trainer is still to be drained: it must not train
     first = job.children.get(("trainer", 1))
-    operator.until(lambda _: ("trainer", 1) not in job.wanted)
+    operator.until(lambda _: ("trainer", 1) not in job.desired)
     assert job.children["trainer", 1] is not first
     assert job.children["trainer", 1].returncode == 0
-    operator.wants(drain=[0])
+    operator.set_desired(drain=[0])
     job.join(1)
-    operator.until(lambda told: told.trainers == [1, 2])
-    operator.wants()
+    operator.until(lambda reported: reported.trainers == [1, 2])
+    operator.set_desired()
     job.run_to_the_end(seconds=120)
     check(job)
-    told = operator.until(lambda told: told.state == "Complete")
-    assert (told.samples, told.epoch, told.epochs) == (told.expected, 11, 12)
+    reported = operator.until(lambda reported: reported.state == "Complete")
+    assert (reported.samples, reported.epoch, reported.epochs) == (reported.expected, 11, 12)
 
 
 def test_a_suspended_job_resumes_with_a_new_master_and_new_servers(operator):
     job = operator.job
-    operator.until(lambda told: told.samples > 0)
-    operator.wants(suspend=True)
-    operator.until(lambda told: told.trainers == [] and told.why == "the job is suspended")
+    operator.until(lambda reported: reported.samples > 0)
+    operator.set_desired(suspend=True)
+    operator.until(lambda reported: reported.trainers == [] and reported.why == "the job is suspended")
     assert not job.trainers_left
     for role, index in (("pserver", 0), ("pserver", 1)):
         job.children[role, index].send_signal(15)
         job.children[role, index].wait(30)
     job.kill("master", 0)
-    operator.wants()
+    operator.set_desired()
     for index in range(2):
         job.join(index)
     job.run_to_the_end(seconds=120)
     check(job)
     account = job.outcome().account
-    assert account.replayed == 0, "servers that are told to end write a snapshot first"
+    assert account.replayed == 0, "terminated servers write a snapshot first"
 
 
 def test_an_undecodable_desired_state_is_ignored(operator):
-    operator.until(lambda told: told.samples > 0)
+    operator.until(lambda reported: reported.samples > 0)
     operator.raw(b"{")
     operator.raw(b'{"drain": [2], "colour": "red"}')
-    operator.until(lambda told: told.trainers == [0, 1])
+    operator.until(lambda reported: reported.trainers == [0, 1])
     assert "the desired state cannot be decoded" in operator.job.log("master", 0)
     operator.job.run_to_the_end(seconds=120)
     check(operator.job)
