@@ -175,7 +175,7 @@ def test_aliases_that_multiply_are_refused_at_once():
     assert said(text) == ["has more than 50000 values"]
 
 
-def test_everything_wrong_is_told_in_the_manifest_s_order():
+def test_all_problems_are_reported_in_the_manifest_s_order():
     text = spec(command="[python, 1]", trainer="{minReplica: 1}", epochs="x", checkpoint="{keep: 0}")
     assert [line.split(": ")[1] for line in said(text)] == [
         "spec.command[1]",
@@ -185,7 +185,7 @@ def test_everything_wrong_is_told_in_the_manifest_s_order():
     ]
 
 
-def test_all_that_does_not_hold_between_fields_is_told_at_once():
+def test_all_broken_rules_between_fields_are_reported_at_once():
     template = "{template: {spec: {containers: [{name: trainer, image: b, command: [x]}]}}}"
     found = said(spec(image="a", trainer=template))
     assert [line.split(": ")[1].rpartition(".")[2] for line in found] == ["image", "command"]

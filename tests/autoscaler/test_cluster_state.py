@@ -142,11 +142,11 @@ def test_a_pod_weighs_once_its_node_is_known_and_no_longer():
         (pod("j-pserver-0", role="cook"), True),
     ],
 )  # fmt: skip
-def test_who_is_pending(waiting, pending):
+def test_the_pending_pods(waiting, pending):
     assert (pending_of(seen(waiting), wish()) != []) is pending
 
 
-def test_what_is_said_of_a_pending_pod():
+def test_the_fields_of_a_pending_pod():
     view = seen(pod(priority=7, preemptionPolicy="Never", status={"nominatedNodeName": "n"}), pod("w2", cpu="2"))
     first, second = view.snapshot([], now=0.0).pending
     assert (first.uid, first.name, first.priority, first.node, first.preempts) == (
@@ -206,7 +206,7 @@ def test_how_long_the_scheduler_refuses_a_trainer():
     assert view.snapshot([wish()], now=23.0).jobs[0].unschedulable == 0
 
 
-def test_events_that_come_twice_or_late():
+def test_repeated_and_late_events():
     versions = [("n", 3), ("n", 3), ("n", 5), ("", 4)]
     view = seen(*(pod(at=at, revision=each) for at, each in versions), nodes=[node(revision=5)])
     view.node_changed(node(revision=4, cpu="1"))
@@ -250,7 +250,7 @@ def test_a_node_that_was_replaced_by_another_of_its_name():
     assert cpu_of(view) == {"n": 4000}
 
 
-def test_what_a_listing_lacks_is_gone():
+def test_objects_missing_in_a_listing_are_removed():
     view = seen(pod(at="n", revision=3), pod("w2", at="n", revision=9), nodes=[node(revision=3), node("m", revision=9)])
     view.forget_missing("Pod", [], revision=5)
     view.forget_missing("Node", [], revision=5)
@@ -262,7 +262,7 @@ def test_what_a_listing_lacks_is_gone():
     assert cpu_of(view) == {"n": 10_000}
 
 
-def test_room_of_resources_that_come_later():
+def test_room_of_resources_that_are_added_later():
     view = seen(pod(at="n", cpu={"gpu": "1"}), pod("w2", cpu={"disk": "3"}))
     view.node_changed(node("m", cpu={"gpu": "4", "pods": "9"}))
     shot = view.snapshot([], now=0.0)
@@ -271,7 +271,7 @@ def test_room_of_resources_that_come_later():
     assert shot.shapes.request.tolist() == [[0, 0, 1, 0, 3]]
 
 
-def test_what_stood_among_other_resources_is_counted_anew_when_a_node_has_it():
+def test_a_resource_is_counted_again_when_a_node_offers_it():
     view = seen(*(pod(f"w{at}", at="n", cpu={f"r{at:03}": "1"}) for at in range(100)), pod("x", cpu={"r099": "2"}))
     assert len(view.snapshot([], now=0.0).resources) < 80
     view.node_changed(node("n", cpu={"r099": "4"}))
@@ -280,7 +280,7 @@ def test_what_stood_among_other_resources_is_counted_anew_when_a_node_has_it():
     assert (shot.nodes.room[0, [column, 2]].tolist(), shot.shapes.request[0, column]) == ([3, -100], 2)
 
 
-def test_what_cannot_be_read_is_told():
+def test_unreadable_values_are_reported():
     view = seen(pod(at="n", cpu="much"), nodes=[node(cpu="x")])
     view.snapshot([wish(cpu="-1")], now=0.0)
     assert set(view.problems) == {"Node n", "Pod default/web", "TrainingJob default/j"}
@@ -526,7 +526,7 @@ class Both:
 
 @examples(150)
 @given(st.lists(events, max_size=25))
-def test_the_view_is_what_all_manifests_together_say(events):
+def test_the_state_equals_that_of_all_manifests(events):
     both, before = Both(), None
     for now, event in enumerate(events, 1):
         both.step(now, *event)

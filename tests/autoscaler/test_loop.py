@@ -18,7 +18,7 @@ def loop(tmp_path):
     return Loop(tmp_path)
 
 
-def test_a_job_is_given_what_there_is_and_told_once(loop):
+def test_a_job_gets_the_free_room_and_is_enqueued_once(loop):
     loop.made.on_event("Node", node("n"))
     loop.made.set_demand("a", wish("a", 1, 9))
     assert loop.made.decision("a") is None
@@ -55,7 +55,7 @@ def test_what_is_no_news_to_a_plan_makes_none(loop):
 
 
 @pytest.mark.parametrize("turns", range(5))
-def test_it_ends_when_it_is_told_to_whatever_comes_at_that_moment(loop, turns):
+def test_it_ends_when_cancelled_whatever_event_arrives_then(loop, turns):
     async def live():
         loop.made_one, loop.looked = asyncio.Event(), asyncio.Event()
         running = asyncio.create_task(loop.made.run())
@@ -70,7 +70,7 @@ def test_it_ends_when_it_is_told_to_whatever_comes_at_that_moment(loop, turns):
     assert asyncio.run(live())
 
 
-def test_what_stays_is_told_by_the_names_of_nodes(loop):
+def test_kept_trainers_are_reported_by_node_names(loop):
     for name in "nm":
         loop.made.on_event("Node", node(name))
     for index, where in enumerate("nnm"):
@@ -81,7 +81,7 @@ def test_what_stays_is_told_by_the_names_of_nodes(loop):
 
 
 @pytest.mark.parametrize("master", ["1", "3"])
-def test_servers_and_master_are_told_where_they_would_be_best(loop, master):
+def test_servers_and_master_get_their_preferred_nodes(loop, master):
     for name in "nm":
         loop.made.on_event("Node", node(name))
     fixed = ((pod(), 4, "pserver"), (pod(cpu=master), 1, "master"))
@@ -118,14 +118,14 @@ def test_servers_wait_until_their_room_is_free_and_go_before_trainers(waiting):
         assert (decided.servers_wait, decided.now) == (False, soon)
 
 
-def test_servers_do_not_wait_for_ever_for_somebody_who_does_not_leave(waiting):
+def test_servers_do_not_wait_for_ever_for_a_pod_that_does_not_end(waiting):
     for seconds, waits in ((10, True), (20, False)):
         waiting.clock.now += seconds
         waiting.plan()
         assert waiting.made.decision("b").servers_wait == waits
 
 
-def test_servers_of_a_job_that_was_turned_away_meanwhile_wait_anew(waiting):
+def test_servers_of_a_job_that_was_requeued_wait_again(waiting):
     # A job with an allocation is requeued after 10 s, with a back-off of 30 s.
     for least, seconds, given, waits in ((4, 1, 1, True), (4, 10, 0, False), (1, 60, 1, True)):
         waiting.clock.now += seconds
@@ -143,7 +143,7 @@ def test_jobs_rank_by_the_classes_of_their_minimum(loop):
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
 
 
-def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_comes_back_late(loop):
+def test_a_job_without_room_waits_and_one_with_pods_is_requeued_and_readmitted_late(loop):
     for name in "nm":
         loop.made.on_event("Node", node(name))
     loop.made.set_demand("new", wish("new", 9, 9))
@@ -175,7 +175,7 @@ def test_a_job_without_room_waits_and_one_with_pods_is_turned_away_late_and_come
     assert loop.trainers("a") == 8
 
 
-def test_a_dry_run_decides_and_tells_nobody(tmp_path):
+def test_a_dry_run_decides_and_enqueues_no_job(tmp_path):
     loop = Loop(tmp_path, "dryRun: true\n")
     loop.made.on_event("Node", node("n"))
     loop.made.set_demand("a", wish("a", 1, 9))
@@ -183,7 +183,7 @@ def test_a_dry_run_decides_and_tells_nobody(tmp_path):
     assert (loop.made.acts, loop.told, loop.trainers("a")) == (False, [], 4)
 
 
-def test_another_configuration_concerns_every_job_and_a_bad_one_is_told_to_all_and_followed_by_nobody(loop, caplog):
+def test_a_new_configuration_enqueues_every_job_and_a_bad_one_is_not_followed(loop, caplog):
     loop.made.set_demand("a", wish("a", 1, 9))
     loop.plan()
     loop.told.clear()
@@ -214,7 +214,7 @@ def test_a_plan_that_fails_leaves_all_as_it_was(loop, monkeypatch, caplog):
     assert loop.failures == 1
 
 
-def test_a_plan_tells_of_every_job_and_claim_by_name(loop):
+def test_a_plan_names_every_job_and_claim(loop):
     loop.made.on_event("Node", node("n"))
     loop.made.set_demand("a", wish("a", 1, 9))
     waiting = {**pod(), "metadata": {"name": "web", "namespace": "d", "uid": "w", "resourceVersion": "1"}, "status": {"phase": "Pending"}}  # fmt: skip
@@ -231,7 +231,7 @@ def test_a_plan_tells_of_every_job_and_claim_by_name(loop):
     assert loop.plan_told.jobs[0].given == 3
 
 
-def test_a_listing_tells_what_went_unseen(loop):
+def test_a_listing_removes_what_was_deleted_unseen(loop):
     for name in "nm":
         loop.made.on_event("Node", node(name))
     loop.made.set_demand("a", wish("a", 1, 9))
@@ -281,7 +281,7 @@ async def ended(running):
     await asyncio.gather(running, return_exceptions=True)
 
 
-def test_the_loop_goes_on_while_a_plan_is_made(loop, monkeypatch):
+def test_the_loop_continues_while_a_plan_is_computed(loop, monkeypatch):
     loop.made.on_event("Node", node("n"))
     loop.made.set_demand("a", wish("a", 1, 9))
     slow = Slow(monkeypatch)

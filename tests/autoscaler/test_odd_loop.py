@@ -50,7 +50,7 @@ ILLEGAL = ["four", "-4", "", " 4", "4 CPUs", "0x4", "nan", "1e", None, True, [],
 
 
 @pytest.mark.parametrize("cpu", ILLEGAL, ids=[repr(each)[:9] for each in ILLEGAL])
-def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_goes_on(loop, cpu, caplog):
+def test_a_node_with_an_invalid_amount_gets_no_pod_that_requests_it(loop, cpu, caplog):
     loop.made.on_event("Node", node("bad", cpu=cpu))
     loop.made.on_event("Node", node("n"))
     loop.made.set_demand("a", wish("a", 1, 20))
@@ -73,7 +73,7 @@ def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_
     assert len(warnings(caplog)) == 2, "it had been well meanwhile"
 
 
-def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
+def test_no_trainer_is_preempted_as_an_amount_becomes_unreadable(loop):
     loop.made.on_event("Node", node("n"))
     for index in range(3):
         loop.made.on_event("Pod", trainer("a", index, "n"))
@@ -92,7 +92,7 @@ def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
 # --- A minimum larger than the cluster ---
 
 
-def test_a_minimum_above_the_whole_cluster_waits_and_says_what_it_needs(loop):
+def test_a_minimum_above_the_whole_cluster_waits_and_reports_what_it_needs(loop):
     for name in "nmo":
         loop.made.on_event("Node", node(name, cpu="20"))
     loop.made.set_demand("a", wish("a", 40, 60, trainer=asking(cpu="5")))
@@ -184,7 +184,7 @@ def write(path, text):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_configuration_that_cannot_be_taken_leaves_the_one_before_in_force_and_is_said(tmp_path, name, caplog):
+def test_a_refused_configuration_leaves_the_former_in_force_and_is_reported(tmp_path, name, caplog):
     loop = Loop(tmp_path, "debounce: 10ms\nmovesPerCycle: 3\n")
     loop.made.set_demand("a", wish("a", 1, 9))
     loop.plan()
@@ -225,7 +225,7 @@ def test_until_a_configuration_was_taken_nothing_is_planned(tmp_path, name, capl
     assert (loop.made.is_unconfigured, loop.trainers("a"), loop.valid, loop.acts) == (False, 4, True, True)
 
 
-def test_what_acts_is_told_with_the_configuration(loop):
+def test_the_configuration_hook_gets_whether_plans_are_followed(loop):
     for text, acts in (("dryRun: true\n", False), ("enabled: false\n", False), ("{}\n", True)):
         loop.file.write_text(text)
         loop.look()
@@ -251,7 +251,7 @@ def ranks(loop):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_class_that_goes_counts_as_it_last_was(loop, listed):
+def test_a_deleted_class_keeps_its_value(loop, listed):
     ranks(loop)
     if listed:
         loop.made.listed("PriorityClass", [], revision=5)
@@ -271,7 +271,7 @@ def test_a_class_with_another_value_counts_at_once(loop):
     assert (loop.trainers("low"), loop.trainers("high")) == (3, 1)
 
 
-def test_a_class_that_went_before_is_known_from_the_pods_that_have_it(loop):
+def test_a_class_deleted_before_the_start_is_known_from_its_pods(loop):
     loop.made.on_event("Node", node("n"))
     loop.made.on_event("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
     loop.made.on_event("Pod", classed(trainer("high", 0, "n"), "high", -5))
@@ -286,7 +286,7 @@ def test_a_class_that_went_before_is_known_from_the_pods_that_have_it(loop):
     )
 
 
-def test_a_class_that_nobody_ever_knew_ranks_last(loop):
+def test_a_class_that_was_never_observed_ranks_last(loop):
     loop.made.on_event("Node", node("n"))
     loop.made.on_event("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
     for name in ("low", "unknown"):
@@ -298,7 +298,7 @@ def test_a_class_that_nobody_ever_knew_ranks_last(loop):
 # --- Clocks ---
 
 
-def test_durations_are_measured_by_a_clock_that_only_goes_forward():
+def test_durations_are_measured_by_the_monotonic_clock():
     assert inspect.signature(Autoscaler).parameters["clock"].default is time.monotonic
 
 
@@ -324,7 +324,7 @@ def test_a_job_of_the_past_or_the_future_gets_its_share(loop, since):
 # --- Jobs that repeatedly lose their room ---
 
 
-def test_a_job_that_has_run_well_for_a_while_rests_only_shortly_the_next_time(loop):
+def test_a_job_that_ran_stably_has_a_short_back_off_the_next_time(loop):
     """Each loss of its room doubles a job's back-off; 600 s with room reset it."""
     for name in "nm":
         loop.made.on_event("Node", node(name))
@@ -378,7 +378,7 @@ def rise(loop, revision, rests):
     return revision + 1
 
 
-def test_pods_of_a_template_that_cannot_be_read_count_as_nothing_and_are_said(loop, caplog):
+def test_pods_of_an_unreadable_template_count_as_zero_and_are_reported(loop, caplog):
     loop.made.on_event("Node", node("n"))
     loop.made.set_demand("a", wish("a", 1, 2, trainer=asking(cpu="much")))
     loop.made.set_demand("b", wish("b", 1, 9, trainer=pod()))

@@ -55,7 +55,7 @@ def classes(world):
 # --- The configuration ---
 
 
-def test_a_configuration_that_cannot_be_taken_is_said_in_log_metric_and_condition_and_the_one_before_stays(world):
+def test_a_refused_configuration_is_in_log_metric_and_condition_and_the_former_one_stays(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     world.j.state("Running")
@@ -108,7 +108,7 @@ def test_an_operator_that_begins_with_a_configuration_that_it_cannot_take_change
     other.until(lambda: len(other.pods("trainer")) == 4, "its share")
 
 
-def test_a_job_says_why_it_does_not_follow(world):
+def test_the_condition_has_the_reason_for_not_following(world):
     apply(world.j, 1, 4, trainer={"replicas": 2})
     world.j.says("Autoscaled", "False", "Pinned")
     world.j.patch({"trainer": {"replicas": None}})
@@ -126,7 +126,7 @@ def test_a_job_says_why_it_does_not_follow(world):
 # --- PriorityClasses ---
 
 
-def test_a_class_that_is_deleted_stops_nobody_and_what_the_api_server_says_of_new_pods_is_said(world, classes):
+def test_a_deleted_class_stops_no_trainer_and_the_refusal_of_new_pods_is_reported(world, classes):
     configure(world, PRIORITIES)
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
@@ -152,7 +152,7 @@ def test_a_class_that_is_deleted_stops_nobody_and_what_the_api_server_says_of_ne
     assert {after[uid] for uid in after.keys() - before.keys()} == {-7}
 
 
-def test_a_job_that_begins_without_its_class_says_so_and_begins_when_there_is_one(world, classes):
+def test_a_job_without_its_class_reports_that_and_starts_when_it_exists(world, classes):
     world.kubectl("delete", "priorityclass", "odd-minimum")
     configure(world, PRIORITIES)
     apply(world.j, 2, 4)
@@ -190,7 +190,7 @@ def test_an_edit_of_the_requests_rolls_through_one_by_one(world):
     trainers(world.j, TWO_NODES)
 
 
-def test_a_lowered_maximum_takes_those_who_are_too_many(world):
+def test_a_lowered_maximum_removes_the_surplus(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     before = world.j.pod_uids("trainer")

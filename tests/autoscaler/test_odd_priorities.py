@@ -50,7 +50,7 @@ def test_it_never_takes_a_minimum_that_ranks_above_it(loop, priority, left):
     assert loop.trainers("a") == left
 
 
-def test_a_minimum_that_waits_comes_before_it(loop):
+def test_a_waiting_minimum_is_placed_first(loop):
     for name in "wx":
         loop.made.on_event("Pod", waiting(name, -8))
     loop.made.set_demand("a", wish("a", 3, 9, priority=-11), minimum="minimum", surplus="surplus")

@@ -89,7 +89,7 @@ def looked(board, tiers):
 
 @examples(80)
 @given(clusters(pending=False, nodes=5), st.randoms(use_true_random=False))
-def test_room_is_made_as_long_as_anybody_could_give_it(snapshot, random):
+def test_room_is_made_while_any_trainer_is_preemptible(snapshot, random):
     """PreemptionCandidates finds room exactly as long as some node would have enough without all its possible victims."""
     jobs = in_order(snapshot)
     if not jobs:

@@ -147,7 +147,7 @@ def test_two_set_ups_at_once_and_one_killed_agree(fresh, tmp_path):
         assert {each.code for each in fresh.asked("shoal-setup")} <= {200, 201, 404, 409}
 
 
-def test_a_certificate_of_a_new_authority_is_told_of(fresh, tmp_path):
+def test_a_certificate_of_a_new_authority_is_reported(fresh, tmp_path):
     with etcd_of("default", tmp_path) as etcd:
         installed(fresh, etcd, tmp_path)
         fresh.kubectl("delete", "secret", "shoal-etcd-server", "-n", SYSTEM)
@@ -162,7 +162,7 @@ def test_a_certificate_of_a_new_authority_is_told_of(fresh, tmp_path):
         assert base64.b64decode(authority) == (tmp_path / "server" / "ca.crt").read_bytes()
 
 
-def test_secrets_that_do_not_fit_are_told_of_with_the_fix(fresh, tmp_path):
+def test_secrets_that_do_not_match_are_reported_with_the_fix(fresh, tmp_path):
     etcd = Etcd("default", tmp_path)
 
     def put(name: str, **files: bytes) -> None:

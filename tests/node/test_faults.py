@@ -108,13 +108,13 @@ def test_a_killed_master_and_a_deleted_one_are_followed_by_another(job):
     assert job.world.told("long").generation == before + 2
 
 
-def test_a_killed_server_goes_on_from_its_snapshots(job):
+def test_a_killed_server_continues_from_its_snapshots(job):
     job.world.kill("long", "pserver", 0)
     job.world.until(lambda: job.container("pserver-0")["restartCount"] == 1, "a restart of pserver-0")
     job.goes_on(0, 1)
 
 
-def test_a_deleted_server_comes_back_with_its_claim(job):
+def test_a_deleted_server_is_recreated_with_its_claim(job):
     before = job.uid("pserver-1")
     job.delete("pserver-1", *NOW)
     job.world.until(lambda: job.uid("pserver-1") not in {before, None}, "a new one")
@@ -122,7 +122,7 @@ def test_a_deleted_server_comes_back_with_its_claim(job):
     assert all(list(folder.rglob("*.safetensors")) for folder in job.snapshots)
 
 
-def test_servers_and_master_that_vanish_without_a_word_are_followed_by_others(job):
+def test_servers_and_master_that_vanish_silently_are_replaced(job):
     master = job.master  # read before it is cut off, as it will soon not be ready
     job.world.cut_off("long", "pserver", 0)
     job.world.cut_off("long", "master")
@@ -131,14 +131,14 @@ def test_servers_and_master_that_vanish_without_a_word_are_followed_by_others(jo
     job.goes_on(0, 1)
 
 
-def test_etcd_is_killed_and_comes_back(job):
+def test_etcd_is_killed_and_restarted(job):
     job.world.etcd.kill()
     job.world.etcd.start()
     job.goes_on(0, 1)
     assert job.world.alive
 
 
-def test_without_an_operator_the_job_goes_on(job):
+def test_without_an_operator_the_job_continues(job):
     job.world.end(signal.SIGKILL)
     before = job.container("trainer-1")["restartCount"]
     job.world.kill("long", "trainer", 1)
@@ -150,7 +150,7 @@ def test_without_an_operator_the_job_goes_on(job):
     job.goes_on(0, 1, 2, 3)
 
 
-def test_scaled_down_trainers_hand_back_and_leave(job):
+def test_scaled_down_trainers_return_their_tasks_and_exit(job):
     job.world.kubectl("scale", "tj/long", "--replicas=4")
     job.goes_on(0, 1, 2, 3)
     job.world.kubectl("scale", "tj/long", "--replicas=2")
@@ -159,7 +159,7 @@ def test_scaled_down_trainers_hand_back_and_leave(job):
     job.goes_on(0, 1)
 
 
-def test_suspended_everything_leaves_and_resumed_it_goes_on(job):
+def test_a_suspended_job_has_no_pods_and_resumes(job):
     job.apply(suspend=True)
     job.world.until(lambda: job.world.status("long").get("state") == "Suspended", "everything to leave")
     assert not job.world.pods("long")
@@ -168,7 +168,7 @@ def test_suspended_everything_leaves_and_resumed_it_goes_on(job):
     job.goes_on(0, 1)
 
 
-def test_a_trainer_over_its_memory_limit_is_said_to_be_and_the_others_go_on(job):
+def test_a_trainer_over_its_memory_limit_is_reported_and_the_others_continue(job):
     world = job.world
     world.put("eat-1", str(3 << 30))
     world.until(lambda: world.condition("long", "Running").get("reason") == "OutOfMemory", "the word of it")

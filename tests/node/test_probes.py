@@ -17,7 +17,7 @@ SOONER = {"periodSeconds": 2}
 """Of the user's template: a test has less time than a job."""
 
 
-def test_processes_that_stand_still_are_started_again_by_their_kubelet(world):
+def test_hung_processes_are_restarted_by_their_kubelet(world):
     world.pace(0.5)
     folder = world.claim("model")
     output = {"path": "held.safetensors", "volumeClaimName": "model"}

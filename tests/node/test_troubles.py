@@ -13,7 +13,7 @@ from tests.node.test_faults import CLAIM
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(180)]
 
 
-def test_an_image_that_is_not_there_is_said(world):
+def test_a_missing_image_is_reported(world):
     never = {role: {"template": template(name, imagePullPolicy="Never")} for role, name in
              (("trainer", "trainer"), ("parameterServer", "pserver"), ("master", "master"))}  # fmt: skip
     never["parameterServer"]["emptyDir"] = {}
@@ -22,7 +22,7 @@ def test_an_image_that_is_not_there_is_said(world):
     assert "ErrImageNeverPull" in world.condition("nowhere", "Running")["message"]
 
 
-def test_deleted_in_mid_flight_nothing_stays_but_the_users_claim(world):
+def test_deleted_while_it_runs_nothing_is_left_but_the_users_claim(world):
     world.pace(0.2)
     world.claim("model")
     world.volume()
@@ -43,7 +43,7 @@ def test_deleted_in_mid_flight_nothing_stays_but_the_users_claim(world):
     assert [each["metadata"]["name"] for each in world.get("pvc")["items"]] == ["model"]
 
 
-def test_a_model_that_could_not_be_written_is_said_before_anything_is_trained(world):
+def test_an_unwritable_output_is_reported_before_anything_is_trained(world):
     world.pace(0.2)
     world.apply("unwritable", **world.counting(epochs=30, output={"path": "/etc/models/m.safetensors"}))
     words = "spec.output.path /etc/models/m.safetensors: the model cannot be written there: user 65532 may not write"

@@ -94,7 +94,7 @@ def story(looks):
 
 
 @whatever
-def test_said_again_nothing_changes(looks):
+def test_the_same_observation_changes_nothing(looks):
     for _, look, after in story(looks):
         assert told(before=after, **look) == after
 

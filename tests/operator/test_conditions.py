@@ -192,7 +192,7 @@ def test_a_job_that_runs_and_is_refused_is_not_called_pending_and_keeps_its_hist
         ("OOMKilled", "", "Running", "OutOfMemory"),
     ],
 )
-def test_a_trouble_shows_with_the_pods_own_reason(own, words, of, reason):
+def test_a_pod_problem_has_the_pods_own_reason(own, words, of, reason):
     found = PodProblem("trainer", "flights-trainer-1", own, words)
     placed = NAMES - {"flights-trainer-1"} if of == "Scheduled" else NAMES
     short = replace(WELL, trainers=trainers(1))
@@ -207,7 +207,7 @@ def test_a_trouble_shows_with_the_pods_own_reason(own, words, of, reason):
     assert own in enough.message
 
 
-def test_an_unknown_trouble_decides_nothing_and_is_shown():
+def test_an_unknown_problem_decides_nothing_and_is_shown():
     status = told(
         replace(WELL, trainers=trainers(2, works=False)), problems=[PodProblem("trainer", "a", "Odd", "x" * 10_000)]
     )
@@ -216,7 +216,7 @@ def test_an_unknown_trouble_decides_nothing_and_is_shown():
     assert len(said(status)["Running"].message) < 1000
 
 
-def test_the_same_trouble_is_first_in_whatever_order_they_come():
+def test_the_first_problem_does_not_depend_on_their_order():
     found = [PodProblem("trainer", f"flights-trainer-{n}", "ErrImagePull", "x") for n in (10, 9, 11)]
     found.append(PodProblem("master", "flights-master-abcdefgh", "CrashLoopBackOff", "y"))
     messages = {said(told(problems=each))["Running"].message for each in itertools.permutations(found)}
@@ -237,7 +237,7 @@ def test_a_server_too_many_is_none():
     assert "1 parameter server" in said(status)["Running"].message
 
 
-def test_who_is_ready_is_so_by_kubelet_and_master():
+def test_a_process_is_ready_by_kubelet_and_master():
     pods = (*trainers(2), TrainerPod(index=2, uid="a", ready=True), TrainerPod(index=3, uid="b", works=True),
             TrainerPod(index=4, uid="c", ready=True, works=True, lost=True),
             TrainerPod(index=5, uid="d", ready=True, works=True, deleting=True))  # fmt: skip
@@ -248,7 +248,7 @@ def test_who_is_ready_is_so_by_kubelet_and_master():
     assert status.master.ready
 
 
-def test_without_a_word_on_its_pod_nothing_is_said_of_the_master():
+def test_without_a_status_of_its_pod_the_master_is_absent():
     assert told(facts=Facts()).master is None
     assert told(replace(WELL, masters=()), facts=Facts()).master.ready is False
 
@@ -260,7 +260,7 @@ def test_the_selector_finds_the_trainers():
     assert not wanted.items() <= master_pod(job(), IDENTITY)["metadata"]["labels"].items()
 
 
-def test_nothing_is_wanted_of_who_is_suspended_or_has_ended():
+def test_a_suspended_or_ended_job_has_no_desired_pods():
     for status in (told(of=SUSPENDED), told(replace(WELL, ended=FAILED_BY_US))):
         assert (status.trainers.wanted, status.servers.wanted, status.allocation) == (0, 0, None)
         assert status.progress.rate is status.progress.estimated_end is None
@@ -272,7 +272,7 @@ def test_nothing_is_wanted_of_who_is_suspended_or_has_ended():
     [({}, 3, "", None), ({}, 4, "", "at spec.trainer.maxReplicas"), ({}, 3, "no room for cpu 1", "no room for cpu 1"),
      ({"trainer": {"minReplicas": 2, "maxReplicas": 4, "replicas": 3}}, 3, "", "pinned by spec.trainer.replicas")],
 )  # fmt: skip
-def test_the_allocation_says_why_it_is_not_more(spec, wanted, why, shown):
+def test_the_allocation_has_the_reason_for_no_more(spec, wanted, why, shown):
     allocation = told(of=job(**spec), desired=wanted, facts=replace(KNOWN, reason=why)).allocation
     assert (allocation.wanted, allocation.ready, allocation.why) == (wanted, 3, shown)
     assert told(desired=2).allocation.ready == 2, "who is about to leave is none of them"
@@ -292,13 +292,13 @@ def test_times_are_of_what_happened_first_or_last():
     assert later.progress.percent == "50%", "as it was said last"
 
 
-def test_a_failed_job_has_no_completion_and_no_failure_is_forgotten():
+def test_a_failed_job_has_no_completion_and_keeps_its_failures():
     status = told(replace(WELL, ended=FAILED_BY_US), facts=replace(KNOWN, failures=7, account=ACCOUNT))
     assert (status.completion_time, status.failures, status.account) == (None, 7, ACCOUNT)
     assert told(before=status).failures == 7
 
 
-def test_the_first_end_stands():
+def test_the_first_end_is_final():
     complete, failed = replace(WELL, ended=UNDONE, saved=True), replace(WELL, ended=FAILED_BY_US)
     for first, second in ((complete, failed), (failed, complete)):
         end = told(first)
@@ -308,12 +308,12 @@ def test_the_first_end_stands():
         assert said(later)[end.state] == said(end)[end.state], "it was observed for the spec of then"
 
 
-def test_resumed_is_said_of_who_was_suspended_only():
+def test_only_a_job_that_was_suspended_is_resumed():
     assert "Suspended" not in said(told())
     assert in_short(told(before=told(of=SUSPENDED)))["Suspended"] == ("False", "Resumed")
 
 
-def test_an_old_view_of_the_spec_says_nothing():
+def test_a_stale_spec_changes_nothing():
     before = told(generation=5)
     assert told(Observed(), generation=4, before=before) is before
 
@@ -321,7 +321,7 @@ def test_an_old_view_of_the_spec_says_nothing():
 # --- Progress ---
 
 
-def test_progress_is_what_the_master_says():
+def test_progress_is_as_the_master_reports():
     assert told().to_mapping()["progress"] == {
         "epoch": 2, "epochs": 3, "text": "2/3", "samples": 1500, "expected": 3000, "percent": "50%", "rate": 10.0,
         "lastStepTime": "2026-03-04T05:06:06Z", "estimatedEnd": "2026-03-04T05:08:36Z",
@@ -351,7 +351,7 @@ OLD = {
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_nothing_is_said_of_the_present_when(name):
+def test_values_of_the_present_are_absent_when(name):
     seen, known, reason = OLD[name]
     status = told(seen, facts=replace(KNOWN, **known))
     assert in_short(status)["Progressing"] == ("Unknown", reason)
@@ -359,14 +359,14 @@ def test_nothing_is_said_of_the_present_when(name):
     assert status.progress.rate is status.progress.estimated_end is status.progress.message is None
 
 
-def test_an_etcd_that_is_away_makes_unsaid_nothing_but_the_present():
+def test_an_unreachable_etcd_removes_only_values_of_the_present():
     seen = replace(WELL, published=None)
     status = told(seen, before=told(), facts=replace(KNOWN, etcd=False))
     assert (status.progress.percent, status.progress.rate) == ("50%", None)
     assert told(seen, before=told()).progress is None, "it was asked, and has nothing"
 
 
-def test_a_master_s_clock_is_compared_with_nobody_s():
+def test_a_master_s_clock_is_not_compared_with_others():
     """A master's clock may be hours off, so it is compared with no other; a new operator starts from the last status."""
     for skew in (-3 * 3600, 3 * 3600):
         seen = replace(WELL, published=published(moved=NOW.timestamp() + skew))
@@ -382,7 +382,7 @@ def test_a_master_s_clock_is_compared_with_nobody_s():
     assert in_short(told(more, before=before, facts=begun))["Progressing"] == ("True", "SamplesCommitted")
 
 
-def test_a_master_that_says_why_is_no_silent_one():
+def test_a_master_with_a_reason_is_not_silent():
     still = replace(WELL, published=published(moved=(NOW - 20 * SECOND).timestamp(), why="a long task"))
     status = told(still, facts=replace(KNOWN, reported_at=NOW - timedelta(hours=1)))
     assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
@@ -444,7 +444,7 @@ def test_whether_a_job_follows_the_autoscaler(reason, status):
     assert (found.status, found.reason, len(found.message)) == (status, reason, 1000)
 
 
-def test_nothing_is_said_of_an_autoscaler_that_there_is_not_or_to_which_a_job_says_nothing():
+def test_autoscaled_is_absent_without_an_autoscaler_and_for_a_stopped_job():
     assert "Autoscaled" not in said(told())
     known = replace(KNOWN, autoscaled=(Reason.FOLLOWING, ""))
     assert "Autoscaled" not in said(told(of=SUSPENDED, facts=known))

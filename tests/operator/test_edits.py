@@ -44,7 +44,7 @@ def uids(job, *indices: int) -> set[str]:
     return {pod["metadata"]["uid"] for pod in job.all_pods("trainer") if pod["metadata"]["name"] in names}
 
 
-def test_what_cannot_become_of_the_servers_is_not_accepted_and_what_runs_goes_on(shared, job):
+def test_an_impossible_change_of_the_servers_is_refused_and_the_job_continues(shared, job):
     """A claim's size is fixed with the StatefulSet, which no schema can express, so the job's status refuses the edit."""
     claim = {
         "storageClassName": shared.namespace,

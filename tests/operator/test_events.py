@@ -76,7 +76,7 @@ def test_the_end_has_the_account():
     assert (kind, text) == ("Normal", "1,000 of 1,000 samples counted; lost 0, twice 0")
 
 
-def test_a_failure_has_its_reason_and_its_words_at_some_length():
+def test_a_failure_has_its_reason_and_a_bounded_message():
     bad = condition(ConditionType.FAILED, "True", Reason.TASK_FAILED, "x" * 5000)
     [(kind, reason, text)] = told(Status(state=State.RUNNING), Status(state=State.FAILED, conditions=[bad]))
     assert (kind, reason, len(text)) == ("Warning", "TaskFailed", 1000)
@@ -96,7 +96,7 @@ def test_a_failure_has_its_reason_and_its_words_at_some_length():
         (ConditionType.SUSPENDED, Reason.PODS_LEAVING, False),
     ],
 )
-def test_what_goes_wrong_is_told_when_it_begins_and_not_again(kind, reason, is_told):
+def test_a_problem_is_reported_when_it_begins_and_not_again(kind, reason, is_told):
     bad = Status(conditions=[condition(kind, "False", reason, "the words")])
     assert told(Status(), bad) == [("Warning", reason, "the words")] * is_told
     assert told(bad, bad) == []
@@ -104,7 +104,7 @@ def test_what_goes_wrong_is_told_when_it_begins_and_not_again(kind, reason, is_t
     assert told(bad, other) == [], "the same trouble in other words"
 
 
-def test_what_is_well_again_is_not_told():
+def test_a_recovery_is_not_reported():
     bad = Status(conditions=[condition(ConditionType.RUNNING, "False", Reason.CRASH_LOOP)])
     good = Status(conditions=[condition(ConditionType.RUNNING, "True", Reason.TRAINERS_READY)])
     assert told(bad, good) == []
@@ -133,7 +133,7 @@ def test_a_failed_script_has_its_last_line():
 
 
 @pytest.mark.parametrize("reason", [Reason.SERVERS_AWAY, Reason.MASTER_AWAY, Reason.NO_NEWS])
-def test_nobody_is_alarmed_by_a_job_that_begins_or_goes_on(reason):
+def test_a_job_that_starts_or_resumes_causes_no_warning(reason):
     kind = ConditionType.PROGRESSING if reason is Reason.NO_NEWS else ConditionType.RUNNING
     away = Status(conditions=[condition(kind, "Unknown", reason, "not there")])
     paused = Status(conditions=[condition(kind, "False", Reason.NOTHING_TO_DO)])

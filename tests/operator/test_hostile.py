@@ -84,7 +84,7 @@ def owner(shared, kind: str, name: str) -> dict:
             "controller": True}  # fmt: skip
 
 
-def test_pods_with_forged_labels_and_owners_are_nobody_s(shared, job):
+def test_pods_with_forged_labels_and_owners_belong_to_no_job(shared, job):
     victim = shared.job(f"{job.name}-victim")
     victim.apply(parameterServer=shared.claims()), job.apply()
     victim.at_work([0, 1]), job.at_work([0, 1])
@@ -130,7 +130,7 @@ def test_a_megabyte_of_environment(shared, job):
     job.state("Running")
 
 
-def test_what_a_tenant_writes_into_etcd_is_said_on_its_own_job(shared, job):
+def test_records_written_by_a_tenant_are_reported_on_its_own_job(shared, job):
     other = shared.job("bystander")
     job.apply()
     other.apply()

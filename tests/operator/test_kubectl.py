@@ -79,7 +79,7 @@ def table(text: str) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def test_get_has_the_columns_that_a_user_asks_for(shared, job):
+def test_get_has_the_documented_columns(shared, job):
     job.until(lambda: job.status().get("progress", {}).get("rate"), "a rate")
     narrow = ["NAME", "STATE", "TRAINERS", "RANGE", "PROGRESS", "RATE", "AGE"]
     header, ((*cells, age),) = table(shared.kubectl("get", "tj"))
@@ -100,7 +100,7 @@ def test_jobs_are_found_with_everything_of_shoal_s(shared, job):
     )
 
 
-def test_describe_tells_conditions_and_events(shared, job):
+def test_describe_shows_conditions_and_events(shared, job):
     told = shared.kubectl("describe", "tj", job.name)
     plain = " ".join(told.split())
     assert "Reason: TrainersReady Status: True Type: Running" in plain

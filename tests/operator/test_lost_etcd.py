@@ -7,7 +7,7 @@ import pytest
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
-def test_an_etcd_that_is_another_one_is_said_once_and_all_processes_have_its_token(world):
+def test_a_replaced_etcd_is_reported_once_and_all_processes_get_its_token(world):
     kept, loose = world.job("kept"), world.job("loose")
     kept.apply(parameterServer=world.claims())
     loose.apply()

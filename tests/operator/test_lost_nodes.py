@@ -59,7 +59,7 @@ def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
 
 
 @pytest.mark.parametrize("role", ["trainer", "parameterServer", "master"])
-def test_who_is_elsewhere_stays_as_it_is(shared, job, doomed, role):
+def test_objects_of_other_namespaces_are_unchanged(shared, job, doomed, role):
     sections = {
         "trainer": {"minReplicas": 2, "maxReplicas": 4},
         "parameterServer": {"replicas": 2, "emptyDir": {}},

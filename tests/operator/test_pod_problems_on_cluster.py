@@ -31,7 +31,7 @@ def test_pods_for_which_no_node_is_large_enough(shared, job):
     well(job)
 
 
-def test_a_node_that_comes_mends_it_without_an_edit(shared, job):
+def test_a_new_node_fixes_it_without_an_edit(shared, job):
     template = {"spec": {"nodeSelector": {"pool": "later"}}}
     job.apply(trainer={"minReplicas": 2, "template": template})
     job.says("Scheduled", "False", "Unschedulable", "didn't match Pod's node affinity/selector")
@@ -126,7 +126,7 @@ def test_too_little_memory(shared, job):
     well(job)
 
 
-def test_what_a_kubelet_cannot_mount_is_said_with_its_name(shared, job):
+def test_a_failed_mount_is_reported_with_its_name(shared, job):
     """A failed mount is reported with the volume's name; the test creates the kubelet's event, as hollow pods mount nothing."""
     template = {"metadata": kubelet.STAYS_PENDING}
     job.apply(trainer={"minReplicas": 1, "template": template})

@@ -291,7 +291,7 @@ TestJob = Job.TestCase
 TestJob.settings = examples(60, stateful_step_count=30)
 
 
-def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
+def test_a_queued_job_creates_nothing_and_deletes_its_pods():
     assert reconcile(job(), IDENTITY, Observed(), trainers=0, waits=True) == []
     there = Observed(secrets=True, trainers=(TrainerPod(index=0, uid="u", ready=True, works=True),))
     assert reconcile(job(), IDENTITY, there, trainers=0, waits=True) == [

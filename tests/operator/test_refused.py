@@ -70,7 +70,7 @@ def controller(kind: str) -> dict:
     return {"spec": spec | ({"serviceName": "a"} if kind == "StatefulSet" else {})}
 
 
-def test_a_name_that_somebody_else_has_is_not_taken_over(shared):
+def test_a_name_of_another_owner_is_not_taken_over(shared):
     jobs = [shared.job(f"taken-{number}") for number in range(len(TAKEN))]
     others = [
         shared.api.create(kind, shared.namespace, {"metadata": {"name": f"{job.name}-{tail}"}, **(more or {})}
@@ -90,7 +90,7 @@ def test_a_name_that_somebody_else_has_is_not_taken_over(shared):
                   "remove it, or give the job another name")  # fmt: skip
 
 
-def test_a_trainer_s_name_that_somebody_else_s_pod_has(shared, job):
+def test_a_trainer_s_name_of_a_foreign_pod(shared, job):
     name = f"{job.name}-trainer-1"
     spec = {"containers": [{"name": "a", "image": "a"}]}
     other = shared.api.create("Pod", shared.namespace, {"metadata": {"name": name}, "spec": spec})

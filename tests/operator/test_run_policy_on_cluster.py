@@ -73,7 +73,7 @@ def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
     assert notes.count("BackoffLimitExceeded") == 1
 
 
-def test_the_pod_of_a_script_that_failed_stays_with_its_logs(shared, job):
+def test_the_pod_of_a_failed_script_is_kept_with_its_logs(shared, job):
     """The pod of a failed script waits for its restart: the operator lets the kubelet end it and does not delete it."""
     started(job, runPolicy={"backoffLimit": 0})
     pod = f"{job.name}-trainer-0"
@@ -125,7 +125,7 @@ def test_a_pod_that_its_kubelet_ends_is_no_failure_of_the_script(shared, job):
     assert job.status().get("failures") is None
 
 
-def test_what_is_nobody_s_fault_does_not_count(shared, job):
+def test_failures_of_the_infrastructure_do_not_count(shared, job):
     started(job, runPolicy={"backoffLimit": 0})
     innocent = [(137, "Error"), (143, "Error"), (139, "Error"), (134, "Error"), (137, "OOMKilled"), (1, "OOMKilled")]
     for second, (code, reason) in enumerate(innocent):
@@ -147,7 +147,7 @@ def seen(job) -> None:
     job.until(lambda: job.status().get("observedGeneration", 0) > generation, "a look")
 
 
-def test_the_deadline_s_clock_stands_while_a_job_is_suspended(shared, job):
+def test_the_deadline_s_clock_stops_while_a_job_is_suspended(shared, job):
     started(job, runPolicy={"activeDeadlineSeconds": 100_000})
     assert job.status()["activeSince"]
     job.patch({"suspend": True})
@@ -180,7 +180,7 @@ def test_a_job_that_has_ended_is_removed_in_time_with_all_that_it_was(shared, jo
     job.nothing()
 
 
-def test_each_event_of_a_life_is_told_once(shared, job):
+def test_each_event_of_a_job_is_written_once(shared, job):
     started(job, parameterServer=shared.claims())
     job.scale(4)
     job.at_work([0, 1, 2, 3])

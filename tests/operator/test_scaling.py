@@ -48,31 +48,31 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_look(case):
+def test_one_decision(case):
     desired, pods, drain, decision = CASES[case]
     assert decide(desired, pods, drain) == decision
 
 
-def test_who_does_not_leave_when_told_is_sent_away():
+def test_a_trainer_that_is_not_drained_in_time_is_deleted():
     assert decide(1, [pod(0), pod(1)], [1], overdue={1}).actions == (DeleteTrainer(1, "u1"),)
     assert decide(2, [pod(0), pod(1)], [], overdue={1}).actions == ()
 
 
-def test_who_stands_where_fewer_stay_leaves_first_the_last_of_them():
+def test_trainers_beyond_the_plan_of_their_node_leave_first():
     pods = [pod(0, node="a"), pod(1, node="b"), pod(2, node="b"), pod(3, node="a")]
     assert decide(3, pods, [], kept={"a": 2, "b": 1}).drain == (2,)
     assert decide(2, pods, [], kept={"b": 2}).drain == (0, 3)
     assert decide(3, pods, []).drain == (3,)
 
 
-def test_who_has_no_node_yet_leaves_before_those_that_stay():
+def test_a_trainer_without_a_node_leaves_before_those_that_are_kept():
     pods = [pod(0, node="a"), pod(1, ready=False, works=False), pod(2, node="a")]
     assert decide(2, pods, [], kept={"a": 2}).drain == (1,)
     # Where a trainer has to leave anyway, its replacement has been created already.
     assert decide(2, pods, [], kept={"a": 1}).drain == (2,)
 
 
-def test_who_died_since_the_plan_is_replaced_when_a_plan_knows_of_it():
+def test_a_trainer_that_failed_since_the_plan_is_replaced_by_the_next_plan():
     pods = [pod(0, node="a"), pod(1, node="a", ended=True), pod(2, node="b", works=False)]
     old, new = {"a": 2, "b": 1}, {"a": 1, "b": 1}
     assert decide(3, pods[::2], [], kept=old).actions == ()
@@ -81,7 +81,7 @@ def test_who_died_since_the_plan_is_replaced_when_a_plan_knows_of_it():
     assert decide(3, pods[::2], []).actions == (CreateTrainer(1),), "without a plan at once"
 
 
-def test_who_has_no_node_yet_is_one_of_those_that_may_be_new():
+def test_a_trainer_without_a_node_counts_as_one_of_the_new_ones():
     pods = [pod(0, node="a"), pod(1, ready=False, works=False)]
     assert decide(4, pods, [], kept={"a": 2}).actions == (CreateTrainer(2),)
 
@@ -99,7 +99,7 @@ RANKS = {
 
 
 @pytest.mark.parametrize("case", RANKS)
-def test_whose_priority_is_too_low(case):
+def test_trainers_of_too_low_priority(case):
     """Letters of a case: m: of the minimum; s: of the surplus; -: no pod."""
     ranks, fewest, desired, drain, low = RANKS[case]
     pods = [pod(index, priority=rank) for index, rank in enumerate(ranks) if rank != "-"]

@@ -17,7 +17,7 @@ def claims(job) -> dict[str, str]:
     return {each["name"]: each["uid"] for each in found if f"{job.name}-pserver" in each["name"]}
 
 
-def test_servers_have_claims_unless_the_job_says_otherwise(shared, job):
+def test_servers_have_claims_by_default(shared, job):
     """Without a default storage class, the job reports that its claim cannot be bound, and which field to set."""
     job.apply(parameterServer={"replicas": 1})
     job.until(lambda: len(claims(job)) == 1, "its claim")
@@ -48,7 +48,7 @@ def test_claims_go_with_the_job_alone(shared, job):
     job.until(lambda: not claims(job), "its claims to go")
 
 
-def test_servers_that_hold_the_model_stay_while_the_job_is_suspended(shared, job):
+def test_servers_that_store_the_model_are_kept_while_the_job_is_suspended(shared, job):
     job.apply()
     job.at_work([0, 1])
     job.state("Running")
@@ -65,7 +65,7 @@ def test_servers_that_hold_the_model_stay_while_the_job_is_suspended(shared, job
     assert job.pod_uids("pserver") == before
 
 
-def test_a_job_whose_model_went_with_its_servers_begins_again_and_says_so(shared, job):
+def test_a_job_whose_model_was_lost_with_its_servers_restarts_with_an_event(shared, job):
     """A job that lost its model starts again as often as runPolicy.backoffLimit allows; the stand-in reports the loss."""
     job.apply(runPolicy={"backoffLimit": 1})
     job.at_work([0, 1])
@@ -95,7 +95,7 @@ def evicted(shared, pod: str) -> bool:
     return shared.api.evicts(shared.namespace, pod, body)
 
 
-def test_a_drain_leaves_servers_that_hold_the_model(shared, job):
+def test_a_drain_spares_servers_that_store_the_model(shared, job):
     job.apply()
     job.at_work([0, 1])
     job.until(
@@ -176,7 +176,7 @@ def test_a_policy_that_denies_budgets_stops_nothing_else(shared, job):
             shared.cluster.kubectl("delete", of, name, "--ignore-not-found")
 
 
-def test_a_webhook_that_cannot_be_called_is_said_within_seconds(shared, job):
+def test_an_unreachable_webhook_is_reported_within_seconds(shared, job):
     """A webhook that cannot be called is reported in seconds, for a new job and for a running one that needs a trainer."""
     old = shared.job(f"{job.name}-old")
     old.apply()
@@ -287,7 +287,7 @@ def test_a_sidecar_decides_nothing(shared, job):
     job.until(lambda: not job.pods("trainer", ready=False), "pods whose sidecars would run for ever")
 
 
-def test_a_quota_has_room_for_those_first_without_which_nobody_works(shared, job):
+def test_a_quota_is_used_first_for_the_pods_that_a_job_needs(shared, job):
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": f"four-{job.name}"},
              "spec": {"hard": {}, "scopeSelector": {"matchExpressions": [
                  {"scopeName": "PriorityClass", "operator": "Exists"}]}}}  # fmt: skip
@@ -307,7 +307,7 @@ def test_a_quota_has_room_for_those_first_without_which_nobody_works(shared, job
 
 
 @pytest.mark.parametrize("claims", [True, False])
-def test_a_failed_job_runs_again_when_it_is_asked_to(shared, job, claims):
+def test_a_failed_job_runs_again_on_request(shared, job, claims):
     """A retry resumes from the snapshots, or starts anew where they were in the pods, once for each value of the annotation."""
     servers = shared.claims() if claims else {"replicas": 2, "emptyDir": {}}
     job.apply(parameterServer=servers)
