@@ -69,7 +69,7 @@ def test_a_short_lived_pod_costs_what_it_needs_and_no_more(world, patient):
     for _ in range(3):
         web(world, 1, **patient)
         run(world, 1)
-        assert len(world.j.pods("trainer")) >= TWO_NODES - 2, "one gave way; another may not have come back yet"
+        assert len(world.j.pods("trainer")) >= TWO_NODES - 2, "one was preempted; another may not be recreated yet"
         web(world, 0, **patient)
         run(world, 0)
     trainers(world.j, TWO_NODES)

@@ -308,7 +308,7 @@ def test_nothing_changes_in_what_was_handed_out():
     shapes = [constraints_of(pod(selector={"a": "1"}))]
     first = groups.arrange(shapes)
     groups.set(0, node_info(node("x", labels={"b": "1"})))
-    assert groups.arrange(shapes)[0] is first[0], "nobody asks for b"
+    assert groups.arrange(shapes)[0] is first[0], "no pod requests b"
     groups.set(0, node_info(node("x", labels={"a": "1"})))
     assert groups.arrange(shapes)[1].tolist() == [[True]]
     assert first[1].tolist() == [[False]]

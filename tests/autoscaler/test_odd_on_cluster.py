@@ -103,7 +103,7 @@ def test_an_operator_that_begins_with_a_configuration_that_it_cannot_take_change
     world.config.write_text("coolDown: 0s\nnodeSelector: {kubernetes.io/os: linux}\n")
     world.j.says("Autoscaled", "True", "Following")
     tells(world, config_valid=1, acts=1, trainers_given=TWO_NODES)
-    assert world.j.pod_uids() == before, "nobody was made anew"
+    assert world.j.pod_uids() == before, "no pod was recreated"
     apply(other, 1, 20)
     other.until(lambda: len(other.pods("trainer")) == 4, "its share")
 
@@ -148,7 +148,7 @@ def test_a_deleted_class_stops_no_trainer_and_the_refusal_of_new_pods_is_reporte
         make_class(world, name, value)
     trainers(world.j, TWO_NODES + 4)
     after = {pod["metadata"]["uid"]: pod["spec"]["priority"] for pod in world.j.all_pods()}
-    assert before.items() <= after.items(), "who was there has what he had"
+    assert before.items() <= after.items(), "the former pods keep theirs"
     assert {after[uid] for uid in after.keys() - before.keys()} == {-7}
 
 

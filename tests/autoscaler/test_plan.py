@@ -279,9 +279,9 @@ def test_no_rebalancing_while_the_scheduler_evicts_for_other_pods():
         return {uid: each.trainers for uid, each in plan(snapshot, memory, Policy())[0].jobs.items()}
 
     assert made() == {"a": 4, "b": 4}
-    assert made(web(node=1, preempts=True), unmet=["web"]) == {"a": 4, "b": 4}, "it has not come for too long"
+    assert made(web(node=1, preempts=True), unmet=["web"]) == {"a": 4, "b": 4}, "its event is overdue"
     assert made(web(node=1, preempts=True)) == {"a": 6, "b": 1}, "the room is that of the pod for which it is made"
-    assert made(web(node=-1, preempts=True)) == {"a": 4, "b": 3}, "it has room and needs nobody's"
+    assert made(web(node=-1, preempts=True)) == {"a": 4, "b": 3}, "it has room and preempts no trainer"
 
 
 def test_a_job_refused_by_the_scheduler_is_capped_and_retried_later():

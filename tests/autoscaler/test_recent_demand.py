@@ -49,4 +49,4 @@ def test_old_arrivals_are_dropped():
     demand.pod_arrived(pod("a"), now=0.0)
     assert spare(demand, 1.0, 599.0) == [(1000, 1)]
     assert spare(demand, 1.0, 601.0) == []
-    assert spare(demand, 1.0, 1.0) == [], "it does not come back"
+    assert spare(demand, 1.0, 1.0) == [], "it is not recreated"

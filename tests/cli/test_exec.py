@@ -102,7 +102,7 @@ def test_orphans_are_reaped():
     try:
         end = time.monotonic() + 10
         while [p for p in psutil.Process(started.pid).children() if p.status() == psutil.STATUS_ZOMBIE]:
-            assert time.monotonic() < end, "a zombie stays"
+            assert time.monotonic() < end, "a zombie is left"
             time.sleep(0.01)
     finally:
         started.send_signal(signal.SIGTERM)

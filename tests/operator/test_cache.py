@@ -109,7 +109,7 @@ def test_a_node_that_is_lost_and_returns(store, how):
     assert store.node_changed(node(**how)) == {"u"}
     assert seen(store).trainers[0].lost
     assert seen(store).servers[0].lost
-    assert store.node_changed(node(**how)) == set(), "said once"
+    assert store.node_changed(node(**how)) == set(), "reported once"
     assert store.node_changed(node()) == {"u"}
     assert not seen(store).trainers[0].lost
 
@@ -137,7 +137,7 @@ def test_a_node_deleted_unseen_is_lost_but_none_newer_than_the_listing(store):
 def test_records_in_etcd(store):
     assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
     assert seen(store).desired == DesiredState(drain=[3])
-    assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is said"
+    assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is reported"
     assert store.record_changed(KEYS.wanted, b"[") == {}, "once"
     assert seen(store).desired == DesiredState(drain=[3]), "what cannot be read changes nothing"
     assert store.record_changed(KEYS.wanted, None) == {"u": 0}
@@ -172,7 +172,7 @@ def test_a_successor_waits_until_nothing_is_left_of_its_predecessor(store):
     store.job_changed(job("v"))
     left = ["PersistentVolumeClaim shoal-snapshots-j-pserver-0", "Pod j-trainer-0"]
     assert store.predecessors("v") == left
-    assert store.object_changed(pod(), deleted=True) == {"u", "v"}, "it says for whom it waits"
+    assert store.object_changed(pod(), deleted=True) == {"u", "v"}, "the message names the pod that it waits for"
     assert store.predecessors("v") == left[:1]
     assert store.object_changed(thing("PersistentVolumeClaim", "shoal-snapshots-j-pserver-0"), deleted=True) == {
         "u",
@@ -330,6 +330,6 @@ def test_a_late_response_changes_nothing(store):
     assert [each.ready for each in seen(store).trainers] == [False]
     store.object_changed(pod(revision="9"), deleted=True)
     store.response_received(pod(revision="7"))
-    assert seen(store).trainers == (), "it came and went already"
+    assert seen(store).trainers == (), "it was created and deleted already"
     store.response_received(pod(uid="another", revision="11"))
     assert [each.uid for each in seen(store).trainers] == ["another"]

@@ -31,12 +31,12 @@ def test_the_fewest_have_the_higher_priority_and_a_raised_minimum_is_made_true_o
     job.patch({"trainer": {"minReplicas": 4}})
     job.until(raised, "priorities")
     job.at_work([0, 1, 2, 3])
-    assert first == uids(job, 0, 1), "who has it already is left alone"
+    assert first == uids(job, 0, 1), "a pod that has it already is kept"
     assert not other & uids(job, 2, 3)
     assert min(seen) >= 3, "one at a time"
     job.patch({"trainer": {"minReplicas": 1}})
     job.until(lambda: job.status()["trainers"]["range"] == "1-4", "the new minimum")
-    assert classes(job) == [MINIMUM] * 4, "nobody is restarted only to be worth less"
+    assert classes(job) == [MINIMUM] * 4, "no pod is restarted only for a lower priority"
 
 
 def uids(job, *indices: int) -> set[str]:

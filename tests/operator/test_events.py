@@ -101,7 +101,7 @@ def test_a_problem_is_reported_when_it_begins_and_not_again(kind, reason, is_tol
     assert told(Status(), bad) == [("Warning", reason, "the words")] * is_told
     assert told(bad, bad) == []
     other = Status(conditions=[condition(kind, "False", reason, "other words")])
-    assert told(bad, other) == [], "the same trouble in other words"
+    assert told(bad, other) == [], "the same problem with another message"
 
 
 def test_a_recovery_is_not_reported():

@@ -154,7 +154,7 @@ def test_bounds_hold_at_once(resized):
     job.until(lambda: job.status()["trainers"]["range"] == "3-5", "the range")
     budget = job.world.api.get("PodDisruptionBudget", "flights-trainer", job.world.namespace)
     assert budget["spec"]["minAvailable"] == 3
-    assert before <= job.pod_uids(), "nobody is restarted for it"
+    assert before <= job.pod_uids(), "no pod is restarted for it"
     assert 'spec.trainer.minReplicas: Invalid value: "object": minReplicas is more than maxReplicas; lower' in refusal(
         lambda: job.patch({"trainer": {"minReplicas": 6}})
     )

@@ -29,7 +29,7 @@ def test_from_apply_to_complete(world):
     assert "Complete" in told
     assert world.j.status()["account"] | {"lost": 0, "twice": 0} == world.j.status()["account"]
     world.j.nobody()
-    assert world.j.pods("trainer", ready=False) == ["j-trainer-0", "j-trainer-1", "j-trainer-2"], "their logs stay"
+    assert world.j.pods("trainer", ready=False) == ["j-trainer-0", "j-trainer-1", "j-trainer-2"], "their logs are kept"
 
 
 def test_a_job_whose_end_is_reported_late_keeps_its_trainers(world):

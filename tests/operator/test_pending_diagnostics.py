@@ -67,7 +67,7 @@ def test_the_first_missing_pod_of_each_role_is_checked(parts):
     ]
     assert problems(missing, servers=(FIRST,), masters=()) == (refused, 5.0)
     clock.now += 2
-    assert problems(missing, servers=(FIRST,), masters=()) == (refused, 3.0), "it stands meanwhile"
+    assert problems(missing, servers=(FIRST,), masters=()) == (refused, 3.0), "the problem is kept meanwhile"
     assert api.asked == ["flights-pserver-1", "flights-master"]
     clock.now += 3
     api.error = None

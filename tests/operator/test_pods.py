@@ -109,7 +109,9 @@ def test_versions_of_a_pod_are_distinguished_whatever_its_index():
     assert len({pod_hash(pod) for pod in pods}) == 1
     assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(pods[0])}
     wider = job(trainer={"minReplicas": 1, "maxReplicas": 9})
-    assert pod_hash(trainer_pod(wider, IDENTITY, 0)) == pod_hash(trainer_pod(job(), IDENTITY, 0)), "bounds roll nobody"
+    assert pod_hash(trainer_pod(wider, IDENTITY, 0)) == pod_hash(trainer_pod(job(), IDENTITY, 0)), (
+        "a change of the bounds rolls no trainer"
+    )
     other = job(env=[{"name": "A", "value": "b"}])
     assert pod_hash(trainer_pod(other, IDENTITY, 0)) != pod_hash(trainer_pod(job(), IDENTITY, 0))
 

@@ -333,4 +333,4 @@ def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
         return [each.desired.drain for each in actions if isinstance(each, PublishDesired)]
 
     assert told(later=1) == []
-    assert told(later=0) == [[1]], "nobody will come: one of the two gives way for one that ranks higher"
+    assert told(later=0) == [[1]], "no pod is coming: one of the two is replaced by one of higher priority"

@@ -200,7 +200,7 @@ def test_a_foreign_key_is_reported_on_its_job_until_it_is_removed():
     assert "'\\udcff evil\\nxx" in told.text
     assert len(told.text) < 500
     assert not store.record_problems("v")
-    assert store.record_changed(KEYS.at("another"), b"2", created=True) == {}, "it is said once"
+    assert store.record_changed(KEYS.at("another"), b"2", created=True) == {}, "it is reported once"
     store.record_changed(KEYS.at("another"), None)
     assert store.record_changed(KEYS.at("\udcff evil\n" + "x" * 9999), None) == {"u": 0.0}
     assert not store.record_problems("u")

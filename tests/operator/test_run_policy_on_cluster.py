@@ -174,7 +174,7 @@ def test_a_job_that_has_ended_is_removed_in_time_with_all_that_it_was(shared, jo
     started(job)
     job.end(end)
     job.wait(end)
-    assert job.all_pods("trainer"), "it stays until somebody says how long, and so do its trainers' logs"
+    assert job.all_pods("trainer"), "it and its trainers' logs are kept without a time to live"
     job.patch({"runPolicy": {"ttlSecondsAfterFinished": 0}})
     shared.kubectl("wait", "--for=delete", f"tj/{job.name}", "--timeout=60s")
     job.nothing()
@@ -203,7 +203,7 @@ def test_each_event_of_a_job_is_written_once(shared, job):
     assert wanted <= life.keys()
     assert sum(reason == "Started" for reason, _ in life) == 1
     assert set(life.values()) == {1}, life
-    assert len(life) == len(wanted) + 1, "all went well: nobody is alarmed"
+    assert len(life) == len(wanted) + 1, "no warning was written"
 
 
 def test_what_changes_to_and_fro_is_one_event(shared, job):

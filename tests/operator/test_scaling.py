@@ -168,13 +168,15 @@ class Cluster(RuleBasedStateMachine):
         """Check what a decision must never do, given the view that it was made from."""
         alive = [found for found in view.pods.values() if not (found.ended or found.deleting or found.lost)]
         told = {found.index for found in alive if found.index in view.drain}
-        assert told <= set(decision.drain), "who was told may be on the way out: another one must not go instead"
+        assert told <= set(decision.drain), (
+            "a trainer that was drained may be exiting: another one must not be drained instead"
+        )
         new = {found.index for found in alive if found.works and found.index in set(decision.drain) - set(view.drain)}
         for action in decision.actions:
             if isinstance(action, CreateTrainer):
-                assert action.index not in view.drain, "it would be sent away as soon as it comes"
+                assert action.index not in view.drain, "it would be drained as soon as it joins"
             elif not action.force:
-                assert not view.pods[action.index].works, "who works is told first"
+                assert not view.pods[action.index].works, "working trainers are drained first"
         too_many = max(0, len(alive) - len(set(view.drain) & {found.index for found in alive}) - self.desired)
         if len(new) > too_many:
             staying = [found for found in alive if found.index not in decision.drain]
@@ -183,7 +185,7 @@ class Cluster(RuleBasedStateMachine):
             assert len(staying) == self.desired - 1
         else:
             idle = [found for found in alive if not found.works and found.index not in decision.drain]
-            assert not new or not idle, "who does not work yet goes before who does"
+            assert not new or not idle, "trainers that do not work yet are deleted first"
 
     def delete(self, action: DeleteTrainer) -> bool:
         there = self.now.pods.get(action.index)

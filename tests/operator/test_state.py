@@ -255,7 +255,7 @@ def test_a_kubelet_that_refuses_each_pod_meets_a_growing_pause(shared, job):
     job.until(rejected, "four of its pods")
     job.says("Scheduled", "False", "PodsRefused", f"{job.name}-trainer-0: OutOfcpu: Pod was rejected")
     (pod,) = job.all_pods("trainer")
-    assert pod["status"]["phase"] == "Failed", "it stays, with its reason, until the next one is due"
+    assert pod["status"]["phase"] == "Failed", "it is kept, with its reason, until the next one is due"
     assert len(made) <= 5
 
 

@@ -59,7 +59,7 @@ def test_one_sync_is_for_all_adds_during_a_rest():
         assert queue.idle
         queue.add("a")
         await asyncio.sleep(0)
-        assert times(queue)[-1] == pytest.approx(3.0, abs=0.01), "an idle key begins with no rest"
+        assert times(queue)[-1] == pytest.approx(3.0, abs=0.01), "an idle key starts without an interval"
         await queue.close()
 
     virtual_time.run(work())

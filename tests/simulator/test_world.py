@@ -261,7 +261,7 @@ def test_waits_without_an_end_are_in_no_mean():
     text = text.replace("cpu: 2}, speed", "cpu: 4}, speed")
     report = simulate(loads(text), POLICIES["fixed"]()).report
     assert report.never_started == ("a",)
-    assert report.requested["cpu"] == pytest.approx(0.75), "from 7 s on, as long as one pod's end was to come"
+    assert report.requested["cpu"] == pytest.approx(0.75), "from 7 s on, while one pod has not ended"
 
 
 def test_lone_pods_end_after_their_lifetime_and_deployments_scale_down_by_the_newest():
