@@ -37,7 +37,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
 )
 
 
-def said(text: str) -> list[str]:
+def problems_of(text: str) -> list[str]:
     with pytest.raises(ConfigError) as error:
         load(text)
     assert str(error.value).splitlines() == [str(each) for each in error.value.problems]
@@ -272,13 +272,13 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "words"), BAD, ids=[words[:60] for _, words in BAD])
 def test_each_problem_has_its_path_and_the_fix(text, words):
-    assert said(text) == [words]
+    assert problems_of(text) == [words]
 
 
 def test_all_problems_are_reported_at_once_in_the_order_of_the_text():
     text = f"cycle: 0s\nfoo: 1\ncycle: 5s\npriorities:\n- {{name: a, {CLASSES}}}\n- {{name: a, {CLASSES}}}\n"
     text += "weights: [{label: a, weight: 0}]\nheadRoom: -1\n"
-    assert [line.split(": ")[:2] for line in said(text)] == [
+    assert [line.split(": ")[:2] for line in problems_of(text)] == [
         ["line 1", "cycle"],
         ["line 2", "foo"],
         ["line 3", "cycle"],
@@ -435,7 +435,7 @@ def test_long_numbers_end():
         "0x" + "f" * 200_000,
         "1" * 200_000 + ".5",
     ):
-        said(f"movesPerCycle: {digits}")
+        problems_of(f"movesPerCycle: {digits}")
 
 
 # Priorities and weights

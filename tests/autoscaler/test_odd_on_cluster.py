@@ -27,12 +27,12 @@ PRIORITIES = "priorities: [{name: odd, servers: odd-servers, minimum: odd-minimu
 def tells(world, **wanted):
     """Wait until the autoscaler's metrics have these values."""
 
-    def told():
+    def matches():
         found = metrics(world)
         return all(found.get(f"shoal_autoscaler_{name}") == value for name, value in wanted.items())
 
     try:
-        world.until(told, f"metrics {wanted}")
+        world.until(matches, f"metrics {wanted}")
     except BaseException:
         print(metrics(world))
         raise
@@ -59,13 +59,13 @@ def test_a_refused_configuration_is_in_log_metric_and_condition_and_the_former_o
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     world.j.state("Running")
-    world.j.says("Autoscaled", "True", "Following")
+    world.j.has_condition("Autoscaled", "True", "Following")
     tells(world, config_valid=1, acts=1, jobs=1, jobs_queued=0, trainers=TWO_NODES, trainers_given=TWO_NODES, nodes=2,
           nodes_usable=2, claims=0, victims=0, plans_failed_total=0, unread=0)  # fmt: skip
     assert metrics(world)["shoal_autoscaler_plan_seconds_count"] > 0
     world.config.write_text("coolDown: -5s\n")
     words = "line 1: coolDown: '-5s' is not a duration"
-    world.j.says("Autoscaled", "False", "ConfigRefused", words)
+    world.j.has_condition("Autoscaled", "False", "ConfigRefused", words)
     since = world.j.condition("Autoscaled")["lastTransitionTime"]
     assert world.j.condition("Autoscaled")["message"].endswith("; the previous configuration stays in force")
     assert world.j.status()["state"] == "Running"
@@ -76,7 +76,7 @@ def test_a_refused_configuration_is_in_log_metric_and_condition_and_the_former_o
     assert world.j.condition("Autoscaled")["lastTransitionTime"] == since
     assert world.log().count(words) == 1
     configure(world, "coolDown: 0s\n")
-    world.j.says("Autoscaled", "True", "Following")
+    world.j.has_condition("Autoscaled", "True", "Following")
     tells(world, config_valid=1)
 
 
@@ -92,16 +92,16 @@ def test_an_operator_that_begins_with_a_configuration_that_it_cannot_take_change
     world.end(signal.SIGKILL)
     world.config.write_text("coolDowns: 0s\n")
     world.start()
-    world.j.says("Autoscaled", "False", "ConfigRefused", "unknown field; did you mean coolDown?")
+    world.j.has_condition("Autoscaled", "False", "ConfigRefused", "unknown field; did you mean coolDown?")
     assert world.j.condition("Autoscaled")["message"].endswith("; nothing is changed until it is corrected")
     apply(other, 1, 20)
-    other.says("Autoscaled", "False", "ConfigRefused")
+    other.has_condition("Autoscaled", "False", "ConfigRefused")
     tells(world, config_valid=0, acts=0)
     assert (world.j.pod_uids(), other.all_pods()) == (before, [])
     assert (allocation(world.j)["wanted"], world.j.status()["state"]) == (TWO_NODES, "Running")
     other.delete()
     world.config.write_text("coolDown: 0s\nnodeSelector: {kubernetes.io/os: linux}\n")
-    world.j.says("Autoscaled", "True", "Following")
+    world.j.has_condition("Autoscaled", "True", "Following")
     tells(world, config_valid=1, acts=1, trainers_given=TWO_NODES)
     assert world.j.pod_uids() == before, "no pod was recreated"
     apply(other, 1, 20)
@@ -110,14 +110,14 @@ def test_an_operator_that_begins_with_a_configuration_that_it_cannot_take_change
 
 def test_the_condition_has_the_reason_for_not_following(world):
     apply(world.j, 1, 4, trainer={"replicas": 2})
-    world.j.says("Autoscaled", "False", "Pinned")
+    world.j.has_condition("Autoscaled", "False", "Pinned")
     world.j.patch({"trainer": {"replicas": None}})
-    world.j.says("Autoscaled", "True", "Following")
+    world.j.has_condition("Autoscaled", "True", "Following")
     configure(world, "dryRun: true\n")
-    world.j.says("Autoscaled", "False", "DryRun")
+    world.j.has_condition("Autoscaled", "False", "DryRun")
     tells(world, config_valid=1, acts=0)
     configure(world, "enabled: false\n")
-    world.j.says("Autoscaled", "False", "Disabled")
+    world.j.has_condition("Autoscaled", "False", "Disabled")
     world.j.patch({"suspend": True})
     world.j.state("Suspended")
     assert world.j.condition("Autoscaled") == {}
@@ -136,12 +136,12 @@ def test_a_deleted_class_stops_no_trainer_and_the_refusal_of_new_pods_is_reporte
     world.kubectl("delete", "priorityclass", *classes)
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
     words = "no PriorityClass with name odd-surplus was found"
-    world.j.says("Scheduled", "True", "PodsPlaced", words)
+    world.j.has_condition("Scheduled", "True", "PodsPlaced", words)
     assert allocation(world.j)["wanted"] == TWO_NODES + 4
     world.end(signal.SIGKILL)
     world.start()
     world.until(lambda: metrics(world).get("shoal_autoscaler_trainers_given") == TWO_NODES + 4, "a plan")
-    world.j.says("Scheduled", "True", "PodsPlaced", words)
+    world.j.has_condition("Scheduled", "True", "PodsPlaced", words)
     assert {pod["metadata"]["uid"]: pod["spec"]["priority"] for pod in world.j.all_pods()} == before
     assert world.j.status()["state"] == "Running"
     for name, value in zip(classes, (-2, -4, -7), strict=True):
@@ -156,7 +156,7 @@ def test_a_job_without_its_class_reports_that_and_starts_when_it_exists(world, c
     world.kubectl("delete", "priorityclass", "odd-minimum")
     configure(world, PRIORITIES)
     apply(world.j, 2, 4)
-    world.j.says("Scheduled", "False", "PodsRefused", "no PriorityClass with name odd-minimum was found")
+    world.j.has_condition("Scheduled", "False", "PodsRefused", "no PriorityClass with name odd-minimum was found")
     make_class(world, "odd-minimum", -4)
     trainers(world.j, 4)
 

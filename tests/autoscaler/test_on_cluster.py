@@ -34,7 +34,7 @@ def test_a_job_grows_into_the_free_room_and_reports_why_no_further(world):
     assert allocation(world.j)["wanted"] == TWO_NODES
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
     trainers(world.j, TWO_NODES + 4)
-    world.j.tells("Scaled", f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
+    world.j.has_event("Scaled", f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
 
 
 def shoal_plan(world, namespace, *options):
@@ -161,7 +161,7 @@ def test_head_room_is_kept_for_the_recent_arrivals(world):
 
 def test_an_unknown_priority_is_refused_with_the_known_ones(world):
     apply(world.j, 1, 2, priority="urgent")
-    world.j.says("Accepted", "False", "UnknownPriority", "known: default")
+    world.j.has_condition("Accepted", "False", "UnknownPriority", "known: default")
     assert world.j.made() == []
 
 

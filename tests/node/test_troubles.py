@@ -30,7 +30,7 @@ def test_deleted_while_it_runs_nothing_is_left_but_the_users_claim(world):
     spec = world.counting(epochs=30, output=output, parameterServer={"volumeClaimSpec": CLAIM})
     spec["trainer"] |= {"minReplicas": 1}
     world.apply("gone", **spec)
-    world.goes_on("gone", trainers=[0])
+    world.progresses("gone", trainers=[0])
     assert len(world.get("pvc")["items"]) == 2
     kinds = "pods,services,endpointslices,statefulsets,deployments,replicasets,secrets,configmaps,serviceaccounts,pdb"
 
@@ -48,7 +48,7 @@ def test_an_unwritable_output_is_reported_before_anything_is_trained(world):
     world.apply("unwritable", **world.counting(epochs=30, output={"path": "/etc/models/m.safetensors"}))
     words = "spec.output.path /etc/models/m.safetensors: the model cannot be written there: user 65532 may not write"
 
-    def said():
+    def message():
         if any(words in each["message"] for each in world.status("unwritable").get("conditions", [])):
             return True
         return "unwritable-trainer-0" in world.pods("unwritable") and words in logs()
@@ -58,6 +58,6 @@ def test_an_unwritable_output_is_reported_before_anything_is_trained(world):
             return world.kubectl("logs", "unwritable-trainer-0")
         return ""
 
-    world.until(said, "the trainer's words")
-    told = world.told("unwritable")
+    world.until(message, "the trainer's words")
+    told = world.reported_state("unwritable")
     assert told is None or not told.samples

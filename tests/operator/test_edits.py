@@ -56,10 +56,10 @@ def test_an_impossible_change_of_the_servers_is_refused_and_the_job_continues(sh
     job.at_work([0, 1])
     before = job.pod_uids()
     job.patch({"parameterServer": {"volumeClaimSpec": {"resources": {"requests": {"storage": "2Mi"}}}}})
-    job.says("Accepted", "False", "CannotChange", "spec.parameterServer: StatefulSet")
+    job.has_condition("Accepted", "False", "CannotChange", "spec.parameterServer: StatefulSet")
     assert before == job.pod_uids()
     job.patch({"parameterServer": {"volumeClaimSpec": {"resources": {"requests": {"storage": "1Mi"}}}}})
-    job.says("Accepted", "True", "Valid")
+    job.has_condition("Accepted", "True", "Valid")
     assert before == job.pod_uids()
 
 
@@ -68,7 +68,7 @@ def test_a_bad_edit_leaves_everybody_at_work_until_it_is_mended(shared, job):
     job.at_work([0, 1])
     before = job.pod_uids()
     job.apply(trainer={"minReplicas": 2, "maxReplicas": 4, "template": {"spec": {"dnsPolicy": "Sometimes"}}})
-    job.says("Accepted", "False", "InvalidTemplate", "a pod made from spec.trainer is refused: spec.dnsPolicy")
+    job.has_condition("Accepted", "False", "InvalidTemplate", "a pod made from spec.trainer is refused: spec.dnsPolicy")
     assert before == job.pod_uids()
     job.apply(image="example.org/train:2")
     job.until(

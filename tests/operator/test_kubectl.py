@@ -123,8 +123,8 @@ def test_scale_pins_and_the_pin_can_be_removed(shared, resized):
     job.scale(3)
     job.at_work([0, 1, 2])
     job.until(lambda: job.status()["allocation"].get("why") == "pinned by spec.trainer.replicas", "the reason")
-    said = refusal(lambda: shared.kubectl("scale", "tj/flights", "--replicas=4", "--current-replicas=2"))
-    assert "Expected replicas to be 2, was 3" in said
+    message = refusal(lambda: shared.kubectl("scale", "tj/flights", "--replicas=4", "--current-replicas=2"))
+    assert "Expected replicas to be 2, was 3" in message
     # The path as `kubectl explain` prints it.
     job.patch({"trainer": {"replicas": None}})
     job.at_work([0, 1])
@@ -169,8 +169,8 @@ def test_bounds_hold_at_once(resized):
     ],
 )
 def test_what_cannot_change_is_refused_with_the_fix(job, change, words):
-    said = refusal(lambda: job.patch(change))
-    assert f"{words}: cannot change once the job exists; make a new job" in said
+    message = refusal(lambda: job.patch(change))
+    assert f"{words}: cannot change once the job exists; make a new job" in message
     assert job.short("Accepted") == ("True", "Valid")
 
 
@@ -224,11 +224,13 @@ def test_a_horizontal_pod_autoscaler_names_the_field_that_is_missing_and_moves_a
     job = resized
     shared.kubectl("apply", "-f", "-", input=hpa(4, 4))
 
-    def said():
+    def message():
         told = shared.cluster.get("hpa", "flights", "-n", shared.namespace)["status"].get("conditions", ())
         return [each["message"] for each in told if each["type"] == "AbleToScale"]
 
-    job.until(lambda: 'the spec replicas field ".spec.trainer.replicas" does not exist' in "".join(said()), "the field")
+    job.until(
+        lambda: 'the spec replicas field ".spec.trainer.replicas" does not exist' in "".join(message()), "the field"
+    )
     job.scale(2)
     job.at_work([0, 1, 2, 3])
     shared.kubectl("apply", "-f", "-", input=hpa(2, 3))

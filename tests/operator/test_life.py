@@ -142,5 +142,5 @@ def test_a_broken_job_delays_no_other(world):
     world.apply(manifest("j", trainer=broken), manifest("good"))
     good.at_work([0, 1])
     words = "a pod made from spec.trainer is refused: spec.containers[1].image: Required value"
-    world.j.says("Accepted", "False", "InvalidTemplate", words)
+    world.j.has_condition("Accepted", "False", "InvalidTemplate", words)
     assert world.j.made() == []

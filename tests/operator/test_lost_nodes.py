@@ -46,9 +46,9 @@ def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
     job.until(lambda: not before.keys() & where(job).keys(), "ghosts to go")
     job.at_work([0, 1])
     assert doomed not in where(job).values()
-    job.says("Running", "True", "TrainersReady")
+    job.has_condition("Running", "True", "TrainersReady")
     ghosts = [f"{job.name}-trainer-0", f"{job.name}-trainer-1", f"{job.name}-pserver-0", f"{job.name}-pserver-1"]
-    job.tells(
+    job.has_event(
         "Lost",
         f"{job.name}-master-",
         *(f"{name} lost: its node is deleted or unreachable; it is replaced" for name in ghosts),

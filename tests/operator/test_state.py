@@ -25,7 +25,7 @@ def test_servers_have_claims_by_default(shared, job):
     assert claim["spec"]["resources"]["requests"]["storage"] == "10Gi"
     assert claim["metadata"]["ownerReferences"][0]["uid"] == job.uid
     fix = "the cluster has no default StorageClass; name one in spec.parameterServer.volumeClaimSpec.storageClassName"
-    job.says("Scheduled", "False", "Unschedulable", fix)
+    job.has_condition("Scheduled", "False", "Unschedulable", fix)
     assert "emptyDir" in job.condition("Scheduled")["message"]
 
 
@@ -41,7 +41,7 @@ def test_claims_go_with_the_job_alone(shared, job):
     job.patch({"suspend": True})
     job.nobody()
     job.state("Suspended")
-    job.tells("Suspended", "the snapshots are written and all pods are deleted")
+    job.has_event("Suspended", "the snapshots are written and all pods are deleted")
     assert claims(job) == before
     job.delete()
     job.nothing()
@@ -57,8 +57,8 @@ def test_servers_that_store_the_model_are_kept_while_the_job_is_suspended(shared
     job.state("Suspended")
     assert "it is lost with a pod or its node" in job.condition("Accepted")["message"]
     kept = "kept, as the model is stored in the servers' pods (spec.parameterServer.emptyDir): 2 parameter servers, 1 master"
-    job.says("Suspended", "True", "SuspendRequested", kept)
-    job.tells("Suspended", "all trainers have left", "the model is stored in the servers' pods")
+    job.has_condition("Suspended", "True", "SuspendRequested", kept)
+    job.has_event("Suspended", "all trainers have left", "the model is stored in the servers' pods")
     assert job.pods("trainer", ready=False) == []
     job.patch({"suspend": False})
     job.at_work([0, 1])
@@ -73,7 +73,7 @@ def test_a_job_whose_model_was_lost_with_its_servers_restarts_with_an_event(shar
     before = job.pod_uids()
     shared.masters.lost.add(job.uid)
     job.until(lambda: not before & job.pod_uids(), "other pods, all of them")
-    job.tells("BegunAgain", "no server has a good snapshot left", "the job begins again (1 of 1 times")
+    job.has_event("BegunAgain", "no server has a good snapshot left", "the job begins again (1 of 1 times")
     job.at_work([0, 1])
     job.state("Running")
     assert job.status()["restarts"] == 1
@@ -85,7 +85,7 @@ def test_a_job_whose_model_was_lost_with_its_servers_restarts_with_an_event(shar
 def test_a_job_that_is_created_suspended_has_written_no_snapshot(shared, job):
     job.apply(suspend=True)
     job.state("Suspended")
-    job.tells("Suspended", "the job has not started; it has no pods")
+    job.has_event("Suspended", "the job has not started; it has no pods")
     assert job.made() == []
 
 
@@ -191,15 +191,15 @@ def test_an_unreachable_webhook_is_reported_within_seconds(shared, job):
                            "metadata": {"name": name}, "webhooks": [hook]})  # fmt: skip
     try:
         job.apply()
-        job.says("Accepted", "Unknown", "NotChecked", "failed calling webhook")
-        job.tells("NotChecked", "failed calling webhook")
+        job.has_condition("Accepted", "Unknown", "NotChecked", "failed calling webhook")
+        job.has_event("NotChecked", "failed calling webhook")
         old.scale(3)
-        old.says("Scheduled", "True", "PodsPlaced", "failed calling webhook")
+        old.has_condition("Scheduled", "True", "PodsPlaced", "failed calling webhook")
     finally:
         shared.cluster.kubectl("delete", "validatingwebhookconfiguration", name)
     job.at_work([0, 1])
     old.at_work([0, 1, 2])
-    job.says("Accepted", "True", "Valid")
+    job.has_condition("Accepted", "True", "Valid")
 
 
 def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
@@ -208,7 +208,7 @@ def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
     job.at_work([0, 1])
     job.state("Running")
     job.patch({"trainer": {"template": {"spec": {"dnsPolicy": "Sometimes"}}}})
-    job.says("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
+    job.has_condition("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
     assert job.status()["state"] == "Running"
     (deleted, *_) = job.pod_uids("trainer")
     name = next(pod["metadata"]["name"] for pod in job.all_pods("trainer") if pod["metadata"]["uid"] == deleted)
@@ -221,13 +221,13 @@ def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
     shared.start()
     job.patch({"trainer": {"replicas": 2}})
     job.at_work([0, 1])
-    job.says("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
+    job.has_condition("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
     job.patch({"suspend": True})
     job.state("Suspended")
     job.nobody()
     job.patch({"suspend": False, "trainer": {"template": None}})
     job.at_work([0, 1])
-    job.says("Accepted", "True", "Valid")
+    job.has_condition("Accepted", "True", "Valid")
 
 
 def test_a_kubelet_that_refuses_each_pod_meets_a_growing_pause(shared, job):
@@ -253,7 +253,7 @@ def test_a_kubelet_that_refuses_each_pod_meets_a_growing_pause(shared, job):
         return len(made) >= 4
 
     job.until(rejected, "four of its pods")
-    job.says("Scheduled", "False", "PodsRefused", f"{job.name}-trainer-0: OutOfcpu: Pod was rejected")
+    job.has_condition("Scheduled", "False", "PodsRefused", f"{job.name}-trainer-0: OutOfcpu: Pod was rejected")
     (pod,) = job.all_pods("trainer")
     assert pod["status"]["phase"] == "Failed", "it is kept, with its reason, until the next one is due"
     assert len(made) <= 5
@@ -280,7 +280,7 @@ def test_a_sidecar_decides_nothing(shared, job):
     now = {"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
     for name in names:
         said(name, now, ready=True)
-    job.says("Running", "True", "TrainersReady", "CrashLoopBackOff")
+    job.has_condition("Running", "True", "TrainersReady", "CrashLoopBackOff")
     assert job.status()["trainers"]["ready"] == 2
     job.end("Complete")
     job.wait("Complete")
@@ -321,7 +321,7 @@ def test_a_failed_job_runs_again_on_request(shared, job, claims):
     shared.kubectl("annotate", "--overwrite", "tj", job.name, "shoal.dev/retry=1")
     assert job.status()["retried"] == "before", "an annotation of a job that runs asks for nothing later"
     del shared.masters.ended[uid]
-    job.tells("Retried", "shoal.dev/retry: 1", "from its last snapshots" if claims else "from the beginning")
+    job.has_event("Retried", "shoal.dev/retry: 1", "from its last snapshots" if claims else "from the beginning")
     job.at_work([0, 1])
     job.until(lambda: not job.pod_uids() & before, "new pods")
     job.state("Running")
