@@ -283,8 +283,8 @@ def test_every_key_that_a_master_writes_is_one_of_shoal_s():
     records.note_member_changed(255)
     records.evaluations[3] = {7: "0.5"}
     records.measured(10**9, 123_456_789, 0.5)
-    records.mark(123, 10**6, done=True)
-    records.touch_all()
+    records.record_task(123, 10**6, done=True)
+    records.note_all_changed()
     keys = {key for key, _ in records._all()} | records._dirty
     assert len(keys) >= 14
     assert {key for key in keys if not JobKeys.knows(key)} == set()
