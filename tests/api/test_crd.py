@@ -65,11 +65,11 @@ def at(schema, path):
 # --- The file ---
 
 
-def test_the_file_is_what_the_types_say():
+def test_the_file_matches_the_types():
     assert FILE.read_text() == render(), "stale; run: python -m shoal.api.crd > crds/trainingjobs.yaml"
 
 
-def test_the_file_says_how_it_is_made():
+def test_the_file_names_its_generator():
     assert render().startswith(HEADER)
     assert yaml.safe_load(render()) == crd()
 
@@ -157,7 +157,7 @@ def test_columns_and_scale_show_fields_that_are_there(version, schema):
     ] == []
 
 
-def test_every_rule_names_the_fix_in_words(schema):
+def test_every_rule_names_the_fix_in_its_message(schema):
     rules = [rule for _, node in nodes(schema) for rule in node.get("x-kubernetes-validations", [])]
     assert len(rules) > 20
     assert all(len(rule["message"].split()) >= 3 for rule in rules)
@@ -219,7 +219,7 @@ def test_a_status_is_written_as_kubernetes_writes_it():
     assert Status().to_mapping() == {"conditions": []}
 
 
-def test_a_status_reads_the_same_and_bears_what_it_does_not_know():
+def test_a_status_reads_the_same_and_accepts_unknown_fields():
     written = STATUS.to_mapping()
     assert Status.from_mapping({**written, "later": {"a": 1}}) == Status.from_mapping(written) == STATUS
     assert Status.from_mapping(None) == Status()

@@ -53,7 +53,7 @@ def test_the_defaults():
         ({"maxReplicas": 3}, 1, 3),
     ],
 )
-def test_how_many_trainers_are_wanted_without_an_autoscaler(trainer, on_a_cluster, on_4_cores):
+def test_the_desired_number_of_trainers_without_an_autoscaler(trainer, on_a_cluster, on_4_cores):
     mapping = yaml.safe_load(MINIMAL)
     mapping["spec"]["trainer"] = trainer
     job = from_mapping(mapping)
@@ -159,7 +159,7 @@ def test_a_wrong_option_is_named_as_it_was_typed(options, named):
     assert len(error.value.problems) == 1
 
 
-def test_options_win_and_everything_else_stays():
+def test_options_override_the_manifest_and_keep_everything_else():
     mapping = yaml.safe_load(MINIMAL)
     mapping["spec"] |= {"trainer": {"maxReplicas": 9, "replicas": 3, "resources": {"requests": {"cpu": "1"}}}}
     changed = with_options(from_mapping(mapping), trainers="2:4", name="other").to_mapping()
@@ -284,7 +284,7 @@ values = st.recursive(
 
 
 @given(manifests(), st.data())
-def test_whatever_stands_in_a_field_it_is_taken_or_refused_by_name(mapping, data):
+def test_any_value_of_a_field_is_accepted_or_refused_by_its_name(mapping, data):
     field = data.draw(st.sampled_from(sorted(Spec.model_fields)))
     alias = Spec.model_fields[field].alias
     mapping["spec"][alias] = data.draw(values)

@@ -14,7 +14,7 @@ def spec(**parts: str) -> str:
     return HEAD + "spec:\n" + "".join(f"  {name}: {value}\n" for name, value in parts.items())
 
 
-def said(text: str) -> list[str]:
+def problems_of(text: str) -> list[str]:
     with pytest.raises(ManifestError) as error:
         loads(text, source="job.yaml")
     lines = str(error.value).splitlines()
@@ -160,24 +160,24 @@ FORMS = [
 
 @pytest.mark.parametrize(("text", "message"), FIELDS, ids=lambda value: value.split(": ", 1)[-1][:60])
 def test_a_wrong_field_is_named_with_the_fix(text, message):
-    assert said(text) == [message]
+    assert problems_of(text) == [message]
 
 
 @pytest.mark.parametrize(("text", "message"), FORMS, ids=range(len(FORMS)))
 def test_what_is_no_manifest_is_refused(text, message):
-    found = said(text)
+    found = problems_of(text)
     assert message is None or found == [message]
 
 
 def test_aliases_that_multiply_are_refused_at_once():
     text = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
     text += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
-    assert said(text) == ["has more than 50000 values"]
+    assert problems_of(text) == ["has more than 50000 values"]
 
 
-def test_everything_wrong_is_told_in_the_manifest_s_order():
+def test_all_problems_are_reported_in_the_manifest_s_order():
     text = spec(command="[python, 1]", trainer="{minReplica: 1}", epochs="x", checkpoint="{keep: 0}")
-    assert [line.split(": ")[1] for line in said(text)] == [
+    assert [line.split(": ")[1] for line in problems_of(text)] == [
         "spec.command[1]",
         "spec.trainer.minReplica",
         "spec.epochs",
@@ -185,9 +185,9 @@ def test_everything_wrong_is_told_in_the_manifest_s_order():
     ]
 
 
-def test_all_that_does_not_hold_between_fields_is_told_at_once():
+def test_all_broken_rules_between_fields_are_reported_at_once():
     template = "{template: {spec: {containers: [{name: trainer, image: b, command: [x]}]}}}"
-    found = said(spec(image="a", trainer=template))
+    found = problems_of(spec(image="a", trainer=template))
     assert [line.split(": ")[1].rpartition(".")[2] for line in found] == ["image", "command"]
 
 

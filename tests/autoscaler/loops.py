@@ -23,7 +23,7 @@ class Loop:
         self.file = folder / "autoscaler.yaml"
         self.file.write_text(text)
         self.clock = Clock()
-        self.told: list[str] = []
+        self.enqueued: list[str] = []
         self.failures = 0
         self.valid = self.acts = None
         self.made = self.again()
@@ -32,7 +32,7 @@ class Loop:
         """Create the autoscaler as a newly started operator does."""
         return Autoscaler(
             ConfigFile(self.file),
-            changed=self.told.extend,
+            changed=self.enqueued.extend,
             planned=self.planned,
             configured=self.configured,
             failed=self.failed,
@@ -94,6 +94,6 @@ def pod(cpu="1"):
     return {"spec": {"containers": [{"name": "trainer", "resources": {"requests": {"cpu": cpu}}}]}}
 
 
-def wish(uid, low, high, **more):
+def demand(uid, low, high, **more):
     made = {"uid": uid, "name": uid, "namespace": "d", "trainer": pod(), "priority": 0, "min": low, "max": high}
     return JobDemand(**made | more)

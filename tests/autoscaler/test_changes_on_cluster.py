@@ -63,19 +63,19 @@ def test_bursts_leave_as_many_as_there_is_room_for(world, patient, preempts):
     trainers(world.j, TWO_NODES)
 
 
-def test_a_pod_that_comes_and_goes_costs_what_it_needs_and_no_more(world, patient):
+def test_a_short_lived_pod_costs_what_it_needs_and_no_more(world, patient):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     for _ in range(3):
         web(world, 1, **patient)
         run(world, 1)
-        assert len(world.j.pods("trainer")) >= TWO_NODES - 2, "one gave way; another may not have come back yet"
+        assert len(world.j.pods("trainer")) >= TWO_NODES - 2, "one was preempted; another may not be recreated yet"
         web(world, 0, **patient)
         run(world, 0)
     trainers(world.j, TWO_NODES)
 
 
-def test_for_a_pod_that_fits_nowhere_nobody_leaves(world):
+def test_for_a_pod_that_fits_nowhere_no_trainer_is_preempted(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     before = world.j.pod_uids("trainer")
@@ -98,7 +98,7 @@ def _unschedulable(world, name):
     return any(each.get("reason") == "Unschedulable" for each in pod["status"].get("conditions", []))
 
 
-def test_a_node_is_drained_and_comes_back(world):
+def test_a_node_is_drained_and_uncordoned(world):
     claims = world.claims(1) | {"resources": SMALL}
     world.j.apply(
         trainer={"minReplicas": 2, "maxReplicas": 20, "resources": ONE_CPU},
@@ -124,7 +124,7 @@ def _has_servers(world, node):
     return any(pod["spec"].get("nodeName") == node for pod in world.j.all_pods("pserver"))
 
 
-def test_a_node_is_deleted_and_another_one_comes(world):
+def test_a_node_is_deleted_and_another_one_is_added(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     deleted, stays = world.nodes
@@ -136,7 +136,7 @@ def test_a_node_is_deleted_and_another_one_comes(world):
     world.j.state("Running")
 
 
-def test_an_operator_that_dies_while_it_makes_room_is_followed_by_one_that_goes_on(world, patient):
+def test_an_operator_killed_while_it_makes_room_is_succeeded_by_one_that_continues(world, patient):
     _begins_to_make_room(world, patient)
     world.end(signal.SIGKILL)
     world.masters.slow.clear()
@@ -144,7 +144,7 @@ def test_an_operator_that_dies_while_it_makes_room_is_followed_by_one_that_goes_
     _has_made_room(world)
 
 
-def test_of_two_operators_the_other_one_goes_on_when_the_leader_dies_as_it_makes_room(world, patient):
+def test_the_standby_continues_when_the_leader_is_killed_while_it_makes_room(world, patient):
     world.until(lambda: "leading as" in world.log(), "the first one to lead")
     world.second.start()
     try:
@@ -167,7 +167,7 @@ def _begins_to_make_room(world, patient):
     world.until(lambda: len(world.masters.members(uid)) == TWO_NODES, "the master to know all")
     world.masters.slow.add(uid)
     web(world, 3, **patient)
-    world.until(lambda: world.masters.told(uid), "somebody to be told")
+    world.until(lambda: world.masters.desired_drain(uid), "somebody to be told")
 
 
 def _has_made_room(world):
@@ -176,7 +176,7 @@ def _has_made_room(world):
     assert [reason for reason, _ in world.j.events() if reason == "TrainerLost"] == []
 
 
-def test_trainers_that_the_scheduler_refuses_for_a_rule_of_its_own_are_not_asked_for_again_and_again(world):
+def test_trainers_refused_by_a_scheduler_rule_are_not_requested_repeatedly(world):
     """The scheduler refuses a second pod on the same node; the planner does not know pod anti-affinity."""
     apart = {
         "podAntiAffinity": {

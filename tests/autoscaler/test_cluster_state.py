@@ -51,7 +51,7 @@ def trainer(index=0, *, job="j", of="u", **rest):
     return pod(f"{job}-trainer-{index}", role="trainer", of=of, **rest)
 
 
-def wish(uid="u", name="j", *, cpu="2", fixed=(), **rest):
+def demand(uid="u", name="j", *, cpu="2", fixed=(), **rest):
     made = {"uid": uid, "name": name, "namespace": "default", "priority": -5, "min": 1, "max": 4}
     return JobDemand(**made | {"trainer": trainer(cpu=cpu, job=name, of=uid), "fixed": fixed} | rest)
 
@@ -75,7 +75,7 @@ def pending_of(view, *jobs):
 
 
 def test_an_empty_cluster():
-    shot = ClusterState().snapshot([wish(fixed=[(pod(), 2, "master")])], now=3.0)
+    shot = ClusterState().snapshot([demand(fixed=[(pod(), 2, "master")])], now=3.0)
     assert (shot.now, shot.nodes.names, shot.nodes.room.shape, shot.nodes.group.shape) == (3.0, (), (0, 3), (0,))
     assert (shot.shapes.request.shape, shot.shapes.fits.shape) == ((2, 3), (2, 0))
     assert (shot.jobs[0].held, shot.jobs[0].fixed, shot.pending) == ({}, ((1, 2),), ())
@@ -108,27 +108,27 @@ def test_quantities_of_every_kind(cpu, room):
 )  # fmt: skip
 def test_what_counts_where(there, room, leaving):
     view = seen(there)
-    asks = wish(cpu="1")
+    asks = demand(cpu="1")
     assert (cpu_of(view, asks), cpu_of(view, asks, what="leaving")) == ({"n": room}, {"n": leaving})
 
 
 def test_a_pod_weighs_once_its_node_is_known_and_no_longer():
     view = seen(pod(at="late"), trainer(at="late"), nodes=[node(ready="False")])
-    assert view.snapshot([wish(cpu="1")], now=0.0).jobs[0].held == {}
+    assert view.snapshot([demand(cpu="1")], now=0.0).jobs[0].held == {}
     view.node_changed(node("late"))
-    assert (cpu_of(view, wish(cpu="1")), view.snapshot([wish(cpu="1")], now=0.0).jobs[0].held) == (
+    assert (cpu_of(view, demand(cpu="1")), view.snapshot([demand(cpu="1")], now=0.0).jobs[0].held) == (
         {"n": 10_000, "late": 9000},
         {1: 1},
     )
     view.node_changed(node("n"), deleted=True)
     assert view.snapshot([], now=0.0).nodes.usable.tolist() == [True]
-    assert (cpu_of(view, wish(cpu="1")), view.snapshot([wish(cpu="1")], now=0.0).jobs[0].held) == (
+    assert (cpu_of(view, demand(cpu="1")), view.snapshot([demand(cpu="1")], now=0.0).jobs[0].held) == (
         {"late": 9000},
         {0: 1},
     )
     view.node_changed(node("late"), deleted=True)
     view.node_changed(node("late", uid="another"))
-    assert cpu_of(view, wish(cpu="1")) == {"late": 9000}
+    assert cpu_of(view, demand(cpu="1")) == {"late": 9000}
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_a_pod_weighs_once_its_node_is_known_and_no_longer():
         (pod("j-pserver-0", role="cook"), True),
     ],
 )  # fmt: skip
-def test_who_is_pending(waiting, pending):
-    assert (pending_of(seen(waiting), wish()) != []) is pending
+def test_the_pending_pods(waiting, pending):
+    assert (pending_of(seen(waiting), demand()) != []) is pending
 
 
-def test_what_is_said_of_a_pending_pod():
+def test_the_fields_of_a_pending_pod():
     view = seen(pod(priority=7, preemptionPolicy="Never", status={"nominatedNodeName": "n"}), pod("w2", cpu="2"))
     first, second = view.snapshot([], now=0.0).pending
     assert (first.uid, first.name, first.priority, first.node, first.preempts) == (
@@ -170,43 +170,43 @@ def test_trainers_that_are_held():
         trainer(4),
         nodes="nm",
     )
-    shot = view.snapshot([wish()], now=0.0)
+    shot = view.snapshot([demand()], now=0.0)
     assert shot.jobs[0].held == {0: 1, 1: 2}
     view.pod_changed(trainer(1, at="m", phase="Failed"), now=0.0)
-    assert view.snapshot([wish()], now=0.0).jobs[0].held == {0: 1, 1: 1}
-    assert shot.jobs[0].held == {0: 1, 1: 2}, "what was handed out stays"
+    assert view.snapshot([demand()], now=0.0).jobs[0].held == {0: 1, 1: 1}
+    assert shot.jobs[0].held == {0: 1, 1: 2}, "a snapshot is immutable"
 
 
 def test_other_pods_of_a_job_that_have_no_node_yet():
     fixed = [(pod(cpu="3"), 3, "pserver"), (pod(cpu="1"), 1, "master")]
     servers = [pod(f"j-pserver-{at}", role="pserver") for at in range(3)]
     view = seen(*servers, pod("j-master-x", role="master", at="n"))
-    assert [count for _, count in view.snapshot([wish(fixed=fixed)], now=0.0).jobs[0].fixed] == [3]
+    assert [count for _, count in view.snapshot([demand(fixed=fixed)], now=0.0).jobs[0].fixed] == [3]
     view.pod_changed(pod("j-pserver-0", role="pserver", at="n"), now=0.0)
     view.pod_changed(pod("j-pserver-1", role="pserver", at="gone"), now=0.0)
     view.pod_changed(pod("j-master-x", role="master", at="n", going=True), now=0.0)
     view.pod_changed(pod("k-pserver-7", role="pserver", at="n"), now=0.0)
-    assert [count for _, count in view.snapshot([wish(fixed=fixed)], now=0.0).jobs[0].fixed] == [2, 1]
+    assert [count for _, count in view.snapshot([demand(fixed=fixed)], now=0.0).jobs[0].fixed] == [2, 1]
 
 
 def test_how_long_the_scheduler_refuses_a_trainer():
     view = ClusterState()
     view.pod_changed(trainer(0), now=1.0)
-    assert view.snapshot([wish()], now=9.0).jobs[0].unschedulable == 0
+    assert view.snapshot([demand()], now=9.0).jobs[0].unschedulable == 0
     view.pod_changed(trainer(0, refused=True), now=10.0)
     view.pod_changed(trainer(1, refused=True), now=12.0)
     view.pod_changed(trainer(0, refused=True), now=14.0)
-    assert view.snapshot([wish()], now=15.0).jobs[0].unschedulable == 5
+    assert view.snapshot([demand()], now=15.0).jobs[0].unschedulable == 5
     view.pod_changed(trainer(0, at="n", refused=True), now=16.0)
-    assert view.snapshot([wish()], now=17.0).jobs[0].unschedulable == 5
+    assert view.snapshot([demand()], now=17.0).jobs[0].unschedulable == 5
     view.pod_changed(trainer(1), now=18.0)
     view.pod_changed(trainer(1, refused=True), now=20.0)
-    assert view.snapshot([wish()], now=21.0).jobs[0].unschedulable == 1
+    assert view.snapshot([demand()], now=21.0).jobs[0].unschedulable == 1
     view.pod_changed(trainer(1), now=22.0, deleted=True)
-    assert view.snapshot([wish()], now=23.0).jobs[0].unschedulable == 0
+    assert view.snapshot([demand()], now=23.0).jobs[0].unschedulable == 0
 
 
-def test_events_that_come_twice_or_late():
+def test_repeated_and_late_events():
     versions = [("n", 3), ("n", 3), ("n", 5), ("", 4)]
     view = seen(*(pod(at=at, revision=each) for at, each in versions), nodes=[node(revision=5)])
     view.node_changed(node(revision=4, cpu="1"))
@@ -235,13 +235,13 @@ def test_what_kubelets_write_all_the_time_is_no_news():
 
 def test_a_pod_that_was_replaced_by_another_of_its_name():
     view = seen(trainer(uid="old", at="n", revision=5), trainer(uid="new", at="n", revision=7))
-    assert view.snapshot([wish()], now=0.0).jobs[0].held == {0: 1}
+    assert view.snapshot([demand()], now=0.0).jobs[0].held == {0: 1}
     view.pod_changed(trainer(uid="old", at="n", revision=6), now=0.0)
     view.pod_changed(trainer(uid="older", at="n", revision=3), now=0.0)
     view.pod_changed(trainer(uid="old", at="n", revision=8), now=0.0, deleted=True)
-    assert view.snapshot([wish()], now=0.0).jobs[0].held == {0: 1}
+    assert view.snapshot([demand()], now=0.0).jobs[0].held == {0: 1}
     view.pod_changed(trainer(uid="new", at="n", revision=9), now=0.0, deleted=True)
-    assert view.snapshot([wish()], now=0.0).jobs[0].held == {}
+    assert view.snapshot([demand()], now=0.0).jobs[0].held == {}
 
 
 def test_a_node_that_was_replaced_by_another_of_its_name():
@@ -250,7 +250,7 @@ def test_a_node_that_was_replaced_by_another_of_its_name():
     assert cpu_of(view) == {"n": 4000}
 
 
-def test_what_a_listing_lacks_is_gone():
+def test_objects_missing_in_a_listing_are_removed():
     view = seen(pod(at="n", revision=3), pod("w2", at="n", revision=9), nodes=[node(revision=3), node("m", revision=9)])
     view.forget_missing("Pod", [], revision=5)
     view.forget_missing("Node", [], revision=5)
@@ -262,7 +262,7 @@ def test_what_a_listing_lacks_is_gone():
     assert cpu_of(view) == {"n": 10_000}
 
 
-def test_room_of_resources_that_come_later():
+def test_room_of_resources_that_are_added_later():
     view = seen(pod(at="n", cpu={"gpu": "1"}), pod("w2", cpu={"disk": "3"}))
     view.node_changed(node("m", cpu={"gpu": "4", "pods": "9"}))
     shot = view.snapshot([], now=0.0)
@@ -271,7 +271,7 @@ def test_room_of_resources_that_come_later():
     assert shot.shapes.request.tolist() == [[0, 0, 1, 0, 3]]
 
 
-def test_what_stood_among_other_resources_is_counted_anew_when_a_node_has_it():
+def test_a_resource_is_counted_again_when_a_node_offers_it():
     view = seen(*(pod(f"w{at}", at="n", cpu={f"r{at:03}": "1"}) for at in range(100)), pod("x", cpu={"r099": "2"}))
     assert len(view.snapshot([], now=0.0).resources) < 80
     view.node_changed(node("n", cpu={"r099": "4"}))
@@ -280,12 +280,12 @@ def test_what_stood_among_other_resources_is_counted_anew_when_a_node_has_it():
     assert (shot.nodes.room[0, [column, 2]].tolist(), shot.shapes.request[0, column]) == ([3, -100], 2)
 
 
-def test_what_cannot_be_read_is_told():
+def test_unreadable_values_are_reported():
     view = seen(pod(at="n", cpu="much"), nodes=[node(cpu="x")])
-    view.snapshot([wish(cpu="-1")], now=0.0)
+    view.snapshot([demand(cpu="-1")], now=0.0)
     assert set(view.problems) == {"Node n", "Pod default/web", "TrainingJob default/j"}
     assert "much" in view.problems["Pod default/web"][0]
-    view.snapshot([wish(uid="next", cpu="y")], now=0.0)
+    view.snapshot([demand(uid="next", cpu="y")], now=0.0)
     assert "'y'" in view.problems["TrainingJob default/j"][0]
     view.node_changed(node())
     view.pod_changed(pod(at="n"), now=0.0)
@@ -305,12 +305,12 @@ def test_shapes_that_are_equal_are_one_and_unused_ones_go():
     assert [each.shape for each in view.snapshot([], now=0.0).pending] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     for at in range(6):
         view.pod_changed(pod(f"w{at}"), now=0.0, deleted=True)
-    shot = view.snapshot([wish()], now=0.0, spare=[(pod(cpu="4"), 3)])
+    shot = view.snapshot([demand()], now=0.0, spare=[(pod(cpu="4"), 3)])
     assert [each.shape for each in shot.pending] == [3, 3, 4, 4]
     assert (shot.jobs[0].shape, shot.spare) == (1, ((3, 3),)), "two CPUs are still known"
     for at in range(6, 10):
         view.pod_changed(pod(f"w{at}"), now=0.0, deleted=True)
-    assert view.snapshot([wish()], now=0.0).shapes.request.tolist() == [[2000, 0, 1]]
+    assert view.snapshot([demand()], now=0.0).shapes.request.tolist() == [[2000, 0, 1]]
 
 
 class Model:
@@ -362,23 +362,23 @@ class Model:
         self.pods.pop(uid, None)
         self.since.pop(uid, None)
 
-    def job_of(self, each, wishes):
+    def job_of(self, each, demands):
         """Return the uid of the demand that a pod belongs to, and the role of the pod."""
         labels = each["metadata"].get("labels") or {"shoal.dev/uid": "", "shoal.dev/role": ""}
         uid, role = labels["shoal.dev/uid"], labels["shoal.dev/role"]
-        if uid not in wishes:
+        if uid not in demands:
             return None, ""
         owned = each["metadata"]["ownerReferences"][0]["uid"] == uid
-        named = each["metadata"]["name"].startswith(f"{wishes[uid].name}-{role}-")
+        named = each["metadata"]["name"].startswith(f"{demands[uid].name}-{role}-")
         return (uid, role) if (owned if role == "trainer" else named) else (None, "")
 
-    def answer(self, wishes, now):
-        wishes = {each.uid: each for each in wishes}
+    def answer(self, demands, now):
+        demands = {each.uid: each for each in demands}
         room = {name: Counter(allocatable_of(each)) for name, each in self.nodes.items()}
         leaving = {name: Counter() for name in self.nodes}
-        held, firm, bound, pending, refused = Counter(), Counter(), Counter(), {}, dict.fromkeys(wishes, 0.0)
+        held, firm, bound, pending, refused = Counter(), Counter(), Counter(), {}, dict.fromkeys(demands, 0.0)
         for uid, each in self.pods.items():
-            of, role = self.job_of(each, wishes)
+            of, role = self.job_of(each, demands)
             at, going = each["spec"]["nodeName"], "deletionTimestamp" in each["metadata"]
             if each["status"]["phase"] in {"Succeeded", "Failed"} or (at and at not in self.nodes):
                 continue
@@ -386,11 +386,11 @@ class Model:
                 leaving[at].update(request_of(each))
             elif at and role == "trainer":
                 held[of, at] += 1
-                lowest = wishes[of].priority if wishes[of].surplus is None else wishes[of].surplus
+                lowest = demands[of].priority if demands[of].surplus is None else demands[of].surplus
                 firm[of, at] += each["spec"]["priority"] > lowest
                 # The planner counts a running trainer with the request of a trainer created now.
                 room[at].subtract(request_of(each))
-                room[at].update(request_of(wishes[of].trainer))
+                room[at].update(request_of(demands[of].trainer))
             elif at:
                 room[at].subtract(request_of(each))
                 bound[of, role] += 1
@@ -402,7 +402,7 @@ class Model:
             unread = set()
             allocatable_of(each, unread=unread)
             for resource in unread:
-                there = [(request_of(wishes[of].trainer), count) for (of, at), count in held.items() if at == name]
+                there = [(request_of(demands[of].trainer), count) for (of, at), count in held.items() if at == name]
                 room[name][resource] = sum(asked.get(resource, 0) * count for asked, count in there)
         return {
             "room": {name: plain(each) for name, each in room.items()},
@@ -412,7 +412,7 @@ class Model:
             "jobs": {
                 uid: (self.meaning(each.trainer), {at: (count, firm[of, at]) for (of, at), count in held.items() if of == uid}, refused[uid],
                       [(self.meaning(made), count - bound[uid, role]) for made, count, role in each.fixed if count > bound[uid, role]])
-                for uid, each in wishes.items()
+                for uid, each in demands.items()
             },
         }  # fmt: skip
 
@@ -477,14 +477,14 @@ events = st.one_of(
     st.tuples(st.just("jobs"), st.sampled_from(["", "u", "v", "uv"])),
 )  # fmt: skip
 WISHES = {
-    "u": wish(
+    "u": demand(
         "u",
         "j",
         priority=5,
         surplus=0,
         fixed=((pod(cpu="2"), 2, "pserver"), (pod(cpu="1", nodeSelector={"zone": "a"}), 1, "master")),
     ),
-    "v": wish("v", "k", cpu={"gpu": "1"}),
+    "v": demand("v", "k", cpu={"gpu": "1"}),
 }
 
 
@@ -492,30 +492,30 @@ class Both:
     """Apply each event both to the cluster state and to the model."""
 
     def __init__(self):
-        self.view, self.model, self.told, self.wishes = ClusterState(), Model(), [], "uv"
+        self.view, self.model, self.events, self.demands = ClusterState(), Model(), [], "uv"
 
     def step(self, now, kind, *what):
         if kind == "jobs":
-            self.wishes = what[0]
+            self.demands = what[0]
         elif kind == "node":
-            self.tell("node", node(**what[0], revision=now), now=now, deleted=what[1])
+            self.event("node", node(**what[0], revision=now), now=now, deleted=what[1])
         elif kind == "pod":
             made = dict(what[0])
             (name, rest), life = made.pop("who"), made.pop("life")
-            self.tell("pod", pod(name, uid=f"{name}/{life}", revision=now, **rest, **made), now=now, deleted=what[1])
-        elif kind == "again" and what[0] < len(self.told):
-            self.tell(*self.told[what[0]][:2], now=now, deleted=self.told[what[0]][2])
+            self.event("pod", pod(name, uid=f"{name}/{life}", revision=now, **rest, **made), now=now, deleted=what[1])
+        elif kind == "again" and what[0] < len(self.events):
+            self.event(*self.events[what[0]][:2], now=now, deleted=self.events[what[0]][2])
         elif kind == "listing":
             self.relist(*what)
 
-    def tell(self, kind, made, *, now, deleted):
-        self.told.append((kind, made, deleted))
+    def event(self, kind, made, *, now, deleted):
+        self.events.append((kind, made, deleted))
         rest = {"now": float(now)} if kind == "pod" else {}
-        wishes = [WISHES[each] for each in self.wishes]
-        before = self.model.answer(wishes, float(now))
+        demands = [WISHES[each] for each in self.demands]
+        before = self.model.answer(demands, float(now))
         news = getattr(self.view, f"{kind}_changed")(made, deleted=deleted, **rest)
         getattr(self.model, kind)(made, deleted=deleted, **rest)
-        assert news or self.model.answer(wishes, float(now)) == before, "a plan would be another one"
+        assert news or self.model.answer(demands, float(now)) == before, "a plan would be another one"
 
     def relist(self, kind, lost):
         there = self.model.pods if kind == "Pod" else self.model.nodes
@@ -526,13 +526,13 @@ class Both:
 
 @examples(150)
 @given(st.lists(events, max_size=25))
-def test_the_view_is_what_all_manifests_together_say(events):
+def test_the_state_equals_that_of_all_manifests(events):
     both, before = Both(), None
     for now, event in enumerate(events, 1):
         both.step(now, *event)
-        wishes = [WISHES[each] for each in both.wishes]
-        shot = both.view.snapshot(wishes, now=float(now))
-        assert read(shot) == both.model.answer(wishes, float(now))
+        demands = [WISHES[each] for each in both.demands]
+        shot = both.view.snapshot(demands, now=float(now))
+        assert read(shot) == both.model.answer(demands, float(now))
         if before is not None:
             assert read(before[0]) == before[1], "nothing changes in what was handed out"
         before = shot, read(shot)

@@ -37,7 +37,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
 )
 
 
-def said(text: str) -> list[str]:
+def problems_of(text: str) -> list[str]:
     with pytest.raises(ConfigError) as error:
         load(text)
     assert str(error.value).splitlines() == [str(each) for each in error.value.problems]
@@ -117,7 +117,7 @@ def test_a_configuration_never_changes():
         load("").dry_run = True
 
 
-def test_what_looks_like_a_number_is_text_where_text_is_wanted():
+def test_a_number_is_text_where_text_is_expected():
     text = (
         f"priorities: [{{name: 1e5, {CLASSES}}}, {{name: 09, {CLASSES}}}]\nnodeSelector: {{rev: 7e10, day: 2020-01-01}}"
     )
@@ -272,13 +272,13 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "words"), BAD, ids=[words[:60] for _, words in BAD])
 def test_each_problem_has_its_path_and_the_fix(text, words):
-    assert said(text) == [words]
+    assert problems_of(text) == [words]
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_the_text():
+def test_all_problems_are_reported_at_once_in_the_order_of_the_text():
     text = f"cycle: 0s\nfoo: 1\ncycle: 5s\npriorities:\n- {{name: a, {CLASSES}}}\n- {{name: a, {CLASSES}}}\n"
     text += "weights: [{label: a, weight: 0}]\nheadRoom: -1\n"
-    assert [line.split(": ")[:2] for line in said(text)] == [
+    assert [line.split(": ")[:2] for line in problems_of(text)] == [
         ["line 1", "cycle"],
         ["line 2", "foo"],
         ["line 3", "cycle"],
@@ -289,7 +289,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_text():
     ]
 
 
-def test_the_error_says_where_the_text_is_from():
+def test_the_error_names_the_source_of_the_text():
     error = ConfigError(load_problems("foo: 1\nbar: 2"), source="/etc/shoal.yaml")
     assert all(line.startswith("/etc/shoal.yaml: line ") for line in str(error).splitlines())
 
@@ -435,7 +435,7 @@ def test_long_numbers_end():
         "0x" + "f" * 200_000,
         "1" * 200_000 + ".5",
     ):
-        said(f"movesPerCycle: {digits}")
+        problems_of(f"movesPerCycle: {digits}")
 
 
 # Priorities and weights
@@ -519,7 +519,7 @@ def test_the_same_attributes_are_the_same_file(tmp_path, reads):
     assert len(reads) == 2
 
 
-def test_the_first_reading_is_told_even_where_it_sets_nothing(tmp_path):
+def test_the_first_read_is_reported_even_without_settings(tmp_path):
     path = tmp_path / "autoscaler.yaml"
     path.write_text("{}")
     file = ConfigFile(path)
@@ -527,7 +527,7 @@ def test_the_first_reading_is_told_even_where_it_sets_nothing(tmp_path):
     assert file.poll() is None
 
 
-def test_another_text_that_says_the_same_is_no_change(tmp_path):
+def test_another_text_of_the_same_configuration_is_no_change(tmp_path):
     path = tmp_path / "autoscaler.yaml"
     write(path, "cycle: 60s")
     file = ConfigFile(path)
@@ -536,7 +536,7 @@ def test_another_text_that_says_the_same_is_no_change(tmp_path):
     assert file.poll() is None
 
 
-def test_what_is_bad_is_told_once_and_changes_nothing(tmp_path, reads):
+def test_a_bad_configuration_is_reported_once_and_changes_nothing(tmp_path, reads):
     path = tmp_path / "autoscaler.yaml"
     write(path, "cycle: 7s")
     file = ConfigFile(path)
@@ -607,7 +607,7 @@ def test_a_mounted_configmap_is_followed_through_its_links(tmp_path, reads):
     assert len(reads) == 4
 
 
-def test_a_file_that_vanishes_for_a_moment_is_not_missed(tmp_path, reads):
+def test_a_file_that_is_absent_for_one_poll_is_not_reported(tmp_path, reads):
     path, away = tmp_path / "autoscaler.yaml", tmp_path / "away"
     path.write_text("dryRun: true")
     file = ConfigFile(path)
@@ -620,7 +620,7 @@ def test_a_file_that_vanishes_for_a_moment_is_not_missed(tmp_path, reads):
     assert len(reads) == 1
 
 
-def test_a_file_that_stays_away_is_told_once_and_its_return_too(tmp_path):
+def test_a_missing_file_is_reported_once_and_its_return_too(tmp_path):
     path, away = tmp_path / "autoscaler.yaml", tmp_path / "away"
     path.write_text("dryRun: true")
     file = ConfigFile(path)
@@ -634,7 +634,7 @@ def test_a_file_that_stays_away_is_told_once_and_its_return_too(tmp_path):
     assert file.problem == ""
 
 
-def test_an_emptied_file_is_refused_late_and_what_was_in_force_stays(tmp_path):
+def test_an_emptied_file_is_refused_late_and_the_former_one_stays_in_force(tmp_path):
     path = tmp_path / "autoscaler.yaml"
     path.write_text("dryRun: true")
     file = ConfigFile(path)
@@ -655,7 +655,7 @@ def test_an_emptied_file_is_refused_late_and_what_was_in_force_stays(tmp_path):
     assert ConfigFile(path).poll() == empty
 
 
-def test_a_file_that_is_not_there_at_the_start_is_told_at_once(tmp_path):
+def test_a_file_missing_at_the_start_is_reported_at_once(tmp_path):
     path = tmp_path / "autoscaler.yaml"
     file = ConfigFile(path)
     assert file.poll().problem == f"{path}: there is no such file"
@@ -664,7 +664,7 @@ def test_a_file_that_is_not_there_at_the_start_is_told_at_once(tmp_path):
     assert file.poll() == Change(config=AutoscalerConfig())
 
 
-def test_what_is_no_file_or_cannot_be_read_keeps_nobody_waiting(tmp_path, monkeypatch):
+def test_an_unreadable_path_blocks_nothing(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         assert ConfigFile(path).poll().problem.startswith(f"{path}: is not a file; name the file itself")

@@ -123,7 +123,7 @@ def test_a_label_that_is_no_number_is_neither_more_nor_less(number):
         assert not may(pod(terms=[{"matchExpressions": [asks(operator, "5")]}]), node(labels={"a": number}))
 
 
-def test_terms_are_alternatives_and_what_stands_in_one_must_all_hold():
+def test_terms_are_alternatives_and_all_requirements_of_one_must_hold():
     one, two = {"matchExpressions": [asks("In", "1"), asks("Exists", key="b")]}, {"matchExpressions": [asks("In", "2")]}
     assert may(pod(terms=[one, two]), node(labels={"a": "2"}))
     assert not may(pod(terms=[one, two]), node(labels={"a": "1"}))
@@ -235,7 +235,7 @@ steps = st.one_of(
 
 @examples(100)
 @given(st.lists(steps, max_size=12))
-def test_groups_say_of_all_at_once_what_is_true_of_each(steps):
+def test_groups_agree_with_the_evaluation_of_each_node(steps):
     groups, nodes, shapes, serial = Groups(), [], [], 0
     for step, *rest in steps:
         if step == "shapes":
@@ -260,7 +260,7 @@ def test_groups_say_of_all_at_once_what_is_true_of_each(steps):
         assert sorted(set(group.tolist())) == list(range(fits.shape[1])), "no group without nodes"
 
 
-def test_a_pod_for_each_of_many_nodes_costs_no_look_at_each_pair():
+def test_a_pod_for_each_of_many_nodes_costs_no_evaluation_of_each_pair():
     groups = Groups()
     for index in range(2000):
         groups.set(index, node_info(node(f"n{index}", labels={"kubernetes.io/hostname": f"n{index}"})))
@@ -272,7 +272,7 @@ def test_a_pod_for_each_of_many_nodes_costs_no_look_at_each_pair():
     assert (fits[:, group].sum(axis=1) == 1).all()
 
 
-def test_a_shape_that_comes_later_tells_nodes_apart():
+def test_a_later_shape_splits_groups():
     groups, later = Groups(), constraints_of(pod(selector={"a": "1"}))
     groups.set(0, node_info(node("x", labels={"a": "1"})))
     groups.set(1, node_info(node("y", labels={"a": "2"})))
@@ -281,7 +281,7 @@ def test_a_shape_that_comes_later_tells_nodes_apart():
     assert fits[:, group].tolist() == [[True, True], [True, False]]
 
 
-def test_more_questions_than_fit_into_one_word():
+def test_more_selectors_than_fit_into_one_machine_word():
     groups = Groups()
     for index in range(100):
         groups.set(index, node_info(node(str(index), labels={"a": str(index)})))
@@ -290,7 +290,7 @@ def test_more_questions_than_fit_into_one_word():
     assert (fits[:, group] == np.eye(90, 100, dtype=bool)).all()
 
 
-def test_what_is_forgotten_of_nodes_and_shapes_that_come_and_go():
+def test_values_of_removed_nodes_and_shapes_are_dropped():
     groups = Groups()
     for round_ in range(300):
         groups.set(0, node_info(node(labels={"a": str(round_)}, taints=[taint(value=str(round_))])))
@@ -308,7 +308,7 @@ def test_nothing_changes_in_what_was_handed_out():
     shapes = [constraints_of(pod(selector={"a": "1"}))]
     first = groups.arrange(shapes)
     groups.set(0, node_info(node("x", labels={"b": "1"})))
-    assert groups.arrange(shapes)[0] is first[0], "nobody asks for b"
+    assert groups.arrange(shapes)[0] is first[0], "no pod requests b"
     groups.set(0, node_info(node("x", labels={"a": "1"})))
     assert groups.arrange(shapes)[1].tolist() == [[True]]
     assert first[1].tolist() == [[False]]

@@ -36,7 +36,7 @@ def test_trainers_fill_what_others_leave(nodes, trainer, most):
     st.dictionaries(st.integers(3, 8), st.integers(1, 2), min_size=1, max_size=2),
     st.integers(2, 4), st.integers(0, 4), st.integers(0, 2), st.integers(0, 6),
 )  # fmt: skip
-def test_others_that_may_stand_anywhere_leave_the_most(nodes, trainer, servers, masters, most):
+def test_other_pods_that_may_run_anywhere_leave_the_most_room(nodes, trainer, servers, masters, most):
     found = most_trainers(nodes, trainer=trainer, fixed={3: servers, 1: masters}, most=most)
     rooms = tuple(sorted(cores for cores, count in nodes.items() for _ in range(count)))
 
@@ -82,7 +82,7 @@ def test_fairness():
     assert jain([0, 0]) == 1.0
 
 
-def test_each_sample_stands_until_the_next_one():
+def test_each_sample_applies_until_the_next_one():
     samples = [sample(0.0), sample(1.0), sample(3.0)]
     value = {0.0: 10.0, 1.0: 40.0, 3.0: 0.0}
     assert mean_over_time(samples, value, since=0.0, until=4.0) == pytest.approx((10 + 2 * 40) / 4)

@@ -12,7 +12,7 @@ from benchmarks.edl_run import played
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
-def test_a_deployment_that_shrinks_and_comes_back_finds_its_room_again():
+def test_a_deployment_scaled_down_and_up_finds_its_room_again():
     case = CASES["case2"].with_times(9.0).with_size(0.2)
     (found,) = asyncio.run(played(case, "shoal", 1, packable=None))
     assert [step.web for step in found.steps] == [80, 60, 40, 20, 40, 60, 80]

@@ -207,7 +207,7 @@ def test_the_order_of_jobs_changes_nothing(snapshot, random):
 
 @examples(CASES // 3)
 @given(clusters(pending=False, held=False, shapes=1, classes=1), st.integers(0, 11), st.integers(1, 8))
-def test_more_room_makes_nobody_poorer_by_more_than_one(snapshot, node, more):
+def test_more_room_costs_no_job_more_than_one_trainer(snapshot, node, more):
     """Within a class, in leximin order, more room costs at most one trainer.
 
     Between classes it may cost more: a further minimum of a lower class has precedence over growth of a higher one.

@@ -20,12 +20,12 @@ from tests.operator.jobs import IDENTITY, job
 @pytest.fixture
 def loop(tmp_path):
     loop = Loop(tmp_path, "{}\n")
-    loop.wishes = {}
+    loop.demands = {}
     set_demand = loop.made.set_demand
 
-    def noted(uid, wish, **more):
-        loop.wishes[uid] = wish
-        set_demand(uid, wish, **more)
+    def noted(uid, demand, **more):
+        loop.demands[uid] = demand
+        set_demand(uid, demand, **more)
 
     loop.made.set_demand = noted
     return loop
@@ -36,9 +36,9 @@ def manifest(created, generation=1):
     return {"metadata": {"name": "flights", "generation": generation, "creationTimestamp": text}}
 
 
-def since(loop, wishes, created, generation=1):
-    wishes.report(manifest(created, generation), job(), IDENTITY, needs_trainers=True)
-    return loop.wishes[IDENTITY.uid].since
+def since(loop, demands, created, generation=1):
+    demands.report(manifest(created, generation), job(), IDENTITY, needs_trainers=True)
+    return loop.demands[IDENTITY.uid].since
 
 
 # --- Times ---
@@ -51,28 +51,28 @@ def test_a_job_ranks_by_when_it_was_created(loop):
 
 
 @pytest.mark.parametrize("ahead", [timedelta(seconds=30), timedelta(hours=3), timedelta(days=9000)])
-def test_a_job_that_is_from_the_future_is_of_now_and_stays_so(loop, ahead):
+def test_a_creation_time_in_the_future_counts_as_now_and_is_kept(loop, ahead):
     """A creation time in the future counts as now; otherwise every job created before that time would rank higher."""
-    before, wishes = time.time(), Demands(loop.made)
-    first = since(loop, wishes, datetime.now(UTC) + ahead)
+    before, demands = time.time(), Demands(loop.made)
+    first = since(loop, demands, datetime.now(UTC) + ahead)
     assert before <= first <= time.time()
-    assert since(loop, wishes, datetime.now(UTC) + ahead, generation=2) == first, "an edit makes it no younger"
-    wishes.report(manifest(datetime.now(UTC) + ahead, 3), job(suspend=True), IDENTITY, needs_trainers=False)
-    assert since(loop, wishes, datetime.now(UTC) + ahead, generation=4) == first, "nor does a suspension"
-    wishes.forget(IDENTITY.uid)
-    assert since(loop, wishes, datetime.now(UTC) + ahead) >= first
+    assert since(loop, demands, datetime.now(UTC) + ahead, generation=2) == first, "an edit makes it no younger"
+    demands.report(manifest(datetime.now(UTC) + ahead, 3), job(suspend=True), IDENTITY, needs_trainers=False)
+    assert since(loop, demands, datetime.now(UTC) + ahead, generation=4) == first, "nor does a suspension"
+    demands.forget(IDENTITY.uid)
+    assert since(loop, demands, datetime.now(UTC) + ahead) >= first
 
 
 @pytest.mark.parametrize("text", ["9999999-01-01", "2026-01-01", "now", 1e300, "0001-01-01T00:00:00+23:59", []])
 def test_a_job_of_a_time_that_is_none_is_as_old_as_can_be(loop, text):
-    wishes = Demands(loop.made)
-    wishes.report({"metadata": {"name": "flights", "creationTimestamp": text}}, job(), IDENTITY, needs_trainers=True)
-    assert loop.wishes[IDENTITY.uid].since == 0.0
+    demands = Demands(loop.made)
+    demands.report({"metadata": {"name": "flights", "creationTimestamp": text}}, job(), IDENTITY, needs_trainers=True)
+    assert loop.demands[IDENTITY.uid].since == 0.0
 
 
-def test_a_job_whose_class_nobody_knows_ranks_below_all_others(loop):
+def test_a_job_of_an_unknown_class_ranks_below_all_others(loop):
     Demands(loop.made).report(manifest(None), job(), IDENTITY, needs_trainers=True)
-    assert loop.wishes[IDENTITY.uid].priority == -11
+    assert loop.demands[IDENTITY.uid].priority == -11
 
 
 # --- The condition Autoscaled ---
@@ -92,7 +92,7 @@ def test_how_a_job_is_treated(tmp_path, text, spec, reason):
     assert autoscaled_condition(None, job(**spec)) is None
 
 
-def test_a_configuration_that_cannot_be_taken_is_said_with_what_stays(tmp_path):
+def test_a_refused_configuration_is_reported_with_its_consequence(tmp_path):
     loop = Loop(tmp_path, "dryRun: true\n")
     loop.file.write_text("dryRuns: false\ncycle: 5\n")
     loop.look()
@@ -111,11 +111,11 @@ def values(metrics):
     return {each.name: each.value for family in families for each in family.samples if not each.labels}
 
 
-def test_without_an_autoscaler_nothing_is_told_of_one():
+def test_without_an_autoscaler_its_metrics_are_absent():
     assert not [name for name in values(Metrics(list)) if name.startswith("shoal_autoscaler")]
 
 
-def test_what_is_told_of_the_configuration():
+def test_the_metrics_of_the_configuration():
     metrics = Metrics(list)
     for valid, acts in ((True, True), (False, True), (False, False), (True, False)):
         metrics.configured(valid, acts)
@@ -127,7 +127,7 @@ def planned(name, trainers, given, why):
     return PlannedJob("d", name, -6, trainers, given, given, 1, 9, why, "")
 
 
-def test_what_is_told_of_a_plan():
+def test_the_metrics_of_a_plan():
     metrics = Metrics(list)
     claims = [PlannedClaim("d/web-0", "n", {"d/a": 2, "d/b": 1}), PlannedClaim("d/web-1", "n", {})]
     jobs = [planned("a", 4, 3, "AtMax"), planned("b", 2, 0, "Queued"), planned("c", 0, 0, "Queued")]

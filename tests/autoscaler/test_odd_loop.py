@@ -10,7 +10,7 @@ import time
 import pytest
 
 from shoal.autoscaler.loop import Autoscaler
-from tests.autoscaler.loops import Loop, node, pod, trainer, wish
+from tests.autoscaler.loops import Loop, demand, node, pod, trainer
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def warnings(caplog):
 )  # fmt: skip
 def test_a_nodes_amounts_in_every_legal_form(loop, cpu, trainers, caplog):
     loop.made.on_event("Node", node("n", cpu=cpu))
-    loop.made.set_demand("a", wish("a", 1, 20))
+    loop.made.set_demand("a", demand("a", 1, 20))
     loop.plan()
     assert loop.trainers("a") == trainers
     assert warnings(caplog) == []
@@ -50,12 +50,12 @@ ILLEGAL = ["four", "-4", "", " 4", "4 CPUs", "0x4", "nan", "1e", None, True, [],
 
 
 @pytest.mark.parametrize("cpu", ILLEGAL, ids=[repr(each)[:9] for each in ILLEGAL])
-def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_goes_on(loop, cpu, caplog):
+def test_a_node_with_an_invalid_amount_gets_no_pod_that_requests_it(loop, cpu, caplog):
     loop.made.on_event("Node", node("bad", cpu=cpu))
     loop.made.on_event("Node", node("n"))
-    loop.made.set_demand("a", wish("a", 1, 20))
-    loop.made.set_demand("memory", wish("memory", 1, 1, trainer=asking(memory="12Gi")))
-    loop.made.set_demand("more", wish("more", 1, 1, trainer=asking(memory="12Gi")))
+    loop.made.set_demand("a", demand("a", 1, 20))
+    loop.made.set_demand("memory", demand("memory", 1, 1, trainer=asking(memory="12Gi")))
+    loop.made.set_demand("more", demand("more", 1, 1, trainer=asking(memory="12Gi")))
     loop.plan()
     loop.plan()
     assert loop.trainers("a") == 4, "of the good node"
@@ -73,16 +73,16 @@ def test_a_node_with_an_illegal_amount_gets_nobody_who_asks_for_it_and_all_else_
     assert len(warnings(caplog)) == 2, "it had been well meanwhile"
 
 
-def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
+def test_no_trainer_is_preempted_as_an_amount_becomes_unreadable(loop):
     loop.made.on_event("Node", node("n"))
     for index in range(3):
         loop.made.on_event("Pod", trainer("a", index, "n"))
-    loop.made.set_demand("a", wish("a", 1, 20))
+    loop.made.set_demand("a", demand("a", 1, 20))
     loop.plan()
     assert loop.trainers("a") == 4
     loop.made.on_event("Node", node("n", cpu="four", revision=2))
     loop.plan()
-    assert loop.trainers("a") == 3, "who is there, and nobody new"
+    assert loop.trainers("a") == 3, "the present ones, and no new one"
     assert loop.made.decision("a").kept == {"n": 3}
     loop.made.on_event("Pod", trainer("a", 2, "n", revision=2), deleted=True)
     loop.plan()
@@ -92,11 +92,11 @@ def test_nobody_leaves_a_node_as_its_amount_cannot_be_read_any_more(loop):
 # --- A minimum larger than the cluster ---
 
 
-def test_a_minimum_above_the_whole_cluster_waits_and_says_what_it_needs(loop):
+def test_a_minimum_above_the_whole_cluster_waits_and_reports_what_it_needs(loop):
     for name in "nmo":
         loop.made.on_event("Node", node(name, cpu="20"))
-    loop.made.set_demand("a", wish("a", 40, 60, trainer=asking(cpu="5")))
-    loop.made.set_demand("b", wish("b", 1, 2))
+    loop.made.set_demand("a", demand("a", 40, 60, trainer=asking(cpu="5")))
+    loop.made.set_demand("b", demand("b", 1, 2))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (0, 2), "others are not held up"
     assert loop.made.decision("a").reason.startswith("needs 40 x cpu 5, the cluster has room for 12 at best")
@@ -109,7 +109,7 @@ def test_trainers_without_requests_are_bounded_by_what_a_node_takes(loop):
     loop.made.on_event("Node", node("n", cpu="40"))
     for name in range(10):
         loop.made.on_event("Pod", {**trainer("x", name, "n"), "metadata": {"name": f"w{name}", "namespace": "d", "uid": f"w{name}", "resourceVersion": "1"}})  # fmt: skip
-    loop.made.set_demand("a", wish("a", 1, 1000, trainer=asking()))
+    loop.made.set_demand("a", demand("a", 1, 1000, trainer=asking()))
     loop.plan()
     assert loop.trainers("a") == 100, "110 pods, ten of which are others'"
     assert loop.made.decision("a").reason == "no node has room for a pod"
@@ -120,10 +120,10 @@ def test_a_lowered_maximum_shrinks_what_runs(loop):
         loop.made.on_event("Node", node(name))
     for index in range(8):
         loop.made.on_event("Pod", trainer("a", index, "nm"[index % 2]))
-    loop.made.set_demand("a", wish("a", 1, 8))
+    loop.made.set_demand("a", demand("a", 1, 8))
     loop.plan()
     assert loop.trainers("a") == 8
-    loop.made.set_demand("a", wish("a", 1, 3))
+    loop.made.set_demand("a", demand("a", 1, 3))
     loop.plan()
     decision = loop.made.decision("a")
     assert (decision.trainers, decision.now, sum(decision.kept.values()), decision.reason) == (3, 3, 3, "at max 3")
@@ -141,18 +141,18 @@ def test_after_an_edit_old_pods_count_by_what_they_ask_and_new_ones_by_the_edit(
     loop.made.on_event("Node", node("n"))
     for index in range(held):
         loop.made.on_event("Pod", trainer("a", index, "n"))
-    loop.made.set_demand("a", wish("a", 1, 20, trainer=asking(cpu=now)))
+    loop.made.set_demand("a", demand("a", 1, 20, trainer=asking(cpu=now)))
     loop.plan()
     assert loop.trainers("a") == given
-    assert loop.made.decision("a").kept == {"n": held}, "nobody leaves for the edit of a plan's making"
+    assert loop.made.decision("a").kept == {"n": held}, "no trainer is preempted because of the edit"
 
 
 def test_what_is_left_by_pods_of_before_an_edit_is_what_others_get(loop):
     loop.made.on_event("Node", node("n", cpu="8"))
     for index in range(3):
         loop.made.on_event("Pod", trainer("a", index, "n"))
-    loop.made.set_demand("a", wish("a", 1, 3, trainer=asking(cpu="2")))
-    loop.made.set_demand("b", wish("b", 1, 9))
+    loop.made.set_demand("a", demand("a", 1, 3, trainer=asking(cpu="2")))
+    loop.made.set_demand("b", demand("b", 1, 9))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (3, 5)
 
@@ -184,28 +184,28 @@ def write(path, text):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_configuration_that_cannot_be_taken_leaves_the_one_before_in_force_and_is_said(tmp_path, name, caplog):
+def test_a_refused_configuration_leaves_the_former_in_force_and_is_reported(tmp_path, name, caplog):
     loop = Loop(tmp_path, "debounce: 10ms\nmovesPerCycle: 3\n")
-    loop.made.set_demand("a", wish("a", 1, 9))
+    loop.made.set_demand("a", demand("a", 1, 9))
     loop.plan()
     assert (loop.valid, loop.acts) == (True, True)
-    loop.told.clear()
+    loop.enqueued.clear()
     write(loop.file, REFUSED[name])
     for _ in range(4):
         loop.plan()
     assert (loop.made.config.moves_per_cycle, loop.made.acts, loop.made.is_unconfigured) == (3, True, False)
     assert (loop.valid, loop.acts) == (False, True)
-    assert loop.told == ["a"], "it says so in its status, once"
+    assert loop.enqueued == ["a"], "its status reports it, once"
     assert loop.made.problem.startswith(str(loop.file))
     assert loop.made.problem.endswith("; the previous configuration stays in force")
     assert loop.made.problem.startswith(loop.plan_told.problem)
     assert loop.plan_told.problem
     assert warnings(caplog) == [loop.made.problem], "once"
-    loop.told.clear()
+    loop.enqueued.clear()
     write(loop.file, "debounce: 10ms\nmovesPerCycle: 4\n")
     loop.plan()
     assert (loop.made.problem, loop.made.config.moves_per_cycle, loop.valid) == ("", 4, True)
-    assert loop.told == ["a"]
+    assert loop.enqueued == ["a"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -215,7 +215,7 @@ def test_until_a_configuration_was_taken_nothing_is_planned(tmp_path, name, capl
     write(loop.file, REFUSED[name])
     loop.made = loop.again()
     loop.made.on_event("Node", node("n"))
-    loop.made.set_demand("a", wish("a", 1, 9))
+    loop.made.set_demand("a", demand("a", 1, 9))
     loop.look()
     assert (loop.made.is_unconfigured, loop.trainers("a"), loop.valid, loop.acts) == (True, None, False, False)
     assert loop.made.problem.endswith("; nothing is changed until it is corrected")
@@ -225,7 +225,7 @@ def test_until_a_configuration_was_taken_nothing_is_planned(tmp_path, name, capl
     assert (loop.made.is_unconfigured, loop.trainers("a"), loop.valid, loop.acts) == (False, 4, True, True)
 
 
-def test_what_acts_is_told_with_the_configuration(loop):
+def test_the_configuration_hook_gets_whether_plans_are_followed(loop):
     for text, acts in (("dryRun: true\n", False), ("enabled: false\n", False), ("{}\n", True)):
         loop.file.write_text(text)
         loop.look()
@@ -245,13 +245,13 @@ def ranks(loop):
     loop.made.on_event("Node", node("n"))
     for name, value in (("low", -8), ("high", -5)):
         loop.made.on_event("PriorityClass", {"metadata": {"name": name}, "value": value})
-        loop.made.set_demand(name, wish(name, 1, 9, priority=-11), minimum=name)
+        loop.made.set_demand(name, demand(name, 1, 9, priority=-11), minimum=name)
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_class_that_goes_counts_as_it_last_was(loop, listed):
+def test_a_deleted_class_keeps_its_value(loop, listed):
     ranks(loop)
     if listed:
         loop.made.listed("PriorityClass", [], revision=5)
@@ -271,12 +271,12 @@ def test_a_class_with_another_value_counts_at_once(loop):
     assert (loop.trainers("low"), loop.trainers("high")) == (3, 1)
 
 
-def test_a_class_that_went_before_is_known_from_the_pods_that_have_it(loop):
+def test_a_class_deleted_before_the_start_is_known_from_its_pods(loop):
     loop.made.on_event("Node", node("n"))
     loop.made.on_event("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
     loop.made.on_event("Pod", classed(trainer("high", 0, "n"), "high", -5))
     for name in ("low", "high"):
-        loop.made.set_demand(name, wish(name, 1, 9, priority=-11), minimum=name)
+        loop.made.set_demand(name, demand(name, 1, 9, priority=-11), minimum=name)
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("high")) == (1, 3)
     loop.made.on_event("PriorityClass", {"metadata": {"name": "high"}, "value": -9})
@@ -286,11 +286,11 @@ def test_a_class_that_went_before_is_known_from_the_pods_that_have_it(loop):
     )
 
 
-def test_a_class_that_nobody_ever_knew_ranks_last(loop):
+def test_a_class_that_was_never_observed_ranks_last(loop):
     loop.made.on_event("Node", node("n"))
     loop.made.on_event("PriorityClass", {"metadata": {"name": "low"}, "value": -8})
     for name in ("low", "unknown"):
-        loop.made.set_demand(name, wish(name, 1, 9, priority=-11), minimum=name)
+        loop.made.set_demand(name, demand(name, 1, 9, priority=-11), minimum=name)
     loop.plan()
     assert (loop.trainers("low"), loop.trainers("unknown")) == (3, 1)
 
@@ -298,13 +298,13 @@ def test_a_class_that_nobody_ever_knew_ranks_last(loop):
 # --- Clocks ---
 
 
-def test_durations_are_measured_by_a_clock_that_only_goes_forward():
+def test_durations_are_measured_by_the_monotonic_clock():
     assert inspect.signature(Autoscaler).parameters["clock"].default is time.monotonic
 
 
 def test_no_wall_clock_decides_anything(loop, monkeypatch):
     loop.made.on_event("Node", node("n"))
-    loop.made.set_demand("a", wish("a", 1, 9))
+    loop.made.set_demand("a", demand("a", 1, 9))
     monkeypatch.setattr(time, "time", lambda: -1e9)
     loop.plan()
     monkeypatch.setattr(time, "time", lambda: 1e12)
@@ -315,8 +315,8 @@ def test_no_wall_clock_decides_anything(loop, monkeypatch):
 @pytest.mark.parametrize("since", [0.0, -1e12, 4e9, 1e18, float("inf")])
 def test_a_job_of_the_past_or_the_future_gets_its_share(loop, since):
     loop.made.on_event("Node", node("n"))
-    loop.made.set_demand("a", wish("a", 1, 9, since=since))
-    loop.made.set_demand("b", wish("b", 1, 9, since=1_700_000_000.0))
+    loop.made.set_demand("a", demand("a", 1, 9, since=since))
+    loop.made.set_demand("b", demand("b", 1, 9, since=1_700_000_000.0))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (2, 2)
 
@@ -324,11 +324,11 @@ def test_a_job_of_the_past_or_the_future_gets_its_share(loop, since):
 # --- Jobs that repeatedly lose their room ---
 
 
-def test_a_job_that_has_run_well_for_a_while_rests_only_shortly_the_next_time(loop):
+def test_a_job_that_ran_stably_has_a_short_back_off_the_next_time(loop):
     """Each loss of its room doubles a job's back-off; 600 s with room reset it."""
     for name in "nm":
         loop.made.on_event("Node", node(name))
-    loop.made.set_demand("a", wish("a", 8, 8))
+    loop.made.set_demand("a", demand("a", 8, 8))
     revision = 1
     for rests in (30, 60, 120):
         revision = fall(loop, revision)
@@ -378,10 +378,10 @@ def rise(loop, revision, rests):
     return revision + 1
 
 
-def test_pods_of_a_template_that_cannot_be_read_count_as_nothing_and_are_said(loop, caplog):
+def test_pods_of_an_unreadable_template_count_as_zero_and_are_reported(loop, caplog):
     loop.made.on_event("Node", node("n"))
-    loop.made.set_demand("a", wish("a", 1, 2, trainer=asking(cpu="much")))
-    loop.made.set_demand("b", wish("b", 1, 9, trainer=pod()))
+    loop.made.set_demand("a", demand("a", 1, 2, trainer=asking(cpu="much")))
+    loop.made.set_demand("b", demand("b", 1, 9, trainer=pod()))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (2, 4)
     assert warnings(caplog)[0].startswith("TrainingJob d/a: spec.containers[0].resources.requests.cpu: 'much' is not")

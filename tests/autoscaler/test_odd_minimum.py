@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.autoscaler.loops import Loop, node, wish
+from tests.autoscaler.loops import Loop, demand, node
 from tests.autoscaler.test_odd_loop import asking
 
 
@@ -23,8 +23,8 @@ def test_a_minimum_above_the_whole_cluster_names_what_is_short(tmp_path, asks, l
     loop = Loop(tmp_path)
     for name in "nmo":
         loop.made.on_event("Node", node(name, cpu="20"))
-    loop.made.set_demand("a", wish("a", low, 500, trainer=asking(**asks)))
-    loop.made.set_demand("b", wish("b", 1, 1))
+    loop.made.set_demand("a", demand("a", low, 500, trainer=asking(**asks)))
+    loop.made.set_demand("b", demand("b", 1, 1))
     loop.plan()
     assert (loop.trainers("a"), loop.trainers("b")) == (0, 1), "others are not held up"
     assert loop.made.decision("a").reason == words
@@ -36,6 +36,6 @@ def test_where_only_both_together_are_short_none_is_named(tmp_path):
     big = node("m", cpu="1")
     big["status"]["allocatable"]["memory"] = "64Gi"
     loop.made.on_event("Node", big)
-    loop.made.set_demand("a", wish("a", 4, 9, trainer=asking(cpu="5", memory="8Gi")))
+    loop.made.set_demand("a", demand("a", 4, 9, trainer=asking(cpu="5", memory="8Gi")))
     loop.plan()
     assert loop.made.decision("a").reason == "needs 4 x cpu 5, memory 8Gi, the cluster has room for 2 at best"

@@ -27,12 +27,12 @@ PRIORITIES = "priorities: [{name: odd, servers: odd-servers, minimum: odd-minimu
 def tells(world, **wanted):
     """Wait until the autoscaler's metrics have these values."""
 
-    def told():
+    def matches():
         found = metrics(world)
         return all(found.get(f"shoal_autoscaler_{name}") == value for name, value in wanted.items())
 
     try:
-        world.until(told, f"metrics {wanted}")
+        world.until(matches, f"metrics {wanted}")
     except BaseException:
         print(metrics(world))
         raise
@@ -55,17 +55,17 @@ def classes(world):
 # --- The configuration ---
 
 
-def test_a_configuration_that_cannot_be_taken_is_said_in_log_metric_and_condition_and_the_one_before_stays(world):
+def test_a_refused_configuration_is_in_log_metric_and_condition_and_the_former_one_stays(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     world.j.state("Running")
-    world.j.says("Autoscaled", "True", "Following")
+    world.j.has_condition("Autoscaled", "True", "Following")
     tells(world, config_valid=1, acts=1, jobs=1, jobs_queued=0, trainers=TWO_NODES, trainers_given=TWO_NODES, nodes=2,
           nodes_usable=2, claims=0, victims=0, plans_failed_total=0, unread=0)  # fmt: skip
     assert metrics(world)["shoal_autoscaler_plan_seconds_count"] > 0
     world.config.write_text("coolDown: -5s\n")
     words = "line 1: coolDown: '-5s' is not a duration"
-    world.j.says("Autoscaled", "False", "ConfigRefused", words)
+    world.j.has_condition("Autoscaled", "False", "ConfigRefused", words)
     since = world.j.condition("Autoscaled")["lastTransitionTime"]
     assert world.j.condition("Autoscaled")["message"].endswith("; the previous configuration stays in force")
     assert world.j.status()["state"] == "Running"
@@ -76,7 +76,7 @@ def test_a_configuration_that_cannot_be_taken_is_said_in_log_metric_and_conditio
     assert world.j.condition("Autoscaled")["lastTransitionTime"] == since
     assert world.log().count(words) == 1
     configure(world, "coolDown: 0s\n")
-    world.j.says("Autoscaled", "True", "Following")
+    world.j.has_condition("Autoscaled", "True", "Following")
     tells(world, config_valid=1)
 
 
@@ -92,32 +92,32 @@ def test_an_operator_that_begins_with_a_configuration_that_it_cannot_take_change
     world.end(signal.SIGKILL)
     world.config.write_text("coolDowns: 0s\n")
     world.start()
-    world.j.says("Autoscaled", "False", "ConfigRefused", "unknown field; did you mean coolDown?")
+    world.j.has_condition("Autoscaled", "False", "ConfigRefused", "unknown field; did you mean coolDown?")
     assert world.j.condition("Autoscaled")["message"].endswith("; nothing is changed until it is corrected")
     apply(other, 1, 20)
-    other.says("Autoscaled", "False", "ConfigRefused")
+    other.has_condition("Autoscaled", "False", "ConfigRefused")
     tells(world, config_valid=0, acts=0)
     assert (world.j.pod_uids(), other.all_pods()) == (before, [])
     assert (allocation(world.j)["wanted"], world.j.status()["state"]) == (TWO_NODES, "Running")
     other.delete()
     world.config.write_text("coolDown: 0s\nnodeSelector: {kubernetes.io/os: linux}\n")
-    world.j.says("Autoscaled", "True", "Following")
+    world.j.has_condition("Autoscaled", "True", "Following")
     tells(world, config_valid=1, acts=1, trainers_given=TWO_NODES)
-    assert world.j.pod_uids() == before, "nobody was made anew"
+    assert world.j.pod_uids() == before, "no pod was recreated"
     apply(other, 1, 20)
     other.until(lambda: len(other.pods("trainer")) == 4, "its share")
 
 
-def test_a_job_says_why_it_does_not_follow(world):
+def test_the_condition_has_the_reason_for_not_following(world):
     apply(world.j, 1, 4, trainer={"replicas": 2})
-    world.j.says("Autoscaled", "False", "Pinned")
+    world.j.has_condition("Autoscaled", "False", "Pinned")
     world.j.patch({"trainer": {"replicas": None}})
-    world.j.says("Autoscaled", "True", "Following")
+    world.j.has_condition("Autoscaled", "True", "Following")
     configure(world, "dryRun: true\n")
-    world.j.says("Autoscaled", "False", "DryRun")
+    world.j.has_condition("Autoscaled", "False", "DryRun")
     tells(world, config_valid=1, acts=0)
     configure(world, "enabled: false\n")
-    world.j.says("Autoscaled", "False", "Disabled")
+    world.j.has_condition("Autoscaled", "False", "Disabled")
     world.j.patch({"suspend": True})
     world.j.state("Suspended")
     assert world.j.condition("Autoscaled") == {}
@@ -126,7 +126,7 @@ def test_a_job_says_why_it_does_not_follow(world):
 # --- PriorityClasses ---
 
 
-def test_a_class_that_is_deleted_stops_nobody_and_what_the_api_server_says_of_new_pods_is_said(world, classes):
+def test_a_deleted_class_stops_no_trainer_and_the_refusal_of_new_pods_is_reported(world, classes):
     configure(world, PRIORITIES)
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
@@ -136,27 +136,27 @@ def test_a_class_that_is_deleted_stops_nobody_and_what_the_api_server_says_of_ne
     world.kubectl("delete", "priorityclass", *classes)
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
     words = "no PriorityClass with name odd-surplus was found"
-    world.j.says("Scheduled", "True", "PodsPlaced", words)
+    world.j.has_condition("Scheduled", "True", "PodsPlaced", words)
     assert allocation(world.j)["wanted"] == TWO_NODES + 4
     world.end(signal.SIGKILL)
     world.start()
     world.until(lambda: metrics(world).get("shoal_autoscaler_trainers_given") == TWO_NODES + 4, "a plan")
-    world.j.says("Scheduled", "True", "PodsPlaced", words)
+    world.j.has_condition("Scheduled", "True", "PodsPlaced", words)
     assert {pod["metadata"]["uid"]: pod["spec"]["priority"] for pod in world.j.all_pods()} == before
     assert world.j.status()["state"] == "Running"
     for name, value in zip(classes, (-2, -4, -7), strict=True):
         make_class(world, name, value)
     trainers(world.j, TWO_NODES + 4)
     after = {pod["metadata"]["uid"]: pod["spec"]["priority"] for pod in world.j.all_pods()}
-    assert before.items() <= after.items(), "who was there has what he had"
+    assert before.items() <= after.items(), "the former pods keep theirs"
     assert {after[uid] for uid in after.keys() - before.keys()} == {-7}
 
 
-def test_a_job_that_begins_without_its_class_says_so_and_begins_when_there_is_one(world, classes):
+def test_a_job_without_its_class_reports_that_and_starts_when_it_exists(world, classes):
     world.kubectl("delete", "priorityclass", "odd-minimum")
     configure(world, PRIORITIES)
     apply(world.j, 2, 4)
-    world.j.says("Scheduled", "False", "PodsRefused", "no PriorityClass with name odd-minimum was found")
+    world.j.has_condition("Scheduled", "False", "PodsRefused", "no PriorityClass with name odd-minimum was found")
     make_class(world, "odd-minimum", -4)
     trainers(world.j, 4)
 
@@ -190,7 +190,7 @@ def test_an_edit_of_the_requests_rolls_through_one_by_one(world):
     trainers(world.j, TWO_NODES)
 
 
-def test_a_lowered_maximum_takes_those_who_are_too_many(world):
+def test_a_lowered_maximum_removes_the_surplus(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     before = world.j.pod_uids("trainer")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.autoscaler.loops import Loop, node, pod, trainer, wish
+from tests.autoscaler.loops import Loop, demand, node, pod, trainer
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def waiting(name, priority):
 def runs(loop, low):
     for index in range(4):
         loop.made.on_event("Pod", trainer("a", index, "n"))
-    loop.made.set_demand("a", wish("a", low, 9, priority=-11), minimum="minimum", surplus="surplus")
+    loop.made.set_demand("a", demand("a", low, 9, priority=-11), minimum="minimum", surplus="surplus")
 
 
 @pytest.mark.parametrize(("priority", "left"), [(0, 2), (-5, 2), (-8, 2), (-9, 2), (-10, 4), (-11, 4)])
@@ -50,10 +50,10 @@ def test_it_never_takes_a_minimum_that_ranks_above_it(loop, priority, left):
     assert loop.trainers("a") == left
 
 
-def test_a_minimum_that_waits_comes_before_it(loop):
+def test_a_waiting_minimum_is_placed_first(loop):
     for name in "wx":
         loop.made.on_event("Pod", waiting(name, -8))
-    loop.made.set_demand("a", wish("a", 3, 9, priority=-11), minimum="minimum", surplus="surplus")
+    loop.made.set_demand("a", demand("a", 3, 9, priority=-11), minimum="minimum", surplus="surplus")
     loop.plan()
     assert loop.trainers("a") == 3
     assert len(loop.plan_told.claims) == 1, "what is left, before the job grows"

@@ -27,14 +27,14 @@ from tests.autoscaler.worlds_on_cluster import (
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 
-def test_a_job_grows_into_the_room_that_there_is_and_says_why_no_further(world):
+def test_a_job_grows_into_the_free_room_and_reports_why_no_further(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     world.j.until(lambda: allocation(world.j).get("why") == "no node has room for cpu 1, memory 64Mi", "its reason")
     assert allocation(world.j)["wanted"] == TWO_NODES
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
     trainers(world.j, TWO_NODES + 4)
-    world.j.tells("Scaled", f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
+    world.j.has_event("Scaled", f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
 
 
 def shoal_plan(world, namespace, *options):
@@ -44,7 +44,7 @@ def shoal_plan(world, namespace, *options):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_plan_is_told(world):
+def test_the_plan_is_published(world):
     missing = shoal_plan(world, "default")
     assert missing.returncode == 1
     assert "error: no plan in namespace default: its operator may run elsewhere" in missing.stderr
@@ -64,7 +64,7 @@ def test_the_plan_is_told(world):
     assert lines[2].endswith("no node has room for cpu 1, memory 64Mi")
 
 
-def test_two_jobs_share_and_the_one_that_stays_takes_it_all(world):
+def test_two_jobs_share_and_the_remaining_one_gets_all(world):
     other = world.job("other")
     apply(world.j, 1, 20)
     trainers(world.j, TWO_NODES)
@@ -98,7 +98,7 @@ def test_a_job_that_does_not_fit_waits_with_nothing_until_it_does(world):
     world.j.state("Running")
 
 
-def test_servers_stand_together_where_that_leaves_room_for_a_trainer(world):
+def test_servers_share_a_node_where_that_leaves_room_for_a_trainer(world):
     """The servers share a node; the scheduler alone would put one on each node, and one trainer fewer would fit."""
     two = {"requests": {"cpu": "2", "memory": "64Mi"}}
     world.j.apply(
@@ -110,7 +110,7 @@ def test_servers_stand_together_where_that_leaves_room_for_a_trainer(world):
     assert len({pod["spec"].get("nodeName") for pod in world.j.all_pods("pserver")}) == 1
 
 
-def test_a_pin_holds_and_goes(world):
+def test_a_pin_is_set_and_removed(world):
     apply(world.j, 1, 20, trainer={"replicas": 3})
     trainers(world.j, 3)
     world.j.until(lambda: allocation(world.j).get("why") == "pinned at 3", "its reason")
@@ -131,7 +131,7 @@ def test_suspended_it_leaves_its_room_to_others(world):
     world.j.until(lambda: len(world.j.pods("trainer")) >= 3, "its share again")
 
 
-def test_nobody_comes_to_a_cordoned_node(world):
+def test_no_trainer_is_placed_on_a_cordoned_node(world):
     world.cluster.kubectl("cordon", world.nodes[0])
     apply(world.j, 1, 20)
     trainers(world.j, 4)
@@ -148,7 +148,7 @@ def test_trainers_go_to_the_nodes_that_they_may_use(world):
     assert {pod["spec"]["nodeName"] for pod in world.j.all_pods("trainer")} == {world.nodes[1]}
 
 
-def test_room_is_kept_for_as_many_as_came_lately(world):
+def test_head_room_is_kept_for_the_recent_arrivals(world):
     configure(world, "headRoom: 1\n")
     web(world, 3)
     world.until(lambda: len(webs(world)) == 3, "three pods")
@@ -159,13 +159,13 @@ def test_room_is_kept_for_as_many_as_came_lately(world):
     world.until(lambda: len(webs(world)) == 3, "three pods again")
 
 
-def test_a_priority_that_nobody_knows_is_refused_with_those_that_there_are(world):
+def test_an_unknown_priority_is_refused_with_the_known_ones(world):
     apply(world.j, 1, 2, priority="urgent")
-    world.j.says("Accepted", "False", "UnknownPriority", "known: default")
+    world.j.has_condition("Accepted", "False", "UnknownPriority", "known: default")
     assert world.j.made() == []
 
 
-def test_an_operator_that_is_killed_goes_on_from_what_runs(world):
+def test_a_killed_operator_continues_from_the_running_pods(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
     before = world.j.pod_uids("trainer")
@@ -181,7 +181,7 @@ def test_an_operator_that_is_killed_goes_on_from_what_runs(world):
     assert not [reason for reason, _ in world.j.events() if reason == "Queued"], "it never stood in line"
 
 
-def test_a_job_that_came_while_no_operator_ran_never_stands_in_line(world):
+def test_a_job_created_while_no_operator_ran_is_never_queued(world):
     world.end()
     apply(world.j, 2, 20)
     created = datetime.fromisoformat(world.j.found["metadata"]["creationTimestamp"])

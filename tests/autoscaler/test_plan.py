@@ -45,13 +45,13 @@ def test_a_share_is_that_of_the_dominant_resource():
     assert counts(cluster([[9, 18]], [[1, 4], [3, 1]], jobs)) == {"a": 3, "b": 2}
 
 
-def test_a_higher_class_grows_first_but_no_minimum_goes_for_it():
+def test_a_higher_class_grows_first_but_preempts_no_minimum():
     jobs = [job("low", 2, 9, held={0: 4, 1: 2}), job("high", 1, 9, priority=-5)]
     made = plan(cluster([[20], [20]], [[5]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert (made["low"].trainers, made["high"].trainers) == (2, 6)
 
 
-def test_a_minimum_goes_before_growth_of_a_higher_class():
+def test_a_minimum_is_placed_before_growth_of_a_higher_class():
     jobs = [job("high", 1, 9, priority=-5, held={0: 4}), job("low", 2, 9)]
     assert counts(cluster([[20]], [[5]], jobs)) == {"high": 2, "low": 2}
 
@@ -80,19 +80,19 @@ def test_servers_have_their_room_before_trainers_which_make_the_best_of_the_rest
     assert counts(cluster([[8], [15]], [[5], [4]], [job("a", 1, 60, fixed=((1, 2),))])) == {"a": 3}
 
 
-def test_a_job_that_is_larger_than_the_cluster_is_told_so():
+def test_a_job_larger_than_the_cluster_has_that_reason():
     made = plan(cluster([[18000]] * 4, [[5000]], [job("a", 40, 60)]), PlannerMemory(), FREE_HAND)[0].jobs["a"]
     assert (made.trainers, made.message) == (0, "needs 40 x cpu 5, the cluster has room for 12 at best: too little cpu")
 
 
-def test_a_job_in_line_is_told_its_place():
+def test_a_queued_job_has_its_queue_position():
     jobs = [job("runs", 2, 2, held={0: 2}), job("first", 2, 4, since=1.0), job("second", 2, 2, since=2.0)]
     made = plan(cluster([[10000]], [[5000]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert made["first"].message == "needs 2 x cpu 5, but other pods hold the room; queue position 1"
     assert made["second"].message.endswith("queue position 2")
 
 
-def test_why_not_more():
+def test_the_reasons_for_no_more_trainers():
     jobs = [job("full", 1, 9), job("max", 1, 1), job("pinned", 1, 1, pinned=True)]
     made = plan(cluster([[18000]], [[5000]], jobs), PlannerMemory(), FREE_HAND)[0].jobs
     assert {uid: each.message for uid, each in made.items()} == {
@@ -126,14 +126,14 @@ def test_what_is_freed_for_growth_is_used_when_it_is_there():
     assert (made.jobs["a"].trainers, made.jobs["a"].now) == (2, {})
 
 
-def test_it_is_said_where_there_is_room_now():
+def test_the_allocation_has_the_nodes_with_room_now():
     """``now`` counts only room that is free already: a trainer created where pods still leave could take other pods' room."""
     snapshot = cluster([[10], [10]], [[5]], [job("a", 1, 9, held={0: 1})], leaving=[[5], [0]])
     given = plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"]
     assert (given.added, given.now) == ({0: 1, 1: 2}, {1: 2})
 
 
-def test_a_claim_stays_on_its_node():
+def test_a_claim_keeps_its_node():
     jobs = [job("a", 1, 2, held={0: 2})]
     memory = PlannerMemory(claims={"web": ("n2", 90.0)})
     allocation, memory = plan(cluster([[10], [10], [10]], [[5], [5]], jobs, pending=[web()]), memory, FREE_HAND)
@@ -154,7 +154,7 @@ def test_for_a_pod_that_preempts_the_scheduler_evicts():
     assert counts(snapshot, policy=replace(Policy(), scheduler_evicts=False)) == {"a": 1}
 
 
-def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
+def test_for_a_nominated_pod_no_trainer_is_preempted_twice():
     """The planner preempts no trainer where the scheduler has nominated: the scheduler deletes its victims after that."""
     jobs = [job("a", 1, 9, held={0: 2, 1: 2})]
     snapshot = cluster([[10], [10]], [[5], [5]], jobs, pending=[web(node=0, preempts=True)])
@@ -166,7 +166,7 @@ def test_where_the_scheduler_has_nominated_nobody_leaves_twice():
     assert (allocation.jobs["a"].trainers, allocation.jobs["a"].kept) == (3, {0: 1, 1: 2}), "the room is kept"
 
 
-def test_of_pods_that_come_together_as_few_trainers_leave_as_anybody_could_do_with():
+def test_pods_created_together_preempt_the_fewest_trainers():
     """The planner preempts as few trainers as possible: on a node with some free room, one victim makes room for two pods."""
     jobs = [job("a", 1, 9, held={0: 2, 1: 2, 2: 2})]
     pods = [web(f"web{number}", shape=1) for number in range(4)]
@@ -229,12 +229,12 @@ def test_a_node_that_has_become_too_small():
     assert placed(made) == {0: 1, 1: 2}
 
 
-def test_nobody_is_chased_from_a_cordoned_node_and_nobody_comes():
+def test_a_cordoned_node_keeps_its_trainers_and_gets_no_more():
     snapshot = cluster([[20], [20]], [[5]], [job("a", 1, 5, held={0: 2})], usable=[False, True])
     assert placed(plan(snapshot, PlannerMemory(), FREE_HAND)[0].jobs["a"]) == {0: 2, 1: 3}
 
 
-def test_a_pod_that_flaps_moves_nobody_twice():
+def test_a_flapping_pod_moves_no_trainer_twice():
     """A pod that is repeatedly created and deleted moves one trainer each time, and no other."""
     jobs = [job("a", 1, 9, held={0: 3}), job("b", 1, 9, held={1: 3})]
     start = cluster([[15], [15]], [[5], [5]], jobs)
@@ -269,7 +269,7 @@ def test_moves_for_fairness_are_few_at_a_time_and_rest():
     assert set(memory.moved) == {"rich", "poor"}
 
 
-def test_nobody_moves_for_fairness_while_the_scheduler_evicts_for_others():
+def test_no_rebalancing_while_the_scheduler_evicts_for_other_pods():
     """No rebalance occurs during preemption by the scheduler: its victims are unknown, and each move stops one more trainer."""
     jobs = [job("a", 1, 9, held={0: 4, 1: 2}), job("b", 1, 9, held={1: 1})]
 
@@ -279,12 +279,12 @@ def test_nobody_moves_for_fairness_while_the_scheduler_evicts_for_others():
         return {uid: each.trainers for uid, each in plan(snapshot, memory, Policy())[0].jobs.items()}
 
     assert made() == {"a": 4, "b": 4}
-    assert made(web(node=1, preempts=True), unmet=["web"]) == {"a": 4, "b": 4}, "it has not come for too long"
+    assert made(web(node=1, preempts=True), unmet=["web"]) == {"a": 4, "b": 4}, "its event is overdue"
     assert made(web(node=1, preempts=True)) == {"a": 6, "b": 1}, "the room is that of the pod for which it is made"
-    assert made(web(node=-1, preempts=True)) == {"a": 4, "b": 3}, "it has room and needs nobody's"
+    assert made(web(node=-1, preempts=True)) == {"a": 4, "b": 3}, "it has room and preempts no trainer"
 
 
-def test_a_job_that_the_scheduler_refuses_is_held_at_what_runs_and_tries_again_later():
+def test_a_job_refused_by_the_scheduler_is_capped_and_retried_later():
     jobs = [job("a", 1, 9, held={0: 2}, unschedulable=11.0)]
     snapshot = cluster([[20]], [[5]], jobs)
     allocation, memory = plan(snapshot, PlannerMemory(), FREE_HAND)
@@ -301,7 +301,7 @@ def test_a_job_that_the_scheduler_refuses_is_held_at_what_runs_and_tries_again_l
     assert (memory.capped, memory.backoff) == ({}, {})
 
 
-def test_a_pod_that_does_not_come_where_room_was_made_gives_the_room_back():
+def test_a_pod_not_bound_to_its_claimed_node_releases_the_room():
     """A claim is dropped when its pod is not scheduled, for a reason that only the scheduler knows."""
     jobs = [job("a", 1, 9, held={0: 2})]
     snapshot = cluster([[10]], [[5], [5]], jobs, pending=[web()])
@@ -321,7 +321,7 @@ def test_pods_that_ask_for_nothing_have_room_wherever_they_may_be(shapes):
     assert counts(snapshot) == {"a": 7}
 
 
-def test_a_pod_goes_where_it_takes_the_least_room_from_others():
+def test_a_pod_is_placed_where_it_displaces_the_least():
     """The large trainer goes to the other node, because on the node of 17 CPUs it would leave no memory for four small ones."""
     jobs = [job("large", 1, 3, shape=0), job("small", 1, 4, shape=1)]
     assert counts(cluster([[17, 4], [8, 6]], [[4, 4], [4, 1]], jobs)) == {"large": 1, "small": 4}

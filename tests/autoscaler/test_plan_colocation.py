@@ -58,7 +58,7 @@ def placed(count, rooms):
     return colocated(count, request=request, trainer=trainer, room=room, order=np.arange(len(rooms))).tolist()
 
 
-def test_two_servers_beside_two_trainers_rather_than_one_beside_two():
+def test_two_servers_with_two_trainers_rather_than_one_with_two():
     assert placed(4, [18, 18, 18, 18]) == [2, 2, 0, 0]
 
 

@@ -99,7 +99,7 @@ def test_a_plan_that_reads_nothing_again_is_the_same(snapshot, steps, policy, ra
         snapshot = replace(random.choice(EVENTS)(snapshot, random), now=snapshot.now + 30.0)
 
 
-def test_a_claim_stays_on_its_node_while_other_nodes_go_and_come():
+def test_a_claim_keeps_its_node_while_other_nodes_are_removed_and_added():
     """A claim stays on its node while numbers change.
 
     The last node takes the number of a deleted one, and a new node takes the number that the last one had.

@@ -37,7 +37,7 @@ class Job:
         return made
 
 
-def test_a_short_lack_of_room_costs_no_pods():
+def test_a_short_shortage_costs_no_pods():
     job = Job()
     assert job.plan(0, room=True).trainers == 2
     assert job.plan(5, room=False).keeps_pods
@@ -74,7 +74,7 @@ def test_a_job_that_never_had_pods_waits_for_room_alone():
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 40), st.booleans()), min_size=1, max_size=60))
-def test_pods_go_only_after_ten_seconds_without_room_and_come_only_into_room(plans):
+def test_pods_are_deleted_after_ten_seconds_without_room_and_created_only_into_room(plans):
     job, now, short_since = Job(), 0.0, None
     for pause, room in plans:
         now += pause

@@ -20,7 +20,7 @@ def spare(demand, multiple, now):
 @pytest.mark.parametrize(
     ("came", "most"), [([0, 1, 2], 3), ([0, 70, 140], 1), ([0, 50, 100, 110], 3), ([0, 60], 2), ([0, 61], 1)]
 )
-def test_the_most_that_came_within_a_minute(came, most):
+def test_the_most_arrivals_within_a_minute(came, most):
     demand = RecentDemand()
     for number, moment in enumerate(came):
         demand.pod_arrived(pod(f"p{number}"), now=float(moment))
@@ -44,9 +44,9 @@ def test_a_multiple_is_rounded_up_and_none_is_none():
     assert spare(demand, 0.0, 2.0) == []
 
 
-def test_what_is_long_ago_is_forgotten():
+def test_old_arrivals_are_dropped():
     demand = RecentDemand()
     demand.pod_arrived(pod("a"), now=0.0)
     assert spare(demand, 1.0, 599.0) == [(1000, 1)]
     assert spare(demand, 1.0, 601.0) == []
-    assert spare(demand, 1.0, 1.0) == [], "it does not come back"
+    assert spare(demand, 1.0, 1.0) == [], "it is not recreated"

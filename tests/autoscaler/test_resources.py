@@ -52,7 +52,7 @@ def test_cpu_in_thousandths(written, up, down):
     ["", ".", "-", "1 ", " 1", "1\n", "m", "Ki", "1K", "1KI", "1mi", "1e", "1e+", "1ee3", "1e1.5", "1_0", "0x1", "٣", "--1", "1Gi2",
      "nan", "inf", "-1", "-1m", "-1e3", "1" * 101, None, True, False, [], {}, -1, -(10**90), float("nan"), float("inf"), -1.5],
 )  # fmt: skip
-def test_what_is_no_quantity_counts_as_nothing_and_is_told(written):
+def test_an_invalid_quantity_counts_as_zero_and_is_reported(written):
     with pytest.raises(ValueError):
         amount(written, "cpu")
     told = []
@@ -130,7 +130,7 @@ def test_the_effective_request(made, cpu):
     assert request_of(made).get("cpu", 0) == cpu * 1000
 
 
-def test_every_resource_counts_and_a_whole_pod_asks_only_for_some():
+def test_every_resource_counts_and_a_whole_pod_requests_only_some():
     asked = {"nvidia.com/gpu": "2", "hugepages-2Mi": "4Mi"}
     made = pod(container("1", "1Gi", **asked), resources={"requests": {"nvidia.com/gpu": "9", "hugepages-2Mi": "2Mi"}})
     wanted = {"cpu": 1000, "memory": 2**30, "nvidia.com/gpu": 2, "hugepages-2Mi": 2**21, "pods": 1}
@@ -184,7 +184,7 @@ def test_names_that_no_node_has_do_not_add_up():
     assert sums.room([(0, pods[0])])[0, sums.catalogue.columns["r000"]] == -2
 
 
-def test_a_node_that_goes_leaves_its_row_to_the_last():
+def test_the_row_of_a_removed_node_is_reused_by_the_last():
     sums = Sums()
     request = sums.catalogue.request(pod(container("1")), [])
     for index in range(40):

@@ -110,7 +110,7 @@ def test_a_mistake_gets_one_clear_message(shoal, tmp_path, arguments, said):
     assert done.stdout == ""
 
 
-def test_an_option_that_is_none_is_refused_beside_a_manifest(shoal, manifest):
+def test_an_unknown_option_is_refused_with_a_manifest(shoal, manifest):
     done = shoal("run", manifest(GOOD), "--trainer", "2")
     assert done.returncode == 2
     assert "--trainer 2: unknown here" in done.stderr

@@ -118,7 +118,7 @@ def test_kills_in_the_middle_cost_no_sample(digits):
     is_full(out, epochs=30)
 
 
-def test_a_job_goes_on_after_an_interrupt(digits):
+def test_a_job_resumes_after_an_interrupt(digits):
     run = digits.start("run", "job.yaml", "--epochs", "15", "-o", "json")
     digits.when(training)
     run.send_signal(signal.SIGINT)

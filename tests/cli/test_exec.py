@@ -60,7 +60,7 @@ def test_a_program_of_no_known_form(tmp_path):
     assert "exec format error" in done.stderr
 
 
-def test_a_signal_that_comes_before_the_command_has_a_handler_is_not_lost():
+def test_a_signal_before_the_command_has_a_handler_is_not_lost():
     """The signal is blocked before the command is started, then forwarded; its default action ends the command."""
     slow = "print('ready', flush=True); import time; time.sleep(60)"
     started = start(*python(slow))
@@ -82,7 +82,7 @@ def test_the_command_ends_in_its_own_way():
     assert (out, started.returncode) == ("drained\n", 7)
 
 
-def test_a_script_behind_a_shell_is_told_too_and_waited_for():
+def test_a_script_behind_a_shell_is_signalled_and_awaited():
     text = (
         "import signal, sys, time\n"
         "def leave(*_):\n    time.sleep(0.5)\n    print('drained', flush=True)\n    sys.exit(0)\n"
@@ -102,7 +102,7 @@ def test_orphans_are_reaped():
     try:
         end = time.monotonic() + 10
         while [p for p in psutil.Process(started.pid).children() if p.status() == psutil.STATUS_ZOMBIE]:
-            assert time.monotonic() < end, "a zombie stays"
+            assert time.monotonic() < end, "a zombie is left"
             time.sleep(0.01)
     finally:
         started.send_signal(signal.SIGTERM)

@@ -82,7 +82,7 @@ def test_no_space_for_snapshots_for_a_while(tmp_path):
             running.wait(30)
     lines = (tmp_path / "out").read_text().splitlines()
     assert json.loads(lines[-1])["samples"] == {"expected": 4800, "counted": 4800, "lost": 0, "twice": 0, "skipped": 0}
-    assert len(re.findall("the disk is full", said.read_text())) < 10, "it is not to be said at every try"
+    assert len(re.findall("the disk is full", said.read_text())) < 10, "it is not logged at every attempt"
     assert (tmp_path / "model.safetensors").exists()
 
 

@@ -48,7 +48,7 @@ def places(tmp_path):
             run.stderr.close()
 
 
-def test_a_process_that_stands_still_is_killed_and_the_job_goes_on(places):
+def test_a_hung_process_is_killed_and_the_job_continues(places):
     stopped = {}
     for place in places.values():
         place.start(SCRIPT)

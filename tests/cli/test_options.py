@@ -48,7 +48,7 @@ def test_a_script_takes_few_trainers_by_itself(job):
     assert 1 <= made.spec.trainer.most <= 4
 
 
-def test_the_command_line_wins_over_the_manifest(job):
+def test_the_command_line_overrides_the_manifest(job):
     made, origin = job("job.yaml", trainers="1:8", servers=2, epochs=5, seed=9, name="other")
     trainer = made.spec.trainer
     assert (trainer.min_replicas, trainer.most, trainer.replicas) == (1, 8, None)
@@ -56,7 +56,7 @@ def test_the_command_line_wins_over_the_manifest(job):
     assert origin.source == ""
 
 
-def test_the_manifest_stands_where_nothing_was_typed(job):
+def test_the_manifest_applies_where_no_option_was_given(job):
     made, _ = job("job.yaml")
     assert made.spec.trainer.replicas == 3
 

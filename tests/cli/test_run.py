@@ -146,7 +146,7 @@ def test_a_killed_process_is_replaced(place):
         assert {row.name: row.pid for row in after.members if row.name != name}.items() <= before.items()
 
 
-def test_nothing_outlives_a_killed_runner_and_the_job_goes_on(place):
+def test_nothing_outlives_a_killed_runner_and_the_job_resumes(place):
     run = place.start(SLEEPS, "--trainers", "1")
     pids = {row.name: row.pid for row in with_master(place).members}
     run.kill()
@@ -200,7 +200,7 @@ def test_a_folder_with_a_long_name_works_too(place):
     assert run.returncode == 130
 
 
-def test_a_run_that_nobody_reads_any_more_goes_on(place):
+def test_a_run_whose_output_is_closed_continues(place):
     run = place.start(SLEEPS, "--trainers", "1")
     run.stdout.readline()
     run.stdout.close()

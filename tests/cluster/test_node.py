@@ -33,7 +33,7 @@ def ended(cluster, namespace, name):
     return container["state"]["terminated"], cluster.kubectl("logs", "-n", namespace, name)
 
 
-def test_a_pod_runs_this_python_and_its_words_can_be_read(node_cluster, node_namespace):
+def test_a_pod_runs_this_python_and_its_output_can_be_read(node_cluster, node_namespace):
     node_cluster.create(pod("speaker", "-c", "import shoal.api; print('hello'); exit(3)"), namespace=node_namespace)
     how, said = ended(node_cluster, node_namespace, "speaker")
     assert (how["exitCode"], said) == (3, "hello\n")
@@ -123,7 +123,7 @@ def test_a_pod_reaches_what_the_test_listens_on(node_cluster, node_namespace):
             assert connection.recv(4) == b"here"
 
 
-def test_hollow_and_real_nodes_stand_side_by_side(node_cluster, node_namespace):
+def test_hollow_and_real_nodes_in_one_cluster(node_cluster, node_namespace):
     [name] = node_cluster.add_nodes(1)
     hollow = {"containers": [{"name": "main", "image": IMAGE}], "nodeName": name}
     node_cluster.create(

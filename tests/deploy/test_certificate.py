@@ -37,7 +37,7 @@ def test_it_and_its_authority_last_for_ten_years_by_clocks_that_differ(made):
         assert certificate.ends(pem) == NOW + timedelta(days=3650)
 
 
-def test_nobody_can_make_another_one(made):
+def test_no_other_one_can_be_created(made):
     authority = x509.load_pem_x509_certificate(made.authority)
     loaded = x509.load_pem_x509_certificate(made.certificate)
     loaded.verify_directly_issued_by(authority)

@@ -45,7 +45,7 @@ def stages(image: str) -> list[Stage]:
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_is_pinned_and_runs_as_nobody_special(image):
+def test_an_image_is_pinned_and_runs_as_an_unprivileged_user(image):
     build, final = stages(image)
     assert build.base == final.base
     assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-[a-z]+", final.base)

@@ -123,9 +123,9 @@ def test_the_set_up_protects_three_members_and_they_bear_the_loss_of_one(fresh, 
         before = (tmp_path / "setup.log").read_text()
         again = set_up(fresh, etcd, tmp_path)
         assert again.wait(60) == 0, (tmp_path / "setup.log").read_text()
-        said = (tmp_path / "setup.log").read_text().removeprefix(before)
-        assert "Secret shoal-etcd-server exists" in said
-        assert credentials.password not in before + said
+        message = (tmp_path / "setup.log").read_text().removeprefix(before)
+        assert "Secret shoal-etcd-server exists" in message
+        assert credentials.password not in before + message
 
 
 def test_two_set_ups_at_once_and_one_killed_agree(fresh, tmp_path):
@@ -147,7 +147,7 @@ def test_two_set_ups_at_once_and_one_killed_agree(fresh, tmp_path):
         assert {each.code for each in fresh.asked("shoal-setup")} <= {200, 201, 404, 409}
 
 
-def test_a_certificate_of_a_new_authority_is_told_of(fresh, tmp_path):
+def test_a_certificate_of_a_new_authority_is_reported(fresh, tmp_path):
     with etcd_of("default", tmp_path) as etcd:
         installed(fresh, etcd, tmp_path)
         fresh.kubectl("delete", "secret", "shoal-etcd-server", "-n", SYSTEM)
@@ -162,7 +162,7 @@ def test_a_certificate_of_a_new_authority_is_told_of(fresh, tmp_path):
         assert base64.b64decode(authority) == (tmp_path / "server" / "ca.crt").read_bytes()
 
 
-def test_secrets_that_do_not_fit_are_told_of_with_the_fix(fresh, tmp_path):
+def test_secrets_that_do_not_match_are_reported_with_the_fix(fresh, tmp_path):
     etcd = Etcd("default", tmp_path)
 
     def put(name: str, **files: bytes) -> None:
@@ -170,20 +170,20 @@ def test_secrets_that_do_not_fit_are_told_of_with_the_fix(fresh, tmp_path):
         data = {key.replace("_", "."): base64.b64encode(value).decode() for key, value in files.items()}
         fresh.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}, namespace=SYSTEM)
 
-    def said(code: int) -> str:
+    def message(code: int) -> str:
         (tmp_path / "setup.log").unlink(missing_ok=True)
         running = set_up(fresh, etcd, tmp_path, "--patience=1")
         assert running.wait(60) == code
         return (tmp_path / "setup.log").read_text()
 
     put("shoal-etcd-server", ca_crt=b"x", tls_key=b"")
-    assert "Secret shoal-etcd-server has no tls.crt and no tls.key; delete it and run this again" in said(1)
+    assert "Secret shoal-etcd-server has no tls.crt and no tls.key; delete it and run this again" in message(1)
     put("shoal-etcd-server", ca_crt=b"x", tls_key=b"x", tls_crt=b"x")
-    assert "tls.crt in Secret shoal-etcd-server is no certificate" in said(1)
+    assert "tls.crt in Secret shoal-etcd-server is no certificate" in message(1)
     past = datetime.now(UTC) - certificate.LIFE + timedelta(days=100)
     old = certificate.make(["x"], now=past)
     put("shoal-etcd-server", ca_crt=old.authority, tls_key=old.key, tls_crt=old.certificate)
-    assert "etcd's certificate ends on " in (words := said(1))
+    assert "etcd's certificate ends on " in (words := message(1))
     assert "no etcd answers at " in words
     assert "PRIVATE" not in words
 

@@ -67,7 +67,7 @@ def cluster_wide(cluster) -> set[tuple[str, str]]:
     return {(each["kind"], each["metadata"]["name"]) for each in found}
 
 
-def test_installed_upgraded_looked_at_and_removed(cluster, checkout):
+def test_installed_upgraded_inspected_and_removed(cluster, checkout):
     cluster.kubectl("create", "namespace", "team")
     before = cluster_wide(cluster)
     follow(cluster, checkout, "Install")
@@ -88,7 +88,7 @@ def test_installed_upgraded_looked_at_and_removed(cluster, checkout):
     cluster.kubectl("delete", "namespace", "team", "--wait=false")
 
 
-def test_a_private_registry_as_the_manual_says(cluster, checkout):
+def test_a_private_registry_as_in_the_manual(cluster, checkout):
     follow(cluster, checkout, "Private registries")
     secret = cluster.get("secret", "shoal-pull", "-n", SYSTEM)
     assert secret["type"] == "kubernetes.io/dockerconfigjson"

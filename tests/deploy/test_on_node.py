@@ -66,7 +66,7 @@ def forwarded(cluster, service: str, port: int):
         running.stdout.close()
 
 
-def test_etcds_certificate_is_renewed_as_the_manual_says(node_cluster, checkout):
+def test_etcds_certificate_is_renewed_as_in_the_manual(node_cluster, checkout):
     def authority(name: str) -> bytes:
         return base64.b64decode(node_cluster.get("secret", name, "-n", SYSTEM)["data"]["ca.crt"])
 
@@ -91,7 +91,7 @@ def etcd(cluster, folder):
             yield store
 
 
-def test_etcd_is_defragmented_backed_up_and_restored_as_the_manual_says(node_cluster, checkout):
+def test_etcd_is_defragmented_backed_up_and_restored_as_in_the_manual(node_cluster, checkout):
     with etcd(node_cluster, checkout / "operator") as store:
         store.transact([], [Put("/test/before", b"1")])
     for job in ("defragment", "backup"):

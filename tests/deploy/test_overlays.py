@@ -83,7 +83,7 @@ def test_a_restored_member_is_what_the_overlay_will_start(cluster, restored, nam
     cluster.kubectl("delete", "job", *jobs, "-n", SYSTEM)
 
 
-def test_a_pod_that_is_not_restricted_is_refused_beside_them(cluster):
+def test_an_unrestricted_pod_is_refused_in_their_namespace(cluster):
     cluster.apply(DEPLOY / "overlays" / "default")
     with pytest.raises(KubectlError, match="violates PodSecurity"):
         cluster.kubectl("run", "x", "--image=x", "-n", SYSTEM)
@@ -150,7 +150,7 @@ def test_monitors_policies_and_services_name_what_pods_have(tmp_path):
     assert set(seen) == {"PodMonitor", "NetworkPolicy", "Service", "PodDisruptionBudget"}
 
 
-def test_etcd_is_reached_by_who_needs_it_alone():
+def test_etcd_is_reached_only_by_pods_that_need_it():
     objects = overlay("default")
     clients = {
         name
@@ -162,7 +162,7 @@ def test_etcd_is_reached_by_who_needs_it_alone():
     assert policy["from"][1]["podSelector"]["matchLabels"] == {"shoal.dev/role": "master"}
 
 
-def test_ours_gives_way_to_all_else_and_takes_from_nobody():
+def test_the_lowest_class_preempts_nothing():
     objects = overlay("default")
     classes = {each["metadata"]["name"]: each for each in objects if each["kind"] == "PriorityClass"}
     names = ["shoal-servers", "shoal-minimum", "shoal-surplus"]

@@ -95,7 +95,7 @@ def test_the_operator_may_do_its_work_everywhere_and_nothing_else(cluster):
             assert found == [may, False]
 
 
-def test_a_namespaced_operator_may_look_at_nodes_beside_its_namespace_and_nothing_else(cluster):
+def test_a_namespaced_operator_may_read_nodes_and_its_namespace_and_nothing_else(cluster):
     only(cluster, "namespaced")
     assert granted(cluster, "shoal-operator", "shoal-jobs", each(ANYWHERE)) == each(ANYWHERE)
     elsewhere = granted(cluster, "shoal-operator", "elsewhere", each(ANYWHERE))
@@ -122,7 +122,7 @@ def test_the_pods_of_etcd_have_no_token_and_no_rights(cluster):
 
 
 @pytest.mark.parametrize("role", ["view", "edit", "admin"])
-def test_who_may_edit_or_view_a_namespace_may_do_so_with_its_jobs(cluster, tmp_path, role):
+def test_editors_and_viewers_of_a_namespace_have_these_rights_on_its_jobs(cluster, tmp_path, role):
     cluster.apply(DEPLOY / "overlays" / "default")
     namespace = f"users-{role}-{tmp_path.stat().st_ino}"
     cluster.kubectl("create", "namespace", namespace)

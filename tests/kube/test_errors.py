@@ -31,7 +31,7 @@ def test_what_a_caller_can_do_follows_from_the_status(status, kind):
 
 
 @pytest.mark.parametrize("body", [None, "a proxy's page", [], {}, {"details": None}])
-def test_an_answer_that_says_nothing(body):
+def test_an_empty_response(body):
     assert str(error_of(503, body)) == "the API server answers 503"
 
 
@@ -42,6 +42,6 @@ def test_where_objects_are():
     assert KINDS["TrainingJob"].path("n") == "/apis/shoal.dev/v1alpha1/namespaces/n/trainingjobs"
 
 
-def test_what_is_too_large_for_the_api_servers_etcd_is_not_asked_again():
+def test_a_request_too_large_for_etcd_is_not_retried():
     body = {"kind": "Status", "message": "etcdserver: request is too large", "code": 500}
     assert type(error_of(500, body)) is KubeInvalidError

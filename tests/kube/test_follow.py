@@ -57,7 +57,7 @@ def test_from_a_listing_that_one_has(control_plane, namespace):
     assert on(control_plane, work) == ("a", False)
 
 
-def test_many_changes_at_once_leave_others_their_turn(control_plane, namespace):
+def test_many_changes_at_once_yield_to_other_tasks(control_plane, namespace):
     async def work(kube):
         since = (await kube.listing("ConfigMap", namespace=namespace, selector="of=this")).revision
         for number in range(100):
@@ -84,7 +84,7 @@ def test_many_changes_at_once_leave_others_their_turn(control_plane, namespace):
     assert on(control_plane, work) >= 3
 
 
-def test_through_restarts_and_a_history_that_is_forgotten(tmp_path):
+def test_through_restarts_and_a_compacted_history(tmp_path):
     troubles = []
     with ControlPlane(tmp_path / "own") as cluster:
 

@@ -45,7 +45,7 @@ def pod(namespace, name="p", **spec):
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-def test_what_is_applied_is_as_the_manifest_says_and_what_others_set_stays(control_plane, namespace):
+def test_an_applied_object_is_as_in_the_manifest_and_keeps_fields_of_others(control_plane, namespace):
     async def work(kube):
         await kube.apply(config(namespace, a="1", b="2"))
         control_plane.kubectl("patch", "configmap", "c", "-n", namespace, "-p", '{"data": {"theirs": "x"}}')
@@ -63,7 +63,7 @@ def test_applied_again_it_does_not_change(control_plane, namespace):
     assert on(control_plane, work) == 1
 
 
-def test_a_dry_run_changes_nothing_and_has_the_server_s_own_words(control_plane, namespace):
+def test_a_dry_run_changes_nothing_and_has_the_server_s_message(control_plane, namespace):
     async def work(kube):
         await kube.apply(config(namespace, a="1"), dry_run=True)
         assert await kube.get("ConfigMap", "c", namespace=namespace) is None
@@ -113,7 +113,7 @@ def test_lists_go_page_by_page(control_plane, namespace, monkeypatch):
     assert on(control_plane, work) == [f"p{number}" for number in range(8)]
 
 
-def test_a_listing_whose_history_is_compacted_away_meanwhile_begins_anew(tmp_path, monkeypatch):
+def test_a_listing_whose_revision_is_compacted_starts_again(tmp_path, monkeypatch):
     monkeypatch.setattr("shoal.kube.client._PAGE", 3)
     answers = []
     with ControlPlane(tmp_path / "own") as cluster:
@@ -150,7 +150,7 @@ def test_in_the_place_of_what_was_read_and_of_nothing_else(control_plane, namesp
     assert on(control_plane, work) == {"a": "2"}
 
 
-def test_every_try_is_told_with_its_code(control_plane, namespace):
+def test_every_attempt_is_reported_with_its_code(control_plane, namespace):
     told = []
 
     async def work(kube):
@@ -165,7 +165,7 @@ def test_every_try_is_told_with_its_code(control_plane, namespace):
                     (("create", 201), ("apply", 200), ("list", 200), ("delete", 200), ("get", 404))]  # fmt: skip
 
 
-def test_who_may_not_write_any_more_reads_on(control_plane, namespace):
+def test_a_client_that_may_not_write_any_more_still_reads(control_plane, namespace):
     left = [5.0]
 
     async def work(kube):
@@ -244,7 +244,7 @@ def test_an_api_server_that_is_restarted_is_waited_for(tmp_path):
         assert on(cluster, work) == {"a": "2"}
 
 
-def test_an_api_server_that_stays_away(tmp_path):
+def test_an_api_server_that_stays_unreachable(tmp_path):
     ca = base64.b64encode(b"").decode()
     text = f"""
 apiVersion: v1
@@ -266,7 +266,7 @@ users: [{{name: u, user: {{token: secret-token}}}}]
     assert "secret-token" not in said
 
 
-def test_an_api_server_that_hangs_is_asked_again_before_patience_ends(tmp_path, monkeypatch):
+def test_a_hanging_api_server_is_retried_before_the_timeout(tmp_path, monkeypatch):
     monkeypatch.setattr("shoal.kube.client._TRY_SECONDS", 0.5)
     with ControlPlane(tmp_path / "own") as cluster:
         codes = []

@@ -72,7 +72,7 @@ def test_many_requests_at_once_wait_before_their_time_begins(tmp_path, monkeypat
         # Together they take more than one second, but none of them takes more than its share of the timeout of half a second.
         await asyncio.gather(*(kube.get("Pod", f"p{number}", namespace="n") for number in range(100)))
 
-    assert len(asked(tmp_path, work, before=slowly)) == 100, "nobody had to ask again"
+    assert len(asked(tmp_path, work, before=slowly)) == 100, "no request was retried"
     assert most == 4
 
 

@@ -43,7 +43,7 @@ def test_it_shrinks_for_an_ordinary_pod_and_grows_back(world):
     )
     world.pace(0.5)
     world.apply("elastic", **spec)
-    world.goes_on("elastic", trainers=[0, 1, 2])
+    world.progresses("elastic", trainers=[0, 1, 2])
     pod = template("trainer")["spec"]
     container = {
         **pod["containers"][0], "name": "web", "image": IMAGE, "command": ["sleep", "600"],
@@ -55,17 +55,17 @@ def test_it_shrinks_for_an_ordinary_pod_and_grows_back(world):
     }  # fmt: skip
     world.kubectl("apply", "-f", "-", input=json.dumps(web))
     world.kubectl("wait", "pod/web", "--for=condition=Ready", "--timeout=90s")
-    samples = world.told("elastic").samples
+    samples = world.reported_state("elastic").samples
 
     def one_goes_on() -> bool:
         """Check that the one trainer that was not preempted commits further samples."""
-        told = world.told("elastic")
+        told = world.reported_state("elastic")
         return len(told.trainers) == 1 and told.samples > samples
 
     world.until(one_goes_on, "one trainer to go on")
     assert world.status("elastic")["allocation"]["wanted"] == 1
     world.kubectl("delete", "pod", "web")
-    world.goes_on("elastic", trainers=[0, 1, 2])
+    world.progresses("elastic", trainers=[0, 1, 2])
     world.pace(0.0)
     world.until(lambda: world.status("elastic").get("state") == "Complete", "its end", seconds=120)
     check(world, "elastic", folder / "m.safetensors", epochs=EPOCHS)

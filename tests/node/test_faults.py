@@ -38,8 +38,8 @@ class Job:
         output = {"path": "m.safetensors", "volumeClaimName": "model"}
         self.world.apply("long", **spec | {"trainer": trainer, "parameterServer": servers, "output": output} | more)
 
-    def goes_on(self, *trainers: int) -> None:
-        self.world.goes_on("long", trainers=list(trainers))
+    def progresses(self, *trainers: int) -> None:
+        self.world.progresses("long", trainers=list(trainers))
 
     def pod(self, name: str) -> dict:
         return self.world.get("pod", f"long-{name}")
@@ -74,7 +74,7 @@ def job(world):
     world.pace(0.5)
     made = Job(world)
     made.apply()
-    made.goes_on(0, 1)
+    made.progresses(0, 1)
     return made
 
 
@@ -83,7 +83,7 @@ def test_a_killed_trainer_is_started_again_in_place(job):
     job.world.kill("long", "trainer", 0)
     job.deaths += 1
     job.world.until(lambda: job.container("trainer-0")["restartCount"] == 1, "a restart of trainer-0")
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
     assert job.uid("trainer-0") == pod
     assert job.container("trainer-0")["lastState"]["terminated"]["exitCode"] == 128 + signal.SIGKILL
     assert "trainer 0 begins" in job.world.kubectl("logs", "long-trainer-0", "--previous")
@@ -96,79 +96,79 @@ def test_a_deleted_trainer_is_replaced(job, how):
     job.deaths += bool(how)
     job.leaves += not how
     job.world.until(lambda: job.uid("trainer-1") not in {before, None}, "a new one")
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
 
 
 def test_a_killed_master_and_a_deleted_one_are_followed_by_another(job):
-    before = job.world.told("long").generation
+    before = job.world.reported_state("long").generation
     job.world.kill("long", "master")
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
     job.delete(job.master, *NOW)
-    job.goes_on(0, 1)
-    assert job.world.told("long").generation == before + 2
+    job.progresses(0, 1)
+    assert job.world.reported_state("long").generation == before + 2
 
 
-def test_a_killed_server_goes_on_from_its_snapshots(job):
+def test_a_killed_server_continues_from_its_snapshots(job):
     job.world.kill("long", "pserver", 0)
     job.world.until(lambda: job.container("pserver-0")["restartCount"] == 1, "a restart of pserver-0")
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
 
 
-def test_a_deleted_server_comes_back_with_its_claim(job):
+def test_a_deleted_server_is_recreated_with_its_claim(job):
     before = job.uid("pserver-1")
     job.delete("pserver-1", *NOW)
     job.world.until(lambda: job.uid("pserver-1") not in {before, None}, "a new one")
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
     assert all(list(folder.rglob("*.safetensors")) for folder in job.snapshots)
 
 
-def test_servers_and_master_that_vanish_without_a_word_are_followed_by_others(job):
+def test_servers_and_master_that_vanish_silently_are_replaced(job):
     master = job.master  # read before it is cut off, as it will soon not be ready
     job.world.cut_off("long", "pserver", 0)
     job.world.cut_off("long", "master")
     job.delete("pserver-0", *NOW)
     job.delete(master, *NOW)
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
 
 
-def test_etcd_is_killed_and_comes_back(job):
+def test_etcd_is_killed_and_restarted(job):
     job.world.etcd.kill()
     job.world.etcd.start()
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
     assert job.world.alive
 
 
-def test_without_an_operator_the_job_goes_on(job):
+def test_without_an_operator_the_job_continues(job):
     job.world.end(signal.SIGKILL)
     before = job.container("trainer-1")["restartCount"]
     job.world.kill("long", "trainer", 1)
     job.deaths += 1
     job.world.until(lambda: job.container("trainer-1")["restartCount"] == before + 1, "a restart of trainer-1")
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
     job.world.kubectl("scale", "tj/long", "--replicas=4")
     job.world.start()
-    job.goes_on(0, 1, 2, 3)
+    job.progresses(0, 1, 2, 3)
 
 
-def test_scaled_down_trainers_hand_back_and_leave(job):
+def test_scaled_down_trainers_return_their_tasks_and_exit(job):
     job.world.kubectl("scale", "tj/long", "--replicas=4")
-    job.goes_on(0, 1, 2, 3)
+    job.progresses(0, 1, 2, 3)
     job.world.kubectl("scale", "tj/long", "--replicas=2")
     job.world.until(lambda: set(job.world.pods("long", "trainer")) == {"long-trainer-0", "long-trainer-1"}, "two to go")
     job.leaves += 2
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
 
 
-def test_suspended_everything_leaves_and_resumed_it_goes_on(job):
+def test_a_suspended_job_has_no_pods_and_resumes(job):
     job.apply(suspend=True)
     job.world.until(lambda: job.world.status("long").get("state") == "Suspended", "everything to leave")
     assert not job.world.pods("long")
     job.leaves += 2
     job.apply(suspend=False)
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
 
 
-def test_a_trainer_over_its_memory_limit_is_said_to_be_and_the_others_go_on(job):
+def test_a_trainer_over_its_memory_limit_is_reported_and_the_others_continue(job):
     world = job.world
     world.put("eat-1", str(3 << 30))
     world.until(lambda: world.condition("long", "Running").get("reason") == "OutOfMemory", "the word of it")
@@ -176,10 +176,10 @@ def test_a_trainer_over_its_memory_limit_is_said_to_be_and_the_others_go_on(job)
     said = world.condition("long", "Running")
     assert "long-trainer-1" in said["message"]
     assert said["status"] == "False"
-    job.goes_on(0)
+    job.progresses(0)
     (world.control / "eat-1").unlink()
     job.delete("trainer-1", *NOW)
-    job.goes_on(0, 1)
+    job.progresses(0, 1)
     world.until(lambda: world.condition("long", "Running")["status"] == "True", "all to run")
 
 

@@ -25,8 +25,8 @@ def test_a_job_trains_in_pods_from_apply_to_complete(world):
     folder = world.claim("model")
     output = {"path": "models/small.safetensors", "volumeClaimName": "model"}
     world.apply("small", **world.counting(trainer={"minReplicas": 2}, output=output))
-    world.until(lambda: world.told("small") is not None, "the master")
-    world.until(lambda: world.told("small").samples, "the first samples")
+    world.until(lambda: world.reported_state("small") is not None, "the master")
+    world.until(lambda: world.reported_state("small").samples, "the first samples")
     world.until(lambda: world.status("small").get("state") == "Complete", "its end")
     world.kubectl("wait", "tj/small", "--for=condition=Complete", "--timeout=60s")
     check(world, "small", folder / "models" / "small.safetensors", epochs=2)

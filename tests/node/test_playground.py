@@ -42,7 +42,7 @@ def test_up_with_a_real_node_has_shoal_installed_and_ready(tmp_path):
     assert not list(folder.iterdir())
 
 
-def test_without_root_a_hollow_cluster_comes_up_alone_and_says_why(tmp_path, monkeypatch):
+def test_without_root_only_a_hollow_cluster_starts_with_the_reason(tmp_path, monkeypatch):
     words = "import os, sys; os.geteuid = lambda: 1000; from tests.cluster.__main__ import choose, parser; "
     words += "print(type(choose(parser().parse_args(sys.argv[1:]))).__name__)"
     monkeypatch.setenv("SHOAL_CLUSTER", str(tmp_path / "cluster"))

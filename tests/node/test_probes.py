@@ -17,7 +17,7 @@ SOONER = {"periodSeconds": 2}
 """Of the user's template: a test has less time than a job."""
 
 
-def test_processes_that_stand_still_are_started_again_by_their_kubelet(world):
+def test_hung_processes_are_restarted_by_their_kubelet(world):
     world.pace(0.5)
     folder = world.claim("model")
     output = {"path": "held.safetensors", "volumeClaimName": "model"}
@@ -30,7 +30,7 @@ def test_processes_that_stand_still_are_started_again_by_their_kubelet(world):
             output=output,
         ),
     )
-    world.goes_on("held", trainers=[0, 1], seconds=SECONDS)
+    world.progresses("held", trainers=[0, 1], seconds=SECONDS)
     [master] = world.ready("held", "master")
     pods = {"held-pserver-0": ("pserver", 0), master: ("master", 0)}
     for role, index in pods.values():
@@ -38,7 +38,7 @@ def test_processes_that_stand_still_are_started_again_by_their_kubelet(world):
         os.kill(pid, signal.SIGSTOP)
     for name in pods:
         world.until(lambda name=name: restarts(world, name) > 0, f"a restart of {name}", seconds=SECONDS)
-    world.goes_on("held", trainers=[0, 1], seconds=SECONDS)
+    world.progresses("held", trainers=[0, 1], seconds=SECONDS)
     for name in pods:
         said = [each["message"] for each in world.get("events")["items"] if each["involvedObject"]["name"] == name]
         assert any("failed liveness probe, will be restarted" in text for text in said), said

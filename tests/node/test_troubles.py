@@ -13,7 +13,7 @@ from tests.node.test_faults import CLAIM
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(180)]
 
 
-def test_an_image_that_is_not_there_is_said(world):
+def test_a_missing_image_is_reported(world):
     never = {role: {"template": template(name, imagePullPolicy="Never")} for role, name in
              (("trainer", "trainer"), ("parameterServer", "pserver"), ("master", "master"))}  # fmt: skip
     never["parameterServer"]["emptyDir"] = {}
@@ -22,7 +22,7 @@ def test_an_image_that_is_not_there_is_said(world):
     assert "ErrImageNeverPull" in world.condition("nowhere", "Running")["message"]
 
 
-def test_deleted_in_mid_flight_nothing_stays_but_the_users_claim(world):
+def test_deleted_while_it_runs_nothing_is_left_but_the_users_claim(world):
     world.pace(0.2)
     world.claim("model")
     world.volume()
@@ -30,7 +30,7 @@ def test_deleted_in_mid_flight_nothing_stays_but_the_users_claim(world):
     spec = world.counting(epochs=30, output=output, parameterServer={"volumeClaimSpec": CLAIM})
     spec["trainer"] |= {"minReplicas": 1}
     world.apply("gone", **spec)
-    world.goes_on("gone", trainers=[0])
+    world.progresses("gone", trainers=[0])
     assert len(world.get("pvc")["items"]) == 2
     kinds = "pods,services,endpointslices,statefulsets,deployments,replicasets,secrets,configmaps,serviceaccounts,pdb"
 
@@ -43,12 +43,12 @@ def test_deleted_in_mid_flight_nothing_stays_but_the_users_claim(world):
     assert [each["metadata"]["name"] for each in world.get("pvc")["items"]] == ["model"]
 
 
-def test_a_model_that_could_not_be_written_is_said_before_anything_is_trained(world):
+def test_an_unwritable_output_is_reported_before_anything_is_trained(world):
     world.pace(0.2)
     world.apply("unwritable", **world.counting(epochs=30, output={"path": "/etc/models/m.safetensors"}))
     words = "spec.output.path /etc/models/m.safetensors: the model cannot be written there: user 65532 may not write"
 
-    def said():
+    def message():
         if any(words in each["message"] for each in world.status("unwritable").get("conditions", [])):
             return True
         return "unwritable-trainer-0" in world.pods("unwritable") and words in logs()
@@ -58,6 +58,6 @@ def test_a_model_that_could_not_be_written_is_said_before_anything_is_trained(wo
             return world.kubectl("logs", "unwritable-trainer-0")
         return ""
 
-    world.until(said, "the trainer's words")
-    told = world.told("unwritable")
+    world.until(message, "the trainer's words")
+    told = world.reported_state("unwritable")
     assert told is None or not told.samples

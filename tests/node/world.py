@@ -95,25 +95,30 @@ class World(Jobs):
         found = self._store.get(JobKeys(self.namespace, job, uid).at(name))
         return msgspec.json.decode(found.value) if found is not None else None
 
-    def told(self, job: str) -> ReportedState | None:
+    def reported_state(self, job: str) -> ReportedState | None:
         found = self.record(job, "progress")
         return msgspec.convert(found, ReportedState) if found is not None else None
 
-    def goes_on(self, job: str, *, trainers: list[int], seconds: float = PATIENCE) -> None:
+    def progresses(self, job: str, *, trainers: list[int], seconds: float = PATIENCE) -> None:
         """Wait until exactly these trainers are at work and further samples are committed."""
-        before = self.told(job)
+        before = self.reported_state(job)
         samples = before.samples if before is not None else 0
 
         def moved() -> bool:
-            told = self.told(job)
-            return told is not None and told.served and told.trainers == trainers and told.samples > samples
+            reported_state = self.reported_state(job)
+            return (
+                reported_state is not None
+                and reported_state.served
+                and reported_state.trainers == trainers
+                and reported_state.samples > samples
+            )
 
         self.until(moved, f"{job} to go on with trainers {trainers}", seconds=seconds)
 
     def last_words(self) -> str:
         """Return the diagnostics of the jobs, with the operator's log."""
-        told = [str(self.told(job["metadata"]["name"])) for job in self.get("tj")["items"]]
-        return "\n".join([self._log.read_text()[-6000:], super().last_words(), *told])
+        reported_state = [str(self.reported_state(job["metadata"]["name"])) for job in self.get("tj")["items"]]
+        return "\n".join([self._log.read_text()[-6000:], super().last_words(), *reported_state])
 
 
 def define(cluster: NodeCluster) -> None:

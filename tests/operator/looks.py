@@ -41,7 +41,9 @@ KNOWN = Facts(placed=NAMES, ready=NAMES, generation=1, reported_at=NOW)
 RAN = Status(start_time=NOW - 60 * SECOND, state=State.RUNNING)
 
 
-def told(seen=WELL, *, of=None, generation=1, desired=3, problems=(), refused="", now=NOW, before=None, facts=KNOWN):
+def compute_status(
+    seen=WELL, *, of=None, generation=1, desired=3, problems=(), refused="", now=NOW, before=None, facts=KNOWN
+):
     """Compute a status; a refused spec has no job in force unless one is given, and the master's reports are observed at once."""
     if facts.moved is None and seen.published is not None and seen.published.moved:
         facts = replace(facts, moved=datetime.fromtimestamp(seen.published.moved, UTC))

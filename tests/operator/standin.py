@@ -128,7 +128,7 @@ class Masters:
         found = self._written.get(uid)
         return list(found[0].trainers) if found is not None else []
 
-    def told(self, uid: str) -> list[int]:
+    def desired_drain(self, uid: str) -> list[int]:
         """Return the trainers that the operator wants drained."""
         (keys,) = [each for each in self._jobs if each.uid == uid] or [None]
         found = self._store.get(keys.wanted) if keys is not None else None

@@ -98,7 +98,7 @@ def test_an_api_server_that_is_killed_while_a_job_scales(team):
     assert before <= team.uids()
 
 
-def test_an_api_server_that_is_away_for_longer_than_patience(team, monkeypatch):
+def test_an_api_server_unreachable_for_longer_than_the_timeout(team, monkeypatch):
     # The default timeout is longer than the time after which Kubernetes takes silent nodes for dead.
     monkeypatch.setenv("PATIENCE", "2")
     operator = begin(team, lease=False)
@@ -218,7 +218,7 @@ def load(kubeconfig):
         thread.join(60)
 
 
-def test_an_etcd_that_is_away_kills_nobody_and_is_told(team):
+def test_an_unreachable_etcd_ends_no_process_and_is_reported(team):
     operator = begin(team, lease=False)
     team.scale(4)
     team.j.at_work([0, 1, 2, 3])

@@ -12,7 +12,7 @@ def made(seen):
     return [each.manifest["kind"] for each in actions if isinstance(each, Apply | CreatePod)]
 
 
-def test_a_budget_comes_after_the_pods_that_it_is_for():
+def test_a_budget_is_created_after_its_pods():
     first = made(Observed(secrets=True))
     assert first.count("Pod") == 2
     assert "PodDisruptionBudget" not in first

@@ -102,19 +102,19 @@ def test_states_of_a_pod(store, changed, attribute, value):
 
 
 @pytest.mark.parametrize("how", [{"taint": True}, {"ready": "Unknown"}])
-def test_a_node_that_is_lost_and_comes_back(store, how):
+def test_a_node_that_is_lost_and_returns(store, how):
     store.object_changed(pod())
     store.object_changed(pod("j-pserver-0", uid="s", role="pserver"))
     assert store.node_changed(node()) == set()
     assert store.node_changed(node(**how)) == {"u"}
     assert seen(store).trainers[0].lost
     assert seen(store).servers[0].lost
-    assert store.node_changed(node(**how)) == set(), "said once"
+    assert store.node_changed(node(**how)) == set(), "reported once"
     assert store.node_changed(node()) == {"u"}
     assert not seen(store).trainers[0].lost
 
 
-def test_a_node_that_only_says_it_is_not_ready_is_not_lost(store):
+def test_a_node_that_is_only_not_ready_is_not_lost(store):
     store.object_changed(pod())
     assert store.node_changed(node(ready="False")) == set()
     assert not seen(store).trainers[0].lost
@@ -126,7 +126,7 @@ def test_a_node_that_is_deleted(store):
     assert seen(store).trainers[0].lost
 
 
-def test_a_node_that_went_unseen_is_lost_but_none_that_is_newer_than_the_listing(store):
+def test_a_node_deleted_unseen_is_lost_but_none_newer_than_the_listing(store):
     store.object_changed(pod(revision="5"))
     store.object_changed(pod("j-trainer-1", uid="q", index=1, node="new", revision="9"))
     assert store.forget_missing("Node", [node("n")], revision=7) == set()
@@ -137,7 +137,7 @@ def test_a_node_that_went_unseen_is_lost_but_none_that_is_newer_than_the_listing
 def test_records_in_etcd(store):
     assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
     assert seen(store).desired == DesiredState(drain=[3])
-    assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is said"
+    assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is reported"
     assert store.record_changed(KEYS.wanted, b"[") == {}, "once"
     assert seen(store).desired == DesiredState(drain=[3]), "what cannot be read changes nothing"
     assert store.record_changed(KEYS.wanted, None) == {"u": 0}
@@ -158,7 +158,7 @@ def test_progress_alone_can_wait(store):
     assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, why="waits")) == {"u": 0}
 
 
-def test_what_etcd_has_no_more_after_a_gap_is_gone(store):
+def test_records_missing_after_a_gap_are_removed(store):
     store.record_changed(KEYS.wanted, b'{"drain": [3]}')
     store.record_changed(KEYS.progress, published())
     assert store.records_replaced({KEYS.progress: published()}) == {"u": 0}
@@ -172,7 +172,7 @@ def test_a_successor_waits_until_nothing_is_left_of_its_predecessor(store):
     store.job_changed(job("v"))
     left = ["PersistentVolumeClaim shoal-snapshots-j-pserver-0", "Pod j-trainer-0"]
     assert store.predecessors("v") == left
-    assert store.object_changed(pod(), deleted=True) == {"u", "v"}, "it says for whom it waits"
+    assert store.object_changed(pod(), deleted=True) == {"u", "v"}, "the message names the pod that it waits for"
     assert store.predecessors("v") == left[:1]
     assert store.object_changed(thing("PersistentVolumeClaim", "shoal-snapshots-j-pserver-0"), deleted=True) == {
         "u",
@@ -181,7 +181,7 @@ def test_a_successor_waits_until_nothing_is_left_of_its_predecessor(store):
     assert store.predecessors("v") == []
 
 
-def test_nobody_waits_for_a_job_of_another_name(store):
+def test_no_job_waits_for_a_job_of_another_name(store):
     store.object_changed(pod())
     store.job_changed(job("v", "other"))
     assert store.predecessors("v") == store.predecessors("u") == []
@@ -218,20 +218,20 @@ def test_a_pod_of_each_role_is_known(store):
     assert store.facts("u").ready == {"j-trainer-0", "j-pserver-1", "j-master-5d-x"}
 
 
-def test_nobody_waits_for_what_only_bears_a_label(store):
+def test_no_job_waits_for_an_object_that_only_has_a_label(store):
     orphan = pod("x", of="v")
     store.object_changed({**orphan, "metadata": orphan["metadata"] | {"ownerReferences": []}})
     assert store.predecessors("u") == []
 
 
-def test_an_object_of_somebody_else_s_was_not_applied(store):
+def test_an_object_of_another_owner_was_not_applied(store):
     store.object_changed(thing("Service", "s", applied="1", owner="v"))
     store.object_changed(thing("Service", "t", applied="1", namespace="other"))
     store.object_changed(thing("Service", "mine", applied="1"))
     assert seen(store).applied == {("Service", "mine"): "1"}
 
 
-def test_what_bears_no_job_s_label_is_nobody_s(store):
+def test_an_object_without_a_job_s_label_belongs_to_no_job(store):
     assert store.object_changed(pod(of="")) == set()
 
 
@@ -266,7 +266,7 @@ def test_after_deletions_that_were_missed_a_whole_listing_is_the_truth(events, r
         assert store.observed(uid, template="t") == fresh.observed(uid, template="t")
 
 
-def test_what_changed_after_a_listing_is_not_gone(store):
+def test_an_object_changed_after_a_listing_is_kept(store):
     store.object_changed(pod(revision="8"))
     assert store.forget_missing("Pod", [], revision=7) == set()
     assert store.forget_missing("Pod", [], revision=9, namespace="other") == set()
@@ -275,13 +275,13 @@ def test_what_changed_after_a_listing_is_not_gone(store):
     assert seen(store).trainers == ()
 
 
-def test_a_job_that_is_in_no_listing_is_gone(store):
+def test_a_job_missing_in_a_listing_is_removed(store):
     store.job_changed(job("v", "other", revision="8"))
     assert store.forget_missing("TrainingJob", [], revision=7) == {"u"}
     assert set(store.jobs) == {"v"}
 
 
-def test_what_changes_nothing_that_is_known_concerns_nobody(store):
+def test_an_event_without_a_change_concerns_no_job(store):
     assert store.object_changed(pod()) == {"u"}
     assert store.object_changed(pod(revision="2")) == set()
     assert store.object_changed(pod(revision="3", ready=False)) == {"u"}
@@ -295,7 +295,7 @@ def test_what_changes_nothing_that_is_known_concerns_nobody(store):
     assert store.job_changed(job(revision="4"), deleted=True) == {"u"}
 
 
-def test_pods_that_come_change_and_go_are_told_anew(store):
+def test_added_changed_and_deleted_pods_are_summarized_again(store):
     def told():
         return [(each.name, each.ended) for each in store.pods("u")]
 
@@ -324,12 +324,12 @@ def test_an_answer_is_known_before_the_watch_brings_it(store):
     assert seen(store).trainers == ()
 
 
-def test_an_answer_that_comes_late_changes_nothing(store):
+def test_a_late_response_changes_nothing(store):
     store.object_changed(pod(revision="8", ready=False))
     store.response_received(pod(revision="7"))
     assert [each.ready for each in seen(store).trainers] == [False]
     store.object_changed(pod(revision="9"), deleted=True)
     store.response_received(pod(revision="7"))
-    assert seen(store).trainers == (), "it came and went already"
+    assert seen(store).trainers == (), "it was created and deleted already"
     store.response_received(pod(uid="another", revision="11"))
     assert [each.uid for each in seen(store).trainers] == ["another"]

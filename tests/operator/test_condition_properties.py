@@ -22,10 +22,10 @@ from tests.operator.looks import (
     NOW,
     SECOND,
     WELL,
+    compute_status,
     published,
     said,
     servers,
-    told,
 )
 from tests.soak import examples
 
@@ -88,15 +88,15 @@ def story(looks):
     """Yield each status of a sequence with the one before it and the observation that it was computed from."""
     before = Status()
     for look in looks:
-        after = told(before=before, **look)
+        after = compute_status(before=before, **look)
         yield before, look, after
         before = after
 
 
 @whatever
-def test_said_again_nothing_changes(looks):
+def test_the_same_observation_changes_nothing(looks):
     for _, look, after in story(looks):
-        assert told(before=after, **look) == after
+        assert compute_status(before=after, **look) == after
 
 
 @whatever

@@ -26,11 +26,11 @@ from tests.operator.looks import (
     RAN,
     SECOND,
     WELL,
+    compute_status,
     in_short,
     published,
     said,
     servers,
-    told,
     trainers,
 )
 
@@ -118,7 +118,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_state_and_what_decides_it_when(name):
     seen, state, reason, conditions = CASES[name]
-    status = told(**seen)
+    status = compute_status(**seen)
     assert (status.state, status.reason) == (state, reason)
     found = {of: each.status for of, each in said(status).items()}
     assert {of: found.get(of) for of in conditions} == conditions
@@ -133,25 +133,25 @@ def test_a_job_is_placed_when_every_pod_that_it_needs_is():
     young = replace(WELL, trainers=trainers(2, ready=False, works=False), published=None)
     needed = NAMES - {"flights-trainer-2", "flights-trainer-3"}
     odd = [PodProblem("trainer", "flights-trainer-0", "Odd")]
-    assert in_short(told(young, facts=Facts(placed=needed, ready=frozenset())))["Scheduled"][0] == "True"
+    assert in_short(compute_status(young, facts=Facts(placed=needed, ready=frozenset())))["Scheduled"][0] == "True"
     for name in needed:
         facts = Facts(placed=needed - {name}, ready=frozenset())
-        assert in_short(told(young, facts=facts, problems=odd))["Scheduled"] == ("Unknown", "PodsPending")
+        assert in_short(compute_status(young, facts=facts, problems=odd))["Scheduled"] == ("Unknown", "PodsPending")
 
 
 def test_what_is_missing_is_named():
-    status = told(Observed(), facts=Facts(ready=frozenset()))
+    status = compute_status(Observed(), facts=Facts(ready=frozenset()))
     assert said(status)["Scheduled"].message == "not created yet: 2 trainers, 2 parameter servers, 1 master"
     assert said(status)["Running"].message == "not ready: 2 trainers, 2 parameter servers, 1 master"
     left = replace(WELL, servers=(), masters=())
-    assert said(told(left, of=SUSPENDED))["Suspended"].message == "remaining: 3 trainers"
+    assert said(compute_status(left, of=SUSPENDED))["Suspended"].message == "remaining: 3 trainers"
 
 
 # --- A job that is not accepted ---
 
 
 def test_of_a_refused_spec_nothing_else_is_claimed():
-    status = told(Observed(), refused="UnknownPriority: no priority 'bath'")
+    status = compute_status(Observed(), refused="UnknownPriority: no priority 'bath'")
     assert in_short(status) == {"Accepted": ("False", "UnknownPriority")}
     assert said(status)["Accepted"].message == "no priority 'bath'"
     assert status.to_mapping().keys() == {"observedGeneration", "state", "reason", "conditions"}
@@ -167,14 +167,14 @@ def test_a_spec_that_cannot_be_read_needs_no_job():
 
 
 def test_a_job_that_runs_and_is_refused_is_not_called_pending_and_keeps_its_history():
-    ran = told(facts=replace(KNOWN, failures=2))
-    status = told(before=ran, refused="no", generation=2)
+    ran = compute_status(facts=replace(KNOWN, failures=2))
+    status = compute_status(before=ran, refused="no", generation=2)
     assert (status.state, status.start_time, status.failures) == (None, NOW, 2)
     assert status.trainers is status.progress is None
-    end = told(replace(WELL, ended=UNDONE, saved=True))
-    refused = told(before=end, refused="no", generation=2)
+    end = compute_status(replace(WELL, ended=UNDONE, saved=True))
+    refused = compute_status(before=end, refused="no", generation=2)
     assert (refused.state, refused.progress, refused.completion_time) == (State.COMPLETE, end.progress, NOW)
-    assert in_short(told(before=status, generation=3))["Accepted"] == ("True", "Valid")
+    assert in_short(compute_status(before=status, generation=3))["Accepted"] == ("True", "Valid")
 
 
 # --- Pod problems ---
@@ -192,23 +192,23 @@ def test_a_job_that_runs_and_is_refused_is_not_called_pending_and_keeps_its_hist
         ("OOMKilled", "", "Running", "OutOfMemory"),
     ],
 )
-def test_a_trouble_shows_with_the_pods_own_reason(own, words, of, reason):
+def test_a_pod_problem_has_the_pods_own_reason(own, words, of, reason):
     found = PodProblem("trainer", "flights-trainer-1", own, words)
     placed = NAMES - {"flights-trainer-1"} if of == "Scheduled" else NAMES
     short = replace(WELL, trainers=trainers(1))
     if of == "Running":
         short = replace(WELL, trainers=(*trainers(1), TrainerPod(index=1, uid="x")))
-    condition = said(told(short, problems=[found], facts=replace(KNOWN, placed=placed)))[of]
+    condition = said(compute_status(short, problems=[found], facts=replace(KNOWN, placed=placed)))[of]
     assert (condition.status, condition.reason) == ("False", reason)
     assert condition.message.endswith(f"flights-trainer-1: {own}" + (f": {words}" if words else ""))
 
-    enough = said(told(problems=[replace(found, pod="flights-trainer-9")]))[of]
+    enough = said(compute_status(problems=[replace(found, pod="flights-trainer-9")]))[of]
     assert enough.status == "True"
     assert own in enough.message
 
 
-def test_an_unknown_trouble_decides_nothing_and_is_shown():
-    status = told(
+def test_an_unknown_problem_decides_nothing_and_is_shown():
+    status = compute_status(
         replace(WELL, trainers=trainers(2, works=False)), problems=[PodProblem("trainer", "a", "Odd", "x" * 10_000)]
     )
     assert said(status)["Running"].reason == "PodsStarting"
@@ -216,10 +216,10 @@ def test_an_unknown_trouble_decides_nothing_and_is_shown():
     assert len(said(status)["Running"].message) < 1000
 
 
-def test_the_same_trouble_is_first_in_whatever_order_they_come():
+def test_the_first_problem_does_not_depend_on_their_order():
     found = [PodProblem("trainer", f"flights-trainer-{n}", "ErrImagePull", "x") for n in (10, 9, 11)]
     found.append(PodProblem("master", "flights-master-abcdefgh", "CrashLoopBackOff", "y"))
-    messages = {said(told(problems=each))["Running"].message for each in itertools.permutations(found)}
+    messages = {said(compute_status(problems=each))["Running"].message for each in itertools.permutations(found)}
     assert messages == {"flights-master-abcdefgh: CrashLoopBackOff: y; flights-trainer-9: ErrImagePull: x (and 2 more)"}
 
 
@@ -231,40 +231,40 @@ def test_a_server_too_many_is_none():
     more = ServerPod(name="flights-pserver-7", uid="s7")
     facts = replace(KNOWN, ready=NAMES | {more.name})
     unheard = replace(WELL, published=None)
-    assert told(replace(unheard, servers=(*servers(), more)), facts=facts).servers.text == "2/2"
-    status = told(replace(unheard, servers=(*servers(1), more)), facts=facts)
+    assert compute_status(replace(unheard, servers=(*servers(), more)), facts=facts).servers.text == "2/2"
+    status = compute_status(replace(unheard, servers=(*servers(1), more)), facts=facts)
     assert status.servers.text == "1/2"
     assert "1 parameter server" in said(status)["Running"].message
 
 
-def test_who_is_ready_is_so_by_kubelet_and_master():
+def test_a_process_is_ready_by_kubelet_and_master():
     pods = (*trainers(2), TrainerPod(index=2, uid="a", ready=True), TrainerPod(index=3, uid="b", works=True),
             TrainerPod(index=4, uid="c", ready=True, works=True, lost=True),
             TrainerPod(index=5, uid="d", ready=True, works=True, deleting=True))  # fmt: skip
     leaving = (*servers(1), *servers(2, deleting=True)[1:])
-    assert told(replace(WELL, servers=leaving)).servers.text == "1/2"
-    status = told(replace(WELL, trainers=pods, published=published(servers=[1])), desired=4)
+    assert compute_status(replace(WELL, servers=leaving)).servers.text == "1/2"
+    status = compute_status(replace(WELL, trainers=pods, published=published(servers=[1])), desired=4)
     assert (status.trainers.text, status.trainers.range, status.servers.text) == ("2/4", "2-4", "1/2")
     assert status.master.ready
 
 
-def test_without_a_word_on_its_pod_nothing_is_said_of_the_master():
-    assert told(facts=Facts()).master is None
-    assert told(replace(WELL, masters=()), facts=Facts()).master.ready is False
+def test_without_a_status_of_its_pod_the_master_is_absent():
+    assert compute_status(facts=Facts()).master is None
+    assert compute_status(replace(WELL, masters=()), facts=Facts()).master.ready is False
 
 
 def test_the_selector_finds_the_trainers():
     labels = trainer_pod(job(), IDENTITY, 0)["metadata"]["labels"]
-    wanted = dict(each.split("=") for each in told().selector.split(","))
+    wanted = dict(each.split("=") for each in compute_status().selector.split(","))
     assert wanted.items() <= labels.items()
     assert not wanted.items() <= master_pod(job(), IDENTITY)["metadata"]["labels"].items()
 
 
-def test_nothing_is_wanted_of_who_is_suspended_or_has_ended():
-    for status in (told(of=SUSPENDED), told(replace(WELL, ended=FAILED_BY_US))):
+def test_a_suspended_or_ended_job_has_no_desired_pods():
+    for status in (compute_status(of=SUSPENDED), compute_status(replace(WELL, ended=FAILED_BY_US))):
         assert (status.trainers.wanted, status.servers.wanted, status.allocation) == (0, 0, None)
         assert status.progress.rate is status.progress.estimated_end is None
-    assert told(Observed(), of=SUSPENDED).master is None
+    assert compute_status(Observed(), of=SUSPENDED).master is None
 
 
 @pytest.mark.parametrize(
@@ -272,57 +272,57 @@ def test_nothing_is_wanted_of_who_is_suspended_or_has_ended():
     [({}, 3, "", None), ({}, 4, "", "at spec.trainer.maxReplicas"), ({}, 3, "no room for cpu 1", "no room for cpu 1"),
      ({"trainer": {"minReplicas": 2, "maxReplicas": 4, "replicas": 3}}, 3, "", "pinned by spec.trainer.replicas")],
 )  # fmt: skip
-def test_the_allocation_says_why_it_is_not_more(spec, wanted, why, shown):
-    allocation = told(of=job(**spec), desired=wanted, facts=replace(KNOWN, reason=why)).allocation
+def test_the_allocation_has_the_reason_for_no_more(spec, wanted, why, shown):
+    allocation = compute_status(of=job(**spec), desired=wanted, facts=replace(KNOWN, reason=why)).allocation
     assert (allocation.wanted, allocation.ready, allocation.why) == (wanted, 3, shown)
-    assert told(desired=2).allocation.ready == 2, "who is about to leave is none of them"
+    assert compute_status(desired=2).allocation.ready == 2, "a trainer that is about to leave does not count"
 
 
 def test_times_are_of_what_happened_first_or_last():
-    first = told()
+    first = compute_status()
     assert (first.start_time, first.last_scale_time, first.completion_time) == (NOW, None, None)
-    more = told(before=first, desired=4, now=NOW + SECOND)
+    more = compute_status(before=first, desired=4, now=NOW + SECOND)
     assert (more.start_time, more.last_scale_time) == (NOW, NOW + SECOND)
     facts = replace(KNOWN, account=ACCOUNT)
-    assert told(before=more, desired=4, now=NOW + 2 * SECOND, facts=facts).account is None
-    end = told(replace(WELL, ended=UNDONE, saved=True), before=more, now=NOW + 3 * SECOND, facts=facts)
+    assert compute_status(before=more, desired=4, now=NOW + 2 * SECOND, facts=facts).account is None
+    end = compute_status(replace(WELL, ended=UNDONE, saved=True), before=more, now=NOW + 3 * SECOND, facts=facts)
     assert (end.completion_time, end.last_scale_time, end.account) == (NOW + 3 * SECOND, NOW + SECOND, ACCOUNT)
-    later = told(Observed(), before=end, now=NOW + 9 * SECOND, facts=Facts())
+    later = compute_status(Observed(), before=end, now=NOW + 9 * SECOND, facts=Facts())
     assert (later.state, later.completion_time, later.account) == (State.COMPLETE, NOW + 3 * SECOND, ACCOUNT)
-    assert later.progress.percent == "50%", "as it was said last"
+    assert later.progress.percent == "50%", "as reported last"
 
 
-def test_a_failed_job_has_no_completion_and_no_failure_is_forgotten():
-    status = told(replace(WELL, ended=FAILED_BY_US), facts=replace(KNOWN, failures=7, account=ACCOUNT))
+def test_a_failed_job_has_no_completion_and_keeps_its_failures():
+    status = compute_status(replace(WELL, ended=FAILED_BY_US), facts=replace(KNOWN, failures=7, account=ACCOUNT))
     assert (status.completion_time, status.failures, status.account) == (None, 7, ACCOUNT)
-    assert told(before=status).failures == 7
+    assert compute_status(before=status).failures == 7
 
 
-def test_the_first_end_stands():
+def test_the_first_end_is_final():
     complete, failed = replace(WELL, ended=UNDONE, saved=True), replace(WELL, ended=FAILED_BY_US)
     for first, second in ((complete, failed), (failed, complete)):
-        end = told(first)
-        later = told(second, before=end, generation=2, now=NOW + SECOND)
+        end = compute_status(first)
+        later = compute_status(second, before=end, generation=2, now=NOW + SECOND)
         assert (later.state, later.reason) == (end.state, end.reason)
         assert {"Complete", "Failed"} & said(later).keys() == {end.state}
         assert said(later)[end.state] == said(end)[end.state], "it was observed for the spec of then"
 
 
-def test_resumed_is_said_of_who_was_suspended_only():
-    assert "Suspended" not in said(told())
-    assert in_short(told(before=told(of=SUSPENDED)))["Suspended"] == ("False", "Resumed")
+def test_only_a_job_that_was_suspended_is_resumed():
+    assert "Suspended" not in said(compute_status())
+    assert in_short(compute_status(before=compute_status(of=SUSPENDED)))["Suspended"] == ("False", "Resumed")
 
 
-def test_an_old_view_of_the_spec_says_nothing():
-    before = told(generation=5)
-    assert told(Observed(), generation=4, before=before) is before
+def test_a_stale_spec_changes_nothing():
+    before = compute_status(generation=5)
+    assert compute_status(Observed(), generation=4, before=before) is before
 
 
 # --- Progress ---
 
 
-def test_progress_is_what_the_master_says():
-    assert told().to_mapping()["progress"] == {
+def test_progress_is_as_the_master_reports():
+    assert compute_status().to_mapping()["progress"] == {
         "epoch": 2, "epochs": 3, "text": "2/3", "samples": 1500, "expected": 3000, "percent": "50%", "rate": 10.0,
         "lastStepTime": "2026-03-04T05:06:06Z", "estimatedEnd": "2026-03-04T05:08:36Z",
     }  # fmt: skip
@@ -330,11 +330,11 @@ def test_progress_is_what_the_master_says():
 
 def test_what_the_master_does_not_know_is_absent():
     blank = published(state="Starting", epochs=0, epoch=0, expected=0, samples=0, rate=0.0, moved=0.0, why="waits")
-    status = told(replace(WELL, published=blank))
+    status = compute_status(replace(WELL, published=blank))
     assert status.to_mapping()["progress"] == {"samples": 0, "message": "waits"}
     assert (said(status)["Progressing"].reason, said(status)["Progressing"].message) == ("NotBegun", "waits")
-    assert told(replace(WELL, published=None)).progress is None
-    wild = told(replace(WELL, published=published(samples=-1, expected=2**70, epoch=7))).progress
+    assert compute_status(replace(WELL, published=None)).progress is None
+    wild = compute_status(replace(WELL, published=published(samples=-1, expected=2**70, epoch=7))).progress
     assert (wild.samples, wild.expected, wild.text) == (0, 2**63 - 1, "3/3")
 
 
@@ -351,40 +351,40 @@ OLD = {
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_nothing_is_said_of_the_present_when(name):
+def test_values_of_the_present_are_absent_when(name):
     seen, known, reason = OLD[name]
-    status = told(seen, facts=replace(KNOWN, **known))
+    status = compute_status(seen, facts=replace(KNOWN, **known))
     assert in_short(status)["Progressing"] == ("Unknown", reason)
     assert (status.progress.samples, status.progress.text) == (1500, "2/3")
     assert status.progress.rate is status.progress.estimated_end is status.progress.message is None
 
 
-def test_an_etcd_that_is_away_makes_unsaid_nothing_but_the_present():
+def test_an_unreachable_etcd_removes_only_values_of_the_present():
     seen = replace(WELL, published=None)
-    status = told(seen, before=told(), facts=replace(KNOWN, etcd=False))
+    status = compute_status(seen, before=compute_status(), facts=replace(KNOWN, etcd=False))
     assert (status.progress.percent, status.progress.rate) == ("50%", None)
-    assert told(seen, before=told()).progress is None, "it was asked, and has nothing"
+    assert compute_status(seen, before=compute_status()).progress is None, "it was asked, and has nothing"
 
 
-def test_a_master_s_clock_is_compared_with_nobody_s():
+def test_a_master_s_clock_is_not_compared_with_others():
     """A master's clock may be hours off, so it is compared with no other; a new operator starts from the last status."""
     for skew in (-3 * 3600, 3 * 3600):
         seen = replace(WELL, published=published(moved=NOW.timestamp() + skew))
-        status = told(seen, facts=replace(KNOWN, moved=NOW - SECOND))
+        status = compute_status(seen, facts=replace(KNOWN, moved=NOW - SECOND))
         assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
         assert (status.progress.last_step_time, status.progress.rate) == (NOW - SECOND, 10.0)
         assert status.progress.estimated_end == NOW + 149 * SECOND
-    before = told(facts=replace(KNOWN, moved=NOW - STALLED_AFTER - SECOND))
+    before = compute_status(facts=replace(KNOWN, moved=NOW - STALLED_AFTER - SECOND))
     assert in_short(before)["Progressing"] == ("False", "Stalled")
     begun = replace(KNOWN, moved=NOW)
-    assert in_short(told(before=before, facts=begun))["Progressing"] == ("False", "Stalled")
+    assert in_short(compute_status(before=before, facts=begun))["Progressing"] == ("False", "Stalled")
     more = replace(WELL, published=published(samples=1501))
-    assert in_short(told(more, before=before, facts=begun))["Progressing"] == ("True", "SamplesCommitted")
+    assert in_short(compute_status(more, before=before, facts=begun))["Progressing"] == ("True", "SamplesCommitted")
 
 
-def test_a_master_that_says_why_is_no_silent_one():
+def test_a_master_with_a_reason_is_not_silent():
     still = replace(WELL, published=published(moved=(NOW - 20 * SECOND).timestamp(), why="a long task"))
-    status = told(still, facts=replace(KNOWN, reported_at=NOW - timedelta(hours=1)))
+    status = compute_status(still, facts=replace(KNOWN, reported_at=NOW - timedelta(hours=1)))
     assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
     assert status.progress.message == "a long task"
 
@@ -395,25 +395,27 @@ def test_a_master_that_says_why_is_no_silent_one():
      {"samples": 3000, "moved": NOW.timestamp() + 5}, {"samples": 4000}, {"rate": 1.7e308}],
 )  # fmt: skip
 def test_no_end_is_estimated_from(more):
-    assert told(replace(WELL, published=published(**more))).progress.estimated_end is None
+    assert compute_status(replace(WELL, published=published(**more))).progress.estimated_end is None
 
 
 # --- When the status is written ---
 
 
 def test_progress_is_written_every_fifteen_seconds_numbers_every_other_and_all_else_at_once():
-    before = told()
-    assert pause_seconds(before, told(replace(WELL, published=published(samples=1600)), before=before)) == 15.0
+    before = compute_status()
+    assert (
+        pause_seconds(before, compute_status(replace(WELL, published=published(samples=1600)), before=before)) == 15.0
+    )
     less = replace(KNOWN, ready=NAMES - {"flights-pserver-1"})
-    assert pause_seconds(before, told(before=before, facts=less)) <= 2.0
-    assert pause_seconds(before, told(before=before, desired=4)) == 0.0
-    assert pause_seconds(before, told(before=before, generation=2)) == 0.0
+    assert pause_seconds(before, compute_status(before=before, facts=less)) <= 2.0
+    assert pause_seconds(before, compute_status(before=before, desired=4)) == 0.0
+    assert pause_seconds(before, compute_status(before=before, generation=2)) == 0.0
 
 
 def test_how_many_are_ready_is_no_news_that_cannot_wait():
     idle = TrainerPod(index=2, uid="t2", ready=True, works=False)
-    before = told(replace(WELL, trainers=(*trainers(2), idle)))
-    after = told(replace(WELL, trainers=trainers(3)), before=before)
+    before = compute_status(replace(WELL, trainers=(*trainers(2), idle)))
+    after = compute_status(replace(WELL, trainers=trainers(3)), before=before)
     assert (before.trainers.ready, after.trainers.ready) == (2, 3)
     assert before.state == after.state
     assert pause_seconds(before, after) == 2.0
@@ -421,7 +423,7 @@ def test_how_many_are_ready_is_no_news_that_cannot_wait():
 
 def test_a_status_by_another_hand_is_put_right():
     twice = [Condition(type=of, status="True", reason="X", last_transition_time=NOW) for of in ("Failed", "Complete", "Running", "Running")]  # fmt: skip
-    after = told(before=Status(conditions=twice))
+    after = compute_status(before=Status(conditions=twice))
     assert sum(each.type in {"Complete", "Failed"} for each in after.conditions) == 1
     assert len(said(after)) == len(after.conditions)
 
@@ -440,23 +442,23 @@ def test_a_status_by_another_hand_is_put_right():
     ],
 )
 def test_whether_a_job_follows_the_autoscaler(reason, status):
-    found = said(told(facts=replace(KNOWN, autoscaled=(Reason(reason), "w" * 2000))))["Autoscaled"]
+    found = said(compute_status(facts=replace(KNOWN, autoscaled=(Reason(reason), "w" * 2000))))["Autoscaled"]
     assert (found.status, found.reason, len(found.message)) == (status, reason, 1000)
 
 
-def test_nothing_is_said_of_an_autoscaler_that_there_is_not_or_to_which_a_job_says_nothing():
-    assert "Autoscaled" not in said(told())
+def test_autoscaled_is_absent_without_an_autoscaler_and_for_a_stopped_job():
+    assert "Autoscaled" not in said(compute_status())
     known = replace(KNOWN, autoscaled=(Reason.FOLLOWING, ""))
-    assert "Autoscaled" not in said(told(of=SUSPENDED, facts=known))
-    assert "Autoscaled" not in said(told(seen=replace(WELL, ended=FAILED_BY_US), facts=known))
-    assert "Autoscaled" not in said(told(refused="InvalidTemplate: no", facts=known))
+    assert "Autoscaled" not in said(compute_status(of=SUSPENDED, facts=known))
+    assert "Autoscaled" not in said(compute_status(seen=replace(WELL, ended=FAILED_BY_US), facts=known))
+    assert "Autoscaled" not in said(compute_status(refused="InvalidTemplate: no", facts=known))
 
 
 def test_that_a_configuration_is_refused_decides_no_state_and_is_written_at_once_and_once():
-    well = told(facts=replace(KNOWN, autoscaled=(Reason.FOLLOWING, "")))
+    well = compute_status(facts=replace(KNOWN, autoscaled=(Reason.FOLLOWING, "")))
     known = replace(KNOWN, autoscaled=(Reason.CONFIG_REFUSED, "line 1: dryRuns: unknown field"))
-    refused = told(before=well, facts=known, now=NOW + SECOND)
+    refused = compute_status(before=well, facts=known, now=NOW + SECOND)
     assert (refused.state, refused.reason) == (well.state, well.reason)
     assert pause_seconds(well, refused) == 0.0
     assert said(refused)["Autoscaled"].last_transition_time == NOW + SECOND
-    assert told(before=refused, facts=known, now=NOW + 9 * SECOND) == refused
+    assert compute_status(before=refused, facts=known, now=NOW + 9 * SECOND) == refused

@@ -36,7 +36,7 @@ def test_a_controller_that_is_scaled_by_hand_is_scaled_back(shared, job):
     assert before == job.pod_uids("pserver")
 
 
-def test_what_others_add_stays(shared, job):
+def test_fields_of_other_clients_are_kept(shared, job):
     """The operator keeps annotations that other clients add, and restores only Shoal's fields."""
     job.apply()
     job.at_work([0, 1])
@@ -46,7 +46,7 @@ def test_what_others_add_stays(shared, job):
     assert get(job, "Deployment", "master")["metadata"]["annotations"]["seen"] == "yes"
 
 
-def test_an_object_that_is_deleted_or_disowned_comes_back(shared, job):
+def test_a_deleted_or_disowned_object_is_recreated(shared, job):
     job.apply()
     job.at_work([0, 1])
     uid = get(job, "Service", "master")["metadata"]["uid"]
@@ -68,7 +68,7 @@ def test_an_object_that_is_deleted_or_disowned_comes_back(shared, job):
     job.until(ours, "its owner and its label")
 
 
-def test_the_record_of_our_fields_lacks_each_field_that_was_changed(shared, namespace):
+def test_a_changed_field_is_missing_in_the_record_of_our_fields(shared, namespace):
     """Every field of every object of a job that Shoal sets leaves Shoal's managed fields when another client changes it.
 
     A field that the API server refuses to change cannot drift. The objects are in a namespace that the operator does not serve.

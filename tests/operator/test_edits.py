@@ -31,12 +31,12 @@ def test_the_fewest_have_the_higher_priority_and_a_raised_minimum_is_made_true_o
     job.patch({"trainer": {"minReplicas": 4}})
     job.until(raised, "priorities")
     job.at_work([0, 1, 2, 3])
-    assert first == uids(job, 0, 1), "who has it already is left alone"
+    assert first == uids(job, 0, 1), "a pod that has it already is kept"
     assert not other & uids(job, 2, 3)
     assert min(seen) >= 3, "one at a time"
     job.patch({"trainer": {"minReplicas": 1}})
     job.until(lambda: job.status()["trainers"]["range"] == "1-4", "the new minimum")
-    assert classes(job) == [MINIMUM] * 4, "nobody is restarted only to be worth less"
+    assert classes(job) == [MINIMUM] * 4, "no pod is restarted only for a lower priority"
 
 
 def uids(job, *indices: int) -> set[str]:
@@ -44,7 +44,7 @@ def uids(job, *indices: int) -> set[str]:
     return {pod["metadata"]["uid"] for pod in job.all_pods("trainer") if pod["metadata"]["name"] in names}
 
 
-def test_what_cannot_become_of_the_servers_is_not_accepted_and_what_runs_goes_on(shared, job):
+def test_an_impossible_change_of_the_servers_is_refused_and_the_job_continues(shared, job):
     """A claim's size is fixed with the StatefulSet, which no schema can express, so the job's status refuses the edit."""
     claim = {
         "storageClassName": shared.namespace,
@@ -56,10 +56,10 @@ def test_what_cannot_become_of_the_servers_is_not_accepted_and_what_runs_goes_on
     job.at_work([0, 1])
     before = job.pod_uids()
     job.patch({"parameterServer": {"volumeClaimSpec": {"resources": {"requests": {"storage": "2Mi"}}}}})
-    job.says("Accepted", "False", "CannotChange", "spec.parameterServer: StatefulSet")
+    job.has_condition("Accepted", "False", "CannotChange", "spec.parameterServer: StatefulSet")
     assert before == job.pod_uids()
     job.patch({"parameterServer": {"volumeClaimSpec": {"resources": {"requests": {"storage": "1Mi"}}}}})
-    job.says("Accepted", "True", "Valid")
+    job.has_condition("Accepted", "True", "Valid")
     assert before == job.pod_uids()
 
 
@@ -68,7 +68,7 @@ def test_a_bad_edit_leaves_everybody_at_work_until_it_is_mended(shared, job):
     job.at_work([0, 1])
     before = job.pod_uids()
     job.apply(trainer={"minReplicas": 2, "maxReplicas": 4, "template": {"spec": {"dnsPolicy": "Sometimes"}}})
-    job.says("Accepted", "False", "InvalidTemplate", "a pod made from spec.trainer is refused: spec.dnsPolicy")
+    job.has_condition("Accepted", "False", "InvalidTemplate", "a pod made from spec.trainer is refused: spec.dnsPolicy")
     assert before == job.pod_uids()
     job.apply(image="example.org/train:2")
     job.until(

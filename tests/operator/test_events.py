@@ -30,14 +30,14 @@ def condition(kind: ConditionType, status: str, reason: Reason, message: str = "
     return Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=NOW)
 
 
-def told(before: Status, after: Status) -> list[tuple[str, str, str]]:
+def events_between(before: Status, after: Status) -> list[tuple[str, str, str]]:
     return [(each.kind, each.reason, each.text) for each in notes(before, after)]
 
 
 def test_the_beginning():
     after = Status(start_time=NOW, trainers=trainers(2, 2))
-    assert told(Status(), after) == [("Normal", "Started", "the training begins with 2 trainers")]
-    assert told(after, after) == []
+    assert events_between(Status(), after) == [("Normal", "Started", "the training begins with 2 trainers")]
+    assert events_between(after, after) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_beginning():
 )
 def test_a_change_of_size(before, after, why, message):
     new = Status(trainers=trainers(after), allocation=Allocation(wanted=after, ready=0, why=why))
-    assert [text for _, _, text in told(Status(trainers=trainers(before)), new)] == message
+    assert [text for _, _, text in events_between(Status(trainers=trainers(before)), new)] == message
 
 
 @pytest.mark.parametrize(
@@ -67,18 +67,18 @@ def test_a_change_of_size(before, after, why, message):
     ],
 )
 def test_a_change_of_state(before, after, reason):
-    assert [each for _, each, _ in told(Status(state=before), Status(state=after))] == [reason] * bool(reason)
+    assert [each for _, each, _ in events_between(Status(state=before), Status(state=after))] == [reason] * bool(reason)
 
 
 def test_the_end_has_the_account():
     account = Account(expected=1000, counted=1000, lost=0, twice=0, skipped=0)
-    [(kind, _, text)] = told(Status(state=State.RUNNING), Status(state=State.COMPLETE, account=account))
+    [(kind, _, text)] = events_between(Status(state=State.RUNNING), Status(state=State.COMPLETE, account=account))
     assert (kind, text) == ("Normal", "1,000 of 1,000 samples counted; lost 0, twice 0")
 
 
-def test_a_failure_has_its_reason_and_its_words_at_some_length():
+def test_a_failure_has_its_reason_and_a_bounded_message():
     bad = condition(ConditionType.FAILED, "True", Reason.TASK_FAILED, "x" * 5000)
-    [(kind, reason, text)] = told(Status(state=State.RUNNING), Status(state=State.FAILED, conditions=[bad]))
+    [(kind, reason, text)] = events_between(Status(state=State.RUNNING), Status(state=State.FAILED, conditions=[bad]))
     assert (kind, reason, len(text)) == ("Warning", "TaskFailed", 1000)
 
 
@@ -96,19 +96,19 @@ def test_a_failure_has_its_reason_and_its_words_at_some_length():
         (ConditionType.SUSPENDED, Reason.PODS_LEAVING, False),
     ],
 )
-def test_what_goes_wrong_is_told_when_it_begins_and_not_again(kind, reason, is_told):
+def test_a_problem_is_reported_when_it_begins_and_not_again(kind, reason, is_told):
     bad = Status(conditions=[condition(kind, "False", reason, "the words")])
-    assert told(Status(), bad) == [("Warning", reason, "the words")] * is_told
-    assert told(bad, bad) == []
+    assert events_between(Status(), bad) == [("Warning", reason, "the words")] * is_told
+    assert events_between(bad, bad) == []
     other = Status(conditions=[condition(kind, "False", reason, "other words")])
-    assert told(bad, other) == [], "the same trouble in other words"
+    assert events_between(bad, other) == [], "the same problem with another message"
 
 
-def test_what_is_well_again_is_not_told():
+def test_a_recovery_is_not_reported():
     bad = Status(conditions=[condition(ConditionType.RUNNING, "False", Reason.CRASH_LOOP)])
     good = Status(conditions=[condition(ConditionType.RUNNING, "True", Reason.TRAINERS_READY)])
-    assert told(bad, good) == []
-    assert told(good, bad) == [("Warning", "CrashLoop", "Running is False")]
+    assert events_between(bad, good) == []
+    assert events_between(good, bad) == [("Warning", "CrashLoop", "Running is False")]
 
 
 def test_a_lost_pod():
@@ -133,10 +133,10 @@ def test_a_failed_script_has_its_last_line():
 
 
 @pytest.mark.parametrize("reason", [Reason.SERVERS_AWAY, Reason.MASTER_AWAY, Reason.NO_NEWS])
-def test_nobody_is_alarmed_by_a_job_that_begins_or_goes_on(reason):
+def test_a_job_that_starts_or_resumes_causes_no_warning(reason):
     kind = ConditionType.PROGRESSING if reason is Reason.NO_NEWS else ConditionType.RUNNING
     away = Status(conditions=[condition(kind, "Unknown", reason, "not there")])
     paused = Status(conditions=[condition(kind, "False", Reason.NOTHING_TO_DO)])
     well = Status(conditions=[condition(kind, "True", Reason.SAMPLES_COMMITTED)])
-    assert told(Status(), away) == told(paused, away) == told(away, away) == []
-    assert told(well, away) == [("Warning", reason, "not there")]
+    assert events_between(Status(), away) == events_between(paused, away) == events_between(away, away) == []
+    assert events_between(well, away) == [("Warning", reason, "not there")]

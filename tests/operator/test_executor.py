@@ -48,7 +48,7 @@ def test_many_jobs_at_once_leave_the_api_server_room_for_others():
     assert {(each["kind"], each["answered"]) for each in answers} == {("Service", "apply"), ("Pod", "create")}
 
 
-def test_jobs_that_grow_together_get_their_trainers_in_turn():
+def test_jobs_that_grow_together_get_their_trainers_alternately():
     """Jobs take turns creating trainers: equal ones are evicted in order of their start, so one job's would all be the last."""
     kube, order = Slow(), []
 

@@ -45,7 +45,7 @@ def test_everybody_is_served_and_no_more_than_may_be(most, wishes):
     asyncio.run(play())
 
 
-def test_keys_are_served_in_turn():
+def test_keys_are_served_round_robin():
     async def play():
         turns, order = FairSemaphore(1), []
 

@@ -51,7 +51,7 @@ def keys_in(store) -> set[str]:
     return {pair.key for pair in store.get_prefix(EVERYTHING).pairs}
 
 
-def test_only_what_belongs_to_nobody_goes(control_plane, etcd, jobs, namespace):
+def test_only_keys_of_deleted_jobs_are_removed(control_plane, etcd, jobs, namespace):
     here = jobs("here")
     former = JobKeys(namespace, "here", "another-uid")
     deleted = JobKeys(namespace, "gone", "u")
@@ -71,7 +71,7 @@ def test_namespaces_that_are_not_served_are_left_alone(control_plane, etcd, jobs
         assert keys_in(store) == {other.progress}
 
 
-def test_a_job_s_user_goes_with_it_also_where_no_key_is_left(control_plane, etcd, jobs, namespace):
+def test_a_job_s_user_is_removed_also_where_no_key_is_left(control_plane, etcd, jobs, namespace):
     here, deleted = jobs("here"), JobKeys(namespace, "gone", "u")
     Store.protect(etcd.endpoint, password=ROOT.password)
     with Store.connect(etcd.endpoint, prefix=EVERYTHING, credentials=ROOT) as store:
@@ -95,7 +95,7 @@ def test_when_the_jobs_cannot_be_listed_nothing_is_removed(control_plane, etcd, 
         assert keys_in(store) == {keys.progress}
 
 
-def test_a_word_that_comes_after_the_sweep_is_swept_too(control_plane, etcd, jobs, namespace):
+def test_a_key_written_after_the_collection_is_collected_too(control_plane, etcd, jobs, namespace):
     """Without authentication in etcd, a deleted job's master writes until it has exited, and those records are collected, too."""
     deleted = JobKeys(namespace, "gone", "u")
 

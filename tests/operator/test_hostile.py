@@ -30,7 +30,7 @@ def test_the_host_s_namespaces_are_the_namespace_s_policy_s_business(shared, job
     sections = {"trainer": {"minReplicas": 2}, "parameterServer": {"replicas": 2, "emptyDir": {}}, "master": {}}
     sections[role] |= HOST
     job.apply(**sections)
-    job.says("Scheduled", "False", "PodsRefused", 'violates PodSecurity "restricted:latest": host namespaces')
+    job.has_condition("Scheduled", "False", "PodsRefused", 'violates PodSecurity "restricted:latest": host namespaces')
     assert "hostNetwork=true, hostPID=true, hostIPC=true" in job.condition("Scheduled")["message"]
     assert job.short("Accepted") == ("True", "Valid")
     restricted()
@@ -84,7 +84,7 @@ def owner(shared, kind: str, name: str) -> dict:
             "controller": True}  # fmt: skip
 
 
-def test_pods_with_forged_labels_and_owners_are_nobody_s(shared, job):
+def test_pods_with_forged_labels_and_owners_belong_to_no_job(shared, job):
     victim = shared.job(f"{job.name}-victim")
     victim.apply(parameterServer=shared.claims()), job.apply()
     victim.at_work([0, 1]), job.at_work([0, 1])
@@ -130,7 +130,7 @@ def test_a_megabyte_of_environment(shared, job):
     job.state("Running")
 
 
-def test_what_a_tenant_writes_into_etcd_is_said_on_its_own_job(shared, job):
+def test_records_written_by_a_tenant_are_reported_on_its_own_job(shared, job):
     other = shared.job("bystander")
     job.apply()
     other.apply()
@@ -142,8 +142,8 @@ def test_what_a_tenant_writes_into_etcd_is_said_on_its_own_job(shared, job):
             [], [Put(keys.at("mine"), b"x" * 100_000), Put(keys.outcome, b'{"state": "Complete", "account": 7}')]
         )
         tenant.transact([], [Put(keys.at(f"more/{number}"), b"") for number in range(100)])
-    job.tells("ForeignKey", "is none of Shoal's", "nothing reads it")
-    job.tells("ForeignRecord", "etcd's outcome of this job is no record")
+    job.has_event("ForeignKey", "is none of Shoal's", "nothing reads it")
+    job.has_event("ForeignRecord", "etcd's outcome of this job is no record")
     job.scale(3)
     job.at_work([0, 1, 2])
     assert job.status()["state"] == "Running"

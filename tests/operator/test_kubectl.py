@@ -79,7 +79,7 @@ def table(text: str) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def test_get_has_the_columns_that_a_user_asks_for(shared, job):
+def test_get_has_the_documented_columns(shared, job):
     job.until(lambda: job.status().get("progress", {}).get("rate"), "a rate")
     narrow = ["NAME", "STATE", "TRAINERS", "RANGE", "PROGRESS", "RATE", "AGE"]
     header, ((*cells, age),) = table(shared.kubectl("get", "tj"))
@@ -100,7 +100,7 @@ def test_jobs_are_found_with_everything_of_shoal_s(shared, job):
     )
 
 
-def test_describe_tells_conditions_and_events(shared, job):
+def test_describe_shows_conditions_and_events(shared, job):
     told = shared.kubectl("describe", "tj", job.name)
     plain = " ".join(told.split())
     assert "Reason: TrainersReady Status: True Type: Running" in plain
@@ -123,8 +123,8 @@ def test_scale_pins_and_the_pin_can_be_removed(shared, resized):
     job.scale(3)
     job.at_work([0, 1, 2])
     job.until(lambda: job.status()["allocation"].get("why") == "pinned by spec.trainer.replicas", "the reason")
-    said = refusal(lambda: shared.kubectl("scale", "tj/flights", "--replicas=4", "--current-replicas=2"))
-    assert "Expected replicas to be 2, was 3" in said
+    message = refusal(lambda: shared.kubectl("scale", "tj/flights", "--replicas=4", "--current-replicas=2"))
+    assert "Expected replicas to be 2, was 3" in message
     # The path as `kubectl explain` prints it.
     job.patch({"trainer": {"replicas": None}})
     job.at_work([0, 1])
@@ -154,7 +154,7 @@ def test_bounds_hold_at_once(resized):
     job.until(lambda: job.status()["trainers"]["range"] == "3-5", "the range")
     budget = job.world.api.get("PodDisruptionBudget", "flights-trainer", job.world.namespace)
     assert budget["spec"]["minAvailable"] == 3
-    assert before <= job.pod_uids(), "nobody is restarted for it"
+    assert before <= job.pod_uids(), "no pod is restarted for it"
     assert 'spec.trainer.minReplicas: Invalid value: "object": minReplicas is more than maxReplicas; lower' in refusal(
         lambda: job.patch({"trainer": {"minReplicas": 6}})
     )
@@ -169,8 +169,8 @@ def test_bounds_hold_at_once(resized):
     ],
 )
 def test_what_cannot_change_is_refused_with_the_fix(job, change, words):
-    said = refusal(lambda: job.patch(change))
-    assert f"{words}: cannot change once the job exists; make a new job" in said
+    message = refusal(lambda: job.patch(change))
+    assert f"{words}: cannot change once the job exists; make a new job" in message
     assert job.short("Accepted") == ("True", "Valid")
 
 
@@ -224,11 +224,13 @@ def test_a_horizontal_pod_autoscaler_names_the_field_that_is_missing_and_moves_a
     job = resized
     shared.kubectl("apply", "-f", "-", input=hpa(4, 4))
 
-    def said():
+    def message():
         told = shared.cluster.get("hpa", "flights", "-n", shared.namespace)["status"].get("conditions", ())
         return [each["message"] for each in told if each["type"] == "AbleToScale"]
 
-    job.until(lambda: 'the spec replicas field ".spec.trainer.replicas" does not exist' in "".join(said()), "the field")
+    job.until(
+        lambda: 'the spec replicas field ".spec.trainer.replicas" does not exist' in "".join(message()), "the field"
+    )
     job.scale(2)
     job.at_work([0, 1, 2, 3])
     shared.kubectl("apply", "-f", "-", input=hpa(2, 3))

@@ -18,7 +18,7 @@ def judged(candidate, lease, now):
     return candidate.next_lease(lease, now=now, stamp=STAMP)
 
 
-def test_a_lease_that_nobody_made_is_taken():
+def test_a_missing_lease_is_created():
     spec = judged(Candidate("a", TIMES), None, 5.0)["spec"]
     assert spec == {
         "holderIdentity": "a", "leaseDurationSeconds": 15, "leaseTransitions": 0,
@@ -32,7 +32,7 @@ def test_one_that_was_given_up_is_taken_at_once():
     assert (after["metadata"], after["spec"]["leaseTransitions"]) == ({"resourceVersion": "7"}, 4)
 
 
-def test_a_dead_holder_keeps_it_for_as_long_as_its_own_record_says_and_its_clock_is_not_believed():
+def test_a_dead_holder_keeps_it_for_its_own_duration_and_its_clock_is_ignored():
     candidate = Candidate("a", TIMES)
     lease = {"spec": {"holderIdentity": "b", "leaseDurationSeconds": 40, "renewTime": "1999-01-01T00:00:00.000000Z"}}
     assert judged(candidate, lease, 100.0) is None
@@ -40,7 +40,7 @@ def test_a_dead_holder_keeps_it_for_as_long_as_its_own_record_says_and_its_clock
     assert judged(candidate, lease, 140.0)["spec"]["holderIdentity"] == "a"
 
 
-def test_each_renewal_begins_the_time_anew():
+def test_each_renewal_restarts_the_duration():
     candidate = Candidate("a", TIMES)
     for second in range(100):
         lease = {"spec": {"holderIdentity": "b", "renewTime": f"{second}"}}

@@ -42,7 +42,7 @@ def at_work(team):
     return leader, other
 
 
-def test_a_killed_leader_is_followed_and_what_was_wanted_meanwhile_comes_about(team, at_work):
+def test_a_killed_leader_is_succeeded_and_changes_meanwhile_are_applied(team, at_work):
     leader, other = at_work
     assert team.lease()["holderIdentity"] in leader.log.read_text()
     leader.end(signal.SIGKILL)
@@ -70,7 +70,7 @@ def test_a_leader_that_was_stopped_for_longer_than_its_lease_does_not_act_any_mo
     team.j.at_work([0, 1, 2])
 
 
-def test_a_leader_that_is_told_to_end_hands_over_before_its_lease_could_have_run_out(team, at_work):
+def test_a_terminated_leader_hands_over_before_its_lease_expires(team, at_work):
     leader, other = at_work
     before = team.lease()
     assert leader.end() == 0
@@ -85,7 +85,7 @@ def test_a_leader_that_is_told_to_end_hands_over_before_its_lease_could_have_run
     assert "holderIdentity" not in team.lease()
 
 
-def test_who_is_told_to_end_while_it_stands_by_leaves_the_lease_alone(team, at_work):
+def test_a_terminated_standby_leaves_the_lease_alone(team, at_work):
     leader, other = at_work
     before = team.lease()["holderIdentity"]
     assert other.end() == 0
@@ -101,7 +101,7 @@ def test_a_lease_in_another_name_ends_the_leader_at_once(team, at_work):
     assert "somebody holds it" in leader.log.read_text()
 
 
-def test_a_lease_that_is_deleted_stays_its_holder_s(team, at_work):
+def test_a_deleted_lease_is_recreated_by_its_holder(team, at_work):
     leader, other = at_work
     before = team.lease()["holderIdentity"]
     team.cluster.kubectl("delete", "lease", "shoal", "-n", team.namespace)
@@ -112,7 +112,7 @@ def test_a_lease_that_is_deleted_stays_its_holder_s(team, at_work):
     assert (leader.leads, other.leads, other.writes) == (True, False, 0)
 
 
-def test_what_is_served_says_how_things_are_and_nothing_else(team, at_work):
+def test_endpoints_report_the_state_and_nothing_else(team, at_work):
     leader, other = at_work
     assert leader.ask("/healthz") == other.ask("/healthz") == (200, "ok\n")
     assert leader.ask("/readyz") == other.ask("/readyz") == (200, "ok\n")

@@ -29,10 +29,10 @@ def test_from_apply_to_complete(world):
     assert "Complete" in told
     assert world.j.status()["account"] | {"lost": 0, "twice": 0} == world.j.status()["account"]
     world.j.nobody()
-    assert world.j.pods("trainer", ready=False) == ["j-trainer-0", "j-trainer-1", "j-trainer-2"], "their logs stay"
+    assert world.j.pods("trainer", ready=False) == ["j-trainer-0", "j-trainer-1", "j-trainer-2"], "their logs are kept"
 
 
-def test_whose_end_is_told_late_keeps_its_trainers(world):
+def test_a_job_whose_end_is_reported_late_keeps_its_trainers(world):
     """Trainers that exit before the operator receives the job's outcome keep their pods and logs, and are not replaced."""
     world.end()
     world.start("tests.operator.late")
@@ -99,7 +99,7 @@ def uid(world, kind: str, name: str) -> str:
     return found["metadata"]["uid"] if found is not None else ""
 
 
-def test_what_others_delete_comes_back(world):
+def test_objects_deleted_by_others_are_recreated(world):
     world.j.apply()
     world.j.at_work([0, 1])
     for kind, name in (
@@ -129,18 +129,18 @@ def test_a_new_template_rolls_the_trainers_one_by_one(world):
     world.j.at_work([0, 1])
 
 
-def test_deleted_in_mid_flight_nothing_stays(world):
+def test_deleted_while_it_runs_nothing_is_left(world):
     world.j.apply()
     world.j.at_work([0, 1])
     world.j.delete()
     world.j.nothing()
 
 
-def test_a_broken_job_delays_nobody(world):
+def test_a_broken_job_delays_no_other(world):
     broken = {"minReplicas": 2, "maxReplicas": 2, "template": {"spec": {"containers": [{"name": "x"}]}}}
     good = world.job("good")
     world.apply(manifest("j", trainer=broken), manifest("good"))
     good.at_work([0, 1])
     words = "a pod made from spec.trainer is refused: spec.containers[1].image: Required value"
-    world.j.says("Accepted", "False", "InvalidTemplate", words)
+    world.j.has_condition("Accepted", "False", "InvalidTemplate", words)
     assert world.j.made() == []

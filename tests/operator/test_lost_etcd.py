@@ -7,7 +7,7 @@ import pytest
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
-def test_an_etcd_that_is_another_one_is_said_once_and_all_processes_have_its_token(world):
+def test_a_replaced_etcd_is_reported_once_and_all_processes_get_its_token(world):
     kept, loose = world.job("kept"), world.job("loose")
     kept.apply(parameterServer=world.claims())
     loose.apply()
@@ -18,8 +18,8 @@ def test_an_etcd_that_is_another_one_is_said_once_and_all_processes_have_its_tok
     world.end()
     world.etcd.wipe()
     world.start()
-    kept.tells("EtcdLost", "the job resumes from there")
-    loose.tells("EtcdLost", "spec.parameterServer.emptyDir", "the job begins again")
+    kept.has_event("EtcdLost", "the job resumes from there")
+    loose.has_event("EtcdLost", "spec.parameterServer.emptyDir", "the job begins again")
     for job in (kept, loose):
         job.until(lambda job=job: not job.pod_uids() & before[job.name], "a new pod of each process")
         job.at_work([0, 1])

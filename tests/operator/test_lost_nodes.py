@@ -46,9 +46,9 @@ def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
     job.until(lambda: not before.keys() & where(job).keys(), "ghosts to go")
     job.at_work([0, 1])
     assert doomed not in where(job).values()
-    job.says("Running", "True", "TrainersReady")
+    job.has_condition("Running", "True", "TrainersReady")
     ghosts = [f"{job.name}-trainer-0", f"{job.name}-trainer-1", f"{job.name}-pserver-0", f"{job.name}-pserver-1"]
-    job.tells(
+    job.has_event(
         "Lost",
         f"{job.name}-master-",
         *(f"{name} lost: its node is deleted or unreachable; it is replaced" for name in ghosts),
@@ -59,7 +59,7 @@ def test_all_that_a_job_had_on_a_lost_node_is_replaced(shared, job, doomed):
 
 
 @pytest.mark.parametrize("role", ["trainer", "parameterServer", "master"])
-def test_who_is_elsewhere_stays_as_it_is(shared, job, doomed, role):
+def test_objects_of_other_namespaces_are_unchanged(shared, job, doomed, role):
     sections = {
         "trainer": {"minReplicas": 2, "maxReplicas": 4},
         "parameterServer": {"replicas": 2, "emptyDir": {}},

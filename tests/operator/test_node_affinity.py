@@ -31,13 +31,13 @@ def made(actions, kind):
     return [each.manifest for each in actions if isinstance(each, Apply) and each.manifest["kind"] == kind]
 
 
-def test_a_wish_is_one_term_for_each_node():
+def test_a_preference_is_one_term_for_each_node():
     pod = with_preferred_nodes(trainer_pod(job(), IDENTITY, 0), ["b", "a", "b"])
     assert wishes(pod) == ["b", "a"]
     assert with_preferred_nodes(pod, []) == pod
 
 
-def test_what_a_template_asks_for_stays_and_its_own_wish_goes_first():
+def test_a_template_keeps_its_affinity_and_its_preference_is_first():
     required = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": []}}, "podAffinity": {"x": 1}}
     pod = {"spec": {"affinity": required}}
     found = with_preferred_nodes(pod, ["a"])
@@ -49,7 +49,7 @@ def test_what_a_template_asks_for_stays_and_its_own_wish_goes_first():
     assert with_preferred_nodes(own, ["a"]) == own
 
 
-def test_new_trainers_are_told_where_the_plan_has_them_and_are_no_other_template():
+def test_new_trainers_get_their_planned_nodes_and_the_same_template():
     of, plain = job(), trainer_pod(job(), IDENTITY, 0)
     places = PlannedNodes(kept={}, added={"a": 2, "b": 1})
     actions = reconcile(of, IDENTITY, WHOLE, trainers=6, places=places)
@@ -97,7 +97,7 @@ def test_a_trainer_that_is_nowhere_yet_is_counted_where_the_plan_had_it():
     assert [wishes(pod) for pod in pods] == [["a"], ["b"]]
 
 
-def test_a_wish_of_a_trainer_is_the_one_node_that_it_names():
+def test_the_preferred_node_of_a_trainer_is_the_one_it_names():
     plain = trainer_pod(job(), IDENTITY, 0)
     first = with_preferred_nodes(plain, ["a"])
     assert (preferred_node_of(first), preferred_node_of(plain), preferred_node_of(with_preferred_nodes(first, []))) == (
@@ -108,7 +108,7 @@ def test_a_wish_of_a_trainer_is_the_one_node_that_it_names():
     assert preferred_node_of(with_preferred_nodes(plain, ["a", "b"])) == ""
 
 
-def test_servers_and_master_keep_the_wish_that_they_were_made_with():
+def test_servers_and_master_keep_their_first_preferred_nodes():
     of = job()
     first = reconcile(of, IDENTITY, Observed(), trainers=2, places=PlannedNodes(servers=("a", "b"), master=("c",)))
     (servers,), (master,) = made(first, "StatefulSet"), made(first, "Deployment")
@@ -124,7 +124,7 @@ def test_servers_and_master_keep_the_wish_that_they_were_made_with():
         assert not made(actions, "StatefulSet") + made(actions, "Deployment")
 
 
-def test_servers_are_made_when_their_room_is_free_and_stay_when_it_is_not():
+def test_servers_are_created_when_their_room_is_free_and_kept_when_it_is_not():
     of, waiting = job(), PlannedNodes(servers=("a",), servers_wait=True)
     first = reconcile(of, IDENTITY, Observed(), trainers=2, places=waiting)
     assert (len(made(first, "Deployment")), made(first, "StatefulSet")) == (1, [])
@@ -146,7 +146,7 @@ def test_without_a_plan_nothing_is_wished_for():
         assert "affinity" not in each["spec"]["template"]["spec"]
 
 
-def test_trainers_come_last_with_a_plan_and_without():
+def test_trainers_are_created_last_with_a_plan_and_without():
     """Trainers are created last, as a quota may have no room for all of them, and later actions would not be carried out."""
     for places in (None, PlannedNodes(kept={})):
         actions = reconcile(job(), IDENTITY, Observed(), trainers=2, places=places)

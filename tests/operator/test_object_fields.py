@@ -12,7 +12,7 @@ from tests.soak import examples
 
 @examples(300)
 @given(pods())
-def test_of_a_pod_all_is_kept_that_a_look_reads(pod):
+def test_all_fields_of_a_pod_that_a_sync_reads_are_kept(pod):
     """The cache's slimmed pod gives the same summary as the whole pod; the tests of its readers use whole pods."""
     kept = without_unread_fields(pod)
     assert PodSummary.of(kept) == PodSummary.of(pod)

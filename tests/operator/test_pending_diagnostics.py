@@ -49,7 +49,7 @@ def problems(missing, *, of=None, **seen):
     return [(each.role, each.pod, each.reason, each.message) for each in troubles], again
 
 
-def test_nobody_is_asked_while_nothing_is_missing(parts):
+def test_no_dry_run_while_nothing_is_missing(parts):
     api, _, missing = parts
     assert problems(missing) == ([], None)
     assert problems(missing, servers=(), masters=(), applied={}) == ([], None), "controllers have had no chance"
@@ -58,7 +58,7 @@ def test_nobody_is_asked_while_nothing_is_missing(parts):
     assert api.asked == []
 
 
-def test_the_first_that_is_missing_of_each_role_is_asked_for(parts):
+def test_the_first_missing_pod_of_each_role_is_checked(parts):
     api, clock, missing = parts
     assert problems(missing, servers=(FIRST,), masters=()) == ([], 1.0)
     clock.now += 1
@@ -67,7 +67,7 @@ def test_the_first_that_is_missing_of_each_role_is_asked_for(parts):
     ]
     assert problems(missing, servers=(FIRST,), masters=()) == (refused, 5.0)
     clock.now += 2
-    assert problems(missing, servers=(FIRST,), masters=()) == (refused, 3.0), "it stands meanwhile"
+    assert problems(missing, servers=(FIRST,), masters=()) == (refused, 3.0), "the problem is kept meanwhile"
     assert api.asked == ["flights-pserver-1", "flights-master"]
     clock.now += 3
     api.error = None
@@ -75,7 +75,7 @@ def test_the_first_that_is_missing_of_each_role_is_asked_for(parts):
     assert problems(missing) == ([], None)
 
 
-def test_who_waits_for_long_is_asked_for_seldom(parts):
+def test_a_long_wait_is_checked_rarely(parts):
     api, clock, missing = parts
     for _ in range(3600):
         problems(missing, masters=())
@@ -83,7 +83,7 @@ def test_who_waits_for_long_is_asked_for_seldom(parts):
     assert 60 <= len(api.asked) <= 66
 
 
-def test_one_that_has_come_meanwhile_is_no_trouble(parts):
+def test_a_pod_created_meanwhile_is_no_problem(parts):
     api, clock, missing = parts
     api.error = KubeConflictError("it exists", reason="AlreadyExists")
     problems(missing, masters=())

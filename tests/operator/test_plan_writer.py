@@ -52,7 +52,7 @@ def written(plans, *, failures=0):
     return found
 
 
-def test_a_plan_is_written_when_it_says_something_else_than_before():
+def test_a_plan_is_written_when_it_differs_from_the_last():
     plans = [made(1, [planned()]), made(2, [planned()]), made(3, [planned(given=4)]), made(4, [planned()])]
     assert [each.time for each in written(plans)] == [plans[0].time, plans[2].time, plans[3].time]
 
@@ -70,7 +70,7 @@ def test_without_a_namespace_nothing_is_written():
 
 
 @pytest.mark.parametrize(("jobs", "claims"), [(0, 0), (10, 10), (20_000, 0), (0, 20_000), (20_000, 20_000)])
-def test_a_plan_of_any_size_has_room_in_its_config_map_and_says_what_is_left_out(jobs, claims):
+def test_a_plan_of_any_size_fits_into_its_config_map_and_counts_what_is_left_out(jobs, claims):
     plan = made(
         1,
         [planned(f"job-{number}", words="no node has room for cpu 1" * 3) for number in range(jobs)],
@@ -86,7 +86,7 @@ def test_a_plan_of_any_size_has_room_in_its_config_map_and_says_what_is_left_out
 
 @examples(50)
 @given(st.lists(st.text(max_size=2000), max_size=400), st.text(max_size=3000))
-def test_whatever_is_said_a_plan_has_room(words, problem):
+def test_a_plan_with_any_text_fits(words, problem):
     jobs = [planned(words=each * 5) for each in words]
     claims = [PlannedClaim(each, each, {each: 1}) for each in words]
     assert len(msgspec.json.encode(shortened(made(1, jobs, claims, problem)))) < MOST_BYTES

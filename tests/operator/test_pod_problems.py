@@ -9,7 +9,7 @@ from shoal.operator.status.pod_problems import problems_of_pod
 BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
 
 
-def told(**container):
+def problems_of(**container):
     """Return reason and message of each problem of a trainer with this container."""
     metadata = {"name": "j-trainer-0", "labels": {"shoal.dev/role": "trainer"}}
     pod = {"metadata": metadata, "status": {"containerStatuses": [{"name": "trainer", **container}]}}
@@ -41,4 +41,4 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_container(case):
     container, troubles = CASES[case]
-    assert told(**container) == troubles
+    assert problems_of(**container) == troubles

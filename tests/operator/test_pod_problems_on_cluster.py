@@ -15,14 +15,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 def well(job) -> None:
     """Check that the job works and no condition reports a problem."""
     job.at_work([0, 1])
-    job.says("Scheduled", "True", "PodsPlaced")
-    job.says("Running", "True", "TrainersReady")
+    job.has_condition("Scheduled", "True", "PodsPlaced")
+    job.has_condition("Running", "True", "TrainersReady")
     job.until(lambda: not any(job.condition(of).get("message") for of in ("Scheduled", "Running")), "good words")
 
 
 def test_pods_for_which_no_node_is_large_enough(shared, job):
     job.apply(trainer={"minReplicas": 2, "resources": {"requests": {"cpu": "9000"}}})
-    job.says("Scheduled", "False", "Unschedulable", "(and 1 more)")
+    job.has_condition("Scheduled", "False", "Unschedulable", "(and 1 more)")
     message = job.condition("Scheduled")["message"]
     assert message.startswith(f"{job.name}-trainer-0: Unschedulable: 0/")
     assert "Insufficient cpu" in message
@@ -31,10 +31,10 @@ def test_pods_for_which_no_node_is_large_enough(shared, job):
     well(job)
 
 
-def test_a_node_that_comes_mends_it_without_an_edit(shared, job):
+def test_a_new_node_fixes_it_without_an_edit(shared, job):
     template = {"spec": {"nodeSelector": {"pool": "later"}}}
     job.apply(trainer={"minReplicas": 2, "template": template})
-    job.says("Scheduled", "False", "Unschedulable", "didn't match Pod's node affinity/selector")
+    job.has_condition("Scheduled", "False", "Unschedulable", "didn't match Pod's node affinity/selector")
     shared.nodes += shared.cluster.add_nodes(1, labels={"pool": "later"})
     well(job)
 
@@ -52,7 +52,7 @@ def test_a_quota_without_room(shared, job, role):
     try:
         shared.until(lambda: "0" in shared.kubectl("get", "quota", "full", "-o", "jsonpath={.status.hard.pods}"), "it")
         job.apply()
-        job.says("Scheduled", "False", "QuotaExceeded", "exceeded quota: full, requested: pods=1")
+        job.has_condition("Scheduled", "False", "QuotaExceeded", "exceeded quota: full, requested: pods=1")
         told = job.condition("Scheduled")["message"]
         names = {"trainer": ["trainer-0", "trainer-1"], "pserver": ["pserver-0", "pserver-1", "master"]}[role]
         assert any(f'pods "{job.name}-{name}" is forbidden' in told for name in names), told
@@ -87,11 +87,11 @@ def test_a_container_that_does_not_start(shared, job, words, reason):
     job.apply(trainer={"minReplicas": 2, "template": {"metadata": kubelet.STAYS_PENDING}})
     job.until(lambda: all(pod["spec"].get("nodeName") for pod in job.all_pods("trainer")), "nodes")
     job.until(lambda: len(job.all_pods("trainer")) == 2, "its trainers")
-    job.says("Running", "False", "PodsStarting")
+    job.has_condition("Running", "False", "PodsStarting")
     for index in (0, 1):
         kubelet.waits(shared, f"{job.name}-trainer-{index}", words, 'Back-off pulling image "example.org/train:1"')
     said = f'{job.name}-trainer-0: {words}: Back-off pulling image "example.org/train:1" (and 1 more)'
-    job.says("Running", "False", reason, said)
+    job.has_condition("Running", "False", reason, said)
     assert job.short("Scheduled") == ("True", "PodsPlaced")
     job.state("Starting")
     for index in (0, 1):
@@ -109,7 +109,7 @@ def test_a_crash_loop(shared, job, role, status):
     waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}}
     kubelet.ended(shared, pod, 1, at=datetime.now(UTC), words="Traceback\nValueError: no", now=waiting)
     words = "exit code 1: ValueError: no; back-off 10s restarting failed container"
-    job.says("Running", status, "CrashLoop", f"{pod}: CrashLoopBackOff: {words}")
+    job.has_condition("Running", status, "CrashLoop", f"{pod}: CrashLoopBackOff: {words}")
     assert job.short("Accepted") == ("True", "Valid")
     kubelet.runs(shared, pod)
     well(job)
@@ -121,12 +121,14 @@ def test_too_little_memory(shared, job):
     pod = f"{job.name}-trainer-1"
     waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
     kubelet.ended(shared, pod, 137, at=datetime.now(UTC), reason="OOMKilled", now=waiting)
-    job.says("Running", "False", "OutOfMemory", f"{pod}: OOMKilled: container trainer used more memory than its limit")
+    job.has_condition(
+        "Running", "False", "OutOfMemory", f"{pod}: OOMKilled: container trainer used more memory than its limit"
+    )
     kubelet.runs(shared, pod)
     well(job)
 
 
-def test_what_a_kubelet_cannot_mount_is_said_with_its_name(shared, job):
+def test_a_failed_mount_is_reported_with_its_name(shared, job):
     """A failed mount is reported with the volume's name; the test creates the kubelet's event, as hollow pods mount nothing."""
     template = {"metadata": kubelet.STAYS_PENDING}
     job.apply(trainer={"minReplicas": 1, "template": template})
@@ -143,4 +145,4 @@ def test_what_a_kubelet_cannot_mount_is_said_with_its_name(shared, job):
     event = {"kind": "Event", "metadata": {"name": f"{pod['metadata']['name']}.1"}, "involvedObject": about, "reason": "FailedMount", "type": "Warning",
              "message": words, "firstTimestamp": now, "lastTimestamp": now, "count": 1, "source": {"component": "kubelet"}}  # fmt: skip
     shared.api.create("CoreEvent", shared.namespace, event)
-    job.says("Running", "False", "ContainerCannotStart", f"{pod['metadata']['name']}: FailedMount: {words}")
+    job.has_condition("Running", "False", "ContainerCannotStart", f"{pod['metadata']['name']}: FailedMount: {words}")

@@ -84,7 +84,7 @@ def test_a_template_is_laid_upon_the_frame_and_what_we_govern_upon_that():
     assert "data" in {volume["name"] for volume in spec["volumes"]}
 
 
-def test_what_the_short_form_says():
+def test_the_short_form_of_a_template():
     pod = trainer_pod(everything(), IDENTITY, 0)
     own = container(pod)
     assert own["command"] == ["shoal", "exec", "--", "python", "train.py", "--lr", "0.1"]
@@ -104,12 +104,14 @@ def test_the_first_indices_have_the_class_of_the_minimum():
     assert classes == ["shoal-minimum", "shoal-minimum", "shoal-surplus", "shoal-surplus"]
 
 
-def test_one_version_of_a_pod_is_told_from_the_next_whatever_its_index():
+def test_versions_of_a_pod_are_distinguished_whatever_its_index():
     pods = [trainer_pod(everything(), IDENTITY, index) for index in range(3)]
     assert len({pod_hash(pod) for pod in pods}) == 1
     assert {pod["metadata"]["labels"]["shoal.dev/template"] for pod in pods} == {pod_hash(pods[0])}
     wider = job(trainer={"minReplicas": 1, "maxReplicas": 9})
-    assert pod_hash(trainer_pod(wider, IDENTITY, 0)) == pod_hash(trainer_pod(job(), IDENTITY, 0)), "bounds roll nobody"
+    assert pod_hash(trainer_pod(wider, IDENTITY, 0)) == pod_hash(trainer_pod(job(), IDENTITY, 0)), (
+        "a change of the bounds rolls no trainer"
+    )
     other = job(env=[{"name": "A", "value": "b"}])
     assert pod_hash(trainer_pod(other, IDENTITY, 0)) != pod_hash(trainer_pod(job(), IDENTITY, 0))
 
@@ -121,7 +123,7 @@ def test_the_master_reads_the_manifest_that_it_is_given(tmp_path):
     assert (read.metadata.name, read.spec.epochs, read.servers) == ("flights", 3, 3)
 
 
-def test_the_master_knows_the_time_of_a_step_and_starts_anew_for_nothing_else_of_the_run_policy(tmp_path):
+def test_the_master_has_the_step_timeout_and_restarts_for_no_other_field_of_the_run_policy(tmp_path):
     made = workloads.manifest_for_pods(job(runPolicy={"stepTimeout": "90s", "backoffLimit": 9}))
     (tmp_path / "job.json").write_text(json.dumps(made))
     settings = settings_of(load(tmp_path / "job.json"), lease_seconds=10.0)
@@ -131,7 +133,7 @@ def test_the_master_knows_the_time_of_a_step_and_starts_anew_for_nothing_else_of
 
 
 @pytest.mark.parametrize("role", ["pserver", "master"])
-def test_a_kubelet_asks_the_process_where_it_answers(role):
+def test_a_kubelet_probes_the_port_of_the_process(role):
     own = container(PODS[role](job()))
     where = own["command"][own["command"].index("--probe") + 1]
     asked = own["livenessProbe"]
@@ -140,14 +142,14 @@ def test_a_kubelet_asks_the_process_where_it_answers(role):
     assert asked["terminationGracePeriodSeconds"] < PODS[role](job())["spec"]["terminationGracePeriodSeconds"]
 
 
-def test_who_starts_has_time_for_it_and_a_trainer_no_probe():
+def test_servers_have_a_startup_probe_and_a_trainer_has_none():
     for role in ("pserver", "master"):
         started = container(PODS[role](job()))["startupProbe"]
         assert started["periodSeconds"] * started["failureThreshold"] >= 300
     assert not {key for key in container(trainer_pod(job(), IDENTITY, 0)) if key.endswith("Probe")}
 
 
-def test_a_template_has_the_last_word_on_probes():
+def test_a_template_overrides_probes():
     def templated(**probes):
         template = {"spec": {"containers": [{"name": "pserver", **probes}]}}
         return container(server_pod(job(parameterServer={"template": template}), IDENTITY))
@@ -182,7 +184,7 @@ plain = st.recursive(st.integers(0, 3) | st.text("ab", max_size=2), lambda below
 
 
 @given(plain, plain)
-def test_what_is_laid_on_wins_and_the_rest_stays(base, over):
+def test_an_overlay_wins_and_the_other_fields_are_kept(base, over):
     found = merged(base, over)
     if not (isinstance(base, dict) and isinstance(over, dict)):
         assert found == over
@@ -218,7 +220,7 @@ def test_merging_is_idempotent(one):
     assert merged(one, {}) == one or not isinstance(one, dict)
 
 
-def test_trainers_go_to_the_nodes_that_they_may_use_and_where_their_job_wants_to():
+def test_trainers_have_the_node_selectors_of_config_and_job():
     identity = replace(IDENTITY, selector=(("pool", "training"), ("zone", "a")))
     assert trainer_pod(job(), identity, 0)["spec"]["nodeSelector"] == {"pool": "training", "zone": "a"}
     own = job(trainer={"minReplicas": 1, "template": TEMPLATE})
@@ -227,7 +229,7 @@ def test_trainers_go_to_the_nodes_that_they_may_use_and_where_their_job_wants_to
 
 
 @pytest.mark.parametrize("role", PODS)
-def test_a_read_only_root_has_a_writable_tmp_beside_it(role):
+def test_a_read_only_root_has_a_writable_tmp(role):
     own = {"name": role, "securityContext": {"readOnlyRootFilesystem": True}}
     part = {"trainer": "trainer", "pserver": "parameterServer", "master": "master"}[role]
 

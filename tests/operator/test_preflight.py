@@ -46,7 +46,7 @@ def refused(checker, of, seen=None):
     return asyncio.run(checker.refused(of, IDENTITY, seen or Observed()))
 
 
-def test_the_same_pods_are_asked_about_once(kube):
+def test_the_same_pods_are_checked_once(kube):
     checker = Preflight(kube)
     assert refused(checker, job()) == ""
     assert kube.dry == ["trainer", "pserver", "master"]
@@ -60,7 +60,7 @@ def test_the_same_pods_are_asked_about_once(kube):
 
 
 @pytest.mark.parametrize("kind", [KubeInvalidError, KubeForbiddenError])
-def test_pods_that_were_refused_are_asked_about_again(kube, kind):
+def test_refused_pods_are_checked_again(kube, kind):
     checker = Preflight(kube)
     kube.error = kind("not like this")
     assert ("not like this" in refused(checker, job())) is (kind is KubeInvalidError)
@@ -69,7 +69,7 @@ def test_pods_that_were_refused_are_asked_about_again(kube, kind):
     assert len(kube.dry) == asked + 3
 
 
-def test_names_are_looked_for_side_by_side_and_only_those_that_are_not_known(kube):
+def test_names_are_read_concurrently_and_only_unknown_ones(kube):
     checker = Preflight(kube)
     refused(checker, job())
     assert kube.most == len(kube.got) > 3

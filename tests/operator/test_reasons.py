@@ -18,7 +18,7 @@ from shoal.operator.status.reasons import PodProblem, in_order, message_of, reas
         ("Accepted", "CannotChange: spec.seed", "CannotChange", "spec.seed"),
     ],
 )  # fmt: skip
-def test_words_become_documented_reasons(of, words, reason, message):
+def test_texts_become_documented_reasons(of, words, reason, message):
     assert reason_of(ConditionType(of), words) == (reason, message)
 
 
@@ -37,13 +37,13 @@ def test_a_pods_own_reason_is_known_by_a_table(own, words, reason, before_node):
     assert (trouble.known, trouble.before_node) == (reason, before_node)
 
 
-def test_words_are_one_line_and_not_too_long():
+def test_messages_are_one_line_and_bounded():
     assert message_of([PodProblem("trainer", "a", "Error", "one\n\ttwo")]) == "a: Error: one two"
     assert len(message_of([PodProblem("trainer", "a", "Error", "x" * 10_000)])) == 500
     assert len(reason_of(ConditionType.FAILED, "x" * 10_000)[1]) == 4000
 
 
-def test_pods_come_in_the_order_of_roles_and_numbers():
+def test_pods_are_in_the_order_of_roles_and_numbers():
     pods = [
         ("trainer", "t-10"),
         ("pserver", "p-2"),

@@ -291,7 +291,7 @@ TestJob = Job.TestCase
 TestJob.settings = examples(60, stateful_step_count=30)
 
 
-def test_who_waits_in_line_makes_nothing_and_gives_up_what_it_has():
+def test_a_queued_job_creates_nothing_and_deletes_its_pods():
     assert reconcile(job(), IDENTITY, Observed(), trainers=0, waits=True) == []
     there = Observed(secrets=True, trainers=(TrainerPod(index=0, uid="u", ready=True, works=True),))
     assert reconcile(job(), IDENTITY, there, trainers=0, waits=True) == [
@@ -333,4 +333,4 @@ def test_one_that_has_no_room_yet_is_not_missed_among_the_fewest():
         return [each.desired.drain for each in actions if isinstance(each, PublishDesired)]
 
     assert told(later=1) == []
-    assert told(later=0) == [[1]], "nobody will come: one of the two gives way for one that ranks higher"
+    assert told(later=0) == [[1]], "no pod is coming: one of the two is replaced by one of higher priority"

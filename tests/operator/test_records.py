@@ -100,7 +100,7 @@ typed = st.one_of(values, numbers, st.lists(numbers, max_size=3))
 
 @examples(100)
 @given(st.data())
-def test_no_record_of_any_kind_stops_a_look(data):
+def test_no_record_of_any_kind_stops_a_sync(data):
     store = cluster()
     store.record_changed(KEYS.at("extra"), b"", created=True)
     for record in data.draw(st.lists(st.sampled_from(sorted(READERS)), max_size=5)):
@@ -125,7 +125,7 @@ def test_no_record_of_any_kind_stops_a_look(data):
      b'{"drain": [' + b"1," * 200_000 + b"1]}", b'{"state": "Done"}', b'{"state": "Complete", "account": {}}',
      b'{"state": "Complete", "account": {"samples": {"lost": "x"}}}'],
 )  # fmt: skip
-def test_a_record_that_is_none_is_said_on_its_job_and_changes_nothing(record, value):
+def test_an_invalid_record_is_reported_on_its_job_and_changes_nothing(record, value):
     store = cluster()
     store.record_changed(KEYS.at(record), WRITTEN[record], created=True)
     before = store.observed("u", template="t")
@@ -164,7 +164,7 @@ def test_the_account_of_a_master_is_read():
 
 @examples(100)
 @given(pods(), pods())
-def test_no_pod_stops_a_look(first, second):
+def test_no_pod_stops_a_sync(first, second):
     store = cluster()
     store.record_changed(KEYS.at("extra"), b"", created=True)
     for each in (first, second):
@@ -178,7 +178,7 @@ def test_no_pod_stops_a_look(first, second):
      ("9999999-01-01T00:00:00Z", "2026-01-01T00:00:00Z"), (1e300, "NaN"), ("2026-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
      ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z")],
 )  # fmt: skip
-def test_no_time_of_a_container_stops_a_look(started, finished):
+def test_no_time_of_a_container_stops_a_sync(started, finished):
     store = cluster()
     store.record_changed(KEYS.at("extra"), b"", created=True)
     ended = {"startedAt": started, "finishedAt": finished, "exitCode": 1, "containerID": "x"}
@@ -192,7 +192,7 @@ def test_no_time_of_a_container_stops_a_look(started, finished):
 # --- Counting ---
 
 
-def test_a_foreign_key_is_named_on_its_job_until_it_is_gone():
+def test_a_foreign_key_is_reported_on_its_job_until_it_is_removed():
     store = cluster()
     assert store.record_changed(KEYS.at("\udcff evil\n" + "x" * 9999), b"1", created=True) == {"u": 0.0}
     (told,) = record_problems((), store.record_problems("u"))
@@ -200,13 +200,13 @@ def test_a_foreign_key_is_named_on_its_job_until_it_is_gone():
     assert "'\\udcff evil\\nxx" in told.text
     assert len(told.text) < 500
     assert not store.record_problems("v")
-    assert store.record_changed(KEYS.at("another"), b"2", created=True) == {}, "it is said once"
+    assert store.record_changed(KEYS.at("another"), b"2", created=True) == {}, "it is reported once"
     store.record_changed(KEYS.at("another"), None)
     assert store.record_changed(KEYS.at("\udcff evil\n" + "x" * 9999), None) == {"u": 0.0}
     assert not store.record_problems("u")
 
 
-def test_too_many_keys_and_too_many_bytes_are_said_with_their_bound(monkeypatch):
+def test_too_many_keys_and_too_many_bytes_are_reported_with_their_bound(monkeypatch):
     store = cluster()
     for number in range(MOST_FOREIGN_KEYS + 1):
         due = store.record_changed(KEYS.at(f"x{number}"), b"", created=True)
@@ -259,7 +259,7 @@ def test_what_is_counted_is_what_is_there(events):
         assert usage.bytes == sum(each for each in there.values() if each > 256)
 
 
-def test_a_listing_counts_anew():
+def test_a_listing_resets_the_counts():
     store = cluster()
     store.record_changed(KEYS.at("x"), b"1", created=True)
     assert store.records_replaced({KEYS.at("x"): b"1", KEYS.progress: published()}) == {"u": 0.0}
@@ -268,7 +268,7 @@ def test_a_listing_counts_anew():
     assert not store.record_problems("u")
 
 
-def test_of_a_job_that_is_gone_nothing_stays():
+def test_nothing_is_kept_of_a_deleted_job():
     store = Cache()
     for record in ("x", "progress", "tasks/00000000/00000000"):
         store.record_changed(KEYS.at(record), published(), created=True)
@@ -293,7 +293,7 @@ def test_every_key_that_a_master_writes_is_one_of_shoal_s():
     assert not any(JobKeys.knows(each) for each in strange)
 
 
-def test_etcd_s_watch_tells_what_is_new_and_other_jobs_hear_nothing(tmp_path):
+def test_etcd_s_watch_reports_changes_to_their_own_job_only(tmp_path):
     """With a real etcd, complaints follow records that are written, rewritten, removed and listed anew, and affect no other job."""
     store, marked = cluster(), []
 

@@ -40,7 +40,7 @@ def test_what_no_schema_sees_is_not_accepted_and_runs_when_it_is_mended(shared):
     late = [(shared.job(f"late-{number}"), found, words) for number, (_, found, words) in enumerate(LATE)]
     shared.apply(*(renamed(found, job.name) for job, found, _ in late))
     for job, _, (field, *fix) in late:
-        job.says("Accepted", "False", "InvalidSpec", field)
+        job.has_condition("Accepted", "False", "InvalidSpec", field)
         assert all(words in job.condition("Accepted")["message"] for words in fix)
         job.state("Pending")
     assert [job.made() for job, _, _ in late] == [[]] * len(late)
@@ -49,7 +49,7 @@ def test_what_no_schema_sees_is_not_accepted_and_runs_when_it_is_mended(shared):
     mended["spec"]["parameterServer"] = shared.claims(1)
     shared.apply(mended)
     job.at_work([0], servers=1)
-    job.says("Accepted", "True", "Valid")
+    job.has_condition("Accepted", "True", "Valid")
 
 
 TAKEN = [
@@ -70,7 +70,7 @@ def controller(kind: str) -> dict:
     return {"spec": spec | ({"serviceName": "a"} if kind == "StatefulSet" else {})}
 
 
-def test_a_name_that_somebody_else_has_is_not_taken_over(shared):
+def test_a_name_of_another_owner_is_not_taken_over(shared):
     jobs = [shared.job(f"taken-{number}") for number in range(len(TAKEN))]
     others = [
         shared.api.create(kind, shared.namespace, {"metadata": {"name": f"{job.name}-{tail}"}, **(more or {})}
@@ -80,22 +80,24 @@ def test_a_name_that_somebody_else_has_is_not_taken_over(shared):
     shared.apply(*(manifest(job.name) for job in jobs))
     for job, (kind, tail, _) in zip(jobs, TAKEN, strict=True):
         words = f"{kind} {job.name}-{tail} exists and is not of this job; remove it, or give the job another name"
-        job.says("Accepted", "False", "NameTaken", words)
+        job.has_condition("Accepted", "False", "NameTaken", words)
         assert job.made() == []
     for other, (kind, _, _) in zip(others, TAKEN, strict=True):
         now = shared.api.get(kind, other["metadata"]["name"], shared.namespace)
         assert now["metadata"]["uid"] == other["metadata"]["uid"]
         assert "shoal.dev/uid" not in now["metadata"].get("labels", {})
-    jobs[0].tells("NameTaken", f"Service {jobs[0].name}-master exists and is not of this job; "
+    jobs[0].has_event("NameTaken", f"Service {jobs[0].name}-master exists and is not of this job; "
                   "remove it, or give the job another name")  # fmt: skip
 
 
-def test_a_trainer_s_name_that_somebody_else_s_pod_has(shared, job):
+def test_a_trainer_s_name_of_a_foreign_pod(shared, job):
     name = f"{job.name}-trainer-1"
     spec = {"containers": [{"name": "a", "image": "a"}]}
     other = shared.api.create("Pod", shared.namespace, {"metadata": {"name": name}, "spec": spec})
     job.apply()
-    job.says("Scheduled", "False", "PodsRefused", f"NameTaken: Pod {name} exists and is not of this job; remove it")
+    job.has_condition(
+        "Scheduled", "False", "PodsRefused", f"NameTaken: Pod {name} exists and is not of this job; remove it"
+    )
     assert shared.api.get("Pod", name, shared.namespace)["metadata"]["uid"] == other["metadata"]["uid"]
     shared.kubectl("delete", "pod", name, "--grace-period=0", "--force")
     job.at_work([0, 1])
@@ -124,12 +126,12 @@ def test_a_job_waits_for_what_is_left_of_one_of_the_same_name(shared, job, kind)
     hold(shared, kind, left, [HELD])
     job.delete()
     job.apply(parameterServer=servers)
-    job.says("Accepted", "False", "PredecessorLeaving", f"waits for {kind} {left} to be deleted")
+    job.has_condition("Accepted", "False", "PredecessorLeaving", f"waits for {kind} {left} to be deleted")
     job.state("Pending")
     assert [each for each in job.made() if each != f"{kind} {left}"] == []
     hold(shared, kind, left, None)
     job.at_work([0, 1])
-    job.says("Accepted", "True", "Valid")
+    job.has_condition("Accepted", "True", "Valid")
 
 
 def hold(shared, kind: str, name: str, finalizers: list[str] | None) -> None:

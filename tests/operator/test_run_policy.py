@@ -71,13 +71,13 @@ def pod(*states, role: str = "trainer", container: str = "trainer") -> dict:
     }
 
 
-def test_a_pod_tells_of_its_present_life_and_the_one_before():
+def test_a_pod_has_the_ends_of_its_present_and_previous_container():
     first, second = ends_of(pod(terminated(0, 5, 1), terminated(15, 80, 2)))
     assert (first.container_id, first.code, first.seconds, first.message) == ("c5", 1, 5.0, "no")
     assert (second.container_id, second.code, second.at, second.index) == ("c80", 2, at(80), 3)
 
 
-def test_what_a_pod_does_not_tell():
+def test_ends_that_a_pod_does_not_report():
     assert list(ends_of(pod({"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}))) == []
     assert list(ends_of(pod(terminated(0, 5, 137, "OOMKilled")))) == []
     assert list(ends_of(pod(terminated(0, 5, 1), container="other"))) == []
@@ -97,7 +97,7 @@ def test_errors_count_and_so_does_an_end_too_early():
     assert count([end(1), end(2, code=0), end(3, code=78)]) == 3
 
 
-def test_who_was_asked_to_end_and_who_runs_no_script_does_not_count():
+def test_terminated_pods_and_pods_without_a_script_do_not_count():
     assert count([end(1, terminated=True), end(2, role="pserver"), end(3, role="master")]) == 0
 
 
@@ -108,7 +108,7 @@ def test_each_life_counts_once():
     assert count_failures(first, [end(1), end(2)], known={"l1"}, committed=None, now=0.0).count == 2
 
 
-def test_an_operator_that_comes_after_another_counts_on_and_has_the_words():
+def test_the_next_operator_continues_the_count_and_has_the_message():
     counted = ConsecutiveFailures(2, at(10))
     found = count_failures(counted, [end(10), end(9)], known=None, committed=None, now=0.0)
     assert (found.count, found.end) == (2, end(10))
@@ -116,7 +116,7 @@ def test_an_operator_that_comes_after_another_counts_on_and_has_the_words():
 
 
 @pytest.mark.parametrize(("lived", "committed", "left"), [(5, 11, 1), (5, 39, 1), (5, 41, 0), (31, 11, 0), (31, 9, 1)])
-def test_a_committed_task_begins_the_count_anew_but_not_soon_after_an_early_error(lived, committed, left):
+def test_a_committed_task_resets_the_count_but_not_soon_after_an_early_error(lived, committed, left):
     assert count([end(10, lived=lived)], committed=committed) == left
 
 
@@ -192,7 +192,7 @@ def test_an_operator_that_begins_takes_one_commit_more():
     assert seen.looked(102) == 0
 
 
-def test_samples_that_come_back_are_no_commit_and_their_next_commit_is():
+def test_replayed_samples_are_no_commit_and_their_next_commit_is():
     seen = Seen()
     seen.progress(50, 1)
     seen.failed(-50, 10)
@@ -209,7 +209,7 @@ def test_samples_that_come_back_are_no_commit_and_their_next_commit_is():
     st.lists(st.tuples(st.integers(0, 200), st.sampled_from([0, 1, 137]), st.booleans()), max_size=8, unique_by=lambda x: x[0]),
     st.lists(st.integers(0, 8), max_size=4),
 )  # fmt: skip
-def test_looks_in_between_change_nothing(spans, cuts):
+def test_syncs_in_between_change_nothing(spans, cuts):
     """Failures that are observed one by one, some repeatedly, are counted as if they were observed at once."""
     ends = sorted(
         (end(seconds, code=code, terminated=asked) for seconds, code, asked in spans), key=lambda each: each.at
@@ -223,7 +223,7 @@ def test_looks_in_between_change_nothing(spans, cuts):
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 137])), max_size=8, unique_by=lambda x: x[0]))
-def test_each_error_is_told_once(spans):
+def test_each_error_is_reported_once(spans):
     ends = [end(seconds, code=code) for seconds, code in spans]
     told = newly_failed(ConsecutiveFailures(), ends, known=None)
     assert sorted(each.container_id for each in told) == sorted(each.container_id for each in ends if each.code != 137)
@@ -264,7 +264,7 @@ def test_a_script_that_never_joins_is_known_at_its_second_end():
     assert said.startswith("ScriptFailed: the script ended without joining the job")
 
 
-def test_a_final_word_is_final_until_something_is_trained():
+def test_a_refusal_is_final_until_something_is_trained():
     refusals = [end(1, code=REFUSED, message="the dataset is empty")]
     assert decided(refusals=refusals) == "ScriptFailed: the dataset is empty"
     assert decided(refusals=[end(1, code=REFUSED, message="")]) == (
@@ -296,7 +296,7 @@ def test_the_clock_stops_while_the_job_does_not_run(spells):
         assert active_seconds(status, at(now)) == ran
 
 
-def test_a_clock_that_goes_back_takes_nothing_away():
+def test_a_clock_set_back_reduces_no_active_time():
     status = Status(active_seconds=7, active_since=at(100))
     assert active_seconds(status, at(50)) == 7
     assert clocked(status, at(50), runs=False) == Status(active_seconds=7)
@@ -317,7 +317,7 @@ def ended(kind: str = "Complete") -> Status:
     return Status(conditions=[made])
 
 
-def test_what_was_said_of_the_end_stays():
+def test_the_reported_end_is_kept():
     assert recorded_end(Status()) is None
     found = recorded_end(ended("Failed"))
     assert (found.state, found.reason) == ("Failed", "TaskFailed: m")
@@ -349,7 +349,7 @@ def test_a_status_may_have_any_time(moment):
     assert clocked(status, T0, runs=False).active_seconds is not None
 
 
-def test_a_retry_is_asked_for_by_a_new_value_only():
+def test_only_a_new_value_requests_a_retry():
     def requested(value, seen=None):
         notes = {} if value is None else {"annotations": {RETRY: value}}
         return retry_requested({"metadata": notes}, Status(retried=seen))

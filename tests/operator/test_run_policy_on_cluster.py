@@ -37,7 +37,7 @@ def failures(job, count: int) -> None:
     job.until(lambda: job.status().get("failures") == count, f"{count} failures")
 
 
-def told(job) -> Counter:
+def event_counts(job) -> Counter:
     """Count the occurrences of each event of the job."""
     found = [each for each in job.world.list("Event") if each["regarding"].get("name") == job.name]
     mine = [each for each in found if each.get("reportingController") == "shoal.dev/operator"]
@@ -53,7 +53,7 @@ def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
     fails(job, 1, second=2)
     failures(job, 2)
     # The operator creates an event after it has written the status; an event that it had not created before it was killed is lost.
-    job.until(lambda: [reason for reason, _ in told(job).elements()].count("ScriptFailed") == 2, "two events")
+    job.until(lambda: [reason for reason, _ in event_counts(job).elements()].count("ScriptFailed") == 2, "two events")
     world.end(signal.SIGKILL)
     world.start()
     job.scale(3)
@@ -67,13 +67,13 @@ def test_a_script_that_fails_again_and_again_ends_the_job_whoever_counts(world):
         assert message in failed["message"]
     job.nobody()
     line = f"{job.name}-trainer-0: the script failed (exit code 1: ValueError: the label is missing)"
-    job.until(lambda: told(job)["ScriptFailed", line] == 1, "the event")
-    notes = [reason for reason, _ in told(job).elements()]
+    job.until(lambda: event_counts(job)["ScriptFailed", line] == 1, "the event")
+    notes = [reason for reason, _ in event_counts(job).elements()]
     assert notes.count("ScriptFailed") == 3, "one for each, though two operators looked"
     assert notes.count("BackoffLimitExceeded") == 1
 
 
-def test_the_pod_of_a_script_that_failed_stays_with_its_logs(shared, job):
+def test_the_pod_of_a_failed_script_is_kept_with_its_logs(shared, job):
     """The pod of a failed script waits for its restart: the operator lets the kubelet end it and does not delete it."""
     started(job, runPolicy={"backoffLimit": 0})
     pod = f"{job.name}-trainer-0"
@@ -110,7 +110,7 @@ def test_an_init_container_that_fails_again_and_again_ends_the_job(shared, job):
     message = f"the init container fetch of {job.name}-trainer-0 failed once in a row (runPolicy.backoffLimit: 0)"
     assert failed["message"].startswith(message)
     assert "no such bucket" in failed["message"]
-    job.tells("ScriptFailed", "the init container fetch failed (exit code 4: no such bucket)")
+    job.has_event("ScriptFailed", "the init container fetch failed (exit code 4: no such bucket)")
 
 
 def test_a_pod_that_its_kubelet_ends_is_no_failure_of_the_script(shared, job):
@@ -125,7 +125,7 @@ def test_a_pod_that_its_kubelet_ends_is_no_failure_of_the_script(shared, job):
     assert job.status().get("failures") is None
 
 
-def test_what_is_nobody_s_fault_does_not_count(shared, job):
+def test_failures_of_the_infrastructure_do_not_count(shared, job):
     started(job, runPolicy={"backoffLimit": 0})
     innocent = [(137, "Error"), (143, "Error"), (139, "Error"), (134, "Error"), (137, "OOMKilled"), (1, "OOMKilled")]
     for second, (code, reason) in enumerate(innocent):
@@ -147,7 +147,7 @@ def seen(job) -> None:
     job.until(lambda: job.status().get("observedGeneration", 0) > generation, "a look")
 
 
-def test_the_deadline_s_clock_stands_while_a_job_is_suspended(shared, job):
+def test_the_deadline_s_clock_stops_while_a_job_is_suspended(shared, job):
     started(job, runPolicy={"activeDeadlineSeconds": 100_000})
     assert job.status()["activeSince"]
     job.patch({"suspend": True})
@@ -174,13 +174,13 @@ def test_a_job_that_has_ended_is_removed_in_time_with_all_that_it_was(shared, jo
     started(job)
     job.end(end)
     job.wait(end)
-    assert job.all_pods("trainer"), "it stays until somebody says how long, and so do its trainers' logs"
+    assert job.all_pods("trainer"), "it and its trainers' logs are kept without a time to live"
     job.patch({"runPolicy": {"ttlSecondsAfterFinished": 0}})
     shared.kubectl("wait", "--for=delete", f"tj/{job.name}", "--timeout=60s")
     job.nothing()
 
 
-def test_each_event_of_a_life_is_told_once(shared, job):
+def test_each_event_of_a_job_is_written_once(shared, job):
     started(job, parameterServer=shared.claims())
     job.scale(4)
     job.at_work([0, 1, 2, 3])
@@ -191,7 +191,7 @@ def test_each_event_of_a_life_is_told_once(shared, job):
     job.state("Running")
     job.end()
     job.wait("Complete")
-    job.until(lambda: any(reason == "Complete" for reason, _ in told(job)), "the last event")
+    job.until(lambda: any(reason == "Complete" for reason, _ in event_counts(job)), "the last event")
     wanted = {
         ("Scaled", "scaled 2 -> 4: pinned by spec.trainer.replicas"),
         ("Suspended", "the snapshots are written and all pods are deleted"),
@@ -199,11 +199,11 @@ def test_each_event_of_a_life_is_told_once(shared, job):
         ("Complete", "9 of 9 samples counted; lost 0, twice 0"),
     }
     # A server's claim is new, so the scheduler may at first not place its pod.
-    life = Counter({key: count for key, count in told(job).items() if key[0] != "Unschedulable"})
+    life = Counter({key: count for key, count in event_counts(job).items() if key[0] != "Unschedulable"})
     assert wanted <= life.keys()
     assert sum(reason == "Started" for reason, _ in life) == 1
     assert set(life.values()) == {1}, life
-    assert len(life) == len(wanted) + 1, "all went well: nobody is alarmed"
+    assert len(life) == len(wanted) + 1, "no warning was written"
 
 
 def test_what_changes_to_and_fro_is_one_event(shared, job):
@@ -211,8 +211,8 @@ def test_what_changes_to_and_fro_is_one_event(shared, job):
     for _ in range(3):
         waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}
         kubelet.ended(shared, f"{job.name}-trainer-0", 137, at=datetime.now(UTC), now=waiting)
-        job.says("Running", "False", "ImagePullFailed")
+        job.has_condition("Running", "False", "ImagePullFailed")
         kubelet.runs(shared, f"{job.name}-trainer-0")
-        job.says("Running", "True", "TrainersReady")
-    life = [reason for reason, _ in told(job)]
+        job.has_condition("Running", "True", "TrainersReady")
+    life = [reason for reason, _ in event_counts(job)]
     assert life.count("ImagePullFailed") == 1

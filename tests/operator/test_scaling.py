@@ -48,31 +48,31 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_look(case):
+def test_one_decision(case):
     desired, pods, drain, decision = CASES[case]
     assert decide(desired, pods, drain) == decision
 
 
-def test_who_does_not_leave_when_told_is_sent_away():
+def test_a_trainer_that_is_not_drained_in_time_is_deleted():
     assert decide(1, [pod(0), pod(1)], [1], overdue={1}).actions == (DeleteTrainer(1, "u1"),)
     assert decide(2, [pod(0), pod(1)], [], overdue={1}).actions == ()
 
 
-def test_who_stands_where_fewer_stay_leaves_first_the_last_of_them():
+def test_trainers_beyond_the_plan_of_their_node_leave_first():
     pods = [pod(0, node="a"), pod(1, node="b"), pod(2, node="b"), pod(3, node="a")]
     assert decide(3, pods, [], kept={"a": 2, "b": 1}).drain == (2,)
     assert decide(2, pods, [], kept={"b": 2}).drain == (0, 3)
     assert decide(3, pods, []).drain == (3,)
 
 
-def test_who_has_no_node_yet_leaves_before_those_that_stay():
+def test_a_trainer_without_a_node_leaves_before_those_that_are_kept():
     pods = [pod(0, node="a"), pod(1, ready=False, works=False), pod(2, node="a")]
     assert decide(2, pods, [], kept={"a": 2}).drain == (1,)
     # Where a trainer has to leave anyway, its replacement has been created already.
     assert decide(2, pods, [], kept={"a": 1}).drain == (2,)
 
 
-def test_who_died_since_the_plan_is_replaced_when_a_plan_knows_of_it():
+def test_a_trainer_that_failed_since_the_plan_is_replaced_by_the_next_plan():
     pods = [pod(0, node="a"), pod(1, node="a", ended=True), pod(2, node="b", works=False)]
     old, new = {"a": 2, "b": 1}, {"a": 1, "b": 1}
     assert decide(3, pods[::2], [], kept=old).actions == ()
@@ -81,7 +81,7 @@ def test_who_died_since_the_plan_is_replaced_when_a_plan_knows_of_it():
     assert decide(3, pods[::2], []).actions == (CreateTrainer(1),), "without a plan at once"
 
 
-def test_who_has_no_node_yet_is_one_of_those_that_may_be_new():
+def test_a_trainer_without_a_node_counts_as_one_of_the_new_ones():
     pods = [pod(0, node="a"), pod(1, ready=False, works=False)]
     assert decide(4, pods, [], kept={"a": 2}).actions == (CreateTrainer(2),)
 
@@ -99,7 +99,7 @@ RANKS = {
 
 
 @pytest.mark.parametrize("case", RANKS)
-def test_whose_priority_is_too_low(case):
+def test_trainers_of_too_low_priority(case):
     """Letters of a case: m: of the minimum; s: of the surplus; -: no pod."""
     ranks, fewest, desired, drain, low = RANKS[case]
     pods = [pod(index, priority=rank) for index, rank in enumerate(ranks) if rank != "-"]
@@ -168,13 +168,15 @@ class Cluster(RuleBasedStateMachine):
         """Check what a decision must never do, given the view that it was made from."""
         alive = [found for found in view.pods.values() if not (found.ended or found.deleting or found.lost)]
         told = {found.index for found in alive if found.index in view.drain}
-        assert told <= set(decision.drain), "who was told may be on the way out: another one must not go instead"
+        assert told <= set(decision.drain), (
+            "a trainer that was drained may be exiting: another one must not be drained instead"
+        )
         new = {found.index for found in alive if found.works and found.index in set(decision.drain) - set(view.drain)}
         for action in decision.actions:
             if isinstance(action, CreateTrainer):
-                assert action.index not in view.drain, "it would be sent away as soon as it comes"
+                assert action.index not in view.drain, "it would be drained as soon as it joins"
             elif not action.force:
-                assert not view.pods[action.index].works, "who works is told first"
+                assert not view.pods[action.index].works, "working trainers are drained first"
         too_many = max(0, len(alive) - len(set(view.drain) & {found.index for found in alive}) - self.desired)
         if len(new) > too_many:
             staying = [found for found in alive if found.index not in decision.drain]
@@ -183,7 +185,7 @@ class Cluster(RuleBasedStateMachine):
             assert len(staying) == self.desired - 1
         else:
             idle = [found for found in alive if not found.works and found.index not in decision.drain]
-            assert not new or not idle, "who does not work yet goes before who does"
+            assert not new or not idle, "trainers that do not work yet are deleted first"
 
     def delete(self, action: DeleteTrainer) -> bool:
         there = self.now.pods.get(action.index)

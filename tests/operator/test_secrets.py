@@ -67,20 +67,20 @@ def test_no_repr_has_the_key():
     assert "aaaa" not in repr(DerivedSecrets(key=b"a" * 32, authority="aaaa"))
 
 
-def test_a_key_that_is_none_is_told_of_and_not_replaced(store):
+def test_an_invalid_root_key_is_reported_and_not_replaced(store):
     store.transact([], [Put(OPERATOR_KEY, b"short")])
     with pytest.raises(StoreRefusedError, match="should hold 32 bytes"):
         DerivedSecrets.open(store, None)
     assert store.get(OPERATOR_KEY).value == b"short"
 
 
-def test_an_authority_that_cannot_be_read_is_told_of(store, tmp_path):
+def test_an_unreadable_authority_is_reported(store, tmp_path):
     tls = Tls(certificate_authority=tmp_path / "none.crt")
     with pytest.raises(StoreRefusedError, match=r"none\.crt"):
         DerivedSecrets.open(store, Credentials("root", "x", tls=tls))
 
 
-def test_a_job_s_user_is_let_in_once_it_was_seen_to(etcd):
+def test_a_job_s_user_is_ensured_once(etcd):
     Store.protect(etcd.endpoint, password=ROOT.password)
     with Store.connect(etcd.endpoint, prefix=EVERYTHING, credentials=ROOT) as root:
         users = Users(root.accounts)

@@ -17,7 +17,7 @@ def claims(job) -> dict[str, str]:
     return {each["name"]: each["uid"] for each in found if f"{job.name}-pserver" in each["name"]}
 
 
-def test_servers_have_claims_unless_the_job_says_otherwise(shared, job):
+def test_servers_have_claims_by_default(shared, job):
     """Without a default storage class, the job reports that its claim cannot be bound, and which field to set."""
     job.apply(parameterServer={"replicas": 1})
     job.until(lambda: len(claims(job)) == 1, "its claim")
@@ -25,7 +25,7 @@ def test_servers_have_claims_unless_the_job_says_otherwise(shared, job):
     assert claim["spec"]["resources"]["requests"]["storage"] == "10Gi"
     assert claim["metadata"]["ownerReferences"][0]["uid"] == job.uid
     fix = "the cluster has no default StorageClass; name one in spec.parameterServer.volumeClaimSpec.storageClassName"
-    job.says("Scheduled", "False", "Unschedulable", fix)
+    job.has_condition("Scheduled", "False", "Unschedulable", fix)
     assert "emptyDir" in job.condition("Scheduled")["message"]
 
 
@@ -41,14 +41,14 @@ def test_claims_go_with_the_job_alone(shared, job):
     job.patch({"suspend": True})
     job.nobody()
     job.state("Suspended")
-    job.tells("Suspended", "the snapshots are written and all pods are deleted")
+    job.has_event("Suspended", "the snapshots are written and all pods are deleted")
     assert claims(job) == before
     job.delete()
     job.nothing()
     job.until(lambda: not claims(job), "its claims to go")
 
 
-def test_servers_that_hold_the_model_stay_while_the_job_is_suspended(shared, job):
+def test_servers_that_store_the_model_are_kept_while_the_job_is_suspended(shared, job):
     job.apply()
     job.at_work([0, 1])
     job.state("Running")
@@ -57,15 +57,15 @@ def test_servers_that_hold_the_model_stay_while_the_job_is_suspended(shared, job
     job.state("Suspended")
     assert "it is lost with a pod or its node" in job.condition("Accepted")["message"]
     kept = "kept, as the model is stored in the servers' pods (spec.parameterServer.emptyDir): 2 parameter servers, 1 master"
-    job.says("Suspended", "True", "SuspendRequested", kept)
-    job.tells("Suspended", "all trainers have left", "the model is stored in the servers' pods")
+    job.has_condition("Suspended", "True", "SuspendRequested", kept)
+    job.has_event("Suspended", "all trainers have left", "the model is stored in the servers' pods")
     assert job.pods("trainer", ready=False) == []
     job.patch({"suspend": False})
     job.at_work([0, 1])
     assert job.pod_uids("pserver") == before
 
 
-def test_a_job_whose_model_went_with_its_servers_begins_again_and_says_so(shared, job):
+def test_a_job_whose_model_was_lost_with_its_servers_restarts_with_an_event(shared, job):
     """A job that lost its model starts again as often as runPolicy.backoffLimit allows; the stand-in reports the loss."""
     job.apply(runPolicy={"backoffLimit": 1})
     job.at_work([0, 1])
@@ -73,7 +73,7 @@ def test_a_job_whose_model_went_with_its_servers_begins_again_and_says_so(shared
     before = job.pod_uids()
     shared.masters.lost.add(job.uid)
     job.until(lambda: not before & job.pod_uids(), "other pods, all of them")
-    job.tells("BegunAgain", "no server has a good snapshot left", "the job begins again (1 of 1 times")
+    job.has_event("BegunAgain", "no server has a good snapshot left", "the job begins again (1 of 1 times")
     job.at_work([0, 1])
     job.state("Running")
     assert job.status()["restarts"] == 1
@@ -85,7 +85,7 @@ def test_a_job_whose_model_went_with_its_servers_begins_again_and_says_so(shared
 def test_a_job_that_is_created_suspended_has_written_no_snapshot(shared, job):
     job.apply(suspend=True)
     job.state("Suspended")
-    job.tells("Suspended", "the job has not started; it has no pods")
+    job.has_event("Suspended", "the job has not started; it has no pods")
     assert job.made() == []
 
 
@@ -95,7 +95,7 @@ def evicted(shared, pod: str) -> bool:
     return shared.api.evicts(shared.namespace, pod, body)
 
 
-def test_a_drain_leaves_servers_that_hold_the_model(shared, job):
+def test_a_drain_spares_servers_that_store_the_model(shared, job):
     job.apply()
     job.at_work([0, 1])
     job.until(
@@ -176,7 +176,7 @@ def test_a_policy_that_denies_budgets_stops_nothing_else(shared, job):
             shared.cluster.kubectl("delete", of, name, "--ignore-not-found")
 
 
-def test_a_webhook_that_cannot_be_called_is_said_within_seconds(shared, job):
+def test_an_unreachable_webhook_is_reported_within_seconds(shared, job):
     """A webhook that cannot be called is reported in seconds, for a new job and for a running one that needs a trainer."""
     old = shared.job(f"{job.name}-old")
     old.apply()
@@ -191,15 +191,15 @@ def test_a_webhook_that_cannot_be_called_is_said_within_seconds(shared, job):
                            "metadata": {"name": name}, "webhooks": [hook]})  # fmt: skip
     try:
         job.apply()
-        job.says("Accepted", "Unknown", "NotChecked", "failed calling webhook")
-        job.tells("NotChecked", "failed calling webhook")
+        job.has_condition("Accepted", "Unknown", "NotChecked", "failed calling webhook")
+        job.has_event("NotChecked", "failed calling webhook")
         old.scale(3)
-        old.says("Scheduled", "True", "PodsPlaced", "failed calling webhook")
+        old.has_condition("Scheduled", "True", "PodsPlaced", "failed calling webhook")
     finally:
         shared.cluster.kubectl("delete", "validatingwebhookconfiguration", name)
     job.at_work([0, 1])
     old.at_work([0, 1, 2])
-    job.says("Accepted", "True", "Valid")
+    job.has_condition("Accepted", "True", "Valid")
 
 
 def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
@@ -208,7 +208,7 @@ def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
     job.at_work([0, 1])
     job.state("Running")
     job.patch({"trainer": {"template": {"spec": {"dnsPolicy": "Sometimes"}}}})
-    job.says("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
+    job.has_condition("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
     assert job.status()["state"] == "Running"
     (deleted, *_) = job.pod_uids("trainer")
     name = next(pod["metadata"]["name"] for pod in job.all_pods("trainer") if pod["metadata"]["uid"] == deleted)
@@ -221,13 +221,13 @@ def test_a_refused_edit_leaves_the_last_accepted_spec_in_force(shared, job):
     shared.start()
     job.patch({"trainer": {"replicas": 2}})
     job.at_work([0, 1])
-    job.says("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
+    job.has_condition("Accepted", "False", "InvalidTemplate", "spec.dnsPolicy")
     job.patch({"suspend": True})
     job.state("Suspended")
     job.nobody()
     job.patch({"suspend": False, "trainer": {"template": None}})
     job.at_work([0, 1])
-    job.says("Accepted", "True", "Valid")
+    job.has_condition("Accepted", "True", "Valid")
 
 
 def test_a_kubelet_that_refuses_each_pod_meets_a_growing_pause(shared, job):
@@ -253,9 +253,9 @@ def test_a_kubelet_that_refuses_each_pod_meets_a_growing_pause(shared, job):
         return len(made) >= 4
 
     job.until(rejected, "four of its pods")
-    job.says("Scheduled", "False", "PodsRefused", f"{job.name}-trainer-0: OutOfcpu: Pod was rejected")
+    job.has_condition("Scheduled", "False", "PodsRefused", f"{job.name}-trainer-0: OutOfcpu: Pod was rejected")
     (pod,) = job.all_pods("trainer")
-    assert pod["status"]["phase"] == "Failed", "it stays, with its reason, until the next one is due"
+    assert pod["status"]["phase"] == "Failed", "it is kept, with its reason, until the next one is due"
     assert len(made) <= 5
 
 
@@ -280,14 +280,14 @@ def test_a_sidecar_decides_nothing(shared, job):
     now = {"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
     for name in names:
         said(name, now, ready=True)
-    job.says("Running", "True", "TrainersReady", "CrashLoopBackOff")
+    job.has_condition("Running", "True", "TrainersReady", "CrashLoopBackOff")
     assert job.status()["trainers"]["ready"] == 2
     job.end("Complete")
     job.wait("Complete")
     job.until(lambda: not job.pods("trainer", ready=False), "pods whose sidecars would run for ever")
 
 
-def test_a_quota_has_room_for_those_first_without_which_nobody_works(shared, job):
+def test_a_quota_is_used_first_for_the_pods_that_a_job_needs(shared, job):
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": f"four-{job.name}"},
              "spec": {"hard": {}, "scopeSelector": {"matchExpressions": [
                  {"scopeName": "PriorityClass", "operator": "Exists"}]}}}  # fmt: skip
@@ -307,7 +307,7 @@ def test_a_quota_has_room_for_those_first_without_which_nobody_works(shared, job
 
 
 @pytest.mark.parametrize("claims", [True, False])
-def test_a_failed_job_runs_again_when_it_is_asked_to(shared, job, claims):
+def test_a_failed_job_runs_again_on_request(shared, job, claims):
     """A retry resumes from the snapshots, or starts anew where they were in the pods, once for each value of the annotation."""
     servers = shared.claims() if claims else {"replicas": 2, "emptyDir": {}}
     job.apply(parameterServer=servers)
@@ -321,7 +321,7 @@ def test_a_failed_job_runs_again_when_it_is_asked_to(shared, job, claims):
     shared.kubectl("annotate", "--overwrite", "tj", job.name, "shoal.dev/retry=1")
     assert job.status()["retried"] == "before", "an annotation of a job that runs asks for nothing later"
     del shared.masters.ended[uid]
-    job.tells("Retried", "shoal.dev/retry: 1", "from its last snapshots" if claims else "from the beginning")
+    job.has_event("Retried", "shoal.dev/retry: 1", "from its last snapshots" if claims else "from the beginning")
     job.at_work([0, 1])
     job.until(lambda: not job.pod_uids() & before, "new pods")
     job.state("Running")

@@ -3,7 +3,7 @@
 from shoal.operator.status.pod_problems import problems_of_pod
 
 
-def test_what_is_wrong_with_a_pod_is_told_in_its_own_words():
+def test_a_pod_problem_is_reported_with_its_own_message():
     pod = {
         "metadata": {"name": "j-trainer-0", "labels": {"shoal.dev/role": "trainer"}},
         "status": {

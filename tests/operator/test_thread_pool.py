@@ -119,7 +119,7 @@ def test_a_call_that_waits_for_a_thread_too_long_fails_as_one_that_etcd_does_not
     assert not ran
 
 
-def test_a_call_whose_waiter_is_gone_ends_in_its_thread_and_disturbs_nobody(stuck):
+def test_a_call_whose_waiter_was_cancelled_ends_in_its_thread(stuck):
     """The process does not wait for a thread whose call was cancelled."""
 
     async def scenario():
@@ -139,7 +139,7 @@ def test_an_error_of_the_call_is_raised_where_it_is_waited_for():
     assert asyncio.run(run_in_thread(lambda: 1)) == 1
 
 
-def test_what_runs_and_what_waits_is_told(stuck):
+def test_running_and_waiting_calls_are_counted(stuck):
     metrics = Metrics(list)
 
     async def scenario():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shoal.operator.cache.watch_health import ECHO_SECONDS, FAILING_SECONDS, WatchHealth
 
 
-def test_a_write_that_does_not_come_back_tells_that_the_watch_is_blind():
+def test_a_write_without_its_event_shows_that_the_watch_is_blind():
     health = WatchHealth()
     health.written("a", 7, 100.0)
     assert health.problem(100.0 + ECHO_SECONDS - 1) == ""
@@ -22,14 +22,14 @@ def test_a_write_that_does_not_come_back_tells_that_the_watch_is_blind():
     assert not health.restart_due(1000.0)
 
 
-def test_a_job_that_is_gone_is_not_waited_for():
+def test_no_event_is_expected_of_a_deleted_job():
     health = WatchHealth()
     health.written("a", 7, 0.0)
     health.job_deleted("a")
     assert health.problem(1e6) == ""
 
 
-def test_a_stream_that_fails_for_long_is_said_until_it_goes_on():
+def test_a_failing_stream_is_reported_until_it_continues():
     health = WatchHealth()
     for second in range(100):
         health.failing("Pod", f"refused {second}", float(second))
@@ -39,7 +39,7 @@ def test_a_stream_that_fails_for_long_is_said_until_it_goes_on():
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.integers(0, 20)), max_size=30))
-def test_what_came_back_in_time_is_never_missed(steps):
+def test_an_event_received_in_time_is_never_missed(steps):
     """An event of a write or of a later one answers it; only an unanswered write is a problem in the end."""
     health, last, lacking = WatchHealth(), {"a": 0, "b": 0}, set()
     for uid, comes, more in steps:

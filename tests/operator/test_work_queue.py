@@ -59,13 +59,13 @@ def test_one_sync_is_for_all_adds_during_a_rest():
         assert queue.idle
         queue.add("a")
         await asyncio.sleep(0)
-        assert times(queue)[-1] == pytest.approx(3.0, abs=0.01), "an idle key begins with no rest"
+        assert times(queue)[-1] == pytest.approx(3.0, abs=0.01), "an idle key starts without an interval"
         await queue.close()
 
     virtual_time.run(work())
 
 
-def test_a_key_that_rests_delays_no_other():
+def test_a_key_in_back_off_delays_no_other():
     async def work():
         queue = Queue()
         await added_for(queue, 0.5)
@@ -123,7 +123,7 @@ def test_a_key_is_never_synced_twice_at_once():
     virtual_time.run(work())
 
 
-def test_a_held_queue_collects_and_a_closed_one_takes_nothing():
+def test_a_paused_queue_collects_and_a_closed_one_accepts_nothing():
     async def work():
         queue = Queue(paused=True)
         queue.add("a")

@@ -192,14 +192,14 @@ class Job:
 
     # --- Waits ---
 
-    def tells(self, reason: str, *words: str) -> None:
+    def has_event(self, reason: str, *words: str) -> None:
         """Wait until events with this reason contain each of these texts; events follow the changes that they report."""
 
-        def told() -> bool:
+        def is_written() -> bool:
             notes = [note for why, note in self.events() if why == reason]
             return bool(notes) and all(any(word in note for note in notes) for word in words)
 
-        self.until(told, f"an event {reason} with {words!r}")
+        self.until(is_written, f"an event {reason} with {words!r}")
 
     def until(self, found: Callable[[], Any], what: str) -> None:
         try:
@@ -215,7 +215,7 @@ class Job:
     def state(self, state: str) -> None:
         self.until(lambda: self.status().get("state") == state, state)
 
-    def says(self, kind: str, status: str, reason: str, words: str = "") -> None:
+    def has_condition(self, kind: str, status: str, reason: str, words: str = "") -> None:
         """Wait until a condition has this status and reason, and its message contains the text."""
         self.until(
             lambda: self.short(kind) == (status, reason) and words in self.condition(kind).get("message", ""),

@@ -57,7 +57,7 @@ def small(tmp_path) -> str:
     return str(file)
 
 
-def test_policies_stand_side_by_side(small, capsys):
+def test_policies_are_compared_in_columns(small, capsys):
     assert main(["--trace", small, "--policy", "fixed", "ancestor", "--policy", "gang-fifo", "fixed"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["fixed", "ancestor", "gang-fifo"]
@@ -112,7 +112,7 @@ def test_wrong_arguments_are_refused(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_a_trace_that_is_wrong_or_missing_is_told_in_a_line(tmp_path, capsys):
+def test_an_invalid_or_missing_trace_is_reported_in_a_line(tmp_path, capsys):
     assert main(["--trace", str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err == f"{tmp_path}/none.yaml: there is no such file\n"
     (tmp_path / "t.yaml").write_text(SMALL.replace("min: 2", "min: 5"))
@@ -143,14 +143,14 @@ def watched(stream) -> str:
     return stream.getvalue()
 
 
-def test_progress_is_told_on_a_terminal_alone_and_wiped_at_the_end():
+def test_progress_is_shown_on_a_terminal_only_and_erased_at_the_end():
     told = watched(Terminal())
     assert told.startswith("\rfixed: 0 s, 0 of 2 jobs ended\r")
     assert told.endswith(" \r")
     assert watched(io.StringIO()) == ""
 
 
-def test_nothing_is_told_of_what_is_quick():
+def test_no_progress_of_a_fast_simulation():
     stream = Terminal()
     with (progress := ProgressLine("fixed", jobs=2, stream=stream)):
         simulate(loads(SMALL), POLICIES["fixed"](), watch=progress.update)
@@ -218,7 +218,7 @@ class TestPlot:
         assert len(options["colors"]) == 30
         assert None not in options["colors"]
 
-    def test_without_matplotlib_it_says_what_to_install_before_the_work(self, small, capsys, monkeypatch):
+    def test_without_matplotlib_the_error_names_what_to_install_before_the_work(self, small, capsys, monkeypatch):
         def missing(name):
             raise ImportError(name)
 
@@ -227,7 +227,7 @@ class TestPlot:
         assert main(["--trace", small, "--plot", "x.png"]) == 1
         assert capsys.readouterr().err == "--plot needs matplotlib; install it: pip install 'shoal[plot]'\n"
 
-    def test_a_picture_that_has_no_folder_is_told_before_the_work(self, small, tmp_path, capsys, monkeypatch):
+    def test_a_plot_without_a_folder_is_reported_before_the_work(self, small, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(commands, "require", lambda: None)
         monkeypatch.setattr(commands, "simulate", None)
         assert main(["--trace", small, "--plot", str(tmp_path / "none" / "x.png")]) == 1
@@ -242,7 +242,7 @@ class TestPlot:
         assert list(saved[path]) == ["fixed", "ancestor"]
         assert all(isinstance(bands, Bands) and bands.capacity == 10 for bands in saved[path].values())
 
-    def test_a_file_that_cannot_be_written_is_told(self, monkeypatch):
+    def test_an_unwritable_file_is_reported(self, monkeypatch):
         class Module:
             """Stand-in for every module of matplotlib."""
 
@@ -267,6 +267,6 @@ class TestPlot:
             plots.save("x.png", {"fixed": bands})
 
 
-def test_matplotlib_is_not_looked_for_without_need(small, monkeypatch):
+def test_matplotlib_is_not_imported_without_need(small, monkeypatch):
     monkeypatch.setattr(plots, "import_module", None)
     assert main(["--trace", small, "--policy", "fixed"]) == 0

@@ -106,7 +106,7 @@ class TestAncestor:
         known = {"a": seen(3, **trouble), "b": seen(3)}
         assert counts(Ancestor(), view(job("a", 1, 9), job("b", 1, 9), known=known, free=[90])) == {"b": 9}
 
-    def test_every_job_is_looked_at_if_one_has_only_pending_trainers(self):
+    def test_every_job_is_considered_if_one_has_only_pending_trainers(self):
         known = {"a": seen(3, pending=1), "b": seen(3, pending=3)}
         assert counts(Ancestor(), view(job("a", 1, 9), job("b", 1, 9), known=known, free=[90])) == {"a": 9, "b": 9}
 
@@ -117,7 +117,7 @@ class TestAncestor:
         jobs = (job("a", 1, 9), job("new", 4, 9, fixed=((0, 2),)))
         assert counts(Ancestor(), view(*jobs, known={"a": seen(1)}, free=[10])) == {"new": 4, "a": 2}
 
-    def test_it_looks_at_events_of_jobs_alone(self):
+    def test_it_is_triggered_by_events_of_jobs_only(self):
         assert Ancestor.triggers == {Trigger.JOB}
         assert not Ancestor().scheduler_evicts
 

@@ -81,7 +81,7 @@ def test_the_fewest_victims_of_the_lowest_priority_give_way():
     assert higher.phase is Phase.RUNNING
 
 
-def test_nobody_is_evicted_twice_for_one_pod():
+def test_no_pod_is_evicted_twice_for_one_pod():
     bench = Bench()
     bench.trainer(4, node=0)
     bench.trainer(4, node=1)
@@ -103,7 +103,7 @@ def test_room_that_is_being_made_is_not_given_to_others():
     assert (late.phase, trainer.phase) == (Phase.PENDING, Phase.PENDING)
 
 
-def test_equal_priority_evicts_nobody_and_neither_does_a_pod_that_may_not():
+def test_equal_priority_and_a_never_policy_evict_nothing():
     bench = Bench(nodes=1)
     bench.trainer(4, node=0, priority=0)
     bench.pod(4, priority=0)
@@ -121,7 +121,7 @@ def test_budgets_are_kept_where_others_can_give_way():
     assert bench.victims == [spared]
 
 
-def test_a_pod_that_fits_nowhere_evicts_nobody():
+def test_a_pod_that_fits_nowhere_evicts_nothing():
     bench = Bench(nodes=1)
     bench.trainer(4, node=0, priority=9)
     pod = bench.pod(4, priority=5)
@@ -130,7 +130,7 @@ def test_a_pod_that_fits_nowhere_evicts_nobody():
 
 
 @pytest.mark.parametrize("cores", [1, 2, 4])
-def test_leaving_pods_take_their_room_until_they_are_gone(cores):
+def test_terminating_pods_occupy_their_room_until_they_are_removed(cores):
     bench = Bench(nodes=1)
     leaver = bench.trainer(4, node=0)
     bench.cluster.begin_deletion(leaver)

@@ -89,13 +89,13 @@ def test_a_wrong_trace_is_refused_with_the_field_and_the_fix(text, words):
     assert len(error.value.problems) == 1
 
 
-def test_all_that_is_wrong_is_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(TraceError) as error:
         loads(job(min="-1", work="-1", speed="{}"))
     assert len(error.value.problems) == 3
 
 
-def test_files_that_cannot_be_read_say_why(tmp_path):
+def test_unreadable_files_have_a_reason(tmp_path):
     with pytest.raises(TraceError, match=r"none\.yaml: there is no such file"):
         load(tmp_path / "none.yaml")
     with pytest.raises(TraceError, match="cannot be read: "):

@@ -182,7 +182,7 @@ class Fickle(Rule):
 
 @examples(20, suppress_health_check=SLOW)
 @given(trace=traces(), numbers=st.lists(st.integers(0, 99), min_size=1, max_size=50))
-def test_a_policy_that_wishes_for_nonsense_breaks_nothing(trace, numbers):
+def test_a_policy_with_invalid_decisions_breaks_nothing(trace, numbers):
     watcher = Watcher()
     result = simulate(trace, Fickle(numbers), watch=watcher, until=500)
     for job in result.trainings:
@@ -215,7 +215,7 @@ def test_a_job_that_is_alone_takes_what_can_be_reckoned(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_job_that_fits_no_node_is_told_and_holds_nobody_up(name):
+def test_a_job_that_fits_no_node_is_reported_and_delays_no_other(name):
     text = ALONE + "  - {name: huge, work: 1, max: 1, request: {cpu: 5}}\n"
     report = simulate(
         loads(text.replace("jobs: [{", "jobs:\n  - {").replace("}}]\n", "}}\n").replace("cpu: 4}}", "cpu: 4}}]")),
@@ -235,12 +235,12 @@ def test_a_job_of_which_nothing_can_run_does_not_go_on_for_ever():
     assert report.simulated < 4000
 
 
-def test_cycles_longer_than_the_patience_cut_no_work_short():
+def test_cycles_longer_than_the_timeout_cut_no_work_short():
     text = ALONE.replace("work: 100", "work: 100000") + "cycle_seconds: 9000\n"
     assert simulate(loads(text), POLICIES["fixed"]()).report.ended == 1
 
 
-def test_it_stops_where_it_is_told_to():
+def test_it_stops_at_the_given_time():
     report = simulate(loads(ALONE), POLICIES["fixed"](), until=9).report
     assert (report.simulated, report.unfinished, report.makespan) == (9, ("a",), None)
     early = simulate(loads(ALONE), POLICIES["fixed"](), until=3).report
@@ -256,12 +256,12 @@ def test_a_job_waits_for_its_servers():
     assert bad.pending_mean == pytest.approx(1.1), "its trainers run, in vain"
 
 
-def test_waiting_for_what_never_comes_is_in_no_mean():
+def test_waits_without_an_end_are_in_no_mean():
     text = ALONE + "pods: [{name: half, request: {cpu: 2}, lifetime: 50}, {name: squatter, request: {cpu: 1}}]\n"
     text = text.replace("cpu: 2}, speed", "cpu: 4}, speed")
     report = simulate(loads(text), POLICIES["fixed"]()).report
     assert report.never_started == ("a",)
-    assert report.requested["cpu"] == pytest.approx(0.75), "from 7 s on, as long as one pod's end was to come"
+    assert report.requested["cpu"] == pytest.approx(0.75), "from 7 s on, while one pod has not ended"
 
 
 def test_lone_pods_end_after_their_lifetime_and_deployments_scale_down_by_the_newest():
@@ -296,7 +296,7 @@ def test_trainers_give_way_to_pods_of_higher_priority_where_the_scheduler_evicts
     assert shoal.foreign_wait_p50 == pytest.approx(2.0)
 
 
-def test_evicted_pods_of_deployments_and_servers_are_made_anew():
+def test_evicted_pods_of_deployments_and_servers_are_recreated():
     text = """
     nodes: [{count: 2, resources: {cpu: 4}}]
     jobs: [{name: a, work: 100, min: 1, max: 1, request: {cpu: 1}, servers: {count: 1, request: {cpu: 3}}}]

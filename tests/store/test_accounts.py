@@ -42,7 +42,7 @@ def root(etcd):
         yield root
 
 
-def test_who_has_no_password_is_not_let_in_any_more(root, etcd):
+def test_clients_without_a_password_are_refused(root, etcd):
     with pytest.raises(StoreRefusedError):
         Store.connect(etcd.endpoint, prefix="")
     Store.protect(etcd.endpoint, password=ROOT.password)  # again
@@ -111,7 +111,7 @@ def test_a_job_watches_nothing_else(root, etcd):
     connection.close()
 
 
-def test_nobody_watches_the_operator_s_key_from_a_job_s_own_key_on(root, etcd):
+def test_a_job_cannot_watch_the_operator_s_key_from_its_own_key_on(root, etcd):
     """A watch without an end stays within the job's own keys; many versions of etcd let it include keys the user may not read."""
     root.transact([], [Put(OPERATOR_KEY, b"again"), Put(KEYS.wanted, b"last")])
     connection = _connection(etcd, JOB)
@@ -123,7 +123,7 @@ def test_nobody_watches_the_operator_s_key_from_a_job_s_own_key_on(root, etcd):
     assert OPERATOR_KEY not in seen
 
 
-def test_a_job_administers_nobody(root, etcd):
+def test_a_job_may_not_administer_users(root, etcd):
     with sign_in(etcd, JOB, KEYS.prefix) as job:
         for attempt in (
             lambda: job.accounts.ensure(JOB.username, "x", prefix="/"),
@@ -172,7 +172,7 @@ def test_what_a_cut_short_attempt_left_is_completed(root, etcd):
     assert "half" not in root.accounts.users()
 
 
-def test_a_removed_user_is_out_at_once_and_gone_is_fine(root, etcd):
+def test_a_removed_user_is_refused_at_once_and_a_missing_one_is_no_error(root, etcd):
     with sign_in(etcd, JOB, KEYS.prefix) as job:
         assert root.accounts.users() == sorted([JOB.username, "root"])
         root.accounts.remove(JOB.username)
@@ -213,7 +213,7 @@ def test_credentials_are_files(tmp_path):
     assert Credentials.read(write(tmp_path, ca_crt="x")).tls == Tls(certificate_authority=tmp_path / "ca.crt")
 
 
-def test_missing_or_empty_credentials_are_said(tmp_path):
+def test_missing_or_empty_credentials_are_reported(tmp_path):
     with pytest.raises(StoreRefusedError, match=r"cannot be read.*username"):
         Credentials.read(tmp_path)
     with pytest.raises(StoreRefusedError, match="empty"):

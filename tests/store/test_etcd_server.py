@@ -65,12 +65,12 @@ def test_no_etcd_at_all_names_three_ways(tmp_path, monkeypatch):
         assert way in str(error.value)
 
 
-def test_paths_and_endpoints_are_told_apart():
+def test_paths_and_endpoints_are_distinguished():
     assert all(map(is_endpoint, ["127.0.0.1:2379", "a:1,b:2", "https://etcd:2379", "unix:///run/etcd", "[::1]:2379"]))
     assert not any(map(is_endpoint, ["etcd", "/usr/bin/etcd", "./etcd-3.6", "bin/etcd:1"]))
 
 
-def test_a_server_comes_back_at_its_address_with_its_data(tmp_path, binary):
+def test_a_server_restarts_at_its_address_with_its_data(tmp_path, binary):
     with EtcdServer(binary, tmp_path) as server, Store.connect(server.endpoint, prefix="/") as store:
         assert (tmp_path / "etcd.pid").read_text() == f"{server.pid}\n"
         assert (tmp_path / "etcd.endpoint").read_text() == f"{server.endpoint}\n"
@@ -103,7 +103,7 @@ def test_two_in_one_folder_are_refused(tmp_path, binary):
         pass
 
 
-def test_an_etcd_that_cannot_start_says_why(tmp_path, binary):
+def test_an_etcd_that_cannot_start_reports_why(tmp_path, binary):
     database = tmp_path / "data" / "member" / "snap" / "db"
     database.parent.mkdir(parents=True)
     database.write_bytes(b"no database" * 10_000)

@@ -114,7 +114,7 @@ def test_a_wiped_etcd_is_noticed(store, etcd, told):
     eventually(lambda: follower.agrees_with(store), what="agreement")
 
 
-def test_compacted_revisions_are_read_anew(store, etcd):
+def test_compacted_revisions_are_listed_again(store, etcd):
     first = put(store, "a")
     put(store, "a", b"2")
     last = put(store, "b")
@@ -130,7 +130,7 @@ def _compact(etcd, revision):
         rpc.KVStub(channel).Compact(rpc.CompactionRequest(revision=revision, physical=True))
 
 
-def test_a_watch_begins_where_it_is_told(store):
+def test_a_watch_starts_at_the_given_revision(store):
     put(store, "before")
     listing = store.get_prefix("/shoal/")
     follower = Follower(store, from_revision=listing.revision + 1)

@@ -29,10 +29,10 @@ def test_answers_that_overtake_each_other_never_lower_what_was_seen(revisions):
 
 
 @given(headers)
-def test_the_first_answer_is_believed(header):
+def test_the_first_answer_is_accepted(header):
     assert compare_history(Seen(), header) is HistoryVerdict.SAME
 
 
-def test_a_new_life_knows_nothing_of_the_old_one():
+def test_a_new_history_has_nothing_of_the_old_one():
     seen = Seen().with_answer(Header(1, 9, 1), KnownWrite(b"k", b"v", 9)).forgotten(Header(1, 3, 1), None)
     assert (seen.losses, seen.header.revision, seen.known_write) == (1, 3, None)

@@ -11,7 +11,7 @@ jobs = st.builds(JobKeys, parts, parts, parts)
 
 
 @given(jobs, st.text(max_size=20))
-def test_a_key_tells_its_job(job, record):
+def test_a_key_names_its_job(job, record):
     key = job.at(record)
     assert key.startswith(ALL_JOBS)
     assert JobKeys.parse(key) == (job, record)
@@ -30,7 +30,7 @@ def test_keys_sort_as_numbers_do(one, other):
     assert (job.tasks_of(*one) < job.tasks_of(*two)) == (one < two)
 
 
-def test_the_schema_is_what_the_readme_says():
+def test_the_schema_matches_the_readme():
     job = JobKeys("default", "flights", "u1")
     assert job.prefix == "/shoal/v1/jobs/default/flights/u1/"
     assert job.relative(job.tasks_of(3, 41)) == "tasks/00000003/00000041"
@@ -60,7 +60,7 @@ def test_a_part_that_would_change_the_meaning_is_refused(bad):
 
 
 @pytest.mark.parametrize("key", ["", "/other", ALL_JOBS, ALL_JOBS + "a/b", ALL_JOBS + "a/b/c", ALL_JOBS + "a//c/d"])
-def test_keys_of_nobody(key):
+def test_keys_of_no_job(key):
     assert JobKeys.parse(key) is None
 
 

@@ -92,14 +92,14 @@ def test_pages_hold_everything_at_one_revision(store):
     assert store.get_prefix("/shoal/none/").pairs == []
 
 
-def test_the_status_says_which_etcd_this_is(store, etcd):
+def test_the_status_identifies_etcd(store, etcd):
     status = store.status()
     assert status.version == etcd.server.binary.version
     assert status.database_bytes > 0
     assert (status.warning is not None) == (status.version in {"3.5.0", "3.5.1", "3.5.2"})
 
 
-def test_no_etcd_is_said_with_address_and_fix():
+def test_an_unreachable_etcd_is_reported_with_address_and_fix():
     with pytest.raises(StoreUnreachableError, match=r"127\.0\.0\.1:1.*--etcd"):
         Store.connect("127.0.0.1:1", prefix="/", timeout_seconds=0.2)
     with pytest.raises(StoreRefusedError, match="HOST:PORT"):
@@ -122,7 +122,7 @@ def test_no_password_in_any_repr(etcd):
         assert etcd.endpoint in repr(store)
 
 
-def test_close_ends_a_call_that_waits_for_an_etcd_that_is_away(store, etcd, told):
+def test_close_ends_a_call_that_waits_for_an_unreachable_etcd(store, etcd, told):
     etcd.kill()
     ends = _ends_of_a_call(store)
     eventually(lambda: told["trouble"], what="word of trouble")
@@ -132,7 +132,7 @@ def test_close_ends_a_call_that_waits_for_an_etcd_that_is_away(store, etcd, told
     assert etcd.endpoint in told["trouble"][0]
 
 
-def test_close_ends_a_call_that_waits_for_an_etcd_that_is_silent(store, etcd):
+def test_close_ends_a_call_that_waits_for_a_hanging_etcd(store, etcd):
     etcd.pause()
     try:
         ends = _ends_of_a_call(store)
@@ -159,7 +159,7 @@ def _ends_of_a_call(store):
     return ends
 
 
-def test_patience_ends(store, etcd):
+def test_a_timeout_expires(store, etcd):
     etcd.kill()
     with pytest.raises(StoreUnreachableError, match="waited"):
         store.get(KEY, timeout_seconds=0.2)

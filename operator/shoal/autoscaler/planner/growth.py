@@ -35,7 +35,7 @@ class Growth:
     """The growth of all classes, one after the other.
 
     Args:
-        placement: The working state of the plan; minimums are settled.
+        placement: The working state of the plan; minimums are protected.
         candidates: The search for nodes where preemption makes room.
         step: [J] share that one trainer adds to its job.
         top: [J] most trainers of each job.

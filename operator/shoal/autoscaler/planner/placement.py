@@ -1,6 +1,6 @@
-"""The working state of a plan: settled trainers, preemptible trainers and free room of each node.
+"""The working state of a plan: protected trainers, preemptible trainers and free room of each node.
 
-Every bound trainer is *preemptible* at first, and stays unless the plan needs its room; a *settled* trainer cannot be
+Every bound trainer is *preemptible* at first, and stays unless the plan needs its room; a *protected* trainer cannot be
 preempted any more by this plan. Room is searched first without preemption, then with one more tier at a time, the surplus
 of the lowest class first. So each victim makes room for another pod, and a node has as few victims as possible.
 
@@ -96,7 +96,7 @@ class Placement:
         self.classes = len(priorities)
         self.min = np.array([job.min for job in jobs], dtype=np.int64)
         self.protected = np.zeros(len(jobs), dtype=np.int64)
-        """[J] settled trainers of each job."""
+        """[J] protected trainers of each job."""
         self.changes = 0
         """Number of additions and removals of trainers."""
         self.changed = np.zeros(len(jobs), dtype=np.bool_)
@@ -258,15 +258,15 @@ class Placement:
             self.freed.append(node)
 
     def add_many(self, jobs: Counts, shape: int, nodes: Counts) -> None:
-        """Add a settled trainer on each of the nodes, in one batch.
+        """Add a protected trainer on each of the nodes, in one batch.
 
         Args:
-            jobs: Job of each trainer; all of the trainers of these jobs are settled.
+            jobs: Job of each trainer; all of the trainers of these jobs are protected.
             shape: Shape of all of these trainers.
             nodes: Node of each trainer.
         """
         assert (self.protected[jobs] == self.count[jobs]).all(), (
-            "a batch is only added to jobs whose trainers are all settled"
+            "a batch is only added to jobs whose trainers are all protected"
         )
         self.changes += 1
         self._many += 1
@@ -282,7 +282,7 @@ class Placement:
         self.changed[jobs] = True
 
     def add(self, job: int, node: int) -> None:
-        """Add a settled trainer of a job on a node."""
+        """Add a protected trainer of a job on a node."""
         self._change(job, node, 1, protected=1)
 
     def restore(self, job: int, node: int) -> None:
@@ -310,18 +310,18 @@ class Placement:
             self._add_preemptible(job, 1)
 
     def protect(self, job: int, count: int | None = None) -> None:
-        """Settle trainers of a job: exactly `count` of them, or all (None)."""
+        """Protect trainers of a job: exactly `count` of them, or all (None)."""
         self._add_preemptible(job, -1)
         self.protected[job] = self.count[job] if count is None else min(count, self.count[job])
         self._add_preemptible(job, 1)
 
     def protect_minimums(self, jobs: Counts) -> None:
-        """Settle the minimum of each job; its surplus is preemptible."""
+        """Protect the minimum of each job; its surplus is preemptible."""
         self.protected[jobs] = np.minimum(self.min[jobs], self.count[jobs])
         self._reset()
 
     def protect_class(self, rank: int) -> None:
-        """Settle all trainers of a class."""
+        """Protect all trainers of a class."""
         jobs = self.rank == rank
         self.protected[jobs] = self.count[jobs]
         for tier in (rank, rank + self.classes):
