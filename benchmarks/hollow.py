@@ -399,7 +399,7 @@ def published(*, trainers: int, servers: int) -> ReportedState:
         trainers=list(range(trainers)),
         servers=list(range(servers)),
         served=True,
-        why="a benchmark's stand-in: nothing is trained",
+        stall_reason="a benchmark's stand-in: nothing is trained",
     )
 
 

@@ -195,12 +195,12 @@ STATUS = Status(
         Condition(type=ConditionType.RUNNING, status="True", reason=Reason.TRAINERS_READY, message="3 of 4",
                   last_transition_time=NOW, observed_generation=3),
     ],
-    trainers=TrainersStatus(wanted=4, ready=3, min=2, max=8),
-    servers=ServersStatus(wanted=2, ready=2),
+    trainers=TrainersStatus(desired=4, ready=3, min=2, max=8),
+    servers=ServersStatus(desired=2, ready=2),
     master=MasterStatus(ready=True),
     progress=Progress(epoch=1, epochs=3, samples=415, expected=1000, rate=1234567.0, estimated_end=NOW,
                       last_step_time=NOW, message="waits"),
-    allocation=Allocation(wanted=4, ready=3, why="pinned"),
+    allocation=Allocation(desired=4, ready=3, message="pinned"),
     account=Account(epochs=3, expected=1000, counted=1000, seconds=1.5),
     start_time=NOW,
     completion_time=NOW,
@@ -212,7 +212,7 @@ STATUS = Status(
 
 def test_a_status_is_written_as_kubernetes_writes_it():
     written = STATUS.to_mapping()
-    assert written["trainers"] == {"wanted": 4, "ready": 3, "min": 2, "max": 8, "text": "3/4", "range": "2-8"}
+    assert written["trainers"] == {"desired": 4, "ready": 3, "min": 2, "max": 8, "text": "3/4", "range": "2-8"}
     assert written["progress"]["percent"] == "41%"
     assert written["progress"]["rate"] == 1_230_000
     assert written["startTime"] == written["conditions"][0]["lastTransitionTime"] == "2026-01-02T03:04:05Z"

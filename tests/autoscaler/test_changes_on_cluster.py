@@ -130,7 +130,7 @@ def test_a_node_is_deleted_and_another_one_is_added(world):
     deleted, stays = world.nodes
     world.cluster.kubectl("delete", "node", deleted)
     world.j.until(lambda: at_nodes(world.j) == {stays: 4}, "those of the other node")
-    world.j.until(lambda: allocation(world.j).get("wanted") == 4, "a plan that knows it")
+    world.j.until(lambda: allocation(world.j).get("desired") == 4, "a plan that knows it")
     world.nodes += world.cluster.add_nodes(1, cpu="8", memory="16Gi", prefix="new")
     trainers(world.j, 4 + 8)
     world.j.state("Running")
@@ -192,7 +192,7 @@ def test_trainers_refused_by_a_scheduler_rule_are_not_requested_repeatedly(world
         master={"resources": SMALL},
     )
     world.j.until(
-        lambda: "the scheduler finds no node for more than 2" in allocation(world.j).get("why", ""), "its cap"
+        lambda: "the scheduler finds no node for more than 2" in allocation(world.j).get("message", ""), "its cap"
     )
     trainers(world.j, 2)
     # Another job gets the room that this job cannot use.

@@ -98,7 +98,7 @@ def test_an_operator_that_begins_with_a_configuration_that_it_cannot_take_change
     other.has_condition("Autoscaled", "False", "ConfigRefused")
     tells(world, config_valid=0, acts=0)
     assert (world.j.pod_uids(), other.all_pods()) == (before, [])
-    assert (allocation(world.j)["wanted"], world.j.status()["state"]) == (TWO_NODES, "Running")
+    assert (allocation(world.j)["desired"], world.j.status()["state"]) == (TWO_NODES, "Running")
     other.delete()
     world.config.write_text("coolDown: 0s\nnodeSelector: {kubernetes.io/os: linux}\n")
     world.j.has_condition("Autoscaled", "True", "Following")
@@ -137,7 +137,7 @@ def test_a_deleted_class_stops_no_trainer_and_the_refusal_of_new_pods_is_reporte
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
     words = "no PriorityClass with name odd-surplus was found"
     world.j.has_condition("Scheduled", "True", "PodsPlaced", words)
-    assert allocation(world.j)["wanted"] == TWO_NODES + 4
+    assert allocation(world.j)["desired"] == TWO_NODES + 4
     world.end(signal.SIGKILL)
     world.start()
     world.until(lambda: metrics(world).get("shoal_autoscaler_trainers_given") == TWO_NODES + 4, "a plan")
@@ -185,7 +185,7 @@ def test_an_edit_of_the_requests_rolls_through_one_by_one(world):
     world.j.until(rolled, "all of the new kind")
     trainers(world.j, 4)
     assert min(seen) >= 3, seen
-    world.j.until(lambda: allocation(world.j).get("why") == "no node has room for cpu 2, memory 64Mi", "its reason")
+    world.j.until(lambda: allocation(world.j).get("message") == "no node has room for cpu 2, memory 64Mi", "its reason")
     world.j.patch({"trainer": {"resources": ONE_CPU}})
     trainers(world.j, TWO_NODES)
 
@@ -197,11 +197,11 @@ def test_a_lowered_maximum_removes_the_surplus(world):
     world.j.patch({"trainer": {"maxReplicas": 3}})
     trainers(world.j, 3)
     assert world.j.pod_uids("trainer") <= before
-    world.j.until(lambda: allocation(world.j).get("why") == "at max 3", "its reason")
+    world.j.until(lambda: allocation(world.j).get("message") == "at max 3", "its reason")
     assert world.j.status()["trainers"]["range"] == "2-3"
 
 
 def test_trainers_that_ask_for_nothing_are_as_many_as_a_node_takes(world):
     apply(world.j, 2, 20, trainer={"resources": {}})
     trainers(world.j, 20)
-    world.j.until(lambda: allocation(world.j).get("why") == "at max 20", "its reason")
+    world.j.until(lambda: allocation(world.j).get("message") == "at max 20", "its reason")

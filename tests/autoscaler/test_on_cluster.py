@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 def test_a_job_grows_into_the_free_room_and_reports_why_no_further(world):
     apply(world.j, 2, 20)
     trainers(world.j, TWO_NODES)
-    world.j.until(lambda: allocation(world.j).get("why") == "no node has room for cpu 1, memory 64Mi", "its reason")
-    assert allocation(world.j)["wanted"] == TWO_NODES
+    world.j.until(lambda: allocation(world.j).get("message") == "no node has room for cpu 1, memory 64Mi", "its reason")
+    assert allocation(world.j)["desired"] == TWO_NODES
     world.nodes += world.cluster.add_nodes(1, cpu="4", memory="16Gi", prefix="more")
     trainers(world.j, TWO_NODES + 4)
     world.j.has_event("Scaled", f"-> {TWO_NODES + 4}: no node has room for cpu 1, memory 64Mi")
@@ -56,7 +56,7 @@ def test_the_plan_is_published(world):
         return json.loads(told.stdout)["jobs"][0] if told.returncode == 0 and '"j"' in told.stdout else {}
 
     world.until(lambda: job().get("trainers") == TWO_NODES, "the plan")
-    assert (job()["given"], job()["max"], job()["why"]) == (TWO_NODES, 20, "NoRoom")
+    assert (job()["given"], job()["max"], job()["reason"]) == (TWO_NODES, 20, "NoRoom")
     lines = shoal_plan(world, world.namespace).stdout.splitlines()
     assert lines[0].endswith("2 of 2 nodes accept pods")
     assert lines[1].split() == ["JOB", "PRIORITY", "TRAINERS", "GIVEN", "RANGE", "WHY", "NOT", "MORE"]
@@ -113,7 +113,7 @@ def test_servers_share_a_node_where_that_leaves_room_for_a_trainer(world):
 def test_a_pin_is_set_and_removed(world):
     apply(world.j, 1, 20, trainer={"replicas": 3})
     trainers(world.j, 3)
-    world.j.until(lambda: allocation(world.j).get("why") == "pinned at 3", "its reason")
+    world.j.until(lambda: allocation(world.j).get("message") == "pinned at 3", "its reason")
     world.j.patch({"trainer": {"replicas": None}})
     trainers(world.j, TWO_NODES)
 

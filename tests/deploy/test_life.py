@@ -172,7 +172,7 @@ def test_secrets_that_do_not_match_are_reported_with_the_fix(fresh, tmp_path):
 
     def message(code: int) -> str:
         (tmp_path / "setup.log").unlink(missing_ok=True)
-        running = set_up(fresh, etcd, tmp_path, "--patience=1")
+        running = set_up(fresh, etcd, tmp_path, "--timeout=1")
         assert running.wait(60) == code
         return (tmp_path / "setup.log").read_text()
 

@@ -25,7 +25,7 @@ class Operator:
         self.raw(msgspec.json.encode(DesiredState(**desired)))
 
     def raw(self, value: bytes) -> None:
-        assert self.store.transact([], [Put(self.job.keys.wanted, value)]).succeeded
+        assert self.store.transact([], [Put(self.job.keys.desired, value)]).succeeded
 
     def reported(self) -> ReportedState | None:
         found = self.store.get(self.job.keys.progress)
@@ -76,7 +76,7 @@ def test_a_suspended_job_resumes_with_a_new_master_and_new_servers(operator):
     job = operator.job
     operator.until(lambda reported: reported.samples > 0)
     operator.set_desired(suspend=True)
-    operator.until(lambda reported: reported.trainers == [] and reported.why == "the job is suspended")
+    operator.until(lambda reported: reported.trainers == [] and reported.stall_reason == "the job is suspended")
     assert not job.trainers_left
     for role, index in (("pserver", 0), ("pserver", 1)):
         job.children[role, index].send_signal(15)

@@ -257,7 +257,7 @@ users: [{{name: u, user: {{token: secret-token}}}}]
     (tmp_path / "kubeconfig").write_text(text)
 
     async def work():
-        async with await Kube.connect(kubeconfig=str(tmp_path / "kubeconfig"), patience_seconds=0.3) as kube:
+        async with await Kube.connect(kubeconfig=str(tmp_path / "kubeconfig"), timeout_seconds=0.3) as kube:
             with pytest.raises(KubeUnreachableError, match="does not answer") as error:
                 await kube.get("Pod", "p", namespace="n")
             return str(error.value)

@@ -47,7 +47,7 @@ def asked(folder, work, before=at_once):
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             port = runner.addresses[0][1]
-            async with await Kube.connect(kubeconfig=kubeconfig(folder, port), patience_seconds=2) as kube:
+            async with await Kube.connect(kubeconfig=kubeconfig(folder, port), timeout_seconds=2) as kube:
                 await work(kube)
         finally:
             await runner.cleanup()

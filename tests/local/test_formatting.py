@@ -49,7 +49,7 @@ PROGRESS = JobProgress(
     leaves=0,
     deaths=1,
     saved=[],
-    why="",
+    stall_reason="",
     events=[],
     account=None,
 )
@@ -78,7 +78,7 @@ def changed(**more):
 
 def test_the_progress_line():
     assert progress_line(STATUS) == "epoch 1/3   41%  12,345 samples/s  loss 0.41  trainers 1/3  left 12s"
-    assert progress_line(changed(why="no trainer is connected")).endswith("(no trainer is connected)")
+    assert progress_line(changed(stall_reason="no trainer is connected")).endswith("(no trainer is connected)")
     assert progress_line(changed(state="Saving", epoch=3)) == "epoch 3/3  saving  loss 0.41  trainers 1/3"
     assert progress_line(msgspec.structs.replace(STATUS, state="Complete")).count("(") == 0
 
@@ -111,7 +111,7 @@ def starting(*, servers=0, members=(), progress="", state="Starting"):
     places = [("pserver", 0, 21), ("pserver", 1, 22), ("trainer", 0, 23), ("master", 0, 20)]
     here = [Member("pserver", i, 1, 21 + i, "", f"unix://{i}", "starting", "0 slots", 1) for i in range(servers)]
     rows = rows_of([(role, index, pid, 1.0, False) for role, index, pid in places], [], here)
-    made = msgspec.structs.replace(PROGRESS, state=state, members=[*here, *members], why=progress)
+    made = msgspec.structs.replace(PROGRESS, state=state, members=[*here, *members], stall_reason=progress)
     return msgspec.structs.replace(STATUS, state=state, members=rows, progress=made)
 
 
@@ -132,7 +132,7 @@ def test_a_fresh_start_shows_what_it_waits_for_and_is_no_recovery():
 def test_an_etcd_that_is_away_is_named_without_its_address():
     long = "etcd at unix:///s/etcd/client:1: failed to connect; last error: Connection refused (UNAVAILABLE)"
     assert plain(long).startswith("etcd does not answer")
-    assert stall_reason(changed(why=long)) == plain(long)
+    assert stall_reason(changed(stall_reason=long)) == plain(long)
 
 
 def test_a_process_that_left_a_complete_job_is_not_starting():
@@ -160,7 +160,7 @@ def test_quiet_shows_errors_only():
 def test_the_live_view_fits_the_terminal(width, height):
     rows = rows_of([("trainer", index, index + 1, 1.0, False) for index in range(40)], [], [])
     console = Console(width=width, height=height, file=io.StringIO())
-    status = changed(why="a long reason " * 20, values={f"value{number}": 0.5 for number in range(9)})
+    status = changed(stall_reason="a long reason " * 20, values={f"value{number}": 0.5 for number in range(9)})
     console.print(render(msgspec.structs.replace(status, members=rows), height=height))
     lines = console.file.getvalue().splitlines()
     assert len(lines) < height

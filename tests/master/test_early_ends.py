@@ -246,7 +246,9 @@ def test_the_reason_of_a_script_that_left_is_reported():
     (event,) = harness.events("warning")
     assert event.startswith("trainer-0 left before the job was complete: the loop ended after 3 batches")
     assert len(event) < 2100
-    assert harness.master.reporter.progress(100.0).why.endswith("; the last one left: the loop ended after 3 batches")
+    assert harness.master.reporter.progress(100.0).stall_reason.endswith(
+        "; the last one left: the loop ended after 3 batches"
+    )
 
 
 @pytest.mark.parametrize(("skipped", "warned"), [(7, False), (8, True)])

@@ -64,8 +64,8 @@ def test_what_the_operator_wrote_is_not_the_masters_to_remove(store):
     keeper = RecordLog(store, KEYS, address="")
     keeper.lead()
     older = {pair.key: pair.value for pair in store.get_prefix(KEYS.prefix).pairs}
-    assert store.transact([], [Put(KEYS.wanted, b"{}")]).succeeded
+    assert store.transact([], [Put(KEYS.desired, b"{}")]).succeeded
     keeper.commit(records("first"), everything=list)
     keeper._store = Forgetful(store, before=1, older=older)
     keeper.commit([("epoch", b"1")], everything=lambda: [("epoch", b"1")])
-    assert {pair.key for pair in store.get_prefix(KEYS.prefix).pairs} == {KEYS.master, KEYS.wanted, KEYS.epoch}
+    assert {pair.key for pair in store.get_prefix(KEYS.prefix).pairs} == {KEYS.master, KEYS.desired, KEYS.epoch}

@@ -63,7 +63,7 @@ def test_it_shrinks_for_an_ordinary_pod_and_grows_back(world):
         return len(told.trainers) == 1 and told.samples > samples
 
     world.until(one_goes_on, "one trainer to go on")
-    assert world.status("elastic")["allocation"]["wanted"] == 1
+    assert world.status("elastic")["allocation"]["desired"] == 1
     world.kubectl("delete", "pod", "web")
     world.progresses("elastic", trainers=[0, 1, 2])
     world.pace(0.0)

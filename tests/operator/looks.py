@@ -22,7 +22,7 @@ NAMES = frozenset(["flights-master-a", *(f"flights-pserver-{n}" for n in (0, 1))
 def published(**more):
     said = {
         "generation": 1, "state": "Running", "epoch": 1, "epochs": 3, "samples": 1500, "expected": 3000, "rate": 10.0,
-        "moved": NOW.timestamp() - 1, "trainers": [0, 1, 2], "servers": [0, 1], "served": True, "why": "",
+        "moved": NOW.timestamp() - 1, "trainers": [0, 1, 2], "servers": [0, 1], "served": True, "stall_reason": "",
     }  # fmt: skip
     return ReportedState(**said | more)
 

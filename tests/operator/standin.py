@@ -101,7 +101,7 @@ class Masters:
         running = {role: [pod for pod in pods if _runs(pod, keys, role)] for role in ("master", "pserver", "trainer")}
         if not running["master"]:
             return
-        found = records.get(keys.wanted)
+        found = records.get(keys.desired)
         wanted = msgspec.json.decode(found, type=DesiredState) if found is not None else DesiredState()
         if keys.uid in self.lost and keys.outcome not in records:
             self.lost.discard(keys.uid)
@@ -131,7 +131,7 @@ class Masters:
     def desired_drain(self, uid: str) -> list[int]:
         """Return the trainers that the operator wants drained."""
         (keys,) = [each for each in self._jobs if each.uid == uid] or [None]
-        found = self._store.get(keys.wanted) if keys is not None else None
+        found = self._store.get(keys.desired) if keys is not None else None
         return msgspec.json.decode(found.value, type=DesiredState).drain if found is not None else []
 
     def _publish(self, keys: JobKeys, running: dict[str, list[Any]], end: str, *, kept: bool) -> None:
@@ -142,7 +142,7 @@ class Masters:
         published = ReportedState(
             generation=1, state=end or "Running", epoch=0, epochs=3, samples=self.samples[keys.uid], expected=10**6,
             rate=100.0, moved=time.time() if moves or before is None else before.moved, trainers=trainers,
-            servers=sorted(map(_index, running["pserver"])), served=bool(running["pserver"]), why="",
+            servers=sorted(map(_index, running["pserver"])), served=bool(running["pserver"]), stall_reason="",
         )  # fmt: skip
         same = before is not None and _only_further(before, published)
         if same and kept and time.monotonic() - since < STEADY_SECONDS:

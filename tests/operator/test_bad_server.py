@@ -105,7 +105,7 @@ def test_an_api_server_unreachable_for_longer_than_the_timeout(team, monkeypatch
     before = team.uids()
     team.cluster.kill("kube-apiserver")
     # A job that makes progress has a status to be written.
-    team.until(lambda: operator.metric("shoal_operator_look_seconds_count", outcome="failed") > 0, "a look to fail")
+    team.until(lambda: operator.metric("shoal_operator_sync_seconds_count", outcome="failed") > 0, "a look to fail")
     assert operator.metric("shoal_operator_api_requests_total", code="0") > 3
     assert operator.ask("/healthz")[0] == 200
     team.cluster.launch("kube-apiserver")
@@ -204,7 +204,7 @@ def load(kubeconfig):
                 await kube.list("ConfigMap", namespace="kube-system")
 
     async def run():
-        async with await Kube.connect(kubeconfig=str(kubeconfig), patience_seconds=0.1) as kube:
+        async with await Kube.connect(kubeconfig=str(kubeconfig), timeout_seconds=0.1) as kube:
             await asyncio.gather(*(ask(kube, number) for number in range(24)))
         # A closed TLS connection is gone only several turns of the event loop later, and aiohttp does not wait for that.
         await asyncio.sleep(0.5)
@@ -227,7 +227,7 @@ def test_an_unreachable_etcd_ends_no_process_and_is_reported(team):
     # The drain is published through etcd first, so no trainer is deleted while etcd is away.
     team.scale(2)
     team.until(lambda: team.j.condition("Progressing").get("reason") == "EtcdUnreachable", "the condition")
-    team.until(lambda: team.j.status()["trainers"]["wanted"] == 2, "the new number")
+    team.until(lambda: team.j.status()["trainers"]["desired"] == 2, "the new number")
     assert operator.metric("shoal_operator_etcd_up") == 0
     assert operator.ask("/readyz") == (503, "etcd does not answer\n")
     assert operator.ask("/healthz")[0] == 200

@@ -63,7 +63,7 @@ def job(uid="u", name="j", revision="1"):
 
 def published(**changed):
     made = ReportedState(generation=1, state="Running", epoch=0, epochs=3, samples=0, expected=9, rate=0.0, moved=0.0,
-                     trainers=[0], servers=[0], served=True, why="")  # fmt: skip
+                     trainers=[0], servers=[0], served=True, stall_reason="")  # fmt: skip
     return msgspec.json.encode(msgspec.structs.replace(made, **changed))
 
 
@@ -135,12 +135,12 @@ def test_a_node_deleted_unseen_is_lost_but_none_newer_than_the_listing(store):
 
 
 def test_records_in_etcd(store):
-    assert store.record_changed(KEYS.wanted, b'{"drain": [3], "colour": 1}') == {"u": 0}
+    assert store.record_changed(KEYS.desired, b'{"drain": [3], "colour": 1}') == {"u": 0}
     assert seen(store).desired == DesiredState(drain=[3])
-    assert store.record_changed(KEYS.wanted, b"{") == {"u": 0}, "it is reported"
-    assert store.record_changed(KEYS.wanted, b"[") == {}, "once"
+    assert store.record_changed(KEYS.desired, b"{") == {"u": 0}, "it is reported"
+    assert store.record_changed(KEYS.desired, b"[") == {}, "once"
     assert seen(store).desired == DesiredState(drain=[3]), "what cannot be read changes nothing"
-    assert store.record_changed(KEYS.wanted, None) == {"u": 0}
+    assert store.record_changed(KEYS.desired, None) == {"u": 0}
     assert seen(store).desired is None
     assert store.record_changed(KEYS.tasks_of(0, 0), b"x") == {}
     assert store.record_changed("/elsewhere", b"x") == {}
@@ -155,11 +155,11 @@ def test_progress_alone_can_wait(store):
     assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, rate=1.5)) == {"u": NEWS_SECONDS}
     assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, rate=1.5)) == {}
     assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, trainers=[0, 1])) == {"u": 0}
-    assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, why="waits")) == {"u": 0}
+    assert store.record_changed(KEYS.progress, published(moved=2.0, samples=5, stall_reason="waits")) == {"u": 0}
 
 
 def test_records_missing_after_a_gap_are_removed(store):
-    store.record_changed(KEYS.wanted, b'{"drain": [3]}')
+    store.record_changed(KEYS.desired, b'{"drain": [3]}')
     store.record_changed(KEYS.progress, published())
     assert store.records_replaced({KEYS.progress: published()}) == {"u": 0}
     assert (seen(store).desired, seen(store).published.trainers) == (None, [0])

@@ -48,7 +48,7 @@ TRAINERS = st.lists(
 NUMBERS = st.one_of(st.sampled_from([0, 1, 9999, -1, 2**70]), st.integers(0, 3000))
 PUBLISHED = st.builds(
     published, generation=st.integers(1, 2), state=st.sampled_from(["Starting", "Running", "Saving", "Complete", "?"]),
-    epoch=NUMBERS, epochs=NUMBERS, samples=NUMBERS, expected=NUMBERS, rate=st.floats(), why=st.sampled_from(["", "waits"]),
+    epoch=NUMBERS, epochs=NUMBERS, samples=NUMBERS, expected=NUMBERS, rate=st.floats(), stall_reason=st.sampled_from(["", "waits"]),
     moved=st.one_of(TIMES.map(datetime.timestamp), st.just(0.0)), servers=often([0, 1], st.sampled_from([[], [0]])),
 )  # fmt: skip
 SEEN = st.builds(

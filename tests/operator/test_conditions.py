@@ -68,9 +68,9 @@ CASES = {
                        "Starting", "ImagePullFailed", these(Scheduled=YES, Running=NO)),
     "it trains": (these(), "Running", "TrainersReady", these(Accepted=YES, Scheduled=YES, Running=YES, Progressing=YES)),
     "it trains, and little is known": (these(facts=Facts()), "Running", "TrainersReady", these(Scheduled=YES, Progressing=YES)),
-    "nothing committed": (these(seen=replace(WELL, published=published(samples=0, moved=0.0, why="scripts start"))),
+    "nothing committed": (these(seen=replace(WELL, published=published(samples=0, moved=0.0, stall_reason="scripts start"))),
                           "Running", "TrainersReady", these(Running=YES, Progressing=NO)),
-    "it stalls": (these(seen=replace(WELL, published=published(moved=(NOW - STALLED_AFTER - SECOND).timestamp(), why="evaluates"))),
+    "it stalls": (these(seen=replace(WELL, published=published(moved=(NOW - STALLED_AFTER - SECOND).timestamp(), stall_reason="evaluates"))),
                   "Running", "TrainersReady", these(Running=YES, Progressing=NO)),
     "the master is away": (these(before=RAN, facts=Facts(placed=NAMES, ready=NAMES - {"flights-master-a"})),
                            "Running", "MasterAway", these(Running=DARK, Progressing=DARK)),
@@ -85,7 +85,7 @@ CASES = {
                                     these(Scheduled=YES, Running=NO)),
     "nobody knows of the servers": (these(seen=replace(WELL, published=None), facts=Facts(placed=NAMES)), "Starting", "PodsStarting",
                                     these(Running=NO)),
-    "the last snapshots are written": (these(seen=replace(WELL, published=published(state="Saving", why="snapshots", moved=0.0))),
+    "the last snapshots are written": (these(seen=replace(WELL, published=published(state="Saving", stall_reason="snapshots", moved=0.0))),
                                        "Running", "TrainersReady", these(Progressing=YES)),
     "a server is away": (these(before=RAN, facts=Facts(placed=NAMES, ready=NAMES - {"flights-pserver-1"})),
                          "Starting", "ServersAway", these(Running=NO)),
@@ -262,7 +262,7 @@ def test_the_selector_finds_the_trainers():
 
 def test_a_suspended_or_ended_job_has_no_desired_pods():
     for status in (compute_status(of=SUSPENDED), compute_status(replace(WELL, ended=FAILED_BY_US))):
-        assert (status.trainers.wanted, status.servers.wanted, status.allocation) == (0, 0, None)
+        assert (status.trainers.desired, status.servers.desired, status.allocation) == (0, 0, None)
         assert status.progress.rate is status.progress.estimated_end is None
     assert compute_status(Observed(), of=SUSPENDED).master is None
 
@@ -274,7 +274,7 @@ def test_a_suspended_or_ended_job_has_no_desired_pods():
 )  # fmt: skip
 def test_the_allocation_has_the_reason_for_no_more(spec, wanted, why, shown):
     allocation = compute_status(of=job(**spec), desired=wanted, facts=replace(KNOWN, reason=why)).allocation
-    assert (allocation.wanted, allocation.ready, allocation.why) == (wanted, 3, shown)
+    assert (allocation.desired, allocation.ready, allocation.message) == (wanted, 3, shown)
     assert compute_status(desired=2).allocation.ready == 2, "a trainer that is about to leave does not count"
 
 
@@ -329,7 +329,9 @@ def test_progress_is_as_the_master_reports():
 
 
 def test_what_the_master_does_not_know_is_absent():
-    blank = published(state="Starting", epochs=0, epoch=0, expected=0, samples=0, rate=0.0, moved=0.0, why="waits")
+    blank = published(
+        state="Starting", epochs=0, epoch=0, expected=0, samples=0, rate=0.0, moved=0.0, stall_reason="waits"
+    )
     status = compute_status(replace(WELL, published=blank))
     assert status.to_mapping()["progress"] == {"samples": 0, "message": "waits"}
     assert (said(status)["Progressing"].reason, said(status)["Progressing"].message) == ("NotBegun", "waits")
@@ -383,7 +385,7 @@ def test_a_master_s_clock_is_not_compared_with_others():
 
 
 def test_a_master_with_a_reason_is_not_silent():
-    still = replace(WELL, published=published(moved=(NOW - 20 * SECOND).timestamp(), why="a long task"))
+    still = replace(WELL, published=published(moved=(NOW - 20 * SECOND).timestamp(), stall_reason="a long task"))
     status = compute_status(still, facts=replace(KNOWN, reported_at=NOW - timedelta(hours=1)))
     assert in_short(status)["Progressing"] == ("True", "SamplesCommitted")
     assert status.progress.message == "a long task"

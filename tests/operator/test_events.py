@@ -23,7 +23,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def trainers(wanted: int, ready: int = 0) -> TrainersStatus:
-    return TrainersStatus(wanted=wanted, ready=ready, min=1, max=9)
+    return TrainersStatus(desired=wanted, ready=ready, min=1, max=9)
 
 
 def condition(kind: ConditionType, status: str, reason: Reason, message: str = "") -> Condition:
@@ -51,7 +51,7 @@ def test_the_beginning():
     ],
 )
 def test_a_change_of_size(before, after, why, message):
-    new = Status(trainers=trainers(after), allocation=Allocation(wanted=after, ready=0, why=why))
+    new = Status(trainers=trainers(after), allocation=Allocation(desired=after, ready=0, message=why))
     assert [text for _, _, text in events_between(Status(trainers=trainers(before)), new)] == message
 
 

@@ -41,7 +41,7 @@ def jobs(control_plane, namespace):
 
 def collect(cluster, store, *, namespaces=(), guarded=False, timeout=30.0) -> list[JobKeys]:
     async def once() -> list[JobKeys]:
-        async with await Kube.connect(kubeconfig=str(cluster.kubeconfig), patience_seconds=timeout) as kube:
+        async with await Kube.connect(kubeconfig=str(cluster.kubeconfig), timeout_seconds=timeout) as kube:
             return await GarbageCollector(store, kube, namespaces=namespaces, guarded=guarded).collect()
 
     return asyncio.run(once())
@@ -56,8 +56,10 @@ def test_only_keys_of_deleted_jobs_are_removed(control_plane, etcd, jobs, namesp
     former = JobKeys(namespace, "here", "another-uid")
     deleted = JobKeys(namespace, "gone", "u")
     with Store.connect(etcd.endpoint, prefix=EVERYTHING) as store:
-        kept = {here.wanted, here.progress, OPERATOR_KEY}
-        store.transact([], [Put(key, b"1") for key in (*kept, former.progress, deleted.wanted, deleted.tasks_of(0, 0))])
+        kept = {here.desired, here.progress, OPERATOR_KEY}
+        store.transact(
+            [], [Put(key, b"1") for key in (*kept, former.progress, deleted.desired, deleted.tasks_of(0, 0))]
+        )
         assert collect(control_plane, store) == [deleted, former]
         assert keys_in(store) == kept
         assert collect(control_plane, store) == []

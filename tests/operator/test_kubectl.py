@@ -122,7 +122,7 @@ def test_scale_pins_and_the_pin_can_be_removed(shared, resized):
     job = resized
     job.scale(3)
     job.at_work([0, 1, 2])
-    job.until(lambda: job.status()["allocation"].get("why") == "pinned by spec.trainer.replicas", "the reason")
+    job.until(lambda: job.status()["allocation"].get("message") == "pinned by spec.trainer.replicas", "the reason")
     message = refusal(lambda: shared.kubectl("scale", "tj/flights", "--replicas=4", "--current-replicas=2"))
     assert "Expected replicas to be 2, was 3" in message
     # The path as `kubectl explain` prints it.

@@ -120,11 +120,11 @@ def test_endpoints_report_the_state_and_nothing_else(team, at_work):
     team.j.state("Running")
     team.until(lambda: leader.metric("shoal_jobs", state="Running") == 1, "the count of jobs")
     assert leader.metric("shoal_operator_etcd_up") == 1
-    assert leader.metric("shoal_operator_look_seconds_count", outcome="done") > 0
+    assert leader.metric("shoal_operator_sync_seconds_count", outcome="done") > 0
     assert leader.metric("shoal_operator_api_requests_total", verb="create", kind="Pod", code="201") >= 2
     assert leader.metric("shoal_operator_watch_events_total", kind="Pod") > 0
     assert other.metric("shoal_operator_watch_events_total", kind="Pod") > 0
-    assert other.metric("shoal_operator_look_seconds_count") == 0
+    assert other.metric("shoal_operator_sync_seconds_count") == 0
     text = leader.ask("/metrics")[1]
     assert not re.search(r"[{,](job|instance|namespace|pod)=", text)
     for line in text.splitlines():

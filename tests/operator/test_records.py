@@ -36,7 +36,7 @@ COUNTED = JobAccount(
     deaths=0, replayed=0, seconds=1.5,
 )  # fmt: skip
 WRITTEN = {
-    "wanted": msgspec.json.encode(DesiredState(drain=[1])),
+    "desired": msgspec.json.encode(DesiredState(drain=[1])),
     "progress": published(),
     "outcome": msgspec.json.encode(Outcome(state="Complete", reason="", files={0: "a"}, account=COUNTED)),
     "master": msgspec.json.encode(MasterRecord(generation=1, nonce="n", address="tcp://a:1", commits=3)),
@@ -135,7 +135,7 @@ def test_an_invalid_record_is_reported_on_its_job_and_changes_nothing(record, va
         pass
     else:
         # A record of another kind; this one may have all of its fields at their defaults.
-        if record in {"wanted", "master"} and len(value) < 1000:
+        if record in {"desired", "master"} and len(value) < 1000:
             return
     assert store.record_changed(KEYS.at(record), value) == {"u": 0.0}
     assert store.observed("u", template="t") == before
@@ -288,7 +288,7 @@ def test_every_key_that_a_master_writes_is_one_of_shoal_s():
     keys = {key for key, _ in records._all()} | records._dirty
     assert len(keys) >= 14
     assert {key for key in keys if not JobKeys.knows(key)} == set()
-    assert all(JobKeys.knows(KEYS.relative(key)) for key in (KEYS.master, KEYS.wanted, KEYS.evaluation(3, 12_345)))
+    assert all(JobKeys.knows(KEYS.relative(key)) for key in (KEYS.master, KEYS.desired, KEYS.evaluation(3, 12_345)))
     strange = ["", "x", "master/", "masters", "tasks/0/0", "members/xyz", "tasks/00000000/00000000\n", "epoch/x"]
     assert not any(JobKeys.knows(each) for each in strange)
 

@@ -140,7 +140,7 @@ class Seen:
 
     def progress(self, samples, moved):
         made = ReportedState(generation=1, state="Running", epoch=0, epochs=3, samples=samples, expected=90, rate=0.0,
-                         moved=at(self._master + moved).timestamp(), trainers=[0], servers=[0], served=True, why="")  # fmt: skip
+                         moved=at(self._master + moved).timestamp(), trainers=[0], servers=[0], served=True, stall_reason="")  # fmt: skip
         self.store.record_changed(JobKeys("default", "j", "u").progress, msgspec.json.encode(made))
 
     def looked(self, now):

@@ -73,7 +73,7 @@ def test_a_job_whose_model_was_lost_with_its_servers_restarts_with_an_event(shar
     before = job.pod_uids()
     shared.masters.lost.add(job.uid)
     job.until(lambda: not before & job.pod_uids(), "other pods, all of them")
-    job.has_event("BegunAgain", "no server has a good snapshot left", "the job begins again (1 of 1 times")
+    job.has_event("Restarted", "no server has a good snapshot left", "the job begins again (1 of 1 times")
     job.at_work([0, 1])
     job.state("Running")
     assert job.status()["restarts"] == 1
@@ -299,7 +299,7 @@ def test_a_quota_is_used_first_for_the_pods_that_a_job_needs(shared, job):
         job.until(lambda: "exceeded quota" in job.condition("Scheduled").get("message", ""), "the quota's words")
         job.until(lambda: len(job.pods("master")) == 1 and len(job.pods("pserver")) == 2, "those that all need")
         assert 1 <= len(job.pods("trainer")) < 8
-        assert job.status()["allocation"]["why"].startswith("the namespace's quota is full")
+        assert job.status()["allocation"]["message"].startswith("the namespace's quota is full")
         job.state("Running")
     finally:
         shared.kubectl("delete", "quota", f"four-{job.name}")

@@ -37,7 +37,7 @@ def root(etcd):
     Store.protect(etcd.endpoint, password=ROOT.password)
     with sign_in(etcd) as root:
         root.accounts.ensure(JOB.username, JOB.password, prefix=KEYS.prefix)
-        root.transact([], [Put(key, b"secret") for key in (KEYS.wanted, OTHER.wanted, OPERATOR_KEY)])
+        root.transact([], [Put(key, b"secret") for key in (KEYS.desired, OTHER.desired, OPERATOR_KEY)])
         etcd.restart()
         yield root
 
@@ -48,7 +48,7 @@ def test_clients_without_a_password_are_refused(root, etcd):
     Store.protect(etcd.endpoint, password=ROOT.password)  # again
     with pytest.raises(StoreRefusedError, match="authentication failed"):
         Store.protect(etcd.endpoint, password="another-word")
-    assert root.get(KEYS.wanted).value == b"secret"
+    assert root.get(KEYS.desired).value == b"secret"
 
 
 def test_a_job_reads_writes_and_watches_its_own_keys(root, etcd):
@@ -58,11 +58,11 @@ def test_a_job_reads_writes_and_watches_its_own_keys(root, etcd):
         eventually(lambda: events == ["begun"], what="the watch")
         assert job.transact([], [Put(KEYS.progress, b"1")]).succeeded
         eventually(lambda: len(events) == 2, what="the event")
-        assert [pair.key for pair in job.get_prefix(KEYS.prefix).pairs] == [KEYS.progress, KEYS.wanted]
+        assert [pair.key for pair in job.get_prefix(KEYS.prefix).pairs] == [KEYS.desired, KEYS.progress]
         assert job.transact([], [Delete(KEYS.prefix, prefix=True)]).succeeded
 
 
-FOREIGN = [OTHER.wanted, OPERATOR_KEY, ALL_JOBS, "/shoal/v1/jobs/default/flights/uid-1", "/", "\0"]
+FOREIGN = [OTHER.desired, OPERATOR_KEY, ALL_JOBS, "/shoal/v1/jobs/default/flights/uid-1", "/", "\0"]
 
 
 def test_a_job_reads_and_writes_nothing_else(root, etcd):
@@ -113,7 +113,7 @@ def test_a_job_watches_nothing_else(root, etcd):
 
 def test_a_job_cannot_watch_the_operator_s_key_from_its_own_key_on(root, etcd):
     """A watch without an end stays within the job's own keys; many versions of etcd let it include keys the user may not read."""
-    root.transact([], [Put(OPERATOR_KEY, b"again"), Put(KEYS.wanted, b"last")])
+    root.transact([], [Put(OPERATOR_KEY, b"again"), Put(KEYS.desired, b"last")])
     connection = _connection(etcd, JOB)
     seen = []
     last = lambda answer: answer.canceled or any(event.kv.value == b"last" for event in answer.events)  # noqa: E731
@@ -138,16 +138,16 @@ def test_made_sure_of_again_a_job_keeps_its_login_and_only_what_differs_changes(
     with sign_in(etcd, JOB, KEYS.prefix) as job:
         first = job._connection
         root.accounts.ensure(JOB.username, JOB.password, prefix=KEYS.prefix)
-        job.get(KEYS.wanted)
+        job.get(KEYS.desired)
         assert job._connection is first, "it need not log in again"
     root.accounts.ensure(JOB.username, "new-word", prefix=OTHER.prefix)
     with pytest.raises(StoreRefusedError, match="authentication failed"):
         sign_in(etcd, JOB, OTHER.prefix)
     with sign_in(etcd, Credentials(JOB.username, "new-word"), OTHER.prefix) as job:
-        assert job.get(OTHER.wanted).value == b"secret"
+        assert job.get(OTHER.desired).value == b"secret"
         job._prefix = ""
         with pytest.raises(StoreRefusedError, match="permission denied"):
-            job.get(KEYS.wanted)
+            job.get(KEYS.desired)
 
 
 def test_foreign_roles_are_taken_from_a_user(root, etcd):
@@ -165,7 +165,7 @@ def test_what_a_cut_short_attempt_left_is_completed(root, etcd):
     connection.administer("RoleAdd", rpc.AuthRoleAddRequest(name="half"))
     root.accounts.ensure("half", "whole-word", prefix=OTHER.prefix)
     with sign_in(etcd, Credentials("half", "whole-word"), OTHER.prefix) as half:
-        assert half.get(OTHER.wanted).value == b"secret"
+        assert half.get(OTHER.desired).value == b"secret"
     connection.administer("RoleDelete", rpc.AuthRoleDeleteRequest(role="half"))
     connection.close()
     root.accounts.remove("half")
@@ -177,10 +177,10 @@ def test_a_removed_user_is_refused_at_once_and_a_missing_one_is_no_error(root, e
         assert root.accounts.users() == sorted([JOB.username, "root"])
         root.accounts.remove(JOB.username)
         with pytest.raises(StoreRefusedError):
-            job.transact([], [Put(KEYS.wanted, b"ghost")])
+            job.transact([], [Put(KEYS.desired, b"ghost")])
     root.accounts.remove(JOB.username)
     assert root.accounts.users() == ["root"]
-    assert root.get(KEYS.wanted).value == b"secret"
+    assert root.get(KEYS.desired).value == b"secret"
 
 
 def test_no_prefix_is_no_right_to_everything(root):

@@ -48,7 +48,7 @@ def test_the_schema_matches_the_readme():
         "counters",
         "progress",
         "outcome",
-        "wanted",
+        "desired",
     )
     assert [job.relative(getattr(job, name)) for name in plain] == list(plain)
 

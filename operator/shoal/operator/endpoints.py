@@ -5,7 +5,7 @@ request changes anything.
 
 | metric | type | labels | what |
 |---|---|---|---|
-| shoal_operator_look_seconds | histogram | outcome (done, failed) | one sync of one job, with all its writes |
+| shoal_operator_sync_seconds | histogram | outcome (done, failed) | one sync of one job, with all its writes |
 | shoal_operator_api_requests_total | counter | verb, kind, code | requests to the API server, each retry counted (code 0: no response) |
 | shoal_operator_watch_events_total | counter | kind | objects received from watches |
 | shoal_operator_leading | gauge | | 1: this operator leads; 0: it stands by |
@@ -82,7 +82,7 @@ class Metrics:
     def __init__(self, states: Callable[[], Iterable[str]]) -> None:
         self.registry = CollectorRegistry()
         self._syncs = Histogram(
-            "shoal_operator_look_seconds",
+            "shoal_operator_sync_seconds",
             "One sync of one job, with all its writes.",
             ["outcome"],
             buckets=_SYNC_BUCKETS,
@@ -183,7 +183,7 @@ _OF_LAST_PLAN: Final[Sequence[tuple[str, str, Callable[[Plan], float]]]] = (
     (
         "jobs_queued",
         "jobs that wait for their minimum",
-        lambda plan: sum(job.why == AllocationReason.QUEUED for job in plan.jobs),
+        lambda plan: sum(job.reason == AllocationReason.QUEUED for job in plan.jobs),
     ),
     ("trainers", "trainers that have a node", lambda plan: sum(job.trainers for job in plan.jobs)),
     ("trainers_given", "trainers that are allocated to jobs", lambda plan: sum(job.given for job in plan.jobs)),

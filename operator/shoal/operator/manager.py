@@ -159,7 +159,7 @@ class Operator:
         async with await Kube.connect(on_answer=self._metrics.on_request, may_write=self._left) as self._kube:
             # The Lease has a client of its own: requests for it share neither the limit of concurrency nor the fence of the others.
             timeout = self._settings.times.try_seconds
-            async with await Kube.connect(on_answer=self._metrics.on_request, patience_seconds=timeout) as lease:
+            async with await Kube.connect(on_answer=self._metrics.on_request, timeout_seconds=timeout) as lease:
                 try:
                     informers = await self._begin(lease)
                     async with asyncio.TaskGroup() as group:
@@ -329,7 +329,7 @@ class Operator:
             raise KubeFencedError("the Lease has expired: another replica may be the leader")
         assert self._etcd is not None
         timeout = min(_TIMEOUT_SECONDS, left)
-        self._etcd.transact([], [Put(keys.wanted, msgspec.json.encode(desired))], timeout_seconds=timeout)
+        self._etcd.transact([], [Put(keys.desired, msgspec.json.encode(desired))], timeout_seconds=timeout)
 
     def _forget_records(self, keys: JobKeys, outcome_only: bool) -> None:  # noqa: FBT001 - the executor's hook
         left = self._left()

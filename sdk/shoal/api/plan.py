@@ -25,8 +25,8 @@ class PlannedJob(msgspec.Struct, frozen=True):
         now: Number of these that fit now; the rest waits for the exit of preempted trainers.
         min: Fewest trainers.
         max: Most trainers.
-        why: Reason why the job gets no more trainers, in one word.
-        words: Reason why the job gets no more trainers, as text.
+        reason: Reason why the job gets no more trainers, in one word.
+        message: Reason why the job gets no more trainers, as text.
     """
 
     namespace: str
@@ -37,8 +37,8 @@ class PlannedJob(msgspec.Struct, frozen=True):
     now: int
     min: int
     max: int
-    why: str
-    words: str
+    reason: str
+    message: str
 
 
 class PlannedClaim(msgspec.Struct, frozen=True):

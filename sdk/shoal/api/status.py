@@ -229,7 +229,7 @@ class Condition(_Part):
 class TrainersStatus(_Part):
     """Observed state of the trainers."""
 
-    wanted: int = Field(default=0, description="Desired number of trainers, from pin, autoscaler or minimum.")
+    desired: int = Field(default=0, description="Desired number of trainers, from pin, autoscaler or minimum.")
     ready: int = Field(default=0, description="Number of trainers that are ready.")
     min: int = Field(default=0, description="spec.trainer.minReplicas, as observed.")
     max: int = Field(default=0, description="spec.trainer.maxReplicas, as observed; the minimum if it is unset.")
@@ -238,7 +238,7 @@ class TrainersStatus(_Part):
     @property
     def text(self) -> str:
         """Ready and desired trainers."""
-        return f"{self.ready}/{self.wanted}"
+        return f"{self.ready}/{self.desired}"
 
     @computed_field(description="Bounds of the number of trainers, such as 2-8.")  # type: ignore[prop-decorator]
     @property
@@ -250,14 +250,14 @@ class TrainersStatus(_Part):
 class ServersStatus(_Part):
     """Observed state of the parameter servers."""
 
-    wanted: int = Field(default=0, description="Desired number of parameter servers.")
+    desired: int = Field(default=0, description="Desired number of parameter servers.")
     ready: int = Field(default=0, description="Number of parameter servers that are ready.")
 
     @computed_field(description="Ready and desired parameter servers, such as 2/2.")  # type: ignore[prop-decorator]
     @property
     def text(self) -> str:
         """Ready and desired parameter servers."""
-        return f"{self.ready}/{self.wanted}"
+        return f"{self.ready}/{self.desired}"
 
 
 class MasterStatus(_Part):
@@ -303,9 +303,9 @@ class Progress(_Part):
 class Allocation(_Part):
     """The job's allocation by the autoscaler, with the reason why it is not larger."""
 
-    wanted: int = Field(default=0, description="Number of trainers that the autoscaler gives the job.")
+    desired: int = Field(default=0, description="Number of trainers that the autoscaler gives the job.")
     ready: int = Field(default=0, description="Number of these trainers that are ready.")
-    why: str | None = Field(
+    message: str | None = Field(
         default=None, description="Why the job gets no more trainers: at max, pinned, no room for cpu 4."
     )
 

@@ -17,7 +17,7 @@ from shoal.kube import Kube, KubeError
 
 __all__ = ["show_plan"]
 
-_PATIENCE_SECONDS: Final = 10.0
+_TIMEOUT_SECONDS: Final = 10.0
 
 
 def show_plan(*, namespace: str, context: str | None, output: str) -> None:
@@ -44,7 +44,7 @@ def show_plan(*, namespace: str, context: str | None, output: str) -> None:
 
 async def _read(namespace: str, context: str | None) -> str:
     try:
-        async with await Kube.connect(context=context, patience_seconds=_PATIENCE_SECONDS) as kube:
+        async with await Kube.connect(context=context, timeout_seconds=_TIMEOUT_SECONDS) as kube:
             found = await kube.get("ConfigMap", PLAN_NAME, namespace=namespace)
     except KubeError as error:
         raise CommandError(str(error), code=FAILED) from None
@@ -79,4 +79,4 @@ def _show(plan: Plan, console: Console) -> None:
 def _row(job: PlannedJob) -> tuple[str, ...]:
     given = str(job.given) if job.now == job.given else f"{job.given} ({job.now} now)"
     bounds = f"{job.min}-{job.max}"
-    return f"{job.namespace}/{job.name}", str(job.priority), str(job.trainers), given, bounds, job.words
+    return f"{job.namespace}/{job.name}", str(job.priority), str(job.trainers), given, bounds, job.message

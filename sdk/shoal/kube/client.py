@@ -96,7 +96,7 @@ class Kube:
     Args:
         client: The client library's object, with address and credentials.
         manager: Field manager for server-side apply. Default: ``shoal``.
-        patience_seconds: Timeout of a call, including its retries. Seconds. Default: 30.
+        timeout_seconds: Timeout of a call, including its retries. Seconds. Default: 30.
         on_answer: Called after every attempt with verb, kind and HTTP status (0: no response).
         may_write: Called before every attempt of a write; returns for how many seconds it may run. At 0 or less the
             write is not sent. Default: no limit.
@@ -107,13 +107,13 @@ class Kube:
         client: ApiClient,
         *,
         manager: str = "shoal",
-        patience_seconds: float = 30.0,
+        timeout_seconds: float = 30.0,
         on_answer: Callable[[str, str, int], None] = _ignore,
         may_write: Callable[[], float] = _no_limit,
     ) -> None:
         self._client = client
         self._manager = manager
-        self._timeout = patience_seconds
+        self._timeout = timeout_seconds
         self._on_answer = on_answer
         self._may_write = may_write
         self._concurrency = asyncio.Semaphore(_AT_ONCE)
@@ -124,7 +124,7 @@ class Kube:
         *,
         kubeconfig: str | None = None,
         context: str | None = None,
-        patience_seconds: float = 30.0,
+        timeout_seconds: float = 30.0,
         on_answer: Callable[[str, str, int], None] = _ignore,
         may_write: Callable[[], float] = _no_limit,
     ) -> Self:
@@ -133,7 +133,7 @@ class Kube:
         Args:
             kubeconfig: Path of the kubeconfig. Default: None, the path that kubectl uses.
             context: Context of the kubeconfig. Default: None, the current context.
-            patience_seconds: Timeout of a call, including its retries. Seconds. Default: 30.
+            timeout_seconds: Timeout of a call, including its retries. Seconds. Default: 30.
             on_answer: Called after every attempt with verb, kind and HTTP status (0: no response).
             may_write: Called before every attempt of a write; returns for how many seconds it may run.
 
@@ -157,9 +157,7 @@ class Kube:
         # The library looks up a proxy (and reads ~/.netrc) for each request, in a thread of the event loop's pool. That
         # takes longer than the rest of the request, and waits while the pool is busy.
         configuration.client_session_kwargs = {"trust_env": not _PROXIES.isdisjoint(getproxies_environment())}
-        return cls(
-            ApiClient(configuration), patience_seconds=patience_seconds, on_answer=on_answer, may_write=may_write
-        )
+        return cls(ApiClient(configuration), timeout_seconds=timeout_seconds, on_answer=on_answer, may_write=may_write)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -58,7 +58,7 @@ class ReportedState(msgspec.Struct, frozen=True):
         trainers: Indices of the joined trainers.
         servers: Indices of the joined parameter servers.
         served: Whether every slot is served, which trainers need to make steps.
-        why: Why no samples are committed; empty while they are.
+        stall_reason: Why no samples are committed; empty while they are.
     """
 
     generation: int
@@ -72,4 +72,4 @@ class ReportedState(msgspec.Struct, frozen=True):
     trainers: list[int]
     servers: list[int]
     served: bool
-    why: str
+    stall_reason: str

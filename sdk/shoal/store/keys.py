@@ -30,7 +30,7 @@ _USERS: Final = "shoal/"
 """Prefix of the names of jobs' users in etcd, which may have other users."""
 
 _RECORDS: Final = re.compile(
-    r"master|shape|schedule|begun|epoch|reached|stopped|saved|counters|progress|outcome|wanted"
+    r"master|shape|schedule|begun|epoch|reached|stopped|saved|counters|progress|outcome|desired"
     r"|members/[0-9a-f]{16}|tasks/\d{8,}/\d{8,}|metrics/\d{8,}/\d{8,}|evaluations/\d{8,}/\d{4,}",
     re.ASCII,
 )
@@ -199,6 +199,6 @@ class JobKeys:
         return self.at("outcome")
 
     @property
-    def wanted(self) -> str:
+    def desired(self) -> str:
         """Desired state (`DesiredState`), written by the operator: trainers to drain, and suspension."""
-        return self.at("wanted")
+        return self.at("desired")

@@ -120,7 +120,7 @@ def main() -> int:
         if arguments.address_file is not None:
             publish(arguments.address_file, address)
 
-        follow(store, keys.wanted, service[0].on_desired_state)
+        follow(store, keys.desired, service[0].on_desired_state)
 
     async def serve() -> int:
         master = MasterCore(job, etcd=etcd)

@@ -471,7 +471,7 @@ def _as_before(view: _View, seen: Observed) -> JobDecision:
     """Keep the number of trainers that an earlier operator process reported or created, until there is a plan."""
     before = view.before.trainers
     there = sum(not (pod.ended or pod.deleting or pod.lost) for pod in seen.trainers)
-    desired = max(before.wanted if before is not None else 0, there)
+    desired = max(before.desired if before is not None else 0, there)
     return JobDecision(trainers=desired, now=0, kept=None, reason=_UNDECIDED)
 
 

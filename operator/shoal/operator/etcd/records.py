@@ -58,7 +58,7 @@ def read(record: str, value: bytes) -> DesiredState | ReportedState | Ended | Ma
 
 
 READERS: Final[Mapping[str, tuple[str, type]]] = {
-    "wanted": ("desired", DesiredState),
+    "desired": ("desired", DesiredState),
     "progress": ("published", ReportedState),
     "outcome": ("ended", Ended),
     "master": ("leader", MasterRecord),
@@ -95,7 +95,9 @@ def _published(found: ReportedState) -> ReportedState:
         raise RecordError(f"moved is no time: {found.moved:g}")
     if not math.isfinite(found.rate):
         raise RecordError("the rate is not finite")
-    return msgspec.structs.replace(found, state=clipped(found.state, _KEY_CHARACTERS), why=clipped(found.why, _LONGEST))
+    return msgspec.structs.replace(
+        found, state=clipped(found.state, _KEY_CHARACTERS), stall_reason=clipped(found.stall_reason, _LONGEST)
+    )
 
 
 def _ended(found: Ended) -> Ended:

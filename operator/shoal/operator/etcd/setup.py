@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--namespace", default="shoal-system", help="namespace of etcd (shoal-system)")
     parser.add_argument("--etcd", required=True, metavar="ENDPOINT", help="endpoint of etcd for this process")
     parser.add_argument(
-        "--patience", type=float, default=300.0, metavar="SECONDS", help="how long etcd may be unreachable (300)"
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="how long etcd may be unreachable (300)"
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")

@@ -239,7 +239,7 @@ class _JobStatus:
         self._serving = [self._serves(pod) for pod in self._servers]
         self._master = self._master_ready()
         self._moved = _last_step(seen, facts, before)
-        self._stall_reason = clipped(seen.published.why, _LONGEST) if seen.published is not None else ""
+        self._stall_reason = clipped(seen.published.stall_reason, _LONGEST) if seen.published is not None else ""
         self._stale = self._stale_condition()
 
     # --- Processes ---
@@ -270,8 +270,8 @@ class _JobStatus:
             return _UntimedCondition("Unknown", Reason.NO_NEWS, "a new master has started, and has not reported yet")
         if self._master is False:
             return _UntimedCondition("Unknown", Reason.NO_NEWS, "the master is not ready")
-        reported_at = facts.reported_at
-        if not (published.why or self._saving) and reported_at is not None and self._now - reported_at > SILENT_AFTER:
+        silent_for = self._now - facts.reported_at if facts.reported_at is not None else timedelta(0)
+        if not (published.stall_reason or self._saving) and silent_for > SILENT_AFTER:
             return _UntimedCondition(
                 "Unknown", Reason.NO_NEWS, "the master reports neither progress nor why there is none"
             )
@@ -437,15 +437,15 @@ class _JobStatus:
         """Add all fields that do not follow from the conditions."""
         job, earlier = self._job, self._before.trainers
         bounds = {"min": job.spec.trainer.min_replicas, "max": job.spec.trainer.most}
-        scaled = earlier is not None and earlier.wanted != self._desired and not self._ended
+        scaled = earlier is not None and earlier.desired != self._desired and not self._ended
         leaving = self._stopped and not _alive(self._seen.masters)
         idle = self._stopped and not (self._keeps_servers and self._seen.servers)
         return Status(
             **dict(history)
             | {
-                "trainers": TrainersStatus(wanted=self._desired, ready=self._works, **bounds),
+                "trainers": TrainersStatus(desired=self._desired, ready=self._works, **bounds),
                 "servers": ServersStatus(
-                    wanted=0 if idle else job.servers, ready=sum(serves is True for serves in self._serving)
+                    desired=0 if idle else job.servers, ready=sum(serves is True for serves in self._serving)
                 ),
                 "master": None if self._master is None or leaving else MasterStatus(ready=self._master),
                 "progress": self._progress(),
@@ -464,7 +464,7 @@ class _JobStatus:
             why = "pinned by spec.trainer.replicas"
         elif not why and self._desired >= trainer.most:
             why = "at spec.trainer.maxReplicas"
-        return Allocation(wanted=self._desired, ready=min(self._works, self._desired), why=why or None)
+        return Allocation(desired=self._desired, ready=min(self._works, self._desired), message=why or None)
 
     def _progress(self) -> Progress | None:
         published = self._seen.published

@@ -65,10 +65,10 @@ def notes(before: Status, after: Status) -> Iterable[EventNote]:
 
 def _scaled(before: Status, after: Status) -> Iterable[EventNote]:
     old, new = before.trainers, after.trainers
-    if old is None or new is None or not old.wanted or not new.wanted or old.wanted == new.wanted:
+    if old is None or new is None or not old.desired or not new.desired or old.desired == new.desired:
         return
-    reason = after.allocation.why if after.allocation is not None else None
-    yield EventNote("Normal", "Scaled", f"scaled {old.wanted} -> {new.wanted}{': ' + reason if reason else ''}")
+    reason = after.allocation.message if after.allocation is not None else None
+    yield EventNote("Normal", "Scaled", f"scaled {old.desired} -> {new.desired}{': ' + reason if reason else ''}")
 
 
 def _state(before: Status, after: Status) -> Iterable[EventNote]:
@@ -122,7 +122,7 @@ def restarted(count: int, limit: int) -> EventNote:
     """Return the event of a job that is restarted from the beginning, as its model was lost with its servers' pods."""
     return EventNote(
         "Warning",
-        "BegunAgain",
+        "Restarted",
         f"no server has a good snapshot left, as they were in the pods (spec.parameterServer.emptyDir): the job begins again "
         f"({count} of {limit} times, runPolicy.backoffLimit)",
     )

@@ -102,7 +102,7 @@ def stall_reason(status: JobStatus) -> str:
     progress = status.progress
     if status.state == "Starting":
         return _starting(status)
-    return plain(progress.why) if progress is not None and status.state in {"Running", "Saving"} else ""
+    return plain(progress.stall_reason) if progress is not None and status.state in {"Running", "Saving"} else ""
 
 
 def _starting(status: JobStatus) -> str:
@@ -113,8 +113,8 @@ def _starting(status: JobStatus) -> str:
     here = sum(bool(row.address) for row in servers)
     if here < len(servers):
         return f"{here} of {counted(len(servers), 'parameter server')} up, PyTorch is being imported"
-    if progress.why.startswith("etcd "):
-        return plain(progress.why)
+    if progress.stall_reason.startswith("etcd "):
+        return plain(progress.stall_reason)
     if not any(member.role == "trainer" for member in progress.members):
         return "waiting for a trainer: no script has called job.prepare() yet"
     return "the servers receive the initial parameters"

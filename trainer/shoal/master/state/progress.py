@@ -63,7 +63,7 @@ class ProgressReporter:
             leaves=counters.leaves,
             deaths=counters.deaths,
             saved=list(job.records.saved),
-            why=self._stall_reason(now, timed=True),
+            stall_reason=self._stall_reason(now, timed=True),
             events=list(job.events),
             account=job.records.outcome.account if job.records.outcome is not None else None,
         )
@@ -83,7 +83,7 @@ class ProgressReporter:
             trainers=sorted(view.identity.index for view in job.trainers.values()),
             servers=sorted(details[0].index for details in job.server_details.values()),
             served=job.slots.complete,
-            why=self._stall_reason(now, timed=False),
+            stall_reason=self._stall_reason(now, timed=False),
         )
 
     def _samples(self, total: int) -> int:

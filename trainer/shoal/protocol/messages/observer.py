@@ -61,7 +61,7 @@ class JobProgress(Message, frozen=True):
 
     ``state``: Starting, Running, Saving, Complete or Failed. ``samples_done`` and ``samples_epoch`` are of the open
     epoch, ``samples_total`` over all epochs; ``rate`` is in samples per second; ``left_seconds`` < 0 when unknown;
-    ``why``: the reason when no task is being finished; ``events`` are (number, time, level, text), newest last.
+    ``stall_reason``: the reason when no task is being finished; ``events`` are (number, time, level, text), newest last.
     """
 
     state: str
@@ -87,6 +87,6 @@ class JobProgress(Message, frozen=True):
     leaves: int
     deaths: int
     saved: list[str]
-    why: str
+    stall_reason: str
     events: list[tuple[int, float, str, str]]
     account: JobAccount | None
