@@ -14,7 +14,7 @@ import torch
 import shoal.pserver.service
 from shoal.pserver.__main__ import main
 from shoal.pserver.state.parameters import Parameters
-from shoal.pserver.state.slot_states import Granted
+from shoal.pserver.state.slot_states import SlotStates
 
 ORDER = "order"
 applied: dict[int, list[tuple[int, int, int]]] = {}
@@ -33,10 +33,10 @@ class Recording(Parameters):
         applied[slot] = [tuple(row) for row in tensors[ORDER].tolist()]
 
 
-advance = Granted.advance
+advance = SlotStates.advance
 
 
-def advance_and_record(self: Granted, slots: Any, push: Any) -> None:
+def advance_and_record(self: SlotStates, slots: Any, push: Any) -> None:
     advance(self, slots, push)
     for slot in slots:
         applied[slot].append((push.epoch, push.task, push.first))
@@ -44,5 +44,5 @@ def advance_and_record(self: Granted, slots: Any, push: Any) -> None:
 
 if __name__ == "__main__":
     shoal.pserver.service.Parameters = Recording  # type: ignore[misc]
-    Granted.advance = advance_and_record  # type: ignore[method-assign]
+    SlotStates.advance = advance_and_record  # type: ignore[method-assign]
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.local.hang_detector import SILENT_SECONDS, START_SECONDS, Watchdog
+from shoal.local.hang_detector import SILENT_SECONDS, START_SECONDS, HangDetector
 from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER
 
 STEP_SECONDS = 600.0
@@ -19,7 +19,7 @@ class Story:
     def __init__(self, alive=ALL):
         self.now = 0.0
         self.found = []
-        self.watchdog = Watchdog(0.0, step_seconds=STEP_SECONDS)
+        self.watchdog = HangDetector(0.0, step_seconds=STEP_SECONDS)
         self.alive = dict.fromkeys(alive, 0.0)
 
     def run(self, seconds, *, silent=()):

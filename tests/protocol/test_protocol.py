@@ -21,7 +21,7 @@ from shoal.protocol.messages import TaskDone
 from shoal.protocol.task_set import TaskSet
 from shoal.pserver.state.server_state import ServerState
 from shoal.pserver.state.watermarks import Watermarks
-from shoal.trainer.engine.task_state import Work
+from shoal.trainer.engine.task_state import TaskState
 from tests.protocol.world import FAULTS, MasterProcess, ServerProcess, TrainerProcess, Violation, Wire, World
 from tests.soak import examples
 
@@ -157,13 +157,13 @@ def initial_values_without_asking(patch: pytest.MonkeyPatch) -> None:
 
 def trainers_never_ask_for_the_map(patch: pytest.MonkeyPatch) -> None:
     """Hole 8: a trainer keeps pushing to a server that no longer exists (rule 12)."""
-    original = Work.mapped
+    original = TaskState.mapped
 
-    def mapped(self: Work, new: Any) -> None:
+    def mapped(self: TaskState, new: Any) -> None:
         if self.map is None or not self.served:
             original(self, new)
 
-    patch.setattr(Work, "mapped", mapped)
+    patch.setattr(TaskState, "mapped", mapped)
 
 
 def run_with_an_old_acknowledgement(seed: int) -> None:

@@ -1,6 +1,6 @@
 """A whole job in one thread: the real cores of master, parameter servers and trainers under a random schedule.
 
-The world decides nothing about the protocol. It carries messages between ``MasterCore``, ``ServerState`` and ``Work``, and
+The world decides nothing about the protocol. It carries messages between ``MasterCore``, ``ServerState`` and ``TaskState``, and
 injects faults: processes are killed, paused and restarted, connections are cut and their last messages lost, snapshots are
 damaged, etcd loses its last writes, and a paused master resumes while its successor runs. Instead of tensors a slot has a
 counter per sample, which every applied batch raises by one.
@@ -24,7 +24,7 @@ from shoal.protocol import messages as m
 from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.task_set import TaskSet
 from shoal.pserver.state.server_state import DiskError, ServerState
-from shoal.trainer.engine.task_state import Work
+from shoal.trainer.engine.task_state import TaskState
 from shoal.transport.auth import Identity
 
 FAULTS = ("kill server", "kill trainer", "kill master", "cut", "pause", "ghost master", "etcd forgets", "etcd wiped")
@@ -357,7 +357,7 @@ class TrainerProcess(Process):
 
     def __init__(self, world: World, index: int) -> None:
         super().__init__(world, index)
-        self.work: Work | None = None
+        self.work: TaskState | None = None
         self.epoch = 0
         self.ended = -1
         self.task_requests = 0
@@ -402,7 +402,7 @@ class TrainerProcess(Process):
             self.master.to_host.append(m.ReturnTasks(leases=self.work.return_all()))
         self.train(self.work)
 
-    def train(self, work: Work) -> None:
+    def train(self, work: TaskState) -> None:
         assert self.master is not None
         if work.current is None and not self.begin(work):
             return
@@ -417,7 +417,7 @@ class TrainerProcess(Process):
         for number, holder in enumerate(work.map.holders):
             self.request(work, number, holder, batch)
 
-    def begin(self, work: Work) -> bool:
+    def begin(self, work: TaskState) -> bool:
         assert self.master is not None
         if work.waiting and work.waiting[0].epoch <= self.epoch:
             work.begin()
@@ -432,7 +432,7 @@ class TrainerProcess(Process):
             self.master.to_host.append(m.RequestTask(epoch=self.epoch))
         return work.current is not None
 
-    def request(self, work: Work, number: int, holder: m.Holder, batch: int | None) -> None:
+    def request(self, work: TaskState, number: int, holder: m.Holder, batch: int | None) -> None:
         slots = [slot for slot, owner in enumerate(work.map.owner) if owner == number]  # type: ignore[union-attr]
         wire = self.servers.get(holder.life)
         if wire is not None and (not wire.open or wire.slots != slots):  # type: ignore[attr-defined]
@@ -492,7 +492,7 @@ class TrainerProcess(Process):
     def from_master(self, wire: Wire, message: Any) -> None:
         if isinstance(message, m.Registered):
             if self.work is None:
-                self.work = Work(self.world.plan, slots=message.slots)
+                self.work = TaskState(self.world.plan, slots=message.slots)
                 self.epoch = message.epoch
             self.registered, self.task_requests = True, 0
             wire.to_host.extend(self.work.unanswered.values())

@@ -16,7 +16,7 @@ from torch import Tensor
 from shoal.protocol import messages as m
 from shoal.protocol.epoch_plan import EpochPlan
 from shoal.pserver.service import _Tensors
-from shoal.pserver.session import TrainerSession
+from shoal.pserver.session import TrainerConnection
 from shoal.pserver.snapshots.folder import SnapshotFolder
 from shoal.pserver.state.parameters import Parameters
 from shoal.pserver.state.server_state import ServerState
@@ -79,7 +79,7 @@ class Server:
                 return
             connection = sync.accept(caller, identity=self.identity, token=TOKEN, job="job")
             self._accepted.append(connection)
-            thread = threading.Thread(target=lambda c=connection: self.ends.append(TrainerSession(c, self).run()))
+            thread = threading.Thread(target=lambda c=connection: self.ends.append(TrainerConnection(c, self).run()))
             self._threads.append(thread)
             thread.start()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shoal.protocol import messages as m
 from shoal.protocol.epoch_plan import EpochPlan
-from shoal.pserver.state.slot_states import Granted
+from shoal.pserver.state.slot_states import SlotStates
 from shoal.pserver.state.watermarks import Watermarks
 
 pushes = st.lists(
@@ -75,7 +75,7 @@ def push(grants, first):
 
 
 def test_slots_that_fell_behind_apply_what_the_others_have_applied():
-    granted = Granted(EpochPlan(samples=12, batch_size=2, drop_last=False, task_batches=6))
+    granted = SlotStates(EpochPlan(samples=12, batch_size=2, drop_last=False, task_batches=6))
     for slot in range(3):
         granted.load(slot, Watermarks(granted.plan))
         granted.grant(slot, 100 + slot)

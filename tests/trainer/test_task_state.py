@@ -21,7 +21,7 @@ from shoal.protocol.messages import (
     TaskLeased,
     TaskReopened,
 )
-from shoal.trainer.engine.task_state import Work
+from shoal.trainer.engine.task_state import TaskState
 from tests.soak import examples
 
 SLOTS = 2
@@ -60,7 +60,7 @@ class Slot:
 class BadDay(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
-        self.work = Work(PLAN, slots=SLOTS)
+        self.work = TaskState(PLAN, slots=SLOTS)
         self.grants = 0
         self.slots = [Slot(self.new_grant()) for _ in range(SLOTS)]
         self.evidence: list[set[tuple[int, int]]] = [set() for _ in range(SLOTS)]
@@ -353,7 +353,7 @@ TestBadDay.settings = examples(80, stateful_step_count=40)
 
 def test_a_task_leased_again_before_its_commit_message_arrived_is_done_again():
     """``TaskCommitted`` waits for etcd; meanwhile a slot is restored from a snapshot, and the task is leased again."""
-    work = Work(PLAN, slots=1)
+    work = TaskState(PLAN, slots=1)
     work.mapped(SlotMap(holders=[], owner=[0], grants=[1]))
     first, again = Lease(0, 1, 1), Lease(0, 1, 2)
     work.leased(first)
@@ -374,7 +374,7 @@ def test_a_task_leased_again_before_its_commit_message_arrived_is_done_again():
 
 def test_a_task_that_is_leased_anew_while_it_is_held_is_held_under_the_new_lease():
     """The trainer's claim was too late and the trainer that had the task left: the master knows the new lease only."""
-    work = Work(PLAN, slots=1)
+    work = TaskState(PLAN, slots=1)
     work.leased(Lease(0, 0, 1))
     work.leased(Lease(0, 1, 4))
     work.begin()
@@ -386,14 +386,14 @@ def test_a_task_that_is_leased_anew_while_it_is_held_is_held_under_the_new_lease
 
 def test_a_reopened_task_is_held_under_the_masters_lease():
     """The report was under an older lease than the trainer's current one, and the master has reinstated the older lease."""
-    work = Work(PLAN, slots=1)
+    work = TaskState(PLAN, slots=1)
     work.leased(Lease(0, 1, 8))
     work.reopened(Lease(0, 1, 4))
     assert work.return_all() == [Lease(0, 1, 4)]
 
 
 def test_a_report_under_another_grant_than_the_maps_is_ignored():
-    work = Work(PLAN, slots=2)
+    work = TaskState(PLAN, slots=2)
     assert not work.applied(0, 0, [0], [1], 1), "there is no map yet"
     work.mapped(SlotMap(holders=[], owner=[0, 0], grants=[1, 3]))
     work.leased(Lease(0, 0, 1))

@@ -3,7 +3,7 @@
 The loop makes no requests. The operator passes in its informers' events and the jobs' demands, and reads the decision of a
 job when it reconciles that job. Nothing in this module acts on the cluster.
 
-A plan queues a job whose minimum finds no room. The planner alone decides when (`planner/queueing.py`): the scheduler chooses
+A plan queues a job whose minimum finds no room. The planner alone decides when (`planner/queue_hysteresis.py`): the scheduler chooses
 the nodes of pods, and a job must not start and stop because that choice differs from the plan.
 
 Without a valid configuration nothing is planned: the defaults could do what the configuration forbids.

@@ -2,7 +2,7 @@
 
 How an event becomes a reconciliation:
 
-1. kopf, in the thread of `JobInformer` (`cache/job_watch.py`), calls `_trainingjob` for each event of a TrainingJob.
+1. kopf, in the thread of `JobInformer` (`cache/job_informer.py`), calls `_trainingjob` for each event of a TrainingJob.
 2. `_trainingjob` calls `on_event`, a method of `Informers` (`cache/informers.py`). It changes to the operator's event loop, writes
    the object to the cache (`cache/cache.py`) and adds the job's uid to the work queue (`controller/work_queue.py`).
 3. The queue calls `Operator._sync` (`manager.py`), which calls `JobController.sync` (`controller/job_controller.py`).
@@ -13,7 +13,7 @@ Only TrainingJobs go through kopf. kopf needs about 1.5 ms of processor time and
 `shoal.kube.follow` needs a tenth of that, and up to a thousand pods may start within seconds. Pods, nodes and the other objects of
 a job therefore come by such streams (`cache/informers.py`).
 
-kopf runs in a thread and an event loop of its own (`cache/job_watch.py`): in the main thread it installs its own signal handlers,
+kopf runs in a thread and an event loop of its own (`cache/job_informer.py`): in the main thread it installs its own signal handlers,
 and when it ends it cancels every task of its loop. It ends at any error in a stream that it does not know, so the thread starts it
 again. For the same reason its probes (``kopf.on.probe``) are not used: their endpoint would be away during each restart. ``/healthz``
 is served by `endpoints.py`, and reports a kopf thread that is silent.

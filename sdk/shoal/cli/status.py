@@ -12,7 +12,7 @@ from shoal.cli.jobs import find_job, status_of
 from shoal.cli.tables import print_table
 from shoal.local.state_folder import StateFolder, base_folder, job_names
 from shoal.local.view.formatting import account_lines, duration, evaluated, progress_line
-from shoal.local.view.status import JobStatus, Row
+from shoal.local.view.status import JobStatus, ProcessStatus
 
 __all__ = ["show_all", "show_status", "status_lines"]
 
@@ -59,7 +59,7 @@ def _ended_lines(status: JobStatus) -> list[str]:
     return lines
 
 
-def _row(member: Row) -> tuple[str, ...]:
+def _row(member: ProcessStatus) -> tuple[str, ...]:
     since = f"in {duration(member.seconds)}" if member.pid == 0 else duration(member.seconds)
     return member.name, str(member.pid or "-"), member.state, member.task or "-", since
 

@@ -49,7 +49,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _TRY_SECONDS: Final = 10.0
 """Timeout of one attempt, in seconds, so that one broken connection does not use up the caller's whole timeout."""
-_AT_ONCE: Final = 64
+_MOST_REQUESTS: Final = 64
 """Most concurrent requests of one client. More would wait in the library for a connection, which counts to the attempt's
 timeout. The operator's `controller/executor.py` has lower limits for the pods and for the other objects of jobs."""
 _PAGE: Final = 500
@@ -116,7 +116,7 @@ class Kube:
         self._timeout = timeout_seconds
         self._on_answer = on_answer
         self._may_write = may_write
-        self._concurrency = asyncio.Semaphore(_AT_ONCE)
+        self._concurrency = asyncio.Semaphore(_MOST_REQUESTS)
 
     @classmethod
     async def connect(

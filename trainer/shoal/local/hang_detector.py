@@ -12,7 +12,7 @@ from typing import Final
 
 from shoal.local.supervisor import ETCD, MASTER, SERVER, TRAINER, Place
 
-__all__ = ["Watchdog"]
+__all__ = ["HangDetector"]
 
 SILENT_SECONDS: Final = 30.0
 """Seconds of silence after which etcd, the master or a parameter server is killed. For a trainer it is the step timeout
@@ -24,7 +24,7 @@ _GAP_SECONDS: Final = 5.0
 not count. A report within this time after the start of a process may be about its predecessor."""
 
 
-class Watchdog:
+class HangDetector:
     """Records the last report about each process; times are seconds of one monotonic clock.
 
     Args:

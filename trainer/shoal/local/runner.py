@@ -18,7 +18,7 @@ import msgspec
 
 from shoal.api import TrainingJob
 from shoal.local.control_socket import AskScale, Control, ControlRefused
-from shoal.local.hang_detector import Watchdog
+from shoal.local.hang_detector import HangDetector
 from shoal.local.job_etcd import OwnEtcd
 from shoal.local.launch import Launcher
 from shoal.local.processes import LaunchError, Processes
@@ -87,7 +87,7 @@ class Runner:
         self._started = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
         self._shown = self._kept = 0.0
-        self._watchdog = Watchdog(self._started, step_seconds=policy.step_timeout.seconds * LONG_FACTOR)
+        self._watchdog = HangDetector(self._started, step_seconds=policy.step_timeout.seconds * LONG_FACTOR)
 
     async def run(self) -> RunEnd:
         """Run the job and return its end, which is also written into the state folder."""

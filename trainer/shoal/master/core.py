@@ -58,7 +58,7 @@ class MasterCore:
         for life in job.records.members:
             job.expected_back[life] = job.now + job.settings.lease_seconds
         self._restore_leases()
-        self._to_trainer: dict[type, Callable[[Identity, Any], None]] = {
+        self._trainer_handlers: dict[type, Callable[[Identity, Any], None]] = {
             m.RequestTask: lambda peer, x: self.trainers.request_task(peer.life, x),
             m.TaskDone: lambda peer, x: self.trainers.done(peer.life, x),
             m.ReturnTasks: lambda peer, x: self.trainers.return_tasks(peer.life, x.leases),
@@ -76,7 +76,7 @@ class MasterCore:
             m.ScriptHung: lambda peer, x: self.trainers.hung(peer.life, x),
             m.GetSlotMap: self._send_slot_map,
         }
-        self._to_server: dict[type, Callable[[Identity, Any], None]] = {
+        self._server_handlers: dict[type, Callable[[Identity, Any], None]] = {
             m.ReportState: self.servers.state_reported,
             m.GrantReport: self.servers.grants_reported,
             m.GrantFailed: self.servers.grant_failed,
@@ -150,8 +150,8 @@ class MasterCore:
             self._leave(identity, message)
         elif identity.role == "trainer":
             self._from_trainer(connection, identity, message, now)
-        elif identity.life in self.job.servers and kind in self._to_server:
-            self._to_server[kind](identity, message)
+        elif identity.life in self.job.servers and kind in self._server_handlers:
+            self._server_handlers[kind](identity, message)
             self.completion.check(self.servers)
 
     def _from_trainer(self, connection: int, identity: Identity, message: Any, now: float) -> None:
@@ -159,8 +159,8 @@ class MasterCore:
             self.trainers.register(connection, identity, message, now)
             self.servers.provide()
             self.trainers.serve()
-        elif type(message) in self._to_trainer and identity.life in self.job.trainers:
-            self._to_trainer[type(message)](identity, message)
+        elif type(message) in self._trainer_handlers and identity.life in self.job.trainers:
+            self._trainer_handlers[type(message)](identity, message)
 
     def _send_slot_map(self, identity: Identity, _: m.GetSlotMap) -> None:
         self.job.send(self.job.trainers[identity.life].connection, self.job.slots.message())

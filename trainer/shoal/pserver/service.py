@@ -27,11 +27,11 @@ from typing import Any
 from shoal.protocol import messages as m
 from shoal.protocol.environment import EXIT_REFUSED
 from shoal.protocol.epoch_plan import EpochPlan
-from shoal.pserver.session import TrainerSession
+from shoal.pserver.session import TrainerConnection
 from shoal.pserver.snapshots.folder import SnapshotFolder
 from shoal.pserver.state.parameters import Parameters
 from shoal.pserver.state.server_state import DiskError, ServerState, Snapshot
-from shoal.pserver.watchdog import HELD_SECONDS, WorkLock
+from shoal.pserver.work_lock import HELD_SECONDS, WorkLock
 from shoal.transport import auth, sync
 from shoal.transport.acceptor import Acceptor
 from shoal.transport.address import listen
@@ -377,7 +377,7 @@ class ServerService:
         with self._callers_lock:
             self._callers[life].add(connection)
         try:
-            reason = TrainerSession(connection, self).run()
+            reason = TrainerConnection(connection, self).run()
         finally:
             with self._callers_lock:
                 self._callers[life].discard(connection)

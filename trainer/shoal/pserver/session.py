@@ -21,7 +21,7 @@ from shoal.pserver.state.server_state import ServerState
 from shoal.tensors.views import DenseViews, TensorViews, bytes_of
 from shoal.transport import shared_memory, sync
 
-__all__ = ["Server", "TrainerSession"]
+__all__ = ["Server", "TrainerConnection"]
 
 log = logging.getLogger("shoal.pserver")
 
@@ -84,7 +84,7 @@ class _Attachment:
         return [] if self.shared else [self.outgoing]
 
 
-class TrainerSession:
+class TrainerConnection:
     """Serves one trainer until its connection closes.
 
     Args:
@@ -294,7 +294,7 @@ class TrainerSession:
 
     # A class attribute: a table of bound methods would be a reference cycle, and would keep a trainer's memory until the
     # garbage collector runs.
-    _HANDLERS: ClassVar[dict[type, Callable[[TrainerSession, Any, int], None]]] = {
+    _HANDLERS: ClassVar[dict[type, Callable[[TrainerConnection, Any, int], None]]] = {
         m.Attach: _attach,
         m.Pull: _pull,
         m.Push: _push,

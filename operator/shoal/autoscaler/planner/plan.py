@@ -32,7 +32,7 @@ from shoal.autoscaler.planner.growth import Growth
 from shoal.autoscaler.planner.model import Counts, PlannerJob, PlannerMemory, PlanResult, Policy, Snapshot
 from shoal.autoscaler.planner.placement import Placement, Victim, fitting
 from shoal.autoscaler.planner.preemption import PreemptionCandidates
-from shoal.autoscaler.planner.queueing import held_back
+from shoal.autoscaler.planner.queue_hysteresis import held_back
 
 __all__ = ["plan"]
 

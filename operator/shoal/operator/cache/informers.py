@@ -20,7 +20,7 @@ from typing import Any, Final
 from shoal.autoscaler.loop import Autoscaler
 from shoal.kube import Kube, KubeError, Listed, follow
 from shoal.operator.cache.cache import APPLIED_KINDS, Cache
-from shoal.operator.cache.job_watch import JobInformer
+from shoal.operator.cache.job_informer import JobInformer
 from shoal.operator.cache.watch_health import WatchHealth
 from shoal.operator.resources.object_fields import revision_of
 from shoal.operator.resources.pods import GROUP

@@ -37,9 +37,9 @@ from shoal.store import DesiredState, JobKeys, StoreError
 
 __all__ = ["Executor", "Failure"]
 
-_AT_ONCE: Final = 32
+_MOST_POD_REQUESTS: Final = 32
 """Concurrent requests for pods, over all jobs: the API server has other clients to serve. `shoal.kube.client` limits all requests."""
-_APPLIES_AT_ONCE: Final = 8
+_MOST_APPLIES: Final = 8
 """Concurrent requests for other objects: an API server allocates the addresses of Services one after the other, and requests that
 wait for too long have to be repeated."""
 
@@ -121,8 +121,8 @@ class Executor:
         self._forget_records = forget_records
         self._admit = admit
         self._on_response = on_response
-        self._pod_requests = FairSemaphore(_AT_ONCE)
-        self._applies = asyncio.Semaphore(_APPLIES_AT_ONCE)
+        self._pod_requests = FairSemaphore(_MOST_POD_REQUESTS)
+        self._applies = asyncio.Semaphore(_MOST_APPLIES)
 
     async def carry_out(self, job: TrainingJob, identity: JobIdentity, actions: Sequence[Action]) -> list[Failure]:
         """Carry out actions and return the failures; the next sync repeats their actions.

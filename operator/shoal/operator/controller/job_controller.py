@@ -17,7 +17,7 @@ from shoal.operator.cache.cache import Cache
 from shoal.operator.controller.demands import Demands, autoscaled_condition
 from shoal.operator.controller.executor import Executor
 from shoal.operator.controller.job_memory import JobMemory
-from shoal.operator.controller.pending_diagnostics import PendingDiagnostics
+from shoal.operator.controller.missing_pods import MissingPodDiagnostics
 from shoal.operator.controller.preflight import Preflight
 from shoal.operator.controller.start_diagnostics import StartDiagnostics
 from shoal.operator.core import run_policy
@@ -104,7 +104,7 @@ class JobController:
         self._cache = cache
         self._kube = kube
         self._preflight = Preflight(kube)
-        self._pending_diagnostics = PendingDiagnostics(kube)
+        self._missing_pods = MissingPodDiagnostics(kube)
         self._start_diagnostics = StartDiagnostics(kube)
         self._executor = executor
         self._status_writer = status_writer
@@ -131,7 +131,7 @@ class JobController:
             self._memory.pop(uid, None)
             self._status_writer.forget(uid)
             self._preflight.forget(uid)
-            self._pending_diagnostics.forget(uid)
+            self._missing_pods.forget(uid)
             self._start_diagnostics.forget(uid)
             self._demands.forget(uid)
             return None
@@ -269,7 +269,7 @@ class JobController:
         if any(isinstance(action, MakeSecrets) for action in actions):
             memory.secrets = time.monotonic()
             renewal = self._renewal(view, memory)
-        problems, recheck = await self._pending_diagnostics.check(job, identity, seen, waits=not decision.trainers)
+        problems, recheck = await self._missing_pods.check(job, identity, seen, waits=not decision.trainers)
         slow, starting = await self._start_diagnostics.check(
             view.uid, job.metadata.namespace, self._cache.pods(view.uid)
         )
@@ -292,11 +292,8 @@ class JobController:
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory
     ) -> float | None:
         """Remove all pods, then all records: a master that finds neither starts the job from the beginning."""
-        pods = [DeletePod(pod.name, pod.uid) for pod in self._cache.pods(view.uid) if not pod.deleting]
-        failed = await self._executor.carry_out(job, identity, pods)
-        failed = failed or await self._executor.carry_out(job, identity, [ForgetRecords()])
-        if failed:
-            raise ExceptionGroup("the job cannot be restarted", [each.error for each in failed])
+        for actions in (self._pod_deletions(view.uid), [ForgetRecords()]):
+            await self._carry_out_all(job, identity, actions, "the job cannot be restarted")
         self._cache.forgotten(view.uid)
         memory.failures = None
         count = (view.before.restarts or 0) + 1
@@ -309,15 +306,12 @@ class JobController:
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory, requested: str
     ) -> float | None:
         """Run a failed job again: without its pods and its outcome the master resumes it from its snapshots, if it has claims."""
-        there = self._cache.pods(view.uid)
-        deletions: list[Action] = [DeletePod(pod.name, pod.uid) for pod in there if not pod.deleting]
+        there = bool(self._cache.pods(view.uid))
         has_claims = not in_pods(job)
-        actions = deletions if there else [ForgetRecords(outcome_only=has_claims)]
-        failed = await self._executor.carry_out(job, identity, actions)
-        if failed:
-            raise ExceptionGroup("the job cannot be retried", [each.error for each in failed])
+        actions = self._pod_deletions(view.uid) if there else [ForgetRecords(outcome_only=has_claims)]
+        await self._carry_out_all(job, identity, actions, "the job cannot be retried")
         if there:
-            return 1.0
+            return 1.0  # a master that still runs would write its outcome again
         self._cache.forgotten(view.uid, outcome_only=has_claims)
         self._memory[view.uid] = memory = JobMemory(accepted=memory.accepted, agreed=memory.agreed)
         memory.unwritten.append(events.retried(requested, has_claims=has_claims))
@@ -325,6 +319,16 @@ class JobController:
         seen = replace(seen, ended=None, saved=False, published=None)
         await self._report(view, job, seen, facts=replace(self._facts(view, memory), retried=requested))
         return 0.1
+
+    def _pod_deletions(self, uid: str) -> list[Action]:
+        return [DeletePod(pod.name, pod.uid) for pod in self._cache.pods(uid) if not pod.deleting]
+
+    async def _carry_out_all(
+        self, job: TrainingJob, identity: JobIdentity, actions: Sequence[Action], problem: str
+    ) -> None:
+        failed = await self._executor.carry_out(job, identity, actions)
+        if failed:
+            raise ExceptionGroup(problem, [each.error for each in failed])
 
     def _decide(
         self, view: _View, job: TrainingJob, identity: JobIdentity, seen: Observed, memory: JobMemory

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from shoal.local.view.formatting import counted, duration, stall_reason, values
 from shoal.local.view.plain import ProgressView
-from shoal.local.view.status import JobStatus, Row
+from shoal.local.view.status import JobStatus, ProcessStatus
 from shoal.protocol.messages import JobProgress
 
 __all__ = ["LiveView", "render"]
@@ -114,7 +114,7 @@ def _line(text: str, *, style: str = "") -> Text:
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _members(rows: list[Row], *, most: int) -> Table:
+def _members(rows: list[ProcessStatus], *, most: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("process", "pid", "state", "doing"):
         table.add_column(name, no_wrap=True)

@@ -8,13 +8,13 @@ import msgspec
 
 from shoal.protocol.messages import JobAccount, JobProgress, Member, Samples
 
-__all__ = ["JobStatus", "Row", "account_of", "is_good", "read_status", "rows_of"]
+__all__ = ["JobStatus", "ProcessStatus", "account_of", "is_good", "read_status", "rows_of"]
 
 _NO_SAMPLES = Samples(expected=0, counted=0, lost=0, twice=0, skipped=0)
 _ROLES = ("master", "pserver", "trainer", "etcd")
 
 
-class Row(msgspec.Struct, frozen=True):
+class ProcessStatus(msgspec.Struct, frozen=True):
     """One process; ``seconds`` is the time since its start, or, with pid 0, the time until its restart."""
 
     role: str
@@ -54,7 +54,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     trainers: int
     least: int
     most: int
-    members: list[Row]
+    members: list[ProcessStatus]
     progress: JobProgress | None
     account: JobAccount | None
 
@@ -79,7 +79,7 @@ def rows_of(
     members: list[Member],
     *,
     complete: bool = False,
-) -> list[Row]:
+) -> list[ProcessStatus]:
     """Return a row for every process, with its state in the master's list of members.
 
     Args:
@@ -95,7 +95,7 @@ def rows_of(
         new = "ending" if complete else "starting"
         state = member.state if member is not None else (new if role in {"pserver", "trainer"} else "running")
         rows.append(
-            Row(
+            ProcessStatus(
                 role=role,
                 index=index,
                 pid=pid,
@@ -106,7 +106,7 @@ def rows_of(
             )
         )
     rows += [
-        Row(role=role, index=index, pid=0, address="", state="waits", task="", seconds=round(seconds, 1))
+        ProcessStatus(role=role, index=index, pid=0, address="", state="waits", task="", seconds=round(seconds, 1))
         for role, index, seconds in waiting
     ]
     return sorted(rows, key=lambda row: (_ROLES.index(row.role), row.index))

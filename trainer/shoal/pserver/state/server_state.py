@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from shoal.protocol import messages as m
 from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.task_set import TaskSet
-from shoal.pserver.state.slot_states import Granted
+from shoal.pserver.state.slot_states import SlotStates
 from shoal.pserver.state.watermarks import Watermarks
 
 __all__ = ["Disk", "DiskError", "ServerState", "Snapshot", "SnapshotSlot", "Tensors"]
@@ -84,7 +84,7 @@ class ServerState:
     """
 
     def __init__(self, tensors: Tensors, disk: Disk, *, plan: EpochPlan, epochs: int) -> None:
-        self.granted = Granted(plan)
+        self.granted = SlotStates(plan)
         self.epochs = epochs
         self.question = 0
         self._tensors = tensors

@@ -14,10 +14,10 @@ from shoal.protocol.messages import NO_GRANT, Applied, Push, SlotBatch, SlotRepo
 from shoal.protocol.task_set import TaskSet
 from shoal.pserver.state.watermarks import Watermarks
 
-__all__ = ["Granted"]
+__all__ = ["SlotStates"]
 
 
-class Granted:
+class SlotStates:
     """The grants and histories of the slots of one server.
 
     Args:

@@ -23,7 +23,7 @@ import msgspec
 from shoal.protocol import messages as m
 from shoal.protocol.epoch_plan import EpochPlan
 from shoal.trainer.engine.servers import Gradients, ServerLost, Servers
-from shoal.trainer.engine.task_state import Work
+from shoal.trainer.engine.task_state import TaskState
 from shoal.trainer.refusal import Refused
 from shoal.transport import auth
 from shoal.transport.master_link import MasterLink
@@ -83,7 +83,7 @@ class Engine:
         self._identity, self._token, self._uid = identity, token, uid
         self._epochs, self._seed = epochs, seed
         self._shape: m.ModelSpec | None = None
-        self._work: Work | None = None
+        self._work: TaskState | None = None
         self._servers: Servers | None = None
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._requested = 0
@@ -131,7 +131,7 @@ class Engine:
         ]
 
     @property
-    def work(self) -> Work:
+    def work(self) -> TaskState:
         """Leases and watermarks; empty before the first registration."""
         if self._work is None:
             assert self._shape is not None
@@ -143,7 +143,7 @@ class Engine:
                 task_batches=shape.task_batches,
             )
             slots = self.registered.slots if self.registered is not None else 0
-            work = Work(plan, slots=slots)
+            work = TaskState(plan, slots=slots)
             if self.registered is None:
                 return work
             self._work = work

@@ -12,13 +12,13 @@ from shoal.protocol.slot_layout import Area
 from shoal.tensors.views import DenseViews
 from shoal.transport import shared_memory, sync
 
-__all__ = ["ANSWERS", "Peer"]
+__all__ = ["ANSWERS", "ServerConnection"]
 
 ANSWERS: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToTrainer)
 """Decodes the replies of a server to a trainer."""
 
 
-class Peer:
+class ServerConnection:
     """One connection to a server; the constructor sends the request to attach, but does not read the reply.
 
     Args:

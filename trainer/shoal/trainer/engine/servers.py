@@ -25,7 +25,7 @@ from shoal.tensors.views import DenseViews, bytes_of
 from shoal.trainer.engine.answer_timeout import AnswerTimeout
 from shoal.trainer.engine.areas import packed, read_pieces, unpack, write_pieces
 from shoal.trainer.engine.initial_values import Initial
-from shoal.trainer.engine.server_connection import ANSWERS, Peer
+from shoal.trainer.engine.server_connection import ANSWERS, ServerConnection
 from shoal.transport import auth, sync
 
 __all__ = ["Answer", "Gradients", "ServerLost", "Servers"]
@@ -71,7 +71,7 @@ class Servers:
         self._shape, self._slots = shape, slots
         self._identity, self._token, self._uid = identity, token, uid
         self.answer_timeout = AnswerTimeout()
-        self._peers: dict[int, Peer] = {}
+        self._peers: dict[int, ServerConnection] = {}
         self._map = m.SlotMap(holders=[], owner=[-1] * slots, grants=[m.NO_GRANT] * slots)
         self._buffers = TensorArea(shape.buffers)
         self._fixed = TensorArea(shape.fixed)
@@ -109,7 +109,7 @@ class Servers:
                 error = failed
         raise error
 
-    def _peer(self, number: int, idle: Callable[[], None] | None) -> Peer:
+    def _peer(self, number: int, idle: Callable[[], None] | None) -> ServerConnection:
         """Return the connection to a holder; connect if there is none.
 
         Raises:
@@ -128,7 +128,7 @@ class Servers:
 
             connection = self._call(holder)
             try:
-                peer = Peer(holder, slots, connection, Area(self._shape, self._slots, slots))
+                peer = ServerConnection(holder, slots, connection, Area(self._shape, self._slots, slots))
                 self._answer(connection, holder.life, check)
             except BaseException:
                 connection.close()
@@ -140,23 +140,23 @@ class Servers:
         holders = enumerate(self._map.holders)
         return any(holder.life == life and self._slots_of(number) == slots for number, holder in holders)
 
-    def _drop(self, peer: Peer) -> None:
+    def _drop(self, peer: ServerConnection) -> None:
         peer.close()
         self._peers.pop(peer.holder.life, None)
 
     def _exchange(
         self,
-        send: Callable[[int, Peer, Callable[[], None] | None], None],
-        receive: Callable[[Peer, Any, int], Any],
+        send: Callable[[int, ServerConnection, Callable[[], None] | None], None],
+        receive: Callable[[ServerConnection, Any, int], Any],
         *,
         idle: Callable[[], None] | None,
-    ) -> Iterator[tuple[Peer, Any]]:
+    ) -> Iterator[tuple[ServerConnection, Any]]:
         """Send a request to each holder, then yield each reply.
 
         Raises:
             ServerLost: At the end, if any holder failed.
         """
-        requested: list[Peer] = []
+        requested: list[ServerConnection] = []
         lost: list[int] = []
         begun = self._map
         for number, holder in enumerate(begun.holders):
@@ -199,7 +199,7 @@ class Servers:
         self.answer_timeout.answered(life)
         return answer
 
-    def _watch(self, peer: Peer, idle: Callable[[], None] | None) -> Callable[[], None] | None:
+    def _watch(self, peer: ServerConnection, idle: Callable[[], None] | None) -> Callable[[], None] | None:
         """Return a check for the wait on a server; it raises when the master has moved the server's slots."""
         if idle is None:
             return None
@@ -222,11 +222,11 @@ class Servers:
         """
         answers: list[Answer] = []
 
-        def send(_: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+        def send(_: int, peer: ServerConnection, idle: Callable[[], None] | None) -> None:
             message = m.Pull(grants=self._grants(peer.slots), epoch=epoch, task=task, values=True)
             peer.connection.send(message, idle=idle)
 
-        def receive(peer: Peer, message: m.PullReply, size: int) -> list[Answer]:
+        def receive(peer: ServerConnection, message: m.PullReply, size: int) -> list[Answer]:
             self._take_values(peer, size, idle)
             return _answers_of(message.applied)
 
@@ -248,11 +248,11 @@ class Servers:
             raise ValueError("the job keeps no moving average of its parameters")
         found = [torch.empty(math.prod(p.shape), dtype=getattr(torch, p.dtype)) for p in self._shape.dense]
 
-        def send(_: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+        def send(_: int, peer: ServerConnection, idle: Callable[[], None] | None) -> None:
             message = m.Pull(grants=self._grants(peer.slots), epoch=0, task=0, values=True, average=True)
             peer.connection.send(message, idle=idle)
 
-        def receive(peer: Peer, message: m.PullReply, size: int) -> None:
+        def receive(peer: ServerConnection, message: m.PullReply, size: int) -> None:
             if size != peer.area.size:
                 raise ConnectionResetError("averages of an unexpected size")
             memory = bytearray(size)
@@ -278,7 +278,7 @@ class Servers:
         owners = torch.tensor(self._map.owner)
         tables = [(table, ids, values, owners[slot_of(ids, self._slots)]) for table, ids, values in gradients.tables]
 
-        def send(number: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+        def send(number: int, peer: ServerConnection, idle: Callable[[], None] | None) -> None:
             payload: list[memoryview] = []
             if whole:
                 write_pieces(peer.gradients, gradients.dense)
@@ -293,7 +293,7 @@ class Servers:
             message = msgspec.structs.replace(push, grants=self._grants(peer.slots), absent=absent, parts=parts)
             peer.connection.send(message, payload, idle=idle)
 
-        def receive(peer: Peer, message: m.PushReply, size: int) -> tuple[list[Answer], list[Answer]]:
+        def receive(peer: ServerConnection, message: m.PushReply, size: int) -> tuple[list[Answer], list[Answer]]:
             self._take_values(peer, size, idle)
             return _answers_of(message.pushed), _answers_of(message.next)
 
@@ -301,7 +301,7 @@ class Servers:
             read_pieces(peer.values, self.parameters)
             yield answer
 
-    def _take_values(self, peer: Peer, size: int, idle: Callable[[], None]) -> None:
+    def _take_values(self, peer: ServerConnection, size: int, idle: Callable[[], None]) -> None:
         """Read the dense values that follow a message; with shared memory there is nothing to read."""
         if size not in {0, len(peer.incoming)}:
             raise ConnectionResetError("dense values of an unexpected size")
@@ -325,7 +325,7 @@ class Servers:
         ]
         numbers: dict[int, int] = {}
 
-        def send(number: int, peer: Peer, idle: Callable[[], None] | None) -> None:
+        def send(number: int, peer: ServerConnection, idle: Callable[[], None] | None) -> None:
             numbers[peer.holder.life] = number
             chosen = [ids[place == number] for (_, ids), place in zip(slots_by_life, places, strict=True)]
             parts = [
@@ -334,7 +334,7 @@ class Servers:
             message = m.PullRows(grants=self._grants(peer.slots), parts=parts)
             peer.connection.send(message, [bytes_of(ids) for ids in chosen], idle=idle)
 
-        def receive(peer: Peer, message: m.RowsReply, size: int) -> None:
+        def receive(peer: ServerConnection, message: m.RowsReply, size: int) -> None:
             if message.stale:
                 raise ConnectionResetError("its slots are served under other grants now")
             number = numbers[peer.holder.life]
@@ -442,7 +442,7 @@ class Servers:
         number = self._map.owner[0]
         if number < 0:
             raise ServerLost([0])
-        peer: Peer | None = None
+        peer: ServerConnection | None = None
         try:
             peer = self._peer(number, idle)
             peer.connection.send(message, [] if message.fixed else [memory], idle=self._watch(peer, idle))
@@ -468,7 +468,7 @@ class Servers:
         for slot, number in enumerate(begun.owner):
             if number < 0 or self._map != begun:  # the slot moved during the wait for another slot
                 raise ServerLost([slot])
-            peer: Peer | None = None
+            peer: ServerConnection | None = None
             try:
                 peer = self._peer(number, idle)
                 self._export_slot(peer, slot, tables, idle)
@@ -479,7 +479,7 @@ class Servers:
         return tables
 
     def _export_slot(
-        self, peer: Peer, slot: int, tables: list[list[tuple[Tensor, Tensor]]], idle: Callable[[], None]
+        self, peer: ServerConnection, slot: int, tables: list[list[tuple[Tensor, Tensor]]], idle: Callable[[], None]
     ) -> None:
         message = m.ExportTables(slot=slot, grant=self._map.grants[slot])
         peer.connection.send(message, idle=self._watch(peer, idle))

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from shoal.protocol.epoch_plan import EpochPlan
 from shoal.protocol.messages import NO_GRANT, Lease, SlotMap, TaskDone
 
-__all__ = ["Work"]
+__all__ = ["TaskState"]
 
 
-class Work:
+class TaskState:
     """Leases, map and watermarks of one trainer.
 
     Args:

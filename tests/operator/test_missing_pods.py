@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from shoal.kube import KubeConflictError, KubeForbiddenError
-from shoal.operator.controller.pending_diagnostics import PendingDiagnostics
+from shoal.operator.controller.missing_pods import MissingPodDiagnostics
 from shoal.operator.core.reconcile import Ended, Observed, ServerPod
 from tests.operator.jobs import IDENTITY, job
 
@@ -40,7 +40,7 @@ class Api:
 @pytest.fixture
 def parts():
     api, clock = Api(), Clock()
-    return api, clock, PendingDiagnostics(api, clock=clock)
+    return api, clock, MissingPodDiagnostics(api, clock=clock)
 
 
 def problems(missing, *, of=None, **seen):

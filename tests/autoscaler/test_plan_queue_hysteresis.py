@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.autoscaler.planner.model import AllocationReason, JobAllocation, PlannerJob, QueueState
-from shoal.autoscaler.planner.queueing import QUEUED_AFTER_SECONDS, held_back
+from shoal.autoscaler.planner.queue_hysteresis import QUEUED_AFTER_SECONDS, held_back
 
 ROOM = JobAllocation(trainers=2, kept={}, added={0: 2}, now={0: 2}, reason=AllocationReason.FULL, message="")
 SHORT = JobAllocation(trainers=0, kept={}, added={}, now={}, reason=AllocationReason.QUEUED, message="needs 2")

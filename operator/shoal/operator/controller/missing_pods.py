@@ -19,7 +19,7 @@ from shoal.operator.resources.pods import JobIdentity, master_pod, names, server
 from shoal.operator.status.reasons import PodProblem
 from shoal.retry import BackOff
 
-__all__ = ["PendingDiagnostics"]
+__all__ = ["MissingPodDiagnostics"]
 
 _DELAY_SECONDS: Final = 1.0
 """Controllers usually create pods within this time."""
@@ -43,7 +43,7 @@ class _Wait:
     found: list[PodProblem] = field(default_factory=list)
 
 
-class PendingDiagnostics:
+class MissingPodDiagnostics:
     """Checks at intervals why pods are missing.
 
     Args:
