@@ -11,9 +11,11 @@ from shoal.kube.errors import (
     KubeUnreachableError,
 )
 from shoal.kube.follow import Changed, follow
+from shoal.kube.streams import CommandError, command_output, log_lines
 
 __all__ = [
     "Changed",
+    "CommandError",
     "Kube",
     "KubeConflictError",
     "KubeError",
@@ -23,5 +25,7 @@ __all__ = [
     "KubeInvalidError",
     "KubeUnreachableError",
     "Listed",
+    "command_output",
     "follow",
+    "log_lines",
 ]

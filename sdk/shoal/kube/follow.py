@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, Final, NamedTuple
 
 from shoal.kube.client import Kube, Listed
@@ -40,13 +41,19 @@ def _ignore(_message: str) -> None:
     pass
 
 
+def _never(_error: KubeError, _seconds: float) -> bool:
+    return False
+
+
 async def follow(
     kube: Kube,
     kind: str,
     *,
     namespace: str = "",
     selector: str = "",
+    name: str = "",
     since: int | None = None,
+    ends: Callable[[KubeError, float], bool] = _never,
     on_error: Callable[[str], None] = _ignore,
 ) -> AsyncGenerator[Listed | Changed]:
     """List and watch all objects of a kind.
@@ -56,7 +63,10 @@ async def follow(
         kind: Kind of the objects.
         namespace: Namespace of the objects. Default: empty, all namespaces.
         selector: Label selector. Default: empty, all objects.
+        name: Name of the only object to follow. Default: empty, all objects.
         since: Resource version of a listing that the caller has. Default: None, start with a listing.
+        ends: Called after each failed attempt with the error and the seconds since attempts fail; True ends the iteration
+            with that error. Default: failures are retried without end.
         on_error: Called after each failed attempt with the error; with an empty text when the watch continues.
     """
     revision = since
@@ -64,24 +74,33 @@ async def follow(
     while True:
         try:
             if revision is None:
-                listed = await kube.listing(kind, namespace=namespace, selector=selector)
+                listed = await kube.listing(kind, namespace=namespace, selector=selector, name=name)
                 revision = listed.revision
                 yield listed
             began = time.monotonic()
             seconds = random.randint(*_STREAM_SECONDS)  # noqa: S311 - only to spread them
             stream = kube.watch(
-                kind, namespace=namespace, selector=selector, revision=revision, seconds=seconds, opened=pauses.opened
+                kind,
+                namespace=namespace,
+                selector=selector,
+                name=name,
+                revision=revision,
+                seconds=seconds,
+                opened=pauses.opened,
             )
-            async for event, manifest in stream:
-                pauses.over()
-                revision = int(manifest["metadata"]["resourceVersion"])
-                if event != "BOOKMARK":
-                    yield Changed(manifest, event == "DELETED")
+            async with aclosing(stream):
+                async for event, manifest in stream:
+                    pauses.over()
+                    revision = int(manifest["metadata"]["resourceVersion"])
+                    if event != "BOOKMARK":
+                        yield Changed(manifest, event == "DELETED")
             # A pause limits the rate of requests if streams end repeatedly in less than _SHORT_SECONDS.
             await asyncio.sleep(_FIRST_PAUSE_SECONDS if time.monotonic() - began < _SHORT_SECONDS else 0)
         except KubeError as error:
             if isinstance(error, KubeGoneError) and error.status == _EXPIRED:
                 revision = None
+            elif ends(error, pauses.failing_seconds):
+                raise
             await pauses.take(error)
 
 
@@ -93,9 +112,16 @@ class _Pauses:
         self._on_error = on_error
         self._pause = 0.0
         self._logged = -_REMIND_SECONDS
+        self._failing_since: float | None = None
+
+    @property
+    def failing_seconds(self) -> float:
+        """Seconds since attempts fail; 0 at the first failure."""
+        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
 
     def opened(self) -> None:
         """Report that the API server has accepted the request; the back-off remains until the first change."""
+        self._failing_since = None
         self._on_error("")
 
     def over(self) -> None:
@@ -104,6 +130,8 @@ class _Pauses:
             self._on_error("")
 
     async def take(self, error: KubeError) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
         if time.monotonic() - self._logged >= _REMIND_SECONDS and error.status != _EXPIRED:
             self._logged = time.monotonic()
             log.warning("%s objects cannot be followed: %s", self._kind, error)
