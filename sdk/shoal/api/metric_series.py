@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from statistics import median
 from typing import Any, Final
 
@@ -267,5 +268,5 @@ def _halved(entries: list[_Entry]) -> list[_Entry]:
 
 def _distance(entries: list[_Entry]) -> float:
     """Return the usual distance of two entries, in seconds; 0: there is none. A pause of the job does not change it."""
-    gaps = [after.seconds - before.seconds for before, after in zip(entries, entries[1:], strict=False)]
+    gaps = [after.seconds - before.seconds for before, after in pairwise(entries)]
     return max(0.0, median(gaps)) if gaps else 0.0

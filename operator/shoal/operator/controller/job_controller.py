@@ -241,7 +241,8 @@ class JobController:
             return _PLAN_SECONDS  # the autoscaler enqueues the job when its plan is ready
         decision = decided or _as_before(view, seen)
         autoscaled = autoscaled_condition(self._autoscaler, job)
-        facts = replace(self._facts(view, memory), reason=decision.reason, autoscaled=autoscaled)
+        planned = self._is_planned(job, seen) if decided is not None else None
+        facts = replace(self._facts(view, memory), reason=decision.reason, autoscaled=autoscaled, planned=planned)
         actions: list[Action] = []
         if facts.etcd and decided is not None:  # without etcd no trainer can be drained before it is deleted
             actions = reconcile(
@@ -340,10 +341,15 @@ class JobController:
         self._demands.report(
             view.manifest, job, identity, needs_trainers=needs_trainers, most=memory.most(time.monotonic())
         )
-        if self._autoscaler is None or not self._autoscaler.acts or not needs_trainers:
+        if self._autoscaler is None or not self._is_planned(job, seen):
             desired = job.desired_trainers()
             return JobDecision(trainers=desired, now=desired, kept=None, reason="")
         return self._autoscaler.decision(view.uid)
+
+    def _is_planned(self, job: TrainingJob, seen: Observed) -> bool:
+        """Return whether the autoscaler decides the job's number of trainers."""
+        needs_trainers = not job.spec.suspend and seen.ended is None
+        return self._autoscaler is not None and self._autoscaler.acts and needs_trainers
 
     def _renewal(self, view: _View, memory: JobMemory) -> float | None:
         """Return the seconds until the job's Secrets are ensured again; 0: now; None: no pod waits for them."""
