@@ -218,9 +218,15 @@ def test_a_status_is_written_as_kubernetes_writes_it():
     assert written["progress"]["percent"] == "41%"
     assert written["progress"]["rate"] == 1_230_000
     assert written["startTime"] == written["conditions"][0]["lastTransitionTime"] == "2026-01-02T03:04:05Z"
-    change = {"time": "2026-01-02T03:04:05Z", "before": 0, "after": 4, "cause": "pinned by spec.trainer.replicas", "by": "kubectl"}
+    change = {
+        "time": "2026-01-02T03:04:05Z",
+        "before": 0,
+        "after": 4,
+        "cause": "pinned by spec.trainer.replicas",
+        "by": "kubectl",
+    }
     assert written["history"] == [change]
-    assert Status().to_mapping() == {"conditions": [], "history": []}
+    assert Status().to_mapping() == {"conditions": []}
 
 
 def test_a_status_reads_the_same_and_accepts_unknown_fields():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,9 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def logged(series: MetricSeries, seconds: float, samples: int = 0, *, epoch: int = 1, scores=(), **values: float) -> bool:
+def logged(
+    series: MetricSeries, seconds: float, samples: int = 0, *, epoch: int = 1, scores=(), **values: float
+) -> bool:
     return series.add(time=at(seconds), epoch=epoch, samples=samples, values=values, scores=scores)
 
 
@@ -65,7 +68,11 @@ def test_a_score_has_a_record_of_its_own_and_is_added_once():
     logged(series, 1, 20, epoch=2, loss=0.4, scores=[scored(1, 0.7)])
     logged(series, 2, 30, epoch=3, loss=0.3, scores=[scored(1, 0.7), scored(2, 0.8)])
     logged(series, 3, 30, epoch=3, loss=0.3, scores=[scored(2, 0.8), scored(2, 0.9)])
-    assert [(each["epoch"], each["score"]) for each in series.records if "score" in each] == [(1, 0.7), (2, 0.8), (2, 0.9)]
+    assert [(each["epoch"], each["score"]) for each in series.records if "score" in each] == [
+        (1, 0.7),
+        (2, 0.8),
+        (2, 0.9),
+    ]
     assert [each["loss"] for each in series.records if "loss" in each] == [0.5, 0.4, 0.3]
 
 
@@ -133,7 +140,7 @@ def test_a_long_series_spans_the_whole_training_evenly(pause, resumed):
     samples = [each["samples"] for each in records]
     assert samples[0] == 0
     assert samples[-1] == reports - 1
-    widest = max(after - before for before, after in zip(samples, samples[1:], strict=False))
+    widest = max(after - before for before, after in pairwise(samples))
     assert widest <= 6 * reports / MOST_POINTS
 
 
@@ -157,7 +164,9 @@ def test_scores_outlast_the_values_between_them():
     series = MetricSeries()
     for number in range(5000):
         epoch = 1 + number // 100
-        logged(series, number, number, epoch=epoch, loss=0.5, scores=[scored(epoch - 1, epoch / 100)] if epoch > 1 else [])
+        logged(
+            series, number, number, epoch=epoch, loss=0.5, scores=[scored(epoch - 1, epoch / 100)] if epoch > 1 else []
+        )
     assert [each["epoch"] for each in series.records if "score" in each] == list(range(1, 50))
 
 
@@ -242,7 +251,10 @@ def test_a_text_that_is_no_list_is_an_empty_series(text):
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
                     lambda below: st.lists(below) | st.dictionaries(st.text(), below), max_leaves=20))  # fmt: skip
 def test_no_text_stops_a_reader(value):
-    assert MetricSeries.from_json(json.dumps(value)).records == MetricSeries([] if not isinstance(value, list) else value).records
+    assert (
+        MetricSeries.from_json(json.dumps(value)).records
+        == MetricSeries([] if not isinstance(value, list) else value).records
+    )
 
 
 def test_a_series_that_was_read_knows_its_scores():

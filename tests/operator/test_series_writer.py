@@ -135,7 +135,12 @@ def test_scores_are_records_of_their_epoch(cluster, jobs):
     async def story(made):
         made.report(epoch=1, epochs=2, values={"loss": 0.5}, scores=[ReportedScore(0, {"score": 0.7})])
         await made.turns()
-        made.report(epoch=1, epochs=2, values={"loss": 0.4}, scores=[ReportedScore(0, {"score": 0.7}), ReportedScore(2, {"score": 0.9})])
+        made.report(
+            epoch=1,
+            epochs=2,
+            values={"loss": 0.4},
+            scores=[ReportedScore(0, {"score": 0.7}), ReportedScore(2, {"score": 0.9})],
+        )
         await made.turns()
 
     lives(cluster, jobs, story)
@@ -251,7 +256,10 @@ def test_reports_that_cannot_be_written_are_bounded(cluster, jobs):
 @pytest.mark.parametrize("owner", [None, "another-uid"])
 def test_a_config_map_that_is_not_of_the_job_is_never_changed(cluster, jobs, owner, caplog):
     references = [{"kind": "TrainingJob", "name": "flights", "uid": owner, "controller": True}] if owner else []
-    foreign = {"metadata": {"uid": "mine", "ownerReferences": references}, "data": {"metrics.json": "[]", "key": "value"}}
+    foreign = {
+        "metadata": {"uid": "mine", "ownerReferences": references},
+        "data": {"metrics.json": "[]", "key": "value"},
+    }
     cluster.maps["team", "flights-metrics"] = foreign
 
     async def story(made):

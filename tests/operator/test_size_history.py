@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -61,7 +62,12 @@ def test_the_first_number_is_recorded_with_its_cause_and_who_asked(of, desired, 
 def test_a_pinned_job_without_room_was_changed_by_the_autoscaler():
     queued = replace(PLANNED, reason="waits for room for 3 trainers")
     before = after((0, 3, "pinned by spec.trainer.replicas"))
-    assert told(sized(replicas=3), 0, before=before, facts=queued) == (3, 0, "waits for room for 3 trainers", "autoscaler")
+    assert told(sized(replicas=3), 0, before=before, facts=queued) == (
+        3,
+        0,
+        "waits for room for 3 trainers",
+        "autoscaler",
+    )
 
 
 def test_suspending_and_resuming_are_recorded_as_such():
@@ -120,7 +126,10 @@ def test_texts_are_clipped():
 
 
 FACTS = st.builds(
-    Facts, planned=st.sampled_from([None, False, True]), requested_by=st.text(max_size=300), reason=st.text(max_size=300)
+    Facts,
+    planned=st.sampled_from([None, False, True]),
+    requested_by=st.text(max_size=300),
+    reason=st.text(max_size=300),
 )
 LOOKS = st.tuples(st.sampled_from([sized(), sized(replicas=3), job(suspend=True)]), st.integers(0, 4), FACTS)
 
@@ -129,8 +138,8 @@ LOOKS = st.tuples(st.sampled_from([sized(), sized(replicas=3), job(suspend=True)
 @given(st.lists(LOOKS, max_size=30), st.integers(0, 120))
 def test_the_history_is_bounded_without_gaps_and_ends_with_the_decided_number(looks, old):
     status = after(*((number, number + 1, "x") for number in range(old)))
-    for number, (of, desired, facts) in enumerate(looks):
-        desired = 0 if of.spec.suspend else desired
+    for number, (of, wanted, facts) in enumerate(looks):
+        desired = 0 if of.spec.suspend else wanted
         known = status.history[-1].after if status.history else 0
         found = history_after(status, of, desired, facts, NOW + number * SECOND)
         assert len(found) <= max(MOST_ENTRIES, len(status.history))
@@ -144,7 +153,7 @@ def test_the_history_is_bounded_without_gaps_and_ends_with_the_decided_number(lo
         assert status.history == found
         assert history_after(status, of, desired, facts, NOW) == found
     entries = status.history[1:] if len(status.history) > old else []
-    assert all(one.after == other.before for one, other in zip(entries, entries[1:], strict=False))
+    assert all(one.after == other.before for one, other in pairwise(entries))
 
 
 # --- Who asked ---
@@ -162,7 +171,9 @@ def record(manager, *fields, time="2026-03-04T05:06:07Z", operation="Update", su
 
 
 def version(generation, *records, suspend=None, history=(), **trainer):
-    spec = {"trainer": {"minReplicas": 2, "maxReplicas": 4} | trainer} | ({} if suspend is None else {"suspend": suspend})
+    spec = {"trainer": {"minReplicas": 2, "maxReplicas": 4} | trainer} | (
+        {} if suspend is None else {"suspend": suspend}
+    )
     status = {"history": [{"time": time, "before": 0, "after": 2} for time in history]}
     metadata = {"name": "j", "generation": generation, "managedFields": list(records)}
     return {"metadata": metadata, "spec": spec, "status": status}
@@ -237,7 +248,12 @@ def test_an_operator_that_starts_takes_the_newest_record_of_the_size():
 
 @pytest.mark.parametrize(
     "metadata",
-    [{}, {"managedFields": None}, {"managedFields": [{}]}, {"managedFields": [{"manager": "m", "time": "soon", "fieldsV1": None}]}],
+    [
+        {},
+        {"managedFields": None},
+        {"managedFields": [{}]},
+        {"managedFields": [{"manager": "m", "time": "soon", "fieldsV1": None}]},
+    ],
 )
 def test_a_job_without_readable_records_names_nobody(metadata):
     assert asked({"metadata": {"name": "j", **metadata}}) == ""

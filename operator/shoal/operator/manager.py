@@ -159,6 +159,7 @@ class Operator:
 
     async def _work(self) -> None:
         async with await Kube.connect(on_answer=self._metrics.on_request, may_write=self._left) as self._kube:
+            self._series_writer = SeriesWriter(self._kube, self._cache.jobs.get)
             # The Lease has a client of its own: requests for it share neither the limit of concurrency nor the fence of the others.
             timeout = self._settings.times.try_seconds
             async with await Kube.connect(on_answer=self._metrics.on_request, timeout_seconds=timeout) as lease:
@@ -206,7 +207,6 @@ class Operator:
         status_writer = StatusWriter(
             self._kube, written=lambda uid, at: self._watches.written(uid, at, time.monotonic())
         )
-        self._series_writer = SeriesWriter(self._kube, self._cache.jobs.get)
         self._controller = JobController(
             self._cache,
             self._kube,

@@ -399,5 +399,6 @@ class Status(_Part):
         return cls.model_validate(mapping or {}, by_alias=True, by_name=False)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the status for an object: camelCase, without unknown values."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Return the status for an object: camelCase, without unknown values and without an empty history."""
+        empty = None if self.history else {"history"}
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=empty)

@@ -14,7 +14,7 @@ from shoal.autoscaler.config.types import priority_of
 from shoal.autoscaler.loop import Autoscaler, JobDecision
 from shoal.kube import Kube, KubeError, KubeFencedError
 from shoal.operator.cache.cache import Cache
-from shoal.operator.controller.demands import Demands, autoscaled_condition
+from shoal.operator.controller.demands import Demands, autoscaled_condition, planned_nodes
 from shoal.operator.controller.executor import Executor
 from shoal.operator.controller.job_memory import JobMemory
 from shoal.operator.controller.missing_pods import MissingPodDiagnostics
@@ -28,7 +28,6 @@ from shoal.operator.core.reconcile import (
     ForgetRecords,
     MakeSecrets,
     Observed,
-    PlannedNodes,
     in_pods,
     reconcile,
 )
@@ -241,8 +240,9 @@ class JobController:
             return _PLAN_SECONDS  # the autoscaler enqueues the job when its plan is ready
         decision = decided or _as_before(view, seen)
         autoscaled = autoscaled_condition(self._autoscaler, job)
-        planned = self._is_planned(job, seen) if decided is not None else None
-        facts = replace(self._facts(view, memory), reason=decision.reason, autoscaled=autoscaled, planned=planned)
+        facts = replace(self._facts(view, memory), reason=decision.reason, autoscaled=autoscaled)
+        if decided is not None:
+            facts = replace(facts, planned=self._is_planned(job, seen))
         actions: list[Action] = []
         if facts.etcd and decided is not None:  # without etcd no trainer can be drained before it is deleted
             actions = reconcile(
@@ -252,14 +252,7 @@ class JobController:
                 trainers=decision.now,
                 overdue=overdue,
                 backing_off=backing_off,
-                places=PlannedNodes(
-                    kept=decision.kept,
-                    added=decision.added,
-                    servers=decision.servers,
-                    master=decision.master,
-                    servers_wait=decision.servers_wait,
-                    later=decision.trainers - decision.now,
-                ),
+                places=planned_nodes(decision),
                 waits=not decision.trainers,
                 rendered=memory.render(job, identity),
             )
