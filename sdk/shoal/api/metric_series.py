@@ -41,8 +41,8 @@ MOST_BYTES: Final = 256 * 1024
 """Longest JSON text of a series. An object of Kubernetes may have 1 MiB."""
 MOST_VALUES: Final = 20
 """Values of one record."""
-LONGEST_NAME: Final = 64
-"""Longest name of a value, in characters."""
+LONGEST_NAME: Final = 100
+"""Longest name of a value, in characters; `job.log` accepts no longer one."""
 REPORTED_SCORES: Final = 4
 """Number of the last evaluations whose scores are passed to a series together."""
 SCORE: Final = "score"
