@@ -203,8 +203,12 @@ def _trainers(given: Trainers | int | str, before: Mapping[str, Any]) -> dict[st
     if isinstance(given, int | str):
         low, high = parse_trainers(str(given))
         given = Trainers(min=low, max=high)
-    part |= {"minReplicas": given.min, "maxReplicas": given.max if given.max is not None else given.min}
-    part.pop("replicas", None)
+    if given.min is not None:
+        part |= {"minReplicas": given.min, "maxReplicas": given.max if given.max is not None else given.min}
+    elif given.max is not None:
+        part["maxReplicas"] = given.max
+    if given.min is not None or given.max is not None:
+        part.pop("replicas", None)
     if given.replicas is not None:
         part["replicas"] = given.replicas
     return _with_resources(part, given.resources)
