@@ -28,6 +28,43 @@ _LOOK = "Inspect and scale"
 _TEXTS = ("text", "json", "yaml")
 
 
+_Source = Annotated[
+    str, typer.Argument(metavar="JOB.YAML|SCRIPT.py", help="A manifest, or a training script.", show_default=False)
+]
+_Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="ARGUMENTS", help="Arguments of the script; after -- if they conflict with options."),
+]
+_Files = Annotated[
+    list[Path] | None,
+    typer.Option("--file", metavar="PATH", help="A file or folder to ship with the script; repeatable."),
+]
+_Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the job.")]
+_Image = Annotated[
+    str | None, typer.Option("--image", metavar="IMAGE", help="Image of all processes (default: Shoal's own).")
+]
+_Trainers = Annotated[str | None, typer.Option("--trainers", metavar="N|MIN:MAX", help="Number of trainers.")]
+_Servers = Annotated[int | None, typer.Option("--servers", metavar="N", help="Number of parameter servers.")]
+_Cpu = Annotated[str | None, typer.Option("--cpu", metavar="CORES", help="Cores of each trainer.")]
+_Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory of each trainer.")]
+_Gpu = Annotated[int | None, typer.Option("--gpu", metavar="N", help="GPUs of each trainer.")]
+_Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Number of epochs.")]
+_Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of order and initial model.")]
+_Env = Annotated[
+    list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Variable of the trainers; repeatable.")
+]
+_Label = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job; repeatable.")]
+_Model = Annotated[
+    str | None, typer.Option("--output-path", metavar="FILE", help="File that job.save writes (spec.output.path).")
+]
+_Claim = Annotated[
+    str | None, typer.Option("--output-claim", metavar="NAME", help="PersistentVolumeClaim for that file.")
+]
+_Priority = Annotated[str | None, typer.Option("--priority", metavar="NAME", help="Priority of the job.")]
+_Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; do not follow the job.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Validate, and print the manifest.")]
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add all commands of this module to the application."""
     app.command(
@@ -41,46 +78,26 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def submit(
-    source: Annotated[
-        str, typer.Argument(metavar="JOB.YAML|SCRIPT.py", help="A manifest, or a training script.", show_default=False)
-    ],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="ARGUMENTS", help="Arguments of the script; after -- if they conflict with options."),
-    ] = None,
+    source: _Source,
+    arguments: _Arguments = None,
     *,
-    files: Annotated[
-        list[Path] | None,
-        typer.Option("--file", metavar="PATH", help="A file or folder to ship with the script; repeatable."),
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the job.")] = None,
-    image: Annotated[
-        str | None, typer.Option("--image", metavar="IMAGE", help="Image of all processes (default: Shoal's own).")
-    ] = None,
-    trainers: Annotated[
-        str | None, typer.Option("--trainers", metavar="N|MIN:MAX", help="Number of trainers.")
-    ] = None,
-    servers: Annotated[int | None, typer.Option("--servers", metavar="N", help="Number of parameter servers.")] = None,
-    cpu: Annotated[str | None, typer.Option("--cpu", metavar="CORES", help="Cores of each trainer.")] = None,
-    memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory of each trainer.")] = None,
-    gpu: Annotated[int | None, typer.Option("--gpu", metavar="N", help="GPUs of each trainer.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Number of epochs.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of order and initial model.")] = None,
-    env: Annotated[
-        list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Variable of the trainers; repeatable.")
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job; repeatable.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--output-path", metavar="FILE", help="File that job.save writes (spec.output.path).")
-    ] = None,
-    claim: Annotated[
-        str | None, typer.Option("--output-claim", metavar="NAME", help="PersistentVolumeClaim for that file.")
-    ] = None,
-    priority: Annotated[str | None, typer.Option("--priority", metavar="NAME", help="Priority of the job.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return at once; do not follow the job.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and print the manifest.")] = False,
+    files: _Files = None,
+    name: _Name = None,
+    image: _Image = None,
+    trainers: _Trainers = None,
+    servers: _Servers = None,
+    cpu: _Cpu = None,
+    memory: _Memory = None,
+    gpu: _Gpu = None,
+    epochs: _Epochs = None,
+    seed: _Seed = None,
+    env: _Env = None,
+    label: _Label = None,
+    model: _Model = None,
+    claim: _Claim = None,
+    priority: _Priority = None,
+    detach: _Detach = False,
+    dry_run: _DryRun = False,
     local: Local = False,
     state: State = None,
     namespace: Namespace = None,
@@ -142,9 +159,7 @@ def list_jobs(
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         form = output_format(output, "text", "wide", "name", "json", "yaml")
-        run(
-            place, output=form, state=job_state, labels=selector or [], all_namespaces=all_namespaces, watch=watch
-        )
+        run(place, output=form, state=job_state, labels=selector or [], all_namespaces=all_namespaces, watch=watch)
 
 
 def describe(

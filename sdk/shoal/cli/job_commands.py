@@ -169,9 +169,7 @@ def show_history(job: Job, *, output: str) -> None:
         sys.stdout.write(f"the number of trainers of job {job.name} has not changed\n")
 
 
-def change_size(
-    job: Job, *, trainers: int | None, auto: bool, low: int | None, high: int | None
-) -> None:
+def change_size(job: Job, *, trainers: int | None, auto: bool, low: int | None, high: int | None) -> None:
     """Pin the number of trainers, un-pin it, or change its bounds.
 
     Raises:

@@ -141,7 +141,9 @@ def target(
     """
     found = Target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
     if local and found.names_cluster:
-        raise CommandError("--local is for jobs on this machine; --namespace, --context and --kubeconfig name a cluster")
+        raise CommandError(
+            "--local is for jobs on this machine; --namespace, --context and --kubeconfig name a cluster"
+        )
     return found
 
 

@@ -130,7 +130,7 @@ def status_lines(status: JobStatus, members: Sequence[Member]) -> tuple[list[str
         f"{status.name}: {status.state.value} ({place}trainers: {trainers.ready} of {trainers.desired}, bounds {bounds})"
     ]
     head += [f"  {line}" for line in (progress_text(status), account_text(status)) if line]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (each.name, each.state, each.node or "-", str(each.restarts), each.message.partition("\n")[0])
         for each in members
     ]

@@ -35,6 +35,8 @@ def submit_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of `Client.submit`.
 
+    One function, as its arguments are the options of the command.
+
     Args:
         source: A manifest or a script.
         arguments: Arguments of the script.
