@@ -133,7 +133,7 @@ def submit(
             priority=priority,
         )
         form = output_format(output, "text", "name", "json", "yaml")
-        raise typer.Exit(run(place.client(local=local), detach=detach, dry_run=dry_run, output=form, **given))
+        raise typer.Exit(run(place.client(local=local), detach=detach, dry_run=dry_run, form=form, **given))
 
 
 def list_jobs(

@@ -233,8 +233,9 @@ def scale(
 
             scale_job(name, state, trainers=wanted, auto=auto)
         else:
-            from shoal.cli.job_commands import change_size  # noqa: PLC0415
+            from shoal.cli.job_commands import change_size, check_size  # noqa: PLC0415
 
+            check_size(trainers=wanted, auto=auto, low=low, high=high)
             change_size(place.job(name), trainers=wanted, auto=auto, low=low, high=high)
 
 

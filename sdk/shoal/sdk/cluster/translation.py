@@ -53,7 +53,8 @@ def translation(error: KubeError, what: str, *, namespace: str = "") -> ShoalErr
     """Return the SDK's error for an error of the API server; the arguments are those of `translated`."""
     text = f"{what}: {error}"
     if isinstance(error, KubeGoneError):
-        if "could not find the requested resource" in str(error):
+        # For a group that it does not have, an API server answers without a Status object, and so without a reason.
+        if not error.reason or "could not find the requested resource" in str(error):
             return NotInstalledError(f"the cluster has no TrainingJobs: {_INSTALL}")
         return NotFoundError(text)
     if isinstance(error, KubeConflictError):
