@@ -31,15 +31,11 @@ def trained(world, name, **spec):
     for part in ("trainer", "parameterServer", "master"):
         (container,) = job[part]["template"]["spec"]["containers"]
         del container["workingDir"]
-        container["env"].append({"name": "PYTHONPATH", "value": _path(container)})
+        env = {each["name"]: each["value"] for each in container["env"]}
+        env["PYTHONPATH"] = ":".join(filter(None, (env.get("PYTHONPATH"), str(ROOT))))
+        container["env"] = [{"name": key, "value": value} for key, value in env.items()]
     kind = {"apiVersion": "shoal.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": name}}
     return from_mapping({**kind, "spec": job})
-
-
-def _path(container):
-    inherited = next((each["value"] for each in container["env"] if each["name"] == "PYTHONPATH"), "")
-    container["env"] = [each for each in container["env"] if each["name"] != "PYTHONPATH"]
-    return ":".join(filter(None, (inherited, str(ROOT))))
 
 
 def ship(client, job, script, *files):
@@ -65,8 +61,8 @@ def test_a_shipped_script_trains_and_its_model_is_fetched(world, client, tmp_pat
         tmp_path / "train.py",
         tmp_path / "helper.py",
     )
-    seen = [status.state for status in job.watch(bar=False)]
-    assert seen[-1] is State.COMPLETE
+    *_, last = job.watch(bar=False)
+    assert last.state is State.COMPLETE, f"{last}\n{world.last_words()}"
     lines = list(job.logs("trainer-0"))
     assert "shipped ✓" in [line.text for line in lines]
     assert {line.process for line in lines} == {"trainer-0"}
