@@ -25,6 +25,7 @@ __all__ = ["add_commands"]
 
 _SUBMIT = "Train"
 _LOOK = "Inspect and scale"
+_OTHER = "Other"
 _TEXTS = ("text", "json", "yaml")
 
 
@@ -73,8 +74,11 @@ def add_commands(app: typer.Typer) -> None:
         short_help="Submit a script or a manifest, and follow the job.",
     )(submit)
     app.command(rich_help_panel=_LOOK, name="list")(list_jobs)
-    for command in (describe, wait, suspend, resume, delete, events, history, fetch):
+    for command in (describe, wait, suspend, resume, delete, events, history, fetch, top):
         app.command(rich_help_panel=_LOOK)(command)
+    app.command(rich_help_panel=_OTHER)(init)
+    app.command(rich_help_panel=_OTHER)(doctor)
+    app.command(rich_help_panel=_OTHER)(completion)
 
 
 def submit(
@@ -313,3 +317,60 @@ def fetch(
 
         place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
         run(place.job(name), name=path, target=destination)
+
+
+def top(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, also in a pipe.")] = False,
+    all_namespaces: AllNamespaces = False,
+    local: Local = False,
+    state: State = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show all jobs live: rates, sizes, and why they get no more trainers."""
+    with clear_errors():
+        from shoal.cli.top import show_top  # noqa: PLC0415
+
+        place = target(local=local, state=state, namespace=namespace, context=context, kubeconfig=kubeconfig)
+        show_top(place, all_namespaces=all_namespaces, once=once)
+
+
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the new job (default: the current one).")
+    ] = Path(),
+) -> None:
+    """Write a script and a manifest of a new job, which run at once."""
+    with clear_errors():
+        from shoal.cli.init import create_job  # noqa: PLC0415
+
+        create_job(folder)
+
+
+def doctor(
+    *,
+    local: Local = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Output = "text",
+) -> None:
+    """Check the cluster, your permissions and this machine; each finding has its fix. Exit code 1 if anything is wrong."""
+    with clear_errors():
+        form = output_format(output, *_TEXTS)
+        from shoal.cli.doctor import show_doctor  # noqa: PLC0415
+
+        place = target(local=local, namespace=namespace, context=context, kubeconfig=kubeconfig)
+        raise typer.Exit(show_doctor(place, output=form))
+
+
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", help="The shell.", show_default=False)],
+) -> None:
+    """Print the completion of a shell; for bash: source <(shoal completion bash)."""
+    with clear_errors():
+        from shoal.cli.completion import completion_script  # noqa: PLC0415
+
+        typer.echo(completion_script(shell))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_COMPLETE = "_SHOAL_COMPLETE"
+"""Variable that a shell sets to ask for completions."""
 _RUN = "Train"
 _INSPECT = "Inspect and scale"
 _OTHER = "Other"
@@ -314,4 +317,8 @@ add_commands(app)
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="shoal")
+    if _COMPLETE in os.environ:
+        from typer._completion_classes import completion_init  # noqa: PLC0415 - only a completion needs it
+
+        completion_init()
+    app(prog_name="shoal", complete_var=_COMPLETE)

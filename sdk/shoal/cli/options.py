@@ -70,7 +70,17 @@ Output = Annotated[
     str,
     typer.Option("--output", "-o", metavar="text|wide|name|json|yaml", help="Format: text, or another for programs."),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a job.", show_default=False)]
+
+
+def _complete_job(incomplete: str) -> list[str]:
+    from shoal.cli.completion import complete_job  # noqa: PLC0415 - only a completion needs it
+
+    return list(complete_job(incomplete))
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a job.", show_default=False, autocompletion=_complete_job)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
