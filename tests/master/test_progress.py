@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from shoal.master.state.progress import ProgressReporter
+from shoal.master.state.progress import ProgressReporter, reported_scores
+from shoal.protocol.messages import Evaluation
 
 
 def reporter(samples: int | None = None) -> tuple[SimpleNamespace, ProgressReporter]:
@@ -45,3 +46,11 @@ def test_until_all_servers_have_reported_the_published_samples_are_kept():
 def test_a_first_master_has_no_earlier_progress():
     _, made = reporter()
     assert made._samples(0) == 0
+
+
+def test_the_scores_of_the_last_evaluations_are_published_as_numbers():
+    scores = ["0.1", "0.2", '{"auc": 0.9}', '"a text"', "NaN", "0.6"]
+    evaluations = [Evaluation(epoch=epoch, number=0, score=score) for epoch, score in enumerate(scores)]
+    found = reported_scores(evaluations)
+    assert [(each.epoch, each.values) for each in found] == [(2, {"score.auc": 0.9}), (5, {"score": 0.6})]
+    assert reported_scores([]) == []
