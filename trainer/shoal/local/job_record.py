@@ -57,8 +57,8 @@ class TrainerChange(msgspec.Struct, frozen=True):
 
 class _Content(msgspec.Struct):
     began: float | None = None
-    events: list[RecordedEvent] = []  # noqa: RUF012 - msgspec copies an empty list for each instance
-    changes: list[TrainerChange] = []  # noqa: RUF012
+    events: list[RecordedEvent] = []
+    changes: list[TrainerChange] = []
 
 
 class JobRecord:

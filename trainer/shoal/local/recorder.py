@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Final
 
-import msgspec
-
-from shoal.api.metric_series import MetricSeries
+from shoal.api.metric_series import REPORTED_SCORES, EpochScore, MetricSeries, score_values
 from shoal.local.job_record import JobRecord
 from shoal.local.state_folder import StateFolder
 from shoal.protocol.messages import JobProgress
@@ -35,8 +34,7 @@ class Recorder:
         self._state = state
         self._clock = clock
         self._record = JobRecord(state.record())
-        self._series = MetricSeries()
-        self._series.restore(_decoded(state.metrics()))
+        self._series = MetricSeries.from_json(state.metrics().decode(errors="replace"))
         self._metrics_changed = False
         self._record_due = self._metrics_due = 0.0
 
@@ -53,10 +51,17 @@ class Recorder:
         now = self._clock()
         if progress.state == "Running":
             self._record.begin(now)
-        if progress.values:
-            epoch = min(progress.epoch + 1, progress.epochs)
-            self._series.add(now, epoch, progress.samples_total, progress.values)
-            self._metrics_changed = True
+        scores = [
+            EpochScore(each.epoch + 1, score_values(each.score)) for each in progress.evaluations[-REPORTED_SCORES:]
+        ]
+        if progress.values or scores:
+            self._metrics_changed |= self._series.add(
+                time=datetime.fromtimestamp(now, UTC),
+                epoch=min(progress.epoch + 1, progress.epochs),
+                samples=progress.samples_total,
+                values=progress.values,
+                scores=scores,
+            )
 
     def write(self, *, at_once: bool = False) -> None:
         """Write what has changed, if the last write is old enough.
@@ -76,11 +81,4 @@ class Recorder:
         if self._metrics_changed and (at_once or now >= self._metrics_due):
             self._metrics_due = now + _METRICS_SECONDS
             self._metrics_changed = False
-            self._state.write_metrics(msgspec.json.encode(self._series.records()))
-
-
-def _decoded(content: bytes) -> list[dict[str, object]]:
-    try:
-        return msgspec.json.decode(content, type=list[dict[str, object]]) if content else []
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return []
+            self._state.write_metrics(self._series.to_json().encode())

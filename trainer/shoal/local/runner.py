@@ -156,9 +156,7 @@ class Runner:
             return
         running = [place for place, draining in self._supervisor.alive.items() if not draining]
         for place, seconds in self._watchdog.hung({place: now - self._age(*place) for place in running}, now).items():
-            self._print(
-                "warning", f"{process_name(*place)} has not answered for {seconds:.0f} s; it is killed"
-            )
+            self._print("warning", f"{process_name(*place)} has not answered for {seconds:.0f} s; it is killed")
             if place[0] == ETCD and self._etcd is not None:
                 self._etcd.kill()
             else:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -101,7 +101,9 @@ class LocalBackend:
         with _translated(name):
             variables(submission.job, os.environ)
             if StateFolder(self._base, name).exists:
-                raise AlreadyExistsError(f"job {name} exists already in {self._base}; choose another name=, or delete it")
+                raise AlreadyExistsError(
+                    f"job {name} exists already in {self._base}; choose another name=, or delete it"
+                )
         return submission.job.to_mapping()
 
     # --- Reading ---
@@ -227,12 +229,9 @@ class LocalBackend:
                 return True
             return (status.is_ended or status.reason == conversion.RUN_KILLED) and state.runner() is None
 
-        lines = read_logs(state, options, is_over)
-        try:
+        async with aclosing(read_logs(state, options, is_over)) as lines:
             async for line in lines:
                 yield line
-        finally:
-            await lines.aclose()  # type: ignore[attr-defined]
 
     async def failure(self, key: JobKey) -> Failure:
         """Return the process whose failure ended the job, with the last lines of its log."""
@@ -366,7 +365,9 @@ class LocalBackend:
 
     async def plan(self) -> Any:
         """Raise an error: one machine has no autoscaler."""
-        raise ShoalError("one machine has no autoscaler, so there is no plan; set the number of trainers by job.scale()")
+        raise ShoalError(
+            "one machine has no autoscaler, so there is no plan; set the number of trainers by job.scale()"
+        )
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> int:

@@ -13,7 +13,6 @@ from shoal.local.jobs import KILLED
 from shoal.local.view.formatting import NEVER_JOINED, stall_reason
 from shoal.local.view.status import JobStatus as LocalStatus
 from shoal.local.view.status import ProcessStatus
-from shoal.protocol.messages import JobAccount
 from shoal.sdk.types import Account, Event, JobStatus, Member, Progress, Replicas, SizeChange
 
 __all__ = ["RUN_KILLED", "Times", "event", "is_same", "job_status", "member", "size_change"]
@@ -31,6 +30,7 @@ _STATES: Final = {
     "Failed": State.FAILED,
     "Stopped": State.SUSPENDED,
 }
+_BUSY: Final = {"Starting": Reason.PODS_STARTING, "Saving": Reason.SAVING}
 _FAILURES: Final = (
     ("runPolicy.activeDeadlineSeconds", Reason.DEADLINE_EXCEEDED),
     ("runPolicy.backoffLimit", Reason.BACKOFF_LIMIT_EXCEEDED),
@@ -82,7 +82,7 @@ def job_status(found: LocalStatus, *, servers: int, uid: str, times: Times) -> J
         progress=_progress(found, times.now),
         trainers=Replicas(ready.count("trainer"), found.trainers, found.least, found.most),
         parameter_servers=Replicas(ready.count("pserver"), servers, servers, servers),
-        account=_account(found.account) if ended and found.account is not None else None,
+        account=_account(found) if ended else None,
         created=times.created,
         started=times.started,
         ended=times.ended if ended else None,
@@ -104,11 +104,8 @@ def _state(found: LocalStatus) -> tuple[State, str, str]:
     if state is State.COMPLETE:
         return state, Reason.ALL_SAMPLES_COMMITTED, found.reason
     stalled = stall_reason(found)
-    if state is State.STARTING:
-        return state, Reason.PODS_STARTING, stalled
-    if found.state == "Saving":
-        return state, Reason.SAVING, stalled
-    return state, (Reason.STALLED if stalled else Reason.SAMPLES_COMMITTED), stalled
+    reason = Reason.STALLED if stalled else Reason.SAMPLES_COMMITTED
+    return state, _BUSY.get(found.state, reason), stalled
 
 
 def _suspended(reason: str) -> tuple[str, str]:
@@ -150,7 +147,10 @@ def _progress(found: LocalStatus, now: datetime) -> Progress:
     )
 
 
-def _account(found: JobAccount) -> Account:
+def _account(status: LocalStatus) -> Account | None:
+    found = status.account
+    if found is None:
+        return None
     samples = found.samples
     return Account(
         epochs=found.epochs,

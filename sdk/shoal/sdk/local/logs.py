@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ _BATCH: Final = 1000
 _PAUSE_SECONDS: Final = 0.1
 
 
-async def read_logs(state: StateFolder, options: LogOptions, is_over: Callable[[], bool]) -> AsyncIterator[LogLine]:
+async def read_logs(state: StateFolder, options: LogOptions, is_over: Callable[[], bool]) -> AsyncGenerator[LogLine]:
     """Yield the lines of the logs of a job.
 
     Args:
@@ -46,8 +47,15 @@ async def read_logs(state: StateFolder, options: LogOptions, is_over: Callable[[
             for line in await asyncio.to_thread(_previous, process, path):
                 yield line
         return
+    async with aclosing(_read(state, options, is_over)) as lines:
+        async for line in lines:
+            yield line
+
+
+async def _read(state: StateFolder, options: LogOptions, is_over: Callable[[], bool]) -> AsyncGenerator[LogLine]:
     tail, readers = options.tail, dict[str, LogReader]()
-    while True:
+    over = False
+    while not over:
         # In this order: what was written before the end is read after it.
         over = not options.follow or await asyncio.to_thread(is_over)
         for process, path in _chosen(await asyncio.to_thread(log_files, state), options).items():
@@ -56,9 +64,8 @@ async def read_logs(state: StateFolder, options: LogOptions, is_over: Callable[[
             async for line in _lines(process, readers[process].read_new()):
                 yield line
         tail = None  # the lines of a process that starts from now on are all new
-        if over:
-            break
-        await asyncio.sleep(_PAUSE_SECONDS)
+        if not over:
+            await asyncio.sleep(_PAUSE_SECONDS)
     for process, reader in readers.items():
         async for line in _lines(process, reader.read_rest()):
             yield line

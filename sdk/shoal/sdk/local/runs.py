@@ -169,7 +169,9 @@ def _until_accepted(
         if interrupted.wait(_POLL_SECONDS) or time.monotonic() >= deadline:
             process.kill()
             process.wait()
-            raise ShoalError(f"`shoal run` of job {state.name} was not ready after {_START_SECONDS:.0f} s; it was killed")
+            raise ShoalError(
+                f"`shoal run` of job {state.name} was not ready after {_START_SECONDS:.0f} s; it was killed"
+            )
     # It has run already if it wrote its end; or another run was faster, or the job is complete.
     if _stamp(state) != before or state.runner() is not None or process.returncode == 0:
         return
