@@ -59,7 +59,7 @@ def kept(base, tmp_path):
         folder = StateFolder(base, name)
         folder.lock()
         folder.prepare(job(name, **spec), Origin(folder=str(tmp_path), source=""))
-        folder.write_last(msgspec.json.encode(STATUS))
+        folder.write_last(msgspec.json.encode(msgspec.structs.replace(STATUS, name=name)))
         end = RunEnd(state, reason, final, account_of(state, PROGRESS, seconds=2.0), process)
         folder.write_end(end)
         folder.unlock()

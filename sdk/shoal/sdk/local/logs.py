@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -61,14 +61,12 @@ async def _read(state: StateFolder, options: LogOptions, is_over: Callable[[], b
         for process, path in _chosen(await asyncio.to_thread(log_files, state), options).items():
             if process not in readers:
                 readers[process] = LogReader(path, tail=tail, longest=_LONGEST_LINE)
-            async for line in _lines(process, readers[process].read_new()):
+            reader = readers[process]
+            async for line in _lines(process, chain(reader.read_new(), reader.read_rest() if over else ())):
                 yield line
         tail = None  # the lines of a process that starts from now on are all new
         if not over:
             await asyncio.sleep(_PAUSE_SECONDS)
-    for process, reader in readers.items():
-        async for line in _lines(process, reader.read_rest()):
-            yield line
 
 
 def _chosen(files: dict[str, Path], options: LogOptions) -> dict[str, Path]:
