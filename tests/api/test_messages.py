@@ -2,7 +2,8 @@
 
 import pytest
 
-from shoal.api import ManifestError, load, loads
+from shoal.api import ManifestError, loads
+from shoal.api.reading import load
 
 HEAD = "apiVersion: shoal.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: flights}\n"
 GOOD = HEAD + "spec: {command: [python, train.py], parameterServer: {}}\n"

@@ -144,6 +144,11 @@ class Wire:
         body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         content: str = "application/json",
     ) -> Manifest:
+        """Send a request and return its decoded answer; attempts are repeated until the timeout.
+
+        Raises:
+            KubeError: The API server refuses the request, or does not answer before the timeout.
+        """
         started = time.monotonic()
         end = started + self.timeout
         back_off = BackOff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)

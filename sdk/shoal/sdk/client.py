@@ -300,7 +300,13 @@ class Job:
         """Return the values that the script logged over time, the oldest first: a list for ``pandas.DataFrame``."""
         return self._loop.run(self._job.metrics())
 
-    def scale(self, trainers: int | None = None, *, min: int | None = None, max: int | None = None) -> None:
+    def scale(
+        self,
+        trainers: int | None = None,
+        *,
+        min: int | None = None,  # noqa: A002 - the word of `Trainers`
+        max: int | None = None,  # noqa: A002 - the word of `Trainers`
+    ) -> None:
         """Pin the number of trainers (None: un-pin), or change its bounds; as `AsyncJob.scale`."""
         self._loop.run(self._job.scale(trainers, min=min, max=max))
 

@@ -63,9 +63,8 @@ def translation(error: KubeError, what: str, *, namespace: str = "") -> ShoalErr
         return InvalidJobError(text, problems)
     if isinstance(error, KubeForbiddenError):
         return ForbiddenError(f"{text}{_fix(error, namespace)}")
-    if not error.status and "no cluster can be reached" in str(error):
-        return ClusterUnreachableError(str(error))
-    return ClusterUnreachableError(text)
+    is_unconfigured = "no cluster can be reached" in str(error)
+    return ClusterUnreachableError(str(error) if is_unconfigured else text)
 
 
 def _fix(error: KubeError, namespace: str) -> str:
