@@ -149,7 +149,7 @@ class LocalBackend:
             )
             return conversion.job_status(found, servers=state.job().servers, uid=state.uid, times=times)
 
-    async def list(self, *, labels: Mapping[str, str], all_namespaces: bool) -> list[JobStatus]:  # noqa: ARG002 - one machine has no namespaces
+    async def list_jobs(self, *, labels: Mapping[str, str], all_namespaces: bool) -> list[JobStatus]:  # noqa: ARG002 - one machine has no namespaces
         """Return the state of all jobs; one whose manifest is damaged is Pending and refused."""
         with _translated("list"):
             names = await asyncio.to_thread(job_names, self._base)
