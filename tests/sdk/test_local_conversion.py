@@ -79,6 +79,11 @@ def test_a_complete_job_has_its_account_and_no_rate():
     assert status.trainers.ready == 0
 
 
+def test_a_job_whose_scripts_still_end_is_not_complete_yet():
+    status = converted(state="Complete", account=account_of("Complete", PROGRESS, seconds=1.0))
+    assert (status.state, status.reason, status.account, status.ended) == (State.RUNNING, "Saving", None, None)
+
+
 def test_an_early_end_has_the_scripts_reason():
     assert ended("Complete", "good enough").message == "good enough"
 

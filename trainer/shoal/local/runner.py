@@ -241,6 +241,7 @@ class Runner:
             self._print("info", f"trainers wanted: {desired} instead of {self._supervisor.desired}")
         cause = "un-pinned: the number at the start" if question.trainers is None else f"{PINNED} by a user"
         self._recorder.resize(desired, cause, question.by)
+        self._recorder.write(at_once=True)  # who asks next for the history sees this change
         self._execute(self._supervisor.scale(desired, time.monotonic()))
         return None
 

@@ -96,13 +96,12 @@ def _state(found: LocalStatus) -> tuple[State, str, str]:
         if not found.reason:
             return State.SUSPENDING, Reason.PODS_LEAVING, "snapshots are being written and processes end"
         return State.RUNNING, Reason.NOTHING_TO_DO, f"processes end: {_without_output(found.reason)}"
+    if found.state == "Complete" and found.runner:
+        # The job can still fail: a script may fail after the training.
+        return State.RUNNING, Reason.SAVING, "the training is complete; the scripts are ending"
     state = _STATES.get(found.state, State.PENDING)
-    if state is State.SUSPENDED:
-        return state, *_suspended(found.reason)
-    if state is State.FAILED:
-        return state, _failure(found.reason), _without_output(found.reason)
-    if state is State.COMPLETE:
-        return state, Reason.ALL_SAMPLES_COMMITTED, found.reason
+    if state in _ENDS:
+        return state, *_ENDS[state](found.reason)
     stalled = stall_reason(found)
     reason = Reason.STALLED if stalled else Reason.SAMPLES_COMMITTED
     return state, _BUSY.get(found.state, reason), stalled
@@ -114,14 +113,22 @@ def _suspended(reason: str) -> tuple[str, str]:
     return Reason.SUSPEND_REQUESTED, reason or "resume() continues the job from its snapshots"
 
 
-def _failure(reason: str) -> str:
+def _failed(reason: str) -> tuple[str, str]:
     head = _without_output(reason)
     if head.startswith(NEVER_JOINED):
-        return Reason.SCRIPT_FAILED
+        return Reason.SCRIPT_FAILED, head
     for part, found in _FAILURES:
         if part in head:
-            return found
-    return Reason.TASK_FAILED if head.startswith(_TASK_FAILED) else Reason.SCRIPT_FAILED
+            return found, head
+    return (Reason.TASK_FAILED if head.startswith(_TASK_FAILED) else Reason.SCRIPT_FAILED), head
+
+
+def _complete(reason: str) -> tuple[str, str]:
+    return Reason.ALL_SAMPLES_COMMITTED, reason
+
+
+_ENDS: Final = {State.SUSPENDED: _suspended, State.FAILED: _failed, State.COMPLETE: _complete}
+"""Reason in one word and message of a job that does not run, from the runner's reason."""
 
 
 def _without_output(reason: str) -> str:
