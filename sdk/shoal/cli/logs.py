@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from shoal.cli.errors import CommandError
 from shoal.cli.jobs import find_job
-from shoal.local.state_folder import StateFolder
+from shoal.local.logs import LogReader, log_files
 
 __all__ = ["show_logs"]
 
@@ -30,62 +31,29 @@ def show_logs(name: str, named_state: Path | None, *, process: str | None, follo
         CommandError: The job does not exist, or has no log of the process.
     """
     state = find_job(name, named_state)
-    files = _files(state)
+    files = log_files(state)
     if process is not None and process not in files:
         known = ", ".join(files) or "none yet"
         raise CommandError(f"job {name} has no log of {process!r}; there are: {known}")
-    readers: dict[str, _Reader] = {}
+    readers: dict[str, LogReader] = {}
     while True:
         over = state.runner() is None
-        for title, path in _files(state).items():
+        for title, path in log_files(state).items():
             if process is not None and title != process:
                 continue
             if title not in readers:
-                readers[title] = _Reader(path, prefix="" if process is not None else f"{title} | ", tail=tail)
-            readers[title].write_new()
+                readers[title] = LogReader(path, tail=tail)
+            _write(readers[title].read_new(), title, process)
         sys.stdout.flush()
+        tail = None  # the lines of a process that starts from now on are all new
         if not follow or over:
             break
         time.sleep(_PAUSE_SECONDS)
-    for reader in readers.values():
-        reader.write_rest()
+    for title, reader in readers.items():
+        _write(reader.read_rest(), title, process)
 
 
-def _files(state: StateFolder) -> dict[str, Path]:
-    found = {path.stem: path for path in state.logs.glob("*-*.log")}
-    own = state.etcd / "etcd.log"
-    if own.is_file():
-        found["etcd-0"] = own
-    return dict(sorted(found.items(), key=lambda item: (item[0].rpartition("-")[0], len(item[0]), item[0])))
-
-
-class _Reader:
-    """Writes the new lines of a file; an incomplete line waits for its end."""
-
-    def __init__(self, path: Path, *, prefix: str, tail: int | None) -> None:
-        self._path = path
-        self._prefix = prefix
-        self._tail = tail
-        self._position = 0
-        self._rest = b""
-
-    def write_new(self) -> None:
-        try:
-            with self._path.open("rb") as stream:
-                stream.seek(self._position)
-                content = stream.read()
-        except FileNotFoundError:
-            return
-        self._position += len(content)
-        *lines, self._rest = (self._rest + content).split(b"\n")
-        if self._tail is not None:
-            lines, self._tail = lines[max(0, len(lines) - self._tail) :], None
-        self._write(lines)
-
-    def write_rest(self) -> None:
-        if self._rest:
-            self._write([self._rest])
-
-    def _write(self, lines: list[bytes]) -> None:
-        for line in lines:
-            sys.stdout.write(f"{self._prefix}{line.decode(errors='replace')}\n")
+def _write(lines: Iterable[bytes], title: str, process: str | None) -> None:
+    prefix = "" if process is not None else f"{title} | "
+    for line in lines:
+        sys.stdout.write(f"{prefix}{line.decode(errors='replace')}\n")
