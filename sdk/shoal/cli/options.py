@@ -131,9 +131,21 @@ class Target:
         """Return a job by its name: one on this machine, else one of the cluster.
 
         Raises:
+            CommandError: There is no such job here, and no cluster is configured.
             ShoalError: There is no such job, or the cluster does not answer.
         """
-        return self.client(local=self.is_here(name)).get(name)
+        from shoal.sdk.errors import NotConfiguredError  # noqa: PLC0415 - `--help` must start fast
+
+        is_here = self.is_here(name)
+        try:
+            return self.client(local=is_here).get(name)
+        except NotConfiguredError:
+            if self.names_cluster:
+                raise
+            from shoal.cli.jobs import find_job  # noqa: PLC0415 - not needed for a cluster
+
+            find_job(name, self.state)  # raises the error with the names of the jobs here
+            raise
 
 
 def target(

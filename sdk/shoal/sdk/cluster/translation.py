@@ -14,6 +14,7 @@ from shoal.kube import (
     KubeForbiddenError,
     KubeGoneError,
     KubeInvalidError,
+    KubeUnconfiguredError,
 )
 from shoal.sdk.errors import (
     AlreadyExistsError,
@@ -21,6 +22,7 @@ from shoal.sdk.errors import (
     ConflictError,
     ForbiddenError,
     InvalidJobError,
+    NotConfiguredError,
     NotFoundError,
     NotInstalledError,
     ShoalError,
@@ -60,12 +62,11 @@ def translation(error: KubeError, what: str, *, namespace: str = "") -> ShoalErr
     if isinstance(error, KubeConflictError):
         return AlreadyExistsError(text) if error.reason == "AlreadyExists" else ConflictError(text)
     if isinstance(error, KubeInvalidError):
-        problems = [Problem(field, message) for field, message in error.causes]
-        return InvalidJobError(text, problems)
+        return InvalidJobError(text, [Problem(field, message) for field, message in error.causes])
     if isinstance(error, KubeForbiddenError):
         return ForbiddenError(f"{text}{_fix(error, namespace)}")
-    is_unconfigured = "no cluster can be reached" in str(error)
-    return ClusterUnreachableError(str(error) if is_unconfigured else text)
+    is_configured = not isinstance(error, KubeUnconfiguredError)
+    return ClusterUnreachableError(text) if is_configured else NotConfiguredError(str(error))
 
 
 def _fix(error: KubeError, namespace: str) -> str:
