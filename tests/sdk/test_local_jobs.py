@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from shoal.local.etcd_server import EtcdServer, find_etcd
-from shoal.local.state_folder import StateFolder
+from shoal.local.state.state_folder import StateFolder
 from shoal.sdk import (
     Client,
     InvalidJobError,
@@ -69,7 +69,7 @@ def until(condition, seconds=120.0):
 
 def pids(base, name):
     """Return the ids of the processes of a job, by name."""
-    from shoal.local.jobs import status_of
+    from shoal.local.state.jobs import status_of
 
     return {row.name: row.pid for row in status_of(StateFolder(base, name)).members if row.pid}
 

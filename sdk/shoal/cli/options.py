@@ -73,7 +73,7 @@ Output = Annotated[
 
 
 def _complete_job(incomplete: str) -> list[str]:
-    from shoal.cli.completion import complete_job  # noqa: PLC0415 - only a completion needs it
+    from shoal.cli.tools.completion import complete_job  # noqa: PLC0415 - only a completion needs it
 
     return list(complete_job(incomplete))
 
@@ -112,7 +112,7 @@ class Target:
             return True
         if self.names_cluster:
             return False
-        from shoal.local.state_folder import StateFolder, base_folder  # noqa: PLC0415 - not needed for a cluster
+        from shoal.local.state.state_folder import StateFolder, base_folder  # noqa: PLC0415 - not needed for a cluster
 
         return "/" not in name and name not in {"", ".", ".."} and StateFolder(base_folder(self.state), name).exists
 
@@ -142,7 +142,7 @@ class Target:
         except NotConfiguredError:
             if self.names_cluster:
                 raise
-            from shoal.cli.jobs import find_job  # noqa: PLC0415 - not needed for a cluster
+            from shoal.cli.local.find import find_job  # noqa: PLC0415 - not needed for a cluster
 
             find_job(name, self.state)  # raises the error with the names of the jobs here
             raise

@@ -31,7 +31,7 @@ def completion_script(shell: str) -> str:
 
 def complete_job(incomplete: str) -> Iterator[str]:
     """Yield the names of jobs on this machine and on the cluster that begin with a text."""
-    from shoal.local.state_folder import base_folder, job_names  # noqa: PLC0415 - only a completion needs it
+    from shoal.local.state.state_folder import base_folder, job_names  # noqa: PLC0415 - only a completion needs it
 
     names = set(job_names(base_folder(None)))
     if os.environ.get("KUBECONFIG") or os.path.exists(os.path.expanduser("~/.kube/config")):  # noqa: PTH110, PTH111
