@@ -106,7 +106,9 @@ def add_variant(target: Any, base: Any, variant: Any, wrap: Callable[[Any], Any]
         return target
     if isinstance(base, dict) and isinstance(variant, dict):
         if removed := sorted(set(base) - set(variant)):
-            raise BuildError(f"a component removes {', '.join(removed)}; only additions and replaced values are supported")
+            raise BuildError(
+                f"a component removes {', '.join(removed)}; only additions and replaced values are supported"
+            )
         result = dict(target)
         for key, value in variant.items():
             if key in base:
@@ -147,7 +149,9 @@ def flow(value: Any) -> str:
 
 def _inside(value: Any) -> str:
     """Return a value inside braces or brackets, where commas and brackets end a plain string."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and set(value) & set(",[]{}") else flow(value)
+    return (
+        json.dumps(value, ensure_ascii=False) if isinstance(value, str) and set(value) & set(",[]{}") else flow(value)
+    )
 
 
 def write(objects: Sequence[Any]) -> str:

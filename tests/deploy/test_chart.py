@@ -88,7 +88,11 @@ def test_all_components_together_are_in_one_release(helm):
     values = merged(*SAME.values(), nested("etcd.embedded.backup.enabled", True))
     objects = helm.template(merged(values, nested("scope.namespaces", ["team-a", "team-b"])))
     args = arguments(objects, "shoal-operator")
-    assert args[-3:] == ["--namespace=team-a", "--namespace=team-b", "--autoscaler=/etc/shoal/autoscaler/autoscaler.yaml"]
+    assert args[-3:] == [
+        "--namespace=team-a",
+        "--namespace=team-b",
+        "--autoscaler=/etc/shoal/autoscaler/autoscaler.yaml",
+    ]
     roles = [each["metadata"]["namespace"] for each in objects if each["kind"] == "RoleBinding"]
     assert {"team-a", "team-b"} <= set(roles)
     assert find(objects, "StatefulSet", "shoal-etcd")["spec"]["replicas"] == 3

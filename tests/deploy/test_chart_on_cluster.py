@@ -138,8 +138,10 @@ def test_an_upgrade_replaces_the_operator_and_the_definition_and_keeps_the_jobs(
     assert uid(own_cluster) == job
     # A Job is immutable: the upgrade has a new one, and the earlier one is gone.
     own_cluster.until(
-        lambda: objects_of(own_cluster) - before == {("Job", SYSTEM, "shoal-setup-2")}
-        and before - objects_of(own_cluster) == {("Job", SYSTEM, "shoal-setup")},
+        lambda: (
+            objects_of(own_cluster) - before == {("Job", SYSTEM, "shoal-setup-2")}
+            and before - objects_of(own_cluster) == {("Job", SYSTEM, "shoal-setup")}
+        ),
         "the earlier set-up Job to go",
     )
     helm.run("rollback", "shoal", "1", "--namespace", SYSTEM, "--wait")
@@ -217,7 +219,9 @@ def test_a_second_release_serves_a_namespace_of_its_own(own_cluster, helm):
 def can_list(cluster, account: str, namespace: str) -> bool:
     user = f"--as=system:serviceaccount:{account}:shoal-operator"
     try:
-        return cluster.kubectl("auth", "can-i", "list", "trainingjobs.shoal.dev", "-n", namespace, user).strip() == "yes"
+        return (
+            cluster.kubectl("auth", "can-i", "list", "trainingjobs.shoal.dev", "-n", namespace, user).strip() == "yes"
+        )
     except KubectlError:
         return False
 
@@ -243,7 +247,9 @@ def test_an_etcd_of_ones_own_leaves_the_operator_alone_in_the_release(own_cluste
         }
     }
     install(helm, values=external)
-    names = {name for kind, _, name in objects_of(own_cluster) if kind in {"Deployment", "StatefulSet", "Job", "CronJob"}}
+    names = {
+        name for kind, _, name in objects_of(own_cluster) if kind in {"Deployment", "StatefulSet", "Job", "CronJob"}
+    }
     assert names == {"shoal-operator"}
 
 
@@ -259,14 +265,20 @@ def test_the_commands_of_the_manual_do_what_it_says(own_cluster, helm, tmp_path)
         follow(own_cluster, helm, tmp_path, line)
         if "helm install" in line:
             assert image(own_cluster).startswith(yaml.safe_load(values)["image"]["repository"])
-    assert objects_of(own_cluster) <= {("CustomResourceDefinition", "", "trainingjobs.shoal.dev")}
+    kept = {("CustomResourceDefinition", "", "trainingjobs.shoal.dev")}
+    own_cluster.until(lambda: objects_of(own_cluster) == kept, "all objects but the definition to go")
 
 
 def follow(cluster, helm, folder, line: str) -> None:
     """Run a command of the manual."""
     path = os.pathsep.join([str(helm.bin), str(cluster.folder / "bin"), os.environ["PATH"]])
     done = subprocess.run(
-        ["bash", "-c", line], cwd=folder, env={**helm.variables, "PATH": path}, check=False, capture_output=True, text=True
+        ["bash", "-c", line],
+        cwd=folder,
+        env={**helm.variables, "PATH": path},
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, f"{line}\n{done.stderr}"
 
