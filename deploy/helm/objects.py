@@ -35,9 +35,9 @@ def parametrized(manifest: dict[str, Any]) -> dict[str, Any]:
         result["imagePullSecrets"] = Block("$.Values.image.pullSecrets")
     elif kind == "ConfigMap":
         result["data"] = {"autoscaler.yaml": Text(_CONFIG, quoted=False)}
-    if spec_of_pods(result) is not None:
+    if spec_of_pods(result):
         result["spec"] = _with_pods(result["spec"])
-    result = _in_namespace(result)
+    result = {key: _in_namespace(value, key=key) for key, value in result.items()}
     if kind in {"ClusterRole", "ClusterRoleBinding"} and name in _OWN_CLUSTER_ROLES:
         result["metadata"]["name"] = _suffixed(name)
         if kind == "ClusterRoleBinding":
@@ -50,12 +50,12 @@ def parametrized(manifest: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def spec_of_pods(manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the spec of the pods that an object creates; None: it creates none."""
+def spec_of_pods(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of the pods that an object creates; empty: it creates none."""
     spec = manifest.get("spec") or {}
     spec = spec.get("jobTemplate", {}).get("spec", spec)
-    found: dict[str, Any] | None = (spec.get("template") or {}).get("spec")
-    return found if found and "containers" in found else None
+    found: dict[str, Any] = (spec.get("template") or {}).get("spec") or {}
+    return found if "containers" in found else {}
 
 
 def _mark(result: dict[str, Any]) -> None:
