@@ -58,6 +58,21 @@ def _kubernetes(name: str) -> Program:
     )
 
 
+def _helm() -> Program:
+    """Return Helm with the versions that it reports and assumes: without them it renders for Kubernetes 1.20."""
+    major, minor, _ = KUBERNETES.removeprefix("v").split(".")
+    stamps = [f"-X helm.sh/helm/v3/internal/version.version={HELM}"]
+    for package in ("lint/rules", "chartutil"):
+        stamps += [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMajor={major}"]
+        stamps += [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}"]
+    return Program(
+        HERE / "go" / "helm",
+        "helm.sh/helm/v3/cmd/helm",
+        "two minutes after kubectl",
+        ("-ldflags", " ".join(["-s -w", *stamps])),
+    )
+
+
 PROGRAMS = {
     # Module, name and hash are those of the tier etcd36, so that one file serves both.
     "etcd": Program(HERE.parent / "etcd36", "go.etcd.io/etcd/server/v3", "half a minute"),
@@ -65,12 +80,7 @@ PROGRAMS = {
     "coredns": Program(HERE / "go" / "coredns", ".", "a minute and a half"),
     # Versions and flags are the API server's, so that shared packages are compiled only once.
     "crd": Program(HERE.parent / "crd", ".", "two minutes, or half a one after the API server", ("-ldflags", "-s -w")),
-    "helm": Program(
-        HERE / "go" / "helm",
-        "helm.sh/helm/v3/cmd/helm",
-        "two minutes after kubectl",
-        ("-ldflags", f"-s -w -X helm.sh/helm/v3/internal/version.version={HELM}"),
-    ),
+    "helm": _helm(),
     **{
         name: Program(HERE.parent / "deploy" / "go", f"go.etcd.io/etcd/{name}/v3", "half a minute")
         for name in BESIDE_NODE

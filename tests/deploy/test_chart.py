@@ -280,9 +280,10 @@ GROUPS = [path for path in groups(DEFAULTS) if path not in FREE]
 @pytest.mark.parametrize("path", GROUPS, ids=[".".join(path) or "top" for path in GROUPS])
 def test_a_misspelt_value_is_refused(helm, path):
     values = copy.deepcopy(DEFAULTS)
-    at(values, ".".join(path))["replicsa"] = 1 if path else {}
-    if not path:
-        values["replicsa"] = {}
+    group = values
+    for key in path:
+        group = group[key]
+    group["replicsa"] = 1
     with pytest.raises(HelmError, match=r"replicsa"):
         helm.template(values)
 
