@@ -22,9 +22,7 @@ def test_the_history_names_the_autoscaler_and_who_pinned_suspended_and_resumed_t
     assert {by for *_, by in changes(job)} == {"autoscaler"}
     before = len(changes(job))
     job.scale(3)
-    job.until(
-        lambda: changes(job)[before:] == [(TWO_NODES, 3, "pinned by spec.trainer.replicas", "kubectl")], "the pin"
-    )
+    job.until(lambda: changes(job)[before:] == [(TWO_NODES, 3, "pinned by spec.trainer.replicas", "scale")], "the pin")
     job.patch({"suspend": True})
     job.until(lambda: changes(job)[-1] == (3, 0, "suspended", "kubectl-patch"), "the suspension")
     job.state("Suspended")

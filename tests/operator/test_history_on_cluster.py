@@ -9,6 +9,7 @@ import pytest
 
 from shoal.kube import Kube
 from shoal.store import ReportedScore
+from tests.cluster import binaries
 from tests.operator.world import manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -18,7 +19,10 @@ PINNED, AT_LEAST = "pinned by spec.trainer.replicas", "at spec.trainer.minReplic
 
 
 def changes(job) -> list[tuple[int, int, str, str]]:
-    return [(each["before"], each["after"], each["cause"], each["by"]) for each in job.status().get("history", [])]
+    """Return the changes. The program kubectl has a longer name in these tests, which is its field manager."""
+    name = binaries.path("kubectl").name
+    found = job.status().get("history", [])
+    return [(each["before"], each["after"], each["cause"], each["by"].replace(name, "kubectl")) for each in found]
 
 
 def changed(job, *expected) -> None:
@@ -44,19 +48,25 @@ def test_the_history_has_each_change_with_its_cause_and_who_asked(shared, job):
     job.apply()
     job.at_work([0, 1])
     changed(job, (0, 2, AT_LEAST, APPLY))
-    job.scale(3)
-    changed(job, (2, 3, PINNED, "kubectl"))
+    job.scale(3)  # the API server does not record who sets a pin by the scale subresource for the first time
+    changed(job, (2, 3, PINNED, "scale"))
     patch_as(job, "shoal-sdk", {"trainer": {"replicas": 4}})
     changed(job, (3, 4, PINNED, "shoal-sdk"))
+    job.scale(2)
+    changed(job, (4, 2, PINNED, "kubectl"))
     job.patch({"suspend": True})
-    changed(job, (4, 0, "suspended", "kubectl-patch"))
+    changed(job, (2, 0, "suspended", "kubectl-patch"))
     job.state("Suspended")
     patch_as(job, "shoal-sdk", {"suspend": False})
-    changed(job, (0, 4, "resumed", "shoal-sdk"))
+    changed(job, (0, 2, "resumed", "shoal-sdk"))
     patch_as(job, "shoal-sdk", {"trainer": {"replicas": None, "minReplicas": 3}})
-    changed(job, (4, 3, AT_LEAST, "shoal-sdk"))
+    changed(job, (2, 3, AT_LEAST, "shoal-sdk"))
+    patch_as(job, "shoal-sdk", {"trainer": {"replicas": 4}})
+    changed(job, (3, 4, PINNED, "shoal-sdk"))
+    patch_as(job, "shoal-sdk", {"trainer": {"replicas": None}})
+    changed(job, (4, 3, AT_LEAST, ""))  # nor who only removes a field
     job.at_work([0, 1, 2])
-    assert len(changes(job)) == 6
+    assert len(changes(job)) == 9
     times = [each["time"] for each in job.status()["history"]]
     assert times == sorted(times)
 
@@ -65,13 +75,13 @@ def test_the_history_is_kept_by_an_operator_that_was_restarted(world):
     job = world.j
     job.apply()
     job.at_work([0, 1])
-    job.scale(3)
-    changed(job, (0, 2, AT_LEAST, APPLY), (2, 3, PINNED, "kubectl"))
+    patch_as(job, "shoal-sdk", {"trainer": {"replicas": 3}})
+    changed(job, (0, 2, AT_LEAST, APPLY), (2, 3, PINNED, "shoal-sdk"))
     before = job.status()["history"]
     world.end()
-    patch_as(job, "shoal-sdk", {"trainer": {"replicas": 4}})
+    job.patch({"trainer": {"replicas": 4}})
     world.start()
-    changed(job, (2, 3, PINNED, "kubectl"), (3, 4, PINNED, "shoal-sdk"))
+    changed(job, (2, 3, PINNED, "shoal-sdk"), (3, 4, PINNED, "kubectl-patch"))
     assert job.status()["history"][: len(before)] == before
 
 

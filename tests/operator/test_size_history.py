@@ -180,7 +180,8 @@ def version(generation, *records, suspend=None, history=(), **trainer):
 
 
 CREATED = record("kubectl-client-side-apply", "minReplicas", "maxReplicas", "image")
-SCALED = record("kubectl", "replicas", time="2026-03-04T06:00:00Z", subresource="scale")
+SCALED = record("kubectl", "replicas", time="2026-03-04T06:00:00Z")
+BY_SCALE = record("kubectl", "replicas", time=None, subresource="scale")
 LATER = "2026-03-04T07:00:00Z"
 
 
@@ -206,6 +207,22 @@ def test_the_owner_of_a_changed_field_asked_for_the_change():
     edit = record("kubectl-edit", "maxReplicas", time=LATER)
     assert asked(FIRST, PINNED, version(3, CREATED, SCALED, edit, replicas=3, maxReplicas=8)) == "kubectl-edit"
     assert asked(FIRST, version(2, CREATED, record("shoal-sdk", "suspend", time=LATER), suspend=True)) == "shoal-sdk"
+
+
+def test_a_request_to_the_scale_subresource_is_recorded_without_a_time():
+    sdk = record("shoal-sdk", "replicas", time=LATER)
+    pinned = version(2, CREATED, sdk, replicas=3)
+    assert asked(FIRST, pinned, version(3, CREATED, BY_SCALE, replicas=4)) == "kubectl"
+    assert asked(version(3, BY_SCALE, replicas=4)) == "kubectl"
+    assert asked(version(3, BY_SCALE, history=[LATER], replicas=4)) == "kubectl"
+
+
+def test_a_pin_without_an_owner_was_set_by_the_scale_subresource():
+    """The API server does not record `kubectl scale` of a job that had no pin."""
+    assert asked(FIRST, version(2, CREATED, replicas=3)) == "scale"
+    assert asked(version(2, CREATED, replicas=3)) == "scale"
+    assert asked(version(2, CREATED, history=[LATER], replicas=3)) == "", "the pin may be older than the change"
+    assert asked(FIRST, version(2, replicas=3)) == "", "nothing at all is recorded"
 
 
 def test_a_second_change_by_the_same_manager_within_a_second_is_its_own():
@@ -283,5 +300,5 @@ def test_only_a_manager_of_the_job_is_named(versions):
         before, found = found, size_request(found, each)
         named = {one["manager"] for one in each["metadata"]["managedFields"] if one.get("subresource") != "status"}
         unchanged = before is not None and found.by == before.by
-        assert found.by == "" or found.by in named or unchanged
+        assert found.by in {"", "scale"} | named or unchanged
         assert size_request(found, each) == found

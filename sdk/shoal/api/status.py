@@ -324,7 +324,7 @@ class HistoryEntry(_Part):
     by: str = Field(
         default="",
         description="Who asked: the field manager of the change in metadata.managedFields, such as kubectl, or "
-        "autoscaler; empty if it is unknown.",
+        "autoscaler; scale for a request to the scale subresource whose manager was not recorded; empty if unknown.",
     )
 
 

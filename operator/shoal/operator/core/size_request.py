@@ -1,29 +1,37 @@
 """Who last changed the size of a job: the field managers that the API server records in `metadata.managedFields`. Pure.
 
-The manager of a field that was set is its owner. A manager that removes a field, such as a pin, is recorded only if the same
-request also set another field; so after a removal the manager is one whose record is new since the previous version of the job.
-If there is none, the manager is not known: a record of an earlier change would name the wrong one.
+The manager of a field that was set is its owner. Three requests leave less than that:
 
-An operator that has just started has one version only. It takes the newest record of a field of the size, unless the status has
-a later change already.
+- A manager that only removes a field, such as a pin, is not recorded. One whose request also set another field has a record that
+  is new since the previous version of the job. If there is none, the manager is not known: a record of an earlier change would
+  name the wrong one.
+- A request to the scale subresource is recorded without a time, and not at all if no manager owned the pin before (seen with
+  Kubernetes 1.34). A pin without an owner was set there; the client is not known, so `SCALE` stands for it.
+- An operator that has just started has one version of the job only. It takes the newest record of a field of the size, unless the
+  status has a later change already.
+
 Source: Kubernetes documentation, "Server-Side Apply", section "Field management" (FieldsV1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from shoal.operator.resources.object_fields import parse_time
 
-__all__ = ["SizeRequest", "size_request"]
+__all__ = ["SCALE", "SizeRequest", "size_request"]
+
+SCALE: Final = "scale"
+"""Stands for a client of the scale subresource that the API server has not recorded, as for `kubectl scale` of a job without a pin."""
 
 _PIN: Final = "replicas"
 _SUSPEND: Final = "suspend"
 _OF_TRAINER: Final = (_PIN, "minReplicas", "maxReplicas")
 _NEVER: Final = datetime(1, 1, 1, tzinfo=UTC)
+"""Time of a record without one: it is the oldest."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +80,31 @@ def size_request(before: SizeRequest | None, manifest: Mapping[str, Any]) -> Siz
     size, records = _size(manifest), list(_records(manifest))
     known = frozenset(each.key for each in records)
     if before is None:
-        since = _last_change(manifest)
-        by = _newest(each for each in records if each.owned and (since is None or each.time >= since))
+        by = _first(records, _last_change(manifest), is_pinned=size[_PIN] is not None)
     elif size == before.size:
         by = before.by
     else:
         changed = {name for name, value in size.items() if value is not None and value != before.size[name]}
         by = _newest(each for each in records if each.owned & changed)
+        if not by and _PIN in changed and records:
+            by = SCALE
         by = by or _newest(each for each in records if each.key not in before.known)
     return SizeRequest(by, generation, size, known)
+
+
+def _first(records: Sequence[_FieldRecord], since: datetime | None, *, is_pinned: bool) -> str:
+    """Return who changed the size last, from one version of a job.
+
+    Args:
+        records: Its records.
+        since: Time of the last change in the status. None: it has none.
+        is_pinned: Whether it has a pin.
+    """
+    if since is None and is_pinned and records and not any(_PIN in each.owned for each in records):
+        return SCALE
+    return _newest(
+        each for each in records if each.owned and (since is None or each.time == _NEVER or each.time >= since)
+    )
 
 
 def _size(manifest: Mapping[str, Any]) -> dict[str, object]:
